@@ -1,0 +1,153 @@
+"""Every key of every config, with its default, type and meaning. Experiments start from `get_config()` and set values.
+
+Keys are locked: an experiment cannot add one, and the command line cannot misspell one. `None` marks a placeholder,
+"as the other keys or the data say". A tuple is overridden as Python writes it: --config.sweep.seed='(0,1)'.
+
+What identifies a run is everything here except `sweep`, `stages` and `runtime`: those three choose what to run, where
+and how fast, and cannot change a number.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.name = "unnamed"  # names the default workdir, runs/<name>
+    config.seed = 0  # initialisation, data order, augmentation and head training
+    config.stages = ("pretrain", "extract", "tune", "report")  # which stages to run, in order
+    config.sweep = ConfigDict()  # a tuple of values under any key of this file; the product of all is the sweep
+    config.init_from = ""  # start from these weights: a .safetensors file (timm's names) or a run's folder
+
+    # Wrong supervision in pre-training (METHOD: one keyed permutation).
+    config.noise = 0.0  # share of records with wrong supervision, in [0, 1]
+    config.noise_kind = "symmetric"  # symmetric | asymmetric | pair | matrix | labels
+    config.noise_seed = placeholder(int)  # None: the value of `seed`
+    config.noise_classes = ()  # asymmetric: ids of the classes S inside which labels are exchanged
+    config.noise_rate_of = "all"  # asymmetric: `noise` is a share of "all" records or of the "classes" S
+    config.noise_file = ""  # matrix: K×K .npy; labels: .npy in record order, or .csv of key,label. Both fix the rate
+
+    # Pre-training data.
+    data = config.data = ConfigDict()
+    data.source = "digits"  # digits (scikit-learn's, embedded) | directory (prepared) | tfds (catalogue)
+    data.path = ""  # directory: the prepared dataset; tfds: data_dir
+    data.name = ""  # tfds: name of the dataset, as in "imagenet2012"
+    data.train = "train"  # split to train on
+    data.validation_split = ""  # a split of its own for validation; "": cut `validation` off the training split
+    data.validation = 0.1  # share of the training split held out, stratified, the same for every seed
+    data.classes = ()  # keep these class ids only, renumbered in this order; (): all
+    data.num_classes = placeholder(int)  # None: as the data say; a number is checked against the data
+    data.image_size = 224  # pixels, height = width
+
+    # Augmentation on the host, in NumPy and OpenCV. uint8 in, uint8 out.
+    augment = config.augment = ConfigDict()
+    augment.crop = "random_resized"  # random_resized | pad (zero-pad, then crop at random) | none (resize only)
+    augment.scale = (0.08, 1.0)  # random_resized: share of the image's area
+    augment.ratio = (3 / 4, 4 / 3)  # random_resized: aspect ratio
+    augment.pad = 4  # pad: pixels on each side
+    augment.flip = 0.5  # probability of a horizontal flip
+    augment.randaugment = 0  # operations per image; 0: none
+    augment.randaugment_magnitude = 7.0  # of 10
+    augment.randaugment_std = 0.5  # standard deviation of the magnitude
+    augment.randaugment_prob = 0.5  # probability that a chosen operation is applied
+    augment.erase = 0.0  # probability of random erasing
+    augment.repeats = 1  # repeated augmentation: consecutive samples share an image
+    augment.interpolation = "bicubic"  # bilinear | bicubic
+    augment.antialias = True  # low-pass filter when shrinking, as Pillow does
+    augment.test_size = placeholder(int)  # pixels at evaluation. None: data.image_size
+    augment.test_crop = 0.875  # evaluation: side of the centre crop over the side of the resized image
+
+    model = config.model = ConfigDict()
+    model.name = "resnet50"  # a key of nml_jax.models.MODELS
+    model.dtype = "float32"  # of activations; parameters are always float32
+    model.mean = (0.485, 0.456, 0.406)  # per-channel mean of pixels in [0, 1]
+    model.std = (0.229, 0.224, 0.225)
+    model.drop_path = 0.0  # stochastic depth: rate of the last block, rising linearly from the first
+    model.stem = "imagenet"  # ResNet: imagenet (7x7, stride 2, max-pool) | small (3x3, stride 1)
+    model.width = placeholder(int)  # ResNet: channels of the first stage. None: the variant's
+    model.blocks = placeholder(tuple)  # ResNet: blocks per stage. None: the variant's
+    model.bn_group = 0  # ResNet: examples per BatchNorm statistics group; 0: the global batch
+    model.bn_momentum = 0.9  # ResNet: of the running statistics
+    model.zero_init_residual = True  # ResNet: last BatchNorm scale of each block starts at 0
+    model.patch = 16  # ViT: side of a patch in pixels
+    model.dim = placeholder(int)  # ViT: width. None: the variant's
+    model.depth = placeholder(int)  # ViT: number of blocks. None: the variant's
+    model.heads = placeholder(int)  # ViT: attention heads. None: the variant's
+    model.dropout = 0.0  # ViT: on the output of every MLP and attention
+    model.pool = "cls"  # ViT: cls (class token) | gap (mean over patches)
+    model.remat = False  # recompute activations block by block in the backward pass
+
+    objective = config.objective = ConfigDict()
+    objective.name = "supervised"  # a key of nml_jax.objectives.OBJECTIVES
+    objective.loss = "softmax"  # softmax | bce
+    objective.label_smoothing = 0.0
+    objective.mixup = 0.0  # Beta(a, a); 0: off
+    objective.cutmix = 0.0  # Beta(a, a); 0: off. With both on, each batch draws one of the two
+    objective.switch_prob = 0.5  # probability of cutmix where both are on
+    objective.multi_hot = False  # bce: every mixed class is a full target of 1
+
+    optimizer = config.optimizer = ConfigDict()
+    optimizer.name = "adamw"  # adamw | lamb | sgd
+    optimizer.lr = 1e-3  # peak learning rate at this batch size
+    optimizer.min_lr = 0.0  # learning rate at the end of the cosine
+    optimizer.warmup_epochs = 5.0  # linear, from warmup_lr
+    optimizer.warmup_lr = 0.0
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.999
+    optimizer.eps = 1e-8
+    optimizer.momentum = 0.9  # sgd
+    optimizer.nesterov = False  # sgd
+    optimizer.weight_decay = 0.05
+    # (regex over "a/b/kernel", multiplier of weight_decay): the first match counts; every parameter must match one.
+    optimizer.decay = ((r"(.*/)?(bias|scale|cls|pos_embed)", 0.0), (r".*", 1.0))
+    optimizer.lr_mult = ((r".*", 1.0),)  # the same form, multiplier of the learning rate; 0 freezes
+    optimizer.clip_norm = 0.0  # global gradient norm; 0: off
+
+    train = config.train = ConfigDict()
+    train.batch = 256  # global
+    train.epochs = 90.0
+    train.ema = 0.0  # decay of the exponential moving average of the parameters; 0: none is kept
+
+    # The downstream task: train features on `train`, score in-domain on `test` and out-of-domain on `ood`.
+    downstream = config.downstream = ConfigDict()
+    downstream.tasks = ("digits",)  # keys of nml_jax.data.tasks.TASKS; "directory" is described by the keys below
+    downstream.path = ""  # directory: the prepared dataset
+    downstream.classes = ()  # directory: keep these class ids only; (): all
+    downstream.train = "train"  # directory: split
+    downstream.test = ("test",)  # directory: in-domain splits
+    downstream.ood = ()  # directory: out-of-domain splits
+    downstream.shifts = ()  # directory: shifts of the test images, scored as out-of-domain (data/transforms.SHIFTS)
+
+    extract = config.extract = ConfigDict()
+    extract.weights = "raw"  # raw | ema
+    extract.step = placeholder(int)  # checkpoint; None: the last
+    extract.layers = ("features",)  # keys of the model's outputs
+    extract.batch = 256
+    extract.views = 1  # stored views per training image: 1 is the plain image, more are augmented
+    extract.spectra = ("paper", "code")  # modes of nml_jax.spectrum.PRESETS
+
+    tune = config.tune = ConfigDict()
+    tune.methods = ("linear", "mlp", "nmtune")
+    tune.presets = ("paper", "code")  # of NMTune
+    tune.epochs = 30
+    tune.batch = 64
+    tune.lrs = (0.1, 0.01, 0.001)  # the same grid for every method
+    tune.weight_decays = (0.0, 1e-4)
+    tune.validation = 0.2  # share of the task's training split on which the two are chosen, stratified
+    tune.standardize = False  # per-feature mean 0 and variance 1, from the training rows, for every method
+    tune.width = 4  # hidden width of the MLP over the feature dimension
+    tune.seeds = 1  # heads per setting
+
+    # Where and how fast. Nothing here may change a number.
+    runtime = config.runtime = ConfigDict()
+    runtime.data_axis = -1  # devices along the mesh axis "data"; -1: the rest
+    runtime.fsdp_axis = 1  # devices along "fsdp"
+    runtime.threads = 8  # that read, decode and augment
+    runtime.prefetch = 4  # batches
+    runtime.log_every = 50  # steps
+    runtime.eval_every = 1.0  # epochs; 0: at the end only
+    runtime.save_every = 1.0  # epochs
+    runtime.keep = 2  # checkpoints
+    runtime.keep_every = 0.0  # epochs of checkpoints that are kept for good; 0: none
+    runtime.timeout = 120  # seconds that a process waits for its peers
+    return config

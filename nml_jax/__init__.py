@@ -1,0 +1,45 @@
+"""Noisy model learning: what wrong supervision in pre-training does to a model, and how to repair it downstream.
+
+The public names are loaded on first use; importing the package imports neither JAX nor anything that needs it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from nml_jax.errors import UserError as UserError
+    from nml_jax.noise import Ledger as Ledger
+    from nml_jax.noise import corrupt_labels as corrupt_labels
+    from nml_jax.noise import swap_captions as swap_captions
+    from nml_jax.spectrum import SpectrumMeter as SpectrumMeter
+    from nml_jax.spectrum import lsvr as lsvr
+    from nml_jax.spectrum import singular_values as singular_values
+    from nml_jax.spectrum import sve as sve
+    from nml_jax.spectrum import top_share as top_share
+    from nml_jax.training.checkpoint import load_model as load_model
+
+_HOME = {
+    "UserError": "errors",
+    "corrupt_labels": "noise",
+    "swap_captions": "noise",
+    "Ledger": "noise",
+    "singular_values": "spectrum",
+    "sve": "spectrum",
+    "lsvr": "spectrum",
+    "top_share": "spectrum",
+    "SpectrumMeter": "spectrum",
+    "load_model": "training.checkpoint",
+}
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"nml_jax.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'nml_jax' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,51 @@
+"""The package. Tools are configured in pyproject.toml; the versions it was tested with are in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="nml_jax",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "nml_jax" / "__init__.py").read_text())[1],
+    description="Measure what wrong supervision in pre-training does to a model, and repair it downstream.",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["nml_jax", "nml_jax.*"]),
+    package_data={"nml_jax": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py",
+        "array-record",
+        "clu",
+        "flax",
+        "grain",
+        "jax",
+        "matplotlib",
+        "ml-collections",
+        "numpy",
+        "opencv-python-headless",
+        "optax",
+        "orbax-checkpoint",
+        "pillow",
+        "safetensors",
+        "scikit-learn",
+        "simplejpeg",
+        "tensorboardX",
+        "tensorflow-datasets",
+        "threadpoolctl",
+        "tqdm",
+    ],
+    extras_require={
+        # Once, to prepare those catalogue datasets whose builders use TensorFlow.
+        "prepare": ["tensorflow-cpu", "importlib_resources"],
+        "notebooks": ["ipykernel", "nbclient", "nbformat"],
+        "test": [
+            "ipykernel", "nbclient", "nbformat", "pyright", "pytest", "pytest-timeout", "pytest-xdist", "ruff",
+        ],
+    },
+)  # fmt: skip
