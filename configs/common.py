@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     data.validation = 0.1  # share of the training split held out, stratified, the same for every seed
     data.classes = ()  # keep these class ids only, renumbered in this order; (): all
     data.num_classes = placeholder(int)  # None: as the data say; a number is checked against the data
+    data.size = placeholder(int)  # records to train on. None: as the data say; a number is checked against the data
     data.image_size = 224  # pixels, height = width
 
     # Augmentation on the host, in NumPy and OpenCV. uint8 in, uint8 out.

@@ -1,5 +1,8 @@
 """What went wrong on the user's side, and what to do about it."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(Exception):
     """Bad input. `main` prints the two lines and exits with 2; a traceback is left to our own bugs.
@@ -29,3 +32,20 @@ class NonFinite(Exception):
     """A loss or metric stopped being finite; the message names the step and the ids of the batch."""
 
     exit_code = 77
+
+
+class PeerLost(Exception):
+    """Another process of the job did not come, or went away."""
+
+    exit_code = 76
+
+
+@contextlib.contextmanager
+def storage(path: object) -> Iterator[None]:
+    """Turn the errors of a disk that takes no more into a UserError that names `path`."""
+    try:
+        yield
+    except OSError as e:
+        raise UserError(
+            f"cannot write {path}: {e.strerror or e}", "free or remount the disk, or use another --workdir"
+        ) from e

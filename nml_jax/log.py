@@ -27,7 +27,7 @@ class Row:
     # the supervision it was pre-trained with
     noise_kind: str
     noise_asked: float | None  # None where the kind fixes its own rate
-    noise_realised: float
+    noise_realised: float | None  # None where the encoder came from elsewhere
     noise_seed: int
     seed: int
     objective: str
@@ -96,3 +96,102 @@ def read_rows(workdir: Path) -> list[Row]:
             )
         rows.append(row)
     return rows
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Drop the lines of a metrics file written after `step`: a restart from a checkpoint writes them again."""
+    if not path.exists():
+        return
+    lines = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                lines.append(line)
+        except ValueError:  # the half line of a killed writer
+            continue
+    atomic_write(path, "".join(f"{line}\n" for line in lines))
+
+
+class Metrics:
+    """Numbers on the way: JSON lines and TensorBoard events in a run's folder, and one progress line on stderr.
+
+    Args:
+        workdir: folder of the run; `metrics.jsonl` and `tensorboard/` are written there.
+        step: the step training (re)starts from; what an interrupted run wrote after it is dropped.
+        steps: of the whole run, for the ETA.
+        batch: examples per step.
+        label: names the run on the progress line.
+        active: False on all processes but the first, which then write nothing.
+    """
+
+    def __init__(self, workdir: Path, *, step: int, steps: int, batch: int, label: str, active: bool = True):
+        self.active, self.steps, self.batch, self.label = active, steps, batch, label
+        self.first = self.last = step
+        self.started = self.since = time.perf_counter()
+        self.waited = 0.0
+        self.shown = ""
+        if active:
+            from tensorboardX import SummaryWriter
+
+            path = workdir / "metrics.jsonl"
+            drop_after(path, step)
+            self.file = path.open("a", encoding="utf-8")
+            self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def waiting(self, seconds: float) -> None:
+        """Count time in which the device had nothing to do because the next batch was not there."""
+        self.waited += seconds
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Write `values` at `step`. Values must be finite."""
+        if not self.active:
+            return
+        line = {"step": step, "time": round(time.time(), 3), **{k: float(f"{v:.7g}") for k, v in values.items()}}
+        self.file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.events.add_scalar(name, value, step)
+
+    def progress(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Show where training is. Returns the speed since the last call: examples/s and the share of waiting."""
+        now = time.perf_counter()
+        span = max(now - self.since, 1e-9)
+        speed = {"examples_per_s": (step - self.last) * self.batch / span, "data_wait": min(self.waited / span, 1.0)}
+        self.last, self.since, self.waited = step, now, 0.0
+        if self.active:
+            eta = (now - self.started) / max(step - self.first, 1) * (self.steps - step)
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self.show(
+                f"{self.label}  step {step}/{self.steps}  {shown}  {speed['examples_per_s']:,.0f} examples/s  "
+                f"waiting for data {speed['data_wait']:.0%}  ETA {clock(eta)}"
+            )
+        return speed
+
+    def show(self, line: str) -> None:
+        """Rewrite the progress line on a terminal; elsewhere print only the last one, at `close`."""
+        if sys.stderr.isatty():
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            print(f"\r\033[K{line[: width - 1]}", end="", file=sys.stderr, flush=True)
+        self.shown = line
+
+    def close(self) -> None:
+        if not self.active:
+            return
+        if self.shown:
+            print(("\r\033[K" if sys.stderr.isatty() else "") + self.shown, file=sys.stderr, flush=True)
+        self.file.close()
+        self.events.close()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def say(message: str) -> None:
+    """One line for the person at the terminal. Results go to stdout, this goes to stderr."""
+    print(message, file=sys.stderr, flush=True)

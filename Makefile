@@ -1,0 +1,38 @@
+# `make demo` and `make test` work from any fresh clone with python3, make and pip (uv, if it is there, is faster).
+# Everything is installed into .venv; nothing is done outside the checkout.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(shell command -v uv >/dev/null 2>&1 && echo "uv pip install -q --python $(BIN)/python" \
+	|| echo "$(BIN)/python -m pip install -q --disable-pip-version-check")
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m nml_jax.main --config=configs/digits.py
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) runs
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	  "error: python3 is %d.%d\n  cure: install Python 3.11 or newer, or make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python setup.py constraints.txt
+	$(INSTALL) -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-test: $(BIN)/python setup.py constraints.txt
+	$(INSTALL) -c constraints.txt -e '.[test]'
+	touch $(VENV)/.installed $@

@@ -1,0 +1,48 @@
+"""What label noise in pre-training does to features, on scikit-learn's handwritten digits, in three minutes on a CPU.
+
+    python -m nml_jax.main --config=configs/digits.py
+
+A small ResNet learns the digits 0 to 4 with a share of wrong labels; 5 shares × 3 seeds. Downstream: the digits 5 to 9
+(in-domain) and the same test images shifted, noisy, inverted, rotated and blurred (out-of-domain).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.get_config()
+    config.name = "digits"
+    config.sweep = ConfigDict({"noise": (0.0, 0.05, 0.1, 0.2, 0.3), "seed": (0, 1, 2)})
+
+    config.data.source = "digits"
+    config.data.classes = (0, 1, 2, 3, 4)
+    config.data.validation = 0.2
+    config.data.image_size = 8
+
+    config.augment.crop = "none"
+    config.augment.flip = 0.0
+    config.augment.test_crop = 1.0
+
+    config.model.name = "resnet18"
+    config.model.stem = "small"
+    config.model.width = 16
+    config.model.blocks = (1, 1, 1)
+    config.model.mean = (0.5, 0.5, 0.5)
+    config.model.std = (0.5, 0.5, 0.5)
+
+    config.optimizer.lr = 3e-3
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.warmup_epochs = 2.0
+
+    config.train.batch = 64
+    config.train.epochs = 30.0
+
+    config.runtime.threads = 2
+    config.runtime.log_every = 50
+    config.runtime.eval_every = 3.0
+    config.runtime.save_every = 15.0
+
+    config.downstream.tasks = ("digits",)
+    return config.lock()

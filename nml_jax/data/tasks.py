@@ -1,0 +1,78 @@
+"""The table of downstream tasks: what a head is trained on, and on what it is scored in- and out-of-domain."""
+
+import dataclasses
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from nml_jax.data import sources, transforms
+from nml_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Test:
+    """One test split of a task."""
+
+    __test__ = False  # no test case, whatever pytest thinks of the name
+
+    split: str
+    domain: str  # "id" or "ood"
+    source: sources.Source
+    shift: str | None = None  # a key of transforms.SHIFTS, applied to every image
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A downstream classification task. All splits share one class list."""
+
+    name: str
+    train: sources.Source
+    tests: tuple[Test, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return self.train.num_classes
+
+
+def digits(config: Any) -> Task:
+    """The digits 5 to 9 of scikit-learn's set; out-of-domain are the same test images, shifted in five ways."""
+    data = SimpleNamespace(source="digits", path="", name="", classes=(5, 6, 7, 8, 9), num_classes=None)
+    test = sources.load(data, "test")
+    tests = [Test("test", "id", test)] + [Test(f"test/{s}", "ood", test, s) for s in transforms.SHIFTS]
+    return Task("digits", sources.load(data, "train"), tuple(tests))
+
+
+def directory(config: Any) -> Task:
+    """Any prepared directory, described by the keys of `config.downstream`."""
+    data = SimpleNamespace(
+        source="directory", path=config.path, name="", classes=tuple(config.classes), num_classes=None
+    )
+    if not config.path:
+        raise UserError("the downstream task 'directory' has no path", "set --config.downstream.path=PREPARED_DIR")
+    if unknown := [shift for shift in config.shifts if shift not in transforms.SHIFTS]:
+        raise UserError(f"no shift {unknown[0]!r}", f"downstream.shifts takes {', '.join(transforms.SHIFTS)}")
+    if not config.test:
+        raise UserError("the downstream task has no test split", "set --config.downstream.test=\"('test',)\"")
+    train = sources.load(data, config.train)
+    tests = [Test(split, "id", sources.load(data, split)) for split in config.test]
+    tests += [Test(split, "ood", sources.load(data, split)) for split in config.ood]
+    tests += [Test(f"{t.split}/{s}", "ood", t.source, s) for t in tests if t.domain == "id" for s in config.shifts]
+    return Task("directory", train, tuple(tests))
+
+
+TASKS: dict[str, Callable[[Any], Task]] = {"digits": digits, "directory": directory}
+
+
+def load(name: str, config: Any) -> Task:
+    """The task of that name.
+
+    Args:
+        name: a key of TASKS.
+        config: the section `config.downstream`.
+
+    Raises:
+        UserError: no such task, or what its source raises.
+    """
+    if name not in TASKS:
+        raise UserError(f"no downstream task {name!r}", f"downstream.tasks takes {', '.join(TASKS)}")
+    return TASKS[name](config)

@@ -1,0 +1,138 @@
+"""One config -> the runs of its sweep; what identifies a run; configs as JSON."""
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from nml_jax.errors import UserError
+
+# What to run, where and how fast: these change no number, so they do not identify a run.
+NOT_IDENTITY = ("sweep", "stages", "runtime")
+
+# Every run is named by these two, swept or not, so that runs of one experiment find their place beside each other.
+AXES = ("noise", "seed")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a nested mapping as (dotted key, value)."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def to_json(config: ConfigDict) -> dict[str, Any]:
+    """The config as nested dicts of JSON values, placeholders resolved."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_json(tree: Mapping[str, Any]) -> ConfigDict:
+    """The inverse of `to_json`: lists become tuples again."""
+
+    def restored(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: restored(v) for k, v in value.items()}
+        return tuple(map(restored, value)) if isinstance(value, list) else value
+
+    return ConfigDict(restored(tree)).lock()
+
+
+def frozen(*sections: ConfigDict) -> tuple[FrozenConfigDict, ...]:
+    """Hashable copies, to key what is compiled by what it was compiled for."""
+    return tuple(FrozenConfigDict(section) for section in sections)
+
+
+def sha(value: Any) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def part(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Those top-level keys of a config (as JSON) that a stage reads."""
+    return {key: config[key] for key in keys}
+
+
+def cells(config: ConfigDict, pinned: Mapping[str, Any] | None = None) -> dict[str, ConfigDict]:
+    """The runs of a config: the product of the values under `sweep`, each a resolved and locked config by its name.
+
+    Args:
+        config: a whole config; `sweep` mirrors its keys with a tuple of values each.
+        pinned: dotted keys given on the command line. A pinned axis keeps that one value: it selects cells.
+
+    Returns:
+        name -> config, as in {"noise=0.05,seed=1": ...}; noise and seed are always part of the name.
+
+    Raises:
+        UserError: an axis that is no key, has no values, or values of the wrong type.
+    """
+    known = dict(flatten(config.to_dict()))
+    axes: dict[str, tuple] = {key: (known[key],) for key in AXES}
+    for key, values in flatten(config.sweep.to_dict()):
+        if key not in known or key.split(".")[0] in NOT_IDENTITY:
+            raise UserError(f"sweep.{key}: {key} is no key that a run can vary", "use a key of configs/common.py")
+        if not isinstance(values, tuple) or not values or len(set(values)) < len(values):
+            raise UserError(f"sweep.{key}={values!r} is no tuple of different values", f"write sweep.{key}=(a, b, ...)")
+        axes[key] = (known[key],) if key in (pinned or {}) else values
+    out = {}
+    for values in itertools.product(*axes.values()):
+        cell = config.copy_and_resolve_references()
+        try:
+            cell.update_from_flattened_dict(dict(zip(axes, values, strict=True)))
+        except (TypeError, ValueError) as e:
+            raise UserError(f"sweep: {str(e).splitlines()[0]}", "give each axis values of its key's type") from e
+        if cell.noise_seed is None:
+            cell.noise_seed = cell.seed
+        check(cell)
+        name = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+                        for key, value in zip(axes, values, strict=True))  # fmt: skip
+        out[name.replace("/", "_")] = cell.lock()
+    return out
+
+
+def check(config: ConfigDict) -> None:
+    """Refuse values that can only be mistakes.
+
+    Raises:
+        UserError: one line of cause, one of cure.
+    """
+    if not (math.isfinite(config.noise) and 0 <= config.noise <= 1):
+        raise UserError(f"noise={config.noise} is no share", "give a number in [0, 1], as in --config.noise=0.05")
+    for key, low in {
+        "data.image_size": 1, "train.batch": 1, "extract.batch": 1, "extract.views": 1, "tune.batch": 1,
+        "tune.epochs": 1, "tune.seeds": 1, "tune.width": 1, "augment.repeats": 1, "runtime.threads": 0,
+        "runtime.log_every": 1, "runtime.keep": 1, "runtime.timeout": 1, "seed": 0, "noise_seed": 0,
+    }.items():  # fmt: skip
+        value = dict(flatten(config))[key]
+        if value < low:
+            raise UserError(f"{key}={value} is less than {low}", f"set --config.{key} to {low} or more")
+    for key in ("train.epochs", "optimizer.lr", "runtime.save_every"):
+        value = dict(flatten(config))[key]
+        if not (math.isfinite(value) and value > 0):
+            raise UserError(f"{key}={value} is no positive number", f"set --config.{key} above 0")
+    for key in ("data.validation", "tune.validation"):
+        value = dict(flatten(config))[key]
+        if not 0 <= value < 1:
+            raise UserError(f"{key}={value} is no share of a training split", f"set --config.{key} in [0, 1)")
+    if config.extract.weights not in ("raw", "ema") or (config.extract.weights == "ema" and not config.train.ema):
+        raise UserError(
+            f"extract.weights={config.extract.weights!r} with train.ema={config.train.ema}",
+            "use 'raw', or 'ema' together with train.ema > 0",
+        )
+
+
+def identity(config: ConfigDict, axes: Iterable[str]) -> dict[str, Any]:
+    """What all runs of an experiment share: every key but its axes, `noise_seed` (of an axis) and `NOT_IDENTITY`."""
+    swept = {*axes, "noise_seed"} if "seed" in axes and config.noise_seed is None else {*axes}
+    flat = flatten({k: v for k, v in to_json(config).items() if k not in NOT_IDENTITY})
+    return {key: value for key, value in flat if key not in swept}
+
+
+def axes_of(config: ConfigDict) -> tuple[str, ...]:
+    """The dotted keys in which the runs of an experiment differ."""
+    return tuple(dict.fromkeys((*AXES, *dict(flatten(config.sweep.to_dict())))))

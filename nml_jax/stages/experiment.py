@@ -1,0 +1,74 @@
+"""The folder of an experiment and those of its runs: whose they are, and that nobody else's are overwritten.
+
+runs/digits/                      experiment.json: what all runs share; report.html, summary.csv
+runs/digits/noise=0.05,seed=1/    config.json: the run's resolved config; see DESIGN §2 for the rest
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from nml_jax import log, settings, stages
+from nml_jax.errors import UserError, storage
+
+SHOWN = 3  # differing keys in the message
+
+
+def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write: bool = True) -> None:
+    """Make `workdir` the folder of this config, or prove that it is already.
+
+    A difference that lies wholly in the keys of forced stages, or of stages after them, is a wish to redo these with
+    new values; any other means that the folder belongs to another experiment.
+
+    Raises:
+        UserError: the folder belongs to another config, is damaged, or cannot be written.
+    """
+    path = workdir / "experiment.json"
+    axes = settings.axes_of(config)
+    mine = {"axes": list(axes), "config": settings.identity(config, axes)}
+    if path.exists():
+        theirs = _read(path)["config"]
+        keys = theirs.keys() | mine["config"].keys()
+        missing = object()
+        differ = sorted(k for k in keys if theirs.get(k, missing) != mine["config"].get(k, missing))
+        redone, kept = set(), set()
+        for name in stages.STAGES:
+            (redone if redone or name in force else kept).update(stages.module(name).KEYS)
+        redone -= kept
+        if strange := [key for key in differ if key.split(".")[0] not in redone]:
+            shown = "; ".join(
+                f"{k} is {theirs.get(k)!r} there, {mine['config'].get(k)!r} here" for k in strange[:SHOWN]
+            )
+            more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""
+            stage = next((n for n in stages.STAGES if strange[0].split(".")[0] in stages.module(n).KEYS), None)
+            redo = f", or redo what follows from them with --force={stage}" if stage else ""
+            raise UserError(f"{workdir} belongs to another config: {shown}{more}", f"give another --workdir{redo}")
+    if write:
+        with storage(workdir):
+            log.write_json(path, mine)
+
+
+def open_run(workdir: Path, name: str, config: ConfigDict, *, write: bool = True) -> Path:
+    """The folder of a run, with its `config.json`."""
+    folder = workdir / name
+    if write:
+        with storage(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            log.write_json(folder / "config.json", settings.to_json(config))
+    return folder
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The runs below an experiment's folder (or the folder itself, if it is a run), by name."""
+    if (folder / "config.json").exists():
+        return [folder]
+    return sorted(p.parent for p in folder.glob("*/config.json"))
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as e:
+        raise UserError(f"{path} is damaged: {e}", "delete it, if you know that the folder is of this config") from e

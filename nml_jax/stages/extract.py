@@ -1,0 +1,181 @@
+"""Frozen encoder over the splits of the downstream tasks -> feature banks + spectra."""
+
+import functools
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from nml_jax import errors, log, models, noise, runtime, settings, spectrum
+from nml_jax.data import banks, pipeline, tasks
+from nml_jax.stages.pretrain import provenance
+from nml_jax.training import checkpoint
+
+VERSION = 1
+KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract")
+UPSTREAM = ("pretrain",)
+
+
+class Encoder(NamedTuple):
+    """A frozen encoder, placed on the mesh."""
+
+    encode: Callable[..., dict[str, jax.Array]]  # (params, model_state, batch) -> layer -> float32 [B, D]
+    params: Any
+    model_state: Any
+    step: int
+    ledger: noise.Ledger | None
+    digest: str
+
+
+def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
+    """Write the banks, `spectra.json` and the spectrum rows of one run.
+
+    Returns:
+        The digest of the keys of all banks.
+
+    Raises:
+        UserError: no encoder, a damaged checkpoint, a missing dataset, features that are not finite.
+    """
+    runtime.check_batch(config.extract.batch, mesh, "extract.batch")
+    encoder = load_encoder(config, workdir, mesh)
+    origin = provenance(config, encoder.ledger, run=workdir.name, step=encoder.step, weights=config.extract.weights)
+    rows: list[log.Row] = []
+    spectra: list[dict[str, Any]] = []
+    keys: dict[str, str] = {}
+    for name in config.downstream.tasks:
+        task = tasks.load(name, config.downstream)
+        train = tasks.Test(task.name + "/train", "id", task.train)
+        for test in (train, *task.tests):
+            split = "train" if test is train else test.split
+            folder = workdir / "banks" / task.name / split
+            key = bank_key(config, encoder, test, views=config.extract.views if test is train else 1)
+            bank = banks.find(folder, key) or extract(config, encoder, mesh, test, folder, key, is_train=test is train)
+            keys[f"{task.name}/{split}"] = key
+            for layer in config.extract.layers:
+                features = bank.read(layer)[:, 0]
+                for mode in config.extract.spectra:
+                    s = spectrum.singular_values(features, **spectrum.preset(mode))
+                    where = {"task": task.name, "split": split, "domain": test.domain, "layer": layer}
+                    spectra.append({**where, "mode": mode, "s": [float(f"{x:.6g}") for x in s]})
+                    rows += spectrum_rows(s, **origin, **where, stage="extract", spectrum_mode=mode, n_test=len(bank),
+                                          views=config.extract.views if test is train else 1)  # fmt: skip
+    if jax.process_index() == 0:
+        with errors.storage(workdir):
+            log.write_json(workdir / "spectra.json", spectra)
+            log.write_rows(workdir, "extract", rows)
+    return settings.sha(keys)
+
+
+def forget(workdir: Path) -> None:
+    shutil.rmtree(workdir / "banks", ignore_errors=True)
+
+
+def spectrum_rows(s: np.ndarray, **fields: Any) -> Iterator[log.Row]:
+    """The measures of one set of singular values as rows."""
+    for metric, measure in spectrum.MEASURES.items():
+        yield log.Row(metric=metric, value=float(measure(s)), **fields)
+
+
+def load_encoder(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
+    """The run's checkpoint (`extract.step`, raw or EMA weights), or `init_from` where the run has none."""
+    folder = workdir / "checkpoints"
+    if checkpoint.steps(folder):
+        loaded = checkpoint.load_model(workdir, step=config.extract.step, weights=config.extract.weights)
+        params, model_state, step = loaded.params, loaded.model_state, loaded.step
+        ledger, num_classes = noise.Ledger.from_dict(loaded.meta["ledger"]), loaded.meta["num_classes"]
+    elif config.init_from:
+        step, ledger, num_classes = 0, None, config.data.num_classes or 1
+        size = config.data.image_size
+        model = models.build(config.model, num_classes=num_classes, image_size=size)
+        spec = {"image": jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)}
+        params, model_state = model.init(jax.random.key(config.seed), spec)
+        params, model_state = checkpoint.warm_start(config.init_from, config, params, model_state)
+    else:
+        raise errors.UserError(
+            f"{workdir} holds no checkpoint to extract from", "run the pretrain stage first, or set --config.init_from"
+        )
+    digest = checkpoint.digest(jax.device_get((params, model_state)))
+    placed = jax.device_put((params, model_state), runtime.shardings((params, model_state), mesh))
+    (model_config,) = settings.frozen(config.model)
+    encode = _encode(model_config, num_classes, config.data.image_size, config.extract.layers, mesh)
+    return Encoder(encode, *placed, step, ledger, digest)
+
+
+@functools.lru_cache(maxsize=4)
+def _encode(
+    model_config: FrozenConfigDict, num_classes: int, image_size: int, layers: tuple[str, ...], mesh: Mesh
+) -> Callable[..., dict[str, jax.Array]]:
+    """The compiled encoder; one for all runs of a sweep. Every process gets all rows."""
+    model = models.build(model_config, num_classes=num_classes, image_size=image_size)
+
+    def encode(params: Any, model_state: Any, batch: Any) -> dict[str, jax.Array]:
+        outputs, _ = model.apply(params, model_state, batch, train=False, key=None)
+        if unknown := [layer for layer in layers if layer not in outputs]:
+            raise errors.UserError(f"no layer {unknown[0]!r}", f"extract.layers takes {', '.join(sorted(outputs))}")
+        return {layer: outputs[layer].reshape(len(outputs[layer]), -1).astype("float32") for layer in layers}
+
+    return jax.jit(encode, out_shardings=runtime.replicated(mesh))
+
+
+def bank_key(config: ConfigDict, encoder: Encoder, test: tasks.Test, *, views: int) -> str:
+    """Identity of all that a bank's numbers depend on."""
+    drawn = config.seed if views > 1 or test.shift else None
+    parts = [banks.VERSION, encoder.digest, test.source.fingerprint, test.shift, views, drawn, config.extract.layers]
+    seen = {"augment": config.augment, "model": config.model, "image_size": config.data.image_size}
+    return settings.sha(json.loads(json.dumps([parts, {k: v.to_dict() if hasattr(v, "to_dict") else v
+                                                       for k, v in seen.items()}])))  # fmt: skip
+
+
+def extract(
+    config: ConfigDict, encoder: Encoder, mesh: Mesh, test: tasks.Test, folder: Path, key: str, *, is_train: bool
+) -> banks.Bank:
+    """Run the encoder over a split and write its bank."""
+    views = range(1, config.extract.views + 1) if is_train and config.extract.views > 1 else (None,)
+    passes = [encoded(config, encoder, mesh, test, view) for view in views]
+
+    def blocks() -> Iterator[Mapping[str, np.ndarray]]:
+        for several in zip(*passes, strict=True):
+            rows = {layer: np.stack([one[layer] for one in several], 1) for layer in config.extract.layers}
+            yield rows | {"label": several[0]["label"], "id": several[0]["id"]}
+
+    if jax.process_index() > 0:
+        for _ in blocks():
+            pass
+        return banks.Bank(folder)
+    return banks.write(
+        folder, blocks(), key=key, num_classes=test.source.num_classes, class_names=test.source.class_names
+    )
+
+
+def encoded(
+    config: ConfigDict, encoder: Encoder, mesh: Mesh, test: tasks.Test, view: int | None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Blocks of features, labels and ids in source order, padding removed."""
+    put, (block, blocks) = runtime.put_batch(mesh), runtime.rows_of_process(mesh)
+    batches = pipeline.evaluate(
+        test.source,
+        augment=config.augment,
+        image_size=config.augment.test_size or config.data.image_size,
+        mean=config.model.mean,
+        std=config.model.std,
+        batch=config.extract.batch,
+        process_index=block,
+        process_count=blocks,
+        threads=config.runtime.threads,
+        prefetch=config.runtime.prefetch,
+        shift=test.shift,
+        view=view,
+        seed=config.seed,
+    )
+    for batch in batches:
+        placed = put(batch)
+        features = jax.device_get(encoder.encode(encoder.params, encoder.model_state, {"image": placed["image"]}))
+        rest = runtime.fetch({k: placed[k] for k in ("label", "id", "mask")}, mesh)
+        real = rest.pop("mask") > 0
+        yield {k: v[real] for k, v in (features | rest).items()}

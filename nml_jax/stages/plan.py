@@ -1,0 +1,108 @@
+"""What a config would do, and what that costs, without doing it: `--dry_run`."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from nml_jax import objectives, runtime, settings, stages
+from nml_jax.errors import UserError
+from nml_jax.training import loop
+
+
+def describe(config: ConfigDict, cells: dict[str, ConfigDict], workdir: Path, mesh: Mesh) -> str:
+    """The resolved config, the runs and which of their stages are done, and one run's size and cost, as text.
+
+    Raises:
+        UserError: a dataset is missing whose size the config does not state, or settings that do not fit.
+    """
+    lines = ["resolved config:", json.dumps(settings.to_json(config), indent=2), "", f"runs in {workdir}:"]
+    for name, cell in cells.items():
+        todo = [s for s in config.stages if s in stages.STAGES and not stages.is_done(s, cell, workdir / name)]
+        lines.append(f"  {name}: {', '.join(todo) if todo else 'done'}")
+    if "pretrain" in config.stages:
+        lines += ["", "pre-training, each run:"]
+        lines += [f"  {name}: {value}" for name, value in cost(next(iter(cells.values())), mesh).items()]
+    return "\n".join(lines)
+
+
+def cost(config: ConfigDict, mesh: Mesh) -> dict[str, str]:
+    """Size and cost of pre-training one run, from shapes alone: nothing is compiled or trained."""
+    runtime.check_batch(config.train.batch, mesh, "train.batch")
+    n, num_classes = _sizes(config)
+    plan = loop.Plan.of(config, n)
+    program = loop.build(config, plan, mesh, num_classes=num_classes)
+    batch = batch_shapes(config)
+    flops = program.step.lower(program.shapes, batch).cost_analysis()["flops"]  # type: ignore[attr-defined]
+    parameters = sum(x.size for x in jax.tree.leaves(program.shapes.params))
+    return {
+        "model": f"{config.model.name}, {parameters:,} parameters, {num_classes} classes",
+        "steps": f"{plan.steps:,} of {config.train.batch} examples ({config.train.epochs:g} epochs of {n:,})",
+        "FLOP per step": f"{flops:.3g} ({flops * plan.steps:.3g} in all)",
+        "devices": f"{mesh.size} × {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
+        **{f"memory per device, {k}": size(v) for k, v in memory(config, program, batch, mesh).items()},
+    }
+
+
+def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """The global training batch: image uint8 [B, H, W, 3]; label, id int32 [B]; mask float32 [B]."""
+    b, s = config.train.batch, config.data.image_size
+    return {
+        "image": jax.ShapeDtypeStruct((b, s, s, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((b,), jnp.int32),
+        "id": jax.ShapeDtypeStruct((b,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((b,), jnp.float32),
+    }
+
+
+def memory(config: ConfigDict, program: loop.Program, batch: Any, mesh: Mesh) -> dict[str, float]:
+    """Bytes per device: the state, the gradients, the batch, and what the forward pass keeps for the backward pass.
+
+    The last is an upper estimate: XLA fuses some of it away.
+    """
+
+    def per_device(x: Any) -> float:
+        return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize if not _is_key(x) else 8
+
+    objective = objectives.make(config.objective, num_classes=program.shapes.params["head"]["bias"].size)
+
+    def residuals(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
+        return jax.vjp(lambda p: objective.loss(program.model, p, model_state, batch, key)[0], params)[1]
+
+    kept = jax.eval_shape(residuals, program.shapes.params, program.shapes.model_state, batch, jax.random.key(0))
+    params = {id(x): x for x in jax.tree.leaves(program.shapes.params)}
+    parameters = sum(x.size * x.dtype.itemsize for x in params.values())
+    activations = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept)) - parameters
+    return {
+        "state": sum(map(per_device, jax.tree.leaves(program.shapes))),
+        "gradients": sum(map(per_device, params.values())),
+        "batch": sum(x.size * x.dtype.itemsize for x in batch.values()) / mesh.size,
+        "activations (at most)": max(activations, 0) / mesh.size,
+    }
+
+
+def size(n: float) -> str:
+    """Bytes as a person reads them."""
+    unit = min(int(math.log2(max(n, 1)) // 10), 4)
+    return f"{n / 2 ** (10 * unit):.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _sizes(config: ConfigDict) -> tuple[int, int]:
+    """Records to train on, and classes: as the config states them, or as the data say."""
+    if config.data.size is not None and config.data.num_classes is not None:
+        return config.data.size, config.data.num_classes
+    from nml_jax.stages import pretrain
+
+    data = pretrain.load_data(config)
+    if not len(data.train):
+        raise UserError("the training split is empty", "name another split under data.train")
+    return len(data.train), data.train.num_classes

@@ -1,0 +1,283 @@
+"""Orbax checkpoints: when to save, which to keep, how to prove that what is read is what was written.
+
+A step's folder holds three checkpointables and the hashes of their files:
+
+    checkpoints/<step>/model       params, model_state (BatchNorm statistics), ema or nothing
+                       train       opt_state, step, key
+                       meta        config, noise ledger, versions, as one JSON text
+                       SHA256SUMS  `sha256sum -c` proves the folder; written after Orbax has committed it
+
+Extraction and notebooks read `model` alone.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from nml_jax import errors, log, models, settings
+from nml_jax.training.state import TrainState
+
+SUMS = "SHA256SUMS"
+
+
+class Checkpoints:
+    """The checkpoints of one run: saved asynchronously, at most one in flight.
+
+    Args:
+        folder: `<run>/checkpoints`; created.
+        every: steps between saves.
+        keep: how many of the latest to keep.
+        keep_every: steps between those that are kept for good; 0: none.
+        meta: stored with each, JSON.
+    """
+
+    def __init__(self, folder: Path, *, every: int, keep: int, keep_every: int, meta: dict[str, Any]):
+        policies = ocp.training.preservation_policies
+        rules = [policies.LatestN(max(keep, 1)), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
+        self.folder, self.every, self.meta = folder, every, json.dumps(meta)
+        with errors.storage(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.checkpointer = ocp.training.Checkpointer(
+                folder.resolve(),
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),  # `due` decides
+                preservation_policy=policies.AnyPreservationPolicy(rules),
+                cleanup_tmp_directories=True,  # what a killed save has left
+            )
+        self.hasher = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-hashes")
+        self.pending: Future | None = None
+
+    def due(self, step: int) -> bool:
+        return step % self.every == 0
+
+    def save(self, state: TrainState) -> None:
+        """Begin to save; returns when the state has been copied, so that its buffers may be donated.
+
+        Raises:
+            UserError: this or the previous save could not be written.
+        """
+        self.wait()
+        step = int(state.step)
+        model = {"params": state.params, "model_state": state.model_state, "ema": state.ema}
+        train = {"opt_state": state.opt_state, "step": state.step, "key": state.key}
+        with errors.storage(self.folder):
+            response = self.checkpointer.save_checkpointables_async(
+                step, {"model": model, "train": train, "meta": {"json": self.meta}}
+            )
+        self.pending = self.hasher.submit(self._finish, response, step)
+
+    def _finish(self, response: Any, step: int) -> None:
+        if response.result() and jax.process_index() == 0:
+            write_sums(self.folder / str(step))
+
+    def wait(self) -> None:
+        """Wait for the save in flight and its hashes."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            with errors.storage(self.folder):
+                pending.result()
+
+    def restore(self, shapes: TrainState) -> TrainState | None:
+        """The latest state, placed as `shapes` says (any mesh), or None if there is no checkpoint yet.
+
+        Raises:
+            UserError: the latest folder is no checkpoint, is damaged, or holds another model.
+        """
+        step = latest_step(self.folder)
+        if step is None:
+            return None
+        verify(self.folder / str(step))
+        model = {"params": shapes.params, "model_state": shapes.model_state, "ema": shapes.ema}
+        train = {"opt_state": shapes.opt_state, "step": shapes.step, "key": shapes.key}
+        loaded = _load(self.folder / str(step), {"model": model, "train": train})
+        model, train = loaded["model"], loaded["train"]
+        return TrainState(
+            train["step"], model["params"], model["model_state"], model["ema"], train["opt_state"], train["key"]
+        )
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self.hasher.shutdown()
+            self.checkpointer.close()
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps saved in a `checkpoints` folder, ascending."""
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
+
+
+def latest_step(folder: Path) -> int | None:
+    return max(steps(folder), default=None)
+
+
+def write_sums(folder: Path) -> None:
+    """Write the SHA-256 of every file below `folder` in the format of sha256sum."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
+    log.atomic_write(folder / SUMS, "".join(f"{_sha(p)}  {p.relative_to(folder)}\n" for p in files))
+
+
+def verify(folder: Path) -> None:
+    """Prove that a checkpoint is as it was written.
+
+    A folder that Orbax has committed but that has no hashes yet comes from a run killed in between: it gets them now.
+
+    Raises:
+        UserError: the folder is no checkpoint, or a file is missing or differs from what was written.
+    """
+    if jax.process_index() > 0:
+        return
+    cure = f"delete {folder}; the run continues from the checkpoint before it, to the same result"
+    if not (folder / SUMS).exists():
+        if not ocp.is_orbax_checkpoint(folder.resolve()):
+            raise errors.UserError(f"{folder} is no checkpoint", cure)
+        write_sums(folder)
+    sums = re.findall(r"^([0-9a-f]{64})  (.+)$", (folder / SUMS).read_text("utf-8", "replace"), re.MULTILINE)
+    present = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
+    if present != sorted(name for _, name in sums):
+        raise errors.UserError(f"{folder} does not hold the files that its {SUMS} lists: it is truncated", cure)
+    for expected, name in sums:
+        if _sha(folder / name) != expected:
+            raise errors.UserError(f"{folder / name} has changed since it was written (SHA-256 differs)", cure)
+
+
+def _sha(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Read checkpointables into the given shapes and shardings."""
+    try:
+        return ocp.load_checkpointables(folder.resolve(), abstract)
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as e:
+        line = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
+        raise errors.UserError(
+            f"{folder} does not fit this config's model: {line}", "use the config that wrote it, or another --workdir"
+        ) from e
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of all (host) arrays of a tree: equal iff bit-equal."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
+class Loaded(NamedTuple):
+    """A model out of a checkpoint. `model.apply(params, model_state, batch, train=False, key=None)` runs it."""
+
+    model: models.Model
+    params: Any
+    model_state: Any
+    step: int
+    meta: dict[str, Any]  # config, ledger, num_classes, versions
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What was stored beside the arrays of checkpoint `folder`: config, ledger, num_classes, versions."""
+    return json.loads(ocp.load_checkpointables(folder.resolve(), {"meta": None})["meta"]["json"])
+
+
+def load_model(run: str | Path, *, step: int | None = None, weights: str = "raw") -> Loaded:
+    """Load the model of a finished or interrupted run, on one device.
+
+    Args:
+        run: the folder of a run (a cell of a sweep), or one checkpoint's folder.
+        step: which checkpoint; None: the last.
+        weights: "raw" or "ema".
+
+    Raises:
+        UserError: nothing there, damaged, or without the moving average asked for.
+    """
+    folder = _find(Path(run), step)
+    verify(folder)
+    meta = read_meta(folder)
+    config = settings.from_json(meta["config"])
+    if weights not in ("raw", "ema") or (weights == "ema" and not config.train.ema):
+        raise errors.UserError(
+            f"{folder} holds no {weights!r} weights", "use weights='raw', or train with train.ema > 0"
+        )
+    size = config.data.image_size
+    model = models.build(config.model, num_classes=meta["num_classes"], image_size=size)
+    spec = {"image": jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)}
+    params, model_state = jax.eval_shape(lambda key: model.init(key, spec), jax.random.key(0))
+    shapes = {"params": params, "model_state": model_state, "ema": params if config.train.ema else None}
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), shapes)
+    loaded = _load(folder, {"model": shapes})["model"]
+    params = loaded["params"] if weights == "raw" else loaded["ema"]
+    return Loaded(model, params, loaded["model_state"], int(folder.name), meta)
+
+
+def _find(path: Path, step: int | None) -> Path:
+    """The checkpoint's folder below `path`."""
+    if path.name.isdecimal() and step is None:
+        parent, step = path.parent, int(path.name)
+    else:
+        parent = path / "checkpoints"
+    there = steps(parent)
+    if not there or (step is not None and step not in there):
+        what = f"checkpoint {step}" if there else "checkpoint"
+        has = f"it has {', '.join(map(str, there))}" if there else "a run's folder holds checkpoints/<step>"
+        raise errors.UserError(f"{path} holds no {what}", f"name the folder of a run; {has}")
+    return parent / str(step if step is not None else there[-1])
+
+
+def warm_start(init_from: str, config: Any, params: Any, model_state: Any) -> tuple[Any, Any]:
+    """Weights from elsewhere in place of fresh ones: a .safetensors file with timm's names, or a run's folder.
+
+    A head for another number of classes is left as it is, and this is said.
+
+    Args:
+        init_from: `config.init_from`.
+        config: the whole config.
+        params, model_state: fresh ones; they give the shapes.
+
+    Raises:
+        UserError: no such file, or weights of another model.
+    """
+    path = Path(init_from)
+    if not path.exists():
+        raise errors.UserError(f"init_from={init_from} does not exist", "give a .safetensors file or a run's folder")
+    if path.is_dir():
+        loaded = load_model(path)
+        given = {"params": loaded.params, "model_state": loaded.model_state}
+    else:
+        given = dict(zip(("params", "model_state"), models.load_weights(path, config.model), strict=True))
+    fresh = {"params": params, "model_state": model_state}
+    theirs = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(given)}
+    ours = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(fresh)}
+    head = [name for name in ours if name.startswith("['params']['head']")]
+    other_head = any(name in theirs and theirs[name].shape != ours[name].shape for name in head)
+    kept = set(head) if other_head else set()
+    wrong = [n for n in ours if n not in kept and (n not in theirs or theirs[n].shape != ours[n].shape)]
+    if wrong or theirs.keys() - ours.keys():
+        name = min([*wrong, *(theirs.keys() - ours.keys())])
+        raise errors.UserError(
+            f"{init_from} holds another model than model.name={config.model.name}: {name} does not fit",
+            "set the model's keys to those of the weights",
+        )
+    if kept:
+        log.say(f"{init_from}: its head is for another number of classes; the head starts fresh")
+    merged = jax.tree_util.tree_map_with_path(
+        lambda p, x: x if jax.tree_util.keystr(p) in kept else np.asarray(theirs[jax.tree_util.keystr(p)], x.dtype),
+        fresh,
+    )
+    return merged["params"], merged["model_state"]
+
+
+def remove(folder: Path) -> None:
+    """Forget a run's checkpoints, because it is to be done again."""
+    shutil.rmtree(folder, ignore_errors=True)

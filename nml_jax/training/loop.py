@@ -1,0 +1,252 @@
+"""The one image-training loop: build, restore, step, evaluate, save.
+
+Whatever is trained, with whichever objective, goes through `train`. Batch k and every random draw of step k depend on
+(seed, k) only, so an interrupted run continues to the very same bits, and the host keeps no state but the step.
+"""
+
+import functools
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from nml_jax import log, models, objectives, runtime, settings
+from nml_jax.errors import NonFinite, Preempted
+from nml_jax.training import optim
+from nml_jax.training import state as train_state
+from nml_jax.training.checkpoint import Checkpoints, warm_start
+from nml_jax.training.state import TrainState
+
+Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]  # start step -> local batches, without end
+
+
+class Evaluator:
+    """Structural: `run(params, model_state)` yields (name, value)."""
+
+    def run(self, params: Any, model_state: Any) -> Iterable[tuple[str, float]]: ...
+
+
+class Plan(NamedTuple):
+    """How long, in steps."""
+
+    steps: int
+    per_epoch: float
+
+    @classmethod
+    def of(cls, config: ConfigDict, n: int) -> "Plan":
+        """`train.epochs` over n records; with repeated augmentation an epoch is still n samples."""
+        per_epoch = n / config.train.batch
+        return cls(max(1, round(config.train.epochs * per_epoch)), per_epoch)
+
+    def every(self, epochs: float) -> int:
+        """An interval in epochs as steps; never less than one, 0 means at the end."""
+        return max(1, round(epochs * self.per_epoch)) if epochs else self.steps
+
+
+class Program(NamedTuple):
+    """What is compiled once for all runs of one shape: the cells of a sweep differ in data and seeds only."""
+
+    model: models.Model
+    schedule: optax.Schedule
+    shapes: TrainState  # ShapeDtypeStructs with shardings
+    init: Callable[[jax.Array], TrainState]  # key -> state, born sharded
+    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]  # donates the state
+
+
+def build(config: ConfigDict, plan: Plan, mesh: Mesh, *, num_classes: int) -> Program:
+    """The program of a config; the same object for configs that differ in nothing that is compiled."""
+    sections = settings.frozen(config.model, config.objective, config.optimizer)
+    return _build(*sections, config.train.ema, config.data.image_size, num_classes, plan, mesh)
+
+
+@functools.lru_cache(maxsize=4)
+def _build(
+    model_config: FrozenConfigDict,
+    objective_config: FrozenConfigDict,
+    optimizer_config: FrozenConfigDict,
+    ema: float,
+    image_size: int,
+    num_classes: int,
+    plan: Plan,
+    mesh: Mesh,
+) -> Program:
+    model = models.build(model_config, num_classes=num_classes, image_size=image_size)
+    objective = objectives.make(objective_config, num_classes=num_classes)
+    spec = {"image": jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.uint8)}
+    params, _ = jax.eval_shape(lambda key: model.init(key, spec), jax.random.key(0))
+    tx, schedule = optim.make(optimizer_config, params, steps=plan.steps, steps_per_epoch=plan.per_epoch)
+    shapes = train_state.abstract(model, tx, spec, ema=ema > 0, mesh=mesh)
+    placed = jax.tree.map(lambda x: x.sharding, shapes)
+
+    def init(key: jax.Array) -> TrainState:
+        return train_state.create(model, tx, key, spec, ema=ema > 0)
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        key = jax.random.fold_in(state.key, state.step)
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            return objective.loss(model, params, state.model_state, batch, key)
+
+        (_, (model_state, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        average = optax.incremental_update(params, state.ema, 1 - ema) if ema else None
+        metrics["grad_norm"] = (optax.global_norm(grads), jnp.float32(1))
+        return TrainState(state.step + 1, params, model_state, average, opt_state, state.key), metrics
+
+    return Program(
+        model,
+        schedule,
+        shapes,
+        jax.jit(init, out_shardings=placed),
+        jax.jit(step, donate_argnums=0, out_shardings=(placed, None)),
+    )
+
+
+def start(config: ConfigDict, program: Program, checkpoints: Checkpoints) -> TrainState:
+    """The state to go on from: the last checkpoint, or a fresh state, or one warm-started from `init_from`."""
+    restored = checkpoints.restore(program.shapes)
+    if restored is not None:
+        return restored
+    state = program.init(jax.random.key(config.seed))
+    if not config.init_from:
+        return state
+    params, model_state = warm_start(config.init_from, config, state.params, state.model_state)
+    fresh = TrainState(
+        state.step, params, model_state, params if config.train.ema else None, state.opt_state, state.key
+    )
+    # Through a copy on the devices: the donated state may hold no buffer twice.
+    copied = jax.tree.map(lambda x, s: jnp.array(x, copy=True, device=s.sharding), fresh, program.shapes)
+    return copied
+
+
+def train(
+    config: ConfigDict,
+    program: Program,
+    plan: Plan,
+    mesh: Mesh,
+    *,
+    batches: Batches,
+    evaluators: Mapping[str, Evaluator],
+    checkpoints: Checkpoints,
+    metrics: Callable[[int], log.Metrics],
+) -> TrainState:
+    """Train to the last step of the plan, from wherever the checkpoints are.
+
+    Args:
+        batches: see `Batches`.
+        evaluators: by name; run every `runtime.eval_every` epochs before the last step.
+        checkpoints: where to continue from and save to.
+        metrics: start step -> where to write numbers on the way.
+
+    Raises:
+        Preempted: SIGTERM came; the state is saved.
+        NonFinite: a metric stopped being finite; names the step and the ids of its batch.
+    """
+    state = start(config, program, checkpoints)
+    first = int(state.step)
+    if first == plan.steps:
+        return state
+    put = runtime.put_batch(mesh)
+    eval_every = plan.every(config.runtime.eval_every)
+    writer = metrics(first)
+    window = Window()
+    iterator = batches(first)
+    with _Preemption() as preemption:
+        try:
+            for step in range(first + 1, plan.steps + 1):
+                begun = time.perf_counter()
+                local = next(iterator)
+                writer.waiting(time.perf_counter() - begun)
+                batch = put({k: v for k, v in local.items() if k != "label_clean"})
+                with jax.transfer_guard("disallow"):
+                    state, values = program.step(state, batch)
+                window.add(step, values, local["id"])
+
+                last = step == plan.steps
+                evaluate = step % eval_every == 0 and not last
+                save = checkpoints.due(step) or last or preemption.asked
+                if step % config.runtime.log_every == 0 or evaluate or save:
+                    means = window.close()
+                    epoch = step / plan.per_epoch
+                    shown = {
+                        k.removeprefix("train/"): v for k, v in means.items() if k in ("train/loss", "train/accuracy")
+                    }
+                    speed = writer.progress(step, shown)
+                    rate = float(program.schedule(step - 1))
+                    writer.write(step, {"epoch": epoch, **means, "train/lr": rate, **speed})
+                if evaluate:
+                    writer.write(step, dict(run_all(evaluators, state)))
+                if save:
+                    checkpoints.save(state)
+                if preemption.asked and not last:
+                    checkpoints.wait()
+                    raise Preempted(f"asked to stop: saved at step {step}; the same command continues")
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+            writer.close()
+    checkpoints.wait()
+    return state
+
+
+def run_all(evaluators: Mapping[str, Evaluator], state: TrainState) -> Iterator[tuple[str, float]]:
+    """Every evaluator on the raw weights, and on the moving average if there is one, as "<name>/<value>"."""
+    for name, evaluator in evaluators.items():
+        for weights, params in (("", state.params), ("_ema", state.ema)):
+            if params is not None:
+                for key, value in evaluator.run(params, state.model_state):
+                    yield f"{name}{weights}/{key}", value
+
+
+class Window:
+    """The metrics of the steps since the last look, left on the device until then."""
+
+    def __init__(self):
+        self.steps: list[tuple[int, Any, np.ndarray]] = []
+
+    def add(self, step: int, values: Any, ids: np.ndarray) -> None:
+        self.steps.append((step, values, ids))
+
+    def close(self) -> dict[str, float]:
+        """Sum over sum of counts of every metric, as "train/<name>".
+
+        Raises:
+            NonFinite: in the first step in which any of them was not finite.
+        """
+        values = jax.device_get([values for _, values, _ in self.steps])
+        for (step, _, ids), metrics in zip(self.steps, values, strict=True):
+            for name, (total, _) in metrics.items():
+                if not np.isfinite(total):
+                    shown = ", ".join(map(str, np.ravel(ids)[:256]))
+                    raise NonFinite(f"{name} is {float(total)} at step {step}; ids of its batch: {shown}")
+        self.steps.clear()
+        sums = {name: np.sum([np.float64(m[name]) for m in values], axis=0) for name in values[0]}
+        return {f"train/{name}": float(total / count) for name, (total, count) in sums.items() if count}
+
+
+class _Preemption:
+    """While active, SIGTERM sets `asked` in place of ending the process."""
+
+    def __enter__(self) -> "_Preemption":
+        self.asked = False
+        try:
+            self.previous = signal.signal(signal.SIGTERM, self._ask)
+        except ValueError:  # not in the main thread: whoever called handles signals
+            self.previous = None
+        return self
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+    def __exit__(self, *_: object) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGTERM, self.previous)

@@ -1,0 +1,43 @@
+"""What training carries from step to step, born sharded."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from nml_jax import runtime
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a bit-equal continuation needs; the data iterator has no state (DESIGN §3)."""
+
+    step: jax.Array  # int32 [], steps done
+    params: Any
+    model_state: Any  # BatchNorm statistics
+    ema: Any  # moving average of params, or None
+    opt_state: Any
+    key: jax.Array  # typed PRNG key []; step k draws from fold_in(key, k)
+
+    def weights(self, kind: str) -> Any:
+        """The parameters named by `kind`: "raw" or "ema"."""
+        return {"raw": self.params, "ema": self.ema}[kind]
+
+
+def create(model, tx: optax.GradientTransformation, key: jax.Array, batch_spec: Any, *, ema: bool) -> TrainState:
+    """A fresh state; pure, so that it can be traced by `eval_shape` or compiled with `out_shardings`."""
+    init_key, step_key = jax.random.split(key)
+    params, model_state = model.init(init_key, batch_spec)
+    # A copy, because the donated state may hold no buffer twice.
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, model_state, average, tx.init(params), step_key)
+
+
+def abstract(model, tx: optax.GradientTransformation, batch_spec: Any, *, ema: bool, mesh: Mesh) -> TrainState:
+    """The state's shapes, dtypes and shardings, without computing it."""
+    shapes = jax.eval_shape(lambda key: create(model, tx, key, batch_spec, ema=ema), jax.random.key(0))
+    return runtime.with_shardings(shapes, mesh)
