@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nml_jax.errors import UserError
+from nml_jax.errors import NonFinite, UserError
 
 ROW_SCHEMA = 1
 
@@ -181,6 +181,35 @@ class Metrics:
             print(("\r\033[K" if sys.stderr.isatty() else "") + self.shown, file=sys.stderr, flush=True)
         self.file.close()
         self.events.close()
+
+
+class Window:
+    """The metrics of the steps since the last look, left on the device until then."""
+
+    def __init__(self):
+        self.steps: list[tuple[int, Any, Any]] = []
+
+    def add(self, step: int, values: Mapping[str, Any], ids: Any) -> None:
+        """Hold a step's metrics, name -> (sum, count) on the device, and the ids of its batch."""
+        self.steps.append((step, values, ids))
+
+    def close(self) -> dict[str, float]:
+        """Sum over sum of counts of every metric, as "train/<name>".
+
+        Raises:
+            NonFinite: in the first step in which any of them was not finite.
+        """
+        import jax
+
+        values = jax.device_get([values for _, values, _ in self.steps])
+        for (step, _, ids), metrics in zip(self.steps, values, strict=True):
+            for name, (total, _) in metrics.items():
+                if not math.isfinite(total):
+                    shown = ", ".join(map(str, ids))
+                    raise NonFinite(f"{name} is {float(total)} at step {step}; ids of its batch: {shown}")
+        self.steps.clear()
+        sums = {name: [math.fsum(part) for part in zip(*(m[name] for m in values), strict=True)] for name in values[0]}
+        return {f"train/{name}": total / count for name, (total, count) in sums.items() if count}
 
 
 def clock(seconds: float) -> str:

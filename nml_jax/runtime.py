@@ -1,6 +1,7 @@
 """Processes, devices and placement: joining a job, the mesh, where arrays live, and how a batch gets there."""
 
 import os
+import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,8 +22,8 @@ BATCH_SPEC = PartitionSpec(("data", "fsdp"))
 def start(timeout: int = 120) -> None:
     """Join the other processes of this job, if there are any.
 
-    A job is recognised by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by the environment of Slurm,
-    Open MPI or a TPU pod, where JAX finds the rest itself.
+    A job is recognised by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by the environment of
+    Slurm, Open MPI or a TPU pod, where JAX finds the rest itself.
 
     Args:
         timeout: seconds to wait for the peers.
@@ -96,7 +97,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def with_shardings(tree: Any, mesh: Mesh) -> Any:
-    """`tree` of shapes as ShapeDtypeStructs that carry their sharding: what a restore or a born-sharded init asks for."""
+    """`tree` of shapes as ShapeDtypeStructs that carry their sharding, which a restore asks for."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings(tree, mesh))
 
 
@@ -154,6 +155,25 @@ def agree(value: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+class Preemption:
+    """While active, SIGTERM sets `asked` in place of ending the process."""
+
+    def __enter__(self) -> "Preemption":
+        self.asked = False
+        try:
+            self.previous = signal.signal(signal.SIGTERM, self._ask)
+        except ValueError:  # not in the main thread: whoever called handles signals
+            self.previous = None
+        return self
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+    def __exit__(self, *_: object) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGTERM, self.previous)
 
 
 def environment() -> dict[str, str]:

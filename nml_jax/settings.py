@@ -101,6 +101,7 @@ def check(config: ConfigDict) -> None:
     Raises:
         UserError: one line of cause, one of cure.
     """
+    flat = dict(flatten(config.to_dict()))
     if not (math.isfinite(config.noise) and 0 <= config.noise <= 1):
         raise UserError(f"noise={config.noise} is no share", "give a number in [0, 1], as in --config.noise=0.05")
     for key, low in {
@@ -108,15 +109,15 @@ def check(config: ConfigDict) -> None:
         "tune.epochs": 1, "tune.seeds": 1, "tune.width": 1, "augment.repeats": 1, "runtime.threads": 0,
         "runtime.log_every": 1, "runtime.keep": 1, "runtime.timeout": 1, "seed": 0, "noise_seed": 0,
     }.items():  # fmt: skip
-        value = dict(flatten(config))[key]
-        if value < low:
+        value = flat[key]
+        if value is not None and value < low:
             raise UserError(f"{key}={value} is less than {low}", f"set --config.{key} to {low} or more")
     for key in ("train.epochs", "optimizer.lr", "runtime.save_every"):
-        value = dict(flatten(config))[key]
+        value = flat[key]
         if not (math.isfinite(value) and value > 0):
             raise UserError(f"{key}={value} is no positive number", f"set --config.{key} above 0")
     for key in ("data.validation", "tune.validation"):
-        value = dict(flatten(config))[key]
+        value = flat[key]
         if not 0 <= value < 1:
             raise UserError(f"{key}={value} is no share of a training split", f"set --config.{key} in [0, 1)")
     if config.extract.weights not in ("raw", "ema") or (config.extract.weights == "ema" and not config.train.ema):

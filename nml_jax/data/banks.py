@@ -48,7 +48,7 @@ class Bank:
             row = int(np.flatnonzero(~finite)[0])
             raise UserError(
                 f"{self.folder}: row {row} of {name!r} is not finite",
-                "redo it with --force=extract from a sound encoder",
+                "redo it with --force=extract",
             )
         return out
 
@@ -130,7 +130,7 @@ def write(
                     record = int(block["id"][~finite][0])
                     raise UserError(
                         f"the encoder's {name!r} of record {record} is not finite",
-                        "check the checkpoint and model.dtype",
+                        "check the checkpoint",
                     )
             data = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in block.items()})
             file = f"{len(shards):05d}.safetensors"

@@ -23,6 +23,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from nml_jax import errors, log, models, settings
+from nml_jax.models import convert
 from nml_jax.training.state import TrainState
 
 SUMS = "SHA256SUMS"
@@ -255,16 +256,15 @@ def warm_start(init_from: str, config: Any, params: Any, model_state: Any) -> tu
         loaded = load_model(path)
         given = {"params": loaded.params, "model_state": loaded.model_state}
     else:
-        given = dict(zip(("params", "model_state"), models.load_weights(path, config.model), strict=True))
+        given = dict(zip(("params", "model_state"), convert.load(path, (params, model_state)), strict=True))
     fresh = {"params": params, "model_state": model_state}
     theirs = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(given)}
     ours = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(fresh)}
     head = [name for name in ours if name.startswith("['params']['head']")]
-    other_head = any(name in theirs and theirs[name].shape != ours[name].shape for name in head)
-    kept = set(head) if other_head else set()
+    kept = {n for n in head if any(m not in theirs or theirs[m].shape != ours[m].shape for m in head)}
     wrong = [n for n in ours if n not in kept and (n not in theirs or theirs[n].shape != ours[n].shape)]
-    if wrong or theirs.keys() - ours.keys():
-        name = min([*wrong, *(theirs.keys() - ours.keys())])
+    if wrong := [*wrong, *(theirs.keys() - ours.keys() - kept)]:
+        name = min(wrong)
         raise errors.UserError(
             f"{init_from} holds another model than model.name={config.model.name}: {name} does not fit",
             "set the model's keys to those of the weights",

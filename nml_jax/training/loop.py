@@ -5,7 +5,6 @@ Whatever is trained, with whichever objective, goes through `train`. Batch k and
 """
 
 import functools
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from nml_jax import log, models, objectives, runtime, settings
-from nml_jax.errors import NonFinite, Preempted
+from nml_jax.errors import Preempted
 from nml_jax.training import optim
 from nml_jax.training import state as train_state
 from nml_jax.training.checkpoint import Checkpoints, warm_start
@@ -123,8 +122,7 @@ def start(config: ConfigDict, program: Program, checkpoints: Checkpoints) -> Tra
         state.step, params, model_state, params if config.train.ema else None, state.opt_state, state.key
     )
     # Through a copy on the devices: the donated state may hold no buffer twice.
-    copied = jax.tree.map(lambda x, s: jnp.array(x, copy=True, device=s.sharding), fresh, program.shapes)
-    return copied
+    return jax.tree.map(lambda x, s: jnp.array(x, copy=True, device=s.sharding), fresh, program.shapes)
 
 
 def train(
@@ -157,9 +155,9 @@ def train(
     put = runtime.put_batch(mesh)
     eval_every = plan.every(config.runtime.eval_every)
     writer = metrics(first)
-    window = Window()
+    window = log.Window()
     iterator = batches(first)
-    with _Preemption() as preemption:
+    with runtime.Preemption() as preemption:
         try:
             for step in range(first + 1, plan.steps + 1):
                 begun = time.perf_counter()
@@ -205,48 +203,3 @@ def run_all(evaluators: Mapping[str, Evaluator], state: TrainState) -> Iterator[
             if params is not None:
                 for key, value in evaluator.run(params, state.model_state):
                     yield f"{name}{weights}/{key}", value
-
-
-class Window:
-    """The metrics of the steps since the last look, left on the device until then."""
-
-    def __init__(self):
-        self.steps: list[tuple[int, Any, np.ndarray]] = []
-
-    def add(self, step: int, values: Any, ids: np.ndarray) -> None:
-        self.steps.append((step, values, ids))
-
-    def close(self) -> dict[str, float]:
-        """Sum over sum of counts of every metric, as "train/<name>".
-
-        Raises:
-            NonFinite: in the first step in which any of them was not finite.
-        """
-        values = jax.device_get([values for _, values, _ in self.steps])
-        for (step, _, ids), metrics in zip(self.steps, values, strict=True):
-            for name, (total, _) in metrics.items():
-                if not np.isfinite(total):
-                    shown = ", ".join(map(str, np.ravel(ids)[:256]))
-                    raise NonFinite(f"{name} is {float(total)} at step {step}; ids of its batch: {shown}")
-        self.steps.clear()
-        sums = {name: np.sum([np.float64(m[name]) for m in values], axis=0) for name in values[0]}
-        return {f"train/{name}": float(total / count) for name, (total, count) in sums.items() if count}
-
-
-class _Preemption:
-    """While active, SIGTERM sets `asked` in place of ending the process."""
-
-    def __enter__(self) -> "_Preemption":
-        self.asked = False
-        try:
-            self.previous = signal.signal(signal.SIGTERM, self._ask)
-        except ValueError:  # not in the main thread: whoever called handles signals
-            self.previous = None
-        return self
-
-    def _ask(self, *_: object) -> None:
-        self.asked = True
-
-    def __exit__(self, *_: object) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)

@@ -1,0 +1,39 @@
+"""What all tests share: eight simulated devices, a compilation cache for the session, the repository on the path."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # Grain reads absl flags
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture
+def mesh():
+    """The mesh of all simulated devices."""
+    from nml_jax import runtime
+
+    return runtime.make_mesh()
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Small real datasets beside the checkout, where they are there."""
+    path = ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"no {os.path.relpath(path, ROOT)}: it is not part of the project")
+    return path

@@ -1,0 +1,89 @@
+"""Rows, metrics files, the non-finite guard."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nml_jax import log
+from nml_jax.errors import NonFinite, UserError
+
+
+def row(stage: str = "tune", **fields) -> log.Row:
+    given = {
+        "run": "noise=0,seed=0", "stage": stage, "step": 10, "weights": "raw", "noise_kind": "symmetric",
+        "noise_asked": 0.0, "noise_realised": 0.0, "noise_seed": 0, "seed": 0, "objective": "supervised",
+        "model": "resnet18", "metric": "accuracy", "value": 0.5, "task": "digits", "split": "test", "domain": "id",
+        "hyper": {"lr": 0.1},
+    }  # fmt: skip
+    return log.Row(**given | fields)
+
+
+def test_rows_come_back_and_stages_replace_their_own(tmp_path):
+    log.write_rows(tmp_path, "extract", [row("extract", metric="sve", value=1.25)])
+    log.write_rows(tmp_path, "tune", [row(value=0.1), row(value=0.2)])
+    log.write_rows(tmp_path, "tune", [row(value=0.3)])
+    assert [(r.stage, r.value) for r in log.read_rows(tmp_path)] == [("extract", 1.25), ("tune", 0.3)]
+    assert log.read_rows(tmp_path)[1] == row(value=0.3)
+
+
+@pytest.mark.parametrize("line", ["{", '{"run": 1}', '{"colour": "red"}', "[]"])
+def test_a_line_that_is_no_row_is_named(tmp_path, line: str):
+    log.write_rows(tmp_path, "tune", [row()])
+    with (tmp_path / "rows.jsonl").open("a") as f:
+        f.write(line + "\n")
+    with pytest.raises(UserError, match="line 2"):
+        log.read_rows(tmp_path)
+
+
+def test_a_row_of_another_schema_is_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(dataclasses.asdict(row()) | {"schema": 99}) + "\n")
+    with pytest.raises(UserError, match="schema 99"):
+        log.read_rows(tmp_path)
+
+
+def test_a_restart_drops_what_was_written_after_its_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    log.drop_after(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_metrics_are_written_as_json_lines_and_events(tmp_path, capsys):
+    writer = log.Metrics(tmp_path, step=0, steps=10, batch=4, label="cell")
+    writer.waiting(1e6)
+    speed = writer.progress(5, {"loss": 0.5})
+    writer.write(5, {"train/loss": 0.5, **speed})
+    writer.close()
+    (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert line["step"] == 5
+    assert line["train/loss"] == 0.5
+    assert line["data_wait"] == 1.0
+    assert line["examples_per_s"] > 0
+    assert list((tmp_path / "tensorboard").iterdir())
+    shown = capsys.readouterr().err
+    assert "cell  step 5/10  loss 0.5" in shown
+    assert "ETA" in shown
+
+
+def test_a_window_divides_sums_by_counts():
+    window = log.Window()
+    window.add(1, {"loss": (jnp.float32(3), jnp.float32(2)), "never": (jnp.float32(0), jnp.float32(0))}, np.arange(2))
+    window.add(2, {"loss": (jnp.float32(1), jnp.float32(6)), "never": (jnp.float32(0), jnp.float32(0))}, np.arange(2))
+    assert window.close() == {"train/loss": 0.5}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_the_first_step_that_is_not_finite_is_named_with_its_ids(bad: float):
+    window = log.Window()
+    window.add(7, {"loss": (jnp.float32(1), jnp.float32(1))}, np.array([1, 2]))
+    window.add(8, {"loss": (jnp.float32(bad), jnp.float32(1))}, np.array([33, 44]))
+    window.add(9, {"loss": (jnp.float32(bad), jnp.float32(1))}, np.array([5, 6]))
+    with pytest.raises(NonFinite, match="step 8.*33, 44"):
+        window.close()
+
+
+def test_clock():
+    assert [log.clock(s) for s in (5, 65, 3661, float("nan"))] == ["0:05", "1:05", "1:01:01", "?"]

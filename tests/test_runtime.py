@@ -1,0 +1,71 @@
+"""Meshes and placement on eight simulated devices."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from nml_jax import runtime
+from nml_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("data", "fsdp", "expected"), [(-1, 1, (8, 1)), (-1, 4, (2, 4)), (2, -1, (2, 4)), (8, 1, (8, 1)), (1, 8, (1, 8))]
+)
+def test_mesh_sizes(data: int, fsdp: int, expected: tuple[int, int]):
+    mesh = runtime.make_mesh(data, fsdp)
+    assert (mesh.shape["data"], mesh.shape["fsdp"]) == expected
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(3, 1), (-1, 3), (-1, -1), (0, 8), (4, 1), (16, 1), (-1, 0)])
+def test_a_mesh_that_does_not_fit(data: int, fsdp: int):
+    with pytest.raises(UserError, match="8 device"):
+        runtime.make_mesh(data, fsdp)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((65_535,), PartitionSpec()),
+        ((65_536,), PartitionSpec("fsdp")),
+        ((256, 256), PartitionSpec("fsdp", None)),
+        ((256, 512), PartitionSpec(None, "fsdp")),
+        ((3, 3, 512, 100), PartitionSpec(None, None, "fsdp", None)),
+        ((99_999, 3), PartitionSpec()),
+        ((99_999, 4), PartitionSpec(None, "fsdp")),
+        ((), PartitionSpec()),
+    ],
+)
+def test_sharding_by_shape(shape: tuple[int, ...], spec: PartitionSpec):
+    assert runtime.leaf_spec(shape, 4) == spec
+
+
+def test_without_fsdp_everything_is_replicated():
+    assert runtime.leaf_spec((1024, 1024), 1) == PartitionSpec()
+
+
+def test_a_batch_is_split_over_both_axes():
+    mesh = runtime.make_mesh(2, 4)
+    batch = runtime.put_batch(mesh)({"image": np.arange(32, dtype=np.uint8).reshape(16, 2)})
+    assert batch["image"].sharding.spec == PartitionSpec(("data", "fsdp"))
+    assert {s.data.shape for s in batch["image"].addressable_shards} == {(2, 2)}
+    np.testing.assert_array_equal(runtime.fetch(batch, mesh)["image"], np.arange(32).reshape(16, 2))
+    assert runtime.rows_of_process(mesh) == (0, 1)
+
+
+@pytest.mark.parametrize("batch", [0, 7, 12, -8])
+def test_a_batch_the_mesh_cannot_divide(batch: int, mesh):
+    with pytest.raises(UserError, match=r"train\.batch"):
+        runtime.check_batch(batch, mesh, "train.batch")
+
+
+def test_an_incomplete_job_is_a_user_error(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UserError, match="JAX_COORDINATOR_ADDRESS"):
+        runtime.start()
+
+
+def test_environment_names_device_and_versions():
+    environment = runtime.environment()
+    assert environment["jax"] == jax.__version__
+    assert environment["device"].startswith("8 × cpu")

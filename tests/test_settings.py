@@ -1,0 +1,102 @@
+"""Sweeps, identity, and configs as JSON."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common, digits
+from nml_jax import settings
+from nml_jax.errors import UserError
+
+
+def test_a_sweep_is_the_product_of_its_axes():
+    cells = settings.cells(digits.get_config())
+    assert len(cells) == 15
+    assert list(cells)[:4] == ["noise=0,seed=0", "noise=0,seed=1", "noise=0,seed=2", "noise=0.05,seed=0"]
+    cell = cells["noise=0.05,seed=2"]
+    assert (cell.noise, cell.seed, cell.noise_seed) == (0.05, 2, 2)
+
+
+def test_a_config_without_sweep_is_one_cell_named_by_noise_and_seed():
+    config = common.get_config()
+    config.noise, config.seed = 0.1, 7
+    assert list(settings.cells(config)) == ["noise=0.1,seed=7"]
+
+
+def test_a_pinned_axis_selects_cells():
+    config = digits.get_config()
+    config.noise = 0.05
+    cells = settings.cells(config, {"noise": 0.05})
+    assert list(cells) == ["noise=0.05,seed=0", "noise=0.05,seed=1", "noise=0.05,seed=2"]
+    assert cells["noise=0.05,seed=1"] == settings.cells(digits.get_config())["noise=0.05,seed=1"]
+
+
+def test_any_key_can_be_an_axis():
+    config = common.get_config()
+    config.sweep = ConfigDict({"optimizer": {"lr": (0.1, 0.01)}, "model": {"name": ("resnet18", "vit_ti")}})
+    cells = settings.cells(config)
+    assert "noise=0,seed=0,model.name=vit_ti,optimizer.lr=0.01" in cells
+    assert len({(c.optimizer.lr, c.model.name) for c in cells.values()}) == 4
+
+
+@pytest.mark.parametrize(
+    ("sweep", "cause"),
+    [
+        ({"nois": (0.1,)}, "nois is no key"),
+        ({"runtime": {"threads": (1, 2)}}, "no key that a run can vary"),
+        ({"noise": ()}, "no tuple"),
+        ({"noise": (0.1, 0.1)}, "different values"),
+        ({"noise": 0.1}, "no tuple"),
+        ({"noise": ("much",)}, "noise"),
+    ],
+)
+def test_a_sweep_that_is_none(sweep: dict, cause: str):
+    config = common.get_config()
+    config.sweep = ConfigDict(sweep)
+    with pytest.raises(UserError, match=cause):
+        settings.cells(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("noise", -0.1),
+        ("noise", 1.5),
+        ("noise", float("nan")),
+        ("train.batch", 0),
+        ("train.epochs", 0.0),
+        ("tune.validation", 1.0),
+        ("extract.weights", "ema"),
+        ("extract.weights", "averaged"),
+        ("seed", -1),
+        ("optimizer.lr", float("inf")),
+    ],
+)
+def test_values_that_can_only_be_mistakes(key: str, value):
+    config = common.get_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=key.split(".")[-1]):
+        settings.check(config)
+
+
+def test_json_round_trip():
+    config = digits.get_config()
+    back = settings.from_json(settings.to_json(config))
+    assert back.to_dict() == config.to_dict()
+    assert isinstance(back.optimizer.decay[0], tuple)
+
+
+def test_identity_leaves_out_what_changes_no_number():
+    a, b = digits.get_config(), digits.get_config()
+    with b.unlocked():
+        b.runtime.threads, b.stages, b.noise, b.seed = 7, ("tune",), 0.3, 5
+    axes = settings.axes_of(a)
+    assert settings.identity(a, axes) == settings.identity(b, axes)
+    with b.unlocked():
+        b.optimizer.lr = 0.5
+    assert settings.identity(a, axes) != settings.identity(b, axes)
+
+
+def test_frozen_sections_are_equal_when_their_values_are():
+    a, b = digits.get_config(), digits.get_config()
+    assert settings.frozen(a.model, a.objective) == settings.frozen(b.model, b.objective)
+    assert hash(settings.frozen(a.model)) == hash(settings.frozen(b.model))
