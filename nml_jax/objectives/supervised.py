@@ -1,0 +1,144 @@
+"""Supervised classification: softmax or binary cross-entropy, label smoothing, mixup and cutmix on the device."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from nml_jax.errors import UserError
+
+
+def softmax_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross-entropy −Σₖ tₖ log softmax(x)ₖ of float32 logits [B, K] against targets [B, K] -> float32 [B]."""
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def bce_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Binary cross-entropy of each class, averaged over the classes as timm does: [B, K], [B, K] -> float32 [B]."""
+    return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+
+
+LOSSES = {"softmax": softmax_loss, "bce": bce_loss}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Supervised:
+    """An Objective over batches of image [B, H, W, 3] (0 to 255), label int32 [B] and mask float32 [B].
+
+    The fields are the keys of the section `objective` of configs/common.py; `form` is its `loss`.
+    """
+
+    num_classes: int
+    form: str = "softmax"
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    switch_prob: float = 0.5
+    multi_hot: bool = False
+
+    def loss(
+        self, model: Any, params: Any, model_state: Any, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, dict[str, tuple[jax.Array, jax.Array]]]]:
+        """The mean loss over the mask of the global batch, the new model state, and the metrics as (sum, count).
+
+        Where images are mixed, `accuracy` compares with the label of the unreversed image, whatever its share.
+        """
+        key_mix, key_model = jax.random.split(key)
+        image, share = batch["image"], 1.0
+        if self.mixup or self.cutmix:
+            image, share = mix(key_mix, image, mixup=self.mixup, cutmix=self.cutmix, switch_prob=self.switch_prob)
+        outputs, new_state = model.apply(params, model_state, {**batch, "image": image}, train=True, key=key_model)
+        logits, label, mask = outputs["logits"], batch["label"], batch["mask"]
+        losses = LOSSES[self.form](logits, self.targets(label, share)) * mask
+        correct = (logits.argmax(-1) == label) * mask
+        count = mask.sum()
+        metrics = {"loss": (losses.sum(), count), "accuracy": (correct.sum(), count)}
+        return losses.sum() / count, (new_state, metrics)
+
+    def targets(self, label: jax.Array, share: jax.Array | float) -> jax.Array:
+        """Targets float32 [B, K] where `share` of each image is its own and the rest that of its partner (see `mix`).
+
+        With `multi_hot` every class with any share is a full 1 (arXiv 2110.00476). Smoothing ε turns a target t into
+        t(1−ε) + ε/K, for BCE too, as timm does.
+        """
+        own = jax.nn.one_hot(label, self.num_classes)
+        targets = share * own + (1 - share) * own[::-1]
+        if self.multi_hot:
+            targets = (targets > 0).astype(own.dtype)
+        return targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+
+
+def make(config: ConfigDict, *, num_classes: int) -> Supervised:
+    """The objective of the section `objective` of configs/common.py.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    if config.loss not in LOSSES:
+        raise UserError(f"there is no objective.loss={config.loss!r}", f"choose one of {', '.join(LOSSES)}")
+    for key, high in (("label_smoothing", 1), ("switch_prob", 1), ("mixup", math.inf), ("cutmix", math.inf)):
+        if not (0 <= config[key] <= high and math.isfinite(config[key])):
+            raise UserError(f"objective.{key}={config[key]} is out of range", f"set it between 0 and {high}")
+    if config.multi_hot and config.loss != "bce":
+        raise UserError(f"objective.multi_hot with objective.loss={config.loss!r}", "set objective.loss=bce")
+    return Supervised(
+        num_classes=num_classes,
+        form=config.loss,
+        label_smoothing=config.label_smoothing,
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+        switch_prob=config.switch_prob,
+        multi_hot=config.multi_hot,
+    )
+
+
+def mix(
+    key: jax.Array, image: jax.Array, *, mixup: float, cutmix: float, switch_prob: float
+) -> tuple[jax.Array, jax.Array]:
+    """Mix every image with its partner, which is the batch in reverse, as timm's mode "batch" does.
+
+    mixup (arXiv 1710.09412) adds λ of the image to 1−λ of the partner; cutmix (arXiv 1905.04899) pastes a box of the
+    partner. λ ~ Beta(a, a) is one draw for the whole global batch, as is the box, and as is the choice between the two
+    where both are on: cutmix with probability `switch_prob`.
+
+    Args:
+        key: PRNG key.
+        image: [B, H, W, C], uint8 or float, in any unit.
+        mixup: a of mixup; 0: off.
+        cutmix: a of cutmix; 0: off. One of the two must be on.
+        switch_prob: probability of cutmix where both are on.
+
+    Returns:
+        The mixed images, float32 [B, H, W, C] in the same unit, and the share of each that is its own: λ for mixup, for
+        cutmix one minus the share of pixels in the box after clipping.
+    """
+    key_switch, key_share, key_box = jax.random.split(key, 3)
+    is_cutmix = jax.random.bernoulli(key_switch, switch_prob if mixup and cutmix else float(cutmix > 0))
+    a = jnp.where(is_cutmix, cutmix, mixup)
+    share = jax.random.beta(key_share, a, a)
+    height, width = image.shape[1:3]
+    outside = ~box(key_box, height, width, 1 - share)
+    weight = jnp.where(is_cutmix, outside, share)[..., None]  # of the own image, pixel by pixel
+    share = jnp.where(is_cutmix, outside.mean(), share)
+    image = image.astype(jnp.float32)
+    return image * weight + image[::-1] * (1 - weight), share
+
+
+def box(key: jax.Array, height: int, width: int, area: jax.Array) -> jax.Array:
+    """A box at random, as bool [height, width]: it has the image's shape, a share `area` of its pixels (sides rounded
+    down), its centre on any pixel with equal probability, and is clipped at the border.
+    """
+
+    def side(key: jax.Array, length: int) -> jax.Array:
+        cut = jnp.floor(length * jnp.sqrt(area))
+        start = jax.random.randint(key, (), 0, length) - cut // 2
+        pixels = jnp.arange(length)
+        return (pixels >= start) & (pixels < start + cut)
+
+    key_y, key_x = jax.random.split(key)
+    return side(key_y, height)[:, None] & side(key_x, width)

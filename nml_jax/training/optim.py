@@ -1,0 +1,138 @@
+"""The optimiser as one optax chain, and its schedule. What each parameter gets is decided by regexes over its path."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from nml_jax.errors import UserError
+
+
+def make(
+    config: ConfigDict, params: Any, *, steps: int, steps_per_epoch: float
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimiser of `config` for `params`.
+
+    The chain: clip by global norm; adamw, lamb or sgd with decay; learning-rate multiplier; schedule. With wd the
+    weight decay times the parameter's multiplier, η the learning rate times its own, u Adam's bias-corrected direction:
+
+    * adamw: p ← p − η (u + wd·p), decoupled (arXiv 1711.05101).
+    * lamb: p ← p − η r (u + wd·p) with r = ‖p‖ / ‖u + wd·p‖ per tensor, and r = 1 where a norm is 0 or wd is 0
+      (arXiv 1904.00962; timm's `Lamb`, whose default also clips by global norm 1: set `clip_norm`).
+    * sgd: b ← momentum·b + (g + wd·p), then p ← p − η b, or η (g + wd·p + momentum·b) with Nesterov (as in PyTorch).
+
+    A learning-rate multiplier of 0 freezes: the update is exactly zero, there is no decay and no optimiser state, and
+    the gradient does not count in the global norm.
+
+    Args:
+        config: the section `optimizer` of configs/common.py. The pairs of `decay` and `lr_mult` hold a regex that must
+            match the whole path, as in "a/b/kernel"; the first match counts.
+        params: nested dicts of arrays or ShapeDtypeStructs.
+        steps: of the whole run.
+        steps_per_epoch: converts `warmup_epochs` to steps.
+
+    Returns:
+        The transformation, whose updates are added to the parameters, and the learning rate by step, from 0.
+
+    Raises:
+        UserError: a value is out of range, a regex is none, a parameter matches no pattern, a pattern decides nothing.
+    """
+    _check(config)
+    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    decay = _multipliers("optimizer.decay", config.decay, names)
+    lr_mult = _multipliers("optimizer.lr_mult", config.lr_mult, names)
+    if not any(lr_mult.values()):
+        raise UserError("optimizer.lr_mult freezes every parameter", "give a multiplier above 0 to those to be trained")
+    schedule = make_schedule(config, steps=steps, steps_per_epoch=steps_per_epoch)
+
+    wd = {name: config.weight_decay * value for name, value in decay.items()}
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    add_decay = _per_parameter(lambda name, u, p: u + wd[name] * p if wd[name] else u)
+    trust = optax.masked(optax.scale_by_trust_ratio(), lambda tree: _map_named(lambda name, _: wd[name] > 0, tree))
+    optimizers = {
+        "adamw": (adam, add_decay),
+        "lamb": (adam, add_decay, trust),
+        "sgd": (add_decay, optax.trace(config.momentum, config.nesterov)),
+    }
+    if config.name not in optimizers:
+        raise UserError(f"there is no optimizer.name={config.name!r}", f"choose one of {', '.join(optimizers)}")
+
+    chain = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        *optimizers[config.name],
+        _per_parameter(lambda name, u, _: u * lr_mult[name]),
+        optax.scale_by_learning_rate(schedule),
+    )
+    if all(lr_mult.values()):
+        return chain, schedule
+    labels = _map_named(lambda name, _: "trained" if lr_mult[name] else "frozen", params)
+    return optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels), schedule
+
+
+def make_schedule(config: ConfigDict, *, steps: int, steps_per_epoch: float) -> optax.Schedule:
+    """Linear from `warmup_lr` to `lr` over `warmup_epochs`, then half a cosine to `min_lr`, reached at `steps`.
+
+    timm lets the cosine begin at step 0, beneath the warm-up; with 5 of 300 epochs the two differ by less than 0.1 %
+    of the peak.
+
+    Raises:
+        UserError: the warm-up leaves no step for the cosine.
+    """
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if warmup >= steps:
+        raise UserError(
+            f"optimizer.warmup_epochs={config.warmup_epochs} is {warmup} steps, the whole run is {steps}",
+            "warm up for fewer epochs or train for more",
+        )
+    return optax.warmup_cosine_decay_schedule(config.warmup_lr, config.lr, warmup, steps, config.min_lr)
+
+
+def _check(config: ConfigDict) -> None:
+    for keys, high in (
+        (("lr", "min_lr", "warmup_lr", "warmup_epochs", "eps", "weight_decay", "clip_norm"), math.inf),
+        (("b1", "b2", "momentum"), 1.0),
+    ):
+        for key in keys:
+            if not 0 <= config[key] < high:
+                raise UserError(f"optimizer.{key}={config[key]} is out of range", f"set it to 0 or more, below {high}")
+
+
+def _multipliers(key: str, rules: Iterable[tuple[str, float]], names: Sequence[str]) -> dict[str, float]:
+    """The value of the first rule whose regex matches, for every name."""
+    try:
+        parsed = [(re.compile(pattern), float(value)) for pattern, value in rules]
+    except (re.error, TypeError, ValueError) as e:
+        raise UserError(f"{key}={rules!r} is no list of (regex, number): {e}", "write it as ((r'.*', 1.0),)") from e
+    for pattern, value in parsed:
+        if not 0 <= value < math.inf:
+            raise UserError(f"{key} has the multiplier {value} for {pattern.pattern!r}", "use a number of 0 or more")
+    values, unused = {}, {pattern.pattern for pattern, _ in parsed} - {".*"}
+    for name in names:
+        match = next(((pattern, value) for pattern, value in parsed if pattern.fullmatch(name)), None)
+        if match is None:
+            raise UserError(f"{key}: no pattern matches the parameter {name!r}", "end the list with (r'.*', 1.0)")
+        values[name] = match[1]
+        unused.discard(match[0].pattern)
+    if unused:
+        raise UserError(
+            f"{key}: the pattern {min(unused)!r} matches no parameter, or only what an earlier one took",
+            f"correct or remove it; it must match a whole path, as {names[0]!r}",
+        )
+    return values
+
+
+def _name(path: jax.tree_util.KeyPath) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _map_named(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: f(_name(path), *leaves), tree, *rest)
+
+
+def _per_parameter(f: Callable[[str, jax.Array, jax.Array], jax.Array]) -> optax.GradientTransformation:
+    """A stateless step of the chain: `f(name, update, parameter)`, leaf by leaf."""
+    return optax.stateless(lambda updates, params: _map_named(f, updates, params))
