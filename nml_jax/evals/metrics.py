@@ -1,0 +1,67 @@
+"""Accuracy, macro-F1 and mean-per-class accuracy, in float64 from a confusion matrix."""
+
+from typing import Any
+
+import numpy as np
+
+from nml_jax.errors import UserError
+
+
+def confusion(labels: Any, predictions: Any, num_classes: int, mask: Any = None) -> np.ndarray:
+    """How often class i was predicted as class j.
+
+    Args:
+        labels: int [N], the true classes, in [0, num_classes).
+        predictions: int [N], likewise.
+        num_classes: K.
+        mask: [N], or None: rows that are 0 (or False) here do not count.
+
+    Returns:
+        int64 [K, K], true class by predicted class; add the matrices of parts to get that of the whole.
+    """
+    cells = np.asarray(labels, np.int64) * num_classes + np.asarray(predictions, np.int64)
+    if mask is not None:
+        cells = cells[np.asarray(mask) > 0]
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def accuracy(confusion: Any) -> float:
+    """Share of examples whose class is predicted, from a confusion matrix [K, K].
+
+    Raises:
+        UserError: there is no example.
+    """
+    counts = _counts(confusion)
+    return float(np.trace(counts) / counts.sum())
+
+
+def mean_per_class(confusion: Any) -> float:
+    """Mean over classes of the share of their examples that is predicted; classes without examples do not count.
+
+    Raises:
+        UserError: there is no example.
+    """
+    counts = _counts(confusion)
+    support = counts.sum(1)
+    present = support > 0
+    return float((np.diag(counts)[present] / support[present]).mean())
+
+
+def macro_f1(confusion: Any) -> float:
+    """Mean over classes of F1 = 2 TP / (examples + predictions). Classes with neither an example nor a prediction do not
+    count; a class that was only predicted counts as 0. This is scikit-learn's `f1_score(average="macro")`.
+
+    Raises:
+        UserError: there is no example.
+    """
+    counts = _counts(confusion)
+    either = counts.sum(0) + counts.sum(1)
+    present = either > 0
+    return float((2 * np.diag(counts)[present] / either[present]).mean())
+
+
+def _counts(confusion: Any) -> np.ndarray:
+    counts = np.asarray(confusion, np.float64)
+    if not counts.sum():
+        raise UserError("there is nothing to score: the split is empty", "choose a split with examples")
+    return counts
