@@ -70,7 +70,7 @@ class Checkpoints:
         train = {"opt_state": state.opt_state, "step": state.step, "key": state.key}
         with errors.storage(self.folder):
             response = self.checkpointer.save_checkpointables_async(
-                step, {"model": model, "train": train, "meta": {"json": self.meta}}
+                step, {"model": model, "train": train, "meta": {"json": self.meta, "schema": 1}}
             )
         self.pending = self.hasher.submit(self._finish, response, step)
 

@@ -97,7 +97,7 @@ def _build(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         average = optax.incremental_update(params, state.ema, 1 - ema) if ema else None
-        metrics["grad_norm"] = (optax.global_norm(grads), jnp.float32(1))
+        metrics["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1))
         return TrainState(state.step + 1, params, model_state, average, opt_state, state.key), metrics
 
     return Program(

@@ -117,11 +117,11 @@ def test_default_patterns_name_what_does_not_decay():
         "pos_embed": 0,
         "norm": {"scale": 0, "bias": 0},
         "conv": {"kernel": 0},
-        "classes": {"kernel": 0},
+        "cls_head": {"kernel": 0},
     }
     names = list(leaves(params))
     got = optim._multipliers("optimizer.decay", get_config().optimizer.decay, names)
-    assert {name for name in names if got[name]} == {"conv/kernel", "classes/kernel"}
+    assert {name for name in names if got[name]} == {"conv/kernel", "cls_head/kernel"}
 
 
 def test_lr_mult_scales_the_whole_step():

@@ -1,0 +1,161 @@
+"""The loop: resuming, stopping, placement, what it writes."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+from tests.training.tiny import host, make_run, random_batches  # noqa: F401
+
+from nml_jax import runtime
+from nml_jax.errors import NonFinite, Preempted
+from nml_jax.training import loop
+
+
+def stop_after(batches, step: int):
+    """The same batches, but the process is asked to stop while it reads that of `step`."""
+
+    def stopping(start: int) -> Iterator:
+        for k, batch in enumerate(batches(start), start):
+            if k == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    return stopping
+
+
+def test_plan():
+    class Config:
+        class train:
+            batch, epochs = 16, 2.5
+
+    plan = loop.Plan.of(Config, 40)  # type: ignore[arg-type]
+    assert plan == (6, 2.5)  # 2.5 epochs of 2.5 steps, rounded half to even
+    assert (plan.every(1.0), plan.every(0.0), plan.every(0.1)) == (2, 6, 1)
+
+
+def test_n_steps_are_k_steps_and_a_restart_and_n_minus_k_steps(make_run):
+    whole = host(make_run("whole").train())
+    broken = make_run("broken")
+    with pytest.raises(Preempted, match="step 6"):
+        broken.train(stop_after(random_batches(16), 5))
+    resumed = host(broken.train())
+    assert resumed.keys() == whole.keys()
+    for name in whole:
+        np.testing.assert_array_equal(resumed[name], whole[name], err_msg=name)
+    metrics = {}
+    for name in ("whole", "broken"):
+        lines = [json.loads(x) for x in (broken.folder.parent / name / "metrics.jsonl").read_text().splitlines()]
+        metrics[name] = {line["step"]: line.get("train/lr") for line in lines}
+    assert metrics["whole"] == metrics["broken"]
+
+
+def test_a_finished_run_is_left_alone(make_run):
+    run = make_run()
+    first = host(run.train())
+
+    def none(start: int) -> Iterator:
+        raise AssertionError("a finished run reads no batch")
+
+    again = host(run.train(none))
+    for name in first:
+        np.testing.assert_array_equal(first[name], again[name])
+
+
+def test_sigterm_is_only_caught_while_training(make_run):
+    before = signal.getsignal(signal.SIGTERM)
+    make_run().train()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_ids_and_is_never_saved(make_run):
+    run = make_run()
+    ids = next(random_batches(16)(6))["id"]
+    with pytest.raises(NonFinite, match=rf"step 7; .*{ids[0]}, {ids[1]}"):
+        run.train(random_batches(16, poison=6))
+    assert [int(p.name) for p in (run.folder / "checkpoints").iterdir()] == [4]
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 4])
+def test_first_step_is_the_same_on_one_device_and_on_eight(make_run, fsdp: int, monkeypatch):
+    monkeypatch.setattr(runtime, "SHARD_FROM", 64)  # so that tiny parameters are split too
+    batch = next(random_batches(16)(0))
+    results = []
+    one = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1])
+    run = make_run(fsdp=fsdp)
+    for mesh in (one, run.mesh):
+        loop._build.cache_clear()
+        program = loop.build(run.config, run.plan, mesh, num_classes=3)
+        state = program.init(jax.random.key(0))
+        with jax.transfer_guard("allow"):
+            put = runtime.put_batch(mesh)({k: v for k, v in batch.items() if k != "label_clean"})
+        state, metrics = program.step(state, put)
+        results.append((host(state), jax.device_get(metrics)))
+    loop._build.cache_clear()
+    (first, m1), (second, m2) = results
+    for name in m1:
+        np.testing.assert_allclose(m1[name], m2[name], rtol=1e-5)
+    for name in first:
+        if "mu" in name:  # the first moments after one step are the gradients times a constant
+            np.testing.assert_allclose(first[name], second[name], rtol=1e-5, atol=1e-5 * np.abs(first[name]).max())
+
+
+def test_parameters_are_born_sharded_and_optimiser_state_and_ema_follow(make_run, monkeypatch):
+    monkeypatch.setattr(runtime, "SHARD_FROM", 64)
+    loop._build.cache_clear()
+    run = make_run(fsdp=4)
+    state = run.program.init(jax.random.key(0))
+    loop._build.cache_clear()
+    split = 0
+    for tree in (state.params, state.ema, *(x for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, dict)) if isinstance(x, dict))):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            assert leaf.sharding.spec == runtime.leaf_spec(leaf.shape, 4), jax.tree_util.keystr(path)
+            split += "fsdp" in leaf.sharding.spec
+    assert split > 8
+
+
+def test_the_state_is_donated(make_run):
+    run = make_run()
+    state = run.program.init(jax.random.key(0))
+    batch = next(random_batches(16)(0))
+    leaf = jax.tree.leaves(state.params)[0]
+    run.program.step(state, runtime.put_batch(run.mesh)({k: v for k, v in batch.items() if k != "label_clean"}))
+    assert leaf.is_deleted()
+
+
+def test_runs_that_differ_in_data_and_seed_only_share_one_program(make_run):
+    assert make_run("a", noise=0.3, seed=5).program is make_run("b").program
+    assert make_run("c", **{"optimizer.lr": 0.5}).program is not make_run("b").program
+
+
+def test_evaluators_see_the_state_before_it_is_donated(make_run):
+    seen = []
+
+    class Norm:
+        def run(self, params, model_state):
+            seen.append(sum(float(abs(x).sum()) for x in jax.tree.leaves(params)))
+            yield "norm", seen[-1]
+
+    run = make_run(**{"runtime.eval_every": 1.0})
+    run.train(evaluators={"validation": Norm()})
+    lines = [json.loads(x) for x in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    values = [line["validation/norm"] for line in lines if "validation/norm" in line]
+    assert len(seen) == 4  # twice, raw and moving average
+    assert values == pytest.approx(seen[::2])
+    assert [line["validation_ema/norm"] for line in lines if "validation_ema/norm" in line] == pytest.approx(seen[1::2])
+
+
+def test_the_moving_average_is_one(make_run):
+    run = make_run()
+    state = run.program.init(jax.random.key(0))
+    before = host(state)
+    batch = next(random_batches(16)(0))
+    state, _ = run.program.step(state, runtime.put_batch(run.mesh)({k: v for k, v in batch.items() if k != "label_clean"}))
+    after = host(state)
+    for name in before:
+        if name.startswith(".params"):
+            expected = 0.9 * before[name].astype(np.float64) + 0.1 * after[name]
+            np.testing.assert_allclose(after[name.replace(".params", ".ema")], expected, rtol=1e-5, atol=1e-7)
