@@ -1,0 +1,5 @@
+"""How good a model is. An evaluator's `run(params, model_state)` yields (name, value). EVALUATORS lists them."""
+
+from nml_jax.evals.classification import Classification
+
+EVALUATORS = {"classification": Classification}

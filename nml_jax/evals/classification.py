@@ -1,0 +1,88 @@
+"""Evaluate a classifier on a whole split: sums on the devices, division on the host, no example ever dropped."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from nml_jax.errors import UserError
+from nml_jax.evals import metrics
+
+
+class Sums(NamedTuple):
+    """What a batch adds up to; rows whose mask is 0 add nothing."""
+
+    confusion: jax.Array  # int32 [K, K], true class by predicted class
+    loss: jax.Array  # float32 [], softmax cross-entropy
+    wrong: jax.Array  # int32 [], records whose label is not the clean one ...
+    fit: jax.Array  # int32 [], ... and those of them that are predicted as the noisy label
+
+
+# A function of the module, so that all evaluators of one model share what is compiled.
+@partial(jax.jit, static_argnames=("apply", "num_classes", "clean"))
+def _sums(
+    params: Any, model_state: Any, batch: Mapping[str, jax.Array], *, apply: Callable, num_classes: int, clean: bool
+) -> Sums:
+    logits = apply(params, model_state, batch, train=False, key=None)[0]["logits"]
+    predicted, present = logits.argmax(-1), batch["mask"] > 0
+    true = batch["label_clean" if clean else "label"]
+    wrong = present & (batch["label"] != batch["label_clean"])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, true)
+    return Sums(
+        jnp.zeros((num_classes, num_classes), jnp.int32).at[true, predicted].add(present.astype(jnp.int32)),
+        jnp.where(present, losses, 0).sum(),
+        wrong.sum(),
+        (wrong & (predicted == batch["label"])).sum(),
+    )
+
+
+class Classification:
+    """An Evaluator of the model's "logits".
+
+    Args:
+        apply: of a Model.
+        batches: returns this process's batches of the split, from the start: dicts of NumPy arrays image [B, H, W, 3],
+            label and label_clean int [B], id, and mask float [B], which is 0 for rows that only fill the last batch.
+        num_classes: K.
+        put: local batch -> global batch on the devices (`runtime.put_batch`).
+        fetch: global arrays -> NumPy, whole, on every process (`runtime.fetch`).
+        clean: score against `label_clean`, else against `label`.
+    """
+
+    def __init__(
+        self,
+        apply: Callable[..., Any],
+        batches: Callable[[], Iterable[Mapping[str, np.ndarray]]],
+        *,
+        num_classes: int,
+        put: Callable[[Any], Any] = jax.device_put,
+        fetch: Callable[[Any], Any] = jax.device_get,
+        clean: bool = True,
+    ):
+        self.batches, self.put, self.fetch = batches, put, fetch
+        self.sums = partial(_sums, apply=apply, num_classes=num_classes, clean=clean)
+
+    def run(self, params: Any, model_state: Any) -> Iterator[tuple[str, float]]:
+        """Yields accuracy, macro_f1, mean_per_class and loss (softmax cross-entropy, nats per example); and, where some
+        labels are noisy, noisy_fit: the share of these records for which the model predicts the noisy label.
+
+        Raises:
+            UserError: the split is empty.
+        """
+        total: Any = None
+        for local in self.batches():
+            sums = self.sums(params, model_state, self.put(local))
+            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        if total is None:
+            raise UserError("there is nothing to evaluate: the split is empty", "choose a split with examples")
+        total = self.fetch(total)
+        yield "accuracy", metrics.accuracy(total.confusion)
+        yield "macro_f1", metrics.macro_f1(total.confusion)
+        yield "mean_per_class", metrics.mean_per_class(total.confusion)
+        yield "loss", float(total.loss / total.confusion.sum())
+        if total.wrong:
+            yield "noisy_fit", float(total.fit / total.wrong)
