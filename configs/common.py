@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
     model.name = "resnet50"  # a key of nml_jax.models.MODELS
     model.dtype = "float32"  # of activations; parameters are always float32
     model.mean = (0.485, 0.456, 0.406)  # per-channel mean of pixels in [0, 1]
-    model.std = (0.229, 0.224, 0.225)
+    model.std = (0.229, 0.224, 0.225)  # per-channel standard deviation of pixels in [0, 1]
     model.drop_path = 0.0  # stochastic depth: rate of the last block, rising linearly from the first
     model.stem = "imagenet"  # ResNet: imagenet (7x7, stride 2, max-pool) | small (3x3, stride 1)
     model.width = placeholder(int)  # ResNet: channels of the first stage. None: the variant's
@@ -81,7 +81,7 @@ def get_config() -> ConfigDict:
     objective = config.objective = ConfigDict()
     objective.name = "supervised"  # a key of nml_jax.objectives.OBJECTIVES
     objective.loss = "softmax"  # softmax | bce
-    objective.label_smoothing = 0.0
+    objective.label_smoothing = 0.0  # share of the target spread evenly over all classes
     objective.mixup = 0.0  # Beta(a, a); 0: off
     objective.cutmix = 0.0  # Beta(a, a); 0: off. With both on, each batch draws one of the two
     objective.switch_prob = 0.5  # probability of cutmix where both are on
@@ -92,27 +92,27 @@ def get_config() -> ConfigDict:
     optimizer.lr = 1e-3  # peak learning rate at this batch size
     optimizer.min_lr = 0.0  # learning rate at the end of the cosine
     optimizer.warmup_epochs = 5.0  # linear, from warmup_lr
-    optimizer.warmup_lr = 0.0
-    optimizer.b1 = 0.9
-    optimizer.b2 = 0.999
-    optimizer.eps = 1e-8
+    optimizer.warmup_lr = 0.0  # where the warm-up starts
+    optimizer.b1 = 0.9  # adamw, lamb: decay of the first moment
+    optimizer.b2 = 0.999  # adamw, lamb: decay of the second moment
+    optimizer.eps = 1e-8  # adamw, lamb
     optimizer.momentum = 0.9  # sgd
     optimizer.nesterov = False  # sgd
-    optimizer.weight_decay = 0.05
-    # (regex over "a/b/kernel", multiplier of weight_decay): the first match counts; every parameter must match one.
-    optimizer.decay = ((r"(.*/)?(bias|scale|cls|pos_embed)", 0.0), (r".*", 1.0))
+    optimizer.weight_decay = 0.05  # decoupled for adamw and lamb; added to the gradient for sgd
+    # Pairs of a regex over "a/b/kernel" and a multiplier. The first match counts; every parameter must match one.
+    optimizer.decay = ((r"(.*/)?(bias|scale|cls|pos_embed)", 0.0), (r".*", 1.0))  # multiplier of weight_decay
     optimizer.lr_mult = ((r".*", 1.0),)  # the same form, multiplier of the learning rate; 0 freezes
     optimizer.clip_norm = 0.0  # global gradient norm; 0: off
 
     train = config.train = ConfigDict()
     train.batch = 256  # global
-    train.epochs = 90.0
+    train.epochs = 90.0  # of the training split
     train.ema = 0.0  # decay of the exponential moving average of the parameters; 0: none is kept
 
     # The downstream task: train features on `train`, score in-domain on `test` and out-of-domain on `ood`.
     downstream = config.downstream = ConfigDict()
     downstream.tasks = ("digits",)  # keys of nml_jax.data.tasks.TASKS; "directory" is described by the keys below
-    downstream.path = ""  # directory: the prepared dataset
+    downstream.path = ""  # directory: the prepared dataset; "": data.path
     downstream.classes = ()  # directory: keep these class ids only; (): all
     downstream.train = "train"  # directory: split
     downstream.test = ("test",)  # directory: in-domain splits
@@ -123,17 +123,17 @@ def get_config() -> ConfigDict:
     extract.weights = "raw"  # raw | ema
     extract.step = placeholder(int)  # checkpoint; None: the last
     extract.layers = ("features",)  # keys of the model's outputs
-    extract.batch = 256
+    extract.batch = 256  # images per step
     extract.views = 1  # stored views per training image: 1 is the plain image, more are augmented
     extract.spectra = ("paper", "code")  # modes of nml_jax.spectrum.PRESETS
 
     tune = config.tune = ConfigDict()
-    tune.methods = ("linear", "mlp", "nmtune")
+    tune.methods = ("linear", "mlp", "nmtune")  # of nml_jax.models.heads.METHODS
     tune.presets = ("paper", "code")  # of NMTune
-    tune.epochs = 30
-    tune.batch = 64
+    tune.epochs = 30  # of every head; cosine to zero
+    tune.batch = 64  # training rows per step, each with all its views
     tune.lrs = (0.1, 0.01, 0.001)  # the same grid for every method
-    tune.weight_decays = (0.0, 1e-4)
+    tune.weight_decays = (0.0, 1e-4)  # the same grid for every method
     tune.validation = 0.2  # share of the task's training split on which the two are chosen, stratified
     tune.standardize = False  # per-feature mean 0 and variance 1, from the training rows, for every method
     tune.width = 4  # hidden width of the MLP over the feature dimension

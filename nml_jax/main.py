@@ -8,19 +8,21 @@ Without --config it runs configs/digits.py. Everything it calls can be imported 
 import contextlib
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from nml_jax.errors import NonFinite, PeerLost, Preempted, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
+DEFAULT = str(ROOT / "configs" / "digits.py")
+
 CONFIG = config_flags.DEFINE_config_file(
-    "config", str(ROOT / "configs" / "digits.py"), "What to run; --config.key=value overrides a key."
+    "config", help_string="What to run; --config.key=value overrides a key. Default: configs/digits.py."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the experiment. Default: runs/<config.name>.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be run, its size and its cost, and train nothing.")
@@ -31,42 +33,59 @@ def main(argv: Sequence[str]) -> None:
     """The command line, parsed."""
     if len(argv) > 1:
         raise UserError(f"{argv[1]!r} is no flag", "write --config=FILE and --config.key=value")
-
-    # ---- what to run -------------------------------------------------------------------------------------------
-    from nml_jax import settings, stages
-    from nml_jax.stages import experiment
-
     config = CONFIG.value
     pinned = config_flags.get_override_values(flags.FLAGS["config"])
-    cells = settings.cells(config, pinned)
     workdir = Path(WORKDIR.value or Path("runs") / config.name)
-    stages.check(config.stages, "stages")
-    stages.check(FORCE.value, "--force")
+    launch(config, workdir, pinned=pinned, dry_run=DRY_RUN.value, force=FORCE.value)
 
-    # ---- where -------------------------------------------------------------------------------------------------
+
+def launch(
+    config: ConfigDict, workdir: Path, *, pinned: Mapping[str, Any], dry_run: bool = False, force: Sequence[str] = ()
+) -> None:
+    """Run an experiment.
+
+    Args:
+        config: what to run; see configs/common.py.
+        workdir: folder of the experiment.
+        pinned: dotted keys whose axis in the sweep is set to their value in `config`: it selects runs.
+        dry_run: only print what would be run, and what that costs.
+        force: stages to do again.
+
+    Raises:
+        UserError, Preempted, NonFinite, PeerLost: see `errors`.
+    """
+    # ---- what to run -----------------------------------------------------------------------------------------------
+    from nml_jax import settings, stages
+
+    cells = settings.cells(config, pinned)
+    stages.check(config.stages, "stages")
+    stages.check(force, "--force")
+
+    # ---- where -----------------------------------------------------------------------------------------------------
     import jax
 
     from nml_jax import log, runtime
+    from nml_jax.stages import experiment
 
     runtime.start(config.runtime.timeout)
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis)
-    if DRY_RUN.value:
+    if dry_run:
         from nml_jax.stages import plan
 
         print(plan.describe(config, cells, workdir, mesh))
         return
     first = jax.process_index() == 0
     revision = code_revision()
-    experiment.claim(workdir, config, force=FORCE.value, write=first)
+    experiment.claim(workdir, config, force=force, write=first)
 
-    # ---- the runs, one after another ---------------------------------------------------------------------------
+    # ---- the runs, one after another -------------------------------------------------------------------------------
     for name, cell in cells.items():
         folder = experiment.open_run(workdir, name, cell, write=first)
         for stage in config.stages:
             if stage in stages.STAGES:
-                stages.run(stage, cell, folder, mesh, revision=revision, force=stage in FORCE.value)
+                stages.run(stage, cell, folder, mesh, revision=revision, force=stage in force)
 
-    # ---- the report over all runs of the experiment, these and earlier ones ------------------------------------
+    # ---- the report over all runs of the experiment, these and earlier ones ----------------------------------------
     if "report" in config.stages and first:
         from nml_jax.stages import report
 
@@ -83,19 +102,32 @@ def code_revision() -> str:
     return ""
 
 
-def parse(argv: list[str]) -> list[str]:
+def parse(argv: Sequence[str]) -> list[str]:
     """Parse the flags; what the user mistyped is told in one line.
 
     Raises:
         UserError: an unknown flag, config file or key, or a value of the wrong type.
     """
+    cure = "see --help, and configs/common.py for every key and its type"
+    given = [arg.split("=", 1)[-1] for arg in argv if arg.startswith(("--config=", "-config="))]
+    file = (given or [DEFAULT])[-1].split(":")[0]
+    if not Path(file).is_file():
+        raise UserError(f"there is no config file {file!r}", "give --config=FILE, as in --config=configs/digits.py")
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-        cause = " ".join(str(e.args[0] if e.args else e).split())
-        raise UserError(cause, "see --help, and configs/common.py for every key and its type") from e
-    except (OSError, SyntaxError) as e:
-        raise UserError(f"cannot read the config: {e}", "give --config=FILE, as in --config=configs/digits.py") from e
+        rest = flags.FLAGS([argv[0], *([] if given else [f"--config={DEFAULT}"]), *argv[1:]])
+        CONFIG.value.to_dict()  # a config that failed to load says so when it is read
+    except (AttributeError, KeyError) as e:
+        raise UserError(f"{file} and its overrides: no such key: {_one_line(e)}", cure) from e
+    except (flags.Error, ImportError, OSError, SyntaxError, TypeError, ValueError) as e:
+        raise UserError(f"{file} and its overrides: {_one_line(e)}", cure) from e
+    return rest
+
+
+def _one_line(error: Any) -> str:
+    """The message at the bottom of an exception that wraps exceptions, without line breaks."""
+    while isinstance(error, BaseException) and error.args:
+        error = error.args[0]
+    return " ".join(str(error).split())
 
 
 def run(argv: list[str] | None = None) -> int:

@@ -45,7 +45,7 @@ def from_json(tree: Mapping[str, Any]) -> ConfigDict:
 
 def frozen(*sections: ConfigDict) -> tuple[FrozenConfigDict, ...]:
     """Hashable copies, to key what is compiled by what it was compiled for."""
-    return tuple(FrozenConfigDict(section) for section in sections)
+    return tuple(FrozenConfigDict(section.to_dict()) for section in sections)
 
 
 def sha(value: Any) -> str:

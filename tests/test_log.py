@@ -81,7 +81,7 @@ def test_the_first_step_that_is_not_finite_is_named_with_its_ids(bad: float):
     window.add(7, {"loss": (jnp.float32(1), jnp.float32(1))}, np.array([1, 2]))
     window.add(8, {"loss": (jnp.float32(bad), jnp.float32(1))}, np.array([33, 44]))
     window.add(9, {"loss": (jnp.float32(bad), jnp.float32(1))}, np.array([5, 6]))
-    with pytest.raises(NonFinite, match="step 8.*33, 44"):
+    with pytest.raises(NonFinite, match=r"step 8; .*33, 44"):
         window.close()
 
 

@@ -155,7 +155,7 @@ def write(
 
 def _of_size(blocks: Iterable[Mapping[str, np.ndarray]], rows: int) -> Iterable[dict[str, np.ndarray]]:
     """The same rows in blocks of exactly `rows`, but for the last."""
-    held: list[Mapping[str, np.ndarray]] = []
+    held: list[Any] = []
     count = 0
     for block in blocks:
         held.append(block)

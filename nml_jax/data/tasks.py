@@ -43,12 +43,11 @@ def digits(config: Any) -> Task:
 
 
 def directory(config: Any) -> Task:
-    """Any prepared directory, described by the keys of `config.downstream`."""
-    data = SimpleNamespace(
-        source="directory", path=config.path, name="", classes=tuple(config.classes), num_classes=None
-    )
-    if not config.path:
+    """Any prepared directory, described by the keys of `config.downstream`; by default that of pre-training."""
+    config, path = config.downstream, config.downstream.path or config.data.path
+    if not path:
         raise UserError("the downstream task 'directory' has no path", "set --config.downstream.path=PREPARED_DIR")
+    data = SimpleNamespace(source="directory", path=path, name="", classes=tuple(config.classes), num_classes=None)
     if unknown := [shift for shift in config.shifts if shift not in transforms.SHIFTS]:
         raise UserError(f"no shift {unknown[0]!r}", f"downstream.shifts takes {', '.join(transforms.SHIFTS)}")
     if not config.test:
@@ -68,7 +67,7 @@ def load(name: str, config: Any) -> Task:
 
     Args:
         name: a key of TASKS.
-        config: the section `config.downstream`.
+        config: the whole config; a task reads its section `downstream`.
 
     Raises:
         UserError: no such task, or what its source raises.

@@ -12,6 +12,7 @@ A stage whose inputs have not changed since it finished is skipped. `run.json` i
 import importlib
 import json
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +34,7 @@ def module(name: str) -> ModuleType:
     return importlib.import_module(f"nml_jax.stages.{name}")
 
 
-def check(names: tuple[str, ...], what: str) -> None:
+def check(names: Sequence[str], what: str) -> None:
     """Raises UserError for a name that is no stage."""
     if unknown := [name for name in names if name not in ALL_STAGES]:
         raise UserError(f"{what}: no stage {unknown[0]!r}", f"the stages are {', '.join(ALL_STAGES)}")

@@ -49,7 +49,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     spectra: list[dict[str, Any]] = []
     keys: dict[str, str] = {}
     for name in config.downstream.tasks:
-        task = tasks.load(name, config.downstream)
+        task = tasks.load(name, config)
         train = tasks.Test(task.name + "/train", "id", task.train)
         for test in (train, *task.tests):
             split = "train" if test is train else test.split
@@ -101,10 +101,10 @@ def load_encoder(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
             f"{workdir} holds no checkpoint to extract from", "run the pretrain stage first, or set --config.init_from"
         )
     digest = checkpoint.digest(jax.device_get((params, model_state)))
-    placed = jax.device_put((params, model_state), runtime.shardings((params, model_state), mesh))
+    params, model_state = jax.device_put((params, model_state), runtime.shardings((params, model_state), mesh))
     (model_config,) = settings.frozen(config.model)
     encode = _encode(model_config, num_classes, config.data.image_size, config.extract.layers, mesh)
-    return Encoder(encode, *placed, step, ledger, digest)
+    return Encoder(encode, params, model_state, step, ledger, digest)
 
 
 @functools.lru_cache(maxsize=4)

@@ -198,7 +198,13 @@ def classifier(config: ConfigDict, program: loop.Program, mesh: Mesh, source: so
         threads=config.runtime.threads,
         prefetch=config.runtime.prefetch,
     )
-    return Classification(program.model.apply, test, num_classes=source.num_classes, put=runtime.put_batch(mesh))
+    return Classification(
+        program.model.apply,
+        test,
+        num_classes=source.num_classes,
+        put=runtime.put_batch(mesh),
+        fetch=partial(runtime.fetch, mesh=mesh),
+    )
 
 
 def final_rows(

@@ -44,12 +44,13 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         rules = [policies.LatestN(max(keep, 1)), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
         self.folder, self.every, self.meta = folder, every, json.dumps(meta)
+        # Orbax would skip a step that its own policy declines; here `due` decides, and every call of `save` saves.
         with errors.storage(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.checkpointer = ocp.training.Checkpointer(
-                folder.resolve(),
-                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),  # `due` decides
-                preservation_policy=policies.AnyPreservationPolicy(rules),
+                str(folder.resolve()),
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),  # type: ignore[arg-type]
+                preservation_policy=policies.AnyPreservationPolicy(rules),  # type: ignore[arg-type]
                 cleanup_tmp_directories=True,  # what a killed save has left
             )
         self.hasher = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-hashes")
@@ -138,7 +139,7 @@ def verify(folder: Path) -> None:
         return
     cure = f"delete {folder}; the run continues from the checkpoint before it, to the same result"
     if not (folder / SUMS).exists():
-        if not ocp.is_orbax_checkpoint(folder.resolve()):
+        if not ocp.is_orbax_checkpoint(str(folder.resolve())):
             raise errors.UserError(f"{folder} is no checkpoint", cure)
         write_sums(folder)
     sums = re.findall(r"^([0-9a-f]{64})  (.+)$", (folder / SUMS).read_text("utf-8", "replace"), re.MULTILINE)
@@ -158,7 +159,7 @@ def _sha(path: Path) -> str:
 def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
     """Read checkpointables into the given shapes and shardings."""
     try:
-        return ocp.load_checkpointables(folder.resolve(), abstract)
+        return ocp.load_checkpointables(str(folder.resolve()), abstract)
     except (ValueError, KeyError, TypeError, FileNotFoundError) as e:
         line = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
         raise errors.UserError(
@@ -188,7 +189,7 @@ class Loaded(NamedTuple):
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """What was stored beside the arrays of checkpoint `folder`: config, ledger, num_classes, versions."""
-    return json.loads(ocp.load_checkpointables(folder.resolve(), {"meta": None})["meta"]["json"])
+    return json.loads(ocp.load_checkpointables(str(folder.resolve()), {"meta": None})["meta"]["json"])
 
 
 def load_model(run: str | Path, *, step: int | None = None, weights: str = "raw") -> Loaded:

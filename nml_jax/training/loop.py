@@ -7,7 +7,7 @@ Whatever is trained, with whichever objective, goes through `train`. Batch k and
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,8 @@ from nml_jax.training.state import TrainState
 Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]  # start step -> local batches, without end
 
 
-class Evaluator:
-    """Structural: `run(params, model_state)` yields (name, value)."""
+class Evaluator(Protocol):
+    """`run(params, model_state)` yields (name, value)."""
 
     def run(self, params: Any, model_state: Any) -> Iterable[tuple[str, float]]: ...
 
@@ -178,7 +178,7 @@ def train(
                         k.removeprefix("train/"): v for k, v in means.items() if k in ("train/loss", "train/accuracy")
                     }
                     speed = writer.progress(step, shown)
-                    rate = float(program.schedule(step - 1))
+                    rate = float(np.asarray(program.schedule(step - 1)))
                     writer.write(step, {"epoch": epoch, **means, "train/lr": rate, **speed})
                 if evaluate:
                     writer.write(step, dict(run_all(evaluators, state)))

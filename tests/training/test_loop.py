@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import pytest
-from tests.training.tiny import host, make_run, random_batches  # noqa: F401
 
 from nml_jax import runtime
 from nml_jax.errors import NonFinite, Preempted
 from nml_jax.training import loop
+from tests.training.tiny import host, random_batches, step_batch
 
 
 def stop_after(batches, step: int):
@@ -82,17 +82,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_ids_and_is_never_saved
 @pytest.mark.parametrize("fsdp", [1, 2, 4])
 def test_first_step_is_the_same_on_one_device_and_on_eight(make_run, fsdp: int, monkeypatch):
     monkeypatch.setattr(runtime, "SHARD_FROM", 64)  # so that tiny parameters are split too
-    batch = next(random_batches(16)(0))
     results = []
-    one = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1])
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    one = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=auto, devices=jax.devices()[:1])
     run = make_run(fsdp=fsdp)
     for mesh in (one, run.mesh):
         loop._build.cache_clear()
-        program = loop.build(run.config, run.plan, mesh, num_classes=3)
-        state = program.init(jax.random.key(0))
-        with jax.transfer_guard("allow"):
-            put = runtime.put_batch(mesh)({k: v for k, v in batch.items() if k != "label_clean"})
-        state, metrics = program.step(state, put)
+        run.mesh, run.program = mesh, loop.build(run.config, run.plan, mesh, num_classes=3)
+        state, metrics = run.program.step(run.program.init(jax.random.key(0)), step_batch(run))
         results.append((host(state), jax.device_get(metrics)))
     loop._build.cache_clear()
     (first, m1), (second, m2) = results
@@ -110,19 +107,17 @@ def test_parameters_are_born_sharded_and_optimiser_state_and_ema_follow(make_run
     state = run.program.init(jax.random.key(0))
     loop._build.cache_clear()
     split = 0
-    for tree in (state.params, state.ema, *(x for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, dict)) if isinstance(x, dict))):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            assert leaf.sharding.spec == runtime.leaf_spec(leaf.shape, 4), jax.tree_util.keystr(path)
-            split += "fsdp" in leaf.sharding.spec
+    for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.ema, state.opt_state)):
+        assert leaf.sharding.spec == runtime.leaf_spec(leaf.shape, 4), jax.tree_util.keystr(path)
+        split += "fsdp" in leaf.sharding.spec
     assert split > 8
 
 
 def test_the_state_is_donated(make_run):
     run = make_run()
     state = run.program.init(jax.random.key(0))
-    batch = next(random_batches(16)(0))
     leaf = jax.tree.leaves(state.params)[0]
-    run.program.step(state, runtime.put_batch(run.mesh)({k: v for k, v in batch.items() if k != "label_clean"}))
+    run.program.step(state, step_batch(run))
     assert leaf.is_deleted()
 
 
@@ -152,8 +147,7 @@ def test_the_moving_average_is_one(make_run):
     run = make_run()
     state = run.program.init(jax.random.key(0))
     before = host(state)
-    batch = next(random_batches(16)(0))
-    state, _ = run.program.step(state, runtime.put_batch(run.mesh)({k: v for k, v in batch.items() if k != "label_clean"}))
+    state, _ = run.program.step(state, step_batch(run))
     after = host(state)
     for name in before:
         if name.startswith(".params"):

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import pytest
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -83,12 +82,10 @@ class Run:
             checkpoints.close()
 
 
-@pytest.fixture
-def make_run(tmp_path):
-    def make(name: str = "run", *, data: int = -1, fsdp: int = 1, **overrides) -> Run:
-        return Run(tmp_path / name, tiny_config(**overrides), runtime.make_mesh(data, fsdp))
-
-    return make
+def step_batch(run: Run, step: int = 0) -> dict:
+    """What the compiled step of `run` takes: batch `step`, on its mesh."""
+    local = next(random_batches(run.config.train.batch)(step))
+    return runtime.put_batch(run.mesh)({k: v for k, v in local.items() if k != "label_clean"})
 
 
 def host(state: TrainState) -> dict[str, np.ndarray]:

@@ -1,0 +1,16 @@
+"""The fixture of the training tests."""
+
+import pytest
+
+from nml_jax import runtime
+from tests.training.tiny import Run, tiny_config
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """make_run(name, data=, fsdp=, **overrides) -> a miniature run in a folder of its own."""
+
+    def make(name: str = "run", *, data: int = -1, fsdp: int = 1, **overrides) -> Run:
+        return Run(tmp_path / name, tiny_config(**overrides), runtime.make_mesh(data, fsdp))
+
+    return make
