@@ -1,6 +1,9 @@
 """What went wrong on the user's side, and what to do about it."""
 
 import contextlib
+import errno
+import os
+import re
 from collections.abc import Iterator
 
 
@@ -40,12 +43,28 @@ class PeerLost(Exception):
     exit_code = 76
 
 
+# What a disk answers that takes no more.
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+def of_storage(error: Exception, path: object = None) -> UserError | None:
+    """`error` as a UserError if it is a disk that takes no more, be it Python's or the storage library's."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code is None and (found := re.search(r"os_error_code='(\d+)'", str(error))):
+        code = int(found[1])
+    if code not in _REFUSED and not (path and isinstance(error, OSError)):
+        return None
+    path = path or getattr(error, "filename", None) or "to disk"
+    cause = f"cannot write {path}: {os.strerror(code) if code else error}"
+    return UserError(cause, "free or remount the disk, or use another --workdir; what was saved before is kept")
+
+
 @contextlib.contextmanager
 def storage(path: object) -> Iterator[None]:
     """Turn the errors of a disk that takes no more into a UserError that names `path`."""
     try:
         yield
-    except OSError as e:
-        raise UserError(
-            f"cannot write {path}: {e.strerror or e}", "free or remount the disk, or use another --workdir"
-        ) from e
+    except (OSError, ValueError) as e:
+        if refused := of_storage(e, path):
+            raise refused from e
+        raise

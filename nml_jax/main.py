@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from nml_jax.errors import NonFinite, PeerLost, Preempted, UserError
+from nml_jax.errors import NonFinite, PeerLost, Preempted, UserError, of_storage
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -137,12 +137,18 @@ def run(argv: list[str] | None = None) -> int:
         print(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
         return 0
     sys.path.insert(0, str(ROOT))  # for `from configs import common`
+    # The checkpoint library logs a failed write once per thread, with tracebacks; here it is told once, in a line.
+    logging.set_verbosity(logging.FATAL)
     try:
         main(parse(argv))
     except UserError as e:
         return fail(e, f"error: {e}")
     except (Preempted, NonFinite, PeerLost) as e:
         return fail(e, f"stopped: {e}")
+    except OSError as e:
+        if refused := of_storage(e):
+            return fail(refused, f"error: {refused}")
+        raise
     return 0
 
 

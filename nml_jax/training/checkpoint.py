@@ -109,7 +109,8 @@ class Checkpoints:
             self.wait()
         finally:
             self.hasher.shutdown()
-            self.checkpointer.close()
+            with errors.storage(self.folder):  # it repeats what went wrong in the background
+                self.checkpointer.close()
 
 
 def steps(folder: Path) -> list[int]:
