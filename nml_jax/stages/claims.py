@@ -1,0 +1,272 @@
+"""What the numbers support: comparisons paired over seeds, and the sentences they allow.
+
+The rule: two conditions (or two heads on the same features) are paired by seed. A difference is claimed where the 95 %
+t-interval of the mean difference excludes 0 and at least three seeds are shared. All else is "no difference shown".
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from scipy.special import stdtrit
+
+from nml_jax.stages.results import MEAN, Key, Seed, Study, stat
+
+SEEDS = 3  # fewer shared seeds support no claim
+ROUNDING = 1e-9  # a bound this near to 0 is float dust of averaged equal numbers
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+PROBE = "linear probe"
+
+
+class Unit(NamedTuple):
+    """How a measure is printed; differences get a digit more."""
+
+    scale: float
+    digits: int
+    suffix: str = ""
+
+    def number(self, value: float) -> str:
+        return f"{self.scale * value:.{self.digits}f}".replace("-", MINUS)
+
+    def text(self, value: float) -> str:
+        return self.number(value) + self.suffix
+
+    def signed(self, value: float) -> str:
+        shown = f"{self.scale * value:+.{self.digits + 1}f}"
+        return (shown if float(shown) else shown[1:]).replace("-", MINUS)
+
+
+PERCENT = Unit(100, 1, " %")  # shares; the rest has no unit
+UNITS = {"sve": Unit(1, 2), "lsvr": Unit(1, 2), "effective_rank": Unit(1, 1)}
+
+
+def unit(metric: str) -> Unit:
+    return UNITS.get(metric, PERCENT)
+
+
+class Comparison(NamedTuple):
+    """The paired difference b - a over the shared seeds, in the measure's own unit."""
+
+    where: str
+    unit: Unit
+    a: float
+    b: float
+    difference: float
+    low: float  # 95 % t-interval; NaN for n < 2
+    high: float
+    n: int  # shared seeds
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where a difference is shown, else 0."""
+        return int(self.low > ROUNDING) - int(self.high < -ROUNDING) if self.n >= SEEDS else 0
+
+    def verdict(self, down: str, up: str) -> str:
+        if self.n < SEEDS:
+            return f"no claim, n = {self.n}"
+        return {-1: down, 0: "no difference shown", 1: up}[self.sign]
+
+    def interval(self) -> str:
+        return f"{self.unit.signed(self.low)} to {self.unit.signed(self.high)}" if self.n > 1 else DASH
+
+
+def compare(where: str, unit: Unit, a: dict[Seed, float], b: dict[Seed, float]) -> Comparison:
+    """Compare two conditions or two heads, paired over the seeds that both have."""
+    shared = [seed for seed in a if seed in b]
+    d = stat(b[seed] - a[seed] for seed in shared)
+    half = float(stdtrit(d.n - 1, 0.975)) * d.sd / math.sqrt(d.n) if d.n > 1 else math.nan
+    mean_a, mean_b = (stat(values[seed] for seed in shared).mean for values in (a, b))
+    return Comparison(where, unit, mean_a, mean_b, d.mean, d.mean - half, d.mean + half, d.n)
+
+
+# ---- which numbers are compared
+
+
+class Measure(NamedTuple):
+    """A line of the summary: what it is called there, and which number it is."""
+
+    group: str
+    label: str
+    key: Key
+    flatter: str = ""  # the way a measure of a spectrum goes where the spectrum is flatter
+
+
+def measures(study: Study, task: str) -> list[Measure]:
+    """The measures of the summary that the study has: validation, transfer of each head, spectrum of the features."""
+    validation = study.keys(metric="accuracy", task="pretrain", split="validation")
+    found = [Measure("Pre-training, accuracy %", "clean validation", key) for key in validation]
+    for domain in ("id", "ood"):
+        keys = study.keys(metric="accuracy", task=task, split=MEAN, domain=domain)
+        found += [Measure(f"{domain.upper()} accuracy %", key.head, key) for key in keys]
+    for metric, name, flatter in (("sve", "SVE", "↑"), ("lsvr", "LSVR", "↑"), ("top_share", "top share %", "↓")):
+        keys = raw_spectrum(study, task, metric)
+        found += [Measure("Spectrum, ID features, raw mode", name, key, flatter) for key in keys]
+    return found
+
+
+def raw_spectrum(study: Study, task: str, metric: str) -> list[Key]:
+    """The key of a spectrum's measure in raw mode on the ID features, of the first layer; none where it is missing."""
+    return study.keys(metric=metric, task=task, split=study.id_split(task), domain="id", mode="paper", method="")[:1]
+
+
+def change(study: Study, key: Key, i: int = -1) -> Comparison:
+    """Condition i against the first."""
+    values, labels = study.table[key], [condition.label for condition in study.conditions]
+    return compare(f"{labels[0]} → {labels[i]}", unit(key.metric), values[0], values[i])
+
+
+class Pair(NamedTuple):
+    domain: str
+    head: str
+    base: str
+
+
+def heads(study: Study, task: str) -> dict[Pair, list[Comparison]]:
+    """Every head against the linear probe, and NMTune against the MLP, on the same features.
+
+    Returns:
+        pair -> [over the noisy conditions, then in every condition].
+    """
+    over, where = noisy(study)
+    out = {}
+    for domain in ("id", "ood"):
+        keys = study.keys(metric="accuracy", task=task, split=MEAN, domain=domain)
+        pairs = [(key, PROBE) for key in keys if key.method != PROBE]
+        pairs += [(key, "MLP") for key in keys if key.method.startswith("NMTune")]
+        for key, base in pairs:
+            if key._replace(method=base) in study.table:
+                a, b = study.table[key._replace(method=base)], study.table[key]
+                each = [compare(study.at(c), PERCENT, a[i], b[i]) for i, c in enumerate(study.conditions)]
+                whole = compare(where, PERCENT, _over(a, over), _over(b, over))
+                out[Pair(domain.upper(), key.head, base)] = [whole, *(each if len(each) > 1 else [])]
+    return out
+
+
+def noisy(study: Study) -> tuple[list[int], str]:
+    """The conditions over which heads are compared, and that in words: those with noise, or all where none has."""
+    above = [i for i, condition in enumerate(study.conditions) if condition.x > 0]
+    if len(study.conditions) == 1 or (study.axis == "noise" and len(above) == 1):
+        i = above[0] if above else 0
+        return [i], f"at {study.at(study.conditions[i])}"
+    if study.axis == "noise" and above:
+        return above, "mean over the noise rates above 0"
+    return list(range(len(study.conditions))), f"mean over {study.axis}"
+
+
+def _over(values: Sequence[dict[Seed, float]], conditions: Sequence[int]) -> dict[Seed, float]:
+    """Mean over conditions, of the seeds that have them all."""
+    seeds = [seed for seed in values[conditions[0]] if all(seed in values[i] for i in conditions)]
+    return {seed: stat(values[i][seed] for i in conditions).mean for seed in seeds}
+
+
+# ---- in words
+
+
+def lead(study: Study) -> list[str]:
+    """What the study shows: paragraphs of sentences that its seeds support; over the mean of its tasks if several."""
+    task = MEAN if len(study.tasks) > 1 else next(iter(study.tasks), "")
+    paragraphs = [*_about(study), *_changes(study, task), *_by_task(study)], _heads(study, task)
+    return [" ".join(sentences) for sentences in paragraphs if sentences]
+
+
+def listed(parts: Sequence[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def _about(study: Study) -> list[str]:
+    counts = sorted({len(condition.cells) for condition in study.conditions})
+    seeds = f"{counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''} seed{'s' if counts[-1] > 1 else ''}"
+    first = study.cells[0]
+    noise = f"{100 * first.noise:.4g} % {first.noise_kind} noise" if math.isfinite(first.noise) else "unknown noise"
+    if len(study.conditions) == 1:
+        runs = "1 run" if len(study.cells) == 1 else f"{len(study.cells)} runs"
+        return [f"{runs} with {noise}: one condition alone says nothing about what noise does."]
+    what = f"rates of {first.noise_kind} noise" if study.axis == "noise" else f"values of {study.axis} with {noise}"
+    return [f"{len(study.cells)} runs: {len(study.conditions)} {what}, {seeds} each."]
+
+
+def _changes(study: Study, task: str) -> list[str]:
+    if len(study.conditions) == 1:
+        return []
+    first, last = study.at(study.conditions[0]).removesuffix(" noise"), study.at(study.conditions[-1])
+    found = {measure: change(study, measure.key) for measure in measures(study, task)}
+    shared = max((c.n for c in found.values()), default=0)
+    if shared < SEEDS:
+        seeds = f"{shared} seed{'' if shared == 1 else 's'}"
+        return [f"{first} and {last} share {seeds}, and a claim needs {SEEDS}: none is made."]
+    out = [_moved("clean validation accuracy", c) for m, c in found.items() if m.key.task == "pretrain"]
+    spectrum = {m.key.metric: c for m, c in found.items() if m.flatter}
+    if spectrum:
+        signs = {metric: c.sign for metric, c in spectrum.items()}
+        flatter = signs.get("sve", 0) - signs.get("top_share", 0)
+        whole = {2: ": the spectrum gets flatter", -2: ": the spectrum gets steeper"}.get(flatter, "")
+        words = {"sve": "the entropy SVE", "lsvr": "LSVR", "top_share": "the share of the largest singular value"}
+        moved = listed([_moved(words[metric], c) for metric, c in spectrum.items()])
+        out.append(f"in the spectrum of the in-domain (ID) features (raw mode), {moved}{whole}")
+    for domain, name in (("id", "in-domain (ID)"), ("ood", "out-of-domain (OOD)")):
+        for m, c in found.items():
+            if (m.key.domain, m.key.method) == (domain, PROBE):
+                setting = f", {m.key.setting}" if m.key.setting else ""
+                out.append(_moved(f"{name} accuracy of {_probe(study)}{setting}", c) + _between(study, m.key))
+    sentences = [f"{text[0].upper()}{text[1:]}." for text in out[1:]]
+    return [f"From {first} to {last}, {out[0]}.", *sentences] if out else []
+
+
+def _moved(name: str, c: Comparison) -> str:
+    a, b = c.unit.text(c.a), c.unit.text(c.b)
+    if c.n < SEEDS:
+        return f"{name} has too few seeds (n = {c.n})"
+    way = {-1: f"falls from {a} to {b}", 0: f"shows no difference ({a}, {b})", 1: f"rises from {a} to {b}"}[c.sign]
+    return f"{name} {way}"
+
+
+def _between(study: Study, key: Key) -> str:
+    """What holds at the conditions between the first and the last."""
+    verdicts = [(change(study, key, i).verdict("lower", "higher"), study.conditions[i].label)
+                for i in range(1, len(study.conditions) - 1)]  # fmt: skip
+    shown = []
+    for verdict, group in itertools.groupby(verdicts, key=lambda pair: pair[0]):
+        labels = [label for _, label in group]
+        shown.append(f"{verdict} at {f'{labels[0]} to {labels[-1]}' if len(labels) > 2 else listed(labels)}")
+    return f" ({'; '.join(shown)})" if shown else ""
+
+
+def _by_task(study: Study) -> list[str]:
+    """For several tasks: in how many of them each measure moves."""
+    if len(study.tasks) < 2 or len(study.conditions) < 2:
+        return []
+    signs: dict[str, list[int]] = {}
+    for task in study.tasks:
+        for m in measures(study, task):
+            if m.flatter or m.key.method == PROBE:
+                name = m.label.removesuffix(" %") if m.flatter else f"{m.key.domain.upper()} accuracy of the {m.label}"
+                signs.setdefault(name, []).append(change(study, m.key).sign)
+    moved = [f"{name} rises in {s.count(1)} and falls in {s.count(-1)}" for name, s in signs.items()]
+    return [f"Task by task ({len(study.tasks)} of them), {'; '.join(moved)}."] if moved else []
+
+
+def _heads(study: Study, task: str) -> list[str]:
+    found = {p: c[0] for p, c in heads(study, task).items() if p.base == PROBE and p.head.startswith("NMTune")}
+    if not found:
+        return []
+    parts: dict[str, list[str]] = {}
+    for pair, c in found.items():
+        interval = f"95 % interval {c.interval()}: " if c.n > 1 else ""
+        parts.setdefault(pair.head, []).append(
+            f"{c.unit.signed(c.difference)} points on {pair.domain} ({interval}{c.verdict('worse', 'better')})"
+        )
+    each = "; ".join(f"{head} {listed(of_head)}" for head, of_head in parts.items())
+    compared = f"Accuracy against {_probe(study)} on the same features, {noisy(study)[1]}: {each}."
+    if max(c.n for c in found.values()) < SEEDS:
+        return [compared, f"With fewer than {SEEDS} seeds these are numbers, no claim."]
+    better, worse = ([f"{p.head} on {p.domain}" for p, c in found.items() if c.sign == sign] for sign in (1, -1))
+    if better:
+        return [compared, f"NMTune helps here: {listed(better)}{f'; it hurts: {listed(worse)}' if worse else ''}."]
+    return [compared, f"NMTune does not help here{f'; it hurts: {listed(worse)}' if worse else ''}."]
+
+
+def _probe(study: Study) -> str:
+    config = study.cells[0].config
+    settings = len(config["tune.lrs"]) * len(config["tune.weight_decays"])
+    return f"the tuned {PROBE}" if settings > 1 else f"the {PROBE}"

@@ -1,0 +1,105 @@
+"""Rows of many runs -> tables, figures, one offline HTML file.
+
+    python -m nml_jax.stages.report runs/digits [runs/other ...] [--out DIR]
+
+builds `report.html` and `summary.csv` from finished runs: of an experiment, of several together, or one run alone.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from nml_jax.errors import UserError, storage
+from nml_jax.log import atomic_write
+from nml_jax.stages import results
+
+
+def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Path:
+    """Write the report of all finished runs of the experiment in `workdir`; the others are listed in it as such.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        UserError: see `build`.
+    """
+    return build([workdir], workdir)
+
+
+def build(folders: Sequence[Path], out: Path) -> Path:
+    """Write `report.html` and `summary.csv` of the finished runs in `folders` into the folder `out`.
+
+    Args:
+        folders: experiment folders (with a folder for each run), or runs.
+        out: made if it does not exist.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        UserError: there is no finished run, a file of one is broken, or `out` cannot be written.
+    """
+    from nml_jax.stages.page import page  # brings matplotlib, which nothing else needs
+
+    studies, left_out = _studies(folders)
+    with storage(out):
+        atomic_write(out / "summary.csv", results.as_csv(studies))
+        atomic_write(out / "report.html", page(studies, left_out))
+    return out / "report.html"
+
+
+def summary(folder: Path) -> str:
+    """The summary of the finished runs in a folder as plain text: measures by noise, mean ± sample sd over n runs.
+
+    Raises:
+        UserError: there is no finished run, or a file of one is broken.
+    """
+    from nml_jax.stages import tables
+
+    blocks = []
+    for study in _studies([folder])[0]:
+        for task in [results.MEAN, *study.tasks] if len(study.tasks) > 1 else study.tasks or [""]:
+            lines = [[study.axis, *(condition.label for condition in study.conditions)]]
+            for group, of_group in tables.summary(study, task).items():
+                lines += [[group], *([f"  {label}", *rest] for label, *rest in of_group)] if group else of_group
+            first = max(len(line[0]) for line in lines if len(line) > 1)
+            lines = [[text.replace(" ± ", "±") for text in line] for line in lines]
+            width = max(len(text) for line in lines for text in line[1:]) + 2
+            title = f"{study.title}: {task}, mean ± sd over n runs"
+            blocks.append(
+                [title, *(line[0].ljust(first) + "".join(x.rjust(width) for x in line[1:]) for line in lines)]
+            )
+    return "\n\n".join("\n".join(line.rstrip() for line in block) for block in blocks)
+
+
+def _studies(folders: Sequence[Path]) -> tuple[list[results.Study], dict[str, str]]:
+    cells, left_out = results.read_cells(folders)
+    if not cells:
+        why = "".join(f"; {name} is {reason}" for name, reason in list(left_out.items())[:1])
+        where = ", ".join(map(str, folders))
+        raise UserError(f"no finished run in {where}{why}", "finish one: python -m nml_jax.main --config=FILE")
+    return results.studies(cells), left_out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        "python -m nml_jax.stages.report", description="Build report.html and summary.csv from finished runs."
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folder of an experiment, or of a run")
+    parser.add_argument("--out", type=Path, help="where to write; default: DIR, or here if several are given")
+    flags = parser.parse_args(argv)
+    try:
+        print(build(flags.folders, flags.out or (flags.folders[0] if len(flags.folders) == 1 else Path())))
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
