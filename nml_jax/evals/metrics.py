@@ -25,6 +25,15 @@ def confusion(labels: Any, predictions: Any, num_classes: int, mask: Any = None)
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
+def scores(confusion: Any) -> dict[str, float]:
+    """accuracy, macro_f1 and mean_per_class by name.
+
+    Raises:
+        UserError: there is no example.
+    """
+    return {score.__name__: score(confusion) for score in (accuracy, macro_f1, mean_per_class)}
+
+
 def accuracy(confusion: Any) -> float:
     """Share of examples whose class is predicted, from a confusion matrix [K, K].
 
@@ -48,8 +57,9 @@ def mean_per_class(confusion: Any) -> float:
 
 
 def macro_f1(confusion: Any) -> float:
-    """Mean over classes of F1 = 2 TP / (examples + predictions). Classes with neither an example nor a prediction do not
-    count; a class that was only predicted counts as 0. This is scikit-learn's `f1_score(average="macro")`.
+    """Mean over classes of F1 = 2 TP / (examples + predictions), as scikit-learn's `f1_score(average="macro")`.
+
+    Classes with neither an example nor a prediction do not count; a class that was only predicted counts as 0.
 
     Raises:
         UserError: there is no example.
