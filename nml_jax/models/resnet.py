@@ -1,0 +1,167 @@
+"""ResNet v1.5: He et al. 2016 (arXiv 1512.03385), with the stride in the 3x3 of a bottleneck (arXiv 1706.02677).
+
+Padding is the same number on both sides, as in PyTorch; "SAME" would pad a stride-2 map on one side only.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nml_jax.errors import UserError
+from nml_jax.models.initializers import kaiming_normal, uniform_fan_in
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015) over batch, height and width, statistics in float32.
+
+    In training the statistics are those of the global batch (under jit a mean over a sharded axis is a global mean), or
+    of each consecutive `group` of examples, which gives the per-device statistics of published recipes on any number of
+    devices. Running statistics average the groups and are `momentum * old + (1 - momentum) * new`: 0.9 here is
+    PyTorch's 0.1. As in PyTorch, the batch is normalised with the biased variance and the running variance is unbiased
+    (n / (n - 1)). eps is 1e-5.
+
+    Raises:
+        UserError: in training, the batch is not a multiple of `group`.
+    """
+
+    group: int = 0
+    momentum: float = 0.9
+    scale_init: Callable[..., jax.Array] = nn.initializers.ones
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        c = x.shape[-1]
+        scale = self.param("scale", self.scale_init, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (c,))
+
+        y = x.astype(jnp.float32)
+        if train:
+            group = self.group or x.shape[0]
+            if x.shape[0] % group:
+                raise UserError(
+                    f"a batch of {x.shape[0]} cannot be split into BatchNorm groups of {group} (model.bn_group)",
+                    "make the batch a multiple of model.bn_group, or set model.bn_group=0 for the whole batch",
+                )
+            y = y.reshape(-1, group, *x.shape[1:])
+            axes = tuple(range(1, y.ndim - 1))
+            mean = jnp.mean(y, axes, keepdims=True)
+            var = jnp.mean(jnp.square(y - mean), axes, keepdims=True)
+            n = y.size // (y.shape[0] * c)
+            for running, new in ((running_mean, mean), (running_var, var * (n / max(n - 1, 1)))):
+                average = jnp.mean(new.reshape(-1, c), axis=0)
+                running.value = self.momentum * running.value + (1 - self.momentum) * average
+        else:
+            mean, var = running_mean.value, running_var.value
+        y = (y - mean) * jax.lax.rsqrt(var + 1e-5) * scale + bias
+        return y.reshape(x.shape).astype(self.dtype)
+
+
+def _conv(channels: int, side: int, stride: int, *, dtype: Any, name: str) -> nn.Conv:
+    """A convolution without bias."""
+    return nn.Conv(
+        channels,
+        (side, side),
+        strides=stride,
+        padding=[(side // 2, side // 2)] * 2,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=kaiming_normal,
+        name=name,
+    )
+
+
+class Block(nn.Module):
+    """A residual block: 3x3, 3x3, or the bottleneck 1x1, 3x3, 1x1 with four times the channels at its end."""
+
+    channels: int
+    stride: int
+    bottleneck: bool
+    drop_path: float
+    zero_init_residual: bool
+    norm: Callable[..., BatchNorm]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        c, stride = self.channels, self.stride
+        layers = [(c, 1, 1), (c, 3, stride), (4 * c, 1, 1)] if self.bottleneck else [(c, 3, stride), (c, 3, 1)]
+        y = x
+        for i, (channels, side, step) in enumerate(layers, 1):
+            last = i == len(layers)
+            init = nn.initializers.zeros if last and self.zero_init_residual else nn.initializers.ones
+            y = _conv(channels, side, step, dtype=self.dtype, name=f"conv{i}")(y)
+            y = self.norm(scale_init=init, name=f"bn{i}")(y, train)
+            y = y if last else nn.relu(y)
+        if stride != 1 or x.shape[-1] != y.shape[-1]:
+            x = _conv(y.shape[-1], 1, stride, dtype=self.dtype, name="downsample_conv")(x)
+            x = self.norm(name="downsample_bn")(x, train)
+        # One draw per example and block: stochastic depth (arXiv 1603.09382), scaled to keep the expectation.
+        y = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3))(y, deterministic=not train)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """A ResNet with as many stages as `blocks` has numbers; stage i has width·2^(i-1) channels (four times that at the
+    output of a bottleneck) and every stage but the first halves height and width.
+
+    Fields are the keys of `config.model` in configs/common.py. `stem`: "imagenet" is 7x7 with stride 2 and a 3x3
+    max-pool with stride 2; "small" is 3x3 with stride 1. Normalised images float32 [B, H, W, 3] become
+
+        features        float32 [B, D]           mean over the last map
+        logits          float32 [B, num_classes]
+        stem_map        dtype [B, H', W', width] after the stem's activation and pooling
+        stage{i}_map    dtype [B, h, w, C]       output of stage i = 1, 2, ...
+        stem, stage{i}  float32 [B, C]           the same maps, averaged over height and width
+    """
+
+    num_classes: int
+    blocks: tuple[int, ...]
+    bottleneck: bool
+    width: int = 64
+    stem: str = "imagenet"
+    bn_group: int = 0
+    bn_momentum: float = 0.9
+    zero_init_residual: bool = True
+    drop_path: float = 0.0
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        norm = partial(BatchNorm, group=self.bn_group, momentum=self.bn_momentum, dtype=self.dtype)
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        rates = [self.drop_path * i / max(sum(self.blocks) - 1, 1) for i in range(sum(self.blocks))]
+        maps = {}
+
+        side, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
+        x = _conv(self.width, side, stride, dtype=self.dtype, name="stem_conv")(x)
+        x = nn.relu(norm(name="stem_bn")(x, train))
+        if self.stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])  # pyright: ignore[reportArgumentType]
+        maps["stem"] = x
+        for i, count in enumerate(self.blocks):
+            for j in range(count):
+                x = block(
+                    channels=self.width * 2**i,
+                    stride=2 if i > 0 and j == 0 else 1,
+                    bottleneck=self.bottleneck,
+                    drop_path=rates[sum(self.blocks[:i]) + j],
+                    zero_init_residual=self.zero_init_residual,
+                    norm=norm,
+                    dtype=self.dtype,
+                    name=f"stage{i + 1}_block{j}",
+                )(x, train)
+            maps[f"stage{i + 1}"] = x
+
+        outputs = {f"{name}_map": value for name, value in maps.items()}
+        outputs |= {name: jnp.mean(value.astype(jnp.float32), axis=(1, 2)) for name, value in maps.items()}
+        features = outputs[f"stage{len(self.blocks)}"]
+        logits = nn.Dense(self.num_classes, kernel_init=uniform_fan_in, name="head")(features)
+        return {**outputs, "features": features, "logits": logits}

@@ -1,0 +1,65 @@
+"""Small models with weights drawn by NumPy: compiling an initialisation costs more than most of what is tested."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nml_jax.models import Model, build
+
+
+class Drawn(NamedTuple):
+    model: Model
+    params: Any
+    state: Any
+
+    def __call__(self, image: np.ndarray, *, train: bool = False, key: jax.Array | None = None):
+        """(outputs, new model_state), compiled."""
+        return _apply(self.model, train)(self.params, self.state, image, key)
+
+
+def compiled(f):
+    """`jax.jit`, without the optimisations that cost more than they save on models of this size."""
+    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def _apply(model: Model, train: bool):
+    return compiled(
+        lambda params, state, image, key: model.apply(params, state, {"image": image}, train=train, key=key)
+    )
+
+
+@pytest.fixture(name="compiled")
+def compiled_fixture():
+    return compiled
+
+
+@pytest.fixture
+def draw():
+    """`draw(config, size) -> Drawn`, the same weights for the same shapes."""
+
+    def draw(config: Any, size: int) -> Drawn:
+        model = build(config, num_classes=5, image_size=size)
+        spec = {"image": jax.ShapeDtypeStruct((2, size, size, 3), jnp.uint8)}
+        shapes = jax.eval_shape(lambda key: model.init(key, spec), jax.random.key(0))
+        rng = np.random.default_rng(0)
+
+        def leaf(path: Any, like: jax.ShapeDtypeStruct) -> np.ndarray:
+            z, name = rng.standard_normal(like.shape, np.float32), path[-1].key
+            if name == "kernel":
+                return z / np.sqrt(np.prod(like.shape[:-1]), dtype=np.float32)
+            return np.exp(z / 4) if name == "var" else z / 4 + np.float32(name == "scale")
+
+        return Drawn(model, *jax.tree_util.tree_map_with_path(leaf, shapes))
+
+    return draw
+
+
+@pytest.fixture
+def images():
+    """`images(batch, size)`: uint8 [batch, size, size, 3]."""
+    return lambda batch, size=8: np.random.default_rng(1).integers(0, 256, (batch, size, size, 3), np.uint8)
