@@ -23,7 +23,6 @@ from nml_jax.errors import UserError
 Array = NDArray[np.float64]
 
 TOLERANCE = 1e-6  # accuracy of SVE and LSVR that `singular_values` promises
-ROUNDING = 16  # error of a decomposition in units of eps·Σσ² (Gram) or eps·Σσ (QR); the tests see at most a third
 BLOCK = 1024  # rows that are converted to float64 at a time
 LARGEST = 1e140  # squares of larger values could overflow in a sum over rows
 EPS, TINY = float(np.finfo(np.float64).eps), float(np.finfo(np.float64).tiny)
@@ -205,9 +204,10 @@ class SpectrumMeter:
     def error_bound(self) -> float:
         """How far rounding may have moved `sve`, `lsvr` and `top_share` of `result()`.
 
-        By Weyl's inequality every σ² is off by at most c·eps·Σσ² (with `exact`, every σ by c·eps·Σσ), where c is 16
-        and the number of sums so far. The bound depends on the whole spectrum: around 1e-10 where σ_min/σ₁ is 1e-2,
-        1e-5 where many σ are near 1e-6 σ₁, 1e-3 at rank one, infinite where nothing can be said, as of zeros.
+        By Weyl's inequality every σ² is off by at most c·eps·Σσ² (with `exact`, every σ by c·eps·Σσ), with c = 8 + √dim
+        for the decomposition (four times the largest seen) and 1 for every sum so far. The bound depends on the whole
+        spectrum: around 1e-10 where σ_min/σ₁ is 1e-2, 1e-5 where many σ are near 1e-6 σ₁, 1e-3 at rank one, infinite
+        where nothing can be said, as of zeros.
 
         Raises:
             UserError: no row has been seen.
@@ -267,7 +267,7 @@ class SpectrumMeter:
         if self._spectrum is None:
             # Centring takes one dimension from the rows or from the columns: that singular value is zero.
             rank = min(self.n - (self.center == "features"), self.dim - (self.center == "samples"))
-            s, error = (_of_triangle if self.exact else _of_gram)(self._factor, ROUNDING + self._sums)
+            s, error = (_of_triangle if self.exact else _of_gram)(self._factor, 8 + self.dim**0.5 + self._sums)
             s, error = s[:rank], error[:rank]
             self._spectrum = np.append(s, np.zeros(min(self.n, self.dim) - len(s))), _error_bound(s, error)
         return self._spectrum
@@ -287,7 +287,7 @@ def _singular_values(F: np.ndarray, normalize: str | None, center: str | None) -
     return meter.result()
 
 
-def _of_gram(gram: Array, units: int) -> tuple[Array, Array]:
+def _of_gram(gram: Array, units: float) -> tuple[Array, Array]:
     """Singular values, descending, and how far each may be off, from the upper triangle of a Gram matrix."""
     live = np.flatnonzero(gram.diagonal())  # features that are always zero are left out: their σ is zero exactly
     if len(live) < len(gram):
@@ -301,7 +301,7 @@ def _of_gram(gram: Array, units: int) -> tuple[Array, Array]:
     return s, np.maximum(s - low, high - s)
 
 
-def _of_triangle(r: Array, units: int) -> tuple[Array, Array]:
+def _of_triangle(r: Array, units: float) -> tuple[Array, Array]:
     """The same from a triangular factor."""
     s = np.asarray(svdvals(r, check_finite=False))
     return s, np.full(len(s), units * EPS * s.sum())

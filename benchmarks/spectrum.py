@@ -1,0 +1,120 @@
+"""How fast, and how right, are the singular values of 10,000 × 2048 features?
+
+    python benchmarks/spectrum.py [--quick] [--repeats=5] [--write]
+
+Ours against numpy.linalg.svd (without vectors) and scikit-learn's TruncatedSVD with as many components as features (its
+default algorithm, "randomized"; "arpack" allows at most one component less). All in one process, one after another in
+every round, so that a busy machine slows all of them. The well-conditioned features are Gaussian. `code` is the same
+in the released code's mode; `steep` has σ from 1 to exp(-100), where ours must leave the Gram matrix for a QR factor.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import sklearn
+import threadpoolctl
+from sklearn.decomposition import TruncatedSVD
+
+import nml_jax
+from nml_jax.spectrum import PRESETS, SpectrumMeter, singular_values, sve
+
+RESULTS = Path(__file__).parent / "results" / "spectrum.json"
+
+
+def features(n: int, d: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    F = rng.standard_normal((n, d))
+    u, v = np.linalg.qr(F)[0], np.linalg.qr(rng.standard_normal((d, d)))[0]
+    steep = u * np.exp(np.linspace(0, -100, d)) @ v.T
+    return {"float64": F, "float32": F.astype(np.float32), "code": F.astype(np.float32), "steep": steep}
+
+
+def metered(F: np.ndarray) -> np.ndarray:
+    meter = SpectrumMeter(F.shape[1])
+    for i in range(0, len(F), 256):
+        meter.update(F[i : i + 256])
+    return meter.result()
+
+
+def svd(F: np.ndarray) -> np.ndarray:
+    return np.linalg.svd(F, compute_uv=False)
+
+
+def truncated_svd(F: np.ndarray) -> np.ndarray:
+    return TruncatedSVD(n_components=F.shape[1], random_state=0).fit(F).singular_values_
+
+
+def code(F: np.ndarray) -> np.ndarray:
+    return singular_values(F, **PRESETS["code"])
+
+
+def code_svd(F: np.ndarray) -> np.ndarray:
+    F = F / np.linalg.norm(F.astype(np.float64), axis=1, keepdims=True)
+    return svd(F - F.mean(axis=1, keepdims=True))
+
+
+# What is run on which features: ours, then the measure of its error, then the rest.
+ROUNDS = {
+    "float64": (singular_values, svd, truncated_svd, metered),
+    "float32": (singular_values, svd, truncated_svd, metered),
+    "code": (code, code_svd),
+    "steep": (singular_values, svd),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="1,500 × 256, to see that it runs")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
+    args = parser.parse_args()
+    n, d = (1500, 256) if args.quick else (10_000, 2048)
+
+    about: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f} at the start",
+        "blas": sorted({f"{p['internal_api']} {p['version']}, {p['num_threads']} threads" for p in _pools()}),
+        "versions": {m.__name__: m.__version__ for m in (nml_jax, np, scipy, sklearn)}
+        | {"python": platform.python_version()},
+        "shape": [n, d],
+        "repeats": args.repeats,
+    }
+    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+
+    results = {}
+    for kind, F in features(n, d).items():
+        seconds: dict[str, list[float]] = {run.__name__: [] for run in ROUNDS[kind]}
+        spectra = {}
+        for _ in range(args.repeats):
+            for run in ROUNDS[kind]:
+                start = time.perf_counter()
+                spectra[run.__name__] = run(F)
+                seconds[run.__name__].append(time.perf_counter() - start)
+        ours, truth = ROUNDS[kind][0].__name__, spectra[ROUNDS[kind][1].__name__].astype(np.float64)
+        print(f"\n{kind:<16} {'median s':>9} {'min':>8} {'max':>8} {'× ours':>7} {'SVE off by':>11}")
+        results[kind] = {}
+        for name, times in seconds.items():
+            median = statistics.median(times)
+            ratio, off = median / statistics.median(seconds[ours]), abs(float(sve(spectra[name]) - sve(truth)))
+            print(f"{name:<16} {median:9.3f} {min(times):8.3f} {max(times):8.3f} {ratio:7.2f} {off:11.1e}")
+            results[kind][name] = {"seconds": times, "median": median, "times_ours": ratio, "sve_off_by": off}
+    if args.write:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
+
+
+def _pools() -> list[dict[str, Any]]:
+    return [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+
+
+if __name__ == "__main__":
+    main()
