@@ -16,7 +16,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["nml_jax", "nml_jax.*"]),
-    package_data={"nml_jax": ["py.typed"]},
+    package_data={"nml_jax": ["py.typed", "stages/report.css"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py",
@@ -34,6 +34,7 @@ setup(
         "pillow",
         "safetensors",
         "scikit-learn",
+        "scipy",
         "simplejpeg",
         "tensorboardX",
         "tensorflow-datasets",

@@ -40,7 +40,7 @@ class Row:
     domain: str  # "id" or "ood"
     n_train: int | None = None
     n_test: int | None = None
-    layer: str | None = None  # a key of the model's outputs, or "Z" for the output of a head
+    layer: str | None = None  # a key of the model's outputs; "Z", or "Z of <layer>", for the output of a head
     # how the head was trained
     train_share: float | None = None
     downstream_noise: float | None = None

@@ -72,8 +72,15 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                     rows += scores(result, tests, opened, layer=layer, **shared)
                     for split, domain in tests.items():
                         s = spectrum.singular_values(np.asarray(result.transform(held_out[split][0])))
-                        rows += spectrum_rows(s, **shared, split=split, domain=domain, layer="Z",
-                                              spectrum_mode="paper", n_test=len(opened[split]))  # fmt: skip
+                        rows += spectrum_rows(
+                            s,
+                            **shared,
+                            split=split,
+                            domain=domain,
+                            layer="Z" if layer == "features" else f"Z of {layer}",
+                            spectrum_mode="paper",
+                            n_test=len(opened[split]),
+                        )
     with errors.storage(workdir):
         log.write_rows(workdir, "tune", rows)
     return settings.sha([[row.metric, row.split, row.method, row.preset, row.value] for row in rows])

@@ -1,0 +1,312 @@
+"""The whole program: what it writes, what it skips, what it refuses."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from nml_jax import log
+from nml_jax.errors import UserError
+from tests.small import flags, launch
+
+ROOT = Path(__file__).parent.parent
+CELL = "noise=0.3,seed=0"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The folder of an experiment with one finished run. Copy it before changing it."""
+    workdir = tmp_path_factory.mktemp("finished") / "digits"
+    launch(workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "digits"))
+
+
+def command(*args: str, cwd: Path = ROOT, **kwargs) -> subprocess.CompletedProcess:
+    program = [sys.executable, "-m", "nml_jax.main", *args]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | kwargs.pop("env", {})
+    return subprocess.run(program, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, **kwargs)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# ---- what a run leaves behind ----------------------------------------------------------------------------------------
+
+
+def test_a_run_tells_its_own_story(finished: Path):
+    run = finished / CELL
+    names = {p.name for p in run.iterdir()}
+    assert {"config.json", "noise.json", "metrics.jsonl", "checkpoints", "banks", "rows.jsonl", "run.json"} <= names
+    assert {p.name for p in finished.iterdir()} >= {"report.html", "summary.csv"}
+    ledger = json.loads((run / "noise.json").read_text())
+    assert ledger["count"] == round(0.3 * ledger["n"])
+    rows = log.read_rows(run)
+    assert {row.stage for row in rows} == {"pretrain", "extract", "tune"}
+    tuned = [row for row in rows if row.stage == "tune" and row.metric == "accuracy"]
+    assert {(row.method, row.preset) for row in tuned} == {
+        ("linear", None), ("mlp", None), ("nmtune", "paper"), ("nmtune", "code/1view"),
+    }  # fmt: skip
+    assert {row.domain for row in tuned} == {"id", "ood"}
+    assert all(0 <= row.value <= 1 for row in tuned)
+    assert all(np.isfinite(row.value) for row in rows)
+    (fit,) = [row for row in rows if row.metric == "noisy_fit"]
+    assert fit.n_test == ledger["count"]
+
+
+def test_spectra_on_record_are_those_of_the_bank(finished: Path):
+    import nml_jax
+    from nml_jax.data import banks
+
+    features = banks.Bank(finished / CELL / "banks" / "digits" / "test").read("features")[:, 0].astype(np.float64)
+    s = np.linalg.svd(features, compute_uv=False)
+    (row,) = [
+        row
+        for row in log.read_rows(finished / CELL)
+        if (row.metric, row.split, row.spectrum_mode, row.layer) == ("sve", "test", "paper", "features")
+    ]
+    p = s[s > 0] / s.sum()
+    assert row.value == pytest.approx(-(p * np.log(p)).sum(), abs=1e-6)
+    assert row.value == pytest.approx(nml_jax.sve(nml_jax.singular_values(features)), abs=1e-9)
+
+
+def test_finished_stages_are_skipped_and_say_so(workdir: Path, capsys):
+    before = tree(workdir / CELL)
+    launch(workdir)
+    said = capsys.readouterr().err
+    for stage in ("pretrain", "extract", "tune"):
+        assert f"{stage} is done, skipped" in said
+    assert tree(workdir / CELL) == before
+
+
+def test_pinning_selects_cells_and_the_rest_of_the_sweep_finds_them_done(workdir: Path, capsys):
+    launch(workdir, noise=0.1)
+    capsys.readouterr()
+    launch(workdir, noise=None, pinned={"seed": 0}, **{"sweep.noise": (0.1, 0.3)})
+    assert capsys.readouterr().err.count("pretrain is done, skipped") == 2
+    assert {line.split(",")[3] for line in (workdir / "summary.csv").read_text().splitlines()[1:]} == {"10 %", "30 %"}
+
+
+def test_force_redoes_a_stage_and_what_depends_on_it_only(workdir: Path, capsys):
+    launch(workdir, force=("extract",))
+    said = capsys.readouterr().err
+    assert "pretrain is done, skipped" in said
+    assert "extract finished" in said
+    assert "tune is done, skipped" in said  # the same features came out
+
+
+def test_force_takes_new_values_of_its_stage(workdir: Path, capsys):
+    launch(workdir, force=("tune",), **{"tune.epochs": 3})
+    said = capsys.readouterr().err
+    assert "extract is done, skipped" in said
+    assert "tune finished" in said
+    launch(workdir, **{"tune.epochs": 3})
+    assert "tune is done, skipped" in capsys.readouterr().err
+
+
+def test_dry_run_trains_nothing(tmp_path: Path, capsys):
+    launch(tmp_path / "new", dry_run=True, noise=None, seed=None)
+    out = capsys.readouterr().out
+    assert not (tmp_path / "new").exists()
+    for words in ("resolved config", "noise=0.05,seed=2: pretrain, extract, tune", "parameters", "FLOP per step", "steps"):
+        assert words in out
+    assert "memory per device, activations" in out
+
+
+def test_weights_from_a_file_start_any_stage(tmp_path: Path, finished: Path):
+    from nml_jax import load_model
+    from nml_jax.models import convert
+
+    loaded = load_model(finished / CELL)
+    file = tmp_path / "encoder.safetensors"
+    safetensors.numpy.save_file(convert.to_timm(loaded.params, loaded.model_state), file)
+    launch(tmp_path / "given", init_from=str(file), stages=("extract",), **{"data.num_classes": 5})
+    of = {}
+    for folder in (finished, tmp_path / "given"):
+        (run,) = (p for p in folder.iterdir() if p.is_dir())
+        of[folder] = {
+            (row.split, row.metric, row.spectrum_mode): row.value for row in log.read_rows(run) if row.stage == "extract"
+        }
+    assert of[finished] == of[tmp_path / "given"]
+
+
+# ---- interruptions ---------------------------------------------------------------------------------------------------
+
+
+def test_killed_and_started_again_gives_the_same_bits(tmp_path: Path):
+    """SIGKILL in the middle of pre-training, as soon as a checkpoint is there; then a second start."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    more = {"train.epochs": 12.0, "tune.methods": "('linear',)"}
+    whole = command(*flags(tmp_path / "whole", **more), env=cache)
+    assert whole.returncode == 0, whole.stderr
+    args = [sys.executable, "-m", "nml_jax.main", *flags(tmp_path / "broken", **more)]
+    env = os.environ | cache | {"JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(args, cwd=ROOT, env=env, stderr=subprocess.PIPE)
+    checkpoints = tmp_path / "broken" / CELL / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not [p for p in checkpoints.glob("*") if p.name.isdecimal()] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "broken" / CELL / "run.json").exists(), "killed too late to show anything"
+    again = command(*flags(tmp_path / "broken", **more), env=cache)
+    assert again.returncode == 0, again.stderr
+    records = [json.loads((tmp_path / name / CELL / "run.json").read_text()) for name in ("whole", "broken")]
+    for stage in ("pretrain", "extract", "tune"):
+        assert records[0]["stages"][stage]["output"] == records[1]["stages"][stage]["output"]
+    assert log.read_rows(tmp_path / "whole" / CELL) == log.read_rows(tmp_path / "broken" / CELL)
+
+
+def test_sigterm_saves_and_exits_with_75(tmp_path: Path):
+    args = flags(tmp_path / "run", **{"train.epochs": 500.0, "runtime.save_every": 400.0})
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen([sys.executable, "-m", "nml_jax.main", *args], cwd=ROOT, env=env, stderr=subprocess.PIPE)
+    metrics = tmp_path / "run" / CELL / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert b"saved at step" in err
+    assert [p.name for p in (tmp_path / "run" / CELL / "checkpoints").iterdir() if p.name.isdecimal()]
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "cause"),
+    [
+        (["--config.nois=0.1"], "nois"),
+        (["--config.model.wdith=3"], "wdith"),
+        (["--config.noise=much"], "much"),
+        (["--config=nowhere.py"], "nowhere.py"),
+        (["--config=README.md"], "README.md"),
+        (["--config=configs/resnet50_in1k.py:a9"], "a9"),
+        (["--bogus"], "bogus"),
+        (["bogus"], "bogus"),
+    ],
+)
+def test_mistyped_flags(args: list[str], cause: str, tmp_path: Path):
+    done = command(*args, f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 2, done.stderr
+    assert lines[0].startswith("error: ")
+    assert cause in lines[0]
+    assert lines[1].startswith("  cure: ")
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_disk_that_takes_no_more(tmp_path: Path):
+    """A limit on file sizes stands in for a full disk: writes fail below Python, in the checkpoint library."""
+    program = shlex.join([sys.executable, "-m", "nml_jax.main", *flags(tmp_path / "run")])
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    limited = ["bash", "-c", f"ulimit -f 20 && exec {program}"]
+    done = subprocess.run(limited, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "error: cannot write" in done.stderr
+    assert "cure: free or remount" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cause"),
+    [
+        ({"noise": 1.5}, "noise=1.5"),
+        ({"noise": float("nan")}, "noise=nan"),
+        ({"data.num_classes": 4}, "4"),
+        ({"data.classes": (0, 99)}, "99"),
+        ({"data.train": "training"}, "training"),
+        ({"data.source": "directory", "data.path": "/nowhere"}, "/nowhere"),
+        ({"data.source": "tfds", "data.name": "imagenet2012", "data.path": "/nowhere"}, "imagenet2012"),
+        ({"train.batch": 12}, "12"),
+        ({"extract.batch": 12}, "12"),
+        ({"runtime.fsdp_axis": 3}, "fsdp_axis=3"),
+        ({"model.name": "resnet51"}, "resnet51"),
+        ({"optimizer.name": "adam"}, "adam"),
+        ({"objective.name": "unsupervised"}, "unsupervised"),
+        ({"noise_kind": "random"}, "random"),
+        ({"noise_kind": "matrix", "noise": 0.0}, "noise_file"),
+        ({"noise_kind": "matrix"}, "fixes its own rate"),
+        ({"noise_kind": "asymmetric", "noise_classes": (0,)}, "class"),
+        ({"downstream.tasks": ("letters",)}, "letters"),
+        ({"extract.layers": ("nothing",)}, "nothing"),
+        ({"extract.spectra": ("plain",)}, "plain"),
+        ({"tune.methods": ("forest",)}, "forest"),
+        ({"init_from": "/nowhere.safetensors"}, "/nowhere.safetensors"),
+        ({"stages": ("pretrian",)}, "pretrian"),
+        ({"data.validation": 0.0}, "validate"),
+        ({"data.size": 3}, "3"),
+    ],
+)
+def test_bad_values(overrides: dict, cause: str, tmp_path: Path):
+    with pytest.raises(UserError) as error:
+        launch(tmp_path / "w", **overrides)
+    assert cause in error.value.cause
+    assert "\n" not in error.value.cause
+    assert error.value.cure
+
+
+def test_a_workdir_of_another_config(workdir: Path):
+    before = tree(workdir)
+    with pytest.raises(UserError, match=r"belongs to another config: optimizer\.lr is 0\.003 there, 0\.5 here"):
+        launch(workdir, **{"optimizer.lr": 0.5})
+    assert tree(workdir) == before
+
+
+def test_a_workdir_of_another_ledger(workdir: Path):
+    path = workdir / CELL / "noise.json"
+    ledger = json.loads(path.read_text())
+    path.write_text(json.dumps(ledger | {"count": ledger["count"] + 1}))
+    (workdir / CELL / "run.json").unlink()
+    with pytest.raises(UserError, match="count"):
+        launch(workdir)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "gone", "none"])
+def test_a_damaged_checkpoint_is_refused_by_name(workdir: Path, damage: str):
+    checkpoints = workdir / CELL / "checkpoints"
+    step = max(int(p.name) for p in checkpoints.iterdir())
+    file = max((checkpoints / str(step)).rglob("d/*"), key=lambda p: p.stat().st_size)
+    if damage == "flipped":
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    elif damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "gone":
+        file.unlink()
+    else:
+        shutil.rmtree(checkpoints / str(step))
+        (checkpoints / str(step)).mkdir()
+        (checkpoints / str(step) / "notes.txt").write_text("hello")
+    (workdir / CELL / "run.json").unlink()
+    with pytest.raises(UserError, match=str(step)):
+        launch(workdir)
+    shutil.rmtree(checkpoints / str(step))  # the cure
+    launch(workdir)
+
+
+def test_a_damaged_bank_is_refused_by_name(workdir: Path):
+    file = workdir / CELL / "banks" / "digits" / "train" / "00000.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=r"00000\.safetensors"):
+        launch(workdir, force=("tune",))
