@@ -415,7 +415,10 @@ class Ledger:
         mine, theirs = self.to_dict(), other.to_dict()
         differ = [name for name in mine if mine[name] != theirs[name]]
         if differ:
-            values = [f"{name} {_short(theirs[name])} there, {_short(mine[name])} here" for name in differ]
+            values = [
+                name if isinstance(mine[name], tuple) else f"{name} {theirs[name]!s:.12} there, {mine[name]!s:.12} here"
+                for name in differ
+            ]
             raise UserError(
                 f"{where} has another noise ledger: {'; '.join(values)}",
                 "go on with the noise settings and the data it was begun with, or choose another --workdir",
@@ -541,8 +544,3 @@ def _check_matrix(matrix: Any, num_classes: int) -> npt.NDArray[np.float64]:
 
 def _as_tuple(value: Any) -> Any:
     return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 20 else f"{text[:12]}..."

@@ -1,0 +1,154 @@
+"""How many ids a second pass through the noise at n = 27 million, in how much memory?
+
+    python benchmarks/noise.py [--quick] [--repeats=5] [--write]
+
+Ours against the plain way with the same exact counts: `Generator.permutation(n)`, whose first m are corrupted. That
+holds tables of n; ours passes over all n ids in blocks, and holds nothing but the labels where there are labels. Both
+are one thread and take turns, timed by their CPU seconds, which a busy machine stretches less than the clock's.
+
+`decide` says of every id whether it is corrupted, `swap` gives every caption its partner, `labels` corrupts int64
+labels of 1000 classes. Peaks, from a round of their own, leave out the labels that go in.
+
+Last, one id by itself: in plain Python integers, and the same id as an array.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import nml_jax
+from nml_jax.noise import CaptionSwap, Permutation, corrupt_labels
+
+RESULTS = Path(__file__).parent / "results" / "noise.json"
+CLASSES = 1000
+
+
+def blocks(n: int) -> Iterator[np.ndarray]:
+    return (np.arange(start, min(start + 2**18, n)) for start in range(0, n, 2**18))
+
+
+def decide(n: int, rate: float) -> int:
+    permutation, count = Permutation(n, 0), round(rate * n)
+    return sum(int((permutation(ids) < count).sum()) for ids in blocks(n))
+
+
+def decide_numpy(n: int, rate: float) -> int:
+    corrupted = np.zeros(n, bool)
+    corrupted[np.random.default_rng(0).permutation(n)[: round(rate * n)]] = True
+    return int(corrupted.sum())
+
+
+def swap(n: int, rate: float) -> int:
+    partner = CaptionSwap(n=n, rate=rate, seed=0)
+    return sum(int((partner(ids) != ids).sum()) for ids in blocks(n))
+
+
+def swap_numpy(n: int, rate: float) -> int:
+    swapped, partners = np.random.default_rng(0).permutation(n)[: round(rate * n)], np.arange(n)
+    partners[swapped] = np.roll(swapped, -1)
+    return sum(int((partners[ids] != ids).sum()) for ids in blocks(n))
+
+
+def ours(labels: np.ndarray, rate: float) -> np.ndarray:
+    return corrupt_labels(labels, num_classes=CLASSES, rate=rate, seed=0)
+
+
+def numpys(labels: np.ndarray, rate: float) -> np.ndarray:
+    rng, out = np.random.default_rng(0), labels.copy()
+    corrupted = rng.permutation(labels.size)[: round(rate * labels.size)]
+    out[corrupted] = (labels[corrupted] + rng.integers(1, CLASSES, corrupted.size)) % CLASSES
+    return out
+
+
+def timed(run: Callable[[], Any]) -> float:
+    start = time.thread_time()
+    run()
+    return time.thread_time() - start
+
+
+def peak_mb(run: Callable[[], Any]) -> float:
+    tracemalloc.start()
+    run()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / 1e6
+
+
+def many(n: int, repeats: int) -> dict[str, Any]:
+    labels = np.arange(n) % CLASSES
+    pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {}
+    for rate in (0.05, 0.3, 1.0):
+        pairs[f"decide, {rate:.0%}"] = (lambda r=rate: decide(n, r)), (lambda r=rate: decide_numpy(n, r))
+        pairs[f"swap, {rate:.0%}"] = (lambda r=rate: swap(n, r)), (lambda r=rate: swap_numpy(n, r))
+        pairs[f"labels, {rate:.0%}"] = (lambda r=rate: ours(labels, r)), (lambda r=rate: numpys(labels, r))
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in pairs}
+    for _ in range(repeats):
+        for name, (a, b) in pairs.items():
+            seconds[name].append((timed(a), timed(b)))
+    print(f"\n{'million ids/s':<14} {'ours':>7} {'min':>7} {'max':>7} {'NumPy':>7} {'ratio':>6} {'MB':>9} {'NumPy':>7}")
+    results = {}
+    for name, (a, b) in pairs.items():
+        ours_s, numpy_s = zip(*seconds[name], strict=True)
+        speed, other = (n / 1e6 / statistics.median(times) for times in (ours_s, numpy_s))
+        ratio = statistics.median(y / x for x, y in seconds[name])
+        megabytes = peak_mb(a), peak_mb(b)
+        slowest, fastest = n / 1e6 / max(ours_s), n / 1e6 / min(ours_s)
+        print(
+            f"{name:<14} {speed:7.1f} {slowest:7.1f} {fastest:7.1f} {other:7.1f} {ratio:6.2f}"
+            f" {megabytes[0]:9.1f} {megabytes[1]:7.1f}"
+        )
+        results[name] = {"seconds": ours_s, "numpy_seconds": numpy_s, "million_ids_per_s": speed,
+                         "numpy_million_ids_per_s": other, "ratio": ratio, "peak_mb": megabytes}  # fmt: skip
+    return results
+
+
+def single(n: int, repeats: int, calls: int) -> dict[str, float]:
+    permutation, partner = Permutation(n, 0), CaptionSwap(n=n, rate=0.3, seed=0)
+    ids = range(0, n, n // calls)
+    swapped = permutation.inverse(np.arange(calls)).tolist()
+    kinds: dict[str, Callable[[], Any]] = {
+        "rank of an id": lambda: [permutation(i) for i in ids],
+        "partner at 30 %": lambda: [partner(i) for i in ids],
+        "partner of a swapped id": lambda: [partner(i) for i in swapped],
+        "partner at 30 %, as an array": lambda: [partner(np.array([i])) for i in ids],
+    }
+    rounds = [{name: timed(run) / len(ids) * 1e6 for name, run in kinds.items()} for _ in range(repeats)]
+    medians = {name: statistics.median(r[name] for r in rounds) for name in kinds}
+    print("\nmicroseconds for one id", *(f"{name:<30} {us:6.2f}" for name, us in medians.items()), sep="\n")
+    return medians
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="n = 2 million, to see that it runs")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
+    args = parser.parse_args()
+    n = 2_000_000 if args.quick else 27_000_000
+
+    about: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": f"one of {os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f} at the start",
+        "versions": {m.__name__: m.__version__ for m in (nml_jax, np)} | {"python": platform.python_version()},
+        "n": n,
+        "repeats": args.repeats,
+    }
+    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+    results = {"many": many(n, args.repeats), "microseconds_single": single(n, args.repeats, 10_000)}
+    if args.write:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({**about, **results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
