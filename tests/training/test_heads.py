@@ -1,0 +1,367 @@
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import optax
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from threadpoolctl import threadpool_info
+
+from nml_jax.errors import UserError
+from nml_jax.models.heads import head
+from nml_jax.objectives import nmtune
+from nml_jax.training import head_runs, heads
+from nml_jax.training.head_runs import Setting, Spec
+
+N, D, K = 60, 8, 3
+PLAIN = nmtune.Weights()
+
+
+def config(**changes):
+    defaults = {
+        "epochs": 4, "batch": 16, "lrs": (0.01, 0.1), "weight_decays": (0.0, 1e-2), "validation": 0.2,
+        "standardize": False, "width": 2,
+    }  # fmt: skip
+    return SimpleNamespace(**{**defaults, **changes})
+
+
+def blobs(n=N, seed=0, distance=3.0, views=1):
+    """Three Gaussian classes whose means are the first three axes times `distance`."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, K, n)
+    labels[:K] = range(K)
+    features = rng.normal(size=(n, views, D)) + distance * np.eye(K, D)[labels][:, None]
+    return features.astype(np.float32), labels
+
+
+def fit(method="linear", preset=None, *, seed=0, train=None, tests=None, **changes):
+    features, labels = train or blobs()
+    test = blobs(50, seed=1)
+    tests = {"test": (test[0][:, 0], test[1])} if tests is None else tests
+    return heads.fit(
+        features, labels, tests, method=method, preset=preset, num_classes=K, config=config(**changes), seed=seed
+    )
+
+
+def assert_trees(got, want, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), got, want)
+
+
+def without_noise(tree):
+    """BatchNorm subtracts the bias of the layer before it: its gradient is rounding noise, which AdamW enlarges."""
+    params, state = tree
+    if "dense1" not in params:
+        return params, state
+    dense1 = {"kernel": params["dense1"]["kernel"]}
+    return params | {"dense1": dense1}, state | {"norm": {"var": state["norm"]["var"]}}
+
+
+def reference(spec, features, labels, setting, n, epochs):
+    """The run step by step: optax's AdamW with a learning rate per step, one batch after another."""
+    model = head(spec.method, num_classes=spec.num_classes, width=spec.width)
+    for_init, for_order = jax.random.split(jax.random.key(setting.seed))
+    params, state = model.init(for_init, features.shape[-1])
+    steps = -(-n // spec.batch)
+
+    @jax.jit
+    def gradient(params, state, F, label):
+        def loss(params):
+            outputs, new_state = model.apply(params, state, F.reshape(-1, F.shape[-1]), train=True)
+            Z, logits = (outputs[key].reshape(*F.shape[:2], -1) for key in ("features", "logits"))
+            return nmtune.loss(F, Z, logits, label, weights=spec.weights), new_state
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    @jax.jit
+    def update(params, opt_state, g, lr):
+        updates, opt_state = optax.adamw(lr, weight_decay=setting.weight_decay).update(g, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    opt_state = optax.adamw(1.0).init(params)
+    for i in range(epochs):
+        draws = np.asarray(jax.random.bits(jax.random.fold_in(for_order, i), (len(labels),)))
+        order = list(setting.rows[np.argsort(draws[:n], kind="stable")])
+        order += order[: steps * spec.batch - n]  # the last batch is filled up
+        for k in range(steps):
+            rows = np.array(order[k * spec.batch : (k + 1) * spec.batch])
+            g, state = gradient(params, state, features[rows], labels[rows])
+            done = (i * steps + k) / (epochs * steps)
+            params, opt_state = update(params, opt_state, g, np.float32(setting.lr * (1 + np.cos(np.pi * done)) / 2))
+    return params, state
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "views", "n"),
+    [("linear", PLAIN, 1, N), ("nmtune", nmtune.PRESETS["code"], 2, 41)],
+)
+def test_a_run_is_adamw_with_a_cosine_step_by_step(method, weights, views, n):
+    features, labels = blobs(views=views)
+    spec = Spec(method, weights, K, 2, 16, False)
+    setting = Setting(np.random.default_rng(0).permutation(N), 0.01, 0.1, 3)
+    labels = labels.astype(np.int32)
+    (got,) = head_runs.train(spec, features, labels, [setting], n, epochs=3)
+    want = reference(spec, features, labels, setting, n, 3)
+    assert_trees(without_noise(got), without_noise(want), rtol=0, atol=1e-5)
+
+
+def test_one_full_batch_against_numpy():
+    """AdamW by its formula, in float64, with decay on the bias too."""
+    features, labels = blobs()
+    x, y = np.float64(features[:, 0]), np.eye(K)[labels]
+    lr, weight_decay, epochs = 0.05, 0.3, 6
+    setting = Setting(np.arange(N), lr, weight_decay, 1)
+    spec = Spec("linear", PLAIN, K, 4, N, False)
+    ((got, _),) = head_runs.train(spec, features, labels.astype(np.int32), [setting], N, epochs=epochs)
+    start = head("linear", num_classes=K).init(jax.random.split(jax.random.key(1))[0], D)[0]["classifier"]
+    p = [np.float64(start["kernel"]), np.full(K, 0.0)]
+    m, v = [0 * a for a in p], [0 * a for a in p]
+    for t in range(epochs):
+        logits = x @ p[0] + p[1]
+        delta = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True) - y) / N
+        rate = lr * (1 + np.cos(np.pi * t / epochs)) / 2
+        for i, g in enumerate((x.T @ delta, delta.sum(0))):
+            m[i] = 0.9 * m[i] + 0.1 * g
+            v[i] = 0.999 * v[i] + 0.001 * g**2
+            u = m[i] / (1 - 0.9 ** (t + 1)) / (np.sqrt(v[i] / (1 - 0.999 ** (t + 1))) + 1e-8)
+            p[i] = p[i] - rate * (u + weight_decay * p[i])
+    np.testing.assert_allclose(got["classifier"]["kernel"], p[0], atol=1e-5)
+    np.testing.assert_allclose(got["classifier"]["bias"], p[1], atol=1e-5)
+
+
+def test_mapped_runs_are_the_single_runs():
+    features, labels = blobs()
+    spec = Spec("nmtune", nmtune.PRESETS["paper"], K, 2, 16, standardize=True)
+    rng = np.random.default_rng(0)
+    hypers = (1e-2, 0.0, 1), (1e-3, 0.1, 1), (1e-2, 0.0, 2)
+    settings = [Setting(rng.permutation(N), *hyper) for hyper in hypers]
+    runs = partial(head_runs.train, spec, features, labels.astype(np.int32), settings, 48, epochs=3)
+    single, mapped = runs(mapped=False), runs(mapped=True)
+    for got, want in zip(mapped, single, strict=True):
+        assert_trees(without_noise(got), without_noise(want), rtol=0, atol=2e-5)
+    kernels = [params["classifier"]["kernel"] for params, _ in single]
+    assert min(np.abs(kernels[0] - k).max() for k in kernels[1:]) > 1e-2  # which do differ from each other
+
+
+def test_an_epoch_takes_every_row_once():
+    n, size = np.int32(41), N
+    orders = [np.asarray(head_runs._permutation(jax.random.key(s), size, n))[:n] for s in range(200)]
+    assert all((np.sort(order) == np.arange(n)).all() for order in orders)
+    firsts = np.bincount([order[0] for order in orders], minlength=41)
+    assert firsts.max() < 20  # 200 draws over 41 rows: no row is preferred
+
+
+def test_what_is_held_out_is_neither_trained_on_nor_counted_in_the_statistics():
+    features, labels = blobs()
+    rows = np.random.default_rng(0).permutation(N)
+    spec = Spec("mlp", PLAIN, K, 2, 16, standardize=True)
+    poisoned = features.copy()
+    poisoned[rows[48:]] = 1e6
+    args = labels.astype(np.int32), [Setting(rows, 0.01, 0.0, 0)], 48
+    assert_trees(head_runs.train(spec, features, *args, epochs=2), head_runs.train(spec, poisoned, *args, epochs=2))
+
+
+def test_standardising_is_training_on_standardised_features():
+    features, labels = blobs(views=2)
+    features = 5 * features + 100
+    features[..., -1] = 7.1  # constant
+    mean = features.mean((0, 1), dtype=np.float64)
+    scale = np.where(np.arange(D) < D - 1, features.std((0, 1), dtype=np.float64), 1)
+    test = 5 * blobs(50, seed=1)[0][:, 0] + 100
+    one = {"lrs": (0.01,), "weight_decays": (0.0,), "tests": {}}
+    got = fit(train=(features, labels), standardize=True, **one)
+    want = fit(train=(((features - mean) / scale).astype(np.float32), labels), **one)
+    assert_trees(got.params, want.params, rtol=0, atol=1e-5)
+    standardised = ((test - mean) / scale).astype(np.float32)
+    np.testing.assert_allclose(got.transform(test), standardised, atol=1e-4)
+    assert_trees(got.outputs(test), want.outputs(standardised), rtol=0, atol=1e-3)
+
+
+def test_linear_head_is_as_good_as_logistic_regression():
+    train, test = blobs(400, distance=1.5), blobs(400, seed=1, distance=1.5)
+    got = fit(train=train, tests={"test": (test[0][:, 0], test[1])}, epochs=20)
+    probe = LogisticRegression().fit(train[0][:, 0], train[1])
+    want = probe.score(test[0][:, 0], test[1])
+    assert 0.6 < want < 0.95  # neither trivial nor perfect
+    assert got.scores["test"]["accuracy"] == pytest.approx(want, abs=0.02)
+    agree = got.outputs(test[0][:, 0])[1].argmax(1) == probe.predict(test[0][:, 0])
+    assert agree.mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("method", "preset"), [("linear", None), ("mlp", None), ("nmtune", "paper"), ("nmtune", "code")]
+)
+def test_every_method_learns_and_its_scores_are_those_of_scikit_learn(method, preset):
+    test, shifted = blobs(700, seed=1, distance=1.5), blobs(33, seed=2)
+    tests = {"test": (test[0][:, 0], test[1]), "shifted": (shifted[0][:, 0] + 1, shifted[1])}
+    result = fit(method, preset, tests=tests)
+    for name, (x, y) in tests.items():
+        Z, logits = result.outputs(x)
+        predicted = logits.argmax(1)
+        assert result.scores[name] == {
+            "accuracy": pytest.approx(accuracy_score(y, predicted)),
+            "macro_f1": pytest.approx(f1_score(y, predicted, average="macro")),
+            "mean_per_class": pytest.approx(balanced_accuracy_score(y, predicted)),
+        }
+        assert Z.shape == x.shape
+        kernel, bias = result.params["classifier"]["kernel"], result.params["classifier"]["bias"]
+        np.testing.assert_allclose(Z @ kernel + bias, logits, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(result.transform(x), Z)
+    assert result.scores["test"]["accuracy"] > 0.6
+    assert result.n_train == N
+    assert result.preset == {"code": "code/1view"}.get(preset, preset)
+    assert len(tests["test"][1]) > head_runs.CHUNK
+    np.testing.assert_allclose(result.transform(tests["test"][0][600:]), result.transform(tests["test"][0])[600:])
+
+
+def test_a_seed_decides_everything():
+    first, again, other = (fit("mlp", seed=seed) for seed in (5, 5, 6))
+    assert_trees((again.params, again.state), (first.params, first.state), rtol=0)
+    assert (again.hyper, again.validation, again.scores) == (first.hyper, first.validation, first.scores)
+    assert np.abs(other.params["dense1"]["kernel"] - first.params["dense1"]["kernel"]).max() > 0.1
+    assert other.validation != first.validation
+
+
+def test_several_seeds_are_the_single_seeds():
+    features, labels = blobs()
+    test = blobs(50, seed=1)
+    both = heads.fit_seeds(
+        features, labels, {"test": (test[0][:, 0], test[1])},
+        method="linear", num_classes=K, config=config(), seeds=(3, 2**33 + 4),
+    )  # fmt: skip
+    for seed, got in zip((3, 2**33 + 4), both, strict=True):
+        want = fit(seed=seed)
+        assert got.hyper == want.hyper
+        assert got.scores == want.scores
+        assert got.validation == want.validation
+        assert_trees(got.params, want.params)
+
+
+def test_nothing_is_compiled_twice():
+    fit("mlp", epochs=3)
+    runs, outputs = head_runs._train._cache_size(), head_runs._apply._cache_size()
+    fit("mlp", epochs=5, seed=9, lrs=(0.3, 0.03, 0.003), weight_decays=(0.5,), validation=0.1, train=blobs(seed=4))
+    assert head_runs._train._cache_size() == runs
+    assert head_runs._apply._cache_size() == outputs
+
+
+def test_validation_and_final_run_share_what_is_compiled():
+    before = head_runs._train._cache_size()
+    fit(train=blobs(47))
+    assert head_runs._train._cache_size() == before + 1
+
+
+def test_hyperparameters_are_the_best_on_the_validation_part():
+    result = fit(lrs=(1e-9, 0.1), weight_decays=(0.0,))
+    assert [v["lr"] for v in result.validation] == [1e-9, 0.1]
+    assert result.hyper == {"lr": 0.1, "weight_decay": 0.0}
+    easy = fit(train=blobs(distance=50), lrs=(0.1, 0.3, 0.2), weight_decays=(0.0,))
+    assert {v["accuracy"] for v in easy.validation} == {1.0}
+    assert easy.hyper["lr"] == min(easy.validation, key=lambda v: v["loss"])["lr"]  # of equals the one of lower loss
+
+
+def test_validation_scores_are_those_of_a_head_trained_without_the_validation_part():
+    features, labels = blobs(views=2)
+    result = fit(train=(features, labels), seed=7)
+    kept, held = heads.hold_out(labels, 0.2, 7)
+    spec = Spec("linear", PLAIN, K, 2, 16, False)
+    setting = Setting(np.concatenate([kept, held]), 0.1, 1e-2, 7)
+    ((params, state),) = head_runs.train(spec, features, labels.astype(np.int32), [setting], len(kept), epochs=4)
+    x, y = features[held].reshape(-1, D), np.repeat(labels[held], 2)
+    logits = np.float64(head_runs.outputs(spec, params, state, x)[1])
+    loss = -(logits[np.arange(len(y)), y] - np.log(np.exp(logits).sum(1))).mean()
+    want = {"lr": 0.1, "weight_decay": 1e-2, "accuracy": (logits.argmax(1) == y).mean(), "loss": loss}
+    assert result.validation[-1] == pytest.approx(want)
+
+
+def test_a_grid_of_one_needs_no_validation():
+    features, labels = np.eye(K, D, dtype=np.float32), np.arange(K)  # a single example of each class
+    result = fit(train=(features, labels), lrs=(0.1,), weight_decays=(0.0,), validation=0.0, epochs=50)
+    assert result.validation == []
+    assert result.spec.batch == K
+    assert (result.outputs(features)[1].argmax(1) == labels).all()
+
+
+def test_settings_that_diverge_are_not_chosen():
+    features, labels = blobs()
+    assert fit("mlp", lrs=(1e38, 0.01), weight_decays=(0.0,)).hyper["lr"] == 0.01
+    with pytest.raises(UserError, match="diverged"):
+        fit("mlp", lrs=(1e38,), weight_decays=(0.0,), train=(features, labels))
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "held"),
+    [
+        ((50, 30, 20), 0.2, (10, 6, 4)),
+        ((1, 1, 10), 0.2, (0, 0, 2)),  # never the only one of a class
+        ((5, 5, 5), 0.1, (1, 1, 0)),  # round(1.5) by largest remainder
+        ((2, 2, 1), 0.01, (1, 0, 0)),  # at least one
+        ((4, 4, 4), 0.95, (3, 3, 3)),  # never all of a class
+    ],
+)
+def test_hold_out(counts, share, held):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(3), counts))
+    kept, rest = heads.hold_out(labels, share, 0)
+    assert tuple(np.bincount(labels[rest], minlength=3)) == held
+    assert (np.sort(np.concatenate([kept, rest])) == np.arange(len(labels))).all()
+    np.testing.assert_array_equal(heads.hold_out(labels, share, 0)[1], rest)
+    if min(counts) > 10:
+        assert set(heads.hold_out(labels, share, 1)[1]) != set(rest)
+
+
+def test_blas_has_one_thread_while_heads_train():
+    def threads():
+        return {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
+
+    before = threads()
+    with head_runs.one_blas_thread():
+        assert threads() == {1}
+    assert threads() == before or before == set()
+
+
+def poisoned(value):
+    features, labels = blobs()
+    features[17, 0, 3] = value
+    return features, labels
+
+
+def relabelled(value):
+    features, labels = blobs()
+    labels[17] = value
+    return features, labels
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        ({"method": "mpl"}, "'mpl'.*\n.*linear, mlp, nmtune"),
+        ({"method": "nmtune", "preset": "papers"}, "'papers'.*\n.*paper, code"),
+        ({"method": "nmtune"}, "None.*\n.*paper, code"),
+        ({"method": "mlp", "preset": "paper"}, "'paper' is given for the head 'mlp'"),
+        ({"train": poisoned(np.nan)}, "train: row 17 "),
+        ({"train": poisoned(np.inf)}, "train: row 17 "),
+        ({"train": relabelled(K)}, f"train: row 17 has label {K}"),
+        ({"train": relabelled(-1)}, "train: row 17 has label -1"),
+        ({"train": (blobs()[0], np.zeros(N, int))}, "every training label is 0"),
+        ({"train": (blobs()[0][:0], blobs()[1][:0])}, "train: there is no example"),
+        ({"train": (blobs()[0], blobs()[1][:-1])}, r"train: .*\(60, 1, 8\).*\(59,\) do not fit"),
+        ({"tests": {"odd": (np.zeros((0, D)), np.zeros(0, int))}}, "odd: there is no example"),
+        ({"tests": {"odd": (np.full((2, D), np.nan), np.zeros(2, int))}}, "odd: row 0 "),
+        ({"tests": {"odd": (np.zeros((2, D + 1)), np.zeros(2, int))}}, "odd: .* D=8"),
+        ({"train": (np.eye(K, D), np.arange(K))}, r"nothing can be held out: .*0\.2.* 1 row"),
+        ({"validation": 0.0}, r"nothing can be held out: tune.validation=0\.0"),
+        ({"lrs": ()}, "tune.lrs or tune.weight_decays is empty"),
+    ],
+)
+def test_bad_input(arguments, cause):
+    with pytest.raises(UserError, match=cause) as e:
+        fit(**arguments)
+    assert e.value.cure
+    assert "\n" not in e.value.cause + e.value.cure
+
+
+def test_one_class_is_nothing_to_learn():
+    features, labels = blobs()
+    with pytest.raises(UserError, match="num_classes=1"):
+        heads.fit(features, labels, {}, method="linear", num_classes=1, config=config(), seed=0)
