@@ -93,7 +93,7 @@ def main() -> None:
     results = {}
     for kind, F in features(n, d).items():
         seconds: dict[str, list[float]] = {run.__name__: [] for run in ROUNDS[kind]}
-        spectra = {}
+        spectra = {run.__name__: run(F[:64, :32]) for run in ROUNDS[kind]}  # first calls load libraries
         for _ in range(args.repeats):
             for run in ROUNDS[kind]:
                 start = time.perf_counter()

@@ -23,7 +23,7 @@ from nml_jax.errors import UserError
 Array = NDArray[np.float64]
 
 TOLERANCE = 1e-6  # accuracy of SVE and LSVR that `singular_values` promises
-BLOCK = 1024  # rows that are converted to float64 at a time
+BLOCK = 4096  # rows that are converted to float64 at a time
 LARGEST = 1e140  # squares of larger values could overflow in a sum over rows
 EPS, TINY = float(np.finfo(np.float64).eps), float(np.finfo(np.float64).tiny)
 
@@ -160,8 +160,8 @@ class SpectrumMeter:
             mask: [B]; rows where it is zero or False are left out, whatever they hold.
 
         Raises:
-            UserError: a wrong shape or dtype; NaN or infinity in a row that counts. Rows are added by the 1024: those
-                before the 1024 with the bad one have been.
+            UserError: a wrong shape or dtype; NaN or infinity in a row that counts. Rows are added 4096 at a
+                time: those before the block of the bad one have been.
         """
         batch = _real(batch)
         if batch.ndim != 2 or batch.shape[1] != self.dim:
