@@ -141,6 +141,16 @@ def put_batch(mesh: Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
     return put
 
 
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process holds whole, as global arrays sharded by shape. Each is a buffer of its own."""
+
+    def put(x: Any, sharding: NamedSharding) -> jax.Array:
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: np.array(host[index]))
+
+    return jax.tree.map(put, tree, shardings(tree, mesh))
+
+
 def fetch(tree: Any, mesh: Mesh) -> Any:
     """`tree` of global arrays as NumPy, whole, on every process."""
     if jax.process_count() > 1:

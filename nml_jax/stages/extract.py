@@ -55,8 +55,12 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             split = "train" if test is train else test.split
             folder = workdir / "banks" / task.name / split
             key = bank_key(config, encoder, test, views=config.extract.views if test is train else 1)
-            bank = banks.find(folder, key) or extract(config, encoder, mesh, test, folder, key, is_train=test is train)
             keys[f"{task.name}/{split}"] = key
+            if not runtime.agree(banks.find(folder, key) is not None):
+                extract(config, encoder, mesh, test, folder, key, is_train=test is train)
+            if jax.process_index() > 0:
+                continue
+            bank = banks.Bank(folder)
             for layer in config.extract.layers:
                 features = bank.read(layer)[:, 0]
                 for mode in config.extract.spectra:
@@ -101,7 +105,7 @@ def load_encoder(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
             f"{workdir} holds no checkpoint to extract from", "run the pretrain stage first, or set --config.init_from"
         )
     digest = checkpoint.digest(jax.device_get((params, model_state)))
-    params, model_state = jax.device_put((params, model_state), runtime.shardings((params, model_state), mesh))
+    params, model_state = runtime.place((params, model_state), mesh)
     (model_config,) = settings.frozen(config.model)
     encode = _encode(model_config, num_classes, config.data.image_size, config.extract.layers, mesh)
     return Encoder(encode, params, model_state, step, ledger, digest)
@@ -134,8 +138,8 @@ def bank_key(config: ConfigDict, encoder: Encoder, test: tasks.Test, *, views: i
 
 def extract(
     config: ConfigDict, encoder: Encoder, mesh: Mesh, test: tasks.Test, folder: Path, key: str, *, is_train: bool
-) -> banks.Bank:
-    """Run the encoder over a split and write its bank."""
+) -> None:
+    """Run the encoder over a split; the first process writes the bank."""
     views = range(1, config.extract.views + 1) if is_train and config.extract.views > 1 else (None,)
     passes = [encoded(config, encoder, mesh, test, view) for view in views]
 
@@ -145,12 +149,10 @@ def extract(
             yield rows | {"label": several[0]["label"], "id": several[0]["id"]}
 
     if jax.process_index() > 0:
-        for _ in blocks():
+        for _ in blocks():  # takes its part in every step
             pass
-        return banks.Bank(folder)
-    return banks.write(
-        folder, blocks(), key=key, num_classes=test.source.num_classes, class_names=test.source.class_names
-    )
+        return
+    banks.write(folder, blocks(), key=key, num_classes=test.source.num_classes, class_names=test.source.class_names)
 
 
 def encoded(

@@ -109,7 +109,7 @@ def _build(
     )
 
 
-def start(config: ConfigDict, program: Program, checkpoints: Checkpoints) -> TrainState:
+def start(config: ConfigDict, program: Program, mesh: Mesh, checkpoints: Checkpoints) -> TrainState:
     """The state to go on from: the last checkpoint, or a fresh state, or one warm-started from `init_from`."""
     restored = checkpoints.restore(program.shapes)
     if restored is not None:
@@ -117,12 +117,10 @@ def start(config: ConfigDict, program: Program, checkpoints: Checkpoints) -> Tra
     state = program.init(jax.random.key(config.seed))
     if not config.init_from:
         return state
-    params, model_state = warm_start(config.init_from, config, state.params, state.model_state)
-    fresh = TrainState(
-        state.step, params, model_state, params if config.train.ema else None, state.opt_state, state.key
-    )
-    # Through a copy on the devices: the donated state may hold no buffer twice.
-    return jax.tree.map(lambda x, s: jnp.array(x, copy=True, device=s.sharding), fresh, program.shapes)
+    given = runtime.fetch((state.params, state.model_state), mesh)
+    params, model_state = runtime.place(warm_start(config.init_from, config, *given), mesh)
+    average = runtime.place(runtime.fetch(params, mesh), mesh) if config.train.ema else None
+    return TrainState(state.step, params, model_state, average, state.opt_state, state.key)
 
 
 def train(
@@ -148,7 +146,7 @@ def train(
         Preempted: SIGTERM came; the state is saved.
         NonFinite: a metric stopped being finite; names the step and the ids of its batch.
     """
-    state = start(config, program, checkpoints)
+    state = start(config, program, mesh, checkpoints)
     first = int(state.step)
     if first == plan.steps:
         return state

@@ -82,7 +82,9 @@ def test_values_that_are_not_finite_are_refused_on_both_sides(tmp_path):
 
     data = safetensors.numpy.save({**bad, "id": bad["id"].astype(np.int32)})
     (bank.folder / "00000.safetensors").write_bytes(data)
-    index = bank.index | {"shards": [{"file": "00000.safetensors", "rows": 2, "sha256": hashlib.sha256(data).hexdigest()}]}
+    index = bank.index | {
+        "shards": [{"file": "00000.safetensors", "rows": 2, "sha256": hashlib.sha256(data).hexdigest()}]
+    }
     index["sha256"] = banks._self_sha(index)
     (bank.folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="row 0"):

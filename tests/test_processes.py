@@ -1,0 +1,71 @@
+"""Two processes on one machine, joined by JAX's own distributed runtime."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from nml_jax import log
+from tests.small import PINNED, flags
+
+ROOT = Path(__file__).parent.parent
+CELL = "noise=0.3,seed=0"
+
+
+def start(args: list[str], *, processes: int, index: int, port: int) -> subprocess.Popen:
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(processes),
+        "JAX_PROCESS_ID": str(index),
+    }
+    program = [sys.executable, "-m", "nml_jax.main", *args]
+    return subprocess.Popen(program, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_two_processes_train_as_one(tmp_path: Path):
+    """The same batches and first losses, one checkpoint, one set of rows."""
+    options = {"stages": "('pretrain','extract')", "runtime.log_every": 1, "train.epochs": 2.0}
+    one = subprocess.run(
+        [sys.executable, "-m", "nml_jax.main", *flags(tmp_path / "one", **options)],
+        cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert one.returncode == 0, one.stderr
+    port = free_port()
+    pair = [start(flags(tmp_path / "two", **options), processes=2, index=i, port=port) for i in range(2)]
+    for process in pair:
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, out
+    losses = [
+        [json.loads(line).get("train/loss") for line in (tmp_path / n / CELL / "metrics.jsonl").read_text().splitlines()]
+        for n in ("one", "two")
+    ]
+    first = [next(x for x in these if x is not None) for these in losses]
+    assert abs(first[0] - first[1]) < 1e-5 * first[0]
+    assert len(losses[0]) == len(losses[1])
+    rows = [{(r.metric, r.split, r.spectrum_mode): r for r in log.read_rows(tmp_path / n / CELL)} for n in ("one", "two")]
+    assert rows[0].keys() == rows[1].keys()
+    banks = [
+        json.loads((tmp_path / n / CELL / "banks" / "digits" / "test" / "index.json").read_text()) for n in ("one", "two")
+    ]
+    assert banks[0]["n"] == banks[1]["n"]
+    assert PINNED["noise"] == 0.3
+
+
+def test_a_process_that_waits_in_vain_says_so_within_its_limit(tmp_path: Path):
+    args = flags(tmp_path / "run", **{"runtime.timeout": 5})
+    begun = time.monotonic()
+    alone = start(args, processes=2, index=0, port=free_port())
+    out, _ = alone.communicate(timeout=120)
+    assert alone.returncode == 76, out
+    assert "peers of this job did not come within 5 s" in out
+    assert time.monotonic() - begun < 90

@@ -1,0 +1,79 @@
+"""The README tells the truth: its commands run, its Python runs."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A folder that looks like a checkout, with photos in it, where commands may write."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("configs", "Makefile", "setup.py", "constraints.txt"):
+        (folder / name).symlink_to(ROOT / name)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 4)):
+        for name in ("ant", "bee"):
+            (folder / "my_photos" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / "my_photos" / split / name / f"{i}.jpg")
+    return folder
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) >= 9
+    assert {"make demo", "make test"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_command(line: str, checkout: Path):
+    """make is asked what it would do, main does a dry run, everything else is run."""
+    words = shlex.split(line)
+    if words[:3] == ["python", "-m", "nml_jax.stages.report"]:
+        from tests.small import launch
+
+        launch(checkout / "runs" / "digits")
+    if words[0] == "make":
+        words.append("-n")
+    elif words[:3] == ["python", "-m", "nml_jax.main"] and "--dry_run" not in words:
+        words.append("--dry_run")
+    if words[0] == "python":
+        words[0] = sys.executable
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(words, cwd=checkout, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python(code: str):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_every_link_leads_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+def test_help_is_complete_and_imports_nothing_heavy():
+    code = (
+        "import sys; from nml_jax import main; main.run(['main', '--help']);"
+        "assert not {'jax', 'numpy', 'flax', 'tensorflow_datasets'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for flag in ("--config", "--workdir", "--[no]dry_run", "--force"):
+        assert flag in done.stdout
