@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,7 +32,7 @@ def start(timeout: int = 120) -> None:
 
     Raises:
         UserError: the three variables are incomplete or no numbers.
-        PeerLost: the peers did not come in time.
+        PeerLost: the job refused this process. If its peers do not come in time, the process ends with that exit code.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = {name: os.environ[name] for name in names if name in os.environ}
@@ -49,10 +51,23 @@ def start(timeout: int = 120) -> None:
         return
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # JAX ends a process that waits in vain with an abort and a stack trace; we are a little earlier.
+    who = f"process {explicit['process_id']} of {explicit['num_processes']}" if explicit else "this process"
+    watch = threading.Timer(timeout, _give_up, [f"{who} waited {timeout} s for the other processes of its job"])
+    watch.daemon = True
+    watch.start()
     try:
-        jax.distributed.initialize(initialization_timeout=timeout, **explicit)
+        jax.distributed.initialize(initialization_timeout=timeout + 60, **explicit)
     except (RuntimeError, ValueError) as e:
-        raise PeerLost(f"the peers of this job did not come within {timeout} s: {str(e).splitlines()[0]}") from e
+        raise PeerLost(f"{who} could not join its job: {str(e).splitlines()[0]}") from e
+    finally:
+        watch.cancel()
+
+
+def _give_up(cause: str) -> None:
+    """End the process although its main thread is in a library that does not return."""
+    print(f"stopped: {cause}; see that all were started and reach the coordinator", file=sys.stderr, flush=True)
+    os._exit(PeerLost.exit_code)
 
 
 def _in_a_job() -> bool:
