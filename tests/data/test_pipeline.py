@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nml_jax.data import pipeline, sources, transforms
+from nml_jax.data import builders, codec, pipeline, sources, transforms
 from nml_jax.errors import UserError
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -247,6 +247,39 @@ def test_views_are_augmented_and_fixed_by_seed_id_and_number():
         assert (a != b).any((1, 2, 3)).mean() > 0.9
     again = np.concatenate([b["image"] for b in evaluate(data, augment=augment, view=1, batch=4)])[:21]
     np.testing.assert_array_equal(again, images[1])  # whatever the batch
+
+
+# From a prepared directory
+
+
+def test_photos_on_disk(tmp_path):
+    """The whole way: files, ArrayRecord, classes selected, validation cut off, noise, crops; over processes."""
+    for i in range(30):
+        path = tmp_path / "src" / "train" / "abc"[i % 3] / f"{i:02}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (20 + i, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path, quality=90)
+    builders.image_folder(tmp_path / "src", tmp_path / "out")
+    data = SimpleNamespace(source="directory", path=str(tmp_path / "out"), name="", classes=(2, 0), num_classes=2)
+    clean, validation = sources.split_validation(sources.load(data, "train"), 0.2)
+    noisy = sources.NoisyLabels(clean, 1 - clean.labels)
+    augment = config(crop="random_resized", randaugment=2)
+    whole = train(noisy, 5, size=16, augment=augment)
+    assert_same(
+        joined([train(noisy, 5, size=16, augment=augment, process_index=i, process_count=2) for i in (0, 1)]), whole
+    )
+    assert sorted(ids(whole)[:16]) == list(range(16))
+    for batch in whole:
+        np.testing.assert_array_equal(batch["label_clean"], clean.labels[batch["id"]])
+        np.testing.assert_array_equal(batch["label"], 1 - batch["label_clean"])
+    (batch,) = evaluate(validation, size=16, augment=config(crop="random_resized"))
+    assert batch["mask"].sum() == 4
+    for i, key in enumerate(validation.keys):
+        image = transforms.fit(
+            codec.decode((tmp_path / "src" / key).read_bytes()), 16, crop=0.875, interpolation="bilinear"
+        )
+        np.testing.assert_array_equal(batch["image"][i], image)
+        assert validation.class_names[batch["label"][i]] == key.split("/")[1]
 
 
 # Threads

@@ -201,8 +201,10 @@ def test_validation_depends_on_its_seed_and_never_changes():
     assert sources.split_validation(source, 0.2)[1].indices.tolist() == [0, 2, 9, 11, 17, 20, 21, 38]
     assert len(sources.split_validation(source, 0.0)[1]) == 0
     for share in (-0.1, 1.0, float("nan")):
-        with pytest.raises(UserError, match="validation share"):
+        with pytest.raises(UserError, match="a validation share of"):
             sources.split_validation(source, share)
+    with pytest.raises(UserError, match=r"share of 0\.01 of 40 records is none"):
+        sources.split_validation(source, 0.01)
 
 
 # Digits
@@ -434,9 +436,13 @@ def test_labels_are_aligned_by_key(folder, tmp_path):
         ([*lines[1:], "train/b/08.png,daisy"], "a line 'train/b/08.png,daisy'"),
         ([*lines[1:], "train/b/08.png"], "a line 'train/b/08.png'"),
         ([*lines[1:], "train/b/08.png,7"], "record 0 has label 7"),
+        ([*lines[1:], "train/b/08.png,-1"], "a line 'train/b/08.png,-1'"),
     ):
         path.write_text("\n".join(wrong), "utf-8")
         with pytest.raises(UserError, match=cause):
             sources.align_by_key(path, source)
+    path.write_bytes(b"train/b/08.png,\xff")
+    with pytest.raises(UserError, match="is no readable"):
+        sources.align_by_key(path, source)
     with pytest.raises(UserError, match="the dataset has no keys"):
         sources.align_by_key(path, arrays([0, 1]))

@@ -1,0 +1,125 @@
+"""Stored bytes to upright RGB pixels: the one place that decides what is an image and what is none."""
+
+import contextlib
+import io
+import struct
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401 (they register)
+
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+# EXIF orientation (tag 0x0112) -> what turns the pixels upright.
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+
+
+class ImageError(ValueError):
+    """These bytes are no image that can be decoded whole."""
+
+
+def decode(image: bytes | np.ndarray) -> np.ndarray:
+    """Upright RGB pixels of an encoded image or of an array.
+
+    EXIF orientation is applied. Transparency is composited over white, as a viewer shows it. Grey, palette and CMYK
+    become RGB; 16-bit samples keep their high byte; of an animation the first frame counts.
+
+    Args:
+        image: an encoded file of one of FORMATS, or uint8 [H, W, 1 | 3 | 4].
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        ImageError: not an image, truncated or damaged, or of a kind with no defined RGB.
+    """
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if image[:3] == b"\xff\xd8\xff":
+        try:
+            if simplejpeg.decode_jpeg_header(image)[2] in ("YCbCr", "RGB", "Gray"):
+                return UPRIGHT[_jpeg_orientation(image)](simplejpeg.decode_jpeg(image, "RGB"))
+        except ValueError:
+            pass  # unusual or damaged: Pillow is the judge of which
+    return np.asarray(_rgb(_open(image)))
+
+
+def _from_array(image: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3, 4):
+        raise ImageError(f"an array of {image.dtype} {image.shape} is no uint8 [H, W, 1 | 3 | 4]")
+    match image.shape[2]:
+        case 3:
+            return image
+        case 1:
+            return np.repeat(image, 3, axis=2)
+        case _:
+            return np.asarray(_rgb(Image.fromarray(image)))
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    """EXIF orientation of a JPEG, 1 to 8; 1 where it is absent or its block is damaged."""
+    tiff = data.find(b"Exif\0\0", 0, data.find(b"\xff\xda")) + 6  # the header ends where the scan starts
+    order = {b"II\x2a\0": "<", b"MM\0\x2a": ">"}.get(data[tiff : tiff + 4])
+    if tiff < 6 or order is None:
+        return 1
+    try:
+        directory = tiff + struct.unpack_from(order + "I", data, tiff + 4)[0]
+        for n in range(struct.unpack_from(order + "H", data, directory)[0]):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", data, directory + 2 + 12 * n)
+            if tag == 0x0112:
+                return value if value in UPRIGHT else 1
+    except struct.error:
+        return 1  # a damaged block says nothing; the pixels are still good
+    return 1
+
+
+def check(data: bytes, max_pixels: int) -> None:
+    """Raise ImageError unless `data` is an image of at most `max_pixels` that can be decoded whole."""
+    with _reasons(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > max_pixels:
+            raise ImageError(f"more than {max_pixels / 1e6:g} megapixels: {image.width} x {image.height}")
+        image.verify()  # checksums, where the format has them
+    decode(data)
+
+
+def _open(data: bytes) -> Image.Image:
+    """The first frame, decoded whole and upright."""
+    with _reasons(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """Pillow's errors as ImageError."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.UnidentifiedImageError as e:
+        raise ImageError("not an image") from e
+    except Image.DecompressionBombError as e:
+        raise ImageError(f"too many megapixels: {e}") from e
+    except Exception as e:  # its parsers raise whatever they stumble over: OSError, SyntaxError, struct.error, ...
+        raise ImageError(f"truncated or damaged: {e}") from e
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ImageError("floating-point pixels have no defined range")
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,0 +1,197 @@
+"""Prepared TFDS directories on ArrayRecord, of our builders or of TFDS's catalogue, read without TensorFlow."""
+
+import difflib
+import functools
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+from tqdm import tqdm
+
+from nml_jax.data.sources import Source, digest
+from nml_jax.errors import UserError
+
+Span = tuple[str, int, int]  # split, first record, last record + 1
+
+BUILD = "python -m nml_jax.data.builders image_folder SRC {path}"
+PREPARE = "pip install nml_jax[prepare] && tfds build {name} --file_format=array_record{where}"
+
+
+class Records(Source):
+    """Encoded images of an ArrayRecord data source that yields serialised examples.
+
+    We parse these ourselves: TFDS's own way from bytes to bytes takes several times as long.
+    """
+
+    def __init__(self, data: Any, feature: str, labels: np.ndarray, folder: Path, spans: list[Span], **about: Any):
+        super().__init__(labels, **about)
+        self._data, self._feature, self._folder, self._spans = data, feature, folder, spans
+
+    def image(self, i: int) -> bytes:
+        try:
+            record = self._data[i]
+        except RuntimeError as e:  # ArrayRecord checks a hash of every record
+            raise UserError(
+                f"record {i} in {self._folder} cannot be read: {str(e).split(';')[0]}", "prepare the dataset anew"
+            ) from e
+        return _feature(record, self._feature).bytes_list.value[0]
+
+    @functools.cached_property
+    def keys(self) -> Sequence[str] | None:
+        paths = {name: self._folder / "supervision" / f"{name}.keys.json" for name, _, _ in self._spans}
+        if not all(path.is_file() for path in paths.values()):
+            return None  # only our builders write them
+        keys = {name: json.loads(path.read_text("utf-8")) for name, path in paths.items()}
+        return [key for name, a, b in self._spans for key in keys[name][a:b]]
+
+
+def load(data: Any, split: str) -> Source:
+    """A split of the prepared dataset that the section `config.data` names; see `sources.load`."""
+    builder = _directory(data.path) if data.source == "directory" else _catalogue(data.name, data.path)
+    folder, info = Path(builder.data_dir), builder.info
+    content = _content(folder)
+    image, label = _image_and_label(info, folder)
+    spans = _spans(info, split, folder)
+    if not spans:
+        raise UserError(f"split {split!r} of {folder} has no record", "choose a larger part of it")
+    try:
+        records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    except NotImplementedError as e:
+        raise UserError(
+            f"{folder} holds {info.file_format.value} files, which cannot be read at random",
+            PREPARE.format(name=info.name, where=" --data_dir=ANOTHER_DIR"),
+        ) from e
+    labels = {name: _labels(builder, name, label, content) for name in {name for name, _, _ in spans}}
+    names = info.features[label].names
+    return Records(
+        records,
+        image,
+        np.concatenate([labels[name][a:b] for name, a, b in spans]),
+        folder,
+        spans,
+        num_classes=info.features[label].num_classes,
+        class_names=names if names else None,
+        fingerprint=digest("tfds", content, spans),
+    )
+
+
+def _directory(path: str) -> Any:
+    folder = Path(path).expanduser()
+    if not (folder / "dataset_info.json").is_file():
+        raise UserError(
+            f"data.path={path!r} holds no prepared dataset", f"build it: {BUILD.format(path=path or 'OUT')}"
+        )
+    return _opened(folder)
+
+
+def _opened(folder: Path) -> Any:
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as e:  # of the many that TFDS and protobuf raise on a damaged description
+        raise UserError(
+            f"{folder} is no readable dataset: {str(e).splitlines()[0]}", f"build it anew: {BUILD.format(path=folder)}"
+        ) from e
+
+
+def _catalogue(name: str, path: str) -> Any:
+    where = f" --data_dir={path}" if path else ""
+    cure = f"prepare it once: {PREPARE.format(name=name, where=where)}"
+    try:
+        builder = tfds.builder(name, data_dir=path or None)
+    except tfds.core.DatasetNotFoundError as e:
+        known = tfds.list_builders(with_community_datasets=False)
+        close = difflib.get_close_matches(name.split("/")[0], known, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "see https://www.tensorflow.org/datasets/catalog"
+        raise UserError(f"TFDS has no dataset {name!r}", hint) from e
+    except ImportError as e:
+        raise UserError(f"TFDS needs TensorFlow to describe {name!r} before it is prepared", cure) from e
+    except ValueError as e:  # a name or configuration that it cannot parse
+        raise UserError(f"TFDS has no dataset {name!r}: {str(e).splitlines()[0]}", "name it as in cifar10") from e
+    if not builder.is_prepared():
+        raise UserError(f"dataset {name!r} is not prepared in {builder.data_dir}", cure)
+    return builder
+
+
+def _content(folder: Path) -> str:
+    """Identity of the records: our manifest hashes them; for other directories, their description and file sizes."""
+    if (folder / "manifest.json").is_file():
+        return digest((folder / "manifest.json").read_bytes())
+    described = [(folder / name).read_bytes() for name in ("dataset_info.json", "features.json")]
+    return digest(*described, sorted((p.name, p.stat().st_size) for p in folder.glob("*.array_record*")))
+
+
+def _image_and_label(info: Any, folder: Path) -> tuple[str, str]:
+    """Names of the features that hold the image and its class."""
+    pair = info.supervised_keys
+    image, label = pair if pair and len(pair) == 2 and all(isinstance(k, str) for k in pair) else ("image", "label")
+    kinds = {image: tfds.features.Image, label: tfds.features.ClassLabel}
+    if not all(name in info.features and isinstance(info.features[name], kind) for name, kind in kinds.items()):
+        raise UserError(
+            f"{folder} does not pair an image with a class label: it has {', '.join(info.features)}",
+            "choose a dataset for image classification",
+        )
+    return image, label
+
+
+def _spans(info: Any, split: str, folder: Path) -> list[Span]:
+    """Where the records of `split`, a split or a part or sum of splits, lie in the splits that are stored."""
+    where = {}
+    for name, stored in info.splits.items():
+        start = 0
+        for file in stored.file_instructions:
+            where[file.filename] = (name, start)
+            start += file.take
+    try:
+        files = info.splits[split].file_instructions
+    except (ValueError, KeyError, AssertionError) as e:
+        raise UserError(
+            f"{folder} has no split {split!r}",
+            f'its splits are {", ".join(info.splits)}; parts are written as in "{next(iter(info.splits))}[:50%]"',
+        ) from e
+    starts = [(where[f.filename][0], where[f.filename][1] + f.skip, f.take) for f in files]
+    return [(name, start, start + take) for name, start, take in starts]
+
+
+def _labels(builder: Any, split: str, label: str, content: str) -> np.ndarray:
+    """All labels of a stored split: from the supervision index, or from the records, which then get an index."""
+    folder = Path(builder.data_dir) / "supervision"
+    n = builder.info.splits[split].num_examples
+    ours = (folder.parent / "manifest.json").is_file()
+    path = folder / (f"{split}.npy" if ours else f"{split}.{content[:16]}.npy")
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        labels = np.zeros(0)
+    if labels.shape == (n,):
+        return labels
+    if ours:
+        raise UserError(f"{path} is missing or damaged", f"build the dataset anew: {BUILD.format(path=folder.parent)}")
+    data = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    bar = tqdm(range(n), desc=f"labels of {builder.info.name}/{split}, once", unit=" records", mininterval=1.0)
+    labels = np.array([_feature(data[i], label).int64_list.value[0] for i in bar], np.int64)
+    _store(path, labels)
+    return labels
+
+
+def _store(path: Path, labels: np.ndarray) -> None:
+    """Keep the index for the next time, unless the directory is read-only: then it is built again next time."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with part.open("wb") as f:
+            np.save(f, labels)
+        part.replace(path)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        print(f"the labels are not kept for the next run: {path}: {e.strerror}", file=sys.stderr)
+
+
+def _feature(record: bytes, name: str) -> Any:
+    example = tf_example_pb2.Example.FromString(record)  # pyright: ignore[reportAttributeAccessIssue]
+    return example.features.feature[name]

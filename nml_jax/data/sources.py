@@ -1,0 +1,317 @@
+"""Random-access sources of labelled images: scikit-learn's digits, arrays, prepared TFDS directories; and overlays.
+
+A source knows all its labels without reading an image: builders write them beside the records as a supervision index;
+for catalogue datasets the index is built once. So noise is laid over 10^7 records in a second.
+"""
+
+import csv
+import functools
+import hashlib
+import json
+import operator
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nml_jax.errors import UserError
+
+
+class Source:
+    """Records in a fixed order. Picklable; reading is thread-safe.
+
+    Attributes:
+        labels: int32 [N].
+        labels_clean: int32 [N]; equal to `labels` unless noise was laid over them.
+        num_classes: int; labels are in [0, num_classes).
+        class_names: as many strings.
+        fingerprint: identity of the content: dataset, split, selection and labels.
+        keys: N names of the records in what they were built from, or None.
+    """
+
+    keys: Sequence[str] | None = None
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        *,
+        num_classes: int,
+        class_names: Sequence[str] | None,
+        fingerprint: str,
+        labels_clean: np.ndarray | None = None,
+    ):
+        """Raises UserError where a label is outside [0, num_classes) or the class names are not as many."""
+        self.labels = _checked(labels, num_classes)
+        self.labels_clean = self.labels if labels_clean is None else labels_clean
+        self.num_classes = num_classes
+        self.class_names = tuple(str(i) for i in range(num_classes)) if class_names is None else tuple(class_names)
+        self.fingerprint = fingerprint
+        if len(self.class_names) != num_classes:
+            raise UserError(f"{len(self.class_names)} class names for {num_classes} classes", "name every class once")
+
+    def image(self, i: int) -> bytes | np.ndarray:
+        """Encoded file, or uint8 [H, W, 1 | 3 | 4], of record i."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        i = range(len(self.labels))[operator.index(i)]
+        label, clean = int(self.labels[i]), int(self.labels_clean[i])
+        return {"image": self.image(i), "label": label, "label_clean": clean, "id": i}
+
+
+class Arrays(Source):
+    """Images in memory: uint8 [N, H, W, 1 | 3 | 4], or a sequence of such images or encoded files."""
+
+    def __init__(self, images: Any, labels: np.ndarray, *, keys: Sequence[str] | None = None, **about: Any):
+        super().__init__(labels, **about)
+        if len(images) != len(labels):
+            raise UserError(f"{len(images)} images but {len(labels)} labels", "give one label per image")
+        self.images, self.keys = images, keys
+
+    def image(self, i: int) -> bytes | np.ndarray:
+        return self.images[i]
+
+
+class Subset(Source):
+    """The records of `source` at `indices`, in that order; ids count from 0 again.
+
+    With `classes`, class classes[j] becomes class j; the records must be of these classes.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray, classes: Sequence[int] | None = None):
+        indices = np.asarray(indices, np.int64).reshape(-1)
+        kept = list(range(source.num_classes)) if classes is None else list(classes)
+        number = np.full(source.num_classes, -1, np.int32)
+        number[kept] = np.arange(len(kept))
+        super().__init__(
+            number[source.labels[indices]],
+            labels_clean=number[source.labels_clean[indices]],
+            num_classes=len(kept),
+            class_names=[source.class_names[c] for c in kept],
+            fingerprint=digest("subset", source.fingerprint, indices, kept),
+        )
+        self.source, self.indices = source, indices
+
+    def image(self, i: int) -> bytes | np.ndarray:
+        return self.source.image(int(self.indices[i]))
+
+    @functools.cached_property
+    def keys(self) -> Sequence[str] | None:
+        keys = self.source.keys
+        return None if keys is None else [keys[int(i)] for i in self.indices]
+
+
+class NoisyLabels(Source):
+    """`source` with the labels `noisy`, int [N]; what they were stays in `labels_clean`.
+
+    Raises:
+        UserError: another number of labels than records, or one outside the classes.
+    """
+
+    def __init__(self, source: Source, noisy: np.ndarray):
+        if np.shape(noisy) != source.labels.shape:
+            raise UserError(
+                f"noisy labels of shape {np.shape(noisy)} for {len(source)} records",
+                "give one label per record of the training split, after class selection and without validation",
+            )
+        super().__init__(
+            noisy,
+            labels_clean=source.labels_clean,
+            num_classes=source.num_classes,
+            class_names=source.class_names,
+            fingerprint=digest("noisy", source.fingerprint, np.asarray(noisy, np.int32)),
+        )
+        self.source = source
+
+    def image(self, i: int) -> bytes | np.ndarray:
+        return self.source.image(i)
+
+    @property
+    def keys(self) -> Sequence[str] | None:
+        return self.source.keys
+
+
+def select_classes(source: Source, classes: Sequence[int]) -> Source:
+    """The records of these classes only, in source order; classes are renumbered in the order given.
+
+    Raises:
+        UserError: a class is unknown or named twice.
+    """
+    wrong = [c for n, c in enumerate(classes) if not 0 <= c < source.num_classes or c in classes[:n]]
+    if wrong:
+        raise UserError(
+            f"class {wrong[0]} in data.classes={tuple(classes)} is unknown or named twice",
+            f"name each class once, from 0 to {source.num_classes - 1}",
+        )
+    return Subset(source, np.flatnonzero(np.isin(source.labels, classes)), classes)
+
+
+def in_memory(
+    images: Sequence[Any], labels: Any, *, num_classes: int, class_names: Sequence[str] | None = None, name: str
+) -> Source:
+    """A source over images in memory.
+
+    Args:
+        images: uint8 [N, H, W, 1 | 3 | 4], or N such images or encoded files (bytes).
+        labels: int [N].
+        name: of the dataset, part of the fingerprint.
+
+    Raises:
+        UserError: lengths differ, or a label is outside [0, num_classes).
+    """
+    labels = _checked(np.asarray(labels), num_classes)
+    fingerprint = digest(name, num_classes, class_names and list(class_names), labels, *images)
+    return Arrays(images, labels, num_classes=num_classes, class_names=class_names, fingerprint=fingerprint)
+
+
+def load(data: Any, split: str) -> Source:
+    """The source that the section `config.data` describes.
+
+    Args:
+        data: holds source, path, name, classes and num_classes.
+        split: a split; for TFDS also a part, "train[:50%]", or a sum, "train+validation".
+
+    Raises:
+        UserError: no such source, dataset or split; no record in it; labels or classes that do not match.
+    """
+    if data.source == "digits":
+        source = digits(split)
+    elif data.source in ("directory", "tfds"):
+        from nml_jax.data import prepared  # imports TFDS, a second that digits need not wait
+
+        source = prepared.load(data, split)
+    else:
+        raise UserError(f"data.source={data.source!r}", "data.source is one of digits, directory, tfds")
+    if len(data.classes):
+        source = select_classes(source, tuple(data.classes))
+    if data.num_classes is not None and data.num_classes != source.num_classes:
+        raise UserError(
+            f"data.num_classes={data.num_classes}, but split {split!r} has {source.num_classes} classes",
+            f"set --config.data.num_classes={source.num_classes}, or leave it out",
+        )
+    if not len(source):
+        raise UserError(f"split {split!r} has no record", "choose a larger part of it, or other classes")
+    return source
+
+
+def digits(split: str) -> Source:
+    """scikit-learn's handwritten digits: 1,797 images of 8x8, ten classes; keys are the numbers of its records.
+
+    Pixels 0..16 become round(255 v / 16) in three equal channels. Of each class every fifth record, in scikit-learn's
+    order, is "test", the rest is "train".
+
+    Raises:
+        UserError: another split.
+    """
+    from sklearn.datasets import load_digits
+
+    if split not in ("train", "test"):
+        raise UserError(f"digits has no split {split!r}", "its splits are train, test")
+    bunch: Any = load_digits()
+    labels = bunch.target.astype(np.int32)
+    rank = np.zeros(len(labels), int)  # of a record within its class
+    for c in range(10):
+        rank[labels == c] = np.arange(np.sum(labels == c))
+    index = np.flatnonzero((rank % 5 == 4) == (split == "test"))
+    pixels = np.rint(bunch.images[index] * 255 / 16).astype(np.uint8)
+    return Arrays(
+        np.repeat(pixels[..., None], 3, axis=-1),
+        labels[index],
+        keys=[str(i) for i in index],
+        num_classes=10,
+        class_names=None,
+        fingerprint=digest("digits", split, pixels, labels[index]),
+    )
+
+
+def split_validation(source: Source, share: float, seed: int = 0) -> tuple[Source, Source]:
+    """(train, validation): the same share of every class is held out, by largest remainder, and never all of one.
+
+    Both keep the source order; ids count from 0 in each. Depends on the labels, `share` and `seed` alone.
+
+    Raises:
+        UserError: share is outside [0, 1), or above 0 and too small for a single record.
+    """
+    if not 0 <= share < 1:
+        raise UserError(f"a validation share of {share}", "give a number from 0 up to, not including, 1")
+    counts = np.bincount(source.labels, minlength=source.num_classes)
+    quota = counts * share
+    held = np.floor(quota).astype(int)
+    rest = round(float(quota.sum())) - held.sum()
+    held[np.argsort(held - quota, kind="stable")[:rest]] += 1
+    held = np.minimum(held, np.maximum(counts - 1, 0))
+    if share and not held.any():
+        raise UserError(f"a validation share of {share} of {len(source)} records is none", "give a larger share")
+    draw = np.random.Philox(key=seed).random_raw(len(source))  # the raw stream: stable over NumPy versions
+    order = np.lexsort((draw, source.labels))
+    starts = np.cumsum(counts) - counts
+    out = np.zeros(len(source), bool)
+    for start, n in zip(starts, held, strict=True):
+        out[order[start : start + n]] = True
+    return Subset(source, np.flatnonzero(~out)), Subset(source, np.flatnonzero(out))
+
+
+def align_by_key(path: Path, source: Source) -> np.ndarray:
+    """Labels from a .csv of key,label, one line per record and in any order, as int32 [N] in the order of `source`.
+
+    The label is a class id in the source's numbering. Lines of other records are ignored.
+
+    Raises:
+        UserError: the source has no keys; a record has no line, or two; a label is no class id.
+    """
+    if source.keys is None:
+        raise UserError(f"{path} is aligned by key, but the dataset has no keys", "give a .npy in record order instead")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as f:
+            rows = [row for row in csv.reader(f) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise UserError(f"{path} is no readable .csv: {e}", "give a UTF-8 file with lines of key,label") from e
+    if rows and rows[0] == ["key", "label"]:
+        rows = rows[1:]
+    if wrong := [row for row in rows if len(row) != 2 or not re.fullmatch(r"\s*\d{1,9}\s*", row[1])]:
+        raise UserError(f"{path} has a line {','.join(wrong[0])!r}", "every line is key,label with a class id as label")
+    given = {key: int(label) for key, label in rows}
+    if len(given) < len(rows):
+        raise UserError(f"{path} has {len(rows) - len(given)} keys twice", "keep one line per record")
+    if missing := [key for key in source.keys if key not in given]:
+        raise UserError(
+            f"{path} has no label for {len(missing)} of {len(source)} records, such as {missing[0]!r}",
+            f"its keys must be the dataset's, which look like {source.keys[0]!r}",
+        )
+    return _checked(np.array([given[key] for key in source.keys], np.int64), source.num_classes)
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 of arrays, bytes and JSON values, each with its kind and length."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            head, body = f"{part.dtype.str}{part.shape}", np.ascontiguousarray(part).data
+        elif isinstance(part, bytes):
+            head, body = f"bytes {len(part)}", part
+        else:
+            body = json.dumps(part).encode()
+            head = f"json {len(body)}"
+        sha.update(head.encode() + b"\n")
+        sha.update(body)
+    return sha.hexdigest()
+
+
+def _checked(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """As int32, all in range."""
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not (np.issubdtype(labels.dtype, np.integer) or not labels.size):
+        raise UserError(f"labels are {labels.dtype} of shape {labels.shape}", "labels are one integer per record")
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        i = wrong[0]
+        raise UserError(
+            f"record {i} has label {labels[i]}, outside its {num_classes} classes",
+            f"labels are 0 to {num_classes - 1}; a split without labels cannot be used",
+        )
+    return labels.astype(np.int32)
