@@ -1,0 +1,231 @@
+"""How long is one NMTune training step, 64 examples × 2 views, against the same step in eager PyTorch?
+
+    python benchmarks/nmtune.py [--quick] [--repeats=7] [--torch-python=PATH] [--write]
+
+Ours is a run of head_runs.train over a bank of 1024 × 2 features, less a run of no epochs, per step. The opponent is
+the released step as METHOD's table has it: two views stacked, BatchNorm over both, MSE, COV by the D×D covariance,
+`torch.svd`, backward, AdamW, the schedule. It runs in a process of its own, with the Python of --torch-python (default:
+this one), and the two take turns in every round. First both train the same small head from the same start on the same
+batches, and their parameters must agree.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results" / "nmtune.json"
+ROWS, BATCH, CLASSES = 1024, 64, 10
+LR, WEIGHT_DECAY = 1e-3, 1e-4
+EPOCHS = {512: 4, 2048: 1}
+# Names of the same tensors here and in the opponent, which holds kernels transposed.
+NAMES = {
+    "dense1": "mlp.0", "norm": "mlp.1", "dense2": "mlp.3", "classifier": "classifier",
+    "kernel": "weight", "scale": "weight", "bias": "bias",
+}  # fmt: skip
+
+
+def bank(rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features like those after a ReLU, whose two views are alike, and labels."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(rows, 1, dim))
+    features = np.maximum(image + 0.3 * rng.normal(size=(rows, 2, dim)), 0)
+    return features.astype(np.float32), rng.integers(0, CLASSES, rows).astype(np.int32)
+
+
+class Ours:
+    def __init__(self, rows: int, dim: int, preset: str):
+        import jax
+
+        from nml_jax.objectives import nmtune
+        from nml_jax.training import head_runs
+
+        self.spec = head_runs.Spec("nmtune", nmtune.PRESETS[preset], CLASSES, 4, BATCH, standardize=False)
+        self.setting = head_runs.Setting(np.arange(rows), LR, WEIGHT_DECAY, 0)
+        self.rows, (self.features, self.labels) = rows, jax.device_put(bank(rows, dim))
+        self.train = head_runs.train
+
+    def params(self, epochs: int) -> dict[str, Any]:
+        return self.train(self.spec, self.features, self.labels, [self.setting], self.rows, epochs=epochs)[0][0]
+
+    def seconds(self, epochs: int) -> float:
+        """Of one step; a first call compiles."""
+        times = []
+        for n in (0, epochs):
+            start = time.perf_counter()
+            self.params(n)
+            times.append(time.perf_counter() - start)
+        return (times[1] - times[0]) / (epochs * self.rows / BATCH)
+
+
+class Opponent:
+    """PyTorch in a process of its own: one line of JSON in, one out."""
+
+    def __init__(self, python: str):
+        command = [python, __file__, "--serve"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, **question: Any) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps(question), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            sys.exit("the opponent did not answer: give --torch-python a Python that has torch")
+        return json.loads(answer)
+
+
+def serve() -> None:
+    """The opponent's side of `Opponent`."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch.nn import functional  # pyright: ignore[reportMissingImports]
+
+    class Head(torch.nn.Module):
+        def __init__(self, dim: int):
+            super().__init__()
+            self.mlp = torch.nn.Sequential(
+                torch.nn.Linear(dim, 4 * dim), torch.nn.BatchNorm1d(4 * dim), torch.nn.ReLU(),
+                torch.nn.Linear(4 * dim, dim),
+            )  # fmt: skip
+            self.scale = torch.nn.Parameter(torch.ones(dim))
+            self.classifier = torch.nn.Linear(dim, CLASSES)
+            torch.nn.init.kaiming_uniform_(self.classifier.weight)
+            torch.nn.init.zeros_(self.classifier.bias)
+
+        def forward(self, F: Any) -> tuple[Any, Any]:
+            Z = self.scale * self.mlp(F) + F
+            return Z, self.classifier(Z)
+
+    def loss(head: Any, F1: Any, F2: Any, labels: Any, preset: str) -> Any:
+        F = torch.cat([F1, F2])
+        Z, logits = head(F)
+        ce = functional.cross_entropy(logits, torch.cat([labels, labels]))
+        centred = Z - Z.mean(0)
+        C = centred.T @ centred / (len(Z) - 1)
+        cov = (C.pow(2).sum() - C.diagonal().pow(2).sum()) / Z.shape[1]
+        _, s, _ = torch.svd(Z)
+        if preset == "code":
+            mse = functional.mse_loss(functional.normalize(Z.chunk(2)[1]), functional.normalize(F1).detach())
+            return ce + mse + 0.04 * cov - 0.001 * (s[:5] / s.sum()).mean()
+        mse = (functional.normalize(Z) - functional.normalize(F)).pow(2).sum(1).mean()
+        return ce + 0.01 * (mse + cov - s[0] / s.sum())
+
+    def run(head: Any, features: Any, labels: Any, preset: str, steps: int) -> float:
+        optimizer = torch.optim.AdamW(head.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        order = torch.cat([torch.randperm(len(labels)) for _ in range(-(-steps * BATCH // len(labels)))])
+        start = time.perf_counter()
+        for step in range(steps):
+            rows = order[step * BATCH : (step + 1) * BATCH]
+            total = loss(head, features[rows, 0], features[rows, 1], labels[rows], preset)
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            schedule.step()
+        return (time.perf_counter() - start) / steps
+
+    heads: dict[int, Head] = {}
+    for line in sys.stdin:
+        question = json.loads(line)
+        if question["ask"] == "version":
+            print(json.dumps([torch.__version__, torch.get_num_threads()]), flush=True)
+            continue
+        dim, steps = question["dim"], question["steps"]
+        features, labels = (torch.from_numpy(x) for x in bank(question["rows"], dim))
+        labels = labels.long()
+        head = heads.get(dim) or heads.setdefault(dim, Head(dim))
+        if path := question.get("params"):
+            with np.load(path) as start:
+                head.load_state_dict({name: torch.from_numpy(start[name]) for name in start.files}, strict=False)
+        seconds = run(head, features, labels, question["preset"], steps)
+        if path:
+            np.savez(path, **{name: x.detach().numpy() for name, x in head.named_parameters()})
+        print(json.dumps(seconds), flush=True)
+
+
+def named(params: dict[str, Any]) -> dict[str, Any]:
+    """Ours by the opponent's names. The bias before BatchNorm is left out: its gradient is rounding noise."""
+    out = {"scale": params["scale"]}
+    for layer in ("dense1", "norm", "dense2", "classifier"):
+        out |= {f"{NAMES[layer]}.{NAMES[leaf]}": np.ascontiguousarray(x.T) for leaf, x in params[layer].items()}
+    return out
+
+
+def check(opponent: Opponent, preset: str) -> float:
+    """Largest difference of a parameter after four steps of one full batch each, from the same start."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, ours = str(Path(folder) / "params.npz"), Ours(BATCH, 32, preset)
+        np.savez(path, **named(ours.params(0)))
+        opponent.ask(ask="run", rows=BATCH, dim=32, preset=preset, steps=4, params=path)
+        want = named(ours.params(4))
+        with np.load(path) as got:
+            return max(float(np.abs(got[name] - want[name]).max()) for name in want if name != "mlp.0.bias")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="256 rows, two rounds, to see that it runs")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        return serve()
+    import jax
+    import jaxlib
+
+    import nml_jax
+
+    rows, repeats = (256, 2) if args.quick else (ROWS, args.repeats)
+    opponent = Opponent(args.torch_python)
+    torch_version, torch_threads = opponent.ask(ask="version")
+    about: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"load {os.getloadavg()[0]:.1f} at the start",
+        "versions": {m.__name__: m.__version__ for m in (nml_jax, jax, jaxlib, np)}
+        | {"python": platform.python_version(), "torch": f"{torch_version}, {torch_threads} threads"},
+        "batch": f"{BATCH} × 2 views",
+        "repeats": repeats,
+    }
+    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+    for preset in ("code", "paper"):
+        off = check(opponent, preset)
+        print(f"{preset}: after four steps from one start, parameters differ by at most {off:.1e}")
+        if not off < 1e-4:
+            sys.exit("the two do not train the same head")
+
+    print(f"\n{'ms a step':<16} {'ours':>7} {'min':>7} {'max':>7} {'torch':>7} {'min':>7} {'max':>7} {'ratio':>6}")
+    results = {}
+    for dim, epochs in EPOCHS.items():
+        for preset in ("code", "paper"):
+            ours, seconds = Ours(rows, dim, preset), []
+            for _ in range(repeats + 1):  # the first warms up
+                a = ours.seconds(epochs)
+                time.sleep(0.3)  # until idle threads sleep
+                b = opponent.ask(ask="run", rows=rows, dim=dim, preset=preset, steps=epochs * rows // BATCH)
+                time.sleep(0.3)
+                seconds.append((a, b))
+            a, b = zip(*seconds[1:], strict=True)
+            ratio = statistics.median(y / x for x, y in seconds[1:])
+            figures = [1000 * f(times) for times in (a, b) for f in (statistics.median, min, max)]
+            print(f"{f'D={dim}, {preset}':<16}", *(f"{ms:7.1f}" for ms in figures), f"{ratio:6.2f}")
+            results[f"{dim}/{preset}"] = {"seconds": a, "torch_seconds": b, "ratio": ratio}
+    if args.write:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
