@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
 
     config.model.name = "resnet18"
     config.model.stem = "small"
-    config.model.width = 32
+    config.model.width = 16
     config.model.blocks = (1, 1, 1)
 
     config.optimizer.lr = 2e-3

@@ -24,7 +24,9 @@ def config(**overrides: Any):
     return out
 
 
-def launch(workdir: Path, *, force=(), dry_run=False, pinned: Mapping[str, Any] | None = None, **overrides: Any) -> None:
+def launch(
+    workdir: Path, *, force=(), dry_run=False, pinned: Mapping[str, Any] | None = None, **overrides: Any
+) -> None:
     """Run it in this process."""
     if pinned is None:
         pinned = {k: v for k, v in (PINNED | overrides).items() if k in PINNED and v is not None}

@@ -122,7 +122,13 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys):
     launch(tmp_path / "new", dry_run=True, noise=None, seed=None)
     out = capsys.readouterr().out
     assert not (tmp_path / "new").exists()
-    for words in ("resolved config", "noise=0.05,seed=2: pretrain, extract, tune", "parameters", "FLOP per step", "steps"):
+    for words in (
+        "resolved config",
+        "noise=0.05,seed=2: pretrain, extract, tune",
+        "parameters",
+        "FLOP per step",
+        "steps",
+    ):
         assert words in out
     assert "memory per device, activations" in out
 
@@ -139,7 +145,9 @@ def test_weights_from_a_file_start_any_stage(tmp_path: Path, finished: Path):
     for folder in (finished, tmp_path / "given"):
         (run,) = (p for p in folder.iterdir() if p.is_dir())
         of[folder] = {
-            (row.split, row.metric, row.spectrum_mode): row.value for row in log.read_rows(run) if row.stage == "extract"
+            (row.split, row.metric, row.spectrum_mode): row.value
+            for row in log.read_rows(run)
+            if row.stage == "extract"
         }
     assert of[finished] == of[tmp_path / "given"]
 

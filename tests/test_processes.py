@@ -46,16 +46,22 @@ def test_two_processes_train_as_one(tmp_path: Path):
         out, _ = process.communicate(timeout=300)
         assert process.returncode == 0, out
     losses = [
-        [json.loads(line).get("train/loss") for line in (tmp_path / n / CELL / "metrics.jsonl").read_text().splitlines()]
+        [
+            json.loads(line).get("train/loss")
+            for line in (tmp_path / n / CELL / "metrics.jsonl").read_text().splitlines()
+        ]
         for n in ("one", "two")
     ]
     first = [next(x for x in these if x is not None) for these in losses]
     assert abs(first[0] - first[1]) < 1e-5 * first[0]
     assert len(losses[0]) == len(losses[1])
-    rows = [{(r.metric, r.split, r.spectrum_mode): r for r in log.read_rows(tmp_path / n / CELL)} for n in ("one", "two")]
+    rows = [
+        {(r.metric, r.split, r.spectrum_mode): r for r in log.read_rows(tmp_path / n / CELL)} for n in ("one", "two")
+    ]
     assert rows[0].keys() == rows[1].keys()
     banks = [
-        json.loads((tmp_path / n / CELL / "banks" / "digits" / "test" / "index.json").read_text()) for n in ("one", "two")
+        json.loads((tmp_path / n / CELL / "banks" / "digits" / "test" / "index.json").read_text())
+        for n in ("one", "two")
     ]
     assert banks[0]["n"] == banks[1]["n"]
     assert PINNED["noise"] == 0.3

@@ -284,10 +284,10 @@ def test_a_grid_of_one_needs_no_validation():
 
 
 def test_settings_that_diverge_are_not_chosen():
-    features, labels = blobs()
     assert fit("mlp", lrs=(1e38, 0.01), weight_decays=(0.0,)).hyper["lr"] == 0.01
-    with pytest.raises(UserError, match="diverged"):
-        fit("mlp", lrs=(1e38,), weight_decays=(0.0,), train=(features, labels))
+    for lrs in ((1e38,), (1e38, 2e38)):
+        with pytest.raises(UserError, match="diverged"):
+            fit("mlp", lrs=lrs, weight_decays=(0.0,), tests={})
 
 
 @pytest.mark.parametrize(
