@@ -53,10 +53,21 @@ class HeadResult:
 
 
 def fit(
-    features: np.ndarray, labels: np.ndarray, tests: Mapping[str, Any], *, seed: int, **settings: Any
+    features: np.ndarray,
+    labels: np.ndarray,
+    tests: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    method: str,
+    preset: str | nmtune.Weights | None = None,
+    num_classes: int,
+    config: Any,
+    seed: int,
 ) -> HeadResult:
     """`fit_seeds` with one seed."""
-    return fit_seeds(features, labels, tests, seeds=(seed,), **settings)[0]
+    (result,) = fit_seeds(
+        features, labels, tests, method=method, preset=preset, num_classes=num_classes, config=config, seeds=(seed,)
+    )
+    return result
 
 
 def fit_seeds(
@@ -117,6 +128,8 @@ def fit_seeds(
     hypers = [(v["lr"], v["weight_decay"]) for v in best] if search else grid * len(seeds)
 
     settings = [Setting(everything, *hyper, seed) for hyper, seed in zip(hypers, seeds, strict=True)]
+    final = run(settings, len(labels))
+    _require_finite(method, final)
     return [
         HeadResult(
             params=params,
@@ -128,7 +141,7 @@ def fit_seeds(
             scores={name: _score(spec, params, state, *test) for name, test in tests.items()},
             n_train=len(labels),
         )
-        for setting, each, (params, state) in zip(settings, validation, run(settings, len(labels)), strict=True)
+        for setting, each, (params, state) in zip(settings, validation, final, strict=True)
     ]
 
 
@@ -177,11 +190,15 @@ def _validate(spec: Spec, params: Tree, state: Tree, features: np.ndarray, label
 
 def _score(spec: Spec, params: Tree, state: Tree, features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     _, logits = outputs(spec, params, state, features[:, 0])
-    if not np.isfinite(logits).all():
-        raise UserError(
-            f"training of the {spec.method} head diverged", "lower tune.lrs, or set tune.standardize for large features"
-        )
+    _require_finite(spec.method, logits)
     return metrics.scores(metrics.confusion(labels, logits.argmax(1), spec.num_classes))
+
+
+def _require_finite(method: str, tree: Any) -> None:
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(tree)):
+        raise UserError(
+            f"training of the {method} head diverged", "lower tune.lrs, or set tune.standardize for large features"
+        )
 
 
 def _loss(method: str, preset: str | nmtune.Weights | None, views: int) -> tuple[nmtune.Weights, str | None]:
