@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m nml_jax.main --config=configs/digits.py
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

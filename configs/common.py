@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     augment.interpolation = "bicubic"  # bilinear | bicubic
     augment.antialias = True  # low-pass filter when shrinking, as Pillow does
     augment.test_size = placeholder(int)  # pixels at evaluation. None: data.image_size
-    augment.test_crop = 0.875  # evaluation: side of the centre crop over the side of the resized image
+    augment.test_crop = 0.875  # evaluation after random_resized: side of the centre crop over that of the image
 
     model = config.model = ConfigDict()
     model.name = "resnet50"  # a key of nml_jax.models.MODELS

@@ -23,7 +23,6 @@ def get_config() -> ConfigDict:
 
     config.augment.crop = "none"
     config.augment.flip = 0.0
-    config.augment.test_crop = 1.0
 
     config.model.name = "resnet18"
     config.model.stem = "small"
@@ -39,7 +38,7 @@ def get_config() -> ConfigDict:
     config.train.batch = 64
     config.train.epochs = 30.0
 
-    config.runtime.threads = 2
+    config.runtime.threads = 0
     config.runtime.log_every = 50
     config.runtime.eval_every = 3.0
     config.runtime.save_every = 15.0

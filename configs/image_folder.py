@@ -25,7 +25,6 @@ def get_config() -> ConfigDict:
 
     config.augment.crop = "pad"
     config.augment.interpolation = "bilinear"
-    config.augment.test_crop = 1.0
 
     config.model.name = "resnet18"
     config.model.stem = "small"

@@ -1,7 +1,7 @@
 """Feature banks: what a frozen encoder said of one split, on disk as sharded safetensors with an index.
 
-A bank is keyed by everything its numbers depend on (encoder, preprocessing, split), so a stale one is never read: it has
-another key and is written anew. The folder appears under its name when it is complete.
+A bank is keyed by everything its numbers depend on (encoder, preprocessing, split), so a stale one is never read: it
+has another key and is written anew. The folder appears under its name when it is complete.
 """
 
 import hashlib

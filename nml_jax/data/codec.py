@@ -46,11 +46,9 @@ def decode(image: bytes | np.ndarray) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if image[:3] == b"\xff\xd8\xff":
-        try:
+        with contextlib.suppress(ValueError):  # unusual or damaged: Pillow is the judge of which
             if simplejpeg.decode_jpeg_header(image)[2] in ("YCbCr", "RGB", "Gray"):
                 return UPRIGHT[_jpeg_orientation(image)](simplejpeg.decode_jpeg(image, "RGB"))
-        except ValueError:
-            pass  # unusual or damaged: Pillow is the judge of which
     return np.asarray(_rgb(_open(image)))
 
 
