@@ -128,7 +128,7 @@ def singular(Z: jax.Array, top: int = 1) -> jax.Array:
     come from the eigenvectors of the smaller Gram matrix, in float64: features after a ReLU or of two views of an image
     have σ/σ₁ far below 0.05, from where on a float32 Gram matrix gives a wrong gradient, and at batch size the wider
     type costs a millisecond, which an SVD of Z costs many times over. Values below FLOOR·σ₁ count as zero, and their
-    directions get no gradient: it is finite at any rank.
+    directions get no gradient: it is finite at any rank. (Run on CPU only; a TPU emulates float64.)
 
     Args:
         Z: float32 [B, D].
