@@ -36,12 +36,15 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_epochs = 2.0
 
     config.train.batch = 64
-    config.train.epochs = 30.0
+    config.train.epochs = 20.0
 
     config.runtime.threads = 0
     config.runtime.log_every = 50
-    config.runtime.eval_every = 3.0
-    config.runtime.save_every = 15.0
+    config.runtime.eval_every = 4.0
+    config.runtime.save_every = 10.0
 
     config.downstream.tasks = ("digits",)
+
+    config.tune.epochs = 20
+    config.tune.standardize = True  # a linear probe on raw features is a weak opponent
     return config.lock()

@@ -40,4 +40,5 @@ def get_config() -> ConfigDict:
 
     config.downstream.tasks = ("directory",)
     config.downstream.shifts = ("shifted", "gaussian_noise", "inverted", "rotated", "blurred")
+    config.tune.standardize = True
     return config.lock()
