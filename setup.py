@@ -21,7 +21,6 @@ setup(
     install_requires=[
         "absl-py",
         "array-record",
-        "clu",
         "flax",
         "grain",
         "jax",

@@ -16,7 +16,8 @@ def get_config() -> ConfigDict:
     config.name = "unnamed"  # names the default workdir, runs/<name>
     config.seed = 0  # initialisation, data order, augmentation and head training
     config.stages = ("pretrain", "extract", "tune", "report")  # which stages to run, in order
-    config.sweep = ConfigDict()  # a tuple of values under any key of this file; the product of all is the sweep
+    # A tuple of values under any key of this file, as in sweep.optimizer.lr; the product of all is the sweep.
+    config.sweep = ConfigDict({"noise": (), "seed": ()})  # (): not swept
     config.init_from = ""  # start from these weights: a .safetensors file (timm's names) or a run's folder
 
     # Wrong supervision in pre-training (METHOD: one keyed permutation).
@@ -151,4 +152,4 @@ def get_config() -> ConfigDict:
     runtime.keep = 2  # checkpoints
     runtime.keep_every = 0.0  # epochs of checkpoints that are kept for good; 0: none
     runtime.timeout = 120  # seconds that a process waits for its peers
-    return config
+    return config.lock()

@@ -14,7 +14,8 @@ from configs import common
 def get_config() -> ConfigDict:
     config = common.get_config()
     config.name = "digits"
-    config.sweep = ConfigDict({"noise": (0.0, 0.05, 0.1, 0.2, 0.3), "seed": (0, 1, 2)})
+    config.sweep.noise = (0.0, 0.05, 0.1, 0.2, 0.3)
+    config.sweep.seed = (0, 1, 2)
 
     config.data.source = "digits"
     config.data.classes = (0, 1, 2, 3, 4)

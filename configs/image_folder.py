@@ -18,7 +18,8 @@ from configs import common
 def get_config() -> ConfigDict:
     config = common.get_config()
     config.name = "image_folder"
-    config.sweep = ConfigDict({"noise": (0.0, 0.1, 0.3), "seed": (0, 1, 2)})
+    config.sweep.noise = (0.0, 0.1, 0.3)
+    config.sweep.seed = (0, 1, 2)
 
     config.data.source = "directory"
     config.data.image_size = 32

@@ -71,19 +71,21 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_rows(workdir: Path, stage: str, rows: Iterable[Row]) -> None:
     """Replace the rows of `stage` in `workdir/rows.jsonl`; those of other stages stay as they are."""
-    kept = [row for row in read_rows(workdir) if row.stage != stage] if (workdir / "rows.jsonl").exists() else []
-    lines = [json.dumps(dataclasses.asdict(row), ensure_ascii=False) for row in [*kept, *rows]]
+    kept = [row for row in read_rows(workdir) if row.stage != stage]
+    lines = [json.dumps(dataclasses.asdict(row), ensure_ascii=False, allow_nan=False) for row in [*kept, *rows]]
     atomic_write(workdir / "rows.jsonl", "".join(f"{line}\n" for line in lines))
 
 
 def read_rows(workdir: Path) -> list[Row]:
-    """The rows of a run's folder.
+    """The rows of a run's folder; none if it has none yet.
 
     Raises:
         UserError: a line is no row of a schema this version knows.
     """
     path = workdir / "rows.jsonl"
-    rows = []
+    rows: list[Row] = []
+    if not path.exists():
+        return rows
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         try:
             row = Row(**json.loads(line))

@@ -6,6 +6,8 @@ Without --config it runs configs/digits.py. Everything it calls can be imported 
 """
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -57,9 +59,10 @@ def launch(
     # ---- what to run -----------------------------------------------------------------------------------------------
     from nml_jax import settings, stages
 
-    cells = settings.cells(config, pinned)
     stages.check(config.stages, "stages")
     stages.check(force, "--force")
+    cells = settings.cells(config, pinned)
+    todo = [stage for stage in stages.STAGES if stage in config.stages]  # in their order, whatever the config's
 
     # ---- where -----------------------------------------------------------------------------------------------------
     import jax
@@ -69,21 +72,24 @@ def launch(
 
     runtime.start(config.runtime.timeout)
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis)
+    for cell in cells.values():
+        for stage in todo:
+            stages.module(stage).check(cell, mesh)
     if dry_run:
         from nml_jax.stages import plan
 
+        experiment.claim(workdir, config, force=force, write=False)
         print(plan.describe(config, cells, workdir, mesh))
         return
     first = jax.process_index() == 0
     revision = code_revision()
-    experiment.claim(workdir, config, force=force, write=first)
+    experiment.claim(workdir, config, force=force, write=first and bool(todo))
 
     # ---- the runs, one after another -------------------------------------------------------------------------------
-    for name, cell in cells.items():
+    for name, cell in cells.items() if todo else ():
         folder = experiment.open_run(workdir, name, cell, write=first)
-        for stage in config.stages:
-            if stage in stages.STAGES:
-                stages.run(stage, cell, folder, mesh, revision=revision, force=stage in force)
+        for stage in todo:
+            stages.run(stage, cell, folder, mesh, revision=revision, force=stage in force)
 
     # ---- the report over all runs of the experiment, these and earlier ones ----------------------------------------
     if "report" in config.stages and first:
@@ -109,17 +115,25 @@ def parse(argv: Sequence[str]) -> list[str]:
         UserError: an unknown flag, config file or key, or a value of the wrong type.
     """
     cure = "see --help, and configs/common.py for every key and its type"
-    given = [arg.split("=", 1)[-1] for arg in argv if arg.startswith(("--config=", "-config="))]
-    file = (given or [DEFAULT])[-1].split(":")[0]
-    if not Path(file).is_file():
-        raise UserError(f"there is no config file {file!r}", "give --config=FILE, as in --config=configs/digits.py")
+    program, *rest = argv
+    file = DEFAULT
+    # The library wants the file before the overrides, and in one word.
+    for i, arg in reversed(list(enumerate(rest))):
+        if arg == "--config" and i + 1 < len(rest):
+            file, rest[i : i + 2] = rest[i + 1], []
+        elif arg.startswith("--config="):
+            file = rest.pop(i).removeprefix("--config=")
+    path = file.split(":")[0]
+    if not Path(path).is_file():
+        raise UserError(f"there is no config file {path!r}", "give --config=FILE, as in --config=configs/digits.py")
     try:
-        rest = flags.FLAGS([argv[0], *([] if given else [f"--config={DEFAULT}"]), *argv[1:]])
+        rest = flags.FLAGS([program, f"--config={file}", *rest])
         CONFIG.value.to_dict()  # a config that failed to load says so when it is read
-    except (AttributeError, KeyError) as e:
-        raise UserError(f"{file} and its overrides: no such key: {_one_line(e)}", cure) from e
-    except (flags.Error, ImportError, OSError, SyntaxError, TypeError, ValueError) as e:
-        raise UserError(f"{file} and its overrides: {_one_line(e)}", cure) from e
+    except UserError:
+        raise
+    except Exception as e:  # a config file is the user's code: whatever it raises is told in a line
+        what = "" if isinstance(e, (AttributeError, KeyError, flags.Error)) else f"{type(e).__name__}: "
+        raise UserError(f"{path} and its overrides: {what}{_one_line(e)}", cure) from e
     return rest
 
 
@@ -139,21 +153,34 @@ def run(argv: list[str] | None = None) -> int:
     sys.path.insert(0, str(ROOT))  # for `from configs import common`
     # The checkpoint library logs a failed write once per thread, with tracebacks; here it is told once, in a line.
     logging.set_verbosity(logging.FATAL)
+    previous = signal.signal(signal.SIGTERM, _preempted)  # the training loop sets its own, which saves first
     try:
         main(parse(argv))
     except UserError as e:
         return fail(e, f"error: {e}")
     except (Preempted, NonFinite, PeerLost) as e:
         return fail(e, f"stopped: {e}")
+    except KeyboardInterrupt:
+        print("stopped by the keyboard; the same command continues", file=sys.stderr)
+        return 130
     except OSError as e:
         if refused := of_storage(e):
             return fail(refused, f"error: {refused}")
         raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+def _preempted(*_: Any) -> None:
+    raise Preempted("asked to stop; the same command continues")
 
 
 def fail(error: Any, message: str) -> int:
     print(message, file=sys.stderr, flush=True)
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        os._exit(error.exit_code)  # the peers wait for us in a collective; JAX ends them when we are gone
     return error.exit_code
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -58,6 +59,21 @@ def part(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     return {key: config[key] for key in keys}
 
 
+def paths(part: Mapping[str, Any]) -> list[str]:
+    """The files and folders that a part of a config names and whose content its numbers depend on."""
+    named = {"init_from", "noise_file", "data.path", "downstream.path"}
+    return [value for key, value in flatten(part) if key in named and value]
+
+
+def content(path: Path) -> str:
+    """SHA-256 that changes when a file does, or the descriptions that stand for a dataset's or checkpoint's folder."""
+    if path.is_file():
+        with path.open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    described = [p for name in ("manifest.json", "dataset_info.json", "SHA256SUMS") for p in path.rglob(name)]
+    return sha([[str(p.relative_to(path)), content(p)] for p in sorted(described)])
+
+
 def cells(config: ConfigDict, pinned: Mapping[str, Any] | None = None) -> dict[str, ConfigDict]:
     """The runs of a config: the product of the values under `sweep`, each a resolved and locked config by its name.
 
@@ -73,7 +89,7 @@ def cells(config: ConfigDict, pinned: Mapping[str, Any] | None = None) -> dict[s
     """
     known = dict(flatten(config.to_dict()))
     axes: dict[str, tuple] = {key: (known[key],) for key in AXES}
-    for key, values in flatten(config.sweep.to_dict()):
+    for key, values in swept(config).items():
         if key not in known or key.split(".")[0] in NOT_IDENTITY:
             raise UserError(f"sweep.{key}: {key} is no key that a run can vary", "use a key of configs/common.py")
         if not isinstance(values, tuple) or not values or len(set(values)) < len(values):
@@ -89,10 +105,21 @@ def cells(config: ConfigDict, pinned: Mapping[str, Any] | None = None) -> dict[s
         if cell.noise_seed is None:
             cell.noise_seed = cell.seed
         check(cell)
-        name = ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
-                        for key, value in zip(axes, values, strict=True))  # fmt: skip
-        out[name.replace("/", "_")] = cell.lock()
+        name = ",".join(f"{key}={_short(value)}" for key, value in zip(axes, values, strict=True)).replace("/", "_")
+        if name in out:
+            raise UserError(f"sweep: two runs would be called {name}", "give each axis values of different names")
+        out[name] = cell.lock()
     return out
+
+
+def _short(value: Any) -> str:
+    """0.05 and not 5e-02, 0 and not 0.0, but every digit that makes a difference."""
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def swept(config: ConfigDict) -> dict[str, Any]:
+    """Dotted key -> values, of the axes of a config. An empty tuple is no axis."""
+    return {key: values for key, values in flatten(config.sweep.to_dict()) if values != ()}
 
 
 def check(config: ConfigDict) -> None:
@@ -116,10 +143,29 @@ def check(config: ConfigDict) -> None:
         value = flat[key]
         if not (math.isfinite(value) and value > 0):
             raise UserError(f"{key}={value} is no positive number", f"set --config.{key} above 0")
-    for key in ("data.validation", "tune.validation"):
+    for key in ("data.validation", "tune.validation", "train.ema"):
         value = flat[key]
         if not 0 <= value < 1:
-            raise UserError(f"{key}={value} is no share of a training split", f"set --config.{key} in [0, 1)")
+            raise UserError(f"{key}={value} is outside [0, 1)", f"set --config.{key} in [0, 1)")
+    for key in ("augment.flip", "augment.erase", "augment.randaugment_prob", "objective.switch_prob"):
+        if not 0 <= flat[key] <= 1:
+            raise UserError(f"{key}={flat[key]} is no probability", f"set --config.{key} in [0, 1]")
+    for key in ("runtime.eval_every", "runtime.keep_every", "augment.pad", "augment.randaugment", "runtime.prefetch"):
+        if not (math.isfinite(flat[key]) and flat[key] >= 0):
+            raise UserError(f"{key}={flat[key]} is negative or no number", f"set --config.{key} to 0 or more")
+    for key in ("augment.scale", "augment.ratio"):
+        value = flat[key]
+        if len(value) != 2 or not 0 < value[0] <= value[1]:
+            raise UserError(f"{key}={value} is no range", f"set --config.{key}='(low, high)', above 0")
+    for key in ("tune.lrs", "tune.weight_decays"):
+        numbers = all(isinstance(v, (int, float)) and math.isfinite(v) and v >= 0 for v in flat[key])
+        if not (numbers and flat[key] and (any(flat[key]) or key != "tune.lrs")):
+            raise UserError(
+                f"{key}={flat[key]} is no tuple of numbers from 0 up", f"set --config.{key}='(0.1, 0.01)'"
+            )
+    for key in ("stages", "downstream.tasks", "extract.layers", "extract.spectra", "tune.methods", "tune.presets"):
+        if not flat[key] or len(set(flat[key])) < len(flat[key]):
+            raise UserError(f"{key}={flat[key]} is empty or repeats itself", f"name each entry of {key} once")
     if config.extract.weights not in ("raw", "ema") or (config.extract.weights == "ema" and not config.train.ema):
         raise UserError(
             f"extract.weights={config.extract.weights!r} with train.ema={config.train.ema}",
@@ -136,4 +182,4 @@ def identity(config: ConfigDict, axes: Iterable[str]) -> dict[str, Any]:
 
 def axes_of(config: ConfigDict) -> tuple[str, ...]:
     """The dotted keys in which the runs of an experiment differ."""
-    return tuple(dict.fromkeys((*AXES, *dict(flatten(config.sweep.to_dict())))))
+    return tuple(dict.fromkeys((*AXES, *swept(config))))

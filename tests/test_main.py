@@ -140,7 +140,7 @@ def test_weights_from_a_file_start_any_stage(tmp_path: Path, finished: Path):
     loaded = load_model(finished / CELL)
     file = tmp_path / "encoder.safetensors"
     safetensors.numpy.save_file(convert.to_timm(loaded.params, loaded.model_state), file)
-    launch(tmp_path / "given", init_from=str(file), stages=("extract",), **{"data.num_classes": 5})
+    launch(tmp_path / "given", init_from=str(file), stages=("extract",), noise=0.0, **{"data.num_classes": 5})
     of = {}
     for folder in (finished, tmp_path / "given"):
         (run,) = (p for p in folder.iterdir() if p.is_dir())

@@ -54,7 +54,7 @@ class Bank:
 
     def _shard(self, shard: Mapping[str, Any], name: str) -> np.ndarray:
         path = self.folder / shard["file"]
-        cure = f"delete {self.folder} and run the extract stage again"
+        cure = f"delete {self.folder}; the next start writes it anew"
         if not path.exists():
             raise UserError(f"{path} is missing", cure)
         with path.open("rb") as f:
@@ -69,7 +69,7 @@ class Bank:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
-    cure = f"delete {folder} and run the extract stage again"
+    cure = f"delete {folder}; the next start writes it anew"
     try:
         text = path.read_text("utf-8")
         index = json.loads(text)

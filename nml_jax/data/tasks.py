@@ -62,6 +62,27 @@ def directory(config: Any) -> Task:
 TASKS: dict[str, Callable[[Any], Task]] = {"digits": digits, "directory": directory}
 
 
+def check(config: Any) -> None:
+    """Refuse tasks that do not exist or cannot be.
+
+    Raises:
+        UserError: no such task, or a test split that is named twice or that the heads are trained on.
+    """
+    for name in config.downstream.tasks:
+        if name not in TASKS:
+            raise UserError(f"no downstream task {name!r}", f"downstream.tasks takes {', '.join(TASKS)}")
+    if "directory" in config.downstream.tasks:
+        splits = (*config.downstream.test, *config.downstream.ood)
+        for split in splits:
+            if splits.count(split) > 1:
+                raise UserError(f"downstream: the split {split!r} is tested twice", "name it under test or under ood")
+            if split in (config.downstream.train, "train"):
+                raise UserError(
+                    f"downstream: the test split {split!r} is the one that heads are trained on, or named like it",
+                    "test on another split",
+                )
+
+
 def load(name: str, config: Any) -> Task:
     """The task of that name.
 
@@ -72,6 +93,7 @@ def load(name: str, config: Any) -> Task:
     Raises:
         UserError: no such task, or what its source raises.
     """
+    check(config)
     if name not in TASKS:
         raise UserError(f"no downstream task {name!r}", f"downstream.tasks takes {', '.join(TASKS)}")
     return TASKS[name](config)

@@ -4,9 +4,12 @@ A stage is a module with
     VERSION   raised when the same inputs give other numbers
     KEYS      the top-level keys of the config that it reads
     UPSTREAM  the stages whose output it reads
+    check(config, mesh)  refuses what can only fail later, before anything is run
     run(config, workdir, mesh) -> digest of what it produced
+    intact(workdir)  whether what it produced is still there
     forget(workdir)  removes what it produced
-A stage whose inputs have not changed since it finished is skipped. `run.json` in the run's folder keeps the record.
+A stage whose inputs have not changed since it finished is skipped. `run.json` in the run's folder keeps the record: the
+inputs when a stage begins, its output when it has finished. So an interrupted stage continues only with its own inputs.
 """
 
 import importlib
@@ -46,21 +49,26 @@ def read_record(workdir: Path) -> dict[str, Any]:
     if not path.exists():
         return {"stages": {}, "environment": {}}
     try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as e:
+        record = json.loads(path.read_text("utf-8"))
+        return {"stages": record["stages"], "environment": record["environment"]}
+    except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged: {e}", "delete it; finished stages are then done again") from e
 
 
 def inputs(name: str, config: ConfigDict, record: dict[str, Any]) -> str:
-    """SHA-256 of all that a stage's numbers depend on: its part of the config, its version, what is upstream."""
+    """SHA-256 of all a stage's numbers depend on: its part of the config, files, its version, what is upstream."""
     stage = module(name)
     upstream = {up: record["stages"].get(up, {}).get("output", "") for up in stage.UPSTREAM}
-    return settings.sha([settings.part(settings.to_json(config), stage.KEYS), stage.VERSION, upstream])
+    part = settings.part(settings.to_json(config), stage.KEYS)
+    files = {path: settings.content(Path(path)) for path in settings.paths(part)}
+    return settings.sha([part, files, stage.VERSION, upstream])
 
 
 def is_done(name: str, config: ConfigDict, workdir: Path) -> bool:
     record = read_record(workdir)
-    return record["stages"].get(name, {}).get("inputs") == inputs(name, config, record)
+    own = record["stages"].get(name, {})
+    same = "output" in own and own["inputs"] == inputs(name, config, record)
+    return same and module(name).intact(workdir)
 
 
 def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: str = "", force: bool = False) -> bool:
@@ -71,7 +79,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
         config: of the run, resolved.
         workdir: the run's folder.
         revision: of the code; recorded, and a change is said.
-        force: forget what the stage produced and do it again.
+        force: do a finished stage again; one that was interrupted continues.
 
     Returns:
         Whether it ran.
@@ -83,27 +91,44 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
         changed = f" (by revision {before or 'unknown'}; this is {revision})" if before != revision else ""
         log.say(f"{where} is done, skipped{changed}")
         return False
-    if (force or name in record["stages"]) and jax.process_index() == 0:
-        # Not merely interrupted: what is there was made of other inputs, or is not wanted. The record goes first, so
-        # that a kill in between leaves a stage that is not done, never one that is done and has no output.
-        record["stages"].pop(name, None)
+    own, now = record["stages"].get(name, {}), inputs(name, config, record)
+    first = jax.process_index() == 0
+    if first and (own.get("inputs") != now or (force and "output" in own)):
+        # What is there was made of other inputs, or is not wanted. The record goes first: a kill in between leaves a
+        # stage that is not done, never one that is done and has no output.
+        with storage(workdir):
+            _drop(workdir, record, name)
+            stage.forget(workdir)
+    if first:
+        record["stages"][name] = {"inputs": now}
         with storage(workdir):
             log.write_json(workdir / "run.json", record)
-            stage.forget(workdir)
     begun = time.perf_counter()
     output = stage.run(config, workdir, mesh)
     seconds = time.perf_counter() - begun
-    if jax.process_index() == 0:
-        record["stages"][name] = {
-            "inputs": inputs(name, config, record),
+    if first:
+        environment = {**runtime.environment(), "nml_jax": __version__, "revision": revision}
+        if name == STAGES[0] or not record["environment"]:
+            record["environment"] = environment
+        record["stages"][name] |= {
             "output": output,
             "version": stage.VERSION,
             "seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "revision": revision,
+            "environment": environment,
         }
-        record["environment"] = {**runtime.environment(), "nml_jax": __version__, "revision": revision}
         with storage(workdir):
+            if output != own.get("output"):
+                for later in STAGES[STAGES.index(name) + 1 :]:
+                    _drop(workdir, record, later)
             log.write_json(workdir / "run.json", record)
     log.say(f"{where} finished in {log.clock(seconds)}")
     return True
+
+
+def _drop(workdir: Path, record: dict[str, Any], name: str) -> None:
+    """Take a stage off the record, with its rows."""
+    record["stages"].pop(name, None)
+    log.write_json(workdir / "run.json", record)
+    log.write_rows(workdir, name, [])

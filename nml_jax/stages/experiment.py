@@ -17,7 +17,7 @@ SHOWN = 3  # differing keys in the message
 
 
 def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write: bool = True) -> None:
-    """Make `workdir` the folder of this config, or prove that it is already.
+    """Make `workdir` the folder of this config, or prove that it is already. A folder without results belongs to none.
 
     A difference that lies wholly in the keys of forced stages, or of stages after them, is a wish to redo these with
     new values; any other means that the folder belongs to another experiment.
@@ -26,10 +26,11 @@ def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write
         UserError: the folder belongs to another config, is damaged, or cannot be written.
     """
     path = workdir / "experiment.json"
-    axes = settings.axes_of(config)
-    mine = {"axes": list(axes), "config": settings.identity(config, axes)}
-    if path.exists():
-        theirs = _read(path)["config"]
+    mine = {"config": settings.identity(config, settings.axes_of(config))}
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file", "give the experiment a folder with --workdir=DIR")
+    if path.exists() and _has_results(workdir):
+        theirs = _read(path)
         keys = theirs.keys() | mine["config"].keys()
         missing = object()
         differ = sorted(k for k in keys if theirs.get(k, missing) != mine["config"].get(k, missing))
@@ -67,8 +68,17 @@ def runs_of(folder: Path) -> list[Path]:
     return sorted(p.parent for p in folder.glob("*/config.json"))
 
 
+def _has_results(workdir: Path) -> bool:
+    """Whether a run below has finished a stage or saved a checkpoint."""
+    return any(
+        any((run / "checkpoints").glob("[0-9]*"))
+        or any("output" in record for record in stages.read_record(run)["stages"].values())
+        for run in runs_of(workdir)
+    )
+
+
 def _read(path: Path) -> dict:
     try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as e:
+        return dict(json.loads(path.read_text("utf-8"))["config"])
+    except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged: {e}", "delete it, if you know that the folder is of this config") from e

@@ -37,17 +37,16 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     """Write the banks, `spectra.json` and the spectrum rows of one run.
 
     Returns:
-        The digest of the keys of all banks.
+        The digest of all banks.
 
     Raises:
         UserError: no encoder, a damaged checkpoint, a missing dataset, features that are not finite.
     """
-    runtime.check_batch(config.extract.batch, mesh, "extract.batch")
     encoder = load_encoder(config, workdir, mesh)
     origin = provenance(config, encoder.ledger, run=workdir.name, step=encoder.step, weights=config.extract.weights)
     rows: list[log.Row] = []
     spectra: list[dict[str, Any]] = []
-    keys: dict[str, str] = {}
+    written: dict[str, str] = {}
     for name in config.downstream.tasks:
         task = tasks.load(name, config)
         train = tasks.Test(task.name + "/train", "id", task.train)
@@ -55,12 +54,12 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             split = "train" if test is train else test.split
             folder = workdir / "banks" / task.name / split
             key = bank_key(config, encoder, test, views=config.extract.views if test is train else 1)
-            keys[f"{task.name}/{split}"] = key
             if not runtime.agree(banks.find(folder, key) is not None):
                 extract(config, encoder, mesh, test, folder, key, is_train=test is train)
             if jax.process_index() > 0:
                 continue
             bank = banks.Bank(folder)
+            written[f"{task.name}/{split}"] = bank.index["sha256"]
             for layer in config.extract.layers:
                 features = bank.read(layer)[:, 0]
                 for mode in config.extract.spectra:
@@ -73,11 +72,25 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         with errors.storage(workdir):
             log.write_json(workdir / "spectra.json", spectra)
             log.write_rows(workdir, "extract", rows)
-    return settings.sha(keys)
+    return settings.sha(written)
+
+
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    runtime.check_batch(config.extract.batch, mesh, "extract.batch")
+    tasks.check(config)
+    for mode in config.extract.spectra:
+        spectrum.preset(mode)
+
+
+def intact(workdir: Path) -> bool:
+    """Whether the banks that the rows speak of are there."""
+    splits = {(row.task, row.split) for row in log.read_rows(workdir) if row.stage == "extract"}
+    return all((workdir / "banks" / task / split / "index.json").exists() for task, split in splits)
 
 
 def forget(workdir: Path) -> None:
-    shutil.rmtree(workdir / "banks", ignore_errors=True)
+    if (workdir / "banks").exists():
+        shutil.rmtree(workdir / "banks")
 
 
 def spectrum_rows(s: np.ndarray, **fields: Any) -> Iterator[log.Row]:
@@ -94,6 +107,11 @@ def load_encoder(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
         params, model_state, step = loaded.params, loaded.model_state, loaded.step
         ledger, num_classes = noise.Ledger.from_dict(loaded.meta["ledger"]), loaded.meta["num_classes"]
     elif config.init_from:
+        if config.noise:
+            raise errors.UserError(
+                f"noise={config.noise}, but {config.init_from} was not pre-trained by this run",
+                "set --config.noise=0, or add the pretrain stage",
+            )
         step, ledger, num_classes = 0, None, config.data.num_classes or 1
         size = config.data.image_size
         model = models.build(config.model, num_classes=num_classes, image_size=size)
@@ -130,7 +148,16 @@ def _encode(
 def bank_key(config: ConfigDict, encoder: Encoder, test: tasks.Test, *, views: int) -> str:
     """Identity of all that a bank's numbers depend on."""
     drawn = config.seed if views > 1 or test.shift else None
-    parts = [banks.VERSION, encoder.digest, test.source.fingerprint, test.shift, views, drawn, config.extract.layers]
+    parts = [
+        VERSION,
+        banks.VERSION,
+        encoder.digest,
+        test.source.fingerprint,
+        test.shift,
+        views,
+        drawn,
+        config.extract.layers,
+    ]
     seen = {"augment": config.augment, "model": config.model, "image_size": config.data.image_size}
     return settings.sha(json.loads(json.dumps([parts, {k: v.to_dict() if hasattr(v, "to_dict") else v
                                                        for k, v in seen.items()}])))  # fmt: skip

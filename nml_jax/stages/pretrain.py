@@ -44,7 +44,6 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     Raises:
         UserError: bad data or settings, or a folder that belongs to another ledger.
     """
-    runtime.check_batch(config.train.batch, mesh, "train.batch")
     data = load_data(config)
     keep_ledger(workdir, data.ledger)
     plan = loop.Plan.of(config, len(data.train))
@@ -82,9 +81,20 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     return checkpoint.digest(model)
 
 
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    runtime.check_batch(config.train.batch, mesh, "train.batch")
+
+
+def intact(workdir: Path) -> bool:
+    """Whether the checkpoint that the rows speak of is there."""
+    steps = {row.step for row in log.read_rows(workdir) if row.stage == "pretrain"}
+    return steps <= set(checkpoint.steps(workdir / "checkpoints"))
+
+
 def forget(workdir: Path) -> None:
     for name in ("checkpoints", "tensorboard"):
-        shutil.rmtree(workdir / name, ignore_errors=True)
+        if (workdir / name).exists():
+            shutil.rmtree(workdir / name)
     for name in ("noise.json", "metrics.jsonl"):
         (workdir / name).unlink(missing_ok=True)
 
@@ -218,7 +228,9 @@ def final_rows(
     run: str,
 ) -> Iterator[log.Row]:
     """Clean validation scores of the final weights, and how much of the noise they have learned by heart."""
-    wrong = np.flatnonzero(data.train.labels != data.train.labels_clean)[:FIT_RECORDS]
+    wrong = np.flatnonzero(data.train.labels != data.train.labels_clean)
+    if len(wrong) > FIT_RECORDS:  # evenly, as sources are often sorted by class
+        wrong = wrong[np.linspace(0, len(wrong) - 1, FIT_RECORDS).astype(int)]
     if len(wrong):
         evaluators = evaluators | {"train": classifier(config, program, mesh, sources.Subset(data.train, wrong))}
     for name, value in loop.run_all(evaluators, state):

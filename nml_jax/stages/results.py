@@ -162,7 +162,8 @@ def read_cells(folders: Sequence[Path]) -> tuple[list[Cell], dict[str, str]]:
                 left_out[name] = "no run: config.json is not one of ours"
                 continue
             done = run.get("stages", {})
-            missing = [stage for stage in tree["stages"] if stage != "report" and stage not in done]
+            wanted = dict.fromkeys([*(stage for stage in tree["stages"] if stage != "report"), *done])
+            missing = [stage for stage in wanted if "output" not in done.get(stage, {})]
             identity = sha({key: value for key, value in tree.items() if key not in NOT_IDENTITY})
             if seen.get(identity) == path:  # named twice on the command line
                 continue

@@ -32,7 +32,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         return ""
     before = [row for row in log.read_rows(workdir) if row.stage == "extract"]
     if not before:
-        raise errors.UserError(f"{workdir} holds no features to tune on", "run the extract stage first")
+        raise errors.UserError(
+            f"{workdir} holds no features to tune on", "run the extract stage first, as in --force=extract"
+        )
     step, weights = before[0].step, before[0].weights
     ledger = noise.Ledger.read(workdir / "noise.json") if (workdir / "noise.json").exists() else None
     origin = provenance(config, ledger, run=workdir.name, step=step, weights=weights)
@@ -45,17 +47,18 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             features, labels = train.read(layer), train.read("label")
             held_out = {split: (bank.read(layer)[:, 0], bank.read("label")) for split, bank in opened.items()}
             for method, preset in settings_of(config):
-                for head_seed in range(config.seed, config.seed + config.tune.seeds):
-                    result = heads.fit(
-                        features,
-                        labels,
-                        held_out,
-                        method=method,
-                        preset=preset,
-                        num_classes=train.index["num_classes"],
-                        config=config.tune,
-                        seed=head_seed,
-                    )
+                head_seeds = range(config.seed, config.seed + config.tune.seeds)
+                results = heads.fit_seeds(
+                    features,
+                    labels,
+                    held_out,
+                    method=method,
+                    preset=preset,
+                    num_classes=train.index["num_classes"],
+                    config=config.tune,
+                    seeds=head_seeds,
+                )
+                for head_seed, result in zip(head_seeds, results, strict=True):
                     shared = {
                         **origin,
                         "stage": "tune",
@@ -84,6 +87,15 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     with errors.storage(workdir):
         log.write_rows(workdir, "tune", rows)
     return settings.sha([[row.metric, row.split, row.method, row.preset, row.value] for row in rows])
+
+
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    for method, preset in settings_of(config):
+        heads.loss_of(method, preset, views=config.extract.views)
+
+
+def intact(workdir: Path) -> bool:
+    return True  # its rows are all it leaves
 
 
 def forget(workdir: Path) -> None:

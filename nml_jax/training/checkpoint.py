@@ -13,7 +13,6 @@ Extraction and notebooks read `model` alone.
 import hashlib
 import json
 import re
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -278,8 +277,3 @@ def warm_start(init_from: str, config: Any, params: Any, model_state: Any) -> tu
         fresh,
     )
     return merged["params"], merged["model_state"]
-
-
-def remove(folder: Path) -> None:
-    """Forget a run's checkpoints, because it is to be done again."""
-    shutil.rmtree(folder, ignore_errors=True)

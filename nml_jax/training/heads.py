@@ -15,7 +15,7 @@ import numpy as np
 
 from nml_jax.errors import UserError
 from nml_jax.evals import metrics
-from nml_jax.models.heads import Tree
+from nml_jax.models.heads import METHODS, Tree
 from nml_jax.objectives import nmtune
 from nml_jax.training.head_runs import Setting, Spec, outputs, train
 
@@ -105,7 +105,7 @@ def fit_seeds(
     tests = {name: _checked(name, *test, num_classes, dim=features.shape[-1]) for name, test in tests.items()}
     if len(np.unique(labels)) < 2:
         raise UserError(f"every training label is {labels[0]}", "give examples of at least two classes")
-    weights, preset_name = _loss(method, preset, views=features.shape[1])
+    weights, preset_name = loss_of(method, preset, views=features.shape[1])
     grid = [(lr, weight_decay) for lr in config.lrs for weight_decay in config.weight_decays]
     if not grid:
         raise UserError("tune.lrs or tune.weight_decays is empty", "give each at least one value")
@@ -201,8 +201,10 @@ def _require_finite(method: str, tree: Any) -> None:
         )
 
 
-def _loss(method: str, preset: str | nmtune.Weights | None, views: int) -> tuple[nmtune.Weights, str | None]:
+def loss_of(method: str, preset: str | nmtune.Weights | None, views: int) -> tuple[nmtune.Weights, str | None]:
     """The loss of a method, and the name of its preset; linear and mlp are trained with cross-entropy alone."""
+    if method not in METHODS:
+        raise UserError(f"there is no head {method!r}", f"choose one of {', '.join(METHODS)}")
     if method == "nmtune":
         return nmtune.weights(preset, views)
     if preset is not None:

@@ -5,6 +5,7 @@ Whatever is trained, with whichever objective, goes through `train`. Batch k and
 """
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from nml_jax import log, models, objectives, runtime, settings
-from nml_jax.errors import Preempted
+from nml_jax.errors import NonFinite, Preempted
 from nml_jax.training import optim
 from nml_jax.training import state as train_state
 from nml_jax.training.checkpoint import Checkpoints, warm_start
@@ -166,23 +167,21 @@ def train(
                     state, values = program.step(state, batch)
                 window.add(step, values, local["id"])
 
+                stop = preemption.asked  # read once; a later signal counts for the next step
                 last = step == plan.steps
                 evaluate = step % eval_every == 0 and not last
-                save = checkpoints.due(step) or last or preemption.asked
+                save = checkpoints.due(step) or last or stop
                 if step % config.runtime.log_every == 0 or evaluate or save:
                     means = window.close()
-                    epoch = step / plan.per_epoch
-                    shown = {
-                        k.removeprefix("train/"): v for k, v in means.items() if k in ("train/loss", "train/accuracy")
-                    }
+                    shown = {k: means[f"train/{k}"] for k in ("loss", "accuracy") if f"train/{k}" in means}
                     speed = writer.progress(step, shown)
                     rate = float(np.asarray(program.schedule(step - 1)))
-                    writer.write(step, {"epoch": epoch, **means, "train/lr": rate, **speed})
+                    writer.write(step, {"epoch": step / plan.per_epoch, **means, "train/lr": rate, **speed})
                 if evaluate:
                     writer.write(step, dict(run_all(evaluators, state)))
                 if save:
                     checkpoints.save(state)
-                if preemption.asked and not last:
+                if stop or (last and preemption.asked):
                     checkpoints.wait()
                     raise Preempted(f"asked to stop: saved at step {step}; the same command continues")
         finally:
@@ -195,9 +194,15 @@ def train(
 
 
 def run_all(evaluators: Mapping[str, Evaluator], state: TrainState) -> Iterator[tuple[str, float]]:
-    """Every evaluator on the raw weights, and on the moving average if there is one, as "<name>/<value>"."""
+    """Every evaluator on the raw weights, and on the moving average if there is one, as "<name>/<value>".
+
+    Raises:
+        NonFinite: a value is not finite.
+    """
     for name, evaluator in evaluators.items():
         for weights, params in (("", state.params), ("_ema", state.ema)):
             if params is not None:
                 for key, value in evaluator.run(params, state.model_state):
+                    if not math.isfinite(value):
+                        raise NonFinite(f"{name}{weights}/{key} is {value} at step {int(state.step)}")
                     yield f"{name}{weights}/{key}", value

@@ -23,10 +23,6 @@ class TrainState:
     opt_state: Any
     key: jax.Array  # typed PRNG key []; step k draws from fold_in(key, k)
 
-    def weights(self, kind: str) -> Any:
-        """The parameters named by `kind`: "raw" or "ema"."""
-        return {"raw": self.params, "ema": self.ema}[kind]
-
 
 def create(model, tx: optax.GradientTransformation, key: jax.Array, batch_spec: Any, *, ema: bool) -> TrainState:
     """A fresh state; pure, so that it can be traced by `eval_shape` or compiled with `out_shardings`."""
