@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 INSTALL := $(shell command -v uv >/dev/null 2>&1 && echo "uv pip install -q --python $(BIN)/python" \
 	|| echo "$(BIN)/python -m pip install -q --disable-pip-version-check")
 
+# matplotlib would keep its font list in the home directory
+export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
+
 .PHONY: demo test lint clean
 .DEFAULT_GOAL := demo
 
@@ -25,9 +28,10 @@ clean:
 	rm -rf $(VENV) runs
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
-	  "error: python3 is %d.%d\n  cure: install Python 3.11 or newer, or make PYTHON=python3.12" % sys.version_info[:2])'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else \
+	  "error: $(PYTHON) is %d.%d\n  cure: install Python 3.11 to 3.13, or name one: make PYTHON=python3.12" \
+	  % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.installed: $(BIN)/python setup.py constraints.txt
 	$(INSTALL) -c constraints.txt -e .

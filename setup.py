@@ -17,7 +17,7 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["nml_jax", "nml_jax.*"]),
     package_data={"nml_jax": ["py.typed", "stages/report.css"]},
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",
     install_requires=[
         "absl-py",
         "array-record",

@@ -127,7 +127,8 @@ def parse(argv: Sequence[str]) -> list[str]:
     if not Path(path).is_file():
         raise UserError(f"there is no config file {path!r}", "give --config=FILE, as in --config=configs/digits.py")
     try:
-        rest = flags.FLAGS([program, f"--config={file}", *rest])
+        sys.argv = [program, f"--config={file}", *rest]  # the library looks there for the order
+        rest = flags.FLAGS(sys.argv)
         CONFIG.value.to_dict()  # a config that failed to load says so when it is read
     except UserError:
         raise

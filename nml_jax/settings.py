@@ -160,9 +160,7 @@ def check(config: ConfigDict) -> None:
     for key in ("tune.lrs", "tune.weight_decays"):
         numbers = all(isinstance(v, (int, float)) and math.isfinite(v) and v >= 0 for v in flat[key])
         if not (numbers and flat[key] and (any(flat[key]) or key != "tune.lrs")):
-            raise UserError(
-                f"{key}={flat[key]} is no tuple of numbers from 0 up", f"set --config.{key}='(0.1, 0.01)'"
-            )
+            raise UserError(f"{key}={flat[key]} is no tuple of numbers from 0 up", f"set --config.{key}='(0.1, 0.01)'")
     for key in ("stages", "downstream.tasks", "extract.layers", "extract.spectra", "tune.methods", "tune.presets"):
         if not flat[key] or len(set(flat[key])) < len(flat[key]):
             raise UserError(f"{key}={flat[key]} is empty or repeats itself", f"name each entry of {key} once")

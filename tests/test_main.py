@@ -170,7 +170,8 @@ def test_killed_and_started_again_gives_the_same_bits(tmp_path: Path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not (tmp_path / "broken" / CELL / "run.json").exists(), "killed too late to show anything"
+    record = json.loads((tmp_path / "broken" / CELL / "run.json").read_text())
+    assert "output" not in record["stages"]["pretrain"], "killed too late to show anything"
     again = command(*flags(tmp_path / "broken", **more), env=cache)
     assert again.returncode == 0, again.stderr
     records = [json.loads((tmp_path / name / CELL / "run.json").read_text()) for name in ("whole", "broken")]
@@ -318,3 +319,99 @@ def test_a_damaged_bank_is_refused_by_name(workdir: Path):
     file.write_bytes(data)
     with pytest.raises(UserError, match=r"00000\.safetensors"):
         launch(workdir, force=("tune",))
+
+
+# ---- what is found to be stale ---------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_never_continues_under_another_config(workdir: Path, tmp_path: Path):
+    """As after a kill in the middle of a redo with new values: the old checkpoints are there, under another record."""
+    launch(tmp_path / "fresh", stages=("pretrain",), **{"optimizer.lr": 0.02})
+    shutil.copytree(workdir / CELL / "checkpoints", tmp_path / "kept")
+    launch(workdir, force=("pretrain",), stages=("pretrain",), **{"optimizer.lr": 0.02})
+    shutil.rmtree(workdir / CELL / "checkpoints")
+    shutil.copytree(tmp_path / "kept", workdir / CELL / "checkpoints")
+    path = workdir / CELL / "run.json"
+    record = json.loads(path.read_text())
+    record["stages"]["pretrain"] = {"inputs": "of the old config"}
+    path.write_text(json.dumps(record))
+    launch(workdir, stages=("pretrain",), **{"optimizer.lr": 0.02})
+    outputs = [
+        json.loads((folder / CELL / "run.json").read_text())["stages"]["pretrain"]["output"]
+        for folder in (workdir, tmp_path / "fresh")
+    ]
+    assert outputs[0] == outputs[1]
+
+
+def test_deleting_the_last_checkpoint_makes_the_run_continue_to_the_same_result(workdir: Path, capsys):
+    before = json.loads((workdir / CELL / "run.json").read_text())["stages"]["pretrain"]["output"]
+    checkpoints = workdir / CELL / "checkpoints"
+    shutil.rmtree(checkpoints / str(max(int(p.name) for p in checkpoints.iterdir())))
+    launch(workdir)
+    said = capsys.readouterr().err
+    assert "pretrain finished" in said
+    assert "extract is done, skipped" in said
+    assert json.loads((workdir / CELL / "run.json").read_text())["stages"]["pretrain"]["output"] == before
+
+
+def test_a_deleted_bank_is_written_anew(workdir: Path, capsys):
+    shutil.rmtree(workdir / CELL / "banks" / "digits" / "train")
+    launch(workdir)
+    said = capsys.readouterr().err
+    assert "extract finished" in said
+    assert "tune is done, skipped" in said
+
+
+def test_other_weights_under_the_same_name_are_noticed(workdir: Path, tmp_path: Path, capsys):
+    from nml_jax import load_model
+    from nml_jax.models import convert
+
+    loaded = load_model(workdir / CELL)
+    file = tmp_path / "encoder.safetensors"
+    for scale in (1.0, 2.0):
+        params = {
+            k: ({n: scale * x for n, x in v.items()} if k == "stem_conv" else v) for k, v in loaded.params.items()
+        }
+        tensors = convert.to_timm(params, loaded.model_state)
+        safetensors.numpy.save_file({k: np.asarray(v) for k, v in tensors.items()}, file)
+        launch(tmp_path / "given", init_from=str(file), stages=("extract",), noise=0.0)
+        assert "extract finished" in capsys.readouterr().err
+
+
+def test_a_redone_stage_takes_the_rows_of_later_ones_with_it(workdir: Path):
+    launch(workdir, force=("pretrain",), stages=("pretrain",), **{"optimizer.lr": 0.05})
+    assert {row.stage for row in log.read_rows(workdir / CELL)} == {"pretrain"}
+
+
+def test_a_mistake_claims_no_folder(tmp_path: Path):
+    with pytest.raises(UserError):
+        launch(tmp_path / "w", stages=("pretrain",), **{"model.name": "resnet51"})
+    launch(tmp_path / "w", stages=("pretrain",))
+
+
+def test_tune_alone_says_what_comes_first(tmp_path: Path):
+    with pytest.raises(UserError, match="no features to tune on"):
+        launch(tmp_path / "w", stages=("tune",))
+
+
+def test_a_workdir_that_is_a_file(tmp_path: Path):
+    (tmp_path / "w").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        launch(tmp_path / "w")
+
+
+def test_a_key_that_a_config_file_misspells(tmp_path: Path):
+    file = tmp_path / "mine.py"
+    for line, cause in (("c.optimizer.learning_rate = 1.0", "learning_rate"), ("c.name = undefined", "NameError")):
+        file.write_text(
+            f"from configs import common\ndef get_config():\n    c = common.get_config()\n    {line}\n    return c\n"
+        )
+        done = command(f"--config={file}", "--dry_run")
+        assert done.returncode == 2, done.stderr
+        assert cause in done.stderr.splitlines()[0]
+
+
+def test_flags_in_any_order_and_form(tmp_path: Path):
+    done = command("--config.noise=0.7", "--config", "configs/digits.py", f"--workdir={tmp_path / 'w'}", "--dry_run")
+    assert done.returncode == 0, done.stderr
+    assert "noise=0.7,seed=2" in done.stdout

@@ -34,6 +34,7 @@ def checkout(tmp_path_factory) -> Path:
 
 
 def test_there_are_commands():
+    assert "@@" not in README
     assert len(COMMANDS) >= 9
     assert {"make demo", "make test"} <= set(COMMANDS)
 

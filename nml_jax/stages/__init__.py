@@ -93,11 +93,13 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
         return False
     own, now = record["stages"].get(name, {}), inputs(name, config, record)
     first = jax.process_index() == 0
-    if first and (own.get("inputs") != now or (force and "output" in own)):
+    recorded = name in record["stages"]
+    changed, redo = recorded and own.get("inputs") != now, force and (not recorded or "output" in own)
+    if first and (changed or redo):
         # What is there was made of other inputs, or is not wanted. The record goes first: a kill in between leaves a
         # stage that is not done, never one that is done and has no output.
         with storage(workdir):
-            _drop(workdir, record, name)
+            _invalidate(workdir, record, name)
             stage.forget(workdir)
     if first:
         record["stages"][name] = {"inputs": now}
@@ -121,14 +123,15 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
         with storage(workdir):
             if output != own.get("output"):
                 for later in STAGES[STAGES.index(name) + 1 :]:
-                    _drop(workdir, record, later)
+                    if later in record["stages"]:
+                        _invalidate(workdir, record, later)
             log.write_json(workdir / "run.json", record)
     log.say(f"{where} finished in {log.clock(seconds)}")
     return True
 
 
-def _drop(workdir: Path, record: dict[str, Any], name: str) -> None:
-    """Take a stage off the record, with its rows."""
-    record["stages"].pop(name, None)
+def _invalidate(workdir: Path, record: dict[str, Any], name: str) -> None:
+    """Put on record that what a stage has left is of no use, and take its rows away."""
+    record["stages"][name] = {}
     log.write_json(workdir / "run.json", record)
     log.write_rows(workdir, name, [])

@@ -62,6 +62,14 @@ class Comparison(NamedTuple):
         """1 or -1 where a difference is shown, else 0."""
         return int(self.low > ROUNDING) - int(self.high < -ROUNDING) if self.n >= SEEDS else 0
 
+    def corrected(self, comparisons: int) -> "Comparison":
+        """With the interval that one of several comparisons needs, so that all hold at 95 % together (Bonferroni)."""
+        if self.n < SEEDS:
+            return self
+        wider = float(stdtrit(self.n - 1, 1 - 0.025 / comparisons) / stdtrit(self.n - 1, 0.975))
+        half = wider * (self.high - self.low) / 2
+        return self._replace(low=self.difference - half, high=self.difference + half)
+
     def verdict(self, down: str, up: str) -> str:
         if self.n < SEEDS:
             return f"no claim, n = {self.n}"
@@ -260,10 +268,13 @@ def _heads(study: Study, task: str) -> list[str]:
     compared = f"Accuracy against {_probe(study)} on the same features, {noisy(study)[1]}: {each}."
     if max(c.n for c in found.values()) < SEEDS:
         return [compared, f"With fewer than {SEEDS} seeds these are numbers, no claim."]
-    better, worse = ([f"{p.head} on {p.domain}" for p, c in found.items() if c.sign == sign] for sign in (1, -1))
+    corrected = {p: c.corrected(len(found)) for p, c in found.items()}
+    better, worse = ([f"{p.head} on {p.domain}" for p, c in corrected.items() if c.sign == sign] for sign in (1, -1))
+    hurts = f"; it hurts: {listed(worse)}" if worse else ""
+    also = f" (intervals widened for {len(found)} comparisons)" if len(found) > 1 else ""
     if better:
-        return [compared, f"NMTune helps here: {listed(better)}{f'; it hurts: {listed(worse)}' if worse else ''}."]
-    return [compared, f"NMTune does not help here{f'; it hurts: {listed(worse)}' if worse else ''}."]
+        return [compared, f"NMTune helps here{also}: {listed(better)}{hurts}."]
+    return [compared, f"NMTune does not help here{also}{hurts}."]
 
 
 def _probe(study: Study) -> str:
