@@ -44,8 +44,7 @@ setup(
         # Once, to prepare those catalogue datasets whose builders use TensorFlow.
         "prepare": ["tensorflow-cpu", "importlib_resources"],
         "notebooks": ["ipykernel", "nbclient", "nbformat"],
-        "test": [
-            "ipykernel", "nbclient", "nbformat", "pyright", "pytest", "pytest-timeout", "pytest-xdist", "ruff",
-        ],
+        "test": ["ipykernel", "nbclient", "nbformat", "pytest", "pytest-timeout", "pytest-xdist"],
+        "lint": ["pyright", "ruff"],
     },
 )  # fmt: skip
