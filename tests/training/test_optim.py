@@ -219,7 +219,7 @@ def test_published_recipes(load, batch, epochs, lr, weight_decay, warmup):
     assert (c.train.batch, c.train.epochs) == (batch, epochs)
     assert (c.optimizer.lr, c.optimizer.weight_decay, c.optimizer.warmup_epochs) == (lr, weight_decay, warmup)
     known, given = (dict(settings.flatten(x.to_dict())) for x in (get_config(), c))
-    assert given.pop("sweep.noise") == (0.0, 0.05, 0.1, 0.2, 0.3)
+    assert given["sweep.noise"] == (0.0, 0.05, 0.1, 0.2, 0.3)
     assert given.keys() == known.keys()
     objectives.make(c.objective, num_classes=c.data.num_classes)
 
