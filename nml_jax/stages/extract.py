@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from nml_jax import errors, log, models, noise, runtime, settings, spectrum
-from nml_jax.data import banks, pipeline, tasks
-from nml_jax.stages.pretrain import provenance
+from nml_jax.data import banks, tasks
+from nml_jax.stages.pretrain import evaluation_batches, provenance
 from nml_jax.training import checkpoint
 
 VERSION = 1
@@ -186,22 +186,8 @@ def encoded(
     config: ConfigDict, encoder: Encoder, mesh: Mesh, test: tasks.Test, view: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
     """Blocks of features, labels and ids in source order, padding removed."""
-    put, (block, blocks) = runtime.put_batch(mesh), runtime.rows_of_process(mesh)
-    batches = pipeline.evaluate(
-        test.source,
-        augment=config.augment,
-        image_size=config.augment.test_size or config.data.image_size,
-        mean=config.model.mean,
-        std=config.model.std,
-        batch=config.extract.batch,
-        process_index=block,
-        process_count=blocks,
-        threads=config.runtime.threads,
-        prefetch=config.runtime.prefetch,
-        shift=test.shift,
-        view=view,
-        seed=config.seed,
-    )
+    put, drawn = runtime.put_batch(mesh), {"shift": test.shift, "view": view, "seed": config.seed}
+    batches = evaluation_batches(config, mesh, test.source, batch=config.extract.batch, **drawn)
     for batch in batches:
         placed = put(batch)
         features = jax.device_get(encoder.encode(encoder.params, encoder.model_state, {"image": placed["image"]}))

@@ -192,22 +192,29 @@ def batches(config: ConfigDict, mesh: Mesh, source: sources.Source, start_step: 
     )
 
 
-def classifier(config: ConfigDict, program: loop.Program, mesh: Mesh, source: sources.Source) -> Classification:
-    """An evaluator on all of `source`, against its clean labels."""
+def evaluation_batches(
+    config: ConfigDict, mesh: Mesh, source: sources.Source, *, batch: int, **drawn: Any
+) -> Iterator[pipeline.Batch]:
+    """All of `source` once, in order; this process's rows. `drawn`: shift, view and seed of `pipeline.evaluate`."""
     block, blocks = runtime.rows_of_process(mesh)
-    test = partial(
-        pipeline.evaluate,
+    return pipeline.evaluate(
         source,
         augment=config.augment,
-        image_size=config.augment.test_size or config.data.image_size,
+        image_size=config.data.image_size,
         mean=config.model.mean,
         std=config.model.std,
-        batch=config.train.batch,
+        batch=batch,
         process_index=block,
         process_count=blocks,
         threads=config.runtime.threads,
         prefetch=config.runtime.prefetch,
+        **drawn,
     )
+
+
+def classifier(config: ConfigDict, program: loop.Program, mesh: Mesh, source: sources.Source) -> Classification:
+    """An evaluator on all of `source`, against its clean labels."""
+    test = partial(evaluation_batches, config, mesh, source, batch=config.train.batch)
     return Classification(
         program.model.apply,
         test,

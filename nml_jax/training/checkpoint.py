@@ -139,7 +139,7 @@ def verify(folder: Path) -> None:
         return
     cure = f"delete {folder}; the run continues from the checkpoint before it, to the same result"
     if not (folder / SUMS).exists():
-        if not ocp.is_orbax_checkpoint(str(folder.resolve())):
+        if not ((folder / "_CHECKPOINT_METADATA").exists() and (folder / "model").is_dir()):
             raise errors.UserError(f"{folder} is no checkpoint", cure)
         write_sums(folder)
     sums = re.findall(r"^([0-9a-f]{64})  (.+)$", (folder / SUMS).read_text("utf-8", "replace"), re.MULTILINE)
@@ -158,13 +158,22 @@ def _sha(path: Path) -> str:
 
 def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
     """Read checkpointables into the given shapes and shardings."""
+    cure = "use the config that wrote it, or another --workdir"
+    saved = _shapes(ocp.checkpointables_metadata(str(folder.resolve())).metadata["model"])
+    # Asked before the load, as the library's own check comes when parts of it are under way already.
+    if differ := sorted(saved ^ _shapes(abstract["model"])):
+        name, shape = differ[0]
+        raise errors.UserError(f"{folder} does not fit this config's model: {name} {shape}", cure)
     try:
         return ocp.load_checkpointables(str(folder.resolve()), abstract)
     except (ValueError, KeyError, TypeError, FileNotFoundError) as e:
         line = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
-        raise errors.UserError(
-            f"{folder} does not fit this config's model: {line}", "use the config that wrote it, or another --workdir"
-        ) from e
+        raise errors.UserError(f"{folder} does not fit this config's model: {line}", cure) from e
+
+
+def _shapes(tree: Any) -> set[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every array of a tree of dicts."""
+    return {(jax.tree_util.keystr(path), tuple(x.shape)) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def digest(tree: Any) -> str:
