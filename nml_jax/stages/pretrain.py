@@ -1,6 +1,5 @@
 """Noisy data + objective -> checkpoint."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -163,11 +162,7 @@ def keep_ledger(workdir: Path, ledger: noise.Ledger) -> None:
     """
     path = workdir / "noise.json"
     if path.exists():
-        try:
-            before = noise.Ledger.from_dict(json.loads(path.read_text("utf-8")))
-        except (ValueError, KeyError, TypeError) as e:
-            raise errors.UserError(f"{path} is damaged: {e}", "redo the run with --force=pretrain") from e
-        ledger.check_same(before, str(path))
+        ledger.check_same(noise.Ledger.read(path), str(path))
     elif jax.process_index() == 0:
         with errors.storage(path):
             log.write_json(path, ledger.to_dict())
