@@ -168,22 +168,29 @@ def keep_ledger(workdir: Path, ledger: noise.Ledger) -> None:
             log.write_json(path, ledger.to_dict())
 
 
+def reading(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+    """What training and evaluation tell the pipeline alike: how images are made, which rows are this process's."""
+    block, blocks = runtime.rows_of_process(mesh)
+    return {
+        "augment": config.augment,
+        "image_size": config.data.image_size,
+        "mean": config.model.mean,
+        "std": config.model.std,
+        "process_index": block,
+        "process_count": blocks,
+        "threads": config.runtime.threads,
+        "prefetch": config.runtime.prefetch,
+    }
+
+
 def batches(config: ConfigDict, mesh: Mesh, source: sources.Source, start_step: int) -> Iterator[Any]:
     """Training batches from `start_step` on; this process's rows of them."""
-    block, blocks = runtime.rows_of_process(mesh)
     return pipeline.train(
         source,
-        augment=config.augment,
-        image_size=config.data.image_size,
-        mean=config.model.mean,
-        std=config.model.std,
         batch=config.train.batch,
         seed=config.seed,
         start_step=start_step,
-        process_index=block,
-        process_count=blocks,
-        threads=config.runtime.threads,
-        prefetch=config.runtime.prefetch,
+        **reading(config, mesh),
     )
 
 
@@ -191,18 +198,10 @@ def evaluation_batches(
     config: ConfigDict, mesh: Mesh, source: sources.Source, *, batch: int, **drawn: Any
 ) -> Iterator[pipeline.Batch]:
     """All of `source` once, in order; this process's rows. `drawn`: shift, view and seed of `pipeline.evaluate`."""
-    block, blocks = runtime.rows_of_process(mesh)
     return pipeline.evaluate(
         source,
-        augment=config.augment,
-        image_size=config.data.image_size,
-        mean=config.model.mean,
-        std=config.model.std,
         batch=batch,
-        process_index=block,
-        process_count=blocks,
-        threads=config.runtime.threads,
-        prefetch=config.runtime.prefetch,
+        **reading(config, mesh),
         **drawn,
     )
 
