@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
 
     # Wrong supervision in pre-training (METHOD: one keyed permutation).
     config.noise = 0.0  # share of records with wrong supervision, in [0, 1]
-    config.noise_kind = "symmetric"  # symmetric | asymmetric | pair | matrix | labels
+    config.noise_kind = "symmetric"  # labels: symmetric | asymmetric | pair | matrix | labels. Captions: caption_swap
     config.noise_seed = placeholder(int)  # None: the value of `seed`
     config.noise_classes = ()  # asymmetric: ids of the classes S inside which labels are exchanged
     config.noise_rate_of = "all"  # asymmetric: `noise` is a share of "all" records or of the "classes" S
@@ -32,6 +32,8 @@ def get_config() -> ConfigDict:
     data = config.data = ConfigDict()
     data.source = "digits"  # digits (scikit-learn's, embedded) | directory (prepared) | tfds (catalogue)
     data.path = ""  # directory: the prepared dataset; tfds: data_dir
+    data.mixture = ()  # directory: several prepared datasets, one after another, in place of `path`
+    data.weights = ()  # mixture: share of the examples that each dataset supplies; (): as large as it is
     data.name = ""  # tfds: name of the dataset, as in "imagenet2012"
     data.train = "train"  # split to train on
     data.validation_split = ""  # a split of its own for validation; "": cut `validation` off the training split
@@ -39,6 +41,8 @@ def get_config() -> ConfigDict:
     data.classes = ()  # keep these class ids only, renumbered in this order; (): all
     data.num_classes = placeholder(int)  # None: as the data say; a number is checked against the data
     data.size = placeholder(int)  # records to train on. None: as the data say; a number is checked against the data
+    data.expected = placeholder(int)  # records, roughly: --dry_run plans with it while the data are not there
+    data.tokenizer = ""  # captions: a tokenizer.json, or CLIP's vocabulary (.txt, .txt.gz); "": bytes, no file
     data.image_size = 224  # pixels, height = width
 
     # Augmentation on the host, in NumPy and OpenCV. uint8 in, uint8 out.
@@ -77,11 +81,23 @@ def get_config() -> ConfigDict:
     model.heads = placeholder(int)  # ViT: attention heads. None: the variant's
     model.dropout = 0.0  # ViT: on the output of every MLP and attention
     model.pool = "cls"  # ViT: cls (class token) | gap (mean over patches)
+    model.tower = "resnet50"  # clip: the image tower, another key of MODELS; the keys above describe it
+    model.embed_dim = placeholder(int)  # CLIP: dimension of the joint space. None: the variant's
+    model.quick_gelu = False  # CLIP: x·sigmoid(1.702x) in place of GELU, in both towers; OpenAI's weights need it
+    model.patch_dropout = 0.0  # CLIP's ViT: share of the patches that a training step leaves out
+    model.text_context = 77  # CLIP: tokens of a caption, start and end included
+    model.text_vocab = 49408  # CLIP: tokens that the tokenizer knows
+    model.text_width = placeholder(int)  # CLIP: width of the text tower. None: the variant's
+    model.text_depth = placeholder(int)  # CLIP: blocks of the text tower. None: the variant's
+    model.text_heads = placeholder(int)  # CLIP: attention heads of the text tower. None: the variant's
+    model.logit_scale = 2.659260036932778  # CLIP: initial log of the scale of the logits; ln(1/0.07)
+    model.logit_bias = placeholder(float)  # CLIP: initial bias of the logits, for siglip (-10). None: there is none
     model.remat = False  # recompute activations block by block in the backward pass
 
     objective = config.objective = ConfigDict()
     objective.name = "supervised"  # a key of nml_jax.objectives.OBJECTIVES
-    objective.loss = "softmax"  # softmax | bce
+    objective.chunk = 0  # clip, siglip: rows of the logits per device at a time; 0: all of them
+    objective.loss = "softmax"  # supervised: softmax | bce
     objective.label_smoothing = 0.0  # share of the target spread evenly over all classes
     objective.mixup = 0.0  # Beta(a, a); 0: off
     objective.cutmix = 0.0  # Beta(a, a); 0: off. With both on, each batch draws one of the two
@@ -93,6 +109,7 @@ def get_config() -> ConfigDict:
     optimizer.lr = 1e-3  # peak learning rate at this batch size
     optimizer.min_lr = 0.0  # learning rate at the end of the cosine
     optimizer.warmup_epochs = 5.0  # linear, from warmup_lr
+    optimizer.warmup_steps = placeholder(int)  # in place of warmup_epochs. None: as these say
     optimizer.warmup_lr = 0.0  # where the warm-up starts
     optimizer.b1 = 0.9  # adamw, lamb: decay of the first moment
     optimizer.b2 = 0.999  # adamw, lamb: decay of the second moment
@@ -103,11 +120,16 @@ def get_config() -> ConfigDict:
     # Pairs of a regex over "a/b/kernel" and a multiplier. The first match counts; every parameter must match one.
     optimizer.decay = ((r"(.*/)?(bias|scale|cls|pos_embed)", 0.0), (r".*", 1.0))  # multiplier of weight_decay
     optimizer.lr_mult = ((r".*", 1.0),)  # the same form, multiplier of the learning rate; 0 freezes
+    # Triples of a regex and the two ends of an interval in which every step leaves the parameter.
+    optimizer.clamp = ((r"(.*/)?logit_scale", 0.0, 4.605170185988092),)  # ln 100, as CLIP does
     optimizer.clip_norm = 0.0  # global gradient norm; 0: off
 
     train = config.train = ConfigDict()
     train.batch = 256  # global
+    train.micro_batches = 1  # parts in which a batch goes through the model, to save memory; the gradient is the whole's
     train.epochs = 90.0  # of the training split
+    train.evaluators = ("classification",)  # on the validation split: of nml_jax.evals.EVALUATORS
+    train.probe = 256  # images whose features the evaluator "spectrum" measures
     train.ema = 0.0  # decay of the exponential moving average of the parameters; 0: none is kept
 
     # The downstream task: train features on `train`, score in-domain on `test` and out-of-domain on `ood`.
@@ -118,6 +140,9 @@ def get_config() -> ConfigDict:
     downstream.train = "train"  # directory: split
     downstream.test = ("test",)  # directory: in-domain splits
     downstream.ood = ()  # directory: out-of-domain splits
+    downstream.class_names = ""  # zero-shot: JSON list of names, or {task: names}; "": the dataset's
+    downstream.templates = ""  # zero-shot: JSON list of prompts with {c}, or {task: prompts}; "": ours
+    downstream.retrieval = ()  # directory: splits with captions, to retrieve in
     downstream.shifts = ()  # directory: shifts of the test images, scored as out-of-domain (data/transforms.SHIFTS)
 
     extract = config.extract = ConfigDict()
