@@ -126,10 +126,10 @@ def get_config() -> ConfigDict:
 
     train = config.train = ConfigDict()
     train.batch = 256  # global
-    train.micro_batches = 1  # parts in which a batch goes through the model, to save memory; the gradient is the whole's
+    train.micro_batches = (
+        1  # parts in which a batch goes through the model, to save memory; the gradient is the whole's
+    )
     train.epochs = 90.0  # of the training split
-    train.evaluators = ("classification",)  # on the validation split: of nml_jax.evals.EVALUATORS
-    train.probe = 256  # images whose features the evaluator "spectrum" measures
     train.ema = 0.0  # decay of the exponential moving average of the parameters; 0: none is kept
 
     # The downstream task: train features on `train`, score in-domain on `test` and out-of-domain on `ood`.
@@ -173,6 +173,8 @@ def get_config() -> ConfigDict:
     runtime.prefetch = 4  # batches
     runtime.log_every = 50  # steps
     runtime.eval_every = 1.0  # epochs; 0: at the end only
+    runtime.evaluators = ()  # at these times, besides validation: zeroshot (in-domain tests of the tasks) | spectrum
+    runtime.probe = 256  # spectrum: validation images whose features are measured
     runtime.save_every = 1.0  # epochs
     runtime.keep = 2  # checkpoints
     runtime.keep_every = 0.0  # epochs of checkpoints that are kept for good; 0: none

@@ -3,19 +3,22 @@
 The stream of training examples is a function of position p: shuffled(seed), repeated for ever, augmented with draws of
 (seed, p). Global batch k is positions k·B to (k+1)·B, and each of n processes reads its contiguous n-th part of them.
 So batch k is a pure function of (seed, k), whatever the number of processes and threads, and there is no iterator
-state to save: a run resumes by starting at its step.
+state to save: a run resumes by starting at its step. In a mixture with weights, every epoch has the stated number of
+examples of each dataset, in an order of their own, and each dataset goes on where the epoch before has left it.
 
 Grain runs the batches ahead in threads of this process. Its own chain of shuffle, repeat, random_map and batch gives
 the same guarantee, but costs 30 µs an example, and far more below 2¹⁶ records, where its shuffle walks a 16-bit cipher
 (60 µs for 600 records, 2 ms for 10); here it is 10 µs.
 """
 
+import bisect
 import contextlib
 import functools
+import itertools
 import math
 import sys
 import zlib
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -29,6 +32,7 @@ from nml_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 Record = dict[str, Any]
+Tokenize = Callable[[Sequence[str]], np.ndarray]  # N texts -> token ids int32 [N, L]
 
 
 def train(
@@ -40,6 +44,8 @@ def train(
     std: Sequence[float],
     batch: int,
     seed: int,
+    tokenize: Tokenize | None = None,
+    weights: Sequence[float] = (),
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -56,26 +62,38 @@ def train(
         augment: the section `config.augment`.
         mean, std: per channel, of pixels in [0, 1]; see `transforms.train_transform`.
         batch: global.
+        tokenize: of captions; a source with captions needs it. Of several captions of an image one is drawn.
+        weights: of the parts of a mixture, see `config.data.weights`.
         threads: each works on a batch of its own; 0 works in the caller's, which is fastest for tiny images.
         prefetch: batches ready or under way; at least one per thread.
 
     Yields:
-        image uint8 [b, image_size, image_size, 3]; label, label_clean and id int32 [b]; mask float32 [b], ones;
-        b = batch / process_count.
+        image uint8 [b, image_size, image_size, 3]; label and label_clean int32 [b], or text int32 [b, L]; id int32 [b];
+        mask float32 [b], ones; b = batch / process_count.
 
     Raises:
-        UserError: batch is no multiple of process_count, the source is empty, or an image cannot be decoded.
+        UserError: batch is no multiple of process_count, the source is empty, an image cannot be decoded, or the
+            weights are not one positive number for each part.
     """
     local = _local(batch, process_count)
     if not len(source):
         raise UserError("the training split has no record", "choose a larger split")
     read = _reader(source, transforms.train_transform(augment, image_size, mean, std))
-    repeats, order, draw_seed = augment.repeats, _order(seed, len(source)), _seed(seed, "augment")
+    order = _mixed(seed, source.parts, weights) if len(weights) else _order(seed, len(source))
+    repeats, draw_seed = augment.repeats, _seed(seed, "augment")
+    words = ("text",) if len(source.captions) else ()
+
+    def one(p: int, rng: np.random.Generator) -> Record:
+        record = read(order(p // repeats), rng)
+        if words:
+            record["text"] = record["captions"][rng.integers(len(record["captions"]))]
+        return record
 
     def batch_at(step: int) -> Batch:
         first = step * batch + process_index * local
         rng = _generators(draw_seed)
-        return _collect((read(order(p // repeats), rng(p)) for p in range(first, first + local)), local, image_size)
+        records = (one(p, rng(p)) for p in range(first, first + local))
+        return _collect(records, local, image_size, source, words, tokenize)
 
     return _iterate(batch_at, range(start_step, sys.maxsize), threads, prefetch)
 
@@ -88,6 +106,7 @@ def evaluate(
     mean: Sequence[float],
     std: Sequence[float],
     batch: int,
+    tokenize: Tokenize | None = None,
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 8,
@@ -98,6 +117,7 @@ def evaluate(
 ) -> Generator[Batch, None, None]:
     """Every record once, in source order, in batches as `train` yields them.
 
+    Of several captions the first is taken, as text and text_clean; without `tokenize` captions are left out.
     The last global batch is filled up with zeros whose mask is 0: masks sum to N over all processes, and every process
     gets the same number of batches.
 
@@ -120,12 +140,43 @@ def evaluate(
     read = _reader(source, transform, transforms.SHIFTS[shift] if shift else None)
     draw_seed = _seed(seed, f"shift {shift}, view {view}")
 
+    words = ("text", "text_clean") if tokenize else ()
+
+    def one(i: int, rng: np.random.Generator) -> Record:
+        record = read(i, rng)
+        if words:
+            record |= {"text": record["captions"][0], "text_clean": source.captions_clean[i][0]}
+        return record
+
     def batch_at(step: int) -> Batch:
         first = step * batch + process_index * local
-        rng = _generators(draw_seed)
-        return _collect((read(i, rng(i)) for i in range(first, min(first + local, len(source)))), local, size)
+        rng, stop = _generators(draw_seed), min(first + local, len(source))
+        return _collect((one(i, rng(i)) for i in range(first, stop)), local, size, source, words, tokenize)
 
     return _iterate(batch_at, range(math.ceil(len(source) / batch)), threads, prefetch)
+
+
+def texts(
+    captions: Sequence[Sequence[str]],
+    tokenize: Tokenize,
+    *,
+    batch: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Every caption of every record once, in order; the last batch is filled up as that of `evaluate`.
+
+    Yields:
+        text int32 [b, L]; id int32 [b], the record that the caption is of; mask float32 [b].
+    """
+    local = _local(batch, process_count)
+    every = ((i, text) for i in range(len(captions)) for text in captions[i])
+    while block := list(itertools.islice(every, batch)):
+        own = block[process_index * local : (process_index + 1) * local]
+        filled = np.arange(local) < len(own)
+        ids, said = zip(*own, *[(0, "")] * (local - len(own)), strict=True)
+        text = np.where(filled[:, None], tokenize(said), 0).astype(np.int32)
+        yield {"text": text, "id": np.array(ids, np.int32), "mask": filled.astype(np.float32)}
 
 
 def _local(batch: int, process_count: int) -> int:
@@ -142,15 +193,39 @@ def _seed(seed: int, purpose: str) -> np.random.SeedSequence:
     return np.random.SeedSequence([seed % 2**64, zlib.crc32(purpose.encode())])
 
 
-def _order(seed: int, n: int) -> Callable[[int], int]:
-    """Stream position -> record: a permutation of 0..n-1 per epoch, drawn when it is first needed."""
+def _order(seed: int, n: int, epochs: int = 1) -> Callable[[int], int]:
+    """Stream position -> record: a permutation of 0..n-1 per epoch, drawn when it is first needed.
 
-    @functools.lru_cache(maxsize=2 if n > 100_000 else 16)  # batches near the end of an epoch need two, or many
+    `epochs` are read across each other; batches near the end of one need two, or, of few records, many.
+    """
+
+    @functools.lru_cache(maxsize=epochs + 1 if n > 100_000 else epochs + 15)
     def permutation(epoch: int) -> np.ndarray:
         ids = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64)
         return np.random.default_rng(_seed(seed, f"order of epoch {epoch}")).permutation(ids)
 
     return lambda p: int(permutation(p // n)[p % n])
+
+
+def _mixed(seed: int, parts: Sequence[int], weights: Sequence[float]) -> Callable[[int], int]:
+    """Stream position -> record of a mixture: of every epoch each part has its share, to the nearest whole number."""
+    if len(weights) != len(parts) or not all(0 < w < math.inf for w in weights):
+        raise UserError(
+            f"data.weights={tuple(weights)} for {len(parts)} dataset(s)", "give one positive number for each of them"
+        )
+    n, ends = sum(parts), list(itertools.accumulate(parts))
+    slots = [round(n * w / sum(weights)) for w in itertools.accumulate(weights)]  # where each part's end
+    slot = _order(seed, n)
+    counts = np.diff([0, *slots])
+    seeds = [int(_seed(seed, f"part {j}").generate_state(1, np.uint64)[0]) for j in range(len(parts))]
+    orders = [_order(s, n, math.ceil(c / n) + 1) for s, n, c in zip(seeds, parts, counts, strict=True)]
+
+    def record(p: int) -> int:
+        s = slot(p)
+        j = bisect.bisect_right(slots, s)
+        return ends[j] - parts[j] + orders[j](p // n * int(counts[j]) + s - slots[j] + int(counts[j]))
+
+    return record
 
 
 def _generators(seed: np.random.SeedSequence) -> Callable[[int], np.random.Generator]:
@@ -187,14 +262,24 @@ def _reader(
     return read
 
 
-def _collect(records: Iterable[Record], rows: int, size: int) -> Batch:
-    """Records into a batch, each copied while it is still in the processor's cache; zeros where there are no more."""
-    batch = {key: np.empty(rows, np.int32) for key in ("label", "label_clean", "id")}
-    batch = {"image": np.empty((rows, size, size, 3), np.uint8), **batch}
+def _collect(
+    records: Iterable[Record], rows: int, size: int, source: Source, words: Sequence[str], tokenize: Tokenize | None
+) -> Batch:
+    """Records into a batch, each copied while it is still in the processor's cache; zeros where there are no more.
+
+    The texts under the keys `words` are tokenised together.
+    """
+    numbers = ("label", "label_clean", "id") if len(source.labels) else ("id",)
+    batch = {"image": np.empty((rows, size, size, 3), np.uint8), **{key: np.empty(rows, np.int32) for key in numbers}}
+    said: dict[str, list[str]] = {key: [] for key in words}
     filled = 0
     for filled, record in enumerate(records, 1):
         for key, values in batch.items():
             values[filled - 1] = record[key]
+        for key, of_key in said.items():
+            of_key.append(record[key])
+    if tokenize:
+        batch |= {key: tokenize([*of_key, *[""] * (rows - filled)]) for key, of_key in said.items()}
     for values in batch.values():
         values[filled:] = 0
     return batch | {"mask": (np.arange(rows) < filled).astype(np.float32)}

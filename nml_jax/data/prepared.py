@@ -14,12 +14,15 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
+from nml_jax.data import texts
+from nml_jax.data.captions import Captions, Joined, Slice, Stored
 from nml_jax.data.sources import Source, digest
 from nml_jax.errors import UserError
 
 Span = tuple[str, int, int]  # split, first record, last record + 1
 
 BUILD = "python -m nml_jax.data.builders image_folder SRC {path}"
+BUILD_PAIRS = "python -m nml_jax.data.builders image_text SRC {path}"
 PREPARE = "pip install nml_jax[prepare] && tfds build {name} --file_format=array_record{where}"
 
 
@@ -29,8 +32,8 @@ class Records(Source):
     We parse these ourselves: TFDS's own way from bytes to bytes takes several times as long.
     """
 
-    def __init__(self, data: Any, feature: str, labels: np.ndarray, folder: Path, spans: list[Span], **about: Any):
-        super().__init__(labels, **about)
+    def __init__(self, data: Any, feature: str, folder: Path, spans: list[Span], **about: Any):
+        super().__init__(**about)
         self._data, self._feature, self._folder, self._spans = data, feature, folder, spans
 
     def image(self, i: int) -> bytes:
@@ -44,19 +47,25 @@ class Records(Source):
 
     @functools.cached_property
     def keys(self) -> Sequence[str] | None:
-        paths = {name: self._folder / "supervision" / f"{name}.keys.json" for name, _, _ in self._spans}
-        if not all(path.is_file() for path in paths.values()):
-            return None  # only our builders write them
-        keys = {name: json.loads(path.read_text("utf-8")) for name, path in paths.items()}
-        return [key for name, a, b in self._spans for key in keys[name][a:b]]
+        """As our builders wrote them: as JSON, or, where there may be millions, as texts on disk."""
+        parts = []
+        for name, start, stop in self._spans:
+            path = self._folder / "supervision" / f"{name}.keys"
+            if path.with_suffix(".keys.json").is_file():
+                parts.append(json.loads(path.with_suffix(".keys.json").read_text("utf-8"))[start:stop])
+            elif path.is_file():
+                parts.append(Slice(texts.Texts(path), start, stop))
+            else:
+                return None
+        return Joined(parts)
 
 
-def load(data: Any, split: str) -> Source:
+def load(data: Any, split: str, *, captions: bool = False) -> Source:
     """A split of the prepared dataset that the section `config.data` names; see `sources.load`."""
-    builder = _directory(data.path) if data.source == "directory" else _catalogue(data.name, data.path)
+    builder = _directory(data.path, captions) if data.source == "directory" else _catalogue(data.name, data.path)
     folder, info = Path(builder.data_dir), builder.info
     content = _content(folder)
-    image, label = _image_and_label(info, folder)
+    image, label = ("image", "") if captions else _image_and_label(info, folder)
     spans = _spans(info, split, folder)
     if not spans:
         raise UserError(f"split {split!r} of {folder} has no record", "choose a larger part of it")
@@ -67,26 +76,28 @@ def load(data: Any, split: str) -> Source:
             f"{folder} holds {info.file_format.value} files, which cannot be read at random",
             PREPARE.format(name=info.name, where=" --data_dir=ANOTHER_DIR"),
         ) from e
+    about = {"fingerprint": digest("tfds", content, spans)}
+    if captions:
+        return Records(records, image, folder, spans, captions=_captions(folder, spans), **about)
     labels = {name: _labels(builder, name, label, content) for name in {name for name, _, _ in spans}}
     names = info.features[label].names
     return Records(
         records,
         image,
-        np.concatenate([labels[name][a:b] for name, a, b in spans]),
         folder,
         spans,
+        labels=np.concatenate([labels[name][a:b] for name, a, b in spans]),
         num_classes=info.features[label].num_classes,
         class_names=names if names else None,
-        fingerprint=digest("tfds", content, spans),
+        **about,
     )
 
 
-def _directory(path: str) -> Any:
+def _directory(path: str, captions: bool) -> Any:
     folder = Path(path).expanduser()
     if not (folder / "dataset_info.json").is_file():
-        raise UserError(
-            f"data.path={path!r} holds no prepared dataset", f"build it: {BUILD.format(path=path or 'OUT')}"
-        )
+        build = (BUILD_PAIRS if captions else BUILD).format(path=path or "OUT")
+        raise UserError(f"data.path={path!r} holds no prepared dataset", f"build it: {build}")
     return _opened(folder)
 
 
@@ -156,6 +167,14 @@ def _spans(info: Any, split: str, folder: Path) -> list[Span]:
         ) from e
     starts = [(where[f.filename][0], where[f.filename][1] + f.skip, f.take) for f in files]
     return [(name, start, start + take) for name, start, take in starts]
+
+
+def _captions(folder: Path, spans: list[Span]) -> Captions:
+    """The captions of these records, from the index that the builder wrote beside them."""
+    if not (folder / "supervision" / f"{spans[0][0]}.captions").is_file():
+        raise UserError(f"{folder} has no captions", f"build it from image-text data: {BUILD_PAIRS.format(path='OUT')}")
+    stored = {name: texts.Texts(folder / "supervision" / f"{name}.captions") for name, _, _ in spans}
+    return Joined([Slice(Stored(stored[name]), start, stop) for name, start, stop in spans])
 
 
 def _labels(builder: Any, split: str, label: str, content: str) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""Random-access sources of labelled images: scikit-learn's digits, arrays, prepared TFDS directories; and overlays.
+"""Random-access sources of images with labels or captions: digits, arrays, prepared TFDS directories; and overlays.
 
-A source knows all its labels without reading an image: builders write them beside the records as a supervision index;
-for catalogue datasets the index is built once. So noise is laid over 10^7 records in a second.
+A source knows all its supervision without reading an image: builders write it beside the records as an index; for
+catalogue datasets the index is built once. So noise is laid over 10^7 records in a second.
 """
 
 import csv
+import dataclasses
 import functools
 import hashlib
 import json
@@ -16,38 +17,51 @@ from typing import Any
 
 import numpy as np
 
+from nml_jax.data.captions import Captions, Joined, Swapped, Taken
 from nml_jax.errors import UserError
+from nml_jax.noise import CaptionSwap
+
+NO_LABELS = np.zeros(0, np.int32)
 
 
 class Source:
-    """Records in a fixed order. Picklable; reading is thread-safe.
+    """Records in a fixed order, with labels or with captions; the other is empty. Picklable; reading is thread-safe.
 
     Attributes:
         labels: int32 [N].
         labels_clean: int32 [N]; equal to `labels` unless noise was laid over them.
         num_classes: int; labels are in [0, num_classes).
         class_names: as many strings.
-        fingerprint: identity of the content: dataset, split, selection and labels.
+        captions: of each record one or more; record i has captions[i].
+        captions_clean: equal to `captions` unless noise was laid over them.
+        fingerprint: identity of the content: dataset, split, selection and supervision.
         keys: N names of the records in what they were built from, or None.
+        parts: lengths of the datasets of a mixture, which lie one after another; (N,) if it is none.
     """
 
     keys: Sequence[str] | None = None
 
     def __init__(
         self,
-        labels: np.ndarray,
+        labels: np.ndarray = NO_LABELS,
         *,
-        num_classes: int,
-        class_names: Sequence[str] | None,
+        num_classes: int = 0,
+        class_names: Sequence[str] | None = None,
         fingerprint: str,
         labels_clean: np.ndarray | None = None,
+        captions: Captions = (),
+        captions_clean: Captions | None = None,
+        parts: tuple[int, ...] = (),
     ):
         """Raises UserError where a label is outside [0, num_classes) or the class names are not as many."""
         self.labels = _checked(labels, num_classes)
         self.labels_clean = self.labels if labels_clean is None else labels_clean
         self.num_classes = num_classes
         self.class_names = tuple(str(i) for i in range(num_classes)) if class_names is None else tuple(class_names)
+        self.captions = captions
+        self.captions_clean = captions if captions_clean is None else captions_clean
         self.fingerprint = fingerprint
+        self.parts = parts or (len(self),)
         if len(self.class_names) != num_classes:
             raise UserError(f"{len(self.class_names)} class names for {num_classes} classes", "name every class once")
 
@@ -56,12 +70,15 @@ class Source:
         raise NotImplementedError
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.labels) or len(self.captions)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        i = range(len(self.labels))[operator.index(i)]
-        label, clean = int(self.labels[i]), int(self.labels_clean[i])
-        return {"image": self.image(i), "label": label, "label_clean": clean, "id": i}
+        """Record i: image and id, with label and label_clean or with captions, a list of str."""
+        i = range(len(self))[operator.index(i)]
+        record = {"image": self.image(i), "id": i}
+        if len(self.labels):
+            return record | {"label": int(self.labels[i]), "label_clean": int(self.labels_clean[i])}
+        return record | {"captions": self.captions[i]}
 
 
 class Arrays(Source):
@@ -85,6 +102,14 @@ class Subset(Source):
 
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray, classes: Sequence[int] | None = None):
         indices = np.asarray(indices, np.int64).reshape(-1)
+        if not len(source.labels):
+            super().__init__(
+                captions=Taken(source.captions, indices),
+                captions_clean=Taken(source.captions_clean, indices),
+                fingerprint=digest("subset", source.fingerprint, indices),
+            )
+            self.source, self.indices = source, indices
+            return
         kept = list(range(source.num_classes)) if classes is None else list(classes)
         number = np.full(source.num_classes, -1, np.int32)
         number[kept] = np.arange(len(kept))
@@ -136,6 +161,81 @@ class NoisyLabels(Source):
         return self.source.keys
 
 
+class SwappedCaptions(Source):
+    """`source` with every record's captions those of its partner, read by the partner's id; its own stay clean.
+
+    Raises:
+        UserError: the swap is of another number of records.
+    """
+
+    def __init__(self, source: Source, swap: CaptionSwap):
+        if swap.n != len(source):
+            raise UserError(f"a caption swap of {swap.n} records for {len(source)}", "draw it for this split")
+        super().__init__(
+            captions=Swapped(source.captions, swap),
+            captions_clean=source.captions_clean,
+            fingerprint=digest("swapped", source.fingerprint, swap.n, swap.rate, swap.seed),
+            parts=source.parts,
+        )
+        self.source = source
+
+    def image(self, i: int) -> bytes | np.ndarray:
+        return self.source.image(i)
+
+    @property
+    def keys(self) -> Sequence[str] | None:
+        return self.source.keys
+
+
+class Mixture(Source):
+    """Several sources, one after another; ids count through.
+
+    Raises:
+        UserError: some have labels and some captions, or their classes differ.
+    """
+
+    def __init__(self, sources: Sequence[Source]):
+        first, about = sources[0], {}
+        if len({(bool(len(s.labels)), s.class_names) for s in sources}) > 1:
+            raise UserError("the datasets of data.mixture differ in their classes", "mix sets of one class list")
+        if len(first.labels):
+            about = {
+                "labels": np.concatenate([s.labels for s in sources]),
+                "labels_clean": np.concatenate([s.labels_clean for s in sources]),
+                "num_classes": first.num_classes,
+                "class_names": first.class_names,
+            }
+        else:
+            about = {
+                "captions": Joined([s.captions for s in sources]),
+                "captions_clean": Joined([s.captions_clean for s in sources]),
+            }
+        fingerprint = digest("mixture", [s.fingerprint for s in sources])
+        super().__init__(**about, fingerprint=fingerprint, parts=tuple(map(len, sources)))
+        self.sources, self.images = sources, Joined([_Images(s) for s in sources])
+
+    def image(self, i: int) -> bytes | np.ndarray:
+        return self.images[i]
+
+    @functools.cached_property
+    def keys(self) -> Sequence[str] | None:
+        keys = [s.keys for s in self.sources]
+        return None if None in keys else Joined([k for k in keys if k is not None])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images(Sequence):
+    """The images of a source as a sequence."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.source.image(i)
+
+
 def select_classes(source: Source, classes: Sequence[int]) -> Source:
     """The records of these classes only, in source order; classes are renumbered in the order given.
 
@@ -169,24 +269,31 @@ def in_memory(
     return Arrays(images, labels, num_classes=num_classes, class_names=class_names, fingerprint=fingerprint)
 
 
-def load(data: Any, split: str) -> Source:
-    """The source that the section `config.data` describes.
+def load(data: Any, split: str, *, captions: bool = False) -> Source:
+    """The source that the section `config.data` describes, but for its mixture.
 
     Args:
         data: holds source, path, name, classes and num_classes.
         split: a split; for TFDS also a part, "train[:50%]", or a sum, "train+validation".
+        captions: supervised by captions, else by labels.
 
     Raises:
         UserError: no such source, dataset or split; no record in it; labels or classes that do not match.
     """
     if data.source == "digits":
+        if captions:
+            raise UserError("the digits have no captions", "set data.source=directory and data.path")
         source = digits(split)
     elif data.source in ("directory", "tfds"):
         from nml_jax.data import prepared  # imports TFDS, a second that digits need not wait
 
-        source = prepared.load(data, split)
+        source = prepared.load(data, split, captions=captions)
     else:
         raise UserError(f"data.source={data.source!r}", "data.source is one of digits, directory, tfds")
+    if captions:
+        if not len(source):
+            raise UserError(f"split {split!r} has no record", "choose a larger part of it")
+        return source
     if len(data.classes):
         source = select_classes(source, tuple(data.classes))
     if data.num_classes is not None and data.num_classes != source.num_classes:
@@ -232,14 +339,16 @@ def digits(split: str) -> Source:
 def split_validation(source: Source, share: float, seed: int = 0) -> tuple[Source, Source]:
     """(train, validation): the same share of every class is held out, by largest remainder, and never all of one.
 
-    Both keep the source order; ids count from 0 in each. Depends on the labels, `share` and `seed` alone.
+    Without labels all records are of one class. Both keep the source order; ids count from 0 in each. Depends on the
+    labels, `share` and `seed` alone.
 
     Raises:
         UserError: share is outside [0, 1), or above 0 and too small for a single record.
     """
     if not 0 <= share < 1:
         raise UserError(f"a validation share of {share}", "give a number from 0 up to, not including, 1")
-    counts = np.bincount(source.labels, minlength=source.num_classes)
+    labels = source.labels if len(source.labels) else np.zeros(len(source), np.int32)
+    counts = np.bincount(labels, minlength=source.num_classes)
     quota = counts * share
     held = np.floor(quota).astype(int)
     rest = round(float(quota.sum())) - held.sum()
@@ -248,7 +357,7 @@ def split_validation(source: Source, share: float, seed: int = 0) -> tuple[Sourc
     if share and not held.any():
         raise UserError(f"a validation share of {share} of {len(source)} records is none", "give a larger share")
     draw = np.random.Philox(key=seed).random_raw(len(source))  # the raw stream: stable over NumPy versions
-    order = np.lexsort((draw, source.labels))
+    order = np.lexsort((draw, labels))
     starts = np.cumsum(counts) - counts
     out = np.zeros(len(source), bool)
     for start, n in zip(starts, held, strict=True):
