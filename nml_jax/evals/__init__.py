@@ -1,5 +1,6 @@
 """How good a model is. An evaluator's `run(params, model_state)` yields (name, value). EVALUATORS lists them."""
 
 from nml_jax.evals.classification import Classification
+from nml_jax.evals.zeroshot import ZeroShot
 
-EVALUATORS = {"classification": Classification}
+EVALUATORS = {"classification": Classification, "zeroshot": ZeroShot}
