@@ -33,6 +33,16 @@ def kaiming_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.floa
     return math.sqrt(2 / fan_out) * _draw(jax.random.normal, key, shape, dtype)
 
 
+def normal_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """N(0, 1 / fan_in) for a kernel [..., in, out]."""
+    return _draw(jax.random.normal, key, shape, dtype) / math.sqrt(math.prod(shape[:-1]))
+
+
+def xavier_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """U(-a, a) with a² = 6 / (in + out) for a kernel [in, out] (Glorot & Bengio 2010, eq. 16)."""
+    return (2 * _draw(jax.random.uniform, key, shape, dtype) - 1) * math.sqrt(6 / sum(shape))
+
+
 def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for a kernel [..., in, out], PyTorch's default for linear layers."""
     fan_in = math.prod(shape[:-1])

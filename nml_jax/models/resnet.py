@@ -1,4 +1,5 @@
-"""ResNet v1.5: He et al. 2016 (arXiv 1512.03385), with the stride in the 3x3 of a bottleneck (arXiv 1706.02677).
+"""ResNet v1.5: He et al. 2016 (arXiv 1512.03385), with the stride in the 3x3 of a bottleneck (arXiv 1706.02677); and
+CLIP's modification of it (arXiv 2103.00020, section 2.4).
 
 Padding is the same number on both sides, as in PyTorch; "SAME" would pad a stride-2 map on one side only.
 """
@@ -12,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from nml_jax.errors import UserError
-from nml_jax.models.initializers import kaiming_normal, uniform_fan_in
+from nml_jax.models.checks import check_heads, check_size
+from nml_jax.models.initializers import Initializer, kaiming_normal, normal, normal_fan_in, uniform_fan_in
 
 
 class BatchNorm(nn.Module):
@@ -63,7 +65,7 @@ class BatchNorm(nn.Module):
         return y.reshape(x.shape).astype(self.dtype)
 
 
-def _conv(channels: int, side: int, stride: int, *, dtype: Any, name: str) -> nn.Conv:
+def _conv(channels: int, side: int, stride: int, *, init: Initializer, dtype: Any, name: str) -> nn.Conv:
     """A convolution without bias."""
     return nn.Conv(
         channels,
@@ -72,39 +74,72 @@ def _conv(channels: int, side: int, stride: int, *, dtype: Any, name: str) -> nn
         padding=[(side // 2, side // 2)] * 2,
         use_bias=False,
         dtype=dtype,
-        kernel_init=kaiming_normal,
+        kernel_init=init,
         name=name,
     )
 
 
+def _average(x: jax.Array, side: int) -> jax.Array:
+    """Means over windows of side x side, [B, H, W, C] -> [B, H // side, W // side, C]."""
+    return nn.avg_pool(x, (side, side), strides=(side, side)) if side > 1 else x
+
+
 class Block(nn.Module):
-    """A residual block: 3x3, 3x3, or the bottleneck 1x1, 3x3, 1x1 with four times the channels at its end."""
+    """A residual block: 3x3, 3x3, or the bottleneck 1x1, 3x3, 1x1 with four times the channels at its end.
+
+    `average` puts stride-1 convolutions and an average pool where a convolution has a stride (bottlenecks only).
+    """
 
     channels: int
     stride: int
     bottleneck: bool
     drop_path: float
     zero_init_residual: bool
+    average: bool
     norm: Callable[..., BatchNorm]
-    dtype: Any
+    conv: Callable[..., nn.Conv]
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        c, stride = self.channels, self.stride
+        c, stride, pool = self.channels, self.stride, 1
+        if self.average:
+            stride, pool = pool, stride
         layers = [(c, 1, 1), (c, 3, stride), (4 * c, 1, 1)] if self.bottleneck else [(c, 3, stride), (c, 3, 1)]
         y = x
         for i, (channels, side, step) in enumerate(layers, 1):
             last = i == len(layers)
             init = nn.initializers.zeros if last and self.zero_init_residual else nn.initializers.ones
-            y = _conv(channels, side, step, dtype=self.dtype, name=f"conv{i}")(y)
+            y = self.conv(channels, side, step, name=f"conv{i}")(_average(y, pool) if last else y)
             y = self.norm(scale_init=init, name=f"bn{i}")(y, train)
             y = y if last else nn.relu(y)
-        if stride != 1 or x.shape[-1] != y.shape[-1]:
-            x = _conv(y.shape[-1], 1, stride, dtype=self.dtype, name="downsample_conv")(x)
+        if self.stride != 1 or x.shape[-1] != y.shape[-1]:
+            x = self.conv(y.shape[-1], 1, stride, name="downsample_conv")(_average(x, pool))
             x = self.norm(name="downsample_bn")(x, train)
         # One draw per example and block: stochastic depth (arXiv 1603.09382), scaled to keep the expectation.
         y = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3))(y, deterministic=not train)
         return nn.relu(x + y)
+
+
+class AttentionPool(nn.Module):
+    """Multi-head attention of the mean of a map's places over that mean and the places. [B, H, W, C] -> [B, C] float32.
+
+    The softmax is in float32. The projection that follows in CLIP is not here.
+    """
+
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, c = x.shape[0], x.shape[-1]
+        x = x.reshape(b, -1, c)
+        x = jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)
+        pos_embed = self.param("pos_embed", normal(c**-0.5), (1, *x.shape[1:]))
+        x = x + pos_embed.astype(x.dtype)
+        dense = partial(nn.Dense, c, kernel_init=normal_fan_in, dtype=self.dtype)
+        q, k, v = dense(name="q")(x[:, :1]), dense(name="k")(x), dense(name="v")(x)
+        q, k, v = (y.reshape(b, -1, self.heads, c // self.heads) for y in (q, k, v))
+        return jax.nn.dot_product_attention(q, k, v).reshape(b, c).astype(jnp.float32)
 
 
 class ResNet(nn.Module):
@@ -115,10 +150,18 @@ class ResNet(nn.Module):
     max-pool with stride 2; "small" is 3x3 with stride 1. Normalised images float32 [B, H, W, 3] become
 
         features        float32 [B, D]           mean over the last map
-        logits          float32 [B, num_classes]
+        logits          float32 [B, num_classes] none where num_classes is 0
         stem_map        dtype [B, H', W', width] after the stem's activation and pooling
         stage{i}_map    dtype [B, h, w, C]       output of stage i = 1, 2, ...
         stem, stage{i}  float32 [B, C]           the same maps, averaged over height and width
+
+    `clip` makes it CLIP's image tower: a stem of three 3x3 convolutions and a 2x2 average pool (whatever `stem` says),
+    average pools in place of strides in the blocks, and attention over the last map in place of its mean, with `heads`
+    heads (None: of 64 channels each) and position embeddings, which fit `image_size` only.
+
+    Raises:
+        UserError: where `clip`, the image cannot be halved as often as there are stages and one more, the heads do not
+            split the channels, or (when called) the images have another size.
     """
 
     num_classes: int
@@ -130,20 +173,43 @@ class ResNet(nn.Module):
     bn_momentum: float = 0.9
     zero_init_residual: bool = True
     drop_path: float = 0.0
+    clip: bool = False
+    image_size: int = 224
+    heads: int | None = None
     remat: bool = False
     dtype: Any = jnp.float32
 
+    def __post_init__(self) -> None:
+        if self.clip:
+            halved = 2 ** (len(self.blocks) + 1)
+            if self.image_size % halved:
+                raise UserError(
+                    f"an image of {self.image_size} pixels cannot be reduced {halved}-fold, stage by stage",
+                    f"make data.image_size a multiple of {halved}",
+                )
+            check_heads(self.width * halved, self.heads or 1, "width", "heads")
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        if self.clip:
+            check_size(x, self.image_size)
+        conv = partial(_conv, init=uniform_fan_in if self.clip else kaiming_normal, dtype=self.dtype)
         norm = partial(BatchNorm, group=self.bn_group, momentum=self.bn_momentum, dtype=self.dtype)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         rates = [self.drop_path * i / max(sum(self.blocks) - 1, 1) for i in range(sum(self.blocks))]
         maps = {}
 
-        side, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = _conv(self.width, side, stride, dtype=self.dtype, name="stem_conv")(x)
-        x = nn.relu(norm(name="stem_bn")(x, train))
-        if self.stem == "imagenet":
+        stem = [("", self.width, 7, 2) if self.stem == "imagenet" else ("", self.width, 3, 1)]
+        if self.clip:
+            half = self.width // 2
+            stem = [("1", half, 3, 2), ("2", half, 3, 1), ("3", self.width, 3, 1)]
+        for i, channels, side, stride in stem:
+            x = conv(channels, side, stride, name=f"stem_conv{i}")(x)
+            x = nn.relu(norm(name=f"stem_bn{i}")(x, train))
+        if self.clip:
+            x = _average(x, 2)
+        elif self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])  # pyright: ignore[reportArgumentType]
         maps["stem"] = x
         for i, count in enumerate(self.blocks):
@@ -154,8 +220,9 @@ class ResNet(nn.Module):
                     bottleneck=self.bottleneck,
                     drop_path=rates[sum(self.blocks[:i]) + j],
                     zero_init_residual=self.zero_init_residual,
+                    average=self.clip,
                     norm=norm,
-                    dtype=self.dtype,
+                    conv=conv,
                     name=f"stage{i + 1}_block{j}",
                 )(x, train)
             maps[f"stage{i + 1}"] = x
@@ -163,5 +230,9 @@ class ResNet(nn.Module):
         outputs = {f"{name}_map": value for name, value in maps.items()}
         outputs |= {name: jnp.mean(value.astype(jnp.float32), axis=(1, 2)) for name, value in maps.items()}
         features = outputs[f"stage{len(self.blocks)}"]
-        logits = nn.Dense(self.num_classes, kernel_init=uniform_fan_in, name="head")(features)
-        return {**outputs, "features": features, "logits": logits}
+        if self.clip:
+            features = AttentionPool(self.heads or max(1, x.shape[-1] // 64), self.dtype, name="pool")(x)
+        outputs["features"] = features
+        if self.num_classes:
+            outputs["logits"] = nn.Dense(self.num_classes, kernel_init=uniform_fan_in, name="head")(features)
+        return outputs

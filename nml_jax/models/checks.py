@@ -1,0 +1,31 @@
+"""What two towers ask of their sizes alike."""
+
+import jax
+
+from nml_jax.errors import UserError
+
+
+def check_heads(dim: int, heads: int, *keys: str) -> None:
+    """Whether attention `heads` split a width; `keys` are the two in config.model.
+
+    Raises:
+        UserError: they do not.
+    """
+    if dim % heads:
+        raise UserError(
+            f"a width of {dim} (model.{keys[0]}) cannot be split over {heads} heads (model.{keys[1]})",
+            f"make model.{keys[0]} a multiple of model.{keys[1]}",
+        )
+
+
+def check_size(images: jax.Array, size: int) -> None:
+    """Whether images [B, H, W, 3] have the height and width that position embeddings were made for.
+
+    Raises:
+        UserError: they have not.
+    """
+    if images.shape[1:3] != (size, size):
+        raise UserError(
+            f"a model built for {size}x{size} pixels got images of {images.shape[1]}x{images.shape[2]}",
+            "its position embeddings fit one size: make augment.test_size equal to data.image_size, or None",
+        )
