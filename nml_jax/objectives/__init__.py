@@ -1,13 +1,13 @@
 """What is minimised. An objective is a value that the training loop is given; OBJECTIVES is the table of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
 from ml_collections import ConfigDict
 
 from nml_jax.errors import UserError
-from nml_jax.objectives import supervised
+from nml_jax.objectives import contrastive, supervised
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
 
@@ -22,15 +22,29 @@ class Objective(Protocol):
         ...
 
 
-OBJECTIVES = {"supervised": supervised.make}
+# Each takes of the sizes what it needs.
+OBJECTIVES: dict[str, Callable[[ConfigDict, int, int], Objective]] = {
+    "supervised": lambda config, num_classes, _: supervised.make(config, num_classes=num_classes),
+    "clip": lambda config, _, blocks: contrastive.make(config, blocks=blocks),
+    "siglip": lambda config, _, blocks: contrastive.make(config, blocks=blocks),
+}
 
 
-def make(config: ConfigDict, *, num_classes: int) -> Objective:
+def make(config: ConfigDict, *, num_classes: int, blocks: int = 1) -> Objective:
     """The objective of the section `objective` of configs/common.py.
+
+    Args:
+        num_classes: of the labels, where there are any.
+        blocks: equal consecutive blocks of rows in which a batch lies on the devices: the size of the mesh.
 
     Raises:
         UserError: there is no objective of that name, or a value is out of range.
     """
     if config.name not in OBJECTIVES:
         raise UserError(f"there is no objective.name={config.name!r}", f"choose one of {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[config.name](config, num_classes=num_classes)
+    return OBJECTIVES[config.name](config, num_classes, blocks)
+
+
+def reads_captions(config: ConfigDict) -> bool:
+    """Whether it learns from captions, else from labels."""
+    return config.name in ("clip", "siglip")

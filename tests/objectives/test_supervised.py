@@ -217,7 +217,7 @@ def test_make_reads_the_config():
 @pytest.mark.parametrize(
     ("values", "cause"),
     [
-        ({"name": "clip"}, "objective.name='clip'"),
+        ({"name": "contrast"}, "objective.name='contrast'"),
         ({"loss": "hinge"}, "objective.loss='hinge'"),
         ({"label_smoothing": 1.5}, "objective.label_smoothing=1.5"),
         ({"mixup": -0.1}, "objective.mixup=-0.1"),
