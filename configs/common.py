@@ -126,9 +126,7 @@ def get_config() -> ConfigDict:
 
     train = config.train = ConfigDict()
     train.batch = 256  # global
-    train.micro_batches = (
-        1  # parts in which a batch goes through the model, to save memory; the gradient is the whole's
-    )
+    train.micro_batches = 1  # parts in which a batch goes through the model; the gradient is that of the whole
     train.epochs = 90.0  # of the training split
     train.ema = 0.0  # decay of the exponential moving average of the parameters; 0: none is kept
 

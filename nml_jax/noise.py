@@ -137,6 +137,10 @@ class CaptionSwap:
     def __call__(self, ids: X) -> X:
         return _apply(self._partner, ids, self.n)
 
+    def swapped(self) -> Ints:
+        """The `count` records that get another's caption, in the order of the cycle."""
+        return self._permutation.inverse(np.arange(self.count))
+
     def _partner(self, ids: Any) -> Any:
         rank = self._permutation._rank(ids)
         if isinstance(rank, int):

@@ -61,8 +61,12 @@ def part(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 def paths(part: Mapping[str, Any]) -> list[str]:
     """The files and folders that a part of a config names and whose content its numbers depend on."""
-    named = {"init_from", "noise_file", "data.path", "downstream.path"}
-    return [value for key, value in flatten(part) if key in named and value]
+    named = {
+        "init_from", "noise_file", "data.path", "data.tokenizer",
+        "downstream.path", "downstream.templates", "downstream.class_names",
+    }  # fmt: skip
+    one = [value for key, value in flatten(part) if key in named and value]
+    return [*one, *(path for key, value in flatten(part) if key == "data.mixture" for path in value)]
 
 
 def content(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,6 +61,11 @@ def directory(config: Any) -> Task:
 
 
 TASKS: dict[str, Callable[[Any], Task]] = {"digits": digits, "directory": directory}
+
+
+def dataset_of(name: str, config: Any) -> str:
+    """What files of class names and prompts call the task's dataset: the directory's name for "directory"."""
+    return Path(config.downstream.path or config.data.path).name if name == "directory" else name
 
 
 def check(config: Any) -> None:

@@ -29,7 +29,7 @@ from nml_jax import __version__, log, runtime, settings
 from nml_jax.errors import UserError, storage
 
 # Stages of one run. "report" follows over all runs of an experiment; its `run` takes the experiment's folder.
-STAGES = ("pretrain", "extract", "tune")
+STAGES = ("pretrain", "extract", "zeroshot", "tune")
 ALL_STAGES = (*STAGES, "report")
 
 

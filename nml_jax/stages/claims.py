@@ -17,6 +17,8 @@ SEEDS = 3  # fewer shared seeds support no claim
 ROUNDING = 1e-9  # a bound this near to 0 is float dust of averaged equal numbers
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 PROBE = "linear probe"
+ZERO_SHOT = "zero-shot"
+RETRIEVAL = {"i2t_recall@1": "image→text", "t2i_recall@1": "text→image"}
 
 
 class Unit(NamedTuple):
@@ -101,9 +103,13 @@ class Measure(NamedTuple):
 
 
 def measures(study: Study, task: str) -> list[Measure]:
-    """The measures of the summary that the study has: validation, transfer of each head, spectrum of the features."""
+    """The summary's measures, as far as the study has them: validation, retrieval, transfer, spectrum of features."""
     validation = study.keys(metric="accuracy", task="pretrain", split="validation")
     found = [Measure("Pre-training, accuracy %", "clean validation", key) for key in validation]
+    for metric, way in RETRIEVAL.items():
+        for key in study.keys(metric=metric, task="pretrain"):
+            split = "clean validation" if key.split == "validation" else key.split
+            found.append(Measure("Retrieval, recall@1 %", f"{split}, {way}", key))
     for domain in ("id", "ood"):
         keys = study.keys(metric="accuracy", task=task, split=MEAN, domain=domain)
         found += [Measure(f"{domain.upper()} accuracy %", key.head, key) for key in keys]
@@ -203,7 +209,7 @@ def _changes(study: Study, task: str) -> list[str]:
     if shared < SEEDS:
         seeds = f"{shared} seed{'' if shared == 1 else 's'}"
         return [f"{first} and {last} share {seeds}, and a claim needs {SEEDS}: none is made."]
-    out = [_moved("clean validation accuracy", c) for m, c in found.items() if m.key.task == "pretrain"]
+    out = [_moved(_of_pretraining(m), c) for m, c in found.items() if m.key.task == "pretrain"]
     spectrum = {m.key.metric: c for m, c in found.items() if m.flatter}
     if spectrum:
         signs = {metric: c.sign for metric, c in spectrum.items()}
@@ -214,11 +220,19 @@ def _changes(study: Study, task: str) -> list[str]:
         out.append(f"in the spectrum of the in-domain (ID) features (raw mode), {moved}{whole}")
     for domain, name in (("id", "in-domain (ID)"), ("ood", "out-of-domain (OOD)")):
         for m, c in found.items():
+            if (m.key.domain, m.key.method) == (domain, ZERO_SHOT):
+                out.append(_moved(f"{name} zero-shot accuracy", c) + _between(study, m.key))
             if (m.key.domain, m.key.method) == (domain, PROBE):
                 setting = f", {m.key.setting}" if m.key.setting else ""
                 out.append(_moved(f"{name} accuracy of {_probe(study)}{setting}", c) + _between(study, m.key))
     sentences = [f"{text[0].upper()}{text[1:]}." for text in out[1:]]
     return [f"From {first} to {last}, {out[0]}.", *sentences] if out else []
+
+
+def _of_pretraining(measure: Measure) -> str:
+    if measure.key.metric == "accuracy":
+        return "clean validation accuracy"
+    return f"{RETRIEVAL[measure.key.metric]} recall@1 ({measure.label.partition(',')[0]})"
 
 
 def _moved(name: str, c: Comparison) -> str:

@@ -5,32 +5,23 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
-from nml_jax import errors, log, models, noise, runtime, settings, spectrum
+from nml_jax import errors, log, models, runtime, settings, spectrum
 from nml_jax.data import banks, tasks
-from nml_jax.stages.pretrain import evaluation_batches, provenance
-from nml_jax.training import checkpoint
+from nml_jax.stages import encoder, evaluation
+from nml_jax.stages.encoder import provenance
 
 VERSION = 1
 KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract")
 UPSTREAM = ("pretrain",)
 
-
-class Encoder(NamedTuple):
-    """A frozen encoder, placed on the mesh."""
-
-    encode: Callable[..., dict[str, jax.Array]]  # (params, model_state, batch) -> layer -> float32 [B, D]
-    params: Any
-    model_state: Any
-    step: int
-    ledger: noise.Ledger | None
-    digest: str
+Encode = Callable[..., dict[str, jax.Array]]
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
@@ -42,8 +33,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     Raises:
         UserError: no encoder, a damaged checkpoint, a missing dataset, features that are not finite.
     """
-    encoder = load_encoder(config, workdir, mesh)
-    origin = provenance(config, encoder.ledger, run=workdir.name, step=encoder.step, weights=config.extract.weights)
+    frozen = encoder.load(config, workdir, mesh)
+    encode = _encode(frozen.model, config.extract.layers, mesh)
+    origin = provenance(config, frozen.ledger, run=workdir.name, step=frozen.step, weights=config.extract.weights)
     rows: list[log.Row] = []
     spectra: list[dict[str, Any]] = []
     written: dict[str, str] = {}
@@ -53,9 +45,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         for test in (train, *task.tests):
             split = "train" if test is train else test.split
             folder = workdir / "banks" / task.name / split
-            key = bank_key(config, encoder, test, views=config.extract.views if test is train else 1)
+            key = bank_key(config, frozen, test, views=config.extract.views if test is train else 1)
             if not runtime.agree(banks.find(folder, key) is not None):
-                extract(config, encoder, mesh, test, folder, key, is_train=test is train)
+                extract(config, frozen, encode, mesh, test, folder, key, is_train=test is train)
             if jax.process_index() > 0:
                 continue
             bank = banks.Bank(folder)
@@ -99,42 +91,9 @@ def spectrum_rows(s: np.ndarray, **fields: Any) -> Iterator[log.Row]:
         yield log.Row(metric=metric, value=float(measure(s)), **fields)
 
 
-def load_encoder(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
-    """The run's checkpoint (`extract.step`, raw or EMA weights), or `init_from` where the run has none."""
-    folder = workdir / "checkpoints"
-    if checkpoint.steps(folder):
-        loaded = checkpoint.load_model(workdir, step=config.extract.step, weights=config.extract.weights)
-        params, model_state, step = loaded.params, loaded.model_state, loaded.step
-        ledger, num_classes = noise.Ledger.from_dict(loaded.meta["ledger"]), loaded.meta["num_classes"]
-    elif config.init_from:
-        if config.noise:
-            raise errors.UserError(
-                f"noise={config.noise}, but {config.init_from} was not pre-trained by this run",
-                "set --config.noise=0, or add the pretrain stage",
-            )
-        step, ledger, num_classes = 0, None, config.data.num_classes or 1
-        size = config.data.image_size
-        model = models.build(config.model, num_classes=num_classes, image_size=size)
-        spec = {"image": jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)}
-        params, model_state = model.init(jax.random.key(config.seed), spec)
-        params, model_state = checkpoint.warm_start(config.init_from, config, params, model_state)
-    else:
-        raise errors.UserError(
-            f"{workdir} holds no checkpoint to extract from", "run the pretrain stage first, or set --config.init_from"
-        )
-    digest = checkpoint.digest(jax.device_get((params, model_state)))
-    params, model_state = runtime.place((params, model_state), mesh)
-    (model_config,) = settings.frozen(config.model)
-    encode = _encode(model_config, num_classes, config.data.image_size, config.extract.layers, mesh)
-    return Encoder(encode, params, model_state, step, ledger, digest)
-
-
 @functools.lru_cache(maxsize=4)
-def _encode(
-    model_config: FrozenConfigDict, num_classes: int, image_size: int, layers: tuple[str, ...], mesh: Mesh
-) -> Callable[..., dict[str, jax.Array]]:
-    """The compiled encoder; one for all runs of a sweep. Every process gets all rows."""
-    model = models.build(model_config, num_classes=num_classes, image_size=image_size)
+def _encode(model: models.Model, layers: tuple[str, ...], mesh: Mesh) -> Encode:
+    """(params, model_state, batch) -> layer -> float32 [B, D] on every process; compiled once for a sweep."""
 
     def encode(params: Any, model_state: Any, batch: Any) -> dict[str, jax.Array]:
         outputs, _ = model.apply(params, model_state, batch, train=False, key=None)
@@ -145,13 +104,13 @@ def _encode(
     return jax.jit(encode, out_shardings=runtime.replicated(mesh))
 
 
-def bank_key(config: ConfigDict, encoder: Encoder, test: tasks.Test, *, views: int) -> str:
+def bank_key(config: ConfigDict, frozen: encoder.Encoder, test: tasks.Test, *, views: int) -> str:
     """Identity of all that a bank's numbers depend on."""
     drawn = config.seed if views > 1 or test.shift else None
     parts = [
         VERSION,
         banks.VERSION,
-        encoder.digest,
+        frozen.digest,
         test.source.fingerprint,
         test.shift,
         views,
@@ -164,11 +123,19 @@ def bank_key(config: ConfigDict, encoder: Encoder, test: tasks.Test, *, views: i
 
 
 def extract(
-    config: ConfigDict, encoder: Encoder, mesh: Mesh, test: tasks.Test, folder: Path, key: str, *, is_train: bool
+    config: ConfigDict,
+    frozen: encoder.Encoder,
+    encode: Encode,
+    mesh: Mesh,
+    test: tasks.Test,
+    folder: Path,
+    key: str,
+    *,
+    is_train: bool,
 ) -> None:
     """Run the encoder over a split; the first process writes the bank."""
     views = range(1, config.extract.views + 1) if is_train and config.extract.views > 1 else (None,)
-    passes = [encoded(config, encoder, mesh, test, view) for view in views]
+    passes = [encoded(config, frozen, encode, mesh, test, view) for view in views]
 
     def blocks() -> Iterator[Mapping[str, np.ndarray]]:
         for several in zip(*passes, strict=True):
@@ -183,14 +150,14 @@ def extract(
 
 
 def encoded(
-    config: ConfigDict, encoder: Encoder, mesh: Mesh, test: tasks.Test, view: int | None
+    config: ConfigDict, frozen: encoder.Encoder, encode: Encode, mesh: Mesh, test: tasks.Test, view: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
     """Blocks of features, labels and ids in source order, padding removed."""
     put, drawn = runtime.put_batch(mesh), {"shift": test.shift, "view": view, "seed": config.seed}
-    batches = evaluation_batches(config, mesh, test.source, batch=config.extract.batch, **drawn)
+    batches = evaluation.images(config, mesh, test.source, batch=config.extract.batch, **drawn)
     for batch in batches:
         placed = put(batch)
-        features = jax.device_get(encoder.encode(encoder.params, encoder.model_state, {"image": placed["image"]}))
+        features = jax.device_get(encode(frozen.params, frozen.model_state, {"image": placed["image"]}))
         rest = runtime.fetch({k: placed[k] for k in ("label", "id", "mask")}, mesh)
         real = rest.pop("mask") > 0
         yield {k: v[real] for k, v in (features | rest).items()}

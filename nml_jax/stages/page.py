@@ -18,7 +18,12 @@ RULE = (
     "difference excludes 0; otherwise none is shown. Intervals are not corrected for the number of comparisons, "
     "but where it is said whether NMTune helps."
 )
-CURVES = {"validation/accuracy": ("Clean validation accuracy (%)", 100), "train/loss": ("Training loss", 1)}
+CURVES = {
+    "validation/accuracy": ("Clean validation accuracy (%)", 100),
+    "validation/i2t_recall@1": ("Clean validation, image→text recall@1 (%)", 100),
+    "train/loss": ("Training loss", 1),
+    "probe/sve": ("SVE of the probe batch", 1),
+}
 
 
 def page(studies: Sequence[Study], left_out: Mapping[str, str]) -> str:
@@ -220,7 +225,7 @@ def _training(study: Study, name: str) -> str:
                     lines[study.at(condition)].append(figures.thinned(epochs[-1] * np.asarray(steps), values))
         if any(lines.values()):
             panels.append(figures.curves(f"{name}{i}", title, "epoch", lines))
-    caption = "Every run thin, their mean thick. The loss is that on the labels as they are trained on, noise included."
+    caption = "Every run thin, their mean thick. The loss is that on the noisy supervision it is trained on."
     return _figure("Pre-training", panels, caption, _legend(study))
 
 

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import objectives, runtime, settings, stages
+from nml_jax import log, objectives, runtime, settings, stages
 from nml_jax.errors import UserError
+from nml_jax.stages import encoder, pretrain
 from nml_jax.training import loop
 
 
@@ -41,26 +42,28 @@ def cost(config: ConfigDict, mesh: Mesh) -> dict[str, str]:
     flops = program.step.lower(program.shapes, batch).cost_analysis()["flops"]  # type: ignore[attr-defined]
     parameters = sum(x.size for x in jax.tree.leaves(program.shapes.params))
     return {
-        "model": f"{config.model.name}, {parameters:,} parameters, {num_classes} classes",
+        "model": f"{config.model.name}, {parameters:,} parameters"
+        + (f", {num_classes} classes" if num_classes else ""),
         "steps": f"{plan.steps:,} of {config.train.batch} examples ({config.train.epochs:g} epochs of {n:,})",
         "FLOP per step": f"{flops:.3g} ({flops * plan.steps:.3g} in all)",
         "devices": f"{mesh.size} × {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
-        **{f"memory per device, {k}": size(v) for k, v in memory(config, program, batch, mesh).items()},
+        **{f"memory per device, {k}": size(v) for k, v in memory(config, program, batch, mesh, num_classes).items()},
     }
 
 
 def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """The global training batch: image uint8 [B, H, W, 3]; label, id int32 [B]; mask float32 [B]."""
-    b, s = config.train.batch, config.data.image_size
+    """The global training batch: what the model takes; label, where it has no text; id int32 [B]; mask float32 [B]."""
+    b = config.train.batch
+    spec = encoder.build(config, num_classes=config.data.num_classes or 1).spec
+    numbers = ("id",) if "text" in spec else ("label", "id")
     return {
-        "image": jax.ShapeDtypeStruct((b, s, s, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((b,), jnp.int32),
-        "id": jax.ShapeDtypeStruct((b,), jnp.int32),
+        **{name: jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype) for name, x in spec.items()},
+        **{name: jax.ShapeDtypeStruct((b,), jnp.int32) for name in numbers},
         "mask": jax.ShapeDtypeStruct((b,), jnp.float32),
     }
 
 
-def memory(config: ConfigDict, program: loop.Program, batch: Any, mesh: Mesh) -> dict[str, float]:
+def memory(config: ConfigDict, program: loop.Program, batch: Any, mesh: Mesh, num_classes: int) -> dict[str, float]:
     """Bytes per device: the state, the gradients, the batch, and what the forward pass keeps for the backward pass.
 
     The last is an upper estimate: XLA fuses some of it away.
@@ -69,7 +72,7 @@ def memory(config: ConfigDict, program: loop.Program, batch: Any, mesh: Mesh) ->
     def per_device(x: Any) -> float:
         return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize if not _is_key(x) else 8
 
-    objective = objectives.make(config.objective, num_classes=program.shapes.params["head"]["bias"].size)
+    objective = objectives.make(config.objective, num_classes=num_classes, blocks=mesh.size)
 
     def residuals(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
         return jax.vjp(lambda p: objective.loss(program.model, p, model_state, batch, key)[0], params)[1]
@@ -97,12 +100,17 @@ def _is_key(x: Any) -> bool:
 
 
 def _sizes(config: ConfigDict) -> tuple[int, int]:
-    """Records to train on, and classes: as the config states them, or as the data say."""
-    if config.data.size is not None and config.data.num_classes is not None:
-        return config.data.size, config.data.num_classes
-    from nml_jax.stages import pretrain
-
-    data = pretrain.load_data(config)
+    """Records to train on, and classes (0 of captions): as the config states them, or as the data say."""
+    num_classes = 0 if objectives.reads_captions(config.objective) else config.data.num_classes
+    if config.data.size is not None and num_classes is not None:
+        return config.data.size, num_classes
+    try:
+        data = pretrain.load_data(config)
+    except UserError as e:
+        if config.data.expected is None or num_classes is None:
+            raise
+        log.say(f"{e.cause}; planned with data.expected={config.data.expected}")
+        return config.data.expected, num_classes
     if not len(data.train):
         raise UserError("the training split is empty", "name another split under data.train")
     return len(data.train), data.train.num_classes

@@ -1,9 +1,10 @@
 """Noisy data + objective -> checkpoint."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +12,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, log, noise, runtime, settings
+from nml_jax import errors, log, models, noise, objectives, runtime, settings
 from nml_jax.data import pipeline, sources
-from nml_jax.evals.classification import Classification
+from nml_jax.data import tokenizer as tokenizers
+from nml_jax.data.captions import Captions
+from nml_jax.data.texts import join
+from nml_jax.data.tokenizer import Tokenizer
+from nml_jax.stages import encoder, evaluation
+from nml_jax.stages.encoder import provenance
 from nml_jax.training import checkpoint, loop
 from nml_jax.training.state import TrainState
 
@@ -29,9 +35,10 @@ FIT_RECORDS = 10_000
 
 
 class Data(NamedTuple):
-    train: sources.Source  # with noisy labels
+    train: sources.Source  # with noisy supervision
     validation: sources.Source  # clean
     ledger: noise.Ledger
+    tokenizer: Tokenizer | None  # of captions
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
@@ -48,7 +55,8 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     plan = loop.Plan.of(config, len(data.train))
     num_classes = data.train.num_classes
     program = loop.build(config, plan, mesh, num_classes=num_classes)
-    evaluators = {"validation": classifier(config, program, mesh, data.validation)}
+    seen = config, program.model, mesh, data.validation, data.tokenizer
+    evaluators = {"validation": evaluation.validation(*seen)}
     meta = {"config": settings.to_json(config), "ledger": data.ledger.to_dict(), "num_classes": num_classes}
     checkpoints = checkpoint.Checkpoints(
         workdir / "checkpoints",
@@ -63,8 +71,8 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             program,
             plan,
             mesh,
-            batches=partial(batches, config, mesh, data.train),
-            evaluators=evaluators,
+            batches=partial(batches, config, mesh, data),
+            evaluators=evaluators | evaluation.on_the_way(*seen),
             checkpoints=checkpoints,
             metrics=lambda step: log.Metrics(
                 workdir, step=step, steps=plan.steps, batch=config.train.batch, label=workdir.name,
@@ -82,6 +90,29 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
     runtime.check_batch(config.train.batch, mesh, "train.batch")
+    captions = objectives.reads_captions(config.objective)
+    if captions:
+        load_tokenizer(config)
+    has_text = encoder.has_text(config)
+    evaluation.check(config, text=has_text)
+    if captions and not has_text:
+        raise errors.UserError(
+            f"objective.name={config.objective.name} needs a text tower, and model.name={config.model.name} has none",
+            f"choose a model such as {', '.join(name for name in models.MODELS if name.startswith('clip'))}",
+        )
+    if has_text and not captions:
+        raise errors.UserError(
+            f"objective.name={config.objective.name} learns from labels, for which model.name={config.model.name} "
+            "has no head",
+            "set objective.name=clip, or choose a model of images",
+        )
+    if captions != (config.noise_kind == "caption_swap"):
+        kinds = ["caption_swap"] if captions else [*noise.KINDS]
+        raise errors.UserError(
+            f"noise_kind={config.noise_kind} is not for objective.name={config.objective.name}, "
+            f"which learns from {'captions' if captions else 'labels'}",
+            f"set --config.noise_kind to {' or '.join(kinds)}",
+        )
 
 
 def intact(workdir: Path) -> bool:
@@ -102,22 +133,54 @@ def load_data(config: ConfigDict) -> Data:
     """The training split with its noise laid over it, the clean validation split, and the ledger.
 
     Record i of the training split is what `id == i` means everywhere: after the selection of classes and after
-    validation is cut off.
+    validation is cut off; a mixture is one dataset after another.
     """
-    source = sources.load(config.data, config.data.train)
-    if config.data.validation_split:
-        train, validation = source, sources.load(config.data, config.data.validation_split)
-    elif config.data.validation:
-        train, validation = sources.split_validation(source, config.data.validation)
-    else:
+    data, captions = config.data, objectives.reads_captions(config.objective)
+    if not (data.validation_split or data.validation):
         raise errors.UserError("there is nothing to validate on", "set data.validation_split, or data.validation > 0")
-    if config.data.size is not None and config.data.size != len(train):
+    parts = [_split(config, path, captions) for path in data.mixture or (data.path,)]
+    train, validation = (s[0] if len(s) == 1 else sources.Mixture(s) for s in zip(*parts, strict=True))
+    if data.size is not None and data.size != len(train):
         raise errors.UserError(
-            f"data.size={config.data.size}, but the training split has {len(train)} records",
+            f"data.size={data.size}, but the training split has {len(train)} records",
             f"set --config.data.size={len(train)}, or check the dataset",
         )
-    noisy, ledger = corrupt(config, train)
-    return Data(sources.NoisyLabels(train, noisy), validation, ledger)
+    if not captions:
+        noisy, ledger = corrupt(config, train)
+        return Data(sources.NoisyLabels(train, noisy), validation, ledger, None)
+    swap = noise.CaptionSwap(n=len(train), rate=config.noise, seed=config.noise_seed)
+    return Data(
+        sources.SwappedCaptions(train, swap), validation, caption_ledger(train.captions, swap), load_tokenizer(config)
+    )
+
+
+def _split(config: ConfigDict, path: str, captions: bool) -> tuple[sources.Source, sources.Source]:
+    """(train, validation) of one dataset."""
+    data = SimpleNamespace(**{**config.data.to_dict(), "path": path})
+    source = sources.load(data, data.train, captions=captions)
+    if data.validation_split:
+        return source, sources.load(data, data.validation_split, captions=captions)
+    return sources.split_validation(source, data.validation)
+
+
+def load_tokenizer(config: ConfigDict) -> Tokenizer:
+    """The tokenizer of `data.tokenizer`.
+
+    Raises:
+        UserError: no such file, or another vocabulary than the model's.
+    """
+    tokenizer = tokenizers.load(config.data.tokenizer, config.model.text_context)
+    tokenizers.check(tokenizer, config.model.text_vocab)
+    return tokenizer
+
+
+def caption_ledger(captions: Captions, swap: noise.CaptionSwap) -> noise.Ledger:
+    """The ledger of a swap, with the number of records whose captions it leaves as they were, being the same texts."""
+    swapped = swap.swapped()
+    unchanged = sum(
+        list(captions[i]) == list(captions[j]) for i, j in zip(swapped.tolist(), swap(swapped).tolist(), strict=True)
+    )
+    return noise.Ledger.of_captions(swap, map(join, captions), unchanged=unchanged)
 
 
 def corrupt(config: ConfigDict, train: sources.Source) -> tuple[np.ndarray, noise.Ledger]:
@@ -168,53 +231,16 @@ def keep_ledger(workdir: Path, ledger: noise.Ledger) -> None:
             log.write_json(path, ledger.to_dict())
 
 
-def reading(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-    """What training and evaluation tell the pipeline alike: how images are made, which rows are this process's."""
-    block, blocks = runtime.rows_of_process(mesh)
-    return {
-        "augment": config.augment,
-        "image_size": config.data.image_size,
-        "mean": config.model.mean,
-        "std": config.model.std,
-        "process_index": block,
-        "process_count": blocks,
-        "threads": config.runtime.threads,
-        "prefetch": config.runtime.prefetch,
-    }
-
-
-def batches(config: ConfigDict, mesh: Mesh, source: sources.Source, start_step: int) -> Iterator[Any]:
+def batches(config: ConfigDict, mesh: Mesh, data: Data, start_step: int) -> Iterator[Any]:
     """Training batches from `start_step` on; this process's rows of them."""
     return pipeline.train(
-        source,
+        data.train,
         batch=config.train.batch,
         seed=config.seed,
+        tokenize=data.tokenizer,
+        weights=config.data.weights,
         start_step=start_step,
-        **reading(config, mesh),
-    )
-
-
-def evaluation_batches(
-    config: ConfigDict, mesh: Mesh, source: sources.Source, *, batch: int, **drawn: Any
-) -> Iterator[pipeline.Batch]:
-    """All of `source` once, in order; this process's rows. `drawn`: shift, view and seed of `pipeline.evaluate`."""
-    return pipeline.evaluate(
-        source,
-        batch=batch,
-        **reading(config, mesh),
-        **drawn,
-    )
-
-
-def classifier(config: ConfigDict, program: loop.Program, mesh: Mesh, source: sources.Source) -> Classification:
-    """An evaluator on all of `source`, against its clean labels."""
-    test = partial(evaluation_batches, config, mesh, source, batch=config.train.batch)
-    return Classification(
-        program.model.apply,
-        test,
-        num_classes=source.num_classes,
-        put=runtime.put_batch(mesh),
-        fetch=partial(runtime.fetch, mesh=mesh),
+        **evaluation.reading(config, mesh),
     )
 
 
@@ -224,16 +250,17 @@ def final_rows(
     mesh: Mesh,
     data: Data,
     state: TrainState,
-    evaluators: dict[str, Classification],
+    evaluators: Mapping[str, loop.Evaluator],
     *,
     run: str,
 ) -> Iterator[log.Row]:
     """Clean validation scores of the final weights, and how much of the noise they have learned by heart."""
-    wrong = np.flatnonzero(data.train.labels != data.train.labels_clean)
+    wrong = wrong_records(data.train, data.ledger)
     if len(wrong) > FIT_RECORDS:  # evenly, as sources are often sorted by class
         wrong = wrong[np.linspace(0, len(wrong) - 1, FIT_RECORDS).astype(int)]
     if len(wrong):
-        evaluators = evaluators | {"train": classifier(config, program, mesh, sources.Subset(data.train, wrong))}
+        fit = evaluation.fit(config, program.model, mesh, sources.Subset(data.train, wrong), data.tokenizer)
+        evaluators = {**evaluators, "train": fit}
     for name, value in loop.run_all(evaluators, state):
         split, metric = name.split("/")
         weights = "ema" if split.endswith("_ema") else "raw"
@@ -253,17 +280,8 @@ def final_rows(
         )
 
 
-def provenance(config: ConfigDict, ledger: noise.Ledger | None, *, run: str, step: int, weights: str) -> dict[str, Any]:
-    """The fields of a row that say how the encoder came about. Without a ledger: weights from elsewhere."""
-    return {
-        "run": run,
-        "step": step,
-        "weights": weights,
-        "noise_kind": ledger.kind if ledger else "unknown",
-        "noise_asked": ledger.asked if ledger else None,
-        "noise_realised": ledger.realised if ledger else None,
-        "noise_seed": config.noise_seed,
-        "seed": config.seed,
-        "objective": config.objective.name,
-        "model": config.model.name,
-    }
+def wrong_records(train: sources.Source, ledger: noise.Ledger) -> np.ndarray:
+    """Ids of the records whose supervision is wrong, ascending."""
+    if len(train.labels):
+        return np.flatnonzero(train.labels != train.labels_clean)
+    return np.sort(noise.CaptionSwap(n=ledger.n, rate=ledger.asked or 0.0, seed=ledger.seed).swapped())

@@ -274,7 +274,7 @@ def _shown(value: Any) -> str:
 def _tabulated(conditions: Sequence[Condition]) -> dict[Key, list[dict[Seed, float]]]:
     """Average the rows of each run by key, then over splits and tasks."""
     heads = [row for condition in conditions for cell in condition.cells for row in cell.rows if row.method]
-    varied = [field for field in SETTINGS if len({getattr(row, field) for row in heads if row.layer != "Z"}) > 1]
+    varied = [field for field in SETTINGS if len(_known(getattr(row, field) for row in heads if row.layer != "Z")) > 1]
     table: dict[Key, list[dict[Seed, float]]] = {}
     for i, condition in enumerate(conditions):
         for cell in condition.cells:
@@ -289,6 +289,10 @@ def _tabulated(conditions: Sequence[Condition]) -> dict[Key, list[dict[Seed, flo
         if len({key.task for key in by_task}) > 1:
             table[whole] = _mean([table[part] for part in parts])
     return table
+
+
+def _known(values: Iterable[Any]) -> set[Any]:
+    return {value for value in values if value is not None}
 
 
 def _key(row: Row, cell: Cell, varied: Sequence[str]) -> Key:

@@ -12,6 +12,11 @@ from nml_jax.stages.claims import DASH, MINUS
 from nml_jax.stages.results import MEAN, METHODS, NOISE, REPLICATE, Cell, Key, Stat, Study
 
 SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "mean_per_class": "mean per class"}
+WORDS = {
+    "noisy_fit": "wrong supervision reproduced",
+    **{f"{way}_recall@{k}": f"{name} recall@{k}"
+       for way, name in (("i2t", "image→text"), ("t2i", "text→image")) for k in (1, 5, 10)},
+}  # fmt: skip
 SPECTRA = {"sve": "SVE ↑", "lsvr": "LSVR ↑", "top_share": "top share % ↓", "effective_rank": "effective rank ↑"}
 MODES = {"paper": "raw mode", "code": "code mode"}
 Lines = Iterable[Sequence[str]]
@@ -168,9 +173,8 @@ def spectra(study: Study, task: str, prefix: str) -> str:
 
 def pretraining(study: Study) -> str:
     keys = study.keys(task="pretrain")
-    words = {"noisy_fit": "wrong labels reproduced %"}
-    names = [f"{key.split}: {words.get(key.metric, f'{SCORES.get(key.metric, key.metric)} %')}" for key in keys]
-    caption = "Scores of pre-training, mean ± sample sd over n runs. Validation labels are clean."
+    names = [f"{key.split}: {WORDS.get(key.metric, SCORES.get(key.metric, key.metric))} %" for key in keys]
+    caption = "Scores of pre-training, mean ± sample sd over n runs. Validation labels and captions are clean."
     return table(caption, [study.axis, "n", *names], {"": _conditions(study, keys)}) if keys else ""
 
 

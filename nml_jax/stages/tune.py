@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from nml_jax import errors, log, noise, settings, spectrum
 from nml_jax.data import banks
+from nml_jax.stages.encoder import provenance
 from nml_jax.stages.extract import spectrum_rows
-from nml_jax.stages.pretrain import provenance
 from nml_jax.training import heads
 
 VERSION = 1

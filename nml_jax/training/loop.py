@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from nml_jax import log, models, objectives, runtime, settings
 from nml_jax.errors import NonFinite, Preempted
+from nml_jax.models import micro
 from nml_jax.training import optim
 from nml_jax.training import state as train_state
 from nml_jax.training.checkpoint import Checkpoints, warm_start
@@ -63,7 +64,8 @@ class Program(NamedTuple):
 def build(config: ConfigDict, plan: Plan, mesh: Mesh, *, num_classes: int) -> Program:
     """The program of a config; the same object for configs that differ in nothing that is compiled."""
     sections = settings.frozen(config.model, config.objective, config.optimizer)
-    return _build(*sections, config.train.ema, config.data.image_size, num_classes, plan, mesh)
+    train = config.train
+    return _build(*sections, train.ema, train.micro_batches, config.data.image_size, num_classes, plan, mesh)
 
 
 @functools.lru_cache(maxsize=4)
@@ -72,27 +74,28 @@ def _build(
     objective_config: FrozenConfigDict,
     optimizer_config: FrozenConfigDict,
     ema: float,
+    micro_batches: int,
     image_size: int,
     num_classes: int,
     plan: Plan,
     mesh: Mesh,
 ) -> Program:
     model = models.build(model_config, num_classes=num_classes, image_size=image_size)
-    objective = objectives.make(objective_config, num_classes=num_classes)
-    spec = {"image": jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.uint8)}
-    params, _ = jax.eval_shape(lambda key: model.init(key, spec), jax.random.key(0))
+    in_parts = micro.in_micro_batches(model, micro_batches, blocks=mesh.size)
+    objective = objectives.make(objective_config, num_classes=num_classes, blocks=mesh.size)
+    params, _ = jax.eval_shape(lambda key: model.init(key, model.spec), jax.random.key(0))
     tx, schedule = optim.make(optimizer_config, params, steps=plan.steps, steps_per_epoch=plan.per_epoch)
-    shapes = train_state.abstract(model, tx, spec, ema=ema > 0, mesh=mesh)
+    shapes = train_state.abstract(model, tx, ema=ema > 0, mesh=mesh)
     placed = jax.tree.map(lambda x: x.sharding, shapes)
 
     def init(key: jax.Array) -> TrainState:
-        return train_state.create(model, tx, key, spec, ema=ema > 0)
+        return train_state.create(model, tx, key, ema=ema > 0)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(state.key, state.step)
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            return objective.loss(model, params, state.model_state, batch, key)
+            return objective.loss(in_parts, params, state.model_state, batch, key)
 
         (_, (model_state, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -24,16 +24,16 @@ class TrainState:
     key: jax.Array  # typed PRNG key []; step k draws from fold_in(key, k)
 
 
-def create(model, tx: optax.GradientTransformation, key: jax.Array, batch_spec: Any, *, ema: bool) -> TrainState:
+def create(model, tx: optax.GradientTransformation, key: jax.Array, *, ema: bool) -> TrainState:
     """A fresh state; pure, so that it can be traced by `eval_shape` or compiled with `out_shardings`."""
     init_key, step_key = jax.random.split(key)
-    params, model_state = model.init(init_key, batch_spec)
+    params, model_state = model.init(init_key, model.spec)
     # A copy, because the donated state may hold no buffer twice.
     average = jax.tree.map(jnp.copy, params) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, model_state, average, tx.init(params), step_key)
 
 
-def abstract(model, tx: optax.GradientTransformation, batch_spec: Any, *, ema: bool, mesh: Mesh) -> TrainState:
+def abstract(model, tx: optax.GradientTransformation, *, ema: bool, mesh: Mesh) -> TrainState:
     """The state's shapes, dtypes and shardings, without computing it."""
-    shapes = jax.eval_shape(lambda key: create(model, tx, key, batch_spec, ema=ema), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: create(model, tx, key, ema=ema), jax.random.key(0))
     return runtime.with_shardings(shapes, mesh)

@@ -1,0 +1,139 @@
+"""Which evaluator sees which data: built here from a config, for the stages and for pre-training on its way."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from nml_jax import runtime
+from nml_jax.data import pipeline, prompts, sources, tasks
+from nml_jax.errors import UserError
+from nml_jax.evals import EVALUATORS
+from nml_jax.models import Model
+from nml_jax.training.loop import Evaluator
+
+ON_THE_WAY = ("spectrum", "zeroshot")  # what runtime.evaluators may name
+
+
+def reading(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+    """What training and evaluation tell the pipeline alike: how images are made, which rows are this process's."""
+    return {
+        "augment": config.augment,
+        "image_size": config.data.image_size,
+        "mean": config.model.mean,
+        "std": config.model.std,
+        "threads": config.runtime.threads,
+        "prefetch": config.runtime.prefetch,
+        **_rows(mesh),
+    }
+
+
+def images(
+    config: ConfigDict, mesh: Mesh, source: sources.Source, *, batch: int, **drawn: Any
+) -> Iterator[pipeline.Batch]:
+    """All of `source` once, in order; this process's rows. `drawn`: see `pipeline.evaluate`."""
+    return pipeline.evaluate(source, batch=batch, **reading(config, mesh), **drawn)
+
+
+def texts(config: ConfigDict, mesh: Mesh, captions: Any, tokenize: Any, *, batch: int) -> Iterator[pipeline.Batch]:
+    """All captions once, in order; this process's rows."""
+    return pipeline.texts(captions, tokenize, batch=batch, **_rows(mesh))
+
+
+def validation(config: ConfigDict, model: Model, mesh: Mesh, source: sources.Source, tokenize: Any) -> Evaluator:
+    """Of the clean validation split: classification, or retrieval where it has captions."""
+    if len(source.labels):
+        return classification(config, model, mesh, source)
+    return retrieval(config, model, mesh, source, tokenize, batch=config.train.batch)
+
+
+def classification(config: ConfigDict, model: Model, mesh: Mesh, source: sources.Source) -> Evaluator:
+    """The model's own classes, on all of `source`, against its clean labels."""
+    test = partial(images, config, mesh, source, batch=config.train.batch)
+    return EVALUATORS["classification"](model.apply, test, num_classes=source.num_classes, **_placing(mesh))
+
+
+def fit(config: ConfigDict, model: Model, mesh: Mesh, source: sources.Source, tokenize: Any) -> Evaluator:
+    """How much of the noise was learned by heart, on records whose supervision is wrong."""
+    if len(source.labels):
+        return classification(config, model, mesh, source)
+    test = partial(images, config, mesh, source, batch=config.train.batch, tokenize=tokenize)
+    return EVALUATORS["caption_fit"](model.apply, test, **_placing(mesh))
+
+
+def retrieval(
+    config: ConfigDict, model: Model, mesh: Mesh, source: sources.Source, tokenize: Any, *, batch: int
+) -> Evaluator:
+    """Image→text and text→image on all of `source`, with its clean captions."""
+    test = partial(images, config, mesh, source, batch=batch)
+    captions = partial(texts, config, mesh, source.captions_clean, tokenize, batch=batch)
+    return EVALUATORS["retrieval"](model.apply, test, captions, mesh=mesh, **_placing(mesh))
+
+
+def zero_shot(
+    config: ConfigDict, model: Model, mesh: Mesh, task: tasks.Task, test: tasks.Test, tokenize: Any, *, batch: int
+) -> Evaluator:
+    """A test split of a task, classified by the names of its classes."""
+    dataset = tasks.dataset_of(task.name, config)
+    names = prompts.class_names(config.downstream.class_names, dataset, test.source.class_names)
+    described = prompts.texts(names, prompts.templates(config.downstream.templates, dataset))
+    drawn = {"shift": test.shift, "seed": config.seed}
+    return EVALUATORS["zeroshot"](
+        model.apply,
+        partial(images, config, mesh, test.source, batch=batch, **drawn),
+        partial(texts, config, mesh, described, tokenize, batch=batch),
+        num_classes=task.num_classes,
+        **_placing(mesh),
+    )
+
+
+def spectrum(config: ConfigDict, model: Model, mesh: Mesh, source: sources.Source) -> Evaluator:
+    """Of the features of the first `runtime.probe` images of `source`, evenly spread."""
+    n = min(config.runtime.probe, len(source))
+    probe = sources.Subset(source, [i * len(source) // n for i in range(n)])
+    test = partial(images, config, mesh, probe, batch=config.train.batch)
+    return EVALUATORS["spectrum"](model.apply, test, **_placing(mesh))
+
+
+def on_the_way(
+    config: ConfigDict, model: Model, mesh: Mesh, source: sources.Source, tokenize: Any
+) -> dict[str, Evaluator]:
+    """The evaluators of `runtime.evaluators`; `source` is the validation split."""
+    out: dict[str, Evaluator] = {}
+    if "spectrum" in config.runtime.evaluators:
+        out["probe"] = spectrum(config, model, mesh, source)
+    if "zeroshot" in config.runtime.evaluators:
+        for name in config.downstream.tasks:
+            task = tasks.load(name, config)
+            for test in (test for test in task.tests if test.domain == "id"):
+                out[f"zeroshot/{name}/{test.split}"] = zero_shot(
+                    config, model, mesh, task, test, tokenize, batch=config.train.batch
+                )
+    return out
+
+
+def check(config: ConfigDict, *, text: bool) -> None:
+    """Refuse evaluators that do not exist, or that the model cannot serve.
+
+    Args:
+        text: whether the model encodes captions.
+    """
+    for name in config.runtime.evaluators:
+        if name not in ON_THE_WAY:
+            raise UserError(f"runtime.evaluators: no {name!r}", f"it takes {', '.join(ON_THE_WAY)}")
+    if "zeroshot" in config.runtime.evaluators and not text:
+        raise UserError(
+            f"runtime.evaluators: zeroshot needs a text tower, and model.name={config.model.name} has none",
+            "leave it out, or choose a model such as clip",
+        )
+
+
+def _rows(mesh: Mesh) -> dict[str, int]:
+    block, blocks = runtime.rows_of_process(mesh)
+    return {"process_index": block, "process_count": blocks}
+
+
+def _placing(mesh: Mesh) -> dict[str, Callable[[Any], Any]]:
+    return {"put": runtime.put_batch(mesh), "fetch": partial(runtime.fetch, mesh=mesh)}

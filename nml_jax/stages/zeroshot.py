@@ -1,0 +1,81 @@
+"""Frozen image and text towers over the downstream tasks, without training anything -> rows."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from nml_jax import errors, log, runtime, settings
+from nml_jax.data import prompts, sources, tasks
+from nml_jax.stages import encoder, evaluation
+from nml_jax.stages.pretrain import load_tokenizer
+
+VERSION = 1
+KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract")
+UPSTREAM = ("pretrain",)
+
+
+def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
+    """Classify every test split of every task by the names of its classes, and retrieve in the splits with captions.
+
+    Returns:
+        The digest of the rows.
+
+    Raises:
+        UserError: no encoder, a damaged checkpoint, a missing dataset, or prompts that do not fit a task.
+    """
+    frozen = encoder.load(config, workdir, mesh)
+    weights = config.extract.weights
+    origin = encoder.provenance(config, frozen.ledger, run=workdir.name, step=frozen.step, weights=weights)
+    rows = [log.Row(**origin, stage="zeroshot", **fields) for fields in scores(config, frozen, mesh)]
+    if jax.process_index() == 0:
+        with errors.storage(workdir):
+            log.write_rows(workdir, "zeroshot", rows)
+    return settings.sha([[row.metric, row.task, row.split, row.value] for row in rows])
+
+
+def scores(config: ConfigDict, frozen: encoder.Encoder, mesh: Mesh) -> Iterator[dict[str, Any]]:
+    """Every number, as the fields of its row."""
+    tokenizer, model, batch = load_tokenizer(config), frozen.model, config.extract.batch
+    for name in config.downstream.tasks:
+        task = tasks.load(name, config)
+        for test in task.tests:
+            evaluator = evaluation.zero_shot(config, model, mesh, task, test, tokenizer, batch=batch)
+            where = {"task": name, "split": test.split, "domain": test.domain, "n_test": len(test.source)}
+            for metric, value in evaluator.run(frozen.params, frozen.model_state):
+                yield {**where, "method": "zero-shot", "metric": metric, "value": value}
+    for split in config.downstream.retrieval:
+        source = retrieval_source(config, split)
+        evaluator = evaluation.retrieval(config, model, mesh, source, tokenizer, batch=batch)
+        where = {"task": "pretrain", "split": split, "domain": "id", "n_test": len(source)}
+        for metric, value in evaluator.run(frozen.params, frozen.model_state):
+            yield {**where, "metric": metric, "value": value}
+
+
+def retrieval_source(config: ConfigDict, split: str) -> sources.Source:
+    path = config.downstream.path or config.data.path
+    return sources.load(SimpleNamespace(source="directory", path=path, classes=()), split, captions=True)
+
+
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    runtime.check_batch(config.extract.batch, mesh, "extract.batch")
+    tasks.check(config)
+    if not encoder.has_text(config):
+        raise errors.UserError(
+            f"the stage zeroshot needs a text tower, and model.name={config.model.name} has none",
+            "leave it out of stages, or choose a model such as clip",
+        )
+    for task in config.downstream.tasks:
+        prompts.templates(config.downstream.templates, tasks.dataset_of(task, config))
+
+
+def intact(workdir: Path) -> bool:
+    return True  # its rows are all it leaves
+
+
+def forget(workdir: Path) -> None:
+    """Rows are replaced when the stage ends; there is nothing else."""
