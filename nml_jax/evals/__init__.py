@@ -1,6 +1,13 @@
 """How good a model is. An evaluator's `run(params, model_state)` yields (name, value). EVALUATORS lists them."""
 
 from nml_jax.evals.classification import Classification
+from nml_jax.evals.probe import ProbeSpectrum
+from nml_jax.evals.retrieval import Retrieval
 from nml_jax.evals.zeroshot import ZeroShot
 
-EVALUATORS = {"classification": Classification, "zeroshot": ZeroShot}
+EVALUATORS = {
+    "classification": Classification,
+    "retrieval": Retrieval,
+    "spectrum": ProbeSpectrum,
+    "zeroshot": ZeroShot,
+}

@@ -1,0 +1,71 @@
+"""The spectrum of the features of a few fixed images, followed while training: SVE, LSVR and the top share."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nml_jax import spectrum
+from nml_jax.errors import NonFinite, UserError
+
+
+# A function of the module, so that all evaluators of one model share what is compiled.
+@partial(jax.jit, static_argnames=("apply", "layer"))
+def _features(
+    params: Any, model_state: Any, batch: Mapping[str, jax.Array], *, apply: Callable, layer: str
+) -> jax.Array:
+    return apply(params, model_state, batch, train=False, key=None)[0][layer].astype(jnp.float32)
+
+
+class ProbeSpectrum:
+    """An Evaluator of one of the model's outputs on a fixed probe batch: no labels and no scores.
+
+    A run costs one forward pass of the probe and, for N images and D features, min(N, D)³ on one core of the host.
+
+    Args:
+        apply: of a Model.
+        batches: returns this process's batches of the probe: dicts of NumPy arrays image [B, H, W, 3] and mask
+            float [B], which is 0 for rows that only fill the last batch. Read once and held: decoding the same images
+            over and over would cost more than the spectrum.
+        layer: key of the model's outputs, float [B, D].
+        put: local batch -> global batch on the devices (`runtime.put_batch`).
+        fetch: global arrays -> NumPy, whole, on every process (`runtime.fetch`).
+    """
+
+    def __init__(
+        self,
+        apply: Callable[..., Any],
+        batches: Callable[[], Iterable[Mapping[str, np.ndarray]]],
+        *,
+        layer: str = "features",
+        put: Callable[[Any], Any] = jax.device_put,
+        fetch: Callable[[Any], Any] = jax.device_get,
+    ):
+        self.batches, self.put, self.fetch = batches, put, fetch
+        self.features = partial(_features, apply=apply, layer=layer)
+        self.probe: list[Mapping[str, np.ndarray]] = []
+
+    def run(self, params: Any, model_state: Any) -> Iterator[tuple[str, float]]:
+        """Yields sve, lsvr and top_share of the features as they are, in float64.
+
+        Raises:
+            UserError: there are no images, or all features are zero.
+            NonFinite: a feature is not finite.
+        """
+        self.probe = self.probe or list(self.batches())
+        parts = []
+        for local in self.probe:
+            batch = self.put({key: local[key] for key in ("image", "mask")})
+            parts.append((self.features(params, model_state, batch), batch["mask"]))
+        if not parts:
+            raise UserError("there is nothing to probe: the split is empty", "choose a split with examples")
+        features, mask = (np.concatenate(column) for column in zip(*self.fetch(parts), strict=True))
+        features = features[mask > 0]
+        if lost := int((~np.isfinite(features)).any(1).sum()):
+            raise NonFinite(f"the features of {lost} image(s) of the probe are not finite")
+        values = spectrum.singular_values(features, **spectrum.preset("paper"))
+        for name, measure in spectrum.MEASURES.items():
+            yield name, float(measure(values))

@@ -1,0 +1,243 @@
+"""Retrieval between images and captions, recall@k both ways, and how much of the caption noise a model has learned.
+
+The rank of a query is the number of items of the gallery that come before its best right one when all are sorted by
+score, ties by their place in the gallery. Other right items behind the best do not count, and an encoder that maps
+everything to one point scores 1/N where a count of strictly better items would give it 1.
+
+No device ever holds all scores: each takes `chunk` queries at a time against the whole gallery, O(chunk · M) memory.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from nml_jax import runtime
+from nml_jax.errors import NonFinite, UserError
+
+KS = (1, 5, 10)
+CHUNK = 256  # queries that a device scores at a time
+
+Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
+
+
+@jax.jit
+def _ranks(queries: jax.Array, asked: jax.Array, gallery: jax.Array, answers: jax.Array) -> jax.Array:
+    """int32 [B]: the rank of the best item m with answers[m] == asked[b]."""
+    scores = jnp.matmul(queries, gallery.T, precision="highest")
+    right = jnp.where(asked[:, None] == answers, scores, -jnp.inf)
+    best, place = right.max(-1, keepdims=True), right.argmax(-1, keepdims=True)
+    before = (scores > best) | ((scores == best) & (jnp.arange(len(gallery)) < place))
+    return before.sum(-1)
+
+
+def ranks(
+    queries: np.ndarray,
+    asked: np.ndarray,
+    gallery: np.ndarray,
+    answers: np.ndarray,
+    *,
+    mesh: Mesh | None = None,
+    chunk: int = CHUNK,
+) -> np.ndarray:
+    """The rank of every query's best right item; 0 is the first. Scores are inner products in full float32.
+
+    Args:
+        queries: float32 [Q, E].
+        asked: int [Q]: item m is right for query q where answers[m] == asked[q]; every query has a right item.
+        gallery: float32 [M, E].
+        answers: int [M].
+        mesh: over whose devices the queries are split, `chunk` to each at a time; None: one device.
+
+    Returns:
+        int32 [Q], the same for any mesh: a query's scores are computed in the same place of the same product.
+    """
+    mesh = mesh or Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+    rows, whole = NamedSharding(mesh, runtime.BATCH_SPEC), runtime.replicated(mesh)
+    held = _place(gallery, np.float32, whole), _place(answers, np.int32, whole)
+    step = chunk * mesh.size
+    found = []
+    for start in range(0, len(queries), step):
+        own = slice(start, start + step)
+        short = max(start + step - len(queries), 0)  # rows that fill the last block: they ask for nothing
+        block = np.pad(queries[own], ((0, short), (0, 0))), np.pad(asked[own], (0, short), constant_values=-1)
+        found.append(_ranks(_place(block[0], np.float32, rows), _place(block[1], np.int32, rows), *held))
+    return np.concatenate(runtime.fetch(found, mesh))[: len(queries)]
+
+
+def recalls(
+    image: np.ndarray, text: np.ndarray, owner: np.ndarray, *, mesh: Mesh | None = None, chunk: int = CHUNK
+) -> dict[str, float]:
+    """Recall@1, @5 and @10, image to text and text to image.
+
+    Args:
+        image: float32 [N, E], embeddings of the images; rows of norm 1 make the scores cosines.
+        text: float32 [M, E], embeddings of the captions, several of an image allowed.
+        owner: int [M], the image that each caption is of. Images without a caption are only in the way of others.
+        mesh, chunk: as in `ranks`.
+
+    Returns:
+        i2t_recall@k: share of the images with one of their own captions among the k best of all captions;
+        t2i_recall@k: share of the captions with their image among the k best of all images;
+        without the k that are larger than what is searched.
+
+    Raises:
+        UserError: there are no images or no captions, or a caption is of an image that is not there.
+        NonFinite: an embedding is not finite.
+    """
+    image, text, owner = np.asarray(image), np.asarray(text), np.asarray(owner)
+    if not len(image) or not len(text):
+        raise UserError(
+            f"there is nothing to retrieve: {len(image)} images, {len(text)} captions", "choose a split with both"
+        )
+    if owner.min() < 0 or owner.max() >= len(image):
+        raise UserError(
+            f"there are {len(image)} images; captions are of images {owner.min()} to {owner.max()}",
+            "count the images from 0, in their order",
+        )
+    for name, rows in {"image": image, "caption": text}.items():
+        if lost := int((~np.isfinite(rows).all(1)).sum()):
+            raise NonFinite(f"the embeddings of {lost} {name}(s) are not finite")
+    captioned = np.unique(owner)
+    find = partial(ranks, mesh=mesh, chunk=chunk)
+    directions = {
+        "i2t": (find(image[captioned], captioned, text, owner), len(text)),
+        "t2i": (find(text, owner, image, np.arange(len(image))), len(image)),
+    }
+    return {
+        f"{direction}_recall@{k}": float((rank < k).mean())
+        for direction, (rank, size) in directions.items()
+        for k in KS
+        if k <= size
+    }
+
+
+def _place(rows: np.ndarray, dtype: type, sharding: NamedSharding) -> jax.Array:
+    """What every process holds whole, as a global array."""
+    host = np.asarray(rows, dtype)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+# Functions of the module, so that all evaluators of one model share what is compiled.
+@partial(jax.jit, static_argnames=("apply", "output"))
+def _embedding(
+    params: Any, model_state: Any, batch: Mapping[str, jax.Array], *, apply: Callable, output: str
+) -> jax.Array:
+    return apply(params, model_state, batch, train=False, key=None)[0][output].astype(jnp.float32)
+
+
+class Retrieval:
+    """An Evaluator of the model's "embedding" of images against its "text_embedding" of captions.
+
+    Args:
+        apply: of a Model.
+        batches: returns this process's batches of the images, from the start: dicts of NumPy arrays
+            image [B, H, W, 3] and mask float [B], which is 0 for rows that only fill the last batch.
+        texts: returns this process's batches of the captions, from the start: dicts of NumPy arrays text int32 [b, L],
+            id int [b], the place of the caption's image in `batches`, and mask float [b]. See `data.pipeline.texts`.
+        mesh: over whose devices the scores are divided; None: one device.
+        chunk: captions or images that a device scores at a time.
+        put: local batch -> global batch on the devices (`runtime.put_batch`).
+        fetch: global arrays -> NumPy, whole, on every process (`runtime.fetch`).
+    """
+
+    def __init__(
+        self,
+        apply: Callable[..., Any],
+        batches: Batches,
+        texts: Batches,
+        *,
+        mesh: Mesh | None = None,
+        chunk: int = CHUNK,
+        put: Callable[[Any], Any] = jax.device_put,
+        fetch: Callable[[Any], Any] = jax.device_get,
+    ):
+        self.batches, self.texts, self.put, self.fetch = batches, texts, put, fetch
+        self.embedding = partial(_embedding, apply=apply)
+        self.recalls = partial(recalls, mesh=mesh, chunk=chunk)
+
+    def run(self, params: Any, model_state: Any) -> Iterator[tuple[str, float]]:
+        """Yields what `recalls` returns, and raises its errors."""
+        image, _ = self._embed(params, model_state, self.batches, "embedding", "mask")
+        text, owner = self._embed(params, model_state, self.texts, "text_embedding", "id")
+        yield from self.recalls(image, text, owner).items()
+
+    def _embed(
+        self, params: Any, model_state: Any, batches: Batches, output: str, key: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The output [N, E] and the key [N] of all rows that count, in order, on the host."""
+        parts = []
+        for local in batches():
+            batch = self.put(local)
+            parts.append((self.embedding(params, model_state, batch, output=output), batch[key], batch["mask"]))
+        if not parts:
+            return np.zeros((0, 1), np.float32), np.zeros(0, np.int32)
+        rows, values, mask = (np.concatenate(column) for column in zip(*self.fetch(parts), strict=True))
+        return rows[mask > 0], values[mask > 0]
+
+
+class Fit(NamedTuple):
+    """What a batch of pairs adds up to; rows whose mask is 0 add nothing."""
+
+    wrong: jax.Array  # int32 [], records whose caption is not the clean one ...
+    fit: jax.Array  # int32 [], ... and those of them whose image is closer to it than to the clean one
+    lost: jax.Array  # int32 [], records with a score that is not finite
+
+
+@partial(jax.jit, static_argnames="apply")
+def _fit(params: Any, model_state: Any, batch: Mapping[str, jax.Array], *, apply: Callable) -> Fit:
+    outputs = apply(params, model_state, batch, train=False, key=None)[0]
+    clean = apply(params, model_state, {"text": batch["text_clean"]}, train=False, key=None)[0]["text_embedding"]
+    near = (outputs["embedding"] * outputs["text_embedding"]).sum(-1)
+    near_clean = (outputs["embedding"] * clean).sum(-1)
+    present = batch["mask"] > 0
+    wrong = present & (batch["text"] != batch["text_clean"]).any(-1)
+    finite = jnp.isfinite(near) & jnp.isfinite(near_clean)
+    return Fit(wrong.sum(), (wrong & (near > near_clean)).sum(), (present & ~finite).sum())
+
+
+class CaptionFit:
+    """An Evaluator of how many of the wrong captions a model has learned by heart.
+
+    Args:
+        apply: of a Model.
+        batches: returns this process's batches of the records, from the start: dicts of NumPy arrays
+            image [B, H, W, 3], text and text_clean int32 [B, L], and mask float [B]. Records whose two captions are the
+            same tokens do not count.
+        put, fetch: as in `Retrieval`.
+    """
+
+    def __init__(
+        self,
+        apply: Callable[..., Any],
+        batches: Batches,
+        *,
+        put: Callable[[Any], Any] = jax.device_put,
+        fetch: Callable[[Any], Any] = jax.device_get,
+    ):
+        self.batches, self.put, self.fetch = batches, put, fetch
+        self.fit = partial(_fit, apply=apply)
+
+    def run(self, params: Any, model_state: Any) -> Iterator[tuple[str, float]]:
+        """Yields noisy_fit, where some captions are noisy: the share of these records whose image is closer to the
+        noisy caption than to the clean one.
+
+        Raises:
+            UserError: there are no records.
+            NonFinite: an embedding is not finite.
+        """
+        total: Any = None
+        for local in self.batches():
+            sums = self.fit(params, model_state, self.put(local))
+            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        if total is None:
+            raise UserError("there is nothing to evaluate: the split is empty", "choose a split with examples")
+        total = self.fetch(total)
+        if total.lost:
+            raise NonFinite(f"the embeddings of {total.lost} record(s) are not finite")
+        if total.wrong:
+            yield "noisy_fit", float(total.fit / total.wrong)
