@@ -22,7 +22,7 @@ from nml_jax.models.vit import ViT
 Tree = dict[str, Any]
 
 # Fields given here are the variant's; the other fields, and those that a config sets, come from `config.model`.
-TOWERS: dict[str, partial[nn.Module]] = {
+TOWERS: dict[str, partial[Any]] = {
     "resnet18": partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False),
     "resnet50": partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
     "resnet101": partial(ResNet, blocks=(3, 4, 23, 3), bottleneck=True),
@@ -33,8 +33,8 @@ TOWERS: dict[str, partial[nn.Module]] = {
 }
 
 # An image tower, here or the one that `model.tower` names, beside a text tower.
-_clip = partial(clip.make, embed_dim=512, text_width=512, text_depth=12, text_heads=8)
-CLIPS: dict[str, partial[nn.Module]] = {
+_clip: partial[Any] = partial(clip.make, embed_dim=512, text_width=512, text_depth=12, text_heads=8)
+CLIPS: dict[str, partial[Any]] = {
     "clip": _clip,
     "clip_rn50": partial(_clip, tower=partial(TOWERS["resnet50"], clip=True), embed_dim=1024),
     "clip_vitb16": partial(_clip, tower=partial(TOWERS["vit_b"], clip=True, patch=16)),
