@@ -15,6 +15,7 @@ import hashlib
 import html
 import json
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def load(path: str, context: int) -> Tokenizer:
     try:
         content = Path(path).read_bytes()
         text = (gzip.decompress(content) if name.endswith(".gz") else content).decode("utf-8")
-    except (OSError, EOFError, ValueError) as e:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e:
         raise UserError(f"{path} cannot be read: {e}", "check --config.data.tokenizer, or fetch the file anew") from e
     return (_of_json if name.endswith(".json") else _of_merges)(path, text, context)
 
@@ -227,6 +228,8 @@ def _of_json(path: str, text: str, context: int) -> Tokenizer:
     if end != (highest := max(vocab.values())):
         raise UserError(f"{path}: the end token has id {end}, but the highest id is {highest}", cure)
     whole = json.loads(text)
+    if whole["model"].get("dropout"):
+        raise UserError(f"{path} drops merges at random", "set model.dropout to null in it: a caption has one reading")
     # What stands in captions is text; start and end are ours to add.
     added = [token for token in whole.get("added_tokens", ()) if not token["special"]]
     definition = {"added_tokens": added, **{key: whole.get(key) for key in ("normalizer", "pre_tokenizer", "model")}}

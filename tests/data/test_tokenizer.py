@@ -137,6 +137,17 @@ def test_real_captions_have_the_ids_of_open_clip(shared_data, tmp_path):
     assert len(set(captions)) > 2000
 
 
+def test_any_other_tokenizer_json_is_taken_at_its_word(tmp_path):
+    vocab = {token: i for i, token in enumerate(["?", "a", "dog", "CAT", "<|startoftext|>", "<|endoftext|>"])}
+    words = {"type": "WordLevel", "vocab": vocab, "unk_token": "?"}
+    upper = {"type": "Replace", "pattern": {"String": "cat"}, "content": "CAT"}
+    layout = {"version": "1.0", "added_tokens": [], "normalizer": upper, "pre_tokenizer": {"type": "Whitespace"}}
+    path = write(tmp_path / "a.json", layout | {"model": words})
+    np.testing.assert_array_equal(
+        tokenizer.load(path, 6)(["A Dog, a Cat", "cat"]), [[4, 1, 2, 0, 1, 5], [4, 3, 5, 0, 0, 0]]
+    )
+
+
 # --- clean-up
 
 
@@ -316,17 +327,22 @@ def test_files_that_are_no_tokenizer_are_refused(tmp_path):
     }
     later = layout["model"] | {"vocab": vocab | {"[PAD]": len(vocab)}}
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(golden.VOCABULARY.read_bytes())[:-20])
+    packed = bytearray(gzip.compress(golden.VOCABULARY.read_bytes()))
+    packed[40:60] = bytes(20)
+    (tmp_path / "damaged.txt.gz").write_bytes(packed)
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     files = {
         "a.bin": ("", "is no tokenizer"),
         "absent.json": (None, "cannot be read"),
         "cut.txt.gz": (None, "cannot be read"),
+        "damaged.txt.gz": (None, "cannot be read"),
         "binary.txt": (None, "cannot be read"),
         "prose.txt": ("a line\na line of more words\n", "line 2 is no pair"),
         "pairs.txt": ("a line\nred dog\n", "is no tokenizer"),
         "half.json": (json.dumps(layout)[:-5], "is no tokenizer"),
         "list.json": ("[]", "is no tokenizer"),
         "nameless.json": (layout | {"model": nameless, "added_tokens": [], "post_processor": None}, "lacks a token"),
+        "random.json": (layout | {"model": layout["model"] | {"dropout": 0.1}}, "drops merges at random"),
         "later.json": (layout | {"model": later}, "the end token has id 714, but the highest id is 715"),
     }
     for name, (content, cause) in files.items():
