@@ -1,6 +1,7 @@
-"""Builders: a folder of images becomes a prepared TFDS/ArrayRecord dataset, without TensorFlow.
+"""Builders: images become a prepared TFDS/ArrayRecord dataset, without TensorFlow.
 
     python -m nml_jax.data.builders image_folder SRC OUT [--workers N]
+    python -m nml_jax.data.builders image_text SRC... OUT [--workers N] [...], see nml_jax/data/image_text.py
 
 SRC/<split>/<class>/ holds the images of a class, also in folders of its own. OUT can be read by `sources.load` and by
 `tfds.builder_from_directory`. Records keep the original bytes, the order of the sorted paths, and their path as key.
@@ -27,6 +28,8 @@ from nml_jax import log
 from nml_jax.errors import UserError
 
 MAX_PIXELS = 50_000_000
+MAX_BYTES = 1 << 29  # of a file; a record ends at twice that
+TOO_LARGE = f"more than {MAX_BYTES >> 20} MiB"
 RECORDS_PER_SHARD = 8192  # half a gigabyte of photos of 60 kB
 CHUNK = 64  # files in memory at a time
 SHOWN = 20  # refused files that are printed; the manifest has them all
@@ -113,13 +116,10 @@ def image_folder(src: Path, out: Path, *, workers: int | None = None) -> dict[st
     src, target = src.resolve(), out.resolve()
     if not src.is_dir():
         raise UserError(f"{src} is no folder", "give a folder of the form SRC/<split>/<class>/<image>")
-    if target.is_relative_to(src):
-        raise UserError(f"{out} lies inside {src}", "choose an OUT outside SRC, where it is not taken for a split")
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise UserError(f"{out} exists already", "choose another OUT, or delete it first")
+    check_out(src, out)
     scan = Scan(src)
     _check_folders(scan)
-    partial = target.with_name(f".{target.name}.partial")
+    partial = partial_folder(out)
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
         (partial / "supervision").mkdir(parents=True)
@@ -135,6 +135,32 @@ def image_folder(src: Path, out: Path, *, workers: int | None = None) -> dict[st
     return manifest
 
 
+def check_out(src: Path, out: Path) -> None:
+    """Raises UserError where `out` is taken, or lies inside the folder `src`."""
+    target = out.resolve()
+    if target.is_relative_to(src.resolve()):
+        raise UserError(f"{out} lies inside {src}", "choose an OUT outside SRC, where it is not taken for a split")
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise UserError(f"{out} exists already", "choose another OUT, or delete it first")
+
+
+def partial_folder(out: Path) -> Path:
+    """Where `out` is built, on the same disk."""
+    return out.resolve().with_name(f".{out.resolve().name}.partial")
+
+
+def check_split(name: str, cure: str) -> None:
+    """Raises UserError where TFDS cannot carry the name of a split."""
+    if not re.fullmatch(r"[\w-]*\w[\w-]*", name) or name == "all":
+        raise UserError(f"{name!r} cannot name a split", f"{cure}: letters, digits, _ and -, not 'all'")
+
+
+def check_class(name: str, cure: str) -> None:
+    """Raises UserError where TFDS cannot carry the name of a class: it keeps them in a file, one in a line."""
+    if not name or name != name.strip() or not name.isprintable():
+        raise UserError(f"{name!r} cannot name a class", f"{cure}: printable, without blanks around it")
+
+
 def _check_folders(scan: Scan) -> None:
     """Raises UserError where the folders do not make splits and classes with names that TFDS can carry."""
     if not scan.classes:
@@ -146,11 +172,9 @@ def _check_folders(scan: Scan) -> None:
     for split, files in scan.splits.items():
         if not files:
             raise _no_image(scan, split)
-        if not re.fullmatch(r"[\w-]+", split) or split == "all":
-            raise UserError(f"{split!r} cannot name a split", "rename the folder: letters, digits, _ and -, not 'all'")
+        check_split(split, "rename the folder")
     for name in scan.classes:
-        if name != name.strip() or not name.isprintable():
-            raise UserError(f"{name!r} cannot name a class", "rename the folder: printable, without blanks around it")
+        check_class(name, "rename the folder")
 
 
 def _no_image(scan: Scan, split: str) -> UserError:
@@ -173,7 +197,7 @@ def _write(folder: Path, scan: Scan, workers: int) -> dict[str, Any]:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we refuse such images ourselves
         for split, files in scan.splits.items():
             about[split] = _write_split(folder, scan, writer, split, _checked(scan, files, pool, bar))
-    with _full_disk():
+    with full_disk():
         writer.close_all()
     return about
 
@@ -188,7 +212,7 @@ def _write_split(folder: Path, scan: Scan, writer: Any, split: str, chunks: Iter
             keys.append(example["key"])
             sha.update(f"{example['key']}\n{example['label']}\n{len(example['image'])}\n".encode())
             sha.update(example["image"])
-        with _full_disk():
+        with full_disk():
             writer.add_examples({split: chunk})
     if not labels:
         raise _no_image(scan, split)
@@ -217,25 +241,34 @@ def _checked(scan: Scan, files: list[tuple[str, Path]], pool: ThreadPoolExecutor
 def _writer(folder: Path, scan: Scan) -> Any:
     """Writes examples as they come: TFDS's builders would sort them by a hash, and need TensorFlow above a gigabyte."""
     import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
-    label = tfds.features.ClassLabel(names=scan.classes)
-    features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label, "key": tfds.features.Text()})
-    identity = DatasetIdentity(
-        name="image_folder",
-        version=tfds.core.Version("1.0.0"),
-        data_dir=str(folder),
-        module_name="nml_jax.data.builders",
-    )
-    pair = ("image", "label")
-    info = tfds.core.DatasetInfo(builder=identity, features=features, supervised_keys=pair, disable_shuffling=True)
+    info = describe(folder, "image_folder", scan.classes)
     writer = tfds.core.SequentialWriter(info, RECORDS_PER_SHARD, file_format="array_record")
     writer.initialize_splits(list(scan.splits))
     return writer
 
 
+def describe(folder: Path, name: str, classes: list[str] | None) -> Any:
+    """TFDS's description of what the builder `name` writes: image, key, and label where there are classes."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.dataset_info import DatasetIdentity
+
+    features = {"image": tfds.features.Image(), "key": tfds.features.Text()}
+    if classes is not None:
+        features["label"] = tfds.features.ClassLabel(names=classes)
+    identity = DatasetIdentity(
+        name=name, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name="nml_jax.data.builders"
+    )
+    return tfds.core.DatasetInfo(
+        builder=identity,
+        features=tfds.features.FeaturesDict(features),
+        supervised_keys=None if classes is None else ("image", "label"),
+        disable_shuffling=True,
+    )
+
+
 @contextlib.contextmanager
-def _full_disk() -> Iterator[None]:
+def full_disk() -> Iterator[None]:
     """ArrayRecord says RuntimeError where Python would say OSError."""
     try:
         yield
@@ -245,39 +278,62 @@ def _full_disk() -> Iterator[None]:
 
 def read(path: Path) -> tuple[bytes, str]:
     """The bytes of an image file, and why it must be refused: "" if it is an image that can be decoded whole."""
-    from nml_jax.data import codec
-
     try:
         path.name.encode("utf-8")
-        if not stat.S_ISREG(path.stat().st_mode):
-            return b"", "not a regular file"
-        content = path.read_bytes()
-        if not content:
-            return b"", "empty"
-        codec.check(content, MAX_PIXELS)
     except UnicodeEncodeError:
         return b"", "the file name is not UTF-8"
+    content, reason = read_file(path)
+    reason = reason or check_image(content)
+    return (b"", reason) if reason else (content, "")
+
+
+def read_file(path: Path) -> tuple[bytes, str]:
+    """The bytes of a file, and why there are none, or ""."""
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            return b"", "not a regular file"
+        if about.st_size > MAX_BYTES:
+            return b"", TOO_LARGE
+        return path.read_bytes(), ""
     except OSError as e:
         return b"", f"unreadable: {e.strerror}"
+
+
+def check_image(content: bytes) -> str:
+    """Why `content` must be refused: "" if it is an image that can be decoded whole."""
+    from nml_jax.data import codec
+
+    if not content:
+        return "empty"
+    try:
+        codec.check(content, MAX_PIXELS)
     except codec.ImageError as e:
-        return b"", str(e)
-    return content, ""
+        return str(e)
+    return ""
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit code."""
+    from nml_jax.data import image_text
+
     parser = argparse.ArgumentParser(prog="python -m nml_jax.data.builders", description=(__doc__ or "").split("\n")[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
     folder = kinds.add_parser("image_folder", help="from SRC/<split>/<class>/ with images of a class")
     folder.add_argument("src", metavar="SRC", type=Path)
     folder.add_argument("out", metavar="OUT", type=Path)
     folder.add_argument("--workers", type=int, help="threads that check images (default: one per core)")
+    image_text.add_arguments(kinds.add_parser("image_text", help="from WebDataset tars, Parquet, CSV and TSV"))
     args = parser.parse_args(argv)
     try:
-        manifest = image_folder(args.src, args.out, workers=args.workers)
+        return _image_folder(args) if args.kind == "image_folder" else image_text.main(args)
     except UserError as e:
         print(e, file=sys.stderr)
         return e.exit_code
+
+
+def _image_folder(args: argparse.Namespace) -> int:
+    manifest = image_folder(args.src, args.out, workers=args.workers)
     for split, about in manifest["splits"].items():
         print(f"{split}: {about['records']} images of {sum(n > 0 for n in about['per_class'].values())} classes")
     refused = manifest["refused"]

@@ -4,6 +4,7 @@
 memory-mapped: a text costs two microseconds, whatever the number of texts, and nothing is held.
 """
 
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -29,7 +30,8 @@ class Texts(Sequence[str]):
             self._bytes = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
         except (OSError, ValueError, EOFError) as e:
             raise UserError(f"{path} is missing or damaged: {e}", "prepare the dataset anew") from e
-        if self._starts.dtype != np.int64 or self._starts.ndim != 1 or self._starts[-1] != len(self._bytes):
+        starts = self._starts
+        if starts.dtype != np.int64 or starts.ndim != 1 or not len(starts) or starts[-1] != len(self._bytes):
             raise UserError(f"{path} and {path}.npy do not belong together", "prepare the dataset anew")
 
     def __len__(self) -> int:
@@ -59,10 +61,27 @@ def write(path: Path, texts: Iterable[str]) -> int:
     return len(starts) - 1
 
 
+def concatenate(path: Path, parts: Sequence[Path]) -> int:
+    """Write the texts of the files `parts`, in that order, to `path` and `path`.npy. Returns their number."""
+    begins = [np.load(f"{part}.npy", mmap_mode="r", allow_pickle=False) for part in parts]
+    n = sum(len(begin) - 1 for begin in begins)
+    starts = np.lib.format.open_memmap(f"{path}.npy", "w+", np.int64, (n + 1,))
+    starts[0] = i = 0
+    with path.open("wb") as f:
+        for part, begin in zip(parts, begins, strict=True):
+            starts[i : i + len(begin)] = begin + f.tell()
+            i += len(begin) - 1
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, f)
+    starts.flush()
+    return n
+
+
 def split(text: str) -> list[str]:
     """The captions of one record."""
     return text.split(SEPARATOR)
 
 
 def join(captions: Iterable[str]) -> str:
+    """What `split` takes apart."""
     return SEPARATOR.join(captions)
