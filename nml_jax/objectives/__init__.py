@@ -22,7 +22,7 @@ class Objective(Protocol):
         ...
 
 
-# Each takes of the sizes what it needs.
+# Each takes of the sizes what it needs: (config, num_classes, blocks).
 OBJECTIVES: dict[str, Callable[[ConfigDict, int, int], Objective]] = {
     "supervised": lambda config, num_classes, _: supervised.make(config, num_classes=num_classes),
     "clip": lambda config, _, blocks: contrastive.make(config, blocks=blocks),
@@ -47,4 +47,4 @@ def make(config: ConfigDict, *, num_classes: int, blocks: int = 1) -> Objective:
 
 def reads_captions(config: ConfigDict) -> bool:
     """Whether it learns from captions, else from labels."""
-    return config.name in ("clip", "siglip")
+    return config.name in contrastive.FORMS

@@ -19,6 +19,12 @@ from ml_collections import ConfigDict
 
 from nml_jax.errors import UserError
 
+# The forms of the loss, and what each reads of the model's outputs.
+FORMS = {
+    "clip": ("embedding", "text_embedding", "logit_scale"),
+    "siglip": ("embedding", "text_embedding", "logit_scale", "logit_bias"),
+}
+
 _einsum = partial(jnp.einsum, precision="highest")
 
 
@@ -46,7 +52,7 @@ class Contrastive:
         `accuracy` is the share of images whose own text is the first of the highest logits among the batch's texts.
 
         Raises:
-            UserError: the sigmoid loss, and a model without a bias.
+            UserError: the model returns no embeddings, or the sigmoid loss needs a bias and the model has none.
         """
         outputs, new_state = model.apply(params, model_state, batch, train=True, key=key)
         x, y, scale = outputs["embedding"], outputs["text_embedding"], outputs["logit_scale"]
