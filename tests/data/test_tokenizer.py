@@ -165,6 +165,7 @@ def test_clean_up_of_plain_ascii_needs_no_ftfy():
     [
         ("AT&amp;amp;T", "at&t"),
         ("&amp;amp;lt;", "<"),
+        ("<b> &amp;eacute; &amp;amp;eacute;", "<b> é &eacute;"),  # beside tags, where ftfy leaves entities: twice
         ("schÃ¶n", "schön"),
         ("e\u0301 E&#769;", "é é"),
         ("a\x1b[31mb\x00\x07c", "abc"),
