@@ -168,6 +168,68 @@ def test_schedule_without_warmup_starts_at_the_peak():
     np.testing.assert_allclose([schedule(0), schedule(5), schedule(10)], [0.05, 0.025, 0.0], atol=1e-9)
 
 
+def test_warmup_in_steps_takes_the_place_of_epochs():
+    c = config(lr=1.0, warmup_lr=0.1, min_lr=0.2, warmup_epochs=99.0, warmup_steps=10)
+    schedule = optim.make_schedule(c, steps=50, steps_per_epoch=4)
+    np.testing.assert_allclose([schedule(t) for t in (0, 5, 10, 30, 50)], [0.1, 0.55, 1.0, 0.6, 0.2], rtol=1e-6)
+    c = config(warmup_epochs=99.0, warmup_steps=0)
+    np.testing.assert_allclose(optim.make_schedule(c, steps=10, steps_per_epoch=5)(0), 0.05, rtol=1e-6)
+
+
+LN100 = 4.605170185988092  # the nearest float32 is above it
+PLAIN = {"name": "sgd", "momentum": 0.0, "weight_decay": 0.0, "warmup_epochs": 0.0, "lr": 1.0, "decay": ((".*", 0.0),)}
+
+
+@pytest.mark.parametrize("start", [0.1, 1 / 3, 2.659260036932778, 4.6, 1e-30, -7.3, 123.456])
+@pytest.mark.parametrize("interval", [(0.0, LN100), (-1e-3, 1000.0), (1 / 3, LN100), (-np.inf, -1e-3)])
+def test_a_clamped_parameter_is_within_its_interval_to_the_last_bit(start, interval):
+    low, high = interval
+    c = config(**PLAIN, clamp=((".*scale", *interval),))
+    params = {"logit_scale": jnp.float32(start), "other": jnp.float32(start)}
+    tx, _ = optim.make(c, params, steps=4, steps_per_epoch=1)
+
+    @jax.jit
+    def step(params, grad):
+        updates, _ = tx.update({"logit_scale": grad, "other": grad}, tx.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    for grad in (*np.random.default_rng(0).normal(scale=3, size=20), 1e6, -1e6):
+        after = step(params, jnp.float32(grad))
+        value = float(after["logit_scale"])
+        assert low <= value <= high
+        free = float(after["other"])
+        assert free == np.float32(start) - np.float32(grad)  # what no pattern names goes where it likes
+        target = np.clip(free, low, high)
+        assert abs(value - target) <= np.spacing(np.float32(abs(start) + abs(target)))
+
+
+def test_a_clamped_parameter_leaves_its_bound_at_once():
+    c = config(**PLAIN, min_lr=1.0, clamp=((".*", 0.0, LN100),))
+    got = [
+        float(x["logit_scale"]) for x in train(c, {"logit_scale": 4.0}, [{"logit_scale": g} for g in (-9.0, -9.0, 0.5)])
+    ]
+    assert got[:2] == [LN100, LN100]
+    np.testing.assert_allclose(got[2], LN100 - 0.5, rtol=1e-7)
+
+
+def test_a_clamp_without_a_match_leaves_the_state_as_it_was():
+    trees = []
+    for clamp in ((), get_config().optimizer.clamp):
+        tx, _ = optim.make(config(clamp=clamp), PARAMS, steps=4, steps_per_epoch=1)
+        trees.append(jax.tree.structure(jax.eval_shape(tx.init, PARAMS)))
+    assert trees[0] == trees[1]
+
+
+def test_the_default_clamps_the_logit_scale_alone_and_not_where_it_is_frozen():
+    params = {"logit_scale": 9.0, "image": {"kernel": 9.0}}
+    c = config(**PLAIN)
+    grads = jax.tree.map(np.zeros_like, params)
+    got = train(c, params, [grads])[0]
+    assert got == {"logit_scale": LN100, "image/kernel": 9.0}
+    c = config(**PLAIN, lr_mult=((r"logit_scale", 0.0), (".*", 1.0)))
+    assert train(c, params, [grads])[0] == {"logit_scale": 9.0, "image/kernel": 9.0}
+
+
 def test_shapes_are_enough_to_build_it():
     specs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), PARAMS)
     tx, _ = optim.make(config(), specs, steps=4, steps_per_epoch=1)
@@ -183,7 +245,13 @@ def test_shapes_are_enough_to_build_it():
         ({"min_lr": float("nan")}, "optimizer.min_lr=nan"),
         ({"weight_decay": float("inf")}, "optimizer.weight_decay=inf"),
         ({"b2": 1.0}, "optimizer.b2=1.0"),
-        ({"warmup_epochs": 4.0}, "optimizer.warmup_epochs=4.0"),
+        ({"warmup_epochs": 4.0}, "optimizer.warmup_epochs=4.0 is 4 steps, the whole run is 4"),
+        ({"warmup_steps": 4}, "optimizer.warmup_steps=4, the whole run is 4"),
+        ({"warmup_steps": -1}, "optimizer.warmup_steps=-1 is out of range"),
+        ({"clamp": ((".*", 2.0, 1.0),)}, "low=2.0, high=1.0"),
+        ({"clamp": ((".*", float("nan"), 1.0),)}, "low=nan"),
+        ({"clamp": ((".*", 1.0),)}, "no list of (regex, low, high)"),
+        ({"clamp": (("(", 0.0, 1.0),)}, "no list of (regex, low, high)"),
         ({"decay": ((r".*/bias", 0.0),)}, "no pattern matches the parameter 'head/kernel'"),
         ({"decay": ((r"hed/.*", 0.0), (".*", 1.0))}, "'hed/.*' matches no parameter"),
         ({"lr_mult": ((".*", 1.0), (r"head/.*", 2.0))}, "or only what an earlier one took"),
