@@ -84,7 +84,10 @@ def image_text(
     columns = Columns(
         image, tuple(captions) if captions else None, tuple(dict.fromkeys(f for f in (label, group) if f))
     )
-    plan = [shard for split, path, name in _files(sources) for shard in cut(split, path, name, columns)]
+    try:
+        plan = [shard for split, path, name in _files(sources) for shard in cut(split, path, name, columns)]
+    except OSError as e:
+        raise UserError(f"cannot read {e.filename}: {e.strerror}", "give sources that can be read") from e
     splits = _splits(plan, parts)
     spread = functools.partial(_processes, workers) if beam is None else _beam(beam)
     partial = builders.partial_folder(out)
@@ -130,7 +133,7 @@ def _files(sources: Sequence[Path]) -> Iterator[tuple[str, Path, str]]:
             if direct and splits:
                 raise UserError(
                     f"{source} holds {direct[0].name} and also {splits[0][0]}/{splits[0][1].name}",
-                    "keep either files, or one folder for each split",
+                    "keep either files, or one folder for each split; or name the files as sources",
                 )
             if not direct and not splits:
                 raise UserError(f"{source} holds none of {', '.join(SUFFIXES)}", "decompress archives first")
@@ -177,8 +180,9 @@ def _begin(partial: Path, job: shards.Job, plan: list[Shard]) -> None:
     """Keep what an interrupted build of the same sources with the same options has finished; drop that of another."""
     limits = [shards.SCHEMA, shards.MAX_CAPTION, builders.MAX_PIXELS, builders.MAX_BYTES, builders.RECORDS_PER_SHARD]
     about = {path: os.stat(path) for path in dict.fromkeys(shard.path for shard in plan)}
-    sources = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in about.items()]
-    said = {"limits": limits, "job": dataclasses.asdict(job), "shards": len(plan), "sources": sources}
+    sources = [[ascii(path), stat.st_size, stat.st_mtime_ns] for path, stat in about.items()]
+    options = dataclasses.asdict(dataclasses.replace(job, work=""))
+    said = {"limits": limits, "options": options, "shards": len(plan), "sources": sources}
     said = json.loads(json.dumps(said))  # tuples are lists there
     path = partial / "plan.json"
     try:

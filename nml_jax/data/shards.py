@@ -271,7 +271,8 @@ def _gather_records(folder: Path, split: str, chosen: list[tuple[Path, dict[str,
     from tensorflow_datasets.core.naming import ShardedFileTemplate
     from tensorflow_datasets.core.splits import SplitInfo
 
-    where = ShardedFileTemplate(folder, dataset_name="image_text", split=split, filetype_suffix="array_record")
+    about: dict[str, Any] = {"data_dir": folder, "dataset_name": "image_text", "filetype_suffix": "array_record"}
+    where = ShardedFileTemplate(split=split, **about)
     for i, (part, _) in enumerate(chosen):
         target = Path(where.sharded_filepath(shard_index=i, num_shards=len(chosen)))
         if not target.exists():

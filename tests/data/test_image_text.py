@@ -15,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from nml_jax.data import builders, image_text, shards, tables, texts
+from nml_jax.data import builders, image_text, shards, tables, tars, texts
 from nml_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -203,6 +203,42 @@ def test_data_behind_the_end_of_a_tar_is_reported(tmp_path):
     assert build(src, tmp_path / "out")[1] == [("x.tar", "", "more data behind the end of the tar is not read")]
     src.write_bytes(src.read_bytes()[:5000].rstrip(b"\0") + b"\0" * 512)
     assert len(build(src, tmp_path / "out2")[1]) == 1
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_long_names_links_and_sparse_members(tmp_path, kind):
+    long = "é" * 90 + "/" + "x" * 150
+    with tarfile.open(tmp_path / "x.tar", "w", format=kind, pax_headers={"comment": "ü"}) as file:
+        for name, content in ((f"{long}.png", picture(0)), (f"{long}.txt", b"x"), ("h.png", None), ("h.txt", b"x")):
+            info = tarfile.TarInfo(name)
+            info.mtime = 1.5  # has no place in the header proper
+            info.size = len(content or b"")
+            if content is None:
+                info.type, info.linkname = tarfile.LNKTYPE, f"{long}.png"
+            file.addfile(info, io.BytesIO(content) if content else None)
+    assert build(tmp_path / "x.tar", tmp_path / "out")[1] == [("x.tar", "h", "a link or device, no file")]
+    assert keys(tmp_path / "out") == [f"x.tar/{long}"]
+
+
+def test_files_that_would_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(tars, "MAX_BYTES", 1000)
+    large = b"x" * 1001
+    members = [*pair("0", 0), ("1.png", large), ("1.txt", b"x"), ("2.png", picture(2)), ("2.txt", large)]
+    _, refused = build(tar(tmp_path / "x.tar", members), tmp_path / "out")
+    assert refused == [("x.tar", key, "more than 512 MiB") for key in "12"]
+
+
+def test_names_of_sources(tmp_path):
+    """Keys tell the sources apart, wherever these lie; names that are no UTF-8 are escaped."""
+    latin = os.fsdecode(b"caf\xe9.tar")
+    for folder, name in (("a", "0.tar"), ("b", "0.tar"), ("c/sub", latin)):
+        tar(tmp_path / "src" / folder / name, pair("k", 0))
+    sources = [tmp_path / "src" / name for name in ("a", "b", f"c/sub/{latin}")]
+    build(sources, tmp_path / "out")
+    assert keys(tmp_path / "out") == ["a/0.tar/k", "b/0.tar/k", "c/sub/caf\\xe9.tar/k"]
+    (tmp_path / "src").rename(tmp_path / "moved")
+    build([tmp_path / "moved" / path.relative_to(tmp_path / "src") for path in sources], tmp_path / "out2")
+    assert contents(tmp_path / "out") == contents(tmp_path / "out2")
 
 
 def write_csv(path, rows, delimiter=","):
