@@ -23,7 +23,9 @@ def _features(
 class ProbeSpectrum:
     """An Evaluator of one of the model's outputs on a fixed probe batch: no labels and no scores.
 
-    A run costs one forward pass of the probe and, for N images and D features, min(N, D)³ on one core of the host.
+    A run costs one forward pass of the probe, three tenths of a training step on as many images, and a spectrum on one
+    core of the host (9 ms for 256 × 512). So it stays under 1 % of training where runs are 30 times the probe apart:
+    7,700 training images for a probe of 256.
 
     Args:
         apply: of a Model.
