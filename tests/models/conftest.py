@@ -4,7 +4,6 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,9 +15,10 @@ class Drawn(NamedTuple):
     params: Any
     state: Any
 
-    def __call__(self, image: np.ndarray, *, train: bool = False, key: jax.Array | None = None):
-        """(outputs, new model_state), compiled."""
-        return _apply(self.model, train)(self.params, self.state, image, key)
+    def __call__(self, batch: Any, *, train: bool = False, key: jax.Array | None = None):
+        """(outputs, new model_state), compiled. An array is a batch of images."""
+        batch = batch if isinstance(batch, dict) else {"image": batch}
+        return _apply(self.model, train)(self.params, self.state, batch, key)
 
 
 def compiled(f):
@@ -28,9 +28,7 @@ def compiled(f):
 
 @functools.cache
 def _apply(model: Model, train: bool):
-    return compiled(
-        lambda params, state, image, key: model.apply(params, state, {"image": image}, train=train, key=key)
-    )
+    return compiled(lambda params, state, batch, key: model.apply(params, state, batch, train=train, key=key))
 
 
 @pytest.fixture(name="compiled")
@@ -44,8 +42,7 @@ def draw():
 
     def draw(config: Any, size: int) -> Drawn:
         model = build(config, num_classes=5, image_size=size)
-        spec = {"image": jax.ShapeDtypeStruct((2, size, size, 3), jnp.uint8)}
-        shapes = jax.eval_shape(lambda key: model.init(key, spec), jax.random.key(0))
+        shapes = jax.eval_shape(lambda key: model.init(key, model.spec), jax.random.key(0))
         rng = np.random.default_rng(0)
 
         def leaf(path: Any, like: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -30,7 +30,7 @@ CASES = {
 }
 
 
-def _rng(name: str) -> np.random.Generator:
+def rng(name: str) -> np.random.Generator:
     return np.random.default_rng(list(hashlib.sha256(name.encode()).digest()))
 
 
@@ -38,7 +38,7 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """A state dict in which every tensor matters and activations stay near 1."""
     tensors = {}
     for name, shape in shapes.items():
-        z = _rng(name).standard_normal(shape, np.float32)
+        z = rng(name).standard_normal(shape, np.float32)
         if name.endswith("num_batches_tracked"):
             z = np.array(7)
         elif name.endswith("running_var"):
@@ -47,14 +47,14 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
             z = z / 8 + name.endswith("weight")  # the scale of a normalisation, or a bias or mean
         elif name not in ("cls_token", "pos_embed"):
             z /= np.sqrt(np.prod(shape[1:]))  # fan-in
-        tensors[name] = z.astype(np.int64 if name.endswith("tracked") else np.float32)
+        tensors[name] = np.asarray(z, np.int64 if name.endswith("tracked") else np.float32)
     return tensors
 
 
 def images(case: str) -> np.ndarray:
     """uint8 [B, H, W, 3]: smooth noise, so that convolutions see structure."""
     _, _, size, batch, _ = CASES[case]
-    coarse = _rng(case).integers(0, 256, (batch, size // 8, size // 8, 3), np.uint8)
+    coarse = rng(case).integers(0, 256, (batch, size // 8, size // 8, 3), np.uint8)
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
 
 
