@@ -262,7 +262,8 @@ def assemble(folder: Path, job: Job, n: int, splits: list[str]) -> dict[str, Any
 def _no_pair(refused: Path, n: int) -> UserError:
     with refused.open(encoding="utf-8") as lines:
         first = json.loads(next(lines, "null"))
-    why = f"; the first of {n} refused is {first['file']} {first['key']}: {first['reason']}" if first else ""
+    where = (first["file"], first["key"]) if first else ()
+    why = f"; the first of {n} refused is {' '.join(filter(None, where))}: {first['reason']}" if first else ""
     return UserError(f"the sources have no usable pair{why}", "give sources with images and captions")
 
 

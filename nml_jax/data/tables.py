@@ -1,5 +1,6 @@
 """Tables of image-text pairs: Parquet, CSV and TSV, read a range of rows at a time."""
 
+import codecs
 import csv
 import dataclasses
 import os
@@ -152,6 +153,9 @@ class _Table:
 def _csv_shards(whole: Shard, columns: Columns) -> list[Shard]:
     found = []
     with open(whole.path, "rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise UserError(f"{whole.path} is UTF-16", "save it as UTF-8")
+        file.seek(0)
         table = _Table(whole.path, file)
         _choose(table.header, columns, whole.path)
         start, number, first = table.position, 0, 0

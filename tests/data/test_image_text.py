@@ -460,6 +460,7 @@ def test_what_the_user_can_mend_before_anything_runs(tmp_path):
     good = tar(tmp_path / "src" / "x.tar", pair("0", 0))
     pq.write_table(pa.table({"img": [b"x"], "words": ["x"]}), tmp_path / "x.parquet")
     table = write_csv(tmp_path / "x.csv", [["image", "words"], ["1.png", "x"]])
+    (tmp_path / "wide.csv").write_bytes("image,caption\n1.png,x\n".encode("utf-16"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "x.tar.gz").write_bytes(b"")
     (tmp_path / "full").mkdir()
@@ -473,6 +474,7 @@ def test_what_the_user_can_mend_before_anything_runs(tmp_path):
         ([tmp_path / "x.parquet"], {"image": "img"}, r"no column 'caption'; its columns are 'img', 'words'"),
         ([table], {}, r"x.csv has no column 'caption'; its columns are 'image', 'words'"),
         ([table], {"captions": ["words"], "label": "class"}, r"no column 'class'; its columns are"),
+        ([tmp_path / "wide.csv"], {}, "wide.csv is UTF-16"),
         ([tmp_path / "gone"], {}, "gone does not exist"),
         ([tmp_path / "empty"], {}, "empty holds none of .tar, .parquet, .csv, .tsv"),
         ([tmp_path / "x.tar.gz"], {}, "is none of .tar"),
@@ -507,7 +509,7 @@ def test_no_usable_pair(tmp_path, capsys):
         said = capsys.readouterr().err
         assert "the sources have no usable pair" in said
         if name != "x.csv":
-            assert f"the first of 1 refused is {name} : unreadable: " in said
+            assert f"the first of 1 refused is {name}: unreadable: " in said
     assert not list(tmp_path.glob("*out*"))
 
 
