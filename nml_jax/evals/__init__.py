@@ -2,10 +2,11 @@
 
 from nml_jax.evals.classification import Classification
 from nml_jax.evals.probe import ProbeSpectrum
-from nml_jax.evals.retrieval import Retrieval
+from nml_jax.evals.retrieval import CaptionFit, Retrieval
 from nml_jax.evals.zeroshot import ZeroShot
 
 EVALUATORS = {
+    "caption_fit": CaptionFit,
     "classification": Classification,
     "retrieval": Retrieval,
     "spectrum": ProbeSpectrum,
