@@ -16,12 +16,13 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["nml_jax", "nml_jax.*"]),
-    package_data={"nml_jax": ["py.typed", "stages/report.css"]},
+    package_data={"nml_jax": ["data/prompts.json", "py.typed", "stages/report.css"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "absl-py",
         "array-record",
         "flax",
+        "ftfy",
         "grain",
         "jax",
         "matplotlib",
@@ -31,6 +32,7 @@ setup(
         "optax",
         "orbax-checkpoint",
         "pillow",
+        "pyarrow",
         "safetensors",
         "scikit-learn",
         "scipy",
@@ -38,9 +40,12 @@ setup(
         "tensorboardX",
         "tensorflow-datasets",
         "threadpoolctl",
+        "tokenizers",
         "tqdm",
     ],
     extras_require={
+        # To build image-text datasets on a cluster.
+        "beam": ["apache-beam"],
         # Once, to prepare those catalogue datasets whose builders use TensorFlow.
         "prepare": ["tensorflow-cpu", "importlib_resources"],
         "notebooks": ["ipykernel", "nbclient", "nbformat"],
