@@ -170,9 +170,9 @@ class ViT(nn.Module):
             name="patch",
         )(x)
         x = x.reshape(x.shape[0], -1, self.dim)
-        stds = [self.dim**-0.5] * 2 if self.clip else (1e-6, 0.02)
-        cls = self.param("cls", normal(stds[0]), (1, 1, self.dim))
-        pos_embed = self.param("pos_embed", normal(stds[1]), (1, 1 + x.shape[1], self.dim))
+        cls_std, pos_std = [self.dim**-0.5] * 2 if self.clip else (1e-6, 0.02)
+        cls = self.param("cls", normal(cls_std), (1, 1, self.dim))
+        pos_embed = self.param("pos_embed", normal(pos_std), (1, 1 + x.shape[1], self.dim))
         cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, self.dim))
         x = jnp.concatenate([cls, x], axis=1) + pos_embed.astype(x.dtype)
         if self.clip:
@@ -196,7 +196,8 @@ class ViT(nn.Module):
         if count == x.shape[1] - 1:
             return x
         draw = jax.random.uniform(self.make_rng("dropout"), (len(x), x.shape[1] - 1))
-        kept = jnp.sort(jax.lax.top_k(draw, count)[1])
+        # A sort is partitioned over the batch; top_k gathers all draws on every device.
+        kept = jnp.sort(jnp.argsort(draw, axis=1)[:, :count], axis=1)
         return jnp.concatenate([x[:, :1], jnp.take_along_axis(x[:, 1:], kept[..., None], axis=1)], axis=1)
 
     def _pooled(self, tokens: jax.Array) -> jax.Array:
