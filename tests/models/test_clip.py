@@ -9,6 +9,7 @@ import pytest
 from configs.common import get_config
 from nml_jax.errors import UserError
 from nml_jax.models import CLIPS, TOWERS, build
+from nml_jax.models.resnet import AttentionPool
 
 # open_clip's RN50, ViT-B-16 and ViT-L-14.
 PUBLISHED = {"clip_rn50": 102_007_137, "clip_vitb16": 149_620_737, "clip_vitl14": 427_616_513}
@@ -128,6 +129,13 @@ def test_initial_values(compiled):
     ):
         assert 0.98 * bound < float(np.abs(value).max()) <= bound
     assert (float(params["logit_scale"]), float(params["logit_bias"])) == (2.5, -10.0)
+
+
+def test_initial_values_of_the_attention_pool():
+    params = AttentionPool(heads=2, dtype=jnp.float32).init(jax.random.key(0), jnp.zeros((1, 4, 4, 64)))["params"]
+    for value in (params["pos_embed"], *(params[name]["kernel"] for name in "qkv")):
+        assert float(value.std()) == pytest.approx(64**-0.5, rel=0.08)
+    assert params["pos_embed"].shape == (1, 17, 64)
 
 
 def text_by_hand(params, ids: list[int], heads: int) -> np.ndarray:
