@@ -99,7 +99,8 @@ def info_nce(
         float32 [], and bool [B]: whether l_ii is the first of the highest of row i.
     """
     if chunk:
-        rows, columns, correct = _info_nce(chunk, x.reshape(blocks, -1, x.shape[-1]), y, scale)
+        results: Any = _info_nce(chunk, x.reshape(blocks, -1, x.shape[-1]), y, scale)
+        rows, columns, correct = results
         return (rows.mean() + columns.mean()) / 2, correct.reshape(-1)
     logits = _einsum("ie,je->ij", scale * x, y)
     own = jnp.diagonal(logits)
@@ -117,7 +118,8 @@ def sigmoid_loss(
     Args and returns as `info_nce`; bias: float32 [].
     """
     if chunk:
-        value, correct = _sigmoid_loss(chunk, x.reshape(blocks, -1, x.shape[-1]), y, scale, bias)
+        results: Any = _sigmoid_loss(chunk, x.reshape(blocks, -1, x.shape[-1]), y, scale, bias)
+        value, correct = results
         return value, correct.reshape(-1)
     logits = _einsum("ie,je->ij", scale * x, y) + bias
     z = 2 * jnp.eye(len(x)) - 1
