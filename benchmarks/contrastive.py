@@ -1,0 +1,137 @@
+"""How fast, and in how much memory, is the chunked contrastive loss against the plain one?
+
+    python benchmarks/contrastive.py [--quick] [--form=clip|siglip] [--chunks=256,512] [--repeats=5] [--write]
+
+Value and gradient (images, texts, scale) of B pairs of 512 dimensions on one device, B = 8192 and 16,384. The forms
+take turns in every round, in one process, so that a busy machine slows all of them; `speed` and `share` are over the
+plain form. `temp` is what XLA allots beside inputs and outputs. `RSS` is by how much one call raises the resident
+memory of a process of its own at its peak (read from Linux's /proc): with the outputs and what a first call sets up.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+import nml_jax
+from nml_jax.objectives.contrastive import info_nce, sigmoid_loss
+
+RESULTS = Path(__file__).parent / "results" / "contrastive.json"
+LOSSES: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {"clip": info_nce, "siglip": sigmoid_loss}
+SIZES, DIM = (8192, 16_384), 512
+MIB = 2**20
+
+
+def inputs(n: int, form: str) -> list[jax.Array]:
+    rows = np.random.default_rng(0).standard_normal((2, n, DIM), np.float32)
+    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+    return [jnp.asarray(x) for x in (*rows, np.float32(1 / 0.07), np.float32(-10))[: 3 + (form == "siglip")]]
+
+
+def compiled(form: str, chunk: int, args: list[jax.Array]) -> Any:
+    def loss(*args: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return LOSSES[form](*args, chunk=chunk)
+
+    gradient = jax.value_and_grad(loss, tuple(range(len(args))), has_aux=True)
+    return jax.jit(gradient).lower(*args).compile()
+
+
+def resident(what: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at the peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
+
+
+def grown(form: str, n: int, chunk: int) -> int:
+    """Bytes by which one call raises the peak of this process."""
+    args = inputs(n, form)
+    step = compiled(form, chunk, args)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the compiler
+    before = resident("VmRSS")
+    jax.block_until_ready(step(*args))
+    return resident("VmHWM") - before
+
+
+def grown_alone(form: str, n: int, chunk: int) -> int:
+    command = [sys.executable, __file__, f"--form={form}", "--grown", str(n), str(chunk)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def agree(results: dict[int, Any]) -> None:
+    """All forms give one value and one gradient."""
+    (plain, _), plain_grads = results[0]
+    for chunk, ((value, _), grads) in results.items():
+        off = max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in zip(grads, plain_grads, strict=True))
+        if not (abs(value / plain - 1) < 1e-6 and off < 1e-5):
+            sys.exit(f"chunk {chunk} differs from the plain form: {value} against {plain}, gradients by {off:.1e}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="batch 2048, two rounds, to see that it runs")
+    parser.add_argument("--form", choices=LOSSES, default="clip")
+    parser.add_argument("--chunks", default="256,512", help="rows at a time")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
+    parser.add_argument("--grown", nargs=2, type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.grown:
+        return print(grown(args.form, *args.grown))
+    sizes, repeats = ((2048,), 2) if args.quick else (SIZES, args.repeats)
+    chunks = [0, *map(int, args.chunks.split(","))]
+
+    about: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"load {os.getloadavg()[0]:.1f} at the start",
+        "versions": {m.__name__: m.__version__ for m in (nml_jax, jax, jaxlib, np)}
+        | {"python": platform.python_version()},
+        "form": args.form,
+        "dimensions": DIM,
+        "repeats": repeats,
+    }
+    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+    titles = ("seconds", "min", "max", "speed", "temp MiB", "share", "RSS MiB", "share")
+    print(f"\n{'':<22}", *(f"{title:>8}" for title in titles))
+    results = {}
+    for n in sizes:
+        given = inputs(n, args.form)
+        steps = {chunk: compiled(args.form, chunk, given) for chunk in chunks}
+        agree({chunk: step(*given) for chunk, step in steps.items()})  # and warm up
+        seconds: dict[int, list[float]] = {chunk: [] for chunk in chunks}
+        for _ in range(repeats):
+            for chunk, step in steps.items():
+                start = time.perf_counter()
+                jax.block_until_ready(step(*given))
+                seconds[chunk].append(time.perf_counter() - start)
+        temp = {chunk: step.memory_analysis().temp_size_in_bytes for chunk, step in steps.items()}
+        peak = {chunk: grown_alone(args.form, n, chunk) for chunk in chunks}
+        for chunk, times in seconds.items():
+            speed = statistics.median(a / b for a, b in zip(seconds[0], times, strict=True))
+            row = {"seconds": times, "speed": speed, "temp_bytes": temp[chunk], "rss_bytes": peak[chunk]}
+            results[f"{n}/{chunk or 'plain'}"] = row
+            name = f"B={n}, " + (f"chunk {chunk}" if chunk else "plain")
+            print(
+                f"{name:<22}", *(f"{f(times):8.2f}" for f in (statistics.median, min, max)), f"{speed:8.2f}",
+                *(f"{x:8.{d}f}" for of in (temp, peak) for x, d in ((of[chunk] / MIB, 1), (of[chunk] / of[0], 3))),
+            )  # fmt: skip
+    if args.write:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
