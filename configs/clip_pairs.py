@@ -39,8 +39,7 @@ def get_config() -> ConfigDict:
 
     config.model.name = "clip"
     config.model.tower = "resnet18"
-    config.model.stem = "small"
-    config.model.width = 32
+    config.model.width = 48
     config.model.blocks = (1, 1, 1)
     config.model.embed_dim = 128
     config.model.text_context = 64
@@ -58,8 +57,8 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_epochs = 1.0
     config.optimizer.decay = ((r"(.*/)?(bias|scale|logit_scale)", 0.0), (r".*", 1.0))
 
-    config.train.batch = 256
-    config.train.epochs = 30.0
+    config.train.batch = 128
+    config.train.epochs = 20.0
 
     config.runtime.evaluators = ("spectrum",)
     config.runtime.eval_every = 5.0

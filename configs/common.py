@@ -75,7 +75,7 @@ def get_config() -> ConfigDict:
     model.bn_group = 0  # ResNet: examples per BatchNorm statistics group; 0: the global batch
     model.bn_momentum = 0.9  # ResNet: of the running statistics
     model.zero_init_residual = True  # ResNet: last BatchNorm scale of each block starts at 0
-    model.patch = 16  # ViT: side of a patch in pixels
+    model.patch = placeholder(int)  # ViT: side of a patch in pixels. None: the variant's, 16 where its name has none
     model.dim = placeholder(int)  # ViT: width. None: the variant's
     model.depth = placeholder(int)  # ViT: number of blocks. None: the variant's
     model.heads = placeholder(int)  # ViT: attention heads. None: the variant's

@@ -291,6 +291,8 @@ def load(data: Any, split: str, *, captions: bool = False) -> Source:
     else:
         raise UserError(f"data.source={data.source!r}", "data.source is one of digits, directory, tfds")
     if captions:
+        if len(data.classes):
+            raise UserError(f"data.classes={tuple(data.classes)} selects by label, and captions have none", "leave it out")
         if not len(source):
             raise UserError(f"split {split!r} has no record", "choose a larger part of it")
         return source

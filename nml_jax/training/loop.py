@@ -156,9 +156,9 @@ def train(
         return state
     put = runtime.put_batch(mesh)
     eval_every = plan.every(config.runtime.eval_every)
+    iterator = batches(first)  # it may refuse, and then no file is open
     writer = metrics(first)
     window = log.Window()
-    iterator = batches(first)
     with runtime.Preemption() as preemption:
         try:
             for step in range(first + 1, plan.steps + 1):
