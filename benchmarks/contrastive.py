@@ -4,8 +4,8 @@
 
 Value and gradient (images, texts, scale) of B pairs of 512 dimensions on one device, B = 8192 and 16,384. The forms
 take turns in every round, in one process, so that a busy machine slows all of them; `speed` and `share` are over the
-plain form. `temp` is what XLA allots beside inputs and outputs. `RSS` is by how much one call raises the resident
-memory of a process of its own at its peak (read from Linux's /proc): with the outputs and what a first call sets up.
+plain form. `temp` is what XLA allots beside inputs and outputs. `RSS` is by how much a first call raises the resident
+memory of a process of its own at its peak (read from Linux's /proc), less the outputs.
 """
 
 import argparse
@@ -56,13 +56,13 @@ def resident(what: str) -> int:
 
 
 def grown(form: str, n: int, chunk: int) -> int:
-    """Bytes by which one call raises the peak of this process."""
+    """Bytes by which a first call raises the peak of this process, less its outputs."""
     args = inputs(n, form)
     step = compiled(form, chunk, args)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the compiler
     before = resident("VmRSS")
-    jax.block_until_ready(step(*args))
-    return resident("VmHWM") - before
+    outputs = jax.block_until_ready(step(*args))
+    return resident("VmHWM") - before - sum(x.nbytes for x in jax.tree.leaves(outputs))
 
 
 def grown_alone(form: str, n: int, chunk: int) -> int:
