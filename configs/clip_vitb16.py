@@ -3,8 +3,8 @@
     python -m nml_jax.main --config=configs/clip_vitb16.py --config.noise=0.05
 
 Recipe: batch 8192, 32 epochs, AdamW (0.9, 0.98, 1e-6), lr 5e-4, weight decay 0.1, cosine after 2,000 warm-up steps
-(CLIP's number, arXiv 2103.00020; the papers do not state theirs), crops of 90 to 100 % of the area, no flip, embedding 512.
-Published results of this setting are transfer scores; no zero-shot accuracy is given. Not run here.
+(CLIP's number, arXiv 2103.00020; the papers do not state theirs), crops of 90 to 100 % of the area, no flip, embedding
+512. Published results of this setting are transfer scores; no zero-shot accuracy is given. Not run here.
 
 Data, once. Both come as lists of URLs: YFCC15M in the selection of DeCLIP (github.com/Sense-GVT/DeCLIP), CC12M from
 github.com/google-research-datasets/conceptual-12m. img2dataset writes them as tars, and the builder prepares these:

@@ -84,3 +84,9 @@ def launch(workdir: Path, data: Path, *, pinned: Mapping[str, Any] | None = None
     """Run it in this process; `force` and `dry_run` are those of `main.launch`, the rest overrides the config."""
     how = {key: options.pop(key) for key in ("force", "dry_run") if key in options}
     main.launch(config(data, **options), workdir, pinned=PINNED if pinned is None else pinned, **how)
+
+
+def flags(workdir: Path, data: Path, **overrides: Any) -> list[str]:
+    """The same as arguments of the command line."""
+    values = {"data.path": data} | TINY | PINNED | overrides
+    return ["--config=configs/clip_pairs.py", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in values.items())]

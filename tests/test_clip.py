@@ -222,7 +222,7 @@ def test_class_names_of_another_number_stop_zero_shot_and_keep_the_pretraining(
 ):
     workdir, names = shutil.copytree(finished, tmp_path / "names"), tmp_path / "names.json"
     names.write_text('["one", "two"]')
-    with pytest.raises(UserError, match="2 classes.* has 4"):
+    with pytest.raises(UserError, match=r"2 classes.* has 4"):
         pairs.launch(workdir, data, force=("zeroshot",), **{"downstream.class_names": str(names)})
     assert list((workdir / CELL / "checkpoints").glob("[0-9]*"))
 
@@ -230,7 +230,7 @@ def test_class_names_of_another_number_stop_zero_shot_and_keep_the_pretraining(
 def test_a_template_without_its_placeholder(data: Path, tmp_path: Path):
     file = tmp_path / "templates.json"
     file.write_text('["a photo of {c}", "a photo"]')
-    with pytest.raises(UserError, match="'a photo' .* has no placeholder"):
+    with pytest.raises(UserError, match=r"'a photo' .* has no placeholder"):
         pairs.launch(tmp_path / "run", data, **{"downstream.templates": str(file)})
 
 

@@ -292,7 +292,7 @@ def load(data: Any, split: str, *, captions: bool = False) -> Source:
         raise UserError(f"data.source={data.source!r}", "data.source is one of digits, directory, tfds")
     if captions:
         if len(data.classes):
-            raise UserError(f"data.classes={tuple(data.classes)} selects by label, and captions have none", "leave it out")
+            raise UserError(f"data.classes={tuple(data.classes)} is a choice of labels; here are captions", "leave it out")
         if not len(source):
             raise UserError(f"split {split!r} has no record", "choose a larger part of it")
         return source

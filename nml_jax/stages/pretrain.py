@@ -91,8 +91,6 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
 def check(config: ConfigDict, mesh: Mesh) -> None:
     runtime.check_batch(config.train.batch, mesh, "train.batch")
     captions = objectives.reads_captions(config.objective)
-    if captions:
-        load_tokenizer(config)
     has_text = encoder.has_text(config)
     evaluation.check(config, text=has_text)
     if captions and not has_text:

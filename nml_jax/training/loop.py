@@ -64,8 +64,8 @@ class Program(NamedTuple):
 def build(config: ConfigDict, plan: Plan, mesh: Mesh, *, num_classes: int) -> Program:
     """The program of a config; the same object for configs that differ in nothing that is compiled."""
     sections = settings.frozen(config.model, config.objective, config.optimizer)
-    train = config.train
-    return _build(*sections, train.ema, train.micro_batches, config.data.image_size, num_classes, plan, mesh)
+    sizes = config.train.micro_batches, config.data.image_size, num_classes
+    return _build(*sections, config.train.ema, *sizes, plan, mesh)
 
 
 @functools.lru_cache(maxsize=4)
