@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import pairs
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line]
@@ -30,6 +32,10 @@ def checkout(tmp_path_factory) -> Path:
             for i in range(count):
                 pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / "my_photos" / split / name / f"{i}.jpg")
+    rows = [
+        {"png": pairs.image(colour, "square", rng), "txt": f"a {colour} square".encode()} for colour in pairs.COLOURS
+    ]
+    pairs.write_tar(folder / "my_pairs" / "00000.tar", rows * 12)
     return folder
 
 

@@ -81,5 +81,5 @@ class Swapped(Sequence):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, i: Any) -> Sequence[str]:
+    def __getitem__(self, i: Any) -> Any:
         return self.items[self.swap(range(len(self))[i])]

@@ -195,7 +195,8 @@ class Mixture(Source):
     """
 
     def __init__(self, sources: Sequence[Source]):
-        first, about = sources[0], {}
+        first = sources[0]
+        about: dict[str, Any]
         if len({(bool(len(s.labels)), s.class_names) for s in sources}) > 1:
             raise UserError("the datasets of data.mixture differ in their classes", "mix sets of one class list")
         if len(first.labels):
@@ -292,7 +293,7 @@ def load(data: Any, split: str, *, captions: bool = False) -> Source:
         raise UserError(f"data.source={data.source!r}", "data.source is one of digits, directory, tfds")
     if captions:
         if len(data.classes):
-            raise UserError(f"data.classes={tuple(data.classes)} is a choice of labels; here are captions", "leave it out")
+            raise UserError(f"data.classes={tuple(data.classes)} chooses labels; here are captions", "leave it out")
         if not len(source):
             raise UserError(f"split {split!r} has no record", "choose a larger part of it")
         return source
