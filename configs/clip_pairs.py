@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     config.optimizer.decay = ((r"(.*/)?(bias|scale|logit_scale)", 0.0), (r".*", 1.0))
 
     config.train.batch = 128
-    config.train.epochs = 20.0
+    config.train.epochs = 10.0
 
     config.runtime.evaluators = ("spectrum",)
     config.runtime.eval_every = 5.0
