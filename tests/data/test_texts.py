@@ -1,4 +1,5 @@
 import pickle
+import resource
 
 import numpy as np
 import pytest
@@ -30,6 +31,18 @@ def test_concatenated_files_are_as_one(tmp_path):
         assert (tmp_path / f"all{suffix}").read_bytes() == (tmp_path / f"one{suffix}").read_bytes()
     assert texts.concatenate(tmp_path / "none", [tmp_path / "p1"]) == 0
     assert list(texts.Texts(tmp_path / "none")) == []
+
+
+def test_more_parts_than_files_may_be_open(tmp_path):
+    for i in range(300):
+        texts.write(tmp_path / f"p{i}", [str(i)])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        assert texts.concatenate(tmp_path / "all", [tmp_path / f"p{i}" for i in range(300)]) == 300
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert list(texts.Texts(tmp_path / "all")) == [str(i) for i in range(300)]
 
 
 def test_files_that_do_not_belong_together(tmp_path):
