@@ -1,7 +1,9 @@
 """Image-text pairs as people have them: WebDataset tars, Parquet, CSV and TSV, read in order and never extracted."""
 
+import contextlib
 import csv
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ class Pair(NamedTuple):
     """An image with its captions, of which nothing has been checked yet.
 
     Attributes:
-        key: unique in its file: of a tar's members, or the number of the row of a table, from 0.
+        key: unique in its file: of a tar's members, or the number of the (first) row of a table, from 0.
         image: reads the image: its bytes, and why it must be refused, or "".
         captions: str, or bytes that may be UTF-8.
         fields: the named columns, or all of KEY.json.
@@ -49,7 +51,8 @@ class Shard:
         split: of the dataset that it belongs to.
         path: of the file.
         name: of the file below the folder that all sources share, with "/".
-        start, stop: the range. row: number of the row at `start`.
+        start, stop: the range. line, row: number of the lines and rows before `start`.
+        again: rows at which an image begins that has come before in the table.
     """
 
     split: str
@@ -57,20 +60,27 @@ class Shard:
     name: str
     start: int = 0
     stop: int = 0
+    line: int = 0
     row: int = 0
+    again: tuple[int, ...] = ()
+
+
+def kind_of(path: str | Path) -> str:
+    """The suffix of a file in lower case."""
+    return os.path.splitext(path)[1].lower()
 
 
 def cut(split: str, path: Path, name: str, columns: Columns) -> list[Shard]:
     """The shards of a file; of one that cannot be read, one.
 
     Raises:
-        UserError: a table lacks a column.
+        UserError: a table is empty, lacks a column, or has two of one name.
     """
     from nml_jax.data import tables
 
     whole = Shard(split, str(path), name)
     try:
-        return [whole] if path.suffix == ".tar" else tables.cut(whole, columns)
+        return [whole] if kind_of(path) == ".tar" else tables.cut(whole, columns)
     except (OSError, ValueError, csv.Error):  # Arrow's errors are ValueError or OSError
         return [whole]  # reading it will say why
 
@@ -80,10 +90,21 @@ def read(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal]:
     from nml_jax.data import tables, tars
 
     try:
-        yield from (tars if shard.path.endswith(".tar") else tables).read(shard, columns)
+        yield from (tars if kind_of(shard.path) == ".tar" else tables).read(shard, columns)
     except (OSError, ValueError, csv.Error) as e:
         why = getattr(e, "strerror", None) or str(e) or type(e).__name__
         yield Refusal("", f"unreadable: {why.splitlines()[0]}")
+
+
+def read_fields(shard: Shard, columns: Columns) -> Iterator[dict[str, Any]]:
+    """The fields of the pairs of a shard, without their images. What cannot be read has none: `read` says why."""
+    from nml_jax.data import tables
+
+    if kind_of(shard.path) == ".parquet":
+        with contextlib.suppress(OSError, ValueError):
+            yield from tables.read_fields(shard, columns)
+    else:
+        yield from (pair.fields for pair in read(shard, columns) if isinstance(pair, Pair))
 
 
 def listed(values: Iterable[Any]) -> list[Any]:

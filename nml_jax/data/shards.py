@@ -13,7 +13,7 @@ import numpy as np
 
 from nml_jax import log
 from nml_jax.data import builders, texts
-from nml_jax.data.pairs import Columns, Pair, Refusal, Shard, read
+from nml_jax.data.pairs import Columns, Pair, Refusal, Shard, read, read_fields
 from nml_jax.errors import UserError
 
 SCHEMA = 1
@@ -53,10 +53,9 @@ def labels_of(job: Job, number: int) -> Path:
 
 
 def collect_labels(job: Job, item: tuple[int, Shard]) -> None:
-    """Write the labels of a shard."""
+    """Write the labels of a shard. Of Parquet their column alone is read, of a tar all but the images."""
     number, shard = item
-    pairs = (pair for pair in read(shard, job.columns) if isinstance(pair, Pair))
-    found = (_field(pair.fields, job.label) for pair in pairs)
+    found = (_field(fields, job.label) for fields in read_fields(shard, job.columns))
     log.write_json(labels_of(job, number), sorted({value for value, reason in found if not reason}))
 
 
