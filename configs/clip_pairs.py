@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.98
     config.optimizer.eps = 1e-6
     config.optimizer.warmup_epochs = 1.0
-    config.optimizer.decay = ((r"(.*/)?(bias|scale|logit_scale)", 0.0), (r".*", 1.0))
+    config.optimizer.decay = ((r"(.*/)?(bias|scale|cls|logit_scale|logit_bias)", 0.0), (r".*", 1.0))
 
     config.train.batch = 128
     config.train.epochs = 10.0

@@ -6,20 +6,23 @@ Recipe: batch 8192, 32 epochs, AdamW (0.9, 0.98, 1e-6), lr 5e-4, weight decay 0.
 (CLIP's number, arXiv 2103.00020; the papers do not state theirs), crops of 90 to 100 % of the area, no flip, embedding
 512. Published results of this setting are transfer scores; no zero-shot accuracy is given. Not run here.
 
-Data, once. Both come as lists of URLs: YFCC15M in the selection of DeCLIP (github.com/Sense-GVT/DeCLIP), CC12M from
-github.com/google-research-datasets/conceptual-12m. img2dataset writes them as tars, and the builder prepares these:
+Data, once. Both come as lists of URLs and captions: YFCC15M in the selection of DeCLIP (github.com/Sense-GVT/DeCLIP),
+CC12M from github.com/google-research-datasets/conceptual-12m. img2dataset (here for CC12M, whose list lacks a header;
+the same for YFCC15M's, with the names of its columns) writes them as tars, and the builder prepares these:
 
+    sed -i '1s/^/url\\tcaption\\n/' cc12m.tsv
     img2dataset --url_list=cc12m.tsv --input_format=tsv --url_col=url --caption_col=caption \\
         --output_format=webdataset --image_size=384 --resize_mode=keep_ratio_largest --output_folder=cc12m
     python -m nml_jax.data.builders image_text yfcc15m prepared/yfcc15m
     python -m nml_jax.data.builders image_text cc12m prepared/cc12m
 
-About 3 TB at that size. CLIP's vocabulary is bpe_simple_vocab_16e6.txt.gz of github.com/openai/CLIP; give its path:
+Two to three TB. CLIP's vocabulary is bpe_simple_vocab_16e6.txt.gz of github.com/openai/CLIP; give its path:
 
     --config.data.tokenizer=bpe_simple_vocab_16e6.txt.gz
 
-A batch of 8192 needs 64 or more accelerators of 16 GB, or train.micro_batches; objective.chunk keeps the matrix of
-logits off the devices. Downstream is a prepared directory of labelled images: --config.downstream.path=DIR.
+On 64 devices --dry_run estimates at most 24 GiB of activations on each; model.remat or train.micro_batches=4 make it
+fit 16 GB, and objective.chunk keeps the matrix of logits off them. Downstream is a prepared directory of labelled
+images: --config.downstream.path=DIR.
 """
 
 from ml_collections import ConfigDict
@@ -56,7 +59,7 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.98
     config.optimizer.eps = 1e-6
     config.optimizer.warmup_steps = 2000
-    config.optimizer.decay = ((r"(.*/)?(bias|scale|cls|logit_scale)", 0.0), (r".*", 1.0))
+    config.optimizer.decay = ((r"(.*/)?(bias|scale|cls|logit_scale|logit_bias)", 0.0), (r".*", 1.0))
 
     config.train.batch = 8192
     config.train.epochs = 32.0

@@ -78,13 +78,13 @@ def get_config() -> ConfigDict:
     model.patch = placeholder(int)  # ViT: side of a patch in pixels. None: the variant's, 16 where its name has none
     model.dim = placeholder(int)  # ViT: width. None: the variant's
     model.depth = placeholder(int)  # ViT: number of blocks. None: the variant's
-    model.heads = placeholder(int)  # ViT: attention heads. None: the variant's
+    model.heads = placeholder(int)  # ViT, CLIP's ResNet: attention heads. None: the variant's
     model.dropout = 0.0  # ViT: on the output of every MLP and attention
     model.pool = "cls"  # ViT: cls (class token) | gap (mean over patches)
     model.tower = "resnet50"  # clip: the image tower, another key of MODELS; the keys above describe it
     model.embed_dim = placeholder(int)  # CLIP: dimension of the joint space. None: the variant's
-    model.quick_gelu = False  # CLIP: x·sigmoid(1.702x) in place of GELU, in both towers; OpenAI's weights need it
-    model.patch_dropout = 0.0  # CLIP's ViT: share of the patches that a training step leaves out
+    model.quick_gelu = False  # ViT, CLIP's text: x·sigmoid(1.702x) in place of GELU; OpenAI's weights need it
+    model.patch_dropout = 0.0  # ViT: share of the patches that a training step leaves out
     model.text_context = 77  # CLIP: tokens of a caption, start and end included
     model.text_vocab = 49408  # CLIP: tokens that the tokenizer knows
     model.text_width = placeholder(int)  # CLIP: width of the text tower. None: the variant's
@@ -118,7 +118,10 @@ def get_config() -> ConfigDict:
     optimizer.nesterov = False  # sgd
     optimizer.weight_decay = 0.05  # decoupled for adamw and lamb; added to the gradient for sgd
     # Pairs of a regex over "a/b/kernel" and a multiplier. The first match counts; every parameter must match one.
-    optimizer.decay = ((r"(.*/)?(bias|scale|cls|pos_embed)", 0.0), (r".*", 1.0))  # multiplier of weight_decay
+    optimizer.decay = (
+        (r"(.*/)?(bias|scale|cls|pos_embed|logit_scale|logit_bias)", 0.0),
+        (r".*", 1.0),
+    )  # multiplier of weight_decay
     optimizer.lr_mult = ((r".*", 1.0),)  # the same form, multiplier of the learning rate; 0 freezes
     # Triples of a regex and the two ends of an interval in which every step leaves the parameter.
     optimizer.clamp = ((r"(.*/)?logit_scale", 0.0, 4.605170185988092),)  # ln 100, as CLIP does
@@ -126,7 +129,7 @@ def get_config() -> ConfigDict:
 
     train = config.train = ConfigDict()
     train.batch = 256  # global
-    train.micro_batches = 1  # parts in which a batch goes through the model; the gradient is that of the whole
+    train.micro_batches = 1  # parts of a batch in the model; the gradient is the whole's, but for BatchNorm and draws
     train.epochs = 90.0  # of the training split
     train.ema = 0.0  # decay of the exponential moving average of the parameters; 0: none is kept
 
@@ -138,9 +141,6 @@ def get_config() -> ConfigDict:
     downstream.train = "train"  # directory: split
     downstream.test = ("test",)  # directory: in-domain splits
     downstream.ood = ()  # directory: out-of-domain splits
-    downstream.class_names = ""  # zero-shot: JSON list of names, or {task: names}; "": the dataset's
-    downstream.templates = ""  # zero-shot: JSON list of prompts with {c}, or {task: prompts}; "": ours
-    downstream.retrieval = ()  # directory: splits with captions, to retrieve in
     downstream.shifts = ()  # directory: shifts of the test images, scored as out-of-domain (data/transforms.SHIFTS)
 
     extract = config.extract = ConfigDict()
@@ -150,6 +150,11 @@ def get_config() -> ConfigDict:
     extract.batch = 256  # images per step
     extract.views = 1  # stored views per training image: 1 is the plain image, more are augmented
     extract.spectra = ("paper", "code")  # modes of nml_jax.spectrum.PRESETS
+
+    zeroshot = config.zeroshot = ConfigDict()
+    zeroshot.class_names = ""  # JSON list of names, or {dataset: names}; "": the dataset's own
+    zeroshot.templates = ""  # JSON list of prompts with {c} for the class, or {dataset: prompts}; "": ours
+    zeroshot.retrieval = ()  # splits of the downstream directory that have captions, to retrieve in
 
     tune = config.tune = ConfigDict()
     tune.methods = ("linear", "mlp", "nmtune")  # of nml_jax.models.heads.METHODS
@@ -172,7 +177,6 @@ def get_config() -> ConfigDict:
     runtime.log_every = 50  # steps
     runtime.eval_every = 1.0  # epochs; 0: at the end only
     runtime.evaluators = ()  # at these times, besides validation: zeroshot (in-domain tests of the tasks) | spectrum
-    runtime.probe = 256  # spectrum: validation images whose features are measured
     runtime.save_every = 1.0  # epochs
     runtime.keep = 2  # checkpoints
     runtime.keep_every = 0.0  # epochs of checkpoints that are kept for good; 0: none

@@ -74,7 +74,7 @@ def launch(
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis)
     for cell in cells.values():
         for stage in todo:
-            stages.module(stage).check(cell, mesh)
+            stages.module(stage).check(cell, mesh, data=not dry_run)
     if dry_run:
         from nml_jax.stages import plan
 

@@ -1,5 +1,6 @@
 """Processes, devices and placement: joining a job, the mesh, where arrays live, and how a batch gets there."""
 
+import functools
 import os
 import signal
 import sys
@@ -169,8 +170,14 @@ def place(tree: Any, mesh: Mesh) -> Any:
 def fetch(tree: Any, mesh: Mesh) -> Any:
     """`tree` of global arrays as NumPy, whole, on every process."""
     if jax.process_count() > 1:
-        tree = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+        tree = _gather(mesh)(tree)
     return jax.tree.map(np.asarray, jax.device_get(tree))
+
+
+@functools.lru_cache(maxsize=2)
+def _gather(mesh: Mesh) -> Callable[[Any], Any]:
+    """The identity, onto every device; kept, so that a tree of known shapes is not compiled for anew."""
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))
 
 
 def agree(value: bool) -> bool:

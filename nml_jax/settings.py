@@ -63,7 +63,7 @@ def paths(part: Mapping[str, Any]) -> list[str]:
     """The files and folders that a part of a config names and whose content its numbers depend on."""
     named = {
         "init_from", "noise_file", "data.path", "data.tokenizer",
-        "downstream.path", "downstream.templates", "downstream.class_names",
+        "downstream.path", "zeroshot.templates", "zeroshot.class_names",
     }  # fmt: skip
     one = [value for key, value in flatten(part) if key in named and value]
     return [*one, *(path for key, value in flatten(part) if key == "data.mixture" for path in value)]

@@ -22,8 +22,8 @@ TINY = {
     "model.text_context": 16, "model.text_width": 16, "model.text_depth": 1, "model.text_heads": 2,
     "train.batch": 16, "train.epochs": 3.0, "runtime.log_every": 2, "runtime.eval_every": 1.0,
     "runtime.save_every": 1.0, "runtime.threads": 0, "runtime.evaluators": ("spectrum", "zeroshot"),
-    "runtime.probe": 16, "data.validation_split": "val", "downstream.test": ("val",), "extract.batch": 16,
-    "downstream.retrieval": ("val",), "tune.epochs": 2, "tune.lrs": (0.01,), "tune.weight_decays": (0.0,),
+    "data.validation_split": "val", "downstream.test": ("val",), "extract.batch": 16,
+    "zeroshot.retrieval": ("val",), "tune.epochs": 2, "tune.lrs": (0.01,), "tune.weight_decays": (0.0,),
     "tune.methods": ("linear",), "stages": ("pretrain", "extract", "zeroshot", "tune", "report"),
 }  # fmt: skip
 

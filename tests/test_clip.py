@@ -5,10 +5,12 @@ import re
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import nml_jax
+from configs import common
 from nml_jax import log, noise
 from nml_jax.data import banks, sources
 from nml_jax.errors import UserError
@@ -35,7 +37,7 @@ def rows_of(workdir: Path, cell: str = CELL, **where):
     return [r for r in log.read_rows(workdir / cell) if all(getattr(r, k) == v for k, v in where.items())]
 
 
-def test_a_run_leaves_every_number(finished: Path):
+def test_a_run_leaves_every_number(finished: Path, data: Path):
     rows = rows_of(finished)
     assert {r.stage for r in rows} == {"pretrain", "extract", "zeroshot", "tune"}
     assert all(np.isfinite(r.value) for r in rows)
@@ -45,16 +47,20 @@ def test_a_run_leaves_every_number(finished: Path):
     zero_shot = rows_of(finished, stage="zeroshot", method="zero-shot")
     assert {(r.task, r.split, r.domain) for r in zero_shot} == {("directory", "val", "id")}
     assert {r.metric for r in zero_shot} == {"accuracy", "macro_f1", "mean_per_class"}
-    assert {r.metric for r in rows_of(finished, stage="zeroshot", method=None, split="val")} == recalls
-    (fit,) = rows_of(finished, metric="noisy_fit")
-    assert fit.n_test == 30
+    assert {r.metric for r in rows_of(finished, stage="zeroshot", method=None, split="shapes/val")} == recalls
+    (fit,) = rows_of(finished, metric="noisy_nearer")
+    clean, swap = (
+        sources.load(pairs.config(data).data, "train", captions=True),
+        noise.CaptionSwap(n=60, rate=0.5, seed=0),
+    )
+    assert fit.n_test == sum(clean.captions[i][0] != clean.captions[int(swap(i))][0] for i in swap.swapped().tolist())
     assert rows_of(finished, stage="tune", metric="accuracy")
 
 
 def test_the_same_retrieval_in_training_and_after(finished: Path):
     """Validation is the split that the stage retrieves in: the numbers must be the same."""
     during = {r.metric: r.value for r in rows_of(finished, stage="pretrain", split="validation")}
-    after = {r.metric: r.value for r in rows_of(finished, stage="zeroshot", split="val", method=None)}
+    after = {r.metric: r.value for r in rows_of(finished, stage="zeroshot", split="shapes/val", method=None)}
     assert after == during
 
 
@@ -93,19 +99,32 @@ def test_finished_stages_are_skipped(finished: Path, data: Path, tmp_path: Path,
     assert capfd.readouterr().err.count("is done, skipped") == 4
 
 
-def test_a_template_file_that_changes_redoes_zero_shot_alone(data: Path, tmp_path: Path, capfd, finished: Path):
-    workdir, file = tmp_path / "run", tmp_path / "templates.json"
-    file.write_text('["a {c} thing"]')
-    options = {"downstream.templates": str(file), "stages": ("pretrain", "zeroshot"), "runtime.evaluators": ()}
-    pairs.launch(workdir, data, **options)
-    before = rows_of(workdir, stage="zeroshot")
+def test_other_prompts_redo_zero_shot_alone(data: Path, tmp_path: Path, capfd, finished: Path):
+    workdir, file = shutil.copytree(finished, tmp_path / "run"), tmp_path / "templates.json"
     file.write_text('["nothing of {c}", "{c}"]')
+    before = rows_of(workdir)
     capfd.readouterr()
-    pairs.launch(workdir, data, **options)
+    pairs.launch(workdir, data, force=("zeroshot",), **{"zeroshot.templates": str(file)})
     said = capfd.readouterr().err
-    assert "pretrain is done, skipped" in said
+    assert said.count("is done, skipped") == 3
     assert "zeroshot finished" in said
-    assert len(rows_of(workdir, stage="zeroshot")) == len(before)
+    file.write_text('["{c}"]')
+    pairs.launch(workdir, data, **{"zeroshot.templates": str(file)})
+    assert "zeroshot finished" in (said := capfd.readouterr().err)
+    assert said.count("is done, skipped") == 3
+    assert len(rows_of(workdir)) == len(before)
+
+
+def test_zero_shot_can_be_added_to_a_finished_run(data: Path, tmp_path: Path, finished: Path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    record = json.loads((workdir / CELL / "run.json").read_text())
+    del record["stages"]["zeroshot"]
+    (workdir / CELL / "run.json").write_text(json.dumps(record))
+    log.write_rows(workdir / CELL, "zeroshot", [])
+    tuned = rows_of(workdir, stage="tune")
+    pairs.launch(workdir, data, stages=("zeroshot", "report"))
+    assert rows_of(workdir, stage="zeroshot")
+    assert rows_of(workdir, stage="tune") == tuned
 
 
 def test_both_layers_are_named(finished: Path, data: Path, tmp_path: Path):
@@ -160,10 +179,34 @@ def test_micro_batches_and_chunks_reach_the_same_weights(data: Path, tmp_path: P
         pairs.launch(tmp_path / name, data, **vit, **options)
         weights.append(nml_jax.load_model(tmp_path / name / CELL).params)
     for other in weights[1:]:
-        import jax
-
         for a, b in zip(jax.tree.leaves(weights[0]), jax.tree.leaves(other), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_weight_decay_leaves_scale_and_bias_of_the_logits_alone(data: Path):
+    from nml_jax import models
+    from nml_jax.training import optim
+
+    for decay in (pairs.config(data).optimizer.decay, common.get_config().optimizer.decay):
+        config = pairs.config(data, **{"model.logit_bias": -10.0, "optimizer.lr": 1.0, "optimizer.decay": decay})
+        model = models.build(config.model, num_classes=0, image_size=8)
+        params, _ = model.init(jax.random.key(0), model.spec)
+        tx, _ = optim.make(config.optimizer, params, steps=10, steps_per_epoch=1.0)
+        state = tx.init(params)
+        for _ in range(3):
+            zero = jax.tree.map(np.zeros_like, params)
+            updates, state = tx.update(zero, state, params)
+        assert float(updates["logit_scale"]) == float(updates["logit_bias"]) == 0
+        assert np.abs(updates["text"]["projection"]["kernel"]).max() > 0
+
+
+def test_the_dry_run_counts_every_part_of_a_batch(data: Path, tmp_path: Path, capsys):
+    told = []
+    for parts in (1, 2):
+        pairs.launch(tmp_path / "dry", data, dry_run=True, **{"train.micro_batches": parts})
+        out = capsys.readouterr().out
+        told.append(float(re.search(r"FLOP per step: (\S+)", out)[1]))
+    assert told[1] == pytest.approx(told[0] * 4 / 3, rel=0.01)
 
 
 def test_siglip_trains(data: Path, tmp_path: Path):
@@ -201,10 +244,16 @@ def test_a_mixture_with_weights(data: Path, tmp_path: Path):
         ({"objective.chunk": -1}, "objective.chunk=-1", "0"),
         ({"train.micro_batches": 3}, "train.micro_batches=3 does not divide", "divisor"),
         ({"data.weights": (1.0, 2.0)}, "for 1 dataset", "one positive number"),
+        ({"extract.layers": ("features", "logit_scale")}, "no layer 'logit_scale'", "embedding, features"),
+        ({"downstream.path": "/nowhere"}, "no prepared dataset at '/nowhere'", "downstream.path"),
+        ({"zeroshot.retrieval": ("nope",)}, "no split 'nope'", "train, val"),
+        ({"zeroshot.class_names": "/nowhere.json"}, "/nowhere.json", ""),
+        ({"model.patch_dropout": 0.5}, "model.patch_dropout is 0.5", "resnet18 has no patches"),
+        ({"objective.name": "clp"}, "no objective.name='clp'", "supervised, clip, siglip"),
         ({"data.classes": (0, 1)}, "data.classes=(0, 1)", "leave it out"),
-        ({"data.path": "/nowhere"}, "holds no prepared dataset", "builders image_text"),
+        ({"data.path": "/nowhere", "stages": ("pretrain",)}, "holds no prepared dataset", "builders image_text"),
         ({"data.train": "trian"}, "no split 'trian'", "train, val"),
-        ({"downstream.templates": "/nowhere.json"}, "/nowhere.json", ""),
+        ({"zeroshot.templates": "/nowhere.json"}, "/nowhere.json", ""),
         ({"noise": 0.01}, "swaps 1 caption", "at least two"),
     ],
 )
@@ -223,7 +272,7 @@ def test_class_names_of_another_number_stop_zero_shot_and_keep_the_pretraining(
     workdir, names = shutil.copytree(finished, tmp_path / "names"), tmp_path / "names.json"
     names.write_text('["one", "two"]')
     with pytest.raises(UserError, match=r"2 classes.* has 4"):
-        pairs.launch(workdir, data, force=("zeroshot",), **{"downstream.class_names": str(names)})
+        pairs.launch(workdir, data, force=("zeroshot",), **{"zeroshot.class_names": str(names)})
     assert list((workdir / CELL / "checkpoints").glob("[0-9]*"))
 
 
@@ -231,7 +280,7 @@ def test_a_template_without_its_placeholder(data: Path, tmp_path: Path):
     file = tmp_path / "templates.json"
     file.write_text('["a photo of {c}", "a photo"]')
     with pytest.raises(UserError, match=r"'a photo' .* has no placeholder"):
-        pairs.launch(tmp_path / "run", data, **{"downstream.templates": str(file)})
+        pairs.launch(tmp_path / "run", data, **{"zeroshot.templates": str(file)})
 
 
 def test_the_loop_does_not_know_that_clip_exists():

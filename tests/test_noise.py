@@ -545,3 +545,10 @@ def test_noise_is_public_and_needs_numpy_only():
     assert nml_jax.Ledger is Ledger
     code = "import sys, nml_jax; nml_jax.corrupt_labels; assert not {'jax', 'flax', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=nml_jax.__path__[0] + "/..")
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
+def test_swapped_names_the_records_that_get_another_caption(rate):
+    swap = noise.CaptionSwap(n=200, rate=rate, seed=3)
+    partners = swap(np.arange(200))
+    assert sorted(swap.swapped()) == np.flatnonzero(partners != np.arange(200)).tolist()

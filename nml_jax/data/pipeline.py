@@ -17,6 +17,7 @@ import functools
 import itertools
 import math
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
@@ -29,6 +30,8 @@ from nml_jax.data import transforms
 from nml_jax.data.codec import ImageError
 from nml_jax.data.sources import Source
 from nml_jax.errors import UserError
+
+FEW = 100_000  # records whose permutations may lie about
 
 Batch = dict[str, np.ndarray]
 Record = dict[str, Any]
@@ -82,6 +85,8 @@ def train(
     order = _mixed(seed, source.parts, weights) if len(weights) else _order(seed, len(source))
     repeats, draw_seed = augment.repeats, _seed(seed, "augment")
     words = ("text",) if len(source.captions) else ()
+    if words and tokenize is None:
+        raise ValueError("a source of captions is read with `tokenize`")
 
     def one(p: int, rng: np.random.Generator) -> Record:
         record = read(order(p // repeats), rng)
@@ -139,7 +144,6 @@ def evaluate(
         transform = transforms.train_transform(augment, size, mean, std)
     read = _reader(source, transform, transforms.SHIFTS[shift] if shift else None)
     draw_seed = _seed(seed, f"shift {shift}, view {view}")
-
     words = ("text", "text_clean") if tokenize else ()
 
     def one(i: int, rng: np.random.Generator) -> Record:
@@ -199,12 +203,19 @@ def _order(seed: int, n: int, epochs: int = 1) -> Callable[[int], int]:
     `epochs` are read across each other; batches near the end of one need two, or, of few records, many.
     """
 
-    @functools.lru_cache(maxsize=epochs + 1 if n > 100_000 else epochs + 15)
+    @functools.lru_cache(maxsize=epochs + 1 if n > FEW else epochs + 15)
     def permutation(epoch: int) -> np.ndarray:
         ids = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64)
         return np.random.default_rng(_seed(seed, f"order of epoch {epoch}")).permutation(ids)
 
-    return lambda p: int(permutation(p // n)[p % n])
+    lock = threading.Lock()  # the threads of the first batch would each draw it
+
+    def record(p: int) -> int:
+        with lock:
+            ids = permutation(p // n)
+        return int(ids[p % n])
+
+    return record
 
 
 def _mixed(seed: int, parts: Sequence[int], weights: Sequence[float]) -> Callable[[int], int]:
@@ -218,7 +229,8 @@ def _mixed(seed: int, parts: Sequence[int], weights: Sequence[float]) -> Callabl
     slot = _order(seed, n)
     counts = np.diff([0, *slots])
     seeds = [int(_seed(seed, f"part {j}").generate_state(1, np.uint64)[0]) for j in range(len(parts))]
-    orders = [_order(s, n, math.ceil(c / n) + 1) for s, n, c in zip(seeds, parts, counts, strict=True)]
+    # Near the end of an epoch two of them are read, and of a part that is shown often, several permutations of each.
+    orders = [_order(s, n, 2 * math.ceil(c / n)) for s, n, c in zip(seeds, parts, counts, strict=True)]
 
     def record(p: int) -> int:
         s = slot(p)

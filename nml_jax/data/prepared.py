@@ -4,6 +4,7 @@ import difflib
 import functools
 import json
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ Span = tuple[str, int, int]  # split, first record, last record + 1
 
 BUILD = "python -m nml_jax.data.builders image_folder SRC {path}"
 BUILD_PAIRS = "python -m nml_jax.data.builders image_text SRC {path}"
+ANEW = "build the dataset anew with python -m nml_jax.data.builders"
 PREPARE = "pip install nml_jax[prepare] && tfds build {name} --file_format=array_record{where}"
 
 
@@ -40,9 +42,8 @@ class Records(Source):
         try:
             record = self._data[i]
         except RuntimeError as e:  # ArrayRecord checks a hash of every record
-            raise UserError(
-                f"record {i} in {self._folder} cannot be read: {str(e).split(';')[0]}", "prepare the dataset anew"
-            ) from e
+            cure = "raise `ulimit -n`: every shard is an open file" if "open files" in str(e) else "prepare it anew"
+            raise UserError(f"record {i} in {self._folder} cannot be read: {str(e).split(';')[0]}", cure) from e
         return _feature(record, self._feature).bytes_list.value[0]
 
     @functools.cached_property
@@ -64,6 +65,7 @@ def load(data: Any, split: str, *, captions: bool = False) -> Source:
     """A split of the prepared dataset that the section `config.data` names; see `sources.load`."""
     builder = _directory(data.path, captions) if data.source == "directory" else _catalogue(data.name, data.path)
     folder, info = Path(builder.data_dir), builder.info
+    _allow_many_files()
     content = _content(folder)
     image, label = ("image", "") if captions else _image_and_label(info, folder)
     spans = _spans(info, split, folder)
@@ -78,7 +80,7 @@ def load(data: Any, split: str, *, captions: bool = False) -> Source:
         ) from e
     about = {"fingerprint": digest("tfds", content, spans)}
     if captions:
-        return Records(records, image, folder, spans, captions=_captions(folder, spans), **about)
+        return Records(records, image, folder, spans, captions=_captions(folder, spans, info), **about)
     labels = {name: _labels(builder, name, label, content) for name in {name for name, _, _ in spans}}
     names = info.features[label].names
     return Records(
@@ -105,9 +107,7 @@ def _opened(folder: Path) -> Any:
     try:
         return tfds.builder_from_directory(folder)
     except Exception as e:  # of the many that TFDS and protobuf raise on a damaged description
-        raise UserError(
-            f"{folder} is no readable dataset: {str(e).splitlines()[0]}", f"build it anew: {BUILD.format(path=folder)}"
-        ) from e
+        raise UserError(f"{folder} is no readable dataset: {str(e).splitlines()[0]}", ANEW) from e
 
 
 def _catalogue(name: str, path: str) -> Any:
@@ -127,6 +127,12 @@ def _catalogue(name: str, path: str) -> Any:
     if not builder.is_prepared():
         raise UserError(f"dataset {name!r} is not prepared in {builder.data_dir}", cure)
     return builder
+
+
+def _allow_many_files() -> None:
+    """ArrayRecord keeps every shard open, and a corpus may have more of them than the usual limit of 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _content(folder: Path) -> str:
@@ -169,11 +175,17 @@ def _spans(info: Any, split: str, folder: Path) -> list[Span]:
     return [(name, start, start + take) for name, start, take in starts]
 
 
-def _captions(folder: Path, spans: list[Span]) -> Captions:
+def _captions(folder: Path, spans: list[Span], info: Any) -> Captions:
     """The captions of these records, from the index that the builder wrote beside them."""
     if not (folder / "supervision" / f"{spans[0][0]}.captions").is_file():
         raise UserError(f"{folder} has no captions", f"build it from image-text data: {BUILD_PAIRS.format(path='OUT')}")
     stored = {name: texts.Texts(folder / "supervision" / f"{name}.captions") for name, _, _ in spans}
+    for name, of_split in stored.items():
+        if len(of_split) != info.splits[name].num_examples:
+            raise UserError(
+                f"{of_split.path} has captions of {len(of_split)} records, the split {info.splits[name].num_examples}",
+                "prepare the dataset anew",
+            )
     return Joined([Slice(Stored(stored[name]), start, stop) for name, start, stop in spans])
 
 
@@ -190,7 +202,7 @@ def _labels(builder: Any, split: str, label: str, content: str) -> np.ndarray:
     if labels.shape == (n,):
         return labels
     if ours:
-        raise UserError(f"{path} is missing or damaged", f"build the dataset anew: {BUILD.format(path=folder.parent)}")
+        raise UserError(f"{path} is missing or damaged", ANEW)
     data = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     bar = tqdm(range(n), desc=f"labels of {builder.info.name}/{split}, once", unit=" records", mininterval=1.0)
     labels = np.array([_feature(data[i], label).int64_list.value[0] for i in bar], np.int64)

@@ -37,7 +37,7 @@ def templates(path: str, task: str) -> Templates:
             has no placeholder.
     """
     found = _look_up(path or str(DEFAULT), task)
-    if isinstance(found, Mapping):
+    if isinstance(found, Mapping) and found:
         return {name: _strings(prompts, f"{path}, {task!r}, {name!r}") for name, prompts in found.items()}
     for template in (given := _strings(found, f"{path}, {task!r}")):
         if not PLACEHOLDER.search(template):
@@ -91,10 +91,10 @@ def texts(names: Sequence[str], templates: Templates) -> list[list[str]]:
 def _look_up(path: str, task: str) -> Any:
     """What the JSON file holds for the task."""
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
+        content = json.loads(Path(path).read_text("utf-8-sig"))
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}", "name a JSON file, or leave the key empty") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is no JSON: {e}", 'write a list, ["...", ...], or {"task": ["...", ...], ...}') from e
     if not isinstance(content, dict):
         return content
@@ -112,5 +112,5 @@ def _strings(value: Any, where: str) -> tuple[str, ...]:
 
 def _some(names: Any) -> str:
     """Names for a message of one line: the first forty."""
-    shown = [str(name) for name in names]
+    shown = [" ".join(str(name).split()) for name in names]
     return ", ".join(shown[:40]) + (f" and {len(shown) - 40} more" if len(shown) > 40 else "")

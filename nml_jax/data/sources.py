@@ -102,24 +102,23 @@ class Subset(Source):
 
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray, classes: Sequence[int] | None = None):
         indices = np.asarray(indices, np.int64).reshape(-1)
-        if not len(source.labels):
-            super().__init__(
-                captions=Taken(source.captions, indices),
-                captions_clean=Taken(source.captions_clean, indices),
-                fingerprint=digest("subset", source.fingerprint, indices),
-            )
-            self.source, self.indices = source, indices
-            return
         kept = list(range(source.num_classes)) if classes is None else list(classes)
-        number = np.full(source.num_classes, -1, np.int32)
-        number[kept] = np.arange(len(kept))
-        super().__init__(
-            number[source.labels[indices]],
-            labels_clean=number[source.labels_clean[indices]],
-            num_classes=len(kept),
-            class_names=[source.class_names[c] for c in kept],
-            fingerprint=digest("subset", source.fingerprint, indices, kept),
-        )
+        about: dict[str, Any]
+        if len(source.labels):
+            number = np.full(source.num_classes, -1, np.int32)
+            number[kept] = np.arange(len(kept))
+            about = {
+                "labels": number[source.labels[indices]],
+                "labels_clean": number[source.labels_clean[indices]],
+                "num_classes": len(kept),
+                "class_names": [source.class_names[c] for c in kept],
+            }
+        else:
+            about = {
+                "captions": Taken(source.captions, indices),
+                "captions_clean": Taken(source.captions_clean, indices),
+            }
+        super().__init__(**about, fingerprint=digest("subset", source.fingerprint, indices, kept))
         self.source, self.indices = source, indices
 
     def image(self, i: int) -> bytes | np.ndarray:
@@ -128,7 +127,7 @@ class Subset(Source):
     @functools.cached_property
     def keys(self) -> Sequence[str] | None:
         keys = self.source.keys
-        return None if keys is None else [keys[int(i)] for i in self.indices]
+        return None if keys is None else Taken(keys, self.indices)
 
 
 class NoisyLabels(Source):
@@ -150,6 +149,7 @@ class NoisyLabels(Source):
             num_classes=source.num_classes,
             class_names=source.class_names,
             fingerprint=digest("noisy", source.fingerprint, np.asarray(noisy, np.int32)),
+            parts=source.parts,
         )
         self.source = source
 

@@ -1,6 +1,7 @@
 """The table of downstream tasks: what a head is trained on, and on what it is scored in- and out-of-domain."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,20 +65,30 @@ TASKS: dict[str, Callable[[Any], Task]] = {"digits": digits, "directory": direct
 
 
 def dataset_of(name: str, config: Any) -> str:
-    """What files of class names and prompts call the task's dataset: the directory's name for "directory"."""
-    return Path(config.downstream.path or config.data.path).name if name == "directory" else name
+    """What files of class names and prompts call the task's dataset: of "directory" the folder's name, or of the folder
+    above where it is that of a version, as TFDS makes them."""
+    if name != "directory":
+        return name
+    folder = Path(config.downstream.path or config.data.path).expanduser().resolve()
+    return (folder.parent if re.fullmatch(r"\d+\.\d+\.\d+", folder.name) else folder).name
 
 
-def check(config: Any) -> None:
-    """Refuse tasks that do not exist or cannot be.
+def check(config: Any, *, data: bool = False) -> None:
+    """Refuse tasks that do not exist or cannot be; with `data`, also a dataset that is not there.
 
     Raises:
-        UserError: no such task, or a test split that is named twice or that the heads are trained on.
+        UserError: no such task, no dataset, or a test split that is named twice or that the heads are trained on.
     """
     for name in config.downstream.tasks:
         if name not in TASKS:
             raise UserError(f"no downstream task {name!r}", f"downstream.tasks takes {', '.join(TASKS)}")
     if "directory" in config.downstream.tasks:
+        path = config.downstream.path or config.data.path
+        if data and not (Path(path).expanduser() / "dataset_info.json").is_file():
+            raise UserError(
+                f"the downstream task 'directory' has no prepared dataset at {path!r}",
+                "set --config.downstream.path=PREPARED_DIR, or leave the later stages out of --config.stages",
+            )
         splits = (*config.downstream.test, *config.downstream.ood)
         for split in splits:
             if splits.count(split) > 1:

@@ -233,11 +233,15 @@ def _of_json(path: str, text: str, context: int) -> Tokenizer:
     # What stands in captions is text; start and end are ours to add.
     added = [token for token in whole.get("added_tokens", ()) if not token["special"]]
     definition = {"added_tokens": added, **{key: whole.get(key) for key in ("normalizer", "pre_tokenizer", "model")}}
-    if _is_clip(
-        whole.get("pre_tokenizer")
-    ):  # the clean-up is what its normaliser stands for, without NFC behind entities
+    if _is_clip(whole.get("pre_tokenizer")):
+        # Our clean-up is what its normaliser stands for, without NFC behind entities.
         definition |= {"normalizer": None, "pre_tokenizer": _words(EXACT_PATTERN)}
-    return Tokenizer(json.dumps(definition), start, end, context)
+    tokenizer = Tokenizer(json.dumps(definition), start, end, context)
+    try:
+        tokenizer(["a", "1", "\N{LATIN SMALL LETTER E WITH ACUTE}", "\N{CAT FACE}", "\u732b"])
+    except Exception as e:  # as in _parse; some models need a token for what they do not know, and have none
+        raise UserError(f"{path} cannot read every text: {e}", cure) from e
+    return tokenizer
 
 
 def _parse(path: str, text: str) -> tokenizers.Tokenizer:

@@ -223,7 +223,7 @@ class CaptionFit:
         self.fit = partial(_fit, apply=apply)
 
     def run(self, params: Any, model_state: Any) -> Iterator[tuple[str, float]]:
-        """Yields noisy_fit, where some captions are noisy: the share of these records whose image is closer to the
+        """Yields noisy_nearer, where some captions are noisy: the share of these records whose image is closer to the
         noisy caption than to the clean one.
 
         Raises:
@@ -240,4 +240,4 @@ class CaptionFit:
         if total.lost:
             raise NonFinite(f"the embeddings of {total.lost} record(s) are not finite")
         if total.wrong:
-            yield "noisy_fit", float(total.fit / total.wrong)
+            yield "noisy_nearer", float(total.fit / total.wrong)

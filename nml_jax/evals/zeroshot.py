@@ -103,14 +103,19 @@ class ZeroShot:
             raise UserError("there is nothing to compare images with: no class has a text", "name classes and prompts")
         return _normalise(total)
 
-    def run(self, params: Any, model_state: Any) -> Iterator[tuple[str, float]]:
+    def run(self, params: Any, model_state: Any, classes: jax.Array | None = None) -> Iterator[tuple[str, float]]:
         """Yields accuracy, top5 (where there are more than five classes), macro_f1 and mean_per_class.
+
+        Args:
+            classes: of `class_matrix`, where it is known already.
 
         Raises:
             UserError: the split is empty, or there are no texts.
             NonFinite: an embedding is not finite.
         """
-        classes, total = self.class_matrix(params, model_state), None
+        total = None
+        if classes is None:
+            classes = self.class_matrix(params, model_state)
         for local in self.batches():
             sums = self.sums(params, model_state, classes, self.put(local))
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)

@@ -146,6 +146,7 @@ def _check(config: Any) -> None:
         raise UserError(f"model.name is {config.name!r}", f"give one of {', '.join(MODELS)}")
     if config.name == "clip" and config.tower not in TOWERS:
         raise UserError(f"model.tower is {config.tower!r}", f"give one of {', '.join(TOWERS)}")
+    tower = config.tower if config.name == "clip" else config.name
     positive = ("width", "patch", "dim", "depth", "heads", "embed_dim")
     positive += ("text_context", "text_vocab", "text_width", "text_depth", "text_heads")
     for ok, key, cure in (
@@ -155,6 +156,7 @@ def _check(config: Any) -> None:
         (0 <= config.drop_path < 1, "drop_path", "give a rate in [0, 1)"),
         (0 <= config.dropout < 1, "dropout", "give a rate in [0, 1)"),
         (0 <= config.patch_dropout < 1, "patch_dropout", "give a rate in [0, 1)"),
+        (not config.patch_dropout or "vit" in tower, "patch_dropout", f"set it to 0: {tower} has no patches"),
         (0 <= config.bn_momentum < 1, "bn_momentum", "give a number in [0, 1); 0.9 is usual"),
         (config.bn_group >= 0, "bn_group", "give the examples per statistics group, or 0 for the whole batch"),
         (config.stem in ("imagenet", "small"), "stem", "give imagenet or small"),

@@ -116,9 +116,11 @@ class ViT(nn.Module):
     Both ways of pooling have the same parameters; "gap" is timm's `global_pool="avg", fc_norm=False`.
 
     `clip` makes it CLIP's image tower: patches without a bias, a norm before the first block, epsilon 1e-5, other
-    initial values. It alone knows `quick_gelu` and `patch_dropout`: in training every image keeps its class token and a
-    random round((1 - rate)·N) of its patches, N being that number above (Li et al. 2023, arXiv 2212.00794). The draw
-    depends on `key` and the image's position in the global batch only.
+    initial values.
+
+    With `patch_dropout`, in training, every image keeps its class token and a random round((1 - rate)·N) of its
+    patches, N being that number above (Li et al. 2023, arXiv 2212.00794). The draw depends on `key` and the image's
+    position in the global batch only.
 
     Raises:
         UserError: the patches do not tile the image, the heads do not split the width, or (when called) the images
@@ -153,9 +155,7 @@ class ViT(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         check_size(x, self.image_size)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        style = TIMM
-        if self.clip:
-            style = CLIP._replace(activation=quick_gelu if self.quick_gelu else gelu)
+        style = (CLIP if self.clip else TIMM)._replace(activation=quick_gelu if self.quick_gelu else gelu)
         layers = {}
 
         # timm leaves this layer at PyTorch's default.
@@ -175,8 +175,9 @@ class ViT(nn.Module):
         pos_embed = self.param("pos_embed", normal(pos_std), (1, 1 + x.shape[1], self.dim))
         cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, self.dim))
         x = jnp.concatenate([cls, x], axis=1) + pos_embed.astype(x.dtype)
+        x = self._some_patches(x) if train else x
         if self.clip:
-            x = style.norm("norm_pre", self.dtype)(self._some_patches(x) if train else x)
+            x = style.norm("norm_pre", self.dtype)(x)
         layers["embed"] = x
         for i in range(self.depth):
             rate = self.drop_path * i / max(self.depth - 1, 1)

@@ -40,11 +40,20 @@ def make(config: ConfigDict, *, num_classes: int, blocks: int = 1) -> Objective:
     Raises:
         UserError: there is no objective of that name, or a value is out of range.
     """
-    if config.name not in OBJECTIVES:
-        raise UserError(f"there is no objective.name={config.name!r}", f"choose one of {', '.join(OBJECTIVES)}")
+    _check(config)
     return OBJECTIVES[config.name](config, num_classes, blocks)
 
 
 def reads_captions(config: ConfigDict) -> bool:
-    """Whether it learns from captions, else from labels."""
+    """Whether it learns from captions, else from labels.
+
+    Raises:
+        UserError: there is no objective of that name.
+    """
+    _check(config)
     return config.name in contrastive.FORMS
+
+
+def _check(config: ConfigDict) -> None:
+    if config.name not in OBJECTIVES:
+        raise UserError(f"there is no objective.name={config.name!r}", f"choose one of {', '.join(OBJECTIVES)}")

@@ -4,7 +4,8 @@ A stage is a module with
     VERSION   raised when the same inputs give other numbers
     KEYS      the top-level keys of the config that it reads
     UPSTREAM  the stages whose output it reads
-    check(config, mesh)  refuses what can only fail later, before anything is run
+    check(config, mesh, data=True)  refuses what can only fail later, before anything is run; `data`: and what is not
+        there to be read
     run(config, workdir, mesh) -> digest of what it produced
     intact(workdir)  whether what it produced is still there
     forget(workdir)  removes what it produced
@@ -122,9 +123,12 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
         }
         with storage(workdir):
             if output != own.get("output"):
+                stale = {name}
                 for later in STAGES[STAGES.index(name) + 1 :]:
-                    if later in record["stages"]:
-                        _invalidate(workdir, record, later)
+                    if stale & set(module(later).UPSTREAM):
+                        stale.add(later)
+                        if later in record["stages"]:
+                            _invalidate(workdir, record, later)
             log.write_json(workdir / "run.json", record)
     log.say(f"{where} finished in {log.clock(seconds)}")
     return True

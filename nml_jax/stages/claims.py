@@ -108,8 +108,8 @@ def measures(study: Study, task: str) -> list[Measure]:
     found = [Measure("Pre-training, accuracy %", "clean validation", key) for key in validation]
     for metric, way in RETRIEVAL.items():
         for key in study.keys(metric=metric, task="pretrain"):
-            split = "clean validation" if key.split == "validation" else key.split
-            found.append(Measure("Retrieval, recall@1 %", f"{split}, {way}", key))
+            if not key.split.startswith("validation ("):  # other weights than the extracted ones
+                found.append(Measure("Retrieval, recall@1 %", f"{_split(key)}, {way}", key))
     for domain in ("id", "ood"):
         keys = study.keys(metric="accuracy", task=task, split=MEAN, domain=domain)
         found += [Measure(f"{domain.upper()} accuracy %", key.head, key) for key in keys]
@@ -146,7 +146,7 @@ def heads(study: Study, task: str) -> dict[Pair, list[Comparison]]:
     out = {}
     for domain in ("id", "ood"):
         keys = study.keys(metric="accuracy", task=task, split=MEAN, domain=domain)
-        pairs = [(key, PROBE) for key in keys if key.method != PROBE]
+        pairs = [(key, PROBE) for key in keys if key.method not in (PROBE, ZERO_SHOT)]  # which is no head
         pairs += [(key, "MLP") for key in keys if key.method.startswith("NMTune")]
         for key, base in pairs:
             if key._replace(method=base) in study.table:
@@ -229,10 +229,14 @@ def _changes(study: Study, task: str) -> list[str]:
     return [f"From {first} to {last}, {out[0]}.", *sentences] if out else []
 
 
+def _split(key: Key) -> str:
+    return "clean validation" if key.split == "validation" else key.split
+
+
 def _of_pretraining(measure: Measure) -> str:
     if measure.key.metric == "accuracy":
         return "clean validation accuracy"
-    return f"{RETRIEVAL[measure.key.metric]} recall@1 ({measure.label.partition(',')[0]})"
+    return f"{RETRIEVAL[measure.key.metric]} recall@1 ({_split(measure.key)})"
 
 
 def _moved(name: str, c: Comparison) -> str:

@@ -9,6 +9,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from nml_jax import errors, models, noise, runtime, settings
+from nml_jax.data import tokenizer as tokenizers
+from nml_jax.data.tokenizer import Tokenizer
 from nml_jax.training import checkpoint
 
 
@@ -40,6 +42,11 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
                 f"noise={config.noise}, but {config.init_from} was not pre-trained by this run",
                 "set --config.noise=0, or add the pretrain stage",
             )
+        if config.extract.weights != "raw":
+            raise errors.UserError(
+                f"extract.weights={config.extract.weights}, but {config.init_from} is read without a moving average",
+                "set --config.extract.weights=raw",
+            )
         step, ledger, model = 0, None, build(config, num_classes=config.data.num_classes or 1)
         params, model_state = model.init(jax.random.key(config.seed), model.spec)
         params, model_state = checkpoint.warm_start(config.init_from, config, params, model_state)
@@ -61,6 +68,28 @@ def build(config: ConfigDict, *, num_classes: int) -> models.Model:
 @functools.lru_cache(maxsize=4)
 def _build(model_config: FrozenConfigDict, num_classes: int, image_size: int) -> models.Model:
     return models.build(model_config, num_classes=num_classes, image_size=image_size)
+
+
+@functools.lru_cache(maxsize=4)
+def layers(model: models.Model) -> tuple[str, ...]:
+    """The outputs of images that can be features: those with a row for each."""
+
+    def outputs(key: jax.Array, batch: Any) -> Any:
+        return model.apply(*model.init(key, model.spec), batch, train=False, key=None)[0]
+
+    shapes = jax.eval_shape(outputs, jax.random.key(0), {"image": model.spec["image"]})
+    return tuple(sorted(name for name, x in shapes.items() if x.ndim))
+
+
+def load_tokenizer(config: ConfigDict) -> Tokenizer:
+    """The tokenizer of `data.tokenizer`.
+
+    Raises:
+        UserError: no such file, or another vocabulary than the model's.
+    """
+    tokenizer = tokenizers.load(config.data.tokenizer, config.model.text_context)
+    tokenizers.check(tokenizer, config.model.text_vocab)
+    return tokenizer
 
 
 def has_text(config: ConfigDict) -> bool:

@@ -67,9 +67,12 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     return settings.sha(written)
 
 
-def check(config: ConfigDict, mesh: Mesh) -> None:
+def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
-    tasks.check(config)
+    known = encoder.layers(encoder.build(config, num_classes=config.data.num_classes or 1))
+    if unknown := [layer for layer in config.extract.layers if layer not in known]:
+        raise errors.UserError(f"no layer {unknown[0]!r}", f"extract.layers takes {', '.join(known)}")
+    tasks.check(config, data=data)
     for mode in config.extract.spectra:
         spectrum.preset(mode)
 
@@ -97,8 +100,6 @@ def _encode(model: models.Model, layers: tuple[str, ...], mesh: Mesh) -> Encode:
 
     def encode(params: Any, model_state: Any, batch: Any) -> dict[str, jax.Array]:
         outputs, _ = model.apply(params, model_state, batch, train=False, key=None)
-        if unknown := [layer for layer in layers if layer not in outputs]:
-            raise errors.UserError(f"no layer {unknown[0]!r}", f"extract.layers takes {', '.join(sorted(outputs))}")
         return {layer: outputs[layer].reshape(len(outputs[layer]), -1).astype("float32") for layer in layers}
 
     return jax.jit(encode, out_shardings=runtime.replicated(mesh))

@@ -128,6 +128,7 @@ def _figures(study: Study, name: str) -> Iterator[str]:
         suffix = f": {of_task}" if of_task else ""
         yield _transfer(study, task, f"{name}t{i}", f"Transfer of each head{suffix}")
         yield _spectrum(study, task, f"{name}f{i}", f"Spectrum of the features{suffix}")
+    yield _retrieval(study, f"{name}r")
     yield _training(study, f"{name}p")
 
 
@@ -210,6 +211,19 @@ def _singular_values(study: Study, task: str) -> dict[str, list[tuple[Any, Any]]
                 share = s[at - 1] / s.sum()
                 out[study.at(condition)].append((at, np.where(share > 1e-9, share, np.nan)))
     return out if any(out.values()) else {}
+
+
+def _retrieval(study: Study, name: str) -> str:
+    panels, splits = [], {}
+    for metric, way in claims.RETRIEVAL.items() if len(study.conditions) > 1 else ():
+        splits = {m.label.removesuffix(f", {way}"): m.key for m in claims.measures(study, "") if m.key.metric == metric}
+        if splits:
+            series = {split: _seeds(study, key) for split, key in splits.items()}
+            panels.append(
+                figures.response(f"{name}{metric[:3]}", f"{way} recall@1 (%)", _axis(study), series, scale=100)
+            )
+    legend = [(split, figures.head_colour(i), figures.head_marker(i)) for i, split in enumerate(splits)]
+    return _figure("Retrieval", panels, "Mean and sample sd over runs, and every run as a dot.", legend)
 
 
 def _training(study: Study, name: str) -> str:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from nml_jax import log, objectives, runtime, settings, stages
 from nml_jax.errors import UserError
-from nml_jax.stages import encoder, pretrain
+from nml_jax.stages import encoder, supervision
 from nml_jax.training import loop
 
 
@@ -39,7 +39,9 @@ def cost(config: ConfigDict, mesh: Mesh) -> dict[str, str]:
     plan = loop.Plan.of(config, n)
     program = loop.build(config, plan, mesh, num_classes=num_classes)
     batch = batch_shapes(config)
-    flops = program.step.lower(program.shapes, batch).cost_analysis()["flops"]  # type: ignore[attr-defined]
+    parts = config.train.micro_batches
+    flops = _whole(config, plan, mesh, num_classes).step.lower(program.shapes, batch).cost_analysis()["flops"]  # type: ignore[attr-defined]
+    flops *= 4 / 3 if parts > 1 else 1  # the forward pass of every part is computed twice
     parameters = sum(x.size for x in jax.tree.leaves(program.shapes.params))
     return {
         "model": f"{config.model.name}, {parameters:,} parameters"
@@ -49,6 +51,14 @@ def cost(config: ConfigDict, mesh: Mesh) -> dict[str, str]:
         "devices": f"{mesh.size} × {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
         **{f"memory per device, {k}": size(v) for k, v in memory(config, program, batch, mesh, num_classes).items()},
     }
+
+
+def _whole(config: ConfigDict, plan: loop.Plan, mesh: Mesh, num_classes: int) -> loop.Program:
+    """The program without micro-batches: of a loop, XLA counts the operations of one round."""
+    whole = config.copy_and_resolve_references()
+    with whole.unlocked():
+        whole.train.micro_batches = 1
+    return loop.build(whole, plan, mesh, num_classes=num_classes)
 
 
 def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
@@ -85,7 +95,7 @@ def memory(config: ConfigDict, program: loop.Program, batch: Any, mesh: Mesh, nu
         "state": sum(map(per_device, jax.tree.leaves(program.shapes))),
         "gradients": sum(map(per_device, params.values())),
         "batch": sum(x.size * x.dtype.itemsize for x in batch.values()) / mesh.size,
-        "activations (at most)": max(activations, 0) / mesh.size,
+        "activations (at most)": max(activations, 0) / mesh.size / config.train.micro_batches,
     }
 
 
@@ -105,7 +115,7 @@ def _sizes(config: ConfigDict) -> tuple[int, int]:
     if config.data.size is not None and num_classes is not None:
         return config.data.size, num_classes
     try:
-        data = pretrain.load_data(config)
+        data = supervision.load_data(config)
     except UserError as e:
         if config.data.expected is None or num_classes is None:
             raise

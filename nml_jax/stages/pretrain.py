@@ -4,21 +4,15 @@ import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import errors, log, models, noise, objectives, runtime, settings
 from nml_jax.data import pipeline, sources
-from nml_jax.data import tokenizer as tokenizers
-from nml_jax.data.captions import Captions
-from nml_jax.data.texts import join
-from nml_jax.data.tokenizer import Tokenizer
-from nml_jax.stages import encoder, evaluation
+from nml_jax.stages import encoder, evaluation, supervision
 from nml_jax.stages.encoder import provenance
 from nml_jax.training import checkpoint, loop
 from nml_jax.training.state import TrainState
@@ -34,13 +28,6 @@ UPSTREAM = ()
 FIT_RECORDS = 10_000
 
 
-class Data(NamedTuple):
-    train: sources.Source  # with noisy supervision
-    validation: sources.Source  # clean
-    ledger: noise.Ledger
-    tokenizer: Tokenizer | None  # of captions
-
-
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     """Pre-train one run and write its checkpoints, ledger, metrics and rows.
 
@@ -50,8 +37,8 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     Raises:
         UserError: bad data or settings, or a folder that belongs to another ledger.
     """
-    data = load_data(config)
-    keep_ledger(workdir, data.ledger)
+    data = supervision.load_data(config)
+    supervision.keep_ledger(workdir, data.ledger)
     plan = loop.Plan.of(config, len(data.train))
     num_classes = data.train.num_classes
     program = loop.build(config, plan, mesh, num_classes=num_classes)
@@ -88,7 +75,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     return checkpoint.digest(model)
 
 
-def check(config: ConfigDict, mesh: Mesh) -> None:
+def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     runtime.check_batch(config.train.batch, mesh, "train.batch")
     captions = objectives.reads_captions(config.objective)
     has_text = encoder.has_text(config)
@@ -127,109 +114,7 @@ def forget(workdir: Path) -> None:
         (workdir / name).unlink(missing_ok=True)
 
 
-def load_data(config: ConfigDict) -> Data:
-    """The training split with its noise laid over it, the clean validation split, and the ledger.
-
-    Record i of the training split is what `id == i` means everywhere: after the selection of classes and after
-    validation is cut off; a mixture is one dataset after another.
-    """
-    data, captions = config.data, objectives.reads_captions(config.objective)
-    if not (data.validation_split or data.validation):
-        raise errors.UserError("there is nothing to validate on", "set data.validation_split, or data.validation > 0")
-    parts = [_split(config, path, captions) for path in data.mixture or (data.path,)]
-    train, validation = (s[0] if len(s) == 1 else sources.Mixture(s) for s in zip(*parts, strict=True))
-    if data.size is not None and data.size != len(train):
-        raise errors.UserError(
-            f"data.size={data.size}, but the training split has {len(train)} records",
-            f"set --config.data.size={len(train)}, or check the dataset",
-        )
-    if not captions:
-        noisy, ledger = corrupt(config, train)
-        return Data(sources.NoisyLabels(train, noisy), validation, ledger, None)
-    swap = noise.CaptionSwap(n=len(train), rate=config.noise, seed=config.noise_seed)
-    return Data(
-        sources.SwappedCaptions(train, swap), validation, caption_ledger(train.captions, swap), load_tokenizer(config)
-    )
-
-
-def _split(config: ConfigDict, path: str, captions: bool) -> tuple[sources.Source, sources.Source]:
-    """(train, validation) of one dataset."""
-    data = SimpleNamespace(**{**config.data.to_dict(), "path": path})
-    source = sources.load(data, data.train, captions=captions)
-    if data.validation_split:
-        return source, sources.load(data, data.validation_split, captions=captions)
-    return sources.split_validation(source, data.validation)
-
-
-def load_tokenizer(config: ConfigDict) -> Tokenizer:
-    """The tokenizer of `data.tokenizer`.
-
-    Raises:
-        UserError: no such file, or another vocabulary than the model's.
-    """
-    tokenizer = tokenizers.load(config.data.tokenizer, config.model.text_context)
-    tokenizers.check(tokenizer, config.model.text_vocab)
-    return tokenizer
-
-
-def caption_ledger(captions: Captions, swap: noise.CaptionSwap) -> noise.Ledger:
-    """The ledger of a swap, with the number of records whose captions it leaves as they were, being the same texts."""
-    swapped = swap.swapped()
-    unchanged = sum(
-        list(captions[i]) == list(captions[j]) for i, j in zip(swapped.tolist(), swap(swapped).tolist(), strict=True)
-    )
-    return noise.Ledger.of_captions(swap, map(join, captions), unchanged=unchanged)
-
-
-def corrupt(config: ConfigDict, train: sources.Source) -> tuple[np.ndarray, noise.Ledger]:
-    """Noisy labels of a source, and their ledger, from the `noise*` keys of the config."""
-    fixed = config.noise_kind in ("matrix", "labels")
-    if fixed and config.noise:
-        raise errors.UserError(
-            f"noise_kind={config.noise_kind} fixes its own rate, but noise={config.noise}", "leave noise at 0"
-        )
-    given: dict[str, Any] = {} if fixed else {"rate": config.noise}
-    if fixed:
-        given["matrix" if config.noise_kind == "matrix" else "noisy"] = read_noise_file(config, train)
-    if config.noise_kind == "asymmetric":
-        given |= {"classes": config.noise_classes, "rate_of": config.noise_rate_of}
-    common = {"num_classes": train.num_classes, "kind": config.noise_kind, "seed": config.noise_seed}
-    noisy = noise.corrupt_labels(train.labels, **common, **given)
-    return noisy, noise.Ledger.of_labels(train.labels, noisy, asked=None if fixed else config.noise, **common)
-
-
-def read_noise_file(config: ConfigDict, train: sources.Source) -> np.ndarray:
-    """The array in `noise_file`: a K×K matrix, or noisy labels aligned with the records of `train`.
-
-    A .csv of key,label aligns by the source keys. A .npy holds one label per record of the training split, in order.
-    """
-    path, kind = Path(config.noise_file), config.noise_kind
-    cure = "give --config.noise_file=FILE.npy" + (", or a .csv of key,label" if kind == "labels" else " of shape K×K")
-    if not path.is_file():
-        raise errors.UserError(f"noise_kind={kind} needs noise_file, and {str(path)!r} is no file", cure)
-    if path.suffix == ".csv" and kind == "labels":
-        return sources.align_by_key(path, train)
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as e:
-        raise errors.UserError(f"noise_file={path} is no .npy array: {e}", cure) from e
-
-
-def keep_ledger(workdir: Path, ledger: noise.Ledger) -> None:
-    """Put the ledger on record, or prove that it is the one on record.
-
-    Raises:
-        UserError: the folder's ledger is another one: its data or noise have changed.
-    """
-    path = workdir / "noise.json"
-    if path.exists():
-        ledger.check_same(noise.Ledger.read(path), str(path))
-    elif jax.process_index() == 0:
-        with errors.storage(path):
-            log.write_json(path, ledger.to_dict())
-
-
-def batches(config: ConfigDict, mesh: Mesh, data: Data, start_step: int) -> Iterator[Any]:
+def batches(config: ConfigDict, mesh: Mesh, data: supervision.Data, start_step: int) -> Iterator[Any]:
     """Training batches from `start_step` on; this process's rows of them."""
     return pipeline.train(
         data.train,
@@ -246,16 +131,14 @@ def final_rows(
     config: ConfigDict,
     program: loop.Program,
     mesh: Mesh,
-    data: Data,
+    data: supervision.Data,
     state: TrainState,
     evaluators: Mapping[str, loop.Evaluator],
     *,
     run: str,
 ) -> Iterator[log.Row]:
     """Clean validation scores of the final weights, and how much of the noise they have learned by heart."""
-    wrong = wrong_records(data.train, data.ledger)
-    if len(wrong) > FIT_RECORDS:  # evenly, as sources are often sorted by class
-        wrong = wrong[np.linspace(0, len(wrong) - 1, FIT_RECORDS).astype(int)]
+    wrong = supervision.wrong_records(data.train, data.ledger, FIT_RECORDS)
     if len(wrong):
         fit = evaluation.fit(config, program.model, mesh, sources.Subset(data.train, wrong), data.tokenizer)
         evaluators = {**evaluators, "train": fit}
@@ -263,7 +146,7 @@ def final_rows(
         split, metric = name.split("/")
         weights = "ema" if split.endswith("_ema") else "raw"
         split = split.removesuffix("_ema")
-        if (split == "train") != (metric == "noisy_fit"):
+        if (split == "train") != (metric in ("noisy_fit", "noisy_nearer")):
             continue
         yield log.Row(
             **provenance(config, data.ledger, run=run, step=int(state.step), weights=weights),
@@ -274,12 +157,5 @@ def final_rows(
             split=split,
             domain="id",
             n_train=len(data.train),
-            n_test=len(wrong) if split == "train" else len(data.validation),
+            n_test=len(wrong) if split == "train" else evaluation.count(data.validation, metric),
         )
-
-
-def wrong_records(train: sources.Source, ledger: noise.Ledger) -> np.ndarray:
-    """Ids of the records whose supervision is wrong, ascending."""
-    if len(train.labels):
-        return np.flatnonzero(train.labels != train.labels_clean)
-    return np.sort(noise.CaptionSwap(n=ledger.n, rate=ledger.asked or 0.0, seed=ledger.seed).swapped())

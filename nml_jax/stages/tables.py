@@ -11,9 +11,10 @@ from nml_jax.stages import claims
 from nml_jax.stages.claims import DASH, MINUS
 from nml_jax.stages.results import MEAN, METHODS, NOISE, REPLICATE, Cell, Key, Stat, Study
 
-SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "mean_per_class": "mean per class"}
+SCORES = {"accuracy": "accuracy", "top5": "top-5", "macro_f1": "macro-F1", "mean_per_class": "mean per class"}
 WORDS = {
-    "noisy_fit": "wrong supervision reproduced",
+    "noisy_fit": "wrong labels reproduced",
+    "noisy_nearer": "wrong caption nearer than its own (by chance 50 %)",
     **{f"{way}_recall@{k}": f"{name} recall@{k}"
        for way, name in (("i2t", "image→text"), ("t2i", "text→image")) for k in (1, 5, 10)},
 }  # fmt: skip

@@ -89,7 +89,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     return settings.sha([[row.metric, row.split, row.method, row.preset, row.value] for row in rows])
 
 
-def check(config: ConfigDict, mesh: Mesh) -> None:
+def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     for method, preset in settings_of(config):
         heads.loss_of(method, preset, views=config.extract.views)
 

@@ -10,12 +10,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import errors, log, runtime, settings
-from nml_jax.data import prompts, sources, tasks
+from nml_jax.data import sources, tasks
 from nml_jax.stages import encoder, evaluation
-from nml_jax.stages.pretrain import load_tokenizer
 
 VERSION = 1
-KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract")
+KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract", "zeroshot")
 UPSTREAM = ("pretrain",)
 
 
@@ -40,37 +39,46 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
 
 def scores(config: ConfigDict, frozen: encoder.Encoder, mesh: Mesh) -> Iterator[dict[str, Any]]:
     """Every number, as the fields of its row."""
-    tokenizer, model, batch = load_tokenizer(config), frozen.model, config.extract.batch
+    tokenizer, model, batch = encoder.load_tokenizer(config), frozen.model, config.extract.batch
+    weights = frozen.params, frozen.model_state
     for name in config.downstream.tasks:
-        task = tasks.load(name, config)
+        task, classes = tasks.load(name, config), None
         for test in task.tests:
             evaluator = evaluation.zero_shot(config, model, mesh, task, test, tokenizer, batch=batch)
+            classes = evaluator.class_matrix(*weights) if classes is None else classes
             where = {"task": name, "split": test.split, "domain": test.domain, "n_test": len(test.source)}
-            for metric, value in evaluator.run(frozen.params, frozen.model_state):
+            for metric, value in evaluator.run(*weights, classes):
                 yield {**where, "method": "zero-shot", "metric": metric, "value": value}
-    for split in config.downstream.retrieval:
+    dataset = tasks.dataset_of("directory", config)
+    for split in config.zeroshot.retrieval:
         source = retrieval_source(config, split)
         evaluator = evaluation.retrieval(config, model, mesh, source, tokenizer, batch=batch)
-        where = {"task": "pretrain", "split": split, "domain": "id", "n_test": len(source)}
-        for metric, value in evaluator.run(frozen.params, frozen.model_state):
-            yield {**where, "metric": metric, "value": value}
+        domain = "ood" if split in config.downstream.ood else "id"
+        for metric, value in evaluator.run(*weights):
+            where = {"task": "pretrain", "split": f"{dataset}/{split}", "domain": domain}
+            yield {**where, "metric": metric, "value": value, "n_test": evaluation.count(source, metric)}
 
 
 def retrieval_source(config: ConfigDict, split: str) -> sources.Source:
+    """A split with captions, of the directory that the downstream tasks are in."""
     path = config.downstream.path or config.data.path
     return sources.load(SimpleNamespace(source="directory", path=path, classes=()), split, captions=True)
 
 
-def check(config: ConfigDict, mesh: Mesh) -> None:
+def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
-    tasks.check(config)
+    tasks.check(config, data=data)
     if not encoder.has_text(config):
         raise errors.UserError(
             f"the stage zeroshot needs a text tower, and model.name={config.model.name} has none",
             "leave it out of stages, or choose a model such as clip",
         )
-    for task in config.downstream.tasks:
-        prompts.templates(config.downstream.templates, tasks.dataset_of(task, config))
+    for name in config.downstream.tasks:
+        evaluation.described(config, name, tasks.load(name, config).train.class_names if data else None)
+    for split in config.zeroshot.retrieval if data else ():
+        retrieval_source(config, split)
+    if data:
+        encoder.load_tokenizer(config)
 
 
 def intact(workdir: Path) -> bool:

@@ -175,3 +175,44 @@ def test_no_weights_are_the_order_of_one_dataset():
 def test_weights_that_are_none(weights):
     with pytest.raises(UserError, match="one positive number for each"):
         mixture_ids(weights, steps=1)
+
+
+def test_a_mixture_does_not_depend_on_processes_threads_or_restarts():
+    def run(**how):
+        data = sources.Mixture([Pairs(12, "1"), Pairs(4, "2")])
+        return train(data, 8, tokenize=tokenize, weights=(1.0, 2.0), **how)
+
+    whole = run(threads=0)
+    assert_same(joined([run(process_index=i, process_count=2, threads=3) for i in range(2)]), whole)
+    data = sources.Mixture([Pairs(12, "1"), Pairs(4, "2")])
+    assert_same(train(data, 3, tokenize=tokenize, weights=(1.0, 2.0), start_step=5), whole[5:])
+
+
+def test_a_dataset_shown_often_draws_each_permutation_once(monkeypatch):
+    monkeypatch.setattr(pipeline, "FEW", 0)  # as if there were millions of records
+    drawn, real = [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed) or real(seed))
+    order = pipeline._mixed(0, (30, 300), (3.0, 1.0))
+    for p in range(600, 720):  # across the end of an epoch of 330
+        order(p)
+    assert len(drawn) <= 24, "two epochs: two orders of the epoch, and of each part what two epochs show"
+
+
+def test_a_mixture_of_noisy_labels_keeps_its_parts():
+    mixed = sources.Mixture([source(6), source(4)])
+    noisy = sources.NoisyLabels(mixed, mixed.labels)
+    assert noisy.parts == (6, 4)
+    assert len(train(noisy, 2, weights=(1.0, 1.0))) == 2
+
+
+def test_captions_without_a_tokenizer_are_a_mistake_of_ours():
+    with pytest.raises(ValueError, match="tokenize"):
+        train(Pairs(4), 1)
+
+
+def test_raw_is_what_lies_on_disk(tmp_path):
+    path = tmp_path / "train.captions"
+    write(path, ["a", f"b{SEPARATOR}ü", "", "d"])
+    stored = Stored(Texts(path))
+    items = Joined([Taken(Slice(stored, 1, 4), np.array([2, 0])), stored])
+    assert [items.raw(i) for i in range(len(items))] == [SEPARATOR.join(c).encode() for c in items]

@@ -240,19 +240,19 @@ def fit(clean=CLEAN, size=2, image=IMAGE, text=TEXT, **kwargs):
 
 
 @pytest.mark.parametrize("size", [1, 2, 8])
-def test_noisy_fit_by_hand(size):
-    assert fit(size=size) == {"noisy_fit": 2 / 4}
+def test_noisy_nearer_by_hand(size):
+    assert fit(size=size) == {"noisy_nearer": 2 / 4}
 
 
-def test_noisy_fit_on_eight_devices(mesh):
-    assert fit(size=8, put=runtime.put_batch(mesh), fetch=partial(runtime.fetch, mesh=mesh)) == {"noisy_fit": 2 / 4}
+def test_noisy_nearer_on_eight_devices(mesh):
+    assert fit(size=8, put=runtime.put_batch(mesh), fetch=partial(runtime.fetch, mesh=mesh)) == {"noisy_nearer": 2 / 4}
 
 
-def test_without_noise_there_is_no_noisy_fit():
+def test_without_noise_there_is_no_noisy_nearer():
     assert fit(clean=np.arange(5)) == {}
 
 
-def test_noisy_fit_of_nothing():
+def test_noisy_nearer_of_nothing():
     with pytest.raises(UserError, match="empty"):
         list(CaptionFit(lookup, lambda: iter(())).run({}, {}))
     with pytest.raises(NonFinite, match="1 record"):
