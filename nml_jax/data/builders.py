@@ -330,6 +330,11 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as e:
         print(e, file=sys.stderr)
         return e.exit_code
+    except KeyboardInterrupt:
+        log.say(
+            "\nstopped by the keyboard; the same command " + ("goes on" if args.kind == "image_text" else "starts over")
+        )
+        return 130  # as a shell has it for SIGINT
 
 
 def _image_folder(args: argparse.Namespace) -> int:

@@ -4,15 +4,25 @@
         [--label FIELD] [--group FIELD --parts train=0.7,new=0.3] [--beam="--runner=DirectRunner"]
 
 A SRC is a WebDataset tar as img2dataset writes them (KEY.jpg|jpeg|png|webp, KEY.txt, KEY.json), a Parquet, CSV or TSV
-file, or a folder of such files, split "train", or with a folder of such files for each split. Captions come from the
+file, or a folder of such files, split "train", or with a folder of such files for each split. Where several folders
+of files are given, and their names differ, each is a split of its name. Captions come from the
 list "captions" in KEY.json, else KEY.txt, else "caption" in KEY.json; of a table from one or several columns, which may
-hold lists. Images of a table are bytes, or paths below the table's folder. A table beside a tar of the same name is its
-metadata, as img2dataset writes it, and no source.
+hold lists. Images of a table are bytes, or paths below the table's folder. In CSV and TSV, rows one behind the other
+with the same path are one image with several captions; if it comes back later it is refused: sort the table by image.
+A table beside a tar of the same name is its metadata, as img2dataset writes it, and no source.
 
 Every source file, or range of rows of a table, becomes one shard, built by one process and kept in .OUT.partial: after
-a kill the same command goes on with the shards that are missing. OUT holds the records in the order of the sources,
+a kill the same command goes on with the shards that are missing. So a tar is one unit of parallel work and of what is
+done again, however large it is, and the progress bar counts shards. OUT holds the records in the order of the sources,
 features image (bytes as they came), key and perhaps label; the supervision index (captions, keys, labels of every
-split; `texts`); manifest.json with counts and a SHA-256 for every split, and refused.jsonl with every refused pair.
+split; `texts`); manifest.json with counts and a SHA-256 for every split; and refused.jsonl with everything refused:
+pairs, captions of pairs that were kept, and files that could not be read or were not understood. The manifest counts
+these three by reason, so records and refused pairs sum to the pairs of the sources.
+
+Apache Beam maps the same function over the same shards. TFDS's own Beam writer is not used: it orders records by a hash
+of their keys, and cannot go on where it was killed; here every runner gives the same bytes in the order of the sources.
+Beam's pins cannot be met together with constraints.txt: install it beside nml_jax in an environment of its own, without
+the constraints.
 """
 
 import argparse
@@ -21,11 +31,12 @@ import functools
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import shutil
+import signal
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -33,13 +44,17 @@ from typing import Any
 
 from nml_jax import log
 from nml_jax.data import builders, shards
-from nml_jax.data.pairs import SUFFIXES, Columns, Shard, cut
+from nml_jax.data.pairs import Columns, Shard, cut, find
 from nml_jax.errors import UserError
 
 AGAIN = "then run the same command again: the finished shards are kept"
 
 # Calls a function with every item, in any order: over processes or over a cluster.
 Spread = Callable[[str, Callable[[Any], None], Sequence[Any]], None]
+
+
+class PipelineFailed(Exception):
+    """Apache Beam gave up; the message says why in one line."""
 
 
 def image_text(
@@ -85,7 +100,8 @@ def image_text(
         image, tuple(captions) if captions else None, tuple(dict.fromkeys(f for f in (label, group) if f))
     )
     try:
-        plan = [shard for split, path, name in _files(sources) for shard in cut(split, path, name, columns)]
+        files, strays = find(sources)
+        plan = [shard for split, path, name in files for shard in cut(split, path, name, columns)]
     except OSError as e:
         raise UserError(f"cannot read {e.filename}: {e.strerror}", "give sources that can be read") from e
     splits = _splits(plan, parts)
@@ -100,14 +116,18 @@ def image_text(
         if len(todo) < len(plan):
             log.say(f"{len(plan) - len(todo)} of {len(plan)} shards are there already")
         spread("shards", functools.partial(shards.build, job), todo)
-        manifest = shards.assemble(partial / "out", job, len(plan), splits)
+        manifest = shards.assemble(partial / "out", job, len(plan), splits, strays)
         (partial / "out").rename(out.resolve())
         shutil.rmtree(partial)
     except UserError:  # the sources are of no use; nothing of them is
-        shutil.rmtree(partial)
+        shutil.rmtree(partial, ignore_errors=True)
         raise
+    except PipelineFailed as e:
+        raise UserError(f"the pipeline failed: {e}", f"mend what its log tells; {AGAIN}") from e
     except BrokenProcessPool as e:
         raise UserError(f"a worker was lost: {e}", f"give it memory, or use fewer --workers; {AGAIN}") from e
+    except (NotADirectoryError, PermissionError) as e:
+        raise UserError(f"cannot write {out}: {e}", "choose an OUT in a folder that can be written") from e
     except OSError as e:
         raise UserError(f"cannot write {out}: {e}", f"free or remount the disk; {AGAIN}") from e
     return manifest
@@ -116,52 +136,16 @@ def image_text(
 # what to build
 
 
-def _files(sources: Sequence[Path]) -> Iterator[tuple[str, Path, str]]:
-    """(split, path, name) of every source file; names are paths below the folder that all sources share."""
-    found: list[tuple[str, Path]] = []
-    for source in sources:
-        if source.is_file():
-            if source.suffix not in SUFFIXES:
-                raise UserError(f"{source} is none of {', '.join(SUFFIXES)}", "convert or decompress it first")
-            found.append(("train", source))
-        elif not source.is_dir():
-            raise UserError(f"{source} does not exist", "give files or folders with image-text pairs")
-        else:
-            direct = _in_folder(source)
-            folders = sorted(p for p in source.iterdir() if p.is_dir() and not p.name.startswith("."))
-            splits = [(folder.name, path) for folder in folders for path in _in_folder(folder)]
-            if direct and splits:
-                raise UserError(
-                    f"{source} holds {direct[0].name} and also {splits[0][0]}/{splits[0][1].name}",
-                    "keep either files, or one folder for each split; or name the files as sources",
-                )
-            if not direct and not splits:
-                raise UserError(f"{source} holds none of {', '.join(SUFFIXES)}", "decompress archives first")
-            found += splits or [("train", path) for path in direct]
-    absolute = [Path(os.path.abspath(path)) for _, path in found]
-    if twice := [path for path, n in Counter(absolute).items() if n > 1]:
-        raise UserError(f"{twice[0]} is given twice", "name every source once")
-    roots = [Path(os.path.abspath(source)) for source in sources]
-    shared = os.path.commonpath([root if root.is_dir() else root.parent for root in roots])
-    for (split, _), path in zip(found, absolute, strict=True):
-        name = os.fsencode(path.relative_to(shared).as_posix()).decode("utf-8", "backslashreplace")
-        yield split, path, name
-
-
-def _in_folder(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and not p.name.startswith(".") and p.is_file())
-    tars = {p.stem for p in files if p.suffix == ".tar"}
-    return [p for p in files if p.suffix == ".tar" or p.stem not in tars]
-
-
 def _check_parts(group: str, parts: Mapping[str, float]) -> Mapping[str, float]:
     if bool(group) != bool(parts):
         raise UserError(
             f"--group={group} and --parts belong together", "as in --group=concept --parts=train=0.7,new=0.3"
         )
-    if parts and (min(parts.values()) <= 0 or abs(sum(parts.values()) - 1) > 1e-9):
+    if parts and not (all(share > 0 for share in parts.values()) and abs(sum(parts.values()) - 1) <= 1e-9):
         given = ",".join(f"{name}={share:g}" for name, share in parts.items())
-        raise UserError(f"the shares of --parts={given} do not sum to 1", "as in --parts=train=0.7,new=0.3")
+        raise UserError(
+            f"the shares of --parts={given} do not sum to 1, each above 0", "as in --parts=train=0.7,new=0.3"
+        )
     return parts
 
 
@@ -208,8 +192,8 @@ def _classes(job: shards.Job, plan: list[Shard], spread: Spread) -> tuple[str, .
         raise UserError(f"no pair has a field {job.label!r}", "name a field of KEY.json, or a column, with --label")
     for name in found:
         builders.check_class(name, f"mend the field {job.label!r}, or choose another one")
-    numbers = all(name.removeprefix("-").isdecimal() for name in found)
-    return tuple(sorted(found, key=(lambda name: (int(name), name)) if numbers else None))
+    numbers = all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in found)
+    return tuple(sorted(found, key=(lambda name: (float(name), name)) if numbers else None))
 
 
 # how the work is spread
@@ -226,17 +210,22 @@ def _processes(workers: int | None, what: str, function: Callable[[Any], None], 
                 bar.update()
             return
         spawn = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads
-        with ProcessPoolExecutor(workers, spawn, initializer=_die_with_parent) as pool:
+        with ProcessPoolExecutor(workers, spawn, initializer=_obey_parent) as pool:
             try:
                 for future in as_completed([pool.submit(function, item) for item in items]):
                     future.result()
                     bar.update()
+            except KeyboardInterrupt:
+                for worker in multiprocessing.active_children():
+                    worker.terminate()  # else their shards would be waited for
+                raise
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _die_with_parent() -> None:
-    """Workers of a killed build would wait for it for ever, or write on beside the one that goes on."""
+def _obey_parent() -> None:
+    """Leave Ctrl-C to the parent. Workers of a killed one would wait for ever, or write on beside the next build."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -252,14 +241,30 @@ def _beam(options: str) -> Spread:
         import apache_beam  # pyright: ignore[reportMissingImports]
         from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
     except ImportError as e:
-        raise UserError(f"--beam needs Apache Beam: {e}", "pip install nml_jax[beam], or leave --beam out") from e
+        cure = "pip install apache-beam beside nml_jax, in an environment of its own, without -c constraints.txt"
+        raise UserError(f"--beam needs Apache Beam: {e}", cure) from e
+
+    def pipeline() -> Any:
+        return apache_beam.Pipeline(options=PipelineOptions(shlex.split(options)))
+
+    try:
+        pipeline().options.get_all_options()
+    except (Exception, SystemExit) as e:  # Beam's runners each have their own; argparse exits
+        raise UserError(f"Apache Beam does not take --beam={options!r}: {_line(e)}", "see the runner's options") from e
 
     def spread(what: str, function: Callable[[Any], None], items: Sequence[Any]) -> None:
         log.say(f"{what}: {len(items)} to do")
-        with apache_beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:
-            _ = pipeline | apache_beam.Create(items) | apache_beam.Reshuffle() | apache_beam.Map(function)
+        try:
+            with pipeline() as p:
+                _ = p | apache_beam.Create(items) | apache_beam.Reshuffle() | apache_beam.Map(function)
+        except Exception as e:  # what a worker raises comes as whatever the runner makes of it
+            raise PipelineFailed(_line(e)) from e
 
     return spread
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 # the command line
@@ -268,7 +273,11 @@ def _beam(options: str) -> Spread:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line; `main` runs it."""
     parser.add_argument(
-        "src", metavar="SRC", type=Path, nargs="+", help="file, folder of files, or of a folder per split"
+        "src",
+        metavar="SRC",
+        type=Path,
+        nargs="+",
+        help="file, folder of files, or of a folder per split; of several folders of files each is a split of its name",
     )
     parser.add_argument("out", metavar="OUT", type=Path)
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
@@ -286,9 +295,12 @@ def _names(text: str) -> list[str]:
 
 def _shares(text: str) -> dict[str, float]:
     pairs = [part.partition("=") for part in text.split(",")]
-    shares = {name: float(share) for name, _, share in pairs}
-    if len(shares) < len(pairs):
-        raise argparse.ArgumentTypeError("two parts have one name")
+    try:
+        shares = {name: float(share) for name, _, share in pairs}
+    except ValueError:
+        shares = {}
+    if len(shares) < len(pairs) or "" in shares:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of parts, as in train=0.7,new=0.3")
     return shares
 
 
@@ -307,8 +319,11 @@ def main(args: argparse.Namespace) -> int:
     )
     for split, about in manifest["splits"].items():
         print(f"{split}: {about['records']} images with {about['captions']} captions")
-    print(f"refused: {sum(manifest['refused'].values())}, listed in {args.out / 'refused.jsonl'}")
-    for reason, n in sorted(manifest["refused"].items(), key=lambda item: -item[1]):
-        print(f"  {n} x {reason}")
+    kinds = {"pairs": "refused", "captions of pairs that were kept": "refused_captions", "files": "refused_files"}
+    for what, kind in kinds.items():
+        if manifest[kind] or what == "pairs":
+            print(f"refused {what}: {sum(manifest[kind].values())}, listed in {args.out / 'refused.jsonl'}")
+        for reason, n in sorted(manifest[kind].items(), key=lambda item: -item[1]):
+            print(f"  {n} x {reason}")
     print(args.out)
     return 0

@@ -3,9 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import math
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from nml_jax.data import builders, texts
 from nml_jax.data.pairs import Columns, Pair, Refusal, Shard, read, read_fields
 from nml_jax.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2
 MAX_CAPTION = 5000  # characters; what is longer is a page, of which a text tower would read the first lines
 
+# What refused.jsonl may speak of, and where the manifest counts it.
+KINDS = {"pair": "refused", "caption": "refused_captions", "file": "refused_files"}
 DOMAIN = b"nml_jax image_text parts"
 
 
@@ -102,13 +106,13 @@ class _Writer:
         self.serializer = ExampleSerializer(self.features.get_serialized_info())
         self.class_ids = {name: i for i, name in enumerate(job.classes)}
         self.splits: dict[str, _Split] = {}
-        self.reasons: Counter[str] = Counter()
+        self.reasons: dict[str, Counter[str]] = {what: Counter() for what in KINDS}
 
     def run(self) -> None:
         with (self.folder / "refused.jsonl").open("w", encoding="utf-8") as self.refused:
             for pair in read(self.shard, self.job.columns):
                 if isinstance(pair, Refusal):
-                    self.refuse(*pair)
+                    self.refuse(*pair, "pair" if pair.key else "file")
                 else:
                     self.take(pair)
         about = {}
@@ -123,32 +127,26 @@ class _Writer:
             about[name]["sha256"] = split.sha.hexdigest()
         log.write_json(self.folder / "about.json", {"splits": about, "refused": self.reasons})
 
-    def refuse(self, key: str, reason: str) -> None:
-        self.reasons[reason.split(":")[0]] += 1
-        line = {"file": self.shard.name, "key": key, "reason": reason.encode("utf-8", "backslashreplace").decode()}
-        self.refused.write(json.dumps(line, ensure_ascii=False) + "\n")
+    def refuse(self, key: str, reason: str, what: str = "pair") -> None:
+        self.reasons[what][_kind(reason)] += 1
+        self.refused.write(_line(self.shard.name, key, what, reason))
 
     def take(self, pair: Pair) -> None:
-        """Write a pair, or the reasons against it. A bad caption costs the pair only if there is no other."""
-        captions = []
-        for value in pair.captions:
-            caption, reason = check_caption(value)
-            if reason:
-                self.refuse(pair.key, reason)
-            else:
-                captions.append(caption)
-        fields, reason = {}, "" if pair.captions else "no caption"
+        """Write a pair, or the first reason against it. A bad caption costs the pair only if there is no other."""
+        checked = [check_caption(value) for value in pair.captions]
+        captions = [caption for caption, reason in checked if not reason]
+        against = [reason for _, reason in checked if reason]
+        fields, reason, image = {}, "" if captions else (against or ["no caption"])[0], b""
         for name in self.job.columns.fields:
             if not reason:
                 fields[name], reason = _field(pair.fields, name)
-        if reason:
-            self.refuse(pair.key, reason)
-        if reason or not captions:
-            return
-        image, reason = pair.image()
+        if not reason:
+            image, reason = pair.image()
         if reason := reason or builders.check_image(image):
             self.refuse(pair.key, reason)
             return
+        for one in against:
+            self.refuse(pair.key, one, "caption")
         split = self.shard.split
         if self.job.group:
             split += "_" + part_of(fields[self.job.group], self.job.parts)
@@ -171,6 +169,17 @@ class _Writer:
         to.caption_count += len(captions)
         to.sha.update(json.dumps([key, label, captions, len(image)]).encode())
         to.sha.update(image)
+
+
+def _kind(reason: str) -> str:
+    """A reason without its particulars, as it is counted."""
+    return reason.split(":")[0]
+
+
+def _line(file: str, key: str, what: str, reason: str) -> str:
+    """A line of refused.jsonl."""
+    reason = reason.encode("utf-8", "backslashreplace").decode()
+    return json.dumps({"file": file, "key": key, "what": what, "reason": reason}, ensure_ascii=False) + "\n"
 
 
 def check_caption(value: Any) -> tuple[str, str]:
@@ -205,6 +214,8 @@ def part_of(value: str, parts: tuple[tuple[str, float], ...]) -> str:
 def _field(fields: dict[str, Any], name: str) -> tuple[str, str]:
     """A field as text, and why it has none, or ""."""
     value = fields.get(name)
+    if isinstance(value, float):  # whole numbers beside missing ones
+        value = None if math.isnan(value) else int(value) if value.is_integer() else value
     try:
         text = value.decode("utf-8") if isinstance(value, bytes) else str(value).strip()
         text.encode("utf-8")
@@ -217,8 +228,11 @@ def _field(fields: dict[str, Any], name: str) -> tuple[str, str]:
     return text.strip(), ""
 
 
-def assemble(folder: Path, job: Job, n: int, splits: list[str]) -> dict[str, Any]:
+def assemble(folder: Path, job: Job, n: int, splits: list[str], strays: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Make the dataset of the `n` finished shards in `folder`. Records are moved: it can be interrupted and repeated.
+
+    Args:
+        strays: (name, reason) of the files that are no sources.
 
     Returns:
         The manifest.
@@ -231,13 +245,17 @@ def assemble(folder: Path, job: Job, n: int, splits: list[str]) -> dict[str, Any
     (folder / "supervision").mkdir(parents=True, exist_ok=True)
     parts = [folder_of(job, i) for i in range(n)]
     about = [json.loads((part / "about.json").read_text("utf-8")) for part in parts]
-    reasons: Counter[str] = Counter()
+    reasons: dict[str, Counter[str]] = {what: Counter() for what in KINDS}
     with (folder / "refused.jsonl").open("wb") as refused:
+        for name, reason in strays:
+            reasons["file"][_kind(reason)] += 1
+            refused.write(_line(name, "", "file", reason).encode())
         for part, one in zip(parts, about, strict=True):
-            reasons.update(one["refused"])
+            for what in KINDS:
+                reasons[what].update(one["refused"][what])
             refused.write((part / "refused.jsonl").read_bytes())
     if not any(one["splits"] for one in about):
-        raise _no_pair(folder / "refused.jsonl", reasons.total())
+        raise _no_pair(folder / "refused.jsonl", sum(counts.total() for counts in reasons.values()))
     infos, said = [], {}
     for name in splits:
         chosen = [(part, one["splits"][name]) for part, one in zip(parts, about, strict=True) if name in one["splits"]]
@@ -253,7 +271,7 @@ def assemble(folder: Path, job: Job, n: int, splits: list[str]) -> dict[str, Any
     manifest: dict[str, Any] = {"builder": "image_text", "schema": SCHEMA}
     if job.label:
         manifest["classes"] = list(job.classes)
-    manifest |= {"splits": said, "refused": dict(sorted(reasons.items()))}
+    manifest |= {"splits": said, **{kind: dict(sorted(reasons[what].items())) for what, kind in KINDS.items()}}
     log.write_json(folder / "manifest.json", manifest)
     return manifest
 

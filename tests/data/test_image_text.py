@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -56,7 +57,8 @@ def build(src, out, **options):
     manifest = image_text.image_text([src] if isinstance(src, Path) else src, out, **options)
     assert json.loads((out / "manifest.json").read_text("utf-8")) == manifest
     lines = [json.loads(line) for line in (out / "refused.jsonl").read_text("utf-8").splitlines()]
-    assert sum(manifest["refused"].values()) == len(lines)
+    for kind, what in (("refused", "pair"), ("refused_captions", "caption"), ("refused_files", "file")):
+        assert sum(manifest[kind].values()) == sum(line["what"] == what for line in lines)
     return manifest, [(line["file"], line["key"], line["reason"]) for line in lines]
 
 
@@ -142,8 +144,9 @@ def test_what_is_wrong_with_pairs_of_a_tar(tmp_path, monkeypatch, capsys):
     assert builders.main(["image_text", str(src), str(tmp_path / "out"), "--workers=1"]) == 0
     said = capsys.readouterr().out
     assert "train: 3 images with 3 captions" in said
-    assert "3 x caption is not UTF-8" not in said
-    assert "2 x caption is not UTF-8" in said
+    assert "refused pairs: 18, listed in" in said
+    assert "refused captions of pairs that were kept: 2, listed in" in said
+    assert said.count("  1 x caption is not UTF-8") == 2  # of a pair, and of one that was kept
     assert keys(tmp_path / "out") == [f"x.tar/{key}" for key in ("good", "longest", "half a pair")]
     assert captions(tmp_path / "out") == [["good"], ["x" * 5000], ["good"]]
     lines = [json.loads(line) for line in (tmp_path / "out" / "refused.jsonl").read_text("utf-8").splitlines()]
@@ -173,7 +176,23 @@ def test_what_is_wrong_with_pairs_of_a_tar(tmp_path, monkeypatch, capsys):
             ("good", "another member with this key came before"),
         ]
     )
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["refused"]["empty caption"] == 2
+    assert [line["reason"] for line in lines if line["what"] == "caption"] == ["caption is not UTF-8", "empty caption"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["refused_captions"] == {"caption is not UTF-8": 1, "empty caption": 1}
+    assert manifest["refused"]["empty caption"] == 1
+    assert sum(manifest["refused"].values()) + 3 == PAIRS
+
+
+PAIRS = 19 + 2  # keys, and two members whose key came before
+
+
+def test_a_pair_is_refused_for_one_reason(tmp_path):
+    """Bad captions and a bad image of one pair count once; so records and refused pairs are all pairs."""
+    bad = [("0.png", b"no image"), ("0.json", {"captions": ["", "\ud800", "fine"]})]
+    worse = [("1.png", b"no image"), ("1.json", {"captions": ["", "\ud800"]})]
+    manifest, refused = build(tar(tmp_path / "x.tar", [*bad, *worse, *pair("2", 2)]), tmp_path / "out")
+    assert [(key, reason) for _, key, reason in refused] == [("0", "not an image"), ("1", "empty caption")]
+    assert manifest["refused_captions"] == {}
 
 
 def test_a_tar_cut_anywhere_keeps_what_came_before(tmp_path):
@@ -235,10 +254,56 @@ def test_names_of_sources(tmp_path):
         tar(tmp_path / "src" / folder / name, pair("k", 0))
     sources = [tmp_path / "src" / name for name in ("a", "b", f"c/sub/{latin}")]
     build(sources, tmp_path / "out")
-    assert keys(tmp_path / "out") == ["a/0.tar/k", "b/0.tar/k", "c/sub/caf\\xe9.tar/k"]
+    found = [key for split in ("a", "b", "train") for key in keys(tmp_path / "out", split)]
+    assert found == ["a/0.tar/k", "b/0.tar/k", "c/sub/caf\\xe9.tar/k"]
     (tmp_path / "src").rename(tmp_path / "moved")
     build([tmp_path / "moved" / path.relative_to(tmp_path / "src") for path in sources], tmp_path / "out2")
     assert contents(tmp_path / "out") == contents(tmp_path / "out2")
+
+
+def test_folders_of_files_are_splits_of_their_names(tmp_path, capsys):
+    for place in ("src/train", "src/val", "other/train"):
+        tar(tmp_path / place / "0.tar", pair("k", 0))
+    src = tmp_path / "src"
+    splits = [
+        ([src / "train", src / "val"], {"train": 1, "val": 1}, True),
+        ([src / "train", src / "val", tmp_path / "other" / "train"], {"train": 2, "val": 1}, True),
+        ([src / "train", tmp_path / "other" / "train"], {"train": 2}, False),
+        ([src / "val"], {"train": 1}, False),
+        ([src], {"train": 1, "val": 1}, False),
+    ]
+    for i, (sources, records_of, told) in enumerate(splits):
+        manifest, _ = build(sources, tmp_path / f"out{i}")
+        assert {split: about["records"] for split, about in manifest["splits"].items()} == records_of
+        assert ("each folder is a split of its name: train, val" in capsys.readouterr().err) == told
+
+
+def test_nothing_in_a_folder_is_passed_over_silently(tmp_path):
+    src = tmp_path / "src"
+    tar(src / "tars" / "0.TAR", pair("k", 0))
+    tar(src / "tars" / "deep" / "1.tar", pair("k", 0))
+    for name in ("1.tar.gz", "2.zip", "notes.txt", "0_stats.json", ".hidden"):
+        (src / "tars" / name).write_bytes(b"")
+    (src / "tables" / "images" / "a").mkdir(parents=True)
+    (src / "tables" / "images" / "a" / "0.JPG").write_bytes(picture(0))
+    tar(src / "tables" / "images" / "a" / "lost.tar", [])
+    write_csv(src / "tables" / "0.CSV", [["image", "caption"], ["images/a/0.JPG", "x"]])
+    for name in ("photo.jpg", "notes.txt", "labels.db"):
+        (src / "tables" / name).write_bytes(b"")
+    (src / "readme.md").write_bytes(b"")
+    manifest, refused = build(src, tmp_path / "out")
+    assert (keys(tmp_path / "out", "tars"), keys(tmp_path / "out", "tables")) == (["tars/0.TAR/k"], ["tables/0.CSV/0"])
+    no = "neither a tar nor a table"
+    assert refused == [
+        ("readme.md", "", no),
+        ("tables/images/a/lost.tar", "", no),
+        ("tables/labels.db", "", no),
+        ("tars/1.tar.gz", "", f"{no}: decompress it first"),
+        ("tars/2.zip", "", f"{no}: decompress it first"),
+        ("tars/deep", "", no),
+        ("tars/notes.txt", "", no),
+    ]
+    assert manifest["refused_files"] == {no: 7}
 
 
 def write_csv(path, rows, delimiter=","):
@@ -442,6 +507,16 @@ def test_label_column_of_a_table(tmp_path):
     assert manifest["refused"] == {again: 1, "no field 'class'": 1, "unreadable": 1}
 
 
+def test_labels_are_sorted_by_value(tmp_path):
+    """Whole numbers beside missing ones come as floats."""
+    table = {"image": [picture(i) for i in range(5)], "caption": ["x"] * 5, "n": [10.0, 2.0, 1.0, float("nan"), 2.5]}
+    for end, numbers in ((4, ["1", "2", "10"]), (5, ["1", "2", "2.5", "10"])):
+        pq.write_table(pa.table(table).slice(0, end), tmp_path / "x.parquet")
+        manifest, refused = build(tmp_path / "x.parquet", tmp_path / f"out{end}", label="n")
+        assert manifest["classes"] == numbers
+        assert refused == [("x.parquet", "3", "no field 'n'")]
+
+
 def many(src, n=6, large=b""):
     """Tars with three good pairs each, one that is good or large, and one that is refused."""
     for i in range(n):
@@ -477,6 +552,23 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, capsys):
     build(src, tmp_path / "fresh")
     assert contents(tmp_path / "fresh") == contents(tmp_path / "out")
     assert {p.name for p in tmp_path.iterdir()} == {"src", "out", "fresh"}
+
+
+def test_the_keyboard_stops_a_build_in_one_line(tmp_path):
+    src, done = many(tmp_path / "src", 8, picture(0, size=(900, 900))), tmp_path / ".out.partial" / "shards"
+    command = [sys.executable, "-m", "nml_jax.data.builders", "image_text", str(src), str(tmp_path / "out")]
+    stopped = subprocess.Popen(
+        [*command, "--workers=2"], stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
+    while stopped.poll() is None and len(list(done.glob("*[0-9]"))) < 2:
+        time.sleep(0.005)
+    os.killpg(stopped.pid, signal.SIGINT)  # as a terminal does, to the workers too
+    said = stopped.communicate(timeout=30)[1]
+    assert stopped.returncode == 130
+    assert said.splitlines()[-1] == "stopped by the keyboard; the same command goes on"
+    assert "Traceback" not in said
+    build(src, tmp_path / "out")
+    assert len(keys(tmp_path / "out")) == 32
 
 
 def stop_at(monkeypatch, name, call):
@@ -543,6 +635,8 @@ def test_what_the_user_can_mend_before_anything_runs(tmp_path):
     (tmp_path / "x.tar.gz").write_bytes(b"")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").write_bytes(b"")
+    tar(tmp_path / "lacking" / "train" / "x.tar", [])
+    (tmp_path / "lacking" / "val").mkdir()
     tar(tmp_path / "mixed" / "x.tar", [])
     tar(tmp_path / "mixed" / "val" / "y.tar", [])
     tar(tmp_path / "named" / "my photos" / "y.tar", [])
@@ -558,6 +652,7 @@ def test_what_the_user_can_mend_before_anything_runs(tmp_path):
         ([tmp_path / "twice.parquet"], {}, "twice.parquet has 2 columns 'caption'"),
         ([tmp_path / "gone"], {}, "gone does not exist"),
         ([tmp_path / "empty"], {}, "empty holds none of .tar, .parquet, .csv, .tsv"),
+        ([tmp_path / "lacking"], {}, "lacking/val holds none of .tar"),
         ([tmp_path / "x.tar.gz"], {}, "is none of .tar"),
         ([tmp_path / "mixed"], {}, "mixed holds x.tar and also val/y.tar"),
         ([tmp_path / "named"], {}, "'my photos' cannot name a split"),
@@ -574,6 +669,9 @@ def test_what_the_user_can_mend_before_anything_runs(tmp_path):
         assert "\n" not in e.value.cause + e.value.cure
         assert not list(tmp_path.glob(".out*"))
         assert not out.exists()
+    with pytest.raises(UserError, match="Not a directory") as e:
+        build(good, table / "out")
+    assert e.value.cure == "choose an OUT in a folder that can be written"
     for where, cause in ((tmp_path / "full", "exists already"), (tmp_path / "src" / "out", "lies inside")):
         with pytest.raises(UserError, match=cause):
             build(tmp_path / "src", where)
@@ -615,14 +713,22 @@ def test_a_split_without_usable_pairs_is_told(tmp_path, capsys):
 
 def test_command_line(tmp_path, capsys):
     src = many(tmp_path / "src", 1)
-    for wrong in ([], ["--parts=a"], ["--parts=a=x"], ["--parts=a=0.5,a=0.5"], ["--workers=x"]):
+    for wrong in ([], ["--parts=a"], ["--parts=a=x"], ["--parts=a=0.5,a=0.5"], ["--parts==1"], ["--workers=x"]):
         with pytest.raises(SystemExit) as e:
             builders.main(["image_text", *([str(src), "out"] if wrong else []), *wrong])
         assert e.value.code == 2
+        said = capsys.readouterr().err
+        assert ("as in train=0.7,new=0.3" in said) == ("--parts" in str(wrong))
+        assert "_shares" not in said
+    for share in ("nan", "inf", "0", "-1"):
+        assert (
+            builders.main(["image_text", str(src), str(tmp_path / "x"), f"--parts=a={share},b=1", "--group=key"]) == 2
+        )
+        assert "do not sum to 1, each above 0" in capsys.readouterr().err
     options = ["--caption=caption,url", "--label=status", "--group=key", "--parts=a=0.5,b=0.5", "--workers=1"]
     assert builders.main(["image_text", str(src), str(tmp_path / "out"), *options]) == 0
     said = capsys.readouterr().out
-    assert "refused: 2, listed in" in said
+    assert "refused pairs: 2, listed in" in said
     assert {c for part in captions_of_parts(tmp_path / "out") for c in part} >= {"http://x"}
 
 
