@@ -26,8 +26,10 @@ the constraints.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
+import io
 import json
 import multiprocessing
 import os
@@ -247,10 +249,13 @@ def _beam(options: str) -> Spread:
     def pipeline() -> Any:
         return apache_beam.Pipeline(options=PipelineOptions(shlex.split(options)))
 
+    said = io.StringIO()  # argparse prints pages before it exits
     try:
-        pipeline().options.get_all_options()
-    except (Exception, SystemExit) as e:  # Beam's runners each have their own; argparse exits
-        raise UserError(f"Apache Beam does not take --beam={options!r}: {_line(e)}", "see the runner's options") from e
+        with contextlib.redirect_stderr(said):
+            pipeline().options.get_all_options()
+    except (Exception, SystemExit) as e:  # every runner has errors of its own
+        why = said.getvalue().splitlines()[-1] if isinstance(e, SystemExit) else _line(e)
+        raise UserError(f"Apache Beam does not take --beam={options!r}: {why}", "see the options of the runner") from e
 
     def spread(what: str, function: Callable[[Any], None], items: Sequence[Any]) -> None:
         log.say(f"{what}: {len(items)} to do")
@@ -258,7 +263,7 @@ def _beam(options: str) -> Spread:
             with pipeline() as p:
                 _ = p | apache_beam.Create(items) | apache_beam.Reshuffle() | apache_beam.Map(function)
         except Exception as e:  # what a worker raises comes as whatever the runner makes of it
-            raise PipelineFailed(_line(e)) from e
+            raise PipelineFailed(_line(e).split(" [while running")[0]) from e
 
     return spread
 

@@ -740,12 +740,46 @@ def test_without_beam_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     src = many(tmp_path / "src", 1)
     assert builders.main(["image_text", str(src), str(tmp_path / "out"), "--beam=--runner=DirectRunner"]) == 2
-    assert "--beam needs Apache Beam" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--beam needs Apache Beam" in said
+    assert "without -c constraints.txt" in said
+
+
+NO_BEAM = "Apache Beam is not installed; it needs an environment of its own"
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        ("--runner=Nope", "Unexpected pipeline runner: Nope"),
+        ('--runner="Direct', "No closing quotation"),
+        ("--direct_num_workers=x", "invalid int value: 'x'"),
+    ],
+)
+def test_options_that_beam_does_not_take(tmp_path, options, cause):
+    pytest.importorskip("apache_beam", reason=NO_BEAM)
+    with pytest.raises(UserError, match=cause) as e:
+        build(many(tmp_path / "src", 1), tmp_path / "out", beam=options)
+    assert "\n" not in e.value.cause
+    assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_a_worker_of_beam_raises_is_a_user_error(tmp_path, monkeypatch):
+    pytest.importorskip("apache_beam", reason=NO_BEAM)
+    monkeypatch.setattr(shards, "build", no_space)
+    with pytest.raises(UserError, match=r"the pipeline failed: OSError: \[Errno 28\] No space left\n"):
+        build(many(tmp_path / "src", 1), tmp_path / "out", beam="--runner=DirectRunner")
+
+
+def no_space(*args):
+    raise OSError(28, "No space left")
 
 
 @pytest.mark.filterwarnings("default")
 def test_beam_builds_the_same(tmp_path):
-    pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install nml_jax[beam]")
+    pytest.importorskip("apache_beam", reason=NO_BEAM)
     src = many(tmp_path / "src", 3)
     build(src, tmp_path / "out", label="status")
     build(src, tmp_path / "beam", label="status", beam="--runner=DirectRunner")
