@@ -277,13 +277,9 @@ def _line(error: BaseException) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line; `main` runs it."""
-    parser.add_argument(
-        "src",
-        metavar="SRC",
-        type=Path,
-        nargs="+",
-        help="file, folder of files, or of a folder per split; of several folders of files each is a split of its name",
-    )
+    src = 'file or folder of files, for split "train"; or folder with a folder of files for each split'
+    several = "where several folders of files are given and their names differ, each is a split of its name"
+    parser.add_argument("src", metavar="SRC", type=Path, nargs="+", help=f"{src}; {several}")
     parser.add_argument("out", metavar="OUT", type=Path)
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--image", metavar="COLUMN", help="of a table: bytes, or paths below its folder")
