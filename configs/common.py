@@ -118,10 +118,7 @@ def get_config() -> ConfigDict:
     optimizer.nesterov = False  # sgd
     optimizer.weight_decay = 0.05  # decoupled for adamw and lamb; added to the gradient for sgd
     # Pairs of a regex over "a/b/kernel" and a multiplier. The first match counts; every parameter must match one.
-    optimizer.decay = (
-        (r"(.*/)?(bias|scale|cls|pos_embed|logit_scale|logit_bias)", 0.0),
-        (r".*", 1.0),
-    )  # multiplier of weight_decay
+    optimizer.decay = ((r"(.*/)?(bias|scale|cls|pos_embed|logit_(scale|bias))", 0.0), (r".*", 1.0))  # of weight_decay
     optimizer.lr_mult = ((r".*", 1.0),)  # the same form, multiplier of the learning rate; 0 freezes
     # Triples of a regex and the two ends of an interval in which every step leaves the parameter.
     optimizer.clamp = ((r"(.*/)?logit_scale", 0.0, 4.605170185988092),)  # ln 100, as CLIP does

@@ -28,7 +28,7 @@ def load(path: Path, arg: str | None):
 def test_a_whole_step_at_full_size(path: Path, arg: str | None):
     config, _ = load(path, arg)
     cell = next(iter(settings.cells(config).values()))
-    n, num_classes = cell.data.size or 1000, cell.data.num_classes or 10
+    n, num_classes = cell.data.size or cell.data.expected or 1000, cell.data.num_classes or 10
     mesh = runtime.make_mesh(-1, 2)
     runtime.check_batch(cell.train.batch, mesh, "train.batch")
     program = loop.build(cell, loop.Plan.of(cell, n), mesh, num_classes=num_classes)

@@ -32,10 +32,10 @@ def checkout(tmp_path_factory) -> Path:
             for i in range(count):
                 pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / "my_photos" / split / name / f"{i}.jpg")
-    rows = [
-        {"png": pairs.image(colour, "square", rng), "txt": f"a {colour} square".encode()} for colour in pairs.COLOURS
-    ]
-    pairs.write_tar(folder / "my_pairs" / "00000.tar", rows * 12)
+    words = ["".join(word) for word in rng.choice(list("abcdefghijklmnop"), (400, 5))]
+    pairs.write_tar(folder / "my_pairs" / "00000.tar", [
+        {"png": pairs.image("red", "square", rng), "txt": " ".join(rng.choice(words, 20)).encode()} for _ in range(48)
+    ])  # fmt: skip
     return folder
 
 
