@@ -130,7 +130,20 @@ class Subset(Source):
         return None if keys is None else Taken(keys, self.indices)
 
 
-class NoisyLabels(Source):
+class Overlay(Source):
+    """The images of `source` under other supervision."""
+
+    source: Source
+
+    def image(self, i: int) -> bytes | np.ndarray:
+        return self.source.image(i)
+
+    @property
+    def keys(self) -> Sequence[str] | None:
+        return self.source.keys
+
+
+class NoisyLabels(Overlay):
     """`source` with the labels `noisy`, int [N]; what they were stays in `labels_clean`.
 
     Raises:
@@ -153,15 +166,8 @@ class NoisyLabels(Source):
         )
         self.source = source
 
-    def image(self, i: int) -> bytes | np.ndarray:
-        return self.source.image(i)
 
-    @property
-    def keys(self) -> Sequence[str] | None:
-        return self.source.keys
-
-
-class SwappedCaptions(Source):
+class SwappedCaptions(Overlay):
     """`source` with every record's captions those of its partner, read by the partner's id; its own stay clean.
 
     Raises:
@@ -178,13 +184,6 @@ class SwappedCaptions(Source):
             parts=source.parts,
         )
         self.source = source
-
-    def image(self, i: int) -> bytes | np.ndarray:
-        return self.source.image(i)
-
-    @property
-    def keys(self) -> Sequence[str] | None:
-        return self.source.keys
 
 
 class Mixture(Source):
