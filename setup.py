@@ -44,7 +44,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        # To build image-text datasets on a cluster.
+        # To build image-text datasets on a cluster; without constraints.txt, as it wants older libraries.
         "beam": ["apache-beam"],
         # Once, to prepare those catalogue datasets whose builders use TensorFlow.
         "prepare": ["tensorflow-cpu", "importlib_resources"],
