@@ -14,6 +14,8 @@ from nml_jax.data import sources
 from nml_jax.data.tokenizer import Tokenizer
 from nml_jax.stages import encoder
 
+BLOCK = 1 << 14  # records whose ids are Python integers at a time
+
 
 class Data(NamedTuple):
     train: sources.Source  # with noisy supervision
@@ -63,7 +65,8 @@ def caption_ledger(captions: Any, swap: noise.CaptionSwap) -> noise.Ledger:
         captions: as a source of `data.captions` has them; their bytes are read, as this is done for every record.
     """
     ids = swap.swapped()
-    pairs = zip(ids.tolist(), swap(ids).tolist(), strict=True)
+    blocks = (ids[start : start + BLOCK] for start in range(0, len(ids), BLOCK))
+    pairs = (pair for block in blocks for pair in zip(block.tolist(), swap(block).tolist(), strict=True))
     unchanged = sum(captions.raw(i) == captions.raw(j) for i, j in pairs)
     told = tqdm(range(len(captions)), desc="captions on record", unit=" records", mininterval=1.0, delay=3.0)
     return noise.Ledger.of_captions(swap, map(captions.raw, told), unchanged=unchanged)
