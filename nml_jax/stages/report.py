@@ -69,7 +69,7 @@ def summary(folder: Path) -> str:
             first = max(len(line[0]) for line in lines if len(line) > 1)
             lines = [[text.replace(" ± ", "±") for text in line] for line in lines]
             width = max(len(text) for line in lines for text in line[1:]) + 2
-            title = f"{study.title}: {task}, mean ± sd over n runs"
+            title = f"{': '.join(filter(None, (study.title, task)))}, mean ± sd over n runs"
             blocks.append(
                 [title, *(line[0].ljust(first) + "".join(x.rjust(width) for x in line[1:]) for line in lines)]
             )
