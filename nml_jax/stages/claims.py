@@ -292,7 +292,7 @@ def _heads(study: Study, task: str) -> list[str]:
     also = f" (intervals widened for {len(found)} comparisons)" if len(found) > 1 else ""
     if better:
         return [compared, f"NMTune helps here{also}: {listed(better)}{hurts}."]
-    return [compared, f"That NMTune helps is not shown here{also}{hurts}."]
+    return [compared, f"No gain from NMTune is shown here{also}{hurts}."]
 
 
 def _probe(study: Study) -> str:

@@ -557,9 +557,11 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, capsys):
 def test_the_keyboard_stops_a_build_in_one_line(tmp_path):
     src, done = many(tmp_path / "src", 8, picture(0, size=(900, 900))), tmp_path / ".out.partial" / "shards"
     command = [sys.executable, "-m", "nml_jax.data.builders", "image_text", str(src), str(tmp_path / "out")]
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
     stopped = subprocess.Popen(
         [*command, "--workers=2"], stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
     )
+    signal.signal(signal.SIGINT, heard)
     while stopped.poll() is None and len(list(done.glob("*[0-9]"))) < 2:
         time.sleep(0.005)
     os.killpg(stopped.pid, signal.SIGINT)  # as a terminal does, to the workers too

@@ -397,7 +397,7 @@ def test_reversed_claims(tmp_path: Path) -> None:
     text = lead(small(tmp_path / "x", score=score, heads=(("linear", None), ("nmtune", "paper"))))
     assert "In-domain (ID) accuracy of the tuned linear probe rises from 60." in text
     assert text.endswith(
-        "That NMTune helps is not shown here (intervals widened for 2 comparisons); "
+        "No gain from NMTune is shown here (intervals widened for 2 comparisons); "
         "it hurts: NMTune (paper) on ID and NMTune (paper) on OOD."
     )
 
@@ -408,7 +408,7 @@ def test_no_difference_is_not_claimed(tmp_path: Path) -> None:
 
     text = lead(small(tmp_path / "x", score=score, heads=(("linear", None), ("nmtune", "paper"))))
     assert re.search(r"In-domain \(ID\) accuracy of the tuned linear probe shows no difference \(", text)
-    assert text.endswith("That NMTune helps is not shown here (intervals widened for 2 comparisons).")
+    assert text.endswith("No gain from NMTune is shown here (intervals widened for 2 comparisons).")
     assert "hurts" not in text
     assert "helps" not in text
 
