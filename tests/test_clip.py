@@ -129,7 +129,7 @@ def test_zero_shot_can_be_added_to_a_finished_run(data: Path, tmp_path: Path, fi
 
 def test_both_layers_are_named(finished: Path, data: Path, tmp_path: Path):
     workdir = shutil.copytree(finished, tmp_path / "layers")
-    layers = ("features", "embedding", "stage1")
+    layers = ("features", "embedding", "block0")
     pairs.launch(workdir, data, force=("extract",), **{"extract.layers": layers})
     bank = banks.Bank(workdir / CELL / "banks" / "directory" / "val")
     embedding = bank.read("embedding")[:, 0]
@@ -163,20 +163,16 @@ def test_an_interrupted_run_ends_in_the_same_bits(finished: Path, data: Path, tm
 
 
 def test_micro_batches_and_chunks_reach_the_same_weights(data: Path, tmp_path: Path):
-    """A ViT, which has no BatchNorm: the parts of a batch may not change its gradient."""
-    vit = {
-        "model.tower": "vit_ti", "model.patch": 4, "model.dim": 16, "model.depth": 1, "model.heads": 2,
-        "model.stem": "imagenet", "model.width": None, "model.blocks": None, "optimizer.name": "sgd",
-        "train.epochs": 1.0, "optimizer.warmup_epochs": 0.5, "stages": ("pretrain",), "runtime.evaluators": (),
-        "optimizer.decay": ((r".*", 0.0),),
-    }  # fmt: skip
+    """Of a model without BatchNorm: the parts of a batch may not change its gradient."""
+    one = {"optimizer.name": "sgd", "train.epochs": 1.0, "optimizer.warmup_epochs": 0.5, "stages": ("pretrain",),
+           "runtime.evaluators": (), "optimizer.decay": ((r".*", 0.0),)}  # fmt: skip
     weights = []
     for name, options in {
         "plain": {},
         "chunked": {"objective.chunk": 1},
         "parts": {"train.micro_batches": 2},
     }.items():
-        pairs.launch(tmp_path / name, data, **vit, **options)
+        pairs.launch(tmp_path / name, data, **one, **options)
         weights.append(nml_jax.load_model(tmp_path / name / CELL).params)
     for other in weights[1:]:
         for a, b in zip(jax.tree.leaves(weights[0]), jax.tree.leaves(other), strict=True):
@@ -248,7 +244,11 @@ def test_a_mixture_with_weights(data: Path, tmp_path: Path):
         ({"downstream.path": "/nowhere"}, "no prepared dataset at '/nowhere'", "downstream.path"),
         ({"zeroshot.retrieval": ("nope",)}, "no split 'nope'", "train, val"),
         ({"zeroshot.class_names": "/nowhere.json"}, "/nowhere.json", ""),
-        ({"model.patch_dropout": 0.5}, "model.patch_dropout is 0.5", "resnet18 has no patches"),
+        (
+            {"model.tower": "resnet18", "model.dim": None, "model.patch_dropout": 0.5},
+            "model.patch_dropout is 0.5",
+            "resnet18 has no patches",
+        ),
         ({"objective.name": "clp"}, "no objective.name='clp'", "supervised, clip, siglip"),
         ({"data.classes": (0, 1)}, "data.classes=(0, 1)", "leave it out"),
         ({"data.path": "/nowhere", "stages": ("pretrain",)}, "holds no prepared dataset", "builders image_text"),

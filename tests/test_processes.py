@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from nml_jax import log
 from tests import pairs
 from tests.small import PINNED, flags
@@ -78,6 +80,7 @@ def test_a_process_that_waits_in_vain_says_so_within_its_limit(tmp_path: Path):
     assert time.monotonic() - begun < 90
 
 
+@pytest.mark.slow
 def test_two_processes_train_clip_as_one(tmp_path: Path):
     """The same first loss over the global batch; retrieval and zero-shot are evaluated once, over all of it."""
     data = pairs.prepare(tmp_path)
