@@ -109,7 +109,7 @@ def measures(study: Study, task: str) -> list[Measure]:
     for metric, way in RETRIEVAL.items():
         for key in study.keys(metric=metric, task="pretrain"):
             if not key.split.startswith("validation ("):  # other weights than the extracted ones
-                found.append(Measure("Retrieval, recall@1 %", f"{_split(key)}, {way}", key))
+                found.append(Measure("Retrieval, recall@1 %", f"{split_name(key)}, {way}", key))
     for domain in ("id", "ood"):
         keys = study.keys(metric="accuracy", task=task, split=MEAN, domain=domain)
         found += [Measure(f"{domain.upper()} accuracy %", key.head, key) for key in keys]
@@ -229,14 +229,15 @@ def _changes(study: Study, task: str) -> list[str]:
     return [f"From {first} to {last}, {out[0]}.", *sentences] if out else []
 
 
-def _split(key: Key) -> str:
+def split_name(key: Key) -> str:
+    """What a split of pre-training is called in words."""
     return "clean validation" if key.split == "validation" else key.split
 
 
 def _of_pretraining(measure: Measure) -> str:
     if measure.key.metric == "accuracy":
         return "clean validation accuracy"
-    return f"{RETRIEVAL[measure.key.metric]} recall@1 ({_split(measure.key)})"
+    return f"{RETRIEVAL[measure.key.metric]} recall@1 ({split_name(measure.key)})"
 
 
 def _moved(name: str, c: Comparison) -> str:

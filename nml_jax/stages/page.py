@@ -216,7 +216,7 @@ def _singular_values(study: Study, task: str) -> dict[str, list[tuple[Any, Any]]
 def _retrieval(study: Study, name: str) -> str:
     panels, splits = [], {}
     for metric, way in claims.RETRIEVAL.items() if len(study.conditions) > 1 else ():
-        splits = {m.label.removesuffix(f", {way}"): m.key for m in claims.measures(study, "") if m.key.metric == metric}
+        splits = {claims.split_name(m.key): m.key for m in claims.measures(study, "") if m.key.metric == metric}
         if splits:
             series = {split: _seeds(study, key) for split, key in splits.items()}
             panels.append(

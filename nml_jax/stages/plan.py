@@ -115,12 +115,9 @@ def _sizes(config: ConfigDict) -> tuple[int, int]:
     if config.data.size is not None and num_classes is not None:
         return config.data.size, num_classes
     try:
-        data = supervision.load_data(config)
+        return supervision.count_records(config)
     except UserError as e:
         if config.data.expected is None or num_classes is None:
             raise
         log.say(f"{e.cause}; planned with data.expected={config.data.expected}")
         return config.data.expected, num_classes
-    if not len(data.train):
-        raise UserError("the training split is empty", "name another split under data.train")
-    return len(data.train), data.train.num_classes

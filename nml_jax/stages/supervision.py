@@ -25,13 +25,45 @@ class Data(NamedTuple):
 
 
 def load_data(config: ConfigDict) -> Data:
-    """The training split with its noise laid over it, the clean validation split, and the ledger.
+    """The training split with its noise laid over it, the clean validation split, and the ledger."""
+    captions = objectives.reads_captions(config.objective)
+    tokenizer = encoder.load_tokenizer(config) if captions else None
+    train, validation = load_splits(config)
+    if not captions:
+        noisy, ledger = corrupt(config, train)
+        return Data(sources.NoisyLabels(train, noisy), validation, ledger, None)
+    swap = swap_of(config, len(train))
+    ledger = caption_ledger(train.captions, swap)
+    return Data(sources.SwappedCaptions(train, swap), validation, ledger, tokenizer)
+
+
+def count_records(config: ConfigDict) -> tuple[int, int]:
+    """Records to train on, and their classes; refuses what `load_data` does, but reads no caption.
+
+    Raises:
+        UserError: as `load_data`.
+    """
+    train, _ = load_splits(config)
+    if objectives.reads_captions(config.objective):
+        encoder.load_tokenizer(config)
+        swap_of(config, len(train))
+    else:
+        corrupt(config, train)
+    return len(train), train.num_classes
+
+
+def swap_of(config: ConfigDict, n: int) -> noise.CaptionSwap:
+    """Whose captions the n training records get."""
+    return noise.CaptionSwap(n=n, rate=config.noise, seed=config.noise_seed)
+
+
+def load_splits(config: ConfigDict) -> tuple[sources.Source, sources.Source]:
+    """The training split and the validation split, both clean.
 
     Record i of the training split is what `id == i` means everywhere: after the selection of classes and after
     validation is cut off; a mixture is one dataset after another.
     """
     data, captions = config.data, objectives.reads_captions(config.objective)
-    tokenizer = encoder.load_tokenizer(config) if captions else None
     if not (data.validation_split or data.validation):
         raise errors.UserError("there is nothing to validate on", "set data.validation_split, or data.validation > 0")
     parts = [_split(config, path, captions) for path in data.mixture or (data.path,)]
@@ -41,12 +73,7 @@ def load_data(config: ConfigDict) -> Data:
             f"data.size={data.size}, but the training split has {len(train)} records",
             f"set --config.data.size={len(train)}, or check the dataset",
         )
-    if not captions:
-        noisy, ledger = corrupt(config, train)
-        return Data(sources.NoisyLabels(train, noisy), validation, ledger, None)
-    swap = noise.CaptionSwap(n=len(train), rate=config.noise, seed=config.noise_seed)
-    ledger = caption_ledger(train.captions, swap)
-    return Data(sources.SwappedCaptions(train, swap), validation, ledger, tokenizer)
+    return train, validation
 
 
 def _split(config: ConfigDict, path: str, captions: bool) -> tuple[sources.Source, sources.Source]:
