@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nml_jax.errors import UserError
-from nml_jax.evals import metrics
+from nml_jax.evals import collect, metrics
 
 
 class Sums(NamedTuple):
@@ -73,13 +72,7 @@ class Classification:
         Raises:
             UserError: the split is empty.
         """
-        total: Any = None
-        for local in self.batches():
-            sums = self.sums(params, model_state, self.put(local))
-            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-        if total is None:
-            raise UserError("there is nothing to evaluate: the split is empty", "choose a split with examples")
-        total = self.fetch(total)
+        total = self.fetch(collect.total(self.sums(params, model_state, self.put(local)) for local in self.batches()))
         yield "accuracy", metrics.accuracy(total.confusion)
         yield "macro_f1", metrics.macro_f1(total.confusion)
         yield "mean_per_class", metrics.mean_per_class(total.confusion)

@@ -5,19 +5,11 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nml_jax import spectrum
 from nml_jax.errors import NonFinite, UserError
-
-
-# A function of the module, so that all evaluators of one model share what is compiled.
-@partial(jax.jit, static_argnames=("apply", "layer"))
-def _features(
-    params: Any, model_state: Any, batch: Mapping[str, jax.Array], *, apply: Callable, layer: str
-) -> jax.Array:
-    return apply(params, model_state, batch, train=False, key=None)[0][layer].astype(jnp.float32)
+from nml_jax.evals import collect
 
 
 class ProbeSpectrum:
@@ -47,7 +39,7 @@ class ProbeSpectrum:
         fetch: Callable[[Any], Any] = jax.device_get,
     ):
         self.batches, self.put, self.fetch = batches, put, fetch
-        self.features = partial(_features, apply=apply, layer=layer)
+        self.features = partial(collect.output, apply=apply, name=layer)
         self.probe: list[Mapping[str, np.ndarray]] = []
 
     def run(self, params: Any, model_state: Any) -> Iterator[tuple[str, float]]:
@@ -61,11 +53,11 @@ class ProbeSpectrum:
         parts = []
         for local in self.probe:
             batch = self.put({key: local[key] for key in ("image", "mask")})
-            parts.append((self.features(params, model_state, batch), batch["mask"]))
-        if not parts:
+            parts.append((self.features(params, model_state, batch), batch["mask"], batch["mask"]))
+        found = collect.rows(parts, self.fetch)
+        if found is None:
             raise UserError("there is nothing to probe: the split is empty", "choose a split with examples")
-        features, mask = (np.concatenate(column) for column in zip(*self.fetch(parts), strict=True))
-        features = features[mask > 0]
+        features, _ = found
         if lost := int((~np.isfinite(features)).any(1).sum()):
             raise NonFinite(f"the features of {lost} image(s) of the probe are not finite")
         values = spectrum.singular_values(features, **spectrum.preset("paper"))

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from nml_jax import runtime
 from nml_jax.errors import NonFinite, UserError
+from nml_jax.evals import collect
 
 KS = (1, 5, 10)
 CHUNK = 256  # queries that a device scores at a time
@@ -122,14 +123,6 @@ def _place(rows: np.ndarray, dtype: type, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-# Functions of the module, so that all evaluators of one model share what is compiled.
-@partial(jax.jit, static_argnames=("apply", "output"))
-def _embedding(
-    params: Any, model_state: Any, batch: Mapping[str, jax.Array], *, apply: Callable, output: str
-) -> jax.Array:
-    return apply(params, model_state, batch, train=False, key=None)[0][output].astype(jnp.float32)
-
-
 class Retrieval:
     """An Evaluator of the model's "embedding" of images against its "text_embedding" of captions.
 
@@ -157,7 +150,7 @@ class Retrieval:
         fetch: Callable[[Any], Any] = jax.device_get,
     ):
         self.batches, self.texts, self.put, self.fetch = batches, texts, put, fetch
-        self.embedding = partial(_embedding, apply=apply)
+        self.output = partial(collect.output, apply=apply)
         self.recalls = partial(recalls, mesh=mesh, chunk=chunk)
 
     def run(self, params: Any, model_state: Any) -> Iterator[tuple[str, float]]:
@@ -173,11 +166,8 @@ class Retrieval:
         parts = []
         for local in batches():
             batch = self.put(local)
-            parts.append((self.embedding(params, model_state, batch, output=output), batch[key], batch["mask"]))
-        if not parts:
-            return np.zeros((0, 1), np.float32), np.zeros(0, np.int32)
-        rows, values, mask = (np.concatenate(column) for column in zip(*self.fetch(parts), strict=True))
-        return rows[mask > 0], values[mask > 0]
+            parts.append((self.output(params, model_state, batch, name=output), batch[key], batch["mask"]))
+        return collect.rows(parts, self.fetch) or (np.zeros((0, 1), np.float32), np.zeros(0, np.int32))
 
 
 class Fit(NamedTuple):
@@ -230,13 +220,7 @@ class CaptionFit:
             UserError: there are no records.
             NonFinite: an embedding is not finite.
         """
-        total: Any = None
-        for local in self.batches():
-            sums = self.fit(params, model_state, self.put(local))
-            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-        if total is None:
-            raise UserError("there is nothing to evaluate: the split is empty", "choose a split with examples")
-        total = self.fetch(total)
+        total = self.fetch(collect.total(self.fit(params, model_state, self.put(local)) for local in self.batches()))
         if total.lost:
             raise NonFinite(f"the embeddings of {total.lost} record(s) are not finite")
         if total.wrong:

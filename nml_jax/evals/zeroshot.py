@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nml_jax.errors import NonFinite, UserError
-from nml_jax.evals import metrics
+from nml_jax.evals import collect, metrics
 
 
 class Sums(NamedTuple):
@@ -113,15 +113,10 @@ class ZeroShot:
             UserError: the split is empty, or there are no texts.
             NonFinite: an embedding is not finite.
         """
-        total = None
         if classes is None:
             classes = self.class_matrix(params, model_state)
-        for local in self.batches():
-            sums = self.sums(params, model_state, classes, self.put(local))
-            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-        if total is None:
-            raise UserError("there is nothing to evaluate: the split is empty", "choose a split with examples")
-        total = self.fetch(total)
+        sums = (self.sums(params, model_state, classes, self.put(local)) for local in self.batches())
+        total = self.fetch(collect.total(sums))
         if total.lost:
             raise NonFinite(f"the embeddings of {total.lost} image(s), or those of the classes, are not finite")
         yield "accuracy", metrics.accuracy(total.confusion)
