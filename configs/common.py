@@ -153,17 +153,47 @@ def get_config() -> ConfigDict:
     zeroshot.templates = ""  # JSON list of prompts with {c} for the class, or {dataset: prompts}; "": ours
     zeroshot.retrieval = ()  # splits of the downstream directory that have captions, to retrieve in
 
+    # Features that somebody else has computed, in place of pre-training and extraction (configs/features.py).
+    features = config.features = ConfigDict()
+    features.train = ""  # FILE, or "FEATURES.npy,LABELS.npy"; formats: npy, npz, safetensors, csv, parquet
+    features.test = ""  # the same; several in-domain files by ";". "": `holdout` of the training file
+    features.ood = ""  # the same: out-of-domain files
+    features.holdout = 0.3  # share of the training file that is tested on where there is no test file, stratified
+    features.label = ""  # name of the label array or column. "": label, labels, y, target or class
+    features.columns = ""  # name of the feature array or list column. "": the only one, or all but label and id
+    features.scale = 1.0  # real value = stored value × scale, as for uint8
+    features.memory = 0.25  # share of this machine's memory above which training features are streamed in shards
+
+    # Heads on features. The same views, splits, epochs and number of settings tried for every method.
     tune = config.tune = ConfigDict()
-    tune.methods = ("linear", "mlp", "nmtune")  # of nml_jax.models.heads.METHODS
+    tune.methods = ("linear", "mlp", "nmtune")  # keys of nml_jax.training.methods.METHODS
     tune.presets = ("paper", "code")  # of NMTune
     tune.epochs = 30  # of every head; cosine to zero
     tune.batch = 64  # training rows per step, each with all its views
-    tune.lrs = (0.1, 0.01, 0.001)  # the same grid for every method
-    tune.weight_decays = (0.0, 1e-4)  # the same grid for every method
-    tune.validation = 0.2  # share of the task's training split on which the two are chosen, stratified
+    tune.lrs = (0.1, 0.01, 0.001)  # the same grid for every method that is trained by gradient
+    tune.weight_decays = (0.0, 1e-4)  # the same grid for every method that is trained by gradient
+    tune.cs = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # lbfgs: inverse strength of the L2 penalty, as scikit-learn's C
+    tune.alphas = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # ridge: strength of the L2 penalty
+    tune.ks = (1, 3, 5, 10, 20, 50)  # knn: neighbours
+    tune.validation = 0.2  # share of the task's training split on which these are chosen, stratified
     tune.standardize = False  # per-feature mean 0 and variance 1, from the training rows, for every method
-    tune.width = 4  # hidden width of the MLP over the feature dimension
     tune.seeds = 1  # heads per setting
+    tune.shares = (1.0,)  # of the training rows, stratified; smaller ones lie within larger ones
+    tune.noises = (0.0,)  # shares of wrong labels among the training rows
+    tune.noise_kind = "symmetric"  # of these: symmetric | pair
+    tune.width = 4  # MLP: hidden width over the feature dimension
+    tune.depth = 1  # MLP: hidden layers
+    tune.residual = True  # MLP: Z = s·MLP(F) + F, else s·MLP(F)
+    tune.norm = "batch"  # MLP: batch | layer | none, after every hidden layer's product
+    tune.noisytune = 0.0  # λ: weights start at W + U(−λ/2, λ/2)·std(W) (NoisyTune), for every method
+    tune.neftune = 0.0  # α: inputs get U(−1, 1)·α/√D in training (NEFTune), for every method
+    tune.nmtune = ConfigDict()  # each replaces the preset's value; None: the preset's
+    tune.nmtune.mse = placeholder(float)  # weight of the consistency term
+    tune.nmtune.cov = placeholder(float)  # weight of the covariance term
+    tune.nmtune.svd = placeholder(float)  # weight of the singular-value term
+    tune.nmtune.per_dim = placeholder(bool)  # consistency: mean over features in place of their sum
+    tune.nmtune.cross_view = placeholder(bool)  # consistency: Z of the other views against F of the first
+    tune.nmtune.top = placeholder(int)  # singular-value term: mean share of so many largest values
 
     # Where and how fast. Nothing here may change a number.
     runtime = config.runtime = ConfigDict()
