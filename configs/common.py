@@ -195,6 +195,30 @@ def get_config() -> ConfigDict:
     tune.nmtune.cross_view = placeholder(bool)  # consistency: Z of the other views against F of the first
     tune.nmtune.top = placeholder(int)  # singular-value term: mean share of so many largest values
 
+    # Encoder and head tuned on the images of the same tasks (stage finetune), by AdamW with a cosine to zero. The
+    # learning rate is chosen as for heads, on `tune.validation` of the training split.
+    finetune = config.finetune = ConfigDict()
+    finetune.methods = ("lora", "full")  # lora: factors and head | full: everything
+    finetune.terms = ("none", "paper")  # none | a preset of NMTune, of which the covariance and singular-value terms
+    finetune.consistency = False  # also its consistency term, with the features of the initial encoder
+    finetune.head = "linear"  # linear | mlp (that of the keys tune.width to tune.norm)
+    finetune.head_init = "fresh"  # fresh | probe (trained first, on the frozen encoder) | zeroshot (CLIP)
+    finetune.epochs = 30.0  # of the training split
+    finetune.batch = 64  # images per step
+    finetune.lrs = (1e-4, 1e-3)  # peak learning rates to choose from, for every method; a probe's are tune.lrs
+    finetune.weight_decay = 1e-4  # decoupled; not of biases, norms and embeddings of positions
+    finetune.warmup_epochs = 0.0  # linear, from 0
+    finetune.clip_norm = 0.0  # global gradient norm; 0: off
+    finetune.layer_decay = 1.0  # the learning rate falls by this factor per block from the head down; 1: it does not
+    finetune.rank = 8  # LoRA: r
+    finetune.alpha = 8.0  # LoRA: W + (α/r)·A·B
+    finetune.targets = ("vit_mlp",)  # LoRA: vit_attention | vit_mlp | resnet_conv | regexes over "a/b/kernel"
+    finetune.noisytune = 0.0  # λ: the encoder's weights start at W + U(−λ/2, λ/2)·std(W) (NoisyTune)
+    finetune.neftune = 0.0  # α: patch embeddings, or a ResNet's features, get U(−1, 1)·α/√(L·d) in training (NEFTune)
+    finetune.wise = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # shares of the tuned weights in WiSE-FT
+    finetune.seeds = 1  # runs per setting
+    finetune.shares = (1.0,)  # of the training images, stratified; smaller ones lie within larger ones
+
     # Where and how fast. Nothing here may change a number.
     runtime = config.runtime = ConfigDict()
     runtime.data_axis = -1  # devices along the mesh axis "data"; -1: the rest
