@@ -122,6 +122,9 @@ class ViT(nn.Module):
     patches, N being that number above (Li et al. 2023, arXiv 2212.00794). The draw depends on `key` and the image's
     position in the global batch only.
 
+    `neftune` is no key of `config.model`, as fine-tuning alone sets it: in training the N embedded patches of an image
+    get U(-1, 1)·neftune / sqrt(N·dim) each (arXiv 2310.05914).
+
     Raises:
         UserError: the patches do not tile the image, the heads do not split the width, or (when called) the images
             have another size.
@@ -139,6 +142,7 @@ class ViT(nn.Module):
     clip: bool = False
     quick_gelu: bool = False
     patch_dropout: float = 0.0
+    neftune: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -170,6 +174,9 @@ class ViT(nn.Module):
             name="patch",
         )(x)
         x = x.reshape(x.shape[0], -1, self.dim)
+        if train and self.neftune:
+            draw = jax.random.uniform(self.make_rng("dropout"), x.shape, x.dtype, minval=-1.0, maxval=1.0)
+            x = x + self.neftune / (x.shape[1] * self.dim) ** 0.5 * draw
         cls_std, pos_std = [self.dim**-0.5] * 2 if self.clip else (1e-6, 0.02)
         cls = self.param("cls", normal(cls_std), (1, 1, self.dim))
         pos_embed = self.param("pos_embed", normal(pos_std), (1, 1 + x.shape[1], self.dim))

@@ -86,6 +86,48 @@ def make(
     return optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels), schedule
 
 
+def layer_decay(params: Any, decay: float, *, frozen: str = "") -> tuple[tuple[str, float], ...]:
+    """Pairs for `optimizer.lr_mult` in which the learning rate falls by `decay` per layer from the top down.
+
+    The rule of BEiT (arXiv 2106.08254, its code): layer 0 is what makes the input of the first block (a ViT's patches,
+    class token, position embeddings and norm before the blocks; a ResNet's stem), layers 1 to n are the blocks in
+    their order, and layer n + 1 is the rest (final norm, pools, projections, heads). Layer l gets decay^(n + 1 − l).
+    A block is a ViT's `block{i}` or a ResNet's `stage{i}_block{j}`, at any depth of the tree.
+
+    Args:
+        params: nested dicts of arrays or ShapeDtypeStructs. The blocks of a text tower do not count as layers.
+        decay: in (0, 1]; 1: none.
+        frozen: a regex over whole names whose parameters get 0; "": none.
+
+    Raises:
+        UserError: `decay` is out of range.
+    """
+    if not 0 < decay <= 1:
+        raise UserError(f"a layer-wise learning-rate decay of {decay}", "give a number above 0, at most 1")
+    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    places = {name: _layer(name) for name in names}
+    order = sorted(set(places.values()) | {_STEM, _TOP})
+    rates = {place: decay ** (len(order) - 1 - i) for i, place in enumerate(order)}
+    stopped = re.compile(frozen)
+    return tuple((re.escape(n), 0.0 if frozen and stopped.fullmatch(n) else rates[places[n]]) for n in names)
+
+
+_STEM, _TOP = (-1.0, 0.0), (math.inf, 0.0)
+
+
+def _layer(name: str) -> tuple[float, float]:
+    """What sorts a parameter's layer among the others': (stage, block) of a ResNet, (block, 0) of a ViT."""
+    if re.search(r"(?:^|/)text/", name):
+        return _TOP
+    if found := re.search(r"(?:^|/)stage(\d+)_block(\d+)/", name):
+        return float(found[1]), float(found[2])
+    if found := re.search(r"(?:^|/)block(\d+)/", name):
+        return float(found[1]), 0.0
+    first = re.search(r"(?:^|/)(stem_(conv|bn)\d?|patch|norm_pre)/", name)
+    first = first or re.search(r"(?:^|/)(?<!pool/)(cls|pos_embed)$", name)  # an attention pool has its own, at the top
+    return _STEM if first else _TOP
+
+
 def make_schedule(config: ConfigDict, *, steps: int, steps_per_epoch: float) -> optax.Schedule:
     """Linear from `warmup_lr` to `lr` over the warm-up, then half a cosine to `min_lr`, reached at `steps`.
 

@@ -295,3 +295,55 @@ def test_published_recipes(load, batch, epochs, lr, weight_decay, warmup):
 def test_an_unknown_procedure_is_refused():
     with pytest.raises(UserError, match="a4"):
         resnet50_in1k.get_config("a4")
+
+
+# ---- layer-wise decay ------------------------------------------------------------------------------------------------
+
+
+def rates(rules) -> dict[str, float]:
+    return {pattern.replace("\\", ""): value for pattern, value in rules}
+
+
+def test_layer_decay_of_a_vit():
+    names = ["cls", "pos_embed", "patch/kernel", "norm_pre/scale", "block0/attn/qkv/kernel", "block1/mlp/fc1/bias",
+             "block2/norm1/scale", "norm/scale", "head/kernel"]  # fmt: skip
+    found = rates(optim.layer_decay(nested(names), 0.5))
+    assert found == dict(zip(names, [1 / 16] * 4 + [1 / 8, 1 / 4, 1 / 2, 1, 1], strict=True))
+
+
+def test_layer_decay_of_a_resnet_counts_blocks_through_its_stages():
+    names = ["stem_conv/kernel", "stem_bn/scale", "stage1_block0/conv1/kernel", "stage1_block1/bn2/bias",
+             "stage2_block0/downsample_conv/kernel", "stage2_block10/conv1/kernel", "stage2_block9/conv1/kernel",
+             "pool/pos_embed", "head/bias"]  # fmt: skip
+    found = rates(optim.layer_decay(nested(names), 0.5))
+    powers = [6, 6, 5, 4, 3, 1, 2, 0, 0]
+    assert found == dict(zip(names, [0.5**power for power in powers], strict=True))
+
+
+def test_layer_decay_below_a_prefix_with_a_frozen_part():
+    names = ["encoder/base/block0/w", "encoder/base/block1/w", "encoder/lora/block1/w/a", "encoder/text/block7/w",
+             "head/w"]  # fmt: skip
+    found = rates(optim.layer_decay(nested(names), 0.1, frozen=r"encoder/(base|text)/.*"))
+    assert found == pytest.approx(dict(zip(names, [0, 0, 0.1, 0, 1], strict=True)))
+
+
+def test_layer_decay_of_one_leaves_the_rates_alone():
+    assert set(rates(optim.layer_decay(nested(["patch/kernel", "block0/w", "head/w"]), 1.0)).values()) == {1.0}
+
+
+@pytest.mark.parametrize("decay", [0.0, -0.1, 1.1, float("nan")])
+def test_layer_decay_out_of_range(decay: float):
+    with pytest.raises(UserError, match="layer-wise"):
+        optim.layer_decay({}, decay)
+
+
+def nested(names: list[str]) -> dict:
+    """Nested dicts with an array at each name."""
+    out: dict = {}
+    for name in names:
+        *folders, leaf = name.split("/")
+        place = out
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[leaf] = jnp.zeros(2)
+    return out

@@ -1,0 +1,135 @@
+"""LoRA in parameter space (arXiv 2106.09685): W + (α/r)·A·B for chosen kernels, then the unchanged model.
+
+A kernel [..., in, out] counts as a matrix of prod(..., in) rows and `out` columns, so a convolution [h, w, in, out] is
+one of h·w·in rows. A is [rows, r], B is [r, out]. B starts at 0: the adapted model is then the model, to the bit.
+Merging for export is the function that every forward pass applies. There is no dropout before A, as there is no A to
+put it before: activations are never multiplied by the factors one after another.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nml_jax.errors import UserError
+from nml_jax.models import Model
+
+# Named sets of kernels, over "a/b/kernel"; the text tower of CLIP has no part in classifying images.
+TARGETS = {
+    "vit_attention": r"(?!text/)(.*/)?attn/(qkv|proj)/kernel",
+    "vit_mlp": r"(?!text/)(.*/)?mlp/fc[12]/kernel",
+    "resnet_conv": r"(?!text/)(.*/)?(stem_conv\d?|conv\d|downsample_conv)/kernel",
+}
+
+
+def init(key: jax.Array, params: Any, *, rank: int, targets: Sequence[str]) -> Any:
+    """Fresh factors for the kernels of `params` that a target matches.
+
+    Args:
+        key: PRNG key.
+        params: nested dicts of float arrays.
+        rank: r; at most the smaller side of every matrix.
+        targets: keys of TARGETS, or regexes that match a whole name, as in "block0/attn/qkv/kernel".
+
+    Returns:
+        Nested dicts with {"a": float32 [rows, r], "b": float32 [r, out]} in the place of each such kernel. A is
+        U(±1/√rows), which is PyTorch's default of a linear layer, as in the authors' code and peft; B is 0.
+
+    Raises:
+        UserError: a target is no regex, matches nothing or something that is no matrix; a rank that is too large.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    names = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+    chosen = select(list(names), targets)
+    sides = {}
+    for name in chosen:
+        shape = names[name].shape
+        if len(shape) < 2:
+            raise UserError(f"LoRA cannot adapt {name!r} of shape {shape}", "let the targets match kernels only")
+        sides[name] = rows, columns = math.prod(shape[:-1]), shape[-1]
+        if not 1 <= rank <= min(rows, columns):
+            raise UserError(
+                f"LoRA of rank {rank} on {name!r}, a matrix of {rows} × {columns}",
+                f"give a rank from 1 to {min(rows, columns)}, or leave this kernel out of the targets",
+            )
+    # One flat draw, since each one costs compile time.
+    ends = list(itertools.accumulate(rows * rank for rows, _ in sides.values()))
+    draws = jnp.split(jax.random.uniform(key, (ends[-1],), minval=-1.0), ends[:-1])
+    factors: dict[str, Any] = {}
+    for (name, (rows, columns)), draw in zip(sides.items(), draws, strict=True):
+        *folders, leaf = name.split("/")
+        place = factors
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[leaf] = {"a": draw.reshape(rows, rank) / math.sqrt(rows), "b": jnp.zeros((rank, columns))}
+    return factors
+
+
+def select(names: Sequence[str], targets: Sequence[str]) -> list[str]:
+    """Those of the names that some target matches, in their order.
+
+    Raises:
+        UserError: no target, one that is no regex, or one that matches nothing.
+    """
+    if not targets:
+        raise UserError("LoRA has no targets", f"name some of {', '.join(TARGETS)}, or give regexes")
+    matched: set[str] = set()
+    for target in targets:
+        try:
+            pattern = re.compile(TARGETS.get(target, target))
+        except re.error as e:
+            raise UserError(f"the LoRA target {target!r} is no regex: {e}", f"or one of {', '.join(TARGETS)}") from e
+        found = {name for name in names if pattern.fullmatch(name)}
+        if not found:
+            kernels = [name for name in names if name.endswith("/kernel")]
+            raise UserError(
+                f"the LoRA target {target!r} matches no parameter of this model",
+                f"name some of {', '.join(TARGETS)}, or match a whole path, as {(kernels or names)[0]!r}",
+            )
+        matched |= found
+    return [name for name in names if name in matched]
+
+
+def merge(params: Any, factors: Any, scale: float) -> Any:
+    """`params` with W + scale·A·B in the place of every W that has factors; the others are the very same arrays.
+
+    The product is float32 at the highest precision on every device.
+
+    Args:
+        scale: α/r.
+    """
+    if isinstance(params, dict):
+        return {k: merge(x, factors[k], scale) if k in factors else x for k, x in params.items()}
+    delta = jnp.matmul(factors["a"], factors["b"], precision="highest")
+    return params + scale * delta.reshape(params.shape).astype(params.dtype)
+
+
+def adapt(model: Model, *, rank: int, alpha: float, targets: Sequence[str]) -> Model:
+    """`model` with parameters {"base": its own, "lora": the factors}. The base gets no gradient.
+
+    `apply` merges and calls the model's own; BatchNorm statistics are the model's, and follow the adapted activations.
+    Freeze the base with a learning-rate multiplier of 0 for "base/.*": it then has no optimiser state either.
+
+    Raises:
+        UserError: when it is initialised, as `init`.
+    """
+
+    def init_both(key: jax.Array, batch_spec: Any) -> tuple[Any, Any]:
+        params, model_state = model.init(key, batch_spec)
+        factors = init(jax.random.fold_in(key, 1), params, rank=rank, targets=targets)
+        return {"base": params, "lora": factors}, model_state
+
+    def apply(params: Any, model_state: Any, batch: Any, **how: Any) -> tuple[dict[str, jax.Array], Any]:
+        base = jax.lax.stop_gradient(params["base"])
+        return model.apply(merge(base, params["lora"], alpha / rank), model_state, batch, **how)
+
+    return Model(init_both, apply, model.spec)
+
+
+def count(factors: Any) -> int:
+    """Numbers in the factors: r·(rows + out) of every adapted kernel."""
+    return sum(x.size for x in jax.tree.leaves(factors))
