@@ -329,7 +329,7 @@ def _checked_labels(labels: np.ndarray, path: Path) -> np.ndarray:
     if labels.dtype.kind == "S":
         return np.char.decode(labels, "utf-8")
     if labels.dtype.kind == "f":
-        whole = np.isfinite(labels) & (labels == np.trunc(np.nan_to_num(labels)))
+        whole = (np.abs(labels) < 2**53) & (labels == np.rint(labels))  # neither NaN nor infinity is
         if not whole.all():
             bad = np.flatnonzero(~whole)
             raise UserError(
@@ -350,9 +350,10 @@ def _choose_label(path: Path, names: Iterable[str], label: str, labelled: bool) 
     found = next((name for name in ([label] if label else LABELS) if name in names), None)
     if found is None and (labelled or label):
         has = f"has no {label!r}" if label else f"has none of {', '.join(LABELS)}"
-        raise UserError(
-            f"{path} {has}; it has {_listed(names)}", "name its labels with label=NAME (--config.features.label=NAME)"
-        )
+        cure = "name its labels with label=NAME (--config.features.label=NAME)"
+        if path.suffix.lower() in (".csv", ".tsv"):
+            cure += "; the first line must name the columns"
+        raise UserError(f"{path} {has}; it has {_listed(names)}", cure)
     return found
 
 
@@ -570,7 +571,7 @@ def _batches(
     with pyarrow.csv.open_csv(
         path,
         pyarrow.csv.ReadOptions(block_size=CSV_BYTES),
-        pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ","),
+        pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True),
         pyarrow.csv.ConvertOptions(include_columns=columns, column_types=types),
     ) as reader:
         for batch in reader:

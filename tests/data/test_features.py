@@ -46,7 +46,7 @@ def write(path: Path, x: np.ndarray = VALUES, y: np.ndarray = Y) -> str:
             table = csv.writer(f)
             table.writerow(["text", "embedding", "label"])
             table.writerows(
-                [f"[{i}, no list", json.dumps(row.tolist()), label]
+                [f"[{i}, no\nlist", json.dumps(row.tolist()), label]
                 for i, (row, label) in enumerate(zip(x, y, strict=True))
             )
     elif kind == ".columns.parquet":
@@ -93,6 +93,18 @@ def test_every_format_gives_what_was_written(tmp_path: Path, name: str):
     for wrong in (-1, N):
         with pytest.raises(IndexError, match="22"):
             found.rows(np.array([wrong]))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_in_small_batches(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(features, "BATCH_ROWS", 3)
+    monkeypatch.setattr(features, "CSV_BYTES", 300)
+    x = VALUES.copy()
+    found = open_features(write(tmp_path / name))
+    np.testing.assert_array_equal(found.read()[:, 0], VALUES)
+    np.testing.assert_array_equal(found.rows(np.array([21, 2, 13, 3])), VALUES[[21, 2, 13, 3], None])
+    x[[6, 20], 2] = np.nan
+    refused(write(tmp_path / name, x), "rows 6, 20")
 
 
 @pytest.mark.parametrize("name", [*ARRAYS[:3], *TABLES])  # .safetensors has no text
@@ -326,6 +338,7 @@ def test_damage_within_a_compressed_member(tmp_path: Path):
         ({"x": np.eye(3), "y": [0.0, 0.5, 1.0]}, ["1 labels", "row 1, 0.5"]),
         ({"x": np.eye(3), "y": [0.0, 1.0, np.nan]}, ["row 2, nan"]),
         ({"x": np.eye(3), "y": [0.0, np.inf, 1]}, ["row 1, inf"]),
+        ({"x": np.eye(3), "y": [0.0, 1.0, 1e300]}, ["row 2, 1e+300"]),
         ({"x": np.eye(3), "y": [1j, 0, 0]}, ["labels are of dtype complex128"]),
         ({"x": np.ones(3), "y": [0, 1, 2]}, ["no 2-D or 3-D array", "'x' [3]", "'y' [3]"]),
         ({"x": np.ones((3, 0)), "y": [0, 1, 2]}, ["shape [3, 0]"]),
@@ -369,7 +382,7 @@ def test_bad_paths(tmp_path: Path):
         ("a,label\n", ["no rows"]),
         ("a,a,label\n1,2,3\n", ["several columns 'a'"]),
         ("a,b,label\n1,2\n", ["Expected 3 columns, got 2"]),
-        ("a,b\n1,2\n", ["'a', 'b'"]),
+        ("0.1,0.2\n1,2\n", ["'0.1', '0.2'", "first line must name the columns"]),
         ("text,label\nhello,3\n", ["no columns of numbers", "text (string)"]),
         ("a,b,label\n1,2,0\n3,zwei,1\n4,5,2\n", ["column 'b'", "'zwei' in row 1"]),
         ("a,label\n1,0.5\n", ["0.5"]),
@@ -398,6 +411,15 @@ def test_bad_csv(tmp_path: Path, text: str, words: list[str]):
 def test_bad_parquet(tmp_path: Path, columns: dict, words: list[str]):
     pq.write_table(pa.table(columns), tmp_path / "bad.parquet")
     refused(tmp_path / "bad.parquet", "bad.parquet", *words)
+
+
+def test_ragged_lists_are_named_by_their_row_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(features, "BATCH_ROWS", 3)
+    table = pa.table({"f.0": [[1.0, 2.0]] * 5 + [[3.0]] + [[4.0, 5.0]] * 5, "f": [1] * 11, "label": list(range(11))})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=4)
+    refused(tmp_path / "x.parquet", "row 5 of 'f.0'", "1 values, not 2")
+    rows = open_features(f"{tmp_path}/x.parquet").rows(np.array([9, 0]))  # the row group between them is not read
+    assert rows.tolist() == [[[4, 5]], [[1, 2]]]
 
 
 def test_a_named_column_that_is_none_of_numbers(tmp_path: Path):
