@@ -1,0 +1,352 @@
+"""Probes that need no gradient loop over minibatches: logistic regression, ridge and k-NN on frozen features.
+
+Each `fit_*` takes features [N, D], labels [N] and a grid of its one hyper-parameter, and gives a probe per value, in
+the grid's order: a callable, features [M, D] -> scores float32 [M, K], whose largest is the predicted class. `scores`
+asks several probes at once. The linear ones hold the kernel and bias that a linear head has.
+
+Both linear fits work on the principal axes of the centred features, in float64 (32 bytes per feature while they are
+found). A rotation changes neither ‖W‖ nor the loss. Where the scales of features lie more than a factor 1e7 apart the
+axes of the smallest drown in rounding: standardise such features.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import eigh
+from scipy.optimize import minimize
+
+from nml_jax.errors import UserError
+from nml_jax.log import say
+
+Array = NDArray[np.float64]
+Probe = Callable[[np.ndarray], np.ndarray]
+
+BLOCK = 8192  # rows at a time
+ABSENT = -1e4  # bias of a class without rows. The other scores sum to zero, so that one of them is always above it
+EPS = float(np.finfo(np.float64).eps)
+DISTANCES = ("cosine", "euclidean")
+
+
+class Linear(NamedTuple):
+    """scores = F W + b."""
+
+    kernel: np.ndarray  # float32 [D, K]
+    bias: np.ndarray  # float32 [K]
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        return np.asarray(features, np.float32) @ self.kernel + self.bias
+
+
+class Bank(NamedTuple):
+    """Rows to be found by `Neighbours`, moved and scaled so that distance decides as it does between features."""
+
+    rows: np.ndarray  # float32 [N, D]
+    labels: np.ndarray  # int [N]
+    num_classes: int
+    distance: str
+    mean: Array  # [D], zero for cosine
+    scale: float
+
+    def prepare(self, features: np.ndarray) -> np.ndarray:
+        """float32 [M, D]: of unit length for cosine (a row of zeros stays one), else centred and scaled."""
+        x = (np.asarray(features, np.float64) - self.mean) / self.scale
+        if self.distance == "cosine":
+            x /= np.maximum(np.abs(x).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+            x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1)  # at least its peak, 1; of zeros 0
+        return x.astype(np.float32)
+
+    def votes(self, features: np.ndarray, ks: Sequence[int]) -> Iterator[np.ndarray]:
+        """float32 [M, K] for each k: votes of the k nearest rows, and less than one more for the rank of the first."""
+        labels = np.concatenate([self.labels[i] for i in self._nearest(features, max(ks))])
+        every = np.arange(len(labels))
+        first = np.full((len(labels), self.num_classes), max(ks))  # rank of the nearest row of each class
+        for rank in reversed(range(max(ks))):
+            first[every, labels[:, rank]] = rank
+        cells = every[:, None] * self.num_classes + labels
+        for k in ks:
+            votes = np.bincount(cells[:, :k].ravel(), minlength=first.size).reshape(first.shape)
+            yield (votes + np.maximum(k - first, 0) / (k + 1)).astype(np.float32)
+
+    def _nearest(self, features: np.ndarray, k: int) -> Iterator[np.ndarray]:
+        """int [B, k] per block of features: the nearest rows, nearest first; of equally near ones the first."""
+        squares = (self.rows**2).sum(1) if self.distance == "euclidean" else np.zeros(len(self.rows), np.float32)
+        blocks = []
+        for start in range(0, len(self.rows), BLOCK):
+            rows, square = self.rows[start : start + BLOCK], squares[start : start + BLOCK]
+            filler = min(BLOCK, len(self.rows)) - len(rows)
+            rows, square = np.pad(rows, ((0, filler), (0, 0))), np.pad(square, (0, filler), constant_values=np.inf)
+            blocks.append((*jax.device_put((rows, square)), start))
+        for start in range(0, len(features), BLOCK // 8):
+            queries = self.prepare(features[start : start + BLOCK // 8])
+            size = len(queries)
+            queries = np.pad(queries, ((0, min(BLOCK // 8, len(features)) - size), (0, 0)))
+            best = jnp.full((len(queries), k), -jnp.inf), jnp.zeros((len(queries), k), jnp.int32)
+            for block in blocks:
+                best = _nearer(*best, queries, *block)
+            yield np.asarray(best[1])[:size]
+
+
+class Neighbours(NamedTuple):
+    """Majority vote of the k rows of the bank that are nearest."""
+
+    bank: Bank
+    k: int
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        return next(self.bank.votes(features, (self.k,)))
+
+
+def scores(probes: Sequence[Probe], features: np.ndarray) -> Iterator[np.ndarray]:
+    """Scores float32 [M, K] of each probe of one fit, in turn; of k-NN by one pass of distances for all k."""
+    if probes and all(isinstance(probe, Neighbours) for probe in probes):
+        return probes[0].bank.votes(features, [probe.k for probe in probes])
+    return (probe(features) for probe in probes)
+
+
+def fit_lbfgs(
+    features: ArrayLike,
+    labels: ArrayLike,
+    cs: Sequence[float],
+    *,
+    num_classes: int,
+    sample_weight: ArrayLike | None = None,
+    tol: float = 1e-6,
+    max_iter: int = 1000,
+) -> list[Linear]:
+    """Multinomial logistic regression for each C, as scikit-learn's LogisticRegression defines it:
+
+        C Σᵢ wᵢ CE(xᵢ W + b, yᵢ) + ½ ‖W‖²
+
+    where with two classes ‖W‖ is the norm of the one difference of their columns. The path goes from the strongest
+    penalty to the weakest; every solution starts where the last two, as functions of log C, point to. L-BFGS runs on
+    the host over variables in which the Hessian is near the identity: its diagonal blocks on the principal axes, λⱼ ·
+    mean p(1−p) + penalty, are known. So a badly scaled feature costs no iterations. The loss and its gradient
+    come from the device, in float32.
+
+    Args:
+        features: real [N, D].
+        labels: int [N] in [0, num_classes). A class without rows gets weights of zero and a bias of −10⁴.
+        cs: C > 0, in any order.
+        num_classes: K.
+        sample_weight: [N], not negative.
+        tol: stop when half the squared gradient in these variables, which estimates how far the objective is above its
+            minimum, is at most this share of it; or when float32 shows no further descent.
+        max_iter: of L-BFGS for each C.
+
+    Raises:
+        UserError: arguments that do not fit, a row that is not finite, C ≤ 0.
+    """
+    X, y, weights = _checked(features, labels, num_classes, sample_weight)
+    _check_grid("C", cs, lambda c: c > 0)
+    present, y = np.unique(y, return_inverse=True)
+    total = weights.sum()
+    weights = weights / total
+    mean, basis, variances, X = _principal(X, weights)
+    sigma = np.sqrt(np.maximum(variances, EPS * variances.max()))
+    sigma[sigma == 0] = 1
+    Z, target, weight = jax.device_put(((X / sigma).astype(np.float32), y.astype(np.int32), np.float32(weights)))
+    del X
+    halves = 2 if len(present) == 2 else 1
+
+    ordered = np.unique(np.asarray(cs, np.float64))
+    u = np.zeros((len(sigma) + 1, len(present)))
+    u[-1] = np.log(np.bincount(y, weights))
+    last, solved = None, {}
+    for i, c in enumerate(ordered):
+        start = u
+        if last is not None:
+            step = np.log(c / ordered[i - 1]) / np.log(ordered[i - 1] / ordered[i - 2]) if i > 1 else 0
+            start = u + min(step, 1) * (u - last)
+        penalty = np.append(halves / (c * total * sigma**2), 0)[:, None]
+        last, u = u, _minimise(start, penalty, Z, target, weight, weights, tol=tol, max_iter=max_iter, name=f"C={c:g}")
+        centred = u - u.mean(axis=1, keepdims=True)
+        W = np.zeros((len(mean), num_classes))
+        b = np.full(num_classes, ABSENT)
+        W[:, present] = basis @ (centred[:-1] / sigma[:, None])
+        b[present] = centred[-1] - mean @ W[:, present]
+        solved[c] = Linear(W.astype(np.float32), b.astype(np.float32))
+    return [solved[np.float64(c)] for c in cs]
+
+
+def fit_ridge(
+    features: ArrayLike,
+    labels: ArrayLike,
+    alphas: Sequence[float],
+    *,
+    num_classes: int,
+    sample_weight: ArrayLike | None = None,
+) -> list[Linear]:
+    """Least squares on targets −1 and +1, one column per class, for each α of α‖W‖²; the bias is not penalised.
+
+    One eigendecomposition, of the covariance or, where N < D, on the span of the rows, serves all α. As scikit-learn's
+    RidgeClassifier. Arguments and errors as for `fit_lbfgs`; α ≥ 0, with 0 for the shortest W of least error.
+    """
+    X, y, weights = _checked(features, labels, num_classes, sample_weight)
+    _check_grid("alpha", alphas, lambda alpha: alpha >= 0)
+    total = weights.sum()
+    weights = weights / total
+    mean, basis, variances, X = _principal(X, weights)
+    targets = np.where(y[:, None] == np.arange(num_classes), 1.0, -1.0)
+    average = weights @ targets
+    slopes = X.T @ (weights[:, None] * (targets - average))
+    live = variances > EPS * max(X.shape) * variances.max()
+    probes = []
+    for alpha in alphas:
+        shrunk = np.divide(1, variances + alpha / total, out=np.zeros_like(variances), where=live)
+        W = basis @ (shrunk[:, None] * slopes)
+        probes.append(Linear(W.astype(np.float32), (average - mean @ W).astype(np.float32)))
+    return probes
+
+
+def fit_knn(
+    features: ArrayLike,
+    labels: ArrayLike,
+    ks: Sequence[int],
+    *,
+    num_classes: int,
+    distance: str = "cosine",
+    sample_weight: None = None,
+) -> list[Neighbours]:
+    """k-NN for each k, by cosine or Euclidean distance. Of classes with as many votes, that of the nearest row wins.
+
+    A score is the number of votes and, as tie-break, less than one more. Of equally near rows the first counts. A k
+    above N is N.
+
+    Raises:
+        UserError: as for `fit_lbfgs`; an unknown distance, k < 1, sample weights.
+    """
+    X, y, _ = _checked(features, labels, num_classes, None)
+    _check_grid("k", ks, lambda k: k >= 1 and k == int(k))
+    if distance not in DISTANCES:
+        raise UserError(f"distance {distance!r} is unknown", f"use one of {', '.join(DISTANCES)}")
+    if sample_weight is not None:
+        raise UserError("k-NN was given sample weights", "leave them out: each of its neighbours has one vote")
+    mean, scale = np.zeros(X.shape[1]), 1.0
+    if distance == "euclidean":  # so that float32 keeps its digits for differences
+        mean = X.mean(axis=0, dtype=np.float64)
+        scale = float(np.abs(X - mean).max()) or 1.0
+    bank = Bank(np.empty((0, 0), np.float32), y, num_classes, distance, mean, scale)
+    bank = bank._replace(rows=bank.prepare(X))
+    return [Neighbours(bank, min(int(k), len(X))) for k in ks]
+
+
+def _principal(X: np.ndarray, weights: Array) -> tuple[Array, Array, Array, Array]:
+    """Mean [D], axes [D, r], variances [r] along them, and the centred rows on them [N, r], for weights of sum 1."""
+    mean = weights @ X
+    X = X - mean
+    span = None
+    if len(X) < X.shape[1]:  # coordinates on the span of the rows
+        span, r = np.linalg.qr(X.T)
+        X = r.T
+    variances, axes = eigh((X.T * weights) @ X, check_finite=False, driver="evd")
+    return mean, axes if span is None else span @ axes, np.maximum(variances, 0), X @ axes
+
+
+def _minimise(
+    start: Array,
+    penalty: Array,
+    Z: jax.Array,
+    labels: jax.Array,
+    weight: jax.Array,
+    weights: Array,
+    *,
+    tol: float,
+    max_iter: int,
+    name: str,
+) -> Array:
+    """The u [r + 1, K] of least Σ weights·CE + ½ Σ penalty·u², for logits Z u[:-1] + u[-1]."""
+    if start.shape[1] == 1:  # one class: nothing is to be told apart
+        return start
+    spread = np.asarray(_spread(np.float32(start), Z, weight), np.float64)
+    scale = 1 / np.sqrt(np.maximum(spread, EPS) + penalty)
+    shown = np.inf, np.zeros(0)  # the latest value and gradient
+
+    def objective(v: Array) -> tuple[float, Array]:
+        nonlocal shown
+        u = v.reshape(scale.shape) * scale
+        losses, gradient = _losses(np.float32(u), Z, labels, weight)
+        value = weights @ np.asarray(losses, np.float64) + np.sum(penalty * u**2) / 2
+        shown = float(value), ((np.asarray(gradient, np.float64) + penalty * u) * scale).ravel()
+        return shown
+
+    def done(intermediate_result: Any) -> None:
+        value, gradient = shown
+        if gradient @ gradient / 2 <= tol * value:
+            raise StopIteration
+
+    options = {"maxiter": max_iter, "maxfun": 20 * max_iter, "ftol": 0, "gtol": 1e-12}
+    found = minimize(objective, (start / scale).ravel(), jac=True, method="L-BFGS-B", callback=done, options=options)
+    if found.nit >= max_iter:
+        say(f"logistic regression with {name} has not converged after {max_iter} iterations")
+    return found.x.reshape(scale.shape) * scale
+
+
+def _logits(u: jax.Array, Z: jax.Array) -> jax.Array:
+    return jnp.matmul(Z, u[:-1], precision="highest") + u[-1]
+
+
+@jax.jit
+def _losses(u: jax.Array, Z: jax.Array, labels: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """CE of each row [N], to be summed in float64, and the gradient [r + 1, K] of their weighted sum.
+
+    CE = log(1 + Σ exp(z_k − z_y)) over the other classes: so a small one keeps its digits, and 1 − p too.
+    """
+
+    def ce(u: jax.Array) -> jax.Array:
+        logits = _logits(u, Z)
+        own = labels[:, None] == jnp.arange(logits.shape[1])
+        margins = logits - jnp.where(own, logits, 0).sum(axis=1, keepdims=True)
+        return jax.nn.softplus(jax.nn.logsumexp(jnp.where(own, -jnp.inf, margins), axis=1))
+
+    losses, pull = jax.vjp(ce, u)
+    return losses, pull(weight)[0]
+
+
+@jax.jit
+def _spread(u: jax.Array, Z: jax.Array, weight: jax.Array) -> jax.Array:
+    """Mean of p(1 − p) for each class, [K]: the curvature of the loss."""
+    p = jax.nn.softmax(_logits(u, Z))
+    return jnp.matmul(weight, p * (1 - p), precision="highest")
+
+
+@jax.jit
+def _nearer(
+    keys: jax.Array, ids: jax.Array, queries: jax.Array, rows: jax.Array, squares: jax.Array, start: int
+) -> tuple[jax.Array, jax.Array]:
+    """The best of those found so far (keys, falling, and ids [B, k]) and a further block of rows."""
+    found = 2 * jnp.matmul(queries, rows.T, precision="highest") - squares
+    keys = jnp.concatenate([keys, found], axis=1)
+    ids = jnp.concatenate([ids, jnp.broadcast_to(start + jnp.arange(len(rows)), found.shape)], axis=1)
+    keys, order = jax.lax.top_k(keys, len(keys[0]) - len(rows))  # stable: of equal keys the first
+    return keys, jnp.take_along_axis(ids, order, axis=1)
+
+
+def _checked(
+    features: ArrayLike, labels: ArrayLike, num_classes: int, sample_weight: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray, Array]:
+    """Features, labels and float64 weights of the rows that count."""
+    X, y = np.asarray(features), np.asarray(labels)
+    weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    if X.ndim != 2 or not X.size or not y.shape == weights.shape == X.shape[:1]:
+        shapes = f"{X.shape}, labels {y.shape} and weights {weights.shape}"
+        raise UserError(f"features {shapes} do not fit", "give [N, D], [N] and [N] with N and D at least 1")
+    if not np.isfinite(sums := X.sum(axis=1, dtype=np.float64)).all():
+        raise UserError(f"row {np.isfinite(sums).argmin()} of the features is not finite", "leave such rows out")
+    if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= num_classes:
+        raise UserError(
+            f"labels of dtype {y.dtype} from {y.min()} to {y.max()}", f"give whole numbers from 0 to {num_classes - 1}"
+        )
+    if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.any()):
+        raise UserError(f"sample weights from {weights.min()} to {weights.max()}", "give finite ones ≥ 0, not all zero")
+    counts = weights > 0
+    return (X, y, weights) if counts.all() else (X[counts], y[counts], weights[counts])
+
+
+def _check_grid(name: str, grid: Sequence[float], valid: Callable[[Any], bool]) -> None:
+    wrong = [value for value in grid if not (np.isfinite(value) and valid(value))]
+    if wrong or not len(grid):
+        raise UserError(f"{name}={wrong[0] if wrong else grid} is no value to fit with", f"change the grid of {name}")
