@@ -84,6 +84,7 @@ def texts(path: Path, rows: list[tuple[str, str]]) -> str:
 def arguments(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Of the subcommand api, for the texts above, three at a time."""
     monkeypatch.setenv("A_KEY", "abc")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     table = texts(tmp_path / "texts.csv", list(zip(TEXTS, NAMES, strict=True)))
     options = ["--model=small", "--key=A_KEY", "--batch=3", "--retries=2", "--wait=0.01"]
     return ["api", server.url, table, f"{tmp_path}/out.safetensors", *options]
