@@ -121,8 +121,48 @@ def effective_rank(s: ArrayLike) -> Any:
     return np.exp(sve(s))
 
 
+def stable_rank(s: ArrayLike) -> Any:
+    """‖F‖²_F/σ₁², how many times the energy of the first direction is there, from 1 to K (Rudelson & Vershynin 2007).
+
+    Arguments, result and errors are those of `sve`.
+    """
+    p = _shares(s)
+    return np.sum((p / np.max(p, axis=-1, keepdims=True)) ** 2, axis=-1)
+
+
+def alpha_req(s: ArrayLike) -> Any:
+    """α of λᵢ ∝ i^−α, the decay of the covariance's eigenvalues λ = σ² (α-ReQ: Agrawal et al. 2022).
+
+    The slope of log λ over log i by least squares. The paper names neither range nor weights; as in its released code,
+    the fit is over ranks 4 to 100 with weights 1/i, which count each octave alike. Here it ends before σ falls to
+    1e-7 σ₁, where rounding takes over, and takes the ranks from 1 where fewer than five values are left.
+
+    Args:
+        s: [..., K] singular values in any order of features that were centred (`center="features"`).
+
+    Returns:
+        float64 [...], 0 for a flat spectrum.
+
+    Raises:
+        UserError: as for `sve`, and where only one value is left.
+    """
+    p = -np.sort(-_shares(s), axis=-1)
+    live = p > 1e-7 * p[..., :1]
+    count = live.sum(axis=-1, keepdims=True)
+    if count.min() < 2:
+        raise UserError("features of one direction have no decay", "look at the features: they all lie on one line")
+    rank = np.arange(1, p.shape[-1] + 1)
+    weight = np.where(live & (rank <= 100) & ((rank >= 4) | (count < 5)), 1 / rank, 0)
+    weight /= weight.sum(axis=-1, keepdims=True)
+    x, y = np.log(rank), 2 * np.log(p, out=np.zeros_like(p), where=live)
+    x = x - np.sum(weight * x, axis=-1, keepdims=True)
+    return -np.sum(weight * x * y, axis=-1) / np.sum(weight * x**2, axis=-1) + 0.0  # never -0.0
+
+
 # What is reported of every spectrum, by its name in the rows.
 MEASURES = {"sve": sve, "lsvr": lsvr, "top_share": top_share}
+# What a diagnosis of features adds, each of the singular values of the centred features for `alpha_req`, else as above.
+DIAGNOSIS = {**MEASURES, "effective_rank": effective_rank, "stable_rank": stable_rank, "alpha_req": alpha_req}
 
 
 class SpectrumMeter:

@@ -14,7 +14,17 @@ import threadpoolctl
 
 from nml_jax import spectrum
 from nml_jax.errors import UserError
-from nml_jax.spectrum import PRESETS, SpectrumMeter, effective_rank, lsvr, singular_values, sve, top_share
+from nml_jax.spectrum import (
+    PRESETS,
+    SpectrumMeter,
+    alpha_req,
+    effective_rank,
+    lsvr,
+    singular_values,
+    stable_rank,
+    sve,
+    top_share,
+)
 
 SHAPES = [(90, 40), (40, 90), (60, 60)]
 # Singular values over i = 0, 1, ... The last ones are the hardest: all mass in one value, and a long tail far below it.
@@ -103,6 +113,48 @@ def test_lsvr_rises_when_the_top_share_falls():
     assert lsvr(mild) > lsvr(steep)
     assert top_share(mild) < top_share(steep)
     assert sve(mild) > sve(steep)
+
+
+def test_stable_rank():
+    assert stable_rank([2.0, 0.0]) == 1
+    assert stable_rank(np.ones(7)) == 7
+    assert stable_rank([1.0, 3.0]) == pytest.approx(10 / 9)
+    np.testing.assert_allclose(stable_rank([[3e200, 3e200], [1e-200, 0]]), [2, 1])
+    F = gaussian(30, 8)
+    assert stable_rank(singular_values(F)) == pytest.approx((F**2).sum() / np.linalg.norm(F, 2) ** 2)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.5])
+@pytest.mark.parametrize("values", [2, 3, 4, 5, 6, 64, 500])
+def test_alpha_of_a_power_law(alpha, values):
+    i = np.arange(1, values + 1)
+    assert alpha_req(7 * i ** (-alpha / 2)) == pytest.approx(alpha, abs=1e-12)
+
+
+def test_alpha_looks_at_ranks_4_to_100():
+    i = np.arange(1, 201.0)
+    law = i**-0.5
+    outside = np.where((i < 4) | (i > 100), [5, 4, 3, *np.full(197, 1e-3)], law)  # still falling
+    assert alpha_req(outside) == pytest.approx(1)
+    bent = np.where(i < 10, law, 10**-0.5)  # λ = 1/i up to rank 10, flat from there
+    x, y, w = np.log(i[3:100]), 2 * np.log(bent[3:100]), i[3:100] ** -0.5
+    assert alpha_req(bent) == pytest.approx(-np.polyfit(x, y, 1, w=w)[0])  # NumPy weighs residuals, not their squares
+
+
+def test_alpha_leaves_out_what_is_zero():
+    law = np.arange(1, 41.0) ** -1
+    assert alpha_req([*law, *np.full(30, 1e-9), 0]) == pytest.approx(2)
+    np.testing.assert_allclose(alpha_req([[*law[:4], 0, 0], [*law[:6]]]), [2, 2])
+    assert alpha_req(singular_values(matrix("1/i", 90, 40))) == pytest.approx(2, abs=1e-9)
+    for s in ([2.0], [2.0, 0.0], [[1.0, 0.5], [1.0, 1e-9]]):
+        with pytest.raises(UserError, match="one direction have no decay"):
+            alpha_req(s)
+
+
+def test_the_diagnosis_extends_the_measures():
+    s = 1 / np.arange(1, 9)
+    assert list(spectrum.DIAGNOSIS)[:3] == list(spectrum.MEASURES) == ["sve", "lsvr", "top_share"]
+    assert all(np.isfinite(measure(s)) for measure in spectrum.DIAGNOSIS.values())
 
 
 # --- agreement with a float64 SVD
@@ -350,7 +402,7 @@ def test_result_follows_updates():
 # --- bad input
 
 
-@pytest.mark.parametrize("measure", [sve, lsvr, top_share, effective_rank])
+@pytest.mark.parametrize("measure", spectrum.DIAGNOSIS.values())
 @pytest.mark.parametrize(
     ("s", "message"),
     [
