@@ -1,0 +1,41 @@
+"""Shares of a training set: stratified, nested, the same for every encoder and method."""
+
+from typing import Any
+
+import numpy as np
+
+from nml_jax.errors import UserError
+
+DOMAIN = 0x736861726573  # sets these draws apart from others of the same seed
+
+
+def stratified(labels: Any, share: float, seed: int = 0) -> np.ndarray:
+    """The rows of a share of the records: as near as can be the same share of every class, and never none of one.
+
+    All records are put in one order that depends on (labels, seed) alone: first one of each class, then the record of
+    rank r (from 0) of a class of n by (r + 1/2)/n, which is rounding to the nearest in every class at once (Webster's
+    method). A share is the beginning of that order, so a smaller share lies within every larger one; the largest
+    remainder, class by class, would not be nested.
+
+    Args:
+        labels: int [N].
+        share: in (0, 1].
+
+    Returns:
+        int64 [max(round(share·N), number of classes present)], ascending.
+
+    Raises:
+        UserError: the share is outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise UserError(f"a training share of {share}", "give a number above 0, up to 1")
+    labels = np.asarray(labels)
+    n = len(labels)
+    draw = np.random.Philox(key=np.array([seed, DOMAIN], np.uint64)).random_raw(n)  # stable over NumPy versions
+    _, of, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    by_class = np.lexsort((draw, of))
+    rank = np.empty(n, np.int64)
+    rank[by_class] = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
+    priority = np.where(rank == 0, 0.0, (rank + 0.5) / counts[of])
+    order = np.lexsort((draw, priority))
+    return np.sort(order[: max(round(share * n), len(counts))])
