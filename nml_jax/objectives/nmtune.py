@@ -76,10 +76,9 @@ def replaced(defaults: Free, **overrides: Any) -> Free:
         UserError: there is no such field; a number is negative or not finite; a count is below 1; a word is not one of
             those that the field's type names.
     """
-    kind = type(defaults).__name__ if type(defaults) is not Weights else "NMTune"
     unknown = sorted(set(overrides) - set(defaults._fields))
     if unknown:
-        raise UserError(f"{kind} has no weight {unknown[0]!r}", f"choose among {', '.join(defaults._fields)}")
+        raise UserError(f"there is no weight {unknown[0]!r}", f"choose among {', '.join(defaults._fields)}")
     new = defaults._replace(**{k: v for k, v in overrides.items() if v is not None})
     hints = typing.get_type_hints(type(defaults))
     for field, value in new._asdict().items():
