@@ -2,6 +2,7 @@
 
     python -m nml_jax.data.builders image_folder SRC OUT [--workers N]
     python -m nml_jax.data.builders image_text SRC... OUT [--workers N] [...], see nml_jax/data/image_text.py
+    python -m nml_jax.data.builders rendered_sst2 SRC OUT [--workers N], and more, see nml_jax/data/task_builders.py
 
 SRC/<split>/<class>/ holds the images of a class, also in folders of its own. OUT can be read by `sources.load` and by
 `tfds.builder_from_directory`. Records keep the original bytes, the order of the sorted paths, and their path as key.
@@ -11,7 +12,9 @@ records of each split, and every file that was refused, and why.
 
 import argparse
 import contextlib
+import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -19,10 +22,10 @@ import shutil
 import stat
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nml_jax import log
 from nml_jax.errors import UserError
@@ -39,19 +42,49 @@ STRAY = "not in a <split>/<class> folder"
 Example = dict[str, Any]
 
 
-class Scan:
-    """What lies in SRC, by names alone. Hidden files and folders do not count.
+class Item(NamedTuple):
+    """An image that is to become a record, or to be refused."""
+
+    label: str  # name of the class
+    key: str
+    load: Callable[[], tuple[bytes, str]]  # its bytes, and why there are none, or ""; called in any thread
+
+
+class Listing:
+    """What is to be built.
 
     Attributes:
-        splits: split -> its files, as (class, path), in the order of the sorted paths.
-        classes: sorted union of the class folders of all splits.
-        refused: {"file": path below SRC, "reason": why} of everything that cannot be taken.
+        src: where it comes from.
+        splits: split -> something as long as it has images.
+        classes: their names, in the order of the labels.
+        refused: {"file": key, "reason": why} of everything that cannot be taken.
     """
 
     def __init__(self, src: Path):
         self.src = src
-        self.splits: dict[str, list[tuple[str, Path]]] = {}
+        self.splits: Mapping[str, Sized] = {}
+        self.classes: list[str] = []
         self.refused: list[dict[str, str]] = []
+
+    def items(self, split: str) -> Iterator[Item]:
+        """The images of a split, in the order of its records."""
+        raise NotImplementedError
+
+    def about(self, folder: Path) -> dict[str, Any]:
+        """What else belongs into the manifest; `folder` holds all records, and more may be written beside them."""
+        return {}
+
+
+class Scan(Listing):
+    """What lies in SRC, by names alone. Hidden files and folders do not count.
+
+    The files of a split are (class, path), in the order of the sorted paths; the classes are the sorted union of the
+    class folders of all splits; keys are paths below SRC.
+    """
+
+    def __init__(self, src: Path):
+        super().__init__(src)
+        self.splits: dict[str, list[tuple[str, Path]]] = {}
         classes = set()
         for split in self._entries(src):
             if not _is_folder(split):
@@ -67,6 +100,10 @@ class Scan:
                     classes.add(folder.name)
                     self.splits[split.name] += [(folder.name, path) for path in self._files(folder.path)]
         self.classes = sorted(classes)
+
+    def items(self, split: str) -> Iterator[Item]:
+        for name, path in self.splits[split]:
+            yield Item(name, self.key(path), functools.partial(_read_named, path))
 
     def key(self, path: str | Path) -> str:
         """Path below SRC, in a form that can be printed."""
@@ -113,21 +150,26 @@ def image_folder(src: Path, out: Path, *, workers: int | None = None) -> dict[st
         UserError: `src` is not SRC/<split>/<class>/<image>, a split has no usable image, or `out` holds something
             already or cannot be written.
     """
-    src, target = src.resolve(), out.resolve()
+    src = src.resolve()
     if not src.is_dir():
         raise UserError(f"{src} is no folder", "give a folder of the form SRC/<split>/<class>/<image>")
     check_out(src, out)
     scan = Scan(src)
     _check_folders(scan)
+    return build("image_folder", scan, out, workers=workers)
+
+
+def build(name: str, listing: Listing, out: Path, *, workers: int | None = None) -> dict[str, Any]:
+    """Build the dataset `out`, which is free, from a listing, as the builder `name`; see `image_folder`."""
     partial = partial_folder(out)
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
         (partial / "supervision").mkdir(parents=True)
-        about = _write(partial, scan, workers or os.cpu_count() or 1)
-        manifest = {"builder": "image_folder", "schema": 1, "classes": scan.classes, "splits": about}
-        manifest |= {"refused": scan.refused}
+        splits = _write(partial, name, listing, workers or os.cpu_count() or 1)
+        manifest = {"builder": name, "schema": 1, "classes": listing.classes, "splits": splits}
+        manifest |= {"refused": listing.refused, **listing.about(partial)}
         log.write_json(partial / "manifest.json", manifest)
-        partial.rename(target)
+        partial.rename(out.resolve())
     except OSError as e:
         raise UserError(f"cannot write {out}: {e}", "free or remount the disk, or choose another OUT") from e
     finally:
@@ -177,32 +219,35 @@ def _check_folders(scan: Scan) -> None:
         check_class(name, "rename the folder")
 
 
-def _no_image(scan: Scan, split: str) -> UserError:
+def _no_image(listing: Listing, split: str) -> UserError:
+    cure = f"put class folders with images into {listing.src / split}, or move it"
     return UserError(
-        f"split {split!r} has no usable image", f"put class folders with images into {scan.src / split}, or move it"
+        f"split {split!r} has no usable image", cure if isinstance(listing, Scan) else f"get {listing.src} anew"
     )
 
 
-def _write(folder: Path, scan: Scan, workers: int) -> dict[str, Any]:
+def _write(folder: Path, name: str, listing: Listing, workers: int) -> dict[str, Any]:
     """Write records, TFDS's description and the supervision index. Returns what the manifest says of each split."""
     from PIL import Image
     from tqdm import tqdm
 
-    writer, about = _writer(folder, scan), {}
+    writer, about = _writer(folder, name, listing), {}
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=sum(map(len, scan.splits.values())), desc="images", unit=" files", mininterval=0.5) as bar,
+        tqdm(total=sum(map(len, listing.splits.values())), desc="images", unit=" files", mininterval=0.5) as bar,
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we refuse such images ourselves
-        for split, files in scan.splits.items():
-            about[split] = _write_split(folder, scan, writer, split, _checked(scan, files, pool, bar))
+        for split in listing.splits:
+            about[split] = _write_split(folder, listing, writer, split, _checked(listing, split, pool, bar))
     with full_disk():
         writer.close_all()
     return about
 
 
-def _write_split(folder: Path, scan: Scan, writer: Any, split: str, chunks: Iterator[list[Example]]) -> dict[str, Any]:
+def _write_split(
+    folder: Path, listing: Listing, writer: Any, split: str, chunks: Iterator[list[Example]]
+) -> dict[str, Any]:
     import numpy as np
 
     labels, keys, sha = [], [], hashlib.sha256()
@@ -215,36 +260,42 @@ def _write_split(folder: Path, scan: Scan, writer: Any, split: str, chunks: Iter
         with full_disk():
             writer.add_examples({split: chunk})
     if not labels:
-        raise _no_image(scan, split)
+        raise _no_image(listing, split)
     np.save(folder / "supervision" / f"{split}.npy", np.array(labels, np.int32))
     (folder / "supervision" / f"{split}.keys.json").write_text(json.dumps(keys), "utf-8")
-    counts = np.bincount(labels, minlength=len(scan.classes)).tolist()
-    per_class = dict(zip(scan.classes, counts, strict=True))
+    counts = np.bincount(labels, minlength=len(listing.classes)).tolist()
+    per_class = dict(zip(listing.classes, counts, strict=True))
     return {"records": len(labels), "sha256": sha.hexdigest(), "per_class": per_class}
 
 
-def _checked(scan: Scan, files: list[tuple[str, Path]], pool: ThreadPoolExecutor, bar: Any) -> Iterator[list[Example]]:
+def _checked(listing: Listing, split: str, pool: ThreadPoolExecutor, bar: Any) -> Iterator[list[Example]]:
     """Chunks of examples of those files that are images; the others are refused."""
-    number = {name: i for i, name in enumerate(scan.classes)}
-    for start in range(0, len(files), CHUNK):
-        chunk = files[start : start + CHUNK]
+    number, items = {name: i for i, name in enumerate(listing.classes)}, listing.items(split)
+    while chunk := list(itertools.islice(items, CHUNK)):
         examples = []
-        for (name, path), (content, reason) in zip(chunk, pool.map(read, [p for _, p in chunk]), strict=True):
+        for item, (content, reason) in zip(chunk, pool.map(_load, chunk), strict=True):
             if reason:
-                scan.refuse(path, reason)
+                listing.refused.append({"file": item.key, "reason": reason})
             else:
-                examples.append({"image": content, "label": number[name], "key": scan.key(path)})
+                examples.append({"image": content, "label": number[item.label], "key": item.key})
         yield examples
         bar.update(len(chunk))
 
 
-def _writer(folder: Path, scan: Scan) -> Any:
+def _load(item: Item) -> tuple[bytes, str]:
+    """The bytes of an image, and why it must be refused: "" if it is one that can be decoded whole."""
+    content, reason = item.load()
+    reason = reason or check_image(content)
+    return (b"", reason) if reason else (content, "")
+
+
+def _writer(folder: Path, name: str, listing: Listing) -> Any:
     """Writes examples as they come: TFDS's builders would sort them by a hash, and need TensorFlow above a gigabyte."""
     import tensorflow_datasets as tfds
 
-    info = describe(folder, "image_folder", scan.classes)
+    info = describe(folder, name, listing.classes)
     writer = tfds.core.SequentialWriter(info, RECORDS_PER_SHARD, file_format="array_record")
-    writer.initialize_splits(list(scan.splits))
+    writer.initialize_splits(list(listing.splits))
     return writer
 
 
@@ -276,15 +327,12 @@ def full_disk() -> Iterator[None]:
         raise OSError(str(e)) from e
 
 
-def read(path: Path) -> tuple[bytes, str]:
-    """The bytes of an image file, and why it must be refused: "" if it is an image that can be decoded whole."""
+def _read_named(path: Path) -> tuple[bytes, str]:
     try:
         path.name.encode("utf-8")
     except UnicodeEncodeError:
         return b"", "the file name is not UTF-8"
-    content, reason = read_file(path)
-    reason = reason or check_image(content)
-    return (b"", reason) if reason else (content, "")
+    return read_file(path)
 
 
 def read_file(path: Path) -> tuple[bytes, str]:
@@ -315,18 +363,23 @@ def check_image(content: bytes) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit code."""
-    from nml_jax.data import image_text
+    from nml_jax.data import image_text, task_builders
 
     parser = argparse.ArgumentParser(prog="python -m nml_jax.data.builders", description=(__doc__ or "").split("\n")[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
-    folder = kinds.add_parser("image_folder", help="from SRC/<split>/<class>/ with images of a class")
-    folder.add_argument("src", metavar="SRC", type=Path)
-    folder.add_argument("out", metavar="OUT", type=Path)
-    folder.add_argument("--workers", type=int, help="threads that check images (default: one per core)")
+    folder = (image_folder, "from SRC/<split>/<class>/ with images of a class")
+    builders = {"image_folder": folder, **task_builders.BUILDERS}
+    for kind, (_, about) in builders.items():
+        command = kinds.add_parser(kind, help=about)
+        command.add_argument("src", metavar="SRC", type=Path)
+        command.add_argument("out", metavar="OUT", type=Path)
+        command.add_argument("--workers", type=int, help="threads that check images (default: one per core)")
     image_text.add_arguments(kinds.add_parser("image_text", help="from WebDataset tars, Parquet, CSV and TSV"))
     args = parser.parse_args(argv)
     try:
-        return _image_folder(args) if args.kind == "image_folder" else image_text.main(args)
+        if args.kind == "image_text":
+            return image_text.main(args)
+        return _report(builders[args.kind][0](args.src, args.out, workers=args.workers), args.out)
     except UserError as e:
         print(e, file=sys.stderr)
         return e.exit_code
@@ -337,8 +390,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130  # as a shell has it for SIGINT
 
 
-def _image_folder(args: argparse.Namespace) -> int:
-    manifest = image_folder(args.src, args.out, workers=args.workers)
+def _report(manifest: dict[str, Any], out: Path) -> int:
     for split, about in manifest["splits"].items():
         print(f"{split}: {about['records']} images of {sum(n > 0 for n in about['per_class'].values())} classes")
     refused = manifest["refused"]
@@ -346,8 +398,8 @@ def _image_folder(args: argparse.Namespace) -> int:
     for one in refused[:SHOWN]:
         print(f"  {one['file']}: {one['reason']}")
     if len(refused) > SHOWN:
-        print(f"  ... and {len(refused) - SHOWN} more in {args.out / 'manifest.json'}")
-    print(args.out)
+        print(f"  ... and {len(refused) - SHOWN} more in {out / 'manifest.json'}")
+    print(out)
     return 0
 
 
