@@ -6,7 +6,8 @@ Ours is a run of head_runs.train over a bank of 1024 × 2 features, less a run o
 the released step as METHOD's table has it: two views stacked, BatchNorm over both, MSE, COV by the D×D covariance,
 `torch.svd`, backward, AdamW, the schedule. It runs in a process of its own, with the Python of --torch-python (default:
 this one), and the two take turns in every round. First both train the same small head from the same start on the same
-batches, and their parameters must agree.
+batches, and their parameters must agree. The last column is the share of our step that the singular-value term takes:
+the same run without it is timed in every round, too.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import numpy as np
 RESULTS = Path(__file__).parent / "results" / "nmtune.json"
 ROWS, BATCH, CLASSES = 1024, 64, 10
 LR, WEIGHT_DECAY = 1e-3, 1e-4
-EPOCHS = {512: 4, 2048: 1}
+EPOCHS = {512: 4, 768: 4, 2048: 1}
 # Names of the same tensors here and in the opponent, which holds kernels transposed.
 NAMES = {
     "dense1": "mlp.0", "norm": "mlp.1", "dense2": "mlp.3", "classifier": "classifier",
@@ -44,19 +45,24 @@ def bank(rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Ours:
-    def __init__(self, rows: int, dim: int, preset: str):
+    """A run of the head trainer; `svd=0.0` leaves the singular-value term out."""
+
+    def __init__(self, rows: int, dim: int, preset: str, svd: float | None = None):
         import jax
 
-        from nml_jax.objectives import nmtune
+        from nml_jax.models.heads import Form
+        from nml_jax.objectives import nmtune, terms
         from nml_jax.training import head_runs
 
-        self.spec = head_runs.Spec("nmtune", nmtune.PRESETS[preset], CLASSES, 4, BATCH, standardize=False)
-        self.setting = head_runs.Setting(np.arange(rows), LR, WEIGHT_DECAY, 0)
-        self.rows, (self.features, self.labels) = rows, jax.device_put(bank(rows, dim))
-        self.train = head_runs.train
+        weights, _ = nmtune.weights(preset, 2, svd=svd)
+        form, numbers = terms.split("nmtune", weights)
+        self.spec = head_runs.Spec(Form(mlp=True), form, CLASSES, BATCH, standardize=False)
+        self.setting = head_runs.Setting(np.arange(rows), LR, WEIGHT_DECAY, 0, numbers)
+        self.rows, self.train = rows, head_runs.train
+        self.bank = jax.device_put(head_runs.Bank(*bank(rows, dim), np.ones(rows, np.float32)))
 
     def params(self, epochs: int) -> dict[str, Any]:
-        return self.train(self.spec, self.features, self.labels, [self.setting], self.rows, epochs=epochs)[0][0]
+        return self.train(self.spec, self.bank, [self.setting], self.rows, epochs=epochs)[0][0]
 
     def seconds(self, epochs: int) -> float:
         """Of one step; a first call compiles."""
@@ -206,22 +212,25 @@ def main() -> None:
         if not off < 1e-4:
             sys.exit("the two do not train the same head")
 
-    print(f"\n{'ms a step':<16} {'ours':>7} {'min':>7} {'max':>7} {'torch':>7} {'min':>7} {'max':>7} {'ratio':>6}")
+    print(f"\n{'ms a step':<16} {'ours':>7} {'min':>7} {'max':>7} {'torch':>7} {'min':>7} {'max':>7} {'ratio':>6} {'SVD':>8}")
     results = {}
     for dim, epochs in EPOCHS.items():
         for preset in ("code", "paper"):
-            ours, seconds = Ours(rows, dim, preset), []
+            ours, without, seconds = Ours(rows, dim, preset), Ours(rows, dim, preset, svd=0.0), []
             for _ in range(repeats + 1):  # the first warms up
-                a = ours.seconds(epochs)
+                a, c = ours.seconds(epochs), without.seconds(epochs)
                 time.sleep(0.3)  # until idle threads sleep
                 b = opponent.ask(ask="run", rows=rows, dim=dim, preset=preset, steps=epochs * rows // BATCH)
                 time.sleep(0.3)
-                seconds.append((a, b))
-            a, b = zip(*seconds[1:], strict=True)
-            ratio = statistics.median(y / x for x, y in seconds[1:])
+                seconds.append((a, b, c))
+            a, b, c = zip(*seconds[1:], strict=True)
+            ratio = statistics.median(y / x for x, y, _ in seconds[1:])
+            share = statistics.median(1 - z / x for x, _, z in seconds[1:])
             figures = [1000 * f(times) for times in (a, b) for f in (statistics.median, min, max)]
-            print(f"{f'D={dim}, {preset}':<16}", *(f"{ms:7.1f}" for ms in figures), f"{ratio:6.2f}")
-            results[f"{dim}/{preset}"] = {"seconds": a, "torch_seconds": b, "ratio": ratio}
+            print(f"{f'D={dim}, {preset}':<16}", *(f"{ms:7.1f}" for ms in figures), f"{ratio:6.2f} {100 * share:6.1f} %")
+            results[f"{dim}/{preset}"] = {
+                "seconds": a, "torch_seconds": b, "seconds_without_svd": c, "ratio": ratio, "svd_share": share,
+            }  # fmt: skip
     if args.write:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")

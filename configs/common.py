@@ -169,6 +169,7 @@ def get_config() -> ConfigDict:
     tune.methods = ("linear", "mlp", "nmtune")  # keys of nml_jax.training.methods.METHODS
     tune.presets = ("paper", "code")  # of NMTune
     tune.epochs = 30  # of every head; cosine to zero
+    tune.steps = 0  # at most so many steps: with many rows epochs are fewer, but at least one; 0: no limit
     tune.batch = 64  # training rows per step, each with all its views
     tune.lrs = (0.1, 0.01, 0.001)  # the same grid for every method that is trained by gradient
     tune.weight_decays = (0.0, 1e-4)  # the same grid for every method that is trained by gradient
@@ -194,6 +195,25 @@ def get_config() -> ConfigDict:
     tune.nmtune.per_dim = placeholder(bool)  # consistency: mean over features in place of their sum
     tune.nmtune.cross_view = placeholder(bool)  # consistency: Z of the other views against F of the first
     tune.nmtune.top = placeholder(int)  # singular-value term: mean share of so many largest values
+    tune.skd = ConfigDict()  # None: the default of objectives/skd.py
+    tune.skd.skew = placeholder(float)  # weight of the skewness term
+    tune.skd.kurtosis = placeholder(float)  # weight of the kurtosis term
+    tune.skd.skew_target = placeholder(float)  # of the absolute skewness
+    tune.skd.kurtosis_target = placeholder(float)  # 3 is a Gaussian's
+    tune.skd.axis = placeholder(str)  # row: moments of each row over its features | batch: of each feature over rows
+    tune.skd.logits = placeholder(bool)  # whether the logits count beside Z
+    tune.fgs = ConfigDict()  # None: the default of objectives/fgs.py
+    tune.fgs.consistency = placeholder(float)  # weight of the perturbation consistency
+    tune.fgs.variance = placeholder(float)  # weight of the variance term
+    tune.fgs.distillation = placeholder(float)  # weight of the distillation of F
+    tune.fgs.noise = placeholder(float)  # of the perturbation, in units of `scale`
+    tune.fgs.scale = placeholder(str)  # feature: each feature's standard deviation in the batch | one
+    tune.fgs.target = placeholder(float)  # standard deviation of a feature of Z, over that of F's
+    tune.lgm = ConfigDict()  # None: the default of objectives/lgm.py
+    tune.lgm.match = placeholder(float)  # weight of the distance of the gradients
+    tune.lgm.noise = placeholder(float)  # of the perturbation, in units of `scale`
+    tune.lgm.scale = placeholder(str)  # feature: each feature's standard deviation in the batch | one
+    tune.lgm.squared = placeholder(bool)  # squared distances
 
     # Encoder and head tuned on the images of the same tasks (stage finetune), by AdamW with a cosine to zero. The
     # learning rate is chosen as for heads, on `tune.validation` of the training split.
@@ -218,6 +238,10 @@ def get_config() -> ConfigDict:
     finetune.wise = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # shares of the tuned weights in WiSE-FT
     finetune.seeds = 1  # runs per setting
     finetune.shares = (1.0,)  # of the training images, stratified; smaller ones lie within larger ones
+
+    diagnose = config.diagnose = ConfigDict()
+    diagnose.folds = 5  # of the cross-validation on the training features
+    diagnose.rows = 2000  # cross-validated, stratified; fewer where there are not so many
 
     # Where and how fast. Nothing here may change a number.
     runtime = config.runtime = ConfigDict()

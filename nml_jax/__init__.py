@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from nml_jax.classifier import NMTuneClassifier as NMTuneClassifier
+    from nml_jax.diagnosis import diagnose as diagnose
     from nml_jax.errors import UserError as UserError
     from nml_jax.noise import Ledger as Ledger
     from nml_jax.noise import corrupt_labels as corrupt_labels
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from nml_jax.training.checkpoint import load_model as load_model
 
 _HOME = {
+    "NMTuneClassifier": "classifier",
+    "diagnose": "diagnosis",
     "UserError": "errors",
     "corrupt_labels": "noise",
     "swap_captions": "noise",

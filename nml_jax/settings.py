@@ -15,7 +15,8 @@ from nml_jax.errors import UserError
 # What to run, where and how fast: these change no number, so they do not identify a run.
 NOT_IDENTITY = ("sweep", "stages", "runtime")
 
-# Every run is named by these two, swept or not, so that runs of one experiment find their place beside each other.
+# Every run is named by these two, swept or not, so that runs of one experiment find their place beside each other. Of
+# features from files nobody knows the noise.
 AXES = ("noise", "seed")
 
 
@@ -65,12 +66,25 @@ def paths(part: Mapping[str, Any]) -> list[str]:
         "init_from", "noise_file", "data.path", "data.tokenizer",
         "downstream.path", "zeroshot.templates", "zeroshot.class_names",
     }  # fmt: skip
-    one = [value for key, value in flatten(part) if key in named and value]
-    return [*one, *(path for key, value in flatten(part) if key == "data.mixture" for path in value)]
+    flat = dict(flatten(part))
+    one = [value for key, value in flat.items() if key in named and value]
+    features = [path for key in ("train", "test", "ood") for path in files(flat.get(f"features.{key}", ""))]
+    return [*one, *flat.get("data.mixture", ()), *features]
+
+
+def files(specs: str) -> list[str]:
+    """The files behind feature specs: "FILE", "FEATURES.npy,LABELS.npy", or several of these by ";"."""
+    each = [spec.strip() for spec in specs.split(";") if spec.strip()]
+    return [path.strip() for spec in each for path in ([spec] if Path(spec).exists() else spec.split(","))]
 
 
 def content(path: Path) -> str:
-    """SHA-256 that changes when a file does, or the descriptions that stand for a dataset's or checkpoint's folder."""
+    """SHA-256 that changes when a file does, or the descriptions that stand for a dataset's or checkpoint's folder.
+
+    Of a file above 1 GiB size and time of change count, as it is looked at whenever a run starts.
+    """
+    if path.is_file() and path.stat().st_size > 2**30:
+        return sha([path.stat().st_size, path.stat().st_mtime_ns])
     if path.is_file():
         with path.open("rb") as f:
             return hashlib.file_digest(f, "sha256").hexdigest()
@@ -92,7 +106,7 @@ def cells(config: ConfigDict, pinned: Mapping[str, Any] | None = None) -> dict[s
         UserError: an axis that is no key, has no values, or values of the wrong type.
     """
     known = dict(flatten(config.to_dict()))
-    axes: dict[str, tuple] = {key: (known[key],) for key in AXES}
+    axes: dict[str, tuple] = {key: (known[key],) for key in AXES if key != "noise" or not config.features.train}
     for key, values in swept(config).items():
         if key not in known or key.split(".")[0] in NOT_IDENTITY:
             raise UserError(f"sweep.{key}: {key} is no key that a run can vary", "use a key of configs/common.py")
@@ -137,7 +151,7 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"noise={config.noise} is no share", "give a number in [0, 1], as in --config.noise=0.05")
     for key, low in {
         "data.image_size": 1, "train.batch": 1, "extract.batch": 1, "extract.views": 1, "tune.batch": 1,
-        "tune.epochs": 1, "tune.seeds": 1, "tune.width": 1, "augment.repeats": 1, "runtime.threads": 0,
+        "tune.epochs": 1, "tune.seeds": 1, "tune.width": 1, "tune.depth": 1, "diagnose.folds": 2, "diagnose.rows": 20, "augment.repeats": 1, "runtime.threads": 0,
         "runtime.log_every": 1, "runtime.keep": 1, "runtime.timeout": 1, "seed": 0, "noise_seed": 0,
     }.items():  # fmt: skip
         value = flat[key]

@@ -4,10 +4,11 @@ A bank is keyed by everything its numbers depend on (encoder, preprocessing, spl
 has another key and is written anew. The folder appears under its name when it is complete.
 """
 
+import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,10 @@ class Bank:
         Raises:
             UserError: a shard is missing, damaged, or holds a value that is not finite.
         """
-        parts = [self._shard(shard, name) for shard in self.index["shards"]]
-        out = np.concatenate(parts)
-        if out.dtype.kind == "f" and not (finite := np.isfinite(out).reshape(len(out), -1).all(1)).all():
-            row = int(np.flatnonzero(~finite)[0])
-            raise UserError(
-                f"{self.folder}: row {row} of {name!r} is not finite",
-                "redo it with --force=extract",
-            )
-        return out
+        return np.concatenate([self.shard(shard, name) for shard in self.index["shards"]])
 
-    def _shard(self, shard: Mapping[str, Any], name: str) -> np.ndarray:
+    def shard(self, shard: Mapping[str, Any], name: str) -> np.ndarray:
+        """The rows of one array in one entry of `index["shards"]`. Raises what `read` raises."""
         path = self.folder / shard["file"]
         cure = f"delete {self.folder}; the next start writes it anew"
         if not path.exists():
@@ -62,9 +56,62 @@ class Bank:
                 raise UserError(f"{path} has changed since it was written (SHA-256 differs)", cure)
         try:
             with safe_open(path, "numpy") as tensors:
-                return tensors.get_tensor(name)
+                out = tensors.get_tensor(name)
         except SafetensorError as e:
             raise UserError(f"{path}: {e}", cure) from e
+        if out.dtype.kind == "f" and not (finite := np.isfinite(out).reshape(len(out), -1).all(1)).all():
+            row = int(np.flatnonzero(~finite)[0])
+            raise UserError(f"{path}: row {row} of {name!r} is not finite", "redo it with --force=extract")
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One layer of a bank, with the reading calls of `features.Features`."""
+
+    bank: Bank
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.bank)
+
+    @property
+    def views(self) -> int:
+        return self.bank.index["layers"][self.name][0]
+
+    @property
+    def dim(self) -> int:
+        return self.bank.index["layers"][self.name][1]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [N]."""
+        return self.bank.read("label")
+
+    @property
+    def fingerprint(self) -> str:
+        return self.bank.index["sha256"]
+
+    def read(self) -> np.ndarray:
+        """float32 [N, V, D]."""
+        return self.bank.read(self.name)
+
+    def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, float32 [at most `size`, V, D]), in order."""
+        start = 0
+        for shard in self.bank.index["shards"]:
+            rows = self.bank.shard(shard, self.name)
+            for i in range(0, len(rows), size):
+                yield start + i, rows[i : i + size]
+            start += len(rows)
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        """float32 [n, V, D] of these rows, in this order."""
+        out = np.empty((len(index), self.views, self.dim), np.float32)
+        for start, block in self.blocks(SHARD_ROWS):
+            here = np.flatnonzero((index >= start) & (index < start + len(block)))
+            out[here] = block[index[here] - start]
+        return out
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

@@ -18,8 +18,25 @@ from nml_jax.errors import UserError
 
 Tree = dict[str, Any]
 
-METHODS = ("linear", "mlp", "nmtune")  # mlp and nmtune are one architecture under two losses
-BN_MOMENTUM, BN_EPS = 0.1, 1e-5  # PyTorch's: share of the new batch in the running statistics
+NORMS = ("batch", "layer", "none")
+BN_MOMENTUM, EPS = 0.1, 1e-5  # PyTorch's: share of the new batch in the running statistics, and of both norms
+
+
+class Form(NamedTuple):
+    """The architecture of a head.
+
+    mlp: whether there is an MLP; the other fields describe it.
+    width: of its hidden layers, over D.
+    depth: hidden layers.
+    residual: Z = s ⊙ MLP(F) + F, else Z = s ⊙ MLP(F).
+    norm: of NORMS, before every ReLU.
+    """
+
+    mlp: bool
+    width: int = 4
+    depth: int = 1
+    residual: bool = True
+    norm: str = "batch"
 
 
 class Head(NamedTuple):
@@ -36,53 +53,59 @@ class Head(NamedTuple):
     apply: Callable[..., tuple[dict[str, jax.Array], Tree]]
 
 
-def head(method: str, *, num_classes: int, width: int = 4) -> Head:
-    """The head of a method.
-
-    Args:
-        method: one of METHODS.
-        num_classes: K.
-        width: hidden width of the MLP over D.
+def head(form: Form, num_classes: int) -> Head:
+    """A head of that architecture for K = `num_classes`.
 
     Raises:
-        UserError: there is no such method.
+        UserError: a width or depth below 1, or an unknown norm.
     """
-    if method not in METHODS:
-        raise UserError(f"there is no head {method!r}", f"choose one of {', '.join(METHODS)}")
-    has_mlp = method != "linear"
+    if form.norm not in NORMS:
+        raise UserError(f"there is no norm {form.norm!r} of a head", f"choose one of {', '.join(NORMS)}")
+    if form.width < 1 or form.depth < 1:
+        raise UserError(f"a head of width {form.width} and depth {form.depth}", "set both to 1 or more")
+    names = [("dense1", "norm"), *((f"dense{i}", f"norm{i}") for i in range(2, form.depth + 1))] if form.mlp else []
+    last = f"dense{form.depth + 1}"
 
     def init(key: jax.Array, dim: int) -> tuple[Tree, Tree]:
         # Bounds of U(±bound): PyTorch's default for the MLP, 1/√fan_in for kernel and bias; for the classifier, as
         # released, Kaiming's with the gain of a ReLU, and no bias. One flat draw, since each one costs compile time.
-        hidden = width * dim
+        hidden = form.width * dim
         shapes = [((dim, num_classes), math.sqrt(6 / dim))]
-        if has_mlp:
-            for fan_in, fan_out in ((dim, hidden), (hidden, dim)):
-                shapes += [((fan_in, fan_out), 1 / math.sqrt(fan_in)), ((fan_out,), 1 / math.sqrt(fan_in))]
+        sides = [dim, *(hidden for _ in names), dim] if form.mlp else []
+        for fan_in, fan_out in itertools.pairwise(sides):
+            shapes += [((fan_in, fan_out), 1 / math.sqrt(fan_in)), ((fan_out,), 1 / math.sqrt(fan_in))]
         sizes = [math.prod(shape) for shape, _ in shapes]
         flat = jnp.split(jax.random.uniform(key, (sum(sizes),), minval=-1), list(itertools.accumulate(sizes))[:-1])
         classifier, *mlp = [bound * x.reshape(shape) for x, (shape, bound) in zip(flat, shapes, strict=True)]
         params: Tree = {"classifier": {"kernel": classifier, "bias": jnp.zeros(num_classes)}}
-        if not has_mlp:
-            return params, {}
-        params |= {
-            "dense1": {"kernel": mlp[0], "bias": mlp[1]},
-            "norm": {"scale": jnp.ones(hidden), "bias": jnp.zeros(hidden)},
-            "dense2": {"kernel": mlp[2], "bias": mlp[3]},
-            "scale": jnp.ones(dim),
-        }
-        return params, {"norm": {"mean": jnp.zeros(hidden), "var": jnp.ones(hidden)}}
+        state: Tree = {}
+        if not form.mlp:
+            return params, state
+        params["scale"] = jnp.ones(dim)
+        for i, name in enumerate([*(dense for dense, _ in names), last]):
+            params[name] = {"kernel": mlp[2 * i], "bias": mlp[2 * i + 1]}
+        for _, name in names if form.norm != "none" else ():
+            params[name] = {"scale": jnp.ones(hidden), "bias": jnp.zeros(hidden)}
+            if form.norm == "batch":
+                state[name] = {"mean": jnp.zeros(hidden), "var": jnp.ones(hidden)}
+        return params, state
 
     def apply(params: Tree, state: Tree, F: jax.Array, *, train: bool) -> tuple[dict[str, jax.Array], Tree]:
-        new_state = state
+        new_state = dict(state)
         if "input" in state:
             F = (F - state["input"]["mean"]) / state["input"]["scale"]
         Z = F
-        if has_mlp:
-            h = F @ params["dense1"]["kernel"] + params["dense1"]["bias"]
-            h, norm = _batch_norm(params["norm"], state["norm"], h, train=train)
-            h = jax.nn.relu(h) @ params["dense2"]["kernel"] + params["dense2"]["bias"]
-            Z, new_state = params["scale"] * h + F, {**state, "norm": norm}
+        if form.mlp:
+            h = F
+            for dense, norm in names:
+                h = h @ params[dense]["kernel"] + params[dense]["bias"]
+                if form.norm == "batch":
+                    h, new_state[norm] = _batch_norm(params[norm], state[norm], h, train=train)
+                elif form.norm == "layer":
+                    h = _layer_norm(params[norm], h)
+                h = jax.nn.relu(h)
+            Z = params["scale"] * (h @ params[last]["kernel"] + params[last]["bias"])
+            Z = Z + F if form.residual else Z
         logits = Z @ params["classifier"]["kernel"] + params["classifier"]["bias"]
         return {"input": F, "features": Z, "logits": logits}, new_state
 
@@ -97,4 +120,10 @@ def _batch_norm(params: Tree, state: Tree, x: jax.Array, *, train: bool) -> tupl
         var = ((x - mean) ** 2).mean(0)
         running = {"mean": mean, "var": var * (rows / max(rows - 1, 1))}
         state = jax.tree.map(lambda old, new: (1 - BN_MOMENTUM) * old + BN_MOMENTUM * new, state, running)
-    return (x - mean) * (jax.lax.rsqrt(var + BN_EPS) * params["scale"]) + params["bias"], state
+    return (x - mean) * (jax.lax.rsqrt(var + EPS) * params["scale"]) + params["bias"], state
+
+
+def _layer_norm(params: Tree, x: jax.Array) -> jax.Array:
+    mean = x.mean(-1, keepdims=True)
+    var = ((x - mean) ** 2).mean(-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(var + EPS) * params["scale"] + params["bias"]

@@ -30,7 +30,7 @@ from nml_jax import __version__, log, runtime, settings
 from nml_jax.errors import UserError, storage
 
 # Stages of one run. "report" follows over all runs of an experiment; its `run` takes the experiment's folder.
-STAGES = ("pretrain", "extract", "zeroshot", "tune")
+STAGES = ("pretrain", "features", "extract", "zeroshot", "tune", "finetune", "diagnose")
 ALL_STAGES = (*STAGES, "report")
 
 

@@ -16,6 +16,7 @@ from nml_jax import errors, log, models, runtime, settings, spectrum
 from nml_jax.data import banks, tasks
 from nml_jax.stages import encoder, evaluation
 from nml_jax.stages.encoder import provenance
+from nml_jax.stages.feature_sets import BLOCK, singular_values, spectrum_entry, spectrum_rows
 
 VERSION = 1
 KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract")
@@ -53,11 +54,12 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             bank = banks.Bank(folder)
             written[f"{task.name}/{split}"] = bank.index["sha256"]
             for layer in config.extract.layers:
-                features = bank.read(layer)[:, 0]
+                features = banks.Layer(bank, layer)
                 for mode in config.extract.spectra:
-                    s = spectrum.singular_values(features, **spectrum.preset(mode))
+                    blocks = (block[:, 0] for _, block in features.blocks(BLOCK))
+                    s = singular_values(blocks, len(features), features.dim, mode)
                     where = {"task": task.name, "split": split, "domain": test.domain, "layer": layer}
-                    spectra.append({**where, "mode": mode, "s": [float(f"{x:.6g}") for x in s]})
+                    spectra.append(spectrum_entry(s, **where, mode=mode))
                     rows += spectrum_rows(s, **origin, **where, stage="extract", spectrum_mode=mode, n_test=len(bank),
                                           views=config.extract.views if test is train else 1)  # fmt: skip
     if jax.process_index() == 0:
@@ -86,12 +88,6 @@ def intact(workdir: Path) -> bool:
 def forget(workdir: Path) -> None:
     if (workdir / "banks").exists():
         shutil.rmtree(workdir / "banks")
-
-
-def spectrum_rows(s: np.ndarray, **fields: Any) -> Iterator[log.Row]:
-    """The measures of one set of singular values as rows."""
-    for metric, measure in spectrum.MEASURES.items():
-        yield log.Row(metric=metric, value=float(measure(s)), **fields)
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,121 +1,153 @@
-"""Heads on feature banks (linear probe, MLP, NMTune) -> rows."""
+"""Heads on features (linear probe, MLP, NMTune, ...) -> rows, and the best heads as files."""
 
+import re
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, log, noise, settings, spectrum
-from nml_jax.data import banks
-from nml_jax.stages.encoder import provenance
-from nml_jax.stages.extract import spectrum_rows
-from nml_jax.training import heads
+from nml_jax import errors, log, noise, settings
+from nml_jax.data.shares import stratified
+from nml_jax.errors import UserError
+from nml_jax.evals import metrics
+from nml_jax.stages import feature_sets
+from nml_jax.stages.feature_sets import FeatureSet, Split
+from nml_jax.training import heads, methods, streamed
+from nml_jax.training.tuned import TunedHead
 
-VERSION = 1
-KEYS = ("seed", "downstream", "extract", "tune")
-UPSTREAM = ("extract",)
+VERSION = 2
+KEYS = ("seed", "downstream", "extract", "features", "tune")
+UPSTREAM = ("extract", "features")
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
-    """Train every head on every task's bank and write the rows. Heads are small: the first process trains them.
+    """Tune with every method on every task's features and write the rows. Heads are small: the first process trains.
+
+    Every head but k-NN's is saved as `heads/<task>/<method>.safetensors` (stages/predict.py applies it).
 
     Returns:
         The digest of the rows.
 
     Raises:
-        UserError: no bank, a damaged one, one with a value that is not finite.
+        UserError: no features, damaged ones, or a value that is not finite.
     """
     if jax.process_index() > 0:
         return ""
-    before = [row for row in log.read_rows(workdir) if row.stage == "extract"]
-    if not before:
-        raise errors.UserError(
-            f"{workdir} holds no features to tune on", "run the extract stage first, as in --force=extract"
-        )
-    step, weights = before[0].step, before[0].weights
-    ledger = noise.Ledger.read(workdir / "noise.json") if (workdir / "noise.json").exists() else None
-    origin = provenance(config, ledger, run=workdir.name, step=step, weights=weights)
     rows: list[log.Row] = []
-    for task in config.downstream.tasks:
-        tests = {row.split: row.domain for row in before if row.task == task and row.split != "train"}
-        train = banks.Bank(workdir / "banks" / task / "train")
-        opened = {split: banks.Bank(workdir / "banks" / task / split) for split in tests}
-        for layer in config.extract.layers:
-            features, labels = train.read(layer), train.read("label")
-            held_out = {split: (bank.read(layer)[:, 0], bank.read("label")) for split, bank in opened.items()}
-            for method, preset in settings_of(config):
-                head_seeds = range(config.seed, config.seed + config.tune.seeds)
-                results = heads.fit_seeds(
-                    features,
-                    labels,
-                    held_out,
-                    method=method,
-                    preset=preset,
-                    num_classes=train.index["num_classes"],
-                    config=config.tune,
-                    seeds=head_seeds,
-                )
-                for head_seed, result in zip(head_seeds, results, strict=True):
-                    shared = {
-                        **origin,
-                        "stage": "tune",
-                        "task": task,
-                        "n_train": len(labels),
-                        "train_share": 1.0,
-                        "downstream_noise": 0.0,
-                        "method": method,
-                        "preset": result.preset,
-                        "head_seed": head_seed,
-                        "views": features.shape[1],
-                        "hyper": result.hyper,
-                    }
-                    rows += scores(result, tests, opened, layer=layer, **shared)
-                    for split, domain in tests.items():
-                        s = spectrum.singular_values(np.asarray(result.transform(held_out[split][0])))
-                        rows += spectrum_rows(
-                            s,
-                            **shared,
-                            split=split,
-                            domain=domain,
-                            layer="Z" if layer == "features" else f"Z of {layer}",
-                            spectrum_mode="paper",
-                            n_test=len(opened[split]),
-                        )
+    for found in feature_sets.opened(config, workdir):
+        shard = feature_sets.rows_in(config.features.memory, found.train.features)
+        whole = found.train.features.read() if len(found.train.labels) <= shard else None
+        for share in config.tune.shares:
+            for rate in config.tune.noises:
+                chosen = stratified(found.train.labels, share, config.seed)
+                labels = _labels(found, chosen, rate, config)
+                for method, preset in methods.pairs(config.tune):
+                    seeds = range(config.seed, config.seed + config.tune.seeds)
+                    how = {"method": method, "preset": preset, "num_classes": len(found.classes),
+                           "config": config.tune, "seeds": seeds}  # fmt: skip
+                    begun = time.perf_counter()
+                    if whole is not None:
+                        results = heads.fit_seeds(whole[chosen], labels, **how)
+                    else:
+                        part = feature_sets.Subset(found.train.features, chosen)
+                        results = streamed.fit_seeds(part, labels, shard=shard // 2, **how)
+                    for seed, result in zip(seeds, results, strict=True):
+                        shared = {
+                            **found.origin,
+                            "stage": "tune",
+                            "task": found.task,
+                            "n_train": result.n_train,
+                            "train_share": share,
+                            "downstream_noise": rate,
+                            "method": method,
+                            "preset": result.preset,
+                            "head_seed": seed,
+                            "views": found.train.features.views,
+                            "hyper": result.hyper,
+                        }
+                        rows += _measured(result, found, method, shared)
+                        _save(result.head, found, workdir, shared)
+                    what = f"{workdir.name}: {found.task}, {' '.join(filter(None, (method, results[0].preset)))}"
+                    log.say(f"{what}: {log.clock(time.perf_counter() - begun)}")
     with errors.storage(workdir):
         log.write_rows(workdir, "tune", rows)
     return settings.sha([[row.metric, row.split, row.method, row.preset, row.value] for row in rows])
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
-    for method, preset in settings_of(config):
-        heads.loss_of(method, preset, views=config.extract.views)
+    for method, preset in methods.pairs(config.tune):
+        methods.weights(method, preset, config.tune, views=config.extract.views)
+    for key in ("shares", "noises"):
+        if not config.tune[key]:
+            raise UserError(f"tune.{key} is empty", f"give it at least one value, as in --config.tune.{key}='(1.0,)'")
+    for share in config.tune.shares:
+        if not 0 < share <= 1:
+            raise UserError(f"tune.shares has {share}", "give shares above 0 and up to 1")
+    for rate in config.tune.noises:
+        if not 0 <= rate <= 1:
+            raise UserError(f"tune.noises has {rate}", "give shares from 0 to 1")
+    if config.tune.noise_kind not in ("symmetric", "pair"):
+        raise UserError(f"tune.noise_kind={config.tune.noise_kind!r}", "choose symmetric or pair")
 
 
 def intact(workdir: Path) -> bool:
-    return True  # its rows are all it leaves
+    """Whether the heads that the rows speak of are there."""
+    tuned = {row.task for row in log.read_rows(workdir) if row.stage == "tune" and row.method != "knn"}
+    return all((workdir / "heads" / task).is_dir() for task in tuned)
 
 
 def forget(workdir: Path) -> None:
-    """Rows are replaced when the stage ends; there is nothing else."""
+    if (workdir / "heads").exists():
+        shutil.rmtree(workdir / "heads")
 
 
-def settings_of(config: ConfigDict) -> list[tuple[str, str | None]]:
-    """(method, preset) of every head to train."""
-    return [
-        (method, preset)
-        for method in config.tune.methods
-        for preset in (config.tune.presets if method == "nmtune" else (None,))
-    ]
+def _labels(found: FeatureSet, chosen: np.ndarray, rate: float, config: ConfigDict) -> np.ndarray:
+    """The labels of the chosen rows, of which the share `rate` is wrong."""
+    labels = found.train.labels[chosen]
+    if not rate:
+        return labels
+    kind = config.tune.noise_kind
+    noisy = noise.corrupt_labels(labels, num_classes=len(found.classes), kind=kind, rate=rate, seed=config.seed)
+    return np.asarray(noisy, np.int32)
 
 
-def scores(
-    result: heads.HeadResult, tests: dict[str, str], opened: dict[str, banks.Bank], **fields
+def _measured(
+    result: heads.HeadResult, found: FeatureSet, method: str, shared: dict[str, Any]
 ) -> Iterator[log.Row]:
-    for split, metrics in result.scores.items():
-        for metric, value in metrics.items():
-            yield log.Row(
-                **fields, metric=metric, value=value, split=split, domain=tests[split], n_test=len(opened[split])
-            )
+    """The scores of a head on every test, and the spectrum of its Z there."""
+    layer = "Z" if found.layer == "features" else f"Z of {found.layer}"
+    for test in found.tests:
+        where = {"split": test.name, "domain": test.domain, "n_test": len(test.labels)}
+        confusion = np.zeros((len(found.classes), len(found.classes)), np.int64)
+
+        def transformed(test: Split = test, confusion: np.ndarray = confusion) -> Iterator[np.ndarray]:
+            for features, labels in test.blocks():
+                Z, logits = result.outputs(features)
+                heads.require_finite(method, logits)
+                confusion += metrics.confusion(labels, logits.argmax(1), len(found.classes))
+                yield Z
+
+        s = feature_sets.singular_values(transformed(), len(test.labels), test.features.dim, "paper")
+        for metric, value in metrics.scores(confusion).items():
+            yield log.Row(**shared, **where, metric=metric, value=value)
+        yield from feature_sets.spectrum_rows(s, **shared, **where, layer=layer, spectrum_mode="paper")
+
+
+def _save(head: Any, found: FeatureSet, workdir: Path, shared: dict[str, Any]) -> None:
+    """The head as a file that is called by all that tells heads of a run apart."""
+    if not isinstance(head, TunedHead):
+        return
+    words = [shared["method"], shared["preset"] or ""]
+    words += [f"share={shared['train_share']:g}"] if shared["train_share"] < 1 else []
+    words += [f"noise={shared['downstream_noise']:g}"] if shared["downstream_noise"] else []
+    words += [f"seed={shared['head_seed']}"]
+    folder = workdir / "heads" / found.task / ("" if found.layer == "features" else found.layer)
+    name = re.sub(r"[^\w=.,-]", "_", ",".join(filter(None, words)))
+    about = {key: shared[key] for key in ("task", "method", "preset", "hyper", "n_train", "head_seed", "model", "views")}
+    TunedHead(head.form, head.params, head.state, found.classes, about).save(folder / f"{name}.safetensors")

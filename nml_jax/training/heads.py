@@ -1,71 +1,75 @@
-"""The one head trainer: choose hyper-parameters, train on a feature bank, score.
+"""The one head trainer: choose hyper-parameters, then train on all rows.
 
-Learning rate and weight decay are chosen on a stratified part of the training rows; then the head is trained anew on
-all of them, and the test splits are scored once. Every method gets the same grid, epochs, views and splits.
+Hyper-parameters are chosen on a stratified part of the training rows; then the head is trained anew on all of them. The
+test splits are no business of this file, so that none can be looked at before the end. Every method gets the same splits, views and epochs, and as many settings as its grid
+has: by default six each.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from nml_jax.errors import UserError
-from nml_jax.evals import metrics
-from nml_jax.models.heads import METHODS, Tree
-from nml_jax.objectives import nmtune
-from nml_jax.training.head_runs import Setting, Spec, outputs, train
+from nml_jax.models.heads import Form, Tree
+from nml_jax.objectives import terms
+from nml_jax.training import head_runs, methods, probes
+from nml_jax.training.head_runs import Bank, Setting, Spec
+from nml_jax.training.tuned import TunedHead
+
+
+class Predictor(Protocol):
+    """A tuned head, or what stands for one where a method has no weights (k-NN)."""
+
+    def outputs(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Z float32 [M, D] and logits float32 [M, K] of features [M, D]."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadResult:
-    """A trained head.
+    """What came of one method and seed.
 
-    params, state: nested dicts of float32 NumPy arrays, for the `apply` of models/heads.py.
-    spec: what it was compiled for.
-    preset: name of the loss's preset ("code/1view" where `code` had one view); None for linear and mlp.
-    hyper: the chosen {"lr", "weight_decay"}.
-    validation: for each setting of the grid {"lr", "weight_decay", "accuracy", "loss"}, the last two over all views of
+    head: what predicts; a `TunedHead`, which can be saved, but for k-NN.
+    preset: name of the loss's preset ("code/1view" where `code` had one view); None where the method has none.
+    hyper: the chosen values by name, as {"lr": 0.01, "weight_decay": 0.0} or {"C": 0.1}.
+    validation: for each setting of the grid its values by name, "accuracy" and "loss", the last two over all views of
         the validation rows, the loss in nats. Empty where the grid has one setting: nothing is to be chosen.
-    scores: test split -> {"accuracy", "macro_f1", "mean_per_class"}.
     n_train: rows of the final training.
     """
 
-    params: Tree
-    state: Tree
-    spec: Spec
+    head: Predictor
     preset: str | None
     hyper: dict[str, float]
     validation: list[dict[str, float]]
-    scores: dict[str, dict[str, float]]
     n_train: int
 
     def outputs(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Z float32 [M, D] and logits float32 [M, K] of features [M, D]."""
-        return outputs(self.spec, self.params, self.state, features)
+        return self.head.outputs(features)
 
     def transform(self, features: np.ndarray) -> np.ndarray:
-        """Z float32 [M, D] of features [M, D]; of the linear head, its (standardised) input."""
+        """Z float32 [M, D] of features [M, D]; of a linear head, its (standardised) input."""
         return self.outputs(features)[0]
 
 
 def fit(
     features: np.ndarray,
     labels: np.ndarray,
-    tests: Mapping[str, tuple[np.ndarray, np.ndarray]],
     *,
     method: str,
-    preset: str | nmtune.Weights | None = None,
+    preset: str | None = None,
     num_classes: int,
     config: Any,
     seed: int,
 ) -> HeadResult:
     """`fit_seeds` with one seed."""
     (result,) = fit_seeds(
-        features, labels, tests, method=method, preset=preset, num_classes=num_classes, config=config, seeds=(seed,)
+        features, labels, method=method, preset=preset, num_classes=num_classes, config=config, seeds=(seed,)
     )
     return result
 
@@ -73,15 +77,14 @@ def fit(
 def fit_seeds(
     features: np.ndarray,
     labels: np.ndarray,
-    tests: Mapping[str, tuple[np.ndarray, np.ndarray]],
     *,
     method: str,
-    preset: str | nmtune.Weights | None = None,
+    preset: str | None = None,
     num_classes: int,
     config: Any,
     seeds: Sequence[int],
 ) -> list[HeadResult]:
-    """Choose hyper-parameters, train on all training rows, score; one head per seed.
+    """Choose hyper-parameters and train on all training rows; one head per seed.
 
     A seed decides the validation part, the initialisation and the order. Chosen is the setting of highest accuracy on
     the validation part, of several such the one of lowest loss. Where the grid has one setting nothing is held out.
@@ -89,60 +92,165 @@ def fit_seeds(
     Args:
         features: float32 [N, D], or [N, V, D] for V views: the training rows.
         labels: int [N] in [0, num_classes).
-        tests: name -> (features [M, D], labels [M]); scored with the final head only.
-        method: linear | mlp | nmtune.
-        preset: of nmtune: paper | code, or free weights.
+        method: a key of `methods.METHODS`.
+        preset: of nmtune: paper | code.
         num_classes: K.
-        config: the section `tune` of configs/common.py; used are epochs, batch (at most the rows left to train on
-            beside the validation part), lrs, weight_decays, validation, standardize and width.
+        config: the section `tune` of configs/common.py. Its `batch` is at most the rows left to train on beside the
+            validation part.
         seeds: whole numbers.
 
     Raises:
         UserError: an unknown method or preset, a value that is not finite, a label out of range, fewer than two
-            classes, an empty split, splits of different width, nothing to hold out, or training that diverges.
+            classes, no rows, or nothing to hold out.
     """
-    features, labels = _checked("train", features, labels, num_classes)
-    tests = {name: _checked(name, *test, num_classes, dim=features.shape[-1]) for name, test in tests.items()}
-    if len(np.unique(labels)) < 2:
-        raise UserError(f"every training label is {labels[0]}", "give examples of at least two classes")
-    weights, preset_name = loss_of(method, preset, views=features.shape[1])
-    grid = [(lr, weight_decay) for lr in config.lrs for weight_decay in config.weight_decays]
-    if not grid:
-        raise UserError("tune.lrs or tune.weight_decays is empty", "give each at least one value")
+    features, labels = checked(features, labels, num_classes)
+    trainer = make_trainer(features, labels, method=method, preset=preset, num_classes=num_classes, config=config)
+    hypers, validation = choose(trainer, features, labels, config=config, seeds=seeds)
     everything = np.arange(len(labels))
-    search = len(grid) > 1
-    parts = [hold_out(labels, config.validation, seed) if search else (everything, everything[:0]) for seed in seeds]
-    n = len(parts[0][0])  # the class counts decide it, not the seed
-    spec = Spec(method, weights, num_classes, config.width, min(config.batch, n), config.standardize)
-    run = partial(train, spec, *jax.device_put((features, labels)), epochs=config.epochs)
-
-    validation: list[list[dict[str, float]]] = [[] for _ in seeds]
-    if search:
-        jobs = [(i, hyper) for i in range(len(seeds)) for hyper in grid]
-        settings = [Setting(np.concatenate(parts[i]), *hyper, seeds[i]) for i, hyper in jobs]
-        for (i, (lr, weight_decay)), trained in zip(jobs, run(settings, n), strict=True):
-            held_out = parts[i][1]
-            accuracy, loss = _validate(spec, *trained, features[held_out], labels[held_out])
-            validation[i].append({"lr": lr, "weight_decay": weight_decay, "accuracy": accuracy, "loss": loss})
-    best = [min(each, key=lambda v: (-v["accuracy"], v["loss"])) for each in validation if each]
-    hypers = [(v["lr"], v["weight_decay"]) for v in best] if search else grid * len(seeds)
-
-    settings = [Setting(everything, *hyper, seed) for hyper, seed in zip(hypers, seeds, strict=True)]
-    final = run(settings, len(labels))
-    _require_finite(method, final)
+    jobs = [Job(everything, hyper, seed) for hyper, seed in zip(hypers, seeds, strict=True)]
     return [
-        HeadResult(
-            params=params,
-            state=state,
-            spec=spec,
-            preset=preset_name,
-            hyper={"lr": setting.lr, "weight_decay": setting.weight_decay},
-            validation=each,
-            scores={name: _score(spec, params, state, *test) for name, test in tests.items()},
-            n_train=len(labels),
-        )
-        for setting, each, (params, state) in zip(settings, validation, final, strict=True)
+        HeadResult(head=head, preset=trainer.preset, hyper=job.hyper, validation=each, n_train=len(labels))
+        for job, each, head in zip(jobs, validation, trainer.train(jobs, len(labels)), strict=True)
     ]
+
+
+def choose(
+    trainer: "Trainer", features: np.ndarray, labels: np.ndarray, *, config: Any, seeds: Sequence[int]
+) -> tuple[list[dict[str, float]], list[list[dict[str, float]]]]:
+    """The chosen hyper-parameters of each seed, and what was seen of the whole grid (`HeadResult.validation`)."""
+    if len(trainer.grid) == 1:
+        return trainer.grid * len(seeds), [[] for _ in seeds]
+    parts = [hold_out(labels, config.validation, seed) for seed in seeds]
+    n = len(parts[0][0])  # the class counts decide it, not the seed
+    of = [i for i in range(len(seeds)) for _ in trainer.grid]
+    jobs = [Job(np.concatenate(parts[i]), hyper, seeds[i]) for i in range(len(seeds)) for hyper in trainer.grid]
+    validation: list[list[dict[str, float]]] = [[] for _ in seeds]
+    for i, job, head in zip(of, jobs, trainer.train(jobs, n), strict=True):
+        held_out = parts[i][1]
+        accuracy, loss = _validate(head, features[held_out], labels[held_out])
+        validation[i].append({**job.hyper, "accuracy": accuracy, "loss": loss})
+    best = [min(each, key=lambda v: (-v["accuracy"], v["loss"])) for each in validation]
+    return [{name: v[name] for name in trainer.grid[0]} for v in best], validation
+
+
+class Job(NamedTuple):
+    """One head to be trained."""
+
+    rows: np.ndarray  # int [N], a permutation of all rows: those that are trained on come first
+    hyper: dict[str, float]
+    seed: int
+
+
+class Trainer(Protocol):
+    """How the heads of one method are trained on one set of features.
+
+    grid: the settings to choose from.
+    preset: see `HeadResult`.
+    train: one head per job, on the first n of its rows.
+    """
+
+    grid: list[dict[str, float]]
+    preset: str | None
+
+    def train(self, jobs: Sequence[Job], n: int) -> Sequence[Predictor]: ...
+
+
+def make_trainer(
+    features: np.ndarray, labels: np.ndarray, *, method: str, preset: str | None, num_classes: int, config: Any
+) -> Trainer:
+    """The trainer of a method for features [N, V, D] that are `checked`."""
+    kind = ByProbe if methods.find(method).probe else ByGradient
+    return kind(features, labels, method=method, preset=preset, num_classes=num_classes, config=config)
+
+
+class ByGradient:
+    """Heads that are trained step by step, as in head_runs.py."""
+
+    def __init__(
+        self, features: np.ndarray, labels: np.ndarray, *, method: str, preset: str | None, num_classes: int, config: Any
+    ):
+        weights, self.preset = methods.weights(method, preset, config, features.shape[1])
+        self.method, self.num_classes, self.config = method, num_classes, config
+        self.form = methods.form(methods.find(method), config)
+        self.terms, self.numbers = terms.split(methods.find(method).terms, weights) if weights else (None, {})
+        self.grid = _grid(config, {"lr": "lrs", "weight_decay": "weight_decays"})
+        self.bank = jax.device_put(Bank(features, labels, np.ones(len(labels), np.float32)))
+
+    def train(self, jobs: Sequence[Job], n: int) -> list[TunedHead]:
+        settings = [self.setting(job) for job in jobs]
+        epochs = self.epochs(len(self.bank.labels))
+        trained = head_runs.train(self.spec(n), self.bank, settings, n, epochs=epochs)
+        return [TunedHead(self.form, params, state) for params, state in trained]
+
+    def epochs(self, n: int) -> int:
+        """Passes over n rows: as many as `epochs` and `steps` allow, and one at least."""
+        steps = -(-n // min(self.config.batch, n))
+        return max(1, min(self.config.epochs, self.config.steps // steps)) if self.config.steps else self.config.epochs
+
+    def spec(self, n: int) -> Spec:
+        """For n rows to train on."""
+        config, batch = self.config, min(self.config.batch, n)
+        perturbed = bool(config.noisytune), bool(config.neftune)
+        return Spec(self.form, self.terms, self.num_classes, batch, config.standardize, *perturbed)
+
+    def setting(self, job: Job) -> Setting:
+        config, (rows, hyper, seed) = self.config, job
+        numbers = self.numbers, config.noisytune, config.neftune
+        return Setting(rows, hyper["lr"], hyper["weight_decay"], seed, *numbers)
+
+
+class ByProbe:
+    """Heads that are solved, as in probes.py, on all views of the rows."""
+
+    def __init__(
+        self, features: np.ndarray, labels: np.ndarray, *, method: str, preset: str | None, num_classes: int, config: Any
+    ):
+        _, self.preset = methods.weights(method, preset, config, features.shape[1])
+        self.method, self.num_classes, self.config = methods.find(method), num_classes, config
+        self.features, self.labels = features, labels
+        self.grid = _grid(config, {self.method.value: self.method.grid})
+
+    def train(self, jobs: Sequence[Job], n: int) -> list[Predictor]:
+        out: list[Predictor] = []
+        views, dim = self.features.shape[1:]
+        for _, of_seed in itertools.groupby(jobs, key=lambda job: job.seed):  # these share their rows
+            several = list(of_seed)
+            rows = several[0].rows[:n]
+            F, labels = self.features[rows].reshape(-1, dim), np.repeat(self.labels[rows], views)
+            standard = head_runs.standard(F[:, None]) if self.config.standardize else None
+            if standard:
+                F = (F - standard["mean"]) / standard["scale"]
+            values = [job.hyper[self.method.value] for job in several]
+            for probe in self.method.probe(F, labels, values, num_classes=self.num_classes):
+                if isinstance(probe, probes.Linear):
+                    params = {"classifier": {"kernel": probe.kernel, "bias": probe.bias}}
+                    out.append(TunedHead(Form(mlp=False), params, {"input": standard} if standard else {}))
+                else:
+                    out.append(Probed(probe, standard))
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Probed:
+    """A probe that has no weights, as a predictor."""
+
+    probe: probes.Probe
+    standard: Tree | None  # {"mean", "scale"} of its input
+
+    def outputs(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Z, the (standardised) features, and the scores."""
+        Z = np.asarray(features, np.float32)
+        Z = (Z - self.standard["mean"]) / self.standard["scale"] if self.standard else Z
+        return Z, self.probe(Z)
+
+
+def _grid(config: Any, names: Mapping[str, str]) -> list[dict[str, float]]:
+    """All combinations of the values under the keys `names`, by the names of one value."""
+    for key in names.values():
+        if not getattr(config, key):
+            raise UserError(f"tune.{key} is empty", "give it at least one value")
+    values = itertools.product(*(getattr(config, key) for key in names.values()))
+    return [dict(zip(names, each, strict=True)) for each in values]
 
 
 def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -177,63 +285,54 @@ def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, n
     return np.concatenate(kept), np.concatenate([r[:k] for r, k in zip(rows, held, strict=True)])
 
 
-def _validate(spec: Spec, params: Tree, state: Tree, features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def _validate(head: Predictor, features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Accuracy and mean cross-entropy (nats) over all views of features [M, V, D]; 0 and inf if training diverged."""
     labels = np.repeat(labels, features.shape[1])
-    _, logits = outputs(spec, params, state, features.reshape(len(labels), -1))
+    _, logits = head.outputs(features.reshape(len(labels), -1))
     if not np.isfinite(logits).all():
         return 0.0, math.inf
+    return float((logits.argmax(1) == labels).mean()), cross_entropy(logits, labels)
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """(Weighted) mean of −log softmax(logits)[label], in nats, of finite logits [M, K]."""
     shifted = np.float64(logits) - logits.max(1, keepdims=True)
     losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
-    return float((logits.argmax(1) == labels).mean()), float(losses.mean())
+    return float(np.average(losses, weights=weights))
 
 
-def _score(spec: Spec, params: Tree, state: Tree, features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    _, logits = outputs(spec, params, state, features[:, 0])
-    _require_finite(spec.method, logits)
-    return metrics.scores(metrics.confusion(labels, logits.argmax(1), spec.num_classes))
+def require_finite(method: str, logits: np.ndarray) -> None:
+    """Raises UserError if a logit is not finite."""
+    if not np.isfinite(logits).all():
+        cure = "lower tune.lrs, or set tune.standardize for large features"
+        raise UserError(f"training of the {method} head diverged", cure)
 
 
-def _require_finite(method: str, tree: Any) -> None:
-    if not all(np.isfinite(x).all() for x in jax.tree.leaves(tree)):
-        raise UserError(
-            f"training of the {method} head diverged", "lower tune.lrs, or set tune.standardize for large features"
-        )
+def checked(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows as float32 [N, V, D] and int32 [N].
 
-
-def loss_of(method: str, preset: str | nmtune.Weights | None, views: int) -> tuple[nmtune.Weights, str | None]:
-    """The loss of a method, and the name of its preset; linear and mlp are trained with cross-entropy alone."""
-    if method not in METHODS:
-        raise UserError(f"there is no head {method!r}", f"choose one of {', '.join(METHODS)}")
-    if method == "nmtune":
-        return nmtune.weights(preset, views)
-    if preset is not None:
-        raise UserError(f"preset {preset!r} is given for the head {method!r}", "presets are for nmtune only")
-    return nmtune.Weights(), None
-
-
-def _checked(
-    split: str, features: np.ndarray, labels: np.ndarray, num_classes: int, dim: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [N, V, D] and int32 [N], or a UserError that names the split; `dim` asks for one view of that width."""
+    Raises:
+        UserError: they do not fit each other, there are none, a value is not finite, a label is out of range, or there
+            is only one class.
+    """
     features, labels = np.asarray(features, np.float32), np.asarray(labels)
     features = features[:, None] if features.ndim == 2 else features
     if num_classes < 2:
         raise UserError(f"num_classes={num_classes}: nothing is to be told apart", "give two classes or more")
-    if features.ndim != 3 or labels.shape != features.shape[:1] or (dim and features.shape[1:] != (1, dim)):
+    if features.ndim != 3 or labels.shape != features.shape[:1]:
         raise UserError(
-            f"{split}: features {features.shape} and labels {labels.shape} do not fit" + (f" D={dim}" if dim else ""),
-            "give features [N, D], for training also [N, views, D], labels [N], and one D for all splits",
+            f"features {features.shape} and labels {labels.shape} do not fit",
+            "give features [N, D] or [N, views, D], and labels [N]",
         )
     if not features.size:
-        raise UserError(f"{split}: there is no example", "choose a split with examples")
+        raise UserError(f"features {features.shape}: there is no example", "choose a split with examples")
     finite = np.isfinite(features).all((1, 2))
     if not finite.all():
-        raise UserError(f"{split}: row {finite.argmin()} holds a value that is not finite", "extract the features anew")
+        raise UserError(f"row {finite.argmin()} of the features holds a value that is not finite", "repair or drop it")
     wrong = (labels < 0) | (labels >= num_classes) | (labels != np.floor(labels))
     if wrong.any():
         row = int(wrong.argmax())
-        raise UserError(
-            f"{split}: row {row} has label {labels[row]}", f"give whole numbers from 0 to {num_classes - 1}"
-        )
+        raise UserError(f"row {row} has label {labels[row]}", f"give whole numbers from 0 to {num_classes - 1}")
+    if len(np.unique(labels)) < 2:
+        raise UserError(f"every training label is {labels[0]}", "give examples of at least two classes")
     return features, labels.astype(np.int32)

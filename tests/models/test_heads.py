@@ -3,18 +3,21 @@ import numpy as np
 import pytest
 
 from nml_jax.errors import UserError
-from nml_jax.models.heads import head
+from nml_jax.models.heads import NORMS, Form, Head, head
 
 B, D, K, W = 7, 6, 3, 2
+LINEAR, MLP = Form(mlp=False), Form(mlp=True, width=W)
 
 
 def features(rows=B, seed=0):
     return np.random.default_rng(seed).normal(size=(rows, D)).astype(np.float32)
 
 
-def made(method, seed=0, width=W):
-    model = head(method, num_classes=K, width=width)
-    return model, *model.init(jax.random.key(seed), D)
+def made(form, seed=0):
+    """A head, whose `apply` is compiled whole: that is quicker than one operation after another."""
+    model = head(form, K)
+    params, state = model.init(jax.random.key(seed), D)
+    return Head(model.init, jax.jit(model.apply, static_argnames="train")), params, state
 
 
 def shuffled(tree, seed=1):
@@ -23,34 +26,51 @@ def shuffled(tree, seed=1):
     return jax.tree.map(lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), tree)
 
 
-def by_hand(params, F, mean=None, var=None):
-    """Z and logits in float64; batch statistics unless running ones are given."""
-    params = jax.tree.map(np.float64, params)
-    h = F @ params["dense1"]["kernel"] + params["dense1"]["bias"]
-    mean = h.mean(0) if mean is None else mean
-    var = ((h - h.mean(0)) ** 2).mean(0) if var is None else var
-    h = (h - mean) / np.sqrt(var + 1e-5) * params["norm"]["scale"] + params["norm"]["bias"]
-    h = np.maximum(h, 0) @ params["dense2"]["kernel"] + params["dense2"]["bias"]
-    Z = params["scale"] * h + F
+def centred(params):
+    """Random values of both signs for the kernels and biases, so that about half of the ReLUs are at zero."""
+    rng = np.random.default_rng(4)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+
+
+def by_hand(form, params, state, F, *, train):
+    """Z and logits in float64; BatchNorm by the statistics of the batch in training, else by the running ones."""
+    params, state = jax.tree.map(np.float64, (params, state))
+    h = F
+    for i in range(1, form.depth + 1):
+        norm = "norm" if i == 1 else f"norm{i}"
+        h = h @ params[f"dense{i}"]["kernel"] + params[f"dense{i}"]["bias"]
+        if form.norm == "layer":
+            h = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-5)
+        elif form.norm == "batch":
+            mean, var = (h.mean(0), h.var(0)) if train else (state[norm]["mean"], state[norm]["var"])
+            h = (h - mean) / np.sqrt(var + 1e-5)
+        if form.norm != "none":
+            h = h * params[norm]["scale"] + params[norm]["bias"]
+        h = np.maximum(h, 0)
+    last = params[f"dense{form.depth + 1}"]
+    Z = params["scale"] * (h @ last["kernel"] + last["bias"]) + (F if form.residual else 0)
     return Z, Z @ params["classifier"]["kernel"] + params["classifier"]["bias"]
 
 
 @pytest.mark.parametrize(
-    ("method", "width", "count"),
+    ("form", "count"),
     [
-        ("linear", 4, D * K + K),
-        ("mlp", 4, (D * 24 + 24) + 2 * 24 + (24 * D + D) + D + (D * K + K)),
-        ("nmtune", 2, (D * 12 + 12) + 2 * 12 + (12 * D + D) + D + (D * K + K)),
+        (LINEAR, D * K + K),
+        (Form(True, width=4), (D * 24 + 24) + 2 * 24 + (24 * D + D) + D + (D * K + K)),
+        (Form(True, width=2), (D * 12 + 12) + 2 * 12 + (12 * D + D) + D + (D * K + K)),
+        (Form(True, 2, depth=3), (D * 12 + 12) + 2 * (12 * 12 + 12) + 3 * 2 * 12 + (12 * D + D) + D + (D * K + K)),
+        (Form(True, 1, residual=False, norm="layer"), (D * D + D) + 2 * D + (D * D + D) + D + (D * K + K)),
+        (Form(True, 1, norm="none"), (D * D + D) + (D * D + D) + D + (D * K + K)),
     ],
 )
-def test_number_of_parameters(method, width, count):
-    _, params, _ = made(method, width=width)
+def test_number_of_parameters(form, count):
+    _, params, _ = made(form)
     assert sum(x.size for x in jax.tree.leaves(params)) == count
     assert all(x.dtype == np.float32 for x in jax.tree.leaves(params))
 
 
 def test_initial_values():
-    model = head("mlp", num_classes=50, width=4)
+    model = head(Form(mlp=True, width=4), 50)
     params, state = model.init(jax.random.key(0), 100)
     for part, name, bound in (
         ("classifier", "kernel", np.sqrt(6 / 100)),  # Kaiming-uniform
@@ -71,7 +91,7 @@ def test_initial_values():
 
 
 def test_linear():
-    model, params, state = made("linear")
+    model, params, state = made(LINEAR)
     params = shuffled(params)
     F = features()
     outputs, new_state = model.apply(params, state, F, train=True)
@@ -81,35 +101,50 @@ def test_linear():
     assert new_state == state == {}
 
 
-@pytest.mark.parametrize("method", ["mlp", "nmtune"])
-def test_mlp_in_training(method):
-    model, params, state = made(method)
-    params, state = shuffled(params), shuffled(state, 2)
+FORMS = [
+    MLP,
+    Form(True, 3, depth=2),
+    Form(True, W, depth=2, residual=False),
+    Form(True, W, depth=2, norm="layer"),
+    Form(True, W, depth=2, residual=False, norm="none"),
+    Form(True, W, norm="layer", residual=False),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_mlp_in_training(form):
+    model, params, state = made(form)
+    params, state = centred(params), shuffled(state, 2)
     F = features()
     outputs, new_state = model.apply(params, state, F, train=True)
-    Z, logits = by_hand(params, F)
-    np.testing.assert_allclose(outputs["features"], Z, rtol=1e-4)
-    np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-4)
+    Z, logits = by_hand(form, params, state, F, train=True)
+    np.testing.assert_allclose(outputs["features"], Z, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-4, atol=1e-5)
+    if form.norm != "batch":
+        assert new_state == state == {}
+        return
     h = F @ params["dense1"]["kernel"] + params["dense1"]["bias"]
     for name, batch in (("mean", h.mean(0)), ("var", h.var(0, ddof=1))):  # PyTorch's running variance is unbiased
-        np.testing.assert_allclose(new_state["norm"][name], 0.9 * state["norm"][name] + 0.1 * batch, rtol=1e-5)
+        want = 0.9 * state["norm"][name] + 0.1 * batch
+        np.testing.assert_allclose(new_state["norm"][name], want, rtol=1e-5, atol=1e-6)
 
 
-def test_mlp_in_evaluation():
-    model, params, state = made("mlp")
-    params, state = shuffled(params), shuffled(state, 2)
+@pytest.mark.parametrize("form", FORMS)
+def test_mlp_in_evaluation(form):
+    model, params, state = made(form)
+    params, state = centred(params), shuffled(state, 2)
     F = features()
     outputs, new_state = model.apply(params, state, F, train=False)
-    Z, logits = by_hand(params, F, **state["norm"])
-    np.testing.assert_allclose(outputs["features"], Z, rtol=1e-4)
-    np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-4)
+    Z, logits = by_hand(form, params, state, F, train=False)
+    np.testing.assert_allclose(outputs["features"], Z, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-4, atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, new_state, state)
     alone, _ = model.apply(params, state, F[:1], train=False)
-    np.testing.assert_allclose(alone["logits"], outputs["logits"][:1], rtol=1e-5)
+    np.testing.assert_allclose(alone["logits"], outputs["logits"][:1], rtol=1e-5, atol=1e-5)
 
 
 def test_statistics_of_the_input_standardise_it():
-    model, params, state = made("nmtune")
+    model, params, state = made(MLP)
     params, state = shuffled(params), shuffled(state, 2)
     F = features()
     mean, scale = features(1, 3)[0], np.linspace(1, 3, D, dtype=np.float32)
@@ -121,11 +156,19 @@ def test_statistics_of_the_input_standardise_it():
 
 
 def test_a_single_row_is_finite():
-    model, params, state = made("mlp")
+    model, params, state = made(MLP)
     outputs, new_state = model.apply(params, state, features(1), train=True)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((outputs, new_state)))
 
 
-def test_an_unknown_method():
-    with pytest.raises(UserError, match=r"'mpl'.*\n.*linear, mlp, nmtune"):
-        head("mpl", num_classes=K)
+@pytest.mark.parametrize(
+    ("form", "cause"),
+    [
+        (Form(True, norm="group"), r"'group'.*\n.*batch, layer, none"),
+        (Form(True, width=0), "width 0 and depth 1"),
+        (Form(True, depth=0), "width 4 and depth 0"),
+    ],
+)
+def test_a_form_that_is_none(form, cause):
+    with pytest.raises(UserError, match=cause):
+        head(form, K)

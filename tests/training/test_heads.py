@@ -10,19 +10,25 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from threadpoolctl import threadpool_info
 
 from nml_jax.errors import UserError
-from nml_jax.models.heads import head
-from nml_jax.objectives import nmtune
+from nml_jax.evals import metrics
+from nml_jax.models.heads import Form, head
+from nml_jax.objectives import nmtune, terms
 from nml_jax.training import head_runs, heads
-from nml_jax.training.head_runs import Setting, Spec
+from nml_jax.training.head_runs import Bank, Setting, Spec
+from nml_jax.training.methods import METHODS
 
 N, D, K = 60, 8, 3
-PLAIN = nmtune.Weights()
+LINEAR, MLP = Form(mlp=False), Form(mlp=True, width=2)
+CODE, CODE_NUMBERS = terms.split("nmtune", nmtune.PRESETS["code"])
+PAPER, PAPER_NUMBERS = terms.split("nmtune", nmtune.PRESETS["paper"])
 
 
 def config(**changes):
     defaults = {
         "epochs": 4, "batch": 16, "lrs": (0.01, 0.1), "weight_decays": (0.0, 1e-2), "validation": 0.2,
-        "standardize": False, "width": 2,
+        "standardize": False, "width": 2, "depth": 1, "residual": True, "norm": "batch", "noisytune": 0.0,
+        "neftune": 0.0, "steps": 0, "cs": (0.1, 1.0), "alphas": (1.0, 10.0), "ks": (5, 9),
+        "nmtune": {}, "skd": {}, "fgs": {}, "lgm": {},
     }  # fmt: skip
     return SimpleNamespace(**{**defaults, **changes})
 
@@ -36,13 +42,23 @@ def blobs(n=N, seed=0, distance=3.0, views=1):
     return features.astype(np.float32), labels
 
 
-def fit(method="linear", preset=None, *, seed=0, train=None, tests=None, **changes):
+def fit(method="linear", preset=None, *, seed=0, train=None, **changes):
     features, labels = train or blobs()
-    test = blobs(50, seed=1)
-    tests = {"test": (test[0][:, 0], test[1])} if tests is None else tests
     return heads.fit(
-        features, labels, tests, method=method, preset=preset, num_classes=K, config=config(**changes), seed=seed
+        features, labels, method=method, preset=preset, num_classes=K, config=config(**changes), seed=seed
     )
+
+
+def scored(result, data=None):
+    """Scores of a head on features [N, 1, D] and labels."""
+    features, labels = data or blobs(50, seed=1)
+    _, logits = result.outputs(features[:, 0])
+    return metrics.scores(metrics.confusion(labels, logits.argmax(1), K))
+
+
+def bank(features, labels, weights=None):
+    weights = np.ones(len(labels)) if weights is None else weights
+    return Bank(features, np.int32(labels), np.float32(weights))
 
 
 def assert_trees(got, want, **tolerance):
@@ -60,7 +76,9 @@ def without_noise(tree):
 
 def reference(spec, features, labels, setting, n, epochs):
     """The run step by step: optax's AdamW with a learning rate per step, one batch after another."""
-    model = head(spec.method, num_classes=spec.num_classes, width=spec.width)
+    model = head(spec.form, spec.num_classes)
+    form = nmtune.Weights() if spec.terms is None else spec.terms.form
+    weights = form._replace(**setting.numbers)
     for_init, for_order = jax.random.split(jax.random.key(setting.seed))
     params, state = model.init(for_init, features.shape[-1])
     steps = -(-n // spec.batch)
@@ -70,7 +88,7 @@ def reference(spec, features, labels, setting, n, epochs):
         def loss(params):
             outputs, new_state = model.apply(params, state, F.reshape(-1, F.shape[-1]), train=True)
             Z, logits = (outputs[key].reshape(*F.shape[:2], -1) for key in ("features", "logits"))
-            return nmtune.loss(F, Z, logits, label, weights=spec.weights), new_state
+            return nmtune.loss(F, Z, logits, label, weights=weights), new_state
 
         return jax.grad(loss, has_aux=True)(params)
 
@@ -93,15 +111,14 @@ def reference(spec, features, labels, setting, n, epochs):
 
 
 @pytest.mark.parametrize(
-    ("method", "weights", "views", "n"),
-    [("linear", PLAIN, 1, N), ("nmtune", nmtune.PRESETS["code"], 2, 41)],
+    ("form", "terms", "numbers", "views", "n"),
+    [(LINEAR, None, {}, 1, N), (MLP, CODE, CODE_NUMBERS, 2, 41)],
 )
-def test_a_run_is_adamw_with_a_cosine_step_by_step(method, weights, views, n):
+def test_a_run_is_adamw_with_a_cosine_step_by_step(form, terms, numbers, views, n):
     features, labels = blobs(views=views)
-    spec = Spec(method, weights, K, 2, 16, False)
-    setting = Setting(np.random.default_rng(0).permutation(N), 0.01, 0.1, 3)
-    labels = labels.astype(np.int32)
-    (got,) = head_runs.train(spec, features, labels, [setting], n, epochs=3)
+    spec = Spec(form, terms, K, 16, False)
+    setting = Setting(np.random.default_rng(0).permutation(N), 0.01, 0.1, 3, numbers)
+    (got,) = head_runs.train(spec, bank(features, labels), [setting], n, epochs=3)
     want = reference(spec, features, labels, setting, n, 3)
     assert_trees(without_noise(got), without_noise(want), rtol=0, atol=1e-5)
 
@@ -112,9 +129,9 @@ def test_one_full_batch_against_numpy():
     x, y = np.float64(features[:, 0]), np.eye(K)[labels]
     lr, weight_decay, epochs = 0.05, 0.3, 6
     setting = Setting(np.arange(N), lr, weight_decay, 1)
-    spec = Spec("linear", PLAIN, K, 4, N, False)
-    ((got, _),) = head_runs.train(spec, features, labels.astype(np.int32), [setting], N, epochs=epochs)
-    start = head("linear", num_classes=K).init(jax.random.split(jax.random.key(1))[0], D)[0]["classifier"]
+    spec = Spec(LINEAR, None, K, N, False)
+    ((got, _),) = head_runs.train(spec, bank(features, labels), [setting], N, epochs=epochs)
+    start = head(LINEAR, K).init(jax.random.split(jax.random.key(1))[0], D)[0]["classifier"]
     p = [np.float64(start["kernel"]), np.full(K, 0.0)]
     m, v = [0 * a for a in p], [0 * a for a in p]
     for t in range(epochs):
@@ -132,11 +149,11 @@ def test_one_full_batch_against_numpy():
 
 def test_mapped_runs_are_the_single_runs():
     features, labels = blobs()
-    spec = Spec("nmtune", nmtune.PRESETS["paper"], K, 2, 16, standardize=True)
+    spec = Spec(MLP, PAPER, K, 16, standardize=True)
     rng = np.random.default_rng(0)
     hypers = (1e-2, 0.0, 1), (1e-3, 0.1, 1), (1e-2, 0.0, 2)
-    settings = [Setting(rng.permutation(N), *hyper) for hyper in hypers]
-    runs = partial(head_runs.train, spec, features, labels.astype(np.int32), settings, 48, epochs=3)
+    settings = [Setting(rng.permutation(N), *hyper, PAPER_NUMBERS) for hyper in hypers]
+    runs = partial(head_runs.train, spec, bank(features, labels), settings, 48, epochs=3)
     single, mapped = runs(mapped=False), runs(mapped=True)
     for got, want in zip(mapped, single, strict=True):
         assert_trees(without_noise(got), without_noise(want), rtol=0, atol=2e-5)
@@ -155,11 +172,12 @@ def test_an_epoch_takes_every_row_once():
 def test_what_is_held_out_is_neither_trained_on_nor_counted_in_the_statistics():
     features, labels = blobs()
     rows = np.random.default_rng(0).permutation(N)
-    spec = Spec("mlp", PLAIN, K, 2, 16, standardize=True)
+    spec = Spec(MLP, None, K, 16, standardize=True)
     poisoned = features.copy()
     poisoned[rows[48:]] = 1e6
-    args = labels.astype(np.int32), [Setting(rows, 0.01, 0.0, 0)], 48
-    assert_trees(head_runs.train(spec, features, *args, epochs=2), head_runs.train(spec, poisoned, *args, epochs=2))
+    args = [Setting(rows, 0.01, 0.0, 0)], 48
+    runs = [head_runs.train(spec, bank(x, labels), *args, epochs=2) for x in (features, poisoned)]
+    assert_trees(*runs)
 
 
 def test_standardising_is_training_on_standardised_features():
@@ -169,10 +187,10 @@ def test_standardising_is_training_on_standardised_features():
     mean = features.mean((0, 1), dtype=np.float64)
     scale = np.where(np.arange(D) < D - 1, features.std((0, 1), dtype=np.float64), 1)
     test = 5 * blobs(50, seed=1)[0][:, 0] + 100
-    one = {"lrs": (0.01,), "weight_decays": (0.0,), "tests": {}}
+    one = {"lrs": (0.01,), "weight_decays": (0.0,)}
     got = fit(train=(features, labels), standardize=True, **one)
     want = fit(train=(((features - mean) / scale).astype(np.float32), labels), **one)
-    assert_trees(got.params, want.params, rtol=0, atol=1e-5)
+    assert_trees(got.head.params, want.head.params, rtol=0, atol=1e-5)
     standardised = ((test - mean) / scale).astype(np.float32)
     np.testing.assert_allclose(got.transform(test), standardised, atol=1e-4)
     assert_trees(got.outputs(test), want.outputs(standardised), rtol=0, atol=1e-3)
@@ -180,62 +198,63 @@ def test_standardising_is_training_on_standardised_features():
 
 def test_linear_head_is_as_good_as_logistic_regression():
     train, test = blobs(400, distance=1.5), blobs(400, seed=1, distance=1.5)
-    got = fit(train=train, tests={"test": (test[0][:, 0], test[1])}, epochs=20)
+    got = fit(train=train, epochs=20)
     probe = LogisticRegression().fit(train[0][:, 0], train[1])
     want = probe.score(test[0][:, 0], test[1])
     assert 0.6 < want < 0.95  # neither trivial nor perfect
-    assert got.scores["test"]["accuracy"] == pytest.approx(want, abs=0.02)
+    assert scored(got, test)["accuracy"] == pytest.approx(want, abs=0.02)
     agree = got.outputs(test[0][:, 0])[1].argmax(1) == probe.predict(test[0][:, 0])
     assert agree.mean() > 0.95
 
 
 @pytest.mark.parametrize(
-    ("method", "preset"), [("linear", None), ("mlp", None), ("nmtune", "paper"), ("nmtune", "code")]
+    ("method", "preset"), [*((name, None) for name in METHODS if name != "nmtune"), ("nmtune", "paper"), ("nmtune", "code")]
 )
 def test_every_method_learns_and_its_scores_are_those_of_scikit_learn(method, preset):
     test, shifted = blobs(700, seed=1, distance=1.5), blobs(33, seed=2)
-    tests = {"test": (test[0][:, 0], test[1]), "shifted": (shifted[0][:, 0] + 1, shifted[1])}
-    result = fit(method, preset, tests=tests)
-    for name, (x, y) in tests.items():
+    tests = {"test": test, "shifted": (shifted[0] + 1, shifted[1])}
+    result = fit(method, preset)
+    for views, y in tests.values():
+        x = views[:, 0]
         Z, logits = result.outputs(x)
         predicted = logits.argmax(1)
-        assert result.scores[name] == {
+        assert scored(result, (views, y)) == {
             "accuracy": pytest.approx(accuracy_score(y, predicted)),
             "macro_f1": pytest.approx(f1_score(y, predicted, average="macro")),
             "mean_per_class": pytest.approx(balanced_accuracy_score(y, predicted)),
         }
         assert Z.shape == x.shape
-        kernel, bias = result.params["classifier"]["kernel"], result.params["classifier"]["bias"]
-        np.testing.assert_allclose(Z @ kernel + bias, logits, rtol=1e-4, atol=1e-4)
+        if method != "knn":
+            classifier = result.head.params["classifier"]
+            want = Z @ classifier["kernel"] + classifier["bias"]
+            np.testing.assert_allclose(want, logits, rtol=1e-4, atol=1e-4)
         np.testing.assert_array_equal(result.transform(x), Z)
-    assert result.scores["test"]["accuracy"] > 0.6
+    assert scored(result, test)["accuracy"] > 0.6
     assert result.n_train == N
     assert result.preset == {"code": "code/1view"}.get(preset, preset)
-    assert len(tests["test"][1]) > head_runs.CHUNK
-    np.testing.assert_allclose(result.transform(tests["test"][0][600:]), result.transform(tests["test"][0])[600:])
+    assert len(test[1]) > head_runs.CHUNK
+    np.testing.assert_allclose(result.transform(test[0][600:, 0]), result.transform(test[0][:, 0])[600:])
 
 
 def test_a_seed_decides_everything():
     first, again, other = (fit("mlp", seed=seed) for seed in (5, 5, 6))
-    assert_trees((again.params, again.state), (first.params, first.state), rtol=0)
-    assert (again.hyper, again.validation, again.scores) == (first.hyper, first.validation, first.scores)
-    assert np.abs(other.params["dense1"]["kernel"] - first.params["dense1"]["kernel"]).max() > 0.1
+    assert_trees((again.head.params, again.head.state), (first.head.params, first.head.state), rtol=0)
+    assert (again.hyper, again.validation, scored(again)) == (first.hyper, first.validation, scored(first))
+    assert np.abs(other.head.params["dense1"]["kernel"] - first.head.params["dense1"]["kernel"]).max() > 0.1
     assert other.validation != first.validation
 
 
 def test_several_seeds_are_the_single_seeds():
     features, labels = blobs()
-    test = blobs(50, seed=1)
     both = heads.fit_seeds(
-        features, labels, {"test": (test[0][:, 0], test[1])},
-        method="linear", num_classes=K, config=config(), seeds=(3, 2**33 + 4),
-    )  # fmt: skip
+        features, labels, method="linear", num_classes=K, config=config(), seeds=(3, 2**33 + 4)
+    )
     for seed, got in zip((3, 2**33 + 4), both, strict=True):
         want = fit(seed=seed)
         assert got.hyper == want.hyper
-        assert got.scores == want.scores
+        assert scored(got) == scored(want)
         assert got.validation == want.validation
-        assert_trees(got.params, want.params)
+        assert_trees(got.head.params, want.head.params)
 
 
 def test_nothing_is_compiled_twice():
@@ -246,10 +265,82 @@ def test_nothing_is_compiled_twice():
     assert head_runs._apply._cache_size() == outputs
 
 
+def test_weights_of_terms_are_traced_and_a_weight_of_zero_leaves_its_term_out():
+    one = {"lrs": (0.01,), "weight_decays": (0.0,)}
+    runs = partial(fit, "nmtune", "paper", **one)
+    first = runs(nmtune={"svd": 0.5})
+    compiled = head_runs._train._cache_size()
+    strong = runs(nmtune={"svd": 5.0, "mse": 0.2})
+    assert head_runs._train._cache_size() == compiled
+    assert np.abs(strong.head.params["dense1"]["kernel"] - first.head.params["dense1"]["kernel"]).max() > 1e-3
+    plain = fit("mlp", **one)
+    compiled = head_runs._train._cache_size()
+    none = runs(nmtune={"mse": 0.0, "cov": 0.0, "svd": 0.0})
+    assert head_runs._train._cache_size() == compiled + 1  # another program: without eigenvectors
+    assert_trees(none.head.params, plain.head.params)
+
+
+@pytest.mark.parametrize("kind", ["noisytune", "neftune"])
+def test_a_perturbation_changes_the_run_and_zero_leaves_it(kind):
+    one = {"lrs": (0.01,), "weight_decays": (0.0,)}
+    plain, zero, weak, strong = (fit("mlp", **one, **{kind: x}).head.params for x in (0.0, 0, 0.1, 0.3))
+    assert_trees(zero, plain, rtol=0)
+    assert 1e-4 < np.abs(weak["dense1"]["kernel"] - plain["dense1"]["kernel"]).max()
+    assert 1e-4 < np.abs(strong["dense1"]["kernel"] - weak["dense1"]["kernel"]).max()
+    features, labels = blobs()
+    spec, setting = Spec(MLP, None, K, 16, False), Setting(np.arange(N), 0.01, 0.0, 1)
+    ((bare, _),) = head_runs.train(spec, bank(features, labels), [setting], N, epochs=2)
+    ((traced, _),) = head_runs.train(spec._replace(**{kind: True}), bank(features, labels), [setting], N, epochs=2)
+    assert_trees(traced, bare, rtol=0)  # also where the zero is traced
+
+
+def test_weights_of_rows_count_in_the_cross_entropy_only():
+    """Of a linear head, rows of weight 2 are rows that are there twice, in one full batch."""
+    features, labels = blobs()
+    weights = np.where(np.arange(N) < N // 2, 1.5, 0.5)
+    setting = Setting(np.arange(N), 0.05, 0.0, 1)
+    spec = Spec(LINEAR, None, K, N, False)
+    ((got, _),) = head_runs.train(spec, bank(features, labels, weights), [setting], N, epochs=5)
+    rows = np.concatenate([np.arange(N // 2)] * 3 + [np.arange(N // 2, N)])
+    twice, repeated = Setting(np.arange(2 * N), 0.05, 0.0, 1), bank(features[rows], labels[rows])
+    ((want, _),) = head_runs.train(spec._replace(batch=2 * N), repeated, [twice], 2 * N, epochs=5)
+    assert_trees(got, want, rtol=0, atol=1e-5)
+
+
 def test_validation_and_final_run_share_what_is_compiled():
     before = head_runs._train._cache_size()
     fit(train=blobs(47))
     assert head_runs._train._cache_size() == before + 1
+
+
+@pytest.mark.parametrize(("method", "value"), [("lbfgs", "C"), ("ridge", "alpha"), ("knn", "k")])
+def test_probes_choose_on_the_validation_part_of_the_gradient_methods(method, value):
+    features, labels = blobs(distance=1.0)
+    result = fit(method, train=(features, labels), seed=7, standardize=True)
+    kept, held = heads.hold_out(labels, 0.2, 7)
+    x, y = features[kept, 0], labels[kept]
+    mean, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+    fitted = METHODS[method].probe((x - mean) / scale, y, [v[value] for v in result.validation], num_classes=K)
+    for v, probe in zip(result.validation, fitted, strict=True):
+        right = probe((features[held, 0] - mean) / scale).argmax(1) == labels[held]
+        assert v["accuracy"] == right.mean()
+    best = min(result.validation, key=lambda v: (-v["accuracy"], v["loss"]))
+    assert result.hyper == {value: best[value]}
+    mean, scale = features[:, 0].mean(0, dtype=np.float64), features[:, 0].std(0, dtype=np.float64)
+    (whole,) = METHODS[method].probe((features[:, 0] - mean) / scale, labels, [best[value]], num_classes=K)
+    test = blobs(50, seed=1)[0][:, 0]
+    want = whole((test - mean) / scale)
+    np.testing.assert_allclose(result.outputs(test)[1], want, atol=1e-3 * np.abs(want).max())
+
+
+def test_a_probe_sees_all_views_and_seeds_differ_in_what_they_hold_out():
+    features, labels = blobs(views=2)
+    two = heads.fit_seeds(features, labels, method="ridge", num_classes=K, config=config(), seeds=(1, 2))
+    flat, repeated = features.reshape(-1, D), np.repeat(labels, 2)
+    for result in two:
+        (want,) = METHODS["ridge"].probe(flat, repeated, [result.hyper["alpha"]], num_classes=K)
+        np.testing.assert_allclose(result.head.params["classifier"]["kernel"], want.kernel, rtol=1e-5)
+    assert two[0].validation != two[1].validation
 
 
 def test_hyperparameters_are_the_best_on_the_validation_part():
@@ -265,11 +356,11 @@ def test_validation_scores_are_those_of_a_head_trained_without_the_validation_pa
     features, labels = blobs(views=2)
     result = fit(train=(features, labels), seed=7)
     kept, held = heads.hold_out(labels, 0.2, 7)
-    spec = Spec("linear", PLAIN, K, 2, 16, False)
+    spec = Spec(LINEAR, None, K, 16, False)
     setting = Setting(np.concatenate([kept, held]), 0.1, 1e-2, 7)
-    ((params, state),) = head_runs.train(spec, features, labels.astype(np.int32), [setting], len(kept), epochs=4)
+    ((params, state),) = head_runs.train(spec, bank(features, labels), [setting], len(kept), epochs=4)
     x, y = features[held].reshape(-1, D), np.repeat(labels[held], 2)
-    logits = np.float64(head_runs.outputs(spec, params, state, x)[1])
+    logits = np.float64(head_runs.outputs(LINEAR, K, params, state, x)[1])
     loss = -(logits[np.arange(len(y)), y] - np.log(np.exp(logits).sum(1))).mean()
     want = {"lr": 0.1, "weight_decay": 1e-2, "accuracy": (logits.argmax(1) == y).mean(), "loss": loss}
     assert result.validation[-1] == pytest.approx(want)
@@ -279,7 +370,6 @@ def test_a_grid_of_one_needs_no_validation():
     features, labels = np.eye(K, D, dtype=np.float32), np.arange(K)  # a single example of each class
     result = fit(train=(features, labels), lrs=(0.1,), weight_decays=(0.0,), validation=0.0, epochs=50)
     assert result.validation == []
-    assert result.spec.batch == K
     assert (result.outputs(features)[1].argmax(1) == labels).all()
 
 
@@ -287,7 +377,7 @@ def test_settings_that_diverge_are_not_chosen():
     assert fit("mlp", lrs=(1e38, 0.01), weight_decays=(0.0,)).hyper["lr"] == 0.01
     for lrs in ((1e38,), (1e38, 2e38)):
         with pytest.raises(UserError, match="diverged"):
-            fit("mlp", lrs=lrs, weight_decays=(0.0,), tests={})
+            fit("mlp", lrs=lrs, weight_decays=(0.0,))
 
 
 @pytest.mark.parametrize(
@@ -335,23 +425,26 @@ def relabelled(value):
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
-        ({"method": "mpl"}, "'mpl'.*\n.*linear, mlp, nmtune"),
+        ({"method": "mpl"}, "'mpl'.*\n.*linear, lbfgs, ridge, knn, mlp, nmtune"),
         ({"method": "nmtune", "preset": "papers"}, "'papers'.*\n.*paper, code"),
         ({"method": "nmtune"}, "None.*\n.*paper, code"),
-        ({"method": "mlp", "preset": "paper"}, "'paper' is given for the head 'mlp'"),
-        ({"train": poisoned(np.nan)}, "train: row 17 "),
-        ({"train": poisoned(np.inf)}, "train: row 17 "),
-        ({"train": relabelled(K)}, f"train: row 17 has label {K}"),
-        ({"train": relabelled(-1)}, "train: row 17 has label -1"),
+        ({"method": "mlp", "preset": "paper"}, "'paper' is given for the method 'mlp'"),
+        ({"method": "nmtune", "preset": "paper", "nmtune": {"svd": -1.0}}, r"svd is -1\.0"),
+        ({"method": "skd", "skd": {"skewness": 1.0}}, "no weight 'skewness'.*\n.*skew, kurtosis"),
+        ({"method": "mlp", "norm": "group"}, "'group'"),
+        ({"train": poisoned(np.nan)}, "row 17 of the features"),
+        ({"train": poisoned(np.inf)}, "row 17 of the features"),
+        ({"train": relabelled(K)}, f"row 17 has label {K}"),
+        ({"train": relabelled(-1)}, "row 17 has label -1"),
         ({"train": (blobs()[0], np.zeros(N, int))}, "every training label is 0"),
-        ({"train": (blobs()[0][:0], blobs()[1][:0])}, "train: there is no example"),
-        ({"train": (blobs()[0], blobs()[1][:-1])}, r"train: .*\(60, 1, 8\).*\(59,\) do not fit"),
-        ({"tests": {"odd": (np.zeros((0, D)), np.zeros(0, int))}}, "odd: there is no example"),
-        ({"tests": {"odd": (np.full((2, D), np.nan), np.zeros(2, int))}}, "odd: row 0 "),
-        ({"tests": {"odd": (np.zeros((2, D + 1)), np.zeros(2, int))}}, "odd: .* D=8"),
+        ({"train": (blobs()[0][:0], blobs()[1][:0])}, "there is no example"),
+        ({"train": (blobs()[0], blobs()[1][:-1])}, r"\(60, 1, 8\).*\(59,\) do not fit"),
         ({"train": (np.eye(K, D), np.arange(K))}, r"nothing can be held out: .*0\.2.* 1 row"),
         ({"validation": 0.0}, r"nothing can be held out: tune.validation=0\.0"),
-        ({"lrs": ()}, "tune.lrs or tune.weight_decays is empty"),
+        ({"lrs": ()}, "tune.lrs is empty"),
+        ({"weight_decays": ()}, "tune.weight_decays is empty"),
+        ({"method": "lbfgs", "cs": ()}, "tune.cs is empty"),
+        ({"method": "knn", "ks": (0, 1)}, "k=0"),
     ],
 )
 def test_bad_input(arguments, cause):
@@ -364,4 +457,4 @@ def test_bad_input(arguments, cause):
 def test_one_class_is_nothing_to_learn():
     features, labels = blobs()
     with pytest.raises(UserError, match="num_classes=1"):
-        heads.fit(features, labels, {}, method="linear", num_classes=1, config=config(), seed=0)
+        heads.fit(features, labels, method="linear", num_classes=1, config=config(), seed=0)

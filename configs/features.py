@@ -1,0 +1,31 @@
+"""Which head to put on features that somebody else has computed, and how sure that is: in minutes on a CPU.
+
+    python -m nml_jax.main --config=configs/features.py --config.features.train=train.npz \
+        --config.features.test=test.npz --config.features.ood=other_domain.npz
+
+Linear probe (by gradient and by L-BFGS), MLP and NMTune (both presets) on the rows of `train`, five seeds; each is scored
+on every file of `test` (in-domain) and `ood` (out-of-domain). A seed decides the validation part, the initialisation and
+the order, and without a test file which 30 % of the training file are tested on. The report says which method to use, and
+the heads lie in runs/features/seed=*/heads: `python -m nml_jax.stages.predict HEAD FEATURES` applies one.
+
+Files: .npz, .npy pairs ("X.npy,y.npy"), .safetensors, .csv and .parquet; several test files by ";".
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.get_config()
+    config.name = "features"
+    config.stages = ("features", "tune", "diagnose", "report")
+    config.sweep.noise = ()
+    config.sweep.seed = (0, 1, 2, 3, 4)
+
+    config.tune.methods = ("lbfgs", "linear", "mlp", "nmtune")
+    config.tune.standardize = True  # a probe on raw features is a weak opponent
+    config.tune.lrs = (0.01, 0.001)
+    config.tune.weight_decays = (1e-4,)
+    config.tune.steps = 600  # with 1,000 rows about the released 30 epochs; the probe by L-BFGS is solved to the end
+    return config.lock()

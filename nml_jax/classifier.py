@@ -1,0 +1,301 @@
+"""NMTune, its relatives and plain probes as a scikit-learn classifier on features: `NMTuneClassifier`."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from nml_jax import spectrum
+from nml_jax.errors import UserError
+from nml_jax.models.heads import Form
+from nml_jax.objectives import nmtune, terms
+from nml_jax.training import head_runs, heads, tuned
+from nml_jax.training.head_runs import Bank, Setting, Spec
+from nml_jax.training.tuned import TunedHead
+
+METHODS = ("linear", "mlp", "nmtune", "skd", "fgs", "lgm")
+
+
+class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
+    """A head on frozen features, trained by AdamW with a cosine to zero on standardised inputs.
+
+    The defaults are made for a quick good answer; `epochs=30, batch_size=64` is the released schedule (arXiv 2309.17002).
+    Training stops where the validation loss has not fallen for `patience` epochs, and the best epoch is kept.
+
+    Args:
+        method: linear | mlp | nmtune | skd | fgs | lgm. The last three are read from their papers' abstracts
+            (objectives/skd.py, fgs.py, lgm.py).
+        preset: of nmtune: paper | code.
+        weights: numbers that replace those of the preset, or of the method's terms, by name, as {"svd": 0.1}.
+        epochs: passes over the training part, at most.
+        batch_size: rows per step, at most those of the training part.
+        learning_rate: at the start of the cosine.
+        weight_decay: decoupled, on every parameter.
+        standardize: per-feature mean 0 and variance 1, from the rows given to `fit`.
+        early_stopping: hold out `validation_fraction` of the rows, stratified, but for sets that have none to spare.
+        validation_fraction: share of the rows.
+        patience: epochs.
+        width, depth, residual, norm: of the MLP, see `models.heads.Form`.
+        warm_start: go on from the last `fit`, if it was on the same classes and features.
+        random_state: of the initialisation, the order and the validation part.
+
+    Attributes:
+        classes_: [K], sorted. n_features_in_: D. n_iter_: epochs that were trained.
+        validation_loss_: of every epoch, in nats; empty without validation.
+        spectrum_: {"F": ..., "Z": ...}: SVE, LSVR, top share and effective rank of the training features (raw mode,
+            standardised if that is asked for), and of what the head makes of them.
+        head_: the `TunedHead`; `head_.params` and `head_.state` are NumPy arrays.
+    """
+
+    def __init__(
+        self,
+        method: str = "nmtune",
+        preset: str = "paper",
+        *,
+        weights: dict[str, Any] | None = None,
+        epochs: int = 8,
+        batch_size: int = 256,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-4,
+        standardize: bool = True,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.1,
+        patience: int = 3,
+        width: int = 4,
+        depth: int = 1,
+        residual: bool = True,
+        norm: str = "batch",
+        warm_start: bool = False,
+        random_state: Any = None,
+    ):
+        self.method = method
+        self.preset = preset
+        self.weights = weights
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.standardize = standardize
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.width = width
+        self.depth = depth
+        self.residual = residual
+        self.norm = norm
+        self.warm_start = warm_start
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "NMTuneClassifier":
+        """Train the head.
+
+        Args:
+            X: [N, D], finite real numbers; trained on in float32.
+            y: [N], labels of any dtype that sorts.
+            sample_weight: [N], of the rows in the cross-entropy; rows of weight 0 are left out. The terms beside the
+                cross-entropy are about the features alone and know no weights.
+
+        Raises:
+            ValueError: an argument is out of range, the data do not fit, a value is not finite, or there is one class.
+        """
+        with _value_errors():
+            return self._fit(X, y, sample_weight)
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any) -> "NMTuneClassifier":
+        before = (list(self.classes_), self.n_features_in_) if self.warm_start and hasattr(self, "head_") else None
+        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], ensure_all_finite=False)
+        X = _finite(X)
+        check_classification_targets(y)
+        spec_of, numbers = self._checked()
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        weights = _check_sample_weight(sample_weight, X, dtype=np.float32, ensure_non_negative=True)
+        X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise UserError(f"y has one class: {self.classes_.tolist()}", "give examples of at least two classes")
+        train, held_out = self._parts(codes, seed)
+        features = X[:, None]
+        bank = Bank(features[train], codes[train].astype(np.int32), weights[train] / weights[train].mean())
+        spec = spec_of(len(self.classes_), min(self.batch_size, len(train)))
+        setting = Setting(np.arange(len(train)), self.learning_rate, self.weight_decay, seed, numbers)
+        start = self.head_ if before == (list(self.classes_), X.shape[1]) and self.head_.form == spec.form else None
+        standard = head_runs.standard(features) if self.standardize else None
+        self._train(spec, bank, setting, standard, start, (X[held_out], codes[held_out], weights[held_out]))
+        Z, _ = self.head_.outputs(X)
+        F = (X - standard["mean"]) / standard["scale"] if standard else X
+        self.spectrum_ = {name: _measures(rows) for name, rows in (("F", F), ("Z", Z))}
+        return self
+
+    def _checked(self) -> tuple[Any, dict[str, float]]:
+        """The arguments as a function (K, batch) -> Spec, and the numbers of the terms."""
+        if self.method not in METHODS:
+            raise UserError(f"method={self.method!r} is unknown", f"choose one of {', '.join(METHODS)}")
+        for name in ("epochs", "batch_size", "patience"):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise UserError(f"{name}={value!r}", "give a whole number of 1 or more")
+        for name in ("learning_rate", "weight_decay"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float | np.number) and 0 <= value < np.inf):
+                raise UserError(f"{name}={value!r}", "give a number of 0 or more")
+        given, own = self.weights or {}, None
+        if self.method == "nmtune":
+            own, _ = nmtune.weights(self.preset, 1, **given)
+        elif self.method in terms.TERMS:
+            own = terms.defaults(self.method, **given)
+        elif given:
+            raise UserError(f"weights={given!r}: {self.method} has no terms", "leave weights out")
+        form = Form(False) if self.method == "linear" else Form(True, self.width, self.depth, self.residual, self.norm)
+        found, numbers = terms.split(self.method, own) if own else (None, {})
+        return lambda k, batch: Spec(form, found, k, batch, self.standardize), numbers
+
+    def _parts(self, codes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows to train on, and rows to validate on; none where no class has a row to spare."""
+        everything = np.arange(len(codes))
+        if not self.early_stopping:
+            return everything, everything[:0]
+        if not 0 < self.validation_fraction < 1:
+            raise UserError(f"validation_fraction={self.validation_fraction}", "give a share between 0 and 1")
+        if np.bincount(codes).max() < 2:
+            return everything, everything[:0]
+        return heads.hold_out(codes, self.validation_fraction, seed)
+
+    def _train(
+        self,
+        spec: Spec,
+        bank: Bank,
+        setting: Setting,
+        standard: Any,
+        start: TunedHead | None,
+        validation: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> None:
+        """Train epoch by epoch; leaves head_, n_iter_ and validation_loss_."""
+        n, bank, setting = len(bank.labels), jax.device_put(bank), head_runs.typed(setting)
+        total = np.int32(self.epochs * -(-n // spec.batch))
+        best, self.validation_loss_ = (np.inf, None), []
+        with head_runs.one_blas_thread():
+            carry = head_runs.begin(spec, setting, bank.features.shape[-1], standard)
+            if start is not None:
+                state = {**carry.state, **{k: v for k, v in start.state.items() if k != "input"}}
+                carry = carry._replace(params=jax.device_put(start.params), state=jax.device_put(state))
+            for i in range(self.epochs):
+                carry = head_runs.advance(spec, carry, bank, setting, np.int32(n), np.int32(i), total)
+                if not len(validation[0]):
+                    continue
+                head = TunedHead(spec.form, *jax.device_get((carry.params, carry.state)))
+                loss = _loss(head, *validation)
+                self.validation_loss_.append(loss)
+                if loss < best[0] or best[1] is None:
+                    best = loss, head
+                elif len(self.validation_loss_) - 1 - int(np.argmin(self.validation_loss_)) >= self.patience:
+                    break
+        self.n_iter_ = i + 1
+        head = best[1] or TunedHead(spec.form, *jax.device_get((carry.params, carry.state)))
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves((head.params, head.state))):
+            raise UserError(f"training of the {self.method} head diverged", "lower learning_rate, or set standardize")
+        about = {"method": self.method, "preset": self.preset if self.method == "nmtune" else None}
+        self.head_ = TunedHead(head.form, head.params, head.state, tuned.classes_to_json(self.classes_), about)
+
+    def decision_function(self, X: ArrayLike) -> np.ndarray:
+        """Logits float32 [M, K]; of two classes their difference [M], positive for `classes_[1]`."""
+        logits = self._outputs(X)[1]
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def predict_proba(self, X: ArrayLike) -> np.ndarray:
+        """Probabilities float64 [M, K], columns as in `classes_`."""
+        logits = self._outputs(X)[1].astype(np.float64)
+        odds = np.exp(logits - logits.max(1, keepdims=True))
+        return odds / odds.sum(1, keepdims=True)
+
+    def predict(self, X: ArrayLike) -> np.ndarray:
+        """The most probable class of every row, [M]."""
+        logits = self._outputs(X)[1]
+        return self.classes_[logits.argmax(1)]
+
+    def transform(self, X: ArrayLike) -> np.ndarray:
+        """Z float32 [M, D], what the head makes of the features; of `linear`, the (standardised) features."""
+        return self._outputs(X)[0]
+
+    def _outputs(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float32, np.float64], ensure_all_finite=False, reset=False)
+        with _value_errors():
+            return self.head_.outputs(_finite(X))
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_features_in_
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of the columns of `transform`: z0, z1, ..."""
+        check_is_fitted(self)
+        return np.array([f"z{i}" for i in range(self.n_features_in_)], object)
+
+    def save(self, path: str | Path) -> None:
+        """Write the head as one safetensors file, which `load`, stages/predict.py and plain NumPy can apply.
+
+        Raises:
+            ValueError: it cannot be written.
+        """
+        check_is_fitted(self)
+        with _value_errors():
+            self.head_.save(Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "NMTuneClassifier":
+        """A classifier that predicts as the saved one, or the head of a run, did; its other arguments are the defaults.
+
+        Raises:
+            ValueError: there is no such file, or it is damaged.
+        """
+        with _value_errors():
+            head = tuned.load(Path(path))
+        about = head.about
+        self = cls(method=about.get("method") or "nmtune", standardize="input" in head.state)
+        self.head_, self.classes_, self.n_features_in_ = head, np.array(head.classes), head.dim
+        return self
+
+
+def _finite(X: np.ndarray) -> np.ndarray:
+    """As float32, or a UserError that names the first bad row."""
+    with np.errstate(over="ignore"):
+        narrow = X.astype(np.float32, copy=False)
+    if not (finite := np.isfinite(narrow).all(1)).all():
+        row = int(finite.argmin())
+        value = X[row][~np.isfinite(narrow[row])][0]
+        what = "NaN" if np.isnan(value) else f"{value:g} (infinity in float32)"
+        raise UserError(f"row {row} of X holds {what}, {(~finite).sum()} rows in all", "repair or drop these rows")
+    return narrow
+
+
+def _loss(head: TunedHead, X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> float:
+    """Weighted mean cross-entropy in nats; infinite where training diverged."""
+    _, logits = head.outputs(X)
+    if not np.isfinite(logits).all():
+        return float("inf")
+    return heads.cross_entropy(logits, codes, weights)
+
+
+def _measures(F: np.ndarray) -> dict[str, float]:
+    s = spectrum.singular_values(F)
+    if not s.any():
+        return {}  # all zero: there is nothing to measure
+    measures = {**spectrum.MEASURES, "effective_rank": spectrum.effective_rank}
+    return {name: float(measure(s)) for name, measure in measures.items()}
+
+
+@contextlib.contextmanager
+def _value_errors() -> Iterator[None]:
+    """What is wrong with the arguments as scikit-learn's callers expect it."""
+    try:
+        yield
+    except UserError as e:
+        raise ValueError(f"{e.cause}; {e.cure}") from e

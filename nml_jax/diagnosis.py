@@ -1,0 +1,173 @@
+"""What features look like, and whether NMTune is worth its trouble on them: `diagnose`."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import stdtrit
+from sklearn.model_selection import StratifiedKFold
+
+from nml_jax import spectrum
+from nml_jax.data.shares import stratified
+from nml_jax.errors import UserError
+from nml_jax.evals.separability import separability
+from nml_jax.training import heads
+
+NAMES = {
+    "sve": "SVE (entropy of the singular values)",
+    "lsvr": "LSVR (\N{MINUS SIGN}log of the top share)",
+    "top_share": "top share",
+    "effective_rank": "effective rank",
+    "stable_rank": "stable rank",
+    "alpha_req": "α-ReQ exponent",
+    "fisher_ratio": "Fisher ratio (between / within classes)",
+    "nearest_mean": "nearest class mean, leave-one-out accuracy",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found.
+
+    measures: by name, see NAMES; NaN where one does not apply.
+    probe, nmtune: accuracy on each held-out fold of the tuned linear probe (L-BFGS) and of NMTune (`paper`).
+    interval: 95 % of the mean difference NMTune − probe, by the corrected resampled t-test, as folds share their
+        training rows (Nadeau and Bengio 2003).
+    n, dim, num_classes: of the features. rows: that were cross-validated.
+    """
+
+    measures: Mapping[str, float]
+    probe: tuple[float, ...]
+    nmtune: tuple[float, ...]
+    interval: tuple[float, float]
+    n: int
+    dim: int
+    num_classes: int
+    rows: int
+
+    @property
+    def difference(self) -> float:
+        """Mean accuracy of NMTune less that of the probe."""
+        return float(np.mean(self.nmtune) - np.mean(self.probe))
+
+    @property
+    def verdict(self) -> str:
+        """In words, what the interval allows."""
+        if self.interval[0] > 0:
+            return "NMTune is better than the tuned linear probe on held-out rows of these features"
+        if self.interval[1] < 0:
+            return "the tuned linear probe is better than NMTune on held-out rows of these features"
+        return "no difference shown between NMTune and the tuned linear probe on held-out rows of these features"
+
+    def __str__(self) -> str:
+        width = max(map(len, NAMES.values())) + 2
+        low, high = (f"{100 * x:+.2f}" for x in self.interval)
+        return "\n".join(
+            [
+                f"{self.n:,} rows × {self.dim:,} features, {self.num_classes} classes",
+                *(f"  {NAMES[name]:<{width}}{value:.4g}" for name, value in self.measures.items()),
+                f"{len(self.probe)}-fold cross-validation on {self.rows:,} rows, accuracy: linear probe "
+                f"{100 * np.mean(self.probe):.2f} %, NMTune {100 * np.mean(self.nmtune):.2f} %",
+                f"difference {100 * self.difference:+.2f} points, 95 % interval {low} to {high}: {self.verdict}",
+            ]
+        )
+
+
+def diagnose(
+    F: ArrayLike,
+    y: ArrayLike,
+    *,
+    folds: int = 5,
+    rows: int = 2000,
+    seed: int = 0,
+) -> Diagnosis:
+    """Measure features, and compare NMTune with a linear probe on them by cross-validation.
+
+    The measures of the spectrum are in raw mode, as the papers' formulas have it; α-ReQ is of the centred features. In
+    the cross-validation features are standardised, both methods see the same folds, the probe chooses its penalty among
+    six on 20 % of its training folds, and NMTune is trained by the released setting (30 epochs, batch 64, learning rate
+    1e-3, weight decay 1e-4), in at most 400 steps. A gain on rows like those trained on says nothing about other domains.
+
+    Args:
+        F: [N, D], finite real numbers.
+        y: [N], labels of any dtype that sorts.
+        folds: at most the rows of the smallest class that is cross-validated; classes of one row stay out of it.
+        rows: cross-validated, at most: a stratified part of the N.
+        seed: of the folds, the part, and the heads.
+
+    Raises:
+        ValueError: the data do not fit, a value is not finite, there is one class, or no class has two rows.
+    """
+    try:
+        return _diagnose(np.asarray(F), np.asarray(y), folds=folds, rows=rows, seed=seed)
+    except UserError as e:
+        raise ValueError(f"{e.cause}; {e.cure}") from e
+
+
+def _diagnose(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, seed: int) -> Diagnosis:
+    if F.ndim != 2 or y.shape != F.shape[:1]:
+        raise UserError(f"features {F.shape} and labels {y.shape} do not fit", "give features [N, D] and labels [N]")
+    found, codes = np.unique(y, return_inverse=True)
+    features, codes = heads.checked(F, codes, len(found))
+    features = features[:, 0]
+    part = stratified(codes, min(1.0, rows / len(codes)), seed)
+    counts = np.bincount(codes[part])
+    part = part[counts[codes[part]] > 1]
+    if not len(part):
+        raise UserError("no class has two rows: nothing can be held out", "give more rows of each class")
+    known, of_part = np.unique(codes[part], return_inverse=True)
+    if len(known) < 2:
+        raise UserError("only one class has two rows: nothing can be held out", "give more rows of each class")
+    folds = min(folds, int(np.bincount(of_part).min()))
+    accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
+    split = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(part, of_part)
+    config = _settings()
+    for train, test in split:
+        for method, each in accuracies.items():
+            preset = "paper" if method == "nmtune" else None
+            head = heads.fit(features[part[train]], of_part[train], method=method, preset=preset,
+                             num_classes=len(known), config=config, seed=seed)  # fmt: skip
+            _, logits = head.outputs(features[part[test]])
+            each.append(float((logits.argmax(1) == of_part[test]).mean()))
+    return Diagnosis(
+        measures=measures(features, codes),
+        probe=tuple(accuracies["lbfgs"]),
+        nmtune=tuple(accuracies["nmtune"]),
+        interval=interval(np.subtract(accuracies["nmtune"], accuracies["lbfgs"])),
+        n=len(codes),
+        dim=features.shape[1],
+        num_classes=len(found),
+        rows=len(part),
+    )
+
+
+def measures(F: np.ndarray, codes: np.ndarray) -> dict[str, float]:
+    """The keys of NAMES, of finite features [N, D] with labels [N] in [0, K)."""
+    s = spectrum.singular_values(F)
+    if not s.any():
+        raise UserError("all features are zero", "look at what made them")
+    centred = spectrum.singular_values(F, center="features")
+    out = {name: float(getattr(spectrum, name)(s)) for name in ("sve", "lsvr", "top_share", "effective_rank", "stable_rank")}
+    out["alpha_req"] = float(spectrum.alpha_req(centred)) if centred.any() else math.nan
+    return {**out, **separability(F, codes)}
+
+
+def interval(differences: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean difference over k folds: variance × (1/k + 1/(k − 1)), Student's t with k − 1."""
+    k = len(differences)
+    spread = float(np.std(differences, ddof=1)) * math.sqrt(1 / k + 1 / (k - 1))
+    half = float(stdtrit(k - 1, 0.975)) * spread
+    return float(np.mean(differences)) - half, float(np.mean(differences)) + half
+
+
+def _settings() -> Any:
+    """Of both methods, as the section `tune` of configs/common.py has them."""
+    return SimpleNamespace(
+        epochs=30, steps=400, batch=64, lrs=(1e-3,), weight_decays=(1e-4,), validation=0.2, standardize=True,
+        cs=(1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0), width=4, depth=1, residual=True, norm="batch", noisytune=0.0,
+        neftune=0.0, nmtune={},
+    )  # fmt: skip

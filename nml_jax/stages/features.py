@@ -1,0 +1,142 @@
+"""Features from files, whoever computed them: checked, their classes matched, their spectra measured.
+
+They stay where they are. The run's folder gets `features.json`, which says what was read and how.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from nml_jax import errors, log, settings, spectrum
+from nml_jax.data import features as files
+from nml_jax.errors import UserError
+from nml_jax.stages import feature_sets
+from nml_jax.stages.feature_sets import FeatureSet, Split, Subset
+from nml_jax.training import heads
+from nml_jax.training.tuned import classes_to_json
+
+VERSION = 1
+KEYS = ("seed", "features", "extract")
+UPSTREAM = ()
+TASK, LAYER = "features", "features"  # as rows call them
+
+
+def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
+    """Read every file once, write `features.json`, `spectra.json` and the spectrum rows.
+
+    Returns:
+        The digest of the files.
+
+    Raises:
+        UserError: see `opened`; or a value is not finite.
+    """
+    if jax.process_index() > 0:
+        return ""
+    found = opened(config, workdir)
+    rows: list[log.Row] = []
+    spectra: list[dict[str, Any]] = []
+    for split in (found.train, *found.tests):
+        for mode in config.extract.spectra:
+            blocks = (block for block, _ in split.blocks())
+            s = feature_sets.singular_values(blocks, len(split.labels), split.features.dim, mode)
+            where = {"task": TASK, "split": split.name, "domain": split.domain, "layer": LAYER}
+            spectra.append(feature_sets.spectrum_entry(s, **where, mode=mode))
+            rows += feature_sets.spectrum_rows(s, **found.origin, **where, stage="features", spectrum_mode=mode,
+                                               n_test=len(split.labels), views=split.features.views)  # fmt: skip
+    read = {
+        "classes": list(found.classes),
+        "splits": [
+            {"split": split.name, "domain": split.domain, "rows": len(split.labels), "views": split.features.views,
+             "features": split.features.dim, "per_class": np.bincount(split.labels, minlength=len(found.classes)).tolist()}
+            for split in (found.train, *found.tests)
+        ],
+        "files": {spec: _open(config, spec).fingerprint for spec in _specs(config)},
+    }  # fmt: skip
+    with errors.storage(workdir):
+        log.write_json(workdir / "features.json", read)
+        log.write_json(workdir / "spectra.json", spectra)
+        log.write_rows(workdir, "features", rows)
+    return settings.sha(read)
+
+
+def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
+    if not config.features.train:
+        raise UserError(
+            "the stage features has no training file", "set --config.features.train=FILE, or leave the stage out"
+        )
+    if not 0 < config.features.memory <= 1:
+        raise UserError(f"features.memory={config.features.memory}", "give a share of the memory, above 0 and up to 1")
+    for mode in config.extract.spectra:
+        spectrum.preset(mode)
+    if data:
+        opened(config, Path())
+
+
+def intact(workdir: Path) -> bool:
+    return (workdir / "features.json").exists()
+
+
+def forget(workdir: Path) -> None:
+    (workdir / "features.json").unlink(missing_ok=True)
+
+
+def opened(config: ConfigDict, workdir: Path) -> FeatureSet:
+    """The features that the section `features` of configs/common.py names. Labels are read, features are not.
+
+    Without a test file the share `holdout` of the training file is tested on, drawn by the run's seed. A test split is
+    called as its file is.
+
+    Raises:
+        UserError: a file is missing or damaged, files do not fit each other, or a test has a class that training lacks.
+    """
+    keys = config.features
+    whole = _open(config, keys.train)
+    classes = files.classes(whole.labels, keys.train)
+    labels = files.encode(whole.labels, classes, keys.train)
+    tests: list[Split] = []
+    train = Split("train", "id", whole, labels)
+    if not keys.test:
+        if not 0 < keys.holdout < 1:
+            raise UserError(f"features.holdout={keys.holdout}", "give a share between 0 and 1, or features.test=FILE")
+        kept, held = (np.sort(rows) for rows in heads.hold_out(labels, keys.holdout, config.seed))
+        train = Split("train", "id", Subset(whole, kept), labels[kept])
+        tests.append(Split("holdout", "id", Subset(whole, held), labels[held]))
+    for domain, specs in (("id", keys.test), ("ood", keys.ood)):
+        for spec in _several(specs):
+            other = _open(config, spec)
+            files.check_alike(whole, other)
+            name = _name(other.path, {test.name for test in tests} | {"train"})
+            tests.append(Split(name, domain, other, files.encode(other.labels, classes, spec)))
+    origin = {
+        "run": workdir.name, "step": 0, "weights": "raw", "noise_kind": "unknown", "noise_asked": None,
+        "noise_realised": None, "noise_seed": config.noise_seed, "seed": config.seed, "objective": "unknown",
+        "model": "black box",
+    }  # fmt: skip
+    names = classes_to_json(classes)
+    if whole.class_names and classes.dtype.kind in "iu" and 0 <= classes.min() <= classes.max() < len(whole.class_names):
+        names = tuple(whole.class_names[c] for c in classes)
+    return FeatureSet(TASK, LAYER, train, tuple(tests), names, origin)
+
+
+def _open(config: ConfigDict, spec: str) -> files.Features:
+    keys = config.features
+    return files.open_features(spec, label=keys.label, columns=keys.columns, scale=keys.scale)
+
+
+def _several(specs: str) -> list[str]:
+    return [spec.strip() for spec in specs.split(";") if spec.strip()]
+
+
+def _specs(config: ConfigDict) -> list[str]:
+    keys = config.features
+    return [keys.train, *_several(keys.test), *_several(keys.ood)]
+
+
+def _name(path: Path, taken: set[str]) -> str:
+    """The file's stem; with the folder's name, or a number, where another split is called so."""
+    names = [path.stem, f"{path.resolve().parent.name}/{path.stem}", *(f"{path.stem}-{i}" for i in range(2, 100))]
+    return next(name for name in names if name not in taken)

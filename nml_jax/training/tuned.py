@@ -1,0 +1,118 @@
+"""A tuned head on its own, and the file that carries it elsewhere.
+
+The file is one safetensors: the tensors of the head under their names, as "dense1/kernel", and in its metadata what they
+mean (`FORMAT`). NumPy alone can apply it; the README shows how.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError, safe_open
+
+from nml_jax.errors import UserError, storage
+from nml_jax.models.heads import EPS, Form, Tree
+from nml_jax.training import head_runs
+
+FORMAT = "nml_jax head 1"  # raised when the tensors or the metadata mean something else
+
+
+@dataclasses.dataclass(frozen=True)
+class TunedHead:
+    """A head with its weights.
+
+    form: its architecture.
+    params, state: nested dicts of float32 NumPy arrays, for the `apply` of models/heads.py.
+    classes: what the K logits stand for; (): 0 to K−1.
+    about: how it came about; JSON values.
+    """
+
+    form: Form
+    params: Tree
+    state: Tree
+    classes: tuple[Any, ...] = ()
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.params["classifier"]["bias"])
+
+    @property
+    def dim(self) -> int:
+        return len(self.params["classifier"]["kernel"])
+
+    def outputs(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Z float32 [M, D] and logits float32 [M, K] of features [M, D]."""
+        return head_runs.outputs(self.form, self.num_classes, self.params, self.state, features)
+
+    def save(self, path: Path) -> None:
+        """Write the file, atomically.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in _flat({**self.params, "state": self.state})}
+        meta = {
+            "format": FORMAT,
+            "form": json.dumps(self.form._asdict()),
+            "classes": json.dumps(list(self.classes) or list(range(self.num_classes))),
+            "epsilon": str(EPS),
+            "about": json.dumps(dict(self.about)),
+        }
+        part = path.with_name(f".{path.name}.part")
+        with storage(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(safetensors.numpy.save(tensors, metadata=meta))
+            part.replace(path)
+
+
+def load(path: Path) -> TunedHead:
+    """Read the file of a head.
+
+    Raises:
+        UserError: there is none, it is damaged, or it is no head.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no head at {path}", "give a file that `save` or the stage tune has written")
+    cure = "give a .safetensors file that `save` or the stage tune has written"
+    try:
+        with safe_open(path, "numpy") as file:
+            meta = file.metadata() or {}
+            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+        if meta.get("format") != FORMAT:
+            raise UserError(f"{path} is no head of this version: its format is {meta.get('format')!r}", cure)
+        tree = _nested(flat)
+        state, form = tree.pop("state", {}), Form(**json.loads(meta["form"]))
+        head = TunedHead(form, tree, state, tuple(json.loads(meta["classes"])), json.loads(meta["about"]))
+        if len(head.classes) != head.num_classes:
+            raise UserError(f"{path} names {len(head.classes)} classes for {head.num_classes} logits", cure)
+    except (SafetensorError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} is damaged: {' '.join(str(e).split())}", cure) from e
+    return head
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, np.ndarray]]:
+    out = []
+    for name, x in tree.items():
+        out += _flat(x, f"{prefix}{name}/") if isinstance(x, Mapping) else [(f"{prefix}{name}", x)]
+    return out
+
+
+def _nested(flat: Mapping[str, np.ndarray]) -> Tree:
+    tree: Tree = {}
+    for name, x in flat.items():
+        *path, leaf = name.split("/")
+        at = tree
+        for part in path:
+            at = at.setdefault(part, {})
+        at[leaf] = x
+    return tree
+
+
+def classes_to_json(classes: Sequence[Any] | np.ndarray) -> tuple[Any, ...]:
+    """Labels as JSON values: integers, floats, strings and booleans as they are."""
+    return tuple(c.item() if isinstance(c, np.generic) else c for c in classes)

@@ -1,0 +1,239 @@
+"""Features from files: what a run makes of them, what it leaves, what it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from ml_collections import ConfigDict
+
+from configs import features as experiment
+from nml_jax import log, main
+from nml_jax.data.features import open_features
+from nml_jax.errors import UserError
+from nml_jax.stages import feature_sets, predict
+from nml_jax.training import tuned
+
+D, CLASSES = 12, ("ant", "bee", "cat")
+SMALL = {
+    "seed": 0, "sweep.seed": (), "stages": ("features", "tune"), "tune.epochs": 12, "tune.batch": 16, "tune.lrs": (0.01,), "tune.cs": (0.1, 1.0),
+    "tune.methods": ("lbfgs", "linear", "nmtune"), "tune.presets": ("paper",), "tune.width": 2,
+}  # fmt: skip
+
+
+def blobs(n: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    codes = rng.permutation(np.arange(n) % len(CLASSES))
+    features = rng.normal(size=(n, D)) + 4 * np.eye(len(CLASSES), D)[codes] + shift
+    return features.astype(np.float32), np.array(CLASSES)[codes]
+
+
+def launch(folder: Path, force: tuple[str, ...] = (), **overrides) -> Path:
+    config: ConfigDict = experiment.get_config()
+    with config.unlocked():
+        config.update_from_flattened_dict(SMALL | overrides)
+    main.launch(config, folder, pinned={"seed": 0}, force=force)
+    return folder / "seed=0"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    for name, n, seed, shift in (("train", 90, 0, 0.0), ("test", 60, 1, 0.0), ("far", 45, 2, 0.5)):
+        features, labels = blobs(n, seed, shift)
+        np.savez(folder / f"{name}.npz", features=features, labels=labels)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(files: Path, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("run") / "features"
+    named = {f"features.{key}": str(files / f"{name}.npz") for key, name in
+             (("train", "train"), ("test", "test"), ("ood", "far"))}  # fmt: skip
+    return launch(workdir, **named)
+
+
+def test_a_run_leaves_rows_of_every_split(run: Path):
+    rows = log.read_rows(run)
+    assert {row.stage for row in rows} == {"features", "tune"}
+    spectra = {(row.split, row.domain) for row in rows if row.stage == "features"}
+    assert spectra == {("train", "id"), ("test", "id"), ("far", "ood")}
+    scores = {(row.method, row.preset, row.split): row.value for row in rows if row.metric == "accuracy"}
+    heads = {("lbfgs", None), ("linear", None), ("nmtune", "paper")}
+    assert set(scores) == {(*head, split) for head in heads for split in ("test", "far")}
+    assert min(scores.values()) > 0.8  # blobs four deviations apart
+    assert {row.n_test for row in rows if row.split == "far" and row.stage == "tune"} == {45}
+    assert {row.n_train for row in rows if row.stage == "tune"} == {90}
+    assert {row.noise_realised for row in rows} == {None}  # nobody knows
+    assert {row.model for row in rows} == {"black box"}
+    read = json.loads((run / "features.json").read_text())
+    assert read["classes"] == list(CLASSES)
+    assert [split["per_class"] for split in read["splits"]] == [[30, 30, 30], [20, 20, 20], [15, 15, 15]]
+
+
+def test_the_spectrum_on_record_is_that_of_the_file(run: Path, files: Path):
+    s = np.linalg.svd(np.load(files / "far.npz")["features"].astype(np.float64), compute_uv=False)
+    p = s / s.sum()
+    (row,) = [row for row in log.read_rows(run)
+              if (row.stage, row.metric, row.split, row.spectrum_mode) == ("features", "sve", "far", "paper")]  # fmt: skip
+    assert row.value == pytest.approx(-(p * np.log(p)).sum(), abs=1e-9)
+
+
+def test_saved_heads_predict_what_the_rows_say(run: Path, files: Path):
+    scores = {(row.method, row.split): row.value for row in log.read_rows(run) if row.metric == "accuracy"}
+    for method, name in (("lbfgs", "lbfgs,seed=0"), ("linear", "linear,seed=0"), ("nmtune", "nmtune,paper,seed=0")):
+        head = tuned.load(run / "heads" / "features" / f"{name}.safetensors")
+        assert head.classes == CLASSES
+        for split in ("test", "far"):
+            data = np.load(files / f"{split}.npz")
+            predicted = np.array(head.classes)[head.outputs(data["features"])[1].argmax(1)]
+            assert (predicted == data["labels"]).mean() == pytest.approx(scores[method, split])
+
+
+def test_predict_on_the_command_line(run: Path, files: Path, tmp_path: Path, capsys):
+    head = run / "heads" / "features" / "nmtune,paper,seed=0.safetensors"
+    out = tmp_path / "out.csv"
+    assert predict.main([str(head), str(files / "far.npz"), "--out", str(out), "--proba"]) == 0
+    lines = [line.split(",") for line in out.read_text().splitlines()]
+    assert lines[0] == ["row", "prediction", *CLASSES]
+    odds = np.array([line[2:] for line in lines[1:]], float)
+    assert odds.shape == (45, 3)
+    np.testing.assert_allclose(odds.sum(1), 1, atol=1e-5)
+    assert [line[1] for line in lines[1:]] == [CLASSES[i] for i in odds.argmax(1)]
+    scores = {(row.method, row.split): row.value for row in log.read_rows(run) if row.metric == "accuracy"}
+    assert f"{100 * scores['nmtune', 'far']:.2f} %" in capsys.readouterr().err
+
+
+def test_predict_needs_no_labels_and_refuses_another_width(run: Path, tmp_path: Path, capsys):
+    head = run / "heads" / "features" / "linear,seed=0.safetensors"
+    for width, code in ((D, 0), (D + 1, 2)):
+        np.save(tmp_path / f"{width}.npy", np.zeros((3, width), np.float32))
+        assert predict.main([str(head), str(tmp_path / f"{width}.npy")]) == code
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0] == "row,prediction"
+    assert "13 features per row, the head takes 12" in said.err
+    assert predict.main([str(tmp_path / "none.safetensors"), str(tmp_path / "12.npy")]) == 2
+
+
+def test_nothing_is_done_twice_and_another_content_is_noticed(run: Path, files: Path, tmp_path: Path, capsys):
+    named = {"features.train": str(tmp_path / "a.npz"), "features.test": str(files / "test.npz")}
+    (tmp_path / "a.npz").write_bytes((files / "train.npz").read_bytes())
+    launch(tmp_path / "w", **named)
+    launch(tmp_path / "w", **named)
+    assert "tune is done, skipped" in capsys.readouterr().err
+    features, labels = blobs(90, 7)
+    np.savez(tmp_path / "a.npz", features=features, labels=labels)
+    launch(tmp_path / "w", **named)
+    assert "skipped" not in capsys.readouterr().err
+
+
+def test_without_a_test_file_a_part_of_the_training_file_is_held_out(files: Path, tmp_path: Path):
+    cell = launch(tmp_path / "w", **{"features.train": str(files / "train.npz"), "tune.methods": ("linear",)})
+    rows = [row for row in log.read_rows(cell) if row.stage == "tune"]
+    assert {(row.split, row.domain, row.n_train, row.n_test) for row in rows} == {("holdout", "id", 63, 27)}
+
+
+def test_a_file_larger_than_its_share_of_memory_is_streamed(run: Path, files: Path, tmp_path: Path, monkeypatch):
+    """In shards of 32 rows; the same statistics, another order of rows, and about the same scores."""
+    monkeypatch.setattr(feature_sets, "rows_in", lambda *_: 64)
+    named = {"features.train": str(files / "train.npz"), "features.test": str(files / "test.npz")}
+    cell = launch(tmp_path / "w", **named)
+    rows = {row.method: row for row in log.read_rows(cell) if row.metric == "accuracy"}
+    assert rows["lbfgs"].n_train == 32  # what is solved sees a sample
+    assert rows["nmtune"].n_train == rows["linear"].n_train == 90
+    assert min(row.value for row in rows.values()) > 0.8
+    whole = tuned.load(run / "heads" / "features" / "linear,seed=0.safetensors").state["input"]
+    parts = tuned.load(cell / "heads" / "features" / "linear,seed=0.safetensors").state["input"]
+    for name in ("mean", "scale"):
+        np.testing.assert_allclose(parts[name], whole[name], rtol=1e-4, atol=1e-5)
+
+
+def test_views_shares_and_noise(files: Path, tmp_path: Path):
+    features, labels = blobs(90, 0)
+    rng = np.random.default_rng(0)
+    views = features[:, None] + 0.1 * rng.normal(size=(90, 2, D)).astype(np.float32)
+    path = tmp_path / "views.safetensors"
+    codes = np.searchsorted(CLASSES, labels)
+    safetensors.numpy.save_file({"features": views, "labels": codes}, path, {"class_names": json.dumps(CLASSES)})
+    cell = launch(
+        tmp_path / "w",
+        **{"features.train": str(path), "tune.methods": ("nmtune",), "tune.presets": ("code",)},
+        **{"tune.shares": (0.5, 1.0), "tune.noises": (0.0, 0.3)},
+    )
+    rows = [row for row in log.read_rows(cell) if row.metric == "accuracy"]
+    found = {(row.train_share, row.downstream_noise): (row.n_train, row.preset, row.views) for row in rows}
+    assert found == {(s, r): (n, "code", 2) for s, n in ((0.5, 32), (1.0, 63)) for r in (0.0, 0.3)}
+    names = {p.name for p in (cell / "heads" / "features").iterdir()}
+    assert names == {f"nmtune,code{share}{noise},seed=0.safetensors" for share in ("", ",share=0.5")
+                     for noise in ("", ",noise=0.3")}  # fmt: skip
+    head = tuned.load(cell / "heads" / "features" / "nmtune,code,seed=0.safetensors")
+    assert head.classes == CLASSES  # by name, though labels are numbers
+
+
+def saved(folder: Path, **arrays) -> str:
+    np.savez(folder / "made.npz", **arrays)
+    return str(folder / "made.npz")
+
+
+BAD = {
+    "lengths": (lambda x, y: {"features": x, "labels": y[:-1]}, "90 rows of features and 89 labels"),
+    "nan": (lambda x, y: {"features": np.where(np.arange(90)[:, None] == 17, np.nan, x), "labels": y}, "rows 17"),
+    "one class": (lambda x, y: {"features": x, "labels": np.full(90, "ant")}, "labels are 'ant'"),
+    "objects": (lambda x, y: {"features": x, "labels": y.astype(object)}, "object"),
+    "width": (lambda x, y: {"features": x[:, :-1], "labels": y}, "11"),
+    "no labels": (lambda x, y: {"features": x}, "label"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files(case: str, files: Path, tmp_path: Path):
+    make, cause = BAD[case]
+    made = saved(tmp_path, **make(*blobs(90, 0)))
+    with pytest.raises(UserError, match=cause) as e:
+        launch(tmp_path / "w", **{"features.train": made, "features.test": str(files / "test.npz")})
+    assert "\n" not in e.value.cause + e.value.cure
+
+
+def test_classes_that_training_never_saw(files: Path, tmp_path: Path):
+    features, labels = blobs(90, 0)
+    known = saved(tmp_path, features=features[labels != "cat"], labels=labels[labels != "cat"])
+    with pytest.raises(UserError, match="20 of 60 rows have classes that training never saw: 'cat'"):
+        launch(tmp_path / "w", **{"features.train": known, "features.test": str(files / "test.npz")})
+
+
+def test_constant_features_and_a_class_with_one_row_are_no_mistake(tmp_path: Path):
+    features, labels = blobs(90, 0)
+    features[:, 3] = 1e6
+    labels[0] = "dodo"
+    made = saved(tmp_path, features=features, labels=labels)
+    cell = launch(tmp_path / "w", **{"features.train": made, "features.test": made})
+    assert all(np.isfinite(row.value) for row in log.read_rows(cell))
+    assert {row.value > 0.9 for row in log.read_rows(cell) if row.metric == "accuracy"} == {True}
+
+
+def test_exit_code_and_two_lines_on_the_command_line(files: Path, tmp_path: Path):
+    (tmp_path / "cut.npz").write_bytes((files / "train.npz").read_bytes()[:500])
+    done = subprocess.run(
+        [sys.executable, "-m", "nml_jax.main", "--config=configs/features.py", f"--workdir={tmp_path / 'w'}",
+         f"--config.features.train={tmp_path / 'cut.npz'}"],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    cause, cure = done.stderr.strip().splitlines()[-2:]
+    assert "cut.npz" in cause
+    assert cure.startswith("  cure: ")
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_subset_reads_what_the_whole_has(files: Path):
+    whole = open_features(str(files / "train.npz"))
+    index = np.array([3, 5, 40, 41, 89])
+    part = feature_sets.Subset(whole, index)
+    np.testing.assert_array_equal(part.read(), whole.read()[index])
+    np.testing.assert_array_equal(part.rows(np.array([4, 0])), whole.read()[[89, 3]])
+    blocks = list(part.blocks(30))
+    assert [start for start, _ in blocks] == [0, 2, 4]
+    np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), part.read())
