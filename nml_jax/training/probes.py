@@ -21,6 +21,7 @@ from scipy.optimize import minimize
 
 from nml_jax.errors import UserError
 from nml_jax.log import say
+from nml_jax.training.head_runs import one_blas_thread
 
 Array = NDArray[np.float64]
 Probe = Callable[[np.ndarray], np.ndarray]
@@ -279,7 +280,10 @@ def _minimise(
             raise StopIteration
 
     options = {"maxiter": max_iter, "maxfun": 20 * max_iter, "ftol": 0, "gtol": 1e-12}
-    found = minimize(objective, (start / scale).ravel(), jac=True, method="L-BFGS-B", callback=done, options=options)
+    with one_blas_thread():  # a second one has little to gain from vectors, and keeps a core from XLA
+        found = minimize(
+            objective, (start / scale).ravel(), jac=True, method="L-BFGS-B", callback=done, options=options
+        )
     if found.nit >= max_iter:
         say(f"logistic regression with {name} has not converged after {max_iter} iterations")
     return found.x.reshape(scale.shape) * scale

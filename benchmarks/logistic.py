@@ -1,0 +1,146 @@
+"""How long does logistic regression over a grid of C take, against scikit-learn's L-BFGS?
+
+    python benchmarks/logistic.py [--small] [--repeats=1] [--write]
+
+Ours is `probes.fit_lbfgs` on the whole grid, compilation included. The opponent is LogisticRegression(C=c,
+max_iter=1000) for one C after another, all else by default. Both get the same standardised float32 features, and take
+turns. The grid is as long and as wide as in Kornblith et al. 2019 (45 values, eleven decades). Features are class means
+in 32 dimensions and correlated noise, both under a spectrum that falls like i^-0.6; the classes overlap, and rows are
+few for each. For each C the accuracy on test rows and the objective, in float64, are compared: scikit-learn stops by
+the largest gradient, which at the ends of the grid is far from the minimum. C is chosen on validation rows.
+
+On a busy machine idle BLAS threads cost the opponent most of its time: OPENBLAS_NUM_THREADS=1 gives it a fair chance.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxlib
+import numpy as np
+import scipy
+import sklearn
+from scipy.special import logsumexp
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+import nml_jax
+from nml_jax.training import probes
+
+RESULTS = Path(__file__).parent / "results" / "logistic.json"
+CLASSES, HELD_OUT = 100, 10_000
+Weights = tuple[np.ndarray, np.ndarray]  # kernel [D, K], bias [K]
+
+
+def splits(rows: int, dim: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Features and labels to train on, to choose on and to test on."""
+    rng = np.random.default_rng(0)
+    means = rng.standard_normal((CLASSES, 32)) @ rng.standard_normal((32, dim)) / 32**0.5
+    labels = rng.integers(0, CLASSES, rows + 2 * HELD_OUT)
+    noise = rng.standard_normal((len(labels), dim), np.float32)
+    rotation = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+    x = (0.28 * means[labels] + noise) * np.arange(1, dim + 1) ** -0.6 @ rotation
+    x = ((x - x[:rows].mean(0)) / x[:rows].std(0)).astype(np.float32)
+    parts = [slice(0, rows), slice(rows, rows + HELD_OUT), slice(rows + HELD_OUT, None)]
+    return [(x[part], labels[part]) for part in parts]
+
+
+def theirs(x: np.ndarray, labels: np.ndarray, cs: np.ndarray) -> tuple[list[Weights], list[float]]:
+    """Weights and seconds of scikit-learn's for each C."""
+    fitted, seconds = [], []
+    for c in cs:
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            estimator = LogisticRegression(C=float(c), max_iter=1000).fit(x, labels)
+        seconds.append(time.perf_counter() - start)
+        fitted.append((estimator.coef_.T, estimator.intercept_))
+        print(f"scikit-learn, C={c:.1e}: {seconds[-1]:.1f} s, {estimator.n_iter_[0]} iterations", flush=True)
+    return fitted, seconds
+
+
+def accuracy(weights: Weights, split: tuple[np.ndarray, np.ndarray]) -> float:
+    """In percent."""
+    return 100 * float(((split[0] @ weights[0] + weights[1]).argmax(1) == split[1]).mean())
+
+
+def objective(weights: Weights, split: tuple[np.ndarray, np.ndarray], c: float) -> float:
+    """Mean cross-entropy and its share of the penalty, in float64."""
+    kernel, bias = (np.asarray(part, np.float64) for part in weights)
+    logits = np.asarray(split[0] @ kernel + bias)
+    ce = np.asarray(logsumexp(logits, axis=1)) - logits[np.arange(len(logits)), split[1]]
+    return float(ce.mean() + (kernel**2).sum() / (2 * c * len(logits)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="5,000 × 256, 9 values of C")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
+    args = parser.parse_args()
+    rows, dim, values = (5_000, 256, 9) if args.small else (20_000, 512, 45)
+    cs = np.logspace(-6, 5, values)
+    about: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"load {os.getloadavg()[0]:.1f} at the start",
+        "versions": {m.__name__: m.__version__ for m in (nml_jax, jax, jaxlib, np, scipy, sklearn)}
+        | {"python": platform.python_version()},
+        "size": f"{rows} × {dim}, {CLASSES} classes, {values} values of C",
+        "repeats": args.repeats,
+    }
+    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+
+    train, validation, test = splits(rows, dim)
+    seconds, fits, single = [], (), []
+    for _ in range(args.repeats):
+        jax.clear_caches()
+        start = time.perf_counter()
+        ours = probes.fit_lbfgs(*train, cs.tolist(), num_classes=CLASSES)
+        a = time.perf_counter() - start
+        print(f"ours, all C: {a:.1f} s", flush=True)
+        opponent, single = theirs(*train, cs)
+        seconds.append((a, sum(single)))
+        fits = ours, opponent
+    scored = [[(accuracy(w, validation), accuracy(w, test)) for w in fitted] for fitted in fits]
+    objectives = [[objective(w, train, c) for w, c in zip(fitted, cs, strict=True)] for fitted in fits]
+
+    print(f"\n{'C':>8} {'test %':>7} {'theirs':>7} {'objective':>11} {'theirs':>11} {'their s':>8}")
+    for i, c in enumerate(cs):
+        accuracies, reached = [s[i][1] for s in scored], [o[i] for o in objectives]
+        print(
+            f"{c:8.1e} {accuracies[0]:7.2f} {accuracies[1]:7.2f} {reached[0]:11.6f} {reached[1]:11.6f} {single[i]:8.1f}"
+        )
+    chosen = [int(np.argmax([v for v, _ in s])) for s in scored]
+    results = {
+        "seconds": [a for a, _ in seconds],
+        "sklearn_seconds": [b for _, b in seconds],
+        "ratio": statistics.median(b / a for a, b in seconds),
+        "chosen_c": [float(cs[i]) for i in chosen],
+        "test_accuracy_at_chosen": [s[i][1] for s, i in zip(scored, chosen, strict=True)],
+        "largest_loss_of_accuracy": max(b[1] - a[1] for a, b in zip(*scored, strict=True)),
+        "largest_difference_of_accuracy": max(abs(b[1] - a[1]) for a, b in zip(*scored, strict=True)),
+        "largest_excess_of_objective": max(a / b - 1 for a, b in zip(*objectives, strict=True)),
+        "cs": cs.tolist(),
+        "test_accuracy": [[t for _, t in s] for s in scored],
+        "objective": objectives,
+    }
+    print(*(f"{key}: {results[key]}" for key in list(results)[:8]), sep="\n")
+    if not all(np.isfinite(results["test_accuracy_at_chosen"])):
+        sys.exit("a fit is not finite")
+    if args.write:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
