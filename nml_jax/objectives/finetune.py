@@ -1,0 +1,75 @@
+"""Fine-tuning: cross-entropy, and on request NMTune's terms on features that are themselves being trained.
+
+With an encoder that moves, Z is what the classifier sees: the encoder's features below a linear head ("NMTune + LoRA"
+of arXiv 2403.06869, which has the covariance and singular-value terms), or the output of NMTune's MLP. Consistency has
+no frozen input to hold on to; where it is asked for, it is with the features of the initial encoder, plain arXiv
+2309.17002 eq. 2 with these in the place of F (our reading).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nml_jax.errors import UserError
+from nml_jax.objectives import nmtune
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """An Objective over batches of image [B, H, W, 3], label int32 [B] and mask float32 [B].
+
+    The model's outputs hold "logits" float32 [B, K], "features" float32 [B, D] and, for consistency,
+    "initial_features" float32 [B, D]. The terms are over all rows of the batch, whose masks are 1 in training.
+
+    mse, cov, svd: weights of the three terms; 0 leaves one out.
+    per_dim, top: forms of the consistency and of the singular-value term, see `nmtune`.
+    """
+
+    mse: float = 0.0
+    cov: float = 0.0
+    svd: float = 0.0
+    per_dim: bool = False
+    top: int = 1
+
+    def loss(
+        self, model: Any, params: Any, model_state: Any, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, dict[str, tuple[jax.Array, jax.Array]]]]:
+        """CE + the terms; the metrics hold the cross-entropy and each term as it is, without its weight."""
+        outputs, new_state = model.apply(params, model_state, batch, train=True, key=key)
+        logits, label, mask, Z = outputs["logits"], batch["label"], batch["mask"], outputs["features"]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, label) * mask
+        correct = (logits.argmax(-1) == label) * mask
+        count, one = mask.sum(), jnp.float32(1)
+        total = losses.sum() / count
+        metrics = {"cross_entropy": (losses.sum(), count), "accuracy": (correct.sum(), count)}
+        terms: dict[str, tuple[float, jax.Array]] = {}
+        if self.mse:
+            initial = outputs["initial_features"]
+            terms["mse"] = self.mse, nmtune.consistency(initial, Z, per_dim=self.per_dim)
+        if self.cov:
+            terms["cov"] = self.cov, nmtune.covariance(Z)
+        if self.svd:
+            terms["svd"] = self.svd, jnp.asarray(nmtune.singular(Z, self.top))
+        for name, (weight, value) in terms.items():
+            total += weight * value
+            metrics[name] = (value, one)
+        return total, (new_state, metrics | {"loss": (total, one)})
+
+
+def make(preset: str, *, consistency: bool = False) -> FineTuning:
+    """The objective of "none", or of a key of nmtune.PRESETS; without `consistency`, its covariance and singular terms.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    if preset == "none":
+        return FineTuning()
+    if preset not in nmtune.PRESETS:
+        raise UserError(f"there are no terms {preset!r}", f"choose one of none, {', '.join(nmtune.PRESETS)}")
+    weights = nmtune.PRESETS[preset]
+    mse = weights.mse if consistency else 0.0
+    return FineTuning(mse=mse, cov=weights.cov, svd=weights.svd, per_dim=weights.per_dim, top=weights.top)

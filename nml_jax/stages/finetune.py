@@ -1,0 +1,194 @@
+"""Encoder and head tuned on the images of the downstream tasks (LoRA, full), and WiSE-FT between start and end -> rows.
+
+Every setting of a task has a folder, which `load_model` reads when it is finished:
+
+    finetune/<task>/<method>,terms=<terms>,share=<share>,seed=<seed>/
+        checkpoints/<step>/   the result, an ordinary checkpoint: factors merged, the head as the model's own
+        head.safetensors      the head alone, where the model has no place for one (CLIP, finetune.head=mlp)
+        metrics.jsonl         of the final training
+        rows.jsonl            written last; a setting that has it is done
+        training/, search/    checkpoints under way, for a restart; removed at the end
+"""
+
+import dataclasses
+import functools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from nml_jax import errors, log, runtime, settings
+from nml_jax.data import tasks
+from nml_jax.data.shares import stratified
+from nml_jax.evals import collect, mapped
+from nml_jax.stages import encoder, evaluation
+from nml_jax.stages.finetune_runs import (
+    Head,
+    Site,
+    Trained,
+    chosen_and_trained,
+    initial_head,
+    setting_name,
+    training_config,
+)
+from nml_jax.training import checkpoint, finetune, lora
+
+VERSION = 1
+KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract", "zeroshot", "tune", "finetune")
+UPSTREAM = ("pretrain",)
+
+
+def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
+    """Tune the run's encoder on every task by every method with every set of terms, and write the rows.
+
+    Returns:
+        The digest of the rows.
+
+    Raises:
+        UserError: no encoder, a damaged checkpoint, a missing dataset, or training that diverges at every rate.
+    """
+    frozen = encoder.load(config, workdir, mesh)
+    params, model_state = runtime.fetch((frozen.params, frozen.model_state), mesh)
+    weights = {name: x for name, x in params.items() if name != "head"}, model_state
+    where = {"run": workdir.name, "step": frozen.step, "weights": config.extract.weights}
+    origin = encoder.provenance(config, frozen.ledger, **where)
+    rows: list[log.Row] = []
+    for name in config.downstream.tasks:
+        task = tasks.load(name, config)
+        for share in config.finetune.shares:
+            for seed in range(config.seed, config.seed + config.finetune.seeds):
+                kept = stratified(task.train.labels, share, seed) if share < 1 else np.arange(len(task.train))
+                site = Site(config=training_config(config, seed), mesh=mesh, frozen=frozen, weights=weights, task=task,
+                            rows=kept, share=share, folder=workdir / "finetune" / task.name)  # fmt: skip
+                head = initial_head(site)
+                for method in config.finetune.methods:
+                    for terms in config.finetune.terms:
+                        rows += tuned(site, method, terms, head, origin)
+    if jax.process_index() == 0:
+        with errors.storage(workdir):
+            log.write_rows(workdir, "finetune", rows)
+            for probe in (workdir / "finetune").glob(f"*/{finetune.PROBE},*"):
+                shutil.rmtree(probe)
+    return settings.sha([[row.metric, row.task, row.split, row.method, row.preset, row.value] for row in rows])
+
+
+def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
+    finetune.check(config.finetune)
+    runtime.check_batch(config.finetune.batch, mesh, "finetune.batch")
+    runtime.check_batch(config.extract.batch, mesh, "extract.batch")
+    tasks.check(config, data=data)
+    model = encoder.build(config, num_classes=0)
+    if config.finetune.head_init == "zeroshot" and not encoder.has_text(config):
+        raise errors.UserError(
+            f"finetune.head_init=zeroshot needs a text tower, and model.name={config.model.name} has none",
+            "set finetune.head_init to fresh or probe",
+        )
+    if "lora" in config.finetune.methods:
+        adapted = lora.adapt(model, rank=config.finetune.rank, alpha=config.finetune.alpha,
+                             targets=config.finetune.targets)  # fmt: skip
+        jax.eval_shape(lambda key: adapted.init(key, model.spec), jax.random.key(0))
+
+
+def intact(workdir: Path) -> bool:
+    """Whether the tuned models that the rows speak of are there."""
+    rows = [row for row in log.read_rows(workdir) if row.stage == "finetune"]
+    names = {(row.task, setting_name(row.method, row.preset, row.train_share, row.head_seed)) for row in rows}
+    return all(checkpoint.steps(workdir / "finetune" / task / name / "checkpoints") for task, name in names)
+
+
+def forget(workdir: Path) -> None:
+    if (workdir / "finetune").exists():
+        shutil.rmtree(workdir / "finetune")
+
+
+# ---- one setting
+
+
+def tuned(site: Site, method: str, terms: str, head: Head | None, origin: dict[str, Any]) -> list[log.Row]:
+    """Choose the learning rate, train, keep the result, and score it; what was finished before is read again."""
+    folder, config = site.place(method, terms), site.config.finetune
+    if runtime.agree((folder / "rows.jsonl").exists()):
+        return log.read_rows(folder)
+    done = chosen_and_trained(site, method, terms, config.lrs, head)
+    start = finetune.merged(done.begin(), config)
+    start[0]["encoder"], start[1]["encoder"] = site.weights  # as it was, without NoisyTune's perturbation
+    end = finetune.merged(runtime.fetch((done.state.params, done.state.model_state), site.mesh), config)
+    keep(site, folder, end, done)
+    shared = {
+        **origin, "stage": "finetune", "task": site.task.name, "n_train": len(site.rows), "train_share": site.share,
+        "downstream_noise": 0.0, "method": method, "preset": None if terms == "none" else terms,
+        "head_seed": site.config.seed, "views": 1,
+    }  # fmt: skip
+    hyper, rows = {"lr": done.lr, "weight_decay": config.weight_decay}, []
+    for share in (None, *config.wise):
+        weights = end if share is None else finetune.interpolate(start, end, share)
+        more = {} if share is None else {"wise_alpha": share}
+        mark = "" if share is None else f"@wise={share:g}"
+        rows += [log.Row(**shared, **fields, metric=metric + mark, hyper=hyper | more)
+                 for metric, fields in scores(site, weights)]  # fmt: skip
+    if jax.process_index() == 0:
+        with errors.storage(folder):
+            log.write_rows(folder, "finetune", rows)
+            for name in ("training", "search"):
+                if (folder / name).exists():
+                    shutil.rmtree(folder / name)
+    return rows
+
+
+# ---- its result
+
+
+def keep(site: Site, folder: Path, end: tuple[Any, Any], done: Trained) -> None:
+    """Write the tuned classifier as an ordinary checkpoint, and its head where the model has no place for it."""
+    (params, model_state), config = end, site.config
+    head, num_classes = params["head"], 0
+    params, model_state = params["encoder"], model_state["encoder"]
+    if config.finetune.head == "linear" and not encoder.has_text(config):
+        params, num_classes = {**params, "head": head["classifier"]}, site.task.num_classes
+    elif jax.process_index() == 0:
+        leaves = jax.tree_util.tree_leaves_with_path((head, end[1]["head"]))
+        named = {jax.tree_util.keystr(p[1:], simple=True, separator="/"): np.asarray(x) for p, x in leaves}
+        with errors.storage(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            safetensors.numpy.save_file(named, folder / "head.safetensors")
+    ledger = site.frozen.ledger
+    meta = {
+        "config": settings.to_json(config), "ledger": ledger.to_dict() if ledger else None, "lr": done.lr,
+        "num_classes": num_classes, "task": site.task.name, "class_names": list(site.task.train.class_names),
+        "environment": runtime.environment(),
+    }  # fmt: skip
+    result = checkpoint.Checkpoints(folder / "checkpoints", every=1, keep=1, keep_every=0, meta=meta)
+    try:
+        if not checkpoint.steps(folder / "checkpoints"):
+            placed = runtime.place((params, model_state), site.mesh)
+            result.save(dataclasses.replace(done.state, params=placed[0], model_state=placed[1], opt_state={}))
+    finally:
+        result.close()
+
+
+def scores(site: Site, weights: tuple[Any, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every metric on every test of the task, with the fields of its row."""
+    params, model_state = runtime.place(weights, site.mesh)
+    (model_config, config), setup = settings.frozen(site.config.model, site.config.finetune), site.setup("full")
+    model = _plain(model_config, config, setup)
+    put = runtime.put_batch(site.mesh)
+    for test in site.task.tests:
+        frames = {"frame_labels": test.frames.labels, "groups": test.frames.groups} if test.frames else {}
+        scorer = mapped.Scorer(site.task.num_classes, class_map=test.class_map, **frames)
+        drawn = {"batch": site.config.extract.batch, "shift": test.shift, "seed": site.config.seed}
+        for local in evaluation.images(site.config, site.mesh, test.source, **drawn):
+            batch = put(local)
+            logits = collect.output(params, model_state, {"image": batch["image"]}, apply=model.apply, name="logits")
+            logits, labels, mask = runtime.fetch((logits, batch["label"], batch["mask"]), site.mesh)
+            scorer.update(labels[mask > 0], logits[mask > 0])
+        for metric, value in scorer.scores().items():
+            yield metric, {"split": test.split, "domain": test.domain, "n_test": len(test.source), "value": value}
+
+
+_plain = functools.lru_cache(maxsize=4)(finetune.classifier)

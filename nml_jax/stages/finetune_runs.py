@@ -1,0 +1,177 @@
+"""How a fine-tuning run is trained: where it starts, on what, at which learning rate; through the one loop."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from nml_jax import errors, log, runtime, settings
+from nml_jax.data import pipeline, sources, tasks
+from nml_jax.evals import EVALUATORS
+from nml_jax.models import Model
+from nml_jax.models.heads import Form
+from nml_jax.stages import encoder, evaluation
+from nml_jax.training import checkpoint, finetune, heads, loop
+from nml_jax.training.state import TrainState
+
+Head = tuple[Any, Any]  # params, state
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Site:
+    """What the settings of one task, one share and one seed have in common."""
+
+    config: ConfigDict  # as `training_config` makes it
+    mesh: Mesh
+    frozen: encoder.Encoder
+    weights: tuple[Any, Any]  # the encoder's params, without a classifier of its own, and model_state, on the host
+    task: tasks.Task
+    rows: np.ndarray  # of task.train
+    share: float
+    folder: Path
+
+    def setup(self, method: str, terms: str = "none") -> finetune.Setup:
+        tune, own = self.config.tune, self.config.finetune
+        form = Form(own.head == "mlp", tune.width, tune.depth, tune.residual, tune.norm)
+        return finetune.Setup(
+            method, terms, form, layer(self.config), self.task.num_classes, self.config.data.image_size
+        )
+
+    def place(self, method: str, terms: str = "none") -> Path:
+        return self.folder / setting_name(method, None if terms == "none" else terms, self.share, self.config.seed)
+
+
+class Trained(NamedTuple):
+    """A run at its end."""
+
+    lr: float
+    model: Model
+    state: TrainState
+    begin: Callable[[], tuple[Any, Any]]  # its first (params, model_state), on the host
+
+
+def setting_name(method: str | None, preset: str | None, share: float | None, seed: int | None) -> str:
+    """The folder of a setting, from the fields of its rows."""
+    return f"{method},terms={preset or 'none'},share={share:g},seed={seed}"
+
+
+def layer(config: ConfigDict) -> str:
+    """The encoder's output that the head is on: zero-shot weights fit CLIP's embeddings, in the joint space."""
+    return "embedding" if config.finetune.head_init == "zeroshot" else "features"
+
+
+def training_config(config: ConfigDict, seed: int) -> ConfigDict:
+    """The config as the loop reads it: the section `finetune` in the place of `train`, and nothing to start from."""
+    out = config.copy_and_resolve_references()
+    with out.unlocked():
+        out.seed, out.init_from = seed, ""
+        out.train.batch, out.train.epochs = config.finetune.batch, config.finetune.epochs
+        out.train.ema, out.train.micro_batches, out.runtime.eval_every = 0.0, 1, 0.0
+    return out
+
+
+def chosen_and_trained(site: Site, method: str, terms: str, lrs: tuple[float, ...], head: Head | None) -> Trained:
+    """Training at the rate of highest accuracy on held-out rows (of equal ones, of lowest loss)."""
+    folder, best = site.place(method, terms), lrs[0]
+    if len(lrs) > 1:
+        labels = site.task.train.labels[site.rows]
+        kept, held_out = heads.hold_out(labels, site.config.tune.validation, site.config.seed)
+        validation = sources.Subset(site.task.train, site.rows[held_out])
+        found = []
+        for lr in lrs:
+            trial = partial(train, site, method, terms, lr, site.rows[kept], head, folder / "search" / f"lr={lr:g}")
+            found.append((*validate(site, trial, validation), lr))
+        (_, loss, best) = min(found, key=lambda v: (-v[0], v[1]))
+        if loss == math.inf:
+            raise errors.UserError(f"fine-tuning ({method}) diverged at every rate of {lrs}", "lower finetune.lrs")
+    return train(site, method, terms, best, site.rows, head, folder)
+
+
+def validate(site: Site, trial: Callable[[], Trained], source: sources.Source) -> tuple[float, float]:
+    """(accuracy, loss) on held-out rows after a trial; (0, inf) if it diverged."""
+    try:
+        done = trial()
+        values = dict(loop.run_all({"held out": classification(site, done.model, source)}, done.state))
+    except errors.NonFinite as e:
+        log.say(f"a rate is out of the question: {e}")
+        return 0.0, math.inf
+    return values["held out/accuracy"], values["held out/loss"]
+
+
+def train(site: Site, method: str, terms: str, lr: float, rows: np.ndarray, head: Head | None, folder: Path) -> Trained:
+    """One run through the loop, from where its checkpoints in `folder`/training are."""
+    config, mesh, source = site.config, site.mesh, sources.Subset(site.task.train, rows)
+    plan = loop.Plan.of(config, len(source))
+    sections = settings.frozen(config.model, config.finetune)
+    compiled = finetune.build(*sections, site.setup(method, terms), lr, plan, mesh)
+    noisytune = 0.0 if method == finetune.PROBE else config.finetune.noisytune
+
+    def start(key: jax.Array) -> TrainState:
+        return finetune.start(compiled, site.weights, head, mesh, key, noisytune)
+
+    def begin() -> tuple[Any, Any]:
+        state = start(jax.random.key(config.seed))
+        return runtime.fetch((state.params, state.model_state), mesh)
+
+    def batches(start_step: int) -> Iterator[Any]:
+        how = {"batch": config.train.batch, "seed": config.seed, "start_step": start_step}
+        return pipeline.train(source, **how, **evaluation.reading(config, mesh))
+
+    checkpoints = checkpoint.Checkpoints(
+        folder / "training",
+        every=plan.every(config.runtime.save_every),
+        keep=config.runtime.keep,
+        keep_every=0,
+        meta={"config": settings.to_json(config), "num_classes": source.num_classes, "lr": lr},
+    )
+    try:
+        state = loop.train(
+            config,
+            compiled._replace(init=start),
+            plan,
+            mesh,
+            batches=batches,
+            evaluators={},
+            checkpoints=checkpoints,
+            metrics=lambda step: log.Metrics(
+                folder, step=step, steps=plan.steps, batch=config.train.batch,
+                label=f"{site.task.name} {folder.name}", active=jax.process_index() == 0,
+            ),
+        )  # fmt: skip
+    finally:
+        checkpoints.close()
+    return Trained(lr, compiled.model, state, begin)
+
+
+def initial_head(site: Site) -> Head | None:
+    """The head that every setting starts from, by `finetune.head_init`; None: fresh, by the seed."""
+    how = site.config.finetune.head_init
+    if how == finetune.PROBE:
+        state = chosen_and_trained(site, finetune.PROBE, "none", site.config.tune.lrs, None).state
+        return runtime.fetch((state.params["head"], state.model_state["head"]), site.mesh)
+    if how == "fresh":
+        return None
+    model, params, model_state = site.frozen[:3]
+    zero_shot = evaluation.zero_shot(
+        site.config, model, site.mesh, site.task, site.task.tests[0], encoder.load_tokenizer(site.config),
+        batch=site.config.extract.batch,
+    )  # fmt: skip
+    classes, scale = runtime.fetch((zero_shot.class_matrix(params, model_state), params["logit_scale"]), site.mesh)
+    kernel = np.float32(np.exp(scale) * classes.T)
+    return {"classifier": {"kernel": kernel, "bias": np.zeros(len(classes), np.float32)}}, {}
+
+
+def classification(site: Site, model: Model, source: sources.Source, **drawn: Any) -> loop.Evaluator:
+    """Of the model's classes on all of `source`, against the labels that it has."""
+    config, mesh = site.config, site.mesh
+    batches = partial(evaluation.images, config, mesh, source, batch=config.extract.batch, **drawn)
+    placing = {"put": runtime.put_batch(mesh), "fetch": partial(runtime.fetch, mesh=mesh)}
+    known = source.num_classes
+    return EVALUATORS["classification"](model.apply, batches, num_classes=known, clean=False, **placing)

@@ -1,0 +1,216 @@
+"""The classifier that is fine-tuned: its parts, its start, what is frozen, how two are interpolated."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+
+from configs import common
+from nml_jax import runtime, settings
+from nml_jax.errors import UserError
+from nml_jax.models import heads
+from nml_jax.training import finetune, loop, optim
+
+MODELS = {
+    "resnet18": {"stem": "small", "width": 4, "blocks": (1, 1), "zero_init_residual": False},
+    "vit_ti": {"patch": 4, "dim": 8, "depth": 2, "heads": 2},
+    "clip": {"tower": "vit_ti", "patch": 4, "dim": 8, "depth": 1, "heads": 2, "embed_dim": 6, "text_width": 8,
+             "text_depth": 1, "text_heads": 2, "text_context": 8, "text_vocab": 32},
+}  # fmt: skip
+TARGETS = {"resnet18": ("resnet_conv",), "vit_ti": ("vit_mlp",), "clip": ("vit_mlp",)}
+rng = np.random.default_rng(0)
+BATCH = {
+    "image": rng.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8), "label": np.arange(16, dtype=np.int32) % 3,
+    "id": np.arange(16, dtype=np.int32), "mask": np.ones(16, np.float32),
+}  # fmt: skip
+KEY = jax.random.key(5)
+
+
+@functools.cache
+def one() -> jax.sharding.Mesh:
+    """A mesh of one device, for which programs compile fastest; the stage's test has all."""
+    axes = (jax.sharding.AxisType.Auto,) * 2
+    return jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=axes, devices=jax.devices()[:1])
+
+
+def sections(name: str, **tuning) -> tuple[FrozenConfigDict, FrozenConfigDict]:
+    config = common.get_config()
+    with config.unlocked():
+        config.model.update({"name": name, **MODELS[name]})
+        config.finetune.update({"rank": 2, "targets": TARGETS[name], **tuning})
+    model, own = settings.frozen(config.model, config.finetune)
+    return model, own
+
+
+def setup(method: str, terms: str = "none", *, mlp: bool = False, layer: str = "features") -> finetune.Setup:
+    return finetune.Setup(method, terms, heads.Form(mlp), layer, 3, 8)
+
+
+@functools.cache
+def program(name: str, made: finetune.Setup, **tuning) -> loop.Program:
+    return finetune.build(*sections(name, **tuning), made, 0.01, loop.Plan(4, 2.0), one())
+
+
+@functools.cache
+def encoder(name: str):
+    """(params, model_state) of a pre-trained encoder, on the host."""
+    model = finetune.classifier(*sections(name), setup("full"))
+    params, state = model.init(jax.random.key(11), model.spec)
+    return jax.device_get((params["encoder"], state["encoder"]))
+
+
+def begin(name: str, made: finetune.Setup, head=None, noisytune: float = 0.0, **tuning):
+    return finetune.start(program(name, made, **tuning), encoder(name), head, one(), KEY, noisytune)
+
+
+def after(name: str, made: finetune.Setup, steps: int = 2, **tuning):
+    """(parameters and statistics at the start and after some steps, on the host, and the last metrics)"""
+    state, metrics = begin(name, made, **tuning), {}
+    first = jax.device_get((state.params, state.model_state))
+    for _ in range(steps):
+        state, metrics = program(name, made, **tuning).step(state, runtime.put_batch(one())(BATCH))
+    return first, jax.device_get((state.params, state.model_state)), jax.device_get(metrics)
+
+
+def same(a, b) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def logits(name: str, params, state):
+    model = finetune.classifier(*sections(name), setup("full"))
+    return jax.jit(lambda p, s: model.apply(p, s, BATCH, train=False, key=None)[0])(params, state)["logits"]
+
+
+def test_lora_trains_factors_and_head_alone():
+    (params, state), (trained, statistics), metrics = after("resnet18", setup("lora", "paper"))
+    assert same(trained["encoder"]["base"], params["encoder"]["base"])
+    assert same(params["encoder"]["base"], encoder("resnet18")[0])
+    assert not same(trained["encoder"]["lora"], params["encoder"]["lora"])
+    assert not same(trained["head"], params["head"])
+    assert {"cov", "svd"} <= metrics.keys()
+    plain, running = finetune.merged((trained, statistics), sections("resnet18")[1])
+    assert jax.tree.structure(plain["encoder"]) == jax.tree.structure(encoder("resnet18")[0])
+    assert not same(running["encoder"], state["encoder"])  # BatchNorm follows the adapted activations
+    assert np.isfinite(logits("resnet18", plain, running)).all()
+
+
+def test_full_trains_everything_but_the_initial_encoder_that_it_is_compared_with():
+    (params, state), (trained, statistics), metrics = after("resnet18", setup("full", "code"), consistency=True)
+    assert "mse" in metrics
+    assert same((params["initial"], state["initial"]), encoder("resnet18"))
+    assert same((trained["initial"], statistics["initial"]), encoder("resnet18"))
+    for old, new in zip(jax.tree.leaves(params["encoder"]), jax.tree.leaves(trained["encoder"]), strict=True):
+        assert np.any(old != new)
+    merged = finetune.merged((trained, statistics), sections("resnet18")[1])
+    assert [tree.keys() for tree in merged] == [{"encoder", "head"}] * 2
+
+
+def test_a_probe_trains_the_head_alone():
+    (params, state), (trained, statistics), _ = after("resnet18", setup(finetune.PROBE))
+    assert same((params["encoder"], state["encoder"]), (trained["encoder"], statistics["encoder"]))
+    assert not same(params["head"], trained["head"])
+
+
+def test_the_text_tower_of_clip_takes_no_part():
+    (params, _), (trained, _), _ = after("clip", setup("full"))
+    for part in ("text", "logit_scale"):
+        assert same(params["encoder"][part], trained["encoder"][part])
+    assert same(params["encoder"]["image"]["projection"], trained["encoder"]["image"]["projection"])
+    assert not same(params["encoder"]["image"]["block0"], trained["encoder"]["image"]["block0"])
+
+
+def test_a_head_that_is_given_is_where_training_starts():
+    head = {"classifier": {"kernel": np.full((6, 3), 0.5, np.float32), "bias": np.zeros(3, np.float32)}}, {}
+    made = setup("lora", layer="embedding")
+    state = begin("clip", made, head, head_init="zeroshot")
+    assert same(state.params["head"], head[0])
+    model, mesh = program("clip", made, head_init="zeroshot").model, one()
+    batch = runtime.put_batch(mesh)(BATCH)
+    outputs = jax.jit(lambda p, s, b: model.apply(p, s, b, train=False, key=None)[0])(
+        state.params, state.model_state, batch
+    )
+    np.testing.assert_allclose(outputs["logits"], np.asarray(outputs["embedding"]) @ head[0]["classifier"]["kernel"],
+                               atol=1e-5)  # fmt: skip
+
+
+def test_noisytune_perturbs_the_matrices_of_the_encoder():
+    made = setup("full")
+    plain, noisy = (jax.device_get(begin("resnet18", made, noisytune=x).params) for x in (0.0, 0.2))
+    W, V = plain["encoder"]["stem_conv"]["kernel"], noisy["encoder"]["stem_conv"]["kernel"]
+    assert 0.05 * W.std() < np.abs(V - W).max() <= 0.1 * W.std() * 1.001
+    assert same(plain["encoder"]["stem_bn"], noisy["encoder"]["stem_bn"])
+    assert same(plain["head"], noisy["head"])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_ti"])
+def test_neftune_acts_in_training_only_and_where_it_should(name: str):
+    made = setup("full")
+    models = [finetune.classifier(*sections(name, neftune=x), made) for x in (0.0, 3.0)]
+    params, state = models[0].init(KEY, models[0].spec)
+
+    def outputs(model, train: bool, key):
+        apply = functools.partial(model.apply, train=train)
+        return jax.device_get(jax.jit(lambda p, s, k: apply(p, s, BATCH, key=k)[0])(params, state, key))
+
+    plain, noisy = (outputs(model, True, KEY) for model in models)
+    assert np.array_equal(*(outputs(model, False, None)["logits"] for model in models))
+    if name == "resnet18":
+        added, tokens = noisy["features"] - plain["features"], 1
+        np.testing.assert_array_equal(noisy["stage2"], plain["stage2"])
+    else:
+        added, tokens = (noisy["embed_tokens"] - plain["embed_tokens"])[:, 1:], 4
+        np.testing.assert_array_equal(noisy["embed_tokens"][:, 0], plain["embed_tokens"][:, 0])
+    bound = 3.0 / np.sqrt(tokens * 8)
+    assert 0.9 * bound < np.abs(added).max() <= bound * 1.0001
+    assert not np.array_equal(noisy["logits"], outputs(models[1], True, jax.random.key(6))["logits"])
+
+
+def test_layer_wise_rates_of_the_classifier():
+    model = finetune.classifier(*sections("vit_ti"), setup("lora"))
+    params, _ = jax.eval_shape(lambda key: model.init(key, model.spec), KEY)
+    _, config = sections("vit_ti", layer_decay=0.5)
+    section = finetune.optimizer(config, params, "lora", 0.01)
+    rate = {name.replace("\\", ""): value for name, value in section.lr_mult}
+    assert {value for name, value in rate.items() if name.startswith("encoder/base/")} == {0.0}
+    assert rate["encoder/lora/block0/mlp/fc1/kernel/a"] == 0.25
+    assert rate["encoder/lora/block1/mlp/fc2/kernel/b"] == 0.5
+    assert rate["head/classifier/kernel"] == 1.0
+    optim.make(section, params, steps=4, steps_per_epoch=2.0)
+
+
+def test_wise_has_the_two_models_at_its_ends_and_lies_between():
+    trees = [{"w": np.array(values, np.float32)} for values in ((1.0, -2.0, 1e-8), (3.0, 2.0, 1e8))]
+    assert same(finetune.interpolate(*trees, 0.0), trees[0])
+    assert same(finetune.interpolate(*trees, 1.0), trees[1])
+    np.testing.assert_allclose(finetune.interpolate(*trees, 0.25)["w"], [1.5, -1.0, 0.25e8], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "cause"),
+    [
+        ({"methods": ("lora", "fulll")}, "no 'fulll'"),
+        ({"methods": ()}, "finetune.methods=() is empty"),
+        ({"terms": ("paper", "paper")}, "repeats itself"),
+        ({"terms": ("papers",)}, "no terms 'papers'"),
+        ({"head": "conv"}, "finetune.head='conv'"),
+        ({"head": "mlp", "head_init": "zeroshot"}, "no zero-shot weights"),
+        ({"rank": 0}, "finetune.rank=0"),
+        ({"lrs": (0.1, 0.0)}, "not above 0"),
+        ({"epochs": float("nan")}, "not above 0"),
+        ({"wise": (0.5, 1.5)}, "finetune.wise"),
+        ({"layer_decay": 0.0}, "layer-wise"),
+    ],
+)
+def test_mistakes_are_told(values, cause: str):
+    config = common.get_config().finetune
+    with config.unlocked():
+        config.update(values)
+    with pytest.raises(UserError) as e:
+        finetune.check(config)
+    assert cause in e.value.cause
+
+
+def test_the_defaults_are_in_order():
+    finetune.check(common.get_config().finetune)
