@@ -49,7 +49,7 @@ def test_a_map_of_other_classes(class_map):
 
 def test_anchors_and_the_worst_of_the_frames_around_them():
     correct = [True, True, False, True, False, True]
-    groups = ((0, 1), (1, 2, 3), (4, 5), (5,))  # all right; right but for a neighbour; anchor wrong; alone
+    groups = ((0, 1), (1, 3, 2), (4, 5), (5,))  # all right; right but for a neighbour; anchor wrong; alone
     assert mapped.pm_k(correct, groups) == (3 / 4, 2 / 4)
     assert mapped.pm_k(np.ones(6, bool), groups) == (1.0, 1.0)
     for nothing in ((), ((0, 1), ())):

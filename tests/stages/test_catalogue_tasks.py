@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from nml_jax import log
-from nml_jax.data import banks, catalogue, class_maps, tasks
-from nml_jax.evals import mapped
-from tests import small, tiny_sets
+from nml_jax.data import banks, catalogue, class_maps, task_builders
+from tests import small, tiny_archives, tiny_sets
 
 KINDS = {
     "downstream.tasks": ("cifar10", "domainnet"),
@@ -50,25 +48,27 @@ def test_heads_on_catalogue_sets(runs: Path):
     assert all(0 <= row.value <= 1 for row in rows)
 
 
-def test_features_of_a_test_with_a_class_map(runs: Path):
-    """The labels in the bank are those of the test classes; a head of 1000 classes is scored on them by the map."""
-    a_set = class_maps.ids("imagenet_a")
-    tiny_sets.write(runs / "sets", catalogue.TRAINED["imagenet2012"], labels=(6, 11, 13), records=6)
-    tiny_sets.write(runs / "sets", catalogue.PARTNERS["imagenet_a"], labels=(a_set[3][0], a_set[0][0]), records=4)
+def test_heads_of_imagenet_on_tests_of_other_classes(runs: Path):
+    """The labels in a bank are those of the test classes; a head of 1000 classes is scored on them by the class map."""
+    sets, others = runs / "sets", {c for (c,) in class_maps.ids("imagenet_a")}
+    assert class_maps.ids("imagenet_a")[2] == (13,)
+    assert 281 not in others
+    tiny_sets.write(sets, catalogue.TRAINED["imagenet2012"], labels=(13, 281), records=24)  # junco, tabby
+    tiny_sets.write(sets, catalogue.PARTNERS["imagenet_a"], labels=(13,), records=4)
+    src = tiny_archives.pack(runs / "vid.tar", tiny_archives.vid(), "tar")
+    task_builders.imagenet_vid_robust(src, sets / "imagenet_vid_robust")
     (first,) = (runs / "first").glob("noise=*")
     keys = {
-        "init_from": str(first), "noise": 0.0, "stages": ("extract",), "downstream.tasks": ("imagenet2012",),
-        "downstream.partners": ("imagenet_a",), "downstream.catalogue": str(runs / "sets"),
+        **KINDS, "tune.epochs": 200, "tune.lrs": (0.1,), "stages": ("extract", "tune"), "init_from": str(first),
+        "noise": 0.0, "downstream.tasks": ("imagenet2012",), "downstream.catalogue": str(sets),
+        "downstream.partners": ("imagenet_a", "imagenet_vid_robust"),
     }  # fmt: skip
     small.launch(runs / "second", **keys)
     (cell,) = (runs / "second").glob("noise=*")
     bank = banks.Bank(cell / "banks" / "imagenet2012" / "imagenet_a")
-    labels = bank.read("label")
-    assert labels.tolist() == [3, 0, 3, 0]
-    (test,) = (t for t in tasks.load("imagenet2012", small.config(**keys)).tests if t.split == "imagenet_a")
-    logits = np.zeros((4, 1000))
-    logits[:, 1] = 9.0  # no class of ImageNet-A, so it does not compete
-    logits[:2, a_set[3][0]] = 1.0
-    scorer = mapped.Scorer(1000, class_map=test.class_map)
-    scorer.update(labels, logits)
-    assert scorer.scores()["accuracy"] == 0.5  # two are called class 3, and by the tie two class 0
+    assert bank.read("label").tolist() == [2, 2, 2, 2]
+    found = {(row.split, row.metric): row.value for row in log.read_rows(cell) if row.stage == "tune"}
+    assert {split for split, _ in found} == {"test", "imagenet_a", "imagenet_vid_robust"}
+    assert {split for split, metric in found if metric in ("pm0", "pm10")} == {"imagenet_vid_robust"}
+    assert 0 <= found["imagenet_vid_robust", "pm10"] <= found["imagenet_vid_robust", "pm0"] <= 1
+    assert found["imagenet_a", "accuracy"] == 1.0  # of the two classes of training it has but one
