@@ -212,7 +212,8 @@ def main() -> None:
         if not off < 1e-4:
             sys.exit("the two do not train the same head")
 
-    print(f"\n{'ms a step':<16} {'ours':>7} {'min':>7} {'max':>7} {'torch':>7} {'min':>7} {'max':>7} {'ratio':>6} {'SVD':>8}")
+    columns = (f"{name:>7}" for name in ("ours", "min", "max", "torch", "min", "max"))
+    print(f"\n{'ms a step':<16}", *columns, f"{'ratio':>6} {'SVD':>8}")
     results = {}
     for dim, epochs in EPOCHS.items():
         for preset in ("code", "paper"):
@@ -227,7 +228,8 @@ def main() -> None:
             ratio = statistics.median(y / x for x, y, _ in seconds[1:])
             share = statistics.median(1 - z / x for x, _, z in seconds[1:])
             figures = [1000 * f(times) for times in (a, b) for f in (statistics.median, min, max)]
-            print(f"{f'D={dim}, {preset}':<16}", *(f"{ms:7.1f}" for ms in figures), f"{ratio:6.2f} {100 * share:6.1f} %")
+            print(f"{f'D={dim}, {preset}':<16}", *(f"{ms:7.1f}" for ms in figures), end=" ")
+            print(f"{ratio:6.2f} {100 * share:6.1f} %")
             results[f"{dim}/{preset}"] = {
                 "seconds": a, "torch_seconds": b, "seconds_without_svd": c, "ratio": ratio, "svd_share": share,
             }  # fmt: skip

@@ -138,6 +138,13 @@ def get_config() -> ConfigDict:
     downstream.train = "train"  # directory: split
     downstream.test = ("test",)  # directory: in-domain splits
     downstream.ood = ()  # directory: out-of-domain splits
+    downstream.catalogue = ""  # folder of the prepared catalogue datasets; "": ~/tensorflow_datasets
+    downstream.with_validation = False  # catalogue: train on train and validation, where a dataset has both
+    downstream.partners = ()  # catalogue: out-of-domain datasets to score on as well (data/catalogue.PARTNERS)
+    downstream.corruptions = ()  # cifar10_c, cifar100_c: TFDS's names; (): the benchmark's 15
+    downstream.severities = (1, 2, 3, 4, 5)  # cifar10_c, cifar100_c
+    downstream.domain_train = "real"  # domainnet: domain to train on, and to test on in-domain
+    downstream.domain_test = ("clipart", "painting", "sketch")  # domainnet: out-of-domain
     downstream.shifts = ()  # directory: shifts of the test images, scored as out-of-domain (data/transforms.SHIFTS)
 
     extract = config.extract = ConfigDict()

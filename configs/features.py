@@ -3,10 +3,11 @@
     python -m nml_jax.main --config=configs/features.py --config.features.train=train.npz \
         --config.features.test=test.npz --config.features.ood=other_domain.npz
 
-Linear probe (by gradient and by L-BFGS), MLP and NMTune (both presets) on the rows of `train`, five seeds; each is scored
-on every file of `test` (in-domain) and `ood` (out-of-domain). A seed decides the validation part, the initialisation and
-the order, and without a test file which 30 % of the training file are tested on. The report says which method to use, and
-the heads lie in runs/features/seed=*/heads: `python -m nml_jax.stages.predict HEAD FEATURES` applies one.
+Linear probe (by gradient and by L-BFGS), MLP and NMTune (both presets) on the rows of `train`, five seeds; each is
+scored on every file of `test` (in-domain) and `ood` (out-of-domain). A seed decides the validation part, the
+initialisation and the order, and without a test file which 30 % of the training file are tested on. The report says
+which method to use, and the heads
+lie in runs/features/seed=*/heads: `python -m nml_jax.stages.predict HEAD FEATURES` applies one.
 
 Files: .npz, .npy pairs ("X.npy,y.npy"), .safetensors, .csv and .parquet; several test files by ";".
 """

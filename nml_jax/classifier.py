@@ -1,6 +1,7 @@
 """NMTune, its relatives and plain probes as a scikit-learn classifier on features: `NMTuneClassifier`."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,15 @@ from nml_jax.training.head_runs import Bank, Setting, Spec
 from nml_jax.training.tuned import TunedHead
 
 METHODS = ("linear", "mlp", "nmtune", "skd", "fgs", "lgm")
+EPOCHS, STEPS = 8, 200  # by default: so many epochs, or as many as make so many steps
+PATIENCE, PATIENT_STEPS = 3, 75
+OPTIONAL = ("epochs", "learning_rate", "patience")  # None: see above
 
 
 class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     """A head on frozen features, trained by AdamW with a cosine to zero on standardised inputs.
 
-    The defaults are made for a quick good answer; `epochs=30, batch_size=64` is the released schedule (arXiv 2309.17002).
+    The defaults are made for a quick answer; `epochs=30, batch_size=64` is the released schedule (arXiv 2309.17002).
     Training stops where the validation loss has not fallen for `patience` epochs, and the best epoch is kept.
 
     Args:
@@ -35,14 +39,16 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             (objectives/skd.py, fgs.py, lgm.py).
         preset: of nmtune: paper | code.
         weights: numbers that replace those of the preset, or of the method's terms, by name, as {"svd": 0.1}.
-        epochs: passes over the training part, at most.
-        batch_size: rows per step, at most those of the training part.
-        learning_rate: at the start of the cosine.
+        epochs: passes over the training part, at most. None: 8, or as many as make 200 steps.
+        batch_size: rows per step; of a smaller training part the largest power of two in it, so that sets of similar
+            size share what is compiled.
+        learning_rate: at the start of the cosine. None: a fiftieth of √(6/D), the bound of the classifier's initial
+            weights, as AdamW moves every weight by about this much in a step.
         weight_decay: decoupled, on every parameter.
         standardize: per-feature mean 0 and variance 1, from the rows given to `fit`.
         early_stopping: hold out `validation_fraction` of the rows, stratified, but for sets that have none to spare.
         validation_fraction: share of the rows.
-        patience: epochs.
+        patience: epochs. None: 3, or as many as make 75 steps.
         width, depth, residual, norm: of the MLP, see `models.heads.Form`.
         warm_start: go on from the last `fit`, if it was on the same classes and features.
         random_state: of the initialisation, the order and the validation part.
@@ -55,20 +61,22 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         head_: the `TunedHead`; `head_.params` and `head_.state` are NumPy arrays.
     """
 
+    n_features_in_: int  # scikit-learn sets it
+
     def __init__(
         self,
         method: str = "nmtune",
         preset: str = "paper",
         *,
         weights: dict[str, Any] | None = None,
-        epochs: int = 8,
+        epochs: int | None = None,
         batch_size: int = 256,
-        learning_rate: float = 1e-3,
+        learning_rate: float | None = None,
         weight_decay: float = 1e-4,
         standardize: bool = True,
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
-        patience: int = 3,
+        patience: int | None = None,
         width: int = 4,
         depth: int = 1,
         residual: bool = True,
@@ -122,13 +130,18 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         if len(self.classes_) < 2:
             raise UserError(f"y has one class: {self.classes_.tolist()}", "give examples of at least two classes")
         train, held_out = self._parts(codes, seed)
-        features = X[:, None]
-        bank = Bank(features[train], codes[train].astype(np.int32), weights[train] / weights[train].mean())
-        spec = spec_of(len(self.classes_), min(self.batch_size, len(train)))
-        setting = Setting(np.arange(len(train)), self.learning_rate, self.weight_decay, seed, numbers)
+        bank = _bank(X, codes, weights / weights[train].mean())
+        rows = np.concatenate([train, held_out, np.arange(len(X), len(bank.labels))])
+        spec = spec_of(len(self.classes_), min(self.batch_size, 1 << (len(train).bit_length() - 1)))
+        rate = math.sqrt(6 / X.shape[1]) / 50 if self.learning_rate is None else self.learning_rate
+        setting = Setting(rows, rate, self.weight_decay, seed, numbers)
         start = self.head_ if before == (list(self.classes_), X.shape[1]) and self.head_.form == spec.form else None
-        standard = head_runs.standard(features) if self.standardize else None
-        self._train(spec, bank, setting, standard, start, (X[held_out], codes[held_out], weights[held_out]))
+        standard = None
+        if self.standardize:
+            sizes = np.arange(len(bank.labels)), np.int32(len(X))
+            standard = jax.device_get(jax.jit(head_runs.statistics)(bank.features, *sizes))
+        validation = X[held_out], codes[held_out], weights[held_out]
+        self._train(spec, bank, setting, len(train), standard, start, validation)
         Z, _ = self.head_.outputs(X)
         F = (X - standard["mean"]) / standard["scale"] if standard else X
         self.spectrum_ = {name: _measures(rows) for name, rows in (("F", F), ("Z", Z))}
@@ -138,14 +151,18 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """The arguments as a function (K, batch) -> Spec, and the numbers of the terms."""
         if self.method not in METHODS:
             raise UserError(f"method={self.method!r} is unknown", f"choose one of {', '.join(METHODS)}")
-        for name in ("epochs", "batch_size", "patience"):
+        for name in ("epochs", "batch_size", "patience", "width", "depth"):
             value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < 1:
+            if not (isinstance(value, int | np.integer) and value >= 1 or name in OPTIONAL and value is None):
                 raise UserError(f"{name}={value!r}", "give a whole number of 1 or more")
         for name in ("learning_rate", "weight_decay"):
             value = getattr(self, name)
-            if not (isinstance(value, int | float | np.number) and 0 <= value < np.inf):
+            number = isinstance(value, int | float | np.number) and 0 <= value < np.inf
+            if not (number or name in OPTIONAL and value is None):
                 raise UserError(f"{name}={value!r}", "give a number of 0 or more")
+        share = self.validation_fraction
+        if not (isinstance(share, int | float | np.number) and 0 < share < 1):
+            raise UserError(f"validation_fraction={share!r}", "give a share between 0 and 1")
         given, own = self.weights or {}, None
         if self.method == "nmtune":
             own, _ = nmtune.weights(self.preset, 1, **given)
@@ -160,11 +177,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def _parts(self, codes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on, and rows to validate on; none where no class has a row to spare."""
         everything = np.arange(len(codes))
-        if not self.early_stopping:
-            return everything, everything[:0]
-        if not 0 < self.validation_fraction < 1:
-            raise UserError(f"validation_fraction={self.validation_fraction}", "give a share between 0 and 1")
-        if np.bincount(codes).max() < 2:
+        if not self.early_stopping or np.bincount(codes).max() < 2:
             return everything, everything[:0]
         return heads.hold_out(codes, self.validation_fraction, seed)
 
@@ -173,20 +186,23 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         spec: Spec,
         bank: Bank,
         setting: Setting,
+        n: int,
         standard: Any,
         start: TunedHead | None,
         validation: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> None:
         """Train epoch by epoch; leaves head_, n_iter_ and validation_loss_."""
-        n, bank, setting = len(bank.labels), jax.device_put(bank), head_runs.typed(setting)
-        total = np.int32(self.epochs * -(-n // spec.batch))
+        bank, setting, steps = jax.device_put(bank), head_runs.typed(setting), -(-n // spec.batch)
+        epochs = max(EPOCHS, -(-STEPS // steps)) if self.epochs is None else self.epochs
+        patience = max(PATIENCE, -(-PATIENT_STEPS // steps)) if self.patience is None else self.patience
+        total = np.int32(epochs * steps)
         best, self.validation_loss_ = (np.inf, None), []
         with head_runs.one_blas_thread():
             carry = head_runs.begin(spec, setting, bank.features.shape[-1], standard)
             if start is not None:
                 state = {**carry.state, **{k: v for k, v in start.state.items() if k != "input"}}
                 carry = carry._replace(params=jax.device_put(start.params), state=jax.device_put(state))
-            for i in range(self.epochs):
+            for i in range(epochs):
                 carry = head_runs.advance(spec, carry, bank, setting, np.int32(n), np.int32(i), total)
                 if not len(validation[0]):
                     continue
@@ -195,7 +211,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 self.validation_loss_.append(loss)
                 if loss < best[0] or best[1] is None:
                     best = loss, head
-                elif len(self.validation_loss_) - 1 - int(np.argmin(self.validation_loss_)) >= self.patience:
+                elif len(self.validation_loss_) - 1 - int(np.argmin(self.validation_loss_)) >= patience:
                     break
         self.n_iter_ = i + 1
         head = best[1] or TunedHead(spec.form, *jax.device_get((carry.params, carry.state)))
@@ -229,6 +245,11 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         X = validate_data(self, X, dtype=[np.float32, np.float64], ensure_all_finite=False, reset=False)
         with _value_errors():
             return self.head_.outputs(_finite(X))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]  # Z is float32, whatever X is
+        return tags
 
     @property
     def _n_features_out(self) -> int:
@@ -274,6 +295,14 @@ def _finite(X: np.ndarray) -> np.ndarray:
         what = "NaN" if np.isnan(value) else f"{value:g} (infinity in float32)"
         raise UserError(f"row {row} of X holds {what}, {(~finite).sum()} rows in all", "repair or drop these rows")
     return narrow
+
+
+def _bank(X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> Bank:
+    """The rows, and after them so many of zeros that sets of similar size share what is compiled."""
+    step = max(64, 1 << (len(X).bit_length() - 3))
+    fill = -len(X) % step
+    features = np.pad(X, ((0, fill), (0, 0)))[:, None]
+    return Bank(features, np.pad(codes.astype(np.int32), (0, fill)), np.pad(weights.astype(np.float32), (0, fill)))
 
 
 def _loss(head: TunedHead, X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> float:

@@ -25,7 +25,7 @@ NAMES = {
     "stable_rank": "stable rank",
     "alpha_req": "α-ReQ exponent",
     "fisher_ratio": "Fisher ratio (between / within classes)",
-    "nearest_mean": "nearest class mean, leave-one-out accuracy",
+    "class_mean_accuracy": "nearest class mean, leave-one-out accuracy",
 }
 
 
@@ -90,7 +90,8 @@ def diagnose(
     The measures of the spectrum are in raw mode, as the papers' formulas have it; α-ReQ is of the centred features. In
     the cross-validation features are standardised, both methods see the same folds, the probe chooses its penalty among
     six on 20 % of its training folds, and NMTune is trained by the released setting (30 epochs, batch 64, learning rate
-    1e-3, weight decay 1e-4), in at most 400 steps. A gain on rows like those trained on says nothing about other domains.
+    1e-3, weight decay 1e-4), in at most 400 steps. A gain on rows like those trained on says nothing about other
+    domains.
 
     Args:
         F: [N, D], finite real numbers.
@@ -151,8 +152,11 @@ def measures(F: np.ndarray, codes: np.ndarray) -> dict[str, float]:
     if not s.any():
         raise UserError("all features are zero", "look at what made them")
     centred = spectrum.singular_values(F, center="features")
-    out = {name: float(getattr(spectrum, name)(s)) for name in ("sve", "lsvr", "top_share", "effective_rank", "stable_rank")}
-    out["alpha_req"] = float(spectrum.alpha_req(centred)) if centred.any() else math.nan
+    out = {
+        name: float(getattr(spectrum, name)(s))
+        for name in ("sve", "lsvr", "top_share", "effective_rank", "stable_rank")
+    }
+    out["alpha_req"] = float(spectrum.alpha_req(centred)) if (centred > 0).sum() > 1 else math.nan
     return {**out, **separability(F, codes)}
 
 

@@ -151,7 +151,8 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"noise={config.noise} is no share", "give a number in [0, 1], as in --config.noise=0.05")
     for key, low in {
         "data.image_size": 1, "train.batch": 1, "extract.batch": 1, "extract.views": 1, "tune.batch": 1,
-        "tune.epochs": 1, "tune.seeds": 1, "tune.width": 1, "tune.depth": 1, "diagnose.folds": 2, "diagnose.rows": 20, "augment.repeats": 1, "runtime.threads": 0,
+        "tune.epochs": 1, "tune.seeds": 1, "tune.width": 1, "tune.depth": 1, "tune.steps": 0, "diagnose.folds": 2,
+        "diagnose.rows": 20, "augment.repeats": 1, "runtime.threads": 0,
         "runtime.log_every": 1, "runtime.keep": 1, "runtime.timeout": 1, "seed": 0, "noise_seed": 0,
     }.items():  # fmt: skip
         value = flat[key]

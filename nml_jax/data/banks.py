@@ -27,7 +27,7 @@ class Bank:
     """A bank on disk. Arrays are read shard by shard, memory-mapped.
 
     Attributes:
-        index: key, n, layers (name -> [V, D]), num_classes, class_names, shards.
+        index: key, n, layers (name -> [V, D]), num_classes, class_names, shards; scoring, where it was written.
     """
 
     def __init__(self, folder: Path):
@@ -150,6 +150,7 @@ def write(
     key: str,
     num_classes: int,
     class_names: tuple[str, ...],
+    scoring: Mapping[str, Any] | None = None,
 ) -> Bank:
     """Write a bank from blocks of rows, replacing what the folder held.
 
@@ -158,6 +159,7 @@ def write(
         blocks: each a dict of layers (float32 [n, V, D]), "label" and "id" (int32 [n]), in source order.
         key: identity of what the numbers depend on.
         num_classes, class_names: of the labels.
+        scoring: JSON values for the index: how a head is scored on the split, where that is not by its labels alone.
 
     Raises:
         UserError: a feature is not finite, there are no rows, or the disk takes no more.
@@ -193,6 +195,7 @@ def write(
             "num_classes": num_classes,
             "class_names": list(class_names),
             "shards": shards,
+            **({"scoring": dict(scoring)} if scoring else {}),
         }
         log.write_json(part / "index.json", index | {"sha256": _self_sha(index)})
         shutil.rmtree(folder, ignore_errors=True)

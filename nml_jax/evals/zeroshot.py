@@ -37,19 +37,28 @@ def _described(
     return jnp.matmul(member.T, jnp.where(present[:, None], embedding, 0), precision="highest")
 
 
-@partial(jax.jit, static_argnames=("apply", "clean"))
+@partial(jax.jit, static_argnames=("apply", "clean", "class_map"))
 def _sums(
-    params: Any, model_state: Any, classes: jax.Array, batch: Mapping[str, jax.Array], *, apply: Callable, clean: bool
+    params: Any,
+    model_state: Any,
+    classes: jax.Array,
+    batch: Mapping[str, jax.Array],
+    *,
+    apply: Callable,
+    clean: bool,
+    class_map: tuple[tuple[int, ...], ...] | None,
 ) -> Sums:
     embedding = apply(params, model_state, batch, train=False, key=None)[0]["embedding"]
     scores = jnp.matmul(embedding, classes.T, precision="highest")
+    if class_map is not None:
+        scores = jnp.stack([scores[:, list(ids)].max(-1) for ids in class_map], -1)
     present, true = batch["mask"] > 0, batch["label_clean" if clean else "label"]
     # The rank of the true class, ties broken as argmax does it.
     own = jnp.take_along_axis(scores, true[:, None], axis=1)
-    lower = jnp.arange(len(classes)) < true[:, None]
+    lower = jnp.arange(scores.shape[1]) < true[:, None]
     rank = ((scores > own) | ((scores == own) & lower)).sum(-1)
     return Sums(
-        jnp.zeros((len(classes),) * 2, jnp.int32).at[true, scores.argmax(-1)].add(present.astype(jnp.int32)),
+        jnp.zeros((scores.shape[1],) * 2, jnp.int32).at[true, scores.argmax(-1)].add(present.astype(jnp.int32)),
         (present & (rank < 5)).sum(),
         (present & ~jnp.isfinite(scores).all(-1)).sum(),
     )
@@ -76,6 +85,8 @@ class ZeroShot:
         put: local batch -> global batch on the devices (`runtime.put_batch`).
         fetch: global arrays -> NumPy, whole, on every process (`runtime.fetch`).
         clean: score against `label_clean`, else against `label`.
+        class_map: of each class of the split the ids of the K classes that it stands for, of which the best counts;
+            None: the split has the K classes.
     """
 
     def __init__(
@@ -88,10 +99,11 @@ class ZeroShot:
         put: Callable[[Any], Any] = jax.device_put,
         fetch: Callable[[Any], Any] = jax.device_get,
         clean: bool = True,
+        class_map: tuple[tuple[int, ...], ...] | None = None,
     ):
         self.batches, self.texts, self.put, self.fetch = batches, texts, put, fetch
         self.described = partial(_described, apply=apply, num_classes=num_classes)
-        self.sums = partial(_sums, apply=apply, clean=clean)
+        self.sums = partial(_sums, apply=apply, clean=clean, class_map=class_map)
 
     def class_matrix(self, params: Any, model_state: Any) -> jax.Array:
         """float32 [K, E], one row of norm 1 for every class, on all devices."""
@@ -120,7 +132,7 @@ class ZeroShot:
         if total.lost:
             raise NonFinite(f"the embeddings of {total.lost} image(s), or those of the classes, are not finite")
         yield "accuracy", metrics.accuracy(total.confusion)
-        if len(classes) > 5:
+        if len(total.confusion) > 5:
             yield "top5", float(total.top5 / total.confusion.sum())
         yield "macro_f1", metrics.macro_f1(total.confusion)
         yield "mean_per_class", metrics.mean_per_class(total.confusion)

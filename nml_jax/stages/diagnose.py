@@ -1,4 +1,4 @@
-"""What the training features look like, and whether NMTune beats a linear probe on them -> rows and `diagnosis.json`."""
+"""What training features look like, and whether NMTune beats a linear probe on them -> rows and `diagnosis.json`."""
 
 import dataclasses
 from pathlib import Path

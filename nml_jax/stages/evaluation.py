@@ -93,13 +93,14 @@ def described(config: ConfigDict, name: str, class_names: Sequence[str] | None) 
 def zero_shot(
     config: ConfigDict, model: Model, mesh: Mesh, task: tasks.Task, test: tasks.Test, tokenize: Any, *, batch: int
 ) -> ZeroShot:
-    """A test split of a task, classified by the names of its classes."""
+    """A test split of a task, classified by the names of the task's classes. Frames of videos count one by one."""
     drawn = {"shift": test.shift, "seed": config.seed}
     return ZeroShot(
         model.apply,
         partial(images, config, mesh, test.source, batch=batch, **drawn),
         partial(texts, config, mesh, described(config, task.name, task.train.class_names), tokenize, batch=batch),
         num_classes=task.num_classes,
+        class_map=test.class_map,
         **_placing(mesh),
     )
 

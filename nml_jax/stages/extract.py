@@ -114,6 +114,7 @@ def bank_key(config: ConfigDict, frozen: encoder.Encoder, test: tasks.Test, *, v
         drawn,
         config.extract.layers,
     ]
+    parts += [scoring(test)] if scoring(test) else []
     seen = {"augment": config.augment, "model": config.model, "image_size": config.data.image_size}
     return settings.sha(json.loads(json.dumps([parts, {k: v.to_dict() if hasattr(v, "to_dict") else v
                                                        for k, v in seen.items()}])))  # fmt: skip
@@ -143,7 +144,17 @@ def extract(
         for _ in blocks():  # takes its part in every step
             pass
         return
-    banks.write(folder, blocks(), key=key, num_classes=test.source.num_classes, class_names=test.source.class_names)
+    source = test.source
+    named = {"num_classes": source.num_classes, "class_names": source.class_names}
+    banks.write(folder, blocks(), key=key, **named, scoring=scoring(test))
+
+
+def scoring(test: tasks.Test) -> dict[str, Any]:
+    """The arguments of `evals.mapped.Scorer` for tests of other classes and of frames; empty for all others."""
+    out: dict[str, Any] = {"class_map": [list(ids) for ids in test.class_map]} if test.class_map else {}
+    if test.frames:
+        out |= {"frame_labels": test.frames.labels, "groups": test.frames.groups}
+    return json.loads(json.dumps(out))
 
 
 def encoded(

@@ -1,9 +1,10 @@
-"""Features to tune on, wherever they came from: the banks that `extract` wrote, or the files of the stage `features`."""
+"""Features to tune on, wherever they came from: banks that `extract` wrote, or the files of the stage `features`."""
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -32,12 +33,13 @@ class Rows(Protocol):
 
 
 class Split(NamedTuple):
-    """One split with its labels, int32 [N]. `domain` is "id" or "ood"."""
+    """One split with its labels, int32 [N]. `domain` is "id" or "ood"; `scoring` are arguments of `mapped.Scorer`."""
 
     name: str
     domain: str
     features: Rows
     labels: np.ndarray
+    scoring: Mapping[str, Any] = MappingProxyType({})
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(first views float32 [n, D], labels [n]), in order."""
@@ -115,7 +117,9 @@ def opened(config: ConfigDict, workdir: Path) -> list[FeatureSet]:
         labels = {split: bank.read("label") for split, bank in opened.items()}
         for layer in config.extract.layers:
             splits = {
-                split: Split(split, domains[split], banks.Layer(bank, layer), labels[split])
+                split: Split(
+                    split, domains[split], banks.Layer(bank, layer), labels[split], bank.index.get("scoring", {})
+                )
                 for split, bank in opened.items()
             }
             index = opened["train"].index

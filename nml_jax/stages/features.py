@@ -51,7 +51,8 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         "classes": list(found.classes),
         "splits": [
             {"split": split.name, "domain": split.domain, "rows": len(split.labels), "views": split.features.views,
-             "features": split.features.dim, "per_class": np.bincount(split.labels, minlength=len(found.classes)).tolist()}
+             "features": split.features.dim,
+             "per_class": np.bincount(split.labels, minlength=len(found.classes)).tolist()}
             for split in (found.train, *found.tests)
         ],
         "files": {spec: _open(config, spec).fingerprint for spec in _specs(config)},
@@ -117,7 +118,11 @@ def opened(config: ConfigDict, workdir: Path) -> FeatureSet:
         "model": "black box",
     }  # fmt: skip
     names = classes_to_json(classes)
-    if whole.class_names and classes.dtype.kind in "iu" and 0 <= classes.min() <= classes.max() < len(whole.class_names):
+    if (
+        whole.class_names
+        and classes.dtype.kind in "iu"
+        and 0 <= classes.min() <= classes.max() < len(whole.class_names)
+    ):
         names = tuple(whole.class_names[c] for c in classes)
     return FeatureSet(TASK, LAYER, train, tuple(tests), names, origin)
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from nml_jax import errors, log, noise, settings
 from nml_jax.data.shares import stratified
 from nml_jax.errors import UserError
-from nml_jax.evals import metrics
+from nml_jax.evals.mapped import Scorer
 from nml_jax.stages import feature_sets
 from nml_jax.stages.feature_sets import FeatureSet, Split
 from nml_jax.training import heads, methods, streamed
@@ -117,24 +117,22 @@ def _labels(found: FeatureSet, chosen: np.ndarray, rate: float, config: ConfigDi
     return np.asarray(noisy, np.int32)
 
 
-def _measured(
-    result: heads.HeadResult, found: FeatureSet, method: str, shared: dict[str, Any]
-) -> Iterator[log.Row]:
+def _measured(result: heads.HeadResult, found: FeatureSet, method: str, shared: dict[str, Any]) -> Iterator[log.Row]:
     """The scores of a head on every test, and the spectrum of its Z there."""
     layer = "Z" if found.layer == "features" else f"Z of {found.layer}"
     for test in found.tests:
         where = {"split": test.name, "domain": test.domain, "n_test": len(test.labels)}
-        confusion = np.zeros((len(found.classes), len(found.classes)), np.int64)
+        scorer = Scorer(len(found.classes), **test.scoring)
 
-        def transformed(test: Split = test, confusion: np.ndarray = confusion) -> Iterator[np.ndarray]:
+        def transformed(test: Split = test, scorer: Scorer = scorer) -> Iterator[np.ndarray]:
             for features, labels in test.blocks():
                 Z, logits = result.outputs(features)
                 heads.require_finite(method, logits)
-                confusion += metrics.confusion(labels, logits.argmax(1), len(found.classes))
+                scorer.update(labels, logits)
                 yield Z
 
         s = feature_sets.singular_values(transformed(), len(test.labels), test.features.dim, "paper")
-        for metric, value in metrics.scores(confusion).items():
+        for metric, value in scorer.scores().items():
             yield log.Row(**shared, **where, metric=metric, value=value)
         yield from feature_sets.spectrum_rows(s, **shared, **where, layer=layer, spectrum_mode="paper")
 
@@ -149,5 +147,7 @@ def _save(head: Any, found: FeatureSet, workdir: Path, shared: dict[str, Any]) -
     words += [f"seed={shared['head_seed']}"]
     folder = workdir / "heads" / found.task / ("" if found.layer == "features" else found.layer)
     name = re.sub(r"[^\w=.,-]", "_", ",".join(filter(None, words)))
-    about = {key: shared[key] for key in ("task", "method", "preset", "hyper", "n_train", "head_seed", "model", "views")}
+    about = {
+        key: shared[key] for key in ("task", "method", "preset", "hyper", "n_train", "head_seed", "model", "views")
+    }
     TunedHead(head.form, head.params, head.state, found.classes, about).save(folder / f"{name}.safetensors")

@@ -206,9 +206,7 @@ _train = jax.jit(_run, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=0)
-def _train_mapped(
-    spec: Spec, bank: Bank, settings: Setting, n: jax.Array, epochs: jax.Array
-) -> tuple[Tree, Tree]:
+def _train_mapped(spec: Spec, bank: Bank, settings: Setting, n: jax.Array, epochs: jax.Array) -> tuple[Tree, Tree]:
     return jax.vmap(lambda setting: _run(spec, bank, setting, n, epochs))(settings)
 
 
@@ -251,8 +249,6 @@ def outputs(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _apply(
-    form: Form, num_classes: int, params: Tree, state: Tree, features: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _apply(form: Form, num_classes: int, params: Tree, state: Tree, features: jax.Array) -> tuple[jax.Array, jax.Array]:
     out, _ = head(form, num_classes).apply(params, state, features, train=False)
     return out["features"], out["logits"]

@@ -1,8 +1,8 @@
 """The one head trainer: choose hyper-parameters, then train on all rows.
 
 Hyper-parameters are chosen on a stratified part of the training rows; then the head is trained anew on all of them. The
-test splits are no business of this file, so that none can be looked at before the end. Every method gets the same splits, views and epochs, and as many settings as its grid
-has: by default six each.
+test splits are no business of this file, so that none can be looked at before the end. Every method gets the same
+splits, views and epochs, and as many settings as its grid has: by default six each.
 """
 
 import dataclasses
@@ -167,7 +167,14 @@ class ByGradient:
     """Heads that are trained step by step, as in head_runs.py."""
 
     def __init__(
-        self, features: np.ndarray, labels: np.ndarray, *, method: str, preset: str | None, num_classes: int, config: Any
+        self,
+        features: np.ndarray,
+        labels: np.ndarray,
+        *,
+        method: str,
+        preset: str | None,
+        num_classes: int,
+        config: Any,
     ):
         weights, self.preset = methods.weights(method, preset, config, features.shape[1])
         self.method, self.num_classes, self.config = method, num_classes, config
@@ -203,7 +210,14 @@ class ByProbe:
     """Heads that are solved, as in probes.py, on all views of the rows."""
 
     def __init__(
-        self, features: np.ndarray, labels: np.ndarray, *, method: str, preset: str | None, num_classes: int, config: Any
+        self,
+        features: np.ndarray,
+        labels: np.ndarray,
+        *,
+        method: str,
+        preset: str | None,
+        num_classes: int,
+        config: Any,
     ):
         _, self.preset = methods.weights(method, preset, config, features.shape[1])
         self.method, self.num_classes, self.config = methods.find(method), num_classes, config

@@ -15,7 +15,7 @@ class Method(NamedTuple):
     title: as tables call it.
     mlp: the head has an MLP, of the architecture that the keys width, depth, residual and norm describe.
     terms: key of TERMS, beside the cross-entropy; "": none.
-    probe: of those without a training loop: (features [N, D], labels [N], grid, ...) -> one probe per value of the grid.
+    probe: of those without a training loop: (features [N, D], labels [N], grid, ...) -> a probe per value of the grid.
     grid: of these: the key of the section `tune` with the values to choose from.
     value: of these: what one such value is called.
     """

@@ -47,8 +47,8 @@ def fit_seeds(
 ) -> list[HeadResult]:
     """As `heads.fit_seeds`, with at most two shards of rows in memory.
 
-    Hyper-parameters are chosen on a stratified sample of one shard; the methods that are solved and not trained (L-BFGS,
-    ridge, k-NN) see that sample only, and `n_train` says so.
+    Hyper-parameters are chosen on a stratified sample of one shard; the methods that are solved and not trained
+    (L-BFGS, ridge, k-NN) see that sample only, and `n_train` says so.
 
     Args:
         features: the N training rows.

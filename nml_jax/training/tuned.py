@@ -1,7 +1,7 @@
 """A tuned head on its own, and the file that carries it elsewhere.
 
-The file is one safetensors: the tensors of the head under their names, as "dense1/kernel", and in its metadata what they
-mean (`FORMAT`). NumPy alone can apply it; the README shows how.
+The file is one safetensors: the tensors of the head under their names, as "dense1/kernel", and in its metadata what
+they mean (`FORMAT`). NumPy alone can apply it; the README shows how.
 """
 
 import dataclasses

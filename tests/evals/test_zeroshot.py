@@ -100,6 +100,17 @@ def test_against_the_given_labels(params):
     assert dict(evaluator(clean=False).run(params, STATE))["accuracy"] == np.mean(scores.argmax(1) == noisy)
 
 
+def test_a_split_whose_classes_stand_for_several(params):
+    class_map = ((0, 4), (1,), (6, 2, 5))
+    _, scores = reference(params)
+    best = np.stack([scores[:, list(ids)].max(1) for ids in class_map], 1).argmax(1)
+    true = np.arange(N) % 3
+    got = dict(evaluator(partial(split, classes=3), class_map=class_map).run(params, STATE))
+    assert got["accuracy"] == pytest.approx((best == true).mean())
+    assert got["macro_f1"] == pytest.approx(f1_score(true, best, average="macro"))
+    assert "top5" not in got
+
+
 @pytest.mark.parametrize("size", [1, 5, 16, 64])
 def test_batches_and_padding_change_nothing(params, size):
     got = dict(evaluator(partial(split, size=size), partial(texts, size=size)).run(params, STATE))

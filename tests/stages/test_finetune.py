@@ -1,0 +1,233 @@
+"""The stage finetune: what it writes, that its results are ordinary checkpoints, how it goes on after a stop."""
+
+import json
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from nml_jax import load_model, log, runtime, settings
+from nml_jax.data import tasks
+from nml_jax.errors import NonFinite, Preempted, UserError
+from nml_jax.stages import encoder, finetune, finetune_runs
+from tests import small
+
+CELL = "noise=0.3,seed=0"
+TUNING = {
+    "stages": ("pretrain", "finetune"), "train.epochs": 1.0, "optimizer.warmup_epochs": 0.0,
+    "finetune.epochs": 1.0, "finetune.lrs": (1e-2,), "finetune.rank": 2, "finetune.targets": ("resnet_conv",),
+    "finetune.wise": (0.0, 1.0),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_devices():
+    """A mesh of two devices: as much as it takes to have several, and no more to compile."""
+    axes = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((2, 1), ("data", "fsdp"), axis_types=axes, devices=jax.devices()[:2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "make_mesh", lambda *_: mesh)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The folder of an experiment with one finished run. Copy it before changing it."""
+    workdir = tmp_path_factory.mktemp("tuned") / "digits"
+    small.launch(workdir, **TUNING)
+    return workdir
+
+
+def setting(method: str, terms: str = "none") -> str:
+    return f"finetune/digits/{method},terms={terms},share=1,seed=0"
+
+
+def values(rows: list[log.Row], **where) -> dict:
+    """(split, metric) -> value of the rows with these fields."""
+    return {
+        (row.split, row.metric): row.value
+        for row in rows
+        if row.stage == "finetune" and all(getattr(row, k) == v for k, v in where.items())
+    }
+
+
+def test_every_method_with_every_set_of_terms_is_scored_on_every_test(finished: Path):
+    rows = [row for row in log.read_rows(finished / CELL) if row.stage == "finetune"]
+    assert {(row.method, row.preset) for row in rows} == {(m, p) for m in ("lora", "full") for p in (None, "paper")}
+    splits = {(row.split, row.domain) for row in rows}
+    assert {domain for _, domain in splits} == {"id", "ood"}
+    assert len(rows) == 4 * len(splits) * 3 * 3  # settings × tests × metrics × (result, two ends of the curve)
+    for row in rows:
+        assert (row.task, row.train_share, row.head_seed, row.views, row.noise_asked) == ("digits", 1.0, 0, 1, 0.3)
+        assert (row.n_train, row.n_test) == (719, 177)
+        assert 0 <= row.value <= 1
+        marked = "@wise=" in row.metric
+        assert row.hyper == {"lr": 1e-2, "weight_decay": 1e-4} | (
+            {"wise_alpha": float(row.metric.split("=")[1])} if marked else {}
+        )
+
+
+def test_the_curve_goes_from_the_common_start_to_the_result(finished: Path):
+    rows = log.read_rows(finished / CELL)
+    starts = []
+    for method in ("lora", "full"):
+        found = values(rows, method=method, preset=None)
+        for split, metric in found:
+            if "@" not in metric:
+                assert found[split, metric] == found[split, f"{metric}@wise=1"]
+        starts.append({key: value for key, value in found.items() if key[1].endswith("@wise=0")})
+    assert starts[0] == starts[1]
+    assert found != {key: starts[1].get((key[0], f"{key[1]}@wise=0"), value) for key, value in found.items()}
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_result_is_an_ordinary_checkpoint(finished: Path, method: str):
+    run = finished / CELL
+    before, after = load_model(run), load_model(run / setting(method, "paper"))
+    assert after.meta["num_classes"] == 5
+    assert after.meta["class_names"] == ["5", "6", "7", "8", "9"]
+    conv, norm = (
+        [np.array_equal(*(np.asarray(m.params["stage1_block0"][part][leaf]) for m in (before, after)))
+         for part, leaf in parts]
+        for parts in ((("conv1", "kernel"), ("conv2", "kernel")), (("bn1", "scale"), ("bn1", "bias")))
+    )  # fmt: skip
+    assert conv == [False, False]
+    assert norm == [method == "lora"] * 2  # no target: the base is frozen
+    (test,) = [test for test in tasks.load("digits", small.config()).tests if test.split == "test"]
+    images = np.stack([np.asarray(test.source[i]["image"]) for i in range(len(test.source))])
+    images = np.broadcast_to(images.reshape(*images.shape[:3], -1), (*images.shape[:3], 3))
+    logits = jax.jit(lambda p, s: after.model.apply(p, s, {"image": images}, train=False, key=None)[0]["logits"])(
+        after.params, after.model_state
+    )
+    accuracy = (np.asarray(logits).argmax(1) == test.source.labels).mean()
+    found = values(log.read_rows(run), method=method, preset="paper")
+    assert accuracy == pytest.approx(found["test", "accuracy"], abs=1e-12)
+    assert not [p.name for p in (run / setting(method)).iterdir() if p.name in ("training", "search")]
+
+
+def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, tmp_path: Path, capsys):
+    run = Path(shutil.copytree(finished, tmp_path / "digits")) / CELL
+    small.launch(run.parent, **TUNING)
+    assert "finetune is done, skipped" in capsys.readouterr().err
+    assert finetune.intact(run)
+    shutil.rmtree(run / setting("lora") / "checkpoints")
+    assert not finetune.intact(run)
+    finetune.forget(run)
+    assert not (run / "finetune").exists()
+
+
+def test_stopped_and_started_again_gives_the_same_rows(finished: Path, tmp_path: Path, monkeypatch):
+    """SIGTERM in the middle of the second setting; the first is not trained again."""
+    run = Path(shutil.copytree(finished, tmp_path / "digits")) / CELL
+    whole = values(log.read_rows(run))
+    record = json.loads((run / "run.json").read_text())
+    output = record["stages"]["finetune"].pop("output")  # as if it had never finished
+    (run / "run.json").write_text(json.dumps(record))
+    log.write_rows(run, "finetune", [])
+    for name in (setting("lora", "paper"), setting("full"), setting("full", "paper")):
+        shutil.rmtree(run / name)
+    read, trained = finetune_runs.pipeline.train, []
+
+    def stopping(source, *, start_step, **how):
+        trained.append(start_step)
+        for k, batch in enumerate(read(source, start_step=start_step, **how), start_step):
+            if k == 5 and len(trained) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(finetune_runs.pipeline, "train", stopping)
+    with pytest.raises(Preempted, match="step 6"):
+        small.launch(run.parent, **TUNING)
+    assert (run / setting("lora", "paper") / "training" / "6").is_dir()
+    small.launch(run.parent, **TUNING)
+    assert trained == [0, 6, 0, 0]
+    assert values(log.read_rows(run)) == whole
+    assert json.loads((run / "run.json").read_text())["stages"]["finetune"]["output"] == output
+
+
+# ---- the choice of a learning rate, and of a start -------------------------------------------------------------------
+
+
+def site(folder: Path, **overrides) -> finetune_runs.Site:
+    config = small.config(**{"finetune.targets": ("resnet_conv",), **overrides})
+    with config.unlocked():
+        config.noise_seed = 0
+    config = finetune_runs.training_config(config, 0)
+    task = tasks.load("digits", config)
+    model = encoder.build(config, num_classes=0)
+    weights = jax.device_get(model.init(jax.random.key(0), model.spec))
+    frozen = encoder.Encoder(model, *weights, 0, None, "")
+    rows = np.arange(len(task.train))
+    mesh = runtime.make_mesh()
+    return finetune_runs.Site(
+        config=config, mesh=mesh, frozen=frozen, weights=weights, task=task, rows=rows, share=1.0, folder=folder
+    )
+
+
+def test_the_rate_is_that_of_highest_accuracy_on_held_out_rows(tmp_path: Path, monkeypatch):
+    here, calls = site(tmp_path), []
+    found = {0.1: (0.5, 3.0), 0.2: (0.7, 2.0), 0.3: (0.7, 1.0), 0.4: (0.0, math.inf)}
+
+    def train(site, method, terms, lr, rows, head, folder):
+        calls.append((lr, len(rows), folder.relative_to(tmp_path).as_posix()))
+        return lr
+
+    monkeypatch.setattr(finetune_runs, "train", train)
+    monkeypatch.setattr(finetune_runs, "validate", lambda site, trial, source: found[trial()])
+    name = "full,terms=none,share=1,seed=0"
+    n = len(here.rows)
+    assert finetune_runs.chosen_and_trained(here, "full", "none", tuple(found), None) == 0.3
+    kept = n - round(0.2 * n)
+    assert calls == [(lr, kept, f"{name}/search/lr={lr:g}") for lr in found] + [(0.3, n, name)]
+    calls.clear()
+    finetune_runs.chosen_and_trained(here, "full", "none", (0.1,), None)
+    assert calls == [(0.1, n, name)]  # nothing to choose
+    monkeypatch.setattr(finetune_runs, "validate", lambda *_: (0.0, math.inf))
+    with pytest.raises(UserError, match="diverged at every rate"):
+        finetune_runs.chosen_and_trained(here, "full", "none", (0.1, 0.2), None)
+
+
+def test_a_trial_that_diverges_is_out_of_the_question(capsys):
+    def trial():
+        raise NonFinite("train/loss is nan at step 3")
+
+    assert finetune_runs.validate(SimpleNamespace(), trial, SimpleNamespace()) == (0.0, math.inf)  # type: ignore[arg-type]
+    assert "train/loss is nan" in capsys.readouterr().err
+
+
+def test_zero_shot_weights_are_the_scaled_descriptions_of_the_classes(tmp_path: Path):
+    clip = {"model.name": "clip", "model.tower": "vit_ti", "model.patch": 4, "model.dim": 8, "model.depth": 1,
+            "model.heads": 2, "model.embed_dim": 6, "model.text_width": 8, "model.text_depth": 1, "model.text_heads": 2,
+            "model.text_context": 40, "model.text_vocab": 258, "finetune.head_init": "zeroshot"}  # fmt: skip
+    here = site(tmp_path, **clip)
+    head = finetune_runs.initial_head(here)
+    assert head is not None
+    kernel, bias = (head[0]["classifier"][name] for name in ("kernel", "bias"))
+    assert kernel.shape == (6, 5)
+    assert not bias.any()
+    scale = np.exp(here.weights[0]["logit_scale"])
+    np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), scale, rtol=1e-5)
+    assert here.setup("full").layer == "embedding"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cause"),
+    [
+        ({"finetune.head_init": "zeroshot"}, "needs a text tower"),
+        ({"finetune.targets": ("vit_mlp",)}, "'vit_mlp' matches no parameter"),
+        ({"finetune.rank": 5}, "LoRA of rank 5"),
+        ({"finetune.batch": 13}, "finetune.batch=13"),
+        ({"finetune.methods": ("lora", "half")}, "no 'half'"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_run(overrides, cause: str):
+    config = next(iter(settings.cells(small.config(**{"finetune.targets": ("resnet_conv",), **overrides})).values()))
+    with pytest.raises(UserError) as e:
+        finetune.check(config, runtime.make_mesh())
+    assert cause in e.value.cause
