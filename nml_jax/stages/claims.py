@@ -1,94 +1,17 @@
-"""What the numbers support: comparisons paired over seeds, and the sentences they allow.
-
-The rule: two conditions (or two heads on the same features) are paired by seed. A difference is claimed where the 95 %
-t-interval of the mean difference excludes 0 and at least three seeds are shared. All else is "no difference shown".
-"""
+"""What a study of several conditions supports: what is compared (by the rule of paired.py), and the sentences."""
 
 import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scipy.special import stdtrit
+from nml_jax.stages.cells import Seed
+from nml_jax.stages.paired import PERCENT, SEEDS, Comparison, compare, listed, stat, unit
+from nml_jax.stages.results import MEAN, METHODS, Key, Study
 
-from nml_jax.stages.results import MEAN, Key, Seed, Study, stat
-
-SEEDS = 3  # fewer shared seeds support no claim
-ROUNDING = 1e-9  # a bound this near to 0 is float dust of averaged equal numbers
-DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
-PROBE = "linear probe"
+REFERENCES = (METHODS["lbfgs"], METHODS["linear"])  # what heads are compared with: the first that is there
 ZERO_SHOT = "zero-shot"
 RETRIEVAL = {"i2t_recall@1": "image→text", "t2i_recall@1": "text→image"}
-
-
-class Unit(NamedTuple):
-    """How a measure is printed; differences get a digit more."""
-
-    scale: float
-    digits: int
-    suffix: str = ""
-
-    def number(self, value: float) -> str:
-        return f"{self.scale * value:.{self.digits}f}".replace("-", MINUS)
-
-    def text(self, value: float) -> str:
-        return self.number(value) + self.suffix
-
-    def signed(self, value: float) -> str:
-        shown = f"{self.scale * value:+.{self.digits + 1}f}"
-        return (shown if float(shown) else shown[1:]).replace("-", MINUS)
-
-
-PERCENT = Unit(100, 1, " %")  # shares; the rest has no unit
-UNITS = {"sve": Unit(1, 2), "lsvr": Unit(1, 2), "effective_rank": Unit(1, 1)}
-
-
-def unit(metric: str) -> Unit:
-    return UNITS.get(metric, PERCENT)
-
-
-class Comparison(NamedTuple):
-    """The paired difference b - a over the shared seeds, in the measure's own unit."""
-
-    where: str
-    unit: Unit
-    a: float
-    b: float
-    difference: float
-    low: float  # 95 % t-interval; NaN for n < 2
-    high: float
-    n: int  # shared seeds
-
-    @property
-    def sign(self) -> int:
-        """1 or -1 where a difference is shown, else 0."""
-        return int(self.low > ROUNDING) - int(self.high < -ROUNDING) if self.n >= SEEDS else 0
-
-    def corrected(self, comparisons: int) -> "Comparison":
-        """With the interval that one of several comparisons needs, so that all hold at 95 % together (Bonferroni)."""
-        if self.n < SEEDS:
-            return self
-        wider = float(stdtrit(self.n - 1, 1 - 0.025 / comparisons) / stdtrit(self.n - 1, 0.975))
-        half = wider * (self.high - self.low) / 2
-        return self._replace(low=self.difference - half, high=self.difference + half)
-
-    def verdict(self, down: str, up: str) -> str:
-        if self.n < SEEDS:
-            return f"no claim, n = {self.n}"
-        return {-1: down, 0: "no difference shown", 1: up}[self.sign]
-
-    def interval(self) -> str:
-        return f"{self.unit.signed(self.low)} to {self.unit.signed(self.high)}" if self.n > 1 else DASH
-
-
-def compare(where: str, unit: Unit, a: dict[Seed, float], b: dict[Seed, float]) -> Comparison:
-    """Compare two conditions or two heads, paired over the seeds that both have."""
-    shared = [seed for seed in a if seed in b]
-    d = stat(b[seed] - a[seed] for seed in shared)
-    half = float(stdtrit(d.n - 1, 0.975)) * d.sd / math.sqrt(d.n) if d.n > 1 else math.nan
-    mean_a, mean_b = (stat(values[seed] for seed in shared).mean for values in (a, b))
-    return Comparison(where, unit, mean_a, mean_b, d.mean, d.mean - half, d.mean + half, d.n)
-
 
 # ---- which numbers are compared
 
@@ -130,6 +53,19 @@ def change(study: Study, key: Key, i: int = -1) -> Comparison:
     return compare(f"{labels[0]} → {labels[i]}", unit(key.metric), values[0], values[i])
 
 
+def reference(study: Study) -> str:
+    """The method that others are compared with."""
+    return next((method for method in REFERENCES if study.keys(metric="accuracy", method=method)), REFERENCES[-1])
+
+
+def the_reference(study: Study) -> str:
+    config, method = study.cells[0].config, reference(study)
+    settings = len(config["tune.lrs"]) * len(config["tune.weight_decays"])
+    if method == METHODS["lbfgs"]:
+        settings = len(config["tune.cs"])
+    return f"the tuned {method}" if settings > 1 else f"the {method}"
+
+
 class Pair(NamedTuple):
     domain: str
     head: str
@@ -137,23 +73,24 @@ class Pair(NamedTuple):
 
 
 def heads(study: Study, task: str) -> dict[Pair, list[Comparison]]:
-    """Every head against the linear probe, and NMTune against the MLP, on the same features.
+    """Every head against the reference, and NMTune against the MLP, on the same features.
 
     Returns:
         pair -> [over the noisy conditions, then in every condition].
     """
     over, where = noisy(study)
+    base = reference(study)
     out = {}
     for domain in ("id", "ood"):
         keys = study.keys(metric="accuracy", task=task, split=MEAN, domain=domain)
-        pairs = [(key, PROBE) for key in keys if key.method not in (PROBE, ZERO_SHOT)]  # which is no head
+        pairs = [(key, base) for key in keys if key.method not in (base, ZERO_SHOT)]  # which is no head
         pairs += [(key, "MLP") for key in keys if key.method.startswith("NMTune")]
-        for key, base in pairs:
-            if key._replace(method=base) in study.table:
-                a, b = study.table[key._replace(method=base)], study.table[key]
+        for key, other in pairs:
+            if key._replace(method=other) in study.table:
+                a, b = study.table[key._replace(method=other)], study.table[key]
                 each = [compare(study.at(c), PERCENT, a[i], b[i]) for i, c in enumerate(study.conditions)]
                 whole = compare(where, PERCENT, _over(a, over), _over(b, over))
-                out[Pair(domain.upper(), key.head, base)] = [whole, *(each if len(each) > 1 else [])]
+                out[Pair(domain.upper(), key.head, other)] = [whole, *(each if len(each) > 1 else [])]
     return out
 
 
@@ -180,15 +117,12 @@ def _over(values: Sequence[dict[Seed, float]], conditions: Sequence[int]) -> dic
 def lead(study: Study) -> list[str]:
     """What the study shows: paragraphs of sentences that its seeds support; over the mean of its tasks if several."""
     task = MEAN if len(study.tasks) > 1 else next(iter(study.tasks), "")
-    paragraphs = [*_about(study), *_changes(study, task), *_by_task(study)], _heads(study, task)
+    paragraphs = [*about(study), *_changes(study, task), *_by_task(study)], _heads(study, task)
     return [" ".join(sentences) for sentences in paragraphs if sentences]
 
 
-def listed(parts: Sequence[str]) -> str:
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
-def _about(study: Study) -> list[str]:
+def about(study: Study) -> list[str]:
+    """Which runs there are, in a sentence."""
     counts = sorted({len(condition.cells) for condition in study.conditions})
     seeds = f"{counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''} seed{'s' if counts[-1] > 1 else ''}"
     first = study.cells[0]
@@ -222,9 +156,9 @@ def _changes(study: Study, task: str) -> list[str]:
         for m, c in found.items():
             if (m.key.domain, m.key.method) == (domain, ZERO_SHOT):
                 out.append(_moved(f"{name} zero-shot accuracy", c) + _between(study, m.key))
-            if (m.key.domain, m.key.method) == (domain, PROBE):
+            if (m.key.domain, m.key.method) == (domain, reference(study)):
                 setting = f", {m.key.setting}" if m.key.setting else ""
-                out.append(_moved(f"{name} accuracy of {_probe(study)}{setting}", c) + _between(study, m.key))
+                out.append(_moved(f"{name} accuracy of {the_reference(study)}{setting}", c) + _between(study, m.key))
     sentences = [f"{text[0].upper()}{text[1:]}." for text in out[1:]]
     return [f"From {first} to {last}, {out[0]}.", *sentences] if out else []
 
@@ -266,7 +200,7 @@ def _by_task(study: Study) -> list[str]:
     signs: dict[str, list[int]] = {}
     for task in study.tasks:
         for m in measures(study, task):
-            if m.flatter or m.key.method == PROBE:
+            if m.flatter or m.key.method == reference(study):
                 name = m.label.removesuffix(" %") if m.flatter else f"{m.key.domain.upper()} accuracy of the {m.label}"
                 signs.setdefault(name, []).append(change(study, m.key).sign)
     moved = [f"{name} rises in {s.count(1)} and falls in {s.count(-1)}" for name, s in signs.items()]
@@ -274,7 +208,8 @@ def _by_task(study: Study) -> list[str]:
 
 
 def _heads(study: Study, task: str) -> list[str]:
-    found = {p: c[0] for p, c in heads(study, task).items() if p.base == PROBE and p.head.startswith("NMTune")}
+    base = reference(study)
+    found = {p: c[0] for p, c in heads(study, task).items() if p.base == base and p.head.startswith("NMTune")}
     if not found:
         return []
     parts: dict[str, list[str]] = {}
@@ -284,7 +219,7 @@ def _heads(study: Study, task: str) -> list[str]:
             f"{c.unit.signed(c.difference)} points on {pair.domain} ({interval}{c.verdict('worse', 'better')})"
         )
     each = "; ".join(f"{head} {listed(of_head)}" for head, of_head in parts.items())
-    compared = f"Accuracy against {_probe(study)} on the same features, {noisy(study)[1]}: {each}."
+    compared = f"Accuracy against {the_reference(study)} on the same features, {noisy(study)[1]}: {each}."
     if max(c.n for c in found.values()) < SEEDS:
         return [compared, f"With fewer than {SEEDS} seeds these are numbers, no claim."]
     corrected = {p: c.corrected(len(found)) for p, c in found.items()}
@@ -294,9 +229,3 @@ def _heads(study: Study, task: str) -> list[str]:
     if better:
         return [compared, f"NMTune helps here{also}: {listed(better)}{hurts}."]
     return [compared, f"No gain from NMTune is shown here{also}{hurts}."]
-
-
-def _probe(study: Study) -> str:
-    config = study.cells[0].config
-    settings = len(config["tune.lrs"]) * len(config["tune.weight_decays"])
-    return f"the tuned {PROBE}" if settings > 1 else f"the {PROBE}"

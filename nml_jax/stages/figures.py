@@ -8,7 +8,7 @@ depends on the clock or on global state: the same numbers give the same bytes.
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
 WIDTH, HEIGHT = 340, 236  # points; the page scales a panel to its column
@@ -115,6 +115,55 @@ def response(
         return _svg(figure, name, alt)
 
 
+class Whisker(NamedTuple):
+    """A difference with what stands around it."""
+
+    difference: float
+    plain: tuple[float, float]
+    wide: tuple[float, float]
+    seeds: Sequence[float]
+    sign: int  # 1 better, -1 worse, 0 neither is shown
+
+
+# Of the signs of a Whisker: colours and markers.
+VERDICTS = {1: ("better", head_colour(2), ">"), 0: ("no difference shown", head_colour(7), "o"),
+            -1: ("worse", head_colour(1), "<")}  # fmt: skip
+
+
+def differences(name: str, title: str, label: str, lines: dict[str, Whisker], *, scale: float = 1) -> str:
+    """Differences to a reference at 0, a line for each: mean, two intervals (thick within thin), every seed as a dot.
+
+    Args:
+        label: of the x axis.
+        lines: who differs -> by how much; from top to bottom.
+        scale: factor of the values.
+
+    Returns:
+        An SVG element.
+    """
+    with _style(name):
+        height = 68 + 19 * len(lines)
+        figure, axes = _panel(title, label, height, left=min(0.5, 0.03 + 0.0165 * max(map(len, lines))))
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
+        axes.axvline(0, color=INK, lw=0.9, zorder=1)
+        said = []
+        for y, (who, line) in enumerate(lines.items()):
+            verdict, colour, marker = VERDICTS[line.sign]
+            at = [scale * x for x in line.seeds]
+            axes.plot(at, [y + 0.3] * len(at), "o", ms=2.8, mew=0, color=colour, alpha=0.6, zorder=2)
+            for ends, width in ((line.wide, 1.0), (line.plain, 2.8)):
+                axes.plot([scale * end for end in ends], [y, y], "-", color=colour, lw=width, zorder=3)
+            axes.plot(scale * line.difference, y, marker, ms=6.5, mew=0, color=colour, zorder=4)
+            said.append(f"{who} {scale * line.difference:+.3g}, {verdict}")
+        axes.set_yticks(range(len(lines)), list(lines))
+        axes.set_ylim(len(lines) - 0.4, -0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.margins(x=0.06)
+        return _svg(figure, name, f"{title}, {label}: {'; '.join(said)}")
+
+
 def curves(
     name: str,
     title: str,
@@ -151,12 +200,32 @@ def curves(
         return _svg(figure, name, f"{title} against {label}, one colour for each of: {', '.join(groups)}")
 
 
+def shares(s: ArrayLike, points: int = 120) -> tuple[np.ndarray, np.ndarray]:
+    """(i, share) of singular values, at most `points` of them, evenly spaced on a log scale."""
+    s = np.asarray(s, np.float64)
+    at = np.unique(np.geomspace(1, s.size, min(points, s.size)).round().astype(int))
+    share = s[at - 1] / s.sum()
+    return at, np.where(share > 1e-9, share, np.nan)
+
+
 def thinned(x: ArrayLike, y: ArrayLike, points: int = 120) -> tuple[np.ndarray, np.ndarray]:
     """At most `points` points: means over equal blocks, so that a noisy curve keeps its level."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     edges = np.linspace(0, len(x), min(points, len(x)) + 1).astype(int)
     x, y = (np.add.reduceat(v, edges[:-1]) / np.diff(edges) for v in (x, y))
     return x, y
+
+
+def section(title: str, panels: Sequence[str], caption: str, legend: Iterable[tuple[str, str, str]]) -> str:
+    """A figure of the page: heading, legend of (name, colour, marker), panels, caption; nothing without panels."""
+    if not panels:
+        return ""
+    keys = "".join(f"<li>{swatch(colour, marker)}{html.escape(name)}</li>" for name, colour, marker in legend)
+    return (
+        f'<h3>{html.escape(title)}</h3>\n<figure><ul class="legend">{keys}</ul>'
+        f'<div class="panels">{"".join(panels)}</div>'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>\n"
+    )
 
 
 def swatch(colour: str, marker: str = "") -> str:
@@ -180,13 +249,14 @@ def _style(name: str) -> AbstractContextManager[None]:
     return matplotlib.rc_context(rc)
 
 
-def _panel(title: str, label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
-    axes = figure.add_axes((0.125, 0.165, 0.855, 0.725))
+def _panel(title: str, label: str, height: float = HEIGHT, left: float = 0.125) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH / 72, height / 72))
+    below, above = 0.165 * HEIGHT / height, 0.11 * HEIGHT / height
+    axes = figure.add_axes((left, below, 0.98 - left, 1 - below - above))
     axes.grid(axis="y")
     axes.tick_params(length=0, pad=5)
     axes.set_xlabel(label, labelpad=5)
-    figure.text(0.005, 0.985, title, ha="left", va="top", fontweight="bold")
+    figure.text(0.005, 1 - 0.015 * HEIGHT / height, title, ha="left", va="top", fontweight="bold")
     return figure, axes
 
 
@@ -206,7 +276,8 @@ def _svg(figure: Figure, name: str, alt: str) -> str:
     body = re.sub(r"(href=\"#|url\(#)", rf"\g<1>{name}-", body)
     body = re.sub(r"\s*\n\s*", " ", body).replace(" </g>", "</g>").replace("<g/>", "").replace("> <", "><")
     label = html.escape(alt)
-    return f'<svg class="plot" role="img" aria-label="{label}" viewBox="0 0 {WIDTH} {HEIGHT}">{_coloured(body)}'
+    height = round(72 * figure.get_figheight())
+    return f'<svg class="plot" role="img" aria-label="{label}" viewBox="0 0 {WIDTH} {height}">{_coloured(body)}'
 
 
 def _rounded(attribute: str) -> str:

@@ -1,7 +1,7 @@
 """The report as one HTML page: studies in, text out. No script, nothing loaded from elsewhere, every text escaped."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 
 from nml_jax import __version__
-from nml_jax.stages import claims, figures, tables
-from nml_jax.stages.results import MEAN, Key, Study
+from nml_jax.stages import choice, claims, figures, methods_page, tables
+from nml_jax.stages.choice import from_files
+from nml_jax.stages.markup import paragraph
+from nml_jax.stages.paired import SEEDS, listed, unit
+from nml_jax.stages.results import FILES, MEAN, Key, Study
 
 LIMIT = 1_900_000  # bytes of a page; what would exceed it is left out, figures of the last tasks first
 RULE = (
-    f"A difference is claimed where at least {claims.SEEDS} seeds are paired and the 95 % t-interval of the mean "
+    f"A difference is claimed where at least {SEEDS} seeds are paired and the 95 % t-interval of the mean "
     "difference excludes 0; otherwise none is shown. Intervals are not corrected for the number of comparisons, "
     "but where it is said whether NMTune helps."
 )
@@ -36,6 +39,8 @@ def page(studies: Sequence[Study], left_out: Mapping[str, str]) -> str:
     names = ", ".join(dict.fromkeys(study.cells[0].config["name"] for study in studies))
     varied = any(study.axis == "noise" and len(study.conditions) > 1 for study in studies)
     title = f"What noise in pre-training does: {names}" if varied else f"Report: {names}"
+    if all(map(from_files, studies)):
+        title = methods_page.title(studies)
     head = f'<header><h1>{escape(title)}</h1><p class="byline">{escape(_byline(studies))}</p></header>'
     css = (Path(__file__).parent / "report.css").read_text("utf-8")
     after = [_what_was_run(studies, left_out), _limits(studies)]
@@ -47,7 +52,7 @@ def page(studies: Sequence[Study], left_out: Mapping[str, str]) -> str:
         for figure in _figures(study, f"s{i}"):
             room -= len(figure.encode())
             if room < 0:
-                body.append(_p("Further figures are left out to keep this page below 2 MB.", "note"))
+                body.append(paragraph("Further figures are left out to keep this page below 2 MB.", "note"))
                 break
             body.append(figure)
         body.append(closing)
@@ -70,11 +75,6 @@ def page(studies: Sequence[Study], left_out: Mapping[str, str]) -> str:
 """
 
 
-def _p(text: str, css: str) -> str:
-    text = text.replace(" %", "\N{NO-BREAK SPACE}%").replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
-    return f'<p class="{css}">{escape(text)}</p>\n'
-
-
 def _byline(studies: Sequence[Study]) -> str:
     cells = [cell for study in studies for cell in study.cells]
     words = [f"{len(cells)} finished run{'s' if len(cells) > 1 else ''}"]
@@ -95,9 +95,12 @@ def _contents(studies: Sequence[Study]) -> str:
 
 def _texts(study: Study, number: int, of: int) -> tuple[str, str]:
     """What stands before a study's figures, and after them."""
-    tasks = _tasks(study)
-    opening = f'<h2 id="study-{number}">{escape("What this shows" if of == 1 else study.title)}</h2>\n'
-    opening += "".join(_p(text, "lead") for text in claims.lead(study)) + _p(RULE, "note")
+    tasks, contests = _tasks(study), choice.contests(study)
+    alone = "Which method to use" if contests else "What this shows"
+    opening = f'<h2 id="study-{number}">{escape(alone if of == 1 else study.title)}</h2>\n'
+    if contests:
+        return opening + methods_page.opening(study, contests), methods_page.closing(study) + _pretraining(study)
+    opening += "".join(paragraph(text, "lead") for text in claims.lead(study)) + paragraph(RULE, "note")
     caption = (
         f"{f'{tasks[0][1].capitalize()}. ' if len(tasks) > 1 else ''}Mean ± sample sd over n runs that differ in their "
         "seed. ID: in-domain test; OOD: mean over the out-of-domain tests. Arrows point to the flatter spectrum: "
@@ -109,8 +112,12 @@ def _texts(study: Study, number: int, of: int) -> tuple[str, str]:
     for title, make in (("Evidence", tables.evidence), ("Scores", tables.scores), ("Spectra", tables.spectra)):
         content = "".join(make(study, task, f"{name[:1].upper()}{name[1:]}. " if name else "") for task, name in tasks)
         closing += f"<h3>{title}</h3>\n{content}" if content else ""
+    return opening, closing + _pretraining(study)
+
+
+def _pretraining(study: Study) -> str:
     content = tables.pretraining(study)
-    return opening, closing + (f"<h3>Pre-training scores</h3>\n{content}" if content else "")
+    return f"<h3>Pre-training scores</h3>\n{content}" if content else ""
 
 
 def _tasks(study: Study) -> list[tuple[str, str]]:
@@ -124,22 +131,15 @@ def _tasks(study: Study) -> list[tuple[str, str]]:
 
 
 def _figures(study: Study, name: str) -> Iterator[str]:
-    for i, (task, of_task) in enumerate(_tasks(study)):
+    contests = choice.contests(study)
+    if contests:
+        yield from methods_page.drawn(study, contests, name)
+    for i, (task, of_task) in enumerate(() if contests else _tasks(study)):
         suffix = f": {of_task}" if of_task else ""
         yield _transfer(study, task, f"{name}t{i}", f"Transfer of each head{suffix}")
         yield _spectrum(study, task, f"{name}f{i}", f"Spectrum of the features{suffix}")
     yield _retrieval(study, f"{name}r")
     yield _training(study, f"{name}p")
-
-
-def _figure(title: str, panels: Sequence[str], caption: str, legend: Iterable[tuple[str, str, str]]) -> str:
-    if not panels:
-        return ""
-    keys = "".join(f"<li>{figures.swatch(colour, marker)}{escape(name)}</li>" for name, colour, marker in legend)
-    return (
-        f'<h3>{escape(title)}</h3>\n<figure><ul class="legend">{keys}</ul><div class="panels">{"".join(panels)}</div>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>\n"
-    )
 
 
 def _axis(study: Study) -> figures.Axis:
@@ -176,14 +176,14 @@ def _transfer(study: Study, task: str, name: str, title: str) -> str:
                 panels.append(figures.response(f"{name}{len(panels)}", label, _axis(study), series, scale=100))
     legend = [(head, figures.head_colour(i), figures.head_marker(i)) for i, head in enumerate(heads)]
     caption = "Mean and sample sd over runs, and every run as a dot. Heads stand side by side to be told apart."
-    return _figure(title, panels, caption, legend)
+    return figures.section(title, panels, caption, legend)
 
 
 def _spectrum(study: Study, task: str, name: str, title: str) -> str:
     panels = []
     for metric, label, way in (("sve", "SVE", "↑"), ("lsvr", "LSVR", "↑"), ("top_share", "Top share (%)", "↓")):
         for key in claims.raw_spectrum(study, task, metric) if len(study.conditions) > 1 else ():
-            series, scale = {label: _seeds(study, key)}, claims.unit(metric).scale
+            series, scale = {label: _seeds(study, key)}, unit(metric).scale
             label = f"{label}, raw mode ({way} flatter)"
             panels.append(
                 figures.response(f"{name}{metric}", label, _axis(study), series, scale=scale, by_condition=True)
@@ -196,7 +196,7 @@ def _spectrum(study: Study, task: str, name: str, title: str) -> str:
         "entropy of the singular values' shares, LSVR is \N{MINUS SIGN}log of the top share. They compare within one "
         "data set only."
     )
-    return _figure(title, panels, caption, _legend(study))
+    return figures.section(title, panels, caption, _legend(study))
 
 
 def _singular_values(study: Study, task: str) -> dict[str, list[tuple[Any, Any]]]:
@@ -206,10 +206,7 @@ def _singular_values(study: Study, task: str) -> dict[str, list[tuple[Any, Any]]
     for condition in study.conditions:
         for entry in (entry for cell in condition.cells for entry in cell.spectra):
             if (entry["task"], entry["mode"]) == (task, "paper") and (entry["split"], entry["layer"]) in wanted:
-                s = np.asarray(entry["s"], np.float64)
-                at = np.unique(np.geomspace(1, s.size, min(120, s.size)).round().astype(int))
-                share = s[at - 1] / s.sum()
-                out[study.at(condition)].append((at, np.where(share > 1e-9, share, np.nan)))
+                out[study.at(condition)].append(figures.shares(entry["s"]))
     return out if any(out.values()) else {}
 
 
@@ -223,7 +220,7 @@ def _retrieval(study: Study, name: str) -> str:
                 figures.response(f"{name}{metric[:3]}", f"{way} recall@1 (%)", _axis(study), series, scale=100)
             )
     legend = [(split, figures.head_colour(i), figures.head_marker(i)) for i, split in enumerate(splits)]
-    return _figure("Retrieval", panels, "Mean and sample sd over runs, and every run as a dot.", legend)
+    return figures.section("Retrieval", panels, "Mean and sample sd over runs, and every run as a dot.", legend)
 
 
 def _training(study: Study, name: str) -> str:
@@ -240,7 +237,7 @@ def _training(study: Study, name: str) -> str:
         if any(lines.values()):
             panels.append(figures.curves(f"{name}{i}", title, "epoch", lines))
     caption = "Every run thin, their mean thick. The loss is that on the noisy supervision it is trained on."
-    return _figure("Pre-training", panels, caption, _legend(study))
+    return figures.section("Pre-training", panels, caption, _legend(study))
 
 
 # ---- what was run, and what it cannot show
@@ -249,10 +246,16 @@ def _training(study: Study, name: str) -> str:
 def _what_was_run(studies: Sequence[Study], left_out: Mapping[str, str]) -> str:
     cells = [cell for study in studies for cell in study.cells]
     seeds = sorted({cell.seed for cell in cells})
+    noisy = any(cell.ledger for cell in cells)
     facts = {
         "runs": f"{len(cells)} finished{f', {len(left_out)} not counted' if left_out else ''}",
-        "seeds": ", ".join(str(seed) if seed == noise else f"{seed} (noise {noise})" for seed, noise in seeds),
+        "seeds": ", ".join(
+            f"{seed} (noise {noise})" if noisy and noise != seed else str(seed) for seed, noise in seeds
+        ),
     }
+    for key in ("train", "test", "ood"):
+        files = dict.fromkeys(str(cell.value(f"{FILES}{key}") or "") for cell in cells)
+        facts |= {f"{FILES}{key}": ", ".join(filter(None, files))} if any(files) else {}
     environments = [cell.run["environment"] for cell in cells]
     for key in dict.fromkeys(key for environment in environments for key in environment):
         counts = Counter(str(environment.get(key) or "not recorded") for environment in environments)
@@ -262,7 +265,8 @@ def _what_was_run(studies: Sequence[Study], left_out: Mapping[str, str]) -> str:
     if left_out:
         items = "".join(f"<li><code>{escape(name)}</code>: {escape(why)}</li>" for name, why in left_out.items())
         out += f"<h3>Not counted</h3>\n<ul>{items}</ul>\n"
-    out += f"<h3>Noise ledger</h3>\n{tables.ledgers(cells)}{tables.times(cells)}"
+    noise = f"<h3>Noise ledger</h3>\n{tables.ledgers(cells)}" if noisy else ""
+    out += noise + tables.times(cells)
     return out + "".join(tables.chosen(study) + tables.config(study) for study in studies)
 
 
@@ -271,15 +275,19 @@ def _limits(studies: Sequence[Study]) -> str:
     counts = sorted({len(condition.cells) for study in studies for condition in study.conditions})
     runs = f"{counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''} run{'s' if counts[-1] > 1 else ''}"
     together = all(seed == noise for seed, noise in (cell.seed for cell in cells))
-    kinds = claims.listed(list(dict.fromkeys(cell.noise_kind for cell in cells)))
+    files = all(map(from_files, studies))
+    kinds = listed(list(dict.fromkeys(cell.noise_kind for cell in cells if cell.ledger)))
     revisions = {cell.run["environment"].get("revision") for cell in cells}
     points = [
-        f"{runs} per condition: the spread is a rough estimate, and what is smaller than the intervals cannot be seen. "
-        "That no difference is shown does not mean that there is none.",
-        "A seed sets initialisation, data order, augmentation and heads"
+        f"{runs}{'' if files else ' per condition'}: the spread is a rough estimate, and what is smaller than the "
+        "intervals cannot be seen. That no difference is shown does not mean that there is none.",
+        "A seed sets the validation part, the initialisation and the order of the rows."
+        if files
+        else "A seed sets initialisation, data order, augmentation and heads"
         + (", and draws the noise anew." if together else "; the noise has a seed of its own."),
         "Several heads in one run are averaged and count once: they share the run's features.",
-        f"Noise of kind {kinds}, with these data, models and sizes. Whether it holds elsewhere is not shown.",
+        f"{f'Noise of kind {kinds}, with' if kinds else 'With'} these data, models and sizes. "
+        "Whether it holds elsewhere is not shown.",
         "Measures of a spectrum depend on the number of rows and on the mode: compare within one data set and mode.",
         "Settings of the heads are chosen on a validation part of the training split; every test split is scored once.",
     ]

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from nml_jax.errors import UserError, storage
 from nml_jax.log import atomic_write
-from nml_jax.stages import results
+from nml_jax.stages import cells, results
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Path:
@@ -58,10 +58,14 @@ def summary(folder: Path) -> str:
     Raises:
         UserError: there is no finished run, or a file of one is broken.
     """
-    from nml_jax.stages import tables
+    from nml_jax.stages import choice, method_tables, tables
 
     blocks = []
     for study in _studies([folder])[0]:
+        contests = choice.contests(study)
+        blocks += [method_tables.text(contest) for contest in contests]
+        if contests:
+            continue
         for task in [results.MEAN, *study.tasks] if len(study.tasks) > 1 else study.tasks or [""]:
             lines = [[study.axis, *(condition.label for condition in study.conditions)]]
             for group, of_group in tables.summary(study, task).items():
@@ -77,12 +81,12 @@ def summary(folder: Path) -> str:
 
 
 def _studies(folders: Sequence[Path]) -> tuple[list[results.Study], dict[str, str]]:
-    cells, left_out = results.read_cells(folders)
-    if not cells:
+    found, left_out = cells.read_cells(folders)
+    if not found:
         why = "".join(f"; {name} is {reason}" for name, reason in list(left_out.items())[:1])
         where = ", ".join(map(str, folders))
         raise UserError(f"no finished run in {where}{why}", "finish one: python -m nml_jax.main --config=FILE")
-    return results.studies(cells), left_out
+    return results.studies(found), left_out
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The numbers of finished runs: read from their folders, sorted into studies and conditions, averaged over seeds.
+"""The numbers of finished runs: sorted into studies and conditions, averaged over seeds.
 
 A study is a set of runs that differ in one thing (the noise, or one other key) and in their seeds. A condition is one
 value of that thing; its runs are the seeds. Several heads in one run are averaged first: they share the run's features
@@ -15,51 +15,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nml_jax.errors import UserError
-from nml_jax.log import Row, read_rows
-from nml_jax.settings import NOT_IDENTITY, flatten, sha
-from nml_jax.stages.experiment import runs_of
+from nml_jax.log import Row
+from nml_jax.settings import NOT_IDENTITY
+from nml_jax.stages.cells import Cell, Seed
+from nml_jax.stages.paired import Stat, stat
+from nml_jax.training import methods
 
 REPLICATE = ("seed", "noise_seed")  # what distinguishes repetitions of one condition
 NOISE = ("noise", "noise_file")  # what distinguishes conditions, where it varies
 MEAN = "mean"  # as a split or task: the mean over all of them
-METHODS = {"linear": "linear probe", "mlp": "MLP", "nmtune": "NMTune"}
+# What methods are called; those of the stage finetune have no entry of their own. In this order of simplicity.
+METHODS = {
+    **{name: method.title for name, method in methods.METHODS.items()},
+    "lora": "LoRA",
+    "full": "full fine-tuning",
+}
 SETTINGS = {"train_share": "{:.4g} of the training data", "downstream_noise": "{:.4g} downstream noise",
             "views": "{} views", "layer": "layer {}"}  # fmt: skip
+FILES = "features."  # keys of feature files
 SHOWN = 4  # differing keys in a study's title
-Seed = tuple[int, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One finished run. `config` has dotted keys; the other fields are its files as read."""
-
-    name: str
-    config: dict[str, Any]
-    run: dict[str, Any]
-    rows: list[Row]
-    ledger: dict[str, Any]
-    metrics: list[dict[str, float]]
-    spectra: list[dict[str, Any]]
-
-    @property
-    def seed(self) -> Seed:
-        """(seed, noise seed): what pairs runs of two conditions."""
-        return self.config["seed"], self.config["noise_seed"]
-
-    def value(self, key: str) -> Any:
-        """Of a key of the config; None where an older run does not have it."""
-        return self.config[key] if key in self.config else None  # noqa: SIM401
-
-    @property
-    def noise_kind(self) -> str:
-        return self.ledger.get("kind", "unknown")
-
-    @property
-    def noise(self) -> float:
-        """Asked share of wrong supervision; realised where the kind fixes its own; NaN for weights from elsewhere."""
-        known = [self.ledger.get("asked"), self.ledger.get("realised")]
-        return next((float(value) for value in known if value is not None), float("nan"))
 
 
 class Key(NamedTuple):
@@ -77,14 +51,6 @@ class Key(NamedTuple):
     @property
     def head(self) -> str:
         return f"{self.method}, {self.setting}" if self.setting else self.method
-
-
-class Stat(NamedTuple):
-    """Mean and sample standard deviation (ddof 1; NaN for n < 2) of n numbers."""
-
-    mean: float
-    sd: float
-    n: int
 
 
 class Condition(NamedTuple):
@@ -136,61 +102,6 @@ class Study:
         return next(iter([s for s in known if s in scored] or [s for s in known if s != "train"] or known), "")
 
 
-def stat(values: Iterable[float]) -> Stat:
-    """Mean, sample standard deviation and count."""
-    v = np.asarray(list(values), np.float64)
-    return Stat(float(v.mean()) if v.size else np.nan, float(v.std(ddof=1)) if v.size > 1 else np.nan, v.size)
-
-
-# ---- reading
-
-
-def read_cells(folders: Sequence[Path]) -> tuple[list[Cell], dict[str, str]]:
-    """The finished runs below `folders` (experiment folders or runs), and why each other run is not counted.
-
-    Raises:
-        UserError: a folder does not exist, or a file of a finished run is broken.
-    """
-    cells, left_out, seen = [], {}, {}
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder} is no folder", "name the folder of an experiment, as in runs/digits")
-        for path in dict.fromkeys(path.resolve() for path in runs_of(folder)):
-            name = f"{path.parent.name}/{path.name}"
-            tree, run = _read(path / "config.json"), _read(path / "run.json", {})
-            if "stages" not in tree:
-                left_out[name] = "no run: config.json is not one of ours"
-                continue
-            done = run.get("stages", {})
-            wanted = dict.fromkeys([*(stage for stage in tree["stages"] if stage != "report"), *done])
-            missing = [stage for stage in wanted if "output" not in done.get(stage, {})]
-            identity = sha({key: value for key, value in tree.items() if key not in NOT_IDENTITY})
-            if seen.get(identity) == path:  # named twice on the command line
-                continue
-            if missing or not (path / "rows.jsonl").exists():
-                left_out[name] = f"unfinished, {' and '.join(missing) or 'every stage'} to do"
-            elif identity in seen:
-                left_out[name] = f"the same config as {seen[identity].parent.name}/{seen[identity].name}, counted once"
-            else:
-                seen[identity] = path
-                lines = (path / "metrics.jsonl").read_text("utf-8") if (path / "metrics.jsonl").exists() else ""
-                metrics = [_parsed(path / "metrics.jsonl", line) for line in lines.splitlines()]
-                ledger, spectra = _read(path / "noise.json", {}), _read(path / "spectra.json", [])
-                cells.append(Cell(name, dict(flatten(tree)), run, read_rows(path), ledger, metrics, spectra))
-    return cells, left_out
-
-
-def _read(path: Path, missing: Any = None) -> Any:
-    return missing if missing is not None and not path.exists() else _parsed(path, path.read_text("utf-8"))
-
-
-def _parsed(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as e:
-        raise UserError(f"{path} is no JSON: {e}", "restore the file, or redo the run with --force=pretrain") from e
-
-
 # ---- sorting
 
 
@@ -218,7 +129,8 @@ def _axis(cells: Sequence[Cell]) -> str:
     groups = _split(cells, NOISE)
     if len(groups) > 1 and all(len(_grouped(group, lambda cell: _values(cell, NOISE))) == 1 for group in groups):
         counts = {key: len({_values(cell, (key,)) for cell in cells}) for key in _differing(cells, REPLICATE)}
-        axis = max(sorted(counts), key=counts.__getitem__)
+        counts = {key: n for key, n in counts.items() if not key.startswith(FILES)}  # other files, another question
+        axis = max(sorted(counts), key=counts.__getitem__, default="noise")
         if len(_split(cells, (axis,))) < len(groups):
             return axis
     return "noise"
@@ -274,7 +186,7 @@ def _shown(value: Any) -> str:
 def _tabulated(conditions: Sequence[Condition]) -> dict[Key, list[dict[Seed, float]]]:
     """Average the rows of each run by key, then over splits and tasks."""
     heads = [row for condition in conditions for cell in condition.cells for row in cell.rows if row.method]
-    varied = [field for field in SETTINGS if len(_known(getattr(row, field) for row in heads if row.layer != "Z")) > 1]
+    varied = [field for field in SETTINGS if len({value for row in heads if (value := _setting(row, field))}) > 1]
     table: dict[Key, list[dict[Seed, float]]] = {}
     for i, condition in enumerate(conditions):
         for cell in condition.cells:
@@ -291,8 +203,12 @@ def _tabulated(conditions: Sequence[Condition]) -> dict[Key, list[dict[Seed, flo
     return table
 
 
-def _known(values: Iterable[Any]) -> set[Any]:
-    return {value for value in values if value is not None}
+def _setting(row: Row, field: str) -> str:
+    """One field of SETTINGS in words; "" where it does not apply. The layer of a head's Z is that of its input."""
+    value = getattr(row, field)
+    if field == "layer" and row.layer:
+        value = row.layer.removeprefix("Z of ") if row.layer != "Z" else None
+    return SETTINGS[field].format(value) if value is not None else ""
 
 
 def _key(row: Row, cell: Cell, varied: Sequence[str]) -> Key:
@@ -301,10 +217,15 @@ def _key(row: Row, cell: Cell, varied: Sequence[str]) -> Key:
     mode = row.spectrum_mode or ""
     if not row.method:
         return Key(row.metric, row.task, split, row.domain, row.layer or "", mode)
-    method = METHODS.get(row.method, row.method) + (f" ({row.preset})" if row.preset else "")
-    settings = {field: getattr(row, field) for field in varied}
-    setting = ", ".join(SETTINGS[field].format(value) for field, value in settings.items() if value not in (None, "Z"))
-    return Key(row.metric, row.task, split, row.domain, "Z" if row.layer == "Z" else "", mode, method, setting)
+    setting = ", ".join(filter(None, (_setting(row, field) for field in varied)))
+    layer = "Z" if (row.layer or "").split()[:1] == ["Z"] else ""
+    return Key(row.metric, row.task, split, row.domain, layer, mode, titled(row), setting)
+
+
+def titled(row: Row) -> str:
+    """What a row's method is called, with its preset; "" if it has none."""
+    name = row.method or ""
+    return METHODS.get(name, name) + (f" ({row.preset})" if row.preset else "")
 
 
 def _mean(parts: Sequence[list[dict[Seed, float]]]) -> list[dict[Seed, float]]:

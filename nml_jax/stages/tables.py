@@ -2,14 +2,16 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from nml_jax.settings import NOT_IDENTITY
 from nml_jax.stages import claims
-from nml_jax.stages.claims import DASH, MINUS
-from nml_jax.stages.results import MEAN, METHODS, NOISE, REPLICATE, Cell, Key, Stat, Study
+from nml_jax.stages.cells import Cell
+from nml_jax.stages.markup import Lines, folded, table
+from nml_jax.stages.paired import DASH, MINUS, Comparison, Stat, unit
+from nml_jax.stages.results import MEAN, NOISE, REPLICATE, Key, Study, titled
 
 SCORES = {"accuracy": "accuracy", "top5": "top-5", "macro_f1": "macro-F1", "mean_per_class": "mean per class"}
 WORDS = {
@@ -20,38 +22,11 @@ WORDS = {
 }  # fmt: skip
 SPECTRA = {"sve": "SVE ↑", "lsvr": "LSVR ↑", "top_share": "top share % ↓", "effective_rank": "effective rank ↑"}
 MODES = {"paper": "raw mode", "code": "code mode"}
-Lines = Iterable[Sequence[str]]
-
-
-def table(caption: str, head: Sequence[str], groups: Mapping[str, Lines], text: Sequence[int] = ()) -> str:
-    """A table in a box that scrolls by itself. A row's first cell names it; a group with a name has a heading row.
-
-    Args:
-        text: columns of words, aligned left as the first one is.
-    """
-    css = ["" if i not in text else ' class="text"' for i in range(len(head))]
-    columns = "".join(f'<th scope="col"{css[i]}>{escape(name)}</th>' for i, name in enumerate(head))
-    body = ""
-    for name, lines in groups.items():
-        rows = [f'<tr><th scope="rowgroup" colspan="{len(head)}">{escape(name)}</th></tr>'] if name else []
-        for first, *rest in lines:
-            cells = "".join(f"<td{css[i]}>{escape(cell)}</td>" for i, cell in enumerate(rest, 1))
-            rows.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>\n')
-        body += f"<tbody>{''.join(rows)}</tbody>"
-    caption = escape(caption)
-    return (
-        f'<div class="box" role="region" tabindex="0" aria-label="{caption}"><table>'
-        f"<caption><span>{caption}</span></caption><thead><tr>{columns}</tr></thead>{body}</table></div>\n"
-    )
-
-
-def folded(summary: str, content: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{content}</details>\n"
 
 
 def shown(s: Stat, metric: str) -> str:
     """Mean ± sample sd in the metric's unit; the mean alone for one number, a dash for none."""
-    u = claims.unit(metric)
+    u = unit(metric)
     if not s.n:
         return DASH
     return f"{u.number(s.mean)} ± {u.number(s.sd)}" if s.n > 1 else u.number(s.mean)
@@ -76,9 +51,10 @@ def summary(study: Study, task: str) -> dict[str, list[list[str]]]:
 
 def evidence(study: Study, task: str, prefix: str) -> str:
     """The comparisons behind the sentences, and more of them."""
-    out, changes = "", {}
-    for measure in claims.measures(study, task) if len(study.conditions) > 1 else ():
-        for i in range(1 if measure.key.method == claims.PROBE else len(study.conditions) - 1, len(study.conditions)):
+    out, changes, last = "", {}, len(study.conditions) - 1
+    reference = claims.reference(study)
+    for measure in claims.measures(study, task) if last else ():
+        for i in range(1 if measure.key.method == reference else last, last + 1):
             c = claims.change(study, measure.key, i)
             label, *numbers = _line(measure.label, c, "falls", "rises")
             changes.setdefault(measure.group, []).append([label, c.where, *numbers])
@@ -103,7 +79,7 @@ def evidence(study: Study, task: str, prefix: str) -> str:
     return out
 
 
-def _line(name: str, c: claims.Comparison, down: str, up: str) -> list[str]:
+def _line(name: str, c: Comparison, down: str, up: str) -> list[str]:
     numbers = [c.unit.number(c.a), c.unit.number(c.b), c.unit.signed(c.difference)] if c.n else [DASH] * 3
     return [name, *numbers, c.interval(), str(c.n), c.verdict(down, up)]
 
@@ -218,9 +194,8 @@ def chosen(study: Study) -> str:
     """How often each setting was chosen, by head and task."""
     counts: dict[str, Counter[str]] = {}
     for row in (row for cell in study.cells for row in cell.rows if row.hyper and row.metric == "accuracy"):
-        name = METHODS.get(row.method or "", row.method or "") + (f" ({row.preset})" if row.preset else "")
         setting = ", ".join(f"{key} {value:.4g}" for key, value in (row.hyper or {}).items())
-        counts.setdefault(f"{name}, {row.task}", Counter())[setting] += 1
+        counts.setdefault(f"{titled(row)}, {row.task}", Counter())[setting] += 1
     groups = {name: [[setting, f"{100 * n / of.total():.0f} %"] for setting, n in of.most_common()]
               for name, of in counts.items()}  # fmt: skip
     caption = "Settings of the heads, chosen on a validation part of the training split, and how often each was."
@@ -230,7 +205,8 @@ def chosen(study: Study) -> str:
 
 def config(study: Study) -> str:
     """What all runs of a study share."""
-    varied = {*REPLICATE, *(NOISE if study.axis == "noise" else (study.axis,))}
+    several = len(study.conditions) > 1
+    varied = {*REPLICATE, *((NOISE if study.axis == "noise" else (study.axis,)) if several else ())}
     shared = {key: value for key, value in study.cells[0].config.items() if key.split(".")[0] not in NOT_IDENTITY}
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in shared.items() if key not in varied]
     title = f"Config of all runs: {study.title} (without {', '.join(sorted(varied))})"

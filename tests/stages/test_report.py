@@ -17,7 +17,7 @@ import pytest
 from configs import common
 from nml_jax import log, settings
 from nml_jax.errors import UserError
-from nml_jax.stages import claims, figures, report, results
+from nml_jax.stages import cells, claims, figures, paired, report, results
 
 HEADS = (("linear", None), ("mlp", None), ("nmtune", "paper"), ("nmtune", "code/1view"))
 SPLITS = (("test", "id"), ("test/shift", "ood"), ("test/blur", "ood"))
@@ -189,7 +189,7 @@ def read_csv(folder: Path) -> list[dict[str, str]]:
 
 def lead(*folders: Path) -> str:
     """The leading text of the only study."""
-    (study,) = results.studies(results.read_cells(folders)[0])
+    (study,) = results.studies(cells.read_cells(folders)[0])
     return " ".join(claims.lead(study))
 
 
@@ -244,9 +244,9 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 
 def test_says_what_was_run(sweep: Path) -> None:
     text = read(sweep)
-    cells = Checker(text).cells
+    lines = Checker(text).cells
     ledger = json.loads((sweep / "noise=0.3,seed=1" / "noise.json").read_text())
-    (line,) = [c for c in cells if c[0] == "digits/noise=0.3,seed=1" and "symmetric" in c]
+    (line,) = [c for c in lines if c[0] == "digits/noise=0.3,seed=1" and "symmetric" in c]
     assert line[1:7] == ["symmetric", "1", "30 %", "30 %", "216 of 720", ledger["noisy_sha256"][:12]]
     assert "abc1234" in text
     assert "1 × cpu (cpu, 2 cores)" in text
@@ -256,8 +256,8 @@ def test_says_what_was_run(sweep: Path) -> None:
 
 
 def test_unfinished_runs_are_listed_and_not_counted(sweep: Path) -> None:
-    cells, left_out = results.read_cells([sweep])
-    assert len(cells) == 15
+    found, left_out = cells.read_cells([sweep])
+    assert len(found) == 15
     assert left_out == {"digits/noise=0.4,seed=0": "unfinished, tune to do"}
     assert "<code>digits/noise=0.4,seed=0</code>: unfinished, tune to do" in read(sweep)
 
@@ -265,10 +265,10 @@ def test_unfinished_runs_are_listed_and_not_counted(sweep: Path) -> None:
 def test_figures_are_left_out_before_the_page_grows_too_large(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nml_jax.stages import page
 
-    cells, left_out = results.read_cells([sweep])
+    found, left_out = cells.read_cells([sweep])
     full = read(sweep)
     monkeypatch.setattr(page, "LIMIT", len(full.encode()) - 30_000)
-    less = page.page(results.studies(cells), left_out)
+    less = page.page(results.studies(found), left_out)
     assert len(less.encode()) < page.LIMIT + 1000
     assert "Further figures are left out" in less
     assert "Further figures" not in full
@@ -312,15 +312,15 @@ def test_means_over_splits_and_tables_by_hand(tmp_path: Path) -> None:
         rows = [dataclasses.replace(row, value=row.value + shift) if row.split == "a" and row.head_seed == 1 else row
                 for row in log.read_rows(cell)]  # fmt: skip
         log.write_rows(cell, "tune", [row for row in rows if row.stage == "tune"])
-    (study,) = results.studies(results.read_cells([folder])[0])
+    (study,) = results.studies(cells.read_cells([folder])[0])
     key = results.Key("accuracy", "digits", results.MEAN, "ood", method="linear probe")
     # Seed 0: split a has (0.5 + 0.52) / 2 = 0.51, with b 0.605. Seed 1: its head seeds are 1 and 2; 0.49, with b 0.595.
     assert study.table[key][0] == {(0, 0): pytest.approx(0.605), (1, 1): pytest.approx(0.595)}
     assert study.stat(0, key) == (pytest.approx(0.6), pytest.approx(0.01 / np.sqrt(2)), 2)
     report.build([folder], folder)
-    cells = Checker(read(folder)).cells
-    assert ["linear probe", "60.0 ± 0.7", "30.0 ± 0.0"] in cells
-    assert ["0 %", "2", "90.0 ± 0.0", "50.0 ± 1.4", "70.0 ± 0.0"] in cells
+    lines = Checker(read(folder)).cells
+    assert ["linear probe", "60.0 ± 0.7", "30.0 ± 0.0"] in lines
+    assert ["0 %", "2", "90.0 ± 0.0", "50.0 ± 1.4", "70.0 ± 0.0"] in lines
 
 
 def test_text_summary_has_every_measure(sweep: Path) -> None:
@@ -340,9 +340,9 @@ def test_text_summary_has_every_measure(sweep: Path) -> None:
 # ---- claims
 
 
-def compared(*differences: float) -> claims.Comparison:
+def compared(*differences: float) -> paired.Comparison:
     a = {(i, i): 0.5 for i in range(len(differences))}
-    return claims.compare("", claims.PERCENT, a, {seed: 0.5 + differences[seed[0]] for seed in a})
+    return paired.compare("", paired.PERCENT, a, {seed: 0.5 + differences[seed[0]] for seed in a})
 
 
 def test_interval_by_hand() -> None:
@@ -365,8 +365,8 @@ def test_a_difference_is_claimed_only_where_the_seeds_support_it(differences: tu
 
 
 def test_only_shared_seeds_are_paired() -> None:
-    c = claims.compare(
-        "", claims.PERCENT, {(0, 0): 0.1, (1, 1): 0.2, (2, 2): 0.9}, {(1, 1): 0.3, (0, 0): 0.1, (5, 5): 0.0}
+    c = paired.compare(
+        "", paired.PERCENT, {(0, 0): 0.1, (1, 1): 0.2, (2, 2): 0.9}, {(1, 1): 0.3, (0, 0): 0.1, (5, 5): 0.0}
     )
     assert (c.n, c.a, c.b, c.difference) == (2, pytest.approx(0.15), pytest.approx(0.2), pytest.approx(0.05))
 
@@ -434,7 +434,7 @@ def test_one_run_is_a_report_without_claims(tmp_path: Path) -> None:
 
 
 def grouped(*folders: Path) -> list[tuple[str, str, list[str], list[int]]]:
-    studies = results.studies(results.read_cells(folders)[0])
+    studies = results.studies(cells.read_cells(folders)[0])
     return [(s.title, s.axis, [c.label for c in s.conditions], [len(c.cells) for c in s.conditions]) for s in studies]
 
 
@@ -472,7 +472,7 @@ def test_several_experiments_tasks_and_what_is_missing(tmp_path: Path) -> None:
     assert "1 run with unknown noise" in text
     assert "Task by task (2 of them), ID accuracy of the linear probe rises in 0 and falls in 2" in text
     assert "Transfer of each head: mean over 2 tasks" in text
-    (many,) = list(results.studies(results.read_cells([tmp_path / "many"])[0]))
+    (many,) = list(results.studies(cells.read_cells([tmp_path / "many"])[0]))
     parts = [results.Key("accuracy", task, "test", "id", method="linear probe") for task in ("cifar10", "dtd")]
     mean = parts[0]._replace(task=results.MEAN, split=results.MEAN)
     for seed, value in many.table[mean][1].items():
@@ -482,17 +482,36 @@ def test_several_experiments_tasks_and_what_is_missing(tmp_path: Path) -> None:
 def test_a_run_is_counted_once(tmp_path: Path) -> None:
     folder = small(tmp_path / "x", seeds=(0,))
     small(tmp_path / "copy", seeds=(0,))
-    assert len(results.read_cells([folder, folder / "noise=0,seed=0"])[0]) == 2
-    cells, left_out = results.read_cells([folder, tmp_path / "copy"])
-    assert len(cells) == 2
+    assert len(cells.read_cells([folder, folder / "noise=0,seed=0"])[0]) == 2
+    found, left_out = cells.read_cells([folder, tmp_path / "copy"])
+    assert len(found) == 2
     assert left_out["copy/noise=0,seed=0"] == "the same config as x/noise=0,seed=0, counted once"
+
+
+def test_every_method_has_its_title_and_the_tuned_probe_is_the_reference(tmp_path: Path) -> None:
+    """Also of the stage finetune, with its presets; a head's output in another layer is still a Z."""
+    heads = (("linear", None), ("lbfgs", None), ("nmtune", "paper"), ("lora", None), ("full", "paper"))
+    folder = small(tmp_path / "x", heads=heads)
+    for cell in folder.iterdir():
+        rows = [row for row in log.read_rows(cell) if row.stage == "tune"]
+        more = [dataclasses.replace(row, layer="Z of block3") for row in rows if row.layer == "Z"]
+        log.write_rows(cell, "tune", [*rows, *more])
+    (study,) = results.studies(cells.read_cells([folder])[0])
+    titles = ["", "linear probe", "L-BFGS probe", "NMTune (paper)", "LoRA", "full fine-tuning (paper)"]
+    assert study.names("method") == titles
+    assert {pair.base for pair in claims.heads(study, "digits")} == {"L-BFGS probe"}
+    text = " ".join(claims.lead(study))
+    assert "Accuracy against the tuned L-BFGS probe on the same features" in text
+    assert "In-domain (ID) accuracy of the tuned L-BFGS probe, layer features falls" in text
+    assert study.names("layer", metric="sve", method="LoRA") == ["Z"]
+    assert "layer block3" in " ".join(study.names("setting", metric="sve", method="LoRA"))
 
 
 def test_settings_of_heads_are_told_apart(tmp_path: Path) -> None:
     cell = write_cell(tmp_path / "x", heads=HEADS[:1], head_seeds=1)
     rows = [row for row in log.read_rows(cell) if row.stage == "tune"]
     log.write_rows(cell, "tune", [*rows, *(dataclasses.replace(row, train_share=0.1, value=0.25) for row in rows)])
-    (study,) = results.studies(results.read_cells([cell])[0])
+    (study,) = results.studies(cells.read_cells([cell])[0])
     key = results.Key("accuracy", "digits", "test", "id", method="linear probe", setting="0.1 of the training data")
     assert study.stat(0, key) == (0.25, pytest.approx(np.nan, nan_ok=True), 1)
     assert study.names("setting", method="linear probe") == ["1 of the training data", "0.1 of the training data"]

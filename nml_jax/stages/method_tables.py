@@ -1,0 +1,173 @@
+"""The tables of a study that compares methods (choice.py): as HTML, and the first of them as plain text."""
+
+import math
+from collections import Counter
+
+import numpy as np
+
+from nml_jax.stages.choice import DOMAINS, Contest, split_name
+from nml_jax.stages.markup import Best, Lines, Prose, paragraph, table
+from nml_jax.stages.paired import DASH, MINUS, PERCENT, stat, unit, wilson
+from nml_jax.stages.results import MEAN, Key, Study
+from nml_jax.stages.tables import MODES, SCORES, SPECTRA, shown
+
+METRICS = {name: SCORES[name] for name in ("accuracy", "macro_f1", "mean_per_class")}
+MEANINGS = {
+    "sve": "how evenly the singular values share their sum, in nats; higher is flatter",
+    "lsvr": "how far the largest singular value is from being all there is; higher is flatter",
+    "top_share": "of the largest singular value; in raw features that is mostly their mean",
+    "effective_rank": "so many equal directions would have this entropy",
+    "stable_rank": "energy of all directions over that of the first; near 1, one dominates",
+    "alpha_req": "how fast the variance falls from direction to direction; far above 1, few carry it",
+    "fisher_ratio": "spread of the class means over the spread around them; higher is easier",
+    "class_mean_accuracy": "without any training; near the probe's accuracy, classes are simple clouds",
+}
+
+
+def _tests(contest: Contest) -> list[tuple[Key, str]]:
+    return [(t, f"{t.domain.upper()} {'mean' if t.split == MEAN else t.split}") for t in contest.tests]
+
+
+def scores(contest: Contest, prefix: str) -> str:
+    """A line for each method, the scores on every test set."""
+    known = [metric for metric in METRICS if contest.study.keys(metric=metric, task=contest.task)]
+    columns = [(test, metric) for test in contest.tests for metric in known]
+    best = {(test, metric): contest.best(test, metric) for test, metric in columns}
+    lines = []
+    for method in contest.methods:
+        cells = [shown(contest.stat(method, *column), column[1]) for column in columns]
+        marked = [Best(cell) if best[column] == method else cell for cell, column in zip(cells, columns, strict=True)]
+        lines.append([method, *marked])
+    said = "Bold: shown to be better than every other method of the column." if any(best.values()) else ""
+    said = said or "Nothing is bold: on no test set is one method shown to be better than every other."
+    caption = f"{prefix}Scores in %, mean ± sample sd over {contest.seeds} seeds. {said}"
+    over = [("", 1), *((name, len(known)) for _, name in _tests(contest))]
+    return table(caption, ["", *(METRICS[metric] for _, metric in columns)], {"": lines}, over=over)
+
+
+def differences(contest: Contest, prefix: str) -> str:
+    """Every method against the reference, on every test set."""
+    groups: dict[str, Lines] = {}
+    for test, name in _tests(contest):
+        lines = []
+        for method in contest.methods[1:]:
+            plain, wide = versus = contest.versus[method, test]
+            difference = plain.unit.signed(plain.difference) if plain.n else DASH
+            lines.append([method, difference, plain.interval(), wide.interval(), str(plain.n), _p(plain.p),
+                          versus.verdict])  # fmt: skip
+        groups[name] = lines
+    head = ["", "difference (points)", "95 % interval", "widened interval", "n", "p", "verdict"]
+    caption = (
+        f"{prefix}Accuracy less that of the reference ({contest.reference}), paired over seeds. Better goes by the "
+        "widened interval, worse by the 95 % interval; p is that of the paired t-test, for each comparison by itself."
+    )
+    return table(caption, head, groups, (6,))
+
+
+def _p(p: float) -> str:
+    return DASH if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def sizes(contest: Contest, prefix: str) -> str:
+    """What the number of its rows allows to say of a test set; nothing where that is not known."""
+    lines = []
+    for test, name in _tests(contest):
+        method, n = contest.recommended(test), contest.rows(test)
+        s = contest.stat(method, test)
+        if n and s.n:
+            low, high = wilson(s.mean, n)
+            lines.append(
+                [name, f"{n:,}", method, PERCENT.number(s.mean), f"{PERCENT.number(low)} to {PERCENT.number(high)}"]
+            )
+    caption = (
+        f"{prefix}What the size of each test set allows: a 95 % binomial interval (Wilson) for the accuracy on other "
+        "rows from the same source. Methods on the same rows can be told apart more finely than that."
+    )
+    return table(caption, ["", "rows", "method", "accuracy %", "95 % interval %"], {"": lines}, (2,)) if lines else ""
+
+
+def spectra(study: Study, task: str, prefix: str) -> str:
+    """The spectra of the features F on every split, and of every method's Z."""
+    metrics = [metric for metric in SPECTRA if study.keys(metric=metric, task=task)]
+    layers = study.names("layer", metric="sve", task=task, method="")
+    groups: dict[str, list[list[str]]] = {}
+    for key in study.keys(metric="sve", task=task):
+        of = f"Z of {key.head}" if key.method else "F" if len(layers) == 1 else f"F ({key.layer})"
+        numbers = [shown(study.stat(0, key._replace(metric=metric)), metric) for metric in metrics]
+        into = groups.setdefault(f"{key.domain.upper()} {key.split}", [])
+        into.append([f"{of}, {MODES.get(key.mode, key.mode)}", *numbers])
+    caption = (
+        f"{prefix}Spectra of the features (F) and of what each method makes of them (Z; a probe's is what it is "
+        "given), mean ± sample sd over seeds; arrows point to the flatter spectrum. Raw mode takes rows as they are; "
+        "code mode, that of the released code, normalises every row and subtracts its mean."
+    )
+    return table(caption, ["", *(SPECTRA[metric] for metric in metrics)], groups) if groups else ""
+
+
+def diagnosis(study: Study, task: str, prefix: str) -> str:
+    """What the stage diagnose found; nothing where it was not run."""
+    runs = [(cell, entry) for cell in study.cells for entry in cell.diagnosis if entry["task"] == task]
+    if not runs:
+        return ""
+    from nml_jax.diagnosis import NAMES  # brings scikit-learn
+
+    several = len({entry["layer"] for _, entry in runs}) > 1
+    verdicts = Counter(entry["verdict"] for _, entry in runs)
+    if len(verdicts) == 1:
+        said = f"{next(iter(verdicts))}{f', in all {len(runs)} runs' if len(runs) > 1 else ''}"
+    else:
+        counted = "; ".join(f"in {n} of {len(runs)} runs, {verdict}" for verdict, n in verdicts.most_common())
+        said = f"the runs do not agree, so no difference is shown: {counted}"
+    out = paragraph(f"{prefix}By cross-validation on the training features: {said}.", "")
+    measured: dict[str, list[list[str]]] = {}
+    for key in (key for key in study.table if key.task == task and key.metric.startswith("diagnosis/")):
+        name = key.metric.removeprefix("diagnosis/")
+        if name in NAMES:
+            s = study.stat(0, key)
+            digits = max(0, 3 - math.floor(math.log10(abs(s.mean)))) if s.mean else 1  # four that count
+            number = f"{s.mean:.{digits}f}" + (f" ± {s.sd:.{digits}f}" if s.n > 1 else "")
+            measured.setdefault(key.layer if several else "", []).append([NAMES[name], number, Prose(MEANINGS[name])])
+    caption = f"{prefix}The training features: {_features(runs[0][1])}; mean ± sample sd over runs, raw mode."
+    out += table(caption, ["", "value", "what it says"], measured, (2,))
+    lines = []
+    for cell, entry in runs:
+        probe, nmtune = (stat(entry[name]).mean for name in ("probe", "nmtune"))
+        interval = " to ".join(PERCENT.signed(bound) for bound in entry["interval"])
+        name = f"{cell.name}, {entry['layer']}" if several else cell.name
+        verdict = entry["verdict"].split(" between ")[0].split(" on held-out ")[0]
+        lines.append([name, *map(PERCENT.number, (probe, nmtune)), PERCENT.signed(nmtune - probe), interval, verdict])
+    folds = sorted({len(entry["probe"]) for _, entry in runs})
+    caption = (
+        f"{prefix}NMTune (paper) against the tuned L-BFGS probe, accuracy % in {'/'.join(map(str, folds))}-fold "
+        f"cross-validation on {runs[0][1]['rows']:,} training rows. The 95 % interval allows for the rows that folds "
+        "share. It speaks for rows like these, not for other domains, and the runs share most of them."
+    )
+    head = ["run", "probe", "NMTune", f"NMTune {MINUS} probe", "95 % interval", "verdict"]
+    return out + table(caption, head, {"": lines}, (5,))
+
+
+def _features(entry: dict) -> str:
+    return f"{entry['n']:,} rows × {entry['dim']:,} features, {entry['num_classes']} classes"
+
+
+def text(contest: Contest) -> list[str]:
+    """The scores and differences as lines of plain text, the answer as the last one."""
+    title = ": ".join(filter(None, (contest.study.title, contest.name)))
+    lines = [f"{title}, mean ± sd over {contest.seeds} seeds, accuracy less that of the {contest.reference} in points"]
+    if len(contest.methods) > 2:
+        lines.append(f"(better: by the interval widened for {len(contest.methods) - 1} methods; worse: as it is)")
+    first = max(map(len, contest.methods)) + 2
+    head = [label.removeprefix("mean ") for label in METRICS.values()]
+    for test in contest.tests:
+        n = contest.rows(test)
+        lines.append(f"{split_name(test)} ({DOMAINS[test.domain]}{f', {n:,} rows' if n else ''})")
+        lines.append(" " * first + "".join(f"{name:>11}" for name in (*head, "difference")) + f"{'95 % interval':>18}")
+        for method in contest.methods:
+            cells = [shown(contest.stat(method, test, metric), metric).replace(" ± ", "±") for metric in METRICS]
+            line = f"  {method}".ljust(first) + "".join(f"{cell:>11}" for cell in cells)
+            if method != contest.reference:
+                plain, versus = contest.versus[method, test].plain, contest.versus[method, test]
+                line += f"{unit('accuracy').signed(plain.difference) if plain.n else DASH:>11}{plain.interval():>18}"
+                line += f"  {versus.verdict}" if versus.sign else ""
+            lines.append(line.rstrip())
+    return [*lines, contest.answer()]

@@ -1,0 +1,100 @@
+"""The part of the report's page that compares methods: the answer, tables, figures, spectra and the diagnosis."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from nml_jax.stages import claims, figures, markup, method_tables
+from nml_jax.stages.choice import DOMAINS, Contest, from_files, split_name
+from nml_jax.stages.paired import listed
+from nml_jax.stages.results import MEAN, Study
+
+
+def title(studies: Sequence[Study]) -> str:
+    """Of a page on these studies of somebody else's features."""
+    return (
+        f"Which head for these features: {', '.join(dict.fromkeys(study.cells[0].config['name'] for study in studies))}"
+    )
+
+
+def opening(study: Study, contests: Sequence[Contest]) -> str:
+    """The answers, the rule, and the numbers behind them."""
+    answers = [contest.answer() for contest in contests]
+    out = "".join(markup.paragraph(text, "lead") for text in answers[:3])
+    if answers[3:]:
+        out += markup.folded("The same for each task", "".join(markup.paragraph(text, "") for text in answers[3:]))
+    for rule in dict.fromkeys(contest.rule() for contest in contests):
+        out += markup.paragraph(rule, "note")
+    if not from_files(study):
+        out += "".join(markup.paragraph(text, "note") for text in claims.about(study))
+    for contest in contests:
+        out += f"<h3>Scores{_of(contest)}</h3>\n" + method_tables.scores(contest, "")
+        out += markup.paragraph(contest.caution(), "note") + method_tables.sizes(contest, "")
+        out += f"<h3>Differences to the reference{_of(contest)}</h3>\n" + method_tables.differences(contest, "")
+    return out
+
+
+def drawn(study: Study, contests: Sequence[Contest], name: str) -> Iterator[str]:
+    """The figures: differences, then the singular values of the features on every split."""
+    for i, contest in enumerate(contests):
+        yield _differences(contest, f"{name}d{i}")
+    for i, task in enumerate(study.tasks):
+        yield _spectra(study, task, f"{name}s{i}")
+
+
+def closing(study: Study) -> str:
+    """Spectra and diagnosis of each task."""
+    out = ""
+    for heading, make in (("Spectra", method_tables.spectra), ("Diagnosis", method_tables.diagnosis)):
+        tasks = [(task, f"{task}. " if len(study.tasks) > 1 else "") for task in study.tasks]
+        content = "".join(make(study, task, prefix) for task, prefix in tasks)
+        out += f"<h3>{heading}</h3>\n{content}" if content else ""
+    return out
+
+
+def _of(contest: Contest) -> str:
+    return f": {contest.name}" if contest.name else ""
+
+
+def _differences(contest: Contest, name: str) -> str:
+    panels = []
+    for i, test in enumerate(contest.tests):
+        lines = {}
+        for method in contest.methods[1:]:
+            versus = contest.versus[method, test]
+            plain, wide = versus
+            if plain.n > 1:
+                a, b = contest.values(contest.reference, test), contest.values(method, test)
+                seeds = [b[seed] - a[seed] for seed in a if seed in b]
+                bounds = (plain.low, plain.high), (wide.low, wide.high)
+                lines[method] = figures.Whisker(plain.difference, *bounds, seeds, versus.sign)
+        if lines:
+            where = f"{split_name(test)} ({DOMAINS[test.domain]})" if test.split != MEAN else split_name(test)
+            label = f"points of accuracy over {contest.reference}"
+            panels.append(figures.differences(f"{name}{i}", where, label, lines, scale=100))
+    caption = (
+        f"Mean difference to {contest.reference} (the line at 0), paired over {contest.seeds} seeds, each of them a "
+        "dot. Thick: the 95 % interval. Thin: widened for the number of methods. Every panel has a scale of its own."
+    )
+    return figures.section(f"Differences at a glance{_of(contest)}", panels, caption, figures.VERDICTS.values())
+
+
+def _spectra(study: Study, task: str, name: str) -> str:
+    lines: dict[str, list[tuple[Any, Any]]] = {}
+    for entry in (entry for cell in study.cells for entry in cell.spectra):
+        if (entry["task"], entry["mode"], entry["layer"]) == (task, "paper", _layer(study, task)):
+            where = f"{entry['domain'].upper()} {entry['split']}"
+            lines.setdefault(where, []).append(figures.shares(entry["s"]))
+    panels = []
+    if lines:
+        panels.append(figures.curves(f"{name}s", "Singular values σᵢ/Σσ, raw mode, log scales", "i", lines, log="xy"))
+    legend = [(where, figures.condition_colour(i, len(lines)), "") for i, where in enumerate(lines)]
+    caption = (
+        f"Features of {listed(list(lines))}, neither centred nor normalised, a thin line for every seed. Splits of "
+        "different numbers of rows have different spectra for that reason alone."
+    )
+    of = f": {task}" if len(study.tasks) > 1 else ""
+    return figures.section(f"Spectrum of the features{of}", panels, caption, legend)
+
+
+def _layer(study: Study, task: str) -> str:
+    return next(iter(study.names("layer", metric="sve", task=task, method="")), "")
