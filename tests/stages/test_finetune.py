@@ -20,7 +20,7 @@ from tests import small
 
 CELL = "noise=0.3,seed=0"
 TUNING = {
-    "stages": ("pretrain", "finetune"), "train.epochs": 1.0, "optimizer.warmup_epochs": 0.0,
+    "stages": ("pretrain", "finetune"), "model.blocks": (1,), "train.epochs": 1.0, "optimizer.warmup_epochs": 0.0,
     "finetune.epochs": 1.0, "finetune.lrs": (1e-2,), "finetune.rank": 2, "finetune.targets": ("resnet_conv",),
     "finetune.wise": (0.0, 1.0),
 }  # fmt: skip
