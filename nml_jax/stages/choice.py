@@ -102,7 +102,7 @@ class Contest:
 
     def answer(self) -> str:
         """Which method to use, on which test set, and how sure that is."""
-        prefix = f"{self.name[:1].upper()}{self.name[1:]}: use " if self.name else "Use "
+        prefix = f"{self.name}: use " if self.name else "Use "
         if self.seeds < SEEDS:
             seeds = f"{self.seeds} seed{'' if self.seeds == 1 else 's'}"
             return f"{prefix}{_the(self.reference)}: with {seeds} no difference can be shown, that takes {SEEDS}."
@@ -164,7 +164,8 @@ class Contest:
     def caution(self) -> str:
         """What the seeds have in common, so that nobody takes their interval for more than it is."""
         if not from_files(self.study):
-            drawn, held = "redraws everything that training draws, ", ""
+            stages = self.study.cells[0].run["stages"]
+            drawn, held = "redraws pre-training, " if "pretrain" in stages else "redraws ", ""
         elif any(test.split == HELD_OUT for test in self.tests):
             drawn, held = "redraws which rows are held out, ", " that come from files of their own"
         else:
@@ -172,7 +173,7 @@ class Contest:
         return (
             f"A seed {drawn}the training rows on which settings are chosen, the initial weights and the order of the "
             f"rows. The test sets{held} are the same for every seed: an interval over seeds is about the luck of "
-            "training, not about other test sets. What the size of a test set allows stands in the next table."
+            "training, not about other test sets. What the size of a test set allows stands beneath its scores."
         )
 
 
@@ -209,7 +210,14 @@ def from_files(study: Study) -> bool:
     return bool(study.cells[0].value(f"{FILES}train"))
 
 
+def full_name(test: Key) -> str:
+    """Of a test set, for a heading."""
+    name = DOMAINS[test.domain]
+    return f"{name} mean" if test.split == MEAN else f"{test.split} ({name})"
+
+
 def split_name(test: Key) -> str:
+    """Of a test set, within a sentence."""
     return f"the {DOMAINS[test.domain]} mean" if test.split == MEAN else test.split
 
 

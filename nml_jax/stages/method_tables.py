@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from nml_jax.stages.choice import DOMAINS, Contest, split_name
+from nml_jax.stages.choice import Contest, full_name
 from nml_jax.stages.markup import Best, Lines, Prose, paragraph, table
 from nml_jax.stages.paired import DASH, MINUS, PERCENT, stat, unit, wilson
 from nml_jax.stages.results import MEAN, Key, Study
@@ -160,7 +160,7 @@ def text(contest: Contest) -> list[str]:
     head = [label.removeprefix("mean ") for label in METRICS.values()]
     for test in contest.tests:
         n = contest.rows(test)
-        lines.append(f"{split_name(test)} ({DOMAINS[test.domain]}{f', {n:,} rows' if n else ''})")
+        lines.append(full_name(test) + (f", {n:,} rows" if n else ""))
         lines.append(" " * first + "".join(f"{name:>11}" for name in (*head, "difference")) + f"{'95 % interval':>18}")
         for method in contest.methods:
             cells = [shown(contest.stat(method, test, metric), metric).replace(" ± ", "±") for metric in METRICS]

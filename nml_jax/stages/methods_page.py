@@ -4,9 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nml_jax.stages import claims, figures, markup, method_tables
-from nml_jax.stages.choice import DOMAINS, Contest, from_files, split_name
+from nml_jax.stages.choice import DOMAINS, Contest, from_files, full_name
 from nml_jax.stages.paired import listed
 from nml_jax.stages.results import MEAN, Study
+
+LEADING = 3  # answers; of more, all but the first are folded
 
 
 def title(studies: Sequence[Study]) -> str:
@@ -19,16 +21,18 @@ def title(studies: Sequence[Study]) -> str:
 def opening(study: Study, contests: Sequence[Contest]) -> str:
     """The answers, the rule, and the numbers behind them."""
     answers = [contest.answer() for contest in contests]
-    out = "".join(markup.paragraph(text, "lead") for text in answers[:3])
-    if answers[3:]:
-        out += markup.folded("The same for each task", "".join(markup.paragraph(text, "") for text in answers[3:]))
-    for rule in dict.fromkeys(contest.rule() for contest in contests):
-        out += markup.paragraph(rule, "note")
+    first = len(answers) if len(answers) <= LEADING else 1
+    out = "".join(markup.paragraph(text, "lead") for text in answers[:first])
+    if answers[first:]:
+        rest = "".join(markup.paragraph(text, "") for text in answers[first:])
+        out += markup.folded(f"The same for {contests[first].name} and {len(answers) - first - 1} more", rest)
+    for text in dict.fromkeys(text for contest in contests for text in (contest.rule(), contest.caution())):
+        out += markup.paragraph(text, "note")
     if not from_files(study):
         out += "".join(markup.paragraph(text, "note") for text in claims.about(study))
     for contest in contests:
         out += f"<h3>Scores{_of(contest)}</h3>\n" + method_tables.scores(contest, "")
-        out += markup.paragraph(contest.caution(), "note") + method_tables.sizes(contest, "")
+        out += method_tables.sizes(contest, "")
         out += f"<h3>Differences to the reference{_of(contest)}</h3>\n" + method_tables.differences(contest, "")
     return out
 
@@ -51,6 +55,31 @@ def closing(study: Study) -> str:
     return out
 
 
+def wise(study: Study, task: str, name: str, title: str) -> str:
+    """The figure of WiSE-FT: accuracy by the share of the tuned weights; nothing where it was not computed."""
+    mark, panels, legend = "accuracy@wise=", [], []
+    keys = study.keys(task=task, split=MEAN)
+    shares = {key.metric: float(key.metric.removeprefix(mark)) for key in keys if key.metric.startswith(mark)}
+    axis = figures.Axis(
+        list(shares.values()), [f"{share:g}" for share in shares.values()], "share of the tuned weights"
+    )
+    for domain, where in DOMAINS.items() if len(shares) > 1 else ():
+        series: dict[str, list[list[float]]] = {}
+        for key in study.keys(metric="accuracy", task=task, split=MEAN, domain=domain):
+            for i, condition in enumerate(study.conditions):
+                found = [study.table.get(key._replace(metric=metric)) for metric in shares]
+                at = f", {study.at(condition)}" if len(study.conditions) > 1 else ""
+                if all(found):
+                    series[key.head + at] = [list(values[i].values()) for values in found if values]
+        if series:
+            panels.append(figures.response(f"{name}{domain}", f"Accuracy, {where} (%)", axis, series, scale=100))
+            legend = [(head, figures.head_colour(i), figures.head_marker(i)) for i, head in enumerate(series)]
+    caption = (
+        "Between the weights before fine-tuning (0) and after it (1): mean and sample sd over runs, every run a dot."
+    )
+    return figures.section(title, panels, caption, legend)
+
+
 def _of(contest: Contest) -> str:
     return f": {contest.name}" if contest.name else ""
 
@@ -68,9 +97,8 @@ def _differences(contest: Contest, name: str) -> str:
                 bounds = (plain.low, plain.high), (wide.low, wide.high)
                 lines[method] = figures.Whisker(plain.difference, *bounds, seeds, versus.sign)
         if lines:
-            where = f"{split_name(test)} ({DOMAINS[test.domain]})" if test.split != MEAN else split_name(test)
             label = f"points of accuracy over {contest.reference}"
-            panels.append(figures.differences(f"{name}{i}", where, label, lines, scale=100))
+            panels.append(figures.differences(f"{name}{i}", full_name(test), label, lines, scale=100))
     caption = (
         f"Mean difference to {contest.reference} (the line at 0), paired over {contest.seeds} seeds, each of them a "
         "dot. Thick: the 95 % interval. Thin: widened for the number of methods. Every panel has a scale of its own."

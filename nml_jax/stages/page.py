@@ -134,8 +134,11 @@ def _figures(study: Study, name: str) -> Iterator[str]:
     contests = choice.contests(study)
     if contests:
         yield from methods_page.drawn(study, contests, name)
-    for i, (task, of_task) in enumerate(() if contests else _tasks(study)):
+    for i, (task, of_task) in enumerate(_tasks(study)):
         suffix = f": {of_task}" if of_task else ""
+        yield methods_page.wise(study, task, f"{name}w{i}", f"WiSE-FT{suffix}")
+        if contests:
+            continue
         yield _transfer(study, task, f"{name}t{i}", f"Transfer of each head{suffix}")
         yield _spectrum(study, task, f"{name}f{i}", f"Spectrum of the features{suffix}")
     yield _retrieval(study, f"{name}r")

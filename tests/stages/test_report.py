@@ -507,6 +507,24 @@ def test_every_method_has_its_title_and_the_tuned_probe_is_the_reference(tmp_pat
     assert "layer block3" in " ".join(study.names("setting", metric="sve", method="LoRA"))
 
 
+def test_one_condition_of_several_tasks_compares_methods_on_their_mean_and_on_each(tmp_path: Path) -> None:
+    heads = (("lbfgs", None), ("nmtune", "paper"))
+    folder = small(tmp_path / "x", rates=(0.1,), tasks=("a", "b", "c", "d"), heads=heads)
+    report.build([folder], folder)
+    text = read(folder).replace("\N{NO-BREAK SPACE}", " ")
+    Checker(text)
+    assert "<h1>Report: digits</h1>" in text
+    assert re.search("mean over 4 tasks: use the L-BFGS probe in-domain, where .* NMTune .paper. out-of-domain, ", text)
+    assert "<summary>The same for a and 3 more</summary>" in text
+    assert "d: use the L-BFGS probe in-domain (test), " in text
+    assert "A seed redraws pre-training, the training rows on which settings are chosen" in text
+    assert "3 runs with 10 % symmetric noise: one condition alone says nothing about what noise does." in text
+    assert "<h3>Pre-training scores</h3>" in text
+    assert "<h3>Noise ledger</h3>" in text
+    assert len(re.findall("<h3>Differences at a glance: ", text)) == 5
+    assert report.summary(folder).count("\nin-domain mean\n") == 1
+
+
 def test_settings_of_heads_are_told_apart(tmp_path: Path) -> None:
     cell = write_cell(tmp_path / "x", heads=HEADS[:1], head_seeds=1)
     rows = [row for row in log.read_rows(cell) if row.stage == "tune"]

@@ -278,6 +278,7 @@ def test_page_answers_first_and_has_no_empty_part(built: Path) -> None:
     shown = re.sub(r"<pre>.*?</pre>|<style>.*?</style>|Config of all runs.*?<", "", text, flags=re.S)
     assert not re.search(r"[Nn]oise|[Pp]re-training|unknown|nan\b|None", shown)
     assert "<tbody></tbody>" not in text
+    assert "WiSE-FT" not in text
     assert "features.ood</dt><dd>art.npz;sketch.npz" in text
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
@@ -341,11 +342,26 @@ def test_figure_tells_verdicts_apart(built: Path) -> None:
     assert re.search(r"MLP -\d\.\d*, worse", labels[2])
 
 
+def test_wise_ft_is_a_curve(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path / "x", seeds=(0, 1), methods=(("lbfgs", None), ("lora", None)), diagnosed=False)
+    for cell in folder.iterdir():
+        rows = [row for row in log.read_rows(cell) if row.stage == "tune"]
+        lora = [row for row in rows if (row.method, row.metric) == ("lora", "accuracy")]
+        more = [dataclasses.replace(row, metric=f"accuracy@wise={share:g}", value=0.2 + share / 2 + row.seed / 100)
+                for row in lora for share in (0, 0.5, 1)]  # fmt: skip
+        log.write_rows(cell, "tune", [*rows, *more])
+    report.build([folder], folder)
+    text = (folder / "report.html").read_text("utf-8")
+    assert "<h3>WiSE-FT</h3>" in text
+    for domain in ("in-domain", "out-of-domain"):
+        assert f"Accuracy, {domain} (%), by share of the tuned weights: LoRA 20.5 to 70.5 (means, 0 to 1)" in text
+
+
 def test_text_summary_ends_with_the_answer(built: Path) -> None:
     found = choice.contests(study_of(built))[0]
     text = report.summary(built).splitlines()
     assert text[-1] == found.answer()
-    assert "art (out-of-domain, 2,048 rows)" in text
+    assert "art (out-of-domain), 2,048 rows" in text
     (line,) = [line for line in text if line.endswith("worse")]
     assert line.split()[0] == "MLP"
     assert max(map(len, text[:-1])) <= 100
