@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -19,7 +18,6 @@ from nml_jax.errors import UserError
 from nml_jax.models import Model, heads
 from nml_jax.objectives import finetune
 from nml_jax.training import loop, lora, optim, perturb
-from nml_jax.training import state as train_state
 from nml_jax.training.state import TrainState
 
 METHODS = ("lora", "full")
@@ -116,31 +114,7 @@ def build(
     tx, schedule = optim.make(
         optimizer(config, params, setup.method, lr), params, steps=plan.steps, steps_per_epoch=plan.per_epoch
     )
-    shapes = train_state.abstract(model, tx, ema=False, mesh=mesh)
-    placed = jax.tree.map(lambda x: x.sharding, shapes)
-
-    def init(key: jax.Array) -> TrainState:
-        return train_state.create(model, tx, key, ema=False)
-
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-        key = jax.random.fold_in(state.key, state.step)
-
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            return objective.loss(model, params, state.model_state, batch, key)
-
-        (_, (model_state, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
-        metrics["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1))
-        return TrainState(state.step + 1, params, model_state, None, opt_state, state.key), metrics
-
-    return loop.Program(
-        model,
-        schedule,
-        shapes,
-        jax.jit(init, out_shardings=placed),
-        jax.jit(step, donate_argnums=0, out_shardings=(placed, None)),
-    )
+    return loop.assemble(model, functools.partial(objective.loss, model), tx, schedule, 0.0, mesh)
 
 
 def optimizer(config: Any, params: Any, method: str, lr: float) -> ConfigDict:

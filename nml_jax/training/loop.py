@@ -25,6 +25,7 @@ from nml_jax.training import state as train_state
 from nml_jax.training.checkpoint import Checkpoints, warm_start
 from nml_jax.training.state import TrainState
 
+Loss = Callable[..., Any]  # (params, model_state, batch, key) -> (scalar, (new_model_state, metrics))
 Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]  # start step -> local batches, without end
 
 
@@ -85,6 +86,13 @@ def _build(
     objective = objectives.make(objective_config, num_classes=num_classes, blocks=mesh.size)
     params, _ = jax.eval_shape(lambda key: model.init(key, model.spec), jax.random.key(0))
     tx, schedule = optim.make(optimizer_config, params, steps=plan.steps, steps_per_epoch=plan.per_epoch)
+    return assemble(model, functools.partial(objective.loss, in_parts), tx, schedule, ema, mesh)
+
+
+def assemble(
+    model: models.Model, loss: Loss, tx: optax.GradientTransformation, schedule: optax.Schedule, ema: float, mesh: Mesh
+) -> Program:
+    """The program of a model under any loss and optimiser."""
     shapes = train_state.abstract(model, tx, ema=ema > 0, mesh=mesh)
     placed = jax.tree.map(lambda x: x.sharding, shapes)
 
@@ -93,11 +101,8 @@ def _build(
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(state.key, state.step)
-
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            return objective.loss(in_parts, params, state.model_state, batch, key)
-
-        (_, (model_state, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        with_gradient = jax.value_and_grad(loss, has_aux=True)
+        (_, (model_state, metrics)), grads = with_gradient(state.params, state.model_state, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         average = optax.incremental_update(params, state.ema, 1 - ema) if ema else None

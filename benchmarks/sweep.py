@@ -1,0 +1,91 @@
+"""Sixteen settings of a head in one call against sixteen single runs: learning rates, decays and weights of the terms.
+
+    python benchmarks/sweep.py [--quick] [--repeats=5] [--write]
+
+Both go through head_runs.train. The single runs are timed twice: each with a compilation of its own, as sixteen processes
+would have it (import and start-up not counted), and with the compilation shared. The sweep must compile once, and be no
+slower per run than compiled single runs; on an accelerator it is one mapped program.
+"""
+
+import argparse
+import datetime
+import itertools
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import nml_jax
+from nml_jax.models.heads import Form
+from nml_jax.objectives import nmtune, terms
+from nml_jax.training import head_runs
+from nml_jax.training.head_runs import Bank, Setting, Spec
+
+RESULTS = Path(__file__).parent / "results" / "sweep.json"
+ROWS, DIM, CLASSES, BATCH = 1024, 512, 10, 64
+
+
+def problem(rows: int) -> tuple[Spec, Bank, list[Setting]]:
+    """NMTune (`paper`) with two learning rates, two decays and four weights of the singular-value term."""
+    rng = np.random.default_rng(0)
+    features = np.maximum(rng.normal(size=(rows, 1, DIM)), 0).astype(np.float32)
+    labels = rng.integers(0, CLASSES, rows).astype(np.int32)
+    settings, form = [], None
+    for lr, decay, svd in itertools.product((1e-2, 1e-3), (0.0, 1e-4), (0.01, 0.02, 0.05, 0.1)):
+        form, numbers = terms.split("nmtune", nmtune.weights("paper", 1, svd=svd)[0])
+        settings.append(Setting(np.arange(rows), lr, decay, 0, numbers))
+    bank = jax.device_put(Bank(features, labels, np.ones(rows, np.float32)))
+    return Spec(Form(mlp=True), form, CLASSES, BATCH, standardize=False), bank, settings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few rows, one round, to see that it runs")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
+    args = parser.parse_args()
+    rows, repeats = (128, 1) if args.quick else (ROWS, args.repeats)
+    spec, bank, settings = problem(rows)
+    about: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"load {os.getloadavg()[0]:.1f} at the start",
+        "versions": {m.__name__: m.__version__ for m in (nml_jax, jax, np)} | {"python": platform.python_version()},
+        "head": f"NMTune (paper), {rows} × {DIM}, batch {BATCH}, 1 epoch, {len(settings)} settings",
+        "repeats": repeats,
+    }
+    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+
+    def timed(groups: list[list[Setting]]) -> float:
+        begun = time.perf_counter()
+        for group in groups:
+            head_runs.train(spec, bank, group, rows, epochs=1)
+        return time.perf_counter() - begun
+
+    singles = [[setting] for setting in settings]
+    first = timed([settings])
+    compiled = head_runs._train._cache_size() + head_runs._train_mapped._cache_size()
+    jax.clear_caches()
+    alone = timed(singles[:1])
+    seconds = [(timed([settings]), timed(singles)) for _ in range(repeats + 1)][1:]
+    together, apart = (statistics.median(each) for each in zip(*seconds, strict=True))
+    ratio = statistics.median(b / a for a, b in seconds)
+    print(
+        f"compilations of the sweep: {compiled}; its first call took {first:.2f} s, that of a single run {alone:.2f} s"
+    )
+    print(f"{len(settings)} settings together {together:.2f} s, one by one {apart:.2f} s: ratio {ratio:.2f}")
+    fresh = len(settings) * alone
+    print(f"with a compilation for each run about {fresh:.1f} s: {fresh / first:.1f} times as long as the first sweep")
+    if args.write:
+        found = {"compilations": compiled, "first": first, "first_single": alone, "seconds": seconds, "ratio": ratio}
+        RESULTS.write_text(json.dumps({**about, **found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

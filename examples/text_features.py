@@ -1,0 +1,62 @@
+"""Sentences as features without downloading anything: TF-IDF of words and word pairs, reduced by a truncated SVD.
+
+    python examples/text_features.py OUT_DIR TRAIN.csv [TEST.csv ...] [--dim 256]
+
+Each CSV has the columns text and label. What is learned (the vocabulary and the SVD) is learned from TRAIN alone; every
+file becomes OUT_DIR/<its name>.safetensors with features float32 [N, dim] and labels, for configs/features.py.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.pipeline import make_pipeline
+
+
+def read(path: Path) -> tuple[list[str], list[str]]:
+    """Texts and labels of a CSV."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"text", "label"} <= rows[0].keys():
+        sys.exit(
+            f"error: {path} has no rows, or no columns text and label\n  cure: give a CSV with a header text,label"
+        )
+    return [row["text"] for row in rows], [row["label"] for row in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("files", type=Path, nargs="+", help="the training file first")
+    parser.add_argument("--dim", type=int, default=256)
+    args = parser.parse_args()
+    texts, labels = zip(*(read(path) for path in args.files), strict=True)
+    names = sorted(set(labels[0]))
+    encoder = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\S+"),
+        TruncatedSVD(args.dim, random_state=0),
+    ).fit(texts[0])
+    args.out.mkdir(parents=True, exist_ok=True)
+    for path, text, label in zip(args.files, texts, labels, strict=True):
+        known = {name: i for i, name in enumerate(names)}
+        if unknown := set(label) - set(names):
+            sys.exit(
+                f"error: {path} has the class {min(unknown)!r}, which {args.files[0]} has not\n  cure: drop its rows"
+            )
+        tensors = {
+            "features": encoder.transform(text).astype(np.float32),
+            "labels": np.array([known[name] for name in label], np.int64),
+        }
+        target = args.out / f"{path.stem}.safetensors"
+        safetensors.numpy.save_file(tensors, target, {"class_names": json.dumps(names)})
+        print(f"{target}: {tensors['features'].shape[0]} × {args.dim}, {len(names)} classes")
+
+
+if __name__ == "__main__":
+    main()
