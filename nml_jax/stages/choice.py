@@ -63,7 +63,9 @@ class Contest:
 
     @property
     def seeds(self) -> int:
-        return max(versus.plain.n for versus in self.versus.values())
+        """That the reference shares with others, or has where it is alone."""
+        shared = [versus.plain.n for versus in self.versus.values()]
+        return max(shared or [self.stat(self.reference, test).n for test in self.tests])
 
     def values(self, method: str, test: Key, metric: str = "accuracy") -> dict[Seed, float]:
         return self.study.table.get(test._replace(metric=metric, method=method), [{}])[0]
@@ -96,13 +98,15 @@ class Contest:
         top = max(self.methods, key=lambda m: (self.stat(m, test, metric).n, self.stat(m, test, metric).mean))
         others = [m for m in self.methods if m != top]
         against = (compare("", PERCENT, self.values(m, test, metric), self.values(top, test, metric)) for m in others)
-        return top if all(c.corrected(len(others)).sign > 0 for c in against) else ""
+        return top if others and all(c.corrected(len(others)).sign > 0 for c in against) else ""
 
     # ---- in words
 
     def answer(self) -> str:
         """Which method to use, on which test set, and how sure that is."""
         prefix = f"{self.name}: use " if self.name else "Use "
+        if len(self.methods) == 1:
+            return f"{prefix}{_the(self.reference)}: no other method was run."
         if self.seeds < SEEDS:
             seeds = f"{self.seeds} seed{'' if self.seeds == 1 else 's'}"
             return f"{prefix}{_the(self.reference)}: with {seeds} no difference can be shown, that takes {SEEDS}."
@@ -178,7 +182,10 @@ class Contest:
 
 
 def contests(study: Study) -> list[Contest]:
-    """The contests of a study, the mean over tasks first; none if it has several conditions, or one method."""
+    """The contests of a study, the mean over tasks first; none if it has several conditions.
+
+    One method alone makes a contest where its features come from files: there is nothing else to report.
+    """
     out = []
     tasks = [MEAN, *study.tasks] if len(study.tasks) > 1 else study.tasks
     for task in tasks if len(study.conditions) == 1 else ():
@@ -186,7 +193,7 @@ def contests(study: Study) -> list[Contest]:
         for setting in dict.fromkeys(key.setting for key in keys):
             own = [key for key in keys if key.setting == setting and (key.split == MEAN) == (task == MEAN)]
             methods = sorted(dict.fromkeys(key.method for key in own), key=_simplicity)
-            if len(methods) < 2:
+            if len(methods) < (1 if from_files(study) else 2):
                 continue
             reference = next((method for method in REFERENCES if method in methods), methods[0])
             methods = (reference, *(method for method in methods if method != reference))

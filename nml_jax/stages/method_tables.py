@@ -38,9 +38,10 @@ def scores(contest: Contest, prefix: str) -> str:
         cells = [shown(contest.stat(method, *column), column[1]) for column in columns]
         marked = [Best(cell) if best[column] == method else cell for cell, column in zip(cells, columns, strict=True)]
         lines.append([method, *marked])
+    several = len(contest.methods) > 1
     said = "Bold: shown to be better than every other method of the column." if any(best.values()) else ""
-    said = said or "Nothing is bold: on no test set is one method shown to be better than every other."
-    caption = f"{prefix}Scores in %, mean ± sample sd over {contest.seeds} seeds. {said}"
+    said = said or ("Nothing is bold: on no test set is one method shown to be better than every other." * several)
+    caption = f"{prefix}Scores in %, mean ± sample sd over {contest.seeds} seeds. {said}".rstrip()
     over = [("", 1), *((name, len(known)) for _, name in _tests(contest))]
     return table(caption, ["", *(METRICS[metric] for _, metric in columns)], {"": lines}, over=over)
 

@@ -26,14 +26,16 @@ def opening(study: Study, contests: Sequence[Contest]) -> str:
     if answers[first:]:
         rest = "".join(markup.paragraph(text, "") for text in answers[first:])
         out += markup.folded(f"The same for {contests[first].name} and {len(answers) - first - 1} more", rest)
-    for text in dict.fromkeys(text for contest in contests for text in (contest.rule(), contest.caution())):
+    said = [text for c in contests for text in ([c.rule()] if len(c.methods) > 1 else []) + [c.caution()]]
+    for text in dict.fromkeys(said):
         out += markup.paragraph(text, "note")
     if not from_files(study):
         out += "".join(markup.paragraph(text, "note") for text in claims.about(study))
     for contest in contests:
         out += f"<h3>Scores{_of(contest)}</h3>\n" + method_tables.scores(contest, "")
         out += method_tables.sizes(contest, "")
-        out += f"<h3>Differences to the reference{_of(contest)}</h3>\n" + method_tables.differences(contest, "")
+        if len(contest.methods) > 1:
+            out += f"<h3>Differences to the reference{_of(contest)}</h3>\n" + method_tables.differences(contest, "")
     return out
 
 

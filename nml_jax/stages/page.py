@@ -98,7 +98,7 @@ def _texts(study: Study, number: int, of: int) -> tuple[str, str]:
     tasks, contests = _tasks(study), choice.contests(study)
     alone = "Which method to use" if contests else "What this shows"
     opening = f'<h2 id="study-{number}">{escape(alone if of == 1 else study.title)}</h2>\n'
-    if contests:
+    if contests or from_files(study):
         return opening + methods_page.opening(study, contests), methods_page.closing(study) + _pretraining(study)
     opening += "".join(paragraph(text, "lead") for text in claims.lead(study)) + paragraph(RULE, "note")
     caption = (
@@ -132,12 +132,13 @@ def _tasks(study: Study) -> list[tuple[str, str]]:
 
 def _figures(study: Study, name: str) -> Iterator[str]:
     contests = choice.contests(study)
-    if contests:
+    compared = bool(contests) or from_files(study)
+    if compared:
         yield from methods_page.drawn(study, contests, name)
     for i, (task, of_task) in enumerate(_tasks(study)):
         suffix = f": {of_task}" if of_task else ""
         yield methods_page.wise(study, task, f"{name}w{i}", f"WiSE-FT{suffix}")
-        if contests:
+        if compared:
             continue
         yield _transfer(study, task, f"{name}t{i}", f"Transfer of each head{suffix}")
         yield _spectrum(study, task, f"{name}f{i}", f"Spectrum of the features{suffix}")

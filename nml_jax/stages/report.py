@@ -64,7 +64,7 @@ def summary(folder: Path) -> str:
     for study in _studies([folder])[0]:
         contests = choice.contests(study)
         blocks += [method_tables.text(contest) for contest in contests]
-        if contests:
+        if contests or choice.from_files(study):
             continue
         for task in [results.MEAN, *study.tasks] if len(study.tasks) > 1 else study.tasks or [""]:
             lines = [[study.axis, *(condition.label for condition in study.conditions)]]

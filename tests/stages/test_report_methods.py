@@ -227,7 +227,6 @@ def test_the_reference_is_the_tuned_probe_that_is_there(tmp_path: Path) -> None:
     methods = [("nmtune", "paper"), ("ridge", None), ("linear", None)]
     assert contest(tmp_path / "a", methods=methods).methods == ("linear probe", "ridge probe", "NMTune (paper)")
     assert contest(tmp_path / "b", methods=[methods[0], ("mlp", None)]).reference == "MLP"
-    assert choice.contests(study_of(write_experiment(tmp_path / "c", methods=[("linear", None)]))) == []
 
 
 def test_settings_are_contests_of_their_own(tmp_path: Path) -> None:
@@ -340,6 +339,19 @@ def test_figure_tells_verdicts_apart(built: Path) -> None:
         r"NMTune \(paper\) \+(2\.9|3)\d*, better; NMTune \(code/1view\) \S+ no difference shown$", labels[1]
     )
     assert re.search(r"MLP -\d\.\d*, worse", labels[2])
+
+
+def test_one_method_or_none_is_a_report_without_comparisons(tmp_path: Path) -> None:
+    for name, methods in (("one", METHODS[1:2]), ("none", ())):
+        folder = write_experiment(tmp_path / name, methods=methods, seeds=(0, 1, 2))
+        report.build([folder], folder)
+        text = (folder / "report.html").read_text("utf-8")
+        assert ("Use the linear probe: no other method was run." in text) == bool(methods)
+        assert report.summary(folder).endswith("no other method was run." if methods else "")
+        shown = re.sub(r"<pre>.*?</pre>|<style>.*?</style>|Config of all runs.*?<", "", text, flags=re.S)
+        assert not re.search(r"[Nn]oise|[Bb]onferroni|unknown|nan\b|[Bb]old", shown)
+        assert "<h3>Spectra" in text
+        assert "<h3>Diagnosis" in text
 
 
 def test_wise_ft_is_a_curve(tmp_path: Path) -> None:
