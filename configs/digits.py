@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
 
     config.downstream.tasks = ("digits",)
 
+    config.tune.methods = ("linear", "lbfgs", "mlp", "nmtune")
     config.tune.epochs = 20
     config.tune.standardize = True  # a linear probe on raw features is a weak opponent
     return config.lock()

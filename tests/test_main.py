@@ -59,7 +59,7 @@ def test_a_run_tells_its_own_story(finished: Path):
     assert {row.stage for row in rows} == {"pretrain", "extract", "tune"}
     tuned = [row for row in rows if row.stage == "tune" and row.metric == "accuracy"]
     assert {(row.method, row.preset) for row in tuned} == {
-        ("linear", None), ("mlp", None), ("nmtune", "paper"), ("nmtune", "code/1view"),
+        ("linear", None), ("lbfgs", None), ("mlp", None), ("nmtune", "paper"), ("nmtune", "code/1view"),
     }  # fmt: skip
     assert {row.domain for row in tuned} == {"id", "ood"}
     assert all(0 <= row.value <= 1 for row in tuned)

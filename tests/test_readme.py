@@ -32,6 +32,10 @@ def checkout(tmp_path_factory) -> Path:
             for i in range(count):
                 pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / "my_photos" / split / name / f"{i}.jpg")
+    for name, seed in (("train", 0), ("test", 1), ("other", 2)):
+        draw = np.random.default_rng(seed)
+        labels = np.arange(60) % 3
+        np.savez(folder / f"{name}.npz", features=draw.normal(size=(60, 8)) + 4 * np.eye(3, 8)[labels], labels=labels)
     words = ["".join(word) for word in rng.choice(list("abcdefghijklmnop"), (400, 5))]
     pairs.write_tar(folder / "my_pairs" / "00000.tar", [
         {"png": pairs.image("red", "square", rng), "txt": " ".join(rng.choice(words, 20)).encode()} for _ in range(48)
@@ -53,6 +57,11 @@ def test_command(line: str, checkout: Path):
         from tests.small import launch
 
         launch(checkout / "runs" / "digits")
+    if words[:3] == ["python", "-m", "nml_jax.stages.predict"]:
+        from tests.stages.test_features import launch
+
+        files = {f"features.{key}": str(checkout / f"{key}.npz") for key in ("train", "test")}
+        launch(checkout / "runs" / "features", **files, **{"tune.epochs": 1, "tune.methods": ("nmtune",)})
     if words[0] == "make":
         words.append("-n")
     elif words[:3] == ["python", "-m", "nml_jax.main"] and "--dry_run" not in words:

@@ -133,7 +133,7 @@ def _measured(result: heads.HeadResult, found: FeatureSet, method: str, shared: 
 
         s = feature_sets.singular_values(transformed(), len(test.labels), test.features.dim, "paper")
         for metric, value in scorer.scores().items():
-            yield log.Row(**shared, **where, metric=metric, value=value)
+            yield log.Row(**shared, **where, layer=found.layer, metric=metric, value=value)
         yield from feature_sets.spectrum_rows(s, **shared, **where, layer=layer, spectrum_mode="paper")
 
 
