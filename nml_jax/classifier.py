@@ -23,7 +23,7 @@ from nml_jax.training.head_runs import Bank, Setting, Spec
 from nml_jax.training.tuned import TunedHead
 
 METHODS = ("linear", "mlp", "nmtune", "skd", "fgs", "lgm")
-EPOCHS, STEPS = 8, 200  # by default: so many epochs, or as many as make so many steps
+EPOCHS, STEPS = 5, 200  # by default: so many epochs, or as many as make so many steps
 PATIENCE, PATIENT_STEPS = 3, 75
 OPTIONAL = ("epochs", "learning_rate", "patience")  # None: see above
 
@@ -39,11 +39,11 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             (objectives/skd.py, fgs.py, lgm.py).
         preset: of nmtune: paper | code.
         weights: numbers that replace those of the preset, or of the method's terms, by name, as {"svd": 0.1}.
-        epochs: passes over the training part, at most. None: 8, or as many as make 200 steps.
+        epochs: passes over the training part, at most. None: 5, or as many as make 200 steps.
         batch_size: rows per step; of a smaller training part the largest power of two in it, so that sets of similar
             size share what is compiled.
-        learning_rate: at the start of the cosine. None: a fiftieth of √(6/D), the bound of the classifier's initial
-            weights, as AdamW moves every weight by about this much in a step.
+        learning_rate: at the start of the cosine. None: a share of √(6/D), the bound of the classifier's initial
+            weights, as AdamW moves every weight by about this much in a step: a tenth for linear, else a fiftieth.
         weight_decay: decoupled, on every parameter.
         standardize: per-feature mean 0 and variance 1, from the rows given to `fit`.
         early_stopping: hold out `validation_fraction` of the rows, stratified, but for sets that have none to spare.
@@ -133,7 +133,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         bank = _bank(X, codes, weights / weights[train].mean())
         rows = np.concatenate([train, held_out, np.arange(len(X), len(bank.labels))])
         spec = spec_of(len(self.classes_), min(self.batch_size, 1 << (len(train).bit_length() - 1)))
-        rate = math.sqrt(6 / X.shape[1]) / 50 if self.learning_rate is None else self.learning_rate
+        usual = math.sqrt(6 / X.shape[1]) / (50 if spec.form.mlp else 10)
+        rate = usual if self.learning_rate is None else self.learning_rate
         setting = Setting(rows, rate, self.weight_decay, seed, numbers)
         start = self.head_ if before == (list(self.classes_), X.shape[1]) and self.head_.form == spec.form else None
         standard = None
@@ -153,12 +154,12 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             raise UserError(f"method={self.method!r} is unknown", f"choose one of {', '.join(METHODS)}")
         for name in ("epochs", "batch_size", "patience", "width", "depth"):
             value = getattr(self, name)
-            if not (isinstance(value, int | np.integer) and value >= 1 or name in OPTIONAL and value is None):
+            if not ((value is None and name in OPTIONAL) or (isinstance(value, int | np.integer) and value >= 1)):
                 raise UserError(f"{name}={value!r}", "give a whole number of 1 or more")
         for name in ("learning_rate", "weight_decay"):
             value = getattr(self, name)
             number = isinstance(value, int | float | np.number) and 0 <= value < np.inf
-            if not (number or name in OPTIONAL and value is None):
+            if not (number or (value is None and name in OPTIONAL)):
                 raise UserError(f"{name}={value!r}", "give a number of 0 or more")
         share = self.validation_fraction
         if not (isinstance(share, int | float | np.number) and 0 < share < 1):
@@ -299,7 +300,7 @@ def _finite(X: np.ndarray) -> np.ndarray:
 
 def _bank(X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> Bank:
     """The rows, and after them so many of zeros that sets of similar size share what is compiled."""
-    step = max(64, 1 << (len(X).bit_length() - 3))
+    step = max(64, 1 << max(len(X).bit_length() - 3, 0))
     fill = -len(X) % step
     features = np.pad(X, ((0, fill), (0, 0)))[:, None]
     return Bank(features, np.pad(codes.astype(np.int32), (0, fill)), np.pad(weights.astype(np.float32), (0, fill)))

@@ -115,6 +115,7 @@ def _diagnose(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, seed: int)
     found, codes = np.unique(y, return_inverse=True)
     features, codes = heads.checked(F, codes, len(found))
     features = features[:, 0]
+    measured = measures(features, codes)
     part = stratified(codes, min(1.0, rows / len(codes)), seed)
     counts = np.bincount(codes[part])
     part = part[counts[codes[part]] > 1]
@@ -135,7 +136,7 @@ def _diagnose(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, seed: int)
             _, logits = head.outputs(features[part[test]])
             each.append(float((logits.argmax(1) == of_part[test]).mean()))
     return Diagnosis(
-        measures=measures(features, codes),
+        measures=measured,
         probe=tuple(accuracies["lbfgs"]),
         nmtune=tuple(accuracies["nmtune"]),
         interval=interval(np.subtract(accuracies["nmtune"], accuracies["lbfgs"])),

@@ -101,7 +101,7 @@ def fit_seeds(
 
     Raises:
         UserError: an unknown method or preset, a value that is not finite, a label out of range, fewer than two
-            classes, no rows, or nothing to hold out.
+            classes, no rows, nothing to hold out, or training that diverges.
     """
     features, labels = checked(features, labels, num_classes)
     trainer = make_trainer(features, labels, method=method, preset=preset, num_classes=num_classes, config=config)
@@ -110,7 +110,7 @@ def fit_seeds(
     jobs = [Job(everything, hyper, seed) for hyper, seed in zip(hypers, seeds, strict=True)]
     return [
         HeadResult(head=head, preset=trainer.preset, hyper=job.hyper, validation=each, n_train=len(labels))
-        for job, each, head in zip(jobs, validation, trainer.train(jobs, len(labels)), strict=True)
+        for job, each, head in zip(jobs, validation, converged(method, trainer.train(jobs, len(labels))), strict=True)
     ]
 
 
@@ -315,9 +315,17 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | 
     return float(np.average(losses, weights=weights))
 
 
-def require_finite(method: str, logits: np.ndarray) -> None:
-    """Raises UserError if a logit is not finite."""
-    if not np.isfinite(logits).all():
+def converged(method: str, trained: Sequence[Predictor]) -> Sequence[Predictor]:
+    """The heads. Raises UserError if a weight is not finite."""
+    for head in trained:
+        if isinstance(head, TunedHead):
+            require_finite(method, *jax.tree.leaves((head.params, head.state)))
+    return trained
+
+
+def require_finite(method: str, *arrays: np.ndarray) -> None:
+    """Raises UserError if a weight or logit is not finite."""
+    if not all(np.isfinite(x).all() for x in arrays):
         cure = "lower tune.lrs, or set tune.standardize for large features"
         raise UserError(f"training of the {method} head diverged", cure)
 

@@ -69,7 +69,7 @@ def fit_seeds(
     ]
     return [
         HeadResult(head=head, preset=trainer.preset, hyper=hyper, validation=each, n_train=len(labels))
-        for head, hyper, each in zip(trained, hypers, validation, strict=True)
+        for head, hyper, each in zip(heads.converged(method, trained), hypers, validation, strict=True)
     ]
 
 

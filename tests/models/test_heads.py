@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from nml_jax.errors import UserError
-from nml_jax.models.heads import NORMS, Form, Head, head
+from nml_jax.models.heads import Form, Head, head
 
 B, D, K, W = 7, 6, 3, 2
 LINEAR, MLP = Form(mlp=False), Form(mlp=True, width=W)

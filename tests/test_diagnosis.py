@@ -1,0 +1,110 @@
+"""What `diagnose` says of features where the answer is known."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from nml_jax import spectrum
+from nml_jax.diagnosis import NAMES, Diagnosis, diagnose, interval, measures
+
+N, D = 600, 4  # and two classes: everything here shares what is compiled
+
+
+def easy(n=N):
+    """Two classes that a linear probe tells apart without an error."""
+    y = np.arange(n) % 2
+    return (np.random.default_rng(0).normal(size=(n, D)) + 20 * np.eye(2, D)[y]).astype(np.float32), y
+
+
+def crossed():
+    """Exclusive or: the class is that of the product of two signs, which no linear probe can see."""
+    rng = np.random.default_rng(0)
+    signs = rng.choice([-1, 1], (N, 2))
+    X = 0.2 * rng.normal(size=(N, D))
+    X[:, :2] += signs
+    return X.astype(np.float32), np.where(signs.prod(1) > 0, "same", "different")
+
+
+def test_where_the_probe_is_perfect_no_difference_is_shown():
+    F, y = easy()
+    found = diagnose(F, y)
+    assert np.mean(found.probe) == 1.0
+    assert found.verdict.startswith("no difference shown")
+    assert found.interval[0] <= found.difference <= 0
+    assert (found.n, found.dim, found.num_classes, found.rows, len(found.probe)) == (N, D, 2, N, 5)
+
+
+def test_where_an_mlp_is_needed_nmtune_is_better():
+    found = diagnose(*crossed())
+    assert np.mean(found.probe) < 0.65
+    assert found.difference > 0.2
+    assert found.interval[0] > 0
+    assert found.verdict.startswith("NMTune is better")
+
+
+def test_the_words_hold_every_number():
+    found = Diagnosis(dict.fromkeys(NAMES, 0.25), (0.5, 0.75), (0.75, 1.0), (0.125, 0.375), 1200, 16, 3, 400)
+    text = str(found)
+    for words in ("1,200 rows × 16 features, 3 classes", "2-fold", "400 rows", "62.50 %", "87.50 %", "+25.00 points",
+                  "+12.50 to +37.50", "NMTune is better", *NAMES.values()):  # fmt: skip
+        assert words in text
+    worse = Diagnosis({}, (0.5,), (0.4,), (-0.2, -0.01), 1, 1, 2, 1)
+    assert worse.verdict.startswith("the tuned linear probe is better")
+    assert Diagnosis({}, (0.5,), (0.4,), (-0.2, 0.0), 1, 1, 2, 1).verdict.startswith("no difference shown")
+
+
+def test_interval_by_hand():
+    """Differences 0, 1, 2 of three folds: mean 1, variance 1, times 1/3 + 1/2; t of two degrees at 97.5 % is 4.3027."""
+    half = 4.302652729749464 * np.sqrt(5 / 6)
+    assert interval(np.array([0.0, 1.0, 2.0])) == pytest.approx((1 - half, 1 + half), rel=1e-9)
+    assert interval(np.full(5, 0.25)) == (0.25, 0.25)
+    x = np.random.default_rng(0).normal(size=5)
+    low, high = interval(x)
+    plain = stats.t.interval(0.95, 4, x.mean(), stats.sem(x))
+    assert (high - low) / (plain[1] - plain[0]) == pytest.approx(np.sqrt((1 / 5 + 1 / 4) / (1 / 5)))  # wider by overlap
+
+
+def test_measures_are_those_of_the_features():
+    F, y = easy()
+    found = measures(F, y)
+    assert set(found) == set(NAMES)
+    s = spectrum.singular_values(F)
+    for name in ("sve", "lsvr", "top_share", "effective_rank"):
+        assert found[name] == pytest.approx(getattr(spectrum, name)(s))
+    assert found["stable_rank"] == pytest.approx((s**2).sum() / s[0] ** 2)
+    assert found["class_mean_accuracy"] == 1.0
+    rotated = F @ np.linalg.qr(np.random.default_rng(1).normal(size=(D, D)))[0]
+    assert measures(rotated, y) == pytest.approx(found, rel=1e-4)
+
+
+def test_only_some_rows_are_cross_validated_and_a_class_of_one_row_is_not():
+    F, y = easy(2 * N + 1)
+    y[0] = 7
+    found = diagnose(F, y, rows=N + 1)
+    assert (found.n, found.num_classes, found.rows, len(found.probe)) == (2 * N + 1, 3, N, 5)
+
+
+def spoiled(value):
+    F, y = easy()
+    F[17, 3] = value
+    return F, y
+
+
+@pytest.mark.parametrize(
+    ("F", "y", "cause"),
+    [
+        (*spoiled(np.nan), "row 17"),
+        (*spoiled(np.inf), "row 17"),
+        (easy()[0], easy()[1][:-1], r"\(600, 4\) and labels \(599,\) do not fit"),
+        (easy()[0][0], easy()[1], "do not fit"),
+        (easy()[0], np.zeros(N), "one class|num_classes=1|every training label"),
+        (easy()[0], np.arange(N), "no class has two rows"),
+        (easy()[0][:4], [0, 0, 1, 2], "only one class has two rows"),
+        (np.zeros((0, 4)), np.zeros(0), "."),
+        (np.zeros((N, 4)), easy()[1], "all features are zero"),
+    ],
+)
+def test_degenerate_input(F, y, cause):
+    with pytest.raises(ValueError, match=cause) as e:
+        diagnose(F, y)
+    assert "\n" not in str(e.value)
