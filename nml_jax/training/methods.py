@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from nml_jax.errors import UserError
 from nml_jax.models.heads import Form
 from nml_jax.objectives import nmtune, terms
-from nml_jax.training import probes
+from nml_jax.training import neighbours, probes
 
 
 class Method(NamedTuple):
@@ -32,7 +32,7 @@ METHODS = {
     "linear": Method("linear probe"),
     "lbfgs": Method("L-BFGS probe", probe=probes.fit_lbfgs, grid="cs", value="C"),
     "ridge": Method("ridge probe", probe=probes.fit_ridge, grid="alphas", value="alpha"),
-    "knn": Method("k-NN", probe=probes.fit_knn, grid="ks", value="k"),
+    "knn": Method("k-NN", probe=neighbours.fit_knn, grid="ks", value="k"),
     "mlp": Method("MLP", mlp=True),
     "nmtune": Method("NMTune", mlp=True, terms="nmtune"),
     "skd": Method("SKD", mlp=True, terms="skd"),

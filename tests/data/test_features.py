@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from nml_jax.data import features
+from nml_jax.data import feature_tables, features
 from nml_jax.data.features import check_alike, classes, encode, open_features
 from nml_jax.errors import UserError
 
@@ -97,8 +97,8 @@ def test_every_format_gives_what_was_written(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_in_small_batches(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(features, "BATCH_ROWS", 3)
-    monkeypatch.setattr(features, "CSV_BYTES", 300)
+    monkeypatch.setattr(feature_tables, "BATCH_ROWS", 3)
+    monkeypatch.setattr(feature_tables, "CSV_BYTES", 300)
     x = VALUES.copy()
     found = open_features(write(tmp_path / name))
     np.testing.assert_array_equal(found.read()[:, 0], VALUES)
@@ -234,7 +234,7 @@ def test_labels_keep_their_values(tmp_path: Path, stored: np.ndarray, read: list
 
 
 def test_csv_types_are_those_of_the_whole_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(features, "CSV_BYTES", 200)
+    monkeypatch.setattr(feature_tables, "CSV_BYTES", 200)
     rows = [f"{i},{i if i < 90 else i + 0.5},{'7' if i < 90 else '7.0'}" for i in range(99)]
     (tmp_path / "x.csv").write_text("\ufeffa,b,label\n" + "\n".join(rows), "utf-8")
     found = open_features(f"{tmp_path}/x.csv")
@@ -414,7 +414,7 @@ def test_bad_parquet(tmp_path: Path, columns: dict, words: list[str]):
 
 
 def test_ragged_lists_are_named_by_their_row_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(features, "BATCH_ROWS", 3)
+    monkeypatch.setattr(feature_tables, "BATCH_ROWS", 3)
     table = pa.table({"f.0": [[1.0, 2.0]] * 5 + [[3.0]] + [[4.0, 5.0]] * 5, "f": [1] * 11, "label": list(range(11))})
     pq.write_table(table, tmp_path / "x.parquet", row_group_size=4)
     refused(tmp_path / "x.parquet", "row 5 of 'f.0'", "1 values, not 2")

@@ -9,8 +9,9 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
 from nml_jax.errors import UserError
-from nml_jax.training import probes
-from nml_jax.training.probes import fit_knn, fit_lbfgs, fit_ridge
+from nml_jax.training import neighbours
+from nml_jax.training.neighbours import fit_knn
+from nml_jax.training.probes import fit_lbfgs, fit_ridge
 
 CS = (0.01, 100.0, 1.0, 0.1)  # in no order
 ALPHAS = (10.0, 0.1, 1000.0)
@@ -154,11 +155,11 @@ def test_ridge_without_penalty_is_the_shortest_least_squares():
 
 @pytest.mark.parametrize("block", [8192, 64])
 def test_knn_is_that_of_scikit_learn(monkeypatch, block):
-    monkeypatch.setattr(probes, "BLOCK", block)
+    monkeypatch.setattr(neighbours, "BLOCK", block)
     (X, y), (T, _) = blobs(), blobs(110, seed=5)
     for distance in ("cosine", "euclidean"):
         fitted = fit_knn(X, y, KS, num_classes=4, distance=distance)
-        together = list(probes.scores(fitted, T))
+        together = list(neighbours.scores(fitted, T))
         for k, probe, got in zip(KS, fitted, together, strict=True):
             np.testing.assert_array_equal(probe(T), got)
             sklearn = KNeighborsClassifier(k, metric=distance).fit(X.astype(np.float64), y)
@@ -177,7 +178,7 @@ def test_knn_by_hand():
 
 
 def test_equally_near_rows_count_in_order(monkeypatch):
-    monkeypatch.setattr(probes, "BLOCK", 8)
+    monkeypatch.setattr(neighbours, "BLOCK", 8)
     X, y = np.ones((21, 2)), np.arange(21)[::-1] % 3
     (probe,) = fit_knn(X, y, (1,), num_classes=3)
     np.testing.assert_array_equal(probe(np.ones((5, 2))).argmax(1), [2] * 5)

@@ -1,0 +1,149 @@
+"""Readers of feature files that hold arrays: `.npy` pairs, `.npz` and `.safetensors`, mapped where they can be."""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Literal, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors import safe_open
+
+from nml_jax.data.feature_formats import Found, choose_features, choose_label
+from nml_jax.errors import UserError
+
+SAFETENSORS = {
+    **{"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64, "BOOL": np.bool_},
+    **{"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64},
+    **{"I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64},
+}
+
+
+class _Entry(NamedTuple):
+    """An array of a file: what its header says, and how to get its values."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    load: Callable[[], np.ndarray]
+
+
+class _Array:
+    """An array that is mapped, or loaded at its first use."""
+
+    def __init__(self, load: Callable[[], np.ndarray]):
+        self._load = load
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        return np.asarray(self._load()[index])
+
+    def scan(self, size: int) -> Iterator[np.ndarray]:
+        array = self._load()
+        for start in range(0, len(array), size):
+            yield np.asarray(array[start : start + size])
+
+
+def open_arrays(paths: list[Path], label: str, columns: str, labelled: bool) -> Found:
+    """The arrays of a file, or of a pair of `.npy`; arguments as of `features.open_features`.
+
+    Raises:
+        UserError: the labels or features are not there, several arrays may be the features, or the labels are objects.
+        Others, as `feature_formats.reading` catches them: the file is damaged.
+    """
+    path, metadata = paths[0], {}
+    if path.suffix.lower() == ".npy":
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(p.open("rb")) for p in paths]
+            entries: dict[str, _Entry] = dict(zip(("features", "labels"), map(_npy, paths, files), strict=False))
+        label, columns = "labels" * (len(paths) > 1), "features"
+        if labelled and not label:
+            raise UserError(f"{path} has no labels", f"give both files: {path},LABELS.npy")
+    elif path.suffix.lower() == ".npz":
+        entries = _npz(path)
+    else:
+        entries, metadata = _safetensors(path)
+    label_name = choose_label(path, entries, label, labelled)
+    candidates = [columns] if columns else [n for n, e in entries.items() if n != label_name and len(e.shape) in (2, 3)]
+    if not candidates or candidates[0] not in entries:
+        has = ", ".join(f"{name!r} {list(entry.shape)}" for name, entry in entries.items())
+        raise UserError(
+            f"{path} has no {repr(columns) if columns else '2-D or 3-D array of features'}; it has {has or 'nothing'}",
+            "save the features as an array [rows, features], or name it with columns=NAME",
+        )
+    features = entries[choose_features(path, candidates)]
+    labels = np.empty(0, np.int64)
+    if label_name:
+        entry = entries[label_name]
+        if entry.dtype.hasobject:
+            raise UserError(
+                f"{path}: the labels are Python objects, which only pickle could read",
+                "save them as text or integers: np.asarray(labels, dtype=str)",
+            )
+        labels = np.array(entry.load()) if math.prod(entry.shape) else np.empty(entry.shape, entry.dtype)
+    names = metadata.get("class_names", "")
+    names = tuple(json.loads(names)) if names.startswith("[") else ()
+    return Found(labels, features.shape, features.dtype, _Array(features.load), class_names=names)
+
+
+def _mapped(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int, order: Literal["C", "F"] = "C") -> _Entry:
+    missing = offset + math.prod(shape) * dtype.itemsize - path.stat().st_size
+    if missing > 0 and not dtype.hasobject:
+        raise ValueError(f"it is cut short by {missing} bytes")
+    return _Entry(dtype, shape, functools.cache(lambda: np.memmap(path, dtype, "r", offset, shape, order)))
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran's order, and dtype."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)
+
+
+def _npy(path: Path, file: IO[bytes]) -> _Entry:
+    """The array that begins where `file` stands."""
+    shape, fortran, dtype = _npy_header(file)
+    return _mapped(path, dtype, shape, file.tell(), "F" if fortran else "C")
+
+
+def _npz(path: Path) -> dict[str, _Entry]:
+    entries = {}
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            if name == member.filename:
+                continue
+            if member.compress_type == zipfile.ZIP_STORED:
+                file.seek(member.header_offset + 26)  # the local header: 26 bytes, the lengths of a name and extras
+                file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+                entries[name] = _npy(path, file)
+            else:
+                with archive.open(member) as header:
+                    shape, _, dtype = _npy_header(header)
+                entries[name] = _Entry(dtype, shape, functools.cache(functools.partial(_inflate, path, name)))
+    return entries
+
+
+def _inflate(path: Path, name: str) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as archive:
+        return archive[name]
+
+
+def _safetensors(path: Path) -> tuple[dict[str, _Entry], Mapping[str, str]]:
+    """Arrays and metadata: 8 bytes of length, a JSON header of that length, then the data."""
+    with safe_open(path, "numpy"):  # it checks lengths, offsets and shapes
+        pass
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    metadata, entries = header.pop("__metadata__", {}), {}
+    for name, entry in header.items():
+        if entry["dtype"] not in SAFETENSORS:
+            raise ValueError(f"{name!r} is of dtype {entry['dtype']}, not one of {', '.join(SAFETENSORS)}")
+        dtype, offset = np.dtype(SAFETENSORS[entry["dtype"]]), 8 + length + entry["data_offsets"][0]
+        entries[name] = _mapped(path, dtype, tuple(entry["shape"]), offset)
+    return entries, metadata
