@@ -3,7 +3,7 @@ every image at every step.
 
     python benchmarks/features_once.py [--quick] [--repeats=3] [--write]
 
-The same encoder (a ResNet-18 at 64 pixels; its weights are drawn, as its speed does not depend on them), images
+The same encoder (a ResNet-50 at 96 pixels; its weights are drawn, as its speed does not depend on them), images
 (scikit-learn's digits), augmentation (shifts), head, preset (`code`), batch and schedule. Both sides are ours and
 compiled: what differs is how often an image goes through augmentation and encoder, once or 60 times. Accuracy is on the
 test images.
@@ -37,13 +37,13 @@ from nml_jax.training import head_runs, heads
 from nml_jax.training.tuned import TunedHead
 
 RESULTS = Path(__file__).parent / "results" / "features_once.json"
-SIZE, ROWS, BATCH, EPOCHS, LR, WEIGHT_DECAY, CLASSES = 64, 640, 64, 30, 1e-3, 1e-4, 10
+SIZE, ROWS, TESTS, BATCH, EPOCHS, LR, WEIGHT_DECAY, CLASSES = 96, 128, 128, 64, 30, 1e-3, 1e-4, 10
 
 
 def get_config(quick: bool) -> Any:
     config = common.get_config().copy_and_resolve_references()
     config.data.image_size = SIZE
-    config.model.name = "resnet18"
+    config.model.name = "resnet50"
     config.augment.crop, config.augment.flip = "pad", 0.0
     config.tune.epochs, config.tune.batch = (2 if quick else EPOCHS), BATCH
     config.tune.standardize = True
@@ -65,7 +65,7 @@ class Race:
         self.config = config = get_config(quick)
         data = SimpleNamespace(source="digits", path="", name="", classes=(), num_classes=None)
         train, test = sources.load(data, "train"), sources.load(data, "test")
-        self.train, self.test = (sources.Subset(s, np.arange(n)) for s, n in ((train, ROWS), (test, len(test))))
+        self.train, self.test = (sources.Subset(s, np.arange(n)) for s, n in ((train, ROWS), (test, TESTS)))
         model = models.build(FrozenConfigDict(config.model.to_dict()), num_classes=2, image_size=SIZE)
         params, state = model.init(jax.random.key(0), model.spec)
 
@@ -121,7 +121,7 @@ def main() -> None:
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
         f"load {os.getloadavg()[0]:.1f} at the start",
         "versions": {m.__name__: m.__version__ for m in (nml_jax, jax, np)} | {"python": platform.python_version()},
-        "images": f"{ROWS} to train on, {SIZE} px, ResNet-18",
+        "images": f"{ROWS} to train on, {SIZE} px, ResNet-50",
         "repeats": args.repeats,
     }
     print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")

@@ -5,9 +5,10 @@
 
 Linear probe (by gradient and by L-BFGS), MLP and NMTune (both presets) on the rows of `train`, five seeds; each is
 scored on every file of `test` (in-domain) and `ood` (out-of-domain). A seed decides the validation part, the
-initialisation and the order, and without a test file which 30 % of the training file are tested on. The report says
-which method to use, and the heads
-lie in runs/features/seed=*/heads: `python -m nml_jax.stages.predict HEAD FEATURES` applies one.
+initialisation and the order, and without a test file which 30 % of the training file are tested on. What is trained by
+gradient chooses between two learning rates and is stopped at 600 steps; the L-BFGS probe chooses among six penalties.
+The report says which method to use, and `python -m nml_jax.stages.predict HEAD FEATURES` applies one of the heads in
+runs/features/seed=*/heads.
 
 Files: .npz, .npy pairs ("X.npy,y.npy"), .safetensors, .csv and .parquet; several test files by ";".
 """

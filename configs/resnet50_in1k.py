@@ -26,8 +26,8 @@ stand beside each other, hence in one BatchNorm group, where timm deals them to 
 share in a mixed image is a target of 1, as in the paper's text, where timm's commands ask for a share above 0.2; the
 cosine begins when the warm-up ends (see `optim.make_schedule`).
 
-Only `pretrain` is run, as nobody knows which downstream datasets you have prepared. To go on with those of the catalogue
-(nml_jax/data/catalogue.py), add --config.stages='("pretrain","extract","tune","report")',
+Only `pretrain` is run, as nobody knows which downstream datasets you have prepared. To go on with those of the
+catalogue (nml_jax/data/catalogue.py), add --config.stages='("pretrain","extract","tune","report")',
 --config.downstream.tasks='("cifar10","dtd")' and --config.downstream.catalogue=DIR; with a prepared dataset of your own
 --config.downstream.tasks='("directory",)' --config.downstream.path=DIR.
 """

@@ -24,6 +24,7 @@ from nml_jax.training.tuned import TunedHead
 
 METHODS = ("linear", "mlp", "nmtune", "skd", "fgs", "lgm")
 EPOCHS, STEPS = 5, 200  # by default: so many epochs, or as many as make so many steps
+FEWEST = 20  # rows to validate on
 PATIENCE, PATIENT_STEPS = 3, 75
 OPTIONAL = ("epochs", "learning_rate", "patience")  # None: see above
 
@@ -46,7 +47,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             weights, as AdamW moves every weight by about this much in a step: a tenth for linear, else a fiftieth.
         weight_decay: decoupled, on every parameter.
         standardize: per-feature mean 0 and variance 1, from the rows given to `fit`.
-        early_stopping: hold out `validation_fraction` of the rows, stratified, but for sets that have none to spare.
+        early_stopping: hold out `validation_fraction` of the rows, stratified, if these are 20 or more.
         validation_fraction: share of the rows.
         patience: epochs. None: 3, or as many as make 75 steps.
         width, depth, residual, norm: of the MLP, see `models.heads.Form`.
@@ -176,9 +177,10 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         return lambda k, batch: Spec(form, found, k, batch, self.standardize), numbers
 
     def _parts(self, codes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows to train on, and rows to validate on; none where no class has a row to spare."""
+        """Rows to train on, and rows to validate on; none where these would be too few to tell epochs apart."""
         everything = np.arange(len(codes))
-        if not self.early_stopping or np.bincount(codes).max() < 2:
+        few = self.validation_fraction * len(codes) < FEWEST
+        if not self.early_stopping or few or np.bincount(codes).max() < 2:
             return everything, everything[:0]
         return heads.hold_out(codes, self.validation_fraction, seed)
 

@@ -96,7 +96,7 @@ def diagnose(
     Args:
         F: [N, D], finite real numbers.
         y: [N], labels of any dtype that sorts.
-        folds: at most the rows of the smallest class that is cross-validated; classes of one row stay out of it.
+        folds: classes of fewer rows stay out of the cross-validation.
         rows: cross-validated, at most: a stratified part of the N.
         seed: of the folds, the part, and the heads.
 
@@ -104,7 +104,7 @@ def diagnose(
         ValueError: the data do not fit, a value is not finite, there is one class, or no class has two rows.
     """
     try:
-        return _diagnose(np.asarray(F), np.asarray(y), folds=folds, rows=rows, seed=seed)
+        return _diagnose(np.asarray(F), np.asarray(y), folds=folds, rows=rows, seed=seed % 2**31)
     except UserError as e:
         raise ValueError(f"{e.cause}; {e.cure}") from e
 
@@ -118,13 +118,11 @@ def _diagnose(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, seed: int)
     measured = measures(features, codes)
     part = stratified(codes, min(1.0, rows / len(codes)), seed)
     counts = np.bincount(codes[part])
-    part = part[counts[codes[part]] > 1]
-    if not len(part):
-        raise UserError("no class has two rows: nothing can be held out", "give more rows of each class")
+    folds = int(min(folds, np.sort(counts)[-2]))  # of two classes at least
+    if folds < 2:
+        raise UserError("fewer than two classes have two rows: nothing can be held out", "give more rows of each class")
+    part = part[counts[codes[part]] >= folds]
     known, of_part = np.unique(codes[part], return_inverse=True)
-    if len(known) < 2:
-        raise UserError("only one class has two rows: nothing can be held out", "give more rows of each class")
-    folds = min(folds, int(np.bincount(of_part).min()))
     accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
     split = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(part, of_part)
     config = _settings()

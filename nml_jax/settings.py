@@ -74,8 +74,17 @@ def paths(part: Mapping[str, Any]) -> list[str]:
 
 def files(specs: str) -> list[str]:
     """The files behind feature specs: "FILE", "FEATURES.npy,LABELS.npy", or several of these by ";"."""
-    each = [spec.strip() for spec in specs.split(";") if spec.strip()]
-    return [path.strip() for spec in each for path in ([spec] if Path(spec).exists() else spec.split(","))]
+    return [str(path) for spec in specs.split(";") if spec.strip() for path in pair(spec.strip())]
+
+
+def pair(spec: str) -> list[Path]:
+    """The files of one spec. A comma separates two, unless it belongs to the name of a file that exists."""
+    whole = Path(spec).expanduser()
+    cuts = [(spec[:i], spec[i + 1 :]) for i, character in enumerate(spec) if character == ","]
+    if not cuts or whole.exists():
+        return [whole]
+    pairs = [[Path(part.strip()).expanduser() for part in cut] for cut in cuts]
+    return next((pair for pair in pairs if all(p.is_file() for p in pair)), pairs[0])
 
 
 def content(path: Path) -> str:
@@ -90,6 +99,11 @@ def content(path: Path) -> str:
             return hashlib.file_digest(f, "sha256").hexdigest()
     described = [p for name in ("manifest.json", "dataset_info.json", "SHA256SUMS") for p in path.rglob(name)]
     return sha([[str(p.relative_to(path)), content(p)] for p in sorted(described)])
+
+
+def seeds(seed: int, count: int) -> range:
+    """Seeds of several repetitions within a run: those of one run are none of another run of the sweep."""
+    return range(seed * count, (seed + 1) * count)
 
 
 def cells(config: ConfigDict, pinned: Mapping[str, Any] | None = None) -> dict[str, ConfigDict]:

@@ -198,11 +198,11 @@ def test_heavy_rows_win():
 
 def test_early_stopping_stops_and_keeps_the_best_epoch():
     noise = np.random.default_rng(5).integers(0, K, N)  # nothing to learn: the loss rises soon
-    model = made(epochs=60, patience=2).fit(X, noise)
+    model = made(epochs=60, patience=2, validation_fraction=0.2).fit(X, noise)
     assert model.n_iter_ < 60
     assert len(model.validation_loss_) == model.n_iter_
     assert int(np.argmin(model.validation_loss_)) == model.n_iter_ - 3
-    short = made(epochs=60, patience=1).fit(X, noise)
+    short = made(epochs=60, patience=1, validation_fraction=0.2).fit(X, noise)
     assert short.n_iter_ <= model.n_iter_
     full = made(epochs=12, early_stopping=False).fit(X, noise)
     assert (full.n_iter_, full.validation_loss_) == (12, [])
@@ -210,10 +210,10 @@ def test_early_stopping_stops_and_keeps_the_best_epoch():
 
 def test_the_validation_part_is_not_trained_on():
     """Labels in it that nobody could learn change what is kept, and nothing of what is learned in the first epoch."""
-    model = made(epochs=1, standardize=False)
+    model = made(epochs=1, standardize=False, validation_fraction=0.2)
     first = model.fit(X, Y)
     _, held = model._parts(Y, int(np.random.RandomState(0).randint(2**31 - 1)))
-    assert len(held) == 12
+    assert len(held) == 24
     other = X.copy()
     other[held] = -other[held]
     second = clone(model).fit(other, Y)

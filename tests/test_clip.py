@@ -162,6 +162,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(finished: Path, data: Path, tm
     assert output[0] == output[1]
 
 
+@pytest.mark.slow
 def test_micro_batches_and_chunks_reach_the_same_weights(data: Path, tmp_path: Path):
     """Of a model without BatchNorm: the parts of a batch may not change its gradient."""
     one = {"optimizer.name": "sgd", "train.epochs": 1.0, "optimizer.warmup_epochs": 0.5, "stages": ("pretrain",),
@@ -205,6 +206,7 @@ def test_the_dry_run_counts_every_part_of_a_batch(data: Path, tmp_path: Path, ca
     assert told[1] == pytest.approx(told[0] * 4 / 3, rel=0.01)
 
 
+@pytest.mark.slow
 def test_siglip_trains(data: Path, tmp_path: Path):
     options = {"objective.name": "siglip", "model.logit_bias": -10.0, "train.epochs": 1.0, "stages": ("pretrain",),
                "optimizer.warmup_epochs": 0.5, "runtime.evaluators": ()}  # fmt: skip
@@ -212,6 +214,7 @@ def test_siglip_trains(data: Path, tmp_path: Path):
     assert "logit_bias" in nml_jax.load_model(tmp_path / "siglip" / CELL).params
 
 
+@pytest.mark.slow
 def test_a_mixture_with_weights(data: Path, tmp_path: Path):
     other = pairs.prepare(tmp_path / "other", train=20, val=4)
     options = {

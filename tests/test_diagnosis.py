@@ -84,6 +84,13 @@ def test_only_some_rows_are_cross_validated_and_a_class_of_one_row_is_not():
     assert (found.n, found.num_classes, found.rows, len(found.probe)) == (2 * N + 1, 3, N, 5)
 
 
+def test_a_rare_class_does_not_cost_folds():
+    F, y = easy(N + 3)
+    y[:3] = 7
+    found = diagnose(F, y, rows=N + 3)
+    assert (found.num_classes, found.rows, len(found.probe)) == (3, N, 5)
+
+
 def spoiled(value):
     F, y = easy()
     F[17, 3] = value
@@ -98,8 +105,8 @@ def spoiled(value):
         (easy()[0], easy()[1][:-1], r"\(600, 4\) and labels \(599,\) do not fit"),
         (easy()[0][0], easy()[1], "do not fit"),
         (easy()[0], np.zeros(N), "one class|num_classes=1|every training label"),
-        (easy()[0], np.arange(N), "no class has two rows"),
-        (easy()[0][:4], [0, 0, 1, 2], "only one class has two rows"),
+        (easy()[0], np.arange(N), "fewer than two classes have two rows"),
+        (easy()[0][:4], [0, 0, 1, 2], "fewer than two classes have two rows"),
         (np.zeros((0, 4)), np.zeros(0), "."),
         (np.zeros((N, 4)), easy()[1], "all features are zero"),
     ],

@@ -99,3 +99,18 @@ def test_frozen_sections_are_equal_when_their_values_are():
     a, b = digits.get_config(), digits.get_config()
     assert settings.frozen(a.model, a.objective) == settings.frozen(b.model, b.objective)
     assert hash(settings.frozen(a.model)) == hash(settings.frozen(b.model))
+
+
+def test_seeds_of_one_run_are_none_of_another():
+    of_runs = [settings.seeds(seed, 3) for seed in range(4)]
+    assert [list(seeds) for seeds in of_runs[:2]] == [[0, 1, 2], [3, 4, 5]]
+    assert list(settings.seeds(7, 1)) == [7]
+
+
+def test_files_behind_feature_specs(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a.npz", "X.npy", "y.npy", "b,c.npz"):
+        (tmp_path / name).write_text("")
+    assert settings.files("~/a.npz; ~/X.npy,~/y.npy") == [str(tmp_path / n) for n in ("a.npz", "X.npy", "y.npy")]
+    assert settings.files(f"{tmp_path}/b,c.npz") == [str(tmp_path / "b,c.npz")]
+    assert settings.files("") == []

@@ -16,6 +16,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from nml_jax import settings
 from nml_jax.data.feature_arrays import open_arrays
 from nml_jax.data.feature_formats import Store, checked_labels, reading
 from nml_jax.data.feature_tables import open_table
@@ -155,7 +156,7 @@ def open_features(
         UserError: the file is missing, empty, damaged or of an unknown format; it does not say which array is which;
             shapes, dtypes or labels are not as above.
     """
-    paths = _paths(spec)
+    paths = settings.pair(spec)
     for path in paths:
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
@@ -241,12 +242,12 @@ def encode(labels: np.ndarray, classes: np.ndarray, what: str) -> np.ndarray:
     """Positions of `labels` [N] in the sorted `classes` [K], int32 [N]. `what` names the labels in errors.
 
     Raises:
-        UserError: a label is none of the classes, or is text where they are numbers.
+        UserError: a label is none of the classes.
     """
-    if (labels.dtype.kind == "U") != (classes.dtype.kind == "U"):
-        kinds = [f"{'text' if a.dtype.kind == 'U' else 'numbers'}, as {a[:1].tolist()}" for a in (labels, classes)]
-        raise UserError(f"{what}: labels are {kinds[0]}; in training they are {kinds[1]}", "write both the same way")
-    places = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
+    if (labels.dtype.kind == "U") != (classes.dtype.kind == "U"):  # a table's labels are typed file by file
+        labels, classes = labels.astype(str), classes.astype(str)
+    order = np.argsort(classes)
+    places = order[np.minimum(np.searchsorted(classes, labels, sorter=order), len(classes) - 1)]
     if not (known := classes[places] == labels).all():
         new = np.unique(labels[~known]).tolist()
         raise UserError(
@@ -255,13 +256,3 @@ def encode(labels: np.ndarray, classes: np.ndarray, what: str) -> np.ndarray:
             "drop these rows, or add rows of these classes to the training file",
         )
     return places.astype(np.int32)
-
-
-def _paths(spec: str) -> list[Path]:
-    """The files of a spec. A comma separates two, unless it belongs to the name of a file that exists."""
-    whole = Path(spec).expanduser()
-    cuts = [(spec[:i], spec[i + 1 :]) for i, character in enumerate(spec) if character == ","]
-    if not cuts or whole.exists():
-        return [whole]
-    pairs = [[Path(part.strip()).expanduser() for part in cut] for cut in cuts]
-    return next((pair for pair in pairs if all(p.is_file() for p in pair)), pairs[0])

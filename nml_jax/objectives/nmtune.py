@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from nml_jax.errors import UserError
@@ -79,7 +80,8 @@ def replaced(defaults: Free, **overrides: Any) -> Free:
     unknown = sorted(set(overrides) - set(defaults._fields))
     if unknown:
         raise UserError(f"there is no weight {unknown[0]!r}", f"choose among {', '.join(defaults._fields)}")
-    new = defaults._replace(**{k: v for k, v in overrides.items() if v is not None})
+    given = {k: v.item() if isinstance(v, np.generic) else v for k, v in overrides.items() if v is not None}
+    new = defaults._replace(**given)
     hints = typing.get_type_hints(type(defaults))
     for field, value in new._asdict().items():
         words = typing.get_args(hints[field])

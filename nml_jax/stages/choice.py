@@ -87,8 +87,12 @@ class Contest:
         if not gains:
             return self.reference
         top = max(gains, key=gains.__getitem__)
-        near = (m for m in gains if compare("", PERCENT, self.values(m, test), self.values(top, test)).sign <= 0)
+        near = (m for m in gains if self._against(m, top, test).sign <= 0)
         return next(near)  # the simplest, for they are in that order
+
+    def _against(self, a: str, b: str, test: Key, metric: str = "accuracy") -> Comparison:
+        values = (self.values(method, test, metric) for method in (a, b))
+        return compare("", PERCENT, *values, _redrawn(self.study, test))
 
     def _harmless(self, method: str) -> bool:
         return all(self.versus[method, test].sign >= 0 for test in self.tests)
@@ -97,7 +101,7 @@ class Contest:
         """The method that is shown to be better than every other one, or "" if none is."""
         top = max(self.methods, key=lambda m: (self.stat(m, test, metric).n, self.stat(m, test, metric).mean))
         others = [m for m in self.methods if m != top]
-        against = (compare("", PERCENT, self.values(m, test, metric), self.values(top, test, metric)) for m in others)
+        against = (self._against(m, top, test, metric) for m in others)
         return top if others and all(c.corrected(len(others)).sign > 0 for c in against) else ""
 
     # ---- in words
@@ -144,7 +148,7 @@ class Contest:
     def _sure(self) -> str:
         others = len(self.methods) - 1
         widened = f", widened for {others} methods" if others > 1 else ""
-        return f"In brackets: 95 % intervals over {self.seeds} seeds{widened}."
+        return f"In brackets: 95 % intervals over {self.seeds} seeds on these test rows{widened}."
 
     def rule(self) -> str:
         others = len(self.methods) - 1
@@ -160,10 +164,15 @@ class Contest:
 
     def _tuned(self) -> str:
         config = self.study.cells[0].config
-        settings = len(config["tune.lrs"]) * len(config["tune.weight_decays"])
-        settings = len(config["tune.cs"]) if self.reference == METHODS["lbfgs"] else settings
-        known = self.reference in REFERENCES and settings > 1
-        return f", tuned over {settings} settings as the others over theirs" if known else ""
+        by_gradient = len(config["tune.lrs"]) * len(config["tune.weight_decays"])
+        settings = len(config["tune.cs"]) if self.reference == METHODS["lbfgs"] else by_gradient
+        if self.reference not in REFERENCES or settings == 1:
+            return ""
+        limit = f", at most {config['tune.steps']:,} steps" if self.study.cells[0].value("tune.steps") else ""
+        return (
+            f", tuned over {settings} settings; what is trained by gradient has {by_gradient}, "
+            f"and at most {config['tune.epochs']} epochs{limit}"
+        )
 
     def caution(self) -> str:
         """What the seeds have in common, so that nobody takes their interval for more than it is."""
@@ -174,10 +183,12 @@ class Contest:
             drawn, held = "redraws which rows are held out, ", " that come from files of their own"
         else:
             drawn, held = "redraws ", ""
+        overlap = " Held-out rows overlap from seed to seed; intervals are widened for that (Nadeau and Bengio 2003)."
         return (
             f"A seed {drawn}the training rows on which settings are chosen, the initial weights and the order of the "
             f"rows. The test sets{held} are the same for every seed: an interval over seeds is about the luck of "
-            "training, not about other test sets. What the size of a test set allows stands beneath its scores."
+            f"training, not about other test sets.{overlap if held else ''} "
+            "What the size of a test set allows stands beneath its scores."
         )
 
 
@@ -207,9 +218,14 @@ def _versus(study: Study, methods: tuple[str, ...], tests: Iterable[Key]) -> dic
     for test in tests:
         base, *others = (study.table.get(test._replace(method=method), [{}])[0] for method in methods)
         for method, values in zip(methods[1:], others, strict=True):
-            plain = compare(method, PERCENT, base, values)
+            plain = compare(method, PERCENT, base, values, _redrawn(study, test))
             out[method, test] = Versus(plain, plain.corrected(len(others)))
     return out
+
+
+def _redrawn(study: Study, test: Key) -> float:
+    """The share of the training file that every seed tests on anew."""
+    return float(study.cells[0].value(f"{FILES}holdout") or 0) if test.split == HELD_OUT and from_files(study) else 0.0
 
 
 def from_files(study: Study) -> bool:

@@ -52,6 +52,7 @@ class FeatureSet(NamedTuple):
 
     classes: what labels stand for, as JSON values.
     origin: the fields of a row that say where the features come from.
+    scale: real value = stored value × scale.
     """
 
     task: str
@@ -60,6 +61,7 @@ class FeatureSet(NamedTuple):
     tests: tuple[Split, ...]
     classes: tuple[Any, ...]
     origin: dict[str, Any]
+    scale: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,8 @@ from nml_jax.training.tuned import classes_to_json
 VERSION = 1
 KEYS = ("seed", "features", "extract")
 UPSTREAM = ()
+RESERVED = {"train", "holdout", "mean"}  # names of splits that mean something else
+MANY = 1000  # classes, from which on labels that hardly ever repeat are taken for ids
 TASK, LAYER = "features", "features"  # as rows call them
 
 
@@ -98,11 +100,17 @@ def opened(config: ConfigDict, workdir: Path) -> FeatureSet:
     whole = _open(config, keys.train)
     classes = files.classes(whole.labels, keys.train)
     labels = files.encode(whole.labels, classes, keys.train)
+    if len(classes) > max(MANY, len(labels) // 2):
+        raise UserError(
+            f"{keys.train} has {len(classes):,} classes in {len(labels):,} rows", "name the label with features.label"
+        )
     tests: list[Split] = []
     train = Split("train", "id", whole, labels)
     if not keys.test:
         if not 0 < keys.holdout < 1:
             raise UserError(f"features.holdout={keys.holdout}", "give a share between 0 and 1, or features.test=FILE")
+        if np.bincount(labels).max() < 2:
+            raise UserError(f"{keys.train} has one row of each class", "give more rows, or features.test=FILE")
         kept, held = (np.sort(rows) for rows in heads.hold_out(labels, keys.holdout, config.seed))
         train = Split("train", "id", Subset(whole, kept), labels[kept])
         tests.append(Split("holdout", "id", Subset(whole, held), labels[held]))
@@ -110,7 +118,7 @@ def opened(config: ConfigDict, workdir: Path) -> FeatureSet:
         for spec in _several(specs):
             other = _open(config, spec)
             files.check_alike(whole, other)
-            name = _name(other.path, {test.name for test in tests} | {"train"})
+            name = _name(other.path, {test.name for test in tests} | RESERVED)
             tests.append(Split(name, domain, other, files.encode(other.labels, classes, spec)))
     origin = {
         "run": workdir.name, "step": 0, "weights": "raw", "noise_kind": "unknown", "noise_asked": None,
@@ -124,7 +132,7 @@ def opened(config: ConfigDict, workdir: Path) -> FeatureSet:
         and 0 <= classes.min() <= classes.max() < len(whole.class_names)
     ):
         names = tuple(whole.class_names[c] for c in classes)
-    return FeatureSet(TASK, LAYER, train, tuple(tests), names, origin)
+    return FeatureSet(TASK, LAYER, train, tuple(tests), names, origin, keys.scale)
 
 
 def _open(config: ConfigDict, spec: str) -> files.Features:

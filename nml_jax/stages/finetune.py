@@ -29,11 +29,11 @@ from nml_jax.data.shares import stratified
 from nml_jax.evals import collect, mapped
 from nml_jax.stages import encoder, evaluation
 from nml_jax.stages.finetune_runs import (
-    Head,
+    Heads,
     Site,
     Trained,
     chosen_and_trained,
-    initial_head,
+    initial_heads,
     setting_name,
     training_config,
 )
@@ -62,14 +62,14 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     for name in config.downstream.tasks:
         task = tasks.load(name, config)
         for share in config.finetune.shares:
-            for seed in range(config.seed, config.seed + config.finetune.seeds):
-                kept = stratified(task.train.labels, share, seed) if share < 1 else np.arange(len(task.train))
+            for seed in settings.seeds(config.seed, config.finetune.seeds):
+                kept = stratified(task.train.labels, share, config.seed)
                 site = Site(config=training_config(config, seed), mesh=mesh, frozen=frozen, weights=weights, task=task,
                             rows=kept, share=share, folder=workdir / "finetune" / task.name)  # fmt: skip
-                head = initial_head(site)
+                start = initial_heads(site)
                 for method in config.finetune.methods:
                     for terms in config.finetune.terms:
-                        rows += tuned(site, method, terms, head, origin)
+                        rows += tuned(site, method, terms, start, origin)
     if jax.process_index() == 0:
         with errors.storage(workdir):
             log.write_rows(workdir, "finetune", rows)
@@ -110,12 +110,12 @@ def forget(workdir: Path) -> None:
 # ---- one setting
 
 
-def tuned(site: Site, method: str, terms: str, head: Head | None, origin: dict[str, Any]) -> list[log.Row]:
+def tuned(site: Site, method: str, terms: str, heads: Heads, origin: dict[str, Any]) -> list[log.Row]:
     """Choose the learning rate, train, keep the result, and score it; what was finished before is read again."""
     folder, config = site.place(method, terms), site.config.finetune
     if runtime.agree((folder / "rows.jsonl").exists()):
         return log.read_rows(folder)
-    done = chosen_and_trained(site, method, terms, config.lrs, head)
+    done = chosen_and_trained(site, method, terms, config.lrs, heads)
     start = finetune.merged(done.begin(), config)
     start[0]["encoder"], start[1]["encoder"] = site.weights  # as it was, without NoisyTune's perturbation
     end = finetune.merged(runtime.fetch((done.state.params, done.state.model_state), site.mesh), config)
@@ -123,7 +123,7 @@ def tuned(site: Site, method: str, terms: str, head: Head | None, origin: dict[s
     shared = {
         **origin, "stage": "finetune", "task": site.task.name, "n_train": len(site.rows), "train_share": site.share,
         "downstream_noise": 0.0, "method": method, "preset": None if terms == "none" else terms,
-        "head_seed": site.config.seed, "views": 1,
+        "head_seed": site.config.seed,
     }  # fmt: skip
     hyper, rows = {"lr": done.lr, "weight_decay": config.weight_decay}, []
     for share in (None, *config.wise):

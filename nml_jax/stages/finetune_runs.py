@@ -24,6 +24,13 @@ from nml_jax.training.state import TrainState
 Head = tuple[Any, Any]  # params, state
 
 
+class Heads(NamedTuple):
+    """Where training starts: a trial, which must not have seen the rows that judge it, and the end. None: fresh."""
+
+    trial: Head | None
+    final: Head | None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Site:
     """What the settings of one task, one share and one seed have in common."""
@@ -77,21 +84,31 @@ def training_config(config: ConfigDict, seed: int) -> ConfigDict:
     return out
 
 
-def chosen_and_trained(site: Site, method: str, terms: str, lrs: tuple[float, ...], head: Head | None) -> Trained:
+def chosen_and_trained(site: Site, method: str, terms: str, lrs: tuple[float, ...], start: Heads) -> Trained:
     """Training at the rate of highest accuracy on held-out rows (of equal ones, of lowest loss)."""
     folder, best = site.place(method, terms), lrs[0]
     if len(lrs) > 1:
-        labels = site.task.train.labels[site.rows]
-        kept, held_out = heads.hold_out(labels, site.config.tune.validation, site.config.seed)
-        validation = sources.Subset(site.task.train, site.rows[held_out])
+        kept, held_out = parts(site)
+        validation = sources.Subset(site.task.train, held_out)
         found = []
         for lr in lrs:
-            trial = partial(train, site, method, terms, lr, site.rows[kept], head, folder / "search" / f"lr={lr:g}")
+            trial = partial(train, site, method, terms, lr, kept, start.trial, trial_folder(folder, lr))
             found.append((*validate(site, trial, validation), lr))
         (_, loss, best) = min(found, key=lambda v: (-v[0], v[1]))
         if loss == math.inf:
             raise errors.UserError(f"fine-tuning ({method}) diverged at every rate of {lrs}", "lower finetune.lrs")
-    return train(site, method, terms, best, site.rows, head, folder)
+    return train(site, method, terms, best, site.rows, start.final, folder)
+
+
+def parts(site: Site) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that trials are trained on, and those that they are judged by."""
+    labels = site.task.train.labels[site.rows]
+    kept, held_out = heads.hold_out(labels, site.config.tune.validation, site.config.seed)
+    return site.rows[kept], site.rows[held_out]
+
+
+def trial_folder(folder: Path, lr: float) -> Path:
+    return folder / "search" / f"lr={lr:g}"
 
 
 def validate(site: Site, trial: Callable[[], Trained], source: sources.Source) -> tuple[float, float]:
@@ -150,14 +167,17 @@ def train(site: Site, method: str, terms: str, lr: float, rows: np.ndarray, head
     return Trained(lr, compiled.model, state, begin)
 
 
-def initial_head(site: Site) -> Head | None:
-    """The head that every setting starts from, by `finetune.head_init`; None: fresh, by the seed."""
+def initial_heads(site: Site) -> Heads:
+    """The heads that every setting starts from, by `finetune.head_init`."""
     how = site.config.finetune.head_init
     if how == finetune.PROBE:
-        state = chosen_and_trained(site, finetune.PROBE, "none", site.config.tune.lrs, None).state
-        return runtime.fetch((state.params["head"], state.model_state["head"]), site.mesh)
+        done = chosen_and_trained(site, finetune.PROBE, "none", site.config.tune.lrs, Heads(None, None))
+        folder = trial_folder(site.place(finetune.PROBE, "none"), done.lr)  # where the search has left it
+        trial = train(site, finetune.PROBE, "none", done.lr, parts(site)[0], None, folder)
+        return Heads(*(runtime.fetch((x.state.params["head"], x.state.model_state["head"]), site.mesh)
+                       for x in (trial, done)))  # fmt: skip
     if how == "fresh":
-        return None
+        return Heads(None, None)
     model, params, model_state = site.frozen[:3]
     zero_shot = evaluation.zero_shot(
         site.config, model, site.mesh, site.task, site.task.tests[0], encoder.load_tokenizer(site.config),
@@ -165,7 +185,8 @@ def initial_head(site: Site) -> Head | None:
     )  # fmt: skip
     classes, scale = runtime.fetch((zero_shot.class_matrix(params, model_state), params["logit_scale"]), site.mesh)
     kernel = np.float32(np.exp(scale) * classes.T)
-    return {"classifier": {"kernel": kernel, "bias": np.zeros(len(classes), np.float32)}}, {}
+    head = {"classifier": {"kernel": kernel, "bias": np.zeros(len(classes), np.float32)}}, {}
+    return Heads(head, head)
 
 
 def classification(site: Site, model: Model, source: sources.Source, **drawn: Any) -> loop.Evaluator:

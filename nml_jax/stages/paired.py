@@ -101,11 +101,16 @@ class Comparison(NamedTuple):
         return f"{self.unit.signed(self.low)} to {self.unit.signed(self.high)}" if self.n > 1 else DASH
 
 
-def compare(where: str, unit: Unit, a: dict[Seed, float], b: dict[Seed, float]) -> Comparison:
-    """Compare two conditions or two heads, paired over the seeds that both have."""
+def compare(where: str, unit: Unit, a: dict[Seed, float], b: dict[Seed, float], redrawn: float = 0.0) -> Comparison:
+    """Compare two conditions or two heads, paired over the seeds that both have.
+
+    Args:
+        redrawn: the share of one set of rows that each seed holds out anew to test on. Such tests and their training
+            rows overlap, and the standard error is sd·√(1/n + h/(1 − h)) (Nadeau and Bengio 2003).
+    """
     shared = [seed for seed in a if seed in b]
     d = stat(b[seed] - a[seed] for seed in shared)
-    error = d.sd / math.sqrt(d.n) if d.n > 1 else math.nan
+    error = d.sd * math.sqrt(1 / d.n + redrawn / (1 - redrawn)) if d.n > 1 else math.nan
     half = float(stdtrit(d.n - 1, 0.975)) * error if d.n > 1 else math.nan
     mean_a, mean_b = (stat(values[seed] for seed in shared).mean for values in (a, b))
     return Comparison(where, unit, mean_a, mean_b, d.mean, d.mean - half, d.mean + half, d.n, error)

@@ -2,8 +2,9 @@
 
     python -m nml_jax.stages.predict HEAD.safetensors FEATURES [--out predictions.csv] [--proba]
 
-FEATURES is any file that data/features.py reads; labels in it are not needed, and where there are any, the accuracy is
-printed. The output is CSV: row, prediction, and with --proba the probability of every class.
+FEATURES is any file that data/features.py reads, stored as the training file was: a scale is part of the head. Labels
+in it are not needed, and where there are any, the accuracy is printed. The output is CSV: row, prediction, and with
+--proba the probability of every class.
 """
 
 import argparse
@@ -57,6 +58,13 @@ def write(head: tuned.TunedHead, features: files.Features, out: Any, *, proba: b
     return predictions
 
 
+def named(features: files.Features) -> list[str]:
+    """The labels of a file as the classes of a head are called; none where it has none."""
+    names = features.class_names
+    whole = len(features.labels) and features.labels.dtype.kind in "iu" and features.labels.max() < len(names)
+    return [names[c] if whole else str(c) for c in features.labels.tolist()]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nml_jax.stages.predict", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -66,20 +74,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--proba", action="store_true", help="also the probability of every class")
     parser.add_argument("--columns", default="", help="name of the feature array or column")
     parser.add_argument("--label", default="", help="name of the label array or column")
-    parser.add_argument("--scale", type=float, default=1.0, help="real value = stored value × scale")
     args = parser.parse_args(argv)
     try:
         head = tuned.load(args.head)
-        keys = {"label": args.label, "columns": args.columns, "scale": args.scale}
+        keys = {"label": args.label, "columns": args.columns}
         features = files.open_features(args.features, **keys, labelled=False)
         if args.out:
             with errors.storage(args.out.parent), args.out.open("w", encoding="utf-8", newline="") as out:
                 predictions = write(head, features, out, proba=args.proba)
         else:
             predictions = write(head, features, sys.stdout, proba=args.proba)
-        if len(features.labels):
-            known = np.array([str(c) for c in features.labels])
-            right = float((known == np.array([str(c) for c in predictions])).mean())
+        known = named(features)
+        if set(known) & set(map(str, head.classes)):
+            right = np.mean([a == str(b) for a, b in zip(known, predictions, strict=True)])
             print(f"accuracy on the labels in the file: {100 * right:.2f} %", file=sys.stderr)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)

@@ -24,12 +24,13 @@ from nml_jax.training.tuned import TunedHead
 VERSION = 2
 KEYS = ("seed", "downstream", "extract", "features", "tune")
 UPSTREAM = ("extract", "features")
+SILENT = 10  # seconds that a method may take without a word
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     """Tune with every method on every task's features and write the rows. Heads are small: the first process trains.
 
-    Every head but k-NN's is saved as `heads/<task>/<method>.safetensors` (stages/predict.py applies it).
+    Every head but k-NN's is saved in `heads/<task>/`, under its method, preset and seed (stages/predict.py applies it).
 
     Returns:
         The digest of the rows.
@@ -48,12 +49,13 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                 chosen = stratified(found.train.labels, share, config.seed)
                 labels = _labels(found, chosen, rate, config)
                 for method, preset in methods.pairs(config.tune):
-                    seeds = range(config.seed, config.seed + config.tune.seeds)
+                    seeds = settings.seeds(config.seed, config.tune.seeds)
                     how = {"method": method, "preset": preset, "num_classes": len(found.classes),
                            "config": config.tune, "seeds": seeds}  # fmt: skip
                     begun = time.perf_counter()
                     if whole is not None:
-                        results = heads.fit_seeds(whole[chosen], labels, **how)
+                        everything = len(chosen) == len(whole)  # no copy
+                        results = heads.fit_seeds(whole if everything else whole[chosen], labels, **how)
                     else:
                         part = feature_sets.Subset(found.train.features, chosen)
                         results = streamed.fit_seeds(part, labels, shard=shard // 2, **how)
@@ -73,8 +75,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                         }
                         rows += _measured(result, found, method, shared)
                         _save(result.head, found, workdir, shared)
-                    what = f"{workdir.name}: {found.task}, {' '.join(filter(None, (method, results[0].preset)))}"
-                    log.say(f"{what}: {log.clock(time.perf_counter() - begun)}")
+                    if (seconds := time.perf_counter() - begun) > SILENT:
+                        what = f"{workdir.name}: {found.task}, {' '.join(filter(None, (method, results[0].preset)))}"
+                        log.say(f"{what} took {log.clock(seconds)}")
     with errors.storage(workdir):
         log.write_rows(workdir, "tune", rows)
     return settings.sha([[row.metric, row.split, row.method, row.preset, row.value] for row in rows])
@@ -150,4 +153,14 @@ def _save(head: Any, found: FeatureSet, workdir: Path, shared: dict[str, Any]) -
     about = {
         key: shared[key] for key in ("task", "method", "preset", "hyper", "n_train", "head_seed", "model", "views")
     }
-    TunedHead(head.form, head.params, head.state, found.classes, about).save(folder / f"{name}.safetensors")
+    state = _scaled(head.state, found)
+    TunedHead(head.form, head.params, state, found.classes, about).save(folder / f"{name}.safetensors")
+
+
+def _scaled(state: Any, found: FeatureSet) -> Any:
+    """The state of a head that takes features as they are stored: their scale goes into that of the input."""
+    if found.scale == 1:
+        return state
+    dim = found.train.features.dim
+    own = state.get("input") or {"mean": np.zeros(dim, np.float32), "scale": np.ones(dim, np.float32)}
+    return {**state, "input": {name: np.asarray(x / found.scale, np.float32) for name, x in own.items()}}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nml_jax.errors import UserError
-from nml_jax.training.probes import Array, Probe, check_grid, checked
+from nml_jax.training.probes import Array, check_grid, checked
 
 BLOCK = 8192  # rows at a time
 DISTANCES = ("cosine", "euclidean")
@@ -75,13 +75,6 @@ class Neighbours(NamedTuple):
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         return next(self.bank.votes(features, (self.k,)))
-
-
-def scores(probes: Sequence[Probe], features: np.ndarray) -> Iterator[np.ndarray]:
-    """Scores float32 [M, K] of each probe of one fit, in turn; of k-NN by one pass of distances for all k."""
-    if probes and all(isinstance(probe, Neighbours) for probe in probes):
-        return probes[0].bank.votes(features, [probe.k for probe in probes])
-    return (probe(features) for probe in probes)
 
 
 def fit_knn(

@@ -63,8 +63,9 @@ def fit_seeds(
     trainer = ByGradient(taken, of_taken, **how)
     hypers, validation = heads.choose(trainer, taken, of_taken, config=config, seeds=seeds)
     standard = _standard(features) if config.standardize else None
+    size = -(-len(labels) // -(-len(labels) // shard))  # shards of one size, but for a row
     trained = [
-        _train(trainer, features, labels, Job(np.arange(shard), hyper, seed), standard)
+        _train(trainer, features, labels, Job(np.arange(size), hyper, seed), standard)
         for hyper, seed in zip(hypers, seeds, strict=True)
     ]
     return [
@@ -74,7 +75,8 @@ def fit_seeds(
 
 
 def _train(trainer: ByGradient, features: Rows, labels: np.ndarray, job: Job, standard: Tree | None) -> TunedHead:
-    size, setting = len(job.rows), head_runs.typed(trainer.setting(job))
+    setting = head_runs.typed(trainer.setting(job))
+    size = len(job.rows)
     spec = trainer.spec(min(size, len(labels)))
     counts = [min(size, len(labels) - start) for start in range(0, len(labels), size)]
     epochs = trainer.epochs(len(labels))

@@ -7,15 +7,18 @@ they mean (`FORMAT`). NumPy alone can apply it; the README shows how.
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from nml_jax.errors import UserError, storage
 from nml_jax.models.heads import EPS, Form, Tree
+from nml_jax.models.heads import head as architecture
 from nml_jax.training import head_runs
 
 FORMAT = "nml_jax head 1"  # raised when the tensors or the metadata mean something else
@@ -90,6 +93,11 @@ def load(path: Path) -> TunedHead:
         head = TunedHead(form, tree, state, tuple(json.loads(meta["classes"])), json.loads(meta["about"]))
         if len(head.classes) != head.num_classes:
             raise UserError(f"{path} names {len(head.classes)} classes for {head.num_classes} logits", cure)
+        wanted = jax.eval_shape(partial(architecture(form, head.num_classes).init, dim=head.dim), jax.random.key(0))
+        found = {**tree, "state": {k: v for k, v in state.items() if k != "input"}}
+        shapes = [{name: x.shape for name, x in _flat(t)} for t in ({**wanted[0], "state": wanted[1]}, found)]
+        if wrong := sorted(shapes[0].items() ^ shapes[1].items()):
+            raise UserError(f"{path} does not hold the head that it describes: {wrong[0][0]}", cure)
     except (SafetensorError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged: {' '.join(str(e).split())}", cure) from e
     return head

@@ -469,5 +469,7 @@ def test_classes_and_their_encoding():
         encode(np.array(["z", "A", "z", "a"]), found, "x.npz")
     with pytest.raises(UserError, match=r"never saw: 10, 11, 12, 13, 14, …"):
         encode(np.arange(10, 20), np.array([0, 1]), "x.npz")
-    with pytest.raises(UserError, match=r"x\.npz: labels are numbers, as \[3\]; in training they are text, as \['a'\]"):
+    with pytest.raises(UserError, match=r"x\.npz: 1 of 1 rows have classes that training never saw: '3'"):
         encode(np.array([3]), found, "x.npz")
+    assert encode(np.array(["10", "9"]), np.array([9, 10]), "x.csv").tolist() == [1, 0]  # typed file by file
+    assert encode(np.array([10, 9]), np.array(["10", "9", "other"]), "x.csv").tolist() == [0, 1]

@@ -175,6 +175,37 @@ def test_views_shares_and_noise(files: Path, tmp_path: Path):
     assert head.classes == CLASSES  # by name, though labels are numbers
 
 
+def test_labels_typed_file_by_file_and_other_names_of_splits(tmp_path: Path):
+    """A test file of a table may lack the one word that makes the training file's labels text."""
+    features, labels = blobs(90, 0)
+    codes = np.searchsorted(CLASSES, labels)
+    words = np.where(codes == 2, "other", codes.astype(str))
+    np.savez(tmp_path / "train.npz", features=features, labels=words)
+    np.savez(tmp_path / "mean.npz", features=features[codes < 2], labels=codes[codes < 2])
+    files = {"features.train": str(tmp_path / "train.npz"), "features.test": str(tmp_path / "mean.npz")}
+    cell = launch(tmp_path / "w", **files, **{"tune.methods": ("lbfgs",)})
+    (row,) = [row for row in log.read_rows(cell) if row.metric == "accuracy"]
+    assert row.value > 0.9
+    assert row.split != "mean"  # which is the name of an average
+
+
+def test_a_scale_is_part_of_the_saved_head(tmp_path: Path, capsys):
+    features, labels = blobs(90, 0)
+    stored = np.clip(10 * features + 100, 0, 255).astype(np.uint8)
+    codes = np.searchsorted(CLASSES, labels)
+    path = tmp_path / "train.safetensors"
+    safetensors.numpy.save_file({"features": stored, "labels": codes}, path, {"class_names": json.dumps(CLASSES)})
+    files = {"features.train": str(path), "features.test": str(path), "features.scale": 0.1}
+    for standardize in (True, False):
+        workdir = tmp_path / f"standardize={standardize}"
+        cell = launch(workdir, **files, **{"tune.methods": ("lbfgs",), "tune.standardize": standardize})
+        (row,) = [row for row in log.read_rows(cell) if row.metric == "accuracy"]
+        assert row.value > 0.9
+        capsys.readouterr()
+        assert predict.main([str(cell / "heads" / "features" / "lbfgs,seed=0.safetensors"), str(path)]) == 0
+        assert f"{100 * row.value:.2f} %" in capsys.readouterr().err  # by name: its labels are numbers, classes words
+
+
 def saved(folder: Path, **arrays) -> str:
     np.savez(folder / "made.npz", **arrays)
     return str(folder / "made.npz")

@@ -25,6 +25,8 @@ TUNING = {
     "finetune.wise": (0.0, 1.0),
 }  # fmt: skip
 
+FRESH = finetune_runs.Heads(None, None)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def two_devices():
@@ -64,7 +66,7 @@ def test_every_method_with_every_set_of_terms_is_scored_on_every_test(finished: 
     assert {domain for _, domain in splits} == {"id", "ood"}
     assert len(rows) == 4 * len(splits) * 3 * 3  # settings × tests × metrics × (result, two ends of the curve)
     for row in rows:
-        assert (row.task, row.train_share, row.head_seed, row.views, row.noise_asked) == ("digits", 1.0, 0, 1, 0.3)
+        assert (row.task, row.train_share, row.head_seed, row.views, row.noise_asked) == ("digits", 1.0, 0, None, 0.3)
         assert (row.n_train, row.n_test) == (719, 177)
         assert 0 <= row.value <= 1
         marked = "@wise=" in row.metric
@@ -182,15 +184,15 @@ def test_the_rate_is_that_of_highest_accuracy_on_held_out_rows(tmp_path: Path, m
     monkeypatch.setattr(finetune_runs, "validate", lambda site, trial, source: found[trial()])
     name = "full,terms=none,share=1,seed=0"
     n = len(here.rows)
-    assert finetune_runs.chosen_and_trained(here, "full", "none", tuple(found), None) == 0.3
+    assert finetune_runs.chosen_and_trained(here, "full", "none", tuple(found), FRESH) == 0.3
     kept = n - round(0.2 * n)
     assert calls == [(lr, kept, f"{name}/search/lr={lr:g}") for lr in found] + [(0.3, n, name)]
     calls.clear()
-    finetune_runs.chosen_and_trained(here, "full", "none", (0.1,), None)
+    finetune_runs.chosen_and_trained(here, "full", "none", (0.1,), FRESH)
     assert calls == [(0.1, n, name)]  # nothing to choose
     monkeypatch.setattr(finetune_runs, "validate", lambda *_: (0.0, math.inf))
     with pytest.raises(UserError, match="diverged at every rate"):
-        finetune_runs.chosen_and_trained(here, "full", "none", (0.1, 0.2), None)
+        finetune_runs.chosen_and_trained(here, "full", "none", (0.1, 0.2), FRESH)
 
 
 def test_a_trial_that_diverges_is_out_of_the_question(capsys):
@@ -206,7 +208,7 @@ def test_zero_shot_weights_are_the_scaled_descriptions_of_the_classes(tmp_path: 
             "model.heads": 2, "model.embed_dim": 6, "model.text_width": 8, "model.text_depth": 1, "model.text_heads": 2,
             "model.text_context": 40, "model.text_vocab": 258, "finetune.head_init": "zeroshot"}  # fmt: skip
     here = site(tmp_path, **clip)
-    head = finetune_runs.initial_head(here)
+    head = finetune_runs.initial_heads(here).final
     assert head is not None
     kernel, bias = (head[0]["classifier"][name] for name in ("kernel", "bias"))
     assert kernel.shape == (6, 5)

@@ -79,7 +79,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_ids_and_is_never_saved
     assert [int(p.name) for p in (run.folder / "checkpoints").iterdir()] == [4]
 
 
-@pytest.mark.parametrize("fsdp", [1, 2, 4])
+@pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_first_step_is_the_same_on_one_device_and_on_eight(make_run, fsdp: int, monkeypatch):
     monkeypatch.setattr(runtime, "SHARD_FROM", 64)  # so that tiny parameters are split too
     results = []
