@@ -70,7 +70,7 @@ def main() -> None:
 
     singles = [[setting] for setting in settings]
     first = timed([settings])
-    compiled = head_runs._train._cache_size() + head_runs._train_mapped._cache_size()
+    compiled = sum(f._cache_size() for f in (head_runs._train, head_runs._train_mapped))  # type: ignore[attr-defined]
     jax.clear_caches()
     alone = timed(singles[:1])
     seconds = [(timed([settings]), timed(singles)) for _ in range(repeats + 1)][1:]

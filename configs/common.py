@@ -195,8 +195,8 @@ def get_config() -> ConfigDict:
     tune.depth = 1  # MLP: hidden layers
     tune.residual = True  # MLP: Z = s·MLP(F) + F, else s·MLP(F)
     tune.norm = "batch"  # MLP: batch | layer | none, after every hidden layer's product
-    tune.noisytune = 0.0  # λ: weights start at W + U(−λ/2, λ/2)·std(W) (NoisyTune), for every method
-    tune.neftune = 0.0  # α: inputs get U(−1, 1)·α/√D in training (NEFTune), for every method
+    tune.noisytune = 0.0  # λ: weights start at W + U(−λ/2, λ/2)·std(W) (NoisyTune), where trained by gradient
+    tune.neftune = 0.0  # α: inputs get U(−1, 1)·α/√D in training (NEFTune), where trained by gradient
     tune.nmtune = ConfigDict()  # each replaces the preset's value; None: the preset's
     tune.nmtune.mse = placeholder(float)  # weight of the consistency term
     tune.nmtune.cov = placeholder(float)  # weight of the covariance term

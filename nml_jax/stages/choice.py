@@ -91,8 +91,8 @@ class Contest:
         return next(near)  # the simplest, for they are in that order
 
     def _against(self, a: str, b: str, test: Key, metric: str = "accuracy") -> Comparison:
-        values = (self.values(method, test, metric) for method in (a, b))
-        return compare("", PERCENT, *values, _redrawn(self.study, test))
+        first, second = self.values(a, test, metric), self.values(b, test, metric)
+        return compare("", PERCENT, first, second, _redrawn(self.study, test))
 
     def _harmless(self, method: str) -> bool:
         return all(self.versus[method, test].sign >= 0 for test in self.tests)

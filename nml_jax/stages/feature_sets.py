@@ -14,22 +14,16 @@ from nml_jax import log, noise, spectrum
 from nml_jax.data import banks
 from nml_jax.errors import UserError
 from nml_jax.stages.encoder import provenance
+from nml_jax.training import streamed
 
 BLOCK = 16_384  # rows
 GATHERED = 2**28  # elements of a matrix whose spectrum is computed whole; a larger one is streamed
 
 
-class Rows(Protocol):
-    """Rows of features on disk; see data/features.py and data/banks.py."""
+class Rows(streamed.Rows, Protocol):
+    """Rows of features on disk that may also be read as a whole."""
 
-    @property
-    def views(self) -> int: ...
-    @property
-    def dim(self) -> int: ...
-    def __len__(self) -> int: ...
     def read(self) -> np.ndarray: ...
-    def rows(self, index: np.ndarray) -> np.ndarray: ...
-    def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]: ...
 
 
 class Split(NamedTuple):

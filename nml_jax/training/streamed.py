@@ -23,7 +23,7 @@ BLOCK = 16_384  # rows at a time of a pass in order
 
 
 class Rows(Protocol):
-    """Rows of features on disk; see data/features.py."""
+    """Rows of features on disk; see data/features.py and data/banks.py."""
 
     @property
     def views(self) -> int: ...
