@@ -169,9 +169,8 @@ def get_config() -> ConfigDict:
     features.label = ""  # name of the label array or column. "": label, labels, y, target or class
     features.columns = ""  # name of the feature array or list column. "": the only one, or all but label and id
     features.scale = 1.0  # real value = stored value × scale, as for uint8
-    # Share of this machine's memory above which training features are streamed in shards. L-BFGS takes eight times as
-    # much while it is solved.
-    features.memory = 0.1
+    # Above it training features are streamed in shards. L-BFGS takes eight times as much while it is solved.
+    features.memory = 0.1  # share of this machine's memory
 
     # Heads on features. The same views, splits, epochs and number of settings tried for every method.
     tune = config.tune = ConfigDict()

@@ -180,6 +180,7 @@ def test_micro_batches_and_chunks_reach_the_same_weights(data: Path, tmp_path: P
             np.testing.assert_allclose(a, b, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_weight_decay_leaves_scale_and_bias_of_the_logits_alone(data: Path):
     from nml_jax import models
     from nml_jax.training import optim

@@ -35,7 +35,8 @@ def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write
         missing = object()
         differ = sorted(k for k in keys if theirs.get(k, missing) != mine["config"].get(k, missing))
         redone, kept = set(), set()
-        for name in stages.STAGES:
+        ran = {name for run in runs_of(workdir) for name in stages.read_record(run)["stages"]} | {*config.stages}
+        for name in (name for name in stages.STAGES if name in ran):
             (redone if redone or name in force else kept).update(stages.module(name).KEYS)
         redone -= kept
         if strange := [key for key in differ if key.split(".")[0] not in redone]:

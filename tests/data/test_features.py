@@ -247,7 +247,7 @@ def test_csv_types_are_those_of_the_whole_column(tmp_path: Path, monkeypatch: py
 
 
 def test_pandas_files(tmp_path: Path):
-    import pandas as pd
+    pd = pytest.importorskip("pandas", reason="pandas is no dependency: its files are read, too")
 
     frame = pd.DataFrame({"f0": [0.5, 1.5, 2.5], "label": pd.Categorical(["b", "a", "b"])}, index=[9, 8, 7])
     frame.to_csv(tmp_path / "x.csv")

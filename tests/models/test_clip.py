@@ -193,6 +193,7 @@ def gradient(compiled, drawn, batch):
     return compiled(jax.grad(loss))(params)
 
 
+@pytest.mark.slow
 def test_remat_gives_the_same_gradient(draw, images, texts, compiled):
     """Of the ResNet this is tested in test_resnet.py."""
     batch = {"image": images(4), "text": texts}

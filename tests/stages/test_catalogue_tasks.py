@@ -20,6 +20,9 @@ KINDS = {
 }
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     """A folder with the datasets and a run on them."""

@@ -25,6 +25,7 @@ TUNING = {
     "finetune.wise": (0.0, 1.0),
 }  # fmt: skip
 
+pytestmark = pytest.mark.slow  # two minutes on two cores
 FRESH = finetune_runs.Heads(None, None)
 
 

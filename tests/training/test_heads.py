@@ -207,7 +207,11 @@ def test_linear_head_is_as_good_as_logistic_regression():
 
 @pytest.mark.parametrize(
     ("method", "preset"),
-    [*((name, None) for name in METHODS if name != "nmtune"), ("nmtune", "paper"), ("nmtune", "code")],
+    [
+        *((name, None) for name in ("linear", "lbfgs", "ridge", "knn")),
+        *(pytest.param(name, None, marks=pytest.mark.slow) for name in ("mlp", "skd", "fgs")),
+        *(("lgm", None), ("nmtune", "paper"), pytest.param("nmtune", "code", marks=pytest.mark.slow)),
+    ],
 )
 def test_every_method_learns_and_its_scores_are_those_of_scikit_learn(method, preset):
     test, shifted = blobs(700, seed=1, distance=1.5), blobs(33, seed=2)

@@ -98,7 +98,7 @@ def test_a_shard_as_large_as_the_data_is_as_good_as_training_in_memory():
         assert (got.hyper, got.preset, got.validation, got.n_train) == (want.hyper, want.preset, [], N)
 
 
-@pytest.mark.parametrize("order", ["shuffled", "sorted"])
+@pytest.mark.parametrize("order", [pytest.param("shuffled", marks=pytest.mark.slow), "sorted"])
 def test_small_shards_learn_as_well_also_from_a_file_sorted_by_class(order, monkeypatch):
     monkeypatch.setattr(streamed, "NEIGHBOURS", 16)  # as small against a shard as 256 rows against a real one
     (whole,) = heads.fit_seeds(*blobs(), method="mlp", num_classes=K, config=config(), seeds=(0,))
