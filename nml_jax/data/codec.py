@@ -24,7 +24,11 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-class ImageError(ValueError):
+class Undecodable(ValueError):
+    """A record has no usable image; the message says why. A property of the data: every process finds the same."""
+
+
+class ImageError(Undecodable):
     """These bytes are no image that can be decoded whole."""
 
 

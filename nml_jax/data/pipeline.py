@@ -6,6 +6,9 @@ So batch k is a pure function of (seed, k), whatever the number of processes and
 state to save: a run resumes by starting at its step. In a mixture with weights, every epoch has the stated number of
 examples of each dataset, in an order of their own, and each dataset goes on where the epoch before has left it.
 
+In training a record that cannot be decoded is quarantined: others stand in for it, one at each of its positions, drawn
+by (seed, position) from the same part of the mixture. Of repeated augmentation all copies show the same one.
+
 Grain runs the batches ahead in threads of this process. Its own chain of shuffle, repeat, random_map and batch gives
 the same guarantee, but costs 30 µs an example, and far more below 2¹⁶ records, where its shuffle walks a 16-bit cipher
 (60 µs for 600 records, 2 ms for 10); here it is 10 µs.
@@ -27,11 +30,12 @@ import grain
 import numpy as np
 
 from nml_jax.data import transforms
-from nml_jax.data.codec import ImageError
+from nml_jax.data.codec import Undecodable, decode
 from nml_jax.data.sources import Source
 from nml_jax.errors import UserError
 
 FEW = 100_000  # records whose permutations may lie about
+TRIES = 100  # of replacements for a record that cannot be decoded
 
 Batch = dict[str, np.ndarray]
 Record = dict[str, Any]
@@ -72,35 +76,61 @@ def train(
 
     Yields:
         image uint8 [b, image_size, image_size, 3]; label and label_clean int32 [b], or text int32 [b, L]; id int32 [b];
-        mask float32 [b], ones; b = batch / process_count.
+        mask float32 [b], ones; b = batch / process_count; quarantined int32 [b], -1, or the id of the record that
+        cannot be decoded and that this row, in all its keys, stands in for; see `reason`.
 
     Raises:
-        UserError: batch is no multiple of process_count, the source is empty, an image cannot be decoded, or the
-            weights are not one positive number for each part.
+        UserError: batch is no multiple of process_count, the source is empty, the weights are not one positive number
+            for each part, or TRIES records drawn in the place of one cannot be decoded either.
     """
     local = _local(batch, process_count)
     if not len(source):
         raise UserError("the training split has no record", "choose a larger split")
     read = _reader(source, transforms.train_transform(augment, image_size, mean, std))
     order = _mixed(seed, source.parts, weights) if len(weights) else _order(seed, len(source))
+    others = _replacements(seed, source.parts)
     repeats, draw_seed = augment.repeats, _seed(seed, "augment")
-    words = ("text",) if len(source.captions) else ()
+    words, numbers = ("text",) if len(source.captions) else (), (*_numbers(source), "quarantined")
     if words and tokenize is None:
         raise ValueError("a source of captions is read with `tokenize`")
 
-    def one(p: int, rng: np.random.Generator) -> Record:
-        record = read(order(p // repeats), rng)
-        if words:
-            record["text"] = record["captions"][rng.integers(len(record["captions"]))]
-        return record
+    def one(p: int, rng: Callable[[int], np.random.Generator]) -> Record:
+        i = order(p // repeats)
+        for j in itertools.chain((i,), others(i, p // repeats)):
+            draws = rng(p)
+            try:
+                record = read(j, draws)
+            except Undecodable:
+                continue
+            if words:
+                record["text"] = record["captions"][draws.integers(len(record["captions"]))]
+            record["quarantined"] = -1 if j == i else i
+            return record
+        raise UserError(
+            f"record {_named(source, i)} cannot be decoded, nor can any of {TRIES} drawn to stand in for it",
+            "prepare the dataset anew",
+        )
 
     def batch_at(step: int) -> Batch:
         first = step * batch + process_index * local
         rng = _generators(draw_seed)
-        records = (one(p, rng(p)) for p in range(first, first + local))
-        return _collect(records, local, image_size, source, words, tokenize)
+        records = (one(p, rng) for p in range(first, first + local))
+        return _collect(records, local, image_size, numbers, words, tokenize)
 
     return _iterate(batch_at, range(start_step, sys.maxsize), threads, prefetch)
+
+
+def reason(source: Source, i: int) -> str:
+    """Why `train` quarantines record i, in a line that begins with its key, or with its number where it has no key.
+
+    The record is read again: its reason is not kept with it, as it may be another process that asks.
+    """
+    try:
+        decode(_record(source, i)["image"])
+        why = "decoded when it was read again"
+    except Undecodable as e:
+        why = str(e)
+    return " ".join(f"{_named(source, i)}: {why}".split())
 
 
 def evaluate(
@@ -124,7 +154,8 @@ def evaluate(
 
     Of several captions the first is taken, as text and text_clean; without `tokenize` captions are left out.
     The last global batch is filled up with zeros whose mask is 0: masks sum to N over all processes, and every process
-    gets the same number of batches.
+    gets the same number of batches. A record that cannot be decoded ends the evaluation: a score over a test set that
+    lacks some records in silence could not be compared with any other.
 
     Args:
         shift: a key of `transforms.SHIFTS`, applied to the image as the model would see it.
@@ -132,7 +163,7 @@ def evaluate(
         seed: draws are of (seed, shift, view, id).
 
     Raises:
-        UserError: batch is no multiple of process_count, no such shift, or an image cannot be decoded.
+        UserError: batch is no multiple of process_count, no such shift, or a record cannot be decoded; names it.
     """
     local = _local(batch, process_count)
     if shift is not None and shift not in transforms.SHIFTS:
@@ -144,10 +175,14 @@ def evaluate(
         transform = transforms.train_transform(augment, size, mean, std)
     read = _reader(source, transform, transforms.SHIFTS[shift] if shift else None)
     draw_seed = _seed(seed, f"shift {shift}, view {view}")
-    words = ("text", "text_clean") if tokenize else ()
+    words, numbers = ("text", "text_clean") if tokenize else (), _numbers(source)
 
     def one(i: int, rng: np.random.Generator) -> Record:
-        record = read(i, rng)
+        try:
+            record = read(i, rng)
+        except Undecodable as e:
+            cure = "prepare the dataset anew, without this record: an evaluation leaves none out"
+            raise UserError(f"record {_named(source, i)} cannot be decoded: {e}", cure) from e
         if words:
             record |= {"text": record["captions"][0], "text_clean": source.captions_clean[i][0]}
         return record
@@ -155,7 +190,7 @@ def evaluate(
     def batch_at(step: int) -> Batch:
         first = step * batch + process_index * local
         rng, stop = _generators(draw_seed), min(first + local, len(source))
-        return _collect((one(i, rng(i)) for i in range(first, stop)), local, size, source, words, tokenize)
+        return _collect((one(i, rng(i)) for i in range(first, stop)), local, size, numbers, words, tokenize)
 
     return _iterate(batch_at, range(math.ceil(len(source) / batch)), threads, prefetch)
 
@@ -190,6 +225,21 @@ def _local(batch: int, process_count: int) -> int:
             f"choose a multiple of {process_count}",
         )
     return batch // process_count
+
+
+def _record(source: Source, i: int) -> Record:
+    try:
+        return source[i]
+    except UnicodeDecodeError as e:
+        raise Undecodable(f"its captions are damaged: {e}") from e
+
+
+def _named(source: Source, i: int) -> str:
+    return str(i if source.keys is None else source.keys[i])
+
+
+def _numbers(source: Source) -> tuple[str, ...]:
+    return ("label", "label_clean", "id") if len(source.labels) else ("id",)
 
 
 def _seed(seed: int, purpose: str) -> np.random.SeedSequence:
@@ -240,6 +290,19 @@ def _mixed(seed: int, parts: Sequence[int], weights: Sequence[float]) -> Callabl
     return record
 
 
+def _replacements(seed: int, parts: Sequence[int]) -> Callable[[int, int], Iterator[int]]:
+    """(record, position) -> at most TRIES other records of the same part, the same whenever they are asked for."""
+    ends = list(itertools.accumulate(parts))
+    draw_seed = _seed(seed, "replacements")
+
+    def others(i: int, p: int) -> Iterator[int]:
+        j = bisect.bisect_right(ends, i)
+        drawn = _generators(draw_seed)(p).integers(ends[j] - parts[j], ends[j], TRIES)
+        yield from (k for k in drawn.tolist() if k != i)
+
+    return others
+
+
 def _generators(seed: np.random.SeedSequence) -> Callable[[int], np.random.Generator]:
     """Position -> its generator, good until the next call: one Philox whose counter is set, as making one is slow."""
     bits = np.random.Philox(seed)
@@ -259,14 +322,7 @@ def _reader(
     shift: transforms.Step | None = None,
 ) -> Callable[[int, np.random.Generator], Record]:
     def read(i: int, rng: np.random.Generator) -> Record:
-        record = source[i]
-        try:
-            record = transform(record, rng)
-        except ImageError as e:
-            raise UserError(
-                f"record {source.keys[i] if source.keys else i} is no image: {e}",
-                "build the dataset anew with python -m nml_jax.data.builders, which leaves such files out",
-            ) from e
+        record = transform(_record(source, i), rng)
         if shift:
             record["image"] = shift(record["image"], rng)
         return record
@@ -275,13 +331,17 @@ def _reader(
 
 
 def _collect(
-    records: Iterable[Record], rows: int, size: int, source: Source, words: Sequence[str], tokenize: Tokenize | None
+    records: Iterable[Record],
+    rows: int,
+    size: int,
+    numbers: Sequence[str],
+    words: Sequence[str],
+    tokenize: Tokenize | None,
 ) -> Batch:
     """Records into a batch, each copied while it is still in the processor's cache; zeros where there are no more.
 
-    The texts under the keys `words` are tokenised together.
+    `numbers` are keys of integers; the texts under the keys `words` are tokenised together.
     """
-    numbers = ("label", "label_clean", "id") if len(source.labels) else ("id",)
     batch = {"image": np.empty((rows, size, size, 3), np.uint8), **{key: np.empty(rows, np.int32) for key in numbers}}
     said: dict[str, list[str]] = {key: [] for key in words}
     filled = 0

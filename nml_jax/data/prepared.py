@@ -4,6 +4,7 @@ import difflib
 import functools
 import json
 import os
+import re
 import resource
 import sys
 from collections.abc import Sequence
@@ -12,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from nml_jax.data import texts
 from nml_jax.data.captions import Captions, Joined, Slice, Stored
+from nml_jax.data.codec import Undecodable
 from nml_jax.data.sources import Source, digest
 from nml_jax.errors import UserError
 
@@ -40,11 +43,9 @@ class Records(Source):
 
     def image(self, i: int) -> bytes:
         try:
-            record = self._data[i]
-        except RuntimeError as e:  # ArrayRecord checks a hash of every record
-            cure = "raise `ulimit -n`: every shard is an open file" if "open files" in str(e) else "prepare it anew"
-            raise UserError(f"record {i} in {self._folder} cannot be read: {str(e).split(';')[0]}", cure) from e
-        return _feature(record, self._feature).bytes_list.value[0]
+            return _value(self._data, i, self._feature, "bytes_list")
+        except Undecodable as e:
+            raise Undecodable(f"{e} (record {i} in {self._folder})") from e
 
     @functools.cached_property
     def keys(self) -> Sequence[str] | None:
@@ -204,8 +205,13 @@ def _labels(builder: Any, split: str, label: str, content: str) -> np.ndarray:
     if ours:
         raise UserError(f"{path} is missing or damaged", ANEW)
     data = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    bar = tqdm(range(n), desc=f"labels of {builder.info.name}/{split}, once", unit=" records", mininterval=1.0)
-    labels = np.array([_feature(data[i], label).int64_list.value[0] for i in bar], np.int64)
+    labels = np.empty(n, np.int64)
+    for i in tqdm(range(n), desc=f"labels of {builder.info.name}/{split}, once", unit=" records", mininterval=1.0):
+        try:
+            labels[i] = _value(data, i, label, "int64_list")
+        except Undecodable as e:
+            cure = "prepare the dataset anew: the labels of all its records are read, once"
+            raise UserError(f"record {i} of split {split} in {builder.data_dir} has no label: {e}", cure) from e
     _store(path, labels)
     return labels
 
@@ -223,6 +229,31 @@ def _store(path: Path, labels: np.ndarray) -> None:
         print(f"the labels are not kept for the next run: {path}: {e.strerror}", file=sys.stderr)
 
 
-def _feature(record: bytes, name: str) -> Any:
-    example = tf_example_pb2.Example.FromString(record)  # pyright: ignore[reportAttributeAccessIssue]
-    return example.features.feature[name]
+def _value(data: Any, i: int, name: str, kind: str) -> Any:
+    """Field `name` of record i, the first of its `kind`: bytes_list or int64_list.
+
+    Raises:
+        Undecodable: the record is damaged, or lacks the field.
+        UserError: the operating system refuses to read. That may pass, and other processes may see none of it, so it is
+            no property of the record.
+    """
+    try:
+        record = data[i]
+    except RuntimeError as e:  # ArrayRecord checks a hash of all that it reads
+        why = str(e).split(";")[0]
+        if not re.match(r"\w+\(\) failed", why):
+            raise Undecodable(f"damaged in storage: {why}") from e
+        files = "open files" in why
+        cure = "raise `ulimit -n`: every shard is an open file" if files else "mend the storage, then start again"
+        raise UserError(f"record {i} cannot be read: {e}", cure) from e
+    except IndexError:
+        record = b""
+    if not record:  # the answer to what lies behind the end of a file that was cut while it is open
+        raise Undecodable("missing in storage: its shard was cut")
+    try:
+        example = tf_example_pb2.Example.FromString(record)  # pyright: ignore[reportAttributeAccessIssue]
+        return getattr(example.features.feature[name], kind).value[0]
+    except DecodeError as e:
+        raise Undecodable(f"no tf.train.Example: {e}") from e
+    except IndexError as e:
+        raise Undecodable(f"no field {name!r} of kind {kind}") from e

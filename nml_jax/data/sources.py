@@ -66,7 +66,11 @@ class Source:
             raise UserError(f"{len(self.class_names)} class names for {num_classes} classes", "name every class once")
 
     def image(self, i: int) -> bytes | np.ndarray:
-        """Encoded file, or uint8 [H, W, 1 | 3 | 4], of record i."""
+        """Encoded file, or uint8 [H, W, 1 | 3 | 4], of record i.
+
+        Raises:
+            codec.Undecodable: the storage cannot give it back, now or ever.
+        """
         raise NotImplementedError
 
     def __len__(self) -> int:

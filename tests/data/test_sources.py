@@ -1,8 +1,10 @@
 import io
 import json
+import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
+from tensorflow_datasets.proto import tf_example_pb2
 
 from nml_jax.data import builders, prepared, sources
+from nml_jax.data.codec import Undecodable
 from nml_jax.errors import UserError
 
 
@@ -343,9 +347,54 @@ def test_a_damaged_record(folder, tmp_path):
     data[data.find(b"train/b/08.png")] ^= 1
     shard.write_bytes(data)
     source = sources.load(section(path=str(tmp_path / "copy")), "train")
-    assert source[7]["image"] == image(8)
-    with pytest.raises(UserError, match=r"record 8 in .* cannot be read: Corrupted"):
+    for _ in range(2):
+        with pytest.raises(Undecodable, match=r"^damaged in storage: Corrupted [^;]* \(record 8 in .*copy\)$"):
+            source[8]
+        assert [source[i]["image"] for i in (7, 9)] == [image(8), image(10)]  # the reader goes on
+
+
+def test_a_shard_that_was_cut(folder, tmp_path):
+    """While it is open, what lies before the cut is read and what lies behind is missing; later it is no shard."""
+    shutil.copytree(folder, tmp_path / "copy")
+    shard = tmp_path / "copy" / "image_folder-train.array_record-00001"
+    whole = shard.read_bytes()
+    second = whole.find(b"train/b/08.png")
+    open_before = sources.load(section(path=str(tmp_path / "copy")), "train")
+    assert open_before[13]["image"] == image(14)
+    os.truncate(shard, second)
+    assert open_before[7]["image"] == image(8)
+    for i in range(8, 14):
+        with pytest.raises(Undecodable, match=rf"(missing|damaged) in storage: .* \(record {i}"):
+            open_before[i]
+    source = sources.load(section(path=str(tmp_path / "copy")), "train")
+    for i in range(7, 14):
+        with pytest.raises(Undecodable, match="damaged in storage: ArrayRecord file should be at least 64KB big"):
+            source[i]
+    assert [source[i]["image"] for i in (6, 14)] == [image(7), image(15)]
+
+
+def test_what_the_operating_system_refuses_is_not_the_records_fault(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "image_folder-train.array_record-00001").unlink()
+    source = sources.load(section(path=str(tmp_path / "copy")), "train")
+    with pytest.raises(UserError, match=r"record 8 cannot be read: open\(\) failed: No such file .*00001") as e:
         source[8]
+    assert "mend the storage" in e.value.cure
+    assert "\n" not in e.value.cause
+
+
+@pytest.mark.parametrize("kind", ["other field", "other kind", "no example"])
+def test_records_of_another_kind(kind):
+    example = tf_example_pb2.Example()
+    if kind == "other field":
+        example.features.feature["picture"].bytes_list.value.append(image(1))
+    elif kind == "other kind":
+        example.features.feature["image"].int64_list.value.append(3)
+    content = b"abc" if kind == "no example" else example.SerializeToString()
+    source = prepared.Records([content], "image", Path("here"), [], labels=[0], num_classes=1, fingerprint="")
+    cause = "no tf.train.Example" if kind == "no example" else "no field 'image' of kind bytes_list"
+    with pytest.raises(Undecodable, match=rf"{cause}.* \(record 0 in here\)"):
+        source[0]
 
 
 # The catalogue
@@ -366,6 +415,18 @@ def test_catalogue_labels_are_read_once_and_kept(catalogue, monkeypatch):
     assert again.labels.tolist() == source.labels[2:5].tolist()
     path = str(catalogue / "toy_catalogue" / "1.0.0")
     assert sources.load(section(path=path), "train").fingerprint == source.fingerprint
+
+
+def test_a_damaged_record_has_no_label(catalogue, tmp_path):
+    shutil.copytree(catalogue, tmp_path / "copy")
+    for index in (tmp_path / "copy").rglob("supervision"):
+        shutil.rmtree(index)
+    (shard,) = (tmp_path / "copy").rglob("*train.array_record-00001*")
+    data = bytearray(shard.read_bytes())
+    data[data.find(b"kind")] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=r"record 5 of split train in .* has no label: damaged in storage: Corrupted"):
+        sources.load(section("tfds", name="toy_catalogue", path=str(tmp_path / "copy")), "train")
 
 
 def test_labels_are_not_kept_where_nothing_can_be_written(catalogue, monkeypatch, capsys):
