@@ -4,12 +4,18 @@ import contextlib
 import io
 import struct
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401 (they register)
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+# What `shrink` does.
+SHRUNK: dict[str, Any] = {"format": "JPEG", "quality": 95, "subsampling": "4:2:0", "interpolation": "area"}
+MAX_SIDE = 65_500  # of a JPEG
 
 # EXIF orientation (tag 0x0112) -> what turns the pixels upright.
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -85,13 +91,28 @@ def _jpeg_orientation(data: bytes) -> int:
     return 1
 
 
-def check(data: bytes, max_pixels: int) -> None:
-    """Raise ImageError unless `data` is an image of at most `max_pixels` that can be decoded whole."""
+def check(data: bytes, max_pixels: int) -> np.ndarray:
+    """What `decode` makes of `data`; raises ImageError unless it is a sound image of at most `max_pixels`."""
     with _reasons(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > max_pixels:
             raise ImageError(f"more than {max_pixels / 1e6:g} megapixels: {image.width} x {image.height}")
         image.verify()  # checksums, where the format has them
-    decode(data)
+    return decode(data)
+
+
+def shrink(image: np.ndarray, side: int) -> bytes:
+    """A JPEG of uint8 [H, W, 3], whose shorter side becomes `side`, as SHRUNK has it; the aspect ratio stays.
+
+    Returns:
+        The file; b"" where the shorter side is no larger, or the longer one would be more than a JPEG can have.
+    """
+    height, width = image.shape[:2]
+    short = min(height, width)
+    if short <= side or max(height, width) * side > short * MAX_SIDE:
+        return b""
+    size = round(width * side / short), round(height * side / short)
+    small = cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA)
+    return simplejpeg.encode_jpeg(small, SHRUNK["quality"], "RGB", SHRUNK["subsampling"].replace(":", ""))
 
 
 def _open(data: bytes) -> Image.Image:

@@ -1,7 +1,7 @@
 """Builder: image-text pairs become a prepared TFDS/ArrayRecord dataset, without TensorFlow.
 
     python -m nml_jax.data.builders image_text SRC... OUT [--workers N] [--image COLUMN] [--caption COLUMN[,COLUMN]]
-        [--label FIELD] [--group FIELD --parts train=0.7,new=0.3] [--beam="--runner=DirectRunner"]
+        [--label FIELD] [--group FIELD --parts train=0.7,new=0.3] [--resize SIDE] [--beam="--runner=DirectRunner"]
 
 A SRC is a WebDataset tar as img2dataset writes them (KEY.jpg|jpeg|png|webp, KEY.txt, KEY.json), a Parquet, CSV or TSV
 file, or a folder of such files, split "train", or with a folder of such files for each split. Where several folders
@@ -14,10 +14,10 @@ A table beside a tar of the same name is its metadata, as img2dataset writes it,
 Every source file, or range of rows of a table, becomes one shard, built by one process and kept in .OUT.partial: after
 a kill the same command goes on with the shards that are missing. So a tar is one unit of parallel work and of what is
 done again, however large it is, and the progress bar counts shards. OUT holds the records in the order of the sources,
-features image (bytes as they came), key and perhaps label; the supervision index (captions, keys, labels of every
-split; `texts`); manifest.json with counts and a SHA-256 for every split; and refused.jsonl with everything refused:
-pairs, captions of pairs that were kept, and files that could not be read or were not understood. The manifest counts
-these three by reason, so records and refused pairs sum to the pairs of the sources.
+features image (bytes as they came, or shrunk by --resize), key and perhaps label; the supervision index (captions,
+keys, labels of every split; `texts`); manifest.json with counts and a SHA-256 for every split; and refused.jsonl with
+everything refused: pairs, captions of pairs that were kept, and files that could not be read or were not understood.
+The manifest counts these three by reason, so records and refused pairs sum to the pairs of the sources.
 
 Apache Beam maps the same function over the same shards. TFDS's own Beam writer is not used: it orders records by a hash
 of their keys, and cannot go on where it was killed; here every runner gives the same bytes in the order of the sources.
@@ -69,6 +69,7 @@ def image_text(
     label: str = "",
     group: str = "",
     parts: Mapping[str, float] | None = None,
+    resize: int | None = None,
     beam: str | None = None,
 ) -> dict[str, Any]:
     """Build the dataset `out` from the pairs in `sources`; it appears under its name when it is complete.
@@ -84,6 +85,7 @@ def image_text(
         group: field or column by whose value every split is divided into `parts`: by a hash, so records of one value
             fall into the part of one name in every split, and shares are approximate. Splits become <split>_<part>.
         parts: name -> share; the shares sum to 1.
+        resize: shorter side in pixels to which larger images are shrunk; None: they stay as they are.
         beam: options of an Apache Beam pipeline that builds the shards; its workers must see all files under the same
             paths.
 
@@ -91,8 +93,10 @@ def image_text(
         The manifest.
 
     Raises:
-        UserError: no usable pair, a column that is not there, or `out` holds something already or cannot be written.
+        UserError: no usable pair, a column that is not there, `resize` is no size, or `out` holds something already or
+            cannot be written.
     """
+    builders.check_resize(resize)
     for source in sources:
         builders.check_out(source, out)
     if workers is not None and workers < 1:
@@ -109,7 +113,7 @@ def image_text(
     splits = _splits(plan, parts)
     spread = functools.partial(_processes, workers) if beam is None else _beam(beam)
     partial = builders.partial_folder(out)
-    job = shards.Job(str(partial / "shards"), columns, label, group, tuple(parts.items()))
+    job = shards.Job(str(partial / "shards"), columns, label, group, tuple(parts.items()), resize=resize)
     try:
         _begin(partial, job, plan)
         if label:
@@ -287,6 +291,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", metavar="FIELD", default="", help="column, or field of KEY.json, with the class")
     parser.add_argument("--group", metavar="FIELD", default="", help="pairs with one value fall into the same part")
     parser.add_argument("--parts", metavar="NAME=SHARE,...", type=_shares, help="what every split is divided into")
+    parser.add_argument("--resize", metavar="SIDE", type=int, help=builders.RESIZE)
     parser.add_argument("--beam", metavar="OPTIONS", help='run on Apache Beam, as in --beam="--runner=DirectRunner"')
 
 
@@ -316,6 +321,7 @@ def main(args: argparse.Namespace) -> int:
         label=args.label,
         group=args.group,
         parts=args.parts,
+        resize=args.resize,
         beam=args.beam,
     )
     for split, about in manifest["splits"].items():

@@ -36,6 +36,7 @@ class Job:
         label, group: fields, or "".
         parts: (name, share) of the parts that every split is divided into.
         classes: names of the classes, where there is a label.
+        resize: shorter side to which larger images are shrunk, or None.
     """
 
     work: str
@@ -44,6 +45,7 @@ class Job:
     group: str = ""
     parts: tuple[tuple[str, float], ...] = ()
     classes: tuple[str, ...] = ()
+    resize: int | None = None
 
 
 def folder_of(job: Job, number: int) -> Path:
@@ -91,7 +93,7 @@ class _Split:
         self.keys: list[str] = []
         self.captions: list[str] = []
         self.labels: list[int] = []
-        self.bytes = self.caption_count = 0
+        self.bytes = self.caption_count = self.resized = 0
         self.sha = hashlib.sha256()
 
 
@@ -124,7 +126,7 @@ class _Writer:
             if self.job.label:
                 np.save(self.folder / f"{name}.npy", np.array(split.labels, np.int32))
             about[name] = {"records": len(split.keys), "captions": split.caption_count, "bytes": split.bytes}
-            about[name]["sha256"] = split.sha.hexdigest()
+            about[name] |= {"resized": split.resized, "sha256": split.sha.hexdigest()}
         log.write_json(self.folder / "about.json", {"splits": about, "refused": self.reasons})
 
     def refuse(self, key: str, reason: str, what: str = "pair") -> None:
@@ -136,13 +138,15 @@ class _Writer:
         checked = [check_caption(value) for value in pair.captions]
         captions = [caption for caption, reason in checked if not reason]
         against = [reason for _, reason in checked if reason]
-        fields, reason, image = {}, "" if captions else (against or ["no caption"])[0], b""
+        fields, reason, image, resized = {}, "" if captions else (against or ["no caption"])[0], b"", False
         for name in self.job.columns.fields:
             if not reason:
                 fields[name], reason = _field(pair.fields, name)
         if not reason:
             image, reason = pair.image()
-        if reason := reason or builders.check_image(image):
+        if not reason:
+            image, resized, reason = builders.usable(image, self.job.resize)
+        if reason:
             self.refuse(pair.key, reason)
             return
         for one in against:
@@ -151,6 +155,7 @@ class _Writer:
         if self.job.group:
             split += "_" + part_of(fields[self.job.group], self.job.parts)
         self.write(split, f"{self.shard.name}/{pair.key}", image, captions, fields.get(self.job.label))
+        self.splits[split].resized += resized
 
     def write(self, split: str, key: str, image: bytes, captions: list[str], label: str | None) -> None:
         if split not in self.splits:
@@ -256,10 +261,11 @@ def assemble(folder: Path, job: Job, n: int, splits: list[str], strays: Iterable
             refused.write((part / "refused.jsonl").read_bytes())
     if not any(one["splits"] for one in about):
         raise _no_pair(folder / "refused.jsonl", sum(counts.total() for counts in reasons.values()))
-    infos, said = [], {}
+    infos, said, resized = [], {}, {}
     for name in splits:
         chosen = [(part, one["splits"][name]) for part, one in zip(parts, about, strict=True) if name in one["splits"]]
         said[name] = {kind: sum(one[kind] for _, one in chosen) for kind in ("records", "captions")}
+        resized[name] = sum(one["resized"] for _, one in chosen)
         said[name]["sha256"] = hashlib.sha256("".join(one["sha256"] for _, one in chosen).encode()).hexdigest()
         if chosen:  # TFDS has no splits without records
             infos.append(_gather_records(folder, name, chosen))
@@ -271,6 +277,8 @@ def assemble(folder: Path, job: Job, n: int, splits: list[str], strays: Iterable
     manifest: dict[str, Any] = {"builder": "image_text", "schema": SCHEMA}
     if job.label:
         manifest["classes"] = list(job.classes)
+    if job.resize:
+        manifest["resized"] = builders.about_resized(job.resize, resized)
     manifest |= {"splits": said, **{kind: dict(sorted(reasons[what].items())) for what, kind in KINDS.items()}}
     log.write_json(folder / "manifest.json", manifest)
     return manifest

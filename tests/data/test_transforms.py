@@ -161,6 +161,18 @@ def test_check_counts_pixels_and_verifies_checksums():
 # Resizing
 
 
+def test_shrunk_images():
+    image = np.repeat(photo(90, 120)[..., :1], 3, axis=2)  # grey, as colours lose half of their resolution
+    small = codec.decode(codec.shrink(image, 30))
+    assert small.shape == (30, 40, 3)
+    area = image.reshape(30, 3, 40, 3, 3).mean((1, 3))
+    assert np.abs(small - area).mean() < 4
+    assert codec.shrink(image, 30) == codec.shrink(np.asfortranarray(image), 30)
+    assert codec.shrink(image, 90) == codec.shrink(image, 200) == b""
+    assert codec.shrink(np.zeros((131_002, 2, 3), np.uint8), 1) == b""  # longer than a JPEG can be
+    assert codec.decode(codec.shrink(np.zeros((131_000, 2, 3), np.uint8), 1)).shape == (65_500, 1, 3)
+
+
 def triangle(n_in, n_out):
     """Bilinear antialiasing as a matrix [n_out, n_in] in float64: a tent as wide as the output's pixels."""
     scale = max(1.0, n_in / n_out)
