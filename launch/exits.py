@@ -1,0 +1,44 @@
+"""What to do about a job, by the exit codes of its processes. Every launcher asks here.
+
+python launch/exits.py 75 75 prints "resume 75: pre-empted and saved; the same command continues".
+"""
+
+import sys
+from collections.abc import Sequence
+
+PREEMPTED, PEER_LOST = 75, 76  # see nml_jax/errors.py
+KEYBOARD = 130
+
+STOPS = {
+    2: "bad input; the two lines above say what and what to do about it",
+    77: "the loss stopped being finite; the message above names the examples",
+    KEYBOARD: "stopped by the keyboard; the same command continues",
+}
+
+
+def verdict(codes: Sequence[int]) -> tuple[str, int, str]:
+    """(word, exit code, line for the operator) of a job whose processes ended with `codes`.
+
+    done: all is well. resume: all have saved, run the same command again. restart: a process was lost or killed, run
+    the same command again, from the last checkpoint. stop: trying again would end the same way; a person has to look.
+    A death by signal n counts as 128 + n (shells) or -n (Python).
+    """
+    codes = [128 - code if code < 0 else code for code in codes]
+    own = [code for code in codes if code not in (0, PREEMPTED, PEER_LOST) and (code < 128 or code == KEYBOARD)]
+    if own:
+        code = next((code for code in STOPS if code in own), own[0])
+        return "stop", code, STOPS.get(code, "a fault of the program; the traceback is above")
+    if not codes or any(code not in (0, PREEMPTED) for code in codes):
+        return "restart", PEER_LOST, "a process was lost; the same command goes on from the last checkpoint"
+    if any(codes):
+        return "resume", PREEMPTED, "pre-empted and saved; the same command continues"
+    return "done", 0, "done"
+
+
+if __name__ == "__main__":
+    try:
+        word, code, line = verdict([int(argument) for argument in sys.argv[1:]])
+    except ValueError as e:
+        print(f"error: {e}\n  cure: give the exit codes of a job's processes, as in: exits.py 75 76", file=sys.stderr)
+        sys.exit(2)
+    print(f"{word} {code}: {line}")

@@ -1,0 +1,86 @@
+"""Several processes on this machine, joined as on a cluster; for trying things.
+
+    python launch/local.py --processes=2 -- --config=configs/digits.py --config.noise=0.05
+
+SIGTERM and Ctrl-C are handed on to all processes, which save and stop; the same command continues.
+"""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import exits
+import options
+from options import UserError
+
+
+def environment(index: int, processes: int, port: int, *, cpu_devices: int, per_gpu: bool) -> dict[str, str]:
+    """The variables that make process `index` find its job, and its devices."""
+    env = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(processes),
+        "JAX_PROCESS_ID": str(index),
+    }
+    if cpu_devices:
+        env |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(cpu_devices)}
+    if per_gpu:
+        env["JAX_LOCAL_DEVICE_IDS"] = str(index)
+    return env
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def show(process: subprocess.Popen[str], index: int) -> None:
+    """Print what a process prints, each line with its number."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(f"{index}: {line}", end="", flush=True)
+
+
+def main(argv: list[str]) -> int:
+    own, flags = options.split(argv)
+    parser = options.parser(__doc__, "local.py")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--port", type=int, default=0, help="of the coordinator; 0: a free one")
+    parser.add_argument("--cpu_devices", type=int, default=0, help="simulated devices of each process, on the CPU")
+    parser.add_argument(
+        "--per_gpu", action="store_true", help="process i gets GPU i; without it every GPU is everyone's"
+    )
+    args = parser.parse_args(own)
+    if args.processes < 1:
+        raise UserError(f"--processes={args.processes} is no number of processes", "give 1 or more")
+    port = args.port or free_port()
+    command = [sys.executable, "-m", "nml_jax.main", *flags]
+    envs = [
+        environment(i, args.processes, port, cpu_devices=args.cpu_devices, per_gpu=args.per_gpu)
+        for i in range(args.processes)
+    ]
+    if args.dry_run:
+        for env in envs:
+            print(shlex.join(["env", *(f"{k}={v}" for k, v in env.items()), *command]))
+        return 0
+    # A session of their own: Ctrl-C reaches them through us, as a wish to save.
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    processes = [subprocess.Popen(command, env=os.environ | env, **pipe) for env in envs]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: [process.terminate() for process in processes])
+    readers = [threading.Thread(target=show, args=(process, i)) for i, process in enumerate(processes)]
+    for reader in readers:
+        reader.start()
+    word, code, line = exits.verdict([process.wait() for process in processes])
+    for reader in readers:
+        reader.join()
+    print(f"{word}: {line}" if word != "done" else line, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    options.run(main)

@@ -1,0 +1,147 @@
+"""A run on a Ray cluster. Ray chooses the hosts and starts the processes; JAX joins them.
+
+    python launch/ray_job.py --processes=4 --gpus=8 -- --config=configs/clip_vitb16.py --workdir=/shared/clip   hosts
+    python launch/ray_job.py --processes=32 --gpus=1 --pack -- --config=...                                     GPUs
+
+Every host needs the checkout and its environment at the same paths, and the folder of --workdir. SIGTERM and Ctrl-C are
+handed on to all processes, which save; the same command continues. When a process is lost, all start again.
+"""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import exits
+import options
+from options import ROOT, UserError
+
+
+def environment(address: str, index: int, processes: int, gpus: int) -> dict[str, str]:
+    """The variables that make process `index` find its job, and the GPUs that Ray gave it."""
+    env = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(index)}
+    if gpus:
+        env["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, range(gpus)))
+    return env
+
+
+class Process:
+    """A process of the job; an actor, so that it can be asked to stop while it runs."""
+
+    def __init__(self) -> None:
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def address(self) -> str:
+        """This host and a port that is free on it now."""
+        import ray  # pyright: ignore[reportMissingImports]
+
+        with socket.socket() as s:
+            s.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{s.getsockname()[1]}"
+
+    def run(self, command: list[str], folder: str, env: dict[str, str]) -> int:
+        self.child = subprocess.Popen(command, cwd=folder, env=os.environ | env)
+        return self.child.wait()
+
+    def stop(self) -> None:
+        if self.child:
+            self.child.terminate()
+
+
+def attempt(ray: Any, args: Any, command: list[str], asked: threading.Event) -> list[int]:
+    """Start all processes, wait for them, and return their exit codes; 137 for one that was lost with its host.
+
+    Raises:
+        UserError: the cluster has not enough hosts, CPUs or GPUs.
+    """
+    bundle = {"CPU": args.cpus} | ({"GPU": args.gpus} if args.gpus else {})
+    group = ray.util.placement_group([bundle] * args.processes, strategy="PACK" if args.pack else "STRICT_SPREAD")
+    try:
+        if not group.wait(args.timeout):
+            where = "" if args.pack else ", each on a host of its own"
+            raise UserError(
+                f"Ray had no room for {args.processes} × {bundle}{where}, for {args.timeout} s",
+                "see `ray status`; ask for less, wait longer with --timeout, or let processes share hosts with --pack",
+            )
+        actors = [
+            ray.remote(Process)
+            .options(
+                max_concurrency=2,
+                num_cpus=args.cpus,
+                num_gpus=args.gpus,
+                scheduling_strategy=ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(
+                    placement_group=group, placement_group_bundle_index=i
+                ),
+            )
+            .remote()
+            for i in range(args.processes)
+        ]
+        address = ray.get(actors[0].address.remote())
+        waiting = {
+            actor.run.remote(command, str(ROOT), environment(address, i, args.processes, args.gpus)): i
+            for i, actor in enumerate(actors)
+        }
+        codes, told = {}, False
+        while waiting:
+            if asked.is_set() and not told:
+                told = True
+                for actor in actors:
+                    actor.stop.remote()
+            for future in ray.wait(list(waiting), timeout=1)[0]:
+                index = waiting.pop(future)
+                try:
+                    codes[index] = ray.get(future)
+                except ray.exceptions.RayActorError as e:
+                    print(f"process {index} was lost: {str(e).splitlines()[0]}", file=sys.stderr)
+                    codes[index] = 137
+        return [codes[i] for i in sorted(codes)]
+    finally:
+        ray.util.remove_placement_group(group)  # its actors end with it
+
+
+def main(argv: list[str]) -> int:
+    own, flags = options.split(argv)
+    parser = options.parser(__doc__, "ray_job.py")
+    parser.add_argument("--processes", type=int, default=1, help="of the job: hosts, or GPUs with --pack")
+    parser.add_argument("--gpus", type=int, default=0, help="of each process")
+    parser.add_argument("--cpus", type=int, default=1, help="of each process")
+    parser.add_argument("--pack", action="store_true", help="processes may share a host")
+    parser.add_argument("--address", default="auto", help="of the cluster; local: start Ray on this machine")
+    parser.add_argument("--timeout", type=int, default=600, help="seconds to wait for room")
+    parser.add_argument("--max_restarts", type=int, default=50, help="after a process was lost")
+    args = parser.parse_args(own)
+    if args.processes < 1 or min(args.gpus, args.cpus, args.max_restarts) < 0:
+        raise UserError("--processes, --gpus, --cpus or --max_restarts is too small", "give at least one process")
+    command = [sys.executable, "-m", "nml_jax.main", *flags]
+    if args.dry_run:
+        for i in range(args.processes):
+            env = environment("HOST_OF_PROCESS_0:PORT", i, args.processes, args.gpus)
+            print(shlex.join(["env", *(f"{k}={v}" for k, v in env.items()), *command]))
+        return 0
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+    except ImportError as e:
+        raise UserError("Ray is not installed", "pip install ray, in the environment of every host") from e
+    try:
+        ray.init(address=args.address, log_to_driver=True, configure_logging=False)
+    except ConnectionError as e:
+        raise UserError(f"no Ray cluster at {args.address!r}", "ray start --head, or give --address=HOST:PORT") from e
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.set())
+    restarts = 0
+    while True:
+        codes = attempt(ray, args, command, asked)
+        word, code, line = exits.verdict(codes)
+        print(f"{word}: {line} (exit codes: {codes})", file=sys.stderr)
+        if word in ("done", "stop") or asked.is_set() or restarts == args.max_restarts:
+            return code
+        restarts += word == "restart"
+
+
+if __name__ == "__main__":
+    options.run(main)

@@ -1,0 +1,225 @@
+#!/usr/bin/env bash
+# A run on a Cloud TPU slice.
+#
+#   launch/tpu_pod.sh create --name=clip --zone=us-west4-a --type=v5litepod-64 --spot
+#   launch/tpu_pod.sh push   --name=clip --zone=us-west4-a --setup='sudo mount 10.0.0.2:/runs /mnt'
+#   launch/tpu_pod.sh run    --name=clip --zone=us-west4-a -- --config=configs/clip_vitb16.py --workdir=/mnt/clip
+#   launch/tpu_pod.sh tail | status | stop | delete   --name=clip --zone=us-west4-a
+#   launch/tpu_pod.sh recreate [all of the options] -- FLAGS    delete, create, push and run again, once
+#   launch/tpu_pod.sh keep     [all of the options] -- FLAGS    all of it, and again after each pre-emption, to the end
+#
+# --dry_run prints the exact commands and runs nothing. --workdir must lie on storage that all hosts share.
+# Options: --project=, --version= (of the TPU's software; default: by type), --spot, --reserved, --direct (create at once
+# or fail, in place of waiting in the queue), --setup= (a command that every host runs after each push), --poll= seconds
+# between looks (60), --max_restarts= of keep (50).
+set -euo pipefail
+# shellcheck source=launch/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+verbs=' create push run tail status stop delete recreate keep '
+dry_run='' verb='' name='' zone='' type='' version='' setup='' direct='' poll=60 max_restarts=50
+where=() tier=() flags=()
+while (($#)); do
+  case $1 in
+    --dry_run) dry_run=1 ;;
+    --name=*) name=${1#*=} ;;
+    --zone=*) zone=${1#*=} ;;
+    --project=?*) where+=("$1") ;;
+    --type=*) type=${1#*=} ;;
+    --version=*) version=${1#*=} ;;
+    --setup=*) setup=${1#*=} ;;
+    --poll=*) poll=${1#*=} ;;
+    --max_restarts=*) max_restarts=${1#*=} ;;
+    --direct) direct=1 ;;
+    --spot | --reserved) tier+=("$1") ;;
+    --) shift && flags=("$@") && break ;;
+    -*) fail "launch/tpu_pod.sh has no option '$1'" "its head lists them; flags of nml_jax.main come after --" ;;
+    *)
+      [[ ! $verb ]] || fail "two commands, '$verb' and '$1'" "give one of:$verbs"
+      verb=$1
+      ;;
+  esac
+  shift
+done
+[[ $verb && $verbs == *" $verb "* ]] || fail "'$verb' is no command" "give one of:$verbs"
+[[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
+  fail "--name='$name' is no name of a TPU" "give lower-case letters, digits and -, as in --name=clip"
+[[ $zone ]] || fail "no zone" "give --zone=ZONE, as in --zone=us-west4-a"
+[[ $poll =~ ^[0-9]+$ && $max_restarts =~ ^[0-9]+$ ]] ||
+  fail "--poll=$poll and --max_restarts=$max_restarts are not both numbers" "give whole numbers"
+if [[ ' create recreate keep ' == *" $verb "* ]]; then
+  [[ $type ]] || fail "no type of TPU" "give --type=TYPE, as in --type=v5litepod-64"
+  case $type in
+    v5litepod-*) : "${version:=v2-alpha-tpuv5-lite}" ;;
+    v5p-*) : "${version:=v2-alpha-tpuv5}" ;;
+    v6e-*) : "${version:=v2-alpha-tpuv6e}" ;;
+    v[234]-*) : "${version:=tpu-ubuntu2204-base}" ;;
+    *) [[ $version ]] || fail "the software of a TPU of type '$type' is not known here" "give --version=VERSION" ;;
+  esac
+fi
+if [[ ' run recreate keep ' == *" $verb "* ]] && ((${#flags[@]} == 0)); then
+  fail "$verb without flags of nml_jax.main" "add -- --config=FILE --workdir=DIR"
+fi
+where=("--zone=$zone" "${where[@]}")
+status='bash nml_jax/launch/on_worker.sh status 2>/dev/null || echo nml_jax: none'
+files='git ls-files -z --cached --others --exclude-standard'
+archive=''
+
+# Run a command, or print it.
+run() {
+  if [[ $dry_run ]]; then
+    show "$@"
+  else
+    "$@"
+  fi
+}
+
+on() { # HOSTS COMMAND: on these hosts, all at once
+  run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker="$1" --command="$2"
+}
+
+create() {
+  if [[ $direct ]]; then
+    run gcloud compute tpus tpu-vm create "$name" "${where[@]}" --accelerator-type="$type" --version="$version" \
+      "${tier[@]}"
+  else
+    run gcloud compute tpus queued-resources create "$name" "${where[@]}" --node-id="$name" --accelerator-type="$type" \
+      --runtime-version="$version" "${tier[@]}"
+  fi
+}
+
+delete() {
+  if [[ $direct ]]; then
+    run gcloud compute tpus tpu-vm delete "$name" "${where[@]}" --quiet
+  else
+    run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
+  fi
+}
+
+describe() {
+  if [[ $direct ]]; then
+    run gcloud compute tpus tpu-vm describe "$name" "${where[@]}" --format='value(state)'
+  else
+    run gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)'
+  fi
+}
+
+# READY, GONE (pre-empted or failed), ABSENT, or what it is waiting for.
+state() {
+  local answer
+  if answer=$(describe 2>&1); then
+    case $answer in
+      ACTIVE | READY) echo READY ;;
+      SUSPENDED | FAILED | PREEMPTED | TERMINATED | STOPPED) echo GONE ;;
+      *) echo "$answer" ;;
+    esac
+  elif [[ $answer == *NOT_FOUND* || $answer == *'not found'* ]]; then
+    echo ABSENT
+  else
+    echo "UNKNOWN: ${answer//$'\n'/ }" # no network, say
+  fi
+}
+
+await() { # STATE
+  local now
+  if [[ $dry_run ]]; then describe && return; fi
+  while now=$(state) && [[ $now != "$1" ]]; do
+    [[ $now != GONE ]] || return 1
+    say "$name is $now" && sleep "$poll"
+  done
+}
+
+pack() { # the checkout as it is, once: what is pushed again later is the same
+  [[ ! $archive ]] || return 0
+  if [[ $dry_run ]]; then
+    archive=nml_jax.tgz
+    echo "(cd $(show "$root") && $files | tar --null -T - -czf $(show "$PWD/$archive"))"
+  else
+    archive=$(mktemp -d)/nml_jax.tgz
+    trap 'rm -rf "$(dirname "$archive")"' EXIT
+    (cd "$root" && $files | tar --null -T - -czf "$archive")
+  fi
+}
+
+# The TPU's images have an older Python; uv brings one.
+# shellcheck disable=SC2016  # the hosts expand these
+install='mkdir -p nml_jax && tar -xzf nml_jax.tgz -C nml_jax && cd nml_jax
+python3 -m pip install -q --user uv && export PATH=$HOME/.local/bin:$PATH
+[ -d .venv ] || uv venv -q --python 3.11
+uv pip install -q -c constraints.txt -e . "jax[tpu]"'
+
+push() {
+  pack || return
+  run gcloud compute tpus tpu-vm scp "$archive" "$name:nml_jax.tgz" "${where[@]}" --worker=all || return
+  on all "set -e; ${install//$'\n'/; }" || return
+  [[ ! $setup ]] || on all "$setup"
+}
+
+start() { on all "bash nml_jax/launch/on_worker.sh start -- $(show "${flags[@]}")"; }
+
+recreate() {
+  if ! { delete && await ABSENT && create && await READY && push && start; }; then
+    fail "$name could not be created or started" "see the message above; launch/tpu_pod.sh status shows where it stands"
+  fi
+}
+
+keep() {
+  local restarts=0 now report codes answer
+  if [[ $dry_run ]]; then
+    create && await READY && push && start && on all "$status"
+    echo '# after exit codes 75 and 76:' && start
+    echo '# after a pre-emption:' && recreate
+    return
+  fi
+  pack
+  while :; do
+    now=$(state)
+    case $now in
+      ABSENT) create || true ;;
+      GONE)
+        say "$name was pre-empted or failed: deleted, to be created again"
+        if delete; then await ABSENT; fi
+        ;;
+      READY)
+        if ! report=$(on all "$status"); then
+          say "$name does not answer"
+        elif [[ $report == *'nml_jax: running'* ]]; then
+          say "$name runs"
+        elif [[ $report != *'nml_jax: exit'* ]]; then
+          if ! { push && start; }; then say "$name could not be started"; fi
+        else
+          codes=$(sed -n 's/.*nml_jax: exit //p' <<<"$report" | tr '\n' ' ')
+          # shellcheck disable=SC2086  # a list of numbers
+          answer=$(python3 "$root/launch/exits.py" $codes)
+          say "$answer (exit codes: $codes)"
+          case $answer in
+            done*) return ;;
+            stop*) answer=${answer#* } && return "${answer%%:*}" ;;
+            *)
+              if ((restarts == max_restarts)); then
+                say "not started again: this was restart $restarts; see why, then the same command continues"
+                return 76
+              fi
+              ((restarts += 1))
+              start || say "$name could not be started"
+              ;;
+          esac
+        fi
+        ;;
+      *) say "$name is $now" ;;
+    esac
+    sleep "$poll"
+  done
+}
+
+case $verb in
+  run) start ;;
+  tail) on 0 'tail -n 100 -F nml_jax_job/log' ;;
+  status)
+    describe
+    on all "$status"
+    ;;
+  stop) on all 'bash nml_jax/launch/on_worker.sh stop' ;;
+  *) "$verb" ;;
+esac

@@ -1,0 +1,51 @@
+"""What is done about a job, by the exit codes of its processes."""
+
+import pytest
+
+from nml_jax import errors
+from tests.launch.shell import load, refused, run
+
+
+@pytest.mark.parametrize(
+    ("codes", "word", "code"),
+    [
+        ((0,), "done", 0),
+        ((0, 0), "done", 0),
+        ((75, 75), "resume", 75),
+        ((0, 75), "resume", 75),
+        ((76, 75), "restart", 76),
+        ((76, 0), "restart", 76),
+        ((137, 76), "restart", 76),
+        ((-9, 76), "restart", 76),
+        ((134, 134), "restart", 76),
+        ((143, 75), "restart", 76),
+        ((), "restart", 76),
+        ((77, 77), "stop", 77),
+        ((76, 77), "stop", 77),
+        ((2, 76), "stop", 2),
+        ((76, 2, 137), "stop", 2),
+        ((77, 2), "stop", 2),
+        ((1, 76), "stop", 1),
+        ((1, 77), "stop", 77),
+        ((130, 130), "stop", 130),
+        ((-2, 75), "stop", 130),
+    ],
+)
+def test_verdict(codes: tuple[int, ...], word: str, code: int):
+    assert load("exits").verdict(codes)[:2] == (word, code)
+
+
+def test_the_command():
+    done = run("exits.py", "75", "76")
+    assert done.returncode == 0
+    assert done.stdout == "restart 76: a process was lost; the same command goes on from the last checkpoint\n"
+
+
+def test_the_codes_are_those_of_the_package():
+    raised = (errors.UserError, errors.Preempted, errors.PeerLost, errors.NonFinite)
+    words = [load("exits").verdict([error.exit_code])[0] for error in raised]
+    assert words == ["stop", "resume", "restart", "stop"]
+
+
+def test_a_word_is_no_code():
+    assert "'x'" in refused("exits.py", "75", "x")

@@ -1,0 +1,87 @@
+"""launch/local.py and launch/ray_job.py: the exact commands, bad input, and real processes that do not train."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launch.shell import LAUNCH, ROOT, clean, printed, refused, run
+
+FLAGS = ["--config=configs/digits.py", "--workdir=/mnt/my runs"]
+MAIN = [sys.executable, "-m", "nml_jax.main", *FLAGS]
+
+
+def test_local_prints_the_commands():
+    own = ["--dry_run", "--processes=2", "--port=5000", "--cpu_devices=4"]
+    assert printed("local.py", *own, "--", *FLAGS) == [
+        ["env", "JAX_COORDINATOR_ADDRESS=127.0.0.1:5000", "JAX_NUM_PROCESSES=2", f"JAX_PROCESS_ID={i}",
+         "JAX_PLATFORMS=cpu", "JAX_NUM_CPU_DEVICES=4", *MAIN]
+        for i in range(2)
+    ]  # fmt: skip
+    (only,) = printed("local.py", "--dry_run", "--processes=1", "--port=5000", "--per_gpu", "--", *FLAGS)
+    assert "JAX_LOCAL_DEVICE_IDS=0" in only
+
+
+def test_ray_prints_the_commands():
+    assert printed("ray_job.py", "--dry_run", "--processes=2", "--gpus=4", "--", *FLAGS) == [
+        ["env", "JAX_COORDINATOR_ADDRESS=HOST_OF_PROCESS_0:PORT", "JAX_NUM_PROCESSES=2", f"JAX_PROCESS_ID={i}",
+         "JAX_LOCAL_DEVICE_IDS=0,1,2,3", *MAIN]
+        for i in range(2)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "cause"),
+    [
+        (["local.py", "--processes=0"], "--processes=0"),
+        (["local.py", "--processes=two"], "'two'"),
+        (["local.py", "--config=x"], "--config=x"),
+        (["ray_job.py", "--processes=0"], "too small"),
+        (["ray_job.py", "--gpu=1"], "--gpu=1"),
+    ],
+)
+def test_bad_input(args: list[str], cause: str):
+    assert cause in refused(args[0], "--dry_run", *args[1:])
+
+
+def test_ray_that_is_not_installed_is_told(tmp_path: Path):
+    (tmp_path / "ray.py").write_text("raise ImportError('ray')\n")
+    assert "Ray is not installed" in refused("ray_job.py", "--", *FLAGS, PYTHONPATH=str(tmp_path))
+
+
+def program(tmp_path: Path, text: str) -> str:
+    """A stand-in for nml_jax.main, to be put on PYTHONPATH: what `python -m nml_jax.main` runs."""
+    (tmp_path / "nml_jax").mkdir()
+    for name in ("__init__", "errors"):
+        (tmp_path / "nml_jax" / f"{name}.py").write_text((ROOT / "nml_jax" / f"{name}.py").read_text())
+    (tmp_path / "nml_jax" / "main.py").write_text(text)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(("codes", "code"), [((0, 0), 0), ((75, 75), 75), ((76, 2), 2), ((0, -9), 76)])
+def test_local_ends_with_the_code_that_counts(tmp_path: Path, codes: tuple[int, int], code: int):
+    text = f"import os, sys\ni = int(os.environ['JAX_PROCESS_ID'])\nprint('I am', i, sys.argv[1:])\ncode = {codes}[i]\n"
+    text += "os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)\n"
+    done = run("local.py", "--", "--config=a b", cwd=Path(program(tmp_path, text)))
+    assert done.returncode == code, done.stderr
+    assert {line for line in done.stdout.splitlines() if "I am" in line} >= {"0: I am 0 ['--config=a b']"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_local_hands_on_the_wish_to_stop(tmp_path: Path, number: signal.Signals):
+    """Ctrl-C, too, arrives as SIGTERM, so that the processes save."""
+    text = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nprint('up', flush=True)\n"
+    text += "time.sleep(60)\n"
+    process = subprocess.Popen(
+        [sys.executable, str(LAUNCH / "local.py"), "--", "--config=x"],
+        cwd=program(tmp_path, text), env=clean() | {"PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert {process.stdout.readline(), process.stdout.readline()} == {"0: up\n", "1: up\n"}
+    os.killpg(process.pid, number)
+    process.communicate(timeout=30)
+    assert process.returncode == 75
