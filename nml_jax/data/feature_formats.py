@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from nml_jax.errors import UserError
 
-LABELS = ("label", "labels", "y", "target", "class")  # taken where none is named, the first that is there
+LABELS = ("label", "labels", "y", "target", "class")  # taken where none is named: the one that is there
 FEATURES = ("features", "X", "x", "embeddings")  # preferred where several arrays could be the features
 IDS = ("id", "ids", "index", "", "Unnamed: 0", "__index_level_0__")  # no features; the last three are pandas' indices
 
@@ -27,13 +27,15 @@ class Store(Protocol):
 
 
 class Found(NamedTuple):
-    """What a format's reader found."""
+    """What a format's reader found; `label`, `columns` and `left_out` are names in a table."""
 
     labels: np.ndarray
     shape: tuple[int, ...]
     dtype: np.dtype
     store: Store
+    label: str = ""
     columns: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
 
 
@@ -80,17 +82,22 @@ def checked_labels(labels: np.ndarray, path: Path) -> np.ndarray:
 def choose_label(path: Path, names: Iterable[str], label: str, labelled: bool) -> str | None:
     """The name of the label array or column, None where there is none and need be none.
 
-    Raises UserError if `label`, or one that is needed (`labelled`), is not there.
+    Raises UserError if `label`, or one that is needed (`labelled`), is not there, or if any of several may be it.
     """
     names = list(names)
-    found = next((name for name in ([label] if label else LABELS) if name in names), None)
-    if found is None and (labelled or label):
+    found = [name for name in ([label] if label else LABELS) if name in names]
+    if len(found) > 1:
+        raise UserError(
+            f"{path}: any of {listed(found)} may be the labels",
+            f"name them with label=NAME (--config.features.label={found[0]})",
+        )
+    if not found and (labelled or label):
         has = f"has no {label!r}" if label else f"has none of {', '.join(LABELS)}"
         cure = "name its labels with label=NAME (--config.features.label=NAME)"
         if path.suffix.lower() in (".csv", ".tsv"):
             cure += "; the first line must name the columns"
         raise UserError(f"{path} {has}; it has {listed(names)}", cure)
-    return found
+    return found[0] if found else None
 
 
 def choose_features(path: Path, candidates: list[str]) -> str:

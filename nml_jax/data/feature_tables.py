@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from nml_jax.data.feature_formats import IDS, LABELS, Found, choose_features, choose_label, listed
+from nml_jax.data.feature_formats import IDS, Found, choose_features, choose_label, listed
 from nml_jax.errors import UserError
 
 BATCH_ROWS = 4096  # of a Parquet file in memory
@@ -100,7 +100,7 @@ def _batches(
             start += batch.num_rows
 
 
-def open_table(path: Path, label: str, columns: str, labelled: bool) -> Found:
+def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Sequence[str] = ()) -> Found:
     """The columns of a table; arguments as of `features.open_features`.
 
     Raises:
@@ -114,23 +114,31 @@ def open_table(path: Path, label: str, columns: str, labelled: bool) -> Found:
     names = batch.schema.names
     if doubled := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise UserError(f"{path} has several columns {listed(doubled)}", "rename all but one of each")
-    label_name = choose_label(path, names, label, labelled)
-    chosen = _choose_columns(path, batch, label_name, columns)
+    label_name = choose_label(path, [name for name in names if name not in wanted], label, labelled)
+    chosen = _choose_columns(path, batch, label_name, columns, wanted, guessed=labelled and not label)
+    left_out = tuple(name for name in names if name not in (*chosen, label_name))
     first = _as_lists(batch.column(chosen[0])[:1])
     dim = len(first[0].as_py() or ()) if _is_list(first.type) else len(chosen)
     kinds = [first.type.value_type] if _is_list(first.type) else [batch.schema.field(name).type for name in chosen]
     dtypes = [np.dtype(np.float64 if pa.types.is_decimal(kind) else kind.to_pandas_dtype()) for kind in kinds]
     types = {}
     if path.suffix.lower() != ".parquet":  # the first block may hold whole numbers only
-        types = {name: pa.string() if _is_list(first.type) else pa.float64() for name in chosen}
+        numbers = [kind if pa.types.is_boolean(kind) else pa.float64() for kind in kinds]
+        types = dict(zip(chosen, [pa.string()] if _is_list(first.type) else numbers, strict=True))
         dtypes = [np.dtype(np.float64)]
     labels = _read_labels(path, label_name) if label_name else np.empty(0, np.int64)
     n = len(labels) if label_name else sum(part.num_rows for _, part in _batches(path, chosen, types))
-    return Found(labels, (n, dim), np.result_type(*dtypes), _Table(path, chosen, types, dim), chosen)
+    table = _Table(path, chosen, types, dim)
+    return Found(labels, (n, dim), np.result_type(*dtypes), table, label_name or "", chosen, left_out)
 
 
-def _choose_columns(path: Path, batch: pa.RecordBatch, label: str | None, columns: str) -> tuple[str, ...]:
-    """The feature columns of a table, by their names and the types in its first batch."""
+def _choose_columns(
+    path: Path, batch: pa.RecordBatch, label: str | None, columns: str, wanted: Sequence[str], *, guessed: bool
+) -> tuple[str, ...]:
+    """The feature columns of a table, by their names and the types in its first batch.
+
+    `guessed`: the label was chosen by its name alone, and a column of words might be it.
+    """
     types = {name: _as_lists(batch.column(name)[:1]).type for name in batch.schema.names}
     if columns:
         if columns not in types or not _is_number(types[columns]) | _is_list(types[columns]):
@@ -138,9 +146,18 @@ def _choose_columns(path: Path, batch: pa.RecordBatch, label: str | None, column
             numbers = listed(name for name, kind in types.items() if _is_number(kind) or _is_list(kind))
             raise UserError(f"{path}: {what}", f"name a column of numbers or of lists of numbers: {numbers}")
         return (columns,)
-    others = {name: kind for name, kind in types.items() if name != label and name not in (*LABELS, *IDS)}
-    if lists := [name for name, kind in others.items() if _is_list(kind)]:
+    others = {name: kind for name, kind in types.items() if name != label and name not in IDS}
+    lists = [name for name, kind in others.items() if _is_list(kind)]
+    missing = [name for name in wanted if name not in types]
+    if wanted and not missing:
+        return tuple(wanted)
+    if lists:
         return (choose_features(path, lists),)
+    if missing:
+        raise UserError(
+            f"{path} lacks the feature columns {listed(missing)}; it has {listed(types)}",
+            "give every column that there was in training, under its name; their order does not matter",
+        )
     for name, kind in others.items():  # a slip among numbers must not drop a column; real text is no feature
         if _is_text(kind):
             cells = batch.column(name)[:1000].fill_null("").to_pylist()
@@ -156,6 +173,11 @@ def _choose_columns(path: Path, batch: pa.RecordBatch, label: str | None, column
     if not chosen:
         has = listed(f"{name} ({kind})" for name, kind in types.items())
         raise UserError(f"{path} has no columns of numbers but label and id: {has}", "give a column for every feature")
+    if guessed and (words := [name for name, kind in others.items() if _is_text(kind) or pa.types.is_dictionary(kind)]):
+        raise UserError(
+            f"{path} has words in column {words[0]!r} and a column {label!r}: either may be the label",
+            f"name the label with label=NAME (--config.features.label={label}, which leaves {listed(words)} out)",
+        )
     return chosen
 
 
@@ -170,13 +192,26 @@ def _read_labels(path: Path, label: str) -> np.ndarray:
             f"{path}: {len(rows)} rows have no label in column {label!r}, as row {rows[0]}",
             "give every row a label, or drop these rows",
         )
-    if text and path.suffix.lower() != ".parquet":  # CSV has no types: whole numbers are numbers
-        for kind in (pa.int64(), pa.float64(), pa.bool_()):
-            with contextlib.suppress(pa.ArrowInvalid):
-                return column.cast(kind).to_numpy()
+    if text and path.suffix.lower() != ".parquet":  # CSV has no types
+        column = _as_numbers(column)
+        text = _is_text(column.type)
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         column, text = column.cast(pa.large_string()), True
     return np.array(column.to_pylist(), str) if text else column.to_numpy()
+
+
+def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Labels of text as numbers, if all are whole numbers as a computer writes them, or some are none of classes.
+
+    "007" and "7" are two classes, as are "7" and "7.0": what reads alike as a number need not be the same.
+    """
+    names = column.unique()
+    for kind in (pa.int64(), pa.float64()):
+        with contextlib.suppress(pa.ArrowInvalid):
+            numbers = names.cast(kind).to_numpy()
+            if list(map(str, numbers.tolist())) == names.to_pylist() or (numbers != np.rint(numbers)).any():
+                return column.cast(kind)
+    return column
 
 
 def _is_numeral(cell: str) -> bool:

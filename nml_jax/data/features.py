@@ -10,15 +10,15 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from nml_jax import settings
+from nml_jax import log, settings
 from nml_jax.data.feature_arrays import open_arrays
-from nml_jax.data.feature_formats import Store, checked_labels, reading
+from nml_jax.data.feature_formats import Store, checked_labels, listed, reading
 from nml_jax.data.feature_tables import open_table
 from nml_jax.errors import UserError
 
@@ -26,6 +26,7 @@ SUFFIXES = (".npy", ".npz", ".safetensors", ".csv", ".tsv", ".parquet")
 LARGE = 1 << 30  # bytes above which a fingerprint reads the ends of a file only
 ENDS = 16 << 20  # bytes of each end
 BLOCK_BYTES = 64 << 20  # of float32 values in a block of `read`
+BLOCK_ROWS, BLOCK_VALUES = 16_384, 1 << 26  # in a block of other passes over all rows, at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,7 +38,8 @@ class Features:
         labels: [N], integers, strings or bools as in the file; [0] where it has none and none were asked for.
         shape: (N, V, D).
         dtype: of the stored values. scale: real value = stored value × scale.
-        columns: names of the columns of a table; () for arrays.
+        label, columns: names of the columns of a table that were taken; "" and () for arrays.
+        left_out: names of its other columns.
         class_names: JSON list under "class_names" in the metadata of a .safetensors file; () where there is none.
     """
 
@@ -47,7 +49,9 @@ class Features:
     shape: tuple[int, int, int]
     dtype: np.dtype
     scale: float
+    label: str
     columns: tuple[str, ...]
+    left_out: tuple[str, ...]
     class_names: tuple[str, ...]
     files: tuple[Path, ...]
     store: Store = dataclasses.field(repr=False)
@@ -62,6 +66,11 @@ class Features:
     @property
     def dim(self) -> int:
         return self.shape[2]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the D features; () where the file has none, as for arrays and lists."""
+        return self.columns if len(self.columns) == self.dim else ()
 
     @property
     def nbytes(self) -> int:
@@ -127,34 +136,44 @@ class Features:
             values = values.astype(np.float32, copy=False).reshape(len(index), self.views, self.dim)
         if not (finite := np.isfinite(values).all((1, 2))).all():
             bad = np.flatnonzero(~finite)
+            some = f" read together, of {len(self):,} in the file," if len(index) < len(self) else ""
             raise UserError(
-                f"{self.path}: {len(bad)} of {len(index)} rows hold missing, NaN or infinite values (as float32): "
-                f"rows {', '.join(str(index[i]) for i in bad[:5])}{', …' * (len(bad) > 5)}",
+                f"{self.path}: {len(bad)} of {len(index):,} rows{some} hold missing, NaN or infinite values "
+                f"(as float32): rows {', '.join(str(index[i]) for i in bad[:5])}{', …' * (len(bad) > 5)}",
                 "repair these rows where the features were made, or drop them and their labels",
             )
         return values
 
 
 def open_features(
-    spec: str, *, label: str = "", columns: str = "", scale: float = 1.0, labelled: bool = True
+    spec: str,
+    *,
+    label: str = "",
+    columns: str = "",
+    scale: float = 1.0,
+    labelled: bool = True,
+    wanted: Sequence[str] = (),
 ) -> Features:
-    """Open a feature file.
+    """Open a feature file. Of a table it is said, once, which columns were taken and which were not.
 
     Arrays are features [N, D] or [N, V, D] and labels [N]; a table has a column of labels, and either a column of lists
     or a column per feature. CSV and TSV need a first line of column names; a list is written as JSON, "[0.1, 0.2]".
+    Labels in them are whole numbers if all are, as written without leading zeros and the like, else text.
 
     Args:
         spec: FILE, or "FEATURES.npy,LABELS.npy".
-        label: name of the label array or column. "": the first there is of label, labels, y, target, class.
+        label: name of the label array or column. "": the one there is of label, labels, y, target, class.
         columns: name of the feature array or column. "": the only 2-D or 3-D array, or the only list column; of several
-            the one called features, X, x or embeddings; in a table without lists all columns of numbers, except those
-            that are named like labels (as above) or ids (id, ids, index, and the index that pandas writes).
+            the one called features, X, x or embeddings; in a table without lists all columns of numbers and booleans
+            but the label and ids (id, ids, index, and the index that pandas writes).
         scale: real value = stored value × scale.
         labelled: False: the file may be without labels.
+        wanted: names of the D feature columns of a table, in whatever order it has them; () as `columns` says. Arrays
+            and lists have no such names and are taken as they are.
 
     Raises:
-        UserError: the file is missing, empty, damaged or of an unknown format; it does not say which array is which;
-            shapes, dtypes or labels are not as above.
+        UserError: the file is missing, empty, damaged or of an unknown format; it does not say which array is which, or
+            which column the label is; shapes, dtypes or labels are not as above.
     """
     paths = settings.pair(spec)
     for path in paths:
@@ -173,7 +192,9 @@ def open_features(
         raise UserError(f"scale is {scale}", "give the number that turns stored values into real ones; 1 leaves them")
     with reading(path):
         if suffix in (".csv", ".tsv", ".parquet"):
-            found = open_table(path, label, columns, labelled)
+            found = open_table(path, label, columns, labelled, wanted if not columns else ())
+            of = f"label {found.label!r}, " if found.label else "no label, "
+            _say_once(f"{path}: {of}features {listed(found.columns)}; left out: {listed(found.left_out)}")
         else:
             found = open_arrays(paths, label, columns, labelled)
         labels = checked_labels(found.labels, path)
@@ -194,9 +215,18 @@ def open_features(
         raise UserError(
             f"{spec} has {shape[0]} rows of features and {len(labels)} labels", "give one label for every row"
         )
-    return Features(
-        spec, path, labels, shape, found.dtype, scale, found.columns, found.class_names, tuple(paths), found.store
-    )
+    named = found.label, found.columns, found.left_out, found.class_names
+    return Features(spec, path, labels, shape, found.dtype, scale, *named, tuple(paths), found.store)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.say(message)
+
+
+def block_rows(views: int, dim: int) -> int:
+    """Rows [views, dim] of a block that is no burden to memory, and one at least."""
+    return max(1, min(BLOCK_ROWS, BLOCK_VALUES // (views * dim)))
 
 
 def check_alike(train: Features, other: Features) -> None:

@@ -2,13 +2,15 @@
 
     python -m nml_jax.stages.predict HEAD.safetensors FEATURES [--out predictions.csv] [--proba]
 
-FEATURES is any file that data/features.py reads, stored as the training file was: a scale is part of the head. Labels
-in it are not needed, and where there are any, the accuracy is printed. The output is CSV: row, prediction, and with
---proba the probability of every class.
+FEATURES is any file that data/features.py reads, stored as the training file was: a scale is part of the head. Columns
+of a table are taken by the names that they had in training, whatever their order; arrays, and lists in a column, by
+position. Labels are not needed, and where there are any, the accuracy is printed. The output is CSV: row, prediction,
+and with --proba the probability of every class.
 """
 
 import argparse
 import csv
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,16 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from nml_jax import errors
 from nml_jax.data import features as files
 from nml_jax.errors import UserError
 from nml_jax.training import tuned
 
-BLOCK = 16_384  # rows
+CLOSED = 141  # exit code where nobody reads on, as of a program that SIGPIPE ends
 
 
 def predict(head: tuned.TunedHead, features: files.Features) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, probabilities float64 [n, K]) of the first views, block by block.
+    """(first row, logits float32 [n, K]) of the first views, block by block.
 
     Raises:
         UserError: the features are of another width than the head's.
@@ -35,10 +36,8 @@ def predict(head: tuned.TunedHead, features: files.Features) -> Iterator[tuple[i
             f"{features.path} has {features.dim} features per row, the head takes {head.dim}",
             "use features of the encoder and layer that the head was tuned on",
         )
-    for start, block in features.blocks(BLOCK):
-        _, logits = head.outputs(block[:, 0])
-        odds = np.exp(np.float64(logits) - logits.max(1, keepdims=True))
-        yield start, odds / odds.sum(1, keepdims=True)
+    for start, block in features.blocks(files.block_rows(features.views, features.dim)):
+        yield start, head.outputs(block[:, 0])[1]
 
 
 def write(head: tuned.TunedHead, features: files.Features, out: Any, *, proba: bool) -> list[Any]:
@@ -46,23 +45,59 @@ def write(head: tuned.TunedHead, features: files.Features, out: Any, *, proba: b
 
     Returns:
         The predictions.
+
+    Raises:
+        UserError: see `predict`; or the head knows no probabilities.
     """
     table = csv.writer(out, lineterminator="\n")
-    table.writerow(["row", "prediction", *(head.classes if proba else ())])
     predictions: list[Any] = []
-    for start, odds in predict(head, features):
-        for i, p in enumerate(odds):
-            best = head.classes[int(p.argmax())]
-            table.writerow([start + i, best, *(f"{x:.6g}" for x in (p if proba else ()))])
-            predictions.append(best)
+    for start, logits in predict(head, features):
+        odds = head.probabilities(logits) if proba else np.empty((len(logits), 0))
+        if not start:
+            table.writerow(["row", "prediction", *(head.classes if proba else ())])
+        for i, (p, best) in enumerate(zip(odds, logits.argmax(1).tolist(), strict=True)):
+            predictions.append(head.classes[best])
+            table.writerow([start + i, head.classes[best], *(f"{x:.6g}" for x in p)])
     return predictions
+
+
+def write_file(head: tuned.TunedHead, features: files.Features, out: Path, *, proba: bool) -> list[Any]:
+    """`write` to a file that appears under its name when it is complete.
+
+    Raises:
+        UserError: see `write`; or the file cannot be written.
+    """
+    if out.exists() and not out.is_file() and not out.is_dir():  # a pipe or device is no file to be replaced
+        with out.open("w", encoding="utf-8", newline="") as file:
+            return write(head, features, file, proba=proba)
+    target = out.resolve()
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            predictions = write(head, features, file, proba=proba)
+        part.replace(target)
+    except OSError as e:
+        raise UserError(f"cannot write {out}: {e.strerror or e}", "give --out a file in a folder with room") from e
+    finally:
+        part.unlink(missing_ok=True)
+    return predictions
+
+
+def check_out(out: Path, inputs: Sequence[Path]) -> None:
+    """Raises UserError if the output would replace an input, or has no place to be in."""
+    if out.is_dir():
+        raise UserError(f"--out={out} is a folder", "give the file that the predictions are to be written to")
+    if not out.parent.is_dir():
+        raise UserError(f"--out={out}: there is no folder {out.parent}", f"make it, as by mkdir -p {out.parent}")
+    if replaced := [path for path in inputs if out.exists() and out.samefile(path)]:
+        raise UserError(f"--out={out} would replace the input {replaced[0]}", "give --out the name of another file")
 
 
 def named(features: files.Features) -> list[str]:
     """The labels of a file as the classes of a head are called; none where it has none."""
-    names = features.class_names
-    whole = len(features.labels) and features.labels.dtype.kind in "iu" and features.labels.max() < len(names)
-    return [names[c] if whole else str(c) for c in features.labels.tolist()]
+    names, labels = features.class_names, features.labels
+    numbers = len(labels) and labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max() < len(names)
+    return [names[c] if numbers else str(c) for c in labels.tolist()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,13 +112,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         head = tuned.load(args.head)
-        keys = {"label": args.label, "columns": args.columns}
+        keys = {"label": args.label, "columns": args.columns, "wanted": head.columns}
         features = files.open_features(args.features, **keys, labelled=False)
         if args.out:
-            with errors.storage(args.out.parent), args.out.open("w", encoding="utf-8", newline="") as out:
-                predictions = write(head, features, out, proba=args.proba)
+            check_out(args.out, [args.head, *features.files])
+            predictions = write_file(head, features, args.out, proba=args.proba)
         else:
             predictions = write(head, features, sys.stdout, proba=args.proba)
+            sys.stdout.flush()
         known = named(features)
         if set(known) & set(map(str, head.classes)):
             right = np.mean([a == str(b) for a, b in zip(known, predictions, strict=True)])
@@ -91,6 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
+    except BrokenPipeError:  # as by `| head`; what is left in the buffer has nowhere to go at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED
     return 0
 
 

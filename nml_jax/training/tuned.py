@@ -22,6 +22,8 @@ from nml_jax.models.heads import head as architecture
 from nml_jax.training import head_runs
 
 FORMAT = "nml_jax head 1"  # raised when the tensors or the metadata mean something else
+CLASSES = (bool, int, float, str)  # types of a class in a file
+SCORES = ("ridge",)  # methods whose outputs are no logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,7 @@ class TunedHead:
     params, state: nested dicts of float32 NumPy arrays, for the `apply` of models/heads.py.
     classes: what the K logits stand for; (): 0 to K−1.
     about: how it came about; JSON values.
+    columns: names of the D features in the table that it was trained on; (): they had none.
     """
 
     form: Form
@@ -39,6 +42,7 @@ class TunedHead:
     state: Tree
     classes: tuple[Any, ...] = ()
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    columns: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -52,12 +56,31 @@ class TunedHead:
         """Z float32 [M, D] and logits float32 [M, K] of features [M, D]."""
         return head_runs.outputs(self.form, self.num_classes, self.params, self.state, features)
 
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Of the classes, float64 [M, K], by the logits [M, K].
+
+        Raises:
+            UserError: they are no logits: a ridge probe is a regression on 0 and 1.
+        """
+        if self.about.get("method") in SCORES:
+            raise UserError(
+                f"what a {self.about['method']} head says of a class is no probability",
+                "take its predictions alone, or another head, as lbfgs",
+            )
+        odds = np.exp(np.float64(logits) - logits.max(1, keepdims=True))
+        return odds / odds.sum(1, keepdims=True)
+
     def save(self, path: Path) -> None:
         """Write the file, atomically.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: it cannot be written, or a class is of a type that JSON has not.
         """
+        if strange := [c for c in self.classes if not isinstance(c, CLASSES)]:
+            raise UserError(
+                f"a head cannot be saved with the class {strange[0]!r} of type {type(strange[0]).__name__}",
+                "train it on labels that are text, as y.astype(str), numbers or booleans",
+            )
         tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in _flat({**self.params, "state": self.state})}
         meta = {
             "format": FORMAT,
@@ -65,6 +88,7 @@ class TunedHead:
             "classes": json.dumps(list(self.classes) or list(range(self.num_classes))),
             "epsilon": str(EPS),
             "about": json.dumps(dict(self.about)),
+            "columns": json.dumps(list(self.columns)),
         }
         part = path.with_name(f".{path.name}.part")
         with storage(path.parent):
@@ -90,15 +114,26 @@ def load(path: Path) -> TunedHead:
             raise UserError(f"{path} is no head of this version: its format is {meta.get('format')!r}", cure)
         tree = _nested(flat)
         state, form = tree.pop("state", {}), Form(**json.loads(meta["form"]))
-        head = TunedHead(form, tree, state, tuple(json.loads(meta["classes"])), json.loads(meta["about"]))
+        classes, about, columns = (json.loads(meta.get(name, "[]")) for name in ("classes", "about", "columns"))
+        if not (isinstance(classes, list) and all(isinstance(c, CLASSES) for c in classes) and isinstance(about, dict)):
+            raise UserError(f"{path} does not say what its classes are, or where it comes from", cure)
+        head = TunedHead(form, tree, state, tuple(classes), about, tuple(columns))
         if len(head.classes) != head.num_classes:
             raise UserError(f"{path} names {len(head.classes)} classes for {head.num_classes} logits", cure)
-        wanted = jax.eval_shape(partial(architecture(form, head.num_classes).init, dim=head.dim), jax.random.key(0))
-        found = {**tree, "state": {k: v for k, v in state.items() if k != "input"}}
-        shapes = [{name: x.shape for name, x in _flat(t)} for t in ({**wanted[0], "state": wanted[1]}, found)]
-        if wrong := sorted(shapes[0].items() ^ shapes[1].items()):
+        if len(head.columns) not in (0, head.dim):
+            raise UserError(f"{path} names {len(head.columns)} columns for {head.dim} features", cure)
+        params, inner = jax.eval_shape(
+            partial(architecture(form, head.num_classes).init, dim=head.dim), jax.random.key(0)
+        )
+        if "input" in state:
+            inner["input"] = dict.fromkeys(("mean", "scale"), np.empty(head.dim))
+        wanted = {name: x.shape for name, x in _flat({**params, "state": inner})}
+        if wrong := sorted(wanted.items() ^ {name: x.shape for name, x in flat.items()}.items()):
             raise UserError(f"{path} does not hold the head that it describes: {wrong[0][0]}", cure)
-    except (SafetensorError, ValueError, KeyError, TypeError) as e:
+        for name, x in flat.items():
+            if not np.isfinite(x).all() or (name == "state/input/scale" and not x.all()):
+                raise UserError(f"{path} is damaged: {name} holds a value that no head has", cure)
+    except (SafetensorError, AttributeError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged: {' '.join(str(e).split())}", cure) from e
     return head
 
@@ -122,5 +157,5 @@ def _nested(flat: Mapping[str, np.ndarray]) -> Tree:
 
 
 def classes_to_json(classes: Sequence[Any] | np.ndarray) -> tuple[Any, ...]:
-    """Labels as JSON values: integers, floats, strings and booleans as they are."""
-    return tuple(c.item() if isinstance(c, np.generic) else c for c in classes)
+    """Labels as JSON values: integers, floats, strings and booleans; others, as dates, stay what they are."""
+    return tuple(c.item() if isinstance(c, np.generic) and c.dtype.kind in "biufU" else c for c in classes)

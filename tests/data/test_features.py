@@ -180,19 +180,108 @@ def test_a_fingerprint_is_of_the_content(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_names_of_arrays_and_columns(tmp_path: Path):
     np.savez(tmp_path / "a.npz", X=VALUES, Z=2 * VALUES, y=Y, label=Y + 1)
-    plain = open_features(f"{tmp_path}/a.npz")
+    refused(f"{tmp_path}/a.npz", "any of 'label', 'y' may be the labels", "features.label=label")
+    plain = open_features(f"{tmp_path}/a.npz", label="label")
     np.testing.assert_array_equal(plain.read()[:, 0], VALUES)
-    np.testing.assert_array_equal(plain.labels, Y + 1)  # "label" comes first
+    np.testing.assert_array_equal(plain.labels, Y + 1)
     named = open_features(f"{tmp_path}/a.npz", label="y", columns="Z")
     np.testing.assert_array_equal(named.read()[:, 0], 2 * VALUES)
     np.testing.assert_array_equal(named.labels, Y)
     table = pa.table({"a": VALUES[:, 0], "index": Y, "target": Y, "text": NAMES.tolist(), "b": VALUES[:, 1], "y": Y})
     pq.write_table(table, tmp_path / "t.parquet")
-    found = open_features(f"{tmp_path}/t.parquet")
-    assert found.columns == ("a", "b")  # neither the index nor what else may be a label
-    np.testing.assert_array_equal(found.read()[:, 0], VALUES[:, :2])
-    assert open_features(f"{tmp_path}/t.parquet", columns="b").columns == ("b",)
+    refused(f"{tmp_path}/t.parquet", "any of 'y', 'target' may be the labels", "features.label=y")
+    found = open_features(f"{tmp_path}/t.parquet", label="target")
+    assert (found.label, found.columns, found.left_out) == ("target", ("a", "b", "y"), ("index", "text"))
+    np.testing.assert_array_equal(found.read()[:, 0, :2], VALUES[:, :2])
+    assert open_features(f"{tmp_path}/t.parquet", columns="b", label="y").columns == ("b",)
     assert open_features(f"{tmp_path}/t.parquet", label="text").labels.tolist() == NAMES.tolist()
+
+
+def table(path: Path, text: str, **options) -> features.Features:
+    path.write_text(text)
+    return open_features(str(path), **options)
+
+
+def test_no_column_of_a_table_vanishes(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Names of labels are features where they are not the label; what is left out is told, once."""
+    path = tmp_path / "x.csv"
+    found = table(path, "x,y,z,label\n1,2,3,0\n4,5,6,1\n", label="label")
+    assert (found.columns, found.left_out) == (("x", "y", "z"), ())
+    refused(path, "any of 'label', 'y' may be the labels")
+    found = table(path, "id,x,empty,day,y\n7,1,,2020-01-02,0\n8,2,,2020-01-03,1\n")
+    assert (found.label, found.columns, found.left_out) == ("y", ("x",), ("id", "empty", "day"))
+    open_features(str(path))
+    told = f"{path}: label 'y', features 'x'; left out: 'id', 'empty', 'day'\n"
+    assert capsys.readouterr().err.count(told) == 1
+
+
+def test_words_beside_a_label_that_was_not_named(tmp_path: Path):
+    """A column of words may be the label as well: whoever means the other one has to say so."""
+    path = tmp_path / "iris.csv"
+    path.write_text("x,y,species\n1,2,a\n3,4,b\n")
+    refused(path, "words in column 'species' and a column 'y'", "features.label=y", "leaves 'species' out")
+    assert open_features(str(path), label="y").columns == ("x",)
+    found = open_features(str(path), label="species")
+    assert (found.labels.tolist(), found.columns) == (["a", "b"], ("x", "y"))
+    categories = pa.array(["a", "b"]).dictionary_encode()
+    pq.write_table(pa.table({"x": [1.0, 2.0], "y": [0, 1], "species": categories}), tmp_path / "x.parquet")
+    refused(tmp_path / "x.parquet", "words in column 'species'")
+    assert table(path, "name,x\nann,1\nbob,2\n", labelled=False).columns == ("x",)  # none is to be the label
+
+
+def test_booleans_are_features_in_every_table(tmp_path: Path):
+    found = table(tmp_path / "x.csv", "a,b,label\ntrue,1.5,0\nfalse,2,1\n")
+    assert found.read()[:, 0].tolist() == [[1, 1.5], [0, 2]]
+    assert found.rows(np.array([1, 0]))[:, 0, 0].tolist() == [0, 1]
+    pq.write_table(pa.table({"a": [True, False], "label": [0, 1]}), tmp_path / "x.parquet")
+    assert open_features(f"{tmp_path}/x.parquet").read().ravel().tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels"),
+    [
+        (["7", "-8", "10"], [7, -8, 10]),
+        (["7.0", "8.0"], [7, 8]),
+        (["007", "7", "8"], ["007", "7", "8"]),
+        (["7", "7.0"], ["7", "7.0"]),
+        (["+7", "8"], ["+7", "8"]),
+        (["true", "false", "0"], ["true", "false", "0"]),
+        (["true", "false"], ["true", "false"]),
+        (["7", "x"], ["7", "x"]),
+        (["123456789012345678901", "1"], ["123456789012345678901", "1"]),
+        (["1e3", "1000"], ["1e3", "1000"]),
+    ],
+)
+def test_no_two_labels_of_a_csv_become_one(tmp_path: Path, texts: list, labels: list):
+    """Text is a number where the number, written again, is that text; for every label of the column, or for none."""
+    found = table(tmp_path / "x.csv", "a,label\n" + "".join(f"{i},{text}\n" for i, text in enumerate(texts)))
+    assert found.labels.tolist() == labels
+    assert found.labels.dtype.kind == ("i" if isinstance(labels[0], int) else "U")
+
+
+def test_a_test_file_that_lacks_the_label_which_makes_others_text(tmp_path: Path):
+    train = table(tmp_path / "train.csv", "a,label\n1,true\n2,false\n3,maybe\n4,007\n5,7\n")
+    some = [table(tmp_path / f"{i}.csv", text) for i, text in enumerate(("a,label\n1,false\n", "a,label\n1,7\n"))]
+    names = classes(train.labels)
+    assert [names[encode(test.labels, names, "test")].tolist() for test in some] == [["false"], ["7"]]
+
+
+def test_wanted_columns_are_taken_by_name(tmp_path: Path):
+    path = tmp_path / "x.csv"
+    found = table(path, "y,word,b,extra,a\n1,u,2,3,4\n5,v,6,7,8\n", wanted=("a", "b", "y"), labelled=False)
+    assert (found.label, found.columns, found.left_out) == ("", ("a", "b", "y"), ("word", "extra"))
+    assert found.read()[:, 0].tolist() == [[4, 2, 1], [8, 6, 5]]
+    assert found.rows(np.array([1]))[:, 0].tolist() == [[8, 6, 5]]
+    refused(path, "lacks the feature columns 'c'", "under its name", wanted=("a", "c"), labelled=False)
+    lists = open_features(write(tmp_path / "x.parquet"), wanted=("a", "b", "c", "d", "e"))
+    assert (lists.columns, lists.names) == (("embedding",), ())  # without names of its own
+    np.testing.assert_array_equal(open_features(write(tmp_path / "x.npz"), wanted=("a",)).read()[:, 0], VALUES)
+
+
+def test_blocks_of_wide_rows_are_small():
+    assert features.block_rows(1, 512) == 16_384
+    assert features.block_rows(2, 200_000) * 2 * 200_000 * 4 <= 256 << 20
+    assert features.block_rows(1, 1 << 40) == 1
 
 
 def test_a_comma_in_a_path(tmp_path: Path):
@@ -235,12 +324,12 @@ def test_labels_keep_their_values(tmp_path: Path, stored: np.ndarray, read: list
 
 def test_csv_types_are_those_of_the_whole_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(feature_tables, "CSV_BYTES", 200)
-    rows = [f"{i},{i if i < 90 else i + 0.5},{'7' if i < 90 else '7.0'}" for i in range(99)]
+    rows = [f"{i},{i if i < 90 else i + 0.5},{'7' if i < 90 else 'seven'}" for i in range(99)]
     (tmp_path / "x.csv").write_text("\ufeffa,b,label\n" + "\n".join(rows), "utf-8")
     found = open_features(f"{tmp_path}/x.csv")
     assert found.read()[-1].tolist() == [[98, 98.5]]
     assert found.rows(np.array([95, 0])).tolist() == [[[95, 95.5]], [[0, 0]]]
-    assert found.labels.tolist() == [7] * 99
+    assert found.labels.tolist() == ["7"] * 90 + ["seven"] * 9
     rows[95] = "1,oops,7"
     (tmp_path / "x.csv").write_text("a,b,label\n" + "\n".join(rows))
     refused(f"{tmp_path}/x.csv", "x.csv", "oops")
@@ -271,7 +360,7 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path, name: str):
     assert e.value.cause.endswith("rows 8")
     blocks = found.blocks(2)
     assert next(blocks)[0] == 0
-    with pytest.raises(UserError, match=r"1 of 2 rows .*: rows 2\n"):
+    with pytest.raises(UserError, match=r"1 of 2 rows read together, of 23 in the file, .*: rows 2\n"):
         next(blocks)
 
 
@@ -384,6 +473,7 @@ def test_bad_paths(tmp_path: Path):
         ("a,b,label\n1,2\n", ["Expected 3 columns, got 2"]),
         ("0.1,0.2\n1,2\n", ["'0.1', '0.2'", "first line must name the columns"]),
         ("text,label\nhello,3\n", ["no columns of numbers", "text (string)"]),
+        ("a,label\n1,0.5\n2,0.25\n3,0.10\n", ["3 labels are no classes, as row 0, 0.5"]),
         ("a,b,label\n1,2,0\n3,zwei,1\n4,5,2\n", ["column 'b'", "'zwei' in row 1"]),
         ("a,label\n1,0.5\n", ["0.5"]),
         ('e,label\n"[1, 2]",0\n"[1]",1\n', ["row 1 of 'e'", "1 values, not 2"]),

@@ -1,5 +1,6 @@
 """The file of a tuned head: what it keeps, what is told of a damaged one, and that NumPy alone can apply it."""
 
+import dataclasses
 import json
 
 import jax
@@ -60,6 +61,30 @@ def test_boolean_classes_and_none(tmp_path):
     assert tuned.load(tmp_path / "h").classes == (0, 1)
 
 
+def test_names_of_the_columns(tmp_path):
+    names = tuple(f"f{i}" for i in range(D))
+    dataclasses.replace(made(), columns=names).save(tmp_path / "h")
+    assert tuned.load(tmp_path / "h").columns == names
+    (tmp_path / "h").write_bytes(changed(columns=None)((tmp_path / "h").read_bytes()))  # of an earlier version
+    assert tuned.load(tmp_path / "h").columns == ()
+
+
+@pytest.mark.parametrize("kind", ["datetime64[D]", "datetime64[ns]", "S", "complex"])
+def test_classes_that_json_has_not(tmp_path, kind):
+    classes = tuned.classes_to_json(np.array(["2020", "2021", "2022"]).astype(kind))
+    with pytest.raises(UserError, match=r"cannot be saved with the class .*2020") as e:
+        made(classes=classes).save(tmp_path / "h")
+    assert "astype(str)" in e.value.cure
+    assert not list(tmp_path.iterdir())
+
+
+def test_probabilities():
+    logits = np.array([[0.0, np.log(3.0), -np.inf], [1e4, 0.0, 1e4]])
+    np.testing.assert_allclose(made().probabilities(logits), [[0.25, 0.75, 0], [0.5, 0, 0.5]], rtol=1e-15)
+    with pytest.raises(UserError, match="a ridge head says of a class is no probability"):
+        made(about={"method": "ridge"}).probabilities(logits)
+
+
 def apply(path, F):
     """Predictions of a head of the default architecture, with NumPy and the file alone."""
     t = safetensors.numpy.load_file(path)
@@ -109,6 +134,18 @@ def without_metadata(raw):
     return safetensors.numpy.save(safetensors.numpy.load(raw))
 
 
+def with_tensor(name, value):
+    """A file in which one tensor is another; None: is not there."""
+
+    def written(raw):
+        tensors = {k: v for k, v in safetensors.numpy.load(raw).items() if k != name}
+        tensors |= {} if value is None else {name: np.array(value, np.float32)}
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        return safetensors.numpy.save(tensors, metadata=header["__metadata__"])
+
+    return written
+
+
 def without_classifier(raw):
     tensors = {k: v for k, v in safetensors.numpy.load(raw).items() if not k.startswith("classifier")}
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
@@ -129,7 +166,18 @@ def without_classifier(raw):
         (changed(form='{"mlp": true, "heads": 8}'), "is damaged"),
         (changed(classes='["a", "b"]'), "names 2 classes for 3 logits"),
         (changed(classes="[1, 2"), "is damaged"),
+        (changed(classes='"abc"'), "what its classes are"),
+        (changed(classes="[[1], [2], [3]]"), "what its classes are"),
+        (changed(about="[]"), "where it comes from"),
+        (changed(columns='["a"]'), "names 1 columns for 8 features"),
         (without_classifier, "is damaged"),
+        (with_tensor("state/input/scale", None), "describes: state/input/scale"),
+        (with_tensor("state/input/mean", np.zeros(1)), "describes: state/input/mean"),
+        (with_tensor("state/input/more", np.zeros(D)), "describes: state/input/more"),
+        (with_tensor("state/input/scale", np.zeros(D)), "state/input/scale holds a value that no head has"),
+        (with_tensor("classifier/bias", [0, np.nan, 0]), "classifier/bias holds"),
+        (with_tensor("dense1/kernel", np.full((D, 2 * D), np.inf)), "dense1/kernel holds"),
+        (with_tensor("state", np.zeros(1)), "is damaged"),
     ],
 )
 def test_a_damaged_file(tmp_path, damage, cause):
