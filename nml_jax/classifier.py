@@ -2,7 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from nml_jax import spectrum
+from nml_jax.data.feature_checks import check_varied, finite
 from nml_jax.errors import UserError
 from nml_jax.models.heads import Form
 from nml_jax.objectives import nmtune, terms
@@ -27,6 +29,8 @@ EPOCHS, STEPS = 5, 200  # by default: so many epochs, or as many as make so many
 FEWEST = 20  # rows to validate on
 PATIENCE, PATIENT_STEPS = 3, 75
 OPTIONAL = ("epochs", "learning_rate", "patience")  # None: see above
+COUNTS, NUMBERS = ("epochs", "batch_size", "patience", "width", "depth"), ("learning_rate", "weight_decay")
+SWITCHES = ("standardize", "early_stopping", "residual", "warm_start")
 
 
 class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
@@ -121,7 +125,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def _fit(self, X: Any, y: Any, sample_weight: Any) -> "NMTuneClassifier":
         before = (list(self.classes_), self.n_features_in_) if self.warm_start and hasattr(self, "head_") else None
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], ensure_all_finite=False)
-        X = _finite(X)
+        X = finite(X)
         check_classification_targets(y)
         spec_of, numbers = self._checked()
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -130,10 +134,11 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise UserError(f"y has one class: {self.classes_.tolist()}", "give examples of at least two classes")
+        check_varied([X], "X")
         train, held_out = self._parts(codes, seed)
         bank = _bank(X, codes, weights / weights[train].mean())
         rows = np.concatenate([train, held_out, np.arange(len(X), len(bank.labels))])
-        spec = spec_of(len(self.classes_), min(self.batch_size, 1 << (len(train).bit_length() - 1)))
+        spec = spec_of(len(self.classes_), min(int(self.batch_size), 1 << (len(train).bit_length() - 1)))
         usual = math.sqrt(6 / X.shape[1]) / (50 if spec.form.mlp else 10)
         rate = usual if self.learning_rate is None else self.learning_rate
         setting = Setting(rows, rate, self.weight_decay, seed, numbers)
@@ -151,20 +156,25 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def _checked(self) -> tuple[Any, dict[str, float]]:
         """The arguments as a function (K, batch) -> Spec, and the numbers of the terms."""
-        if self.method not in METHODS:
-            raise UserError(f"method={self.method!r} is unknown", f"choose one of {', '.join(METHODS)}")
-        for name in ("epochs", "batch_size", "patience", "width", "depth"):
+        for name, known in (("method", METHODS), ("preset", tuple(nmtune.PRESETS))):
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"{name}={value!r} is unknown", f"choose one of {', '.join(known)}")
+        for name in (*COUNTS, *NUMBERS, *SWITCHES, "validation_fraction", "weights"):
             value = getattr(self, name)
-            if not ((value is None and name in OPTIONAL) or (isinstance(value, int | np.integer) and value >= 1)):
-                raise UserError(f"{name}={value!r}", "give a whole number of 1 or more")
-        for name in ("learning_rate", "weight_decay"):
-            value = getattr(self, name)
-            number = isinstance(value, int | float | np.number) and 0 <= value < np.inf
-            if not (number or (value is None and name in OPTIONAL)):
-                raise UserError(f"{name}={value!r}", "give a number of 0 or more")
-        share = self.validation_fraction
-        if not (isinstance(share, int | float | np.number) and 0 < share < 1):
-            raise UserError(f"validation_fraction={share!r}", "give a share between 0 and 1")
+            switch = isinstance(value, bool | np.bool_)
+            if name in COUNTS:
+                good, cure = isinstance(value, Integral) and not switch and value >= 1, "a whole number of 1 or more"
+            elif name in SWITCHES:
+                good, cure = switch, "True or False"
+            elif name == "weights":
+                good, cure = value is None or isinstance(value, Mapping), "numbers by name, as {'svd': 0.1}, or None"
+            else:
+                number = isinstance(value, Real) and not switch
+                share = name == "validation_fraction"
+                good = number and (0 < value < 1 if share else 0 <= value < np.inf)
+                cure = "a share between 0 and 1" if share else "a number of 0 or more"
+            if not (good or (value is None and name in OPTIONAL)):
+                raise UserError(f"{name}={value!r}", f"give {cure}")
         given, own = self.weights or {}, None
         if self.method == "nmtune":
             own, _ = nmtune.weights(self.preset, 1, **given)
@@ -172,9 +182,11 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             own = terms.defaults(self.method, **given)
         elif given:
             raise UserError(f"weights={given!r}: {self.method} has no terms", "leave weights out")
-        form = Form(False) if self.method == "linear" else Form(True, self.width, self.depth, self.residual, self.norm)
+        # Of Python's own types: what NumPy's arange leaves in a grid could not be written to a file.
+        mlp = int(self.width), int(self.depth), bool(self.residual), self.norm
+        form = Form(False) if self.method == "linear" else Form(True, *mlp)
         found, numbers = terms.split(self.method, own) if own else (None, {})
-        return lambda k, batch: Spec(form, found, k, batch, self.standardize), numbers
+        return lambda k, batch: Spec(form, found, k, batch, bool(self.standardize)), numbers
 
     def _parts(self, codes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on, and rows to validate on; none where these would be too few to tell epochs apart."""
@@ -196,7 +208,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     ) -> None:
         """Train epoch by epoch; leaves head_, n_iter_ and validation_loss_."""
         bank, setting, steps = jax.device_put(bank), head_runs.typed(setting), -(-n // spec.batch)
-        epochs = max(EPOCHS, -(-STEPS // steps)) if self.epochs is None else self.epochs
+        epochs = max(EPOCHS, -(-STEPS // steps)) if self.epochs is None else int(self.epochs)
         patience = max(PATIENCE, -(-PATIENT_STEPS // steps)) if self.patience is None else self.patience
         total = np.int32(epochs * steps)
         best, self.validation_loss_ = (np.inf, None), []
@@ -221,7 +233,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         if not all(np.isfinite(x).all() for x in jax.tree.leaves((head.params, head.state))):
             raise UserError(f"training of the {self.method} head diverged", "lower learning_rate, or set standardize")
         about = {"method": self.method, "preset": self.preset if self.method == "nmtune" else None}
-        self.head_ = TunedHead(head.form, head.params, head.state, tuned.classes_to_json(self.classes_), about)
+        classes, columns = tuned.classes_to_json(self.classes_), tuple(getattr(self, "feature_names_in_", ()))
+        self.head_ = TunedHead(head.form, head.params, head.state, classes, about, columns)
 
     def decision_function(self, X: ArrayLike) -> np.ndarray:
         """Logits float32 [M, K]; of two classes their difference [M], positive for `classes_[1]`."""
@@ -230,9 +243,9 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Probabilities float64 [M, K], columns as in `classes_`."""
-        logits = self._outputs(X)[1].astype(np.float64)
-        odds = np.exp(logits - logits.max(1, keepdims=True))
-        return odds / odds.sum(1, keepdims=True)
+        logits = self._outputs(X)[1]
+        with _value_errors():
+            return self.head_.probabilities(logits)
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """The most probable class of every row, [M]."""
@@ -247,7 +260,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float32, np.float64], ensure_all_finite=False, reset=False)
         with _value_errors():
-            return self.head_.outputs(_finite(X))
+            return self.head_.outputs(finite(X))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -285,19 +298,9 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         about = head.about
         self = cls(method=about.get("method") or "nmtune", standardize="input" in head.state)
         self.head_, self.classes_, self.n_features_in_ = head, np.array(head.classes), head.dim
+        if head.columns:
+            self.feature_names_in_ = np.array(head.columns, object)
         return self
-
-
-def _finite(X: np.ndarray) -> np.ndarray:
-    """As float32, or a UserError that names the first bad row."""
-    with np.errstate(over="ignore"):
-        narrow = X.astype(np.float32, copy=False)
-    if not (finite := np.isfinite(narrow).all(1)).all():
-        row = int(finite.argmin())
-        value = X[row][~np.isfinite(narrow[row])][0]
-        what = "NaN" if np.isnan(value) else f"{value:g} (infinity in float32)"
-        raise UserError(f"row {row} of X holds {what}, {(~finite).sum()} rows in all", "repair or drop these rows")
-    return narrow
 
 
 def _bank(X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> Bank:
