@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
+from numbers import Integral
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 from sklearn.model_selection import StratifiedKFold
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_X_y
 
 from nml_jax import spectrum
+from nml_jax.data.feature_checks import check_varied, finite
 from nml_jax.data.shares import stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.separability import separability
@@ -101,17 +106,37 @@ def diagnose(
         seed: of the folds, the part, and the heads.
 
     Raises:
-        ValueError: the data do not fit, a value is not finite, there is one class, or no class has two rows.
+        ValueError: the data do not fit, a value is not finite, every feature is constant, labels are no classes, there
+            is one class, no class has two rows, or `folds` is below 2 or `rows` below 20.
     """
     try:
-        return _diagnose(np.asarray(F), np.asarray(y), folds=folds, rows=rows, seed=seed % 2**31)
+        for name, value, low in (("folds", folds, 2), ("rows", rows, 20)):
+            if not isinstance(value, Integral) or value < low:
+                raise UserError(f"{name}={value!r}", f"give a whole number of {low} or more")
+        return _diagnose(*_checked(F, y), folds=int(folds), rows=int(rows), seed=seed % 2**31)
     except UserError as e:
         raise ValueError(f"{e.cause}; {e.cure}") from e
 
 
+def _checked(F: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Features float32 [N, D] and labels [N] that scikit-learn takes for classes."""
+    try:
+        shapes = np.shape(F), np.shape(y)
+        if len(shapes[0]) != 2 or shapes[1] != shapes[0][:1]:
+            cause = f"features {shapes[0]} and labels {shapes[1]} do not fit"
+            raise UserError(cause, "give features [N, D] and labels [N]")
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of many classes: they are counted below
+            X, labels = check_X_y(F, y, dtype=[np.float32, np.float64], ensure_all_finite=False)
+            check_classification_targets(labels)
+    except (TypeError, ValueError) as e:
+        cure = "give features [N, D], real numbers, and labels [N]: whole numbers, text or booleans"
+        raise UserError((str(e).splitlines() or [type(e).__name__])[0], cure) from e
+    X = finite(X)
+    check_varied([X], "F")
+    return X, labels
+
+
 def _diagnose(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, seed: int) -> Diagnosis:
-    if F.ndim != 2 or y.shape != F.shape[:1]:
-        raise UserError(f"features {F.shape} and labels {y.shape} do not fit", "give features [N, D] and labels [N]")
     found, codes = np.unique(y, return_inverse=True)
     features, codes = heads.checked(F, codes, len(found))
     features = features[:, 0]
@@ -148,8 +173,6 @@ def _diagnose(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, seed: int)
 def measures(F: np.ndarray, codes: np.ndarray) -> dict[str, float]:
     """The keys of NAMES, of finite features [N, D] with labels [N] in [0, K)."""
     s = spectrum.singular_values(F)
-    if not s.any():
-        raise UserError("all features are zero", "look at what made them")
     centred = spectrum.singular_values(F, center="features")
     out = {
         name: float(getattr(spectrum, name)(s))

@@ -108,10 +108,29 @@ def spoiled(value):
         (easy()[0], np.arange(N), "fewer than two classes have two rows"),
         (easy()[0][:4], [0, 0, 1, 2], "fewer than two classes have two rows"),
         (np.zeros((0, 4)), np.zeros(0), "."),
-        (np.zeros((N, 4)), easy()[1], "all features are zero"),
+        (np.zeros((N, 4)), easy()[1], "F: every feature is constant"),
+        (np.ones((N, 4)), easy()[1], "F: every feature is constant"),
+        (np.where(np.arange(N)[:, None] == 17, 1e300, np.float64(easy()[0])), easy()[1], "row 17"),
+        (np.full((N, 4), "a", object), easy()[1], "could not convert string to float: 'a'; give features"),
+        ([[1, 2], [3]], [0, 1], "; give features"),
+        (easy()[0] * 1j, easy()[1], "[Cc]omplex data not supported; give features"),
+        (easy()[0], [None, "a"] * (N // 2), "Unknown label type"),
+        (easy()[0], [None] * N, "Unknown label type"),
+        (easy()[0], np.where(easy()[1], np.nan, 1), "NaN"),
+        (easy()[0], np.random.default_rng(0).normal(size=N), "continuous"),
+        (easy()[0], easy()[1] * 1j, "[Cc]omplex"),
+        (easy()[0], np.eye(2)[easy()[1]], "do not fit"),
     ],
 )
 def test_degenerate_input(F, y, cause):
     with pytest.raises(ValueError, match=cause) as e:
         diagnose(F, y)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("folds", 1), ("folds", -3), ("folds", 2.5), ("folds", None), ("rows", 0), ("rows", 19)]
+)
+def test_arguments_that_are_none(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value}; give a whole number"):
+        diagnose(*easy(), **{name: value})
