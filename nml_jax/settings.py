@@ -72,9 +72,14 @@ def paths(part: Mapping[str, Any]) -> list[str]:
     return [*one, *flat.get("data.mixture", ()), *features]
 
 
-def files(specs: str) -> list[str]:
-    """The files behind feature specs: "FILE", "FEATURES.npy,LABELS.npy", or several of these by ";"."""
-    return [str(path) for spec in specs.split(";") if spec.strip() for path in pair(spec.strip())]
+def specs(several: str) -> list[str]:
+    """The specs of feature files, "FILE" or "FEATURES.npy,LABELS.npy", of which there may be several by ";"."""
+    return [spec.strip() for spec in several.split(";") if spec.strip()]
+
+
+def files(several: str) -> list[str]:
+    """The files behind feature `specs`."""
+    return [str(path) for spec in specs(several) for path in pair(spec)]
 
 
 def pair(spec: str) -> list[Path]:
@@ -161,7 +166,10 @@ def check(config: ConfigDict) -> None:
         UserError: one line of cause, one of cure.
     """
     flat = dict(flatten(config.to_dict()))
-    if not (math.isfinite(config.noise) and 0 <= config.noise <= 1):
+    for key, value in flat.items():
+        if any(isinstance(number, float) and not math.isfinite(number) for number in _leaves(value)):
+            raise UserError(f"{key}={value} is not finite", f"set --config.{key} to finite numbers")
+    if not 0 <= config.noise <= 1:
         raise UserError(f"noise={config.noise} is no share", "give a number in [0, 1], as in --config.noise=0.05")
     for key, low in {
         "data.image_size": 1, "train.batch": 1, "extract.batch": 1, "extract.views": 1, "tune.batch": 1,
@@ -174,7 +182,7 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"{key}={value} is less than {low}", f"set --config.{key} to {low} or more")
     for key in ("train.epochs", "optimizer.lr", "runtime.save_every"):
         value = flat[key]
-        if not (math.isfinite(value) and value > 0):
+        if value <= 0:
             raise UserError(f"{key}={value} is no positive number", f"set --config.{key} above 0")
     for key in ("data.validation", "tune.validation", "train.ema"):
         value = flat[key]
@@ -183,17 +191,22 @@ def check(config: ConfigDict) -> None:
     for key in ("augment.flip", "augment.erase", "augment.randaugment_prob", "objective.switch_prob"):
         if not 0 <= flat[key] <= 1:
             raise UserError(f"{key}={flat[key]} is no probability", f"set --config.{key} in [0, 1]")
-    for key in ("runtime.eval_every", "runtime.keep_every", "augment.pad", "augment.randaugment", "runtime.prefetch"):
-        if not (math.isfinite(flat[key]) and flat[key] >= 0):
-            raise UserError(f"{key}={flat[key]} is negative or no number", f"set --config.{key} to 0 or more")
+    for key in ("runtime.eval_every", "runtime.keep_every", "augment.pad", "augment.randaugment", "runtime.prefetch",
+                "tune.noisytune", "tune.neftune", "finetune.noisytune", "finetune.neftune"):  # fmt: skip
+        if flat[key] < 0:
+            raise UserError(f"{key}={flat[key]} is negative", f"set --config.{key} to 0 or more")
     for key in ("augment.scale", "augment.ratio"):
         value = flat[key]
         if len(value) != 2 or not 0 < value[0] <= value[1]:
             raise UserError(f"{key}={value} is no range", f"set --config.{key}='(low, high)', above 0")
-    for key in ("tune.lrs", "tune.weight_decays"):
-        numbers = all(isinstance(v, (int, float)) and math.isfinite(v) and v >= 0 for v in flat[key])
-        if not (numbers and flat[key] and (any(flat[key]) or key != "tune.lrs")):
-            raise UserError(f"{key}={flat[key]} is no tuple of numbers from 0 up", f"set --config.{key}='(0.1, 0.01)'")
+    for key, what in {
+        "tune.lrs": "numbers from 0 up", "tune.weight_decays": "numbers from 0 up", "tune.cs": "numbers above 0",
+        "tune.alphas": "numbers from 0 up", "tune.ks": "whole numbers above 0",
+    }.items():  # fmt: skip
+        values, kind = flat[key], int if "whole" in what else (int, float)
+        good = all(isinstance(v, kind) and v >= 0 for v in values) and 0 < len(values) == len(set(values))
+        if not good or ("above" in what and 0 in values) or (key == "tune.lrs" and not any(values)):
+            raise UserError(f"{key}={values} is no tuple of different {what}", f"set --config.{key}='(1, 10)'")
     for key in ("stages", "downstream.tasks", "extract.layers", "extract.spectra", "tune.methods", "tune.presets"):
         if not flat[key] or len(set(flat[key])) < len(flat[key]):
             raise UserError(f"{key}={flat[key]} is empty or repeats itself", f"name each entry of {key} once")
@@ -202,6 +215,15 @@ def check(config: ConfigDict) -> None:
             f"extract.weights={config.extract.weights!r} with train.ema={config.train.ema}",
             "use 'raw', or 'ema' together with train.ema > 0",
         )
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What a tuple holds, of tuples within it each; anything else is its own leaf."""
+    if isinstance(value, tuple):
+        for each in value:
+            yield from _leaves(each)
+    else:
+        yield value
 
 
 def identity(config: ConfigDict, axes: Iterable[str]) -> dict[str, Any]:

@@ -68,6 +68,24 @@ def test_a_sweep_that_is_none(sweep: dict, cause: str):
         ("extract.weights", "averaged"),
         ("seed", -1),
         ("optimizer.lr", float("inf")),
+        ("optimizer.lr", 0.0),
+        ("optimizer.min_lr", float("nan")),
+        ("optimizer.decay", ((".*", float("inf")),)),
+        ("tune.nmtune.svd", float("nan")),
+        ("tune.noisytune", float("nan")),
+        ("tune.noisytune", -0.1),
+        ("tune.neftune", -1.0),
+        ("finetune.neftune", -1.0),
+        ("tune.lrs", (0.0,)),
+        ("tune.lrs", ("fast",)),
+        ("tune.lrs", (0.1, 0.1)),
+        ("tune.weight_decays", (-1e-4,)),
+        ("tune.cs", ()),
+        ("tune.cs", (0.0, 1.0)),
+        ("tune.alphas", (-1.0,)),
+        ("tune.ks", (0,)),
+        ("tune.ks", (1.5,)),
+        ("tune.ks", ()),
     ],
 )
 def test_values_that_can_only_be_mistakes(key: str, value):
@@ -75,6 +93,16 @@ def test_values_that_can_only_be_mistakes(key: str, value):
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=key.split(".")[-1]):
         settings.check(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("tune.weight_decays", (0.0,)), ("tune.alphas", (0, 1.0)), ("tune.lrs", (0.0, 0.1)), ("tune.ks", (1,))],
+)
+def test_grids_that_are_none_of_these(key: str, value):
+    config = common.get_config()
+    config.update_from_flattened_dict({key: value})
+    settings.check(config)
 
 
 def test_json_round_trip():
@@ -114,3 +142,4 @@ def test_files_behind_feature_specs(tmp_path, monkeypatch):
     assert settings.files("~/a.npz; ~/X.npy,~/y.npy") == [str(tmp_path / n) for n in ("a.npz", "X.npy", "y.npy")]
     assert settings.files(f"{tmp_path}/b,c.npz") == [str(tmp_path / "b,c.npz")]
     assert settings.files("") == []
+    assert settings.specs(" a.npz; X.npy,y.npy;;") == ["a.npz", "X.npy,y.npy"]
