@@ -263,5 +263,8 @@ def get_config() -> ConfigDict:
     runtime.save_every = 1.0  # epochs
     runtime.keep = 2  # checkpoints
     runtime.keep_every = 0.0  # epochs of checkpoints that are kept for good; 0: none
+    runtime.max_skipped = 10  # steps in a row with a loss or gradient that is not finite, after which the run stops
+    runtime.quarantine = 1e-3  # share of the training records that may be undecodable before the run stops
+    runtime.sample_ids = False  # samples.jsonl holds every step's ids; else a digest of them
     runtime.timeout = 120  # seconds that a process waits for its peers
     return config.lock()

@@ -1,5 +1,6 @@
 """What a run writes down: rows (final numbers), metrics (numbers on the way), and one progress line for the person."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nml_jax.errors import NonFinite, UserError
+from nml_jax.errors import UserError
 
 ROW_SCHEMA = 1
 
@@ -118,7 +119,7 @@ class Metrics:
     """Numbers on the way: JSON lines and TensorBoard events in a run's folder, and one progress line on stderr.
 
     Args:
-        workdir: folder of the run; `metrics.jsonl` and `tensorboard/` are written there.
+        workdir: folder of the run; `metrics.jsonl`, `samples.jsonl` and `tensorboard/` are written there.
         step: the step training (re)starts from; what an interrupted run wrote after it is dropped.
         steps: of the whole run, for the ETA.
         batch: examples per step.
@@ -133,12 +134,12 @@ class Metrics:
         self.waited = 0.0
         self.shown = ""
         if active:
-            from tensorboardX import SummaryWriter
-
-            path = workdir / "metrics.jsonl"
-            drop_after(path, step)
-            self.file = path.open("a", encoding="utf-8")
-            self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+            self.files = {}
+            for name in ("metrics", "samples"):
+                path = workdir / f"{name}.jsonl"
+                drop_after(path, step)
+                self.files[name] = path.open("a", encoding="utf-8")
+            self.events = _Events(workdir / "tensorboard", purge=step + 1 if step else 0)
 
     def waiting(self, seconds: float) -> None:
         """Count time in which the device had nothing to do because the next batch was not there."""
@@ -149,10 +150,17 @@ class Metrics:
         if not self.active:
             return
         line = {"step": step, "time": round(time.time(), 3), **{k: float(f"{v:.7g}") for k, v in values.items()}}
-        self.file.write(json.dumps(line, allow_nan=False) + "\n")
-        self.file.flush()
-        for name, value in values.items():
-            self.events.add_scalar(name, value, step)
+        self._append("metrics", [line])
+        self.events.add(step, values)
+
+    def samples(self, ids: Mapping[int, Any]) -> None:
+        """Write what each step was shown, step -> ids or a digest of them: a line {"step", "ids"} each."""
+        if self.active:
+            self._append("samples", [{"step": step, "ids": shown} for step, shown in ids.items()])
+
+    def _append(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        self.files[name].write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+        self.files[name].flush()
 
     def progress(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Show where training is. Returns the speed since the last call: examples/s and the share of waiting."""
@@ -181,37 +189,42 @@ class Metrics:
             return
         if self.shown:
             print(("\r\033[K" if sys.stderr.isatty() else "") + self.shown, file=sys.stderr, flush=True)
-        self.file.close()
-        self.events.close()
+        with contextlib.ExitStack() as stack:  # one that cannot be closed does not keep the others open
+            for file in (*self.files.values(), self.events):
+                stack.callback(file.close)
 
 
-class Window:
-    """The metrics of the steps since the last look, left on the device until then."""
+class _Events:
+    """Scalars as TensorBoard events; written in the thread of the caller, who so hears of a full disk.
 
-    def __init__(self):
-        self.steps: list[tuple[int, Any, Any]] = []
+    Args:
+        purge: events of this step and later ones, of an interrupted run, do not count; 0: none.
+    """
 
-    def add(self, step: int, values: Mapping[str, Any], ids: Any) -> None:
-        """Hold a step's metrics, name -> (sum, count) on the device, and the ids of its batch."""
-        self.steps.append((step, values, ids))
+    INTERVAL = 60.0  # seconds between two flushes
 
-    def close(self) -> dict[str, float]:
-        """Sum over sum of counts of every metric, as "train/<name>".
+    def __init__(self, folder: Path, *, purge: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        Raises:
-            NonFinite: in the first step in which any of them was not finite.
-        """
-        import jax
+        folder.mkdir(parents=True, exist_ok=True)
+        self.writer, self.flushed = EventsWriter(str(folder / "events")), time.monotonic()
+        if purge:
+            start = SessionLog(status=SessionLog.START)
+            self.writer.write_event(Event(wall_time=time.time(), step=purge, session_log=start))
 
-        values = jax.device_get([values for _, values, _ in self.steps])
-        for (step, _, ids), metrics in zip(self.steps, values, strict=True):
-            for name, (total, _) in metrics.items():
-                if not math.isfinite(total):
-                    shown = ", ".join(map(str, ids))
-                    raise NonFinite(f"{name} is {float(total)} at step {step}; ids of its batch: {shown}")
-        self.steps.clear()
-        sums = {name: [math.fsum(part) for part in zip(*(m[name] for m in values), strict=True)] for name in values[0]}
-        return {f"train/{name}": total / count for name, (total, count) in sums.items() if count}
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self.writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        if time.monotonic() - self.flushed > self.INTERVAL:
+            self.writer.flush()
+            self.flushed = time.monotonic()
+
+    def close(self) -> None:
+        self.writer.close()
 
 
 def clock(seconds: float) -> str:

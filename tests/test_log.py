@@ -1,14 +1,12 @@
-"""Rows, metrics files, the non-finite guard."""
+"""Rows and metrics files."""
 
 import dataclasses
 import json
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from nml_jax import log
-from nml_jax.errors import NonFinite, UserError
+from nml_jax.errors import UserError
 
 
 def row(stage: str = "tune", **fields) -> log.Row:
@@ -68,21 +66,15 @@ def test_metrics_are_written_as_json_lines_and_events(tmp_path, capsys):
     assert "ETA" in shown
 
 
-def test_a_window_divides_sums_by_counts():
-    window = log.Window()
-    window.add(1, {"loss": (jnp.float32(3), jnp.float32(2)), "never": (jnp.float32(0), jnp.float32(0))}, np.arange(2))
-    window.add(2, {"loss": (jnp.float32(1), jnp.float32(6)), "never": (jnp.float32(0), jnp.float32(0))}, np.arange(2))
-    assert window.close() == {"train/loss": 0.5}
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_the_first_step_that_is_not_finite_is_named_with_its_ids(bad: float):
-    window = log.Window()
-    window.add(7, {"loss": (jnp.float32(1), jnp.float32(1))}, np.array([1, 2]))
-    window.add(8, {"loss": (jnp.float32(bad), jnp.float32(1))}, np.array([33, 44]))
-    window.add(9, {"loss": (jnp.float32(bad), jnp.float32(1))}, np.array([5, 6]))
-    with pytest.raises(NonFinite, match=r"step 8; .*33, 44"):
-        window.close()
+def test_samples_are_lines_of_steps_and_a_restart_writes_its_own_again(tmp_path):
+    writer = log.Metrics(tmp_path, step=0, steps=10, batch=2, label="cell")
+    writer.samples({1: [4, 2], 2: [0, 1], 3: [3, 5]})
+    writer.close()
+    again = log.Metrics(tmp_path, step=2, steps=10, batch=2, label="cell")
+    again.samples({3: [3, 5]})
+    again.close()
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 1, "ids": [4, 2]}, {"step": 2, "ids": [0, 1]}, {"step": 3, "ids": [3, 5]}]
 
 
 def test_clock():

@@ -12,13 +12,15 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, log, runtime, settings
+from nml_jax import errors, goodput, log, runtime, settings
 from nml_jax.data import pipeline, sources, tasks
+from nml_jax.data.quarantine import Quarantine
 from nml_jax.evals import EVALUATORS
 from nml_jax.models import Model
 from nml_jax.models.heads import Form
 from nml_jax.stages import encoder, evaluation
 from nml_jax.training import checkpoint, finetune, heads, loop
+from nml_jax.training.journal import Journal
 from nml_jax.training.state import TrainState
 
 Head = tuple[Any, Any]  # params, state
@@ -124,6 +126,7 @@ def validate(site: Site, trial: Callable[[], Trained], source: sources.Source) -
 
 def train(site: Site, method: str, terms: str, lr: float, rows: np.ndarray, head: Head | None, folder: Path) -> Trained:
     """One run through the loop, from where its checkpoints in `folder`/training are."""
+    clock = goodput.Clock()
     config, mesh, source = site.config, site.mesh, sources.Subset(site.task.train, rows)
     plan = loop.Plan.of(config, len(source))
     sections = settings.frozen(config.model, config.finetune)
@@ -141,6 +144,8 @@ def train(site: Site, method: str, terms: str, lr: float, rows: np.ndarray, head
         how = {"batch": config.train.batch, "seed": config.seed, "start_step": start_step}
         return pipeline.train(source, **how, **evaluation.reading(config, mesh))
 
+    undecodable = Quarantine(folder, source, config.runtime.quarantine, active=jax.process_index() == 0)
+    named = {"label": f"{site.task.name} {folder.name}", "clock": clock, "quarantine": undecodable}
     checkpoints = checkpoint.Checkpoints(
         folder / "training",
         every=plan.every(config.runtime.save_every),
@@ -157,11 +162,8 @@ def train(site: Site, method: str, terms: str, lr: float, rows: np.ndarray, head
             batches=batches,
             evaluators={},
             checkpoints=checkpoints,
-            metrics=lambda step: log.Metrics(
-                folder, step=step, steps=plan.steps, batch=config.train.batch,
-                label=f"{site.task.name} {folder.name}", active=jax.process_index() == 0,
-            ),
-        )  # fmt: skip
+            journal=Journal(folder, config, steps=plan.steps, **named),
+        )
     finally:
         checkpoints.close()
     return Trained(lr, compiled.model, state, begin)

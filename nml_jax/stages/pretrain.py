@@ -10,11 +10,13 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, log, models, noise, objectives, runtime, settings
+from nml_jax import errors, goodput, log, models, noise, objectives, runtime, settings
 from nml_jax.data import pipeline, sources
+from nml_jax.data.quarantine import Quarantine
 from nml_jax.stages import encoder, evaluation, supervision
 from nml_jax.stages.encoder import provenance
 from nml_jax.training import checkpoint, loop
+from nml_jax.training.journal import Journal
 from nml_jax.training.state import TrainState
 
 VERSION = 1
@@ -37,6 +39,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     Raises:
         UserError: bad data or settings, or a folder that belongs to another ledger.
     """
+    clock = goodput.Clock()
     data = supervision.load_data(config)
     supervision.keep_ledger(workdir, data.ledger)
     plan = loop.Plan.of(config, len(data.train))
@@ -52,6 +55,8 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         keep_every=plan.every(config.runtime.keep_every) if config.runtime.keep_every else 0,
         meta=meta | {"environment": runtime.environment()},
     )
+    undecodable = Quarantine(workdir, data.train, config.runtime.quarantine, active=jax.process_index() == 0)
+    named = {"label": workdir.name, "clock": clock, "quarantine": undecodable}
     try:
         state = loop.train(
             config,
@@ -61,11 +66,8 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             batches=partial(batches, config, mesh, data),
             evaluators=evaluators | evaluation.on_the_way(*seen),
             checkpoints=checkpoints,
-            metrics=lambda step: log.Metrics(
-                workdir, step=step, steps=plan.steps, batch=config.train.batch, label=workdir.name,
-                active=jax.process_index() == 0,
-            ),
-        )  # fmt: skip
+            journal=Journal(workdir, config, steps=plan.steps, **named),
+        )
     finally:
         checkpoints.close()
     rows = list(final_rows(config, program, mesh, data, state, evaluators, run=workdir.name))
@@ -110,7 +112,7 @@ def forget(workdir: Path) -> None:
     for name in ("checkpoints", "tensorboard"):
         if (workdir / name).exists():
             shutil.rmtree(workdir / name)
-    for name in ("noise.json", "metrics.jsonl"):
+    for name in ("noise.json", "metrics.jsonl", "samples.jsonl", "quarantine.jsonl", "goodput.json"):
         (workdir / name).unlink(missing_ok=True)
 
 

@@ -3,16 +3,19 @@
 A step's folder holds three checkpointables and the hashes of their files:
 
     checkpoints/<step>/model       params, model_state (BatchNorm statistics), ema or nothing
-                       train       opt_state, step, key
+                       train       opt_state, step, key, skipped
                        meta        config, noise ledger, versions, as one JSON text
                        SHA256SUMS  `sha256sum -c` proves the folder; written after Orbax has committed it
 
 Extraction and notebooks read `model` alone.
 """
 
+import contextlib
 import hashlib
 import json
 import re
+import sys
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +24,15 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from nml_jax import errors, log, models, settings
+from nml_jax import errors, log, models, runtime, settings
 from nml_jax.models import convert
 from nml_jax.training.state import TrainState
 
 SUMS = "SHA256SUMS"
+SCHEMA = 2  # of the parts
+
+# Seconds that training waits for a save that is still being written when the next is due.
+PATIENCE = 10.0
 
 
 class Checkpoints:
@@ -42,48 +49,102 @@ class Checkpoints:
     def __init__(self, folder: Path, *, every: int, keep: int, keep_every: int, meta: dict[str, Any]):
         policies = ocp.training.preservation_policies
         rules = [policies.LatestN(max(keep, 1)), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
-        self.folder, self.every, self.meta = folder, every, json.dumps(meta)
-        # Orbax would skip a step that its own policy declines; here `due` decides, and every call of `save` saves.
+        self.folder, self.every, self.keep_every, self.meta = folder, every, keep_every, json.dumps(meta)
+        self.policy = policies.AnyPreservationPolicy(rules)
         with errors.storage(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self.checkpointer = ocp.training.Checkpointer(
-                str(folder.resolve()),
-                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),  # type: ignore[arg-type]
-                preservation_policy=policies.AnyPreservationPolicy(rules),  # type: ignore[arg-type]
-                cleanup_tmp_directories=True,  # what a killed save has left
-            )
+        self.checkpointer: ocp.training.Checkpointer | None = self._open()
         self.hasher = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-hashes")
-        self.pending: Future | None = None
+        self.pending: tuple[int, Future] | None = None
+
+    def _open(self) -> ocp.training.Checkpointer:
+        if sys.unraisablehook is not _unraisable:
+            sys.unraisablehook = _unraisable
+        # Orbax would skip a step that its own policy declines; here `due` decides, and every call of `save` saves.
+        with errors.storage(self.folder):
+            return ocp.training.Checkpointer(
+                str(self.folder.resolve()),
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),  # type: ignore[arg-type]
+                preservation_policy=self.policy,  # type: ignore[arg-type]
+                cleanup_tmp_directories=True,  # what a killed or failed save has left
+            )
 
     def due(self, step: int) -> bool:
         return step % self.every == 0
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, *, must: bool = False) -> None:
         """Begin to save; returns when the state has been copied, so that its buffers may be donated.
 
+        A save that fails, or that storage has no time for as it still writes the one before, is told and left out:
+        training is worth more than one of its checkpoints, and the last good one stays.
+
+        Args:
+            must: wait until it is on the disk, and fail if it cannot be.
+
         Raises:
-            UserError: this or the previous save could not be written.
+            UserError: with `must`, that the disk takes no more.
         """
-        self.wait()
         step = int(state.step)
+        for_good = self.keep_every and step % self.keep_every == 0
+        if self.pending and not must and not for_good and runtime.anywhere(not self._written(PATIENCE)):
+            log.say(f"the checkpoint of step {self.pending[0]} is still being written; that of step {step} is left out")
+            return
+        self._settle()
         model = {"params": state.params, "model_state": state.model_state, "ema": state.ema}
-        train = {"opt_state": state.opt_state, "step": state.step, "key": state.key}
-        with errors.storage(self.folder):
-            response = self.checkpointer.save_checkpointables_async(
-                step, {"model": model, "train": train, "meta": {"json": self.meta, "schema": 1}}
-            )
-        self.pending = self.hasher.submit(self._finish, response, step)
+        train = {"opt_state": state.opt_state, "step": state.step, "key": state.key, "skipped": state.skipped}
+        parts = {"model": model, "train": train, "meta": {"json": self.meta, "schema": SCHEMA}}
+        try:
+            self.checkpointer = self.checkpointer or self._open()
+            with errors.storage(self.folder):
+                response = self.checkpointer.save_checkpointables_async(step, parts)
+        except errors.UserError as e:
+            if must:
+                raise
+            self._failed(step, e)
+            return
+        self.pending = step, self.hasher.submit(self._finish, response, step)
+        if must:
+            self.wait()
 
     def _finish(self, response: Any, step: int) -> None:
         if response.result() and jax.process_index() == 0:
             write_sums(self.folder / str(step))
 
+    def _written(self, seconds: float) -> bool:
+        """Whether the save in flight is at its end after at most so many seconds."""
+        return self.pending is None or bool(futures.wait([self.pending[1]], timeout=seconds).done)
+
     def wait(self) -> None:
-        """Wait for the save in flight and its hashes."""
+        """Wait for the save in flight and its hashes.
+
+        Raises:
+            UserError: it failed.
+        """
         pending, self.pending = self.pending, None
         if pending is not None:
             with errors.storage(self.folder):
-                pending.result()
+                pending[1].result()
+
+    def _settle(self) -> None:
+        """Wait for the save in flight; if it failed, say so and be ready for the next."""
+        step = self.pending[0] if self.pending else 0
+        try:
+            self.wait()
+        except errors.UserError as e:
+            self._failed(step, e)
+
+    def _failed(self, step: int, error: errors.UserError) -> None:
+        kept = latest_step(self.folder)
+        last = f"the last good checkpoint is that of step {kept}" if kept else "there is no good checkpoint yet"
+        log.say(f"the checkpoint of step {step} is lost: {error.cause}; training goes on, {last}")
+        self._release()
+
+    def _release(self) -> None:
+        """Let the storage library go; a new one removes what a failed save has left, which takes space."""
+        checkpointer, self.checkpointer = self.checkpointer, None
+        with contextlib.suppress(OSError, ValueError):  # it repeats what went wrong in the background
+            if checkpointer is not None:
+                checkpointer.close()
 
     def restore(self, shapes: TrainState) -> TrainState | None:
         """The latest state, placed as `shapes` says (any mesh), or None if there is no checkpoint yet.
@@ -96,20 +157,22 @@ class Checkpoints:
             return None
         verify(self.folder / str(step))
         model = {"params": shapes.params, "model_state": shapes.model_state, "ema": shapes.ema}
-        train = {"opt_state": shapes.opt_state, "step": shapes.step, "key": shapes.key}
+        train = {"opt_state": shapes.opt_state, "step": shapes.step, "key": shapes.key, "skipped": shapes.skipped}
         loaded = _load(self.folder / str(step), {"model": model, "train": train})
-        model, train = loaded["model"], loaded["train"]
-        return TrainState(
-            train["step"], model["params"], model["model_state"], model["ema"], train["opt_state"], train["key"]
-        )
+        return TrainState(**loaded["model"], **loaded["train"])
 
     def close(self) -> None:
-        try:
-            self.wait()
-        finally:
-            self.hasher.shutdown()
-            with errors.storage(self.folder):  # it repeats what went wrong in the background
-                self.checkpointer.close()
+        """Wait for the save in flight; if it failed, say so."""
+        self._settle()
+        self.hasher.shutdown()
+        self._release()
+
+
+def _unraisable(unraisable: Any) -> None:
+    """The interpreter's hook, but for the callbacks of a failed write into an event loop that its library has closed:
+    hundreds of tracebacks about a fault that is told in a line."""
+    if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+        sys.__unraisablehook__(unraisable)
 
 
 def steps(folder: Path) -> list[int]:

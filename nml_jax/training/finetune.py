@@ -5,6 +5,7 @@ encoder itself or {"base", "lora"} (training/lora.py), and beside them {"initial
 compares with it. A part that is not trained has a learning-rate multiplier of 0.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -159,7 +160,7 @@ def start(
     if head is not None:
         params["head"], model_state["head"] = head
     params, model_state = runtime.place((params, model_state), mesh)
-    return TrainState(state.step, params, model_state, None, state.opt_state, state.key)
+    return dataclasses.replace(state, params=params, model_state=model_state)
 
 
 def merged(tuned: tuple[Any, Any], config: Any) -> tuple[Any, Any]:

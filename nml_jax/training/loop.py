@@ -4,10 +4,11 @@ Whatever is trained, with whichever objective, goes through `train`. Batch k and
 (seed, k) only, so an interrupted run continues to the very same bits, and the host keeps no state but the step.
 """
 
+import contextlib
+import dataclasses
 import functools
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -17,39 +18,25 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from nml_jax import log, models, objectives, runtime, settings
+from nml_jax import models, objectives, runtime, settings
 from nml_jax.errors import NonFinite, Preempted
 from nml_jax.models import micro
 from nml_jax.training import optim
 from nml_jax.training import state as train_state
 from nml_jax.training.checkpoint import Checkpoints, warm_start
+from nml_jax.training.journal import Journal
+from nml_jax.training.plan import Plan as Plan
 from nml_jax.training.state import TrainState
+from nml_jax.training.window import LAG, Window
 
 Loss = Callable[..., Any]  # (params, model_state, batch, key) -> (scalar, (new_model_state, metrics))
-Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]  # start step -> local batches, without end
+Batches = Callable[[int], Generator[Mapping[str, np.ndarray]]]  # start step -> local batches, without end
 
 
 class Evaluator(Protocol):
     """`run(params, model_state)` yields (name, value)."""
 
     def run(self, params: Any, model_state: Any) -> Iterable[tuple[str, float]]: ...
-
-
-class Plan(NamedTuple):
-    """How long, in steps."""
-
-    steps: int
-    per_epoch: float
-
-    @classmethod
-    def of(cls, config: ConfigDict, n: int) -> "Plan":
-        """`train.epochs` over n records; with repeated augmentation an epoch is still n samples."""
-        per_epoch = n / config.train.batch
-        return cls(max(1, round(config.train.epochs * per_epoch)), per_epoch)
-
-    def every(self, epochs: float) -> int:
-        """An interval in epochs as steps; never less than one, 0 means at the end."""
-        return max(1, round(epochs * self.per_epoch)) if epochs else self.steps
 
 
 class Program(NamedTuple):
@@ -100,14 +87,23 @@ def assemble(
         return train_state.create(model, tx, key, ema=ema > 0)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        batch = dict(batch)
+        asked, replaced = batch.pop("asked", jnp.zeros(1, jnp.int32)), batch.pop("quarantined", None)
         key = jax.random.fold_in(state.key, state.step)
         with_gradient = jax.value_and_grad(loss, has_aux=True)
-        (_, (model_state, metrics)), grads = with_gradient(state.params, state.model_state, batch, key)
+        (value, (model_state, metrics)), grads = with_gradient(state.params, state.model_state, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         average = optax.incremental_update(params, state.ema, 1 - ema) if ema else None
         metrics["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1))
-        return TrainState(state.step + 1, params, model_state, average, opt_state, state.key), metrics
+        # Global values under jit: what is not finite on one shard is skipped on all.
+        sound = jnp.isfinite(value) & jnp.isfinite(metrics["grad_norm"][0])
+        state = state.after(params, model_state, average, opt_state, sound)
+        metrics = jax.tree.map(lambda x: jnp.where(sound, x, 0), metrics)
+        metrics |= {"skipped": (~sound, 1), "streak": (state.skipped[1], 1), "asked": (asked.sum(), 1)}
+        if replaced is not None:
+            metrics["quarantined"] = ((replaced >= 0).sum(), len(replaced))
+        return state, metrics
 
     return Program(
         model,
@@ -129,7 +125,7 @@ def start(config: ConfigDict, program: Program, mesh: Mesh, checkpoints: Checkpo
     given = runtime.fetch((state.params, state.model_state), mesh)
     params, model_state = runtime.place(warm_start(config.init_from, config, *given), mesh)
     average = runtime.place(runtime.fetch(params, mesh), mesh) if config.train.ema else None
-    return TrainState(state.step, params, model_state, average, state.opt_state, state.key)
+    return dataclasses.replace(state, params=params, model_state=model_state, ema=average)
 
 
 def train(
@@ -141,63 +137,60 @@ def train(
     batches: Batches,
     evaluators: Mapping[str, Evaluator],
     checkpoints: Checkpoints,
-    metrics: Callable[[int], log.Metrics],
+    journal: Journal,
 ) -> TrainState:
     """Train to the last step of the plan, from wherever the checkpoints are.
+
+    A step whose loss or gradient is not finite changes nothing but the count of such steps; the next batch follows.
 
     Args:
         batches: see `Batches`.
         evaluators: by name; run every `runtime.eval_every` epochs before the last step.
         checkpoints: where to continue from and save to.
-        metrics: start step -> where to write numbers on the way.
+        journal: what is written on the way.
 
     Raises:
-        Preempted: SIGTERM came; the state is saved.
-        NonFinite: a metric stopped being finite; names the step and the ids of its batch.
+        Preempted: SIGTERM came to one of the processes; all have saved the state, of the same step.
+        NonFinite: too many steps in a row were skipped, or a metric is not finite; names the ids of the batch.
+        UserError: too many records cannot be decoded.
     """
     state = start(config, program, mesh, checkpoints)
     first = int(state.step)
     if first == plan.steps:
         return state
-    put = runtime.put_batch(mesh)
-    eval_every = plan.every(config.runtime.eval_every)
-    iterator = batches(first)  # it may refuse, and then no file is open
-    writer = metrics(first)
-    window = log.Window()
-    with runtime.Preemption() as preemption:
-        try:
-            for step in range(first + 1, plan.steps + 1):
-                begun = time.perf_counter()
-                local = next(iterator)
-                writer.waiting(time.perf_counter() - begun)
-                batch = put({k: v for k, v in local.items() if k != "label_clean"})
-                with jax.transfer_guard("disallow"):
-                    state, values = program.step(state, batch)
-                window.add(step, values, local["id"])
+    put, clock, every = runtime.put_batch(mesh), journal.clock, plan.every(config.runtime.eval_every)
+    window = Window(mesh, config.runtime.max_skipped)
+    # Reading may be refused, and then no file is open.
+    with contextlib.closing(batches(first)) as iterator, journal.open(first), runtime.Preemption() as preemption:
+        for step in range(first + 1, plan.steps + 1):
+            local = next(iterator)
+            journal.received(idle=window.idle(), then="compile" if step == first + 1 else "step")
+            # Each process says with the batch whether it was asked to stop; the step tells all of them.
+            asked = np.full(jax.local_device_count(), preemption.asked, np.int32)
+            batch = put({k: v for k, v in local.items() if k != "label_clean"} | {"asked": asked})
+            with jax.transfer_guard("disallow"):
+                state, values = program.step(state, batch)
+            clock.to("step")
+            window.add(step, values, local)
 
-                stop = preemption.asked  # read once; a later signal counts for the next step
-                last = step == plan.steps
-                evaluate = step % eval_every == 0 and not last
-                save = checkpoints.due(step) or last or stop
-                if step % config.runtime.log_every == 0 or evaluate or save:
-                    means = window.close()
-                    shown = {k: means[f"train/{k}"] for k in ("loss", "accuracy") if f"train/{k}" in means}
-                    speed = writer.progress(step, shown)
-                    rate = float(np.asarray(program.schedule(step - 1)))
-                    writer.write(step, {"epoch": step / plan.per_epoch, **means, "train/lr": rate, **speed})
-                if evaluate:
-                    writer.write(step, dict(run_all(evaluators, state)))
-                if save:
-                    checkpoints.save(state)
-                if stop or (last and preemption.asked):
-                    checkpoints.wait()
-                    raise Preempted(f"asked to stop: saved at step {step}; the same command continues")
-        finally:
-            close = getattr(iterator, "close", None)
-            if close is not None:
-                close()
-            writer.close()
-    checkpoints.wait()
+            last = step == plan.steps
+            stop = window.asked(lag=0 if last else LAG)
+            evaluate = step % every == 0 and not last
+            save = checkpoints.due(step) or last or stop
+            if step % config.runtime.log_every == 0 or evaluate or save:
+                seen, skipped = window.close(), int(np.asarray(state.skipped)[0])
+                rate = float(np.asarray(program.schedule(max(step - skipped - 1, 0))))
+                journal.write(step, seen, {"epoch": step / plan.per_epoch, "train/lr": rate}, skipped)
+            if evaluate:
+                clock.to("evaluate")
+                journal.values(step, dict(run_all(evaluators, state)))
+            if save:
+                clock.to("save")
+                checkpoints.save(state, must=last or stop)
+                journal.saved(step)
+            clock.to("step")
+            if stop or (last and preemption.asked):
+                raise Preempted(f"asked to stop: saved at step {step}; the same command continues")
     return state
 
 

@@ -22,6 +22,15 @@ class TrainState:
     ema: Any  # moving average of params, or None
     opt_state: Any
     key: jax.Array  # typed PRNG key []; step k draws from fold_in(key, k)
+    skipped: jax.Array  # int32 [2], steps whose loss or gradient was not finite, which changed nothing: all, in a row
+
+    def after(self, params: Any, model_state: Any, ema: Any, opt_state: Any, sound: jax.Array) -> "TrainState":
+        """The state one step on: with these where `sound` (bool []), else with what it has, and the step is skipped."""
+        had = self.params, self.model_state, self.ema, self.opt_state
+        given = params, model_state, ema, opt_state
+        kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), given, had)
+        skipped = jnp.where(sound, self.skipped * jnp.array([1, 0]), self.skipped + 1)
+        return TrainState(self.step + 1, *kept, self.key, skipped)
 
 
 def create(model, tx: optax.GradientTransformation, key: jax.Array, *, ema: bool) -> TrainState:
@@ -30,7 +39,8 @@ def create(model, tx: optax.GradientTransformation, key: jax.Array, *, ema: bool
     params, model_state = model.init(init_key, model.spec)
     # A copy, because the donated state may hold no buffer twice.
     average = jax.tree.map(jnp.copy, params) if ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, model_state, average, tx.init(params), step_key)
+    none = jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.int32)
+    return TrainState(none[0], params, model_state, average, tx.init(params), step_key, none[1])
 
 
 def abstract(model, tx: optax.GradientTransformation, *, ema: bool, mesh: Mesh) -> TrainState:

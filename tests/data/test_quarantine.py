@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from nml_jax.data import builders, pipeline, sources
+from nml_jax.data.quarantine import Quarantine
 from nml_jax.errors import UserError
 from nml_jax.noise import CaptionSwap
 
@@ -282,3 +284,36 @@ def test_a_shard_that_is_gone_stops_the_run(folder):
     shard(folder, 1).unlink()
     with pytest.raises(UserError, match=r"cannot be read: open\(\) failed: No such file"):
         train(opened(folder), 9)
+
+
+# ---- on record -------------------------------------------------------------------------------------------------------
+
+
+def test_undecodable_records_are_on_record_once_with_key_and_reason(tmp_path, capsys):
+    keys = tuple(f"images/{i}.png" for i in range(N))
+    add = Quarantine(tmp_path, source(keys=keys), 1.0)
+    add([3, 2, 3])
+    add([2])
+    lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["key"]) for line in lines] == [(3, "images/3.png"), (2, "images/2.png")]
+    assert all(line["reason"] for line in lines)
+    assert capsys.readouterr().err.count("is left out, another stands in") == 2
+    again = Quarantine(tmp_path, source(keys=keys), 1.0)  # a restart
+    again([2, 11])
+    assert [json.loads(x)["id"] for x in (tmp_path / "quarantine.jsonl").read_text().splitlines()] == [3, 2, 11]
+
+
+def test_above_the_budget_the_run_stops(tmp_path):
+    add = Quarantine(tmp_path, source(), 2 / N)
+    add([2, 3])
+    with pytest.raises(UserError, match=rf"3 of {N} training records cannot be decoded.*runtime.quarantine=0.0952"):
+        add([11])
+    assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 3
+    Quarantine(tmp_path / "other", source(), 0.0, active=False)([2])  # one is always allowed
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_restart_with_too_small_a_budget_stops_at_the_next_one(tmp_path):
+    Quarantine(tmp_path, source(), 1.0)([2, 3])
+    with pytest.raises(UserError, match="3 of"):
+        Quarantine(tmp_path, source(), 0.0)([11])

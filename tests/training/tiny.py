@@ -1,7 +1,7 @@
 """A training run in miniature: random images, a tiny ResNet, every source of randomness switched on."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +9,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import digits
-from nml_jax import log, runtime, settings
+from nml_jax import goodput, runtime, settings
 from nml_jax.training import checkpoint, loop
+from nml_jax.training.journal import Journal
 from nml_jax.training.state import TrainState
 
 RECORDS, CLASSES = 64, 3
@@ -28,8 +29,8 @@ def tiny_config(**overrides) -> ConfigDict:
     return config
 
 
-def random_batches(batch: int, *, poison: int | None = None):
-    """Batches that are a function of the step alone; from step `poison` on they hold values that no loss survives."""
+def random_batches(batch: int, *, poison: Container[int] = ()):
+    """Batches that are a function of the step alone; those in `poison` hold values that no loss survives."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (RECORDS, 8, 8, 3), dtype=np.uint8)
     labels = rng.integers(0, CLASSES, RECORDS).astype(np.int32)
@@ -39,7 +40,7 @@ def random_batches(batch: int, *, poison: int | None = None):
         while True:
             ids = np.random.default_rng(step).permutation(RECORDS)[:batch].astype(np.int32)
             mask = np.ones(batch, np.float32)
-            if poison is not None and step >= poison:
+            if step in poison:
                 mask[0] = np.nan
             yield {"image": images[ids], "label": labels[ids], "label_clean": labels[ids], "id": ids, "mask": mask}
             step += 1
@@ -54,6 +55,7 @@ class Run:
     folder: Path
     config: ConfigDict
     mesh: Mesh
+    quarantined: list[int] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
         self.plan = loop.Plan.of(self.config, RECORDS)
@@ -76,8 +78,11 @@ class Run:
                 batches=batches or random_batches(self.config.train.batch),
                 evaluators=evaluators or {},
                 checkpoints=checkpoints,
-                metrics=lambda step: log.Metrics(self.folder, step=step, steps=self.plan.steps, batch=16, label="tiny"),
-            )
+                journal=Journal(
+                    self.folder, self.config, steps=self.plan.steps, label="tiny", clock=goodput.Clock(),
+                    quarantine=self.quarantined.extend,
+                ),
+            )  # fmt: skip
         finally:
             checkpoints.close()
 

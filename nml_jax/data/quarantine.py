@@ -1,0 +1,55 @@
+"""Training records that cannot be decoded: on record with the reason, and no more of them than the budget allows."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from nml_jax import log
+from nml_jax.data import pipeline
+from nml_jax.data.sources import Source
+from nml_jax.errors import UserError, storage
+
+FILE = "quarantine.jsonl"
+
+
+class Quarantine:
+    """The undecodable records of a run, in `quarantine.jsonl`: a line {"id", "key", "reason"} for each.
+
+    Args:
+        folder: of the run.
+        source: that it trains on.
+        budget: share of the records; one record is always allowed.
+        active: False on all processes but the first, which then count and write nothing.
+    """
+
+    def __init__(self, folder: Path, source: Source, budget: float, *, active: bool = True):
+        self.path, self.source, self.budget, self.active = folder / FILE, source, budget, active
+        self.known = {json.loads(line)["id"] for line in self._lines()}
+
+    def __call__(self, ids: Iterable[int]) -> None:
+        """Put on record what is new among these ids of all processes.
+
+        Raises:
+            UserError: the budget is exceeded; on every process at the same call.
+        """
+        new = [i for i in dict.fromkeys(ids) if i not in self.known]
+        if not new:
+            return
+        self.known.update(new)
+        lines = [{"id": i, "key": self.source.keys[i] if self.source.keys else None,
+                  "reason": pipeline.reason(self.source, i)} for i in new] if self.active else []  # fmt: skip
+        for line in lines:
+            log.say(f"record {line['key'] or line['id']} is left out, another stands in: {line['reason']}")
+        if lines:
+            with storage(self.path):
+                written = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                log.atomic_write(self.path, "".join(f"{line}\n" for line in self._lines()) + written)
+        if len(self.known) > max(1, self.budget * len(self.source)):
+            raise UserError(
+                f"{len(self.known)} of {len(self.source)} training records cannot be decoded, more than "
+                f"runtime.quarantine={self.budget:g} allows; {self.path} lists them",
+                "build the dataset anew with python -m nml_jax.data.builders, or raise --config.runtime.quarantine",
+            )
+
+    def _lines(self) -> list[str]:
+        return self.path.read_text("utf-8").splitlines() if self.path.exists() else []

@@ -1,0 +1,113 @@
+"""A disk that is full, read-only or slow while a run saves: training goes on, and the last good checkpoint stays."""
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nml_jax.errors import UserError
+from nml_jax.training import checkpoint
+from tests.training.tiny import Run, host, random_batches
+
+# After a failed write the storage library still calls back into an event loop that it has closed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+DISK = 4_000_000  # bytes
+
+
+@pytest.fixture
+def disk(tmp_path, request) -> Iterator[Path]:
+    """A small disk of its own, with the run's folder or, where asked, with the checkpoints alone."""
+    folder = tmp_path / "disk" / getattr(request, "param", "")
+    folder.mkdir(parents=True)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", folder], capture_output=True)
+    if mount.returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture
+def run(tmp_path, disk, make_run) -> Run:
+    made = make_run()
+    made.folder = tmp_path / "disk" / "run"
+    return made
+
+
+def at(actions: Mapping[int, Callable[[], object]]):
+    """Batches 0, 1, ...; an action is done while the one of its step is read."""
+
+    def batches(start: int) -> Iterator:
+        for k, batch in enumerate(random_batches(16)(start), start):
+            actions.get(k, lambda: None)()
+            yield batch
+
+    return batches
+
+
+def fill(disk: Path) -> None:
+    """Leave less room than a checkpoint takes."""
+    with (disk / "filler").open("wb") as f:
+        free = int(subprocess.check_output(["df", "--output=avail", "-B1", disk]).split()[-1])
+        f.write(b"x" * (free - 8192))
+
+
+def read_only(disk: Path, on: bool) -> None:
+    subprocess.run(["mount", "-o", f"remount,{'ro' if on else 'rw'}", disk], check=True)
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(run, disk, make_run, capsys):
+    """Full before the save of step 4, free again before that of step 8."""
+    state = run.train(at({3: lambda: fill(disk), 7: (disk / "filler").unlink}))
+    assert checkpoint.steps(run.folder / "checkpoints") == [8, 12]
+    err = capsys.readouterr().err
+    assert "the checkpoint of step 4 is lost: cannot write" in err
+    assert "No space left" in err
+    assert "there is no good checkpoint yet" in err
+    for name, array in host(make_run("sound").train()).items():
+        np.testing.assert_array_equal(host(state)[name], array, err_msg=name)
+    assert not list((run.folder / "checkpoints").glob("*tmp*"))
+
+
+@pytest.mark.parametrize("disk", ["run/checkpoints"], indirect=True)
+@pytest.mark.parametrize("how", ["full", "read-only"])
+def test_the_last_save_must_succeed_and_the_last_good_one_stays(run, disk, make_run, how: str, capsys):
+    def refuse() -> None:
+        wait_for(run.folder / "checkpoints" / "4" / checkpoint.SUMS)
+        fill(disk) if how == "full" else read_only(disk, on=True)
+
+    with pytest.raises(UserError, match="cannot write") as error:
+        run.train(at({6: refuse}))
+    assert "what was saved before is kept" in error.value.cure
+    assert "the last good checkpoint is that of step 4" in capsys.readouterr().err  # as said when that of 8 failed
+    read_only(disk, on=False)
+    (disk / "filler").unlink(missing_ok=True)
+    state = run.train()
+    for name, array in host(make_run("sound").train()).items():
+        np.testing.assert_array_equal(host(state)[name], array, err_msg=name)
+
+
+def test_slow_storage_is_not_waited_for(make_run, monkeypatch, capsys):
+    """The save of step 4 takes until step 10; that of step 8 is left out, that of step 12 is not."""
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0.01)
+    run, release = make_run(), threading.Event()
+    finish = checkpoint.Checkpoints._finish
+
+    def slowly(self, response, step: int) -> None:
+        assert release.wait(60)
+        finish(self, response, step)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "_finish", slowly)
+    run.train(at({9: release.set}))
+    assert "the checkpoint of step 4 is still being written; that of step 8 is left out" in capsys.readouterr().err
+    assert checkpoint.steps(run.folder / "checkpoints") == [4, 12]
