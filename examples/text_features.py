@@ -2,14 +2,16 @@
 
     python examples/text_features.py OUT_DIR TRAIN.csv [TEST.csv ...] [--dim 256]
 
-Each CSV has the columns text and label. What is learned (the vocabulary and the SVD) is learned from TRAIN alone; every
-file becomes OUT_DIR/<its name>.safetensors with features float32 [N, dim] and labels, for configs/features.py.
+Each CSV has the columns text and label, and a name of its own. What is learned (the vocabulary and the SVD) is learned
+from TRAIN alone; every file becomes OUT_DIR/<its name>.safetensors with features float32 [N, dim] and labels, for
+configs/features.py.
 """
 
 import argparse
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +32,16 @@ def read(path: Path) -> tuple[list[str], list[str]]:
     return [row["text"] for row in rows], [row["label"] for row in rows]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("files", type=Path, nargs="+", help="the training file first")
     parser.add_argument("--dim", type=int, default=256)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    stems = [path.stem for path in args.files]
+    if doubled := [path for i, path in enumerate(args.files) if path.stem in stems[:i]]:
+        both = f"{doubled[0]} and a file before it would both become {doubled[0].stem}.safetensors"
+        sys.exit(f"error: {both}\n  cure: rename one of them")
     texts, labels = zip(*(read(path) for path in args.files), strict=True)
     names = sorted(set(labels[0]))
     encoder = make_pipeline(

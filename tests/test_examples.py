@@ -65,8 +65,11 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def example(root: Path) -> ModuleType:
-    path = root / "examples" / "export_features.py"
-    spec = importlib.util.spec_from_file_location("export_features", path)
+    return loaded(root / "examples" / "export_features.py")
+
+
+def loaded(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -156,3 +159,19 @@ def test_every_subcommand_explains_itself(example: ModuleType, command: str, cap
     with pytest.raises(SystemExit, match="0"):
         example.main([command, "--help"])
     assert "OUT" in capsys.readouterr().out
+
+
+def test_sentences_as_features(root: Path, tmp_path: Path):
+    program = loaded(root / "examples" / "text_features.py")
+    rows = [(f"word{i} word{i % 3} again", "ab"[i % 2]) for i in range(20)]
+    for folder in ("train", "other"):
+        (tmp_path / folder).mkdir()
+    train, test = texts(tmp_path / "train" / "d.csv", rows), texts(tmp_path / "other" / "e.csv", rows[:5])
+    program.main([f"{tmp_path}/out", train, test, "--dim", "4"])
+    found = [open_features(f"{tmp_path}/out/{name}.safetensors") for name in "de"]
+    assert [(len(each), each.dim, each.class_names) for each in found] == [(20, 4, ("a", "b")), (5, 4, ("a", "b"))]
+    np.testing.assert_array_equal(found[0].read()[:5], found[1].read())
+    same = texts(tmp_path / "other" / "d.csv", rows[:5])
+    with pytest.raises(SystemExit, match=r"d\.csv and a file before it would both become d\.safetensors"):
+        program.main([f"{tmp_path}/new", train, same])
+    assert not (tmp_path / "new").exists()

@@ -83,15 +83,6 @@ class Layer:
     def dim(self) -> int:
         return self.bank.index["layers"][self.name][1]
 
-    @property
-    def labels(self) -> np.ndarray:
-        """int32 [N]."""
-        return self.bank.read("label")
-
-    @property
-    def fingerprint(self) -> str:
-        return self.bank.index["sha256"]
-
     def read(self) -> np.ndarray:
         """float32 [N, V, D]."""
         return self.bank.read(self.name)

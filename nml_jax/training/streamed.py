@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from nml_jax.data.features import block_rows
 from nml_jax.data.shares import stratified
 from nml_jax.models.heads import Tree
 from nml_jax.training import head_runs, heads, methods
@@ -19,7 +20,6 @@ from nml_jax.training.heads import ByGradient, HeadResult, Job
 from nml_jax.training.tuned import TunedHead
 
 NEIGHBOURS = 256  # rows that are read together
-BLOCK = 16_384  # rows at a time of a pass in order
 
 
 class Rows(Protocol):
@@ -108,7 +108,7 @@ def _standard(features: Rows) -> Tree:
     """{"mean", "scale"} over all rows and views in float64, as float32 [D]; a constant feature has the scale 1."""
     first = features.rows(np.arange(1))[0, 0].astype(np.float64)  # subtracted, so that a large mean costs no digits
     total, squares, count = np.zeros(features.dim), np.zeros(features.dim), len(features) * features.views
-    for _, block in features.blocks(BLOCK):
+    for _, block in features.blocks(block_rows(features.views, features.dim)):
         moved = block.reshape(-1, features.dim) - first
         total += moved.sum(0)
         squares += (moved * moved).sum(0)
