@@ -6,12 +6,13 @@ Without --config it runs configs/digits.py. Everything it calls can be imported 
 """
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from absl import flags, logging
@@ -81,7 +82,10 @@ def launch(
         experiment.claim(workdir, config, force=force, write=False)
         print(plan.describe(config, cells, workdir, mesh))
         return
+    runtime.self_test(mesh, config.runtime.timeout)
     first = jax.process_index() == 0
+    if first:
+        log.say(runtime.describe(mesh))
     revision = code_revision()
     experiment.claim(workdir, config, force=force, write=first and bool(todo))
 
@@ -157,16 +161,22 @@ def run(argv: list[str] | None = None) -> int:
     previous = signal.signal(signal.SIGTERM, _preempted)  # the training loop sets its own, which saves first
     try:
         main(parse(argv))
+        if processes := _processes():
+            processes.finish()
     except UserError as e:
         return fail(e, f"error: {e}")
     except (Preempted, NonFinite, PeerLost) as e:
         return fail(e, f"stopped: {e}")
-    except KeyboardInterrupt:
-        print("stopped by the keyboard; the same command continues", file=sys.stderr)
-        return 130
-    except OSError as e:
-        if refused := of_storage(e):
+    except KeyboardInterrupt as e:
+        return fail(e, "stopped by the keyboard; the same command continues", code=130)
+    except Exception as e:
+        if isinstance(e, OSError) and (refused := of_storage(e)):
             return fail(refused, f"error: {refused}")
+        # Whatever a library says of a peer that is gone, this is what it means.
+        if (processes := _processes()) and (cause := processes.lost()):
+            return fail(PeerLost(cause), f"stopped: {cause}")
+        if processes:
+            processes.leave(1, traceback.format_exc(), f"{type(e).__name__}: {_one_line(e)}")
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -177,12 +187,18 @@ def _preempted(*_: Any) -> None:
     raise Preempted("asked to stop; the same command continues")
 
 
-def fail(error: Any, message: str) -> int:
+def fail(error: BaseException, message: str, code: int = 1) -> int:
+    """Tell the person, and the other processes of the job, if there are any."""
+    code = getattr(error, "exit_code", code)
+    if processes := _processes():
+        processes.leave(code, message, str(error))
     print(message, file=sys.stderr, flush=True)
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
-        os._exit(error.exit_code)  # the peers wait for us in a collective; JAX ends them when we are gone
-    return error.exit_code
+    return code
+
+
+def _processes() -> ModuleType | None:
+    """The module, if it has been imported: it imports JAX."""
+    return sys.modules.get("nml_jax.processes")
 
 
 if __name__ == "__main__":

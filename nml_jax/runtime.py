@@ -1,18 +1,21 @@
-"""Processes, devices and placement: joining a job, the mesh, where arrays live, and how a batch gets there."""
+"""Devices and placement: the mesh, where arrays live, and how a batch gets there. For processes see `processes`."""
 
 import functools
 import os
 import signal
-import sys
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from nml_jax import processes
 from nml_jax.errors import PeerLost, UserError
+from nml_jax.processes import agree as agree
+from nml_jax.processes import barrier as barrier
+from nml_jax.processes import start as start
 
 Batch = Mapping[str, Any]
 
@@ -20,62 +23,6 @@ Batch = Mapping[str, Any]
 SHARD_FROM = 2**16
 
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
-
-
-def start(timeout: int = 120) -> None:
-    """Join the other processes of this job, if there are any.
-
-    A job is recognised by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by the environment of
-    Slurm, Open MPI or a TPU pod, where JAX finds the rest itself.
-
-    Args:
-        timeout: seconds to wait for the peers.
-
-    Raises:
-        UserError: the three variables are incomplete or no numbers.
-        PeerLost: the job refused this process. If its peers do not come in time, the process ends with that exit code.
-    """
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    given = {name: os.environ[name] for name in names if name in os.environ}
-    explicit: dict[str, Any] = {}
-    if given:
-        try:
-            address, count, index = given[names[0]], int(given[names[1]]), int(given[names[2]])
-        except (KeyError, ValueError) as e:
-            raise UserError(
-                f"cannot join the job: {given} is incomplete or no number", f"set {', '.join(names)}"
-            ) from e
-        explicit = {"coordinator_address": address, "num_processes": count, "process_id": index}
-    elif not _in_a_job():
-        return
-    if jax.distributed.is_initialized():
-        return
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # JAX ends a process that waits in vain with an abort and a stack trace; we are a little earlier.
-    who = f"process {explicit['process_id']} of {explicit['num_processes']}" if explicit else "this process"
-    watch = threading.Timer(timeout, _give_up, [f"{who} waited {timeout} s for the other processes of its job"])
-    watch.daemon = True
-    watch.start()
-    try:
-        jax.distributed.initialize(initialization_timeout=timeout + 60, **explicit)
-    except (RuntimeError, ValueError) as e:
-        raise PeerLost(f"{who} could not join its job: {str(e).splitlines()[0]}") from e
-    finally:
-        watch.cancel()
-
-
-def _give_up(cause: str) -> None:
-    """End the process although its main thread is in a library that does not return."""
-    print(f"stopped: {cause}; see that all were started and reach the coordinator", file=sys.stderr, flush=True)
-    os._exit(PeerLost.exit_code)
-
-
-def _in_a_job() -> bool:
-    env = os.environ
-    several = (int(env.get(name, "1")) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    inside = "SLURM_PROCID" in env or "OMPI_COMM_WORLD_RANK" in env
-    return (inside and any(several)) or "," in env.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
@@ -96,6 +43,31 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
             "set runtime.data_axis=-1 and a runtime.fsdp_axis that divides the number of devices",
         )
     return jax.make_mesh((sizes[0], sizes[1]), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def self_test(mesh: Mesh, timeout: float = 120) -> None:
+    """Add up a number of every device, on all of them.
+
+    Raises:
+        PeerLost: the sum is wrong, or not there after `timeout` seconds.
+    """
+    n = mesh.size
+    sharding = NamedSharding(mesh, BATCH_SPEC)
+    numbers = jax.make_array_from_callback((n,), sharding, lambda index: np.arange(1, n + 1, dtype=np.int32)[index])
+    try:
+        found = processes.aside(lambda: int(jax.jit(jnp.sum, out_shardings=replicated(mesh))(numbers)), timeout)
+    except TimeoutError as e:
+        raise PeerLost(f"the devices have not added up {n} numbers within {timeout:g} s: one does not answer") from e
+    if found != n * (n + 1) // 2:
+        raise PeerLost(f"the devices add up 1 to {n} to {found}: one of them, or a link, is broken")
+
+
+def describe(mesh: Mesh) -> str:
+    """One line: hosts, processes, devices, mesh, versions."""
+    about, hosts = environment(), len(set(processes.hosts()))
+    axes = " × ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    versions = ", ".join(f"{name} {about[name]}" for name in ("nml_jax", "jax", "jaxlib", "python"))
+    return f"{hosts} host(s), {about['processes']} process(es), {about['device']}, mesh {axes}; {versions}"
 
 
 def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
@@ -180,13 +152,13 @@ def _gather(mesh: Mesh) -> Callable[[Any], Any]:
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))
 
 
-def agree(value: bool) -> bool:
-    """The first process's answer, on every process: what all must decide alike is decided once."""
+def anywhere(value: bool) -> bool:
+    """Whether any process says so, on every process."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils
 
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+    return bool(np.any(multihost_utils.process_allgather(np.int32(value))))
 
 
 class Preemption:

@@ -15,8 +15,9 @@ FLOORS = {
     "classifier": 5, "diagnosis": 5,
     "training": 4, "evals": 3,
     "objectives": 2, "models": 2, "data": 2,
-    "noise": 1, "spectrum": 1, "runtime": 1, "log": 1, "settings": 1,
-    "errors": 0,
+    "noise": 1, "spectrum": 1, "runtime": 1, "log": 1, "settings": 1, "goodput": 2,
+    "processes": 0,
+    "errors": -1,
     "__init__": 8,
 }  # fmt: skip
 

@@ -2,37 +2,27 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from nml_jax import log
-from tests import pairs
+from tests import pairs, peers
 from tests.small import PINNED, flags
 
 ROOT = Path(__file__).parent.parent
 CELL = "noise=0.3,seed=0"
 
 
-def start(args: list[str], *, processes: int, index: int, port: int) -> subprocess.Popen:
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-        "JAX_NUM_PROCESSES": str(processes),
-        "JAX_PROCESS_ID": str(index),
-    }
-    program = [sys.executable, "-m", "nml_jax.main", *args]
-    return subprocess.Popen(program, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def together(args: list[str], *, count: int = 2) -> list[peers.Ended]:
+    """Run the program in several processes, well."""
+    port = peers.free_port()
+    ended = peers.end([peers.begin(["-m", "nml_jax.main", *args], i, count, port) for i in range(count)], 300)
+    for e in ended:
+        assert e.code == 0, e.out
+    return ended
 
 
 def test_two_processes_train_as_one(tmp_path: Path):
@@ -43,11 +33,7 @@ def test_two_processes_train_as_one(tmp_path: Path):
         cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert one.returncode == 0, one.stderr
-    port = free_port()
-    pair = [start(flags(tmp_path / "two", **options), processes=2, index=i, port=port) for i in range(2)]
-    for process in pair:
-        out, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, out
+    together(flags(tmp_path / "two", **options))
     losses = [
         [
             json.loads(line).get("train/loss")
@@ -70,16 +56,6 @@ def test_two_processes_train_as_one(tmp_path: Path):
     assert PINNED["noise"] == 0.3
 
 
-def test_a_process_that_waits_in_vain_says_so_within_its_limit(tmp_path: Path):
-    args = flags(tmp_path / "run", **{"runtime.timeout": 5})
-    begun = time.monotonic()
-    alone = start(args, processes=2, index=0, port=free_port())
-    out, _ = alone.communicate(timeout=120)
-    assert alone.returncode == 76, out
-    assert "process 0 of 2 waited 5 s for the other processes" in out
-    assert time.monotonic() - begun < 90
-
-
 @pytest.mark.slow
 def test_two_processes_train_clip_as_one(tmp_path: Path):
     """The same first loss over the global batch; retrieval and zero-shot are evaluated once, over all of it."""
@@ -88,11 +64,7 @@ def test_two_processes_train_clip_as_one(tmp_path: Path):
                "optimizer.warmup_epochs": 0.5, "runtime.evaluators": ()}  # fmt: skip
     cell = "noise=0.5,seed=0"
     pairs.launch(tmp_path / "one", data, **options)
-    port = free_port()
-    two = [start(pairs.flags(tmp_path / "two", data, **options), processes=2, index=i, port=port) for i in range(2)]
-    for process in two:
-        out, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, out
+    together(pairs.flags(tmp_path / "two", data, **options))
     first = [json.loads((tmp_path / n / cell / "metrics.jsonl").read_text().splitlines()[0]) for n in ("one", "two")]
     assert abs(first[0]["train/loss"] - first[1]["train/loss"]) < 1e-5 * first[0]["train/loss"]
     values = [

@@ -106,6 +106,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
         record["stages"][name] = {"inputs": now}
         with storage(workdir):
             log.write_json(workdir / "run.json", record)
+    runtime.agree(True)  # the others look when what is not to be there is gone
     begun = time.perf_counter()
     output = stage.run(config, workdir, mesh)
     seconds = time.perf_counter() - begun

@@ -165,7 +165,7 @@ def keep(site: Site, folder: Path, end: tuple[Any, Any], done: Trained) -> None:
     }  # fmt: skip
     result = checkpoint.Checkpoints(folder / "checkpoints", every=1, keep=1, keep_every=0, meta=meta)
     try:
-        if not checkpoint.steps(folder / "checkpoints"):
+        if not runtime.agree(bool(checkpoint.steps(folder / "checkpoints"))):
             placed = runtime.place((params, model_state), site.mesh)
             result.save(dataclasses.replace(done.state, params=placed[0], model_state=placed[1], opt_state={}))
     finally:

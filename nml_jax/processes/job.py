@@ -1,0 +1,260 @@
+"""One process among the others of its job: what it hears of them, and what they hear of it."""
+
+import contextlib
+import ctypes
+import functools
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import jax
+from jax._src import distributed  # the client of the service, which JAX's own libraries take from there, too
+
+from nml_jax.errors import NonFinite, PeerLost, Preempted
+from nml_jax.processes import cluster
+
+T = TypeVar("T")
+
+TICK = 1.0  # seconds between two looks at the others
+GRACE = 5.0  # seconds that a process has for an error of its own when it hears of another's
+FOREVER = 7 * 24 * 3600.0  # seconds; such waits end when a peer is lost
+
+# Keys of the service: who has ended, and why; who is where; what process 0 has decided.
+STOPPED, HOSTS, AGREED = "nml_jax/stopped/", "nml_jax/host/", "nml_jax/agreed/"
+
+
+class Job:
+    """From before the processes are joined until this one ends.
+
+    Args:
+        timeout: see `processes.start`.
+    """
+
+    def __init__(self, timeout: float):
+        self.timeout, self.state = timeout, distributed.global_state
+        self.hosts: dict[int, str] = {}  # of every process, once all are there
+        self.agreed = self.rounds = 0  # answers of process 0; looks at the others after which all lived
+        self.cause: str | None = None  # why this process must end, ...
+        self.code: int | None = None  # and with which code it is about to
+        self.over = threading.Event()  # nobody is missed any more
+        self.speaking = threading.Lock()
+        self.heard = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        # When the coordinator is gone, or others do not come, the library ends the process with abort().
+        self.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
+        self.previous = _on_abort(ctypes.cast(self.handler, ctypes.c_void_p))
+
+    @property
+    def index(self) -> int:
+        return self.state.process_id
+
+    @property
+    def count(self) -> int:
+        return self.state.num_processes
+
+    @property
+    def client(self) -> Any:
+        return self.state.client
+
+    @property
+    def address(self) -> str:
+        """Of the coordinator, "host:port"."""
+        return self.state.coordinator_address or ""
+
+    # ---- its beginning
+
+    @contextlib.contextmanager
+    def joining(self) -> Iterator[None]:
+        """Keep what C++ writes to stderr: when others do not come, their numbers stand in its last words alone."""
+        sys.stderr.flush()
+        self.stderr = os.dup(2)
+        os.dup2(self.heard.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(self.stderr, 2)
+            os.close(self.stderr)
+            sys.stderr.writelines(line for line in self._heard() if "recoverable task" not in line)
+            self.heard.close()
+
+    def open(self) -> None:
+        """Get to know the others, and watch over them from now on."""
+        self.client.key_value_set(f"{HOSTS}{self.index}", socket.gethostname())
+        self.barrier("the start", self.timeout)
+        self.hosts = {int(key.rpartition("/")[2]): host for key, host in self.client.key_value_dir_get(HOSTS)}
+        self.watch = threading.Thread(target=self._watch, daemon=True, name="peers")
+        self.watch.start()
+        cluster.require_reachable(self.address, len(set(self.hosts.values())))
+
+    # ---- together with the others
+
+    def barrier(self, name: str, timeout: float) -> None:
+        wait = functools.partial(self.client.wait_at_barrier, f"nml_jax/{name}", int(min(timeout, FOREVER) * 1000))
+        try:
+            aside(wait)
+        except jax.errors.JaxRuntimeError as e:
+            if late := self._late(str(e)):
+                raise PeerLost(f"{late} did not reach {name!r} within {timeout:g} s") from e
+            raise PeerLost(self.lost() or f"waiting for the others at {name!r}: {first_line(e)}") from e
+
+    def agree(self, value: T) -> T:
+        self.agreed += 1
+        key = f"{AGREED}{self.agreed}"
+        if self.index == 0:
+            self.client.key_value_set(key, json.dumps(value))
+            return value
+        return json.loads(aside(lambda: self.client.blocking_key_value_get(key, int(FOREVER * 1000))))
+
+    def lost(self) -> str | None:
+        end, rounds = time.monotonic() + self.timeout, self.rounds
+        while self.cause is None and self.rounds < rounds + 2 and time.monotonic() < end:
+            time.sleep(0.1)
+        return self.cause
+
+    # ---- its end
+
+    def leave(self, code: int, message: str, words: str) -> None:
+        self.speaking.acquire()  # and never released: one end is enough
+        self.code = code
+        self.over.set()
+        print(message, file=sys.stderr, flush=True)
+        with contextlib.suppress(jax.errors.JaxRuntimeError, TimeoutError):
+            told = json.dumps({"code": code, "words": first_line(words)})
+            aside(lambda: self.client.key_value_set(f"{STOPPED}{self.index}", told), GRACE)
+            end = time.monotonic() + patience(code, self.timeout) + 2 * TICK
+            # The service goes with process 0, and with the service the client of whoever is still there.
+            while self.index == 0 and len(self._farewells()) < self.count and time.monotonic() < end:
+                time.sleep(0.1)
+        sys.stdout.flush()
+        os._exit(code)
+
+    def close(self) -> None:
+        """At the end of the program, in peace: the last to go is process 0, with the service."""
+        self.over.set()
+        if self.hosts:
+            self.watch.join(self.timeout)
+            end = time.monotonic() + self.timeout
+            with contextlib.suppress(jax.errors.JaxRuntimeError, TimeoutError):
+                while self.index == 0 and len(aside(self._live, max(end - time.monotonic(), 0))) > 1:
+                    time.sleep(0.05)
+        _on_abort(self.previous)
+
+    # ---- noticing
+
+    def _watch(self) -> None:
+        pause = GRACE
+        while self.cause is None and not self.over.wait(TICK):
+            try:
+                farewells = self._farewells()
+                missing = set() if farewells else set(range(self.count)) - self._live()
+            except jax.errors.JaxRuntimeError as e:
+                self.cause = f"{self._named([0])}, the coordinator, does not answer: {first_line(e)}"
+                break
+            if farewells:
+                # Of several the first cause: others may have ended for its sake.
+                who, said = min(farewells.items(), key=lambda item: item[1]["code"] == PeerLost.exit_code)
+                self.cause = f"{self._named([who])} ended with exit code {said['code']}: {said['words']}"
+                pause = patience(said["code"], self.timeout)
+            elif missing:
+                self.cause = f"{self._named(missing)} {'is' if len(missing) == 1 else 'are'} gone without a word"
+            self.rounds += 1
+        if self.cause is not None and not self.over.wait(pause):
+            self.leave(PeerLost.exit_code, f"stopped: {self.cause}", self.cause)
+
+    def _farewells(self) -> dict[int, dict[str, Any]]:
+        return {int(key.rpartition("/")[2]): json.loads(said) for key, said in self.client.key_value_dir_get(STOPPED)}
+
+    def _live(self) -> set[int]:
+        """Who lives; it returns when all have asked, or have not given a sign of life for too long."""
+        return set(self.client.get_live_nodes(list(range(self.count))))
+
+    def _aborted(self, _: int) -> None:
+        """Called in place of dying when the library aborts; when it returns, the process dies of it."""
+        if self.code is not None:
+            os._exit(self.code)
+        if self.hosts:
+            if not _answers(self.address):
+                _end(f"{self._named([0])}, the coordinator, is gone without a word")
+            return
+        os.dup2(self.stderr, 2)
+        said = self._heard()
+        if late := self._late("".join(said)):
+            _end(f"{late} did not come within {self.timeout:g} s; see that all were started and reach {self.address}")
+        if not _answers(self.address):
+            own = " (which every host has for itself)" if cluster.is_loopback(self.address) else ""
+            _end(f"{self._named([0])} did not answer at {self.address}{own} within {self.timeout:g} s")
+        sys.stderr.writelines(said)
+
+    def _heard(self) -> list[str]:
+        self.heard.seek(0)
+        return self.heard.readlines()
+
+    def _late(self, said: str) -> str:
+        """Who has not come, by what the service says when a barrier is not reached; "" if it says no such thing."""
+        found = re.search(r"reached the barrier: (\d+)/.*timed out task names:\n((?:[^\n]*\d\n)+)", said, re.DOTALL)
+        if found is None:
+            return ""
+        late = [int(i) for i in re.findall(r"(\d+)\n", found[2])]
+        more = self.count - int(found[1]) - len(late)  # it lists but the first of many
+        return self._named(late) + (f" and {more} more" if more > 0 else "")
+
+    def _named(self, processes: Iterable[int]) -> str:
+        """ "processes 2 (its host) and 3 (its host) of 8" """
+        known = [f"{i} ({self.hosts[i]})" if i in self.hosts else str(i) for i in sorted(processes)]
+        return f"process{'es' if len(known) > 1 else ''} {' and '.join(known)} of {self.count}"
+
+
+def aside(call: Callable[[], T], limit: float | None = None) -> T:
+    """Run what blocks outside of Python in a thread of its own, so that signals are heard meanwhile.
+
+    Raises:
+        TimeoutError: after `limit` seconds; the call goes on.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as e:
+            future.set_exception(e)
+
+    threading.Thread(target=run, daemon=True, name="waiting").start()
+    return future.result(limit)
+
+
+def first_line(said: Any) -> str:
+    return next((line for line in str(said).splitlines() if line.strip()), type(said).__name__)
+
+
+def patience(code: int, timeout: float) -> float:
+    """Seconds for an own end when another's is heard of: for some reasons all stop alike, and save before it."""
+    return max(timeout / 2, GRACE) if code in (Preempted.exit_code, NonFinite.exit_code) else GRACE
+
+
+def _end(cause: str) -> None:
+    print(f"stopped: {cause}", file=sys.stderr, flush=True)
+    os._exit(PeerLost.exit_code)
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _on_abort(handler: Any) -> Any:
+    """Set C's handler of SIGABRT and return the one before; Python's own comes too late, as abort() does not return."""
+    function = ctypes.CDLL(None).signal
+    function.argtypes, function.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    return function(signal.SIGABRT, handler)

@@ -1,0 +1,199 @@
+"""A process of a job that plays a scene, for tests: `python -m tests.peers SCENE TIMEOUT`, in such an environment."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+LAST = 2  # of three processes
+
+
+class Ended(NamedTuple):
+    """How a process ended: its exit code, what it printed, and its last line."""
+
+    code: int
+    out: str
+
+    @property
+    def line(self) -> str:
+        return self.out.strip().splitlines()[-1] if self.out.strip() else ""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def environment(index: int, count: int, port: int) -> dict[str, str]:
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(count),
+        "JAX_PROCESS_ID": str(index),
+    }
+
+
+def begin(program: Sequence[str], index: int, count: int, port: int) -> subprocess.Popen:
+    """Start one process of a job; its stderr goes where its stdout goes."""
+    return subprocess.Popen(
+        [sys.executable, *program], cwd=ROOT, env=environment(index, count, port), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def end(processes: Sequence[subprocess.Popen], timeout: float) -> list[Ended]:
+    """Wait for them to end; none outlives the test."""
+    try:
+        outs = [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [Ended(process.returncode, out) for process, out in zip(processes, outs, strict=True)]
+
+
+def play(scene: str, *, timeout: int, count: int = 3, absent: Collection[int] = ()) -> list[Ended]:
+    """Let `count` processes play a scene, but for those that do not come."""
+    port = free_port()
+    program = ["-m", "tests.peers", scene, str(timeout)]
+    return end([begin(program, i, count, port) for i in range(count) if i not in absent], 120)
+
+
+# ---- scenes: what a process does once it has joined
+
+
+def kill(signal_: int = signal.SIGKILL) -> None:
+    time.sleep(1)  # the others are waiting by then
+    os.kill(os.getpid(), signal_)
+
+
+def one_has_bad_input(index: int, timeout: int) -> None:
+    from nml_jax.errors import UserError
+
+    if index == LAST:
+        raise UserError("there is no file 'x'", "give another")
+    time.sleep(60)
+
+
+def all_have_bad_input(index: int, timeout: int) -> None:
+    one_has_bad_input(LAST, timeout)
+
+
+def the_first_has_bad_input(index: int, timeout: int) -> None:
+    one_has_bad_input(LAST if index == 0 else 0, timeout)
+
+
+def one_has_a_bug(index: int, timeout: int) -> None:
+    if index == LAST:
+        raise KeyError("the bug")
+    time.sleep(60)
+
+
+def one_is_killed(index: int, timeout: int) -> None:
+    from nml_jax import runtime
+
+    if index == LAST:
+        kill()
+    runtime.agree(index)
+    time.sleep(60)
+
+
+def the_first_is_killed(index: int, timeout: int) -> None:
+    from nml_jax import runtime
+
+    if index == 0:
+        kill()
+    runtime.agree(index)
+
+
+def one_hangs(index: int, timeout: int) -> None:
+    from nml_jax import runtime
+
+    if index == LAST:
+        subprocess.Popen(["sh", "-c", f"sleep 40; kill -9 {os.getpid()}"])  # what is stopped cannot end itself
+        os.kill(os.getpid(), signal.SIGSTOP)
+    runtime.agree(index)
+    time.sleep(60)
+
+
+def one_is_killed_in_a_collective(index: int, timeout: int) -> None:
+    from nml_jax import runtime
+
+    if index == LAST:
+        kill()
+    runtime.self_test(runtime.make_mesh(), 100)
+    time.sleep(60)
+
+
+def one_is_late(index: int, timeout: int) -> None:
+    from nml_jax import runtime
+
+    if index == LAST:
+        time.sleep(6)
+    runtime.barrier("the gate", 3)
+
+
+def all_are_preempted(index: int, timeout: int) -> None:
+    from nml_jax.errors import Preempted
+
+    time.sleep(0 if index else 3)  # the first takes longer to save
+    raise Preempted("asked to stop: saved at step 4")
+
+
+def one_is_preempted_while_it_waits(index: int, timeout: int) -> None:
+    from nml_jax import runtime
+
+    if index == 0:
+        time.sleep(60)
+    if index == LAST:
+        subprocess.Popen(["sh", "-c", f"sleep 1; kill -TERM {os.getpid()}"])
+    runtime.agree(index)
+
+
+def all_is_well(index: int, timeout: int) -> None:
+    from nml_jax import runtime
+
+    mesh = runtime.make_mesh()
+    runtime.self_test(mesh, timeout)
+    if index == 0:
+        time.sleep(2)  # the others wait for it, longer than they would at a barrier
+        print(runtime.describe(mesh))
+    assert runtime.agree(["first", index]) == ["first", 0]
+    assert [runtime.agree(index + k) for k in range(3)] == [0, 1, 2]
+    for _ in range(2):
+        runtime.barrier("twice the same", timeout)
+    time.sleep(1 if index == 0 else 0)  # the report
+
+
+SCENES: dict[str, Callable[[int, int], None]] = {
+    scene.__name__: scene
+    for scene in (
+        all_are_preempted, all_have_bad_input, all_is_well, one_hangs, one_has_a_bug, one_has_bad_input, one_is_killed,
+        one_is_killed_in_a_collective, one_is_late, one_is_preempted_while_it_waits, the_first_has_bad_input,
+        the_first_is_killed,
+    )
+}  # fmt: skip
+
+
+def main(name: str, timeout: str) -> int:
+    from nml_jax import main as program
+    from nml_jax import runtime
+    from nml_jax.processes import job
+
+    def scene(_: Sequence[str]) -> None:
+        runtime.start(int(timeout))
+        SCENES[name](int(os.environ["JAX_PROCESS_ID"]), int(timeout))
+
+    job.GRACE = 1.0
+    program.main, program.parse = scene, list  # the scene in place of an experiment
+    return program.run([])
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,84 @@
+"""Whether and how a process is one of several, by its environment alone."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from nml_jax.errors import UserError
+from nml_jax.processes import cluster
+
+NO_TPU = {"TPU_SKIP_MDS_QUERY": "1"}  # JAX sets it where there is none
+EXPLICIT = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+SLURM = {
+    "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+}  # fmt: skip
+MPI = {f"OMPI_COMM_WORLD_{name}": value for name, value in
+       {"SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, None),
+        (EXPLICIT, {"coordinator_address": "10.0.0.1:1234", "num_processes": 2, "process_id": 1}),
+        (SLURM, {}),
+        (SLURM | {"SLURM_NTASKS": "1"}, None),  # a task of a sweep
+        ({k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"}, None),  # the batch script itself, without srun
+        (SLURM | {"JAX_COORDINATOR_ADDRESS": "n1:9"}, {"coordinator_address": "n1:9"}),  # JAX finds the rest
+        (MPI | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:4"}, {}),
+        (MPI, {"num_processes": 4, "process_id": 3, "local_device_ids": 1}),
+        (MPI | {"OMPI_COMM_WORLD_SIZE": "1"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, {}),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"MEGASCALE_NUM_SLICES": "2"}, {}),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.2"}, None),
+    ],
+)
+def test_how_a_job_is_recognised(env: Mapping[str, str], expected: dict | None):
+    assert cluster.arguments(env | NO_TPU) == expected
+
+
+def test_on_a_tpu_jax_is_asked():
+    assert cluster.arguments({}) == {}
+    assert cluster.arguments({"JAX_PLATFORMS": "cpu"}) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"JAX_PROCESS_ID": None}, "no JAX_PROCESS_ID"),
+        ({"JAX_COORDINATOR_ADDRESS": None}, "no JAX_COORDINATOR_ADDRESS"),
+        ({"JAX_NUM_PROCESSES": "two"}, "'two'"),
+    ],
+)
+def test_incomplete_or_no_number(change: Mapping[str, str | None], message: str):
+    env = {k: v for k, v in (EXPLICIT | change).items() if v is not None}
+    with pytest.raises(UserError, match=message):
+        cluster.arguments(env | NO_TPU)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.1.2.3:1", "localhost:1", "[::1]:1", "LOCALHOST:99"])
+@pytest.mark.parametrize("launcher", [SLURM, MPI, {"TPU_WORKER_HOSTNAMES": "a:1,b:1"}], ids=["slurm", "mpi", "tpu"])
+def test_a_coordinator_on_loopback_is_refused_where_there_are_several_hosts(address: str, launcher: Mapping[str, str]):
+    with pytest.raises(UserError, match="cannot be reached from other hosts"):
+        cluster.arguments(launcher | EXPLICIT | {"JAX_COORDINATOR_ADDRESS": address} | NO_TPU)
+
+
+@pytest.mark.parametrize(
+    "launcher", [{}, SLURM | {"SLURM_STEP_NUM_NODES": "1"}, MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}]
+)
+def test_on_one_host_loopback_will_do(launcher: Mapping[str, str]):
+    env = launcher | EXPLICIT | {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"} | NO_TPU
+    assert cluster.arguments(env)["coordinator_address"] == "127.0.0.1:1"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1:1", "node1:1", "[fe80::1]:1", "local:1", ""])
+def test_other_addresses_are_none_of_loopback(address: str):
+    assert not cluster.is_loopback(address)
+
+
+def test_hosts_that_turn_out_to_be_several():
+    cluster.require_reachable("127.0.0.1:1", 1)
+    with pytest.raises(UserError, match="the job is on 3"):
+        cluster.require_reachable("127.0.0.1:1", 3)

@@ -1,0 +1,108 @@
+"""Three processes on this machine, of which something becomes."""
+
+import re
+
+import pytest
+
+from nml_jax import processes
+from nml_jax.errors import PeerLost
+from tests import peers
+from tests.peers import LAST
+
+
+def test_alone_there_is_nobody_to_wait_for():
+    processes.barrier("anywhere", 0.001)
+    assert processes.agree({"a": 1}) == {"a": 1}
+    assert processes.lost() is None
+    assert len(processes.hosts()) == 1
+    processes.finish()
+    processes.leave(3, "it goes on", "")
+
+
+def test_what_blocks_is_waited_for_or_given_up():
+    assert processes.aside(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        processes.aside(lambda: 1 // 0)
+    with pytest.raises(TimeoutError):
+        processes.aside(lambda: pytest.importorskip("time").sleep(0.5), 0.01)
+
+
+def test_all_is_well():
+    ended = peers.play("all_is_well", timeout=20)
+    assert [e.code for e in ended] == [0, 0, 0], ended
+    assert "1 host(s), 3 process(es), 3 × cpu" in ended[0].out
+    assert "mesh data=3 × fsdp=1" in ended[0].out
+    assert "Traceback" not in "".join(e.out for e in ended)
+
+
+def test_one_that_does_not_come_is_named():
+    ended = peers.play("all_is_well", timeout=12, absent={LAST})
+    for e in ended:
+        assert e.code == PeerLost.exit_code, e.out
+        assert e.out.count("\n") == 1, e.out
+        assert e.line.startswith("stopped: process 2 of 3 did not come within 12 s"), e.out
+
+
+def test_bad_input_of_one_ends_all():
+    *others, last = peers.play("one_has_bad_input", timeout=20)
+    assert last.code == 2
+    assert last.out.endswith("error: there is no file 'x'\n  cure: give another\n")
+    for other in others:
+        assert other.code == PeerLost.exit_code
+        assert re.fullmatch(r"stopped: process 2 \(.+\) of 3 ended with exit code 2: there is no file 'x'", other.line)
+        assert "Traceback" not in other.out
+
+
+@pytest.mark.slow
+def test_without_the_first_nobody_waits_for_ever():
+    for e in peers.play("all_is_well", timeout=8, absent={0}):
+        assert e.code == PeerLost.exit_code, e.out
+        assert re.match(r"stopped: process 0 of 3 did not answer at 127.0.0.1:\d+ \(which every host has", e.line), (
+            e.out
+        )
+
+
+@pytest.mark.slow
+def test_bad_input_of_all_is_everybodys_own():
+    for e in peers.play("all_have_bad_input", timeout=20):
+        assert e.code == 2, e.out
+        assert "error: there is no file 'x'" in e.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scene", "culprit", "code", "said"),
+    [
+        ("the_first_has_bad_input", 0, 2, r"process 0 \(.+\) of 3 ended with exit code 2: there is no file 'x'"),
+        ("one_has_a_bug", LAST, 1, r"process 2 \(.+\) of 3 ended with exit code 1: KeyError: the bug"),
+        ("one_is_killed", LAST, -9, r"process 2 \(.+\) of 3 is gone without a word"),
+        ("one_is_killed_in_a_collective", LAST, -9, r"process 2 \(.+\) of 3 is gone without a word"),
+        ("the_first_is_killed", 0, -9, r"process 0 \(.+\) of 3, the coordinator, is gone without a word"),
+        ("one_hangs", LAST, -9, r"process 2 \(.+\) of 3 is gone without a word"),
+        ("one_is_preempted_while_it_waits", LAST, 75, r"process 2 \(.+\) of 3 ended with exit code 75: asked to stop"),
+    ],
+)
+def test_the_end_of_one_is_the_end_of_all(scene: str, culprit: int, code: int, said: str):
+    ended = peers.play(scene, timeout=20)
+    assert ended[culprit].code == code, ended[culprit].out
+    for i, e in enumerate(ended):
+        if i != culprit:
+            assert e.code == PeerLost.exit_code, e.out
+            assert re.match(f"stopped: {said}", e.line), e.out
+            assert "Traceback" not in e.out
+
+
+@pytest.mark.slow
+def test_who_is_late_at_a_barrier_is_named():
+    *others, last = peers.play("one_is_late", timeout=20)
+    for e in others:
+        assert e.code == PeerLost.exit_code, e.out
+        assert re.match(r"stopped: process 2 \(.+\) of 3 did not reach 'the gate' within 3 s", e.line), e.out
+    assert last.code == PeerLost.exit_code
+    assert "did not reach 'the gate'" in last.line
+
+
+@pytest.mark.slow
+def test_all_who_are_preempted_say_so_however_long_they_save():
+    for e in peers.play("all_are_preempted", timeout=20):
+        assert (e.code, e.line) == (75, "stopped: asked to stop: saved at step 4"), e.out
