@@ -75,14 +75,21 @@ class Scorer:
         self._k = num_classes if class_map is None else len(class_map)
         self._confusion = np.zeros((self._k, self._k), np.int64)
         self._predictions: list[int] = []
+        self._correct: list[np.ndarray] = []
 
     def update(self, labels: Any, logits: Any) -> None:
         """Count a block: int [n] of the test classes, float [n, K] of the training classes."""
         logits = np.asarray(logits) if self._class_map is None else mapped(logits, self._class_map)
         predictions = logits.argmax(1)
         self._confusion += metrics.confusion(labels, predictions, self._k)
+        self._correct.append(predictions == np.asarray(labels))
         if self._frame_labels is not None:
             self._predictions += predictions.tolist()
+
+    @property
+    def correct(self) -> np.ndarray:
+        """bool [N]: whether each record's prediction is its label, in their order."""
+        return np.concatenate(self._correct)
 
     def scores(self) -> dict[str, float]:
         """accuracy, macro_f1 and mean_per_class by name, of the test classes; with frames also pm0 and pm10.

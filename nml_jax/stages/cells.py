@@ -19,6 +19,7 @@ class Cell:
     """One finished run. `config` has dotted keys; the other fields are its files as read."""
 
     name: str
+    folder: Path
     config: dict[str, Any]
     run: dict[str, Any]
     rows: list[Row]
@@ -79,7 +80,7 @@ def read_cells(folders: Sequence[Path]) -> tuple[list[Cell], dict[str, str]]:
                 metrics = [_parsed(path / "metrics.jsonl", line) for line in lines.splitlines()]
                 ledger = _read(path / "noise.json", {})
                 more = [_read(path / f"{file}.json", []) for file in ("spectra", "diagnosis")]
-                cells.append(Cell(name, dict(flatten(tree)), run, read_rows(path), ledger, metrics, *more))
+                cells.append(Cell(name, path, dict(flatten(tree)), run, read_rows(path), ledger, metrics, *more))
     return cells, left_out
 
 

@@ -5,23 +5,23 @@ and settings.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from nml_jax.stages.cells import Seed
 from nml_jax.stages.claims import REFERENCES, ZERO_SHOT
-from nml_jax.stages.paired import PERCENT, SEEDS, Comparison, Stat, compare, listed, stat
-from nml_jax.stages.results import FILES, MEAN, METHODS, Key, Study
+from nml_jax.stages.outcomes import HELD_OUT, Side, compared, from_files, leaves
+from nml_jax.stages.paired import SEEDS, Comparison, Stat, listed, stat
+from nml_jax.stages.results import MEAN, METHODS, Key, Study
 
 DOMAINS = {"id": "in-domain", "ood": "out-of-domain"}
-HELD_OUT = "holdout"  # the split that the stage features draws where there is no test file
 
 
 class Versus(NamedTuple):
-    """A method's accuracy less the reference's on one test set."""
+    """A method's accuracy less the reference's."""
 
     plain: Comparison  # 95 %
-    wide: Comparison  # 95 % for all methods together
+    wide: Comparison  # 95 % for all that is decided together
 
     @property
     def sign(self) -> int:
@@ -41,7 +41,8 @@ class Contest:
 
     methods: the reference, then the simplest first.
     tests: keys of accuracy without a method, in-domain first.
-    versus: (method, test) -> its comparison with the reference.
+    decided: what claims are about: the mean over the in-domain tests, and that over the others; of one test, itself.
+    versus: (method, one of either) -> its comparison with the reference.
     """
 
     study: Study
@@ -49,6 +50,7 @@ class Contest:
     setting: str
     methods: tuple[str, ...]
     tests: tuple[Key, ...]
+    decided: tuple[Key, ...]
     versus: Mapping[tuple[str, Key], Versus]
 
     @property
@@ -73,6 +75,25 @@ class Contest:
     def stat(self, method: str, test: Key, metric: str = "accuracy") -> Stat:
         return stat(self.values(method, test, metric).values())
 
+    @property
+    def shown(self) -> tuple[Key, ...]:
+        """All that scores are shown of: of each domain the mean, and then its tests."""
+        of = [*(key for key in self.decided if key not in self.tests), *self.tests]
+        return tuple(sorted(of, key=lambda key: key.domain))
+
+    def trained(self, method: str) -> int:
+        """Rows that a method was trained on, in all tasks together; 0 where that is not recorded."""
+        found: dict[str, int] = {}
+        for leaf in leaves(self.study, self.decided[0]._replace(method=method)):
+            for source in self.study.sources.get(leaf, [{}])[0].values():
+                found[leaf.task] = max(row.n_train or 0 for row in source.rows)
+        return sum(found.values())
+
+    @property
+    def unequal(self) -> bool:
+        """Whether some methods were trained on fewer rows than others."""
+        return len({self.trained(method) for method in self.methods}) > 1
+
     def rows(self, test: Key) -> int:
         """Of the test set; 0 where that is not recorded, or for a mean over test sets."""
         rows = (
@@ -81,27 +102,27 @@ class Contest:
         return next((row.n_test for row in rows if row.method and row.n_test), 0)
 
     def recommended(self, test: Key) -> str:
-        """The method to use on this test set, by the rule."""
+        """The method to use on one of `decided`, or on a test of its domain, by the rule."""
+        test = next(key for key in self.decided if key.domain == test.domain)
         gains = {method: self.versus[method, test].plain.difference for method in self.methods[1:]
                  if self.versus[method, test].sign > 0 and self._harmless(method)}  # fmt: skip
         if not gains:
             return self.reference
         top = max(gains, key=gains.__getitem__)
-        near = (m for m in gains if self._against(m, top, test).sign <= 0)
+        near = (m for m in gains if m == top or self._against(m, top, test).sign <= 0)
         return next(near)  # the simplest, for they are in that order
 
-    def _against(self, a: str, b: str, test: Key, metric: str = "accuracy") -> Comparison:
-        first, second = self.values(a, test, metric), self.values(b, test, metric)
-        return compare("", PERCENT, first, second, _redrawn(self.study, test))
+    def _against(self, a: str, b: str, test: Key) -> Comparison:
+        return compared(self.study, "", Side(test._replace(method=a)), Side(test._replace(method=b)))
 
     def _harmless(self, method: str) -> bool:
-        return all(self.versus[method, test].sign >= 0 for test in self.tests)
+        return all(self.versus[method, test].sign >= 0 for test in self.decided)
 
-    def best(self, test: Key, metric: str) -> str:
-        """The method that is shown to be better than every other one, or "" if none is."""
-        top = max(self.methods, key=lambda m: (self.stat(m, test, metric).n, self.stat(m, test, metric).mean))
+    def best(self, test: Key) -> str:
+        """The method that is shown to be more accurate than every other one, or "" if none is."""
+        top = max(self.methods, key=lambda m: (self.stat(m, test).n, self.stat(m, test).mean))
         others = [m for m in self.methods if m != top]
-        against = (self._against(m, top, test, metric) for m in others)
+        against = (self._against(m, top, test) for m in others)
         return top if others and all(c.corrected(len(others)).sign > 0 for c in against) else ""
 
     # ---- in words
@@ -114,9 +135,9 @@ class Contest:
         if self.seeds < SEEDS:
             seeds = f"{self.seeds} seed{'' if self.seeds == 1 else 's'}"
             return f"{prefix}{_the(self.reference)}: with {seeds} no difference can be shown, that takes {SEEDS}."
-        chosen = {test: self.recommended(test) for test in self.tests}
+        chosen = {test: self.recommended(test) for test in self.decided}
         by_method = {
-            m: [test for test in self.tests if chosen[test] == m] for m in self.methods if m in chosen.values()
+            m: [test for test in self.decided if chosen[test] == m] for m in self.methods if m in chosen.values()
         }
         others = len(self.methods) - 1
         none = "the other method is not" if others == 1 else f"none of the {others} other methods is"
@@ -124,11 +145,12 @@ class Contest:
         for method, tests in by_method.items():
             if method != self.reference:
                 how = listed([self._gain(method, test) for test in tests])
-                parts.append(f"{_the(method)} {_where(tests)}, {how} over {_the(self.reference)}")
+                over = f"{_the(self.reference)}{self._of_fewer(method)}"
+                parts.append(f"{_the(method)} {self._where(tests)}, {how} over {over}")
             elif len(by_method) == 1:
-                parts.append(f"{_the(method)}, {_where(tests)}: {none} shown to be better{self._closest(tests)}")
+                parts.append(f"{_the(method)}, {self._where(tests)}: {none} shown to be better{self._closest(tests)}")
             else:
-                parts.append(f"{_the(method)} {_where(tests)}, where no other method can be recommended")
+                parts.append(f"{_the(method)} {self._where(tests)}, where no other method can be recommended")
         return f"{prefix}{'; '.join(parts)}. {self._sure()}"
 
     def _gain(self, method: str, test: Key) -> str:
@@ -146,20 +168,48 @@ class Contest:
         return f", at best {listed(found)}" if found else ""
 
     def _sure(self) -> str:
-        others = len(self.methods) - 1
-        widened = f", widened for {others} methods" if others > 1 else ""
-        return f"In brackets: 95 % intervals over {self.seeds} seeds on these test rows{widened}."
+        return f"In brackets: 95 % intervals over {self.seeds} seeds and other test rows{self.widened()}."
+
+    def widened(self) -> str:
+        """For how many claims intervals are made to hold together; "" for one."""
+        others, domains = len(self.methods) - 1, len(self.decided)
+        parts = [f"{others} methods"] * (others > 1) + [f"{domains} domains"] * (domains > 1)
+        return f", widened for {' × '.join(parts)}" if parts else ""
+
+    def _where(self, tests: Iterable[Key]) -> str:
+        """Domains, and which of their tests."""
+        parts = []
+        for test in tests:
+            several = sum(other.domain == test.domain for other in self.tests)
+            inner = f"mean over {several} tests" if test.split == MEAN and several > 1 else test.split
+            parts.append(DOMAINS[test.domain] + (f" ({inner})" if inner != MEAN else ""))
+        return listed(parts)
+
+    def _of_fewer(self, than: str) -> str:
+        """What is to be said of a reference that saw fewer rows than a method."""
+        seen, rows = self.trained(self.reference), self.trained(than)
+        return f" (which saw {seen:,} of the {rows:,} training rows)" if seen < rows else ""
 
     def rule(self) -> str:
-        others = len(self.methods) - 1
-        widened = f", widened for the {others} methods compared (Bonferroni)," if others > 1 else ""
         return (
             f"The rule. The reference is {_the(self.reference)}{self._tuned()}. Every other method is compared with it "
-            f"on the same rows, paired over the seeds, of which it takes {SEEDS}. It is better where the 95 % "
-            f"t-interval of the mean difference in accuracy{widened} lies above 0, and worse where the 95 % interval "
-            "as it is lies below 0: doubt counts against a change. It is recommended on a test set where it is better, "
-            "if it is worse on no other; of several, that of the largest gain, or a simpler one from which that is not "
-            "shown to differ. Otherwise the reference is."
+            "in the mean over the in-domain tests and in that over the out-of-domain tests, paired over test rows and "
+            f"seeds, of which it takes {SEEDS}. It is better where the 95 % interval of the difference in "
+            f"accuracy{self.widened()}{' (Bonferroni),' if self.widened() else ''} lies above 0, and worse where the "
+            "95 % interval as it is lies below 0: doubt counts against a change. It is recommended where it is better, "
+            "if it is not worse in the other mean; of several, that of the largest gain, or a simpler one from which "
+            f"that is not shown to differ. Otherwise the reference is.{self._samples()}"
+        )
+
+    def _samples(self) -> str:
+        """Which methods were trained on fewer rows."""
+        if not self.unequal:
+            return ""
+        most = max(self.methods, key=self.trained)
+        few = [f"{_the(m)} {self.trained(m):,}" for m in self.methods if self.trained(m) < self.trained(most)]
+        return (
+            f" Of the {self.trained(most):,} training rows, more than features.memory allows at once, some methods saw "
+            f"a stratified sample only: {listed(few)}. A difference to these may be one of rows, not of methods."
         )
 
     def _tuned(self) -> str:
@@ -184,11 +234,17 @@ class Contest:
         else:
             drawn, held = "redraws ", ""
         overlap = " Held-out rows overlap from seed to seed; intervals are widened for that (Nadeau and Bengio 2003)."
+        bounded = (
+            " Of some heads it is not on record which rows they got right; there the interval is as wide as if heads "
+            "erred independently of each other."
+            if any(versus.plain.bounded for versus in self.versus.values())
+            else ""
+        )
         return (
             f"A seed {drawn}the training rows on which settings are chosen, the initial weights and the order of the "
-            f"rows. The test sets{held} are the same for every seed: an interval over seeds is about the luck of "
-            f"training, not about other test sets.{overlap if held else ''} "
-            "What the size of a test set allows stands beneath its scores."
+            f"rows. The test sets{held} are the same for every seed; intervals allow for the luck of training and for "
+            "the draw of the test rows, taken for independent (Owen 2007), not for other sources of data or another "
+            f"training file.{overlap if held else ''}{bounded}"
         )
 
 
@@ -209,28 +265,28 @@ def contests(study: Study) -> list[Contest]:
             reference = next((method for method in REFERENCES if method in methods), methods[0])
             methods = (reference, *(method for method in methods if method != reference))
             tests = tuple(sorted(dict.fromkeys(key._replace(method="") for key in own), key=lambda key: key.domain))
-            out.append(Contest(study, task, setting, methods, tests, _versus(study, methods, tests)))
+            decided = _decided(tests)
+            out.append(Contest(study, task, setting, methods, tests, decided, _versus(study, methods, tests, decided)))
     return out
 
 
-def _versus(study: Study, methods: tuple[str, ...], tests: Iterable[Key]) -> dict[tuple[str, Key], Versus]:
-    out = {}
+def _decided(tests: Iterable[Key]) -> tuple[Key, ...]:
+    by_domain: dict[str, list[Key]] = {}
     for test in tests:
-        base, *others = (study.table.get(test._replace(method=method), [{}])[0] for method in methods)
-        for method, values in zip(methods[1:], others, strict=True):
-            plain = compare(method, PERCENT, base, values, _redrawn(study, test))
-            out[method, test] = Versus(plain, plain.corrected(len(others)))
+        by_domain.setdefault(test.domain, []).append(test)
+    return tuple(own[0] if len(own) == 1 else own[0]._replace(split=MEAN) for own in by_domain.values())
+
+
+def _versus(
+    study: Study, methods: Sequence[str], tests: Sequence[Key], decided: Sequence[Key]
+) -> dict[tuple[str, Key], Versus]:
+    out = {}
+    for test in dict.fromkeys((*decided, *tests)):
+        base, *others = (Side(test._replace(method=method)) for method in methods)
+        for other in others:
+            plain = compared(study, other.key.method, base, other)
+            out[other.key.method, test] = Versus(plain, plain.corrected(len(others) * len(decided)))
     return out
-
-
-def _redrawn(study: Study, test: Key) -> float:
-    """The share of the training file that every seed tests on anew."""
-    return float(study.cells[0].value(f"{FILES}holdout") or 0) if test.split == HELD_OUT and from_files(study) else 0.0
-
-
-def from_files(study: Study) -> bool:
-    """Whether the features are somebody else's."""
-    return bool(study.cells[0].value(f"{FILES}train"))
 
 
 def full_name(test: Key) -> str:
@@ -242,14 +298,6 @@ def full_name(test: Key) -> str:
 def split_name(test: Key) -> str:
     """Of a test set, within a sentence."""
     return f"the {DOMAINS[test.domain]} mean" if test.split == MEAN else test.split
-
-
-def _where(tests: Iterable[Key]) -> str:
-    parts = []
-    for domain, name in DOMAINS.items():
-        splits = [test.split for test in tests if test.domain == domain]
-        parts += [name if splits == [MEAN] else f"{name} ({listed(splits)})"] if splits else []
-    return listed(parts)
 
 
 def _the(method: str) -> str:

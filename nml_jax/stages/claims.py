@@ -2,11 +2,10 @@
 
 import itertools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from nml_jax.stages.cells import Seed
-from nml_jax.stages.paired import PERCENT, SEEDS, Comparison, compare, listed, stat, unit
+from nml_jax.stages.outcomes import Side, compared
+from nml_jax.stages.paired import SEEDS, Comparison, listed
 from nml_jax.stages.results import MEAN, METHODS, Key, Study
 
 REFERENCES = (METHODS["lbfgs"], METHODS["linear"])  # what heads are compared with: the first that is there
@@ -49,8 +48,8 @@ def raw_spectrum(study: Study, task: str, metric: str) -> list[Key]:
 
 def change(study: Study, key: Key, i: int = -1) -> Comparison:
     """Condition i against the first."""
-    values, labels = study.table[key], [condition.label for condition in study.conditions]
-    return compare(f"{labels[0]} → {labels[i]}", unit(key.metric), values[0], values[i])
+    labels = [condition.label for condition in study.conditions]
+    return compared(study, f"{labels[0]} → {labels[i]}", Side(key), Side(key, (i,)))
 
 
 def reference(study: Study) -> str:
@@ -87,9 +86,10 @@ def heads(study: Study, task: str) -> dict[Pair, list[Comparison]]:
         pairs += [(key, "MLP") for key in keys if key.method.startswith("NMTune")]
         for key, other in pairs:
             if key._replace(method=other) in study.table:
-                a, b = study.table[key._replace(method=other)], study.table[key]
-                each = [compare(study.at(c), PERCENT, a[i], b[i]) for i, c in enumerate(study.conditions)]
-                whole = compare(where, PERCENT, _over(a, over), _over(b, over))
+                a = key._replace(method=other)
+                whole = compared(study, where, Side(a, over), Side(key, over))
+                each = [compared(study, study.at(c), Side(a, (i,)), Side(key, (i,)))
+                        for i, c in enumerate(study.conditions)]  # fmt: skip
                 out[Pair(domain.upper(), key.head, other)] = [whole, *(each if len(each) > 1 else [])]
     return out
 
@@ -103,12 +103,6 @@ def noisy(study: Study) -> tuple[list[int], str]:
     if study.axis == "noise" and above:
         return above, "mean over the noise rates above 0"
     return list(range(len(study.conditions))), f"mean over {study.axis}"
-
-
-def _over(values: Sequence[dict[Seed, float]], conditions: Sequence[int]) -> dict[Seed, float]:
-    """Mean over conditions, of the seeds that have them all."""
-    seeds = [seed for seed in values[conditions[0]] if all(seed in values[i] for i in conditions)]
-    return {seed: stat(values[i][seed] for i in conditions).mean for seed in seeds}
 
 
 # ---- in words
@@ -219,13 +213,13 @@ def _heads(study: Study, task: str) -> list[str]:
             f"{c.unit.signed(c.difference)} points on {pair.domain} ({interval}{c.verdict('worse', 'better')})"
         )
     each = "; ".join(f"{head} {listed(of_head)}" for head, of_head in parts.items())
-    compared = f"Accuracy against {the_reference(study)} on the same features, {noisy(study)[1]}: {each}."
+    said = f"Accuracy against {the_reference(study)} on the same features, {noisy(study)[1]}: {each}."
     if max(c.n for c in found.values()) < SEEDS:
-        return [compared, f"With fewer than {SEEDS} seeds these are numbers, no claim."]
+        return [said, f"With fewer than {SEEDS} seeds these are numbers, no claim."]
     corrected = {p: c.corrected(len(found)) for p, c in found.items()}
     better, worse = ([f"{p.head} on {p.domain}" for p, c in corrected.items() if c.sign == sign] for sign in (1, -1))
     hurts = f"; it hurts: {listed(worse)}" if worse else ""
     also = f" (intervals widened for {len(found)} comparisons)" if len(found) > 1 else ""
     if better:
-        return [compared, f"NMTune helps here{also}: {listed(better)}{hurts}."]
-    return [compared, f"No gain from NMTune is shown here{also}{hurts}."]
+        return [said, f"NMTune helps here{also}: {listed(better)}{hurts}."]
+    return [said, f"No gain from NMTune is shown here{also}{hurts}."]

@@ -2,11 +2,12 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 
 from nml_jax.stages.choice import Contest, full_name
-from nml_jax.stages.markup import Best, Lines, Prose, paragraph, table
+from nml_jax.stages.markup import Best, Lines, Prose, folded, paragraph, table
 from nml_jax.stages.paired import DASH, MINUS, PERCENT, stat, unit, wilson
 from nml_jax.stages.results import MEAN, Key, Study
 from nml_jax.stages.tables import MODES, SCORES, SPECTRA, shown
@@ -24,32 +25,40 @@ MEANINGS = {
 }
 
 
-def _tests(contest: Contest) -> list[tuple[Key, str]]:
-    return [(t, f"{t.domain.upper()} {'mean' if t.split == MEAN else t.split}") for t in contest.tests]
+FEW = 8  # tests that plain text shows one by one
+
+
+def _named(tests: Iterable[Key]) -> list[tuple[Key, str]]:
+    return [(t, f"{t.domain.upper()} {'mean' if t.split == MEAN else t.split}") for t in tests]
 
 
 def scores(contest: Contest, prefix: str) -> str:
-    """A line for each method, the scores on every test set."""
+    """A line for each method, the scores on every test set; which rows it was trained on where that differs."""
     known = [metric for metric in METRICS if contest.study.keys(metric=metric, task=contest.task)]
-    columns = [(test, metric) for test in contest.tests for metric in known]
-    best = {(test, metric): contest.best(test, metric) for test, metric in columns}
+    columns = [(test, metric) for test in contest.shown for metric in known]
+    best = {(test, "accuracy"): contest.best(test) for test in contest.decided}
+    rows = contest.unequal
     lines = []
     for method in contest.methods:
         cells = [shown(contest.stat(method, *column), column[1]) for column in columns]
-        marked = [Best(cell) if best[column] == method else cell for cell, column in zip(cells, columns, strict=True)]
-        lines.append([method, *marked])
+        marked = [
+            Best(cell) if best.get(column) == method else cell for cell, column in zip(cells, columns, strict=True)
+        ]
+        lines.append([method, *([f"{contest.trained(method):,}"] * rows), *marked])
     several = len(contest.methods) > 1
-    said = "Bold: shown to be better than every other method of the column." if any(best.values()) else ""
-    said = said or ("Nothing is bold: on no test set is one method shown to be better than every other." * several)
+    said = "Bold: shown to be more accurate than every other method." if any(best.values()) else ""
+    said = said or ("Nothing is bold: no method is shown to be more accurate than every other." * several)
+    said += " Macro-F1 and the mean per class are described, not compared." * (several and len(known) > 1)
     caption = f"{prefix}Scores in %, mean ± sample sd over {contest.seeds} seeds. {said}".rstrip()
-    over = [("", 1), *((name, len(known)) for _, name in _tests(contest))]
-    return table(caption, ["", *(METRICS[metric] for _, metric in columns)], {"": lines}, over=over)
+    over = [("", 1 + rows), *((name, len(known)) for _, name in _named(contest.shown))]
+    head = ["", *(["trained on"] * rows), *(METRICS[metric] for _, metric in columns)]
+    return table(caption, head, {"": lines}, over=over)
 
 
 def differences(contest: Contest, prefix: str) -> str:
-    """Every method against the reference, on every test set."""
+    """Every method against the reference: in what is decided, then, without a verdict, on every test by itself."""
     groups: dict[str, Lines] = {}
-    for test, name in _tests(contest):
+    for test, name in _named(contest.decided):
         lines = []
         for method in contest.methods[1:]:
             plain, wide = versus = contest.versus[method, test]
@@ -59,10 +68,25 @@ def differences(contest: Contest, prefix: str) -> str:
         groups[name] = lines
     head = ["", "difference (points)", "95 % interval", "widened interval", "n", "p", "verdict"]
     caption = (
-        f"{prefix}Accuracy less that of the reference ({contest.reference}), paired over seeds. Better goes by the "
-        "widened interval, worse by the 95 % interval; p is that of the paired t-test, for each comparison by itself."
+        f"{prefix}Accuracy less that of the reference ({contest.reference}), paired over seeds and test rows. Better "
+        "goes by the widened interval, worse by the 95 % interval; p is that of the paired t-test, for each comparison "
+        "by itself."
     )
-    return table(caption, head, groups, (6,))
+    out = table(caption, head, groups, (6,))
+    parts = [test for test in contest.tests if test not in contest.decided]
+    if parts:
+        each: dict[str, Lines] = {}
+        for test, name in _named(parts):
+            found = [(method, contest.versus[method, test].plain) for method in contest.methods[1:]]
+            each[name] = [[method, c.unit.signed(c.difference) if c.n else DASH, c.interval(), str(c.n)]
+                          for method, c in found]  # fmt: skip
+        caption = (
+            f"{prefix}Accuracy less that of the reference ({contest.reference}) on each test by itself. Such an "
+            "interval is not widened and decides nothing: of many, some exclude 0 by chance."
+        )
+        content = table(caption, ["", "difference (points)", "95 % interval", "n"], each)
+        out += folded(f"Differences on each of {len(parts)} tests", content)
+    return out
 
 
 def _p(p: float) -> str:
@@ -71,18 +95,20 @@ def _p(p: float) -> str:
 
 def sizes(contest: Contest, prefix: str) -> str:
     """What the number of its rows allows to say of a test set; nothing where that is not known."""
-    lines = []
-    for test, name in _tests(contest):
+    lines, picked = [], False
+    for test, name in _named(contest.tests):
         method, n = contest.recommended(test), contest.rows(test)
         s = contest.stat(method, test)
         if n and s.n:
             low, high = wilson(s.mean, n)
+            picked |= method != contest.reference
             lines.append(
                 [name, f"{n:,}", method, PERCENT.number(s.mean), f"{PERCENT.number(low)} to {PERCENT.number(high)}"]
             )
     caption = (
         f"{prefix}What the size of each test set allows: a 95 % binomial interval (Wilson) for the accuracy on other "
         "rows from the same source. Methods on the same rows can be told apart more finely than that."
+        f"{' The method was picked on these very rows, so that its accuracy is an optimistic one.' * picked}"
     )
     return table(caption, ["", "rows", "method", "accuracy %", "95 % interval %"], {"": lines}, (2,)) if lines else ""
 
@@ -155,11 +181,11 @@ def text(contest: Contest) -> list[str]:
     """The scores and differences as lines of plain text, the answer as the last one."""
     title = ": ".join(filter(None, (contest.study.title, contest.name)))
     lines = [f"{title}, mean ± sd over {contest.seeds} seeds, accuracy less that of the {contest.reference} in points"]
-    if len(contest.methods) > 2:
-        lines.append(f"(better: by the interval widened for {len(contest.methods) - 1} methods; worse: as it is)")
+    if contest.widened():
+        lines.append(f"(better: by the interval{contest.widened().lstrip(',')}; worse: as it is)")
     first = max(map(len, contest.methods)) + 2
     head = [label.removeprefix("mean ") for label in METRICS.values()]
-    for test in contest.tests:
+    for test in contest.shown if len(contest.tests) <= FEW else contest.decided:
         n = contest.rows(test)
         lines.append(full_name(test) + (f", {n:,} rows" if n else ""))
         lines.append(" " * first + "".join(f"{name:>11}" for name in (*head, "difference")) + f"{'95 % interval':>18}")
@@ -169,6 +195,6 @@ def text(contest: Contest) -> list[str]:
             if method != contest.reference:
                 plain, versus = contest.versus[method, test].plain, contest.versus[method, test]
                 line += f"{unit('accuracy').signed(plain.difference) if plain.n else DASH:>11}{plain.interval():>18}"
-                line += f"  {versus.verdict}" if versus.sign else ""
+                line += f"  {versus.verdict}" if versus.sign and test in contest.decided else ""
             lines.append(line.rstrip())
     return [*lines, contest.answer()]

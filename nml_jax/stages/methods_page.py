@@ -88,7 +88,7 @@ def _of(contest: Contest) -> str:
 
 def _differences(contest: Contest, name: str) -> str:
     panels = []
-    for i, test in enumerate(contest.tests):
+    for i, test in enumerate(contest.decided):
         lines = {}
         for method in contest.methods[1:]:
             versus = contest.versus[method, test]
@@ -102,8 +102,8 @@ def _differences(contest: Contest, name: str) -> str:
             label = f"points of accuracy over {contest.reference}"
             panels.append(figures.differences(f"{name}{i}", full_name(test), label, lines, scale=100))
     caption = (
-        f"Mean difference to {contest.reference} (the line at 0), paired over {contest.seeds} seeds, each of them a "
-        "dot. Thick: the 95 % interval. Thin: widened for the number of methods. Every panel has a scale of its own."
+        f"Mean difference to {contest.reference} (the line at 0), paired over test rows and {contest.seeds} seeds, "
+        f"each a dot. Thick: the 95 % interval. Thin: the same{contest.widened()}. Every panel has a scale of its own."
     )
     return figures.section(f"Differences at a glance{_of(contest)}", panels, caption, figures.VERDICTS.values())
 

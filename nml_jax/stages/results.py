@@ -53,6 +53,13 @@ class Key(NamedTuple):
         return f"{self.method}, {self.setting}" if self.setting else self.method
 
 
+class Source(NamedTuple):
+    """The rows of one run that a number is the mean of, and the run's folder."""
+
+    folder: Path
+    rows: tuple[Row, ...]
+
+
 class Condition(NamedTuple):
     x: float
     label: str
@@ -63,13 +70,14 @@ class Condition(NamedTuple):
 class Study:
     """Runs that differ in `axis` and seeds only.
 
-    `table[key][i][seed]` is the number of the run with that seed in condition i.
+    `table[key][i][seed]` is the number of the run with that seed in condition i, `sources` says where it comes from.
     """
 
     title: str
     axis: str  # "noise", or the dotted key that varies
     conditions: tuple[Condition, ...]
     table: dict[Key, list[dict[Seed, float]]]
+    sources: dict[Key, list[dict[Seed, Source]]]  # without means over splits and tasks
 
     @property
     def cells(self) -> list[Cell]:
@@ -120,7 +128,7 @@ def studies(cells: Sequence[Cell]) -> list[Study]:
             if any(study.title == title for study in out):
                 title += f" ({len(out) + 1})"
             conditions = _conditions(group, axis, keys)
-            out.append(Study(title, axis, conditions, _tabulated(conditions)))
+            out.append(Study(title, axis, conditions, *_tabulated(conditions)))
     return out
 
 
@@ -183,16 +191,21 @@ def _shown(value: Any) -> str:
 # ---- averaging
 
 
-def _tabulated(conditions: Sequence[Condition]) -> dict[Key, list[dict[Seed, float]]]:
-    """Average the rows of each run by key, then over splits and tasks."""
+def _tabulated(
+    conditions: Sequence[Condition],
+) -> tuple[dict[Key, list[dict[Seed, float]]], dict[Key, list[dict[Seed, Source]]]]:
+    """Average the rows of each run by key, then over splits and tasks: `Study.table` and `Study.sources`."""
     heads = [row for condition in conditions for cell in condition.cells for row in cell.rows if row.method]
     varied = [field for field in SETTINGS if len({value for row in heads if (value := _setting(row, field))}) > 1]
     table: dict[Key, list[dict[Seed, float]]] = {}
+    sources: dict[Key, list[dict[Seed, Source]]] = {}
     for i, condition in enumerate(conditions):
         for cell in condition.cells:
             for key, rows in _grouped(cell.rows, lambda row, cell=cell: _key(row, cell, varied)).items():
                 values = table.setdefault(key, [{} for _ in conditions])[i]
                 values[cell.seed] = float(np.mean([row.value for row in rows]))
+                of_key = sources.setdefault(key, [{} for _ in conditions])[i]
+                of_key[cell.seed] = Source(cell.folder, tuple(rows))
     scores = [key for key in table if key.method and not key.layer]
     for whole, parts in _grouped(scores, lambda key: key._replace(split=MEAN)).items():
         table[whole] = _mean([table[part] for part in parts])
@@ -200,7 +213,7 @@ def _tabulated(conditions: Sequence[Condition]) -> dict[Key, list[dict[Seed, flo
     for whole, parts in _grouped(by_task, lambda key: key._replace(task=MEAN)).items():
         if len({key.task for key in by_task}) > 1:
             table[whole] = _mean([table[part] for part in parts])
-    return table
+    return table, sources
 
 
 def _setting(row: Row, field: str) -> str:
