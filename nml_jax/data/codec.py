@@ -76,9 +76,12 @@ def _from_array(image: np.ndarray) -> np.ndarray:
 
 def _jpeg_orientation(data: bytes) -> int:
     """EXIF orientation of a JPEG, 1 to 8; 1 where it is absent or its block is damaged."""
-    tiff = data.find(b"Exif\0\0", 0, data.find(b"\xff\xda")) + 6  # the header ends where the scan starts
+    exif = data.find(b"Exif\0\0", 0, data.find(b"\xff\xda"))  # the header ends where the scan starts
+    if exif < 0:
+        return 1
+    tiff = exif + 6
     order = {b"II\x2a\0": "<", b"MM\0\x2a": ">"}.get(data[tiff : tiff + 4])
-    if tiff < 6 or order is None:
+    if order is None:
         return 1
     try:
         directory = tiff + struct.unpack_from(order + "I", data, tiff + 4)[0]

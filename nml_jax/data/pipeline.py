@@ -36,9 +36,11 @@ from nml_jax.errors import UserError
 
 FEW = 100_000  # records whose permutations may lie about
 TRIES = 100  # of replacements for a record that cannot be decoded
+BLOCK = 32  # records read one after another: after each image decoded, code that reads would come back from memory
 
 Batch = dict[str, np.ndarray]
 Record = dict[str, Any]
+Stored = Record | Undecodable
 Tokenize = Callable[[Sequence[str]], np.ndarray]  # N texts -> token ids int32 [N, L]
 
 
@@ -86,7 +88,7 @@ def train(
     local = _local(batch, process_count)
     if not len(source):
         raise UserError("the training split has no record", "choose a larger split")
-    read = _reader(source, transforms.train_transform(augment, image_size, mean, std))
+    transform = transforms.train_transform(augment, image_size, mean, std)
     order = _mixed(seed, source.parts, weights) if len(weights) else _order(seed, len(source))
     others = _replacements(seed, source.parts)
     repeats, draw_seed = augment.repeats, _seed(seed, "augment")
@@ -94,12 +96,11 @@ def train(
     if words and tokenize is None:
         raise ValueError("a source of captions is read with `tokenize`")
 
-    def one(p: int, rng: Callable[[int], np.random.Generator]) -> Record:
-        i = order(p // repeats)
-        for j in itertools.chain((i,), others(i, p // repeats)):
+    def one(p: int, i: int, stored: Stored, rng: Callable[[int], np.random.Generator]) -> Record:
+        for j, record in itertools.chain([(i, stored)], _read(source, others(i, p // repeats), 1)):
             draws = rng(p)
             try:
-                record = read(j, draws)
+                record = transform(_good(record), draws)
             except Undecodable:
                 continue
             if words:
@@ -113,8 +114,9 @@ def train(
 
     def batch_at(step: int) -> Batch:
         first = step * batch + process_index * local
-        rng = _generators(draw_seed)
-        records = (one(p, rng) for p in range(first, first + local))
+        positions, rng = range(first, first + local), _generators(draw_seed)
+        stored = _read(source, (order(p // repeats) for p in positions))
+        records = (one(p, *of_p, rng) for p, of_p in zip(positions, stored, strict=True))
         return _collect(records, local, image_size, numbers, words, tokenize)
 
     return _iterate(batch_at, range(start_step, sys.maxsize), threads, prefetch)
@@ -126,7 +128,7 @@ def reason(source: Source, i: int) -> str:
     The record is read again: its reason is not kept with it, as it may be another process that asks.
     """
     try:
-        decode(_record(source, i)["image"])
+        decode(_good(_stored(source, i))["image"])
         why = "decoded when it was read again"
     except Undecodable as e:
         why = str(e)
@@ -173,16 +175,18 @@ def evaluate(
         transform = transforms.eval_transform(augment, size)
     else:
         transform = transforms.train_transform(augment, size, mean, std)
-    read = _reader(source, transform, transforms.SHIFTS[shift] if shift else None)
+    moved = transforms.SHIFTS[shift] if shift else None
     draw_seed = _seed(seed, f"shift {shift}, view {view}")
     words, numbers = ("text", "text_clean") if tokenize else (), _numbers(source)
 
-    def one(i: int, rng: np.random.Generator) -> Record:
+    def one(i: int, stored: Stored, rng: np.random.Generator) -> Record:
         try:
-            record = read(i, rng)
+            record = transform(_good(stored), rng)
         except Undecodable as e:
             cure = "prepare the dataset anew, without this record: an evaluation leaves none out"
             raise UserError(f"record {_named(source, i)} cannot be decoded: {e}", cure) from e
+        if moved:
+            record["image"] = moved(record["image"], rng)
         if words:
             record |= {"text": record["captions"][0], "text_clean": source.captions_clean[i][0]}
         return record
@@ -190,7 +194,8 @@ def evaluate(
     def batch_at(step: int) -> Batch:
         first = step * batch + process_index * local
         rng, stop = _generators(draw_seed), min(first + local, len(source))
-        return _collect((one(i, rng(i)) for i in range(first, stop)), local, size, numbers, words, tokenize)
+        records = (one(i, stored, rng(i)) for i, stored in _read(source, range(first, stop)))
+        return _collect(records, local, size, numbers, words, tokenize)
 
     return _iterate(batch_at, range(math.ceil(len(source) / batch)), threads, prefetch)
 
@@ -227,11 +232,26 @@ def _local(batch: int, process_count: int) -> int:
     return batch // process_count
 
 
-def _record(source: Source, i: int) -> Record:
+def _read(source: Source, ids: Iterable[int], block: int = BLOCK) -> Iterator[tuple[int, Stored]]:
+    """(i, record i) for each of `ids`, read a block at a time."""
+    ids = iter(ids)
+    while some := list(itertools.islice(ids, block)):
+        yield from [(i, _stored(source, i)) for i in some]
+
+
+def _stored(source: Source, i: int) -> Stored:
     try:
         return source[i]
+    except Undecodable as e:
+        return e
     except UnicodeDecodeError as e:
-        raise Undecodable(f"its captions are damaged: {e}") from e
+        return Undecodable(f"its captions are damaged: {e}")
+
+
+def _good(stored: Stored) -> Record:
+    if isinstance(stored, Undecodable):
+        raise stored
+    return stored
 
 
 def _named(source: Source, i: int) -> str:
@@ -314,20 +334,6 @@ def _generators(seed: np.random.SeedSequence) -> Callable[[int], np.random.Gener
         return generator
 
     return at
-
-
-def _reader(
-    source: Source,
-    transform: Callable[[Record, np.random.Generator], Record],
-    shift: transforms.Step | None = None,
-) -> Callable[[int, np.random.Generator], Record]:
-    def read(i: int, rng: np.random.Generator) -> Record:
-        record = transform(_record(source, i), rng)
-        if shift:
-            record["image"] = shift(record["image"], rng)
-        return record
-
-    return read
 
 
 def _collect(

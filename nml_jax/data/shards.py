@@ -89,7 +89,7 @@ class _Split:
     def __init__(self, path: Path):
         from array_record.python.array_record_module import ArrayRecordWriter
 
-        self.records = ArrayRecordWriter(str(path), "group_size:1")  # as TFDS has it
+        self.records = ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # images are compressed already
         self.keys: list[str] = []
         self.captions: list[str] = []
         self.labels: list[int] = []

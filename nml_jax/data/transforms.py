@@ -68,9 +68,10 @@ def random_resized_crop(
     uniform in `ratio`; after ten boxes that do not fit, the largest centred box within `ratio`.
     """
     height, width = image.shape[:2]
-    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    narrow, wide = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
-        area, aspect = height * width * rng.uniform(scale[0], scale[1]), math.exp(rng.uniform(*log_ratio))
+        share = scale[0] + (scale[1] - scale[0]) * rng.random()  # rng.uniform takes three times as long
+        area, aspect = height * width * share, math.exp(narrow + (wide - narrow) * rng.random())
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
@@ -91,7 +92,7 @@ def pad_crop(image: np.ndarray, rng: np.random.Generator, *, pad: int) -> np.nda
 
 def flip(image: np.ndarray, rng: np.random.Generator, *, probability: float) -> np.ndarray:
     """Left and right exchanged, with that probability."""
-    return image[:, ::-1] if rng.random() < probability else image
+    return cv2.flip(image, 1) if rng.random() < probability else image  # a reversed view is slow to copy
 
 
 def random_erasing(
