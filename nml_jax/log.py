@@ -15,6 +15,8 @@ from nml_jax.errors import UserError
 
 ROW_SCHEMA = 1
 
+QUARANTINE = "quarantine.jsonl"  # of a run: its undecodable records
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:

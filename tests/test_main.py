@@ -53,6 +53,8 @@ def test_a_run_tells_its_own_story(finished: Path):
     names = {p.name for p in run.iterdir()}
     assert {"config.json", "noise.json", "metrics.jsonl", "checkpoints", "banks", "rows.jsonl", "run.json"} <= names
     assert {p.name for p in finished.iterdir()} >= {"report.html", "summary.csv"}
+    assert "Goodput of pre-training, all runs together" in (finished / "report.html").read_text("utf-8")
+    assert len((run / "samples.jsonl").read_text().splitlines()) == max(row.step for row in log.read_rows(run))
     ledger = json.loads((run / "noise.json").read_text())
     assert ledger["count"] == round(0.3 * ledger["n"])
     rows = log.read_rows(run)

@@ -9,8 +9,6 @@ from nml_jax.data import pipeline
 from nml_jax.data.sources import Source
 from nml_jax.errors import UserError, storage
 
-FILE = "quarantine.jsonl"
-
 
 class Quarantine:
     """The undecodable records of a run, in `quarantine.jsonl`: a line {"id", "key", "reason"} for each.
@@ -23,7 +21,7 @@ class Quarantine:
     """
 
     def __init__(self, folder: Path, source: Source, budget: float, *, active: bool = True):
-        self.path, self.source, self.budget, self.active = folder / FILE, source, budget, active
+        self.path, self.source, self.budget, self.active = folder / log.QUARANTINE, source, budget, active
         self.known = {json.loads(line)["id"] for line in self._lines()}
 
     def __call__(self, ids: Iterable[int]) -> None:

@@ -271,6 +271,7 @@ def _what_was_run(studies: Sequence[Study], left_out: Mapping[str, str]) -> str:
         out += f"<h3>Not counted</h3>\n<ul>{items}</ul>\n"
     noise = f"<h3>Noise ledger</h3>\n{tables.ledgers(cells)}" if noisy else ""
     out += noise + tables.times(cells)
+    out += tables.goodput_of(cells)
     return out + "".join(tables.chosen(study) + tables.config(study) for study in studies)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from nml_jax import goodput, log
 from nml_jax.settings import NOT_IDENTITY
 from nml_jax.stages import claims
 from nml_jax.stages.cells import Cell
@@ -188,6 +189,29 @@ def times(cells: Sequence[Cell]) -> str:
     shown_total = ", ".join(f"{stage} {total[stage]:,.1f} s" for stage in stages)
     content = table(caption, ["run", *(f"{stage} (s)" for stage in stages), "finished"], {"": lines})
     return folded(f"Time of all runs together: {shown_total}", content)
+
+
+def goodput_of(cells: Sequence[Cell]) -> str:
+    """Where the wall time of pre-training went, and what was left out; nothing for runs that did not record it."""
+    lines, total = [], Counter[str]()
+    for cell in cells:
+        if (of := goodput.read(cell.folder)) is not None:
+            total.update(of.seconds)
+            undecodable = cell.folder / log.QUARANTINE
+            left_out = len(undecodable.read_text("utf-8").splitlines()) if undecodable.exists() else 0
+            parts = [f"{of.seconds[part]:,.1f}" for part in of.seconds]
+            counts = [f"{of.sessions}", f"{of.skipped}", f"{left_out}"]
+            lines.append([cell.name, f"{100 * of.share:.0f} %", *parts, *counts])
+    if not lines:
+        return ""
+    caption = (
+        "Wall time of pre-training in seconds by what it went to, over all sessions of a run; lost is what an "
+        "interruption made a later session do again. Skipped steps had a loss or gradient that was not finite; for "
+        "quarantined records, which cannot be decoded, others stood in."
+    )
+    head = ["run", "goodput", *(f"{part} (s)" for part in total), "sessions", "skipped steps", "quarantined records"]
+    share = total["step"] / max(total.total(), 1e-9)
+    return folded(f"Goodput of pre-training, all runs together: {share:.0%}", table(caption, head, {"": lines}))
 
 
 def chosen(study: Study) -> str:

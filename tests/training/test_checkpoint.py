@@ -1,5 +1,6 @@
 """Checkpoints: what is read is what was written, on any mesh; anything else is refused by name."""
 
+import re
 import shutil
 import subprocess
 
@@ -67,20 +68,23 @@ def test_the_folder_proves_itself_with_sha256sum(saved):
     assert done.returncode == 0
 
 
-def test_every_flipped_byte_is_refused_or_was_in_the_hashes_own_file(saved, tmp_path):
+def test_a_thousand_flipped_bits_are_each_refused_by_name(saved, tmp_path):
+    """Anywhere in a checkpoint, the file of hashes included."""
     run, _ = saved
     folder = tmp_path / "5"
     shutil.copytree(run.folder / "checkpoints" / "5", folder)
     rng = np.random.default_rng(0)
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.stat().st_size]
-    for path in files:
+    sizes = np.array([p.stat().st_size for p in files])
+    # Half of them where the bytes are, half where the files are: most files are small.
+    chosen = [*rng.choice(len(files), 500, p=sizes / sizes.sum()), *rng.integers(0, len(files), 500)]
+    for path in (files[i] for i in chosen):
         sound = path.read_bytes()
-        for i in rng.integers(0, len(sound), 3):
-            flipped = bytearray(sound)
-            flipped[i] ^= 1 << int(rng.integers(8))
-            path.write_bytes(flipped)
-            with pytest.raises(UserError, match="5"):
-                checkpoint.verify(folder)
+        flipped = bytearray(sound)
+        flipped[rng.integers(len(sound))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match=re.escape(str(folder))):
+            checkpoint.verify(folder)
         path.write_bytes(sound)
     checkpoint.verify(folder)
 

@@ -1,0 +1,204 @@
+"""What does the training loop cost beside the compiled step, and where does the time of a real run go?
+
+    python benchmarks/overhead.py [--steps=400] [--write]
+
+1. Loop: training/loop.py with everything a run has (signals, ids, metrics, journal), on the whole state of a ResNet-50
+   with AdamW, but with a compiled step that only counts. What a step takes then is all that is outside of a real one,
+   the dispatch of its arguments included.
+2. A run of a small ResNet on images in memory, through the stage's own parts: the shares of its wall time that goodput
+   counts as data, save and evaluate, and the time in the journal, without start and compilation.
+3. Start: seconds of `python -m nml_jax.main --help`, and of a config up to its first step with a warm cache.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results" / "overhead.json"
+sys.path.insert(0, str(ROOT))
+
+
+def config_of(**values: Any) -> Any:
+    from configs import common
+    from nml_jax import settings
+
+    config = common.get_config()
+    config.update_from_flattened_dict(values)
+    return next(iter(settings.cells(config).values()))
+
+
+def trained(
+    config: Any, folder: Path, steps: int, batches: Any, replace: Any = None, classes: int = 10
+) -> dict[str, Any]:
+    """Run the loop; returns its seconds by part, and those in the journal."""
+    from nml_jax import goodput, runtime
+    from nml_jax.training import checkpoint, loop
+    from nml_jax.training.journal import Journal
+
+    mesh, plan = runtime.make_mesh(), loop.Plan(steps, steps / 4)
+    program = loop.build(config, plan, mesh, num_classes=classes)
+    if replace:
+        program = program._replace(**replace(program))
+    clock = goodput.Clock()
+    journal = Journal(folder, config, steps=steps, label="", clock=clock, quarantine=lambda ids: None)
+    spent = [0.0]
+
+    class Timed(Journal):
+        def write(self, *args: Any) -> None:
+            begun = time.perf_counter()
+            super().write(*args)
+            spent[0] += time.perf_counter() - begun
+
+    journal.__class__ = Timed
+    checkpoints = checkpoint.Checkpoints(
+        folder / "checkpoints", every=plan.every(config.runtime.save_every), keep=2, keep_every=0, meta={}
+    )
+    with contextlib.redirect_stderr(None):
+        loop.train(
+            config, program, plan, mesh, batches=batches, evaluators={}, checkpoints=checkpoints, journal=journal
+        )
+        checkpoints.close()
+    return {**clock.seconds, "journal": spent[0]}
+
+
+def rows(batch: int, size: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8),
+        "label": rng.integers(0, 10, batch).astype(np.int32),
+        "label_clean": np.zeros(batch, np.int32),
+        "id": np.arange(batch, dtype=np.int32),
+        "quarantined": np.full(batch, -1, np.int32),
+        "mask": np.ones(batch, np.float32),
+    }
+
+
+def empty_loop(steps: int) -> float:
+    """Milliseconds a step of the loop around a step that only counts."""
+    import jax
+    import jax.numpy as jnp
+
+    local = rows(8, 32)
+
+    def batches(start: int) -> Iterator[Any]:
+        while True:
+            yield local
+
+    def replace(program: Any) -> dict[str, Any]:
+        one = jnp.float32(1)
+
+        def step(state: Any, batch: Any) -> Any:
+            metrics = dict.fromkeys(("loss", "accuracy", "grad_norm"), (one, one))
+            signals = {"asked": (batch["asked"].sum(), 1), "streak": (state.skipped[1], 1), "skipped": (one * 0, 1)}
+            return dataclasses.replace(state, step=state.step + 1), metrics | signals
+
+        return {"step": jax.jit(step, donate_argnums=0)}
+
+    values = {"model.name": "resnet50", "optimizer.name": "adamw", "train.ema": 0.0, "data.image_size": 32,
+              "train.batch": 8, "runtime.save_every": 0.0, "runtime.eval_every": 0.0}  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = trained(config_of(**values), Path(folder), steps, batches, replace)
+    return 1000 * (seconds["step"] + seconds["data"]) / (steps - 1)
+
+
+def small_run(steps: int) -> dict[str, float]:
+    """Shares of the wall time between the first step and the end; saved and logged as often as a run on digits."""
+    from nml_jax.data import pipeline, sources
+
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(2048)]
+    source = sources.Arrays(images, rng.integers(0, 10, 2048), num_classes=10, fingerprint="benchmark")
+    values = {"model.name": "resnet18", "model.stem": "small", "model.width": 32, "model.blocks": (1, 1, 1, 1),
+              "optimizer.name": "adamw", "train.ema": 0.0, "data.image_size": 32, "train.batch": 128,
+              "augment.crop": "pad", "runtime.save_every": 1.0, "runtime.eval_every": 0.0}  # fmt: skip
+    config = config_of(**values)
+
+    def batches(start: int) -> Iterator[Any]:
+        how = {"augment": config.augment, "image_size": 32, "mean": config.model.mean, "std": config.model.std}
+        return pipeline.train(source, batch=128, seed=0, start_step=start, threads=2, **how)
+
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = trained(config, Path(folder), steps, batches)
+    whole = sum(seconds[part] for part in ("step", "data", "save", "evaluate"))
+    return {part: seconds[part] / whole for part in ("data", "save", "journal")}
+
+
+def start_times() -> dict[str, float]:
+    """Seconds; the first start of the config only fills the compilation cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache = {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+        def seconds(*args: str) -> float:
+            begun = time.perf_counter()
+            command = [sys.executable, "-m", "nml_jax.main", *args]
+            subprocess.run(command, cwd=ROOT, env=os.environ | cache, check=True, capture_output=True)
+            return time.perf_counter() - begun
+
+        def first_step(name: str) -> float:
+            run = f"{folder}/{name}"
+            short = ("--config.train.epochs=0.01", "--config.optimizer.warmup_epochs=0.0")
+            one = ("--config.noise=0.0", "--config.seed=0", "--config.stages=('pretrain',)")
+            seconds("--config=configs/digits.py", f"--workdir={run}", *short, *one)
+            (session,) = json.loads(next(Path(run).glob("*/goodput.json")).read_text())["sessions"]
+            return session["seconds"]["start"] + session["seconds"]["compile"]
+
+        help_times = [seconds("--help") for _ in range(5)]
+        first_step("cold")
+        import_time = statistics.median(
+            seconds("--config=configs/digits.py", "--config.stages=()", f"--workdir={folder}/none") for _ in range(3)
+        )
+        return {"help": statistics.median(help_times), "first_step": import_time + first_step("warm")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
+    args = parser.parse_args()
+    import jax
+    import jaxlib
+
+    import nml_jax
+
+    about: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"load {os.getloadavg()[0]:.1f} at the start",
+        "versions": {m.__name__: m.__version__ for m in (nml_jax, jax, jaxlib, np)}
+        | {"python": platform.python_version()},
+    }
+    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+    loops = [empty_loop(args.steps) for _ in range(args.repeats)]
+    shares = [small_run(args.steps) for _ in range(args.repeats)]
+    results = {
+        "loop_ms": loops,
+        "shares": {part: [s[part] for s in shares] for part in shares[0]},
+        "start_seconds": start_times(),
+    }
+    print(f"loop outside the step: {statistics.median(loops):.2f} ms a step")
+    for part, values in results["shares"].items():
+        print(f"share of {part} in a small run: {statistics.median(values):.2%}")
+    print(*(f"{name}: {seconds:.2f} s" for name, seconds in results["start_seconds"].items()), sep="\n")
+    if args.write:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
