@@ -39,7 +39,7 @@ from nml_jax.stages.finetune_runs import (
 )
 from nml_jax.training import checkpoint, finetune, lora
 
-VERSION = 1
+VERSION = 2
 KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract", "zeroshot", "tune", "finetune")
 UPSTREAM = ("pretrain",)
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from nml_jax.errors import UserError
+from nml_jax.log import say
 from nml_jax.models.heads import Form, Tree
 from nml_jax.objectives import terms
 from nml_jax.training import head_runs, methods, probes
@@ -49,12 +50,8 @@ class HeadResult:
     n_train: int
 
     def outputs(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Z float32 [M, D] and logits float32 [M, K] of features [M, D]."""
+        """Z float32 [M, D] (of a linear head its standardised input) and logits float32 [M, K] of features [M, D]."""
         return self.head.outputs(features)
-
-    def transform(self, features: np.ndarray) -> np.ndarray:
-        """Z float32 [M, D] of features [M, D]; of a linear head, its (standardised) input."""
-        return self.outputs(features)[0]
 
 
 def fit(
@@ -87,7 +84,9 @@ def fit_seeds(
     """Choose hyper-parameters and train on all training rows; one head per seed.
 
     A seed decides the validation part, the initialisation and the order. Chosen is the setting of highest accuracy on
-    the validation part, of several such the one of lowest loss. Where the grid has one setting nothing is held out.
+    the validation part; of several such the one of lowest loss, or, where scores are no logits (ridge, k-NN), the one
+    of the largest value: the strongest regularisation. Where the grid has one setting nothing is held out; where each
+    class has one row nothing can be, and the first setting is taken.
 
     Args:
         features: float32 [N, D], or [N, V, D] for V views: the training rows.
@@ -118,8 +117,11 @@ def choose(
     trainer: "Trainer", features: np.ndarray, labels: np.ndarray, *, config: Any, seeds: Sequence[int]
 ) -> tuple[list[dict[str, float]], list[list[dict[str, float]]]]:
     """The chosen hyper-parameters of each seed, and what was seen of the whole grid (`HeadResult.validation`)."""
-    if len(trainer.grid) == 1:
-        return trainer.grid * len(seeds), [[] for _ in seeds]
+    lonely = np.bincount(labels).max() < 2
+    if lonely and len(trainer.grid) > 1:
+        say(f"one row of each class leaves none to choose a setting on: the first is taken, {trainer.grid[0]}")
+    if lonely or len(trainer.grid) == 1:
+        return trainer.grid[:1] * len(seeds), [[] for _ in seeds]
     parts = [hold_out(labels, config.validation, seed) for seed in seeds]
     n = len(parts[0][0])  # the class counts decide it, not the seed
     of = [i for i in range(len(seeds)) for _ in trainer.grid]
@@ -129,7 +131,7 @@ def choose(
         held_out = parts[i][1]
         accuracy, loss = _validate(head, features[held_out], labels[held_out])
         validation[i].append({**job.hyper, "accuracy": accuracy, "loss": loss})
-    best = [min(each, key=lambda v: (-v["accuracy"], v["loss"])) for each in validation]
+    best = [min(each, key=lambda v: (-v["accuracy"], trainer.tie(v))) for each in validation]
     return [{name: v[name] for name in trainer.grid[0]} for v in best], validation
 
 
@@ -147,12 +149,14 @@ class Trainer(Protocol):
     grid: the settings to choose from.
     preset: see `HeadResult`.
     train: one head per job, on the first n of its rows.
+    tie: of settings of one accuracy the lowest wins; of what `HeadResult.validation` has of a setting.
     """
 
     grid: list[dict[str, float]]
     preset: str | None
 
     def train(self, jobs: Sequence[Job], n: int) -> Sequence[Predictor]: ...
+    def tie(self, seen: Mapping[str, float]) -> float: ...
 
 
 def make_trainer(
@@ -177,7 +181,7 @@ class ByGradient:
         config: Any,
     ):
         weights, self.preset = methods.weights(method, preset, config, features.shape[1])
-        self.method, self.num_classes, self.config = method, num_classes, config
+        self.num_classes, self.config = num_classes, config
         self.form = methods.form(methods.find(method), config)
         self.terms, self.numbers = terms.split(methods.find(method).terms, weights) if weights else (None, {})
         self.grid = _grid(config, {"lr": "lrs", "weight_decay": "weight_decays"})
@@ -188,6 +192,9 @@ class ByGradient:
         epochs = self.epochs(len(self.bank.labels))
         trained = head_runs.train(self.spec(n), self.bank, settings, n, epochs=epochs)
         return [TunedHead(self.form, params, state) for params, state in trained]
+
+    def tie(self, seen: Mapping[str, float]) -> float:
+        return seen["loss"]
 
     def epochs(self, n: int) -> int:
         """Passes over n rows: as many as `epochs` and `steps` allow, and one at least."""
@@ -243,6 +250,9 @@ class ByProbe:
                     out.append(Probed(probe, standard))
         return out
 
+    def tie(self, seen: Mapping[str, float]) -> float:
+        return seen["loss"] if self.method.logits else -seen[self.method.value]
+
 
 @dataclasses.dataclass(frozen=True)
 class Probed:
@@ -270,7 +280,8 @@ def _grid(config: Any, names: Mapping[str, str]) -> list[dict[str, float]]:
 def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split rows at random, class by class: round(share·N) are held out, at least one, but never all of a class.
 
-    Each class gives by the largest remainder of share·(its count), and keeps one.
+    Each class gives by the largest remainder of share·(its count), and keeps one. Which of equal remainders give is
+    drawn, too: else the first classes alone would be tested where rows are few.
 
     Args:
         labels: int [N].
@@ -286,15 +297,15 @@ def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, n
     classes, counts = np.unique(labels, return_counts=True)
     total = max(1, round(share * len(labels)))
     held = np.minimum(np.floor(share * counts).astype(int), counts - 1)
-    for c in np.argsort(held - share * counts, kind="stable"):
+    rng = np.random.default_rng(seed)
+    rows = [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
+    for c in np.lexsort((rng.random(len(classes)), np.round(held - share * counts, 9))):
         held[c] += held.sum() < total and held[c] < counts[c] - 1
     if not (0 < share < 1 and held.any()):
         raise UserError(
             f"nothing can be held out: tune.validation={share}, {counts.max()} row(s) in the largest class",
             "set tune.validation above 0 and give more rows; or one value each of tune.lrs and tune.weight_decays",
         )
-    rng = np.random.default_rng(seed)
-    rows = [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
     kept = [r[k:] for r, k in zip(rows, held, strict=True)]
     return np.concatenate(kept), np.concatenate([r[:k] for r, k in zip(rows, held, strict=True)])
 

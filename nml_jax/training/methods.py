@@ -18,6 +18,7 @@ class Method(NamedTuple):
     probe: of those without a training loop: (features [N, D], labels [N], grid, ...) -> a probe per value of the grid.
     grid: of these: the key of the section `tune` with the values to choose from.
     value: of these: what one such value is called.
+    logits: whether its scores are logits, whose cross-entropy says which of two heads of one accuracy is better.
     """
 
     title: str
@@ -26,13 +27,14 @@ class Method(NamedTuple):
     probe: Any = None
     grid: str = ""
     value: str = ""
+    logits: bool = True
 
 
 METHODS = {
     "linear": Method("linear probe"),
     "lbfgs": Method("L-BFGS probe", probe=probes.fit_lbfgs, grid="cs", value="C"),
-    "ridge": Method("ridge probe", probe=probes.fit_ridge, grid="alphas", value="alpha"),
-    "knn": Method("k-NN", probe=neighbours.fit_knn, grid="ks", value="k"),
+    "ridge": Method("ridge probe", probe=probes.fit_ridge, grid="alphas", value="alpha", logits=False),
+    "knn": Method("k-NN", probe=neighbours.fit_knn, grid="ks", value="k", logits=False),
     "mlp": Method("MLP", mlp=True),
     "nmtune": Method("NMTune", mlp=True, terms="nmtune"),
     "skd": Method("SKD", mlp=True, terms="skd"),
