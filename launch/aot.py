@@ -1,0 +1,395 @@
+"""Compile the training step of a config for a TPU slice without having one: does it fit, and how long would it take?
+
+    python launch/aot.py --config=configs/clip_vitb16.py --topology=v5e:8x8
+    python launch/aot.py --config=configs/clip_vitb16.py --topology=v4:4x4x8 --fsdp=4 --config.model.remat=True
+
+Needs the extra `tpu` (the compiler for TPUs, libtpu); no TPU, no data, and no memory for the model: sizes come from the
+config, as in --dry_run. The topology is a chip (v4, v5e, v5p, v6e) and the shape of a slice of its pod. Flags of
+nml_jax.main that set the config are understood here, too. A compilation takes minutes.
+
+What the numbers are. Memory is the compiler's. FLOP are counted in the program before it is compiled (recomputation
+included, a multiplication and an addition are two), because the compiler's own count, printed beside them, takes the
+body of a loop once. Collectives are read from the compiled program. The time of a step is the longest of three that
+would overlap perfectly: FLOP at `--mfu` of the chip's peak, the compiler's bytes to and from HBM at the chip's
+bandwidth, and the bytes that the collectives send at that of its links. It is a bound and no measurement: the loader,
+evaluation and checkpoints are left out.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from launch import hlo  # noqa: E402
+from nml_jax.errors import UserError  # noqa: E402
+
+# JAX itself stays on the CPU, and the compiler neither looks for the TPU that it runs beside nor complains of having
+# none: it is told of one, which what it compiles for does not depend on.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
+
+
+class Chip(NamedTuple):
+    """Public figures of a chip."""
+
+    peak: float  # FLOP/s in bfloat16
+    hbm: float  # bytes
+    bandwidth: float  # bytes/s, of the HBM
+    ici: float  # bytes/s that it sends to other chips over all its links together: half the figure for both ways
+    pod: int  # chips in the largest slice
+    shapes: str  # of some slices
+
+
+_FLAT = "2x2 2x4 4x4 4x8 8x8 8x16 16x16"
+_CUBES = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8"
+
+# docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, read in November 2026. The interconnect is given there in both
+# directions (v5e 400 GB/s, v5p 1200, v6e 800), which is earlier versions' Gbit/s (v4 2400, v5e 1600, v5p 4800) in one.
+CHIPS = {
+    "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9, 4096, _CUBES),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, 256, _FLAT),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, 6144, _CUBES),
+    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 400e9, 256, _FLAT),
+}
+
+
+class Slice(NamedTuple):
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str) -> "Slice":
+        """The slice that a topology's name means.
+
+        Raises:
+            UserError: there is no such chip, or its pod has no slice of that shape.
+        """
+        kind, _, dims = name.partition(":")
+        chip = CHIPS.get(kind)
+        shape = tuple(int(n) for n in dims.split("x")) if re.fullmatch(r"\d+(x\d+)*", dims) else ()
+        if chip is None or len(shape) != chip.shapes.split()[0].count("x") + 1 or not 0 < math.prod(shape) <= chip.pod:
+            raise unknown(name)
+        return cls(chip, shape)
+
+
+def unknown(name: str) -> UserError:
+    by_shapes = ((", ".join(k for k in CHIPS if CHIPS[k].shapes == shapes), shapes) for shapes in (_FLAT, _CUBES))
+    known = "; ".join(f"{chips}: {', '.join(shapes.split())}" for chips, shapes in by_shapes)
+    return UserError(f"there is no topology {name!r}", f"give a chip and a slice, as in v5e:8x8. {known}")
+
+
+def devices(name: str) -> list[Any]:
+    """The devices of a slice, as a pod's processes number them.
+
+    Raises:
+        UserError: an unknown topology, or the compiler is not installed.
+    """
+    _, shape = Slice.of(name)
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("the compiler for TPUs, libtpu, is not installed", "pip install -c constraints.txt -e '.[tpu]'")
+    from jax.experimental import topologies
+
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if name.startswith("v4") else {}  # both cores as one
+    if 1 in shape[:2]:
+        options["chips_per_host_bounds"] = tuple(min(n, 2) for n in (*shape, 1)[:3])
+    try:
+        found = topologies.get_topology_desc(topology_name=name, platform="tpu", **options).devices
+    except RuntimeError as e:
+        raise unknown(name) from e
+    return sorted(found, key=lambda device: (device.process_index, device.id))
+
+
+def make_mesh(devices: Sequence[Any], data: int, fsdp: int) -> Any:
+    """The mesh that runtime.make_mesh makes on such a pod.
+
+    Raises:
+        UserError: the sizes do not multiply to the number of devices.
+    """
+    import numpy as np
+    from jax.sharding import AxisType, Mesh
+
+    n = len(devices)
+    sizes = [n // fsdp if data == -1 and fsdp > 0 else data, n // data if fsdp == -1 and data > 0 else fsdp]
+    if min(sizes) < 1 or sizes[0] * sizes[1] != n:
+        raise UserError(
+            f"a mesh of data_axis={data} × fsdp_axis={fsdp} does not fit {n} chips", f"give an --fsdp that divides {n}"
+        )
+    return Mesh(np.reshape(devices, sizes), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def sizes(config: Any) -> tuple[int, int]:
+    """Records to train on and classes (0 of captions), as the config states them; else as the data say.
+
+    Raises:
+        UserError: the config does not state them and the data are not there.
+    """
+    from nml_jax import objectives
+    from nml_jax.stages import supervision
+
+    n = config.data.size or config.data.expected
+    num_classes = 0 if objectives.reads_captions(config.objective) else config.data.num_classes
+    if n and num_classes is not None:
+        return n, num_classes
+    try:
+        return supervision.count_records(config)
+    except UserError as e:
+        raise UserError(e.cause, "state --config.data.expected and, of labels, --config.data.num_classes") from e
+
+
+def step_of(config: Any, mesh: Any) -> tuple[Any, Any, Any]:
+    """(plan, program, lowered step) of the training that `config` describes, on `mesh`, from shapes alone.
+
+    Raises:
+        UserError: the batch cannot be divided over the mesh, or settings do not fit each other.
+    """
+    import jax
+
+    from nml_jax import runtime
+    from nml_jax.stages import plan
+    from nml_jax.training import loop
+
+    runtime.check_batch(config.train.batch, mesh, "train.batch")
+    n, num_classes = sizes(config)
+    steps = loop.Plan.of(config, n)
+    program = loop.build(config, steps, mesh, num_classes=num_classes)
+    placed = jax.NamedSharding(mesh, runtime.BATCH_SPEC)
+    shapes = plan.batch_shapes(config)
+    flags = {"asked": mesh.size, "quarantined": config.train.batch}
+    shapes |= {name: jax.ShapeDtypeStruct((size,), jax.numpy.int32) for name, size in flags.items()}
+    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed) for name, x in shapes.items()}
+    return steps, program, program.step.lower(program.shapes, batch)
+
+
+def count_flop(config: Any) -> dict[str, float]:
+    """FLOP of one step of the global batch: "model", without recomputation, and "executed", with it."""
+    import jax
+    import numpy as np
+    from jax.sharding import AxisType, Mesh
+
+    one = Mesh(np.array(jax.devices("cpu")[:1]).reshape(1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+    def count(remat: bool) -> float:
+        whole = config.copy_and_resolve_references()
+        with whole.unlocked():  # of a loop, the operations of one round are counted: so, no loops
+            whole.update_from_flattened_dict({"model.remat": remat, "train.micro_batches": 1, "objective.chunk": 0})
+        return step_of(whole, one)[2].cost_analysis()["flops"]
+
+    model = count(remat=False)
+    executed = count(remat=True) if config.model.remat else model
+    # Of micro-batches the forward pass, a third, is computed twice.
+    return {"model": model, "executed": executed * (4 / 3 if config.train.micro_batches > 1 else 1)}
+
+
+def compile_step(config: Any, name: str, lowered: Any) -> Any:
+    """The compiled step.
+
+    Raises:
+        UserError: it does not fit the memory of a chip.
+    """
+    chip = Slice.of(name).chip
+    try:
+        compiled = lowered.compile()
+    except RuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        used = re.search(r"Used ([\d.]+)([MG]) of ([\d.]+)([MG]) hbm", str(e))
+        raise too_large(config, name, f"{used[1]} {used[2]}iB" if used else "more than that", chip) from e
+    if (need := memory(compiled)["total"]) > chip.hbm:
+        raise too_large(config, name, f"{need / 2**30:.2f} GiB", chip)
+    return compiled
+
+
+def too_large(config: Any, name: str, need: str, chip: Chip) -> UserError:
+    """The step needs more memory than a chip has: what would make it smaller, of what is not done yet."""
+    cures = [] if config.model.remat else ["--config.model.remat=True"]
+    cures += [f"--config.train.micro_batches={2 * config.train.micro_batches}", "a smaller train.batch"]
+    cures += (
+        ["--config.objective.chunk=128"] if not config.objective.chunk and config.objective.name != "supervised" else []
+    )
+    cures += ["--fsdp=8"] if config.runtime.fsdp_axis == 1 else []
+    return UserError(
+        f"a step of {config.name} does not fit {name}: it needs {need} of a chip's {chip.hbm / 2**30:.0f} GiB of HBM",
+        f"try {', '.join(cures)} or a larger slice",
+    )
+
+
+def memory(compiled: Any) -> dict[str, int]:
+    """Bytes on each device. The state is donated: its new values take the place of the old."""
+    stats = compiled.memory_analysis()
+    parts = {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        "temporaries": stats.temp_size_in_bytes,
+        "code": stats.generated_code_size_in_bytes,
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def estimate(chip: Chip, *, flop: float, hbm_bytes: float, sent: float, mfu: float) -> dict[str, Any]:
+    """Seconds of a step, by what bounds it.
+
+    Args:
+        flop, hbm_bytes, sent: of one device: operations, bytes to and from its HBM, bytes that it sends to others.
+        mfu: share of the chip's peak that matrix products are taken to reach.
+    """
+    seconds = {"compute": flop / (chip.peak * mfu), "memory": hbm_bytes / chip.bandwidth, "network": sent / chip.ici}
+    bound = max(seconds, key=lambda name: seconds[name])
+    return {**seconds, "step": seconds[bound], "bound": bound}
+
+
+def analyse(config: Any, name: str, mfu: float) -> dict[str, Any]:
+    """Compile, and everything that is told about it, as JSON values. Memory in bytes and FLOP are those of one device.
+
+    Raises:
+        UserError: the step does not fit, or the input is bad.
+    """
+    import jax
+
+    chip = Slice.of(name).chip
+    mesh = make_mesh(devices(name), config.runtime.data_axis, config.runtime.fsdp_axis)
+    plan, program, lowered = step_of(config, mesh)
+    flop = {k: v / mesh.size for k, v in count_flop(config).items()}
+    begun = time.perf_counter()
+    compiled = compile_step(config, name, lowered)
+    seconds = time.perf_counter() - begun
+    found = hlo.collectives(compiled.as_text(), mesh.size)
+    sums = [{"kind": k, "group": g, **row} for (k, g), row in sorted(hlo.total(found).items())]
+    cost = compiled.cost_analysis()
+    times = estimate(
+        chip, flop=flop["executed"], hbm_bytes=cost["bytes accessed"], sent=sum(row["sent"] for row in sums), mfu=mfu
+    )
+    hours = plan.steps * times["step"] / 3600
+    return {
+        "config": config.name,
+        "topology": name,
+        "chips": mesh.size,
+        "mesh": dict(mesh.shape),
+        "model": config.model.name,
+        "parameters": sum(x.size for x in jax.tree.leaves(program.shapes.params)),
+        "batch": config.train.batch,
+        "steps": plan.steps,
+        "epochs": config.train.epochs,
+        "memory": memory(compiled),
+        "flop": {**flop, "compiler": cost["flops"]},
+        "hbm_bytes": cost["bytes accessed"],
+        "collectives": sums,
+        "unbounded": sum(c.times is None for c in found),
+        "mfu": mfu,
+        "seconds": times,
+        "model_flop_share": flop["model"] / (chip.peak * times["step"]),
+        "examples_per_s": config.train.batch / times["step"],
+        "hours": hours,
+        "chip_hours": hours * mesh.size,
+        "compile_seconds": round(seconds, 1),
+        "versions": {package: importlib.metadata.version(package) for package in ("nml_jax", "jax", "libtpu")},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def describe(told: dict[str, Any]) -> str:
+    """`analyse`'s answer as a person reads it."""
+    chip = Slice.of(told["topology"]).chip
+    used, flop, seconds = told["memory"], told["flop"], told["seconds"]
+    mesh = ", ".join(f"{axis}={size}" for axis, size in told["mesh"].items())
+    parts = ", ".join(f"{k} {v / 2**30:.2f}" for k, v in used.items() if k != "total")
+    lines = [
+        f"{told['config']} on {told['topology']}: {told['chips']} chips, mesh {mesh}",
+        f"  model: {told['model']}, {told['parameters']:,} parameters",
+        f"  run: {told['steps']:,} steps of {told['batch']} examples ({told['epochs']:g} epochs)",
+        f"  memory per device: {used['total'] / 2**30:.2f} of {chip.hbm / 2**30:.0f} GiB ({parts})",
+        f"  FLOP per device and step: {flop['executed']:.3g} (without recomputation {flop['model']:.3g}, "
+        f"the compiler counts {flop['compiler']:.3g})",
+        "  collectives per step:" + ("" if told["collectives"] else " none"),
+    ]
+    for row in told["collectives"]:
+        lines.append(
+            f"    {row['count']:>5} {row['kind']} among {row['group']}: {row['bytes'] / 1e6:,.2f} MB, "
+            f"each device sends {row['sent'] / 1e6:,.2f} MB"
+        )
+    if told["unbounded"]:
+        lines.append(f"    of which {told['unbounded']} stand in loops of unknown length and are counted once")
+    shown = ", ".join(f"{name} {1e3 * seconds[name]:.1f} ms" for name in ("compute", "memory", "network"))
+    lines += [
+        f"  step: {1e3 * seconds['step']:.1f} ms, bound by {seconds['bound']} "
+        f"({shown}; FLOP at {told['mfu']:.0%} of the peak)",
+        f"  speed: {told['examples_per_s']:,.0f} examples/s, model FLOP at {told['model_flop_share']:.0%} of the peak",
+        f"  whole run: {told['hours']:,.1f} hours, {told['chip_hours']:,.0f} chip-hours",
+    ]
+    return "\n".join(lines)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"aot.py: {message}", "see python launch/aot.py --help")
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any]:
+    """(options, the config of the first run of its sweep).
+
+    Raises:
+        UserError: a flag is unknown or has a bad value.
+    """
+    parser = _Parser(prog="aot.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.allow_abbrev = False
+    parser.add_argument("--topology", required=True, help="as in v5e:8x8, v6e:16x16, v4:4x4x4, v5p:2x2x2")
+    parser.add_argument("--fsdp", type=int, help="devices along the mesh axis fsdp; default: runtime.fsdp_axis")
+    parser.add_argument("--mfu", type=float, default=0.5, help="share of the peak that is assumed; default: 0.5")
+    parser.add_argument("--json", type=Path, help="write the result to this file, too")
+    options, rest = parser.parse_known_args(argv)
+    if not 0 < options.mfu <= 1:
+        raise UserError(f"--mfu={options.mfu} is no share", "give a number above 0, at most 1, as in --mfu=0.5")
+    if options.json and not options.json.parent.is_dir():
+        raise UserError(f"--json={options.json}: there is no folder {options.json.parent}", "make the folder first")
+    Slice.of(options.topology)
+
+    from absl import flags
+    from ml_collections import config_flags
+
+    from nml_jax import main, settings
+
+    extra = main.parse(["aot.py", *rest])[1:]
+    extra += [f"--{name}" for name in ("workdir", "dry_run", "force") if flags.FLAGS[name].present]
+    if extra:
+        raise UserError(f"{extra[0]!r} is no flag of aot.py", "see python launch/aot.py --help")
+    config = main.CONFIG.value
+    if options.fsdp is not None:
+        with config.unlocked():
+            config.runtime.update({"fsdp_axis": options.fsdp, "data_axis": -1})
+    return options, next(iter(settings.cells(config, config_flags.get_override_values(flags.FLAGS["config"])).values()))
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line."""
+    try:
+        options, config = parse(argv)
+        told = analyse(config, options.topology, options.mfu)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
+    print(describe(told))
+    if options.json:
+        options.json.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.update(ENVIRONMENT)
+    sys.exit(main(sys.argv[1:]))
