@@ -66,8 +66,8 @@ class Supervised:
         With `multi_hot` every class with any share is a full 1 (arXiv 2110.00476). Smoothing ε turns a target t into
         t(1−ε) + ε/K, for BCE too, as timm does.
         """
-        own = jax.nn.one_hot(label, self.num_classes)
-        targets = share * own + (1 - share) * own[::-1]
+        own, partner = (jax.nn.one_hot(x, self.num_classes) for x in (label, label[::-1]))
+        targets = share * own + (1 - share) * partner
         if self.multi_hot:
             targets = (targets > 0).astype(own.dtype)
         return targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
@@ -125,8 +125,9 @@ def mix(
     outside = ~box(key_box, height, width, 1 - share)
     weight = jnp.where(is_cutmix, outside, share)[..., None]  # of the own image, pixel by pixel
     share = jnp.where(is_cutmix, outside.mean(), share)
-    image = image.astype(jnp.float32)
-    return image * weight + image[::-1] * (1 - weight), share
+    # Reversed as they came: a partner lies on another device, and its bytes are a quarter of its floats.
+    image, partner = image.astype(jnp.float32), image[::-1].astype(jnp.float32)
+    return image * weight + partner * (1 - weight), share
 
 
 def box(key: jax.Array, height: int, width: int, area: jax.Array) -> jax.Array:
