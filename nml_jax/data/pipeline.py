@@ -1,4 +1,4 @@
-"""From a source to batches. The one place where the order of examples is fixed.
+"""From a source to batches. The order of examples is fixed here, by the permutations in `order`.
 
 The stream of training examples is a function of position p: shuffled(seed), repeated for ever, augmented with draws of
 (seed, p). Global batch k is positions k·B to (k+1)·B, and each of n processes reads its contiguous n-th part of them.
@@ -14,14 +14,10 @@ the same guarantee, but costs 30 µs an example, and far more below 2¹⁶ recor
 (60 µs for 600 records, 2 ms for 10); here it is 10 µs.
 """
 
-import bisect
 import contextlib
-import functools
 import itertools
 import math
 import sys
-import threading
-import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -29,13 +25,11 @@ import cv2
 import grain
 import numpy as np
 
-from nml_jax.data import transforms
+from nml_jax.data import order, transforms
 from nml_jax.data.codec import Undecodable, decode
 from nml_jax.data.sources import Source
 from nml_jax.errors import UserError
 
-FEW = 100_000  # records whose permutations may lie about
-TRIES = 100  # of replacements for a record that cannot be decoded
 BLOCK = 32  # records read one after another: after each image decoded, code that reads would come back from memory
 
 Batch = dict[str, np.ndarray]
@@ -83,15 +77,15 @@ def train(
 
     Raises:
         UserError: batch is no multiple of process_count, the source is empty, the weights are not one positive number
-            for each part, or TRIES records drawn in the place of one cannot be decoded either.
+            for each part, or `order.TRIES` records drawn in the place of one cannot be decoded either.
     """
     local = _local(batch, process_count)
     if not len(source):
         raise UserError("the training split has no record", "choose a larger split")
     transform = transforms.train_transform(augment, image_size, mean, std)
-    order = _mixed(seed, source.parts, weights) if len(weights) else _order(seed, len(source))
-    others = _replacements(seed, source.parts)
-    repeats, draw_seed = augment.repeats, _seed(seed, "augment")
+    at = order.mixed(seed, source.parts, weights) if len(weights) else order.shuffled(seed, len(source))
+    others = order.replacements(seed, source.parts)
+    repeats, draw_seed = augment.repeats, order.seeds(seed, "augment")
     words, numbers = ("text",) if len(source.captions) else (), (*_numbers(source), "quarantined")
     if words and tokenize is None:
         raise ValueError("a source of captions is read with `tokenize`")
@@ -108,14 +102,14 @@ def train(
             record["quarantined"] = -1 if j == i else i
             return record
         raise UserError(
-            f"record {_named(source, i)} cannot be decoded, nor can any of {TRIES} drawn to stand in for it",
+            f"record {_named(source, i)} cannot be decoded, nor can any of {order.TRIES} drawn to stand in for it",
             "prepare the dataset anew",
         )
 
     def batch_at(step: int) -> Batch:
         first = step * batch + process_index * local
-        positions, rng = range(first, first + local), _generators(draw_seed)
-        stored = _read(source, (order(p // repeats) for p in positions))
+        positions, rng = range(first, first + local), order.generators(draw_seed)
+        stored = _read(source, (at(p // repeats) for p in positions))
         records = (one(p, *of_p, rng) for p, of_p in zip(positions, stored, strict=True))
         return _collect(records, local, image_size, numbers, words, tokenize)
 
@@ -176,7 +170,7 @@ def evaluate(
     else:
         transform = transforms.train_transform(augment, size, mean, std)
     moved = transforms.SHIFTS[shift] if shift else None
-    draw_seed = _seed(seed, f"shift {shift}, view {view}")
+    draw_seed = order.seeds(seed, f"shift {shift}, view {view}")
     words, numbers = ("text", "text_clean") if tokenize else (), _numbers(source)
 
     def one(i: int, stored: Stored, rng: np.random.Generator) -> Record:
@@ -193,7 +187,7 @@ def evaluate(
 
     def batch_at(step: int) -> Batch:
         first = step * batch + process_index * local
-        rng, stop = _generators(draw_seed), min(first + local, len(source))
+        rng, stop = order.generators(draw_seed), min(first + local, len(source))
         records = (one(i, stored, rng(i)) for i, stored in _read(source, range(first, stop)))
         return _collect(records, local, size, numbers, words, tokenize)
 
@@ -260,80 +254,6 @@ def _named(source: Source, i: int) -> str:
 
 def _numbers(source: Source) -> tuple[str, ...]:
     return ("label", "label_clean", "id") if len(source.labels) else ("id",)
-
-
-def _seed(seed: int, purpose: str) -> np.random.SeedSequence:
-    """Independent draws for every (seed, purpose)."""
-    return np.random.SeedSequence([seed % 2**64, zlib.crc32(purpose.encode())])
-
-
-def _order(seed: int, n: int, epochs: int = 1) -> Callable[[int], int]:
-    """Stream position -> record: a permutation of 0..n-1 per epoch, drawn when it is first needed.
-
-    `epochs` are read across each other; batches near the end of one need two, or, of few records, many.
-    """
-
-    @functools.lru_cache(maxsize=epochs + 1 if n > FEW else epochs + 15)
-    def permutation(epoch: int) -> np.ndarray:
-        ids = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64)
-        return np.random.default_rng(_seed(seed, f"order of epoch {epoch}")).permutation(ids)
-
-    lock = threading.Lock()  # the threads of the first batch would each draw it
-
-    def record(p: int) -> int:
-        with lock:
-            ids = permutation(p // n)
-        return int(ids[p % n])
-
-    return record
-
-
-def _mixed(seed: int, parts: Sequence[int], weights: Sequence[float]) -> Callable[[int], int]:
-    """Stream position -> record of a mixture: of every epoch each part has its share, to the nearest whole number."""
-    if len(weights) != len(parts) or not all(0 < w < math.inf for w in weights):
-        raise UserError(
-            f"data.weights={tuple(weights)} for {len(parts)} dataset(s)", "give one positive number for each of them"
-        )
-    n, ends = sum(parts), list(itertools.accumulate(parts))
-    slots = [round(n * w / sum(weights)) for w in itertools.accumulate(weights)]  # where each part's end
-    slot = _order(seed, n)
-    counts = np.diff([0, *slots])
-    seeds = [int(_seed(seed, f"part {j}").generate_state(1, np.uint64)[0]) for j in range(len(parts))]
-    # Near the end of an epoch two of them are read, and of a part that is shown often, several permutations of each.
-    orders = [_order(s, n, 2 * math.ceil(c / n)) for s, n, c in zip(seeds, parts, counts, strict=True)]
-
-    def record(p: int) -> int:
-        s = slot(p)
-        j = bisect.bisect_right(slots, s)
-        return ends[j] - parts[j] + orders[j](p // n * int(counts[j]) + s - slots[j] + int(counts[j]))
-
-    return record
-
-
-def _replacements(seed: int, parts: Sequence[int]) -> Callable[[int, int], Iterator[int]]:
-    """(record, position) -> at most TRIES other records of the same part, the same whenever they are asked for."""
-    ends = list(itertools.accumulate(parts))
-    draw_seed = _seed(seed, "replacements")
-
-    def others(i: int, p: int) -> Iterator[int]:
-        j = bisect.bisect_right(ends, i)
-        drawn = _generators(draw_seed)(p).integers(ends[j] - parts[j], ends[j], TRIES)
-        yield from (k for k in drawn.tolist() if k != i)
-
-    return others
-
-
-def _generators(seed: np.random.SeedSequence) -> Callable[[int], np.random.Generator]:
-    """Position -> its generator, good until the next call: one Philox whose counter is set, as making one is slow."""
-    bits = np.random.Philox(seed)
-    generator, state = np.random.Generator(bits), bits.state
-
-    def at(position: int) -> np.random.Generator:
-        state["state"]["counter"][3] = position  # the highest word: streams 2¹⁹² draws apart
-        bits.state = state
-        return generator
-
-    return at
 
 
 def _collect(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nml_jax.data import builders, pipeline, sources
+from nml_jax.data import builders, order, pipeline, sources
 from nml_jax.data.quarantine import Quarantine
 from nml_jax.errors import UserError
 from nml_jax.noise import CaptionSwap
@@ -182,7 +182,7 @@ def test_where_nothing_can_stand_in(broken):
 
 
 def test_records_that_decode_draw_no_replacement(monkeypatch):
-    monkeypatch.setattr(pipeline, "_replacements", lambda *args: lambda *args: (1 / 0 for _ in range(1)))
+    monkeypatch.setattr(order, "replacements", lambda *args: lambda *args: (1 / 0 for _ in range(1)))
     train(source(set()), 3)
     with pytest.raises(ZeroDivisionError):
         train(source(), 3, threads=0)
