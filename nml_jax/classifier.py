@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         head_: the `TunedHead`; `head_.params` and `head_.state` are NumPy arrays.
     """
 
-    n_features_in_: int  # scikit-learn sets it
+    n_features_in_: int  # scikit-learn sets it, and for columns with names
+    feature_names_in_: np.ndarray
 
     def __init__(
         self,
@@ -163,13 +163,14 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             value = getattr(self, name)
             switch = isinstance(value, bool | np.bool_)
             if name in COUNTS:
-                good, cure = isinstance(value, Integral) and not switch and value >= 1, "a whole number of 1 or more"
+                whole = isinstance(value, int | np.integer) and not switch
+                good, cure = whole and value >= 1, "a whole number of 1 or more"
             elif name in SWITCHES:
                 good, cure = switch, "True or False"
             elif name == "weights":
                 good, cure = value is None or isinstance(value, Mapping), "numbers by name, as {'svd': 0.1}, or None"
             else:
-                number = isinstance(value, Real) and not switch
+                number = isinstance(value, int | float | np.integer | np.floating) and not switch
                 share = name == "validation_fraction"
                 good = number and (0 < value < 1 if share else 0 <= value < np.inf)
                 cure = "a share between 0 and 1" if share else "a number of 0 or more"

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Mapping
-from numbers import Integral
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,10 +60,10 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """In words, what the interval allows."""
-        if self.interval[0] > 0:
+        """In words, what the interval allows. One without length, of few rows, allows nothing."""
+        if 0 < self.interval[0] < self.interval[1]:
             return "NMTune is better than the tuned linear probe on held-out rows of these features"
-        if self.interval[1] < 0:
+        if self.interval[0] < self.interval[1] < 0:
             return "the tuned linear probe is better than NMTune on held-out rows of these features"
         return "no difference shown between NMTune and the tuned linear probe on held-out rows of these features"
 
@@ -111,7 +110,7 @@ def diagnose(
     """
     try:
         for name, value, low in (("folds", folds, 2), ("rows", rows, 20)):
-            if not isinstance(value, Integral) or value < low:
+            if not isinstance(value, int | np.integer) or value < low:
                 raise UserError(f"{name}={value!r}", f"give a whole number of {low} or more")
         return _diagnose(*_checked(F, y), folds=int(folds), rows=int(rows), seed=seed % 2**31)
     except UserError as e:
@@ -120,13 +119,14 @@ def diagnose(
 
 def _checked(F: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Features float32 [N, D] and labels [N] that scikit-learn takes for classes."""
+    kinds: Any = [np.float32, np.float64]
     try:
         shapes = np.shape(F), np.shape(y)
         if len(shapes[0]) != 2 or shapes[1] != shapes[0][:1]:
             cause = f"features {shapes[0]} and labels {shapes[1]} do not fit"
             raise UserError(cause, "give features [N, D] and labels [N]")
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # of many classes: they are counted below
-            X, labels = check_X_y(F, y, dtype=[np.float32, np.float64], ensure_all_finite=False)
+            X, labels = check_X_y(F, y, dtype=kinds, ensure_all_finite=False)
             check_classification_targets(labels)
     except (TypeError, ValueError) as e:
         cure = "give features [N, D], real numbers, and labels [N]: whole numbers, text or booleans"
