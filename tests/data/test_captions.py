@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from nml_jax.data import pipeline, sources
+from nml_jax.data import order, pipeline, sources
 from nml_jax.data.captions import Joined, Slice, Stored, Swapped, Taken
 from nml_jax.data.texts import SEPARATOR, Texts, write
 from nml_jax.errors import UserError
@@ -97,7 +97,7 @@ def test_a_mixture_is_one_dataset_after_another():
 def test_batches_hold_the_tokens_of_one_caption_of_each_image():
     data = Pairs(10)
     batches = train(data, 20, tokenize=tokenize)
-    assert set(batches[0]) == {"image", "text", "id", "mask"}
+    assert set(batches[0]) == {"image", "text", "id", "quarantined", "mask"}
     assert batches[0]["text"].dtype == np.int32
     drawn = {}
     for batch in batches:
@@ -189,12 +189,12 @@ def test_a_mixture_does_not_depend_on_processes_threads_or_restarts():
 
 
 def test_a_dataset_shown_often_draws_each_permutation_once(monkeypatch):
-    monkeypatch.setattr(pipeline, "FEW", 0)  # as if there were millions of records
+    monkeypatch.setattr(order, "FEW", 0)  # as if there were millions of records
     drawn, real = [], np.random.default_rng
     monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed) or real(seed))
-    order = pipeline._mixed(0, (30, 300), (3.0, 1.0))
+    record = order.mixed(0, (30, 300), (3.0, 1.0))
     for p in range(600, 720):  # across the end of an epoch of 330
-        order(p)
+        record(p)
     assert len(drawn) <= 24, "two epochs: two orders of the epoch, and of each part what two epochs show"
 
 
