@@ -221,5 +221,8 @@ case $verb in
     on all "$status"
     ;;
   stop) on all 'bash nml_jax/launch/on_worker.sh stop' ;;
-  *) "$verb" ;;
+  *)
+    "$verb"
+    exit # bash reads a script while it runs, and this one may have changed meanwhile
+    ;;
 esac

@@ -10,7 +10,7 @@ from types import ModuleType
 
 ROOT = Path(__file__).parent.parent.parent
 LAUNCH = ROOT / "launch"
-SHELL = ("lib.sh", "on_worker.sh", "slurm.sbatch", "tpu_pod.sh", "xpk.sh")
+SHELL = ("lib.sh", "mpi.sh", "on_worker.sh", "slurm.sbatch", "tpu_pod.sh", "xpk.sh")
 
 
 def run(script: str, *args: str, cwd: str | Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:

@@ -112,6 +112,39 @@ def test_slurm_by_the_codes_of_the_tasks(tmp_path: Path, codes: str, code: int, 
     assert not list(tmp_path.glob(".nml_jax-*"))
 
 
+# ---- MPI -----------------------------------------------------------------------------------------------------------
+
+
+def test_mpi_prints_the_command(tmp_path: Path):
+    (words,) = printed("mpi.sh", "--dry_run", "-n", "2", "--hostfile", "my hosts", "--", *ODD, cwd=tmp_path)
+    head = ["mpirun", "--mca", "orte_abort_on_non_zero_status", "0", "-n", "2", "--hostfile", "my hosts", "bash", "-c"]
+    assert words[: len(head)] == head
+    folder = words[len(head) + 1]
+    assert folder.startswith(f"{tmp_path}/.nml_jax-mpi-")
+    assert words[len(head) + 2 :] == ["python", "-m", "nml_jax.main", *ODD]
+
+
+@pytest.mark.parametrize(("codes", "code"), [("0 0", 0), ("75 75", 75), ("2 76", 2), ("76 137", 76)])
+def test_mpi_by_the_codes_of_the_processes(tmp_path: Path, codes: str, code: int):
+    """mpirun is a stand-in that runs the real shell of each process."""
+    script(tmp_path / "bin" / "mpirun", f'''
+        shift 5; codes=({codes}); shell=("${{@:1:4}}")
+        for i in 0 1; do OMPI_COMM_WORLD_RANK=$i "${{shell[@]}}" bash -c "exit ${{codes[i]}}" || true; done
+        exit 1''')  # fmt: skip
+    env = {"PATH": on_path(tmp_path / "bin"), "NML_PYTHON": sys.executable}
+    done = run("mpi.sh", "-n", "2", "--", "--config=x", cwd=tmp_path, **env)
+    assert done.returncode == code, done.stderr
+    assert f"(exit codes: {codes})" in done.stderr
+    assert not list(tmp_path.glob(".nml_jax-*"))
+
+
+def test_mpi_bad_input(tmp_path: Path):
+    assert "no --" in refused("mpi.sh", "-n", "2", "--config=x")
+    script(tmp_path / "bin" / "mpirun", "exit 1")
+    told = refused("mpi.sh", "--", "--config=x", cwd=tmp_path, PATH=on_path(tmp_path / "bin"))
+    assert "started no process" in told
+
+
 # ---- xpk -----------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# A run under Open MPI, which starts the processes; JAX joins them. From the root of the checkout:
+#
+#   launch/mpi.sh -n 2 --hostfile hosts -- --config=configs/resnet50_in1k.py
+#   launch/mpi.sh --dry_run -n 2 -- --config=...              print the command, run nothing
+#
+# What stands before -- is for mpirun. SIGTERM and Ctrl-C to this script make all processes save; the same command continues.
+# (mpirun itself would kill them after a second, so it gets SIGUSR1, which it hands on.) The folder must be shared.
+set -euo pipefail
+# shellcheck source=launch/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+usage="launch/mpi.sh [--dry_run] [OPTIONS OF mpirun] -- FLAGS OF nml_jax.main"
+dry_run='' options=() found=''
+while (($#)); do
+  case $1 in
+    --dry_run) dry_run=1 ;;
+    --) found=1 && shift && break ;;
+    *) options+=("$1") ;;
+  esac
+  shift
+done
+[[ $found ]] || fail "no -- before the flags of nml_jax.main" "$usage"
+
+codes=$PWD/.nml_jax-mpi-$$
+# Each process leaves its exit code, and until then that of one that was killed. SIGUSR1 comes to its whole group.
+# shellcheck disable=SC2016  # it is the process's shell that expands these
+task='echo 137 >"$0/$OMPI_COMM_WORLD_RANK"; trap "" USR1; "$@" & child=$!; trap "kill -TERM $child" USR1 TERM
+while kill -0 $child 2>/dev/null; do wait $child; done; wait $child; code=$?
+echo $code >"$0/$OMPI_COMM_WORLD_RANK"; exit $code'
+# One that ends early takes no other with it: they notice, and say so.
+command=(mpirun --mca orte_abort_on_non_zero_status 0 "${options[@]}" bash -c "$task" "$codes"
+  "${NML_PYTHON:-python}" -m nml_jax.main "$@")
+if [[ $dry_run ]]; then
+  show "${command[@]}"
+  exit
+fi
+{ # read as a whole: bash reads a script while it runs, and this one may change meanwhile
+  mkdir "$codes"
+  trap 'rm -rf "$codes"' EXIT
+  "${command[@]}" &
+  job=$!
+  trap 'kill -USR1 "$job"' TERM INT
+  while kill -0 "$job" 2>/dev/null; do wait "$job" || true; done
+  [[ -e $codes/0 ]] || fail "mpirun started no process" "its own message is above"
+  mapfile -t ended < <(cat "$codes"/*)
+  answer=$("${NML_PYTHON:-python}" "$(dirname "${BASH_SOURCE[0]}")/exits.py" "${ended[@]}")
+  say "$answer (exit codes: ${ended[*]})"
+  answer=${answer#* }
+  exit "${answer%%:*}"
+}
