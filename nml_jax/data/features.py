@@ -197,7 +197,7 @@ def open_features(
             _say_once(f"{path}: {of}features {listed(found.columns)}; left out: {listed(found.left_out)}")
         else:
             found = open_arrays(paths, label, columns, labelled)
-        labels = checked_labels(found.labels, path)
+        labels = checked_labels(found.labels, paths[-1])
     shape = found.shape if len(found.shape) == 3 else (found.shape[0], 1, *found.shape[1:])
     if len(shape) != 3 or 0 in shape[1:]:
         raise UserError(

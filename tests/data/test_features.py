@@ -448,7 +448,7 @@ def test_bad_npy_pairs(tmp_path: Path):
     np.save(tmp_path / "objects.npy", np.array(["a", 1], object))
     x, flat, objects = (tmp_path / f"{name}.npy" for name in ("x", "flat", "objects"))
     refused(f"{flat},{flat}", "shape [23]")
-    refused(f"{x},{x}", "labels have shape [23, 5]")
+    refused(f"{flat},{x}", "x.npy: the labels have shape [23, 5]")
     refused(f"{x},{objects}", "pickle")
     refused(f"{objects},{flat}", "shape [2]")
     refused(f"{x},{tmp_path}/none.npy", "none.npy does not exist")
