@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from nml_jax import runtime
-from nml_jax.errors import UserError
+from nml_jax import __version__, processes, runtime
+from nml_jax.errors import PeerLost, UserError
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,33 @@ def test_a_batch_is_split_over_both_axes():
 def test_a_batch_the_mesh_cannot_divide(batch: int, mesh):
     with pytest.raises(UserError, match=r"train\.batch"):
         runtime.check_batch(batch, mesh, "train.batch")
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
+def test_all_devices_add_up(data: int, fsdp: int):
+    runtime.self_test(runtime.make_mesh(data, fsdp))
+
+
+def test_a_wrong_sum_is_no_good(mesh, monkeypatch):
+    monkeypatch.setattr(runtime.jnp, "sum", lambda numbers: numbers[1:].sum())
+    with pytest.raises(PeerLost, match="add up 1 to 8 to 35"):
+        runtime.self_test(mesh)
+
+
+def test_a_sum_that_does_not_come_is_not_waited_for(mesh, monkeypatch):
+    def silent(call, limit):
+        assert limit == 7
+        raise TimeoutError
+
+    monkeypatch.setattr(processes, "aside", silent)
+    with pytest.raises(PeerLost, match="within 7 s"):
+        runtime.self_test(mesh, 7)
+
+
+def test_a_job_in_one_line():
+    line = runtime.describe(runtime.make_mesh(2, 4))
+    assert line.startswith("1 host(s), 1 process(es), 8 × cpu")
+    assert f"mesh data=2 × fsdp=4; nml_jax {__version__}, jax {jax.__version__}, jaxlib " in line
 
 
 def test_an_incomplete_job_is_a_user_error(monkeypatch):
