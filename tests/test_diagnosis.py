@@ -51,6 +51,8 @@ def test_the_words_hold_every_number():
     worse = Diagnosis({}, (0.5,), (0.4,), (-0.2, -0.01), 1, 1, 2, 1)
     assert worse.verdict.startswith("the tuned linear probe is better")
     assert Diagnosis({}, (0.5,), (0.4,), (-0.2, 0.0), 1, 1, 2, 1).verdict.startswith("no difference shown")
+    assert Diagnosis({}, (0.5,), (0.4,), (-0.1, -0.1), 1, 1, 2, 1).verdict.startswith("no difference shown")
+    assert "the probe chose among 6 settings, NMTune had one" in worse.verdict
 
 
 def test_interval_by_hand():

@@ -5,15 +5,18 @@ and settings.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nml_jax.stages.cells import Seed
 from nml_jax.stages.claims import REFERENCES, ZERO_SHOT
 from nml_jax.stages.outcomes import HELD_OUT, Side, compared, from_files, leaves
 from nml_jax.stages.paired import SEEDS, Comparison, Stat, listed, stat
 from nml_jax.stages.results import MEAN, METHODS, Key, Study
+from nml_jax.training.methods import METHODS as TUNED
 
+GRADIENT = ("tune.lrs", "tune.weight_decays")  # the grid of what is trained by gradient
 DOMAINS = {"id": "in-domain", "ood": "out-of-domain"}
 
 
@@ -213,16 +216,18 @@ class Contest:
         )
 
     def _tuned(self) -> str:
+        """The budget of every method."""
         config = self.study.cells[0].config
-        by_gradient = len(config["tune.lrs"]) * len(config["tune.weight_decays"])
-        settings = len(config["tune.cs"]) if self.reference == METHODS["lbfgs"] else by_gradient
-        if self.reference not in REFERENCES or settings == 1:
-            return ""
-        limit = f", at most {config['tune.steps']:,} steps" if self.study.cells[0].value("tune.steps") else ""
-        return (
-            f", tuned over {settings} settings; what is trained by gradient has {by_gradient}, "
-            f"and at most {config['tune.epochs']} epochs{limit}"
-        )
+        counts: dict[int, list[str]] = {}
+        for method in self.methods:
+            counts.setdefault(_settings(config, method), []).append(_the(method))
+        limit = f" and {config['tune.steps']:,} steps" if self.study.cells[0].value("tune.steps") else ""
+        trained = f"; what is trained by gradient has at most {config['tune.epochs']} epochs{limit}"
+        if len(counts) == 1:
+            n = next(iter(counts))
+            return f"; every method chooses among {n} settings{trained}" if n > 1 else ""
+        each = [f"{n} setting{'s' * (n > 1)} ({listed(names)})" for n, names in counts.items()]
+        return f". Methods do not choose among equally many settings, but {listed(each)}{trained}"
 
     def caution(self) -> str:
         """What the seeds have in common, so that nobody takes their interval for more than it is."""
@@ -289,6 +294,13 @@ def _versus(
     return out
 
 
+def _settings(config: Mapping[str, Any], method: str) -> int:
+    """How many settings a method chooses among, by the dotted keys of a config."""
+    kind = TUNED.get(_name(method))
+    grids = ["finetune.lrs"] if kind is None else [f"tune.{kind.grid}"] if kind.probe else GRADIENT
+    return math.prod(len(config.get(key, (None,))) for key in grids)
+
+
 def full_name(test: Key) -> str:
     """Of a test set, for a heading."""
     name = DOMAINS[test.domain]
@@ -306,8 +318,10 @@ def _the(method: str) -> str:
 
 
 def _simplicity(method: str) -> int:
-    """The place of a method, with or without a preset, in METHODS."""
-    titles = list(METHODS.values())
-    return next(
-        (i for i, title in enumerate(titles) if method == title or method.startswith(f"{title} (")), len(titles)
-    )
+    """The place of a method in METHODS."""
+    return [*METHODS, ""].index(_name(method))
+
+
+def _name(method: str) -> str:
+    """The key of METHODS for a title, with or without a preset; "" if there is none."""
+    return next((name for name, title in METHODS.items() if method == title or method.startswith(f"{title} (")), "")

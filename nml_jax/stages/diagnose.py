@@ -12,7 +12,7 @@ from nml_jax import diagnosis, errors, log, settings
 from nml_jax.data.shares import stratified
 from nml_jax.stages import feature_sets
 
-VERSION = 1
+VERSION = 2
 KEYS = ("seed", "downstream", "extract", "features", "diagnose")
 UPSTREAM = ("extract", "features")
 CAP = 50_000  # rows that are measured: more would only take longer

@@ -136,7 +136,7 @@ def diagnosis(study: Study, task: str, prefix: str) -> str:
     runs = [(cell, entry) for cell in study.cells for entry in cell.diagnosis if entry["task"] == task]
     if not runs:
         return ""
-    from nml_jax.diagnosis import NAMES  # brings scikit-learn
+    from nml_jax.diagnosis import BUDGET, NAMES  # brings scikit-learn
 
     several = len({entry["layer"] for _, entry in runs}) > 1
     verdicts = Counter(entry["verdict"] for _, entry in runs)
@@ -166,8 +166,8 @@ def diagnosis(study: Study, task: str, prefix: str) -> str:
     folds = sorted({len(entry["probe"]) for _, entry in runs})
     caption = (
         f"{prefix}NMTune (paper) against the tuned L-BFGS probe, accuracy % in {'/'.join(map(str, folds))}-fold "
-        f"cross-validation on {runs[0][1]['rows']:,} training rows. The 95 % interval allows for the rows that folds "
-        "share. It speaks for rows like these, not for other domains, and the runs share most of them."
+        f"cross-validation on {runs[0][1]['rows']:,} training rows; {BUDGET}. The 95 % interval allows for the rows "
+        "that folds share. It speaks for rows like these, not for other domains, and the runs share most of them."
     )
     head = ["run", "probe", "NMTune", f"NMTune {MINUS} probe", "95 % interval", "verdict"]
     return out + table(caption, head, {"": lines}, (5,))
