@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 
 from nml_jax import log, noise, spectrum
 from nml_jax.data import banks
+from nml_jax.data.features import block_rows
 from nml_jax.errors import UserError
 from nml_jax.stages.encoder import provenance
 from nml_jax.training import streamed
 
-BLOCK = 16_384  # rows
+BLOCK = 16_384  # rows of an encoder's features
 GATHERED = 2**28  # elements of a matrix whose spectrum is computed whole; a larger one is streamed
 
 
@@ -37,7 +38,7 @@ class Split(NamedTuple):
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(first views float32 [n, D], labels [n]), in order."""
-        for start, block in self.features.blocks(BLOCK):
+        for start, block in self.features.blocks(block_rows(self.features.views, self.features.dim)):
             yield block[:, 0], self.labels[start : start + len(block)]
 
 
@@ -47,6 +48,7 @@ class FeatureSet(NamedTuple):
     classes: what labels stand for, as JSON values.
     origin: the fields of a row that say where the features come from.
     scale: real value = stored value × scale.
+    columns: names of the features; () where they have none.
     """
 
     task: str
@@ -56,6 +58,7 @@ class FeatureSet(NamedTuple):
     classes: tuple[Any, ...]
     origin: dict[str, Any]
     scale: float = 1.0
+    columns: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +141,10 @@ def singular_values(blocks: Iterator[np.ndarray], n: int, dim: int, mode: str) -
     return meter.result()
 
 
-def rows_in(share: float, rows: Rows) -> int:
-    """How many such rows, as float32, that share of the machine's memory holds; at least one block."""
+def rows_in(share: float, rows: Rows, least: int) -> int:
+    """How many such rows, as float32, that share of the machine's memory holds; `least`, if these are more."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(int(share * memory) // (4 * rows.views * rows.dim), BLOCK)
+    return max(int(share * memory) // (4 * rows.views * rows.dim), least)
 
 
 def spectrum_rows(s: np.ndarray, **fields: Any) -> Iterator[log.Row]:

@@ -3,6 +3,7 @@
 They stay where they are. The run's folder gets `features.json`, which says what was read and how.
 """
 
+import filecmp
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from ml_collections import ConfigDict
 
 from nml_jax import errors, log, settings, spectrum
 from nml_jax.data import features as files
+from nml_jax.data.feature_checks import check_varied
 from nml_jax.errors import UserError
 from nml_jax.stages import feature_sets
 from nml_jax.stages.feature_sets import FeatureSet, Split, Subset
 from nml_jax.training import heads
 from nml_jax.training.tuned import classes_to_json
 
-VERSION = 1
+VERSION = 2
 KEYS = ("seed", "features", "extract")
 UPSTREAM = ()
 RESERVED = {"train", "holdout", "mean"}  # names of splits that mean something else
@@ -75,8 +77,31 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         raise UserError(f"features.memory={config.features.memory}", "give a share of the memory, above 0 and up to 1")
     for mode in config.extract.spectra:
         spectrum.preset(mode)
+    specs = _specs(config)
+    for i, spec in enumerate(specs):  # of a pair the features: other labels would not make them other rows
+        for other in specs[:i]:
+            if _same(settings.pair(other)[0], settings.pair(spec)[0], content=data):
+                raise UserError(
+                    f"{spec} is the same as {other}: what a head was trained on, or a test that there is, is no test",
+                    "name each file once; leave features.test out, and a part of the training file is held out",
+                )
     if data:
-        opened(config, Path())
+        found = opened(config, Path())
+        splits = [split for split in (found.train, *found.tests) if split.name != "holdout"]
+        for spec, split in zip(specs, splits, strict=True):
+            check_varied((block for block, _ in split.blocks()), spec)
+        if found.train.features.dim == 1 and "code" in config.extract.spectra:
+            raise UserError(
+                f"{config.features.train} has one feature, of which the mode code leaves no spectrum",
+                "give two features or more, or --config.extract.spectra=\"('paper',)\"",
+            )
+
+
+def _same(a: Path, b: Path, *, content: bool) -> bool:
+    """Whether two paths lead to one file, or to files with the same bytes, if these are to be looked at."""
+    if a.resolve() == b.resolve():
+        return True
+    return content and a.is_file() and b.is_file() and filecmp.cmp(a, b, shallow=False)
 
 
 def intact(workdir: Path) -> bool:
@@ -115,7 +140,7 @@ def opened(config: ConfigDict, workdir: Path) -> FeatureSet:
         train = Split("train", "id", Subset(whole, kept), labels[kept])
         tests.append(Split("holdout", "id", Subset(whole, held), labels[held]))
     for domain, specs in (("id", keys.test), ("ood", keys.ood)):
-        for spec in _several(specs):
+        for spec in settings.specs(specs):
             other = _open(config, spec)
             files.check_alike(whole, other)
             name = _name(other.path, {test.name for test in tests} | RESERVED)
@@ -132,7 +157,7 @@ def opened(config: ConfigDict, workdir: Path) -> FeatureSet:
         and 0 <= classes.min() <= classes.max() < len(whole.class_names)
     ):
         names = tuple(whole.class_names[c] for c in classes)
-    return FeatureSet(TASK, LAYER, train, tuple(tests), names, origin, keys.scale)
+    return FeatureSet(TASK, LAYER, train, tuple(tests), names, origin, keys.scale, whole.names)
 
 
 def _open(config: ConfigDict, spec: str) -> files.Features:
@@ -140,13 +165,9 @@ def _open(config: ConfigDict, spec: str) -> files.Features:
     return files.open_features(spec, label=keys.label, columns=keys.columns, scale=keys.scale)
 
 
-def _several(specs: str) -> list[str]:
-    return [spec.strip() for spec in specs.split(";") if spec.strip()]
-
-
 def _specs(config: ConfigDict) -> list[str]:
     keys = config.features
-    return [keys.train, *_several(keys.test), *_several(keys.ood)]
+    return [keys.train, *settings.specs(keys.test), *settings.specs(keys.ood)]
 
 
 def _name(path: Path, taken: set[str]) -> str:

@@ -1,6 +1,6 @@
 """Heads on features (linear probe, MLP, NMTune, ...) -> rows, and the best heads as files."""
 
-import re
+import collections
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,12 +16,13 @@ from nml_jax import errors, log, noise, settings
 from nml_jax.data.shares import stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.mapped import Scorer
-from nml_jax.stages import feature_sets
+from nml_jax.models.heads import head as architecture
+from nml_jax.stages import feature_sets, outcomes
 from nml_jax.stages.feature_sets import FeatureSet, Split
 from nml_jax.training import heads, methods, streamed
 from nml_jax.training.tuned import TunedHead
 
-VERSION = 2
+VERSION = 3
 KEYS = ("seed", "downstream", "extract", "features", "tune")
 UPSTREAM = ("extract", "features")
 SILENT = 10  # seconds that a method may take without a word
@@ -30,7 +31,8 @@ SILENT = 10  # seconds that a method may take without a word
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     """Tune with every method on every task's features and write the rows. Heads are small: the first process trains.
 
-    Every head but k-NN's is saved in `heads/<task>/`, under its method, preset and seed (stages/predict.py applies it).
+    Every head but k-NN's is saved in `heads/<task>/`, under its method, preset and seed (stages/predict.py applies it);
+    of every head outcomes.py keeps which test rows it gets right.
 
     Returns:
         The digest of the rows.
@@ -42,11 +44,12 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         return ""
     rows: list[log.Row] = []
     for found in feature_sets.opened(config, workdir):
-        shard = feature_sets.rows_in(config.features.memory, found.train.features)
+        shard = feature_sets.rows_in(config.features.memory, found.train.features, 2 * config.tune.batch)
         whole = found.train.features.read() if len(found.train.labels) <= shard else None
         for share in config.tune.shares:
+            chosen = stratified(found.train.labels, share, config.seed)
+            of_inputs: dict[tuple[int, str], np.ndarray] = {}
             for rate in config.tune.noises:
-                chosen = stratified(found.train.labels, share, config.seed)
                 labels = _labels(found, chosen, rate, config)
                 for method, preset in methods.pairs(config.tune):
                     seeds = settings.seeds(config.seed, config.tune.seeds)
@@ -73,7 +76,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                             "views": found.train.features.views,
                             "hyper": result.hyper,
                         }
-                        rows += _measured(result, found, method, shared)
+                        measured, correct = _measured(result, found, shared, of_inputs)
+                        rows += measured
+                        outcomes.write(outcomes.place(workdir, shared | {"layer": found.layer}), correct)
                         _save(result.head, found, workdir, shared)
                     if (seconds := time.perf_counter() - begun) > SILENT:
                         what = f"{workdir.name}: {found.task}, {' '.join(filter(None, (method, results[0].preset)))}"
@@ -86,28 +91,33 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     for method, preset in methods.pairs(config.tune):
         methods.weights(method, preset, config.tune, views=config.extract.views)
-    for key in ("shares", "noises"):
-        if not config.tune[key]:
-            raise UserError(f"tune.{key} is empty", f"give it at least one value, as in --config.tune.{key}='(1.0,)'")
-    for share in config.tune.shares:
-        if not 0 < share <= 1:
-            raise UserError(f"tune.shares has {share}", "give shares above 0 and up to 1")
-    for rate in config.tune.noises:
-        if not 0 <= rate <= 1:
-            raise UserError(f"tune.noises has {rate}", "give shares from 0 to 1")
+        architecture(methods.form(methods.find(method), config.tune), 2)
+    for key, words in (("shares", "above 0 and up to 1"), ("noises", "from 0 to 1")):
+        values = config.tune[key]
+        good = all(isinstance(x, (int, float)) and 0 <= x <= 1 and (x or key == "noises") for x in values)
+        if not good or not 0 < len(values) == len({f"{x:g}" for x in values}):  # as files of heads are called
+            raise UserError(f"tune.{key}={values} is no tuple of different shares {words}",
+                            f"give at least one, as in --config.tune.{key}='(1.0,)'")  # fmt: skip
     if config.tune.noise_kind not in ("symmetric", "pair"):
         raise UserError(f"tune.noise_kind={config.tune.noise_kind!r}", "choose symmetric or pair")
 
 
 def intact(workdir: Path) -> bool:
-    """Whether the heads that the rows speak of are there."""
-    tuned = {row.task for row in log.read_rows(workdir) if row.stage == "tune" and row.method != "knn"}
-    return all((workdir / "heads" / task).is_dir() for task in tuned)
+    """Whether the heads that the rows speak of are there, each of them, and which test rows they got right."""
+    rows = [row for row in log.read_rows(workdir) if row.stage == "tune" and not row.spectrum_mode]
+    saved = {(row.task, row.layer, outcomes.head_name(vars(row))) for row in rows if row.method != "knn"}
+    kept = {outcomes.place(workdir, vars(row)) for row in rows}
+    return all(path.is_file() for path in kept | {_file(workdir, *head) for head in saved})
 
 
 def forget(workdir: Path) -> None:
-    if (workdir / "heads").exists():
-        shutil.rmtree(workdir / "heads")
+    for folder in (workdir / "heads", workdir / "correct" / "tune"):
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
+def _file(workdir: Path, task: str, layer: str | None, name: str) -> Path:
+    return workdir / "heads" / task / ("" if layer == "features" else layer or "") / f"{name}.safetensors"
 
 
 def _labels(found: FeatureSet, chosen: np.ndarray, rate: float, config: ConfigDict) -> np.ndarray:
@@ -120,8 +130,16 @@ def _labels(found: FeatureSet, chosen: np.ndarray, rate: float, config: ConfigDi
     return np.asarray(noisy, np.int32)
 
 
-def _measured(result: heads.HeadResult, found: FeatureSet, method: str, shared: dict[str, Any]) -> Iterator[log.Row]:
-    """The scores of a head on every test, and the spectrum of its Z there."""
+def _measured(
+    result: heads.HeadResult, found: FeatureSet, shared: dict[str, Any], of_inputs: dict[tuple[int, str], np.ndarray]
+) -> tuple[list[log.Row], dict[str, np.ndarray]]:
+    """The scores of a head on every test, the spectrum of its Z there, and which rows of each test it gets right.
+
+    Args:
+        of_inputs: (training rows, test) -> the spectrum of the inputs. It is that of Z where a head has no MLP: so it
+            is computed for one such head, and kept there for the others.
+    """
+    rows, correct = [], {}
     layer = "Z" if found.layer == "features" else f"Z of {found.layer}"
     for test in found.tests:
         where = {"split": test.name, "domain": test.domain, "n_test": len(test.labels)}
@@ -130,31 +148,35 @@ def _measured(result: heads.HeadResult, found: FeatureSet, method: str, shared: 
         def transformed(test: Split = test, scorer: Scorer = scorer) -> Iterator[np.ndarray]:
             for features, labels in test.blocks():
                 Z, logits = result.outputs(features)
-                heads.require_finite(method, logits)
+                heads.require_finite(shared["method"], logits)
                 scorer.update(labels, logits)
                 yield Z
 
-        s = feature_sets.singular_values(transformed(), len(test.labels), test.features.dim, "paper")
-        for metric, value in scorer.scores().items():
-            yield log.Row(**shared, **where, layer=found.layer, metric=metric, value=value)
-        yield from feature_sets.spectrum_rows(s, **shared, **where, layer=layer, spectrum_mode="paper")
+        key = None if methods.find(shared["method"]).mlp else (result.n_train, test.name)
+        if key in of_inputs:
+            s = of_inputs[key]
+            collections.deque(transformed(), maxlen=0)
+        else:
+            s = feature_sets.singular_values(transformed(), len(test.labels), test.features.dim, "paper")
+        if key:
+            of_inputs[key] = s
+        correct[test.name] = scorer.correct
+        rows += [log.Row(**shared, **where, layer=found.layer, metric=metric, value=value)
+                 for metric, value in scorer.scores().items()]  # fmt: skip
+        rows += feature_sets.spectrum_rows(s, **shared, **where, layer=layer, spectrum_mode="paper")
+    return rows, correct
 
 
 def _save(head: Any, found: FeatureSet, workdir: Path, shared: dict[str, Any]) -> None:
     """The head as a file that is called by all that tells heads of a run apart."""
     if not isinstance(head, TunedHead):
         return
-    words = [shared["method"], shared["preset"] or ""]
-    words += [f"share={shared['train_share']:g}"] if shared["train_share"] < 1 else []
-    words += [f"noise={shared['downstream_noise']:g}"] if shared["downstream_noise"] else []
-    words += [f"seed={shared['head_seed']}"]
-    folder = workdir / "heads" / found.task / ("" if found.layer == "features" else found.layer)
-    name = re.sub(r"[^\w=.,-]", "_", ",".join(filter(None, words)))
     about = {
         key: shared[key] for key in ("task", "method", "preset", "hyper", "n_train", "head_seed", "model", "views")
     }
     state = _scaled(head.state, found)
-    TunedHead(head.form, head.params, state, found.classes, about).save(folder / f"{name}.safetensors")
+    path = _file(workdir, found.task, found.layer, outcomes.head_name(shared))
+    TunedHead(head.form, head.params, state, found.classes, about, found.columns).save(path)
 
 
 def _scaled(state: Any, found: FeatureSet) -> Any:
