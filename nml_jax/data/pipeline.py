@@ -30,7 +30,7 @@ from nml_jax.data.codec import Undecodable, decode
 from nml_jax.data.sources import Source
 from nml_jax.errors import UserError
 
-BLOCK = 32  # records read one after another: after each image decoded, code that reads would come back from memory
+BLOCK = 16  # records read one after another: after every decoded image the code that reads comes back from memory
 
 Batch = dict[str, np.ndarray]
 Record = dict[str, Any]
