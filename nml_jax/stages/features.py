@@ -51,6 +51,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             spectra.append(feature_sets.spectrum_entry(s, **where, mode=mode))
             rows += feature_sets.spectrum_rows(s, **found.origin, **where, stage="features", spectrum_mode=mode,
                                                n_test=len(split.labels), views=split.features.views)  # fmt: skip
+    several = {spec: _open(config, spec) for spec in _specs(config)}
     read = {
         "classes": list(found.classes),
         "splits": [
@@ -59,7 +60,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
              "per_class": np.bincount(split.labels, minlength=len(found.classes)).tolist()}
             for split in (found.train, *found.tests)
         ],
-        "files": {spec: _open(config, spec).fingerprint for spec in _specs(config)},
+        "files": {spec: file.fingerprint for spec, file in several.items()},
+        "columns": {spec: {"label": file.label, "taken": list(file.columns), "left_out": list(file.left_out)}
+                    for spec, file in several.items() if file.columns},
     }  # fmt: skip
     with errors.storage(workdir):
         log.write_json(workdir / "features.json", read)

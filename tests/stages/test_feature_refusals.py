@@ -1,5 +1,6 @@
 """What the stages features and tune refuse before anything runs, and heads that are no longer there."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -131,8 +132,10 @@ def test_a_head_knows_the_columns_of_its_table(tmp_path: Path):
     features, labels = blobs(90, 0)
     names = [f"f{i}" for i in range(D)]
     for file, order in (("train.csv", range(D)), ("other.csv", range(D - 1, -1, -1))):
-        lines = [[*(repr(float(row[i])) for i in order), label] for row, label in zip(features, labels, strict=True)]
-        (tmp_path / file).write_text("\n".join(map(",".join, [[*(names[i] for i in order), "label"], *lines])) + "\n")
+        rows = zip(features, labels, strict=True)
+        lines = [["7", *(repr(float(row[i])) for i in order), label] for row, label in rows]
+        lines = [["index", *(names[i] for i in order), "label"], *lines]
+        (tmp_path / file).write_text("\n".join(map(",".join, lines)) + "\n")
     cell = launch(tmp_path / "w", **{"features.train": str(tmp_path / "train.csv"), "tune.methods": ("ridge",)})
     path = cell / "heads" / "features" / "ridge,seed=0.safetensors"
     assert tuned.load(path).columns == tuple(names)
@@ -141,6 +144,8 @@ def test_a_head_knows_the_columns_of_its_table(tmp_path: Path):
         assert predict.main([str(path), str(out.with_suffix(".csv")), "--out", str(out)]) == 0
     assert outs[0].read_text() == outs[1].read_text()
     assert {row.split for row in log.read_rows(cell)} == {"train", "holdout"}
+    (columns,) = json.loads((cell / "features.json").read_text())["columns"].values()
+    assert columns == {"label": "label", "taken": names, "left_out": ["index"]}
 
 
 def test_memory_and_blocks_of_wide_rows():
