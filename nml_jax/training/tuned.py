@@ -81,6 +81,8 @@ class TunedHead:
                 f"a head cannot be saved with the class {strange[0]!r} of type {type(strange[0]).__name__}",
                 "train it on labels that are text, as y.astype(str), numbers or booleans",
             )
+        if path.is_dir():
+            raise UserError(f"a head cannot be saved as {path}: it is a folder", "give the name of a file in it")
         tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in _flat({**self.params, "state": self.state})}
         meta = {
             "format": FORMAT,

@@ -196,6 +196,8 @@ def test_a_missing_file_and_a_folder(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
+    with pytest.raises(UserError, match="it is a folder"):
+        made().save(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError):
         made().save(tmp_path / "file" / "h")
