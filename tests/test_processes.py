@@ -1,19 +1,30 @@
-"""Two processes on one machine, joined by JAX's own distributed runtime."""
+"""Two processes on one machine, and eight devices in one process: what the stages write is what one device writes."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nml_jax import log
-from tests import pairs, peers
+from nml_jax.data import banks
+from nml_jax.errors import PeerLost
+from tests import pairs, peers, small
 from tests.small import PINNED, flags
 
 ROOT = Path(__file__).parent.parent
 CELL = "noise=0.3,seed=0"
+
+# Every stage after pre-training; their kind of row, and who works in them: all processes, or the first.
+LATER = ("extract", "tune", "finetune", "diagnose")
+FINETUNE = {"finetune.epochs": 1.0, "finetune.lrs": (1e-2,), "finetune.rank": 2, "finetune.targets": ("resnet_conv",),
+            "finetune.wise": (0.0, 1.0), "finetune.terms": ("none",), "model.blocks": (1,)}  # fmt: skip
 
 
 def together(args: list[str], *, count: int = 2) -> list[peers.Ended]:
@@ -41,6 +52,8 @@ def test_two_processes_train_as_one(tmp_path: Path):
         ]
         for n in ("one", "two")
     ]
+    shown = [(tmp_path / n / CELL / "samples.jsonl").read_text() for n in ("one", "two")]
+    assert shown[0] == shown[1], "the same ids in the same order, step by step"
     first = [next(x for x in these if x is not None) for these in losses]
     assert abs(first[0] - first[1]) < 1e-5 * first[0]
     assert len(losses[0]) == len(losses[1])
@@ -65,6 +78,8 @@ def test_two_processes_train_clip_as_one(tmp_path: Path):
     cell = "noise=0.5,seed=0"
     pairs.launch(tmp_path / "one", data, **options)
     together(pairs.flags(tmp_path / "two", data, **options))
+    shown = [(tmp_path / n / cell / "samples.jsonl").read_text() for n in ("one", "two")]
+    assert shown[0] == shown[1], "the same ids in the same order, step by step"
     first = [json.loads((tmp_path / n / cell / "metrics.jsonl").read_text().splitlines()[0]) for n in ("one", "two")]
     assert abs(first[0]["train/loss"] - first[1]["train/loss"]) < 1e-5 * first[0]["train/loss"]
     values = [
@@ -74,3 +89,116 @@ def test_two_processes_train_clip_as_one(tmp_path: Path):
     assert len(values[1]) == len(log.read_rows(tmp_path / "two" / cell)), "every number once"
     recalls = [v["zeroshot", "i2t_recall@10", "shapes/val"] for v in values]
     assert abs(recalls[0] - recalls[1]) <= 2 / 24, "a step of training apart in the last digits"
+
+
+def alone(args: list[str]) -> None:
+    """Run the program in one process on one device."""
+    program = [sys.executable, "-m", "nml_jax.main", *args]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(program, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def require_one_result(one: Path, other: Path) -> None:
+    """Of two runs that go on from the same checkpoint: the same rows once each, the same banks.
+
+    Features differ by the order in which float32 is added up, scores by what is on the edge between two classes.
+    """
+    rows = [
+        {(r.stage, r.task, r.split, r.layer, r.method, r.preset, r.metric, r.spectrum_mode): r.value
+         for r in log.read_rows(run)} for run in (one, other)
+    ]  # fmt: skip
+    assert rows[0].keys() == rows[1].keys()
+    assert len(rows[1]) == len(log.read_rows(other)), "every number once"
+    for key, value in rows[0].items():
+        exact = key[0] in ("pretrain", "extract", "zeroshot")
+        assert rows[1][key] == pytest.approx(value, rel=1e-4 if exact else 0.0, abs=1e-4 if exact else 0.1), key
+    for index in one.glob("banks/*/*/index.json"):
+        ours, theirs = (banks.Bank(run / index.parent.relative_to(one)) for run in (one, other))
+        for name in ("label", "id"):
+            np.testing.assert_array_equal(ours.read(name), theirs.read(name))
+        for name in ours.index["layers"]:
+            np.testing.assert_allclose(theirs.read(name), ours.read(name), rtol=1e-4, atol=1e-5)
+    spectra = [json.loads((run / "spectra.json").read_text()) for run in (one, other)]
+    assert len(spectra[0]) == len(spectra[1])
+
+
+@pytest.mark.slow
+def test_every_later_stage_writes_one_result(tmp_path: Path):
+    """From one checkpoint: one device, two processes, and eight devices as data × fsdp."""
+    options = {
+        "stages": ("pretrain", *LATER, "report"),
+        "train.epochs": 1.0,
+        "optimizer.warmup_epochs": 0.0,
+        **FINETUNE,
+    }
+    alone(flags(tmp_path / "one", **options))
+    again = [f"--force={stage}" for stage in LATER]
+    for name in ("two", "eight"):
+        shutil.copytree(tmp_path / "one", tmp_path / name)
+        shutil.rmtree(tmp_path / name / CELL / "banks")
+        (tmp_path / name / "report.html").unlink()
+    ended = together([*flags(tmp_path / "two", **options), *again])
+    assert "mesh data=2 × fsdp=1" in ended[0].out
+    assert "host(s)" not in ended[1].out, "the first speaks for all"
+    mesh = {"runtime.data_axis": 2, "runtime.fsdp_axis": 4}
+    small.launch(tmp_path / "eight", force=LATER, **options, **mesh)
+    for name in ("two", "eight"):
+        assert (tmp_path / name / "report.html").exists()
+        require_one_result(tmp_path / "one" / CELL, tmp_path / name / CELL)
+
+
+@pytest.mark.slow
+def test_zero_shot_and_retrieval_write_one_result(tmp_path: Path):
+    data, later = pairs.prepare(tmp_path), ("extract", "zeroshot", "tune")
+    options = {"stages": ("pretrain", *later, "report"), "train.epochs": 1.0, "optimizer.warmup_epochs": 0.5,
+               "runtime.evaluators": ()}  # fmt: skip
+    cell = "noise=0.5,seed=0"
+    alone(pairs.flags(tmp_path / "one", data, **options))
+    for name in ("two", "eight"):
+        shutil.copytree(tmp_path / "one", tmp_path / name)
+        shutil.rmtree(tmp_path / name / cell / "banks")
+    together([*pairs.flags(tmp_path / "two", data, **options), *(f"--force={stage}" for stage in later)])
+    pairs.launch(tmp_path / "eight", data, force=later, **options, **{"runtime.fsdp_axis": 4})
+    for name in ("two", "eight"):
+        require_one_result(tmp_path / "one" / cell, tmp_path / name / cell)
+
+
+def begun(run: Path, stage: str) -> bool:
+    """Whether a stage is under way."""
+    try:
+        record = json.loads((run / "run.json").read_text())["stages"].get(stage, {})
+    except FileNotFoundError:
+        return False
+    return "inputs" in record and "output" not in record
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "at the start": lambda run: run.exists(),
+    "in a step": lambda run: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0,
+    "in a save": lambda run: any(run.glob("checkpoints/*tmp*")),
+    "in extraction": lambda run: begun(run, "extract"),
+    "in tuning": lambda run: begun(run, "tune"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_at_any_moment_ends_the_other_with_a_line(tmp_path: Path, moment: str, victim: int):
+    options = {"stages": ("pretrain", "extract", "tune"), "runtime.timeout": 20, "runtime.log_every": 1}
+    port = peers.free_port()
+    args = ["-m", "nml_jax.main", *flags(tmp_path / "run", **options)]
+    pair = [peers.begin(args, i, 2, port) for i in range(2)]
+    there = MOMENTS[moment]
+    while not there(tmp_path / "run" / CELL) and pair[victim].poll() is None:
+        time.sleep(0.002)
+    pair[victim].kill()
+    killed = time.monotonic()
+    ended = peers.end(pair, 100)
+    other = ended[1 - victim]
+    assert ended[victim].code == -9, ended[victim].out
+    assert other.code == PeerLost.exit_code, other.out
+    assert other.line.startswith(f"stopped: process {victim} ("), other.out
+    assert "Traceback" not in other.out
+    assert time.monotonic() - killed < 90

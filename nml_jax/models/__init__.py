@@ -90,6 +90,7 @@ def build(config: Any, *, num_classes: int, image_size: int) -> Model:
         spec["text"] = jax.ShapeDtypeStruct((1, config.text_context), jnp.int32)
     module = _module(MODELS[config.name], values)
     mean, std = np.asarray(config.mean, np.float32), np.asarray(config.std, np.float32)
+    wide = jnp.promote_types(config.dtype, jnp.float32)
 
     def init(key: jax.Array, batch_spec: Mapping[str, Any]) -> tuple[Tree, Tree]:
         given = [(1, *batch_spec.get(name, like).shape[1:]) for name, like in spec.items()]
@@ -103,7 +104,7 @@ def build(config: Any, *, num_classes: int, image_size: int) -> Model:
         inputs = {name: batch[name] for name in spec if name in batch}
         _check_inputs(inputs, spec, batch)
         if "image" in inputs:
-            inputs["image"] = (inputs["image"].astype(jnp.float32) / 255 - mean) / std
+            inputs["image"] = (inputs["image"].astype(wide) / 255 - mean) / std
         outputs, new_state = module.apply(
             {"params": params, **model_state},
             *(inputs.get(name) for name in spec),
@@ -150,7 +151,7 @@ def _check(config: Any) -> None:
     positive = ("width", "patch", "dim", "depth", "heads", "embed_dim")
     positive += ("text_context", "text_vocab", "text_width", "text_depth", "text_heads")
     for ok, key, cure in (
-        (config.dtype in ("float32", "bfloat16"), "dtype", "give float32 or bfloat16"),
+        (config.dtype in ("float32", "bfloat16", *_float64()), "dtype", "give float32 or bfloat16"),
         (len(config.mean) == 3, "mean", "give one number per channel, as (0.5, 0.5, 0.5)"),
         (len(config.std) == 3 and all(s > 0 for s in config.std), "std", "give one positive number per channel"),
         (0 <= config.drop_path < 1, "drop_path", "give a rate in [0, 1)"),
@@ -166,6 +167,11 @@ def _check(config: Any) -> None:
     ):
         if not ok:
             raise UserError(f"model.{key} is {config[key]!r}", cure)
+
+
+def _float64() -> tuple[str, ...]:
+    """For comparisons in a context where JAX has it; the statistics, norms and losses then have it too."""
+    return ("float64",) if jax.config.jax_enable_x64 else ()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _counts(blocks: tuple[Any, ...]) -> bool:

@@ -43,7 +43,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (c,))
 
-        y = x.astype(jnp.float32)
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train:
             group = self.group or x.shape[0]
             if x.shape[0] % group:
@@ -139,7 +139,7 @@ class AttentionPool(nn.Module):
         dense = partial(nn.Dense, c, kernel_init=normal_fan_in, dtype=self.dtype)
         q, k, v = dense(name="q")(x[:, :1]), dense(name="k")(x), dense(name="v")(x)
         q, k, v = (y.reshape(b, -1, self.heads, c // self.heads) for y in (q, k, v))
-        return jax.nn.dot_product_attention(q, k, v).reshape(b, c).astype(jnp.float32)
+        return jax.nn.dot_product_attention(q, k, v).reshape(b, c).astype(jnp.promote_types(self.dtype, jnp.float32))
 
 
 class ResNet(nn.Module):
@@ -228,7 +228,8 @@ class ResNet(nn.Module):
             maps[f"stage{i + 1}"] = x
 
         outputs = {f"{name}_map": value for name, value in maps.items()}
-        outputs |= {name: jnp.mean(value.astype(jnp.float32), axis=(1, 2)) for name, value in maps.items()}
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        outputs |= {name: jnp.mean(value.astype(wide), axis=(1, 2)) for name, value in maps.items()}
         features = outputs[f"stage{len(self.blocks)}"]
         if self.clip:
             features = AttentionPool(self.heads or max(1, x.shape[-1] // 64), self.dtype, name="pool")(x)

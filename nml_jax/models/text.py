@@ -48,4 +48,5 @@ class TextTransformer(nn.Module):
         for i in range(self.depth):
             x = block(self.heads, 0.0, 0.0, self.dtype, style, causal=True, name=f"block{i}")(x, train)
         end = jnp.argmax(text, axis=1)[:, None, None]
-        return {"features": style.norm("norm", jnp.float32)(jnp.take_along_axis(x, end, axis=1)[:, 0])}
+        norm = style.norm("norm", jnp.promote_types(self.dtype, jnp.float32))
+        return {"features": norm(jnp.take_along_axis(x, end, axis=1)[:, 0])}

@@ -191,7 +191,7 @@ class ViT(nn.Module):
             x = block(self.heads, self.dropout, rate, self.dtype, style, name=f"block{i}")(x, train)
             layers[f"block{i}"] = x
 
-        tokens = style.norm("norm", jnp.float32)(x)
+        tokens = style.norm("norm", jnp.promote_types(self.dtype, jnp.float32))(x)
         outputs = {f"{name}_tokens": value for name, value in layers.items()}
         outputs |= {name: self._pooled(value) for name, value in layers.items()}
         outputs |= {"tokens": tokens, "features": self._pooled(tokens)}
@@ -209,5 +209,5 @@ class ViT(nn.Module):
         return jnp.concatenate([x[:, :1], jnp.take_along_axis(x[:, 1:], kept[..., None], axis=1)], axis=1)
 
     def _pooled(self, tokens: jax.Array) -> jax.Array:
-        tokens = tokens.astype(jnp.float32)
+        tokens = tokens.astype(jnp.promote_types(self.dtype, jnp.float32))
         return tokens[:, 0] if self.pool == "cls" else jnp.mean(tokens[:, 1:], axis=1)
