@@ -83,7 +83,8 @@ def slurm(
     script = ["launch/slurm.sbatch", "--"]
     jobs = [["sbatch", "--parsable", f"--job-name={config.name}", array, *sbatch, *script, *runs, *each]]
     if report:
-        jobs.append(["sbatch", "--parsable", f"--job-name={config.name}-report", "--ntasks=1", *script, *report])
+        one = [f"--job-name={config.name}-report", *sbatch, "--nodes=1", "--ntasks=1"]
+        jobs.append(["sbatch", "--parsable", *one, *script, *report])
     return jobs
 
 

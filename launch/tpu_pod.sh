@@ -193,6 +193,7 @@ keep() {
           # shellcheck disable=SC2086  # a list of numbers
           answer=$(python3 "$root/launch/exits.py" $codes)
           say "$answer (exit codes: $codes)"
+          [[ $answer != done* && $answer != stop* ]] || say "$name costs until launch/tpu_pod.sh delete"
           case $answer in
             done*) return ;;
             stop*) answer=${answer#* } && return "${answer%%:*}" ;;

@@ -316,6 +316,7 @@ def test_keep_stops_where_trying_again_would_end_the_same_way(tmp_path: Path, co
     assert done.returncode == code
     assert called == ["describe", "status"]
     assert f"stop {code}: " in done.stderr
+    assert "clip costs until launch/tpu_pod.sh delete" in done.stderr
 
 
 def test_keep_gives_up_after_its_restarts(tmp_path: Path):

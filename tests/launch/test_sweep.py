@@ -132,7 +132,7 @@ def test_a_slurm_array_covers_each_cell_once(sweeps, seen):
     assert [list(cell) for cell in made[:-1]] == [[name] for name in seen["types", -1]]
     assert [cell["stages"] for one in made[:-1] for cell in one.values()] == [["pretrain", "extract", "tune"]] * 2
     assert report[:3] == ["sbatch", "--parsable", "--dependency=afterany:$job"]
-    assert "--ntasks=1" in report
+    assert report[3:8] == ["--job-name=digits-report", "--nodes=2", "--time=1:00", "--nodes=1", "--ntasks=1"]
     assert all(cell["stages"] == ["report"] for cell in made[-1].values())
 
 
@@ -155,7 +155,7 @@ def test_submit_to_slurm(tmp_path: Path, sweeps):
     assert done.returncode == 0, done.stderr
     array, report = (tmp_path / "called").read_text().splitlines()
     assert array.startswith("--parsable --job-name=digits --array=0-0 launch/slurm.sbatch -- ")
-    assert report.startswith("--parsable --dependency=afterany:41 --job-name=digits-report --ntasks=1 ")
+    assert report.startswith("--parsable --dependency=afterany:41 --job-name=digits-report --nodes=1 --ntasks=1 ")
     assert done.stdout.splitlines()[0] == "1 cells: job 41"
 
 
