@@ -5,8 +5,9 @@
 
 Linear probe (by gradient and by L-BFGS), MLP and NMTune (both presets) on the rows of `train`, five seeds; each is
 scored on every file of `test` (in-domain) and `ood` (out-of-domain). A seed decides the validation part, the
-initialisation and the order, and without a test file which 30 % of the training file are tested on. What is trained by
-gradient chooses between two learning rates and is stopped at 600 steps; the L-BFGS probe chooses among six penalties.
+initialisation and the order, and without a test file which 30 % of the training file are tested on. Every method
+chooses among six settings: what is trained by gradient among learning rates and weight decays, the L-BFGS probe among
+penalties.
 The report says which method to use, and `python -m nml_jax.stages.predict HEAD FEATURES` applies one of the heads in
 runs/features/seed=*/heads.
 
@@ -27,7 +28,5 @@ def get_config() -> ConfigDict:
 
     config.tune.methods = ("lbfgs", "linear", "mlp", "nmtune")
     config.tune.standardize = True  # a probe on raw features is a weak opponent
-    config.tune.lrs = (0.01, 0.001)
-    config.tune.weight_decays = (1e-4,)
-    config.tune.steps = 600  # with 1,000 rows about the released 30 epochs; the probe by L-BFGS is solved to the end
+    config.tune.steps = 300  # of each of 7 trainings per method and seed; the probe by L-BFGS is solved to the end
     return config.lock()

@@ -1,22 +1,19 @@
 """Which method to use on given features, and how sure that is: methods compared on each test set, paired over seeds.
 
-The rule, in words: `Contest.rule`. A study of one condition and several methods has one contest for each of its tasks
+The rule, in words: `answers.rule`. A study of one condition and several methods has one contest for each of its tasks
 and settings.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nml_jax.stages.cells import Seed
 from nml_jax.stages.claims import REFERENCES, ZERO_SHOT
-from nml_jax.stages.outcomes import HELD_OUT, Side, compared, from_files, leaves
-from nml_jax.stages.paired import SEEDS, Comparison, Stat, listed, stat
+from nml_jax.stages.outcomes import Side, compared, from_files, leaves
+from nml_jax.stages.paired import SEEDS, Comparison, Stat, stat
 from nml_jax.stages.results import MEAN, METHODS, Key, Study
-from nml_jax.training.methods import METHODS as TUNED
 
-GRADIENT = ("tune.lrs", "tune.weight_decays")  # the grid of what is trained by gradient
 DOMAINS = {"id": "in-domain", "ood": "out-of-domain"}
 
 
@@ -126,131 +123,13 @@ class Contest:
         top = max(self.methods, key=lambda m: (self.stat(m, test).n, self.stat(m, test).mean))
         others = [m for m in self.methods if m != top]
         against = (self._against(m, top, test) for m in others)
-        return top if others and all(c.corrected(len(others)).sign > 0 for c in against) else ""
-
-    # ---- in words
-
-    def answer(self) -> str:
-        """Which method to use, on which test set, and how sure that is."""
-        prefix = f"{self.name}: use " if self.name else "Use "
-        if len(self.methods) == 1:
-            return f"{prefix}{_the(self.reference)}: no other method was run."
-        if self.seeds < SEEDS:
-            seeds = f"{self.seeds} seed{'' if self.seeds == 1 else 's'}"
-            return f"{prefix}{_the(self.reference)}: with {seeds} no difference can be shown, that takes {SEEDS}."
-        chosen = {test: self.recommended(test) for test in self.decided}
-        by_method = {
-            m: [test for test in self.decided if chosen[test] == m] for m in self.methods if m in chosen.values()
-        }
-        others = len(self.methods) - 1
-        none = "the other method is not" if others == 1 else f"none of the {others} other methods is"
-        parts = []
-        for method, tests in by_method.items():
-            if method != self.reference:
-                how = listed([self._gain(method, test) for test in tests])
-                over = f"{_the(self.reference)}{self._of_fewer(method)}"
-                parts.append(f"{_the(method)} {self._where(tests)}, {how} over {over}")
-            elif len(by_method) == 1:
-                parts.append(f"{_the(method)}, {self._where(tests)}: {none} shown to be better{self._closest(tests)}")
-            else:
-                parts.append(f"{_the(method)} {self._where(tests)}, where no other method can be recommended")
-        return f"{prefix}{'; '.join(parts)}. {self._sure()}"
-
-    def _gain(self, method: str, test: Key) -> str:
-        c = self.versus[method, test].wide
-        return f"{c.unit.signed(c.difference)} points ({c.interval()})"
-
-    def _closest(self, tests: Iterable[Key]) -> str:
-        """The largest gain on each test, none of which counts."""
-        found = []
-        for test in tests:
-            gains = {m: self.versus[m, test].plain.difference for m in self.methods[1:] if self.versus[m, test].plain.n}
-            if gains:
-                top = max(gains, key=gains.__getitem__)
-                found.append(f"{_the(top)} {self._gain(top, test)} on {split_name(test)}")
-        return f", at best {listed(found)}" if found else ""
-
-    def _sure(self) -> str:
-        return f"In brackets: 95 % intervals over {self.seeds} seeds and other test rows{self.widened()}."
+        return top if others and all(c.corrected(len(others) * len(self.decided)).sign > 0 for c in against) else ""
 
     def widened(self) -> str:
         """For how many claims intervals are made to hold together; "" for one."""
         others, domains = len(self.methods) - 1, len(self.decided)
         parts = [f"{others} methods"] * (others > 1) + [f"{domains} domains"] * (domains > 1)
         return f", widened for {' × '.join(parts)}" if parts else ""
-
-    def _where(self, tests: Iterable[Key]) -> str:
-        """Domains, and which of their tests."""
-        parts = []
-        for test in tests:
-            several = sum(other.domain == test.domain for other in self.tests)
-            inner = f"mean over {several} tests" if test.split == MEAN and several > 1 else test.split
-            parts.append(DOMAINS[test.domain] + (f" ({inner})" if inner != MEAN else ""))
-        return listed(parts)
-
-    def _of_fewer(self, than: str) -> str:
-        """What is to be said of a reference that saw fewer rows than a method."""
-        seen, rows = self.trained(self.reference), self.trained(than)
-        return f" (which saw {seen:,} of the {rows:,} training rows)" if seen < rows else ""
-
-    def rule(self) -> str:
-        return (
-            f"The rule. The reference is {_the(self.reference)}{self._tuned()}. Every other method is compared with it "
-            "in the mean over the in-domain tests and in that over the out-of-domain tests, paired over test rows and "
-            f"seeds, of which it takes {SEEDS}. It is better where the 95 % interval of the difference in "
-            f"accuracy{self.widened()}{' (Bonferroni),' if self.widened() else ''} lies above 0, and worse where the "
-            "95 % interval as it is lies below 0: doubt counts against a change. It is recommended where it is better, "
-            "if it is not worse in the other mean; of several, that of the largest gain, or a simpler one from which "
-            f"that is not shown to differ. Otherwise the reference is.{self._samples()}"
-        )
-
-    def _samples(self) -> str:
-        """Which methods were trained on fewer rows."""
-        if not self.unequal:
-            return ""
-        most = max(self.methods, key=self.trained)
-        few = [f"{_the(m)} {self.trained(m):,}" for m in self.methods if self.trained(m) < self.trained(most)]
-        return (
-            f" Of the {self.trained(most):,} training rows, more than features.memory allows at once, some methods saw "
-            f"a stratified sample only: {listed(few)}. A difference to these may be one of rows, not of methods."
-        )
-
-    def _tuned(self) -> str:
-        """The budget of every method."""
-        config = self.study.cells[0].config
-        counts: dict[int, list[str]] = {}
-        for method in self.methods:
-            counts.setdefault(_settings(config, method), []).append(_the(method))
-        limit = f" and {config['tune.steps']:,} steps" if self.study.cells[0].value("tune.steps") else ""
-        trained = f"; what is trained by gradient has at most {config['tune.epochs']} epochs{limit}"
-        if len(counts) == 1:
-            n = next(iter(counts))
-            return f"; every method chooses among {n} settings{trained}" if n > 1 else ""
-        each = [f"{n} setting{'s' * (n > 1)} ({listed(names)})" for n, names in counts.items()]
-        return f". Methods do not choose among equally many settings, but {listed(each)}{trained}"
-
-    def caution(self) -> str:
-        """What the seeds have in common, so that nobody takes their interval for more than it is."""
-        if not from_files(self.study):
-            stages = self.study.cells[0].run["stages"]
-            drawn, held = "redraws pre-training, " if "pretrain" in stages else "redraws ", ""
-        elif any(test.split == HELD_OUT for test in self.tests):
-            drawn, held = "redraws which rows are held out, ", " that come from files of their own"
-        else:
-            drawn, held = "redraws ", ""
-        overlap = " Held-out rows overlap from seed to seed; intervals are widened for that (Nadeau and Bengio 2003)."
-        bounded = (
-            " Of some heads it is not on record which rows they got right; there the interval is as wide as if heads "
-            "erred independently of each other."
-            if any(versus.plain.bounded for versus in self.versus.values())
-            else ""
-        )
-        return (
-            f"A seed {drawn}the training rows on which settings are chosen, the initial weights and the order of the "
-            f"rows. The test sets{held} are the same for every seed; intervals allow for the luck of training and for "
-            "the draw of the test rows, taken for independent (Owen 2007), not for other sources of data or another "
-            f"training file.{overlap if held else ''}{bounded}"
-        )
 
 
 def contests(study: Study) -> list[Contest]:
@@ -294,34 +173,17 @@ def _versus(
     return out
 
 
-def _settings(config: Mapping[str, Any], method: str) -> int:
-    """How many settings a method chooses among, by the dotted keys of a config."""
-    kind = TUNED.get(_name(method))
-    grids = ["finetune.lrs"] if kind is None else [f"tune.{kind.grid}"] if kind.probe else GRADIENT
-    return math.prod(len(config.get(key, (None,))) for key in grids)
-
-
 def full_name(test: Key) -> str:
     """Of a test set, for a heading."""
     name = DOMAINS[test.domain]
     return f"{name} mean" if test.split == MEAN else f"{test.split} ({name})"
 
 
-def split_name(test: Key) -> str:
-    """Of a test set, within a sentence."""
-    return f"the {DOMAINS[test.domain]} mean" if test.split == MEAN else test.split
-
-
-def _the(method: str) -> str:
-    """With an article, where one is said."""
-    return f"the {method}" if "probe" in method or method.startswith("MLP") else method
-
-
 def _simplicity(method: str) -> int:
     """The place of a method in METHODS."""
-    return [*METHODS, ""].index(_name(method))
+    return [*METHODS, ""].index(named(method))
 
 
-def _name(method: str) -> str:
+def named(method: str) -> str:
     """The key of METHODS for a title, with or without a preset; "" if there is none."""
     return next((name for name, title in METHODS.items() if method == title or method.startswith(f"{title} (")), "")

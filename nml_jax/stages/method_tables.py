@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from nml_jax.stages import answers
 from nml_jax.stages.choice import Contest, full_name
 from nml_jax.stages.markup import Best, Lines, Prose, folded, paragraph, table
 from nml_jax.stages.paired import DASH, MINUS, PERCENT, stat, unit, wilson
@@ -197,4 +198,4 @@ def text(contest: Contest) -> list[str]:
                 line += f"{unit('accuracy').signed(plain.difference) if plain.n else DASH:>11}{plain.interval():>18}"
                 line += f"  {versus.verdict}" if versus.sign and test in contest.decided else ""
             lines.append(line.rstrip())
-    return [*lines, contest.answer()]
+    return [*lines, answers.answer(contest)]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nml_jax.stages import claims, figures, markup, method_tables
+from nml_jax.stages import answers, claims, figures, markup, method_tables
 from nml_jax.stages.choice import DOMAINS, Contest, from_files, full_name
 from nml_jax.stages.paired import listed
 from nml_jax.stages.results import MEAN, Study
@@ -20,13 +20,13 @@ def title(studies: Sequence[Study]) -> str:
 
 def opening(study: Study, contests: Sequence[Contest]) -> str:
     """The answers, the rule, and the numbers behind them."""
-    answers = [contest.answer() for contest in contests]
-    first = len(answers) if len(answers) <= LEADING else 1
-    out = "".join(markup.paragraph(text, "lead") for text in answers[:first])
-    if answers[first:]:
-        rest = "".join(markup.paragraph(text, "") for text in answers[first:])
-        out += markup.folded(f"The same for {contests[first].name} and {len(answers) - first - 1} more", rest)
-    said = [text for c in contests for text in ([c.rule()] if len(c.methods) > 1 else []) + [c.caution()]]
+    replies = [answers.answer(contest) for contest in contests]
+    first = len(replies) if len(replies) <= LEADING else 1
+    out = "".join(markup.paragraph(text, "lead") for text in replies[:first])
+    if replies[first:]:
+        rest = "".join(markup.paragraph(text, "") for text in replies[first:])
+        out += markup.folded(f"The same for {contests[first].name} and {len(replies) - first - 1} more", rest)
+    said = [text for c in contests for text in ([answers.rule(c)] if len(c.methods) > 1 else []) + [answers.caution(c)]]
     for text in dict.fromkeys(said):
         out += markup.paragraph(text, "note")
     if not from_files(study):

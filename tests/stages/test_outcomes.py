@@ -12,15 +12,22 @@ from nml_jax.stages import feature_sets, outcomes, tune
 D, K = 6, 3
 
 
-def blobs(n: int, seed: int) -> dict[str, np.ndarray]:
+def blobs(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(n) % K)
-    return {"features": np.float32(rng.normal(size=(n, D)) + 1.5 * np.eye(K, D)[labels]), "labels": labels}
+    return (rng.normal(size=(n, D)) + 1.5 * np.eye(K, D)[labels]).astype(np.float32), labels
+
+
+def test_every_method_of_the_config_chooses_among_equally_many_settings():
+    tune_config = experiment.get_config().tune
+    by_gradient = len(tune_config.lrs) * len(tune_config.weight_decays)
+    assert by_gradient == len(tune_config.cs) == len(tune_config.alphas) == len(tune_config.ks) == 6
 
 
 def launch(folder: Path, force: tuple[str, ...] = ()) -> Path:
     for i, name in enumerate(("train", "test", "far")):
-        np.savez(folder / f"{name}.npz", **blobs(61 + 20 * i, i))
+        features, labels = blobs(61 + 20 * i, i)
+        np.savez(folder / f"{name}.npz", features=features, labels=labels)
     config = experiment.get_config()
     small = {"sweep.seed": (), "stages": ("features", "tune"), "tune.epochs": 2, "tune.lrs": (0.05,), "tune.ks": (5,),
              "tune.cs": (0.1, 1.0), "tune.methods": ("lbfgs", "knn", "ridge", "linear", "nmtune"), "tune.width": 1,
@@ -49,6 +56,7 @@ def test_tune_keeps_which_rows_are_right_and_measures_the_inputs_once(tmp_path: 
     assert len(scored) == 5 * 2
     for row in scored:
         right = outcomes.read(run, row)
+        assert right is not None
         assert len(right) == row.n_test
         assert right.mean() == pytest.approx(row.value)
     data, test = (np.load(tmp_path / f"{name}.npz")["features"].astype(float) for name in ("train", "test"))

@@ -15,7 +15,7 @@ import scipy.stats
 from configs import features as experiment
 from nml_jax import diagnosis, log, settings
 from nml_jax.errors import UserError
-from nml_jax.stages import cells, choice, method_tables, outcomes, paired, report, results
+from nml_jax.stages import answers, cells, choice, method_tables, outcomes, paired, report, results
 from nml_jax.stages.choice import Contest
 
 
@@ -323,8 +323,8 @@ def test_without_the_rows_on_record_intervals_are_wider_and_that_is_said(tmp_pat
     (of_rows,), (bound,) = known.versus.values(), old.versus.values()
     assert (of_rows.sign, bound.sign) == (1, 0)
     assert bound.plain.high - bound.plain.low > 2 * (of_rows.plain.high - of_rows.plain.low)
-    assert "not on record" in old.caution()
-    assert "not on record" not in known.caution()
+    assert "not on record" in answers.caution(old)
+    assert "not on record" not in answers.caution(known)
 
 
 # ---- the rule
@@ -341,7 +341,7 @@ def test_a_method_is_recommended_where_it_is_shown_to_be_better(tmp_path: Path) 
         r"out-of-domain \(mean over 2 tests\), \+3\.\d\d points \(\+[12]\.\d\d to \+[45]\.\d\d\) over the L-BFGS "
         r"probe\. In brackets: 95 % intervals over 5 seeds and other test rows, widened for 4 methods × 2 domains\."
     )
-    assert re.fullmatch(pattern, found.answer())
+    assert re.fullmatch(pattern, answers.answer(found))
     signs = {(m, test.split): found.versus[m, test].sign for m in found.methods[1:] for test in found.decided}
     assert {of: sign for of, sign in signs.items() if sign} == {("NMTune (paper)", "mean"): 1, ("MLP", "photo"): -1}
 
@@ -363,7 +363,7 @@ def test_one_of_many_tests_decides_nothing(tmp_path: Path) -> None:
     }
     found = contest(tmp_path / "x", methods=FEW, tests=tests, score=gaining(gains, 0.002), seeds=(0, 1, 2))
     assert chosen(found) == {"photo": "L-BFGS probe", "mean": "SKD"}
-    assert found.answer().count("use ") + found.answer().count("Use ") == 1
+    assert answers.answer(found).count("use ") + answers.answer(found).count("Use ") == 1
     text = "\n".join(method_tables.text(found))
     assert "out-of-domain mean" in text
     assert "t3" not in text
@@ -394,29 +394,29 @@ def test_a_winner_over_a_reference_of_fewer_rows_says_so(tmp_path: Path) -> None
     """What is solved sees one shard of a file that is read in shards."""
     how: dict[str, Any] = {"methods": FEW, "tests": TESTS[:2], "score": gaining({("skd", "art"): 0.04})}
     found = contest(tmp_path / "x", samples={"lbfgs": 300}, **how)
-    assert "over the L-BFGS probe (which saw 300 of the 1,169 training rows)" in found.answer()
-    assert "some methods saw a stratified sample only: the L-BFGS probe 300." in found.rule()
+    assert "over the L-BFGS probe (which saw 300 of the 1,169 training rows)" in answers.answer(found)
+    assert "some methods saw a stratified sample only: the L-BFGS probe 300." in answers.rule(found)
     table = method_tables.scores(found, "")
     assert "trained on" in table
     assert ">300<" in table
     same = contest(tmp_path / "y", **how)
-    assert "which saw" not in same.answer()
-    assert "sample" not in same.rule()
+    assert "which saw" not in answers.answer(same)
+    assert "sample" not in answers.rule(same)
     assert "trained on" not in method_tables.scores(same, "")
 
 
 def test_no_gain_is_said_plainly(tmp_path: Path) -> None:
     found = contest(tmp_path / "x", score=gaining({}, 0.01), tests=TESTS[:2])
-    assert found.answer().startswith(
+    assert answers.answer(found).startswith(
         "Use the L-BFGS probe, in-domain (photo) and out-of-domain (art): none of the 4 other methods is shown to be "
         "better, at best "
     )
-    assert " on photo and " in found.answer()
+    assert " on photo and " in answers.answer(found)
 
 
 def test_two_seeds_support_no_claim(tmp_path: Path) -> None:
     found = contest(tmp_path / "x", seeds=(0, 1))
-    assert found.answer() == "Use the L-BFGS probe: with 2 seeds no difference can be shown, that takes 3."
+    assert answers.answer(found) == "Use the L-BFGS probe: with 2 seeds no difference can be shown, that takes 3."
     assert {versus.verdict for versus in found.versus.values()} == {"no claim, n = 2"}
     report.build([tmp_path / "x"], tmp_path / "x")
 
@@ -430,7 +430,7 @@ def test_the_reference_is_the_tuned_probe_that_is_there(tmp_path: Path) -> None:
 def test_settings_are_contests_of_their_own(tmp_path: Path) -> None:
     found = choice.contests(study_of(write_experiment(tmp_path / "x", shares=(0.1, 1.0), seeds=(0, 1, 2))))
     assert [c.name for c in found] == ["0.1 of the training data", "1 of the training data"]
-    assert found[0].answer().startswith("0.1 of the training data: use ")
+    assert answers.answer(found[0]).startswith("0.1 of the training data: use ")
 
 
 def test_only_a_method_better_than_every_other_is_marked(tmp_path: Path) -> None:
@@ -444,9 +444,10 @@ def test_only_a_method_better_than_every_other_is_marked(tmp_path: Path) -> None
 
 
 def test_says_what_seeds_share(tmp_path: Path) -> None:
-    fixed = contest(tmp_path / "x", seeds=(0, 1, 2)).caution()
+    fixed = answers.caution(contest(tmp_path / "x", seeds=(0, 1, 2)))
     assert "The test sets are the same for every seed" in fixed
-    drawn = contest(tmp_path / "y", seeds=(0, 1, 2), tests=(("holdout", "id", 501), *TESTS[1:])).caution()
+    tests = (("holdout", "id", 501), *TESTS[1:])
+    drawn = answers.caution(contest(tmp_path / "y", seeds=(0, 1, 2), tests=tests))
     assert "A seed redraws which rows are held out, " in drawn
     assert "The test sets that come from files of their own are the same" in drawn
 
@@ -471,8 +472,8 @@ def test_page_answers_first_and_has_no_empty_part(built: Path) -> None:
     text = (built / "report.html").read_text("utf-8")
     found = choice.contests(study_of(built))[0]
     assert "<title>Which head for these features: features</title>" in text
-    order = ['id="study-0"', found.answer()[:40], "The rule.", "<h3>Scores", "<h3>Differences to", "<h3>Differences at",
-             "<h3>Spectra", "<h3>Diagnosis", 'id="run"', 'id="limits"']  # fmt: skip
+    order = ['id="study-0"', answers.answer(found)[:40], "The rule.", "<h3>Scores", "<h3>Differences to",
+             "<h3>Differences at", "<h3>Spectra", "<h3>Diagnosis", 'id="run"', 'id="limits"']  # fmt: skip
     places = [text.index(part) for part in order]
     assert places == sorted(places)
     shown = re.sub(r"<pre>.*?</pre>|<style>.*?</style>|Config of all runs.*?<", "", text, flags=re.S)
@@ -577,7 +578,7 @@ def test_wise_ft_is_a_curve(tmp_path: Path) -> None:
 def test_text_summary_ends_with_the_answer(built: Path) -> None:
     found = choice.contests(study_of(built))[0]
     text = report.summary(built).splitlines()
-    assert text[-1] == found.answer()
+    assert text[-1] == answers.answer(found)
     assert "art (out-of-domain), 2,048 rows" in text
     (line,) = [line for line in text if line.endswith("worse")]
     assert line.split()[0] == "MLP"

@@ -1,0 +1,154 @@
+"""What a contest of methods (choice.py) shows, in words: the answer, the rule it follows, and what to be wary of."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from nml_jax.stages.choice import DOMAINS, Contest, named
+from nml_jax.stages.outcomes import HELD_OUT, from_files
+from nml_jax.stages.paired import SEEDS, listed
+from nml_jax.stages.results import MEAN, Key
+from nml_jax.training.methods import METHODS
+
+GRADIENT = ("tune.lrs", "tune.weight_decays")  # the grid of what is trained by gradient
+
+
+def answer(c: Contest) -> str:
+    """Which method to use, on which test set, and how sure that is."""
+    prefix = f"{c.name}: use " if c.name else "Use "
+    if len(c.methods) == 1:
+        return f"{prefix}{_the(c.reference)}: no other method was run."
+    if c.seeds < SEEDS:
+        seeds = f"{c.seeds} seed{'' if c.seeds == 1 else 's'}"
+        return f"{prefix}{_the(c.reference)}: with {seeds} no difference can be shown, that takes {SEEDS}."
+    chosen = {test: c.recommended(test) for test in c.decided}
+    by_method = {m: [test for test in c.decided if chosen[test] == m] for m in c.methods if m in chosen.values()}
+    others = len(c.methods) - 1
+    none = "the other method is not" if others == 1 else f"none of the {others} other methods is"
+    parts = []
+    for method, tests in by_method.items():
+        if method != c.reference:
+            how = listed([_gain(c, method, test) for test in tests])
+            over = f"{_the(c.reference)}{_of_fewer(c, method)}"
+            parts.append(f"{_the(method)} {_where(c, tests)}, {how} over {over}")
+        elif len(by_method) == 1:
+            parts.append(f"{_the(method)}, {_where(c, tests)}: {none} shown to be better{_closest(c, tests)}")
+        else:
+            parts.append(f"{_the(method)} {_where(c, tests)}, where no other method can be recommended")
+    return f"{prefix}{'; '.join(parts)}. {_sure(c)}"
+
+
+def _gain(c: Contest, method: str, test: Key) -> str:
+    wide = c.versus[method, test].wide
+    return f"{wide.unit.signed(wide.difference)} points ({wide.interval()})"
+
+
+def _closest(c: Contest, tests: Iterable[Key]) -> str:
+    """The largest gain on each test, none of which counts."""
+    found = []
+    for test in tests:
+        gains = {m: c.versus[m, test].plain.difference for m in c.methods[1:] if c.versus[m, test].plain.n}
+        if gains:
+            top = max(gains, key=gains.__getitem__)
+            found.append(f"{_the(top)} {_gain(c, top, test)} on {split_name(test)}")
+    return f", at best {listed(found)}" if found else ""
+
+
+def _sure(c: Contest) -> str:
+    return f"In brackets: 95 % intervals over {c.seeds} seeds and other test rows{c.widened()}."
+
+
+def _where(c: Contest, tests: Iterable[Key]) -> str:
+    """Domains, and which of their tests."""
+    parts = []
+    for test in tests:
+        several = sum(other.domain == test.domain for other in c.tests)
+        inner = f"mean over {several} tests" if test.split == MEAN and several > 1 else test.split
+        parts.append(DOMAINS[test.domain] + (f" ({inner})" if inner != MEAN else ""))
+    return listed(parts)
+
+
+def _of_fewer(c: Contest, than: str) -> str:
+    """What is to be said of a reference that saw fewer rows than a method."""
+    seen, rows = c.trained(c.reference), c.trained(than)
+    return f" (which saw {seen:,} of the {rows:,} training rows)" if seen < rows else ""
+
+
+def rule(c: Contest) -> str:
+    return (
+        f"The rule. The reference is {_the(c.reference)}{_tuned(c)}. Every other method is compared with it "
+        "in the mean over the in-domain tests and in that over the out-of-domain tests, paired over test rows and "
+        f"seeds, of which it takes {SEEDS}. It is better where the 95 % interval of the difference in "
+        f"accuracy{c.widened()}{' (Bonferroni),' if c.widened() else ''} lies above 0, and worse where the "
+        "95 % interval as it is lies below 0: doubt counts against a change. It is recommended where it is better, "
+        "if it is not worse in the other mean; of several, that of the largest gain, or a simpler one from which "
+        f"that is not shown to differ. Otherwise the reference is.{_samples(c)}"
+    )
+
+
+def _samples(c: Contest) -> str:
+    """Which methods were trained on fewer rows."""
+    if not c.unequal:
+        return ""
+    most = max(c.methods, key=c.trained)
+    few = [f"{_the(m)} {c.trained(m):,}" for m in c.methods if c.trained(m) < c.trained(most)]
+    return (
+        f" Of the {c.trained(most):,} training rows, more than features.memory allows at once, some methods saw "
+        f"a stratified sample only: {listed(few)}. A difference to these may be one of rows, not of methods."
+    )
+
+
+def _tuned(c: Contest) -> str:
+    """The budget of every method."""
+    config = c.study.cells[0].config
+    counts: dict[int, list[str]] = {}
+    for method in c.methods:
+        counts.setdefault(_settings(config, method), []).append(_the(method))
+    limit = f" and {config['tune.steps']:,} steps" if c.study.cells[0].value("tune.steps") else ""
+    trained = f"; what is trained by gradient has at most {config['tune.epochs']} epochs{limit}"
+    if len(counts) == 1:
+        n = next(iter(counts))
+        return f"; every method chooses among {n} settings{trained}" if n > 1 else ""
+    each = [f"{n} setting{'s' * (n > 1)} ({listed(names)})" for n, names in counts.items()]
+    return f". Methods do not choose among equally many settings, but {listed(each)}{trained}"
+
+
+def caution(c: Contest) -> str:
+    """What the seeds have in common, so that nobody takes their interval for more than it is."""
+    if not from_files(c.study):
+        stages = c.study.cells[0].run["stages"]
+        drawn, held = "redraws pre-training, " if "pretrain" in stages else "redraws ", ""
+    elif any(test.split == HELD_OUT for test in c.tests):
+        drawn, held = "redraws which rows are held out, ", " that come from files of their own"
+    else:
+        drawn, held = "redraws ", ""
+    overlap = " Held-out rows overlap from seed to seed; intervals are widened for that (Nadeau and Bengio 2003)."
+    bounded = (
+        " Of some heads it is not on record which rows they got right; there the interval is as wide as if heads "
+        "erred independently of each other."
+        if any(versus.plain.bounded for versus in c.versus.values())
+        else ""
+    )
+    return (
+        f"A seed {drawn}the training rows on which settings are chosen, the initial weights and the order of the "
+        f"rows. The test sets{held} are the same for every seed; intervals allow for the luck of training and for "
+        "the draw of the test rows, taken for independent (Owen 2007), not for other sources of data or another "
+        f"training file.{overlap if held else ''}{bounded}"
+    )
+
+
+def _settings(config: Mapping[str, Any], method: str) -> int:
+    """How many settings a method chooses among, by the dotted keys of a config."""
+    kind = METHODS.get(named(method))
+    grids = ["finetune.lrs"] if kind is None else [f"tune.{kind.grid}"] if kind.probe else GRADIENT
+    return math.prod(len(config.get(key, (None,))) for key in grids)
+
+
+def split_name(test: Key) -> str:
+    """Of a test set, within a sentence."""
+    return f"the {DOMAINS[test.domain]} mean" if test.split == MEAN else test.split
+
+
+def _the(method: str) -> str:
+    """With an article, where one is said."""
+    return f"the {method}" if "probe" in method or method.startswith("MLP") else method
