@@ -22,6 +22,9 @@ def in_micro_batches(model: "Model", n: int, *, blocks: int = 1) -> "Model":
     device keeps its rows. What is drawn in part j is drawn with fold_in(key, j). BatchNorm's statistics are those of a
     part, and each part continues the running ones of the part before.
 
+    Devices add up the gradients of every part among themselves: n reductions a step, where a batch in one part takes
+    one. So take no more parts than memory asks for.
+
     `apply` with `train=False` is the model's own. With `train=True` its outputs are those of at most two axes: one row
     per example, or a scalar, which is the last part's. On a CPU the gradient of a convolution inside this loop is 25 to
     70 times slower than outside: there use models without convolutions, or n = 1.
