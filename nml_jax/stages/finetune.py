@@ -13,7 +13,6 @@ Every setting of a task has a folder, which `load_model` reads when it is finish
 import dataclasses
 import functools
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from nml_jax import errors, log, runtime, settings
 from nml_jax.data import tasks
 from nml_jax.data.shares import stratified
 from nml_jax.evals import collect, mapped
-from nml_jax.stages import encoder, evaluation
+from nml_jax.stages import encoder, evaluation, outcomes
 from nml_jax.stages.finetune_runs import (
     Heads,
     Site,
@@ -99,12 +98,15 @@ def intact(workdir: Path) -> bool:
     """Whether the tuned models that the rows speak of are there."""
     rows = [row for row in log.read_rows(workdir) if row.stage == "finetune"]
     names = {(row.task, setting_name(row.method, row.preset, row.train_share, row.head_seed)) for row in rows}
-    return all(checkpoint.steps(workdir / "finetune" / task / name / "checkpoints") for task, name in names)
+    kept = {outcomes.place(workdir, vars(row)) for row in rows}
+    models = (checkpoint.steps(workdir / "finetune" / task / name / "checkpoints") for task, name in names)
+    return all(path.is_file() for path in kept) and all(models)
 
 
 def forget(workdir: Path) -> None:
-    if (workdir / "finetune").exists():
-        shutil.rmtree(workdir / "finetune")
+    for folder in (workdir / "finetune", workdir / "correct" / "finetune"):
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 # ---- one setting
@@ -126,13 +128,17 @@ def tuned(site: Site, method: str, terms: str, heads: Heads, origin: dict[str, A
         "head_seed": site.config.seed,
     }  # fmt: skip
     hyper, rows = {"lr": done.lr, "weight_decay": config.weight_decay}, []
+    right: dict[str, np.ndarray] = {}
     for share in (None, *config.wise):
         weights = end if share is None else finetune.interpolate(start, end, share)
+        found, correct = scores(site, weights)
+        right = right or correct  # of the result, which is the first
         more = {} if share is None else {"wise_alpha": share}
         mark = "" if share is None else f"@wise={share:g}"
         rows += [log.Row(**shared, **fields, metric=metric + mark, hyper=hyper | more)
-                 for metric, fields in scores(site, weights)]  # fmt: skip
+                 for metric, fields in found]  # fmt: skip
     if jax.process_index() == 0:
+        outcomes.write(outcomes.place(site.folder.parents[1], shared), right)
         with errors.storage(folder):
             log.write_rows(folder, "finetune", rows)
             for name in ("training", "search"):
@@ -172,8 +178,9 @@ def keep(site: Site, folder: Path, end: tuple[Any, Any], done: Trained) -> None:
         result.close()
 
 
-def scores(site: Site, weights: tuple[Any, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every metric on every test of the task, with the fields of its row."""
+def scores(site: Site, weights: tuple[Any, Any]) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, np.ndarray]]:
+    """Every metric on every test of the task, with the fields of its row; and which rows of each test are right."""
+    out, correct = [], {}
     params, model_state = runtime.place(weights, site.mesh)
     (model_config, config), setup = settings.frozen(site.config.model, site.config.finetune), site.setup("full")
     model = _plain(model_config, config, setup)
@@ -188,7 +195,10 @@ def scores(site: Site, weights: tuple[Any, Any]) -> Iterator[tuple[str, dict[str
             logits, labels, mask = runtime.fetch((logits, batch["label"], batch["mask"]), site.mesh)
             scorer.update(labels[mask > 0], logits[mask > 0])
         for metric, value in scorer.scores().items():
-            yield metric, {"split": test.split, "domain": test.domain, "n_test": len(test.source), "value": value}
+            where = {"split": test.split, "domain": test.domain, "n_test": len(test.source)}
+            out.append((metric, {**where, "value": value}))
+        correct[test.split] = scorer.correct
+    return out, correct
 
 
 _plain = functools.lru_cache(maxsize=4)(finetune.classifier)

@@ -15,7 +15,7 @@ import pytest
 from nml_jax import load_model, log, runtime, settings
 from nml_jax.data import tasks
 from nml_jax.errors import NonFinite, Preempted, UserError
-from nml_jax.stages import encoder, finetune, finetune_runs
+from nml_jax.stages import encoder, finetune, finetune_runs, outcomes
 from tests import small
 
 CELL = "noise=0.3,seed=0"
@@ -123,6 +123,17 @@ def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, 
     assert not finetune.intact(run)
     finetune.forget(run)
     assert not (run / "finetune").exists()
+    assert not (run / "correct" / "finetune").exists()
+
+
+def test_which_test_rows_are_right_is_on_record(finished: Path):
+    run = finished / CELL
+    scored = [row for row in log.read_rows(run) if (row.stage, row.metric) == ("finetune", "accuracy")]
+    assert len({(row.method, row.preset) for row in scored}) == 4
+    for row in scored:
+        right = outcomes.read(run, row)
+        assert right is not None
+        assert right.mean() == pytest.approx(row.value)
 
 
 def test_stopped_and_started_again_gives_the_same_rows(finished: Path, tmp_path: Path, monkeypatch):

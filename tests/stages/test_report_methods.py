@@ -29,6 +29,15 @@ def test_tests_that_are_redrawn_overlap():
     assert (redrawn.high - redrawn.low) / (plain.high - plain.low) == pytest.approx(np.sqrt((1 / 3 + 1 / 2) * 3))
 
 
+def test_seeds_that_agree_by_chance_are_no_certainty():
+    """Each holds out rows of its own: their spread is at least what the rows of one of them say."""
+    a = {(seed, seed): 0.5 for seed in range(3)}
+    b = {(seed, seed): 0.6 for seed in range(3)}
+    pair = paired.compare("", paired.PERCENT, a, b, [paired.Part(0.01, 19)], redrawn=1 / 3)
+    assert pair.error == pytest.approx(0.1 * np.sqrt(1 / 3 + 1 / 2))
+    assert pair.sign == 0
+
+
 METHODS = (("lbfgs", None), ("linear", None), ("mlp", None), ("nmtune", "paper"), ("nmtune", "code/1view"))
 TESTS = (("photo", "id", 501), ("art", "ood", 2048), ("sketch", "ood", 900))
 GAINS = {("nmtune", "paper", "art"): 0.03, ("nmtune", "paper", "sketch"): 0.04, ("mlp", None, "photo"): -0.05}
