@@ -1,9 +1,9 @@
 """What a contest of methods (choice.py) shows, in words: the answer, the rule it follows, and what to be wary of."""
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
+from nml_jax.stages.cells import Cell
 from nml_jax.stages.choice import DOMAINS, Contest, named
 from nml_jax.stages.outcomes import HELD_OUT, from_files
 from nml_jax.stages.paired import SEEDS, listed
@@ -103,7 +103,7 @@ def _tuned(c: Contest) -> str:
     config = c.study.cells[0].config
     counts: dict[int, list[str]] = {}
     for method in c.methods:
-        counts.setdefault(_settings(config, method), []).append(_the(method))
+        counts.setdefault(_settings(c.study.cells[0], method), []).append(_the(method))
     limit = f" and {config['tune.steps']:,} steps" if c.study.cells[0].value("tune.steps") else ""
     trained = f"; what is trained by gradient has at most {config['tune.epochs']} epochs{limit}"
     if len(counts) == 1:
@@ -137,11 +137,11 @@ def caution(c: Contest) -> str:
     )
 
 
-def _settings(config: Mapping[str, Any], method: str) -> int:
-    """How many settings a method chooses among, by the dotted keys of a config."""
+def _settings(cell: Cell, method: str) -> int:
+    """How many settings a method chose among in a run; 1 where an older one does not say."""
     kind = METHODS.get(named(method))
     grids = ["finetune.lrs"] if kind is None else [f"tune.{kind.grid}"] if kind.probe else GRADIENT
-    return math.prod(len(config.get(key, (None,))) for key in grids)
+    return math.prod(len(cell.value(key) or (None,)) for key in grids)
 
 
 def split_name(test: Key) -> str:
