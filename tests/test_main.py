@@ -157,31 +157,6 @@ def test_weights_from_a_file_start_any_stage(tmp_path: Path, finished: Path):
 # ---- interruptions ---------------------------------------------------------------------------------------------------
 
 
-def test_killed_and_started_again_gives_the_same_bits(tmp_path: Path):
-    """SIGKILL in the middle of pre-training, as soon as a checkpoint is there; then a second start."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    more = {"train.epochs": 12.0, "tune.methods": "('linear',)"}
-    whole = command(*flags(tmp_path / "whole", **more), env=cache)
-    assert whole.returncode == 0, whole.stderr
-    args = [sys.executable, "-m", "nml_jax.main", *flags(tmp_path / "broken", **more)]
-    env = os.environ | cache | {"JAX_PLATFORMS": "cpu"}
-    process = subprocess.Popen(args, cwd=ROOT, env=env, stderr=subprocess.PIPE)
-    checkpoints = tmp_path / "broken" / CELL / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not [p for p in checkpoints.glob("*") if p.name.isdecimal()] and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    record = json.loads((tmp_path / "broken" / CELL / "run.json").read_text())
-    assert "output" not in record["stages"]["pretrain"], "killed too late to show anything"
-    again = command(*flags(tmp_path / "broken", **more), env=cache)
-    assert again.returncode == 0, again.stderr
-    records = [json.loads((tmp_path / name / CELL / "run.json").read_text()) for name in ("whole", "broken")]
-    for stage in ("pretrain", "extract", "tune"):
-        assert records[0]["stages"][stage]["output"] == records[1]["stages"][stage]["output"]
-    assert log.read_rows(tmp_path / "whole" / CELL) == log.read_rows(tmp_path / "broken" / CELL)
-
-
 def test_sigterm_saves_and_exits_with_75(tmp_path: Path):
     args = flags(tmp_path / "run", **{"train.epochs": 500.0, "runtime.save_every": 400.0})
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
