@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nml_jax.errors import UserError
+from nml_jax.models.attention import attend
 from nml_jax.models.checks import check_heads, check_size
 from nml_jax.models.initializers import Initializer, kaiming_normal, normal, normal_fan_in, uniform_fan_in
 
@@ -139,7 +140,7 @@ class AttentionPool(nn.Module):
         dense = partial(nn.Dense, c, kernel_init=normal_fan_in, dtype=self.dtype)
         q, k, v = dense(name="q")(x[:, :1]), dense(name="k")(x), dense(name="v")(x)
         q, k, v = (y.reshape(b, -1, self.heads, c // self.heads) for y in (q, k, v))
-        return jax.nn.dot_product_attention(q, k, v).reshape(b, c).astype(jnp.promote_types(self.dtype, jnp.float32))
+        return attend(q, k, v).reshape(b, c).astype(jnp.promote_types(self.dtype, jnp.float32))
 
 
 class ResNet(nn.Module):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nml_jax.errors import UserError
+from nml_jax.models.attention import attend
 from nml_jax.models.checks import check_heads, check_size
 from nml_jax.models.initializers import Initializer, normal, uniform_fan_in, xavier_uniform
 
@@ -61,7 +62,7 @@ class Attention(nn.Module):
         b, n, d = x.shape
         qkv = nn.Dense(3 * d, kernel_init=self.style.qkv, dtype=self.dtype, name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.heads, d // self.heads), 2, 0)
-        y = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal).reshape(b, n, d)
+        y = attend(q, k, v, causal=self.causal).reshape(b, n, d)
         return nn.Dense(d, kernel_init=self.style.proj, dtype=self.dtype, name="proj")(y)
 
 
