@@ -152,7 +152,7 @@ def test_every_later_stage_writes_one_result(tmp_path: Path):
 def test_zero_shot_and_retrieval_write_one_result(tmp_path: Path):
     data, later = pairs.prepare(tmp_path), ("extract", "zeroshot", "tune")
     options = {"stages": ("pretrain", *later, "report"), "train.epochs": 1.0, "optimizer.warmup_epochs": 0.5,
-               "runtime.evaluators": ()}  # fmt: skip
+               "runtime.evaluators": (), "model.width": 4, "model.blocks": (1,)}  # fmt: skip
     cell = "noise=0.5,seed=0"
     alone(pairs.flags(tmp_path / "one", data, **options))
     for name in ("two", "eight"):
