@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import jax
-from jax._src.lib import _jax
+from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
 from nml_jax.errors import PeerLost, UserError
 from nml_jax.processes import cluster
