@@ -117,24 +117,6 @@ def devices(name: str) -> list[Any]:
     return sorted(found, key=lambda device: (device.process_index, device.id))
 
 
-def make_mesh(devices: Sequence[Any], data: int, fsdp: int) -> Any:
-    """The mesh that runtime.make_mesh makes on such a pod.
-
-    Raises:
-        UserError: the sizes do not multiply to the number of devices.
-    """
-    import numpy as np
-    from jax.sharding import AxisType, Mesh
-
-    n = len(devices)
-    sizes = [n // fsdp if data == -1 and fsdp > 0 else data, n // data if fsdp == -1 and data > 0 else fsdp]
-    if min(sizes) < 1 or sizes[0] * sizes[1] != n:
-        raise UserError(
-            f"a mesh of data_axis={data} × fsdp_axis={fsdp} does not fit {n} chips", f"give an --fsdp that divides {n}"
-        )
-    return Mesh(np.reshape(devices, sizes), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-
-
 def sizes(config: Any) -> tuple[int, int]:
     """Records to train on and classes (0 of captions), as the config states them; else as the data say.
 
@@ -263,8 +245,10 @@ def analyse(config: Any, name: str, mfu: float) -> dict[str, Any]:
     """
     import jax
 
+    from nml_jax import runtime
+
     chip = Slice.of(name).chip
-    mesh = make_mesh(devices(name), config.runtime.data_axis, config.runtime.fsdp_axis)
+    mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis, devices(name))
     plan, program, lowered = step_of(config, mesh)
     flop = {k: v / mesh.size for k, v in count_flop(config).items()}
     begun = time.perf_counter()

@@ -3,7 +3,7 @@
 import functools
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,13 +25,19 @@ SHARD_FROM = 2**16
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """The mesh of all devices with Auto axes "data" and "fsdp"; -1 stands for the rest.
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of all devices, or of those given, with Auto axes "data" and "fsdp"; -1 stands for the rest.
+
+    The devices stand process by process, so that each process reads consecutive rows of a batch (`rows_of_process`) and
+    any size of `fsdp` that divides them will do. jax.make_mesh follows the links of a TPU slice instead: there the rows
+    of a host are scattered, and on a v4, v5p or v6e it refuses an axis that is no side of the slice. A reduction among
+    all devices does not depend on their order.
 
     Raises:
         UserError: the sizes do not multiply to the number of devices.
     """
-    n = jax.device_count()
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
+    n = len(devices)
     sizes = [data, fsdp]
     if sizes.count(-1) == 1:
         known = sizes[1 - sizes.index(-1)]
@@ -42,7 +48,7 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
             f"a mesh of data_axis={data} × fsdp_axis={fsdp} does not fit {n} device(s)",
             "set runtime.data_axis=-1 and a runtime.fsdp_axis that divides the number of devices",
         )
-    return jax.make_mesh((sizes[0], sizes[1]), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    return Mesh(np.reshape(devices, sizes), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
 def self_test(mesh: Mesh, timeout: float = 120) -> None:
@@ -82,6 +88,27 @@ def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
 def shardings(tree: Any, mesh: Mesh) -> Any:
     """A NamedSharding for every leaf (with a shape) of `tree`, by `leaf_spec`."""
     return jax.tree.map(lambda x: NamedSharding(mesh, leaf_spec(x.shape, mesh.shape["fsdp"])), tree)
+
+
+def gathering(split: Any, mesh: Mesh) -> Callable[[Any], Any]:
+    """The identity of parameters that lie as `split` says. Forward every device gathers the whole ones, backward it
+    keeps its part of their gradient; left alone, XLA would gather activations over `fsdp`: there are more of them.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return lambda params: params
+
+    @jax.custom_vjp
+    def whole(params: Any) -> Any:
+        return jax.lax.with_sharding_constraint(params, replicated(mesh))
+
+    def forward(params: Any) -> tuple[Any, None]:
+        return whole(params), None
+
+    def backward(_: None, grads: Any) -> tuple[Any]:
+        return (jax.lax.with_sharding_constraint(grads, split),)
+
+    whole.defvjp(forward, backward)
+    return whole
 
 
 def with_shardings(tree: Any, mesh: Mesh) -> Any:

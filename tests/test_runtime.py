@@ -96,3 +96,11 @@ def test_environment_names_device_and_versions():
     environment = runtime.environment()
     assert environment["jax"] == jax.__version__
     assert environment["device"].startswith("8 × cpu")
+
+
+def test_a_mesh_of_given_devices_stands_in_the_order_of_processes_and_numbers():
+    devices = jax.devices()
+    assert list(runtime.make_mesh(4, 2, devices[::-1]).devices.flat) == devices
+    for data, fsdp in ((-1, 3), (4, 4), (-1, -1), (0, 8), (-1, 0), (3, -1)):
+        with pytest.raises(UserError, match=r"8 device\(s\)"):
+            runtime.make_mesh(data, fsdp, devices)

@@ -131,7 +131,8 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
                         if later in record["stages"]:
                             _invalidate(workdir, record, later)
             log.write_json(workdir / "run.json", record)
-    log.say(f"{where} finished in {log.clock(seconds)}")
+    if first:
+        log.say(f"{where} finished in {log.clock(seconds)}")
     return True
 
 

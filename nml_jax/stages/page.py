@@ -17,10 +17,10 @@ from nml_jax.stages.results import FILES, MEAN, Key, Study
 
 LIMIT = 1_900_000  # bytes of a page; what would exceed it is left out, figures of the last tasks first
 RULE = (
-    f"A difference is claimed where at least {SEEDS} seeds are paired and the 95 % interval of the mean difference, over "
-    "seeds and, for accuracies and recall, over test rows (an upper bound where it is not on record which rows were "
-    "right), excludes 0; otherwise none is shown. Intervals are not corrected for the number of comparisons, but where "
-    "it is said whether NMTune helps."
+    f"A difference is claimed where at least {SEEDS} seeds are paired and the 95 % interval of the mean difference, "
+    "over seeds and, for accuracies and recall, over test rows (an upper bound where it is not on record which rows "
+    "were right), excludes 0; otherwise none is shown. Intervals are not corrected for the number of comparisons, but "
+    "where it is said whether NMTune helps."
 )
 CURVES = {
     "validation/accuracy": ("Clean validation accuracy (%)", 100),

@@ -152,10 +152,11 @@ class Checkpoints:
         Raises:
             UserError: the latest folder is no checkpoint, is damaged, or holds another model.
         """
-        step = latest_step(self.folder)
+        step = runtime.agree(latest_step(self.folder))
         if step is None:
             return None
         verify(self.folder / str(step))
+        runtime.agree(step)  # the first process verifies, the others wait for it
         model = {"params": shapes.params, "model_state": shapes.model_state, "ema": shapes.ema}
         train = {"opt_state": shapes.opt_state, "step": shapes.step, "key": shapes.key, "skipped": shapes.skipped}
         loaded = _load(self.folder / str(step), {"model": model, "train": train})

@@ -82,15 +82,16 @@ def assemble(
     """The program of a model under any loss and optimiser."""
     shapes = train_state.abstract(model, tx, ema=ema > 0, mesh=mesh)
     placed = jax.tree.map(lambda x: x.sharding, shapes)
+    whole = runtime.gathering(placed.params, mesh)
 
     def init(key: jax.Array) -> TrainState:
-        return train_state.create(model, tx, key, ema=ema > 0)
+        return train_state.create(model, tx, key, ema=ema > 0, mesh=mesh)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         batch = dict(batch)
         asked, replaced = batch.pop("asked", jnp.zeros(1, jnp.int32)), batch.pop("quarantined", None)
         key = jax.random.fold_in(state.key, state.step)
-        with_gradient = jax.value_and_grad(loss, has_aux=True)
+        with_gradient = jax.value_and_grad(lambda params, *rest: loss(whole(params), *rest), has_aux=True)
         (value, (model_state, metrics)), grads = with_gradient(state.params, state.model_state, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)

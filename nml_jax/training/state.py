@@ -29,14 +29,16 @@ class TrainState:
         had = self.params, self.model_state, self.ema, self.opt_state
         given = params, model_state, ema, opt_state
         kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), given, had)
-        skipped = jnp.where(sound, self.skipped * jnp.array([1, 0]), self.skipped + 1)
+        skipped = jnp.where(sound, self.skipped * jnp.array([1, 0], jnp.int32), self.skipped + 1)
         return TrainState(self.step + 1, *kept, self.key, skipped)
 
 
-def create(model, tx: optax.GradientTransformation, key: jax.Array, *, ema: bool) -> TrainState:
+def create(model, tx: optax.GradientTransformation, key: jax.Array, *, ema: bool, mesh: Mesh) -> TrainState:
     """A fresh state; pure, so that it can be traced by `eval_shape` or compiled with `out_shardings`."""
     init_key, step_key = jax.random.split(key)
-    params, model_state = model.init(init_key, model.spec)
+    # Drawn whole, then split: in parts the compiler would round some weights by another order.
+    init = jax.jit(lambda key: model.init(key, model.spec), out_shardings=runtime.replicated(mesh))
+    params, model_state = init(init_key)
     # A copy, because the donated state may hold no buffer twice.
     average = jax.tree.map(jnp.copy, params) if ema else None
     none = jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.int32)
@@ -45,5 +47,5 @@ def create(model, tx: optax.GradientTransformation, key: jax.Array, *, ema: bool
 
 def abstract(model, tx: optax.GradientTransformation, *, ema: bool, mesh: Mesh) -> TrainState:
     """The state's shapes, dtypes and shardings, without computing it."""
-    shapes = jax.eval_shape(lambda key: create(model, tx, key, ema=ema), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: create(model, tx, key, ema=ema, mesh=mesh), jax.random.key(0))
     return runtime.with_shardings(shapes, mesh)

@@ -184,15 +184,6 @@ def test_without_the_compiler_the_cure_is_to_install_it(monkeypatch):
     assert "[tpu]" in e.value.cure
 
 
-def test_a_mesh_of_given_devices():
-    eight = jax.devices()
-    assert dict(aot.make_mesh(eight, -1, 2).shape) == {"data": 4, "fsdp": 2}
-    assert dict(aot.make_mesh(eight, 2, -1).shape) == {"data": 2, "fsdp": 4}
-    for data, fsdp in ((-1, 3), (4, 4), (-1, -1), (0, 8), (-1, 0), (3, -1)):
-        with pytest.raises(UserError, match="8 chips"):
-            aot.make_mesh(eight, data, fsdp)
-
-
 class Lowered:
     """A step that the compiler refuses."""
 
