@@ -23,7 +23,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 def checkout(tmp_path_factory) -> Path:
     """A folder that looks like a checkout, with photos in it, where commands may write."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("configs", "Makefile", "setup.py", "constraints.txt"):
+    for name in ("configs", "launch", "Makefile", "setup.py", "constraints.txt"):
         (folder / name).symlink_to(ROOT / name)
     rng = np.random.default_rng(0)
     for split, count in (("train", 20), ("test", 4)):

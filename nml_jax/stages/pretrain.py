@@ -19,7 +19,7 @@ from nml_jax.training import checkpoint, loop
 from nml_jax.training.journal import Journal
 from nml_jax.training.state import TrainState
 
-VERSION = 1
+VERSION = 2
 KEYS = (
     "seed", "noise", "noise_kind", "noise_seed", "noise_classes", "noise_rate_of", "noise_file", "init_from",
     "data", "augment", "model", "objective", "optimizer", "train",
