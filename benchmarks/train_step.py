@@ -157,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS])
     parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch and timm")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -182,7 +183,7 @@ def main() -> None:
     print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
     print(f"\n{'ms a step':<10}", *(f"{name:>8}" for name in ("ours", "min", "max", "torch", "min", "max")), "   ratio")
     results = {}
-    for name in MODELS:
+    for name in args.models:
         ours, seconds = Ours(name, args.batch), []
         for _ in range(args.repeats + 1):  # the first compiles and warms up
             a = ours.seconds()
