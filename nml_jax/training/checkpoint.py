@@ -86,13 +86,11 @@ class Checkpoints:
         """
         step = int(state.step)
         for_good = self.keep_every and step % self.keep_every == 0
-        if self.pending and not must and not for_good and runtime.anywhere(not self._written(PATIENCE)):
+        if self.pending and not must and not for_good and runtime.anywhere(not self._written(self.pending[1])):
             log.say(f"the checkpoint of step {self.pending[0]} is still being written; that of step {step} is left out")
             return
         self._settle()
-        model = {"params": state.params, "model_state": state.model_state, "ema": state.ema}
-        train = {"opt_state": state.opt_state, "step": state.step, "key": state.key, "skipped": state.skipped}
-        parts = {"model": model, "train": train, "meta": {"json": self.meta, "schema": SCHEMA}}
+        parts = _parts(state) | {"meta": {"json": self.meta, "schema": SCHEMA}}
         try:
             self.checkpointer = self.checkpointer or self._open()
             with errors.storage(self.folder):
@@ -110,9 +108,9 @@ class Checkpoints:
         if response.result() and jax.process_index() == 0:
             write_sums(self.folder / str(step))
 
-    def _written(self, seconds: float) -> bool:
-        """Whether the save in flight is at its end after at most so many seconds."""
-        return self.pending is None or bool(futures.wait([self.pending[1]], timeout=seconds).done)
+    def _written(self, save: Future) -> bool:
+        """Whether a save in flight is at its end, after some patience."""
+        return bool(futures.wait([save], timeout=PATIENCE).done)
 
     def wait(self) -> None:
         """Wait for the save in flight and its hashes.
@@ -157,9 +155,7 @@ class Checkpoints:
             return None
         verify(self.folder / str(step))
         runtime.agree(step)  # the first process verifies, the others wait for it
-        model = {"params": shapes.params, "model_state": shapes.model_state, "ema": shapes.ema}
-        train = {"opt_state": shapes.opt_state, "step": shapes.step, "key": shapes.key, "skipped": shapes.skipped}
-        loaded = _load(self.folder / str(step), {"model": model, "train": train})
+        loaded = _load(self.folder / str(step), _parts(shapes))
         return TrainState(**loaded["model"], **loaded["train"])
 
     def close(self) -> None:
@@ -167,6 +163,13 @@ class Checkpoints:
         self._settle()
         self.hasher.shutdown()
         self._release()
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """The checkpointables of a state, or of its shapes."""
+    model = {"params": state.params, "model_state": state.model_state, "ema": state.ema}
+    train = {"opt_state": state.opt_state, "step": state.step, "key": state.key, "skipped": state.skipped}
+    return {"model": model, "train": train}
 
 
 def _unraisable(unraisable: Any) -> None:
