@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from nml_jax import goodput, log
-from nml_jax.training.window import Seen, digest
+from nml_jax.training.window import Seen, digest, listed
 
 
 class Journal:
@@ -74,8 +74,9 @@ class Journal:
         """
         self.step, self.skipped = step, skipped
         for k in seen.skipped if self.active else ():
-            ids = ", ".join(map(str, seen.ids[k]))
-            log.say(f"step {k} was skipped: its loss or gradient is not finite; ids of its batch: {ids}")
+            log.say(
+                f"step {k} was skipped: its loss or gradient is not finite; ids of its batch: {listed(seen.ids[k])}"
+            )
         shown = {k: seen.means[f"train/{k}"] for k in ("loss", "accuracy") if f"train/{k}" in seen.means}
         speed = self.metrics.progress(step, shown)
         self.values(step, {**values, **seen.means, **speed, "goodput": self.clock.share()})

@@ -75,7 +75,7 @@ class Window:
             asked, streak = map(int, jax.device_get(signals))
             found |= asked > 0
             if streak >= self.max_skipped:
-                ids = ", ".join(map(str, self._whole(rows["id"])))
+                ids = listed(self._whole(rows["id"]))
                 raise NonFinite(
                     f"the loss or its gradient was not finite in {streak} steps in a row (runtime.max_skipped), the "
                     f"last is step {step}; ids of its batch: {ids}"
@@ -94,8 +94,7 @@ class Window:
         for (step, _, rows), metrics in zip(self.steps, values, strict=True):
             for name, (total, _) in metrics.items():
                 if not math.isfinite(total):
-                    shown = ", ".join(map(str, ids[step]))
-                    raise NonFinite(f"{name} is {float(total)} at step {step}; ids of its batch: {shown}")
+                    raise NonFinite(f"{name} is {float(total)} at step {step}; ids of its batch: {listed(ids[step])}")
             if metrics.get("quarantined", (0, 0))[0] > 0:
                 found = self._whole(rows["quarantined"])
                 undecodable += found[found >= 0].tolist()
@@ -110,6 +109,11 @@ class Window:
         if jax.process_count() == 1:
             return rows
         return runtime.fetch(self.put({"rows": rows}), self.mesh)["rows"]
+
+
+def listed(ids: np.ndarray) -> str:
+    """Ids for a message."""
+    return ", ".join(map(str, ids))
 
 
 def digest(ids: np.ndarray) -> str:
