@@ -64,6 +64,7 @@ fi
 where=("--zone=$zone" "${where[@]}")
 status='bash nml_jax/launch/on_worker.sh status 2>/dev/null || echo nml_jax: none'
 files='git ls-files -z --cached --others --exclude-standard'
+revision=$(git -C "$root" describe --always --dirty=+ 2>/dev/null || true)
 archive=''
 
 # Run a command, or print it.
@@ -145,6 +146,7 @@ pack() { # the checkout as it is, once: what is pushed again later is the same
 # The TPU's images have an older Python; uv brings one.
 # shellcheck disable=SC2016  # the hosts expand these
 install='mkdir -p nml_jax && tar -xzf nml_jax.tgz -C nml_jax && cd nml_jax
+echo '$revision' >REVISION
 python3 -m pip install -q --user uv && export PATH=$HOME/.local/bin:$PATH
 [ -d .venv ] || uv venv -q --python 3.11
 uv pip install -q -c constraints.txt -e . "jax[tpu]"'

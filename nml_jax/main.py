@@ -6,7 +6,6 @@ Without --config it runs configs/digits.py. Everything it calls can be imported 
 """
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -106,11 +105,14 @@ def launch(
 
 
 def code_revision() -> str:
-    """The commit of the checkout, with "+" if it has changes; outside one, as in an image, that of NML_JAX_REVISION."""
+    """The commit of the checkout, with "+" if it has changes; of a copy without .git, as in an image, what its file
+    REVISION says."""
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    return os.environ.get("NML_JAX_REVISION", "")
+    with contextlib.suppress(FileNotFoundError):
+        return (ROOT / "REVISION").read_text("utf-8").strip()
+    return ""
 
 
 def parse(argv: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from nml_jax import log
+from nml_jax import log, main
 from nml_jax.errors import UserError
 from tests.small import flags, launch
 
@@ -369,6 +369,13 @@ def test_a_mistake_claims_no_folder(tmp_path: Path):
 def test_tune_alone_says_what_comes_first(tmp_path: Path):
     with pytest.raises(UserError, match="no features to tune on"):
         launch(tmp_path / "w", stages=("tune",))
+
+
+def test_a_copy_without_git_says_its_revision(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(main, "ROOT", tmp_path)
+    assert main.code_revision() == ""
+    (tmp_path / "REVISION").write_text("1a2b3c4+\n")
+    assert main.code_revision() == "1a2b3c4+"
 
 
 def test_a_workdir_that_is_a_file(tmp_path: Path):

@@ -25,7 +25,7 @@ def test_there_are_two():
 def test_dockerfile(path):
     steps = instructions(path.read_text("utf-8"))
     names = [name for name, _ in steps]
-    known = {"FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "ENTRYPOINT", "CMD"}
+    known = {"FROM", "ARG", "ENV", "RUN", "WORKDIR", "COPY", "USER", "ENTRYPOINT", "CMD"}
     assert set(names) <= known
     assert names[0] == "FROM"
     assert not re.search(r":latest$", dict(steps)["FROM"])
@@ -40,4 +40,5 @@ def test_dockerfile(path):
     words = shlex.split(steps[install][1])
     assert words[words.index("-c") + 1] == "constraints.txt"
     assert {"tpu": "jax[tpu]", "cuda": "jax[cuda12]"}[path.suffix[1:]] in words
+    assert steps[code + 1 : code + 3] == [("ARG", 'REVISION=""'), ("RUN", 'echo "$REVISION" > REVISION')]
     assert dict(steps)["ENTRYPOINT"] == '["python", "-m", "nml_jax.main"]'

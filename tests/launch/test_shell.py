@@ -1,6 +1,7 @@
 """The shell launchers: shellcheck, the exact commands, and what they do with each end of a job."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -216,6 +217,7 @@ def test_tpu_pod_prints_the_commands(tmp_path: Path):
     assert pack[-1] == f"{tmp_path}/nml_jax.tgz)"
     assert copy == scp
     assert '-c constraints.txt -e . "jax[tpu]"' in install[-1]
+    assert re.search(r"echo [0-9a-f]{7,}\+? >REVISION", install[-1]) or not (ROOT / ".git").exists()
     assert setup == ssh("mount 'a b'")
     (start,) = printed("tpu_pod.sh", "--dry_run", "run", *POD, "--", *ODD)
     assert shlex.split(start[-1].removeprefix("--command=")) == [*WORKER.split(), "start", "--", *ODD]
