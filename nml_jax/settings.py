@@ -174,7 +174,7 @@ def check(config: ConfigDict) -> None:
     for key, low in {
         "data.image_size": 1, "train.batch": 1, "extract.batch": 1, "extract.views": 1, "tune.batch": 1,
         "tune.epochs": 1, "tune.seeds": 1, "tune.width": 1, "tune.depth": 1, "tune.steps": 0, "diagnose.folds": 2,
-        "diagnose.rows": 20, "augment.repeats": 1, "runtime.threads": 0,
+        "diagnose.rows": 20, "augment.repeats": 1, "runtime.threads": 0, "runtime.max_skipped": 1,
         "runtime.log_every": 1, "runtime.keep": 1, "runtime.timeout": 1, "seed": 0, "noise_seed": 0,
     }.items():  # fmt: skip
         value = flat[key]

@@ -67,6 +67,7 @@ def test_a_sweep_that_is_none(sweep: dict, cause: str):
         ("extract.weights", "ema"),
         ("extract.weights", "averaged"),
         ("seed", -1),
+        ("runtime.max_skipped", 0),
         ("optimizer.lr", float("inf")),
         ("optimizer.lr", 0.0),
         ("optimizer.min_lr", float("nan")),

@@ -190,7 +190,7 @@ def train(
                 checkpoints.save(state, must=last or stop)
                 journal.saved(step)
             clock.to("step")
-            if stop or (last and preemption.asked):
+            if stop or (last and runtime.anywhere(preemption.asked)):
                 raise Preempted(f"asked to stop: saved at step {step}; the same command continues")
     return state
 
