@@ -3,11 +3,17 @@
 python launch/exits.py 75 75 prints "resume 75: pre-empted and saved; the same command continues".
 """
 
+import signal
 import sys
 from collections.abc import Sequence
 
 PREEMPTED, PEER_LOST = 75, 76  # see nml_jax/errors.py
-KEYBOARD = 130
+KEYBOARD = 128 + signal.SIGINT
+GONE = 255  # of a container whose host went down
+
+# After these a job is started again: besides our own two, deaths by any signal but the keyboard's. gke_jobset.yaml has
+# the same list, as Kubernetes has to be told.
+AGAIN = frozenset({PREEMPTED, PEER_LOST, *range(129, 160), GONE} - {KEYBOARD})
 
 STOPS = {
     2: "bad input; the two lines above say what and what to do about it",
@@ -24,7 +30,7 @@ def verdict(codes: Sequence[int]) -> tuple[str, int, str]:
     A death by signal n counts as 128 + n (shells) or -n (Python).
     """
     codes = [128 - code if code < 0 else code for code in codes]
-    own = [code for code in codes if code not in (0, PREEMPTED, PEER_LOST) and (code < 128 or code == KEYBOARD)]
+    own = [code for code in codes if code and code not in AGAIN]
     if own:
         code = next((code for code in STOPS if code in own), own[0])
         return "stop", code, STOPS.get(code, "a fault of the program; the traceback is above")

@@ -23,9 +23,14 @@ done
 [[ $found ]] || fail "no -- before the flags of nml_jax.main" "$usage"
 
 codes=$PWD/.nml_jax-mpi-$$
+# JAX gives each process the one GPU of its local number. One process per node wants all of them.
 # Each process leaves its exit code, and until then that of one that was killed. SIGUSR1 comes to its whole group.
 # shellcheck disable=SC2016  # it is the process's shell that expands these
-task='echo 137 >"$0/$OMPI_COMM_WORLD_RANK"; trap "" USR1; "$@" & child=$!; trap "kill -TERM $child" USR1 TERM
+task='gpus=${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd,)}
+if [[ ${OMPI_COMM_WORLD_LOCAL_SIZE:-} == 1 && $gpus == *,* && ! ${JAX_LOCAL_DEVICE_IDS:-} ]]; then
+  JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 "$(tr -cd , <<<"$gpus" | wc -c)"); export JAX_LOCAL_DEVICE_IDS
+fi
+echo 137 >"$0/$OMPI_COMM_WORLD_RANK"; trap "" USR1; "$@" & child=$!; trap "kill -TERM $child" USR1 TERM
 while kill -0 $child 2>/dev/null; do wait $child; done; wait $child; code=$?
 echo $code >"$0/$OMPI_COMM_WORLD_RANK"; exit $code'
 # One that ends early takes no other with it: they notice, and say so.

@@ -11,7 +11,7 @@
 # --dry_run prints the exact commands and runs nothing. --workdir must lie on storage that all hosts share.
 # Options: --project=, --version= (of the TPU's software; default: by type), --spot, --reserved, --direct (create at once
 # or fail, in place of waiting in the queue), --setup= (a command that every host runs after each push), --poll= seconds
-# between looks (60), --max_restarts= of keep (50).
+# between looks (60), --max_restarts= of keep (50): times that it starts again, and failures in a row that it bears.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -126,7 +126,7 @@ await() { # STATE
   local now
   if [[ $dry_run ]]; then describe && return; fi
   while now=$(state) && [[ $now != "$1" ]]; do
-    [[ $now != GONE ]] || return 1
+    [[ $now != GONE || $1 == ABSENT ]] || return 1
     say "$name is $now" && sleep "$poll"
   done
 }
@@ -166,8 +166,26 @@ recreate() {
   fi
 }
 
+# In keep: one more beginning after a pre-emption or a lost process, or, to end with, why there is none.
+again() {
+  if ((restarts == max_restarts)); then
+    say "not started again: this was restart $restarts; see why, then the same command continues; $name costs until \
+launch/tpu_pod.sh delete"
+    exit 76
+  fi
+  ((restarts += 1))
+}
+
+# In keep: what failed is tried again, but not for ever.
+failed() { # WHAT
+  say "$1"
+  ((failures += 1))
+  ((failures <= max_restarts)) ||
+    fail "$1, $failures times in a row" "see above; $name costs until launch/tpu_pod.sh delete; the same command goes on"
+}
+
 keep() {
-  local restarts=0 now report codes answer
+  local restarts=0 failures=0 now report codes answer
   if [[ $dry_run ]]; then
     create && await READY && push && start && on all "$status"
     echo '# after exit codes 75 and 76:' && start
@@ -178,18 +196,20 @@ keep() {
   while :; do
     now=$(state)
     case $now in
-      ABSENT) create || true ;;
+      ABSENT) create || failed "$name could not be created" ;;
       GONE)
+        again
         say "$name was pre-empted or failed: deleted, to be created again"
-        if delete; then await ABSENT; fi
+        if delete; then await ABSENT; else failed "$name could not be deleted"; fi
         ;;
       READY)
         if ! report=$(on all "$status"); then
-          say "$name does not answer"
+          failed "$name does not answer"
         elif [[ $report == *'nml_jax: running'* ]]; then
+          failures=0
           say "$name runs"
         elif [[ $report != *'nml_jax: exit'* ]]; then
-          if ! { push && start; }; then say "$name could not be started"; fi
+          if ! { push && start; }; then failed "$name could not be started"; fi
         else
           codes=$(sed -n 's/.*nml_jax: exit //p' <<<"$report" | tr '\n' ' ')
           # shellcheck disable=SC2086  # a list of numbers
@@ -200,12 +220,8 @@ keep() {
             done*) return ;;
             stop*) answer=${answer#* } && return "${answer%%:*}" ;;
             *)
-              if ((restarts == max_restarts)); then
-                say "not started again: this was restart $restarts; see why, then the same command continues"
-                return 76
-              fi
-              ((restarts += 1))
-              start || say "$name could not be started"
+              again
+              start || failed "$name could not be started"
               ;;
           esac
         fi

@@ -7,7 +7,8 @@
 #
 # --dry_run prints the exact commands and runs nothing. --workdir must lie on a storage of the cluster (`xpk storage`).
 # Options: --project=, --zone=, --slices= (1), --max_restarts= (100), --grace= seconds to save in when stopped (120),
-# --storage= (any number). Codes 75 and 76 and deaths by signal start the job again, every other failure ends it.
+# --storage= (any number). Codes 75 and 76 start the job again, and those that xpk itself restarts after (42, 127 to 255,
+# so deaths by signal); every other failure ends it.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

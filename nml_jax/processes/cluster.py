@@ -22,13 +22,22 @@ def arguments(env: Mapping[str, str]) -> dict[str, Any] | None:
     know, rank and size are read here.
 
     Raises:
-        UserError: the variables are incomplete or no numbers, or name a coordinator that other hosts cannot reach.
+        UserError: the variables are incomplete or no numbers, or name a coordinator that other hosts cannot reach; or
+            this is one of the pods of a Kubernetes job, and nothing says how many there are.
     """
     given = {argument: env[name] for argument, name in VARIABLES.items() if name in env}
     if several(env, "OMPI_COMM_WORLD_SIZE") and "OMPI_MCA_orte_hnp_uri" not in env:
-        own = {"num_processes": "SIZE", "process_id": "RANK", "local_device_ids": "LOCAL_RANK"}
+        own = {"num_processes": "SIZE", "process_id": "RANK"}
+        if several(env, "OMPI_COMM_WORLD_LOCAL_SIZE") and "JAX_LOCAL_DEVICE_IDS" not in env:
+            own["local_device_ids"] = "LOCAL_RANK"  # as JAX has it of Open MPI 4; one process of a host takes all
         given = {argument: env[f"OMPI_COMM_WORLD_{name}"] for argument, name in own.items()} | given
     if not given and not launched(env):
+        if "JOB_COMPLETION_INDEX" in env and not env.keys() & {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"}:
+            # Alone, each of its pods would train the whole run into the same folder.
+            raise UserError(
+                f"this is pod {env['JOB_COMPLETION_INDEX']} of an indexed Kubernetes job, and nothing says of how many",
+                f"pip install kubernetes, or set {', '.join(VARIABLES.values())} (alone: localhost:1234, 1, 0)",
+            )
         # JAX notes at import whether there is a TPU, and knows more of it than its environment does.
         return {} if "TPU_SKIP_MDS_QUERY" not in env and env.get("JAX_PLATFORMS", "tpu") != "cpu" else None
     if given and not launched(env) and not VARIABLES.keys() <= given.keys():

@@ -1,9 +1,12 @@
 """What is done about a job, by the exit codes of its processes."""
 
+import signal
+
 import pytest
+import yaml
 
 from nml_jax import errors
-from tests.launch.shell import load, refused, run
+from tests.launch.shell import LAUNCH, load, refused, run
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,9 @@ from tests.launch.shell import load, refused, run
         ((77, 2), "stop", 2),
         ((1, 76), "stop", 1),
         ((1, 77), "stop", 77),
+        ((132, 136), "restart", 76),
+        ((255,), "restart", 76),
+        ((127,), "stop", 127),
         ((130, 130), "stop", 130),
         ((-2, 75), "stop", 130),
     ],
@@ -45,6 +51,19 @@ def test_the_codes_are_those_of_the_package():
     raised = (errors.UserError, errors.Preempted, errors.PeerLost, errors.NonFinite)
     words = [load("exits").verdict([error.exit_code])[0] for error in raised]
     assert words == ["stop", "resume", "restart", "stop"]
+
+
+def test_kubernetes_starts_again_after_the_same_codes():
+    template = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text("utf-8"))
+    ((rule,),) = (
+        job["template"]["spec"]["podFailurePolicy"]["rules"] for job in template["spec"]["replicatedJobs"]
+    )  # fmt: skip
+    assert rule["onExitCodes"]["operator"] == "NotIn"
+    again = rule["onExitCodes"]["values"]
+    assert again == sorted(set(again)), "as Kubernetes wants them"
+    assert set(again) == {code for code in range(1, 256) if load("exits").verdict([code])[0] in ("resume", "restart")}
+    deaths = {128 + number for number in signal.Signals if number < signal.SIGRTMIN and number != signal.SIGINT}
+    assert deaths <= set(again)
 
 
 def test_a_word_is_no_code():

@@ -139,6 +139,29 @@ def test_mpi_by_the_codes_of_the_processes(tmp_path: Path, codes: str, code: int
     assert not list(tmp_path.glob(".nml_jax-*"))
 
 
+@pytest.mark.parametrize(
+    ("local", "env", "devices"),
+    [
+        (1, {}, "0,1,2,3"),  # as many as nvidia-smi lists
+        (1, {"CUDA_VISIBLE_DEVICES": "5,7"}, "0,1"),  # CUDA numbers what it shows from 0
+        (1, {"CUDA_VISIBLE_DEVICES": ""}, ""),
+        (1, {"JAX_LOCAL_DEVICE_IDS": "2"}, "2"),
+        (4, {}, ""),
+    ],
+)
+def test_mpi_one_process_per_node_gets_all_gpus(tmp_path: Path, local: int, env: dict[str, str], devices: str):
+    script(tmp_path / "bin" / "nvidia-smi", "seq 0 3")
+    script(
+        tmp_path / "bin" / "mpirun",
+        f"""
+        shift 3; export OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_LOCAL_SIZE={local}
+        "${{@:1:4}}" bash -c 'echo "devices: ${{JAX_LOCAL_DEVICE_IDS:-}}"'""",
+    )
+    env = {"PATH": on_path(tmp_path / "bin"), "NML_PYTHON": sys.executable} | env
+    done = run("mpi.sh", "--", "--config=x", cwd=tmp_path, **env)
+    assert (done.returncode, done.stdout) == (0, f"devices: {devices}\n"), done.stderr
+
+
 def test_mpi_bad_input(tmp_path: Path):
     assert "no --" in refused("mpi.sh", "-n", "2", "--config=x")
     script(tmp_path / "bin" / "mpirun", "exit 1")
@@ -253,20 +276,26 @@ def test_tpu_pod_bad_input(args: list[str], cause: str):
     assert cause in refused("tpu_pod.sh", "--dry_run", *args)
 
 
-def pod(tmp_path: Path, answers: list[str], *args: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """`keep` against a stand-in for gcloud that gives `answers` to describe and status, one after another; (what keep
-    answered, the verbs that it called)."""
+def pod(
+    tmp_path: Path, answers: list[str], *args: str, fails: str = "none"
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """`keep` against a stand-in for gcloud that gives `answers` to describe and status, one after another, and fails at
+    the verb `fails`; (what keep answered, the verbs that it called)."""
     replies = tmp_path / "replies"
     replies.write_text("".join(f"{answer}\n" for answer in answers))
     script(tmp_path / "gcloud", f'''
-        case "$*" in *describe*) verb=describe;; *status*) verb=status;; *" start "*) verb=start;; *) verb=$4;; esac
+        case "$*" in
+          *describe*) verb=describe;; *status*) verb=status;; *" start "*) verb=start;; *the_setup*) verb=setup;;
+          *) verb=$4;;
+        esac
         echo "$verb" >>{tmp_path}/called
         if [[ $verb == describe || $verb == status ]]; then
           reply=$(head -n 1 {replies}); sed -i 1d {replies}
           [[ $reply != ERROR* ]] || {{ echo "$reply" >&2; exit 1; }}
           [[ $reply ]] || {{ kill $PPID; exit 1; }}
           tr ';' '\\n' <<<"$reply"
-        fi''')  # fmt: skip
+        fi
+        [[ $verb != {fails} || $verb == status ]]''')  # fmt: skip
     env = {"PATH": on_path(tmp_path)}
     done = run("tpu_pod.sh", "keep", *POD, "--type=v4-16", "--poll=0", *args, "--", "--config=x", **env)
     assert replies.read_text() == "", done.stderr
@@ -275,6 +304,7 @@ def pod(tmp_path: Path, answers: list[str], *args: str) -> tuple[subprocess.Comp
 
 RUNS, SAVED = "nml_jax: running;nml_jax: running", "nml_jax: exit 75;nml_jax: exit 75"
 DONE, FRESH = "nml_jax: exit 0;nml_jax: exit 0", "nml_jax: none;nml_jax: none"
+LOST = "nml_jax: exit 76;nml_jax: exit 76"
 START = ["scp", "ssh", "start"]
 
 
@@ -291,6 +321,7 @@ def test_keep_recreates_after_a_preemption_and_starts_again_after_75_and_76(tmp_
         "ACTIVE",
         RUNS,
         "SUSPENDING",
+        "SUSPENDED",
         "SUSPENDED",
         "DELETING",
         "ERROR: NOT_FOUND",
@@ -321,12 +352,36 @@ def test_keep_stops_where_trying_again_would_end_the_same_way(tmp_path: Path, co
     assert "clip costs until launch/tpu_pod.sh delete" in done.stderr
 
 
-def test_keep_gives_up_after_its_restarts(tmp_path: Path):
-    lost = "nml_jax: exit 76;nml_jax: exit 76"
-    done, called = pod(tmp_path, ["ACTIVE", lost, "ACTIVE", lost], "--max_restarts=1")
+@pytest.mark.parametrize("last", [SAVED, LOST, "SUSPENDED"])
+def test_keep_gives_up_after_its_restarts(tmp_path: Path, last: str):
+    end = [last] if last == "SUSPENDED" else ["ACTIVE", last]
+    done, called = pod(tmp_path, ["ACTIVE", LOST, "ACTIVE", RUNS, *end], "--max_restarts=1")
     assert done.returncode == 76
-    assert called.count("start") == 1
-    assert "not started again" in done.stderr
+    assert [verb for verb in called if verb not in ("describe", "status")] == ["start"]
+    assert "not started again: this was restart 1" in done.stderr.splitlines()[-1]
+    assert "clip costs until" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("fails", "answers", "cause"),
+    [
+        ("create", ["ERROR: NOT_FOUND"], "created"),
+        ("scp", ["ACTIVE", FRESH], "started"),
+        ("setup", ["ACTIVE", FRESH], "started"),
+        ("start", ["ACTIVE", FRESH], "started"),
+        ("status", ["ACTIVE", "ERROR: no key"], "does not answer"),
+    ],
+)
+def test_keep_gives_up_when_it_fails_again_and_again(tmp_path: Path, fails: str, answers: list[str], cause: str):
+    """Two failures in a row are borne; they begin to count anew when the pod runs."""
+    again = [*answers * 2, "ACTIVE", RUNS, *answers * 3]
+    done, _ = pod(tmp_path, again, "--max_restarts=2", "--setup=the_setup", fails=fails)
+    assert done.returncode == 2
+    told, cure = done.stderr.splitlines()[-2:]
+    assert told.startswith("error: clip ")
+    assert told.endswith(", 3 times in a row")
+    assert cause in told
+    assert "clip costs until" in cure
 
 
 # ---- one host of a pod ---------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ SLURM = {
 }  # fmt: skip
 MPI = {f"OMPI_COMM_WORLD_{name}": value for name, value in
        {"SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}.items()}  # fmt: skip
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.2", "JOB_COMPLETION_INDEX": "1"}
 
 
 @pytest.mark.parametrize(
@@ -28,15 +29,32 @@ MPI = {f"OMPI_COMM_WORLD_{name}": value for name, value in
         (SLURM | {"JAX_COORDINATOR_ADDRESS": "n1:9"}, {"coordinator_address": "n1:9"}),  # JAX finds the rest
         (MPI | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:4"}, {}),
         (MPI, {"num_processes": 4, "process_id": 3, "local_device_ids": 1}),
+        (MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, {"num_processes": 4, "process_id": 3}),  # all devices of its host
+        (MPI | {"JAX_LOCAL_DEVICE_IDS": "2,3"}, {"num_processes": 4, "process_id": 3}),  # JAX reads them
         (MPI | {"OMPI_COMM_WORLD_SIZE": "1"}, None),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, {}),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
         ({"MEGASCALE_NUM_SLICES": "2"}, {}),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.2"}, None),
+        (POD | {"TPU_WORKER_HOSTNAMES": "a,b"}, {}),
+        (POD | {"TPU_WORKER_HOSTNAMES": "localhost"}, None),  # a slice of one host
+        (POD | EXPLICIT, {"coordinator_address": "10.0.0.1:1234", "num_processes": 2, "process_id": 1}),
     ],
 )
 def test_how_a_job_is_recognised(env: Mapping[str, str], expected: dict | None):
     assert cluster.arguments(env | NO_TPU) == expected
+
+
+def test_a_pod_among_pods_is_not_alone(monkeypatch):
+    """JAX finds its place with the package `kubernetes` alone."""
+    monkeypatch.setattr(cluster, "_installed", lambda package: package == "kubernetes")
+    assert cluster.arguments(POD | NO_TPU) == {}
+    monkeypatch.setattr(cluster, "_installed", lambda package: False)
+    with pytest.raises(UserError, match="pod 1 of an indexed Kubernetes job") as e:
+        cluster.arguments(POD | NO_TPU)
+    assert e.value.cure.startswith("pip install kubernetes, or set JAX_COORDINATOR_ADDRESS, ")
+    with pytest.raises(UserError, match="no JAX_PROCESS_ID"):
+        cluster.arguments(POD | NO_TPU | {"JAX_NUM_PROCESSES": "2"})
 
 
 def test_on_a_tpu_jax_is_asked():
