@@ -43,25 +43,33 @@ class PeerLost(Exception):
     exit_code = 76
 
 
-# What a disk answers that takes no more.
-_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+# What a disk answers that takes no more, and what it answers to a reader as well.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_EITHER = (errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def of_storage(error: Exception, path: object = None) -> UserError | None:
-    """`error` as a UserError if it is a disk that takes no more, be it Python's or the storage library's."""
+    """`error` as a UserError if it is a disk's, be it told by Python or by the storage library.
+
+    Args:
+        path: what was being written, if that is known.
+    """
     code = error.errno if isinstance(error, OSError) else None
     if code is None and (found := re.search(r"os_error_code='(\d+)'", str(error))):
         code = int(found[1])
-    if code not in _REFUSED and not (path and isinstance(error, OSError)):
+    named = getattr(error, "filename", None)
+    if code in _EITHER:
+        cause = f"cannot read or write {named or path or 'a file'}: {os.strerror(code)}"
+        return UserError(cause, "see that the disk is sound, and that this user may read and write there")
+    if code not in _FULL and not (path and isinstance(error, OSError)):
         return None
-    path = path or getattr(error, "filename", None) or "to disk"
-    cause = f"cannot write {path}: {os.strerror(code) if code else error}"
+    cause = f"cannot write {path or named or 'to disk'}: {os.strerror(code) if code else error}"
     return UserError(cause, "free or remount the disk, or use another --workdir; what was saved before is kept")
 
 
 @contextlib.contextmanager
 def storage(path: object) -> Iterator[None]:
-    """Turn the errors of a disk that takes no more into a UserError that names `path`."""
+    """Turn the errors of a disk that is being written to into a UserError that names `path`."""
     try:
         yield
     except (OSError, ValueError) as e:

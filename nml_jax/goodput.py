@@ -65,11 +65,11 @@ class Record:
         """
         if not self.active or (not now and time.perf_counter() - self.written < INTERVAL):
             return
+        self.written = time.perf_counter()  # also if it fails: a full disk is not asked again at every step
         self.clock.to(self.clock.part)
         own = {"first": self.first, "step": step, "skipped": skipped,
                "seconds": {part: round(spent, 3) for part, spent in self.clock.seconds.items()}}  # fmt: skip
         log.write_json(self.path, {"sessions": [*self.before, own]})
-        self.written = time.perf_counter()
 
 
 class Summary(NamedTuple):

@@ -62,11 +62,16 @@ def atomic_write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Several hosts may write one file, and in containers every process has the same number.
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    with part.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    part.replace(path)
+    try:
+        with part.open("w", encoding="utf-8") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):  # what went wrong with it is about to be told
+            part.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -122,6 +127,8 @@ def drop_after(path: Path, step: int) -> None:
 class Metrics:
     """Numbers on the way: JSON lines and TensorBoard events in a run's folder, and one progress line on stderr.
 
+    On a terminal the line is rewritten; in the file of a launcher it is a new one, the first at once.
+
     Args:
         workdir: folder of the run; `metrics.jsonl`, `samples.jsonl` and `tensorboard/` are written there.
         step: the step training (re)starts from; what an interrupted run wrote after it is dropped.
@@ -131,12 +138,14 @@ class Metrics:
         active: False on all processes but the first, which then write nothing.
     """
 
+    INTERVAL = 60.0  # seconds between two progress lines where there is no terminal
+
     def __init__(self, workdir: Path, *, step: int, steps: int, batch: int, label: str, active: bool = True):
         self.active, self.steps, self.batch, self.label = active, steps, batch, label
         self.first = self.last = step
         self.started = self.since = time.perf_counter()
         self.waited = 0.0
-        self.shown = ""
+        self.shown, self.printed = "", -math.inf
         if active:
             self.files = {}
             for name in ("metrics", "samples"):
@@ -182,11 +191,14 @@ class Metrics:
         return speed
 
     def show(self, line: str) -> None:
-        """Rewrite the progress line on a terminal; elsewhere print only the last one, at `close`."""
+        """Rewrite the progress line on a terminal; elsewhere print it now and then. `close` prints the last."""
+        self.shown = line
         if sys.stderr.isatty():
             width = os.get_terminal_size(sys.stderr.fileno()).columns
             print(f"\r\033[K{line[: width - 1]}", end="", file=sys.stderr, flush=True)
-        self.shown = line
+        elif time.monotonic() - self.printed >= self.INTERVAL:
+            say(line)
+            self.shown, self.printed = "", time.monotonic()
 
     def close(self) -> None:
         if not self.active:

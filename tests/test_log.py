@@ -1,6 +1,7 @@
 """Rows and metrics files."""
 
 import dataclasses
+import errno
 import json
 
 import pytest
@@ -64,6 +65,41 @@ def test_metrics_are_written_as_json_lines_and_events(tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "cell  step 5/10  loss 0.5" in shown
     assert "ETA" in shown
+
+
+def test_without_a_terminal_the_progress_line_is_printed_once_a_minute(tmp_path, capsys, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(log.time, "monotonic", lambda: now)
+    writer = log.Metrics(tmp_path, step=0, steps=100, batch=4, label="cell")
+    shown = []
+    for step in range(1, 8):
+        writer.progress(step, {"loss": 0.5})
+        shown.append(capsys.readouterr().err.count("\n"))
+        now += 25.0
+    assert shown == [1, 0, 0, 1, 0, 0, 1]
+    writer.close()
+    assert capsys.readouterr().err == "", "the last line stands there already"
+
+
+def test_the_last_progress_line_is_printed_at_the_end(tmp_path, capsys):
+    writer = log.Metrics(tmp_path, step=0, steps=100, batch=4, label="cell")
+    writer.progress(1, {})
+    writer.progress(100, {})
+    assert "step 100/100" not in capsys.readouterr().err
+    writer.close()
+    assert capsys.readouterr().err.count("step 100/100") == 1
+
+
+def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path, monkeypatch):
+    log.atomic_write(tmp_path / "a", "old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(log.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        log.atomic_write(tmp_path / "a", "new")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "old"}
 
 
 def test_samples_are_lines_of_steps_and_a_restart_writes_its_own_again(tmp_path):
