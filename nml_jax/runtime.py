@@ -24,6 +24,14 @@ SHARD_FROM = 2**16
 
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
 
+# Of the compiler for CPUs. Barriers stay until operations are fused (`models.materialise`); and YNNPACK computes matrix
+# products and sums, as by default, but no convolutions: for those it takes twice the time of Eigen, and three times
+# for the gradients of their kernels (jaxlib 0.10.2).
+CPU_OPTIONS = {
+    "xla_disable_hlo_passes": "cse_barrier_expander",
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+}
+
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of all devices, or of those given, with Auto axes "data" and "fsdp"; -1 stands for the rest.
@@ -146,11 +154,29 @@ def rows_of_process(mesh: Mesh) -> tuple[int, int]:
     return rows[0] // size, count
 
 
+@functools.cache
+def _cpu_options() -> dict[str, str] | None:
+    """CPU_OPTIONS, or nothing where this version of the compiler does not know them."""
+    try:
+        jax.jit(lambda: 0, compiler_options=CPU_OPTIONS).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return CPU_OPTIONS
+
+
+def jit(function: Callable[..., Any], mesh: Mesh, **how: Any) -> Any:
+    """jax.jit of something large, such as a step, with the options of the compiler that its devices want."""
+    platform = mesh.devices.flat[0].platform
+    return jax.jit(function, compiler_options=_cpu_options() if platform == "cpu" else None, **how)
+
+
 def put_batch(mesh: Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
     """A function from a process's rows (NumPy) to the global batch on the devices, split over (data, fsdp)."""
     sharding = NamedSharding(mesh, BATCH_SPEC)
 
     def put(batch: Batch) -> dict[str, jax.Array]:
+        if jax.process_count() == 1:  # the same, all arrays in one call
+            return jax.device_put(dict(batch), sharding)
         return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}
 
     return put

@@ -13,6 +13,7 @@ from nml_jax.errors import UserError
 from nml_jax.models.attention import attend
 from nml_jax.models.checks import check_heads, check_size
 from nml_jax.models.initializers import Initializer, normal, uniform_fan_in, xavier_uniform
+from nml_jax.models.materialise import materialised
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -96,8 +97,9 @@ class Block(nn.Module):
             # One draw per example and branch: stochastic depth (arXiv 1603.09382), scaled to keep the expectation.
             return nn.Dropout(self.drop_path, broadcast_dims=(1, 2))(y, deterministic=not train)
 
+        x = materialised(x)
         norm1, norm2 = (self.style.norm(name, self.dtype) for name in ("norm1", "norm2"))
-        x = x + branch(Attention(self.heads, self.dtype, self.style, self.causal, name="attn")(norm1(x)))
+        x = materialised(x + branch(Attention(self.heads, self.dtype, self.style, self.causal, name="attn")(norm1(x))))
         return x + branch(Mlp(self.dtype, self.style, name="mlp")(norm2(x)))
 
 

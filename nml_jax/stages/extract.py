@@ -98,7 +98,7 @@ def _encode(model: models.Model, layers: tuple[str, ...], mesh: Mesh) -> Encode:
         outputs, _ = model.apply(params, model_state, batch, train=False, key=None)
         return {layer: outputs[layer].reshape(len(outputs[layer]), -1).astype("float32") for layer in layers}
 
-    return jax.jit(encode, out_shardings=runtime.replicated(mesh))
+    return runtime.jit(encode, mesh, out_shardings=runtime.replicated(mesh))
 
 
 def bank_key(config: ConfigDict, frozen: encoder.Encoder, test: tasks.Test, *, views: int) -> str:

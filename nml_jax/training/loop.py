@@ -111,7 +111,7 @@ def assemble(
         schedule,
         shapes,
         jax.jit(init, out_shardings=placed),
-        jax.jit(step, donate_argnums=0, out_shardings=(placed, None)),
+        runtime.jit(step, mesh, donate_argnums=0, out_shardings=(placed, None)),
     )
 
 
