@@ -161,7 +161,8 @@ def run(argv: list[str] | None = None) -> int:
     sys.path.insert(0, str(ROOT))  # for `from configs import common`
     # The checkpoint library logs a failed write once per thread, with tracebacks; here it is told once, in a line.
     logging.set_verbosity(logging.FATAL)
-    previous = signal.signal(signal.SIGTERM, _preempted)  # the training loop sets its own, which saves first
+    previous = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, _preempted)  # the training loop sets its own, which saves first
     try:
         main(parse(argv))
         if processes := _processes():
@@ -173,6 +174,7 @@ def run(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as e:
         return fail(e, "stopped by the keyboard; the same command continues", code=130)
     except Exception as e:
+        _ignore_signals()
         if isinstance(e, OSError) and (refused := of_storage(e)):
             return fail(refused, f"error: {refused}")
         # Whatever a library says of a peer that is gone, this is what it means.
@@ -182,7 +184,8 @@ def run(argv: list[str] | None = None) -> int:
             processes.leave(1, traceback.format_exc(), f"{type(e).__name__}: {_one_line(e)}")
         raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     return 0
 
 
@@ -190,8 +193,15 @@ def _preempted(*_: Any) -> None:
     raise Preempted("asked to stop; the same command continues")
 
 
+def _ignore_signals() -> None:
+    """A run that is ending ends in its own way, however often it is asked to."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def fail(error: BaseException, message: str, code: int = 1) -> int:
     """Tell the person, and the other processes of the job, if there are any."""
+    _ignore_signals()
     code = getattr(error, "exit_code", code)
     if processes := _processes():
         processes.leave(code, message, str(error))
@@ -205,4 +215,6 @@ def _processes() -> ModuleType | None:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    exit_code = run()
+    _ignore_signals()
+    sys.exit(exit_code)

@@ -146,6 +146,36 @@ def all_are_preempted(index: int, timeout: int) -> None:
     raise Preempted("asked to stop: saved at step 4")
 
 
+def one_is_asked_again_and_again(index: int, timeout: int) -> None:
+    from nml_jax.errors import Preempted
+
+    if index == 0:  # the first ends last: it waits for what the others say
+        again = f"for i in 1 2 3; do sleep 0.5; kill -TERM {os.getpid()}; kill -INT {os.getpid()}; done"
+        subprocess.Popen(["sh", "-c", again], stderr=subprocess.DEVNULL)
+    time.sleep(3 if index else 0)
+    raise Preempted("asked to stop: saved at step 4")
+
+
+def one_stands_still(index: int, timeout: int) -> None:
+    from nml_jax import processes
+    from nml_jax.processes import job
+
+    job.STILL = 2.0
+    with processes.training(lambda: (7 if index == LAST else 9, "step")):
+        time.sleep(7)
+
+
+def all_say_something(index: int, timeout: int) -> None:
+    from nml_jax import processes
+
+    for k in range(3):
+        time.sleep(0.1 * index)
+        assert processes.gather([index, k], "the round") == [[i, k] for i in range(3)]
+    if index != LAST:
+        processes.gather("I am here", "the last round", slack=1 - timeout)
+    time.sleep(60)
+
+
 def one_is_preempted_while_it_waits(index: int, timeout: int) -> None:
     from nml_jax import runtime
 
@@ -174,9 +204,9 @@ def all_is_well(index: int, timeout: int) -> None:
 SCENES: dict[str, Callable[[int, int], None]] = {
     scene.__name__: scene
     for scene in (
-        all_are_preempted, all_have_bad_input, all_is_well, one_hangs, one_has_a_bug, one_has_bad_input, one_is_killed,
-        one_is_killed_in_a_collective, one_is_late, one_is_preempted_while_it_waits, the_first_has_bad_input,
-        the_first_is_killed,
+        all_are_preempted, all_have_bad_input, all_is_well, all_say_something, one_hangs, one_has_a_bug,
+        one_has_bad_input, one_is_asked_again_and_again, one_is_killed, one_is_killed_in_a_collective, one_is_late,
+        one_is_preempted_while_it_waits, one_stands_still, the_first_has_bad_input, the_first_is_killed,
     )
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
@@ -25,7 +25,7 @@ from nml_jax.errors import PeerLost, UserError
 from nml_jax.processes import cluster
 from nml_jax.processes.job import Job, aside, first_line
 
-__all__ = ["agree", "aside", "barrier", "finish", "hosts", "leave", "lost", "start"]
+__all__ = ["agree", "aside", "barrier", "finish", "first_line", "gather", "hosts", "leave", "lost", "start", "training"]
 
 T = TypeVar("T")
 
@@ -111,6 +111,36 @@ def agree(value: T) -> T:
     return value if _job is None else _job.agree(value)
 
 
+def gather(value: T, name: str, *, slack: float = 0.0) -> list[T]:
+    """Every process's value (JSON), in their order, on every process.
+
+    Args:
+        name: of the place, for the message.
+        slack: seconds that some may come later than others for good reasons, beyond the limit given to `start`.
+
+    Raises:
+        PeerLost: some did not come in time; it names them.
+    """
+    return [value] if _job is None else _job.gather(value, name, _job.timeout + slack)
+
+
+@contextlib.contextmanager
+def training(place: Callable[[], tuple[int, str]]) -> Iterator[None]:
+    """While this lasts all processes move on step by step; if none does for long, the first says who stands where.
+
+    Args:
+        place: the step this process has come to, and what it does there; asked by another thread.
+    """
+    if _job is None:
+        yield
+        return
+    _job.place = place
+    try:
+        yield
+    finally:
+        _job.place = None
+
+
 def hosts() -> list[str]:
     """The host of every process, in their order."""
     return [socket.gethostname()] if _job is None else [_job.hosts[i] for i in range(_job.count)]
@@ -126,8 +156,8 @@ def lost() -> str | None:
 
 def finish() -> None:
     """Wait until all processes have done all of their work; after it nobody is missed any more."""
+    barrier("the end", math.inf)
     if _job is not None:
-        _job.barrier("the end", math.inf)
         _job.over.set()
 
 

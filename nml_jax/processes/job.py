@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -26,10 +26,16 @@ T = TypeVar("T")
 
 TICK = 1.0  # seconds between two looks at the others
 GRACE = 5.0  # seconds that a process has for an error of its own when it hears of another's
+STILL = 300.0  # seconds without a step after which it is said who stands where, and again after as many
 FOREVER = 7 * 24 * 3600.0  # seconds; such waits end when a peer is lost
 
-# Keys of the service: who has ended, and why; who is where; what process 0 has decided.
-STOPPED, HOSTS, AGREED = "nml_jax/stopped/", "nml_jax/host/", "nml_jax/agreed/"
+# Keys of the service: who has ended, and why; who is on which host; what process 0 has decided; what all have said; how
+# far each has come.
+STOPPED, HOSTS, AGREED, GATHERED, PLACES = (
+    f"nml_jax/{name}/" for name in ("stopped", "host", "agreed", "gathered", "place")
+)
+
+Place = tuple[int, str]  # step, and what is being done there
 
 
 class Job:
@@ -42,10 +48,14 @@ class Job:
     def __init__(self, timeout: float):
         self.timeout, self.state = timeout, distributed.global_state
         self.hosts: dict[int, str] = {}  # of every process, once all are there
-        self.agreed = self.rounds = 0  # answers of process 0; looks at the others after which all lived
+        self.agreed = self.gathered = self.rounds = 0  # answers of process 0, of all; looks at the others: all lived
+        self.place: Callable[[], Place] | None = None  # how far this process has come in training
+        self.stood: dict[int, Place] = {}  # where all were when one last moved, ...
+        self.moved, self.said = time.monotonic(), 0  # when that was, and how often it was said
         self.cause: str | None = None  # why this process must end, ...
         self.code: int | None = None  # and with which code it is about to
         self.over = threading.Event()  # nobody is missed any more
+        self.is_joining = False
         self.speaking = threading.Lock()
         self.heard = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         # When the coordinator is gone, or others do not come, the library ends the process with abort().
@@ -77,9 +87,11 @@ class Job:
         sys.stderr.flush()
         self.stderr = os.dup(2)
         os.dup2(self.heard.fileno(), 2)
+        self.is_joining = True
         try:
             yield
         finally:
+            self.is_joining = False
             os.dup2(self.stderr, 2)
             os.close(self.stderr)
             sys.stderr.writelines(line for line in self._heard() if "recoverable task" not in line)
@@ -112,6 +124,16 @@ class Job:
             self.client.key_value_set(key, json.dumps(value))
             return value
         return json.loads(aside(lambda: self.client.blocking_key_value_get(key, int(FOREVER * 1000))))
+
+    def gather(self, value: T, name: str, timeout: float) -> list[T]:
+        self.gathered += 1
+        key = f"{GATHERED}{self.gathered}/"
+        self.client.key_value_set(f"{key}{self.index}", json.dumps(value))
+        self.barrier(name, timeout)
+        if self.index == 0 and self.gathered > 1:  # whoever is here has read what was said before
+            self.client.key_value_delete(f"{GATHERED}{self.gathered - 1}/")
+        said = {int(key.rpartition("/")[2]): json.loads(what) for key, what in self.client.key_value_dir_get(key)}
+        return [said[i] for i in range(self.count)]
 
     def lost(self) -> str | None:
         end, rounds = time.monotonic() + self.timeout, self.rounds
@@ -155,6 +177,8 @@ class Job:
             try:
                 farewells = self._farewells()
                 missing = set() if farewells else set(range(self.count)) - self._live()
+                farewells = farewells or (self._farewells() if missing else {})  # who is missing may have said why
+                self._progress()
             except jax.errors.JaxRuntimeError as e:
                 self.cause = f"{self._named([0])}, the coordinator, does not answer: {first_line(e)}"
                 break
@@ -169,6 +193,29 @@ class Job:
         if self.cause is not None and not self.over.wait(pause):
             self.leave(PeerLost.exit_code, f"stopped: {self.cause}", self.cause)
 
+    def _progress(self) -> None:
+        """Tell the others how far this process has come; the first says where all stand if nobody moves."""
+        if self.place is not None:
+            self.client.key_value_set(f"{PLACES}{self.index}", json.dumps(self.place()), allow_overwrite=True)
+        if self.index > 0:
+            return
+        places = self.client.key_value_dir_get(PLACES) if self.place is not None else ()
+        stood = {int(key.rpartition("/")[2]): tuple(json.loads(place)) for key, place in places}
+        if stood != self.stood:
+            self.stood, self.moved, self.said = stood, time.monotonic(), 0
+        elif stood and (still := time.monotonic() - self.moved) >= STILL * (self.said + 1):
+            self.said += 1
+            print(f"no step for {still:.0f} s: {self._standing(stood)}", file=sys.stderr, flush=True)
+
+    def _standing(self, places: Mapping[int, Place]) -> str:
+        """ "process 1 (its host) of 8 at step 7 (step), the others at step 9 (step)": the few first, they hold all up."""
+        groups: dict[Place, list[int]] = {}
+        for process, place in places.items():
+            groups.setdefault(place, []).append(process)
+        *few, (step, part) = sorted(groups, key=lambda place: (len(groups[place]), place))
+        named = [f"{self._named(groups[place])} at step {place[0]} ({place[1]})" for place in few]
+        return ", ".join([*named, f"{'the others' if few else 'all'} at step {step} ({part})"])
+
     def _farewells(self) -> dict[int, dict[str, Any]]:
         return {int(key.rpartition("/")[2]): json.loads(said) for key, said in self.client.key_value_dir_get(STOPPED)}
 
@@ -180,8 +227,8 @@ class Job:
         """Called in place of dying when the library aborts; when it returns, the process dies of it."""
         if self.code is not None:
             os._exit(self.code)
-        if self.hosts:
-            if not _answers(self.address):
+        if not self.is_joining:
+            if self.hosts and not _answers(self.address):
                 _end(f"{self._named([0])}, the coordinator, is gone without a word")
             return
         os.dup2(self.stderr, 2)

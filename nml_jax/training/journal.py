@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from nml_jax import goodput, log
+from nml_jax import goodput, log, processes
 from nml_jax.training.window import Seen, digest, listed
 
 
@@ -47,9 +47,10 @@ class Journal:
             active=self.active,
         )  # fmt: skip
         self.goodput = goodput.Record(self.folder, self.clock, step, active=self.active)
-        self.step = step
+        self.step = self.reached = step
         try:
-            yield
+            with processes.training(lambda: (self.reached, self.clock.part)):
+                yield
         finally:
             self.saved(self.step)
             with self._spared():
@@ -60,6 +61,7 @@ class Journal:
     def received(self, *, idle: bool, then: str) -> None:
         """A batch has come. If the device was idle meanwhile, that time was lost to data."""
         spent = self.clock.to(then, was="data" if idle else None)
+        self.reached += 1
         if idle:
             self.metrics.waiting(spent)
 

@@ -13,6 +13,9 @@ from tests.peers import LAST
 def test_alone_there_is_nobody_to_wait_for():
     processes.barrier("anywhere", 0.001)
     assert processes.agree({"a": 1}) == {"a": 1}
+    assert processes.gather({"a": 1}, "anywhere") == [{"a": 1}]
+    with processes.training(lambda: (1, "step")):
+        pass
     assert processes.lost() is None
     assert len(processes.hosts()) == 1
     processes.finish()
@@ -90,6 +93,34 @@ def test_the_end_of_one_is_the_end_of_all(scene: str, culprit: int, code: int, s
             assert e.code == PeerLost.exit_code, e.out
             assert re.match(f"stopped: {said}", e.line), e.out
             assert "Traceback" not in e.out
+
+
+def test_a_second_signal_does_not_change_how_a_process_ends():
+    for e in peers.play("one_is_asked_again_and_again", timeout=20):
+        assert e.code == 75, e.out
+        assert e.line == "stopped: asked to stop: saved at step 4"
+        assert "Traceback" not in e.out
+
+
+@pytest.mark.slow
+def test_who_holds_all_up_is_said():
+    first, *others = peers.play("one_stands_still", timeout=20)
+    assert [e.code for e in (first, *others)] == [0, 0, 0], first.out
+    said = [line for line in first.out.splitlines() if line.startswith("no step for")]
+    assert re.fullmatch(
+        r"no step for \d s: process 2 \(.+\) of 3 at step 7 \(step\), the others at step 9 \(step\)", said[0]
+    )
+    assert 1 <= len(said) <= 3
+    assert not any("no step" in e.out for e in others)
+
+
+@pytest.mark.slow
+def test_everybody_hears_what_all_say_or_who_is_silent():
+    for e in peers.play("all_say_something", timeout=20):
+        assert e.code == PeerLost.exit_code, e.out
+        assert "process 2" in e.line or "ended with exit code 76" in e.line, e.out
+        assert "Traceback" not in e.out
+        assert "AssertionError" not in e.out
 
 
 @pytest.mark.slow
