@@ -35,6 +35,7 @@ NAMES = {
 
 CS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # the penalties that the probe chooses among
 BUDGET = f"the probe chose among {len(CS)} settings, NMTune had one, the released one"
+PER_FOLD = 2  # rows of a class in every fold, at least, if it has them: of many classes some stay out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Diagnosis:
     probe, nmtune: accuracy on each held-out fold of the tuned linear probe (L-BFGS) and of NMTune (`paper`).
     interval: 95 % of the mean difference NMTune − probe, by the corrected resampled t-test, as folds share their
         training rows (Nadeau and Bengio 2003).
-    n, dim, num_classes: of the features. rows: that were cross-validated.
+    n, dim, num_classes: of the features. rows, classes: that were cross-validated.
+    untold: why nothing could be; "" where it was. Then there are no folds, and the interval is NaN.
     """
 
     measures: Mapping[str, float]
@@ -56,31 +58,41 @@ class Diagnosis:
     dim: int
     num_classes: int
     rows: int
+    classes: int
+    untold: str = ""
 
     @property
     def difference(self) -> float:
         """Mean accuracy of NMTune less that of the probe."""
-        return float(np.mean(self.nmtune) - np.mean(self.probe))
+        return float(np.mean(self.nmtune) - np.mean(self.probe)) if self.probe else math.nan
 
     @property
     def verdict(self) -> str:
         """In words, what the interval allows. One without length, of few rows, allows nothing."""
+        if self.untold:
+            return f"cannot be cross-validated: {self.untold}"
         low, high = self.interval
-        said = "no difference shown between NMTune and the tuned linear probe"
+        said = "no difference shown between NMTune as released and the tuned linear probe"
         if 0 < low < high:
-            said = "NMTune is better than the tuned linear probe"
+            said = "NMTune as released is better than the tuned linear probe"
         elif low < high < 0:
-            said = "the tuned linear probe is better than NMTune"
+            said = "the tuned linear probe is better than NMTune as released"
         return f"{said} on held-out rows of these features ({BUDGET})"
 
     def __str__(self) -> str:
         width = max(map(len, NAMES.values())) + 2
         low, high = (f"{100 * x:+.2f}" for x in self.interval)
+        measured = [
+            f"{self.n:,} rows × {self.dim:,} features, {self.num_classes} classes",
+            *(f"  {NAMES[name]:<{width}}{value:.4g}" for name, value in self.measures.items()),
+        ]
+        if self.untold:
+            return "\n".join([*measured, self.verdict])
+        of = f" of {self.classes} classes" if self.classes < self.num_classes else ""
         return "\n".join(
             [
-                f"{self.n:,} rows × {self.dim:,} features, {self.num_classes} classes",
-                *(f"  {NAMES[name]:<{width}}{value:.4g}" for name, value in self.measures.items()),
-                f"{len(self.probe)}-fold cross-validation on {self.rows:,} rows, accuracy: linear probe "
+                *measured,
+                f"{len(self.probe)}-fold cross-validation on {self.rows:,} rows{of}, accuracy: linear probe "
                 f"{100 * np.mean(self.probe):.2f} %, NMTune {100 * np.mean(self.nmtune):.2f} %",
                 f"difference {100 * self.difference:+.2f} points, 95 % interval {low} to {high}: {self.verdict}",
             ]
@@ -107,19 +119,23 @@ def diagnose(
     Args:
         F: [N, D], finite real numbers.
         y: [N], labels of any dtype that sorts.
-        folds: classes of fewer rows stay out of the cross-validation.
-        rows: cross-validated, at most: a stratified part of the N.
+        folds: of the cross-validation; fewer where all classes but one have fewer rows. Classes of fewer stay out.
+        rows: cross-validated, at most: a stratified part of the N, of so many classes, drawn at random, that each has
+            two rows in every fold (or all that it has).
         seed: of the folds, the part, and the heads.
 
     Raises:
         ValueError: the data do not fit, a value is not finite, every feature is constant, labels are no classes, there
-            is one class, no class has two rows, or `folds` is below 2 or `rows` below 20.
+            is one class, fewer than two classes have three rows, or `folds` is below 2 or `rows` below 20.
     """
     try:
         for name, value, low in (("folds", folds, 2), ("rows", rows, 20)):
             if not isinstance(value, int | np.integer) or value < low:
                 raise UserError(f"{name}={value!r}", f"give a whole number of {low} or more")
-        return _diagnose(*_checked(F, y), folds=int(folds), rows=int(rows), seed=seed % 2**31)
+        found = examined(*_checked(F, y), folds=int(folds), rows=int(rows), seed=seed % 2**31)
+        if found.untold:
+            raise UserError(found.untold, "give more rows of each class")
+        return found
     except UserError as e:
         raise ValueError(f"{e.cause}; {e.cure}") from e
 
@@ -143,38 +159,78 @@ def _checked(F: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     return X, labels
 
 
-def _diagnose(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, seed: int) -> Diagnosis:
+def examined(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, seed: int) -> Diagnosis:
+    """`diagnose` of checked arguments, which measures also what cannot be cross-validated, and says why (`untold`).
+
+    Raises:
+        UserError: the data do not fit, a value is not finite, or there is one class.
+    """
     found, codes = np.unique(y, return_inverse=True)
     features, codes = heads.checked(F, codes, len(found))
     features = features[:, 0]
-    measured = measures(features, codes)
-    part = stratified(codes, min(1.0, rows / len(codes)), seed)
-    counts = np.bincount(codes[part])
-    folds = int(min(folds, np.sort(counts)[-2]))  # of two classes at least
-    if folds < 2:
-        raise UserError("fewer than two classes have two rows: nothing can be held out", "give more rows of each class")
-    part = part[counts[codes[part]] >= folds]
-    known, of_part = np.unique(codes[part], return_inverse=True)
-    accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
-    split = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(part, of_part)
-    config = _settings()
-    for train, test in split:
-        for method, each in accuracies.items():
-            preset = "paper" if method == "nmtune" else None
-            head = heads.fit(features[part[train]], of_part[train], method=method, preset=preset,
-                             num_classes=len(known), config=config, seed=seed)  # fmt: skip
-            _, logits = head.outputs(features[part[test]])
-            each.append(float((logits.argmax(1) == of_part[test]).mean()))
+    folds, part = _part(codes, folds, rows, seed)
+    accuracies = _compared(features[part], codes[part], folds, seed) if len(part) else {"lbfgs": [], "nmtune": []}
+    gains = np.subtract(accuracies["nmtune"], accuracies["lbfgs"])
     return Diagnosis(
-        measures=measured,
+        measures=measures(features, codes),
         probe=tuple(accuracies["lbfgs"]),
         nmtune=tuple(accuracies["nmtune"]),
-        interval=interval(np.subtract(accuracies["nmtune"], accuracies["lbfgs"])),
+        interval=interval(gains) if len(part) else (math.nan, math.nan),
         n=len(codes),
         dim=features.shape[1],
         num_classes=len(found),
         rows=len(part),
+        classes=len(np.unique(codes[part])),
+        untold="" if len(part) else f"fewer than two classes have {_least(folds)} rows: nothing can be held out",
     )
+
+
+def _least(folds: int) -> int:
+    """Rows that a class needs so that each fold leaves two of them to train on, one of which a setting is chosen by."""
+    return max(folds, 3 if folds > 2 else 4)
+
+
+def _part(codes: np.ndarray, folds: int, rows: int, seed: int) -> tuple[int, np.ndarray]:
+    """The number of folds, and the rows to cross-validate; none where classes are too small."""
+    counts = np.bincount(codes)
+    folds = max(2, min(folds, rows // 2, int(np.sort(counts)[-2])))  # of two classes at least
+    able = np.flatnonzero(counts >= _least(folds))
+    if len(able) < 2:
+        return folds, np.empty(0, np.int64)
+    each = min(PER_FOLD * folds, rows // 2)
+    taken = np.random.default_rng(seed).permutation(able)[: rows // min(each, int(counts[able].max()))]
+    pool = np.flatnonzero(np.isin(codes, taken))
+    own = _first(codes[pool], each, seed)
+    part, rest = pool[own], pool[~own]
+    if len(rest) and rows - len(part) >= len(taken):
+        more = stratified(codes[rest], min(1.0, (rows - len(part)) / len(rest)), seed)
+        part = np.concatenate([part, rest[more]])
+    return folds, np.sort(part)
+
+
+def _first(codes: np.ndarray, each: int, seed: int) -> np.ndarray:
+    """bool [N]: so many rows of every class, drawn at random, or all that it has."""
+    order = np.random.default_rng(seed).permutation(len(codes))
+    order = order[np.argsort(codes[order], kind="stable")]
+    counts = np.unique(codes, return_counts=True)[1]
+    out = np.zeros(len(codes), bool)
+    out[order[np.arange(len(codes)) - np.repeat(np.cumsum(counts) - counts, counts) < each]] = True
+    return out
+
+
+def _compared(F: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> dict[str, list[float]]:
+    """Accuracy on every fold of the probe and of NMTune."""
+    known, codes = np.unique(codes, return_inverse=True)
+    accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
+    config = _settings()
+    for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(F, codes):
+        for method, each in accuracies.items():
+            preset = "paper" if method == "nmtune" else None
+            head = heads.fit(F[train], codes[train], method=method, preset=preset,
+                             num_classes=len(known), config=config, seed=seed)  # fmt: skip
+            _, logits = head.outputs(F[test])
+            each.append(float((logits.argmax(1) == codes[test]).mean()))
+    return accuracies
 
 
 def measures(F: np.ndarray, codes: np.ndarray) -> dict[str, float]:

@@ -1,7 +1,9 @@
 """What training features look like, and whether NMTune beats a linear probe on them -> rows and `diagnosis.json`."""
 
 import dataclasses
+import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,9 +12,9 @@ from ml_collections import ConfigDict
 
 from nml_jax import diagnosis, errors, log, settings
 from nml_jax.data.shares import stratified
-from nml_jax.stages import feature_sets
+from nml_jax.stages import feature_sets, features
 
-VERSION = 2
+VERSION = 3
 KEYS = ("seed", "downstream", "extract", "features", "diagnose")
 UPSTREAM = ("extract", "features")
 CAP = 50_000  # rows that are measured: more would only take longer
@@ -21,37 +23,54 @@ CAP = 50_000  # rows that are measured: more would only take longer
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     """Diagnose the training features of every task and layer, on the first views.
 
+    A training file is the same for every seed: the whole of it is diagnosed, by a seed of its own, and once for all
+    runs of a process.
+
     Returns:
         The digest of the rows.
 
     Raises:
-        UserError: no features, damaged ones, or too few to hold any out.
+        UserError: no features, or damaged ones.
     """
     if jax.process_index() > 0:
         return ""
     rows: list[log.Row] = []
     told = []
     for found in feature_sets.opened(config, workdir):
-        labels = found.train.labels
-        chosen = stratified(labels, min(1.0, CAP / len(labels)), config.seed)
-        features = found.train.features.rows(chosen)[:, 0]
-        try:
-            result = diagnosis.diagnose(
-                features, labels[chosen], folds=config.diagnose.folds, rows=config.diagnose.rows, seed=config.seed
-            )
-        except ValueError as e:
-            raise errors.UserError(f"{found.task}: {e}", "leave the stage diagnose out of --config.stages") from e
+        if config.features.train:
+            whole, *_ = features.training_file(config.features)
+            result = _of_file(whole.fingerprint, *settings.frozen(config.features, config.diagnose))
+        else:
+            result = _examined(found.train.features, found.train.labels, config.diagnose, config.seed)
+        if result.untold:
+            log.say(f"{workdir.name}: {found.task} {result.verdict}")
         known = {name: value for name, value in result.measures.items() if np.isfinite(value)}
+        fields = dataclasses.asdict(dataclasses.replace(result, measures=known))
+        interval = [] if result.untold else result.interval
         told.append({"task": found.task, "layer": found.layer, "verdict": result.verdict,
-                     **dataclasses.asdict(dataclasses.replace(result, measures=known))})  # fmt: skip
+                     **fields, "interval": interval})  # fmt: skip
         shared = {**found.origin, "stage": "diagnose", "task": found.task, "split": "train", "domain": "id",
-                  "layer": found.layer, "n_train": len(chosen)}  # fmt: skip
+                  "layer": found.layer, "n_train": result.n}  # fmt: skip
         rows += [log.Row(**shared, metric=f"diagnosis/{name}", value=value) for name, value in known.items()]
-        rows.append(log.Row(**shared, metric="diagnosis/gain", value=result.difference))
+        if not result.untold:
+            rows.append(log.Row(**shared, metric="diagnosis/gain", value=result.difference))
     with errors.storage(workdir):
         log.write_json(workdir / "diagnosis.json", told)
         log.write_rows(workdir, "diagnose", rows)
     return settings.sha([[row.metric, row.value] for row in rows])
+
+
+def _examined(source: Any, labels: np.ndarray, keys: Any, seed: int) -> diagnosis.Diagnosis:
+    chosen = stratified(labels, min(1.0, CAP / len(labels)), seed)
+    own = source.rows(chosen)[:, 0]
+    return diagnosis.examined(own, labels[chosen], folds=keys.folds, rows=keys.rows, seed=seed)
+
+
+@functools.lru_cache(maxsize=4)
+def _of_file(fingerprint: str, keys: Any, diagnose: Any) -> diagnosis.Diagnosis:
+    """Of the file that the section `features` trains on; `fingerprint` is that of its content."""
+    whole, _, labels = features.training_file(keys)
+    return _examined(whole, labels, diagnose, seed=0)
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:

@@ -4,6 +4,7 @@ They stay where they are. The run's folder gets `features.json`, which says what
 """
 
 import filecmp
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from nml_jax.stages.feature_sets import FeatureSet, Split, Subset
 from nml_jax.training import heads
 from nml_jax.training.tuned import classes_to_json
 
-VERSION = 2
+VERSION = 3
 KEYS = ("seed", "features", "extract")
 UPSTREAM = ()
 RESERVED = {"train", "holdout", "mean"}  # names of splits that mean something else
@@ -51,7 +52,8 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             spectra.append(feature_sets.spectrum_entry(s, **where, mode=mode))
             rows += feature_sets.spectrum_rows(s, **found.origin, **where, stage="features", spectrum_mode=mode,
                                                n_test=len(split.labels), views=split.features.views)  # fmt: skip
-    several = {spec: _open(config, spec) for spec in _specs(config)}
+    whole = _open(config.features, config.features.train)
+    several = {spec: _open(config.features, spec, whole.names) for spec in _specs(config)}
     read = {
         "classes": list(found.classes),
         "splits": [
@@ -125,13 +127,7 @@ def opened(config: ConfigDict, workdir: Path) -> FeatureSet:
         UserError: a file is missing or damaged, files do not fit each other, or a test has a class that training lacks.
     """
     keys = config.features
-    whole = _open(config, keys.train)
-    classes = files.classes(whole.labels, keys.train)
-    labels = files.encode(whole.labels, classes, keys.train)
-    if len(classes) > max(MANY, len(labels) // 2):
-        raise UserError(
-            f"{keys.train} has {len(classes):,} classes in {len(labels):,} rows", "name the label with features.label"
-        )
+    whole, classes, labels = training_file(keys)
     tests: list[Split] = []
     train = Split("train", "id", whole, labels)
     if not keys.test:
@@ -144,7 +140,7 @@ def opened(config: ConfigDict, workdir: Path) -> FeatureSet:
         tests.append(Split("holdout", "id", Subset(whole, held), labels[held]))
     for domain, specs in (("id", keys.test), ("ood", keys.ood)):
         for spec in settings.specs(specs):
-            other = _open(config, spec)
+            other = _open(keys, spec, whole.names)
             files.check_alike(whole, other)
             name = _name(other.path, {test.name for test in tests} | RESERVED)
             tests.append(Split(name, domain, other, files.encode(other.labels, classes, spec)))
@@ -163,9 +159,25 @@ def opened(config: ConfigDict, workdir: Path) -> FeatureSet:
     return FeatureSet(TASK, LAYER, train, tuple(tests), names, origin, keys.scale, whole.names)
 
 
-def _open(config: ConfigDict, spec: str) -> files.Features:
-    keys = config.features
-    return files.open_features(spec, label=keys.label, columns=keys.columns, scale=keys.scale)
+def training_file(keys: Any) -> tuple[files.Features, np.ndarray, np.ndarray]:
+    """The file that `keys`, the section `features`, names to train on, its classes, and its labels as their numbers.
+
+    Raises:
+        UserError: it is missing or damaged, has one class, or labels that look like ids.
+    """
+    whole = _open(keys, keys.train)
+    classes = files.classes(whole.labels, keys.train)
+    if not keys.label and len(classes) > max(MANY, len(whole) // 2):
+        raise UserError(
+            f"{keys.train} has {len(classes):,} classes in {len(whole):,} rows",
+            "name the label with features.label, if these are its classes or another one is",
+        )
+    return whole, classes, files.encode(whole.labels, classes, keys.train)
+
+
+def _open(keys: Any, spec: str, wanted: Sequence[str] = ()) -> files.Features:
+    """A file; of a table the columns `wanted`, as the training file calls them, in that order."""
+    return files.open_features(spec, label=keys.label, columns=keys.columns, scale=keys.scale, wanted=wanted)
 
 
 def _specs(config: ConfigDict) -> list[str]:

@@ -134,11 +134,13 @@ def spectra(study: Study, task: str, prefix: str) -> str:
 
 def diagnosis(study: Study, task: str, prefix: str) -> str:
     """What the stage diagnose found; nothing where it was not run."""
-    runs = [(cell, entry) for cell in study.cells for entry in cell.diagnosis if entry["task"] == task]
-    if not runs:
+    found = [(cell.name, entry) for cell in study.cells for entry in cell.diagnosis if entry["task"] == task]
+    if not found:
         return ""
     from nml_jax.diagnosis import BUDGET, NAMES  # brings scikit-learn
 
+    once = len(found) > 1 and all(entry == found[0][1] for _, entry in found)  # a training file has no seeds
+    runs = [("all", found[0][1])] if once else found
     several = len({entry["layer"] for _, entry in runs}) > 1
     verdicts = Counter(entry["verdict"] for _, entry in runs)
     if len(verdicts) == 1:
@@ -153,22 +155,29 @@ def diagnosis(study: Study, task: str, prefix: str) -> str:
         if name in NAMES:
             s = study.stat(0, key)
             digits = max(0, 3 - math.floor(math.log10(abs(s.mean)))) if s.mean else 1  # four that count
-            number = f"{s.mean:.{digits}f}" + (f" ± {s.sd:.{digits}f}" if s.n > 1 else "")
+            number = f"{s.mean:.{digits}f}" + (f" ± {s.sd:.{digits}f}" if s.n > 1 and not once else "")
             measured.setdefault(key.layer if several else "", []).append([NAMES[name], number, Prose(MEANINGS[name])])
-    caption = f"{prefix}The training features: {_features(runs[0][1])}; mean ± sample sd over runs, raw mode."
+    over = ", raw mode." if len(runs) == 1 else "; mean ± sample sd over runs, raw mode."
+    caption = f"{prefix}The training features: {_features(runs[0][1])}{over}"
     out += table(caption, ["", "value", "what it says"], measured, (2,))
     lines = []
-    for cell, entry in runs:
+    for run, entry in ((run, entry) for run, entry in runs if entry["probe"]):
         probe, nmtune = (stat(entry[name]).mean for name in ("probe", "nmtune"))
         interval = " to ".join(PERCENT.signed(bound) for bound in entry["interval"])
-        name = f"{cell.name}, {entry['layer']}" if several else cell.name
+        name = f"{run}, {entry['layer']}" if several else run
         verdict = entry["verdict"].split(" between ")[0].split(" on held-out ")[0]
         lines.append([name, *map(PERCENT.number, (probe, nmtune)), PERCENT.signed(nmtune - probe), interval, verdict])
-    folds = sorted({len(entry["probe"]) for _, entry in runs})
+    if not lines:
+        return out
+    entry = next(entry for _, entry in runs if entry["probe"])
+    folds = sorted({len(entry["probe"]) for _, entry in runs if entry["probe"]})
+    fewer = entry.get("classes", entry["num_classes"]) < entry["num_classes"]
+    of = f" of {entry['classes']:,} of the {entry['num_classes']:,} classes" if fewer else ""
     caption = (
         f"{prefix}NMTune (paper) against the tuned L-BFGS probe, accuracy % in {'/'.join(map(str, folds))}-fold "
-        f"cross-validation on {runs[0][1]['rows']:,} training rows; {BUDGET}. The 95 % interval allows for the rows "
-        "that folds share. It speaks for rows like these, not for other domains, and the runs share most of them."
+        f"cross-validation on {entry['rows']:,} training rows{of}; {BUDGET}. The 95 % interval allows for the rows "
+        f"that folds share. It speaks for rows like these, not for other domains"
+        f"{', and the runs share most of them' if len(runs) > 1 else ''}."
     )
     head = ["run", "probe", "NMTune", f"NMTune {MINUS} probe", "95 % interval", "verdict"]
     return out + table(caption, head, {"": lines}, (5,))
