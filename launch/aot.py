@@ -3,8 +3,8 @@
     python launch/aot.py --config=configs/clip_vitb16.py --topology=v5e:8x8
     python launch/aot.py --config=configs/clip_vitb16.py --topology=v4:4x4x8 --fsdp=4 --config.model.remat=True
 
-Needs the extra `tpu` (the compiler for TPUs, libtpu); no TPU, no data, and no memory for the model: sizes come from the
-config, as in --dry_run. The topology is a chip (v4, v5e, v5p, v6e) and the shape of a slice of its pod. Flags of
+Needs the extra `tpu` (the compiler for TPUs, libtpu); no TPU, no memory for the model, no data where the config says
+how large they are. The topology is a chip (v4, v5e, v5p, v6e) and the shape of a slice of its pod. Flags of
 nml_jax.main that set the config are understood here, too. A compilation takes minutes.
 
 What the numbers are. Memory is the compiler's. FLOP are counted in the program before it is compiled (recomputation
@@ -20,19 +20,19 @@ import datetime
 import importlib.metadata
 import importlib.util
 import json
-import math
 import os
 import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from launch import hlo  # noqa: E402
+from launch.chips import Chip, Slice, unknown  # noqa: E402
 from nml_jax.errors import UserError  # noqa: E402
 
 # JAX itself stays on the CPU, and the compiler neither looks for the TPU that it runs beside nor complains of having
@@ -45,55 +45,6 @@ ENVIRONMENT = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
-
-
-class Chip(NamedTuple):
-    """Public figures of a chip."""
-
-    peak: float  # FLOP/s in bfloat16
-    hbm: float  # bytes
-    bandwidth: float  # bytes/s, of the HBM
-    ici: float  # bytes/s that it sends to other chips over all its links together: half the figure for both ways
-    pod: int  # chips in the largest slice
-    shapes: str  # of some slices
-
-
-_FLAT = "2x2 2x4 4x4 4x8 8x8 8x16 16x16"
-_CUBES = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8"
-
-# docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, read in November 2026. The interconnect is given there in both
-# directions (v5e 400 GB/s, v5p 1200, v6e 800), which is earlier versions' Gbit/s (v4 2400, v5e 1600, v5p 4800) in one.
-CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9, 4096, _CUBES),
-    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, 256, _FLAT),
-    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, 6144, _CUBES),
-    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 400e9, 256, _FLAT),
-}
-
-
-class Slice(NamedTuple):
-    chip: Chip
-    shape: tuple[int, ...]
-
-    @classmethod
-    def of(cls, name: str) -> "Slice":
-        """The slice that a topology's name means.
-
-        Raises:
-            UserError: there is no such chip, or its pod has no slice of that shape.
-        """
-        kind, _, dims = name.partition(":")
-        chip = CHIPS.get(kind)
-        shape = tuple(int(n) for n in dims.split("x")) if re.fullmatch(r"\d+(x\d+)*", dims) else ()
-        if chip is None or len(shape) != chip.shapes.split()[0].count("x") + 1 or not 0 < math.prod(shape) <= chip.pod:
-            raise unknown(name)
-        return cls(chip, shape)
-
-
-def unknown(name: str) -> UserError:
-    by_shapes = ((", ".join(k for k in CHIPS if CHIPS[k].shapes == shapes), shapes) for shapes in (_FLAT, _CUBES))
-    known = "; ".join(f"{chips}: {', '.join(shapes.split())}" for chips, shapes in by_shapes)
-    return UserError(f"there is no topology {name!r}", f"give a chip and a slice, as in v5e:8x8. {known}")
 
 
 def devices(name: str) -> list[Any]:
@@ -115,69 +66,6 @@ def devices(name: str) -> list[Any]:
     except RuntimeError as e:
         raise unknown(name) from e
     return sorted(found, key=lambda device: (device.process_index, device.id))
-
-
-def sizes(config: Any) -> tuple[int, int]:
-    """Records to train on and classes (0 of captions), as the config states them; else as the data say.
-
-    Raises:
-        UserError: the config does not state them and the data are not there.
-    """
-    from nml_jax import objectives
-    from nml_jax.stages import supervision
-
-    n = config.data.size or config.data.expected
-    num_classes = 0 if objectives.reads_captions(config.objective) else config.data.num_classes
-    if n and num_classes is not None:
-        return n, num_classes
-    try:
-        return supervision.count_records(config)
-    except UserError as e:
-        raise UserError(e.cause, "state --config.data.expected and, of labels, --config.data.num_classes") from e
-
-
-def step_of(config: Any, mesh: Any) -> tuple[Any, Any, Any]:
-    """(plan, program, lowered step) of the training that `config` describes, on `mesh`, from shapes alone.
-
-    Raises:
-        UserError: the batch cannot be divided over the mesh, or settings do not fit each other.
-    """
-    import jax
-
-    from nml_jax import runtime
-    from nml_jax.stages import plan
-    from nml_jax.training import loop
-
-    runtime.check_batch(config.train.batch, mesh, "train.batch")
-    n, num_classes = sizes(config)
-    steps = loop.Plan.of(config, n)
-    program = loop.build(config, steps, mesh, num_classes=num_classes)
-    placed = jax.NamedSharding(mesh, runtime.BATCH_SPEC)
-    shapes = plan.batch_shapes(config)
-    flags = {"asked": mesh.size, "quarantined": config.train.batch}
-    shapes |= {name: jax.ShapeDtypeStruct((size,), jax.numpy.int32) for name, size in flags.items()}
-    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed) for name, x in shapes.items()}
-    return steps, program, program.step.lower(program.shapes, batch)
-
-
-def count_flop(config: Any) -> dict[str, float]:
-    """FLOP of one step of the global batch: "model", without recomputation, and "executed", with it."""
-    import jax
-    import numpy as np
-    from jax.sharding import AxisType, Mesh
-
-    one = Mesh(np.array(jax.devices("cpu")[:1]).reshape(1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-
-    def count(remat: bool) -> float:
-        whole = config.copy_and_resolve_references()
-        with whole.unlocked():  # of a loop, the operations of one round are counted: so, no loops
-            whole.update_from_flattened_dict({"model.remat": remat, "train.micro_batches": 1, "objective.chunk": 0})
-        return step_of(whole, one)[2].cost_analysis()["flops"]
-
-    model = count(remat=False)
-    executed = count(remat=True) if config.model.remat else model
-    # Of micro-batches the forward pass, a third, is computed twice.
-    return {"model": model, "executed": executed * (4 / 3 if config.train.micro_batches > 1 else 1)}
 
 
 def compile_step(config: Any, name: str, lowered: Any) -> Any:
@@ -246,11 +134,13 @@ def analyse(config: Any, name: str, mfu: float) -> dict[str, Any]:
     import jax
 
     from nml_jax import runtime
+    from nml_jax.stages import plan
 
     chip = Slice.of(name).chip
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis, devices(name))
-    plan, program, lowered = step_of(config, mesh)
-    flop = {k: v / mesh.size for k, v in count_flop(config).items()}
+    sizes = plan.sizes(config)
+    run, program, lowered = plan.lower(config, mesh, *sizes)
+    flop = {k: v / mesh.size for k, v in plan.flop(config, *sizes).items()}
     begun = time.perf_counter()
     compiled = compile_step(config, name, lowered)
     seconds = time.perf_counter() - begun
@@ -260,7 +150,7 @@ def analyse(config: Any, name: str, mfu: float) -> dict[str, Any]:
     times = estimate(
         chip, flop=flop["executed"], hbm_bytes=cost["bytes accessed"], sent=sum(row["sent"] for row in sums), mfu=mfu
     )
-    hours = plan.steps * times["step"] / 3600
+    hours = run.steps * times["step"] / 3600
     return {
         "config": config.name,
         "topology": name,
@@ -269,7 +159,7 @@ def analyse(config: Any, name: str, mfu: float) -> dict[str, Any]:
         "model": config.model.name,
         "parameters": sum(x.size for x in jax.tree.leaves(program.shapes.params)),
         "batch": config.train.batch,
-        "steps": plan.steps,
+        "steps": run.steps,
         "epochs": config.train.epochs,
         "memory": memory(compiled),
         "flop": {**flop, "compiler": cost["flops"]},

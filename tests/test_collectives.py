@@ -16,8 +16,9 @@ import pytest
 from jax.sharding import Mesh
 
 from configs import clip_vitb16, resnet50_in1k, vitb16_in1k
-from launch import aot, hlo
+from launch import hlo
 from nml_jax import runtime, settings
+from nml_jax.stages import plan
 
 B, CHUNK, EMBED = 96, 4, 24  # 96 and 12, the rows of a device, are no other size of the models
 
@@ -51,7 +52,7 @@ def compiled(name: str, mesh: Mesh, **overrides):
     with config.unlocked():
         config.update_from_flattened_dict({**common, **small, **overrides})
     cell = next(iter(settings.cells(config).values()))
-    _, program, lowered = aot.step_of(cell, mesh)
+    _, program, lowered = plan.lower(cell, mesh, 100_000, 0 if name == "clip" else 10)
     return lowered.compile(compiler_options=QUICK), program.shapes
 
 
@@ -102,3 +103,20 @@ def test_nobody_holds_the_whole_optimiser_state_under_fsdp():
     # What the program itself sets aside for its arguments: these parts (of the input), and the batch.
     images = B // mesh.size * 32 * 32 * 3
     assert step.memory_analysis().argument_size_in_bytes < 4 * held / 2 + images + 4096
+
+
+@pytest.mark.parametrize("name", ["vit", "clip"])
+def test_no_activation_is_sent_under_fsdp(name: str):
+    """Weights come to the rows, never rows to the weights: but for what a contrastive loss compares, and numbers of one
+    per example, no collective carries the rows of a device, of all along a mesh axis, or of the batch."""
+    mesh, batch = runtime.make_mesh(-1, 4), 88
+    wide = {"model.dim": 128, "model.text_width": 128, "objective.chunk": 11} if name == "clip" else {}
+    step, shapes = compiled(name, mesh, **{"train.batch": batch, **wide})
+    sent = {s for c in hlo.collectives(step.as_text(), mesh.size) for x in c.shapes for s in hlo.arrays(x)}
+    sharded = {x.shape for x in jax.tree.leaves(shapes.params) if x.size >= runtime.SHARD_FROM}
+    assert sharded
+    assert sharded <= sent, "they are gathered"
+    tokens = (1, 4, 5, 7)  # of an image, with the class token; of a text: dimensions may be merged
+    rows = {batch // devices * n for devices in (1, 2, 4, 8) for n in tokens}
+    assert not rows & {n for x in jax.tree.leaves(shapes.params) for n in x.shape}, "no size of a weight"
+    assert {s for s in sent if len(s) > 1 and rows & set(s)} == ({(batch, EMBED)} if name == "clip" else set())

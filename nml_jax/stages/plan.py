@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from nml_jax import log, objectives, runtime, settings, stages
@@ -35,13 +35,11 @@ def describe(config: ConfigDict, cells: dict[str, ConfigDict], workdir: Path, me
 def cost(config: ConfigDict, mesh: Mesh) -> dict[str, str]:
     """Size and cost of pre-training one run, from shapes alone: nothing is compiled or trained."""
     runtime.check_batch(config.train.batch, mesh, "train.batch")
-    n, num_classes = _sizes(config)
+    n, num_classes = sizes(config)
     plan = loop.Plan.of(config, n)
     program = loop.build(config, plan, mesh, num_classes=num_classes)
     batch = batch_shapes(config)
-    parts = config.train.micro_batches
-    flops = _whole(config, plan, mesh, num_classes).step.lower(program.shapes, batch).cost_analysis()["flops"]  # type: ignore[attr-defined]
-    flops *= 4 / 3 if parts > 1 else 1  # the forward pass of every part is computed twice
+    flops = flop(config, n, num_classes)["executed"]
     parameters = sum(x.size for x in jax.tree.leaves(program.shapes.params))
     return {
         "model": f"{config.model.name}, {parameters:,} parameters"
@@ -53,12 +51,55 @@ def cost(config: ConfigDict, mesh: Mesh) -> dict[str, str]:
     }
 
 
-def _whole(config: ConfigDict, plan: loop.Plan, mesh: Mesh, num_classes: int) -> loop.Program:
-    """The program without micro-batches: of a loop, XLA counts the operations of one round."""
-    whole = config.copy_and_resolve_references()
-    with whole.unlocked():
-        whole.train.micro_batches = 1
-    return loop.build(whole, plan, mesh, num_classes=num_classes)
+def sizes(config: ConfigDict) -> tuple[int, int]:
+    """Records to train on, and classes (0 of captions): as the config states them, or as the data say, or, while the
+    data are not there, as many as the config expects.
+
+    Raises:
+        UserError: neither says it.
+    """
+    num_classes = 0 if objectives.reads_captions(config.objective) else config.data.num_classes
+    if config.data.size is not None and num_classes is not None:
+        return config.data.size, num_classes
+    try:
+        return supervision.count_records(config)
+    except UserError as e:
+        if config.data.expected is None or num_classes is None:
+            raise
+        log.say(f"{e.cause}; planned with data.expected={config.data.expected}")
+        return config.data.expected, num_classes
+
+
+def lower(config: ConfigDict, mesh: Mesh, n: int, num_classes: int) -> tuple[loop.Plan, loop.Program, Any]:
+    """(plan, program, lowered step) of training on `n` records, from shapes alone.
+
+    Raises:
+        UserError: the batch cannot be divided over the mesh, or settings do not fit each other.
+    """
+    runtime.check_batch(config.train.batch, mesh, "train.batch")
+    plan = loop.Plan.of(config, n)
+    program = loop.build(config, plan, mesh, num_classes=num_classes)
+    flags = {"asked": mesh.size, "quarantined": config.train.batch}
+    shapes = batch_shapes(config) | {k: jax.ShapeDtypeStruct((size,), jnp.int32) for k, size in flags.items()}
+    placed = NamedSharding(mesh, runtime.BATCH_SPEC)
+    batch = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed) for k, x in shapes.items()}
+    return plan, program, program.step.lower(program.shapes, batch)  # type: ignore[attr-defined]
+
+
+def flop(config: ConfigDict, n: int, num_classes: int) -> dict[str, float]:
+    """FLOP of one step of the global batch: "model", without recomputation, and "executed", with it."""
+    one = runtime.make_mesh(devices=jax.local_devices()[:1])
+
+    def count(remat: bool) -> float:
+        whole = config.copy_and_resolve_references()
+        with whole.unlocked():  # of a loop, the operations of one round are counted: so, no loops
+            whole.update_from_flattened_dict({"model.remat": remat, "train.micro_batches": 1, "objective.chunk": 0})
+        return lower(whole, one, n, num_classes)[2].cost_analysis()["flops"]
+
+    model = count(remat=False)
+    executed = count(remat=True) if config.model.remat else model
+    # Of micro-batches the forward pass, a third, is computed twice.
+    return {"model": model, "executed": executed * (4 / 3 if config.train.micro_batches > 1 else 1)}
 
 
 def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
@@ -107,17 +148,3 @@ def size(n: float) -> str:
 
 def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _sizes(config: ConfigDict) -> tuple[int, int]:
-    """Records to train on, and classes (0 of captions): as the config states them, or as the data say."""
-    num_classes = 0 if objectives.reads_captions(config.objective) else config.data.num_classes
-    if config.data.size is not None and num_classes is not None:
-        return config.data.size, num_classes
-    try:
-        return supervision.count_records(config)
-    except UserError as e:
-        if config.data.expected is None or num_classes is None:
-            raise
-        log.say(f"{e.cause}; planned with data.expected={config.data.expected}")
-        return config.data.expected, num_classes
