@@ -4,7 +4,8 @@
     python launch/ray_job.py --processes=32 --gpus=1 --pack -- --config=...                                     GPUs
 
 Every host needs the checkout and its environment at the same paths, and the folder of --workdir. SIGTERM and Ctrl-C are
-handed on to all processes, which save; the same command continues. When a process is lost, all start again.
+handed on to all processes, which save; the same command continues. When a process is lost, or was stopped by another
+hand, all start again.
 """
 
 import os
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import exits
@@ -34,6 +36,7 @@ class Process:
 
     def __init__(self) -> None:
         self.child: subprocess.Popen[bytes] | None = None
+        self.asked = False
 
     def address(self) -> str:
         """This host and a port that is free on it now."""
@@ -45,28 +48,37 @@ class Process:
 
     def run(self, command: list[str], folder: str, env: dict[str, str]) -> int:
         self.child = subprocess.Popen(command, cwd=folder, env=os.environ | env)
+        if self.asked:  # before it was there
+            self.child.terminate()
         return self.child.wait()
 
     def stop(self) -> None:
+        self.asked = True
         if self.child:
             self.child.terminate()
 
 
 def attempt(ray: Any, args: Any, command: list[str], asked: threading.Event) -> list[int]:
-    """Start all processes, wait for them, and return their exit codes; 137 for one that was lost with its host.
+    """Start all processes, wait for them, and return their exit codes, 137 for one that was lost with its host; none at
+    all if it is asked to stop before there is room for them.
 
     Raises:
-        UserError: the cluster has not enough hosts, CPUs or GPUs.
+        UserError: the cluster has not enough hosts, CPUs or GPUs, or a host lacks the checkout or the Python.
     """
     bundle = {"CPU": args.cpus} | ({"GPU": args.gpus} if args.gpus else {})
     group = ray.util.placement_group([bundle] * args.processes, strategy="PACK" if args.pack else "STRICT_SPREAD")
     try:
-        if not group.wait(args.timeout):
-            where = "" if args.pack else ", each on a host of its own"
-            raise UserError(
-                f"Ray had no room for {args.processes} × {bundle}{where}, for {args.timeout} s",
-                "see `ray status`; ask for less, wait longer with --timeout, or let processes share hosts with --pack",
-            )
+        end = time.monotonic() + args.timeout
+        while not group.wait(1) and not asked.is_set():
+            if time.monotonic() > end:
+                where = "" if args.pack else ", each on a host of its own"
+                raise UserError(
+                    f"Ray had no room for {args.processes} × {bundle}{where}, for {args.timeout} s",
+                    "see `ray status`; ask for less, wait longer with --timeout, or let processes share hosts with "
+                    "--pack",
+                )
+        if asked.is_set():
+            return []
         actors = [
             ray.remote(Process)
             .options(
@@ -85,9 +97,10 @@ def attempt(ray: Any, args: Any, command: list[str], asked: threading.Event) -> 
             actor.run.remote(command, str(ROOT), environment(address, i, args.processes, args.gpus)): i
             for i, actor in enumerate(actors)
         }
-        codes, told = {}, False
+        codes: dict[int, int] = {}
+        unable, told = "", False
         while waiting:
-            if asked.is_set() and not told:
+            if (asked.is_set() or unable) and not told:
                 told = True
                 for actor in actors:
                     actor.stop.remote()
@@ -98,6 +111,10 @@ def attempt(ray: Any, args: Any, command: list[str], asked: threading.Event) -> 
                 except ray.exceptions.RayActorError as e:
                     print(f"process {index} was lost: {str(e).splitlines()[0]}", file=sys.stderr)
                     codes[index] = 137
+                except ray.exceptions.RayTaskError as e:
+                    unable = f"process {index} could not be started on its host: {e.cause}"
+        if unable:
+            raise UserError(unable, f"every host needs the checkout at {ROOT} and the Python {sys.executable}")
         return [codes[i] for i in sorted(codes)]
     finally:
         ray.util.remove_placement_group(group)  # its actors end with it
@@ -112,7 +129,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--pack", action="store_true", help="processes may share a host")
     parser.add_argument("--address", default="auto", help="of the cluster; local: start Ray on this machine")
     parser.add_argument("--timeout", type=int, default=600, help="seconds to wait for room")
-    parser.add_argument("--max_restarts", type=int, default=50, help="after a process was lost")
+    parser.add_argument("--max_restarts", type=int, default=50, help="after a loss, and after 75")
     args = parser.parse_args(own)
     if args.processes < 1 or min(args.gpus, args.cpus, args.max_restarts) < 0:
         raise UserError("--processes, --gpus, --cpus or --max_restarts is too small", "give at least one process")
@@ -136,11 +153,18 @@ def main(argv: list[str]) -> int:
     restarts = 0
     while True:
         codes = attempt(ray, args, command, asked)
+        if not codes:
+            print("stopped before Ray had room for it; the same command tries again", file=sys.stderr)
+            return exits.PREEMPTED
         word, code, line = exits.verdict(codes)
         print(f"{word}: {line} (exit codes: {codes})", file=sys.stderr)
-        if word in ("done", "stop") or asked.is_set() or restarts == args.max_restarts:
+        if word in ("done", "stop") or asked.is_set():
             return code
-        restarts += word == "restart"
+        if restarts == args.max_restarts:
+            line = f"not started again: this was restart {restarts}; see why, then the same command continues"
+            print(line, file=sys.stderr)
+            return code
+        restarts += 1
 
 
 if __name__ == "__main__":
