@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
-from nml_jax.data.feature_formats import Found, choose_features, choose_label
+from nml_jax.data.feature_formats import Found, Store, choose_features, choose_label
 from nml_jax.errors import UserError
 
 SAFETENSORS = {
@@ -25,12 +25,16 @@ SAFETENSORS = {
 }
 
 
+PACKED_ROWS = 4096  # of a compressed array in memory
+
+
 class _Entry(NamedTuple):
-    """An array of a file: what its header says, and how to get its values."""
+    """An array of a file: what its header says, and how to get its values, all at once and row by row."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
     load: Callable[[], np.ndarray]
+    rows: Store
 
 
 class _Array:
@@ -46,6 +50,34 @@ class _Array:
         array = self._load()
         for start in range(0, len(array), size):
             yield np.asarray(array[start : start + size])
+
+
+class _Packed:
+    """A compressed member of an `.npz`, in C order, inflated from its beginning whenever it is read."""
+
+    def __init__(self, path: Path, member: str):
+        self._path, self._member = path, member
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        order = np.argsort(index, kind="stable")
+        wanted, out, start = index[order], None, 0
+        for block in self.scan(PACKED_ROWS):
+            out = np.empty((len(index), *block.shape[1:]), block.dtype) if out is None else out
+            a, b = np.searchsorted(wanted, (start, start + len(block)))
+            out[order[a:b]] = block[wanted[a:b] - start]
+            start += len(block)
+            if b == len(wanted):
+                break
+        assert out is not None  # there are rows, or nobody would ask for some
+        return out
+
+    def scan(self, size: int) -> Iterator[np.ndarray]:
+        with zipfile.ZipFile(self._path) as archive, archive.open(self._member) as file:
+            shape, _, dtype = _npy_header(file)
+            for start in range(0, shape[0], size):
+                block = (min(size, shape[0] - start), *shape[1:])
+                data = file.read(math.prod(block) * dtype.itemsize)
+                yield np.frombuffer(data, dtype).reshape(block)
 
 
 def open_arrays(paths: list[Path], label: str, columns: str, labelled: bool) -> Found:
@@ -87,14 +119,15 @@ def open_arrays(paths: list[Path], label: str, columns: str, labelled: bool) -> 
         labels = np.array(entry.load()) if math.prod(entry.shape) else np.empty(entry.shape, entry.dtype)
     names = metadata.get("class_names", "")
     names = tuple(json.loads(names)) if names.startswith("[") else ()
-    return Found(labels, features.shape, features.dtype, _Array(features.load), class_names=names)
+    return Found(labels, features.shape, features.dtype, features.rows, class_names=names)
 
 
 def _mapped(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int, order: Literal["C", "F"] = "C") -> _Entry:
     missing = offset + math.prod(shape) * dtype.itemsize - path.stat().st_size
     if missing > 0 and not dtype.hasobject:
         raise ValueError(f"it is cut short by {missing} bytes")
-    return _Entry(dtype, shape, functools.cache(lambda: np.memmap(path, dtype, "r", offset, shape, order)))
+    load = functools.cache(lambda: np.memmap(path, dtype, "r", offset, shape, order))
+    return _Entry(dtype, shape, load, _Array(load))
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -123,8 +156,10 @@ def _npz(path: Path) -> dict[str, _Entry]:
                 entries[name] = _npy(path, file)
             else:
                 with archive.open(member) as header:
-                    shape, _, dtype = _npy_header(header)
-                entries[name] = _Entry(dtype, shape, functools.cache(functools.partial(_inflate, path, name)))
+                    shape, fortran, dtype = _npy_header(header)
+                load = functools.partial(_inflate, path, name)
+                rows = _Array(functools.cache(load)) if fortran else _Packed(path, member.filename)
+                entries[name] = _Entry(dtype, shape, load, rows)
     return entries
 
 

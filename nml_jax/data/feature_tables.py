@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from nml_jax import log
 from nml_jax.data.feature_formats import IDS, Found, choose_features, choose_label, listed
 from nml_jax.errors import UserError
 
@@ -126,8 +127,15 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
         numbers = [kind if pa.types.is_boolean(kind) else pa.float64() for kind in kinds]
         types = dict(zip(chosen, [pa.string()] if _is_list(first.type) else numbers, strict=True))
         dtypes = [np.dtype(np.float64)]
-    labels = _read_labels(path, label_name) if label_name else np.empty(0, np.int64)
-    n = len(labels) if label_name else sum(part.num_rows for _, part in _batches(path, chosen, types))
+    labels = np.empty(0, np.int64)
+    if label_name:
+        try:
+            labels = _read_labels(path, label_name)
+        except UserError as e:
+            if labelled:
+                raise
+            log.say(f"labels are not used: {e.cause}")
+    n = len(labels) if len(labels) else sum(part.num_rows for _, part in _batches(path, chosen, types))
     table = _Table(path, chosen, types, dim)
     return Found(labels, (n, dim), np.result_type(*dtypes), table, label_name or "", chosen, left_out)
 

@@ -1,8 +1,8 @@
 """Feature files that somebody else wrote: `.npy` pairs, `.npz`, `.safetensors`, `.csv`, `.tsv` and `.parquet`.
 
 Opening a file reads its labels and the shape of its features. The features themselves stay on disk: `.npy`,
-`.safetensors` and uncompressed members of an `.npz` are mapped, Parquet and CSV are read batch by batch; a compressed
-member of an `.npz` alone is read whole, at its first use.
+`.safetensors` and uncompressed members of an `.npz` are mapped, Parquet, CSV and compressed members of an `.npz` are
+read batch by batch; a compressed member in Fortran's order alone is read whole, at its first use.
 """
 
 import dataclasses
@@ -167,7 +167,7 @@ def open_features(
             the one called features, X, x or embeddings; in a table without lists all columns of numbers and booleans
             but the label and ids (id, ids, index, and the index that pandas writes).
         scale: real value = stored value × scale.
-        labelled: False: the file may be without labels.
+        labelled: False: the file may be without labels; those with blanks or other faults are left out, and it is said.
         wanted: names of the D feature columns of a table, in whatever order it has them; () as `columns` says. Arrays
             and lists have no such names and are taken as they are.
 
@@ -197,7 +197,7 @@ def open_features(
             _say_once(f"{path}: {of}features {listed(found.columns)}; left out: {listed(found.left_out)}")
         else:
             found = open_arrays(paths, label, columns, labelled)
-        labels = checked_labels(found.labels, paths[-1])
+        labels = _labels(found.labels, paths[-1], labelled)
     shape = found.shape if len(found.shape) == 3 else (found.shape[0], 1, *found.shape[1:])
     if len(shape) != 3 or 0 in shape[1:]:
         raise UserError(
@@ -219,6 +219,17 @@ def open_features(
     return Features(spec, path, labels, shape, found.dtype, scale, *named, tuple(paths), found.store)
 
 
+def _labels(found: np.ndarray, path: Path, labelled: bool) -> np.ndarray:
+    """The labels, checked; none where they are of no use and not needed, which is said."""
+    try:
+        return checked_labels(found, path)
+    except UserError as e:
+        if labelled:
+            raise
+        log.say(f"labels are not used: {e.cause}")
+        return np.empty(0, np.int64)
+
+
 @functools.cache
 def _say_once(message: str) -> None:
     log.say(message)
@@ -233,7 +244,8 @@ def check_alike(train: Features, other: Features) -> None:
     """Check that the features of `other` mean what those of `train` do.
 
     Raises:
-        UserError: they differ in width, in the columns' names or order, or number their classes differently.
+        UserError: they differ in width or in the columns' names, number their classes differently, or one scale is for
+            whole numbers in one and for fractions in the other.
     """
     if train.dim != other.dim:
         raise UserError(
@@ -243,7 +255,12 @@ def check_alike(train: Features, other: Features) -> None:
     if len(train.columns) == len(other.columns) > 1 and train.columns != other.columns:
         mine, its = next(pair for pair in zip(train.columns, other.columns, strict=True) if pair[0] != pair[1])
         raise UserError(
-            f"{other.path} has column {its!r} where {train.path} has {mine!r}", "use the same columns, in one order"
+            f"{other.path} has column {its!r} where {train.path} has {mine!r}", "use the same columns in both"
+        )
+    if train.scale != 1 and (train.dtype.kind in "iub") != (other.dtype.kind in "iub"):
+        raise UserError(
+            f"{other.path} holds {other.dtype}, {train.path} {train.dtype}, and one scale, {train.scale:g}, for both",
+            "store both alike, or write real values and leave the scale at 1",
         )
     for i, (mine, its) in enumerate(zip(train.class_names, other.class_names, strict=False)):
         if mine != its:

@@ -1,16 +1,18 @@
 """What a contest of methods (choice.py) shows, in words: the answer, the rule it follows, and what to be wary of."""
 
 import math
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 from nml_jax.stages.cells import Cell
 from nml_jax.stages.choice import DOMAINS, Contest, named
-from nml_jax.stages.outcomes import HELD_OUT, from_files
+from nml_jax.stages.outcomes import HELD_OUT, from_files, head_path
 from nml_jax.stages.paired import SEEDS, listed
-from nml_jax.stages.results import MEAN, Key
-from nml_jax.training.methods import METHODS
+from nml_jax.stages.results import DIVERGED, MEAN, Key, Study
+from nml_jax.training import methods
 
-GRADIENT = ("tune.lrs", "tune.weight_decays")  # the grid of what is trained by gradient
+BLIND = "with one training row of each class none was left to choose settings by"
 
 
 def answer(c: Contest) -> str:
@@ -21,6 +23,8 @@ def answer(c: Contest) -> str:
     if c.seeds < SEEDS:
         seeds = f"{c.seeds} seed{'' if c.seeds == 1 else 's'}"
         return f"{prefix}{_the(c.reference)}: with {seeds} no difference can be shown, that takes {SEEDS}."
+    if any(versus.blind for versus in c.versus.values()):
+        return f"{prefix}{_the(c.reference)}: {BLIND}, so that no method is shown to be better or worse."
     chosen = {test: c.recommended(test) for test in c.decided}
     by_method = {m: [test for test in c.decided if chosen[test] == m] for m in c.methods if m in chosen.values()}
     others = len(c.methods) - 1
@@ -106,11 +110,35 @@ def _tuned(c: Contest) -> str:
         counts.setdefault(_settings(c.study.cells[0], method), []).append(_the(method))
     limit = f" and {config['tune.steps']:,} steps" if c.study.cells[0].value("tune.steps") else ""
     trained = f"; what is trained by gradient has at most {config['tune.epochs']} epochs{limit}"
+    if any(map(c.blind, c.methods)):
+        return f". No method could choose a setting: {BLIND}, and each took the middle of its grid{trained}"
     if len(counts) == 1:
         n = next(iter(counts))
         return f"; every method chooses among {n} settings{trained}" if n > 1 else ""
     each = [f"{n} setting{'s' * (n > 1)} ({listed(names)})" for n, names in counts.items()]
     return f". Methods do not choose among equally many settings, but {listed(each)}{trained}"
+
+
+def diverged(study: Study, task: str) -> str:
+    """Which heads are not compared because training diverged, and in how many runs; "" if none did."""
+    keys = [key for key in study.keys(metric=DIVERGED, task=task) if key.split != MEAN]
+    runs = len(study.cells)
+    each = [f"{key.head} in {sum(map(len, study.table[key]))} of {runs} run{'s' * (runs > 1)}" for key in keys]
+    return f"Training diverged, and there is no head to compare: {listed(each)}." if each else ""
+
+
+def head_file(c: Contest) -> str:
+    """The file of the head to use, and the command that applies it; "" where it has none (k-NN, fine-tuning)."""
+    key = c.tests[0]._replace(method=c.recommended(c.decided[0]))
+    sources = c.study.sources.get(key, [{}])[0]
+    for source in sources.values():
+        row = source.rows[0]
+        path = head_path(source.folder, vars(row))
+        if row.stage == "tune" and path.is_file():
+            path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+            which = f"The head of the first of {len(sources)} seeds" if len(sources) > 1 else "The head"
+            return f"{which}, applied to features: python -m nml_jax.stages.predict {shlex.quote(str(path))} FEATURES"
+    return ""
 
 
 def caution(c: Contest) -> str:
@@ -139,8 +167,8 @@ def caution(c: Contest) -> str:
 
 def _settings(cell: Cell, method: str) -> int:
     """How many settings a method chose among in a run; 1 where an older one does not say."""
-    kind = METHODS.get(named(method))
-    grids = ["finetune.lrs"] if kind is None else [f"tune.{kind.grid}"] if kind.probe else GRADIENT
+    kind = methods.METHODS.get(named(method))
+    grids = ["finetune.lrs"] if kind is None else [f"tune.{key}" for key in methods.grid(named(method))]
     return math.prod(len(cell.value(key) or (None,)) for key in grids)
 
 

@@ -18,6 +18,8 @@ from nml_jax.stages.encoder import provenance
 from nml_jax.training import streamed
 
 BLOCK = 16_384  # rows of an encoder's features
+# of cgroups, version 2 and 1
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 GATHERED = 2**28  # elements of a matrix whose spectrum is computed whole; a larger one is streamed
 
 
@@ -142,9 +144,17 @@ def singular_values(blocks: Iterator[np.ndarray], n: int, dim: int, mode: str) -
 
 
 def rows_in(share: float, rows: Rows, least: int) -> int:
-    """How many such rows, as float32, that share of the machine's memory holds; `least`, if these are more."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(int(share * memory) // (4 * rows.views * rows.dim), least)
+    """How many such rows, as float32, that share of the memory holds; `least`, if these are more."""
+    return max(int(share * memory()) // (4 * rows.views * rows.dim), least)
+
+
+def memory() -> int:
+    """Bytes that this process may have: those of the machine, or what its container or job is limited to."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit in LIMITS:
+        text = limit.read_text("ascii").strip() if limit.is_file() else "max"
+        found += [int(text)] if text.isdecimal() else []  # "max": none
+    return min(found)
 
 
 def spectrum_rows(s: np.ndarray, **fields: Any) -> Iterator[log.Row]:

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from nml_jax.stages import answers
+from nml_jax.data import catalogue
+from nml_jax.stages import answers, outcomes
 from nml_jax.stages.choice import Contest, full_name
 from nml_jax.stages.markup import Best, Lines, Prose, folded, paragraph, table
-from nml_jax.stages.paired import DASH, MINUS, PERCENT, stat, unit, wilson
+from nml_jax.stages.outcomes import Side
+from nml_jax.stages.paired import DASH, MINUS, PERCENT, over_seeds, stat, unit, wilson
 from nml_jax.stages.results import MEAN, Key, Study
 from nml_jax.stages.tables import MODES, SCORES, SPECTRA, shown
 
@@ -35,7 +37,7 @@ def _named(tests: Iterable[Key]) -> list[tuple[Key, str]]:
 
 def scores(contest: Contest, prefix: str) -> str:
     """A line for each method, the scores on every test set; which rows it was trained on where that differs."""
-    known = [metric for metric in METRICS if contest.study.keys(metric=metric, task=contest.task)]
+    known = _metrics(contest)
     columns = [(test, metric) for test in contest.shown for metric in known]
     best = {(test, "accuracy"): contest.best(test) for test in contest.decided}
     rows = contest.unequal
@@ -49,7 +51,8 @@ def scores(contest: Contest, prefix: str) -> str:
     several = len(contest.methods) > 1
     said = "Bold: shown to be more accurate than every other method." if any(best.values()) else ""
     said = said or ("Nothing is bold: no method is shown to be more accurate than every other." * several)
-    said += " Macro-F1 and the mean per class are described, not compared." * (several and len(known) > 1)
+    said += " Macro-F1 and the mean per class decide nothing." * (several and len(known) > 1)
+    said += " For this task the mean per class is customary." * (known[:1] == ["mean_per_class"])
     caption = f"{prefix}Scores in %, mean ± sample sd over {contest.seeds} seeds. {said}".rstrip()
     over = [("", 1 + rows), *((name, len(known)) for _, name in _named(contest.shown))]
     head = ["", *(["trained on"] * rows), *(METRICS[metric] for _, metric in columns)]
@@ -62,7 +65,7 @@ def differences(contest: Contest, prefix: str) -> str:
     for test, name in _named(contest.decided):
         lines = []
         for method in contest.methods[1:]:
-            plain, wide = versus = contest.versus[method, test]
+            plain, wide, _ = versus = contest.versus[method, test]
             difference = plain.unit.signed(plain.difference) if plain.n else DASH
             lines.append([method, difference, plain.interval(), wide.interval(), str(plain.n), _p(plain.p),
                           versus.verdict])  # fmt: skip
@@ -70,10 +73,11 @@ def differences(contest: Contest, prefix: str) -> str:
     head = ["", "difference (points)", "95 % interval", "widened interval", "n", "p", "verdict"]
     caption = (
         f"{prefix}Accuracy less that of the reference ({contest.reference}), paired over seeds and test rows. Better "
-        "goes by the widened interval, worse by the 95 % interval; p is that of the paired t-test, for each comparison "
-        "by itself."
+        "goes by the interval that is widened for all comparisons of this table, and of no other; worse by the 95 % "
+        "interval as it is. p is 1 less the coverage of the interval that ends at 0, of other seeds and test rows "
+        "(Owen 2007), two-sided, for each comparison by itself."
     )
-    out = table(caption, head, groups, (6,))
+    out = table(caption, head, groups, (6,)) + _others(contest, prefix)
     parts = [test for test in contest.tests if test not in contest.decided]
     if parts:
         each: dict[str, Lines] = {}
@@ -88,6 +92,44 @@ def differences(contest: Contest, prefix: str) -> str:
         content = table(caption, ["", "difference (points)", "95 % interval", "n"], each)
         out += folded(f"Differences on each of {len(parts)} tests", content)
     return out
+
+
+def _others(contest: Contest, prefix: str) -> str:
+    """The measures that decide nothing: every method's and, less the reference's, their intervals over seeds."""
+    known = [metric for metric in _metrics(contest) if metric != "accuracy"]
+    groups: dict[str, Lines] = {}
+    for test, name in _named(contest.decided):
+        for metric in known:
+            keys = {m: test._replace(metric=metric, method=m) for m in contest.methods}
+            lines = []
+            for method, key in keys.items():
+                low, high = over_seeds(contest.stat(method, test, metric), redrawn=_redrawn(contest, test))
+                own = f"{PERCENT.number(low)} to {PERCENT.number(high)}" if not math.isnan(low) else DASH
+                line = [method, shown(contest.stat(method, test, metric), metric), own]
+                if method != contest.reference:
+                    c = outcomes.compared(contest.study, "", Side(keys[contest.reference]), Side(key))
+                    line += [c.unit.signed(c.difference) if c.n else DASH, c.interval()]
+                lines.append([*line, *[DASH] * (5 - len(line))])
+            groups[f"{name}, {METRICS[metric]}"] = lines
+    caption = (
+        f"{prefix}Other measures in %, and what they are over those of the reference ({contest.reference}), paired: "
+        "95 % t-intervals over seeds alone, which say nothing of other test rows. They decide nothing."
+    )
+    head = ["", "score", "95 % interval", "difference (points)", "95 % interval"]
+    names = " and ".join(METRICS[metric] for metric in known)
+    return folded(f"{names[:1].upper()}{names[1:]}, with intervals", table(caption, head, groups)) if groups else ""
+
+
+def _redrawn(contest: Contest, test: Key) -> float:
+    """The share of rows that each seed holds out anew to test on."""
+    return outcomes.redrawn(contest.study, test._replace(method=contest.reference))
+
+
+def _metrics(contest: Contest) -> list[str]:
+    """Those that are known, first the one that is customary for the task."""
+    first = catalogue.TRAINED[contest.task].metric if contest.task in catalogue.TRAINED else "accuracy"
+    known = [metric for metric in METRICS if contest.study.keys(metric=metric, task=contest.task)]
+    return sorted(known, key=lambda metric: metric != first)
 
 
 def _p(p: float) -> str:
@@ -207,4 +249,5 @@ def text(contest: Contest) -> list[str]:
                 line += f"{unit('accuracy').signed(plain.difference) if plain.n else DASH:>11}{plain.interval():>18}"
                 line += f"  {versus.verdict}" if versus.sign and test in contest.decided else ""
             lines.append(line.rstrip())
-    return [*lines, answers.answer(contest)]
+    more = answers.diverged(contest.study, contest.task), answers.answer(contest), answers.head_file(contest)
+    return [*lines, *filter(None, more)]

@@ -26,8 +26,10 @@ def opening(study: Study, contests: Sequence[Contest]) -> str:
     if replies[first:]:
         rest = "".join(markup.paragraph(text, "") for text in replies[first:])
         out += markup.folded(f"The same for {contests[first].name} and {len(replies) - first - 1} more", rest)
+    files = [answers.head_file(contest) for contest in contests[:first]]
+    failed = [answers.diverged(study, task) for task in study.tasks]
     said = [text for c in contests for text in ([answers.rule(c)] if len(c.methods) > 1 else []) + [answers.caution(c)]]
-    for text in dict.fromkeys(said):
+    for text in filter(None, dict.fromkeys([*files, *failed, *said])):
         out += markup.paragraph(text, "note")
     if not from_files(study):
         out += "".join(markup.paragraph(text, "note") for text in claims.about(study))
@@ -92,7 +94,7 @@ def _differences(contest: Contest, name: str) -> str:
         lines = {}
         for method in contest.methods[1:]:
             versus = contest.versus[method, test]
-            plain, wide = versus
+            plain, wide, _ = versus
             if plain.n > 1:
                 a, b = contest.values(contest.reference, test), contest.values(method, test)
                 seeds = [b[seed] - a[seed] for seed in a if seed in b]

@@ -33,16 +33,18 @@ def head_name(of: Mapping[str, Any]) -> str:
 
 
 def place(run: Path, of: Mapping[str, Any]) -> Path:
-    """The file of a head, from the fields of its rows; they need not have a layer."""
+    """The file of what a head gets right, from the fields of its rows; they need not have a layer."""
+    return run / "correct" / of["stage"] / of["task"] / _layer(of) / f"{head_name(of)}.safetensors"
+
+
+def head_path(run: Path, of: Mapping[str, Any]) -> Path:
+    """The file of a head of the stage tune itself."""
+    return run / "heads" / of["task"] / _layer(of) / f"{head_name(of)}.safetensors"
+
+
+def _layer(of: Mapping[str, Any]) -> str:
     layer = of.get("layer") or "features"
-    return (
-        run
-        / "correct"
-        / of["stage"]
-        / of["task"]
-        / ("" if layer == "features" else layer)
-        / (f"{head_name(of)}.safetensors")
-    )
+    return "" if layer == "features" else layer
 
 
 def write(path: Path, correct: Mapping[str, np.ndarray]) -> None:
@@ -99,8 +101,7 @@ def compared(study: Study, where: str, a: Side, b: Side) -> Comparison:
     values = [_values(study, *side) for side in (a, b)]
     seeds = [seed for seed in values[0] if seed in values[1]]
     tests = leaves(study, a.key)
-    held = float(study.cells[0].value(f"{FILES}holdout") or 0) if from_files(study) else 0.0
-    redrawn = held if any(test.split == HELD_OUT for test in tests) else 0.0
+    anew = redrawn(study, a.key)
     known: list[tuple[float, np.ndarray]] = []
     unknown: list[tuple[float, float, float, int]] = []
     for test, weight in tests.items():
@@ -111,13 +112,19 @@ def compared(study: Study, where: str, a: Side, b: Side) -> Comparison:
         elif (n := _rows(study, *pair[0])) and pair[1].key in study.table:
             first, second = (stat(_values(study, *side).values()).mean for side in pair)
             unknown.append((weight, first, second, n))
-    if redrawn:  # rows of one seed, in the mean over seeds
+    if anew:  # rows of one seed, in the mean over seeds
         of_seeds = [of_rows((weight, d[i]) for weight, d in known) for i in range(len(seeds) if known else 0)]
         rows = [Part(stat(part.variance for part in parts).mean, parts[0].df) for parts in zip(*of_seeds, strict=True)]
     else:
         rows = [*of_rows((weight, d.mean(0)) for weight, d in known), *binomial(unknown)]
-    bounded = bool(unknown) and not redrawn
-    return compare(where, unit(a.key.metric), values[0], values[1], rows, redrawn=redrawn, bounded=bounded)
+    bounded = bool(unknown) and not anew
+    return compare(where, unit(a.key.metric), values[0], values[1], rows, redrawn=anew, bounded=bounded)
+
+
+def redrawn(study: Study, key: Key) -> float:
+    """The share of the training file that each seed holds out anew to test on, where the number is of such rows."""
+    held = float(study.cells[0].value(f"{FILES}holdout") or 0) if from_files(study) else 0.0
+    return held if any(test.split == HELD_OUT for test in leaves(study, key)) else 0.0
 
 
 def leaves(study: Study, key: Key) -> dict[Key, float]:

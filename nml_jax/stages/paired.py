@@ -215,6 +215,14 @@ def compare(
     return out._replace(low=d.mean - half, high=d.mean + half, parts=parts)
 
 
+def over_seeds(s: Stat, *, redrawn: float = 0.0) -> tuple[float, float]:
+    """95 % t-interval of a mean over seeds; `redrawn` as for `compare`. NaN for n < 2."""
+    if s.n < 2:
+        return math.nan, math.nan
+    half = float(stdtrit(s.n - 1, 0.975)) * s.sd * math.sqrt(1 / s.n + redrawn / (1 - redrawn))
+    return s.mean - half, s.mean + half
+
+
 def wilson(share: float, n: int) -> tuple[float, float]:
     """95 % interval of a probability, of which a share was seen in n independent draws (Wilson 1927)."""
     z = float(ndtri(0.975))

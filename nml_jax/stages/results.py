@@ -34,6 +34,8 @@ SETTINGS = {"train_share": "{:.4g} of the training data", "downstream_noise": "{
             "views": "{} views", "layer": "layer {}"}  # fmt: skip
 FILES = "features."  # keys of feature files
 SHOWN = 4  # differing keys in a study's title
+DIVERGED = "diverged"  # as a metric: 1 for a head that is not there for that reason
+UNVALIDATED = "unvalidated"  # 1 among the chosen settings of a head, where no row was left to choose them by
 
 
 class Key(NamedTuple):

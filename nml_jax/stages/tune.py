@@ -1,9 +1,10 @@
 """Heads on features (linear probe, MLP, NMTune, ...) -> rows, and the best heads as files."""
 
 import collections
+import functools
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,78 +20,107 @@ from nml_jax.evals.mapped import Scorer
 from nml_jax.models.heads import head as architecture
 from nml_jax.stages import feature_sets, outcomes
 from nml_jax.stages.feature_sets import FeatureSet, Split
+from nml_jax.stages.results import DIVERGED, UNVALIDATED
 from nml_jax.training import heads, methods, streamed
 from nml_jax.training.tuned import TunedHead
 
-VERSION = 3
+VERSION = 4
 KEYS = ("seed", "downstream", "extract", "features", "tune")
 UPSTREAM = ("extract", "features")
 SILENT = 10  # seconds that a method may take without a word
+SOLVED = 4  # what is solved and not trained takes eight times its rows: it gets this part of the memory for them
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     """Tune with every method on every task's features and write the rows. Heads are small: the first process trains.
 
     Every head but k-NN's is saved in `heads/<task>/`, under its method, preset and seed (stages/predict.py applies it);
-    of every head outcomes.py keeps which test rows it gets right.
+    of every head outcomes.py keeps which test rows it gets right. What is finished of an interrupted stage is not done
+    again: until the end the rows of every head are in `tuning/`. A method that diverges leaves a row that says so.
 
     Returns:
         The digest of the rows.
 
     Raises:
-        UserError: no features, damaged ones, or a value that is not finite.
+        UserError: no features, damaged ones, a value that is not finite, or every method diverged.
     """
     if jax.process_index() > 0:
         return ""
     rows: list[log.Row] = []
+    seeds = settings.seeds(config.seed, config.tune.seeds)
     for found in feature_sets.opened(config, workdir):
-        shard = feature_sets.rows_in(config.features.memory, found.train.features, 2 * config.tune.batch)
-        whole = found.train.features.read() if len(found.train.labels) <= shard else None
+        training = Training(config, found, seeds)
         for share in config.tune.shares:
             chosen = stratified(found.train.labels, share, config.seed)
             of_inputs: dict[tuple[int, str], np.ndarray] = {}
             for rate in config.tune.noises:
                 labels = _labels(found, chosen, rate, config)
                 for method, preset in methods.pairs(config.tune):
-                    seeds = settings.seeds(config.seed, config.tune.seeds)
-                    how = {"method": method, "preset": preset, "num_classes": len(found.classes),
-                           "config": config.tune, "seeds": seeds}  # fmt: skip
-                    begun = time.perf_counter()
-                    if whole is not None:
-                        everything = len(chosen) == len(whole)  # no copy
-                        results = heads.fit_seeds(whole if everything else whole[chosen], labels, **how)
-                    else:
-                        part = feature_sets.Subset(found.train.features, chosen)
-                        results = streamed.fit_seeds(part, labels, shard=shard // 2, **how)
-                    for seed, result in zip(seeds, results, strict=True):
-                        shared = {
-                            **found.origin,
-                            "stage": "tune",
-                            "task": found.task,
-                            "n_train": result.n_train,
-                            "train_share": share,
-                            "downstream_noise": rate,
-                            "method": method,
-                            "preset": result.preset,
-                            "head_seed": seed,
-                            "views": found.train.features.views,
-                            "hyper": result.hyper,
-                        }
-                        measured, correct = _measured(result, found, shared, of_inputs)
-                        rows += measured
-                        outcomes.write(outcomes.place(workdir, shared | {"layer": found.layer}), correct)
-                        _save(result.head, found, workdir, shared)
-                    if (seconds := time.perf_counter() - begun) > SILENT:
-                        what = f"{workdir.name}: {found.task}, {' '.join(filter(None, (method, results[0].preset)))}"
-                        log.say(f"{what} took {log.clock(seconds)}")
+                    shared = {
+                        **found.origin, "stage": "tune", "task": found.task, "train_share": share,
+                        "downstream_noise": rate, "method": method,
+                        "preset": methods.weights(method, preset, config.tune, found.train.features.views)[1],
+                        "views": found.train.features.views,
+                    }  # fmt: skip
+                    heads_of = [{**shared, "head_seed": seed} for seed in seeds]
+                    places = [_unfinished(workdir, found, head) for head in heads_of]
+                    if not all((place / "rows.jsonl").exists() for place in places):
+                        begun = time.perf_counter()
+                        try:
+                            results = training.fit(chosen, labels, method, preset)
+                            for head, place, result in zip(heads_of, places, results, strict=True):
+                                own = {**head, "n_train": result.n_train, "hyper": _hyper(result)}
+                                _keep(workdir, place, found, own, result, of_inputs)
+                        except heads.Diverged as e:
+                            log.say(f"{workdir.name}: {found.task}: {e.cause}; it is left out. {e.cure}")
+                            for head, place in zip(heads_of, places, strict=True):
+                                with errors.storage(place):
+                                    log.write_rows(place, "tune", [_diverged(head, found, len(chosen))])
+                        if (seconds := time.perf_counter() - begun) > SILENT:
+                            what = f"{workdir.name}: {found.task}, {' '.join(filter(None, (method, shared['preset'])))}"
+                            log.say(f"{what} took {log.clock(seconds)}")
+                    rows += [row for place in places for row in log.read_rows(place)]
+    if all(row.metric == DIVERGED for row in rows):
+        raise UserError("training of every head diverged", "lower tune.lrs, or set tune.standardize for large features")
     with errors.storage(workdir):
         log.write_rows(workdir, "tune", rows)
+        shutil.rmtree(workdir / "tuning")
     return settings.sha([[row.metric, row.split, row.method, row.preset, row.value] for row in rows])
+
+
+class Training:
+    """How heads are trained on the features of one task: in memory, or streamed where they do not fit."""
+
+    def __init__(self, config: ConfigDict, found: FeatureSet, seeds: Sequence[int]):
+        self.config, self.found, self.seeds = config, found, seeds
+        self.shard = feature_sets.rows_in(config.features.memory, found.train.features, 2 * config.tune.batch)
+
+    @functools.cached_property
+    def whole(self) -> np.ndarray:
+        return self.found.train.features.read()
+
+    def fit(self, chosen: np.ndarray, labels: np.ndarray, method: str, preset: str | None) -> list[heads.HeadResult]:
+        """A head per seed, on the chosen rows."""
+        how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": len(self.found.classes),
+                               "config": self.config.tune, "seeds": self.seeds}  # fmt: skip
+        rows = self.found.train.features
+        solved = bool(methods.find(method).probe)
+        if len(rows) <= self.shard and not (solved and len(chosen) > self.shard // SOLVED):
+            everything = len(chosen) == len(rows)  # no copy
+            return heads.fit_seeds(self.whole if everything else self.whole[chosen], labels, **how)
+        part = feature_sets.Subset(rows, chosen)
+        return streamed.fit_seeds(part, labels, shard=self.shard // (SOLVED if solved else 2), **how)
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     for method, preset in methods.pairs(config.tune):
         methods.weights(method, preset, config.tune, views=config.extract.views)
+        keys = [f"tune.{key}" for key in methods.grid(method) if len(config.tune[key]) > 1]
+        if keys and not config.tune.validation:
+            raise UserError(
+                f"tune.validation=0 leaves no rows to choose {' and '.join(keys)} by, for {method}",
+                "set tune.validation above 0, or give each of these keys one value",
+            )
         architecture(methods.form(methods.find(method), config.tune), 2)
     for key, words in (("shares", "above 0 and up to 1"), ("noises", "from 0 to 1")):
         values = config.tune[key]
@@ -105,19 +135,16 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
 def intact(workdir: Path) -> bool:
     """Whether the heads that the rows speak of are there, each of them, and which test rows they got right."""
     rows = [row for row in log.read_rows(workdir) if row.stage == "tune" and not row.spectrum_mode]
-    saved = {(row.task, row.layer, outcomes.head_name(vars(row))) for row in rows if row.method != "knn"}
+    rows = [row for row in rows if row.metric != DIVERGED]
+    saved = {outcomes.head_path(workdir, vars(row)) for row in rows if row.method != "knn"}
     kept = {outcomes.place(workdir, vars(row)) for row in rows}
-    return all(path.is_file() for path in kept | {_file(workdir, *head) for head in saved})
+    return all(path.is_file() for path in kept | saved)
 
 
 def forget(workdir: Path) -> None:
-    for folder in (workdir / "heads", workdir / "correct" / "tune"):
+    for folder in (workdir / "heads", workdir / "tuning", workdir / "correct" / "tune"):
         if folder.exists():
             shutil.rmtree(folder)
-
-
-def _file(workdir: Path, task: str, layer: str | None, name: str) -> Path:
-    return workdir / "heads" / task / ("" if layer == "features" else layer or "") / f"{name}.safetensors"
 
 
 def _labels(found: FeatureSet, chosen: np.ndarray, rate: float, config: ConfigDict) -> np.ndarray:
@@ -128,6 +155,36 @@ def _labels(found: FeatureSet, chosen: np.ndarray, rate: float, config: ConfigDi
     kind = config.tune.noise_kind
     noisy = noise.corrupt_labels(labels, num_classes=len(found.classes), kind=kind, rate=rate, seed=config.seed)
     return np.asarray(noisy, np.int32)
+
+
+def _unfinished(workdir: Path, found: FeatureSet, head: Mapping[str, Any]) -> Path:
+    """Where the rows of a head are kept until the stage ends."""
+    return workdir / "tuning" / found.task / found.layer / outcomes.head_name(head)
+
+
+def _keep(
+    workdir: Path,
+    place: Path,
+    found: FeatureSet,
+    shared: dict[str, Any],
+    result: heads.HeadResult,
+    of_inputs: dict[tuple[int, str], np.ndarray],
+) -> None:
+    """Score a head, and write it, what it gets right, and its rows, which come last: they say that all is there."""
+    measured, correct = _measured(result, found, shared, of_inputs)
+    outcomes.write(outcomes.place(workdir, shared | {"layer": found.layer}), correct)
+    _save(result.head, found, workdir, shared)
+    with errors.storage(place):
+        log.write_rows(place, "tune", measured)
+
+
+def _hyper(result: heads.HeadResult) -> dict[str, float]:
+    """As rows have it: what was chosen, and whether it was without validation."""
+    return result.hyper | ({UNVALIDATED: 1.0} if result.unvalidated else {})
+
+
+def _diverged(head: dict[str, Any], found: FeatureSet, n: int) -> log.Row:
+    return log.Row(**head, n_train=n, split="train", domain="id", layer=found.layer, metric=DIVERGED, value=1.0)
 
 
 def _measured(
@@ -175,7 +232,7 @@ def _save(head: Any, found: FeatureSet, workdir: Path, shared: dict[str, Any]) -
         key: shared[key] for key in ("task", "method", "preset", "hyper", "n_train", "head_seed", "model", "views")
     }
     state = _scaled(head.state, found)
-    path = _file(workdir, found.task, found.layer, outcomes.head_name(shared))
+    path = outcomes.head_path(workdir, shared | {"layer": found.layer})
     TunedHead(head.form, head.params, state, found.classes, about, found.columns).save(path)
 
 

@@ -39,8 +39,9 @@ class HeadResult:
     preset: name of the loss's preset ("code/1view" where `code` had one view); None where the method has none.
     hyper: the chosen values by name, as {"lr": 0.01, "weight_decay": 0.0} or {"C": 0.1}.
     validation: for each setting of the grid its values by name, "accuracy" and "loss", the last two over all views of
-        the validation rows, the loss in nats. Empty where the grid has one setting: nothing is to be chosen.
+        the validation rows, the loss in nats. Empty where nothing is chosen.
     n_train: rows of the final training.
+    unvalidated: whether there was a choice and no row to make it by; `hyper` is then the middle of the grid.
     """
 
     head: Predictor
@@ -48,6 +49,7 @@ class HeadResult:
     hyper: dict[str, float]
     validation: list[dict[str, float]]
     n_train: int
+    unvalidated: bool = False
 
     def outputs(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Z float32 [M, D] (of a linear head its standardised input) and logits float32 [M, K] of features [M, D]."""
@@ -86,7 +88,7 @@ def fit_seeds(
     A seed decides the validation part, the initialisation and the order. Chosen is the setting of highest accuracy on
     the validation part; of several such the one of lowest loss, or, where scores are no logits (ridge, k-NN), the one
     of the largest value: the strongest regularisation. Where the grid has one setting nothing is held out; where each
-    class has one row nothing can be, and the first setting is taken.
+    class has one row nothing can be, and the middle of the grid is taken.
 
     Args:
         features: float32 [N, D], or [N, V, D] for V views: the training rows.
@@ -100,28 +102,33 @@ def fit_seeds(
 
     Raises:
         UserError: an unknown method or preset, a value that is not finite, a label out of range, fewer than two
-            classes, no rows, nothing to hold out, or training that diverges.
+            classes, no rows, or nothing to hold out; Diverged, if training does at every rate, or on all rows.
     """
     features, labels = checked(features, labels, num_classes)
     trainer = make_trainer(features, labels, method=method, preset=preset, num_classes=num_classes, config=config)
     hypers, validation = choose(trainer, features, labels, config=config, seeds=seeds)
     everything = np.arange(len(labels))
     jobs = [Job(everything, hyper, seed) for hyper, seed in zip(hypers, seeds, strict=True)]
+    blind = unvalidated(trainer, labels)
     return [
-        HeadResult(head=head, preset=trainer.preset, hyper=job.hyper, validation=each, n_train=len(labels))
+        HeadResult(head=head, preset=trainer.preset, hyper=job.hyper, validation=each, n_train=len(labels),
+                   unvalidated=blind)
         for job, each, head in zip(jobs, validation, converged(method, trainer.train(jobs, len(labels))), strict=True)
-    ]
+    ]  # fmt: skip
 
 
 def choose(
     trainer: "Trainer", features: np.ndarray, labels: np.ndarray, *, config: Any, seeds: Sequence[int]
 ) -> tuple[list[dict[str, float]], list[list[dict[str, float]]]]:
     """The chosen hyper-parameters of each seed, and what was seen of the whole grid (`HeadResult.validation`)."""
-    lonely = np.bincount(labels).max() < 2
-    if lonely and len(trainer.grid) > 1:
-        say(f"one row of each class leaves none to choose a setting on: the first is taken, {trainer.grid[0]}")
-    if lonely or len(trainer.grid) == 1:
-        return trainer.grid[:1] * len(seeds), [[] for _ in seeds]
+    if unvalidated(trainer, labels):
+        names = trainer.grid[0]
+        middle = {name: sorted({v[name] for v in trainer.grid})[len({v[name] for v in trainer.grid}) // 2]
+                  for name in names}  # fmt: skip
+        say(f"one row of each class leaves none to choose a setting on: the middle of the grid is taken, {middle}")
+        return [middle] * len(seeds), [[] for _ in seeds]
+    if len(trainer.grid) == 1:
+        return trainer.grid * len(seeds), [[] for _ in seeds]
     parts = [hold_out(labels, config.validation, seed) for seed in seeds]
     n = len(parts[0][0])  # the class counts decide it, not the seed
     of = [i for i in range(len(seeds)) for _ in trainer.grid]
@@ -133,6 +140,11 @@ def choose(
         validation[i].append({**job.hyper, "accuracy": accuracy, "loss": loss})
     best = [min(each, key=lambda v: (-v["accuracy"], trainer.tie(v))) for each in validation]
     return [{name: v[name] for name in trainer.grid[0]} for v in best], validation
+
+
+def unvalidated(trainer: "Trainer", labels: np.ndarray) -> bool:
+    """Whether settings are to be chosen, and each class has one row, so that none can be held out."""
+    return len(trainer.grid) > 1 and bool(np.bincount(labels).max() < 2)
 
 
 class Job(NamedTuple):
@@ -326,8 +338,12 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | 
     return float(np.average(losses, weights=weights))
 
 
+class Diverged(UserError):
+    """Training left a weight or a logit that is not finite."""
+
+
 def converged(method: str, trained: Sequence[Predictor]) -> Sequence[Predictor]:
-    """The heads. Raises UserError if a weight is not finite."""
+    """The heads. Raises Diverged if a weight is not finite."""
     for head in trained:
         if isinstance(head, TunedHead):
             require_finite(method, *jax.tree.leaves((head.params, head.state)))
@@ -335,10 +351,10 @@ def converged(method: str, trained: Sequence[Predictor]) -> Sequence[Predictor]:
 
 
 def require_finite(method: str, *arrays: np.ndarray) -> None:
-    """Raises UserError if a weight or logit is not finite."""
+    """Raises Diverged if a weight or logit is not finite."""
     if not all(np.isfinite(x).all() for x in arrays):
         cure = "lower tune.lrs, or set tune.standardize for large features"
-        raise UserError(f"training of the {method} head diverged", cure)
+        raise Diverged(f"training of the {method} head diverged", cure)
 
 
 def checked(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

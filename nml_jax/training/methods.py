@@ -81,6 +81,12 @@ def weights(name: str, preset: str | None, config: Any, views: int) -> tuple[Any
     return (terms.defaults(own, **getattr(config, own)) if own else None), None
 
 
+def grid(name: str) -> tuple[str, ...]:
+    """The keys of the section `tune` among whose values a method chooses."""
+    kind = find(name)
+    return (kind.grid,) if kind.probe else ("lrs", "weight_decays")
+
+
 def pairs(config: Any) -> Iterator[tuple[str, str | None]]:
     """(method, preset) of every head that the section `tune` asks for."""
     for name in config.methods:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from nml_jax.data import feature_tables, features
+from nml_jax.data import feature_arrays, feature_tables, features
 from nml_jax.data.features import check_alike, classes, encode, open_features
 from nml_jax.errors import UserError
 
@@ -114,13 +114,18 @@ def test_labels_of_text(tmp_path: Path, name: str):
     assert found.labels.tolist() == NAMES.tolist()
 
 
+EVERYWHERE = ("float16", "float32", "float64", "uint8", "int16", "int32", "int64")
+
+
 @pytest.mark.parametrize(
-    "dtype", ["float16", "float32", "float64", "uint8", "int16", "int32", "int64", "bfloat16", ">f4"]
+    ("name", "dtype"),
+    [
+        *((name, dtype) for name in (*ARRAYS, "x.parquet", "x.columns.parquet") for dtype in EVERYWHERE),
+        ("x.safetensors", "bfloat16"),
+        *((name, ">f4") for name in ("x.npy", "x.npz", "x.packed.npz")),
+    ],
 )
-@pytest.mark.parametrize("name", [*ARRAYS, "x.parquet", "x.columns.parquet"])
 def test_every_dtype_with_a_scale(tmp_path: Path, name: str, dtype: str):
-    if (dtype == "bfloat16" and name != "x.safetensors") or (dtype == ">f4" and name not in ("x.npy", "x.npz")):
-        return
     x = np.random.default_rng(1).integers(0, 100, (N, D)).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     found = open_features(write(tmp_path / name, x), scale=1 / 255)
     assert found.dtype == x.dtype
@@ -134,6 +139,17 @@ def test_views_and_fortran_order(tmp_path: Path, name: str):
     assert (found.views, found.dim) == (2, 2)
     np.testing.assert_array_equal(found.rows(np.array([5, 1])), x[[5, 1]])
     np.testing.assert_array_equal(found.read(), x)
+
+
+def test_a_compressed_array_is_read_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(feature_arrays, "PACKED_ROWS", 4)
+    found = open_features(write(tmp_path / "x.packed.npz"))
+    monkeypatch.setattr(np, "load", None)  # which would read all of it
+    index = np.array([21, 3, 3, 0, 8])
+    np.testing.assert_array_equal(found.rows(index)[:, 0], VALUES[index])
+    assert found.rows(index[:0]).shape == (0, 1, D)
+    assert [(start, len(block)) for start, block in found.blocks(10)] == [(0, 10), (10, 10), (20, 3)]
+    np.testing.assert_array_equal(found.read()[:, 0], VALUES)
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.safetensors"])
@@ -544,6 +560,34 @@ def test_features_that_are_not_alike(tmp_path: Path):
     check_alike(found[0], found[2])
     with pytest.raises(UserError, match=r"1\.safetensors calls class 0 'dog', .*0\.safetensors calls it 'cat'"):
         check_alike(found[0], found[1])
+
+
+def test_one_scale_is_not_for_whole_numbers_and_fractions(tmp_path: Path):
+    for name, dtype in (("bytes", np.uint8), ("words", np.int16), ("reals", np.float32)):
+        np.savez(tmp_path / f"{name}.npz", features=np.arange(6).reshape(3, 2).astype(dtype), labels=[0, 1, 0])
+    scaled = {name: open_features(f"{tmp_path}/{name}.npz", scale=0.5) for name in ("bytes", "words", "reals")}
+    check_alike(scaled["bytes"], scaled["words"])
+    for a, b in (("bytes", "reals"), ("reals", "words")):
+        with pytest.raises(UserError, match=rf"{b}\.npz holds .*{a}\.npz .*one scale, 0\.5, for both"):
+            check_alike(scaled[a], scaled[b])
+        check_alike(*(open_features(f"{tmp_path}/{name}.npz") for name in (a, b)))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "npz"])
+def test_labels_with_blanks_do_no_harm_where_none_are_needed(tmp_path: Path, suffix: str, capsys):
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "csv":
+        path.write_text("a,b,label\n1,2,cat\n3,4,\n")
+    elif suffix == "parquet":
+        pq.write_table(pa.table({"a": [1.0, 3.0], "b": [2.0, 4.0], "label": ["cat", None]}), path)
+    else:
+        np.savez(path, features=np.array([[1.0, 2], [3, 4]]), labels=np.array([0.0, np.nan]))
+    found = open_features(str(path), labelled=False)
+    assert found.labels.shape == (0,)
+    np.testing.assert_array_equal(found.read()[:, 0], [[1, 2], [3, 4]])
+    assert "labels are not used" in capsys.readouterr().err
+    with pytest.raises(UserError):
+        open_features(str(path))
 
 
 def test_classes_and_their_encoding():

@@ -14,7 +14,7 @@ from configs import features as experiment
 from nml_jax import log, main
 from nml_jax.data.features import open_features
 from nml_jax.errors import UserError
-from nml_jax.stages import feature_sets, predict
+from nml_jax.stages import feature_sets, predict, tune
 from nml_jax.training import tuned
 
 D, CLASSES = 12, ("ant", "bee", "cat")
@@ -138,19 +138,132 @@ def test_without_a_test_file_a_part_of_the_training_file_is_held_out(files: Path
     assert {(row.split, row.domain, row.n_train, row.n_test) for row in rows} == {("holdout", "id", 63, 27)}
 
 
-def test_a_file_larger_than_its_share_of_memory_is_streamed(run: Path, files: Path, tmp_path: Path, monkeypatch):
-    """In shards of 32 rows; the same statistics, another order of rows, and about the same scores."""
-    monkeypatch.setattr(feature_sets, "rows_in", lambda *_: 64)
+@pytest.mark.parametrize(("share", "solved"), [(0.1, 16), (0.2, 32)])
+def test_a_file_larger_than_its_share_of_memory_is_streamed(
+    run: Path, files: Path, tmp_path: Path, monkeypatch, share: float, solved: int
+):
+    """In shards of a half of what memory holds; the same statistics, another order, and about the same scores."""
+    monkeypatch.setattr(feature_sets, "memory", lambda: 10 * 64 * 4 * D)
     named = {"features.train": str(files / "train.npz"), "features.test": str(files / "test.npz")}
-    cell = launch(tmp_path / "w", **named)
+    cell = launch(tmp_path / "w", **named, **{"features.memory": share})
     rows = {row.method: row for row in log.read_rows(cell) if row.metric == "accuracy"}
-    assert rows["lbfgs"].n_train == 32  # what is solved sees a sample
+    assert rows["lbfgs"].n_train == solved  # a quarter of the rows that the share holds: it takes eight times as much
     assert rows["nmtune"].n_train == rows["linear"].n_train == 90
     assert min(row.value for row in rows.values()) > 0.8
     whole = tuned.load(run / "heads" / "features" / "linear,seed=0.safetensors").state["input"]
     parts = tuned.load(cell / "heads" / "features" / "linear,seed=0.safetensors").state["input"]
     for name in ("mean", "scale"):
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-4, atol=1e-5)
+    same = [np.array_equal(parts[name], whole[name]) for name in ("mean", "scale")]
+    assert all(same) == (share == 0.2)  # 90 rows in memory for 128 rows; or streamed, in float64
+
+
+def test_memory_is_what_the_container_may_have(tmp_path: Path, monkeypatch):
+    machine = feature_sets.memory()
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(feature_sets, "LIMITS", (limit,))
+    for text, wanted in (("max\n", None), ("12345\n", 12345), (f"{2**62}\n", None)):
+        limit.write_text(text)
+        found = feature_sets.memory()
+        assert found == wanted if wanted else found >= machine
+
+
+def test_a_table_may_have_its_columns_in_any_order(tmp_path: Path):
+    features, labels = blobs(90, 0)
+    for name, order, rows in (("train", range(D), slice(60)), ("test", range(D - 1, -1, -1), slice(60, 90))):
+        head = ",".join(f"f{i}" for i in order)
+        lines = [
+            ",".join(map(str, x[list(order)])) + f",{y}" for x, y in zip(features[rows], labels[rows], strict=True)
+        ]
+        (tmp_path / f"{name}.csv").write_text("\n".join([f"{head},label", *lines]) + "\n")
+    named = {f"features.{name}": str(tmp_path / f"{name}.csv") for name in ("train", "test")}
+    cell = launch(tmp_path / "w", **named, **{"tune.methods": ("ridge",)})
+    (row,) = [row for row in log.read_rows(cell) if row.metric == "accuracy"]
+    assert row.value > 0.9
+    taken = json.loads((cell / "features.json").read_text())["columns"]
+    assert {tuple(of["taken"]) for of in taken.values()} == {tuple(f"f{i}" for i in range(D))}
+
+
+def test_a_gallery_of_one_row_per_class(tmp_path: Path, capsys):
+    """Nothing can be held out to choose by: the middle of each grid, no verdict, and the report says why."""
+    rng = np.random.default_rng(0)
+    for name, n in (("train", 6), ("test", 24)):
+        y = np.arange(n) % 6
+        np.savez(tmp_path / f"{name}.npz", features=8 * np.eye(6, D)[y] + rng.normal(size=(n, D)), labels=y)
+    named = {f"features.{name}": str(tmp_path / f"{name}.npz") for name in ("train", "test")}
+    for seed in range(3):
+        config = experiment.get_config()
+        with config.unlocked():
+            config.update_from_flattened_dict(SMALL | named | {
+                "seed": seed, "tune.methods": ("lbfgs", "linear"), "tune.lrs": (0.5, 0.02, 0.1), "tune.cs": (1.0, 0.1),
+                "stages": ("features", "tune", "diagnose", "report"), "features.label": "labels"})  # fmt: skip
+        main.launch(config, tmp_path / "w", pinned={"seed": seed})
+    rows = log.read_rows(tmp_path / "w" / "seed=0")
+    hypers = {row.method: row.hyper for row in rows if row.metric == "accuracy"}
+    assert hypers["lbfgs"] == {"C": 1.0, "unvalidated": 1.0}
+    assert hypers["linear"] == {"lr": 0.1, "weight_decay": hypers["linear"]["weight_decay"], "unvalidated": 1.0}
+    said = capsys.readouterr().out
+    assert "with one training row of each class none was left to choose settings by" in said
+    text = (tmp_path / "w" / "report.html").read_text()
+    assert "No method could choose a setting" in text
+    assert "no claim, no validation" in text
+    assert "every method chooses among" not in text
+    assert "cannot be cross-validated: fewer than two classes have 4 rows" in text
+
+
+def test_a_method_that_diverges_is_left_out_and_the_others_go_on(files: Path, tmp_path: Path, capsys):
+    named = {"features.train": str(files / "train.npz"), "features.test": str(files / "test.npz"),
+             "tune.methods": ("lbfgs", "mlp"), "tune.lrs": (1e30,), "tune.steps": 4}  # fmt: skip
+    cell = launch(tmp_path / "w", **named, stages=("features", "tune", "report"))
+    rows = [row for row in log.read_rows(cell) if row.stage == "tune"]
+    assert {row.method for row in rows if row.metric == "accuracy"} == {"lbfgs"}
+    assert [(row.method, row.value) for row in rows if row.metric == "diverged"] == [("mlp", 1.0)]
+    assert tune.intact(cell)
+    said = "Training diverged, and there is no head to compare: MLP in 1 of 1 run."
+    assert said in capsys.readouterr().out
+    assert said in (tmp_path / "w" / "report.html").read_text()
+    with pytest.raises(UserError, match="training of every head diverged"):
+        launch(tmp_path / "v", **named | {"tune.methods": ("mlp",)})
+
+
+def test_what_is_finished_of_an_interrupted_stage_is_not_done_again(files: Path, tmp_path: Path, monkeypatch):
+    named = {"features.train": str(files / "train.npz"), "features.test": str(files / "test.npz"),
+             "tune.methods": ("ridge", "lbfgs")}  # fmt: skip
+    whole = launch(tmp_path / "whole", **named)
+    fit, asked = tune.heads.fit_seeds, []
+
+    def stopping(*args, method, **how):
+        asked.append(method)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return fit(*args, method=method, **how)
+
+    monkeypatch.setattr(tune.heads, "fit_seeds", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        launch(tmp_path / "w", **named)
+    cell = launch(tmp_path / "w", **named)
+    assert asked == ["ridge", "lbfgs", "lbfgs"]
+    assert log.read_rows(cell) == [*log.read_rows(whole)]
+    assert not (cell / "tuning").exists()
+
+
+def test_the_report_names_the_head_and_the_command_that_applies_it(run: Path, files: Path, tmp_path: Path, capsys):
+    main.launch(_reporting(files), run.parent, pinned={"seed": 0})
+    said = capsys.readouterr().out
+    path = run / "heads" / "features" / "lbfgs,seed=0.safetensors"
+    command = f"python -m nml_jax.stages.predict {path}"
+    assert command in said
+    assert command in (run.parent / "report.html").read_text()
+    assert predict.main([str(path), str(files / "far.npz"), "--out", str(tmp_path / "out.csv")]) == 0
+
+
+def _reporting(files: Path) -> ConfigDict:
+    config = experiment.get_config()
+    named = {f"features.{key}": str(files / f"{name}.npz") for key, name in
+             (("train", "train"), ("test", "test"), ("ood", "far"))}  # fmt: skip
+    with config.unlocked():
+        config.update_from_flattened_dict(SMALL | named | {"stages": ("report",)})
+    return config
 
 
 def test_views_shares_and_noise(files: Path, tmp_path: Path):

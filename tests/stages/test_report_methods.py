@@ -522,6 +522,38 @@ def test_tables_hold_the_numbers(built: Path) -> None:
     assert ["features/seed=3", "91.0", "92.0", "+1.00", "−3.00 to +5.00", "no difference shown"] in rows
 
 
+def test_measures_that_decide_nothing_have_intervals_over_seeds(tmp_path: Path) -> None:
+    found = contest(tmp_path / "a")
+    text = method_tables.differences(found, "")
+    test = found.decided[0]
+    for method in found.methods:
+        values = list(found.values(method, test, "macro_f1").values())
+        low, high = scipy.stats.t.interval(0.95, 4, np.mean(values), scipy.stats.sem(values))
+        assert f"{100 * low:.1f} to {100 * high:.1f}" in text
+    a, b = (found.values(m, test, "macro_f1") for m in (found.reference, "MLP"))
+    d = np.array([b[seed] - a[seed] for seed in a])
+    low, high = scipy.stats.t.interval(0.95, 4, d.mean(), scipy.stats.sem(d))
+    assert f"{100 * low:+.2f} to {100 * high:+.2f}".replace("-", "\N{MINUS SIGN}") in text
+    assert "paired t-test" not in text
+    held = contest(tmp_path / "b", tests=(("holdout", "id", 501),))
+    s = held.stat("MLP", held.decided[0], "macro_f1")
+    low, high = paired.over_seeds(s, redrawn=0.3)
+    assert (high - low) / (2 * 2.7764451051977987 * s.sd) == pytest.approx(np.sqrt(1 / 5 + 3 / 7))
+    assert f"{100 * low:.1f} to {100 * high:.1f}" in method_tables.differences(held, "")
+
+
+def test_the_customary_measure_comes_first(tmp_path: Path) -> None:
+    found = contest(tmp_path / "a")
+    flowers = dataclasses.replace(found, task="flowers102")
+    flowers.study.table.update({key._replace(task="flowers102"): value for key, value in
+                                list(flowers.study.table.items()) if key.task == "features"})  # fmt: skip
+    plain, customary = (method_tables.scores(c, "") for c in (found, flowers))
+    assert plain.index("accuracy") < plain.index("mean per class</th>")
+    assert customary.index("mean per class</th>") < customary.index("accuracy")
+    assert "For this task the mean per class is customary" in customary
+    assert "customary" not in plain
+
+
 def test_diagnosis_says_whether_runs_agree(tmp_path: Path) -> None:
     verdicts = ("NMTune is better than the tuned linear probe on held-out rows", "no difference shown between them")
     for name, given, said in (
