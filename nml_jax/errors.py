@@ -47,6 +47,8 @@ class PeerLost(Exception):
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _EITHER = (errno.EACCES, errno.EPERM, errno.EIO)
 
+FREE = "free or remount the disk, or use another --workdir; what was saved before is kept"
+
 
 def of_storage(error: Exception, path: object = None) -> UserError | None:
     """`error` as a UserError if it is a disk's, be it told by Python or by the storage library.
@@ -64,7 +66,7 @@ def of_storage(error: Exception, path: object = None) -> UserError | None:
     if code not in _FULL and not (path and isinstance(error, OSError)):
         return None
     cause = f"cannot write {path or named or 'to disk'}: {os.strerror(code) if code else error}"
-    return UserError(cause, "free or remount the disk, or use another --workdir; what was saved before is kept")
+    return UserError(cause, FREE)
 
 
 @contextlib.contextmanager

@@ -6,9 +6,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 LAST = 2  # of three processes
@@ -176,6 +176,32 @@ def all_say_something(index: int, timeout: int) -> None:
     time.sleep(60)
 
 
+def the_first_cannot_write_for_a_while(index: int, timeout: int, until: int = 7) -> None:
+    """From step 4 on, before its save, until the batch of step `until` + 1 is read; the state has 12 steps."""
+    import resource
+
+    from nml_jax import runtime
+    from nml_jax.training import checkpoint
+    from tests.training import tiny
+
+    checkpoint.LIMIT, checkpoint.PATIENCE = 20, 1.0
+    checkpoint._OPTIONS.timeout_secs = checkpoint.LIMIT
+    run = tiny.Run(Path(os.environ["FOLDER"]), tiny.tiny_config(**{"model.blocks": (1,)}), runtime.make_mesh())
+    free = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def batches(start: int) -> Iterator[Mapping[str, Any]]:
+        for k, batch in enumerate(tiny.random_batches(16)(start), start):
+            if index == 0 and k in (3, until):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4_500, free[1]) if k == 3 else free)
+            yield {name: rows[index * 8 : index * 8 + 8] for name, rows in batch.items()}
+
+    run.train(batches)
+
+
+def the_first_cannot_write(index: int, timeout: int) -> None:
+    the_first_cannot_write_for_a_while(index, timeout, until=99)
+
+
 def one_is_preempted_while_it_waits(index: int, timeout: int) -> None:
     from nml_jax import runtime
 
@@ -206,7 +232,8 @@ SCENES: dict[str, Callable[[int, int], None]] = {
     for scene in (
         all_are_preempted, all_have_bad_input, all_is_well, all_say_something, one_hangs, one_has_a_bug,
         one_has_bad_input, one_is_asked_again_and_again, one_is_killed, one_is_killed_in_a_collective, one_is_late,
-        one_is_preempted_while_it_waits, one_stands_still, the_first_has_bad_input, the_first_is_killed,
+        one_is_preempted_while_it_waits, one_stands_still, the_first_cannot_write,
+        the_first_cannot_write_for_a_while, the_first_has_bad_input, the_first_is_killed,
     )
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from nml_jax import log
 from nml_jax.data import banks
 from nml_jax.errors import PeerLost
 from tests import pairs, peers, small
-from tests.small import PINNED, flags
+from tests.small import flags
 
 ROOT = Path(__file__).parent.parent
 CELL = "noise=0.3,seed=0"
@@ -24,7 +24,8 @@ CELL = "noise=0.3,seed=0"
 # Every stage after pre-training; their kind of row, and who works in them: all processes, or the first.
 LATER = ("extract", "tune", "finetune", "diagnose")
 FINETUNE = {"finetune.epochs": 1.0, "finetune.lrs": (1e-2,), "finetune.rank": 2, "finetune.targets": ("resnet_conv",),
-            "finetune.wise": (0.0, 1.0), "finetune.terms": ("none",), "model.blocks": (1,)}  # fmt: skip
+            "finetune.wise": (0.0, 1.0), "finetune.terms": ("none",), "finetune.head_init": "fresh",
+            "model.blocks": (1,)}  # fmt: skip
 
 
 def together(args: list[str], *, count: int = 2) -> list[peers.Ended]:
@@ -66,7 +67,6 @@ def test_two_processes_train_as_one(tmp_path: Path):
         for n in ("one", "two")
     ]
     assert banks[0]["n"] == banks[1]["n"]
-    assert PINNED["noise"] == 0.3
 
 
 @pytest.mark.slow
@@ -164,21 +164,12 @@ def test_zero_shot_and_retrieval_write_one_result(tmp_path: Path):
         require_one_result(tmp_path / "one" / cell, tmp_path / name / cell)
 
 
-def begun(run: Path, stage: str) -> bool:
-    """Whether a stage is under way."""
-    try:
-        record = json.loads((run / "run.json").read_text())["stages"].get(stage, {})
-    except FileNotFoundError:
-        return False
-    return "inputs" in record and "output" not in record
-
-
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "at the start": lambda run: run.exists(),
     "in a step": lambda run: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0,
     "in a save": lambda run: any(run.glob("checkpoints/*tmp*")),
-    "in extraction": lambda run: begun(run, "extract"),
-    "in tuning": lambda run: begun(run, "tune"),
+    "in extraction": lambda run: any((run / "banks").glob("*/.*.part")),
+    "in tuning": lambda run: any((run / "heads").rglob("*.safetensors")),
 }
 
 
@@ -186,7 +177,8 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_kill_at_any_moment_ends_the_other_with_a_line(tmp_path: Path, moment: str, victim: int):
-    options = {"stages": ("pretrain", "extract", "tune"), "runtime.timeout": 20, "runtime.log_every": 1}
+    limit = 20  # seconds
+    options = {"stages": ("pretrain", "extract", "tune"), "runtime.timeout": limit, "runtime.log_every": 1}
     port = peers.free_port()
     args = ["-m", "nml_jax.main", *flags(tmp_path / "run", **options)]
     pair = [peers.begin(args, i, 2, port) for i in range(2)]
@@ -201,4 +193,4 @@ def test_a_kill_at_any_moment_ends_the_other_with_a_line(tmp_path: Path, moment:
     assert other.code == PeerLost.exit_code, other.out
     assert other.line.startswith(f"stopped: process {victim} ("), other.out
     assert "Traceback" not in other.out
-    assert time.monotonic() - killed < 90
+    assert time.monotonic() - killed < limit + 10, "the limit, and what a busy machine takes to end"

@@ -208,7 +208,7 @@ class Job:
             print(f"no step for {still:.0f} s: {self._standing(stood)}", file=sys.stderr, flush=True)
 
     def _standing(self, places: Mapping[int, Place]) -> str:
-        """ "process 1 (its host) of 8 at step 7 (step), the others at step 9 (step)": the few first, they hold all up."""
+        """ "process 1 (its host) of 8 at step 7 (step), the others at step 9 (step)": first who holds them up."""
         groups: dict[Place, list[int]] = {}
         for process, place in places.items():
             groups.setdefault(place, []).append(process)

@@ -85,15 +85,15 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
     Returns:
         Whether it ran.
     """
-    stage, record = module(name), read_record(workdir)
+    stage, record, first = module(name), read_record(workdir), jax.process_index() == 0
     where = f"{workdir.name}: {name}"
     if runtime.agree(not force and is_done(name, config, workdir)):
         before = record["stages"][name].get("revision", "")
         changed = f" (by revision {before or 'unknown'}; this is {revision})" if before != revision else ""
-        log.say(f"{where} is done, skipped{changed}")
+        if first:
+            log.say(f"{where} is done, skipped{changed}")
         return False
     own, now = record["stages"].get(name, {}), inputs(name, config, record)
-    first = jax.process_index() == 0
     recorded = name in record["stages"]
     changed, redo = recorded and own.get("inputs") != now, force and (not recorded or "output" in own)
     if first and (changed or redo):

@@ -10,13 +10,14 @@ A step's folder holds three checkpointables and the hashes of their files:
 Extraction and notebooks read `model` alone.
 """
 
-import contextlib
 import hashlib
 import json
 import re
+import shutil
 import sys
+import threading
 from concurrent import futures
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from nml_jax import errors, log, models, runtime, settings
+from nml_jax import errors, log, models, processes, runtime, settings
 from nml_jax.models import convert
 from nml_jax.training.state import TrainState
 
@@ -34,9 +35,21 @@ SCHEMA = 2  # of the parts
 # Seconds that training waits for a save that is still being written when the next is due.
 PATIENCE = 10.0
 
+# Seconds that a save may take. Also, nobody waits longer than this for a part that another process does not write.
+LIMIT = 300
+
+BUSY = "busy"
+WAITED = "not every part was written within"
+
+# Of the folders of the library that are no checkpoint yet.
+TEMPORARY = ".orbax-checkpoint-tmp"
+
 
 class Checkpoints:
     """The checkpoints of one run: saved asynchronously, at most one in flight.
+
+    Every process calls `save` at the same steps. What has become of a save they tell each other, so that all of them go
+    on alike, and no one waits in the storage library for a process that has left it.
 
     Args:
         folder: `<run>/checkpoints`; created.
@@ -47,27 +60,21 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, every: int, keep: int, keep_every: int, meta: dict[str, Any]):
-        policies = ocp.training.preservation_policies
-        rules = [policies.LatestN(max(keep, 1)), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
-        self.folder, self.every, self.keep_every, self.meta = folder, every, keep_every, json.dumps(meta)
-        self.policy = policies.AnyPreservationPolicy(rules)
-        with errors.storage(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        self.checkpointer: ocp.training.Checkpointer | None = self._open()
-        self.hasher = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-hashes")
+        self.folder, self.every, self.keep, self.keep_every = folder, every, max(keep, 1), keep_every
+        self.meta = json.dumps(meta)
         self.pending: tuple[int, Future] | None = None
-
-    def _open(self) -> ocp.training.Checkpointer:
+        self.abandoned: list[Future] = []
         if sys.unraisablehook is not _unraisable:
             sys.unraisablehook = _unraisable
-        # Orbax would skip a step that its own policy declines; here `due` decides, and every call of `save` saves.
-        with errors.storage(self.folder):
-            return ocp.training.Checkpointer(
-                str(self.folder.resolve()),
-                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),  # type: ignore[arg-type]
-                preservation_policy=self.policy,  # type: ignore[arg-type]
-                cleanup_tmp_directories=True,  # what a killed or failed save has left
-            )
+        with errors.storage(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._clean()
+
+    def _clean(self) -> None:
+        """Remove what a killed or failed save has left; it takes space."""
+        if jax.process_index() == 0:
+            for left in self.folder.glob(f"*{TEMPORARY}*"):
+                shutil.rmtree(left, ignore_errors=True)
 
     def due(self, step: int) -> bool:
         return step % self.every == 0
@@ -75,74 +82,125 @@ class Checkpoints:
     def save(self, state: TrainState, *, must: bool = False) -> None:
         """Begin to save; returns when the state has been copied, so that its buffers may be donated.
 
-        A save that fails, or that storage has no time for as it still writes the one before, is told and left out:
-        training is worth more than one of its checkpoints, and the last good one stays.
+        A save that fails on any process, or that storage has no time for as it still writes the one before, is told and
+        left out: training is worth more than one of its checkpoints, and the last good one stays.
 
         Args:
-            must: wait until it is on the disk, and fail if it cannot be.
+            must: wait until it is on the disk, hashed, on all processes, and fail if it cannot be.
 
         Raises:
             UserError: with `must`, that the disk takes no more.
+            PeerLost: some process does not come here.
         """
         step = int(state.step)
-        for_good = self.keep_every and step % self.keep_every == 0
-        if self.pending and not must and not for_good and runtime.anywhere(not self._written(self.pending[1])):
-            log.say(f"the checkpoint of step {self.pending[0]} is still being written; that of step {step} is left out")
-            return
-        self._settle()
-        parts = _parts(state) | {"meta": {"json": self.meta, "schema": SCHEMA}}
-        try:
-            self.checkpointer = self.checkpointer or self._open()
-            with errors.storage(self.folder):
-                response = self.checkpointer.save_checkpointables_async(step, parts)
-        except errors.UserError as e:
-            if must:
-                raise
-            self._failed(step, e)
-            return
-        self.pending = step, self.hasher.submit(self._finish, response, step)
+        if not self._settle(wait=must or self._for_good(step)):
+            return self._tell(f"{self._saving()} is still being written; that of step {step} is left out")
+        # A process that fails in the library at once leaves the others alone in it. So what it begins with is tried.
+        if cause := processes.agree(self._refused()):
+            return self._lost(step, cause, must)
+        self.pending = step, self._begin(step, _parts(state) | {"meta": {"json": self.meta, "schema": SCHEMA}})
         if must:
-            self.wait()
+            self._settle(wait=True, must=True)
+
+    def _for_good(self, step: int) -> bool:
+        return self.keep_every > 0 and step % self.keep_every == 0
+
+    def _saving(self) -> str:
+        return f"the checkpoint of step {self.pending[0] if self.pending else 0}"
+
+    def _refused(self) -> str:
+        """Why the disk takes no more folders and files, or ""; asked by the first process."""
+        probe = self.folder / f"probe{TEMPORARY}"
+        try:
+            if jax.process_index() == 0:
+                probe.mkdir()
+                (probe / "file").write_bytes(bytes(4096))
+        except OSError as e:
+            return _cause(e, self.folder)
+        finally:
+            shutil.rmtree(probe, ignore_errors=True)
+        return ""
+
+    def _begin(self, step: int, parts: dict[str, Any]) -> Future:
+        """Of the save, its hashes and the removal of older ones."""
+        ended: Future[None] = Future()
+
+        def finish(response: Any) -> None:
+            try:
+                ended.set_result(self._finish(response, step))
+            except BaseException as e:
+                ended.set_exception(e)
+
+        try:
+            with ocp.Context(async_options=_OPTIONS):
+                response = ocp.save_checkpointables_async(str(self.folder.resolve() / str(step)), parts)
+        except _FAULTS as e:
+            ended.set_exception(e)
+        else:
+            threading.Thread(target=finish, args=[response], daemon=True, name="checkpoint").start()
+        return ended
 
     def _finish(self, response: Any, step: int) -> None:
-        if response.result() and jax.process_index() == 0:
-            write_sums(self.folder / str(step))
+        response.result()
+        if jax.process_index() > 0:
+            return
+        write_sums(self.folder / str(step))
+        for old in steps(self.folder)[: -self.keep]:
+            if not self._for_good(old):
+                shutil.rmtree(self.folder / str(old))
 
-    def _written(self, save: Future) -> bool:
-        """Whether a save in flight is at its end, after some patience."""
-        return bool(futures.wait([save], timeout=PATIENCE).done)
+    def _settle(self, *, wait: bool, must: bool = False) -> bool:
+        """Whether no save is in flight any more, on all processes; if it has failed on one of them, that is told.
 
-    def wait(self) -> None:
-        """Wait for the save in flight and its hashes.
+        Args:
+            wait: until there is none.
+            must: raise if it has failed.
+        """
+        waited = False
+        while self.pending is not None:
+            step, save = self.pending
+            futures.wait([save], timeout=PATIENCE)
+            said = processes.gather(self._outcome(save), f"the save of step {step}", slack=PATIENCE)
+            if causes := [(i, cause) for i, cause in enumerate(said) if cause not in ("", BUSY)]:
+                # Who has waited in vain does not know why; others may, of a save that has failed, wait yet.
+                who, cause = min(causes, key=lambda found: found[1].startswith(WAITED))
+                self.pending = None
+                self.abandoned = [s for s in (*self.abandoned, save) if not s.done()]
+                self._clean()
+                self._lost(step, f"process {who}: {cause}" if len(said) > 1 else cause, must)
+            elif BUSY not in said:
+                self.pending = None
+            elif not wait:
+                return False
+            elif not waited:
+                waited = True
+                self._tell(f"{self._saving()} is still being written; waiting for it, {LIMIT} s at most")
+        return True
+
+    def _outcome(self, save: Future) -> str:
+        """What has become of a save here: "" if it is written, BUSY, or why it cannot be.
 
         Raises:
-            UserError: it failed.
+            Exception: what is no fault of storage or of other processes.
         """
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            with errors.storage(self.folder):
-                pending[1].result()
-
-    def _settle(self) -> None:
-        """Wait for the save in flight; if it failed, say so and be ready for the next."""
-        step = self.pending[0] if self.pending else 0
+        if not save.done():
+            return BUSY
         try:
-            self.wait()
-        except errors.UserError as e:
-            self._failed(step, e)
+            save.result()
+        except _FAULTS as e:
+            return _cause(e, self.folder)
+        return ""
 
-    def _failed(self, step: int, error: errors.UserError) -> None:
-        kept = latest_step(self.folder)
-        last = f"the last good checkpoint is that of step {kept}" if kept else "there is no good checkpoint yet"
-        log.say(f"the checkpoint of step {step} is lost: {error.cause}; training goes on, {last}")
-        self._release()
+    def _lost(self, step: int, cause: str, must: bool) -> None:
+        if must:
+            raise errors.UserError(cause, errors.FREE)
+        good = [k for k in steps(self.folder) if k != step or (self.folder / str(k) / SUMS).exists()]
+        last = f"the last good checkpoint is that of step {good[-1]}" if good else "there is no good checkpoint yet"
+        self._tell(f"the checkpoint of step {step} is lost: {cause}; training goes on, {last}")
 
-    def _release(self) -> None:
-        """Let the storage library go; a new one removes what a failed save has left, which takes space."""
-        checkpointer, self.checkpointer = self.checkpointer, None
-        with contextlib.suppress(OSError, ValueError):  # it repeats what went wrong in the background
-            if checkpointer is not None:
-                checkpointer.close()
+    def _tell(self, message: str) -> None:
+        if jax.process_index() == 0:
+            log.say(message)
 
     def restore(self, shapes: TrainState) -> TrainState | None:
         """The latest state, placed as `shapes` says (any mesh), or None if there is no checkpoint yet.
@@ -159,10 +217,15 @@ class Checkpoints:
         return TrainState(**loaded["model"], **loaded["train"])
 
     def close(self) -> None:
-        """Wait for the save in flight; if it failed, say so."""
-        self._settle()
-        self.hasher.shutdown()
-        self._release()
+        """Wait for the save in flight; if it failed here, say so. Of several processes one alone may come here."""
+        if self.pending is not None:
+            step, save = self.pending
+            futures.wait([save])
+            if cause := self._outcome(save):
+                self._lost(step, cause, must=False)
+        if any(not save.done() for save in self.abandoned):
+            log.say(f"waiting until the storage library gives up a failed save, {LIMIT} s at most")
+            futures.wait(self.abandoned)
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
@@ -170,6 +233,26 @@ def _parts(state: TrainState) -> dict[str, Any]:
     model = {"params": state.params, "model_state": state.model_state, "ema": state.ema}
     train = {"opt_state": state.opt_state, "step": state.step, "key": state.key, "skipped": state.skipped}
     return {"model": model, "train": train}
+
+
+# Folders that the library cannot make in the background are waited for in the background, long after it is known.
+_OPTIONS = ocp.options.AsyncOptions(timeout_secs=LIMIT, create_directories_asynchronously=False)
+
+# What a save may fail of: the disk, as Python or the library puts it; a process that does not write its part in time.
+_FAULTS = (OSError, ValueError, jax.errors.JaxRuntimeError)
+
+
+def _cause(error: Exception, folder: Path) -> str:
+    """One line.
+
+    Raises:
+        ValueError: `error`, if it is no fault of storage.
+    """
+    if isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError)):
+        return f"{WAITED} {LIMIT} s: {processes.first_line(error)}"
+    if told := errors.of_storage(error, folder):
+        return told.cause
+    raise error
 
 
 def _unraisable(unraisable: Any) -> None:

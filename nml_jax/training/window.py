@@ -89,7 +89,8 @@ class Window:
             NonFinite: a metric is not finite in a step whose loss and gradient are; names step and ids.
         """
         values = jax.device_get([values for _, values, _ in self.steps])
-        ids = {step: self._whole(rows["id"]) for step, _, rows in self.steps}
+        whole = self._whole(np.stack([rows["id"] for _, _, rows in self.steps], axis=1))
+        ids = {step: whole[:, k] for k, (step, _, _) in enumerate(self.steps)}
         undecodable: list[int] = []
         for (step, _, rows), metrics in zip(self.steps, values, strict=True):
             for name, (total, _) in metrics.items():
@@ -105,7 +106,7 @@ class Window:
         return Seen(means, ids, skipped, undecodable)
 
     def _whole(self, rows: np.ndarray) -> np.ndarray:
-        """A process's rows of a global batch -> all of them; every process must ask."""
+        """A process's rows of a global batch, along the first axis -> all of them; every process must ask."""
         if jax.process_count() == 1:
             return rows
         return runtime.fetch(self.put({"rows": rows}), self.mesh)["rows"]
