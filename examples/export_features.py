@@ -25,9 +25,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -57,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             command.add_argument("--wait", type=float, default=1.0, help="seconds before the first; doubles each time")
     args = parser.parse_args(argv)
     args.run(args)
+
+
+def fail(cause: str, cure: str) -> NoReturn:
+    print(f"error: {cause}\n  cure: {cure}", file=sys.stderr)
+    sys.exit(2)
 
 
 def export_timm(args: argparse.Namespace) -> None:
@@ -103,7 +109,7 @@ def export_api(args: argparse.Namespace) -> None:
     of = json.dumps([args.url, args.model, hashlib.sha256(json.dumps(texts).encode()).hexdigest()]) + "\n"
     lines = part.read_text().splitlines(keepends=True) if part.exists() else []
     if lines and lines[0] != of:
-        sys.exit(f"{part} belongs to other texts or another model; delete it to begin anew")
+        fail(f"{part} belongs to other texts or another model", "delete it to begin anew")
     lines = [line for line in lines or [of] if line.endswith("\n")]  # not the half line of a run that was killed
     part.write_text("".join(lines))
     with part.open("a") as f:
@@ -126,13 +132,13 @@ def request(args: argparse.Namespace, texts: list[str]) -> list[list[float]]:
             with urllib.request.urlopen(urllib.request.Request(args.url, body, headers), timeout=120) as reply:
                 data = sorted(json.load(reply)["data"], key=lambda item: item["index"])
             if len(data) != len(texts):
-                sys.exit(f"{args.url} gave {len(data)} embeddings for {len(texts)} texts")
+                fail(f"{args.url} gave {len(data)} embeddings for {len(texts)} texts", "try a smaller --batch")
             return [item["embedding"] for item in data]
         except OSError as e:  # urllib's errors, timeouts and lost connections
             busy = not isinstance(e, urllib.error.HTTPError) or e.code in (408, 429) or e.code >= 500
             if not busy or attempt == args.retries:
                 said = e.read(300).decode(errors="replace") if isinstance(e, urllib.error.HTTPError) else ""
-                sys.exit(f"{args.url}: {e} {said}".rstrip())
+                fail(f"{args.url}: {e} {said}".rstrip(), "see to the address, the key and the limits of the service")
             print(f"{args.url}: {e}; asking again", file=sys.stderr)
             time.sleep(args.wait * 2**attempt)
     raise AssertionError("the last attempt returns or exits")
@@ -145,7 +151,7 @@ def encode_images(args: argparse.Namespace, model, encode: Callable, transform: 
 
     paths = sorted(path for path in args.folder.glob("*/*") if path.suffix.lower() in IMAGES)
     if not paths:
-        sys.exit(f"{args.folder} has no images; they lie in FOLDER/<class>/<image>")
+        fail(f"{args.folder} has no images", "let them lie in FOLDER/<class>/<image>")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.eval().to(device)
     features = []
@@ -158,10 +164,13 @@ def encode_images(args: argparse.Namespace, model, encode: Callable, transform: 
 
 def read_texts(path: Path) -> tuple[list[str], list[str]]:
     """The columns text and label of a CSV file."""
-    with path.open(newline="", encoding="utf-8-sig") as f:
-        rows = list(csv.DictReader(f))
-    if not rows or None in (rows[0].get("text"), rows[0].get("label")):
-        sys.exit(f"{path} has no rows with the columns text and label")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as f:
+            rows = list(csv.DictReader(f))
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        fail(f"{path} cannot be read: {e}", "give a CSV file in UTF-8")
+    if not rows or any(None in (row.get("text"), row.get("label")) for row in rows):
+        fail(f"{path} has no rows, or one without the columns text and label", "give a CSV with a header text,label")
     return [row["text"] for row in rows], [row["label"] for row in rows]
 
 
@@ -176,10 +185,15 @@ def save(args: argparse.Namespace, features: np.ndarray, names: list[str]) -> No
     """Write the file: under its name only when it is complete."""
     classes = sorted(set(names), key=lambda name: (int(name), "") if name.isdecimal() else (sys.maxsize, name))
     if args.like:
-        with safe_open(args.like, "numpy") as file:
-            classes = json.loads((file.metadata() or {})["class_names"])
+        try:
+            with safe_open(args.like, "numpy") as file:
+                classes = json.loads((file.metadata() or {})["class_names"])
+        except (OSError, SafetensorError, KeyError, ValueError) as e:
+            fail(f"{args.like} does not say what its classes are: {e}", "give a file that this script has written")
         if unknown := sorted(set(names) - set(classes)):
-            sys.exit(f"{args.like} has no classes {', '.join(unknown)}")
+            fail(
+                f"{args.like} has no classes {', '.join(unknown)}", "drop their rows, or export the training file anew"
+            )
     number = {name: i for i, name in enumerate(classes)}
     arrays = {
         "features": np.ascontiguousarray(features, np.float32),

@@ -13,22 +13,30 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import safetensors.numpy
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.pipeline import make_pipeline
+
+
+def fail(cause: str, cure: str) -> NoReturn:
+    print(f"error: {cause}\n  cure: {cure}", file=sys.stderr)
+    sys.exit(2)
 
 
 def read(path: Path) -> tuple[list[str], list[str]]:
     """Texts and labels of a CSV."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        fail(f"{path} cannot be read: {e}", "give a CSV file in UTF-8")
     if not rows or not {"text", "label"} <= rows[0].keys():
-        sys.exit(
-            f"error: {path} has no rows, or no columns text and label\n  cure: give a CSV with a header text,label"
-        )
+        fail(f"{path} has no rows, or no columns text and label", "give a CSV with a header text,label")
+    if wrong := [i for i, row in enumerate(rows) if None in (row["text"], row["label"])]:
+        fail(f"{path}: row {wrong[0]} has no text or no label", "give both in every row")
     return [row["text"] for row in rows], [row["label"] for row in rows]
 
 
@@ -38,30 +46,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("files", type=Path, nargs="+", help="the training file first")
     parser.add_argument("--dim", type=int, default=256)
     args = parser.parse_args(argv)
+    if args.dim < 1:
+        fail(f"--dim={args.dim}", "give 1 or more")
     stems = [path.stem for path in args.files]
     if doubled := [path for i, path in enumerate(args.files) if path.stem in stems[:i]]:
         both = f"{doubled[0]} and a file before it would both become {doubled[0].stem}.safetensors"
-        sys.exit(f"error: {both}\n  cure: rename one of them")
+        fail(both, "rename one of them")
     texts, labels = zip(*(read(path) for path in args.files), strict=True)
     names = sorted(set(labels[0]))
-    encoder = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\S+"),
-        TruncatedSVD(args.dim, random_state=0),
-    ).fit(texts[0])
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\S+")
+    try:
+        counted = words.fit_transform(texts[0])
+    except ValueError as e:
+        fail(f"{args.files[0]}: {str(e).splitlines()[0]}", "give texts with words in them")
+    dim = min(args.dim, *counted.shape)  # a matrix has no more directions than rows and columns
+    if dim < args.dim:
+        print(f"{args.files[0]}: {dim} features, not {args.dim}, from so few texts or words", file=sys.stderr)
+    reduced = TruncatedSVD(dim, random_state=0).fit(counted)
     args.out.mkdir(parents=True, exist_ok=True)
     for path, text, label in zip(args.files, texts, labels, strict=True):
         known = {name: i for i, name in enumerate(names)}
         if unknown := set(label) - set(names):
-            sys.exit(
-                f"error: {path} has the class {min(unknown)!r}, which {args.files[0]} has not\n  cure: drop its rows"
-            )
+            fail(f"{path} has the class {min(unknown)!r}, which {args.files[0]} has not", "drop its rows")
         tensors = {
-            "features": encoder.transform(text).astype(np.float32),
+            "features": reduced.transform(words.transform(text)).astype(np.float32),
             "labels": np.array([known[name] for name in label], np.int64),
         }
         target = args.out / f"{path.stem}.safetensors"
         safetensors.numpy.save_file(tensors, target, {"class_names": json.dumps(names)})
-        print(f"{target}: {tensors['features'].shape[0]} × {args.dim}, {len(names)} classes")
+        print(f"{target}: {tensors['features'].shape[0]} × {dim}, {len(names)} classes")
 
 
 if __name__ == "__main__":

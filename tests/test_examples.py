@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -110,10 +111,17 @@ def test_api_in_batches_after_a_busy_reply(example: ModuleType, server: Server, 
     assert server.keys == {"Bearer abc"}
 
 
-def test_api_goes_on_where_it_was_stopped(example: ModuleType, server: Server, arguments: list[str], tmp_path: Path):
+def refused(capsys: pytest.CaptureFixture, words: str, program: ModuleType, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        program.main(arguments)
+    assert re.search(f"error: .*{words}.*\n  cure: ", capsys.readouterr().err)
+
+
+def test_api_goes_on_where_it_was_stopped(
+    example: ModuleType, server: Server, arguments: list[str], tmp_path: Path, capsys
+):
     server.replies = [200, 503, 503, 503]
-    with pytest.raises(SystemExit, match=r"503.*busy"):
-        example.main(arguments)
+    refused(capsys, r"503.*busy", example, arguments)
     part = tmp_path / "out.safetensors.part"
     part.write_text(part.read_text()[:-4])  # killed while it wrote
     server.asked.clear()
@@ -123,18 +131,16 @@ def test_api_goes_on_where_it_was_stopped(example: ModuleType, server: Server, a
 
 
 def test_api_keeps_parts_of_other_texts_apart(
-    example: ModuleType, server: Server, arguments: list[str], tmp_path: Path
+    example: ModuleType, server: Server, arguments: list[str], tmp_path: Path, capsys
 ):
     server.replies = [200, 401]
-    with pytest.raises(SystemExit, match="401"):
-        example.main(arguments)
+    refused(capsys, "401", example, arguments)
     assert len(server.asked) == 2  # a wrong key is not tried again
     texts(tmp_path / "texts.csv", [("other", "cat")])
-    with pytest.raises(SystemExit, match="belongs to other texts"):
-        example.main(arguments)
+    refused(capsys, "belongs to other texts", example, arguments)
 
 
-def test_classes_of_an_earlier_file(example: ModuleType, arguments: list[str], tmp_path: Path):
+def test_classes_of_an_earlier_file(example: ModuleType, arguments: list[str], tmp_path: Path, capsys):
     example.main(arguments)
     command, url, _, _, *options = arguments
     table = texts(tmp_path / "test.csv", [("text 3", "dog"), ("text 4", "cow")])
@@ -144,14 +150,14 @@ def test_classes_of_an_earlier_file(example: ModuleType, arguments: list[str], t
     assert test.labels.tolist() == [2, 1]
     check_alike(open_features(f"{tmp_path}/out.safetensors"), test)
     texts(tmp_path / "test.csv", [("text 3", "hen")])
-    with pytest.raises(SystemExit, match="no classes hen"):
-        example.main([command, url, table, f"{tmp_path}/test.safetensors", *options, like])
+    refused(capsys, "no classes hen", example, [command, url, table, f"{tmp_path}/test.safetensors", *options, like])
 
 
-def test_a_table_without_texts(example: ModuleType, arguments: list[str], tmp_path: Path):
+def test_a_table_without_texts(example: ModuleType, arguments: list[str], tmp_path: Path, capsys):
     (tmp_path / "texts.csv").write_text("sentence,label\nhello,1\n")
-    with pytest.raises(SystemExit, match="columns text and label"):
-        example.main(arguments)
+    refused(capsys, "columns text and label", example, arguments)
+    (tmp_path / "texts.csv").unlink()
+    refused(capsys, r"texts\.csv cannot be read", example, arguments)
 
 
 @pytest.mark.parametrize("command", ["timm", "open_clip", "hf", "api"])
@@ -161,7 +167,7 @@ def test_every_subcommand_explains_itself(example: ModuleType, command: str, cap
     assert "OUT" in capsys.readouterr().out
 
 
-def test_sentences_as_features(root: Path, tmp_path: Path):
+def test_sentences_as_features(root: Path, tmp_path: Path, capsys):
     program = loaded(root / "examples" / "text_features.py")
     rows = [(f"word{i} word{i % 3} again", "ab"[i % 2]) for i in range(20)]
     for folder in ("train", "other"):
@@ -172,6 +178,15 @@ def test_sentences_as_features(root: Path, tmp_path: Path):
     assert [(len(each), each.dim, each.class_names) for each in found] == [(20, 4, ("a", "b")), (5, 4, ("a", "b"))]
     np.testing.assert_array_equal(found[0].read()[:5], found[1].read())
     same = texts(tmp_path / "other" / "d.csv", rows[:5])
-    with pytest.raises(SystemExit, match=r"d\.csv and a file before it would both become d\.safetensors"):
-        program.main([f"{tmp_path}/new", train, same])
+    words = r"d\.csv and a file before it would both become d\.safetensors"
+    refused(capsys, words, program, [f"{tmp_path}/new", train, same])
+    refused(capsys, r"none\.csv cannot be read", program, [f"{tmp_path}/new", f"{tmp_path}/none.csv"])
+    refused(capsys, "--dim=0", program, [f"{tmp_path}/new", train, "--dim", "0"])
+    refused(
+        capsys, "empty vocabulary", program, [f"{tmp_path}/new", texts(tmp_path / "e.csv", [("", "a"), (" ", "b")])]
+    )
     assert not (tmp_path / "new").exists()
+    few = texts(tmp_path / "few.csv", [("one two", "a"), ("two three", "b"), ("four", "a")])
+    program.main([f"{tmp_path}/few", few])  # of 256 features
+    assert open_features(f"{tmp_path}/few/few.safetensors").dim == 3
+    assert "3 features, not 256" in capsys.readouterr().err
