@@ -169,8 +169,9 @@ def get_config() -> ConfigDict:
     features.label = ""  # name of the label array or column. "": the one there is of label, labels, y, target, class
     features.columns = ""  # name of the feature array or list column. "": the only one, or all but label and id
     features.scale = 1.0  # real value = stored value × scale, as for uint8
-    # Above it training features are streamed in shards. L-BFGS takes eight times as much while it is solved.
-    features.memory = 0.1  # share of this machine's memory
+    # Above it training features are streamed in shards. What is solved (L-BFGS, ridge, k-NN) takes eight times that,
+    # and above a quarter of it sees a sample of that size.
+    features.memory = 0.1  # share of this machine's memory, or of what its container may have
 
     # Heads on features. The same views, splits, epochs and number of settings tried for every method.
     tune = config.tune = ConfigDict()
@@ -229,8 +230,16 @@ def get_config() -> ConfigDict:
     finetune.methods = ("lora", "full")  # lora: factors and head | full: everything
     finetune.terms = ("none", "paper")  # none | a preset of NMTune, of which the covariance and singular-value terms
     finetune.consistency = False  # also its consistency term, with the features of the initial encoder
+    finetune.nmtune = ConfigDict()  # each replaces the preset's value; None: the preset's
+    finetune.nmtune.mse = placeholder(float)  # weight of the consistency term
+    finetune.nmtune.cov = placeholder(float)  # weight of the covariance term
+    finetune.nmtune.svd = placeholder(float)  # weight of the singular-value term
+    finetune.nmtune.per_dim = placeholder(bool)  # consistency: mean over features in place of their sum
+    finetune.nmtune.top = placeholder(int)  # singular-value term: mean share of so many largest values
     finetune.head = "linear"  # linear | mlp (that of the keys tune.width to tune.norm)
-    finetune.head_init = "fresh"  # fresh | probe (trained first, on the frozen encoder) | zeroshot (CLIP)
+    # Where the head starts, and the curve of WiSE-FT: probe (trained first, on the frozen encoder) | zeroshot (CLIP) |
+    # fresh (random weights, from which a curve means little)
+    finetune.head_init = "probe"
     finetune.epochs = 30.0  # of the training split
     finetune.batch = 64  # images per step
     finetune.lrs = (1e-4, 1e-3)  # peak learning rates to choose from, for every method; a probe's are tune.lrs

@@ -17,6 +17,8 @@ import optax
 from nml_jax.errors import UserError
 from nml_jax.objectives import nmtune
 
+VIEWS = 2  # so that no name says there is one: the terms here are those of single images
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FineTuning:
@@ -60,16 +62,24 @@ class FineTuning:
         return total, (new_state, metrics | {"loss": (total, one)})
 
 
-def make(preset: str, *, consistency: bool = False) -> FineTuning:
+def make(preset: str, *, consistency: bool = False, **overrides: Any) -> FineTuning:
     """The objective of "none", or of a key of nmtune.PRESETS; without `consistency`, its covariance and singular terms.
 
+    Args:
+        overrides: values in place of the preset's, by field; None: the preset's.
+
     Raises:
-        UserError: there is no such preset.
+        UserError: there is no such preset, or a value is out of range.
     """
     if preset == "none":
         return FineTuning()
     if preset not in nmtune.PRESETS:
         raise UserError(f"there are no terms {preset!r}", f"choose one of none, {', '.join(nmtune.PRESETS)}")
-    weights = nmtune.PRESETS[preset]
+    weights, _ = nmtune.weights(preset, VIEWS, **overrides)
     mse = weights.mse if consistency else 0.0
     return FineTuning(mse=mse, cov=weights.cov, svd=weights.svd, per_dim=weights.per_dim, top=weights.top)
+
+
+def named(terms: str, **overrides: Any) -> str | None:
+    """What rows and folders call the terms, as "paper" or "paper,svd=0.1"; None for "none"."""
+    return None if terms == "none" else nmtune.weights(terms, VIEWS, **overrides)[1]

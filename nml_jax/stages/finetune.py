@@ -38,7 +38,7 @@ from nml_jax.stages.finetune_runs import (
 )
 from nml_jax.training import checkpoint, finetune, lora
 
-VERSION = 2
+VERSION = 3
 KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract", "zeroshot", "tune", "finetune")
 UPSTREAM = ("pretrain",)
 
@@ -83,11 +83,25 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
     tasks.check(config, data=data)
     model = encoder.build(config, num_classes=0)
-    if config.finetune.head_init == "zeroshot" and not encoder.has_text(config):
-        raise errors.UserError(
-            f"finetune.head_init=zeroshot needs a text tower, and model.name={config.model.name} has none",
-            "set finetune.head_init to fresh or probe",
-        )
+    if config.finetune.head_init == "zeroshot":
+        if not encoder.has_text(config):
+            raise errors.UserError(
+                f"finetune.head_init=zeroshot needs a text tower, and model.name={config.model.name} has none",
+                "set finetune.head_init to fresh or probe",
+            )
+        for name in config.downstream.tasks:
+            evaluation.described(config, name, tasks.load(name, config).train.class_names if data else None)
+        if data:
+            encoder.load_tokenizer(config)
+    choices = {"finetune.lrs": config.finetune.lrs}
+    if config.finetune.head_init == finetune.PROBE:
+        choices["tune.lrs"] = config.tune.lrs
+    for key, values in choices.items():
+        if len(values) > 1 and not config.tune.validation:
+            raise errors.UserError(
+                f"tune.validation=0 leaves no images to choose {key} by",
+                f"set tune.validation above 0, or give {key} one value",
+            )
     if "lora" in config.finetune.methods:
         adapted = lora.adapt(model, rank=config.finetune.rank, alpha=config.finetune.alpha,
                              targets=config.finetune.targets)  # fmt: skip
@@ -115,18 +129,19 @@ def forget(workdir: Path) -> None:
 def tuned(site: Site, method: str, terms: str, heads: Heads, origin: dict[str, Any]) -> list[log.Row]:
     """Choose the learning rate, train, keep the result, and score it; what was finished before is read again."""
     folder, config = site.place(method, terms), site.config.finetune
-    if runtime.agree((folder / "rows.jsonl").exists()):
+    shared = {
+        **origin, "stage": "finetune", "task": site.task.name, "n_train": len(site.rows), "train_share": site.share,
+        "downstream_noise": 0.0, "method": method, "preset": site.preset(terms), "head_seed": site.config.seed,
+    }  # fmt: skip
+    kept = outcomes.place(site.folder.parents[1], shared)
+    whole = kept.is_file() and bool(checkpoint.steps(folder / "checkpoints"))
+    if runtime.agree(whole and (folder / "rows.jsonl").exists()):
         return log.read_rows(folder)
     done = chosen_and_trained(site, method, terms, config.lrs, heads)
     start = finetune.merged(done.begin(), config)
     start[0]["encoder"], start[1]["encoder"] = site.weights  # as it was, without NoisyTune's perturbation
     end = finetune.merged(runtime.fetch((done.state.params, done.state.model_state), site.mesh), config)
     keep(site, folder, end, done)
-    shared = {
-        **origin, "stage": "finetune", "task": site.task.name, "n_train": len(site.rows), "train_share": site.share,
-        "downstream_noise": 0.0, "method": method, "preset": None if terms == "none" else terms,
-        "head_seed": site.config.seed,
-    }  # fmt: skip
     hyper, rows = {"lr": done.lr, "weight_decay": config.weight_decay}, []
     right: dict[str, np.ndarray] = {}
     for share in (None, *config.wise):
@@ -138,7 +153,7 @@ def tuned(site: Site, method: str, terms: str, heads: Heads, origin: dict[str, A
         rows += [log.Row(**shared, **fields, metric=metric + mark, hyper=hyper | more)
                  for metric, fields in found]  # fmt: skip
     if jax.process_index() == 0:
-        outcomes.write(outcomes.place(site.folder.parents[1], shared), right)
+        outcomes.write(kept, right)
         with errors.storage(folder):
             log.write_rows(folder, "finetune", rows)
             for name in ("training", "search"):
@@ -173,7 +188,9 @@ def keep(site: Site, folder: Path, end: tuple[Any, Any], done: Trained) -> None:
     try:
         if not runtime.agree(bool(checkpoint.steps(folder / "checkpoints"))):
             placed = runtime.place((params, model_state), site.mesh)
-            result.save(dataclasses.replace(done.state, params=placed[0], model_state=placed[1], opt_state={}))
+            result.save(
+                dataclasses.replace(done.state, params=placed[0], model_state=placed[1], opt_state={}), must=True
+            )
     finally:
         result.close()
 

@@ -18,6 +18,7 @@ from nml_jax.data.quarantine import Quarantine
 from nml_jax.evals import EVALUATORS
 from nml_jax.models import Model
 from nml_jax.models.heads import Form
+from nml_jax.objectives import finetune as objectives
 from nml_jax.stages import encoder, evaluation
 from nml_jax.training import checkpoint, finetune, heads, loop
 from nml_jax.training.journal import Journal
@@ -54,7 +55,11 @@ class Site:
         )
 
     def place(self, method: str, terms: str = "none") -> Path:
-        return self.folder / setting_name(method, None if terms == "none" else terms, self.share, self.config.seed)
+        return self.folder / setting_name(method, self.preset(terms), self.share, self.config.seed)
+
+    def preset(self, terms: str) -> str | None:
+        """What rows call the terms."""
+        return objectives.named(terms, **self.config.finetune.nmtune)
 
 
 class Trained(NamedTuple):

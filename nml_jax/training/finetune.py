@@ -65,7 +65,7 @@ def classifier(model_config: Any, config: Any, setup: Setup) -> Model:
     if setup.method == "lora":
         encoder = lora.adapt(own, rank=config.rank, alpha=config.alpha, targets=config.targets)
     head = heads.head(setup.form, setup.num_classes)
-    compares = finetune.make(setup.terms, consistency=config.consistency).mse > 0
+    compares = objective(config, setup.terms).mse > 0
 
     def init(key: jax.Array, batch_spec: Any) -> tuple[Any, Any]:
         for_encoder, for_head = jax.random.split(key)
@@ -110,12 +110,17 @@ def build(
     AdamW with b1 0.9, b2 0.999 and eps 1e-8, the learning rate `lr` at the end of the warm-up and 0 at the end.
     """
     model = classifier(model_config, config, setup)
-    objective = finetune.make(setup.terms, consistency=config.consistency)
+    own = objective(config, setup.terms)
     params, _ = jax.eval_shape(lambda key: model.init(key, model.spec), jax.random.key(0))
     tx, schedule = optim.make(
         optimizer(config, params, setup.method, lr), params, steps=plan.steps, steps_per_epoch=plan.per_epoch
     )
-    return loop.assemble(model, functools.partial(objective.loss, model), tx, schedule, 0.0, mesh)
+    return loop.assemble(model, functools.partial(own.loss, model), tx, schedule, 0.0, mesh)
+
+
+def objective(config: Any, terms: str) -> finetune.FineTuning:
+    """The objective with the terms, weighted by the keys of the section `finetune`."""
+    return finetune.make(terms, consistency=config.consistency, **config.nmtune)
 
 
 def optimizer(config: Any, params: Any, method: str, lr: float) -> ConfigDict:
@@ -202,7 +207,11 @@ def check(config: Any) -> None:
         if known and (wrong := [value for value in values if value not in known]):
             raise UserError(f"finetune.{key}: no {wrong[0]!r}", f"it takes {', '.join(known)}")
     for terms in config.terms:
-        finetune.make(terms)
+        objective(config, terms)
+    for key in ("mse", "per_dim"):
+        if config.nmtune[key] is not None and not config.consistency:
+            cure = "set finetune.consistency=True, or leave this key out"
+            raise UserError(f"finetune.nmtune.{key}={config.nmtune[key]} is of a term that is left out", cure)
     for key, known in (("head", HEADS), ("head_init", ("fresh", PROBE, "zeroshot"))):
         if config[key] not in known:
             raise UserError(f"finetune.{key}={config[key]!r}", f"choose one of {', '.join(known)}")

@@ -1,5 +1,7 @@
 """The fine-tuning objective against NumPy in float64, and which terms it has."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,3 +79,14 @@ def test_the_gradient_reaches_what_makes_the_features():
 def test_unknown_terms_are_refused():
     with pytest.raises(UserError, match="no terms 'papers'"):
         finetune.make("papers")
+
+
+def test_weights_in_place_of_the_presets_are_in_the_name_too():
+    changed = finetune.make("paper", svd=0.5, top=3, cov=None, consistency=True)
+    assert changed == dataclasses.replace(finetune.make("paper", consistency=True), svd=0.5, top=3)
+    assert finetune.make("paper", svd=0.0).svd == 0
+    assert finetune.named("paper", svd=0.5, top=3, cov=None) == "paper,svd=0.5,top=3"
+    assert finetune.named("code") == "code"
+    assert finetune.named("none") is None
+    with pytest.raises(UserError, match=r"cov is -1"):
+        finetune.make("code", cov=-1.0)

@@ -22,11 +22,14 @@ CELL = "noise=0.3,seed=0"
 TUNING = {
     "stages": ("pretrain", "finetune"), "model.blocks": (1,), "train.epochs": 1.0, "optimizer.warmup_epochs": 0.0,
     "finetune.epochs": 1.0, "finetune.lrs": (1e-2,), "finetune.rank": 2, "finetune.targets": ("resnet_conv",),
-    "finetune.wise": (0.0, 1.0),
+    "finetune.wise": (0.0, 1.0), "finetune.head_init": "fresh",
 }  # fmt: skip
 
 pytestmark = pytest.mark.slow  # two minutes on two cores
 FRESH = finetune_runs.Heads(None, None)
+CLIP = {"model.name": "clip", "model.tower": "vit_ti", "model.patch": 4, "model.dim": 8, "model.depth": 1,
+        "model.heads": 2, "model.embed_dim": 6, "model.text_width": 8, "model.text_depth": 1, "model.text_heads": 2,
+        "model.text_context": 40, "model.text_vocab": 258, "finetune.head_init": "zeroshot"}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,13 +117,28 @@ def test_the_result_is_an_ordinary_checkpoint(finished: Path, method: str):
     assert not [p.name for p in (run / setting(method)).iterdir() if p.name in ("training", "search")]
 
 
-def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, tmp_path: Path, capsys):
+def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, tmp_path: Path, capsys, monkeypatch):
     run = Path(shutil.copytree(finished, tmp_path / "digits")) / CELL
     small.launch(run.parent, **TUNING)
     assert "finetune is done, skipped" in capsys.readouterr().err
     assert finetune.intact(run)
-    shutil.rmtree(run / setting("lora") / "checkpoints")
-    assert not finetune.intact(run)
+    whole, trained, train = values(log.read_rows(run)), [], finetune_runs.train
+
+    def counted(site, method, terms, *rest):
+        trained.append((method, terms))
+        return train(site, method, terms, *rest)
+
+    monkeypatch.setattr(finetune_runs, "train", counted)
+    (lora,) = [row for row in log.read_rows(run) if (row.method, row.preset, row.split, row.metric) ==
+               ("lora", None, "test", "accuracy")]  # fmt: skip
+    for gone in (run / setting("lora") / "checkpoints", outcomes.place(run, vars(lora))):
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+        assert not finetune.intact(run)
+        small.launch(run.parent, **TUNING)
+        assert "finetune is done" not in capsys.readouterr().err
+        assert finetune.intact(run)
+        assert values(log.read_rows(run)) == whole
+    assert trained == [("lora", "none")] * 2  # and nothing else
     finetune.forget(run)
     assert not (run / "finetune").exists()
     assert not (run / "correct" / "finetune").exists()
@@ -216,10 +234,7 @@ def test_a_trial_that_diverges_is_out_of_the_question(capsys):
 
 
 def test_zero_shot_weights_are_the_scaled_descriptions_of_the_classes(tmp_path: Path):
-    clip = {"model.name": "clip", "model.tower": "vit_ti", "model.patch": 4, "model.dim": 8, "model.depth": 1,
-            "model.heads": 2, "model.embed_dim": 6, "model.text_width": 8, "model.text_depth": 1, "model.text_heads": 2,
-            "model.text_context": 40, "model.text_vocab": 258, "finetune.head_init": "zeroshot"}  # fmt: skip
-    here = site(tmp_path, **clip)
+    here = site(tmp_path, **CLIP)
     head = finetune_runs.initial_heads(here).final
     assert head is not None
     kernel, bias = (head[0]["classifier"][name] for name in ("kernel", "bias"))
@@ -238,6 +253,12 @@ def test_zero_shot_weights_are_the_scaled_descriptions_of_the_classes(tmp_path: 
         ({"finetune.rank": 5}, "LoRA of rank 5"),
         ({"finetune.batch": 13}, "finetune.batch=13"),
         ({"finetune.methods": ("lora", "half")}, "no 'half'"),
+        ({"tune.validation": 0.0}, "no images to choose finetune.lrs by"),
+        ({"tune.validation": 0.0, "finetune.lrs": (0.1,), "tune.lrs": (0.1, 0.2)}, "no images to choose tune.lrs by"),
+        ({"finetune.nmtune.svd": -1.0}, "svd is -1.0"),
+        ({"finetune.nmtune.mse": 1.0}, "finetune.nmtune.mse=1.0 is of a term that is left out"),
+        (CLIP | {"data.tokenizer": "nowhere.json"}, "nowhere.json"),
+        (CLIP | {"zeroshot.class_names": "nowhere.json"}, "nowhere.json"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_run(overrides, cause: str):
