@@ -57,6 +57,28 @@ def run(files: Path, tmp_path_factory) -> Path:
     return launch(workdir, **named)
 
 
+def test_the_config_answers_from_three_files(files: Path, tmp_path: Path, capsys):
+    """All its stages; of its five methods and seeds the quickest two and three. The diagnosis trains NMTune, too."""
+    config = experiment.get_config()
+    assert config.stages == ("features", "tune", "diagnose", "report")
+    with config.unlocked():
+        config.sweep.seed, config.tune.methods = (0, 1, 2), ("lbfgs", "linear")
+        config.features.train, config.features.test, config.features.ood = (
+            str(files / f"{name}.npz") for name in ("train", "test", "far")
+        )
+    main.launch(config, tmp_path / "w", pinned={})
+    said = capsys.readouterr()
+    assert said.out.count("linear probe  ") == 2  # a line for each test
+    assert "Use the L-BFGS probe" in said.out
+    assert "python -m nml_jax.stages.predict" in said.out
+    assert said.err.count("diagnose finished") == 3
+    found = [json.loads((tmp_path / "w" / f"seed={seed}" / "diagnosis.json").read_text()) for seed in range(3)]
+    assert found[0] == found[1] == found[2]  # of one file, and once
+    text = (tmp_path / "w" / "report.html").read_text()
+    for words in ("every method chooses among 4 settings", found[0][0]["verdict"], "Macro-F1 and mean per class, with"):
+        assert words in text
+
+
 def test_a_run_leaves_rows_of_every_split(run: Path):
     rows = log.read_rows(run)
     assert {row.stage for row in rows} == {"features", "tune"}
