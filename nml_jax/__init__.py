@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nml_jax.spectrum import singular_values as singular_values
     from nml_jax.spectrum import sve as sve
     from nml_jax.spectrum import top_share as top_share
-    from nml_jax.training.checkpoint import load_model as load_model
+    from nml_jax.training.pretrained import load_model as load_model
 
 _HOME = {
     "NMTuneClassifier": "classifier",
@@ -34,7 +34,7 @@ _HOME = {
     "lsvr": "spectrum",
     "top_share": "spectrum",
     "SpectrumMeter": "spectrum",
-    "load_model": "training.checkpoint",
+    "load_model": "training.pretrained",
 }
 __all__ = ["__version__", *_HOME]
 

@@ -185,7 +185,6 @@ def the_first_cannot_write_for_a_while(index: int, timeout: int, until: int = 7)
     from tests.training import tiny
 
     checkpoint.LIMIT, checkpoint.PATIENCE = 20, 1.0
-    checkpoint._OPTIONS.timeout_secs = checkpoint.LIMIT
     run = tiny.Run(Path(os.environ["FOLDER"]), tiny.tiny_config(**{"model.blocks": (1,)}), runtime.make_mesh())
     free = resource.getrlimit(resource.RLIMIT_FSIZE)
 

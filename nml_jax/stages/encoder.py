@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from nml_jax import errors, models, noise, runtime, settings
 from nml_jax.data import tokenizer as tokenizers
 from nml_jax.data.tokenizer import Tokenizer
-from nml_jax.training import checkpoint
+from nml_jax.training import checkpoint, pretrained
 
 
 class Encoder(NamedTuple):
@@ -32,7 +32,7 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
         UserError: neither is there, the checkpoint is damaged, or the weights do not fit the model.
     """
     if checkpoint.steps(workdir / "checkpoints"):
-        loaded = checkpoint.load_model(workdir, step=config.extract.step, weights=config.extract.weights)
+        loaded = pretrained.load_model(workdir, step=config.extract.step, weights=config.extract.weights)
         params, model_state, step = loaded.params, loaded.model_state, loaded.step
         ledger = noise.Ledger.from_dict(loaded.meta["ledger"])
         model = build(config, num_classes=loaded.meta["num_classes"])
@@ -49,7 +49,7 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
             )
         step, ledger, model = 0, None, build(config, num_classes=config.data.num_classes or 1)
         params, model_state = model.init(jax.random.key(config.seed), model.spec)
-        params, model_state = checkpoint.warm_start(config.init_from, config, params, model_state)
+        params, model_state = pretrained.warm_start(config.init_from, config, params, model_state)
     else:
         raise errors.UserError(
             f"{workdir} holds no checkpoint to extract from", "run the pretrain stage first, or set --config.init_from"

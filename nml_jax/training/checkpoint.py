@@ -12,24 +12,22 @@ Extraction and notebooks read `model` alone.
 
 import hashlib
 import json
-import re
 import shutil
 import sys
 import threading
 from concurrent import futures
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from nml_jax import errors, log, models, processes, runtime, settings
-from nml_jax.models import convert
+from nml_jax import errors, log, processes, runtime
 from nml_jax.training.state import TrainState
+from nml_jax.training.sums import SUMS, latest_step, steps, verify, write_sums
 
-SUMS = "SHA256SUMS"
 SCHEMA = 2  # of the parts
 
 # Seconds that training waits for a save that is still being written when the next is due.
@@ -132,7 +130,7 @@ class Checkpoints:
                 ended.set_exception(e)
 
         try:
-            with ocp.Context(async_options=_OPTIONS):
+            with _context():
                 response = ocp.save_checkpointables_async(str(self.folder.resolve() / str(step)), parts)
         except _FAULTS as e:
             ended.set_exception(e)
@@ -145,6 +143,7 @@ class Checkpoints:
         if jax.process_index() > 0:
             return
         write_sums(self.folder / str(step))
+        self._clean()  # a save that had failed may have gone on for a while
         for old in steps(self.folder)[: -self.keep]:
             if not self._for_good(old):
                 shutil.rmtree(self.folder / str(old))
@@ -213,7 +212,7 @@ class Checkpoints:
             return None
         verify(self.folder / str(step))
         runtime.agree(step)  # the first process verifies, the others wait for it
-        loaded = _load(self.folder / str(step), _parts(shapes))
+        loaded = load(self.folder / str(step), _parts(shapes))
         return TrainState(**loaded["model"], **loaded["train"])
 
     def close(self) -> None:
@@ -235,9 +234,6 @@ def _parts(state: TrainState) -> dict[str, Any]:
     return {"model": model, "train": train}
 
 
-# Folders that the library cannot make in the background are waited for in the background, long after it is known.
-_OPTIONS = ocp.options.AsyncOptions(timeout_secs=LIMIT, create_directories_asynchronously=False)
-
 # What a save may fail of: the disk, as Python or the library puts it; a process that does not write its part in time.
 _FAULTS = (OSError, ValueError, jax.errors.JaxRuntimeError)
 
@@ -255,6 +251,15 @@ def _cause(error: Exception, folder: Path) -> str:
     raise error
 
 
+def _context() -> ocp.Context:
+    """How the library saves."""
+    context = ocp.Context()
+    context.async_options.timeout_secs = LIMIT
+    # Folders that it cannot make in the background it waits for in the background, long after that is known.
+    context.async_options.create_directories_asynchronously = False
+    return context
+
+
 def _unraisable(unraisable: Any) -> None:
     """The interpreter's hook, but for the callbacks of a failed write into an event loop that its library has closed:
     hundreds of tracebacks about a fault that is told in a line."""
@@ -262,51 +267,7 @@ def _unraisable(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def steps(folder: Path) -> list[int]:
-    """The steps saved in a `checkpoints` folder, ascending."""
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
-
-
-def latest_step(folder: Path) -> int | None:
-    return max(steps(folder), default=None)
-
-
-def write_sums(folder: Path) -> None:
-    """Write the SHA-256 of every file below `folder` in the format of sha256sum."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
-    log.atomic_write(folder / SUMS, "".join(f"{_sha(p)}  {p.relative_to(folder)}\n" for p in files))
-
-
-def verify(folder: Path) -> None:
-    """Prove that a checkpoint is as it was written.
-
-    A folder that Orbax has committed but that has no hashes yet comes from a run killed in between: it gets them now.
-
-    Raises:
-        UserError: the folder is no checkpoint, or a file is missing or differs from what was written.
-    """
-    if jax.process_index() > 0:
-        return
-    cure = f"delete {folder}; the run continues from the checkpoint before it, to the same result"
-    if not (folder / SUMS).exists():
-        if not ((folder / "_CHECKPOINT_METADATA").exists() and (folder / "model").is_dir()):
-            raise errors.UserError(f"{folder} is no checkpoint", cure)
-        write_sums(folder)
-    sums = re.findall(r"^([0-9a-f]{64})  (.+)$", (folder / SUMS).read_text("utf-8", "replace"), re.MULTILINE)
-    present = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
-    if present != sorted(name for _, name in sums):
-        raise errors.UserError(f"{folder} does not hold the files that its {SUMS} lists: it is truncated", cure)
-    for expected, name in sums:
-        if _sha(folder / name) != expected:
-            raise errors.UserError(f"{folder / name} has changed since it was written (SHA-256 differs)", cure)
-
-
-def _sha(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
+def load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
     """Read checkpointables into the given shapes and shardings."""
     cure = "use the config that wrote it, or another --workdir"
     saved = _shapes(ocp.checkpointables_metadata(str(folder.resolve())).metadata["model"])
@@ -336,101 +297,6 @@ def digest(tree: Any) -> str:
     return sha.hexdigest()
 
 
-class Loaded(NamedTuple):
-    """A model out of a checkpoint. `model.apply(params, model_state, batch, train=False, key=None)` runs it."""
-
-    model: models.Model
-    params: Any
-    model_state: Any
-    step: int
-    meta: dict[str, Any]  # config, ledger, num_classes, versions
-
-
 def read_meta(folder: Path) -> dict[str, Any]:
     """What was stored beside the arrays of checkpoint `folder`: config, ledger, num_classes, versions."""
     return json.loads(ocp.load_checkpointables(str(folder.resolve()), {"meta": None})["meta"]["json"])
-
-
-def load_model(run: str | Path, *, step: int | None = None, weights: str = "raw") -> Loaded:
-    """Load the model of a finished or interrupted run, on one device.
-
-    Args:
-        run: the folder of a run (a cell of a sweep), or one checkpoint's folder.
-        step: which checkpoint; None: the last.
-        weights: "raw" or "ema".
-
-    Raises:
-        UserError: nothing there, damaged, or without the moving average asked for.
-    """
-    folder = _find(Path(run), step)
-    verify(folder)
-    meta = read_meta(folder)
-    config = settings.from_json(meta["config"])
-    if weights not in ("raw", "ema") or (weights == "ema" and not config.train.ema):
-        raise errors.UserError(
-            f"{folder} holds no {weights!r} weights", "use weights='raw', or train with train.ema > 0"
-        )
-    model = models.build(config.model, num_classes=meta["num_classes"], image_size=config.data.image_size)
-    params, model_state = jax.eval_shape(lambda key: model.init(key, model.spec), jax.random.key(0))
-    shapes = {"params": params, "model_state": model_state, "ema": params if config.train.ema else None}
-    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), shapes)
-    loaded = _load(folder, {"model": shapes})["model"]
-    params = loaded["params"] if weights == "raw" else loaded["ema"]
-    return Loaded(model, params, loaded["model_state"], int(folder.name), meta)
-
-
-def _find(path: Path, step: int | None) -> Path:
-    """The checkpoint's folder below `path`."""
-    if path.name.isdecimal() and step is None:
-        parent, step = path.parent, int(path.name)
-    else:
-        parent = path / "checkpoints"
-    there = steps(parent)
-    if not there or (step is not None and step not in there):
-        what = f"checkpoint {step}" if there else "checkpoint"
-        has = f"it has {', '.join(map(str, there))}" if there else "a run's folder holds checkpoints/<step>"
-        raise errors.UserError(f"{path} holds no {what}", f"name the folder of a run; {has}")
-    return parent / str(step if step is not None else there[-1])
-
-
-def warm_start(init_from: str, config: Any, params: Any, model_state: Any) -> tuple[Any, Any]:
-    """Weights from elsewhere in place of fresh ones: a .safetensors file with timm's names, or a run's folder.
-
-    A head for another number of classes is left as it is, and this is said.
-
-    Args:
-        init_from: `config.init_from`.
-        config: the whole config.
-        params, model_state: fresh ones; they give the shapes.
-
-    Raises:
-        UserError: no such file, or weights of another model.
-    """
-    path = Path(init_from)
-    if not path.exists():
-        raise errors.UserError(f"init_from={init_from} does not exist", "give a .safetensors file or a run's folder")
-    if path.is_dir():
-        loaded = load_model(path)
-        given = {"params": loaded.params, "model_state": loaded.model_state}
-    else:
-        given = dict(zip(("params", "model_state"), convert.load(path, (params, model_state)), strict=True))
-    fresh = {"params": params, "model_state": model_state}
-    theirs = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(given)}
-    ours = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(fresh)}
-    head = [name for name in ours if name.startswith("['params']['head']")]
-    kept = {n for n in head if any(m not in theirs or theirs[m].shape != ours[m].shape for m in head)}
-    wrong = [n for n in ours if n not in kept and (n not in theirs or theirs[n].shape != ours[n].shape)]
-    if wrong := [*wrong, *(theirs.keys() - ours.keys() - kept)]:
-        name = min(wrong)
-        raise errors.UserError(
-            f"{init_from} holds another model than model.name={config.model.name}: {name} does not fit",
-            "set the model's keys to those of the weights",
-        )
-    if kept:
-        log.say(f"{init_from}: its head is for another number of classes; the head starts fresh")
-    merged = jax.tree_util.tree_map_with_path(
-        lambda p, x: x if jax.tree_util.keystr(p) in kept else np.asarray(theirs[jax.tree_util.keystr(p)], x.dtype),
-        fresh,
-    )
-    return merged["params"], merged["model_state"]

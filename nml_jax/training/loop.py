@@ -23,9 +23,10 @@ from nml_jax.errors import NonFinite, Preempted
 from nml_jax.models import micro
 from nml_jax.training import optim
 from nml_jax.training import state as train_state
-from nml_jax.training.checkpoint import Checkpoints, warm_start
+from nml_jax.training.checkpoint import Checkpoints
 from nml_jax.training.journal import Journal
 from nml_jax.training.plan import Plan as Plan
+from nml_jax.training.pretrained import warm_start
 from nml_jax.training.state import TrainState
 from nml_jax.training.window import LAG, Window
 

@@ -11,7 +11,7 @@ import pytest
 from nml_jax import load_model, models, runtime
 from nml_jax.errors import UserError
 from nml_jax.models import convert
-from nml_jax.training import checkpoint, loop
+from nml_jax.training import checkpoint, loop, pretrained
 from tests.training.tiny import host, step_batch
 
 
@@ -135,7 +135,7 @@ def test_warm_start_takes_all_but_a_head_for_other_classes(saved, capsys):
     run, expected = saved
     model = models.build(run.config.model, num_classes=7, image_size=8)
     fresh = model.init(jax.random.key(1), {"image": jax.ShapeDtypeStruct((1, 8, 8, 3), np.uint8)})
-    params, model_state = checkpoint.warm_start(str(run.folder), run.config, *fresh)
+    params, model_state = pretrained.warm_start(str(run.folder), run.config, *fresh)
     assert params["head"]["kernel"].shape[1] == 7
     np.testing.assert_array_equal(params["head"]["kernel"], fresh[0]["head"]["kernel"])
     np.testing.assert_array_equal(params["stem_conv"]["kernel"], expected[".params['stem_conv']['kernel']"])
@@ -151,7 +151,7 @@ def test_warm_start_refuses_another_model(saved):
     model = models.build(config.model, num_classes=3, image_size=8)
     fresh = model.init(jax.random.key(1), {"image": jax.ShapeDtypeStruct((1, 8, 8, 3), np.uint8)})
     with pytest.raises(UserError, match="does not fit"):
-        checkpoint.warm_start(str(run.folder), config, *fresh)
+        pretrained.warm_start(str(run.folder), config, *fresh)
 
 
 def make_other(run):
@@ -170,11 +170,11 @@ def test_warm_start_from_timm_names(saved, tmp_path):
     safetensors.numpy.save_file(convert.to_timm(loaded.params, loaded.model_state), file)
     spec = {"image": jax.ShapeDtypeStruct((1, 8, 8, 3), np.uint8)}
     fresh = loaded.model.init(jax.random.key(9), spec)
-    params, _ = checkpoint.warm_start(str(file), run.config, *fresh)
+    params, _ = pretrained.warm_start(str(file), run.config, *fresh)
     np.testing.assert_array_equal(params["head"]["kernel"], expected[".params['head']['kernel']"])
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(UserError, match=r"weights\.safetensors"):
-        checkpoint.warm_start(str(file), run.config, *fresh)
+        pretrained.warm_start(str(file), run.config, *fresh)
 
 
 def test_digest_tells_any_difference():

@@ -1,0 +1,106 @@
+"""A model out of a checkpoint, and weights to begin with: of another run, or from timm."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from nml_jax import errors, log, models, settings
+from nml_jax.models import convert
+from nml_jax.training import checkpoint
+
+
+class Loaded(NamedTuple):
+    """A model out of a checkpoint. `model.apply(params, model_state, batch, train=False, key=None)` runs it."""
+
+    model: models.Model
+    params: Any
+    model_state: Any
+    step: int
+    meta: dict[str, Any]  # config, ledger, num_classes, versions
+
+
+def load_model(run: str | Path, *, step: int | None = None, weights: str = "raw") -> Loaded:
+    """Load the model of a finished or interrupted run, on one device.
+
+    Args:
+        run: the folder of a run (a cell of a sweep), or one checkpoint's folder.
+        step: which checkpoint; None: the last.
+        weights: "raw" or "ema".
+
+    Raises:
+        UserError: nothing there, damaged, or without the moving average asked for.
+    """
+    folder = _find(Path(run), step)
+    checkpoint.verify(folder)
+    meta = checkpoint.read_meta(folder)
+    config = settings.from_json(meta["config"])
+    if weights not in ("raw", "ema") or (weights == "ema" and not config.train.ema):
+        raise errors.UserError(
+            f"{folder} holds no {weights!r} weights", "use weights='raw', or train with train.ema > 0"
+        )
+    model = models.build(config.model, num_classes=meta["num_classes"], image_size=config.data.image_size)
+    params, model_state = jax.eval_shape(lambda key: model.init(key, model.spec), jax.random.key(0))
+    shapes = {"params": params, "model_state": model_state, "ema": params if config.train.ema else None}
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), shapes)
+    loaded = checkpoint.load(folder, {"model": shapes})["model"]
+    params = loaded["params"] if weights == "raw" else loaded["ema"]
+    return Loaded(model, params, loaded["model_state"], int(folder.name), meta)
+
+
+def _find(path: Path, step: int | None) -> Path:
+    """The checkpoint's folder below `path`."""
+    if path.name.isdecimal() and step is None:
+        parent, step = path.parent, int(path.name)
+    else:
+        parent = path / "checkpoints"
+    there = checkpoint.steps(parent)
+    if not there or (step is not None and step not in there):
+        what = f"checkpoint {step}" if there else "checkpoint"
+        has = f"it has {', '.join(map(str, there))}" if there else "a run's folder holds checkpoints/<step>"
+        raise errors.UserError(f"{path} holds no {what}", f"name the folder of a run; {has}")
+    return parent / str(step if step is not None else there[-1])
+
+
+def warm_start(init_from: str, config: Any, params: Any, model_state: Any) -> tuple[Any, Any]:
+    """Weights from elsewhere in place of fresh ones: a .safetensors file with timm's names, or a run's folder.
+
+    A head for another number of classes is left as it is, and this is said.
+
+    Args:
+        init_from: `config.init_from`.
+        config: the whole config.
+        params, model_state: fresh ones; they give the shapes.
+
+    Raises:
+        UserError: no such file, or weights of another model.
+    """
+    path = Path(init_from)
+    if not path.exists():
+        raise errors.UserError(f"init_from={init_from} does not exist", "give a .safetensors file or a run's folder")
+    if path.is_dir():
+        loaded = load_model(path)
+        given = {"params": loaded.params, "model_state": loaded.model_state}
+    else:
+        given = dict(zip(("params", "model_state"), convert.load(path, (params, model_state)), strict=True))
+    fresh = {"params": params, "model_state": model_state}
+    theirs = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(given)}
+    ours = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(fresh)}
+    head = [name for name in ours if name.startswith("['params']['head']")]
+    kept = {n for n in head if any(m not in theirs or theirs[m].shape != ours[m].shape for m in head)}
+    wrong = [n for n in ours if n not in kept and (n not in theirs or theirs[n].shape != ours[n].shape)]
+    if wrong := [*wrong, *(theirs.keys() - ours.keys() - kept)]:
+        name = min(wrong)
+        raise errors.UserError(
+            f"{init_from} holds another model than model.name={config.model.name}: {name} does not fit",
+            "set the model's keys to those of the weights",
+        )
+    if kept:
+        log.say(f"{init_from}: its head is for another number of classes; the head starts fresh")
+    merged = jax.tree_util.tree_map_with_path(
+        lambda p, x: x if jax.tree_util.keystr(p) in kept else np.asarray(theirs[jax.tree_util.keystr(p)], x.dtype),
+        fresh,
+    )
+    return merged["params"], merged["model_state"]
