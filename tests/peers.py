@@ -158,9 +158,9 @@ def one_is_asked_again_and_again(index: int, timeout: int) -> None:
 
 def one_stands_still(index: int, timeout: int) -> None:
     from nml_jax import processes
-    from nml_jax.processes import job
+    from nml_jax.processes import progress
 
-    job.STILL = 2.0
+    progress.STILL = 2.0
     with processes.training(lambda: (7 if index == LAST else 9, "step")):
         time.sleep(7)
 

@@ -63,6 +63,23 @@ def test_between_saves_the_file_is_left_alone_for_a_while(tmp_path, clock):
     assert json.loads((tmp_path / goodput.FILE).read_text())["sessions"][0]["step"] == 3
 
 
+def test_a_disk_that_refuses_is_not_asked_again_at_once(tmp_path, clock, monkeypatch):
+    asked = []
+
+    def full(path, value) -> None:
+        asked.append(value)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(goodput.log, "write_json", full)
+    record = goodput.Record(tmp_path, clock, 0)
+    clock.at(100.0)
+    with pytest.raises(OSError, match="No space"):
+        record.write(1, now=False)
+    clock.at(101.0)
+    record.write(2, now=False)
+    assert len(asked) == 1
+
+
 def test_what_a_later_session_does_again_is_lost(tmp_path):
     """The first reached step 10 of which 4 were kept; the second got to 6, the third began at 4 again."""
     write(tmp_path, session(0, 10, step=20.0, start=1.0), session(4, 6, step=3.0), session(4, 12, step=8.0))

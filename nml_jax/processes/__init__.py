@@ -134,11 +134,11 @@ def training(place: Callable[[], tuple[int, str]]) -> Iterator[None]:
     if _job is None:
         yield
         return
-    _job.place = place
+    _job.progress.place = place
     try:
         yield
     finally:
-        _job.place = None
+        _job.progress.place = None
 
 
 def hosts() -> list[str]:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -21,21 +21,16 @@ from jax._src import distributed  # the client of the service, which JAX's own l
 
 from nml_jax.errors import NonFinite, PeerLost, Preempted
 from nml_jax.processes import cluster
+from nml_jax.processes.progress import Progress
 
 T = TypeVar("T")
 
 TICK = 1.0  # seconds between two looks at the others
 GRACE = 5.0  # seconds that a process has for an error of its own when it hears of another's
-STILL = 300.0  # seconds without a step after which it is said who stands where, and again after as many
 FOREVER = 7 * 24 * 3600.0  # seconds; such waits end when a peer is lost
 
-# Keys of the service: who has ended, and why; who is on which host; what process 0 has decided; what all have said; how
-# far each has come.
-STOPPED, HOSTS, AGREED, GATHERED, PLACES = (
-    f"nml_jax/{name}/" for name in ("stopped", "host", "agreed", "gathered", "place")
-)
-
-Place = tuple[int, str]  # step, and what is being done there
+# Keys of the service: who has ended, and why; who is on which host; what process 0 has decided; what all have said.
+STOPPED, HOSTS, AGREED, GATHERED = (f"nml_jax/{name}/" for name in ("stopped", "host", "agreed", "gathered"))
 
 
 class Job:
@@ -49,9 +44,7 @@ class Job:
         self.timeout, self.state = timeout, distributed.global_state
         self.hosts: dict[int, str] = {}  # of every process, once all are there
         self.agreed = self.gathered = self.rounds = 0  # answers of process 0, of all; looks at the others: all lived
-        self.place: Callable[[], Place] | None = None  # how far this process has come in training
-        self.stood: dict[int, Place] = {}  # where all were when one last moved, ...
-        self.moved, self.said = time.monotonic(), 0  # when that was, and how often it was said
+        self.progress = Progress(self)
         self.cause: str | None = None  # why this process must end, ...
         self.code: int | None = None  # and with which code it is about to
         self.over = threading.Event()  # nobody is missed any more
@@ -178,43 +171,20 @@ class Job:
                 farewells = self._farewells()
                 missing = set() if farewells else set(range(self.count)) - self._live()
                 farewells = farewells or (self._farewells() if missing else {})  # who is missing may have said why
-                self._progress()
+                self.progress.look()
             except jax.errors.JaxRuntimeError as e:
-                self.cause = f"{self._named([0])}, the coordinator, does not answer: {first_line(e)}"
+                self.cause = f"{self.named([0])}, the coordinator, does not answer: {first_line(e)}"
                 break
             if farewells:
                 # Of several the first cause: others may have ended for its sake.
                 who, said = min(farewells.items(), key=lambda item: item[1]["code"] == PeerLost.exit_code)
-                self.cause = f"{self._named([who])} ended with exit code {said['code']}: {said['words']}"
+                self.cause = f"{self.named([who])} ended with exit code {said['code']}: {said['words']}"
                 pause = patience(said["code"], self.timeout)
             elif missing:
-                self.cause = f"{self._named(missing)} {'is' if len(missing) == 1 else 'are'} gone without a word"
+                self.cause = f"{self.named(missing)} {'is' if len(missing) == 1 else 'are'} gone without a word"
             self.rounds += 1
         if self.cause is not None and not self.over.wait(pause):
             self.leave(PeerLost.exit_code, f"stopped: {self.cause}", self.cause)
-
-    def _progress(self) -> None:
-        """Tell the others how far this process has come; the first says where all stand if nobody moves."""
-        if self.place is not None:
-            self.client.key_value_set(f"{PLACES}{self.index}", json.dumps(self.place()), allow_overwrite=True)
-        if self.index > 0:
-            return
-        places = self.client.key_value_dir_get(PLACES) if self.place is not None else ()
-        stood = {int(key.rpartition("/")[2]): tuple(json.loads(place)) for key, place in places}
-        if stood != self.stood:
-            self.stood, self.moved, self.said = stood, time.monotonic(), 0
-        elif stood and (still := time.monotonic() - self.moved) >= STILL * (self.said + 1):
-            self.said += 1
-            print(f"no step for {still:.0f} s: {self._standing(stood)}", file=sys.stderr, flush=True)
-
-    def _standing(self, places: Mapping[int, Place]) -> str:
-        """ "process 1 (its host) of 8 at step 7 (step), the others at step 9 (step)": first who holds them up."""
-        groups: dict[Place, list[int]] = {}
-        for process, place in places.items():
-            groups.setdefault(place, []).append(process)
-        *few, (step, part) = sorted(groups, key=lambda place: (len(groups[place]), place))
-        named = [f"{self._named(groups[place])} at step {place[0]} ({place[1]})" for place in few]
-        return ", ".join([*named, f"{'the others' if few else 'all'} at step {step} ({part})"])
 
     def _farewells(self) -> dict[int, dict[str, Any]]:
         return {int(key.rpartition("/")[2]): json.loads(said) for key, said in self.client.key_value_dir_get(STOPPED)}
@@ -229,7 +199,7 @@ class Job:
             os._exit(self.code)
         if not self.is_joining:
             if self.hosts and not _answers(self.address):
-                _end(f"{self._named([0])}, the coordinator, is gone without a word")
+                _end(f"{self.named([0])}, the coordinator, is gone without a word")
             return
         os.dup2(self.stderr, 2)
         said = self._heard()
@@ -237,7 +207,7 @@ class Job:
             _end(f"{late} did not come within {self.timeout:g} s; see that all were started and reach {self.address}")
         if not _answers(self.address):
             own = " (which every host has for itself)" if cluster.is_loopback(self.address) else ""
-            _end(f"{self._named([0])} did not answer at {self.address}{own} within {self.timeout:g} s")
+            _end(f"{self.named([0])} did not answer at {self.address}{own} within {self.timeout:g} s")
         sys.stderr.writelines(said)
 
     def _heard(self) -> list[str]:
@@ -251,9 +221,9 @@ class Job:
             return ""
         late = [int(i) for i in re.findall(r"(\d+)\n", found[2])]
         more = self.count - int(found[1]) - len(late)  # it lists but the first of many
-        return self._named(late) + (f" and {more} more" if more > 0 else "")
+        return self.named(late) + (f" and {more} more" if more > 0 else "")
 
-    def _named(self, processes: Iterable[int]) -> str:
+    def named(self, processes: Iterable[int]) -> str:
         """ "processes 2 (its host) and 3 (its host) of 8" """
         known = [f"{i} ({self.hosts[i]})" if i in self.hosts else str(i) for i in sorted(processes)]
         return f"process{'es' if len(known) > 1 else ''} {' and '.join(known)} of {self.count}"
