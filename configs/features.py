@@ -31,4 +31,6 @@ def get_config() -> ConfigDict:
     config.tune.lrs = (0.03, 0.01, 0.003, 0.001)
     config.tune.weight_decays = (1e-4,)  # in so few steps another one makes no difference
     config.tune.cs = (3e-4, 3e-3, 0.03, 0.3)
+    config.tune.alphas = (1.0, 10.0, 100.0, 1000.0)
+    config.tune.ks = (1, 3, 10, 30)
     return config.lock()

@@ -161,8 +161,6 @@ def alpha_req(s: ArrayLike) -> Any:
 
 # What is reported of every spectrum, by its name in the rows.
 MEASURES = {"sve": sve, "lsvr": lsvr, "top_share": top_share}
-# What a diagnosis of features adds, each of the singular values of the centred features for `alpha_req`, else as above.
-DIAGNOSIS = {**MEASURES, "effective_rank": effective_rank, "stable_rank": stable_rank, "alpha_req": alpha_req}
 
 
 class SpectrumMeter:

@@ -72,11 +72,6 @@ class Features:
         """Of the D features; () where the file has none, as for arrays and lists."""
         return self.columns if len(self.columns) == self.dim else ()
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all features as float32."""
-        return math.prod(self.shape) * 4
-
     def rows(self, index: np.ndarray) -> np.ndarray:
         """The rows `index` (integers in [0, N), any order), float32 [n, V, D]. A table is scanned for them, once.
 

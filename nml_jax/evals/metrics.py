@@ -7,21 +7,18 @@ import numpy as np
 from nml_jax.errors import UserError
 
 
-def confusion(labels: Any, predictions: Any, num_classes: int, mask: Any = None) -> np.ndarray:
+def confusion(labels: Any, predictions: Any, num_classes: int) -> np.ndarray:
     """How often class i was predicted as class j.
 
     Args:
         labels: int [N], the true classes, in [0, num_classes).
         predictions: int [N], likewise.
         num_classes: K.
-        mask: [N], or None: rows that are 0 (or False) here do not count.
 
     Returns:
         int64 [K, K], true class by predicted class; add the matrices of parts to get that of the whole.
     """
     cells = np.asarray(labels, np.int64) * num_classes + np.asarray(predictions, np.int64)
-    if mask is not None:
-        cells = cells[np.asarray(mask) > 0]
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 

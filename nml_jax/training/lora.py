@@ -128,8 +128,3 @@ def adapt(model: Model, *, rank: int, alpha: float, targets: Sequence[str]) -> M
         return model.apply(merge(base, params["lora"], alpha / rank), model_state, batch, **how)
 
     return Model(init_both, apply, model.spec)
-
-
-def count(factors: Any) -> int:
-    """Numbers in the factors: r·(rows + out) of every adapted kernel."""
-    return sum(x.size for x in jax.tree.leaves(factors))

@@ -75,7 +75,7 @@ def refused(spec: object, *words: str, **options) -> None:
 @pytest.mark.parametrize("name", [*ARRAYS, *TABLES])
 def test_every_format_gives_what_was_written(tmp_path: Path, name: str):
     found = open_features(write(tmp_path / name))
-    assert (len(found), found.views, found.dim, found.nbytes) == (N, 1, D, N * D * 4)
+    assert (len(found), found.views, found.dim) == (N, 1, D)
     np.testing.assert_array_equal(found.labels, Y)
     assert found.labels.dtype.kind == "i"
     whole = found.read()
@@ -170,7 +170,7 @@ def test_a_file_of_50_gb_is_not_loaded(tmp_path: Path):
     array.flush()
     np.save(tmp_path / "y.npy", np.zeros(n, np.uint8))
     found = open_features(f"{tmp_path}/x.npy,{tmp_path}/y.npy")
-    assert found.nbytes == n * d * 4 > 49e9
+    assert 4 * len(found) * found.dim > 49e9
     rows = found.rows(np.array([5, n - 1]))
     assert (rows[0] == 0).all()
     assert rows[1, 0, 3] == 7

@@ -105,6 +105,7 @@ def test_one_feature_has_no_spectrum_in_the_mode_code(tmp_path: Path):
         ("tune.noise_kind", "some"),
         ("tune.ks", (0,)),
         ("tune.noisytune", float("nan")),
+        ("tune.validation", 0.0),
     ],
 )
 def test_settings_of_heads_in_a_dry_run(files: Path, tmp_path: Path, key: str, value):

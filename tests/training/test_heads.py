@@ -364,12 +364,13 @@ def test_a_tie_of_scores_that_are_no_logits_goes_to_the_strongest_regularisation
     assert fit("lbfgs", train=blobs(distance=50), cs=(0.1, 10.0)).hyper == {"C": 10.0}  # whose scores are logits
 
 
-def test_one_row_of_each_class_takes_the_first_setting(capsys):
+def test_one_row_of_each_class_takes_the_middle_of_the_grid(capsys):
     features, labels = np.eye(K, D, dtype=np.float32), np.arange(K)
-    result = fit(train=(features, labels), lrs=(0.1, 0.01), weight_decays=(0.0,), epochs=50)
+    result = fit(train=(features, labels), lrs=(0.3, 0.01, 0.1), weight_decays=(0.0,), epochs=50)
     assert result.hyper == {"lr": 0.1, "weight_decay": 0.0}
+    assert result.unvalidated
     assert result.validation == []
-    assert "the first is taken" in capsys.readouterr().err
+    assert "the middle of the grid is taken" in capsys.readouterr().err
 
 
 def test_validation_scores_are_those_of_a_head_trained_without_the_validation_part():

@@ -157,20 +157,19 @@ def test_ridge_without_penalty_is_the_shortest_least_squares():
 def test_knn_is_that_of_scikit_learn(monkeypatch, block):
     monkeypatch.setattr(neighbours, "BLOCK", block)
     (X, y), (T, _) = blobs(), blobs(110, seed=5)
-    for distance in ("cosine", "euclidean"):
-        fitted = fit_knn(X, y, KS, num_classes=4, distance=distance)
-        for k, probe in zip(KS, fitted, strict=True):
-            got = probe(T)
-            sklearn = KNeighborsClassifier(k, metric=distance).fit(X.astype(np.float64), y)
-            np.testing.assert_array_equal(np.floor(got), np.rint(k * sklearn.predict_proba(T)))
-            if k == 1:
-                np.testing.assert_array_equal(got.argmax(1), sklearn.predict(T))
+    for k, probe in zip(KS, fit_knn(X, y, KS, num_classes=4), strict=True):
+        got = probe(T)
+        sklearn = KNeighborsClassifier(k, metric="cosine").fit(X.astype(np.float64), y)
+        np.testing.assert_array_equal(np.floor(got), np.rint(k * sklearn.predict_proba(T)))
+        if k == 1:
+            np.testing.assert_array_equal(got.argmax(1), sklearn.predict(T))
 
 
 def test_knn_by_hand():
-    X, y = [[0.0], [1.0], [3.0], [10.0]], [2, 0, 0, 1]
-    one, two, three, four = fit_knn(X, y, (1, 2, 3, 9), num_classes=3, distance="euclidean")
-    point = np.array([[0.4]])
+    angles = np.array([0.0, 0.3, 0.9, 3.0])
+    X, y = np.stack([np.cos(angles), np.sin(angles)], 1) * [[1], [20], [0.5], [3]], [2, 0, 0, 1]
+    one, two, three, four = fit_knn(X, y, (1, 2, 3, 9), num_classes=3)
+    point = 7 * np.array([[np.cos(0.12), np.sin(0.12)]])
     assert [probe(point).argmax() for probe in (one, two, three, four)] == [2, 2, 0, 0]
     np.testing.assert_allclose(two(point), [[1 + 1 / 3, 0, 1 + 2 / 3]])  # a tie, broken by the rank of the nearest
     assert np.floor(four(point)).sum() == 4  # all rows there are
@@ -183,13 +182,13 @@ def test_equally_near_rows_count_in_order(monkeypatch):
     np.testing.assert_array_equal(probe(np.ones((5, 2))).argmax(1), [2] * 5)
 
 
-def test_knn_keeps_small_differences():
-    """Far from the origin, squares of float32 would hold none of these distances; nor would those of huge numbers."""
+def test_knn_knows_no_scale():
+    """Squares of such numbers are beyond float32."""
     X, y = blobs()
-    for shift, scale in ((1e6, 1.0), (0.0, 1e30), (0.0, 1e-30)):
-        moved = X.astype(np.float64) * scale + shift
-        (probe,) = fit_knn(moved, y, (3,), num_classes=4, distance="euclidean")
-        (plain,) = fit_knn(X, y, (3,), num_classes=4, distance="euclidean")
+    (plain,) = fit_knn(X, y, (3,), num_classes=4)
+    for scale in (1e30, 1e-30):
+        moved = X.astype(np.float64) * scale
+        (probe,) = fit_knn(moved, y, (3,), num_classes=4)
         np.testing.assert_array_equal(probe(moved), plain(X))
     (probe,) = fit_knn(np.vstack([X, np.zeros((1, 10))]), np.append(y, 0), (1,), num_classes=4)
     np.testing.assert_array_equal(probe(X * np.float32(1e30)).argmax(1), y)
@@ -276,8 +275,6 @@ def test_input_is_left_alone(name):
         ({"grid": ()}, "is no value to fit with"),
         ({"grid": (-1,)}, "=-1 is no value"),
         ({"grid": (np.nan,)}, "=nan is no value"),
-        ({"sample_weight": [1, -1, 1]}, "weights"),
-        ({"sample_weight": [0, 0, 0]}, "weights"),
     ],
 )
 def test_bad_calls(name, change, message):
@@ -287,6 +284,8 @@ def test_bad_calls(name, change, message):
         fit(arguments.pop("features"), arguments.pop("labels"), arguments.pop("grid"), num_classes=2, **arguments)
 
 
-def test_unknown_distance():
-    with pytest.raises(UserError, match="'manhattan' is unknown"):
-        fit_knn([[0.0], [1.0]], [0, 1], (1,), num_classes=2, distance="manhattan")
+@pytest.mark.parametrize("fit", [fit_lbfgs, fit_ridge])
+@pytest.mark.parametrize("weights", [[1, -1, 1], [0, 0, 0], [1, 1]])
+def test_bad_weights(fit, weights):
+    with pytest.raises(UserError, match="weights"):
+        fit([[0.0], [1.0], [2.0]], [0, 1, 1], (1.0,), num_classes=2, sample_weight=weights)
