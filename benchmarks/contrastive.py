@@ -9,10 +9,6 @@ memory of a process of its own at its peak (read from Linux's /proc), less the o
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
+from common import about, write
 
 import nml_jax
 from nml_jax.objectives.contrastive import info_nce, sigmoid_loss
@@ -93,17 +90,7 @@ def main() -> None:
     sizes, repeats = ((2048,), 2) if args.quick else (SIZES, args.repeats)
     chunks = [0, *map(int, args.chunks.split(","))]
 
-    about: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
-        f"load {os.getloadavg()[0]:.1f} at the start",
-        "versions": {m.__name__: m.__version__ for m in (nml_jax, jax, jaxlib, np)}
-        | {"python": platform.python_version()},
-        "form": args.form,
-        "dimensions": DIM,
-        "repeats": repeats,
-    }
-    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+    head = about(nml_jax, jax, jaxlib, np, form=args.form, dimensions=DIM, repeats=repeats)
     titles = ("seconds", "min", "max", "speed", "temp MiB", "share", "RSS MiB", "share")
     print(f"\n{'':<22}", *(f"{title:>8}" for title in titles))
     results = {}
@@ -129,8 +116,7 @@ def main() -> None:
                 *(f"{x:8.{d}f}" for of in (temp, peak) for x, d in ((of[chunk] / MIB, 1), (of[chunk] / of[0], 3))),
             )  # fmt: skip
     if args.write:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
+        write(RESULTS, head, results)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,6 @@ test images.
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -24,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from common import about, write
 from ml_collections import FrozenConfigDict
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -116,15 +113,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
     args = parser.parse_args()
-    about = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
-        f"load {os.getloadavg()[0]:.1f} at the start",
-        "versions": {m.__name__: m.__version__ for m in (nml_jax, jax, np)} | {"python": platform.python_version()},
-        "images": f"{ROWS} to train on, {SIZE} px, ResNet-50",
-        "repeats": args.repeats,
-    }
-    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+    images = f"{ROWS} to train on, {SIZE} px, ResNet-50"
+    head = about(nml_jax, jax, np, images=images, repeats=args.repeats)
     race = Race(args.quick)
     seconds: dict[str, list[float]] = {"ours": [], "released": []}
     accuracy: dict[str, float] = {}
@@ -141,9 +131,7 @@ def main() -> None:
         print(f"{name:<9} {statistics.median(each):8.2f} s, accuracy {100 * accuracy[name]:.2f} %")
     print(f"features once are {ratio:.1f} times as fast")
     if args.write:
-        RESULTS.write_text(
-            json.dumps({**about, "seconds": seconds, "accuracy": accuracy, "ratio": ratio}, indent=2) + "\n"
-        )
+        write(RESULTS, head, {"seconds": seconds, "accuracy": accuracy, "ratio": ratio})
 
 
 if __name__ == "__main__":

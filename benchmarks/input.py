@@ -2,8 +2,10 @@
 
     python benchmarks/input.py [--quick] [--repeats=7] [--cores=2] [--photos=FOLDER] [--torch-python=PATH] [--write]
 
-JPEGs of 500 × 375 pixels, random-resized-crop to 224, and a flip; batches of 64 uint8 images. All run on the same cores
-and take turns in every round; ratios are of a round, medians over rounds.
+JPEGs of 500 × 375 pixels, random-resized-crop to 224, and a flip; batches of 64 uint8 images. All run on the same
+cores and take turns in every round; ratios are of a round, medians over rounds. Of what runs in this process the CPU
+time of an image is told, too: of all threads, over the same part of a round. On a machine that is shared it is the
+steadier measure, as it does not count the time in which others had the cores.
 
 - bare: simplejpeg, a slice, cv2.resize and cv2.flip on files in memory, of boxes drawn beforehand, in one thread for
   each core; no reading, no order, no batch.
@@ -22,26 +24,28 @@ or those of a folder, cut to 500 × 375.
 """
 
 import argparse
-import datetime
+import importlib.metadata
 import io
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
+from common import about, write
 from PIL import Image, ImageOps
 
 RESULTS = Path(__file__).parent / "results" / "input.json"
@@ -51,7 +55,23 @@ WIDTH, HEIGHT = 500, 375
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 BARS = {"bare": 0.9, "torch": 2.0}  # what the pipeline is to reach of each
 
-Run = Callable[[], float]  # seconds of a round
+T = TypeVar("T")
+
+
+class Round(NamedTuple):
+    """Seconds of a round."""
+
+    wall: float
+    cpu: float | None  # of all threads; None: it ran in other processes
+
+
+Run = Callable[[], Round]
+
+
+def measured(work: Callable[[], Any]) -> Round:
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return Round(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 # What is read
@@ -119,11 +139,9 @@ def bare(files: list[bytes], batches: int, threads: int) -> Run:
             if flip:
                 cv2.flip(image, 1)
 
-    def run() -> float:
+    def run() -> Round:
         with ThreadPoolExecutor(threads) as pool:
-            start = time.perf_counter()
-            list(pool.map(work, range(0, batches * BATCH, BATCH)))
-            return time.perf_counter() - start
+            return measured(lambda: list(pool.map(work, range(0, batches * BATCH, BATCH))))
 
     return run
 
@@ -149,27 +167,24 @@ def recipe(*, crop: str = "random_resized", antialias: bool = False) -> Any:
 def piped(source: Any, augment: Any, batches: int, threads: int, size: int = SIZE) -> Run:
     from nml_jax.data import pipeline
 
-    def run() -> float:
+    def run() -> Round:
         how = {"image_size": size, "mean": MEAN, "std": STD, "batch": BATCH, "threads": threads}
         others = threading.active_count()
         stream = pipeline.train(source, augment=augment, seed=0, **how)
-        seconds = steady(stream, 2 * max(4, threads), batches)
+        spent = steady(stream, 2 * max(4, threads), batches)
         stream.close()
         while threading.active_count() > others:  # batches under way must not run into the next one's time
             time.sleep(0.001)
-        return seconds
+        return spent
 
     return run
 
 
-def steady(stream: Any, warm: int, batches: int) -> float:
-    """Seconds for `batches`, after as many that as much is under way at the start as at the end."""
+def steady(stream: Any, warm: int, batches: int) -> Round:
+    """What `batches` cost, after as many that as much is under way at the start as at the end."""
     for _ in range(warm):
         next(stream)
-    start = time.perf_counter()
-    for _ in range(batches):
-        next(stream)
-    return time.perf_counter() - start
+    return measured(lambda: deque(islice(stream, batches), maxlen=0))
 
 
 class Opponent:
@@ -187,10 +202,10 @@ class Opponent:
             sys.exit("the opponent did not answer: give --torch-python a Python that has torch and Pillow")
         return json.loads(line)
 
-    def __call__(self) -> float:
+    def __call__(self) -> Round:
         assert self.process.stdin is not None
         print(file=self.process.stdin, flush=True)
-        return self.answer()
+        return Round(self.answer(), None)
 
 
 def serve(folder: Path, batches: int, workers: int) -> None:
@@ -222,32 +237,44 @@ def serve(folder: Path, batches: int, workers: int) -> None:
     print(json.dumps(f"{torch.__version__}, Pillow {PIL.__version__}"), flush=True)
     for _ in sys.stdin:
         stream = iter(loader)
-        seconds = steady(stream, 4 * workers, batches)
+        spent = steady(stream, 4 * workers, batches)
         del stream  # ends the workers
-        print(json.dumps(seconds), flush=True)
+        print(json.dumps(spent.wall), flush=True)
 
 
 # What is measured
 
 
-def rounds(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every run in every round; all take turns, after one round to warm up."""
-    seconds = [{name: run() for name, run in runs.items()} for _ in range(repeats + 1)]
-    return {name: [one[name] for one in seconds[1:]] for name in runs}
+def rounds(runs: dict[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
+    """What every run gives in every round; all take turns, after one round to warm up."""
+    given = [{name: run() for name, run in runs.items()} for _ in range(repeats + 1)]
+    return {name: [one[name] for one in given[1:]] for name in runs}
 
 
-def compare(seconds: dict[str, list[float]], images: int, cores: int) -> dict[str, Any]:
-    """Print and return images per second and core, and the ratio to every opponent."""
-    to = [name for name in ("bare", "torch", "pipeline") if name in seconds]
-    print(f"\n{'images/s/core':<22} {'median':>7} {'min':>6} {'max':>6}", *(f"{f'of {name}':>12}" for name in to))
+def compare(spent: dict[str, list[Round]], images: int, cores: int) -> dict[str, Any]:
+    """Print and return images per second and core and the ratio to every opponent; CPU time and its ratio to bare's."""
+    to = [name for name in ("bare", "torch", "pipeline") if name in spent]
+    titles = [*(f"of {name}" for name in to), "CPU µs/image", *(["CPU of bare"] if "bare" in spent else [])]
+    print(f"\n{'images/s/core':<22} {'median':>7} {'min':>6} {'max':>6}", *(f"{title:>12}" for title in titles))
     results = {}
-    for run, times in seconds.items():
-        rates = sorted(images / cores / t for t in times)
-        of = {name: statistics.median(b / t for b, t in zip(seconds[name], times, strict=True)) for name in to}
+    for run, each in spent.items():
+        rates = sorted(images / cores / one.wall for one in each)
+        of = {f"of_{name}": ratio([one.wall for one in spent[name]], [one.wall for one in each]) for name in to}
+        cpu = [one.cpu for one in each if one.cpu is not None]
+        cost = {"cpu_us_per_image": statistics.median(cpu) / images * 1e6} if cpu else {}
+        if cpu and "bare" in spent:
+            cost["cpu_of_bare"] = ratio([one.cpu or 0.0 for one in spent["bare"]], cpu)
         rate = statistics.median(rates)
-        print(f"{run:<22} {rate:7.0f} {rates[0]:6.0f} {rates[-1]:6.0f}", *(f"{ratio:12.3f}" for ratio in of.values()))
-        results[run] = {"seconds": times, "images_per_second_and_core": rate} | {f"of_{k}": v for k, v in of.items()}
+        figures = (f"{x:12.3f}" if x < 100 else f"{x:12.0f}" for x in (*of.values(), *cost.values()))
+        print(f"{run:<22} {rate:7.0f} {rates[0]:6.0f} {rates[-1]:6.0f}", *figures)
+        seconds = {"seconds": [one.wall for one in each], "cpu_seconds": cpu, "images_per_second_and_core": rate}
+        results[run] = seconds | of | cost
     return results
+
+
+def ratio(theirs: list[float], ours: list[float]) -> float:
+    """By how much `ours` take less, round by round."""
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
 def overlay_ns(repeats: int) -> dict[str, float]:
@@ -265,7 +292,7 @@ def overlay_ns(repeats: int) -> dict[str, float]:
         laid.append((time.perf_counter() - start) / len(labels) * 1e9)
     ids = np.random.default_rng(1).integers(0, len(labels), 20_000).tolist()
 
-    def looked_up(source: Any) -> Run:
+    def looked_up(source: Any) -> Callable[[], float]:
         def run() -> float:
             start = time.perf_counter()
             for i in ids:
@@ -292,7 +319,6 @@ def main() -> None:
     if args.serve:
         return serve(Path(args.serve[0]), int(args.serve[1]), int(args.serve[2]))
     import cv2
-    import grain
     import simplejpeg
 
     import nml_jax
@@ -302,16 +328,7 @@ def main() -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     cores, (batches, repeats, count) = args.cores, (2, 1, 64) if args.quick else (30, args.repeats, 256)
     files = folder_photos(args.photos, count) if args.photos else noise_photos(count)
-    about: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": f"{cores} of {os.cpu_count()} cores, {platform.machine()}",
-        "load": [round(os.getloadavg()[0], 1)],
-        "versions": {m.__name__: m.__version__ for m in (nml_jax, np, cv2, PIL, simplejpeg)}
-        | {"grain": getattr(grain, "__version__", ""), "python": platform.python_version()},
-        "photos": f"{len(files)} {'real' if args.photos else 'of noise'}, {np.mean([*map(len, files)]) / 1e3:.0f} kB",
-        "images_per_round": batches * BATCH,
-        "repeats": repeats,
-    }
+    versions = {"grain": importlib.metadata.version("grain")}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source, cached = (prepared(files, folder, resize) for resize in (None, SIDE))
@@ -325,13 +342,16 @@ def main() -> None:
         }
         if args.torch_python:
             runs["torch"] = opponent = Opponent(args.torch_python, folder / "src", batches, cores)
-            about["versions"]["torch"] = opponent.version
-        print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+            versions["torch"] = opponent.version
+        photos = f"{len(files)} {'real' if args.photos else 'of noise'}, {np.mean([*map(len, files)]) / 1e3:.0f} kB"
+        sizes = {"photos": photos, "images_per_round": batches * BATCH, "repeats": repeats}
+        head = about(nml_jax, np, cv2, PIL, simplejpeg, versions=versions, **sizes)
         results: dict[str, Any] = {"photos": compare(rounds(runs, repeats), batches * BATCH, cores)}
         for name, bar in BARS.items():
-            ratio = results["photos"]["pipeline"].get(f"of_{name}")
-            if ratio is not None:
-                print(f"{ratio:.2f} of {name}, at least {bar} asked: {'met' if ratio >= bar else 'MISSED'}")
+            reached = results["photos"]["pipeline"].get(f"of_{name}")
+            if reached is not None:
+                print(f"{reached:.2f} of {name}, at least {bar} asked: {'met' if reached >= bar else 'MISSED'}")
+        print(f"{results['photos']['pipeline']['cpu_of_bare']:.2f} of bare by the CPU time of an image")
         threads = {f"{n} threads": piped(source, sampled, batches, n) for n in (0, 1, 2, 4, 8)}
         results["threads"] = compare(rounds(threads, repeats), batches * BATCH, cores)
 
@@ -346,14 +366,13 @@ def main() -> None:
     small = {f"{n} threads": piped(digits, recipe(crop="none"), 100, n, size=8) for n in (0, 1, 2, 4, 8)}
     print(f"\n{'digits':<12} {'µs/image':>9} {'batches/s':>10}")
     results["digits"] = {}
-    for run, times in rounds(small, repeats).items():
+    for run, each in rounds(small, repeats).items():
+        times = [one.wall for one in each]
         median = statistics.median(times)
         print(f"{run:<12} {median / 100 / BATCH * 1e6:9.1f} {100 / median:10.0f}")
         results["digits"][run] = {"seconds": times, "us_per_image": median / 100 / BATCH * 1e6}
-    about["load"].append(round(os.getloadavg()[0], 1))
     if args.write:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
+        write(RESULTS, head, results)
 
 
 if __name__ == "__main__":

@@ -13,22 +13,18 @@ On a busy machine idle BLAS threads cost the opponent most of its time: OPENBLAS
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
 import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import jax
 import jaxlib
 import numpy as np
 import scipy
 import sklearn
+from common import about, write
 from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -89,16 +85,8 @@ def main() -> None:
     args = parser.parse_args()
     rows, dim, values = (5_000, 256, 9) if args.small else (20_000, 512, 45)
     cs = np.logspace(-6, 5, values)
-    about: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
-        f"load {os.getloadavg()[0]:.1f} at the start",
-        "versions": {m.__name__: m.__version__ for m in (nml_jax, jax, jaxlib, np, scipy, sklearn)}
-        | {"python": platform.python_version()},
-        "size": f"{rows} × {dim}, {CLASSES} classes, {values} values of C",
-        "repeats": args.repeats,
-    }
-    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+    size = f"{rows} × {dim}, {CLASSES} classes, {values} values of C"
+    head = about(nml_jax, jax, jaxlib, np, scipy, sklearn, size=size, repeats=args.repeats)
 
     train, validation, test = splits(rows, dim)
     seconds, fits, single = [], (), []
@@ -138,8 +126,7 @@ def main() -> None:
     if not all(np.isfinite(results["test_accuracy_at_chosen"])):
         sys.exit("a fit is not finite")
     if args.write:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
+        write(RESULTS, head, results)
 
 
 if __name__ == "__main__":

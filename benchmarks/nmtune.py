@@ -11,10 +11,7 @@ the same run without it is timed in every round, too.
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import about, write
 
 RESULTS = Path(__file__).parent / "results" / "nmtune.json"
 ROWS, BATCH, CLASSES = 1024, 64, 10
@@ -196,16 +194,8 @@ def main() -> None:
     rows, repeats = (256, 2) if args.quick else (ROWS, args.repeats)
     opponent = Opponent(args.torch_python)
     torch_version, torch_threads = opponent.ask(ask="version")
-    about: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
-        f"load {os.getloadavg()[0]:.1f} at the start",
-        "versions": {m.__name__: m.__version__ for m in (nml_jax, jax, jaxlib, np)}
-        | {"python": platform.python_version(), "torch": f"{torch_version}, {torch_threads} threads"},
-        "batch": f"{BATCH} × 2 views",
-        "repeats": repeats,
-    }
-    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+    torch = {"torch": f"{torch_version}, {torch_threads} threads"}
+    head = about(nml_jax, jax, jaxlib, np, versions=torch, batch=f"{BATCH} × 2 views", repeats=repeats)
     for preset in ("code", "paper"):
         off = check(opponent, preset)
         print(f"{preset}: after four steps from one start, parameters differ by at most {off:.1e}")
@@ -234,8 +224,7 @@ def main() -> None:
                 "seconds": a, "torch_seconds": b, "seconds_without_svd": c, "ratio": ratio, "svd_share": share,
             }  # fmt: skip
     if args.write:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
+        write(RESULTS, head, results)
 
 
 if __name__ == "__main__":

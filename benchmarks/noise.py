@@ -13,10 +13,6 @@ Last, one id by itself: in plain Python integers, and the same id as an array.
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
 import time
 import tracemalloc
@@ -25,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import about, write
 
 import nml_jax
 from nml_jax.noise import CaptionSwap, Permutation, corrupt_labels
@@ -136,18 +133,10 @@ def main() -> None:
     args = parser.parse_args()
     n = 2_000_000 if args.quick else 27_000_000
 
-    about: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": f"one of {os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f} at the start",
-        "versions": {m.__name__: m.__version__ for m in (nml_jax, np)} | {"python": platform.python_version()},
-        "n": n,
-        "repeats": args.repeats,
-    }
-    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+    head = about(nml_jax, np, threads=1, n=n, repeats=args.repeats)
     results = {"many": many(n, args.repeats), "microseconds_single": single(n, args.repeats, 10_000)}
     if args.write:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({**about, **results}, indent=2) + "\n")
+        write(RESULTS, head, results)
 
 
 if __name__ == "__main__":

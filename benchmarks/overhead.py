@@ -1,23 +1,21 @@
 """What does the training loop cost beside the compiled step, and where does the time of a real run go?
 
-    python benchmarks/overhead.py [--steps=400] [--write]
+    python benchmarks/overhead.py [--quick] [--steps=400] [--small_steps=100] [--write]
 
-1. Loop: training/loop.py with everything a run has (signals, ids, metrics, journal), on the whole state of a ResNet-50
-   with AdamW, but with a compiled step that only counts. What a step takes then is all that is outside of a real one,
-   the dispatch of its arguments included.
-2. A run of a small ResNet on images in memory, through the stage's own parts: the shares of its wall time that goodput
-   counts as data, save and evaluate, and the time in the journal, without start and compilation.
+1. Loop: training/loop.py with everything a run has (signals, ids, metrics, journal), on the state of a ResNet-50 with
+   AdamW, but with a compiled step that only counts. Its tree has all the arrays of a ResNet-50, but small ones (width 8
+   in place of 64), so that no copy of an array is measured: what a step takes then is the loop, and the dispatch of its
+   leaves.
+2. A run of a small ResNet on images in memory, through the stage's own parts, saved every 50 steps: the shares of its
+   wall time that goodput counts as data, save and evaluate, and the time in the journal, without start and compilation.
 3. Start: seconds of `python -m nml_jax.main --help`, and of a whole run of one step with a warm compilation cache.
 """
 
 import argparse
 import contextlib
 import dataclasses
-import datetime
 import io
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,45 +25,51 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import jaxlib
 import numpy as np
+from common import about, write
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import nml_jax
+from configs import common
+from nml_jax import goodput, runtime, settings
+from nml_jax.data import pipeline, sources
+from nml_jax.training import checkpoint, loop
+from nml_jax.training.journal import Journal
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
-sys.path.insert(0, str(ROOT))
 
 
 def config_of(**values: Any) -> Any:
-    from configs import common
-    from nml_jax import settings
-
     config = common.get_config()
     config.update_from_flattened_dict(values)
     return next(iter(settings.cells(config).values()))
+
+
+class Timed(Journal):
+    """A journal that knows how many seconds were spent in it."""
+
+    seconds = 0.0
+
+    def write(self, *args: Any) -> None:
+        begun = time.perf_counter()
+        super().write(*args)
+        self.seconds += time.perf_counter() - begun
 
 
 def trained(
     config: Any, folder: Path, steps: int, batches: Any, replace: Any = None, classes: int = 10
 ) -> dict[str, Any]:
     """Run the loop; returns its seconds by part, and those in the journal."""
-    from nml_jax import goodput, runtime
-    from nml_jax.training import checkpoint, loop
-    from nml_jax.training.journal import Journal
-
     mesh, plan = runtime.make_mesh(), loop.Plan(steps, steps / 4)
     program = loop.build(config, plan, mesh, num_classes=classes)
     if replace:
         program = program._replace(**replace(program))
     clock = goodput.Clock()
-    journal = Journal(folder, config, steps=steps, label="", clock=clock, quarantine=lambda ids: None)
-    spent = [0.0]
-
-    class Timed(Journal):
-        def write(self, *args: Any) -> None:
-            begun = time.perf_counter()
-            super().write(*args)
-            spent[0] += time.perf_counter() - begun
-
-    journal.__class__ = Timed
+    journal = Timed(folder, config, steps=steps, label="", clock=clock, quarantine=lambda ids: None)
     checkpoints = checkpoint.Checkpoints(
         folder / "checkpoints", every=plan.every(config.runtime.save_every), keep=2, keep_every=0, meta={}
     )
@@ -74,7 +78,7 @@ def trained(
             config, program, plan, mesh, batches=batches, evaluators={}, checkpoints=checkpoints, journal=journal
         )
         checkpoints.close()
-    return {**clock.seconds, "journal": spent[0]}
+    return {**clock.seconds, "journal": journal.seconds}
 
 
 def rows(batch: int, size: int) -> dict[str, np.ndarray]:
@@ -91,9 +95,6 @@ def rows(batch: int, size: int) -> dict[str, np.ndarray]:
 
 def empty_loop(steps: int) -> float:
     """Milliseconds a step of the loop around a step that only counts."""
-    import jax
-    import jax.numpy as jnp
-
     local = rows(8, 32)
 
     def batches(start: int) -> Iterator[Any]:
@@ -110,8 +111,8 @@ def empty_loop(steps: int) -> float:
 
         return {"step": jax.jit(step, donate_argnums=0)}
 
-    values = {"model.name": "resnet50", "optimizer.name": "adamw", "train.ema": 0.0, "data.image_size": 32,
-              "train.batch": 8, "optimizer.warmup_epochs": 0.0, "runtime.save_every": 1e6,
+    values = {"model.name": "resnet50", "model.width": 8, "optimizer.name": "adamw", "train.ema": 0.0,
+              "data.image_size": 32, "train.batch": 8, "optimizer.warmup_epochs": 0.0, "runtime.save_every": 1e6,
               "runtime.eval_every": 0.0}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         seconds = trained(config_of(**values), Path(folder), steps, batches, replace)
@@ -119,16 +120,14 @@ def empty_loop(steps: int) -> float:
 
 
 def small_run(steps: int) -> dict[str, float]:
-    """Shares of the wall time between the first step and the end; saved and logged as often as a run on digits."""
-    from nml_jax.data import pipeline, sources
-
+    """Shares of the wall time between the first step and the end; logged as often as a run on digits."""
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(2048)]
     source = sources.Arrays(images, rng.integers(0, 10, 2048), num_classes=10, fingerprint="benchmark")
     values = {"model.name": "resnet18", "model.stem": "small", "model.width": 32, "model.blocks": (1, 1, 1, 1),
               "optimizer.name": "adamw", "optimizer.warmup_epochs": 0.0, "train.ema": 0.0,
               "data.image_size": 32, "train.batch": 128,
-              "augment.crop": "pad", "runtime.save_every": 1.0, "runtime.eval_every": 0.0}  # fmt: skip
+              "augment.crop": "pad", "runtime.save_every": 50 / (steps / 4), "runtime.eval_every": 0.0}  # fmt: skip
     config = config_of(**values)
 
     def batches(start: int) -> Iterator[Any]:
@@ -164,25 +163,17 @@ def start_times() -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--quick", action="store_true", help="few steps, one round, to see that it runs")
+    parser.add_argument("--steps", type=int, default=400, help="of the loop around nothing")
+    parser.add_argument("--small_steps", type=int, default=100, help="of a small run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
     args = parser.parse_args()
-    import jax
-    import jaxlib
-
-    import nml_jax
-
-    about: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
-        f"load {os.getloadavg()[0]:.1f} at the start",
-        "versions": {m.__name__: m.__version__ for m in (nml_jax, jax, jaxlib, np)}
-        | {"python": platform.python_version()},
-    }
-    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+    if args.quick:
+        args.steps, args.small_steps, args.repeats = 50, 10, 1
+    head = about(nml_jax, jax, jaxlib, np, steps=args.steps, small_steps=args.small_steps, repeats=args.repeats)
     loops = [empty_loop(args.steps) for _ in range(args.repeats)]
-    shares = [small_run(args.steps) for _ in range(args.repeats)]
+    shares = [small_run(args.small_steps) for _ in range(args.repeats)]
     results = {
         "loop_ms": loops,
         "shares": {part: [s[part] for s in shares] for part in shares[0]},
@@ -193,8 +184,7 @@ def main() -> None:
         print(f"share of {part} in a small run: {statistics.median(values):.2%}")
     print(*(f"{name}: {seconds:.2f} s" for name, seconds in results["start_seconds"].items()), sep="\n")
     if args.write:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
+        write(RESULTS, head, results)
 
 
 if __name__ == "__main__":

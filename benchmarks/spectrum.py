@@ -9,10 +9,6 @@ in the released code's mode; `steep` has σ from 1 to exp(-100), where ours must
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -22,6 +18,7 @@ import numpy as np
 import scipy
 import sklearn
 import threadpoolctl
+from common import about, write
 from sklearn.decomposition import TruncatedSVD
 
 import nml_jax
@@ -79,16 +76,8 @@ def main() -> None:
     args = parser.parse_args()
     n, d = (1500, 256) if args.quick else (10_000, 2048)
 
-    about: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f} at the start",
-        "blas": sorted({f"{p['internal_api']} {p['version']}, {p['num_threads']} threads" for p in _pools()}),
-        "versions": {m.__name__: m.__version__ for m in (nml_jax, np, scipy, sklearn)}
-        | {"python": platform.python_version()},
-        "shape": [n, d],
-        "repeats": args.repeats,
-    }
-    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+    blas = sorted({f"{p['internal_api']} {p['version']}, {p['num_threads']} threads" for p in _pools()})
+    head = about(nml_jax, np, scipy, sklearn, blas=blas, shape=[n, d], repeats=args.repeats)
 
     results = {}
     for kind, F in features(n, d).items():
@@ -108,8 +97,7 @@ def main() -> None:
             print(f"{name:<16} {median:9.3f} {min(times):8.3f} {max(times):8.3f} {ratio:7.2f} {off:11.1e}")
             results[kind][name] = {"seconds": times, "median": median, "times_ours": ratio, "sve_off_by": off}
     if args.write:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
+        write(RESULTS, head, results)
 
 
 def _pools() -> list[dict[str, Any]]:

@@ -8,18 +8,14 @@ and be no slower per run than compiled single runs; on an accelerator it is one 
 """
 
 import argparse
-import datetime
 import itertools
-import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from common import about, write
 
 import nml_jax
 from nml_jax.models.heads import Form
@@ -52,15 +48,8 @@ def main() -> None:
     args = parser.parse_args()
     rows, repeats = (128, 1) if args.quick else (ROWS, args.repeats)
     spec, bank, settings = problem(rows)
-    about: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
-        f"load {os.getloadavg()[0]:.1f} at the start",
-        "versions": {m.__name__: m.__version__ for m in (nml_jax, jax, np)} | {"python": platform.python_version()},
-        "head": f"NMTune (paper), {rows} × {DIM}, batch {BATCH}, 1 epoch, {len(settings)} settings",
-        "repeats": repeats,
-    }
-    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+    what = f"NMTune (paper), {rows} × {DIM}, batch {BATCH}, 1 epoch, {len(settings)} settings"
+    head = about(nml_jax, jax, np, head=what, repeats=repeats)
 
     def timed(groups: list[list[Setting]]) -> float:
         begun = time.perf_counter()
@@ -84,7 +73,7 @@ def main() -> None:
     print(f"with a compilation for each run about {fresh:.1f} s: {fresh / first:.1f} times as long as the first sweep")
     if args.write:
         found = {"compilations": compiled, "first": first, "first_single": alone, "seconds": seconds, "ratio": ratio}
-        RESULTS.write_text(json.dumps({**about, **found}, indent=2) + "\n")
+        write(RESULTS, head, found)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,7 @@ numbers of parameters must agree.
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import about, write
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "train_step.json"
@@ -171,16 +169,9 @@ def main() -> None:
 
     opponent = Opponent(args.torch_python, args.batch)
     torch_version, torch_threads = opponent.ask("version")
-    about: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
-        f"load {os.getloadavg()[0]:.1f} at the start",
-        "versions": {m.__name__: m.__version__ for m in (nml_jax, jax, jaxlib, np)}
-        | {"python": platform.python_version(), "torch": f"{torch_version}, {torch_threads} threads"},
-        "batch": f"{args.batch} images of {SIZE} × {SIZE}, float32",
-        "repeats": args.repeats,
-    }
-    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+    torch = {"torch": f"{torch_version}, {torch_threads} threads"}
+    batch = f"{args.batch} images of {SIZE} × {SIZE}, float32"
+    head = about(nml_jax, jax, jaxlib, np, versions=torch, batch=batch, repeats=args.repeats)
     print(f"\n{'ms a step':<10}", *(f"{name:>8}" for name in ("ours", "min", "max", "torch", "min", "max")), "   ratio")
     results = {}
     for name in args.models:
@@ -199,8 +190,7 @@ def main() -> None:
         print(f"{name:<10}", *(f"{ms:8.1f}" for ms in figures), f"{ratio:8.2f}")
         results[name] = {"parameters": parameters, "seconds": a, "torch_seconds": b, "ratio": ratio}
     if args.write:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
+        write(RESULTS, head, results)
 
 
 if __name__ == "__main__":
