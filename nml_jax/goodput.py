@@ -25,7 +25,7 @@ class Clock:
     """Where the time of a session goes: every moment belongs to one of PARTS; it begins with "start"."""
 
     def __init__(self):
-        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self.part, self.since = "start", time.perf_counter()
 
     def to(self, part: str, *, was: str | None = None) -> float:
@@ -99,7 +99,7 @@ def read(folder: Path) -> Summary | None:
     sessions = _sessions(folder / FILE)
     if not sessions:
         return None
-    seconds = dict.fromkeys((*PARTS, "lost"), 0.0)
+    seconds: dict[str, float] = dict.fromkeys((*PARTS, "lost"), 0.0)
     for i, session in enumerate(sessions):
         for part, spent in session["seconds"].items():
             seconds[part] += spent

@@ -221,7 +221,7 @@ class _Events:
 
     def __init__(self, folder: Path, *, purge: int):
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
         folder.mkdir(parents=True, exist_ok=True)
         self.writer, self.flushed = EventsWriter(str(folder / "events")), time.monotonic()
@@ -230,7 +230,7 @@ class _Events:
             self.writer.write_event(Event(wall_time=time.time(), step=purge, session_log=start))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboardX.summary import scalar
 
         for name, value in values.items():

@@ -88,6 +88,7 @@ def launch(
         log.say(runtime.describe(mesh))
     revision = code_revision()
     experiment.claim(workdir, config, force=force, write=first and bool(todo))
+    runtime.keep_compiled(workdir / ".jax_cache")
 
     # ---- the runs, one after another -------------------------------------------------------------------------------
     for name, cell in cells.items() if todo else ():

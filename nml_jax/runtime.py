@@ -4,6 +4,7 @@ import functools
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -152,6 +153,15 @@ def rows_of_process(mesh: Mesh) -> tuple[int, int]:
     if len(rows) != size or rows != list(range(rows[0], rows[0] + size)) or rows[0] % size:
         raise RuntimeError(f"process {jax.process_index()} holds rows {rows}, no block of {size}: reorder the mesh")
     return rows[0] // size, count
+
+
+def keep_compiled(folder: Path) -> None:
+    """What one start compiles the next one reads from `folder`, unless the user has named another.
+
+    On a CPU nothing is kept: there compiled code may not run on the next host that shares the folder.
+    """
+    if jax.default_backend() != "cpu" and jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
+        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
 @functools.cache

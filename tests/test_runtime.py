@@ -104,3 +104,16 @@ def test_a_mesh_of_given_devices_stands_in_the_order_of_processes_and_numbers():
     for data, fsdp in ((-1, 3), (4, 4), (-1, -1), (0, 8), (-1, 0), (3, -1)):
         with pytest.raises(UserError, match=r"8 device\(s\)"):
             runtime.make_mesh(data, fsdp, devices)
+
+
+def test_compiled_code_is_kept_where_no_user_has_said_and_not_on_a_cpu(tmp_path, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        for backend, named, kept in (("cpu", None, None), ("tpu", "/own", "/own"), ("tpu", None, f"{tmp_path}/cache")):
+            jax.config.update("jax_compilation_cache_dir", named)
+            with monkeypatch.context() as patch:
+                patch.setattr(jax, "default_backend", lambda backend=backend: backend)
+                runtime.keep_compiled(tmp_path / "cache")
+            assert jax.config.jax_compilation_cache_dir == kept
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

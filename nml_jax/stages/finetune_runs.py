@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,7 +145,7 @@ def train(site: Site, method: str, terms: str, lr: float, rows: np.ndarray, head
         state = start(jax.random.key(config.seed))
         return runtime.fetch((state.params, state.model_state), mesh)
 
-    def batches(start_step: int) -> Iterator[Any]:
+    def batches(start_step: int) -> Generator[Any]:
         how = {"batch": config.train.batch, "seed": config.seed, "start_step": start_step}
         return pipeline.train(source, **how, **evaluation.reading(config, mesh))
 

@@ -1,7 +1,7 @@
 """Noisy data + objective -> checkpoint."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def forget(workdir: Path) -> None:
         (workdir / name).unlink(missing_ok=True)
 
 
-def batches(config: ConfigDict, mesh: Mesh, data: supervision.Data, start_step: int) -> Iterator[Any]:
+def batches(config: ConfigDict, mesh: Mesh, data: supervision.Data, start_step: int) -> Generator[Any]:
     """Training batches from `start_step` on; this process's rows of them."""
     return pipeline.train(
         data.train,

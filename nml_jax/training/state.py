@@ -28,9 +28,9 @@ class TrainState:
         """The state one step on: with these where `sound` (bool []), else with what it has, and the step is skipped."""
         had = self.params, self.model_state, self.ema, self.opt_state
         given = params, model_state, ema, opt_state
-        kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), given, had)
+        params, model_state, ema, opt_state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), given, had)
         skipped = jnp.where(sound, self.skipped * jnp.array([1, 0], jnp.int32), self.skipped + 1)
-        return TrainState(self.step + 1, *kept, self.key, skipped)
+        return TrainState(self.step + 1, params, model_state, ema, opt_state, self.key, skipped)
 
 
 def create(model, tx: optax.GradientTransformation, key: jax.Array, *, ema: bool, mesh: Mesh) -> TrainState:
