@@ -15,6 +15,7 @@ import pytest
 from nml_jax import log
 from nml_jax.data import banks
 from nml_jax.errors import PeerLost
+from nml_jax.training import sums
 from tests import pairs, peers, small
 from tests.small import flags
 
@@ -67,6 +68,30 @@ def test_two_processes_train_as_one(tmp_path: Path):
         for n in ("one", "two")
     ]
     assert banks[0]["n"] == banks[1]["n"]
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on(tmp_path: Path):
+    """The last checkpoint is taken away: from the one before, two go on for one and one for two, with the same batches
+    and the loss that the run had there."""
+    options = {"stages": "('pretrain',)", "runtime.log_every": 1, "runtime.sample_ids": True}
+    start = {"one": alone, "two": together}
+    for name, command in start.items():
+        command(flags(tmp_path / name, **options))
+    for name, other in (("one", "two"), ("two", "one")):
+        again = Path(shutil.copytree(tmp_path / name, tmp_path / f"{name}_then_{other}"))
+        saved = again / CELL / "checkpoints"
+        *_, before, last = sums.steps(saved)
+        shutil.rmtree(saved / str(last))
+        start[other](flags(again, **options))
+        assert sums.steps(saved)[-1] == last
+        shown, losses = [
+            [(run / CELL / file).read_text().splitlines() for run in (tmp_path / name, again)]
+            for file in ("samples.jsonl", "metrics.jsonl")
+        ]
+        assert shown[0] == shown[1], "the same ids in the same order, step by step"
+        first = [next(json.loads(x) for x in of if json.loads(x)["step"] == before + 1)["train/loss"] for of in losses]
+        assert abs(first[0] - first[1]) < 1e-5 * first[0]
 
 
 @pytest.mark.slow

@@ -223,6 +223,7 @@ def run(*args: str, path: Path) -> subprocess.CompletedProcess:
         ([], "--topology"),
         (["--topology=v5e:9"], "there is no topology 'v5e:9'"),
         (["--topology=v5e:8x8", "--mfu=0"], "--mfu=0.0"),
+        (["--topology=v5e:8x8", "--effort=2"], "--effort=2.0"),
         (["--topology=v5e:8x8", "--config=configs/none.py"], "'configs/none.py'"),
         (["--topology=v5e:8x8", "--config.train.btch=1"], "btch"),
         (["--topology=v5e:8x8", "--dry_run"], "--dry_run"),

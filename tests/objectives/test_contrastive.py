@@ -97,7 +97,8 @@ def test_matches_numpy(form, chunk, case, scale):
         x, y = x[:1], y[:1]
     got, want = run(form, x, y, scale, chunk=chunk), in_numpy(form, x, y, scale, BIAS)
     error = 4e-7 * scale  # of a float32 logit
-    np.testing.assert_allclose(got[0], want[0], rtol=2e-6, atol=error)
+    # A float32 sum of 24² losses, one after another where the compiler may not vectorise: at most 24²·2⁻²⁴ = 3.4e-5.
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=error)
     for a, b, factor in zip(got[1], want[1], (scale / len(x), scale / len(x), 1, 1), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2 * error * factor)
     if case in ("random", "alike", "one pair"):
