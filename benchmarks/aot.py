@@ -4,8 +4,8 @@
     python benchmarks/aot.py --write    compile what the file lacks, one after another; --again: all of it
 
 Needs the extra `tpu`, no TPU. A compilation is a process of its own (launch/aot.py) and takes minutes, although the
-compiler is asked for its least effort; the file is written after each, so that an interrupted call goes on where it was.
-A step that does not fit is a result, too.
+compiler is asked for its least effort. The file is written after each, so that an interrupted call goes on where it
+was. A step that does not fit is a result, too.
 """
 
 import argparse
@@ -27,7 +27,12 @@ def compiled(config: str, topology: str) -> dict[str, Any]:
     """What launch/aot.py says, or its error."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "result.json"
-        command = [sys.executable, str(ROOT / "launch" / "aot.py"), f"--config={ROOT / 'configs' / config}", "--effort=-1"]
+        command = [
+            sys.executable,
+            str(ROOT / "launch" / "aot.py"),
+            f"--config={ROOT / 'configs' / config}",
+            "--effort=-1",
+        ]
         done = subprocess.run(
             [*command, f"--topology={topology}", f"--json={file}"], stderr=subprocess.PIPE, text=True, check=False
         )

@@ -235,7 +235,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     parser.add_argument("--fsdp", type=int, help="devices along the mesh axis fsdp; default: runtime.fsdp_axis")
     parser.add_argument("--mfu", type=float, default=0.5, help="share of the peak that is assumed; default: 0.5")
     parser.add_argument(
-        "--effort", type=float, default=0.0, help="of the compiler, from -1, which is five times as quick, to 1; default: 0"
+        "--effort",
+        type=float,
+        default=0.0,
+        help="of the compiler, from -1 (five times as quick) to 1; default: 0",
     )
     parser.add_argument("--json", type=Path, help="write the result to this file, too")
     options, rest = parser.parse_known_args(argv)
