@@ -237,9 +237,8 @@ def get_config() -> ConfigDict:
     finetune.nmtune.per_dim = placeholder(bool)  # consistency: mean over features in place of their sum
     finetune.nmtune.top = placeholder(int)  # singular-value term: mean share of so many largest values
     finetune.head = "linear"  # linear | mlp (that of the keys tune.width to tune.norm)
-    # Where the head starts, and the curve of WiSE-FT: probe (trained first, on the frozen encoder) | zeroshot (CLIP) |
-    # fresh (random weights, from which a curve means little)
-    finetune.head_init = "probe"
+    # Where the head starts, and with it the curve of WiSE-FT. Random weights (fresh) make a curve that means little.
+    finetune.head_init = "probe"  # probe (trained first, on the frozen encoder) | zeroshot (CLIP) | fresh
     finetune.epochs = 30.0  # of the training split
     finetune.batch = 64  # images per step
     finetune.lrs = (1e-4, 1e-3)  # peak learning rates to choose from, for every method; a probe's are tune.lrs
