@@ -81,8 +81,8 @@ def compile_step(config: Any, name: str, lowered: Any) -> Any:
     except RuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
-        used = re.search(r"Used ([\d.]+)([MG]) of ([\d.]+)([MG]) hbm", str(e))
-        raise too_large(config, name, f"{used[1]} {used[2]}iB" if used else "more than that", chip) from e
+        used = re.search(r"(?:Used |temporaries \()([\d.]+)([MG])", str(e))
+        raise too_large(config, name, f"{used[1]} {used[2]}iB" if used else "more than all", chip) from e
     if (need := memory(compiled)["total"]) > chip.hbm:
         raise too_large(config, name, f"{need / 2**30:.2f} GiB", chip)
     return compiled

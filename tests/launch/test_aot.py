@@ -194,14 +194,26 @@ class Lowered:
         raise RuntimeError(self.message)
 
 
-def test_a_step_that_does_not_fit_says_by_how_much_and_what_to_do():
-    message = (
-        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
-        "Used 23.56G of 15.75G hbm. Exceeded hbm capacity by 7.81G."
-    )
+@pytest.mark.parametrize(
+    ("message", "need"),
+    [
+        (
+            "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 23.56G of 15.75G hbm. "
+            "Exceeded hbm capacity by 7.81G.",
+            "23.56 GiB",
+        ),
+        (  # libtpu 0.0.42.1, of this config on v5e:4x4
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (20.44G) exceeds available HBM "
+            "(15.75G).",
+            "20.44 GiB",
+        ),
+        ("Ran out of memory.", "more than all"),
+    ],
+)
+def test_a_step_that_does_not_fit_says_by_how_much_and_what_to_do(message: str, need: str):
     with pytest.raises(UserError) as e:
-        aot.compile_step(clip_vitb16.get_config(), "v5e:8x8", Lowered(message))
-    assert e.value.cause == "a step of clip_vitb16 does not fit v5e:8x8: it needs 23.56 GiB of a chip's 16 GiB of HBM"
+        aot.compile_step(clip_vitb16.get_config(), "v5e:8x8", Lowered(f"RESOURCE_EXHAUSTED: {message}"))
+    assert e.value.cause == f"a step of clip_vitb16 does not fit v5e:8x8: it needs {need} of a chip's 16 GiB of HBM"
     assert "--config.model.remat=True, --config.train.micro_batches=2" in e.value.cure
     assert "chunk" not in e.value.cure  # it is on already
     with pytest.raises(RuntimeError, match="INTERNAL"):
