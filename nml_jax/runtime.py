@@ -203,15 +203,15 @@ def place(tree: Any, mesh: Mesh) -> Any:
 
 
 def fetch(tree: Any, mesh: Mesh) -> Any:
-    """`tree` of global arrays as NumPy, whole, on every process."""
+    """`tree` of global arrays as NumPy, whole, on every process. A device holds one whole array at a time."""
     if jax.process_count() > 1:
-        tree = _gather(mesh)(tree)
+        return jax.tree.map(lambda x: np.asarray(_gather(mesh)(x)), tree)
     return jax.tree.map(np.asarray, jax.device_get(tree))
 
 
 @functools.lru_cache(maxsize=2)
 def _gather(mesh: Mesh) -> Callable[[Any], Any]:
-    """The identity, onto every device; kept, so that a tree of known shapes is not compiled for anew."""
+    """The identity, onto every device; kept, so that an array of known shape is not compiled for anew."""
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))
 
 
