@@ -71,8 +71,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     finally:
         checkpoints.close()
     rows = list(final_rows(config, program, mesh, data, state, evaluators, run=workdir.name))
-    model = {"params": state.params, "model_state": state.model_state, "ema": state.ema}
-    model = jax.tree.map(lambda x: runtime.fetch(x, mesh), model)  # whole on a device is one array at a time
+    model = runtime.fetch({"params": state.params, "model_state": state.model_state, "ema": state.ema}, mesh)
     if jax.process_index() == 0:
         log.write_rows(workdir, "pretrain", rows)
     return checkpoint.digest(model)
