@@ -3,7 +3,7 @@
 import contextlib
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from safetensors import SafetensorError
 
+from nml_jax import log
 from nml_jax.errors import UserError
 
 LABELS = ("label", "labels", "y", "target", "class")  # taken where none is named: the one that is there
@@ -77,6 +78,17 @@ def checked_labels(labels: np.ndarray, path: Path) -> np.ndarray:
             f"{path}: the labels are of dtype {labels.dtype}", "save them as integers or as text (dtype=str)"
         )
     return np.asarray(labels)
+
+
+def labels_if_valid(read: Callable[[], np.ndarray], labelled: bool) -> np.ndarray:
+    """What `read` returns; where it refuses the labels and they are not needed (`labelled`) none, which is said."""
+    try:
+        return read()
+    except UserError as e:
+        if labelled:
+            raise
+        log.say(f"labels are not used: {e.cause}")
+        return np.empty(0, np.int64)
 
 
 def choose_label(path: Path, names: Iterable[str], label: str, labelled: bool) -> str | None:

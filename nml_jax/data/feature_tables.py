@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from nml_jax import log
-from nml_jax.data.feature_formats import IDS, Found, choose_features, choose_label, listed
+from nml_jax.data.feature_formats import IDS, Found, choose_features, choose_label, labels_if_valid, listed
 from nml_jax.errors import UserError
 
 BATCH_ROWS = 4096  # of a Parquet file in memory
@@ -129,12 +128,7 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
         dtypes = [np.dtype(np.float64)]
     labels = np.empty(0, np.int64)
     if label_name:
-        try:
-            labels = _read_labels(path, label_name)
-        except UserError as e:
-            if labelled:
-                raise
-            log.say(f"labels are not used: {e.cause}")
+        labels = labels_if_valid(lambda: _read_labels(path, label_name), labelled)
     n = len(labels) if len(labels) else sum(part.num_rows for _, part in _batches(path, chosen, types))
     table = _Table(path, chosen, types, dim)
     return Found(labels, (n, dim), np.result_type(*dtypes), table, label_name or "", chosen, left_out)

@@ -18,7 +18,7 @@ import numpy as np
 
 from nml_jax import log, settings
 from nml_jax.data.feature_arrays import open_arrays
-from nml_jax.data.feature_formats import Store, checked_labels, listed, reading
+from nml_jax.data.feature_formats import Store, checked_labels, labels_if_valid, listed, reading
 from nml_jax.data.feature_tables import open_table
 from nml_jax.errors import UserError
 
@@ -192,7 +192,7 @@ def open_features(
             _say_once(f"{path}: {of}features {listed(found.columns)}; left out: {listed(found.left_out)}")
         else:
             found = open_arrays(paths, label, columns, labelled)
-        labels = _labels(found.labels, paths[-1], labelled)
+        labels = labels_if_valid(lambda: checked_labels(found.labels, paths[-1]), labelled)
     shape = found.shape if len(found.shape) == 3 else (found.shape[0], 1, *found.shape[1:])
     if len(shape) != 3 or 0 in shape[1:]:
         raise UserError(
@@ -212,17 +212,6 @@ def open_features(
         )
     named = found.label, found.columns, found.left_out, found.class_names
     return Features(spec, path, labels, shape, found.dtype, scale, *named, tuple(paths), found.store)
-
-
-def _labels(found: np.ndarray, path: Path, labelled: bool) -> np.ndarray:
-    """The labels, checked; none where they are of no use and not needed, which is said."""
-    try:
-        return checked_labels(found, path)
-    except UserError as e:
-        if labelled:
-            raise
-        log.say(f"labels are not used: {e.cause}")
-        return np.empty(0, np.int64)
 
 
 @functools.cache

@@ -52,8 +52,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             spectra.append(feature_sets.spectrum_entry(s, **where, mode=mode))
             rows += feature_sets.spectrum_rows(s, **found.origin, **where, stage="features", spectrum_mode=mode,
                                                n_test=len(split.labels), views=split.features.views)  # fmt: skip
-    whole = _open(config.features, config.features.train)
-    several = {spec: _open(config.features, spec, whole.names) for spec in _specs(config)}
+    several = {spec: _open(config.features, spec, found.columns) for spec in _specs(config)}
     read = {
         "classes": list(found.classes),
         "splits": [
