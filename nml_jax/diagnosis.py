@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_X_y
 
 from nml_jax import spectrum
 from nml_jax.data.feature_checks import check_varied, finite
-from nml_jax.data.shares import stratified
+from nml_jax.data.shares import ranks, stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.separability import separability
 from nml_jax.training import heads
@@ -210,12 +210,7 @@ def _part(codes: np.ndarray, folds: int, rows: int, seed: int) -> tuple[int, np.
 
 def _first(codes: np.ndarray, each: int, seed: int) -> np.ndarray:
     """bool [N]: so many rows of every class, drawn at random, or all that it has."""
-    order = np.random.default_rng(seed).permutation(len(codes))
-    order = order[np.argsort(codes[order], kind="stable")]
-    counts = np.unique(codes, return_counts=True)[1]
-    out = np.zeros(len(codes), bool)
-    out[order[np.arange(len(codes)) - np.repeat(np.cumsum(counts) - counts, counts) < each]] = True
-    return out
+    return ranks(codes, np.argsort(np.random.default_rng(seed).permutation(len(codes)))) < each
 
 
 def _compared(F: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> dict[str, list[float]]:

@@ -33,9 +33,15 @@ def stratified(labels: Any, share: float, seed: int = 0) -> np.ndarray:
     n = len(labels)
     draw = np.random.Philox(key=np.array([seed, DOMAIN], np.uint64)).random_raw(n)  # stable over NumPy versions
     _, of, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    by_class = np.lexsort((draw, of))
-    rank = np.empty(n, np.int64)
-    rank[by_class] = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
+    rank = ranks(of, draw)
     priority = np.where(rank == 0, 0.0, (rank + 0.5) / counts[of])
     order = np.lexsort((draw, priority))
     return np.sort(order[: max(round(share * n), len(counts))])
+
+
+def ranks(classes: np.ndarray, draw: np.ndarray) -> np.ndarray:
+    """The rank, from 0, of every record within its class [N], int64 [N]; in the order of `draw` [N]."""
+    counts = np.unique(classes, return_counts=True)[1]
+    out = np.empty(len(classes), np.int64)
+    out[np.lexsort((draw, classes))] = np.arange(len(classes)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return out
