@@ -83,6 +83,18 @@ class Part(NamedTuple):
     df: float
 
 
+def half_length(parts: Iterable[Part], p: float) -> float:
+    """Of the interval that fails with probability p, half the length."""
+    parts = tuple(parts)
+    error = math.sqrt(sum(part.variance for part in parts))
+    return sum(part.variance * float(stdtrit(part.df, 1 - p / 2)) for part in parts) / error if error else 0.0
+
+
+def of_seeds(variance: float, n: int, redrawn: float = 0.0) -> Part:
+    """What n seeds of this variance add to that of their mean; `redrawn` as for `compare`."""
+    return Part(variance * (1 / n + redrawn / (1 - redrawn)), n - 1)
+
+
 def of_rows(tests: Iterable[tuple[float, NDArray]]) -> list[Part]:
     """What the choice of test rows adds to the variance of a difference, in the mean over tests.
 
@@ -150,9 +162,9 @@ class Comparison(NamedTuple):
         if not self.error > ROUNDING:
             return math.nan
         size = abs(self.difference)
-        if self._half(TINY) <= size:
+        if half_length(self.parts, TINY) <= size:
             return TINY
-        return root_scalar(lambda p: self._half(p) - size, bracket=(TINY, 1)).root if size else 1.0
+        return root_scalar(lambda p: half_length(self.parts, p) - size, bracket=(TINY, 1)).root if size else 1.0
 
     @property
     def sign(self) -> int:
@@ -165,13 +177,8 @@ class Comparison(NamedTuple):
         """With the interval that one of several comparisons needs, so that all hold at 95 % together (Bonferroni)."""
         if self.n < SEEDS:
             return self
-        half = self._half(0.05 / comparisons)
+        half = half_length(self.parts, 0.05 / comparisons)
         return self._replace(low=self.difference - half, high=self.difference + half)
-
-    def _half(self, p: float) -> float:
-        """Of the interval that fails with probability p, half the length."""
-        quantiles = (part.variance * float(stdtrit(part.df, 1 - p / 2)) for part in self.parts)
-        return sum(quantiles) / self.error if self.error else 0.0
 
     def verdict(self, down: str, up: str) -> str:
         if self.n < SEEDS:
@@ -207,11 +214,10 @@ def compare(
     if d.n < 2:
         return out
     if redrawn:
-        least = sum(part.variance for part in rows)
-        parts = (Part(max(d.sd**2, least) * (1 / d.n + redrawn / (1 - redrawn)), d.n - 1),)
+        parts = (of_seeds(max(d.sd**2, sum(part.variance for part in rows)), d.n, redrawn),)
     else:
-        parts = (Part(d.sd**2 / d.n, d.n - 1), *rows)
-    half = out._replace(parts=parts)._half(0.05)
+        parts = (of_seeds(d.sd**2, d.n), *rows)
+    half = half_length(parts, 0.05)
     return out._replace(low=d.mean - half, high=d.mean + half, parts=parts)
 
 
@@ -219,7 +225,7 @@ def over_seeds(s: Stat, *, redrawn: float = 0.0) -> tuple[float, float]:
     """95 % t-interval of a mean over seeds; `redrawn` as for `compare`. NaN for n < 2."""
     if s.n < 2:
         return math.nan, math.nan
-    half = float(stdtrit(s.n - 1, 0.975)) * s.sd * math.sqrt(1 / s.n + redrawn / (1 - redrawn))
+    half = half_length([of_seeds(s.sd**2, s.n, redrawn)], 0.05)
     return s.mean - half, s.mean + half
 
 
