@@ -13,6 +13,7 @@ from nml_jax.errors import UserError
 from nml_jax.evals import EVALUATORS
 from nml_jax.evals.zeroshot import ZeroShot
 from nml_jax.models import Model
+from nml_jax.stages import encoder
 from nml_jax.training.loop import Evaluator
 
 ON_THE_WAY = ("spectrum", "zeroshot")  # what runtime.evaluators may name
@@ -88,6 +89,20 @@ def described(config: ConfigDict, name: str, class_names: Sequence[str] | None) 
     if class_names is None:
         return []
     return prompts.texts(prompts.class_names(config.zeroshot.class_names, dataset, class_names), templates)
+
+
+def check_described(config: ConfigDict, what: str, cure: str, *, data: bool) -> None:
+    """That the model has a text tower, and every downstream task names and prompts for it; with `data` by reading them.
+
+    Raises:
+        UserError: `what` needs what is missing; see `described`.
+    """
+    if not encoder.has_text(config):
+        raise UserError(f"{what} needs a text tower, and model.name={config.model.name} has none", cure)
+    for name in config.downstream.tasks:
+        described(config, name, tasks.load(name, config).train.class_names if data else None)
+    if data:
+        encoder.load_tokenizer(config)
 
 
 def zero_shot(

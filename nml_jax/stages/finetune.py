@@ -37,6 +37,7 @@ from nml_jax.stages.finetune_runs import (
     training_config,
 )
 from nml_jax.training import checkpoint, finetune, lora
+from nml_jax.training.heads import check_choices
 
 VERSION = 3
 KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract", "zeroshot", "tune", "finetune")
@@ -84,24 +85,12 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     tasks.check(config, data=data)
     model = encoder.build(config, num_classes=0)
     if config.finetune.head_init == "zeroshot":
-        if not encoder.has_text(config):
-            raise errors.UserError(
-                f"finetune.head_init=zeroshot needs a text tower, and model.name={config.model.name} has none",
-                "set finetune.head_init to fresh or probe",
-            )
-        for name in config.downstream.tasks:
-            evaluation.described(config, name, tasks.load(name, config).train.class_names if data else None)
-        if data:
-            encoder.load_tokenizer(config)
+        cure = "set finetune.head_init to fresh or probe"
+        evaluation.check_described(config, "finetune.head_init=zeroshot", cure, data=data)
     choices = {"finetune.lrs": config.finetune.lrs}
     if config.finetune.head_init == finetune.PROBE:
         choices["tune.lrs"] = config.tune.lrs
-    for key, values in choices.items():
-        if len(values) > 1 and not config.tune.validation:
-            raise errors.UserError(
-                f"tune.validation=0 leaves no images to choose {key} by",
-                f"set tune.validation above 0, or give {key} one value",
-            )
+    check_choices(config.tune.validation, choices)
     if "lora" in config.finetune.methods:
         adapted = lora.adapt(model, rank=config.finetune.rank, alpha=config.finetune.alpha,
                              targets=config.finetune.targets)  # fmt: skip

@@ -4,9 +4,9 @@ import collections
 import functools
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -50,36 +50,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     seeds = settings.seeds(config.seed, config.tune.seeds)
     for found in feature_sets.opened(config, workdir):
         training = Training(config, found, seeds)
-        for share in config.tune.shares:
-            chosen = stratified(found.train.labels, share, config.seed)
-            of_inputs: dict[tuple[int, str], np.ndarray] = {}
-            for rate in config.tune.noises:
-                labels = _labels(found, chosen, rate, config)
-                for method, preset in methods.pairs(config.tune):
-                    shared = {
-                        **found.origin, "stage": "tune", "task": found.task, "train_share": share,
-                        "downstream_noise": rate, "method": method,
-                        "preset": methods.weights(method, preset, config.tune, found.train.features.views)[1],
-                        "views": found.train.features.views,
-                    }  # fmt: skip
-                    heads_of = [{**shared, "head_seed": seed} for seed in seeds]
-                    places = [_unfinished(workdir, found, head) for head in heads_of]
-                    if not all((place / "rows.jsonl").exists() for place in places):
-                        begun = time.perf_counter()
-                        try:
-                            results = training.fit(chosen, labels, method, preset)
-                            for head, place, result in zip(heads_of, places, results, strict=True):
-                                own = {**head, "n_train": result.n_train, "hyper": _hyper(result)}
-                                _keep(workdir, place, found, own, result, of_inputs)
-                        except heads.Diverged as e:
-                            log.say(f"{workdir.name}: {found.task}: {e.cause}; it is left out. {e.cure}")
-                            for head, place in zip(heads_of, places, strict=True):
-                                with errors.storage(place):
-                                    log.write_rows(place, "tune", [_diverged(head, found, len(chosen))])
-                        if (seconds := time.perf_counter() - begun) > SILENT:
-                            what = f"{workdir.name}: {found.task}, {' '.join(filter(None, (method, shared['preset'])))}"
-                            log.say(f"{what} took {log.clock(seconds)}")
-                    rows += [row for place in places for row in log.read_rows(place)]
+        for cell in _cells(config, found):
+            for method, preset in methods.pairs(config.tune):
+                rows += _tuned(workdir, training, cell, method, preset)
     if all(row.metric == DIVERGED for row in rows):
         raise UserError("training of every head diverged", "lower tune.lrs, or set tune.standardize for large features")
     with errors.storage(workdir):
@@ -112,15 +85,63 @@ class Training:
         return streamed.fit_seeds(part, labels, shard=self.shard // (SOLVED if solved else 2), **how)
 
 
+class Cell(NamedTuple):
+    """What heads are trained on.
+
+    chosen: the rows of the training features.
+    labels: those that they are given.
+    named: the fields of a row that say which these are.
+    of_inputs: as `_measured` says; shared by all cells of the same rows.
+    """
+
+    chosen: np.ndarray
+    labels: np.ndarray
+    named: dict[str, float]
+    of_inputs: dict[tuple[int, str], np.ndarray]
+
+
+def _cells(config: ConfigDict, found: FeatureSet) -> Iterator[Cell]:
+    """Every share of the training rows, with every rate of wrong labels."""
+    for share in config.tune.shares:
+        chosen = stratified(found.train.labels, share, config.seed)
+        of_inputs: dict[tuple[int, str], np.ndarray] = {}
+        for rate in config.tune.noises:
+            named = {"train_share": share, "downstream_noise": rate}
+            yield Cell(chosen, _labels(found, chosen, rate, config), named, of_inputs)
+
+
+def _tuned(workdir: Path, training: Training, cell: Cell, method: str, preset: str | None) -> list[log.Row]:
+    """The rows of one method, a head for every seed: trained, measured and kept, unless an earlier start did so."""
+    found = training.found
+    views = found.train.features.views
+    shared = {
+        **found.origin, **cell.named, "stage": "tune", "task": found.task, "method": method,
+        "preset": methods.weights(method, preset, training.config.tune, views)[1], "views": views,
+    }  # fmt: skip
+    heads_of = [{**shared, "head_seed": seed} for seed in training.seeds]
+    places = [workdir / "tuning" / found.task / found.layer / outcomes.head_name(head) for head in heads_of]
+    if not all((place / "rows.jsonl").exists() for place in places):
+        begun = time.perf_counter()
+        try:
+            results = training.fit(cell.chosen, cell.labels, method, preset)
+            for head, place, result in zip(heads_of, places, results, strict=True):
+                own = {**head, "n_train": result.n_train, "hyper": _hyper(result)}
+                _keep(workdir, place, found, own, result, cell.of_inputs)
+        except heads.Diverged as e:
+            log.say(f"{workdir.name}: {found.task}: {e.cause}; it is left out. {e.cure}")
+            for head, place in zip(heads_of, places, strict=True):
+                with errors.storage(place):
+                    log.write_rows(place, "tune", [_diverged(head, found, len(cell.chosen))])
+        if (seconds := time.perf_counter() - begun) > SILENT:
+            what = f"{workdir.name}: {found.task}, {' '.join(filter(None, (method, shared['preset'])))}"
+            log.say(f"{what} took {log.clock(seconds)}")
+    return [row for place in places for row in log.read_rows(place)]
+
+
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     for method, preset in methods.pairs(config.tune):
         methods.weights(method, preset, config.tune, views=config.extract.views)
-        keys = [f"tune.{key}" for key in methods.grid(method) if len(config.tune[key]) > 1]
-        if keys and not config.tune.validation:
-            raise UserError(
-                f"tune.validation=0 leaves no rows to choose {' and '.join(keys)} by, for {method}",
-                "set tune.validation above 0, or give each of these keys one value",
-            )
+        heads.check_choices(config.tune.validation, {f"tune.{key}": config.tune[key] for key in methods.grid(method)})
         architecture(methods.form(methods.find(method), config.tune), 2)
     for key, words in (("shares", "above 0 and up to 1"), ("noises", "from 0 to 1")):
         values = config.tune[key]
@@ -155,11 +176,6 @@ def _labels(found: FeatureSet, chosen: np.ndarray, rate: float, config: ConfigDi
     kind = config.tune.noise_kind
     noisy = noise.corrupt_labels(labels, num_classes=len(found.classes), kind=kind, rate=rate, seed=config.seed)
     return np.asarray(noisy, np.int32)
-
-
-def _unfinished(workdir: Path, found: FeatureSet, head: Mapping[str, Any]) -> Path:
-    """Where the rows of a head are kept until the stage ends."""
-    return workdir / "tuning" / found.task / found.layer / outcomes.head_name(head)
 
 
 def _keep(

@@ -68,17 +68,10 @@ def retrieval_source(config: ConfigDict, split: str) -> sources.Source:
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
     tasks.check(config, data=data)
-    if not encoder.has_text(config):
-        raise errors.UserError(
-            f"the stage zeroshot needs a text tower, and model.name={config.model.name} has none",
-            "leave it out of stages, or choose a model such as clip",
-        )
-    for name in config.downstream.tasks:
-        evaluation.described(config, name, tasks.load(name, config).train.class_names if data else None)
+    cure = "leave it out of stages, or choose a model such as clip"
+    evaluation.check_described(config, "the stage zeroshot", cure, data=data)
     for split in config.zeroshot.retrieval if data else ():
         retrieval_source(config, split)
-    if data:
-        encoder.load_tokenizer(config)
 
 
 def intact(workdir: Path) -> bool:

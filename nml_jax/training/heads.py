@@ -8,6 +8,7 @@ splits, views and epochs, and as many settings as its grid has: by default six e
 import dataclasses
 import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -109,10 +110,9 @@ def fit_seeds(
     hypers, validation = choose(trainer, features, labels, config=config, seeds=seeds)
     everything = np.arange(len(labels))
     jobs = [Job(everything, hyper, seed) for hyper, seed in zip(hypers, seeds, strict=True)]
-    blind = unvalidated(trainer, labels)
     return [
         HeadResult(head=head, preset=trainer.preset, hyper=job.hyper, validation=each, n_train=len(labels),
-                   unvalidated=blind)
+                   unvalidated=len(trainer.grid) > 1 and not each)
         for job, each, head in zip(jobs, validation, converged(method, trainer.train(jobs, len(labels))), strict=True)
     ]  # fmt: skip
 
@@ -121,14 +121,12 @@ def choose(
     trainer: "Trainer", features: np.ndarray, labels: np.ndarray, *, config: Any, seeds: Sequence[int]
 ) -> tuple[list[dict[str, float]], list[list[dict[str, float]]]]:
     """The chosen hyper-parameters of each seed, and what was seen of the whole grid (`HeadResult.validation`)."""
-    if unvalidated(trainer, labels):
-        names = trainer.grid[0]
-        middle = {name: sorted({v[name] for v in trainer.grid})[len({v[name] for v in trainer.grid}) // 2]
-                  for name in names}  # fmt: skip
-        say(f"one row of each class leaves none to choose a setting on: the middle of the grid is taken, {middle}")
-        return [middle] * len(seeds), [[] for _ in seeds]
     if len(trainer.grid) == 1:
         return trainer.grid * len(seeds), [[] for _ in seeds]
+    if np.bincount(labels).max() < 2:
+        middle = {name: statistics.median_high({v[name] for v in trainer.grid}) for name in trainer.grid[0]}
+        say(f"one row of each class leaves none to choose a setting on: the middle of the grid is taken, {middle}")
+        return [middle] * len(seeds), [[] for _ in seeds]
     parts = [hold_out(labels, config.validation, seed) for seed in seeds]
     n = len(parts[0][0])  # the class counts decide it, not the seed
     of = [i for i in range(len(seeds)) for _ in trainer.grid]
@@ -140,11 +138,6 @@ def choose(
         validation[i].append({**job.hyper, "accuracy": accuracy, "loss": loss})
     best = [min(each, key=lambda v: (-v["accuracy"], trainer.tie(v))) for each in validation]
     return [{name: v[name] for name in trainer.grid[0]} for v in best], validation
-
-
-def unvalidated(trainer: "Trainer", labels: np.ndarray) -> bool:
-    """Whether settings are to be chosen, and each class has one row, so that none can be held out."""
-    return len(trainer.grid) > 1 and bool(np.bincount(labels).max() < 2)
 
 
 class Job(NamedTuple):
@@ -287,6 +280,16 @@ def _grid(config: Any, names: Mapping[str, str]) -> list[dict[str, float]]:
             raise UserError(f"tune.{key} is empty", "give it at least one value")
     values = itertools.product(*(getattr(config, key) for key in names.values()))
     return [dict(zip(names, each, strict=True)) for each in values]
+
+
+def check_choices(share: float, choices: Mapping[str, Sequence[float]]) -> None:
+    """Raise UserError if nothing is held out (`share`) to choose one of several values by; `choices` by config key."""
+    keys = [key for key, values in choices.items() if len(values) > 1]
+    if keys and not share:
+        raise UserError(
+            f"tune.validation=0 leaves no rows to choose {' and '.join(keys)} by",
+            f"set tune.validation above 0, or give {'each of them' if len(keys) > 1 else keys[0]} one value",
+        )
 
 
 def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

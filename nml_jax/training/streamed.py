@@ -68,10 +68,9 @@ def fit_seeds(
         _train(trainer, features, labels, Job(np.arange(size), hyper, seed), standard)
         for hyper, seed in zip(hypers, seeds, strict=True)
     ]
-    blind = heads.unvalidated(trainer, of_taken)
     return [
         HeadResult(head=head, preset=trainer.preset, hyper=hyper, validation=each, n_train=len(labels),
-                   unvalidated=blind)
+                   unvalidated=len(trainer.grid) > 1 and not each)
         for head, hyper, each in zip(heads.converged(method, trained), hypers, validation, strict=True)
     ]  # fmt: skip
 
