@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from configs import clip_pairs, digits
 from nml_jax import models, objectives, runtime, settings
 from nml_jax.models import micro
 from nml_jax.training import loop, optim
 from nml_jax.training.state import TrainState
+from tests.meshes import mesh_of
 
 BATCH, CLASSES, SIZE, CONTEXT, STEPS = 16, 3, 8, 8, 20
 
@@ -56,11 +57,6 @@ def cells(quick: set[tuple[str, tuple[int, int]]]) -> list[Any]:
         for case in CASES
         for shape in SHAPES
     ]
-
-
-def mesh_of(data: int, fsdp: int) -> Mesh:
-    devices = jax.devices()[: data * fsdp]
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def batch(case: str, step: int) -> dict[str, np.ndarray]:

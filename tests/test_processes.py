@@ -41,11 +41,7 @@ def together(args: list[str], *, count: int = 2) -> list[peers.Ended]:
 def test_two_processes_train_as_one(tmp_path: Path):
     """The same batches and first losses, one checkpoint, one set of rows."""
     options = {"stages": "('pretrain','extract')", "runtime.log_every": 1, "train.epochs": 2.0}
-    one = subprocess.run(
-        [sys.executable, "-m", "nml_jax.main", *flags(tmp_path / "one", **options)],
-        cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert one.returncode == 0, one.stderr
+    alone(flags(tmp_path / "one", **options))
     together(flags(tmp_path / "two", **options))
     losses = [
         [

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 
 from configs.common import get_config
 from nml_jax import objectives, runtime
 from nml_jax.errors import UserError
 from nml_jax.objectives.contrastive import Contrastive, info_nce, sigmoid_loss
+from tests.meshes import mesh_of
 
 LOSSES = {"clip": info_nce, "siglip": sigmoid_loss}
 SCALE, BIAS = 14.3, -3.0
@@ -68,10 +69,6 @@ def assert_same(got, want, value_rtol=1e-6):
         limit = 1e-5 * (size if name in "xy" else max(abs(float(b)), size))
         np.testing.assert_allclose(a, b, rtol=0, atol=limit, err_msg=name)
     np.testing.assert_array_equal(got[2], want[2])
-
-
-def mesh_of(n):
-    return jax.make_mesh((n, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:n])
 
 
 def test_two_pairs_by_hand():

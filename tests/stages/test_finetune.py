@@ -17,6 +17,7 @@ from nml_jax.data import tasks
 from nml_jax.errors import NonFinite, Preempted, UserError
 from nml_jax.stages import encoder, finetune, finetune_runs, outcomes
 from tests import small
+from tests.meshes import mesh_of
 
 CELL = "noise=0.3,seed=0"
 TUNING = {
@@ -35,8 +36,7 @@ CLIP = {"model.name": "clip", "model.tower": "vit_ti", "model.patch": 4, "model.
 @pytest.fixture(scope="module", autouse=True)
 def two_devices():
     """A mesh of two devices: as much as it takes to have several, and no more to compile."""
-    axes = (jax.sharding.AxisType.Auto,) * 2
-    mesh = jax.make_mesh((2, 1), ("data", "fsdp"), axis_types=axes, devices=jax.devices()[:2])
+    mesh = mesh_of(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "make_mesh", lambda *_: mesh)
         yield

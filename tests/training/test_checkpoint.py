@@ -12,6 +12,7 @@ from nml_jax import load_model, models, runtime
 from nml_jax.errors import UserError
 from nml_jax.models import convert
 from nml_jax.training import checkpoint, loop, pretrained
+from tests.meshes import mesh_of
 from tests.training.tiny import host, step_batch
 
 
@@ -35,11 +36,6 @@ def saved(tmp_path_factory):
         yield run, host(state)
 
 
-def small_mesh(data: int, fsdp: int):
-    auto = (jax.sharding.AxisType.Auto,) * 2
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=auto, devices=jax.devices()[: data * fsdp])
-
-
 def restore(run, mesh, folder=None):
     program = loop.build(run.config, run.plan, mesh, num_classes=3)
     checkpoints = checkpoint.Checkpoints(folder or run.folder / "checkpoints", every=1, keep=2, keep_every=0, meta={})
@@ -52,7 +48,7 @@ def restore(run, mesh, folder=None):
 @pytest.mark.parametrize(("data", "fsdp"), [(2, 2), (1, 2), (1, 1)])
 def test_saved_on_eight_devices_restored_on_fewer(saved, data: int, fsdp: int):
     run, expected = saved
-    state = restore(run, small_mesh(data, fsdp))
+    state = restore(run, mesh_of(data, fsdp))
     for name, array in host(state).items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
     assert {d for x in jax.tree.leaves(state.params) for d in x.sharding.device_set} == set(
@@ -95,7 +91,7 @@ def test_a_committed_folder_without_hashes_gets_them(saved, tmp_path):
     folder = tmp_path / "checkpoints" / "5"
     shutil.copytree(run.folder / "checkpoints" / "5", folder)
     (folder / checkpoint.SUMS).unlink()
-    assert restore(run, small_mesh(1, 1), folder.parent).step == 5
+    assert restore(run, mesh_of(1, 1), folder.parent).step == 5
     assert (folder / checkpoint.SUMS).exists()
 
 
@@ -103,7 +99,7 @@ def test_a_checkpoint_of_another_model_is_refused(saved, make_run):
     run, _ = saved
     other = make_run(**{"model.width": 8})
     with pytest.raises(UserError, match="does not fit"):
-        restore(other, small_mesh(1, 1), run.folder / "checkpoints")
+        restore(other, mesh_of(1, 1), run.folder / "checkpoints")
 
 
 @pytest.mark.parametrize("weights", ["raw", "ema"])

@@ -12,6 +12,7 @@ from nml_jax import runtime, settings
 from nml_jax.errors import UserError
 from nml_jax.models import heads
 from nml_jax.training import finetune, loop, optim
+from tests.meshes import mesh_of
 
 MODELS = {
     "resnet18": {"stem": "small", "width": 4, "blocks": (1, 1), "zero_init_residual": False},
@@ -28,11 +29,7 @@ BATCH = {
 KEY = jax.random.key(5)
 
 
-@functools.cache
-def one() -> jax.sharding.Mesh:
-    """A mesh of one device, for which programs compile fastest; the stage's test has all."""
-    axes = (jax.sharding.AxisType.Auto,) * 2
-    return jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=axes, devices=jax.devices()[:1])
+ONE = mesh_of(1)  # for one device programs compile fastest; the stage's test has two
 
 
 def sections(name: str, **tuning) -> tuple[FrozenConfigDict, FrozenConfigDict]:
@@ -50,7 +47,7 @@ def setup(method: str, terms: str = "none", *, mlp: bool = False, layer: str = "
 
 @functools.cache
 def program(name: str, made: finetune.Setup, **tuning) -> loop.Program:
-    return finetune.build(*sections(name, **tuning), made, 0.01, loop.Plan(4, 2.0), one())
+    return finetune.build(*sections(name, **tuning), made, 0.01, loop.Plan(4, 2.0), ONE)
 
 
 @functools.cache
@@ -62,7 +59,7 @@ def encoder(name: str):
 
 
 def begin(name: str, made: finetune.Setup, head=None, noisytune: float = 0.0, **tuning):
-    return finetune.start(program(name, made, **tuning), encoder(name), head, one(), KEY, noisytune)
+    return finetune.start(program(name, made, **tuning), encoder(name), head, ONE, KEY, noisytune)
 
 
 def after(name: str, made: finetune.Setup, steps: int = 2, **tuning):
@@ -70,7 +67,7 @@ def after(name: str, made: finetune.Setup, steps: int = 2, **tuning):
     state, metrics = begin(name, made, **tuning), {}
     first = jax.device_get((state.params, state.model_state))
     for _ in range(steps):
-        state, metrics = program(name, made, **tuning).step(state, runtime.put_batch(one())(BATCH))
+        state, metrics = program(name, made, **tuning).step(state, runtime.put_batch(ONE)(BATCH))
     return first, jax.device_get((state.params, state.model_state)), jax.device_get(metrics)
 
 

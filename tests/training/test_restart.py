@@ -3,20 +3,15 @@
 import json
 import shutil
 
-import jax
 import pytest
-from jax.sharding import Mesh
 
 from nml_jax import runtime
 from nml_jax.errors import Preempted
+from tests.meshes import mesh_of
 from tests.training.test_loop import stop_after
 from tests.training.tiny import Run, random_batches, tiny_config
 
 SAVED = 4  # of 12 steps
-
-
-def small_mesh(devices: int, fsdp: int = 1) -> Mesh:
-    return runtime.make_mesh(-1, fsdp, jax.devices()[:devices])
 
 
 def told(run: Run, name: str) -> list[dict]:
@@ -27,7 +22,7 @@ def told(run: Run, name: str) -> list[dict]:
 def unbroken(tmp_path_factory) -> Run:
     """On eight devices, in float32, with every random draw of training on."""
     config = tiny_config(**{"runtime.log_every": 1, "runtime.sample_ids": True})
-    run = Run(tmp_path_factory.mktemp("unbroken") / "run", config, small_mesh(8))
+    run = Run(tmp_path_factory.mktemp("unbroken") / "run", config, runtime.make_mesh())
     run.train()
     return run
 
@@ -44,7 +39,7 @@ def broken(unbroken: Run) -> Run:
 @pytest.mark.parametrize(("devices", "fsdp"), [(4, 1), (2, 2), (1, 1)])
 def test_saved_on_eight_devices_and_continued_on_fewer(devices: int, fsdp: int, unbroken: Run, broken: Run, tmp_path):
     shutil.copytree(broken.folder, tmp_path / "run")
-    run = Run(tmp_path / "run", broken.config, small_mesh(devices, fsdp))
+    run = Run(tmp_path / "run", broken.config, mesh_of(devices // fsdp, fsdp))
     assert int(run.train().step) == run.plan.steps
     assert told(run, "samples.jsonl") == told(unbroken, "samples.jsonl"), "the ids of all batches, in order"
     (loss,) = [x["train/loss"] for x in told(run, "metrics.jsonl") if x["step"] == SAVED + 1]
