@@ -1,10 +1,12 @@
-"""What the benchmarks share: what stands above their numbers, and the file that keeps both."""
+"""What the benchmarks share: what stands above their numbers, the file that keeps both, and opponents."""
 
 import datetime
 import json
 import os
 import platform
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,3 +39,34 @@ def write(path: Path, head: Mapping[str, Any], results: Any) -> None:
     path.parent.mkdir(exist_ok=True)
     told = {**head, "load_at_the_end": round(os.getloadavg()[0], 1), "results": results}
     path.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+
+
+class Opponent:
+    """PyTorch in a process of its own, which runs a benchmark's script with --serve; see `serve`.
+
+    version: of PyTorch and what belongs to it.
+    """
+
+    def __init__(self, python: str, script: str, *args: str):
+        command = [python, script, "--serve", *args]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.version = self._answer()
+
+    def ask(self, question: Any = None) -> Any:
+        assert self._process.stdin is not None
+        print(json.dumps(question), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit("the opponent did not answer: give --torch-python a Python that has what its help says")
+        return json.loads(line)
+
+
+def serve(version: str, answer: Callable[[Any], Any]) -> None:
+    """The opponent's side of `Opponent`: its version, then the answers to all questions, a line of JSON each."""
+    print(json.dumps(version), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)

@@ -26,11 +26,9 @@ or those of a folder, cut to 500 × 375.
 import argparse
 import importlib.metadata
 import io
-import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -45,7 +43,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
-from common import about, write
+from common import Opponent, about, serve, write
 from PIL import Image, ImageOps
 
 RESULTS = Path(__file__).parent / "results" / "input.json"
@@ -187,29 +185,7 @@ def steady(stream: Any, warm: int, batches: int) -> Round:
     return measured(lambda: deque(islice(stream, batches), maxlen=0))
 
 
-class Opponent:
-    """PyTorch in a process of its own, over the files in `folder`: one line of JSON in, one out."""
-
-    def __init__(self, python: str, folder: Path, batches: int, workers: int):
-        command = [python, __file__, "--serve", str(folder), str(batches), str(workers)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.version = self.answer()
-
-    def answer(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit("the opponent did not answer: give --torch-python a Python that has torch and Pillow")
-        return json.loads(line)
-
-    def __call__(self) -> Round:
-        assert self.process.stdin is not None
-        print(file=self.process.stdin, flush=True)
-        return Round(self.answer(), None)
-
-
-def serve(folder: Path, batches: int, workers: int) -> None:
-    """The opponent's side of `Opponent`."""
+def opponent_side(folder: Path, batches: int, workers: int) -> None:
     import random
 
     import torch  # pyright: ignore[reportMissingImports]
@@ -234,12 +210,11 @@ def serve(folder: Path, batches: int, workers: int) -> None:
             return pixels.to(torch.float32).div(255), i % 2
 
     loader = DataLoader(Photos(), BATCH, shuffle=True, num_workers=workers, drop_last=True)
-    print(json.dumps(f"{torch.__version__}, Pillow {PIL.__version__}"), flush=True)
-    for _ in sys.stdin:
-        stream = iter(loader)
-        spent = steady(stream, 4 * workers, batches)
-        del stream  # ends the workers
-        print(json.dumps(spent.wall), flush=True)
+
+    def seconds(_: None) -> float:
+        return steady(iter(loader), 4 * workers, batches).wall
+
+    serve(f"{torch.__version__}, Pillow {PIL.__version__}", seconds)
 
 
 # What is measured
@@ -317,7 +292,7 @@ def main() -> None:
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return serve(Path(args.serve[0]), int(args.serve[1]), int(args.serve[2]))
+        return opponent_side(Path(args.serve[0]), int(args.serve[1]), int(args.serve[2]))
     import cv2
     import simplejpeg
 
@@ -341,8 +316,8 @@ def main() -> None:
             f"cache {SIDE} antialiased": piped(cached, antialiased, batches, cores),
         }
         if args.torch_python:
-            runs["torch"] = opponent = Opponent(args.torch_python, folder / "src", batches, cores)
-            versions["torch"] = opponent.version
+            opponent = Opponent(args.torch_python, __file__, str(folder / "src"), str(batches), str(cores))
+            runs["torch"], versions["torch"] = lambda: Round(opponent.ask(), None), opponent.version
         photos = f"{len(files)} {'real' if args.photos else 'of noise'}, {np.mean([*map(len, files)]) / 1e3:.0f} kB"
         sizes = {"photos": photos, "images_per_round": batches * BATCH, "repeats": repeats}
         head = about(nml_jax, np, cv2, PIL, simplejpeg, versions=versions, **sizes)

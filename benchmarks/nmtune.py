@@ -11,9 +11,7 @@ the same run without it is timed in every round, too.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import about, write
+from common import Opponent, about, serve, write
 
 RESULTS = Path(__file__).parent / "results" / "nmtune.json"
 ROWS, BATCH, CLASSES = 1024, 64, 10
@@ -72,25 +70,7 @@ class Ours:
         return (times[1] - times[0]) / (epochs * self.rows / BATCH)
 
 
-class Opponent:
-    """PyTorch in a process of its own: one line of JSON in, one out."""
-
-    def __init__(self, python: str):
-        command = [python, __file__, "--serve"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, **question: Any) -> Any:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps(question), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
-            sys.exit("the opponent did not answer: give --torch-python a Python that has torch")
-        return json.loads(answer)
-
-
-def serve() -> None:
-    """The opponent's side of `Opponent`."""
+def opponent_side() -> None:
     import torch  # pyright: ignore[reportMissingImports]
     from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
@@ -139,11 +119,8 @@ def serve() -> None:
         return (time.perf_counter() - start) / steps
 
     heads: dict[int, Head] = {}
-    for line in sys.stdin:
-        question = json.loads(line)
-        if question["ask"] == "version":
-            print(json.dumps([torch.__version__, torch.get_num_threads()]), flush=True)
-            continue
+
+    def answer(question: dict[str, Any]) -> float:
         dim, steps = question["dim"], question["steps"]
         features, labels = (torch.from_numpy(x) for x in bank(question["rows"], dim))
         labels = labels.long()
@@ -154,7 +131,9 @@ def serve() -> None:
         seconds = run(head, features, labels, question["preset"], steps)
         if path:
             np.savez(path, **{name: x.detach().numpy() for name, x in head.named_parameters()})
-        print(json.dumps(seconds), flush=True)
+        return seconds
+
+    serve(f"{torch.__version__}, {torch.get_num_threads()} threads", answer)
 
 
 def named(params: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +149,7 @@ def check(opponent: Opponent, preset: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path, ours = str(Path(folder) / "params.npz"), Ours(BATCH, 32, preset)
         np.savez(path, **named(ours.params(0)))
-        opponent.ask(ask="run", rows=BATCH, dim=32, preset=preset, steps=4, params=path)
+        opponent.ask({"rows": BATCH, "dim": 32, "preset": preset, "steps": 4, "params": path})
         want = named(ours.params(4))
         with np.load(path) as got:
             return max(float(np.abs(got[name] - want[name]).max()) for name in want if name != "mlp.0.bias")
@@ -185,16 +164,15 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return serve()
+        return opponent_side()
     import jax
     import jaxlib
 
     import nml_jax
 
     rows, repeats = (256, 2) if args.quick else (ROWS, args.repeats)
-    opponent = Opponent(args.torch_python)
-    torch_version, torch_threads = opponent.ask(ask="version")
-    torch = {"torch": f"{torch_version}, {torch_threads} threads"}
+    opponent = Opponent(args.torch_python, __file__)
+    torch = {"torch": opponent.version}
     head = about(nml_jax, jax, jaxlib, np, versions=torch, batch=f"{BATCH} × 2 views", repeats=repeats)
     for preset in ("code", "paper"):
         off = check(opponent, preset)
@@ -211,7 +189,8 @@ def main() -> None:
             for _ in range(repeats + 1):  # the first warms up
                 a, c = ours.seconds(epochs), without.seconds(epochs)
                 time.sleep(0.3)  # until idle threads sleep
-                b = opponent.ask(ask="run", rows=rows, dim=dim, preset=preset, steps=epochs * rows // BATCH)
+                steps = epochs * rows // BATCH
+                b = opponent.ask({"rows": rows, "dim": dim, "preset": preset, "steps": steps})
                 time.sleep(0.3)
                 seconds.append((a, b, c))
             a, b, c = zip(*seconds[1:], strict=True)

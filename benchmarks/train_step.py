@@ -10,16 +10,14 @@ numbers of parameters must agree.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import about, write
+from common import Opponent, about, serve, write
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "train_step.json"
@@ -65,25 +63,7 @@ class Ours:
         return (time.perf_counter() - start) / STEPS
 
 
-class Opponent:
-    """PyTorch in a process of its own: one line of JSON in, one out."""
-
-    def __init__(self, python: str, batch: int):
-        command = [python, __file__, "--serve", f"--batch={batch}"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, question: str) -> Any:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(question, file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
-            sys.exit("the opponent did not answer: give --torch-python a Python that has torch and timm")
-        return json.loads(answer)
-
-
-def serve(batch: int) -> None:
-    """The opponent's side of `Opponent`."""
+def opponent_side(batch: int) -> None:
     import torch  # pyright: ignore[reportMissingImports]
     from torch import nn  # pyright: ignore[reportMissingImports]
 
@@ -131,11 +111,8 @@ def serve(batch: int) -> None:
     image, label = torch.from_numpy(array).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(classes)
     mean, std = (torch.tensor(v)[:, None, None] * 255 for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     trained: dict[str, Any] = {}
-    for line in sys.stdin:
-        name = line.strip()
-        if name == "version":
-            print(json.dumps([torch.__version__, torch.get_num_threads()]), flush=True)
-            continue
+
+    def answer(name: str) -> tuple[float, int]:
         if name not in trained:
             model = made(name).train()
             trained[name] = model, torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -147,8 +124,9 @@ def serve(batch: int) -> None:
             loss.backward()
             optimizer.step()
         loss.item()
-        spent = (time.perf_counter() - start) / STEPS
-        print(json.dumps([spent, sum(p.numel() for p in model.parameters())]), flush=True)
+        return (time.perf_counter() - start) / STEPS, sum(p.numel() for p in model.parameters())
+
+    serve(f"{torch.__version__}, {torch.get_num_threads()} threads", answer)
 
 
 def main() -> None:
@@ -161,15 +139,14 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return serve(args.batch)
+        return opponent_side(args.batch)
     import jax
     import jaxlib
 
     import nml_jax
 
-    opponent = Opponent(args.torch_python, args.batch)
-    torch_version, torch_threads = opponent.ask("version")
-    torch = {"torch": f"{torch_version}, {torch_threads} threads"}
+    opponent = Opponent(args.torch_python, __file__, f"--batch={args.batch}")
+    torch = {"torch": opponent.version}
     batch = f"{args.batch} images of {SIZE} × {SIZE}, float32"
     head = about(nml_jax, jax, jaxlib, np, versions=torch, batch=batch, repeats=args.repeats)
     print(f"\n{'ms a step':<10}", *(f"{name:>8}" for name in ("ours", "min", "max", "torch", "min", "max")), "   ratio")
