@@ -6,13 +6,14 @@ This folder is the only one that imports flax: outside it a model is `init`, `ap
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import FrozenConfigDict
 
 from nml_jax.errors import UserError
 from nml_jax.models import clip
@@ -69,9 +70,16 @@ class Model:
     apply: Callable[..., tuple[dict[str, jax.Array], Tree]]
     spec: Mapping[str, jax.ShapeDtypeStruct]
 
+    @cached_property
+    def shapes(self) -> tuple[Tree, Tree]:
+        """`params` and `model_state` as ShapeDtypeStructs, traced once."""
+        return jax.eval_shape(lambda key: self.init(key, self.spec), jax.random.key(0))
+
 
 def build(config: Any, *, num_classes: int, image_size: int) -> Model:
     """The model that `config`, the `model` section of a (frozen or plain) ConfigDict, describes.
+
+    The same arguments give the same object, so that what is traced and compiled for it is shared.
 
     Args:
         config: see `configs/common.py`; None under a key means the variant's value.
@@ -81,6 +89,11 @@ def build(config: Any, *, num_classes: int, image_size: int) -> Model:
     Raises:
         UserError: an unknown model or value, or sizes that do not fit each other.
     """
+    return _build(FrozenConfigDict(config.to_dict()), num_classes, image_size)
+
+
+@lru_cache(maxsize=8)
+def _build(config: FrozenConfigDict, num_classes: int, image_size: int) -> Model:
     _check(config)
     values = {**config, "num_classes": num_classes, "image_size": image_size, "dtype": jnp.dtype(config.dtype)}
     spec = {"image": jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)}

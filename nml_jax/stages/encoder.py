@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
-from nml_jax import errors, models, noise, runtime, settings
+from nml_jax import errors, models, noise, runtime
 from nml_jax.data import tokenizer as tokenizers
 from nml_jax.data.tokenizer import Tokenizer
 from nml_jax.training import checkpoint, pretrained
@@ -60,24 +60,18 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
 
 
 def build(config: ConfigDict, *, num_classes: int) -> models.Model:
-    """The model of a config; the same object for all runs of a sweep, so that they share what is compiled for it."""
-    (model_config,) = settings.frozen(config.model)
-    return _build(model_config, num_classes, config.data.image_size)
-
-
-@functools.lru_cache(maxsize=4)
-def _build(model_config: FrozenConfigDict, num_classes: int, image_size: int) -> models.Model:
-    return models.build(model_config, num_classes=num_classes, image_size=image_size)
+    """The model of a config."""
+    return models.build(config.model, num_classes=num_classes, image_size=config.data.image_size)
 
 
 @functools.lru_cache(maxsize=4)
 def layers(model: models.Model) -> tuple[str, ...]:
     """The outputs of images that can be features: those with a row for each."""
 
-    def outputs(key: jax.Array, batch: Any) -> Any:
-        return model.apply(*model.init(key, model.spec), batch, train=False, key=None)[0]
+    def outputs(params: Any, model_state: Any, batch: Any) -> Any:
+        return model.apply(params, model_state, batch, train=False, key=None)[0]
 
-    shapes = jax.eval_shape(outputs, jax.random.key(0), {"image": model.spec["image"]})
+    shapes = jax.eval_shape(outputs, *model.shapes, {"image": model.spec["image"]})
     return tuple(sorted(name for name, x in shapes.items() if x.ndim))
 
 

@@ -39,7 +39,7 @@ def cost(config: ConfigDict, mesh: Mesh) -> dict[str, str]:
     plan = loop.Plan.of(config, n)
     program = loop.build(config, plan, mesh, num_classes=num_classes)
     batch = batch_shapes(config)
-    flops = flop(config, n, num_classes)["executed"]
+    flops = flop(config, n, num_classes, recomputed=True)
     parameters = sum(x.size for x in jax.tree.leaves(program.shapes.params))
     return {
         "model": f"{config.model.name}, {parameters:,} parameters"
@@ -86,20 +86,15 @@ def lower(config: ConfigDict, mesh: Mesh, n: int, num_classes: int) -> tuple[loo
     return plan, program, program.step.lower(program.shapes, batch)  # type: ignore[attr-defined]
 
 
-def flop(config: ConfigDict, n: int, num_classes: int) -> dict[str, float]:
-    """FLOP of one step of the global batch: "model", without recomputation, and "executed", with it."""
+def flop(config: ConfigDict, n: int, num_classes: int, *, recomputed: bool) -> float:
+    """FLOP of one step of the global batch, with those that are done again in the backward pass, or without."""
     one = runtime.make_mesh(devices=jax.local_devices()[:1])
-
-    def count(remat: bool) -> float:
-        whole = config.copy_and_resolve_references()
-        with whole.unlocked():  # of a loop, the operations of one round are counted: so, no loops
-            whole.update_from_flattened_dict({"model.remat": remat, "train.micro_batches": 1, "objective.chunk": 0})
-        return lower(whole, one, n, num_classes)[2].cost_analysis()["flops"]
-
-    model = count(remat=False)
-    executed = count(remat=True) if config.model.remat else model
+    whole, remat = config.copy_and_resolve_references(), recomputed and config.model.remat
+    with whole.unlocked():  # of a loop, the operations of one round are counted: so, no loops
+        whole.update_from_flattened_dict({"model.remat": remat, "train.micro_batches": 1, "objective.chunk": 0})
+    counted = lower(whole, one, n, num_classes)[2].cost_analysis()["flops"]
     # Of micro-batches the forward pass, a third, is computed twice.
-    return {"model": model, "executed": executed * (4 / 3 if config.train.micro_batches > 1 else 1)}
+    return counted * (4 / 3 if recomputed and config.train.micro_batches > 1 else 1)
 
 
 def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:

@@ -111,7 +111,7 @@ def build(
     """
     model = classifier(model_config, config, setup)
     own = objective(config, setup.terms)
-    params, _ = jax.eval_shape(lambda key: model.init(key, model.spec), jax.random.key(0))
+    params, _ = model.shapes
     tx, schedule = optim.make(
         optimizer(config, params, setup.method, lr), params, steps=plan.steps, steps_per_epoch=plan.per_epoch
     )

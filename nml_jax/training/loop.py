@@ -72,8 +72,7 @@ def _build(
     model = models.build(model_config, num_classes=num_classes, image_size=image_size)
     in_parts = micro.in_micro_batches(model, micro_batches, blocks=mesh.size)
     objective = objectives.make(objective_config, num_classes=num_classes, blocks=mesh.size)
-    params, _ = jax.eval_shape(lambda key: model.init(key, model.spec), jax.random.key(0))
-    tx, schedule = optim.make(optimizer_config, params, steps=plan.steps, steps_per_epoch=plan.per_epoch)
+    tx, schedule = optim.make(optimizer_config, model.shapes[0], steps=plan.steps, steps_per_epoch=plan.per_epoch)
     return assemble(model, functools.partial(objective.loss, in_parts), tx, schedule, ema, mesh)
 
 

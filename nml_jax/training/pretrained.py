@@ -41,7 +41,7 @@ def load_model(run: str | Path, *, step: int | None = None, weights: str = "raw"
             f"{folder} holds no {weights!r} weights", "use weights='raw', or train with train.ema > 0"
         )
     model = models.build(config.model, num_classes=meta["num_classes"], image_size=config.data.image_size)
-    params, model_state = jax.eval_shape(lambda key: model.init(key, model.spec), jax.random.key(0))
+    params, model_state = model.shapes
     shapes = {"params": params, "model_state": model_state, "ema": params if config.train.ema else None}
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), shapes)

@@ -1,6 +1,7 @@
 """What training carries from step to step, born sharded."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -34,18 +35,23 @@ class TrainState:
 
 
 def create(model, tx: optax.GradientTransformation, key: jax.Array, *, ema: bool, mesh: Mesh) -> TrainState:
-    """A fresh state; pure, so that it can be traced by `eval_shape` or compiled with `out_shardings`."""
+    """A fresh state; pure, so that it can be compiled with `out_shardings`."""
     init_key, step_key = jax.random.split(key)
     # Drawn whole, then split: in parts the compiler would round some weights by another order.
     init = jax.jit(lambda key: model.init(key, model.spec), out_shardings=runtime.replicated(mesh))
-    params, model_state = init(init_key)
-    # A copy, because the donated state may hold no buffer twice.
-    average = jax.tree.map(jnp.copy, params) if ema else None
-    none = jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.int32)
-    return TrainState(none[0], params, model_state, average, tx.init(params), step_key, none[1])
+    return _at_the_start(*init(init_key), step_key, tx=tx, ema=ema)
 
 
 def abstract(model, tx: optax.GradientTransformation, *, ema: bool, mesh: Mesh) -> TrainState:
     """The state's shapes, dtypes and shardings, without computing it."""
-    shapes = jax.eval_shape(lambda key: create(model, tx, key, ema=ema, mesh=mesh), jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(_at_the_start, tx=tx, ema=ema), *model.shapes, jax.random.key(0))
     return runtime.with_shardings(shapes, mesh)
+
+
+def _at_the_start(
+    params: Any, model_state: Any, key: jax.Array, *, tx: optax.GradientTransformation, ema: bool
+) -> TrainState:
+    # A copy, because the donated state may hold no buffer twice.
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    step, skipped = jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.int32)
+    return TrainState(step, params, model_state, average, tx.init(params), key, skipped)
