@@ -23,7 +23,7 @@ def answer(c: Contest) -> str:
     if c.seeds < SEEDS:
         seeds = f"{c.seeds} seed{'' if c.seeds == 1 else 's'}"
         return f"{prefix}{_the(c.reference)}: with {seeds} no difference can be shown, that takes {SEEDS}."
-    if any(versus.blind for versus in c.versus.values()):
+    if any(versus.plain.blind for versus in c.versus.values()):
         return f"{prefix}{_the(c.reference)}: {BLIND}, so that no method is shown to be better or worse."
     chosen = {test: c.recommended(test) for test in c.decided}
     by_method = {m: [test for test in c.decided if chosen[test] == m] for m in c.methods if m in chosen.values()}

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from nml_jax.stages.cells import Seed
 from nml_jax.stages.claims import REFERENCES, ZERO_SHOT
-from nml_jax.stages.outcomes import Side, compared, from_files, leaves
-from nml_jax.stages.paired import SEEDS, Comparison, Stat, stat
-from nml_jax.stages.results import MEAN, METHODS, UNVALIDATED, Key, Study
+from nml_jax.stages.outcomes import Side, compared, from_files, leaves, unvalidated
+from nml_jax.stages.paired import Comparison, Stat, stat
+from nml_jax.stages.results import MEAN, METHODS, Key, Study
 
 DOMAINS = {"id": "in-domain", "ood": "out-of-domain"}
 
@@ -22,22 +22,15 @@ class Versus(NamedTuple):
 
     plain: Comparison  # 95 %
     wide: Comparison  # 95 % for all that is decided together
-    blind: bool = False  # whether either had no rows to choose its settings by: then nothing is claimed
 
     @property
     def sign(self) -> int:
         """1: better, -1: worse, 0: neither is shown. Doubt counts against leaving the reference."""
-        if self.blind:
-            return 0
         return 1 if self.wide.sign == 1 else min(self.plain.sign, 0)
 
     @property
     def verdict(self) -> str:
-        if self.plain.n < SEEDS:
-            return f"no claim, n = {self.plain.n}"
-        if self.blind:
-            return "no claim, no validation"
-        return {-1: "worse", 0: "no difference shown", 1: "better"}[self.sign]
+        return (self.wide if self.sign >= 0 else self.plain).verdict("worse", "better")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +125,6 @@ class Contest:
         top = max(self.methods, key=lambda m: (self.stat(m, test).n, self.stat(m, test).mean))
         others = [m for m in self.methods if m != top]
         against = (self._against(m, top, test) for m in others)
-        if any(map(self.blind, self.methods)):
-            return ""
         return top if others and all(c.corrected(len(others) * len(self.decided)).sign > 0 for c in against) else ""
 
     def widened(self) -> str:
@@ -180,15 +171,8 @@ def _versus(
         base, *others = (Side(test._replace(method=method)) for method in methods)
         for other in others:
             plain = compared(study, other.key.method, base, other)
-            blind = unvalidated(study, base.key) or unvalidated(study, other.key)
-            out[other.key.method, test] = Versus(plain, plain.corrected(len(others) * len(decided)), blind)
+            out[other.key.method, test] = Versus(plain, plain.corrected(len(others) * len(decided)))
     return out
-
-
-def unvalidated(study: Study, key: Key) -> bool:
-    """Whether some head behind a number had settings to choose from, and no rows to do so by."""
-    found = (source for leaf in leaves(study, key) for source in study.sources.get(leaf, [{}])[0].values())
-    return any(UNVALIDATED in (row.hyper or {}) for source in found for row in source.rows)
 
 
 def full_name(test: Key) -> str:

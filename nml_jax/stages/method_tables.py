@@ -65,7 +65,7 @@ def differences(contest: Contest, prefix: str) -> str:
     for test, name in _named(contest.decided):
         lines = []
         for method in contest.methods[1:]:
-            plain, wide, _ = versus = contest.versus[method, test]
+            plain, wide = versus = contest.versus[method, test]
             difference = plain.unit.signed(plain.difference) if plain.n else DASH
             lines.append([method, difference, plain.interval(), wide.interval(), str(plain.n), _p(plain.p),
                           versus.verdict])  # fmt: skip

@@ -94,7 +94,7 @@ def _differences(contest: Contest, name: str) -> str:
         lines = {}
         for method in contest.methods[1:]:
             versus = contest.versus[method, test]
-            plain, wide, _ = versus
+            plain, wide = versus
             if plain.n > 1:
                 a, b = contest.values(contest.reference, test), contest.values(method, test)
                 seeds = [b[seed] - a[seed] for seed in a if seed in b]

@@ -16,7 +16,7 @@ from nml_jax.errors import UserError, storage
 from nml_jax.log import Row
 from nml_jax.stages.cells import Seed
 from nml_jax.stages.paired import Comparison, Part, binomial, compare, of_rows, stat, unit
-from nml_jax.stages.results import FILES, MEAN, Key, Study
+from nml_jax.stages.results import FILES, MEAN, UNVALIDATED, Key, Study
 
 HELD_OUT = "holdout"  # the split that the stage features draws where there is no test file
 
@@ -117,8 +117,16 @@ def compared(study: Study, where: str, a: Side, b: Side) -> Comparison:
         rows = [Part(stat(part.variance for part in parts).mean, parts[0].df) for parts in zip(*of_seeds, strict=True)]
     else:
         rows = [*of_rows((weight, d.mean(0)) for weight, d in known), *binomial(unknown)]
-    bounded = bool(unknown) and not anew
-    return compare(where, unit(a.key.metric), values[0], values[1], rows, redrawn=anew, bounded=bounded)
+    found = compare(where, unit(a.key.metric), values[0], values[1], rows, redrawn=anew)
+    blind = a.key.method != b.key.method and any(unvalidated(study, side.key, side.conditions) for side in (a, b))
+    return found._replace(bounded=bool(unknown) and not anew, blind=blind)
+
+
+def unvalidated(study: Study, key: Key, conditions: Sequence[int] = (0,)) -> bool:
+    """Whether some head behind a number had settings to choose from, and no rows to do so by."""
+    heads = (study.sources.get(leaf, []) for leaf in leaves(study, key))
+    found = (source for of in heads if of for i in conditions for source in of[i].values())
+    return any(UNVALIDATED in (row.hyper or {}) for source in found for row in source.rows)
 
 
 def redrawn(study: Study, key: Key) -> float:

@@ -147,6 +147,7 @@ class Comparison(NamedTuple):
     n: int  # shared seeds
     parts: tuple[Part, ...] = ()  # of the variance of the difference; none for n < 2
     bounded: bool = False  # whether what test rows add is `binomial`
+    blind: bool = False  # whether either method had no rows to choose its settings by: then nothing is claimed
 
     @property
     def error(self) -> float:
@@ -169,7 +170,7 @@ class Comparison(NamedTuple):
     @property
     def sign(self) -> int:
         """1 or -1 where a difference is shown, else 0. Numbers that cannot vary show nothing."""
-        if self.n < SEEDS or not self.error > ROUNDING:
+        if self.n < SEEDS or self.blind or not self.error > ROUNDING:
             return 0
         return int(self.low > ROUNDING) - int(self.high < -ROUNDING)
 
@@ -183,6 +184,8 @@ class Comparison(NamedTuple):
     def verdict(self, down: str, up: str) -> str:
         if self.n < SEEDS:
             return f"no claim, n = {self.n}"
+        if self.blind:
+            return "no claim, no validation"
         return {-1: down, 0: "no difference shown", 1: up}[self.sign]
 
     def interval(self) -> str:
@@ -197,7 +200,6 @@ def compare(
     rows: Sequence[Part] = (),
     *,
     redrawn: float = 0.0,
-    bounded: bool = False,
 ) -> Comparison:
     """Compare two conditions or two heads, paired over the seeds that both have.
 
@@ -205,12 +207,11 @@ def compare(
         rows: what test rows add to the variance; nothing where a measure is not of test rows.
         redrawn: the share of one set of rows that each seed holds out anew to test on. Then `rows` is what they add to
             one seed's difference, which the spread of the seeds contains: it is at least that.
-        bounded: see `Comparison`.
     """
     shared = [seed for seed in a if seed in b]
     d = stat(b[seed] - a[seed] for seed in shared)
     mean_a, mean_b = (stat(values[seed] for seed in shared).mean for values in (a, b))
-    out = Comparison(where, unit, mean_a, mean_b, d.mean, math.nan, math.nan, d.n, bounded=bounded)
+    out = Comparison(where, unit, mean_a, mean_b, d.mean, math.nan, math.nan, d.n)
     if d.n < 2:
         return out
     if redrawn:

@@ -46,6 +46,7 @@ def write_cell(
     width: int = 24,
     stages: Sequence[str] = ("pretrain", "extract", "tune"),
     axes: Sequence[str] = (),
+    hyper: Mapping[str, float] = MappingProxyType({"lr": 0.01, "weight_decay": 0.0}),
 ) -> Path:
     """A finished run as the stages leave it, with made-up numbers."""
     config = common.get_config()
@@ -85,7 +86,7 @@ def write_cell(
             for head_seed in range(seed, seed + head_seeds):
                 shared = {"stage": "tune", "task": task, "n_train": 700, "train_share": 1.0, "downstream_noise": 0.0,
                           "method": method, "preset": preset, "head_seed": head_seed, "views": 1,
-                          "hyper": {"lr": 0.01, "weight_decay": 0.0}}  # fmt: skip
+                          "hyper": dict(hyper)}  # fmt: skip
                 correct = {}
                 for (split, domain), draw in zip(splits, draws, strict=True):
                     value = score(rate, draw + 0.3 * rng.standard_normal(), split, method, preset)
@@ -404,6 +405,20 @@ def test_reversed_claims(tmp_path: Path) -> None:
         "No gain from NMTune is shown here (intervals widened for 2 comparisons); "
         "it hurts: NMTune (paper) on ID and NMTune (paper) on OOD."
     )
+
+
+def test_heads_that_could_choose_no_setting_are_not_compared(tmp_path: Path) -> None:
+    def score(rate: float, draw: float, split: str, method: str, preset: str | None) -> float:
+        return 0.8 + (0.1 if method == "nmtune" else 0) + 0.001 * draw - 0.2 * rate
+
+    heads = (("linear", None), ("nmtune", "paper"))
+    said = lead(small(tmp_path / "tuned", score=score, heads=heads))
+    assert "better)" in said
+    assert "NMTune helps here" in said
+    said = lead(small(tmp_path / "blind", score=score, heads=heads, hyper={"lr": 0.01, "unvalidated": 1.0}))
+    assert "no claim, no validation)" in said
+    assert "No gain from NMTune is shown here" in said
+    assert "accuracy of the tuned linear probe falls" in said, "what noise does to one head needs no choice"
 
 
 def test_no_difference_is_not_claimed(tmp_path: Path) -> None:
