@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -215,3 +216,30 @@ def test_a_kill_at_any_moment_ends_the_other_with_a_line(tmp_path: Path, moment:
     assert other.line.startswith(f"stopped: process {victim} ("), other.out
     assert "Traceback" not in other.out
     assert time.monotonic() - killed < limit + 10, "the limit, and what a busy machine takes to end"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_sigterm_to_one_saves_the_same_step_of_all(tmp_path: Path, asked: int):
+    """No step is lost: what was done is saved, and the run ends as one that nobody has stopped."""
+    options = {"stages": ("pretrain",), "runtime.log_every": 1, "runtime.sample_ids": True, "train.epochs": 20.0,
+               "runtime.save_every": 100.0}  # fmt: skip
+    port = peers.free_port()
+    args = ["-m", "nml_jax.main", *flags(tmp_path / "run", **options)]
+    pair = [peers.begin(args, i, 2, port) for i in range(2)]
+    while not MOMENTS["in a step"](tmp_path / "run" / CELL) and pair[asked].poll() is None:
+        time.sleep(0.01)
+    pair[asked].send_signal(signal.SIGTERM)
+    ended = peers.end(pair, 200)
+    assert [e.code for e in ended] == [75, 75], ended
+    (saved,) = sums.steps(tmp_path / "run" / CELL / "checkpoints")
+    done = (tmp_path / "run" / CELL / "metrics.jsonl").read_text().splitlines()
+    assert max(json.loads(line)["step"] for line in done) == saved
+    together(flags(tmp_path / "run", **options))
+    together(flags(tmp_path / "whole", **options))
+    for name in ("samples.jsonl", "rows.jsonl"):
+        one, other = ((tmp_path / run / CELL / name).read_text() for run in ("run", "whole"))
+        assert one == other, name
+    states = [(tmp_path / run / CELL / "run.json").read_text() for run in ("run", "whole")]
+    digests = [json.loads(text)["stages"]["pretrain"]["output"] for text in states]
+    assert digests[0] == digests[1], "the same bits"
