@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m nml_jax.main --config=configs/digits.py
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-test
 	$(INSTALL) -c constraints.txt -e '.[lint]'
