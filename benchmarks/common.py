@@ -47,7 +47,8 @@ class Opponent:
     version: of PyTorch and what belongs to it.
     """
 
-    def __init__(self, python: str, script: str, *args: str):
+    def __init__(self, python: str, script: str, *args: str, needs: str = "torch"):
+        self._needs = needs
         command = [python, script, "--serve", *args]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.version = self._answer()
@@ -61,7 +62,7 @@ class Opponent:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            sys.exit("the opponent did not answer: give --torch-python a Python that has what its help says")
+            sys.exit(f"the opponent did not answer: give --torch-python a Python that has {self._needs}")
         return json.loads(line)
 
 

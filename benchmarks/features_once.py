@@ -111,9 +111,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
     args = parser.parse_args()
+    head = about(nml_jax, jax, np, images=f"{ROWS} of {SIZE} px", encoder="ViT-S/16, drawn", repeats=args.repeats)
     race = Race(args.quick)
-    images = f"{ROWS} to train on, {len(race.test)} to test, {SIZE} px, ViT-S/16"
-    head = about(nml_jax, jax, np, images=images, repeats=args.repeats)
     seconds: dict[str, list[float]] = {"ours": [], "released": []}
     accuracy: dict[str, float] = {}
     for i in range(args.repeats + 1):

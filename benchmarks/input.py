@@ -186,6 +186,7 @@ def steady(stream: Any, warm: int, batches: int) -> Round:
 
 
 def opponent_side(folder: Path, batches: int, workers: int) -> None:
+    """What `Opponent` asks: nothing -> seconds of a round over the files of the folder."""
     import random
 
     import torch  # pyright: ignore[reportMissingImports]
@@ -316,7 +317,8 @@ def main() -> None:
             f"cache {SIDE} antialiased": piped(cached, antialiased, batches, cores),
         }
         if args.torch_python:
-            opponent = Opponent(args.torch_python, __file__, str(folder / "src"), str(batches), str(cores))
+            where = str(folder / "src"), str(batches), str(cores)
+            opponent = Opponent(args.torch_python, __file__, *where, needs="torch and Pillow")
             runs["torch"], versions["torch"] = lambda: Round(opponent.ask(), None), opponent.version
         photos = f"{len(files)} {'real' if args.photos else 'of noise'}, {np.mean([*map(len, files)]) / 1e3:.0f} kB"
         sizes = {"photos": photos, "images_per_round": batches * BATCH, "repeats": repeats}

@@ -71,6 +71,7 @@ class Ours:
 
 
 def opponent_side() -> None:
+    """What `Opponent` asks: rows, dim, preset, steps and perhaps a file of parameters -> seconds a step."""
     import torch  # pyright: ignore[reportMissingImports]
     from torch.nn import functional  # pyright: ignore[reportMissingImports]
 

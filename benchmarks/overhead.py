@@ -1,6 +1,6 @@
 """What does the training loop cost beside the compiled step, and where does the time of a real run go?
 
-    python benchmarks/overhead.py [--quick] [--steps=400] [--small_steps=100] [--write]
+    python benchmarks/overhead.py [--quick] [--steps=400] [--small_steps=100] [--pairs=11] [--write]
 
 1. Loop: training/loop.py with everything a run has (signals, ids, metrics, journal), on the state of a ResNet-50 with
    AdamW, but with a compiled step that only counts. Its tree has all the arrays of a ResNet-50, but small ones (width 8
@@ -181,13 +181,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few steps, one round, to see that it runs")
     parser.add_argument("--steps", type=int, default=400, help="of the loop around nothing")
     parser.add_argument("--small_steps", type=int, default=100, help="of a small run")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=11, help="of a loop and the same calls alone")
+    parser.add_argument("--repeats", type=int, default=3, help="of the small run")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
     args = parser.parse_args()
     if args.quick:
-        args.steps, args.small_steps, args.repeats = 50, 10, 1
-    head = about(nml_jax, jax, jaxlib, np, steps=args.steps, small_steps=args.small_steps, repeats=args.repeats)
-    pairs = [(empty_loop(args.steps), bare_calls(args.steps)) for _ in range(args.repeats)]
+        args.steps, args.small_steps, args.pairs, args.repeats = 50, 10, 1, 1
+    sizes = {"steps": args.steps, "small_steps": args.small_steps, "pairs": args.pairs, "repeats": args.repeats}
+    head = about(nml_jax, jax, jaxlib, np, **sizes)
+    pairs = [(empty_loop(args.steps), bare_calls(args.steps)) for _ in range(args.pairs)]
     shares = [small_run(args.small_steps) for _ in range(args.repeats)]
     results = {
         "loop_ms": [whole for whole, _ in pairs],

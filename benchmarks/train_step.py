@@ -64,6 +64,7 @@ class Ours:
 
 
 def opponent_side(batch: int) -> None:
+    """What `Opponent` asks: a name of MODELS -> seconds a step, parameters."""
     import torch  # pyright: ignore[reportMissingImports]
     from torch import nn  # pyright: ignore[reportMissingImports]
 
@@ -145,7 +146,7 @@ def main() -> None:
 
     import nml_jax
 
-    opponent = Opponent(args.torch_python, __file__, f"--batch={args.batch}")
+    opponent = Opponent(args.torch_python, __file__, f"--batch={args.batch}", needs="torch and timm")
     torch = {"torch": opponent.version}
     batch = f"{args.batch} images of {SIZE} × {SIZE}, float32"
     head = about(nml_jax, jax, jaxlib, np, versions=torch, batch=batch, repeats=args.repeats)

@@ -146,8 +146,9 @@ def analyse(config: Any, name: str, mfu: float, effort: float = 0.0) -> dict[str
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis, devices(name))
     sizes = plan.sizes(config)
     run, program, lowered = plan.lower(config, mesh, *sizes)
-    counts = {"model": False, "executed": True}  # without and with what is computed twice
-    flop = {k: plan.flop(config, *sizes, recomputed=again) / mesh.size for k, again in counts.items()}
+    flop = dict.fromkeys(("model", "executed"), plan.flop(config, *sizes, recomputed=False) / mesh.size)
+    if config.model.remat or config.train.micro_batches > 1:
+        flop["executed"] = plan.flop(config, *sizes, recomputed=True) / mesh.size
     begun = time.perf_counter()
     compiled = compile_step(config, name, lowered)
     seconds = time.perf_counter() - begun

@@ -203,7 +203,7 @@ def place(tree: Any, mesh: Mesh) -> Any:
 
 
 def fetch(tree: Any, mesh: Mesh) -> Any:
-    """`tree` of global arrays as NumPy, whole, on every process. A device holds one whole array at a time."""
+    """`tree` of global arrays as NumPy, whole, on every process; gathered one array at a time."""
     if jax.process_count() > 1:
         return jax.tree.map(lambda x: np.asarray(_gather(mesh)(x)), tree)
     return jax.tree.map(np.asarray, jax.device_get(tree))
@@ -211,7 +211,7 @@ def fetch(tree: Any, mesh: Mesh) -> Any:
 
 @functools.lru_cache(maxsize=2)
 def _gather(mesh: Mesh) -> Callable[[Any], Any]:
-    """The identity, onto every device; kept, so that an array of known shape is not compiled for anew."""
+    """The identity, onto every device; kept, so that an array of known shape and sharding is not compiled for anew."""
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))
 
 

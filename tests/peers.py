@@ -212,10 +212,19 @@ def one_is_preempted_while_it_waits(index: int, timeout: int) -> None:
 
 
 def all_is_well(index: int, timeout: int) -> None:
+    import numpy as np
+
     from nml_jax import runtime
 
     mesh = runtime.make_mesh()
     runtime.self_test(mesh, timeout)
+    rows = np.arange(6.0, dtype=np.float32).reshape(3, 2)
+    tree = runtime.place({"none": None, "list": [{}, np.float32(7), np.arange(3)]}, mesh)
+    found = runtime.fetch(tree | runtime.put_batch(mesh)({"rows": rows[index : index + 1]}), mesh)
+    assert found["none"] is None
+    assert found["list"][0] == {}
+    for given, expected in ((found["rows"], rows), (found["list"][1], 7), (found["list"][2], np.arange(3))):
+        np.testing.assert_array_equal(given, expected)
     if index == 0:
         time.sleep(2)  # the others wait for it, longer than they would at a barrier
         print(runtime.describe(mesh))

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 
 from nml_jax import runtime
 from tests import alike, peers
-from tests.alike import CASES, STEPS, Run, apart, program, train
+from tests.alike import CASES, STEPS, Run, apart, program, steps_of, train
 from tests.meshes import mesh_of
 
 SHAPES = [(2, 1), (1, 2), (2, 2), (8, 1), (2, 4), (1, 8)]
@@ -38,7 +38,7 @@ def on_one_device(case: str, dtype: str, steps: int) -> Run:
 
 @pytest.fixture(autouse=True)
 def small_parameters_are_split_too(monkeypatch):
-    monkeypatch.setattr(runtime, "SHARD_FROM", 64)
+    monkeypatch.setattr(runtime, "SHARD_FROM", alike.SHARD_FROM)
 
 
 def same_in_float32(many: Run, one: Run) -> None:
@@ -57,7 +57,7 @@ def same_in_float64(many: Run, one: Run) -> None:
 @pytest.mark.parametrize(("case", "shape"), cells({("resnet", (2, 4))}))
 def test_in_float32(case: str, shape: tuple[int, int]):
     """The first step's loss and every parameter's gradient; a ViT's losses of 20 steps."""
-    steps = STEPS if "vit" in case else 1
+    steps = steps_of(case, "float32")
     same_in_float32(train(case, mesh_of(*shape), "float32", steps), on_one_device(case, "float32", steps))
 
 
@@ -74,7 +74,7 @@ def test_in_float64(case: str, shape: tuple[int, int]):
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes(case: str, fsdp: int, dtype: str, tmp_path: Path):
     """The same, with each of two devices in a process of its own."""
-    steps = STEPS if "vit" in case or dtype == "float64" else 1
+    steps = steps_of(case, dtype)
     args = ["-m", "tests.alike", case, dtype, str(steps), str(fsdp), str(tmp_path)]
     port = peers.free_port()
     ended = peers.end([peers.begin(args, i, 2, port) for i in range(2)], 300)

@@ -229,6 +229,7 @@ def test_sigterm_to_one_saves_the_same_step_of_all(tmp_path: Path, asked: int):
     pair = [peers.begin(args, i, 2, port) for i in range(2)]
     while not MOMENTS["in a step"](tmp_path / "run" / CELL) and pair[asked].poll() is None:
         time.sleep(0.01)
+    assert pair[asked].poll() is None, peers.end(pair, 100)
     pair[asked].send_signal(signal.SIGTERM)
     ended = peers.end(pair, 200)
     assert [e.code for e in ended] == [75, 75], ended

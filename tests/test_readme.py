@@ -64,7 +64,7 @@ def test_command(line: str, checkout: Path):
     if words[:3] == ["python", "-m", "nml_jax.stages.report"]:
         from tests.small import launch
 
-        launch(checkout / "runs" / "digits")
+        launch(checkout / "runs" / "digits", stages=("pretrain",))
     if words[:3] == ["python", "-m", "nml_jax.stages.predict"]:
         from tests.stages.test_features import launch
 

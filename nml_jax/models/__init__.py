@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
 
+from nml_jax import settings
 from nml_jax.errors import UserError
 from nml_jax.models import clip
 from nml_jax.models.resnet import ResNet
@@ -72,7 +73,7 @@ class Model:
 
     @cached_property
     def shapes(self) -> tuple[Tree, Tree]:
-        """`params` and `model_state` as ShapeDtypeStructs, traced once."""
+        """`params` and `model_state` as ShapeDtypeStructs, traced once; not to be changed."""
         return jax.eval_shape(lambda key: self.init(key, self.spec), jax.random.key(0))
 
 
@@ -89,12 +90,14 @@ def build(config: Any, *, num_classes: int, image_size: int) -> Model:
     Raises:
         UserError: an unknown model or value, or sizes that do not fit each other.
     """
-    return _build(FrozenConfigDict(config.to_dict()), num_classes, image_size)
+    _check(config)
+    (frozen,) = settings.frozen(config)
+    return _build(frozen, num_classes, image_size, jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @lru_cache(maxsize=8)
-def _build(config: FrozenConfigDict, num_classes: int, image_size: int) -> Model:
-    _check(config)
+def _build(config: FrozenConfigDict, num_classes: int, image_size: int, wide: bool) -> Model:
+    """`wide`: whether this is a context of 64 bits, where parameters have other dtypes."""
     values = {**config, "num_classes": num_classes, "image_size": image_size, "dtype": jnp.dtype(config.dtype)}
     spec = {"image": jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)}
     if config.name in CLIPS:
@@ -103,7 +106,7 @@ def _build(config: FrozenConfigDict, num_classes: int, image_size: int) -> Model
         spec["text"] = jax.ShapeDtypeStruct((1, config.text_context), jnp.int32)
     module = _module(MODELS[config.name], values)
     mean, std = np.asarray(config.mean, np.float32), np.asarray(config.std, np.float32)
-    wide = jnp.promote_types(config.dtype, jnp.float32)
+    dtype = jnp.promote_types(config.dtype, jnp.float32)
 
     def init(key: jax.Array, batch_spec: Mapping[str, Any]) -> tuple[Tree, Tree]:
         given = [(1, *batch_spec.get(name, like).shape[1:]) for name, like in spec.items()]
@@ -117,7 +120,7 @@ def _build(config: FrozenConfigDict, num_classes: int, image_size: int) -> Model
         inputs = {name: batch[name] for name in spec if name in batch}
         _check_inputs(inputs, spec, batch)
         if "image" in inputs:
-            inputs["image"] = (inputs["image"].astype(wide) / 255 - mean) / std
+            inputs["image"] = (inputs["image"].astype(dtype) / 255 - mean) / std
         outputs, new_state = module.apply(
             {"params": params, **model_state},
             *(inputs.get(name) for name in spec),

@@ -8,11 +8,9 @@ from pathlib import Path
 from nml_jax.stages.cells import Cell
 from nml_jax.stages.choice import DOMAINS, Contest, named
 from nml_jax.stages.outcomes import HELD_OUT, from_files, head_path
-from nml_jax.stages.paired import SEEDS, listed
+from nml_jax.stages.paired import BLIND, SEEDS, listed
 from nml_jax.stages.results import DIVERGED, MEAN, Key, Study
 from nml_jax.training import methods
-
-BLIND = "with one training row of each class none was left to choose settings by"
 
 
 def answer(c: Contest) -> str:

@@ -4,8 +4,8 @@ import itertools
 import math
 from typing import NamedTuple
 
-from nml_jax.stages.outcomes import Side, compared
-from nml_jax.stages.paired import SEEDS, Comparison, listed
+from nml_jax.stages.outcomes import Side, compared, unvalidated
+from nml_jax.stages.paired import BLIND, SEEDS, Comparison, listed
 from nml_jax.stages.results import MEAN, METHODS, Key, Study
 
 REFERENCES = (METHODS["lbfgs"], METHODS["linear"])  # what heads are compared with: the first that is there
@@ -62,7 +62,9 @@ def the_reference(study: Study) -> str:
     settings = len(config["tune.lrs"]) * len(config["tune.weight_decays"])
     if method == METHODS["lbfgs"]:
         settings = len(config["tune.cs"])
-    return f"the tuned {method}" if settings > 1 else f"the {method}"
+    keys, conditions = study.keys(metric="accuracy", method=method), range(len(study.conditions))
+    tuned = settings > 1 and not any(unvalidated(study, key, conditions) for key in keys)
+    return f"the tuned {method}" if tuned else f"the {method}"
 
 
 class Pair(NamedTuple):
@@ -216,6 +218,8 @@ def _heads(study: Study, task: str) -> list[str]:
     said = f"Accuracy against {the_reference(study)} on the same features, {noisy(study)[1]}: {each}."
     if max(c.n for c in found.values()) < SEEDS:
         return [said, f"With fewer than {SEEDS} seeds these are numbers, no claim."]
+    if any(c.blind for c in found.values()):
+        return [said, f"No claim: {BLIND}."]
     corrected = {p: c.corrected(len(found)) for p, c in found.items()}
     better, worse = ([f"{p.head} on {p.domain}" for p, c in corrected.items() if c.sign == sign] for sign in (1, -1))
     hurts = f"; it hurts: {listed(worse)}" if worse else ""

@@ -14,7 +14,7 @@ from nml_jax import diagnosis, errors, log, settings
 from nml_jax.data.shares import stratified
 from nml_jax.stages import feature_sets, features
 
-VERSION = 3
+VERSION = 4
 KEYS = ("seed", "downstream", "extract", "features", "diagnose")
 UPSTREAM = ("extract", "features")
 CAP = 50_000  # rows that are measured: more would only take longer

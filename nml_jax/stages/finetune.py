@@ -92,8 +92,8 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         choices["tune.lrs"] = config.tune.lrs
     check_choices(config.tune.validation, choices)
     if "lora" in config.finetune.methods:
-        factors = {key: config.finetune[key] for key in ("rank", "alpha", "targets")}
-        _ = lora.adapt(model, **factors).shapes  # refuses targets that match nothing
+        how = {key: config.finetune[key] for key in ("rank", "alpha", "targets")}
+        _ = lora.adapt(model, **how).shapes  # raises where the targets match nothing
 
 
 def intact(workdir: Path) -> bool:

@@ -33,6 +33,7 @@ from nml_jax.stages.cells import Seed
 SEEDS = 3  # fewer shared seeds support no claim
 TINY = 1e-12  # p-values are not below
 ROUNDING = 1e-9  # a bound this near to 0 is float dust of averaged equal numbers
+BLIND = "with one training row of each class none was left to choose settings by"
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 

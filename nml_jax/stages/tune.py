@@ -24,7 +24,7 @@ from nml_jax.stages.results import DIVERGED, UNVALIDATED
 from nml_jax.training import heads, methods, streamed
 from nml_jax.training.tuned import TunedHead
 
-VERSION = 4
+VERSION = 5
 KEYS = ("seed", "downstream", "extract", "features", "tune")
 UPSTREAM = ("extract", "features")
 SILENT = 10  # seconds that a method may take without a word
@@ -50,9 +50,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     seeds = settings.seeds(config.seed, config.tune.seeds)
     for found in feature_sets.opened(config, workdir):
         training = Training(config, found, seeds)
-        for cell in _cells(config, found):
+        for sample in _samples(config, found):
             for method, preset in methods.pairs(config.tune):
-                rows += _tuned(workdir, training, cell, method, preset)
+                rows += _tuned(workdir, training, sample, method, preset)
     if all(row.metric == DIVERGED for row in rows):
         raise UserError("training of every head diverged", "lower tune.lrs, or set tune.standardize for large features")
     with errors.storage(workdir):
@@ -85,13 +85,13 @@ class Training:
         return streamed.fit_seeds(part, labels, shard=self.shard // (SOLVED if solved else 2), **how)
 
 
-class Cell(NamedTuple):
+class Sample(NamedTuple):
     """What heads are trained on.
 
     chosen: the rows of the training features.
     labels: those that they are given.
     named: the fields of a row that say which these are.
-    of_inputs: as `_measured` says; shared by all cells of the same rows.
+    of_inputs: as `_measured` says; shared by all samples of the same rows.
     """
 
     chosen: np.ndarray
@@ -100,22 +100,22 @@ class Cell(NamedTuple):
     of_inputs: dict[tuple[int, str], np.ndarray]
 
 
-def _cells(config: ConfigDict, found: FeatureSet) -> Iterator[Cell]:
+def _samples(config: ConfigDict, found: FeatureSet) -> Iterator[Sample]:
     """Every share of the training rows, with every rate of wrong labels."""
     for share in config.tune.shares:
         chosen = stratified(found.train.labels, share, config.seed)
         of_inputs: dict[tuple[int, str], np.ndarray] = {}
         for rate in config.tune.noises:
             named = {"train_share": share, "downstream_noise": rate}
-            yield Cell(chosen, _labels(found, chosen, rate, config), named, of_inputs)
+            yield Sample(chosen, _labels(found, chosen, rate, config), named, of_inputs)
 
 
-def _tuned(workdir: Path, training: Training, cell: Cell, method: str, preset: str | None) -> list[log.Row]:
+def _tuned(workdir: Path, training: Training, sample: Sample, method: str, preset: str | None) -> list[log.Row]:
     """The rows of one method, a head for every seed: trained, measured and kept, unless an earlier start did so."""
     found = training.found
     views = found.train.features.views
     shared = {
-        **found.origin, **cell.named, "stage": "tune", "task": found.task, "method": method,
+        **found.origin, **sample.named, "stage": "tune", "task": found.task, "method": method,
         "preset": methods.weights(method, preset, training.config.tune, views)[1], "views": views,
     }  # fmt: skip
     heads_of = [{**shared, "head_seed": seed} for seed in training.seeds]
@@ -123,15 +123,15 @@ def _tuned(workdir: Path, training: Training, cell: Cell, method: str, preset: s
     if not all((place / "rows.jsonl").exists() for place in places):
         begun = time.perf_counter()
         try:
-            results = training.fit(cell.chosen, cell.labels, method, preset)
+            results = training.fit(sample.chosen, sample.labels, method, preset)
             for head, place, result in zip(heads_of, places, results, strict=True):
                 own = {**head, "n_train": result.n_train, "hyper": _hyper(result)}
-                _keep(workdir, place, found, own, result, cell.of_inputs)
+                _keep(workdir, place, found, own, result, sample.of_inputs)
         except heads.Diverged as e:
             log.say(f"{workdir.name}: {found.task}: {e.cause}; it is left out. {e.cure}")
             for head, place in zip(heads_of, places, strict=True):
                 with errors.storage(place):
-                    log.write_rows(place, "tune", [_diverged(head, found, len(cell.chosen))])
+                    log.write_rows(place, "tune", [_diverged(head, found, len(sample.chosen))])
         if (seconds := time.perf_counter() - begun) > SILENT:
             what = f"{workdir.name}: {found.task}, {' '.join(filter(None, (method, shared['preset'])))}"
             log.say(f"{what} took {log.clock(seconds)}")

@@ -112,7 +112,7 @@ def fit_seeds(
     jobs = [Job(everything, hyper, seed) for hyper, seed in zip(hypers, seeds, strict=True)]
     return [
         HeadResult(head=head, preset=trainer.preset, hyper=job.hyper, validation=each, n_train=len(labels),
-                   unvalidated=len(trainer.grid) > 1 and not each)
+                   unvalidated=unvalidated(trainer, each))
         for job, each, head in zip(jobs, validation, converged(method, trainer.train(jobs, len(labels))), strict=True)
     ]  # fmt: skip
 
@@ -138,6 +138,11 @@ def choose(
         validation[i].append({**job.hyper, "accuracy": accuracy, "loss": loss})
     best = [min(each, key=lambda v: (-v["accuracy"], trainer.tie(v))) for each in validation]
     return [{name: v[name] for name in trainer.grid[0]} for v in best], validation
+
+
+def unvalidated(trainer: "Trainer", seen: Sequence[Any]) -> bool:
+    """Whether there were settings to choose from and none was tried, as `seen` (`HeadResult.validation`) says."""
+    return len(trainer.grid) > 1 and not seen
 
 
 class Job(NamedTuple):

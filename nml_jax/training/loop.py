@@ -161,14 +161,16 @@ def train(
         return state
     put, clock, every = runtime.put_batch(mesh), journal.clock, plan.every(config.runtime.eval_every)
     window = Window(mesh, config.runtime.max_skipped)
+    nobody = np.zeros(jax.local_device_count(), np.int32)
+    unasked = put({"asked": nobody})  # once: a put costs more than all else in a small step
     # Reading may be refused, and then no file is open.
     with contextlib.closing(batches(first)) as iterator, journal.open(first), runtime.Preemption() as preemption:
         for step in range(first + 1, plan.steps + 1):
             local = next(iterator)
             journal.received(idle=window.idle(), then="compile" if step == first + 1 else "step")
+            batch = put({k: v for k, v in local.items() if k != "label_clean"})
             # Each process says with the batch whether it was asked to stop; the step tells all of them.
-            asked = np.full(jax.local_device_count(), preemption.asked, np.int32)
-            batch = put({k: v for k, v in local.items() if k != "label_clean"} | {"asked": asked})
+            batch |= put({"asked": nobody + 1}) if preemption.asked else unasked
             with jax.transfer_guard("disallow"):
                 state, values = program.step(state, batch)
             clock.to("step")

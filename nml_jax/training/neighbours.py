@@ -80,7 +80,7 @@ def fit_knn(features: ArrayLike, labels: ArrayLike, ks: Sequence[int], *, num_cl
     Raises:
         UserError: as for `probes.fit_lbfgs`; k < 1.
     """
-    X, y, _ = checked(features, labels, num_classes, None)
+    X, y = checked(features, labels, num_classes)
     check_grid("k", ks, lambda k: k >= 1 and k == int(k))
     bank = Bank(prepared(X), y, num_classes)
     return [Neighbours(bank, min(int(k), len(X))) for k in ks]

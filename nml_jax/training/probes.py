@@ -46,13 +46,12 @@ def fit_lbfgs(
     cs: Sequence[float],
     *,
     num_classes: int,
-    sample_weight: ArrayLike | None = None,
     tol: float = 1e-6,
     max_iter: int = 1000,
 ) -> list[Linear]:
     """Multinomial logistic regression for each C, as scikit-learn's LogisticRegression defines it:
 
-        C Σᵢ wᵢ CE(xᵢ W + b, yᵢ) + ½ ‖W‖²
+        C Σᵢ CE(xᵢ W + b, yᵢ) + ½ ‖W‖²
 
     where with two classes ‖W‖ is the norm of the one difference of their columns. The path goes from the strongest
     penalty to the weakest; every solution starts where the last two, as functions of log C, point to. L-BFGS runs on
@@ -65,7 +64,6 @@ def fit_lbfgs(
         labels: int [N] in [0, num_classes). A class without rows gets weights of zero and a bias of −10⁴.
         cs: C > 0, in any order.
         num_classes: K.
-        sample_weight: [N], not negative.
         tol: stop when half the squared gradient in these variables, which estimates how far the objective is above its
             minimum, is at most this share of it; or when float32 shows no further descent.
         max_iter: of L-BFGS for each C.
@@ -73,29 +71,27 @@ def fit_lbfgs(
     Raises:
         UserError: arguments that do not fit, a row that is not finite, C ≤ 0.
     """
-    X, y, weights = checked(features, labels, num_classes, sample_weight)
+    X, y = checked(features, labels, num_classes)
     check_grid("C", cs, lambda c: c > 0)
     present, y = np.unique(y, return_inverse=True)
-    total = weights.sum()
-    weights = weights / total
-    mean, basis, variances, X = _principal(X, weights)
+    mean, basis, variances, X = _principal(X)
     sigma = np.sqrt(np.maximum(variances, EPS * variances.max()))
     sigma[sigma == 0] = 1
-    Z, target, weight = jax.device_put(((X / sigma).astype(np.float32), y.astype(np.int32), np.float32(weights)))
+    Z, target = jax.device_put(((X / sigma).astype(np.float32), y.astype(np.int32)))
     del X
     halves = 2 if len(present) == 2 else 1
 
     ordered = np.unique(np.asarray(cs, np.float64))
     u = np.zeros((len(sigma) + 1, len(present)))
-    u[-1] = np.log(np.bincount(y, weights))
+    u[-1] = np.log(np.bincount(y) / len(y))
     last, solved = None, {}
     for i, c in enumerate(ordered):
         start = u
         if last is not None:
             step = np.log(c / ordered[i - 1]) / np.log(ordered[i - 1] / ordered[i - 2]) if i > 1 else 0
             start = u + min(step, 1) * (u - last)
-        penalty = np.append(halves / (c * total * sigma**2), 0)[:, None]
-        last, u = u, _minimise(start, penalty, Z, target, weight, weights, tol=tol, max_iter=max_iter, name=f"C={c:g}")
+        penalty = np.append(halves / (c * len(y) * sigma**2), 0)[:, None]
+        last, u = u, _minimise(start, penalty, Z, target, tol=tol, max_iter=max_iter, name=f"C={c:g}")
         centred = u - u.mean(axis=1, keepdims=True)
         W = np.zeros((len(mean), num_classes))
         b = np.full(num_classes, ABSENT)
@@ -105,45 +101,36 @@ def fit_lbfgs(
     return [solved[np.float64(c)] for c in cs]
 
 
-def fit_ridge(
-    features: ArrayLike,
-    labels: ArrayLike,
-    alphas: Sequence[float],
-    *,
-    num_classes: int,
-    sample_weight: ArrayLike | None = None,
-) -> list[Linear]:
+def fit_ridge(features: ArrayLike, labels: ArrayLike, alphas: Sequence[float], *, num_classes: int) -> list[Linear]:
     """Least squares on targets −1 and +1, one column per class, for each α of α‖W‖²; the bias is not penalised.
 
     One eigendecomposition, of the covariance or, where N < D, on the span of the rows, serves all α. As scikit-learn's
     RidgeClassifier. Arguments and errors as for `fit_lbfgs`; α ≥ 0, with 0 for the shortest W of least error.
     """
-    X, y, weights = checked(features, labels, num_classes, sample_weight)
+    X, y = checked(features, labels, num_classes)
     check_grid("alpha", alphas, lambda alpha: alpha >= 0)
-    total = weights.sum()
-    weights = weights / total
-    mean, basis, variances, X = _principal(X, weights)
+    mean, basis, variances, X = _principal(X)
     targets = np.where(y[:, None] == np.arange(num_classes), 1.0, -1.0)
-    average = weights @ targets
-    slopes = X.T @ (weights[:, None] * (targets - average))
+    average = targets.mean(0)
+    slopes = X.T @ (targets - average) / len(y)
     live = variances > EPS * max(X.shape) * variances.max()
     probes = []
     for alpha in alphas:
-        shrunk = np.divide(1, variances + alpha / total, out=np.zeros_like(variances), where=live)
+        shrunk = np.divide(1, variances + alpha / len(y), out=np.zeros_like(variances), where=live)
         W = basis @ (shrunk[:, None] * slopes)
         probes.append(Linear(W.astype(np.float32), (average - mean @ W).astype(np.float32)))
     return probes
 
 
-def _principal(X: np.ndarray, weights: Array) -> tuple[Array, Array, Array, Array]:
-    """Mean [D], axes [D, r], variances [r] along them, and the centred rows on them [N, r], for weights of sum 1."""
-    mean = weights @ X
+def _principal(X: np.ndarray) -> tuple[Array, Array, Array, Array]:
+    """Mean [D], axes [D, r], variances [r] along them, and the centred rows on them [N, r]."""
+    mean = X.mean(0, dtype=np.float64)
     X = X - mean
     span = None
     if len(X) < X.shape[1]:  # coordinates on the span of the rows
         span, r = np.linalg.qr(X.T)
         X = r.T
-    variances, axes = eigh((X.T * weights) @ X, check_finite=False, driver="evd")
+    variances, axes = eigh(X.T @ X / len(X), check_finite=False, driver="evd")
     return mean, axes if span is None else span @ axes, np.maximum(variances, 0), X @ axes
 
 
@@ -152,25 +139,23 @@ def _minimise(
     penalty: Array,
     Z: jax.Array,
     labels: jax.Array,
-    weight: jax.Array,
-    weights: Array,
     *,
     tol: float,
     max_iter: int,
     name: str,
 ) -> Array:
-    """The u [r + 1, K] of least Σ weights·CE + ½ Σ penalty·u², for logits Z u[:-1] + u[-1]."""
+    """The u [r + 1, K] of least mean CE + ½ Σ penalty·u², for logits Z u[:-1] + u[-1]."""
     if start.shape[1] == 1:  # one class: nothing is to be told apart
         return start
-    spread = np.asarray(_spread(np.float32(start), Z, weight), np.float64)
+    spread = np.asarray(_spread(np.float32(start), Z), np.float64)
     scale = 1 / np.sqrt(np.maximum(spread, EPS) + penalty)
     shown = np.inf, np.zeros(0)  # the latest value and gradient
 
     def objective(v: Array) -> tuple[float, Array]:
         nonlocal shown
         u = v.reshape(scale.shape) * scale
-        losses, gradient = _losses(np.float32(u), Z, labels, weight)
-        value = weights @ np.asarray(losses, np.float64) + np.sum(penalty * u**2) / 2
+        losses, gradient = _losses(np.float32(u), Z, labels)
+        value = np.asarray(losses, np.float64).mean() + np.sum(penalty * u**2) / 2
         shown = float(value), ((np.asarray(gradient, np.float64) + penalty * u) * scale).ravel()
         return shown
 
@@ -194,8 +179,8 @@ def _logits(u: jax.Array, Z: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _losses(u: jax.Array, Z: jax.Array, labels: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """CE of each row [N], to be summed in float64, and the gradient [r + 1, K] of their weighted sum.
+def _losses(u: jax.Array, Z: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """CE of each row [N], to be averaged in float64, and the gradient [r + 1, K] of their mean.
 
     CE = log(1 + Σ exp(z_k − z_y)) over the other classes: so a small one keeps its digits, and 1 − p too.
     """
@@ -207,35 +192,30 @@ def _losses(u: jax.Array, Z: jax.Array, labels: jax.Array, weight: jax.Array) ->
         return jax.nn.softplus(jax.nn.logsumexp(jnp.where(own, -jnp.inf, margins), axis=1))
 
     losses, pull = jax.vjp(ce, u)
-    return losses, pull(weight)[0]
+    return losses, pull(jnp.full_like(losses, 1 / len(losses)))[0]
 
 
 @jax.jit
-def _spread(u: jax.Array, Z: jax.Array, weight: jax.Array) -> jax.Array:
+def _spread(u: jax.Array, Z: jax.Array) -> jax.Array:
     """Mean of p(1 − p) for each class, [K]: the curvature of the loss."""
     p = jax.nn.softmax(_logits(u, Z))
-    return jnp.matmul(weight, p * (1 - p), precision="highest")
+    return (p * (1 - p)).mean(0)
 
 
-def checked(
-    features: ArrayLike, labels: ArrayLike, num_classes: int, sample_weight: ArrayLike | None
-) -> tuple[np.ndarray, np.ndarray, Array]:
-    """Features, labels and float64 weights of the rows that count. Raises UserError as `fit_lbfgs` says."""
+def checked(features: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features and labels as arrays. Raises UserError as `fit_lbfgs` says."""
     X, y = np.asarray(features), np.asarray(labels)
-    weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    if X.ndim != 2 or not X.size or not y.shape == weights.shape == X.shape[:1]:
-        shapes = f"{X.shape}, labels {y.shape} and weights {weights.shape}"
-        raise UserError(f"features {shapes} do not fit", "give [N, D], [N] and [N] with N and D at least 1")
+    if X.ndim != 2 or not X.size or y.shape != X.shape[:1]:
+        raise UserError(
+            f"features {X.shape} and labels {y.shape} do not fit", "give [N, D] and [N] with N and D at least 1"
+        )
     if not np.isfinite(sums := X.sum(axis=1, dtype=np.float64)).all():
         raise UserError(f"row {np.isfinite(sums).argmin()} of the features is not finite", "leave such rows out")
     if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= num_classes:
         raise UserError(
             f"labels of dtype {y.dtype} from {y.min()} to {y.max()}", f"give whole numbers from 0 to {num_classes - 1}"
         )
-    if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.any()):
-        raise UserError(f"sample weights from {weights.min()} to {weights.max()}", "give finite ones ≥ 0, not all zero")
-    counts = weights > 0
-    return (X, y, weights) if counts.all() else (X[counts], y[counts], weights[counts])
+    return X, y
 
 
 def check_grid(name: str, grid: Sequence[float], valid: Callable[[Any], bool]) -> None:

@@ -70,7 +70,7 @@ def fit_seeds(
     ]
     return [
         HeadResult(head=head, preset=trainer.preset, hyper=hyper, validation=each, n_train=len(labels),
-                   unvalidated=len(trainer.grid) > 1 and not each)
+                   unvalidated=heads.unvalidated(trainer, each))
         for head, hyper, each in zip(heads.converged(method, trained), hypers, validation, strict=True)
     ]  # fmt: skip
 

@@ -42,7 +42,6 @@ def draw():
 
     def draw(config: Any, size: int) -> Drawn:
         model = build(config, num_classes=5, image_size=size)
-        shapes = jax.eval_shape(lambda key: model.init(key, model.spec), jax.random.key(0))
         rng = np.random.default_rng(0)
 
         def leaf(path: Any, like: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -51,7 +50,7 @@ def draw():
                 return z / np.sqrt(np.prod(like.shape[:-1]), dtype=np.float32)
             return np.exp(z / 4) if name == "var" else z / 4 + np.float32(name == "scale")
 
-        return Drawn(model, *jax.tree_util.tree_map_with_path(leaf, shapes))
+        return Drawn(model, *jax.tree_util.tree_map_with_path(leaf, model.shapes))
 
     return draw
 

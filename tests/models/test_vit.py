@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax
@@ -168,3 +169,21 @@ def test_sizes_that_do_not_fit_are_user_errors(draw, images):
     model, params, state = draw(small(), 8)
     with pytest.raises(UserError, match="built for 8x8 pixels got images of 12x12"):
         model.apply(params, state, {"image": images(2, 12)}, train=False, key=None)
+
+
+def test_one_config_is_one_model_whose_shapes_are_traced_once():
+    model = build(small(), num_classes=3, image_size=8)
+    assert build(small(), num_classes=3, image_size=8) is model
+    assert build(small(depth=1), num_classes=3, image_size=8) is not model
+    with jax.enable_x64(True):
+        assert build(small(), num_classes=3, image_size=8) is not model, "there parameters may have other dtypes"
+        build(small(dtype="float64"), num_classes=3, image_size=8)
+    with pytest.raises(UserError, match="dtype"):
+        build(small(dtype="float64"), num_classes=3, image_size=8)
+
+    traced = []
+    counting = dataclasses.replace(model, init=lambda *args: traced.append(1) or model.init(*args))
+    shapes = jax.eval_shape(lambda key: model.init(key, model.spec), jax.random.key(0))
+    assert counting.shapes == shapes
+    assert counting.shapes is counting.shapes
+    assert len(traced) == 1

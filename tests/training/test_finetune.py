@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 from configs import common
@@ -29,7 +30,9 @@ BATCH = {
 KEY = jax.random.key(5)
 
 
-ONE = mesh_of(1)  # for one device programs compile fastest; the stage's test has two
+def one() -> Mesh:
+    """For one device programs compile fastest; the stage's test has two."""
+    return mesh_of(1)
 
 
 def sections(name: str, **tuning) -> tuple[FrozenConfigDict, FrozenConfigDict]:
@@ -47,7 +50,7 @@ def setup(method: str, terms: str = "none", *, mlp: bool = False, layer: str = "
 
 @functools.cache
 def program(name: str, made: finetune.Setup, **tuning) -> loop.Program:
-    return finetune.build(*sections(name, **tuning), made, 0.01, loop.Plan(4, 2.0), ONE)
+    return finetune.build(*sections(name, **tuning), made, 0.01, loop.Plan(4, 2.0), one())
 
 
 @functools.cache
@@ -59,7 +62,7 @@ def encoder(name: str):
 
 
 def begin(name: str, made: finetune.Setup, head=None, noisytune: float = 0.0, **tuning):
-    return finetune.start(program(name, made, **tuning), encoder(name), head, ONE, KEY, noisytune)
+    return finetune.start(program(name, made, **tuning), encoder(name), head, one(), KEY, noisytune)
 
 
 def after(name: str, made: finetune.Setup, steps: int = 2, **tuning):
@@ -67,7 +70,7 @@ def after(name: str, made: finetune.Setup, steps: int = 2, **tuning):
     state, metrics = begin(name, made, **tuning), {}
     first = jax.device_get((state.params, state.model_state))
     for _ in range(steps):
-        state, metrics = program(name, made, **tuning).step(state, runtime.put_batch(ONE)(BATCH))
+        state, metrics = program(name, made, **tuning).step(state, runtime.put_batch(one())(BATCH))
     return first, jax.device_get((state.params, state.model_state)), jax.device_get(metrics)
 
 
