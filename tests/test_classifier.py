@@ -53,8 +53,11 @@ def test_scikit_learn_checks_a_linear_head(estimator, check):
 
 
 @pytest.mark.slow  # every one of its shapes takes seconds to compile
-@parametrize_with_checks([NMTuneClassifier()], expected_failed_checks=expected)
-def test_scikit_learn_checks_nmtune(estimator, check):
+@parametrize_with_checks(
+    [NMTuneClassifier(), *(NMTuneClassifier(method=method) for method in ("mlp", "skd", "fgs", "lgm"))],
+    expected_failed_checks=expected,
+)
+def test_scikit_learn_checks_every_head(estimator, check):
     check(estimator)
 
 

@@ -26,7 +26,6 @@ TUNING = {
     "finetune.wise": (0.0, 1.0), "finetune.head_init": "fresh",
 }  # fmt: skip
 
-pytestmark = pytest.mark.slow  # two minutes on two cores
 FRESH = finetune_runs.Heads(None, None)
 CLIP = {"model.name": "clip", "model.tower": "vit_ti", "model.patch": 4, "model.dim": 8, "model.depth": 1,
         "model.heads": 2, "model.embed_dim": 6, "model.text_width": 8, "model.text_depth": 1, "model.text_heads": 2,
