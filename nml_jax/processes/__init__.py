@@ -25,7 +25,7 @@ from nml_jax.errors import PeerLost, UserError
 from nml_jax.processes import cluster
 from nml_jax.processes.job import Job, aside, first_line
 
-__all__ = ["agree", "aside", "barrier", "finish", "first_line", "gather", "hosts", "leave", "lost", "start", "training"]
+__all__ = ["agree", "aside", "barrier", "finish", "first_line", "gather", "hosts", "leave", "lost", "start", "stepping"]
 
 T = TypeVar("T")
 
@@ -125,11 +125,12 @@ def gather(value: T, name: str, *, slack: float = 0.0) -> list[T]:
 
 
 @contextlib.contextmanager
-def training(place: Callable[[], tuple[int, str]]) -> Iterator[None]:
+def stepping(place: Callable[[], tuple[int, str]]) -> Iterator[None]:
     """While this lasts all processes move on step by step; if none does for long, the first says who stands where.
 
     Args:
-        place: the step this process has come to, and what it does there; asked by another thread.
+        place: the step this process has come to (of training, or a batch), and what it does there; asked by another
+            thread.
     """
     if _job is None:
         yield

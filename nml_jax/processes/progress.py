@@ -1,4 +1,4 @@
-"""How far the processes of a job have come in training, for the line that says which of them holds the others up."""
+"""How far the processes of a job have come, step by step, for the line that says which of them holds the others up."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ class Progress:
 
     def __init__(self, member: Member):
         self.member = member
-        self.place: Callable[[], Place] | None = None  # of this process, while it trains
+        self.place: Callable[[], Place] | None = None  # of this process, while it has one
         self.stood: dict[int, Place] = {}  # where all were when one last moved, ...
         self.moved, self.said = time.monotonic(), 0  # when that was, and how often it was said
 

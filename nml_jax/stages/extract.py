@@ -1,5 +1,6 @@
 """Frozen encoder over the splits of the downstream tasks -> feature banks + spectra."""
 
+import collections
 import functools
 import json
 import shutil
@@ -12,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, log, models, runtime, settings, spectrum
+from nml_jax import errors, log, models, processes, runtime, settings, spectrum
 from nml_jax.data import banks, tasks
 from nml_jax.stages import encoder, evaluation
 from nml_jax.stages.encoder import provenance
@@ -133,20 +134,22 @@ def extract(
 ) -> None:
     """Run the encoder over a split; the first process writes the bank."""
     views = range(1, config.extract.views + 1) if is_train and config.extract.views > 1 else (None,)
-    passes = [encoded(config, frozen, encode, mesh, test, view) for view in views]
+    passes, done = [encoded(config, frozen, encode, mesh, test, view) for view in views], 0
 
     def blocks() -> Iterator[Mapping[str, np.ndarray]]:
+        nonlocal done
         for several in zip(*passes, strict=True):
+            done += 1
             rows = {layer: np.stack([one[layer] for one in several], 1) for layer in config.extract.layers}
             yield rows | {"label": several[0]["label"], "id": several[0]["id"]}
 
-    if jax.process_index() > 0:
-        for _ in blocks():  # takes its part in every step
-            pass
-        return
-    source = test.source
-    named = {"num_classes": source.num_classes, "class_names": source.class_names}
-    banks.write(folder, blocks(), key=key, **named, scoring=scoring(test))
+    with processes.stepping(lambda: (done, f"extract {test.split}")):
+        if jax.process_index() > 0:
+            collections.deque(blocks(), maxlen=0)  # takes its part in every step
+            return
+        source = test.source
+        named = {"num_classes": source.num_classes, "class_names": source.class_names}
+        banks.write(folder, blocks(), key=key, **named, scoring=scoring(test))
 
 
 def scoring(test: tasks.Test) -> dict[str, Any]:

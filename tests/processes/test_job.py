@@ -14,7 +14,7 @@ def test_alone_there_is_nobody_to_wait_for():
     processes.barrier("anywhere", 0.001)
     assert processes.agree({"a": 1}) == {"a": 1}
     assert processes.gather({"a": 1}, "anywhere") == [{"a": 1}]
-    with processes.training(lambda: (1, "step")):
+    with processes.stepping(lambda: (1, "step")):
         pass
     assert processes.lost() is None
     assert len(processes.hosts()) == 1
