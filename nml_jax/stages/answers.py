@@ -12,6 +12,8 @@ from nml_jax.stages.paired import BLIND, SEEDS, listed
 from nml_jax.stages.results import DIVERGED, MEAN, Key, Study
 from nml_jax.training import methods
 
+FEW = 10  # epochs; after fewer heads still became better on the text features of the README
+
 
 def answer(c: Contest) -> str:
     """Which method to use, on which test set, and how sure that is."""
@@ -106,8 +108,7 @@ def _tuned(c: Contest) -> str:
     counts: dict[int, list[str]] = {}
     for method in c.methods:
         counts.setdefault(_settings(c.study.cells[0], method), []).append(_the(method))
-    limit = f" and {config['tune.steps']:,} steps" if c.study.cells[0].value("tune.steps") else ""
-    trained = f"; what is trained by gradient has at most {config['tune.epochs']} epochs{limit}"
+    trained = f"; what is trained by gradient has at most {config['tune.epochs']} epochs{_limit(c)}"
     if any(map(c.blind, c.methods)):
         return f". No method could choose a setting: {BLIND}, and each took the middle of its grid{trained}"
     if len(counts) == 1:
@@ -115,6 +116,19 @@ def _tuned(c: Contest) -> str:
         return f"; every method chooses among {n} settings{trained}" if n > 1 else ""
     each = [f"{n} setting{'s' * (n > 1)} ({listed(names)})" for n, names in counts.items()]
     return f". Methods do not choose among equally many settings, but {listed(each)}{trained}"
+
+
+def _limit(c: Contest) -> str:
+    """The cap on steps, and what it leaves of the epochs: a head that had few may be better than it looks."""
+    first = c.study.cells[0]
+    steps, rows = first.value("tune.steps"), max(map(c.trained, c.methods))
+    if not steps:
+        return ""
+    epochs = max(1, steps // -(-rows // min(first.config["tune.batch"], rows))) if rows and c.task != MEAN else math.inf
+    if epochs >= first.config["tune.epochs"]:
+        return f" and {steps:,} steps"
+    more = ", and may gain from more (tune.steps)" if epochs < FEW else ""
+    return f" and {steps:,} steps: {epochs} epoch{'s' * (epochs > 1)} of these {rows:,} rows{more}"
 
 
 def diverged(study: Study, task: str) -> str:

@@ -423,6 +423,15 @@ def test_no_gain_is_said_plainly(tmp_path: Path) -> None:
     assert " on photo and " in answers.answer(found)
 
 
+def test_what_the_cap_on_steps_leaves_is_said(tmp_path: Path) -> None:
+    """Batches of 64: 1,169 rows make 19 steps an epoch, 5,000 rows 79."""
+    assert "at most 30 epochs and 300 steps: 15 epochs of these 1,169 rows." in answers.rule(contest(tmp_path / "a"))
+    many = contest(tmp_path / "b", samples=dict.fromkeys((method for method, _ in METHODS), 5000))
+    assert "300 steps: 3 epochs of these 5,000 rows, and may gain from more (tune.steps)." in answers.rule(many)
+    none = contest(tmp_path / "c", samples=dict.fromkeys((method for method, _ in METHODS), 600))
+    assert "at most 30 epochs and 300 steps." in answers.rule(none)
+
+
 def test_two_seeds_support_no_claim(tmp_path: Path) -> None:
     found = contest(tmp_path / "x", seeds=(0, 1))
     assert answers.answer(found) == "Use the L-BFGS probe: with 2 seeds no difference can be shown, that takes 3."
