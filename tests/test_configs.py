@@ -24,7 +24,13 @@ def load(path: Path, arg: str | None):
     return module.get_config(*([arg] if arg else [])), module
 
 
-SLOW = {"clip_vitb16", "features", "resnet50_in1k:a2", "resnet50_in1k:a3"}  # another of their kind is in the suite
+SLOW = {
+    "clip_vitb16",
+    "features",
+    "resnet50_in1k:a1",
+    "resnet50_in1k:a2",
+    "resnet50_in1k:a3",
+}  # another of their kind is in the suite
 NAMES = [f"{path.stem}{':' + arg if arg else ''}" for path, arg in CASES]
 STEPS = [
     pytest.param(*case, marks=pytest.mark.slow if name in SLOW else ()) for case, name in zip(CASES, NAMES, strict=True)

@@ -75,7 +75,7 @@ def test_the_config_answers_from_three_files(files: Path, tmp_path: Path, capsys
     found = [json.loads((tmp_path / "w" / f"seed={seed}" / "diagnosis.json").read_text()) for seed in range(3)]
     assert found[0] == found[1] == found[2]  # of one file, and once
     text = (tmp_path / "w" / "report.html").read_text()
-    for words in ("every method chooses among 4 settings", found[0][0]["verdict"], "Macro-F1 and mean per class, with"):
+    for words in ("every method chooses among 3 settings", found[0][0]["verdict"], "Macro-F1 and mean per class, with"):
         assert words in text
 
 

@@ -21,7 +21,7 @@ def blobs(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_every_method_of_the_config_chooses_among_equally_many_settings():
     tune_config = experiment.get_config().tune
     by_gradient = len(tune_config.lrs) * len(tune_config.weight_decays)
-    assert by_gradient == len(tune_config.cs) == len(tune_config.alphas) == len(tune_config.ks) == 4
+    assert by_gradient == len(tune_config.cs) == len(tune_config.alphas) == len(tune_config.ks) == 3
 
 
 def launch(folder: Path, force: tuple[str, ...] = ()) -> Path:
