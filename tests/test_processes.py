@@ -213,7 +213,7 @@ def test_a_kill_at_any_moment_ends_the_other_with_a_line(tmp_path: Path, moment:
     killed = time.monotonic()
     ended = peers.end(pair, 100)
     other = ended[1 - victim]
-    assert ended[victim].code == -9, ended[victim].out
+    assert ended[victim].code == -9, ended
     assert other.code == PeerLost.exit_code, other.out
     assert other.line.startswith(f"stopped: process {victim} ("), other.out
     assert "Traceback" not in other.out
