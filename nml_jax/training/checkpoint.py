@@ -107,12 +107,13 @@ class Checkpoints:
         return f"the checkpoint of step {self.pending[0] if self.pending else 0}"
 
     def _refused(self) -> str:
-        """Why the disk takes no more folders and files, or ""; asked by the first process."""
+        """Why the disk takes no more folders and files, or ""; looked into by the first process alone."""
+        if jax.process_index() > 0:
+            return ""
         probe = self.folder / f"probe{TEMPORARY}"
         try:
-            if jax.process_index() == 0:
-                probe.mkdir()
-                (probe / "file").write_bytes(bytes(4096))
+            probe.mkdir()
+            (probe / "file").write_bytes(bytes(4096))
         except OSError as e:
             return _cause(e, self.folder)
         finally:

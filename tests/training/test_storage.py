@@ -39,6 +39,16 @@ def run(tmp_path, disk, make_run) -> Run:
     return made
 
 
+def test_only_the_first_process_tries_the_disk(make_run, monkeypatch):
+    """Another one, which took away what the first was trying with, had saves refused that nothing stood against."""
+    checkpoints = make_run().checkpoints()
+    probe = checkpoints.folder / f"probe{checkpoint.TEMPORARY}"
+    probe.mkdir()
+    monkeypatch.setattr(checkpoint.jax, "process_index", lambda: 1)
+    assert checkpoints._refused() == ""
+    assert probe.is_dir()
+
+
 def at(actions: Mapping[int, Callable[[], object]]):
     """Batches 0, 1, ...; an action is done while the one of its step is read."""
 
