@@ -68,7 +68,7 @@ def launch(
     # ---- where -----------------------------------------------------------------------------------------------------
     import jax
 
-    from nml_jax import log, runtime
+    from nml_jax import log, processes, runtime
     from nml_jax.stages import experiment
 
     runtime.start(config.runtime.timeout)
@@ -94,13 +94,15 @@ def launch(
     for name, cell in cells.items() if todo else ():
         folder = experiment.open_run(workdir, name, cell, write=first)
         for stage in todo:
-            stages.run(stage, cell, folder, mesh, revision=revision, force=stage in force)
+            with processes.at(stage):
+                stages.run(stage, cell, folder, mesh, revision=revision, force=stage in force)
 
     # ---- the report over all runs of the experiment, these and earlier ones ----------------------------------------
     if "report" in config.stages and first:
         from nml_jax.stages import report
 
-        page = report.run(config, workdir, mesh)
+        with processes.at("report"):
+            page = report.run(config, workdir, mesh)
         print(report.summary(page.parent))
         log.say(f"report: {page.resolve()}")
 

@@ -161,7 +161,7 @@ def one_stands_still(index: int, timeout: int) -> None:
     from nml_jax.processes import progress
 
     progress.STILL = 2.0
-    with processes.stepping(lambda: (7 if index == LAST else 9, "step")):
+    with processes.at("pretrain"), processes.stepping(lambda: (7 if index == LAST else 9, "step")):
         time.sleep(7)
 
 

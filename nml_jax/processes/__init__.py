@@ -25,7 +25,9 @@ from nml_jax.errors import PeerLost, UserError
 from nml_jax.processes import cluster
 from nml_jax.processes.job import Job, aside, first_line
 
-__all__ = ["agree", "aside", "barrier", "finish", "first_line", "gather", "hosts", "leave", "lost", "start", "stepping"]
+__all__ = [
+    "agree", "aside", "at", "barrier", "finish", "first_line", "gather", "hosts", "leave", "lost", "start", "stepping",
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -126,20 +128,28 @@ def gather(value: T, name: str, *, slack: float = 0.0) -> list[T]:
 
 @contextlib.contextmanager
 def stepping(place: Callable[[], tuple[int, str]]) -> Iterator[None]:
-    """While this lasts all processes move on step by step; if none does for long, the first says who stands where.
+    """While this lasts it is known where this process is; if none moves on for long, the first says who stands where.
+
+    These lie in one another: the step that counts is the innermost one's, and all of them say what is being done.
 
     Args:
-        place: the step this process has come to (of training, or a batch), and what it does there; asked by another
-            thread.
+        place: the step this process has come to (of training, or a batch, or a head), and what it does there; asked by
+            another thread.
     """
     if _job is None:
         yield
         return
-    _job.progress.place = place
+    places = _job.progress.places
+    places.append(place)
     try:
         yield
     finally:
-        _job.progress.place = None
+        places.remove(place)  # not always the last: generators of batches end in any order
+
+
+def at(what: str, step: int = 0) -> contextlib.AbstractContextManager[None]:
+    """`stepping` where there is one step, or each is entered anew."""
+    return stepping(lambda: (step, what))
 
 
 def hosts() -> list[str]:
@@ -157,7 +167,8 @@ def lost() -> str | None:
 
 def finish() -> None:
     """Wait until all processes have done all of their work; after it nobody is missed any more."""
-    barrier("the end", math.inf)
+    with at("the end"):
+        barrier("the end", math.inf)
     if _job is not None:
         _job.over.set()
 

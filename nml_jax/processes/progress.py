@@ -10,7 +10,7 @@ STILL = 300.0  # seconds without a step after which it is said who stands where,
 
 PLACES = "nml_jax/place/"  # keys of the service
 
-Place = tuple[int, str]  # step, and what is being done there
+Place = tuple[int, str]  # step (or batch, or head), and what is being done there
 
 
 class Member(Protocol):
@@ -30,15 +30,15 @@ class Progress:
 
     def __init__(self, member: Member):
         self.member = member
-        self.place: Callable[[], Place] | None = None  # of this process, while it has one
+        self.places: list[Callable[[], Place]] = []  # of this process, from the outermost to where it is just now
         self.stood: dict[int, Place] = {}  # where all were when one last moved, ...
         self.moved, self.said = time.monotonic(), 0  # when that was, and how often it was said
 
     def look(self) -> None:
         """Tell the others how far this process has come; the first says where all stand if nobody moves."""
-        client, index, place = self.member.client, self.member.index, self.place
+        client, index, place = self.member.client, self.member.index, self._place()
         if place is not None:
-            client.key_value_set(f"{PLACES}{index}", json.dumps(place()), allow_overwrite=True)
+            client.key_value_set(f"{PLACES}{index}", json.dumps(place), allow_overwrite=True)
         if index > 0:
             return
         places = client.key_value_dir_get(PLACES) if place is not None else ()
@@ -48,6 +48,12 @@ class Progress:
         elif stood and (still := time.monotonic() - self.moved) >= STILL * (self.said + 1):
             self.said += 1
             print(f"no step for {still:.0f} s: {self._standing(stood)}", file=sys.stderr, flush=True)
+
+    def _place(self) -> Place | None:
+        """The innermost step, and what is being done there, in words from the outermost to the innermost."""
+        if not (places := [place() for place in tuple(self.places)]):  # another thread enters and leaves them
+            return None
+        return places[-1][0], ", ".join(what for _, what in places)
 
     def _standing(self, places: Mapping[int, Place]) -> str:
         """ "process 1 (its host) of 8 at step 7 (step), the others at step 9 (step)": first who holds them up."""

@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import runtime
+from nml_jax import processes, runtime
 from nml_jax.data import pipeline, prompts, sources, tasks
 from nml_jax.errors import UserError
 from nml_jax.evals import EVALUATORS
@@ -37,12 +37,21 @@ def images(
     config: ConfigDict, mesh: Mesh, source: sources.Source, *, batch: int, **drawn: Any
 ) -> Iterator[pipeline.Batch]:
     """All of `source` once, in order; this process's rows. `drawn`: see `pipeline.evaluate`."""
-    return pipeline.evaluate(source, batch=batch, **reading(config, mesh), **drawn)
+    return _counted(pipeline.evaluate(source, batch=batch, **reading(config, mesh), **drawn), "images")
 
 
 def texts(config: ConfigDict, mesh: Mesh, captions: Any, tokenize: Any, *, batch: int) -> Iterator[pipeline.Batch]:
     """All captions once, in order; this process's rows."""
-    return pipeline.texts(captions, tokenize, batch=batch, **_rows(mesh))
+    return _counted(pipeline.texts(captions, tokenize, batch=batch, **_rows(mesh)), "texts")
+
+
+def _counted(batches: Iterator[pipeline.Batch], what: str) -> Iterator[pipeline.Batch]:
+    """The batches; a process that does not come to its next one is told of."""
+    done = 0
+    with processes.stepping(lambda: (done, what)):
+        for batch in batches:
+            done += 1
+            yield batch
 
 
 def validation(config: ConfigDict, model: Model, mesh: Mesh, source: sources.Source, tokenize: Any) -> Evaluator:

@@ -134,16 +134,14 @@ def extract(
 ) -> None:
     """Run the encoder over a split; the first process writes the bank."""
     views = range(1, config.extract.views + 1) if is_train and config.extract.views > 1 else (None,)
-    passes, done = [encoded(config, frozen, encode, mesh, test, view) for view in views], 0
+    passes = [encoded(config, frozen, encode, mesh, test, view) for view in views]
 
     def blocks() -> Iterator[Mapping[str, np.ndarray]]:
-        nonlocal done
         for several in zip(*passes, strict=True):
-            done += 1
             rows = {layer: np.stack([one[layer] for one in several], 1) for layer in config.extract.layers}
             yield rows | {"label": several[0]["label"], "id": several[0]["id"]}
 
-    with processes.stepping(lambda: (done, f"extract {test.split}")):
+    with processes.at(test.split):
         if jax.process_index() > 0:
             collections.deque(blocks(), maxlen=0)  # takes its part in every step
             return

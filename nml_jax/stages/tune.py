@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, log, noise, settings
+from nml_jax import errors, log, noise, processes, settings
 from nml_jax.data.shares import stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.mapped import Scorer
@@ -52,7 +52,8 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         training = Training(config, found, seeds)
         for sample in _samples(config, found):
             for method, preset in methods.pairs(config.tune):
-                rows += _tuned(workdir, training, sample, method, preset)
+                with processes.at(method, len(rows)):
+                    rows += _tuned(workdir, training, sample, method, preset)
     if all(row.metric == DIVERGED for row in rows):
         raise UserError("training of every head diverged", "lower tune.lrs, or set tune.standardize for large features")
     with errors.storage(workdir):

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, log, runtime, settings
+from nml_jax import errors, log, processes, runtime, settings
 from nml_jax.data import sources, tasks
 from nml_jax.stages import encoder, evaluation
 
@@ -45,16 +45,19 @@ def scores(config: ConfigDict, frozen: encoder.Encoder, mesh: Mesh) -> Iterator[
         task, classes = tasks.load(name, config), None
         for test in task.tests:
             evaluator = evaluation.zero_shot(config, model, mesh, task, test, tokenizer, batch=batch)
-            classes = evaluator.class_matrix(*weights) if classes is None else classes
             where = {"task": name, "split": test.split, "domain": test.domain, "n_test": len(test.source)}
-            for metric, value in evaluator.run(*weights, classes):
-                yield {**where, "method": "zero-shot", "metric": metric, "value": value}
+            with processes.at(test.split):
+                classes = evaluator.class_matrix(*weights) if classes is None else classes
+                scored = list(evaluator.run(*weights, classes))
+            yield from ({**where, "method": "zero-shot", "metric": metric, "value": value} for metric, value in scored)
     dataset = tasks.dataset_of("directory", config)
     for split in config.zeroshot.retrieval:
         source = retrieval_source(config, split)
         evaluator = evaluation.retrieval(config, model, mesh, source, tokenizer, batch=batch)
         domain = "ood" if split in config.downstream.ood else "id"
-        for metric, value in evaluator.run(*weights):
+        with processes.at(split):
+            scored = list(evaluator.run(*weights))
+        for metric, value in scored:
             where = {"task": "pretrain", "split": f"{dataset}/{split}", "domain": domain}
             yield {**where, "metric": metric, "value": value, "n_test": evaluation.count(source, metric)}
 

@@ -39,7 +39,8 @@ def create(model, tx: optax.GradientTransformation, key: jax.Array, *, ema: bool
     init_key, step_key = jax.random.split(key)
     # Drawn whole, then split: in parts the compiler would round some weights by another order.
     init = jax.jit(lambda key: model.init(key, model.spec), out_shardings=runtime.replicated(mesh))
-    return _at_the_start(*init(init_key), step_key, tx=tx, ema=ema)
+    params, model_state = init(init_key)
+    return _at_the_start(params, model_state, step_key, tx=tx, ema=ema)
 
 
 def abstract(model, tx: optax.GradientTransformation, *, ema: bool, mesh: Mesh) -> TrainState:
