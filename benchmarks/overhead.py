@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

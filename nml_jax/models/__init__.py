@@ -98,7 +98,8 @@ def build(config: Any, *, num_classes: int, image_size: int) -> Model:
 @lru_cache(maxsize=8)
 def _build(config: FrozenConfigDict, num_classes: int, image_size: int, wide: bool) -> Model:
     """`wide`: whether this is a context of 64 bits, where parameters have other dtypes."""
-    values = {**dict(config), "num_classes": num_classes, "image_size": image_size, "dtype": jnp.dtype(config.dtype)}
+    values = {name: config[name] for name in config}
+    values |= {"num_classes": num_classes, "image_size": image_size, "dtype": jnp.dtype(config.dtype)}
     spec = {"image": jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)}
     if config.name in CLIPS:
         tower = CLIPS[config.name].keywords.get("tower") or TOWERS[config.tower]
