@@ -40,12 +40,15 @@ def environment(index: int, count: int, port: int) -> dict[str, str]:
     }
 
 
-def begin(program: Sequence[str], index: int, count: int, port: int) -> subprocess.Popen:
-    """Start one process of a job; its stderr goes where its stdout goes."""
-    return subprocess.Popen(
-        [sys.executable, *program], cwd=ROOT, env=environment(index, count, port), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+def begin(program: Sequence[str], count: int = 2, *, absent: Collection[int] = ()) -> list[subprocess.Popen]:
+    """Start the processes of a job, but for those that do not come; their stderr goes where their stdout goes."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, *program], cwd=ROOT, env=environment(i, count, port), stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+        ) for i in range(count) if i not in absent
+    ]  # fmt: skip
 
 
 def end(processes: Sequence[subprocess.Popen], timeout: float) -> list[Ended]:
@@ -60,9 +63,7 @@ def end(processes: Sequence[subprocess.Popen], timeout: float) -> list[Ended]:
 
 def play(scene: str, *, timeout: int, count: int = 3, absent: Collection[int] = ()) -> list[Ended]:
     """Let `count` processes play a scene, but for those that do not come."""
-    port = free_port()
-    program = ["-m", "tests.peers", scene, str(timeout)]
-    return end([begin(program, i, count, port) for i in range(count) if i not in absent], 120)
+    return end(begin(["-m", "tests.peers", scene, str(timeout)], count, absent=absent), 120)
 
 
 # ---- scenes: what a process does once it has joined

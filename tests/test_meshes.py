@@ -76,8 +76,7 @@ def test_two_processes(case: str, fsdp: int, dtype: str, tmp_path: Path):
     """The same, with each of two devices in a process of its own."""
     steps = steps_of(case, dtype)
     args = ["-m", "tests.alike", case, dtype, str(steps), str(fsdp), str(tmp_path)]
-    port = peers.free_port()
-    ended = peers.end([peers.begin(args, i, 2, port) for i in range(2)], 300)
+    ended = peers.end(peers.begin(args), 300)
     assert [e.code for e in ended] == [0, 0], ended
     with jax.enable_x64(dtype == "float64"):
         one = on_one_device(case, dtype, steps)

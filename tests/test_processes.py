@@ -32,8 +32,7 @@ FINETUNE = {"finetune.epochs": 1.0, "finetune.lrs": (1e-2,), "finetune.rank": 2,
 
 def together(args: list[str], *, count: int = 2) -> list[peers.Ended]:
     """Run the program in several processes, well."""
-    port = peers.free_port()
-    ended = peers.end([peers.begin(["-m", "nml_jax.main", *args], i, count, port) for i in range(count)], 300)
+    ended = peers.end(peers.begin(["-m", "nml_jax.main", *args], count), 300)
     for e in ended:
         assert e.code == 0, e.out
     return ended
@@ -201,11 +200,9 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 def test_a_kill_at_any_moment_ends_the_other_with_a_line(tmp_path: Path, moment: str, victim: int):
     limit = 20  # seconds
     options = {"stages": ("pretrain", "extract", "tune"), "runtime.timeout": limit, "runtime.log_every": 1}
-    port = peers.free_port()
     # A second run is to follow: who has nothing left to do is not missed.
     one = [flag for flag in flags(tmp_path / "run", **options) if not flag.startswith("--config.noise=")]
-    args = ["-m", "nml_jax.main", *one, "--config.sweep.noise=(0.3, 0.0)"]
-    pair = [peers.begin(args, i, 2, port) for i in range(2)]
+    pair = peers.begin(["-m", "nml_jax.main", *one, "--config.sweep.noise=(0.3, 0.0)"])
     there = MOMENTS[moment]
     while not there(tmp_path / "run" / CELL) and pair[victim].poll() is None:
         time.sleep(0.002)
@@ -226,9 +223,7 @@ def test_sigterm_to_one_saves_the_same_step_of_all(tmp_path: Path, asked: int):
     """No step is lost: what was done is saved, and the run ends as one that nobody has stopped."""
     options = {"stages": ("pretrain",), "runtime.log_every": 1, "runtime.sample_ids": True, "train.epochs": 20.0,
                "runtime.save_every": 100.0}  # fmt: skip
-    port = peers.free_port()
-    args = ["-m", "nml_jax.main", *flags(tmp_path / "run", **options)]
-    pair = [peers.begin(args, i, 2, port) for i in range(2)]
+    pair = peers.begin(["-m", "nml_jax.main", *flags(tmp_path / "run", **options)])
     while not MOMENTS["in a step"](tmp_path / "run" / CELL) and pair[asked].poll() is None:
         time.sleep(0.01)
     assert pair[asked].poll() is None, peers.end(pair, 100)
