@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     "main": 7,
     "stages": 6,
-    "classifier": 5, "diagnosis": 5,
+    "reporting": 5.5, "classifier": 5, "diagnosis": 5,
     "training": 4, "evals": 3,
     "objectives": 2, "models": 2, "data": 2,
     "noise": 1, "spectrum": 1, "runtime": 1, "log": 1, "settings": 1, "goodput": 2,
@@ -30,7 +30,7 @@ WALLS = {
     "PIL": ("data/",),
     "simplejpeg": ("data/",),
     "orbax": ("training/checkpoint.py",),
-    "matplotlib": ("stages/figures.py",),
+    "matplotlib": ("reporting/figures.py",),
     "torch": (),
     "tensorflow": (),
     "pickle": (),

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from nml_jax import log, settings, stages
 from nml_jax.errors import UserError, storage
+from nml_jax.reporting.cells import runs_of
 
 SHOWN = 3  # differing keys in the message
 
@@ -60,13 +61,6 @@ def open_run(workdir: Path, name: str, config: ConfigDict, *, write: bool = True
             folder.mkdir(parents=True, exist_ok=True)
             log.write_json(folder / "config.json", settings.to_json(config))
     return folder
-
-
-def runs_of(folder: Path) -> list[Path]:
-    """The runs below an experiment's folder (or the folder itself, if it is a run), by name."""
-    if (folder / "config.json").exists():
-        return [folder]
-    return sorted(p.parent for p in folder.glob("*/config.json"))
 
 
 def _has_results(workdir: Path) -> bool:

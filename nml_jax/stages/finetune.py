@@ -26,7 +26,8 @@ from nml_jax import errors, log, runtime, settings
 from nml_jax.data import tasks
 from nml_jax.data.shares import stratified
 from nml_jax.evals import collect, mapped
-from nml_jax.stages import encoder, evaluation, outcomes
+from nml_jax.reporting import outcomes
+from nml_jax.stages import encoder, evaluation
 from nml_jax.stages.finetune_runs import (
     Heads,
     Site,

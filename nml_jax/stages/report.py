@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from nml_jax.errors import UserError, storage
 from nml_jax.log import atomic_write
-from nml_jax.stages import cells, results
+from nml_jax.reporting import cells, results
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Path:
@@ -43,7 +43,7 @@ def build(folders: Sequence[Path], out: Path) -> Path:
     Raises:
         UserError: there is no finished run, a file of one is broken, or `out` cannot be written.
     """
-    from nml_jax.stages.page import page  # brings matplotlib, which nothing else needs
+    from nml_jax.reporting.page import page  # brings matplotlib, which nothing else needs
 
     studies, left_out = _studies(folders)
     with storage(out):
@@ -58,7 +58,7 @@ def summary(folder: Path) -> str:
     Raises:
         UserError: there is no finished run, or a file of one is broken.
     """
-    from nml_jax.stages import choice, method_tables, tables
+    from nml_jax.reporting import choice, method_tables, tables
 
     blocks = []
     for study in _studies([folder])[0]:

@@ -18,9 +18,10 @@ from nml_jax.data.shares import stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.mapped import Scorer
 from nml_jax.models.heads import head as architecture
-from nml_jax.stages import feature_sets, outcomes
+from nml_jax.reporting import outcomes
+from nml_jax.reporting.results import DIVERGED, UNVALIDATED
+from nml_jax.stages import feature_sets
 from nml_jax.stages.feature_sets import FeatureSet, Split
-from nml_jax.stages.results import DIVERGED, UNVALIDATED
 from nml_jax.training import heads, methods, streamed
 from nml_jax.training.tuned import TunedHead
 

@@ -15,7 +15,8 @@ import pytest
 from nml_jax import load_model, log, runtime, settings
 from nml_jax.data import tasks
 from nml_jax.errors import NonFinite, Preempted, UserError
-from nml_jax.stages import encoder, finetune, finetune_runs, outcomes
+from nml_jax.reporting import outcomes
+from nml_jax.stages import encoder, finetune, finetune_runs
 from tests import small
 from tests.meshes import mesh_of
 

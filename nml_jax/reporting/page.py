@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from nml_jax import __version__
-from nml_jax.stages import choice, claims, figures, methods_page, tables
-from nml_jax.stages.choice import from_files
-from nml_jax.stages.markup import paragraph
-from nml_jax.stages.paired import SEEDS, listed, unit
-from nml_jax.stages.results import FILES, MEAN, Key, Study
+from nml_jax.reporting import choice, claims, figures, methods_page, tables
+from nml_jax.reporting.choice import from_files
+from nml_jax.reporting.markup import paragraph
+from nml_jax.reporting.paired import SEEDS, listed, unit
+from nml_jax.reporting.results import FILES, MEAN, Key, Study
 
 LIMIT = 1_900_000  # bytes of a page; what would exceed it is left out, figures of the last tasks first
 RULE = (

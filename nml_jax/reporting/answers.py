@@ -5,11 +5,11 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from nml_jax.stages.cells import Cell
-from nml_jax.stages.choice import DOMAINS, Contest, named
-from nml_jax.stages.outcomes import HELD_OUT, from_files, head_path
-from nml_jax.stages.paired import BLIND, SEEDS, listed
-from nml_jax.stages.results import DIVERGED, MEAN, Key, Study
+from nml_jax.reporting.cells import Cell
+from nml_jax.reporting.choice import DOMAINS, Contest, named
+from nml_jax.reporting.outcomes import HELD_OUT, from_files, head_path
+from nml_jax.reporting.paired import BLIND, SEEDS, listed
+from nml_jax.reporting.results import DIVERGED, MEAN, Key, Study
 from nml_jax.training import methods
 
 FEW = 10  # epochs; after fewer heads still became better on the text features of the README

@@ -7,7 +7,8 @@ import pytest
 
 from configs import features as experiment
 from nml_jax import log, main
-from nml_jax.stages import feature_sets, outcomes, tune
+from nml_jax.reporting import outcomes
+from nml_jax.stages import feature_sets, tune
 
 D, K = 6, 3
 

@@ -17,7 +17,8 @@ import pytest
 from configs import common
 from nml_jax import log, settings
 from nml_jax.errors import UserError
-from nml_jax.stages import cells, claims, figures, outcomes, paired, report, results
+from nml_jax.reporting import cells, claims, figures, outcomes, paired, results
+from nml_jax.stages import report
 
 HEADS = (("linear", None), ("mlp", None), ("nmtune", "paper"), ("nmtune", "code/1view"))
 EASY = np.random.default_rng(0).permutation(360)  # the rank of a test row by how easy it is: those are right first
@@ -268,7 +269,7 @@ def test_unfinished_runs_are_listed_and_not_counted(sweep: Path) -> None:
 
 
 def test_figures_are_left_out_before_the_page_grows_too_large(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nml_jax.stages import page
+    from nml_jax.reporting import page
 
     found, left_out = cells.read_cells([sweep])
     full = read(sweep)

@@ -8,11 +8,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from nml_jax.stages.cells import Seed
-from nml_jax.stages.claims import REFERENCES, ZERO_SHOT
-from nml_jax.stages.outcomes import Side, compared, from_files, leaves, unvalidated
-from nml_jax.stages.paired import Comparison, Stat, stat
-from nml_jax.stages.results import MEAN, METHODS, Key, Study
+from nml_jax.reporting.cells import Seed
+from nml_jax.reporting.claims import REFERENCES, ZERO_SHOT
+from nml_jax.reporting.outcomes import Side, compared, from_files, leaves, unvalidated
+from nml_jax.reporting.paired import Comparison, Stat, stat
+from nml_jax.reporting.results import MEAN, METHODS, Key, Study
 
 DOMAINS = {"id": "in-domain", "ood": "out-of-domain"}
 

@@ -4,9 +4,9 @@ import itertools
 import math
 from typing import NamedTuple
 
-from nml_jax.stages.outcomes import Side, compared, unvalidated
-from nml_jax.stages.paired import BLIND, SEEDS, Comparison, listed
-from nml_jax.stages.results import MEAN, METHODS, Key, Study
+from nml_jax.reporting.outcomes import Side, compared, unvalidated
+from nml_jax.reporting.paired import BLIND, SEEDS, Comparison, listed
+from nml_jax.reporting.results import MEAN, METHODS, Key, Study
 
 REFERENCES = (METHODS["lbfgs"], METHODS["linear"])  # what heads are compared with: the first that is there
 ZERO_SHOT = "zero-shot"

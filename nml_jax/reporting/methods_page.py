@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nml_jax.stages import answers, claims, figures, markup, method_tables
-from nml_jax.stages.choice import DOMAINS, Contest, from_files, full_name
-from nml_jax.stages.paired import listed
-from nml_jax.stages.results import MEAN, Study
+from nml_jax.reporting import answers, claims, figures, markup, method_tables
+from nml_jax.reporting.choice import DOMAINS, Contest, from_files, full_name
+from nml_jax.reporting.paired import listed
+from nml_jax.reporting.results import MEAN, Study
 
 LEADING = 3  # answers; of more, all but the first are folded
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from nml_jax.data import catalogue
-from nml_jax.stages import answers, outcomes
-from nml_jax.stages.choice import Contest, full_name
-from nml_jax.stages.markup import Best, Lines, Prose, folded, paragraph, table
-from nml_jax.stages.outcomes import Side
-from nml_jax.stages.paired import DASH, MINUS, PERCENT, over_seeds, stat, unit, wilson
-from nml_jax.stages.results import MEAN, Key, Study
-from nml_jax.stages.tables import MODES, SCORES, SPECTRA, shown
+from nml_jax.reporting import answers, outcomes
+from nml_jax.reporting.choice import Contest, full_name
+from nml_jax.reporting.markup import Best, Lines, Prose, folded, paragraph, table
+from nml_jax.reporting.outcomes import Side
+from nml_jax.reporting.paired import DASH, MINUS, PERCENT, over_seeds, stat, unit, wilson
+from nml_jax.reporting.results import MEAN, Key, Study
+from nml_jax.reporting.tables import MODES, SCORES, SPECTRA, shown
 
 METRICS = {name: SCORES[name] for name in ("accuracy", "macro_f1", "mean_per_class")}
 MEANINGS = {

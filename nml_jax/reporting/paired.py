@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy.optimize import root_scalar
 from scipy.special import ndtri, stdtrit
 
-from nml_jax.stages.cells import Seed
+from nml_jax.reporting.cells import Seed
 
 SEEDS = 3  # fewer shared seeds support no claim
 TINY = 1e-12  # p-values are not below

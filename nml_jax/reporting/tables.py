@@ -7,12 +7,12 @@ from html import escape
 from typing import Any
 
 from nml_jax import goodput, log
+from nml_jax.reporting import claims
+from nml_jax.reporting.cells import Cell
+from nml_jax.reporting.markup import Lines, folded, table
+from nml_jax.reporting.paired import DASH, MINUS, Comparison, Stat, unit
+from nml_jax.reporting.results import MEAN, NOISE, REPLICATE, Key, Study, titled
 from nml_jax.settings import NOT_IDENTITY
-from nml_jax.stages import claims
-from nml_jax.stages.cells import Cell
-from nml_jax.stages.markup import Lines, folded, table
-from nml_jax.stages.paired import DASH, MINUS, Comparison, Stat, unit
-from nml_jax.stages.results import MEAN, NOISE, REPLICATE, Key, Study, titled
 
 SCORES = {"accuracy": "accuracy", "top5": "top-5", "macro_f1": "macro-F1", "mean_per_class": "mean per class"}
 WORDS = {

@@ -15,8 +15,9 @@ import scipy.stats
 from configs import features as experiment
 from nml_jax import diagnosis, log, settings
 from nml_jax.errors import UserError
-from nml_jax.stages import answers, cells, choice, method_tables, outcomes, paired, report, results
-from nml_jax.stages.choice import Contest
+from nml_jax.reporting import answers, cells, choice, method_tables, outcomes, paired, results
+from nml_jax.reporting.choice import Contest
+from nml_jax.stages import report
 
 
 def test_tests_that_are_redrawn_overlap():

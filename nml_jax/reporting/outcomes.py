@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from nml_jax.errors import UserError, storage
 from nml_jax.log import Row
-from nml_jax.stages.cells import Seed
-from nml_jax.stages.paired import Comparison, Part, binomial, compare, of_rows, stat, unit
-from nml_jax.stages.results import FILES, MEAN, UNVALIDATED, Key, Study
+from nml_jax.reporting.cells import Seed
+from nml_jax.reporting.paired import Comparison, Part, binomial, compare, of_rows, stat, unit
+from nml_jax.reporting.results import FILES, MEAN, UNVALIDATED, Key, Study
 
 HELD_OUT = "holdout"  # the split that the stage features draws where there is no test file
 

@@ -9,7 +9,6 @@ from typing import Any
 from nml_jax.errors import UserError
 from nml_jax.log import Row, read_rows
 from nml_jax.settings import NOT_IDENTITY, flatten, sha
-from nml_jax.stages.experiment import runs_of
 
 Seed = tuple[int, int]
 
@@ -46,6 +45,13 @@ class Cell:
         """Asked share of wrong supervision; realised where the kind fixes its own; NaN for weights from elsewhere."""
         known = [self.ledger.get("asked"), self.ledger.get("realised")]
         return next((float(value) for value in known if value is not None), float("nan"))
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The runs below an experiment's folder (or the folder itself, if it is a run), by name."""
+    if (folder / "config.json").exists():
+        return [folder]
+    return sorted(p.parent for p in folder.glob("*/config.json"))
 
 
 def read_cells(folders: Sequence[Path]) -> tuple[list[Cell], dict[str, str]]:

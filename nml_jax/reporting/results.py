@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nml_jax.log import Row
+from nml_jax.reporting.cells import Cell, Seed
+from nml_jax.reporting.paired import Stat, stat
 from nml_jax.settings import NOT_IDENTITY
-from nml_jax.stages.cells import Cell, Seed
-from nml_jax.stages.paired import Stat, stat
 from nml_jax.training import methods
 
 REPLICATE = ("seed", "noise_seed")  # what distinguishes repetitions of one condition
