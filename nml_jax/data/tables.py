@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from nml_jax.data.builders import MAX_BYTES, RECORDS_PER_SHARD, TOO_LARGE, read_file
+from nml_jax.data.building import MAX_BYTES, RECORDS_PER_SHARD, TOO_LARGE, read_file
 from nml_jax.data.pairs import Columns, Pair, Refusal, Shard, kind_of, listed
 from nml_jax.errors import UserError
 

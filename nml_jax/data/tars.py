@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from nml_jax.data.builders import MAX_BYTES, TOO_LARGE
+from nml_jax.data.building import MAX_BYTES, TOO_LARGE
 from nml_jax.data.pairs import Columns, Pair, Refusal, Shard, listed
 
 # Members of a tar by suffix; of any other suffix they do not count.

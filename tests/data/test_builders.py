@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from nml_jax.data import builders, codec, image_text, sources
+from nml_jax.data import builders, building, codec, image_text, sources
 from nml_jax.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -87,8 +87,8 @@ def test_tfds_reads_it(tmp_path):
 
 
 def test_order_holds_over_many_shards_and_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(builders, "RECORDS_PER_SHARD", 4)
-    monkeypatch.setattr(builders, "CHUNK", 3)
+    monkeypatch.setattr(building, "RECORDS_PER_SHARD", 4)
+    monkeypatch.setattr(building, "CHUNK", 3)
     files = {f"train/{c}/{i:02}.png": image(100 * c + i, "PNG") for c in range(3) for i in range(11)}
     builders.image_folder(fill(tmp_path / "src", files), tmp_path / "out", workers=4)
     assert len(list((tmp_path / "out").glob("*.array_record-*"))) == 9
@@ -111,7 +111,7 @@ def test_the_same_files_give_the_same_dataset(tmp_path):
 
 
 def test_every_refused_file_is_reported_with_its_reason(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(builders, "MAX_PIXELS", 200)
+    monkeypatch.setattr(building, "MAX_PIXELS", 200)
     good = {"train/cat/good.jpg": image(0), "test/cat/good.png": image(1, "PNG")}
     src = fill(
         tmp_path / "src",
@@ -160,7 +160,7 @@ def test_every_refused_file_is_reported_with_its_reason(tmp_path, monkeypatch, c
 
 def test_more_than_50_megapixels(tmp_path):
     """A PNG of 8000 x 7000 equal pixels, and one so large that Pillow itself refuses it."""
-    assert builders.MAX_PIXELS == 50_000_000
+    assert building.MAX_PIXELS == 50_000_000
     for side, reason in ((7100, "more than 50 megapixels: 7100 x 7100"), (19000, "too many megapixels")):
         path = tmp_path / f"{side}.png"
         out = io.BytesIO()

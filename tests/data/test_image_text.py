@@ -16,7 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from nml_jax.data import builders, image_text, shards, tables, tars, texts
+from nml_jax.data import builders, building, image_text, shards, tables, tars, texts
 from nml_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +115,7 @@ def test_every_suffix_and_any_order_of_members(tmp_path):
 
 
 def test_what_is_wrong_with_pairs_of_a_tar(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(builders, "MAX_PIXELS", 100)
+    monkeypatch.setattr(building, "MAX_PIXELS", 100)
     image = picture(0)
     members = [
         *pair("good", 0, "good"),
