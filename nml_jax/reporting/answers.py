@@ -23,7 +23,7 @@ def answer(c: Contest) -> str:
     if c.seeds < SEEDS:
         seeds = f"{c.seeds} seed{'' if c.seeds == 1 else 's'}"
         return f"{prefix}{_the(c.reference)}: with {seeds} no difference can be shown, that takes {SEEDS}."
-    if any(versus.plain.blind for versus in c.versus.values()):
+    if all(versus.plain.blind for versus in c.versus.values()):
         return f"{prefix}{_the(c.reference)}: {BLIND}, so that no method is shown to be better or worse."
     chosen = {test: c.recommended(test) for test in c.decided}
     by_method = {m: [test for test in c.decided if chosen[test] == m] for m in c.methods if m in chosen.values()}
@@ -108,27 +108,47 @@ def _tuned(c: Contest) -> str:
     counts: dict[int, list[str]] = {}
     for method in c.methods:
         counts.setdefault(_settings(c.study.cells[0], method), []).append(_the(method))
-    trained = f"; what is trained by gradient has at most {config['tune.epochs']} epochs{_limit(c)}"
-    if any(map(c.blind, c.methods)):
+    capped = f"; what is trained by gradient has at most {config['tune.epochs']} epochs{_limit(c)}"
+    trained = capped if any(map(_by_gradient, c.methods)) else ""
+    if all(map(c.blind, c.methods)):
         return f". No method could choose a setting: {BLIND}, and each took the middle of its grid{trained}"
     if len(counts) == 1:
         n = next(iter(counts))
-        return f"; every method chooses among {n} settings{trained}" if n > 1 else ""
+        return f"; every method {f'chooses among {n} settings' if n > 1 else 'has one setting'}{trained}"
     each = [f"{n} setting{'s' * (n > 1)} ({listed(names)})" for n, names in counts.items()]
     return f". Methods do not choose among equally many settings, but {listed(each)}{trained}"
 
 
-def _limit(c: Contest) -> str:
-    """The cap on steps, and what it leaves of the epochs: a head that had few may be better than it looks."""
-    first = c.study.cells[0]
-    steps, rows = first.value("tune.steps"), max(map(c.trained, c.methods))
-    if not steps:
+def hurried(c: Contest) -> str:
+    """That heads had few epochs and may be better than they look; "" if they had not."""
+    if not any(map(_by_gradient, c.methods)) or (left := _left(c)) is None or left[0] >= FEW:
         return ""
-    epochs = max(1, steps // -(-rows // min(first.config["tune.batch"], rows))) if rows and c.task != MEAN else math.inf
-    if epochs >= first.config["tune.epochs"]:
+    epochs, per_epoch, rows = left
+    enough = min(FEW, c.study.cells[0].config["tune.epochs"])
+    return (
+        f"What is trained by gradient saw these {rows:,} rows {epochs} time{'s' * (epochs > 1)} only, and may gain "
+        f"from more: {enough} epochs are --config.tune.steps={enough * per_epoch}."
+    )
+
+
+def _limit(c: Contest) -> str:
+    """The cap on steps, and what it leaves of the epochs."""
+    if not (steps := c.study.cells[0].value("tune.steps")):
+        return ""
+    if (left := _left(c)) is None:
         return f" and {steps:,} steps"
-    more = ", and may gain from more (tune.steps)" if epochs < FEW else ""
-    return f" and {steps:,} steps: {epochs} epoch{'s' * (epochs > 1)} of these {rows:,} rows{more}"
+    epochs, _, rows = left
+    return f" and {steps:,} steps: {epochs} epoch{'s' * (epochs > 1)} of these {rows:,} rows"
+
+
+def _left(c: Contest) -> tuple[int, int, int] | None:
+    """Epochs that the cap on steps leaves, steps of an epoch, and rows; None where it cuts none, or tasks differ."""
+    first, rows = c.study.cells[0], max(map(c.trained, c.methods))
+    if not (steps := first.value("tune.steps")) or not rows or c.task == MEAN:
+        return None
+    per_epoch = -(-rows // min(first.config["tune.batch"], rows))
+    epochs = max(1, steps // per_epoch)
+    return None if epochs >= first.config["tune.epochs"] else (epochs, per_epoch, rows)
 
 
 def diverged(study: Study, task: str) -> str:
@@ -175,6 +195,12 @@ def caution(c: Contest) -> str:
         "the draw of the test rows, taken for independent (Owen 2007), not for other sources of data or another "
         f"training file.{overlap if held else ''}{bounded}"
     )
+
+
+def _by_gradient(method: str) -> bool:
+    """Whether it is a head of the stage tune whose schedule `tune.epochs` and `tune.steps` are."""
+    kind = methods.METHODS.get(named(method))
+    return kind is not None and not kind.probe
 
 
 def _settings(cell: Cell, method: str) -> int:

@@ -63,7 +63,7 @@ def the_reference(study: Study) -> str:
     if method == METHODS["lbfgs"]:
         settings = len(config["tune.cs"])
     keys, conditions = study.keys(metric="accuracy", method=method), range(len(study.conditions))
-    tuned = settings > 1 and not any(unvalidated(study, key, conditions) for key in keys)
+    tuned = settings > 1 and not all(unvalidated(study, key, conditions) for key in keys)
     return f"the tuned {method}" if tuned else f"the {method}"
 
 
@@ -218,7 +218,7 @@ def _heads(study: Study, task: str) -> list[str]:
     said = f"Accuracy against {the_reference(study)} on the same features, {noisy(study)[1]}: {each}."
     if max(c.n for c in found.values()) < SEEDS:
         return [said, f"With fewer than {SEEDS} seeds these are numbers, no claim."]
-    if any(c.blind for c in found.values()):
+    if all(c.blind for c in found.values()):
         return [said, f"No claim: {BLIND}."]
     corrected = {p: c.corrected(len(found)) for p, c in found.items()}
     better, worse = ([f"{p.head} on {p.domain}" for p, c in corrected.items() if c.sign == sign] for sign in (1, -1))

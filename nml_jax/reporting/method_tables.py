@@ -249,5 +249,5 @@ def text(contest: Contest) -> list[str]:
                 line += f"{unit('accuracy').signed(plain.difference) if plain.n else DASH:>11}{plain.interval():>18}"
                 line += f"  {versus.verdict}" if versus.sign and test in contest.decided else ""
             lines.append(line.rstrip())
-    more = answers.diverged(contest.study, contest.task), answers.answer(contest), answers.head_file(contest)
-    return [*lines, *filter(None, more)]
+    said = answers.diverged(contest.study, contest.task), answers.answer(contest), answers.hurried(contest)
+    return [*lines, *filter(None, (*said, answers.head_file(contest)))]

@@ -26,7 +26,7 @@ def opening(study: Study, contests: Sequence[Contest]) -> str:
     if replies[first:]:
         rest = "".join(markup.paragraph(text, "") for text in replies[first:])
         out += markup.folded(f"The same for {contests[first].name} and {len(replies) - first - 1} more", rest)
-    files = [answers.head_file(contest) for contest in contests[:first]]
+    files = [text(contest) for contest in contests[:first] for text in (answers.hurried, answers.head_file)]
     failed = [answers.diverged(study, task) for task in study.tasks]
     said = [text for c in contests for text in ([answers.rule(c)] if len(c.methods) > 1 else []) + [answers.caution(c)]]
     for text in filter(None, dict.fromkeys([*files, *failed, *said])):

@@ -424,6 +424,24 @@ def test_heads_that_could_choose_no_setting_are_not_compared(tmp_path: Path) -> 
     assert "accuracy of the linear probe falls" in said, "what noise does to one head needs no choice"
 
 
+def test_heads_of_few_rows_do_not_silence_the_others(tmp_path: Path) -> None:
+    """Heads on all rows could choose their settings, those on a hundredth of them could not."""
+
+    def score(rate: float, draw: float, split: str, method: str, preset: str | None) -> float:
+        return 0.8 + (0.1 if method == "nmtune" else 0) + 0.001 * draw - 0.2 * rate
+
+    folder = small(tmp_path / "x", score=score, heads=(("linear", None), ("nmtune", "paper")))
+    for cell in cells.read_cells([folder])[0]:
+        rows = [row for row in cell.rows if row.stage == "tune"]
+        few = {"train_share": 0.01, "hyper": {"lr": 0.01, "unvalidated": 1.0}}
+        log.write_rows(cell.folder, "tune", [*rows, *(dataclasses.replace(row, **few) for row in rows)])
+    said = lead(folder)
+    assert "against the tuned linear probe" in said
+    assert "no claim, no validation)" in said
+    assert "NMTune helps here" in said
+    assert "0.01 of the training data" not in said.partition("NMTune helps here")[2]
+
+
 def test_no_difference_is_not_claimed(tmp_path: Path) -> None:
     def score(rate: float, draw: float, split: str, method: str, preset: str | None) -> float:
         return 0.6 + 0.05 * draw

@@ -64,15 +64,17 @@ def write_experiment(
     train: str = "photo.npz",
     samples: Mapping[str, int] = MappingProxyType({}),
     recorded: bool = True,
+    values: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Finished runs as the stages features, tune and diagnose leave them, with made-up numbers.
 
     A head gets the easiest rows of a test right, as many as its score says. Args: samples: rows that a method was
-    trained on, if not all. recorded: whether it is on record which rows those are.
+    trained on, if not all. recorded: whether it is on record which rows those are. values: of the config.
     """
     for seed in seeds:
         config = experiment.get_config().unlock()
         config.seed = config.noise_seed = seed
+        config.update_from_flattened_dict(dict(values))
         config.features.train, config.features.ood = train, "art.npz;sketch.npz"
         config.features.test = "" if tests[0][0] == "holdout" else "test.npz"
         cell = folder / f"seed={seed}"
@@ -426,11 +428,35 @@ def test_no_gain_is_said_plainly(tmp_path: Path) -> None:
 
 def test_what_the_cap_on_steps_leaves_is_said(tmp_path: Path) -> None:
     """Batches of 64: 1,169 rows make 19 steps an epoch, 5,000 rows 79."""
-    assert "at most 30 epochs and 300 steps: 15 epochs of these 1,169 rows." in answers.rule(contest(tmp_path / "a"))
+    some = contest(tmp_path / "a")
+    assert "at most 30 epochs and 300 steps: 15 epochs of these 1,169 rows." in answers.rule(some)
+    assert answers.hurried(some) == ""
     many = contest(tmp_path / "b", samples=dict.fromkeys((method for method, _ in METHODS), 5000))
-    assert "300 steps: 3 epochs of these 5,000 rows, and may gain from more (tune.steps)." in answers.rule(many)
+    assert "300 steps: 3 epochs of these 5,000 rows." in answers.rule(many)
+    said = (
+        "What is trained by gradient saw these 5,000 rows 3 times only, and may gain from more: 10 epochs are "
+        "--config.tune.steps=790."
+    )
+    assert answers.hurried(many) == said
+    assert said in method_tables.text(many)
+    report.build([tmp_path / "b"], tmp_path / "b")
+    assert said in (tmp_path / "b" / "report.html").read_text()
     none = contest(tmp_path / "c", samples=dict.fromkeys((method for method, _ in METHODS), 600))
     assert "at most 30 epochs and 300 steps." in answers.rule(none)
+    assert answers.hurried(none) == ""
+
+
+def test_the_cap_on_steps_is_said_of_what_takes_steps_alone(tmp_path: Path) -> None:
+    solved = (("lbfgs", None), ("ridge", None))
+    found = contest(tmp_path / "a", methods=solved, samples=dict.fromkeys(("lbfgs", "ridge"), 50_000))
+    assert "gradient" not in answers.rule(found)
+    assert answers.hurried(found) == ""
+    one = {"tune.lrs": (0.01,), "tune.cs": (0.1,)}
+    found = contest(tmp_path / "b", samples=dict.fromkeys((method for method, _ in METHODS), 50_000), values=one)
+    assert (
+        "every method has one setting; what is trained by gradient has at most 30 epochs and 300 steps: 1 epoch of "
+        in (answers.rule(found))
+    )
 
 
 def test_two_seeds_support_no_claim(tmp_path: Path) -> None:
