@@ -162,7 +162,7 @@ def one_stands_still(index: int, timeout: int) -> None:
     from nml_jax.processes import progress
 
     progress.STILL = 2.0
-    with processes.at("pretrain"), processes.stepping(lambda: (7 if index == LAST else 9, "step")):
+    with processes.at("pretrain"), processes.stepping(lambda: f"step {7 if index == LAST else 9}"):
         time.sleep(7)
 
 

@@ -1,8 +1,10 @@
 """Image-text pre-training from end to end: what a run leaves, what it skips, what it refuses, how it continues."""
 
+import contextlib
 import json
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -11,7 +13,7 @@ import pytest
 
 import nml_jax
 from configs import common
-from nml_jax import log, noise
+from nml_jax import log, noise, processes
 from nml_jax.data import banks, sources
 from nml_jax.errors import UserError
 from tests import pairs
@@ -125,6 +127,30 @@ def test_zero_shot_can_be_added_to_a_finished_run(data: Path, tmp_path: Path, fi
     pairs.launch(workdir, data, stages=("zeroshot", "report"))
     assert rows_of(workdir, stage="zeroshot")
     assert rows_of(workdir, stage="tune") == tuned
+
+
+def test_every_stage_says_where_it_is(monkeypatch, finished: Path, data: Path, tmp_path: Path):
+    """As the other processes of a job would hear of it if there were any."""
+    within: list[Callable[[], str]] = []
+    been: set[str] = set()
+
+    @contextlib.contextmanager
+    def stepping(place: Callable[[], str]) -> Iterator[None]:
+        within.append(place)
+        been.add(": ".join(where() for where in within))
+        yield
+        within.remove(place)
+
+    monkeypatch.setattr(processes, "stepping", stepping)
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    pairs.launch(workdir, data, force=("extract", "zeroshot", "tune"))
+    assert within == []
+    assert been == {
+        "pretrain", "extract", "extract: directory/train", "extract: directory/train: batch 0 of images",
+        "extract: val", "extract: val: batch 0 of images", "zeroshot", "zeroshot: val",
+        "zeroshot: val: batch 0 of images", "zeroshot: val: batch 0 of texts", "tune",
+        "tune: directory: linear, 0 of 1 methods done", "report",
+    }  # fmt: skip
 
 
 def test_both_layers_are_named(finished: Path, data: Path, tmp_path: Path):

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from nml_jax.data.building import MAX_BYTES, TOO_LARGE, read_file
+from nml_jax.data.records import MAX_BYTES, TOO_LARGE, read_file
 from nml_jax.errors import UserError
 
 

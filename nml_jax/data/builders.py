@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from nml_jax import log
-from nml_jax.data import building
-from nml_jax.data.building import Item, Listing
+from nml_jax.data import records
+from nml_jax.data.records import Item, Listing
 from nml_jax.errors import UserError
 
 SHOWN = 20  # refused files that are printed; the manifest has them all
@@ -112,15 +112,15 @@ def image_folder(src: Path, out: Path, *, workers: int | None = None, resize: in
         UserError: `src` is not SRC/<split>/<class>/<image>, a split has no usable image, `resize` is no size, or `out`
             holds something already or cannot be written.
     """
-    building.check_resize(resize)
+    records.check_resize(resize)
     src = src.resolve()
     if not src.is_dir():
         raise UserError(f"{src} is no folder", "give a folder of the form SRC/<split>/<class>/<image>")
-    building.check_out(src, out)
+    records.check_out(src, out)
     scan = Scan(src)
     scan.resize = resize
     _check_folders(scan)
-    return building.build("image_folder", scan, out, workers=workers)
+    return records.build("image_folder", scan, out, workers=workers)
 
 
 def _check_folders(scan: Scan) -> None:
@@ -133,10 +133,10 @@ def _check_folders(scan: Scan) -> None:
         )
     for split, files in scan.splits.items():
         if not files:
-            raise building.no_image(scan, split)
-        building.check_split(split, "rename the folder")
+            raise records.no_image(scan, split)
+        records.check_split(split, "rename the folder")
     for name in scan.classes:
-        building.check_class(name, "rename the folder")
+        records.check_class(name, "rename the folder")
 
 
 def _read_named(path: Path) -> tuple[bytes, str]:
@@ -144,7 +144,7 @@ def _read_named(path: Path) -> tuple[bytes, str]:
         path.name.encode("utf-8")
     except UnicodeEncodeError:
         return b"", "the file name is not UTF-8"
-    return building.read_file(path)
+    return records.read_file(path)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("src", metavar="SRC", type=Path)
         command.add_argument("out", metavar="OUT", type=Path)
         command.add_argument("--workers", type=int, help="threads that check images (default: one per core)")
-    kinds.choices["image_folder"].add_argument("--resize", metavar="SIDE", type=int, help=building.RESIZE)
+    kinds.choices["image_folder"].add_argument("--resize", metavar="SIDE", type=int, help=records.RESIZE)
     image_text.add_arguments(kinds.add_parser("image_text", help="from WebDataset tars, Parquet, CSV and TSV"))
     args = parser.parse_args(argv)
     try:

@@ -45,7 +45,7 @@ from pathlib import Path
 from typing import Any
 
 from nml_jax import log
-from nml_jax.data import building, shards
+from nml_jax.data import records, shards
 from nml_jax.data.pairs import Columns, Shard, cut, find
 from nml_jax.errors import UserError
 
@@ -96,9 +96,9 @@ def image_text(
         UserError: no usable pair, a column that is not there, `resize` is no size, or `out` holds something already or
             cannot be written.
     """
-    building.check_resize(resize)
+    records.check_resize(resize)
     for source in sources:
-        building.check_out(source, out)
+        records.check_out(source, out)
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers} builds nothing", "give at least one, or leave it out")
     parts = _check_parts(group, parts or {})
@@ -112,7 +112,7 @@ def image_text(
         raise UserError(f"cannot read {e.filename}: {e.strerror}", "give sources that can be read") from e
     splits = _splits(plan, parts)
     spread = functools.partial(_processes, workers) if beam is None else _beam(beam)
-    partial = building.partial_folder(out)
+    partial = records.partial_folder(out)
     job = shards.Job(str(partial / "shards"), columns, label, group, tuple(parts.items()), resize=resize)
     try:
         _begin(partial, job, plan)
@@ -160,7 +160,7 @@ def _splits(plan: list[Shard], parts: Mapping[str, float]) -> list[str]:
     splits = dict.fromkeys(shard.split for shard in plan)
     names = [f"{split}_{part}" for split in splits for part in parts] or list(splits)
     for name in names:
-        building.check_split(name, "rename the folder or the part")
+        records.check_split(name, "rename the folder or the part")
     if len(names) > len(set(names)):
         raise UserError(f"two splits would have one name: {', '.join(sorted(names))}", "rename the folder or the part")
     return names
@@ -168,7 +168,7 @@ def _splits(plan: list[Shard], parts: Mapping[str, float]) -> list[str]:
 
 def _begin(partial: Path, job: shards.Job, plan: list[Shard]) -> None:
     """Keep what an interrupted build of the same sources with the same options has finished; drop that of another."""
-    limits = [shards.SCHEMA, shards.MAX_CAPTION, building.MAX_PIXELS, building.MAX_BYTES, building.RECORDS_PER_SHARD]
+    limits = [shards.SCHEMA, shards.MAX_CAPTION, records.MAX_PIXELS, records.MAX_BYTES, records.RECORDS_PER_SHARD]
     about = {path: os.stat(path) for path in dict.fromkeys(shard.path for shard in plan)}
     sources = [[ascii(path), stat.st_size, stat.st_mtime_ns] for path, stat in about.items()]
     options = dataclasses.asdict(dataclasses.replace(job, work=""))
@@ -197,7 +197,7 @@ def _classes(job: shards.Job, plan: list[Shard], spread: Spread) -> tuple[str, .
     if not found:
         raise UserError(f"no pair has a field {job.label!r}", "name a field of KEY.json, or a column, with --label")
     for name in found:
-        building.check_class(name, f"mend the field {job.label!r}, or choose another one")
+        records.check_class(name, f"mend the field {job.label!r}, or choose another one")
     numbers = all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in found)
     return tuple(sorted(found, key=(lambda name: (float(name), name)) if numbers else None))
 
@@ -291,7 +291,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", metavar="FIELD", default="", help="column, or field of KEY.json, with the class")
     parser.add_argument("--group", metavar="FIELD", default="", help="pairs with one value fall into the same part")
     parser.add_argument("--parts", metavar="NAME=SHARE,...", type=_shares, help="what every split is divided into")
-    parser.add_argument("--resize", metavar="SIDE", type=int, help=building.RESIZE)
+    parser.add_argument("--resize", metavar="SIDE", type=int, help=records.RESIZE)
     parser.add_argument("--beam", metavar="OPTIONS", help='run on Apache Beam, as in --beam="--runner=DirectRunner"')
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nml_jax import log
-from nml_jax.data import building, texts
+from nml_jax.data import records, texts
 from nml_jax.data.pairs import Columns, Pair, Refusal, Shard, read, read_fields
 from nml_jax.errors import UserError
 
@@ -104,7 +104,7 @@ class _Writer:
         from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
         self.job, self.shard, self.folder = job, shard, folder
-        self.features = building.describe(folder, "image_text", list(job.classes) if job.label else None).features
+        self.features = records.describe(folder, "image_text", list(job.classes) if job.label else None).features
         self.serializer = ExampleSerializer(self.features.get_serialized_info())
         self.class_ids = {name: i for i, name in enumerate(job.classes)}
         self.splits: dict[str, _Split] = {}
@@ -119,7 +119,7 @@ class _Writer:
                     self.take(pair)
         about = {}
         for name, split in self.splits.items():
-            with building.full_disk():
+            with records.full_disk():
                 split.records.close()
             texts.write(self.folder / f"{name}.keys", split.keys)
             texts.write(self.folder / f"{name}.captions", split.captions)
@@ -145,7 +145,7 @@ class _Writer:
         if not reason:
             image, reason = pair.image()
         if not reason:
-            image, resized, reason = building.usable(image, self.job.resize)
+            image, resized, reason = records.usable(image, self.job.resize)
         if reason:
             self.refuse(pair.key, reason)
             return
@@ -166,7 +166,7 @@ class _Writer:
             to.labels.append(self.class_ids[label])
         proto = self.serializer.get_tf_example(self.features.encode_example(example))
         record = proto.SerializeToString(deterministic=True)  # else the order of features depends on the process
-        with building.full_disk():
+        with records.full_disk():
             to.records.write(record)
         to.bytes += len(record)
         to.keys.append(key)
@@ -270,7 +270,7 @@ def assemble(folder: Path, job: Job, n: int, splits: list[str], strays: Iterable
         if chosen:  # TFDS has no splits without records
             infos.append(_gather_records(folder, name, chosen))
             said[name] |= _gather_texts(folder / "supervision", name, [part for part, _ in chosen], job)
-    info = building.describe(folder, "image_text", list(job.classes) if job.label else None)
+    info = records.describe(folder, "image_text", list(job.classes) if job.label else None)
     info.set_file_format("array_record")
     info.set_splits(SplitDict(infos))
     info.write_to_directory(folder)
@@ -278,7 +278,7 @@ def assemble(folder: Path, job: Job, n: int, splits: list[str], strays: Iterable
     if job.label:
         manifest["classes"] = list(job.classes)
     if job.resize:
-        manifest["resized"] = building.about_resized(job.resize, resized)
+        manifest["resized"] = records.about_resized(job.resize, resized)
     manifest |= {"splits": said, **{kind: dict(sorted(reasons[what].items())) for what, kind in KINDS.items()}}
     log.write_json(folder / "manifest.json", manifest)
     return manifest

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from nml_jax.data.building import MAX_BYTES, RECORDS_PER_SHARD, TOO_LARGE, read_file
 from nml_jax.data.pairs import Columns, Pair, Refusal, Shard, kind_of, listed
+from nml_jax.data.records import MAX_BYTES, RECORDS_PER_SHARD, TOO_LARGE, read_file
 from nml_jax.errors import UserError
 
 # Columns that are taken where none are named, the first that is there: img2dataset's, open_clip's, Hugging Face's.

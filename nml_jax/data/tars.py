@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from nml_jax.data.building import MAX_BYTES, TOO_LARGE
 from nml_jax.data.pairs import Columns, Pair, Refusal, Shard, listed
+from nml_jax.data.records import MAX_BYTES, TOO_LARGE
 
 # Members of a tar by suffix; of any other suffix they do not count.
 SLOTS = dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image") | {"txt": "txt", "json": "json"}

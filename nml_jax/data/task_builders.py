@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from nml_jax.data import archives, catalogue, class_maps, codec
-from nml_jax.data.building import MAX_PIXELS, Item, Listing, build, check_class, check_out
 from nml_jax.data.frames import Frames, write_frames
+from nml_jax.data.records import MAX_PIXELS, Item, Listing, build, check_class, check_out
 from nml_jax.data.sources import digest
 from nml_jax.errors import UserError
 

@@ -127,14 +127,13 @@ def gather(value: T, name: str, *, slack: float = 0.0) -> list[T]:
 
 
 @contextlib.contextmanager
-def stepping(place: Callable[[], tuple[int, str]]) -> Iterator[None]:
+def stepping(place: Callable[[], str]) -> Iterator[None]:
     """While this lasts it is known where this process is; if none moves on for long, the first says who stands where.
 
-    These lie in one another: the step that counts is the innermost one's, and all of them say what is being done.
+    These lie in one another, as a batch in a split in a stage; a process moves where any of them does.
 
     Args:
-        place: the step this process has come to (of training, or a batch, or a head), and what it does there; asked by
-            another thread.
+        place: what this process is doing and the step it has come to, in words; asked by another thread.
     """
     if _job is None:
         yield
@@ -147,9 +146,9 @@ def stepping(place: Callable[[], tuple[int, str]]) -> Iterator[None]:
         places.remove(place)  # not always the last: generators of batches end in any order
 
 
-def at(what: str, step: int = 0) -> contextlib.AbstractContextManager[None]:
-    """`stepping` where there is one step, or each is entered anew."""
-    return stepping(lambda: (step, what))
+def at(place: str) -> contextlib.AbstractContextManager[None]:
+    """`stepping` where there are no steps, or each is entered anew."""
+    return stepping(lambda: place)
 
 
 def hosts() -> list[str]:

@@ -48,7 +48,7 @@ def texts(config: ConfigDict, mesh: Mesh, captions: Any, tokenize: Any, *, batch
 def _counted(batches: Iterator[pipeline.Batch], what: str) -> Iterator[pipeline.Batch]:
     """The batches; a process that does not come to its next one is told of."""
     done = 0
-    with processes.stepping(lambda: (done, what)):
+    with processes.stepping(lambda: f"batch {done} of {what}"):
         for batch in batches:
             done += 1
             yield batch

@@ -48,12 +48,12 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     if jax.process_index() > 0:
         return ""
     rows: list[log.Row] = []
-    seeds = settings.seeds(config.seed, config.tune.seeds)
+    seeds, pairs = settings.seeds(config.seed, config.tune.seeds), list(methods.pairs(config.tune))
     for found in feature_sets.opened(config, workdir):
         training = Training(config, found, seeds)
         for sample in _samples(config, found):
-            for method, preset in methods.pairs(config.tune):
-                with processes.at(method, len(rows)):
+            for i, (method, preset) in enumerate(pairs):
+                with processes.at(f"{found.task}: {method}, {i} of {len(pairs)} methods done"):
                     rows += _tuned(workdir, training, sample, method, preset)
     if all(row.metric == DIVERGED for row in rows):
         raise UserError("training of every head diverged", "lower tune.lrs, or set tune.standardize for large features")

@@ -49,7 +49,7 @@ class Journal:
         self.goodput = goodput.Record(self.folder, self.clock, step, active=self.active)
         self.step = self.reached = step
         try:
-            with processes.stepping(lambda: (self.reached, self.clock.part)):
+            with processes.stepping(lambda: f"step {self.reached} ({self.clock.part})"):
                 yield
         finally:
             self.saved(self.step)

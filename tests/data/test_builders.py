@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from nml_jax.data import builders, building, codec, image_text, sources
+from nml_jax.data import builders, codec, image_text, records, sources
 from nml_jax.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -87,8 +87,8 @@ def test_tfds_reads_it(tmp_path):
 
 
 def test_order_holds_over_many_shards_and_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(building, "RECORDS_PER_SHARD", 4)
-    monkeypatch.setattr(building, "CHUNK", 3)
+    monkeypatch.setattr(records, "RECORDS_PER_SHARD", 4)
+    monkeypatch.setattr(records, "CHUNK", 3)
     files = {f"train/{c}/{i:02}.png": image(100 * c + i, "PNG") for c in range(3) for i in range(11)}
     builders.image_folder(fill(tmp_path / "src", files), tmp_path / "out", workers=4)
     assert len(list((tmp_path / "out").glob("*.array_record-*"))) == 9
@@ -111,7 +111,7 @@ def test_the_same_files_give_the_same_dataset(tmp_path):
 
 
 def test_every_refused_file_is_reported_with_its_reason(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(building, "MAX_PIXELS", 200)
+    monkeypatch.setattr(records, "MAX_PIXELS", 200)
     good = {"train/cat/good.jpg": image(0), "test/cat/good.png": image(1, "PNG")}
     src = fill(
         tmp_path / "src",
@@ -160,7 +160,7 @@ def test_every_refused_file_is_reported_with_its_reason(tmp_path, monkeypatch, c
 
 def test_more_than_50_megapixels(tmp_path):
     """A PNG of 8000 x 7000 equal pixels, and one so large that Pillow itself refuses it."""
-    assert building.MAX_PIXELS == 50_000_000
+    assert records.MAX_PIXELS == 50_000_000
     for side, reason in ((7100, "more than 50 megapixels: 7100 x 7100"), (19000, "too many megapixels")):
         path = tmp_path / f"{side}.png"
         out = io.BytesIO()
@@ -395,11 +395,11 @@ def test_sides_that_are_none(tmp_path, capsys):
 def test_real_photos(tmp_path):
     command = [sys.executable, str(SHARED / "unpack.py"), str(tmp_path), "flowers5", "pacs", "--limit", "3"]
     subprocess.run(command, check=True, capture_output=True)
-    for name, split, records, classes in (("flowers5", "train", 15, 5), ("pacs", "photo", 21, 7)):
+    for name, split, n, classes in (("flowers5", "train", 15, 5), ("pacs", "photo", 21, 7)):
         manifest = builders.image_folder(tmp_path / name, tmp_path / f"{name}.out")
         assert manifest["refused"] == [{"file": "labels.txt", "reason": builders.STRAY}]
         source = open_split(tmp_path / f"{name}.out", split)
-        assert (len(source), source.num_classes) == (records, classes)
+        assert (len(source), source.num_classes) == (n, classes)
         for record, key in zip(source, source.keys, strict=True):
             assert record["image"] == (tmp_path / name / key).read_bytes()
             assert codec.decode(record["image"]).shape == (64, 64, 3)

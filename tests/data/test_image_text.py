@@ -16,7 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from nml_jax.data import builders, building, image_text, shards, tables, tars, texts
+from nml_jax.data import builders, image_text, records, shards, tables, tars, texts
 from nml_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def captions(out, split="train"):
     return [texts.split(text) for text in texts.Texts(out / "supervision" / f"{split}.captions")]
 
 
-def records(out, split="train"):
+def stored(out, split="train"):
     builder = tfds.builder_from_directory(out)
     return list(builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}))
 
@@ -92,7 +92,7 @@ def test_tars_of_img2dataset(tmp_path):
     assert keys(out) == ["00000.tar/000000001", "00000.tar/000000000", "00001.tar/000010000"]  # the source's order
     assert captions(out) == [["one"], ["zero"], ["first", "second"]]
     assert manifest["splits"]["train"] == {"records": 3, "captions": 4, "sha256": manifest["splits"]["train"]["sha256"]}
-    read = records(out)
+    read = stored(out)
     assert [r["image"] for r in read] == [picture(i, "JPEG") for i in (1, 0, 2)]
     assert [r["key"].decode() for r in read] == keys(out)
     assert "label" not in read[0]
@@ -115,7 +115,7 @@ def test_every_suffix_and_any_order_of_members(tmp_path):
 
 
 def test_what_is_wrong_with_pairs_of_a_tar(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(building, "MAX_PIXELS", 100)
+    monkeypatch.setattr(records, "MAX_PIXELS", 100)
     image = picture(0)
     members = [
         *pair("good", 0, "good"),
@@ -337,7 +337,7 @@ def test_tables_of_paths(tmp_path, monkeypatch):
     good = [0, 1, 2, 3, 13, 14, 15, 16]
     assert keys(tmp_path / "out") == [*(f"a.csv/{i}" for i in good), "b.tsv/0"]
     assert captions(tmp_path / "out") == [*([row[1]] for row in rows), ["absolute"], [rows[0][1]]]
-    assert [r["image"] for r in records(tmp_path / "out")] == [picture(i) for i in (*range(8), 0)]
+    assert [r["image"] for r in stored(tmp_path / "out")] == [picture(i) for i in (*range(8), 0)]
     assert sorted(((key, reason) for file, key, reason in refused if file == "a.csv"), key=lambda r: int(r[0])) == [
         ("4", "the image's path leads out of the table's folder: '../x.png'"),
         ("5", "the image's path leads out of the table's folder: '/etc/passwd'"),
@@ -434,7 +434,7 @@ def test_parquet_of_bytes_and_several_captions(tmp_path, monkeypatch, group):
     assert refused == [("x.parquet", "4", "no image")]
     assert keys(tmp_path / "out") == [f"x.parquet/{i}" for i in good]
     assert captions(tmp_path / "out") == [[f"a {i}", f"b {i}", f"c {i}"] if i else ["a 0"] for i in good]
-    assert [r["image"] for r in records(tmp_path / "out")] == [picture(i) for i in good]
+    assert [r["image"] for r in stored(tmp_path / "out")] == [picture(i) for i in good]
     assert manifest["splits"]["train"]["captions"] == 25
 
 
@@ -449,7 +449,7 @@ def test_parquet_of_paths_structs_and_bytes_that_are_no_text(tmp_path):
     _, refused = build([tmp_path / "a.parquet", tmp_path / "b.parquet"], tmp_path / "out")
     assert refused == [("a.parquet", "1", "caption is not UTF-8")]
     assert captions(tmp_path / "out") == [["x"], ["two"], ["one"]]
-    assert [r["image"] for r in records(tmp_path / "out")] == [picture(1), picture(2), picture(1)]
+    assert [r["image"] for r in stored(tmp_path / "out")] == [picture(1), picture(2), picture(1)]
 
 
 def test_splits_labels_and_groups(tmp_path):
@@ -473,7 +473,7 @@ def test_splits_labels_and_groups(tmp_path):
     labels = np.load(tmp_path / "out" / "supervision" / "noto_new.npy")
     assert labels.dtype == np.int32
     assert labels.tolist() == [i % 11 for i in sorted(new)]
-    assert [r["label"] for r in records(tmp_path / "out", "noto_new")] == labels.tolist()
+    assert [r["label"] for r in stored(tmp_path / "out", "noto_new")] == labels.tolist()
     assert sum(manifest["splits"]["noto_new"]["per_class"].values()) == len(new)
     assert tfds.builder_from_directory(tmp_path / "out").info.supervised_keys == ("image", "label")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nml_jax.data import builders, building, order, pipeline, sources
+from nml_jax.data import builders, order, pipeline, records, sources
 from nml_jax.data.quarantine import Quarantine
 from nml_jax.errors import UserError
 from nml_jax.noise import CaptionSwap
@@ -219,7 +219,7 @@ def folder(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(i))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "RECORDS_PER_SHARD", 12)
+        patch.setattr(records, "RECORDS_PER_SHARD", 12)
         builders.image_folder(tmp_path / "src", tmp_path / "out")
     return tmp_path / "out"
 

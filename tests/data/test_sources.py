@@ -14,7 +14,7 @@ from PIL import Image
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.proto import tf_example_pb2
 
-from nml_jax.data import builders, building, prepared, sources
+from nml_jax.data import builders, prepared, records, sources
 from nml_jax.data.codec import Undecodable
 from nml_jax.errors import UserError
 
@@ -44,8 +44,8 @@ def folder(tmp_path_factory):
         for i in range(count):
             (root / "src" / split / name / f"{i:02}.png").write_bytes(image(n := n + 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "RECORDS_PER_SHARD", 7)
-        patch.setattr(building, "CHUNK", 5)
+        patch.setattr(records, "RECORDS_PER_SHARD", 7)
+        patch.setattr(records, "CHUNK", 5)
         builders.image_folder(root / "src", root / "out")
     return root / "out"
 

@@ -8,6 +8,7 @@ import pytest
 from nml_jax import processes
 from nml_jax.processes import progress
 from nml_jax.processes.progress import Progress
+from nml_jax.stages import evaluation
 
 
 class Job:
@@ -34,38 +35,60 @@ def jobs(monkeypatch):
     return [Job(i, kept) for i in range(3)]
 
 
-def entered(monkeypatch, job, stack, *places):
+def enter(monkeypatch, job, stack, *places):
     monkeypatch.setattr(processes, "_job", job)
-    for what, step in places:
-        stack.enter_context(processes.at(what, step))
+    for place in places:
+        stack.enter_context(processes.at(place))
+    job.progress.look()
 
 
-def test_places_lie_in_one_another(monkeypatch, jobs, capsys):
+def test_the_few_are_named_before_the_many(monkeypatch, jobs, capsys):
     first, second, third = jobs
     with contextlib.ExitStack() as stack:
-        entered(monkeypatch, third, stack, ("tune", 0))
-        entered(monkeypatch, second, stack, ("tune", 0))
-        entered(monkeypatch, first, stack, ("zeroshot", 0), ("test", 0), ("images", 12))
-        for job in (third, second, first, first):
-            job.progress.look()
-    said = capsys.readouterr().err
-    assert said == ("no step for 0 s: process 0 at step 12 (zeroshot, test, images), the others at step 0 (tune)\n")
+        enter(monkeypatch, third, stack, "tune")
+        enter(monkeypatch, second, stack, "tune")
+        enter(monkeypatch, first, stack, "zeroshot", "test", "batch 12 of images")
+        first.progress.look()
+    said = "no step for 0 s: process 0 in zeroshot: test: batch 12 of images; the others in tune\n"
+    assert capsys.readouterr().err == said
 
 
-def test_batches_may_end_in_any_order(monkeypatch, jobs):
-    """Two passes over a split, of which the first ends first, leave no place of theirs behind."""
+def test_of_two_neither_is_accused(monkeypatch, jobs, capsys):
+    with contextlib.ExitStack() as stack:
+        enter(monkeypatch, jobs[1], stack, "the end")
+        enter(monkeypatch, jobs[0], stack, "tune", "mlp")
+        jobs[0].progress.look()
+    assert capsys.readouterr().err == "no step for 0 s: process 0 in tune: mlp; process 1 in the end\n"
+
+
+def test_all_in_one_place(monkeypatch, jobs, capsys):
+    with contextlib.ExitStack() as stack:
+        for job in reversed(jobs):
+            enter(monkeypatch, job, stack, "report")
+        jobs[0].progress.look()
+    assert capsys.readouterr().err == "no step for 0 s: all in report\n"
+
+
+def test_batches_of_several_passes(monkeypatch, jobs):
+    """Every pass over a split counts, in whatever order they end, and none leaves its place behind."""
     job = jobs[0]
     monkeypatch.setattr(processes, "_job", job)
+
+    def seen() -> str:
+        job.progress.look()
+        return job.kept["nml_jax/place/0"]
+
     with processes.at("extract"):
-        passes = [processes.at("view 1", 3), processes.at("view 2", 4)]
-        for one in passes:
-            one.__enter__()
-        passes[0].__exit__(None, None, None)
-        job.progress.look()
-        assert job.kept == {"nml_jax/place/0": '[4, "extract, view 2"]'}
-        passes[1].__exit__(None, None, None)
-        job.progress.look()
-        assert job.kept == {"nml_jax/place/0": '[0, "extract"]'}
+        one, other = (evaluation._counted(iter([{}, {}]), what) for what in ("images", "texts"))
+        next(one)
+        next(other)
+        assert seen() == "extract: batch 1 of images: batch 1 of texts"
+        next(one)
+        assert seen() == "extract: batch 2 of images: batch 1 of texts"
+        assert list(one) == []
+        assert seen() == "extract: batch 1 of texts"
+        other.close()  # given up
+        assert seen() == "extract"
     assert job.progress.places == []
 
 

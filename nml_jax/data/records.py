@@ -1,4 +1,4 @@
-"""From a listing of images to a prepared TFDS/ArrayRecord dataset: what all builders (builders.py) do alike."""
+"""Images -> records of a prepared TFDS/ArrayRecord dataset: what all builders do alike. builders.py is the command."""
 
 import contextlib
 import functools
@@ -78,7 +78,19 @@ class Listing:
 
 
 def build(name: str, listing: Listing, out: Path, *, workers: int | None = None) -> dict[str, Any]:
-    """Build the dataset `out`, which is free, from a listing, as the builder `name`; see `image_folder`."""
+    """Build the dataset `out` from a listing; it appears under its name when it is complete.
+
+    Args:
+        name: of the builder, for the manifest and TFDS.
+        out: does not exist, or is an empty folder (`check_out`).
+        workers: threads that read and check files; None: one per core.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: a split has no usable image, or `out` cannot be written.
+    """
     partial = partial_folder(out)
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
