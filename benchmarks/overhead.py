@@ -187,12 +187,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.steps, args.small_steps, args.pairs, args.repeats = 50, 10, 1, 1
-    sizes: dict[str, Any] = {
-        "steps": args.steps,
-        "small_steps": args.small_steps,
-        "pairs": args.pairs,
-        "repeats": args.repeats,
-    }
+    sizes: dict[str, Any] = {name: getattr(args, name) for name in ("steps", "small_steps", "pairs", "repeats")}
     head = about(nml_jax, jax, jaxlib, np, **sizes)
     pairs = [(empty_loop(args.steps), bare_calls(args.steps)) for _ in range(args.pairs)]
     shares = [small_run(args.small_steps) for _ in range(args.repeats)]

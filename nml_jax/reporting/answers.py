@@ -108,8 +108,9 @@ def _tuned(c: Contest) -> str:
     counts: dict[int, list[str]] = {}
     for method in c.methods:
         counts.setdefault(_settings(c.study.cells[0], method), []).append(_the(method))
-    capped = f"; what is trained by gradient has at most {config['tune.epochs']} epochs{_limit(c)}"
-    trained = capped if any(map(_by_gradient, c.methods)) else ""
+    trained = ""
+    if any(map(_by_gradient, c.methods)):
+        trained = f"; what is trained by gradient has at most {config['tune.epochs']} epochs{_limit(c)}"
     if all(map(c.blind, c.methods)):
         return f". No method could choose a setting: {BLIND}, and each took the middle of its grid{trained}"
     if len(counts) == 1:
@@ -146,9 +147,9 @@ def _left(c: Contest) -> tuple[int, int, int] | None:
     first, rows = c.study.cells[0], max(map(c.trained, c.methods))
     if not (steps := first.value("tune.steps")) or not rows or c.task == MEAN:
         return None
-    per_epoch = -(-rows // min(first.config["tune.batch"], rows))
-    epochs = max(1, steps // per_epoch)
-    return None if epochs >= first.config["tune.epochs"] else (epochs, per_epoch, rows)
+    batch, asked = first.config["tune.batch"], first.config["tune.epochs"]
+    epochs, per_epoch = methods.epochs(rows, batch=batch, epochs=asked, steps=steps)
+    return None if epochs == asked else (epochs, per_epoch, rows)
 
 
 def diverged(study: Study, task: str) -> str:

@@ -207,9 +207,9 @@ class ByGradient:
         return seen["loss"]
 
     def epochs(self, n: int) -> int:
-        """Passes over n rows: as many as `epochs` and `steps` allow, and one at least."""
-        steps = -(-n // min(self.config.batch, n))
-        return max(1, min(self.config.epochs, self.config.steps // steps)) if self.config.steps else self.config.epochs
+        """Passes over n rows."""
+        config = self.config
+        return methods.epochs(n, batch=config.batch, epochs=config.epochs, steps=config.steps)[0]
 
     def spec(self, n: int) -> Spec:
         """For n rows to train on."""

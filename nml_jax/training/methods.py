@@ -81,6 +81,19 @@ def weights(name: str, preset: str | None, config: Any, views: int) -> tuple[Any
     return (terms.defaults(own, **getattr(config, own)) if own else None), None
 
 
+def epochs(n: int, *, batch: int, epochs: int, steps: int) -> tuple[int, int]:
+    """The schedule of a head that is trained by gradient on n rows.
+
+    Args:
+        batch, epochs, steps: as in the section `tune`.
+
+    Returns:
+        Passes over the rows, as many as `epochs` and `steps` allow and one at least; and steps of each.
+    """
+    each = -(-n // min(batch, n))
+    return max(1, min(epochs, steps // each)) if steps else epochs, each
+
+
 def grid(name: str) -> tuple[str, ...]:
     """The keys of the section `tune` among whose values a method chooses."""
     kind = find(name)

@@ -20,6 +20,7 @@ import pytest
 
 from nml_jax import log
 from tests.launch.shell import LAUNCH, ROOT, clean
+from tests.peers import free_port
 from tests.small import flags
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -211,12 +212,6 @@ class Slurm:
         for daemon in reversed(self.daemons):
             daemon.terminate()
             daemon.wait(60)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
