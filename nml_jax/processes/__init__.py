@@ -22,7 +22,7 @@ import jax
 from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
 from nml_jax.errors import PeerLost, UserError
-from nml_jax.processes import cluster
+from nml_jax.processes import cluster, progress
 from nml_jax.processes.job import Job, aside, first_line
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
 T = TypeVar("T")
 
 _job: Job | None = None  # None: this process is alone
+_progress: progress.Progress | None = None  # None: not started
 
 
 def start(timeout: int = 120) -> None:
@@ -45,10 +46,19 @@ def start(timeout: int = 120) -> None:
         UserError: see `cluster.arguments`; or JAX does not know this job.
         PeerLost: this process could not join. If it cannot because others do not come, it ends here, naming them.
     """
-    global _job
+    global _job, _progress
+    if _job is None and (job := _joined(timeout)):
+        _job, _progress = job, job.progress
+        job.open()
+    elif _progress is None:
+        _progress = progress.alone()
+
+
+def _joined(timeout: int) -> Job | None:
+    """This process among the others, or None if it is alone."""
     given = cluster.arguments(os.environ)
     if given is None or jax.distributed.is_initialized():
-        return
+        return None
     # The service that would watch for pre-emption replaces Python's handler of SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     # Otherwise the library aborts all processes when one is gone, before any of them can say it.
@@ -72,12 +82,10 @@ def start(timeout: int = 120) -> None:
         if given or cluster.launched(os.environ):
             names = ", ".join(cluster.VARIABLES.values())
             raise UserError(f"JAX does not know its place in this job: {first_line(e)}", f"set {names}") from e
-        return  # a TPU of one host
+        return None  # a TPU of one host
     except RuntimeError as e:
         raise PeerLost(f"this process could not join its job: {first_line(e)}") from e
-    if job.count > 1:
-        _job = job
-        job.open()
+    return job if job.count > 1 else None
 
 
 @contextlib.contextmanager
@@ -128,17 +136,18 @@ def gather(value: T, name: str, *, slack: float = 0.0) -> list[T]:
 
 @contextlib.contextmanager
 def stepping(place: Callable[[], str]) -> Iterator[None]:
-    """While this lasts it is known where this process is; if none moves on for long, the first says who stands where.
+    """While this lasts it is known where this process is; if it does not move on for long, that is said. Of several
+    processes the first says who stands where if none moves on.
 
     These lie in one another, as a batch in a split in a stage; a process moves where any of them does.
 
     Args:
         place: what this process is doing and the step it has come to, in words; asked by another thread.
     """
-    if _job is None:
+    if _progress is None:
         yield
         return
-    places = _job.progress.places
+    places = _progress.places
     places.append(place)
     try:
         yield

@@ -21,16 +21,18 @@ from jax._src import distributed  # the client of the service, which JAX's own l
 
 from nml_jax.errors import NonFinite, PeerLost, Preempted
 from nml_jax.processes import cluster
-from nml_jax.processes.progress import Progress
+from nml_jax.processes.progress import TICK, Progress
 
 T = TypeVar("T")
 
-TICK = 1.0  # seconds between two looks at the others
 GRACE = 5.0  # seconds that a process has for an error of its own when it hears of another's
 FOREVER = 7 * 24 * 3600.0  # seconds; such waits end when a peer is lost
 
-# Keys of the service: who has ended, and why; who is on which host; what process 0 has decided; what all have said.
-STOPPED, HOSTS, AGREED, GATHERED = (f"nml_jax/{name}/" for name in ("stopped", "host", "agreed", "gathered"))
+# Keys of the service: who has ended, and why; who is on which host; what process 0 has decided; what all have said; and
+# where they are.
+STOPPED, HOSTS, AGREED, GATHERED, PLACES = (
+    f"nml_jax/{name}/" for name in ("stopped", "host", "agreed", "gathered", "place")
+)
 
 
 class Job:
@@ -44,7 +46,7 @@ class Job:
         self.timeout, self.state = timeout, distributed.global_state
         self.hosts: dict[int, str] = {}  # of every process, once all are there
         self.agreed = self.gathered = self.rounds = 0  # answers of process 0, of all; looks at the others: all lived
-        self.progress = Progress(self)
+        self.progress = Progress(self.named)
         self.cause: str | None = None  # why this process must end, ...
         self.code: int | None = None  # and with which code it is about to
         self.over = threading.Event()  # nobody is missed any more
@@ -171,7 +173,7 @@ class Job:
                 farewells = self._farewells()
                 missing = set() if farewells else set(range(self.count)) - self._live()
                 farewells = farewells or (self._farewells() if missing else {})  # who is missing may have said why
-                self.progress.look()
+                self.look()
             except jax.errors.JaxRuntimeError as e:
                 self.cause = f"{self.named([0])}, the coordinator, does not answer: {first_line(e)}"
                 break
@@ -185,6 +187,15 @@ class Job:
             self.rounds += 1
         if self.cause is not None and not self.over.wait(pause):
             self.leave(PeerLost.exit_code, f"stopped: {self.cause}", self.cause)
+
+    def look(self) -> None:
+        """Tell the others how far this process has come; the first says where all stand if nobody moves."""
+        place = self.progress.place()
+        if place:
+            self.client.key_value_set(f"{PLACES}{self.index}", place, allow_overwrite=True)
+        if self.index == 0:
+            places = self.client.key_value_dir_get(PLACES) if place else ()
+            self.progress.see({int(key.rpartition("/")[2]): said for key, said in places})
 
     def _farewells(self) -> dict[int, dict[str, Any]]:
         return {int(key.rpartition("/")[2]): json.loads(said) for key, said in self.client.key_value_dir_get(STOPPED)}

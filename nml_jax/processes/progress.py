@@ -1,51 +1,42 @@
-"""How far the processes of a job have come, step by step, for the line that says which of them holds the others up."""
+"""How far processes have come, step by step, for the line that says where they stand when none moves on."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
 
+TICK = 1.0  # seconds between two looks
 STILL = 300.0  # seconds without a step after which it is said who stands where, and again after as many
-
-PLACES = "nml_jax/place/"  # keys of the service
-
-
-class Member(Protocol):
-    """One process among the others."""
-
-    @property
-    def index(self) -> int: ...
-
-    @property
-    def client(self) -> Any: ...
-
-    def named(self, processes: Iterable[int]) -> str: ...
 
 
 class Progress:
-    """Of one process, and in the first one of all."""
+    """Of one process, and in the first one of all.
 
-    def __init__(self, member: Member):
-        self.member = member
+    Args:
+        named: the words for some processes of the job, such as "processes 2 and 3 of 8".
+    """
+
+    def __init__(self, named: Callable[[Iterable[int]], str]):
+        self.named = named
         self.places: list[Callable[[], str]] = []  # of this process, from the outermost to where it is just now
         self.stood: dict[int, str] = {}  # where all were when one last moved, ...
         self.moved, self.said = time.monotonic(), 0  # when that was, and how often it was said
 
-    def look(self) -> None:
-        """Tell the others how far this process has come; the first says where all stand if nobody moves."""
-        client, index = self.member.client, self.member.index
-        place = ": ".join(where() for where in tuple(self.places))  # another thread enters and leaves them
-        if place:
-            client.key_value_set(f"{PLACES}{index}", place, allow_overwrite=True)
-        if index > 0:
-            return
-        places = client.key_value_dir_get(PLACES) if place else ()
-        stood = {int(key.rpartition("/")[2]): said for key, said in places}
-        if stood != self.stood:
-            self.stood, self.moved, self.said = stood, time.monotonic(), 0
-        elif stood and (still := time.monotonic() - self.moved) >= STILL * (self.said + 1):
+    def place(self) -> str:
+        """How far this process has come; "" if it is nowhere."""
+        return ": ".join(where() for where in tuple(self.places))  # another thread enters and leaves them
+
+    def see(self, places: Mapping[int, str]) -> None:
+        """Say where all stand if nobody moves.
+
+        Args:
+            places: of every process that is somewhere.
+        """
+        if places != self.stood:
+            self.stood, self.moved, self.said = dict(places), time.monotonic(), 0
+        elif places and (still := time.monotonic() - self.moved) >= STILL * (self.said + 1):
             self.said += 1
-            print(f"no step for {still:.0f} s: {self._standing(stood)}", file=sys.stderr, flush=True)
+            print(f"no step for {still:.0f} s: {self._standing(places)}", file=sys.stderr, flush=True)
 
     def _standing(self, places: Mapping[int, str]) -> str:
         """Who stands where; few before many, for many that stand alike mostly wait for the few."""
@@ -53,8 +44,22 @@ class Progress:
         for process, place in sorted(places.items()):
             groups.setdefault(place, []).append(process)
         if len(groups) == 1:
-            return f"all in {next(iter(groups))}"
+            return f"{'all ' * (len(places) > 1)}in {next(iter(groups))}"
         *few, most = sorted(groups, key=lambda place: len(groups[place]))
-        named = [f"{self.member.named(groups[place])} in {place}" for place in few]
-        rest = self.member.named(groups[most]) if len(groups[most]) == 1 else "the others"
+        named = [f"{self.named(groups[place])} in {place}" for place in few]
+        rest = self.named(groups[most]) if len(groups[most]) == 1 else "the others"
         return "; ".join([*named, f"{rest} in {most}"])
+
+
+def alone() -> Progress:
+    """Of a process without others, watched until the program ends."""
+    progress = Progress(lambda _: "")
+
+    def watch() -> None:
+        while True:
+            time.sleep(TICK)
+            place = progress.place()
+            progress.see({0: place} if place else {})
+
+    threading.Thread(target=watch, daemon=True, name="progress").start()
+    return progress

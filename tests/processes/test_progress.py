@@ -1,22 +1,30 @@
 """Where the processes of a job are, without processes."""
 
 import contextlib
+import re
+import subprocess
+import sys
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
 from nml_jax import processes
 from nml_jax.processes import progress
+from nml_jax.processes.job import Job
 from nml_jax.processes.progress import Progress
 from nml_jax.stages import evaluation
+from tests.launch.shell import ROOT, clean
 
 
-class Job:
-    """A process among three, with a service that is a dictionary; what of a Job `progress` and `stepping` ask for."""
+class Peer:
+    """A process among three, with a service that is a dictionary; what of a Job `look` and `stepping` ask for."""
+
+    look: Any = Job.look
 
     def __init__(self, index: int, kept: dict[str, str]):
         self.index, self.kept, self.client = index, kept, self
-        self.progress = Progress(self)
+        self.progress = Progress(self.named)
 
     def key_value_set(self, key: str, value: str, allow_overwrite: bool) -> None:
         self.kept[key] = value
@@ -24,22 +32,22 @@ class Job:
     def key_value_dir_get(self, prefix: str) -> list[tuple[str, str]]:
         return [item for item in self.kept.items() if item[0].startswith(prefix)]
 
-    def named(self, indices: Iterable[int]) -> str:
-        return " and ".join(f"process {i}" for i in sorted(indices))
+    def named(self, processes: Iterable[int]) -> str:
+        return " and ".join(f"process {i}" for i in sorted(processes))
 
 
 @pytest.fixture
 def jobs(monkeypatch):
     monkeypatch.setattr(progress, "STILL", 0.0)
     kept: dict[str, str] = {}
-    return [Job(i, kept) for i in range(3)]
+    return [Peer(i, kept) for i in range(3)]
 
 
 def enter(monkeypatch, job, stack, *places):
-    monkeypatch.setattr(processes, "_job", job)
+    monkeypatch.setattr(processes, "_progress", job.progress)
     for place in places:
         stack.enter_context(processes.at(place))
-    job.progress.look()
+    job.look()
 
 
 def test_the_few_are_named_before_the_many(monkeypatch, jobs, capsys):
@@ -48,7 +56,7 @@ def test_the_few_are_named_before_the_many(monkeypatch, jobs, capsys):
         enter(monkeypatch, third, stack, "tune")
         enter(monkeypatch, second, stack, "tune")
         enter(monkeypatch, first, stack, "zeroshot", "test", "batch 12 of images")
-        first.progress.look()
+        first.look()
     said = "no step for 0 s: process 0 in zeroshot: test: batch 12 of images; the others in tune\n"
     assert capsys.readouterr().err == said
 
@@ -57,7 +65,7 @@ def test_of_two_neither_is_accused(monkeypatch, jobs, capsys):
     with contextlib.ExitStack() as stack:
         enter(monkeypatch, jobs[1], stack, "the end")
         enter(monkeypatch, jobs[0], stack, "tune", "mlp")
-        jobs[0].progress.look()
+        jobs[0].look()
     assert capsys.readouterr().err == "no step for 0 s: process 0 in tune: mlp; process 1 in the end\n"
 
 
@@ -65,17 +73,17 @@ def test_all_in_one_place(monkeypatch, jobs, capsys):
     with contextlib.ExitStack() as stack:
         for job in reversed(jobs):
             enter(monkeypatch, job, stack, "report")
-        jobs[0].progress.look()
+        jobs[0].look()
     assert capsys.readouterr().err == "no step for 0 s: all in report\n"
 
 
 def test_batches_of_several_passes(monkeypatch, jobs):
     """Every pass over a split counts, in whatever order they end, and none leaves its place behind."""
     job = jobs[0]
-    monkeypatch.setattr(processes, "_job", job)
+    monkeypatch.setattr(processes, "_progress", job.progress)
 
     def seen() -> str:
-        job.progress.look()
+        job.look()
         return job.kept["nml_jax/place/0"]
 
     with processes.at("extract"):
@@ -94,6 +102,29 @@ def test_batches_of_several_passes(monkeypatch, jobs):
 
 def test_who_is_nowhere_says_nothing(jobs, capsys):
     for _ in range(3):
-        jobs[0].progress.look()
+        jobs[0].look()
     assert jobs[0].kept == {}
     assert capsys.readouterr().err == ""
+
+
+ALONE = """
+import time
+from nml_jax import processes
+from nml_jax.processes import progress
+progress.STILL = 1.5
+processes.start()
+with processes.at("pretrain"), processes.stepping(lambda: "step 7"):
+    time.sleep(5)
+time.sleep(3)
+"""
+
+
+def test_one_process_says_where_it_stands():
+    """... and says no more once it is through."""
+    ended = subprocess.run(
+        [sys.executable, "-c", ALONE], cwd=ROOT, capture_output=True, text=True, env=clean(), timeout=60
+    )
+    assert ended.returncode == 0, ended.stderr
+    said = ended.stderr.splitlines()
+    assert all(re.fullmatch(r"no step for \d s: in pretrain: step 7", line) for line in said)
+    assert 1 <= len(said) <= 3
