@@ -19,8 +19,9 @@ from nml_jax.data.feature_checks import check_varied, finite
 from nml_jax.errors import UserError
 from nml_jax.models.heads import Form
 from nml_jax.objectives import nmtune, terms
-from nml_jax.training import head_runs, heads, tuned
+from nml_jax.training import head_runs, tuned
 from nml_jax.training.head_runs import Bank, Setting, Spec
+from nml_jax.training.holdout import cross_entropy, hold_out
 from nml_jax.training.tuned import TunedHead
 
 METHODS = ("linear", "mlp", "nmtune", "skd", "fgs", "lgm")
@@ -195,7 +196,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         few = self.validation_fraction * len(codes) < FEWEST
         if not self.early_stopping or few or np.bincount(codes).max() < 2:
             return everything, everything[:0]
-        return heads.hold_out(codes, self.validation_fraction, seed)
+        return hold_out(codes, self.validation_fraction, seed)
 
     def _train(
         self,
@@ -317,7 +318,7 @@ def _loss(head: TunedHead, X: np.ndarray, codes: np.ndarray, weights: np.ndarray
     _, logits = head.outputs(X)
     if not np.isfinite(logits).all():
         return float("inf")
-    return heads.cross_entropy(logits, codes, weights)
+    return cross_entropy(logits, codes, weights)
 
 
 def _measures(F: np.ndarray) -> dict[str, float]:

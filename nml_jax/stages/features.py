@@ -19,7 +19,7 @@ from nml_jax.data.feature_checks import check_varied
 from nml_jax.errors import UserError
 from nml_jax.stages import feature_sets
 from nml_jax.stages.feature_sets import FeatureSet, Split, Subset
-from nml_jax.training import heads
+from nml_jax.training.holdout import hold_out
 from nml_jax.training.tuned import classes_to_json
 
 VERSION = 3
@@ -134,7 +134,7 @@ def opened(config: ConfigDict, workdir: Path) -> FeatureSet:
             raise UserError(f"features.holdout={keys.holdout}", "give a share between 0 and 1, or features.test=FILE")
         if np.bincount(labels).max() < 2:
             raise UserError(f"{keys.train} has one row of each class", "give more rows, or features.test=FILE")
-        kept, held = (np.sort(rows) for rows in heads.hold_out(labels, keys.holdout, config.seed))
+        kept, held = (np.sort(rows) for rows in hold_out(labels, keys.holdout, config.seed))
         train = Split("train", "id", Subset(whole, kept), labels[kept])
         tests.append(Split("holdout", "id", Subset(whole, held), labels[held]))
     for domain, specs in (("id", keys.test), ("ood", keys.ood)):

@@ -38,7 +38,7 @@ from nml_jax.stages.finetune_runs import (
     training_config,
 )
 from nml_jax.training import checkpoint, finetune, lora
-from nml_jax.training.heads import check_choices
+from nml_jax.training.holdout import check_choices
 
 VERSION = 3
 KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract", "zeroshot", "tune", "finetune")

@@ -20,7 +20,8 @@ from nml_jax.models import Model
 from nml_jax.models.heads import Form
 from nml_jax.objectives import finetune as objectives
 from nml_jax.stages import encoder, evaluation
-from nml_jax.training import checkpoint, finetune, heads, loop
+from nml_jax.training import checkpoint, finetune, loop
+from nml_jax.training.holdout import hold_out
 from nml_jax.training.journal import Journal
 from nml_jax.training.state import TrainState
 
@@ -110,7 +111,7 @@ def chosen_and_trained(site: Site, method: str, terms: str, lrs: tuple[float, ..
 def parts(site: Site) -> tuple[np.ndarray, np.ndarray]:
     """The rows that trials are trained on, and those that they are judged by."""
     labels = site.task.train.labels[site.rows]
-    kept, held_out = heads.hold_out(labels, site.config.tune.validation, site.config.seed)
+    kept, held_out = hold_out(labels, site.config.tune.validation, site.config.seed)
     return site.rows[kept], site.rows[held_out]
 
 

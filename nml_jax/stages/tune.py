@@ -23,6 +23,7 @@ from nml_jax.reporting.results import DIVERGED, UNVALIDATED
 from nml_jax.stages import feature_sets
 from nml_jax.stages.feature_sets import FeatureSet, Split
 from nml_jax.training import heads, methods, streamed
+from nml_jax.training.holdout import check_choices
 from nml_jax.training.tuned import TunedHead
 
 VERSION = 5
@@ -143,7 +144,7 @@ def _tuned(workdir: Path, training: Training, sample: Sample, method: str, prese
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     for method, preset in methods.pairs(config.tune):
         methods.weights(method, preset, config.tune, views=config.extract.views)
-        heads.check_choices(config.tune.validation, {f"tune.{key}": config.tune[key] for key in methods.grid(method)})
+        check_choices(config.tune.validation, {f"tune.{key}": config.tune[key] for key in methods.grid(method)})
         architecture(methods.form(methods.find(method), config.tune), 2)
     for key, words in (("shares", "above 0 and up to 1"), ("noises", "from 0 to 1")):
         values = config.tune[key]

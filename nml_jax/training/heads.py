@@ -6,30 +6,18 @@ splits, views and epochs, and as many settings as its grid has: by default six e
 """
 
 import dataclasses
-import itertools
-import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from nml_jax.errors import UserError
 from nml_jax.log import say
-from nml_jax.models.heads import Form, Tree
-from nml_jax.objectives import terms
-from nml_jax.training import head_runs, methods, probes
-from nml_jax.training.head_runs import Bank, Setting, Spec
+from nml_jax.training.holdout import hold_out, scores
+from nml_jax.training.trainers import Job, Predictor, Trainer, make_trainer
 from nml_jax.training.tuned import TunedHead
-
-
-class Predictor(Protocol):
-    """A tuned head, or what stands for one where a method has no weights (k-NN)."""
-
-    def outputs(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Z float32 [M, D] and logits float32 [M, K] of features [M, D]."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +106,7 @@ def fit_seeds(
 
 
 def choose(
-    trainer: "Trainer", features: np.ndarray, labels: np.ndarray, *, config: Any, seeds: Sequence[int]
+    trainer: Trainer, features: np.ndarray, labels: np.ndarray, *, config: Any, seeds: Sequence[int]
 ) -> tuple[list[dict[str, float]], list[list[dict[str, float]]]]:
     """The chosen hyper-parameters of each seed, and what was seen of the whole grid (`HeadResult.validation`)."""
     if len(trainer.grid) == 1:
@@ -134,216 +122,15 @@ def choose(
     validation: list[list[dict[str, float]]] = [[] for _ in seeds]
     for i, job, head in zip(of, jobs, trainer.train(jobs, n), strict=True):
         held_out = parts[i][1]
-        accuracy, loss = _validate(head, features[held_out], labels[held_out])
+        accuracy, loss = scores(head, features[held_out], labels[held_out])
         validation[i].append({**job.hyper, "accuracy": accuracy, "loss": loss})
     best = [min(each, key=lambda v: (-v["accuracy"], trainer.tie(v))) for each in validation]
     return [{name: v[name] for name in trainer.grid[0]} for v in best], validation
 
 
-def unvalidated(trainer: "Trainer", seen: Sequence[Any]) -> bool:
+def unvalidated(trainer: Trainer, seen: Sequence[Any]) -> bool:
     """Whether there were settings to choose from and none was tried, as `seen` (`HeadResult.validation`) says."""
     return len(trainer.grid) > 1 and not seen
-
-
-class Job(NamedTuple):
-    """One head to be trained."""
-
-    rows: np.ndarray  # int [N], a permutation of all rows: those that are trained on come first
-    hyper: dict[str, float]
-    seed: int
-
-
-class Trainer(Protocol):
-    """How the heads of one method are trained on one set of features.
-
-    grid: the settings to choose from.
-    preset: see `HeadResult`.
-    train: one head per job, on the first n of its rows.
-    tie: of settings of one accuracy the lowest wins; of what `HeadResult.validation` has of a setting.
-    """
-
-    grid: list[dict[str, float]]
-    preset: str | None
-
-    def train(self, jobs: Sequence[Job], n: int) -> Sequence[Predictor]: ...
-    def tie(self, seen: Mapping[str, float]) -> float: ...
-
-
-def make_trainer(
-    features: np.ndarray, labels: np.ndarray, *, method: str, preset: str | None, num_classes: int, config: Any
-) -> Trainer:
-    """The trainer of a method for features [N, V, D] that are `checked`."""
-    kind = ByProbe if methods.find(method).probe else ByGradient
-    return kind(features, labels, method=method, preset=preset, num_classes=num_classes, config=config)
-
-
-class ByGradient:
-    """Heads that are trained step by step, as in head_runs.py."""
-
-    def __init__(
-        self,
-        features: np.ndarray,
-        labels: np.ndarray,
-        *,
-        method: str,
-        preset: str | None,
-        num_classes: int,
-        config: Any,
-    ):
-        weights, self.preset = methods.weights(method, preset, config, features.shape[1])
-        self.num_classes, self.config = num_classes, config
-        self.form = methods.form(methods.find(method), config)
-        self.terms, self.numbers = terms.split(methods.find(method).terms, weights) if weights else (None, {})
-        self.grid = _grid(config, {"lr": "lrs", "weight_decay": "weight_decays"})
-        self.bank = jax.device_put(Bank(features, labels, np.ones(len(labels), np.float32)))
-
-    def train(self, jobs: Sequence[Job], n: int) -> list[TunedHead]:
-        settings = [self.setting(job) for job in jobs]
-        epochs = self.epochs(len(self.bank.labels))
-        trained = head_runs.train(self.spec(n), self.bank, settings, n, epochs=epochs)
-        return [TunedHead(self.form, params, state) for params, state in trained]
-
-    def tie(self, seen: Mapping[str, float]) -> float:
-        return seen["loss"]
-
-    def epochs(self, n: int) -> int:
-        """Passes over n rows."""
-        config = self.config
-        return methods.epochs(n, batch=config.batch, epochs=config.epochs, steps=config.steps)[0]
-
-    def spec(self, n: int) -> Spec:
-        """For n rows to train on."""
-        config, batch = self.config, min(self.config.batch, n)
-        perturbed = bool(config.noisytune), bool(config.neftune)
-        return Spec(self.form, self.terms, self.num_classes, batch, config.standardize, *perturbed)
-
-    def setting(self, job: Job) -> Setting:
-        config, (rows, hyper, seed) = self.config, job
-        numbers = self.numbers, config.noisytune, config.neftune
-        return Setting(rows, hyper["lr"], hyper["weight_decay"], seed, *numbers)
-
-
-class ByProbe:
-    """Heads that are solved, as in probes.py, on all views of the rows."""
-
-    def __init__(
-        self,
-        features: np.ndarray,
-        labels: np.ndarray,
-        *,
-        method: str,
-        preset: str | None,
-        num_classes: int,
-        config: Any,
-    ):
-        _, self.preset = methods.weights(method, preset, config, features.shape[1])
-        self.method, self.num_classes, self.config = methods.find(method), num_classes, config
-        self.features, self.labels = features, labels
-        self.grid = _grid(config, {self.method.value: self.method.grid})
-
-    def train(self, jobs: Sequence[Job], n: int) -> list[Predictor]:
-        out: list[Predictor] = []
-        views, dim = self.features.shape[1:]
-        for _, of_seed in itertools.groupby(jobs, key=lambda job: job.seed):  # these share their rows
-            several = list(of_seed)
-            rows = several[0].rows[:n]
-            F, labels = self.features[rows].reshape(-1, dim), np.repeat(self.labels[rows], views)
-            standard = head_runs.standard(F[:, None]) if self.config.standardize else None
-            if standard:
-                F = (F - standard["mean"]) / standard["scale"]
-            values = [job.hyper[self.method.value] for job in several]
-            for probe in self.method.probe(F, labels, values, num_classes=self.num_classes):
-                if isinstance(probe, probes.Linear):
-                    params = {"classifier": {"kernel": probe.kernel, "bias": probe.bias}}
-                    out.append(TunedHead(Form(mlp=False), params, {"input": standard} if standard else {}))
-                else:
-                    out.append(Probed(probe, standard))
-        return out
-
-    def tie(self, seen: Mapping[str, float]) -> float:
-        return seen["loss"] if self.method.logits else -seen[self.method.value]
-
-
-@dataclasses.dataclass(frozen=True)
-class Probed:
-    """A probe that has no weights, as a predictor."""
-
-    probe: probes.Probe
-    standard: Tree | None  # {"mean", "scale"} of its input
-
-    def outputs(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Z, the (standardised) features, and the scores."""
-        Z = np.asarray(features, np.float32)
-        Z = (Z - self.standard["mean"]) / self.standard["scale"] if self.standard else Z
-        return Z, self.probe(Z)
-
-
-def _grid(config: Any, names: Mapping[str, str]) -> list[dict[str, float]]:
-    """All combinations of the values under the keys `names`, by the names of one value."""
-    for key in names.values():
-        if not getattr(config, key):
-            raise UserError(f"tune.{key} is empty", "give it at least one value")
-    values = itertools.product(*(getattr(config, key) for key in names.values()))
-    return [dict(zip(names, each, strict=True)) for each in values]
-
-
-def check_choices(share: float, choices: Mapping[str, Sequence[float]]) -> None:
-    """Raise UserError if nothing is held out (`share`) to choose one of several values by; `choices` by config key."""
-    keys = [key for key, values in choices.items() if len(values) > 1]
-    if keys and not share:
-        raise UserError(
-            f"tune.validation=0 leaves no rows to choose {' and '.join(keys)} by",
-            f"set tune.validation above 0, or give {'each of them' if len(keys) > 1 else keys[0]} one value",
-        )
-
-
-def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split rows at random, class by class: round(share·N) are held out, at least one, but never all of a class.
-
-    Each class gives by the largest remainder of share·(its count), and keeps one. Which of equal remainders give is
-    drawn, too: else the first classes alone would be tested where rows are few.
-
-    Args:
-        labels: int [N].
-        share: in (0, 1).
-        seed: of the draw.
-
-    Returns:
-        Rows to train on and rows held out, int64.
-
-    Raises:
-        UserError: nothing can be held out.
-    """
-    classes, counts = np.unique(labels, return_counts=True)
-    total = max(1, round(share * len(labels)))
-    held = np.minimum(np.floor(share * counts).astype(int), counts - 1)
-    rng = np.random.default_rng(seed)
-    rows = [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
-    for c in np.lexsort((rng.random(len(classes)), np.round(held - share * counts, 9))):
-        held[c] += held.sum() < total and held[c] < counts[c] - 1
-    if not (0 < share < 1 and held.any()):
-        raise UserError(
-            f"nothing can be held out: tune.validation={share}, {counts.max()} row(s) in the largest class",
-            "set tune.validation above 0 and give more rows; or one value each of tune.lrs and tune.weight_decays",
-        )
-    kept = [r[k:] for r, k in zip(rows, held, strict=True)]
-    return np.concatenate(kept), np.concatenate([r[:k] for r, k in zip(rows, held, strict=True)])
-
-
-def _validate(head: Predictor, features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy (nats) over all views of features [M, V, D]; 0 and inf if training diverged."""
-    labels = np.repeat(labels, features.shape[1])
-    _, logits = head.outputs(features.reshape(len(labels), -1))
-    if not np.isfinite(logits).all():
-        return 0.0, math.inf
-    return float((logits.argmax(1) == labels).mean()), cross_entropy(logits, labels)
-
-
-def cross_entropy(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """(Weighted) mean of −log softmax(logits)[label], in nats, of finite logits [M, K]."""
-    shifted = np.float64(logits) - logits.max(1, keepdims=True)
-    losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
-    return float(np.average(losses, weights=weights))
 
 
 class Diverged(UserError):

@@ -16,7 +16,8 @@ from nml_jax.data.shares import stratified
 from nml_jax.models.heads import Tree
 from nml_jax.training import head_runs, heads, methods
 from nml_jax.training.head_runs import Bank
-from nml_jax.training.heads import ByGradient, HeadResult, Job
+from nml_jax.training.heads import HeadResult
+from nml_jax.training.trainers import ByGradient, Job
 from nml_jax.training.tuned import TunedHead
 
 NEIGHBOURS = 256  # rows that are read together

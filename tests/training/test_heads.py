@@ -15,6 +15,7 @@ from nml_jax.models.heads import Form, head
 from nml_jax.objectives import nmtune, terms
 from nml_jax.training import head_runs, heads
 from nml_jax.training.head_runs import Bank, Setting, Spec
+from nml_jax.training.holdout import hold_out
 from nml_jax.training.methods import METHODS
 
 N, D, K = 60, 8, 3
@@ -318,7 +319,7 @@ def test_validation_and_final_run_share_what_is_compiled():
 def test_probes_choose_on_the_validation_part_of_the_gradient_methods(method, value):
     features, labels = blobs(distance=1.0)
     result = fit(method, train=(features, labels), seed=7, standardize=True)
-    kept, held = heads.hold_out(labels, 0.2, 7)
+    kept, held = hold_out(labels, 0.2, 7)
     x, y = features[kept, 0], labels[kept]
     mean, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
     fitted = METHODS[method].probe((x - mean) / scale, y, [v[value] for v in result.validation], num_classes=K)
@@ -376,7 +377,7 @@ def test_one_row_of_each_class_takes_the_middle_of_the_grid(capsys):
 def test_validation_scores_are_those_of_a_head_trained_without_the_validation_part():
     features, labels = blobs(views=2)
     result = fit(train=(features, labels), seed=7)
-    kept, held = heads.hold_out(labels, 0.2, 7)
+    kept, held = hold_out(labels, 0.2, 7)
     spec = Spec(LINEAR, None, K, 16, False)
     setting = Setting(np.concatenate([kept, held]), 0.1, 1e-2, 7)
     ((params, state),) = head_runs.train(spec, bank(features, labels), [setting], len(kept), epochs=4)
@@ -413,24 +414,24 @@ def test_settings_that_diverge_are_not_chosen():
 )
 def test_hold_out(counts, share, held):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(3), counts))
-    kept, rest = heads.hold_out(labels, share, 0)
+    kept, rest = hold_out(labels, share, 0)
     assert tuple(np.bincount(labels[rest], minlength=3)) == held
     assert (np.sort(np.concatenate([kept, rest])) == np.arange(len(labels))).all()
-    np.testing.assert_array_equal(heads.hold_out(labels, share, 0)[1], rest)
+    np.testing.assert_array_equal(hold_out(labels, share, 0)[1], rest)
     if min(counts) > 10:
-        assert set(heads.hold_out(labels, share, 1)[1]) != set(rest)
+        assert set(hold_out(labels, share, 1)[1]) != set(rest)
 
 
 def test_equal_remainders_are_drawn_not_given_by_the_first_classes():
     """24 of 80 rows of 40 classes are 24 classes of 40: every class in its turn."""
     labels = np.repeat(np.arange(40), 2)
-    held = [labels[heads.hold_out(labels, 0.3, seed)[1]] for seed in range(60)]
+    held = [labels[hold_out(labels, 0.3, seed)[1]] for seed in range(60)]
     assert {len(classes) for classes in held} == {24}
     times = np.bincount(np.concatenate(held), minlength=40)
     assert times.min() > 60 * 0.6 - 20  # binomial of 60 draws at 0.6, five deviations
     assert times.max() < 60 * 0.6 + 20
     mixed = np.repeat(np.arange(4), (2, 12, 2, 12))  # share·n = 0.6 and 3.6: equal but for a rounding error
-    first = {tuple(np.bincount(mixed[heads.hold_out(mixed, 0.3, seed)[1]])) for seed in range(60)}
+    first = {tuple(np.bincount(mixed[hold_out(mixed, 0.3, seed)[1]])) for seed in range(60)}
     assert (0, 4, 0, 4) in first
     assert (1, 3, 1, 3) in first
 
