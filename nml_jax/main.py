@@ -6,6 +6,7 @@ Without --config it runs configs/digits.py. Everything it calls can be imported 
 """
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from nml_jax import stopping
 from nml_jax.errors import NonFinite, PeerLost, Preempted, UserError, of_storage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -156,7 +158,10 @@ def _one_line(error: Any) -> str:
 
 
 def run(argv: list[str] | None = None) -> int:
-    """The whole program: its exit code is 0, or that of what went wrong (`errors`)."""
+    """The whole program: its exit code is 0, or that of what went wrong (`errors`).
+
+    On SIGTERM the training loop saves and then comes here; anywhere else the process ends on the spot.
+    """
     argv = sys.argv if argv is None else argv
     if {"--help", "-h"} & set(argv):
         print(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
@@ -164,8 +169,15 @@ def run(argv: list[str] | None = None) -> int:
     sys.path.insert(0, str(ROOT))  # for `from configs import common`
     # The checkpoint library logs a failed write once per thread, with tracebacks; here it is told once, in a line.
     logging.set_verbosity(logging.FATAL)
-    previous = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, _preempted)  # the training loop sets its own, which saves first
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        with stopping.on_sigterm(_stop):
+            return _run(argv)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _run(argv: Sequence[str]) -> int:
     try:
         main(parse(argv))
         if processes := _processes():
@@ -186,14 +198,23 @@ def run(argv: list[str] | None = None) -> int:
         if processes:
             processes.leave(1, traceback.format_exc(), f"{type(e).__name__}: {_one_line(e)}")
         raise
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     return 0
 
 
-def _preempted(*_: Any) -> None:
-    raise Preempted("asked to stop; the same command continues")
+def _stop() -> None:
+    message = "stopped: asked to stop; the same command continues"
+    if tell := getattr(_processes(), "leave", None):  # not while it is being imported
+        tell(Preempted.exit_code, message, "asked to stop")
+    print(message, file=sys.stderr, flush=True)
+    end(Preempted.exit_code)
+
+
+def end(code: int) -> None:
+    """End the process without the interpreter's farewell, which frees what XLA's threads may still compute with."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            stream.flush()
+    os._exit(code)
 
 
 def _ignore_signals() -> None:
@@ -220,4 +241,5 @@ def _processes() -> ModuleType | None:
 if __name__ == "__main__":
     exit_code = run()
     _ignore_signals()
-    sys.exit(exit_code)
+    if exit_code:
+        end(exit_code)

@@ -238,9 +238,11 @@ class Preemption:
     def _ask(self, *_: object) -> None:
         self.asked = True
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         if self.previous is not None:
             signal.signal(signal.SIGTERM, self.previous)
+            if self.asked and error is None:  # too late for whoever was to look at `asked`
+                signal.raise_signal(signal.SIGTERM)
 
 
 def environment() -> dict[str, str]:
