@@ -117,7 +117,8 @@ def _sessions(path: Path) -> list[Mapping[str, Any]]:
     """Those on record. A damaged file is as good as none: nothing but this account depends on it."""
     try:
         sessions = json.loads(path.read_text("utf-8"))["sessions"]
-        sound = all({"first", "step", "skipped"} <= s.keys() and s["seconds"].keys() == set(PARTS) for s in sessions)
-        return sessions if sound else []
+        numbers = [[s["first"], s["step"], s["skipped"], *s["seconds"].values()] for s in sessions]
+        sound = all(isinstance(x, (int, float)) for of_session in numbers for x in of_session)
+        return sessions if sound and all(s["seconds"].keys() == set(PARTS) for s in sessions) else []
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return []

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -100,7 +101,8 @@ def read_rows(workdir: Path) -> list[Row]:
         try:
             row = Row(**json.loads(line))
         except (ValueError, TypeError) as e:
-            raise UserError(f"{path}, line {number} is no row: {e}", "redo the stages with --force=extract") from e
+            cure = "delete the file; the same command does the stages anew whose rows are gone"
+            raise UserError(f"{path}, line {number} is no row: {e}", cure) from e
         if row.schema != ROW_SCHEMA:
             raise UserError(
                 f"{path}, line {number} has row schema {row.schema}; this version writes {ROW_SCHEMA}",
@@ -108,6 +110,21 @@ def read_rows(workdir: Path) -> list[Row]:
             )
         rows.append(row)
     return rows
+
+
+def digest(rows: Iterable[Row]) -> str:
+    """SHA-256 of rows, by which it is found that some were changed or lost."""
+    told = [json.dumps(dataclasses.asdict(row), ensure_ascii=False, sort_keys=True) for row in rows]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, float]]:
+    """The lines of a run's `metrics.jsonl`, if it has one, but for the half line of a killed writer."""
+    path, lines = workdir / "metrics.jsonl", []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
 
 
 def drop_after(path: Path, step: int) -> None:

@@ -396,7 +396,7 @@ class Ledger:
         try:
             return cls(**{name: _as_tuple(value) for name, value in fields.items()})
         except (AttributeError, TypeError) as e:
-            raise UserError(f"this is no noise ledger: {e}", "redo the run with --force=pretrain") from e
+            raise UserError(f"this is no noise ledger: {e}", "give what a run's noise.json holds") from e
 
     @classmethod
     def read(cls, path: Path) -> "Ledger":
@@ -407,8 +407,9 @@ class Ledger:
         """
         try:
             return cls.from_dict(json.loads(path.read_text("utf-8")))
-        except ValueError as e:
-            raise UserError(f"{path} is no JSON: {e}", "redo the run with --force=pretrain") from e
+        except (ValueError, UserError) as e:
+            what = e.cause if isinstance(e, UserError) else f"it is no JSON: {e}"
+            raise UserError(f"{path} is damaged: {what}", "delete it; the run's command writes it anew") from e
 
     def check_same(self, other: "Ledger", where: str) -> None:
         """Compare with the ledger that stands at `where`.

@@ -18,6 +18,7 @@ FLOORS = {
     "objectives": 2, "models": 2, "data": 2,
     "noise": 1, "spectrum": 1, "runtime": 1, "log": 1, "settings": 1, "goodput": 2,
     "processes": 0,
+    "stopping": 0,
     "errors": -1,
     "__init__": 9,
 }  # fmt: skip

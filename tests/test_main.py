@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,29 @@ def test_finished_stages_are_skipped_and_say_so(workdir: Path, capsys):
     for stage in ("pretrain", "extract", "tune"):
         assert f"{stage} is done, skipped" in said
     assert tree(workdir / CELL) == before
+
+
+def lose_some_rows(run: Path) -> None:
+    lines = (run / "rows.jsonl").read_text().splitlines(True)
+    (run / "rows.jsonl").write_text("".join(lines[: len(lines) // 2]))
+
+
+def change_a_row(run: Path) -> None:
+    (run / "rows.jsonl").write_text((run / "rows.jsonl").read_text().replace('"value": 0.', '"value": 0.9', 1))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lose_some_rows, change_a_row, *(lambda run, name=name: (run / name).unlink() for name in
+                                     ("rows.jsonl", "noise.json", "spectra.json", "metrics.jsonl"))],
+    ids=["some", "changed", "rows", "noise", "spectra", "metrics"],
+)  # fmt: skip
+def test_what_was_lost_of_a_finished_run_is_made_anew(finished: Path, workdir: Path, damage: Callable[[Path], None]):
+    damage(workdir / CELL)
+    launch(workdir)
+    before, now = tree(finished / CELL), tree(workdir / CELL)
+    for name in ("rows.jsonl", "noise.json", "spectra.json"):
+        assert sorted(now[name].splitlines()) == sorted(before[name].splitlines())
 
 
 def test_pinning_selects_cells_and_the_rest_of_the_sweep_finds_them_done(workdir: Path, capsys):

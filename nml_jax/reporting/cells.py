@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nml_jax.errors import UserError
-from nml_jax.log import Row, read_rows
+from nml_jax.log import Row, digest, read_metrics, read_rows
+from nml_jax.noise import Ledger
 from nml_jax.settings import NOT_IDENTITY, flatten, sha
 
 Seed = tuple[int, int]
@@ -70,7 +71,7 @@ def read_cells(folders: Sequence[Path]) -> tuple[list[Cell], dict[str, str]]:
             if "stages" not in tree:
                 left_out[name] = "no run: config.json is not one of ours"
                 continue
-            done = run.get("stages", {})
+            done = _stages(path / "run.json", run)
             wanted = dict.fromkeys([*(stage for stage in tree["stages"] if stage != "report"), *done])
             missing = [stage for stage in wanted if "output" not in done.get(stage, {})]
             identity = sha({key: value for key, value in tree.items() if key not in NOT_IDENTITY})
@@ -82,12 +83,31 @@ def read_cells(folders: Sequence[Path]) -> tuple[list[Cell], dict[str, str]]:
                 left_out[name] = f"the same config as {seen[identity].parent.name}/{seen[identity].name}, counted once"
             else:
                 seen[identity] = path
-                lines = (path / "metrics.jsonl").read_text("utf-8") if (path / "metrics.jsonl").exists() else ""
-                metrics = [_parsed(path / "metrics.jsonl", line) for line in lines.splitlines()]
-                ledger = _read(path / "noise.json", {})
+                metrics, ledger = read_metrics(path), _ledger(path / "noise.json")
                 more = [_read(path / f"{file}.json", []) for file in ("spectra", "diagnosis")]
-                cells.append(Cell(name, path, dict(flatten(tree)), run, read_rows(path), ledger, metrics, *more))
+                cells.append(Cell(name, path, dict(flatten(tree)), run, _rows(path, done), ledger, metrics, *more))
     return cells, left_out
+
+
+def _stages(path: Path, run: Any) -> dict[str, dict[str, Any]]:
+    """What `run.json` says of every stage."""
+    try:
+        return {name: dict(of) for name, of in run.get("stages", {}).items()}
+    except (AttributeError, TypeError, ValueError) as e:
+        raise UserError(f"{path} is damaged: {e}", _cure(path)) from e
+
+
+def _rows(path: Path, done: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    rows = read_rows(path)
+    for stage, record in done.items():
+        if record.get("rows", (found := digest(row for row in rows if row.stage == stage))) != found:
+            cure = f"run the command of the run {path.name} again: it does the stage anew"
+            raise UserError(f"{path / 'rows.jsonl'}: rows of the stage {stage} were changed or lost", cure)
+    return rows
+
+
+def _ledger(path: Path) -> dict[str, Any]:
+    return Ledger.read(path).to_dict() if path.exists() else {}
 
 
 def _read(path: Path, missing: Any = None) -> Any:
@@ -98,4 +118,8 @@ def _parsed(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as e:
-        raise UserError(f"{path} is no JSON: {e}", "restore the file, or redo the run with --force=pretrain") from e
+        raise UserError(f"{path} is no JSON: {e}", _cure(path)) from e
+
+
+def _cure(path: Path) -> str:
+    return f"delete it; the command of the run {path.parent.name} makes it anew"

@@ -51,8 +51,11 @@ def read_record(workdir: Path) -> dict[str, Any]:
         return {"stages": {}, "environment": {}}
     try:
         record = json.loads(path.read_text("utf-8"))
-        return {"stages": record["stages"], "environment": record["environment"]}
-    except (ValueError, KeyError, TypeError) as e:
+        return {
+            "stages": {name: dict(of) for name, of in record["stages"].items()},
+            "environment": record["environment"],
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path} is damaged: {e}", "delete it; finished stages are then done again") from e
 
 
@@ -68,8 +71,12 @@ def inputs(name: str, config: ConfigDict, record: dict[str, Any]) -> str:
 def is_done(name: str, config: ConfigDict, workdir: Path) -> bool:
     record = read_record(workdir)
     own = record["stages"].get(name, {})
-    same = "output" in own and own["inputs"] == inputs(name, config, record)
-    return same and module(name).intact(workdir)
+    if "output" not in own or own["inputs"] != inputs(name, config, record):
+        return False
+    if own.get("rows", (found := _digest(name, workdir))) != found:
+        log.say(f"{workdir.name}: of the rows of {name} some were changed or lost; it is done again")
+        return False
+    return module(name).intact(workdir)
 
 
 def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: str = "", force: bool = False) -> bool:
@@ -116,6 +123,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
             record["environment"] = environment
         record["stages"][name] |= {
             "output": output,
+            "rows": _digest(name, workdir),
             "version": stage.VERSION,
             "seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -134,6 +142,10 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
     if first:
         log.say(f"{where} finished in {log.clock(seconds)}")
     return True
+
+
+def _digest(name: str, workdir: Path) -> str:
+    return log.digest(row for row in log.read_rows(workdir) if row.stage == name)
 
 
 def _invalidate(workdir: Path, record: dict[str, Any], name: str) -> None:

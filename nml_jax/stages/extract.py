@@ -81,9 +81,10 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
 
 
 def intact(workdir: Path) -> bool:
-    """Whether the banks that the rows speak of are there."""
+    """Whether the singular values, and the banks that the rows speak of, are there."""
     splits = {(row.task, row.split) for row in log.read_rows(workdir) if row.stage == "extract"}
-    return all((workdir / "banks" / task / split / "index.json").exists() for task, split in splits)
+    kept = [workdir / "banks" / task / split / "index.json" for task, split in splits]
+    return all(path.exists() for path in (workdir / "spectra.json", *kept))
 
 
 def forget(workdir: Path) -> None:

@@ -109,7 +109,7 @@ def _same(a: Path, b: Path, *, content: bool) -> bool:
 
 
 def intact(workdir: Path) -> bool:
-    return (workdir / "features.json").exists()
+    return all((workdir / name).exists() for name in ("features.json", "spectra.json"))
 
 
 def forget(workdir: Path) -> None:

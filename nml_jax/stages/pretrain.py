@@ -103,9 +103,9 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
 
 
 def intact(workdir: Path) -> bool:
-    """Whether the checkpoint that the rows speak of is there."""
+    """Whether the ledger, and the checkpoint that the rows speak of, are there."""
     steps = {row.step for row in log.read_rows(workdir) if row.stage == "pretrain"}
-    return steps <= set(checkpoint.steps(workdir / "checkpoints"))
+    return (workdir / "noise.json").exists() and steps <= set(checkpoint.steps(workdir / "checkpoints"))
 
 
 def forget(workdir: Path) -> None:

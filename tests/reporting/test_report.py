@@ -641,15 +641,48 @@ def test_bad_folders_exit_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert not (tmp_path / name / "report.html").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "run.json", "noise.json", "spectra.json", "metrics.jsonl", "rows.jsonl"]
-)
+@pytest.mark.parametrize("name", ["config.json", "run.json", "noise.json", "spectra.json", "rows.jsonl"])
 def test_a_broken_file_is_named(tmp_path: Path, name: str) -> None:
     cell = write_cell(tmp_path / "x", heads=HEADS[:1])
     (cell / name).write_text((cell / name).read_text()[:-20])
     with pytest.raises(UserError, match=name) as e:
         report.build([tmp_path / "x"], tmp_path)
     assert e.value.cure
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("run.json", '{"stages": []}'), ("run.json", '{"stages": {"tune": "x"}}'), ("noise.json", "{}")],
+)
+def test_a_file_of_another_kind_is_named(tmp_path: Path, name: str, content: str) -> None:
+    cell = write_cell(tmp_path / "x", heads=HEADS[:1])
+    (cell / name).write_text(content)
+    with pytest.raises(UserError, match=f"{name} is damaged") as e:
+        report.build([tmp_path / "x"], tmp_path)
+    assert "delete it" in e.value.cure
+
+
+def test_the_half_line_of_a_killed_writer_is_left_out_of_the_curves(tmp_path: Path) -> None:
+    cell = write_cell(tmp_path / "x", heads=HEADS[:1])
+    whole = log.read_metrics(cell)
+    (cell / "metrics.jsonl").write_text((cell / "metrics.jsonl").read_text()[:-20])
+    assert log.read_metrics(cell) == whole[:-1] != []
+    report.build([tmp_path / "x"], tmp_path)
+
+
+def test_rows_that_are_not_those_that_a_stage_wrote_make_no_report(tmp_path: Path) -> None:
+    cell = write_cell(tmp_path / "x", heads=HEADS[:1])
+    record, rows = json.loads((cell / "run.json").read_text()), (cell / "rows.jsonl").read_text().splitlines(True)
+    for stage, done in record["stages"].items():
+        done["rows"] = log.digest(row for row in log.read_rows(cell) if row.stage == stage)
+    (cell / "run.json").write_text(json.dumps(record))
+    report.build([tmp_path / "x"], tmp_path)
+    for changed in (rows[:-1], [*rows[:-1], rows[-1].replace('"value": 0.', '"value": 0.9')]):
+        assert changed != rows
+        (cell / "rows.jsonl").write_text("".join(changed))
+        with pytest.raises(UserError, match=r"rows\.jsonl: rows of the stage tune were changed or lost") as e:
+            report.build([tmp_path / "x"], tmp_path)
+        assert "again" in e.value.cure
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
