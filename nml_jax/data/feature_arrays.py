@@ -1,12 +1,12 @@
 """Readers of feature files that hold arrays: `.npy` pairs, `.npz` and `.safetensors`, mapped where they can be."""
 
-import contextlib
 import functools
 import json
 import math
 import os
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
@@ -15,7 +15,15 @@ import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
-from nml_jax.data.feature_formats import Found, Store, choose_features, choose_label
+from nml_jax.data.feature_formats import (
+    NO_LABELS,
+    Found,
+    Store,
+    choose_features,
+    choose_label,
+    labels_if_valid,
+    reading,
+)
 from nml_jax.errors import UserError
 
 SAFETENSORS = {
@@ -26,6 +34,7 @@ SAFETENSORS = {
 
 
 PACKED_ROWS = 4096  # of a compressed array in memory
+CHECKED_BYTES = 1 << 20  # in memory, of a stored array whose checksum is taken
 
 
 class _Entry(NamedTuple):
@@ -84,14 +93,16 @@ def open_arrays(paths: list[Path], label: str, columns: str, labelled: bool) -> 
     """The arrays of a file, or of a pair of `.npy`; arguments as of `features.open_features`.
 
     Raises:
-        UserError: the labels or features are not there, several arrays may be the features, or the labels are objects.
+        UserError: the labels or features are not there, several arrays may be the features, the labels are objects, or
+            the names of the classes are not distinct strings.
         Others, as `feature_formats.reading` catches them: the file is damaged.
     """
     path, metadata = paths[0], {}
     if path.suffix.lower() == ".npy":
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(p.open("rb")) for p in paths]
-            entries: dict[str, _Entry] = dict(zip(("features", "labels"), map(_npy, paths, files), strict=False))
+        entries: dict[str, _Entry] = {}
+        for name, part in zip(("features", "labels"), paths, strict=False):
+            with reading(part), part.open("rb") as file:
+                entries[name] = _npy(part, file)
         label, columns = "labels" * (len(paths) > 1), "features"
         if labelled and not label:
             raise UserError(f"{path} has no labels", f"give both files: {path},LABELS.npy")
@@ -108,18 +119,43 @@ def open_arrays(paths: list[Path], label: str, columns: str, labelled: bool) -> 
             "save the features as an array [rows, features], or name it with columns=NAME",
         )
     features = entries[choose_features(path, candidates)]
-    labels = np.empty(0, np.int64)
+    labels, names = NO_LABELS, ()
     if label_name:
-        entry = entries[label_name]
-        if entry.dtype.hasobject:
-            raise UserError(
-                f"{path}: the labels are Python objects, which only pickle could read",
-                "save them as text or integers: np.asarray(labels, dtype=str)",
-            )
-        labels = np.array(entry.load()) if math.prod(entry.shape) else np.empty(entry.shape, entry.dtype)
-    names = metadata.get("class_names", "")
-    names = tuple(json.loads(names)) if names.startswith("[") else ()
+        labels, names = labels_if_valid(
+            lambda: (_labels(paths[-1], entries[label_name]), _class_names(path, metadata)), (labels, names), labelled
+        )
     return Found(labels, features.shape, features.dtype, features.rows, class_names=names)
+
+
+def _labels(path: Path, entry: _Entry) -> np.ndarray:
+    if entry.dtype.hasobject:
+        raise UserError(
+            f"{path}: the labels are Python objects, which only pickle could read",
+            "save them as text or integers: np.asarray(labels, dtype=str)",
+        )
+    return np.array(entry.load()) if math.prod(entry.shape) else np.empty(entry.shape, entry.dtype)
+
+
+def _class_names(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """What the metadata name the classes; () where that is nothing, or no list.
+
+    Raises:
+        UserError: the list is damaged, or is not of distinct strings.
+    """
+    text = metadata.get("class_names", "")
+    if not text.startswith("["):
+        return ()
+    with reading(path):
+        names = json.loads(text)
+    other = [name for name in names if not isinstance(name, str)]
+    twice = [] if other else [name for name, count in Counter(names).items() if count > 1]
+    if other or twice:
+        what = f"{twice[0]!r} twice" if twice else f"{other[0]!r}, which is no text"
+        raise UserError(
+            f"{path}: class_names in its metadata hold {what}",
+            "write them as a JSON list of different texts, one for every class",
+        )
+    return tuple(names)
 
 
 def _mapped(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int, order: Literal["C", "F"] = "C") -> _Entry:
@@ -144,6 +180,11 @@ def _npy(path: Path, file: IO[bytes]) -> _Entry:
 
 
 def _npz(path: Path) -> dict[str, _Entry]:
+    """The arrays of an archive.
+
+    What is read of a member is compared with its checksum: of a compressed one whenever it is read to its end; of a
+    mapped one at its first use, for which all of it is read once, in order, as the first pass of training does.
+    """
     entries = {}
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         for member in archive.infolist():
@@ -153,7 +194,9 @@ def _npz(path: Path) -> dict[str, _Entry]:
             if member.compress_type == zipfile.ZIP_STORED:
                 file.seek(member.header_offset + 26)  # the local header: 26 bytes, the lengths of a name and extras
                 file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
-                entries[name] = _npy(path, file)
+                entry = _npy(path, file)
+                load = functools.cache(functools.partial(_checked, path, member.filename, entry.load))
+                entries[name] = entry._replace(load=load, rows=_Array(load))
             else:
                 with archive.open(member) as header:
                     shape, fortran, dtype = _npy_header(header)
@@ -161,6 +204,14 @@ def _npz(path: Path) -> dict[str, _Entry]:
                 rows = _Array(functools.cache(load)) if fortran else _Packed(path, member.filename)
                 entries[name] = _Entry(dtype, shape, load, rows)
     return entries
+
+
+def _checked(path: Path, member: str, load: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `load` returns. Raises BadZipFile if the member has another checksum than its archive says."""
+    with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+        while file.read(CHECKED_BYTES):
+            pass
+    return load()
 
 
 def _inflate(path: Path, name: str) -> np.ndarray:

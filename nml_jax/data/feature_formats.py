@@ -5,7 +5,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +17,11 @@ from nml_jax.errors import UserError
 
 LABELS = ("label", "labels", "y", "target", "class")  # taken where none is named: the one that is there
 FEATURES = ("features", "X", "x", "embeddings")  # preferred where several arrays could be the features
+NO_LABELS = np.empty(0, np.int64)
 IDS = ("id", "ids", "index", "", "Unnamed: 0", "__index_level_0__")  # no features; the last three are pandas' indices
+
+
+T = TypeVar("T")
 
 
 class Store(Protocol):
@@ -80,29 +84,27 @@ def checked_labels(labels: np.ndarray, path: Path) -> np.ndarray:
     return np.asarray(labels)
 
 
-def labels_if_valid(read: Callable[[], np.ndarray], labelled: bool) -> np.ndarray:
-    """What `read` returns; where it refuses the labels and they are not needed (`labelled`) none, which is said."""
+def labels_if_valid(read: Callable[[], T], none: T, labelled: bool) -> T:
+    """What `read` returns; where it refuses the labels and they are not needed (`labelled`) `none`, which is said."""
     try:
         return read()
     except UserError as e:
         if labelled:
             raise
         log.say(f"labels are not used: {e.cause}")
-        return np.empty(0, np.int64)
+        return none
 
 
 def choose_label(path: Path, names: Iterable[str], label: str, labelled: bool) -> str | None:
     """The name of the label array or column, None where there is none and need be none.
 
-    Raises UserError if `label`, or one that is needed (`labelled`), is not there, or if any of several may be it.
+    Raises UserError if `label`, or one that is needed (`labelled`), is not there, or if any of several may be it; where
+    none is needed that is said, and none is taken.
     """
     names = list(names)
     found = [name for name in ([label] if label else LABELS) if name in names]
     if len(found) > 1:
-        raise UserError(
-            f"{path}: any of {listed(found)} may be the labels",
-            f"name them with label=NAME (--config.features.label={found[0]})",
-        )
+        return labels_if_valid(lambda: several_labels(path, found), None, labelled)
     if not found and (labelled or label):
         has = f"has no {label!r}" if label else f"has none of {', '.join(LABELS)}"
         cure = "name its labels with label=NAME (--config.features.label=NAME)"
@@ -110,6 +112,13 @@ def choose_label(path: Path, names: Iterable[str], label: str, labelled: bool) -
             cure += "; the first line must name the columns"
         raise UserError(f"{path} {has}; it has {listed(names)}", cure)
     return found[0] if found else None
+
+
+def several_labels(path: Path, found: list[str]) -> NoReturn:
+    raise UserError(
+        f"{path}: any of {listed(found)} may be the labels",
+        f"name them with label=NAME (--config.features.label={found[0]})",
+    )
 
 
 def choose_features(path: Path, candidates: list[str]) -> str:

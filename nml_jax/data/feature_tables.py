@@ -11,7 +11,17 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from nml_jax.data.feature_formats import IDS, Found, choose_features, choose_label, labels_if_valid, listed
+from nml_jax.data.feature_formats import (
+    IDS,
+    LABELS,
+    NO_LABELS,
+    Found,
+    choose_features,
+    choose_label,
+    labels_if_valid,
+    listed,
+    several_labels,
+)
 from nml_jax.errors import UserError
 
 BATCH_ROWS = 4096  # of a Parquet file in memory
@@ -126,9 +136,9 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
         numbers = [kind if pa.types.is_boolean(kind) else pa.float64() for kind in kinds]
         types = dict(zip(chosen, [pa.string()] if _is_list(first.type) else numbers, strict=True))
         dtypes = [np.dtype(np.float64)]
-    labels = np.empty(0, np.int64)
+    labels = NO_LABELS
     if label_name:
-        labels = labels_if_valid(lambda: _read_labels(path, label_name), labelled)
+        labels = labels_if_valid(lambda: _read_labels(path, label_name), labels, labelled)
     n = len(labels) if len(labels) else sum(part.num_rows for _, part in _batches(path, chosen, types))
     table = _Table(path, chosen, types, dim)
     return Found(labels, (n, dim), np.result_type(*dtypes), table, label_name or "", chosen, left_out)
@@ -175,6 +185,8 @@ def _choose_columns(
     if not chosen:
         has = listed(f"{name} ({kind})" for name, kind in types.items())
         raise UserError(f"{path} has no columns of numbers but label and id: {has}", "give a column for every feature")
+    if not label and len(doubtful := [name for name in LABELS if name in chosen]) > 1:
+        several_labels(path, doubtful)  # what is no label would be a feature
     if guessed and (words := [name for name, kind in others.items() if _is_text(kind) or pa.types.is_dictionary(kind)]):
         raise UserError(
             f"{path} has words in column {words[0]!r} and a column {label!r}: either may be the label",

@@ -18,7 +18,7 @@ import numpy as np
 
 from nml_jax import log, settings
 from nml_jax.data.feature_arrays import open_arrays
-from nml_jax.data.feature_formats import Store, checked_labels, labels_if_valid, listed, reading
+from nml_jax.data.feature_formats import NO_LABELS, Store, checked_labels, labels_if_valid, listed, reading
 from nml_jax.data.feature_tables import open_table
 from nml_jax.errors import UserError
 
@@ -172,6 +172,8 @@ def open_features(
     """
     paths = settings.pair(spec)
     for path in paths:
+        if path == Path():  # as of "X.npy,"
+            raise UserError(f"{spec!r} names no file on one side of its comma", "give FEATURES.npy,LABELS.npy")
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
             raise UserError(f"{path} {what}", "give the path of a feature file")
@@ -192,8 +194,8 @@ def open_features(
             _say_once(f"{path}: {of}features {listed(found.columns)}; left out: {listed(found.left_out)}")
         else:
             found = open_arrays(paths, label, columns, labelled)
-        labels = labels_if_valid(lambda: checked_labels(found.labels, paths[-1]), labelled)
-    shape = found.shape if len(found.shape) == 3 else (found.shape[0], 1, *found.shape[1:])
+        labels = labels_if_valid(lambda: checked_labels(found.labels, paths[-1]), NO_LABELS, labelled)
+    shape = found.shape if len(found.shape) == 3 else (*found.shape[:1], 1, *found.shape[1:])
     if len(shape) != 3 or 0 in shape[1:]:
         raise UserError(
             f"{path}: the features have shape {list(found.shape)}",
@@ -206,12 +208,16 @@ def open_features(
             f"{path}: the features are of dtype {found.dtype}, not real numbers",
             "save them as float32; bfloat16 survives in .safetensors only, objects and complex numbers nowhere",
         )
-    if len(labels) != shape[0] and (labelled or len(labels)):
-        raise UserError(
-            f"{spec} has {shape[0]} rows of features and {len(labels)} labels", "give one label for every row"
-        )
+    if labelled or len(labels):
+        labels = labels_if_valid(lambda: _one_per_row(labels, shape[0], spec), NO_LABELS, labelled)
     named = found.label, found.columns, found.left_out, found.class_names
     return Features(spec, path, labels, shape, found.dtype, scale, *named, tuple(paths), found.store)
+
+
+def _one_per_row(labels: np.ndarray, rows: int, spec: str) -> np.ndarray:
+    if len(labels) != rows:
+        raise UserError(f"{spec} has {rows} rows of features and {len(labels)} labels", "give one label for every row")
+    return labels
 
 
 @functools.cache
@@ -277,13 +283,13 @@ def encode(labels: np.ndarray, classes: np.ndarray, what: str) -> np.ndarray:
     """
     if (labels.dtype.kind == "U") != (classes.dtype.kind == "U"):  # a table's labels are typed file by file
         labels, classes = labels.astype(str), classes.astype(str)
-    order = np.argsort(classes)
-    places = order[np.minimum(np.searchsorted(classes, labels, sorter=order), len(classes) - 1)]
-    if not (known := classes[places] == labels).all():
-        new = np.unique(labels[~known]).tolist()
+    values, rows = np.unique(labels, return_inverse=True)
+    known = {label: place for place, label in enumerate(classes.tolist())}  # exact, where int64 and uint64 meet as well
+    places = np.array([known.get(value, -1) for value in values.tolist()], np.int32)
+    if new := values[places < 0].tolist():
         raise UserError(
-            f"{what}: {(~known).sum()} of {len(labels)} rows have classes that training never saw: "
+            f"{what}: {(places[rows] < 0).sum()} of {len(labels)} rows have classes that training never saw: "
             f"{', '.join(map(repr, new[:5]))}{', …' * (len(new) > 5)}",
             "drop these rows, or add rows of these classes to the training file",
         )
-    return places.astype(np.int32)
+    return places[rows]

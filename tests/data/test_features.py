@@ -465,8 +465,15 @@ def test_bad_npy_pairs(tmp_path: Path):
     x, flat, objects = (tmp_path / f"{name}.npy" for name in ("x", "flat", "objects"))
     refused(f"{flat},{flat}", "shape [23]")
     refused(f"{flat},{x}", "x.npy: the labels have shape [23, 5]")
-    refused(f"{x},{objects}", "pickle")
+    refused(f"{x},{objects}", "objects.npy: the labels are", "pickle")
     refused(f"{objects},{flat}", "shape [2]")
+    np.save(tmp_path / "scalar.npy", np.float32(3))
+    refused(f"{tmp_path}/scalar.npy,{flat}", "scalar.npy: the features have shape []")
+    refused(f"{tmp_path}/scalar.npy", "scalar.npy: the features have shape []", labelled=False)
+    refused(f"{x},{tmp_path}/scalar.npy", "scalar.npy: the labels have shape []")
+    (tmp_path / "short.npy").write_bytes(flat.read_bytes()[:-1])
+    refused(f"{x},{tmp_path}/short.npy", "cannot read", "short.npy: it is cut short by 1 bytes")
+    refused(f"{x},", "x.npy,'", "no file on one side of its comma")
     refused(f"{x},{tmp_path}/none.npy", "none.npy does not exist")
     np.savez(tmp_path / "x.npz", x=VALUES, y=Y)
     refused(f"{tmp_path}/x.npz,{flat}", "FEATURES.npy,LABELS.npy")
@@ -588,6 +595,68 @@ def test_labels_with_blanks_do_no_harm_where_none_are_needed(tmp_path: Path, suf
     assert "labels are not used" in capsys.readouterr().err
     with pytest.raises(UserError):
         open_features(str(path))
+
+
+@pytest.mark.parametrize("name", ["objects.npz", "two.npz", "length.npz", "objects.npy", "names.safetensors"])
+def test_labels_at_fault_do_no_harm_where_none_are_needed(tmp_path: Path, name: str, capsys):
+    spec, numbers = str(tmp_path / name), [0] * N
+    if name == "objects.npy":
+        spec = write(tmp_path / name, y=Y.astype(object))
+    elif name == "names.safetensors":
+        save_file({"features": VALUES, "labels": Y}, spec, {"class_names": '["a", "a"]'})
+    else:
+        labels = {"objects": Y.astype(object), "two": Y, "length": Y[:-1]}[name.split(".")[0]]
+        np.savez(spec, features=VALUES, labels=labels, **({"y": numbers} if name == "two.npz" else {}))
+    refused(spec)
+    capsys.readouterr()
+    found = open_features(spec, labelled=False)
+    assert capsys.readouterr().err.count("labels are not used: ") == 1
+    assert found.labels.shape == (0,)
+    np.testing.assert_array_equal(found.read()[:, 0], VALUES)
+
+
+def test_two_columns_of_labels_where_none_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """They are no labels, but must not become features either."""
+    path = tmp_path / "x.csv"
+    found = table(path, "y,a,b,label\n7,1,2,7\n8,3,4,8\n", labelled=False, wanted=("a", "b"))
+    assert "labels are not used: " in capsys.readouterr().err
+    assert found.labels.shape == (0,)
+    assert found.read()[:, 0].tolist() == [[1, 2], [3, 4]]
+    refused(path, "any of 'label', 'y' may be the labels", labelled=False)
+    refused(path, "has no 'z'", labelled=False, label="z")
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.packed.npz"])
+@pytest.mark.parametrize("what", ["features", "labels"])
+def test_a_changed_byte_in_an_archive(tmp_path: Path, name: str, what: str):
+    spec = write(tmp_path / name)
+    with zipfile.ZipFile(spec) as archive:
+        member = archive.getinfo(f"{what}.npy")
+        following = [m.header_offset for m in archive.infolist() if m.header_offset > member.header_offset]
+    content = bytearray(Path(spec).read_bytes())
+    content[min([*following, archive.start_dir]) - 10] ^= 1
+    Path(spec).write_bytes(content)
+    refused(spec, "cannot read", name)
+    if name == "x.npz" and what == "features":
+        with pytest.raises(UserError, match=r"Bad CRC-32 for file 'features\.npy'"):
+            open_features(spec).rows(np.array([3]))  # the row itself is sound
+
+
+@pytest.mark.parametrize(
+    ("names", "word"), [('["a", "a", "b"]', "'a' twice"), ('[1, "b"]', "1, which"), ('["a"', "delimiter")]
+)
+def test_names_of_classes_that_are_none(tmp_path: Path, names: str, word: str):
+    save_file({"features": VALUES, "labels": Y}, tmp_path / "x.safetensors", {"class_names": names})
+    refused(tmp_path / "x.safetensors", "x.safetensors", word)
+
+
+@pytest.mark.parametrize("kinds", [(np.int64, np.uint64), (np.uint64, np.int64)])
+def test_signed_and_unsigned_labels_are_compared_exactly(kinds):
+    big = 2**53
+    known, given = np.array([big, big + 1, big + 2], kinds[0]), np.array([big + 2, big + 1, big], kinds[1])
+    assert encode(given, known, "test").tolist() == [2, 1, 0]
+    with pytest.raises(UserError, match=rf"1 of 3 rows .*: {big + 3}"):
+        encode(given + np.array([1, 0, 0], kinds[1]), known, "test")
 
 
 def test_classes_and_their_encoding():
