@@ -2,9 +2,11 @@
 
     python launch/local.py --processes=2 -- --config=configs/digits.py --config.noise=0.05
 
-SIGTERM and Ctrl-C are handed on to all processes, which save and stop; the same command continues.
+SIGTERM and Ctrl-C are handed on to all processes, which save and stop; the same command continues. When one has ended
+with an error the others have --patience seconds to end, too, and are then killed. None outlives this launcher.
 """
 
+import ctypes
 import os
 import shlex
 import signal
@@ -12,6 +14,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Sequence
 
 import exits
 import options
@@ -45,6 +49,28 @@ def show(process: subprocess.Popen[str], index: int) -> None:
         print(f"{index}: {line}", end="", flush=True)
 
 
+def end_with_parent() -> None:
+    """In a process that is about to be one of the job: SIGTERM when its launcher is gone, if the system can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
+
+
+def wait(processes: Sequence[subprocess.Popen[str]], patience: float) -> list[int]:
+    """The exit codes of all; `patience` seconds after the first error whoever is left is killed, which is said."""
+    failed = None
+    while any(process.poll() is None for process in processes):
+        if failed is None and any(process.returncode for process in processes):
+            failed = time.monotonic()
+        if failed is not None and time.monotonic() - failed > patience:
+            left = [i for i, process in enumerate(processes) if process.poll() is None]
+            print(f"killed after {patience:g} s in which it did not end: process {left}", file=sys.stderr, flush=True)
+            for i in left:
+                processes[i].kill()
+            break
+        time.sleep(0.1)
+    return [process.wait() for process in processes]
+
+
 def main(argv: list[str]) -> int:
     own, flags = options.split(argv)
     parser = options.parser(__doc__, "local.py")
@@ -53,6 +79,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cpu_devices", type=int, default=0, help="simulated devices of each process, on the CPU")
     parser.add_argument(
         "--per_gpu", action="store_true", help="process i gets GPU i; without it every GPU is everyone's"
+    )
+    parser.add_argument(
+        "--patience", type=float, default=180, help="seconds; above runtime.timeout, in which a lost process is missed"
     )
     args = parser.parse_args(own)
     if args.processes < 1:
@@ -68,14 +97,15 @@ def main(argv: list[str]) -> int:
             print(shlex.join(["env", *(f"{k}={v}" for k, v in env.items()), *command]))
         return 0
     # A session of their own: Ctrl-C reaches them through us, as a wish to save.
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True,
+            "preexec_fn": end_with_parent}  # fmt: skip
     processes = [subprocess.Popen(command, env=os.environ | env, **pipe) for env in envs]
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: [process.terminate() for process in processes])
     readers = [threading.Thread(target=show, args=(process, i)) for i, process in enumerate(processes)]
     for reader in readers:
         reader.start()
-    word, code, line = exits.verdict([process.wait() for process in processes])
+    word, code, line = exits.verdict(wait(processes, args.patience))
     for reader in readers:
         reader.join()
     print(f"{word}: {line}" if word != "done" else line, file=sys.stderr)

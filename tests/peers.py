@@ -147,6 +147,13 @@ def all_are_preempted(index: int, timeout: int) -> None:
     raise Preempted("asked to stop: saved at step 4")
 
 
+def the_first_stands_still(index: int, timeout: int) -> None:
+    if index == 0:
+        subprocess.Popen(["sh", "-c", f"sleep {timeout}; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(60)
+
+
 def one_is_asked_again_and_again(index: int, timeout: int) -> None:
     from nml_jax.errors import Preempted
 
@@ -242,7 +249,7 @@ SCENES: dict[str, Callable[[int, int], None]] = {
         all_are_preempted, all_have_bad_input, all_is_well, all_say_something, one_hangs, one_has_a_bug,
         one_has_bad_input, one_is_asked_again_and_again, one_is_killed, one_is_killed_in_a_collective, one_is_late,
         one_is_preempted_while_it_waits, one_stands_still, the_first_cannot_write,
-        the_first_cannot_write_for_a_while, the_first_has_bad_input, the_first_is_killed,
+        the_first_cannot_write_for_a_while, the_first_has_bad_input, the_first_is_killed, the_first_stands_still,
     )
 }  # fmt: skip
 

@@ -44,10 +44,12 @@ def start(timeout: int = 120) -> None:
 
     Raises:
         UserError: see `cluster.arguments`; or JAX does not know this job.
-        PeerLost: this process could not join. If it cannot because others do not come, it ends here, naming them.
+        PeerLost: this process could not join, or its place is taken. If it cannot because others do not come, it ends
+            here, naming them.
     """
     global _job, _progress
     if _job is None and (job := _joined(timeout)):
+        job.register()
         _job, _progress = job, job.progress
         job.open()
     elif _progress is None:
@@ -59,6 +61,8 @@ def _joined(timeout: int) -> Job | None:
     given = cluster.arguments(os.environ)
     if given is None or jax.distributed.is_initialized():
         return None
+    if given.get("process_id") == 0 and "coordinator_address" in given:
+        cluster.require_free(given["coordinator_address"])
     # The service that would watch for pre-emption replaces Python's handler of SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     # Otherwise the library aborts all processes when one is gone, before any of them can say it.

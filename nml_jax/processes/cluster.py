@@ -2,10 +2,12 @@
 
 import importlib.util
 import ipaddress
+import re
+import socket
 from collections.abc import Mapping
 from typing import Any
 
-from nml_jax.errors import UserError
+from nml_jax.errors import PeerLost, UserError
 
 VARIABLES = {
     "coordinator_address": "JAX_COORDINATOR_ADDRESS",
@@ -30,7 +32,7 @@ def arguments(env: Mapping[str, str]) -> dict[str, Any] | None:
         own = {"num_processes": "SIZE", "process_id": "RANK"}
         if several(env, "OMPI_COMM_WORLD_LOCAL_SIZE") and "JAX_LOCAL_DEVICE_IDS" not in env:
             own["local_device_ids"] = "LOCAL_RANK"  # as JAX has it of Open MPI 4; one process of a host takes all
-        given = {argument: env[f"OMPI_COMM_WORLD_{name}"] for argument, name in own.items()} | given
+        given = {argument: _of(env, f"OMPI_COMM_WORLD_{name}") for argument, name in own.items()} | given
     if not given and not launched(env):
         if "JOB_COMPLETION_INDEX" in env and not env.keys() & {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"}:
             # Alone, each of its pods would train the whole run into the same folder.
@@ -51,7 +53,12 @@ def arguments(env: Mapping[str, str]) -> dict[str, Any] | None:
         given |= {argument: int(value) for argument, value in given.items() if argument != "coordinator_address"}
     except ValueError as e:
         raise UserError(f"cannot join the job: {e}", f"set {', '.join(VARIABLES.values())}") from e
-    require_reachable(str(given.get("coordinator_address", "")), hosts(env))
+    address = given.get("coordinator_address")
+    if address is not None and not _is_address(address):
+        raise UserError(
+            f"JAX_COORDINATOR_ADDRESS={address!r} is no address", "give process 0's host and a port, as in host0:1234"
+        )
+    require_reachable(address or "", hosts(env))
     return given
 
 
@@ -72,9 +79,9 @@ def several(env: Mapping[str, str], name: str) -> bool:
 
 def hosts(env: Mapping[str, str]) -> int:
     """On how many hosts the job is, as far as its launcher tells; 1 where it does not."""
-    size, local = (int(env.get(f"OMPI_COMM_WORLD_{name}") or 1) for name in ("SIZE", "LOCAL_SIZE"))
+    size, local = (_count(env, f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "LOCAL_SIZE"))
     workers = env.get("TPU_PROCESS_ADDRESSES", env.get("TPU_WORKER_HOSTNAMES", "")).split(",")
-    slurm = int(env.get("SLURM_STEP_NUM_NODES") or 1)
+    slurm = _count(env, "SLURM_STEP_NUM_NODES")
     return max(slurm, -(-size // local), len({worker.split(":")[0] for worker in workers}))
 
 
@@ -91,6 +98,19 @@ def require_reachable(address: str, hosts: int) -> None:
         )
 
 
+def require_free(address: str) -> None:
+    """Raise PeerLost if this host's port of "host:port" is taken; the library may crash of it."""
+    port = int(address.rpartition(":")[2])
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind(("", port))
+        except OSError as e:
+            raise PeerLost(
+                f"process 0 cannot listen at port {port}: {e.strerror}; another job or program has it"
+            ) from e
+
+
 def is_loopback(address: str) -> bool:
     """Whether "host:port" names every host's own interface."""
     host = address.rpartition(":")[0].strip("[]").lower()
@@ -98,6 +118,26 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name
         return host == "localhost" or host.endswith(".localhost")
+
+
+def _of(env: Mapping[str, str], name: str) -> str:
+    if name not in env:
+        raise UserError(f"the launcher has not set {name}", "see how it was called")
+    return env[name]
+
+
+def _count(env: Mapping[str, str], name: str) -> int:
+    """A number of a launcher, 1 or more; 1 where it has not set it."""
+    value = env.get(name) or "1"
+    if not re.fullmatch("[1-9][0-9]{0,8}", value):
+        raise UserError(f"{name}={value} is no number of anything", "see how the launcher was called")
+    return int(value)
+
+
+def _is_address(given: str) -> bool:
+    """Whether it is "host:port"."""
+    host, _, port = given.rpartition(":")
+    return bool(host) and bool(re.fullmatch("[0-9]{1,5}", port)) and 0 < int(port) < 2**16
 
 
 def _installed(package: str) -> bool:

@@ -26,6 +26,7 @@ from nml_jax.processes.progress import TICK, Progress
 T = TypeVar("T")
 
 GRACE = 5.0  # seconds that a process has for an error of its own when it hears of another's
+SETTINGS = 4  # the type of a frame of HTTP/2
 FOREVER = 7 * 24 * 3600.0  # seconds; such waits end when a peer is lost
 
 # Keys of the service: who has ended, and why; who is on which host; what process 0 has decided; what all have said; and
@@ -92,9 +93,22 @@ class Job:
             sys.stderr.writelines(line for line in self._heard() if "recoverable task" not in line)
             self.heard.close()
 
+    def register(self) -> None:
+        """Take this process's place.
+
+        Raises:
+            PeerLost: it is taken. The others, who may be well, are not told.
+        """
+        try:
+            self.client.key_value_set(f"{HOSTS}{self.index}", socket.gethostname())
+        except jax.errors.JaxRuntimeError as e:
+            if "ALREADY_EXISTS" not in str(e):
+                raise
+            why = "was it started twice, or is another job on this port?"
+            raise PeerLost(f"there is a process {self.index} of {self.count} at {self.address} already: {why}") from e
+
     def open(self) -> None:
         """Get to know the others, and watch over them from now on."""
-        self.client.key_value_set(f"{HOSTS}{self.index}", socket.gethostname())
         self.barrier("the start", self.timeout)
         self.hosts = {int(key.rpartition("/")[2]): host for key, host in self.client.key_value_dir_get(HOSTS)}
         self.watch = threading.Thread(target=self._watch, daemon=True, name="peers")
@@ -171,7 +185,7 @@ class Job:
         while self.cause is None and not self.over.wait(TICK):
             try:
                 farewells = self._farewells()
-                missing = set() if farewells else set(range(self.count)) - self._live()
+                missing = set() if farewells else set(range(self.count)) - {self.index} - self._live()
                 farewells = farewells or (self._farewells() if missing else {})  # who is missing may have said why
                 self.look()
             except jax.errors.JaxRuntimeError as e:
@@ -209,14 +223,17 @@ class Job:
         if self.code is not None:
             os._exit(self.code)
         if not self.is_joining:
-            if self.hosts and not _answers(self.address):
-                _end(f"{self.named([0])}, the coordinator, is gone without a word")
+            if self.hosts and (silence := _silence(self.address)):
+                _end(f"{self.named([0])}, the coordinator, {silence}")
+            if self.hosts:
+                own = self.named([self.index])
+                _end(f"a library aborted, as said above; if of a heartbeat, then {own} was without one for too long")
             return
         os.dup2(self.stderr, 2)
         said = self._heard()
         if late := self._late("".join(said)):
             _end(f"{late} did not come within {self.timeout:g} s; see that all were started and reach {self.address}")
-        if not _answers(self.address):
+        if _silence(self.address):
             own = " (which every host has for itself)" if cluster.is_loopback(self.address) else ""
             _end(f"{self.named([0])} did not answer at {self.address}{own} within {self.timeout:g} s")
         sys.stderr.writelines(said)
@@ -272,13 +289,24 @@ def _end(cause: str) -> None:
     os._exit(PeerLost.exit_code)
 
 
-def _answers(address: str) -> bool:
+def _silence(address: str) -> str:
+    """What is wrong with the coordinator at "host:port", in words; "" if it answers.
+
+    It greets whoever connects with its settings (HTTP/2, RFC 9113, section 3.4). A process that stands still does not,
+    though its system takes the connection; nor does another program.
+    """
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+        connection = socket.create_connection((host.strip("[]"), int(port)), timeout=2)
     except (OSError, ValueError):
-        return False
-    return True
+        return "is gone without a word"
+    with connection, contextlib.suppress(OSError):
+        connection.settimeout(GRACE)
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]))
+        greeting = connection.recv(9, socket.MSG_WAITALL)
+        if len(greeting) == 9 and greeting[3] == SETTINGS:
+            return ""
+    return "does not answer"
 
 
 def _on_abort(handler: Any) -> Any:

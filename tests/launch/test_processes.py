@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,32 @@ def test_local_ends_with_the_code_that_counts(tmp_path: Path, codes: tuple[int, 
     done = run("local.py", "--", "--config=a b", cwd=Path(program(tmp_path, text)))
     assert done.returncode == code, done.stderr
     assert {line for line in done.stdout.splitlines() if "I am" in line} >= {"0: I am 0 ['--config=a b']"}
+
+
+def test_local_kills_who_does_not_end_when_another_has_failed(tmp_path: Path):
+    text = "import os, signal, sys\nos.environ['JAX_PROCESS_ID'] == '0' and sys.exit(76)\n"
+    text += "os.kill(os.getpid(), signal.SIGSTOP)\n"
+    done = run("local.py", "--patience=1", "--", "--config=x", cwd=Path(program(tmp_path, text)))
+    assert done.returncode == 76, done.stderr
+    assert "killed after 1 s in which it did not end: process [1]" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells no process that its parent is gone")
+def test_no_process_outlives_its_launcher(tmp_path: Path):
+    text = "import os, time\nopen(os.environ['JAX_PROCESS_ID'], 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
+    process = subprocess.Popen(
+        [sys.executable, str(LAUNCH / "local.py"), "--", "--config=x"], cwd=program(tmp_path, text), env=clean()
+    )
+    files = [tmp_path / "0", tmp_path / "1"]
+    deadline = time.monotonic() + 30
+    while not all(f.exists() and f.read_text() for f in files) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    children = [Path("/proc") / f.read_text() for f in files]
+    while any(child.exists() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(child.exists() for child in children)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,10 +1,11 @@
 """Whether and how a process is one of several, by its environment alone."""
 
+import socket
 from collections.abc import Mapping
 
 import pytest
 
-from nml_jax.errors import UserError
+from nml_jax.errors import PeerLost, UserError
 from nml_jax.processes import cluster
 
 NO_TPU = {"TPU_SKIP_MDS_QUERY": "1"}  # JAX sets it where there is none
@@ -74,6 +75,33 @@ def test_incomplete_or_no_number(change: Mapping[str, str | None], message: str)
     env = {k: v for k, v in (EXPLICIT | change).items() if v is not None}
     with pytest.raises(UserError, match=message):
         cluster.arguments(env | NO_TPU)
+
+
+@pytest.mark.parametrize("address", ["", "10.0.0.1", "10.0.0.1:", ":1234", "10.0.0.1:0", "10.0.0.1:99999999", "a:b"])
+def test_what_is_no_address(address: str):
+    with pytest.raises(UserError, match=r"JAX_COORDINATOR_ADDRESS='.*' is no address"):
+        cluster.arguments(EXPLICIT | NO_TPU | {"JAX_COORDINATOR_ADDRESS": address})
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (SLURM | {"SLURM_STEP_NUM_NODES": "two"}, "SLURM_STEP_NUM_NODES=two is no number"),
+        (MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "x"}, "OMPI_COMM_WORLD_LOCAL_SIZE=x is no number"),
+        ({k: v for k, v in MPI.items() if "RANK" not in k}, "has not set OMPI_COMM_WORLD_RANK"),
+    ],
+)
+def test_what_a_launcher_cannot_have_meant(env: Mapping[str, str], message: str):
+    with pytest.raises(UserError, match=message):
+        cluster.arguments(env | NO_TPU)
+
+
+def test_a_port_that_another_has():
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(PeerLost, match=f"cannot listen at port {port}"):
+            cluster.require_free(f"localhost:{port}")
+    cluster.require_free(f"localhost:{port}")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.1.2.3:1", "localhost:1", "[::1]:1", "LOCALHOST:99"])

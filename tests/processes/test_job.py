@@ -1,11 +1,17 @@
 """Three processes on this machine, of which something becomes."""
 
 import re
+import socket
+import types
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import jax
 import pytest
 
 from nml_jax import processes
 from nml_jax.errors import PeerLost
+from nml_jax.processes import job
 from tests import peers
 from tests.peers import LAST
 
@@ -28,6 +34,42 @@ def test_what_blocks_is_waited_for_or_given_up():
         processes.aside(lambda: 1 // 0)
     with pytest.raises(TimeoutError):
         processes.aside(lambda: pytest.importorskip("time").sleep(0.5), 0.01)
+
+
+@pytest.mark.parametrize(
+    ("greeting", "silence"),
+    [
+        (bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]), ""),
+        (b"HTTP/1.1 400 Bad Request", "does not answer"),
+        (b"", "does not answer"),
+    ],
+)
+def test_whether_the_coordinator_answers(monkeypatch, greeting: bytes, silence: str):
+    """With nothing to say it stands still: its system still takes the connection."""
+    monkeypatch.setattr(job, "GRACE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def greet() -> None:
+            with server.accept()[0] as connection:
+                connection.sendall(greeting)
+                connection.recv(64)
+
+        with ThreadPoolExecutor() as pool:
+            if greeting:
+                pool.submit(greet)
+            assert job._silence(f"127.0.0.1:{port}") == silence
+    assert job._silence(f"127.0.0.1:{port}") == "is gone without a word"
+
+
+def test_who_comes_second_leaves_the_job_alone():
+    class Client:
+        def key_value_set(self, key: str, value: str) -> None:
+            raise jax.errors.JaxRuntimeError(f"ALREADY_EXISTS: Config key {key} already exists.")
+
+    peer: Any = types.SimpleNamespace(client=Client(), index=1, count=2, address="host0:1234")
+    with pytest.raises(PeerLost, match="there is a process 1 of 2 at host0:1234 already"):
+        job.Job.register(peer)
 
 
 def test_all_is_well():
@@ -81,6 +123,7 @@ def test_bad_input_of_all_is_everybodys_own():
         ("one_is_killed", LAST, -9, r"process 2 \(.+\) of 3 is gone without a word"),
         ("one_is_killed_in_a_collective", LAST, -9, r"process 2 \(.+\) of 3 is gone without a word"),
         ("the_first_is_killed", 0, -9, r"process 0 \(.+\) of 3, the coordinator, is gone without a word"),
+        ("the_first_stands_still", 0, 76, r"process 0 \(.+\) of 3, the coordinator, does not answer"),
         ("one_hangs", LAST, -9, r"process 2 \(.+\) of 3 is gone without a word"),
         ("one_is_preempted_while_it_waits", LAST, 75, r"process 2 \(.+\) of 3 ended with exit code 75: asked to stop"),
     ],
