@@ -1,7 +1,7 @@
 """Readers of feature files that hold tables: `.csv`, `.tsv` and `.parquet`, batch by batch."""
 
+import codecs
 import contextlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from nml_jax.data import feature_cells as cells
 from nml_jax.data.feature_formats import (
     IDS,
     LABELS,
@@ -20,6 +21,7 @@ from nml_jax.data.feature_formats import (
     choose_label,
     labels_if_valid,
     listed,
+    reading,
     several_labels,
 )
 from nml_jax.errors import UserError
@@ -63,10 +65,10 @@ class _Table:
     def _matrix(self, batch: pa.RecordBatch, start: int) -> np.ndarray:
         """The features of a batch [n, D], NaN where a cell has none. `start` is the number of its first row."""
         column = batch.column(self._columns[0])
-        if _is_text(column.type):
-            column = _from_json(column)
-        if not _is_list(column.type):
-            return np.stack([_numbers(batch.column(name)) for name in self._columns], 1)
+        if cells.is_text(column.type):
+            column = cells.from_json(column, f"{self._path}: column {self._columns[0]!r}", start)
+        if not cells.is_list(column.type):
+            return np.stack([cells.numbers(batch.column(name)) for name in self._columns], 1)
         lengths = pc.call_function("list_value_length", [column]).fill_null(0).to_numpy()
         if (wrong := np.flatnonzero(lengths != self._dim)).size:
             row = wrong[0]
@@ -74,7 +76,7 @@ class _Table:
                 f"{self._path}: row {start + row} of {self._columns[0]!r} has {lengths[row]} values, not {self._dim}",
                 "give every row a list of the same length",
             )
-        return _numbers(column.flatten()).reshape(-1, self._dim)
+        return cells.numbers(column.flatten()).reshape(-1, self._dim)
 
 
 def _batches(
@@ -99,15 +101,29 @@ def _batches(
                         start += batch.num_rows
                 start = end
         return
-    with pyarrow.csv.open_csv(
-        path,
-        pyarrow.csv.ReadOptions(block_size=CSV_BYTES),
-        pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True),
-        pyarrow.csv.ConvertOptions(include_columns=columns, column_types=types),
-    ) as reader:
-        for batch in reader:
-            yield start, batch
-            start += batch.num_rows
+    try:
+        with pyarrow.csv.open_csv(
+            path,
+            pyarrow.csv.ReadOptions(block_size=CSV_BYTES),
+            pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True),
+            pyarrow.csv.ConvertOptions(include_columns=columns, column_types=types),
+        ) as reader:
+            for batch in reader:
+                yield start, batch
+                start += batch.num_rows
+    except pa.ArrowInvalid:
+        _refuse_words(path, types or {})  # Arrow says neither the row nor the column's name
+        raise
+
+
+def _refuse_words(path: Path, types: Mapping[str, pa.DataType]) -> None:
+    """Raises UserError if a cell of a CSV file is not of the column's type, a number or a boolean."""
+    names = [name for name, kind in types.items() if not cells.is_text(kind)]
+    if names:
+        for start, batch in _batches(path, names, dict.fromkeys(names, pa.string())):
+            for name in names:
+                truths = pa.types.is_boolean(types[name])
+                cells.refuse_words(batch.column(name), f"{path}: column {name!r}", start, truths=truths)
 
 
 def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Sequence[str] = ()) -> Found:
@@ -118,6 +134,10 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
             or a cell of them is missing or no number.
         Others, as `feature_formats.reading` catches them: the file is damaged.
     """
+    if path.suffix.lower() != ".parquet":
+        with path.open("rb") as file:
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise UserError(f"{path} is UTF-16", "save it as UTF-8")
     batch = next((batch for _, batch in _batches(path) if batch.num_rows), None)
     if batch is None:
         raise UserError(f"{path} has no rows", "write it again where the features were made")
@@ -127,14 +147,14 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
     label_name = choose_label(path, [name for name in names if name not in wanted], label, labelled)
     chosen = _choose_columns(path, batch, label_name, columns, wanted, guessed=labelled and not label)
     left_out = tuple(name for name in names if name not in (*chosen, label_name))
-    first = _as_lists(batch.column(chosen[0])[:1])
-    dim = len(first[0].as_py() or ()) if _is_list(first.type) else len(chosen)
-    kinds = [first.type.value_type] if _is_list(first.type) else [batch.schema.field(name).type for name in chosen]
+    first, dim = cells.kind_of(batch.column(chosen[0]))
+    dim = dim if cells.is_list(first) else len(chosen)
+    kinds = [first.value_type] if cells.is_list(first) else [batch.schema.field(name).type for name in chosen]
     dtypes = [np.dtype(np.float64 if pa.types.is_decimal(kind) else kind.to_pandas_dtype()) for kind in kinds]
     types = {}
     if path.suffix.lower() != ".parquet":  # the first block may hold whole numbers only
         numbers = [kind if pa.types.is_boolean(kind) else pa.float64() for kind in kinds]
-        types = dict(zip(chosen, [pa.string()] if _is_list(first.type) else numbers, strict=True))
+        types = dict(zip(chosen, [pa.string()] if cells.is_list(first) else numbers, strict=True))
         dtypes = [np.dtype(np.float64)]
     labels = NO_LABELS
     if label_name:
@@ -151,17 +171,21 @@ def _choose_columns(
 
     `guessed`: the label was chosen by its name alone, and a column of words might be it.
     """
-    types = {name: _as_lists(batch.column(name)[:1]).type for name in batch.schema.names}
+    types = {name: cells.kind_of(batch.column(name))[0] for name in batch.schema.names}
     if columns:
-        if columns not in types or not _is_number(types[columns]) | _is_list(types[columns]):
+        if columns not in types or not cells.is_number(types[columns]) | cells.is_list(types[columns]):
             what = f"column {columns!r} holds {types[columns]}" if columns in types else f"no column {columns!r}"
-            numbers = listed(name for name, kind in types.items() if _is_number(kind) or _is_list(kind))
+            numbers = listed(name for name, kind in types.items() if cells.is_number(kind) or cells.is_list(kind))
             raise UserError(f"{path}: {what}", f"name a column of numbers or of lists of numbers: {numbers}")
         return (columns,)
     others = {name: kind for name, kind in types.items() if name != label and name not in IDS}
-    lists = [name for name, kind in others.items() if _is_list(kind)]
+    lists = [name for name, kind in others.items() if cells.is_list(kind)]
     missing = [name for name in wanted if name not in types]
     if wanted and not missing:
+        strange = [name for name in wanted if not cells.is_number(types[name])]
+        if strange and path.suffix.lower() == ".parquet":  # CSV has no types: what is in its cells is seen later
+            what = f"{path}: column {strange[0]!r} holds {types[strange[0]]}"
+            raise UserError(f"{what}, there were numbers in training", "write the column as numbers")
         return tuple(wanted)
     if lists:
         return (choose_features(path, lists),)
@@ -171,23 +195,17 @@ def _choose_columns(
             "give every column that there was in training, under its name; their order does not matter",
         )
     for name, kind in others.items():  # a slip among numbers must not drop a column; real text is no feature
-        if _is_text(kind):
-            cells = batch.column(name)[:1000].fill_null("").to_pylist()
-            wrong = [i for i, cell in enumerate(cells) if not _is_numeral(cell)]
-            if 2 * len(wrong) < len(cells):
-                raise UserError(
-                    f"{path}: column {name!r} holds {cells[wrong[0]]!r} in row {wrong[0]}, numbers elsewhere"
-                    if wrong
-                    else f"{path}: column {name!r} holds numbers as text",
-                    "correct the cell, or write the column as numbers",
-                )
-    chosen = tuple(name for name, kind in others.items() if _is_number(kind))
+        if cells.is_text(kind):
+            cells.refuse_slips(batch.column(name)[:1000], f"{path}: column {name!r}")
+    chosen = tuple(name for name, kind in others.items() if cells.is_number(kind))
     if not chosen:
         has = listed(f"{name} ({kind})" for name, kind in types.items())
         raise UserError(f"{path} has no columns of numbers but label and id: {has}", "give a column for every feature")
     if not label and len(doubtful := [name for name in LABELS if name in chosen]) > 1:
         several_labels(path, doubtful)  # what is no label would be a feature
-    if guessed and (words := [name for name, kind in others.items() if _is_text(kind) or pa.types.is_dictionary(kind)]):
+    if guessed and (
+        words := [name for name, kind in others.items() if cells.is_text(kind) or pa.types.is_dictionary(kind)]
+    ):
         raise UserError(
             f"{path} has words in column {words[0]!r} and a column {label!r}: either may be the label",
             f"name the label with label=NAME (--config.features.label={label}, which leaves {listed(words)} out)",
@@ -196,10 +214,11 @@ def _choose_columns(
 
 
 def _read_labels(path: Path, label: str) -> np.ndarray:
-    parts = [batch.column(label) for _, batch in _batches(path, [label], {label: pa.string()})]
+    with reading(path):
+        parts = [batch.column(label) for _, batch in _batches(path, [label], {label: pa.string()})]
     parts = [part.dictionary_decode() if pa.types.is_dictionary(part.type) else part for part in parts]
     column = pa.chunked_array(parts)
-    text = _is_text(column.type)
+    text = cells.is_text(column.type)
     missing = np.asarray(column.is_null()) | (np.asarray(column) == "" if text else False)
     if (rows := np.flatnonzero(missing)).size:
         raise UserError(
@@ -208,7 +227,7 @@ def _read_labels(path: Path, label: str) -> np.ndarray:
         )
     if text and path.suffix.lower() != ".parquet":  # CSV has no types
         column = _as_numbers(column)
-        text = _is_text(column.type)
+        text = cells.is_text(column.type)
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         column, text = column.cast(pa.large_string()), True
     return np.array(column.to_pylist(), str) if text else column.to_numpy()
@@ -226,46 +245,3 @@ def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
             if list(map(str, numbers.tolist())) == names.to_pylist() or (numbers != np.rint(numbers)).any():
                 return column.cast(kind)
     return column
-
-
-def _is_numeral(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return any(
-        test(kind) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
-    )
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    """Whether `kind` is a list of numbers, of fixed or any length."""
-    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(test(kind) for test in tests) and _is_number(kind.value_type)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _as_lists(column: pa.Array) -> pa.Array:
-    """A column whose first cell is a list written as JSON, as lists; any other column as it is."""
-    if _is_text(column.type):
-        with contextlib.suppress(ValueError):
-            if isinstance(json.loads(column[0].as_py() or ""), list):
-                return _from_json(column)
-    return column
-
-
-def _from_json(column: pa.Array) -> pa.Array:
-    return pa.array([json.loads(cell or "null") for cell in column.to_pylist()], pa.list_(pa.float64()))
-
-
-def _numbers(column: pa.Array) -> np.ndarray:
-    if not pa.types.is_integer(column.type) and not pa.types.is_floating(column.type):
-        column = column.cast(pa.float64())
-    return column.to_numpy(zero_copy_only=False)

@@ -348,7 +348,7 @@ def test_csv_types_are_those_of_the_whole_column(tmp_path: Path, monkeypatch: py
     assert found.labels.tolist() == ["7"] * 90 + ["seven"] * 9
     rows[95] = "1,oops,7"
     (tmp_path / "x.csv").write_text("a,b,label\n" + "\n".join(rows))
-    refused(f"{tmp_path}/x.csv", "x.csv", "oops")
+    refused(f"{tmp_path}/x.csv", "x.csv: column 'b' holds 'oops' in row 95, which is no number", "1234.5")
 
 
 def test_pandas_files(tmp_path: Path):
@@ -402,6 +402,8 @@ def test_missing_cells(tmp_path: Path):
     refused(f"{tmp_path}/x.parquet", "1 rows have no label", "row 0")
     pq.write_table(pa.table({"a": [[1.0, 2.0], None], "label": [0, 1]}), tmp_path / "x.parquet")
     refused(f"{tmp_path}/x.parquet", "row 1", "0 values, not 2")
+    pq.write_table(pa.table({"a": [None, [1.0, 2.0]], "label": [0, 1]}), tmp_path / "x.parquet")
+    refused(f"{tmp_path}/x.parquet", "row 0 of 'a' has 0 values, not 2")
 
 
 @pytest.mark.parametrize("name", [*ARRAYS, *TABLES])
@@ -500,8 +502,13 @@ def test_bad_paths(tmp_path: Path):
         ("a,b,label\n1,2,0\n3,zwei,1\n4,5,2\n", ["column 'b'", "'zwei' in row 1"]),
         ("a,label\n1,0.5\n", ["0.5"]),
         ('e,label\n"[1, 2]",0\n"[1]",1\n', ["row 1 of 'e'", "1 values, not 2"]),
-        ('e,label\n"[1, 2]",0\n"[1, ""a""]",1\n', ["cannot read"]),
-        ('e,label\n"[1, 2]",0\noops,1\n', ["cannot read"]),
+        ('e,label\n"[1, 2]",0\n"[1, ""a""]",1\n', ["column 'e' holds '[1, \"a\"]' in row 1, which is no list of"]),
+        ('e,label\n"[1, 2]",0\noops,1\n', ["column 'e' holds 'oops' in row 1, which is no list of"]),
+        ('e,label\n"[1, 2]",0\n"[1, 2",1\n', ["column 'e' holds '[1, 2' in row 1, which is no list of"]),
+        ('e,label\n,0\n"[1, 2]",1\n', ["row 0 of 'e' has 0 values, not 2"]),
+        ('a,b,label\n"1,234.5",1,0\n"2,000",2,1\n', ["column 'a' holds '1,234.5' in row 0", "as 1234.5"]),
+        ('a,b,label\n"0,5",1,0\n"2",2,1\n', ["column 'a' holds '0,5' in row 0", "as 1234.5"]),
+        ("a,b,label\nNA,1,0\n1,2,1\n2,2,1\noops,1,1\n", ["column 'a' holds 'oops' in row 3"]),
         ('e,f,label\n"[1, 2]","[1, 2]",0\n', ["any of 'e', 'f'"]),
     ],
 )
@@ -613,6 +620,41 @@ def test_labels_at_fault_do_no_harm_where_none_are_needed(tmp_path: Path, name: 
     assert capsys.readouterr().err.count("labels are not used: ") == 1
     assert found.labels.shape == (0,)
     np.testing.assert_array_equal(found.read()[:, 0], VALUES)
+
+
+def test_labels_that_are_no_utf8_where_none_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture):
+    path = tmp_path / "x.csv"
+    path.write_text("a,b,label\n1,2,é\n3,4,ü\n", "latin-1")
+    refused(path, "cannot read", "UTF8")
+    assert open_features(str(path), labelled=False).read()[:, 0].tolist() == [[1, 2], [3, 4]]
+    assert "labels are not used: " in capsys.readouterr().err
+
+
+def test_tables_in_utf16(tmp_path: Path):
+    for name in ("x.csv", "x.tsv"):
+        (tmp_path / name).write_text("a,b,label\n1,2,0\n", "utf-16")
+        refused(tmp_path / name, f"{name} is UTF-16", "UTF-8")
+
+
+def test_a_wanted_column_without_numbers(tmp_path: Path):
+    path = tmp_path / "x.csv"
+    path.write_text("a,b,label\n1,2,0\n3,zwei,1\n")
+    refused(path, "column 'b' holds 'zwei' in row 1, which is no number", wanted=("a", "b"), labelled=False)
+    pq.write_table(pa.table({"a": ["x"], "b": [1.0]}), tmp_path / "x.parquet")
+    refused(tmp_path / "x.parquet", "column 'a' holds string", wanted=("a", "b"), labelled=False)
+
+
+def test_a_boolean_that_is_none_is_named_by_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(feature_tables, "CSV_BYTES", 200)
+    rows = [f"true,{i},0" for i in range(50)] + ["maybe,1,0"]
+    (tmp_path / "x.csv").write_text("a,b,label\n" + "\n".join(rows))
+    refused(tmp_path / "x.csv", "column 'a' holds 'maybe' in row 50, which is neither true nor false")
+
+
+def test_words_and_codes_are_left_out_as_no_numbers(tmp_path: Path):
+    """Lists of words in JSON, addresses and versions look a little like what they are not."""
+    text = 'tags,ip,version,a,label\n"[""x"", ""y""]",10.0.0.1,1.2.3,5,0\n"[""z""]",10.0.0.2,1.2.4,6,1\n'
+    assert table(tmp_path / "x.csv", text, label="label").left_out == ("tags", "ip", "version")
 
 
 def test_two_columns_of_labels_where_none_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture):
