@@ -4,11 +4,13 @@
 
 FEATURES is any file that data/features.py reads, stored as the training file was: a scale is part of the head. Columns
 of a table are taken by the names that they had in training, whatever their order; arrays, and lists in a column, by
-position. Labels are not needed, and where there are any, the accuracy is printed. The output is CSV: row, prediction,
+position. Labels are not needed, and where there are any, the accuracy is printed; a row of a class that the head does
+not know counts as wrong, which is said. The output is CSV: row, prediction,
 and with --proba the probability of every class.
 """
 
 import argparse
+import contextlib
 import csv
 import os
 import sys
@@ -68,19 +70,46 @@ def write_file(head: tuned.TunedHead, features: files.Features, out: Path, *, pr
         UserError: see `write`; or the file cannot be written.
     """
     if out.exists() and not out.is_file() and not out.is_dir():  # a pipe or device is no file to be replaced
-        with out.open("w", encoding="utf-8", newline="") as file:
+        with _writing(out), out.open("w", encoding="utf-8", newline="") as file:
             return write(head, features, file, proba=proba)
     target = out.resolve()
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            predictions = write(head, features, file, proba=proba)
-        part.replace(target)
-    except OSError as e:
-        raise UserError(f"cannot write {out}: {e.strerror or e}", "give --out a file in a folder with room") from e
+        with _writing(out):
+            with part.open("w", encoding="utf-8", newline="") as file:
+                predictions = write(head, features, file, proba=proba)
+            part.replace(target)
     finally:
         part.unlink(missing_ok=True)
     return predictions
+
+
+def write_stdout(head: tuned.TunedHead, features: files.Features, *, proba: bool) -> list[Any]:
+    """`write` to standard output.
+
+    Raises:
+        UserError: see `write`; or standard output cannot be written.
+        BrokenPipeError: nobody reads on, as by `| head`.
+    """
+    with _writing("standard output"):
+        try:
+            predictions = write(head, features, sys.stdout, proba=proba)
+            sys.stdout.flush()
+        except OSError:  # what is left in the buffer has nowhere to go at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise
+    return predictions
+
+
+@contextlib.contextmanager
+def _writing(what: object) -> Iterator[None]:
+    """Turn the error of a disk or device that is written to into a UserError; a pipe's that nobody reads stays one."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        raise UserError(f"cannot write {what}: {e.strerror or e}", "give --out a file in a folder with room") from e
 
 
 def check_out(out: Path, inputs: Sequence[Path]) -> None:
@@ -98,6 +127,19 @@ def named(features: files.Features) -> list[str]:
     names, labels = features.class_names, features.labels
     numbers = len(labels) and labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max() < len(names)
     return [names[c] if numbers else str(c) for c in labels.tolist()]
+
+
+def agreement(known: list[str], predictions: Sequence[Any], head: tuned.TunedHead) -> str:
+    """What the labels of a file, as `named` gives them, say of the predictions: one line."""
+    classes = set(map(str, head.classes))
+    new = [label for label in known if label not in classes]
+    if len(new) == len(known):
+        return f"labels are not used: the head knows none of their classes, as {new[0]!r}"
+    right = np.mean([a == str(b) for a, b in zip(known, predictions, strict=True)])
+    said = f"accuracy on the labels in the file: {100 * right:.2f} %"
+    if new:
+        said += f"; {len(new)} of {len(known)} rows count as wrong: the head does not know their classes, as {new[0]!r}"
+    return said
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,17 +160,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_out(args.out, [args.head, *features.files])
             predictions = write_file(head, features, args.out, proba=args.proba)
         else:
-            predictions = write(head, features, sys.stdout, proba=args.proba)
-            sys.stdout.flush()
-        known = named(features)
-        if set(known) & set(map(str, head.classes)):
-            right = np.mean([a == str(b) for a, b in zip(known, predictions, strict=True)])
-            print(f"accuracy on the labels in the file: {100 * right:.2f} %", file=sys.stderr)
+            predictions = write_stdout(head, features, proba=args.proba)
+        if known := named(features):
+            print(agreement(known, predictions, head), file=sys.stderr)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
-    except BrokenPipeError:  # as by `| head`; what is left in the buffer has nowhere to go at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
         return CLOSED
     return 0
 

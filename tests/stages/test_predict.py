@@ -138,3 +138,50 @@ def test_nobody_reads_on(head: Path, tmp_path: Path):
     assert done.stdout.splitlines() == ["row,prediction", "0,ant", "1,ant"]
     assert done.returncode == predict.CLOSED
     assert done.stderr == ""
+
+
+FULL = """error: cannot write {}: No space left on device
+  cure: give --out a file in a folder with room
+"""
+
+
+def test_standard_output_that_is_full(head: Path, tmp_path: Path):
+    np.save(tmp_path / "x.npy", X)
+    command = f"{sys.executable} -m nml_jax.stages.predict {head} {tmp_path / 'x.npy'} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], cwd=Path(__file__).parents[2], capture_output=True, text=True,
+                          timeout=120)  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, FULL.format("standard output"))
+
+
+@pytest.mark.parametrize("rows", [10, 10_000])
+def test_a_device_that_is_full(head: Path, tmp_path: Path, rows: int, capsys: pytest.CaptureFixture):
+    """Whether it is noticed while rows are written or when the last of them leave the buffer."""
+    np.save(tmp_path / "x.npy", np.zeros((rows, D), np.float32))
+    assert predict.main([str(head), str(tmp_path / "x.npy"), "--out", "/dev/full"]) == 2
+    assert capsys.readouterr().err == FULL.format("/dev/full")
+
+
+def test_classes_that_the_head_does_not_know_are_told(head: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    labels = np.array(CLASSES)[ANSWER]
+    data, out = tmp_path / "x.npz", ["--out", str(tmp_path / "out.csv")]
+    for count, told in ((0, "file: 100.00 %"), (20, "60.00 %; 20 of 50 rows count as wrong: ")):
+        labels[:count] = "dog"
+        np.savez(data, features=X, labels=labels)
+        assert predict.main([str(head), str(data), *out]) == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line
+        assert ("'dog'" in line) == bool(count)
+    np.savez(data, features=X, labels=np.arange(50))
+    assert predict.main([str(head), str(data), *out]) == 0
+    assert capsys.readouterr().err == "labels are not used: the head knows none of their classes, as '0'\n"
+
+
+def test_labels_at_fault_do_not_hinder(head: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    labels = np.array(CLASSES)[ANSWER]
+    data, out = tmp_path / "x.npz", tmp_path / "out.csv"
+    for arrays in ({"y": labels.astype(object)}, {"y": labels, "label": labels}, {"y": labels[:-1]}):
+        np.savez(data, features=X, **arrays)
+        assert predict.main([str(head), str(data), "--out", str(out)]) == 0
+        assert predicted(out) == labels.tolist()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("labels are not used: ")
