@@ -122,7 +122,10 @@ def open_arrays(paths: list[Path], label: str, columns: str, labelled: bool) -> 
     labels, names = NO_LABELS, ()
     if label_name:
         labels, names = labels_if_valid(
-            lambda: (_labels(paths[-1], entries[label_name]), _class_names(path, metadata)), (labels, names), labelled
+            paths[-1],
+            lambda: (_labels(paths[-1], entries[label_name]), _class_names(path, metadata)),
+            (labels, names),
+            labelled,
         )
     return Found(labels, features.shape, features.dtype, features.rows, class_names=names)
 
@@ -140,13 +143,12 @@ def _class_names(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
     """What the metadata name the classes; () where that is nothing, or no list.
 
     Raises:
-        UserError: the list is damaged, or is not of distinct strings.
+        UserError: the list is not of distinct strings. ValueError: it is no JSON.
     """
     text = metadata.get("class_names", "")
     if not text.startswith("["):
         return ()
-    with reading(path):
-        names = json.loads(text)
+    names = json.loads(text)
     other = [name for name in names if not isinstance(name, str)]
     twice = [] if other else [name for name, count in Counter(names).items() if count > 1]
     if other or twice:

@@ -84,10 +84,11 @@ def checked_labels(labels: np.ndarray, path: Path) -> np.ndarray:
     return np.asarray(labels)
 
 
-def labels_if_valid(read: Callable[[], T], none: T, labelled: bool) -> T:
-    """What `read` returns; where it refuses the labels and they are not needed (`labelled`) `none`, which is said."""
+def labels_if_valid(path: Path, read: Callable[[], T], none: T, labelled: bool) -> T:
+    """What `read` returns of the labels in a file; `none` where they are at fault and not needed (`labelled`): told."""
     try:
-        return read()
+        with reading(path):
+            return read()
     except UserError as e:
         if labelled:
             raise
@@ -104,7 +105,7 @@ def choose_label(path: Path, names: Iterable[str], label: str, labelled: bool) -
     names = list(names)
     found = [name for name in ([label] if label else LABELS) if name in names]
     if len(found) > 1:
-        return labels_if_valid(lambda: several_labels(path, found), None, labelled)
+        return labels_if_valid(path, lambda: several_labels(path, found), None, labelled)
     if not found and (labelled or label):
         has = f"has no {label!r}" if label else f"has none of {', '.join(LABELS)}"
         cure = "name its labels with label=NAME (--config.features.label=NAME)"

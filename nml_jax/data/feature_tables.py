@@ -21,7 +21,6 @@ from nml_jax.data.feature_formats import (
     choose_label,
     labels_if_valid,
     listed,
-    reading,
     several_labels,
 )
 from nml_jax.errors import UserError
@@ -158,7 +157,7 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
         dtypes = [np.dtype(np.float64)]
     labels = NO_LABELS
     if label_name:
-        labels = labels_if_valid(lambda: _read_labels(path, label_name), labels, labelled)
+        labels = labels_if_valid(path, lambda: _read_labels(path, label_name), labels, labelled)
     n = len(labels) if len(labels) else sum(part.num_rows for _, part in _batches(path, chosen, types))
     table = _Table(path, chosen, types, dim)
     return Found(labels, (n, dim), np.result_type(*dtypes), table, label_name or "", chosen, left_out)
@@ -214,8 +213,7 @@ def _choose_columns(
 
 
 def _read_labels(path: Path, label: str) -> np.ndarray:
-    with reading(path):
-        parts = [batch.column(label) for _, batch in _batches(path, [label], {label: pa.string()})]
+    parts = [batch.column(label) for _, batch in _batches(path, [label], {label: pa.string()})]
     parts = [part.dictionary_decode() if pa.types.is_dictionary(part.type) else part for part in parts]
     column = pa.chunked_array(parts)
     text = cells.is_text(column.type)

@@ -173,7 +173,7 @@ def open_features(
     paths = settings.pair(spec)
     for path in paths:
         if path == Path():  # as of "X.npy,"
-            raise UserError(f"{spec!r} names no file on one side of its comma", "give FEATURES.npy,LABELS.npy")
+            raise UserError(f"{spec!r} lacks the name of a file", "give FILE, or FEATURES.npy,LABELS.npy")
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
             raise UserError(f"{path} {what}", "give the path of a feature file")
@@ -194,7 +194,7 @@ def open_features(
             _say_once(f"{path}: {of}features {listed(found.columns)}; left out: {listed(found.left_out)}")
         else:
             found = open_arrays(paths, label, columns, labelled)
-        labels = labels_if_valid(lambda: checked_labels(found.labels, paths[-1]), NO_LABELS, labelled)
+        labels = labels_if_valid(paths[-1], lambda: checked_labels(found.labels, paths[-1]), NO_LABELS, labelled)
     shape = found.shape if len(found.shape) == 3 else (*found.shape[:1], 1, *found.shape[1:])
     if len(shape) != 3 or 0 in shape[1:]:
         raise UserError(
@@ -209,7 +209,7 @@ def open_features(
             "save them as float32; bfloat16 survives in .safetensors only, objects and complex numbers nowhere",
         )
     if labelled or len(labels):
-        labels = labels_if_valid(lambda: _one_per_row(labels, shape[0], spec), NO_LABELS, labelled)
+        labels = labels_if_valid(path, lambda: _one_per_row(labels, shape[0], spec), NO_LABELS, labelled)
     named = found.label, found.columns, found.left_out, found.class_names
     return Features(spec, path, labels, shape, found.dtype, scale, *named, tuple(paths), found.store)
 

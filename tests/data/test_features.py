@@ -475,7 +475,7 @@ def test_bad_npy_pairs(tmp_path: Path):
     refused(f"{x},{tmp_path}/scalar.npy", "scalar.npy: the labels have shape []")
     (tmp_path / "short.npy").write_bytes(flat.read_bytes()[:-1])
     refused(f"{x},{tmp_path}/short.npy", "cannot read", "short.npy: it is cut short by 1 bytes")
-    refused(f"{x},", "x.npy,'", "no file on one side of its comma")
+    refused(f"{x},", "x.npy,'", "lacks the name of a file")
     refused(f"{x},{tmp_path}/none.npy", "none.npy does not exist")
     np.savez(tmp_path / "x.npz", x=VALUES, y=Y)
     refused(f"{tmp_path}/x.npz,{flat}", "FEATURES.npy,LABELS.npy")
@@ -604,15 +604,19 @@ def test_labels_with_blanks_do_no_harm_where_none_are_needed(tmp_path: Path, suf
         open_features(str(path))
 
 
-@pytest.mark.parametrize("name", ["objects.npz", "two.npz", "length.npz", "objects.npy", "names.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["objects.npz", "two.npz", "length.npz", "bytes.npz", "objects.npy", "bytes.parquet", "names.safetensors"]
+)
 def test_labels_at_fault_do_no_harm_where_none_are_needed(tmp_path: Path, name: str, capsys):
     spec, numbers = str(tmp_path / name), [0] * N
     if name == "objects.npy":
         spec = write(tmp_path / name, y=Y.astype(object))
+    elif name == "bytes.parquet":
+        pq.write_table(pa.table({"e": list(VALUES), "label": [b"\xff"] * N}), spec)
     elif name == "names.safetensors":
         save_file({"features": VALUES, "labels": Y}, spec, {"class_names": '["a", "a"]'})
     else:
-        labels = {"objects": Y.astype(object), "two": Y, "length": Y[:-1]}[name.split(".")[0]]
+        labels = {"objects": Y.astype(object), "two": Y, "length": Y[:-1], "bytes": [b"\xff"] * N}[name.split(".")[0]]
         np.savez(spec, features=VALUES, labels=labels, **({"y": numbers} if name == "two.npz" else {}))
     refused(spec)
     capsys.readouterr()
