@@ -120,14 +120,23 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         Raises:
             ValueError: an argument is out of range, the data do not fit, a value is not finite, or there is one class.
         """
-        with _value_errors():
-            return self._fit(X, y, sample_weight)
+        before = dict(vars(self))
+        try:
+            with _value_errors():
+                return self._fit(X, y, sample_weight)
+        except BaseException:  # what was fitted before stays as it was, and whole
+            vars(self).clear()
+            vars(self).update(before)
+            raise
 
     def _fit(self, X: Any, y: Any, sample_weight: Any) -> "NMTuneClassifier":
         before = (list(self.classes_), self.n_features_in_) if self.warm_start and hasattr(self, "head_") else None
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], ensure_all_finite=False)
         X = finite(X)
-        check_classification_targets(y)
+        try:
+            check_classification_targets(y)
+        except TypeError as e:
+            raise UserError(f"y: {e}", "give text, as y.astype(str) is, or whole numbers") from e
         spec_of, numbers = self._checked()
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         weights = _check_sample_weight(sample_weight, X, dtype=np.float32, ensure_non_negative=True)
@@ -290,15 +299,20 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     @classmethod
     def load(cls, path: str | Path) -> "NMTuneClassifier":
-        """A classifier that predicts as the saved one, or the head of a run, did; its other arguments are the defaults.
+        """A classifier that predicts as the saved one, or the head of a run, did.
+
+        Its arguments are those by which the file tells heads apart: method, preset, architecture, and whether inputs
+        are standardised; the others are the defaults.
 
         Raises:
             ValueError: there is no such file, or it is damaged.
         """
         with _value_errors():
             head = tuned.load(Path(path))
-        about = head.about
-        self = cls(method=about.get("method") or "nmtune", standardize="input" in head.state)
+        about, form = head.about, head.form._asdict()
+        form.pop("mlp")
+        preset = (about.get("preset") or "paper").split("/")[0]  # of runs "code/1view", too
+        self = cls(about.get("method") or "nmtune", preset, standardize="input" in head.state, **form)
         self.head_, self.classes_, self.n_features_in_ = head, np.array(head.classes), head.dim
         if head.columns:
             self.feature_names_in_ = np.array(head.columns, object)

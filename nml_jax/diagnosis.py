@@ -134,7 +134,7 @@ def diagnose(
                 raise UserError(f"{name}={value!r}", f"give a whole number of {low} or more")
         found = examined(*_checked(F, y), folds=int(folds), rows=int(rows), seed=seed % 2**31)
         if found.untold:
-            raise UserError(found.untold, "give more rows of each class")
+            raise UserError(found.untold, "give more rows of each class, and features of like scale")
         return found
     except UserError as e:
         raise ValueError(f"{e.cause}; {e.cure}") from e
@@ -169,7 +169,12 @@ def examined(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, seed: int) 
     features, codes = heads.checked(F, codes, len(found))
     features = features[:, 0]
     folds, part = _part(codes, folds, rows, seed)
-    accuracies = _compared(features[part], codes[part], folds, seed) if len(part) else {"lbfgs": [], "nmtune": []}
+    untold = "" if len(part) else f"fewer than two classes have {_least(folds)} rows: nothing can be held out"
+    accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
+    try:
+        accuracies = _compared(features[part], codes[part], folds, seed) if len(part) else accuracies
+    except heads.Diverged as e:
+        part, untold = part[:0], e.cause
     gains = np.subtract(accuracies["nmtune"], accuracies["lbfgs"])
     return Diagnosis(
         measures=measures(features, codes),
@@ -181,7 +186,7 @@ def examined(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, seed: int) 
         num_classes=len(found),
         rows=len(part),
         classes=len(np.unique(codes[part])),
-        untold="" if len(part) else f"fewer than two classes have {_least(folds)} rows: nothing can be held out",
+        untold=untold,
     )
 
 

@@ -204,6 +204,53 @@ def test_warm_start_goes_on():
     np.testing.assert_array_equal(cold.predict_proba(hard), once.predict_proba(hard))
 
 
+@pytest.mark.parametrize("unit", [1e25, 1e-25])
+def test_features_of_any_scale(unit):
+    assert (
+        made(method="linear", learning_rate=0.1).fit(X * np.float32(unit), Y).score(TEST * np.float32(unit), ANSWER)
+        > 0.8
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "why"),
+    [
+        ({}, (0 * X + 1, Y), "constant"),
+        ({}, (X, 0 * Y), "one class"),
+        ({}, (X[:, :3], np.full(N, "one")), "one class"),
+        ({"epochs": 0}, (X, Y), "epochs=0"),
+        ({"learning_rate": 1e30}, (X, np.array(["x", "y", "z"])[Y]), "diverged"),
+    ],
+)
+def test_a_refit_that_fails_changes_nothing(changes, data, why):
+    model = made(method="linear", learning_rate=0.1).fit(X, Y)
+    before = {name: value for name, value in vars(model).items() if name.endswith("_")}
+    with pytest.raises(ValueError, match=why):
+        model.set_params(**changes).fit(*data)
+    assert all(getattr(model, name) is value for name, value in before.items())
+    assert model.score(TEST, ANSWER) > 0.8
+    new = made(**{"method": "linear", "learning_rate": 0.1, **changes})
+    with pytest.raises(ValueError, match=why):
+        new.fit(*data)
+    with pytest.raises(NotFittedError):
+        new.predict(TEST)
+
+
+def test_a_loaded_classifier_goes_on(tmp_path):
+    model = made(method="nmtune", preset="code", width=2, norm="layer", epochs=2).fit(X, Y)
+    loaded = round_trip(model, tmp_path)
+    assert {name: getattr(loaded, name) for name in ("method", "preset", "width", "depth", "residual", "norm")} == {
+        "method": "nmtune", "preset": "code", "width": 2, "depth": 1, "residual": True, "norm": "layer",
+    }  # fmt: skip
+    loaded.set_params(warm_start=True, learning_rate=1e-12, epochs=1).fit(X, Y)
+    np.testing.assert_allclose(loaded.predict_proba(TEST), model.predict_proba(TEST), atol=1e-5)
+
+
+def test_labels_of_bytes_are_refused_with_a_cure():
+    with pytest.raises(ValueError, match=r"bytes.*astype\(str\)"):
+        made().fit(X, np.array([b"a", b"b", b"c"])[Y])
+
+
 def test_random_state_decides_everything():
     runs = [made(random_state=s).fit(X, Y).predict_proba(TEST) for s in (3, 3, 4, None, None)]
     np.testing.assert_array_equal(runs[0], runs[1])

@@ -53,12 +53,12 @@ def arguments(env: Mapping[str, str]) -> dict[str, Any] | None:
         given |= {argument: int(value) for argument, value in given.items() if argument != "coordinator_address"}
     except ValueError as e:
         raise UserError(f"cannot join the job: {e}", f"set {', '.join(VARIABLES.values())}") from e
-    address = given.get("coordinator_address")
-    if address is not None and not _is_address(address):
+    address = str(given.get("coordinator_address", ""))
+    if "coordinator_address" in given and not _is_address(address):
         raise UserError(
             f"JAX_COORDINATOR_ADDRESS={address!r} is no address", "give process 0's host and a port, as in host0:1234"
         )
-    require_reachable(address or "", hosts(env))
+    require_reachable(address, hosts(env))
     return given
 
 
