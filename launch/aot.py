@@ -21,6 +21,7 @@ import datetime
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import re
 import sys
@@ -65,6 +66,9 @@ def devices(name: str) -> list[Any]:
     try:
         found = topologies.get_topology_desc(topology_name=name, platform="tpu", **options).devices
     except RuntimeError as e:
+        if "lockfile" in str(e):
+            cure = "wait for it, or kill it, and run the same command again"
+            raise UserError("another process on this machine uses libtpu, which takes one at a time", cure) from e
         raise unknown(name) from e
     return sorted(found, key=lambda device: (device.process_index, device.id))
 
@@ -95,7 +99,8 @@ def too_large(config: Any, name: str, need: str, chip: Chip) -> UserError:
     cures += (
         ["--config.objective.chunk=128"] if not config.objective.chunk and config.objective.name != "supervised" else []
     )
-    cures += ["--fsdp=8"] if config.runtime.fsdp_axis == 1 else []
+    split = max(n for n in (1, 2, 4, 8) if math.prod(Slice.of(name)[1]) % n == 0)
+    cures += [f"--fsdp={split}"] if config.runtime.fsdp_axis == 1 < split else []
     return UserError(
         f"a step of {config.name} does not fit {name}: it needs {need} of a chip's {chip.hbm / 2**30:.0f} GiB of HBM",
         f"try {', '.join(cures)} or a larger slice",

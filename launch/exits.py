@@ -17,7 +17,7 @@ AGAIN = frozenset({PREEMPTED, PEER_LOST, *range(129, 160), GONE} - {KEYBOARD})
 
 STOPS = {
     2: "bad input; the two lines above say what and what to do about it",
-    77: "the loss stopped being finite; the message above names the examples",
+    77: "a loss or a metric is not finite; the message above says where, and of which examples",
     KEYBOARD: "stopped by the keyboard; the same command continues",
 }
 

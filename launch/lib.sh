@@ -6,6 +6,11 @@ fail() { # CAUSE CURE
   exit 2
 }
 
+usage() { # the head of the script that has sourced this
+  sed -n '2,/^[^#]/ { /^#/! d; s/^# \{0,1\}//; p }' "$0"
+  exit
+}
+
 say() { printf '%s %s\n' "$(date -u +%H:%M:%S)" "$1" >&2; }
 
 show() { # print a command as a shell reads it

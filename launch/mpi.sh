@@ -10,17 +10,17 @@ set -euo pipefail
 # shellcheck source=launch/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-usage="launch/mpi.sh [--dry_run] [OPTIONS OF mpirun] -- FLAGS OF nml_jax.main"
 dry_run='' options=() found=''
 while (($#)); do
   case $1 in
+    -h | --help) usage ;;
     --dry_run) dry_run=1 ;;
     --) found=1 && shift && break ;;
     *) options+=("$1") ;;
   esac
   shift
 done
-[[ $found ]] || fail "no -- before the flags of nml_jax.main" "$usage"
+[[ $found ]] || fail "no -- before the flags of nml_jax.main" "launch/mpi.sh [--dry_run] [OPTIONS OF mpirun] -- FLAGS OF nml_jax.main"
 
 codes=$PWD/.nml_jax-mpi-$$
 # JAX gives each process the one GPU of its local number. One process per node wants all of them.

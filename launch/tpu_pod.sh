@@ -22,6 +22,7 @@ dry_run='' verb='' name='' zone='' type='' version='' setup='' direct='' poll=60
 where=() tier=() flags=()
 while (($#)); do
   case $1 in
+    -h | --help) usage ;;
     --dry_run) dry_run=1 ;;
     --name=*) name=${1#*=} ;;
     --zone=*) zone=${1#*=} ;;

@@ -18,6 +18,7 @@ dry_run='' verb='' name='' cluster='' type='' image='' slices=1 max_restarts=100
 where=() storage=() flags=()
 while (($#)); do
   case $1 in
+    -h | --help) usage ;;
     --dry_run) dry_run=1 ;;
     --name=*) name=${1#*=} ;;
     --cluster=*) cluster=${1#*=} ;;

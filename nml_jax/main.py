@@ -7,6 +7,7 @@ Without --config it runs configs/digits.py. Everything it calls can be imported 
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,13 +129,18 @@ def parse(argv: Sequence[str]) -> list[str]:
     """
     cure = "see --help, and configs/common.py for every key and its type"
     program, *rest = argv
-    file = DEFAULT
+    files = []
     # The library wants the file before the overrides, and in one word.
     for i, arg in reversed(list(enumerate(rest))):
         if arg == "--config" and i + 1 < len(rest):
-            file, rest[i : i + 2] = rest[i + 1], []
+            files, rest[i : i + 2] = [rest[i + 1], *files], []
         elif arg.startswith("--config="):
-            file = rest.pop(i).removeprefix("--config=")
+            files = [rest.pop(i).removeprefix("--config="), *files]
+    if len(files) > 1:
+        raise UserError(
+            f"{len(files)} configs, {' and '.join(files)}", "give one; --config.key=value overrides its keys"
+        )
+    file = files[0] if files else DEFAULT
     path = file.split(":")[0]
     if not Path(path).is_file():
         raise UserError(f"there is no config file {path!r}", "give --config=FILE, as in --config=configs/digits.py")
@@ -145,8 +151,10 @@ def parse(argv: Sequence[str]) -> list[str]:
     except UserError:
         raise
     except Exception as e:  # a config file is the user's code: whatever it raises is told in a line
+        said = _one_line(e)
         what = "" if isinstance(e, (AttributeError, KeyError, flags.Error)) else f"{type(e).__name__}: "
-        raise UserError(f"{path} and its overrides: {what}{_one_line(e)}", cure) from e
+        what = "no key " if re.match(r"'\w+'($| Did you mean)", said) else what
+        raise UserError(f"{path} and its overrides: {what}{said}", cure) from e
     return rest
 
 

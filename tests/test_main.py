@@ -202,7 +202,12 @@ def test_sigterm_saves_and_exits_with_75(tmp_path: Path):
 @pytest.mark.parametrize(
     ("args", "cause"),
     [
-        (["--config.nois=0.1"], "nois"),
+        (["--config.nois=0.1"], "no key 'nois'"),
+        (["--config.absolutely_nothing=0.1"], "no key 'absolutely_nothing'"),
+        (
+            ["--config=configs/digits.py", "--config", "configs/features.py"],
+            "2 configs, configs/digits.py and configs/",
+        ),
         (["--config.model.wdith=3"], "wdith"),
         (["--config.noise=much"], "much"),
         (["--config=nowhere.py"], "nowhere.py"),

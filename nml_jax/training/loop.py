@@ -208,5 +208,7 @@ def run_all(evaluators: Mapping[str, Evaluator], state: TrainState) -> Iterator[
             if params is not None:
                 for key, value in evaluator.run(params, state.model_state):
                     if not math.isfinite(value):
-                        raise NonFinite(f"{name}{weights}/{key} is {value} at step {int(state.step)}")
+                        skipped, cure = int(np.asarray(state.skipped)[0]), "lower optimizer.lr, in another --workdir"
+                        where = f"at step {int(state.step)}, {skipped} of which were skipped"
+                        raise NonFinite(f"{name}{weights}/{key} is {value} {where}; {cure}")
                     yield f"{name}{weights}/{key}", value

@@ -29,6 +29,17 @@ def on_path(folder: Path) -> str:
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
+@pytest.mark.parametrize("script", ["tpu_pod.sh", "xpk.sh", "mpi.sh"])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_is_the_head_of_the_script(script: str, flag: str):
+    done = run(script, flag)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"launch/{script}" in done.stdout
+    assert "--dry_run" in done.stdout
+    assert "set -euo" not in done.stdout
+    assert not any(line.startswith("#") for line in done.stdout.splitlines())
+
+
 def test_shellcheck():
     path = shutil.which("shellcheck", path=on_path(Path(sys.executable).parent))
     if path is None:

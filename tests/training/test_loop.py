@@ -5,6 +5,8 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -186,3 +188,14 @@ def test_the_moving_average_is_one(make_run):
         if name.startswith(".params"):
             expected = 0.9 * before[name].astype(np.float64) + 0.1 * after[name]
             np.testing.assert_allclose(after[name.replace(".params", ".ema")], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_validation_that_is_not_finite_says_where_and_what_to_do():
+    state: Any = SimpleNamespace(params={}, ema=None, model_state={}, step=np.int32(9), skipped=np.array([4, 0]))
+    evaluator: Any = SimpleNamespace(run=lambda params, model_state: [("accuracy", 0.5), ("loss", np.inf)])
+    values = loop.run_all({"validation": evaluator}, state)
+    assert next(values) == ("validation/accuracy", 0.5)
+    with pytest.raises(
+        NonFinite, match=r"validation/loss is inf at step 9, 4 of which were skipped; lower optimizer\.lr"
+    ):
+        next(values)
