@@ -16,7 +16,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from nml_jax import spectrum
 from nml_jax.data.feature_checks import check_varied, finite
-from nml_jax.errors import UserError
+from nml_jax.errors import FREE, UserError
 from nml_jax.models.heads import Form
 from nml_jax.objectives import nmtune, terms
 from nml_jax.training import head_runs, tuned
@@ -294,8 +294,11 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             ValueError: it cannot be written.
         """
         check_is_fitted(self)
-        with _value_errors():
+        try:
             self.head_.save(Path(path))
+        except UserError as e:
+            cure = "give a path in a folder that can be written to" if e.cure == FREE else e.cure
+            raise ValueError(f"{e.cause}; {cure}") from e
 
     @classmethod
     def load(cls, path: str | Path) -> "NMTuneClassifier":

@@ -246,6 +246,13 @@ def test_a_loaded_classifier_goes_on(tmp_path):
     np.testing.assert_allclose(loaded.predict_proba(TEST), model.predict_proba(TEST), atol=1e-5)
 
 
+def test_a_place_that_cannot_be_written_to_is_told_in_words_of_python(tmp_path):
+    model = made(method="linear", epochs=1).fit(X, Y)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot write .*file.* give a path in a folder that can be written to"):
+        model.save(tmp_path / "file" / "head.safetensors")
+
+
 def test_labels_of_bytes_are_refused_with_a_cure():
     with pytest.raises(ValueError, match=r"bytes.*astype\(str\)"):
         made().fit(X, np.array([b"a", b"b", b"c"])[Y])

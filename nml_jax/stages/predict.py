@@ -5,8 +5,8 @@
 FEATURES is any file that data/features.py reads, stored as the training file was: a scale is part of the head. Columns
 of a table are taken by the names that they had in training, whatever their order; arrays, and lists in a column, by
 position. Labels are not needed, and where there are any, the accuracy is printed; a row of a class that the head does
-not know counts as wrong, which is said. The output is CSV: row, prediction,
-and with --proba the probability of every class.
+not know counts as wrong, which is said. The output is CSV: row, prediction, and with --proba the probability of every
+class.
 """
 
 import argparse
@@ -92,6 +92,8 @@ def write_stdout(head: tuned.TunedHead, features: files.Features, *, proba: bool
         BrokenPipeError: nobody reads on, as by `| head`.
     """
     with _writing("standard output"):
+        if sys.stdout is None:
+            raise OSError("it is closed")
         try:
             predictions = write(head, features, sys.stdout, proba=proba)
             sys.stdout.flush()

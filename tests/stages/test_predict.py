@@ -140,25 +140,32 @@ def test_nobody_reads_on(head: Path, tmp_path: Path):
     assert done.stderr == ""
 
 
-FULL = """error: cannot write {}: No space left on device
+REFUSED = """error: cannot write {}: {}
   cure: give --out a file in a folder with room
 """
 
 
-def test_standard_output_that_is_full(head: Path, tmp_path: Path):
+needs_full = pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no /dev/full")
+
+
+@pytest.mark.parametrize(
+    ("to", "why"), [pytest.param("> /dev/full", "No space left on device", marks=needs_full), (">&-", "it is closed")]
+)
+def test_standard_output_that_cannot_be_written(head: Path, tmp_path: Path, to: str, why: str):
     np.save(tmp_path / "x.npy", X)
-    command = f"{sys.executable} -m nml_jax.stages.predict {head} {tmp_path / 'x.npy'} > /dev/full"
+    command = f"{sys.executable} -m nml_jax.stages.predict {head} {tmp_path / 'x.npy'} {to}"
     done = subprocess.run(["bash", "-c", command], cwd=Path(__file__).parents[2], capture_output=True, text=True,
                           timeout=120)  # fmt: skip
-    assert (done.returncode, done.stderr) == (2, FULL.format("standard output"))
+    assert (done.returncode, done.stderr) == (2, REFUSED.format("standard output", why))
 
 
+@needs_full
 @pytest.mark.parametrize("rows", [10, 10_000])
 def test_a_device_that_is_full(head: Path, tmp_path: Path, rows: int, capsys: pytest.CaptureFixture):
     """Whether it is noticed while rows are written or when the last of them leave the buffer."""
     np.save(tmp_path / "x.npy", np.zeros((rows, D), np.float32))
     assert predict.main([str(head), str(tmp_path / "x.npy"), "--out", "/dev/full"]) == 2
-    assert capsys.readouterr().err == FULL.format("/dev/full")
+    assert capsys.readouterr().err == REFUSED.format("/dev/full", "No space left on device")
 
 
 def test_classes_that_the_head_does_not_know_are_told(head: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
