@@ -249,7 +249,7 @@ def test_a_loaded_classifier_goes_on(tmp_path):
 def test_a_place_that_cannot_be_written_to_is_told_in_words_of_python(tmp_path):
     model = made(method="linear", epochs=1).fit(X, Y)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot write .*file.* give a path in a folder that can be written to"):
+    with pytest.raises(ValueError, match=r"cannot write .*file.* give a path in a folder that can be written to"):
         model.save(tmp_path / "file" / "head.safetensors")
 
 
