@@ -6,7 +6,8 @@ Ours is the compiled step of training/loop.py as any run has it: uint8 images, n
 gradient, its norm and whether it is finite, AdamW with a schedule. The opponent trains a network of the same shapes
 (a ResNet with basic blocks, written out below; timm's VisionTransformer) with torch.optim.AdamW, in a process of its
 own, with the Python of --torch-python (default: this one). The two take turns in every round; both have all cores. The
-numbers of parameters must agree.
+numbers of parameters must agree. "products" are the matrix products of one block of the ViT and of its gradient, each
+called alone: what no order of operations, and no fusion, can make faster.
 """
 
 import argparse
@@ -26,6 +27,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "resnet": {"model.name": "resnet18", "model.stem": "small", "model.width": 32, "model.blocks": (1, 1, 1, 1)},
     "vit": {"model.name": "vit_ti", "model.patch": 4, "model.depth": 6},
 }
+PRODUCTS = ((192, 576), (192, 192), (192, 768), (768, 192))  # kernels of a block: qkv, proj, fc1, fc2
+TOKENS = 1 + (SIZE // 4) ** 2
 STEPS = 8  # a round
 
 
@@ -61,6 +64,41 @@ class Ours:
             self.state, metrics = self.program.step(self.state, self.batch)
         float(metrics["loss"][0])
         return (time.perf_counter() - start) / STEPS
+
+
+class Products:
+    """x·W, and of its gradient g·Wᵀ and xᵀ·g, for every W of a block; seconds of all, one after another."""
+
+    parameters = sum(k * n for k, n in PRODUCTS)
+
+    def __init__(self, batch: int):
+        import jax
+
+        sys.path.insert(0, str(ROOT))
+        from nml_jax import runtime
+
+        mesh = runtime.make_mesh()
+        product = runtime.jit(lambda a, b: a @ b, mesh)
+        by_right = runtime.jit(lambda g, w: g @ w.T, mesh)
+        by_left = runtime.jit(lambda x, g: x.T @ g, mesh)
+        self.calls = []
+        for arrays in operands(batch):
+            x, w, g = jax.device_put(arrays)
+            self.calls += [(product, x, w), (by_right, g, w), (by_left, x, g)]
+
+    def seconds(self) -> float:
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            for call, a, b in self.calls:
+                call(a, b).block_until_ready()
+        return (time.perf_counter() - start) / STEPS
+
+
+def operands(batch: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """x, W and g of every product."""
+    rng, rows = np.random.default_rng(0), batch * TOKENS
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    return [(draw(rows, k), draw(k, n), draw(rows, n)) for k, n in PRODUCTS]
 
 
 def opponent_side(batch: int) -> None:
@@ -113,7 +151,18 @@ def opponent_side(batch: int) -> None:
     mean, std = (torch.tensor(v)[:, None, None] * 255 for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     trained: dict[str, Any] = {}
 
+    def products() -> tuple[float, int]:
+        if "products" not in trained:
+            trained["products"] = [[torch.from_numpy(a) for a in arrays] for arrays in operands(batch)]
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            for x, w, g in trained["products"]:
+                _ = x @ w, g @ w.T, x.T @ g
+        return (time.perf_counter() - start) / STEPS, Products.parameters
+
     def answer(name: str) -> tuple[float, int]:
+        if name == "products":
+            return products()
         if name not in trained:
             model = made(name).train()
             trained[name] = model, torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -134,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS])
+    parser.add_argument("--models", nargs="+", choices=[*MODELS, "products"], default=[*MODELS, "products"])
     parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch and timm")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -153,7 +202,7 @@ def main() -> None:
     print(f"\n{'ms a step':<10}", *(f"{name:>8}" for name in ("ours", "min", "max", "torch", "min", "max")), "   ratio")
     results = {}
     for name in args.models:
-        ours, seconds = Ours(name, args.batch), []
+        ours, seconds = (Products(args.batch) if name == "products" else Ours(name, args.batch)), []
         for _ in range(args.repeats + 1):  # the first compiles and warms up
             a = ours.seconds()
             time.sleep(0.3)  # until idle threads sleep
