@@ -97,7 +97,10 @@ class Products:
 def operands(batch: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """x, W and g of every product."""
     rng, rows = np.random.default_rng(0), batch * TOKENS
-    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
     return [(draw(rows, k), draw(k, n), draw(rows, n)) for k, n in PRODUCTS]
 
 

@@ -99,7 +99,7 @@ def too_large(config: Any, name: str, need: str, chip: Chip) -> UserError:
     cures += (
         ["--config.objective.chunk=128"] if not config.objective.chunk and config.objective.name != "supervised" else []
     )
-    split = max(n for n in (1, 2, 4, 8) if math.prod(Slice.of(name)[1]) % n == 0)
+    split = math.gcd(8, math.prod(Slice.of(name).shape))
     cures += [f"--fsdp={split}"] if config.runtime.fsdp_axis == 1 < split else []
     return UserError(
         f"a step of {config.name} does not fit {name}: it needs {need} of a chip's {chip.hbm / 2**30:.0f} GiB of HBM",

@@ -112,9 +112,10 @@ def read_rows(workdir: Path) -> list[Row]:
     return rows
 
 
-def digest(rows: Iterable[Row]) -> str:
-    """SHA-256 of rows, by which it is found that some were changed or lost."""
-    told = [json.dumps(dataclasses.asdict(row), ensure_ascii=False, sort_keys=True) for row in rows]
+def digest(rows: Iterable[Row], stage: str) -> str:
+    """SHA-256 of those rows that are of `stage`, by which it is found that some were changed or lost."""
+    own = [dataclasses.asdict(row) for row in rows if row.stage == stage]
+    told = [json.dumps(row, ensure_ascii=False, sort_keys=True) for row in own]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 

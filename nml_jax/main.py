@@ -210,10 +210,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _stop() -> None:
-    message = "stopped: asked to stop; the same command continues"
-    if tell := getattr(_processes(), "leave", None):  # not while it is being imported
-        tell(Preempted.exit_code, message, "asked to stop")
-    print(message, file=sys.stderr, flush=True)
+    _tell(Preempted.exit_code, "stopped: asked to stop; the same command continues", "asked to stop")
     end(Preempted.exit_code)
 
 
@@ -235,15 +232,20 @@ def fail(error: BaseException, message: str, code: int = 1) -> int:
     """Tell the person, and the other processes of the job, if there are any."""
     _ignore_signals()
     code = getattr(error, "exit_code", code)
-    if processes := _processes():
-        processes.leave(code, message, str(error))
-    print(message, file=sys.stderr, flush=True)
+    _tell(code, message, str(error))
     return code
 
 
+def _tell(code: int, message: str, words: str) -> None:
+    if processes := _processes():
+        processes.leave(code, message, words)
+    print(message, file=sys.stderr, flush=True)
+
+
 def _processes() -> ModuleType | None:
-    """The module, if it has been imported: it imports JAX."""
-    return sys.modules.get("nml_jax.processes")
+    """The module, if it has been imported, and to its end: it imports JAX."""
+    module = sys.modules.get("nml_jax.processes")
+    return module if hasattr(module, "leave") else None
 
 
 if __name__ == "__main__":

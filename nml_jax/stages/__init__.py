@@ -73,7 +73,7 @@ def is_done(name: str, config: ConfigDict, workdir: Path) -> bool:
     own = record["stages"].get(name, {})
     if "output" not in own or own["inputs"] != inputs(name, config, record):
         return False
-    if own.get("rows", (found := _digest(name, workdir))) != found:
+    if own.get("rows", (found := log.digest(log.read_rows(workdir), name))) != found:
         log.say(f"{workdir.name}: of the rows of {name} some were changed or lost; it is done again")
         return False
     return module(name).intact(workdir)
@@ -123,7 +123,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
             record["environment"] = environment
         record["stages"][name] |= {
             "output": output,
-            "rows": _digest(name, workdir),
+            "rows": log.digest(log.read_rows(workdir), name),
             "version": stage.VERSION,
             "seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -142,10 +142,6 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
     if first:
         log.say(f"{where} finished in {log.clock(seconds)}")
     return True
-
-
-def _digest(name: str, workdir: Path) -> str:
-    return log.digest(row for row in log.read_rows(workdir) if row.stage == name)
 
 
 def _invalidate(workdir: Path, record: dict[str, Any], name: str) -> None:
