@@ -18,10 +18,10 @@ import numpy as np
 from common import about, write
 
 import nml_jax
-from nml_jax.models.heads import Form
+from nml_jax.models.heads.mlp import Form
 from nml_jax.objectives import nmtune, terms
-from nml_jax.training import head_runs
-from nml_jax.training.head_runs import Bank, Setting, Spec
+from nml_jax.tuning import descent
+from nml_jax.tuning.descent import Bank, Setting, Spec
 
 RESULTS = Path(__file__).parent / "results" / "sweep.json"
 ROWS, DIM, CLASSES, BATCH = 1024, 512, 10, 64
@@ -54,12 +54,12 @@ def main() -> None:
     def timed(groups: list[list[Setting]]) -> float:
         begun = time.perf_counter()
         for group in groups:
-            head_runs.train(spec, bank, group, rows, epochs=1)
+            descent.train(spec, bank, group, rows, epochs=1)
         return time.perf_counter() - begun
 
     singles = [[setting] for setting in settings]
     first = timed([settings])
-    compiled = sum(f._cache_size() for f in (head_runs._train, head_runs._train_mapped))  # type: ignore[attr-defined]
+    compiled = sum(f._cache_size() for f in (descent._train, descent._train_mapped))  # type: ignore[attr-defined]
     jax.clear_caches()
     alone = timed(singles[:1])
     seconds = [(timed([settings]), timed(singles)) for _ in range(repeats + 1)][1:]

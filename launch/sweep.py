@@ -135,7 +135,9 @@ def parse(own: list[str]) -> Any:
     parser.add_argument("--queue", default="", help="jobset: Kueue's local queue")
     args = parser.parse_args(own)
     if args.form == "jobset" and not args.image:
-        raise UserError("no image", "build launch/Dockerfile.tpu, push it, and give --image=REGISTRY/nml_jax:tpu")
+        raise UserError(
+            "no image", "build launch/docker/Dockerfile.tpu, push it, and give --image=REGISTRY/nml_jax:tpu"
+        )
     if args.form == "jobset" and not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", args.topology):
         raise UserError(f"--topology={args.topology!r} is no topology of a slice", "give --topology=8x8, say")
     if min(args.slices, args.chips_per_host) < 1 or args.at_once < 0:

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from nml_jax import processes
 from nml_jax.errors import PeerLost, UserError
-from nml_jax.processes import agree as agree
-from nml_jax.processes import barrier as barrier
-from nml_jax.processes import start as start
+from nml_jax.processes import job, peers
 
 Batch = Mapping[str, Any]
-
 # Smaller arrays are replicated: splitting them saves no memory worth a collective.
 SHARD_FROM = 2**16
-
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
-
 # Of the compiler for CPUs. Barriers stay until operations are fused (`models.materialise`); and YNNPACK computes matrix
 # products and sums, as by default, but no convolutions: for those it takes twice the time of Eigen, and three times
 # for the gradients of their kernels (jaxlib 0.10.2).
@@ -70,7 +63,7 @@ def self_test(mesh: Mesh, timeout: float = 120) -> None:
     sharding = NamedSharding(mesh, BATCH_SPEC)
     numbers = jax.make_array_from_callback((n,), sharding, lambda index: np.arange(1, n + 1, dtype=np.int32)[index])
     try:
-        found = processes.aside(lambda: int(jax.jit(jnp.sum, out_shardings=replicated(mesh))(numbers)), timeout)
+        found = job.aside(lambda: int(jax.jit(jnp.sum, out_shardings=replicated(mesh))(numbers)), timeout)
     except TimeoutError as e:
         raise PeerLost(f"the devices have not added up {n} numbers within {timeout:g} s: one does not answer") from e
     if found != n * (n + 1) // 2:
@@ -79,7 +72,7 @@ def self_test(mesh: Mesh, timeout: float = 120) -> None:
 
 def describe(mesh: Mesh) -> str:
     """One line: hosts, processes, devices, mesh, versions."""
-    about, hosts = environment(), len(set(processes.hosts()))
+    about, hosts = environment(), len(set(peers.hosts()))
     axes = " × ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     versions = ", ".join(f"{name} {about[name]}" for name in ("nml_jax", "jax", "jaxlib", "python"))
     return f"{hosts} host(s), {about['processes']} process(es), {about['device']}, mesh {axes}; {versions}"
@@ -222,27 +215,6 @@ def anywhere(value: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(np.any(multihost_utils.process_allgather(np.int32(value))))
-
-
-class Preemption:
-    """While active, SIGTERM sets `asked` in place of ending the process."""
-
-    def __enter__(self) -> "Preemption":
-        self.asked = False
-        try:
-            self.previous = signal.signal(signal.SIGTERM, self._ask)
-        except ValueError:  # not in the main thread: whoever called handles signals
-            self.previous = None
-        return self
-
-    def _ask(self, *_: object) -> None:
-        self.asked = True
-
-    def __exit__(self, error: object, *_: object) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
-            if self.asked and error is None:  # too late for whoever was to look at `asked`
-                signal.raise_signal(signal.SIGTERM)
 
 
 def environment() -> dict[str, str]:

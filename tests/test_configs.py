@@ -8,7 +8,8 @@ import pytest
 
 from configs import common
 from nml_jax import runtime, settings
-from nml_jax.stages import ALL_STAGES, plan
+from nml_jax.stages.dry_run import batch_shapes
+from nml_jax.stages.runner import ALL_STAGES
 from nml_jax.training import loop
 
 CONFIGS = sorted(p for p in (Path(__file__).parent.parent / "configs").glob("*.py") if p.stem != "common")
@@ -41,7 +42,7 @@ def test_a_whole_step_at_full_size(path: Path, arg: str | None):
     mesh = runtime.make_mesh(-1, 2)
     runtime.check_batch(cell.train.batch, mesh, "train.batch")
     program = loop.build(cell, loop.Plan.of(cell, n), mesh, num_classes=num_classes)
-    state, metrics = jax.eval_shape(program.step, program.shapes, plan.batch_shapes(cell))
+    state, metrics = jax.eval_shape(program.step, program.shapes, batch_shapes(cell))
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), program.shapes)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shapes
     assert {"loss", "accuracy", "grad_norm"} <= metrics.keys()

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from nml_jax import __version__, processes, runtime
+from nml_jax import __version__, runtime
 from nml_jax.errors import PeerLost, UserError
+from nml_jax.processes import peers
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_a_sum_that_does_not_come_is_not_waited_for(mesh, monkeypatch):
         assert limit == 7
         raise TimeoutError
 
-    monkeypatch.setattr(processes, "aside", silent)
+    monkeypatch.setattr(runtime.job, "aside", silent)
     with pytest.raises(PeerLost, match="within 7 s"):
         runtime.self_test(mesh, 7)
 
@@ -89,7 +90,7 @@ def test_a_job_in_one_line():
 def test_an_incomplete_job_is_a_user_error(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
     with pytest.raises(UserError, match="JAX_COORDINATOR_ADDRESS"):
-        runtime.start()
+        peers.start()
 
 
 def test_environment_names_device_and_versions():

@@ -4,7 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common, digits
-from nml_jax import settings
+from nml_jax import inputs, settings
 from nml_jax.errors import UserError
 
 
@@ -140,7 +140,7 @@ def test_files_behind_feature_specs(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("a.npz", "X.npy", "y.npy", "b,c.npz"):
         (tmp_path / name).write_text("")
-    assert settings.files("~/a.npz; ~/X.npy,~/y.npy") == [str(tmp_path / n) for n in ("a.npz", "X.npy", "y.npy")]
-    assert settings.files(f"{tmp_path}/b,c.npz") == [str(tmp_path / "b,c.npz")]
-    assert settings.files("") == []
-    assert settings.specs(" a.npz; X.npy,y.npy;;") == ["a.npz", "X.npy,y.npy"]
+    assert inputs.files("~/a.npz; ~/X.npy,~/y.npy") == [str(tmp_path / n) for n in ("a.npz", "X.npy", "y.npy")]
+    assert inputs.files(f"{tmp_path}/b,c.npz") == [str(tmp_path / "b,c.npz")]
+    assert inputs.files("") == []
+    assert inputs.specs(" a.npz; X.npy,y.npy;;") == ["a.npz", "X.npy,y.npy"]

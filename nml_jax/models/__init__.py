@@ -18,8 +18,8 @@ from ml_collections import FrozenConfigDict
 from nml_jax import settings
 from nml_jax.errors import UserError
 from nml_jax.models import clip
-from nml_jax.models.resnet import ResNet
-from nml_jax.models.vit import ViT
+from nml_jax.models.encoders.resnet import ResNet
+from nml_jax.models.encoders.vit import ViT
 
 Tree = dict[str, Any]
 

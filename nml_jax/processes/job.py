@@ -40,7 +40,7 @@ class Job:
     """From before the processes are joined until this one ends.
 
     Args:
-        timeout: see `processes.start`.
+        timeout: see `peers.start`.
     """
 
     def __init__(self, timeout: float):

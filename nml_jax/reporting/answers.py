@@ -5,12 +5,14 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from nml_jax.reporting.cells import Cell
-from nml_jax.reporting.choice import DOMAINS, Contest, named
-from nml_jax.reporting.outcomes import HELD_OUT, from_files, head_path
-from nml_jax.reporting.paired import BLIND, SEEDS, listed
-from nml_jax.reporting.results import DIVERGED, MEAN, Key, Study
-from nml_jax.training import methods
+from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, named
+from nml_jax.reporting.statistics.compare import HELD_OUT, from_files
+from nml_jax.reporting.statistics.paired import BLIND, SEEDS, listed
+from nml_jax.reporting.statistics.studies import MEAN, Key, Study
+from nml_jax.runs.finished import Cell
+from nml_jax.runs.heads import head_path
+from nml_jax.runs.rows import DIVERGED
+from nml_jax.tuning import methods
 
 FEW = 10  # epochs; after fewer heads still became better on the text features of the README
 
@@ -170,7 +172,7 @@ def head_file(c: Contest) -> str:
         if row.stage == "tune" and path.is_file():
             path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
             which = f"The head of the first of {len(sources)} seeds" if len(sources) > 1 else "The head"
-            return f"{which}, applied to features: python -m nml_jax.stages.predict {shlex.quote(str(path))} FEATURES"
+            return f"{which}, applied to features: python -m nml_jax.predict {shlex.quote(str(path))} FEATURES"
     return ""
 
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from nml_jax import goodput, log
 from nml_jax.reporting import claims
-from nml_jax.reporting.cells import Cell
 from nml_jax.reporting.markup import Lines, folded, table
-from nml_jax.reporting.paired import DASH, MINUS, Comparison, Stat, unit
-from nml_jax.reporting.results import MEAN, NOISE, REPLICATE, Key, Study, titled
+from nml_jax.reporting.statistics.paired import DASH, MINUS, Comparison, Stat, unit
+from nml_jax.reporting.statistics.studies import MEAN, NOISE, REPLICATE, Key, Study, titled
+from nml_jax.runs import goodput
+from nml_jax.runs.files import QUARANTINE
+from nml_jax.runs.finished import Cell
 from nml_jax.settings import NOT_IDENTITY
 
 SCORES = {"accuracy": "accuracy", "top5": "top-5", "macro_f1": "macro-F1", "mean_per_class": "mean per class"}
@@ -197,7 +198,7 @@ def goodput_of(cells: Sequence[Cell]) -> str:
     for cell in cells:
         if (of := goodput.read(cell.folder)) is not None:
             total.update(of.seconds)
-            undecodable = cell.folder / log.QUARANTINE
+            undecodable = cell.folder / QUARANTINE
             left_out = len(undecodable.read_text("utf-8").splitlines()) if undecodable.exists() else 0
             parts = [f"{of.seconds[part]:,.1f}" for part in of.seconds]
             counts = [f"{of.sessions}", f"{of.skipped}", f"{left_out}"]

@@ -22,13 +22,14 @@ import safetensors.numpy
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, log, runtime, settings
-from nml_jax.data import tasks
-from nml_jax.data.shares import stratified
+from nml_jax import errors, runtime, settings
+from nml_jax.assembly import encoder, evaluators
+from nml_jax.data.stratify import stratified
 from nml_jax.evals import collect, mapped
-from nml_jax.reporting import outcomes
-from nml_jax.stages import encoder, evaluation
-from nml_jax.stages.finetune_runs import (
+from nml_jax.processes import peers
+from nml_jax.runs.heads import correct_path, write_correct
+from nml_jax.runs.rows import Row, has_rows, read_rows, write_rows
+from nml_jax.stages.finetune_search import (
     Heads,
     Site,
     Trained,
@@ -37,8 +38,9 @@ from nml_jax.stages.finetune_runs import (
     setting_name,
     training_config,
 )
+from nml_jax.tasks.classification import check_tasks, load_task
 from nml_jax.training import checkpoint, finetune, lora
-from nml_jax.training.holdout import check_choices
+from nml_jax.tuning.holdout import check_choices
 
 VERSION = 3
 KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract", "zeroshot", "tune", "finetune")
@@ -59,9 +61,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     weights = {name: x for name, x in params.items() if name != "head"}, model_state
     where = {"run": workdir.name, "step": frozen.step, "weights": config.extract.weights}
     origin = encoder.provenance(config, frozen.ledger, **where)
-    rows: list[log.Row] = []
+    rows: list[Row] = []
     for name in config.downstream.tasks:
-        task = tasks.load(name, config)
+        task = load_task(name, config)
         for share in config.finetune.shares:
             for seed in settings.seeds(config.seed, config.finetune.seeds):
                 kept = stratified(task.train.labels, share, config.seed)
@@ -73,7 +75,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                         rows += tuned(site, method, terms, start, origin)
     if jax.process_index() == 0:
         with errors.storage(workdir):
-            log.write_rows(workdir, "finetune", rows)
+            write_rows(workdir, "finetune", rows)
             for probe in (workdir / "finetune").glob(f"*/{finetune.PROBE},*"):
                 shutil.rmtree(probe)
     return settings.sha([[row.metric, row.task, row.split, row.method, row.preset, row.value] for row in rows])
@@ -83,11 +85,11 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     finetune.check(config.finetune)
     runtime.check_batch(config.finetune.batch, mesh, "finetune.batch")
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
-    tasks.check(config, data=data)
+    check_tasks(config, data=data)
     model = encoder.build(config, num_classes=0)
     if config.finetune.head_init == "zeroshot":
         cure = "set finetune.head_init to fresh or probe"
-        evaluation.check_described(config, "finetune.head_init=zeroshot", cure, data=data)
+        evaluators.check_described(config, "finetune.head_init=zeroshot", cure, data=data)
     choices = {"finetune.lrs": config.finetune.lrs}
     if config.finetune.head_init == finetune.PROBE:
         choices["tune.lrs"] = config.tune.lrs
@@ -99,9 +101,9 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
 
 def intact(workdir: Path) -> bool:
     """Whether the tuned models that the rows speak of are there."""
-    rows = [row for row in log.read_rows(workdir) if row.stage == "finetune"]
+    rows = [row for row in read_rows(workdir) if row.stage == "finetune"]
     names = {(row.task, setting_name(row.method, row.preset, row.train_share, row.head_seed)) for row in rows}
-    kept = {outcomes.place(workdir, vars(row)) for row in rows}
+    kept = {correct_path(workdir, vars(row)) for row in rows}
     models = (checkpoint.steps(workdir / "finetune" / task / name / "checkpoints") for task, name in names)
     return all(path.is_file() for path in kept) and all(models)
 
@@ -115,17 +117,17 @@ def forget(workdir: Path) -> None:
 # ---- one setting
 
 
-def tuned(site: Site, method: str, terms: str, heads: Heads, origin: dict[str, Any]) -> list[log.Row]:
+def tuned(site: Site, method: str, terms: str, heads: Heads, origin: dict[str, Any]) -> list[Row]:
     """Choose the learning rate, train, keep the result, and score it; what was finished before is read again."""
     folder, config = site.place(method, terms), site.config.finetune
     shared = {
         **origin, "stage": "finetune", "task": site.task.name, "n_train": len(site.rows), "train_share": site.share,
         "downstream_noise": 0.0, "method": method, "preset": site.preset(terms), "head_seed": site.config.seed,
     }  # fmt: skip
-    kept = outcomes.place(site.folder.parents[1], shared)
+    kept = correct_path(site.folder.parents[1], shared)
     whole = kept.is_file() and bool(checkpoint.steps(folder / "checkpoints"))
-    if runtime.agree(whole and (folder / "rows.jsonl").exists()):
-        return log.read_rows(folder)
+    if peers.agree(whole and has_rows(folder)):
+        return read_rows(folder)
     done = chosen_and_trained(site, method, terms, config.lrs, heads)
     start = finetune.merged(done.begin(), config)
     start[0]["encoder"], start[1]["encoder"] = site.weights  # as it was, without NoisyTune's perturbation
@@ -139,12 +141,12 @@ def tuned(site: Site, method: str, terms: str, heads: Heads, origin: dict[str, A
         right = right or correct  # of the result, which is the first
         more = {} if share is None else {"wise_alpha": share}
         mark = "" if share is None else f"@wise={share:g}"
-        rows += [log.Row(**shared, **fields, metric=metric + mark, hyper=hyper | more)
+        rows += [Row(**shared, **fields, metric=metric + mark, hyper=hyper | more)
                  for metric, fields in found]  # fmt: skip
     if jax.process_index() == 0:
-        outcomes.write(kept, right)
+        write_correct(kept, right)
         with errors.storage(folder):
-            log.write_rows(folder, "finetune", rows)
+            write_rows(folder, "finetune", rows)
             for name in ("training", "search"):
                 if (folder / name).exists():
                     shutil.rmtree(folder / name)
@@ -175,7 +177,7 @@ def keep(site: Site, folder: Path, end: tuple[Any, Any], done: Trained) -> None:
     }  # fmt: skip
     result = checkpoint.Checkpoints(folder / "checkpoints", every=1, keep=1, keep_every=0, meta=meta)
     try:
-        if not runtime.agree(bool(checkpoint.steps(folder / "checkpoints"))):
+        if not peers.agree(bool(checkpoint.steps(folder / "checkpoints"))):
             placed = runtime.place((params, model_state), site.mesh)
             result.save(
                 dataclasses.replace(done.state, params=placed[0], model_state=placed[1], opt_state={}), must=True
@@ -195,7 +197,7 @@ def scores(site: Site, weights: tuple[Any, Any]) -> tuple[list[tuple[str, dict[s
         frames = {"frame_labels": test.frames.labels, "groups": test.frames.groups} if test.frames else {}
         scorer = mapped.Scorer(site.task.num_classes, class_map=test.class_map, **frames)
         drawn = {"batch": site.config.extract.batch, "shift": test.shift, "seed": site.config.seed}
-        for local in evaluation.images(site.config, site.mesh, test.source, **drawn):
+        for local in evaluators.images(site.config, site.mesh, test.source, **drawn):
             batch = put(local)
             logits = collect.output(params, model_state, {"image": batch["image"]}, apply=model.apply, name="logits")
             logits, labels, mask = runtime.fetch((logits, batch["label"], batch["mask"]), site.mesh)

@@ -16,7 +16,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from nml_jax import models, runtime
 from nml_jax.errors import UserError
-from nml_jax.models import Model, heads
+from nml_jax.models import Model
+from nml_jax.models.heads import mlp
 from nml_jax.objectives import finetune
 from nml_jax.training import loop, lora, optim, perturb
 from nml_jax.training.state import TrainState
@@ -38,7 +39,7 @@ class Setup(NamedTuple):
 
     method: str  # of METHODS, or PROBE
     terms: str  # "none", or a key of nmtune.PRESETS
-    form: heads.Form
+    form: mlp.Form
     layer: str  # the encoder's output that the head is on
     num_classes: int
     image_size: int
@@ -64,7 +65,7 @@ def classifier(model_config: Any, config: Any, setup: Setup) -> Model:
     encoder = own
     if setup.method == "lora":
         encoder = lora.adapt(own, rank=config.rank, alpha=config.alpha, targets=config.targets)
-    head = heads.head(setup.form, setup.num_classes)
+    head = mlp.head(setup.form, setup.num_classes)
     compares = objective(config, setup.terms).mse > 0
 
     def init(key: jax.Array, batch_spec: Any) -> tuple[Any, Any]:

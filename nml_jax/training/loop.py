@@ -20,7 +20,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from nml_jax import models, objectives, runtime, settings
 from nml_jax.errors import NonFinite, Preempted
-from nml_jax.models import micro
+from nml_jax.models.micro_batches import in_micro_batches
+from nml_jax.processes.sigterm import Preemption
 from nml_jax.training import optim
 from nml_jax.training import state as train_state
 from nml_jax.training.checkpoint import Checkpoints
@@ -70,7 +71,7 @@ def _build(
     mesh: Mesh,
 ) -> Program:
     model = models.build(model_config, num_classes=num_classes, image_size=image_size)
-    in_parts = micro.in_micro_batches(model, micro_batches, blocks=mesh.size)
+    in_parts = in_micro_batches(model, micro_batches, blocks=mesh.size)
     objective = objectives.make(objective_config, num_classes=num_classes, blocks=mesh.size)
     tx, schedule = optim.make(optimizer_config, model.shapes[0], steps=plan.steps, steps_per_epoch=plan.per_epoch)
     return assemble(model, functools.partial(objective.loss, in_parts), tx, schedule, ema, mesh)
@@ -164,7 +165,7 @@ def train(
     nobody = np.zeros(jax.local_device_count(), np.int32)
     unasked = put({"asked": nobody})  # once: a put costs more than all else in a small step
     # Reading may be refused, and then no file is open.
-    with contextlib.closing(batches(first)) as iterator, journal.open(first), runtime.Preemption() as preemption:
+    with contextlib.closing(batches(first)) as iterator, journal.open(first), Preemption() as preemption:
         for step in range(first + 1, plan.steps + 1):
             local = next(iterator)
             journal.received(idle=window.idle(), then="compile" if step == first + 1 else "step")

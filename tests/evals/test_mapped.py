@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from nml_jax.data import class_maps
 from nml_jax.errors import UserError
 from nml_jax.evals import mapped, metrics
+from nml_jax.tasks import class_maps
 
 LOGITS = np.array([[0.0, 3.0, 1.0, 2.0], [5.0, -1.0, -2.0, -3.0], [-4.0, -3.0, -2.0, -1.0]])
 

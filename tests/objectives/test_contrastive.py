@@ -12,7 +12,7 @@ from configs.common import get_config
 from nml_jax import objectives, runtime
 from nml_jax.errors import UserError
 from nml_jax.objectives.contrastive import Contrastive, info_nce, sigmoid_loss
-from tests.meshes import mesh_of
+from tests.scenes.meshes import mesh_of
 
 LOSSES = {"clip": info_nce, "siglip": sigmoid_loss}
 SCALE, BIAS = 14.3, -3.0

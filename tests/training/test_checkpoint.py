@@ -10,9 +10,9 @@ import pytest
 
 from nml_jax import load_model, models, runtime
 from nml_jax.errors import UserError
-from nml_jax.models import convert
+from nml_jax.models.weights import convert
 from nml_jax.training import checkpoint, loop, pretrained
-from tests.meshes import mesh_of
+from tests.scenes.meshes import mesh_of
 from tests.training.tiny import host, step_batch
 
 

@@ -11,9 +11,9 @@ from ml_collections import FrozenConfigDict
 from configs import common
 from nml_jax import runtime, settings
 from nml_jax.errors import UserError
-from nml_jax.models import heads
+from nml_jax.models.heads import mlp as heads
 from nml_jax.training import finetune, loop, optim
-from tests.meshes import mesh_of
+from tests.scenes.meshes import mesh_of
 
 MODELS = {
     "resnet18": {"stem": "small", "width": 4, "blocks": (1, 1), "zero_init_residual": False},

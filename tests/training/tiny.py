@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import digits
-from nml_jax import goodput, runtime, settings
+from nml_jax import runtime, settings
+from nml_jax.runs import goodput
 from nml_jax.training import checkpoint, loop
 from nml_jax.training.journal import Journal
 from nml_jax.training.state import TrainState
