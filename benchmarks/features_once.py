@@ -91,14 +91,14 @@ class Race:
         form, numbers = terms.split("nmtune", weights)
         spec = descent.Spec(Form(mlp=True), form, CLASSES, BATCH, config.standardize)
         rows, n = np.arange(len(labels)), np.int32(len(labels))
-        setting = descent.typed(descent.Setting(rows, LR, WEIGHT_DECAY, 0, numbers))
+        setting = descent.to_arrays(descent.Setting(rows, LR, WEIGHT_DECAY, 0, numbers))
         total, carry = np.int32(config.epochs * -(-n // BATCH)), None
         for i in range(config.epochs):
             views = np.stack([self.features(self.train, 2 * i + k) for k in (1, 2)], 1)
             if carry is None:
-                standard = descent.standard(views) if config.standardize else None
+                standard = descent.get_standard(views) if config.standardize else None
                 carry = descent.begin(spec, setting, views.shape[-1], standard)
-            bank = descent.Bank(views, labels, np.ones(n, np.float32))
+            bank = descent.TrainingSet(views, labels, np.ones(n, np.float32))
             carry = descent.advance(spec, carry, bank, setting, n, np.int32(i), total)
         assert carry is not None
         return self.accuracy(TunedHead(spec.form, *jax.device_get((carry.params, carry.state))))

@@ -115,7 +115,7 @@ def prepared(files: list[bytes], folder: Path, resize: int | None) -> Any:
         path = src / "train" / str(i % 2) / f"{i:05}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    image_folder.image_folder(src, out, resize=resize)
+    image_folder.build_image_folder(src, out, resize=resize)
     data = SimpleNamespace(source="directory", path=str(out), name="", classes=(), num_classes=None)
     return sources.load(data, "train")
 

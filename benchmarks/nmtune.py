@@ -55,7 +55,7 @@ class Ours:
         self.spec = descent.Spec(Form(mlp=True), form, CLASSES, BATCH, standardize=False)
         self.setting = descent.Setting(np.arange(rows), LR, WEIGHT_DECAY, 0, numbers)
         self.rows, self.train = rows, descent.train
-        self.bank = jax.device_put(descent.Bank(*bank(rows, dim), np.ones(rows, np.float32)))
+        self.bank = jax.device_put(descent.TrainingSet(*bank(rows, dim), np.ones(rows, np.float32)))
 
     def params(self, epochs: int) -> dict[str, Any]:
         return self.train(self.spec, self.bank, [self.setting], self.rows, epochs=epochs)[0][0]

@@ -48,7 +48,7 @@ RESULTS = Path(__file__).parent / "results" / "overhead.json"
 def config_of(**values: Any) -> Any:
     config = common.get_config()
     config.update_from_flattened_dict(values)
-    return next(iter(settings.cells(config).values()))
+    return next(iter(settings.expand_sweep(config).values()))
 
 
 class Timed(Journal):

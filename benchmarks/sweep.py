@@ -21,13 +21,13 @@ import nml_jax
 from nml_jax.models.heads.mlp import Form
 from nml_jax.objectives import nmtune, terms
 from nml_jax.tuning import descent
-from nml_jax.tuning.descent import Bank, Setting, Spec
+from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 
 RESULTS = Path(__file__).parent / "results" / "sweep.json"
 ROWS, DIM, CLASSES, BATCH = 1024, 512, 10, 64
 
 
-def problem(rows: int) -> tuple[Spec, Bank, list[Setting]]:
+def problem(rows: int) -> tuple[Spec, TrainingSet, list[Setting]]:
     """NMTune (`paper`) with two learning rates, two decays and four weights of the singular-value term."""
     rng = np.random.default_rng(0)
     features = np.maximum(rng.normal(size=(rows, 1, DIM)), 0).astype(np.float32)
@@ -36,7 +36,7 @@ def problem(rows: int) -> tuple[Spec, Bank, list[Setting]]:
     for lr, decay, svd in itertools.product((1e-2, 1e-3), (0.0, 1e-4), (0.01, 0.02, 0.05, 0.1)):
         form, numbers = terms.split("nmtune", nmtune.weights("paper", 1, svd=svd)[0])
         settings.append(Setting(np.arange(rows), lr, decay, 0, numbers))
-    bank = jax.device_put(Bank(features, labels, np.ones(rows, np.float32)))
+    bank = jax.device_put(TrainingSet(features, labels, np.ones(rows, np.float32)))
     return Spec(Form(mlp=True), form, CLASSES, BATCH, standardize=False), bank, settings
 
 

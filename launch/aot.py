@@ -144,16 +144,16 @@ def analyse(config: Any, name: str, mfu: float, effort: float = 0.0) -> dict[str
     import jax
 
     from nml_jax import runtime
-    from nml_jax.stages.dry_run import flop, lower, sizes
+    from nml_jax.stages.dry_run import count_flop, find_sizes, lower
 
     jax.config.update("jax_exec_time_optimization_effort", effort)
     chip = Slice.of(name).chip
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis, devices(name))
-    counts = sizes(config)
+    counts = find_sizes(config)
     run, program, lowered = lower(config, mesh, *counts)
-    flops = dict.fromkeys(("model", "executed"), flop(config, *counts, recomputed=False) / mesh.size)
+    flops = dict.fromkeys(("model", "executed"), count_flop(config, *counts, recomputed=False) / mesh.size)
     if config.model.remat or config.train.micro_batches > 1:
-        flops["executed"] = flop(config, *counts, recomputed=True) / mesh.size
+        flops["executed"] = count_flop(config, *counts, recomputed=True) / mesh.size
     begun = time.perf_counter()
     compiled = compile_step(config, name, lowered)
     seconds = time.perf_counter() - begun
@@ -270,7 +270,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     if options.fsdp is not None:
         with config.unlocked():
             config.runtime.update({"fsdp_axis": options.fsdp, "data_axis": -1})
-    return options, next(iter(settings.cells(config, config_flags.get_override_values(flags.FLAGS["config"])).values()))
+    return options, next(
+        iter(settings.expand_sweep(config, config_flags.get_override_values(flags.FLAGS["config"])).values())
+    )
 
 
 def main(argv: Sequence[str]) -> int:

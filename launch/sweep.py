@@ -39,8 +39,10 @@ def cells(flags: Sequence[str]) -> tuple[Any, dict[str, list[str]]]:
     if set(config.stages) == {"report"}:
         raise UserError("stages=('report',) has nothing to run side by side", "run it with nml_jax.main")
     pinned = config_flags.get_override_values(absl_flags.FLAGS["config"])
-    axes = [key for key in settings.swept(config) if key not in pinned]
-    return config, {name: [pin(key, cell) for key in axes] for name, cell in settings.cells(config, pinned).items()}
+    axes = [key for key in settings.swept_axes(config) if key not in pinned]
+    return config, {
+        name: [pin(key, cell) for key in axes] for name, cell in settings.expand_sweep(config, pinned).items()
+    }
 
 
 def pin(key: str, cell: Any) -> str:

@@ -4,7 +4,7 @@ import math
 import sys
 
 
-def clock(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Seconds as h:mm:ss or m:ss."""
     if not math.isfinite(seconds):
         return "?"
@@ -13,6 +13,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def say(message: str) -> None:
+def notice(message: str) -> None:
     """One line for the person at the terminal. Results go to stdout, this goes to stderr."""
     print(message, file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from nml_jax.errors import NonFinite, PeerLost, Preempted, UserError, of_storage
+from nml_jax.errors import NonFinite, PeerLost, Preempted, UserError, as_disk_error
 from nml_jax.processes.sigterm import on_sigterm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +66,7 @@ def launch(
 
     runner.check(config.stages, "stages")
     runner.check(force, "--force")
-    cells = settings.cells(config, pinned)
+    cells = settings.expand_sweep(config, pinned)
     todo = [stage for stage in runner.STAGES if stage in config.stages]  # in their order, whatever the config's
 
     # ---- where -----------------------------------------------------------------------------------------------------
@@ -87,10 +87,10 @@ def launch(
         experiment.claim(workdir, config, force=force, write=False)
         print(describe_plan(config, cells, workdir, mesh))
         return
-    runtime.self_test(mesh, config.runtime.timeout)
+    runtime.check_devices(mesh, config.runtime.timeout)
     first = jax.process_index() == 0
     if first:
-        console.say(runtime.describe(mesh))
+        console.notice(runtime.describe(mesh))
     revision = code_revision()
     experiment.claim(workdir, config, force=force, write=first and bool(todo))
     runtime.keep_compiled(workdir / ".jax_cache")
@@ -108,8 +108,8 @@ def launch(
 
         with peers.at("report"):
             page = report.run(config, workdir, mesh)
-        print(report.summary(page.parent))
-        console.say(f"report: {page.resolve()}")
+        print(report.summarise(page.parent))
+        console.notice(f"report: {page.resolve()}")
 
 
 def code_revision() -> str:
@@ -200,10 +200,10 @@ def _run(argv: Sequence[str]) -> int:
         return fail(e, "stopped by the keyboard; the same command continues", code=130)
     except Exception as e:
         _ignore_signals()
-        if isinstance(e, OSError) and (refused := of_storage(e)):
+        if isinstance(e, OSError) and (refused := as_disk_error(e)):
             return fail(refused, f"error: {refused}")
         # Whatever a library says of a peer that is gone, this is what it means.
-        if (peers := _peers()) and (cause := peers.lost()):
+        if (peers := _peers()) and (cause := peers.find_lost()):
             return fail(PeerLost(cause), f"stopped: {cause}")
         if peers:
             peers.leave(1, traceback.format_exc(), f"{type(e).__name__}: {_one_line(e)}")

@@ -38,7 +38,7 @@ def predict(head: head_file.TunedHead, features: files.Features) -> Iterator[tup
             f"{features.path} has {features.dim} features per row, the head takes {head.dim}",
             "use features of the encoder and layer that the head was tuned on",
         )
-    for start, block in features.blocks(files.block_rows(features.views, features.dim)):
+    for start, block in features.blocks(files.count_block_rows(features.views, features.dim)):
         yield start, head.outputs(block[:, 0])[1]
 
 
@@ -124,14 +124,14 @@ def check_out(out: Path, inputs: Sequence[Path]) -> None:
         raise UserError(f"--out={out} would replace the input {replaced[0]}", "give --out the name of another file")
 
 
-def named(features: files.Features) -> list[str]:
+def label_names(features: files.Features) -> list[str]:
     """The labels of a file as the classes of a head are called; none where it has none."""
     names, labels = features.class_names, features.labels
     numbers = len(labels) and labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max() < len(names)
     return [names[c] if numbers else str(c) for c in labels.tolist()]
 
 
-def agreement(known: list[str], predictions: Sequence[Any], head: head_file.TunedHead) -> str:
+def describe_agreement(known: list[str], predictions: Sequence[Any], head: head_file.TunedHead) -> str:
     """What the labels of a file, as `named` gives them, say of the predictions: one line."""
     classes = set(map(str, head.classes))
     new = [label for label in known if label not in classes]
@@ -163,8 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             predictions = write_file(head, features, args.out, proba=args.proba)
         else:
             predictions = write_stdout(head, features, proba=args.proba)
-        if known := named(features):
-            print(agreement(known, predictions, head), file=sys.stderr)
+        if known := label_names(features):
+            print(describe_agreement(known, predictions, head), file=sys.stderr)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code

@@ -43,27 +43,27 @@ def from_json(tree: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(restored(tree)).lock()
 
 
-def frozen(*sections: ConfigDict) -> tuple[FrozenConfigDict, ...]:
+def freeze_sections(*sections: ConfigDict) -> tuple[FrozenConfigDict, ...]:
     """Hashable copies, to key what is compiled by what it was compiled for."""
     return tuple(FrozenConfigDict(section.to_dict()) for section in sections)
 
 
-def sha(value: Any) -> str:
+def hash_json(value: Any) -> str:
     """SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def part(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+def select_keys(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     """Those top-level keys of a config (as JSON) that a stage reads."""
     return {key: config[key] for key in keys}
 
 
-def seeds(seed: int, count: int) -> range:
+def repetition_seeds(seed: int, count: int) -> range:
     """Seeds of several repetitions within a run: those of one run are none of another run of the sweep."""
     return range(seed * count, (seed + 1) * count)
 
 
-def cells(config: ConfigDict, pinned: Mapping[str, Any] | None = None) -> dict[str, ConfigDict]:
+def expand_sweep(config: ConfigDict, pinned: Mapping[str, Any] | None = None) -> dict[str, ConfigDict]:
     """The runs of a config: the product of the values under `sweep`, each a resolved and locked config by its name.
 
     Args:
@@ -78,7 +78,7 @@ def cells(config: ConfigDict, pinned: Mapping[str, Any] | None = None) -> dict[s
     """
     known = dict(flatten(config.to_dict()))
     axes: dict[str, tuple] = {key: (known[key],) for key in AXES if key != "noise" or not config.features.train}
-    for key, values in swept(config).items():
+    for key, values in swept_axes(config).items():
         if key not in known or key.split(".")[0] in NOT_IDENTITY:
             raise UserError(f"sweep.{key}: {key} is no key that a run can vary", "use a key of configs/common.py")
         if not isinstance(values, tuple) or not values or len(set(values)) < len(values):
@@ -106,7 +106,7 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
-def swept(config: ConfigDict) -> dict[str, Any]:
+def swept_axes(config: ConfigDict) -> dict[str, Any]:
     """Dotted key -> values, of the axes of a config. An empty tuple is no axis."""
     return {key: values for key, values in flatten(config.sweep.to_dict()) if values != ()}
 
@@ -178,7 +178,7 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def identity(config: ConfigDict, axes: Iterable[str]) -> dict[str, Any]:
+def shared_identity(config: ConfigDict, axes: Iterable[str]) -> dict[str, Any]:
     """What all runs of an experiment share: every key but its axes, `noise_seed` (of an axis) and `NOT_IDENTITY`."""
     swept = {*axes, "noise_seed"} if "seed" in axes and config.noise_seed is None else {*axes}
     flat = flatten({k: v for k, v in to_json(config).items() if k not in NOT_IDENTITY})
@@ -187,4 +187,4 @@ def identity(config: ConfigDict, axes: Iterable[str]) -> dict[str, Any]:
 
 def axes_of(config: ConfigDict) -> tuple[str, ...]:
     """The dotted keys in which the runs of an experiment differ."""
-    return tuple(dict.fromkeys((*AXES, *swept(config))))
+    return tuple(dict.fromkeys((*AXES, *swept_axes(config))))

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from nml_jax.data.sources import texts as stored
 from nml_jax.data.text.tokenizer import load, train
-from nml_jax.errors import UserError, storage
-from nml_jax.runs.files import atomic_write
+from nml_jax.errors import UserError, storing
+from nml_jax.runs.files import write_atomic
 
 
-def captions(sources: Iterable[str]) -> Iterator[str]:
+def read_captions(sources: Iterable[str]) -> Iterator[str]:
     """The captions in text files and prepared image-text directories, in order.
 
     Raises:
@@ -59,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"{args.out} does not end in .json", "name the file to write last, as in captions.json")
         if args.out.exists():
             raise UserError(f"{args.out} exists already", "choose another OUT.json, or delete it first")
-        definition = train(captions(args.corpus), args.vocab)
-        with storage(args.out):
-            atomic_write(args.out, definition)
+        definition = train(read_captions(args.corpus), args.vocab)
+        with storing(args.out):
+            write_atomic(args.out, definition)
         tokenizer = load(str(args.out), 3)
     except UserError as e:
         print(e, file=sys.stderr)

@@ -123,7 +123,7 @@ def test_labels_by_name(tmp_path: Path):
     def names(labels: list[int]) -> list[str]:
         save_file({"x": X[: len(labels)], "y": np.array(labels)}, tmp_path / "x.safetensors",
                   {"class_names": '["ant", "bee"]'})  # fmt: skip
-        return predict.named(files.open_features(str(tmp_path / "x.safetensors")))
+        return predict.label_names(files.open_features(str(tmp_path / "x.safetensors")))
 
     assert names([1, 0]) == ["bee", "ant"]
     assert names([-1, 0]) == ["-1", "0"]  # no number of a class

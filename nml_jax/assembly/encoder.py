@@ -49,13 +49,13 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
             )
         step, ledger, model = 0, None, build(config, num_classes=config.data.num_classes or 1)
         params, model_state = model.init(jax.random.key(config.seed), model.spec)
-        params, model_state = pretrained.warm_start(config.init_from, config, params, model_state)
+        params, model_state = pretrained.load_weights(config.init_from, config, params, model_state)
     else:
         raise errors.UserError(
             f"{workdir} holds no checkpoint to extract from", "run the pretrain stage first, or set --config.init_from"
         )
-    digest = checkpoint.digest(jax.device_get((params, model_state)))
-    params, model_state = runtime.place((params, model_state), mesh)
+    digest = checkpoint.hash_tree(jax.device_get((params, model_state)))
+    params, model_state = runtime.to_mesh((params, model_state), mesh)
     return Encoder(model, params, model_state, step, ledger, digest)
 
 
@@ -65,7 +65,7 @@ def build(config: ConfigDict, *, num_classes: int) -> models.Model:
 
 
 @functools.lru_cache(maxsize=4)
-def layers(model: models.Model) -> tuple[str, ...]:
+def list_layers(model: models.Model) -> tuple[str, ...]:
     """The outputs of images that can be features: those with a row for each."""
 
     def outputs(params: Any, model_state: Any, batch: Any) -> Any:
@@ -91,7 +91,9 @@ def has_text(config: ConfigDict) -> bool:
     return "text" in build(config, num_classes=config.data.num_classes or 1).spec
 
 
-def provenance(config: ConfigDict, ledger: noise.Ledger | None, *, run: str, step: int, weights: str) -> dict[str, Any]:
+def describe_origin(
+    config: ConfigDict, ledger: noise.Ledger | None, *, run: str, step: int, weights: str
+) -> dict[str, Any]:
     """The fields of a row that say how the encoder came about. Without a ledger: weights from elsewhere."""
     return {
         "run": run,

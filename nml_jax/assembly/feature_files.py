@@ -29,7 +29,7 @@ def open_files(config: ConfigDict, workdir: Path) -> FeatureSet:
         UserError: a file is missing or damaged, files do not fit each other, or a test has a class that training lacks.
     """
     keys = config.features
-    whole, classes, labels = training_file(keys)
+    whole, classes, labels = read_training_file(keys)
     tests: list[Split] = []
     train = Split("train", "id", whole, labels)
     if not keys.test:
@@ -41,10 +41,10 @@ def open_files(config: ConfigDict, workdir: Path) -> FeatureSet:
         train = Split("train", "id", Subset(whole, kept), labels[kept])
         tests.append(Split("holdout", "id", Subset(whole, held), labels[held]))
     for domain, specs in (("id", keys.test), ("ood", keys.ood)):
-        for spec in inputs.specs(specs):
+        for spec in inputs.split_specs(specs):
             other = _open(keys, spec, whole.names)
             files.check_alike(whole, other)
-            name = _name(other.path, {test.name for test in tests} | RESERVED)
+            name = _name_split(other.path, {test.name for test in tests} | RESERVED)
             tests.append(Split(name, domain, other, files.encode(other.labels, classes, spec)))
     origin = {
         "run": workdir.name, "step": 0, "weights": "raw", "noise_kind": "unknown", "noise_asked": None,
@@ -61,14 +61,14 @@ def open_files(config: ConfigDict, workdir: Path) -> FeatureSet:
     return FeatureSet(TASK, LAYER, train, tuple(tests), names, origin, keys.scale, whole.names)
 
 
-def training_file(keys: Any) -> tuple[files.Features, np.ndarray, np.ndarray]:
+def read_training_file(keys: Any) -> tuple[files.Features, np.ndarray, np.ndarray]:
     """The file that `keys`, the section `features`, names to train on, its classes, and its labels as their numbers.
 
     Raises:
         UserError: it is missing or damaged, has one class, or labels that look like ids.
     """
     whole = _open(keys, keys.train)
-    classes = files.classes(whole.labels, keys.train)
+    classes = files.find_classes(whole.labels, keys.train)
     if not keys.label and len(classes) > max(MANY, len(whole) // 2):
         raise UserError(
             f"{keys.train} has {len(classes):,} classes in {len(whole):,} rows",
@@ -82,12 +82,12 @@ def _open(keys: Any, spec: str, wanted: Sequence[str] = ()) -> files.Features:
     return files.open_features(spec, label=keys.label, columns=keys.columns, scale=keys.scale, wanted=wanted)
 
 
-def _specs(config: ConfigDict) -> list[str]:
+def _list_specs(config: ConfigDict) -> list[str]:
     keys = config.features
-    return [keys.train, *inputs.specs(keys.test), *inputs.specs(keys.ood)]
+    return [keys.train, *inputs.split_specs(keys.test), *inputs.split_specs(keys.ood)]
 
 
-def _name(path: Path, taken: set[str]) -> str:
+def _name_split(path: Path, taken: set[str]) -> str:
     """The file's stem; with the folder's name, or a number, where another split is called so."""
     names = [path.stem, f"{path.resolve().parent.name}/{path.stem}", *(f"{path.stem}-{i}" for i in range(2, 100))]
     return next(name for name in names if name not in taken)

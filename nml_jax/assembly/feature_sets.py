@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from nml_jax import noise
-from nml_jax.assembly.encoder import provenance
+from nml_jax.assembly.encoder import describe_origin
 from nml_jax.data.features import banks
 from nml_jax.data.features.sets import FeatureSet, Rows, Split
 from nml_jax.errors import UserError
@@ -31,7 +31,7 @@ def open_feature_sets(config: ConfigDict, workdir: Path) -> list[FeatureSet]:
     if not rows:
         raise UserError(f"{workdir} holds no features to tune on", "run the extract stage first, as in --force=extract")
     ledger = noise.Ledger.read(workdir / "noise.json") if (workdir / "noise.json").exists() else None
-    origin = provenance(config, ledger, run=workdir.name, step=rows[0].step, weights=rows[0].weights)
+    origin = describe_origin(config, ledger, run=workdir.name, step=rows[0].step, weights=rows[0].weights)
     out = []
     for task in config.downstream.tasks:
         domains = {row.split: row.domain for row in rows if row.task == task}
@@ -50,12 +50,12 @@ def open_feature_sets(config: ConfigDict, workdir: Path) -> list[FeatureSet]:
     return out
 
 
-def rows_in(share: float, rows: Rows, least: int) -> int:
+def fit_in_memory(share: float, rows: Rows, least: int) -> int:
     """How many such rows, as float32, that share of the memory holds; `least`, if these are more."""
-    return max(int(share * memory()) // (4 * rows.views * rows.dim), least)
+    return max(int(share * read_memory_limit()) // (4 * rows.views * rows.dim), least)
 
 
-def memory() -> int:
+def read_memory_limit() -> int:
     """Bytes that this process may have: those of the machine, or what its container or job is limited to."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for limit in LIMITS:

@@ -30,14 +30,14 @@ class Data(NamedTuple):
 
 def load_data(config: ConfigDict) -> Data:
     """The training split with its noise laid over it, the clean validation split, and the ledger."""
-    captions = objectives.reads_captions(config.objective)
+    captions = objectives.uses_captions(config.objective)
     tokenizer = encoder.load_tokenizer(config) if captions else None
     train, validation = load_splits(config)
     if not captions:
         noisy, ledger = corrupt(config, train)
         return Data(NoisyLabels(train, noisy), validation, ledger, None)
-    swap = swap_of(config, len(train))
-    ledger = caption_ledger(train.captions, swap)
+    swap = make_swap(config, len(train))
+    ledger = make_caption_ledger(train.captions, swap)
     return Data(SwappedCaptions(train, swap), validation, ledger, tokenizer)
 
 
@@ -48,15 +48,15 @@ def count_records(config: ConfigDict) -> tuple[int, int]:
         UserError: as `load_data`.
     """
     train, _ = load_splits(config)
-    if objectives.reads_captions(config.objective):
+    if objectives.uses_captions(config.objective):
         encoder.load_tokenizer(config)
-        swap_of(config, len(train))
+        make_swap(config, len(train))
     else:
         corrupt(config, train)
     return len(train), train.num_classes
 
 
-def swap_of(config: ConfigDict, n: int) -> noise.CaptionSwap:
+def make_swap(config: ConfigDict, n: int) -> noise.CaptionSwap:
     """Whose captions the n training records get."""
     return noise.CaptionSwap(n=n, rate=config.noise, seed=config.noise_seed)
 
@@ -67,7 +67,7 @@ def load_splits(config: ConfigDict) -> tuple[Source, Source]:
     Record i of the training split is what `id == i` means everywhere: after the selection of classes and after
     validation is cut off; a mixture is one dataset after another.
     """
-    data, captions = config.data, objectives.reads_captions(config.objective)
+    data, captions = config.data, objectives.uses_captions(config.objective)
     if not (data.validation_split or data.validation):
         raise errors.UserError("there is nothing to validate on", "set data.validation_split, or data.validation > 0")
     parts = [_split(config, path, captions) for path in data.mixture or (data.path,)]
@@ -89,7 +89,7 @@ def _split(config: ConfigDict, path: str, captions: bool) -> tuple[Source, Sourc
     return split_validation(source, data.validation)
 
 
-def caption_ledger(captions: Any, swap: noise.CaptionSwap) -> noise.Ledger:
+def make_caption_ledger(captions: Any, swap: noise.CaptionSwap) -> noise.Ledger:
     """The ledger of a swap, with the number of records whose captions it leaves as they were, being the same texts.
 
     Args:
@@ -147,11 +147,11 @@ def keep_ledger(workdir: Path, ledger: noise.Ledger) -> None:
     if path.exists():
         ledger.check_same(noise.Ledger.read(path), str(path))
     elif jax.process_index() == 0:
-        with errors.storage(path):
+        with errors.storing(path):
             write_json(path, ledger.to_dict())
 
 
-def wrong_records(train: Source, ledger: noise.Ledger, at_most: int) -> np.ndarray:
+def find_wrong_records(train: Source, ledger: noise.Ledger, at_most: int) -> np.ndarray:
     """Ids of records whose supervision is wrong, ascending; of more than `at_most` of them, so many evenly spread."""
     if len(train.labels):
         wrong = np.flatnonzero(train.labels != train.labels_clean)

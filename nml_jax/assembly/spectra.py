@@ -25,12 +25,12 @@ def singular_values(blocks: Iterator[np.ndarray], n: int, dim: int, mode: str) -
     return meter.result()
 
 
-def spectrum_rows(s: np.ndarray, **fields: Any) -> Iterator[Row]:
+def make_rows(s: np.ndarray, **fields: Any) -> Iterator[Row]:
     """The measures of one set of singular values as rows."""
     for metric, measure in spectrum.MEASURES.items():
         yield Row(metric=metric, value=float(measure(s)), **fields)
 
 
-def spectrum_entry(s: np.ndarray, **where: Any) -> dict[str, Any]:
+def make_entry(s: np.ndarray, **where: Any) -> dict[str, Any]:
     """Singular values as an entry of `spectra.json`, six digits each."""
     return {**where, "s": [float(f"{x:.6g}") for x in s]}

@@ -40,7 +40,7 @@ def split_validation(source: Source, share: float, seed: int = 0) -> tuple[Sourc
 DOMAIN = 0x736861726573  # sets these draws apart from others of the same seed
 
 
-def stratified(labels: Any, share: float, seed: int = 0) -> np.ndarray:
+def draw_stratified(labels: Any, share: float, seed: int = 0) -> np.ndarray:
     """The rows of a share of the records: as near as can be the same share of every class, and never none of one.
 
     All records are put in one order that depends on (labels, seed) alone: first one of each class, then the record of
@@ -64,13 +64,13 @@ def stratified(labels: Any, share: float, seed: int = 0) -> np.ndarray:
     n = len(labels)
     draw = np.random.Philox(key=np.array([seed, DOMAIN], np.uint64)).random_raw(n)  # stable over NumPy versions
     _, of, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    rank = ranks(of, draw)
+    rank = rank_in_class(of, draw)
     priority = np.where(rank == 0, 0.0, (rank + 0.5) / counts[of])
     order = np.lexsort((draw, priority))
     return np.sort(order[: max(round(share * n), len(counts))])
 
 
-def ranks(classes: np.ndarray, draw: np.ndarray) -> np.ndarray:
+def rank_in_class(classes: np.ndarray, draw: np.ndarray) -> np.ndarray:
     """The rank, from 0, of every record within its class [N], int64 [N]; in the order of `draw` [N]."""
     counts = np.unique(classes, return_counts=True)[1]
     out = np.empty(len(classes), np.int64)

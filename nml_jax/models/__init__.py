@@ -91,7 +91,7 @@ def build(config: Any, *, num_classes: int, image_size: int) -> Model:
         UserError: an unknown model or value, or sizes that do not fit each other.
     """
     _check(config)
-    (frozen,) = settings.frozen(config)
+    (frozen,) = settings.freeze_sections(config)
     return _build(frozen, num_classes, image_size, jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
 
 

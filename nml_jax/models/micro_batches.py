@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nml_jax.models import Model
 
 
-def in_micro_batches(model: "Model", n: int, *, blocks: int = 1) -> "Model":
+def split_batches(model: "Model", n: int, *, blocks: int = 1) -> "Model":
     """`model`, whose training pass takes a batch in `n` parts, one after another, and returns the outputs of the whole.
 
     An objective thus sees every embedding of the batch, as the contrastive losses must, while the activations of one

@@ -13,7 +13,7 @@ from typing import Any
 from nml_jax import console
 from nml_jax.errors import UserError
 from nml_jax.prepare import records
-from nml_jax.prepare.image_folder import IMAGE_FOLDER, image_folder
+from nml_jax.prepare.image_folder import IMAGE_FOLDER, build_image_folder
 
 SHOWN = 20  # refused files that are printed; the manifest has them all
 
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m nml_jax.prepare", description=(__doc__ or "").split("\n")[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
-    builders = {"image_folder": (image_folder, IMAGE_FOLDER), **downstream.BUILDERS}
+    builders = {"image_folder": (build_image_folder, IMAGE_FOLDER), **downstream.BUILDERS}
     for kind, (_, about) in builders.items():
         command = kinds.add_parser(kind, help=about)
         command.add_argument("src", metavar="SRC", type=Path)
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         print(e, file=sys.stderr)
         return e.exit_code
     except KeyboardInterrupt:
-        console.say(
+        console.notice(
             "\nstopped by the keyboard; the same command " + ("goes on" if args.kind == "image_text" else "starts over")
         )
         return 130  # as a shell has it for SIGINT

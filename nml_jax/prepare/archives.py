@@ -13,7 +13,7 @@ from nml_jax.errors import UserError
 from nml_jax.prepare.records import MAX_BYTES, TOO_LARGE, read_file
 
 
-def names(path: Path) -> list[str]:
+def list_names(path: Path) -> list[str]:
     """Paths of the regular files: of a folder sorted, of an archive in its order. Hidden files do not count.
 
     Raises:

@@ -72,7 +72,7 @@ class CorruptedCifar(Listing):
 
     def __init__(self, src: Path):
         super().__init__(src)
-        self._files = {Path(name).stem: name for name in archives.names(src) if name.endswith(".npy")}
+        self._files = {Path(name).stem: name for name in archives.list_names(src) if name.endswith(".npy")}
         if missing := {"labels", *map(_file_of, catalogue.CORRUPTIONS)} - set(self._files):
             raise _lacks(src, f"{sorted(missing)[0]}.npy", "cifar100_c")
         labels = self._array("labels")
@@ -112,7 +112,7 @@ def class_folders(kind: str, src: Path, out: Path, *, workers: int | None = None
         UserError: as the others: SRC is not what is expected or cannot be read, OUT is taken or cannot be written.
     """
     chosen: Chosen = {split: {} for split in SPLITS.values()}
-    for name in archives.names(src):
+    for name in archives.list_names(src):
         parts = name.split("/")
         if len(parts) > 2 and parts[-3] in SPLITS:
             chosen[SPLITS[parts[-3]]][name] = (parts[-2], "/".join(parts[-3:]))
@@ -127,7 +127,7 @@ def class_folders(kind: str, src: Path, out: Path, *, workers: int | None = None
 
 def fgvc_aircraft(src: Path, out: Path, *, workers: int | None = None) -> dict[str, Any]:
     """FGVC-Aircraft 2013b, by variant; images keep the line of copyright at their lower edge."""
-    files = {name.split("/")[-1]: name for name in archives.names(src)}
+    files = {name.split("/")[-1]: name for name in archives.list_names(src)}
 
     def lines(file: str) -> list[str]:
         if file not in files:
@@ -148,7 +148,7 @@ def fgvc_aircraft(src: Path, out: Path, *, workers: int | None = None) -> dict[s
 def objectnet(src: Path, out: Path, *, workers: int | None = None) -> dict[str, Any]:
     """ObjectNet 1.0, the 113 of its 313 classes that overlap ImageNet's; the red border is cut off."""
     classes, chosen = sorted(class_maps.load("objectnet")), {}
-    for name in archives.names(src):
+    for name in archives.list_names(src):
         parts = name.split("/")
         if len(parts) > 1 and parts[-2] in classes and name.lower().endswith(".png"):
             chosen[name] = (parts[-2], "/".join(parts[-2:]))
@@ -160,7 +160,7 @@ def objectnet(src: Path, out: Path, *, workers: int | None = None) -> dict[str, 
 def imagenet_vid_robust(src: Path, out: Path, *, workers: int | None = None) -> dict[str, Any]:
     """ImageNet-Vid-Robust: frames with all classes in them, and the sets of frames around 1,109 anchors."""
     files = {}
-    for name in archives.names(src):
+    for name in archives.list_names(src):
         if "ytbb-robust" not in name.split("/"):  # the other set of the same archive
             files["/".join(name.split("/")[-3:])] = name
 

@@ -86,7 +86,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()  # a link to itself is none, not an error
 
 
-def image_folder(src: Path, out: Path, *, workers: int | None = None, resize: int | None = None) -> dict[str, Any]:
+def build_image_folder(
+    src: Path, out: Path, *, workers: int | None = None, resize: int | None = None
+) -> dict[str, Any]:
     """Build the dataset `out` from the images in `src`; it appears under its name when it is complete.
 
     Files that are no whole image are left out. The same `src` gives the same records and the same manifest. Splits may

@@ -98,7 +98,7 @@ def build(name: str, listing: Listing, out: Path, *, workers: int | None = None)
         splits = _write(partial, name, listing, workers or os.cpu_count() or 1)
         manifest = {"builder": name, "schema": 1, "classes": listing.classes, "splits": splits}
         if listing.resize:
-            manifest["resized"] = about_resized(listing.resize, {split: listing.resized[split] for split in splits})
+            manifest["resized"] = describe_resized(listing.resize, {split: listing.resized[split] for split in splits})
         manifest |= {"refused": listing.refused, **listing.about(partial)}
         write_json(partial / "manifest.json", manifest)
         partial.rename(out.resolve())
@@ -124,7 +124,7 @@ def check_resize(side: int | None) -> None:
         raise UserError(f"--resize={side} leaves no image", "give the shorter side in pixels, as in --resize=256")
 
 
-def about_resized(side: int, images: Mapping[str, int]) -> dict[str, Any]:
+def describe_resized(side: int, images: Mapping[str, int]) -> dict[str, Any]:
     """What the manifest says of shrunken images, of which every split has so many."""
     from nml_jax.data.images import codec
 
@@ -166,7 +166,7 @@ def _write(folder: Path, name: str, listing: Listing, workers: int) -> dict[str,
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we refuse such images ourselves
         for split in listing.splits:
             about[split] = _write_split(folder, listing, writer, split, _checked(listing, split, pool, bar))
-    with full_disk():
+    with raise_full_disk():
         writer.close_all()
     return about
 
@@ -183,7 +183,7 @@ def _write_split(
             keys.append(example["key"])
             sha.update(f"{example['key']}\n{example['label']}\n{len(example['image'])}\n".encode())
             sha.update(example["image"])
-        with full_disk():
+        with raise_full_disk():
             writer.add_examples({split: chunk})
     if not labels:
         raise no_image(listing, split)
@@ -213,7 +213,7 @@ def _checked(listing: Listing, split: str, pool: ThreadPoolExecutor, bar: Any) -
 def _load(resize: int | None, item: Item) -> tuple[bytes, bool, str]:
     """As `usable`."""
     content, reason = item.load()
-    return (b"", False, reason) if reason else usable(content, resize)
+    return (b"", False, reason) if reason else read_usable(content, resize)
 
 
 def _writer(folder: Path, name: str, listing: Listing) -> Any:
@@ -246,7 +246,7 @@ def describe(folder: Path, name: str, classes: list[str] | None) -> Any:
 
 
 @contextlib.contextmanager
-def full_disk() -> Iterator[None]:
+def raise_full_disk() -> Iterator[None]:
     """ArrayRecord says RuntimeError where Python would say OSError."""
     try:
         yield
@@ -267,7 +267,7 @@ def read_file(path: Path) -> tuple[bytes, str]:
         return b"", f"unreadable: {e.strerror}"
 
 
-def usable(content: bytes, resize: int | None = None) -> tuple[bytes, bool, str]:
+def read_usable(content: bytes, resize: int | None = None) -> tuple[bytes, bool, str]:
     """The bytes of an image as they are stored, whether it was shrunk, and why it must be refused, or ""."""
     from nml_jax.data.images import codec
 

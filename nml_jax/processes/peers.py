@@ -23,10 +23,10 @@ from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
 from nml_jax.errors import PeerLost, UserError
 from nml_jax.processes import cluster, progress
-from nml_jax.processes.job import Job, aside, first_line
+from nml_jax.processes.job import Membership, first_line, in_thread
 
 T = TypeVar("T")
-_job: Job | None = None  # None: this process is alone
+_job: Membership | None = None  # None: this process is alone
 _progress: progress.Progress | None = None  # None: not started
 
 
@@ -43,17 +43,17 @@ def start(timeout: int = 120) -> None:
             here, naming them.
     """
     global _job, _progress
-    if _job is None and (job := _joined(timeout)):
+    if _job is None and (job := _join(timeout)):
         job.register()
         _job, _progress = job, job.progress
         job.open()
     elif _progress is None:
-        _progress = progress.alone()
+        _progress = progress.watch_alone()
 
 
-def _joined(timeout: int) -> Job | None:
+def _join(timeout: int) -> Membership | None:
     """This process among the others, or None if it is alone."""
-    given = cluster.arguments(os.environ)
+    given = cluster.find_job(os.environ)
     if given is None or jax.distributed.is_initialized():
         return None
     if given.get("process_id") == 0 and "coordinator_address" in given:
@@ -72,13 +72,13 @@ def _joined(timeout: int) -> Job | None:
         heartbeat_timeout_seconds=max(timeout // 2, 10),
         shutdown_timeout_seconds=timeout,
     )
-    job = Job(timeout)
+    job = Membership(timeout)
     atexit.register(job.close)
     try:
         with job.joining(), _registration(limit):
-            aside(join)
+            in_thread(join)
     except ValueError as e:
-        if given or cluster.launched(os.environ):
+        if given or cluster.is_launched(os.environ):
             names = ", ".join(cluster.VARIABLES.values())
             raise UserError(f"JAX does not know its place in this job: {first_line(e)}", f"set {names}") from e
         return None  # a TPU of one host
@@ -159,12 +159,12 @@ def at(place: str) -> contextlib.AbstractContextManager[None]:
     return stepping(lambda: place)
 
 
-def hosts() -> list[str]:
+def list_hosts() -> list[str]:
     """The host of every process, in their order."""
     return [socket.gethostname()] if _job is None else [_job.hosts[i] for i in range(_job.count)]
 
 
-def lost() -> str | None:
+def find_lost() -> str | None:
     """Which process is gone, if one is; asked after an error that this may be the cause of.
 
     It takes a second or two if all live, and at most the limit given to `start` if one does not.

@@ -10,7 +10,7 @@ from typing import Any
 QUARANTINE = "quarantine.jsonl"  # of a run: its undecodable records
 
 
-def atomic_write(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str) -> None:
     """Write a file so that a reader, or a restart after a kill, sees the old content or the new, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Several hosts may write one file, and in containers every process has the same number.
@@ -29,4 +29,4 @@ def atomic_write(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -9,14 +9,14 @@ from typing import Any
 from nml_jax.errors import UserError
 from nml_jax.noise import Ledger
 from nml_jax.runs.metrics import read_metrics
-from nml_jax.runs.rows import Row, digest, read_rows
-from nml_jax.settings import NOT_IDENTITY, flatten, sha
+from nml_jax.runs.rows import Row, hash_rows, read_rows
+from nml_jax.settings import NOT_IDENTITY, flatten, hash_json
 
 Seed = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class FinishedRun:
     """One finished run. `config` has dotted keys; the other fields are its files as read."""
 
     name: str
@@ -49,14 +49,14 @@ class Cell:
         return next((float(value) for value in known if value is not None), float("nan"))
 
 
-def runs_of(folder: Path) -> list[Path]:
+def list_runs(folder: Path) -> list[Path]:
     """The runs below an experiment's folder (or the folder itself, if it is a run), by name."""
     if (folder / "config.json").exists():
         return [folder]
     return sorted(p.parent for p in folder.glob("*/config.json"))
 
 
-def read_cells(folders: Sequence[Path]) -> tuple[list[Cell], dict[str, str]]:
+def read_finished(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[str, str]]:
     """The finished runs below `folders` (experiment folders or runs), and why each other run is not counted.
 
     Raises:
@@ -66,7 +66,7 @@ def read_cells(folders: Sequence[Path]) -> tuple[list[Cell], dict[str, str]]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder", "name the folder of an experiment, as in runs/digits")
-        for path in dict.fromkeys(path.resolve() for path in runs_of(folder)):
+        for path in dict.fromkeys(path.resolve() for path in list_runs(folder)):
             name = f"{path.parent.name}/{path.name}"
             tree, run = _read(path / "config.json"), _read(path / "run.json", {})
             if "stages" not in tree:
@@ -75,7 +75,7 @@ def read_cells(folders: Sequence[Path]) -> tuple[list[Cell], dict[str, str]]:
             done = _stages(path / "run.json", run)
             wanted = dict.fromkeys([*(stage for stage in tree["stages"] if stage != "report"), *done])
             missing = [stage for stage in wanted if "output" not in done.get(stage, {})]
-            identity = sha({key: value for key, value in tree.items() if key not in NOT_IDENTITY})
+            identity = hash_json({key: value for key, value in tree.items() if key not in NOT_IDENTITY})
             if seen.get(identity) == path:  # named twice on the command line
                 continue
             if missing or not (path / "rows.jsonl").exists():
@@ -86,7 +86,9 @@ def read_cells(folders: Sequence[Path]) -> tuple[list[Cell], dict[str, str]]:
                 seen[identity] = path
                 metrics, ledger = read_metrics(path), _ledger(path / "noise.json")
                 more = [_read(path / f"{file}.json", []) for file in ("spectra", "diagnosis")]
-                cells.append(Cell(name, path, dict(flatten(tree)), run, _rows(path, done), ledger, metrics, *more))
+                cells.append(
+                    FinishedRun(name, path, dict(flatten(tree)), run, _rows(path, done), ledger, metrics, *more)
+                )
     return cells, left_out
 
 
@@ -101,7 +103,7 @@ def _stages(path: Path, run: Any) -> dict[str, dict[str, Any]]:
 def _rows(path: Path, done: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     rows = read_rows(path)
     for stage, record in done.items():
-        if record.get("rows", (found := digest(rows, stage))) != found:
+        if record.get("rows", (found := hash_rows(rows, stage))) != found:
             cure = f"run the command of the run {path.name} again: it does the stage anew"
             raise UserError(f"{path / 'rows.jsonl'}: rows of the stage {stage} were changed or lost", cure)
     return rows

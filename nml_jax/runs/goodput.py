@@ -92,7 +92,7 @@ class Summary(NamedTuple):
     def __str__(self) -> str:
         rest = {part: spent for part, spent in self.seconds.items() if part != "step" and spent >= 0.005 * self.wall}
         of_rest = ", ".join(f"{part} {spent / self.wall:.0%}" for part, spent in rest.items())
-        return f"goodput {self.share:.0%} of {console.clock(self.wall)}" + (f" ({of_rest})" if of_rest else "")
+        return f"goodput {self.share:.0%} of {console.format_seconds(self.wall)}" + (f" ({of_rest})" if of_rest else "")
 
 
 def read(folder: Path) -> Summary | None:

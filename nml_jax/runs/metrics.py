@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nml_jax.console import clock, say
-from nml_jax.runs.files import atomic_write
+from nml_jax.console import format_seconds, notice
+from nml_jax.runs.files import write_atomic
 
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:
@@ -34,7 +34,7 @@ def drop_after(path: Path, step: int) -> None:
                 lines.append(line)
         except ValueError:  # the half line of a killed writer
             continue
-    atomic_write(path, "".join(f"{line}\n" for line in lines))
+    write_atomic(path, "".join(f"{line}\n" for line in lines))
 
 
 class Metrics:
@@ -99,7 +99,7 @@ class Metrics:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
             self.show(
                 f"{self.label}  step {step}/{self.steps}  {shown}  {speed['examples_per_s']:,.0f} examples/s  "
-                f"waiting for data {speed['data_wait']:.0%}  ETA {clock(eta)}"
+                f"waiting for data {speed['data_wait']:.0%}  ETA {format_seconds(eta)}"
             )
         return speed
 
@@ -110,7 +110,7 @@ class Metrics:
             width = os.get_terminal_size(sys.stderr.fileno()).columns
             print(f"\r\033[K{line[: width - 1]}", end="", file=sys.stderr, flush=True)
         elif time.monotonic() - self.printed >= self.INTERVAL:
-            say(line)
+            notice(line)
             self.shown, self.printed = "", time.monotonic()
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nml_jax.errors import UserError
-from nml_jax.runs.files import atomic_write
+from nml_jax.runs.files import write_atomic
 
 ROW_SCHEMA = 1
 
@@ -54,7 +54,7 @@ def write_rows(workdir: Path, stage: str, rows: Iterable[Row]) -> None:
     """Replace the rows of `stage` in `workdir/rows.jsonl`; those of other stages stay as they are."""
     kept = [row for row in read_rows(workdir) if row.stage != stage]
     lines = [json.dumps(dataclasses.asdict(row), ensure_ascii=False, allow_nan=False) for row in [*kept, *rows]]
-    atomic_write(workdir / "rows.jsonl", "".join(f"{line}\n" for line in lines))
+    write_atomic(workdir / "rows.jsonl", "".join(f"{line}\n" for line in lines))
 
 
 def has_rows(folder: Path) -> bool:
@@ -87,7 +87,7 @@ def read_rows(workdir: Path) -> list[Row]:
     return rows
 
 
-def digest(rows: Iterable[Row], stage: str) -> str:
+def hash_rows(rows: Iterable[Row], stage: str) -> str:
     """SHA-256 of those rows that are of `stage`, by which it is found that some were changed or lost."""
     own = [dataclasses.asdict(row) for row in rows if row.stage == stage]
     told = [json.dumps(row, ensure_ascii=False, sort_keys=True) for row in own]

@@ -36,13 +36,13 @@ def describe_plan(config: ConfigDict, cells: dict[str, ConfigDict], workdir: Pat
 def estimate_cost(config: ConfigDict, mesh: Mesh) -> dict[str, str]:
     """Size and cost of pre-training one run, from shapes alone: nothing is compiled or trained."""
     runtime.check_batch(config.train.batch, mesh, "train.batch")
-    n, num_classes = sizes(config)
+    n, num_classes = find_sizes(config)
     plan = loop.Plan.of(config, n)
     program = loop.build(config, plan, mesh, num_classes=num_classes)
-    batch = batch_shapes(config)
-    flops = flop(config, n, num_classes, recomputed=True)
+    batch = make_batch_shapes(config)
+    flops = count_flop(config, n, num_classes, recomputed=True)
     parameters = sum(x.size for x in jax.tree.leaves(program.shapes.params))
-    needed = memory(config, program, batch, mesh, num_classes)
+    needed = estimate_memory(config, program, batch, mesh, num_classes)
     return {
         "model": f"{config.model.name}, {parameters:,} parameters"
         + (f", {num_classes} classes" if num_classes else ""),
@@ -53,14 +53,14 @@ def estimate_cost(config: ConfigDict, mesh: Mesh) -> dict[str, str]:
     }
 
 
-def sizes(config: ConfigDict) -> tuple[int, int]:
+def find_sizes(config: ConfigDict) -> tuple[int, int]:
     """Records to train on, and classes (0 of captions): as the config states them, or as the data say, or, while the
     data are not there, as many as the config expects.
 
     Raises:
         UserError: neither says it.
     """
-    num_classes = 0 if objectives.reads_captions(config.objective) else config.data.num_classes
+    num_classes = 0 if objectives.uses_captions(config.objective) else config.data.num_classes
     if config.data.size is not None and num_classes is not None:
         return config.data.size, num_classes
     try:
@@ -68,7 +68,7 @@ def sizes(config: ConfigDict) -> tuple[int, int]:
     except UserError as e:
         if config.data.expected is None or num_classes is None:
             raise
-        console.say(f"{e.cause}; planned with data.expected={config.data.expected}")
+        console.notice(f"{e.cause}; planned with data.expected={config.data.expected}")
         return config.data.expected, num_classes
 
 
@@ -82,13 +82,13 @@ def lower(config: ConfigDict, mesh: Mesh, n: int, num_classes: int) -> tuple[loo
     plan = loop.Plan.of(config, n)
     program = loop.build(config, plan, mesh, num_classes=num_classes)
     flags = {"asked": mesh.size, "quarantined": config.train.batch}
-    shapes = batch_shapes(config) | {k: jax.ShapeDtypeStruct((n,), jnp.int32) for k, n in flags.items()}
+    shapes = make_batch_shapes(config) | {k: jax.ShapeDtypeStruct((n,), jnp.int32) for k, n in flags.items()}
     placed = NamedSharding(mesh, runtime.BATCH_SPEC)
     batch = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed) for k, x in shapes.items()}
     return plan, program, program.step.lower(program.shapes, batch)  # type: ignore[attr-defined]
 
 
-def flop(config: ConfigDict, n: int, num_classes: int, *, recomputed: bool) -> float:
+def count_flop(config: ConfigDict, n: int, num_classes: int, *, recomputed: bool) -> float:
     """FLOP of one step of the global batch, with those that are done again in the backward pass, or without."""
     one = runtime.make_mesh(devices=jax.local_devices()[:1])
     whole, remat = config.copy_and_resolve_references(), recomputed and config.model.remat
@@ -99,7 +99,7 @@ def flop(config: ConfigDict, n: int, num_classes: int, *, recomputed: bool) -> f
     return counted * (4 / 3 if recomputed and config.train.micro_batches > 1 else 1)
 
 
-def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+def make_batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     """The global training batch: what the model takes; label, where it has no text; id int32 [B]; mask float32 [B]."""
     b = config.train.batch
     spec = encoder.build(config, num_classes=config.data.num_classes or 1).spec
@@ -111,7 +111,9 @@ def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def memory(config: ConfigDict, program: loop.Program, batch: Any, mesh: Mesh, num_classes: int) -> dict[str, float]:
+def estimate_memory(
+    config: ConfigDict, program: loop.Program, batch: Any, mesh: Mesh, num_classes: int
+) -> dict[str, float]:
     """Bytes per device: the state, the gradients, the batch, and what the forward pass keeps for the backward pass.
 
     The last is an upper estimate: XLA fuses some of it away.

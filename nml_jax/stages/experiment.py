@@ -11,9 +11,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from nml_jax import settings
-from nml_jax.errors import UserError, storage
+from nml_jax.errors import UserError, storing
 from nml_jax.runs.files import write_json
-from nml_jax.runs.finished import runs_of
+from nml_jax.runs.finished import list_runs
 from nml_jax.runs.record import read_record
 from nml_jax.stages import runner
 
@@ -30,7 +30,7 @@ def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write
         UserError: the folder belongs to another config, is damaged, or cannot be written.
     """
     path = workdir / "experiment.json"
-    mine = {"config": settings.identity(config, settings.axes_of(config))}
+    mine = {"config": settings.shared_identity(config, settings.axes_of(config))}
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file", "give the experiment a folder with --workdir=DIR")
     if path.exists() and _has_results(workdir):
@@ -39,7 +39,7 @@ def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write
         missing = object()
         differ = sorted(k for k in keys if theirs.get(k, missing) != mine["config"].get(k, missing))
         redone, kept = set(), set()
-        ran = {name for run in runs_of(workdir) for name in read_record(run)["stages"]} | {*config.stages}
+        ran = {name for run in list_runs(workdir) for name in read_record(run)["stages"]} | {*config.stages}
         for name in (name for name in runner.STAGES if name in ran):
             (redone if redone or name in force else kept).update(runner.module(name).KEYS)
         redone -= kept
@@ -52,7 +52,7 @@ def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write
             redo = f", or redo what follows from them with --force={stage}" if stage else ""
             raise UserError(f"{workdir} belongs to another config: {shown}{more}", f"give another --workdir{redo}")
     if write:
-        with storage(workdir):
+        with storing(workdir):
             write_json(path, mine)
 
 
@@ -60,7 +60,7 @@ def open_run(workdir: Path, name: str, config: ConfigDict, *, write: bool = True
     """The folder of a run, with its `config.json`."""
     folder = workdir / name
     if write:
-        with storage(folder):
+        with storing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "config.json", settings.to_json(config))
     return folder
@@ -71,7 +71,7 @@ def _has_results(workdir: Path) -> bool:
     return any(
         any((run / "checkpoints").glob("[0-9]*"))
         or any("output" in record for record in read_record(run)["stages"].values())
-        for run in runs_of(workdir)
+        for run in list_runs(workdir)
     )
 
 

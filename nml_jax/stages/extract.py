@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 
 from nml_jax import errors, models, runtime, settings, spectrum
 from nml_jax.assembly import encoder, evaluators
-from nml_jax.assembly.encoder import provenance
+from nml_jax.assembly.encoder import describe_origin
 from nml_jax.assembly.feature_sets import BLOCK
-from nml_jax.assembly.spectra import singular_values, spectrum_entry, spectrum_rows
+from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
 from nml_jax.data.features import banks
 from nml_jax.processes import peers
 from nml_jax.runs.files import write_json
@@ -42,7 +42,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     """
     frozen = encoder.load(config, workdir, mesh)
     encode = _encode(frozen.model, config.extract.layers, mesh)
-    origin = provenance(config, frozen.ledger, run=workdir.name, step=frozen.step, weights=config.extract.weights)
+    origin = describe_origin(config, frozen.ledger, run=workdir.name, step=frozen.step, weights=config.extract.weights)
     rows: list[Row] = []
     spectra: list[dict[str, Any]] = []
     written: dict[str, str] = {}
@@ -52,7 +52,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         for test in (train, *task.tests):
             split = "train" if test is train else test.split
             folder = workdir / "banks" / task.name / split
-            key = bank_key(config, frozen, test, views=config.extract.views if test is train else 1)
+            key = make_bank_key(config, frozen, test, views=config.extract.views if test is train else 1)
             if not peers.agree(banks.find(folder, key) is not None):
                 extract(config, frozen, encode, mesh, test, folder, key, is_train=test is train)
             if jax.process_index() > 0:
@@ -65,19 +65,19 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                     blocks = (block[:, 0] for _, block in features.blocks(BLOCK))
                     s = singular_values(blocks, len(features), features.dim, mode)
                     where = {"task": task.name, "split": split, "domain": test.domain, "layer": layer}
-                    spectra.append(spectrum_entry(s, **where, mode=mode))
-                    rows += spectrum_rows(s, **origin, **where, stage="extract", spectrum_mode=mode, n_test=len(bank),
+                    spectra.append(make_entry(s, **where, mode=mode))
+                    rows += make_rows(s, **origin, **where, stage="extract", spectrum_mode=mode, n_test=len(bank),
                                           views=config.extract.views if test is train else 1)  # fmt: skip
     if jax.process_index() == 0:
-        with errors.storage(workdir):
+        with errors.storing(workdir):
             write_json(workdir / "spectra.json", spectra)
             write_rows(workdir, "extract", rows)
-    return settings.sha(written)
+    return settings.hash_json(written)
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
-    known = encoder.layers(encoder.build(config, num_classes=config.data.num_classes or 1))
+    known = encoder.list_layers(encoder.build(config, num_classes=config.data.num_classes or 1))
     if unknown := [layer for layer in config.extract.layers if layer not in known]:
         raise errors.UserError(f"no layer {unknown[0]!r}", f"extract.layers takes {', '.join(known)}")
     check_tasks(config, data=data)
@@ -105,10 +105,10 @@ def _encode(model: models.Model, layers: tuple[str, ...], mesh: Mesh) -> Encode:
         outputs, _ = model.apply(params, model_state, batch, train=False, key=None)
         return {layer: outputs[layer].reshape(len(outputs[layer]), -1).astype("float32") for layer in layers}
 
-    return runtime.jit(encode, mesh, out_shardings=runtime.replicated(mesh))
+    return runtime.jit(encode, mesh, out_shardings=runtime.replicated_sharding(mesh))
 
 
-def bank_key(config: ConfigDict, frozen: encoder.Encoder, test: Test, *, views: int) -> str:
+def make_bank_key(config: ConfigDict, frozen: encoder.Encoder, test: Test, *, views: int) -> str:
     """Identity of all that a bank's numbers depend on."""
     drawn = config.seed if views > 1 or test.shift else None
     parts = [
@@ -121,9 +121,9 @@ def bank_key(config: ConfigDict, frozen: encoder.Encoder, test: Test, *, views: 
         drawn,
         config.extract.layers,
     ]
-    parts += [scoring(test)] if scoring(test) else []
+    parts += [scoring_arguments(test)] if scoring_arguments(test) else []
     seen = {"augment": config.augment, "model": config.model, "image_size": config.data.image_size}
-    return settings.sha(json.loads(json.dumps([parts, {k: v.to_dict() if hasattr(v, "to_dict") else v
+    return settings.hash_json(json.loads(json.dumps([parts, {k: v.to_dict() if hasattr(v, "to_dict") else v
                                                        for k, v in seen.items()}])))  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def extract(
 ) -> None:
     """Run the encoder over a split; the first process writes the bank."""
     views = range(1, config.extract.views + 1) if is_train and config.extract.views > 1 else (None,)
-    passes = [encoded(config, frozen, encode, mesh, test, view) for view in views]
+    passes = [encode_split(config, frozen, encode, mesh, test, view) for view in views]
 
     def blocks() -> Iterator[Mapping[str, np.ndarray]]:
         for several in zip(*passes, strict=True):
@@ -153,10 +153,10 @@ def extract(
             return
         source = test.source
         named = {"num_classes": source.num_classes, "class_names": source.class_names}
-        banks.write(folder, blocks(), key=key, **named, scoring=scoring(test))
+        banks.write(folder, blocks(), key=key, **named, scoring=scoring_arguments(test))
 
 
-def scoring(test: Test) -> dict[str, Any]:
+def scoring_arguments(test: Test) -> dict[str, Any]:
     """The arguments of `evals.mapped.Scorer` for tests of other classes and of frames; empty for all others."""
     out: dict[str, Any] = {"class_map": [list(ids) for ids in test.class_map]} if test.class_map else {}
     if test.frames:
@@ -164,12 +164,12 @@ def scoring(test: Test) -> dict[str, Any]:
     return json.loads(json.dumps(out))
 
 
-def encoded(
+def encode_split(
     config: ConfigDict, frozen: encoder.Encoder, encode: Encode, mesh: Mesh, test: Test, view: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
     """Blocks of features, labels and ids in source order, padding removed."""
     put, drawn = runtime.put_batch(mesh), {"shift": test.shift, "view": view, "seed": config.seed}
-    batches = evaluators.images(config, mesh, test.source, batch=config.extract.batch, **drawn)
+    batches = evaluators.read_images(config, mesh, test.source, batch=config.extract.batch, **drawn)
     for batch in batches:
         placed = put(batch)
         features = jax.device_get(encode(frozen.params, frozen.model_state, {"image": placed["image"]}))

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import errors, inputs, settings, spectrum
-from nml_jax.assembly.feature_files import LAYER, TASK, _open, _specs, open_files
-from nml_jax.assembly.spectra import singular_values, spectrum_entry, spectrum_rows
+from nml_jax.assembly.feature_files import LAYER, TASK, _list_specs, _open, open_files
+from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
 from nml_jax.data.features.checks import check_varied
 from nml_jax.errors import UserError
 from nml_jax.runs.files import write_json
@@ -44,10 +44,10 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             blocks = (block for block, _ in split.blocks())
             s = singular_values(blocks, len(split.labels), split.features.dim, mode)
             where = {"task": TASK, "split": split.name, "domain": split.domain, "layer": LAYER}
-            spectra.append(spectrum_entry(s, **where, mode=mode))
-            rows += spectrum_rows(s, **found.origin, **where, stage="features", spectrum_mode=mode,
+            spectra.append(make_entry(s, **where, mode=mode))
+            rows += make_rows(s, **found.origin, **where, stage="features", spectrum_mode=mode,
                                                n_test=len(split.labels), views=split.features.views)  # fmt: skip
-    several = {spec: _open(config.features, spec, found.columns) for spec in _specs(config)}
+    several = {spec: _open(config.features, spec, found.columns) for spec in _list_specs(config)}
     read = {
         "classes": list(found.classes),
         "splits": [
@@ -60,11 +60,11 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         "columns": {spec: {"label": file.label, "taken": list(file.columns), "left_out": list(file.left_out)}
                     for spec, file in several.items() if file.columns},
     }  # fmt: skip
-    with errors.storage(workdir):
+    with errors.storing(workdir):
         write_json(workdir / "features.json", read)
         write_json(workdir / "spectra.json", spectra)
         write_rows(workdir, "features", rows)
-    return settings.sha(read)
+    return settings.hash_json(read)
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
@@ -76,10 +76,10 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         raise UserError(f"features.memory={config.features.memory}", "give a share of the memory, above 0 and up to 1")
     for mode in config.extract.spectra:
         spectrum.preset(mode)
-    specs = _specs(config)
+    specs = _list_specs(config)
     for i, spec in enumerate(specs):  # of a pair the features: other labels would not make them other rows
         for other in specs[:i]:
-            if _same(inputs.pair(other)[0], inputs.pair(spec)[0], content=data):
+            if _same(inputs.split_pair(other)[0], inputs.split_pair(spec)[0], content=data):
                 raise UserError(
                     f"{spec} is the same as {other}: what a head was trained on, or a test that there is, is no test",
                     "name each file once; leave features.test out, and a part of the training file is held out",

@@ -39,7 +39,7 @@ class Heads(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Site:
+class FinetuneSetup:
     """What the settings of one task, one share and one seed have in common."""
 
     config: ConfigDict  # as `training_config` makes it
@@ -51,19 +51,19 @@ class Site:
     share: float
     folder: Path
 
-    def setup(self, method: str, terms: str = "none") -> finetune.Setup:
+    def loop_setup(self, method: str, terms: str = "none") -> finetune.Setup:
         tune, own = self.config.tune, self.config.finetune
         form = Form(own.head == "mlp", tune.width, tune.depth, tune.residual, tune.norm)
         return finetune.Setup(
-            method, terms, form, layer(self.config), self.task.num_classes, self.config.data.image_size
+            method, terms, form, choose_layer(self.config), self.task.num_classes, self.config.data.image_size
         )
 
-    def place(self, method: str, terms: str = "none") -> Path:
-        return self.folder / setting_name(method, self.preset(terms), self.share, self.config.seed)
+    def setting_folder(self, method: str, terms: str = "none") -> Path:
+        return self.folder / name_setting(method, self.preset(terms), self.share, self.config.seed)
 
     def preset(self, terms: str) -> str | None:
         """What rows call the terms."""
-        return objectives.named(terms, **self.config.finetune.nmtune)
+        return objectives.preset_label(terms, **self.config.finetune.nmtune)
 
 
 class Trained(NamedTuple):
@@ -75,17 +75,17 @@ class Trained(NamedTuple):
     begin: Callable[[], tuple[Any, Any]]  # its first (params, model_state), on the host
 
 
-def setting_name(method: str | None, preset: str | None, share: float | None, seed: int | None) -> str:
+def name_setting(method: str | None, preset: str | None, share: float | None, seed: int | None) -> str:
     """The folder of a setting, from the fields of its rows."""
     return f"{method},terms={preset or 'none'},share={share:g},seed={seed}"
 
 
-def layer(config: ConfigDict) -> str:
+def choose_layer(config: ConfigDict) -> str:
     """The encoder's output that the head is on: zero-shot weights fit CLIP's embeddings, in the joint space."""
     return "embedding" if config.finetune.head_init == "zeroshot" else "features"
 
 
-def training_config(config: ConfigDict, seed: int) -> ConfigDict:
+def make_training_config(config: ConfigDict, seed: int) -> ConfigDict:
     """The config as the loop reads it: the section `finetune` in the place of `train`, and nothing to start from."""
     out = config.copy_and_resolve_references()
     with out.unlocked():
@@ -95,55 +95,57 @@ def training_config(config: ConfigDict, seed: int) -> ConfigDict:
     return out
 
 
-def chosen_and_trained(site: Site, method: str, terms: str, lrs: tuple[float, ...], start: Heads) -> Trained:
+def choose_and_train(setup: FinetuneSetup, method: str, terms: str, lrs: tuple[float, ...], start: Heads) -> Trained:
     """Training at the rate of highest accuracy on held-out rows (of equal ones, of lowest loss)."""
-    folder, best = site.place(method, terms), lrs[0]
+    folder, best = setup.setting_folder(method, terms), lrs[0]
     if len(lrs) > 1:
-        kept, held_out = parts(site)
-        validation = Subset(site.task.train, held_out)
+        kept, held_out = split_rows(setup)
+        validation = Subset(setup.task.train, held_out)
         found = []
         for lr in lrs:
-            trial = partial(train, site, method, terms, lr, kept, start.trial, trial_folder(folder, lr))
-            found.append((*validate(site, trial, validation), lr))
+            trial = partial(train, setup, method, terms, lr, kept, start.trial, get_trial_folder(folder, lr))
+            found.append((*validate(setup, trial, validation), lr))
         (_, loss, best) = min(found, key=lambda v: (-v[0], v[1]))
         if loss == math.inf:
             raise errors.UserError(f"fine-tuning ({method}) diverged at every rate of {lrs}", "lower finetune.lrs")
-    return train(site, method, terms, best, site.rows, start.final, folder)
+    return train(setup, method, terms, best, setup.rows, start.final, folder)
 
 
-def parts(site: Site) -> tuple[np.ndarray, np.ndarray]:
+def split_rows(setup: FinetuneSetup) -> tuple[np.ndarray, np.ndarray]:
     """The rows that trials are trained on, and those that they are judged by."""
-    labels = site.task.train.labels[site.rows]
-    kept, held_out = hold_out(labels, site.config.tune.validation, site.config.seed)
-    return site.rows[kept], site.rows[held_out]
+    labels = setup.task.train.labels[setup.rows]
+    kept, held_out = hold_out(labels, setup.config.tune.validation, setup.config.seed)
+    return setup.rows[kept], setup.rows[held_out]
 
 
-def trial_folder(folder: Path, lr: float) -> Path:
+def get_trial_folder(folder: Path, lr: float) -> Path:
     return folder / "search" / f"lr={lr:g}"
 
 
-def validate(site: Site, trial: Callable[[], Trained], source: Source) -> tuple[float, float]:
+def validate(setup: FinetuneSetup, trial: Callable[[], Trained], source: Source) -> tuple[float, float]:
     """(accuracy, loss) on held-out rows after a trial; (0, inf) if it diverged."""
     try:
         done = trial()
-        values = dict(loop.run_all({"held out": classification(site, done.model, source)}, done.state))
+        values = dict(loop.run_all({"held out": build_classification(setup, done.model, source)}, done.state))
     except errors.NonFinite as e:
-        console.say(f"a rate is out of the question: {e}")
+        console.notice(f"a rate is out of the question: {e}")
         return 0.0, math.inf
     return values["held out/accuracy"], values["held out/loss"]
 
 
-def train(site: Site, method: str, terms: str, lr: float, rows: np.ndarray, head: Head | None, folder: Path) -> Trained:
+def train(
+    setup: FinetuneSetup, method: str, terms: str, lr: float, rows: np.ndarray, head: Head | None, folder: Path
+) -> Trained:
     """One run through the loop, from where its checkpoints in `folder`/training are."""
     clock = goodput.Clock()
-    config, mesh, source = site.config, site.mesh, Subset(site.task.train, rows)
+    config, mesh, source = setup.config, setup.mesh, Subset(setup.task.train, rows)
     plan = loop.Plan.of(config, len(source))
-    sections = settings.frozen(config.model, config.finetune)
-    compiled = finetune.build(*sections, site.setup(method, terms), lr, plan, mesh)
+    sections = settings.freeze_sections(config.model, config.finetune)
+    compiled = finetune.build(*sections, setup.loop_setup(method, terms), lr, plan, mesh)
     noisytune = 0.0 if method == finetune.PROBE else config.finetune.noisytune
 
     def start(key: jax.Array) -> TrainState:
-        return finetune.start(compiled, site.weights, head, mesh, key, noisytune)
+        return finetune.start(compiled, setup.weights, head, mesh, key, noisytune)
 
     def begin() -> tuple[Any, Any]:
         state = start(jax.random.key(config.seed))
@@ -151,10 +153,10 @@ def train(site: Site, method: str, terms: str, lr: float, rows: np.ndarray, head
 
     def batches(start_step: int) -> Generator[Any]:
         how = {"batch": config.train.batch, "seed": config.seed, "start_step": start_step}
-        return pipeline.train(source, **how, **evaluators.reading(config, mesh))
+        return pipeline.train(source, **how, **evaluators.reading_options(config, mesh))
 
     undecodable = Quarantine(folder, source, config.runtime.quarantine, active=jax.process_index() == 0)
-    named = {"label": f"{site.task.name} {folder.name}", "clock": clock, "quarantine": undecodable}
+    named = {"label": f"{setup.task.name} {folder.name}", "clock": clock, "quarantine": undecodable}
     checkpoints = checkpoint.Checkpoints(
         folder / "training",
         every=plan.every(config.runtime.save_every),
@@ -178,32 +180,32 @@ def train(site: Site, method: str, terms: str, lr: float, rows: np.ndarray, head
     return Trained(lr, compiled.model, state, begin)
 
 
-def initial_heads(site: Site) -> Heads:
+def make_initial_heads(setup: FinetuneSetup) -> Heads:
     """The heads that every setting starts from, by `finetune.head_init`."""
-    how = site.config.finetune.head_init
+    how = setup.config.finetune.head_init
     if how == finetune.PROBE:
-        done = chosen_and_trained(site, finetune.PROBE, "none", site.config.tune.lrs, Heads(None, None))
-        folder = trial_folder(site.place(finetune.PROBE, "none"), done.lr)  # where the search has left it
-        trial = train(site, finetune.PROBE, "none", done.lr, parts(site)[0], None, folder)
-        return Heads(*(runtime.fetch((x.state.params["head"], x.state.model_state["head"]), site.mesh)
+        done = choose_and_train(setup, finetune.PROBE, "none", setup.config.tune.lrs, Heads(None, None))
+        folder = get_trial_folder(setup.setting_folder(finetune.PROBE, "none"), done.lr)  # where the search has left it
+        trial = train(setup, finetune.PROBE, "none", done.lr, split_rows(setup)[0], None, folder)
+        return Heads(*(runtime.fetch((x.state.params["head"], x.state.model_state["head"]), setup.mesh)
                        for x in (trial, done)))  # fmt: skip
     if how == "fresh":
         return Heads(None, None)
-    model, params, model_state = site.frozen[:3]
-    zero_shot = evaluators.zero_shot(
-        site.config, model, site.mesh, site.task, site.task.tests[0], encoder.load_tokenizer(site.config),
-        batch=site.config.extract.batch,
+    model, params, model_state = setup.frozen[:3]
+    zero_shot = evaluators.build_zero_shot(
+        setup.config, model, setup.mesh, setup.task, setup.task.tests[0], encoder.load_tokenizer(setup.config),
+        batch=setup.config.extract.batch,
     )  # fmt: skip
-    classes, scale = runtime.fetch((zero_shot.class_matrix(params, model_state), params["logit_scale"]), site.mesh)
+    classes, scale = runtime.fetch((zero_shot.class_matrix(params, model_state), params["logit_scale"]), setup.mesh)
     kernel = np.float32(np.exp(scale) * classes.T)
     head = {"classifier": {"kernel": kernel, "bias": np.zeros(len(classes), np.float32)}}, {}
     return Heads(head, head)
 
 
-def classification(site: Site, model: Model, source: Source, **drawn: Any) -> loop.Evaluator:
+def build_classification(setup: FinetuneSetup, model: Model, source: Source, **drawn: Any) -> loop.Evaluator:
     """Of the model's classes on all of `source`, against the labels that it has."""
-    config, mesh = site.config, site.mesh
-    batches = partial(evaluators.images, config, mesh, source, batch=config.extract.batch, **drawn)
+    config, mesh = setup.config, setup.mesh
+    batches = partial(evaluators.read_images, config, mesh, source, batch=config.extract.batch, **drawn)
     placing = {"put": runtime.put_batch(mesh), "fetch": partial(runtime.fetch, mesh=mesh)}
     known = source.num_classes
     return EVALUATORS["classification"](model.apply, batches, num_classes=known, clean=False, **placing)

@@ -6,10 +6,10 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax.errors import UserError, storage
+from nml_jax.errors import UserError, storing
 from nml_jax.reporting.statistics.studies import MEAN, Study, as_csv, find_studies
-from nml_jax.runs.files import atomic_write
-from nml_jax.runs.finished import read_cells
+from nml_jax.runs.files import write_atomic
+from nml_jax.runs.finished import read_finished
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Path:
@@ -40,13 +40,13 @@ def build(folders: Sequence[Path], out: Path) -> Path:
     from nml_jax.reporting.page import page  # brings matplotlib, which nothing else needs
 
     studies, left_out = _studies(folders)
-    with storage(out):
-        atomic_write(out / "summary.csv", as_csv(studies))
-        atomic_write(out / "report.html", page(studies, left_out))
+    with storing(out):
+        write_atomic(out / "summary.csv", as_csv(studies))
+        write_atomic(out / "report.html", page(studies, left_out))
     return out / "report.html"
 
 
-def summary(folder: Path) -> str:
+def summarise(folder: Path) -> str:
     """The summary of the finished runs in a folder as plain text: measures by noise, mean ± sample sd over n runs.
 
     Raises:
@@ -76,7 +76,7 @@ def summary(folder: Path) -> str:
 
 
 def _studies(folders: Sequence[Path]) -> tuple[list[Study], dict[str, str]]:
-    found, left_out = read_cells(folders)
+    found, left_out = read_finished(folders)
     if not found:
         why = "".join(f"; {name} is {reason}" for name, reason in list(left_out.items())[:1])
         where = ", ".join(map(str, folders))

@@ -26,10 +26,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import __version__, console, inputs, runtime, settings
-from nml_jax.errors import UserError, storage
+from nml_jax.errors import UserError, storing
 from nml_jax.processes import peers
 from nml_jax.runs.record import read_record, write_record
-from nml_jax.runs.rows import digest, read_rows, write_rows
+from nml_jax.runs.rows import hash_rows, read_rows, write_rows
 
 # Stages of one run. "report" follows over all runs of an experiment; its `run` takes the experiment's folder.
 STAGES = ("pretrain", "features", "extract", "zeroshot", "tune", "finetune", "diagnose")
@@ -50,9 +50,9 @@ def hash_inputs(name: str, config: ConfigDict, record: dict[str, Any]) -> str:
     """SHA-256 of all a stage's numbers depend on: its part of the config, files, its version, what is upstream."""
     stage = module(name)
     upstream = {up: record["stages"].get(up, {}).get("output", "") for up in stage.UPSTREAM}
-    part = settings.part(settings.to_json(config), stage.KEYS)
-    files = {path: inputs.content(Path(path)) for path in inputs.paths(part)}
-    return settings.sha([part, files, stage.VERSION, upstream])
+    part = settings.select_keys(settings.to_json(config), stage.KEYS)
+    files = {path: inputs.hash_content(Path(path)) for path in inputs.list_paths(part)}
+    return settings.hash_json([part, files, stage.VERSION, upstream])
 
 
 def is_done(name: str, config: ConfigDict, workdir: Path) -> bool:
@@ -60,8 +60,8 @@ def is_done(name: str, config: ConfigDict, workdir: Path) -> bool:
     own = record["stages"].get(name, {})
     if "output" not in own or own["inputs"] != hash_inputs(name, config, record):
         return False
-    if own.get("rows", (found := digest(read_rows(workdir), name))) != found:
-        console.say(f"{workdir.name}: of the rows of {name} some were changed or lost; it is done again")
+    if own.get("rows", (found := hash_rows(read_rows(workdir), name))) != found:
+        console.notice(f"{workdir.name}: of the rows of {name} some were changed or lost; it is done again")
         return False
     return module(name).intact(workdir)
 
@@ -85,7 +85,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
         before = record["stages"][name].get("revision", "")
         changed = f" (by revision {before or 'unknown'}; this is {revision})" if before != revision else ""
         if first:
-            console.say(f"{where} is done, skipped{changed}")
+            console.notice(f"{where} is done, skipped{changed}")
         return False
     own, now = record["stages"].get(name, {}), hash_inputs(name, config, record)
     recorded = name in record["stages"]
@@ -93,31 +93,31 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
     if first and (changed or redo):
         # What is there was made of other inputs, or is not wanted. The record goes first: a kill in between leaves a
         # stage that is not done, never one that is done and has no output.
-        with storage(workdir):
+        with storing(workdir):
             _invalidate(workdir, record, name)
             stage.forget(workdir)
     if first:
         record["stages"][name] = {"inputs": now}
-        with storage(workdir):
+        with storing(workdir):
             write_record(workdir, record)
     peers.agree(True)  # the others look when what is not to be there is gone
     begun = time.perf_counter()
     output = stage.run(config, workdir, mesh)
     seconds = time.perf_counter() - begun
     if first:
-        environment = {**runtime.environment(), "nml_jax": __version__, "revision": revision}
+        environment = {**runtime.describe_environment(), "nml_jax": __version__, "revision": revision}
         if name == STAGES[0] or not record["environment"]:
             record["environment"] = environment
         record["stages"][name] |= {
             "output": output,
-            "rows": digest(read_rows(workdir), name),
+            "rows": hash_rows(read_rows(workdir), name),
             "version": stage.VERSION,
             "seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "revision": revision,
             "environment": environment,
         }
-        with storage(workdir):
+        with storing(workdir):
             if output != own.get("output"):
                 stale = {name}
                 for later in STAGES[STAGES.index(name) + 1 :]:
@@ -127,7 +127,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
                             _invalidate(workdir, record, later)
             write_record(workdir, record)
     if first:
-        console.say(f"{where} finished in {console.clock(seconds)}")
+        console.notice(f"{where} finished in {console.format_seconds(seconds)}")
     return True
 
 

@@ -198,7 +198,7 @@ DOMAINS = {
 }
 
 
-def domain(name: str) -> Entry:
+def split_domain(name: str) -> Entry:
     """The entry of a domain of DomainNet."""
     n_train, n_test = DOMAINS[name]
     return Entry(

@@ -21,7 +21,7 @@ def load(name: str) -> dict[str, tuple[int, ...]]:
     return {test: tuple(_ids(classes)) for test, classes in stored.items()}
 
 
-def ids(name: str) -> ClassMap:
+def find_ids(name: str) -> ClassMap:
     """The same without the names: of every test class the training classes."""
     return tuple(load(name).values())
 

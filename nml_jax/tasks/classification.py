@@ -52,7 +52,7 @@ class Task:
         return self.train.num_classes
 
 
-def digits(config: Any) -> Task:
+def load_digits(config: Any) -> Task:
     """The digits 5 to 9 of scikit-learn's set; out-of-domain are the same test images, shifted in five ways."""
     data = SimpleNamespace(source="digits", path="", name="", classes=(5, 6, 7, 8, 9), num_classes=None)
     test = sources.load(data, "test")
@@ -60,7 +60,7 @@ def digits(config: Any) -> Task:
     return Task("digits", sources.load(data, "train"), tuple(tests))
 
 
-def directory(config: Any) -> Task:
+def load_directory(config: Any) -> Task:
     """Any prepared directory, described by the keys of `config.downstream`; by default that of pre-training."""
     config, path = config.downstream, config.downstream.path or config.data.path
     if not path:
@@ -77,7 +77,7 @@ def directory(config: Any) -> Task:
     return Task("directory", train, tuple(tests))
 
 
-def trained(name: str, config: Any) -> Task:
+def load_trained(name: str, config: Any) -> Task:
     """A dataset of the catalogue to train on, tested on its own test split and on those of `downstream.partners`."""
     entry, chosen = catalogue.TRAINED[name], config.downstream
     split, size = entry.train, entry.n_train
@@ -90,10 +90,10 @@ def trained(name: str, config: Any) -> Task:
     return Task(name, train, tuple(tests), entry.metric)
 
 
-def domainnet(config: Any) -> Task:
+def load_domainnet(config: Any) -> Task:
     """One domain of DomainNet to train and test on; out-of-domain are others. Test splits have the domains' names."""
     chosen = config.downstream
-    entries = {name: catalogue.domain(name) for name in (chosen.domain_train, *chosen.domain_test)}
+    entries = {name: catalogue.split_domain(name) for name in (chosen.domain_train, *chosen.domain_test)}
     entry = entries[chosen.domain_train]
     train = _open(config, entry, "train", entry.n_train)
     tests = []
@@ -107,7 +107,7 @@ def domainnet(config: Any) -> Task:
 def _partner(config: Any, name: str, train: Source) -> list[Test]:
     """The tests of a dataset of the catalogue for a head that is trained on `train`."""
     entry = catalogue.PARTNERS[name]
-    class_map = class_maps.ids(entry.class_map) if entry.class_map else None
+    class_map = class_maps.find_ids(entry.class_map) if entry.class_map else None
     tests = []
     for corruption in _corruptions(config.downstream, entry):
         split = f"{name}/{corruption}" if corruption else name
@@ -146,7 +146,7 @@ def _open(config: Any, entry: Entry, split: str, size: int, corruption: str = ""
             f"{folder} has {source.num_classes} classes, not {entry.num_classes}", f"prepare it anew {entry.obtain}"
         )
     if len(source) != size:
-        console.say(f"{folder}: the split {split!r} has {len(source):,} records; published are {size:,}")
+        console.notice(f"{folder}: the split {split!r} has {len(source):,} records; published are {size:,}")
     return source
 
 
@@ -168,19 +168,21 @@ def _folder(config: Any, entry: Entry, corruption: str = "") -> Path:
         )
     wanted = tuple(map(int, entry.version.split("."))) if entry.version else ()
     if wanted and wanted not in by_version:
-        console.say(f"{folder}: there is version {by_version[max(by_version)].name}; the table is of {entry.version}")
+        console.notice(
+            f"{folder}: there is version {by_version[max(by_version)].name}; the table is of {entry.version}"
+        )
     return by_version[wanted if wanted in by_version else max(by_version)]
 
 
 TASKS: dict[str, Callable[[Any], Task]] = {
-    "digits": digits,
-    "directory": directory,
-    "domainnet": domainnet,
-    **{name: functools.partial(trained, name) for name in catalogue.TRAINED},
+    "digits": load_digits,
+    "directory": load_directory,
+    "domainnet": load_domainnet,
+    **{name: functools.partial(load_trained, name) for name in catalogue.TRAINED},
 }
 
 
-def dataset_of(name: str, config: Any) -> str:
+def find_dataset(name: str, config: Any) -> str:
     """What files of class names and prompts call the task's dataset: of "directory" the folder's name, or of the folder
     above where it is that of a version, as TFDS makes them."""
     if name != "directory":
@@ -252,7 +254,7 @@ def _entries(chosen: Any, names: tuple[str, ...]) -> list[tuple[Entry, str]]:
     """Every dataset of the catalogue that the chosen tasks need, with its corruption."""
     needed = [(catalogue.TRAINED[name], "") for name in names if name in catalogue.TRAINED]
     if "domainnet" in names:
-        needed += [(catalogue.domain(name), "") for name in (chosen.domain_train, *chosen.domain_test)]
+        needed += [(catalogue.split_domain(name), "") for name in (chosen.domain_train, *chosen.domain_test)]
     partners = [catalogue.PARTNERS[name] for name in chosen.partners] if needed else []
     return needed + [(entry, corruption) for entry in partners for corruption in _corruptions(chosen, entry)]
 

@@ -21,7 +21,7 @@ class Frames(NamedTuple):
 
 
 def write_frames(folder: Path, split: str, frames: Frames) -> None:
-    write_json(_path(folder, split), frames._asdict())
+    write_json(_frames_path(folder, split), frames._asdict())
 
 
 def read_frames(folder: Path, split: str) -> Frames:
@@ -30,7 +30,7 @@ def read_frames(folder: Path, split: str) -> Frames:
     Raises:
         UserError: the file is missing or damaged.
     """
-    path = _path(folder, split)
+    path = _frames_path(folder, split)
     try:
         stored: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return Frames(*(tuple(tuple(map(int, ids)) for ids in stored[field]) for field in Frames._fields))
@@ -38,5 +38,5 @@ def read_frames(folder: Path, split: str) -> Frames:
         raise UserError(f"{path} is missing or damaged: {e}", "prepare the dataset anew") from e
 
 
-def _path(folder: Path, split: str) -> Path:
+def _frames_path(folder: Path, split: str) -> Path:
     return folder / "supervision" / f"{split}.frames.json"

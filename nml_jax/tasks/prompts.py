@@ -22,7 +22,7 @@ DEFAULT = Path(__file__).with_name("prompts.json")
 PLACEHOLDER = re.compile(r"\{c?\}")
 
 
-def templates(path: str, task: str) -> Templates:
+def read_templates(path: str, task: str) -> Templates:
     """The prompt templates of a task.
 
     Args:
@@ -48,7 +48,7 @@ def templates(path: str, task: str) -> Templates:
     return given
 
 
-def class_names(path: str, task: str, given: Sequence[str]) -> tuple[str, ...]:
+def read_class_names(path: str, task: str, given: Sequence[str]) -> tuple[str, ...]:
     """The names of a task's classes, as prompts shall call them, in the order of the class ids.
 
     Args:
@@ -71,7 +71,7 @@ def class_names(path: str, task: str, given: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def texts(names: Sequence[str], templates: Templates) -> list[list[str]]:
+def fill_templates(names: Sequence[str], templates: Templates) -> list[list[str]]:
     """For every class the texts that describe it.
 
     Args:

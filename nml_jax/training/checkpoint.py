@@ -65,7 +65,7 @@ class Checkpoints:
         self.abandoned: list[Future] = []
         if sys.unraisablehook is not _unraisable:
             sys.unraisablehook = _unraisable
-        with errors.storage(folder):
+        with errors.storing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self._clean()
 
@@ -201,7 +201,7 @@ class Checkpoints:
 
     def _tell(self, message: str) -> None:
         if jax.process_index() == 0:
-            console.say(message)
+            console.notice(message)
 
     def restore(self, shapes: TrainState) -> TrainState | None:
         """The latest state, placed as `shapes` says (any mesh), or None if there is no checkpoint yet.
@@ -225,7 +225,7 @@ class Checkpoints:
             if cause := self._outcome(save):
                 self._lost(step, cause, must=False)
         if any(not save.done() for save in self.abandoned):
-            console.say(f"waiting until the storage library gives up a failed save, {LIMIT} s at most")
+            console.notice(f"waiting until the storage library gives up a failed save, {LIMIT} s at most")
             futures.wait(self.abandoned)
 
 
@@ -248,7 +248,7 @@ def _cause(error: Exception, folder: Path) -> str:
     """
     if isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError)):
         return f"{WAITED} {LIMIT} s: {job.first_line(error)}"
-    if told := errors.of_storage(error, folder):
+    if told := errors.as_disk_error(error, folder):
         return told.cause
     raise error
 
@@ -289,7 +289,7 @@ def _shapes(tree: Any) -> set[tuple[str, tuple[int, ...]]]:
     return {(jax.tree_util.keystr(path), tuple(x.shape)) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def digest(tree: Any) -> str:
+def hash_tree(tree: Any) -> str:
     """SHA-256 over the names, dtypes, shapes and bytes of all (host) arrays of a tree: equal iff bit-equal."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from nml_jax import errors
-from nml_jax.runs.files import atomic_write
+from nml_jax.runs.files import write_atomic
 
 SUMS = "SHA256SUMS"
 
@@ -24,7 +24,7 @@ def latest_step(folder: Path) -> int | None:
 def write_sums(folder: Path) -> None:
     """Write the SHA-256 of every file below `folder` in the format of sha256sum."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
-    atomic_write(folder / SUMS, "".join(f"{_sha(p)}  {p.relative_to(folder)}\n" for p in files))
+    write_atomic(folder / SUMS, "".join(f"{_sha(p)}  {p.relative_to(folder)}\n" for p in files))
 
 
 def verify(folder: Path) -> None:

@@ -11,7 +11,7 @@ from nml_jax import console
 from nml_jax.processes import peers
 from nml_jax.runs import goodput
 from nml_jax.runs.metrics import Metrics
-from nml_jax.training.window import Seen, digest, listed
+from nml_jax.training.window import Seen, hash_ids, list_ids
 
 
 class Journal:
@@ -59,7 +59,7 @@ class Journal:
             with self._spared():
                 self.metrics.close()
             if self.active and (summary := goodput.read(self.folder)):
-                console.say(f"{self.label}: {summary}")
+                console.notice(f"{self.label}: {summary}")
 
     def received(self, *, idle: bool, then: str) -> None:
         """A batch has come. If the device was idle meanwhile, that time was lost to data."""
@@ -79,15 +79,15 @@ class Journal:
         """
         self.step, self.skipped = step, skipped
         for k in seen.skipped if self.active else ():
-            console.say(
-                f"step {k} was skipped: its loss or gradient is not finite; ids of its batch: {listed(seen.ids[k])}"
+            console.notice(
+                f"step {k} was skipped: its loss or gradient is not finite; ids of its batch: {list_ids(seen.ids[k])}"
             )
         shown = {k: seen.means[f"train/{k}"] for k in ("loss", "accuracy") if f"train/{k}" in seen.means}
         speed = self.metrics.progress(step, shown)
         self.values(step, {**values, **seen.means, **speed, "goodput": self.clock.share()})
         whole = self.config.runtime.sample_ids
         with self._spared():
-            self.metrics.samples({k: ids.tolist() if whole else digest(ids) for k, ids in seen.ids.items()})
+            self.metrics.samples({k: ids.tolist() if whole else hash_ids(ids) for k, ids in seen.ids.items()})
             self.goodput.write(step, skipped=skipped, now=False)
         if seen.undecodable:
             self.quarantine(seen.undecodable)
@@ -109,5 +109,5 @@ class Journal:
             yield
         except OSError as e:
             if not self.refused:
-                console.say(f"cannot write {e.filename or self.folder}: {e.strerror}; training goes on")
+                console.notice(f"cannot write {e.filename or self.folder}: {e.strerror}; training goes on")
             self.refused = True

@@ -15,12 +15,12 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from nml_jax import spectrum
-from nml_jax.data.features.checks import check_varied, finite
+from nml_jax.data.features.checks import are_finite, check_varied
 from nml_jax.errors import FREE, UserError
 from nml_jax.models.heads.mlp import Form
 from nml_jax.objectives import nmtune, terms
 from nml_jax.tuning import descent, head_file
-from nml_jax.tuning.descent import Bank, Setting, Spec
+from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import cross_entropy, hold_out
 
@@ -132,7 +132,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def _fit(self, X: Any, y: Any, sample_weight: Any) -> "NMTuneClassifier":
         before = (list(self.classes_), self.n_features_in_) if self.warm_start and hasattr(self, "head_") else None
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], ensure_all_finite=False)
-        X = finite(X)
+        X = are_finite(X)
         try:
             check_classification_targets(y)
         except TypeError as e:
@@ -156,7 +156,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         standard = None
         if self.standardize:
             sizes = np.arange(len(bank.labels)), np.int32(len(X))
-            standard = jax.device_get(jax.jit(descent.statistics)(bank.features, *sizes))
+            standard = jax.device_get(jax.jit(descent.compute_statistics)(bank.features, *sizes))
         validation = X[held_out], codes[held_out], weights[held_out]
         self._train(spec, bank, setting, len(train), standard, start, validation)
         Z, _ = self.head_.outputs(X)
@@ -210,7 +210,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def _train(
         self,
         spec: Spec,
-        bank: Bank,
+        bank: TrainingSet,
         setting: Setting,
         n: int,
         standard: Any,
@@ -218,12 +218,12 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         validation: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> None:
         """Train epoch by epoch; leaves head_, n_iter_ and validation_loss_."""
-        bank, setting, steps = jax.device_put(bank), descent.typed(setting), -(-n // spec.batch)
+        bank, setting, steps = jax.device_put(bank), descent.to_arrays(setting), -(-n // spec.batch)
         epochs = max(EPOCHS, -(-STEPS // steps)) if self.epochs is None else int(self.epochs)
         patience = max(PATIENCE, -(-PATIENT_STEPS // steps)) if self.patience is None else self.patience
         total = np.int32(epochs * steps)
         best, self.validation_loss_ = (np.inf, None), []
-        with descent.one_blas_thread():
+        with descent.limit_blas():
             carry = descent.begin(spec, setting, bank.features.shape[-1], standard)
             if start is not None:
                 state = {**carry.state, **{k: v for k, v in start.state.items() if k != "input"}}
@@ -271,7 +271,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float32, np.float64], ensure_all_finite=False, reset=False)
         with _value_errors():
-            return self.head_.outputs(finite(X))
+            return self.head_.outputs(are_finite(X))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -322,12 +322,14 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         return self
 
 
-def _bank(X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> Bank:
+def _bank(X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> TrainingSet:
     """The rows, and after them so many of zeros that sets of similar size share what is compiled."""
     step = max(64, 1 << max(len(X).bit_length() - 3, 0))
     fill = -len(X) % step
     features = np.pad(X, ((0, fill), (0, 0)))[:, None]
-    return Bank(features, np.pad(codes.astype(np.int32), (0, fill)), np.pad(weights.astype(np.float32), (0, fill)))
+    return TrainingSet(
+        features, np.pad(codes.astype(np.int32), (0, fill)), np.pad(weights.astype(np.float32), (0, fill))
+    )
 
 
 def _loss(head: TunedHead, X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> float:

@@ -48,7 +48,7 @@ class Setting(NamedTuple):
     neftune: Any = 0.0  # α of training/perturb.py
 
 
-class Bank(NamedTuple):
+class TrainingSet(NamedTuple):
     """Training examples. `weights` are those of the rows in the cross-entropy; 1 on average over the rows in use."""
 
     features: Any  # float32 [N, V, D]
@@ -66,7 +66,7 @@ class Carry(NamedTuple):
 
 def train(
     spec: Spec,
-    bank: Bank,
+    bank: TrainingSet,
     settings: Sequence[Setting],
     n: int,
     *,
@@ -89,8 +89,8 @@ def train(
     """
     if mapped is None:
         mapped = jax.default_backend() != "cpu"
-    ready, sizes = [typed(s) for s in settings], (np.int32(n), np.int32(epochs))
-    with one_blas_thread():
+    ready, sizes = [to_arrays(s) for s in settings], (np.int32(n), np.int32(epochs))
+    with limit_blas():
         if mapped:
             stacked = jax.tree.map(lambda *xs: np.stack(xs), *ready)
             together = jax.device_get(_train_mapped(spec, bank, stacked, *sizes))
@@ -101,14 +101,14 @@ def train(
         return out
 
 
-def typed(setting: Setting) -> Setting:
+def to_arrays(setting: Setting) -> Setting:
     """The setting with the dtypes that are compiled for."""
     seed, *numbers = np.uint32(setting.seed % 2**32), *jax.tree.map(np.float32, setting[4:])
     return Setting(np.int32(setting.rows), np.float32(setting.lr), np.float32(setting.weight_decay), seed, *numbers)
 
 
 @contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
+def limit_blas() -> Iterator[None]:
     """Keep BLAS to one thread: XLA's `eigh` on CPU runs in it, and its threads would fight XLA's for the cores."""
     import scipy.linalg  # noqa: F401  XLA's LAPACK is this one, and only what is loaded can be limited
     from threadpoolctl import threadpool_limits
@@ -132,7 +132,7 @@ def start(spec: Spec, setting: Setting, dim: int, standard: Tree | None) -> Carr
 
 
 def epoch(
-    spec: Spec, carry: Carry, bank: Bank, setting: Setting, n: jax.Array, i: jax.Array, total: jax.Array
+    spec: Spec, carry: Carry, bank: TrainingSet, setting: Setting, n: jax.Array, i: jax.Array, total: jax.Array
 ) -> Carry:
     """One pass over the first n of `setting.rows`.
 
@@ -198,8 +198,8 @@ def _keys(setting: Setting) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]
     return (*jax.random.split(key), jax.random.fold_in(key, 2), jax.random.fold_in(key, 3))  # type: ignore[return-value]
 
 
-def _run(spec: Spec, bank: Bank, setting: Setting, n: jax.Array, epochs: jax.Array) -> tuple[Tree, Tree]:
-    standard = statistics(bank.features, setting.rows, n) if spec.standardize else None
+def _run(spec: Spec, bank: TrainingSet, setting: Setting, n: jax.Array, epochs: jax.Array) -> tuple[Tree, Tree]:
+    standard = compute_statistics(bank.features, setting.rows, n) if spec.standardize else None
     carry = start(spec, setting, bank.features.shape[-1], standard)
     total = epochs * -(-n // spec.batch)
     carry = jax.lax.fori_loop(0, epochs, lambda i, carry: epoch(spec, carry, bank, setting, n, i, total), carry)
@@ -210,7 +210,9 @@ _train = jax.jit(_run, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=0)
-def _train_mapped(spec: Spec, bank: Bank, settings: Setting, n: jax.Array, epochs: jax.Array) -> tuple[Tree, Tree]:
+def _train_mapped(
+    spec: Spec, bank: TrainingSet, settings: Setting, n: jax.Array, epochs: jax.Array
+) -> tuple[Tree, Tree]:
     return jax.vmap(lambda setting: _run(spec, bank, setting, n, epochs))(settings)
 
 
@@ -220,7 +222,7 @@ def _permutation(key: jax.Array, size: int, n: jax.Array) -> jax.Array:
     return jnp.argsort(draws, stable=True)
 
 
-def statistics(features: jax.Array, rows: jax.Array, n: jax.Array) -> Tree:
+def compute_statistics(features: jax.Array, rows: jax.Array, n: jax.Array) -> Tree:
     """Mean and standard deviation over the first n of `rows`, all views, such that a constant feature becomes 0."""
     size, views, _ = features.shape
     used = jnp.zeros((size, 1, 1)).at[rows].set((jnp.arange(size) < n)[:, None, None].astype(jnp.float32))
@@ -237,12 +239,12 @@ def statistics(features: jax.Array, rows: jax.Array, n: jax.Array) -> Tree:
     }
 
 
-def standard(features: np.ndarray) -> Tree:
+def get_standard(features: np.ndarray) -> Tree:
     """{"mean", "scale"} over all rows of features [N, V, D], float32 [D] each."""
-    return jax.device_get(jax.jit(statistics)(features, np.arange(len(features)), np.int32(len(features))))
+    return jax.device_get(jax.jit(compute_statistics)(features, np.arange(len(features)), np.int32(len(features))))
 
 
-def outputs(
+def compute_outputs(
     form: Form, num_classes: int, params: Tree, state: Tree, features: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Z float32 [M, D] and logits float32 [M, K] of features [M, D], with running BatchNorm statistics."""

@@ -15,10 +15,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_X_y
 
 from nml_jax import spectrum
-from nml_jax.data.features.checks import check_varied, finite
-from nml_jax.data.stratify import ranks, stratified
+from nml_jax.data.features.checks import are_finite, check_varied
+from nml_jax.data.stratify import draw_stratified, rank_in_class
 from nml_jax.errors import UserError
-from nml_jax.evals.separability import separability
+from nml_jax.evals.separability import measure_separability
 from nml_jax.tuning import select
 
 NAMES = {
@@ -132,7 +132,7 @@ def diagnose(
         for name, value, low in (("folds", folds, 2), ("rows", rows, 20)):
             if not isinstance(value, int | np.integer) or value < low:
                 raise UserError(f"{name}={value!r}", f"give a whole number of {low} or more")
-        found = examined(*_checked(F, y), folds=int(folds), rows=int(rows), seed=seed % 2**31)
+        found = diagnose_checked(*_checked(F, y), folds=int(folds), rows=int(rows), seed=seed % 2**31)
         if found.untold:
             raise UserError(found.untold, "give more rows of each class, and features of like scale")
         return found
@@ -154,25 +154,25 @@ def _checked(F: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     except (TypeError, ValueError) as e:
         cure = "give features [N, D], real numbers, and labels [N]: whole numbers, text or booleans"
         raise UserError((str(e).splitlines() or [type(e).__name__])[0], cure) from e
-    X = finite(X)
+    X = are_finite(X)
     check_varied([X], "F")
     return X, labels
 
 
-def examined(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, seed: int) -> Diagnosis:
+def diagnose_checked(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, seed: int) -> Diagnosis:
     """`diagnose` of checked arguments, which measures also what cannot be cross-validated, and says why (`untold`).
 
     Raises:
         UserError: the data do not fit, a value is not finite, or there is one class.
     """
     found, codes = np.unique(y, return_inverse=True)
-    features, codes = select.checked(F, codes, len(found))
+    features, codes = select.check_features(F, codes, len(found))
     features = features[:, 0]
     folds, part = _part(codes, folds, rows, seed)
     untold = "" if len(part) else f"fewer than two classes have {_least(folds)} rows: nothing can be held out"
     accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
     try:
-        accuracies = _compared(features[part], codes[part], folds, seed) if len(part) else accuracies
+        accuracies = _compare_methods(features[part], codes[part], folds, seed) if len(part) else accuracies
     except select.Diverged as e:
         part, untold = part[:0], e.cause
     gains = np.subtract(accuracies["nmtune"], accuracies["lbfgs"])
@@ -208,17 +208,17 @@ def _part(codes: np.ndarray, folds: int, rows: int, seed: int) -> tuple[int, np.
     own = _first(codes[pool], each, seed)
     part, rest = pool[own], pool[~own]
     if len(rest) and rows - len(part) >= len(taken):
-        more = stratified(codes[rest], min(1.0, (rows - len(part)) / len(rest)), seed)
+        more = draw_stratified(codes[rest], min(1.0, (rows - len(part)) / len(rest)), seed)
         part = np.concatenate([part, rest[more]])
     return folds, np.sort(part)
 
 
 def _first(codes: np.ndarray, each: int, seed: int) -> np.ndarray:
     """bool [N]: so many rows of every class, drawn at random, or all that it has."""
-    return ranks(codes, np.argsort(np.random.default_rng(seed).permutation(len(codes)))) < each
+    return rank_in_class(codes, np.argsort(np.random.default_rng(seed).permutation(len(codes)))) < each
 
 
-def _compared(F: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> dict[str, list[float]]:
+def _compare_methods(F: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> dict[str, list[float]]:
     """Accuracy on every fold of the probe and of NMTune."""
     known, codes = np.unique(codes, return_inverse=True)
     accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
@@ -242,7 +242,7 @@ def measures(F: np.ndarray, codes: np.ndarray) -> dict[str, float]:
         for name in ("sve", "lsvr", "top_share", "effective_rank", "stable_rank")
     }
     out["alpha_req"] = float(spectrum.alpha_req(centred)) if (centred > 0).sum() > 1 else math.nan
-    return {**out, **separability(F, codes)}
+    return {**out, **measure_separability(F, codes)}
 
 
 def interval(differences: np.ndarray) -> tuple[float, float]:

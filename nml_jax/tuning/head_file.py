@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from nml_jax.errors import UserError, storage
+from nml_jax.errors import UserError, storing
 from nml_jax.models.heads.mlp import EPS, Form, Tree
 from nml_jax.models.heads.mlp import head as architecture
 from nml_jax.tuning import descent
@@ -54,7 +54,7 @@ class TunedHead:
 
     def outputs(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Z float32 [M, D] and logits float32 [M, K] of features [M, D]."""
-        return descent.outputs(self.form, self.num_classes, self.params, self.state, features)
+        return descent.compute_outputs(self.form, self.num_classes, self.params, self.state, features)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Of the classes, float64 [M, K], by the logits [M, K].
@@ -93,7 +93,7 @@ class TunedHead:
             "columns": json.dumps(list(self.columns)),
         }
         part = path.with_name(f".{path.name}.part")
-        with storage(path.parent):
+        with storing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(safetensors.numpy.save(tensors, metadata=meta))
             part.replace(path)

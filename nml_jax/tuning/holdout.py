@@ -52,7 +52,7 @@ def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, n
     return np.concatenate(kept), np.concatenate([r[:k] for r, k in zip(rows, held, strict=True)])
 
 
-def scores(head: Predictor, features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def score_held_out(head: Predictor, features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Accuracy and mean cross-entropy (nats) over all views of features [M, V, D]; 0 and inf if training diverged."""
     labels = np.repeat(labels, features.shape[1])
     _, logits = head.outputs(features.reshape(len(labels), -1))

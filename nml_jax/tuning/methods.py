@@ -50,14 +50,14 @@ def find(name: str) -> Method:
     return METHODS[name]
 
 
-def form(method: Method, config: Any) -> Form:
+def build_form(method: Method, config: Any) -> Form:
     """The architecture of the method's head, by the keys width, depth, residual and norm of the section `tune`."""
     if not method.mlp:
         return Form(mlp=False)
     return Form(True, config.width, config.depth, config.residual, config.norm)
 
 
-def weights(name: str, preset: str | None, config: Any, views: int) -> tuple[Any, str | None]:
+def choose_weights(name: str, preset: str | None, config: Any, views: int) -> tuple[Any, str | None]:
     """The numbers in the terms of a method, and what rows call its preset.
 
     Args:
@@ -81,7 +81,7 @@ def weights(name: str, preset: str | None, config: Any, views: int) -> tuple[Any
     return (terms.defaults(own, **getattr(config, own)) if own else None), None
 
 
-def epochs(n: int, *, batch: int, epochs: int, steps: int) -> tuple[int, int]:
+def count_epochs(n: int, *, batch: int, epochs: int, steps: int) -> tuple[int, int]:
     """The schedule of a head that is trained by gradient on n rows.
 
     Args:
@@ -94,13 +94,13 @@ def epochs(n: int, *, batch: int, epochs: int, steps: int) -> tuple[int, int]:
     return max(1, min(epochs, steps // each)) if steps else epochs, each
 
 
-def grid(name: str) -> tuple[str, ...]:
+def make_grid(name: str) -> tuple[str, ...]:
     """The keys of the section `tune` among whose values a method chooses."""
     kind = find(name)
     return (kind.grid,) if kind.probe else ("lrs", "weight_decays")
 
 
-def pairs(config: Any) -> Iterator[tuple[str, str | None]]:
+def list_methods(config: Any) -> Iterator[tuple[str, str | None]]:
     """(method, preset) of every head that the section `tune` asks for."""
     for name in config.methods:
         yield from ((name, preset) for preset in (config.presets if name == "nmtune" else (None,)))

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nml_jax.tuning.probes import check_grid, checked
+from nml_jax.tuning.probes import check_grid, check_values
 
 BLOCK = 8192  # rows at a time
 
 
-class Bank(NamedTuple):
+class Neighbourhood(NamedTuple):
     """Rows to be found by `Neighbours`."""
 
     rows: np.ndarray  # float32 [N, D], of unit length
@@ -44,7 +44,7 @@ class Bank(NamedTuple):
             rows = np.pad(rows, ((0, len(away) - len(rows)), (0, 0)))
             blocks.append((*jax.device_put((rows, away)), start))
         for start in range(0, len(features), BLOCK // 8):
-            queries = prepared(features[start : start + BLOCK // 8])
+            queries = prepare(features[start : start + BLOCK // 8])
             size = len(queries)
             queries = np.pad(queries, ((0, min(BLOCK // 8, len(features)) - size), (0, 0)))
             best = jnp.full((len(queries), k), -jnp.inf), jnp.zeros((len(queries), k), jnp.int32)
@@ -53,7 +53,7 @@ class Bank(NamedTuple):
             yield np.asarray(best[1])[:size]
 
 
-def prepared(features: ArrayLike) -> np.ndarray:
+def prepare(features: ArrayLike) -> np.ndarray:
     """float32 [M, D], of unit length; a row of zeros stays one."""
     x = np.asarray(features, np.float64)
     x = x / np.maximum(np.abs(x).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
@@ -64,7 +64,7 @@ def prepared(features: ArrayLike) -> np.ndarray:
 class Neighbours(NamedTuple):
     """Majority vote of the k rows of the bank that are nearest."""
 
-    bank: Bank
+    bank: Neighbourhood
     k: int
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
@@ -80,9 +80,9 @@ def fit_knn(features: ArrayLike, labels: ArrayLike, ks: Sequence[int], *, num_cl
     Raises:
         UserError: as for `probes.fit_lbfgs`; k < 1.
     """
-    X, y = checked(features, labels, num_classes)
+    X, y = check_values(features, labels, num_classes)
     check_grid("k", ks, lambda k: k >= 1 and k == int(k))
-    bank = Bank(prepared(X), y, num_classes)
+    bank = Neighbourhood(prepare(X), y, num_classes)
     return [Neighbours(bank, min(int(k), len(X))) for k in ks]
 
 

@@ -19,9 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
 from scipy.optimize import minimize
 
-from nml_jax.console import say
+from nml_jax.console import notice
 from nml_jax.errors import UserError
-from nml_jax.tuning.descent import one_blas_thread
+from nml_jax.tuning.descent import limit_blas
 
 Array = NDArray[np.float64]
 Probe = Callable[[np.ndarray], np.ndarray]
@@ -71,7 +71,7 @@ def fit_lbfgs(
     Raises:
         UserError: arguments that do not fit, a row that is not finite, C ≤ 0.
     """
-    X, y = checked(features, labels, num_classes)
+    X, y = check_values(features, labels, num_classes)
     check_grid("C", cs, lambda c: c > 0)
     present, y = np.unique(y, return_inverse=True)
     mean, basis, variances, X = _principal(X)
@@ -107,7 +107,7 @@ def fit_ridge(features: ArrayLike, labels: ArrayLike, alphas: Sequence[float], *
     One eigendecomposition, of the covariance or, where N < D, on the span of the rows, serves all α. As scikit-learn's
     RidgeClassifier. Arguments and errors as for `fit_lbfgs`; α ≥ 0, with 0 for the shortest W of least error.
     """
-    X, y = checked(features, labels, num_classes)
+    X, y = check_values(features, labels, num_classes)
     check_grid("alpha", alphas, lambda alpha: alpha >= 0)
     mean, basis, variances, X = _principal(X)
     targets = np.where(y[:, None] == np.arange(num_classes), 1.0, -1.0)
@@ -165,12 +165,12 @@ def _minimise(
             raise StopIteration
 
     options = {"maxiter": max_iter, "maxfun": 20 * max_iter, "ftol": 0, "gtol": 1e-12}
-    with one_blas_thread():  # a second one has little to gain from vectors, and keeps a core from XLA
+    with limit_blas():  # a second one has little to gain from vectors, and keeps a core from XLA
         found = minimize(
             objective, (start / scale).ravel(), jac=True, method="L-BFGS-B", callback=done, options=options
         )
     if found.nit >= max_iter:
-        say(f"logistic regression with {name} has not converged after {max_iter} iterations")
+        notice(f"logistic regression with {name} has not converged after {max_iter} iterations")
     return found.x.reshape(scale.shape) * scale
 
 
@@ -202,7 +202,7 @@ def _spread(u: jax.Array, Z: jax.Array) -> jax.Array:
     return (p * (1 - p)).mean(0)
 
 
-def checked(features: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def check_values(features: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Features and labels as arrays. Raises UserError as `fit_lbfgs` says."""
     X, y = np.asarray(features), np.asarray(labels)
     if X.ndim != 2 or not X.size or y.shape != X.shape[:1]:

@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from nml_jax.console import say
+from nml_jax.console import notice
 from nml_jax.errors import UserError
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import hold_out, scores
-from nml_jax.tuning.trainers import Job, Predictor, Trainer, make_trainer
+from nml_jax.tuning.holdout import hold_out, score_held_out
+from nml_jax.tuning.trainers import HeadFit, Predictor, Trainer, make_trainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,15 +93,16 @@ def fit_seeds(
         UserError: an unknown method or preset, a value that is not finite, a label out of range, fewer than two
             classes, no rows, or nothing to hold out; Diverged, if training does at every rate, or on all rows.
     """
-    features, labels = checked(features, labels, num_classes)
+    features, labels = check_features(features, labels, num_classes)
     trainer = make_trainer(features, labels, method=method, preset=preset, num_classes=num_classes, config=config)
     hypers, validation = choose(trainer, features, labels, config=config, seeds=seeds)
     everything = np.arange(len(labels))
-    jobs = [Job(everything, hyper, seed) for hyper, seed in zip(hypers, seeds, strict=True)]
+    jobs = [HeadFit(everything, hyper, seed) for hyper, seed in zip(hypers, seeds, strict=True)]
+    trained = require_converged(method, trainer.train(jobs, len(labels)))
     return [
         HeadResult(head=head, preset=trainer.preset, hyper=job.hyper, validation=each, n_train=len(labels),
-                   unvalidated=unvalidated(trainer, each))
-        for job, each, head in zip(jobs, validation, converged(method, trainer.train(jobs, len(labels))), strict=True)
+                   unvalidated=cannot_validate(trainer, each))
+        for job, each, head in zip(jobs, validation, trained, strict=True)
     ]  # fmt: skip
 
 
@@ -113,22 +114,22 @@ def choose(
         return trainer.grid * len(seeds), [[] for _ in seeds]
     if np.bincount(labels).max() < 2:
         middle = {name: statistics.median_high({v[name] for v in trainer.grid}) for name in trainer.grid[0]}
-        say(f"one row of each class leaves none to choose a setting on: the middle of the grid is taken, {middle}")
+        notice(f"one row of each class leaves none to choose a setting on: the middle of the grid is taken, {middle}")
         return [middle] * len(seeds), [[] for _ in seeds]
     parts = [hold_out(labels, config.validation, seed) for seed in seeds]
     n = len(parts[0][0])  # the class counts decide it, not the seed
     of = [i for i in range(len(seeds)) for _ in trainer.grid]
-    jobs = [Job(np.concatenate(parts[i]), hyper, seeds[i]) for i in range(len(seeds)) for hyper in trainer.grid]
+    jobs = [HeadFit(np.concatenate(parts[i]), hyper, seeds[i]) for i in range(len(seeds)) for hyper in trainer.grid]
     validation: list[list[dict[str, float]]] = [[] for _ in seeds]
     for i, job, head in zip(of, jobs, trainer.train(jobs, n), strict=True):
         held_out = parts[i][1]
-        accuracy, loss = scores(head, features[held_out], labels[held_out])
+        accuracy, loss = score_held_out(head, features[held_out], labels[held_out])
         validation[i].append({**job.hyper, "accuracy": accuracy, "loss": loss})
     best = [min(each, key=lambda v: (-v["accuracy"], trainer.tie(v))) for each in validation]
     return [{name: v[name] for name in trainer.grid[0]} for v in best], validation
 
 
-def unvalidated(trainer: Trainer, seen: Sequence[Any]) -> bool:
+def cannot_validate(trainer: Trainer, seen: Sequence[Any]) -> bool:
     """Whether there were settings to choose from and none was tried, as `seen` (`HeadResult.validation`) says."""
     return len(trainer.grid) > 1 and not seen
 
@@ -137,7 +138,7 @@ class Diverged(UserError):
     """Training left a weight or a logit that is not finite."""
 
 
-def converged(method: str, trained: Sequence[Predictor]) -> Sequence[Predictor]:
+def require_converged(method: str, trained: Sequence[Predictor]) -> Sequence[Predictor]:
     """The heads. Raises Diverged if a weight is not finite."""
     for head in trained:
         if isinstance(head, TunedHead):
@@ -152,7 +153,7 @@ def require_finite(method: str, *arrays: np.ndarray) -> None:
         raise Diverged(f"training of the {method} head diverged", cure)
 
 
-def checked(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def check_features(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Training rows as float32 [N, V, D] and int32 [N].
 
     Raises:

@@ -11,15 +11,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from nml_jax.data.features.files import block_rows
+from nml_jax.data.features.files import count_block_rows
 from nml_jax.data.features.sets import Rows
-from nml_jax.data.stratify import stratified
+from nml_jax.data.stratify import draw_stratified
 from nml_jax.models.heads.mlp import Tree
 from nml_jax.tuning import descent, methods, select
-from nml_jax.tuning.descent import Bank
+from nml_jax.tuning.descent import TrainingSet
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.select import HeadResult
-from nml_jax.tuning.trainers import ByGradient, Job
+from nml_jax.tuning.trainers import ByGradient, HeadFit
 
 NEIGHBOURS = 256  # rows that are read together
 
@@ -45,9 +45,9 @@ def fit_seeds(
         labels: int32 [N].
         shard: rows.
     """
-    sample = stratified(labels, min(1.0, shard / len(labels)), seeds[0])
+    sample = draw_stratified(labels, min(1.0, shard / len(labels)), seeds[0])
     how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": num_classes, "config": config}
-    taken, of_taken = select.checked(features.rows(sample), labels[sample], num_classes)
+    taken, of_taken = select.check_features(features.rows(sample), labels[sample], num_classes)
     if methods.find(method).probe:
         return select.fit_seeds(taken, of_taken, **how, seeds=seeds)
     trainer = ByGradient(taken, of_taken, **how)
@@ -55,30 +55,30 @@ def fit_seeds(
     standard = _standard(features) if config.standardize else None
     size = -(-len(labels) // -(-len(labels) // shard))  # shards of one size, but for a row
     trained = [
-        _train(trainer, features, labels, Job(np.arange(size), hyper, seed), standard)
+        _train(trainer, features, labels, HeadFit(np.arange(size), hyper, seed), standard)
         for hyper, seed in zip(hypers, seeds, strict=True)
     ]
     return [
         HeadResult(head=head, preset=trainer.preset, hyper=hyper, validation=each, n_train=len(labels),
-                   unvalidated=select.unvalidated(trainer, each))
-        for head, hyper, each in zip(select.converged(method, trained), hypers, validation, strict=True)
+                   unvalidated=select.cannot_validate(trainer, each))
+        for head, hyper, each in zip(select.require_converged(method, trained), hypers, validation, strict=True)
     ]  # fmt: skip
 
 
-def _train(trainer: ByGradient, features: Rows, labels: np.ndarray, job: Job, standard: Tree | None) -> TunedHead:
-    setting = descent.typed(trainer.setting(job))
+def _train(trainer: ByGradient, features: Rows, labels: np.ndarray, job: HeadFit, standard: Tree | None) -> TunedHead:
+    setting = descent.to_arrays(trainer.setting(job))
     size = len(job.rows)
     spec = trainer.spec(min(size, len(labels)))
     counts = [min(size, len(labels) - start) for start in range(0, len(labels), size)]
     epochs = trainer.epochs(len(labels))
     total = np.int32(epochs * sum(math.ceil(count / spec.batch) for count in counts))
-    with descent.one_blas_thread():
+    with descent.limit_blas():
         carry = descent.begin(spec, setting, features.dim, standard)
         for i, rows in enumerate(_shards(len(labels), size, epochs, job.seed)):
             block = features.rows(rows)
             # One shape, so that it is compiled once; what is added to the last shard is not trained on.
             block = block if len(rows) == size else np.resize(block, (size, *block.shape[1:]))
-            bank = Bank(block, np.resize(labels[rows], size), np.ones(size, np.float32))
+            bank = TrainingSet(block, np.resize(labels[rows], size), np.ones(size, np.float32))
             carry = descent.advance(spec, carry, bank, setting, np.int32(len(rows)), np.int32(i), total)
         params, state = jax.device_get((carry.params, carry.state))
     return TunedHead(trainer.form, params, state)
@@ -99,7 +99,7 @@ def _standard(features: Rows) -> Tree:
     """{"mean", "scale"} over all rows and views in float64, as float32 [D]; a constant feature has the scale 1."""
     first = features.rows(np.arange(1))[0, 0].astype(np.float64)  # subtracted, so that a large mean costs no digits
     total, squares, count = np.zeros(features.dim), np.zeros(features.dim), len(features) * features.views
-    for _, block in features.blocks(block_rows(features.views, features.dim)):
+    for _, block in features.blocks(count_block_rows(features.views, features.dim)):
         moved = block.reshape(-1, features.dim) - first
         total += moved.sum(0)
         squares += (moved * moved).sum(0)

@@ -12,7 +12,7 @@ from nml_jax.errors import UserError
 from nml_jax.models.heads.mlp import Form, Tree
 from nml_jax.objectives import terms
 from nml_jax.tuning import descent, methods, probes
-from nml_jax.tuning.descent import Bank, Setting, Spec
+from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
 
 
@@ -24,7 +24,7 @@ class Predictor(Protocol):
         ...
 
 
-class Job(NamedTuple):
+class HeadFit(NamedTuple):
     """One head to be trained."""
 
     rows: np.ndarray  # int [N], a permutation of all rows: those that are trained on come first
@@ -44,7 +44,7 @@ class Trainer(Protocol):
     grid: list[dict[str, float]]
     preset: str | None
 
-    def train(self, jobs: Sequence[Job], n: int) -> Sequence[Predictor]: ...
+    def train(self, jobs: Sequence[HeadFit], n: int) -> Sequence[Predictor]: ...
     def tie(self, seen: Mapping[str, float]) -> float: ...
 
 
@@ -69,14 +69,14 @@ class ByGradient:
         num_classes: int,
         config: Any,
     ):
-        weights, self.preset = methods.weights(method, preset, config, features.shape[1])
+        weights, self.preset = methods.choose_weights(method, preset, config, features.shape[1])
         self.num_classes, self.config = num_classes, config
-        self.form = methods.form(methods.find(method), config)
+        self.form = methods.build_form(methods.find(method), config)
         self.terms, self.numbers = terms.split(methods.find(method).terms, weights) if weights else (None, {})
         self.grid = _grid(config, {"lr": "lrs", "weight_decay": "weight_decays"})
-        self.bank = jax.device_put(Bank(features, labels, np.ones(len(labels), np.float32)))
+        self.bank = jax.device_put(TrainingSet(features, labels, np.ones(len(labels), np.float32)))
 
-    def train(self, jobs: Sequence[Job], n: int) -> list[TunedHead]:
+    def train(self, jobs: Sequence[HeadFit], n: int) -> list[TunedHead]:
         settings = [self.setting(job) for job in jobs]
         epochs = self.epochs(len(self.bank.labels))
         trained = descent.train(self.spec(n), self.bank, settings, n, epochs=epochs)
@@ -88,7 +88,7 @@ class ByGradient:
     def epochs(self, n: int) -> int:
         """Passes over n rows."""
         config = self.config
-        return methods.epochs(n, batch=config.batch, epochs=config.epochs, steps=config.steps)[0]
+        return methods.count_epochs(n, batch=config.batch, epochs=config.epochs, steps=config.steps)[0]
 
     def spec(self, n: int) -> Spec:
         """For n rows to train on."""
@@ -96,7 +96,7 @@ class ByGradient:
         perturbed = bool(config.noisytune), bool(config.neftune)
         return Spec(self.form, self.terms, self.num_classes, batch, config.standardize, *perturbed)
 
-    def setting(self, job: Job) -> Setting:
+    def setting(self, job: HeadFit) -> Setting:
         config, (rows, hyper, seed) = self.config, job
         numbers = self.numbers, config.noisytune, config.neftune
         return Setting(rows, hyper["lr"], hyper["weight_decay"], seed, *numbers)
@@ -115,19 +115,19 @@ class ByProbe:
         num_classes: int,
         config: Any,
     ):
-        _, self.preset = methods.weights(method, preset, config, features.shape[1])
+        _, self.preset = methods.choose_weights(method, preset, config, features.shape[1])
         self.method, self.num_classes, self.config = methods.find(method), num_classes, config
         self.features, self.labels = features, labels
         self.grid = _grid(config, {self.method.value: self.method.grid})
 
-    def train(self, jobs: Sequence[Job], n: int) -> list[Predictor]:
+    def train(self, jobs: Sequence[HeadFit], n: int) -> list[Predictor]:
         out: list[Predictor] = []
         views, dim = self.features.shape[1:]
         for _, of_seed in itertools.groupby(jobs, key=lambda job: job.seed):  # these share their rows
             several = list(of_seed)
             rows = several[0].rows[:n]
             F, labels = self.features[rows].reshape(-1, dim), np.repeat(self.labels[rows], views)
-            standard = descent.standard(F[:, None]) if self.config.standardize else None
+            standard = descent.get_standard(F[:, None]) if self.config.standardize else None
             if standard:
                 F = (F - standard["mean"]) / standard["scale"]
             values = [job.hyper[self.method.value] for job in several]

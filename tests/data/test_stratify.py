@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nml_jax.data.stratify import stratified
+from nml_jax.data.stratify import draw_stratified
 from nml_jax.errors import UserError
 
 SHARES = (0.01, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -22,7 +22,7 @@ def test_shares_are_nested_exact_and_stratified(draw: int):
     n, present = len(labels), np.unique(labels)
     smaller: set[int] = set()
     for share in SHARES:
-        rows = stratified(labels, share, seed=draw)
+        rows = draw_stratified(labels, share, seed=draw)
         assert rows.dtype == np.int64
         assert (np.diff(rows) > 0).all()
         assert len(rows) == max(round(share * n), len(present))
@@ -35,30 +35,30 @@ def test_shares_are_nested_exact_and_stratified(draw: int):
 def test_every_class_gives_its_share():
     """Sizes that the share divides give exactly that; others are off by less than one, as rounding must be."""
     labels = np.repeat(np.arange(5), (10, 20, 40, 100, 1000))
-    assert np.bincount(labels[stratified(labels, 0.1)]).tolist() == [1, 2, 4, 10, 100]
+    assert np.bincount(labels[draw_stratified(labels, 0.1)]).tolist() == [1, 2, 4, 10, 100]
     labels = np.repeat(np.arange(4), (7, 33, 58, 902))
     for share in (0.2, 0.37, 0.5, 0.81):
-        counts = np.bincount(labels[stratified(labels, share)])
+        counts = np.bincount(labels[draw_stratified(labels, share)])
         assert np.abs(counts - share * np.array([7, 33, 58, 902])).max() < 1
 
 
 def test_many_small_classes_are_each_there_once():
     labels = np.repeat(np.arange(50), 3)
-    rows = stratified(labels, 0.1)
+    rows = draw_stratified(labels, 0.1)
     assert np.bincount(labels[rows]).tolist() == [1] * 50  # 15 would be the share; no class may vanish
-    assert len(stratified(labels, 0.5)) == 75
+    assert len(draw_stratified(labels, 0.5)) == 75
 
 
 def test_seeds_draw_other_records_and_no_library_changes_them():
     labels = np.repeat(np.arange(3), 100)
-    a, b = stratified(labels, 0.5, seed=0), stratified(labels, 0.5, seed=1)
+    a, b = draw_stratified(labels, 0.5, seed=0), draw_stratified(labels, 0.5, seed=1)
     assert not np.array_equal(a, b)
     assert 30 < len(np.intersect1d(a, b)) < 120  # 75 is expected of independent halves
-    rows = stratified(np.tile([0, 1], 10), 0.2, seed=7)
+    rows = draw_stratified(np.tile([0, 1], 10), 0.2, seed=7)
     assert rows.tolist() == [6, 9, 15, 16]
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan")])
 def test_no_such_share(share: float):
     with pytest.raises(UserError, match="training share"):
-        stratified(np.zeros(4, int), share)
+        draw_stratified(np.zeros(4, int), share)

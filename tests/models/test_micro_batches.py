@@ -8,7 +8,7 @@ import pytest
 from nml_jax import runtime
 from nml_jax.errors import UserError
 from nml_jax.models import Model
-from nml_jax.models.micro_batches import in_micro_batches
+from nml_jax.models.micro_batches import split_batches
 from nml_jax.objectives.contrastive import Contrastive
 
 B, SIZE, DIM, LENGTH = 32, 8, 16, 4
@@ -65,7 +65,7 @@ def make_batch(n=B):
 
 @functools.cache
 def step(n, form="clip", chunk=0, blocks=1):
-    objective, model = Contrastive(form=form, chunk=chunk, blocks=blocks), in_micro_batches(MODEL, n, blocks=blocks)
+    objective, model = Contrastive(form=form, chunk=chunk, blocks=blocks), split_batches(MODEL, n, blocks=blocks)
     loss = functools.partial(objective.loss, model)
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -94,7 +94,7 @@ def test_the_gradient_is_not_the_mean_of_the_parts():
 @pytest.mark.parametrize("blocks", [1, 8])
 def test_outputs_are_of_the_whole_batch_in_its_order(blocks, mesh):
     batch = make_batch() if blocks == 1 else runtime.put_batch(mesh)(make_batch())
-    run = jax.jit(functools.partial(in_micro_batches(MODEL, 4, blocks=blocks).apply, train=True, key=None))
+    run = jax.jit(functools.partial(split_batches(MODEL, 4, blocks=blocks).apply, train=True, key=None))
     got, _ = run(PARAMS, STATE, batch)
     want, _ = apply(PARAMS, STATE, make_batch(), train=True, key=None)
     assert got.keys() == want.keys() - {"tokens"}
@@ -114,7 +114,7 @@ def test_every_device_keeps_its_rows(mesh):
 
 def test_state_and_keys_go_from_part_to_part():
     key, n = jax.random.key(7), 4
-    outputs, state = in_micro_batches(MODEL, n).apply(PARAMS, STATE, make_batch(), train=True, key=key)
+    outputs, state = split_batches(MODEL, n).apply(PARAMS, STATE, make_batch(), train=True, key=key)
     mean = STATE["mean"]
     for j in range(n):
         part = {name: x[j::n] for name, x in make_batch().items()}
@@ -131,8 +131,8 @@ def test_memory_falls():
 
 
 def test_evaluation_and_one_part_are_the_model_itself():
-    assert in_micro_batches(MODEL, 1) is MODEL
-    outputs, state = in_micro_batches(MODEL, 4).apply(PARAMS, STATE, make_batch(6), train=False, key=None)
+    assert split_batches(MODEL, 1) is MODEL
+    outputs, state = split_batches(MODEL, 4).apply(PARAMS, STATE, make_batch(6), train=False, key=None)
     assert outputs["tokens"].shape == (6, 16, DIM)
     assert state is STATE
 
@@ -147,5 +147,5 @@ def test_evaluation_and_one_part_are_the_model_itself():
 )
 def test_bad_numbers_name_themselves(n, blocks, cause):
     with pytest.raises(UserError) as e:
-        in_micro_batches(MODEL, n, blocks=blocks).apply(PARAMS, STATE, make_batch(), train=True, key=None)
+        split_batches(MODEL, n, blocks=blocks).apply(PARAMS, STATE, make_batch(), train=True, key=None)
     assert cause in e.value.cause

@@ -209,7 +209,7 @@ def test_objective_hands_out_loss_state_and_metrics(form, chunk):
     config.update({"name": form, "chunk": chunk})
     objective = objectives.make(config, num_classes=0, blocks=2)
     assert objective == Contrastive(form=form, chunk=chunk, blocks=2)
-    assert objectives.reads_captions(config)
+    assert objectives.uses_captions(config)
     loss = functools.partial(objective.loss, Pair())
     batch = {"image": x, "text": y, "mask": np.ones(len(x), np.float32)}
     (value, (state, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params, {"seen": 0}, batch, None)

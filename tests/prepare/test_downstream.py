@@ -81,7 +81,7 @@ def test_objectnet_keeps_the_overlap_and_loses_the_border(tmp_path: Path):
     source = _open(config(tmp_path), catalogue.PARTNERS["objectnet"], "test", 3)
     assert list(source.keys) == ["wok/b.png", "alarm_clock/a.png", "wok/a.PNG"]
     assert [source.class_names[label] for label in source.labels] == ["wok", "alarm_clock", "wok"]
-    assert class_maps.ids("objectnet")[source.labels[1]] == (409, 530)
+    assert class_maps.find_ids("objectnet")[source.labels[1]] == (409, 530)
     whole = codec.decode(image(0))
     np.testing.assert_array_equal(codec.decode(source.image(0)), whole[2:-2, 2:-2])
 
@@ -89,7 +89,7 @@ def test_objectnet_keeps_the_overlap_and_loses_the_border(tmp_path: Path):
 def test_vid_robust_keeps_frames_and_what_surrounds_them(tmp_path: Path):
     built(tmp_path, "imagenet_vid_robust")
     found = _partner(config(tmp_path), "imagenet_vid_robust", train=None)[0]
-    assert (found.domain, found.source.num_classes, found.class_map) == ("ood", 30, class_maps.ids(found.split))
+    assert (found.domain, found.source.num_classes, found.class_map) == ("ood", 30, class_maps.find_ids(found.split))
     assert found.source.keys[1] == "val/ILSVRC2015_val_00000001/000001.JPEG"
     assert found.source.labels.tolist() == [9] * 4 + [8] * 4
     assert found.frames.labels == ((9, 17),) * 4 + ((8,),) * 4
@@ -173,7 +173,7 @@ def test_files_of_an_archive(tmp_path: Path, monkeypatch):
     for kind in ("tar", "tgz", "zip", "folder"):
         src = pack(tmp_path / kind, files, kind)
         names = ["a/1.txt", "b/2.txt"] if kind == "folder" else ["b/2.txt", "a/1.txt"]
-        assert archives.names(src) == names
+        assert archives.list_names(src) == names
         assert list(archives.read(src, {"a/1.txt"})) == [("a/1.txt", b"one", "")]
         with pytest.raises(UserError, match=r"holds no c/3\.txt"):
             archives.read_one(src, "c/3.txt")
@@ -188,7 +188,7 @@ def test_links_of_a_tar_are_left_where_they_are(tmp_path: Path):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = (tarfile.SYMTYPE if link else tarfile.REGTYPE), link
             archive.addfile(member)
-    assert archives.names(tmp_path / "src.tar") == []  # a link is no file, and ".." is hidden
+    assert archives.list_names(tmp_path / "src.tar") == []  # a link is no file, and ".." is hidden
 
 
 def test_an_encrypted_zip(tmp_path: Path):
@@ -197,7 +197,7 @@ def test_an_encrypted_zip(tmp_path: Path):
     content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag in the directory
     src.write_bytes(content)
     with pytest.raises(UserError, match="encrypted"):
-        archives.names(src)
+        archives.list_names(src)
 
 
 def test_an_image_that_is_all_border(tmp_path: Path):

@@ -59,7 +59,7 @@ GOOD = {
 
 def test_records_keep_bytes_order_and_keys(tmp_path):
     src, out = fill(tmp_path / "src", GOOD), tmp_path / "new" / "out"
-    manifest = image_folder.image_folder(src, out)
+    manifest = image_folder.build_image_folder(src, out)
     train = ["train/café/a.jpeg", "train/café/deep/er/x y.webp", "train/cat/10.PNG", "train/cat/2.jpg"]
     source = open_split(out, "train")
     assert source.class_names == ("café", "cat", "zebra")  # the union over the splits
@@ -78,7 +78,7 @@ def test_records_keep_bytes_order_and_keys(tmp_path):
 
 
 def test_tfds_reads_it(tmp_path):
-    image_folder.image_folder(fill(tmp_path / "src", GOOD), tmp_path / "out")
+    image_folder.build_image_folder(fill(tmp_path / "src", GOOD), tmp_path / "out")
     builder = tfds.builder_from_directory(tmp_path / "out")
     assert builder.info.features["label"].names == ["café", "cat", "zebra"]
     assert builder.info.disable_shuffling
@@ -94,7 +94,7 @@ def test_order_holds_over_many_shards_and_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "RECORDS_PER_SHARD", 4)
     monkeypatch.setattr(records, "CHUNK", 3)
     files = {f"train/{c}/{i:02}.png": image(100 * c + i, "PNG") for c in range(3) for i in range(11)}
-    image_folder.image_folder(fill(tmp_path / "src", files), tmp_path / "out", workers=4)
+    image_folder.build_image_folder(fill(tmp_path / "src", files), tmp_path / "out", workers=4)
     assert len(list((tmp_path / "out").glob("*.array_record-*"))) == 9
     source = open_split(tmp_path / "out", "train")
     assert list(source.keys) == sorted(files)
@@ -103,11 +103,13 @@ def test_order_holds_over_many_shards_and_chunks(tmp_path, monkeypatch):
 
 def test_the_same_files_give_the_same_dataset(tmp_path):
     for n, order in enumerate((sorted(GOOD), sorted(GOOD, reverse=True))):
-        image_folder.image_folder(fill(tmp_path / f"src{n}", {key: GOOD[key] for key in order}), tmp_path / f"out{n}")
+        image_folder.build_image_folder(
+            fill(tmp_path / f"src{n}", {key: GOOD[key] for key in order}), tmp_path / f"out{n}"
+        )
     contents = [{p.relative_to(o): p.read_bytes() for p in o.rglob("*") if p.is_file()} for o in tmp_path.glob("out*")]
     assert contents[0] == contents[1]
     changed = GOOD | {"train/cat/2.jpg": image(9)}
-    manifest = image_folder.image_folder(fill(tmp_path / "src2", changed), tmp_path / "out2")
+    manifest = image_folder.build_image_folder(fill(tmp_path / "src2", changed), tmp_path / "out2")
     before = json.loads((tmp_path / "out0" / "manifest.json").read_text("utf-8"))
     assert manifest["splits"]["train"]["sha256"] != before["splits"]["train"]["sha256"]
     assert manifest["splits"]["test"] == before["splits"]["test"]
@@ -171,7 +173,7 @@ def test_more_than_50_megapixels(tmp_path):
         Image.new("1", (side, side)).save(out, "PNG", compress_level=1)
         path.write_bytes(out.getvalue())
         src = fill(tmp_path / f"src{side}", {"train/a/1.jpg": image(0), "train/a/2.png": out.getvalue()})
-        manifest = image_folder.image_folder(src, tmp_path / f"out{side}")
+        manifest = image_folder.build_image_folder(src, tmp_path / f"out{side}")
         assert [r["file"] for r in manifest["refused"]] == ["train/a/2.png"]
         assert manifest["refused"][0]["reason"].startswith(reason)
 
@@ -202,7 +204,7 @@ def test_folders_that_make_no_dataset(tmp_path, capsys, files, cause, cure):
     src = fill(tmp_path / "src", files)
     src.mkdir(exist_ok=True)
     with pytest.raises(UserError, match=cause) as e:
-        image_folder.image_folder(src, tmp_path / "out")
+        image_folder.build_image_folder(src, tmp_path / "out")
     assert cure in e.value.cure
     assert "\n" not in e.value.cause + e.value.cure
     assert main(["image_folder", str(src), str(tmp_path / "out")]) == 2
@@ -215,14 +217,14 @@ def test_out_must_be_new(tmp_path):
     for name, content in (("full/file", b"precious"), ("file", b"precious")):
         fill(tmp_path, {name: content})
         with pytest.raises(UserError, match="exists already"):
-            image_folder.image_folder(src, tmp_path / name.split("/")[0])
+            image_folder.build_image_folder(src, tmp_path / name.split("/")[0])
         assert (tmp_path / name).read_bytes() == b"precious"
     with pytest.raises(UserError, match="lies inside"):
-        image_folder.image_folder(src, src / "out")
+        image_folder.build_image_folder(src, src / "out")
     with pytest.raises(UserError, match="is no folder"):
-        image_folder.image_folder(tmp_path / "nothing", tmp_path / "out")
+        image_folder.build_image_folder(tmp_path / "nothing", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    image_folder.image_folder(src, tmp_path / "empty")
+    image_folder.build_image_folder(src, tmp_path / "empty")
     assert len(open_split(tmp_path / "empty", "train")) == 4
 
 
@@ -248,7 +250,7 @@ def test_a_disk_that_takes_no_more(tmp_path, monkeypatch, where):
         monkeypatch.setattr(Path, "mkdir", full(no_space))
     src = fill_without_mkdir(tmp_path / "src") if where == "begin" else fill(tmp_path / "src", GOOD)
     with pytest.raises(UserError, match=r"cannot write .*out: .*No space left on device"):
-        image_folder.image_folder(src, tmp_path / "out")
+        image_folder.build_image_folder(src, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["src"]
 
 
@@ -262,7 +264,7 @@ def test_out_below_a_file_cannot_be_written(tmp_path):
     src = fill(tmp_path / "src", GOOD)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="cannot write"):
-        image_folder.image_folder(src, tmp_path / "file" / "out")
+        image_folder.build_image_folder(src, tmp_path / "file" / "out")
 
 
 def test_a_killed_build_leaves_nothing_under_its_name_and_can_be_repeated(tmp_path):
@@ -275,7 +277,7 @@ def test_a_killed_build_leaves_nothing_under_its_name_and_can_be_repeated(tmp_pa
     build.kill()
     build.wait()
     assert not (tmp_path / "out").exists()
-    image_folder.image_folder(src, tmp_path / "out")
+    image_folder.build_image_folder(src, tmp_path / "out")
     assert len(open_split(tmp_path / "out", "train")) == 120
     assert {p.name for p in tmp_path.iterdir()} == {"src", "out"}
 
@@ -351,7 +353,7 @@ def test_images_larger_than_asked_are_shrunk(tmp_path, capsys):
 
 def test_shrunk_images_are_as_small_as_they_say(tmp_path):
     """4:2:0 and quality 95, by what the file itself tells; no EXIF block that would turn it again."""
-    image_folder.image_folder(
+    image_folder.build_image_folder(
         fill(tmp_path / "src", {"train/a/1.jpg": PHOTOS["2 turned.jpg"][0]}), tmp_path / "out", resize=40
     )
     with Image.open(io.BytesIO(open_split(tmp_path / "out", "train")[0]["image"])) as image:
@@ -371,7 +373,7 @@ def test_pairs_larger_than_asked_are_shrunk(tmp_path, beam):
     rows = "".join(f"{name},of {name}\n" for name in PHOTOS)
     fill(src, {"train/pairs.csv": f"image,caption\n{rows}".encode()})
     how = {"workers": 1, "beam": beam}
-    manifests = {n: image_text.image_text([src], tmp_path / f"out{n}", resize=n, **how) for n in (None, 40, 50)}
+    manifests = {n: image_text.build_image_text([src], tmp_path / f"out{n}", resize=n, **how) for n in (None, 40, 50)}
     data = SimpleNamespace(source="directory", path=str(tmp_path / "out40"), name="", classes=(), num_classes=None)
     source = sources.load(data, "train", captions=True)
     expect_shrunk(source)
@@ -400,7 +402,7 @@ def test_real_photos(tmp_path):
     command = [sys.executable, str(SHARED / "unpack.py"), str(tmp_path), "flowers5", "pacs", "--limit", "3"]
     subprocess.run(command, check=True, capture_output=True)
     for name, split, n, classes in (("flowers5", "train", 15, 5), ("pacs", "photo", 21, 7)):
-        manifest = image_folder.image_folder(tmp_path / name, tmp_path / f"{name}.out")
+        manifest = image_folder.build_image_folder(tmp_path / name, tmp_path / f"{name}.out")
         assert manifest["refused"] == [{"file": "labels.txt", "reason": image_folder.STRAY}]
         source = open_split(tmp_path / f"{name}.out", split)
         assert (len(source), source.num_classes) == (n, classes)

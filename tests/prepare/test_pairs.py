@@ -58,7 +58,7 @@ def pair(key, seed, caption="a caption", **fields):
 def build(src, out, **options):
     """Build with one worker. Returns the manifest and what was refused: [(file, key, reason)]."""
     options = {"workers": 1} | options
-    manifest = image_text.image_text([src] if isinstance(src, Path) else src, out, **options)
+    manifest = image_text.build_image_text([src] if isinstance(src, Path) else src, out, **options)
     assert json.loads((out / "manifest.json").read_text("utf-8")) == manifest
     lines = [json.loads(line) for line in (out / "refused.jsonl").read_text("utf-8").splitlines()]
     for kind, what in (("refused", "pair"), ("refused_captions", "caption"), ("refused_files", "file")):
@@ -484,7 +484,7 @@ def test_splits_labels_and_groups(tmp_path):
 
 def test_shares_of_the_parts_and_stability():
     parts = (("a", 0.7), ("b", 0.2), ("c", 0.1))
-    found = [shards.part_of(str(i), parts) for i in range(20_000)]
+    found = [shards.choose_part(str(i), parts) for i in range(20_000)]
     for name, share in parts:
         assert abs(found.count(name) / 20_000 - share) < 0.015  # over four standard deviations
     assert "".join(found[:16]) == PARTS

@@ -21,18 +21,18 @@ def test_alone_there_is_nobody_to_wait_for():
     assert peers.gather({"a": 1}, "anywhere") == [{"a": 1}]
     with peers.stepping(lambda: "step 1"):
         pass
-    assert peers.lost() is None
-    assert len(peers.hosts()) == 1
+    assert peers.find_lost() is None
+    assert len(peers.list_hosts()) == 1
     peers.finish()
     peers.leave(3, "it goes on", "")
 
 
 def test_what_blocks_is_waited_for_or_given_up():
-    assert job.aside(lambda: 3) == 3
+    assert job.in_thread(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
-        job.aside(lambda: 1 // 0)
+        job.in_thread(lambda: 1 // 0)
     with pytest.raises(TimeoutError):
-        job.aside(lambda: pytest.importorskip("time").sleep(0.5), 0.01)
+        job.in_thread(lambda: pytest.importorskip("time").sleep(0.5), 0.01)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_who_comes_second_leaves_the_job_alone():
 
     peer: Any = types.SimpleNamespace(client=Client(), index=1, count=2, address="host0:1234")
     with pytest.raises(PeerLost, match="there is a process 1 of 2 at host0:1234 already"):
-        job.Job.register(peer)
+        job.Membership.register(peer)
 
 
 def test_all_is_well():

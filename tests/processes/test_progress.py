@@ -11,7 +11,7 @@ import pytest
 
 from nml_jax.assembly import evaluators
 from nml_jax.processes import peers, progress
-from nml_jax.processes.job import Job
+from nml_jax.processes.job import Membership
 from nml_jax.processes.progress import Progress
 from tests.launch.shell import ROOT, clean
 
@@ -19,11 +19,11 @@ from tests.launch.shell import ROOT, clean
 class Peer:
     """A process among three, with a service that is a dictionary; what of a Job `look` and `stepping` ask for."""
 
-    look: Any = Job.look
+    look: Any = Membership.look
 
     def __init__(self, index: int, kept: dict[str, str]):
         self.index, self.kept, self.client = index, kept, self
-        self.progress = Progress(self.named)
+        self.progress = Progress(self.process_names)
 
     def key_value_set(self, key: str, value: str, allow_overwrite: bool) -> None:
         self.kept[key] = value
@@ -31,7 +31,7 @@ class Peer:
     def key_value_dir_get(self, prefix: str) -> list[tuple[str, str]]:
         return [item for item in self.kept.items() if item[0].startswith(prefix)]
 
-    def named(self, numbers: Iterable[int]) -> str:
+    def process_names(self, numbers: Iterable[int]) -> str:
         return " and ".join(f"process {i}" for i in sorted(numbers))
 
 

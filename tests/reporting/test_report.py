@@ -21,11 +21,11 @@ from nml_jax.report import main
 from nml_jax.reporting import claims, figures
 from nml_jax.reporting.statistics import paired
 from nml_jax.reporting.statistics.studies import MEAN, Key, find_studies
-from nml_jax.runs.files import atomic_write, write_json
-from nml_jax.runs.finished import read_cells
+from nml_jax.runs.files import write_atomic, write_json
+from nml_jax.runs.finished import read_finished
 from nml_jax.runs.heads import correct_path, write_correct
 from nml_jax.runs.metrics import read_metrics
-from nml_jax.runs.rows import Row, digest, read_rows, write_rows
+from nml_jax.runs.rows import Row, hash_rows, read_rows, write_rows
 from nml_jax.stages import report
 
 HEADS = (("linear", None), ("mlp", None), ("nmtune", "paper"), ("nmtune", "code/1view"))
@@ -115,7 +115,7 @@ def write_cell(
                     "finished": f"2026-11-21T10:0{seed}:00+00:00"} for stage in stages}  # fmt: skip
     environment = {"device": "1 × cpu (cpu, 2 cores)", "python": "3.11.2", "jax": "0.10.2", "revision": "abc1234"}
     write_json(cell / "run.json", {"stages": done, "environment": environment})
-    atomic_write(cell / "rows.jsonl", "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
+    write_atomic(cell / "rows.jsonl", "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
     lines = []
     for step in range(20, 601, 20):
         loss = (1.5 - rate) * np.exp(-step / 150) + rate + 0.02 * rng.standard_normal()
@@ -125,7 +125,7 @@ def write_cell(
         if step % 60 == 0:
             value = (1 - np.exp(-step / 100)) * (0.99 - 0.3 * rate) + 0.004 * rng.standard_normal()
             lines.append({"step": step, "time": 1.0, "validation/accuracy": value})
-    atomic_write(cell / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_atomic(cell / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     write_json(cell / "spectra.json", spectra)
     return cell
 
@@ -203,7 +203,7 @@ def read_csv(folder: Path) -> list[dict[str, str]]:
 
 def lead(*folders: Path) -> str:
     """The leading text of the only study."""
-    (study,) = find_studies(read_cells(folders)[0])
+    (study,) = find_studies(read_finished(folders)[0])
     return " ".join(claims.lead(study))
 
 
@@ -270,7 +270,7 @@ def test_says_what_was_run(sweep: Path) -> None:
 
 
 def test_unfinished_runs_are_listed_and_not_counted(sweep: Path) -> None:
-    found, left_out = read_cells([sweep])
+    found, left_out = read_finished([sweep])
     assert len(found) == 15
     assert left_out == {"digits/noise=0.4,seed=0": "unfinished, tune to do"}
     assert "<code>digits/noise=0.4,seed=0</code>: unfinished, tune to do" in read(sweep)
@@ -279,7 +279,7 @@ def test_unfinished_runs_are_listed_and_not_counted(sweep: Path) -> None:
 def test_figures_are_left_out_before_the_page_grows_too_large(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nml_jax.reporting import page
 
-    found, left_out = read_cells([sweep])
+    found, left_out = read_finished([sweep])
     full = read(sweep)
     monkeypatch.setattr(page, "LIMIT", len(full.encode()) - 30_000)
     less = page.page(find_studies(found), left_out)
@@ -326,7 +326,7 @@ def test_means_over_splits_and_tables_by_hand(tmp_path: Path) -> None:
         rows = [dataclasses.replace(row, value=row.value + shift) if row.split == "a" and row.head_seed == 1 else row
                 for row in read_rows(cell)]  # fmt: skip
         write_rows(cell, "tune", [row for row in rows if row.stage == "tune"])
-    (study,) = find_studies(read_cells([folder])[0])
+    (study,) = find_studies(read_finished([folder])[0])
     key = Key("accuracy", "digits", MEAN, "ood", method="linear probe")
     # Seed 0: split a has (0.5 + 0.52) / 2 = 0.51, with b 0.605. Seed 1: its head seeds are 1 and 2; 0.49, with b 0.595.
     assert study.table[key][0] == {(0, 0): pytest.approx(0.605), (1, 1): pytest.approx(0.595)}
@@ -338,7 +338,7 @@ def test_means_over_splits_and_tables_by_hand(tmp_path: Path) -> None:
 
 
 def test_text_summary_has_every_measure(sweep: Path) -> None:
-    lines = report.summary(sweep).splitlines()
+    lines = report.summarise(sweep).splitlines()
     assert lines[1].split() == ["noise", "0", "%", "5", "%", "10", "%", "20", "%", "30", "%"]
     assert lines[2].split() == ["runs", "(n)", "3", "3", "3", "3", "3"]
     assert max(map(len, lines)) <= 80
@@ -439,7 +439,7 @@ def test_heads_of_few_rows_do_not_silence_the_others(tmp_path: Path) -> None:
         return 0.8 + (0.1 if method == "nmtune" else 0) + 0.001 * draw - 0.2 * rate
 
     folder = small(tmp_path / "x", score=score, heads=(("linear", None), ("nmtune", "paper")))
-    for cell in read_cells([folder])[0]:
+    for cell in read_finished([folder])[0]:
         rows = [row for row in cell.rows if row.stage == "tune"]
         few = {"train_share": 0.01, "hyper": {"lr": 0.01, "unvalidated": 1.0}}
         write_rows(cell.folder, "tune", [*rows, *(dataclasses.replace(row, **few) for row in rows)])
@@ -482,7 +482,7 @@ def test_one_run_is_a_report_without_claims(tmp_path: Path) -> None:
 
 
 def grouped(*folders: Path) -> list[tuple[str, str, list[str], list[int]]]:
-    studies = find_studies(read_cells(folders)[0])
+    studies = find_studies(read_finished(folders)[0])
     return [(s.title, s.axis, [c.label for c in s.conditions], [len(c.cells) for c in s.conditions]) for s in studies]
 
 
@@ -520,7 +520,7 @@ def test_several_experiments_tasks_and_what_is_missing(tmp_path: Path) -> None:
     assert "1 run with unknown noise" in text
     assert "Task by task (2 of them), ID accuracy of the linear probe rises in 0 and falls in 2" in text
     assert "Transfer of each head: mean over 2 tasks" in text
-    (many,) = list(find_studies(read_cells([tmp_path / "many"])[0]))
+    (many,) = list(find_studies(read_finished([tmp_path / "many"])[0]))
     parts = [Key("accuracy", task, "test", "id", method="linear probe") for task in ("cifar10", "dtd")]
     mean = parts[0]._replace(task=MEAN, split=MEAN)
     for seed, value in many.table[mean][1].items():
@@ -530,8 +530,8 @@ def test_several_experiments_tasks_and_what_is_missing(tmp_path: Path) -> None:
 def test_a_run_is_counted_once(tmp_path: Path) -> None:
     folder = small(tmp_path / "x", seeds=(0,))
     small(tmp_path / "copy", seeds=(0,))
-    assert len(read_cells([folder, folder / "noise=0,seed=0"])[0]) == 2
-    found, left_out = read_cells([folder, tmp_path / "copy"])
+    assert len(read_finished([folder, folder / "noise=0,seed=0"])[0]) == 2
+    found, left_out = read_finished([folder, tmp_path / "copy"])
     assert len(found) == 2
     assert left_out["copy/noise=0,seed=0"] == "the same config as x/noise=0,seed=0, counted once"
 
@@ -544,7 +544,7 @@ def test_every_method_has_its_title_and_the_tuned_probe_is_the_reference(tmp_pat
         rows = [row for row in read_rows(cell) if row.stage == "tune"]
         more = [dataclasses.replace(row, layer="Z of block3") for row in rows if row.layer == "Z"]
         write_rows(cell, "tune", [*rows, *more])
-    (study,) = find_studies(read_cells([folder])[0])
+    (study,) = find_studies(read_finished([folder])[0])
     titles = ["", "linear probe", "L-BFGS probe", "NMTune (paper)", "LoRA", "full fine-tuning (paper)"]
     assert study.names("method") == titles
     assert {pair.base for pair in claims.heads(study, "digits")} == {"L-BFGS probe"}
@@ -570,14 +570,14 @@ def test_one_condition_of_several_tasks_compares_methods_on_their_mean_and_on_ea
     assert "<h3>Pre-training scores</h3>" in text
     assert "<h3>Noise ledger</h3>" in text
     assert len(re.findall("<h3>Differences at a glance: ", text)) == 5
-    assert report.summary(folder).count("\nin-domain mean\n") == 1
+    assert report.summarise(folder).count("\nin-domain mean\n") == 1
 
 
 def test_settings_of_heads_are_told_apart(tmp_path: Path) -> None:
     cell = write_cell(tmp_path / "x", heads=HEADS[:1], head_seeds=1)
     rows = [row for row in read_rows(cell) if row.stage == "tune"]
     write_rows(cell, "tune", [*rows, *(dataclasses.replace(row, train_share=0.1, value=0.25) for row in rows)])
-    (study,) = find_studies(read_cells([cell])[0])
+    (study,) = find_studies(read_finished([cell])[0])
     key = Key("accuracy", "digits", "test", "id", method="linear probe", setting="0.1 of the training data")
     assert study.stat(0, key) == (0.25, pytest.approx(np.nan, nan_ok=True), 1)
     assert study.names("setting", method="linear probe") == ["1 of the training data", "0.1 of the training data"]
@@ -682,7 +682,7 @@ def test_rows_that_are_not_those_that_a_stage_wrote_make_no_report(tmp_path: Pat
     cell = write_cell(tmp_path / "x", heads=HEADS[:1])
     record, rows = json.loads((cell / "run.json").read_text()), (cell / "rows.jsonl").read_text().splitlines(True)
     for stage, done in record["stages"].items():
-        done["rows"] = digest(read_rows(cell), stage)
+        done["rows"] = hash_rows(read_rows(cell), stage)
     (cell / "run.json").write_text(json.dumps(record))
     report.build([tmp_path / "x"], tmp_path)
     for changed in (rows[:-1], [*rows[:-1], rows[-1].replace('"value": 0.', '"value": 0.9')]):

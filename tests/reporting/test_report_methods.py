@@ -19,8 +19,8 @@ from nml_jax.reporting import answers, method_tables
 from nml_jax.reporting.statistics import choose_method, paired
 from nml_jax.reporting.statistics.choose_method import Contest
 from nml_jax.reporting.statistics.studies import Study, find_studies
-from nml_jax.runs.files import atomic_write, write_json
-from nml_jax.runs.finished import read_cells
+from nml_jax.runs.files import write_atomic, write_json
+from nml_jax.runs.finished import read_finished
 from nml_jax.runs.heads import correct_path, read_correct, write_correct
 from nml_jax.runs.rows import Row, read_rows, write_rows
 from nml_jax.stages import report
@@ -135,7 +135,7 @@ def write_experiment(
                   "finished": "2026-11-22T10:00:00+00:00"}  # fmt: skip
         done = dict.fromkeys(("features", "tune", "diagnose"), record)
         write_json(cell / "run.json", {"stages": done, "environment": {"device": "1 × cpu"}})
-        atomic_write(cell / "rows.jsonl", "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
+        write_atomic(cell / "rows.jsonl", "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
     return folder
 
 
@@ -150,7 +150,7 @@ def measures(s: np.ndarray) -> dict[str, float]:
 
 
 def study_of(folder: Path) -> Study:
-    (study,) = find_studies(read_cells([folder])[0])
+    (study,) = find_studies(read_finished([folder])[0])
     return study
 
 
@@ -637,7 +637,7 @@ def test_one_method_or_none_is_a_report_without_comparisons(tmp_path: Path) -> N
         report.build([folder], folder)
         text = (folder / "report.html").read_text("utf-8")
         assert ("Use the linear probe: no other method was run." in text) == bool(methods)
-        assert report.summary(folder).endswith("no other method was run." if methods else "")
+        assert report.summarise(folder).endswith("no other method was run." if methods else "")
         shown = re.sub(r"<pre>.*?</pre>|<style>.*?</style>|Config of all runs.*?<", "", text, flags=re.S)
         assert not re.search(r"[Nn]oise|[Bb]onferroni|unknown|nan\b|[Bb]old", shown)
         assert "<h3>Spectra" in text
@@ -661,7 +661,7 @@ def test_wise_ft_is_a_curve(tmp_path: Path) -> None:
 
 def test_text_summary_ends_with_the_answer(built: Path) -> None:
     found = choose_method.contests(study_of(built))[0]
-    text = report.summary(built).splitlines()
+    text = report.summarise(built).splitlines()
     assert text[-1] == answers.answer(found)
     assert "art (out-of-domain), 2,048 rows" in text
     (line,) = [line for line in text if line.endswith("worse")]
@@ -679,6 +679,6 @@ def test_summary_csv_carries_everything(built: Path) -> None:
 def test_other_files_are_another_study(tmp_path: Path) -> None:
     folders = [write_experiment(tmp_path / name, seeds=(0, 1, 2), methods=FEW[:2], tests=TESTS[:1],
                                 train=f"{name}.npz") for name in "ab"]  # fmt: skip
-    found = find_studies(read_cells(folders)[0])
+    found = find_studies(read_finished(folders)[0])
     assert [study.title for study in found] == ["features, features.train = a.npz", "features, features.train = b.npz"]
     assert [len(study.conditions) for study in found] == [1, 1]

@@ -10,7 +10,7 @@ import pytest
 
 from nml_jax import console
 from nml_jax.errors import UserError
-from nml_jax.runs.files import atomic_write
+from nml_jax.runs.files import write_atomic
 from nml_jax.runs.metrics import Metrics, drop_after
 from nml_jax.runs.rows import Row, read_rows, write_rows
 
@@ -96,14 +96,14 @@ def test_the_last_progress_line_is_printed_at_the_end(tmp_path, capsys):
 
 
 def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path, monkeypatch):
-    atomic_write(tmp_path / "a", "old")
+    write_atomic(tmp_path / "a", "old")
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        atomic_write(tmp_path / "a", "new")
+        write_atomic(tmp_path / "a", "new")
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "old"}
 
 
@@ -119,4 +119,4 @@ def test_samples_are_lines_of_steps_and_a_restart_writes_its_own_again(tmp_path)
 
 
 def test_clock():
-    assert [console.clock(s) for s in (5, 65, 3661, float("nan"))] == ["0:05", "1:05", "1:01:01", "?"]
+    assert [console.format_seconds(s) for s in (5, 65, 3661, float("nan"))] == ["0:05", "1:05", "1:01:01", "?"]

@@ -70,7 +70,7 @@ def prepare(folder: Path, *, train: int = 60, val: int = 24) -> Path:
                 "json": json.dumps({"captions": captions, "colour": colour}).encode(),
             })  # fmt: skip
         write_tar(folder / "tars" / split / "00000.tar", samples)
-    build.image_text([folder / "tars"], folder / "shapes", workers=1, label="colour")
+    build.build_image_text([folder / "tars"], folder / "shapes", workers=1, label="colour")
     return folder / "shapes"
 
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from configs import clip_pairs, digits
 from nml_jax import models, objectives, runtime, settings
-from nml_jax.models.micro_batches import in_micro_batches
+from nml_jax.models.micro_batches import split_batches
 from nml_jax.processes import peers
 from nml_jax.training import loop, optim
 from nml_jax.training.state import TrainState
@@ -69,11 +69,11 @@ def keeping_gradients() -> optax.GradientTransformation:
 def program(case: str, mesh: Mesh, dtype: str) -> loop.Program:
     """As `loop.build` makes it, and its optimiser keeps the gradient."""
     module, values = CASES[case]
-    config = next(iter(settings.cells(module.get_config()).values()))
+    config = next(iter(settings.expand_sweep(module.get_config()).values()))
     with config.unlocked():
         config.update_from_flattened_dict(BASE | values | {"model.dtype": dtype})
     model = models.build(config.model, num_classes=CLASSES, image_size=SIZE)
-    parts = in_micro_batches(model, config.train.micro_batches, blocks=mesh.size)
+    parts = split_batches(model, config.train.micro_batches, blocks=mesh.size)
     objective = objectives.make(config.objective, num_classes=CLASSES, blocks=mesh.size)
     tx, schedule = optim.make(config.optimizer, model.shapes[0], steps=STEPS, steps_per_epoch=4.0)
     loss = functools.partial(objective.loss, parts)
@@ -109,7 +109,7 @@ def train(case: str, mesh: Mesh, dtype: str, steps: int) -> Run:
     start, shapes = dataclasses.replace(start, key=None), dataclasses.replace(shapes, key=None)  # type: ignore[arg-type]
     state = dataclasses.replace(jax.tree.map(place, start, shapes), key=key)
     put, losses, gradient = runtime.put_batch(mesh), [], {}
-    block, blocks = runtime.rows_of_process(mesh)
+    block, blocks = runtime.process_rows(mesh)
     for k in range(steps):
         rows = batch(case, k) | {"asked": np.zeros(mesh.size, np.int32)}
         own = {name: np.split(x, blocks)[block] for name, x in rows.items()}

@@ -128,7 +128,7 @@ def one_is_killed_in_a_collective(index: int, timeout: int) -> None:
 
     if index == LAST:
         kill()
-    runtime.self_test(runtime.make_mesh(), 100)
+    runtime.check_devices(runtime.make_mesh(), 100)
     time.sleep(60)
 
 
@@ -225,9 +225,9 @@ def all_is_well(index: int, timeout: int) -> None:
     from nml_jax.processes import peers
 
     mesh = runtime.make_mesh()
-    runtime.self_test(mesh, timeout)
+    runtime.check_devices(mesh, timeout)
     rows = np.arange(6.0, dtype=np.float32).reshape(3, 2)
-    tree = runtime.place({"none": None, "list": [{}, np.float32(7), np.arange(3)]}, mesh)
+    tree = runtime.to_mesh({"none": None, "list": [{}, np.float32(7), np.arange(3)]}, mesh)
     found = runtime.fetch(tree | runtime.put_batch(mesh)({"rows": rows[index : index + 1]}), mesh)
     assert found["none"] is None
     assert found["list"][0] == {}

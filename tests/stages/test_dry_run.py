@@ -7,28 +7,28 @@ import pytest
 from configs import clip_vitb16, digits, resnet50_in1k
 from nml_jax import settings
 from nml_jax.errors import UserError
-from nml_jax.stages.dry_run import flop, sizes
+from nml_jax.stages.dry_run import count_flop, find_sizes
 
 
 def test_sizes_are_those_that_the_config_states():
-    assert sizes(resnet50_in1k.get_config()) == (1_281_167, 1000)
+    assert find_sizes(resnet50_in1k.get_config()) == (1_281_167, 1000)
 
 
 def test_what_is_expected_counts_only_while_the_data_are_not_there(tmp_path: Path, capsys):
     config = clip_vitb16.get_config()
     with config.unlocked():
         config.data.path, config.data.mixture, config.data.weights = str(tmp_path / "none"), (), ()
-    assert sizes(config) == (15_388_848 + 12_423_374, 0)
+    assert find_sizes(config) == (15_388_848 + 12_423_374, 0)
     assert "planned with data.expected=27812222" in capsys.readouterr().err
     with config.unlocked():
         config.data.expected = None
     with pytest.raises(UserError, match="none"):
-        sizes(config)
-    config = next(iter(settings.cells(digits.get_config()).values()))
-    seen = sizes(config)
+        find_sizes(config)
+    config = next(iter(settings.expand_sweep(digits.get_config()).values()))
+    seen = find_sizes(config)
     with config.unlocked():
         config.data.expected, config.data.num_classes = 7, seen[1]
-    assert sizes(config) == seen
+    assert find_sizes(config) == seen
     assert seen[0] > 7
 
 
@@ -40,7 +40,7 @@ def test_the_count_of_operations_is_that_of_a_step_without_loops_or_recomputatio
              "model.text_heads": 2, "model.text_vocab": 300, "data.image_size": 32, "train.batch": 16,
              "train.micro_batches": 4, "objective.chunk": 2, "model.remat": True}
         )  # fmt: skip
-    counted = {name: flop(config, 100_000, 0, recomputed=name == "executed") for name in ("model", "executed")}
+    counted = {name: count_flop(config, 100_000, 0, recomputed=name == "executed") for name in ("model", "executed")}
     # The matrix products of the two towers, times 2, thrice: forward, and backward for weights and inputs.
     tokens, texts, width = 16 * 5, 16 * 77, 64
     blocks = 2 * (12 * width**2 * (tokens + texts) + 2 * width * (tokens * 5 + texts * 77))

@@ -9,7 +9,7 @@ import pytest
 
 from configs import features as experiment
 from nml_jax import main, predict, runtime
-from nml_jax.assembly.feature_sets import rows_in
+from nml_jax.assembly.feature_sets import fit_in_memory
 from nml_jax.data.features.sets import Split
 from nml_jax.errors import UserError
 from nml_jax.runs.rows import read_rows
@@ -163,6 +163,6 @@ def test_memory_and_blocks_of_wide_rows():
             assert size == 1
             yield 0, np.zeros((1, 1, 2))
 
-    assert rows_in(0.1, Wide(), 128) == 128
+    assert fit_in_memory(0.1, Wide(), 128) == 128
     (block,) = Split("test", "id", Wide(), np.zeros(10, int)).blocks()
     assert block[0].shape == (1, 2)

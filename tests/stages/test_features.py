@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs import features as experiment
 from nml_jax import main, predict
 from nml_jax.assembly import feature_sets
-from nml_jax.assembly.feature_sets import memory
+from nml_jax.assembly.feature_sets import read_memory_limit
 from nml_jax.data.features.files import open_features
 from nml_jax.data.features.sets import Subset
 from nml_jax.errors import UserError
@@ -169,7 +169,7 @@ def test_a_file_larger_than_its_share_of_memory_is_streamed(
     run: Path, files: Path, tmp_path: Path, monkeypatch, share: float, solved: int
 ):
     """In shards of a half of what memory holds; the same statistics, another order, and about the same scores."""
-    monkeypatch.setattr(feature_sets, "memory", lambda: 10 * 64 * 4 * D)
+    monkeypatch.setattr(feature_sets, "read_memory_limit", lambda: 10 * 64 * 4 * D)
     named = {"features.train": str(files / "train.npz"), "features.test": str(files / "test.npz")}
     cell = launch(tmp_path / "w", **named, **{"features.memory": share})
     rows = {row.method: row for row in read_rows(cell) if row.metric == "accuracy"}
@@ -185,12 +185,12 @@ def test_a_file_larger_than_its_share_of_memory_is_streamed(
 
 
 def test_memory_is_what_the_container_may_have(tmp_path: Path, monkeypatch):
-    machine = memory()
+    machine = read_memory_limit()
     limit = tmp_path / "memory.max"
     monkeypatch.setattr(feature_sets, "LIMITS", (limit,))
     for text, wanted in (("max\n", None), ("12345\n", 12345), (f"{2**62}\n", None)):
         limit.write_text(text)
-        found = memory()
+        found = read_memory_limit()
         assert found == wanted if wanted else found >= machine
 
 

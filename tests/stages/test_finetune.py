@@ -126,9 +126,9 @@ def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, 
     assert finetune.intact(run)
     whole, trained, train = values(read_rows(run)), [], finetune_search.train
 
-    def counted(site, method, terms, *rest):
+    def counted(setup, method, terms, *rest):
         trained.append((method, terms))
-        return train(site, method, terms, *rest)
+        return train(setup, method, terms, *rest)
 
     monkeypatch.setattr(finetune_search, "train", counted)
     (lora,) = [row for row in read_rows(run) if (row.method, row.preset, row.split, row.metric) ==
@@ -188,43 +188,43 @@ def test_stopped_and_started_again_gives_the_same_rows(finished: Path, tmp_path:
 # ---- the choice of a learning rate, and of a start -------------------------------------------------------------------
 
 
-def site(folder: Path, **overrides) -> finetune_search.Site:
+def setup(folder: Path, **overrides) -> finetune_search.FinetuneSetup:
     config = digits_experiment.config(**{"finetune.targets": ("resnet_conv",), **overrides})
     with config.unlocked():
         config.noise_seed = 0
-    config = finetune_search.training_config(config, 0)
+    config = finetune_search.make_training_config(config, 0)
     task = load_task("digits", config)
     model = encoder.build(config, num_classes=0)
     weights = jax.device_get(model.init(jax.random.key(0), model.spec))
     frozen = encoder.Encoder(model, *weights, 0, None, "")
     rows = np.arange(len(task.train))
     mesh = runtime.make_mesh()
-    return finetune_search.Site(
+    return finetune_search.FinetuneSetup(
         config=config, mesh=mesh, frozen=frozen, weights=weights, task=task, rows=rows, share=1.0, folder=folder
     )
 
 
 def test_the_rate_is_that_of_highest_accuracy_on_held_out_rows(tmp_path: Path, monkeypatch):
-    here, calls = site(tmp_path), []
+    here, calls = setup(tmp_path), []
     found = {0.1: (0.5, 3.0), 0.2: (0.7, 2.0), 0.3: (0.7, 1.0), 0.4: (0.0, math.inf)}
 
-    def train(site, method, terms, lr, rows, head, folder):
+    def train(setup, method, terms, lr, rows, head, folder):
         calls.append((lr, len(rows), folder.relative_to(tmp_path).as_posix()))
         return lr
 
     monkeypatch.setattr(finetune_search, "train", train)
-    monkeypatch.setattr(finetune_search, "validate", lambda site, trial, source: found[trial()])
+    monkeypatch.setattr(finetune_search, "validate", lambda setup, trial, source: found[trial()])
     name = "full,terms=none,share=1,seed=0"
     n = len(here.rows)
-    assert finetune_search.chosen_and_trained(here, "full", "none", tuple(found), FRESH) == 0.3
+    assert finetune_search.choose_and_train(here, "full", "none", tuple(found), FRESH) == 0.3
     kept = n - round(0.2 * n)
     assert calls == [(lr, kept, f"{name}/search/lr={lr:g}") for lr in found] + [(0.3, n, name)]
     calls.clear()
-    finetune_search.chosen_and_trained(here, "full", "none", (0.1,), FRESH)
+    finetune_search.choose_and_train(here, "full", "none", (0.1,), FRESH)
     assert calls == [(0.1, n, name)]  # nothing to choose
     monkeypatch.setattr(finetune_search, "validate", lambda *_: (0.0, math.inf))
     with pytest.raises(UserError, match="diverged at every rate"):
-        finetune_search.chosen_and_trained(here, "full", "none", (0.1, 0.2), FRESH)
+        finetune_search.choose_and_train(here, "full", "none", (0.1, 0.2), FRESH)
 
 
 def test_a_trial_that_diverges_is_out_of_the_question(capsys):
@@ -236,8 +236,8 @@ def test_a_trial_that_diverges_is_out_of_the_question(capsys):
 
 
 def test_zero_shot_weights_are_the_scaled_descriptions_of_the_classes(tmp_path: Path):
-    here = site(tmp_path, **CLIP)
-    head = finetune_search.initial_heads(here).final
+    here = setup(tmp_path, **CLIP)
+    head = finetune_search.make_initial_heads(here).final
     assert head is not None
     kernel, bias = (head[0]["classifier"][name] for name in ("kernel", "bias"))
     assert kernel.shape == (6, 5)
@@ -265,7 +265,11 @@ def test_zero_shot_weights_are_the_scaled_descriptions_of_the_classes(tmp_path: 
 )
 def test_mistakes_are_told_before_anything_is_run(overrides, cause: str):
     config = next(
-        iter(settings.cells(digits_experiment.config(**{"finetune.targets": ("resnet_conv",), **overrides})).values())
+        iter(
+            settings.expand_sweep(
+                digits_experiment.config(**{"finetune.targets": ("resnet_conv",), **overrides})
+            ).values()
+        )
     )
     with pytest.raises(UserError) as e:
         finetune.check(config, runtime.make_mesh())

@@ -16,7 +16,7 @@ from tests.scenes import tiny_sets
 
 BY_TFDS = {
     name: entry for name, entry in (catalogue.TRAINED | catalogue.PARTNERS).items() if not entry.builder
-} | {f"domainnet/{name}": catalogue.domain(name) for name in catalogue.DOMAINS}  # fmt: skip
+} | {f"domainnet/{name}": catalogue.split_domain(name) for name in catalogue.DOMAINS}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def prepared(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("catalogue")
     for name, entry in BY_TFDS.items():
         for corruption in ("fog_1", "fog_5", "snow_1", "snow_5") if "{}" in entry.folder else ("",):
-            labels = tuple(c for (c,) in class_maps.ids(name)[:7]) if entry.subset else ()
+            labels = tuple(c for (c,) in class_maps.find_ids(name)[:7]) if entry.subset else ()
             tiny_sets.write(root, entry, corruption, labels)
     return root
 
@@ -106,7 +106,7 @@ def test_variants_of_imagenet_and_their_class_maps(prepared: Path):
     assert list(by_split) == ["test", *partners]
     for name in ("imagenet_r", "imagenet_a"):
         test = by_split[name]
-        assert test.class_map == class_maps.ids(name)
+        assert test.class_map == class_maps.find_ids(name)
         assert test.source.num_classes == len(test.class_map) == 200
         assert test.source.labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2]  # the first seven of its own classes
         ids = [c for (c,) in test.class_map]
@@ -117,8 +117,8 @@ def test_variants_of_imagenet_and_their_class_maps(prepared: Path):
 
 def test_class_maps_are_of_imagenet_and_of_the_published_sizes():
     for name, size in {"imagenet_a": 200, "imagenet_r": 200, "objectnet": 113, "imagenet_vid_robust": 30}.items():
-        ids = [i for classes in class_maps.ids(name) for i in classes]
-        assert len(class_maps.ids(name)) == size
+        ids = [i for classes in class_maps.find_ids(name) for i in classes]
+        assert len(class_maps.find_ids(name)) == size
         assert len(set(ids)) == len(ids)
         assert set(ids) <= set(range(1000))
     objectnet, vid = class_maps.load("objectnet"), class_maps.load("imagenet_vid_robust")

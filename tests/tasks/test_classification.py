@@ -53,7 +53,7 @@ def test_a_directory_is_by_default_that_of_pre_training(tmp_path):
             for i in range(3):
                 pixels = rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "src" / split / name / f"{i}.png")
-    image_folder.image_folder(tmp_path / "src", tmp_path / "out", workers=1)
+    image_folder.build_image_folder(tmp_path / "src", tmp_path / "out", workers=1)
     config = common.get_config()
     config.data.path = str(tmp_path / "out")
     config.downstream.test, config.downstream.ood = ("val",), ("sketch",)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from nml_jax import spectrum
-from nml_jax.tuning.diagnosis import NAMES, Diagnosis, diagnose, examined, interval, measures
+from nml_jax.tuning.diagnosis import NAMES, Diagnosis, diagnose, diagnose_checked, interval, measures
 
 N, D = 600, 4  # and two classes: everything here shares what is compiled
 
@@ -111,7 +111,7 @@ def test_of_many_classes_so_many_are_compared_that_each_has_rows_to_choose_by(cl
 
 def test_what_cannot_be_cross_validated_is_measured_and_says_why():
     F, y = easy()
-    found = examined(F, np.arange(N) // 2, folds=5, rows=2000, seed=0)
+    found = diagnose_checked(F, np.arange(N) // 2, folds=5, rows=2000, seed=0)
     why = "cannot be cross-validated: fewer than two classes have 4 rows: nothing can be held out"
     assert found.verdict == why
     assert str(found).endswith(why)

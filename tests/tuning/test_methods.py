@@ -27,26 +27,31 @@ def test_the_table_names_terms_and_grids_that_there_are():
 
 
 def test_the_form_is_what_the_keys_say():
-    assert methods.form(METHODS["linear"], CONFIG) == Form(mlp=False)
+    assert methods.build_form(METHODS["linear"], CONFIG) == Form(mlp=False)
     for name in ("mlp", "nmtune", "skd", "fgs", "lgm"):
-        assert methods.form(METHODS[name], CONFIG) == Form(True, 3, 2, False, "layer")
+        assert methods.build_form(METHODS[name], CONFIG) == Form(True, 3, 2, False, "layer")
 
 
 def test_weights_are_those_of_the_preset_with_the_changes_of_the_config():
-    paper, name = methods.weights("nmtune", "paper", CONFIG, 1)
+    paper, name = methods.choose_weights("nmtune", "paper", CONFIG, 1)
     assert (paper, name) == (nmtune.PRESETS["paper"]._replace(svd=0.5), "paper,svd=0.5")
-    code, name = methods.weights("nmtune", "code", CONFIG, 1)
+    code, name = methods.choose_weights("nmtune", "code", CONFIG, 1)
     assert (code, name) == (nmtune.PRESETS["code"]._replace(svd=0.5), "code/1view,svd=0.5")
-    assert methods.weights("nmtune", "code", CONFIG, 2)[1] == "code,svd=0.5"
-    assert methods.weights("skd", None, CONFIG, 1) == (skd.Weights(skew=0.0), None)
-    assert methods.weights("fgs", None, CONFIG, 1) == (fgs.Weights(), None)
-    assert methods.weights("lgm", None, CONFIG, 1) == (lgm.Weights(noise=0.2), None)
+    assert methods.choose_weights("nmtune", "code", CONFIG, 2)[1] == "code,svd=0.5"
+    assert methods.choose_weights("skd", None, CONFIG, 1) == (skd.Weights(skew=0.0), None)
+    assert methods.choose_weights("fgs", None, CONFIG, 1) == (fgs.Weights(), None)
+    assert methods.choose_weights("lgm", None, CONFIG, 1) == (lgm.Weights(noise=0.2), None)
     for name in ("linear", "mlp", "lbfgs", "ridge", "knn"):
-        assert methods.weights(name, None, CONFIG, 1) == (None, None)
+        assert methods.choose_weights(name, None, CONFIG, 1) == (None, None)
 
 
 def test_pairs_are_methods_with_every_preset_they_have():
-    assert list(methods.pairs(CONFIG)) == [("linear", None), ("nmtune", "paper"), ("nmtune", "code"), ("skd", None)]
+    assert list(methods.list_methods(CONFIG)) == [
+        ("linear", None),
+        ("nmtune", "paper"),
+        ("nmtune", "code"),
+        ("skd", None),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +70,7 @@ def test_pairs_are_methods_with_every_preset_they_have():
 )
 def test_what_there_is_not(name, preset, changes, cause):
     with pytest.raises(UserError, match=cause) as e:
-        methods.weights(name, preset, SimpleNamespace(**{**vars(CONFIG), **changes}), 1)
+        methods.choose_weights(name, preset, SimpleNamespace(**{**vars(CONFIG), **changes}), 1)
     assert "\n" not in e.value.cause + e.value.cure
 
 

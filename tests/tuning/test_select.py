@@ -14,7 +14,7 @@ from nml_jax.evals import metrics
 from nml_jax.models.heads.mlp import Form, head
 from nml_jax.objectives import nmtune, terms
 from nml_jax.tuning import descent, select
-from nml_jax.tuning.descent import Bank, Setting, Spec
+from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.holdout import hold_out
 from nml_jax.tuning.methods import METHODS
 
@@ -59,7 +59,7 @@ def scored(result, data=None):
 
 def bank(features, labels, weights=None):
     weights = np.ones(len(labels)) if weights is None else weights
-    return Bank(features, np.int32(labels), np.float32(weights))
+    return TrainingSet(features, np.int32(labels), np.float32(weights))
 
 
 def assert_trees(got, want, **tolerance):
@@ -186,12 +186,14 @@ def test_the_scale_of_features_costs_nothing(unit):
     """Squares of 1e24 and of 1e-24 are none of float32; the columns of a bank may have scales of their own."""
     features, _ = blobs()
     units = np.where(np.arange(D) % 2, np.float32(unit), np.float32(1))
-    one, other = descent.standard(features), descent.standard(features * units)
+    one, other = descent.get_standard(features), descent.get_standard(features * units)
     np.testing.assert_array_equal(one["mean"] * units, other["mean"])
     np.testing.assert_array_equal(one["scale"] * units, other["scale"])
     np.testing.assert_allclose(other["scale"], (features * units).std((0, 1), dtype=np.float64), rtol=1e-5)
     features[7, 0, 2] = 1e30
-    np.testing.assert_allclose(descent.standard(features)["scale"], features.std((0, 1), dtype=np.float64), rtol=1e-5)
+    np.testing.assert_allclose(
+        descent.get_standard(features)["scale"], features.std((0, 1), dtype=np.float64), rtol=1e-5
+    )
 
 
 def test_standardising_is_training_on_standardised_features():
@@ -397,7 +399,7 @@ def test_validation_scores_are_those_of_a_head_trained_without_the_validation_pa
     setting = Setting(np.concatenate([kept, held]), 0.1, 1e-2, 7)
     ((params, state),) = descent.train(spec, bank(features, labels), [setting], len(kept), epochs=4)
     x, y = features[held].reshape(-1, D), np.repeat(labels[held], 2)
-    logits = np.float64(descent.outputs(LINEAR, K, params, state, x)[1])
+    logits = np.float64(descent.compute_outputs(LINEAR, K, params, state, x)[1])
     loss = -(logits[np.arange(len(y)), y] - np.log(np.exp(logits).sum(1))).mean()
     want = {"lr": 0.1, "weight_decay": 1e-2, "accuracy": (logits.argmax(1) == y).mean(), "loss": loss}
     assert result.validation[-1] == pytest.approx(want)
@@ -456,7 +458,7 @@ def test_blas_has_one_thread_while_heads_train():
         return {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
 
     before = threads()
-    with descent.one_blas_thread():
+    with descent.limit_blas():
         assert threads() == {1}
     assert threads() == before or before == set()
 

@@ -133,7 +133,7 @@ def test_standardising_is_that_of_features_in_memory():
     features, _ = blobs(700, views=2)
     features[..., 3] = 7.1  # constant
     features[..., 4] = 1e4 + features[..., 4]  # a large mean
-    got, want = streamed._standard(Disk(features)), descent.standard(features)
+    got, want = streamed._standard(Disk(features)), descent.get_standard(features)
     exact = features.reshape(-1, D).astype(np.float64)
     np.testing.assert_allclose(got["mean"], exact.mean(0), rtol=1e-6)
     np.testing.assert_allclose(got["scale"], np.where(np.arange(D) == 3, 1, exact.std(0)), rtol=1e-6)

@@ -51,7 +51,7 @@ def compiled(name: str, mesh: Mesh, **overrides):
     }  # fmt: skip
     with config.unlocked():
         config.update_from_flattened_dict({**common, **small, **overrides})
-    cell = next(iter(settings.cells(config).values()))
+    cell = next(iter(settings.expand_sweep(config).values()))
     _, program, lowered = lower(cell, mesh, 100_000, 0 if name == "clip" else 10)
     return lowered.compile(compiler_options=QUICK), program.shapes
 

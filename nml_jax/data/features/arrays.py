@@ -21,8 +21,8 @@ from nml_jax.data.features.formats import (
     Store,
     choose_features,
     choose_label,
-    labels_if_valid,
-    reading,
+    keep_valid_labels,
+    read_errors,
 )
 from nml_jax.errors import UserError
 
@@ -101,7 +101,7 @@ def open_arrays(paths: list[Path], label: str, columns: str, labelled: bool) -> 
     if path.suffix.lower() == ".npy":
         entries: dict[str, _Entry] = {}
         for name, part in zip(("features", "labels"), paths, strict=False):
-            with reading(part), part.open("rb") as file:
+            with read_errors(part), part.open("rb") as file:
                 entries[name] = _npy(part, file)
         label, columns = "labels" * (len(paths) > 1), "features"
         if labelled and not label:
@@ -121,7 +121,7 @@ def open_arrays(paths: list[Path], label: str, columns: str, labelled: bool) -> 
     features = entries[choose_features(path, candidates)]
     labels, names = NO_LABELS, ()
     if label_name:
-        labels, names = labels_if_valid(
+        labels, names = keep_valid_labels(
             paths[-1],
             lambda: (_labels(paths[-1], entries[label_name]), _class_names(path, metadata)),
             (labels, names),

@@ -7,7 +7,7 @@ import numpy as np
 from nml_jax.errors import UserError
 
 
-def finite(X: np.ndarray) -> np.ndarray:
+def are_finite(X: np.ndarray) -> np.ndarray:
     """X [N, D] as float32. Raises UserError, which names the first bad row, if a value is not finite in it."""
     with np.errstate(over="ignore"):
         narrow = X.astype(np.float32, copy=False)

@@ -35,7 +35,7 @@ def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def kind_of(column: pa.Array) -> tuple[pa.DataType, int]:
+def find_kind(column: pa.Array) -> tuple[pa.DataType, int]:
     """The type of a column, LISTS where it holds lists of numbers as JSON, and the length of its first list, or 0.
 
     Cells without a value say nothing of either.
@@ -69,7 +69,7 @@ def from_json(column: pa.Array, what: str, start: int) -> pa.Array:
         raise
 
 
-def numbers(column: pa.Array) -> np.ndarray:
+def read_numbers(column: pa.Array) -> np.ndarray:
     if not pa.types.is_integer(column.type) and not pa.types.is_floating(column.type):
         column = column.cast(pa.float64())
     return column.to_numpy(zero_copy_only=False)

@@ -18,7 +18,7 @@ import numpy as np
 
 from nml_jax import console, inputs
 from nml_jax.data.features.arrays import open_arrays
-from nml_jax.data.features.formats import NO_LABELS, Store, checked_labels, labels_if_valid, listed, reading
+from nml_jax.data.features.formats import NO_LABELS, Store, check_labels, keep_valid_labels, list_names, read_errors
 from nml_jax.data.features.tables import open_table
 from nml_jax.errors import UserError
 
@@ -82,7 +82,7 @@ class Features:
         index = np.asarray(index, np.int64)
         if index.size and not 0 <= index.min() <= index.max() < len(self):
             raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, not {index.min()} to {index.max()}")
-        with reading(self.path):
+        with read_errors(self.path):
             return self._values(self.store.take(index), index)
 
     def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -91,7 +91,7 @@ class Features:
         Raises:
             UserError: the file is damaged, or a value is missing, NaN or infinite.
         """
-        with reading(self.path):
+        with read_errors(self.path):
             start = 0
             for stored in self.store.scan(size):
                 yield start, self._values(stored, range(start, start + len(stored)))
@@ -170,7 +170,7 @@ def open_features(
         UserError: the file is missing, empty, damaged or of an unknown format; it does not say which array is which, or
             which column the label is; shapes, dtypes or labels are not as above.
     """
-    paths = inputs.pair(spec)
+    paths = inputs.split_pair(spec)
     for path in paths:
         if path == Path():  # as of "X.npy,"
             raise UserError(f"{spec!r} lacks the name of a file", "give FILE, or FEATURES.npy,LABELS.npy")
@@ -187,14 +187,14 @@ def open_features(
         )
     if not math.isfinite(scale) or scale == 0:
         raise UserError(f"scale is {scale}", "give the number that turns stored values into real ones; 1 leaves them")
-    with reading(path):
+    with read_errors(path):
         if suffix in (".csv", ".tsv", ".parquet"):
             found = open_table(path, label, columns, labelled, wanted if not columns else ())
             of = f"label {found.label!r}, " if found.label else "no label, "
-            _say_once(f"{path}: {of}features {listed(found.columns)}; left out: {listed(found.left_out)}")
+            _say_once(f"{path}: {of}features {list_names(found.columns)}; left out: {list_names(found.left_out)}")
         else:
             found = open_arrays(paths, label, columns, labelled)
-        labels = labels_if_valid(paths[-1], lambda: checked_labels(found.labels, paths[-1]), NO_LABELS, labelled)
+        labels = keep_valid_labels(paths[-1], lambda: check_labels(found.labels, paths[-1]), NO_LABELS, labelled)
     shape = found.shape if len(found.shape) == 3 else (*found.shape[:1], 1, *found.shape[1:])
     if len(shape) != 3 or 0 in shape[1:]:
         raise UserError(
@@ -209,7 +209,7 @@ def open_features(
             "save them as float32; bfloat16 survives in .safetensors only, objects and complex numbers nowhere",
         )
     if labelled or len(labels):
-        labels = labels_if_valid(path, lambda: _one_per_row(labels, shape[0], spec), NO_LABELS, labelled)
+        labels = keep_valid_labels(path, lambda: _one_per_row(labels, shape[0], spec), NO_LABELS, labelled)
     named = found.label, found.columns, found.left_out, found.class_names
     return Features(spec, path, labels, shape, found.dtype, scale, *named, tuple(paths), found.store)
 
@@ -222,10 +222,10 @@ def _one_per_row(labels: np.ndarray, rows: int, spec: str) -> np.ndarray:
 
 @functools.cache
 def _say_once(message: str) -> None:
-    console.say(message)
+    console.notice(message)
 
 
-def block_rows(views: int, dim: int) -> int:
+def count_block_rows(views: int, dim: int) -> int:
     """Rows [views, dim] of a block that is no burden to memory, and one at least."""
     return max(1, min(BLOCK_ROWS, BLOCK_VALUES // (views * dim)))
 
@@ -260,7 +260,7 @@ def check_alike(train: Features, other: Features) -> None:
             )
 
 
-def classes(labels: np.ndarray, what: str = "training") -> np.ndarray:
+def find_classes(labels: np.ndarray, what: str = "training") -> np.ndarray:
     """The classes among `labels`, sorted, each once: [K], of the labels' dtype.
 
     Raises:

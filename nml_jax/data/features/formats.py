@@ -45,7 +45,7 @@ class Found(NamedTuple):
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def read_errors(path: Path) -> Iterator[None]:
     """Turn what the readers raise on a damaged file into a UserError that names it."""
     try:
         yield
@@ -57,7 +57,7 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(f"cannot read {path}: {said}", "mend that place, or write the file again as a whole") from e
 
 
-def checked_labels(labels: np.ndarray, path: Path) -> np.ndarray:
+def check_labels(labels: np.ndarray, path: Path) -> np.ndarray:
     """Labels as integers, strings or bools [N]. Raises UserError if they are anything else, or not of one axis."""
     if labels.ndim != 1:
         cure = "give class numbers [rows]"
@@ -84,15 +84,15 @@ def checked_labels(labels: np.ndarray, path: Path) -> np.ndarray:
     return np.asarray(labels)
 
 
-def labels_if_valid(path: Path, read: Callable[[], T], none: T, labelled: bool) -> T:
+def keep_valid_labels(path: Path, read: Callable[[], T], none: T, labelled: bool) -> T:
     """What `read` returns of the labels in a file; `none` where they are at fault and not needed (`labelled`): told."""
     try:
-        with reading(path):
+        with read_errors(path):
             return read()
     except UserError as e:
         if labelled:
             raise
-        console.say(f"labels are not used: {e.cause}")
+        console.notice(f"labels are not used: {e.cause}")
         return none
 
 
@@ -105,19 +105,19 @@ def choose_label(path: Path, names: Iterable[str], label: str, labelled: bool) -
     names = list(names)
     found = [name for name in ([label] if label else LABELS) if name in names]
     if len(found) > 1:
-        return labels_if_valid(path, lambda: several_labels(path, found), None, labelled)
+        return keep_valid_labels(path, lambda: refuse_several_labels(path, found), None, labelled)
     if not found and (labelled or label):
         has = f"has no {label!r}" if label else f"has none of {', '.join(LABELS)}"
         cure = "name its labels with label=NAME (--config.features.label=NAME)"
         if path.suffix.lower() in (".csv", ".tsv"):
             cure += "; the first line must name the columns"
-        raise UserError(f"{path} {has}; it has {listed(names)}", cure)
+        raise UserError(f"{path} {has}; it has {list_names(names)}", cure)
     return found[0] if found else None
 
 
-def several_labels(path: Path, found: list[str]) -> NoReturn:
+def refuse_several_labels(path: Path, found: list[str]) -> NoReturn:
     raise UserError(
-        f"{path}: any of {listed(found)} may be the labels",
+        f"{path}: any of {list_names(found)} may be the labels",
         f"name them with label=NAME (--config.features.label={found[0]})",
     )
 
@@ -127,13 +127,13 @@ def choose_features(path: Path, candidates: list[str]) -> str:
     preferred = [name for name in FEATURES if name in candidates]
     if len(candidates) > 1 and not preferred:
         raise UserError(
-            f"{path}: any of {listed(candidates)} may be the features",
+            f"{path}: any of {list_names(candidates)} may be the features",
             "name one with columns=NAME (--config.features.columns=NAME)",
         )
     return (preferred or candidates)[0]
 
 
-def listed(names: Iterable[str]) -> str:
+def list_names(names: Iterable[str]) -> str:
     """Names as an error shows them, twelve at most."""
     shown = list(map(repr, names))
     return ", ".join(shown[:12]) + f" and {len(shown) - 12} more" * (len(shown) > 12) or "nothing"

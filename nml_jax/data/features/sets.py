@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from nml_jax.data.features.files import block_rows
+from nml_jax.data.features.files import count_block_rows
 
 
 class Rows(Protocol):
@@ -35,7 +35,7 @@ class Split(NamedTuple):
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(first views float32 [n, D], labels [n]), in order."""
-        for start, block in self.features.blocks(block_rows(self.features.views, self.features.dim)):
+        for start, block in self.features.blocks(count_block_rows(self.features.views, self.features.dim)):
             yield block[:, 0], self.labels[start : start + len(block)]
 
 

@@ -19,9 +19,9 @@ from nml_jax.data.features.formats import (
     Found,
     choose_features,
     choose_label,
-    labels_if_valid,
-    listed,
-    several_labels,
+    keep_valid_labels,
+    list_names,
+    refuse_several_labels,
 )
 from nml_jax.errors import UserError
 
@@ -67,7 +67,7 @@ class _Table:
         if cells.is_text(column.type):
             column = cells.from_json(column, f"{self._path}: column {self._columns[0]!r}", start)
         if not cells.is_list(column.type):
-            return np.stack([cells.numbers(batch.column(name)) for name in self._columns], 1)
+            return np.stack([cells.read_numbers(batch.column(name)) for name in self._columns], 1)
         lengths = pc.call_function("list_value_length", [column]).fill_null(0).to_numpy()
         if (wrong := np.flatnonzero(lengths != self._dim)).size:
             row = wrong[0]
@@ -75,7 +75,7 @@ class _Table:
                 f"{self._path}: row {start + row} of {self._columns[0]!r} has {lengths[row]} values, not {self._dim}",
                 "give every row a list of the same length",
             )
-        return cells.numbers(column.flatten()).reshape(-1, self._dim)
+        return cells.read_numbers(column.flatten()).reshape(-1, self._dim)
 
 
 def _batches(
@@ -142,11 +142,11 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
         raise UserError(f"{path} has no rows", "write it again where the features were made")
     names = batch.schema.names
     if doubled := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise UserError(f"{path} has several columns {listed(doubled)}", "rename all but one of each")
+        raise UserError(f"{path} has several columns {list_names(doubled)}", "rename all but one of each")
     label_name = choose_label(path, [name for name in names if name not in wanted], label, labelled)
     chosen = _choose_columns(path, batch, label_name, columns, wanted, guessed=labelled and not label)
     left_out = tuple(name for name in names if name not in (*chosen, label_name))
-    first, dim = cells.kind_of(batch.column(chosen[0]))
+    first, dim = cells.find_kind(batch.column(chosen[0]))
     dim = dim if cells.is_list(first) else len(chosen)
     kinds = [first.value_type] if cells.is_list(first) else [batch.schema.field(name).type for name in chosen]
     dtypes = [np.dtype(np.float64 if pa.types.is_decimal(kind) else kind.to_pandas_dtype()) for kind in kinds]
@@ -157,7 +157,7 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
         dtypes = [np.dtype(np.float64)]
     labels = NO_LABELS
     if label_name:
-        labels = labels_if_valid(path, lambda: _read_labels(path, label_name), labels, labelled)
+        labels = keep_valid_labels(path, lambda: _read_labels(path, label_name), labels, labelled)
     n = len(labels) if len(labels) else sum(part.num_rows for _, part in _batches(path, chosen, types))
     table = _Table(path, chosen, types, dim)
     return Found(labels, (n, dim), np.result_type(*dtypes), table, label_name or "", chosen, left_out)
@@ -170,11 +170,11 @@ def _choose_columns(
 
     `guessed`: the label was chosen by its name alone, and a column of words might be it.
     """
-    types = {name: cells.kind_of(batch.column(name))[0] for name in batch.schema.names}
+    types = {name: cells.find_kind(batch.column(name))[0] for name in batch.schema.names}
     if columns:
         if columns not in types or not cells.is_number(types[columns]) | cells.is_list(types[columns]):
             what = f"column {columns!r} holds {types[columns]}" if columns in types else f"no column {columns!r}"
-            numbers = listed(name for name, kind in types.items() if cells.is_number(kind) or cells.is_list(kind))
+            numbers = list_names(name for name, kind in types.items() if cells.is_number(kind) or cells.is_list(kind))
             raise UserError(f"{path}: {what}", f"name a column of numbers or of lists of numbers: {numbers}")
         return (columns,)
     others = {name: kind for name, kind in types.items() if name != label and name not in IDS}
@@ -190,7 +190,7 @@ def _choose_columns(
         return (choose_features(path, lists),)
     if missing:
         raise UserError(
-            f"{path} lacks the feature columns {listed(missing)}; it has {listed(types)}",
+            f"{path} lacks the feature columns {list_names(missing)}; it has {list_names(types)}",
             "give every column that there was in training, under its name; their order does not matter",
         )
     for name, kind in others.items():  # a slip among numbers must not drop a column; real text is no feature
@@ -198,16 +198,16 @@ def _choose_columns(
             cells.refuse_slips(batch.column(name)[:1000], f"{path}: column {name!r}")
     chosen = tuple(name for name, kind in others.items() if cells.is_number(kind))
     if not chosen:
-        has = listed(f"{name} ({kind})" for name, kind in types.items())
+        has = list_names(f"{name} ({kind})" for name, kind in types.items())
         raise UserError(f"{path} has no columns of numbers but label and id: {has}", "give a column for every feature")
     if not label and len(doubtful := [name for name in LABELS if name in chosen]) > 1:
-        several_labels(path, doubtful)  # what is no label would be a feature
+        refuse_several_labels(path, doubtful)  # what is no label would be a feature
     if guessed and (
         words := [name for name, kind in others.items() if cells.is_text(kind) or pa.types.is_dictionary(kind)]
     ):
         raise UserError(
             f"{path} has words in column {words[0]!r} and a column {label!r}: either may be the label",
-            f"name the label with label=NAME (--config.features.label={label}, which leaves {listed(words)} out)",
+            f"name the label with label=NAME (--config.features.label={label}, which leaves {list_names(words)} out)",
         )
     return chosen
 

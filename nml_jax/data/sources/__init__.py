@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nml_jax.data.sources.digits import digits
+from nml_jax.data.sources.digits import read_digits
 from nml_jax.data.sources.source import Source, select_classes
 from nml_jax.errors import UserError
 
@@ -21,7 +21,7 @@ def load(data: Any, split: str, *, captions: bool = False) -> Source:
     if data.source == "digits":
         if captions:
             raise UserError("the digits have no captions", "set data.source=directory and data.path")
-        source = digits(split)
+        source = read_digits(split)
     elif data.source in ("directory", "tfds"):
         from nml_jax.data.sources import prepared  # imports TFDS, a second that digits need not wait
 

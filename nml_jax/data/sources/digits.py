@@ -8,7 +8,7 @@ from nml_jax.data.sources.source import Arrays, Source, digest
 from nml_jax.errors import UserError
 
 
-def digits(split: str) -> Source:
+def read_digits(split: str) -> Source:
     """scikit-learn's handwritten digits: 1,797 images of 8x8, ten classes; keys are the numbers of its records.
 
     Pixels 0..16 become round(255 v / 16) in three equal channels. Of each class every fifth record, in scikit-learn's

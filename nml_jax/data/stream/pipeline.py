@@ -84,9 +84,9 @@ def train(
     if not len(source):
         raise UserError("the training split has no record", "choose a larger split")
     transform = transforms.train_transform(augment, image_size, mean, std)
-    at = order.mixed(seed, source.parts, weights) if len(weights) else order.shuffled(seed, len(source))
-    others = order.replacements(seed, source.parts)
-    repeats, draw_seed = augment.repeats, order.seeds(seed, "augment")
+    at = order.mix_sources(seed, source.parts, weights) if len(weights) else order.shuffle_blocks(seed, len(source))
+    others = order.draw_replacement(seed, source.parts)
+    repeats, draw_seed = augment.repeats, order.derive_seeds(seed, "augment")
     words, numbers = ("text",) if len(source.captions) else (), (*_numbers(source), "quarantined")
     if words and tokenize is None:
         raise ValueError("a source of captions is read with `tokenize`")
@@ -109,7 +109,7 @@ def train(
 
     def batch_at(step: int) -> Batch:
         first = step * batch + process_index * local
-        positions, rng = range(first, first + local), order.generators(draw_seed)
+        positions, rng = range(first, first + local), order.make_generators(draw_seed)
         stored = _read(source, (at(p // repeats) for p in positions))
         records = (one(p, *of_p, rng) for p, of_p in zip(positions, stored, strict=True))
         return _collect(records, local, image_size, numbers, words, tokenize)
@@ -117,7 +117,7 @@ def train(
     return _iterate(batch_at, range(start_step, sys.maxsize), threads, prefetch)
 
 
-def reason(source: Source, i: int) -> str:
+def find_reason(source: Source, i: int) -> str:
     """Why `train` quarantines record i, in a line that begins with its key, or with its number where it has no key.
 
     The record is read again: its reason is not kept with it, as it may be another process that asks.
@@ -171,7 +171,7 @@ def evaluate(
     else:
         transform = transforms.train_transform(augment, size, mean, std)
     moved = transforms.SHIFTS[shift] if shift else None
-    draw_seed = order.seeds(seed, f"shift {shift}, view {view}")
+    draw_seed = order.derive_seeds(seed, f"shift {shift}, view {view}")
     words, numbers = ("text", "text_clean") if tokenize else (), _numbers(source)
 
     def one(i: int, stored: Stored, rng: np.random.Generator) -> Record:
@@ -188,14 +188,14 @@ def evaluate(
 
     def batch_at(step: int) -> Batch:
         first = step * batch + process_index * local
-        rng, stop = order.generators(draw_seed), min(first + local, len(source))
+        rng, stop = order.make_generators(draw_seed), min(first + local, len(source))
         records = (one(i, stored, rng(i)) for i, stored in _read(source, range(first, stop)))
         return _collect(records, local, size, numbers, words, tokenize)
 
     return _iterate(batch_at, range(math.ceil(len(source) / batch)), threads, prefetch)
 
 
-def texts(
+def read_texts(
     captions: Sequence[Sequence[str]],
     tokenize: Tokenize,
     *,

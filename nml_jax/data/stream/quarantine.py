@@ -7,8 +7,8 @@ from pathlib import Path
 from nml_jax import console
 from nml_jax.data.sources.source import Source
 from nml_jax.data.stream import pipeline
-from nml_jax.errors import UserError, storage
-from nml_jax.runs.files import QUARANTINE, atomic_write
+from nml_jax.errors import UserError, storing
+from nml_jax.runs.files import QUARANTINE, write_atomic
 
 
 class Quarantine:
@@ -35,13 +35,13 @@ class Quarantine:
         if not new:
             return
         self.known.update(new)
-        lines = [{"id": i, "reason": pipeline.reason(self.source, i)} for i in new] if self.active else []
+        lines = [{"id": i, "reason": pipeline.find_reason(self.source, i)} for i in new] if self.active else []
         for line in lines:
-            console.say(f"left out, another record stands in: {line['reason']}")
+            console.notice(f"left out, another record stands in: {line['reason']}")
         if lines:
-            with storage(self.path):
+            with storing(self.path):
                 written = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-                atomic_write(self.path, "".join(f"{line}\n" for line in self._lines()) + written)
+                write_atomic(self.path, "".join(f"{line}\n" for line in self._lines()) + written)
         if len(self.known) > max(1, self.budget * len(self.source)):
             raise UserError(
                 f"{len(self.known)} of {len(self.source)} training records cannot be decoded, more than "

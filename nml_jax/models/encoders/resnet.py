@@ -16,7 +16,7 @@ from nml_jax.errors import UserError
 from nml_jax.models.layers.attention import attend
 from nml_jax.models.layers.checks import check_heads, check_size
 from nml_jax.models.layers.initializers import Initializer, kaiming_normal, normal, normal_fan_in, uniform_fan_in
-from nml_jax.models.layers.materialise import materialised
+from nml_jax.models.layers.materialise import materialise
 
 
 class BatchNorm(nn.Module):
@@ -113,13 +113,13 @@ class Block(nn.Module):
             init = nn.initializers.zeros if last and self.zero_init_residual else nn.initializers.ones
             y = self.conv(channels, side, step, name=f"conv{i}")(_average(y, pool) if last else y)
             y = self.norm(scale_init=init, name=f"bn{i}")(y, train)
-            y = y if last else materialised(nn.relu(y))
+            y = y if last else materialise(nn.relu(y))
         if self.stride != 1 or x.shape[-1] != y.shape[-1]:
             x = self.conv(y.shape[-1], 1, stride, name="downsample_conv")(_average(x, pool))
             x = self.norm(name="downsample_bn")(x, train)
         # One draw per example and block: stochastic depth (arXiv 1603.09382), scaled to keep the expectation.
         y = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3))(y, deterministic=not train)
-        return materialised(nn.relu(x + y))
+        return materialise(nn.relu(x + y))
 
 
 class AttentionPool(nn.Module):

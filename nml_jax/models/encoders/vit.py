@@ -13,7 +13,7 @@ from nml_jax.errors import UserError
 from nml_jax.models.layers.attention import attend
 from nml_jax.models.layers.checks import check_heads, check_size
 from nml_jax.models.layers.initializers import Initializer, normal, uniform_fan_in, xavier_uniform
-from nml_jax.models.layers.materialise import materialised
+from nml_jax.models.layers.materialise import materialise
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -97,9 +97,9 @@ class Block(nn.Module):
             # One draw per example and branch: stochastic depth (arXiv 1603.09382), scaled to keep the expectation.
             return nn.Dropout(self.drop_path, broadcast_dims=(1, 2))(y, deterministic=not train)
 
-        x = materialised(x)
+        x = materialise(x)
         norm1, norm2 = (self.style.norm(name, self.dtype) for name in ("norm1", "norm2"))
-        x = materialised(x + branch(Attention(self.heads, self.dtype, self.style, self.causal, name="attn")(norm1(x))))
+        x = materialise(x + branch(Attention(self.heads, self.dtype, self.style, self.causal, name="attn")(norm1(x))))
         return x + branch(Mlp(self.dtype, self.style, name="mlp")(norm2(x)))
 
 

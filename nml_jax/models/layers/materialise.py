@@ -3,7 +3,7 @@
 import jax
 
 
-def materialised(x: jax.Array) -> jax.Array:
+def materialise(x: jax.Array) -> jax.Array:
     """x; on a CPU it and its gradient are computed once, and lie in memory.
 
     Left alone, XLA for CPUs computes a sum of residuals, or what precedes a convolution, anew inside every operation

@@ -63,7 +63,7 @@ class PipelineFailed(Exception):
     """Apache Beam gave up; the message says why in one line."""
 
 
-def image_text(
+def build_image_text(
     sources: Sequence[Path],
     out: Path,
     *,
@@ -117,14 +117,14 @@ def image_text(
     splits = _splits(plan, parts)
     spread = functools.partial(_processes, workers) if beam is None else _beam(beam)
     partial = records.partial_folder(out)
-    job = shards.Job(str(partial / "shards"), columns, label, group, tuple(parts.items()), resize=resize)
+    job = shards.BuildJob(str(partial / "shards"), columns, label, group, tuple(parts.items()), resize=resize)
     try:
         _begin(partial, job, plan)
         if label:
             job = dataclasses.replace(job, classes=_classes(job, plan, spread))
-        todo = [(i, shard) for i, shard in enumerate(plan) if not shards.folder_of(job, i).is_dir()]
+        todo = [(i, shard) for i, shard in enumerate(plan) if not shards.shard_folder(job, i).is_dir()]
         if len(todo) < len(plan):
-            console.say(f"{len(plan) - len(todo)} of {len(plan)} shards are there already")
+            console.notice(f"{len(plan) - len(todo)} of {len(plan)} shards are there already")
         spread("shards", functools.partial(shards.build, job), todo)
         manifest = shards.assemble(partial / "out", job, len(plan), splits, strays)
         (partial / "out").rename(out.resolve())
@@ -170,7 +170,7 @@ def _splits(plan: list[Shard], parts: Mapping[str, float]) -> list[str]:
     return names
 
 
-def _begin(partial: Path, job: shards.Job, plan: list[Shard]) -> None:
+def _begin(partial: Path, job: shards.BuildJob, plan: list[Shard]) -> None:
     """Keep what an interrupted build of the same sources with the same options has finished; drop that of another."""
     limits = [shards.SCHEMA, shards.MAX_CAPTION, records.MAX_PIXELS, records.MAX_BYTES, records.RECORDS_PER_SHARD]
     about = {path: os.stat(path) for path in dict.fromkeys(shard.path for shard in plan)}
@@ -185,7 +185,7 @@ def _begin(partial: Path, job: shards.Job, plan: list[Shard]) -> None:
         before = None
     if before != said:
         if partial.exists():
-            console.say(f"{partial} holds a build of other sources or with other options: starting over")
+            console.notice(f"{partial} holds a build of other sources or with other options: starting over")
             shutil.rmtree(partial)
         (partial / "shards").mkdir(parents=True)
         write_json(path, said)
@@ -193,11 +193,11 @@ def _begin(partial: Path, job: shards.Job, plan: list[Shard]) -> None:
         shutil.rmtree(left)
 
 
-def _classes(job: shards.Job, plan: list[Shard], spread: Spread) -> tuple[str, ...]:
+def _classes(job: shards.BuildJob, plan: list[Shard], spread: Spread) -> tuple[str, ...]:
     """Names of the classes: one pass over the labels alone, before any record is written."""
-    todo = [(i, shard) for i, shard in enumerate(plan) if not shards.labels_of(job, i).exists()]
+    todo = [(i, shard) for i, shard in enumerate(plan) if not shards.shard_labels(job, i).exists()]
     spread("labels", functools.partial(shards.collect_labels, job), todo)
-    found = {name for i in range(len(plan)) for name in json.loads(shards.labels_of(job, i).read_text("utf-8"))}
+    found = {name for i in range(len(plan)) for name in json.loads(shards.shard_labels(job, i).read_text("utf-8"))}
     if not found:
         raise UserError(f"no pair has a field {job.label!r}", "name a field of KEY.json, or a column, with --label")
     for name in found:
@@ -266,7 +266,7 @@ def _beam(options: str) -> Spread:
         raise UserError(f"Apache Beam does not take --beam={options!r}: {why}", "see the options of the runner") from e
 
     def spread(what: str, function: Callable[[Any], None], items: Sequence[Any]) -> None:
-        console.say(f"{what}: {len(items)} to do")
+        console.notice(f"{what}: {len(items)} to do")
         try:
             with pipeline() as p:
                 _ = p | apache_beam.Create(items) | apache_beam.Reshuffle() | apache_beam.Map(function)
@@ -316,7 +316,7 @@ def _shares(text: str) -> dict[str, float]:
 
 def main(args: argparse.Namespace) -> int:
     """Build what the command line asks for and print what came of it. Returns the exit code."""
-    manifest = image_text(
+    manifest = build_image_text(
         args.src,
         args.out,
         workers=args.workers,

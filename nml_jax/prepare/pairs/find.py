@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nml_jax import console
 from nml_jax.errors import UserError
-from nml_jax.prepare.pairs.types import SUFFIXES, kind_of
+from nml_jax.prepare.pairs.types import SUFFIXES, suffix_of
 
 PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
 BESIDE_TAR = (".json",)  # img2dataset's statistics
@@ -31,7 +31,7 @@ def find(sources: Sequence[Path]) -> tuple[list[tuple[str, Path, str]], list[tup
     plain: dict[str, None] = {}  # names of the folders that hold files
     for source in sources:
         if source.is_file():
-            if kind_of(source) not in SUFFIXES:
+            if suffix_of(source) not in SUFFIXES:
                 raise UserError(f"{source} is none of {', '.join(SUFFIXES)}", "convert or decompress it first")
             found.append(("train", source))
             continue
@@ -59,7 +59,7 @@ def find(sources: Sequence[Path]) -> tuple[list[tuple[str, Path, str]], list[tup
             found += [(folder.name, path) for path in files]
             strays += other
     if len(plain) > 1:
-        console.say(f"each folder is a split of its name: {', '.join(plain)}")
+        console.notice(f"each folder is a split of its name: {', '.join(plain)}")
     absolute = [Path(os.path.abspath(path)) for _, path in found]
     if twice := [path for path, n in Counter(absolute).items() if n > 1]:
         raise UserError(f"{twice[0]} is given twice", "name every source once")
@@ -75,22 +75,22 @@ def find(sources: Sequence[Path]) -> tuple[list[tuple[str, Path, str]], list[tup
         split = (split[1:] if len(plain) > 1 else "train") if split[0] == "/" else split
         files.append((split, path, name_of(path)))
     packed = f"{STRAY}: decompress it first"
-    return files, [(name_of(p), packed if kind_of(p) in PACKED else STRAY) for p in sorted(set(strays))]
+    return files, [(name_of(p), packed if suffix_of(p) in PACKED else STRAY) for p in sorted(set(strays))]
 
 
 def _look(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
     """Sources in a folder, its folders, and what else there is. Hidden files and folders do not count."""
     entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     folders = [p for p in entries if p.is_dir()]
-    files = [p for p in entries if kind_of(p) in SUFFIXES and p.is_file()]
-    tars = {p.stem for p in files if kind_of(p) == ".tar"}
-    found = [p for p in files if kind_of(p) == ".tar" or p.stem not in tars]
-    table = any(kind_of(p) != ".tar" for p in found)
+    files = [p for p in entries if suffix_of(p) in SUFFIXES and p.is_file()]
+    tars = {p.stem for p in files if suffix_of(p) == ".tar"}
+    found = [p for p in files if suffix_of(p) == ".tar" or p.stem not in tars]
+    table = any(suffix_of(p) != ".tar" for p in found)
     known = {*files, *folders}
-    strays = [p for p in entries if p not in known and kind_of(p) not in (BESIDE_TABLE if table else BESIDE_TAR)]
+    strays = [p for p in entries if p not in known and suffix_of(p) not in (BESIDE_TABLE if table else BESIDE_TAR)]
     if table:  # its images lie in folders
         below = (Path(root, name) for f in folders for root, _, names in os.walk(f) for name in names)
-        strays += [p for p in below if kind_of(p) in (*SUFFIXES, *PACKED)]
+        strays += [p for p in below if suffix_of(p) in (*SUFFIXES, *PACKED)]
     elif found:
         strays += folders
     return found, folders, strays

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, kind_of
+from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, suffix_of
 
 
 def cut(split: str, path: Path, name: str, columns: Columns) -> list[Shard]:
@@ -19,7 +19,7 @@ def cut(split: str, path: Path, name: str, columns: Columns) -> list[Shard]:
 
     whole = Shard(split, str(path), name)
     try:
-        return [whole] if kind_of(path) == ".tar" else tables.cut(whole, columns)
+        return [whole] if suffix_of(path) == ".tar" else tables.cut(whole, columns)
     except (OSError, ValueError, csv.Error):  # Arrow's errors are ValueError or OSError
         return [whole]  # reading it will say why
 
@@ -29,7 +29,7 @@ def read(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal]:
     from nml_jax.prepare.pairs import tables, tars
 
     try:
-        yield from (tars if kind_of(shard.path) == ".tar" else tables).read(shard, columns)
+        yield from (tars if suffix_of(shard.path) == ".tar" else tables).read(shard, columns)
     except (OSError, ValueError, csv.Error) as e:
         why = getattr(e, "strerror", None) or str(e) or type(e).__name__
         yield Refusal("", f"unreadable: {why.splitlines()[0]}")
@@ -39,7 +39,7 @@ def read_fields(shard: Shard, columns: Columns) -> Iterator[dict[str, Any]]:
     """The fields of the pairs of a shard, without their images. What cannot be read has none: `read` says why."""
     from nml_jax.prepare.pairs import tables
 
-    if kind_of(shard.path) == ".parquet":
+    if suffix_of(shard.path) == ".parquet":
         with contextlib.suppress(OSError, ValueError):
             yield from tables.read_fields(shard, columns)
     else:

@@ -29,7 +29,7 @@ DOMAIN = b"nml_jax image_text parts"
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class BuildJob:
     """What a worker must know. A shard depends on this, and on its piece of the sources, and on nothing else.
 
     Attributes:
@@ -50,24 +50,24 @@ class Job:
     resize: int | None = None
 
 
-def folder_of(job: Job, number: int) -> Path:
+def shard_folder(job: BuildJob, number: int) -> Path:
     """Where a finished shard lies."""
     return Path(job.work) / f"{number:06}"
 
 
-def labels_of(job: Job, number: int) -> Path:
+def shard_labels(job: BuildJob, number: int) -> Path:
     """Where the sorted distinct labels of a shard lie."""
     return Path(job.work) / f"{number:06}.labels.json"
 
 
-def collect_labels(job: Job, item: tuple[int, Shard]) -> None:
+def collect_labels(job: BuildJob, item: tuple[int, Shard]) -> None:
     """Write the labels of a shard. Of Parquet their column alone is read, of a tar all but the images."""
     number, shard = item
     found = (_field(fields, job.label) for fields in read_fields(shard, job.columns))
-    write_json(labels_of(job, number), sorted({value for value, reason in found if not reason}))
+    write_json(shard_labels(job, number), sorted({value for value, reason in found if not reason}))
 
 
-def build(job: Job, item: tuple[int, Shard]) -> None:
+def build(job: BuildJob, item: tuple[int, Shard]) -> None:
     """Write a shard: the records, texts and labels of each split, about.json, and refused.jsonl.
 
     Raises:
@@ -76,13 +76,13 @@ def build(job: Job, item: tuple[int, Shard]) -> None:
     from PIL import Image
 
     number, shard = item
-    if folder_of(job, number).is_dir():
+    if shard_folder(job, number).is_dir():
         return  # a second attempt of a cluster
     folder = Path(tempfile.mkdtemp(".tmp", f"{number:06}.", job.work))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we refuse such images ourselves
         _Writer(job, shard, folder).run()
-    folder.rename(folder_of(job, number))
+    folder.rename(shard_folder(job, number))
 
 
 class _Split:
@@ -102,7 +102,7 @@ class _Split:
 class _Writer:
     """Takes the pairs of a shard one by one."""
 
-    def __init__(self, job: Job, shard: Shard, folder: Path):
+    def __init__(self, job: BuildJob, shard: Shard, folder: Path):
         from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
         self.job, self.shard, self.folder = job, shard, folder
@@ -121,7 +121,7 @@ class _Writer:
                     self.take(pair)
         about = {}
         for name, split in self.splits.items():
-            with records.full_disk():
+            with records.raise_full_disk():
                 split.records.close()
             texts.write(self.folder / f"{name}.keys", split.keys)
             texts.write(self.folder / f"{name}.captions", split.captions)
@@ -147,7 +147,7 @@ class _Writer:
         if not reason:
             image, reason = pair.image()
         if not reason:
-            image, resized, reason = records.usable(image, self.job.resize)
+            image, resized, reason = records.read_usable(image, self.job.resize)
         if reason:
             self.refuse(pair.key, reason)
             return
@@ -155,7 +155,7 @@ class _Writer:
             self.refuse(pair.key, one, "caption")
         split = self.shard.split
         if self.job.group:
-            split += "_" + part_of(fields[self.job.group], self.job.parts)
+            split += "_" + choose_part(fields[self.job.group], self.job.parts)
         self.write(split, f"{self.shard.name}/{pair.key}", image, captions, fields.get(self.job.label))
         self.splits[split].resized += resized
 
@@ -168,7 +168,7 @@ class _Writer:
             to.labels.append(self.class_ids[label])
         proto = self.serializer.get_tf_example(self.features.encode_example(example))
         record = proto.SerializeToString(deterministic=True)  # else the order of features depends on the process
-        with records.full_disk():
+        with records.raise_full_disk():
             to.records.write(record)
         to.bytes += len(record)
         to.keys.append(key)
@@ -208,7 +208,7 @@ def check_caption(value: Any) -> tuple[str, str]:
     return text, ""
 
 
-def part_of(value: str, parts: tuple[tuple[str, float], ...]) -> str:
+def choose_part(value: str, parts: tuple[tuple[str, float], ...]) -> str:
     """The part that all records with this value fall into: a hash in [0, 1) against the cumulated shares."""
     place = int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8, key=DOMAIN).digest(), "big") / 2.0**64
     for name, share in parts:
@@ -235,7 +235,9 @@ def _field(fields: dict[str, Any], name: str) -> tuple[str, str]:
     return text.strip(), ""
 
 
-def assemble(folder: Path, job: Job, n: int, splits: list[str], strays: Iterable[tuple[str, str]]) -> dict[str, Any]:
+def assemble(
+    folder: Path, job: BuildJob, n: int, splits: list[str], strays: Iterable[tuple[str, str]]
+) -> dict[str, Any]:
     """Make the dataset of the `n` finished shards in `folder`. Records are moved: it can be interrupted and repeated.
 
     Args:
@@ -250,7 +252,7 @@ def assemble(folder: Path, job: Job, n: int, splits: list[str], strays: Iterable
     from tensorflow_datasets.core.splits import SplitDict
 
     (folder / "supervision").mkdir(parents=True, exist_ok=True)
-    parts = [folder_of(job, i) for i in range(n)]
+    parts = [shard_folder(job, i) for i in range(n)]
     about = [json.loads((part / "about.json").read_text("utf-8")) for part in parts]
     reasons: dict[str, Counter[str]] = {what: Counter() for what in KINDS}
     with (folder / "refused.jsonl").open("wb") as refused:
@@ -280,7 +282,7 @@ def assemble(folder: Path, job: Job, n: int, splits: list[str], strays: Iterable
     if job.label:
         manifest["classes"] = list(job.classes)
     if job.resize:
-        manifest["resized"] = records.about_resized(job.resize, resized)
+        manifest["resized"] = records.describe_resized(job.resize, resized)
     manifest |= {"splits": said, **{kind: dict(sorted(reasons[what].items())) for what, kind in KINDS.items()}}
     write_json(folder / "manifest.json", manifest)
     return manifest
@@ -309,7 +311,7 @@ def _gather_records(folder: Path, split: str, chosen: list[tuple[Path, dict[str,
     return SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=where)
 
 
-def _gather_texts(folder: Path, split: str, parts: list[Path], job: Job) -> dict[str, Any]:
+def _gather_texts(folder: Path, split: str, parts: list[Path], job: BuildJob) -> dict[str, Any]:
     """Write the supervision index of a split. Returns what the manifest says of its classes."""
     for kind in ("captions", "keys"):
         texts.concatenate(folder / f"{split}.{kind}", [part / f"{split}.{kind}" for part in parts])

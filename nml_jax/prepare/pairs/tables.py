@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from nml_jax.errors import UserError
-from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, kind_of, listed
+from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, flatten_captions, suffix_of
 from nml_jax.prepare.records import MAX_BYTES, RECORDS_PER_SHARD, TOO_LARGE, read_file
 
 # Columns that are taken where none are named, the first that is there: img2dataset's, open_clip's, Hugging Face's.
@@ -29,7 +29,7 @@ def cut(whole: Shard, columns: Columns) -> list[Shard]:
         UserError: it is empty, lacks a column, or has two of one name.
         OSError, ValueError, csv.Error: it cannot be read.
     """
-    if kind_of(whole.path) != ".parquet":
+    if suffix_of(whole.path) != ".parquet":
         return _csv_shards(whole, columns)
     with _parquet(whole.path) as file:
         image, _ = _choose(file.schema_arrow.names, columns, whole.path)
@@ -47,7 +47,7 @@ def cut(whole: Shard, columns: Columns) -> list[Shard]:
 
 def read(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal]:
     """The pairs of a shard of a table, in the order of the rows; what `cut` raises."""
-    return (_parquet_pairs if kind_of(shard.path) == ".parquet" else _csv_pairs)(shard, columns)
+    return (_parquet_pairs if suffix_of(shard.path) == ".parquet" else _csv_pairs)(shard, columns)
 
 
 def read_fields(shard: Shard, columns: Columns) -> Iterator[dict[str, Any]]:
@@ -83,12 +83,14 @@ def _row(shard: Shard, number: int, image: Any, captions: Any, fields: dict[str,
     if image is None or image in ("", b""):
         return Refusal(key, "no image")
     if isinstance(image, bytes):
-        return Pair(key, lambda: (image, TOO_LARGE if len(image) > MAX_BYTES else ""), listed(captions), fields)
+        return Pair(
+            key, lambda: (image, TOO_LARGE if len(image) > MAX_BYTES else ""), flatten_captions(captions), fields
+        )
     folder = os.path.abspath(os.path.dirname(shard.path))
     path = os.path.normpath(os.path.join(folder, str(image)))
     if os.path.commonpath((folder, path)) != folder or "\0" in str(image):
         return Refusal(key, f"the image's path leads out of the table's folder: {image!a}")
-    return Pair(key, lambda: read_file(Path(path)), listed(captions), fields)
+    return Pair(key, lambda: read_file(Path(path)), flatten_captions(captions), fields)
 
 
 def _parquet(path: str) -> Any:
@@ -158,7 +160,7 @@ class _Table:
     """
 
     def __init__(self, path: str, file: BinaryIO, at: Shard):
-        self._file, self._delimiter = file, "\t" if kind_of(path) == ".tsv" else ","
+        self._file, self._delimiter = file, "\t" if suffix_of(path) == ".tsv" else ","
         if file.read(3) != codecs.BOM_UTF8:
             file.seek(0)
         self.line, self.row = 0, at.row

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, listed
+from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, flatten_captions
 from nml_jax.prepare.records import MAX_BYTES, TOO_LARGE
 
 # Members of a tar by suffix; of any other suffix they do not count.
@@ -105,14 +105,14 @@ def _pair(file: BinaryIO, key: str, members: dict[str, tuple[int, int]], columns
         if not isinstance(fields, dict):
             return Refusal(key, "KEY.json is no JSON object")
     if columns.captions is not None:
-        captions = listed(fields.get(name) for name in columns.captions)
+        captions = flatten_captions(fields.get(name) for name in columns.captions)
     elif fields.get("captions"):
-        captions = listed([fields["captions"]])
+        captions = flatten_captions([fields["captions"]])
     elif "txt" in members:
         text, reason = content("txt")
         if reason:
             return Refusal(key, reason)
         captions = [text]
     else:
-        captions = listed([fields.get("caption")])
+        captions = flatten_captions([fields.get("caption")])
     return Pair(key, functools.partial(content, "image"), captions, fields)

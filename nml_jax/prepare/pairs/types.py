@@ -63,12 +63,12 @@ class Shard:
     again: tuple[int, ...] = ()
 
 
-def kind_of(path: str | Path) -> str:
+def suffix_of(path: str | Path) -> str:
     """The suffix of a file in lower case."""
     return os.path.splitext(path)[1].lower()
 
 
-def listed(values: Iterable[Any]) -> list[Any]:
+def flatten_captions(values: Iterable[Any]) -> list[Any]:
     """Captions of several fields, each of which may hold several; a missing value is none."""
     lists = (value if isinstance(value, list) else [value] for value in values)
     return [caption for captions in lists for caption in captions if caption is not None]

@@ -183,9 +183,9 @@ def full_name(test: Key) -> str:
 
 def _simplicity(method: str) -> int:
     """The place of a method in METHODS."""
-    return [*METHODS, ""].index(named(method))
+    return [*METHODS, ""].index(method_key(method))
 
 
-def named(method: str) -> str:
+def method_key(method: str) -> str:
     """The key of METHODS for a title, with or without a preset; "" if there is none."""
     return next((name for name, title in METHODS.items() if method == title or method.startswith(f"{title} (")), "")

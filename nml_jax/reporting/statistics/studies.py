@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nml_jax.reporting.statistics.paired import Stat, stat
-from nml_jax.runs.finished import Cell, Seed
+from nml_jax.runs.finished import FinishedRun, Seed
 from nml_jax.runs.rows import Row
 from nml_jax.settings import NOT_IDENTITY
 from nml_jax.tuning import methods
@@ -63,7 +63,7 @@ class Source(NamedTuple):
 class Condition(NamedTuple):
     x: float
     label: str
-    cells: tuple[Cell, ...]
+    cells: tuple[FinishedRun, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Study:
     sources: dict[Key, list[dict[Seed, Source]]]  # without means over splits and tasks
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[FinishedRun]:
         return [cell for condition in self.conditions for cell in condition.cells]
 
     @property
@@ -110,7 +110,7 @@ class Study:
         return next(iter([s for s in known if s in scored] or [s for s in known if s != "train"] or known), "")
 
 
-def find_studies(cells: Sequence[Cell]) -> list[Study]:
+def find_studies(cells: Sequence[FinishedRun]) -> list[Study]:
     """Sort runs into studies: by name, then by every key in which they differ but the axis and the seeds."""
     out: list[Study] = []
     for name, same in _grouped(cells, lambda cell: cell.config["name"]).items():
@@ -129,7 +129,7 @@ def find_studies(cells: Sequence[Cell]) -> list[Study]:
     return out
 
 
-def _axis(cells: Sequence[Cell]) -> str:
+def _axis(cells: Sequence[FinishedRun]) -> str:
     """What the runs vary: the noise if they do, else the key of most values by which they form studies, else noise."""
     groups = _split(cells, NOISE)
     if len(groups) > 1 and all(len(_grouped(group, lambda cell: _values(cell, NOISE))) == 1 for group in groups):
@@ -141,7 +141,7 @@ def _axis(cells: Sequence[Cell]) -> str:
     return "noise"
 
 
-def _conditions(cells: Sequence[Cell], axis: str, keys: Sequence[str]) -> tuple[Condition, ...]:
+def _conditions(cells: Sequence[FinishedRun], axis: str, keys: Sequence[str]) -> tuple[Condition, ...]:
     out = []
     groups = list(_grouped(cells, lambda cell: _values(cell, keys)).values())
     given = [group[0].value(axis) for group in groups]
@@ -165,19 +165,19 @@ def _grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[
     return out
 
 
-def _split(cells: Sequence[Cell], axes: Sequence[str]) -> list[list[Cell]]:
+def _split(cells: Sequence[FinishedRun], axes: Sequence[str]) -> list[list[FinishedRun]]:
     keys = _differing(cells, (*REPLICATE, *axes))
     return list(_grouped(cells, lambda cell: _values(cell, keys)).values())
 
 
-def _differing(cells: Sequence[Cell], apart_from: Sequence[str]) -> list[str]:
+def _differing(cells: Sequence[FinishedRun], apart_from: Sequence[str]) -> list[str]:
     """The keys in which runs differ; one that an older run does not have counts as None."""
     known = dict.fromkeys(key for cell in cells for key in cell.config)
     keys = [key for key in known if key not in apart_from and key.split(".")[0] not in NOT_IDENTITY]
     return [key for key in keys if len({_values(cell, (key,)) for cell in cells}) > 1]
 
 
-def _values(cell: Cell, keys: Iterable[str]) -> str:
+def _values(cell: FinishedRun, keys: Iterable[str]) -> str:
     return json.dumps([cell.value(key) for key in keys])
 
 
@@ -218,7 +218,7 @@ def _setting(row: Row, field: str) -> str:
     return SETTINGS[field].format(value) if value is not None else ""
 
 
-def _key(row: Row, cell: Cell, varied: Sequence[str]) -> Key:
+def _key(row: Row, cell: FinishedRun, varied: Sequence[str]) -> Key:
     """The layer of a head's scores is part of its setting; other weights than the extracted ones are another split."""
     split = row.split if row.weights == cell.config["extract.weights"] else f"{row.split} ({row.weights})"
     mode = row.spectrum_mode or ""

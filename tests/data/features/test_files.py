@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from nml_jax.data.features import arrays as feature_arrays
 from nml_jax.data.features import files, tables
-from nml_jax.data.features.files import check_alike, classes, encode, open_features
+from nml_jax.data.features.files import check_alike, encode, find_classes, open_features
 from nml_jax.errors import UserError
 
 N, D = 23, 5
@@ -279,7 +279,7 @@ def test_no_two_labels_of_a_csv_become_one(tmp_path: Path, texts: list, labels: 
 def test_a_test_file_that_lacks_the_label_which_makes_others_text(tmp_path: Path):
     train = table(tmp_path / "train.csv", "a,label\n1,true\n2,false\n3,maybe\n4,007\n5,7\n")
     some = [table(tmp_path / f"{i}.csv", text) for i, text in enumerate(("a,label\n1,false\n", "a,label\n1,7\n"))]
-    names = classes(train.labels)
+    names = find_classes(train.labels)
     assert [names[encode(test.labels, names, "test")].tolist() for test in some] == [["false"], ["7"]]
 
 
@@ -296,9 +296,9 @@ def test_wanted_columns_are_taken_by_name(tmp_path: Path):
 
 
 def test_blocks_of_wide_rows_are_small():
-    assert files.block_rows(1, 512) == 16_384
-    assert files.block_rows(2, 200_000) * 2 * 200_000 * 4 <= 256 << 20
-    assert files.block_rows(1, 1 << 40) == 1
+    assert files.count_block_rows(1, 512) == 16_384
+    assert files.count_block_rows(2, 200_000) * 2 * 200_000 * 4 <= 256 << 20
+    assert files.count_block_rows(1, 1 << 40) == 1
 
 
 def test_a_comma_in_a_path(tmp_path: Path):
@@ -707,14 +707,14 @@ def test_signed_and_unsigned_labels_are_compared_exactly(kinds):
 
 
 def test_classes_and_their_encoding():
-    found = classes(np.array(["b", "a", "b", "c"]))
+    found = find_classes(np.array(["b", "a", "b", "c"]))
     assert found.tolist() == ["a", "b", "c"]
     places = encode(np.array(["c", "a"]), found, "test")
     assert places.tolist() == [2, 0]
     assert places.dtype == np.int32
-    assert encode(np.array([30, -5, 30]), classes(np.array([30, -5, 7])), "test").tolist() == [2, 0, 2]
+    assert encode(np.array([30, -5, 30]), find_classes(np.array([30, -5, 7])), "test").tolist() == [2, 0, 2]
     with pytest.raises(UserError, match=r"all 3 labels are 5"):
-        classes(np.array([5, 5, 5]))
+        find_classes(np.array([5, 5, 5]))
     with pytest.raises(UserError, match=r"x\.npz: 3 of 4 rows have classes that training never saw: 'A', 'z'"):
         encode(np.array(["z", "A", "z", "a"]), found, "x.npz")
     with pytest.raises(UserError, match=r"never saw: 10, 11, 12, 13, 14, …"):

@@ -134,7 +134,7 @@ def test_evaluation_gives_the_first_caption_noisy_and_clean():
 def test_texts_gives_every_caption_once(processes):
     captions = Pairs(7).captions  # 1 + 2 + 3 + 1 + 2 + 3 + 1 of them
     parts = [
-        list(pipeline.texts(captions, tokenize, batch=4, process_index=i, process_count=processes))
+        list(pipeline.read_texts(captions, tokenize, batch=4, process_index=i, process_count=processes))
         for i in range(processes)
     ]
     batches = joined(parts)
@@ -195,7 +195,7 @@ def test_a_dataset_shown_often_draws_each_permutation_once(monkeypatch):
     monkeypatch.setattr(order, "FEW", 0)  # as if there were millions of records
     drawn, real = [], np.random.default_rng
     monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed) or real(seed))
-    record = order.mixed(0, (30, 300), (3.0, 1.0))
+    record = order.mix_sources(0, (30, 300), (3.0, 1.0))
     for p in range(600, 720):  # across the end of an epoch of 330
         record(p)
     assert len(drawn) <= 24, "two epochs: two orders of the epoch, and of each part what two epochs show"

@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "RECORDS_PER_SHARD", 7)
         patch.setattr(records, "CHUNK", 5)
-        image_folder.image_folder(root / "src", root / "out")
+        image_folder.build_image_folder(root / "src", root / "out")
     return root / "out"
 
 

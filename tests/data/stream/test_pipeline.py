@@ -256,7 +256,7 @@ def test_photos_on_disk(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(i).integers(0, 256, (20 + i, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path, quality=90)
-    image_folder.image_folder(tmp_path / "src", tmp_path / "out")
+    image_folder.build_image_folder(tmp_path / "src", tmp_path / "out")
     data = SimpleNamespace(source="directory", path=str(tmp_path / "out"), name="", classes=(2, 0), num_classes=2)
     clean, validation = split_validation(sources.load(data, "train"), 0.2)
     noisy = NoisyLabels(clean, 1 - clean.labels)

@@ -165,7 +165,7 @@ def test_captions_are_those_of_the_replacement_and_may_be_what_is_broken():
     np.testing.assert_array_equal(rows["text"][:, 0], rows["id"])
     assert set(rows["text"][:, 1].tolist()) == {0, 1, 2}
     assert set(rows["quarantined"].tolist()) == {-1, 7, *BROKEN}
-    assert pipeline.reason(Captioned(), 7).startswith("7: its captions are damaged: 'utf-8' codec can't decode")
+    assert pipeline.find_reason(Captioned(), 7).startswith("7: its captions are damaged: 'utf-8' codec can't decode")
 
     swap = CaptionSwap(n=N, rate=0.5, seed=0)
     rows = whole(train(SwappedCaptions(Captioned(), swap), 12, tokenize=tokenize))
@@ -187,7 +187,7 @@ def test_where_nothing_can_stand_in(broken):
 
 
 def test_records_that_decode_draw_no_replacement(monkeypatch):
-    monkeypatch.setattr(order, "replacements", lambda *args: lambda *args: (1 / 0 for _ in range(1)))
+    monkeypatch.setattr(order, "draw_replacement", lambda *args: lambda *args: (1 / 0 for _ in range(1)))
     train(source(set()), 3)
     with pytest.raises(ZeroDivisionError):
         train(source(), 3, threads=0)
@@ -195,12 +195,12 @@ def test_records_that_decode_draw_no_replacement(monkeypatch):
 
 def test_reasons_are_one_line_with_the_key():
     data = source(keys=[f"train/{i}\n.png" for i in range(N)])
-    said = {i: pipeline.reason(data, i) for i in (*sorted(BROKEN), 0)}
+    said = {i: pipeline.find_reason(data, i) for i in (*sorted(BROKEN), 0)}
     assert said[2] == "train/2 .png: not an image"
     assert said[3] == "train/3 .png: an array of uint8 (8, 8, 2) is no uint8 [H, W, 1 | 3 | 4]"
     assert said[20].startswith("train/20 .png: truncated or damaged: ")
     assert said[0] == "train/0 .png: decoded when it was read again"
-    assert pipeline.reason(source(), 11).startswith("11: ")
+    assert pipeline.find_reason(source(), 11).startswith("11: ")
     assert all("\n" not in line for line in said.values())
 
 
@@ -225,7 +225,7 @@ def folder(tmp_path):
         path.write_bytes(png(i))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "RECORDS_PER_SHARD", 12)
-        image_folder.image_folder(tmp_path / "src", tmp_path / "out")
+        image_folder.build_image_folder(tmp_path / "src", tmp_path / "out")
     return tmp_path / "out"
 
 
@@ -269,7 +269,7 @@ def test_damaged_chunks_and_shards_of_array_record(folder):
             ]
             for got, *pieces in zip(expected, *parts, strict=True):
                 assert_same(whole(pieces), got)
-    assert pipeline.reason(data, min(broken)).startswith(f"{names[min(broken)]}: damaged in storage: Corrupted")
+    assert pipeline.find_reason(data, min(broken)).startswith(f"{names[min(broken)]}: damaged in storage: Corrupted")
 
 
 def test_noise_selection_and_validation_lie_over_a_damaged_directory(folder):
@@ -280,7 +280,7 @@ def test_noise_selection_and_validation_lie_over_a_damaged_directory(folder):
     noisy = NoisyLabels(clean, 1 - clean.labels)
     rows = whole(train(noisy, 18))
     (i,) = set(rows["quarantined"].tolist()) - {-1}
-    assert pipeline.reason(noisy, i).startswith("train/a/08.png: damaged in storage")
+    assert pipeline.find_reason(noisy, i).startswith("train/a/08.png: damaged in storage")
     np.testing.assert_array_equal(rows["label"], 1 - clean.labels[rows["id"]])
 
 

@@ -289,8 +289,8 @@ def test_prepared_directories_are_corpora(tmp_path):
     texts.write(folder / "val.captions", ["a bird"])
     lines = write(tmp_path / "a.txt", "first\nsecond")
     pairs = str(tmp_path / "pairs")
-    assert list(command.captions([f"{pairs}:train"])) == ["a dog", "Two\ndogs", "a cat"]
-    assert list(command.captions([lines, pairs])) == ["first\n", "second", "a dog", "Two\ndogs", "a cat", "a bird"]
+    assert list(command.read_captions([f"{pairs}:train"])) == ["a dog", "Two\ndogs", "a cat"]
+    assert list(command.read_captions([lines, pairs])) == ["first\n", "second", "a dog", "Two\ndogs", "a cat", "a bird"]
 
 
 # --- bad input

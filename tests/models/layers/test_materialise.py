@@ -3,19 +3,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from nml_jax import runtime
-from nml_jax.models.layers.materialise import materialised
+from nml_jax.models.layers.materialise import materialise
 
 
 def residuals(x: jax.Array) -> jax.Array:
     for _ in range(3):
-        x = materialised(x + jnp.sin(x))
+        x = materialise(x + jnp.sin(x))
     return jnp.sum(x)
 
 
 def test_it_is_the_identity_and_so_is_its_gradient():
     x = jnp.arange(3.0)
-    np.testing.assert_array_equal(materialised(x), x)
-    np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(materialised(x)))(x), np.ones(3))
+    np.testing.assert_array_equal(materialise(x), x)
+    np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(materialise(x)))(x), np.ones(3))
     np.testing.assert_array_equal(jax.vmap(jax.grad(residuals))(x[:, None])[:, 0], jax.grad(residuals)(x))
 
 
