@@ -19,7 +19,7 @@ RESNET = {"name": "clip_rn50", "width": 4, "blocks": (1,)}
 
 
 def small(**values):
-    """A small CLIP: 8-px images in sixteen patches, texts of six tokens."""
+    """Return the config of a small CLIP: 8-px images in sixteen patches, texts of six tokens."""
     config = get_config().model
     config.update({**TEXT, **VIT, **values})
     return config
@@ -104,7 +104,7 @@ def test_any_image_tower_is_the_model_without_its_head(draw, images, tower):
 
 
 def test_initial_values(compiled):
-    """Those of open_clip: its text tower's formulas, PyTorch's defaults for the blocks of the image tower."""
+    """The values are open_clip's: its text tower's formulas, PyTorch's defaults for the blocks of the image tower."""
     values = {"text_width": 64, "dim": 64, "text_vocab": 500, "text_context": 50, "embed_dim": 64, "logit_scale": 2.5}
     model = build(small(**values, text_depth=2, logit_bias=-10.0), num_classes=0, image_size=8)
     params, _ = compiled(lambda key: model.init(key, model.spec))(jax.random.key(0))
@@ -139,7 +139,7 @@ def test_initial_values_of_the_attention_pool():
 
 
 def text_by_hand(params, ids: list[int], heads: int) -> np.ndarray:
-    """Features of one text up to its end, token by token in float64; the rest of the row is not even looked at."""
+    """Compute the features of one text from its tokens up to the end, one by one in float64."""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
     def norm(x, q):
@@ -182,7 +182,7 @@ def test_a_row_of_padding_is_a_text_too(draw):
 
 
 def gradient(compiled, drawn, batch):
-    """Of the softmax half of CLIP's loss."""
+    """Return the gradient of the softmax half of CLIP's loss."""
     model, params, state = drawn
 
     def loss(params):
@@ -195,7 +195,7 @@ def gradient(compiled, drawn, batch):
 
 @pytest.mark.slow
 def test_remat_gives_the_same_gradient(draw, images, texts, compiled):
-    """Of the ResNet this is tested in test_resnet.py."""
+    """The same is tested for the ResNet in test_resnet.py."""
     batch = {"image": images(4), "text": texts}
     got, want = (gradient(compiled, draw(small(remat=remat, logit_bias=-1.0), 8), batch) for remat in (True, False))
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))

@@ -355,7 +355,7 @@ def test_code_preset_follows_the_released_procedure(root):
     golden = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(golden)
     flat, features, labels = golden.arrays()
-    model = mlp.head(mlp.Form(mlp=True, width=golden.WIDTH), golden.CLASSES)
+    model = mlp.make_head(mlp.Form(mlp=True, width=golden.WIDTH), golden.CLASSES)
     params, state = model.init(jax.random.key(0), golden.DIM)
     params = jax.tree.map_with_path(lambda path, x: flat["/".join(k.key for k in path)].reshape(x.shape), params)
     optimizer = optax.adamw(
