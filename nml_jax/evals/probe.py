@@ -60,6 +60,6 @@ class ProbeSpectrum:
         features, _ = found
         if lost := int((~np.isfinite(features)).any(1).sum()):
             raise NonFinite(f"the features of {lost} image(s) of the probe are not finite")
-        values = spectrum.singular_values(features, **spectrum.preset("paper"))
+        values = spectrum.singular_values(features, **spectrum.find_preset("paper"))
         for name, measure in spectrum.MEASURES.items():
             yield name, float(measure(values))
