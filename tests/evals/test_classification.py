@@ -21,7 +21,7 @@ def lookup(params, model_state, batch, *, train, key):
 
 
 def split(n=7, size=3, noisy=((1, 2), (4, 0)), batch=None):
-    """Example i shows pixel i and has class i mod K; `noisy` are (record, wrong label); the last batch is padded."""
+    """Yield batches: example i shows pixel i and has class i mod K; `noisy` lists (record, wrong label)."""
     clean = (np.arange(n) % K).astype(np.int32)
     label = clean.copy()
     for i, wrong in noisy:

@@ -36,7 +36,7 @@ def probe(n=N, size=10):
 
 @pytest.fixture
 def params():
-    """Features on a steep spectrum about a large mean; row 0 is that of rows which only fill a batch."""
+    """Features with a steep spectrum and a large mean; row 0 belongs to padding."""
     rng = np.random.default_rng(0)
     return np.float32(np.r_[np.full((1, D), np.nan), 2 + rng.normal(size=(N, D)) * 0.3 ** np.arange(D)])
 
@@ -45,7 +45,7 @@ STATE = {"scale": jnp.float32(1)}
 
 
 def by_definition(features):
-    """SVE, LSVR and top share of the features as they are: neither centred nor normalised."""
+    """Compute SVE, LSVR and top share of the features, neither centred nor normalised."""
     p = np.linalg.svd(np.float64(features), compute_uv=False)
     p /= p.sum()
     return {"sve": -(p * np.log(p)).sum(), "lsvr": -np.log(p[0]), "top_share": p[0]}

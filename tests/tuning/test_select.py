@@ -54,7 +54,7 @@ def scored(result, data=None):
     """Scores of a head on features [N, 1, D] and labels."""
     features, labels = data or blobs(50, seed=1)
     _, logits = result.outputs(features[:, 0])
-    return metrics.scores(metrics.confusion(labels, logits.argmax(1), K))
+    return metrics.compute_scores(metrics.confusion(labels, logits.argmax(1), K))
 
 
 def bank(features, labels, weights=None):
