@@ -65,7 +65,8 @@ class Scorer:
         frame_labels: Sequence[Collection[int]] | None = None,
         groups: Sequence[Sequence[int]] = (),
     ):
-        """
+        """Make a scorer without records.
+
         Args:
             num_classes: K, the number of logits.
             class_map: see `map_logits`; None: the test classes are the training classes.

@@ -69,10 +69,10 @@ def split_batches(model: "Model", n: int, *, blocks: int = 1) -> "Model":
 
 
 def _split(x: Any, n: int) -> jax.Array:
-    """[B, ...] -> [n, B/n, ...]: row a·n + j becomes row a of part j."""
+    """Split [B, ...] into [n, B/n, ...]: row a·n + j becomes row a of part j."""
     return jnp.swapaxes(jnp.reshape(x, (-1, n, *x.shape[1:])), 0, 1)
 
 
 def _join(x: jax.Array) -> jax.Array:
-    """[n, B/n, ...] -> [B, ...], the inverse of `_split`; for n scalars the last one."""
+    """Join [n, B/n, ...] to [B, ...], the inverse of `_split`; of n scalars keep the last one."""
     return x[-1] if x.ndim == 1 else jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])

@@ -14,7 +14,7 @@ K = 3
 
 
 def lookup(params, model_state, batch, *, train, key):
-    """A model whose logits are looked up by the first pixel."""
+    """Look the logits up by the first pixel."""
     assert not train
     assert key is None
     return {"logits": params[batch["image"][:, 0, 0, 0]] + model_state["shift"]}, model_state
@@ -61,7 +61,7 @@ def test_scores_on_the_clean_labels_by_hand():
     assert got["macro_f1"] == pytest.approx((6 / 7 + 2 / 3 + 2 / 4) / 3)
     right, wrong = -5 + np.log(np.exp(5) + 2), np.log(np.exp(5) + 2)
     assert got["loss"] == pytest.approx((5 * right + 2 * wrong) / 7, rel=1e-5)
-    assert got["noisy_fit"] == 1 / 2  # example 1 is learned by heart, 4 is not
+    assert got["noisy_fit"] == 1 / 2  # example 1 is memorised, 4 is not
 
 
 def test_scores_on_the_given_labels():

@@ -14,7 +14,7 @@ from nml_jax.evals.retrieval import CaptionFit, Retrieval, _rank_block, measure_
 NAMES = [f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
 
 
-def by_sorting(image, text, owner):
+def measure_by_sorting(image, text, owner):
     """Apply the definition in float64: sort the gallery and find the first right item."""
     scores = np.asarray(image, np.float64) @ np.asarray(text, np.float64).T
     captions, images = (np.argsort(-s, axis=1, kind="stable") for s in (scores, scores.T))
@@ -53,7 +53,7 @@ def test_equals_sorting_in_float64(per, ties):
         data = pairs(seed, per=per, ties=ties)
         got = measure_recalls(*data, chunk=7)  # the last block is not full
         assert list(got) == NAMES
-        assert got == pytest.approx(by_sorting(*data))
+        assert got == pytest.approx(measure_by_sorting(*data))
         assert 0 < got["t2i_recall@1"] < got["t2i_recall@5"]
 
 
@@ -61,7 +61,7 @@ def test_duplicates_are_told_apart_by_their_place_only():
     image, text, owner = pairs(0, n=10, per=1)
     image, text, owner = np.r_[image, image], np.r_[text, text], np.r_[owner, owner + 10]  # everything stands twice
     got, single = measure_recalls(image, text, owner), measure_recalls(image[:10], text[:10], owner[:10])
-    assert got == pytest.approx(by_sorting(image, text, owner))
+    assert got == pytest.approx(measure_by_sorting(image, text, owner))
     assert got["i2t_recall@1"] == single["i2t_recall@1"] / 2  # the copy that comes later is never first
 
 
@@ -163,7 +163,7 @@ def tables(image, text):
     return {"image": np.r_[filler, image], "text": np.r_[filler, text]}
 
 
-def padded(rows, size):
+def pad(rows, size):
     n = len(next(iter(rows.values())))
     rows = rows | {"mask": np.ones(n, np.float32)}
     for start in range(0, n, size):
@@ -184,8 +184,8 @@ def retrieval(data, size=8, apply=lookup, **kwargs):
     image, text, owner = data
     return Retrieval(
         apply,
-        lambda: padded({"image": images(np.arange(len(image))), "id": np.arange(len(image)) + 100}, size),
-        lambda: padded({"text": tokens(np.arange(len(text))), "id": owner.astype(np.int32)}, size),
+        lambda: pad({"image": images(np.arange(len(image))), "id": np.arange(len(image)) + 100}, size),
+        lambda: pad({"text": tokens(np.arange(len(text))), "id": owner.astype(np.int32)}, size),
         **kwargs,
     )
 
@@ -230,7 +230,7 @@ CLEAN = [2, 0, 4, 3, 0]  # noisy against clean: 1 > 0, .8 > 0, 0 < 1, the same, 
 
 def fit(clean=CLEAN, size=2, image=IMAGE, text=TEXT, **kwargs):
     rows = {"image": images(np.arange(5)), "text": tokens(np.arange(5)), "text_clean": tokens(clean)}
-    return dict(CaptionFit(lookup, lambda: padded(rows, size), **kwargs).run(tables(image, text), {}))
+    return dict(CaptionFit(lookup, lambda: pad(rows, size), **kwargs).run(tables(image, text), {}))
 
 
 @pytest.mark.parametrize("size", [1, 2, 8])

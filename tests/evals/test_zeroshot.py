@@ -14,7 +14,7 @@ K, N, E, TEXTS = 7, 40, 5, 17  # classes, images, dimensions, texts
 
 
 def lookup(params, model_state, batch, *, train, key):
-    """A model whose embeddings are looked up by the first pixel and the first token; those of texts are not unit."""
+    """Look the embeddings up by the first pixel and the first token; those of texts do not have length 1."""
     assert not train
     assert key is None
     outputs = {}
@@ -29,7 +29,7 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def padded(rows, size):
+def pad(rows, size):
     """Yield `rows` in batches of `size`; the last is padded with zeros, where its mask is 0."""
     n = len(rows["mask"])
     for start in range(0, n, size):
@@ -42,18 +42,18 @@ def split(n=N, size=8, classes=K):
     clean = np.arange(n, dtype=np.int32) % classes
     image = (1 + np.arange(n, dtype=np.uint8))[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     rows = {"image": image, "label": clean[::-1].copy(), "label_clean": clean, "mask": np.ones(n, np.float32)}
-    return padded(rows, size)
+    return pad(rows, size)
 
 
 def texts(n=TEXTS, size=8, classes=K):
-    """Text i has token i + 1 and describes class i mod K: some classes have a text more."""
+    """Yield batches: text i has token i + 1 and describes class i mod K; some classes have one text more."""
     text = np.stack([1 + np.arange(n), np.zeros(n)], 1).astype(np.int32)
-    return padded({"text": text, "id": np.arange(n, dtype=np.int32) % classes, "mask": np.ones(n, np.float32)}, size)
+    return pad({"text": text, "id": np.arange(n, dtype=np.int32) % classes, "mask": np.ones(n, np.float32)}, size)
 
 
 @pytest.fixture
 def params():
-    """Embeddings of a model that has learned something; row 0 belongs to padding."""
+    """Draw the embeddings of a model that has learned something; row 0 belongs to padding."""
     rng = np.random.default_rng(0)
     concepts = rng.normal(size=(K, E))
     image = concepts[np.arange(N) % K] + 1.5 * rng.normal(size=(N, E))

@@ -40,7 +40,7 @@ def compiled_fixture():
 
 @pytest.fixture
 def draw():
-    """`draw(config, size) -> DrawnModel`, the same weights for the same shapes."""
+    """Return `draw(config, size) -> DrawnModel`, which draws the same weights for the same shapes."""
 
     def draw(config: Any, size: int) -> DrawnModel:
         model = build(config, num_classes=5, image_size=size)
@@ -59,5 +59,5 @@ def draw():
 
 @pytest.fixture
 def images():
-    """`images(batch, size)`: uint8 [batch, size, size, 3]."""
+    """Return `images(batch, size)`, which draws uint8 [batch, size, size, 3]."""
     return lambda batch, size=8: np.random.default_rng(1).integers(0, 256, (batch, size, size, 3), np.uint8)

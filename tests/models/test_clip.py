@@ -27,7 +27,7 @@ def small(**values):
 
 @pytest.fixture
 def texts():
-    """int32 [4, 6]: start (18), words, end (19), padding (0)."""
+    """Return int32 [4, 6]: start (18), words, end (19), padding (0)."""
     return np.array([[18, 19, 0, 0, 0, 0], [18, 3, 19, 0, 0, 0], [18, 5, 7, 1, 2, 19], [18, 3, 3, 3, 19, 0]], np.int32)
 
 
@@ -138,7 +138,7 @@ def test_initial_values_of_the_attention_pool():
     assert params["pos_embed"].shape == (1, 17, 64)
 
 
-def text_by_hand(params, ids: list[int], heads: int) -> np.ndarray:
+def compute_text_by_hand(params, ids: list[int], heads: int) -> np.ndarray:
     """Compute the features of one text from its tokens up to the end, one by one in float64."""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
@@ -170,7 +170,7 @@ def test_text_features_by_hand(draw, texts):
     outputs, _ = run({"text": texts})
     for row, got in zip(texts, outputs["text_features"], strict=True):
         ids = row[: row.argmax() + 1].tolist()
-        np.testing.assert_allclose(got, text_by_hand(run.params["text"], ids, 2), atol=1e-5)
+        np.testing.assert_allclose(got, compute_text_by_hand(run.params["text"], ids, 2), atol=1e-5)
     y = outputs["text_features"] @ run.params["text"]["projection"]["kernel"]
     want = y / np.linalg.norm(y, axis=1, keepdims=True)
     np.testing.assert_allclose(outputs["text_embedding"], want, atol=1e-5)

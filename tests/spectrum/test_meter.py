@@ -17,7 +17,7 @@ from tests.spectrum.spectra import DECAYS, SHAPES, compute_svd, draw_gaussian, m
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    """Matrices this small gain nothing from a second BLAS thread, and wait for it where cores are busy."""
+    """Use one BLAS thread: on a busy machine such small matrices would only wait for a second one."""
     with threadpoolctl.threadpool_limits(1):
         yield
 
@@ -126,15 +126,15 @@ def test_jax_arrays():
     np.testing.assert_array_equal(fill_meter(half).result(), fill_meter(np.asarray(half)).result())
 
 
-def released(F):
-    """The released code: rows of unit length, then each minus its own mean."""
+def prepare_as_released(F):
+    """Prepare rows as the released code does: scale them to length 1, then subtract each row's own mean."""
     F = F / np.linalg.norm(F, axis=1, keepdims=True)
     return F - F.mean(axis=1, keepdims=True)
 
 
 MODES = [
     (PRESETS["paper"], lambda F: F),
-    (PRESETS["code"], released),
+    (PRESETS["code"], prepare_as_released),
     ({"normalize": "rows"}, lambda F: F / np.linalg.norm(F, axis=1, keepdims=True)),
     ({"center": "samples"}, lambda F: F - F.mean(axis=1, keepdims=True)),
     ({"center": "features"}, lambda F: F - F.mean(axis=0)),

@@ -68,7 +68,7 @@ def dense(x: np.ndarray, p) -> np.ndarray:
     return x @ p["kernel"] + p["bias"]
 
 
-def by_hand(params, image: np.ndarray, *, heads: int, pool: str) -> np.ndarray:
+def compute_by_hand(params, image: np.ndarray, *, heads: int, pool: str) -> np.ndarray:
     """Compute the features of one normalised image [8, 8, 3], token by token and head by head in float64."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     patches = [image[i : i + 4, j : j + 4].reshape(-1) for i in (0, 4) for j in (0, 4)]
@@ -97,7 +97,7 @@ def test_features_by_hand(draw, images, pool):
     run = draw(small(pool=pool, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)), 8)
     outputs, _ = run(images(2))
     for i, image in enumerate(images(2)):
-        want = by_hand(run.params, image / 255, heads=2, pool=pool)
+        want = compute_by_hand(run.params, image / 255, heads=2, pool=pool)
         np.testing.assert_allclose(outputs["features"][i], want, atol=1e-5)
         np.testing.assert_allclose(outputs["logits"][i], dense(want, run.params["head"]), atol=1e-5)
     tokens = outputs["block1_tokens"]

@@ -32,7 +32,7 @@ def randomise_signs(params):
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
 
 
-def by_hand(form, params, state, F, *, train):
+def compute_by_hand(form, params, state, F, *, train):
     """Compute Z and logits in float64; BatchNorm uses the batch's statistics in training, else the running ones."""
     params, state = jax.tree.map(np.float64, (params, state))
     h = F
@@ -117,7 +117,7 @@ def test_mlp_in_training(form):
     params, state = randomise_signs(params), randomise(state, 2)
     F = features()
     outputs, new_state = model.apply(params, state, F, train=True)
-    Z, logits = by_hand(form, params, state, F, train=True)
+    Z, logits = compute_by_hand(form, params, state, F, train=True)
     np.testing.assert_allclose(outputs["features"], Z, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-4, atol=1e-5)
     if form.norm != "batch":
@@ -135,7 +135,7 @@ def test_mlp_in_evaluation(form):
     params, state = randomise_signs(params), randomise(state, 2)
     F = features()
     outputs, new_state = model.apply(params, state, F, train=False)
-    Z, logits = by_hand(form, params, state, F, train=False)
+    Z, logits = compute_by_hand(form, params, state, F, train=False)
     np.testing.assert_allclose(outputs["features"], Z, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-4, atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, new_state, state)

@@ -43,7 +43,7 @@ def case(name: str):
 
 @pytest.fixture
 def run(compiled):
-    """`run(model, params, state, inputs, train=...)` returns the outputs, with logits, and the new state."""
+    """Return `run(model, params, state, inputs, train=...)` -> (the outputs with logits, the new state)."""
     return lambda *args, train: _run(compiled, *args, train=train)
 
 
