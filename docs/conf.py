@@ -13,8 +13,9 @@ author = "the authors of nml_jax"
 copyright = "the authors of nml_jax, Apache-2.0"
 version = release = nml_jax.__version__
 
-extensions = ["extensions", "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["extensions", "myst_nb", "sphinx.ext.napoleon"]
 exclude_patterns = ["**.ipynb_checkpoints"]
+html_math_renderer = "mathml"
 
 myst_enable_extensions = ["attrs_inline", "dollarmath"]
 myst_heading_anchors = 3
@@ -26,6 +27,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 200
 nb_merge_streams = True
 
+default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # shapes and units stand in the docstrings
 napoleon_numpy_docstring = False
@@ -38,6 +40,7 @@ html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {
     "home_page_in_toc": True,
+    "navbar_persistent": [],
     "show_toc_level": 2,
     "use_download_button": False,
     "use_fullscreen_button": False,

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import re
 import tokenize
 from pathlib import Path
 from typing import NamedTuple
@@ -86,9 +87,13 @@ class ConfigKeys(SphinxDirective):
         for section in read_keys(COMMON.read_text("utf-8")):
             text += [f"## {section.name or 'Experiment and noise'}", "", _escape(section.meaning), ""]
             text += ["| key | default | meaning |", "|---|---|---|"]
-            text += [f"| [`{k.name}`]{{#{k.name}}} | `{_cell(k.default)}` | {_escape(k.meaning)} |" for k in section.keys]
+            text += [f"| [`{k.name}`]{{#{_anchor(k)}}} | `{_cell(k.default)}` | {_escape(k.meaning)} |" for k in section.keys]
             text += [""]
         return self.parse_text_to_nodes("\n".join(text), allow_section_headings=True)
+
+
+def _anchor(key: Key) -> str:
+    return key.name.replace(".", "-")
 
 
 def _cell(code: str) -> str:
@@ -110,12 +115,18 @@ def _inline(self, node: nodes.math) -> None:
 
 
 def _display(self, node: nodes.math_block) -> None:
-    self.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    self.body.append(f'<div class="formula">{tex2mathml(node.astext(), as_block=True)}</div>')
     raise nodes.SkipNode
+
+
+def _escape_docstring(app, what, name, obj, options, lines: list[str]) -> None:
+    """Keep reStructuredText from reading scikit-learn's `classes_` as a link, and "K." as the start of a list."""
+    lines[:] = [re.sub(r"(?<=\w)_(?!\w)", r"\\_", re.sub(r": (\w\.)", r": \\\1", line)) for line in lines]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("config-keys", ConfigKeys)
+    app.setup_extension("sphinx.ext.autodoc")
+    app.connect("autodoc-process-docstring", _escape_docstring, priority=100)  # before napoleon
     app.add_html_math_renderer("mathml", inline_renderers=(_inline, None), block_renderers=(_display, None))
-    app.config.html_math_renderer_name = "mathml"
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -9,7 +9,7 @@ import pytest
 from tests.small import launch
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = ROOT / "notebooks"
+NOTEBOOKS = ROOT / "docs" / "notebooks"
 
 
 def execute(name: str) -> str:
