@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BUILD := $(CURDIR)/build/docs
 INSTALL := $(shell command -v uv >/dev/null 2>&1 && echo "uv pip install -q --python $(BIN)/python" \
 	|| echo "$(BIN)/python -m pip install -q --disable-pip-version-check")
 
@@ -19,13 +20,13 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-# The notebooks open two runs of the demo, which are made first. build/docs keeps them, and what the notebooks printed.
+# The notebooks open two runs of the demo, which are made first. The folder keeps them, and what the notebooks printed.
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -m nml_jax.main --config=configs/digits.py --workdir=build/docs/digits \
+	$(BIN)/python -m nml_jax.main --config=configs/digits.py --workdir=$(BUILD)/digits \
 	  --config.sweep.noise='(0.0,0.3)' --config.seed=0 --config.stages="('pretrain','extract')"
-	NML_RUN='$(CURDIR)/build/docs/digits/noise=0.3,seed=0' $(BIN)/python -m sphinx -W --keep-going -qE -b html \
-	  docs build/docs/html
-	@echo 'documentation: $(CURDIR)/build/docs/html/index.html'
+	NML_RUN='$(BUILD)/digits/noise=0.3,seed=0' $(BIN)/python -m sphinx -W --keep-going -qE -b html \
+	  -D nb_execution_cache_path=$(BUILD)/notebooks docs $(BUILD)/html
+	@echo 'documentation: $(BUILD)/html/index.html'
 
 lint: $(VENV)/.installed-test
 	$(INSTALL) -c constraints.txt -e '.[lint]'

@@ -20,9 +20,9 @@ html_math_renderer = "mathml"
 myst_enable_extensions = ["attrs_inline", "dollarmath"]
 myst_heading_anchors = 3
 
-# The notebooks run, once for each change of their source. `make docs` sets NML_RUN to a run that they open.
+# The notebooks run, once for each change of their source. `make docs` says where what they printed is kept,
+# and sets NML_RUN to a run that they open.
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(HERE.parent / "build" / "docs" / "notebooks")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 200
 nb_merge_streams = True
