@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 
 class BuildWithConfigs(build_py):
-    """A wheel carries configs/, where `main` looks after the working directory. A link to the checkout needs no copy."""
+    """A wheel carries configs/, where `main` looks after the working directory. An editable install needs no copy."""
 
     def run(self) -> None:
         super().run()
