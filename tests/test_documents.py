@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -158,6 +159,38 @@ def test_every_link_leads_somewhere(page: Path, keys: Mapping[str, Any]):
         assert file.exists(), target
         generated = {key.replace(".", "-") for key in keys} if file.name == "config.md" else set()
         assert not anchor or anchor in anchors(file) | generated | {key.rpartition("-")[0] for key in generated}, target
+
+
+# ---- how to add something -------------------------------------------------------------------------------------------
+
+DIFFS = [text for _, text in blocks("diff")]
+
+
+@pytest.mark.parametrize("diff", DIFFS, ids=lambda diff: re.findall(r"b/nml_jax/(.*)\.py", diff)[-1])
+def test_a_diff_fits_the_code(diff: str):
+    words = ["git", "apply", "--check", "-"]
+    done = subprocess.run(words, input=diff, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_what_the_diffs_add_works(tmp_path: Path):
+    for name in ("nml_jax", "configs", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for diff in DIFFS:
+        subprocess.run(["git", "apply", "-"], input=diff, cwd=tmp_path, text=True, check=True, timeout=60)
+    code = (
+        "from pathlib import Path; from tests.scenes.digits_experiment import launch;"
+        "added = {'objective.name': 'brier', 'model.name': 'perceptron', 'model.width': None, 'model.blocks': None,"
+        "         'noise_kind': 'neighbour', 'tune.methods': ('linear', 'drift')};"
+        "launch(Path('runs'), **added); launch(Path('other'), dry_run=True, **{'downstream.tasks': ('stl10',)})"
+    )
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Drift" in (tmp_path / "runs" / "report.html").read_text("utf-8")
 
 
 # ---- config keys -----------------------------------------------------------------------------------------------------
