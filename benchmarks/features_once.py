@@ -26,11 +26,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import nml_jax
 from configs import common
 from nml_jax import models, runtime
-from nml_jax.data import pipeline, sources
-from nml_jax.models.heads import Form
+from nml_jax.data import sources
+from nml_jax.data.sources.source import Source, Subset
+from nml_jax.data.stream import pipeline
+from nml_jax.models.heads.mlp import Form
 from nml_jax.objectives import nmtune, terms
-from nml_jax.training import head_runs, heads
-from nml_jax.training.tuned import TunedHead
+from nml_jax.tuning import descent, select
+from nml_jax.tuning.head_file import TunedHead
 
 RESULTS = Path(__file__).parent / "results" / "features_once.json"
 SIZE, ROWS, BATCH, EPOCHS, LR, WEIGHT_DECAY, CLASSES = 128, 128, 64, 30, 1e-3, 1e-4, 10
@@ -47,7 +49,7 @@ def get_config(quick: bool) -> Any:
     return config
 
 
-def images(config: Any, source: sources.Source, view: int | None) -> Iterator[np.ndarray]:
+def images(config: Any, source: Source, view: int | None) -> Iterator[np.ndarray]:
     """Batches uint8 [B, S, S, 3] of a split in order, augmented as view `view`, or plain."""
     seen = {"augment": config.augment, "image_size": SIZE, "mean": config.model.mean, "std": config.model.std}
     for batch in pipeline.evaluate(source, **seen, batch=BATCH, view=view, threads=2):
@@ -60,7 +62,7 @@ class Race:
     def __init__(self, quick: bool):
         self.config = config = get_config(quick)
         data = SimpleNamespace(source="digits", path="", name="", classes=(), num_classes=None)
-        self.train = sources.Subset(sources.load(data, "train"), np.arange(ROWS))
+        self.train = Subset(sources.load(data, "train"), np.arange(ROWS))
         self.test = sources.load(data, "test")
         model = models.build(config.model, num_classes=2, image_size=SIZE)
         params, state = model.init(jax.random.key(0), model.spec)
@@ -71,7 +73,7 @@ class Race:
         self._encode = runtime.jit(encode, runtime.make_mesh())
         self.tests = self.features(self.test, None)
 
-    def features(self, source: sources.Source, view: int | None) -> np.ndarray:
+    def features(self, source: Source, view: int | None) -> np.ndarray:
         """float32 [N, D]."""
         return np.concatenate([np.asarray(self._encode(x)) for x in images(self.config, source, view)])[: len(source)]
 
@@ -79,7 +81,7 @@ class Race:
         """Test accuracy of NMTune on features that are extracted once."""
         features = self.features(self.train, None)
         how = {"method": "nmtune", "preset": "code", "num_classes": CLASSES, "config": self.config.tune, "seed": 0}
-        return self.accuracy(heads.fit(features, self.train.labels, **how))
+        return self.accuracy(select.fit(features, self.train.labels, **how))
 
     def released(self) -> float:
         """Test accuracy where each epoch trains on two new views of every image."""
@@ -87,17 +89,17 @@ class Race:
         labels = np.asarray(self.train.labels, np.int32)
         weights, _ = nmtune.weights("code", 2)
         form, numbers = terms.split("nmtune", weights)
-        spec = head_runs.Spec(Form(mlp=True), form, CLASSES, BATCH, config.standardize)
+        spec = descent.Spec(Form(mlp=True), form, CLASSES, BATCH, config.standardize)
         rows, n = np.arange(len(labels)), np.int32(len(labels))
-        setting = head_runs.typed(head_runs.Setting(rows, LR, WEIGHT_DECAY, 0, numbers))
+        setting = descent.to_arrays(descent.Setting(rows, LR, WEIGHT_DECAY, 0, numbers))
         total, carry = np.int32(config.epochs * -(-n // BATCH)), None
         for i in range(config.epochs):
             views = np.stack([self.features(self.train, 2 * i + k) for k in (1, 2)], 1)
             if carry is None:
-                standard = head_runs.standard(views) if config.standardize else None
-                carry = head_runs.begin(spec, setting, views.shape[-1], standard)
-            bank = head_runs.Bank(views, labels, np.ones(n, np.float32))
-            carry = head_runs.advance(spec, carry, bank, setting, n, np.int32(i), total)
+                standard = descent.get_standard(views) if config.standardize else None
+                carry = descent.begin(spec, setting, views.shape[-1], standard)
+            bank = descent.TrainingSet(views, labels, np.ones(n, np.float32))
+            carry = descent.advance(spec, carry, bank, setting, n, np.int32(i), total)
         assert carry is not None
         return self.accuracy(TunedHead(spec.form, *jax.device_get((carry.params, carry.state))))
 

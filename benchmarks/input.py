@@ -107,14 +107,15 @@ def encode(image: Image.Image) -> bytes:
 
 
 def prepared(files: list[bytes], folder: Path, resize: int | None) -> Any:
-    from nml_jax.data import builders, sources
+    from nml_jax.data import sources
+    from nml_jax.prepare import image_folder
 
     src, out = folder / "src", folder / f"out{resize}"
     for i, content in enumerate(files):
         path = src / "train" / str(i % 2) / f"{i:05}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    builders.image_folder(src, out, resize=resize)
+    image_folder.build_image_folder(src, out, resize=resize)
     data = SimpleNamespace(source="directory", path=str(out), name="", classes=(), num_classes=None)
     return sources.load(data, "train")
 
@@ -163,7 +164,7 @@ def recipe(*, crop: str = "random_resized", antialias: bool = False) -> Any:
 
 
 def piped(source: Any, augment: Any, batches: int, threads: int, size: int = SIZE) -> Run:
-    from nml_jax.data import pipeline
+    from nml_jax.data.stream import pipeline
 
     def run() -> Round:
         how = {"image_size": size, "mean": MEAN, "std": STD, "batch": BATCH, "threads": threads}
@@ -256,15 +257,16 @@ def ratio(theirs: list[float], ours: list[float]) -> float:
 def overlay_ns(repeats: int) -> dict[str, float]:
     """What the overlay costs per image of one epoch over 1.28 million records, in nanoseconds, by itself."""
     from nml_jax import corrupt_labels
-    from nml_jax.data import sources
+    from nml_jax.data.sources.noisy import NoisyLabels
+    from nml_jax.data.sources.source import Arrays
 
     labels = np.random.default_rng(0).integers(0, 1000, 1_281_167).astype(np.int32)
     images = [np.zeros((1, 1, 3), np.uint8)] * len(labels)
-    clean = sources.Arrays(images, labels, num_classes=1000, class_names=None, fingerprint="")
+    clean = Arrays(images, labels, num_classes=1000, class_names=None, fingerprint="")
     laid = []
     for _ in range(repeats):
         start = time.perf_counter()
-        noisy = sources.NoisyLabels(clean, corrupt_labels(labels, num_classes=1000, rate=0.3, seed=0))
+        noisy = NoisyLabels(clean, corrupt_labels(labels, num_classes=1000, rate=0.3, seed=0))
         laid.append((time.perf_counter() - start) / len(labels) * 1e9)
     ids = np.random.default_rng(1).integers(0, len(labels), 20_000).tolist()
 

@@ -30,7 +30,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 import nml_jax
-from nml_jax.training import probes
+from nml_jax.tuning import probes
 
 RESULTS = Path(__file__).parent / "results" / "logistic.json"
 CLASSES, HELD_OUT = 100, 10_000

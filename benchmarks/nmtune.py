@@ -46,16 +46,16 @@ class Ours:
     def __init__(self, rows: int, dim: int, preset: str, svd: float | None = None):
         import jax
 
-        from nml_jax.models.heads import Form
+        from nml_jax.models.heads.mlp import Form
         from nml_jax.objectives import nmtune, terms
-        from nml_jax.training import head_runs
+        from nml_jax.tuning import descent
 
         weights, _ = nmtune.weights(preset, 2, svd=svd)
         form, numbers = terms.split("nmtune", weights)
-        self.spec = head_runs.Spec(Form(mlp=True), form, CLASSES, BATCH, standardize=False)
-        self.setting = head_runs.Setting(np.arange(rows), LR, WEIGHT_DECAY, 0, numbers)
-        self.rows, self.train = rows, head_runs.train
-        self.bank = jax.device_put(head_runs.Bank(*bank(rows, dim), np.ones(rows, np.float32)))
+        self.spec = descent.Spec(Form(mlp=True), form, CLASSES, BATCH, standardize=False)
+        self.setting = descent.Setting(np.arange(rows), LR, WEIGHT_DECAY, 0, numbers)
+        self.rows, self.train = rows, descent.train
+        self.bank = jax.device_put(descent.TrainingSet(*bank(rows, dim), np.ones(rows, np.float32)))
 
     def params(self, epochs: int) -> dict[str, Any]:
         return self.train(self.spec, self.bank, [self.setting], self.rows, epochs=epochs)[0][0]

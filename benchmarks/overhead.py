@@ -34,8 +34,10 @@ from common import about, write
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import nml_jax
 from configs import common
-from nml_jax import goodput, runtime, settings
-from nml_jax.data import pipeline, sources
+from nml_jax import runtime, settings
+from nml_jax.data.sources.source import Arrays
+from nml_jax.data.stream import pipeline
+from nml_jax.runs import goodput
 from nml_jax.training import checkpoint, loop
 from nml_jax.training.journal import Journal
 
@@ -46,7 +48,7 @@ RESULTS = Path(__file__).parent / "results" / "overhead.json"
 def config_of(**values: Any) -> Any:
     config = common.get_config()
     config.update_from_flattened_dict(values)
-    return next(iter(settings.cells(config).values()))
+    return next(iter(settings.expand_sweep(config).values()))
 
 
 class Timed(Journal):
@@ -138,7 +140,7 @@ def small_run(steps: int) -> dict[str, float]:
     """Shares of the wall time between the first step and the end; logged as often as a run on digits."""
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(2048)]
-    source = sources.Arrays(images, rng.integers(0, 10, 2048), num_classes=10, fingerprint="benchmark")
+    source = Arrays(images, rng.integers(0, 10, 2048), num_classes=10, fingerprint="benchmark")
     values = {"model.name": "resnet18", "model.stem": "small", "model.width": 32, "model.blocks": (1, 1, 1, 1),
               "optimizer.name": "adamw", "optimizer.warmup_epochs": 0.0, "train.ema": 0.0,
               "data.image_size": 32, "train.batch": 128,

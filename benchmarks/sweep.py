@@ -18,16 +18,16 @@ import numpy as np
 from common import about, write
 
 import nml_jax
-from nml_jax.models.heads import Form
+from nml_jax.models.heads.mlp import Form
 from nml_jax.objectives import nmtune, terms
-from nml_jax.training import head_runs
-from nml_jax.training.head_runs import Bank, Setting, Spec
+from nml_jax.tuning import descent
+from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 
 RESULTS = Path(__file__).parent / "results" / "sweep.json"
 ROWS, DIM, CLASSES, BATCH = 1024, 512, 10, 64
 
 
-def problem(rows: int) -> tuple[Spec, Bank, list[Setting]]:
+def problem(rows: int) -> tuple[Spec, TrainingSet, list[Setting]]:
     """NMTune (`paper`) with two learning rates, two decays and four weights of the singular-value term."""
     rng = np.random.default_rng(0)
     features = np.maximum(rng.normal(size=(rows, 1, DIM)), 0).astype(np.float32)
@@ -36,7 +36,7 @@ def problem(rows: int) -> tuple[Spec, Bank, list[Setting]]:
     for lr, decay, svd in itertools.product((1e-2, 1e-3), (0.0, 1e-4), (0.01, 0.02, 0.05, 0.1)):
         form, numbers = terms.split("nmtune", nmtune.weights("paper", 1, svd=svd)[0])
         settings.append(Setting(np.arange(rows), lr, decay, 0, numbers))
-    bank = jax.device_put(Bank(features, labels, np.ones(rows, np.float32)))
+    bank = jax.device_put(TrainingSet(features, labels, np.ones(rows, np.float32)))
     return Spec(Form(mlp=True), form, CLASSES, BATCH, standardize=False), bank, settings
 
 
@@ -54,12 +54,12 @@ def main() -> None:
     def timed(groups: list[list[Setting]]) -> float:
         begun = time.perf_counter()
         for group in groups:
-            head_runs.train(spec, bank, group, rows, epochs=1)
+            descent.train(spec, bank, group, rows, epochs=1)
         return time.perf_counter() - begun
 
     singles = [[setting] for setting in settings]
     first = timed([settings])
-    compiled = sum(f._cache_size() for f in (head_runs._train, head_runs._train_mapped))  # type: ignore[attr-defined]
+    compiled = sum(f._cache_size() for f in (descent._train, descent._train_mapped))  # type: ignore[attr-defined]
     jax.clear_caches()
     alone = timed(singles[:1])
     seconds = [(timed([settings]), timed(singles)) for _ in range(repeats + 1)][1:]

@@ -1,13 +1,13 @@
 """CLIP on any folder of image-text pairs: a small model at 32 pixels, which a CPU trains in minutes.
 
-    python -m nml_jax.data.builders image_text SRC prepared/mine      # tars, Parquet or CSV with images and captions
+    python -m nml_jax.prepare image_text SRC prepared/mine      # tars, Parquet or CSV with images and captions
     python -m nml_jax.main --config=configs/clip_pairs.py --config.data.path=prepared/mine
 
 Pre-trains on the split `train` with 0, 10 and 30 % of the captions swapped, three seeds each, and reports recall, both
 ways, on the validation part. Captions are read as bytes, which needs no file. A vocabulary of their own makes them
 shorter, and training several times as fast:
 
-    python -m nml_jax.data.tokenizer train prepared/mine mine.json --vocab 2048
+    python -m nml_jax.tokenizer train prepared/mine mine.json --vocab 2048
     ... --config.data.tokenizer=mine.json --config.model.text_vocab=2048 --config.model.text_context=32
 
 With images that have labels, too (--label when building), or another labelled dataset, the further stages follow:

@@ -12,7 +12,7 @@ model.bn_group = 128 (unconfirmed). Its published YFCC15M weights use the quick 
 
 Data and tokenizer as in configs/clip_vitb16.py, of which YFCC15M alone:
 
-    python -m nml_jax.data.builders image_text yfcc15m prepared/yfcc15m
+    python -m nml_jax.prepare image_text yfcc15m prepared/yfcc15m
 """
 
 from ml_collections import ConfigDict

@@ -13,8 +13,8 @@ the same for YFCC15M's, with the names of its columns) writes them as tars, and 
     sed -i '1s/^/url\\tcaption\\n/' cc12m.tsv
     img2dataset --url_list=cc12m.tsv --input_format=tsv --url_col=url --caption_col=caption \\
         --output_format=webdataset --image_size=384 --resize_mode=keep_ratio_largest --output_folder=cc12m
-    python -m nml_jax.data.builders image_text yfcc15m prepared/yfcc15m
-    python -m nml_jax.data.builders image_text cc12m prepared/cc12m
+    python -m nml_jax.prepare image_text yfcc15m prepared/yfcc15m
+    python -m nml_jax.prepare image_text cc12m prepared/cc12m
 
 Two to three TB. CLIP's vocabulary is bpe_simple_vocab_16e6.txt.gz of github.com/openai/CLIP; give its path:
 

@@ -132,7 +132,7 @@ def get_config() -> ConfigDict:
 
     # The downstream task: train features on `train`, score in-domain on `test` and out-of-domain on `ood`.
     downstream = config.downstream = ConfigDict()
-    downstream.tasks = ("digits",)  # keys of nml_jax.data.tasks.TASKS; "directory" is described by the keys below
+    downstream.tasks = ("digits",)  # of nml_jax.tasks.classification.TASKS; "directory" is described by the keys below
     downstream.path = ""  # directory: the prepared dataset; "": data.path
     downstream.classes = ()  # directory: keep these class ids only; (): all
     downstream.train = "train"  # directory: split
@@ -175,7 +175,7 @@ def get_config() -> ConfigDict:
 
     # Heads on features. The same views, splits, epochs and number of settings tried for every method.
     tune = config.tune = ConfigDict()
-    tune.methods = ("linear", "mlp", "nmtune")  # keys of nml_jax.training.methods.METHODS
+    tune.methods = ("linear", "mlp", "nmtune")  # keys of nml_jax.tuning.methods.METHODS
     tune.presets = ("paper", "code")  # of NMTune
     tune.epochs = 30  # of every head; cosine to zero
     tune.steps = 0  # at most so many steps: with many rows epochs are fewer, but at least one; 0: no limit

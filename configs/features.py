@@ -8,7 +8,7 @@ scored on every file of `test` (in-domain) and `ood` (out-of-domain). A seed dec
 initialisation and the order, and without a test file which 30 % of the training file are tested on. Every method
 chooses among three settings: what is trained by gradient among learning rates, the L-BFGS probe among penalties.
 The report says which method to use, which of the heads in runs/features/seed=*/heads that is, and the command that
-applies it: `python -m nml_jax.stages.predict HEAD FEATURES`.
+applies it: `python -m nml_jax.predict HEAD FEATURES`.
 
 Files: .npz, .npy pairs ("X.npy,y.npy"), .safetensors, .csv and .parquet; several test files by ";".
 """

@@ -1,6 +1,6 @@
 """Noisy pre-training and transfer on any image folder: a small ResNet at 32 pixels, for a CPU or one accelerator.
 
-    python -m nml_jax.data.builders image_folder SRC prepared/mine        # SRC/<split>/<class>/*.jpg
+    python -m nml_jax.prepare image_folder SRC prepared/mine        # SRC/<split>/<class>/*.jpg
     python -m nml_jax.main --config=configs/image_folder.py --config.data.path=prepared/mine
 
 Pre-trains on the split `train` with 0, 10 and 30 % wrong labels. Downstream, heads are trained on the clean labels of

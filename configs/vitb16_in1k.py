@@ -20,7 +20,7 @@ Differences: one mixup or cutmix draw for the global batch where timm draws for 
 warm-up ends (see `optim.make_schedule`).
 
 Only `pretrain` is run, as nobody knows which downstream datasets you have prepared. To go on with those of the
-catalogue (nml_jax/data/catalogue.py), add --config.stages='("pretrain","extract","tune","report")',
+catalogue (nml_jax/tasks/catalogue.py), add --config.stages='("pretrain","extract","tune","report")',
 --config.downstream.tasks='("cifar10","dtd")' and --config.downstream.catalogue=DIR; with a prepared dataset of your own
 --config.downstream.tasks='("directory",)' --config.downstream.path=DIR.
 """

@@ -144,16 +144,16 @@ def analyse(config: Any, name: str, mfu: float, effort: float = 0.0) -> dict[str
     import jax
 
     from nml_jax import runtime
-    from nml_jax.stages import plan
+    from nml_jax.stages.dry_run import count_flop, find_sizes, lower
 
     jax.config.update("jax_exec_time_optimization_effort", effort)
     chip = Slice.of(name).chip
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis, devices(name))
-    sizes = plan.sizes(config)
-    run, program, lowered = plan.lower(config, mesh, *sizes)
-    flop = dict.fromkeys(("model", "executed"), plan.flop(config, *sizes, recomputed=False) / mesh.size)
+    counts = find_sizes(config)
+    run, program, lowered = lower(config, mesh, *counts)
+    flops = dict.fromkeys(("model", "executed"), count_flop(config, *counts, recomputed=False) / mesh.size)
     if config.model.remat or config.train.micro_batches > 1:
-        flop["executed"] = plan.flop(config, *sizes, recomputed=True) / mesh.size
+        flops["executed"] = count_flop(config, *counts, recomputed=True) / mesh.size
     begun = time.perf_counter()
     compiled = compile_step(config, name, lowered)
     seconds = time.perf_counter() - begun
@@ -161,7 +161,7 @@ def analyse(config: Any, name: str, mfu: float, effort: float = 0.0) -> dict[str
     sums = [{"kind": k, "group": g, **row} for (k, g), row in sorted(hlo.total(found).items())]
     cost = compiled.cost_analysis()
     times = estimate(
-        chip, flop=flop["executed"], hbm_bytes=cost["bytes accessed"], sent=sum(row["sent"] for row in sums), mfu=mfu
+        chip, flop=flops["executed"], hbm_bytes=cost["bytes accessed"], sent=sum(row["sent"] for row in sums), mfu=mfu
     )
     hours = run.steps * times["step"] / 3600
     return {
@@ -175,13 +175,13 @@ def analyse(config: Any, name: str, mfu: float, effort: float = 0.0) -> dict[str
         "steps": run.steps,
         "epochs": config.train.epochs,
         "memory": memory(compiled),
-        "flop": {**flop, "compiler": cost["flops"]},
+        "flop": {**flops, "compiler": cost["flops"]},
         "hbm_bytes": cost["bytes accessed"],
         "collectives": sums,
         "unbounded": sum(c.times is None for c in found),
         "mfu": mfu,
         "seconds": times,
-        "model_flop_share": flop["model"] / (chip.peak * times["step"]),
+        "model_flop_share": flops["model"] / (chip.peak * times["step"]),
         "examples_per_s": config.train.batch / times["step"],
         "hours": hours,
         "chip_hours": hours * mesh.size,
@@ -270,7 +270,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     if options.fsdp is not None:
         with config.unlocked():
             config.runtime.update({"fsdp_axis": options.fsdp, "data_axis": -1})
-    return options, next(iter(settings.cells(config, config_flags.get_override_values(flags.FLAGS["config"])).values()))
+    return options, next(
+        iter(settings.expand_sweep(config, config_flags.get_override_values(flags.FLAGS["config"])).values())
+    )
 
 
 def main(argv: Sequence[str]) -> int:

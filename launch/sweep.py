@@ -39,8 +39,10 @@ def cells(flags: Sequence[str]) -> tuple[Any, dict[str, list[str]]]:
     if set(config.stages) == {"report"}:
         raise UserError("stages=('report',) has nothing to run side by side", "run it with nml_jax.main")
     pinned = config_flags.get_override_values(absl_flags.FLAGS["config"])
-    axes = [key for key in settings.swept(config) if key not in pinned]
-    return config, {name: [pin(key, cell) for key in axes] for name, cell in settings.cells(config, pinned).items()}
+    axes = [key for key in settings.swept_axes(config) if key not in pinned]
+    return config, {
+        name: [pin(key, cell) for key in axes] for name, cell in settings.expand_sweep(config, pinned).items()
+    }
 
 
 def pin(key: str, cell: Any) -> str:
@@ -135,7 +137,9 @@ def parse(own: list[str]) -> Any:
     parser.add_argument("--queue", default="", help="jobset: Kueue's local queue")
     args = parser.parse_args(own)
     if args.form == "jobset" and not args.image:
-        raise UserError("no image", "build launch/Dockerfile.tpu, push it, and give --image=REGISTRY/nml_jax:tpu")
+        raise UserError(
+            "no image", "build launch/docker/Dockerfile.tpu, push it, and give --image=REGISTRY/nml_jax:tpu"
+        )
     if args.form == "jobset" and not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", args.topology):
         raise UserError(f"--topology={args.topology!r} is no topology of a slice", "give --topology=8x8, say")
     if min(args.slices, args.chips_per_host) < 1 or args.at_once < 0:

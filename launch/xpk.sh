@@ -44,7 +44,7 @@ done
 [[ $cluster ]] || fail "no cluster" "give --cluster=NAME"
 if [[ $verb == run ]]; then
   [[ $type ]] || fail "no type of TPU" "give --type=TYPE, as in --type=v5litepod-64"
-  [[ $image ]] || fail "no image" "build launch/Dockerfile.tpu, push it, and give --image=REGISTRY/nml_jax:tpu"
+  [[ $image ]] || fail "no image" "build launch/docker/Dockerfile.tpu, push it, and give --image=REGISTRY/nml_jax:tpu"
   ((${#flags[@]})) || fail "run without flags of nml_jax.main" "add -- --config=FILE --workdir=DIR"
 fi
 

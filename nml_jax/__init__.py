@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from nml_jax.classifier import NMTuneClassifier as NMTuneClassifier
-    from nml_jax.diagnosis import diagnose as diagnose
     from nml_jax.errors import UserError as UserError
     from nml_jax.noise import Ledger as Ledger
     from nml_jax.noise import corrupt_labels as corrupt_labels
@@ -21,10 +19,12 @@ if TYPE_CHECKING:
     from nml_jax.spectrum import sve as sve
     from nml_jax.spectrum import top_share as top_share
     from nml_jax.training.pretrained import load_model as load_model
+    from nml_jax.tuning.classifier import NMTuneClassifier as NMTuneClassifier
+    from nml_jax.tuning.diagnosis import diagnose as diagnose
 
 _HOME = {
-    "NMTuneClassifier": "classifier",
-    "diagnose": "diagnosis",
+    "NMTuneClassifier": "tuning.classifier",
+    "diagnose": "tuning.diagnosis",
     "UserError": "errors",
     "corrupt_labels": "noise",
     "swap_captions": "noise",

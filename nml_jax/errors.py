@@ -50,7 +50,7 @@ _EITHER = (errno.EACCES, errno.EPERM, errno.EIO)
 FREE = "free or remount the disk, or use another --workdir; what was saved before is kept"
 
 
-def of_storage(error: Exception, path: object = None) -> UserError | None:
+def as_disk_error(error: Exception, path: object = None) -> UserError | None:
     """`error` as a UserError if it is a disk's, be it told by Python or by the storage library.
 
     Args:
@@ -70,11 +70,11 @@ def of_storage(error: Exception, path: object = None) -> UserError | None:
 
 
 @contextlib.contextmanager
-def storage(path: object) -> Iterator[None]:
+def storing(path: object) -> Iterator[None]:
     """Turn the errors of a disk that is being written to into a UserError that names `path`."""
     try:
         yield
     except (OSError, ValueError) as e:
-        if refused := of_storage(e, path):
+        if refused := as_disk_error(e, path):
             raise refused from e
         raise

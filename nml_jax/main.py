@@ -20,8 +20,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from nml_jax import __version__, stopping
-from nml_jax.errors import NonFinite, PeerLost, Preempted, UserError, of_storage
+from nml_jax import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = Path(__file__).resolve().parent / "installed"  # only in a wheel
@@ -62,34 +61,36 @@ def launch(
         UserError, Preempted, NonFinite, PeerLost: see `errors`.
     """
     # ---- what to run -----------------------------------------------------------------------------------------------
-    from nml_jax import settings, stages
+    from nml_jax import settings
+    from nml_jax.stages import runner
 
-    stages.check(config.stages, "stages")
-    stages.check(force, "--force")
-    cells = settings.cells(config, pinned)
-    todo = [stage for stage in stages.STAGES if stage in config.stages]  # in their order, whatever the config's
+    runner.check(config.stages, "stages")
+    runner.check(force, "--force")
+    cells = settings.expand_sweep(config, pinned)
+    todo = [stage for stage in runner.STAGES if stage in config.stages]  # in their order, whatever the config's
 
     # ---- where -----------------------------------------------------------------------------------------------------
     import jax
 
-    from nml_jax import log, processes, runtime
+    from nml_jax import console, runtime
+    from nml_jax.processes import peers
     from nml_jax.stages import experiment
 
-    runtime.start(config.runtime.timeout)
+    peers.start(config.runtime.timeout)
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis)
     for cell in cells.values():
         for stage in todo:
-            stages.module(stage).check(cell, mesh, data=not dry_run)
+            runner.module(stage).check(cell, mesh, data=not dry_run)
     if dry_run:
-        from nml_jax.stages import plan
+        from nml_jax.stages.dry_run import describe_plan
 
         experiment.claim(workdir, config, force=force, write=False)
-        print(plan.describe(config, cells, workdir, mesh))
+        print(describe_plan(config, cells, workdir, mesh))
         return
-    runtime.self_test(mesh, config.runtime.timeout)
+    runtime.check_devices(mesh, config.runtime.timeout)
     first = jax.process_index() == 0
     if first:
-        log.say(runtime.describe(mesh))
+        console.notice(runtime.describe(mesh))
     revision = code_revision()
     experiment.claim(workdir, config, force=force, write=first and bool(todo))
     runtime.keep_compiled(workdir / ".jax_cache")
@@ -98,17 +99,17 @@ def launch(
     for name, cell in cells.items() if todo else ():
         folder = experiment.open_run(workdir, name, cell, write=first)
         for stage in todo:
-            with processes.at(stage):
-                stages.run(stage, cell, folder, mesh, revision=revision, force=stage in force)
+            with peers.at(stage):
+                runner.run(stage, cell, folder, mesh, revision=revision, force=stage in force)
 
     # ---- the report over all runs of the experiment, these and earlier ones ----------------------------------------
     if "report" in config.stages and first:
         from nml_jax.stages import report
 
-        with processes.at("report"):
+        with peers.at("report"):
             page = report.run(config, workdir, mesh)
-        print(report.summary(page.parent))
-        log.say(f"report: {page.resolve()}")
+        print(report.summarise(page.parent))
+        console.notice(f"report: {page.resolve()}")
 
 
 def code_revision() -> str:
@@ -202,7 +203,7 @@ def run(argv: list[str] | None = None) -> int:
     logging.set_verbosity(logging.FATAL)
     previous = signal.getsignal(signal.SIGINT)
     try:
-        with stopping.on_sigterm(_stop):
+        with on_sigterm(_stop):
             return _run(argv)
     finally:
         signal.signal(signal.SIGINT, previous)
@@ -211,8 +212,8 @@ def run(argv: list[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     try:
         main(parse(argv))
-        if processes := _processes():
-            processes.finish()
+        if peers := _peers():
+            peers.finish()
     except UserError as e:
         return fail(e, f"error: {e}")
     except (Preempted, NonFinite, PeerLost) as e:
@@ -221,13 +222,13 @@ def _run(argv: Sequence[str]) -> int:
         return fail(e, "stopped by the keyboard; the same command continues", code=130)
     except Exception as e:
         _ignore_signals()
-        if isinstance(e, OSError) and (refused := of_storage(e)):
+        if isinstance(e, OSError) and (refused := as_disk_error(e)):
             return fail(refused, f"error: {refused}")
         # Whatever a library says of a peer that is gone, this is what it means.
-        if (processes := _processes()) and (cause := processes.lost()):
+        if (peers := _peers()) and (cause := peers.find_lost()):
             return fail(PeerLost(cause), f"stopped: {cause}")
-        if processes:
-            processes.leave(1, traceback.format_exc(), f"{type(e).__name__}: {_one_line(e)}")
+        if peers:
+            peers.leave(1, traceback.format_exc(), f"{type(e).__name__}: {_one_line(e)}")
         raise
     return 0
 
@@ -260,14 +261,14 @@ def fail(error: BaseException, message: str, code: int = 1) -> int:
 
 
 def _tell(code: int, message: str, words: str) -> None:
-    if processes := _processes():
-        processes.leave(code, message, words)
+    if peers := _peers():
+        peers.leave(code, message, words)
     print(message, file=sys.stderr, flush=True)
 
 
-def _processes() -> ModuleType | None:
+def _peers() -> ModuleType | None:
     """The module, if it has been imported, and to its end: it imports JAX."""
-    module = sys.modules.get("nml_jax.processes")
+    module = sys.modules.get("nml_jax.processes.peers")
     return module if hasattr(module, "leave") else None
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from nml_jax import processes
 from nml_jax.errors import PeerLost, UserError
-from nml_jax.processes import agree as agree
-from nml_jax.processes import barrier as barrier
-from nml_jax.processes import start as start
+from nml_jax.processes import job, peers
 
 Batch = Mapping[str, Any]
-
 # Smaller arrays are replicated: splitting them saves no memory worth a collective.
 SHARD_FROM = 2**16
-
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
-
 # Of the compiler for CPUs. Barriers stay until operations are fused (`models.materialise`); and YNNPACK computes matrix
 # products and sums, as by default, but no convolutions: for those it takes twice the time of Eigen, and three times
 # for the gradients of their kernels (jaxlib 0.10.2).
@@ -60,7 +53,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
     return Mesh(np.reshape(devices, sizes), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
-def self_test(mesh: Mesh, timeout: float = 120) -> None:
+def check_devices(mesh: Mesh, timeout: float = 120) -> None:
     """Add up a number of every device, on all of them.
 
     Raises:
@@ -70,7 +63,7 @@ def self_test(mesh: Mesh, timeout: float = 120) -> None:
     sharding = NamedSharding(mesh, BATCH_SPEC)
     numbers = jax.make_array_from_callback((n,), sharding, lambda index: np.arange(1, n + 1, dtype=np.int32)[index])
     try:
-        found = processes.aside(lambda: int(jax.jit(jnp.sum, out_shardings=replicated(mesh))(numbers)), timeout)
+        found = job.in_thread(lambda: int(jax.jit(jnp.sum, out_shardings=replicated_sharding(mesh))(numbers)), timeout)
     except TimeoutError as e:
         raise PeerLost(f"the devices have not added up {n} numbers within {timeout:g} s: one does not answer") from e
     if found != n * (n + 1) // 2:
@@ -79,7 +72,7 @@ def self_test(mesh: Mesh, timeout: float = 120) -> None:
 
 def describe(mesh: Mesh) -> str:
     """One line: hosts, processes, devices, mesh, versions."""
-    about, hosts = environment(), len(set(processes.hosts()))
+    about, hosts = describe_environment(), len(set(peers.list_hosts()))
     axes = " × ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     versions = ", ".join(f"{name} {about[name]}" for name in ("nml_jax", "jax", "jaxlib", "python"))
     return f"{hosts} host(s), {about['processes']} process(es), {about['device']}, mesh {axes}; {versions}"
@@ -99,7 +92,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: NamedSharding(mesh, leaf_spec(x.shape, mesh.shape["fsdp"])), tree)
 
 
-def gathering(split: Any, mesh: Mesh) -> Callable[[Any], Any]:
+def make_gather(split: Any, mesh: Mesh) -> Callable[[Any], Any]:
     """The identity of parameters that lie as `split` says. Forward every device gathers the whole ones, backward it
     keeps its part of their gradient; left alone, XLA would gather activations over `fsdp`: there are more of them.
     """
@@ -108,7 +101,7 @@ def gathering(split: Any, mesh: Mesh) -> Callable[[Any], Any]:
 
     @jax.custom_vjp
     def whole(params: Any) -> Any:
-        return jax.lax.with_sharding_constraint(params, replicated(mesh))
+        return jax.lax.with_sharding_constraint(params, replicated_sharding(mesh))
 
     def forward(params: Any) -> tuple[Any, None]:
         return whole(params), None
@@ -125,7 +118,7 @@ def with_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings(tree, mesh))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -142,7 +135,7 @@ def check_batch(batch: int, mesh: Mesh, key: str) -> None:
         )
 
 
-def rows_of_process(mesh: Mesh) -> tuple[int, int]:
+def process_rows(mesh: Mesh) -> tuple[int, int]:
     """(block, blocks): which of the equal consecutive blocks of a global batch this process's devices hold."""
     count = jax.process_count()
     if count == 1:
@@ -192,7 +185,7 @@ def put_batch(mesh: Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
     return put
 
 
-def place(tree: Any, mesh: Mesh) -> Any:
+def to_mesh(tree: Any, mesh: Mesh) -> Any:
     """Arrays that every process holds whole, as global arrays sharded by shape. Each is a buffer of its own."""
 
     def put(x: Any, sharding: NamedSharding) -> jax.Array:
@@ -212,10 +205,10 @@ def fetch(tree: Any, mesh: Mesh) -> Any:
 @functools.lru_cache(maxsize=2)
 def _gather(mesh: Mesh) -> Callable[[Any], Any]:
     """The identity, onto every device; kept, so that an array of known shape and sharding is not compiled for anew."""
-    return jax.jit(lambda x: x, out_shardings=replicated(mesh))
+    return jax.jit(lambda x: x, out_shardings=replicated_sharding(mesh))
 
 
-def anywhere(value: bool) -> bool:
+def any_process(value: bool) -> bool:
     """Whether any process says so, on every process."""
     if jax.process_count() == 1:
         return value
@@ -224,28 +217,7 @@ def anywhere(value: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.int32(value))))
 
 
-class Preemption:
-    """While active, SIGTERM sets `asked` in place of ending the process."""
-
-    def __enter__(self) -> "Preemption":
-        self.asked = False
-        try:
-            self.previous = signal.signal(signal.SIGTERM, self._ask)
-        except ValueError:  # not in the main thread: whoever called handles signals
-            self.previous = None
-        return self
-
-    def _ask(self, *_: object) -> None:
-        self.asked = True
-
-    def __exit__(self, error: object, *_: object) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
-            if self.asked and error is None:  # too late for whoever was to look at `asked`
-                signal.raise_signal(signal.SIGTERM)
-
-
-def environment() -> dict[str, str]:
+def describe_environment() -> dict[str, str]:
     """What a number was computed with: device and versions."""
     import platform
     from importlib.metadata import version

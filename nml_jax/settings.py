@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -14,7 +13,6 @@ from nml_jax.errors import UserError
 
 # What to run, where and how fast: these change no number, so they do not identify a run.
 NOT_IDENTITY = ("sweep", "stages", "runtime")
-
 # Every run is named by these two, swept or not, so that runs of one experiment find their place beside each other. Of
 # features from files nobody knows the noise.
 AXES = ("noise", "seed")
@@ -45,73 +43,27 @@ def from_json(tree: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(restored(tree)).lock()
 
 
-def frozen(*sections: ConfigDict) -> tuple[FrozenConfigDict, ...]:
+def freeze_sections(*sections: ConfigDict) -> tuple[FrozenConfigDict, ...]:
     """Hashable copies, to key what is compiled by what it was compiled for."""
     return tuple(FrozenConfigDict(section.to_dict()) for section in sections)
 
 
-def sha(value: Any) -> str:
+def hash_json(value: Any) -> str:
     """SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def part(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+def select_keys(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     """Those top-level keys of a config (as JSON) that a stage reads."""
     return {key: config[key] for key in keys}
 
 
-def paths(part: Mapping[str, Any]) -> list[str]:
-    """The files and folders that a part of a config names and whose content its numbers depend on."""
-    named = {
-        "init_from", "noise_file", "data.path", "data.tokenizer",
-        "downstream.path", "zeroshot.templates", "zeroshot.class_names",
-    }  # fmt: skip
-    flat = dict(flatten(part))
-    one = [value for key, value in flat.items() if key in named and value]
-    features = [path for key in ("train", "test", "ood") for path in files(flat.get(f"features.{key}", ""))]
-    return [*one, *flat.get("data.mixture", ()), *features]
-
-
-def specs(several: str) -> list[str]:
-    """The specs of feature files, "FILE" or "FEATURES.npy,LABELS.npy", of which there may be several by ";"."""
-    return [spec.strip() for spec in several.split(";") if spec.strip()]
-
-
-def files(several: str) -> list[str]:
-    """The files behind feature `specs`."""
-    return [str(path) for spec in specs(several) for path in pair(spec)]
-
-
-def pair(spec: str) -> list[Path]:
-    """The files of one spec. A comma separates two, unless it belongs to the name of a file that exists."""
-    whole = Path(spec).expanduser()
-    cuts = [(spec[:i], spec[i + 1 :]) for i, character in enumerate(spec) if character == ","]
-    if not cuts or whole.exists():
-        return [whole]
-    pairs = [[Path(part.strip()).expanduser() for part in cut] for cut in cuts]
-    return next((pair for pair in pairs if all(p.is_file() for p in pair)), pairs[0])
-
-
-def content(path: Path) -> str:
-    """SHA-256 that changes when a file does, or the descriptions that stand for a dataset's or checkpoint's folder.
-
-    Of a file above 1 GiB size and time of change count, as it is looked at whenever a run starts.
-    """
-    if path.is_file() and path.stat().st_size > 2**30:
-        return sha([path.stat().st_size, path.stat().st_mtime_ns])
-    if path.is_file():
-        with path.open("rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
-    described = [p for name in ("manifest.json", "dataset_info.json", "SHA256SUMS") for p in path.rglob(name)]
-    return sha([[str(p.relative_to(path)), content(p)] for p in sorted(described)])
-
-
-def seeds(seed: int, count: int) -> range:
+def repetition_seeds(seed: int, count: int) -> range:
     """Seeds of several repetitions within a run: those of one run are none of another run of the sweep."""
     return range(seed * count, (seed + 1) * count)
 
 
-def cells(config: ConfigDict, pinned: Mapping[str, Any] | None = None) -> dict[str, ConfigDict]:
+def expand_sweep(config: ConfigDict, pinned: Mapping[str, Any] | None = None) -> dict[str, ConfigDict]:
     """The runs of a config: the product of the values under `sweep`, each a resolved and locked config by its name.
 
     Args:
@@ -126,7 +78,7 @@ def cells(config: ConfigDict, pinned: Mapping[str, Any] | None = None) -> dict[s
     """
     known = dict(flatten(config.to_dict()))
     axes: dict[str, tuple] = {key: (known[key],) for key in AXES if key != "noise" or not config.features.train}
-    for key, values in swept(config).items():
+    for key, values in swept_axes(config).items():
         if key not in known or key.split(".")[0] in NOT_IDENTITY:
             raise UserError(f"sweep.{key}: {key} is no key that a run can vary", "use a key of configs/common.py")
         if not isinstance(values, tuple) or not values or len(set(values)) < len(values):
@@ -154,7 +106,7 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
-def swept(config: ConfigDict) -> dict[str, Any]:
+def swept_axes(config: ConfigDict) -> dict[str, Any]:
     """Dotted key -> values, of the axes of a config. An empty tuple is no axis."""
     return {key: values for key, values in flatten(config.sweep.to_dict()) if values != ()}
 
@@ -226,7 +178,7 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def identity(config: ConfigDict, axes: Iterable[str]) -> dict[str, Any]:
+def shared_identity(config: ConfigDict, axes: Iterable[str]) -> dict[str, Any]:
     """What all runs of an experiment share: every key but its axes, `noise_seed` (of an axis) and `NOT_IDENTITY`."""
     swept = {*axes, "noise_seed"} if "seed" in axes and config.noise_seed is None else {*axes}
     flat = flatten({k: v for k, v in to_json(config).items() if k not in NOT_IDENTITY})
@@ -235,4 +187,4 @@ def identity(config: ConfigDict, axes: Iterable[str]) -> dict[str, Any]:
 
 def axes_of(config: ConfigDict) -> tuple[str, ...]:
     """The dotted keys in which the runs of an experiment differ."""
-    return tuple(dict.fromkeys((*AXES, *swept(config))))
+    return tuple(dict.fromkeys((*AXES, *swept_axes(config))))

@@ -8,31 +8,32 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "nml_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Floor of every module or folder; imports go down, or stay within a folder.
-FLOORS = {
-    "main": 8,
-    "stages": 7,
-    "reporting": 6,
-    "classifier": 5, "diagnosis": 5,
-    "training": 4, "evals": 3,
-    "objectives": 2, "models": 2, "data": 2,
-    "noise": 1, "spectrum": 1, "runtime": 1, "log": 1, "settings": 1, "goodput": 2,
-    "processes": 0,
-    "stopping": 0,
-    "errors": -1,
-    "__init__": 9,
-}  # fmt: skip
+# The floors of the house, from the top: a module imports from lower floors, and from its own folder.
+FLOORS = [
+    ("__init__",),
+    ("main", "prepare.__main__", "predict", "report", "tokenizer"),
+    ("stages",),
+    ("reporting", "assembly", "prepare"),
+    ("tuning", "tasks"),
+    ("training", "evals", "data"),
+    ("models", "runtime", "runs"),
+    ("objectives", "processes", "noise", "spectrum", "inputs"),
+    ("settings",),
+    ("errors", "console"),
+]
+FLOOR = {part: len(FLOORS) - i for i, parts in enumerate(FLOORS) for part in parts}
 
 # A library and the only places that may import it.
 WALLS = {
     "flax": ("models/",),
     "grain": ("data/",),
-    "tensorflow_datasets": ("data/",),
-    "cv2": ("data/",),
-    "PIL": ("data/",),
-    "simplejpeg": ("data/",),
+    "tensorflow_datasets": ("data/", "prepare/"),
+    "cv2": ("data/", "prepare/"),
+    "PIL": ("data/", "prepare/"),
+    "simplejpeg": ("data/", "prepare/"),
     "orbax": ("training/checkpoint.py",),
     "matplotlib": ("reporting/figures.py",),
+    "tokenizers": ("data/text/",),
     "torch": (),
     "tensorflow": (),
     "pickle": (),
@@ -50,9 +51,21 @@ def imports(tree: ast.AST) -> list[str]:
     return names
 
 
-def part_of(path: Path) -> str:
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0].removesuffix(".py")
+def part_of(name: str) -> str:
+    """The part of the house that a dotted name below nml_jax belongs to; the name itself if it is none."""
+    return next((part for part in (".".join(name.split(".")[:2]), name.split(".")[0]) if part in FLOOR), name)
+
+
+def module_of(path: Path) -> str:
+    """The dotted name below nml_jax of a file."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The modules of the package that a file imports at all, as dotted names below nml_jax."""
+    known = {module_of(file).removesuffix(".__init__") for file in FILES}
+    names = [name.removeprefix("nml_jax.") for name in imports(ast.parse(path.read_text("utf-8"))) if "nml_jax" in name]
+    return {name if name in known else name.rpartition(".")[0] for name in names} & known
 
 
 def violations(source: str, part: str, where: str) -> list[str]:
@@ -60,7 +73,8 @@ def violations(source: str, part: str, where: str) -> list[str]:
     tree, out = ast.parse(source), []
     for name in imports(tree):
         root, *rest = name.split(".")
-        if root == "nml_jax" and rest and rest[0] in FLOORS and rest[0] != part and FLOORS[rest[0]] >= FLOORS[part]:
+        other = part_of(".".join(rest))
+        if root == "nml_jax" and other in FLOOR and other != part and FLOOR[other] >= FLOOR[part]:
             out.append(f"imports {name}, which is not below {part}")
         if root in WALLS and not any(where.startswith(place) for place in WALLS[root]):
             out.append(f"imports {name}")
@@ -98,7 +112,7 @@ def violations(source: str, part: str, where: str) -> list[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_floors_and_nevers(path: Path):
     where = path.relative_to(PACKAGE).as_posix()
-    assert violations(path.read_text("utf-8"), part_of(path), where) == []
+    assert violations(path.read_text("utf-8"), part_of(module_of(path)), where) == []
 
 
 @pytest.mark.parametrize(
@@ -128,4 +142,42 @@ def test_the_loop_stays_readable():
 
 
 def test_every_part_has_a_floor():
-    assert {part_of(path) for path in FILES} == set(FLOORS)
+    assert {part_of(module_of(path)) for path in FILES} == set(FLOOR)
+
+
+def find_circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, directly or through others (strongly connected components)."""
+
+    def reached(start: str) -> set[str]:
+        seen, todo = set(), [start]
+        while todo:
+            for other in edges.get(todo.pop(), ()):
+                if other not in seen:
+                    seen.add(other)
+                    todo.append(other)
+        return seen
+
+    reach = {module: reached(module) for module in edges}
+    circles = {tuple(sorted(n for n in reach[m] if m in reach[n])) for m in edges if m in reach[m]}
+    return [list(circle) for circle in sorted(circles)]
+
+
+def test_no_two_modules_import_each_other():
+    edges = {module_of(path).removesuffix(".__init__"): imported_modules(path) for path in FILES}
+    edges = {module: others - {module} for module, others in edges.items() if module != "__init__"}
+    assert find_circles(edges) == []
+    assert find_circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+def test_no_folder_holds_more_than_fifteen_files():
+    root = PACKAGE.parent
+    folders = {path.parent for top in ("nml_jax", "tests") for path in (root / top).rglob("*.py")}
+    crowded = {str(f.relative_to(root)): n for f in folders if (n := len(list(f.glob("*.py")))) > 15}
+    assert crowded == {}
+
+
+def test_outside_runs_nobody_names_the_files_of_results():
+    named = [path.relative_to(PACKAGE).as_posix() for path in FILES if path.parent.name != "runs" for node in
+             ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Constant)
+             and node.value in ("rows.jsonl", "run.json")]  # fmt: skip
+    assert named == []

@@ -8,7 +8,8 @@ import pytest
 
 from configs import common
 from nml_jax import runtime, settings
-from nml_jax.stages import ALL_STAGES, plan
+from nml_jax.stages.dry_run import make_batch_shapes
+from nml_jax.stages.runner import ALL_STAGES
 from nml_jax.training import loop
 
 CONFIGS = sorted(p for p in (Path(__file__).parent.parent / "configs").glob("*.py") if p.stem != "common")
@@ -36,12 +37,12 @@ STEPS = [
 @pytest.mark.parametrize(("path", "arg"), STEPS, ids=NAMES)
 def test_a_whole_step_at_full_size(path: Path, arg: str | None):
     config, _ = load(path, arg)
-    cell = next(iter(settings.cells(config).values()))
+    cell = next(iter(settings.expand_sweep(config).values()))
     n, num_classes = cell.data.size or cell.data.expected or 1000, cell.data.num_classes or 10
     mesh = runtime.make_mesh(-1, 2)
     runtime.check_batch(cell.train.batch, mesh, "train.batch")
     program = loop.build(cell, loop.Plan.of(cell, n), mesh, num_classes=num_classes)
-    state, metrics = jax.eval_shape(program.step, program.shapes, plan.batch_shapes(cell))
+    state, metrics = jax.eval_shape(program.step, program.shapes, make_batch_shapes(cell))
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), program.shapes)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shapes
     assert {"loss", "accuracy", "grad_norm"} <= metrics.keys()
@@ -57,7 +58,7 @@ def test_noise_overrides_every_config(path: Path, arg: str | None):
     config, module = load(path, arg)
     with config.unlocked():
         config.noise = 0.05
-    cells = settings.cells(config, {"noise": 0.05})
+    cells = settings.expand_sweep(config, {"noise": 0.05})
     assert {cell.noise for cell in cells.values()} == {0.05}
     assert set(config.stages) <= set(ALL_STAGES)
     assert config.name.startswith(path.stem)

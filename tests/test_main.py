@@ -16,9 +16,10 @@ import pytest
 import safetensors.numpy
 
 import nml_jax
-from nml_jax import log, main
+from nml_jax import main
 from nml_jax.errors import UserError
-from tests.small import flags, launch
+from nml_jax.runs.rows import read_rows
+from tests.scenes.digits_experiment import flags, launch
 
 ROOT = Path(__file__).parent.parent
 CELL = "noise=0.3,seed=0"
@@ -56,10 +57,10 @@ def test_a_run_tells_its_own_story(finished: Path):
     assert {"config.json", "noise.json", "metrics.jsonl", "checkpoints", "banks", "rows.jsonl", "run.json"} <= names
     assert {p.name for p in finished.iterdir()} >= {"report.html", "summary.csv"}
     assert "Goodput of pre-training, all runs together" in (finished / "report.html").read_text("utf-8")
-    assert len((run / "samples.jsonl").read_text().splitlines()) == max(row.step for row in log.read_rows(run))
+    assert len((run / "samples.jsonl").read_text().splitlines()) == max(row.step for row in read_rows(run))
     ledger = json.loads((run / "noise.json").read_text())
     assert ledger["count"] == round(0.3 * ledger["n"])
-    rows = log.read_rows(run)
+    rows = read_rows(run)
     assert {row.stage for row in rows} == {"pretrain", "extract", "tune"}
     tuned = [row for row in rows if row.stage == "tune" and row.metric == "accuracy"]
     assert {(row.method, row.preset) for row in tuned} == {
@@ -74,13 +75,13 @@ def test_a_run_tells_its_own_story(finished: Path):
 
 def test_spectra_on_record_are_those_of_the_bank(finished: Path):
     import nml_jax
-    from nml_jax.data import banks
+    from nml_jax.data.features import banks
 
     features = banks.Bank(finished / CELL / "banks" / "digits" / "test").read("features")[:, 0].astype(np.float64)
     s = np.linalg.svd(features, compute_uv=False)
     (row,) = [
         row
-        for row in log.read_rows(finished / CELL)
+        for row in read_rows(finished / CELL)
         if (row.metric, row.split, row.spectrum_mode, row.layer) == ("sve", "test", "paper", "features")
     ]
     p = s[s > 0] / s.sum()
@@ -162,7 +163,7 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys):
 
 def test_weights_from_a_file_start_any_stage(tmp_path: Path, finished: Path):
     from nml_jax import load_model
-    from nml_jax.models import convert
+    from nml_jax.models.weights import convert
 
     loaded = load_model(finished / CELL)
     file = tmp_path / "encoder.safetensors"
@@ -172,9 +173,7 @@ def test_weights_from_a_file_start_any_stage(tmp_path: Path, finished: Path):
     for folder in (finished, tmp_path / "given"):
         (run,) = (p for p in folder.iterdir() if p.is_dir())
         of[folder] = {
-            (row.split, row.metric, row.spectrum_mode): row.value
-            for row in log.read_rows(run)
-            if row.stage == "extract"
+            (row.split, row.metric, row.spectrum_mode): row.value for row in read_rows(run) if row.stage == "extract"
         }
     assert of[finished] == of[tmp_path / "given"]
 
@@ -371,7 +370,7 @@ def test_a_deleted_bank_is_written_anew(workdir: Path, capsys):
 
 def test_other_weights_under_the_same_name_are_noticed(workdir: Path, tmp_path: Path, capsys):
     from nml_jax import load_model
-    from nml_jax.models import convert
+    from nml_jax.models.weights import convert
 
     loaded = load_model(workdir / CELL)
     file = tmp_path / "encoder.safetensors"
@@ -387,7 +386,7 @@ def test_other_weights_under_the_same_name_are_noticed(workdir: Path, tmp_path: 
 
 def test_a_redone_stage_takes_the_rows_of_later_ones_with_it(workdir: Path):
     launch(workdir, force=("pretrain",), stages=("pretrain",), **{"optimizer.lr": 0.05})
-    assert {row.stage for row in log.read_rows(workdir / CELL)} == {"pretrain"}
+    assert {row.stage for row in read_rows(workdir / CELL)} == {"pretrain"}
 
 
 def test_a_mistake_claims_no_folder(tmp_path: Path):

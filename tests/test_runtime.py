@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from nml_jax import __version__, processes, runtime
+from nml_jax import __version__, runtime
 from nml_jax.errors import PeerLost, UserError
+from nml_jax.processes import peers
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_a_batch_is_split_over_both_axes():
     assert batch["image"].sharding.spec == PartitionSpec(("data", "fsdp"))
     assert {s.data.shape for s in batch["image"].addressable_shards} == {(2, 2)}
     np.testing.assert_array_equal(runtime.fetch(batch, mesh)["image"], np.arange(32).reshape(16, 2))
-    assert runtime.rows_of_process(mesh) == (0, 1)
+    assert runtime.process_rows(mesh) == (0, 1)
 
 
 @pytest.mark.parametrize("batch", [0, 7, 12, -8])
@@ -61,13 +62,13 @@ def test_a_batch_the_mesh_cannot_divide(batch: int, mesh):
 
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
 def test_all_devices_add_up(data: int, fsdp: int):
-    runtime.self_test(runtime.make_mesh(data, fsdp))
+    runtime.check_devices(runtime.make_mesh(data, fsdp))
 
 
 def test_a_wrong_sum_is_no_good(mesh, monkeypatch):
     monkeypatch.setattr(runtime.jnp, "sum", lambda numbers: numbers[1:].sum())
     with pytest.raises(PeerLost, match="add up 1 to 8 to 35"):
-        runtime.self_test(mesh)
+        runtime.check_devices(mesh)
 
 
 def test_a_sum_that_does_not_come_is_not_waited_for(mesh, monkeypatch):
@@ -75,9 +76,9 @@ def test_a_sum_that_does_not_come_is_not_waited_for(mesh, monkeypatch):
         assert limit == 7
         raise TimeoutError
 
-    monkeypatch.setattr(processes, "aside", silent)
+    monkeypatch.setattr(runtime.job, "aside", silent)
     with pytest.raises(PeerLost, match="within 7 s"):
-        runtime.self_test(mesh, 7)
+        runtime.check_devices(mesh, 7)
 
 
 def test_a_job_in_one_line():
@@ -89,11 +90,11 @@ def test_a_job_in_one_line():
 def test_an_incomplete_job_is_a_user_error(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
     with pytest.raises(UserError, match="JAX_COORDINATOR_ADDRESS"):
-        runtime.start()
+        peers.start()
 
 
 def test_environment_names_device_and_versions():
-    environment = runtime.environment()
+    environment = runtime.describe_environment()
     assert environment["jax"] == jax.__version__
     assert environment["device"].startswith("8 × cpu")
 

@@ -4,12 +4,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common, digits
-from nml_jax import settings
+from nml_jax import inputs, settings
 from nml_jax.errors import UserError
 
 
 def test_a_sweep_is_the_product_of_its_axes():
-    cells = settings.cells(digits.get_config())
+    cells = settings.expand_sweep(digits.get_config())
     assert len(cells) == 15
     assert list(cells)[:4] == ["noise=0,seed=0", "noise=0,seed=1", "noise=0,seed=2", "noise=0.05,seed=0"]
     cell = cells["noise=0.05,seed=2"]
@@ -19,21 +19,21 @@ def test_a_sweep_is_the_product_of_its_axes():
 def test_a_config_without_sweep_is_one_cell_named_by_noise_and_seed():
     config = common.get_config()
     config.noise, config.seed = 0.1, 7
-    assert list(settings.cells(config)) == ["noise=0.1,seed=7"]
+    assert list(settings.expand_sweep(config)) == ["noise=0.1,seed=7"]
 
 
 def test_a_pinned_axis_selects_cells():
     config = digits.get_config()
     config.noise = 0.05
-    cells = settings.cells(config, {"noise": 0.05})
+    cells = settings.expand_sweep(config, {"noise": 0.05})
     assert list(cells) == ["noise=0.05,seed=0", "noise=0.05,seed=1", "noise=0.05,seed=2"]
-    assert cells["noise=0.05,seed=1"] == settings.cells(digits.get_config())["noise=0.05,seed=1"]
+    assert cells["noise=0.05,seed=1"] == settings.expand_sweep(digits.get_config())["noise=0.05,seed=1"]
 
 
 def test_any_key_can_be_an_axis():
     config = common.get_config()
     config.sweep = ConfigDict({"optimizer": {"lr": (0.1, 0.01)}, "model": {"name": ("resnet18", "vit_ti")}})
-    cells = settings.cells(config)
+    cells = settings.expand_sweep(config)
     assert "noise=0,seed=0,model.name=vit_ti,optimizer.lr=0.01" in cells
     assert len({(c.optimizer.lr, c.model.name) for c in cells.values()}) == 4
 
@@ -52,7 +52,7 @@ def test_a_sweep_that_is_none(sweep: dict, cause: str):
     config = common.get_config()
     config.sweep = ConfigDict(sweep)
     with pytest.raises(UserError, match=cause):
-        settings.cells(config)
+        settings.expand_sweep(config)
 
 
 @pytest.mark.parametrize(
@@ -118,29 +118,29 @@ def test_identity_leaves_out_what_changes_no_number():
     with b.unlocked():
         b.runtime.threads, b.stages, b.noise, b.seed = 7, ("tune",), 0.3, 5
     axes = settings.axes_of(a)
-    assert settings.identity(a, axes) == settings.identity(b, axes)
+    assert settings.shared_identity(a, axes) == settings.shared_identity(b, axes)
     with b.unlocked():
         b.optimizer.lr = 0.5
-    assert settings.identity(a, axes) != settings.identity(b, axes)
+    assert settings.shared_identity(a, axes) != settings.shared_identity(b, axes)
 
 
 def test_frozen_sections_are_equal_when_their_values_are():
     a, b = digits.get_config(), digits.get_config()
-    assert settings.frozen(a.model, a.objective) == settings.frozen(b.model, b.objective)
-    assert hash(settings.frozen(a.model)) == hash(settings.frozen(b.model))
+    assert settings.freeze_sections(a.model, a.objective) == settings.freeze_sections(b.model, b.objective)
+    assert hash(settings.freeze_sections(a.model)) == hash(settings.freeze_sections(b.model))
 
 
 def test_seeds_of_one_run_are_none_of_another():
-    of_runs = [settings.seeds(seed, 3) for seed in range(4)]
+    of_runs = [settings.repetition_seeds(seed, 3) for seed in range(4)]
     assert [list(seeds) for seeds in of_runs[:2]] == [[0, 1, 2], [3, 4, 5]]
-    assert list(settings.seeds(7, 1)) == [7]
+    assert list(settings.repetition_seeds(7, 1)) == [7]
 
 
 def test_files_behind_feature_specs(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("a.npz", "X.npy", "y.npy", "b,c.npz"):
         (tmp_path / name).write_text("")
-    assert settings.files("~/a.npz; ~/X.npy,~/y.npy") == [str(tmp_path / n) for n in ("a.npz", "X.npy", "y.npy")]
-    assert settings.files(f"{tmp_path}/b,c.npz") == [str(tmp_path / "b,c.npz")]
-    assert settings.files("") == []
-    assert settings.specs(" a.npz; X.npy,y.npy;;") == ["a.npz", "X.npy,y.npy"]
+    assert inputs.list_files("~/a.npz; ~/X.npy,~/y.npy") == [str(tmp_path / n) for n in ("a.npz", "X.npy", "y.npy")]
+    assert inputs.list_files(f"{tmp_path}/b,c.npz") == [str(tmp_path / "b,c.npz")]
+    assert inputs.list_files("") == []
+    assert inputs.split_specs(" a.npz; X.npy,y.npy;;") == ["a.npz", "X.npy,y.npy"]

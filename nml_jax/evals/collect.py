@@ -25,12 +25,14 @@ def total(parts: Iterable[Any]) -> Any:
 
 # A function of the module, so that all evaluators of one model share what is compiled.
 @partial(jax.jit, static_argnames=("apply", "name"))
-def output(params: Any, model_state: Any, batch: Mapping[str, jax.Array], *, apply: Callable, name: str) -> jax.Array:
+def get_output(
+    params: Any, model_state: Any, batch: Mapping[str, jax.Array], *, apply: Callable, name: str
+) -> jax.Array:
     """One output of the model in evaluation, float32 [B, D]."""
     return apply(params, model_state, batch, train=False, key=None)[0][name].astype(jnp.float32)
 
 
-def rows(
+def collect_rows(
     parts: Iterable[tuple[jax.Array, jax.Array, jax.Array]], fetch: Callable[[Any], Any]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Of (output [B, D], value [B], mask [B]) of every batch the rows that count, in order, on the host.

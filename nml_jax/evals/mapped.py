@@ -9,7 +9,7 @@ from nml_jax.errors import UserError
 from nml_jax.evals import metrics
 
 
-def mapped(logits: Any, class_map: Sequence[Sequence[int]]) -> np.ndarray:
+def map_logits(logits: Any, class_map: Sequence[Sequence[int]]) -> np.ndarray:
     """The logits of test classes: of each the largest among the training classes that it stands for.
 
     A test set of a subset of the training classes is the case of one training class each: only their logits compete.
@@ -79,7 +79,7 @@ class Scorer:
 
     def update(self, labels: Any, logits: Any) -> None:
         """Count a block: int [n] of the test classes, float [n, K] of the training classes."""
-        logits = np.asarray(logits) if self._class_map is None else mapped(logits, self._class_map)
+        logits = np.asarray(logits) if self._class_map is None else map_logits(logits, self._class_map)
         predictions = logits.argmax(1)
         self._confusion += metrics.confusion(labels, predictions, self._k)
         self._correct.append(predictions == np.asarray(labels))

@@ -39,7 +39,7 @@ class ProbeSpectrum:
         fetch: Callable[[Any], Any] = jax.device_get,
     ):
         self.batches, self.put, self.fetch = batches, put, fetch
-        self.features = partial(collect.output, apply=apply, name=layer)
+        self.features = partial(collect.get_output, apply=apply, name=layer)
         self.probe: list[Mapping[str, np.ndarray]] = []
 
     def run(self, params: Any, model_state: Any) -> Iterator[tuple[str, float]]:
@@ -54,7 +54,7 @@ class ProbeSpectrum:
         for local in self.probe:
             batch = self.put({key: local[key] for key in ("image", "mask")})
             parts.append((self.features(params, model_state, batch), batch["mask"], batch["mask"]))
-        found = collect.rows(parts, self.fetch)
+        found = collect.collect_rows(parts, self.fetch)
         if found is None:
             raise UserError("there is nothing to probe: the split is empty", "choose a split with examples")
         features, _ = found

@@ -36,7 +36,7 @@ def _ranks(queries: jax.Array, asked: jax.Array, gallery: jax.Array, answers: ja
     return before.sum(-1)
 
 
-def ranks(
+def rank_pairs(
     queries: np.ndarray,
     asked: np.ndarray,
     gallery: np.ndarray,
@@ -58,7 +58,7 @@ def ranks(
         int32 [Q], the same for any mesh: a query's scores are computed in the same place of the same product.
     """
     mesh = mesh or Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "fsdp"))
-    rows, whole = NamedSharding(mesh, runtime.BATCH_SPEC), runtime.replicated(mesh)
+    rows, whole = NamedSharding(mesh, runtime.BATCH_SPEC), runtime.replicated_sharding(mesh)
     held = _place(gallery, np.float32, whole), _place(answers, np.int32, whole)
     step = chunk * mesh.size
     found = []
@@ -70,7 +70,7 @@ def ranks(
     return np.concatenate(runtime.fetch(found, mesh))[: len(queries)]
 
 
-def recalls(
+def measure_recalls(
     image: np.ndarray, text: np.ndarray, owner: np.ndarray, *, mesh: Mesh | None = None, chunk: int = CHUNK
 ) -> dict[str, float]:
     """Recall@1, @5 and @10, image to text and text to image.
@@ -104,7 +104,7 @@ def recalls(
         if lost := int((~np.isfinite(rows).all(1)).sum()):
             raise NonFinite(f"the embeddings of {lost} {name}(s) are not finite")
     captioned = np.unique(owner)
-    find = partial(ranks, mesh=mesh, chunk=chunk)
+    find = partial(rank_pairs, mesh=mesh, chunk=chunk)
     directions = {
         "i2t": (find(image[captioned], captioned, text, owner), len(text)),
         "t2i": (find(text, owner, image, np.arange(len(image))), len(image)),
@@ -150,8 +150,8 @@ class Retrieval:
         fetch: Callable[[Any], Any] = jax.device_get,
     ):
         self.batches, self.texts, self.put, self.fetch = batches, texts, put, fetch
-        self.output = partial(collect.output, apply=apply)
-        self.recalls = partial(recalls, mesh=mesh, chunk=chunk)
+        self.output = partial(collect.get_output, apply=apply)
+        self.recalls = partial(measure_recalls, mesh=mesh, chunk=chunk)
 
     def run(self, params: Any, model_state: Any) -> Iterator[tuple[str, float]]:
         """Yields what `recalls` returns, and raises its errors."""
@@ -167,7 +167,7 @@ class Retrieval:
         for local in batches():
             batch = self.put(local)
             parts.append((self.output(params, model_state, batch, name=output), batch[key], batch["mask"]))
-        return collect.rows(parts, self.fetch) or (np.zeros((0, 1), np.float32), np.zeros(0, np.int32))
+        return collect.collect_rows(parts, self.fetch) or (np.zeros((0, 1), np.float32), np.zeros(0, np.int32))
 
 
 class Fit(NamedTuple):

@@ -11,7 +11,7 @@ BLOCK = 4096  # rows that are converted to float64 at a time
 EPS = float(np.finfo(np.float64).eps)
 
 
-def separability(F: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+def measure_separability(F: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     """Two measures of class separability, both unchanged by shifts, rotations and a common scale of the features.
 
     fisher_ratio: tr S_b / tr S_w, the scatter between classes over that within them (Fukunaga 1990, ch. 10): Σ n_c

@@ -18,8 +18,8 @@ from ml_collections import FrozenConfigDict
 from nml_jax import settings
 from nml_jax.errors import UserError
 from nml_jax.models import clip
-from nml_jax.models.resnet import ResNet
-from nml_jax.models.vit import ViT
+from nml_jax.models.encoders.resnet import ResNet
+from nml_jax.models.encoders.vit import ViT
 
 Tree = dict[str, Any]
 
@@ -91,7 +91,7 @@ def build(config: Any, *, num_classes: int, image_size: int) -> Model:
         UserError: an unknown model or value, or sizes that do not fit each other.
     """
     _check(config)
-    (frozen,) = settings.frozen(config)
+    (frozen,) = settings.freeze_sections(config)
     return _build(frozen, num_classes, image_size, jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nml_jax.models.initializers import normal_fan_in
-from nml_jax.models.resnet import ResNet
-from nml_jax.models.text import TextTransformer
+from nml_jax.models.encoders.resnet import ResNet
+from nml_jax.models.layers.initializers import normal_fan_in
+from nml_jax.models.text.clip_text import TextTransformer
 
 
 class Projected(nn.Module):

@@ -44,7 +44,7 @@ def make(config: ConfigDict, *, num_classes: int, blocks: int = 1) -> Objective:
     return OBJECTIVES[config.name](config, num_classes, blocks)
 
 
-def reads_captions(config: ConfigDict) -> bool:
+def uses_captions(config: ConfigDict) -> bool:
     """Whether it learns from captions, else from labels.
 
     Raises:

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nml_jax.objectives.lgm import perturbed
+from nml_jax.objectives.lgm import perturb
 from nml_jax.objectives.nmtune import consistency
 from nml_jax.objectives.step import Step
 
@@ -47,7 +47,7 @@ def penalty(step: Step, form: Weights, weights: Weights) -> jax.Array:
     """
     total = jnp.zeros(())
     if form.consistency:
-        total += weights.consistency * consistency(step.Z, step.head(perturbed(step, weights.noise, form.scale))[0])
+        total += weights.consistency * consistency(step.Z, step.head(perturb(step, weights.noise, form.scale))[0])
     if form.variance:
         total += weights.variance * variance(step.F, step.Z, weights.target)
     if form.distillation:

@@ -80,6 +80,6 @@ def make(preset: str, *, consistency: bool = False, **overrides: Any) -> FineTun
     return FineTuning(mse=mse, cov=weights.cov, svd=weights.svd, per_dim=weights.per_dim, top=weights.top)
 
 
-def named(terms: str, **overrides: Any) -> str | None:
+def preset_label(terms: str, **overrides: Any) -> str | None:
     """What rows and folders call the terms, as "paper" or "paper,svd=0.1"; None for "none"."""
     return None if terms == "none" else nmtune.weights(terms, VIEWS, **overrides)[1]

@@ -49,14 +49,14 @@ def penalty(step: Step, form: Weights, weights: Weights) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(logits, step.labels[:, None]).sum()
 
     gradient = jax.grad(entropy)
-    square = ((gradient(step.F) - gradient(perturbed(step, weights.noise, form.scale))) ** 2).sum(-1)
+    square = ((gradient(step.F) - gradient(perturb(step, weights.noise, form.scale))) ** 2).sum(-1)
     if form.squared:
         return weights.match * square.mean()
     apart = square > 0  # selected on both sides of the root, so that the gradient at 0 is 0 and not NaN
     return weights.match * jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1)), 0).mean()
 
 
-def perturbed(step: Step, noise: jax.Array | float, scale: str) -> jax.Array:
+def perturb(step: Step, noise: jax.Array | float, scale: str) -> jax.Array:
     """F + noise·n, float32 [B, V, D], with n Gaussian of std 1 ("one") or of each feature's over the batch ("feature").
 
     The draw depends on `step.key` and the shape of F alone.

@@ -60,17 +60,17 @@ def weights(preset: str | Weights | None, views: int, **overrides: Any) -> tuple
         UserError: there is no such preset, or a value is out of range.
     """
     if isinstance(preset, Weights):
-        free = replaced(preset, **overrides)
+        free = replace_weights(preset, **overrides)
         return free, ",".join(f"{field}={value:g}" for field, value in free._asdict().items())
     if preset not in PRESETS:
         raise UserError(f"there is no NMTune preset {preset!r}", f"choose one of {', '.join(PRESETS)}")
-    chosen = replaced(PRESETS[preset], **overrides)
+    chosen = replace_weights(PRESETS[preset], **overrides)
     changed = [f"{k}={v:g}" for k, v in chosen._asdict().items() if v != getattr(PRESETS[preset], k)]
     name = f"{preset}/1view" if chosen.cross_view and views == 1 else preset
     return chosen, ",".join([name, *changed])
 
 
-def replaced(defaults: Free, **overrides: Any) -> Free:
+def replace_weights(defaults: Free, **overrides: Any) -> Free:
     """The weights of any method, with `overrides` that are not None in place of its own, checked.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the terms of a head's loss see of a training step (training/head_runs.py)."""
+"""What the terms of a head's loss see of a training step (tuning/descent.py)."""
 
 from collections.abc import Callable
 from typing import NamedTuple

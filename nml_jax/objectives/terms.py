@@ -45,4 +45,4 @@ def defaults(name: str, **overrides: Any) -> Any:
     Raises:
         UserError: there is no such number, or it is out of range.
     """
-    return nmtune.replaced(TERMS[name].Weights(), **overrides)
+    return nmtune.replace_weights(TERMS[name].Weights(), **overrides)

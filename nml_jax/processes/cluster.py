@@ -16,7 +16,7 @@ VARIABLES = {
 }
 
 
-def arguments(env: Mapping[str, str]) -> dict[str, Any] | None:
+def find_job(env: Mapping[str, str]) -> dict[str, Any] | None:
     """Those of `jax.distributed.initialize` for this process, less what JAX finds itself; None: it is alone.
 
     JAX finds its place under Slurm, Open MPI 4, GKE, Kubernetes (with the package `kubernetes`) and on a Cloud TPU.
@@ -28,12 +28,12 @@ def arguments(env: Mapping[str, str]) -> dict[str, Any] | None:
             this is one of the pods of a Kubernetes job, and nothing says how many there are.
     """
     given = {argument: env[name] for argument, name in VARIABLES.items() if name in env}
-    if several(env, "OMPI_COMM_WORLD_SIZE") and "OMPI_MCA_orte_hnp_uri" not in env:
+    if are_several(env, "OMPI_COMM_WORLD_SIZE") and "OMPI_MCA_orte_hnp_uri" not in env:
         own = {"num_processes": "SIZE", "process_id": "RANK"}
-        if several(env, "OMPI_COMM_WORLD_LOCAL_SIZE") and "JAX_LOCAL_DEVICE_IDS" not in env:
+        if are_several(env, "OMPI_COMM_WORLD_LOCAL_SIZE") and "JAX_LOCAL_DEVICE_IDS" not in env:
             own["local_device_ids"] = "LOCAL_RANK"  # as JAX has it of Open MPI 4; one process of a host takes all
         given = {argument: _of(env, f"OMPI_COMM_WORLD_{name}") for argument, name in own.items()} | given
-    if not given and not launched(env):
+    if not given and not is_launched(env):
         if "JOB_COMPLETION_INDEX" in env and not env.keys() & {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"}:
             # Alone, each of its pods would train the whole run into the same folder.
             raise UserError(
@@ -42,7 +42,7 @@ def arguments(env: Mapping[str, str]) -> dict[str, Any] | None:
             )
         # JAX notes at import whether there is a TPU, and knows more of it than its environment does.
         return {} if "TPU_SKIP_MDS_QUERY" not in env and env.get("JAX_PLATFORMS", "tpu") != "cpu" else None
-    if given and not launched(env) and not VARIABLES.keys() <= given.keys():
+    if given and not is_launched(env) and not VARIABLES.keys() <= given.keys():
         absent = [name for argument, name in VARIABLES.items() if argument not in given]
         raise UserError(
             f"cannot join the job: {', '.join(f'{VARIABLES.get(k, k)}={v}' for k, v in given.items())}, and no "
@@ -58,26 +58,26 @@ def arguments(env: Mapping[str, str]) -> dict[str, Any] | None:
         raise UserError(
             f"JAX_COORDINATOR_ADDRESS={address!r} is no address", "give process 0's host and a port, as in host0:1234"
         )
-    require_reachable(address, hosts(env))
+    require_reachable(address, list_hosts(env))
     return given
 
 
-def launched(env: Mapping[str, str]) -> bool:
+def is_launched(env: Mapping[str, str]) -> bool:
     """Whether a launcher that JAX knows has started several processes."""
     return (
-        ("SLURM_STEP_NODELIST" in env and several(env, "SLURM_NTASKS"))
-        or several(env, "OMPI_COMM_WORLD_SIZE")
-        or several(env, "MEGASCALE_NUM_SLICES")
+        ("SLURM_STEP_NODELIST" in env and are_several(env, "SLURM_NTASKS"))
+        or are_several(env, "OMPI_COMM_WORLD_SIZE")
+        or are_several(env, "MEGASCALE_NUM_SLICES")
         or "," in env.get("TPU_PROCESS_ADDRESSES", env.get("TPU_WORKER_HOSTNAMES", ""))
         or ({"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= env.keys() and _installed("kubernetes"))
     )
 
 
-def several(env: Mapping[str, str], name: str) -> bool:
+def are_several(env: Mapping[str, str], name: str) -> bool:
     return env.get(name, "1") not in ("", "0", "1")
 
 
-def hosts(env: Mapping[str, str]) -> int:
+def list_hosts(env: Mapping[str, str]) -> int:
     """On how many hosts the job is, as far as its launcher tells; 1 where it does not."""
     size, local = (_count(env, f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "LOCAL_SIZE"))
     workers = env.get("TPU_PROCESS_ADDRESSES", env.get("TPU_WORKER_HOSTNAMES", "")).split(",")

@@ -36,18 +36,18 @@ STOPPED, HOSTS, AGREED, GATHERED, PLACES = (
 )
 
 
-class Job:
+class Membership:
     """From before the processes are joined until this one ends.
 
     Args:
-        timeout: see `processes.start`.
+        timeout: see `peers.start`.
     """
 
     def __init__(self, timeout: float):
         self.timeout, self.state = timeout, distributed.global_state
         self.hosts: dict[int, str] = {}  # of every process, once all are there
         self.agreed = self.gathered = self.rounds = 0  # answers of process 0, of all; looks at the others: all lived
-        self.progress = Progress(self.named)
+        self.progress = Progress(self.process_names)
         self.cause: str | None = None  # why this process must end, ...
         self.code: int | None = None  # and with which code it is about to
         self.over = threading.Event()  # nobody is missed any more
@@ -56,7 +56,7 @@ class Job:
         self.heard = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         # When the coordinator is gone, or others do not come, the library ends the process with abort().
         self.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
-        self.previous = _on_abort(ctypes.cast(self.handler, ctypes.c_void_p))
+        self.previous = _catch_abort(ctypes.cast(self.handler, ctypes.c_void_p))
 
     @property
     def index(self) -> int:
@@ -120,7 +120,7 @@ class Job:
     def barrier(self, name: str, timeout: float) -> None:
         wait = functools.partial(self.client.wait_at_barrier, f"nml_jax/{name}", int(min(timeout, FOREVER) * 1000))
         try:
-            aside(wait)
+            in_thread(wait)
         except jax.errors.JaxRuntimeError as e:
             if late := self._late(str(e)):
                 raise PeerLost(f"{late} did not reach {name!r} within {timeout:g} s") from e
@@ -132,7 +132,7 @@ class Job:
         if self.index == 0:
             self.client.key_value_set(key, json.dumps(value))
             return value
-        return json.loads(aside(lambda: self.client.blocking_key_value_get(key, int(FOREVER * 1000))))
+        return json.loads(in_thread(lambda: self.client.blocking_key_value_get(key, int(FOREVER * 1000))))
 
     def gather(self, value: T, name: str, timeout: float) -> list[T]:
         self.gathered += 1
@@ -159,7 +159,7 @@ class Job:
         print(message, file=sys.stderr, flush=True)
         with contextlib.suppress(jax.errors.JaxRuntimeError, TimeoutError):
             told = json.dumps({"code": code, "words": first_line(words)})
-            aside(lambda: self.client.key_value_set(f"{STOPPED}{self.index}", told), GRACE)
+            in_thread(lambda: self.client.key_value_set(f"{STOPPED}{self.index}", told), GRACE)
             end = time.monotonic() + patience(code, self.timeout) + 2 * TICK
             # The service goes with process 0, and with the service the client of whoever is still there.
             while self.index == 0 and len(self._farewells()) < self.count and time.monotonic() < end:
@@ -174,9 +174,9 @@ class Job:
             self.watch.join(self.timeout)
             end = time.monotonic() + self.timeout
             with contextlib.suppress(jax.errors.JaxRuntimeError, TimeoutError):
-                while self.index == 0 and len(aside(self._live, max(end - time.monotonic(), 0))) > 1:
+                while self.index == 0 and len(in_thread(self._live, max(end - time.monotonic(), 0))) > 1:
                     time.sleep(0.05)
-        _on_abort(self.previous)
+        _catch_abort(self.previous)
 
     # ---- noticing
 
@@ -189,22 +189,22 @@ class Job:
                 farewells = farewells or (self._farewells() if missing else {})  # who is missing may have said why
                 self.look()
             except jax.errors.JaxRuntimeError as e:
-                self.cause = f"{self.named([0])}, the coordinator, does not answer: {first_line(e)}"
+                self.cause = f"{self.process_names([0])}, the coordinator, does not answer: {first_line(e)}"
                 break
             if farewells:
                 # Of several the first cause: others may have ended for its sake.
                 who, said = min(farewells.items(), key=lambda item: item[1]["code"] == PeerLost.exit_code)
-                self.cause = f"{self.named([who])} ended with exit code {said['code']}: {said['words']}"
+                self.cause = f"{self.process_names([who])} ended with exit code {said['code']}: {said['words']}"
                 pause = patience(said["code"], self.timeout)
             elif missing:
-                self.cause = f"{self.named(missing)} {'is' if len(missing) == 1 else 'are'} gone without a word"
+                self.cause = f"{self.process_names(missing)} {'is' if len(missing) == 1 else 'are'} gone without a word"
             self.rounds += 1
         if self.cause is not None and not self.over.wait(pause):
             self.leave(PeerLost.exit_code, f"stopped: {self.cause}", self.cause)
 
     def look(self) -> None:
         """Tell the others how far this process has come; the first says where all stand if nobody moves."""
-        place = self.progress.place()
+        place = self.progress.position()
         if place:
             self.client.key_value_set(f"{PLACES}{self.index}", place, allow_overwrite=True)
         if self.index == 0:
@@ -224,9 +224,9 @@ class Job:
             os._exit(self.code)
         if not self.is_joining:
             if self.hosts and (silence := _silence(self.address)):
-                _end(f"{self.named([0])}, the coordinator, {silence}")
+                _end(f"{self.process_names([0])}, the coordinator, {silence}")
             if self.hosts:
-                own = self.named([self.index])
+                own = self.process_names([self.index])
                 _end(f"a library aborted, as said above; if of a heartbeat, then {own} was without one for too long")
             return
         os.dup2(self.stderr, 2)
@@ -235,7 +235,7 @@ class Job:
             _end(f"{late} did not come within {self.timeout:g} s; see that all were started and reach {self.address}")
         if _silence(self.address):
             own = " (which every host has for itself)" if cluster.is_loopback(self.address) else ""
-            _end(f"{self.named([0])} did not answer at {self.address}{own} within {self.timeout:g} s")
+            _end(f"{self.process_names([0])} did not answer at {self.address}{own} within {self.timeout:g} s")
         sys.stderr.writelines(said)
 
     def _heard(self) -> list[str]:
@@ -249,15 +249,15 @@ class Job:
             return ""
         late = [int(i) for i in re.findall(r"(\d+)\n", found[2])]
         more = self.count - int(found[1]) - len(late)  # it lists but the first of many
-        return self.named(late) + (f" and {more} more" if more > 0 else "")
+        return self.process_names(late) + (f" and {more} more" if more > 0 else "")
 
-    def named(self, processes: Iterable[int]) -> str:
+    def process_names(self, processes: Iterable[int]) -> str:
         """ "processes 2 (its host) and 3 (its host) of 8" """
         known = [f"{i} ({self.hosts[i]})" if i in self.hosts else str(i) for i in sorted(processes)]
         return f"process{'es' if len(known) > 1 else ''} {' and '.join(known)} of {self.count}"
 
 
-def aside(call: Callable[[], T], limit: float | None = None) -> T:
+def in_thread(call: Callable[[], T], limit: float | None = None) -> T:
     """Run what blocks outside of Python in a thread of its own, so that signals are heard meanwhile.
 
     Raises:
@@ -309,7 +309,7 @@ def _silence(address: str) -> str:
     return "does not answer"
 
 
-def _on_abort(handler: Any) -> Any:
+def _catch_abort(handler: Any) -> Any:
     """Set C's handler of SIGABRT and return the one before; Python's own comes too late, as abort() does not return."""
     function = ctypes.CDLL(None).signal
     function.argtypes, function.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p

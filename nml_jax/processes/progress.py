@@ -13,16 +13,16 @@ class Progress:
     """Of one process, and in the first one of all.
 
     Args:
-        named: the words for some processes of the job, such as "processes 2 and 3 of 8".
+        process_names: the words for some processes of the job, such as "processes 2 and 3 of 8".
     """
 
-    def __init__(self, named: Callable[[Iterable[int]], str]):
-        self.named = named
+    def __init__(self, process_names: Callable[[Iterable[int]], str]):
+        self.process_names = process_names
         self.places: list[Callable[[], str]] = []  # of this process, from the outermost to where it is just now
         self.stood: dict[int, str] = {}  # where all were when one last moved, ...
         self.moved, self.said = time.monotonic(), 0  # when that was, and how often it was said
 
-    def place(self) -> str:
+    def position(self) -> str:
         """How far this process has come; "" if it is nowhere."""
         return ": ".join(where() for where in tuple(self.places))  # another thread enters and leaves them
 
@@ -46,19 +46,19 @@ class Progress:
         if len(groups) == 1:
             return f"{'all ' * (len(places) > 1)}in {next(iter(groups))}"
         *few, most = sorted(groups, key=lambda place: len(groups[place]))
-        named = [f"{self.named(groups[place])} in {place}" for place in few]
-        rest = self.named(groups[most]) if len(groups[most]) == 1 else "the others"
+        named = [f"{self.process_names(groups[place])} in {place}" for place in few]
+        rest = self.process_names(groups[most]) if len(groups[most]) == 1 else "the others"
         return "; ".join([*named, f"{rest} in {most}"])
 
 
-def alone() -> Progress:
+def watch_alone() -> Progress:
     """Of a process without others, watched until the program ends."""
     progress = Progress(lambda _: "")
 
     def watch() -> None:
         while True:
             time.sleep(TICK)
-            place = progress.place()
+            place = progress.position()
             progress.see({0: place} if place else {})
 
     threading.Thread(target=watch, daemon=True, name="progress").start()

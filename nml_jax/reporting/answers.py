@@ -5,12 +5,14 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from nml_jax.reporting.cells import Cell
-from nml_jax.reporting.choice import DOMAINS, Contest, named
-from nml_jax.reporting.outcomes import HELD_OUT, from_files, head_path
-from nml_jax.reporting.paired import BLIND, SEEDS, listed
-from nml_jax.reporting.results import DIVERGED, MEAN, Key, Study
-from nml_jax.training import methods
+from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, method_key
+from nml_jax.reporting.statistics.compare import HELD_OUT, from_files
+from nml_jax.reporting.statistics.paired import BLIND, SEEDS, listed
+from nml_jax.reporting.statistics.studies import MEAN, Key, Study
+from nml_jax.runs.finished import FinishedRun
+from nml_jax.runs.heads import head_path
+from nml_jax.runs.rows import DIVERGED
+from nml_jax.tuning import methods
 
 FEW = 10  # epochs; after fewer heads still became better on the text features of the README
 
@@ -148,7 +150,7 @@ def _left(c: Contest) -> tuple[int, int, int] | None:
     if not (steps := first.value("tune.steps")) or not rows or c.task == MEAN:
         return None
     batch, asked = first.config["tune.batch"], first.config["tune.epochs"]
-    epochs, per_epoch = methods.epochs(rows, batch=batch, epochs=asked, steps=steps)
+    epochs, per_epoch = methods.count_epochs(rows, batch=batch, epochs=asked, steps=steps)
     return None if epochs == asked else (epochs, per_epoch, rows)
 
 
@@ -170,7 +172,7 @@ def head_file(c: Contest) -> str:
         if row.stage == "tune" and path.is_file():
             path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
             which = f"The head of the first of {len(sources)} seeds" if len(sources) > 1 else "The head"
-            return f"{which}, applied to features: python -m nml_jax.stages.predict {shlex.quote(str(path))} FEATURES"
+            return f"{which}, applied to features: python -m nml_jax.predict {shlex.quote(str(path))} FEATURES"
     return ""
 
 
@@ -200,14 +202,14 @@ def caution(c: Contest) -> str:
 
 def _by_gradient(method: str) -> bool:
     """Whether it is a head of the stage tune whose schedule `tune.epochs` and `tune.steps` are."""
-    kind = methods.METHODS.get(named(method))
+    kind = methods.METHODS.get(method_key(method))
     return kind is not None and not kind.probe
 
 
-def _settings(cell: Cell, method: str) -> int:
+def _settings(cell: FinishedRun, method: str) -> int:
     """How many settings a method chose among in a run; 1 where an older one does not say."""
-    kind = methods.METHODS.get(named(method))
-    grids = ["finetune.lrs"] if kind is None else [f"tune.{key}" for key in methods.grid(named(method))]
+    kind = methods.METHODS.get(method_key(method))
+    grids = ["finetune.lrs"] if kind is None else [f"tune.{key}" for key in methods.make_grid(method_key(method))]
     return math.prod(len(cell.value(key) or (None,)) for key in grids)
 
 

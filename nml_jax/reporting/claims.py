@@ -4,9 +4,9 @@ import itertools
 import math
 from typing import NamedTuple
 
-from nml_jax.reporting.outcomes import Side, compared, unvalidated
-from nml_jax.reporting.paired import BLIND, SEEDS, Comparison, listed
-from nml_jax.reporting.results import MEAN, METHODS, Key, Study
+from nml_jax.reporting.statistics.compare import Side, compared, unvalidated
+from nml_jax.reporting.statistics.paired import BLIND, SEEDS, Comparison, listed
+from nml_jax.reporting.statistics.studies import MEAN, METHODS, Key, Study
 
 REFERENCES = (METHODS["lbfgs"], METHODS["linear"])  # what heads are compared with: the first that is there
 ZERO_SHOT = "zero-shot"

@@ -6,14 +6,15 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from nml_jax.data import catalogue
-from nml_jax.reporting import answers, outcomes
-from nml_jax.reporting.choice import Contest, full_name
+from nml_jax.reporting import answers
 from nml_jax.reporting.markup import Best, Lines, Prose, folded, paragraph, table
-from nml_jax.reporting.outcomes import Side
-from nml_jax.reporting.paired import DASH, MINUS, PERCENT, over_seeds, stat, unit, wilson
-from nml_jax.reporting.results import MEAN, Key, Study
+from nml_jax.reporting.statistics import compare
+from nml_jax.reporting.statistics.choose_method import Contest, full_name
+from nml_jax.reporting.statistics.compare import Side
+from nml_jax.reporting.statistics.paired import DASH, MINUS, PERCENT, over_seeds, stat, unit, wilson
+from nml_jax.reporting.statistics.studies import MEAN, Key, Study
 from nml_jax.reporting.tables import MODES, SCORES, SPECTRA, shown
+from nml_jax.tasks import catalogue
 
 METRICS = {name: SCORES[name] for name in ("accuracy", "macro_f1", "mean_per_class")}
 MEANINGS = {
@@ -107,7 +108,7 @@ def _others(contest: Contest, prefix: str) -> str:
                 own = f"{PERCENT.number(low)} to {PERCENT.number(high)}" if not math.isnan(low) else DASH
                 line = [method, shown(contest.stat(method, test, metric), metric), own]
                 if method != contest.reference:
-                    c = outcomes.compared(contest.study, "", Side(keys[contest.reference]), Side(key))
+                    c = compare.compared(contest.study, "", Side(keys[contest.reference]), Side(key))
                     line += [c.unit.signed(c.difference) if c.n else DASH, c.interval()]
                 lines.append([*line, *[DASH] * (5 - len(line))])
             groups[f"{name}, {METRICS[metric]}"] = lines
@@ -122,7 +123,7 @@ def _others(contest: Contest, prefix: str) -> str:
 
 def _redrawn(contest: Contest, test: Key) -> float:
     """The share of rows that each seed holds out anew to test on."""
-    return outcomes.redrawn(contest.study, test._replace(method=contest.reference))
+    return compare.redrawn(contest.study, test._replace(method=contest.reference))
 
 
 def _metrics(contest: Contest) -> list[str]:
@@ -179,7 +180,10 @@ def diagnosis(study: Study, task: str, prefix: str) -> str:
     found = [(cell.name, entry) for cell in study.cells for entry in cell.diagnosis if entry["task"] == task]
     if not found:
         return ""
-    from nml_jax.diagnosis import BUDGET, NAMES  # brings scikit-learn
+    from nml_jax.tuning.diagnosis import (
+        BUDGET,
+        NAMES,  # brings scikit-learn
+    )
 
     once = len(found) > 1 and all(entry == found[0][1] for _, entry in found)  # a training file has no seeds
     runs = [("all", found[0][1])] if once else found

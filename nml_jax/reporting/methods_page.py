@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nml_jax.reporting import answers, claims, figures, markup, method_tables
-from nml_jax.reporting.choice import DOMAINS, Contest, from_files, full_name
-from nml_jax.reporting.paired import listed
-from nml_jax.reporting.results import MEAN, Study
+from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, full_name
+from nml_jax.reporting.statistics.compare import from_files
+from nml_jax.reporting.statistics.paired import listed
+from nml_jax.reporting.statistics.studies import MEAN, Study
 
 LEADING = 3  # answers; of more, all but the first are folded
 

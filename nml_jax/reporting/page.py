@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from nml_jax import __version__
-from nml_jax.reporting import choice, claims, figures, methods_page, tables
-from nml_jax.reporting.choice import from_files
+from nml_jax.reporting import claims, figures, methods_page, tables
 from nml_jax.reporting.markup import paragraph
-from nml_jax.reporting.paired import SEEDS, listed, unit
-from nml_jax.reporting.results import FILES, MEAN, Key, Study
+from nml_jax.reporting.statistics import choose_method
+from nml_jax.reporting.statistics.compare import from_files
+from nml_jax.reporting.statistics.paired import SEEDS, listed, unit
+from nml_jax.reporting.statistics.studies import FILES, MEAN, Key, Study
 
 LIMIT = 1_900_000  # bytes of a page; what would exceed it is left out, figures of the last tasks first
 RULE = (
@@ -96,7 +97,7 @@ def _contents(studies: Sequence[Study]) -> str:
 
 def _texts(study: Study, number: int, of: int) -> tuple[str, str]:
     """What stands before a study's figures, and after them."""
-    tasks, contests = _tasks(study), choice.contests(study)
+    tasks, contests = _tasks(study), choose_method.contests(study)
     alone = "Which method to use" if contests else "What this shows"
     opening = f'<h2 id="study-{number}">{escape(alone if of == 1 else study.title)}</h2>\n'
     if contests or from_files(study):
@@ -132,7 +133,7 @@ def _tasks(study: Study) -> list[tuple[str, str]]:
 
 
 def _figures(study: Study, name: str) -> Iterator[str]:
-    contests = choice.contests(study)
+    contests = choose_method.contests(study)
     compared = bool(contests) or from_files(study)
     if compared:
         yield from methods_page.drawn(study, contests, name)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from nml_jax import goodput, log
 from nml_jax.reporting import claims
-from nml_jax.reporting.cells import Cell
 from nml_jax.reporting.markup import Lines, folded, table
-from nml_jax.reporting.paired import DASH, MINUS, Comparison, Stat, unit
-from nml_jax.reporting.results import MEAN, NOISE, REPLICATE, Key, Study, titled
+from nml_jax.reporting.statistics.paired import DASH, MINUS, Comparison, Stat, unit
+from nml_jax.reporting.statistics.studies import MEAN, NOISE, REPLICATE, Key, Study, titled
+from nml_jax.runs import goodput
+from nml_jax.runs.files import QUARANTINE
+from nml_jax.runs.finished import FinishedRun
 from nml_jax.settings import NOT_IDENTITY
 
 SCORES = {"accuracy": "accuracy", "top5": "top-5", "macro_f1": "macro-F1", "mean_per_class": "mean per class"}
@@ -159,7 +160,7 @@ def pretraining(study: Study) -> str:
 # ---- what was run
 
 
-def ledgers(cells: Sequence[Cell]) -> str:
+def ledgers(cells: Sequence[FinishedRun]) -> str:
     hashes = list(dict.fromkeys(key for cell in cells for key, value in cell.ledger.items() if _is_hash(value)))
     lines = []
     for cell in cells:
@@ -177,7 +178,7 @@ def _is_hash(value: Any) -> bool:
     return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
-def times(cells: Sequence[Cell]) -> str:
+def times(cells: Sequence[FinishedRun]) -> str:
     stages = list(dict.fromkeys(stage for cell in cells for stage in cell.run["stages"]))
     lines, total = [], Counter[str]()
     for cell in cells:
@@ -191,13 +192,13 @@ def times(cells: Sequence[Cell]) -> str:
     return folded(f"Time of all runs together: {shown_total}", content)
 
 
-def goodput_of(cells: Sequence[Cell]) -> str:
+def goodput_of(cells: Sequence[FinishedRun]) -> str:
     """Where the wall time of pre-training went, and what was left out; nothing for runs that did not record it."""
     lines, total = [], Counter[str]()
     for cell in cells:
         if (of := goodput.read(cell.folder)) is not None:
             total.update(of.seconds)
-            undecodable = cell.folder / log.QUARANTINE
+            undecodable = cell.folder / QUARANTINE
             left_out = len(undecodable.read_text("utf-8").splitlines()) if undecodable.exists() else 0
             parts = [f"{of.seconds[part]:,.1f}" for part in of.seconds]
             counts = [f"{of.sessions}", f"{of.skipped}", f"{left_out}"]

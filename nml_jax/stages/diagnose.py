@@ -10,9 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import diagnosis, errors, log, settings
-from nml_jax.data.shares import stratified
-from nml_jax.stages import feature_sets, features
+from nml_jax import console, errors, settings
+from nml_jax.assembly.feature_files import read_training_file
+from nml_jax.assembly.feature_sets import open_feature_sets
+from nml_jax.data.stratify import draw_stratified
+from nml_jax.runs.files import write_json
+from nml_jax.runs.rows import Row, write_rows
+from nml_jax.tuning import diagnosis
 
 VERSION = 4
 KEYS = ("seed", "downstream", "extract", "features", "diagnose")
@@ -34,16 +38,16 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     """
     if jax.process_index() > 0:
         return ""
-    rows: list[log.Row] = []
+    rows: list[Row] = []
     told = []
-    for found in feature_sets.opened(config, workdir):
+    for found in open_feature_sets(config, workdir):
         if config.features.train:
-            whole, *_ = features.training_file(config.features)
-            result = _of_file(whole.fingerprint, *settings.frozen(config.features, config.diagnose))
+            whole, *_ = read_training_file(config.features)
+            result = _diagnose_file(whole.fingerprint, *settings.freeze_sections(config.features, config.diagnose))
         else:
-            result = _examined(found.train.features, found.train.labels, config.diagnose, config.seed)
+            result = _diagnose_sample(found.train.features, found.train.labels, config.diagnose, config.seed)
         if result.untold:
-            log.say(f"{workdir.name}: {found.task} {result.verdict}")
+            console.notice(f"{workdir.name}: {found.task} {result.verdict}")
         known = {name: value for name, value in result.measures.items() if np.isfinite(value)}
         fields = dataclasses.asdict(dataclasses.replace(result, measures=known))
         interval = [] if result.untold else result.interval
@@ -51,26 +55,26 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                      **fields, "interval": interval})  # fmt: skip
         shared = {**found.origin, "stage": "diagnose", "task": found.task, "split": "train", "domain": "id",
                   "layer": found.layer, "n_train": result.n}  # fmt: skip
-        rows += [log.Row(**shared, metric=f"diagnosis/{name}", value=value) for name, value in known.items()]
+        rows += [Row(**shared, metric=f"diagnosis/{name}", value=value) for name, value in known.items()]
         if not result.untold:
-            rows.append(log.Row(**shared, metric="diagnosis/gain", value=result.difference))
-    with errors.storage(workdir):
-        log.write_json(workdir / "diagnosis.json", told)
-        log.write_rows(workdir, "diagnose", rows)
-    return settings.sha([[row.metric, row.value] for row in rows])
+            rows.append(Row(**shared, metric="diagnosis/gain", value=result.difference))
+    with errors.storing(workdir):
+        write_json(workdir / "diagnosis.json", told)
+        write_rows(workdir, "diagnose", rows)
+    return settings.hash_json([[row.metric, row.value] for row in rows])
 
 
-def _examined(source: Any, labels: np.ndarray, keys: Any, seed: int) -> diagnosis.Diagnosis:
-    chosen = stratified(labels, min(1.0, CAP / len(labels)), seed)
+def _diagnose_sample(source: Any, labels: np.ndarray, keys: Any, seed: int) -> diagnosis.Diagnosis:
+    chosen = draw_stratified(labels, min(1.0, CAP / len(labels)), seed)
     own = source.rows(chosen)[:, 0]
-    return diagnosis.examined(own, labels[chosen], folds=keys.folds, rows=keys.rows, seed=seed)
+    return diagnosis.diagnose_checked(own, labels[chosen], folds=keys.folds, rows=keys.rows, seed=seed)
 
 
 @functools.lru_cache(maxsize=4)
-def _of_file(fingerprint: str, keys: Any, diagnose: Any) -> diagnosis.Diagnosis:
+def _diagnose_file(fingerprint: str, keys: Any, diagnose: Any) -> diagnosis.Diagnosis:
     """Of the file that the section `features` trains on; `fingerprint` is that of its content."""
-    whole, _, labels = features.training_file(keys)
-    return _examined(whole, labels, diagnose, seed=0)
+    whole, _, labels = read_training_file(keys)
+    return _diagnose_sample(whole, labels, diagnose, seed=0)
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:

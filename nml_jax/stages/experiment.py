@@ -10,9 +10,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from nml_jax import log, settings, stages
-from nml_jax.errors import UserError, storage
-from nml_jax.reporting.cells import runs_of
+from nml_jax import settings
+from nml_jax.errors import UserError, storing
+from nml_jax.runs.files import write_json
+from nml_jax.runs.finished import list_runs
+from nml_jax.runs.record import read_record
+from nml_jax.stages import runner
 
 SHOWN = 3  # differing keys in the message
 
@@ -27,7 +30,7 @@ def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write
         UserError: the folder belongs to another config, is damaged, or cannot be written.
     """
     path = workdir / "experiment.json"
-    mine = {"config": settings.identity(config, settings.axes_of(config))}
+    mine = {"config": settings.shared_identity(config, settings.axes_of(config))}
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file", "give the experiment a folder with --workdir=DIR")
     if path.exists() and _has_results(workdir):
@@ -36,30 +39,30 @@ def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write
         missing = object()
         differ = sorted(k for k in keys if theirs.get(k, missing) != mine["config"].get(k, missing))
         redone, kept = set(), set()
-        ran = {name for run in runs_of(workdir) for name in stages.read_record(run)["stages"]} | {*config.stages}
-        for name in (name for name in stages.STAGES if name in ran):
-            (redone if redone or name in force else kept).update(stages.module(name).KEYS)
+        ran = {name for run in list_runs(workdir) for name in read_record(run)["stages"]} | {*config.stages}
+        for name in (name for name in runner.STAGES if name in ran):
+            (redone if redone or name in force else kept).update(runner.module(name).KEYS)
         redone -= kept
         if strange := [key for key in differ if key.split(".")[0] not in redone]:
             shown = "; ".join(
                 f"{k} is {theirs.get(k)!r} there, {mine['config'].get(k)!r} here" for k in strange[:SHOWN]
             )
             more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""
-            stage = next((n for n in stages.STAGES if strange[0].split(".")[0] in stages.module(n).KEYS), None)
+            stage = next((n for n in runner.STAGES if strange[0].split(".")[0] in runner.module(n).KEYS), None)
             redo = f", or redo what follows from them with --force={stage}" if stage else ""
             raise UserError(f"{workdir} belongs to another config: {shown}{more}", f"give another --workdir{redo}")
     if write:
-        with storage(workdir):
-            log.write_json(path, mine)
+        with storing(workdir):
+            write_json(path, mine)
 
 
 def open_run(workdir: Path, name: str, config: ConfigDict, *, write: bool = True) -> Path:
     """The folder of a run, with its `config.json`."""
     folder = workdir / name
     if write:
-        with storage(folder):
+        with storing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            log.write_json(folder / "config.json", settings.to_json(config))
+            write_json(folder / "config.json", settings.to_json(config))
     return folder
 
 
@@ -67,8 +70,8 @@ def _has_results(workdir: Path) -> bool:
     """Whether a run below has finished a stage or saved a checkpoint."""
     return any(
         any((run / "checkpoints").glob("[0-9]*"))
-        or any("output" in record for record in stages.read_record(run)["stages"].values())
-        for run in runs_of(workdir)
+        or any("output" in record for record in read_record(run)["stages"].values())
+        for run in list_runs(workdir)
     )
 
 

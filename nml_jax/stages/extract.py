@@ -13,11 +13,16 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, log, models, processes, runtime, settings, spectrum
-from nml_jax.data import banks, tasks
-from nml_jax.stages import encoder, evaluation
-from nml_jax.stages.encoder import provenance
-from nml_jax.stages.feature_sets import BLOCK, singular_values, spectrum_entry, spectrum_rows
+from nml_jax import errors, models, runtime, settings, spectrum
+from nml_jax.assembly import encoder, evaluators
+from nml_jax.assembly.encoder import describe_origin
+from nml_jax.assembly.feature_sets import BLOCK
+from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
+from nml_jax.data.features import banks
+from nml_jax.processes import peers
+from nml_jax.runs.files import write_json
+from nml_jax.runs.rows import Row, read_rows, write_rows
+from nml_jax.tasks.classification import Test, check_tasks, load_task
 
 VERSION = 1
 KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract")
@@ -37,18 +42,18 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     """
     frozen = encoder.load(config, workdir, mesh)
     encode = _encode(frozen.model, config.extract.layers, mesh)
-    origin = provenance(config, frozen.ledger, run=workdir.name, step=frozen.step, weights=config.extract.weights)
-    rows: list[log.Row] = []
+    origin = describe_origin(config, frozen.ledger, run=workdir.name, step=frozen.step, weights=config.extract.weights)
+    rows: list[Row] = []
     spectra: list[dict[str, Any]] = []
     written: dict[str, str] = {}
     for name in config.downstream.tasks:
-        task = tasks.load(name, config)
-        train = tasks.Test(task.name + "/train", "id", task.train)
+        task = load_task(name, config)
+        train = Test(task.name + "/train", "id", task.train)
         for test in (train, *task.tests):
             split = "train" if test is train else test.split
             folder = workdir / "banks" / task.name / split
-            key = bank_key(config, frozen, test, views=config.extract.views if test is train else 1)
-            if not runtime.agree(banks.find(folder, key) is not None):
+            key = make_bank_key(config, frozen, test, views=config.extract.views if test is train else 1)
+            if not peers.agree(banks.find(folder, key) is not None):
                 extract(config, frozen, encode, mesh, test, folder, key, is_train=test is train)
             if jax.process_index() > 0:
                 continue
@@ -60,29 +65,29 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                     blocks = (block[:, 0] for _, block in features.blocks(BLOCK))
                     s = singular_values(blocks, len(features), features.dim, mode)
                     where = {"task": task.name, "split": split, "domain": test.domain, "layer": layer}
-                    spectra.append(spectrum_entry(s, **where, mode=mode))
-                    rows += spectrum_rows(s, **origin, **where, stage="extract", spectrum_mode=mode, n_test=len(bank),
+                    spectra.append(make_entry(s, **where, mode=mode))
+                    rows += make_rows(s, **origin, **where, stage="extract", spectrum_mode=mode, n_test=len(bank),
                                           views=config.extract.views if test is train else 1)  # fmt: skip
     if jax.process_index() == 0:
-        with errors.storage(workdir):
-            log.write_json(workdir / "spectra.json", spectra)
-            log.write_rows(workdir, "extract", rows)
-    return settings.sha(written)
+        with errors.storing(workdir):
+            write_json(workdir / "spectra.json", spectra)
+            write_rows(workdir, "extract", rows)
+    return settings.hash_json(written)
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
-    known = encoder.layers(encoder.build(config, num_classes=config.data.num_classes or 1))
+    known = encoder.list_layers(encoder.build(config, num_classes=config.data.num_classes or 1))
     if unknown := [layer for layer in config.extract.layers if layer not in known]:
         raise errors.UserError(f"no layer {unknown[0]!r}", f"extract.layers takes {', '.join(known)}")
-    tasks.check(config, data=data)
+    check_tasks(config, data=data)
     for mode in config.extract.spectra:
         spectrum.preset(mode)
 
 
 def intact(workdir: Path) -> bool:
     """Whether the singular values, and the banks that the rows speak of, are there."""
-    splits = {(row.task, row.split) for row in log.read_rows(workdir) if row.stage == "extract"}
+    splits = {(row.task, row.split) for row in read_rows(workdir) if row.stage == "extract"}
     kept = [workdir / "banks" / task / split / "index.json" for task, split in splits]
     return all(path.exists() for path in (workdir / "spectra.json", *kept))
 
@@ -100,10 +105,10 @@ def _encode(model: models.Model, layers: tuple[str, ...], mesh: Mesh) -> Encode:
         outputs, _ = model.apply(params, model_state, batch, train=False, key=None)
         return {layer: outputs[layer].reshape(len(outputs[layer]), -1).astype("float32") for layer in layers}
 
-    return runtime.jit(encode, mesh, out_shardings=runtime.replicated(mesh))
+    return runtime.jit(encode, mesh, out_shardings=runtime.replicated_sharding(mesh))
 
 
-def bank_key(config: ConfigDict, frozen: encoder.Encoder, test: tasks.Test, *, views: int) -> str:
+def make_bank_key(config: ConfigDict, frozen: encoder.Encoder, test: Test, *, views: int) -> str:
     """Identity of all that a bank's numbers depend on."""
     drawn = config.seed if views > 1 or test.shift else None
     parts = [
@@ -116,9 +121,9 @@ def bank_key(config: ConfigDict, frozen: encoder.Encoder, test: tasks.Test, *, v
         drawn,
         config.extract.layers,
     ]
-    parts += [scoring(test)] if scoring(test) else []
+    parts += [scoring_arguments(test)] if scoring_arguments(test) else []
     seen = {"augment": config.augment, "model": config.model, "image_size": config.data.image_size}
-    return settings.sha(json.loads(json.dumps([parts, {k: v.to_dict() if hasattr(v, "to_dict") else v
+    return settings.hash_json(json.loads(json.dumps([parts, {k: v.to_dict() if hasattr(v, "to_dict") else v
                                                        for k, v in seen.items()}])))  # fmt: skip
 
 
@@ -127,7 +132,7 @@ def extract(
     frozen: encoder.Encoder,
     encode: Encode,
     mesh: Mesh,
-    test: tasks.Test,
+    test: Test,
     folder: Path,
     key: str,
     *,
@@ -135,23 +140,23 @@ def extract(
 ) -> None:
     """Run the encoder over a split; the first process writes the bank."""
     views = range(1, config.extract.views + 1) if is_train and config.extract.views > 1 else (None,)
-    passes = [encoded(config, frozen, encode, mesh, test, view) for view in views]
+    passes = [encode_split(config, frozen, encode, mesh, test, view) for view in views]
 
     def blocks() -> Iterator[Mapping[str, np.ndarray]]:
         for several in zip(*passes, strict=True):
             rows = {layer: np.stack([one[layer] for one in several], 1) for layer in config.extract.layers}
             yield rows | {"label": several[0]["label"], "id": several[0]["id"]}
 
-    with processes.at(test.split):
+    with peers.at(test.split):
         if jax.process_index() > 0:
             collections.deque(blocks(), maxlen=0)  # takes its part in every step
             return
         source = test.source
         named = {"num_classes": source.num_classes, "class_names": source.class_names}
-        banks.write(folder, blocks(), key=key, **named, scoring=scoring(test))
+        banks.write(folder, blocks(), key=key, **named, scoring=scoring_arguments(test))
 
 
-def scoring(test: tasks.Test) -> dict[str, Any]:
+def scoring_arguments(test: Test) -> dict[str, Any]:
     """The arguments of `evals.mapped.Scorer` for tests of other classes and of frames; empty for all others."""
     out: dict[str, Any] = {"class_map": [list(ids) for ids in test.class_map]} if test.class_map else {}
     if test.frames:
@@ -159,12 +164,12 @@ def scoring(test: tasks.Test) -> dict[str, Any]:
     return json.loads(json.dumps(out))
 
 
-def encoded(
-    config: ConfigDict, frozen: encoder.Encoder, encode: Encode, mesh: Mesh, test: tasks.Test, view: int | None
+def encode_split(
+    config: ConfigDict, frozen: encoder.Encoder, encode: Encode, mesh: Mesh, test: Test, view: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
     """Blocks of features, labels and ids in source order, padding removed."""
     put, drawn = runtime.put_batch(mesh), {"shift": test.shift, "view": view, "seed": config.seed}
-    batches = evaluation.images(config, mesh, test.source, batch=config.extract.batch, **drawn)
+    batches = evaluators.read_images(config, mesh, test.source, batch=config.extract.batch, **drawn)
     for batch in batches:
         placed = put(batch)
         features = jax.device_get(encode(frozen.params, frozen.model_state, {"image": placed["image"]}))

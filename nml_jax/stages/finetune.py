@@ -22,23 +22,25 @@ import safetensors.numpy
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, log, runtime, settings
-from nml_jax.data import tasks
-from nml_jax.data.shares import stratified
+from nml_jax import errors, runtime, settings
+from nml_jax.assembly import encoder, evaluators
+from nml_jax.data.stratify import draw_stratified
 from nml_jax.evals import collect, mapped
-from nml_jax.reporting import outcomes
-from nml_jax.stages import encoder, evaluation
-from nml_jax.stages.finetune_runs import (
+from nml_jax.processes import peers
+from nml_jax.runs.heads import correct_path, write_correct
+from nml_jax.runs.rows import Row, has_rows, read_rows, write_rows
+from nml_jax.stages.finetune_search import (
+    FinetuneSetup,
     Heads,
-    Site,
     Trained,
-    chosen_and_trained,
-    initial_heads,
-    setting_name,
-    training_config,
+    choose_and_train,
+    make_initial_heads,
+    make_training_config,
+    name_setting,
 )
+from nml_jax.tasks.classification import check_tasks, load_task
 from nml_jax.training import checkpoint, finetune, lora
-from nml_jax.training.holdout import check_choices
+from nml_jax.tuning.holdout import check_choices
 
 VERSION = 3
 KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract", "zeroshot", "tune", "finetune")
@@ -58,50 +60,52 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     params, model_state = runtime.fetch((frozen.params, frozen.model_state), mesh)
     weights = {name: x for name, x in params.items() if name != "head"}, model_state
     where = {"run": workdir.name, "step": frozen.step, "weights": config.extract.weights}
-    origin = encoder.provenance(config, frozen.ledger, **where)
-    rows: list[log.Row] = []
+    origin = encoder.describe_origin(config, frozen.ledger, **where)
+    rows: list[Row] = []
     for name in config.downstream.tasks:
-        task = tasks.load(name, config)
+        task = load_task(name, config)
         for share in config.finetune.shares:
-            for seed in settings.seeds(config.seed, config.finetune.seeds):
-                kept = stratified(task.train.labels, share, config.seed)
-                site = Site(config=training_config(config, seed), mesh=mesh, frozen=frozen, weights=weights, task=task,
-                            rows=kept, share=share, folder=workdir / "finetune" / task.name)  # fmt: skip
-                start = initial_heads(site)
+            for seed in settings.repetition_seeds(config.seed, config.finetune.seeds):
+                kept = draw_stratified(task.train.labels, share, config.seed)
+                setup = FinetuneSetup(
+                    config=make_training_config(config, seed), mesh=mesh, frozen=frozen, weights=weights, task=task,
+                    rows=kept, share=share, folder=workdir / "finetune" / task.name,
+                )  # fmt: skip
+                start = make_initial_heads(setup)
                 for method in config.finetune.methods:
                     for terms in config.finetune.terms:
-                        rows += tuned(site, method, terms, start, origin)
+                        rows += tune_setting(setup, method, terms, start, origin)
     if jax.process_index() == 0:
-        with errors.storage(workdir):
-            log.write_rows(workdir, "finetune", rows)
+        with errors.storing(workdir):
+            write_rows(workdir, "finetune", rows)
             for probe in (workdir / "finetune").glob(f"*/{finetune.PROBE},*"):
                 shutil.rmtree(probe)
-    return settings.sha([[row.metric, row.task, row.split, row.method, row.preset, row.value] for row in rows])
+    return settings.hash_json([[row.metric, row.task, row.split, row.method, row.preset, row.value] for row in rows])
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     finetune.check(config.finetune)
     runtime.check_batch(config.finetune.batch, mesh, "finetune.batch")
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
-    tasks.check(config, data=data)
+    check_tasks(config, data=data)
     model = encoder.build(config, num_classes=0)
     if config.finetune.head_init == "zeroshot":
         cure = "set finetune.head_init to fresh or probe"
-        evaluation.check_described(config, "finetune.head_init=zeroshot", cure, data=data)
+        evaluators.check_described(config, "finetune.head_init=zeroshot", cure, data=data)
     choices = {"finetune.lrs": config.finetune.lrs}
     if config.finetune.head_init == finetune.PROBE:
         choices["tune.lrs"] = config.tune.lrs
     check_choices(config.tune.validation, choices)
     if "lora" in config.finetune.methods:
         how = {key: config.finetune[key] for key in ("rank", "alpha", "targets")}
-        _ = lora.adapt(model, **how).shapes  # raises where the targets match nothing
+        _ = lora.adapt_model(model, **how).shapes  # raises where the targets match nothing
 
 
 def intact(workdir: Path) -> bool:
     """Whether the tuned models that the rows speak of are there."""
-    rows = [row for row in log.read_rows(workdir) if row.stage == "finetune"]
-    names = {(row.task, setting_name(row.method, row.preset, row.train_share, row.head_seed)) for row in rows}
-    kept = {outcomes.place(workdir, vars(row)) for row in rows}
+    rows = [row for row in read_rows(workdir) if row.stage == "finetune"]
+    names = {(row.task, name_setting(row.method, row.preset, row.train_share, row.head_seed)) for row in rows}
+    kept = {correct_path(workdir, vars(row)) for row in rows}
     models = (checkpoint.steps(workdir / "finetune" / task / name / "checkpoints") for task, name in names)
     return all(path.is_file() for path in kept) and all(models)
 
@@ -115,36 +119,36 @@ def forget(workdir: Path) -> None:
 # ---- one setting
 
 
-def tuned(site: Site, method: str, terms: str, heads: Heads, origin: dict[str, Any]) -> list[log.Row]:
+def tune_setting(setup: FinetuneSetup, method: str, terms: str, heads: Heads, origin: dict[str, Any]) -> list[Row]:
     """Choose the learning rate, train, keep the result, and score it; what was finished before is read again."""
-    folder, config = site.place(method, terms), site.config.finetune
+    folder, config = setup.setting_folder(method, terms), setup.config.finetune
     shared = {
-        **origin, "stage": "finetune", "task": site.task.name, "n_train": len(site.rows), "train_share": site.share,
-        "downstream_noise": 0.0, "method": method, "preset": site.preset(terms), "head_seed": site.config.seed,
+        **origin, "stage": "finetune", "task": setup.task.name, "n_train": len(setup.rows), "train_share": setup.share,
+        "downstream_noise": 0.0, "method": method, "preset": setup.preset(terms), "head_seed": setup.config.seed,
     }  # fmt: skip
-    kept = outcomes.place(site.folder.parents[1], shared)
+    kept = correct_path(setup.folder.parents[1], shared)
     whole = kept.is_file() and bool(checkpoint.steps(folder / "checkpoints"))
-    if runtime.agree(whole and (folder / "rows.jsonl").exists()):
-        return log.read_rows(folder)
-    done = chosen_and_trained(site, method, terms, config.lrs, heads)
+    if peers.agree(whole and has_rows(folder)):
+        return read_rows(folder)
+    done = choose_and_train(setup, method, terms, config.lrs, heads)
     start = finetune.merged(done.begin(), config)
-    start[0]["encoder"], start[1]["encoder"] = site.weights  # as it was, without NoisyTune's perturbation
-    end = finetune.merged(runtime.fetch((done.state.params, done.state.model_state), site.mesh), config)
-    keep(site, folder, end, done)
+    start[0]["encoder"], start[1]["encoder"] = setup.weights  # as it was, without NoisyTune's perturbation
+    end = finetune.merged(runtime.fetch((done.state.params, done.state.model_state), setup.mesh), config)
+    keep(setup, folder, end, done)
     hyper, rows = {"lr": done.lr, "weight_decay": config.weight_decay}, []
     right: dict[str, np.ndarray] = {}
     for share in (None, *config.wise):
         weights = end if share is None else finetune.interpolate(start, end, share)
-        found, correct = scores(site, weights)
+        found, correct = score_setting(setup, weights)
         right = right or correct  # of the result, which is the first
         more = {} if share is None else {"wise_alpha": share}
         mark = "" if share is None else f"@wise={share:g}"
-        rows += [log.Row(**shared, **fields, metric=metric + mark, hyper=hyper | more)
+        rows += [Row(**shared, **fields, metric=metric + mark, hyper=hyper | more)
                  for metric, fields in found]  # fmt: skip
     if jax.process_index() == 0:
-        outcomes.write(kept, right)
-        with errors.storage(folder):
-            log.write_rows(folder, "finetune", rows)
+        write_correct(kept, right)
+        with errors.storing(folder):
+            write_rows(folder, "finetune", rows)
             for name in ("training", "search"):
                 if (folder / name).exists():
                     shutil.rmtree(folder / name)
@@ -154,29 +158,29 @@ def tuned(site: Site, method: str, terms: str, heads: Heads, origin: dict[str, A
 # ---- its result
 
 
-def keep(site: Site, folder: Path, end: tuple[Any, Any], done: Trained) -> None:
+def keep(setup: FinetuneSetup, folder: Path, end: tuple[Any, Any], done: Trained) -> None:
     """Write the tuned classifier as an ordinary checkpoint, and its head where the model has no place for it."""
-    (params, model_state), config = end, site.config
+    (params, model_state), config = end, setup.config
     head, num_classes = params["head"], 0
     params, model_state = params["encoder"], model_state["encoder"]
     if config.finetune.head == "linear" and not encoder.has_text(config):
-        params, num_classes = {**params, "head": head["classifier"]}, site.task.num_classes
+        params, num_classes = {**params, "head": head["classifier"]}, setup.task.num_classes
     elif jax.process_index() == 0:
         leaves = jax.tree_util.tree_leaves_with_path((head, end[1]["head"]))
         named = {jax.tree_util.keystr(p[1:], simple=True, separator="/"): np.asarray(x) for p, x in leaves}
-        with errors.storage(folder):
+        with errors.storing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             safetensors.numpy.save_file(named, folder / "head.safetensors")
-    ledger = site.frozen.ledger
+    ledger = setup.frozen.ledger
     meta = {
         "config": settings.to_json(config), "ledger": ledger.to_dict() if ledger else None, "lr": done.lr,
-        "num_classes": num_classes, "task": site.task.name, "class_names": list(site.task.train.class_names),
-        "environment": runtime.environment(),
+        "num_classes": num_classes, "task": setup.task.name, "class_names": list(setup.task.train.class_names),
+        "environment": runtime.describe_environment(),
     }  # fmt: skip
     result = checkpoint.Checkpoints(folder / "checkpoints", every=1, keep=1, keep_every=0, meta=meta)
     try:
-        if not runtime.agree(bool(checkpoint.steps(folder / "checkpoints"))):
-            placed = runtime.place((params, model_state), site.mesh)
+        if not peers.agree(bool(checkpoint.steps(folder / "checkpoints"))):
+            placed = runtime.to_mesh((params, model_state), setup.mesh)
             result.save(
                 dataclasses.replace(done.state, params=placed[0], model_state=placed[1], opt_state={}), must=True
             )
@@ -184,21 +188,25 @@ def keep(site: Site, folder: Path, end: tuple[Any, Any], done: Trained) -> None:
         result.close()
 
 
-def scores(site: Site, weights: tuple[Any, Any]) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, np.ndarray]]:
+def score_setting(
+    setup: FinetuneSetup, weights: tuple[Any, Any]
+) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, np.ndarray]]:
     """Every metric on every test of the task, with the fields of its row; and which rows of each test are right."""
     out, correct = [], {}
-    params, model_state = runtime.place(weights, site.mesh)
-    (model_config, config), setup = settings.frozen(site.config.model, site.config.finetune), site.setup("full")
-    model = _plain(model_config, config, setup)
-    put = runtime.put_batch(site.mesh)
-    for test in site.task.tests:
+    params, model_state = runtime.to_mesh(weights, setup.mesh)
+    model_config, config = settings.freeze_sections(setup.config.model, setup.config.finetune)
+    model = _plain(model_config, config, setup.loop_setup("full"))
+    put = runtime.put_batch(setup.mesh)
+    for test in setup.task.tests:
         frames = {"frame_labels": test.frames.labels, "groups": test.frames.groups} if test.frames else {}
-        scorer = mapped.Scorer(site.task.num_classes, class_map=test.class_map, **frames)
-        drawn = {"batch": site.config.extract.batch, "shift": test.shift, "seed": site.config.seed}
-        for local in evaluation.images(site.config, site.mesh, test.source, **drawn):
+        scorer = mapped.Scorer(setup.task.num_classes, class_map=test.class_map, **frames)
+        drawn = {"batch": setup.config.extract.batch, "shift": test.shift, "seed": setup.config.seed}
+        for local in evaluators.read_images(setup.config, setup.mesh, test.source, **drawn):
             batch = put(local)
-            logits = collect.output(params, model_state, {"image": batch["image"]}, apply=model.apply, name="logits")
-            logits, labels, mask = runtime.fetch((logits, batch["label"], batch["mask"]), site.mesh)
+            logits = collect.get_output(
+                params, model_state, {"image": batch["image"]}, apply=model.apply, name="logits"
+            )
+            logits, labels, mask = runtime.fetch((logits, batch["label"], batch["mask"]), setup.mesh)
             scorer.update(labels[mask > 0], logits[mask > 0])
         for metric, value in scorer.scores().items():
             where = {"split": test.split, "domain": test.domain, "n_test": len(test.source)}
@@ -207,4 +215,4 @@ def scores(site: Site, weights: tuple[Any, Any]) -> tuple[list[tuple[str, dict[s
     return out, correct
 
 
-_plain = functools.lru_cache(maxsize=4)(finetune.classifier)
+_plain = functools.lru_cache(maxsize=4)(finetune.build_classifier)

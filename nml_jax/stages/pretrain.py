@@ -10,11 +10,15 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, goodput, log, models, noise, objectives, runtime, settings
-from nml_jax.data import pipeline, sources
-from nml_jax.data.quarantine import Quarantine
-from nml_jax.stages import encoder, evaluation, supervision
-from nml_jax.stages.encoder import provenance
+from nml_jax import errors, models, noise, objectives, runtime, settings
+from nml_jax.assembly import encoder, noisy_data
+from nml_jax.assembly import evaluators as evaluation
+from nml_jax.assembly.encoder import describe_origin
+from nml_jax.data.sources.source import Subset
+from nml_jax.data.stream import pipeline
+from nml_jax.data.stream.quarantine import Quarantine
+from nml_jax.runs import goodput
+from nml_jax.runs.rows import Row, read_rows, write_rows
 from nml_jax.training import checkpoint, loop
 from nml_jax.training.journal import Journal
 from nml_jax.training.state import TrainState
@@ -40,20 +44,20 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         UserError: bad data or settings, or a folder that belongs to another ledger.
     """
     clock = goodput.Clock()
-    data = supervision.load_data(config)
-    supervision.keep_ledger(workdir, data.ledger)
+    data = noisy_data.load_data(config)
+    noisy_data.keep_ledger(workdir, data.ledger)
     plan = loop.Plan.of(config, len(data.train))
     num_classes = data.train.num_classes
     program = loop.build(config, plan, mesh, num_classes=num_classes)
     seen = config, program.model, mesh, data.validation, data.tokenizer
-    evaluators = {"validation": evaluation.validation(*seen)}
+    evaluators = {"validation": evaluation.build_validation(*seen)}
     meta = {"config": settings.to_json(config), "ledger": data.ledger.to_dict(), "num_classes": num_classes}
     checkpoints = checkpoint.Checkpoints(
         workdir / "checkpoints",
         every=plan.every(config.runtime.save_every),
         keep=config.runtime.keep,
         keep_every=plan.every(config.runtime.keep_every) if config.runtime.keep_every else 0,
-        meta=meta | {"environment": runtime.environment()},
+        meta=meta | {"environment": runtime.describe_environment()},
     )
     undecodable = Quarantine(workdir, data.train, config.runtime.quarantine, active=jax.process_index() == 0)
     named = {"label": workdir.name, "clock": clock, "quarantine": undecodable}
@@ -63,23 +67,23 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             program,
             plan,
             mesh,
-            batches=partial(batches, config, mesh, data),
-            evaluators=evaluators | evaluation.on_the_way(*seen),
+            batches=partial(make_batches, config, mesh, data),
+            evaluators=evaluators | evaluation.during_training(*seen),
             checkpoints=checkpoints,
             journal=Journal(workdir, config, steps=plan.steps, **named),
         )
     finally:
         checkpoints.close()
-    rows = list(final_rows(config, program, mesh, data, state, evaluators, run=workdir.name))
+    rows = list(make_final_rows(config, program, mesh, data, state, evaluators, run=workdir.name))
     model = runtime.fetch({"params": state.params, "model_state": state.model_state, "ema": state.ema}, mesh)
     if jax.process_index() == 0:
-        log.write_rows(workdir, "pretrain", rows)
-    return checkpoint.digest(model)
+        write_rows(workdir, "pretrain", rows)
+    return checkpoint.hash_tree(model)
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     runtime.check_batch(config.train.batch, mesh, "train.batch")
-    captions = objectives.reads_captions(config.objective)
+    captions = objectives.uses_captions(config.objective)
     has_text = encoder.has_text(config)
     evaluation.check(config, text=has_text)
     if captions and not has_text:
@@ -104,7 +108,7 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
 
 def intact(workdir: Path) -> bool:
     """Whether the ledger, and the checkpoint that the rows speak of, are there."""
-    steps = {row.step for row in log.read_rows(workdir) if row.stage == "pretrain"}
+    steps = {row.step for row in read_rows(workdir) if row.stage == "pretrain"}
     return (workdir / "noise.json").exists() and steps <= set(checkpoint.steps(workdir / "checkpoints"))
 
 
@@ -116,7 +120,7 @@ def forget(workdir: Path) -> None:
         (workdir / name).unlink(missing_ok=True)
 
 
-def batches(config: ConfigDict, mesh: Mesh, data: supervision.Data, start_step: int) -> Generator[Any]:
+def make_batches(config: ConfigDict, mesh: Mesh, data: noisy_data.Data, start_step: int) -> Generator[Any]:
     """Training batches from `start_step` on; this process's rows of them."""
     return pipeline.train(
         data.train,
@@ -125,24 +129,24 @@ def batches(config: ConfigDict, mesh: Mesh, data: supervision.Data, start_step: 
         tokenize=data.tokenizer,
         weights=config.data.weights,
         start_step=start_step,
-        **evaluation.reading(config, mesh),
+        **evaluation.reading_options(config, mesh),
     )
 
 
-def final_rows(
+def make_final_rows(
     config: ConfigDict,
     program: loop.Program,
     mesh: Mesh,
-    data: supervision.Data,
+    data: noisy_data.Data,
     state: TrainState,
     evaluators: Mapping[str, loop.Evaluator],
     *,
     run: str,
-) -> Iterator[log.Row]:
+) -> Iterator[Row]:
     """Clean validation scores of the final weights, and how much of the noise they have learned by heart."""
-    wrong = supervision.wrong_records(data.train, data.ledger, FIT_RECORDS)
+    wrong = noisy_data.find_wrong_records(data.train, data.ledger, FIT_RECORDS)
     if len(wrong):
-        fit = evaluation.fit(config, program.model, mesh, sources.Subset(data.train, wrong), data.tokenizer)
+        fit = evaluation.build_fit(config, program.model, mesh, Subset(data.train, wrong), data.tokenizer)
         evaluators = {**evaluators, "train": fit}
     for name, value in loop.run_all(evaluators, state):
         split, metric = name.split("/")
@@ -150,8 +154,8 @@ def final_rows(
         split = split.removesuffix("_ema")
         if (split == "train") != (metric in ("noisy_fit", "noisy_nearer")):
             continue
-        yield log.Row(
-            **provenance(config, data.ledger, run=run, step=int(state.step), weights=weights),
+        yield Row(
+            **describe_origin(config, data.ledger, run=run, step=int(state.step), weights=weights),
             stage="pretrain",
             metric=metric,
             value=value,
@@ -159,5 +163,5 @@ def final_rows(
             split=split,
             domain="id",
             n_train=len(data.train),
-            n_test=len(wrong) if split == "train" else evaluation.count(data.validation, metric),
+            n_test=len(wrong) if split == "train" else evaluation.count_classes(data.validation, metric),
         )

@@ -1,21 +1,15 @@
-"""Rows of many runs -> tables, figures, one offline HTML file.
+"""Rows of many runs -> tables, figures, one offline HTML file."""
 
-    python -m nml_jax.stages.report runs/digits [runs/other ...] [--out DIR]
-
-builds `report.html` and `summary.csv` from finished runs: of an experiment, of several together, or one run alone.
-"""
-
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax.errors import UserError, storage
-from nml_jax.log import atomic_write
-from nml_jax.reporting import cells, results
+from nml_jax.errors import UserError, storing
+from nml_jax.reporting.statistics.studies import MEAN, Study, as_csv, find_studies
+from nml_jax.runs.files import write_atomic
+from nml_jax.runs.finished import read_finished
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Path:
@@ -46,27 +40,28 @@ def build(folders: Sequence[Path], out: Path) -> Path:
     from nml_jax.reporting.page import page  # brings matplotlib, which nothing else needs
 
     studies, left_out = _studies(folders)
-    with storage(out):
-        atomic_write(out / "summary.csv", results.as_csv(studies))
-        atomic_write(out / "report.html", page(studies, left_out))
+    with storing(out):
+        write_atomic(out / "summary.csv", as_csv(studies))
+        write_atomic(out / "report.html", page(studies, left_out))
     return out / "report.html"
 
 
-def summary(folder: Path) -> str:
+def summarise(folder: Path) -> str:
     """The summary of the finished runs in a folder as plain text: measures by noise, mean ± sample sd over n runs.
 
     Raises:
         UserError: there is no finished run, or a file of one is broken.
     """
-    from nml_jax.reporting import choice, method_tables, tables
+    from nml_jax.reporting import method_tables, tables
+    from nml_jax.reporting.statistics import choose_method
 
     blocks = []
     for study in _studies([folder])[0]:
-        contests = choice.contests(study)
+        contests = choose_method.contests(study)
         blocks += [method_tables.text(contest) for contest in contests]
-        if contests or choice.from_files(study):
+        if contests or choose_method.from_files(study):
             continue
-        for task in [results.MEAN, *study.tasks] if len(study.tasks) > 1 else study.tasks or [""]:
+        for task in [MEAN, *study.tasks] if len(study.tasks) > 1 else study.tasks or [""]:
             lines = [[study.axis, *(condition.label for condition in study.conditions)]]
             for group, of_group in tables.summary(study, task).items():
                 lines += [[group], *([f"  {label}", *rest] for label, *rest in of_group)] if group else of_group
@@ -80,30 +75,10 @@ def summary(folder: Path) -> str:
     return "\n\n".join("\n".join(line.rstrip() for line in block) for block in blocks)
 
 
-def _studies(folders: Sequence[Path]) -> tuple[list[results.Study], dict[str, str]]:
-    found, left_out = cells.read_cells(folders)
+def _studies(folders: Sequence[Path]) -> tuple[list[Study], dict[str, str]]:
+    found, left_out = read_finished(folders)
     if not found:
         why = "".join(f"; {name} is {reason}" for name, reason in list(left_out.items())[:1])
         where = ", ".join(map(str, folders))
         raise UserError(f"no finished run in {where}{why}", "finish one: python -m nml_jax.main --config=FILE")
-    return results.studies(found), left_out
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        "python -m nml_jax.stages.report", description="Build report.html and summary.csv from finished runs."
-    )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folder of an experiment, or of a run")
-    parser.add_argument("--out", type=Path, help="where to write; default: DIR, or here if several are given")
-    flags = parser.parse_args(argv)
-    try:
-        print(build(flags.folders, flags.out or (flags.folders[0] if len(flags.folders) == 1 else Path())))
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return find_studies(found), left_out

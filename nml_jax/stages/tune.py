@@ -13,18 +13,20 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, log, noise, processes, settings
-from nml_jax.data.shares import stratified
+from nml_jax import console, errors, noise, settings
+from nml_jax.assembly.feature_sets import fit_in_memory, open_feature_sets
+from nml_jax.assembly.spectra import make_rows, singular_values
+from nml_jax.data.features.sets import FeatureSet, Split, Subset
+from nml_jax.data.stratify import draw_stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.mapped import Scorer
-from nml_jax.models.heads import head as architecture
-from nml_jax.reporting import outcomes
-from nml_jax.reporting.results import DIVERGED, UNVALIDATED
-from nml_jax.stages import feature_sets
-from nml_jax.stages.feature_sets import FeatureSet, Split
-from nml_jax.training import heads, methods, streamed
-from nml_jax.training.holdout import check_choices
-from nml_jax.training.tuned import TunedHead
+from nml_jax.models.heads.mlp import head as architecture
+from nml_jax.processes import peers
+from nml_jax.runs.heads import correct_path, head_name, head_path, write_correct
+from nml_jax.runs.rows import DIVERGED, UNVALIDATED, Row, has_rows, read_rows, write_rows
+from nml_jax.tuning import methods, select, streamed
+from nml_jax.tuning.head_file import TunedHead
+from nml_jax.tuning.holdout import check_choices
 
 VERSION = 5
 KEYS = ("seed", "downstream", "extract", "features", "tune")
@@ -48,20 +50,20 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     """
     if jax.process_index() > 0:
         return ""
-    rows: list[log.Row] = []
-    seeds, pairs = settings.seeds(config.seed, config.tune.seeds), list(methods.pairs(config.tune))
-    for found in feature_sets.opened(config, workdir):
+    rows: list[Row] = []
+    seeds, pairs = settings.repetition_seeds(config.seed, config.tune.seeds), list(methods.list_methods(config.tune))
+    for found in open_feature_sets(config, workdir):
         training = Training(config, found, seeds)
-        for sample in _samples(config, found):
+        for sample in _draw_samples(config, found):
             for i, (method, preset) in enumerate(pairs):
-                with processes.at(f"{found.task}: {method}, {i} of {len(pairs)} methods done"):
-                    rows += _tuned(workdir, training, sample, method, preset)
+                with peers.at(f"{found.task}: {method}, {i} of {len(pairs)} methods done"):
+                    rows += _tune_method(workdir, training, sample, method, preset)
     if all(row.metric == DIVERGED for row in rows):
         raise UserError("training of every head diverged", "lower tune.lrs, or set tune.standardize for large features")
-    with errors.storage(workdir):
-        log.write_rows(workdir, "tune", rows)
+    with errors.storing(workdir):
+        write_rows(workdir, "tune", rows)
         shutil.rmtree(workdir / "tuning")
-    return settings.sha([[row.metric, row.split, row.method, row.preset, row.value] for row in rows])
+    return settings.hash_json([[row.metric, row.split, row.method, row.preset, row.value] for row in rows])
 
 
 class Training:
@@ -69,13 +71,13 @@ class Training:
 
     def __init__(self, config: ConfigDict, found: FeatureSet, seeds: Sequence[int]):
         self.config, self.found, self.seeds = config, found, seeds
-        self.shard = feature_sets.rows_in(config.features.memory, found.train.features, 2 * config.tune.batch)
+        self.shard = fit_in_memory(config.features.memory, found.train.features, 2 * config.tune.batch)
 
     @functools.cached_property
     def whole(self) -> np.ndarray:
         return self.found.train.features.read()
 
-    def fit(self, chosen: np.ndarray, labels: np.ndarray, method: str, preset: str | None) -> list[heads.HeadResult]:
+    def fit(self, chosen: np.ndarray, labels: np.ndarray, method: str, preset: str | None) -> list[select.HeadResult]:
         """A head per seed, on the chosen rows."""
         how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": len(self.found.classes),
                                "config": self.config.tune, "seeds": self.seeds}  # fmt: skip
@@ -83,8 +85,8 @@ class Training:
         solved = bool(methods.find(method).probe)
         if len(rows) <= self.shard and not (solved and len(chosen) > self.shard // SOLVED):
             everything = len(chosen) == len(rows)  # no copy
-            return heads.fit_seeds(self.whole if everything else self.whole[chosen], labels, **how)
-        part = feature_sets.Subset(rows, chosen)
+            return select.fit_seeds(self.whole if everything else self.whole[chosen], labels, **how)
+        part = Subset(rows, chosen)
         return streamed.fit_seeds(part, labels, shard=self.shard // (SOLVED if solved else 2), **how)
 
 
@@ -94,58 +96,58 @@ class Sample(NamedTuple):
     chosen: the rows of the training features.
     labels: those that they are given.
     named: the fields of a row that say which these are.
-    of_inputs: as `_measured` says; shared by all samples of the same rows.
+    input_spectra: as `_measured` says; shared by all samples of the same rows.
     """
 
     chosen: np.ndarray
     labels: np.ndarray
     named: dict[str, float]
-    of_inputs: dict[tuple[int, str], np.ndarray]
+    input_spectra: dict[tuple[int, str], np.ndarray]
 
 
-def _samples(config: ConfigDict, found: FeatureSet) -> Iterator[Sample]:
+def _draw_samples(config: ConfigDict, found: FeatureSet) -> Iterator[Sample]:
     """Every share of the training rows, with every rate of wrong labels."""
     for share in config.tune.shares:
-        chosen = stratified(found.train.labels, share, config.seed)
-        of_inputs: dict[tuple[int, str], np.ndarray] = {}
+        chosen = draw_stratified(found.train.labels, share, config.seed)
+        input_spectra: dict[tuple[int, str], np.ndarray] = {}
         for rate in config.tune.noises:
             named = {"train_share": share, "downstream_noise": rate}
-            yield Sample(chosen, _labels(found, chosen, rate, config), named, of_inputs)
+            yield Sample(chosen, _corrupt_labels(found, chosen, rate, config), named, input_spectra)
 
 
-def _tuned(workdir: Path, training: Training, sample: Sample, method: str, preset: str | None) -> list[log.Row]:
+def _tune_method(workdir: Path, training: Training, sample: Sample, method: str, preset: str | None) -> list[Row]:
     """The rows of one method, a head for every seed: trained, measured and kept, unless an earlier start did so."""
     found = training.found
     views = found.train.features.views
     shared = {
         **found.origin, **sample.named, "stage": "tune", "task": found.task, "method": method,
-        "preset": methods.weights(method, preset, training.config.tune, views)[1], "views": views,
+        "preset": methods.choose_weights(method, preset, training.config.tune, views)[1], "views": views,
     }  # fmt: skip
     heads_of = [{**shared, "head_seed": seed} for seed in training.seeds]
-    places = [workdir / "tuning" / found.task / found.layer / outcomes.head_name(head) for head in heads_of]
-    if not all((place / "rows.jsonl").exists() for place in places):
+    places = [workdir / "tuning" / found.task / found.layer / head_name(head) for head in heads_of]
+    if not all(has_rows(place) for place in places):
         begun = time.perf_counter()
         try:
             results = training.fit(sample.chosen, sample.labels, method, preset)
             for head, place, result in zip(heads_of, places, results, strict=True):
                 own = {**head, "n_train": result.n_train, "hyper": _hyper(result)}
-                _keep(workdir, place, found, own, result, sample.of_inputs)
-        except heads.Diverged as e:
-            log.say(f"{workdir.name}: {found.task}: {e.cause}; it is left out. {e.cure}")
+                _keep(workdir, place, found, own, result, sample.input_spectra)
+        except select.Diverged as e:
+            console.notice(f"{workdir.name}: {found.task}: {e.cause}; it is left out. {e.cure}")
             for head, place in zip(heads_of, places, strict=True):
-                with errors.storage(place):
-                    log.write_rows(place, "tune", [_diverged(head, found, len(sample.chosen))])
+                with errors.storing(place):
+                    write_rows(place, "tune", [_diverged(head, found, len(sample.chosen))])
         if (seconds := time.perf_counter() - begun) > SILENT:
             what = f"{workdir.name}: {found.task}, {' '.join(filter(None, (method, shared['preset'])))}"
-            log.say(f"{what} took {log.clock(seconds)}")
-    return [row for place in places for row in log.read_rows(place)]
+            console.notice(f"{what} took {console.format_seconds(seconds)}")
+    return [row for place in places for row in read_rows(place)]
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
-    for method, preset in methods.pairs(config.tune):
-        methods.weights(method, preset, config.tune, views=config.extract.views)
-        check_choices(config.tune.validation, {f"tune.{key}": config.tune[key] for key in methods.grid(method)})
-        architecture(methods.form(methods.find(method), config.tune), 2)
+    for method, preset in methods.list_methods(config.tune):
+        methods.choose_weights(method, preset, config.tune, views=config.extract.views)
+        check_choices(config.tune.validation, {f"tune.{key}": config.tune[key] for key in methods.make_grid(method)})
+        architecture(methods.build_form(methods.find(method), config.tune), 2)
     for key, words in (("shares", "above 0 and up to 1"), ("noises", "from 0 to 1")):
         values = config.tune[key]
         good = all(isinstance(x, (int, float)) and 0 <= x <= 1 and (x or key == "noises") for x in values)
@@ -158,10 +160,10 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
 
 def intact(workdir: Path) -> bool:
     """Whether the heads that the rows speak of are there, each of them, and which test rows they got right."""
-    rows = [row for row in log.read_rows(workdir) if row.stage == "tune" and not row.spectrum_mode]
+    rows = [row for row in read_rows(workdir) if row.stage == "tune" and not row.spectrum_mode]
     rows = [row for row in rows if row.metric != DIVERGED]
-    saved = {outcomes.head_path(workdir, vars(row)) for row in rows if row.method != "knn"}
-    kept = {outcomes.place(workdir, vars(row)) for row in rows}
+    saved = {head_path(workdir, vars(row)) for row in rows if row.method != "knn"}
+    kept = {correct_path(workdir, vars(row)) for row in rows}
     return all(path.is_file() for path in kept | saved)
 
 
@@ -171,7 +173,7 @@ def forget(workdir: Path) -> None:
             shutil.rmtree(folder)
 
 
-def _labels(found: FeatureSet, chosen: np.ndarray, rate: float, config: ConfigDict) -> np.ndarray:
+def _corrupt_labels(found: FeatureSet, chosen: np.ndarray, rate: float, config: ConfigDict) -> np.ndarray:
     """The labels of the chosen rows, of which the share `rate` is wrong."""
     labels = found.train.labels[chosen]
     if not rate:
@@ -186,34 +188,37 @@ def _keep(
     place: Path,
     found: FeatureSet,
     shared: dict[str, Any],
-    result: heads.HeadResult,
-    of_inputs: dict[tuple[int, str], np.ndarray],
+    result: select.HeadResult,
+    input_spectra: dict[tuple[int, str], np.ndarray],
 ) -> None:
     """Score a head, and write it, what it gets right, and its rows, which come last: they say that all is there."""
-    measured, correct = _measured(result, found, shared, of_inputs)
-    outcomes.write(outcomes.place(workdir, shared | {"layer": found.layer}), correct)
+    measured, correct = _measure_head(result, found, shared, input_spectra)
+    write_correct(correct_path(workdir, shared | {"layer": found.layer}), correct)
     _save(result.head, found, workdir, shared)
-    with errors.storage(place):
-        log.write_rows(place, "tune", measured)
+    with errors.storing(place):
+        write_rows(place, "tune", measured)
 
 
-def _hyper(result: heads.HeadResult) -> dict[str, float]:
+def _hyper(result: select.HeadResult) -> dict[str, float]:
     """As rows have it: what was chosen, and whether it was without validation."""
     return result.hyper | ({UNVALIDATED: 1.0} if result.unvalidated else {})
 
 
-def _diverged(head: dict[str, Any], found: FeatureSet, n: int) -> log.Row:
-    return log.Row(**head, n_train=n, split="train", domain="id", layer=found.layer, metric=DIVERGED, value=1.0)
+def _diverged(head: dict[str, Any], found: FeatureSet, n: int) -> Row:
+    return Row(**head, n_train=n, split="train", domain="id", layer=found.layer, metric=DIVERGED, value=1.0)
 
 
-def _measured(
-    result: heads.HeadResult, found: FeatureSet, shared: dict[str, Any], of_inputs: dict[tuple[int, str], np.ndarray]
-) -> tuple[list[log.Row], dict[str, np.ndarray]]:
+def _measure_head(
+    result: select.HeadResult,
+    found: FeatureSet,
+    shared: dict[str, Any],
+    input_spectra: dict[tuple[int, str], np.ndarray],
+) -> tuple[list[Row], dict[str, np.ndarray]]:
     """The scores of a head on every test, the spectrum of its Z there, and which rows of each test it gets right.
 
     Args:
-        of_inputs: (training rows, test) -> the spectrum of the inputs. It is that of Z where a head has no MLP: so it
-            is computed for one such head, and kept there for the others.
+        input_spectra: (training rows, test) -> the spectrum of the inputs. It is that of Z where a head has no MLP: so
+            it is computed for one such head, and kept there for the others.
     """
     rows, correct = [], {}
     layer = "Z" if found.layer == "features" else f"Z of {found.layer}"
@@ -224,22 +229,22 @@ def _measured(
         def transformed(test: Split = test, scorer: Scorer = scorer) -> Iterator[np.ndarray]:
             for features, labels in test.blocks():
                 Z, logits = result.outputs(features)
-                heads.require_finite(shared["method"], logits)
+                select.require_finite(shared["method"], logits)
                 scorer.update(labels, logits)
                 yield Z
 
         key = None if methods.find(shared["method"]).mlp else (result.n_train, test.name)
-        if key in of_inputs:
-            s = of_inputs[key]
+        if key in input_spectra:
+            s = input_spectra[key]
             collections.deque(transformed(), maxlen=0)
         else:
-            s = feature_sets.singular_values(transformed(), len(test.labels), test.features.dim, "paper")
+            s = singular_values(transformed(), len(test.labels), test.features.dim, "paper")
         if key:
-            of_inputs[key] = s
+            input_spectra[key] = s
         correct[test.name] = scorer.correct
-        rows += [log.Row(**shared, **where, layer=found.layer, metric=metric, value=value)
+        rows += [Row(**shared, **where, layer=found.layer, metric=metric, value=value)
                  for metric, value in scorer.scores().items()]  # fmt: skip
-        rows += feature_sets.spectrum_rows(s, **shared, **where, layer=layer, spectrum_mode="paper")
+        rows += make_rows(s, **shared, **where, layer=layer, spectrum_mode="paper")
     return rows, correct
 
 
@@ -250,12 +255,12 @@ def _save(head: Any, found: FeatureSet, workdir: Path, shared: dict[str, Any]) -
     about = {
         key: shared[key] for key in ("task", "method", "preset", "hyper", "n_train", "head_seed", "model", "views")
     }
-    state = _scaled(head.state, found)
-    path = outcomes.head_path(workdir, shared | {"layer": found.layer})
+    state = _scale(head.state, found)
+    path = head_path(workdir, shared | {"layer": found.layer})
     TunedHead(head.form, head.params, state, found.classes, about, found.columns).save(path)
 
 
-def _scaled(state: Any, found: FeatureSet) -> Any:
+def _scale(state: Any, found: FeatureSet) -> Any:
     """The state of a head that takes features as they are stored: their scale goes into that of the input."""
     if found.scale == 1:
         return state

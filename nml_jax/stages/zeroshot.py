@@ -9,9 +9,13 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, log, processes, runtime, settings
-from nml_jax.data import sources, tasks
-from nml_jax.stages import encoder, evaluation
+from nml_jax import errors, runtime, settings
+from nml_jax.assembly import encoder, evaluators
+from nml_jax.data import sources
+from nml_jax.data.sources.source import Source
+from nml_jax.processes import peers
+from nml_jax.runs.rows import Row, write_rows
+from nml_jax.tasks.classification import check_tasks, find_dataset, load_task
 
 VERSION = 1
 KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract", "zeroshot")
@@ -29,40 +33,40 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     """
     frozen = encoder.load(config, workdir, mesh)
     weights = config.extract.weights
-    origin = encoder.provenance(config, frozen.ledger, run=workdir.name, step=frozen.step, weights=weights)
-    rows = [log.Row(**origin, stage="zeroshot", **fields) for fields in scores(config, frozen, mesh)]
+    origin = encoder.describe_origin(config, frozen.ledger, run=workdir.name, step=frozen.step, weights=weights)
+    rows = [Row(**origin, stage="zeroshot", **fields) for fields in score_task(config, frozen, mesh)]
     if jax.process_index() == 0:
-        with errors.storage(workdir):
-            log.write_rows(workdir, "zeroshot", rows)
-    return settings.sha([[row.metric, row.task, row.split, row.value] for row in rows])
+        with errors.storing(workdir):
+            write_rows(workdir, "zeroshot", rows)
+    return settings.hash_json([[row.metric, row.task, row.split, row.value] for row in rows])
 
 
-def scores(config: ConfigDict, frozen: encoder.Encoder, mesh: Mesh) -> Iterator[dict[str, Any]]:
+def score_task(config: ConfigDict, frozen: encoder.Encoder, mesh: Mesh) -> Iterator[dict[str, Any]]:
     """Every number, as the fields of its row."""
     tokenizer, model, batch = encoder.load_tokenizer(config), frozen.model, config.extract.batch
     weights = frozen.params, frozen.model_state
     for name in config.downstream.tasks:
-        task, classes = tasks.load(name, config), None
+        task, classes = load_task(name, config), None
         for test in task.tests:
-            evaluator = evaluation.zero_shot(config, model, mesh, task, test, tokenizer, batch=batch)
+            evaluator = evaluators.build_zero_shot(config, model, mesh, task, test, tokenizer, batch=batch)
             where = {"task": name, "split": test.split, "domain": test.domain, "n_test": len(test.source)}
-            with processes.at(test.split):
+            with peers.at(test.split):
                 classes = evaluator.class_matrix(*weights) if classes is None else classes
                 scored = list(evaluator.run(*weights, classes))
             yield from ({**where, "method": "zero-shot", "metric": metric, "value": value} for metric, value in scored)
-    dataset = tasks.dataset_of("directory", config)
+    dataset = find_dataset("directory", config)
     for split in config.zeroshot.retrieval:
-        source = retrieval_source(config, split)
-        evaluator = evaluation.retrieval(config, model, mesh, source, tokenizer, batch=batch)
+        source = load_retrieval_source(config, split)
+        evaluator = evaluators.build_retrieval(config, model, mesh, source, tokenizer, batch=batch)
         domain = "ood" if split in config.downstream.ood else "id"
-        with processes.at(split):
+        with peers.at(split):
             scored = list(evaluator.run(*weights))
         for metric, value in scored:
             where = {"task": "pretrain", "split": f"{dataset}/{split}", "domain": domain}
-            yield {**where, "metric": metric, "value": value, "n_test": evaluation.count(source, metric)}
+            yield {**where, "metric": metric, "value": value, "n_test": evaluators.count_classes(source, metric)}
 
 
-def retrieval_source(config: ConfigDict, split: str) -> sources.Source:
+def load_retrieval_source(config: ConfigDict, split: str) -> Source:
     """A split with captions, of the directory that the downstream tasks are in."""
     path = config.downstream.path or config.data.path
     return sources.load(SimpleNamespace(source="directory", path=path, classes=()), split, captions=True)
@@ -70,11 +74,11 @@ def retrieval_source(config: ConfigDict, split: str) -> sources.Source:
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
-    tasks.check(config, data=data)
+    check_tasks(config, data=data)
     cure = "leave it out of stages, or choose a model such as clip"
-    evaluation.check_described(config, "the stage zeroshot", cure, data=data)
+    evaluators.check_described(config, "the stage zeroshot", cure, data=data)
     for split in config.zeroshot.retrieval if data else ():
-        retrieval_source(config, split)
+        load_retrieval_source(config, split)
 
 
 def intact(workdir: Path) -> bool:

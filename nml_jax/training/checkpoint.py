@@ -24,9 +24,10 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from nml_jax import errors, log, processes, runtime
+from nml_jax import console, errors
+from nml_jax.processes import job, peers
+from nml_jax.training.checksums import SUMS, latest_step, steps, verify, write_sums
 from nml_jax.training.state import TrainState
-from nml_jax.training.sums import SUMS, latest_step, steps, verify, write_sums
 
 SCHEMA = 2  # of the parts
 
@@ -64,7 +65,7 @@ class Checkpoints:
         self.abandoned: list[Future] = []
         if sys.unraisablehook is not _unraisable:
             sys.unraisablehook = _unraisable
-        with errors.storage(folder):
+        with errors.storing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self._clean()
 
@@ -94,7 +95,7 @@ class Checkpoints:
         if not self._settle(wait=must or self._for_good(step)):
             return self._tell(f"{self._saving()} is still being written; that of step {step} is left out")
         # A process that fails in the library at once leaves the others alone in it. So what it begins with is tried.
-        if cause := processes.agree(self._refused()):
+        if cause := peers.agree(self._refused()):
             return self._lost(step, cause, must)
         self.pending = step, self._begin(step, _parts(state) | {"meta": {"json": self.meta, "schema": SCHEMA}})
         if must:
@@ -160,7 +161,7 @@ class Checkpoints:
         while self.pending is not None:
             step, save = self.pending
             futures.wait([save], timeout=PATIENCE)
-            said = processes.gather(self._outcome(save), f"the save of step {step}", slack=PATIENCE)
+            said = peers.gather(self._outcome(save), f"the save of step {step}", slack=PATIENCE)
             if causes := [(i, cause) for i, cause in enumerate(said) if cause not in ("", BUSY)]:
                 # Who has waited in vain does not know why; others may, of a save that has failed, wait yet.
                 who, cause = min(causes, key=lambda found: found[1].startswith(WAITED))
@@ -200,7 +201,7 @@ class Checkpoints:
 
     def _tell(self, message: str) -> None:
         if jax.process_index() == 0:
-            log.say(message)
+            console.notice(message)
 
     def restore(self, shapes: TrainState) -> TrainState | None:
         """The latest state, placed as `shapes` says (any mesh), or None if there is no checkpoint yet.
@@ -208,11 +209,11 @@ class Checkpoints:
         Raises:
             UserError: the latest folder is no checkpoint, is damaged, or holds another model.
         """
-        step = runtime.agree(latest_step(self.folder))
+        step = peers.agree(latest_step(self.folder))
         if step is None:
             return None
         verify(self.folder / str(step))
-        runtime.agree(step)  # the first process verifies, the others wait for it
+        peers.agree(step)  # the first process verifies, the others wait for it
         loaded = load(self.folder / str(step), _parts(shapes))
         return TrainState(**loaded["model"], **loaded["train"])
 
@@ -224,7 +225,7 @@ class Checkpoints:
             if cause := self._outcome(save):
                 self._lost(step, cause, must=False)
         if any(not save.done() for save in self.abandoned):
-            log.say(f"waiting until the storage library gives up a failed save, {LIMIT} s at most")
+            console.notice(f"waiting until the storage library gives up a failed save, {LIMIT} s at most")
             futures.wait(self.abandoned)
 
 
@@ -246,8 +247,8 @@ def _cause(error: Exception, folder: Path) -> str:
         ValueError: `error`, if it is no fault of storage.
     """
     if isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError)):
-        return f"{WAITED} {LIMIT} s: {processes.first_line(error)}"
-    if told := errors.of_storage(error, folder):
+        return f"{WAITED} {LIMIT} s: {job.first_line(error)}"
+    if told := errors.as_disk_error(error, folder):
         return told.cause
     raise error
 
@@ -288,7 +289,7 @@ def _shapes(tree: Any) -> set[tuple[str, tuple[int, ...]]]:
     return {(jax.tree_util.keystr(path), tuple(x.shape)) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def digest(tree: Any) -> str:
+def hash_tree(tree: Any) -> str:
     """SHA-256 over the names, dtypes, shapes and bytes of all (host) arrays of a tree: equal iff bit-equal."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

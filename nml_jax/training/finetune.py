@@ -16,7 +16,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from nml_jax import models, runtime
 from nml_jax.errors import UserError
-from nml_jax.models import Model, heads
+from nml_jax.models import Model
+from nml_jax.models.heads import mlp
 from nml_jax.objectives import finetune
 from nml_jax.training import loop, lora, optim, perturb
 from nml_jax.training.state import TrainState
@@ -38,13 +39,13 @@ class Setup(NamedTuple):
 
     method: str  # of METHODS, or PROBE
     terms: str  # "none", or a key of nmtune.PRESETS
-    form: heads.Form
+    form: mlp.Form
     layer: str  # the encoder's output that the head is on
     num_classes: int
     image_size: int
 
 
-def classifier(model_config: Any, config: Any, setup: Setup) -> Model:
+def build_classifier(model_config: Any, config: Any, setup: Setup) -> Model:
     """The model of a setup, as `models.Model`.
 
     Its outputs are the encoder's, with "features" float32 [B, D] and "logits" float32 [B, K] those of the head, and
@@ -63,9 +64,9 @@ def classifier(model_config: Any, config: Any, setup: Setup) -> Model:
     own = models.build(described, num_classes=0, image_size=setup.image_size)
     encoder = own
     if setup.method == "lora":
-        encoder = lora.adapt(own, rank=config.rank, alpha=config.alpha, targets=config.targets)
-    head = heads.head(setup.form, setup.num_classes)
-    compares = objective(config, setup.terms).mse > 0
+        encoder = lora.adapt_model(own, rank=config.rank, alpha=config.alpha, targets=config.targets)
+    head = mlp.head(setup.form, setup.num_classes)
+    compares = build_objective(config, setup.terms).mse > 0
 
     def init(key: jax.Array, batch_spec: Any) -> tuple[Any, Any]:
         for_encoder, for_head = jax.random.split(key)
@@ -109,21 +110,21 @@ def build(
 
     AdamW with b1 0.9, b2 0.999 and eps 1e-8, the learning rate `lr` at the end of the warm-up and 0 at the end.
     """
-    model = classifier(model_config, config, setup)
-    own = objective(config, setup.terms)
+    model = build_classifier(model_config, config, setup)
+    own = build_objective(config, setup.terms)
     params, _ = model.shapes
     tx, schedule = optim.make(
-        optimizer(config, params, setup.method, lr), params, steps=plan.steps, steps_per_epoch=plan.per_epoch
+        build_optimizer(config, params, setup.method, lr), params, steps=plan.steps, steps_per_epoch=plan.per_epoch
     )
     return loop.assemble(model, functools.partial(own.loss, model), tx, schedule, 0.0, mesh)
 
 
-def objective(config: Any, terms: str) -> finetune.FineTuning:
+def build_objective(config: Any, terms: str) -> finetune.FineTuning:
     """The objective with the terms, weighted by the keys of the section `finetune`."""
     return finetune.make(terms, consistency=config.consistency, **config.nmtune)
 
 
-def optimizer(config: Any, params: Any, method: str, lr: float) -> ConfigDict:
+def build_optimizer(config: Any, params: Any, method: str, lr: float) -> ConfigDict:
     """The section `optimizer` that `optim.make` reads, from the section `finetune`."""
     unused = FROZEN[method]
     if method != PROBE and "projection" in params["encoder"].get("image", {}) and config.head_init != "zeroshot":
@@ -164,7 +165,7 @@ def start(
         params["initial"], model_state["initial"] = encoder
     if head is not None:
         params["head"], model_state["head"] = head
-    params, model_state = runtime.place((params, model_state), mesh)
+    params, model_state = runtime.to_mesh((params, model_state), mesh)
     return dataclasses.replace(state, params=params, model_state=model_state)
 
 
@@ -207,7 +208,7 @@ def check(config: Any) -> None:
         if known and (wrong := [value for value in values if value not in known]):
             raise UserError(f"finetune.{key}: no {wrong[0]!r}", f"it takes {', '.join(known)}")
     for terms in config.terms:
-        objective(config, terms)
+        build_objective(config, terms)
     for key in ("mse", "per_dim"):
         if config.nmtune[key] is not None and not config.consistency:
             cure = "set finetune.consistency=True, or leave this key out"

@@ -7,8 +7,11 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from nml_jax import goodput, log, processes
-from nml_jax.training.window import Seen, digest, listed
+from nml_jax import console
+from nml_jax.processes import peers
+from nml_jax.runs import goodput
+from nml_jax.runs.metrics import Metrics
+from nml_jax.training.window import Seen, hash_ids, list_ids
 
 
 class Journal:
@@ -42,21 +45,21 @@ class Journal:
     @contextlib.contextmanager
     def open(self, step: int) -> Iterator[None]:
         """Write from the step on that training starts from; what an interrupted run wrote after it is dropped."""
-        self.metrics = log.Metrics(
+        self.metrics = Metrics(
             self.folder, step=step, steps=self.steps, batch=self.config.train.batch, label=self.label,
             active=self.active,
         )  # fmt: skip
         self.goodput = goodput.Record(self.folder, self.clock, step, active=self.active)
         self.step = self.reached = step
         try:
-            with processes.stepping(lambda: f"step {self.reached} ({self.clock.part})"):
+            with peers.stepping(lambda: f"step {self.reached} ({self.clock.part})"):
                 yield
         finally:
             self.saved(self.step)
             with self._spared():
                 self.metrics.close()
             if self.active and (summary := goodput.read(self.folder)):
-                log.say(f"{self.label}: {summary}")
+                console.notice(f"{self.label}: {summary}")
 
     def received(self, *, idle: bool, then: str) -> None:
         """A batch has come. If the device was idle meanwhile, that time was lost to data."""
@@ -76,15 +79,15 @@ class Journal:
         """
         self.step, self.skipped = step, skipped
         for k in seen.skipped if self.active else ():
-            log.say(
-                f"step {k} was skipped: its loss or gradient is not finite; ids of its batch: {listed(seen.ids[k])}"
+            console.notice(
+                f"step {k} was skipped: its loss or gradient is not finite; ids of its batch: {list_ids(seen.ids[k])}"
             )
         shown = {k: seen.means[f"train/{k}"] for k in ("loss", "accuracy") if f"train/{k}" in seen.means}
         speed = self.metrics.progress(step, shown)
         self.values(step, {**values, **seen.means, **speed, "goodput": self.clock.share()})
         whole = self.config.runtime.sample_ids
         with self._spared():
-            self.metrics.samples({k: ids.tolist() if whole else digest(ids) for k, ids in seen.ids.items()})
+            self.metrics.samples({k: ids.tolist() if whole else hash_ids(ids) for k, ids in seen.ids.items()})
             self.goodput.write(step, skipped=skipped, now=False)
         if seen.undecodable:
             self.quarantine(seen.undecodable)
@@ -106,5 +109,5 @@ class Journal:
             yield
         except OSError as e:
             if not self.refused:
-                log.say(f"cannot write {e.filename or self.folder}: {e.strerror}; training goes on")
+                console.notice(f"cannot write {e.filename or self.folder}: {e.strerror}; training goes on")
             self.refused = True

@@ -20,13 +20,14 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from nml_jax import models, objectives, runtime, settings
 from nml_jax.errors import NonFinite, Preempted
-from nml_jax.models import micro
+from nml_jax.models.micro_batches import split_batches
+from nml_jax.processes.sigterm import Preemption
 from nml_jax.training import optim
 from nml_jax.training import state as train_state
 from nml_jax.training.checkpoint import Checkpoints
 from nml_jax.training.journal import Journal
 from nml_jax.training.plan import Plan as Plan
-from nml_jax.training.pretrained import warm_start
+from nml_jax.training.pretrained import load_weights
 from nml_jax.training.state import TrainState
 from nml_jax.training.window import LAG, Window
 
@@ -52,7 +53,7 @@ class Program(NamedTuple):
 
 def build(config: ConfigDict, plan: Plan, mesh: Mesh, *, num_classes: int) -> Program:
     """The program of a config; the same object for configs that differ in nothing that is compiled."""
-    sections = settings.frozen(config.model, config.objective, config.optimizer)
+    sections = settings.freeze_sections(config.model, config.objective, config.optimizer)
     sizes = config.train.micro_batches, config.data.image_size, num_classes
     return _build(*sections, config.train.ema, *sizes, plan, mesh)
 
@@ -70,7 +71,7 @@ def _build(
     mesh: Mesh,
 ) -> Program:
     model = models.build(model_config, num_classes=num_classes, image_size=image_size)
-    in_parts = micro.in_micro_batches(model, micro_batches, blocks=mesh.size)
+    in_parts = split_batches(model, micro_batches, blocks=mesh.size)
     objective = objectives.make(objective_config, num_classes=num_classes, blocks=mesh.size)
     tx, schedule = optim.make(optimizer_config, model.shapes[0], steps=plan.steps, steps_per_epoch=plan.per_epoch)
     return assemble(model, functools.partial(objective.loss, in_parts), tx, schedule, ema, mesh)
@@ -82,7 +83,7 @@ def assemble(
     """The program of a model under any loss and optimiser."""
     shapes = train_state.abstract(model, tx, ema=ema > 0, mesh=mesh)
     placed = jax.tree.map(lambda x: x.sharding, shapes)
-    whole = runtime.gathering(placed.params, mesh)
+    whole = runtime.make_gather(placed.params, mesh)
 
     def init(key: jax.Array) -> TrainState:
         return train_state.create(model, tx, key, ema=ema > 0, mesh=mesh)
@@ -124,8 +125,8 @@ def start(config: ConfigDict, program: Program, mesh: Mesh, checkpoints: Checkpo
     if not config.init_from:
         return state
     given = runtime.fetch((state.params, state.model_state), mesh)
-    params, model_state = runtime.place(warm_start(config.init_from, config, *given), mesh)
-    average = runtime.place(runtime.fetch(params, mesh), mesh) if config.train.ema else None
+    params, model_state = runtime.to_mesh(load_weights(config.init_from, config, *given), mesh)
+    average = runtime.to_mesh(runtime.fetch(params, mesh), mesh) if config.train.ema else None
     return dataclasses.replace(state, params=params, model_state=model_state, ema=average)
 
 
@@ -164,7 +165,7 @@ def train(
     nobody = np.zeros(jax.local_device_count(), np.int32)
     unasked = put({"asked": nobody})  # once: a put costs more than all else in a small step
     # Reading may be refused, and then no file is open.
-    with contextlib.closing(batches(first)) as iterator, journal.open(first), runtime.Preemption() as preemption:
+    with contextlib.closing(batches(first)) as iterator, journal.open(first), Preemption() as preemption:
         for step in range(first + 1, plan.steps + 1):
             local = next(iterator)
             journal.received(idle=window.idle(), then="compile" if step == first + 1 else "step")
@@ -192,7 +193,7 @@ def train(
                 checkpoints.save(state, must=last or stop)
                 journal.saved(step)
             clock.to("step")
-            if stop or (last and runtime.anywhere(preemption.asked)):
+            if stop or (last and runtime.any_process(preemption.asked)):
                 raise Preempted(f"asked to stop: saved at step {step}; the same command continues")
     return state
 

@@ -108,7 +108,7 @@ def merge(params: Any, factors: Any, scale: float) -> Any:
     return params + scale * delta.reshape(params.shape).astype(params.dtype)
 
 
-def adapt(model: Model, *, rank: int, alpha: float, targets: Sequence[str]) -> Model:
+def adapt_model(model: Model, *, rank: int, alpha: float, targets: Sequence[str]) -> Model:
     """`model` with parameters {"base": its own, "lora": the factors}. The base gets no gradient.
 
     `apply` merges and calls the model's own; BatchNorm statistics are the model's, and follow the adapted activations.

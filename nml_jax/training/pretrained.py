@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nml_jax import errors, log, models, settings
-from nml_jax.models import convert
+from nml_jax import console, errors, models, settings
+from nml_jax.models.weights import convert
 from nml_jax.training import checkpoint
 
 
@@ -64,7 +64,7 @@ def _find(path: Path, step: int | None) -> Path:
     return parent / str(step if step is not None else there[-1])
 
 
-def warm_start(init_from: str, config: Any, params: Any, model_state: Any) -> tuple[Any, Any]:
+def load_weights(init_from: str, config: Any, params: Any, model_state: Any) -> tuple[Any, Any]:
     """Weights from elsewhere in place of fresh ones: a .safetensors file with timm's names, or a run's folder.
 
     A head for another number of classes is left as it is, and this is said.
@@ -98,7 +98,7 @@ def warm_start(init_from: str, config: Any, params: Any, model_state: Any) -> tu
             "set the model's keys to those of the weights",
         )
     if kept:
-        log.say(f"{init_from}: its head is for another number of classes; the head starts fresh")
+        console.notice(f"{init_from}: its head is for another number of classes; the head starts fresh")
     merged = jax.tree_util.tree_map_with_path(
         lambda p, x: x if jax.tree_util.keystr(p) in kept else np.asarray(theirs[jax.tree_util.keystr(p)], x.dtype),
         fresh,

@@ -38,7 +38,7 @@ def create(model, tx: optax.GradientTransformation, key: jax.Array, *, ema: bool
     """A fresh state; pure, so that it can be compiled with `out_shardings`."""
     init_key, step_key = jax.random.split(key)
     # Drawn whole, then split: in parts the compiler would round some weights by another order.
-    init = jax.jit(lambda key: model.init(key, model.spec), out_shardings=runtime.replicated(mesh))
+    init = jax.jit(lambda key: model.init(key, model.spec), out_shardings=runtime.replicated_sharding(mesh))
     params, model_state = init(init_key)
     return _at_the_start(params, model_state, step_key, tx=tx, ema=ema)
 

@@ -75,7 +75,7 @@ class Window:
             asked, streak = map(int, jax.device_get(signals))
             found |= asked > 0
             if streak >= self.max_skipped:
-                ids = listed(self._whole(rows["id"]))
+                ids = list_ids(self._whole(rows["id"]))
                 raise NonFinite(
                     f"the loss or its gradient was not finite in {streak} steps in a row (runtime.max_skipped), the "
                     f"last is step {step}; ids of its batch: {ids}"
@@ -95,7 +95,7 @@ class Window:
         for (step, _, rows), metrics in zip(self.steps, values, strict=True):
             for name, (total, _) in metrics.items():
                 if not math.isfinite(total):
-                    raise NonFinite(f"{name} is {float(total)} at step {step}; ids of its batch: {listed(ids[step])}")
+                    raise NonFinite(f"{name} is {float(total)} at step {step}; ids of its batch: {list_ids(ids[step])}")
             if metrics.get("quarantined", (0, 0))[0] > 0:
                 found = self._whole(rows["quarantined"])
                 undecodable += found[found >= 0].tolist()
@@ -112,11 +112,11 @@ class Window:
         return runtime.fetch(self.put({"rows": rows}), self.mesh)["rows"]
 
 
-def listed(ids: np.ndarray) -> str:
+def list_ids(ids: np.ndarray) -> str:
     """Ids for a message."""
     return ", ".join(map(str, ids))
 
 
-def digest(ids: np.ndarray) -> str:
+def hash_ids(ids: np.ndarray) -> str:
     """Of the ids of a batch in their order: the first 16 hex digits of the SHA-256 of their int32 bytes."""
     return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()[:16]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from nml_jax.data import class_maps
 from nml_jax.errors import UserError
 from nml_jax.evals import mapped, metrics
+from nml_jax.tasks import class_maps
 
 LOGITS = np.array([[0.0, 3.0, 1.0, 2.0], [5.0, -1.0, -2.0, -3.0], [-4.0, -3.0, -2.0, -1.0]])
 
@@ -18,13 +18,13 @@ def scores(labels, logits=LOGITS, blocks=1, **about) -> dict[str, float]:
 
 
 def test_the_largest_of_the_mapped_logits():
-    out = mapped.mapped(LOGITS, ((0, 2), (3,), (2, 3, 1)))
+    out = mapped.map_logits(LOGITS, ((0, 2), (3,), (2, 3, 1)))
     assert out.tolist() == [[1.0, 2.0, 3.0], [5.0, -3.0, -1.0], [-2.0, -1.0, -1.0]]
-    assert mapped.mapped(LOGITS.astype(np.float32), ((1,),)).dtype == np.float32
+    assert mapped.map_logits(LOGITS.astype(np.float32), ((1,),)).dtype == np.float32
 
 
 def test_a_subset_lets_only_its_own_logits_compete():
-    assert mapped.mapped(LOGITS, ((3,), (1,))).tolist() == LOGITS[:, [3, 1]].tolist()
+    assert mapped.map_logits(LOGITS, ((3,), (1,))).tolist() == LOGITS[:, [3, 1]].tolist()
     out = scores([0, 1, 0], class_map=((3,), (2,)))  # predictions: 0, 1, 0
     assert out == {"accuracy": 1.0, "macro_f1": 1.0, "mean_per_class": 1.0}
     assert scores([1, 0, 3])["accuracy"] == 1.0  # without a map, all four compete
@@ -32,11 +32,11 @@ def test_a_subset_lets_only_its_own_logits_compete():
 
 @pytest.mark.parametrize("name", ["imagenet_a", "objectnet", "imagenet_vid_robust"])
 def test_against_a_loop_on_the_real_maps(name: str):
-    class_map = class_maps.ids(name)
+    class_map = class_maps.find_ids(name)
     logits = np.random.default_rng(0).normal(size=(50, 1000))
     labels = np.random.default_rng(1).integers(0, len(class_map), 50)
     wanted = np.array([[max(row[c] for c in classes) for classes in class_map] for row in logits])
-    np.testing.assert_array_equal(mapped.mapped(logits, class_map), wanted)
+    np.testing.assert_array_equal(mapped.map_logits(logits, class_map), wanted)
     counts = metrics.confusion(labels, wanted.argmax(1), len(class_map))
     assert scores(labels, logits, blocks=3, class_map=class_map) == metrics.scores(counts)
 
@@ -44,7 +44,7 @@ def test_against_a_loop_on_the_real_maps(name: str):
 @pytest.mark.parametrize("class_map", [((0,), ()), ((0,), (4,)), ((-1,),)])
 def test_a_map_of_other_classes(class_map):
     with pytest.raises(UserError, match="of 4"):
-        mapped.mapped(LOGITS, class_map)
+        mapped.map_logits(LOGITS, class_map)
 
 
 def test_anchors_and_the_worst_of_the_frames_around_them():

@@ -9,7 +9,7 @@ import pytest
 from nml_jax import runtime
 from nml_jax.errors import NonFinite, UserError
 from nml_jax.evals import retrieval as retrieval_module
-from nml_jax.evals.retrieval import CaptionFit, Retrieval, _ranks, ranks, recalls
+from nml_jax.evals.retrieval import CaptionFit, Retrieval, _ranks, measure_recalls, rank_pairs
 
 NAMES = [f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
 
@@ -40,10 +40,10 @@ def test_by_hand():
     text = np.float32([[2, 0], [0, 3], [1, 2], [0, 1]])  # of images 0, 1, 0, 2
     owner = np.array([0, 1, 0, 2])
     # Scores of the captions, image by image: 2 0 1 0; 0 3 2 1; 2 3 3 1. Ranks 0, 0, 3 of the best own caption.
-    np.testing.assert_array_equal(ranks(image, np.arange(3), text, owner), [0, 0, 3])
+    np.testing.assert_array_equal(rank_pairs(image, np.arange(3), text, owner), [0, 0, 3])
     # Scores of the images, caption by caption: 2 0 2; 0 3 3; 1 2 3; 0 1 1. Ranks 0, 0, 2, 2: ties go to the first.
-    np.testing.assert_array_equal(ranks(text, owner, image, np.arange(3)), [0, 0, 2, 1])
-    assert recalls(image, text, owner) == {"i2t_recall@1": pytest.approx(2 / 3), "t2i_recall@1": 1 / 2}
+    np.testing.assert_array_equal(rank_pairs(text, owner, image, np.arange(3)), [0, 0, 2, 1])
+    assert measure_recalls(image, text, owner) == {"i2t_recall@1": pytest.approx(2 / 3), "t2i_recall@1": 1 / 2}
 
 
 @pytest.mark.parametrize("per", [1, 2, 5])
@@ -51,7 +51,7 @@ def test_by_hand():
 def test_equals_sorting_in_float64(per, ties):
     for seed in range(3):
         data = pairs(seed, per=per, ties=ties)
-        got = recalls(*data, chunk=7)  # the last block is not full
+        got = measure_recalls(*data, chunk=7)  # the last block is not full
         assert list(got) == NAMES
         assert got == pytest.approx(by_sorting(*data))
         assert 0 < got["t2i_recall@1"] < got["t2i_recall@5"]
@@ -60,7 +60,7 @@ def test_equals_sorting_in_float64(per, ties):
 def test_duplicates_are_told_apart_by_their_place_only():
     image, text, owner = pairs(0, n=10, per=1)
     image, text, owner = np.r_[image, image], np.r_[text, text], np.r_[owner, owner + 10]  # everything stands twice
-    got, single = recalls(image, text, owner), recalls(image[:10], text[:10], owner[:10])
+    got, single = measure_recalls(image, text, owner), measure_recalls(image[:10], text[:10], owner[:10])
     assert got == pytest.approx(by_sorting(image, text, owner))
     assert got["i2t_recall@1"] == single["i2t_recall@1"] / 2  # the copy that comes later is never first
 
@@ -68,7 +68,7 @@ def test_duplicates_are_told_apart_by_their_place_only():
 @pytest.mark.parametrize("per", [1, 3])
 def test_a_collapsed_encoder_is_no_better_than_chance(per):
     _, _, owner = pairs(0, n=20, per=per)
-    got = recalls(np.ones((20, 4), np.float32), np.ones((20 * per, 4), np.float32), owner)
+    got = measure_recalls(np.ones((20, 4), np.float32), np.ones((20 * per, 4), np.float32), owner)
     assert got["t2i_recall@1"] == pytest.approx(1 / 20)
     assert got["i2t_recall@1"] == pytest.approx(1 / 20)
     assert got["t2i_recall@10"] == pytest.approx(10 / 20)
@@ -76,18 +76,18 @@ def test_a_collapsed_encoder_is_no_better_than_chance(per):
 
 def test_other_right_captions_do_not_stand_in_the_way():
     image, text = np.float32([[1, 0], [0, 1]]), np.float32([[1, 0]] * 6 + [[0, 1]])
-    got = recalls(image, text, np.array([0] * 6 + [1]))
+    got = measure_recalls(image, text, np.array([0] * 6 + [1]))
     assert got == {"i2t_recall@1": 1, "i2t_recall@5": 1, "t2i_recall@1": 1}
 
 
 def test_images_without_a_caption_are_no_queries():
     image, text = np.float32([[1, 0], [0, 1], [0, 2]]), np.float32([[1, 0], [0, 1]])
-    got = recalls(image, text, np.array([0, 1]))
+    got = measure_recalls(image, text, np.array([0, 1]))
     assert got == {"i2t_recall@1": 1, "t2i_recall@1": 1 / 2}  # but image 2 is in the way of caption 1
 
 
 def test_one_image():
-    assert recalls(np.ones((1, 2)), np.ones((5, 2)), np.zeros(5, int)) == {
+    assert measure_recalls(np.ones((1, 2)), np.ones((5, 2)), np.zeros(5, int)) == {
         "i2t_recall@1": 1, "i2t_recall@5": 1, "t2i_recall@1": 1,
     }  # fmt: skip
 
@@ -95,10 +95,10 @@ def test_one_image():
 @pytest.mark.parametrize("ties", [False, True])
 def test_eight_devices_count_as_one(mesh, ties):
     image, text, owner = pairs(1, n=41, per=2, ties=ties)
-    find = partial(ranks, text, owner, image, np.arange(41), chunk=3)
+    find = partial(rank_pairs, text, owner, image, np.arange(41), chunk=3)
     np.testing.assert_array_equal(find(mesh=mesh), find())
     np.testing.assert_array_equal(find(mesh=mesh), partial(find, chunk=82)())
-    assert recalls(image, text, owner, mesh=mesh, chunk=3) == recalls(image, text, owner)
+    assert measure_recalls(image, text, owner, mesh=mesh, chunk=3) == measure_recalls(image, text, owner)
 
 
 def test_no_device_holds_more_scores_than_its_chunk(mesh, monkeypatch):
@@ -113,7 +113,7 @@ def test_no_device_holds_more_scores_than_its_chunk(mesh, monkeypatch):
     monkeypatch.setattr(retrieval_module, "_ranks", spy)
     rng = np.random.default_rng(0)
     queries, gallery = rng.normal(size=(n, dim)), rng.normal(size=(size, dim))
-    ranks(queries, np.arange(n) % size, gallery, np.arange(size), mesh=mesh, chunk=chunk)
+    rank_pairs(queries, np.arange(n) % size, gallery, np.arange(size), mesh=mesh, chunk=chunk)
     assert len(programs) == 3  # of 32 queries each
     for program in programs:
         shapes = re.findall(r"\b(?:f32|s32|pred)\[([\d,]+)\]", program.as_text())
@@ -130,13 +130,13 @@ def test_scores_are_not_of_default_precision():
 @pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 3), (3, 0)])
 def test_nothing_to_retrieve(n, m):
     with pytest.raises(UserError, match="nothing to retrieve"):
-        recalls(np.ones((n, 2)), np.ones((m, 2)), np.zeros(m, int))
+        measure_recalls(np.ones((n, 2)), np.ones((m, 2)), np.zeros(m, int))
 
 
 @pytest.mark.parametrize("owner", [[0, 3], [-1, 0]])
 def test_captions_of_images_that_are_not_there(owner):
     with pytest.raises(UserError, match="there are 3 images"):
-        recalls(np.ones((3, 2)), np.ones((2, 2)), owner)
+        measure_recalls(np.ones((3, 2)), np.ones((2, 2)), owner)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -144,9 +144,9 @@ def test_embeddings_that_are_not_finite_are_no_result(bad):
     image, text, owner = pairs(0)
     image[4, 1] = bad
     with pytest.raises(NonFinite, match=r"1 image"):
-        recalls(image, text, owner)
+        measure_recalls(image, text, owner)
     with pytest.raises(NonFinite, match=r"1 caption"):
-        recalls(text, image[:1] * 0 + image[4], np.array([0]))
+        measure_recalls(text, image[:1] * 0 + image[4], np.array([0]))
 
 
 # The evaluators, on a model that looks its embeddings up by the first pixel and the first token. Row 0 is that of rows
@@ -201,13 +201,13 @@ def test_the_evaluator_embeds_every_image_and_caption_once(size):
     data = pairs(2)
     got = dict(retrieval(data, size).run(tables(*data[:2]), {}))
     assert list(got) == NAMES
-    assert got == recalls(*data)
+    assert got == measure_recalls(*data)
 
 
 def test_the_evaluator_on_eight_devices(mesh):
     data = pairs(2)
     placed = {"mesh": mesh, "put": runtime.put_batch(mesh), "fetch": partial(runtime.fetch, mesh=mesh), "chunk": 2}
-    assert dict(retrieval(data, **placed).run(tables(*data[:2]), {})) == recalls(*data)
+    assert dict(retrieval(data, **placed).run(tables(*data[:2]), {})) == measure_recalls(*data)
 
 
 def test_evaluators_of_one_model_share_what_is_compiled():

@@ -5,7 +5,7 @@ import pytest
 
 from nml_jax.errors import UserError
 from nml_jax.evals import separability as module
-from nml_jax.evals.separability import separability
+from nml_jax.evals.separability import measure_separability
 
 
 def blobs(n: int = 60, d: int = 5, k: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -30,44 +30,47 @@ def plain(F, labels) -> dict[str, float]:
 
 def test_by_hand():
     """Class a at 0 and 2, b at 5 and 9: means 1, 7, all 4. Left out, 5 is 4 from 9 and from 1: a tie."""
-    got = separability([[0.0], [2.0], [5.0], [9.0]], ["a", "a", "b", "b"])
+    got = measure_separability([[0.0], [2.0], [5.0], [9.0]], ["a", "a", "b", "b"])
     assert got == {"fisher_ratio": pytest.approx(36 / 10), "class_mean_accuracy": 0.75}
-    assert separability([[0.0], [2.0], [5.1], [9.0]], ["a", "a", "b", "b"])["class_mean_accuracy"] == 1
+    assert measure_separability([[0.0], [2.0], [5.1], [9.0]], ["a", "a", "b", "b"])["class_mean_accuracy"] == 1
 
 
 @pytest.mark.parametrize("block", [4096, 7])
 def test_is_the_plain_leave_one_out(monkeypatch, block):
     monkeypatch.setattr(module, "BLOCK", block)
     F, labels = blobs()
-    assert separability(F, labels) == pytest.approx(plain(F, labels))
-    assert 0.4 < separability(F, labels)["class_mean_accuracy"] < 0.95
+    assert measure_separability(F, labels) == pytest.approx(plain(F, labels))
+    assert 0.4 < measure_separability(F, labels)["class_mean_accuracy"] < 0.95
     F32 = F.astype(np.float32)
-    assert separability(F32, labels) == pytest.approx(plain(F32.astype(np.float64), labels))
+    assert measure_separability(F32, labels) == pytest.approx(plain(F32.astype(np.float64), labels))
 
 
 def test_shift_scale_and_rotation_do_not_matter():
     F, labels = blobs()
     rotation = np.linalg.qr(np.random.default_rng(1).standard_normal((5, 5)))[0]
     for changed in (F + 1e6, F * 1e-20, F * 1e20, F @ rotation):
-        assert separability(changed, labels) == pytest.approx(separability(F, labels), rel=1e-6)
+        assert measure_separability(changed, labels) == pytest.approx(measure_separability(F, labels), rel=1e-6)
 
 
 def test_a_row_alone_in_its_class_is_wrong():
     F = np.array([[0.0], [0.1], [0.2], [9.0]])
-    assert separability(F, [0, 0, 0, 1])["class_mean_accuracy"] == 0.75
-    assert separability(F, [0, 1, 2, 3]) == {"fisher_ratio": pytest.approx(1 / module.EPS), "class_mean_accuracy": 0}
+    assert measure_separability(F, [0, 0, 0, 1])["class_mean_accuracy"] == 0.75
+    assert measure_separability(F, [0, 1, 2, 3]) == {
+        "fisher_ratio": pytest.approx(1 / module.EPS),
+        "class_mean_accuracy": 0,
+    }
 
 
 def test_classes_of_no_extent():
     F, labels = np.repeat([[0.3, 0.1], [1.7, 2.2]], 3, axis=0), np.repeat([0, 1], 3)
-    got = separability(F, labels)
+    got = measure_separability(F, labels)
     assert got["class_mean_accuracy"] == 1
     assert 1e14 < got["fisher_ratio"] <= 1.01 / module.EPS
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e30])
 def test_constant_features(value):
-    got = separability(np.full((7, 3), value), [0, 1, 1, 0, 2, 1, 1])
+    got = measure_separability(np.full((7, 3), value), [0, 1, 1, 0, 2, 1, 1])
     assert got == {"fisher_ratio": 0, "class_mean_accuracy": 0}
 
 
@@ -85,4 +88,4 @@ def test_constant_features(value):
 )
 def test_bad_calls(F, labels, message):
     with pytest.raises(UserError, match=message):
-        separability(F, labels)
+        measure_separability(F, labels)

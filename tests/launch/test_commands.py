@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 
-from tests.documents import DOCS, commands, launches
 from tests.launch.shell import LAUNCH, load, printed
+from tests.scenes.documents import DOCS, commands, launches
 
 GUIDE = (DOCS / "guides" / "launch.md").read_text("utf-8")
 OURS = [line for line in commands() if launches(line)]

@@ -7,7 +7,7 @@ import pytest
 
 from tests.launch.shell import LAUNCH, ROOT
 
-FILES = sorted(LAUNCH.glob("Dockerfile.*"))
+FILES = sorted(LAUNCH.glob("docker/Dockerfile.*"))
 
 
 def instructions(text: str) -> list[tuple[str, str]]:

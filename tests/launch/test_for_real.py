@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from nml_jax import log
+from nml_jax.runs.rows import read_rows
 from tests.launch.shell import LAUNCH, ROOT, clean
-from tests.peers import free_port
-from tests.small import flags
+from tests.scenes.digits_experiment import flags
+from tests.scenes.process_scenes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -286,4 +286,4 @@ def test_slurm_array_sweep(slurm: Slurm, tmp_path: Path):
     assert sorted(p.parent.name for p in workdir.glob("*/run.json")) == ["noise=0,seed=0", "noise=0.3,seed=0"]
     assert (workdir / "report.html").exists()
     for noise in ("0", "0.3"):
-        assert log.read_rows(workdir / f"noise={noise},seed=0")
+        assert read_rows(workdir / f"noise={noise},seed=0")

@@ -9,7 +9,7 @@ import pytest
 from configs.common import get_config
 from nml_jax.errors import UserError
 from nml_jax.models import CLIPS, TOWERS, build
-from nml_jax.models.resnet import AttentionPool
+from nml_jax.models.encoders.resnet import AttentionPool
 
 # open_clip's RN50, ViT-B-16 and ViT-L-14.
 PUBLISHED = {"clip_rn50": 102_007_137, "clip_vitb16": 149_620_737, "clip_vitl14": 427_616_513}

@@ -12,7 +12,7 @@ from configs.common import get_config
 from nml_jax import objectives, runtime
 from nml_jax.errors import UserError
 from nml_jax.objectives.contrastive import Contrastive, info_nce, sigmoid_loss
-from tests.meshes import mesh_of
+from tests.scenes.meshes import mesh_of
 
 LOSSES = {"clip": info_nce, "siglip": sigmoid_loss}
 SCALE, BIAS = 14.3, -3.0
@@ -209,7 +209,7 @@ def test_objective_hands_out_loss_state_and_metrics(form, chunk):
     config.update({"name": form, "chunk": chunk})
     objective = objectives.make(config, num_classes=0, blocks=2)
     assert objective == Contrastive(form=form, chunk=chunk, blocks=2)
-    assert objectives.reads_captions(config)
+    assert objectives.uses_captions(config)
     loss = functools.partial(objective.loss, Pair())
     batch = {"image": x, "text": y, "mask": np.ones(len(x), np.float32)}
     (value, (state, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params, {"seen": 0}, batch, None)

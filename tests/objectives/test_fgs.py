@@ -5,7 +5,7 @@ import pytest
 
 from nml_jax.objectives import fgs
 from nml_jax.objectives.fgs import Weights
-from nml_jax.objectives.lgm import perturbed
+from nml_jax.objectives.lgm import perturb
 from nml_jax.objectives.step import Step
 
 KEY = jax.random.key(3)
@@ -75,7 +75,7 @@ def test_variance_against_float64_on_many_inputs(shape):
 def test_terms_of_a_linear_head(scale):
     F, W = normal((8, 2, 5)), normal((5, 5), 1)
     step = Step(F, None, None, None, None, KEY)  # pyright: ignore[reportArgumentType]
-    moved = np.float64(perturbed(step, 0.3, scale))
+    moved = np.float64(perturb(step, 0.3, scale))
 
     def value(W):
         Z, other = np.float64(F) @ W, moved @ W
@@ -89,7 +89,7 @@ def test_terms_of_a_linear_head(scale):
 
 def test_the_gradient_of_consistency_goes_through_the_perturbed_features_alone():
     F, W = normal((8, 2, 5)), normal((5, 5), 1)
-    moved = np.float64(perturbed(Step(F, None, None, None, None, KEY), 0.3, "feature"))  # pyright: ignore
+    moved = np.float64(perturb(Step(F, None, None, None, None, KEY), 0.3, "feature"))  # pyright: ignore
     gradient = np.asarray(both(Weights(1.0, 0.0, 0.0, noise=0.3))(W, F)[1])
     fixed, numerical = unit(np.float64(F) @ np.float64(W)), np.zeros((5, 5))
     for i in np.ndindex(5, 5):

@@ -85,8 +85,8 @@ def test_weights_in_place_of_the_presets_are_in_the_name_too():
     changed = finetune.make("paper", svd=0.5, top=3, cov=None, consistency=True)
     assert changed == dataclasses.replace(finetune.make("paper", consistency=True), svd=0.5, top=3)
     assert finetune.make("paper", svd=0.0).svd == 0
-    assert finetune.named("paper", svd=0.5, top=3, cov=None) == "paper,svd=0.5,top=3"
-    assert finetune.named("code") == "code"
-    assert finetune.named("none") is None
+    assert finetune.preset_label("paper", svd=0.5, top=3, cov=None) == "paper,svd=0.5,top=3"
+    assert finetune.preset_label("code") == "code"
+    assert finetune.preset_label("none") is None
     with pytest.raises(UserError, match=r"cov is -1"):
         finetune.make("code", cov=-1.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nml_jax.objectives import lgm
-from nml_jax.objectives.lgm import Weights, perturbed
+from nml_jax.objectives.lgm import Weights, perturb
 from nml_jax.objectives.step import Step
 
 KEY = jax.random.key(3)
@@ -72,7 +72,7 @@ def test_of_a_linear_head_on_many_inputs(shape, squared):
     """200 of each: values and gradients to 1e-5, where inputs of any scale meet logits near 1."""
     *sides, classes = shape
     function = both(linear, Weights(match=1.0, noise=0.5, squared=squared))
-    noisy = jax.jit(lambda F: perturbed(at(F), 0.5, "feature"))
+    noisy = jax.jit(lambda F: perturb(at(F), 0.5, "feature"))
     rng = np.random.default_rng(shape)
     for i in range(200):
         F = rng.normal(size=sides)
@@ -96,7 +96,7 @@ def test_through_batch_norm_against_float64(scale):
     F, labels = normal((12, 2, 6)), np.arange(12, dtype=np.int32) % 3
     params = {"first": normal((6, 9), 1), "shift": normal((9,), 2), "second": normal((9, 3), 3)}
     value, gradient = both(mlp, Weights(match=1.0, noise=0.5, scale=scale))(params, F, labels)
-    moved = np.asarray(perturbed(at(F), 0.5, scale))
+    moved = np.asarray(perturb(at(F), 0.5, scale))
 
     def entropy(F, params):
         return -jnp.take_along_axis(jax.nn.log_softmax(mlp(params, F)[1]), labels[:, None, None], -1).sum()
@@ -116,9 +116,9 @@ def test_through_batch_norm_against_float64(scale):
 
 def test_perturbation():
     F = normal((4000, 2, 3)) * np.float32([1, 10, 0])
-    moved = np.asarray(perturbed(at(F), 0.2, "feature")) - F
+    moved = np.asarray(perturb(at(F), 0.2, "feature")) - F
     np.testing.assert_allclose(moved.std((0, 1)), [0.2, 2, 0], rtol=0.05)
-    np.testing.assert_allclose((np.asarray(perturbed(at(F), 0.2, "one")) - F).std((0, 1)), 0.2, rtol=0.05)
+    np.testing.assert_allclose((np.asarray(perturb(at(F), 0.2, "one")) - F).std((0, 1)), 0.2, rtol=0.05)
 
 
 def test_equal_gradients_have_none():

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
 
 from nml_jax.errors import UserError
-from nml_jax.models import heads
+from nml_jax.models.heads import mlp
 from nml_jax.objectives import nmtune
 from nml_jax.objectives.nmtune import PRESETS, Weights
 from nml_jax.objectives.step import Step
@@ -355,7 +355,7 @@ def test_code_preset_follows_the_released_procedure(root):
     golden = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(golden)
     flat, features, labels = golden.arrays()
-    model = heads.head(heads.Form(mlp=True, width=golden.WIDTH), golden.CLASSES)
+    model = mlp.head(mlp.Form(mlp=True, width=golden.WIDTH), golden.CLASSES)
     params, state = model.init(jax.random.key(0), golden.DIM)
     params = jax.tree.map_with_path(lambda path, x: flat["/".join(k.key for k in path)].reshape(x.shape), params)
     optimizer = optax.adamw(

@@ -43,24 +43,24 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.2", "JOB_COMPLETION_INDEX": "1"}
     ],
 )
 def test_how_a_job_is_recognised(env: Mapping[str, str], expected: dict | None):
-    assert cluster.arguments(env | NO_TPU) == expected
+    assert cluster.find_job(env | NO_TPU) == expected
 
 
 def test_a_pod_among_pods_is_not_alone(monkeypatch):
     """JAX finds its place with the package `kubernetes` alone."""
     monkeypatch.setattr(cluster, "_installed", lambda package: package == "kubernetes")
-    assert cluster.arguments(POD | NO_TPU) == {}
+    assert cluster.find_job(POD | NO_TPU) == {}
     monkeypatch.setattr(cluster, "_installed", lambda package: False)
     with pytest.raises(UserError, match="pod 1 of an indexed Kubernetes job") as e:
-        cluster.arguments(POD | NO_TPU)
+        cluster.find_job(POD | NO_TPU)
     assert e.value.cure.startswith("pip install kubernetes, or set JAX_COORDINATOR_ADDRESS, ")
     with pytest.raises(UserError, match="no JAX_PROCESS_ID"):
-        cluster.arguments(POD | NO_TPU | {"JAX_NUM_PROCESSES": "2"})
+        cluster.find_job(POD | NO_TPU | {"JAX_NUM_PROCESSES": "2"})
 
 
 def test_on_a_tpu_jax_is_asked():
-    assert cluster.arguments({}) == {}
-    assert cluster.arguments({"JAX_PLATFORMS": "cpu"}) is None
+    assert cluster.find_job({}) == {}
+    assert cluster.find_job({"JAX_PLATFORMS": "cpu"}) is None
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ def test_on_a_tpu_jax_is_asked():
 def test_incomplete_or_no_number(change: Mapping[str, str | None], message: str):
     env = {k: v for k, v in (EXPLICIT | change).items() if v is not None}
     with pytest.raises(UserError, match=message):
-        cluster.arguments(env | NO_TPU)
+        cluster.find_job(env | NO_TPU)
 
 
 @pytest.mark.parametrize("address", ["", "10.0.0.1", "10.0.0.1:", ":1234", "10.0.0.1:0", "10.0.0.1:99999999", "a:b"])
 def test_what_is_no_address(address: str):
     with pytest.raises(UserError, match=r"JAX_COORDINATOR_ADDRESS='.*' is no address"):
-        cluster.arguments(EXPLICIT | NO_TPU | {"JAX_COORDINATOR_ADDRESS": address})
+        cluster.find_job(EXPLICIT | NO_TPU | {"JAX_COORDINATOR_ADDRESS": address})
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_what_is_no_address(address: str):
 )
 def test_what_a_launcher_cannot_have_meant(env: Mapping[str, str], message: str):
     with pytest.raises(UserError, match=message):
-        cluster.arguments(env | NO_TPU)
+        cluster.find_job(env | NO_TPU)
 
 
 def test_a_port_that_another_has():
@@ -108,7 +108,7 @@ def test_a_port_that_another_has():
 @pytest.mark.parametrize("launcher", [SLURM, MPI, {"TPU_WORKER_HOSTNAMES": "a:1,b:1"}], ids=["slurm", "mpi", "tpu"])
 def test_a_coordinator_on_loopback_is_refused_where_there_are_several_hosts(address: str, launcher: Mapping[str, str]):
     with pytest.raises(UserError, match="cannot be reached from other hosts"):
-        cluster.arguments(launcher | EXPLICIT | {"JAX_COORDINATOR_ADDRESS": address} | NO_TPU)
+        cluster.find_job(launcher | EXPLICIT | {"JAX_COORDINATOR_ADDRESS": address} | NO_TPU)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_coordinator_on_loopback_is_refused_where_there_are_several_hosts(addr
 )
 def test_on_one_host_loopback_will_do(launcher: Mapping[str, str]):
     env = launcher | EXPLICIT | {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"} | NO_TPU
-    assert cluster.arguments(env)["coordinator_address"] == "127.0.0.1:1"  # type: ignore[index]
+    assert cluster.find_job(env)["coordinator_address"] == "127.0.0.1:1"  # type: ignore[index]
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1:1", "node1:1", "[fe80::1]:1", "local:1", ""])

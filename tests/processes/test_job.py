@@ -9,31 +9,30 @@ from typing import Any
 import jax
 import pytest
 
-from nml_jax import processes
 from nml_jax.errors import PeerLost
-from nml_jax.processes import job
-from tests import peers
-from tests.peers import LAST
+from nml_jax.processes import job, peers
+from tests.scenes import process_scenes
+from tests.scenes.process_scenes import LAST
 
 
 def test_alone_there_is_nobody_to_wait_for():
-    processes.barrier("anywhere", 0.001)
-    assert processes.agree({"a": 1}) == {"a": 1}
-    assert processes.gather({"a": 1}, "anywhere") == [{"a": 1}]
-    with processes.stepping(lambda: "step 1"):
+    peers.barrier("anywhere", 0.001)
+    assert peers.agree({"a": 1}) == {"a": 1}
+    assert peers.gather({"a": 1}, "anywhere") == [{"a": 1}]
+    with peers.stepping(lambda: "step 1"):
         pass
-    assert processes.lost() is None
-    assert len(processes.hosts()) == 1
-    processes.finish()
-    processes.leave(3, "it goes on", "")
+    assert peers.find_lost() is None
+    assert len(peers.list_hosts()) == 1
+    peers.finish()
+    peers.leave(3, "it goes on", "")
 
 
 def test_what_blocks_is_waited_for_or_given_up():
-    assert processes.aside(lambda: 3) == 3
+    assert job.in_thread(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
-        processes.aside(lambda: 1 // 0)
+        job.in_thread(lambda: 1 // 0)
     with pytest.raises(TimeoutError):
-        processes.aside(lambda: pytest.importorskip("time").sleep(0.5), 0.01)
+        job.in_thread(lambda: pytest.importorskip("time").sleep(0.5), 0.01)
 
 
 @pytest.mark.parametrize(
@@ -69,11 +68,11 @@ def test_who_comes_second_leaves_the_job_alone():
 
     peer: Any = types.SimpleNamespace(client=Client(), index=1, count=2, address="host0:1234")
     with pytest.raises(PeerLost, match="there is a process 1 of 2 at host0:1234 already"):
-        job.Job.register(peer)
+        job.Membership.register(peer)
 
 
 def test_all_is_well():
-    ended = peers.play("all_is_well", timeout=20)
+    ended = process_scenes.play("all_is_well", timeout=20)
     assert [e.code for e in ended] == [0, 0, 0], ended
     assert "1 host(s), 3 process(es), 3 × cpu" in ended[0].out
     assert "mesh data=3 × fsdp=1" in ended[0].out
@@ -81,7 +80,7 @@ def test_all_is_well():
 
 
 def test_one_that_does_not_come_is_named():
-    ended = peers.play("all_is_well", timeout=12, absent={LAST})
+    ended = process_scenes.play("all_is_well", timeout=12, absent={LAST})
     for e in ended:
         assert e.code == PeerLost.exit_code, e.out
         assert e.out.count("\n") == 1, e.out
@@ -89,7 +88,7 @@ def test_one_that_does_not_come_is_named():
 
 
 def test_bad_input_of_one_ends_all():
-    *others, last = peers.play("one_has_bad_input", timeout=20)
+    *others, last = process_scenes.play("one_has_bad_input", timeout=20)
     assert last.code == 2
     assert last.out.endswith("error: there is no file 'x'\n  cure: give another\n")
     for other in others:
@@ -100,7 +99,7 @@ def test_bad_input_of_one_ends_all():
 
 @pytest.mark.slow
 def test_without_the_first_nobody_waits_for_ever():
-    for e in peers.play("all_is_well", timeout=8, absent={0}):
+    for e in process_scenes.play("all_is_well", timeout=8, absent={0}):
         assert e.code == PeerLost.exit_code, e.out
         assert re.match(r"stopped: process 0 of 3 did not answer at 127.0.0.1:\d+ \(which every host has", e.line), (
             e.out
@@ -109,7 +108,7 @@ def test_without_the_first_nobody_waits_for_ever():
 
 @pytest.mark.slow
 def test_bad_input_of_all_is_everybodys_own():
-    for e in peers.play("all_have_bad_input", timeout=20):
+    for e in process_scenes.play("all_have_bad_input", timeout=20):
         assert e.code == 2, e.out
         assert "error: there is no file 'x'" in e.out
 
@@ -129,7 +128,7 @@ def test_bad_input_of_all_is_everybodys_own():
     ],
 )
 def test_the_end_of_one_is_the_end_of_all(scene: str, culprit: int, code: int, said: str):
-    ended = peers.play(scene, timeout=20)
+    ended = process_scenes.play(scene, timeout=20)
     assert ended[culprit].code == code, ended[culprit].out
     for i, e in enumerate(ended):
         if i != culprit:
@@ -139,7 +138,7 @@ def test_the_end_of_one_is_the_end_of_all(scene: str, culprit: int, code: int, s
 
 
 def test_a_second_signal_does_not_change_how_a_process_ends():
-    for e in peers.play("one_is_asked_again_and_again", timeout=20):
+    for e in process_scenes.play("one_is_asked_again_and_again", timeout=20):
         assert e.code == 75, e.out
         assert e.line == "stopped: asked to stop: saved at step 4"
         assert "Traceback" not in e.out
@@ -147,7 +146,7 @@ def test_a_second_signal_does_not_change_how_a_process_ends():
 
 @pytest.mark.slow
 def test_who_holds_all_up_is_said():
-    first, *others = peers.play("one_stands_still", timeout=20)
+    first, *others = process_scenes.play("one_stands_still", timeout=20)
     assert [e.code for e in (first, *others)] == [0, 0, 0], first.out
     said = [line for line in first.out.splitlines() if line.startswith("no step for")]
     held, others_in = r"process 2 \(.+\) of 3 in pretrain: step 7", "the others in pretrain: step 9"
@@ -158,7 +157,7 @@ def test_who_holds_all_up_is_said():
 
 @pytest.mark.slow
 def test_everybody_hears_what_all_say_or_who_is_silent():
-    for e in peers.play("all_say_something", timeout=20):
+    for e in process_scenes.play("all_say_something", timeout=20):
         assert e.code == PeerLost.exit_code, e.out
         assert "process 2" in e.line or "ended with exit code 76" in e.line, e.out
         assert "Traceback" not in e.out
@@ -167,7 +166,7 @@ def test_everybody_hears_what_all_say_or_who_is_silent():
 
 @pytest.mark.slow
 def test_who_is_late_at_a_barrier_is_named():
-    *others, last = peers.play("one_is_late", timeout=20)
+    *others, last = process_scenes.play("one_is_late", timeout=20)
     for e in others:
         assert e.code == PeerLost.exit_code, e.out
         assert re.match(r"stopped: process 2 \(.+\) of 3 did not reach 'the gate' within 3 s", e.line), e.out
@@ -177,5 +176,5 @@ def test_who_is_late_at_a_barrier_is_named():
 
 @pytest.mark.slow
 def test_all_who_are_preempted_say_so_however_long_they_save():
-    for e in peers.play("all_are_preempted", timeout=20):
+    for e in process_scenes.play("all_are_preempted", timeout=20):
         assert (e.code, e.line) == (75, "stopped: asked to stop: saved at step 4"), e.out

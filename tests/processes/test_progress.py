@@ -9,22 +9,21 @@ from typing import Any
 
 import pytest
 
-from nml_jax import processes
-from nml_jax.processes import progress
-from nml_jax.processes.job import Job
+from nml_jax.assembly import evaluators
+from nml_jax.processes import peers, progress
+from nml_jax.processes.job import Membership
 from nml_jax.processes.progress import Progress
-from nml_jax.stages import evaluation
 from tests.launch.shell import ROOT, clean
 
 
 class Peer:
     """A process among three, with a service that is a dictionary; what of a Job `look` and `stepping` ask for."""
 
-    look: Any = Job.look
+    look: Any = Membership.look
 
     def __init__(self, index: int, kept: dict[str, str]):
         self.index, self.kept, self.client = index, kept, self
-        self.progress = Progress(self.named)
+        self.progress = Progress(self.process_names)
 
     def key_value_set(self, key: str, value: str, allow_overwrite: bool) -> None:
         self.kept[key] = value
@@ -32,8 +31,8 @@ class Peer:
     def key_value_dir_get(self, prefix: str) -> list[tuple[str, str]]:
         return [item for item in self.kept.items() if item[0].startswith(prefix)]
 
-    def named(self, processes: Iterable[int]) -> str:
-        return " and ".join(f"process {i}" for i in sorted(processes))
+    def process_names(self, numbers: Iterable[int]) -> str:
+        return " and ".join(f"process {i}" for i in sorted(numbers))
 
 
 @pytest.fixture
@@ -44,9 +43,9 @@ def jobs(monkeypatch):
 
 
 def enter(monkeypatch, job, stack, *places):
-    monkeypatch.setattr(processes, "_progress", job.progress)
+    monkeypatch.setattr(peers, "_progress", job.progress)
     for place in places:
-        stack.enter_context(processes.at(place))
+        stack.enter_context(peers.at(place))
     job.look()
 
 
@@ -80,14 +79,14 @@ def test_all_in_one_place(monkeypatch, jobs, capsys):
 def test_batches_of_several_passes(monkeypatch, jobs):
     """Every pass over a split counts, in whatever order they end, and none leaves its place behind."""
     job = jobs[0]
-    monkeypatch.setattr(processes, "_progress", job.progress)
+    monkeypatch.setattr(peers, "_progress", job.progress)
 
     def seen() -> str:
         job.look()
         return job.kept["nml_jax/place/0"]
 
-    with processes.at("extract"):
-        one, other = (evaluation._counted(iter([{}, {}]), what) for what in ("images", "texts"))
+    with peers.at("extract"):
+        one, other = (evaluators._counted(iter([{}, {}]), what) for what in ("images", "texts"))
         next(one)
         next(other)
         assert seen() == "extract: batch 1 of images: batch 1 of texts"
@@ -109,11 +108,10 @@ def test_who_is_nowhere_says_nothing(jobs, capsys):
 
 ALONE = """
 import time
-from nml_jax import processes
-from nml_jax.processes import progress
+from nml_jax.processes import peers, progress
 progress.STILL = 1.5
-processes.start()
-with processes.at("pretrain"), processes.stepping(lambda: "step 7"):
+peers.start()
+with peers.at("pretrain"), peers.stepping(lambda: "step 7"):
     time.sleep(5)
 time.sleep(3)
 """

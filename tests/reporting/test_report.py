@@ -15,9 +15,17 @@ import numpy as np
 import pytest
 
 from configs import common
-from nml_jax import log, settings
+from nml_jax import settings
 from nml_jax.errors import UserError
-from nml_jax.reporting import cells, claims, figures, outcomes, paired, results
+from nml_jax.report import main
+from nml_jax.reporting import claims, figures
+from nml_jax.reporting.statistics import paired
+from nml_jax.reporting.statistics.studies import MEAN, Key, find_studies
+from nml_jax.runs.files import write_atomic, write_json
+from nml_jax.runs.finished import read_finished
+from nml_jax.runs.heads import correct_path, write_correct
+from nml_jax.runs.metrics import read_metrics
+from nml_jax.runs.rows import Row, hash_rows, read_rows, write_rows
 from nml_jax.stages import report
 
 HEADS = (("linear", None), ("mlp", None), ("nmtune", "paper"), ("nmtune", "code/1view"))
@@ -60,10 +68,10 @@ def write_cell(
     origin = {"run": cell.name, "step": 900, "weights": "raw", "noise_kind": config.noise_kind, "noise_asked": rate,
               "noise_realised": rate, "noise_seed": seed, "seed": seed, "objective": "supervised",
               "model": "resnet18"}  # fmt: skip
-    rows: list[log.Row] = []
+    rows: list[Row] = []
 
     def add(**fields: Any) -> None:
-        rows.append(log.Row(**origin, **fields))
+        rows.append(Row(**origin, **fields))
 
     for metric, value in (("accuracy", 0.99 - 0.3 * rate), ("macro_f1", 0.98 - 0.3 * rate)):
         value += 0.003 * rng.standard_normal()
@@ -97,17 +105,17 @@ def write_cell(
                         add(**shared, **where, metric=metric, value=value - less, layer="features")
                     for metric, value in measures(50 * np.exp(-0.3 * np.arange(width))).items():
                         add(**shared, **where, metric=metric, value=value, layer="Z", spectrum_mode="paper")
-                outcomes.write(outcomes.place(cell, shared), correct)
-    log.write_json(cell / "config.json", settings.to_json(config))
+                write_correct(correct_path(cell, shared), correct)
+    write_json(cell / "config.json", settings.to_json(config))
     sha = hashlib.sha256(f"{rate} {seed}".encode()).hexdigest()
-    log.write_json(cell / "noise.json", {"kind": config.noise_kind, "seed": seed, "asked": rate, "realised": rate,
+    write_json(cell / "noise.json", {"kind": config.noise_kind, "seed": seed, "asked": rate, "realised": rate,
                    "n": 720, "count": round(720 * rate), "noisy_sha256": sha, "clean_sha256": sha[::-1],
                    "transitions": None})  # fmt: skip
     done = {stage: {"inputs": sha, "output": sha, "version": 1, "seconds": 3.25, "revision": "abc1234",
                     "finished": f"2026-11-21T10:0{seed}:00+00:00"} for stage in stages}  # fmt: skip
     environment = {"device": "1 × cpu (cpu, 2 cores)", "python": "3.11.2", "jax": "0.10.2", "revision": "abc1234"}
-    log.write_json(cell / "run.json", {"stages": done, "environment": environment})
-    log.atomic_write(cell / "rows.jsonl", "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
+    write_json(cell / "run.json", {"stages": done, "environment": environment})
+    write_atomic(cell / "rows.jsonl", "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
     lines = []
     for step in range(20, 601, 20):
         loss = (1.5 - rate) * np.exp(-step / 150) + rate + 0.02 * rng.standard_normal()
@@ -117,8 +125,8 @@ def write_cell(
         if step % 60 == 0:
             value = (1 - np.exp(-step / 100)) * (0.99 - 0.3 * rate) + 0.004 * rng.standard_normal()
             lines.append({"step": step, "time": 1.0, "validation/accuracy": value})
-    log.atomic_write(cell / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    log.write_json(cell / "spectra.json", spectra)
+    write_atomic(cell / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_json(cell / "spectra.json", spectra)
     return cell
 
 
@@ -195,7 +203,7 @@ def read_csv(folder: Path) -> list[dict[str, str]]:
 
 def lead(*folders: Path) -> str:
     """The leading text of the only study."""
-    (study,) = results.studies(cells.read_cells(folders)[0])
+    (study,) = find_studies(read_finished(folders)[0])
     return " ".join(claims.lead(study))
 
 
@@ -262,7 +270,7 @@ def test_says_what_was_run(sweep: Path) -> None:
 
 
 def test_unfinished_runs_are_listed_and_not_counted(sweep: Path) -> None:
-    found, left_out = cells.read_cells([sweep])
+    found, left_out = read_finished([sweep])
     assert len(found) == 15
     assert left_out == {"digits/noise=0.4,seed=0": "unfinished, tune to do"}
     assert "<code>digits/noise=0.4,seed=0</code>: unfinished, tune to do" in read(sweep)
@@ -271,10 +279,10 @@ def test_unfinished_runs_are_listed_and_not_counted(sweep: Path) -> None:
 def test_figures_are_left_out_before_the_page_grows_too_large(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nml_jax.reporting import page
 
-    found, left_out = cells.read_cells([sweep])
+    found, left_out = read_finished([sweep])
     full = read(sweep)
     monkeypatch.setattr(page, "LIMIT", len(full.encode()) - 30_000)
-    less = page.page(results.studies(found), left_out)
+    less = page.page(find_studies(found), left_out)
     assert len(less.encode()) < page.LIMIT + 1000
     assert "Further figures are left out" in less
     assert "Further figures" not in full
@@ -288,7 +296,7 @@ def test_figures_are_left_out_before_the_page_grows_too_large(sweep: Path, monke
 def test_summary_csv_equals_numpy_on_the_rows(sweep: Path) -> None:
     words = {"linear": "linear probe", "mlp": "MLP", "nmtune": "NMTune", None: ""}
     found: dict[tuple, dict[int, list[float]]] = {}
-    for row in (row for cell in sweep.glob("noise=*") for row in log.read_rows(cell)):
+    for row in (row for cell in sweep.glob("noise=*") for row in read_rows(cell)):
         method = words[row.method] + (f" ({row.preset})" if row.preset else "")
         layer = "" if row.method and row.layer != "Z" else row.layer or ""
         key = (row.metric, row.task, row.split, row.domain, layer, row.spectrum_mode or "", method, "",
@@ -297,7 +305,7 @@ def test_summary_csv_equals_numpy_on_the_rows(sweep: Path) -> None:
     checked = 0
     for line in read_csv(sweep):
         if line["split"] != "mean":
-            by_seed = found[(*(line[field] for field in results.Key._fields), float(line["x"]))]
+            by_seed = found[(*(line[field] for field in Key._fields), float(line["x"]))]
             values = np.array([np.mean(of_heads) for of_heads in by_seed.values()])
             assert float(line["mean"]) == pytest.approx(values.mean(), abs=1e-14)
             assert float(line["sd"]) == pytest.approx(values.std(ddof=1), abs=1e-14)
@@ -316,10 +324,10 @@ def test_means_over_splits_and_tables_by_hand(tmp_path: Path) -> None:
                    head_seeds=2)  # fmt: skip
     for cell, shift in ((folder / "noise=0,seed=0", 0.02), (folder / "noise=0,seed=1", -0.02)):
         rows = [dataclasses.replace(row, value=row.value + shift) if row.split == "a" and row.head_seed == 1 else row
-                for row in log.read_rows(cell)]  # fmt: skip
-        log.write_rows(cell, "tune", [row for row in rows if row.stage == "tune"])
-    (study,) = results.studies(cells.read_cells([folder])[0])
-    key = results.Key("accuracy", "digits", results.MEAN, "ood", method="linear probe")
+                for row in read_rows(cell)]  # fmt: skip
+        write_rows(cell, "tune", [row for row in rows if row.stage == "tune"])
+    (study,) = find_studies(read_finished([folder])[0])
+    key = Key("accuracy", "digits", MEAN, "ood", method="linear probe")
     # Seed 0: split a has (0.5 + 0.52) / 2 = 0.51, with b 0.605. Seed 1: its head seeds are 1 and 2; 0.49, with b 0.595.
     assert study.table[key][0] == {(0, 0): pytest.approx(0.605), (1, 1): pytest.approx(0.595)}
     assert study.stat(0, key) == (pytest.approx(0.6), pytest.approx(0.01 / np.sqrt(2)), 2)
@@ -330,11 +338,11 @@ def test_means_over_splits_and_tables_by_hand(tmp_path: Path) -> None:
 
 
 def test_text_summary_has_every_measure(sweep: Path) -> None:
-    lines = report.summary(sweep).splitlines()
+    lines = report.summarise(sweep).splitlines()
     assert lines[1].split() == ["noise", "0", "%", "5", "%", "10", "%", "20", "%", "30", "%"]
     assert lines[2].split() == ["runs", "(n)", "3", "3", "3", "3", "3"]
     assert max(map(len, lines)) <= 80
-    values = [log.read_rows(sweep / f"noise=0.3,seed={seed}") for seed in (0, 1, 2)]
+    values = [read_rows(sweep / f"noise=0.3,seed={seed}") for seed in (0, 1, 2)]
     sve = [r.value for rows in values for r in rows
            if (r.metric, r.split, r.spectrum_mode, r.method) == ("sve", "test", "paper", None)]  # fmt: skip
     (line,) = [line for line in lines if line.startswith("  SVE")]
@@ -431,10 +439,10 @@ def test_heads_of_few_rows_do_not_silence_the_others(tmp_path: Path) -> None:
         return 0.8 + (0.1 if method == "nmtune" else 0) + 0.001 * draw - 0.2 * rate
 
     folder = small(tmp_path / "x", score=score, heads=(("linear", None), ("nmtune", "paper")))
-    for cell in cells.read_cells([folder])[0]:
+    for cell in read_finished([folder])[0]:
         rows = [row for row in cell.rows if row.stage == "tune"]
         few = {"train_share": 0.01, "hyper": {"lr": 0.01, "unvalidated": 1.0}}
-        log.write_rows(cell.folder, "tune", [*rows, *(dataclasses.replace(row, **few) for row in rows)])
+        write_rows(cell.folder, "tune", [*rows, *(dataclasses.replace(row, **few) for row in rows)])
     said = lead(folder)
     assert "against the tuned linear probe" in said
     assert "no claim, no validation)" in said
@@ -474,7 +482,7 @@ def test_one_run_is_a_report_without_claims(tmp_path: Path) -> None:
 
 
 def grouped(*folders: Path) -> list[tuple[str, str, list[str], list[int]]]:
-    studies = results.studies(cells.read_cells(folders)[0])
+    studies = find_studies(read_finished(folders)[0])
     return [(s.title, s.axis, [c.label for c in s.conditions], [len(c.cells) for c in s.conditions]) for s in studies]
 
 
@@ -512,9 +520,9 @@ def test_several_experiments_tasks_and_what_is_missing(tmp_path: Path) -> None:
     assert "1 run with unknown noise" in text
     assert "Task by task (2 of them), ID accuracy of the linear probe rises in 0 and falls in 2" in text
     assert "Transfer of each head: mean over 2 tasks" in text
-    (many,) = list(results.studies(cells.read_cells([tmp_path / "many"])[0]))
-    parts = [results.Key("accuracy", task, "test", "id", method="linear probe") for task in ("cifar10", "dtd")]
-    mean = parts[0]._replace(task=results.MEAN, split=results.MEAN)
+    (many,) = list(find_studies(read_finished([tmp_path / "many"])[0]))
+    parts = [Key("accuracy", task, "test", "id", method="linear probe") for task in ("cifar10", "dtd")]
+    mean = parts[0]._replace(task=MEAN, split=MEAN)
     for seed, value in many.table[mean][1].items():
         assert value == pytest.approx(np.mean([many.table[part][1][seed] for part in parts]))
 
@@ -522,8 +530,8 @@ def test_several_experiments_tasks_and_what_is_missing(tmp_path: Path) -> None:
 def test_a_run_is_counted_once(tmp_path: Path) -> None:
     folder = small(tmp_path / "x", seeds=(0,))
     small(tmp_path / "copy", seeds=(0,))
-    assert len(cells.read_cells([folder, folder / "noise=0,seed=0"])[0]) == 2
-    found, left_out = cells.read_cells([folder, tmp_path / "copy"])
+    assert len(read_finished([folder, folder / "noise=0,seed=0"])[0]) == 2
+    found, left_out = read_finished([folder, tmp_path / "copy"])
     assert len(found) == 2
     assert left_out["copy/noise=0,seed=0"] == "the same config as x/noise=0,seed=0, counted once"
 
@@ -533,10 +541,10 @@ def test_every_method_has_its_title_and_the_tuned_probe_is_the_reference(tmp_pat
     heads = (("linear", None), ("lbfgs", None), ("nmtune", "paper"), ("lora", None), ("full", "paper"))
     folder = small(tmp_path / "x", heads=heads)
     for cell in folder.iterdir():
-        rows = [row for row in log.read_rows(cell) if row.stage == "tune"]
+        rows = [row for row in read_rows(cell) if row.stage == "tune"]
         more = [dataclasses.replace(row, layer="Z of block3") for row in rows if row.layer == "Z"]
-        log.write_rows(cell, "tune", [*rows, *more])
-    (study,) = results.studies(cells.read_cells([folder])[0])
+        write_rows(cell, "tune", [*rows, *more])
+    (study,) = find_studies(read_finished([folder])[0])
     titles = ["", "linear probe", "L-BFGS probe", "NMTune (paper)", "LoRA", "full fine-tuning (paper)"]
     assert study.names("method") == titles
     assert {pair.base for pair in claims.heads(study, "digits")} == {"L-BFGS probe"}
@@ -562,15 +570,15 @@ def test_one_condition_of_several_tasks_compares_methods_on_their_mean_and_on_ea
     assert "<h3>Pre-training scores</h3>" in text
     assert "<h3>Noise ledger</h3>" in text
     assert len(re.findall("<h3>Differences at a glance: ", text)) == 5
-    assert report.summary(folder).count("\nin-domain mean\n") == 1
+    assert report.summarise(folder).count("\nin-domain mean\n") == 1
 
 
 def test_settings_of_heads_are_told_apart(tmp_path: Path) -> None:
     cell = write_cell(tmp_path / "x", heads=HEADS[:1], head_seeds=1)
-    rows = [row for row in log.read_rows(cell) if row.stage == "tune"]
-    log.write_rows(cell, "tune", [*rows, *(dataclasses.replace(row, train_share=0.1, value=0.25) for row in rows)])
-    (study,) = results.studies(cells.read_cells([cell])[0])
-    key = results.Key("accuracy", "digits", "test", "id", method="linear probe", setting="0.1 of the training data")
+    rows = [row for row in read_rows(cell) if row.stage == "tune"]
+    write_rows(cell, "tune", [*rows, *(dataclasses.replace(row, train_share=0.1, value=0.25) for row in rows)])
+    (study,) = find_studies(read_finished([cell])[0])
+    key = Key("accuracy", "digits", "test", "id", method="linear probe", setting="0.1 of the training data")
     assert study.stat(0, key) == (0.25, pytest.approx(np.nan, nan_ok=True), 1)
     assert study.names("setting", method="linear probe") == ["1 of the training data", "0.1 of the training data"]
 
@@ -606,7 +614,7 @@ def test_thinned_curve_keeps_its_level() -> None:
 
 def test_command_line(tmp_path: Path) -> None:
     folder = small(tmp_path / "x", seeds=(0,))
-    command = [sys.executable, "-m", "nml_jax.stages.report", str(folder), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "nml_jax.report", str(folder), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == str(tmp_path / "out" / "report.html")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.html", "summary.csv"}
@@ -615,8 +623,8 @@ def test_command_line(tmp_path: Path) -> None:
 def test_default_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = [small(tmp_path / name, name=name, seeds=(0,), rates=(0.1,)) for name in "ab"]
     monkeypatch.chdir(tmp_path)
-    assert report.main([str(folders[0])]) == 0
-    assert report.main([str(folder) for folder in folders]) == 0
+    assert main([str(folders[0])]) == 0
+    assert main([str(folder) for folder in folders]) == 0
     assert (folders[0] / "report.html").exists()
     assert (tmp_path / "report.html").exists()
     assert not (folders[1] / "report.html").exists()
@@ -633,7 +641,7 @@ def test_bad_folders_exit_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "other": "config.json is not one of ours",
         "unfinished": "unfinished/noise=0.1,seed=0 is unfinished, extract and tune to do",
     }.items():
-        assert report.main([str(tmp_path / name)]) == 2
+        assert main([str(tmp_path / name)]) == 2
         error = capsys.readouterr().err
         assert cause in error
         assert "\n  cure: " in error
@@ -664,9 +672,9 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path, name: str, content: str
 
 def test_the_half_line_of_a_killed_writer_is_left_out_of_the_curves(tmp_path: Path) -> None:
     cell = write_cell(tmp_path / "x", heads=HEADS[:1])
-    whole = log.read_metrics(cell)
+    whole = read_metrics(cell)
     (cell / "metrics.jsonl").write_text((cell / "metrics.jsonl").read_text()[:-20])
-    assert log.read_metrics(cell) == whole[:-1] != []
+    assert read_metrics(cell) == whole[:-1] != []
     report.build([tmp_path / "x"], tmp_path)
 
 
@@ -674,7 +682,7 @@ def test_rows_that_are_not_those_that_a_stage_wrote_make_no_report(tmp_path: Pat
     cell = write_cell(tmp_path / "x", heads=HEADS[:1])
     record, rows = json.loads((cell / "run.json").read_text()), (cell / "rows.jsonl").read_text().splitlines(True)
     for stage, done in record["stages"].items():
-        done["rows"] = log.digest(log.read_rows(cell), stage)
+        done["rows"] = hash_rows(read_rows(cell), stage)
     (cell / "run.json").write_text(json.dumps(record))
     report.build([tmp_path / "x"], tmp_path)
     for changed in (rows[:-1], [*rows[:-1], rows[-1].replace('"value": 0.', '"value": 0.9')]):

@@ -13,11 +13,18 @@ import pytest
 import scipy.stats
 
 from configs import features as experiment
-from nml_jax import diagnosis, log, settings
+from nml_jax import settings
 from nml_jax.errors import UserError
-from nml_jax.reporting import answers, cells, choice, method_tables, outcomes, paired, results
-from nml_jax.reporting.choice import Contest
+from nml_jax.reporting import answers, method_tables
+from nml_jax.reporting.statistics import choose_method, paired
+from nml_jax.reporting.statistics.choose_method import Contest
+from nml_jax.reporting.statistics.studies import Study, find_studies
+from nml_jax.runs.files import write_atomic, write_json
+from nml_jax.runs.finished import read_finished
+from nml_jax.runs.heads import correct_path, read_correct, write_correct
+from nml_jax.runs.rows import Row, read_rows, write_rows
 from nml_jax.stages import report
+from nml_jax.tuning import diagnosis
 
 
 def test_tests_that_are_redrawn_overlap():
@@ -85,7 +92,7 @@ def write_experiment(
             "noise_realised": None, "noise_seed": seed, "seed": seed, "objective": "unknown", "model": "black box",
             "task": "features",
         }  # fmt: skip
-        rows: list[log.Row] = []
+        rows: list[Row] = []
         spectra = []
         for split, domain, n in (("train", "id", 1169), *tests):
             for mode in ("paper", "code"):
@@ -93,7 +100,7 @@ def write_experiment(
                 where: dict[str, Any] = {"split": split, "domain": domain, "layer": "features"}
                 spectra.append({"task": "features", **where, "mode": mode, "s": s.tolist()})
                 more: dict[str, Any] = {"stage": "features", "spectrum_mode": mode, "n_test": n}
-                rows += [log.Row(**origin, **where, **more, metric=name, value=v) for name, v in measures(s).items()]
+                rows += [Row(**origin, **where, **more, metric=name, value=v) for name, v in measures(s).items()]
         for share in shares:
             for method, preset in methods:
                 shared: dict[str, Any] = {
@@ -107,28 +114,28 @@ def write_experiment(
                     correct[split], value = easy(n) < right, right / n
                     where = {"split": split, "domain": domain, "n_test": n}
                     for metric, less in (("accuracy", 0), ("macro_f1", 0.01), ("mean_per_class", 0.02)):
-                        rows.append(log.Row(**origin, **shared, **where, metric=metric, value=value - less))
+                        rows.append(Row(**origin, **shared, **where, metric=metric, value=value - less))
                     where |= {"layer": "Z", "spectrum_mode": "paper"}
-                    rows += [log.Row(**origin, **shared, **where, metric=name, value=v)
+                    rows += [Row(**origin, **shared, **where, metric=name, value=v)
                              for name, v in measures(np.arange(1, 20)).items()]  # fmt: skip
                 if recorded:
-                    outcomes.write(outcomes.place(cell, shared | {"task": "features"}), correct)
+                    write_correct(correct_path(cell, shared | {"task": "features"}), correct)
         if diagnosed:
             found = {"sve": 5.5, "stable_rank": 3.25 + seed, "fisher_ratio": 0.4}
             where = {"split": "train", "domain": "id", "layer": "features", "stage": "diagnose"}
-            rows += [log.Row(**origin, **where, metric=f"diagnosis/{k}", value=v) for k, v in found.items()]
-            rows.append(log.Row(**origin, **where, metric="diagnosis/gain", value=0.01))
+            rows += [Row(**origin, **where, metric=f"diagnosis/{k}", value=v) for k, v in found.items()]
+            rows.append(Row(**origin, **where, metric="diagnosis/gain", value=0.01))
             entry = {"task": "features", "layer": "features", "verdict": verdicts[seed % len(verdicts)],
                      "measures": found, "probe": [0.9, 0.92], "nmtune": [0.92, 0.92], "interval": [-0.03, 0.05],
                      "n": 1169, "dim": 24, "num_classes": 7, "rows": 1000}  # fmt: skip
-            log.write_json(cell / "diagnosis.json", [entry])
-        log.write_json(cell / "config.json", settings.to_json(config))
-        log.write_json(cell / "spectra.json", spectra)
+            write_json(cell / "diagnosis.json", [entry])
+        write_json(cell / "config.json", settings.to_json(config))
+        write_json(cell / "spectra.json", spectra)
         record = {"inputs": "a", "output": "b", "version": 1, "seconds": 3.25, "revision": "abc1234",
                   "finished": "2026-11-22T10:00:00+00:00"}  # fmt: skip
         done = dict.fromkeys(("features", "tune", "diagnose"), record)
-        log.write_json(cell / "run.json", {"stages": done, "environment": {"device": "1 × cpu"}})
-        log.atomic_write(cell / "rows.jsonl", "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
+        write_json(cell / "run.json", {"stages": done, "environment": {"device": "1 × cpu"}})
+        write_atomic(cell / "rows.jsonl", "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
     return folder
 
 
@@ -142,13 +149,13 @@ def measures(s: np.ndarray) -> dict[str, float]:
     return {"sve": float(-(p * np.log(p)).sum()), "lsvr": -float(np.log(p.max())), "top_share": float(p.max())}
 
 
-def study_of(folder: Path) -> results.Study:
-    (study,) = results.studies(cells.read_cells([folder])[0])
+def study_of(folder: Path) -> Study:
+    (study,) = find_studies(read_finished([folder])[0])
     return study
 
 
 def contest(folder: Path, **fields: Any) -> Contest:
-    (found,) = choice.contests(study_of(write_experiment(folder, **fields)))
+    (found,) = choose_method.contests(study_of(write_experiment(folder, **fields)))
     return found
 
 
@@ -291,28 +298,28 @@ def test_wilson_interval_is_that_of_scipy(hits: int, n: int) -> None:
 
 def test_which_rows_were_right_is_kept_bit_by_bit(tmp_path: Path) -> None:
     correct = {"a/b": np.random.default_rng(0).random(77) < 0.7, "far": np.ones(8, bool)}
-    row = log.Row(run="r", stage="tune", step=0, weights="raw", noise_kind="none", noise_asked=0.0, noise_realised=0.0,
+    row = Row(run="r", stage="tune", step=0, weights="raw", noise_kind="none", noise_asked=0.0, noise_realised=0.0,
                   noise_seed=0, seed=0, objective="o", model="m", metric="accuracy", value=0.5, task="t", split="a/b",
                   domain="id", n_test=77, layer="deep", train_share=0.5, method="nmtune", preset="paper",
                   head_seed=3)  # fmt: skip
-    assert outcomes.read(tmp_path, row) is None
-    path = outcomes.place(tmp_path, vars(row))
+    assert read_correct(tmp_path, row) is None
+    path = correct_path(tmp_path, vars(row))
     assert path == tmp_path / "correct/tune/t/deep/nmtune,paper,share=0.5,seed=3.safetensors"
-    outcomes.write(path, correct)
-    np.testing.assert_array_equal(outcomes.read(tmp_path, row), correct["a/b"])
+    write_correct(path, correct)
+    np.testing.assert_array_equal(read_correct(tmp_path, row), correct["a/b"])
     before = path.read_bytes()
-    outcomes.write(path, dict(reversed(correct.items())))
+    write_correct(path, dict(reversed(correct.items())))
     assert path.read_bytes() == before
-    assert outcomes.read(tmp_path, dataclasses.replace(row, metric="macro_f1")) is None
+    assert read_correct(tmp_path, dataclasses.replace(row, metric="macro_f1")) is None
     for damage in (before[:20], before[:-4]):
         path.write_bytes(damage)
         with pytest.raises(UserError, match="is damaged"):
-            outcomes.read(tmp_path, row)
-    outcomes.write(path, {"a/b": np.ones(80, bool)})
-    assert outcomes.read(tmp_path, row) is not None
-    outcomes.write(path, {"a/b": np.ones(81, bool)})
+            read_correct(tmp_path, row)
+    write_correct(path, {"a/b": np.ones(80, bool)})
+    assert read_correct(tmp_path, row) is not None
+    write_correct(path, {"a/b": np.ones(81, bool)})
     with pytest.raises(UserError, match="11 bytes for 77 rows"):
-        outcomes.read(tmp_path, row)
+        read_correct(tmp_path, row)
 
 
 def test_deterministic_heads_differ_by_what_their_rows_allow(tmp_path: Path) -> None:
@@ -391,7 +398,7 @@ def test_doubt_counts_against_a_change() -> None:
     base = {(i, i): 0.5 for i in range(5)}
     for sign, verdict in ((1, "no difference shown"), (-1, "worse")):
         plain = paired.compare("", paired.PERCENT, base, {(i, i): 0.5 + sign * 0.01 * (i + 1) for i in range(5)})
-        versus = choice.Versus(plain, plain.corrected(5))
+        versus = choose_method.Versus(plain, plain.corrected(5))
         assert plain.p == pytest.approx(0.0132, abs=1e-4)
         assert (plain.sign, versus.wide.sign, versus.verdict) == (sign, 0, verdict)
 
@@ -473,7 +480,7 @@ def test_the_reference_is_the_tuned_probe_that_is_there(tmp_path: Path) -> None:
 
 
 def test_settings_are_contests_of_their_own(tmp_path: Path) -> None:
-    found = choice.contests(study_of(write_experiment(tmp_path / "x", shares=(0.1, 1.0), seeds=(0, 1, 2))))
+    found = choose_method.contests(study_of(write_experiment(tmp_path / "x", shares=(0.1, 1.0), seeds=(0, 1, 2))))
     assert [c.name for c in found] == ["0.1 of the training data", "1 of the training data"]
     assert answers.answer(found[0]).startswith("0.1 of the training data: use ")
 
@@ -515,7 +522,7 @@ def lines(text: str) -> list[list[str]]:
 
 def test_page_answers_first_and_has_no_empty_part(built: Path) -> None:
     text = (built / "report.html").read_text("utf-8")
-    found = choice.contests(study_of(built))[0]
+    found = choose_method.contests(study_of(built))[0]
     assert "<title>Which head for these features: features</title>" in text
     order = ['id="study-0"', answers.answer(found)[:40], "The rule.", "<h3>Scores", "<h3>Differences to",
              "<h3>Differences at", "<h3>Spectra", "<h3>Diagnosis", 'id="run"', 'id="limits"']  # fmt: skip
@@ -531,7 +538,7 @@ def test_page_answers_first_and_has_no_empty_part(built: Path) -> None:
 
 
 def test_tables_hold_the_numbers(built: Path) -> None:
-    found, text = choice.contests(study_of(built))[0], (built / "report.html").read_text("utf-8")
+    found, text = choose_method.contests(study_of(built))[0], (built / "report.html").read_text("utf-8")
     rows = lines(text)
     art = found.tests[1]
     values = [np.array(list(found.values(method, art).values())) for method in ("NMTune (paper)", "L-BFGS probe")]
@@ -630,7 +637,7 @@ def test_one_method_or_none_is_a_report_without_comparisons(tmp_path: Path) -> N
         report.build([folder], folder)
         text = (folder / "report.html").read_text("utf-8")
         assert ("Use the linear probe: no other method was run." in text) == bool(methods)
-        assert report.summary(folder).endswith("no other method was run." if methods else "")
+        assert report.summarise(folder).endswith("no other method was run." if methods else "")
         shown = re.sub(r"<pre>.*?</pre>|<style>.*?</style>|Config of all runs.*?<", "", text, flags=re.S)
         assert not re.search(r"[Nn]oise|[Bb]onferroni|unknown|nan\b|[Bb]old", shown)
         assert "<h3>Spectra" in text
@@ -640,11 +647,11 @@ def test_one_method_or_none_is_a_report_without_comparisons(tmp_path: Path) -> N
 def test_wise_ft_is_a_curve(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path / "x", seeds=(0, 1), methods=(("lbfgs", None), ("lora", None)), diagnosed=False)
     for cell in folder.iterdir():
-        rows = [row for row in log.read_rows(cell) if row.stage == "tune"]
+        rows = [row for row in read_rows(cell) if row.stage == "tune"]
         lora = [row for row in rows if (row.method, row.metric) == ("lora", "accuracy")]
         more = [dataclasses.replace(row, metric=f"accuracy@wise={share:g}", value=0.2 + share / 2 + row.seed / 100)
                 for row in lora for share in (0, 0.5, 1)]  # fmt: skip
-        log.write_rows(cell, "tune", [*rows, *more])
+        write_rows(cell, "tune", [*rows, *more])
     report.build([folder], folder)
     text = (folder / "report.html").read_text("utf-8")
     assert "<h3>WiSE-FT</h3>" in text
@@ -653,8 +660,8 @@ def test_wise_ft_is_a_curve(tmp_path: Path) -> None:
 
 
 def test_text_summary_ends_with_the_answer(built: Path) -> None:
-    found = choice.contests(study_of(built))[0]
-    text = report.summary(built).splitlines()
+    found = choose_method.contests(study_of(built))[0]
+    text = report.summarise(built).splitlines()
     assert text[-1] == answers.answer(found)
     assert "art (out-of-domain), 2,048 rows" in text
     (line,) = [line for line in text if line.endswith("worse")]
@@ -672,6 +679,6 @@ def test_summary_csv_carries_everything(built: Path) -> None:
 def test_other_files_are_another_study(tmp_path: Path) -> None:
     folders = [write_experiment(tmp_path / name, seeds=(0, 1, 2), methods=FEW[:2], tests=TESTS[:1],
                                 train=f"{name}.npz") for name in "ab"]  # fmt: skip
-    found = results.studies(cells.read_cells(folders)[0])
+    found = find_studies(read_finished(folders)[0])
     assert [study.title for study in found] == ["features, features.train = a.npz", "features, features.train = b.npz"]
     assert [len(study.conditions) for study in found] == [1, 1]

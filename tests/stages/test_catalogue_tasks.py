@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from nml_jax import log
-from nml_jax.data import banks, catalogue, class_maps, task_builders
-from tests import small, tiny_archives, tiny_sets
+from nml_jax.data.features import banks
+from nml_jax.prepare import downstream
+from nml_jax.runs.rows import read_rows
+from nml_jax.tasks import catalogue, class_maps
+from tests.scenes import digits_experiment, tiny_archives, tiny_sets
 
 KINDS = {
     "downstream.tasks": ("cifar10", "domainnet"),
@@ -30,17 +32,17 @@ def runs(tmp_path_factory) -> Path:
     trained, partners = catalogue.TRAINED, catalogue.PARTNERS
     for entry, corruption in (
         (trained["cifar10"], ""), (partners["cifar10_1"], ""), (partners["cifar10_c"], "fog_5"),
-        (catalogue.domain("real"), ""), (catalogue.domain("sketch"), ""),
+        (catalogue.split_domain("real"), ""), (catalogue.split_domain("sketch"), ""),
     ):  # fmt: skip
         tiny_sets.write(root / "sets", entry, corruption, labels=(0, 1, 2), records=24)
     keys = {**KINDS, "downstream.catalogue": str(root / "sets"), "stages": ("pretrain", "extract", "tune")}
-    small.launch(root / "first", **keys)
+    digits_experiment.launch(root / "first", **keys)
     return root
 
 
 def test_heads_on_catalogue_sets(runs: Path):
     (cell,) = (runs / "first").glob("noise=*")
-    rows = [row for row in log.read_rows(cell) if row.stage == "tune" and row.metric == "accuracy"]
+    rows = [row for row in read_rows(cell) if row.stage == "tune" and row.metric == "accuracy"]
     assert {(row.task, row.split, row.domain, row.n_train, row.n_test) for row in rows} == {
         ("cifar10", "test", "id", 24, 24),
         ("cifar10", "cifar10_1", "ood", 24, 24),
@@ -53,24 +55,24 @@ def test_heads_on_catalogue_sets(runs: Path):
 
 def test_heads_of_imagenet_on_tests_of_other_classes(runs: Path):
     """The labels in a bank are those of the test classes; a head of 1000 classes is scored on them by the class map."""
-    sets, others = runs / "sets", {c for (c,) in class_maps.ids("imagenet_a")}
-    assert class_maps.ids("imagenet_a")[2] == (13,)
+    sets, others = runs / "sets", {c for (c,) in class_maps.find_ids("imagenet_a")}
+    assert class_maps.find_ids("imagenet_a")[2] == (13,)
     assert 281 not in others
     tiny_sets.write(sets, catalogue.TRAINED["imagenet2012"], labels=(13, 281), records=24)  # junco, tabby
     tiny_sets.write(sets, catalogue.PARTNERS["imagenet_a"], labels=(13,), records=4)
     src = tiny_archives.pack(runs / "vid.tar", tiny_archives.vid(), "tar")
-    task_builders.imagenet_vid_robust(src, sets / "imagenet_vid_robust")
+    downstream.imagenet_vid_robust(src, sets / "imagenet_vid_robust")
     (first,) = (runs / "first").glob("noise=*")
     keys = {
         **KINDS, "tune.epochs": 200, "tune.lrs": (0.1,), "stages": ("extract", "tune"), "init_from": str(first),
         "noise": 0.0, "downstream.tasks": ("imagenet2012",), "downstream.catalogue": str(sets),
         "downstream.partners": ("imagenet_a", "imagenet_vid_robust"),
     }  # fmt: skip
-    small.launch(runs / "second", **keys)
+    digits_experiment.launch(runs / "second", **keys)
     (cell,) = (runs / "second").glob("noise=*")
     bank = banks.Bank(cell / "banks" / "imagenet2012" / "imagenet_a")
     assert bank.read("label").tolist() == [2, 2, 2, 2]
-    found = {(row.split, row.metric): row.value for row in log.read_rows(cell) if row.stage == "tune"}
+    found = {(row.split, row.metric): row.value for row in read_rows(cell) if row.stage == "tune"}
     assert {split for split, _ in found} == {"test", "imagenet_a", "imagenet_vid_robust"}
     assert {split for split, metric in found if metric in ("pm0", "pm10")} == {"imagenet_vid_robust"}
     assert 0 <= found["imagenet_vid_robust", "pm10"] <= found["imagenet_vid_robust", "pm0"] <= 1

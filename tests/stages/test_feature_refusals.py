@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from configs import features as experiment
-from nml_jax import log, main, runtime
+from nml_jax import main, predict, runtime
+from nml_jax.assembly.feature_sets import fit_in_memory
+from nml_jax.data.features.sets import Split
 from nml_jax.errors import UserError
-from nml_jax.stages import feature_sets, predict, tune
-from nml_jax.training import tuned
+from nml_jax.runs.rows import read_rows
+from nml_jax.stages import tune
+from nml_jax.tuning import head_file
 
 D, CLASSES = 12, ("ant", "bee", "cat")
 SMALL = {"seed": 0, "sweep.seed": (), "stages": ("features", "tune"), "tune.methods": ("ridge", "knn")}
@@ -88,7 +91,7 @@ def test_one_feature_has_no_spectrum_in_the_mode_code(tmp_path: Path):
     with pytest.raises(UserError, match=r"one\.npz has one feature.*code") as e:
         launch(tmp_path / "w", **named)
     assert "extract.spectra" in e.value.cure
-    assert log.read_rows(launch(tmp_path / "w", **named, **{"extract.spectra": ("paper",)}))
+    assert read_rows(launch(tmp_path / "w", **named, **{"extract.spectra": ("paper",)}))
 
 
 @pytest.mark.parametrize(
@@ -139,12 +142,12 @@ def test_a_head_knows_the_columns_of_its_table(tmp_path: Path):
         (tmp_path / file).write_text("\n".join(map(",".join, lines)) + "\n")
     cell = launch(tmp_path / "w", **{"features.train": str(tmp_path / "train.csv"), "tune.methods": ("ridge",)})
     path = cell / "heads" / "features" / "ridge,seed=0.safetensors"
-    assert tuned.load(path).columns == tuple(names)
+    assert head_file.load(path).columns == tuple(names)
     outs = [tmp_path / f"{name}.out" for name in ("train", "other")]
     for out in outs:
         assert predict.main([str(path), str(out.with_suffix(".csv")), "--out", str(out)]) == 0
     assert outs[0].read_text() == outs[1].read_text()
-    assert {row.split for row in log.read_rows(cell)} == {"train", "holdout"}
+    assert {row.split for row in read_rows(cell)} == {"train", "holdout"}
     (columns,) = json.loads((cell / "features.json").read_text())["columns"].values()
     assert columns == {"label": "label", "taken": names, "left_out": ["index"]}
 
@@ -160,6 +163,6 @@ def test_memory_and_blocks_of_wide_rows():
             assert size == 1
             yield 0, np.zeros((1, 1, 2))
 
-    assert feature_sets.rows_in(0.1, Wide(), 128) == 128
-    (block,) = feature_sets.Split("test", "id", Wide(), np.zeros(10, int)).blocks()
+    assert fit_in_memory(0.1, Wide(), 128) == 128
+    (block,) = Split("test", "id", Wide(), np.zeros(10, int)).blocks()
     assert block[0].shape == (1, 2)

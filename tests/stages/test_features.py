@@ -11,11 +11,15 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from configs import features as experiment
-from nml_jax import log, main
-from nml_jax.data.features import open_features
+from nml_jax import main, predict
+from nml_jax.assembly import feature_sets
+from nml_jax.assembly.feature_sets import read_memory_limit
+from nml_jax.data.features.files import open_features
+from nml_jax.data.features.sets import Subset
 from nml_jax.errors import UserError
-from nml_jax.stages import feature_sets, predict, tune
-from nml_jax.training import tuned
+from nml_jax.runs.rows import read_rows
+from nml_jax.stages import tune
+from nml_jax.tuning import head_file
 
 D, CLASSES = 12, ("ant", "bee", "cat")
 SMALL = {
@@ -70,7 +74,7 @@ def test_the_config_answers_from_three_files(files: Path, tmp_path: Path, capsys
     said = capsys.readouterr()
     assert said.out.count("linear probe  ") == 2  # a line for each test
     assert "Use the L-BFGS probe" in said.out
-    assert "python -m nml_jax.stages.predict" in said.out
+    assert "python -m nml_jax.predict" in said.out
     assert said.err.count("diagnose finished") == 3
     found = [json.loads((tmp_path / "w" / f"seed={seed}" / "diagnosis.json").read_text()) for seed in range(3)]
     assert found[0] == found[1] == found[2]  # of one file, and once
@@ -80,7 +84,7 @@ def test_the_config_answers_from_three_files(files: Path, tmp_path: Path, capsys
 
 
 def test_a_run_leaves_rows_of_every_split(run: Path):
-    rows = log.read_rows(run)
+    rows = read_rows(run)
     assert {row.stage for row in rows} == {"features", "tune"}
     spectra = {(row.split, row.domain) for row in rows if row.stage == "features"}
     assert spectra == {("train", "id"), ("test", "id"), ("far", "ood")}
@@ -101,15 +105,15 @@ def test_the_spectrum_on_record_is_that_of_the_file(run: Path, files: Path):
     s = np.linalg.svd(np.load(files / "far.npz")["features"].astype(np.float64), compute_uv=False)
     p = s / s.sum()
     wanted = ("features", "sve", "far", "paper")
-    rows = log.read_rows(run)
+    rows = read_rows(run)
     (row,) = [row for row in rows if (row.stage, row.metric, row.split, row.spectrum_mode) == wanted]
     assert row.value == pytest.approx(-(p * np.log(p)).sum(), abs=1e-9)
 
 
 def test_saved_heads_predict_what_the_rows_say(run: Path, files: Path):
-    scores = {(row.method, row.split): row.value for row in log.read_rows(run) if row.metric == "accuracy"}
+    scores = {(row.method, row.split): row.value for row in read_rows(run) if row.metric == "accuracy"}
     for method, name in (("lbfgs", "lbfgs,seed=0"), ("linear", "linear,seed=0"), ("nmtune", "nmtune,paper,seed=0")):
-        head = tuned.load(run / "heads" / "features" / f"{name}.safetensors")
+        head = head_file.load(run / "heads" / "features" / f"{name}.safetensors")
         assert head.classes == CLASSES
         for split in ("test", "far"):
             data = np.load(files / f"{split}.npz")
@@ -127,7 +131,7 @@ def test_predict_on_the_command_line(run: Path, files: Path, tmp_path: Path, cap
     assert odds.shape == (45, 3)
     np.testing.assert_allclose(odds.sum(1), 1, atol=1e-5)
     assert [line[1] for line in lines[1:]] == [CLASSES[i] for i in odds.argmax(1)]
-    scores = {(row.method, row.split): row.value for row in log.read_rows(run) if row.metric == "accuracy"}
+    scores = {(row.method, row.split): row.value for row in read_rows(run) if row.metric == "accuracy"}
     assert f"{100 * scores['nmtune', 'far']:.2f} %" in capsys.readouterr().err
 
 
@@ -156,7 +160,7 @@ def test_nothing_is_done_twice_and_another_content_is_noticed(run: Path, files: 
 
 def test_without_a_test_file_a_part_of_the_training_file_is_held_out(files: Path, tmp_path: Path):
     cell = launch(tmp_path / "w", **{"features.train": str(files / "train.npz"), "tune.methods": ("linear",)})
-    rows = [row for row in log.read_rows(cell) if row.stage == "tune"]
+    rows = [row for row in read_rows(cell) if row.stage == "tune"]
     assert {(row.split, row.domain, row.n_train, row.n_test) for row in rows} == {("holdout", "id", 63, 27)}
 
 
@@ -165,15 +169,15 @@ def test_a_file_larger_than_its_share_of_memory_is_streamed(
     run: Path, files: Path, tmp_path: Path, monkeypatch, share: float, solved: int
 ):
     """In shards of a half of what memory holds; the same statistics, another order, and about the same scores."""
-    monkeypatch.setattr(feature_sets, "memory", lambda: 10 * 64 * 4 * D)
+    monkeypatch.setattr(feature_sets, "read_memory_limit", lambda: 10 * 64 * 4 * D)
     named = {"features.train": str(files / "train.npz"), "features.test": str(files / "test.npz")}
     cell = launch(tmp_path / "w", **named, **{"features.memory": share})
-    rows = {row.method: row for row in log.read_rows(cell) if row.metric == "accuracy"}
+    rows = {row.method: row for row in read_rows(cell) if row.metric == "accuracy"}
     assert rows["lbfgs"].n_train == solved  # a quarter of the rows that the share holds: it takes eight times as much
     assert rows["nmtune"].n_train == rows["linear"].n_train == 90
     assert min(row.value for row in rows.values()) > 0.8
-    whole = tuned.load(run / "heads" / "features" / "linear,seed=0.safetensors").state["input"]
-    parts = tuned.load(cell / "heads" / "features" / "linear,seed=0.safetensors").state["input"]
+    whole = head_file.load(run / "heads" / "features" / "linear,seed=0.safetensors").state["input"]
+    parts = head_file.load(cell / "heads" / "features" / "linear,seed=0.safetensors").state["input"]
     for name in ("mean", "scale"):
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-4, atol=1e-5)
     same = [np.array_equal(parts[name], whole[name]) for name in ("mean", "scale")]
@@ -181,12 +185,12 @@ def test_a_file_larger_than_its_share_of_memory_is_streamed(
 
 
 def test_memory_is_what_the_container_may_have(tmp_path: Path, monkeypatch):
-    machine = feature_sets.memory()
+    machine = read_memory_limit()
     limit = tmp_path / "memory.max"
     monkeypatch.setattr(feature_sets, "LIMITS", (limit,))
     for text, wanted in (("max\n", None), ("12345\n", 12345), (f"{2**62}\n", None)):
         limit.write_text(text)
-        found = feature_sets.memory()
+        found = read_memory_limit()
         assert found == wanted if wanted else found >= machine
 
 
@@ -200,7 +204,7 @@ def test_a_table_may_have_its_columns_in_any_order(tmp_path: Path):
         (tmp_path / f"{name}.csv").write_text("\n".join([f"{head},label", *lines]) + "\n")
     named = {f"features.{name}": str(tmp_path / f"{name}.csv") for name in ("train", "test")}
     cell = launch(tmp_path / "w", **named, **{"tune.methods": ("ridge",)})
-    (row,) = [row for row in log.read_rows(cell) if row.metric == "accuracy"]
+    (row,) = [row for row in read_rows(cell) if row.metric == "accuracy"]
     assert row.value > 0.9
     taken = json.loads((cell / "features.json").read_text())["columns"]
     assert {tuple(of["taken"]) for of in taken.values()} == {tuple(f"f{i}" for i in range(D))}
@@ -220,7 +224,7 @@ def test_a_gallery_of_one_row_per_class(tmp_path: Path, capsys):
                 "seed": seed, "tune.methods": ("lbfgs", "linear"), "tune.lrs": (0.5, 0.02, 0.1), "tune.cs": (1.0, 0.1),
                 "stages": ("features", "tune", "diagnose", "report"), "features.label": "labels"})  # fmt: skip
         main.launch(config, tmp_path / "w", pinned={"seed": seed})
-    rows = log.read_rows(tmp_path / "w" / "seed=0")
+    rows = read_rows(tmp_path / "w" / "seed=0")
     hypers = {row.method: row.hyper for row in rows if row.metric == "accuracy"}
     assert hypers["lbfgs"] == {"C": 1.0, "unvalidated": 1.0}
     assert hypers["linear"] == {"lr": 0.1, "weight_decay": hypers["linear"]["weight_decay"], "unvalidated": 1.0}
@@ -237,7 +241,7 @@ def test_a_method_that_diverges_is_left_out_and_the_others_go_on(files: Path, tm
     named = {"features.train": str(files / "train.npz"), "features.test": str(files / "test.npz"),
              "tune.methods": ("lbfgs", "mlp"), "tune.lrs": (1e30,), "tune.steps": 4}  # fmt: skip
     cell = launch(tmp_path / "w", **named, stages=("features", "tune", "report"))
-    rows = [row for row in log.read_rows(cell) if row.stage == "tune"]
+    rows = [row for row in read_rows(cell) if row.stage == "tune"]
     assert {row.method for row in rows if row.metric == "accuracy"} == {"lbfgs"}
     assert [(row.method, row.value) for row in rows if row.metric == "diverged"] == [("mlp", 1.0)]
     assert tune.intact(cell)
@@ -260,12 +264,12 @@ def test_what_is_finished_of_an_interrupted_stage_is_not_done_again(files: Path,
             raise KeyboardInterrupt
         return fit(*args, method=method, **how)
 
-    monkeypatch.setattr(tune.heads, "fit_seeds", stopping)
+    monkeypatch.setattr(tune.select, "fit_seeds", stopping)
     with pytest.raises(KeyboardInterrupt):
         launch(tmp_path / "w", **named)
     cell = launch(tmp_path / "w", **named)
     assert asked == ["ridge", "lbfgs", "lbfgs"]
-    assert log.read_rows(cell) == [*log.read_rows(whole)]
+    assert read_rows(cell) == [*read_rows(whole)]
     assert not (cell / "tuning").exists()
 
 
@@ -273,7 +277,7 @@ def test_the_report_names_the_head_and_the_command_that_applies_it(run: Path, fi
     main.launch(_reporting(files), run.parent, pinned={"seed": 0})
     said = capsys.readouterr().out
     path = run / "heads" / "features" / "lbfgs,seed=0.safetensors"
-    command = f"python -m nml_jax.stages.predict {path}"
+    command = f"python -m nml_jax.predict {path}"
     assert command in said
     assert command in (run.parent / "report.html").read_text()
     assert predict.main([str(path), str(files / "far.npz"), "--out", str(tmp_path / "out.csv")]) == 0
@@ -300,13 +304,13 @@ def test_views_shares_and_noise(files: Path, tmp_path: Path):
         **{"features.train": str(path), "tune.methods": ("nmtune",), "tune.presets": ("code",)},
         **{"tune.shares": (0.5, 1.0), "tune.noises": (0.0, 0.3)},
     )
-    rows = [row for row in log.read_rows(cell) if row.metric == "accuracy"]
+    rows = [row for row in read_rows(cell) if row.metric == "accuracy"]
     found = {(row.train_share, row.downstream_noise): (row.n_train, row.preset, row.views) for row in rows}
     assert found == {(s, r): (n, "code", 2) for s, n in ((0.5, 32), (1.0, 63)) for r in (0.0, 0.3)}
     names = {p.name for p in (cell / "heads" / "features").iterdir()}
     assert names == {f"nmtune,code{share}{noise},seed=0.safetensors" for share in ("", ",share=0.5")
                      for noise in ("", ",noise=0.3")}  # fmt: skip
-    head = tuned.load(cell / "heads" / "features" / "nmtune,code,seed=0.safetensors")
+    head = head_file.load(cell / "heads" / "features" / "nmtune,code,seed=0.safetensors")
     assert head.classes == CLASSES  # by name, though labels are numbers
 
 
@@ -319,7 +323,7 @@ def test_labels_typed_file_by_file_and_other_names_of_splits(tmp_path: Path):
     np.savez(tmp_path / "mean.npz", features=features[codes < 2], labels=codes[codes < 2])
     files = {"features.train": str(tmp_path / "train.npz"), "features.test": str(tmp_path / "mean.npz")}
     cell = launch(tmp_path / "w", **files, **{"tune.methods": ("lbfgs",)})
-    (row,) = [row for row in log.read_rows(cell) if row.metric == "accuracy"]
+    (row,) = [row for row in read_rows(cell) if row.metric == "accuracy"]
     assert row.value > 0.9
     assert row.split != "mean"  # which is the name of an average
 
@@ -335,7 +339,7 @@ def test_a_scale_is_part_of_the_saved_head(tmp_path: Path, capsys):
     for standardize in (True, False):
         workdir = tmp_path / f"standardize={standardize}"
         cell = launch(workdir, **files, **{"tune.methods": ("lbfgs",), "tune.standardize": standardize})
-        (row,) = [row for row in log.read_rows(cell) if row.metric == "accuracy"]
+        (row,) = [row for row in read_rows(cell) if row.metric == "accuracy"]
         assert row.value > 0.9
         capsys.readouterr()
         assert predict.main([str(cell / "heads" / "features" / "lbfgs,seed=0.safetensors"), str(path)]) == 0
@@ -379,8 +383,8 @@ def test_constant_features_and_a_class_with_one_row_are_no_mistake(tmp_path: Pat
     labels[0] = "dodo"
     made = saved(tmp_path, features=features, labels=labels)
     cell = launch(tmp_path / "w", **{"features.train": made})
-    assert all(np.isfinite(row.value) for row in log.read_rows(cell))
-    assert {row.value > 0.8 for row in log.read_rows(cell) if row.metric == "accuracy"} == {True}
+    assert all(np.isfinite(row.value) for row in read_rows(cell))
+    assert {row.value > 0.8 for row in read_rows(cell) if row.metric == "accuracy"} == {True}
 
 
 def test_exit_code_and_two_lines_on_the_command_line(files: Path, tmp_path: Path):
@@ -400,7 +404,7 @@ def test_exit_code_and_two_lines_on_the_command_line(files: Path, tmp_path: Path
 def test_a_subset_reads_what_the_whole_has(files: Path):
     whole = open_features(str(files / "train.npz"))
     index = np.array([3, 5, 40, 41, 89])
-    part = feature_sets.Subset(whole, index)
+    part = Subset(whole, index)
     np.testing.assert_array_equal(part.read(), whole.read()[index])
     np.testing.assert_array_equal(part.rows(np.array([4, 0])), whole.read()[[89, 3]])
     blocks = list(part.blocks(30))

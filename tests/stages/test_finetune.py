@@ -12,13 +12,15 @@ import jax
 import numpy as np
 import pytest
 
-from nml_jax import load_model, log, runtime, settings
-from nml_jax.data import tasks
+from nml_jax import load_model, runtime, settings
+from nml_jax.assembly import encoder
 from nml_jax.errors import NonFinite, Preempted, UserError
-from nml_jax.reporting import outcomes
-from nml_jax.stages import encoder, finetune, finetune_runs
-from tests import small
-from tests.meshes import mesh_of
+from nml_jax.runs.heads import correct_path, read_correct
+from nml_jax.runs.rows import Row, read_rows, write_rows
+from nml_jax.stages import finetune, finetune_search
+from nml_jax.tasks.classification import load_task
+from tests.scenes import digits_experiment
+from tests.scenes.meshes import mesh_of
 
 CELL = "noise=0.3,seed=0"
 TUNING = {
@@ -27,7 +29,7 @@ TUNING = {
     "finetune.wise": (0.0, 1.0), "finetune.head_init": "fresh",
 }  # fmt: skip
 
-FRESH = finetune_runs.Heads(None, None)
+FRESH = finetune_search.Heads(None, None)
 CLIP = {"model.name": "clip", "model.tower": "vit_ti", "model.patch": 4, "model.dim": 8, "model.depth": 1,
         "model.heads": 2, "model.embed_dim": 6, "model.text_width": 8, "model.text_depth": 1, "model.text_heads": 2,
         "model.text_context": 40, "model.text_vocab": 258, "finetune.head_init": "zeroshot"}  # fmt: skip
@@ -46,7 +48,7 @@ def two_devices():
 def finished(tmp_path_factory) -> Path:
     """The folder of an experiment with one finished run. Copy it before changing it."""
     workdir = tmp_path_factory.mktemp("tuned") / "digits"
-    small.launch(workdir, **TUNING)
+    digits_experiment.launch(workdir, **TUNING)
     return workdir
 
 
@@ -54,7 +56,7 @@ def setting(method: str, terms: str = "none") -> str:
     return f"finetune/digits/{method},terms={terms},share=1,seed=0"
 
 
-def values(rows: list[log.Row], **where) -> dict:
+def values(rows: list[Row], **where) -> dict:
     """(split, metric) -> value of the rows with these fields."""
     return {
         (row.split, row.metric): row.value
@@ -64,7 +66,7 @@ def values(rows: list[log.Row], **where) -> dict:
 
 
 def test_every_method_with_every_set_of_terms_is_scored_on_every_test(finished: Path):
-    rows = [row for row in log.read_rows(finished / CELL) if row.stage == "finetune"]
+    rows = [row for row in read_rows(finished / CELL) if row.stage == "finetune"]
     assert {(row.method, row.preset) for row in rows} == {(m, p) for m in ("lora", "full") for p in (None, "paper")}
     splits = {(row.split, row.domain) for row in rows}
     assert {domain for _, domain in splits} == {"id", "ood"}
@@ -80,7 +82,7 @@ def test_every_method_with_every_set_of_terms_is_scored_on_every_test(finished: 
 
 
 def test_the_curve_goes_from_the_common_start_to_the_result(finished: Path):
-    rows = log.read_rows(finished / CELL)
+    rows = read_rows(finished / CELL)
     starts = []
     for method in ("lora", "full"):
         found = values(rows, method=method, preset=None)
@@ -105,39 +107,39 @@ def test_the_result_is_an_ordinary_checkpoint(finished: Path, method: str):
     )  # fmt: skip
     assert conv == [False, False]
     assert norm == [method == "lora"] * 2  # no target: the base is frozen
-    (test,) = [test for test in tasks.load("digits", small.config()).tests if test.split == "test"]
+    (test,) = [test for test in load_task("digits", digits_experiment.config()).tests if test.split == "test"]
     images = np.stack([np.asarray(test.source[i]["image"]) for i in range(len(test.source))])
     images = np.broadcast_to(images.reshape(*images.shape[:3], -1), (*images.shape[:3], 3))
     logits = jax.jit(lambda p, s: after.model.apply(p, s, {"image": images}, train=False, key=None)[0]["logits"])(
         after.params, after.model_state
     )
     accuracy = (np.asarray(logits).argmax(1) == test.source.labels).mean()
-    found = values(log.read_rows(run), method=method, preset="paper")
+    found = values(read_rows(run), method=method, preset="paper")
     assert accuracy == pytest.approx(found["test", "accuracy"], abs=1e-12)
     assert not [p.name for p in (run / setting(method)).iterdir() if p.name in ("training", "search")]
 
 
 def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, tmp_path: Path, capsys, monkeypatch):
     run = Path(shutil.copytree(finished, tmp_path / "digits")) / CELL
-    small.launch(run.parent, **TUNING)
+    digits_experiment.launch(run.parent, **TUNING)
     assert "finetune is done, skipped" in capsys.readouterr().err
     assert finetune.intact(run)
-    whole, trained, train = values(log.read_rows(run)), [], finetune_runs.train
+    whole, trained, train = values(read_rows(run)), [], finetune_search.train
 
-    def counted(site, method, terms, *rest):
+    def counted(setup, method, terms, *rest):
         trained.append((method, terms))
-        return train(site, method, terms, *rest)
+        return train(setup, method, terms, *rest)
 
-    monkeypatch.setattr(finetune_runs, "train", counted)
-    (lora,) = [row for row in log.read_rows(run) if (row.method, row.preset, row.split, row.metric) ==
+    monkeypatch.setattr(finetune_search, "train", counted)
+    (lora,) = [row for row in read_rows(run) if (row.method, row.preset, row.split, row.metric) ==
                ("lora", None, "test", "accuracy")]  # fmt: skip
-    for gone in (run / setting("lora") / "checkpoints", outcomes.place(run, vars(lora))):
+    for gone in (run / setting("lora") / "checkpoints", correct_path(run, vars(lora))):
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
         assert not finetune.intact(run)
-        small.launch(run.parent, **TUNING)
+        digits_experiment.launch(run.parent, **TUNING)
         assert "finetune is done" not in capsys.readouterr().err
         assert finetune.intact(run)
-        assert values(log.read_rows(run)) == whole
+        assert values(read_rows(run)) == whole
     assert trained == [("lora", "none")] * 2  # and nothing else
     finetune.forget(run)
     assert not (run / "finetune").exists()
@@ -146,10 +148,10 @@ def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, 
 
 def test_which_test_rows_are_right_is_on_record(finished: Path):
     run = finished / CELL
-    scored = [row for row in log.read_rows(run) if (row.stage, row.metric) == ("finetune", "accuracy")]
+    scored = [row for row in read_rows(run) if (row.stage, row.metric) == ("finetune", "accuracy")]
     assert len({(row.method, row.preset) for row in scored}) == 4
     for row in scored:
-        right = outcomes.read(run, row)
+        right = read_correct(run, row)
         assert right is not None
         assert right.mean() == pytest.approx(row.value)
 
@@ -157,14 +159,14 @@ def test_which_test_rows_are_right_is_on_record(finished: Path):
 def test_stopped_and_started_again_gives_the_same_rows(finished: Path, tmp_path: Path, monkeypatch):
     """SIGTERM in the middle of the second setting; the first is not trained again."""
     run = Path(shutil.copytree(finished, tmp_path / "digits")) / CELL
-    whole = values(log.read_rows(run))
+    whole = values(read_rows(run))
     record = json.loads((run / "run.json").read_text())
     output = record["stages"]["finetune"].pop("output")  # as if it had never finished
     (run / "run.json").write_text(json.dumps(record))
-    log.write_rows(run, "finetune", [])
+    write_rows(run, "finetune", [])
     for name in (setting("lora", "paper"), setting("full"), setting("full", "paper")):
         shutil.rmtree(run / name)
-    read, trained = finetune_runs.pipeline.train, []
+    read, trained = finetune_search.pipeline.train, []
 
     def stopping(source, *, start_step, **how):
         trained.append(start_step)
@@ -173,69 +175,69 @@ def test_stopped_and_started_again_gives_the_same_rows(finished: Path, tmp_path:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr(finetune_runs.pipeline, "train", stopping)
+    monkeypatch.setattr(finetune_search.pipeline, "train", stopping)
     with pytest.raises(Preempted, match="step 6"):
-        small.launch(run.parent, **TUNING)
+        digits_experiment.launch(run.parent, **TUNING)
     assert (run / setting("lora", "paper") / "training" / "6").is_dir()
-    small.launch(run.parent, **TUNING)
+    digits_experiment.launch(run.parent, **TUNING)
     assert trained == [0, 6, 0, 0]
-    assert values(log.read_rows(run)) == whole
+    assert values(read_rows(run)) == whole
     assert json.loads((run / "run.json").read_text())["stages"]["finetune"]["output"] == output
 
 
 # ---- the choice of a learning rate, and of a start -------------------------------------------------------------------
 
 
-def site(folder: Path, **overrides) -> finetune_runs.Site:
-    config = small.config(**{"finetune.targets": ("resnet_conv",), **overrides})
+def setup(folder: Path, **overrides) -> finetune_search.FinetuneSetup:
+    config = digits_experiment.config(**{"finetune.targets": ("resnet_conv",), **overrides})
     with config.unlocked():
         config.noise_seed = 0
-    config = finetune_runs.training_config(config, 0)
-    task = tasks.load("digits", config)
+    config = finetune_search.make_training_config(config, 0)
+    task = load_task("digits", config)
     model = encoder.build(config, num_classes=0)
     weights = jax.device_get(model.init(jax.random.key(0), model.spec))
     frozen = encoder.Encoder(model, *weights, 0, None, "")
     rows = np.arange(len(task.train))
     mesh = runtime.make_mesh()
-    return finetune_runs.Site(
+    return finetune_search.FinetuneSetup(
         config=config, mesh=mesh, frozen=frozen, weights=weights, task=task, rows=rows, share=1.0, folder=folder
     )
 
 
 def test_the_rate_is_that_of_highest_accuracy_on_held_out_rows(tmp_path: Path, monkeypatch):
-    here, calls = site(tmp_path), []
+    here, calls = setup(tmp_path), []
     found = {0.1: (0.5, 3.0), 0.2: (0.7, 2.0), 0.3: (0.7, 1.0), 0.4: (0.0, math.inf)}
 
-    def train(site, method, terms, lr, rows, head, folder):
+    def train(setup, method, terms, lr, rows, head, folder):
         calls.append((lr, len(rows), folder.relative_to(tmp_path).as_posix()))
         return lr
 
-    monkeypatch.setattr(finetune_runs, "train", train)
-    monkeypatch.setattr(finetune_runs, "validate", lambda site, trial, source: found[trial()])
+    monkeypatch.setattr(finetune_search, "train", train)
+    monkeypatch.setattr(finetune_search, "validate", lambda setup, trial, source: found[trial()])
     name = "full,terms=none,share=1,seed=0"
     n = len(here.rows)
-    assert finetune_runs.chosen_and_trained(here, "full", "none", tuple(found), FRESH) == 0.3
+    assert finetune_search.choose_and_train(here, "full", "none", tuple(found), FRESH) == 0.3
     kept = n - round(0.2 * n)
     assert calls == [(lr, kept, f"{name}/search/lr={lr:g}") for lr in found] + [(0.3, n, name)]
     calls.clear()
-    finetune_runs.chosen_and_trained(here, "full", "none", (0.1,), FRESH)
+    finetune_search.choose_and_train(here, "full", "none", (0.1,), FRESH)
     assert calls == [(0.1, n, name)]  # nothing to choose
-    monkeypatch.setattr(finetune_runs, "validate", lambda *_: (0.0, math.inf))
+    monkeypatch.setattr(finetune_search, "validate", lambda *_: (0.0, math.inf))
     with pytest.raises(UserError, match="diverged at every rate"):
-        finetune_runs.chosen_and_trained(here, "full", "none", (0.1, 0.2), FRESH)
+        finetune_search.choose_and_train(here, "full", "none", (0.1, 0.2), FRESH)
 
 
 def test_a_trial_that_diverges_is_out_of_the_question(capsys):
     def trial():
         raise NonFinite("train/loss is nan at step 3")
 
-    assert finetune_runs.validate(SimpleNamespace(), trial, SimpleNamespace()) == (0.0, math.inf)  # type: ignore[arg-type]
+    assert finetune_search.validate(SimpleNamespace(), trial, SimpleNamespace()) == (0.0, math.inf)  # type: ignore[arg-type]
     assert "train/loss is nan" in capsys.readouterr().err
 
 
 def test_zero_shot_weights_are_the_scaled_descriptions_of_the_classes(tmp_path: Path):
-    here = site(tmp_path, **CLIP)
-    head = finetune_runs.initial_heads(here).final
+    here = setup(tmp_path, **CLIP)
+    head = finetune_search.make_initial_heads(here).final
     assert head is not None
     kernel, bias = (head[0]["classifier"][name] for name in ("kernel", "bias"))
     assert kernel.shape == (6, 5)
@@ -262,7 +264,13 @@ def test_zero_shot_weights_are_the_scaled_descriptions_of_the_classes(tmp_path: 
     ],
 )
 def test_mistakes_are_told_before_anything_is_run(overrides, cause: str):
-    config = next(iter(settings.cells(small.config(**{"finetune.targets": ("resnet_conv",), **overrides})).values()))
+    config = next(
+        iter(
+            settings.expand_sweep(
+                digits_experiment.config(**{"finetune.targets": ("resnet_conv",), **overrides})
+            ).values()
+        )
+    )
     with pytest.raises(UserError) as e:
         finetune.check(config, runtime.make_mesh())
     assert cause in e.value.cause

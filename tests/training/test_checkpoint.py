@@ -10,9 +10,9 @@ import pytest
 
 from nml_jax import load_model, models, runtime
 from nml_jax.errors import UserError
-from nml_jax.models import convert
+from nml_jax.models.weights import convert
 from nml_jax.training import checkpoint, loop, pretrained
-from tests.meshes import mesh_of
+from tests.scenes.meshes import mesh_of
 from tests.training.tiny import host, step_batch
 
 
@@ -131,7 +131,7 @@ def test_warm_start_takes_all_but_a_head_for_other_classes(saved, capsys):
     run, expected = saved
     model = models.build(run.config.model, num_classes=7, image_size=8)
     fresh = model.init(jax.random.key(1), {"image": jax.ShapeDtypeStruct((1, 8, 8, 3), np.uint8)})
-    params, model_state = pretrained.warm_start(str(run.folder), run.config, *fresh)
+    params, model_state = pretrained.load_weights(str(run.folder), run.config, *fresh)
     assert params["head"]["kernel"].shape[1] == 7
     np.testing.assert_array_equal(params["head"]["kernel"], fresh[0]["head"]["kernel"])
     np.testing.assert_array_equal(params["stem_conv"]["kernel"], expected[".params['stem_conv']['kernel']"])
@@ -147,7 +147,7 @@ def test_warm_start_refuses_another_model(saved):
     model = models.build(config.model, num_classes=3, image_size=8)
     fresh = model.init(jax.random.key(1), {"image": jax.ShapeDtypeStruct((1, 8, 8, 3), np.uint8)})
     with pytest.raises(UserError, match="does not fit"):
-        pretrained.warm_start(str(run.folder), config, *fresh)
+        pretrained.load_weights(str(run.folder), config, *fresh)
 
 
 def make_other(run):
@@ -166,20 +166,20 @@ def test_warm_start_from_timm_names(saved, tmp_path):
     safetensors.numpy.save_file(convert.to_timm(loaded.params, loaded.model_state), file)
     spec = {"image": jax.ShapeDtypeStruct((1, 8, 8, 3), np.uint8)}
     fresh = loaded.model.init(jax.random.key(9), spec)
-    params, _ = pretrained.warm_start(str(file), run.config, *fresh)
+    params, _ = pretrained.load_weights(str(file), run.config, *fresh)
     np.testing.assert_array_equal(params["head"]["kernel"], expected[".params['head']['kernel']"])
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(UserError, match=r"weights\.safetensors"):
-        pretrained.warm_start(str(file), run.config, *fresh)
+        pretrained.load_weights(str(file), run.config, *fresh)
 
 
 def test_digest_tells_any_difference():
     tree = {"a": np.arange(3.0), "b": {"c": np.zeros(2, np.int32)}}
-    digest = checkpoint.digest(tree)
-    assert digest == checkpoint.digest({"a": np.arange(3.0), "b": {"c": np.zeros(2, np.int32)}})
+    digest = checkpoint.hash_tree(tree)
+    assert digest == checkpoint.hash_tree({"a": np.arange(3.0), "b": {"c": np.zeros(2, np.int32)}})
     for other in (
         {"a": np.arange(3.0), "b": {"d": np.zeros(2, np.int32)}},
         {"a": np.arange(3.0), "b": {"c": np.zeros(2, np.int64)}},
         {"a": np.nextafter(np.arange(3.0), 9), "b": {"c": np.zeros(2, np.int32)}},
     ):
-        assert digest != checkpoint.digest(other)
+        assert digest != checkpoint.hash_tree(other)

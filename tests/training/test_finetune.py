@@ -11,9 +11,9 @@ from ml_collections import FrozenConfigDict
 from configs import common
 from nml_jax import runtime, settings
 from nml_jax.errors import UserError
-from nml_jax.models import heads
+from nml_jax.models.heads import mlp as heads
 from nml_jax.training import finetune, loop, optim
-from tests.meshes import mesh_of
+from tests.scenes.meshes import mesh_of
 
 MODELS = {
     "resnet18": {"stem": "small", "width": 4, "blocks": (1, 1), "zero_init_residual": False},
@@ -40,7 +40,7 @@ def sections(name: str, **tuning) -> tuple[FrozenConfigDict, FrozenConfigDict]:
     with config.unlocked():
         config.model.update({"name": name, **MODELS[name]})
         config.finetune.update({"rank": 2, "targets": TARGETS[name], **tuning})
-    model, own = settings.frozen(config.model, config.finetune)
+    model, own = settings.freeze_sections(config.model, config.finetune)
     return model, own
 
 
@@ -56,7 +56,7 @@ def program(name: str, made: finetune.Setup, **tuning) -> loop.Program:
 @functools.cache
 def encoder(name: str):
     """(params, model_state) of a pre-trained encoder, on the host."""
-    model = finetune.classifier(*sections(name), setup("full"))
+    model = finetune.build_classifier(*sections(name), setup("full"))
     params, state = model.init(jax.random.key(11), model.spec)
     return jax.device_get((params["encoder"], state["encoder"]))
 
@@ -133,7 +133,7 @@ def test_a_head_that_is_given_is_where_training_starts_and_noisytune_perturbs_ma
 @pytest.mark.parametrize("name", ["resnet18", "vit_ti"])
 def test_neftune_acts_in_training_only_and_where_it_should(name: str):
     made = setup("full")
-    models = [finetune.classifier(*sections(name, neftune=x), made) for x in (0.0, 3.0)]
+    models = [finetune.build_classifier(*sections(name, neftune=x), made) for x in (0.0, 3.0)]
     params, state = models[0].init(KEY, models[0].spec)
     reads = "features" if name == "resnet18" else "embed_tokens"
 
@@ -166,13 +166,13 @@ def test_layer_wise_rates_of_the_classifier():
 
 
 def shapes(name: str, made: finetune.Setup):
-    model = finetune.classifier(*sections(name), made)
+    model = finetune.build_classifier(*sections(name), made)
     return jax.eval_shape(lambda key: model.init(key, model.spec), KEY)
 
 
 def rates(name: str, params, method: str, **tuning) -> dict[str, float]:
     """Multiplier of the learning rate by parameter, which the optimiser accepts."""
-    section = finetune.optimizer(sections(name, **tuning)[1], params, method, 0.01)
+    section = finetune.build_optimizer(sections(name, **tuning)[1], params, method, 0.01)
     optim.make(section, params, steps=4, steps_per_epoch=2.0)
     return {pattern.replace("\\", ""): value for pattern, value in section.lr_mult}
 

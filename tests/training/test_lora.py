@@ -52,7 +52,7 @@ def outputs(model: models.Model, params, state):
 @pytest.mark.parametrize("name", ADAPTED)
 def test_the_start_is_the_model_to_the_bit(name: str):
     model, plain, plain_state = fresh(name)
-    adapted = lora.adapt(model, rank=2, alpha=8.0, targets=ADAPTED[name])
+    adapted = lora.adapt_model(model, rank=2, alpha=8.0, targets=ADAPTED[name])
     params, state = adapted.init(KEY, adapted.spec)
     jax.tree.map(np.testing.assert_array_equal, (params["base"], state), (plain, plain_state))
     assert all(np.any(x) for path, x in jax.tree_util.tree_leaves_with_path(params["lora"]) if path[-1].key == "a")
@@ -63,7 +63,7 @@ def test_the_start_is_the_model_to_the_bit(name: str):
 @pytest.mark.parametrize("name", ADAPTED)
 def test_merged_weights_give_the_same_outputs(name: str):
     model, base, state = fresh(name)
-    adapted = lora.adapt(model, rank=2, alpha=3.0, targets=ADAPTED[name])
+    adapted = lora.adapt_model(model, rank=2, alpha=3.0, targets=ADAPTED[name])
     factors = random_factors(lora.init(KEY, base, rank=2, targets=ADAPTED[name]))
     params = {"base": base, "lora": factors}
     merged = jax.device_get(lora.merge(params["base"], params["lora"], 1.5))
@@ -92,7 +92,7 @@ def test_merging_a_convolution_by_hand():
 @pytest.mark.parametrize("name", ADAPTED)
 def test_only_the_factors_learn(name: str):
     plain, base, state = fresh(name)
-    model = lora.adapt(plain, rank=2, alpha=8.0, targets=ADAPTED[name])
+    model = lora.adapt_model(plain, rank=2, alpha=8.0, targets=ADAPTED[name])
     params = {"base": base, "lora": lora.init(KEY, base, rank=2, targets=ADAPTED[name])}
     section = common.get_config().optimizer
     with section.unlocked():

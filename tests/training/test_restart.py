@@ -7,7 +7,7 @@ import pytest
 
 from nml_jax import runtime
 from nml_jax.errors import Preempted
-from tests.meshes import mesh_of
+from tests.scenes.meshes import mesh_of
 from tests.training.test_loop import stop_after
 from tests.training.tiny import Run, random_batches, tiny_config
 

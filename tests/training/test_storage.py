@@ -11,7 +11,7 @@ import pytest
 
 from nml_jax.errors import UserError
 from nml_jax.training import checkpoint
-from tests import peers
+from tests.scenes import process_scenes
 from tests.training.tiny import Run, host, random_batches
 
 # After a failed write the storage library still calls back into an event loop that it has closed.
@@ -128,7 +128,7 @@ def test_slow_storage_is_not_waited_for(make_run, monkeypatch, capsys):
 def test_a_save_that_fails_on_one_process_is_lost_on_all_and_the_next_is_not(tmp_path, monkeypatch):
     """The first process alone writes, and cannot at step 4: the other waits for it in the storage library."""
     monkeypatch.setenv("FOLDER", str(tmp_path / "run"))
-    first, other = peers.play("the_first_cannot_write_for_a_while", timeout=40, count=2)
+    first, other = process_scenes.play("the_first_cannot_write_for_a_while", timeout=40, count=2)
     assert (first.code, other.code) == (0, 0), (first.out, other.out)
     told = [line for line in first.out.splitlines() if "is lost" in line]
     assert len(told) == 1
@@ -143,7 +143,7 @@ def test_a_save_that_fails_on_one_process_is_lost_on_all_and_the_next_is_not(tmp
 @pytest.mark.slow
 def test_a_last_save_that_fails_on_one_process_ends_all_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.setenv("FOLDER", str(tmp_path / "run"))
-    ended = peers.play("the_first_cannot_write", timeout=40, count=2)
+    ended = process_scenes.play("the_first_cannot_write", timeout=40, count=2)
     for e in ended:
         assert e.code in (2, 76), e.out
         assert "Traceback" not in e.out

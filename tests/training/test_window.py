@@ -8,7 +8,7 @@ import pytest
 
 from nml_jax import runtime
 from nml_jax.errors import NonFinite
-from nml_jax.training.window import Window, digest
+from nml_jax.training.window import Window, hash_ids
 
 
 def values(loss=(1.0, 1.0), *, asked=0, streak=0, **more):
@@ -69,5 +69,5 @@ def test_skipped_steps_and_undecodable_records_are_listed(window):
 
 
 def test_a_digest_is_of_the_ids_in_order():
-    assert digest(np.array([1, 2])) == hashlib.sha256(b"\1\0\0\0\2\0\0\0").hexdigest()[:16]
-    assert digest(np.array([1, 2])) != digest(np.array([2, 1]))
+    assert hash_ids(np.array([1, 2])) == hashlib.sha256(b"\1\0\0\0\2\0\0\0").hexdigest()[:16]
+    assert hash_ids(np.array([1, 2])) != hash_ids(np.array([2, 1]))

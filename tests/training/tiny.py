@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import digits
-from nml_jax import goodput, runtime, settings
+from nml_jax import runtime, settings
+from nml_jax.runs import goodput
 from nml_jax.training import checkpoint, loop
 from nml_jax.training.journal import Journal
 from nml_jax.training.state import TrainState
@@ -18,7 +19,7 @@ RECORDS, CLASSES = 64, 3
 
 
 def tiny_config(**overrides) -> ConfigDict:
-    config = next(iter(settings.cells(digits.get_config()).values()))
+    config = next(iter(settings.expand_sweep(digits.get_config()).values()))
     values = {
         "model.width": 4, "model.blocks": (1, 1), "model.drop_path": 0.2, "train.batch": 16, "train.epochs": 3.0,
         "train.ema": 0.9, "objective.mixup": 0.2, "objective.cutmix": 1.0, "runtime.log_every": 2,

@@ -1,0 +1,1 @@
+"""From a config to objects: encoder, data with noise, evaluators, feature sets."""

@@ -1,0 +1,109 @@
+"""The frozen model that the stages after pre-training work with, and what a row says of where it came from."""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from nml_jax import errors, models, noise, runtime
+from nml_jax.data.text import tokenizer as tokenizers
+from nml_jax.data.text.tokenizer import Tokenizer
+from nml_jax.training import checkpoint, pretrained
+
+
+class Encoder(NamedTuple):
+    """A frozen model, placed on the mesh."""
+
+    model: models.Model
+    params: Any
+    model_state: Any
+    step: int
+    ledger: noise.Ledger | None
+    digest: str
+
+
+def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
+    """The run's checkpoint (`extract.step`, raw or EMA weights), or `init_from` where the run has none.
+
+    Raises:
+        UserError: neither is there, the checkpoint is damaged, or the weights do not fit the model.
+    """
+    if checkpoint.steps(workdir / "checkpoints"):
+        loaded = pretrained.load_model(workdir, step=config.extract.step, weights=config.extract.weights)
+        params, model_state, step = loaded.params, loaded.model_state, loaded.step
+        ledger = noise.Ledger.from_dict(loaded.meta["ledger"])
+        model = build(config, num_classes=loaded.meta["num_classes"])
+    elif config.init_from:
+        if config.noise:
+            raise errors.UserError(
+                f"noise={config.noise}, but {config.init_from} was not pre-trained by this run",
+                "set --config.noise=0, or add the pretrain stage",
+            )
+        if config.extract.weights != "raw":
+            raise errors.UserError(
+                f"extract.weights={config.extract.weights}, but {config.init_from} is read without a moving average",
+                "set --config.extract.weights=raw",
+            )
+        step, ledger, model = 0, None, build(config, num_classes=config.data.num_classes or 1)
+        params, model_state = model.init(jax.random.key(config.seed), model.spec)
+        params, model_state = pretrained.load_weights(config.init_from, config, params, model_state)
+    else:
+        raise errors.UserError(
+            f"{workdir} holds no checkpoint to extract from", "run the pretrain stage first, or set --config.init_from"
+        )
+    digest = checkpoint.hash_tree(jax.device_get((params, model_state)))
+    params, model_state = runtime.to_mesh((params, model_state), mesh)
+    return Encoder(model, params, model_state, step, ledger, digest)
+
+
+def build(config: ConfigDict, *, num_classes: int) -> models.Model:
+    """The model of a config."""
+    return models.build(config.model, num_classes=num_classes, image_size=config.data.image_size)
+
+
+@functools.lru_cache(maxsize=4)
+def list_layers(model: models.Model) -> tuple[str, ...]:
+    """The outputs of images that can be features: those with a row for each."""
+
+    def outputs(params: Any, model_state: Any, batch: Any) -> Any:
+        return model.apply(params, model_state, batch, train=False, key=None)[0]
+
+    shapes = jax.eval_shape(outputs, *model.shapes, {"image": model.spec["image"]})
+    return tuple(sorted(name for name, x in shapes.items() if x.ndim))
+
+
+def load_tokenizer(config: ConfigDict) -> Tokenizer:
+    """The tokenizer of `data.tokenizer`.
+
+    Raises:
+        UserError: no such file, or another vocabulary than the model's.
+    """
+    tokenizer = tokenizers.load(config.data.tokenizer, config.model.text_context)
+    tokenizers.check(tokenizer, config.model.text_vocab)
+    return tokenizer
+
+
+def has_text(config: ConfigDict) -> bool:
+    """Whether the config's model encodes captions, too."""
+    return "text" in build(config, num_classes=config.data.num_classes or 1).spec
+
+
+def describe_origin(
+    config: ConfigDict, ledger: noise.Ledger | None, *, run: str, step: int, weights: str
+) -> dict[str, Any]:
+    """The fields of a row that say how the encoder came about. Without a ledger: weights from elsewhere."""
+    return {
+        "run": run,
+        "step": step,
+        "weights": weights,
+        "noise_kind": ledger.kind if ledger else "unknown",
+        "noise_asked": ledger.asked if ledger else None,
+        "noise_realised": ledger.realised if ledger else None,
+        "noise_seed": config.noise_seed,
+        "seed": config.seed,
+        "objective": config.objective.name,
+        "model": config.model.name,
+    }

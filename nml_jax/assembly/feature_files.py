@@ -1,0 +1,93 @@
+"""Features from files of the section `features` of the config."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from nml_jax import inputs
+from nml_jax.data.features import files
+from nml_jax.data.features.sets import FeatureSet, Split, Subset
+from nml_jax.errors import UserError
+from nml_jax.tuning.head_file import classes_to_json
+from nml_jax.tuning.holdout import hold_out
+
+RESERVED = {"train", "holdout", "mean"}  # names of splits that mean something else
+MANY = 1000  # classes, from which on labels that hardly ever repeat are taken for ids
+TASK, LAYER = "features", "features"  # as rows call them
+
+
+def open_files(config: ConfigDict, workdir: Path) -> FeatureSet:
+    """The features that the section `features` of configs/common.py names. Labels are read, features are not.
+
+    Without a test file the share `holdout` of the training file is tested on, drawn by the run's seed. A test split is
+    called as its file is.
+
+    Raises:
+        UserError: a file is missing or damaged, files do not fit each other, or a test has a class that training lacks.
+    """
+    keys = config.features
+    whole, classes, labels = read_training_file(keys)
+    tests: list[Split] = []
+    train = Split("train", "id", whole, labels)
+    if not keys.test:
+        if not 0 < keys.holdout < 1:
+            raise UserError(f"features.holdout={keys.holdout}", "give a share between 0 and 1, or features.test=FILE")
+        if np.bincount(labels).max() < 2:
+            raise UserError(f"{keys.train} has one row of each class", "give more rows, or features.test=FILE")
+        kept, held = (np.sort(rows) for rows in hold_out(labels, keys.holdout, config.seed))
+        train = Split("train", "id", Subset(whole, kept), labels[kept])
+        tests.append(Split("holdout", "id", Subset(whole, held), labels[held]))
+    for domain, specs in (("id", keys.test), ("ood", keys.ood)):
+        for spec in inputs.split_specs(specs):
+            other = _open(keys, spec, whole.names)
+            files.check_alike(whole, other)
+            name = _name_split(other.path, {test.name for test in tests} | RESERVED)
+            tests.append(Split(name, domain, other, files.encode(other.labels, classes, spec)))
+    origin = {
+        "run": workdir.name, "step": 0, "weights": "raw", "noise_kind": "unknown", "noise_asked": None,
+        "noise_realised": None, "noise_seed": config.noise_seed, "seed": config.seed, "objective": "unknown",
+        "model": "black box",
+    }  # fmt: skip
+    names = classes_to_json(classes)
+    if (
+        whole.class_names
+        and classes.dtype.kind in "iu"
+        and 0 <= classes.min() <= classes.max() < len(whole.class_names)
+    ):
+        names = tuple(whole.class_names[c] for c in classes)
+    return FeatureSet(TASK, LAYER, train, tuple(tests), names, origin, keys.scale, whole.names)
+
+
+def read_training_file(keys: Any) -> tuple[files.Features, np.ndarray, np.ndarray]:
+    """The file that `keys`, the section `features`, names to train on, its classes, and its labels as their numbers.
+
+    Raises:
+        UserError: it is missing or damaged, has one class, or labels that look like ids.
+    """
+    whole = _open(keys, keys.train)
+    classes = files.find_classes(whole.labels, keys.train)
+    if not keys.label and len(classes) > max(MANY, len(whole) // 2):
+        raise UserError(
+            f"{keys.train} has {len(classes):,} classes in {len(whole):,} rows",
+            "name the label with features.label, if these are its classes or another one is",
+        )
+    return whole, classes, files.encode(whole.labels, classes, keys.train)
+
+
+def _open(keys: Any, spec: str, wanted: Sequence[str] = ()) -> files.Features:
+    """A file; of a table the columns `wanted`, as the training file calls them, in that order."""
+    return files.open_features(spec, label=keys.label, columns=keys.columns, scale=keys.scale, wanted=wanted)
+
+
+def _list_specs(config: ConfigDict) -> list[str]:
+    keys = config.features
+    return [keys.train, *inputs.split_specs(keys.test), *inputs.split_specs(keys.ood)]
+
+
+def _name_split(path: Path, taken: set[str]) -> str:
+    """The file's stem; with the folder's name, or a number, where another split is called so."""
+    names = [path.stem, f"{path.resolve().parent.name}/{path.stem}", *(f"{path.stem}-{i}" for i in range(2, 100))]
+    return next(name for name in names if name not in taken)

@@ -1,0 +1,209 @@
+"""Feature banks: what a frozen encoder said of one split, on disk as sharded safetensors with an index.
+
+A bank is keyed by everything its numbers depend on (encoder, preprocessing, split), so a stale one is never read: it
+has another key and is written anew. The folder appears under its name when it is complete.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError, safe_open
+
+from nml_jax.errors import UserError, storing
+from nml_jax.runs.files import write_json
+
+VERSION = 1
+SHARD_ROWS = 16_384
+
+
+class Bank:
+    """A bank on disk. Arrays are read shard by shard, memory-mapped.
+
+    Attributes:
+        index: key, n, layers (name -> [V, D]), num_classes, class_names, shards; scoring, where it was written.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.index: dict[str, Any] = _read_index(folder)
+
+    def __len__(self) -> int:
+        return self.index["n"]
+
+    def read(self, name: str) -> np.ndarray:
+        """All rows of one array, in source order: a layer (float32 [N, V, D]), "label" or "id" (int32 [N]).
+
+        Raises:
+            UserError: a shard is missing, damaged, or holds a value that is not finite.
+        """
+        return np.concatenate([self.shard(shard, name) for shard in self.index["shards"]])
+
+    def shard(self, shard: Mapping[str, Any], name: str) -> np.ndarray:
+        """The rows of one array in one entry of `index["shards"]`. Raises what `read` raises."""
+        path = self.folder / shard["file"]
+        cure = f"delete {self.folder}; the next start writes it anew"
+        if not path.exists():
+            raise UserError(f"{path} is missing", cure)
+        with path.open("rb") as f:
+            if hashlib.file_digest(f, "sha256").hexdigest() != shard["sha256"]:
+                raise UserError(f"{path} has changed since it was written (SHA-256 differs)", cure)
+        try:
+            with safe_open(path, "numpy") as tensors:
+                out = tensors.get_tensor(name)
+        except SafetensorError as e:
+            raise UserError(f"{path}: {e}", cure) from e
+        if out.dtype.kind == "f" and not (finite := np.isfinite(out).reshape(len(out), -1).all(1)).all():
+            row = int(np.flatnonzero(~finite)[0])
+            raise UserError(f"{path}: row {row} of {name!r} is not finite", "redo it with --force=extract")
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One layer of a bank, with the reading calls of `features.Features`."""
+
+    bank: Bank
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.bank)
+
+    @property
+    def views(self) -> int:
+        return self.bank.index["layers"][self.name][0]
+
+    @property
+    def dim(self) -> int:
+        return self.bank.index["layers"][self.name][1]
+
+    def read(self) -> np.ndarray:
+        """float32 [N, V, D]."""
+        return self.bank.read(self.name)
+
+    def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, float32 [at most `size`, V, D]), in order."""
+        start = 0
+        for shard in self.bank.index["shards"]:
+            rows = self.bank.shard(shard, self.name)
+            for i in range(0, len(rows), size):
+                yield start + i, rows[i : i + size]
+            start += len(rows)
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        """float32 [n, V, D] of these rows, in this order."""
+        out = np.empty((len(index), self.views, self.dim), np.float32)
+        for start, block in self.blocks(SHARD_ROWS):
+            here = np.flatnonzero((index >= start) & (index < start + len(block)))
+            out[here] = block[index[here] - start]
+        return out
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / "index.json"
+    cure = f"delete {folder}; the next start writes it anew"
+    try:
+        text = path.read_text("utf-8")
+        index = json.loads(text)
+        sound = index["sha256"] == _self_sha(index)
+    except FileNotFoundError as e:
+        raise UserError(f"{folder} is no feature bank: it has no index.json", cure) from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} is damaged: {e}", cure) from e
+    if not sound:
+        raise UserError(f"{path} has changed since it was written (SHA-256 differs)", cure)
+    return index
+
+
+def _self_sha(index: Mapping[str, Any]) -> str:
+    rest = {k: v for k, v in index.items() if k != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def find(folder: Path, key: str) -> Bank | None:
+    """The bank in `folder` if it is there and has this key; a bank with another key is as good as none."""
+    if not (folder / "index.json").exists():
+        return None
+    bank = Bank(folder)
+    return bank if bank.index["key"] == key else None
+
+
+def write(
+    folder: Path,
+    blocks: Iterable[Mapping[str, np.ndarray]],
+    *,
+    key: str,
+    num_classes: int,
+    class_names: tuple[str, ...],
+    scoring: Mapping[str, Any] | None = None,
+) -> Bank:
+    """Write a bank from blocks of rows, replacing what the folder held.
+
+    Args:
+        folder: where the bank appears when it is complete.
+        blocks: each a dict of layers (float32 [n, V, D]), "label" and "id" (int32 [n]), in source order.
+        key: identity of what the numbers depend on.
+        num_classes, class_names: of the labels.
+        scoring: JSON values for the index: how a head is scored on the split, where that is not by its labels alone.
+
+    Raises:
+        UserError: a feature is not finite, there are no rows, or the disk takes no more.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    shards: list[dict[str, Any]] = []
+    layers: dict[str, list[int]] = {}
+    with storing(folder):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        for block in _of_size(blocks, SHARD_ROWS):
+            for name, array in block.items():
+                if array.dtype.kind != "f":
+                    continue
+                layers[name] = list(array.shape[1:])
+                if not (finite := np.isfinite(array).reshape(len(array), -1).all(1)).all():
+                    record = int(block["id"][~finite][0])
+                    raise UserError(
+                        f"the encoder's {name!r} of record {record} is not finite",
+                        "check the checkpoint",
+                    )
+            data = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in block.items()})
+            file = f"{len(shards):05d}.safetensors"
+            (part / file).write_bytes(data)
+            shards.append({"file": file, "rows": len(block["id"]), "sha256": hashlib.sha256(data).hexdigest()})
+        if not shards:
+            raise UserError(f"{folder}: the split has no records", "name a split that has some")
+        index: dict[str, Any] = {
+            "version": VERSION,
+            "key": key,
+            "n": sum(shard["rows"] for shard in shards),
+            "layers": layers,
+            "num_classes": num_classes,
+            "class_names": list(class_names),
+            "shards": shards,
+            **({"scoring": dict(scoring)} if scoring else {}),
+        }
+        write_json(part / "index.json", index | {"sha256": _self_sha(index)})
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    return Bank(folder)
+
+
+def _of_size(blocks: Iterable[Mapping[str, np.ndarray]], rows: int) -> Iterable[dict[str, np.ndarray]]:
+    """The same rows in blocks of exactly `rows`, but for the last."""
+    held: list[Any] = []
+    count = 0
+    for block in blocks:
+        held.append(block)
+        count += len(block["id"])
+        while count >= rows:
+            joined = {k: np.concatenate([h[k] for h in held]) for k in held[0]}
+            yield {k: v[:rows] for k, v in joined.items()}
+            held, count = [{k: v[rows:] for k, v in joined.items()}], count - rows
+    if count:
+        yield {k: np.concatenate([h[k] for h in held]) for k in held[0]}

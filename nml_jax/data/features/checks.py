@@ -1,0 +1,32 @@
+"""What no feature may be, whether it comes from a file or as an array: not finite; or all of them constant."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from nml_jax.errors import UserError
+
+
+def are_finite(X: np.ndarray) -> np.ndarray:
+    """X [N, D] as float32. Raises UserError, which names the first bad row, if a value is not finite in it."""
+    with np.errstate(over="ignore"):
+        narrow = X.astype(np.float32, copy=False)
+    if not (good := np.isfinite(narrow).all(1)).all():
+        row = int(good.argmin())
+        value = X[row][~np.isfinite(narrow[row])][0]
+        what = "NaN" if np.isnan(value) else f"{value:g} (infinity in float32)"
+        raise UserError(f"row {row} of X holds {what}, {(~good).sum()} rows in all", "repair or drop these rows")
+    return narrow
+
+
+def check_varied(blocks: Iterable[np.ndarray], what: str) -> None:
+    """Raises UserError if every feature is constant: all rows [..., D] of `what`, two or more, are the same."""
+    first, count = None, 0
+    for block in blocks:
+        rows = block.reshape(-1, block.shape[-1])
+        first = rows[:1] if first is None else first
+        if (rows != first).any():
+            return
+        count += len(rows)
+    if count > 1:
+        raise UserError(f"{what}: every feature is constant", "look at what made the features: all rows are the same")

@@ -1,0 +1,259 @@
+"""Prepared TFDS directories on ArrayRecord, of our builders or of TFDS's catalogue, read without TensorFlow."""
+
+import difflib
+import functools
+import json
+import os
+import re
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_example_pb2
+from tqdm import tqdm
+
+from nml_jax.data.images.codec import Undecodable
+from nml_jax.data.sources import texts
+from nml_jax.data.sources.captions import Captions, Joined, Slice, Stored
+from nml_jax.data.sources.source import Source, digest
+from nml_jax.errors import UserError
+
+Span = tuple[str, int, int]  # split, first record, last record + 1
+
+BUILD = "python -m nml_jax.prepare image_folder SRC {path}"
+BUILD_PAIRS = "python -m nml_jax.prepare image_text SRC {path}"
+ANEW = "build the dataset anew with python -m nml_jax.prepare"
+PREPARE = "pip install nml_jax[prepare] && tfds build {name} --file_format=array_record{where}"
+
+
+class Records(Source):
+    """Encoded images of an ArrayRecord data source that yields serialised examples.
+
+    We parse these ourselves: TFDS's own way from bytes to bytes takes several times as long.
+    """
+
+    def __init__(self, data: Any, feature: str, folder: Path, spans: list[Span], **about: Any):
+        super().__init__(**about)
+        self._data, self._feature, self._folder, self._spans = data, feature, folder, spans
+
+    def image(self, i: int) -> bytes:
+        try:
+            return _value(self._data, i, self._feature, "bytes_list")
+        except Undecodable as e:
+            raise Undecodable(f"{e} (record {i} in {self._folder})") from e
+
+    @functools.cached_property
+    def keys(self) -> Sequence[str] | None:
+        """As our builders wrote them: as JSON, or, where there may be millions, as texts on disk."""
+        parts = []
+        for name, start, stop in self._spans:
+            path = self._folder / "supervision" / f"{name}.keys"
+            if path.with_suffix(".keys.json").is_file():
+                parts.append(json.loads(path.with_suffix(".keys.json").read_text("utf-8"))[start:stop])
+            elif path.is_file():
+                parts.append(Slice(texts.Texts(path), start, stop))
+            else:
+                return None
+        return Joined(parts)
+
+
+def load(data: Any, split: str, *, captions: bool = False) -> Source:
+    """A split of the prepared dataset that the section `config.data` names; see `sources.load`."""
+    builder = _directory(data.path, captions) if data.source == "directory" else _catalogue(data.name, data.path)
+    folder, info = Path(builder.data_dir), builder.info
+    _allow_many_files()
+    content = _content(folder)
+    image, label = ("image", "") if captions else _image_and_label(info, folder)
+    spans = _spans(info, split, folder)
+    if not spans:
+        raise UserError(f"split {split!r} of {folder} has no record", "choose a larger part of it")
+    try:
+        records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    except NotImplementedError as e:
+        raise UserError(
+            f"{folder} holds {info.file_format.value} files, which cannot be read at random",
+            PREPARE.format(name=info.name, where=" --data_dir=ANOTHER_DIR"),
+        ) from e
+    about = {"fingerprint": digest("tfds", content, spans)}
+    if captions:
+        return Records(records, image, folder, spans, captions=_captions(folder, spans, info), **about)
+    labels = {name: _labels(builder, name, label, content) for name in {name for name, _, _ in spans}}
+    names = info.features[label].names
+    return Records(
+        records,
+        image,
+        folder,
+        spans,
+        labels=np.concatenate([labels[name][a:b] for name, a, b in spans]),
+        num_classes=info.features[label].num_classes,
+        class_names=names if names else None,
+        **about,
+    )
+
+
+def _directory(path: str, captions: bool) -> Any:
+    folder = Path(path).expanduser()
+    if not (folder / "dataset_info.json").is_file():
+        build = (BUILD_PAIRS if captions else BUILD).format(path=path or "OUT")
+        raise UserError(f"data.path={path!r} holds no prepared dataset", f"build it: {build}")
+    return _opened(folder)
+
+
+def _opened(folder: Path) -> Any:
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as e:  # of the many that TFDS and protobuf raise on a damaged description
+        raise UserError(f"{folder} is no readable dataset: {str(e).splitlines()[0]}", ANEW) from e
+
+
+def _catalogue(name: str, path: str) -> Any:
+    where = f" --data_dir={path}" if path else ""
+    cure = f"prepare it once: {PREPARE.format(name=name, where=where)}"
+    try:
+        builder = tfds.builder(name, data_dir=path or None)
+    except tfds.core.DatasetNotFoundError as e:
+        known = tfds.list_builders(with_community_datasets=False)
+        close = difflib.get_close_matches(name.split("/")[0], known, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "see https://www.tensorflow.org/datasets/catalog"
+        raise UserError(f"TFDS has no dataset {name!r}", hint) from e
+    except ImportError as e:
+        raise UserError(f"TFDS needs TensorFlow to describe {name!r} before it is prepared", cure) from e
+    except ValueError as e:  # a name or configuration that it cannot parse
+        raise UserError(f"TFDS has no dataset {name!r}: {str(e).splitlines()[0]}", "name it as in cifar10") from e
+    if not builder.is_prepared():
+        raise UserError(f"dataset {name!r} is not prepared in {builder.data_dir}", cure)
+    return builder
+
+
+def _allow_many_files() -> None:
+    """ArrayRecord keeps every shard open, and a corpus may have more of them than the usual limit of 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _content(folder: Path) -> str:
+    """Identity of the records: our manifest hashes them; for other directories, their description and file sizes."""
+    if (folder / "manifest.json").is_file():
+        return digest((folder / "manifest.json").read_bytes())
+    described = [(folder / name).read_bytes() for name in ("dataset_info.json", "features.json")]
+    return digest(*described, sorted((p.name, p.stat().st_size) for p in folder.glob("*.array_record*")))
+
+
+def _image_and_label(info: Any, folder: Path) -> tuple[str, str]:
+    """Names of the features that hold the image and its class."""
+    pair = info.supervised_keys
+    image, label = pair if pair and len(pair) == 2 and all(isinstance(k, str) for k in pair) else ("image", "label")
+    kinds = {image: tfds.features.Image, label: tfds.features.ClassLabel}
+    if not all(name in info.features and isinstance(info.features[name], kind) for name, kind in kinds.items()):
+        raise UserError(
+            f"{folder} does not pair an image with a class label: it has {', '.join(info.features)}",
+            "choose a dataset for image classification",
+        )
+    return image, label
+
+
+def _spans(info: Any, split: str, folder: Path) -> list[Span]:
+    """Where the records of `split`, a split or a part or sum of splits, lie in the splits that are stored."""
+    where = {}
+    for name, stored in info.splits.items():
+        start = 0
+        for file in stored.file_instructions:
+            where[file.filename] = (name, start)
+            start += file.take
+    try:
+        files = info.splits[split].file_instructions
+    except (ValueError, KeyError, AssertionError) as e:
+        raise UserError(
+            f"{folder} has no split {split!r}",
+            f'its splits are {", ".join(info.splits)}; parts are written as in "{next(iter(info.splits))}[:50%]"',
+        ) from e
+    starts = [(where[f.filename][0], where[f.filename][1] + f.skip, f.take) for f in files]
+    return [(name, start, start + take) for name, start, take in starts]
+
+
+def _captions(folder: Path, spans: list[Span], info: Any) -> Captions:
+    """The captions of these records, from the index that the builder wrote beside them."""
+    if not (folder / "supervision" / f"{spans[0][0]}.captions").is_file():
+        raise UserError(f"{folder} has no captions", f"build it from image-text data: {BUILD_PAIRS.format(path='OUT')}")
+    stored = {name: texts.Texts(folder / "supervision" / f"{name}.captions") for name, _, _ in spans}
+    for name, of_split in stored.items():
+        if len(of_split) != info.splits[name].num_examples:
+            raise UserError(
+                f"{of_split.path} has captions of {len(of_split)} records, the split {info.splits[name].num_examples}",
+                "prepare the dataset anew",
+            )
+    return Joined([Slice(Stored(stored[name]), start, stop) for name, start, stop in spans])
+
+
+def _labels(builder: Any, split: str, label: str, content: str) -> np.ndarray:
+    """All labels of a stored split: from the supervision index, or from the records, which then get an index."""
+    folder = Path(builder.data_dir) / "supervision"
+    n = builder.info.splits[split].num_examples
+    ours = (folder.parent / "manifest.json").is_file()
+    path = folder / (f"{split}.npy" if ours else f"{split}.{content[:16]}.npy")
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        labels = np.zeros(0)
+    if labels.shape == (n,):
+        return labels
+    if ours:
+        raise UserError(f"{path} is missing or damaged", ANEW)
+    data = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    labels = np.empty(n, np.int64)
+    for i in tqdm(range(n), desc=f"labels of {builder.info.name}/{split}, once", unit=" records", mininterval=1.0):
+        try:
+            labels[i] = _value(data, i, label, "int64_list")
+        except Undecodable as e:
+            cure = "prepare the dataset anew: the labels of all its records are read, once"
+            raise UserError(f"record {i} of split {split} in {builder.data_dir} has no label: {e}", cure) from e
+    _store(path, labels)
+    return labels
+
+
+def _store(path: Path, labels: np.ndarray) -> None:
+    """Keep the index for the next time, unless the directory is read-only: then it is built again next time."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with part.open("wb") as f:
+            np.save(f, labels)
+        part.replace(path)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        print(f"the labels are not kept for the next run: {path}: {e.strerror}", file=sys.stderr)
+
+
+def _value(data: Any, i: int, name: str, kind: str) -> Any:
+    """Field `name` of record i, the first of its `kind`: bytes_list or int64_list.
+
+    Raises:
+        Undecodable: the record is damaged, or lacks the field.
+        UserError: the operating system refuses to read. That may pass, and other processes may see none of it, so it is
+            no property of the record.
+    """
+    try:
+        record = data[i]
+    except RuntimeError as e:  # ArrayRecord checks a hash of all that it reads
+        why = str(e).split(";")[0]
+        if not re.match(r"\w+\(\) failed", why):
+            raise Undecodable(f"damaged in storage: {why}") from e
+        files = "open files" in why
+        cure = "raise `ulimit -n`: every shard is an open file" if files else "mend the storage, then start again"
+        raise UserError(f"record {i} cannot be read: {e}", cure) from e
+    except IndexError:
+        record = b""
+    if not record:  # the answer to what lies behind the end of a file that was cut while it is open
+        raise Undecodable("missing in storage: its shard was cut")
+    try:
+        example = tf_example_pb2.Example.FromString(record)  # pyright: ignore[reportAttributeAccessIssue]
+        return getattr(example.features.feature[name], kind).value[0]
+    except DecodeError as e:
+        raise Undecodable(f"no tf.train.Example: {e}") from e
+    except IndexError as e:
+        raise Undecodable(f"no field {name!r} of kind {kind}") from e

@@ -1,0 +1,257 @@
+"""Random-access sources of images with labels or captions, and views of them.
+
+A source knows all its supervision without reading an image: builders write it beside the records as an index; for
+catalogue datasets the index is built once. So noise is laid over 10^7 records in a second.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nml_jax.data.sources.captions import Captions, Joined, Taken
+from nml_jax.errors import UserError
+
+NO_LABELS = np.zeros(0, np.int32)
+
+
+class Source:
+    """Records in a fixed order, with labels or with captions; the other is empty. Picklable; reading is thread-safe.
+
+    Attributes:
+        labels: int32 [N].
+        labels_clean: int32 [N]; equal to `labels` unless noise was laid over them.
+        num_classes: int; labels are in [0, num_classes).
+        class_names: as many strings.
+        captions: of each record one or more; record i has captions[i].
+        captions_clean: equal to `captions` unless noise was laid over them.
+        fingerprint: identity of the content: dataset, split, selection and supervision.
+        keys: N names of the records in what they were built from, or None.
+        parts: lengths of the datasets of a mixture, which lie one after another; (N,) if it is none.
+    """
+
+    keys: Sequence[str] | None = None
+
+    def __init__(
+        self,
+        labels: np.ndarray = NO_LABELS,
+        *,
+        num_classes: int = 0,
+        class_names: Sequence[str] | None = None,
+        fingerprint: str,
+        labels_clean: np.ndarray | None = None,
+        captions: Captions = (),
+        captions_clean: Captions | None = None,
+        parts: tuple[int, ...] = (),
+    ):
+        """Raises UserError where a label is outside [0, num_classes) or the class names are not as many."""
+        self.labels = _checked(labels, num_classes)
+        self.labels_clean = self.labels if labels_clean is None else labels_clean
+        self.num_classes = num_classes
+        self.class_names = tuple(str(i) for i in range(num_classes)) if class_names is None else tuple(class_names)
+        self.captions = captions
+        self.captions_clean = captions if captions_clean is None else captions_clean
+        self.fingerprint = fingerprint
+        self.parts = parts or (len(self),)
+        if len(self.class_names) != num_classes:
+            raise UserError(f"{len(self.class_names)} class names for {num_classes} classes", "name every class once")
+
+    def image(self, i: int) -> bytes | np.ndarray:
+        """Encoded file, or uint8 [H, W, 1 | 3 | 4], of record i.
+
+        Raises:
+            codec.Undecodable: the storage cannot give it back, now or ever.
+        """
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.labels) or len(self.captions)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Record i: image and id, with label and label_clean or with captions, a list of str."""
+        i = range(len(self))[operator.index(i)]
+        record = {"image": self.image(i), "id": i}
+        if len(self.labels):
+            return record | {"label": int(self.labels[i]), "label_clean": int(self.labels_clean[i])}
+        return record | {"captions": self.captions[i]}
+
+
+class Arrays(Source):
+    """Images in memory: uint8 [N, H, W, 1 | 3 | 4], or a sequence of such images or encoded files."""
+
+    def __init__(self, images: Any, labels: np.ndarray, *, keys: Sequence[str] | None = None, **about: Any):
+        super().__init__(labels, **about)
+        if len(images) != len(labels):
+            raise UserError(f"{len(images)} images but {len(labels)} labels", "give one label per image")
+        self.images, self.keys = images, keys
+
+    def image(self, i: int) -> bytes | np.ndarray:
+        return self.images[i]
+
+
+class Subset(Source):
+    """The records of `source` at `indices`, in that order; ids count from 0 again.
+
+    With `classes`, class classes[j] becomes class j; the records must be of these classes.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray, classes: Sequence[int] | None = None):
+        indices = np.asarray(indices, np.int64).reshape(-1)
+        kept = list(range(source.num_classes)) if classes is None else list(classes)
+        about: dict[str, Any]
+        if len(source.labels):
+            number = np.full(source.num_classes, -1, np.int32)
+            number[kept] = np.arange(len(kept))
+            about = {
+                "labels": number[source.labels[indices]],
+                "labels_clean": number[source.labels_clean[indices]],
+                "num_classes": len(kept),
+                "class_names": [source.class_names[c] for c in kept],
+            }
+        else:
+            about = {
+                "captions": Taken(source.captions, indices),
+                "captions_clean": Taken(source.captions_clean, indices),
+            }
+        super().__init__(**about, fingerprint=digest("subset", source.fingerprint, indices, kept))
+        self.source, self.indices = source, indices
+
+    def image(self, i: int) -> bytes | np.ndarray:
+        return self.source.image(int(self.indices[i]))
+
+    @functools.cached_property
+    def keys(self) -> Sequence[str] | None:
+        keys = self.source.keys
+        return None if keys is None else Taken(keys, self.indices)
+
+
+class Overlay(Source):
+    """The images of `source` under other supervision."""
+
+    source: Source
+
+    def image(self, i: int) -> bytes | np.ndarray:
+        return self.source.image(i)
+
+    @property
+    def keys(self) -> Sequence[str] | None:
+        return self.source.keys
+
+
+class Mixture(Source):
+    """Several sources, one after another; ids count through.
+
+    Raises:
+        UserError: some have labels and some captions, or their classes differ.
+    """
+
+    def __init__(self, sources: Sequence[Source]):
+        first = sources[0]
+        about: dict[str, Any]
+        if len({(bool(len(s.labels)), s.class_names) for s in sources}) > 1:
+            raise UserError("the datasets of data.mixture differ in their classes", "mix sets of one class list")
+        if len(first.labels):
+            about = {
+                "labels": np.concatenate([s.labels for s in sources]),
+                "labels_clean": np.concatenate([s.labels_clean for s in sources]),
+                "num_classes": first.num_classes,
+                "class_names": first.class_names,
+            }
+        else:
+            about = {
+                "captions": Joined([s.captions for s in sources]),
+                "captions_clean": Joined([s.captions_clean for s in sources]),
+            }
+        fingerprint = digest("mixture", [s.fingerprint for s in sources])
+        super().__init__(**about, fingerprint=fingerprint, parts=tuple(map(len, sources)))
+        self.sources, self.images = sources, Joined([_Images(s) for s in sources])
+
+    def image(self, i: int) -> bytes | np.ndarray:
+        return self.images[i]
+
+    @functools.cached_property
+    def keys(self) -> Sequence[str] | None:
+        keys = [s.keys for s in self.sources]
+        return None if None in keys else Joined([k for k in keys if k is not None])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images(Sequence):
+    """The images of a source as a sequence."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.source.image(i)
+
+
+def select_classes(source: Source, classes: Sequence[int]) -> Source:
+    """The records of these classes only, in source order; classes are renumbered in the order given.
+
+    Raises:
+        UserError: a class is unknown or named twice.
+    """
+    wrong = [c for n, c in enumerate(classes) if not 0 <= c < source.num_classes or c in classes[:n]]
+    if wrong:
+        raise UserError(
+            f"class {wrong[0]} in data.classes={tuple(classes)} is unknown or named twice",
+            f"name each class once, from 0 to {source.num_classes - 1}",
+        )
+    return Subset(source, np.flatnonzero(np.isin(source.labels, classes)), classes)
+
+
+def in_memory(
+    images: Sequence[Any], labels: Any, *, num_classes: int, class_names: Sequence[str] | None = None, name: str
+) -> Source:
+    """A source over images in memory.
+
+    Args:
+        images: uint8 [N, H, W, 1 | 3 | 4], or N such images or encoded files (bytes).
+        labels: int [N].
+        name: of the dataset, part of the fingerprint.
+
+    Raises:
+        UserError: lengths differ, or a label is outside [0, num_classes).
+    """
+    labels = _checked(np.asarray(labels), num_classes)
+    fingerprint = digest(name, num_classes, class_names and list(class_names), labels, *images)
+    return Arrays(images, labels, num_classes=num_classes, class_names=class_names, fingerprint=fingerprint)
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 of arrays, bytes and JSON values, each with its kind and length."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            head, body = f"{part.dtype.str}{part.shape}", np.ascontiguousarray(part).data
+        elif isinstance(part, bytes):
+            head, body = f"bytes {len(part)}", part
+        else:
+            body = json.dumps(part).encode()
+            head = f"json {len(body)}"
+        sha.update(head.encode() + b"\n")
+        sha.update(body)
+    return sha.hexdigest()
+
+
+def _checked(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """As int32, all in range."""
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not (np.issubdtype(labels.dtype, np.integer) or not labels.size):
+        raise UserError(f"labels are {labels.dtype} of shape {labels.shape}", "labels are one integer per record")
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        i = wrong[0]
+        raise UserError(
+            f"record {i} has label {labels[i]}, outside its {num_classes} classes",
+            f"labels are 0 to {num_classes - 1}; a split without labels cannot be used",
+        )
+    return labels.astype(np.int32)

@@ -1,0 +1,53 @@
+"""Training records that cannot be decoded: on record with the reason, and no more of them than the budget allows."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from nml_jax import console
+from nml_jax.data.sources.source import Source
+from nml_jax.data.stream import pipeline
+from nml_jax.errors import UserError, storing
+from nml_jax.runs.files import QUARANTINE, write_atomic
+
+
+class Quarantine:
+    """The undecodable records of a run, in `quarantine.jsonl`: a line {"id", "reason"} for each.
+
+    Args:
+        folder: of the run.
+        source: that it trains on.
+        budget: share of the records; one record is always allowed.
+        active: False on all processes but the first, which then count and write nothing.
+    """
+
+    def __init__(self, folder: Path, source: Source, budget: float, *, active: bool = True):
+        self.path, self.source, self.budget, self.active = folder / QUARANTINE, source, budget, active
+        self.known = {json.loads(line)["id"] for line in self._lines()}
+
+    def __call__(self, ids: Iterable[int]) -> None:
+        """Put on record what is new among these ids of all processes.
+
+        Raises:
+            UserError: the budget is exceeded; on every process at the same call.
+        """
+        new = [i for i in dict.fromkeys(ids) if i not in self.known]
+        if not new:
+            return
+        self.known.update(new)
+        lines = [{"id": i, "reason": pipeline.find_reason(self.source, i)} for i in new] if self.active else []
+        for line in lines:
+            console.notice(f"left out, another record stands in: {line['reason']}")
+        if lines:
+            with storing(self.path):
+                written = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                write_atomic(self.path, "".join(f"{line}\n" for line in self._lines()) + written)
+        if len(self.known) > max(1, self.budget * len(self.source)):
+            raise UserError(
+                f"{len(self.known)} of {len(self.source)} training records cannot be decoded, more than "
+                f"runtime.quarantine={self.budget:g} allows; {self.path} lists them",
+                "build the dataset anew with python -m nml_jax.prepare, or raise --config.runtime.quarantine",
+            )
+
+    def _lines(self) -> list[str]:
+        return self.path.read_text("utf-8").splitlines() if self.path.exists() else []

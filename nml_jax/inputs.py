@@ -1,0 +1,54 @@
+"""The files and folders that a config names, and whether their content has changed."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nml_jax.settings import flatten, hash_json
+
+
+def list_paths(part: Mapping[str, Any]) -> list[str]:
+    """The files and folders that a part of a config names and whose content its numbers depend on."""
+    named = {
+        "init_from", "noise_file", "data.path", "data.tokenizer",
+        "downstream.path", "zeroshot.templates", "zeroshot.class_names",
+    }  # fmt: skip
+    flat = dict(flatten(part))
+    one = [value for key, value in flat.items() if key in named and value]
+    features = [path for key in ("train", "test", "ood") for path in list_files(flat.get(f"features.{key}", ""))]
+    return [*one, *flat.get("data.mixture", ()), *features]
+
+
+def split_specs(several: str) -> list[str]:
+    """The specs of feature files, "FILE" or "FEATURES.npy,LABELS.npy", of which there may be several by ";"."""
+    return [spec.strip() for spec in several.split(";") if spec.strip()]
+
+
+def list_files(several: str) -> list[str]:
+    """The files behind feature `specs`."""
+    return [str(path) for spec in split_specs(several) for path in split_pair(spec)]
+
+
+def split_pair(spec: str) -> list[Path]:
+    """The files of one spec. A comma separates two, unless it belongs to the name of a file that exists."""
+    whole = Path(spec).expanduser()
+    cuts = [(spec[:i], spec[i + 1 :]) for i, character in enumerate(spec) if character == ","]
+    if not cuts or whole.exists():
+        return [whole]
+    pairs = [[Path(part.strip()).expanduser() for part in cut] for cut in cuts]
+    return next((pair for pair in pairs if all(p.is_file() for p in pair)), pairs[0])
+
+
+def hash_content(path: Path) -> str:
+    """SHA-256 that changes when a file does, or the descriptions that stand for a dataset's or checkpoint's folder.
+
+    Of a file above 1 GiB size and time of change count, as it is looked at whenever a run starts.
+    """
+    if path.is_file() and path.stat().st_size > 2**30:
+        return hash_json([path.stat().st_size, path.stat().st_mtime_ns])
+    if path.is_file():
+        with path.open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    described = [p for name in ("manifest.json", "dataset_info.json", "SHA256SUMS") for p in path.rglob(name)]
+    return hash_json([[str(p.relative_to(path)), hash_content(p)] for p in sorted(described)])

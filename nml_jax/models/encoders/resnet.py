@@ -1,0 +1,241 @@
+"""ResNet v1.5: He et al. 2016 (arXiv 1512.03385), with the stride in the 3x3 of a bottleneck (arXiv 1706.02677); and
+CLIP's modification of it (arXiv 2103.00020, section 2.4).
+
+Padding is the same number on both sides, as in PyTorch; "SAME" would pad a stride-2 map on one side only.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nml_jax.errors import UserError
+from nml_jax.models.layers.attention import attend
+from nml_jax.models.layers.checks import check_heads, check_size
+from nml_jax.models.layers.initializers import Initializer, kaiming_normal, normal, normal_fan_in, uniform_fan_in
+from nml_jax.models.layers.materialise import materialise
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015) over batch, height and width, statistics in float32.
+
+    In training the statistics are those of the global batch (under jit a mean over a sharded axis is a global mean), or
+    of each consecutive `group` of examples, which gives the per-device statistics of published recipes on any number of
+    devices. Running statistics average the groups and are `momentum * old + (1 - momentum) * new`: 0.9 here is
+    PyTorch's 0.1. As in PyTorch, the batch is normalised with the biased variance and the running variance is unbiased
+    (n / (n - 1)). eps is 1e-5.
+
+    Raises:
+        UserError: in training, the batch is not a multiple of `group`.
+    """
+
+    group: int = 0
+    momentum: float = 0.9
+    scale_init: Callable[..., jax.Array] = nn.initializers.ones
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        c = x.shape[-1]
+        scale = self.param("scale", self.scale_init, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (c,))
+
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if train:
+            group = self.group or x.shape[0]
+            if x.shape[0] % group:
+                raise UserError(
+                    f"a batch of {x.shape[0]} cannot be split into BatchNorm groups of {group} (model.bn_group)",
+                    "make the batch a multiple of model.bn_group, or set model.bn_group=0 for the whole batch",
+                )
+            y = y.reshape(-1, group, *x.shape[1:])
+            axes = tuple(range(1, y.ndim - 1))
+            mean = jnp.mean(y, axes, keepdims=True)
+            var = jnp.mean(jnp.square(y - mean), axes, keepdims=True)
+            n = y.size // (y.shape[0] * c)
+            for running, new in ((running_mean, mean), (running_var, var * (n / max(n - 1, 1)))):
+                average = jnp.mean(new.reshape(-1, c), axis=0)
+                running.value = self.momentum * running.value + (1 - self.momentum) * average
+        else:
+            mean, var = running_mean.value, running_var.value
+        y = (y - mean) * jax.lax.rsqrt(var + 1e-5) * scale + bias
+        return y.reshape(x.shape).astype(self.dtype)
+
+
+def _conv(channels: int, side: int, stride: int, *, init: Initializer, dtype: Any, name: str) -> nn.Conv:
+    """A convolution without bias."""
+    return nn.Conv(
+        channels,
+        (side, side),
+        strides=stride,
+        padding=[(side // 2, side // 2)] * 2,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=init,
+        name=name,
+    )
+
+
+def _average(x: jax.Array, side: int) -> jax.Array:
+    """Means over windows of side x side, [B, H, W, C] -> [B, H // side, W // side, C]."""
+    return nn.avg_pool(x, (side, side), strides=(side, side)) if side > 1 else x
+
+
+class Block(nn.Module):
+    """A residual block: 3x3, 3x3, or the bottleneck 1x1, 3x3, 1x1 with four times the channels at its end.
+
+    `average` puts stride-1 convolutions and an average pool where a convolution has a stride (bottlenecks only).
+    """
+
+    channels: int
+    stride: int
+    bottleneck: bool
+    drop_path: float
+    zero_init_residual: bool
+    average: bool
+    norm: Callable[..., BatchNorm]
+    conv: Callable[..., nn.Conv]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        c, stride, pool = self.channels, self.stride, 1
+        if self.average:
+            stride, pool = pool, stride
+        layers = [(c, 1, 1), (c, 3, stride), (4 * c, 1, 1)] if self.bottleneck else [(c, 3, stride), (c, 3, 1)]
+        y = x
+        for i, (channels, side, step) in enumerate(layers, 1):
+            last = i == len(layers)
+            init = nn.initializers.zeros if last and self.zero_init_residual else nn.initializers.ones
+            y = self.conv(channels, side, step, name=f"conv{i}")(_average(y, pool) if last else y)
+            y = self.norm(scale_init=init, name=f"bn{i}")(y, train)
+            y = y if last else materialise(nn.relu(y))
+        if self.stride != 1 or x.shape[-1] != y.shape[-1]:
+            x = self.conv(y.shape[-1], 1, stride, name="downsample_conv")(_average(x, pool))
+            x = self.norm(name="downsample_bn")(x, train)
+        # One draw per example and block: stochastic depth (arXiv 1603.09382), scaled to keep the expectation.
+        y = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3))(y, deterministic=not train)
+        return materialise(nn.relu(x + y))
+
+
+class AttentionPool(nn.Module):
+    """Multi-head attention of the mean of a map's places over that mean and the places. [B, H, W, C] -> [B, C] float32.
+
+    The softmax is in float32. The projection that follows in CLIP is not here.
+    """
+
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, c = x.shape[0], x.shape[-1]
+        x = x.reshape(b, -1, c)
+        x = jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)
+        pos_embed = self.param("pos_embed", normal(c**-0.5), (1, *x.shape[1:]))
+        x = x + pos_embed.astype(x.dtype)
+        dense = partial(nn.Dense, c, kernel_init=normal_fan_in, dtype=self.dtype)
+        q, k, v = dense(name="q")(x[:, :1]), dense(name="k")(x), dense(name="v")(x)
+        q, k, v = (y.reshape(b, -1, self.heads, c // self.heads) for y in (q, k, v))
+        return attend(q, k, v).reshape(b, c).astype(jnp.promote_types(self.dtype, jnp.float32))
+
+
+class ResNet(nn.Module):
+    """A ResNet with as many stages as `blocks` has numbers; stage i has width·2^(i-1) channels (four times that at the
+    output of a bottleneck) and every stage but the first halves height and width.
+
+    Fields are the keys of `config.model` in configs/common.py. `stem`: "imagenet" is 7x7 with stride 2 and a 3x3
+    max-pool with stride 2; "small" is 3x3 with stride 1. Normalised images float32 [B, H, W, 3] become
+
+        features        float32 [B, D]           mean over the last map
+        logits          float32 [B, num_classes] none where num_classes is 0
+        stem_map        dtype [B, H', W', width] after the stem's activation and pooling
+        stage{i}_map    dtype [B, h, w, C]       output of stage i = 1, 2, ...
+        stem, stage{i}  float32 [B, C]           the same maps, averaged over height and width
+
+    `clip` makes it CLIP's image tower: a stem of three 3x3 convolutions and a 2x2 average pool (whatever `stem` says),
+    average pools in place of strides in the blocks, and attention over the last map in place of its mean, with `heads`
+    heads (None: of 64 channels each) and position embeddings, which fit `image_size` only.
+
+    Raises:
+        UserError: where `clip`, the image cannot be halved as often as there are stages and one more, the heads do not
+            split the channels, or (when called) the images have another size.
+    """
+
+    num_classes: int
+    blocks: tuple[int, ...]
+    bottleneck: bool
+    width: int = 64
+    stem: str = "imagenet"
+    bn_group: int = 0
+    bn_momentum: float = 0.9
+    zero_init_residual: bool = True
+    drop_path: float = 0.0
+    clip: bool = False
+    image_size: int = 224
+    heads: int | None = None
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        if self.clip:
+            halved = 2 ** (len(self.blocks) + 1)
+            if self.image_size % halved:
+                raise UserError(
+                    f"an image of {self.image_size} pixels cannot be reduced {halved}-fold, stage by stage",
+                    f"make data.image_size a multiple of {halved}",
+                )
+            check_heads(self.width * halved, self.heads or 1, "width", "heads")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        if self.clip:
+            check_size(x, self.image_size)
+        conv = partial(_conv, init=uniform_fan_in if self.clip else kaiming_normal, dtype=self.dtype)
+        norm = partial(BatchNorm, group=self.bn_group, momentum=self.bn_momentum, dtype=self.dtype)
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        rates = [self.drop_path * i / max(sum(self.blocks) - 1, 1) for i in range(sum(self.blocks))]
+        maps = {}
+
+        stem = [("", self.width, 7, 2) if self.stem == "imagenet" else ("", self.width, 3, 1)]
+        if self.clip:
+            half = self.width // 2
+            stem = [("1", half, 3, 2), ("2", half, 3, 1), ("3", self.width, 3, 1)]
+        for i, channels, side, stride in stem:
+            x = conv(channels, side, stride, name=f"stem_conv{i}")(x)
+            x = nn.relu(norm(name=f"stem_bn{i}")(x, train))
+        if self.clip:
+            x = _average(x, 2)
+        elif self.stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])  # pyright: ignore[reportArgumentType]
+        maps["stem"] = x
+        for i, count in enumerate(self.blocks):
+            for j in range(count):
+                x = block(
+                    channels=self.width * 2**i,
+                    stride=2 if i > 0 and j == 0 else 1,
+                    bottleneck=self.bottleneck,
+                    drop_path=rates[sum(self.blocks[:i]) + j],
+                    zero_init_residual=self.zero_init_residual,
+                    average=self.clip,
+                    norm=norm,
+                    conv=conv,
+                    name=f"stage{i + 1}_block{j}",
+                )(x, train)
+            maps[f"stage{i + 1}"] = x
+
+        outputs = {f"{name}_map": value for name, value in maps.items()}
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        outputs |= {name: jnp.mean(value.astype(wide), axis=(1, 2)) for name, value in maps.items()}
+        features = outputs[f"stage{len(self.blocks)}"]
+        if self.clip:
+            features = AttentionPool(self.heads or max(1, x.shape[-1] // 64), self.dtype, name="pool")(x)
+        outputs["features"] = features
+        if self.num_classes:
+            outputs["logits"] = nn.Dense(self.num_classes, kernel_init=uniform_fan_in, name="head")(features)
+        return outputs

@@ -1,0 +1,177 @@
+"""Apply a tuned head to features.
+
+    python -m nml_jax.predict HEAD.safetensors FEATURES [--out predictions.csv] [--proba]
+
+FEATURES is any file that data/features/files.py reads, stored as the training file was: a scale is part of the head.
+Columns of a table are taken by the names that they had in training, whatever their order; arrays, and lists in a
+column, by position. Labels are not needed, and where there are any, the accuracy is printed; a row of a class that
+the head does not know counts as wrong, which is said. The output is CSV: row, prediction, and with --proba the
+probability of every class.
+"""
+
+import argparse
+import contextlib
+import csv
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nml_jax.data.features import files
+from nml_jax.errors import UserError
+from nml_jax.tuning import head_file
+
+CLOSED = 141  # exit code where nobody reads on, as of a program that SIGPIPE ends
+
+
+def predict(head: head_file.TunedHead, features: files.Features) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, logits float32 [n, K]) of the first views, block by block.
+
+    Raises:
+        UserError: the features are of another width than the head's.
+    """
+    if features.dim != head.dim:
+        raise UserError(
+            f"{features.path} has {features.dim} features per row, the head takes {head.dim}",
+            "use features of the encoder and layer that the head was tuned on",
+        )
+    for start, block in features.blocks(files.count_block_rows(features.views, features.dim)):
+        yield start, head.outputs(block[:, 0])[1]
+
+
+def write(head: head_file.TunedHead, features: files.Features, out: Any, *, proba: bool) -> list[Any]:
+    """Write the CSV to an open text file.
+
+    Returns:
+        The predictions.
+
+    Raises:
+        UserError: see `predict`; or the head knows no probabilities.
+    """
+    table = csv.writer(out, lineterminator="\n")
+    predictions: list[Any] = []
+    for start, logits in predict(head, features):
+        odds = head.probabilities(logits) if proba else np.empty((len(logits), 0))
+        if not start:
+            table.writerow(["row", "prediction", *(head.classes if proba else ())])
+        for i, (p, best) in enumerate(zip(odds, logits.argmax(1).tolist(), strict=True)):
+            predictions.append(head.classes[best])
+            table.writerow([start + i, head.classes[best], *(f"{x:.6g}" for x in p)])
+    return predictions
+
+
+def write_file(head: head_file.TunedHead, features: files.Features, out: Path, *, proba: bool) -> list[Any]:
+    """`write` to a file that appears under its name when it is complete.
+
+    Raises:
+        UserError: see `write`; or the file cannot be written.
+    """
+    if out.exists() and not out.is_file() and not out.is_dir():  # a pipe or device is no file to be replaced
+        with _writing(out), out.open("w", encoding="utf-8", newline="") as file:
+            return write(head, features, file, proba=proba)
+    target = out.resolve()
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with _writing(out):
+            with part.open("w", encoding="utf-8", newline="") as file:
+                predictions = write(head, features, file, proba=proba)
+            part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return predictions
+
+
+def write_stdout(head: head_file.TunedHead, features: files.Features, *, proba: bool) -> list[Any]:
+    """`write` to standard output.
+
+    Raises:
+        UserError: see `write`; or standard output cannot be written.
+        BrokenPipeError: nobody reads on, as by `| head`.
+    """
+    with _writing("standard output"):
+        if sys.stdout is None:
+            raise OSError("it is closed")
+        try:
+            predictions = write(head, features, sys.stdout, proba=proba)
+            sys.stdout.flush()
+        except OSError:  # what is left in the buffer has nowhere to go at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise
+    return predictions
+
+
+@contextlib.contextmanager
+def _writing(what: object) -> Iterator[None]:
+    """Turn the error of a disk or device that is written to into a UserError; a pipe's that nobody reads stays one."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        raise UserError(f"cannot write {what}: {e.strerror or e}", "give --out a file in a folder with room") from e
+
+
+def check_out(out: Path, inputs: Sequence[Path]) -> None:
+    """Raises UserError if the output would replace an input, or has no place to be in."""
+    if out.is_dir():
+        raise UserError(f"--out={out} is a folder", "give the file that the predictions are to be written to")
+    if not out.parent.is_dir():
+        raise UserError(f"--out={out}: there is no folder {out.parent}", f"make it, as by mkdir -p {out.parent}")
+    if replaced := [path for path in inputs if out.exists() and out.samefile(path)]:
+        raise UserError(f"--out={out} would replace the input {replaced[0]}", "give --out the name of another file")
+
+
+def label_names(features: files.Features) -> list[str]:
+    """The labels of a file as the classes of a head are called; none where it has none."""
+    names, labels = features.class_names, features.labels
+    numbers = len(labels) and labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max() < len(names)
+    return [names[c] if numbers else str(c) for c in labels.tolist()]
+
+
+def describe_agreement(known: list[str], predictions: Sequence[Any], head: head_file.TunedHead) -> str:
+    """What the labels of a file, as `named` gives them, say of the predictions: one line."""
+    classes = set(map(str, head.classes))
+    new = [label for label in known if label not in classes]
+    if len(new) == len(known):
+        return f"labels are not used: the head knows none of their classes, as {new[0]!r}"
+    right = np.mean([a == str(b) for a, b in zip(known, predictions, strict=True)])
+    said = f"accuracy on the labels in the file: {100 * right:.2f} %"
+    if new:
+        said += f"; {len(new)} of {len(known)} rows count as wrong: the head does not know their classes, as {new[0]!r}"
+    return said
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m nml_jax.predict", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("head", type=Path, help="a file in the folder heads/ of a run")
+    parser.add_argument("features", help="FILE, or FEATURES.npy,LABELS.npy")
+    parser.add_argument("--out", type=Path, help="CSV file; default: standard output")
+    parser.add_argument("--proba", action="store_true", help="also the probability of every class")
+    parser.add_argument("--columns", default="", help="name of the feature array or column")
+    parser.add_argument("--label", default="", help="name of the label array or column")
+    args = parser.parse_args(argv)
+    try:
+        head = head_file.load(args.head)
+        keys = {"label": args.label, "columns": args.columns, "wanted": head.columns}
+        features = files.open_features(args.features, **keys, labelled=False)
+        if args.out:
+            check_out(args.out, [args.head, *features.files])
+            predictions = write_file(head, features, args.out, proba=args.proba)
+        else:
+            predictions = write_stdout(head, features, proba=args.proba)
+        if known := label_names(features):
+            print(describe_agreement(known, predictions, head), file=sys.stderr)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
+    except BrokenPipeError:
+        return CLOSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What runs once, before: builders of prepared datasets."""

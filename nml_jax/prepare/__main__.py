@@ -1,0 +1,66 @@
+"""Builders: images become a prepared TFDS/ArrayRecord dataset, without TensorFlow.
+
+python -m nml_jax.prepare image_folder SRC OUT [--workers N] [--resize SIDE]
+python -m nml_jax.prepare image_text SRC... OUT [--workers N] [...], see nml_jax/prepare/pairs/build.py
+python -m nml_jax.prepare rendered_sst2 SRC OUT [--workers N], and more, see nml_jax/prepare/downstream.py
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from nml_jax import console
+from nml_jax.errors import UserError
+from nml_jax.prepare import records
+from nml_jax.prepare.image_folder import IMAGE_FOLDER, build_image_folder
+
+SHOWN = 20  # refused files that are printed; the manifest has them all
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    from nml_jax.prepare import downstream
+    from nml_jax.prepare.pairs import build
+
+    parser = argparse.ArgumentParser(prog="python -m nml_jax.prepare", description=(__doc__ or "").split("\n")[0])
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    builders = {"image_folder": (build_image_folder, IMAGE_FOLDER), **downstream.BUILDERS}
+    for kind, (_, about) in builders.items():
+        command = kinds.add_parser(kind, help=about)
+        command.add_argument("src", metavar="SRC", type=Path)
+        command.add_argument("out", metavar="OUT", type=Path)
+        command.add_argument("--workers", type=int, help="threads that check images (default: one per core)")
+    kinds.choices["image_folder"].add_argument("--resize", metavar="SIDE", type=int, help=records.RESIZE)
+    build.add_arguments(kinds.add_parser("image_text", help="from WebDataset tars, Parquet, CSV and TSV"))
+    args = parser.parse_args(argv)
+    try:
+        if args.kind == "image_text":
+            return build.main(args)
+        how = {"resize": args.resize} if args.kind == "image_folder" else {}
+        return _report(builders[args.kind][0](args.src, args.out, workers=args.workers, **how), args.out)
+    except UserError as e:
+        print(e, file=sys.stderr)
+        return e.exit_code
+    except KeyboardInterrupt:
+        console.notice(
+            "\nstopped by the keyboard; the same command " + ("goes on" if args.kind == "image_text" else "starts over")
+        )
+        return 130  # as a shell has it for SIGINT
+
+
+def _report(manifest: dict[str, Any], out: Path) -> int:
+    for split, about in manifest["splits"].items():
+        print(f"{split}: {about['records']} images of {sum(n > 0 for n in about['per_class'].values())} classes")
+    refused = manifest["refused"]
+    print(f"refused files: {len(refused)}")
+    for one in refused[:SHOWN]:
+        print(f"  {one['file']}: {one['reason']}")
+    if len(refused) > SHOWN:
+        print(f"  ... and {len(refused) - SHOWN} more in {out / 'manifest.json'}")
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

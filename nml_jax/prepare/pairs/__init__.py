@@ -1,0 +1,1 @@
+"""Image-text pairs become a prepared dataset."""

@@ -1,0 +1,323 @@
+"""One shard of image-text pairs: what is usable of a piece of the sources, written where it appears all at once."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nml_jax.data.sources import texts
+from nml_jax.errors import UserError
+from nml_jax.prepare import records
+from nml_jax.prepare.pairs.read import read, read_fields
+from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard
+from nml_jax.runs.files import write_json
+
+SCHEMA = 2
+MAX_CAPTION = 5000  # characters; what is longer is a page, of which a text tower would read the first lines
+
+# What refused.jsonl may speak of, and where the manifest counts it.
+KINDS = {"pair": "refused", "caption": "refused_captions", "file": "refused_files"}
+DOMAIN = b"nml_jax image_text parts"
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildJob:
+    """What a worker must know. A shard depends on this, and on its piece of the sources, and on nothing else.
+
+    Attributes:
+        work: folder of the finished shards and label files.
+        columns: what to read.
+        label, group: fields, or "".
+        parts: (name, share) of the parts that every split is divided into.
+        classes: names of the classes, where there is a label.
+        resize: shorter side to which larger images are shrunk, or None.
+    """
+
+    work: str
+    columns: Columns
+    label: str = ""
+    group: str = ""
+    parts: tuple[tuple[str, float], ...] = ()
+    classes: tuple[str, ...] = ()
+    resize: int | None = None
+
+
+def shard_folder(job: BuildJob, number: int) -> Path:
+    """Where a finished shard lies."""
+    return Path(job.work) / f"{number:06}"
+
+
+def shard_labels(job: BuildJob, number: int) -> Path:
+    """Where the sorted distinct labels of a shard lie."""
+    return Path(job.work) / f"{number:06}.labels.json"
+
+
+def collect_labels(job: BuildJob, item: tuple[int, Shard]) -> None:
+    """Write the labels of a shard. Of Parquet their column alone is read, of a tar all but the images."""
+    number, shard = item
+    found = (_field(fields, job.label) for fields in read_fields(shard, job.columns))
+    write_json(shard_labels(job, number), sorted({value for value, reason in found if not reason}))
+
+
+def build(job: BuildJob, item: tuple[int, Shard]) -> None:
+    """Write a shard: the records, texts and labels of each split, about.json, and refused.jsonl.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    from PIL import Image
+
+    number, shard = item
+    if shard_folder(job, number).is_dir():
+        return  # a second attempt of a cluster
+    folder = Path(tempfile.mkdtemp(".tmp", f"{number:06}.", job.work))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we refuse such images ourselves
+        _Writer(job, shard, folder).run()
+    folder.rename(shard_folder(job, number))
+
+
+class _Split:
+    """What a shard holds of one split."""
+
+    def __init__(self, path: Path):
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        self.records = ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # images are compressed already
+        self.keys: list[str] = []
+        self.captions: list[str] = []
+        self.labels: list[int] = []
+        self.bytes = self.caption_count = self.resized = 0
+        self.sha = hashlib.sha256()
+
+
+class _Writer:
+    """Takes the pairs of a shard one by one."""
+
+    def __init__(self, job: BuildJob, shard: Shard, folder: Path):
+        from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+        self.job, self.shard, self.folder = job, shard, folder
+        self.features = records.describe(folder, "image_text", list(job.classes) if job.label else None).features
+        self.serializer = ExampleSerializer(self.features.get_serialized_info())
+        self.class_ids = {name: i for i, name in enumerate(job.classes)}
+        self.splits: dict[str, _Split] = {}
+        self.reasons: dict[str, Counter[str]] = {what: Counter() for what in KINDS}
+
+    def run(self) -> None:
+        with (self.folder / "refused.jsonl").open("w", encoding="utf-8") as self.refused:
+            for pair in read(self.shard, self.job.columns):
+                if isinstance(pair, Refusal):
+                    self.refuse(*pair, "pair" if pair.key else "file")
+                else:
+                    self.take(pair)
+        about = {}
+        for name, split in self.splits.items():
+            with records.raise_full_disk():
+                split.records.close()
+            texts.write(self.folder / f"{name}.keys", split.keys)
+            texts.write(self.folder / f"{name}.captions", split.captions)
+            if self.job.label:
+                np.save(self.folder / f"{name}.npy", np.array(split.labels, np.int32))
+            about[name] = {"records": len(split.keys), "captions": split.caption_count, "bytes": split.bytes}
+            about[name] |= {"resized": split.resized, "sha256": split.sha.hexdigest()}
+        write_json(self.folder / "about.json", {"splits": about, "refused": self.reasons})
+
+    def refuse(self, key: str, reason: str, what: str = "pair") -> None:
+        self.reasons[what][_kind(reason)] += 1
+        self.refused.write(_line(self.shard.name, key, what, reason))
+
+    def take(self, pair: Pair) -> None:
+        """Write a pair, or the first reason against it. A bad caption costs the pair only if there is no other."""
+        checked = [check_caption(value) for value in pair.captions]
+        captions = [caption for caption, reason in checked if not reason]
+        against = [reason for _, reason in checked if reason]
+        fields, reason, image, resized = {}, "" if captions else (against or ["no caption"])[0], b"", False
+        for name in self.job.columns.fields:
+            if not reason:
+                fields[name], reason = _field(pair.fields, name)
+        if not reason:
+            image, reason = pair.image()
+        if not reason:
+            image, resized, reason = records.read_usable(image, self.job.resize)
+        if reason:
+            self.refuse(pair.key, reason)
+            return
+        for one in against:
+            self.refuse(pair.key, one, "caption")
+        split = self.shard.split
+        if self.job.group:
+            split += "_" + choose_part(fields[self.job.group], self.job.parts)
+        self.write(split, f"{self.shard.name}/{pair.key}", image, captions, fields.get(self.job.label))
+        self.splits[split].resized += resized
+
+    def write(self, split: str, key: str, image: bytes, captions: list[str], label: str | None) -> None:
+        if split not in self.splits:
+            self.splits[split] = _Split(self.folder / f"{split}.array_record")
+        to, example = self.splits[split], {"image": image, "key": key}
+        if label is not None:
+            example["label"] = self.class_ids[label]
+            to.labels.append(self.class_ids[label])
+        proto = self.serializer.get_tf_example(self.features.encode_example(example))
+        record = proto.SerializeToString(deterministic=True)  # else the order of features depends on the process
+        with records.raise_full_disk():
+            to.records.write(record)
+        to.bytes += len(record)
+        to.keys.append(key)
+        to.captions.append(texts.join(captions))
+        to.caption_count += len(captions)
+        to.sha.update(json.dumps([key, label, captions, len(image)]).encode())
+        to.sha.update(image)
+
+
+def _kind(reason: str) -> str:
+    """A reason without its particulars, as it is counted."""
+    return reason.split(":")[0]
+
+
+def _line(file: str, key: str, what: str, reason: str) -> str:
+    """A line of refused.jsonl."""
+    reason = reason.encode("utf-8", "backslashreplace").decode()
+    return json.dumps({"file": file, "key": key, "what": what, "reason": reason}, ensure_ascii=False) + "\n"
+
+
+def check_caption(value: Any) -> tuple[str, str]:
+    """A caption without blanks around it, and why it must be refused, or ""."""
+    try:
+        text = value.decode("utf-8-sig") if isinstance(value, bytes) else value
+        if not isinstance(text, str):
+            return "", "caption is no text"
+        text.encode("utf-8")
+    except UnicodeError:
+        return "", "caption is not UTF-8"
+    text = text.strip()
+    if not text:
+        return "", "empty caption"
+    if len(text) > MAX_CAPTION:
+        return "", f"caption longer than {MAX_CAPTION} characters"
+    if texts.SEPARATOR in text:
+        return "", "caption with a NUL character"
+    return text, ""
+
+
+def choose_part(value: str, parts: tuple[tuple[str, float], ...]) -> str:
+    """The part that all records with this value fall into: a hash in [0, 1) against the cumulated shares."""
+    place = int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8, key=DOMAIN).digest(), "big") / 2.0**64
+    for name, share in parts:
+        place -= share
+        if place < 0:
+            return name
+    return parts[-1][0]
+
+
+def _field(fields: dict[str, Any], name: str) -> tuple[str, str]:
+    """A field as text, and why it has none, or ""."""
+    value = fields.get(name)
+    if isinstance(value, float):  # whole numbers beside missing ones
+        value = None if math.isnan(value) else int(value) if value.is_integer() else value
+    try:
+        text = value.decode("utf-8") if isinstance(value, bytes) else str(value).strip()
+        text.encode("utf-8")
+    except UnicodeError:
+        return "", f"field {name!r} is not UTF-8"
+    if value is None or not text.strip():
+        return "", f"no field {name!r}"
+    if not isinstance(value, bytes | str | int | float):
+        return "", f"field {name!r} is no single value"
+    return text.strip(), ""
+
+
+def assemble(
+    folder: Path, job: BuildJob, n: int, splits: list[str], strays: Iterable[tuple[str, str]]
+) -> dict[str, Any]:
+    """Make the dataset of the `n` finished shards in `folder`. Records are moved: it can be interrupted and repeated.
+
+    Args:
+        strays: (name, reason) of the files that are no sources.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: there is no record.
+    """
+    from tensorflow_datasets.core.splits import SplitDict
+
+    (folder / "supervision").mkdir(parents=True, exist_ok=True)
+    parts = [shard_folder(job, i) for i in range(n)]
+    about = [json.loads((part / "about.json").read_text("utf-8")) for part in parts]
+    reasons: dict[str, Counter[str]] = {what: Counter() for what in KINDS}
+    with (folder / "refused.jsonl").open("wb") as refused:
+        for name, reason in strays:
+            reasons["file"][_kind(reason)] += 1
+            refused.write(_line(name, "", "file", reason).encode())
+        for part, one in zip(parts, about, strict=True):
+            for what in KINDS:
+                reasons[what].update(one["refused"][what])
+            refused.write((part / "refused.jsonl").read_bytes())
+    if not any(one["splits"] for one in about):
+        raise _no_pair(folder / "refused.jsonl", sum(counts.total() for counts in reasons.values()))
+    infos, said, resized = [], {}, {}
+    for name in splits:
+        chosen = [(part, one["splits"][name]) for part, one in zip(parts, about, strict=True) if name in one["splits"]]
+        said[name] = {kind: sum(one[kind] for _, one in chosen) for kind in ("records", "captions")}
+        resized[name] = sum(one["resized"] for _, one in chosen)
+        said[name]["sha256"] = hashlib.sha256("".join(one["sha256"] for _, one in chosen).encode()).hexdigest()
+        if chosen:  # TFDS has no splits without records
+            infos.append(_gather_records(folder, name, chosen))
+            said[name] |= _gather_texts(folder / "supervision", name, [part for part, _ in chosen], job)
+    info = records.describe(folder, "image_text", list(job.classes) if job.label else None)
+    info.set_file_format("array_record")
+    info.set_splits(SplitDict(infos))
+    info.write_to_directory(folder)
+    manifest: dict[str, Any] = {"builder": "image_text", "schema": SCHEMA}
+    if job.label:
+        manifest["classes"] = list(job.classes)
+    if job.resize:
+        manifest["resized"] = records.describe_resized(job.resize, resized)
+    manifest |= {"splits": said, **{kind: dict(sorted(reasons[what].items())) for what, kind in KINDS.items()}}
+    write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def _no_pair(refused: Path, n: int) -> UserError:
+    with refused.open(encoding="utf-8") as lines:
+        first = json.loads(next(lines, "null"))
+    where = (first["file"], first["key"]) if first else ()
+    why = f"; the first of {n} refused is {' '.join(filter(None, where))}: {first['reason']}" if first else ""
+    return UserError(f"the sources have no usable pair{why}", "give sources with images and captions")
+
+
+def _gather_records(folder: Path, split: str, chosen: list[tuple[Path, dict[str, Any]]]) -> Any:
+    """Move the records of a split to where TFDS looks for them. Returns what it must know of them."""
+    from tensorflow_datasets.core.naming import ShardedFileTemplate
+    from tensorflow_datasets.core.splits import SplitInfo
+
+    about: dict[str, Any] = {"data_dir": folder, "dataset_name": "image_text", "filetype_suffix": "array_record"}
+    where = ShardedFileTemplate(split=split, **about)
+    for i, (part, _) in enumerate(chosen):
+        target = Path(where.sharded_filepath(shard_index=i, num_shards=len(chosen)))
+        if not target.exists():
+            (part / f"{split}.array_record").replace(target)
+    lengths, size = [one["records"] for _, one in chosen], sum(one["bytes"] for _, one in chosen)
+    return SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=where)
+
+
+def _gather_texts(folder: Path, split: str, parts: list[Path], job: BuildJob) -> dict[str, Any]:
+    """Write the supervision index of a split. Returns what the manifest says of its classes."""
+    for kind in ("captions", "keys"):
+        texts.concatenate(folder / f"{split}.{kind}", [part / f"{split}.{kind}" for part in parts])
+    if not job.label:
+        return {}
+    labels = np.concatenate([np.load(part / f"{split}.npy", allow_pickle=False) for part in parts])
+    np.save(folder / f"{split}.npy", labels)
+    counts = np.bincount(labels, minlength=len(job.classes)).tolist()
+    return {"per_class": dict(zip(job.classes, counts, strict=True))}

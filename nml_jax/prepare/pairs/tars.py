@@ -1,0 +1,118 @@
+"""WebDataset tars as img2dataset writes them: KEY.jpg|jpeg|png|webp, KEY.txt, KEY.json. Nothing is extracted."""
+
+import functools
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, flatten_captions
+from nml_jax.prepare.records import MAX_BYTES, TOO_LARGE
+
+# Members of a tar by suffix; of any other suffix they do not count.
+SLOTS = dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image") | {"txt": "txt", "json": "json"}
+LINK = "a link or device, no file"
+CUT = "the tar is cut here; what would follow is lost"
+
+
+def read(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal]:
+    """Members of a key may lie anywhere in the tar: their places are noted first, then they are read in one go."""
+    with open(shard.path, "rb") as file:
+        places, refused = _places(file)
+        yield from refused
+        for key, members in places.items():
+            wrong = next((m for m in members.values() if isinstance(m, str)), None)
+            if wrong is not None:
+                yield Refusal(key, wrong)
+            elif "image" not in members:
+                yield Refusal(key, "no image with this key")
+            else:
+                yield _pair(file, key, members, columns)
+
+
+def _places(file: BinaryIO) -> tuple[dict[str, dict[str, Any]], list[Refusal]]:
+    """Key -> slot -> (offset, size) of a member, or why it cannot be read; and what is wrong with the tar."""
+    places: dict[str, dict[str, Any]] = {}
+    copies: dict[str, Counter[str]] = {}
+    refused, last, size = [], -1, os.fstat(file.fileno()).st_size
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  (it would keep them all)
+                if member.offset_data <= last or member.size < 0:  # a forged size that leads backwards
+                    raise tarfile.ReadError("members overlap")
+                last = member.offset_data
+                stem, _, suffix = member.name.removeprefix("./").rpartition(".")
+                slot = SLOTS.get(suffix.lower())
+                if slot is None or member.isdir() or stem.rsplit("/", 1)[-1][:1] in ("", "."):
+                    continue
+                key = stem.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                place: Any = (member.offset_data, member.size)
+                if not member.isreg() or member.issparse():
+                    place = LINK
+                elif last + member.size > size:
+                    place = CUT
+                elif key != stem:
+                    place = "the key is not UTF-8"
+                if slot in places.setdefault(key, {}):
+                    copies.setdefault(key, Counter())[slot] += 1
+                else:
+                    places[key][slot] = place
+            refused += _after(file, tar.offset)
+    except (tarfile.TarError, ValueError, OverflowError) as e:
+        if last < 0:
+            raise ValueError(f"no tar file: {e}") from e
+        if not any(CUT in members.values() for members in places.values()):
+            refused.append(Refusal("", f"the tar is damaged or cut; what would follow is lost: {e}"))
+    for key, slots in copies.items():
+        refused += [Refusal(key, "another member with this key came before")] * max(slots.values())
+    return places, refused
+
+
+def _after(file: BinaryIO, offset: int) -> list[Refusal]:
+    """What is wrong behind the last member: tarfile ends silently where no header follows."""
+    file.seek(offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if not block:
+        return [Refusal("", "the tar has no end: it may be cut")]
+    if any(block) or len(block) < tarfile.BLOCKSIZE:
+        return [Refusal("", "the tar is damaged or cut; what would follow is lost")]
+    while block := file.read(1 << 20):
+        if any(block):
+            return [Refusal("", "more data behind the end of the tar is not read")]
+    return []
+
+
+def _pair(file: BinaryIO, key: str, members: dict[str, tuple[int, int]], columns: Columns) -> Pair | Refusal:
+    def content(slot: str) -> tuple[bytes, str]:
+        offset, size = members[slot]
+        if size > MAX_BYTES:
+            return b"", TOO_LARGE
+        file.seek(offset)
+        return file.read(size), ""
+
+    fields: Any = {}
+    if "json" in members:
+        text, reason = content("json")
+        if reason:
+            return Refusal(key, reason)
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError) as e:
+            return Refusal(key, f"KEY.json is no JSON: {e}")
+        if not isinstance(fields, dict):
+            return Refusal(key, "KEY.json is no JSON object")
+    if columns.captions is not None:
+        captions = flatten_captions(fields.get(name) for name in columns.captions)
+    elif fields.get("captions"):
+        captions = flatten_captions([fields["captions"]])
+    elif "txt" in members:
+        text, reason = content("txt")
+        if reason:
+            return Refusal(key, reason)
+        captions = [text]
+    else:
+        captions = flatten_captions([fields.get("caption")])
+    return Pair(key, functools.partial(content, "image"), captions, fields)

@@ -1,0 +1,34 @@
+"""Rows of many runs -> tables, figures, one offline HTML file.
+
+    python -m nml_jax.report runs/digits [runs/other ...] [--out DIR]
+
+builds `report.html` and `summary.csv` from finished runs: of an experiment, of several together, or one run alone.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nml_jax.errors import UserError
+from nml_jax.stages.report import build
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        "python -m nml_jax.report", description="Build report.html and summary.csv from finished runs."
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folder of an experiment, or of a run")
+    parser.add_argument("--out", type=Path, help="where to write; default: DIR, or here if several are given")
+    flags = parser.parse_args(argv)
+    try:
+        print(build(flags.folders, flags.out or (flags.folders[0] if len(flags.folders) == 1 else Path())))
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Statistics of studies: paired over seeds and test rows."""

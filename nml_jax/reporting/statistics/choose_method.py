@@ -1,0 +1,191 @@
+"""Which method to use on given features, and how sure that is: methods compared on each test set, paired over seeds.
+
+The rule, in words: `answers.rule`. A study of one condition and several methods has one contest for each of its tasks
+and settings.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from nml_jax.reporting.claims import REFERENCES, ZERO_SHOT
+from nml_jax.reporting.statistics.compare import Side, compared, from_files, leaves, unvalidated
+from nml_jax.reporting.statistics.paired import Comparison, Stat, stat
+from nml_jax.reporting.statistics.studies import MEAN, METHODS, Key, Study
+from nml_jax.runs.finished import Seed
+
+DOMAINS = {"id": "in-domain", "ood": "out-of-domain"}
+
+
+class Versus(NamedTuple):
+    """A method's accuracy less the reference's."""
+
+    plain: Comparison  # 95 %
+    wide: Comparison  # 95 % for all that is decided together
+
+    @property
+    def sign(self) -> int:
+        """1: better, -1: worse, 0: neither is shown. Doubt counts against leaving the reference."""
+        return 1 if self.wide.sign == 1 else min(self.plain.sign, 0)
+
+    @property
+    def verdict(self) -> str:
+        return (self.wide if self.sign >= 0 else self.plain).verdict("worse", "better")
+
+
+@dataclasses.dataclass(frozen=True)
+class Contest:
+    """The methods of one task and setting.
+
+    methods: the reference, then the simplest first.
+    tests: keys of accuracy without a method, in-domain first.
+    decided: what claims are about: the mean over the in-domain tests, and that over the others; of one test, itself.
+    versus: (method, one of either) -> its comparison with the reference.
+    """
+
+    study: Study
+    task: str
+    setting: str
+    methods: tuple[str, ...]
+    tests: tuple[Key, ...]
+    decided: tuple[Key, ...]
+    versus: Mapping[tuple[str, Key], Versus]
+
+    @property
+    def reference(self) -> str:
+        return self.methods[0]
+
+    @property
+    def name(self) -> str:
+        """What tells it from the study's other contests; "" where there is no other."""
+        task = f"mean over {len(self.study.tasks)} tasks" if self.task == MEAN else self.task
+        return ", ".join(filter(None, (task if len(self.study.tasks) > 1 else "", self.setting)))
+
+    @property
+    def seeds(self) -> int:
+        """That the reference shares with others, or has where it is alone."""
+        shared = [versus.plain.n for versus in self.versus.values()]
+        return max(shared or [self.stat(self.reference, test).n for test in self.tests])
+
+    def values(self, method: str, test: Key, metric: str = "accuracy") -> dict[Seed, float]:
+        return self.study.table.get(test._replace(metric=metric, method=method), [{}])[0]
+
+    def stat(self, method: str, test: Key, metric: str = "accuracy") -> Stat:
+        return stat(self.values(method, test, metric).values())
+
+    @property
+    def shown(self) -> tuple[Key, ...]:
+        """All that scores are shown of: of each domain the mean, and then its tests."""
+        of = [*(key for key in self.decided if key not in self.tests), *self.tests]
+        return tuple(sorted(of, key=lambda key: key.domain))
+
+    def trained(self, method: str) -> int:
+        """Rows that a method was trained on, in all tasks together; 0 where that is not recorded."""
+        found: dict[str, int] = {}
+        for leaf in leaves(self.study, self.decided[0]._replace(method=method)):
+            for source in self.study.sources.get(leaf, [{}])[0].values():
+                found[leaf.task] = max(row.n_train or 0 for row in source.rows)
+        return sum(found.values())
+
+    def blind(self, method: str) -> bool:
+        """Whether a method had settings to choose from, and in some run no rows to do so by."""
+        return unvalidated(self.study, self.decided[0]._replace(method=method))
+
+    @property
+    def unequal(self) -> bool:
+        """Whether some methods were trained on fewer rows than others."""
+        return len({self.trained(method) for method in self.methods}) > 1
+
+    def rows(self, test: Key) -> int:
+        """Of the test set; 0 where that is not recorded, or for a mean over test sets."""
+        rows = (
+            row for cell in self.study.cells for row in cell.rows if (row.task, row.split) == (test.task, test.split)
+        )
+        return next((row.n_test for row in rows if row.method and row.n_test), 0)
+
+    def recommended(self, test: Key) -> str:
+        """The method to use on one of `decided`, or on a test of its domain, by the rule."""
+        test = next(key for key in self.decided if key.domain == test.domain)
+        gains = {method: self.versus[method, test].plain.difference for method in self.methods[1:]
+                 if self.versus[method, test].sign > 0 and self._harmless(method)}  # fmt: skip
+        if not gains:
+            return self.reference
+        top = max(gains, key=gains.__getitem__)
+        near = (m for m in gains if m == top or self._against(m, top, test).sign <= 0)
+        return next(near)  # the simplest, for they are in that order
+
+    def _against(self, a: str, b: str, test: Key) -> Comparison:
+        return compared(self.study, "", Side(test._replace(method=a)), Side(test._replace(method=b)))
+
+    def _harmless(self, method: str) -> bool:
+        return all(self.versus[method, test].sign >= 0 for test in self.decided)
+
+    def best(self, test: Key) -> str:
+        """The method that is shown to be more accurate than every other one, or "" if none is."""
+        top = max(self.methods, key=lambda m: (self.stat(m, test).n, self.stat(m, test).mean))
+        others = [m for m in self.methods if m != top]
+        against = (self._against(m, top, test) for m in others)
+        return top if others and all(c.corrected(len(others) * len(self.decided)).sign > 0 for c in against) else ""
+
+    def widened(self) -> str:
+        """For how many claims intervals are made to hold together; "" for one."""
+        others, domains = len(self.methods) - 1, len(self.decided)
+        parts = [f"{others} methods"] * (others > 1) + [f"{domains} domains"] * (domains > 1)
+        return f", widened for {' × '.join(parts)}" if parts else ""
+
+
+def contests(study: Study) -> list[Contest]:
+    """The contests of a study, the mean over tasks first; none if it has several conditions.
+
+    One method alone makes a contest where its features come from files: there is nothing else to report.
+    """
+    out = []
+    tasks = [MEAN, *study.tasks] if len(study.tasks) > 1 else study.tasks
+    for task in tasks if len(study.conditions) == 1 else ():
+        keys = [key for key in study.keys(metric="accuracy", task=task) if key.method not in ("", ZERO_SHOT)]
+        for setting in dict.fromkeys(key.setting for key in keys):
+            own = [key for key in keys if key.setting == setting and (key.split == MEAN) == (task == MEAN)]
+            methods = sorted(dict.fromkeys(key.method for key in own), key=_simplicity)
+            if len(methods) < (1 if from_files(study) else 2):
+                continue
+            reference = next((method for method in REFERENCES if method in methods), methods[0])
+            methods = (reference, *(method for method in methods if method != reference))
+            tests = tuple(sorted(dict.fromkeys(key._replace(method="") for key in own), key=lambda key: key.domain))
+            decided = _decided(tests)
+            out.append(Contest(study, task, setting, methods, tests, decided, _versus(study, methods, tests, decided)))
+    return out
+
+
+def _decided(tests: Iterable[Key]) -> tuple[Key, ...]:
+    by_domain: dict[str, list[Key]] = {}
+    for test in tests:
+        by_domain.setdefault(test.domain, []).append(test)
+    return tuple(own[0] if len(own) == 1 else own[0]._replace(split=MEAN) for own in by_domain.values())
+
+
+def _versus(
+    study: Study, methods: Sequence[str], tests: Sequence[Key], decided: Sequence[Key]
+) -> dict[tuple[str, Key], Versus]:
+    out = {}
+    for test in dict.fromkeys((*decided, *tests)):
+        base, *others = (Side(test._replace(method=method)) for method in methods)
+        for other in others:
+            plain = compared(study, other.key.method, base, other)
+            out[other.key.method, test] = Versus(plain, plain.corrected(len(others) * len(decided)))
+    return out
+
+
+def full_name(test: Key) -> str:
+    """Of a test set, for a heading."""
+    name = DOMAINS[test.domain]
+    return f"{name} mean" if test.split == MEAN else f"{test.split} ({name})"
+
+
+def _simplicity(method: str) -> int:
+    """The place of a method in METHODS."""
+    return [*METHODS, ""].index(method_key(method))
+
+
+def method_key(method: str) -> str:
+    """The key of METHODS for a title, with or without a preset; "" if there is none."""
+    return next((name for name, title in METHODS.items() if method == title or method.startswith(f"{title} (")), "")

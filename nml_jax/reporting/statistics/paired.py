@@ -1,0 +1,242 @@
+"""Numbers over seeds: how they are averaged and printed, and what a difference between two of them supports.
+
+Two conditions, or two methods on the same features, are paired by seed and by test row. A difference is claimed where
+the 95 % t-interval of the mean difference excludes 0 and at least three seeds are shared. All else is "no difference
+shown".
+
+The interval is for other seeds and other test rows alike. With d the difference that a seed makes on a test row, seeds
+and rows are crossed random effects, and
+
+    SE² = s²(means of the S seeds) / S + s²(means of the n rows) / n
+
+is on average the variance of the mean of d or more, for it counts twice what is of a seed and a row together: the
+pigeonhole model of Owen (2007, Annals of Applied Statistics 1:386). Both parts have Student's quantile of their own
+degrees of freedom, S − 1 and n − 1, and the interval takes the mean of these, weighted by the parts (Cochran and Cox
+1950): with three seeds Welch's degrees of freedom would claim too often. Two rows are added before s²(rows) is taken,
+one in favour of each side (Bonett and Price 2012), so that few rows on which two heads differ are never taken for
+certainty. Rows of a test count as independent draws. Where each seed holds out a share h of the rows for itself, its
+mean differs for that reason too: then SE² = s²(seeds) · (1/S + h/(1 − h)), as such parts overlap (Nadeau and Bengio
+2003).
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import root_scalar
+from scipy.special import ndtri, stdtrit
+
+from nml_jax.runs.finished import Seed
+
+SEEDS = 3  # fewer shared seeds support no claim
+TINY = 1e-12  # p-values are not below
+ROUNDING = 1e-9  # a bound this near to 0 is float dust of averaged equal numbers
+BLIND = "with one training row of each class none was left to choose settings by"
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+
+
+class Stat(NamedTuple):
+    """Mean and sample standard deviation (ddof 1; NaN for n < 2) of n numbers."""
+
+    mean: float
+    sd: float
+    n: int
+
+
+def stat(values: Iterable[float]) -> Stat:
+    """Mean, sample standard deviation and count."""
+    v = np.asarray(list(values), np.float64)
+    return Stat(float(v.mean()) if v.size else np.nan, float(v.std(ddof=1)) if v.size > 1 else np.nan, v.size)
+
+
+class Unit(NamedTuple):
+    """How a measure is printed; differences get a digit more."""
+
+    scale: float
+    digits: int
+    suffix: str = ""
+
+    def number(self, value: float) -> str:
+        return f"{self.scale * value:.{self.digits}f}".replace("-", MINUS)
+
+    def text(self, value: float) -> str:
+        return self.number(value) + self.suffix
+
+    def signed(self, value: float) -> str:
+        shown = f"{self.scale * value:+.{self.digits + 1}f}"
+        return (shown if float(shown) else shown[1:]).replace("-", MINUS)
+
+
+PERCENT = Unit(100, 1, " %")  # shares; the rest has no unit
+UNITS = {"sve": Unit(1, 2), "lsvr": Unit(1, 2), "effective_rank": Unit(1, 1)}
+
+
+def unit(metric: str) -> Unit:
+    return UNITS.get(metric, PERCENT)
+
+
+class Part(NamedTuple):
+    """What one source of luck adds to the variance of a mean difference, and on how many degrees of freedom."""
+
+    variance: float
+    df: float
+
+
+def half_length(parts: Iterable[Part], p: float) -> float:
+    """Of the interval that fails with probability p, half the length."""
+    parts = tuple(parts)
+    error = math.sqrt(sum(part.variance for part in parts))
+    return sum(part.variance * float(stdtrit(part.df, 1 - p / 2)) for part in parts) / error if error else 0.0
+
+
+def of_seeds(variance: float, n: int, redrawn: float = 0.0) -> Part:
+    """What n seeds of this variance add to that of their mean; `redrawn` as for `compare`."""
+    return Part(variance * (1 / n + redrawn / (1 - redrawn)), n - 1)
+
+
+def of_rows(tests: Iterable[tuple[float, NDArray]]) -> list[Part]:
+    """What the choice of test rows adds to the variance of a difference, in the mean over tests.
+
+    Tests of equal length count as the same rows in that order, as corruptions of one test set are; where they are not,
+    their rows average out as independent ones do.
+
+    Args:
+        tests: the weight of each in the mean, and the difference on every row, float [n], averaged over seeds.
+
+    Returns:
+        A part for every length.
+    """
+    together: dict[int, list[tuple[float, NDArray]]] = {}
+    for weight, d in tests:
+        together.setdefault(len(d), []).append((weight, d))
+    parts = []
+    for n, each in together.items():
+        weight, d = sum(w for w, _ in each), sum(w * d for w, d in each)
+        parts.append(Part(float(np.var(np.append(d, (weight, -weight)), ddof=1)) / (n + 2), max(n - 1, 1)))
+    return parts
+
+
+def binomial(tests: Iterable[tuple[float, float, float, int]]) -> list[Part]:
+    """An upper bound for `of_rows` where only shares of right rows are known: as if both sides erred independently.
+
+    Args:
+        tests: the weight of each in the mean, both shares, and the number of rows. Tests may share their rows.
+
+    Returns:
+        One part, or none of no tests.
+    """
+    errors, sizes = [], []
+    for weight, *shares, n in tests:
+        p = (n * np.asarray(shares) + 1) / (n + 2)
+        errors.append(weight * math.sqrt((p * (1 - p)).sum() / n))
+        sizes.append(n)
+    return [Part(sum(errors) ** 2, max(min(sizes) - 1, 1))] if sizes else []
+
+
+class Comparison(NamedTuple):
+    """The paired difference b - a over the shared seeds, in the measure's own unit."""
+
+    where: str
+    unit: Unit
+    a: float
+    b: float
+    difference: float
+    low: float  # 95 % interval; NaN for n < 2
+    high: float
+    n: int  # shared seeds
+    parts: tuple[Part, ...] = ()  # of the variance of the difference; none for n < 2
+    bounded: bool = False  # whether what test rows add is `binomial`
+    blind: bool = False  # whether either method had no rows to choose its settings by: then nothing is claimed
+
+    @property
+    def error(self) -> float:
+        """Standard error of the difference; NaN for n < 2."""
+        return math.sqrt(sum(part.variance for part in self.parts)) if self.parts else math.nan
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value, not corrected for other comparisons: 1 less the coverage of the interval that ends at 0.
+
+        NaN for n < 2, and where nothing varies.
+        """
+        if not self.error > ROUNDING:
+            return math.nan
+        size = abs(self.difference)
+        if half_length(self.parts, TINY) <= size:
+            return TINY
+        return root_scalar(lambda p: half_length(self.parts, p) - size, bracket=(TINY, 1)).root if size else 1.0
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where a difference is shown, else 0. Numbers that cannot vary show nothing."""
+        if self.n < SEEDS or self.blind or not self.error > ROUNDING:
+            return 0
+        return int(self.low > ROUNDING) - int(self.high < -ROUNDING)
+
+    def corrected(self, comparisons: int) -> "Comparison":
+        """With the interval that one of several comparisons needs, so that all hold at 95 % together (Bonferroni)."""
+        if self.n < SEEDS:
+            return self
+        half = half_length(self.parts, 0.05 / comparisons)
+        return self._replace(low=self.difference - half, high=self.difference + half)
+
+    def verdict(self, down: str, up: str) -> str:
+        if self.n < SEEDS:
+            return f"no claim, n = {self.n}"
+        if self.blind:
+            return "no claim, no validation"
+        return {-1: down, 0: "no difference shown", 1: up}[self.sign]
+
+    def interval(self) -> str:
+        return f"{self.unit.signed(self.low)} to {self.unit.signed(self.high)}" if self.n > 1 else DASH
+
+
+def compare(
+    where: str,
+    unit: Unit,
+    a: dict[Seed, float],
+    b: dict[Seed, float],
+    rows: Sequence[Part] = (),
+    *,
+    redrawn: float = 0.0,
+) -> Comparison:
+    """Compare two conditions or two heads, paired over the seeds that both have.
+
+    Args:
+        rows: what test rows add to the variance; nothing where a measure is not of test rows.
+        redrawn: the share of one set of rows that each seed holds out anew to test on. Then `rows` is what they add to
+            one seed's difference, which the spread of the seeds contains: it is at least that.
+    """
+    shared = [seed for seed in a if seed in b]
+    d = stat(b[seed] - a[seed] for seed in shared)
+    mean_a, mean_b = (stat(values[seed] for seed in shared).mean for values in (a, b))
+    out = Comparison(where, unit, mean_a, mean_b, d.mean, math.nan, math.nan, d.n)
+    if d.n < 2:
+        return out
+    if redrawn:
+        parts = (of_seeds(max(d.sd**2, sum(part.variance for part in rows)), d.n, redrawn),)
+    else:
+        parts = (of_seeds(d.sd**2, d.n), *rows)
+    half = half_length(parts, 0.05)
+    return out._replace(low=d.mean - half, high=d.mean + half, parts=parts)
+
+
+def over_seeds(s: Stat, *, redrawn: float = 0.0) -> tuple[float, float]:
+    """95 % t-interval of a mean over seeds; `redrawn` as for `compare`. NaN for n < 2."""
+    if s.n < 2:
+        return math.nan, math.nan
+    half = half_length([of_seeds(s.sd**2, s.n, redrawn)], 0.05)
+    return s.mean - half, s.mean + half
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % interval of a probability, of which a share was seen in n independent draws (Wilson 1927)."""
+    z = float(ndtri(0.975))
+    centre, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
+
+
+def listed(parts: Sequence[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -1,0 +1,156 @@
+"""Numbers on the way: metrics.jsonl, samples.jsonl, TensorBoard events, and one progress line."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nml_jax.console import format_seconds, notice
+from nml_jax.runs.files import write_atomic
+
+
+def read_metrics(workdir: Path) -> list[dict[str, float]]:
+    """The lines of a run's `metrics.jsonl`, if it has one, but for the half line of a killed writer."""
+    path, lines = workdir / "metrics.jsonl", []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Drop the lines of a metrics file written after `step`: a restart from a checkpoint writes them again."""
+    if not path.exists():
+        return
+    lines = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                lines.append(line)
+        except ValueError:  # the half line of a killed writer
+            continue
+    write_atomic(path, "".join(f"{line}\n" for line in lines))
+
+
+class Metrics:
+    """Numbers on the way: JSON lines and TensorBoard events in a run's folder, and one progress line on stderr.
+
+    On a terminal the line is rewritten; in the file of a launcher it is a new one, the first at once.
+
+    Args:
+        workdir: folder of the run; `metrics.jsonl`, `samples.jsonl` and `tensorboard/` are written there.
+        step: the step training (re)starts from; what an interrupted run wrote after it is dropped.
+        steps: of the whole run, for the ETA.
+        batch: examples per step.
+        label: names the run on the progress line.
+        active: False on all processes but the first, which then write nothing.
+    """
+
+    INTERVAL = 60.0  # seconds between two progress lines where there is no terminal
+
+    def __init__(self, workdir: Path, *, step: int, steps: int, batch: int, label: str, active: bool = True):
+        self.active, self.steps, self.batch, self.label = active, steps, batch, label
+        self.first = self.last = step
+        self.started = self.since = time.perf_counter()
+        self.waited = 0.0
+        self.shown, self.printed = "", -math.inf
+        if active:
+            self.files = {}
+            for name in ("metrics", "samples"):
+                path = workdir / f"{name}.jsonl"
+                drop_after(path, step)
+                self.files[name] = path.open("a", encoding="utf-8")
+            self.events = _Events(workdir / "tensorboard", purge=step + 1 if step else 0)
+
+    def waiting(self, seconds: float) -> None:
+        """Count time in which the device had nothing to do because the next batch was not there."""
+        self.waited += seconds
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Write `values` at `step`. Values must be finite."""
+        if not self.active:
+            return
+        line = {"step": step, "time": round(time.time(), 3), **{k: float(f"{v:.7g}") for k, v in values.items()}}
+        self._append("metrics", [line])
+        self.events.add(step, values)
+
+    def samples(self, ids: Mapping[int, Any]) -> None:
+        """Write what each step was shown, step -> ids or a digest of them: a line {"step", "ids"} each."""
+        if self.active:
+            self._append("samples", [{"step": step, "ids": shown} for step, shown in ids.items()])
+
+    def _append(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        self.files[name].write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+        self.files[name].flush()
+
+    def progress(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Show where training is. Returns the speed since the last call: examples/s and the share of waiting."""
+        now = time.perf_counter()
+        span = max(now - self.since, 1e-9)
+        speed = {"examples_per_s": (step - self.last) * self.batch / span, "data_wait": min(self.waited / span, 1.0)}
+        self.last, self.since, self.waited = step, now, 0.0
+        if self.active:
+            eta = (now - self.started) / max(step - self.first, 1) * (self.steps - step)
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self.show(
+                f"{self.label}  step {step}/{self.steps}  {shown}  {speed['examples_per_s']:,.0f} examples/s  "
+                f"waiting for data {speed['data_wait']:.0%}  ETA {format_seconds(eta)}"
+            )
+        return speed
+
+    def show(self, line: str) -> None:
+        """Rewrite the progress line on a terminal; elsewhere print it now and then. `close` prints the last."""
+        self.shown = line
+        if sys.stderr.isatty():
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            print(f"\r\033[K{line[: width - 1]}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - self.printed >= self.INTERVAL:
+            notice(line)
+            self.shown, self.printed = "", time.monotonic()
+
+    def close(self) -> None:
+        if not self.active:
+            return
+        if self.shown:
+            print(("\r\033[K" if sys.stderr.isatty() else "") + self.shown, file=sys.stderr, flush=True)
+        with contextlib.ExitStack() as stack:  # one that cannot be closed does not keep the others open
+            for file in (*self.files.values(), self.events):
+                stack.callback(file.close)
+
+
+class _Events:
+    """Scalars as TensorBoard events; written in the thread of the caller, who so hears of a full disk.
+
+    Args:
+        purge: events of this step and later ones, of an interrupted run, do not count; 0: none.
+    """
+
+    INTERVAL = 60.0  # seconds between two flushes
+
+    def __init__(self, folder: Path, *, purge: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.writer, self.flushed = EventsWriter(str(folder / "events")), time.monotonic()
+        if purge:
+            start = SessionLog(status=SessionLog.START)
+            self.writer.write_event(Event(wall_time=time.time(), step=purge, session_log=start))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self.writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        if time.monotonic() - self.flushed > self.INTERVAL:
+            self.writer.flush()
+            self.flushed = time.monotonic()
+
+    def close(self) -> None:
+        self.writer.close()

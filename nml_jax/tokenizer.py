@@ -1,0 +1,75 @@
+"""Train a tokenizer on captions.
+
+    python -m nml_jax.tokenizer train CORPUS... OUT.json [--vocab 8192]
+
+CORPUS is a text file with one caption a line, or a prepared image-text directory, DIR or DIR:SPLIT. OUT.json is a
+tokenizer.json of the Hugging Face tokenizers library; the same corpus gives the same file.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from nml_jax.data.sources import texts as stored
+from nml_jax.data.text.tokenizer import load, train
+from nml_jax.errors import UserError, storing
+from nml_jax.runs.files import write_atomic
+
+
+def read_captions(sources: Iterable[str]) -> Iterator[str]:
+    """The captions in text files and prepared image-text directories, in order.
+
+    Raises:
+        UserError: a source is neither, cannot be read, or is not UTF-8.
+    """
+    for source in sources:
+        if Path(source).is_file():
+            try:
+                with Path(source).open(encoding="utf-8") as f:
+                    yield from f
+            except (OSError, UnicodeDecodeError) as e:
+                raise UserError(
+                    f"{source} cannot be read: {e}", "give a UTF-8 text file with one caption a line"
+                ) from e
+            continue
+        folder, split = (source, "*") if Path(source).is_dir() else source.rpartition(":")[::2]
+        files = sorted(Path(folder, "supervision").glob(f"{split}.captions")) if folder and split else []
+        if not files:
+            raise UserError(
+                f"{source} is no text file and no image-text directory",
+                "give a file, DIR or DIR:SPLIT; DIR is prepared by python -m nml_jax.prepare image_text",
+            )
+        for file in files:
+            for record in stored.Texts(file):
+                yield from stored.split(record)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m nml_jax.tokenizer", description=(__doc__ or "").split("\n")[0])
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    bpe = kinds.add_parser("train", help="train BPE on captions")
+    bpe.add_argument("corpus", metavar="CORPUS", nargs="+", help="text file, DIR or DIR:SPLIT")
+    bpe.add_argument("out", metavar="OUT.json", type=Path)
+    bpe.add_argument("--vocab", type=int, default=8192, help="tokens, start and end included (default: 8192)")
+    args = parser.parse_args(argv)
+    try:
+        if args.out.suffix != ".json":
+            raise UserError(f"{args.out} does not end in .json", "name the file to write last, as in captions.json")
+        if args.out.exists():
+            raise UserError(f"{args.out} exists already", "choose another OUT.json, or delete it first")
+        definition = train(read_captions(args.corpus), args.vocab)
+        with storing(args.out):
+            write_atomic(args.out, definition)
+        tokenizer = load(str(args.out), 3)
+    except UserError as e:
+        print(e, file=sys.stderr)
+        return e.exit_code
+    print(f"{args.out}: {tokenizer.vocab_size} tokens")
+    print(f"use it with --config.data.tokenizer={args.out} --config.model.text_vocab={tokenizer.vocab_size}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""The folders of checkpoints, and the hashes that prove that one is as it was written."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import jax
+
+from nml_jax import errors
+from nml_jax.runs.files import write_atomic
+
+SUMS = "SHA256SUMS"
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps saved in a `checkpoints` folder, ascending."""
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
+
+
+def latest_step(folder: Path) -> int | None:
+    return max(steps(folder), default=None)
+
+
+def write_sums(folder: Path) -> None:
+    """Write the SHA-256 of every file below `folder` in the format of sha256sum."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
+    write_atomic(folder / SUMS, "".join(f"{_sha(p)}  {p.relative_to(folder)}\n" for p in files))
+
+
+def verify(folder: Path) -> None:
+    """Prove that a checkpoint is as it was written.
+
+    A folder that Orbax has committed but that has no hashes yet comes from a run killed in between: it gets them now.
+
+    Raises:
+        UserError: the folder is no checkpoint, or a file is missing or differs from what was written.
+    """
+    if jax.process_index() > 0:
+        return
+    cure = f"delete {folder}; the run continues from the checkpoint before it, to the same result"
+    if not (folder / SUMS).exists():
+        if not ((folder / "_CHECKPOINT_METADATA").exists() and (folder / "model").is_dir()):
+            raise errors.UserError(f"{folder} is no checkpoint", cure)
+        write_sums(folder)
+    sums = re.findall(r"^([0-9a-f]{64})  (.+)$", (folder / SUMS).read_text("utf-8", "replace"), re.MULTILINE)
+    present = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
+    if present != sorted(name for _, name in sums):
+        raise errors.UserError(f"{folder} does not hold the files that its {SUMS} lists: it is truncated", cure)
+    for expected, name in sums:
+        if _sha(folder / name) != expected:
+            raise errors.UserError(f"{folder / name} has changed since it was written (SHA-256 differs)", cure)
+
+
+def _sha(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,0 +1,264 @@
+"""Training runs of heads, each one compiled loop over a bank of features on the device.
+
+AdamW (PyTorch's defaults) with decay on every parameter, and a cosine to zero without warm-up, as released. An epoch is
+a new permutation of the n rows in ⌈n/B⌉ full batches: the last one is filled up with the epoch's first rows, so that no
+row is left out and BatchNorm always sees B rows. A batch holds all views of its rows.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from nml_jax.models.heads.mlp import Form, Tree, head
+from nml_jax.objectives.step import Step
+from nml_jax.objectives.terms import Terms
+from nml_jax.training import perturb
+
+CHUNK = 512  # rows per call outside training: one size, so that it is compiled once
+
+
+class Spec(NamedTuple):
+    """What a run is compiled for, besides the shape of the bank. All else may differ from run to run."""
+
+    form: Form
+    terms: Terms | None  # besides the cross-entropy
+    num_classes: int
+    batch: int
+    standardize: bool
+    noisytune: bool = False  # whether the start is perturbed
+    neftune: bool = False  # whether training perturbs the inputs
+
+
+class Setting(NamedTuple):
+    """What differs between runs that are trained together."""
+
+    rows: Any  # int [N], a permutation of the bank's rows: the first n are trained on
+    lr: Any  # at the start of the cosine
+    weight_decay: Any
+    seed: Any  # of initialisation, order and what the terms draw
+    numbers: Any = {}  # of the terms, see `objectives.terms.split`  # noqa: RUF012
+    noisytune: Any = 0.0  # λ of training/perturb.py
+    neftune: Any = 0.0  # α of training/perturb.py
+
+
+class TrainingSet(NamedTuple):
+    """Training examples. `weights` are those of the rows in the cross-entropy; 1 on average over the rows in use."""
+
+    features: Any  # float32 [N, V, D]
+    labels: Any  # int32 [N]
+    weights: Any  # float32 [N]
+
+
+class Carry(NamedTuple):
+    """A head in training."""
+
+    params: Tree
+    state: Tree
+    opt_state: Any
+
+
+def train(
+    spec: Spec,
+    bank: TrainingSet,
+    settings: Sequence[Setting],
+    n: int,
+    *,
+    epochs: int,
+    mapped: bool | None = None,
+) -> list[tuple[Tree, Tree]]:
+    """Train one head per setting.
+
+    Args:
+        spec: of the heads; `batch` is at most n.
+        bank: what they are trained on.
+        settings: of Python or NumPy values.
+        n: rows to train on.
+        epochs: passes over them.
+        mapped: all settings at once, or one by one through one compiled function, as many at a time as there are
+            cores. None: mapped on an accelerator and not on CPU, where that would be three times as slow.
+
+    Returns:
+        (params, state) of each, nested dicts of float32 NumPy arrays; not finite where training diverged.
+    """
+    if mapped is None:
+        mapped = jax.default_backend() != "cpu"
+    ready, sizes = [to_arrays(s) for s in settings], (np.int32(n), np.int32(epochs))
+    with limit_blas():
+        if mapped:
+            stacked = jax.tree.map(lambda *xs: np.stack(xs), *ready)
+            together = jax.device_get(_train_mapped(spec, bank, stacked, *sizes))
+            return [jax.tree.map(lambda x, i=i: x[i], together) for i in range(len(ready))]
+        out, cores = [], os.cpu_count() or 1  # a run keeps one core busy; calls return before they are done
+        for i in range(0, len(ready), cores):
+            out += jax.device_get([_train(spec, bank, setting, *sizes) for setting in ready[i : i + cores]])
+        return out
+
+
+def to_arrays(setting: Setting) -> Setting:
+    """The setting with the dtypes that are compiled for."""
+    seed, *numbers = np.uint32(setting.seed % 2**32), *jax.tree.map(np.float32, setting[4:])
+    return Setting(np.int32(setting.rows), np.float32(setting.lr), np.float32(setting.weight_decay), seed, *numbers)
+
+
+@contextlib.contextmanager
+def limit_blas() -> Iterator[None]:
+    """Keep BLAS to one thread: XLA's `eigh` on CPU runs in it, and its threads would fight XLA's for the cores."""
+    import scipy.linalg  # noqa: F401  XLA's LAPACK is this one, and only what is loaded can be limited
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
+def start(spec: Spec, setting: Setting, dim: int, standard: Tree | None) -> Carry:
+    """A head before its first step.
+
+    Args:
+        dim: D.
+        standard: {"mean", "scale"} of the input, float32 [D] each, to standardise it by; None: it is not.
+    """
+    params, state = head(spec.form, spec.num_classes).init(_keys(setting)[0], dim)
+    if spec.noisytune:
+        params = perturb.noisytune(params, _keys(setting)[3], setting.noisytune)
+    state = state if standard is None else {**state, "input": standard}
+    return Carry(params, state, _optimizer(setting, 1).init(params))
+
+
+def epoch(
+    spec: Spec, carry: Carry, bank: TrainingSet, setting: Setting, n: jax.Array, i: jax.Array, total: jax.Array
+) -> Carry:
+    """One pass over the first n of `setting.rows`.
+
+    Args:
+        i: of this pass, from 0: each has an order of its own.
+        total: steps of the whole run, for the cosine.
+    """
+    model, optimizer = head(spec.form, spec.num_classes), _optimizer(setting, total)
+    _, for_order, for_terms, _ = _keys(setting)
+
+    def apply(params: Tree, state: Tree, F: jax.Array) -> tuple[dict[str, jax.Array], Tree]:
+        outputs, state = model.apply(params, state, F.reshape(-1, F.shape[-1]), train=True)
+        return {name: x.reshape(*F.shape[:2], -1) for name, x in outputs.items()}, state
+
+    def loss(params: Tree, state: Tree, rows: jax.Array, key: jax.Array) -> tuple[jax.Array, Tree]:
+        key, for_inputs = jax.random.split(key)
+        F, label = bank.features[rows], bank.labels[rows]
+        if "input" in state:  # here, so that terms and perturbations see the inputs at one scale
+            F = (F - state["input"]["mean"]) / state["input"]["scale"]
+        bare = {name: x for name, x in state.items() if name != "input"}
+        seen = F + perturb.neftune(F.shape[:2], F.shape[2], for_inputs, setting.neftune) if spec.neftune else F
+        views, new_state = apply(params, bare, seen)
+        ce = optax.softmax_cross_entropy_with_integer_labels(views["logits"], label[:, None])
+        total = (bank.weights[rows, None] * ce).mean()
+        if spec.terms is not None:
+
+            def again(F: jax.Array) -> tuple[jax.Array, jax.Array]:
+                outputs, _ = apply(params, bare, F)
+                return outputs["features"], outputs["logits"]
+
+            step = Step(F, views["features"], views["logits"], label, again, key)
+            total += spec.terms.penalty(step, setting.numbers)
+        return total, {**state, **new_state}
+
+    order = setting.rows[_permutation(jax.random.fold_in(for_order, i), len(setting.rows), n)]
+    for_epoch = jax.random.fold_in(for_terms, i)
+
+    def step(k: jax.Array, carry: Carry) -> Carry:
+        rows = order[(k * spec.batch + jnp.arange(spec.batch)) % n]
+        gradient, state = jax.grad(loss, has_aux=True)(
+            carry.params, carry.state, rows, jax.random.fold_in(for_epoch, k)
+        )
+        updates, opt_state = optimizer.update(gradient, carry.opt_state, carry.params)
+        return Carry(optax.apply_updates(carry.params, updates), state, opt_state)  # type: ignore[arg-type]
+
+    return jax.lax.fori_loop(0, -(-n // spec.batch), step, carry)
+
+
+# One by one, for whoever has to look, or to fetch other rows, between two passes.
+begin = jax.jit(start, static_argnums=(0, 2))
+advance = jax.jit(epoch, static_argnums=0, donate_argnums=1)
+
+
+def _optimizer(setting: Setting, total: jax.Array | int) -> optax.GradientTransformation:
+    return optax.adamw(
+        lambda step: setting.lr * (1 + jnp.cos(jnp.pi * step / total)) / 2, weight_decay=setting.weight_decay
+    )
+
+
+def _keys(setting: Setting) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Of the initialisation, the order, the terms, and the perturbation of the initialisation."""
+    key = jax.random.key(setting.seed)
+    return (*jax.random.split(key), jax.random.fold_in(key, 2), jax.random.fold_in(key, 3))  # type: ignore[return-value]
+
+
+def _run(spec: Spec, bank: TrainingSet, setting: Setting, n: jax.Array, epochs: jax.Array) -> tuple[Tree, Tree]:
+    standard = compute_statistics(bank.features, setting.rows, n) if spec.standardize else None
+    carry = start(spec, setting, bank.features.shape[-1], standard)
+    total = epochs * -(-n // spec.batch)
+    carry = jax.lax.fori_loop(0, epochs, lambda i, carry: epoch(spec, carry, bank, setting, n, i, total), carry)
+    return carry.params, carry.state
+
+
+_train = jax.jit(_run, static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _train_mapped(
+    spec: Spec, bank: TrainingSet, settings: Setting, n: jax.Array, epochs: jax.Array
+) -> tuple[Tree, Tree]:
+    return jax.vmap(lambda setting: _run(spec, bank, setting, n, epochs))(settings)
+
+
+def _permutation(key: jax.Array, size: int, n: jax.Array) -> jax.Array:
+    """int32 [size], of which the first n are a uniform permutation of 0..n−1."""
+    draws = jnp.where(jnp.arange(size) < n, jax.random.bits(key, (size,)), np.uint32(2**32 - 1))
+    return jnp.argsort(draws, stable=True)
+
+
+def compute_statistics(features: jax.Array, rows: jax.Array, n: jax.Array) -> Tree:
+    """Mean and standard deviation over the first n of `rows`, all views, such that a constant feature becomes 0."""
+    size, views, _ = features.shape
+    used = jnp.zeros((size, 1, 1)).at[rows].set((jnp.arange(size) < n)[:, None, None].astype(jnp.float32))
+    # In units of a power of two, which costs no digit: the squares of 1e25, and of 1e-25, are none of float32.
+    _, exponent = jnp.frexp(jnp.abs(used * features).max((0, 1)))
+    unit = jnp.ldexp(jnp.float32(1), jnp.clip(exponent, -100, 100))
+    scaled = features / unit
+    mean = (used * scaled).sum((0, 1)) / (n * views)
+    variance = (used * (scaled - mean) ** 2).sum((0, 1)) / (n * views)
+    constant = variance <= 1e-10 * mean**2  # what rounding of the mean leaves, which AdamW would learn from
+    return {
+        "mean": jnp.where(constant, features[rows[0], 0], mean * unit),
+        "scale": jnp.where(constant, 1, jnp.sqrt(variance) * unit),
+    }
+
+
+def get_standard(features: np.ndarray) -> Tree:
+    """{"mean", "scale"} over all rows of features [N, V, D], float32 [D] each."""
+    return jax.device_get(jax.jit(compute_statistics)(features, np.arange(len(features)), np.int32(len(features))))
+
+
+def compute_outputs(
+    form: Form, num_classes: int, params: Tree, state: Tree, features: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Z float32 [M, D] and logits float32 [M, K] of features [M, D], with running BatchNorm statistics."""
+    params, state = jax.device_put((params, state))
+    chunks = []
+    for begin in range(0, len(features), CHUNK):
+        rows = np.asarray(features[begin : begin + CHUNK], np.float32)
+        filled = np.pad(rows, ((0, CHUNK - len(rows)), (0, 0)))
+        chunks.append([x[: len(rows)] for x in jax.device_get(_apply(form, num_classes, params, state, filled))])
+    Z, logits = zip(*chunks, strict=True)
+    return np.concatenate(Z), np.concatenate(logits)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _apply(form: Form, num_classes: int, params: Tree, state: Tree, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+    out, _ = head(form, num_classes).apply(params, state, features, train=False)
+    return out["features"], out["logits"]

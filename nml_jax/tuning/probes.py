@@ -1,0 +1,225 @@
+"""Probes that need no gradient loop over minibatches: logistic regression and ridge on frozen features.
+
+Each `fit_*` takes features [N, D], labels [N] and a grid of its one hyper-parameter, and gives a probe per value, in
+the grid's order: a callable, features [M, D] -> scores float32 [M, K], whose largest is the predicted class. Those of
+this file hold the kernel and bias that a linear head has; k-NN is in neighbours.py.
+
+Both fits work on the principal axes of the centred features, in float64 (32 bytes per feature while they are
+found). A rotation changes neither ‖W‖ nor the loss. Where the scales of features lie more than a factor 1e7 apart the
+axes of the smallest drown in rounding: standardise such features.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import eigh
+from scipy.optimize import minimize
+
+from nml_jax.console import notice
+from nml_jax.errors import UserError
+from nml_jax.tuning.descent import limit_blas
+
+Array = NDArray[np.float64]
+Probe = Callable[[np.ndarray], np.ndarray]
+
+ABSENT = -1e4  # bias of a class without rows. The other scores sum to zero, so that one of them is always above it
+EPS = float(np.finfo(np.float64).eps)
+
+
+class Linear(NamedTuple):
+    """scores = F W + b."""
+
+    kernel: np.ndarray  # float32 [D, K]
+    bias: np.ndarray  # float32 [K]
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        return np.asarray(features, np.float32) @ self.kernel + self.bias
+
+
+def fit_lbfgs(
+    features: ArrayLike,
+    labels: ArrayLike,
+    cs: Sequence[float],
+    *,
+    num_classes: int,
+    tol: float = 1e-6,
+    max_iter: int = 1000,
+) -> list[Linear]:
+    """Multinomial logistic regression for each C, as scikit-learn's LogisticRegression defines it:
+
+        C Σᵢ CE(xᵢ W + b, yᵢ) + ½ ‖W‖²
+
+    where with two classes ‖W‖ is the norm of the one difference of their columns. The path goes from the strongest
+    penalty to the weakest; every solution starts where the last two, as functions of log C, point to. L-BFGS runs on
+    the host over variables in which the Hessian is near the identity: its diagonal blocks on the principal axes, λⱼ ·
+    mean p(1−p) + penalty, are known. So a badly scaled feature costs no iterations. The loss and its gradient
+    come from the device, in float32.
+
+    Args:
+        features: real [N, D].
+        labels: int [N] in [0, num_classes). A class without rows gets weights of zero and a bias of −10⁴.
+        cs: C > 0, in any order.
+        num_classes: K.
+        tol: stop when half the squared gradient in these variables, which estimates how far the objective is above its
+            minimum, is at most this share of it; or when float32 shows no further descent.
+        max_iter: of L-BFGS for each C.
+
+    Raises:
+        UserError: arguments that do not fit, a row that is not finite, C ≤ 0.
+    """
+    X, y = check_values(features, labels, num_classes)
+    check_grid("C", cs, lambda c: c > 0)
+    present, y = np.unique(y, return_inverse=True)
+    mean, basis, variances, X = _principal(X)
+    sigma = np.sqrt(np.maximum(variances, EPS * variances.max()))
+    sigma[sigma == 0] = 1
+    Z, target = jax.device_put(((X / sigma).astype(np.float32), y.astype(np.int32)))
+    del X
+    halves = 2 if len(present) == 2 else 1
+
+    ordered = np.unique(np.asarray(cs, np.float64))
+    u = np.zeros((len(sigma) + 1, len(present)))
+    u[-1] = np.log(np.bincount(y) / len(y))
+    last, solved = None, {}
+    for i, c in enumerate(ordered):
+        start = u
+        if last is not None:
+            step = np.log(c / ordered[i - 1]) / np.log(ordered[i - 1] / ordered[i - 2]) if i > 1 else 0
+            start = u + min(step, 1) * (u - last)
+        penalty = np.append(halves / (c * len(y) * sigma**2), 0)[:, None]
+        last, u = u, _minimise(start, penalty, Z, target, tol=tol, max_iter=max_iter, name=f"C={c:g}")
+        centred = u - u.mean(axis=1, keepdims=True)
+        W = np.zeros((len(mean), num_classes))
+        b = np.full(num_classes, ABSENT)
+        W[:, present] = basis @ (centred[:-1] / sigma[:, None])
+        b[present] = centred[-1] - mean @ W[:, present]
+        solved[c] = Linear(W.astype(np.float32), b.astype(np.float32))
+    return [solved[np.float64(c)] for c in cs]
+
+
+def fit_ridge(features: ArrayLike, labels: ArrayLike, alphas: Sequence[float], *, num_classes: int) -> list[Linear]:
+    """Least squares on targets −1 and +1, one column per class, for each α of α‖W‖²; the bias is not penalised.
+
+    One eigendecomposition, of the covariance or, where N < D, on the span of the rows, serves all α. As scikit-learn's
+    RidgeClassifier. Arguments and errors as for `fit_lbfgs`; α ≥ 0, with 0 for the shortest W of least error.
+    """
+    X, y = check_values(features, labels, num_classes)
+    check_grid("alpha", alphas, lambda alpha: alpha >= 0)
+    mean, basis, variances, X = _principal(X)
+    targets = np.where(y[:, None] == np.arange(num_classes), 1.0, -1.0)
+    average = targets.mean(0)
+    slopes = X.T @ (targets - average) / len(y)
+    live = variances > EPS * max(X.shape) * variances.max()
+    probes = []
+    for alpha in alphas:
+        shrunk = np.divide(1, variances + alpha / len(y), out=np.zeros_like(variances), where=live)
+        W = basis @ (shrunk[:, None] * slopes)
+        probes.append(Linear(W.astype(np.float32), (average - mean @ W).astype(np.float32)))
+    return probes
+
+
+def _principal(X: np.ndarray) -> tuple[Array, Array, Array, Array]:
+    """Mean [D], axes [D, r], variances [r] along them, and the centred rows on them [N, r]."""
+    mean = X.mean(0, dtype=np.float64)
+    X = X - mean
+    span = None
+    if len(X) < X.shape[1]:  # coordinates on the span of the rows
+        span, r = np.linalg.qr(X.T)
+        X = r.T
+    variances, axes = eigh(X.T @ X / len(X), check_finite=False, driver="evd")
+    return mean, axes if span is None else span @ axes, np.maximum(variances, 0), X @ axes
+
+
+def _minimise(
+    start: Array,
+    penalty: Array,
+    Z: jax.Array,
+    labels: jax.Array,
+    *,
+    tol: float,
+    max_iter: int,
+    name: str,
+) -> Array:
+    """The u [r + 1, K] of least mean CE + ½ Σ penalty·u², for logits Z u[:-1] + u[-1]."""
+    if start.shape[1] == 1:  # one class: nothing is to be told apart
+        return start
+    spread = np.asarray(_spread(np.float32(start), Z), np.float64)
+    scale = 1 / np.sqrt(np.maximum(spread, EPS) + penalty)
+    shown = np.inf, np.zeros(0)  # the latest value and gradient
+
+    def objective(v: Array) -> tuple[float, Array]:
+        nonlocal shown
+        u = v.reshape(scale.shape) * scale
+        losses, gradient = _losses(np.float32(u), Z, labels)
+        value = np.asarray(losses, np.float64).mean() + np.sum(penalty * u**2) / 2
+        shown = float(value), ((np.asarray(gradient, np.float64) + penalty * u) * scale).ravel()
+        return shown
+
+    def done(intermediate_result: Any) -> None:
+        value, gradient = shown
+        if gradient @ gradient / 2 <= tol * value:
+            raise StopIteration
+
+    options = {"maxiter": max_iter, "maxfun": 20 * max_iter, "ftol": 0, "gtol": 1e-12}
+    with limit_blas():  # a second one has little to gain from vectors, and keeps a core from XLA
+        found = minimize(
+            objective, (start / scale).ravel(), jac=True, method="L-BFGS-B", callback=done, options=options
+        )
+    if found.nit >= max_iter:
+        notice(f"logistic regression with {name} has not converged after {max_iter} iterations")
+    return found.x.reshape(scale.shape) * scale
+
+
+def _logits(u: jax.Array, Z: jax.Array) -> jax.Array:
+    return jnp.matmul(Z, u[:-1], precision="highest") + u[-1]
+
+
+@jax.jit
+def _losses(u: jax.Array, Z: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """CE of each row [N], to be averaged in float64, and the gradient [r + 1, K] of their mean.
+
+    CE = log(1 + Σ exp(z_k − z_y)) over the other classes: so a small one keeps its digits, and 1 − p too.
+    """
+
+    def ce(u: jax.Array) -> jax.Array:
+        logits = _logits(u, Z)
+        own = labels[:, None] == jnp.arange(logits.shape[1])
+        margins = logits - jnp.where(own, logits, 0).sum(axis=1, keepdims=True)
+        return jax.nn.softplus(jax.nn.logsumexp(jnp.where(own, -jnp.inf, margins), axis=1))
+
+    losses, pull = jax.vjp(ce, u)
+    return losses, pull(jnp.full_like(losses, 1 / len(losses)))[0]
+
+
+@jax.jit
+def _spread(u: jax.Array, Z: jax.Array) -> jax.Array:
+    """Mean of p(1 − p) for each class, [K]: the curvature of the loss."""
+    p = jax.nn.softmax(_logits(u, Z))
+    return (p * (1 - p)).mean(0)
+
+
+def check_values(features: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features and labels as arrays. Raises UserError as `fit_lbfgs` says."""
+    X, y = np.asarray(features), np.asarray(labels)
+    if X.ndim != 2 or not X.size or y.shape != X.shape[:1]:
+        raise UserError(
+            f"features {X.shape} and labels {y.shape} do not fit", "give [N, D] and [N] with N and D at least 1"
+        )
+    if not np.isfinite(sums := X.sum(axis=1, dtype=np.float64)).all():
+        raise UserError(f"row {np.isfinite(sums).argmin()} of the features is not finite", "leave such rows out")
+    if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= num_classes:
+        raise UserError(
+            f"labels of dtype {y.dtype} from {y.min()} to {y.max()}", f"give whole numbers from 0 to {num_classes - 1}"
+        )
+    return X, y
+
+
+def check_grid(name: str, grid: Sequence[float], valid: Callable[[Any], bool]) -> None:
+    """Raises UserError if the grid is empty or holds a value that is not finite and valid."""
+    wrong = [value for value in grid if not (np.isfinite(value) and valid(value))]
+    if wrong or not len(grid):
+        raise UserError(f"{name}={wrong[0] if wrong else grid} is no value to fit with", f"change the grid of {name}")

@@ -1,0 +1,109 @@
+"""Heads on features that do not fit into memory: chosen on a sample, trained on shards that change with every epoch.
+
+A shard is as many rows as memory allows, drawn in runs of neighbouring rows from all over the file, so that a file that
+is sorted by class does no harm and a disk is not made to seek for every row. Within a shard rows are shuffled.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from nml_jax.data.features.files import count_block_rows
+from nml_jax.data.features.sets import Rows
+from nml_jax.data.stratify import draw_stratified
+from nml_jax.models.heads.mlp import Tree
+from nml_jax.tuning import descent, methods, select
+from nml_jax.tuning.descent import TrainingSet
+from nml_jax.tuning.head_file import TunedHead
+from nml_jax.tuning.select import HeadResult
+from nml_jax.tuning.trainers import ByGradient, HeadFit
+
+NEIGHBOURS = 256  # rows that are read together
+
+
+def fit_seeds(
+    features: Rows,
+    labels: np.ndarray,
+    *,
+    shard: int,
+    method: str,
+    preset: str | None = None,
+    num_classes: int,
+    config: Any,
+    seeds: Sequence[int],
+) -> list[HeadResult]:
+    """As `heads.fit_seeds`, with at most two shards of rows in memory.
+
+    Hyper-parameters are chosen on a stratified sample of one shard; the methods that are solved and not trained
+    (L-BFGS, ridge, k-NN) see that sample only, and `n_train` says so.
+
+    Args:
+        features: the N training rows.
+        labels: int32 [N].
+        shard: rows.
+    """
+    sample = draw_stratified(labels, min(1.0, shard / len(labels)), seeds[0])
+    how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": num_classes, "config": config}
+    taken, of_taken = select.check_features(features.rows(sample), labels[sample], num_classes)
+    if methods.find(method).probe:
+        return select.fit_seeds(taken, of_taken, **how, seeds=seeds)
+    trainer = ByGradient(taken, of_taken, **how)
+    hypers, validation = select.choose(trainer, taken, of_taken, config=config, seeds=seeds)
+    standard = _standard(features) if config.standardize else None
+    size = -(-len(labels) // -(-len(labels) // shard))  # shards of one size, but for a row
+    trained = [
+        _train(trainer, features, labels, HeadFit(np.arange(size), hyper, seed), standard)
+        for hyper, seed in zip(hypers, seeds, strict=True)
+    ]
+    return [
+        HeadResult(head=head, preset=trainer.preset, hyper=hyper, validation=each, n_train=len(labels),
+                   unvalidated=select.cannot_validate(trainer, each))
+        for head, hyper, each in zip(select.require_converged(method, trained), hypers, validation, strict=True)
+    ]  # fmt: skip
+
+
+def _train(trainer: ByGradient, features: Rows, labels: np.ndarray, job: HeadFit, standard: Tree | None) -> TunedHead:
+    setting = descent.to_arrays(trainer.setting(job))
+    size = len(job.rows)
+    spec = trainer.spec(min(size, len(labels)))
+    counts = [min(size, len(labels) - start) for start in range(0, len(labels), size)]
+    epochs = trainer.epochs(len(labels))
+    total = np.int32(epochs * sum(math.ceil(count / spec.batch) for count in counts))
+    with descent.limit_blas():
+        carry = descent.begin(spec, setting, features.dim, standard)
+        for i, rows in enumerate(_shards(len(labels), size, epochs, job.seed)):
+            block = features.rows(rows)
+            # One shape, so that it is compiled once; what is added to the last shard is not trained on.
+            block = block if len(rows) == size else np.resize(block, (size, *block.shape[1:]))
+            bank = TrainingSet(block, np.resize(labels[rows], size), np.ones(size, np.float32))
+            carry = descent.advance(spec, carry, bank, setting, np.int32(len(rows)), np.int32(i), total)
+        params, state = jax.device_get((carry.params, carry.state))
+    return TunedHead(trainer.form, params, state)
+
+
+def _shards(n: int, size: int, epochs: int, seed: int) -> Iterator[np.ndarray]:
+    """The rows of every shard of every epoch, ascending; each epoch has every row once."""
+    for epoch in range(epochs):
+        rng = np.random.default_rng([seed % 2**32, epoch])
+        starts = NEIGHBOURS * rng.permutation(-(-n // NEIGHBOURS))
+        order = (starts[:, None] + np.arange(NEIGHBOURS)).reshape(-1)
+        order = order[order < n]
+        for start in range(0, n, size):
+            yield np.sort(order[start : start + size])
+
+
+def _standard(features: Rows) -> Tree:
+    """{"mean", "scale"} over all rows and views in float64, as float32 [D]; a constant feature has the scale 1."""
+    first = features.rows(np.arange(1))[0, 0].astype(np.float64)  # subtracted, so that a large mean costs no digits
+    total, squares, count = np.zeros(features.dim), np.zeros(features.dim), len(features) * features.views
+    for _, block in features.blocks(count_block_rows(features.views, features.dim)):
+        moved = block.reshape(-1, features.dim) - first
+        total += moved.sum(0)
+        squares += (moved * moved).sum(0)
+    variance = np.maximum(squares / count - (total / count) ** 2, 0)
+    mean = first + total / count
+    scale = np.where(variance <= 1e-10 * mean**2, 1, np.sqrt(variance))
+    return {"mean": mean.astype(np.float32), "scale": scale.astype(np.float32)}

@@ -1,0 +1,27 @@
+"""Values that are not finite, and features that are all constant."""
+
+import numpy as np
+import pytest
+
+from nml_jax.data.features.checks import are_finite, check_varied
+from nml_jax.errors import UserError
+
+
+def test_the_first_bad_row_is_named():
+    good = np.eye(3)
+    assert are_finite(good).dtype == np.float32
+    for value, what in ((np.nan, "NaN, 2 rows in all"), (-np.inf, "-inf"), (1e300, r"1e\+300 \(infinity in float32\)")):
+        bad = good.copy()
+        bad[1:, 2] = value
+        with pytest.raises(UserError, match=f"row 1 of X holds {what}"):
+            are_finite(bad)
+
+
+def test_all_features_constant():
+    ones, other = np.ones((4, 2, 3)), np.ones((4, 2, 3))
+    other[3, 1, 2] = 2
+    for blocks in ([np.ones((2, 3))], [ones, ones], [np.full((1, 2), 7.0)] * 2):
+        with pytest.raises(UserError, match="train: every feature is constant"):
+            check_varied(blocks, "train")
+    for blocks in ([ones, other], [np.ones((1, 3))], [np.array([[1.0, 0.0], [1.0, 0.5]])], []):
+        check_varied(blocks, "train")

@@ -1,0 +1,64 @@
+"""Shares of a training set."""
+
+import numpy as np
+import pytest
+
+from nml_jax.data.stratify import draw_stratified
+from nml_jax.errors import UserError
+
+SHARES = (0.01, 0.1, 0.25, 0.5, 0.75, 1.0)
+
+
+def skewed(rng: np.random.Generator) -> np.ndarray:
+    """Labels in random order, of classes of sizes from 1 to hundreds; some ids have no record."""
+    counts = np.maximum(rng.lognormal(2, 1.5, rng.integers(1, 40)).astype(int), 1)
+    ids = rng.choice(200, len(counts), replace=False)
+    return rng.permutation(np.repeat(ids, counts))
+
+
+@pytest.mark.parametrize("draw", range(30))
+def test_shares_are_nested_exact_and_stratified(draw: int):
+    labels = skewed(np.random.default_rng(draw))
+    n, present = len(labels), np.unique(labels)
+    smaller: set[int] = set()
+    for share in SHARES:
+        rows = draw_stratified(labels, share, seed=draw)
+        assert rows.dtype == np.int64
+        assert (np.diff(rows) > 0).all()
+        assert len(rows) == max(round(share * n), len(present))
+        assert set(labels[rows]) == set(present)
+        assert smaller <= set(rows.tolist())
+        smaller = set(rows.tolist())
+    assert np.array_equal(rows, np.arange(n))
+
+
+def test_every_class_gives_its_share():
+    """Sizes that the share divides give exactly that; others are off by less than one, as rounding must be."""
+    labels = np.repeat(np.arange(5), (10, 20, 40, 100, 1000))
+    assert np.bincount(labels[draw_stratified(labels, 0.1)]).tolist() == [1, 2, 4, 10, 100]
+    labels = np.repeat(np.arange(4), (7, 33, 58, 902))
+    for share in (0.2, 0.37, 0.5, 0.81):
+        counts = np.bincount(labels[draw_stratified(labels, share)])
+        assert np.abs(counts - share * np.array([7, 33, 58, 902])).max() < 1
+
+
+def test_many_small_classes_are_each_there_once():
+    labels = np.repeat(np.arange(50), 3)
+    rows = draw_stratified(labels, 0.1)
+    assert np.bincount(labels[rows]).tolist() == [1] * 50  # 15 would be the share; no class may vanish
+    assert len(draw_stratified(labels, 0.5)) == 75
+
+
+def test_seeds_draw_other_records_and_no_library_changes_them():
+    labels = np.repeat(np.arange(3), 100)
+    a, b = draw_stratified(labels, 0.5, seed=0), draw_stratified(labels, 0.5, seed=1)
+    assert not np.array_equal(a, b)
+    assert 30 < len(np.intersect1d(a, b)) < 120  # 75 is expected of independent halves
+    rows = draw_stratified(np.tile([0, 1], 10), 0.2, seed=7)
+    assert rows.tolist() == [6, 9, 15, 16]
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan")])
+def test_no_such_share(share: float):
+    with pytest.raises(UserError, match="training share"):
+        draw_stratified(np.zeros(4, int), share)

@@ -1,0 +1,412 @@
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from nml_jax.data import sources
+from nml_jax.data.images import codec
+from nml_jax.errors import UserError
+from nml_jax.prepare import image_folder, records
+from nml_jax.prepare.__main__ import main
+from nml_jax.prepare.pairs import build as image_text
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def image(seed, kind="JPEG", size=(16, 12)):
+    out = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(out, kind)
+    return out.getvalue()
+
+
+def fill(src, files):
+    for name, content in files.items():
+        path = src / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return src
+
+
+def open_split(out, split):
+    return sources.load(
+        SimpleNamespace(source="directory", path=str(out), name="", classes=(), num_classes=None), split
+    )
+
+
+GOOD = {
+    "train/cat/2.jpg": image(0),
+    "train/cat/10.PNG": image(1, "PNG"),
+    "train/café/deep/er/x y.webp": image(2, "WEBP"),
+    "train/café/a.jpeg": image(3),
+    "test/zebra/1.bmp": image(4, "BMP"),
+    "test/cat/no_suffix": image(5),
+    "train/.hidden/1.jpg": b"",
+    "train/cat/.DS_Store": b"x",
+    ".cache/cat/1.jpg": b"",
+}
+
+
+def test_records_keep_bytes_order_and_keys(tmp_path):
+    src, out = fill(tmp_path / "src", GOOD), tmp_path / "new" / "out"
+    manifest = image_folder.build_image_folder(src, out)
+    train = ["train/café/a.jpeg", "train/café/deep/er/x y.webp", "train/cat/10.PNG", "train/cat/2.jpg"]
+    source = open_split(out, "train")
+    assert source.class_names == ("café", "cat", "zebra")  # the union over the splits
+    assert list(source.keys) == train
+    assert source.labels.tolist() == [0, 0, 1, 1]
+    assert [r["image"] for r in source] == [GOOD[key] for key in train]
+    assert open_split(out, "test").labels.tolist() == [1, 2]
+
+    assert manifest["classes"] == ["café", "cat", "zebra"]
+    assert manifest["splits"]["train"]["records"] == 4
+    assert manifest["splits"]["train"]["per_class"] == {"café": 2, "cat": 2, "zebra": 0}
+    assert manifest["refused"] == []
+    assert json.loads((out / "manifest.json").read_text("utf-8")) == manifest
+    assert np.load(out / "supervision" / "train.npy").dtype == np.int32
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+
+
+def test_tfds_reads_it(tmp_path):
+    image_folder.build_image_folder(fill(tmp_path / "src", GOOD), tmp_path / "out")
+    builder = tfds.builder_from_directory(tmp_path / "out")
+    assert builder.info.features["label"].names == ["café", "cat", "zebra"]
+    assert builder.info.disable_shuffling
+    assert {name: split.num_examples for name, split in builder.info.splits.items()} == {"train": 4, "test": 2}
+    records = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
+    assert records[3] == {"image": GOOD["train/cat/2.jpg"], "label": 1, "key": b"train/cat/2.jpg"}
+    decoded = builder.as_data_source("test")[0]
+    np.testing.assert_array_equal(decoded["image"], codec.decode(GOOD["test/cat/no_suffix"]))
+    assert "tensorflow" not in sys.modules
+
+
+def test_order_holds_over_many_shards_and_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "RECORDS_PER_SHARD", 4)
+    monkeypatch.setattr(records, "CHUNK", 3)
+    files = {f"train/{c}/{i:02}.png": image(100 * c + i, "PNG") for c in range(3) for i in range(11)}
+    image_folder.build_image_folder(fill(tmp_path / "src", files), tmp_path / "out", workers=4)
+    assert len(list((tmp_path / "out").glob("*.array_record-*"))) == 9
+    source = open_split(tmp_path / "out", "train")
+    assert list(source.keys) == sorted(files)
+    assert [r["image"] for r in source] == [files[key] for key in sorted(files)]
+
+
+def test_the_same_files_give_the_same_dataset(tmp_path):
+    for n, order in enumerate((sorted(GOOD), sorted(GOOD, reverse=True))):
+        image_folder.build_image_folder(
+            fill(tmp_path / f"src{n}", {key: GOOD[key] for key in order}), tmp_path / f"out{n}"
+        )
+    contents = [{p.relative_to(o): p.read_bytes() for p in o.rglob("*") if p.is_file()} for o in tmp_path.glob("out*")]
+    assert contents[0] == contents[1]
+    changed = GOOD | {"train/cat/2.jpg": image(9)}
+    manifest = image_folder.build_image_folder(fill(tmp_path / "src2", changed), tmp_path / "out2")
+    before = json.loads((tmp_path / "out0" / "manifest.json").read_text("utf-8"))
+    assert manifest["splits"]["train"]["sha256"] != before["splits"]["train"]["sha256"]
+    assert manifest["splits"]["test"] == before["splits"]["test"]
+    assert open_split(tmp_path / "out2", "train").fingerprint != open_split(tmp_path / "out0", "train").fingerprint
+
+
+def test_every_refused_file_is_reported_with_its_reason(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(records, "MAX_PIXELS", 200)
+    good = {"train/cat/good.jpg": image(0), "test/cat/good.png": image(1, "PNG")}
+    src = fill(
+        tmp_path / "src",
+        good
+        | {
+            "train/cat/cut.jpg": image(2)[:-50],
+            "train/cat/cut.png": image(3, "PNG")[:-20],
+            "train/cat/empty.jpg": b"",
+            "train/cat/large.jpg": image(4, size=(20, 11)),
+            "train/cat/text.jpg": b"I am no image",
+            "train/loose.jpg": image(5),
+            "labels.txt": b"cat",
+        },
+    )
+    os.mkfifo(src / "train/cat/pipe.jpg")
+    (src / "train/cat/loop.jpg").symlink_to("loop.jpg")
+    (src / "train/cat/gone.jpg").symlink_to("nowhere.jpg")
+    (src / "train/cat/again").symlink_to(src / "train")
+    (src / "train/loop").symlink_to(src / "train")
+    (src / "train/cat/alias.jpg").symlink_to("good.jpg")  # a link to a file is as good as the file
+    (src / os.fsdecode(b"train/cat/latin\xe9.jpg")).write_bytes(image(6))
+    assert main(["image_folder", str(src), str(tmp_path / "out"), "--workers=2"]) == 0
+    refused = {r["file"]: r["reason"] for r in json.loads((tmp_path / "out/manifest.json").read_text())["refused"]}
+    said = capsys.readouterr().out
+    for name, reason in refused.items():
+        assert f"{name}: {reason}" in said
+    assert "refused files: 13" in said
+    assert "train: 2 images of 1 classes" in said
+    assert refused.pop("train/cat/cut.jpg").startswith("truncated or damaged: image file is truncated")
+    assert refused.pop("train/cat/cut.png").startswith("truncated or damaged: ")
+    assert refused == {
+        "labels.txt": "not in a <split>/<class> folder",
+        "train/loose.jpg": "not in a <split>/<class> folder",
+        "train/loop": "symbolic link loop",
+        "train/cat/again": "symbolic link to a folder",
+        "train/cat/empty.jpg": "empty",
+        "train/cat/gone.jpg": "unreadable: No such file or directory",
+        "train/cat/large.jpg": "more than 0.0002 megapixels: 20 x 11",
+        "train/cat/latin\\xe9.jpg": "the file name is not UTF-8",
+        "train/cat/loop.jpg": "unreadable: Too many levels of symbolic links",
+        "train/cat/pipe.jpg": "not a regular file",
+        "train/cat/text.jpg": "not an image",
+    }
+    assert list(open_split(tmp_path / "out", "train").keys) == ["train/cat/alias.jpg", "train/cat/good.jpg"]
+
+
+def test_more_than_50_megapixels(tmp_path):
+    """A PNG of 8000 x 7000 equal pixels, and one so large that Pillow itself refuses it."""
+    assert records.MAX_PIXELS == 50_000_000
+    for side, reason in ((7100, "more than 50 megapixels: 7100 x 7100"), (19000, "too many megapixels")):
+        path = tmp_path / f"{side}.png"
+        out = io.BytesIO()
+        Image.new("1", (side, side)).save(out, "PNG", compress_level=1)
+        path.write_bytes(out.getvalue())
+        src = fill(tmp_path / f"src{side}", {"train/a/1.jpg": image(0), "train/a/2.png": out.getvalue()})
+        manifest = image_folder.build_image_folder(src, tmp_path / f"out{side}")
+        assert [r["file"] for r in manifest["refused"]] == ["train/a/2.png"]
+        assert manifest["refused"][0]["reason"].startswith(reason)
+
+
+def test_a_long_list_is_cut_in_print_only(tmp_path, capsys):
+    src = fill(tmp_path / "src", {"train/a/1.jpg": image(0)} | {f"train/a/{i}.txt": b"?" for i in range(30)})
+    assert main(["image_folder", str(src), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert said.count("not an image") == 20
+    assert "... and 10 more in" in said
+
+
+@pytest.mark.parametrize(
+    ("files", "cause", "cure"),
+    [
+        ({"cat/1.jpg": image(0), "dog/1.jpg": image(1)}, "files lie directly in cat/", "SRC/train/cat/1.jpg"),
+        ({"1.jpg": image(0)}, "has no <split>/<class> folders", "SRC/train/cat/1.jpg"),
+        ({}, "has no <split>/<class> folders", "SRC/train/cat/1.jpg"),
+        ({"train/cat/1.jpg": b"?", "train/cat/2.jpg": b""}, "split 'train' has no usable image", "put class folders"),
+        ({"train/cat/1.jpg": image(0), "val/readme.txt": b"?"}, "split 'val' has no usable image", "put class folders"),
+        ({"all/cat/1.jpg": image(0)}, "'all' cannot name a split", "rename"),
+        ({"my photos/cat/1.jpg": image(0)}, "'my photos' cannot name a split", "rename"),
+        ({"train/cat /1.jpg": image(0)}, "'cat ' cannot name a class", "rename"),
+        ({"train/c\nat/1.jpg": image(0)}, r"'c\\nat' cannot name a class", "rename"),
+    ],
+)
+def test_folders_that_make_no_dataset(tmp_path, capsys, files, cause, cure):
+    src = fill(tmp_path / "src", files)
+    src.mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=cause) as e:
+        image_folder.build_image_folder(src, tmp_path / "out")
+    assert cure in e.value.cure
+    assert "\n" not in e.value.cause + e.value.cure
+    assert main(["image_folder", str(src), str(tmp_path / "out")]) == 2
+    assert e.value.cause in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["src"]
+
+
+def test_out_must_be_new(tmp_path):
+    src = fill(tmp_path / "src", GOOD)
+    for name, content in (("full/file", b"precious"), ("file", b"precious")):
+        fill(tmp_path, {name: content})
+        with pytest.raises(UserError, match="exists already"):
+            image_folder.build_image_folder(src, tmp_path / name.split("/")[0])
+        assert (tmp_path / name).read_bytes() == b"precious"
+    with pytest.raises(UserError, match="lies inside"):
+        image_folder.build_image_folder(src, src / "out")
+    with pytest.raises(UserError, match="is no folder"):
+        image_folder.build_image_folder(tmp_path / "nothing", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    image_folder.build_image_folder(src, tmp_path / "empty")
+    assert len(open_split(tmp_path / "empty", "train")) == 4
+
+
+@pytest.mark.parametrize("where", ["begin", "records", "labels", "close", "rename"])
+def test_a_disk_that_takes_no_more(tmp_path, monkeypatch, where):
+    def full(kind):
+        def fail(*args, **kwargs):
+            raise kind
+
+        return fail
+
+    no_space = OSError(errno.ENOSPC, "No space left on device")
+    writer = tfds.core.SequentialWriter
+    if where == "records":
+        monkeypatch.setattr(writer, "add_examples", full(RuntimeError("write() failed: No space left on device")))
+    elif where == "close":
+        monkeypatch.setattr(writer, "close_all", full(RuntimeError("write() failed: No space left on device")))
+    elif where == "labels":
+        monkeypatch.setattr(np, "save", full(no_space))
+    elif where == "rename":
+        monkeypatch.setattr(Path, "rename", full(no_space))
+    else:
+        monkeypatch.setattr(Path, "mkdir", full(no_space))
+    src = fill_without_mkdir(tmp_path / "src") if where == "begin" else fill(tmp_path / "src", GOOD)
+    with pytest.raises(UserError, match=r"cannot write .*out: .*No space left on device"):
+        image_folder.build_image_folder(src, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["src"]
+
+
+def fill_without_mkdir(src):
+    os.makedirs(src / "train" / "cat")
+    (src / "train" / "cat" / "1.jpg").write_bytes(image(0))
+    return src
+
+
+def test_out_below_a_file_cannot_be_written(tmp_path):
+    src = fill(tmp_path / "src", GOOD)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot write"):
+        image_folder.build_image_folder(src, tmp_path / "file" / "out")
+
+
+def test_a_killed_build_leaves_nothing_under_its_name_and_can_be_repeated(tmp_path):
+    photo = image(0, size=(600, 400))
+    src = fill(tmp_path / "src", {f"train/{c}/{i}.jpg": photo for c in "ab" for i in range(60)})
+    command = [sys.executable, "-m", "nml_jax.prepare", "image_folder", str(src), str(tmp_path / "out")]
+    build = subprocess.Popen([*command, "--workers=1"], stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
+    while build.poll() is None and not list(tmp_path.glob(".out.partial/*.array_record*")):
+        time.sleep(0.005)
+    build.kill()
+    build.wait()
+    assert not (tmp_path / "out").exists()
+    image_folder.build_image_folder(src, tmp_path / "out")
+    assert len(open_split(tmp_path / "out", "train")) == 120
+    assert {p.name for p in tmp_path.iterdir()} == {"src", "out"}
+
+
+def test_command_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as e:
+        main(["--help"])
+    assert e.value.code == 0
+    assert "image_folder" in capsys.readouterr().out
+    for wrong in ([], ["image_folder"], ["nothing"], ["image_folder", "a", "b", "--workers=x"]):
+        with pytest.raises(SystemExit) as e:
+            main(wrong)
+        assert e.value.code == 2
+    slow = ("numpy", "jax", "tensorflow_datasets")
+    code = f"import sys, nml_jax.prepare.image_folder; print([m for m in {slow} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert out.stdout.strip() == "[]"
+
+
+def smooth(height, width, seed=0):
+    """Pixels that survive a JPEG: colours that change slowly."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encoded(pixels, kind="JPEG", orientation=1):
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(out, kind, exif=exif, **{"quality": 95} if kind == "JPEG" else {})
+    return out.getvalue()
+
+
+PHOTOS = {
+    "0 wide.jpg": (encoded(smooth(60, 90)), (40, 60)),
+    "1 tall.png": (encoded(smooth(100, 50), "PNG"), (80, 40)),
+    "2 turned.jpg": (encoded(smooth(60, 90), orientation=6), (60, 40)),
+    "3 exact.jpg": (encoded(smooth(40, 300)), None),
+    "4 small.png": (encoded(smooth(9, 8), "PNG"), None),
+    "5 small turned.jpg": (encoded(smooth(30, 20), orientation=8), None),
+    "6 odd.bmp": (encoded(smooth(41, 97), "BMP"), (40, 95)),
+}
+
+
+def expect_shrunk(records):
+    for (name, (content, shape)), record in zip(PHOTOS.items(), records, strict=True):
+        if shape is None:
+            assert record["image"] == content, name
+            continue
+        assert record["image"][:3] == b"\xff\xd8\xff"
+        pixels = codec.decode(record["image"])
+        assert pixels.shape[:2] == shape, name
+        expected = Image.fromarray(codec.decode(content)).resize(shape[::-1], Image.Resampling.BOX)
+        assert np.abs(pixels.astype(int) - np.asarray(expected)).mean() < 3, name
+
+
+def test_images_larger_than_asked_are_shrunk(tmp_path, capsys):
+    src = fill(tmp_path / "src", {f"train/a/{name}": content for name, (content, _) in PHOTOS.items()})
+    fill(src, {"test/a/1.png": PHOTOS["4 small.png"][0]})
+    for resize in (None, 40, 50, 400):
+        out = tmp_path / f"out{resize}"
+        flags = [] if resize is None else [f"--resize={resize}"]
+        assert main(["image_folder", str(src), str(out), *flags]) == 0
+    expect_shrunk(open_split(tmp_path / "out40", "train"))
+    assert [r["image"] for r in open_split(tmp_path / "out400", "train")] == [c for c, _ in PHOTOS.values()]
+    manifests = {o.name: json.loads((o / "manifest.json").read_text("utf-8")) for o in tmp_path.glob("out*")}
+    how = {"format": "JPEG", "quality": 95, "subsampling": "4:2:0", "interpolation": "area"}
+    assert manifests["out40"]["resized"] == {"shorter_side": 40, **how, "images": {"test": 0, "train": 4}}
+    assert manifests["out400"]["resized"]["images"] == {"test": 0, "train": 0}
+    assert "resized" not in manifests["outNone"]
+    assert len({open_split(tmp_path / name, "train").fingerprint for name in manifests}) == 4
+    assert len({open_split(tmp_path / name, "test").fingerprint for name in manifests}) == 4
+
+
+def test_shrunk_images_are_as_small_as_they_say(tmp_path):
+    """4:2:0 and quality 95, by what the file itself tells; no EXIF block that would turn it again."""
+    image_folder.build_image_folder(
+        fill(tmp_path / "src", {"train/a/1.jpg": PHOTOS["2 turned.jpg"][0]}), tmp_path / "out", resize=40
+    )
+    with Image.open(io.BytesIO(open_split(tmp_path / "out", "train")[0]["image"])) as image:
+        assert not image.getexif()
+        assert image.layer[0][1:3] == (2, 2)
+        tables = image.quantization
+    reference = Image.open(io.BytesIO(encoded(smooth(9, 9))))
+    assert tables == reference.quantization
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("beam", [None, "--runner=DirectRunner"])
+def test_pairs_larger_than_asked_are_shrunk(tmp_path, beam):
+    if beam:
+        pytest.importorskip("apache_beam", reason="Apache Beam is not installed; it needs an environment of its own")
+    src = fill(tmp_path / "src", {f"train/{name}": content for name, (content, _) in PHOTOS.items()})
+    rows = "".join(f"{name},of {name}\n" for name in PHOTOS)
+    fill(src, {"train/pairs.csv": f"image,caption\n{rows}".encode()})
+    how = {"workers": 1, "beam": beam}
+    manifests = {n: image_text.build_image_text([src], tmp_path / f"out{n}", resize=n, **how) for n in (None, 40, 50)}
+    data = SimpleNamespace(source="directory", path=str(tmp_path / "out40"), name="", classes=(), num_classes=None)
+    source = sources.load(data, "train", captions=True)
+    expect_shrunk(source)
+    assert source.captions[3] == ["of 3 exact.jpg"]
+    assert manifests[40]["resized"]["images"] == {"train": 4}
+    assert (manifests[40]["resized"]["shorter_side"], manifests[50]["resized"]["shorter_side"]) == (40, 50)
+    assert "resized" not in manifests[None]
+    assert len({manifest["splits"]["train"]["sha256"] for manifest in manifests.values()}) == 3
+
+
+def test_sides_that_are_none(tmp_path, capsys):
+    src = fill(tmp_path / "src", GOOD)
+    for kind in ("image_folder", "image_text"):
+        assert main([kind, str(src), str(tmp_path / "out"), "--resize=0"]) == 2
+        assert "--resize=0 leaves no image" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            main([kind, "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert "Costs: random crops come from fewer pixels" in said
+        assert "8 % of 500 x 375" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data here")
+def test_real_photos(tmp_path):
+    command = [sys.executable, str(SHARED / "unpack.py"), str(tmp_path), "flowers5", "pacs", "--limit", "3"]
+    subprocess.run(command, check=True, capture_output=True)
+    for name, split, n, classes in (("flowers5", "train", 15, 5), ("pacs", "photo", 21, 7)):
+        manifest = image_folder.build_image_folder(tmp_path / name, tmp_path / f"{name}.out")
+        assert manifest["refused"] == [{"file": "labels.txt", "reason": image_folder.STRAY}]
+        source = open_split(tmp_path / f"{name}.out", split)
+        assert (len(source), source.num_classes) == (n, classes)
+        for record, key in zip(source, source.keys, strict=True):
+            assert record["image"] == (tmp_path / name / key).read_bytes()
+            assert codec.decode(record["image"]).shape == (64, 64, 3)
+            assert source.class_names[record["label"]] == Path(key).parts[1]

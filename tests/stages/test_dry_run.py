@@ -1,0 +1,49 @@
+"""What a run would cost: its size, by config or data, and the operations of its step."""
+
+from pathlib import Path
+
+import pytest
+
+from configs import clip_vitb16, digits, resnet50_in1k
+from nml_jax import settings
+from nml_jax.errors import UserError
+from nml_jax.stages.dry_run import count_flop, find_sizes
+
+
+def test_sizes_are_those_that_the_config_states():
+    assert find_sizes(resnet50_in1k.get_config()) == (1_281_167, 1000)
+
+
+def test_what_is_expected_counts_only_while_the_data_are_not_there(tmp_path: Path, capsys):
+    config = clip_vitb16.get_config()
+    with config.unlocked():
+        config.data.path, config.data.mixture, config.data.weights = str(tmp_path / "none"), (), ()
+    assert find_sizes(config) == (15_388_848 + 12_423_374, 0)
+    assert "planned with data.expected=27812222" in capsys.readouterr().err
+    with config.unlocked():
+        config.data.expected = None
+    with pytest.raises(UserError, match="none"):
+        find_sizes(config)
+    config = next(iter(settings.expand_sweep(digits.get_config()).values()))
+    seen = find_sizes(config)
+    with config.unlocked():
+        config.data.expected, config.data.num_classes = 7, seen[1]
+    assert find_sizes(config) == seen
+    assert seen[0] > 7
+
+
+def test_the_count_of_operations_is_that_of_a_step_without_loops_or_recomputation():
+    config = clip_vitb16.get_config()
+    with config.unlocked():
+        config.update_from_flattened_dict(
+            {"model.dim": 64, "model.heads": 2, "model.depth": 2, "model.text_width": 64, "model.text_depth": 2,
+             "model.text_heads": 2, "model.text_vocab": 300, "data.image_size": 32, "train.batch": 16,
+             "train.micro_batches": 4, "objective.chunk": 2, "model.remat": True}
+        )  # fmt: skip
+    counted = {name: count_flop(config, 100_000, 0, recomputed=name == "executed") for name in ("model", "executed")}
+    # The matrix products of the two towers, times 2, thrice: forward, and backward for weights and inputs.
+    tokens, texts, width = 16 * 5, 16 * 77, 64
+    blocks = 2 * (12 * width**2 * (tokens + texts) + 2 * width * (tokens * 5 + texts * 77))
+    assert counted["model"] == pytest.approx(3 * 2 * blocks, rel=0.25)
+    # Blocks are computed again for the gradient of a block, the whole forward pass for that of a part of the batch.
+    assert 4 / 3 * 1.2 < counted["executed"] / counted["model"] < 4 / 3 * 1.4

@@ -1,0 +1,458 @@
+"""NMTuneClassifier as scikit-learn's users meet it, and by its own promises."""
+
+import dataclasses
+import pickle
+
+import jax
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from nml_jax import spectrum
+from nml_jax.models.heads.mlp import head
+from nml_jax.tuning import descent
+from nml_jax.tuning.classifier import METHODS, NMTuneClassifier
+
+N, D, K = 120, 8, 3
+EXPECTED = {
+    "check_sample_weight_equivalence_on_dense_data": "rows are drawn into minibatches, as of scikit-learn's SGD",
+}
+
+
+def blobs(n=N, seed=0, classes=None, distance=2.0):
+    """Gaussian classes whose means are axes times `distance`."""
+    rng = np.random.default_rng(seed)
+    codes = rng.permutation(np.arange(n) % K)
+    X = rng.normal(size=(n, D)) + distance * np.eye(K, D)[codes]
+    return X.astype(np.float32), codes if classes is None else np.array(classes)[codes]
+
+
+X, Y = blobs()
+TEST, ANSWER = blobs(300, seed=1)
+
+
+def made(**changes):
+    """Most tests need no terms, and share what this one compiles."""
+    return NMTuneClassifier(
+        **{"method": "mlp", "epochs": 10, "batch_size": 32, "learning_rate": 0.01, "random_state": 0, **changes}
+    )
+
+
+def expected(estimator):
+    return EXPECTED
+
+
+@parametrize_with_checks([NMTuneClassifier(method="linear")], expected_failed_checks=expected)
+def test_scikit_learn_checks_a_linear_head(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow  # every one of its shapes takes seconds to compile
+@parametrize_with_checks(
+    [NMTuneClassifier(), *(NMTuneClassifier(method=method) for method in ("mlp", "skd", "fgs", "lgm"))],
+    expected_failed_checks=expected,
+)
+def test_scikit_learn_checks_every_head(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns(method):
+    model = made(method=method, learning_rate=0.1 if method == "linear" else 0.01).fit(X, Y)
+    assert model.score(TEST, ANSWER) > 0.8
+    proba = model.predict_proba(TEST)
+    assert proba.shape == (len(TEST), K)
+    np.testing.assert_allclose(proba.sum(1), 1, rtol=1e-12)
+    np.testing.assert_array_equal(model.predict(TEST), model.classes_[proba.argmax(1)])
+    logits = model.decision_function(TEST)
+    np.testing.assert_array_equal(logits.argmax(1), proba.argmax(1))
+    Z, bare = model.transform(TEST), model.head_.params["classifier"]
+    assert (Z.shape, Z.dtype) == (TEST.shape, np.float32)
+    np.testing.assert_allclose(Z @ bare["kernel"] + bare["bias"], logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_released_schedule():
+    model = NMTuneClassifier("mlp", epochs=30, batch_size=64, early_stopping=False, random_state=0).fit(X, Y)
+    assert model.n_iter_ == 30
+    assert model.score(TEST, ANSWER) > 0.8
+
+
+def test_in_a_pipeline_a_grid_and_cross_validation():
+    linear = made(method="linear", learning_rate=0.1, early_stopping=False)  # of 60 rows six would be held out
+    pipeline = make_pipeline(StandardScaler(), linear)
+    assert cross_val_score(pipeline, X, Y, cv=2).min() > 0.7
+    search = GridSearchCV(pipeline, {"nmtuneclassifier__learning_rate": [1e-7, 1e-1]}, cv=2).fit(X, Y)
+    assert search.best_params_ == {"nmtuneclassifier__learning_rate": 1e-1}
+    assert search.score(TEST, ANSWER) > 0.8
+    copy = clone(made(weights={"svd": 0.5}, width=2))
+    assert (copy.weights, copy.width) == ({"svd": 0.5}, 2)
+    assert not hasattr(copy, "head_")
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        (3, -5, 9),
+        ("dog", "ant", "cat"),
+        np.array(["dog", "ant", "cat"], object),
+        (2.0, -1.0, 7.0),
+    ],
+)
+def test_classes_of_any_dtype(classes, tmp_path):
+    _, y = blobs(classes=classes)
+    model = made().fit(X, y)
+    np.testing.assert_array_equal(model.classes_, np.unique(np.array(classes)))
+    assert model.predict(TEST).dtype == y.dtype
+    _, answer = blobs(300, seed=1, classes=classes)
+    assert (model.predict(TEST) == answer).mean() > 0.8
+    for copy in (pickle.loads(pickle.dumps(model)), round_trip(model, tmp_path)):
+        np.testing.assert_array_equal(copy.predict(TEST), model.predict(TEST))
+        np.testing.assert_array_equal(copy.predict_proba(TEST), model.predict_proba(TEST))
+
+
+def round_trip(model, folder):
+    model.save(folder / "head.safetensors")
+    return NMTuneClassifier.load(str(folder / "head.safetensors"))
+
+
+def test_two_classes_have_one_column_of_decisions(tmp_path):
+    two = Y < 2
+    for classes in ((False, True), ("no", "yes")):
+        y = np.array(classes)[Y[two]]
+        model = made().fit(X[two], y)
+        decision = model.decision_function(TEST)
+        assert decision.shape == (len(TEST),)
+        np.testing.assert_array_equal(model.predict(TEST), np.where(decision > 0, classes[1], classes[0]))
+        p = model.predict_proba(TEST)[:, 1]
+        np.testing.assert_allclose(p, 1 / (1 + np.exp(-np.float64(decision))), rtol=1e-4, atol=1e-6)
+        loaded = round_trip(model, tmp_path)
+        np.testing.assert_array_equal(loaded.predict(TEST), model.predict(TEST))
+        assert loaded.predict(TEST).dtype == model.predict(TEST).dtype
+
+
+def test_a_head_from_a_file_is_whole(tmp_path):
+    model = made(standardize=False).fit(X, Y)
+    loaded = round_trip(model, tmp_path)
+    assert (loaded.method, loaded.standardize, loaded.n_features_in_) == ("mlp", False, D)
+    np.testing.assert_array_equal(loaded.transform(TEST), model.transform(TEST))
+    assert loaded.fit(X, Y).score(TEST, ANSWER) > 0.6  # and can be fitted anew
+    with pytest.raises(ValueError, match="there is no head at"):
+        NMTuneClassifier.load(tmp_path / "none")
+    with pytest.raises(ValueError, match="features"):
+        loaded.predict(TEST[:, 1:])
+
+
+def test_arguments_of_numpy_types_as_a_grid_leaves_them(tmp_path):
+    arguments = {"width": 2, "depth": 1, "epochs": 3, "batch_size": 32, "patience": 2, "learning_rate": 0.01}
+    numpy_types = {name: np.array(value)[()] for name, value in arguments.items()} | {"residual": np.bool_(True)}
+    model = made(**numpy_types).fit(X, Y)
+    assert model.get_params()["width"] is numpy_types["width"]  # stored as given
+    want = made(**arguments).fit(X, Y).predict_proba(TEST)
+    np.testing.assert_array_equal(round_trip(model, tmp_path).predict_proba(TEST), want)
+
+
+def test_dates_are_classes_but_not_in_a_file(tmp_path):
+    for unit in ("D", "ns"):
+        days = np.array(["2020-01-01", "2020-01-02", "2020-01-03"], f"datetime64[{unit}]")
+        model = made(method="linear", learning_rate=0.1).fit(X, days[Y])
+        assert (model.predict(TEST) == days[ANSWER]).mean() > 0.8
+        with pytest.raises(ValueError, match=r"cannot be saved with the class .*2020-01-01.*astype\(str\)"):
+            model.save(tmp_path / "head.safetensors")
+
+
+def test_names_of_columns(tmp_path):
+    pd = pytest.importorskip("pandas", reason="pandas is no dependency: its frames are taken, too")
+    frame, test = (pd.DataFrame(x, columns=[f"f{i}" for i in range(D)]) for x in (X, TEST))
+    model = made(method="linear").fit(frame, Y)
+    loaded = round_trip(model, tmp_path)
+    assert loaded.head_.columns == tuple(frame.columns)
+    np.testing.assert_array_equal(loaded.predict(test), model.predict(test))
+    with pytest.raises(ValueError, match="feature names"):
+        loaded.predict(test[test.columns[::-1]])
+
+
+def test_scores_of_a_ridge_probe_are_no_probabilities(tmp_path):
+    head = made(method="linear", learning_rate=0.1).fit(X, Y).head_
+    dataclasses.replace(head, about={"method": "ridge"}).save(tmp_path / "head")
+    model = NMTuneClassifier.load(tmp_path / "head")
+    assert model.score(TEST, ANSWER) > 0.8
+    with pytest.raises(ValueError, match="a ridge head says of a class is no probability"):
+        model.predict_proba(TEST)
+
+
+def losses(model, X, y):
+    logits = np.float64(model.head_.outputs(X)[1])
+    return -(logits[np.arange(len(y)), y] - np.log(np.exp(logits).sum(1))).mean()
+
+
+def test_warm_start_goes_on():
+    hard, y = blobs(distance=1.0)
+    once = made(epochs=2, learning_rate=1e-3, early_stopping=False).fit(hard, y)
+    twice = clone(once).set_params(warm_start=True).fit(hard, y)
+    first = losses(twice, hard, y)
+    assert first == pytest.approx(losses(once, hard, y))
+    assert losses(twice.fit(hard, y), hard, y) < first - 0.05
+    names = np.array(["a", "b", "c"])[y]
+    anew, alone = twice.fit(hard, names), clone(once).fit(hard, names)  # other classes: another head
+    np.testing.assert_array_equal(anew.predict_proba(hard), alone.predict_proba(hard))
+    cold = clone(once).fit(hard, y).fit(hard, y)
+    np.testing.assert_array_equal(cold.predict_proba(hard), once.predict_proba(hard))
+
+
+@pytest.mark.parametrize("unit", [1e25, 1e-25])
+def test_features_of_any_scale(unit):
+    assert (
+        made(method="linear", learning_rate=0.1).fit(X * np.float32(unit), Y).score(TEST * np.float32(unit), ANSWER)
+        > 0.8
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "why"),
+    [
+        ({}, (0 * X + 1, Y), "constant"),
+        ({}, (X, 0 * Y), "one class"),
+        ({}, (X[:, :3], np.full(N, "one")), "one class"),
+        ({"epochs": 0}, (X, Y), "epochs=0"),
+        ({"learning_rate": 1e30}, (X, np.array(["x", "y", "z"])[Y]), "diverged"),
+    ],
+)
+def test_a_refit_that_fails_changes_nothing(changes, data, why):
+    model = made(method="linear", learning_rate=0.1).fit(X, Y)
+    before = {name: value for name, value in vars(model).items() if name.endswith("_")}
+    with pytest.raises(ValueError, match=why):
+        model.set_params(**changes).fit(*data)
+    assert all(getattr(model, name) is value for name, value in before.items())
+    assert model.score(TEST, ANSWER) > 0.8
+    new = made(**{"method": "linear", "learning_rate": 0.1, **changes})
+    with pytest.raises(ValueError, match=why):
+        new.fit(*data)
+    with pytest.raises(NotFittedError):
+        new.predict(TEST)
+
+
+def test_a_loaded_classifier_goes_on(tmp_path):
+    model = made(method="nmtune", preset="code", width=2, norm="layer", epochs=2).fit(X, Y)
+    loaded = round_trip(model, tmp_path)
+    assert {name: getattr(loaded, name) for name in ("method", "preset", "width", "depth", "residual", "norm")} == {
+        "method": "nmtune", "preset": "code", "width": 2, "depth": 1, "residual": True, "norm": "layer",
+    }  # fmt: skip
+    loaded.set_params(warm_start=True, learning_rate=1e-12, epochs=1).fit(X, Y)
+    np.testing.assert_allclose(loaded.predict_proba(TEST), model.predict_proba(TEST), atol=1e-5)
+
+
+def test_a_place_that_cannot_be_written_to_is_told_in_words_of_python(tmp_path):
+    model = made(method="linear", epochs=1).fit(X, Y)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot write .*file.* give a path in a folder that can be written to"):
+        model.save(tmp_path / "file" / "head.safetensors")
+
+
+def test_labels_of_bytes_are_refused_with_a_cure():
+    with pytest.raises(ValueError, match=r"bytes.*astype\(str\)"):
+        made().fit(X, np.array([b"a", b"b", b"c"])[Y])
+
+
+def test_random_state_decides_everything():
+    runs = [made(random_state=s).fit(X, Y).predict_proba(TEST) for s in (3, 3, 4, None, None)]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert np.abs(runs[0] - runs[2]).max() > 1e-3
+    assert np.abs(runs[3] - runs[4]).max() > 1e-3
+    state = np.random.RandomState(7)
+    drawn = made(random_state=state)
+    first, second = drawn.fit(X, Y).predict_proba(TEST), drawn.fit(X, Y).predict_proba(TEST)
+    assert np.abs(first - second).max() > 1e-3  # the state has moved on
+    again = made(random_state=np.random.RandomState(7)).fit(X, Y).predict_proba(TEST)
+    np.testing.assert_array_equal(first, again)
+
+
+def test_rows_of_weight_zero_are_not_there_and_only_proportions_count():
+    weights = np.where(np.arange(N) % 4 == 0, 0.0, 1 + np.arange(N) % 2)
+    kept = weights > 0
+    model = made(epochs=5)
+    want = clone(model).fit(X[kept], Y[kept], weights[kept]).predict_proba(TEST)
+    np.testing.assert_array_equal(clone(model).fit(X, Y, weights).predict_proba(TEST), want)
+    poisoned = np.where(kept[:, None], X, 1e6)
+    np.testing.assert_array_equal(clone(model).fit(poisoned, Y, weights).predict_proba(TEST), want)
+    np.testing.assert_array_equal(clone(model).fit(X, Y, 8 * weights).predict_proba(TEST), want)
+    np.testing.assert_allclose(clone(model).fit(X, Y, 10 * weights).predict_proba(TEST), want, atol=1e-3)
+    assert np.abs(clone(model).fit(X[kept], Y[kept]).predict_proba(TEST) - want).max() > 1e-3
+
+
+def test_heavy_rows_win():
+    """The same place has two labels: the heavier one is predicted."""
+    twice, labels = np.concatenate([X, X]), np.concatenate([Y, (Y + 1) % K])
+    weights = np.concatenate([np.full(N, 0.1), np.full(N, 1.0)])
+    model = made(early_stopping=False).fit(twice, labels, weights)
+    assert model.score(TEST, (ANSWER + 1) % K) > 0.8
+
+
+def test_early_stopping_stops_and_keeps_the_best_epoch():
+    noise = np.random.default_rng(5).integers(0, K, N)  # nothing to learn: the loss rises soon
+    model = made(epochs=60, patience=2, validation_fraction=0.2).fit(X, noise)
+    assert model.n_iter_ < 60
+    assert len(model.validation_loss_) == model.n_iter_
+    assert int(np.argmin(model.validation_loss_)) == model.n_iter_ - 3
+    short = made(epochs=60, patience=1, validation_fraction=0.2).fit(X, noise)
+    assert short.n_iter_ <= model.n_iter_
+    full = made(epochs=12, early_stopping=False).fit(X, noise)
+    assert (full.n_iter_, full.validation_loss_) == (12, [])
+
+
+def test_the_validation_part_is_not_trained_on():
+    """Labels in it that nobody could learn change what is kept, and nothing of what is learned in the first epoch."""
+    model = made(epochs=1, standardize=False, validation_fraction=0.2)
+    first = model.fit(X, Y)
+    _, held = model._parts(Y, int(np.random.RandomState(0).randint(2**31 - 1)))
+    assert len(held) == 24
+    other = X.copy()
+    other[held] = -other[held]
+    second = clone(model).fit(other, Y)
+    for a, b in zip(jax.tree.leaves(first.head_.params), jax.tree.leaves(second.head_.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert first.validation_loss_ != second.validation_loss_
+
+
+def test_default_schedule():
+    """Few rows: as many epochs as make 200 steps, and 75 to be patient in; many rows: 5 and 3."""
+    model = NMTuneClassifier(method="linear", early_stopping=False, random_state=0).fit(X, Y)
+    assert model.n_iter_ == 100  # of 120 rows, 64 in a step
+    assert model.score(TEST, ANSWER) > 0.8
+
+
+def test_fitting_twice_compiles_once():
+    made(method="nmtune", learning_rate=0.02).fit(X, Y)
+    sizes = descent.advance._cache_size(), descent.begin._cache_size(), descent._apply._cache_size()
+    made(method="nmtune", learning_rate=0.05, weight_decay=0.1, epochs=3, weights={"svd": 0.3}, random_state=4).fit(
+        X[:99], Y[:99]
+    )
+    assert (descent.advance._cache_size(), descent.begin._cache_size(), descent._apply._cache_size()) == sizes
+
+
+def test_what_is_measured():
+    model = made().fit(5 * X + 3, Y)
+    F = (X - X.mean(0, dtype=np.float64)) / X.std(0, dtype=np.float64)
+    s = {"F": spectrum.singular_values(F), "Z": spectrum.singular_values(model.transform(5 * X + 3))}
+    for name, values in s.items():
+        want = {"sve": spectrum.sve(values), "lsvr": spectrum.lsvr(values), "top_share": spectrum.top_share(values),
+                "effective_rank": spectrum.effective_rank(values)}  # fmt: skip
+        assert model.spectrum_[name] == pytest.approx(want, rel=1e-4)
+    assert model.n_features_in_ == D
+    np.testing.assert_array_equal(model.get_feature_names_out(), [f"z{i}" for i in range(D)])
+    linear = made(method="linear").fit(5 * X + 3, Y)
+    np.testing.assert_allclose(linear.transform(5 * X + 3), F, atol=1e-4)
+
+
+def test_architecture_and_weights_reach_the_head():
+    model = made(width=2, depth=2, residual=False, norm="layer").fit(X, Y)
+    assert model.head_.form._asdict() == {"mlp": True, "width": 2, "depth": 2, "residual": False, "norm": "layer"}
+    outputs, _ = head(model.head_.form, K).apply(model.head_.params, model.head_.state, TEST, train=False)
+    np.testing.assert_allclose(model.decision_function(TEST), outputs["logits"], rtol=1e-4, atol=1e-4)
+    plain = made().fit(X, Y).predict_proba(TEST)
+    np.testing.assert_allclose(
+        made(method="nmtune", weights={"mse": 0.0, "cov": 0.0, "svd": 0.0}).fit(X, Y).predict_proba(TEST),
+        plain,
+        atol=1e-5,
+    )
+    assert np.abs(made(method="nmtune", weights={"svd": 1.0}).fit(X, Y).predict_proba(TEST) - plain).max() > 1e-3
+
+
+def test_constant_features_and_a_class_of_one_row():
+    constant = X.copy()
+    constant[:, 2] = 4.0
+    y = Y.copy()
+    y[y == 2] = 1
+    y[0] = 2  # one row of this class: it is never held out
+    model = made().fit(constant, y)
+    assert list(model.classes_) == [0, 1, 2]
+    assert np.isfinite(model.predict_proba(TEST)).all()
+    single = made().fit(np.eye(3), ["a", "b", "c"])  # nothing can be held out
+    assert single.validation_loss_ == []
+
+
+def spoiled(value, row=17):
+    bad = X.astype(np.float64)
+    bad[row, 2] = value
+    return bad
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        ({"method": "svm"}, "'svm'.*linear, mlp, nmtune"),
+        ({"method": "lbfgs"}, "'lbfgs'"),
+        ({"method": "nmtune", "preset": "papers"}, "'papers'.*paper, code"),
+        ({"method": "nmtune", "weights": {"sdv": 1}}, "'sdv'.*mse, cov, svd"),
+        ({"method": "nmtune", "weights": {"svd": -1.0}}, r"svd is -1\.0"),
+        ({"method": "nmtune", "weights": {"svd": np.nan}}, "svd is nan"),
+        ({"method": "mlp", "weights": {"svd": 1.0}}, "mlp has no terms"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"epochs": 2.5}, r"epochs=2\.5"),
+        ({"batch_size": -3}, "batch_size=-3"),
+        ({"batch_size": None}, "batch_size=None"),
+        ({"patience": 0}, "patience=0"),
+        ({"learning_rate": -0.1}, r"learning_rate=-0\.1"),
+        ({"learning_rate": np.inf}, "learning_rate=inf"),
+        ({"learning_rate": "fast"}, "learning_rate='fast'"),
+        ({"weight_decay": np.nan}, "weight_decay=nan"),
+        ({"validation_fraction": 0.0}, r"validation_fraction=0\.0"),
+        ({"validation_fraction": 1}, "validation_fraction=1"),
+        ({"validation_fraction": "some"}, "validation_fraction='some'"),
+        ({"width": 0}, "width=0"),
+        ({"depth": 0}, "depth=0"),
+        ({"norm": "group"}, "'group'.*batch, layer, none"),
+        ({"random_state": "seed"}, "seed"),
+        ({"method": "linear", "preset": "papers"}, "'papers'.*paper, code"),
+        ({"residual": "False"}, "residual='False'.*True or False"),
+        ({"standardize": 1}, "standardize=1"),
+        ({"early_stopping": "no"}, "early_stopping='no'"),
+        ({"warm_start": None}, "warm_start=None"),
+        ({"method": "nmtune", "weights": "svd"}, "weights='svd'.*by name"),
+        ({"epochs": True}, "epochs=True"),
+        ({"learning_rate": True}, "learning_rate=True"),
+        ({"learning_rate": 1j}, "learning_rate=1j"),
+        ({"learning_rate": 1e38}, "diverged"),
+    ],
+)
+def test_arguments_that_are_none(arguments, cause):
+    with pytest.raises(ValueError, match=cause) as e:
+        made(**arguments).fit(X, Y)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "weights", "cause"),
+    [
+        (spoiled(np.nan), Y, None, "row 17 of X holds NaN, 1 rows"),
+        (spoiled(-np.inf), Y, None, "row 17 of X holds -inf"),
+        (spoiled(1e300), Y, None, r"row 17 of X holds 1e\+300"),
+        (X, Y[:-1], None, "inconsistent numbers of samples"),
+        (X, np.zeros(N), None, r"one class: \[0\.0\]"),
+        (X, np.random.default_rng(0).normal(size=N), None, "continuous"),
+        (X, Y, np.zeros(N), "zero"),
+        (X, Y, -np.ones(N), "[Nn]egative"),
+        (X, Y, (Y == 1).astype(float), r"one class: \[1\]"),
+        (X[0], Y, None, "1D array"),
+        (np.ones((N, 3)), Y, None, "X: every feature is constant"),
+        (np.zeros((N, 3)), Y, None, "X: every feature is constant"),
+        (np.where(np.arange(N)[:, None] < 9, X, 0), Y, np.where(np.arange(N) < 9, 0, 1), "every feature is constant"),
+    ],
+)
+def test_data_that_do_not_fit(X, y, weights, cause):
+    with pytest.raises(ValueError, match=cause):
+        made().fit(X, y, weights)
+
+
+def test_before_and_after_a_fit():
+    with pytest.raises(NotFittedError):
+        made().predict(X)
+    with pytest.raises(NotFittedError):
+        made().save("nowhere")
+    model = made().fit(X, Y)
+    with pytest.raises(ValueError, match="row 17 of X holds NaN"):
+        model.predict(spoiled(np.nan))

@@ -1,0 +1,203 @@
+"""The file of a tuned head: what it keeps, what is told of a damaged one, and that NumPy alone can apply it."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from safetensors import safe_open
+
+from nml_jax.errors import UserError
+from nml_jax.models.heads.mlp import Form, head
+from nml_jax.tuning import head_file
+from nml_jax.tuning.head_file import TunedHead
+
+D, K = 8, 3
+FORMS = [Form(False), Form(True, 2), Form(True, 2, depth=2, residual=False, norm="layer"), Form(True, 1, norm="none")]
+
+
+def made(form=FORMS[1], classes=("ant", "bee", "cat"), about=None, standard=True):
+    """A head with random values everywhere."""
+    params, state = head(form, K).init(jax.random.key(0), D)
+    state = {**state, "input": {"mean": np.zeros(D), "scale": np.ones(D)}} if standard else state
+    rng = np.random.default_rng(1)
+    filled = [jax.tree.map(lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), t) for t in (params, state)]
+    return TunedHead(form, *filled, classes, about or {"method": "nmtune", "hyper": {"lr": 0.01}, "preset": None})
+
+
+def features(n=5):
+    return np.random.default_rng(2).normal(size=(n, D)).astype(np.float32)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_head_survives_its_file(tmp_path, form):
+    before = made(form)
+    before.save(tmp_path / "made" / "head.safetensors")
+    after = head_file.load(tmp_path / "made" / "head.safetensors")
+    assert (after.form, after.classes, after.about) == (before.form, before.classes, before.about)
+    assert (after.num_classes, after.dim) == (K, D)
+    assert jax.tree.structure(after.params) == jax.tree.structure(before.params)
+    for got, want in zip(after.outputs(features()), before.outputs(features()), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["head.safetensors"]
+
+
+@pytest.mark.parametrize("classes", [(3, 5, 9), ("a", "ü", "c d"), (0.5, 1.5, 2.5)])
+def test_classes_keep_their_type(tmp_path, classes):
+    made(classes=head_file.classes_to_json(np.array(classes))).save(tmp_path / "h")
+    found = head_file.load(tmp_path / "h").classes
+    assert found == classes
+    assert [type(c) for c in found] == [type(c) for c in classes]
+
+
+def test_boolean_classes_and_none(tmp_path):
+    assert head_file.classes_to_json(np.array([False, True])) == (False, True)
+    params = {"classifier": {"kernel": np.zeros((D, 2), np.float32), "bias": np.zeros(2, np.float32)}}
+    TunedHead(FORMS[0], params, {}, head_file.classes_to_json(np.array([False, True]))).save(tmp_path / "h")
+    assert [c is True for c in head_file.load(tmp_path / "h").classes] == [False, True]
+    TunedHead(FORMS[0], params, {}).save(tmp_path / "h")  # overwrites; a head without names has numbers
+    assert head_file.load(tmp_path / "h").classes == (0, 1)
+
+
+def test_names_of_the_columns(tmp_path):
+    names = tuple(f"f{i}" for i in range(D))
+    dataclasses.replace(made(), columns=names).save(tmp_path / "h")
+    assert head_file.load(tmp_path / "h").columns == names
+    (tmp_path / "h").write_bytes(changed(columns=None)((tmp_path / "h").read_bytes()))  # of an earlier version
+    assert head_file.load(tmp_path / "h").columns == ()
+
+
+@pytest.mark.parametrize("kind", ["datetime64[D]", "datetime64[ns]", "S", "complex"])
+def test_classes_that_json_has_not(tmp_path, kind):
+    classes = head_file.classes_to_json(np.array(["2020", "2021", "2022"]).astype(kind))
+    with pytest.raises(UserError, match=r"cannot be saved with the class .*2020") as e:
+        made(classes=classes).save(tmp_path / "h")
+    assert "astype(str)" in e.value.cure
+    assert not list(tmp_path.iterdir())
+
+
+def test_probabilities():
+    logits = np.array([[0.0, np.log(3.0), -np.inf], [1e4, 0.0, 1e4]])
+    np.testing.assert_allclose(made().probabilities(logits), [[0.25, 0.75, 0], [0.5, 0, 0.5]], rtol=1e-15)
+    with pytest.raises(UserError, match="a ridge head says of a class is no probability"):
+        made(about={"method": "ridge"}).probabilities(logits)
+
+
+def apply(path, F):
+    """Predictions of a head of the default architecture, with NumPy and the file alone."""
+    t = safetensors.numpy.load_file(path)
+    with safe_open(path, "numpy") as file:
+        meta = file.metadata()
+    x = (F - t["state/input/mean"]) / t["state/input/scale"]
+    h = x @ t["dense1/kernel"] + t["dense1/bias"]
+    h = (h - t["state/norm/mean"]) / np.sqrt(t["state/norm/var"] + float(meta["epsilon"]))
+    h = np.maximum(h * t["norm/scale"] + t["norm/bias"], 0)
+    z = t["scale"] * (h @ t["dense2/kernel"] + t["dense2/bias"]) + x
+    logits = z @ t["classifier/kernel"] + t["classifier/bias"]
+    return z, logits, np.array(json.loads(meta["classes"]))[logits.argmax(1)]
+
+
+def test_numpy_alone_applies_the_file(tmp_path):
+    before = made()
+    before.save(tmp_path / "h.safetensors")
+    z, logits, names = apply(tmp_path / "h.safetensors", features(700))
+    Z, want = before.outputs(features(700))
+    np.testing.assert_allclose(z, Z, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    assert set(names) <= {"ant", "bee", "cat"}
+
+
+def cut(raw):
+    return raw[: len(raw) // 2]
+
+
+def flipped(raw):
+    return raw[:8] + bytes([raw[8] ^ 1]) + raw[9:]  # the opening brace of the header
+
+
+def longer_header(raw):
+    return raw[:1] + bytes([raw[1] ^ 0x80]) + raw[2:]  # its length
+
+
+def changed(**meta):
+    def written(raw):
+        tensors, header = safetensors.numpy.load(raw), json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        kept = {k: v for k, v in {**header["__metadata__"], **meta}.items() if v is not None}
+        return safetensors.numpy.save(tensors, metadata=kept)
+
+    return written
+
+
+def without_metadata(raw):
+    return safetensors.numpy.save(safetensors.numpy.load(raw))
+
+
+def with_tensor(name, value):
+    """A file in which one tensor is another; None: is not there."""
+
+    def written(raw):
+        tensors = {k: v for k, v in safetensors.numpy.load(raw).items() if k != name}
+        tensors |= {} if value is None else {name: np.array(value, np.float32)}
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        return safetensors.numpy.save(tensors, metadata=header["__metadata__"])
+
+    return written
+
+
+def without_classifier(raw):
+    tensors = {k: v for k, v in safetensors.numpy.load(raw).items() if not k.startswith("classifier")}
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    return safetensors.numpy.save(tensors, metadata=header["__metadata__"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "cause"),
+    [
+        (cut, "is damaged"),
+        (flipped, "is damaged"),
+        (longer_header, "is damaged"),
+        (lambda raw: b"", "is damaged"),
+        (lambda raw: b"PK\x03\x04" + bytes(64), "is damaged"),
+        (changed(format="nml_jax head 2"), "its format is 'nml_jax head 2'"),
+        (without_metadata, "its format is None"),
+        (changed(form=None), "is damaged"),
+        (changed(form='{"mlp": true, "heads": 8}'), "is damaged"),
+        (changed(classes='["a", "b"]'), "names 2 classes for 3 logits"),
+        (changed(classes="[1, 2"), "is damaged"),
+        (changed(classes='"abc"'), "what its classes are"),
+        (changed(classes="[[1], [2], [3]]"), "what its classes are"),
+        (changed(about="[]"), "where it comes from"),
+        (changed(columns='["a"]'), "names 1 columns for 8 features"),
+        (without_classifier, "is damaged"),
+        (with_tensor("state/input/scale", None), "describes: state/input/scale"),
+        (with_tensor("state/input/mean", np.zeros(1)), "describes: state/input/mean"),
+        (with_tensor("state/input/more", np.zeros(D)), "describes: state/input/more"),
+        (with_tensor("state/input/scale", np.zeros(D)), "state/input/scale holds a value that no head has"),
+        (with_tensor("classifier/bias", [0, np.nan, 0]), "classifier/bias holds"),
+        (with_tensor("dense1/kernel", np.full((D, 2 * D), np.inf)), "dense1/kernel holds"),
+        (with_tensor("state", np.zeros(1)), "is damaged"),
+    ],
+)
+def test_a_damaged_file(tmp_path, damage, cause):
+    made().save(tmp_path / "h")
+    (tmp_path / "h").write_bytes(damage((tmp_path / "h").read_bytes()))
+    with pytest.raises(UserError, match=cause) as e:
+        head_file.load(tmp_path / "h")
+    assert e.value.cure
+    assert "\n" not in e.value.cause + e.value.cure
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    for path in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(UserError, match="there is no head at"):
+            head_file.load(path)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    with pytest.raises(UserError, match="it is a folder"):
+        made().save(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError):
+        made().save(tmp_path / "file" / "h")

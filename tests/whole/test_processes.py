@@ -1,0 +1,239 @@
+"""Two processes on one machine, and eight devices in one process: what the stages write is what one device writes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nml_jax.data.features import banks
+from nml_jax.errors import PeerLost
+from nml_jax.runs.rows import read_rows
+from nml_jax.training import checksums
+from tests.scenes import clip_experiment, digits_experiment, process_scenes
+from tests.scenes.digits_experiment import flags
+
+ROOT = Path(__file__).parents[2]
+CELL = "noise=0.3,seed=0"
+
+# Every stage after pre-training; their kind of row, and who works in them: all processes, or the first.
+LATER = ("extract", "tune", "finetune", "diagnose")
+FINETUNE = {"finetune.epochs": 1.0, "finetune.lrs": (1e-2,), "finetune.rank": 2, "finetune.targets": ("resnet_conv",),
+            "finetune.wise": (0.0, 1.0), "finetune.terms": ("none",), "finetune.head_init": "fresh",
+            "model.blocks": (1,)}  # fmt: skip
+
+
+def together(args: list[str], *, count: int = 2) -> list[process_scenes.Ended]:
+    """Run the program in several processes, well."""
+    ended = process_scenes.end(process_scenes.begin(["-m", "nml_jax.main", *args], count), 300)
+    for e in ended:
+        assert e.code == 0, e.out
+    return ended
+
+
+def test_two_processes_train_as_one(tmp_path: Path):
+    """The same batches and first losses, one checkpoint, one set of rows."""
+    options = {"stages": "('pretrain','extract')", "runtime.log_every": 1, "train.epochs": 2.0}
+    alone(flags(tmp_path / "one", **options))
+    together(flags(tmp_path / "two", **options))
+    losses = [
+        [
+            json.loads(line).get("train/loss")
+            for line in (tmp_path / n / CELL / "metrics.jsonl").read_text().splitlines()
+        ]
+        for n in ("one", "two")
+    ]
+    shown = [(tmp_path / n / CELL / "samples.jsonl").read_text() for n in ("one", "two")]
+    assert shown[0] == shown[1], "the same ids in the same order, step by step"
+    first = [next(x for x in these if x is not None) for these in losses]
+    assert abs(first[0] - first[1]) < 1e-5 * first[0]
+    assert len(losses[0]) == len(losses[1])
+    rows = [{(r.metric, r.split, r.spectrum_mode): r for r in read_rows(tmp_path / n / CELL)} for n in ("one", "two")]
+    assert rows[0].keys() == rows[1].keys()
+    banks = [
+        json.loads((tmp_path / n / CELL / "banks" / "digits" / "test" / "index.json").read_text())
+        for n in ("one", "two")
+    ]
+    assert banks[0]["n"] == banks[1]["n"]
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on(tmp_path: Path):
+    """The last checkpoint is taken away: from the one before, two go on for one and one for two, with the same batches
+    and the loss that the run had there."""
+    options = {"stages": "('pretrain',)", "runtime.log_every": 1, "runtime.sample_ids": True}
+    start = {"one": alone, "two": together}
+    for name, command in start.items():
+        command(flags(tmp_path / name, **options))
+    for name, other in (("one", "two"), ("two", "one")):
+        again = Path(shutil.copytree(tmp_path / name, tmp_path / f"{name}_then_{other}"))
+        saved = again / CELL / "checkpoints"
+        *_, before, last = checksums.steps(saved)
+        shutil.rmtree(saved / str(last))
+        start[other](flags(again, **options))
+        assert checksums.steps(saved)[-1] == last
+        shown, losses = [
+            [(run / CELL / file).read_text().splitlines() for run in (tmp_path / name, again)]
+            for file in ("samples.jsonl", "metrics.jsonl")
+        ]
+        assert shown[0] == shown[1], "the same ids in the same order, step by step"
+        first = [next(json.loads(x) for x in of if json.loads(x)["step"] == before + 1)["train/loss"] for of in losses]
+        assert abs(first[0] - first[1]) < 1e-5 * first[0]
+
+
+@pytest.mark.slow
+def test_two_processes_train_clip_as_one(tmp_path: Path):
+    """The same first loss over the global batch; retrieval and zero-shot are evaluated once, over all of it."""
+    data = clip_experiment.prepare(tmp_path)
+    options = {"stages": ("pretrain", "zeroshot"), "runtime.log_every": 1, "train.epochs": 1.0,
+               "optimizer.warmup_epochs": 0.5, "runtime.evaluators": ()}  # fmt: skip
+    cell = "noise=0.5,seed=0"
+    clip_experiment.launch(tmp_path / "one", data, **options)
+    together(clip_experiment.flags(tmp_path / "two", data, **options))
+    shown = [(tmp_path / n / cell / "samples.jsonl").read_text() for n in ("one", "two")]
+    assert shown[0] == shown[1], "the same ids in the same order, step by step"
+    first = [json.loads((tmp_path / n / cell / "metrics.jsonl").read_text().splitlines()[0]) for n in ("one", "two")]
+    assert abs(first[0]["train/loss"] - first[1]["train/loss"]) < 1e-5 * first[0]["train/loss"]
+    values = [{(r.stage, r.metric, r.split): r.value for r in read_rows(tmp_path / n / cell)} for n in ("one", "two")]
+    assert values[0].keys() == values[1].keys()
+    assert len(values[1]) == len(read_rows(tmp_path / "two" / cell)), "every number once"
+    recalls = [v["zeroshot", "i2t_recall@10", "shapes/val"] for v in values]
+    assert abs(recalls[0] - recalls[1]) <= 2 / 24, "a step of training apart in the last digits"
+
+
+def alone(args: list[str]) -> None:
+    """Run the program in one process on one device."""
+    program = [sys.executable, "-m", "nml_jax.main", *args]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(program, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def require_one_result(one: Path, other: Path) -> None:
+    """Of two runs that go on from the same checkpoint: the same rows once each, the same banks.
+
+    Features differ by the order in which float32 is added up, scores by what is on the edge between two classes.
+    """
+    rows = [
+        {(r.stage, r.task, r.split, r.layer, r.method, r.preset, r.metric, r.spectrum_mode): r.value
+         for r in read_rows(run)} for run in (one, other)
+    ]  # fmt: skip
+    assert rows[0].keys() == rows[1].keys()
+    assert len(rows[1]) == len(read_rows(other)), "every number once"
+    for key, value in rows[0].items():
+        exact = key[0] in ("pretrain", "extract", "zeroshot")
+        assert rows[1][key] == pytest.approx(value, rel=1e-4 if exact else 0.0, abs=1e-4 if exact else 0.1), key
+    for index in one.glob("banks/*/*/index.json"):
+        ours, theirs = (banks.Bank(run / index.parent.relative_to(one)) for run in (one, other))
+        for name in ("label", "id"):
+            np.testing.assert_array_equal(ours.read(name), theirs.read(name))
+        for name in ours.index["layers"]:
+            np.testing.assert_allclose(theirs.read(name), ours.read(name), rtol=1e-4, atol=1e-5)
+    spectra = [json.loads((run / "spectra.json").read_text()) for run in (one, other)]
+    assert len(spectra[0]) == len(spectra[1])
+
+
+@pytest.mark.slow
+def test_every_later_stage_writes_one_result(tmp_path: Path):
+    """From one checkpoint: one device, two processes, and eight devices as data × fsdp."""
+    options = {
+        "stages": ("pretrain", *LATER, "report"),
+        "train.epochs": 1.0,
+        "optimizer.warmup_epochs": 0.0,
+        **FINETUNE,
+    }
+    alone(flags(tmp_path / "one", **options))
+    again = [f"--force={stage}" for stage in LATER]
+    for name in ("two", "eight"):
+        shutil.copytree(tmp_path / "one", tmp_path / name)
+        shutil.rmtree(tmp_path / name / CELL / "banks")
+        (tmp_path / name / "report.html").unlink()
+    ended = together([*flags(tmp_path / "two", **options), *again])
+    assert "mesh data=2 × fsdp=1" in ended[0].out
+    assert "host(s)" not in ended[1].out, "the first speaks for all"
+    mesh = {"runtime.data_axis": 2, "runtime.fsdp_axis": 4}
+    digits_experiment.launch(tmp_path / "eight", force=LATER, **options, **mesh)
+    for name in ("two", "eight"):
+        assert (tmp_path / name / "report.html").exists()
+        require_one_result(tmp_path / "one" / CELL, tmp_path / name / CELL)
+
+
+@pytest.mark.slow
+def test_zero_shot_and_retrieval_write_one_result(tmp_path: Path):
+    data, later = clip_experiment.prepare(tmp_path), ("extract", "zeroshot", "tune")
+    options = {"stages": ("pretrain", *later, "report"), "train.epochs": 1.0, "optimizer.warmup_epochs": 0.5,
+               "runtime.evaluators": (), "model.width": 4, "model.blocks": (1,)}  # fmt: skip
+    cell = "noise=0.5,seed=0"
+    alone(clip_experiment.flags(tmp_path / "one", data, **options))
+    for name in ("two", "eight"):
+        shutil.copytree(tmp_path / "one", tmp_path / name)
+        shutil.rmtree(tmp_path / name / cell / "banks")
+    together([*clip_experiment.flags(tmp_path / "two", data, **options), *(f"--force={stage}" for stage in later)])
+    clip_experiment.launch(tmp_path / "eight", data, force=later, **options, **{"runtime.fsdp_axis": 4})
+    for name in ("two", "eight"):
+        require_one_result(tmp_path / "one" / cell, tmp_path / name / cell)
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "at the start": lambda run: run.exists(),
+    "in a step": lambda run: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0,
+    "in a save": lambda run: any(run.glob("checkpoints/*tmp*")),
+    "in extraction": lambda run: any((run / "banks").glob("*/.*.part")),
+    "in tuning": lambda run: any((run / "heads").rglob("*.safetensors")),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_at_any_moment_ends_the_other_with_a_line(tmp_path: Path, moment: str, victim: int):
+    limit = 20  # seconds
+    options = {"stages": ("pretrain", "extract", "tune"), "runtime.timeout": limit, "runtime.log_every": 1}
+    # A second run is to follow: who has nothing left to do is not missed.
+    one = [flag for flag in flags(tmp_path / "run", **options) if not flag.startswith("--config.noise=")]
+    pair = process_scenes.begin(["-m", "nml_jax.main", *one, "--config.sweep.noise=(0.3, 0.0)"])
+    there = MOMENTS[moment]
+    while not there(tmp_path / "run" / CELL) and pair[victim].poll() is None:
+        time.sleep(0.002)
+    pair[victim].kill()
+    killed = time.monotonic()
+    ended = process_scenes.end(pair, 100)
+    other = ended[1 - victim]
+    assert ended[victim].code == -9, ended
+    assert other.code == PeerLost.exit_code, other.out
+    assert other.line.startswith(f"stopped: process {victim} ("), other.out
+    assert "Traceback" not in other.out
+    assert time.monotonic() - killed < limit + 10, "the limit, and what a busy machine takes to end"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_sigterm_to_one_saves_the_same_step_of_all(tmp_path: Path, asked: int):
+    """No step is lost: what was done is saved, and the run ends as one that nobody has stopped."""
+    options = {"stages": ("pretrain",), "runtime.log_every": 1, "runtime.sample_ids": True, "train.epochs": 20.0,
+               "runtime.save_every": 100.0}  # fmt: skip
+    pair = process_scenes.begin(["-m", "nml_jax.main", *flags(tmp_path / "run", **options)])
+    while not MOMENTS["in a step"](tmp_path / "run" / CELL) and pair[asked].poll() is None:
+        time.sleep(0.01)
+    assert pair[asked].poll() is None, process_scenes.end(pair, 100)
+    pair[asked].send_signal(signal.SIGTERM)
+    ended = process_scenes.end(pair, 200)
+    assert [e.code for e in ended] == [75, 75], ended
+    (saved,) = checksums.steps(tmp_path / "run" / CELL / "checkpoints")
+    done = (tmp_path / "run" / CELL / "metrics.jsonl").read_text().splitlines()
+    assert max(json.loads(line)["step"] for line in done) == saved
+    together(flags(tmp_path / "run", **options))
+    together(flags(tmp_path / "whole", **options))
+    for name in ("samples.jsonl", "rows.jsonl"):
+        one, other = ((tmp_path / run / CELL / name).read_text() for run in ("run", "whole"))
+        assert one == other, name
+    states = [(tmp_path / run / CELL / "run.json").read_text() for run in ("run", "whole")]
+    digests = [json.loads(text)["stages"]["pretrain"]["output"] for text in states]
+    assert digests[0] == digests[1], "the same bits"
