@@ -21,6 +21,8 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from nml_jax import __version__
+from nml_jax.errors import NonFinite, PeerLost, Preempted, UserError, as_disk_error
+from nml_jax.processes.sigterm import on_sigterm
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = Path(__file__).resolve().parent / "installed"  # only in a wheel
