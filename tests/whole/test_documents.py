@@ -71,7 +71,7 @@ def features_run(checkout: Path) -> None:
 
 
 def test_there_are_commands():
-    assert not any("@@" in page.read_text("utf-8") for page in PAGES)
+    assert not any("@@" in prose(page) for page in PAGES)
     assert len(COMMANDS) >= 15
     assert {"make demo", "make test"} <= set(COMMANDS)
 
