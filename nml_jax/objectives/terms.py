@@ -8,7 +8,7 @@ import jax
 from nml_jax.objectives import fgs, lgm, nmtune, skd
 from nml_jax.objectives.step import Step
 
-# name -> module with `Weights`, a NamedTuple of numbers and forms, and `penalty(step, form, weights)`
+# name -> module with `Weights`, a NamedTuple of numbers and forms, and `penalty(step, form, weights)`.
 TERMS: dict[str, ModuleType] = {"nmtune": nmtune, "skd": skd, "fgs": fgs, "lgm": lgm}
 
 
