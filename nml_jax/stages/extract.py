@@ -82,7 +82,7 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         raise errors.UserError(f"no layer {unknown[0]!r}", f"extract.layers takes {', '.join(known)}")
     check_tasks(config, data=data)
     for mode in config.extract.spectra:
-        spectrum.preset(mode)
+        spectrum.find_preset(mode)
 
 
 def intact(workdir: Path) -> bool:

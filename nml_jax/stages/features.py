@@ -75,7 +75,7 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     if not 0 < config.features.memory <= 1:
         raise UserError(f"features.memory={config.features.memory}", "give a share of the memory, above 0 and up to 1")
     for mode in config.extract.spectra:
-        spectrum.preset(mode)
+        spectrum.find_preset(mode)
     specs = _list_specs(config)
     for i, spec in enumerate(specs):  # of a pair the features: other labels would not make them other rows
         for other in specs[:i]:

@@ -20,7 +20,7 @@ from nml_jax.data.features.sets import FeatureSet, Split, Subset
 from nml_jax.data.stratify import draw_stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.mapped import Scorer
-from nml_jax.models.heads.mlp import head as architecture
+from nml_jax.models.heads.mlp import make_head
 from nml_jax.processes import peers
 from nml_jax.runs.heads import correct_path, head_name, head_path, write_correct
 from nml_jax.runs.rows import DIVERGED, UNVALIDATED, Row, has_rows, read_rows, write_rows
@@ -147,7 +147,7 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     for method, preset in methods.list_methods(config.tune):
         methods.choose_weights(method, preset, config.tune, views=config.extract.views)
         check_choices(config.tune.validation, {f"tune.{key}": config.tune[key] for key in methods.make_grid(method)})
-        architecture(methods.build_form(methods.find(method), config.tune), 2)
+        make_head(methods.build_form(methods.find(method), config.tune), 2)
     for key, words in (("shares", "above 0 and up to 1"), ("noises", "from 0 to 1")):
         values = config.tune[key]
         good = all(isinstance(x, (int, float)) and 0 <= x <= 1 and (x or key == "noises") for x in values)

@@ -51,7 +51,7 @@ def score_task(config: ConfigDict, frozen: encoder.Encoder, mesh: Mesh) -> Itera
             evaluator = evaluators.build_zero_shot(config, model, mesh, task, test, tokenizer, batch=batch)
             where = {"task": name, "split": test.split, "domain": test.domain, "n_test": len(test.source)}
             with peers.at(test.split):
-                classes = evaluator.class_matrix(*weights) if classes is None else classes
+                classes = evaluator.embed_classes(*weights) if classes is None else classes
                 scored = list(evaluator.run(*weights, classes))
             yield from ({**where, "method": "zero-shot", "metric": metric, "value": value} for metric, value in scored)
     dataset = find_dataset("directory", config)

@@ -65,7 +65,7 @@ def build_classifier(model_config: Any, config: Any, setup: Setup) -> Model:
     encoder = own
     if setup.method == "lora":
         encoder = lora.adapt_model(own, rank=config.rank, alpha=config.alpha, targets=config.targets)
-    head = mlp.head(setup.form, setup.num_classes)
+    head = mlp.make_head(setup.form, setup.num_classes)
     compares = build_objective(config, setup.terms).mse > 0
 
     def init(key: jax.Array, batch_spec: Any) -> tuple[Any, Any]:

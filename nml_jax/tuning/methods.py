@@ -75,10 +75,10 @@ def choose_weights(name: str, preset: str | None, config: Any, views: int) -> tu
     """
     own = find(name).terms
     if name == "nmtune":
-        return nmtune.weights(preset, views, **config.nmtune)
+        return nmtune.resolve_weights(preset, views, **config.nmtune)
     if preset is not None:
         raise UserError(f"preset {preset!r} is given for the method {name!r}", "presets are for nmtune only")
-    return (terms.defaults(own, **getattr(config, own)) if own else None), None
+    return (terms.make_weights(own, **getattr(config, own)) if own else None), None
 
 
 def count_epochs(n: int, *, batch: int, epochs: int, steps: int) -> tuple[int, int]:
