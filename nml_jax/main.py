@@ -80,7 +80,7 @@ def launch(
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis)
     for cell in cells.values():
         for stage in todo:
-            runner.module(stage).check(cell, mesh, data=not dry_run)
+            runner.find_stage(stage).check(cell, mesh, data=not dry_run)
     if dry_run:
         from nml_jax.stages.dry_run import describe_plan
 

@@ -41,14 +41,14 @@ def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write
         redone, kept = set(), set()
         ran = {name for run in list_runs(workdir) for name in read_record(run)["stages"]} | {*config.stages}
         for name in (name for name in runner.STAGES if name in ran):
-            (redone if redone or name in force else kept).update(runner.module(name).KEYS)
+            (redone if redone or name in force else kept).update(runner.find_stage(name).keys)
         redone -= kept
         if strange := [key for key in differ if key.split(".")[0] not in redone]:
             shown = "; ".join(
                 f"{k} is {theirs.get(k)!r} there, {mine['config'].get(k)!r} here" for k in strange[:SHOWN]
             )
             more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""
-            stage = next((n for n in runner.STAGES if strange[0].split(".")[0] in runner.module(n).KEYS), None)
+            stage = next((n for n in runner.STAGES if strange[0].split(".")[0] in runner.find_stage(n).keys), None)
             redo = f", or redo what follows from them with --force={stage}" if stage else ""
             raise UserError(f"{workdir} belongs to another config: {shown}{more}", f"give another --workdir{redo}")
     if write:

@@ -1,14 +1,5 @@
-"""What happens, in order. Each stage is `run(config, workdir, mesh)` over a run's folder and can be run alone.
+"""What happens to a run, in order. Each stage works on a run's folder and can be run alone.
 
-A stage is a module with
-    VERSION   raised when the same inputs give other numbers
-    KEYS      the top-level keys of the config that it reads
-    UPSTREAM  the stages whose output it reads
-    check(config, mesh, data=True)  refuses what can only fail later, before anything is run; `data`: and what is not
-        there to be read
-    run(config, workdir, mesh) -> digest of what it produced
-    intact(workdir)  whether what it produced is still there
-    forget(workdir)  removes what it produced
 A stage whose inputs have not changed since it finished is skipped. `run.json` in the run's folder keeps the record: the
 inputs when a stage begins, its output when it has finished. So an interrupted stage continues only with its own inputs.
 """
@@ -18,7 +9,6 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -30,14 +20,24 @@ from nml_jax.errors import UserError, storing
 from nml_jax.processes import peers
 from nml_jax.runs.record import read_record, write_record
 from nml_jax.runs.rows import hash_rows, read_rows, write_rows
+from nml_jax.stages.stage import Stage
 
-# Stages of one run. "report" follows over all runs of an experiment; its `run` takes the experiment's folder.
-STAGES = ("pretrain", "features", "extract", "zeroshot", "tune", "finetune", "diagnose")
-ALL_STAGES = (*STAGES, "report")
+# The stages of a run, in order, and the modules whose STAGE they are; imported when they are needed.
+MODULES = {
+    "pretrain": "nml_jax.stages.pretrain",
+    "features": "nml_jax.stages.features",
+    "extract": "nml_jax.stages.extract",
+    "zeroshot": "nml_jax.stages.zeroshot",
+    "tune": "nml_jax.stages.tune",
+    "finetune": "nml_jax.stages.finetune",
+    "diagnose": "nml_jax.stages.diagnose",
+}
+STAGES = tuple(MODULES)
+ALL_STAGES = (*STAGES, "report")  # which has no record and no run: it follows over all runs of an experiment
 
 
-def module(name: str) -> ModuleType:
-    return importlib.import_module(f"nml_jax.stages.{name}")
+def find_stage(name: str) -> Stage:
+    return importlib.import_module(MODULES[name]).STAGE
 
 
 def check(names: Sequence[str], what: str) -> None:
@@ -48,11 +48,11 @@ def check(names: Sequence[str], what: str) -> None:
 
 def hash_inputs(name: str, config: ConfigDict, record: dict[str, Any]) -> str:
     """SHA-256 of all a stage's numbers depend on: its part of the config, files, its version, what is upstream."""
-    stage = module(name)
-    upstream = {up: record["stages"].get(up, {}).get("output", "") for up in stage.UPSTREAM}
-    part = settings.select_keys(settings.to_json(config), stage.KEYS)
+    stage = find_stage(name)
+    upstream = {up: record["stages"].get(up, {}).get("output", "") for up in stage.upstream}
+    part = settings.select_keys(settings.to_json(config), stage.keys)
     files = {path: inputs.hash_content(Path(path)) for path in inputs.list_paths(part)}
-    return settings.hash_json([part, files, stage.VERSION, upstream])
+    return settings.hash_json([part, files, stage.version, upstream])
 
 
 def is_done(name: str, config: ConfigDict, workdir: Path) -> bool:
@@ -63,7 +63,7 @@ def is_done(name: str, config: ConfigDict, workdir: Path) -> bool:
     if own.get("rows", (found := hash_rows(read_rows(workdir), name))) != found:
         console.notice(f"{workdir.name}: of the rows of {name} some were changed or lost; it is done again")
         return False
-    return module(name).intact(workdir)
+    return find_stage(name).intact(workdir)
 
 
 def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: str = "", force: bool = False) -> bool:
@@ -79,7 +79,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
     Returns:
         Whether it ran.
     """
-    stage, record, first = module(name), read_record(workdir), jax.process_index() == 0
+    stage, record, first = find_stage(name), read_record(workdir), jax.process_index() == 0
     where = f"{workdir.name}: {name}"
     if peers.agree(not force and is_done(name, config, workdir)):
         before = record["stages"][name].get("revision", "")
@@ -111,7 +111,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
         record["stages"][name] |= {
             "output": output,
             "rows": hash_rows(read_rows(workdir), name),
-            "version": stage.VERSION,
+            "version": stage.version,
             "seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "revision": revision,
@@ -121,7 +121,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
             if output != own.get("output"):
                 stale = {name}
                 for later in STAGES[STAGES.index(name) + 1 :]:
-                    if stale & set(module(later).UPSTREAM):
+                    if stale & set(find_stage(later).upstream):
                         stale.add(later)
                         if later in record["stages"]:
                             _invalidate(workdir, record, later)

@@ -244,7 +244,7 @@ def test_a_method_that_diverges_is_left_out_and_the_others_go_on(files: Path, tm
     rows = [row for row in read_rows(cell) if row.stage == "tune"]
     assert {row.method for row in rows if row.metric == "accuracy"} == {"lbfgs"}
     assert [(row.method, row.value) for row in rows if row.metric == "diverged"] == [("mlp", 1.0)]
-    assert tune.intact(cell)
+    assert tune.STAGE.intact(cell)
     said = "Training diverged, and there is no head to compare: MLP in 1 of 1 run."
     assert said in capsys.readouterr().out
     assert said in (tmp_path / "w" / "report.html").read_text()

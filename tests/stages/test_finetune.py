@@ -123,7 +123,7 @@ def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, 
     run = Path(shutil.copytree(finished, tmp_path / "digits")) / CELL
     digits_experiment.launch(run.parent, **TUNING)
     assert "finetune is done, skipped" in capsys.readouterr().err
-    assert finetune.intact(run)
+    assert finetune.STAGE.intact(run)
     whole, trained, train = values(read_rows(run)), [], finetune_search.train
 
     def counted(setup, method, terms, *rest):
@@ -135,13 +135,13 @@ def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, 
                ("lora", None, "test", "accuracy")]  # fmt: skip
     for gone in (run / setting("lora") / "checkpoints", correct_path(run, vars(lora))):
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-        assert not finetune.intact(run)
+        assert not finetune.STAGE.intact(run)
         digits_experiment.launch(run.parent, **TUNING)
         assert "finetune is done" not in capsys.readouterr().err
-        assert finetune.intact(run)
+        assert finetune.STAGE.intact(run)
         assert values(read_rows(run)) == whole
     assert trained == [("lora", "none")] * 2  # and nothing else
-    finetune.forget(run)
+    finetune.STAGE.forget(run)
     assert not (run / "finetune").exists()
     assert not (run / "correct" / "finetune").exists()
 
