@@ -1,10 +1,13 @@
 """One config -> the runs of its sweep; what identifies a run; configs as JSON."""
 
+import functools
 import hashlib
+import importlib.util
 import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -43,6 +46,37 @@ def from_json(tree: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(restored(tree)).lock()
 
 
+@functools.cache
+def default_config() -> dict[str, Any]:
+    """Return the config of configs/common.py as JSON: every key with its default.
+
+    The file is loaded from where this package was installed, as a notebook may have another `configs` on its path. From
+    a wheel it lies in the package, in `installed`; in a checkout, beside the package.
+    """
+    package = Path(__file__).resolve().parent
+    files = [home / "configs" / "common.py" for home in (package / "installed", package.parent)]
+    spec = importlib.util.spec_from_file_location("nml_jax_defaults", next(filter(Path.is_file, files), files[-1]))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return to_json(module.get_config())
+
+
+def fill_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the keys that did not exist when a config (as JSON) was written, with their defaults."""
+
+    def fill(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        sections = {
+            key: fill(defaults[key], value)
+            for key, value in own.items()
+            if isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping)
+        }
+        return {**defaults, **own, **sections}
+
+    return fill(default_config(), tree)
+
+
 def freeze_sections(*sections: ConfigDict) -> tuple[FrozenConfigDict, ...]:
     """Hashable copies, to key what is compiled by what it was compiled for."""
     return tuple(FrozenConfigDict(section.to_dict()) for section in sections)
@@ -55,7 +89,7 @@ def hash_json(value: Any) -> str:
 
 def select_keys(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     """Those top-level keys of a config (as JSON) that a stage reads."""
-    return {key: config[key] for key in keys}
+    return {key: config[key] for key in keys if key in config}
 
 
 def repetition_seeds(seed: int, count: int) -> range:

@@ -6,7 +6,7 @@ inputs when a stage begins, its output when it has finished. So an interrupted s
 
 import importlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from nml_jax import __version__, console, inputs, runtime, settings
 from nml_jax.errors import UserError, storing
 from nml_jax.processes import peers
-from nml_jax.runs.record import read_record, write_record
+from nml_jax.runs.record import read_config, read_record, write_record
 from nml_jax.runs.rows import hash_rows, read_rows, write_rows
 from nml_jax.stages.stage import Stage
 
@@ -46,24 +46,55 @@ def check(names: Sequence[str], what: str) -> None:
         raise UserError(f"{what}: no stage {unknown[0]!r}", f"the stages are {', '.join(ALL_STAGES)}")
 
 
-def hash_inputs(name: str, config: ConfigDict, record: dict[str, Any]) -> str:
-    """SHA-256 of all a stage's numbers depend on: its part of the config, files, its version, what is upstream."""
-    stage = find_stage(name)
-    upstream = {up: record["stages"].get(up, {}).get("output", "") for up in stage.upstream}
-    part = settings.select_keys(settings.to_json(config), stage.keys)
-    files = {path: inputs.hash_content(Path(path)) for path in inputs.list_paths(part)}
-    return settings.hash_json([part, files, stage.version, upstream])
+def collect_inputs(stage: Stage, config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a stage's numbers depend on: its part of the config (as JSON), files, its version, what is upstream."""
+    part = settings.select_keys(config, stage.keys)
+    return {
+        "config": part,
+        "files": {path: inputs.hash_content(Path(path)) for path in inputs.list_paths(part)},
+        "version": stage.version,
+        "upstream": {up: record["stages"].get(up, {}).get("output", "") for up in stage.upstream},
+    }
+
+
+def inputs_differ(recorded: Any, now: Mapping[str, Any]) -> bool:
+    """Whether a stage began with other inputs than those of now. A key that the record lacks has its default."""
+    if not isinstance(recorded, Mapping):
+        return True
+    filled = settings.fill_defaults(recorded.get("config", {}))
+    return {**recorded, "config": settings.select_keys(filled, now["config"])} != now
+
+
+def load_record(workdir: Path) -> dict[str, Any]:
+    """The record of a run, with the inputs of its stages.
+
+    Older versions recorded one hash of them, over the keys that there were. These are in config.json, which is as old.
+    """
+    record = read_record(workdir)
+    hashed = [name for name in STAGES if isinstance(record["stages"].get(name, {}).get("inputs"), str)]
+    config = read_config(workdir) if hashed else {}
+    for name in hashed:
+        own, found = record["stages"][name], collect_inputs(find_stage(name), config, record)
+        if own["inputs"] == settings.hash_json([found[key] for key in ("config", "files", "version", "upstream")]):
+            own["inputs"] = found
+    return record
+
+
+def upgrade_record(workdir: Path) -> None:
+    """Record inputs in place of their hashes, before config.json is replaced."""
+    if (record := load_record(workdir)) != read_record(workdir):
+        write_record(workdir, record)
 
 
 def is_done(name: str, config: ConfigDict, workdir: Path) -> bool:
-    record = read_record(workdir)
+    stage, record = find_stage(name), load_record(workdir)
     own = record["stages"].get(name, {})
-    if "output" not in own or own["inputs"] != hash_inputs(name, config, record):
+    if "output" not in own or inputs_differ(own["inputs"], collect_inputs(stage, settings.to_json(config), record)):
         return False
     if own.get("rows", (found := hash_rows(read_rows(workdir), name))) != found:
         console.notice(f"{workdir.name}: of the rows of {name} some were changed or lost; it is done again")
         return False
-    return find_stage(name).intact(workdir)
+    return stage.intact(workdir)
 
 
 def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: str = "", force: bool = False) -> bool:
@@ -79,7 +110,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
     Returns:
         Whether it ran.
     """
-    stage, record, first = find_stage(name), read_record(workdir), jax.process_index() == 0
+    stage, record, first = find_stage(name), load_record(workdir), jax.process_index() == 0
     where = f"{workdir.name}: {name}"
     if peers.agree(not force and is_done(name, config, workdir)):
         before = record["stages"][name].get("revision", "")
@@ -87,9 +118,10 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
         if first:
             console.notice(f"{where} is done, skipped{changed}")
         return False
-    own, now = record["stages"].get(name, {}), hash_inputs(name, config, record)
+    own, now = record["stages"].get(name, {}), collect_inputs(stage, settings.to_json(config), record)
     recorded = name in record["stages"]
-    changed, redo = recorded and own.get("inputs") != now, force and (not recorded or "output" in own)
+    changed = recorded and inputs_differ(own.get("inputs"), now)
+    redo = force and (not recorded or "output" in own)
     if first and (changed or redo):
         # What is there was made of other inputs, or is not wanted. The record goes first: a kill in between leaves a
         # stage that is not done, never one that is done and has no output.
