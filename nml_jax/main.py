@@ -74,8 +74,10 @@ def launch(
 
     from nml_jax import console, runtime
     from nml_jax.processes import peers
-    from nml_jax.stages import experiment
+    from nml_jax.stages import experiment, sections
 
+    for cell in cells.values():
+        sections.check(cell)
     peers.start(config.runtime.timeout)
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis)
     for cell in cells.values():

@@ -242,8 +242,8 @@ def test_a_disk_that_takes_no_more(tmp_path: Path):
 @pytest.mark.parametrize(
     ("overrides", "cause"),
     [
-        ({"noise": 1.5}, "noise=1.5"),
-        ({"noise": float("nan")}, "noise=nan"),
+        ({"noise": 1.5}, "noise must be in [0, 1], got 1.5"),
+        ({"noise": float("nan")}, "noise must be finite, got nan"),
         ({"data.num_classes": 4}, "4"),
         ({"data.classes": (0, 99)}, "99"),
         ({"data.train": "training"}, "training"),

@@ -76,7 +76,7 @@ def _diagnose_file(fingerprint: str, keys: Any, diagnose: Any) -> diagnosis.Diag
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
-    """Its numbers are checked with all others (settings.check)."""
+    """Nothing can fail later but its numbers, and every run checks those (stages/sections.py)."""
 
 
 STAGE = Stage(

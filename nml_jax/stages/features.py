@@ -69,8 +69,6 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         raise UserError(
             "the stage features has no training file", "set --config.features.train=FILE, or leave the stage out"
         )
-    if not 0 < config.features.memory <= 1:
-        raise UserError(f"features.memory={config.features.memory}", "give a share of the memory, above 0 and up to 1")
     for mode in config.extract.spectra:
         spectrum.preset(mode)
     specs = _list_specs(config)

@@ -150,7 +150,7 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         values = config.tune[key]
         good = all(isinstance(x, (int, float)) and 0 <= x <= 1 and (x or key == "noises") for x in values)
         if not good or not 0 < len(values) == len({f"{x:g}" for x in values}):  # as files of heads are called
-            raise UserError(f"tune.{key}={values} is no tuple of different shares {words}",
+            raise UserError(f"tune.{key} must be a tuple of distinct shares {words}, got {values}",
                             f"give at least one, as in --config.tune.{key}='(1.0,)'")  # fmt: skip
     if config.tune.noise_kind not in ("symmetric", "pair"):
         raise UserError(f"tune.noise_kind={config.tune.noise_kind!r}", "choose symmetric or pair")

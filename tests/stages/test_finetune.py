@@ -244,7 +244,7 @@ def test_zero_shot_weights_are_the_scaled_descriptions_of_the_classes(tmp_path: 
     assert not bias.any()
     scale = np.exp(here.weights[0]["logit_scale"])
     np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), scale, rtol=1e-5)
-    assert here.setup("full").layer == "embedding"
+    assert here.loop_setup("full").layer == "embedding"
 
 
 @pytest.mark.parametrize(
