@@ -20,6 +20,7 @@ NOT_IDENTITY = ("sweep", "stages", "runtime")
 # Every run is named by these two, swept or not, so that runs of one experiment find their place beside each other. Of
 # features from files nobody knows the noise.
 AXES = ("noise", "seed")
+INSTALLED = Path(__file__).resolve().parent / "installed"  # only in a wheel
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -47,16 +48,18 @@ def from_json(tree: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(restored(tree)).lock()
 
 
+def configs_home() -> Path:
+    """Return the folder of `configs`, as this package was installed: in itself from a wheel, else beside it."""
+    return INSTALLED if INSTALLED.is_dir() else INSTALLED.parent.parent
+
+
 @functools.cache
 def default_config() -> dict[str, Any]:
     """Return the config of configs/common.py as JSON: every key with its default.
 
-    The file is loaded from where this package was installed, as a notebook may have another `configs` on its path. From
-    a wheel it lies in the package, in `installed`; in a checkout, beside the package.
+    The file is loaded by its path, as a notebook may have another `configs` on its own.
     """
-    package = Path(__file__).resolve().parent
-    files = [home / "configs" / "common.py" for home in (package / "installed", package.parent)]
-    spec = importlib.util.spec_from_file_location("nml_jax_defaults", next(filter(Path.is_file, files), files[-1]))
+    spec = importlib.util.spec_from_file_location("nml_jax_defaults", configs_home() / "configs" / "common.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

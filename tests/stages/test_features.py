@@ -256,7 +256,7 @@ def test_what_is_finished_of_an_interrupted_stage_is_not_done_again(files: Path,
     named = {"features.train": str(files / "train.npz"), "features.test": str(files / "test.npz"),
              "tune.methods": ("ridge", "lbfgs")}  # fmt: skip
     whole = launch(tmp_path / "whole", **named)
-    fit, asked = tune.heads.fit_seeds, []
+    fit, asked = tune.select.fit_seeds, []
 
     def stopping(*args, method, **how):
         asked.append(method)
