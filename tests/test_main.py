@@ -16,7 +16,7 @@ import pytest
 import safetensors.numpy
 
 import nml_jax
-from nml_jax import main
+from nml_jax import main, settings
 from nml_jax.errors import UserError
 from nml_jax.runs.rows import read_rows
 from tests.scenes.digits_experiment import flags, launch
@@ -243,8 +243,8 @@ def test_a_disk_that_takes_no_more(tmp_path: Path):
 @pytest.mark.parametrize(
     ("overrides", "cause"),
     [
-        ({"noise": 1.5}, "noise=1.5"),
-        ({"noise": float("nan")}, "noise=nan"),
+        ({"noise": 1.5}, "noise must be in [0, 1], got 1.5"),
+        ({"noise": float("nan")}, "noise must be finite, got nan"),
         ({"data.num_classes": 4}, "4"),
         ({"data.classes": (0, 99)}, "99"),
         ({"data.train": "training"}, "training"),
@@ -441,6 +441,6 @@ def test_a_config_is_looked_up_here_and_then_where_the_package_is_installed(tmp_
     wheel = tmp_path / "site" / "installed"
     (wheel / "configs").mkdir(parents=True)
     (wheel / "configs" / "mine.py").touch()
-    monkeypatch.setattr(main, "INSTALLED", wheel)
+    monkeypatch.setattr(settings, "INSTALLED", wheel)
     assert main.find_config("configs/mine.py") == str(wheel / "configs" / "mine.py")
     assert main.code_revision() == nml_jax.__version__

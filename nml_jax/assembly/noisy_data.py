@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nml_jax import errors, noise, objectives
+from nml_jax import errors, noise, objectives, ranges
 from nml_jax.assembly import encoder
 from nml_jax.data import sources
 from nml_jax.data.sources.noisy import NoisyLabels, SwappedCaptions, align_by_key
@@ -26,6 +26,12 @@ class Data(NamedTuple):
     validation: Source  # clean
     ledger: noise.Ledger
     tokenizer: Tokenizer | None  # of captions
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """Refuse values of the section `data` that are out of range."""
+    ranges.require_at_least(1, "data", config, "image_size")
+    ranges.require_share("data", config, "validation", below_one=True)
 
 
 def load_data(config: ConfigDict) -> Data:

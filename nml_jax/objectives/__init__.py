@@ -30,6 +30,11 @@ OBJECTIVES: dict[str, Callable[[ConfigDict, int, int], Objective]] = {
 }
 
 
+def check_ranges(config: ConfigDict) -> None:
+    """Refuse values of the section `objective` that are out of range."""
+    supervised.check_ranges(config)
+
+
 def make(config: ConfigDict, *, num_classes: int, blocks: int = 1) -> Objective:
     """Make the objective of the section `objective` of configs/common.py.
 

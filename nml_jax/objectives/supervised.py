@@ -1,7 +1,6 @@
 """Supervised classification: softmax or binary cross-entropy, label smoothing, mixup and cutmix on the device."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from nml_jax import ranges
 from nml_jax.errors import UserError
 
 
@@ -73,6 +73,12 @@ class Supervised:
         return targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
 
 
+def check_ranges(config: ConfigDict) -> None:
+    """Refuse numbers of the section `objective` that are out of range."""
+    ranges.require_share("objective", config, "label_smoothing", "switch_prob")
+    ranges.require_at_least(0, "objective", config, "mixup", "cutmix")
+
+
 def make(config: ConfigDict, *, num_classes: int) -> Supervised:
     """Make the objective of the section `objective` of configs/common.py.
 
@@ -81,9 +87,7 @@ def make(config: ConfigDict, *, num_classes: int) -> Supervised:
     """
     if config.loss not in LOSSES:
         raise UserError(f"there is no objective.loss={config.loss!r}", f"choose one of {', '.join(LOSSES)}")
-    for key, high in (("label_smoothing", 1), ("switch_prob", 1), ("mixup", math.inf), ("cutmix", math.inf)):
-        if not (0 <= config[key] <= high and math.isfinite(config[key])):
-            raise UserError(f"objective.{key}={config[key]} is out of range", f"set it between 0 and {high}")
+    check_ranges(config)
     if config.multi_hot and config.loss != "bce":
         raise UserError(f"objective.multi_hot needs objective.loss=bce, not {config.loss}", "set objective.loss=bce")
     return Supervised(

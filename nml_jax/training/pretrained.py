@@ -35,7 +35,7 @@ def load_model(run: str | Path, *, step: int | None = None, weights: str = "raw"
     folder = _find(Path(run), step)
     checkpoint.verify(folder)
     meta = checkpoint.read_meta(folder)
-    config = settings.from_json(meta["config"])
+    config = settings.from_json(settings.fill_defaults(meta["config"]))
     if weights not in ("raw", "ema") or (weights == "ema" and not config.train.ema):
         raise errors.UserError(
             f"{folder} holds no {weights!r} weights", "use weights='raw', or train with train.ema > 0"

@@ -219,10 +219,10 @@ def test_make_reads_the_config():
     [
         ({"name": "contrast"}, "objective.name='contrast'"),
         ({"loss": "hinge"}, "objective.loss='hinge'"),
-        ({"label_smoothing": 1.5}, "objective.label_smoothing=1.5"),
-        ({"mixup": -0.1}, "objective.mixup=-0.1"),
-        ({"cutmix": float("inf")}, "objective.cutmix=inf"),
-        ({"switch_prob": float("nan")}, "objective.switch_prob=nan"),
+        ({"label_smoothing": 1.5}, "objective.label_smoothing must be in [0, 1], got 1.5"),
+        ({"mixup": -0.1}, "objective.mixup must be at least 0, got -0.1"),
+        ({"cutmix": float("inf")}, "objective.cutmix must be finite, got inf"),
+        ({"switch_prob": float("nan")}, "objective.switch_prob must be in [0, 1], got nan"),
         ({"multi_hot": True}, "objective.multi_hot"),
     ],
 )
