@@ -147,7 +147,7 @@ def extract(
             rows = {layer: np.stack([one[layer] for one in several], 1) for layer in config.extract.layers}
             yield rows | {"label": several[0]["label"], "id": several[0]["id"]}
 
-    with peers.at(test.split):
+    with peers.track(test.split):
         if jax.process_index() > 0:
             collections.deque(blocks(), maxlen=0)  # takes its part in every step
             return

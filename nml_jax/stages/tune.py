@@ -56,7 +56,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         training = Training(config, found, seeds)
         for sample in _draw_samples(config, found):
             for i, (method, preset) in enumerate(pairs):
-                with peers.at(f"{found.task}: {method}, {i} of {len(pairs)} methods done"):
+                with peers.track(f"{found.task}: {method}, {i} of {len(pairs)} methods done"):
                     rows += _tune_method(workdir, training, sample, method, preset)
     if all(row.metric == DIVERGED for row in rows):
         raise UserError("training of every head diverged", "lower tune.lrs, or set tune.standardize for large features")

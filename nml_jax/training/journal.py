@@ -52,7 +52,7 @@ class Journal:
         self.goodput = goodput.Record(self.folder, self.clock, step, active=self.active)
         self.step = self.reached = step
         try:
-            with peers.stepping(lambda: f"step {self.reached} ({self.clock.part})"):
+            with peers.track(lambda: f"step {self.reached} ({self.clock.part})"):
                 yield
         finally:
             self.saved(self.step)

@@ -46,7 +46,7 @@ def create(model, tx: optax.GradientTransformation, key: jax.Array, *, ema: bool
 def abstract(model, tx: optax.GradientTransformation, *, ema: bool, mesh: Mesh) -> TrainState:
     """The state's shapes, dtypes and shardings, without computing it."""
     shapes = jax.eval_shape(functools.partial(_at_the_start, tx=tx, ema=ema), *model.shapes, jax.random.key(0))
-    return runtime.with_shardings(shapes, mesh)
+    return runtime.add_shardings(shapes, mesh)
 
 
 def _at_the_start(

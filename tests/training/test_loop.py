@@ -143,7 +143,7 @@ def test_parameters_are_born_sharded_and_optimiser_state_and_ema_follow(make_run
     loop._build.cache_clear()
     split = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.ema, state.opt_state)):
-        assert leaf.sharding.spec == runtime.leaf_spec(leaf.shape, 4), jax.tree_util.keystr(path)
+        assert leaf.sharding.spec == runtime.choose_spec(leaf.shape, 4), jax.tree_util.keystr(path)
         split += "fsdp" in leaf.sharding.spec
     assert split > 8
 
