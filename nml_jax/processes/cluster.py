@@ -17,7 +17,7 @@ VARIABLES = {
 
 
 def find_job(env: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return the arguments of `jax.distributed.initialize` that JAX does not find itself; None if this process is alone.
+    """Return what `jax.distributed.initialize` needs and JAX does not find itself; None if this process is alone.
 
     JAX finds its place under Slurm, Open MPI 4, GKE, Kubernetes (with the package `kubernetes`) and on a Cloud TPU.
     Elsewhere, or to override it, set the three VARIABLES. JAX does not know the variables of Open MPI 5: its rank and

@@ -131,9 +131,9 @@ def tune_setting(setup: FinetuneSetup, method: str, terms: str, heads: Heads, or
     if peers.agree(whole and has_rows(folder)):
         return read_rows(folder)
     done = choose_and_train(setup, method, terms, config.lrs, heads)
-    start = finetune.merged(done.begin(), config)
+    start = finetune.merge_factors(done.begin(), config)
     start[0]["encoder"], start[1]["encoder"] = setup.weights  # as it was, without NoisyTune's perturbation
-    end = finetune.merged(runtime.fetch((done.state.params, done.state.model_state), setup.mesh), config)
+    end = finetune.merge_factors(runtime.fetch((done.state.params, done.state.model_state), setup.mesh), config)
     keep(setup, folder, end, done)
     hyper, rows = {"lr": done.lr, "weight_decay": config.weight_decay}, []
     right: dict[str, np.ndarray] = {}

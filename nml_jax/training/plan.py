@@ -1,4 +1,4 @@
-"""How long training is, in steps."""
+"""The length of training in steps."""
 
 from typing import NamedTuple
 
@@ -6,17 +6,17 @@ from ml_collections import ConfigDict
 
 
 class Plan(NamedTuple):
-    """How long, in steps."""
+    """The length of training in steps."""
 
-    steps: int
+    steps: int  # of the whole run
     per_epoch: float
 
     @classmethod
     def of(cls, config: ConfigDict, n: int) -> "Plan":
-        """`train.epochs` over n records; with repeated augmentation an epoch is still n samples."""
+        """Plan `train.epochs` over n records; with repeated augmentation an epoch is still n samples."""
         per_epoch = n / config.train.batch
         return cls(max(1, round(config.train.epochs * per_epoch)), per_epoch)
 
     def every(self, epochs: float) -> int:
-        """An interval in epochs as steps; never less than one, 0 means at the end."""
+        """Convert an interval in epochs to steps, at least one; 0 epochs is the whole run."""
         return max(1, round(epochs * self.per_epoch)) if epochs else self.steps

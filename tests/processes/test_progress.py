@@ -17,7 +17,7 @@ from tests.launch.shell import ROOT, clean
 
 
 class Peer:
-    """A process among three, with a dictionary as service; has what `share_position` and `track` use of a Membership."""
+    """One of three processes, with a dictionary as service; has all that `share_position` and `track` need."""
 
     share_position: Any = Membership.share_position
 
