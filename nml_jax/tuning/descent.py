@@ -226,16 +226,12 @@ def compute_statistics(features: jax.Array, rows: jax.Array, n: jax.Array) -> Tr
     """Compute mean and standard deviation over all views of the first n of `rows`; a constant feature becomes 0."""
     size, views, _ = features.shape
     used = jnp.zeros((size, 1, 1)).at[rows].set((jnp.arange(size) < n)[:, None, None].astype(jnp.float32))
-    # In units of a power of two, which costs no digit: the squares of 1e25, and of 1e-25, are none of float32.
-    _, exponent = jnp.frexp(jnp.abs(used * features).max((0, 1)))
-    unit = jnp.ldexp(jnp.float32(1), jnp.clip(exponent, -100, 100))
-    scaled = features / unit
-    mean = (used * scaled).sum((0, 1)) / (n * views)
-    variance = (used * (scaled - mean) ** 2).sum((0, 1)) / (n * views)
-    constant = variance <= 1e-10 * mean**2  # what rounding of the mean leaves, which AdamW would learn from
+    mean = (used * features).sum((0, 1)) / (n * views)
+    variance = (used * (features - mean) ** 2).sum((0, 1)) / (n * views)
+    constant = variance <= 1e-10 * mean**2  # rounding of the mean leaves this much, which AdamW would learn from
     return {
-        "mean": jnp.where(constant, features[rows[0], 0], mean * unit),
-        "scale": jnp.where(constant, 1, jnp.sqrt(variance) * unit),
+        "mean": jnp.where(constant, features[rows[0], 0], mean),
+        "scale": jnp.where(constant, 1, jnp.sqrt(variance)),
     }
 
 
