@@ -120,7 +120,7 @@ def test_default_patterns_name_what_does_not_decay():
         "cls_head": {"kernel": 0},
     }
     names = list(flatten(params))
-    got = optim._multipliers("optimizer.decay", get_config().optimizer.decay, names)
+    got = optim._find_multipliers("optimizer.decay", get_config().optimizer.decay, names)
     assert {name for name in names if got[name]} == {"conv/kernel", "cls_head/kernel"}
 
 
