@@ -106,7 +106,7 @@ def intact(workdir: Path) -> bool:
     rows = [row for row in read_rows(workdir) if row.stage == "finetune"]
     names = {(row.task, name_setting(row.method, row.preset, row.train_share, row.head_seed)) for row in rows}
     kept = {correct_path(workdir, vars(row)) for row in rows}
-    models = (checkpoint.steps(workdir / "finetune" / task / name / "checkpoints") for task, name in names)
+    models = (checkpoint.list_steps(workdir / "finetune" / task / name / "checkpoints") for task, name in names)
     return all(path.is_file() for path in kept) and all(models)
 
 
@@ -127,7 +127,7 @@ def tune_setting(setup: FinetuneSetup, method: str, terms: str, heads: Heads, or
         "downstream_noise": 0.0, "method": method, "preset": setup.preset(terms), "head_seed": setup.config.seed,
     }  # fmt: skip
     kept = correct_path(setup.folder.parents[1], shared)
-    whole = kept.is_file() and bool(checkpoint.steps(folder / "checkpoints"))
+    whole = kept.is_file() and bool(checkpoint.list_steps(folder / "checkpoints"))
     if peers.agree(whole and has_rows(folder)):
         return read_rows(folder)
     done = choose_and_train(setup, method, terms, config.lrs, heads)
@@ -179,7 +179,7 @@ def keep(setup: FinetuneSetup, folder: Path, end: tuple[Any, Any], done: Trained
     }  # fmt: skip
     result = checkpoint.Checkpoints(folder / "checkpoints", every=1, keep=1, keep_every=0, meta=meta)
     try:
-        if not peers.agree(bool(checkpoint.steps(folder / "checkpoints"))):
+        if not peers.agree(bool(checkpoint.list_steps(folder / "checkpoints"))):
             placed = runtime.to_mesh((params, model_state), setup.mesh)
             result.save(
                 dataclasses.replace(done.state, params=placed[0], model_state=placed[1], opt_state={}), must=True

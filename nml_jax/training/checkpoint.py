@@ -26,7 +26,7 @@ from orbax.checkpoint import v1 as ocp
 
 from nml_jax import console, errors
 from nml_jax.processes import job, peers
-from nml_jax.training.checksums import SUMS, latest_step, steps, verify, write_sums
+from nml_jax.training.checksums import SUMS, find_latest_step, list_steps, verify, write_sums
 from nml_jax.training.state import TrainState
 
 SCHEMA = 2  # version of the folder's layout
@@ -73,7 +73,7 @@ class Checkpoints:
             for folder in self.folder.glob(f"*{TEMPORARY}*"):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def due(self, step: int) -> bool:
+    def is_due(self, step: int) -> bool:
         return step % self.every == 0
 
     def save(self, state: TrainState, *, must: bool = False) -> None:
@@ -144,7 +144,7 @@ class Checkpoints:
             return
         write_sums(self.folder / str(step))
         self._clean()  # a failed save may have gone on writing for a while
-        for old in steps(self.folder)[: -self.keep]:
+        for old in list_steps(self.folder)[: -self.keep]:
             if not self._is_permanent(old):
                 shutil.rmtree(self.folder / str(old))
 
@@ -193,7 +193,7 @@ class Checkpoints:
     def _report_lost(self, step: int, cause: str, must: bool) -> None:
         if must:
             raise errors.UserError(cause, errors.FREE)
-        good = [k for k in steps(self.folder) if k != step or (self.folder / str(k) / SUMS).exists()]
+        good = [k for k in list_steps(self.folder) if k != step or (self.folder / str(k) / SUMS).exists()]
         last = f"the last good checkpoint is that of step {good[-1]}" if good else "there is no good checkpoint yet"
         self._notice(f"the checkpoint of step {step} is lost: {cause}; training goes on, {last}")
 
@@ -207,7 +207,7 @@ class Checkpoints:
         Raises:
             UserError: the latest folder is not a checkpoint, is damaged, or holds another model.
         """
-        step = peers.agree(latest_step(self.folder))
+        step = peers.agree(find_latest_step(self.folder))
         if step is None:
             return None
         verify(self.folder / str(step))

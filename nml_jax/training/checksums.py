@@ -12,13 +12,13 @@ from nml_jax.runs.files import write_atomic
 SUMS = "SHA256SUMS"
 
 
-def steps(folder: Path) -> list[int]:
+def list_steps(folder: Path) -> list[int]:
     """List the steps saved in a `checkpoints` folder, in ascending order."""
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
 
 
-def latest_step(folder: Path) -> int | None:
-    return max(steps(folder), default=None)
+def find_latest_step(folder: Path) -> int | None:
+    return max(list_steps(folder), default=None)
 
 
 def write_sums(folder: Path) -> None:

@@ -83,7 +83,7 @@ def assemble(
     model: models.Model, loss: Loss, tx: optax.GradientTransformation, schedule: optax.Schedule, ema: float, mesh: Mesh
 ) -> Program:
     """Assemble the program of a model with any loss and optimiser."""
-    shapes = train_state.abstract(model, tx, ema=ema > 0, mesh=mesh)
+    shapes = train_state.make_shapes(model, tx, ema=ema > 0, mesh=mesh)
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
     gather = runtime.make_gather(shardings.params, mesh)
 
@@ -102,7 +102,7 @@ def assemble(
         metrics["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1))
         # These are global values, so a step that is not finite on one shard is skipped on all.
         sound = jnp.isfinite(value) & jnp.isfinite(metrics["grad_norm"][0])
-        state = state.after(params, model_state, average, opt_state, sound)
+        state = state.advance(params, model_state, average, opt_state, sound)
         metrics = jax.tree.map(lambda x: jnp.where(sound, x, 0), metrics)
         metrics |= {"skipped": (~sound, 1), "streak": (state.skipped[1], 1), "asked": (asked.sum(), 1)}
         if replaced is not None:
@@ -162,7 +162,7 @@ def train(
     first = int(state.step)
     if first == plan.steps:
         return state
-    put, clock, every = runtime.put_batch(mesh), journal.clock, plan.every(config.runtime.eval_every)
+    put, clock, every = runtime.put_batch(mesh), journal.clock, plan.to_steps(config.runtime.eval_every)
     window = Window(mesh, config.runtime.max_skipped)
     nobody = np.zeros(jax.local_device_count(), np.int32)
     unasked = put({"asked": nobody})  # once: a put costs more than all else in a small step
@@ -182,7 +182,7 @@ def train(
             last = step == plan.steps
             stop = window.asked(lag=0 if last else LAG)
             evaluate = step % every == 0 and not last
-            save = checkpoints.due(step) or last or stop
+            save = checkpoints.is_due(step) or last or stop
             if step % config.runtime.log_every == 0 or evaluate or save:
                 seen, skipped = window.close(), int(np.asarray(state.skipped)[0])
                 rate = float(np.asarray(program.schedule(max(step - skipped - 1, 0))))

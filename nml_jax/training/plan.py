@@ -12,11 +12,11 @@ class Plan(NamedTuple):
     per_epoch: float
 
     @classmethod
-    def of(cls, config: ConfigDict, n: int) -> "Plan":
+    def from_config(cls, config: ConfigDict, n: int) -> "Plan":
         """Plan `train.epochs` over n records; with repeated augmentation an epoch is still n samples."""
         per_epoch = n / config.train.batch
         return cls(max(1, round(config.train.epochs * per_epoch)), per_epoch)
 
-    def every(self, epochs: float) -> int:
+    def to_steps(self, epochs: float) -> int:
         """Convert an interval in epochs to steps, at least one; 0 epochs is the whole run."""
         return max(1, round(epochs * self.per_epoch)) if epochs else self.steps

@@ -56,7 +56,7 @@ def _find(path: Path, step: int | None) -> Path:
         parent, step = path.parent, int(path.name)
     else:
         parent = path / "checkpoints"
-    there = checkpoint.steps(parent)
+    there = checkpoint.list_steps(parent)
     if not there or (step is not None and step not in there):
         what = f"checkpoint {step}" if there else "checkpoint"
         has = f"it has {', '.join(map(str, there))}" if there else "a run's folder holds checkpoints/<step>"

@@ -25,7 +25,7 @@ class TrainState:
     key: jax.Array  # typed PRNG key []; step k draws from fold_in(key, k)
     skipped: jax.Array  # int32 [2], skipped steps (loss or gradient not finite): in all, and in a row up to now
 
-    def after(self, params: Any, model_state: Any, ema: Any, opt_state: Any, sound: jax.Array) -> "TrainState":
+    def advance(self, params: Any, model_state: Any, ema: Any, opt_state: Any, sound: jax.Array) -> "TrainState":
         """Return the state after a step: with the new values if `sound` (bool []), else with the old, as skipped."""
         old = self.params, self.model_state, self.ema, self.opt_state
         new = params, model_state, ema, opt_state
@@ -40,16 +40,16 @@ def create(model, tx: optax.GradientTransformation, key: jax.Array, *, ema: bool
     # Drawn whole, then split: drawn in parts, some weights would be rounded differently.
     init = jax.jit(lambda key: model.init(key, model.spec), out_shardings=runtime.replicated_sharding(mesh))
     params, model_state = init(init_key)
-    return _at_the_start(params, model_state, step_key, tx=tx, ema=ema)
+    return _make_state(params, model_state, step_key, tx=tx, ema=ema)
 
 
-def abstract(model, tx: optax.GradientTransformation, *, ema: bool, mesh: Mesh) -> TrainState:
+def make_shapes(model, tx: optax.GradientTransformation, *, ema: bool, mesh: Mesh) -> TrainState:
     """Return the state's shapes, dtypes and shardings, without computing it."""
-    shapes = jax.eval_shape(functools.partial(_at_the_start, tx=tx, ema=ema), *model.shapes, jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(_make_state, tx=tx, ema=ema), *model.shapes, jax.random.key(0))
     return runtime.add_shardings(shapes, mesh)
 
 
-def _at_the_start(
+def _make_state(
     params: Any, model_state: Any, key: jax.Array, *, tx: optax.GradientTransformation, ema: bool
 ) -> TrainState:
     # A copy, because the donated state may hold no buffer twice.

@@ -36,9 +36,9 @@ def test_plan():
         class train:
             batch, epochs = 16, 2.5
 
-    plan = loop.Plan.of(Config, 40)  # type: ignore[arg-type]
+    plan = loop.Plan.from_config(Config, 40)  # type: ignore[arg-type]
     assert plan == (6, 2.5)  # 2.5 epochs of 2.5 steps, rounded half to even
-    assert (plan.every(1.0), plan.every(0.0), plan.every(0.1)) == (2, 6, 1)
+    assert (plan.to_steps(1.0), plan.to_steps(0.0), plan.to_steps(0.1)) == (2, 6, 1)
 
 
 def test_n_steps_are_k_steps_and_a_restart_and_n_minus_k_steps(make_run):

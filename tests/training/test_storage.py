@@ -80,7 +80,7 @@ def wait_for(path: Path) -> None:
 def test_a_full_disk_loses_a_checkpoint_but_not_the_run(run, disk, make_run, capsys):
     """The disk is full before the save of step 4 and free again before that of step 8."""
     state = run.train(act_at({3: lambda: fill(disk), 7: (disk / "filler").unlink}))
-    assert checkpoint.steps(run.folder / "checkpoints") == [8, 12]
+    assert checkpoint.list_steps(run.folder / "checkpoints") == [8, 12]
     err = capsys.readouterr().err
     assert "the checkpoint of step 4 is lost: cannot write" in err
     assert "No space left" in err
@@ -121,7 +121,7 @@ def test_training_does_not_wait_for_slow_storage(make_run, monkeypatch, capsys):
     monkeypatch.setattr(checkpoint.Checkpoints, "_finish", finish_late)
     run.train(act_at({9: release.set}))
     assert "the checkpoint of step 4 is still being written; that of step 8 is left out" in capsys.readouterr().err
-    assert checkpoint.steps(run.folder / "checkpoints") == [4, 12]
+    assert checkpoint.list_steps(run.folder / "checkpoints") == [4, 12]
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_a_save_that_fails_on_one_process_is_lost_on_all_and_the_next_is_not(tmp
     assert lines[0].startswith("the checkpoint of step 4 is lost: process 0: cannot write"), lines
     assert "File too large; training goes on, there is no good checkpoint yet" in lines[0]
     assert "Traceback" not in first.out + other.out
-    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [8, 12]
+    assert checkpoint.list_steps(tmp_path / "run" / "checkpoints") == [8, 12]
     for step in (8, 12):
         checkpoint.verify(tmp_path / "run" / "checkpoints" / str(step))
 

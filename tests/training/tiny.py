@@ -59,12 +59,12 @@ class Run:
     quarantined: list[int] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
-        self.plan = loop.Plan.of(self.config, RECORDS)
+        self.plan = loop.Plan.from_config(self.config, RECORDS)
         self.program = loop.build(self.config, self.plan, self.mesh, num_classes=CLASSES)
 
     def checkpoints(self) -> checkpoint.Checkpoints:
         meta = {"config": settings.to_json(self.config), "num_classes": CLASSES}
-        every = self.plan.every(self.config.runtime.save_every)
+        every = self.plan.to_steps(self.config.runtime.save_every)
         return checkpoint.Checkpoints(self.folder / "checkpoints", every=every, keep=2, keep_every=0, meta=meta)
 
     def train(self, batches=None, evaluators=None) -> TrainState:
