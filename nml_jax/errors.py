@@ -70,7 +70,7 @@ def as_disk_error(error: Exception, path: object = None) -> UserError | None:
 
 
 @contextlib.contextmanager
-def storing(path: object) -> Iterator[None]:
+def report_disk_errors(path: object) -> Iterator[None]:
     """Turn the disk's errors while `path` is written into a UserError that names it."""
     try:
         yield

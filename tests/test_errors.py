@@ -36,7 +36,7 @@ def test_the_storage_library_tells_a_number():
 def test_other_errors_are_the_disks_only_while_a_path_is_written():
     assert errors.as_disk_error(FileNotFoundError(2, "none", "/x")) is None
     assert errors.as_disk_error(ValueError("no number")) is None
-    with pytest.raises(errors.UserError, match="cannot write /run"), errors.storing("/run"):
+    with pytest.raises(errors.UserError, match="cannot write /run"), errors.report_disk_errors("/run"):
         raise FileExistsError(17, "File exists", "/run")
-    with pytest.raises(ValueError, match="a bug"), errors.storing("/run"):
+    with pytest.raises(ValueError, match="a bug"), errors.report_disk_errors("/run"):
         raise ValueError("a bug")

@@ -69,7 +69,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                     rows += make_rows(s, **origin, **where, stage="extract", spectrum_mode=mode, n_test=len(bank),
                                           views=config.extract.views if test is train else 1)  # fmt: skip
     if jax.process_index() == 0:
-        with errors.storing(workdir):
+        with errors.report_disk_errors(workdir):
             write_json(workdir / "spectra.json", spectra)
             write_rows(workdir, "extract", rows)
     return settings.hash_json(written)

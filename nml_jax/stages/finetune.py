@@ -76,7 +76,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                     for terms in config.finetune.terms:
                         rows += tune_setting(setup, method, terms, start, origin)
     if jax.process_index() == 0:
-        with errors.storing(workdir):
+        with errors.report_disk_errors(workdir):
             write_rows(workdir, "finetune", rows)
             for probe in (workdir / "finetune").glob(f"*/{finetune.PROBE},*"):
                 shutil.rmtree(probe)
@@ -147,7 +147,7 @@ def tune_setting(setup: FinetuneSetup, method: str, terms: str, heads: Heads, or
                  for metric, fields in found]  # fmt: skip
     if jax.process_index() == 0:
         write_correct(kept, right)
-        with errors.storing(folder):
+        with errors.report_disk_errors(folder):
             write_rows(folder, "finetune", rows)
             for name in ("training", "search"):
                 if (folder / name).exists():
@@ -168,7 +168,7 @@ def keep(setup: FinetuneSetup, folder: Path, end: tuple[Any, Any], done: Trained
     elif jax.process_index() == 0:
         leaves = jax.tree_util.tree_leaves_with_path((head, end[1]["head"]))
         named = {jax.tree_util.keystr(p[1:], simple=True, separator="/"): np.asarray(x) for p, x in leaves}
-        with errors.storing(folder):
+        with errors.report_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             safetensors.numpy.save_file(named, folder / "head.safetensors")
     ledger = setup.frozen.ledger

@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     origin = encoder.describe_origin(config, frozen.ledger, run=workdir.name, step=frozen.step, weights=weights)
     rows = [Row(**origin, stage="zeroshot", **fields) for fields in score_task(config, frozen, mesh)]
     if jax.process_index() == 0:
-        with errors.storing(workdir):
+        with errors.report_disk_errors(workdir):
             write_rows(workdir, "zeroshot", rows)
     return settings.hash_json([[row.metric, row.task, row.split, row.value] for row in rows])
 

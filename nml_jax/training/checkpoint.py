@@ -63,7 +63,7 @@ class Checkpoints:
         self.abandoned: list[Future] = []
         if sys.unraisablehook is not _hide_closed_loop:
             sys.unraisablehook = _hide_closed_loop
-        with errors.storing(folder):
+        with errors.report_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self._clean()
 

@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from nml_jax.errors import UserError, storing
+from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.models.heads.mlp import EPS, Form, Tree
 from nml_jax.models.heads.mlp import head as architecture
 from nml_jax.tuning import descent
@@ -93,7 +93,7 @@ class TunedHead:
             "columns": json.dumps(list(self.columns)),
         }
         part = path.with_name(f".{path.name}.part")
-        with storing(path.parent):
+        with report_disk_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(safetensors.numpy.save(tensors, metadata=meta))
             part.replace(path)
