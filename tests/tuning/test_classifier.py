@@ -305,10 +305,10 @@ def test_early_stopping_stops_and_keeps_the_best_epoch():
 
 
 def test_the_validation_part_is_not_trained_on():
-    """Random labels in it change which epoch is kept, but not what the first epoch learns."""
+    """Other features in it change the validation loss, but not what the first epoch learns."""
     model = make(epochs=1, standardize=False, validation_fraction=0.2)
     first = model.fit(X, Y)
-    _, held = model._parts(Y, int(np.random.RandomState(0).randint(2**31 - 1)))
+    _, held = model._split_rows(Y, int(np.random.RandomState(0).randint(2**31 - 1)))
     assert len(held) == 24
     other = X.copy()
     other[held] = -other[held]
