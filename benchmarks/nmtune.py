@@ -2,7 +2,7 @@
 
     python benchmarks/nmtune.py [--quick] [--repeats=7] [--torch-python=PATH] [--write]
 
-Ours is a run of head_runs.train over a bank of 1024 × 2 features, less a run of no epochs, per step. The opponent is
+Ours is a run of descent.train over a bank of 1024 × 2 features, less a run of no epochs, per step. The opponent is
 the released step as METHOD's table has it: two views stacked, BatchNorm over both, MSE, COV by the D×D covariance,
 `torch.svd`, backward, AdamW, the schedule. It runs in a process of its own, with the Python of --torch-python (default:
 this one), and the two take turns in every round. First both train the same small head from the same start on the same

@@ -2,7 +2,7 @@
 
     python benchmarks/sweep.py [--quick] [--repeats=5] [--write]
 
-Both go through head_runs.train. The single runs are timed twice: each with a compilation of its own, as sixteen
+Both go through descent.train. The single runs are timed twice: each with a compilation of its own, as sixteen
 processes would have it (import and start-up not counted), and with the compilation shared. The sweep must compile once,
 and be no slower per run than compiled single runs; on an accelerator it is one mapped program.
 """

@@ -101,14 +101,14 @@ def launch(
     for name, cell in cells.items() if todo else ():
         folder = experiment.open_run(workdir, name, cell, write=first)
         for stage in todo:
-            with peers.at(stage):
+            with peers.track(stage):
                 runner.run(stage, cell, folder, mesh, revision=revision, force=stage in force)
 
     # ---- the report over all runs of the experiment, these and earlier ones ----------------------------------------
     if "report" in config.stages and first:
         from nml_jax.stages import report
 
-        with peers.at("report"):
+        with peers.track("report"):
             page = report.run(config, workdir, mesh)
         print(report.summarise(page.parent))
         console.notice(f"report: {page.resolve()}")

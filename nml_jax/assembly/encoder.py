@@ -37,7 +37,7 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
     Raises:
         UserError: neither is there, the checkpoint is damaged, or the weights do not fit the model.
     """
-    if checkpoint.steps(workdir / "checkpoints"):
+    if checkpoint.list_steps(workdir / "checkpoints"):
         loaded = pretrained.load_model(workdir, step=config.extract.step, weights=config.extract.weights)
         params, model_state, step = loaded.params, loaded.model_state, loaded.step
         ledger = noise.Ledger.from_dict(loaded.meta["ledger"])

@@ -153,7 +153,7 @@ def keep_ledger(workdir: Path, ledger: noise.Ledger) -> None:
     if path.exists():
         ledger.check_same(noise.Ledger.read(path), str(path))
     elif jax.process_index() == 0:
-        with errors.storing(path):
+        with errors.report_disk_errors(path):
             write_json(path, ledger.to_dict())
 
 

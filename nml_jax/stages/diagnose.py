@@ -56,7 +56,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         rows += [Row(**shared, metric=f"diagnosis/{name}", value=value) for name, value in known.items()]
         if not result.untold:
             rows.append(Row(**shared, metric="diagnosis/gain", value=result.difference))
-    with errors.storing(workdir):
+    with errors.report_disk_errors(workdir):
         write_json(workdir / "diagnosis.json", told)
         write_rows(workdir, "diagnose", rows)
     return settings.hash_json([[row.metric, row.value] for row in rows])

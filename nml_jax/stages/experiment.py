@@ -11,7 +11,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from nml_jax import settings
-from nml_jax.errors import UserError, storing
+from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.runs.files import write_json
 from nml_jax.runs.finished import list_runs
 from nml_jax.runs.record import read_config, read_record
@@ -55,7 +55,7 @@ def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write
             redo = f", or redo what follows from them with --force={stage}" if stage else ""
             raise UserError(f"{workdir} belongs to another config: {shown}{more}", f"give another --workdir{redo}")
     if write:
-        with storing(workdir):
+        with report_disk_errors(workdir):
             write_json(path, mine)
 
 
@@ -63,7 +63,7 @@ def open_run(workdir: Path, name: str, config: ConfigDict, *, write: bool = True
     """The folder of a run, with its `config.json`."""
     folder = workdir / name
     if write:
-        with storing(folder):
+        with report_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             runner.upgrade_record(folder)
             write_json(folder / "config.json", settings.to_json(config))

@@ -67,7 +67,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                     rows += make_rows(s, **origin, **where, stage="extract", spectrum_mode=mode, n_test=len(bank),
                                           views=config.extract.views if test is train else 1)  # fmt: skip
     if jax.process_index() == 0:
-        with errors.storing(workdir):
+        with errors.report_disk_errors(workdir):
             write_json(workdir / "spectra.json", spectra)
             write_rows(workdir, "extract", rows)
     return settings.hash_json(written)
@@ -139,7 +139,7 @@ def extract(
             rows = {layer: np.stack([one[layer] for one in several], 1) for layer in config.extract.layers}
             yield rows | {"label": several[0]["label"], "id": several[0]["id"]}
 
-    with peers.at(test.split):
+    with peers.track(test.split):
         if jax.process_index() > 0:
             collections.deque(blocks(), maxlen=0)  # takes its part in every step
             return

@@ -57,7 +57,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         "columns": {spec: {"label": file.label, "taken": list(file.columns), "left_out": list(file.left_out)}
                     for spec, file in several.items() if file.columns},
     }  # fmt: skip
-    with errors.storing(workdir):
+    with errors.report_disk_errors(workdir):
         write_json(workdir / "features.json", read)
         write_json(workdir / "spectra.json", spectra)
         write_rows(workdir, "features", rows)

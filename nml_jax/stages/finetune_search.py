@@ -139,7 +139,7 @@ def train(
     """One run through the loop, from where its checkpoints in `folder`/training are."""
     clock = goodput.Clock()
     config, mesh, source = setup.config, setup.mesh, Subset(setup.task.train, rows)
-    plan = loop.Plan.of(config, len(source))
+    plan = loop.Plan.from_config(config, len(source))
     sections = settings.freeze_sections(config.model, config.finetune)
     compiled = finetune.build(*sections, setup.loop_setup(method, terms), lr, plan, mesh)
     noisytune = 0.0 if method == finetune.PROBE else config.finetune.noisytune
@@ -159,7 +159,7 @@ def train(
     named = {"label": f"{setup.task.name} {folder.name}", "clock": clock, "quarantine": undecodable}
     checkpoints = checkpoint.Checkpoints(
         folder / "training",
-        every=plan.every(config.runtime.save_every),
+        every=plan.to_steps(config.runtime.save_every),
         keep=config.runtime.keep,
         keep_every=0,
         meta={"config": settings.to_json(config), "num_classes": source.num_classes, "lr": lr},

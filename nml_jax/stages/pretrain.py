@@ -39,7 +39,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     clock = goodput.Clock()
     data = noisy_data.load_data(config)
     noisy_data.keep_ledger(workdir, data.ledger)
-    plan = loop.Plan.of(config, len(data.train))
+    plan = loop.Plan.from_config(config, len(data.train))
     num_classes = data.train.num_classes
     program = loop.build(config, plan, mesh, num_classes=num_classes)
     seen = config, program.model, mesh, data.validation, data.tokenizer
@@ -47,9 +47,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     meta = {"config": settings.to_json(config), "ledger": data.ledger.to_dict(), "num_classes": num_classes}
     checkpoints = checkpoint.Checkpoints(
         workdir / "checkpoints",
-        every=plan.every(config.runtime.save_every),
+        every=plan.to_steps(config.runtime.save_every),
         keep=config.runtime.keep,
-        keep_every=plan.every(config.runtime.keep_every) if config.runtime.keep_every else 0,
+        keep_every=plan.to_steps(config.runtime.keep_every) if config.runtime.keep_every else 0,
         meta=meta | {"environment": runtime.describe_environment()},
     )
     undecodable = Quarantine(workdir, data.train, config.runtime.quarantine, active=jax.process_index() == 0)

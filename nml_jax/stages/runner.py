@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import __version__, console, inputs, runtime, settings
-from nml_jax.errors import UserError, storing
+from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.processes import peers
 from nml_jax.runs.record import read_config, read_record, write_record
 from nml_jax.runs.rows import hash_rows, read_rows, write_rows
@@ -125,12 +125,12 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
     if first and (changed or redo):
         # What is there was made of other inputs, or is not wanted. The record goes first: a kill in between leaves a
         # stage that is not done, never one that is done and has no output.
-        with storing(workdir):
+        with report_disk_errors(workdir):
             _invalidate(workdir, record, name)
             stage.forget(workdir)
     if first:
         record["stages"][name] = {"inputs": now}
-        with storing(workdir):
+        with report_disk_errors(workdir):
             write_record(workdir, record)
     peers.agree(True)  # the others look when what is not to be there is gone
     begun = time.perf_counter()
@@ -149,7 +149,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
             "revision": revision,
             "environment": environment,
         }
-        with storing(workdir):
+        with report_disk_errors(workdir):
             if output != own.get("output"):
                 stale = {name}
                 for later in STAGES[STAGES.index(name) + 1 :]:

@@ -54,11 +54,11 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         training = Training(config, found, seeds)
         for sample in _draw_samples(config, found):
             for i, (method, preset) in enumerate(pairs):
-                with peers.at(f"{found.task}: {method}, {i} of {len(pairs)} methods done"):
+                with peers.track(f"{found.task}: {method}, {i} of {len(pairs)} methods done"):
                     rows += _tune_method(workdir, training, sample, method, preset)
     if all(row.metric == DIVERGED for row in rows):
         raise UserError("training of every head diverged", "lower tune.lrs, or set tune.standardize for large features")
-    with errors.storing(workdir):
+    with errors.report_disk_errors(workdir):
         write_rows(workdir, "tune", rows)
         shutil.rmtree(workdir / "tuning")
     return settings.hash_json([[row.metric, row.split, row.method, row.preset, row.value] for row in rows])
@@ -133,7 +133,7 @@ def _tune_method(workdir: Path, training: Training, sample: Sample, method: str,
         except select.Diverged as e:
             console.notice(f"{workdir.name}: {found.task}: {e.cause}; it is left out. {e.cure}")
             for head, place in zip(heads_of, places, strict=True):
-                with errors.storing(place):
+                with errors.report_disk_errors(place):
                     write_rows(place, "tune", [_diverged(head, found, len(sample.chosen))])
         if (seconds := time.perf_counter() - begun) > SILENT:
             what = f"{workdir.name}: {found.task}, {' '.join(filter(None, (method, shared['preset'])))}"
@@ -185,7 +185,7 @@ def _keep(
     measured, correct = _measure_head(result, found, shared, input_spectra)
     write_correct(correct_path(workdir, shared | {"layer": found.layer}), correct)
     _save(result.head, found, workdir, shared)
-    with errors.storing(place):
+    with errors.report_disk_errors(place):
         write_rows(place, "tune", measured)
 
 

@@ -33,7 +33,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     origin = encoder.describe_origin(config, frozen.ledger, run=workdir.name, step=frozen.step, weights=weights)
     rows = [Row(**origin, stage="zeroshot", **fields) for fields in score_task(config, frozen, mesh)]
     if jax.process_index() == 0:
-        with errors.storing(workdir):
+        with errors.report_disk_errors(workdir):
             write_rows(workdir, "zeroshot", rows)
     return settings.hash_json([[row.metric, row.task, row.split, row.value] for row in rows])
 
@@ -47,7 +47,7 @@ def score_task(config: ConfigDict, frozen: encoder.Encoder, mesh: Mesh) -> Itera
         for test in task.tests:
             evaluator = evaluators.build_zero_shot(config, model, mesh, task, test, tokenizer, batch=batch)
             where = {"task": name, "split": test.split, "domain": test.domain, "n_test": len(test.source)}
-            with peers.at(test.split):
+            with peers.track(test.split):
                 classes = evaluator.embed_classes(*weights) if classes is None else classes
                 scored = list(evaluator.run(*weights, classes))
             yield from ({**where, "method": "zero-shot", "metric": metric, "value": value} for metric, value in scored)
@@ -56,7 +56,7 @@ def score_task(config: ConfigDict, frozen: encoder.Encoder, mesh: Mesh) -> Itera
         source = load_retrieval_source(config, split)
         evaluator = evaluators.build_retrieval(config, model, mesh, source, tokenizer, batch=batch)
         domain = "ood" if split in config.downstream.ood else "id"
-        with peers.at(split):
+        with peers.track(split):
             scored = list(evaluator.run(*weights))
         for metric, value in scored:
             where = {"task": "pretrain", "split": f"{dataset}/{split}", "domain": domain}

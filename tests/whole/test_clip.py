@@ -136,17 +136,17 @@ def test_zero_shot_can_be_added_to_a_finished_run(data: Path, tmp_path: Path, fi
 
 def test_every_stage_says_where_it_is(monkeypatch, finished: Path, data: Path, tmp_path: Path):
     """As the other processes of a job would hear of it if there were any."""
-    within: list[Callable[[], str]] = []
+    within: list[str | Callable[[], str]] = []
     been: set[str] = set()
 
     @contextlib.contextmanager
-    def stepping(place: Callable[[], str]) -> Iterator[None]:
+    def track(place: str | Callable[[], str]) -> Iterator[None]:
         within.append(place)
-        been.add(": ".join(where() for where in within))
+        been.add(": ".join(where if isinstance(where, str) else where() for where in within))
         yield
         within.remove(place)
 
-    monkeypatch.setattr(peers, "stepping", stepping)
+    monkeypatch.setattr(peers, "track", track)
     workdir = shutil.copytree(finished, tmp_path / "run")
     clip_experiment.launch(workdir, data, force=("extract", "zeroshot", "tune"))
     assert within == []
