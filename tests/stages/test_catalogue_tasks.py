@@ -61,7 +61,7 @@ def test_heads_of_imagenet_on_tests_of_other_classes(runs: Path):
     tiny_sets.write(sets, catalogue.TRAINED["imagenet2012"], labels=(13, 281), records=24)  # junco, tabby
     tiny_sets.write(sets, catalogue.PARTNERS["imagenet_a"], labels=(13,), records=4)
     src = tiny_archives.pack(runs / "vid.tar", tiny_archives.vid(), "tar")
-    downstream.imagenet_vid_robust(src, sets / "imagenet_vid_robust")
+    downstream.build_imagenet_vid_robust(src, sets / "imagenet_vid_robust")
     (first,) = (runs / "first").glob("noise=*")
     keys = {
         **KINDS, "tune.epochs": 200, "tune.lrs": (0.1,), "stages": ("extract", "tune"), "init_from": str(first),
