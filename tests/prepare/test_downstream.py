@@ -17,7 +17,7 @@ from nml_jax.prepare import archives
 from nml_jax.prepare.__main__ import main
 from nml_jax.prepare.downstream import BUILDERS
 from nml_jax.tasks import catalogue, class_maps
-from nml_jax.tasks.classification import _open, _partner, load_task
+from nml_jax.tasks.classification import _load_partner, _open_split, load_task
 from tests.scenes.tiny_archives import LAYOUTS, VARIANTS, VID, cifar, clip_set, objectnet, pack, vid
 from tests.scenes.tiny_sets import image
 
@@ -79,18 +79,18 @@ def test_objectnet_keeps_the_overlapping_classes_and_cuts_the_border(tmp_path: P
     out = build_set(tmp_path, "objectnet")
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["classes"] == list(class_maps.load("objectnet"))
-    source = _open(config(tmp_path), catalogue.PARTNERS["objectnet"], "test", 3)
+    source = _open_split(config(tmp_path), catalogue.PARTNERS["objectnet"], "test", 3)
     assert list(source.keys) == ["wok/b.png", "alarm_clock/a.png", "wok/a.PNG"]
     assert [source.class_names[label] for label in source.labels] == ["wok", "alarm_clock", "wok"]
-    assert class_maps.find_ids("objectnet")[source.labels[1]] == (409, 530)
+    assert class_maps.load_ids("objectnet")[source.labels[1]] == (409, 530)
     whole = codec.decode(image(0))
     np.testing.assert_array_equal(codec.decode(source.image(0)), whole[2:-2, 2:-2])
 
 
 def test_vid_robust_keeps_frames_and_their_groups(tmp_path: Path):
     build_set(tmp_path, "imagenet_vid_robust")
-    found = _partner(config(tmp_path), "imagenet_vid_robust", train=None)[0]
-    assert (found.domain, found.source.num_classes, found.class_map) == ("ood", 30, class_maps.find_ids(found.split))
+    found = _load_partner(config(tmp_path), "imagenet_vid_robust", train=None)[0]
+    assert (found.domain, found.source.num_classes, found.class_map) == ("ood", 30, class_maps.load_ids(found.split))
     assert found.source.keys[1] == "val/ILSVRC2015_val_00000001/000001.JPEG"
     assert found.source.labels.tolist() == [9] * 4 + [8] * 4
     assert found.frames.labels == ((9, 17),) * 4 + ((8,),) * 4
@@ -98,7 +98,7 @@ def test_vid_robust_keeps_frames_and_their_groups(tmp_path: Path):
     path = next(tmp_path.rglob("test.frames.json"))
     path.write_text(path.read_text()[:40])
     with pytest.raises(UserError, match="missing or damaged"):
-        _partner(config(tmp_path), "imagenet_vid_robust", train=None)
+        _load_partner(config(tmp_path), "imagenet_vid_robust", train=None)
 
 
 def test_a_refused_frame_leaves_its_group(tmp_path: Path):
@@ -110,7 +110,7 @@ def test_a_refused_frame_leaves_its_group(tmp_path: Path):
     )
     assert [r["file"] for r in manifest["refused"]] == ["val/ILSVRC2015_val_00000001/000000.JPEG"]
     assert (manifest["anchors"], manifest["left_out"]) == (2, 1)
-    found = _partner(config(tmp_path), "imagenet_vid_robust", train=None)[0]
+    found = _load_partner(config(tmp_path), "imagenet_vid_robust", train=None)[0]
     assert found.frames.groups == ((0, 1), (5,))
 
 
@@ -125,7 +125,7 @@ def test_cifar100_c(tmp_path: Path):
     entry = catalogue.PARTNERS["cifar100_c"]
     pixels = np.load(io.BytesIO(cifar()["CIFAR-100-C/glass_blur.npy"]))
     for severity in (1, 5):
-        source = _open(config(tmp_path), entry, f"frosted_glass_blur_{severity}", 2)
+        source = _open_split(config(tmp_path), entry, f"frosted_glass_blur_{severity}", 2)
         assert source.labels.tolist() == [99, 3]
         for i in range(2):
             np.testing.assert_array_equal(codec.decode(source.image(i)), pixels[2 * (severity - 1) + i])
