@@ -1,4 +1,4 @@
-"""Compile every full-size config for 64 and for 256 chips of a v5e, and print the table of the README.
+"""Compile every full-size config for 64 and for 256 chips of a v5e, and print the table of docs/benchmarks.md.
 
     python benchmarks/aot.py            print the table of benchmarks/results/aot.json
     python benchmarks/aot.py --write    compile what the file lacks, one after another; with --again, everything

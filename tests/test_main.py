@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import nml_jax
 from nml_jax import main
 from nml_jax.errors import UserError
 from nml_jax.runs.rows import read_rows
@@ -427,3 +428,19 @@ def test_flags_in_any_order_and_form(tmp_path: Path):
     done = command("--config.noise=0.7", "--config", "configs/digits.py", f"--workdir={tmp_path / 'w'}", "--dry_run")
     assert done.returncode == 0, done.stderr
     assert "noise=0.7,seed=2" in done.stdout
+
+
+def test_a_config_is_looked_up_here_and_then_where_the_package_is_installed(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main.find_config("configs/resnet50_in1k.py:a3") == str(ROOT / "configs" / "resnet50_in1k.py:a3")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits.py").touch()
+    assert main.find_config("configs/digits.py") == "configs/digits.py"
+    with pytest.raises(UserError, match=r"no config file 'configs/none\.py'"):
+        main.find_config("configs/none.py")
+    wheel = tmp_path / "site" / "installed"
+    (wheel / "configs").mkdir(parents=True)
+    (wheel / "configs" / "mine.py").touch()
+    monkeypatch.setattr(main, "INSTALLED", wheel)
+    assert main.find_config("configs/mine.py") == str(wheel / "configs" / "mine.py")
+    assert main.code_revision() == nml_jax.__version__
