@@ -119,8 +119,8 @@ def get_config() -> ConfigDict:
     optimizer.nesterov = False  # sgd: Nesterov's momentum
     optimizer.weight_decay = 0.05  # decoupled for adamw and lamb; added to the gradient for sgd
     # Pairs of a regex for names such as "a/b/kernel" and a multiplier of weight_decay. The first match counts; every
-    # parameter must match one.
-    optimizer.decay = ((r"(.*/)?(bias|scale|cls|pos_embed|logit_(scale|bias))", 0.0), (r".*", 1.0))  # none on vectors
+    # parameter must match one. By default biases, scales, and class and position embeddings do not decay.
+    optimizer.decay = ((r"(.*/)?(bias|scale|cls|pos_embed|logit_(scale|bias))", 0.0), (r".*", 1.0))  # multipliers
     optimizer.lr_mult = ((r".*", 1.0),)  # the same form, multipliers of the learning rate; 0 freezes
     # Triples of a regex and the ends of an interval. Every step clips the parameter to it.
     optimizer.clamp = ((r"(.*/)?logit_scale", 0.0, 4.605170185988092),)  # ln 100, as in CLIP
