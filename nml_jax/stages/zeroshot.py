@@ -16,7 +16,7 @@ from nml_jax.data.sources.source import Source
 from nml_jax.processes import peers
 from nml_jax.runs.rows import Row, write_rows
 from nml_jax.stages.stage import Outputs, Stage
-from nml_jax.tasks.classification import check_tasks, find_dataset, load_task
+from nml_jax.tasks.classification import check_tasks, choose_dataset_name, load_task
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
@@ -51,7 +51,7 @@ def score_task(config: ConfigDict, frozen: encoder.Encoder, mesh: Mesh) -> Itera
                 classes = evaluator.embed_classes(*weights) if classes is None else classes
                 scored = list(evaluator.run(*weights, classes))
             yield from ({**where, "method": "zero-shot", "metric": metric, "value": value} for metric, value in scored)
-    dataset = find_dataset("directory", config)
+    dataset = choose_dataset_name("directory", config)
     for split in config.zeroshot.retrieval:
         source = load_retrieval_source(config, split)
         evaluator = evaluators.build_retrieval(config, model, mesh, source, tokenizer, batch=batch)
