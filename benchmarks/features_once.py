@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -61,9 +60,8 @@ class Race:
 
     def __init__(self, quick: bool):
         self.config = config = get_config(quick)
-        data = SimpleNamespace(source="digits", path="", name="", classes=(), num_classes=None)
-        self.train = Subset(sources.load(data, "train"), np.arange(ROWS))
-        self.test = sources.load(data, "test")
+        self.train = Subset(sources.load("digits", "", "train"), np.arange(ROWS))
+        self.test = sources.load("digits", "", "test")
         model = models.build(config.model, num_classes=2, image_size=SIZE)
         params, state = model.init(jax.random.key(0), model.spec)
 

@@ -116,8 +116,7 @@ def prepared(files: list[bytes], folder: Path, resize: int | None) -> Any:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     image_folder.build_image_folder(src, out, resize=resize)
-    data = SimpleNamespace(source="directory", path=str(out), name="", classes=(), num_classes=None)
-    return sources.load(data, "train")
+    return sources.load("directory", str(out), "train")
 
 
 # Who reads it
@@ -341,7 +340,7 @@ def main() -> None:
     print(f"that is {share:.3%} of the {image_ns / 1000:.0f} µs a core spends on an image")
     results["overlay"] = {"laying_ns": cost["laying"], "look_up_ns": cost["look_up"], "share": share}
 
-    digits = sources.load(SimpleNamespace(source="digits", path="", name="", classes=(), num_classes=None), "train")
+    digits = sources.load("digits", "", "train")
     small = {f"{n} threads": piped(digits, recipe(crop="none"), 100, n, size=8) for n in (0, 1, 2, 4, 8)}
     print(f"\n{'digits':<12} {'µs/image':>9} {'batches/s':>10}")
     results["digits"] = {}

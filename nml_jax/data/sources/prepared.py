@@ -62,9 +62,9 @@ class Records(Source):
         return Joined(parts)
 
 
-def load(data: Any, split: str, *, captions: bool = False) -> Source:
-    """A split of the prepared dataset that the section `config.data` names; see `sources.load`."""
-    builder = _directory(data.path, captions) if data.source == "directory" else _catalogue(data.name, data.path)
+def load(kind: str, path: str, split: str, *, name: str, captions: bool) -> Source:
+    """Open a split of a prepared dataset; see `sources.load`."""
+    builder = _directory(path, captions) if kind == "directory" else _catalogue(name, path)
     folder, info = Path(builder.data_dir), builder.info
     _allow_many_files()
     content = _content(folder)

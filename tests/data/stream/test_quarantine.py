@@ -230,8 +230,7 @@ def folder(tmp_path):
 
 
 def opened(folder):
-    section = SimpleNamespace(source="directory", path=str(folder), name="", classes=(), num_classes=None)
-    return sources.load(section, "train")
+    return sources.load("directory", str(folder), "train")
 
 
 def shard(folder, number) -> Path:
