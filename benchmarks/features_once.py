@@ -28,6 +28,7 @@ from nml_jax import models, runtime
 from nml_jax.data import sources
 from nml_jax.data.sources.source import Source, Subset
 from nml_jax.data.stream import pipeline
+from nml_jax.data.stream.reading import Reading
 from nml_jax.models.heads.mlp import Form
 from nml_jax.objectives import nmtune, terms
 from nml_jax.tuning import descent, select
@@ -50,8 +51,8 @@ def get_config(quick: bool) -> Any:
 
 def images(config: Any, source: Source, view: int | None) -> Iterator[np.ndarray]:
     """Batches uint8 [B, S, S, 3] of a split in order, augmented as view `view`, or plain."""
-    seen = {"augment": config.augment, "image_size": SIZE, "mean": config.model.mean, "std": config.model.std}
-    for batch in pipeline.evaluate(source, **seen, batch=BATCH, view=view, threads=2):
+    reading = Reading(config.augment, SIZE, config.model.mean, config.model.std, threads=2)
+    for batch in pipeline.evaluate(source, reading, batch=BATCH, view=view):
         yield batch["image"]
 
 

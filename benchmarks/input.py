@@ -164,11 +164,11 @@ def recipe(*, crop: str = "random_resized", antialias: bool = False) -> Any:
 
 def piped(source: Any, augment: Any, batches: int, threads: int, size: int = SIZE) -> Run:
     from nml_jax.data.stream import pipeline
+    from nml_jax.data.stream.reading import Reading
 
     def run() -> Round:
-        how = {"image_size": size, "mean": MEAN, "std": STD, "batch": BATCH, "threads": threads}
         others = threading.active_count()
-        stream = pipeline.train(source, augment=augment, seed=0, **how)
+        stream = pipeline.train(source, Reading(augment, size, MEAN, STD, threads=threads), batch=BATCH, seed=0)
         spent = steady(stream, 2 * max(4, threads), batches)
         stream.close()
         while threading.active_count() > others:  # batches under way must not run into the next one's time

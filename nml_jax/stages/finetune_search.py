@@ -151,9 +151,9 @@ def train(
         state = start(jax.random.key(config.seed))
         return runtime.fetch((state.params, state.model_state), mesh)
 
-    def batches(start_step: int) -> Generator[Any]:
+    def batches(start_step: int) -> Generator[pipeline.Portion]:
         how = {"batch": config.train.batch, "seed": config.seed, "start_step": start_step}
-        return pipeline.train(source, **how, **evaluators.reading_options(config, mesh))
+        return pipeline.train(source, evaluators.make_reading(config, mesh), **how)
 
     undecodable = Quarantine(folder, source, config.runtime.quarantine, active=jax.process_index() == 0)
     named = {"label": f"{setup.task.name} {folder.name}", "clock": clock, "quarantine": undecodable}

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -120,16 +119,16 @@ def forget(workdir: Path) -> None:
         (workdir / name).unlink(missing_ok=True)
 
 
-def make_batches(config: ConfigDict, mesh: Mesh, data: noisy_data.Data, start_step: int) -> Generator[Any]:
+def make_batches(config: ConfigDict, mesh: Mesh, data: noisy_data.Data, start_step: int) -> Generator[pipeline.Portion]:
     """Training batches from `start_step` on; this process's rows of them."""
     return pipeline.train(
         data.train,
+        evaluation.make_reading(config, mesh),
         batch=config.train.batch,
         seed=config.seed,
         tokenize=data.tokenizer,
         weights=config.data.weights,
         start_step=start_step,
-        **evaluation.reading_options(config, mesh),
     )
 
 
