@@ -1,6 +1,5 @@
 """One config -> the runs of its sweep; what identifies a run; configs as JSON."""
 
-import hashlib
 import itertools
 import json
 import math
@@ -10,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from nml_jax.errors import UserError
+from nml_jax.hashes import hash_text
 
 # What to run, where and how fast: these change no number, so they do not identify a run.
 NOT_IDENTITY = ("sweep", "stages", "runtime")
@@ -50,7 +50,7 @@ def freeze_sections(*sections: ConfigDict) -> tuple[FrozenConfigDict, ...]:
 
 def hash_json(value: Any) -> str:
     """SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return hash_text(json.dumps(value, sort_keys=True))
 
 
 def select_keys(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:

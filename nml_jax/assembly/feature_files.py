@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from nml_jax import inputs
 from nml_jax.data.features import files
 from nml_jax.data.features.sets import FeatureSet, Split, Subset
+from nml_jax.data.stratify import hold_out
 from nml_jax.errors import UserError
 from nml_jax.tuning.head_file import classes_to_json
-from nml_jax.tuning.holdout import hold_out
 
 RESERVED = {"train", "holdout", "mean"}  # names of splits that mean something else
 MANY = 1000  # classes, from which on labels that hardly ever repeat are taken for ids
@@ -112,8 +112,8 @@ def match_specs(config: ConfigDict, found: FeatureSet) -> dict[str, Split]:
 
 def get_file(split: Split) -> files.Features:
     """The open file of a split that `open_files` found."""
-    rows: Any = split.features
-    return rows.whole if isinstance(rows, Subset) else rows
+    rows: Any = split.features.whole if isinstance(split.features, Subset) else split.features
+    return rows
 
 
 def _name_split(path: Path, taken: set[str]) -> str:

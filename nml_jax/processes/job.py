@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import jax
 from jax._src import distributed  # the client of the service, which JAX's own libraries take from there, too
 
+from nml_jax.console import list_words
 from nml_jax.errors import NonFinite, PeerLost, Preempted
 from nml_jax.processes import cluster
 from nml_jax.processes.progress import TICK, Progress
@@ -254,7 +255,7 @@ class Membership:
     def process_names(self, processes: Iterable[int]) -> str:
         """ "processes 2 (its host) and 3 (its host) of 8" """
         known = [f"{i} ({self.hosts[i]})" if i in self.hosts else str(i) for i in sorted(processes)]
-        return f"process{'es' if len(known) > 1 else ''} {' and '.join(known)} of {self.count}"
+        return f"process{'es' if len(known) > 1 else ''} {list_words(known)} of {self.count}"
 
 
 def in_thread(call: Callable[[], T], limit: float | None = None) -> T:

@@ -12,6 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from nml_jax.errors import UserError
+from nml_jax.training.leaves import name_leaf, name_leaves
 
 
 def make(
@@ -49,7 +50,7 @@ def make(
         UserError: a value is out of range, a regex is none, a parameter matches no pattern, a pattern decides nothing.
     """
     _check(config)
-    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    names = list(name_leaves(params))
     decay = _multipliers("optimizer.decay", config.decay, names)
     lr_mult = _multipliers("optimizer.lr_mult", config.lr_mult, names)
     if not any(lr_mult.values()):
@@ -104,7 +105,7 @@ def layer_decay(params: Any, decay: float, *, frozen: str = "") -> tuple[tuple[s
     """
     if not 0 < decay <= 1:
         raise UserError(f"a layer-wise learning-rate decay of {decay}", "give a number above 0, at most 1")
-    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    names = list(name_leaves(params))
     places = {name: _layer(name) for name in names}
     order = sorted(set(places.values()) | {_STEM, _TOP})
     rates = {place: decay ** (len(order) - 1 - i) for i, place in enumerate(order)}
@@ -212,12 +213,8 @@ def _clamped(update: jax.Array, param: jax.Array, low: float, high: float) -> ja
     return jnp.nextafter(update, inwards.astype(update.dtype))
 
 
-def _name(path: jax.tree_util.KeyPath) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _map_named(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, *leaves: f(_name(path), *leaves), tree, *rest)
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: f(name_leaf(path), *leaves), tree, *rest)
 
 
 def _per_parameter(f: Callable[[str, jax.Array, jax.Array], jax.Array]) -> optax.GradientTransformation:

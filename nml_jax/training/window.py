@@ -4,7 +4,6 @@ Every process reads the same values of the same steps, so what is decided by the
 same step, without asking each other.
 """
 
-import hashlib
 import math
 from collections import deque
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from jax.sharding import Mesh
 
 from nml_jax import runtime
 from nml_jax.errors import NonFinite
+from nml_jax.hashes import hash_bytes
 
 # So many steps are on their way to the device, and no more, before the answer of one is waited for.
 LAG = 2
@@ -154,4 +154,4 @@ def list_ids(ids: np.ndarray) -> str:
 
 def hash_ids(ids: np.ndarray) -> str:
     """Of the ids of a batch in their order: the first 16 hex digits of the SHA-256 of their int32 bytes."""
-    return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()[:16]
+    return hash_bytes(ids.astype("<i4").tobytes())[:16]

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_X_y
 
 from nml_jax import spectrum
 from nml_jax.data.features.checks import are_finite, check_varied
-from nml_jax.data.stratify import draw_stratified, rank_in_class
+from nml_jax.data.stratify import draw_per_class, draw_stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.separability import measure_separability
 from nml_jax.tuning import select
@@ -205,17 +205,12 @@ def _part(codes: np.ndarray, folds: int, rows: int, seed: int) -> tuple[int, np.
     each = min(PER_FOLD * folds, rows // 2)
     taken = np.random.default_rng(seed).permutation(able)[: rows // min(each, int(counts[able].max()))]
     pool = np.flatnonzero(np.isin(codes, taken))
-    own = _first(codes[pool], each, seed)
+    own = draw_per_class(codes[pool], each, seed)
     part, rest = pool[own], pool[~own]
     if len(rest) and rows - len(part) >= len(taken):
         more = draw_stratified(codes[rest], min(1.0, (rows - len(part)) / len(rest)), seed)
         part = np.concatenate([part, rest[more]])
     return folds, np.sort(part)
-
-
-def _first(codes: np.ndarray, each: int, seed: int) -> np.ndarray:
-    """bool [N]: so many rows of every class, drawn at random, or all that it has."""
-    return rank_in_class(codes, np.argsort(np.random.default_rng(seed).permutation(len(codes)))) < each
 
 
 def _compare_methods(F: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> dict[str, list[float]]:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from nml_jax.errors import UserError, storing
 from nml_jax.models.heads.mlp import EPS, Form, Tree
 from nml_jax.models.heads.mlp import head as architecture
+from nml_jax.runs.files import write_bytes
 from nml_jax.tuning import descent
 
 FORMAT = "nml_jax head 1"  # raised when the tensors or the metadata mean something else
@@ -92,11 +93,8 @@ class TunedHead:
             "about": json.dumps(dict(self.about)),
             "columns": json.dumps(list(self.columns)),
         }
-        part = path.with_name(f".{path.name}.part")
         with storing(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(safetensors.numpy.save(tensors, metadata=meta))
-            part.replace(path)
+            write_bytes(path, safetensors.numpy.save(tensors, metadata=meta))
 
 
 def load(path: Path) -> TunedHead:

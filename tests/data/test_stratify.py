@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 
 from nml_jax.data.sources.source import Arrays, digest
-from nml_jax.data.stratify import draw_stratified, split_validation
+from nml_jax.data.stratify import draw_per_class, draw_stratified, hold_out, split_validation
 from nml_jax.errors import UserError
-from nml_jax.tuning.diagnosis import _first
-from nml_jax.tuning.holdout import hold_out
 
 PINNED = {
     "validation": "47cb5e351a914a90", "share": "0cbf9929dd6b64a3", "holdout": "2f40fa25e27eb2e4",
@@ -83,5 +81,5 @@ def test_draws_stay_as_they_are():
             found["validation"] += [train.indices, validation.indices]  # type: ignore[attr-defined]
             found["share"].append(draw_stratified(labels, share, seed))
             found["holdout"] += hold_out(labels, share, seed)
-            found["per class"].append(np.flatnonzero(_first(labels, int(10 * share), seed)))
+            found["per class"].append(np.flatnonzero(draw_per_class(labels, int(10 * share), seed)))
     assert {name: digest(*parts)[:16] for name, parts in found.items()} == PINNED
