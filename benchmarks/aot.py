@@ -1,4 +1,4 @@
-"""Every full-size config, compiled for 64 and for 256 chips of a v5e: the table of the README.
+"""Every full-size config, compiled for 64 and for 256 chips of a v5e: the table in docs/benchmarks.md.
 
     python benchmarks/aot.py            the table, of benchmarks/results/aot.json
     python benchmarks/aot.py --write    compile what the file lacks, one after another; --again: all of it

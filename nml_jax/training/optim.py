@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from nml_jax import ranges
 from nml_jax.errors import UserError
 from nml_jax.training.leaves import name_leaf, name_leaves
 
@@ -148,6 +149,12 @@ def make_schedule(config: ConfigDict, *, steps: int, steps_per_epoch: float) -> 
     if warmup >= steps:
         raise UserError(f"{asked}, the whole run is {steps}", "warm up for less or train for longer")
     return optax.warmup_cosine_decay_schedule(config.warmup_lr, config.lr, warmup, steps, config.min_lr)
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """Refuse values of the section `optimizer` that are out of range."""
+    ranges.require_positive("optimizer", config, "lr")
+    _check(config)
 
 
 def _check(config: ConfigDict) -> None:

@@ -1,8 +1,17 @@
-"""How long training is, in steps."""
+"""How long training is, in steps; and the ranges of the section `train`, which says so."""
 
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
+
+from nml_jax import ranges
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """Refuse values of the section `train` that are out of range."""
+    ranges.require_at_least(1, "train", config, "batch")
+    ranges.require_positive("train", config, "epochs")
+    ranges.require_share("train", config, "ema", below_one=True)
 
 
 class Plan(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from nml_jax import console, errors, models, settings
-from nml_jax.models.weights import convert
+from nml_jax.models.weights import files
 from nml_jax.training import checkpoint
 from nml_jax.training.leaves import name_leaf, name_leaves
 
@@ -36,7 +36,7 @@ def load_model(run: str | Path, *, step: int | None = None, weights: str = "raw"
     folder = _find(Path(run), step)
     checkpoint.verify(folder)
     meta = checkpoint.read_meta(folder)
-    config = settings.from_json(meta["config"])
+    config = settings.from_json(settings.fill_defaults(meta["config"]))
     if weights not in ("raw", "ema") or (weights == "ema" and not config.train.ema):
         raise errors.UserError(
             f"{folder} holds no {weights!r} weights", "use weights='raw', or train with train.ema > 0"
@@ -85,7 +85,7 @@ def load_weights(init_from: str, config: Any, params: Any, model_state: Any) -> 
         loaded = load_model(path)
         given = {"params": loaded.params, "model_state": loaded.model_state}
     else:
-        given = dict(zip(("params", "model_state"), convert.load(path, (params, model_state)), strict=True))
+        given = dict(zip(("params", "model_state"), files.read_weights(path, (params, model_state)), strict=True))
     fresh = {"params": params, "model_state": model_state}
     theirs, ours = name_leaves(given), name_leaves(fresh)
     head = [name for name in ours if name.startswith("params/head/")]

@@ -186,9 +186,9 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 raise UserError(f"{name}={value!r}", f"give {cure}")
         given, own = self.weights or {}, None
         if self.method == "nmtune":
-            own, _ = nmtune.weights(self.preset, 1, **given)
+            own, _ = nmtune.resolve_weights(self.preset, 1, **given)
         elif self.method in terms.TERMS:
-            own = terms.defaults(self.method, **given)
+            own = terms.make_weights(self.method, **given)
         elif given:
             raise UserError(f"weights={given!r}: {self.method} has no terms", "leave weights out")
         # Of Python's own types: what NumPy's arange leaves in a grid could not be written to a file.

@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
-from sklearn.model_selection import StratifiedKFold
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_X_y
 
-from nml_jax import spectrum
+from nml_jax import ranges, spectrum
 from nml_jax.data.features.checks import are_finite, check_varied
 from nml_jax.data.stratify import draw_per_class, draw_stratified
 from nml_jax.errors import UserError
@@ -99,6 +96,12 @@ class Diagnosis:
         )
 
 
+def check_ranges(config: Any) -> None:
+    """Refuse values of the section `diagnose` that are out of range."""
+    ranges.require_at_least(2, "diagnose", config, "folds")
+    ranges.require_at_least(20, "diagnose", config, "rows")
+
+
 def diagnose(
     F: ArrayLike,
     y: ArrayLike,
@@ -142,6 +145,9 @@ def diagnose(
 
 def _checked(F: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Features float32 [N, D] and labels [N] that scikit-learn takes for classes."""
+    from sklearn.utils.multiclass import check_classification_targets  # takes a second; every run checks the ranges
+    from sklearn.utils.validation import check_X_y
+
     kinds: Any = [np.float32, np.float64]
     try:
         shapes = np.shape(F), np.shape(y)
@@ -215,6 +221,8 @@ def _part(codes: np.ndarray, folds: int, rows: int, seed: int) -> tuple[int, np.
 
 def _compare_methods(F: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> dict[str, list[float]]:
     """Accuracy on every fold of the probe and of NMTune."""
+    from sklearn.model_selection import StratifiedKFold
+
     known, codes = np.unique(codes, return_inverse=True)
     accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
     config = _settings()
