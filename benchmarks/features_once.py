@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -29,6 +28,7 @@ from nml_jax import models, runtime
 from nml_jax.data import sources
 from nml_jax.data.sources.source import Source, Subset
 from nml_jax.data.stream import pipeline
+from nml_jax.data.stream.reading import Reading
 from nml_jax.models.heads.mlp import Form
 from nml_jax.objectives import nmtune, terms
 from nml_jax.tuning import descent, select
@@ -51,8 +51,8 @@ def get_config(quick: bool) -> Any:
 
 def iterate_images(config: Any, source: Source, view: int | None) -> Iterator[np.ndarray]:
     """Yield batches uint8 [B, S, S, 3] of a split in order, augmented as view `view`, or plain."""
-    seen = {"augment": config.augment, "image_size": SIZE, "mean": config.model.mean, "std": config.model.std}
-    for batch in pipeline.evaluate(source, **seen, batch=BATCH, view=view, threads=2):
+    reading = Reading(config.augment, SIZE, config.model.mean, config.model.std, threads=2)
+    for batch in pipeline.evaluate(source, reading, batch=BATCH, view=view):
         yield batch["image"]
 
 
@@ -61,9 +61,8 @@ class Race:
 
     def __init__(self, quick: bool):
         self.config = config = get_config(quick)
-        data = SimpleNamespace(source="digits", path="", name="", classes=(), num_classes=None)
-        self.train = Subset(sources.load(data, "train"), np.arange(ROWS))
-        self.test = sources.load(data, "test")
+        self.train = Subset(sources.load("digits", "", "train"), np.arange(ROWS))
+        self.test = sources.load("digits", "", "test")
         model = models.build(config.model, num_classes=2, image_size=SIZE)
         params, state = model.init(jax.random.key(0), model.spec)
 

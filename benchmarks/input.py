@@ -113,8 +113,7 @@ def prepare(files: list[bytes], folder: Path, resize: int | None) -> Any:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     image_folder.build_image_folder(src, out, resize=resize)
-    data = SimpleNamespace(source="directory", path=str(out), name="", classes=(), num_classes=None)
-    return sources.load(data, "train")
+    return sources.load("directory", str(out), "train")
 
 
 def make_bare(files: list[bytes], batches: int, threads: int) -> Run:
@@ -159,11 +158,11 @@ def make_augment(*, crop: str = "random_resized", antialias: bool = False) -> An
 
 def make_piped(source: Any, augment: Any, batches: int, threads: int, size: int = SIZE) -> Run:
     from nml_jax.data.stream import pipeline
+    from nml_jax.data.stream.reading import Reading
 
     def run() -> Round:
-        how = {"image_size": size, "mean": MEAN, "std": STD, "batch": BATCH, "threads": threads}
         others = threading.active_count()
-        stream = pipeline.train(source, augment=augment, seed=0, **how)
+        stream = pipeline.train(source, Reading(augment, size, MEAN, STD, threads=threads), batch=BATCH, seed=0)
         spent = measure_steady(stream, 2 * max(4, threads), batches)
         stream.close()
         while threading.active_count() > others:  # unfinished batches must not slow the next side
@@ -332,7 +331,7 @@ def main() -> None:
     print(f"that is {share:.3%} of the {image_ns / 1000:.0f} µs a core spends on an image")
     results["overlay"] = {"laying_ns": cost["laying"], "look_up_ns": cost["look_up"], "share": share}
 
-    digits = sources.load(SimpleNamespace(source="digits", path="", name="", classes=(), num_classes=None), "train")
+    digits = sources.load("digits", "", "train")
     small = {f"{n} threads": make_piped(digits, make_augment(crop="none"), 100, n, size=8) for n in (0, 1, 2, 4, 8)}
     print(f"\n{'digits':<12} {'µs/image':>9} {'batches/s':>10}")
     results["digits"] = {}

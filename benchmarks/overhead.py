@@ -37,9 +37,11 @@ from configs import common
 from nml_jax import runtime, settings
 from nml_jax.data.sources.source import Arrays
 from nml_jax.data.stream import pipeline
+from nml_jax.data.stream.reading import Reading
 from nml_jax.runs import goodput
 from nml_jax.training import checkpoint, loop
 from nml_jax.training.journal import Journal
+from nml_jax.training.window import put_signals
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
@@ -90,17 +92,17 @@ def draw_rows(batch: int, size: int) -> dict[str, np.ndarray]:
         "label": rng.integers(0, 10, batch).astype(np.int32),
         "label_clean": np.zeros(batch, np.int32),
         "id": np.arange(batch, dtype=np.int32),
-        "quarantined": np.full(batch, -1, np.int32),
         "mask": np.ones(batch, np.float32),
     }
 
 
-def count_step(state: Any, batch: Any) -> Any:
+def count_step(state: Any, batch: Any, signals: Any) -> Any:
     """Stand in for a training step: return what the loop needs and do no work."""
     one = jnp.float32(1)
     metrics = dict.fromkeys(("loss", "accuracy", "grad_norm"), (one, one))
-    signals = {"asked": (batch["asked"].sum(), 1), "streak": (state.skipped[1], 1), "skipped": (one * 0, 1)}
-    return dataclasses.replace(state, step=state.step + 1), metrics | signals
+    metrics |= {"asked": (signals.asked.sum(), 1), "quarantined": (signals.quarantined.sum(), 1)}
+    metrics |= {"streak": (state.skipped[1], 1), "skipped": (one * 0, 1)}
+    return dataclasses.replace(state, step=state.step + 1), metrics
 
 
 TREE = {"model.name": "resnet50", "model.width": 8, "optimizer.name": "adamw", "train.ema": 0.0,
@@ -110,11 +112,11 @@ TREE = {"model.name": "resnet50", "model.width": 8, "optimizer.name": "adamw", "
 
 def time_loop(steps: int) -> float:
     """Return the milliseconds per step of the loop around a step that only counts."""
-    local = draw_rows(8, 32)
+    local, nobody = draw_rows(8, 32), np.full(8, -1, np.int32)
 
     def batches(start: int) -> Iterator[Any]:
         while True:
-            yield local
+            yield local, nobody
 
     with tempfile.TemporaryDirectory() as folder:
         step = {"step": jax.jit(count_step, donate_argnums=0)}
@@ -127,11 +129,11 @@ def time_bare_calls(steps: int) -> float:
     mesh = runtime.make_mesh()
     program = loop.build(make_config(**TREE), loop.Plan(steps, steps / 4), mesh, num_classes=10)
     state, step = program.init(jax.random.key(0)), jax.jit(count_step, donate_argnums=0)
-    batch = runtime.put_batch(mesh)(draw_rows(8, 32) | {"asked": np.zeros(jax.local_device_count(), np.int32)})
-    state, _ = step(state, batch)
+    batch, signals = runtime.put_batch(mesh)(draw_rows(8, 32)), put_signals(mesh)
+    state, _ = step(state, batch, signals)
     begun = time.perf_counter()
     for _ in range(steps):
-        state, _ = step(state, batch)
+        state, _ = step(state, batch, signals)
     jax.block_until_ready(state)
     return 1000 * (time.perf_counter() - begun) / steps
 
@@ -148,8 +150,8 @@ def measure_shares(steps: int) -> dict[str, float]:
     config = make_config(**values)
 
     def batches(start: int) -> Iterator[Any]:
-        how = {"augment": config.augment, "image_size": 32, "mean": config.model.mean, "std": config.model.std}
-        return pipeline.train(source, batch=128, seed=0, start_step=start, threads=2, **how)
+        reading = Reading(config.augment, 32, config.model.mean, config.model.std, threads=2)
+        return pipeline.train(source, reading, batch=128, seed=0, start_step=start)
 
     with tempfile.TemporaryDirectory() as folder:
         seconds = train(config, Path(folder), steps, batches)

@@ -45,6 +45,7 @@ class Ours:
         from configs import common
         from nml_jax import runtime
         from nml_jax.training import loop
+        from nml_jax.training.window import put_signals
 
         config = common.get_config()
         plain = {"data.image_size": SIZE, "train.batch": batch, "train.ema": 0.0, "optimizer.name": "adamw"}
@@ -55,13 +56,13 @@ class Ours:
         image, label = draw_images(batch)
         rows = {"image": image, "label": label.astype(np.int32), "id": np.arange(batch, dtype=np.int32),
                 "mask": np.ones(batch, np.float32)}  # fmt: skip
-        self.batch = runtime.put_batch(mesh)(rows)
+        self.batch, self.signals = runtime.put_batch(mesh)(rows), put_signals(mesh)
         self.parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
 
     def seconds(self) -> float:
         start = time.perf_counter()
         for _ in range(STEPS):
-            self.state, metrics = self.program.step(self.state, self.batch)
+            self.state, metrics = self.program.step(self.state, self.batch, self.signals)
         float(metrics["loss"][0])
         return (time.perf_counter() - start) / STEPS
 

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Iterable
 
 
 def format_seconds(seconds: float) -> str:
@@ -11,6 +12,12 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def list_words(words: Iterable[str]) -> str:
+    """Words as a sentence lists them: "a, b and c"."""
+    *first, last = [*words] or [""]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def notice(message: str) -> None:

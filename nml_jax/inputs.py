@@ -1,10 +1,10 @@
 """The files and folders that a config names, and whether their content has changed."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nml_jax.hashes import hash_file
 from nml_jax.settings import flatten, hash_json
 
 
@@ -48,7 +48,6 @@ def hash_content(path: Path) -> str:
     if path.is_file() and path.stat().st_size > 2**30:
         return hash_json([path.stat().st_size, path.stat().st_mtime_ns])
     if path.is_file():
-        with path.open("rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
+        return hash_file(path)
     described = [p for name in ("manifest.json", "dataset_info.json", "SHA256SUMS") for p in path.rglob(name)]
     return hash_json([[str(p.relative_to(path)), hash_content(p)] for p in sorted(described)])

@@ -21,6 +21,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from nml_jax import __version__, settings
+from nml_jax.console import list_words
 from nml_jax.errors import NonFinite, PeerLost, Preempted, UserError, as_disk_error
 from nml_jax.processes.sigterm import on_sigterm
 
@@ -160,9 +161,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         elif arg.startswith("--config="):
             files = [rest.pop(i).removeprefix("--config="), *files]
     if len(files) > 1:
-        raise UserError(
-            f"{len(files)} configs, {' and '.join(files)}", "give one; --config.key=value overrides its keys"
-        )
+        raise UserError(f"{len(files)} configs, {list_words(files)}", "give one; --config.key=value overrides its keys")
     file = find_config(files[0] if files else DEFAULT)
     path = file.split(":")[0]
     try:

@@ -22,6 +22,7 @@ import numpy as np
 
 from nml_jax.data.features import files
 from nml_jax.errors import UserError
+from nml_jax.runs.files import replace_file
 from nml_jax.tuning import head_file
 
 CLOSED = 141  # exit code where nobody reads on, as of a program that SIGPIPE ends
@@ -73,15 +74,8 @@ def write_file(head: head_file.TunedHead, features: files.Features, out: Path, *
         with _writing(out), out.open("w", encoding="utf-8", newline="") as file:
             return write(head, features, file, proba=proba)
     target = out.resolve()
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with _writing(out):
-            with part.open("w", encoding="utf-8", newline="") as file:
-                predictions = write(head, features, file, proba=proba)
-            part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-    return predictions
+    with _writing(out), replace_file(target) as part, part.open("w", encoding="utf-8", newline="") as file:
+        return write(head, features, file, proba=proba)
 
 
 def write_stdout(head: head_file.TunedHead, features: files.Features, *, proba: bool) -> list[Any]:

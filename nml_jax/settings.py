@@ -1,7 +1,6 @@
 """One config -> the runs of its sweep; what identifies a run; configs as JSON."""
 
 import functools
-import hashlib
 import importlib.util
 import itertools
 import json
@@ -13,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from nml_jax.errors import UserError
+from nml_jax.hashes import hash_text
 from nml_jax.ranges import require_at_least, require_names, require_share
 
 # What to run, where and how fast: these change no number, so they do not identify a run.
@@ -88,7 +88,7 @@ def freeze_sections(*sections: ConfigDict) -> tuple[FrozenConfigDict, ...]:
 
 def hash_json(value: Any) -> str:
     """SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return hash_text(json.dumps(value, sort_keys=True))
 
 
 def select_keys(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:

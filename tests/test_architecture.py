@@ -20,7 +20,7 @@ FLOORS = [
     ("objectives", "processes", "noise", "spectrum", "inputs"),
     ("settings",),
     ("ranges",),
-    ("errors", "console"),
+    ("errors", "console", "hashes"),
 ]
 FLOOR = {part: len(FLOORS) - i for i, parts in enumerate(FLOORS) for part in parts}
 

@@ -18,6 +18,7 @@ import safetensors.numpy
 import nml_jax
 from nml_jax import main, settings
 from nml_jax.errors import UserError
+from nml_jax.runs.banks import read_index
 from nml_jax.runs.rows import read_rows
 from tests.scenes.digits_experiment import flags, launch
 
@@ -366,6 +367,15 @@ def test_a_deleted_bank_is_written_anew(workdir: Path, capsys):
     said = capsys.readouterr().err
     assert "extract finished" in said
     assert "tune is done, skipped" in said
+
+
+def test_banks_without_an_index_are_found_by_their_rows(workdir: Path):
+    """As a run has them that was extracted before there was an index."""
+    listed = read_index(workdir / CELL)
+    assert listed
+    assert list(listed.domains["digits"])[:2] == ["train", "test"]
+    (workdir / CELL / "banks" / "index.json").unlink()
+    assert read_index(workdir / CELL) == listed
 
 
 def test_other_weights_under_the_same_name_are_noticed(workdir: Path, tmp_path: Path, capsys):

@@ -11,6 +11,7 @@ from nml_jax import runtime
 from nml_jax.assembly import encoder
 from nml_jax.data.sources.source import Source, Subset
 from nml_jax.data.stream import pipeline
+from nml_jax.data.stream.reading import Reading
 from nml_jax.errors import UserError
 from nml_jax.evals import EVALUATORS
 from nml_jax.evals.zeroshot import ZeroShot
@@ -24,29 +25,30 @@ ON_THE_WAY = ("spectrum", "zeroshot")  # what runtime.evaluators may name
 PROBE = 256  # images whose spectrum is followed
 
 
-def reading_options(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-    """What training and evaluation tell the pipeline alike: how images are made, which rows are this process's."""
-    return {
-        "augment": config.augment,
-        "image_size": config.data.image_size,
-        "mean": config.model.mean,
-        "std": config.model.std,
-        "threads": config.runtime.threads,
-        "prefetch": config.runtime.prefetch,
-        **_rows(mesh),
-    }
+def make_reading(config: ConfigDict, mesh: Mesh) -> Reading:
+    """How training and evaluation read images on this process."""
+    return Reading(
+        config.augment,
+        config.data.image_size,
+        config.model.mean,
+        config.model.std,
+        *runtime.find_process_block(mesh),
+        threads=config.runtime.threads,
+        prefetch=config.runtime.prefetch,
+    )
 
 
 def read_images(
     config: ConfigDict, mesh: Mesh, source: Source, *, batch: int, **drawn: Any
 ) -> Iterator[pipeline.Batch]:
     """All of `source` once, in order; this process's rows. `drawn`: see `pipeline.evaluate`."""
-    return _counted(pipeline.evaluate(source, batch=batch, **reading_options(config, mesh), **drawn), "images")
+    return _counted(pipeline.evaluate(source, make_reading(config, mesh), batch=batch, **drawn), "images")
 
 
 def read_texts(config: ConfigDict, mesh: Mesh, captions: Any, tokenize: Any, *, batch: int) -> Iterator[pipeline.Batch]:
     """All captions once, in order; this process's rows."""
-    return _counted(pipeline.read_texts(captions, tokenize, batch=batch, **_rows(mesh)), "texts")
+    block, blocks = runtime.find_process_block(mesh)
+    return _counted(pipeline.read_texts(captions, tokenize, batch=batch, block=block, blocks=blocks), "texts")
 
 
 def _counted(batches: Iterator[pipeline.Batch], what: str) -> Iterator[pipeline.Batch]:
@@ -189,11 +191,6 @@ def check(config: ConfigDict, *, text: bool) -> None:
             f"runtime.evaluators: zeroshot needs a text tower, and model.name={config.model.name} has none",
             "leave it out, or choose a model such as clip",
         )
-
-
-def _rows(mesh: Mesh) -> dict[str, int]:
-    block, blocks = runtime.find_process_block(mesh)
-    return {"process_index": block, "process_count": blocks}
 
 
 def _placing(mesh: Mesh) -> dict[str, Any]:

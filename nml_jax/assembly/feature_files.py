@@ -1,5 +1,6 @@
 """Features from files of the section `features` of the config."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from ml_collections import ConfigDict
 from nml_jax import inputs
 from nml_jax.data.features import files
 from nml_jax.data.features.sets import FeatureSet, Split, Subset
+from nml_jax.data.stratify import hold_out
 from nml_jax.errors import UserError
 from nml_jax.tuning.head_file import classes_to_json
-from nml_jax.tuning.holdout import hold_out
 
 RESERVED = {"train", "holdout", "mean"}  # names of splits that mean something else
 MANY = 1000  # classes, from which on labels that hardly ever repeat are taken for ids
@@ -78,13 +79,41 @@ def read_training_file(keys: Any) -> tuple[files.Features, np.ndarray, np.ndarra
 
 
 def _open(keys: Any, spec: str, wanted: Sequence[str] = ()) -> files.Features:
-    """A file; of a table the columns `wanted`, as the training file calls them, in that order."""
-    return files.open_features(spec, label=keys.label, columns=keys.columns, scale=keys.scale, wanted=wanted)
+    """A file; of a table the columns `wanted`, as the training file calls them, in that order.
+
+    All stages of all runs of a process share what was opened, as long as the file has not changed.
+    """
+    stamps = tuple((str(path.resolve()), *_stamp(path)) for path in inputs.split_pair(spec))
+    return _open_once(spec, keys.label, keys.columns, keys.scale, tuple(wanted), stamps)
 
 
-def _list_specs(config: ConfigDict) -> list[str]:
+@functools.lru_cache(maxsize=128)
+def _open_once(spec: str, label: str, columns: str, scale: float, wanted: tuple[str, ...], _: Any) -> files.Features:
+    return files.open_features(spec, label=label, columns=columns, scale=scale, wanted=wanted)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change of a file; zeros where there is none."""
+    status = path.stat() if path.is_file() else None
+    return (status.st_size, status.st_mtime_ns) if status else (0, 0)
+
+
+def list_specs(config: ConfigDict) -> list[str]:
+    """What the section `features` names: the training file, then the tests, in the order of `open_files`."""
     keys = config.features
     return [keys.train, *inputs.split_specs(keys.test), *inputs.split_specs(keys.ood)]
+
+
+def match_specs(config: ConfigDict, found: FeatureSet) -> dict[str, Split]:
+    """Spec -> the split that comes from its file; a part that is held out has no spec."""
+    splits = [split for split in (found.train, *found.tests) if split.name != "holdout"]
+    return dict(zip(list_specs(config), splits, strict=True))
+
+
+def get_file(split: Split) -> files.Features:
+    """The open file of a split that `open_files` found."""
+    rows: Any = split.features.whole if isinstance(split.features, Subset) else split.features
+    return rows
 
 
 def _name_split(path: Path, taken: set[str]) -> str:

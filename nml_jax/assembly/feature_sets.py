@@ -10,7 +10,7 @@ from nml_jax.assembly.encoder import describe_origin
 from nml_jax.data.features import banks
 from nml_jax.data.features.sets import FeatureSet, Rows, Split
 from nml_jax.errors import UserError
-from nml_jax.runs.rows import read_rows
+from nml_jax.runs.banks import bank_folder, read_index
 
 BLOCK = 16_384  # rows of an encoder's features
 # of cgroups, version 2 and 1
@@ -33,15 +33,15 @@ def open_feature_sets(config: ConfigDict, workdir: Path) -> list[FeatureSet]:
         from nml_jax.assembly.feature_files import open_files  # which writes what is opened there
 
         return [open_files(config, workdir)]
-    rows = [row for row in read_rows(workdir) if row.stage == "extract"]
-    if not rows:
+    index = read_index(workdir)
+    if not index:
         raise UserError(f"{workdir} holds no features to tune on", "run the extract stage first, as in --force=extract")
     ledger = noise.Ledger.read(workdir / "noise.json") if (workdir / "noise.json").exists() else None
-    origin = describe_origin(config, ledger, run=workdir.name, step=rows[0].step, weights=rows[0].weights)
+    origin = describe_origin(config, ledger, run=workdir.name, step=index.step, weights=index.weights)
     out = []
     for task in config.downstream.tasks:
-        domains = {row.split: row.domain for row in rows if row.task == task}
-        opened = {split: banks.Bank(workdir / "banks" / task / split) for split in domains}
+        domains = index.domains.get(task, {})
+        opened = {split: banks.Bank(bank_folder(workdir, task, split)) for split in domains}
         labels = {split: bank.read("label") for split, bank in opened.items()}
         for layer in config.extract.layers:
             splits = {
@@ -50,8 +50,8 @@ def open_feature_sets(config: ConfigDict, workdir: Path) -> list[FeatureSet]:
                 )
                 for split, bank in opened.items()
             }
-            index = opened["train"].index
-            classes = tuple(index["class_names"]) or tuple(range(index["num_classes"]))
+            about = opened["train"].index
+            classes = tuple(about["class_names"]) or tuple(range(about["num_classes"]))
             out.append(FeatureSet(task, layer, splits.pop("train"), tuple(splits.values()), classes, origin))
     return out
 

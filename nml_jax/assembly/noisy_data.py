@@ -1,7 +1,6 @@
 """What a run is trained on: the split of its config, with the noise laid over it, and the ledger that tells so."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -88,10 +87,11 @@ def load_splits(config: ConfigDict) -> tuple[Source, Source]:
 
 def _split(config: ConfigDict, path: str, captions: bool) -> tuple[Source, Source]:
     """(train, validation) of one dataset."""
-    data = SimpleNamespace(**{**config.data.to_dict(), "path": path})
-    source = sources.load(data, data.train, captions=captions)
+    data = config.data
+    about = {"name": data.name, "classes": data.classes, "num_classes": data.num_classes, "captions": captions}
+    source = sources.load(data.source, path, data.train, **about)
     if data.validation_split:
-        return source, sources.load(data, data.validation_split, captions=captions)
+        return source, sources.load(data.source, path, data.validation_split, **about)
     return split_validation(source, data.validation)
 
 

@@ -1,4 +1,4 @@
-"""Stratified draws: the same share of every class."""
+"""Stratified draws: the same share, or the same number, of every class."""
 
 from typing import Any
 
@@ -29,11 +29,7 @@ def split_validation(source: Source, share: float, seed: int = 0) -> tuple[Sourc
     if share and not held.any():
         raise UserError(f"a validation share of {share} of {len(source)} records is none", "give a larger share")
     draw = np.random.Philox(key=seed).random_raw(len(source))  # the raw stream: stable over NumPy versions
-    order = np.lexsort((draw, labels))
-    starts = np.cumsum(counts) - counts
-    out = np.zeros(len(source), bool)
-    for start, n in zip(starts, held, strict=True):
-        out[order[start : start + n]] = True
+    out = rank_in_class(labels, draw) < held[labels]
     return Subset(source, np.flatnonzero(~out)), Subset(source, np.flatnonzero(out))
 
 
@@ -68,6 +64,44 @@ def draw_stratified(labels: Any, share: float, seed: int = 0) -> np.ndarray:
     priority = np.where(rank == 0, 0.0, (rank + 0.5) / counts[of])
     order = np.lexsort((draw, priority))
     return np.sort(order[: max(round(share * n), len(counts))])
+
+
+def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split rows at random, class by class: round(share·N) are held out, at least one, but never all of a class.
+
+    Each class gives by the largest remainder of share·(its count), and keeps one. Which of equal remainders give is
+    drawn, too: else the first classes alone would be tested where rows are few.
+
+    Args:
+        labels: int [N].
+        share: in (0, 1).
+        seed: of the draw.
+
+    Returns:
+        Rows to train on and rows held out, int64.
+
+    Raises:
+        UserError: nothing can be held out.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    total = max(1, round(share * len(labels)))
+    held = np.minimum(np.floor(share * counts).astype(int), counts - 1)
+    rng = np.random.default_rng(seed)
+    rows = [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
+    for c in np.lexsort((rng.random(len(classes)), np.round(held - share * counts, 9))):
+        held[c] += held.sum() < total and held[c] < counts[c] - 1
+    if not (0 < share < 1 and held.any()):
+        raise UserError(
+            f"nothing can be held out: tune.validation={share}, {counts.max()} row(s) in the largest class",
+            "set tune.validation above 0 and give more rows; or one value each of tune.lrs and tune.weight_decays",
+        )
+    kept = [r[k:] for r, k in zip(rows, held, strict=True)]
+    return np.concatenate(kept), np.concatenate([r[:k] for r, k in zip(rows, held, strict=True)])
+
+
+def draw_per_class(labels: np.ndarray, each: int, seed: int) -> np.ndarray:
+    """bool [N]: `each` rows of every class, drawn at random, or all that it has."""
+    return rank_in_class(labels, np.argsort(np.random.default_rng(seed).permutation(len(labels)))) < each
 
 
 def rank_in_class(classes: np.ndarray, draw: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 
 from nml_jax.errors import NonFinite
 from nml_jax.evals import collect, metrics
+from nml_jax.evals.mapped import take_best
 
 
 class Sums(NamedTuple):
@@ -51,7 +52,7 @@ def _sum_images(
     embedding = apply(params, model_state, batch, train=False, key=None)[0]["embedding"]
     scores = jnp.matmul(embedding, classes.T, precision="highest")
     if class_map is not None:
-        scores = jnp.stack([scores[:, list(ids)].max(-1) for ids in class_map], -1)
+        scores = take_best(scores, class_map)
     present, true = batch["mask"] > 0, batch["label_clean" if clean else "label"]
     # The rank of the true class; ties are broken as in argmax.
     own = jnp.take_along_axis(scores, true[:, None], axis=1)

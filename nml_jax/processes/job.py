@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import jax
 from jax._src import distributed  # JAX's own libraries take the service's client from here, too
 
+from nml_jax.console import list_words
 from nml_jax.errors import NonFinite, PeerLost, Preempted
 from nml_jax.processes import cluster
 from nml_jax.processes.progress import TICK, Progress
@@ -255,7 +256,7 @@ class Membership:
     def process_names(self, processes: Iterable[int]) -> str:
         """Return words such as "processes 2 (its host) and 3 (its host) of 8"."""
         names = [f"{i} ({self.hosts[i]})" if i in self.hosts else str(i) for i in sorted(processes)]
-        return f"process{'es' if len(names) > 1 else ''} {' and '.join(names)} of {self.count}"
+        return f"process{'es' if len(names) > 1 else ''} {list_words(names)} of {self.count}"
 
 
 def in_thread(call: Callable[[], T], limit: float | None = None) -> T:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nml_jax.console import list_words
 from nml_jax.errors import UserError
 from nml_jax.noise import Ledger
 from nml_jax.runs.metrics import read_metrics
@@ -80,7 +81,7 @@ def read_finished(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[str,
             if seen.get(identity) == path:  # named twice on the command line
                 continue
             if missing or not (path / "rows.jsonl").exists():
-                left_out[name] = f"unfinished, {' and '.join(missing) or 'every stage'} to do"
+                left_out[name] = f"unfinished, {list_words(missing) or 'every stage'} to do"
             elif identity in seen:
                 left_out[name] = f"the same config as {seen[identity].parent.name}/{seen[identity].name}, counted once"
             else:

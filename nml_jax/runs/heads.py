@@ -14,6 +14,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from nml_jax.errors import UserError, report_disk_errors
+from nml_jax.runs.files import write_bytes
 from nml_jax.runs.rows import Row
 
 
@@ -48,11 +49,8 @@ def write_correct(path: Path, correct: Mapping[str, np.ndarray]) -> None:
         UserError: it cannot be written.
     """
     data = safetensors.numpy.save({test: np.packbits(right) for test, right in correct.items()})
-    part = path.with_name(f".{path.name}.part")
     with report_disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(path)
+        write_bytes(path, data)
 
 
 def read_correct(run: Path, row: Row) -> np.ndarray | None:

@@ -1,12 +1,12 @@
 """Rows: the final numbers of a run, each with all that is needed to plot it."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nml_jax.errors import UserError
+from nml_jax.hashes import hash_text
 from nml_jax.runs.files import write_atomic
 
 ROW_SCHEMA = 1
@@ -91,7 +91,7 @@ def hash_rows(rows: Iterable[Row], stage: str) -> str:
     """SHA-256 of those rows that are of `stage`, by which it is found that some were changed or lost."""
     own = [dataclasses.asdict(row) for row in rows if row.stage == stage]
     told = [json.dumps(row, ensure_ascii=False, sort_keys=True) for row in own]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+    return hash_text("\n".join(told))
 
 
 DIVERGED = "diverged"  # as a metric: 1 for a head that is not there for that reason

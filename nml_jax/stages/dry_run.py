@@ -15,6 +15,7 @@ from nml_jax.assembly import encoder, noisy_data
 from nml_jax.errors import UserError
 from nml_jax.stages import runner
 from nml_jax.training import loop
+from nml_jax.training.window import Signals
 
 
 def describe_plan(config: ConfigDict, cells: dict[str, ConfigDict], workdir: Path, mesh: Mesh) -> str:
@@ -81,11 +82,11 @@ def lower(config: ConfigDict, mesh: Mesh, n: int, num_classes: int) -> tuple[loo
     runtime.check_batch(config.train.batch, mesh, "train.batch")
     plan = loop.Plan.from_config(config, n)
     program = loop.build(config, plan, mesh, num_classes=num_classes)
-    flags = {"asked": mesh.size, "quarantined": config.train.batch}
-    shapes = make_batch_shapes(config) | {k: jax.ShapeDtypeStruct((n,), jnp.int32) for k, n in flags.items()}
     placed = NamedSharding(mesh, runtime.BATCH_SPEC)
+    shapes = make_batch_shapes(config)
     batch = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed) for k, x in shapes.items()}
-    return plan, program, program.step.lower(program.shapes, batch)  # type: ignore[attr-defined]
+    signals = Signals(*[jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=placed) for _ in Signals._fields])
+    return plan, program, program.step.lower(program.shapes, batch, signals)  # type: ignore[attr-defined]
 
 
 def count_flop(config: ConfigDict, n: int, num_classes: int, *, recomputed: bool) -> float:

@@ -19,6 +19,7 @@ from nml_jax.assembly.feature_sets import BLOCK
 from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
 from nml_jax.data.features import banks
 from nml_jax.processes import peers
+from nml_jax.runs.banks import BankIndex, bank_folder, write_index
 from nml_jax.runs.files import write_json
 from nml_jax.runs.rows import Row, write_rows
 from nml_jax.stages.stage import Outputs, Stage
@@ -44,12 +45,13 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     rows: list[Row] = []
     spectra: list[dict[str, Any]] = []
     written: dict[str, str] = {}
+    index = BankIndex(frozen.step, config.extract.weights, {})
     for name in config.downstream.tasks:
         task = load_task(name, config)
         train = Test(task.name + "/train", "id", task.train)
         for test in (train, *task.tests):
             split = "train" if test is train else test.split
-            folder = workdir / "banks" / task.name / split
+            folder = bank_folder(workdir, task.name, split)
             key = make_bank_key(config, frozen, test, views=config.extract.views if test is train else 1)
             if not peers.agree(banks.find(folder, key) is not None):
                 extract(config, frozen, encode, mesh, test, folder, key, is_train=test is train)
@@ -57,6 +59,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                 continue
             bank = banks.Bank(folder)
             written[f"{task.name}/{split}"] = bank.index["sha256"]
+            index.domains.setdefault(task.name, {})[split] = test.domain
             for layer in config.extract.layers:
                 features = banks.Layer(bank, layer)
                 for mode in config.extract.spectra:
@@ -68,6 +71,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                                           views=config.extract.views if test is train else 1)  # fmt: skip
     if jax.process_index() == 0:
         with errors.report_disk_errors(workdir):
+            write_index(workdir, index)
             write_json(workdir / "spectra.json", spectra)
             write_rows(workdir, "extract", rows)
     return settings.hash_json(written)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import errors, inputs, settings, spectrum
-from nml_jax.assembly.feature_files import LAYER, TASK, _list_specs, _open, open_files
+from nml_jax.assembly.feature_files import LAYER, TASK, get_file, list_specs, match_specs, open_files
 from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
 from nml_jax.data.features.checks import check_varied
 from nml_jax.errors import UserError
@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             spectra.append(make_entry(s, **where, mode=mode))
             rows += make_rows(s, **found.origin, **where, stage="features", spectrum_mode=mode,
                                                n_test=len(split.labels), views=split.features.views)  # fmt: skip
-    several = {spec: _open(config.features, spec, found.columns) for spec in _list_specs(config)}
+    several = {spec: get_file(split) for spec, split in match_specs(config, found).items()}
     read = {
         "classes": list(found.classes),
         "splits": [
@@ -71,7 +71,7 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         )
     for mode in config.extract.spectra:
         spectrum.find_preset(mode)
-    specs = _list_specs(config)
+    specs = list_specs(config)
     for i, spec in enumerate(specs):  # of a pair the features: other labels would not make them other rows
         for other in specs[:i]:
             if _same(inputs.split_pair(other)[0], inputs.split_pair(spec)[0], content=data):
@@ -81,8 +81,7 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
                 )
     if data:
         found = open_files(config, Path())
-        splits = [split for split in (found.train, *found.tests) if split.name != "holdout"]
-        for spec, split in zip(specs, splits, strict=True):
+        for spec, split in match_specs(config, found).items():
             check_varied((block for block, _ in split.blocks()), spec)
         if found.train.features.dim == 1 and "code" in config.extract.spectra:
             raise UserError(

@@ -27,6 +27,7 @@ from nml_jax.assembly import encoder, evaluators
 from nml_jax.data.stratify import draw_stratified
 from nml_jax.evals import collect, mapped
 from nml_jax.processes import peers
+from nml_jax.runs.files import write_bytes
 from nml_jax.runs.heads import correct_path, write_correct
 from nml_jax.runs.rows import Row, has_rows, read_rows, write_rows
 from nml_jax.stages.finetune_search import (
@@ -41,6 +42,7 @@ from nml_jax.stages.finetune_search import (
 from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tasks.classification import check_tasks, load_task
 from nml_jax.training import checkpoint, finetune, lora
+from nml_jax.training.leaves import name_leaves
 from nml_jax.tuning.holdout import check_choices
 
 
@@ -157,11 +159,9 @@ def keep(setup: FinetuneSetup, folder: Path, end: tuple[Any, Any], done: Trained
     if config.finetune.head == "linear" and not encoder.has_text(config):
         params, num_classes = {**params, "head": head["classifier"]}, setup.task.num_classes
     elif jax.process_index() == 0:
-        leaves = jax.tree_util.tree_leaves_with_path((head, end[1]["head"]))
-        named = {jax.tree_util.keystr(p[1:], simple=True, separator="/"): np.asarray(x) for p, x in leaves}
+        named = {name: np.asarray(x) for part in (head, end[1]["head"]) for name, x in name_leaves(part).items()}
         with errors.report_disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            safetensors.numpy.save_file(named, folder / "head.safetensors")
+            write_bytes(folder / "head.safetensors", safetensors.numpy.save(named))
     ledger = setup.frozen.ledger
     meta = {
         "config": settings.to_json(config), "ledger": ledger.to_dict() if ledger else None, "lr": done.lr,

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from nml_jax import console, errors, runtime, settings
 from nml_jax.assembly import encoder, evaluators
 from nml_jax.data.sources.source import Source, Subset
+from nml_jax.data.stratify import hold_out
 from nml_jax.data.stream import pipeline
 from nml_jax.data.stream.quarantine import Quarantine
 from nml_jax.evals import EVALUATORS
@@ -26,7 +27,6 @@ from nml_jax.tasks.classification import Task
 from nml_jax.training import checkpoint, finetune, loop
 from nml_jax.training.journal import Journal
 from nml_jax.training.state import TrainState
-from nml_jax.tuning.holdout import hold_out
 
 Head = tuple[Any, Any]  # params, state
 
@@ -151,9 +151,9 @@ def train(
         state = start(jax.random.key(config.seed))
         return runtime.fetch((state.params, state.model_state), mesh)
 
-    def batches(start_step: int) -> Generator[Any]:
+    def batches(start_step: int) -> Generator[pipeline.Portion]:
         how = {"batch": config.train.batch, "seed": config.seed, "start_step": start_step}
-        return pipeline.train(source, **how, **evaluators.reading_options(config, mesh))
+        return pipeline.train(source, evaluators.make_reading(config, mesh), **how)
 
     undecodable = Quarantine(folder, source, config.runtime.quarantine, active=jax.process_index() == 0)
     named = {"label": f"{setup.task.name} {folder.name}", "clock": clock, "quarantine": undecodable}

@@ -3,7 +3,6 @@
 from collections.abc import Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -104,16 +103,16 @@ def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:
     return {workdir / "noise.json", *(workdir / "checkpoints" / str(row.step) for row in rows)}
 
 
-def make_batches(config: ConfigDict, mesh: Mesh, data: noisy_data.Data, start_step: int) -> Generator[Any]:
+def make_batches(config: ConfigDict, mesh: Mesh, data: noisy_data.Data, start_step: int) -> Generator[pipeline.Portion]:
     """Training batches from `start_step` on; this process's rows of them."""
     return pipeline.train(
         data.train,
+        evaluation.make_reading(config, mesh),
         batch=config.train.batch,
         seed=config.seed,
         tokenize=data.tokenizer,
         weights=config.data.weights,
         start_step=start_step,
-        **evaluation.reading_options(config, mesh),
     )
 
 

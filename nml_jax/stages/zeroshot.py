@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -66,7 +65,7 @@ def score_task(config: ConfigDict, frozen: encoder.Encoder, mesh: Mesh) -> Itera
 def load_retrieval_source(config: ConfigDict, split: str) -> Source:
     """A split with captions, of the directory that the downstream tasks are in."""
     path = config.downstream.path or config.data.path
-    return sources.load(SimpleNamespace(source="directory", path=path, classes=()), split, captions=True)
+    return sources.load("directory", path, split, captions=True)
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:

@@ -5,7 +5,6 @@ import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from nml_jax import console, ranges
@@ -54,10 +53,9 @@ class Task:
 
 def load_digits(config: Any) -> Task:
     """Load the digits 5 to 9 of scikit-learn. Out-of-domain tests are the same test images, shifted in five ways."""
-    data = SimpleNamespace(source="digits", path="", name="", classes=(5, 6, 7, 8, 9), num_classes=None)
-    test = sources.load(data, "test")
+    train, test = (sources.load("digits", "", split, classes=(5, 6, 7, 8, 9)) for split in ("train", "test"))
     tests = [Test("test", "id", test)] + [Test(f"test/{s}", "ood", test, s) for s in transforms.SHIFTS]
-    return Task("digits", sources.load(data, "train"), tuple(tests))
+    return Task("digits", train, tuple(tests))
 
 
 def load_directory(config: Any) -> Task:
@@ -65,14 +63,14 @@ def load_directory(config: Any) -> Task:
     config, path = config.downstream, config.downstream.path or config.data.path
     if not path:
         raise UserError("the downstream task 'directory' has no path", "set --config.downstream.path=PREPARED_DIR")
-    data = SimpleNamespace(source="directory", path=path, name="", classes=tuple(config.classes), num_classes=None)
+    load = functools.partial(sources.load, "directory", path, classes=config.classes)
     if unknown := [shift for shift in config.shifts if shift not in transforms.SHIFTS]:
         raise UserError(f"unknown shift {unknown[0]!r}", f"downstream.shifts takes {', '.join(transforms.SHIFTS)}")
     if not config.test:
         raise UserError("the downstream task has no test split", "set --config.downstream.test=\"('test',)\"")
-    train = sources.load(data, config.train)
-    tests = [Test(split, "id", sources.load(data, split)) for split in config.test]
-    tests += [Test(split, "ood", sources.load(data, split)) for split in config.ood]
+    train = load(config.train)
+    tests = [Test(split, "id", load(split)) for split in config.test]
+    tests += [Test(split, "ood", load(split)) for split in config.ood]
     tests += [Test(f"{t.split}/{s}", "ood", t.source, s) for t in tests if t.domain == "id" for s in config.shifts]
     return Task("directory", train, tuple(tests))
 
@@ -139,8 +137,7 @@ def _list_corruptions(chosen: Any, entry: Entry) -> list[str]:
 def _open_split(config: Any, entry: Entry, split: str, size: int, corruption: str = "") -> Source:
     """Open a split of a prepared dataset. Print a notice if its size is not the published one."""
     folder = _find_folder(config, entry, corruption)
-    data = SimpleNamespace(source="directory", path=str(folder), name="", classes=(), num_classes=None)
-    source = sources.load(data, split)
+    source = sources.load("directory", str(folder), split)
     if source.num_classes != entry.num_classes:
         raise UserError(
             f"{folder} has {source.num_classes} classes, not {entry.num_classes}", f"prepare it again {entry.obtain}"

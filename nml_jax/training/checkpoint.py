@@ -27,6 +27,7 @@ from orbax.checkpoint import v1 as ocp
 from nml_jax import console, errors
 from nml_jax.processes import job, peers
 from nml_jax.training.checksums import SUMS, find_latest_step, list_steps, verify, write_sums
+from nml_jax.training.leaves import name_leaves
 from nml_jax.training.state import TrainState
 
 SCHEMA = 2  # version of the folder's layout
@@ -286,7 +287,7 @@ def load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
 
 def _list_shapes(tree: Any) -> set[tuple[str, tuple[int, ...]]]:
     """Return name and shape of every array of a tree of dicts."""
-    return {(jax.tree_util.keystr(path), tuple(x.shape)) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    return {(name, tuple(x.shape)) for name, x in name_leaves(tree).items()}
 
 
 def hash_tree(tree: Any) -> str:

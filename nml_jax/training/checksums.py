@@ -1,12 +1,12 @@
 """List the folders of checkpoints, and verify them by their hashes."""
 
-import hashlib
 import re
 from pathlib import Path
 
 import jax
 
 from nml_jax import errors
+from nml_jax.hashes import hash_file
 from nml_jax.runs.files import write_atomic
 
 SUMS = "SHA256SUMS"
@@ -24,7 +24,7 @@ def find_latest_step(folder: Path) -> int | None:
 def write_sums(folder: Path) -> None:
     """Write the SHA-256 of every file below `folder` in the format of sha256sum."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
-    write_atomic(folder / SUMS, "".join(f"{_sha(p)}  {p.relative_to(folder)}\n" for p in files))
+    write_atomic(folder / SUMS, "".join(f"{hash_file(p)}  {p.relative_to(folder)}\n" for p in files))
 
 
 def verify(folder: Path) -> None:
@@ -47,10 +47,5 @@ def verify(folder: Path) -> None:
     if present != sorted(name for _, name in sums):
         raise errors.UserError(f"{folder} does not hold the files that its {SUMS} lists: it is truncated", cure)
     for expected, name in sums:
-        if _sha(folder / name) != expected:
+        if hash_file(folder / name) != expected:
             raise errors.UserError(f"{folder / name} has changed since it was written (SHA-256 differs)", cure)
-
-
-def _sha(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

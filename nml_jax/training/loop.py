@@ -29,10 +29,11 @@ from nml_jax.training.journal import Journal
 from nml_jax.training.plan import Plan as Plan
 from nml_jax.training.pretrained import load_weights
 from nml_jax.training.state import TrainState
-from nml_jax.training.window import LAG, Window
+from nml_jax.training.window import LAG, Signals, Window
 
 Loss = Callable[..., Any]  # (params, model_state, batch, key) -> (scalar, (new_model_state, metrics))
-Batches = Callable[[int], Generator[Mapping[str, np.ndarray]]]  # start step -> local batches, without end
+# Start step -> (this process's rows of a batch, ids that they stand in for, or -1), without end.
+Batches = Callable[[int], Generator[tuple[Mapping[str, np.ndarray], np.ndarray]]]
 
 
 class Evaluator(Protocol):
@@ -50,7 +51,7 @@ class Program(NamedTuple):
     schedule: optax.Schedule
     shapes: TrainState  # ShapeDtypeStructs with shardings
     init: Callable[[jax.Array], TrainState]  # key -> state, born sharded
-    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]  # donates the state
+    step: Callable[[TrainState, Any, Signals], tuple[TrainState, dict[str, Any]]]  # donates the state
 
 
 def build(config: ConfigDict, plan: Plan, mesh: Mesh, *, num_classes: int) -> Program:
@@ -90,9 +91,7 @@ def assemble(
     def init(key: jax.Array) -> TrainState:
         return train_state.create(model, tx, key, ema=ema > 0, mesh=mesh)
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-        batch = dict(batch)
-        asked, replaced = batch.pop("asked", jnp.zeros(1, jnp.int32)), batch.pop("quarantined", None)
+    def step(state: TrainState, batch: Any, signals: Signals) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(state.key, state.step)
         with_gradient = jax.value_and_grad(lambda params, *rest: loss(gather(params), *rest), has_aux=True)
         (value, (model_state, metrics)), grads = with_gradient(state.params, state.model_state, batch, key)
@@ -104,9 +103,8 @@ def assemble(
         sound = jnp.isfinite(value) & jnp.isfinite(metrics["grad_norm"][0])
         state = state.advance(params, model_state, average, opt_state, sound)
         metrics = jax.tree.map(lambda x: jnp.where(sound, x, 0), metrics)
-        metrics |= {"skipped": (~sound, 1), "streak": (state.skipped[1], 1), "asked": (asked.sum(), 1)}
-        if replaced is not None:
-            metrics["quarantined"] = ((replaced >= 0).sum(), len(replaced))
+        metrics |= {"skipped": (~sound, 1), "streak": (state.skipped[1], 1), "asked": (signals.asked.sum(), 1)}
+        metrics["quarantined"] = (signals.quarantined.sum(), len(batch["image"]))
         return state, metrics
 
     return Program(
@@ -164,20 +162,18 @@ def train(
         return state
     put, clock, every = runtime.put_batch(mesh), journal.clock, plan.to_steps(config.runtime.eval_every)
     window = Window(mesh, config.runtime.max_skipped)
-    nobody = np.zeros(jax.local_device_count(), np.int32)
-    unasked = put({"asked": nobody})  # once: a put costs more than all else in a small step
     # Reading may be refused, and then no file is open.
     with contextlib.closing(batches(first)) as iterator, journal.open(first), Preemption() as preemption:
         for step in range(first + 1, plan.steps + 1):
-            local = next(iterator)
+            local, quarantined = next(iterator)
             journal.received(idle=window.idle(), then="compile" if step == first + 1 else "step")
             batch = put({k: v for k, v in local.items() if k != "label_clean"})
-            # Each process says with the batch whether it was asked to stop; the step tells all of them.
-            batch |= put({"asked": nobody + 1}) if preemption.asked else unasked
+            # Each process says beside the batch whether it was asked to stop; the step tells all of them.
+            signals = window.signal(asked=preemption.asked, quarantined=quarantined)
             with jax.transfer_guard("disallow"):
-                state, values = program.step(state, batch)
+                state, values = program.step(state, batch, signals)
             clock.to("step")
-            window.add(step, values, local)
+            window.add(step, values, local["id"], quarantined)
 
             last = step == plan.steps
             stop = window.asked(lag=0 if last else LAG)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from nml_jax.errors import UserError
 from nml_jax.models import Model
+from nml_jax.training.leaves import name_leaves
 
 # Sets of kernels, as regexes over "a/b/kernel". Classifying images does not use CLIP's text tower.
 TARGETS = {
@@ -42,8 +43,7 @@ def init(key: jax.Array, params: Any, *, rank: int, targets: Sequence[str]) -> A
     Raises:
         UserError: a target is not a regex, matches nothing, or matches a vector; or the rank is too large.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    names = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+    names = name_leaves(params)
     chosen = select(list(names), targets)
     sides = {}
     for name in chosen:

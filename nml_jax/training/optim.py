@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from nml_jax import ranges
 from nml_jax.errors import UserError
+from nml_jax.training.leaves import name_leaf, name_leaves
 
 
 def make(
@@ -50,7 +51,7 @@ def make(
             effect.
     """
     _check(config)
-    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    names = list(name_leaves(params))
     decay = _find_multipliers("optimizer.decay", config.decay, names)
     lr_mult = _find_multipliers("optimizer.lr_mult", config.lr_mult, names)
     if not any(lr_mult.values()):
@@ -105,7 +106,7 @@ def layer_decay(params: Any, decay: float, *, frozen: str = "") -> tuple[tuple[s
     """
     if not 0 < decay <= 1:
         raise UserError(f"a layer-wise learning-rate decay of {decay}", "give a number above 0, at most 1")
-    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    names = list(name_leaves(params))
     layers = {name: _find_layer(name) for name in names}
     order = sorted(set(layers.values()) | {_STEM, _TOP})
     rates = {layer: decay ** (len(order) - 1 - i) for i, layer in enumerate(order)}
@@ -206,12 +207,8 @@ def _find_intervals(rules: Iterable[tuple[str, float, float]], names: Sequence[s
     return {name: (ends[0], ends[1]) for name, ends in first.items() if ends}
 
 
-def _name(path: jax.tree_util.KeyPath) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _map_named(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, *leaves: f(_name(path), *leaves), tree, *rest)
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: f(name_leaf(path), *leaves), tree, *rest)
 
 
 def _transform_each(f: Callable[[str, jax.Array, jax.Array], jax.Array]) -> optax.GradientTransformation:

@@ -9,6 +9,7 @@ import numpy as np
 from nml_jax import console, errors, models, settings
 from nml_jax.models.weights import files
 from nml_jax.training import checkpoint
+from nml_jax.training.leaves import name_leaf, name_leaves
 
 
 class Loaded(NamedTuple):
@@ -86,9 +87,8 @@ def load_weights(init_from: str, config: Any, params: Any, model_state: Any) -> 
     else:
         given = dict(zip(("params", "model_state"), files.read_weights(path, (params, model_state)), strict=True))
     fresh = {"params": params, "model_state": model_state}
-    theirs = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(given)}
-    ours = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(fresh)}
-    head = [name for name in ours if name.startswith("['params']['head']")]
+    theirs, ours = name_leaves(given), name_leaves(fresh)
+    head = [name for name in ours if name.startswith("params/head/")]
     kept = {n for n in head if any(m not in theirs or theirs[m].shape != ours[m].shape for m in head)}
     wrong = [n for n in ours if n not in kept and (n not in theirs or theirs[n].shape != ours[n].shape)]
     if wrong := [*wrong, *(theirs.keys() - ours.keys() - kept)]:
@@ -100,7 +100,6 @@ def load_weights(init_from: str, config: Any, params: Any, model_state: Any) -> 
     if kept:
         console.notice(f"{init_from}: its head is for another number of classes; the head starts fresh")
     merged = jax.tree_util.tree_map_with_path(
-        lambda p, x: x if jax.tree_util.keystr(p) in kept else np.asarray(theirs[jax.tree_util.keystr(p)], x.dtype),
-        fresh,
+        lambda p, x: x if name_leaf(p) in kept else np.asarray(theirs[name_leaf(p)], x.dtype), fresh
     )
     return merged["params"], merged["model_state"]

@@ -3,7 +3,6 @@
 Every process reads the same values of the same steps. So all decide alike, at the same step, without communication.
 """
 
-import hashlib
 import math
 from collections import deque
 from collections.abc import Mapping
@@ -15,12 +14,25 @@ from jax.sharding import Mesh
 
 from nml_jax import runtime
 from nml_jax.errors import NonFinite
+from nml_jax.hashes import hash_bytes
 
 # So many steps are on their way to the device, and no more, before the answer of one is waited for.
 LAG = 2
 
 # Of the step's values, those that are for us alone.
-SIGNALS = ("asked", "streak")
+OURS = ("asked", "streak")
+
+
+class Signals(NamedTuple):
+    """What the processes tell each other with a step, beside its batch; the step adds it up. int32 [devices] each.
+
+    Attributes:
+        asked: 1 on all devices of a process that was asked to stop.
+        quarantined: rows of the batch that other records stand in for, on the first device of their process.
+    """
+
+    asked: Any
+    quarantined: Any
 
 
 class Seen(NamedTuple):
@@ -30,13 +42,20 @@ class Seen(NamedTuple):
         means: sum over sum of counts of every metric, as "train/<name>".
         ids: step -> ids of its global batch, int32 [B].
         skipped: the steps that changed nothing.
-        undecodable: ids of records that others stand in for, as `pipeline.train` says.
+        undecodable: ids of records that others stand in for.
     """
 
     means: dict[str, float]
     ids: dict[int, np.ndarray]
     skipped: list[int]
     undecodable: list[int]
+
+
+def put_signals(mesh: Mesh, asked: bool = False, quarantined: int = 0) -> Signals:
+    """What this process says, on its devices."""
+    own = np.zeros((2, len(mesh.local_devices)), np.int32)
+    own[0], own[1, 0] = asked, quarantined
+    return Signals(**runtime.put_batch(mesh)(dict(zip(Signals._fields, own, strict=True))))
 
 
 class Window:
@@ -49,14 +68,30 @@ class Window:
     def __init__(self, mesh: Mesh, max_skipped: int):
         self.mesh, self.max_skipped = mesh, max_skipped
         self.put = runtime.put_batch(mesh)
-        self.steps: list[tuple[int, Any, Mapping[str, np.ndarray]]] = []
-        self.unread: deque[tuple[int, Any, Any]] = deque()
+        self.quiet = put_signals(mesh)  # once: a put costs more than all else in a small step
+        self.steps: list[tuple[int, Any, np.ndarray, np.ndarray]] = []
+        self.unread: deque[tuple[int, Any, np.ndarray]] = deque()
 
-    def add(self, step: int, values: Mapping[str, Any], local: Mapping[str, np.ndarray]) -> None:
-        """Hold a step's metrics, name -> (sum, count) on the device, and the `id` and `quarantined` of its batch."""
-        rows = {k: local[k] for k in ("id", "quarantined") if k in local}
-        self.steps.append((step, {k: v for k, v in values.items() if k not in SIGNALS}, rows))
-        self.unread.append((step, tuple(values[name][0] for name in SIGNALS), rows))
+    def signal(self, *, asked: bool, quarantined: np.ndarray) -> Signals:
+        """What this process tells the others with its next step.
+
+        Args:
+            asked: it was asked to stop.
+            quarantined: as a `Portion` has it.
+        """
+        replaced = int((quarantined >= 0).sum())
+        return put_signals(self.mesh, asked, replaced) if asked or replaced else self.quiet
+
+    def add(self, step: int, values: Mapping[str, Any], ids: np.ndarray, quarantined: np.ndarray) -> None:
+        """Hold what a step has said until somebody looks.
+
+        Args:
+            values: its metrics, name -> (sum, count) on the device.
+            ids: of this process's rows of the batch.
+            quarantined: as a `Portion` has it.
+        """
+        self.steps.append((step, {k: v for k, v in values.items() if k not in OURS}, ids, quarantined))
+        self.unread.append((step, tuple(values[name][0] for name in OURS), ids))
 
     def idle(self) -> bool:
         """Return whether the device has finished all steps, and there was one."""
@@ -70,11 +105,11 @@ class Window:
         """
         found = False
         while len(self.unread) > lag:
-            step, signals, rows = self.unread.popleft()
+            step, signals, own = self.unread.popleft()
             asked, streak = map(int, jax.device_get(signals))
             found |= asked > 0
             if streak >= self.max_skipped:
-                ids = list_ids(self._whole(rows["id"]))
+                ids = list_ids(self._whole(own))
                 raise NonFinite(
                     f"the loss or its gradient was not finite in {streak} steps in a row (runtime.max_skipped), the "
                     f"last is step {step}; ids of its batch: {ids}"
@@ -87,18 +122,18 @@ class Window:
         Raises:
             NonFinite: a metric is not finite in a step whose loss and gradient are; names step and ids.
         """
-        values = jax.device_get([values for _, values, _ in self.steps])
-        whole = self._whole(np.stack([rows["id"] for _, _, rows in self.steps], axis=1))
-        ids = {step: whole[:, k] for k, (step, _, _) in enumerate(self.steps)}
+        values = jax.device_get([values for _, values, *_ in self.steps])
+        whole = self._whole(np.stack([own for _, _, own, _ in self.steps], axis=1))
+        ids = {step: whole[:, k] for k, (step, *_) in enumerate(self.steps)}
         undecodable: list[int] = []
-        for (step, _, rows), metrics in zip(self.steps, values, strict=True):
+        for (step, _, _, quarantined), metrics in zip(self.steps, values, strict=True):
             for name, (total, _) in metrics.items():
                 if not math.isfinite(total):
                     raise NonFinite(f"{name} is {float(total)} at step {step}; ids of its batch: {list_ids(ids[step])}")
             if metrics.get("quarantined", (0, 0))[0] > 0:
-                found = self._whole(rows["quarantined"])
+                found = self._whole(quarantined)
                 undecodable += found[found >= 0].tolist()
-        skipped = [step for (step, _, _), m in zip(self.steps, values, strict=True) if m["skipped"][0] > 0]
+        skipped = [step for (step, *_), m in zip(self.steps, values, strict=True) if m["skipped"][0] > 0]
         self.steps.clear()
         sums = {name: [math.fsum(part) for part in zip(*(m[name] for m in values), strict=True)] for name in values[0]}
         means = {f"train/{name}": total / count for name, (total, count) in sums.items() if count}
@@ -118,4 +153,4 @@ def list_ids(ids: np.ndarray) -> str:
 
 def hash_ids(ids: np.ndarray) -> str:
     """Return the first 16 hex digits of the SHA-256 of a batch's ids, as int32 bytes in their order."""
-    return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()[:16]
+    return hash_bytes(ids.astype("<i4").tobytes())[:16]

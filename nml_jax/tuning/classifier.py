@@ -16,13 +16,14 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from nml_jax import spectrum
 from nml_jax.data.features.checks import are_finite, check_varied
+from nml_jax.data.stratify import hold_out
 from nml_jax.errors import FREE, UserError
-from nml_jax.models.heads.mlp import Form
+from nml_jax.models.heads.mlp import Form, standardize
 from nml_jax.objectives import nmtune, terms
 from nml_jax.tuning import descent, head_file
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import cross_entropy, hold_out
+from nml_jax.tuning.holdout import cross_entropy
 
 METHODS = ("linear", "mlp", "nmtune", "skd", "fgs", "lgm")
 EPOCHS, STEPS = 5, 200  # defaults: 5 epochs, or as many as make 200 steps
@@ -153,14 +154,11 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         rate = default if self.learning_rate is None else self.learning_rate
         setting = Setting(rows, rate, self.weight_decay, seed, numbers)
         start = self.head_ if before == (list(self.classes_), X.shape[1]) and self.head_.form == spec.form else None
-        standard = None
-        if self.standardize:
-            sizes = np.arange(len(bank.labels)), np.int32(len(X))
-            standard = jax.device_get(jax.jit(descent.compute_statistics)(bank.features, *sizes))
+        standard = descent.get_standard(bank.features, len(X)) if self.standardize else None
         validation = X[held_out], codes[held_out], weights[held_out]
         self._train(spec, bank, setting, len(train), standard, start, validation)
         Z, _ = self.head_.outputs(X)
-        F = (X - standard["mean"]) / standard["scale"] if standard else X
+        F = standardize(X, standard) if standard else X
         self.spectrum_ = {name: _measure(rows) for name, rows in (("F", F), ("Z", Z))}
         return self
 

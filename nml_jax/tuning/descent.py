@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nml_jax.models.heads.mlp import Form, Tree, make_head
+from nml_jax.models.heads.mlp import Form, Tree, make_head, standardize
 from nml_jax.objectives.step import Step
 from nml_jax.objectives.terms import Terms
 from nml_jax.training import perturb
@@ -151,7 +151,7 @@ def run_epoch(
         key, for_inputs = jax.random.split(key)
         F, label = bank.features[rows], bank.labels[rows]
         if "input" in state:  # here, so that terms and perturbations see standardised inputs
-            F = (F - state["input"]["mean"]) / state["input"]["scale"]
+            F = standardize(F, state["input"])
         bare = {name: x for name, x in state.items() if name != "input"}
         noisy = F + perturb.neftune(F.shape[:2], F.shape[2], for_inputs, setting.neftune) if spec.neftune else F
         views, new_state = apply(params, bare, noisy)
@@ -235,9 +235,10 @@ def compute_statistics(features: jax.Array, rows: jax.Array, n: jax.Array) -> Tr
     }
 
 
-def get_standard(features: np.ndarray) -> Tree:
-    """Compute {"mean", "scale"} over all rows of features [N, V, D], float32 [D] each."""
-    return jax.device_get(jax.jit(compute_statistics)(features, np.arange(len(features)), np.int32(len(features))))
+def get_standard(features: np.ndarray, n: int | None = None) -> Tree:
+    """Compute {"mean", "scale"} over the first n rows of features [N, V, D], or over all; float32 [D] each."""
+    used = np.int32(len(features) if n is None else n)
+    return jax.device_get(jax.jit(compute_statistics)(features, np.arange(len(features)), used))
 
 
 def compute_outputs(

@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 
 from nml_jax import ranges, spectrum
 from nml_jax.data.features.checks import are_finite, check_varied
-from nml_jax.data.stratify import draw_stratified, rank_in_class
+from nml_jax.data.stratify import draw_per_class, draw_stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.separability import measure_separability
 from nml_jax.tuning import select
@@ -211,17 +211,12 @@ def _choose_rows(codes: np.ndarray, folds: int, rows: int, seed: int) -> tuple[i
     each = min(PER_FOLD * folds, rows // 2)
     chosen = np.random.default_rng(seed).permutation(large)[: rows // min(each, int(counts[large].max()))]
     pool = np.flatnonzero(np.isin(codes, chosen))
-    first = _mark_rows(codes[pool], each, seed)
+    first = draw_per_class(codes[pool], each, seed)
     part, rest = pool[first], pool[~first]
     if len(rest) and rows - len(part) >= len(chosen):
         more = draw_stratified(codes[rest], min(1.0, (rows - len(part)) / len(rest)), seed)
         part = np.concatenate([part, rest[more]])
     return folds, np.sort(part)
-
-
-def _mark_rows(codes: np.ndarray, each: int, seed: int) -> np.ndarray:
-    """Return bool [N] that marks `each` rows of every class, drawn at random, or all its rows."""
-    return rank_in_class(codes, np.argsort(np.random.default_rng(seed).permutation(len(codes)))) < each
 
 
 def _compare_methods(F: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> dict[str, list[float]]:

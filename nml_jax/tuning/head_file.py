@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.models.heads.mlp import EPS, Form, Tree, make_head
+from nml_jax.runs.files import write_bytes
 from nml_jax.tuning import descent
 
 FORMAT = "nml_jax head 1"  # raise the number when the tensors or the metadata change their meaning
@@ -91,11 +92,8 @@ class TunedHead:
             "about": json.dumps(dict(self.about)),
             "columns": json.dumps(list(self.columns)),
         }
-        part = path.with_name(f".{path.name}.part")
         with report_disk_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(safetensors.numpy.save(tensors, metadata=meta))
-            part.replace(path)
+            write_bytes(path, safetensors.numpy.save(tensors, metadata=meta))
 
 
 def load(path: Path) -> TunedHead:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from nml_jax.console import list_words
 from nml_jax.errors import UserError
 from nml_jax.tuning.trainers import Predictor
 
@@ -14,42 +15,9 @@ def check_choices(share: float, choices: Mapping[str, Sequence[float]]) -> None:
     keys = [key for key, values in choices.items() if len(values) > 1]
     if keys and not share:
         raise UserError(
-            f"tune.validation=0 leaves no rows to choose {' and '.join(keys)} by",
+            f"tune.validation=0 leaves no rows to choose {list_words(keys)} by",
             f"set tune.validation above 0, or give {'each of them' if len(keys) > 1 else keys[0]} one value",
         )
-
-
-def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split rows at random, class by class: hold out round(share·N) rows, at least one, but never all of a class.
-
-    The number per class is by the largest remainder of share·(its count). Equal remainders are put in random order:
-    otherwise, with few rows, only the first classes would be tested.
-
-    Args:
-        labels: int [N].
-        share: in (0, 1).
-        seed: of the draw.
-
-    Returns:
-        Rows to train on and rows held out, int64.
-
-    Raises:
-        UserError: nothing can be held out.
-    """
-    classes, counts = np.unique(labels, return_counts=True)
-    total = max(1, round(share * len(labels)))
-    held = np.minimum(np.floor(share * counts).astype(int), counts - 1)
-    rng = np.random.default_rng(seed)
-    rows = [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
-    for c in np.lexsort((rng.random(len(classes)), np.round(held - share * counts, 9))):
-        held[c] += held.sum() < total and held[c] < counts[c] - 1
-    if not (0 < share < 1 and held.any()):
-        raise UserError(
-            f"nothing can be held out: tune.validation={share}, {counts.max()} row(s) in the largest class",
-            "set tune.validation above 0 and give more rows; or one value each of tune.lrs and tune.weight_decays",
-        )
-    kept = [r[k:] for r, k in zip(rows, held, strict=True)]
-    return np.concatenate(kept), np.concatenate([r[:k] for r, k in zip(rows, held, strict=True)])
 
 
 def score_held_out(head: Predictor, features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 
 from nml_jax.console import notice
+from nml_jax.data.stratify import hold_out
 from nml_jax.errors import UserError
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import hold_out, score_held_out
+from nml_jax.tuning.holdout import score_held_out
 from nml_jax.tuning.trainers import HeadFit, Predictor, Trainer, make_trainer
 
 

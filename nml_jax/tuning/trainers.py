@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from nml_jax.errors import UserError
-from nml_jax.models.heads.mlp import Form, Tree
+from nml_jax.models.heads.mlp import Form, Tree, standardize
 from nml_jax.objectives import terms
 from nml_jax.tuning import descent, methods, probes
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
@@ -132,7 +132,7 @@ class ByProbe:
             F, labels = self.features[rows].reshape(-1, dim), np.repeat(self.labels[rows], views)
             standard = descent.get_standard(F[:, None]) if self.config.standardize else None
             if standard:
-                F = (F - standard["mean"]) / standard["scale"]
+                F = standardize(F, standard)
             values = [fit.hyper[self.method.value] for fit in several]
             for probe in self.method.probe(F, labels, values, num_classes=self.num_classes):
                 if isinstance(probe, probes.Linear):
@@ -156,7 +156,7 @@ class ProbePredictor:
     def outputs(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return Z, which is the (standardised) features, and the scores."""
         Z = np.asarray(features, np.float32)
-        Z = (Z - self.standard["mean"]) / self.standard["scale"] if self.standard else Z
+        Z = standardize(Z, self.standard) if self.standard else Z
         return Z, self.probe(Z)
 
 

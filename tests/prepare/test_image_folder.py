@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,9 +38,7 @@ def fill(src, files):
 
 
 def open_split(out, split):
-    return sources.load(
-        SimpleNamespace(source="directory", path=str(out), name="", classes=(), num_classes=None), split
-    )
+    return sources.load("directory", str(out), split)
 
 
 GOOD = {
@@ -372,8 +369,7 @@ def test_pairs_larger_than_asked_are_shrunk(tmp_path, beam):
     fill(src, {"train/pairs.csv": f"image,caption\n{rows}".encode()})
     how = {"workers": 1, "beam": beam}
     manifests = {n: image_text.build_image_text([src], tmp_path / f"out{n}", resize=n, **how) for n in (None, 40, 50)}
-    data = SimpleNamespace(source="directory", path=str(tmp_path / "out40"), name="", classes=(), num_classes=None)
-    source = sources.load(data, "train", captions=True)
+    source = sources.load("directory", str(tmp_path / "out40"), "train", captions=True)
     expect_shrunk(source)
     assert source.captions[3] == ["of 3 exact.jpg"]
     assert manifests[40]["resized"]["images"] == {"train": 4}

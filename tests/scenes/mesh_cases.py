@@ -22,6 +22,7 @@ from nml_jax.models.micro_batches import split_batches
 from nml_jax.processes import peers
 from nml_jax.training import loop, optim
 from nml_jax.training.state import TrainState
+from nml_jax.training.window import put_signals
 
 BATCH, CLASSES, SIZE, CONTEXT, STEPS = 16, 3, 8, 8, 20
 
@@ -110,11 +111,11 @@ def train(case: str, mesh: Mesh, dtype: str, steps: int) -> Run:
     start, shapes = dataclasses.replace(start, key=None), dataclasses.replace(shapes, key=None)  # type: ignore[arg-type]
     state = dataclasses.replace(jax.tree.map(place, start, shapes), key=key)
     put, losses, gradient = runtime.put_batch(mesh), [], {}
+    quiet = put_signals(mesh)
     block, blocks = runtime.find_process_block(mesh)
     for k in range(steps):
-        rows = make_batch(case, k) | {"asked": np.zeros(mesh.size, np.int32)}
-        own = {name: np.split(x, blocks)[block] for name, x in rows.items()}
-        state, metrics = program.step(state, put(own))
+        own = {name: np.split(x, blocks)[block] for name, x in make_batch(case, k).items()}
+        state, metrics = program.step(state, put(own), quiet)
         total, count = runtime.fetch(metrics["loss"], mesh)
         losses.append(float(total) / float(count))
         gradient = gradient or flatten(runtime.fetch(state.opt_state[0], mesh))

@@ -195,11 +195,12 @@ def the_first_cannot_write_for_a_while(index: int, timeout: int, until: int = 7)
     run = tiny.Run(Path(os.environ["FOLDER"]), tiny.tiny_config(**{"model.blocks": (1,)}), runtime.make_mesh())
     free = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def batches(start: int) -> Iterator[Mapping[str, Any]]:
-        for k, batch in enumerate(tiny.random_batches(16)(start), start):
+    def batches(start: int) -> Iterator[tuple[Mapping[str, Any], Any]]:
+        for k, (batch, quarantined) in enumerate(tiny.random_batches(16)(start), start):
             if index == 0 and k in (3, until):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (4_500, free[1]) if k == 3 else free)
-            yield {name: rows[index * 8 : index * 8 + 8] for name, rows in batch.items()}
+            own = slice(index * 8, index * 8 + 8)
+            yield {name: rows[own] for name, rows in batch.items()}, quarantined[own]
 
     run.train(batches)
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import features as experiment
 from nml_jax import main, predict
-from nml_jax.assembly import feature_sets
+from nml_jax.assembly import feature_files, feature_sets
 from nml_jax.assembly.feature_sets import read_memory_limit
 from nml_jax.data.features.files import open_features
 from nml_jax.data.features.sets import Subset
@@ -61,8 +62,16 @@ def run(files: Path, tmp_path_factory) -> Path:
     return launch(workdir, **named)
 
 
-def test_the_config_answers_from_three_files(files: Path, tmp_path: Path, capsys):
+def test_the_config_answers_from_three_files(files: Path, tmp_path: Path, capsys, monkeypatch):
     """All its stages; of its five methods and seeds the quickest two and three. The diagnosis trains NMTune, too."""
+    opened: Counter[str] = Counter()
+
+    def count(spec: str, **how):
+        opened[spec] += 1
+        return open_features(spec, **how)
+
+    monkeypatch.setattr(feature_files.files, "open_features", count)
+    feature_files._open_once.cache_clear()
     config = experiment.get_config()
     assert config.stages == ("features", "tune", "diagnose", "report")
     with config.unlocked():
@@ -78,6 +87,7 @@ def test_the_config_answers_from_three_files(files: Path, tmp_path: Path, capsys
     assert said.err.count("diagnose finished") == 3
     found = [json.loads((tmp_path / "w" / f"seed={seed}" / "diagnosis.json").read_text()) for seed in range(3)]
     assert found[0] == found[1] == found[2]  # of one file, and once
+    assert opened == {str(files / f"{name}.npz"): 1 for name in ("train", "test", "far")}  # for all stages and seeds
     text = (tmp_path / "w" / "report.html").read_text()
     for words in ("every method chooses among 3 settings", found[0][0]["verdict"], "Macro-F1 and mean per class, with"):
         assert words in text

@@ -168,9 +168,9 @@ def test_stopped_and_started_again_gives_the_same_rows(finished: Path, tmp_path:
         shutil.rmtree(run / name)
     read, trained = finetune_search.pipeline.train, []
 
-    def stopping(source, *, start_step, **how):
+    def stopping(source, reading, *, start_step, **how):
         trained.append(start_step)
-        for k, batch in enumerate(read(source, start_step=start_step, **how), start_step):
+        for k, batch in enumerate(read(source, reading, start_step=start_step, **how), start_step):
             if k == 3 and len(trained) == 1:  # step 4; it is read LAG later
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch

@@ -28,7 +28,7 @@ def saved(tmp_path_factory):
         state = run.program.init(jax.random.key(0))
         checkpoints = run.checkpoints()
         for step in range(5):
-            state, _ = run.program.step(state, step_batch(run, step))
+            state, _ = run.program.step(state, *step_batch(run, step))
             if step >= 3:
                 checkpoints.save(state)
         checkpoints.close()

@@ -13,6 +13,7 @@ from nml_jax import runtime, settings
 from nml_jax.errors import UserError
 from nml_jax.models.heads import mlp as heads
 from nml_jax.training import finetune, loop, optim
+from nml_jax.training.window import put_signals
 from tests.scenes.meshes import mesh_of
 
 MODELS = {
@@ -70,7 +71,7 @@ def after(name: str, made: finetune.Setup, steps: int = 2, **tuning):
     state, metrics = begin(name, made, **tuning), {}
     first = jax.device_get((state.params, state.model_state))
     for _ in range(steps):
-        state, metrics = program(name, made, **tuning).step(state, runtime.put_batch(one())(BATCH))
+        state, metrics = program(name, made, **tuning).step(state, runtime.put_batch(one())(BATCH), put_signals(one()))
     return first, jax.device_get((state.params, state.model_state)), jax.device_get(metrics)
 
 

@@ -84,7 +84,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(make_run, caps
     expected = clean.program.init(jax.random.key(0))
     for step in range(12):
         before = jax.tree.map(jnp.copy, expected)
-        expected, _ = clean.program.step(expected, step_batch(clean, step))
+        expected, _ = clean.program.step(expected, *step_batch(clean, step))
         if step in skip:
             after = before.params, before.model_state, before.ema, before.opt_state
             names = "params", "model_state", "ema", "opt_state"
@@ -92,7 +92,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(make_run, caps
     ours, theirs = host(state), host(expected)
     for name in ours.keys() - {".skipped"}:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
-    ids = next(random_batches(16)(6))["id"]
+    ids = next(random_batches(16)(6))[0]["id"]
     assert f"step 7 was skipped: its loss or gradient is not finite; ids of its batch: {ids[0]}, {ids[1]}" in (
         capsys.readouterr().err
     )
@@ -103,7 +103,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(make_run, caps
 
 def test_too_many_steps_that_are_not_finite_stop_the_run_with_their_ids(make_run):
     run = make_run(**{"runtime.max_skipped": 3})
-    ids = next(random_batches(16)(8))["id"]
+    ids = next(random_batches(16)(8))[0]["id"]
     with pytest.raises(NonFinite, match=rf"3 steps in a row .*step 9; ids of its batch: {ids[0]}, {ids[1]}"):
         run.train(random_batches(16, poison=range(6, 99)))
     checkpoints = run.checkpoints()
@@ -121,15 +121,15 @@ def test_the_ids_of_every_step_are_written(make_run):
     assert [line["step"] for line in lines] == list(range(1, 13))
     batches = random_batches(16)(0)
     for line in lines:
-        assert line["ids"] == next(batches)["id"].tolist()
+        assert line["ids"] == next(batches)[0]["id"].tolist()
 
 
 def test_records_that_others_stand_in_for_reach_the_quarantine(make_run):
     run, plain = make_run(), random_batches(16)
 
     def batches(start: int) -> Iterator:
-        for step, batch in enumerate(plain(start), start):
-            yield batch | {"quarantined": np.where(np.arange(16) == step, 7 * step, -1).astype(np.int32)}
+        for step, (batch, _) in enumerate(plain(start), start):
+            yield batch, np.where(np.arange(16) == step, 7 * step, -1).astype(np.int32)
 
     run.train(batches)
     assert run.quarantined == [7 * step for step in range(12)]
@@ -152,7 +152,7 @@ def test_the_state_is_donated(make_run):
     run = make_run()
     state = run.program.init(jax.random.key(0))
     leaf = jax.tree.leaves(state.params)[0]
-    run.program.step(state, step_batch(run))
+    run.program.step(state, *step_batch(run))
     assert leaf.is_deleted()
 
 
@@ -182,7 +182,7 @@ def test_the_moving_average_is_one(make_run):
     run = make_run()
     state = run.program.init(jax.random.key(0))
     before = host(state)
-    state, _ = run.program.step(state, step_batch(run))
+    state, _ = run.program.step(state, *step_batch(run))
     after = host(state)
     for name in before:
         if name.startswith(".params"):

@@ -10,6 +10,7 @@ from configs.common import get_config
 from nml_jax import objectives, settings
 from nml_jax.errors import UserError
 from nml_jax.training import optim
+from nml_jax.training.leaves import name_leaves
 
 # A kernel that decays and a bias that does not, by the default patterns.
 PARAMS = {"head": {"kernel": np.array([[0.5, -2.0], [1.0, 0.25]]), "bias": np.array([0.1, -0.3])}}
@@ -28,7 +29,7 @@ def config(**values) -> ConfigDict:
 
 
 def flatten(tree):
-    return {optim._name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    return {name: np.asarray(x) for name, x in name_leaves(tree).items()}
 
 
 def train(c, params=PARAMS, grads=GRADS):

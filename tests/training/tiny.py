@@ -1,7 +1,7 @@
 """A small training run: random images, a tiny ResNet, every source of randomness switched on."""
 
 import dataclasses
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from nml_jax.runs import goodput
 from nml_jax.training import checkpoint, loop
 from nml_jax.training.journal import Journal
 from nml_jax.training.state import TrainState
+from nml_jax.training.window import Signals, put_signals
 
 RECORDS, CLASSES = 64, 3
 
@@ -36,14 +37,15 @@ def random_batches(batch: int, *, poison: Container[int] = ()):
     images = rng.integers(0, 256, (RECORDS, 8, 8, 3), dtype=np.uint8)
     labels = rng.integers(0, CLASSES, RECORDS).astype(np.int32)
 
-    def batches(start: int) -> Iterator[Mapping[str, np.ndarray]]:
+    def batches(start: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
         step = start
         while True:
             ids = np.random.default_rng(step).permutation(RECORDS)[:batch].astype(np.int32)
             mask = np.ones(batch, np.float32)
             if step in poison:
                 mask[0] = np.nan
-            yield {"image": images[ids], "label": labels[ids], "label_clean": labels[ids], "id": ids, "mask": mask}
+            rows = {"image": images[ids], "label": labels[ids], "label_clean": labels[ids], "id": ids, "mask": mask}
+            yield rows, np.full(batch, -1, np.int32)
             step += 1
 
     return batches
@@ -88,10 +90,11 @@ class Run:
             checkpoints.close()
 
 
-def step_batch(run: Run, step: int = 0) -> dict:
-    """Return batch `step` on the run's mesh, as its compiled step takes it."""
-    local = next(random_batches(run.config.train.batch)(step))
-    return runtime.put_batch(run.mesh)({k: v for k, v in local.items() if k != "label_clean"})
+def step_batch(run: Run, step: int = 0) -> tuple[dict, Signals]:
+    """Return batch `step` on the run's mesh and no signals: what its compiled step takes beside its state."""
+    local, _ = next(random_batches(run.config.train.batch)(step))
+    batch = runtime.put_batch(run.mesh)({k: v for k, v in local.items() if k != "label_clean"})
+    return batch, put_signals(run.mesh)
 
 
 def host(state: TrainState) -> dict[str, np.ndarray]:

@@ -9,13 +9,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from threadpoolctl import threadpool_info
 
+from nml_jax.data.stratify import hold_out
 from nml_jax.errors import UserError
 from nml_jax.evals import metrics
 from nml_jax.models.heads.mlp import Form, make_head
 from nml_jax.objectives import nmtune, terms
 from nml_jax.tuning import descent, select
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
-from nml_jax.tuning.holdout import hold_out
 from nml_jax.tuning.methods import METHODS
 
 N, D, K = 60, 8, 3

@@ -55,7 +55,7 @@ def test_a_run_leaves_every_number(finished: Path, data: Path):
     assert {r.metric for r in rows_of(finished, stage="zeroshot", method=None, split="shapes/val")} == recalls
     (fit,) = rows_of(finished, metric="noisy_nearer")
     clean, swap = (
-        sources.load(clip_experiment.config(data).data, "train", captions=True),
+        sources.load("directory", str(data), "train", captions=True),
         noise.CaptionSwap(n=60, rate=0.5, seed=0),
     )
     assert fit.n_test == sum(
@@ -73,8 +73,7 @@ def test_the_same_retrieval_in_training_and_after(finished: Path):
 
 def test_the_ledger_tells_the_swap(finished: Path, data: Path):
     ledger = json.loads((finished / CELL / "noise.json").read_text())
-    section = clip_experiment.config(data).data
-    clean = sources.load(section, "train", captions=True)
+    clean = sources.load("directory", str(data), "train", captions=True)
     swap = noise.CaptionSwap(n=60, rate=0.5, seed=0)
     assert (ledger["kind"], ledger["n"], ledger["count"], ledger["realised"]) == ("caption_swap", 60, 30, 0.5)
     unchanged = sum(clean.captions[i] == clean.captions[int(swap(i))] for i in swap.list_swapped().tolist())

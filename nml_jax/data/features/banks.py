@@ -5,7 +5,6 @@ has another key and is written anew. The folder appears under its name when it i
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +16,9 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from nml_jax.errors import UserError, report_disk_errors
+from nml_jax.hashes import hash_bytes, hash_file
 from nml_jax.runs.files import write_json
+from nml_jax.settings import hash_json
 
 VERSION = 1
 SHARD_ROWS = 16_384
@@ -51,9 +52,8 @@ class Bank:
         cure = f"delete {self.folder}; the next start writes it anew"
         if not path.exists():
             raise UserError(f"{path} is missing", cure)
-        with path.open("rb") as f:
-            if hashlib.file_digest(f, "sha256").hexdigest() != shard["sha256"]:
-                raise UserError(f"{path} has changed since it was written (SHA-256 differs)", cure)
+        if hash_file(path) != shard["sha256"]:
+            raise UserError(f"{path} has changed since it was written (SHA-256 differs)", cure)
         try:
             with safe_open(path, "numpy") as tensors:
                 out = tensors.get_tensor(name)
@@ -122,8 +122,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _self_sha(index: Mapping[str, Any]) -> str:
-    rest = {k: v for k, v in index.items() if k != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return hash_json({k: v for k, v in index.items() if k != "sha256"})
 
 
 def find(folder: Path, key: str) -> Bank | None:
@@ -175,7 +174,7 @@ def write(
             data = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in block.items()})
             file = f"{len(shards):05d}.safetensors"
             (part / file).write_bytes(data)
-            shards.append({"file": file, "rows": len(block["id"]), "sha256": hashlib.sha256(data).hexdigest()})
+            shards.append({"file": file, "rows": len(block["id"]), "sha256": hash_bytes(data)})
         if not shards:
             raise UserError(f"{folder}: the split has no records", "name a split that has some")
         index: dict[str, Any] = {

@@ -7,7 +7,6 @@ read batch by batch; a compressed member in Fortran's order alone is read whole,
 
 import dataclasses
 import functools
-import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from nml_jax.data.features.arrays import open_arrays
 from nml_jax.data.features.formats import NO_LABELS, Store, check_labels, keep_valid_labels, list_names, read_errors
 from nml_jax.data.features.tables import open_table
 from nml_jax.errors import UserError
+from nml_jax.hashes import hash_bytes, hash_file, hash_text
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".csv", ".tsv", ".parquet")
 LARGE = 1 << 30  # bytes above which a fingerprint reads the ends of a file only
@@ -112,15 +112,14 @@ class Features:
         """
         digests = []
         for path in self.files:
+            if (status := path.stat()).st_size <= LARGE:
+                digests.append(hash_file(path))
+                continue
             with path.open("rb") as f:
-                if (status := os.fstat(f.fileno())).st_size > LARGE:
-                    digest = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns} ".encode() + f.read(ENDS))
-                    f.seek(-ENDS, os.SEEK_END)
-                    digest.update(f.read())
-                else:
-                    digest = hashlib.file_digest(f, "sha256")
-            digests.append(digest.hexdigest())
-        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+                first = f.read(ENDS)
+                f.seek(-ENDS, os.SEEK_END)
+                digests.append(hash_bytes(f"{status.st_size} {status.st_mtime_ns} ".encode() + first + f.read()))
+        return digests[0] if len(digests) == 1 else hash_text("".join(digests))
 
     def _values(self, stored: np.ndarray, index: np.ndarray | range) -> np.ndarray:
         """Stored values [n, ...] of the rows `index` as real ones, float32 [n, V, D]."""

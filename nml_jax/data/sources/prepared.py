@@ -3,7 +3,6 @@
 import difflib
 import functools
 import json
-import os
 import re
 import resource
 import sys
@@ -22,6 +21,7 @@ from nml_jax.data.sources import texts
 from nml_jax.data.sources.captions import Captions, Joined, Slice, Stored
 from nml_jax.data.sources.source import Source, digest
 from nml_jax.errors import UserError
+from nml_jax.runs.files import replace_file
 
 Span = tuple[str, int, int]  # split, first record, last record + 1
 
@@ -62,9 +62,9 @@ class Records(Source):
         return Joined(parts)
 
 
-def load(data: Any, split: str, *, captions: bool = False) -> Source:
-    """A split of the prepared dataset that the section `config.data` names; see `sources.load`."""
-    builder = _directory(data.path, captions) if data.source == "directory" else _catalogue(data.name, data.path)
+def load(kind: str, path: str, split: str, *, name: str, captions: bool) -> Source:
+    """Open a split of a prepared dataset; see `sources.load`."""
+    builder = _directory(path, captions) if kind == "directory" else _catalogue(name, path)
     folder, info = Path(builder.data_dir), builder.info
     _allow_many_files()
     content = _content(folder)
@@ -218,14 +218,11 @@ def _labels(builder: Any, split: str, label: str, content: str) -> np.ndarray:
 
 def _store(path: Path, labels: np.ndarray) -> None:
     """Keep the index for the next time, unless the directory is read-only: then it is built again next time."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(exist_ok=True)
-        with part.open("wb") as f:
-            np.save(f, labels)
-        part.replace(path)
+        with replace_file(path) as part, part.open("wb") as file:
+            np.save(file, labels)
     except OSError as e:
-        part.unlink(missing_ok=True)
         print(f"the labels are not kept for the next run: {path}: {e.strerror}", file=sys.stderr)
 
 

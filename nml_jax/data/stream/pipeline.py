@@ -19,7 +19,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import grain
@@ -29,33 +29,41 @@ from nml_jax.data.images import transforms
 from nml_jax.data.images.codec import Undecodable, decode
 from nml_jax.data.sources.source import Source
 from nml_jax.data.stream import order
+from nml_jax.data.stream.reading import Reading, divide_batch
 from nml_jax.errors import UserError
 
 BLOCK = 16  # records read one after another: after every decoded image the code that reads comes back from memory
 
+T = TypeVar("T")
 Batch = dict[str, np.ndarray]
 Record = dict[str, Any]
 Stored = Record | Undecodable
 Tokenize = Callable[[Sequence[str]], np.ndarray]  # N texts -> token ids int32 [N, L]
 
 
+class Portion(NamedTuple):
+    """This process's rows of a global training batch.
+
+    Attributes:
+        batch: the data.
+        quarantined: int32 [b], -1, or the id of the record that cannot be decoded and that this row, in all its keys,
+            stands in for; see `find_reason`.
+    """
+
+    batch: Batch
+    quarantined: np.ndarray
+
+
 def train(
     source: Source,
+    reading: Reading,
     *,
-    augment: Any,
-    image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
     batch: int,
     seed: int,
     tokenize: Tokenize | None = None,
     weights: Sequence[float] = (),
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    threads: int = 8,
-    prefetch: int = 4,
-) -> Generator[Batch, None, None]:
+) -> Generator[Portion, None, None]:
     """This process's rows of the global batches start_step, start_step + 1, ...; without end.
 
     Every epoch shows each record once, in an order of its own; batches run on across epochs. With r = augment.repeats,
@@ -63,30 +71,25 @@ def train(
     share a global batch (but for those that its end cuts), and N examples show N / r records.
 
     Args:
-        augment: the section `config.augment`.
-        mean, std: per channel, of pixels in [0, 1]; see `transforms.train_transform`.
         batch: global.
         tokenize: of captions; a source with captions needs it. Of several captions of an image one is drawn.
         weights: of the parts of a mixture, see `config.data.weights`.
-        threads: each works on a batch of its own; 0 works in the caller's, which is fastest for tiny images.
-        prefetch: batches ready or under way; at least one per thread.
 
     Yields:
-        image uint8 [b, image_size, image_size, 3]; label and label_clean int32 [b], or text int32 [b, L]; id int32 [b];
-        mask float32 [b], ones; b = batch / process_count; quarantined int32 [b], -1, or the id of the record that
-        cannot be decoded and that this row, in all its keys, stands in for; see `reason`.
+        Portions whose batch holds image uint8 [b, image_size, image_size, 3]; label and label_clean int32 [b], or text
+        int32 [b, L]; id int32 [b]; mask float32 [b], ones; b = batch / reading.blocks.
 
     Raises:
-        UserError: batch is no multiple of process_count, the source is empty, the weights are not one positive number
+        UserError: batch is no multiple of reading.blocks, the source is empty, the weights are not one positive number
             for each part, or `order.TRIES` records drawn in the place of one cannot be decoded either.
     """
-    local = _local(batch, process_count)
+    local = divide_batch(batch, reading.blocks)
     if not len(source):
         raise UserError("the training split has no record", "choose a larger split")
-    transform = transforms.train_transform(augment, image_size, mean, std)
+    transform = reading.train_transform(reading.image_size)
     at = order.mix_sources(seed, source.parts, weights) if len(weights) else order.shuffle_blocks(seed, len(source))
     others = order.draw_replacement(seed, source.parts)
-    repeats, draw_seed = augment.repeats, order.derive_seeds(seed, "augment")
+    repeats, draw_seed = reading.augment.repeats, order.derive_seeds(seed, "augment")
     words, numbers = ("text",) if len(source.captions) else (), (*_numbers(source), "quarantined")
     if words and tokenize is None:
         raise ValueError("a source of captions is read with `tokenize`")
@@ -107,14 +110,16 @@ def train(
             "prepare the dataset anew",
         )
 
-    def batch_at(step: int) -> Batch:
-        first = step * batch + process_index * local
+    def portion_at(step: int) -> Portion:
+        first = step * batch + reading.block * local
         positions, rng = range(first, first + local), order.make_generators(draw_seed)
         stored = _read(source, (at(p // repeats) for p in positions))
         records = (one(p, *of_p, rng) for p, of_p in zip(positions, stored, strict=True))
-        return _collect(records, local, image_size, numbers, words, tokenize)
+        rows = _collect(records, local, reading.image_size, numbers, words, tokenize)
+        quarantined = rows.pop("quarantined")
+        return Portion(rows, quarantined)
 
-    return _iterate(batch_at, range(start_step, sys.maxsize), threads, prefetch)
+    return _iterate(portion_at, range(start_step, sys.maxsize), reading)
 
 
 def find_reason(source: Source, i: int) -> str:
@@ -132,22 +137,15 @@ def find_reason(source: Source, i: int) -> str:
 
 def evaluate(
     source: Source,
+    reading: Reading,
     *,
-    augment: Any,
-    image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
     batch: int,
     tokenize: Tokenize | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    threads: int = 8,
-    prefetch: int = 4,
     shift: str | None = None,
     view: int | None = None,
     seed: int = 0,
 ) -> Generator[Batch, None, None]:
-    """Every record once, in source order, in batches as `train` yields them.
+    """Every record once, in source order, in batches like those of `train`.
 
     Of several captions the first is taken, as text and text_clean; without `tokenize` captions are left out.
     The last global batch is filled up with zeros whose mask is 0: masks sum to N over all processes, and every process
@@ -160,16 +158,12 @@ def evaluate(
         seed: draws are of (seed, shift, view, id).
 
     Raises:
-        UserError: batch is no multiple of process_count, no such shift, or a record cannot be decoded; names it.
+        UserError: batch is no multiple of reading.blocks, no such shift, or a record cannot be decoded; names it.
     """
-    local = _local(batch, process_count)
+    local, size = divide_batch(batch, reading.blocks), reading.test_size
     if shift is not None and shift not in transforms.SHIFTS:
         raise UserError(f"no shift {shift!r}", f"shifts are {', '.join(transforms.SHIFTS)}")
-    size = augment.test_size or image_size
-    if view is None:
-        transform = transforms.eval_transform(augment, size)
-    else:
-        transform = transforms.train_transform(augment, size, mean, std)
+    transform = reading.eval_transform() if view is None else reading.train_transform(size)
     moved = transforms.SHIFTS[shift] if shift else None
     draw_seed = order.derive_seeds(seed, f"shift {shift}, view {view}")
     words, numbers = ("text", "text_clean") if tokenize else (), _numbers(source)
@@ -187,12 +181,12 @@ def evaluate(
         return record
 
     def batch_at(step: int) -> Batch:
-        first = step * batch + process_index * local
+        first = step * batch + reading.block * local
         rng, stop = order.make_generators(draw_seed), min(first + local, len(source))
         records = (one(i, stored, rng(i)) for i, stored in _read(source, range(first, stop)))
         return _collect(records, local, size, numbers, words, tokenize)
 
-    return _iterate(batch_at, range(math.ceil(len(source) / batch)), threads, prefetch)
+    return _iterate(batch_at, range(math.ceil(len(source) / batch)), reading)
 
 
 def read_texts(
@@ -200,31 +194,26 @@ def read_texts(
     tokenize: Tokenize,
     *,
     batch: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    block: int = 0,
+    blocks: int = 1,
 ) -> Iterator[Batch]:
     """Every caption of every record once, in order; the last batch is filled up as that of `evaluate`.
+
+    Args:
+        batch: global.
+        block, blocks: see `Reading`.
 
     Yields:
         text int32 [b, L]; id int32 [b], the record that the caption is of; mask float32 [b].
     """
-    local = _local(batch, process_count)
+    local = divide_batch(batch, blocks)
     every = ((i, text) for i in range(len(captions)) for text in captions[i])
-    while block := list(itertools.islice(every, batch)):
-        own = block[process_index * local : (process_index + 1) * local]
+    while whole := list(itertools.islice(every, batch)):
+        own = whole[block * local : (block + 1) * local]
         filled = np.arange(local) < len(own)
         ids, said = zip(*own, *[(0, "")] * (local - len(own)), strict=True)
         text = np.where(filled[:, None], tokenize(said), 0).astype(np.int32)
         yield {"text": text, "id": np.array(ids, np.int32), "mask": filled.astype(np.float32)}
-
-
-def _local(batch: int, process_count: int) -> int:
-    if batch < 1 or batch % process_count:
-        raise UserError(
-            f"a batch of {batch} cannot be divided among {process_count} processes",
-            f"choose a multiple of {process_count}",
-        )
-    return batch // process_count
 
 
 def _read(source: Source, ids: Iterable[int], block: int = BLOCK) -> Iterator[tuple[int, Stored]]:
@@ -284,14 +273,14 @@ def _collect(
     return batch | {"mask": (np.arange(rows) < filled).astype(np.float32)}
 
 
-def _iterate(
-    batch_at: Callable[[int], Batch], steps: range, threads: int, prefetch: int
-) -> Generator[Batch, None, None]:
-    """batch_at(step) for each step, in order, worked on ahead."""
+def _iterate(make: Callable[[int], T], steps: range, reading: Reading) -> Generator[T, None, None]:
+    """make(step) for each step, in order, worked on ahead."""
     if not steps:
         return
     cv2.setNumThreads(0)  # OpenCV's own threads would fight ours
-    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads) if threads else 0)
-    dataset = grain.MapDataset.range(steps.start, steps.stop).map(batch_at).to_iter_dataset(ahead)
+    threads = reading.threads
+    ahead = max(reading.prefetch, threads) if threads else 0
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    dataset = grain.MapDataset.range(steps.start, steps.stop).map(make).to_iter_dataset(options)
     with contextlib.closing(iter(dataset)) as iterator:  # ends its threads
         yield from iterator

@@ -5,7 +5,6 @@ entities, white space, lower case.
 """
 
 import gzip
-import hashlib
 import html
 import json
 import zlib
@@ -23,6 +22,7 @@ from tokenizers.processors import RobertaProcessing
 from tokenizers.trainers import BpeTrainer
 
 from nml_jax.errors import UserError
+from nml_jax.hashes import hash_text
 
 START, END = "<start_of_text>", "<end_of_text>"
 # Names of the two tokens in tokenizer.json: open_clip's and ours, then OpenAI's.
@@ -60,7 +60,7 @@ class Tokenizer:
             )
         self.start, self.end, self.context, self.vocab_size = start, end, context, end + 1
         self._arguments = (definition, start, end, context)
-        self.fingerprint = hashlib.sha256(json.dumps(self._arguments).encode()).hexdigest()
+        self.fingerprint = hash_text(json.dumps(self._arguments))
         self._bpe = tokenizers.Tokenizer.from_str(definition)
         clip_words = json.loads(definition)["pre_tokenizer"] == _make_pre_tokenizer(EXACT_PATTERN)
         self._special = {START: start, END: end} if clip_words else {}

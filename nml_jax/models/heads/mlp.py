@@ -8,7 +8,7 @@ steps (tuning/descent.py).
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +37,11 @@ class Form(NamedTuple):
     depth: int = 1
     residual: bool = True
     norm: str = "batch"
+
+
+def standardize(F: Any, standard: Mapping[str, Any]) -> Any:
+    """F [..., D] with the mean and scale of `standard`, float32 [D] each, taken out."""
+    return (F - standard["mean"]) / standard["scale"]
 
 
 class Head(NamedTuple):
@@ -94,7 +99,7 @@ def make_head(form: Form, num_classes: int) -> Head:
     def apply(params: Tree, state: Tree, F: jax.Array, *, train: bool) -> tuple[dict[str, jax.Array], Tree]:
         new_state = dict(state)
         if "input" in state:
-            F = (F - state["input"]["mean"]) / state["input"]["scale"]
+            F = standardize(F, state["input"])
         Z = F
         if form.mlp:
             h = F

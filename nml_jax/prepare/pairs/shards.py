@@ -15,6 +15,7 @@ import numpy as np
 
 from nml_jax.data.sources import texts
 from nml_jax.errors import UserError
+from nml_jax.hashes import hash_text
 from nml_jax.prepare import records
 from nml_jax.prepare.pairs.read import read, read_fields
 from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard
@@ -270,7 +271,7 @@ def assemble(
         chosen = [(part, one["splits"][name]) for part, one in zip(parts, about, strict=True) if name in one["splits"]]
         entries[name] = {kind: sum(one[kind] for _, one in chosen) for kind in ("records", "captions")}
         resized[name] = sum(one["resized"] for _, one in chosen)
-        entries[name]["sha256"] = hashlib.sha256("".join(one["sha256"] for _, one in chosen).encode()).hexdigest()
+        entries[name]["sha256"] = hash_text("".join(one["sha256"] for _, one in chosen))
         if chosen:  # TFDS does not accept splits without records
             infos.append(_gather_records(folder, name, chosen))
             entries[name] |= _gather_texts(folder / "supervision", name, [part for part, _ in chosen], job)

@@ -113,7 +113,7 @@ def test_batches_hold_the_tokens_of_one_caption_of_each_image():
 def test_text_batches_do_not_depend_on_processes_threads_or_restarts():
     data = SwappedCaptions(Pairs(30), CaptionSwap(n=30, rate=0.4, seed=0))
     whole = train(data, 6, tokenize=tokenize, threads=0)
-    parts = [train(data, 6, tokenize=tokenize, process_index=i, process_count=2, threads=3) for i in range(2)]
+    parts = [train(data, 6, tokenize=tokenize, block=i, blocks=2, threads=3) for i in range(2)]
     assert_same(joined(parts), whole)
     assert_same(train(data, 2, tokenize=tokenize, start_step=4), whole[4:])
 
@@ -134,8 +134,7 @@ def test_evaluation_gives_the_first_caption_noisy_and_clean():
 def test_texts_gives_every_caption_once(processes):
     captions = Pairs(7).captions  # 1 + 2 + 3 + 1 + 2 + 3 + 1 of them
     parts = [
-        list(pipeline.read_texts(captions, tokenize, batch=4, process_index=i, process_count=processes))
-        for i in range(processes)
+        list(pipeline.read_texts(captions, tokenize, batch=4, block=i, blocks=processes)) for i in range(processes)
     ]
     batches = joined(parts)
     assert [b["text"].shape for b in batches] == [(4, 4)] * 4
@@ -186,7 +185,7 @@ def test_a_mixture_does_not_depend_on_processes_threads_or_restarts():
         return train(data, 8, tokenize=tokenize, weights=(1.0, 2.0), **how)
 
     whole = run(threads=0)
-    assert_same(joined([run(process_index=i, process_count=2, threads=3) for i in range(2)]), whole)
+    assert_same(joined([run(block=i, blocks=2, threads=3) for i in range(2)]), whole)
     data = Mixture([Pairs(12, "1"), Pairs(4, "2")])
     assert_same(train(data, 3, tokenize=tokenize, weights=(1.0, 2.0), start_step=5), whole[5:])
 

@@ -5,7 +5,6 @@ import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,8 +23,8 @@ from nml_jax.errors import UserError
 from nml_jax.prepare import image_folder, records
 
 
-def section(source="directory", **values):
-    return SimpleNamespace(**{"source": source, "path": "", "name": "", "classes": (), "num_classes": None} | values)
+def load(split, kind="directory", path="", **about):
+    return sources.load(kind, str(path), split, **about)
 
 
 def image(value):
@@ -222,7 +221,7 @@ def test_validation_depends_on_its_seed_and_never_changes():
 def test_digits():
     from sklearn.datasets import load_digits
 
-    train, test = (sources.load(section("digits"), split) for split in ("train", "test"))
+    train, test = (load(split, "digits") for split in ("train", "test"))
     assert (len(train), len(test)) == (1442, 355)
     assert sorted(map(int, [*train.keys, *test.keys])) == list(range(1797))
     counts = np.bincount(load_digits().target)
@@ -238,23 +237,23 @@ def test_digits():
 
 
 def test_digits_of_some_classes():
-    source = sources.load(section("digits", classes=(5, 6, 7, 8, 9), num_classes=5), "test")
+    source = load("test", "digits", classes=(5, 6, 7, 8, 9), num_classes=5)
     assert source.class_names == ("5", "6", "7", "8", "9")
     assert set(source.labels) == set(range(5))
-    assert source.fingerprint != sources.load(section("digits"), "test").fingerprint
+    assert source.fingerprint != load("test", "digits").fingerprint
 
 
 # Prepared directories
 
 
 def test_directory(folder):
-    source = sources.load(section(path=str(folder)), "train")
+    source = load("train", path=folder)
     assert len(source) == 20
     assert source.class_names == ("b", "d", "é")
     assert source.labels.tolist() == [0] * 10 + [1] * 7 + [2] * 3
     assert [source[i]["image"] for i in range(20)] == [image(i + 1) for i in range(20)]
     assert (source.keys[0], source.keys[19]) == ("train/b/00.png", "train/é/02.png")
-    assert sources.load(section(path=str(folder)), "test").num_classes == 3
+    assert load("test", path=folder).num_classes == 3
 
 
 @pytest.mark.parametrize(
@@ -267,33 +266,33 @@ def test_directory(folder):
     ],
 )
 def test_parts_and_sums_of_splits(folder, split, records):
-    source = sources.load(section(path=str(folder)), split)
+    source = load(split, path=folder)
     assert [r["image"] for r in source] == [image(i + 1) for i in records]
     labels = [0] * 10 + [1] * 7 + [2] * 7
     assert source.labels.tolist() == [labels[i] for i in records]
-    whole = [*sources.load(section(path=str(folder)), "train").keys, *(f"test/é/{i:02}.png" for i in range(4))]
+    whole = [*load("train", path=folder).keys, *(f"test/é/{i:02}.png" for i in range(4))]
     assert list(source.keys) == [whole[i] for i in records]
 
 
 def test_fingerprint_is_of_the_records_not_of_the_words(folder):
     def of(split):
-        return sources.load(section(path=str(folder)), split).fingerprint
+        return load(split, path=folder).fingerprint
 
     assert of("train") == of("train[:100%]") == of("train[:20]")
     assert len({of("train"), of("test"), of("train[:19]"), of("train+test")}) == 4
 
 
 def test_classes_of_a_directory(folder):
-    source = sources.load(section(path=str(folder), classes=(2, 0)), "train")
+    source = load("train", path=folder, classes=(2, 0))
     assert source.class_names == ("é", "b")
     assert [source.keys[0], source.keys[-1]] == ["train/b/00.png", "train/é/02.png"]
     assert source[12]["image"] == image(20)
     with pytest.raises(UserError, match="'test' has no record"):
-        sources.load(section(path=str(folder), classes=(0, 1)), "test")
+        load("test", path=folder, classes=(0, 1))
 
 
 def test_sources_are_picklable_and_shared_by_threads(folder):
-    source = pickle.loads(pickle.dumps(sources.load(section(path=str(folder), classes=(0, 1, 2)), "train")))
+    source = pickle.loads(pickle.dumps(load("train", path=folder, classes=(0, 1, 2))))
     with ThreadPoolExecutor(8) as pool:
         images = list(pool.map(lambda i: source[i % 20]["image"], range(200)))
     assert images == [image(i % 20 + 1) for i in range(200)]
@@ -309,27 +308,27 @@ def test_sources_are_picklable_and_shared_by_threads(folder):
 )
 def test_wrong_splits(folder, split, cause, cure):
     with pytest.raises(UserError, match=cause) as e:
-        sources.load(section(path=str(folder)), split)
+        load(split, path=folder)
     assert cure in e.value.cure
 
 
-def test_wrong_sections(folder, tmp_path):
+def test_wrong_arguments(folder, tmp_path):
     for wrong, cause, cure in (
-        (section("tfrecords"), "data.source='tfrecords'", "digits, directory, tfds"),
-        (section(path=str(folder), num_classes=4), "data.num_classes=4", "data.num_classes=3"),
+        ({"kind": "tfrecords"}, "data.source='tfrecords'", "digits, directory, tfds"),
+        ({"path": folder, "num_classes": 4}, "data.num_classes=4", "data.num_classes=3"),
         (
-            section(path=str(tmp_path)),
+            {"path": tmp_path},
             "holds no prepared dataset",
             f"nml_jax.prepare image_folder SRC {tmp_path}",
         ),
-        (section(path=str(tmp_path / "none")), "holds no prepared dataset", "build it"),
+        ({"path": tmp_path / "none"}, "holds no prepared dataset", "build it"),
     ):
         with pytest.raises(UserError, match=cause) as e:
-            sources.load(wrong, "train")
+            load("train", **wrong)
         assert cure in e.value.cure
         assert "\n" not in e.value.cause + e.value.cure
     with pytest.raises(UserError, match="digits has no split 'val'"):
-        sources.load(section("digits"), "val")
+        load("val", "digits")
 
 
 def test_a_damaged_directory(folder, tmp_path):
@@ -341,7 +340,7 @@ def test_a_damaged_directory(folder, tmp_path):
         shutil.copytree(folder, copy)
         (copy / name).write_text(content)
         with pytest.raises(UserError, match=cause) as e:
-            sources.load(section(path=str(copy)), "train")
+            load("train", path=copy)
         assert "build" in e.value.cure
 
 
@@ -351,7 +350,7 @@ def test_a_damaged_record(folder, tmp_path):
     data = bytearray(shard.read_bytes())
     data[data.find(b"train/b/08.png")] ^= 1
     shard.write_bytes(data)
-    source = sources.load(section(path=str(tmp_path / "copy")), "train")
+    source = load("train", path=tmp_path / "copy")
     for _ in range(2):
         with pytest.raises(Undecodable, match=r"^damaged in storage: Corrupted [^;]* \(record 8 in .*copy\)$"):
             source[8]
@@ -364,14 +363,14 @@ def test_a_shard_that_was_cut(folder, tmp_path):
     shard = tmp_path / "copy" / "image_folder-train.array_record-00001"
     whole = shard.read_bytes()
     second = whole.find(b"train/b/08.png")
-    open_before = sources.load(section(path=str(tmp_path / "copy")), "train")
+    open_before = load("train", path=tmp_path / "copy")
     assert open_before[13]["image"] == image(14)
     os.truncate(shard, second)
     assert open_before[7]["image"] == image(8)
     for i in range(8, 14):
         with pytest.raises(Undecodable, match=rf"(missing|damaged) in storage: .* \(record {i}"):
             open_before[i]
-    source = sources.load(section(path=str(tmp_path / "copy")), "train")
+    source = load("train", path=tmp_path / "copy")
     for i in range(7, 14):
         with pytest.raises(Undecodable, match="damaged in storage: ArrayRecord file should be at least 64KB big"):
             source[i]
@@ -381,7 +380,7 @@ def test_a_shard_that_was_cut(folder, tmp_path):
 def test_what_the_operating_system_refuses_is_not_the_records_fault(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     (tmp_path / "copy" / "image_folder-train.array_record-00001").unlink()
-    source = sources.load(section(path=str(tmp_path / "copy")), "train")
+    source = load("train", path=tmp_path / "copy")
     with pytest.raises(UserError, match=r"record 8 cannot be read: open\(\) failed: No such file .*00001") as e:
         source[8]
     assert "mend the storage" in e.value.cure
@@ -406,8 +405,7 @@ def test_records_of_another_kind(kind):
 
 
 def test_catalogue_labels_are_read_once_and_kept(catalogue, monkeypatch):
-    data = section("tfds", name="toy_catalogue", path=str(catalogue))
-    source = sources.load(data, "train")
+    source = load("train", "tfds", name="toy_catalogue", path=catalogue)
     assert source.num_classes == 3
     assert source.class_names == ("0", "1", "2")
     assert source.keys is None
@@ -416,10 +414,10 @@ def test_catalogue_labels_are_read_once_and_kept(catalogue, monkeypatch):
     assert source.labels.tolist() == [v % 3 for v in values]
 
     monkeypatch.setattr(prepared, "tqdm", None)  # needed to read labels from records
-    again = sources.load(data, "train[2:5]")
+    again = load("train[2:5]", "tfds", name="toy_catalogue", path=catalogue)
     assert again.labels.tolist() == source.labels[2:5].tolist()
     path = str(catalogue / "toy_catalogue" / "1.0.0")
-    assert sources.load(section(path=path), "train").fingerprint == source.fingerprint
+    assert load("train", path=path).fingerprint == source.fingerprint
 
 
 def test_a_damaged_record_has_no_label(catalogue, tmp_path):
@@ -431,7 +429,7 @@ def test_a_damaged_record_has_no_label(catalogue, tmp_path):
     data[data.find(b"kind")] ^= 1
     shard.write_bytes(data)
     with pytest.raises(UserError, match=r"record 5 of split train in .* has no label: damaged in storage: Corrupted"):
-        sources.load(section("tfds", name="toy_catalogue", path=str(tmp_path / "copy")), "train")
+        load("train", "tfds", name="toy_catalogue", path=tmp_path / "copy")
 
 
 def test_labels_are_not_kept_where_nothing_can_be_written(catalogue, monkeypatch, capsys):
@@ -441,7 +439,7 @@ def test_labels_are_not_kept_where_nothing_can_be_written(catalogue, monkeypatch
     monkeypatch.setattr(prepared.np, "save", full)
     for part in (catalogue / "toy_catalogue" / "1.0.0" / "supervision").glob("*"):
         part.unlink()
-    source = sources.load(section("tfds", name="toy_catalogue", path=str(catalogue)), "train")
+    source = load("train", "tfds", name="toy_catalogue", path=catalogue)
     assert len(source.labels) == 12
     assert capsys.readouterr().err.count("No space left on device") == 1
     assert not list((catalogue / "toy_catalogue" / "1.0.0" / "supervision").iterdir())
@@ -449,7 +447,7 @@ def test_labels_are_not_kept_where_nothing_can_be_written(catalogue, monkeypatch
 
 def test_a_split_without_labels(catalogue):
     with pytest.raises(UserError, match="record 0 has label -1") as e:
-        sources.load(section("tfds", name="toy_catalogue", path=str(catalogue)), "blind")
+        load("blind", "tfds", name="toy_catalogue", path=catalogue)
     assert "a split without labels cannot be used" in e.value.cure
 
 
@@ -465,7 +463,7 @@ def test_a_split_without_labels(catalogue):
 )
 def test_a_dataset_that_is_not_there(tmp_path, name, cause, cure):
     with pytest.raises(UserError, match=cause) as e:
-        sources.load(section("tfds", name=name, path=str(tmp_path)), "train")
+        load("train", "tfds", name=name, path=tmp_path)
     assert cure in e.value.cure
     assert "\n" not in e.value.cause + e.value.cure
 
@@ -475,21 +473,21 @@ def test_a_directory_that_cannot_be_read_at_random(folder, tmp_path):
     (tmp_path / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
     (tmp_path / "features.json").write_text((folder / "features.json").read_text())
     with pytest.raises(UserError, match="holds tfrecord files") as e:
-        sources.load(section(path=str(tmp_path)), "train")
+        load("train", path=tmp_path)
     assert "--file_format=array_record" in e.value.cure
 
 
 def test_a_dataset_without_images_and_labels(tmp_path):
     write(tmp_path, "words", {"text": tfds.features.Text()}, {"train": [{"text": "hello"}]})
     with pytest.raises(UserError, match="does not pair an image with a class label: it has text"):
-        sources.load(section(path=str(tmp_path)), "train")
+        load("train", path=tmp_path)
 
 
 # Labels by key
 
 
 def test_labels_are_aligned_by_key(folder, tmp_path):
-    source = sources.load(section(path=str(folder)), "train[8:12]")
+    source = load("train[8:12]", path=folder)
     path = tmp_path / "labels.csv"
     lines = [f"{key},{n % 3}" for n, key in enumerate(source.keys)] + ["train/elsewhere.png,1"]
     for head in ([], ["key,label"]):

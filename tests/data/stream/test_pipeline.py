@@ -13,6 +13,7 @@ from nml_jax.data.sources.noisy import NoisyLabels
 from nml_jax.data.sources.source import Arrays, Subset, in_memory
 from nml_jax.data.stratify import split_validation
 from nml_jax.data.stream import pipeline
+from nml_jax.data.stream.reading import Reading
 from nml_jax.errors import UserError
 from nml_jax.prepare import image_folder
 
@@ -33,19 +34,22 @@ def source(n, size=8):
     return in_memory(pixels, np.arange(n) % 3, num_classes=3, name="toy")
 
 
-def train(data, steps, batch=8, seed=0, augment=None, size=8, **how):
-    stream = pipeline.train(
-        data, augment=augment or config(), image_size=size, mean=MEAN, std=STD, batch=batch, seed=seed, **how
-    )
-    batches = list(itertools.islice(stream, steps))
+def reading(augment=None, size=8, **how):
+    return Reading(augment or config(), size, MEAN, STD, **how)
+
+
+def train(data, steps, batch=8, seed=0, tokenize=None, weights=(), start_step=0, **how):
+    """The batches, in which `quarantined` is told as well."""
+    drawn = {"seed": seed, "tokenize": tokenize, "weights": weights, "start_step": start_step}
+    stream = pipeline.train(data, reading(**how), batch=batch, **drawn)
+    batches = [portion.batch | {"quarantined": portion.quarantined} for portion in itertools.islice(stream, steps)]
     stream.close()
     return batches
 
 
-def evaluate(data, batch=8, augment=None, size=8, **how):
-    return list(
-        pipeline.evaluate(data, augment=augment or config(), image_size=size, mean=MEAN, std=STD, batch=batch, **how)
-    )
+def evaluate(data, batch=8, tokenize=None, shift=None, view=None, seed=0, **how):
+    drawn = {"tokenize": tokenize, "shift": shift, "view": view, "seed": seed}
+    return list(pipeline.evaluate(data, reading(**how), batch=batch, **drawn))
 
 
 def assert_same(left, right):
@@ -91,7 +95,7 @@ def test_batches_are_what_they_say():
 def test_global_batch_k_is_the_same_for_any_number_of_processes(processes, repeats):
     augment = config(repeats=repeats, crop="random_resized", randaugment=1)
     whole = train(source(21), 7, augment=augment)
-    parts = [train(source(21), 7, augment=augment, process_index=i, process_count=processes) for i in range(processes)]
+    parts = [train(source(21), 7, augment=augment, block=i, blocks=processes) for i in range(processes)]
     assert_same(joined(parts), whole)
 
 
@@ -166,7 +170,7 @@ def test_augmentation_is_drawn_anew_every_epoch_and_for_every_seed():
 def test_a_batch_that_cannot_be_divided(batch, processes):
     for start in (train, lambda data, steps, **how: evaluate(data, **how)):
         with pytest.raises(UserError, match=f"a batch of {batch} cannot be divided among {processes} processes"):
-            start(source(5), 1, batch=batch, process_count=processes)
+            start(source(5), 1, batch=batch, blocks=processes)
 
 
 def test_nothing_to_train_on():
@@ -181,7 +185,7 @@ def test_nothing_to_train_on():
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_every_record_once_in_source_order(n, processes):
     data = source(n)
-    parts = [evaluate(data, process_index=i, process_count=processes) for i in range(processes)]
+    parts = [evaluate(data, block=i, blocks=processes) for i in range(processes)]
     assert len({len(part) for part in parts}) == 1
     batches = joined(parts)
     assert_same(batches, evaluate(data, threads=0))
@@ -215,7 +219,7 @@ def test_evaluation_resizes():
 def test_shifts_are_fixed_by_seed_and_id(shift):
     data = source(21, size=16)
     shifted = evaluate(data, size=16, shift=shift)
-    parts = [evaluate(data, size=16, shift=shift, process_index=i, process_count=2, threads=i) for i in range(2)]
+    parts = [evaluate(data, size=16, shift=shift, block=i, blocks=2, threads=i) for i in range(2)]
     assert_same(joined(parts), shifted)
     images = np.concatenate([b["image"] for b in shifted])[:21]
     assert all((images != data.images).any((1, 2, 3)))
@@ -235,7 +239,7 @@ def test_views_are_augmented_and_fixed_by_seed_id_and_number():
     data = source(21)
     views = {k: evaluate(data, augment=augment, view=k) for k in (1, 2)}
     assert_same(evaluate(data, augment=augment, view=1, threads=0, batch=8), views[1])
-    parts = [evaluate(data, augment=augment, view=1, process_index=i, process_count=4) for i in range(4)]
+    parts = [evaluate(data, augment=augment, view=1, block=i, blocks=4) for i in range(4)]
     assert_same(joined(parts), views[1])
     images = {k: np.concatenate([b["image"] for b in v])[:21] for k, v in views.items()}
     images["seed 1"] = np.concatenate([b["image"] for b in evaluate(data, augment=augment, view=1, seed=1)])[:21]
@@ -257,14 +261,12 @@ def test_photos_on_disk(tmp_path):
         pixels = np.random.default_rng(i).integers(0, 256, (20 + i, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path, quality=90)
     image_folder.build_image_folder(tmp_path / "src", tmp_path / "out")
-    data = SimpleNamespace(source="directory", path=str(tmp_path / "out"), name="", classes=(2, 0), num_classes=2)
-    clean, validation = split_validation(sources.load(data, "train"), 0.2)
+    chosen = sources.load("directory", str(tmp_path / "out"), "train", classes=(2, 0), num_classes=2)
+    clean, validation = split_validation(chosen, 0.2)
     noisy = NoisyLabels(clean, 1 - clean.labels)
     augment = config(crop="random_resized", randaugment=2)
     whole = train(noisy, 5, size=16, augment=augment)
-    assert_same(
-        joined([train(noisy, 5, size=16, augment=augment, process_index=i, process_count=2) for i in (0, 1)]), whole
-    )
+    assert_same(joined([train(noisy, 5, size=16, augment=augment, block=i, blocks=2) for i in (0, 1)]), whole)
     assert sorted(ids(whole)[:16]) == list(range(16))
     for batch in whole:
         np.testing.assert_array_equal(batch["label_clean"], clean.labels[batch["id"]])
@@ -285,15 +287,15 @@ def test_photos_on_disk(tmp_path):
 def test_closing_ends_the_threads():
     before = set(threading.enumerate())
     data = source(50)
-    stream = pipeline.train(data, augment=config(), image_size=8, mean=MEAN, std=STD, batch=8, seed=0, threads=4)
+    stream = pipeline.train(data, reading(threads=4), batch=8, seed=0)
     next(stream)
     assert set(threading.enumerate()) - before
     stream.close()
     with pytest.raises(StopIteration):
         next(stream)
-    unused = pipeline.train(data, augment=config(), image_size=8, mean=MEAN, std=STD, batch=8, seed=0, threads=4)
+    unused = pipeline.train(data, reading(threads=4), batch=8, seed=0)
     del unused
-    abandoned = pipeline.train(data, augment=config(), image_size=8, mean=MEAN, std=STD, batch=8, seed=0, threads=4)
+    abandoned = pipeline.train(data, reading(threads=4), batch=8, seed=0)
     next(abandoned)
     del abandoned
     evaluate(data, threads=4)
@@ -313,9 +315,7 @@ def test_no_more_is_read_ahead_than_asked():
 
     toy = source(64)
     data = Counting(toy.images, toy.labels, num_classes=3, class_names=None, fingerprint="")
-    stream = pipeline.train(
-        data, augment=config(), image_size=8, mean=MEAN, std=STD, batch=8, seed=0, threads=2, prefetch=3
-    )
+    stream = pipeline.train(data, reading(threads=2, prefetch=3), batch=8, seed=0)
     next(stream)
     time.sleep(0.3)
     assert Counting.read <= 8 * (1 + 3)

@@ -16,6 +16,7 @@ from nml_jax.data.sources.source import Arrays, Mixture, Source
 from nml_jax.data.stratify import split_validation
 from nml_jax.data.stream import order, pipeline
 from nml_jax.data.stream.quarantine import Quarantine
+from nml_jax.data.stream.reading import Reading
 from nml_jax.errors import UserError
 from nml_jax.noise import CaptionSwap
 from nml_jax.prepare import image_folder, records
@@ -45,10 +46,15 @@ def source(broken=frozenset(BROKEN), n=N, keys=None):
     return Arrays(images, np.arange(n) % 3, keys=keys, num_classes=3, fingerprint="toy")
 
 
-def train(data, steps, batch=BATCH, augment=None, seed=0, **how):
-    how = {"augment": augment or config(), "image_size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3, **how}
-    stream = pipeline.train(data, batch=batch, seed=seed, **how)
-    batches = list(itertools.islice(stream, steps))
+def reading(augment=None, **how):
+    return Reading(augment or config(), 8, (0.5,) * 3, (0.5,) * 3, **how)
+
+
+def train(data, steps, batch=BATCH, seed=0, tokenize=None, weights=(), start_step=0, **how):
+    """The batches, in which `quarantined` is told as well."""
+    drawn = {"seed": seed, "tokenize": tokenize, "weights": weights, "start_step": start_step}
+    stream = pipeline.train(data, reading(**how), batch=batch, **drawn)
+    batches = [portion.batch | {"quarantined": portion.quarantined} for portion in itertools.islice(stream, steps)]
     stream.close()
     return batches
 
@@ -95,8 +101,8 @@ def test_the_same_for_any_number_of_processes_and_threads(processes, repeats):
     expected = train(source(), 9, augment=augment)
     assert (whole(expected)["quarantined"] >= 0).sum() > 5
     for threads in (0, 1, 3, 8):
-        where = {"process_count": processes, "threads": threads, "augment": augment}
-        parts = [train(source(), 9, process_index=i, **where) for i in range(processes)]
+        where = {"blocks": processes, "threads": threads, "augment": augment}
+        parts = [train(source(), 9, block=i, **where) for i in range(processes)]
         for got, *rows in zip(expected, *parts, strict=True):
             assert_same(whole(rows), got)
 
@@ -207,9 +213,8 @@ def test_reasons_are_one_line_with_the_key():
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize(("keys", "name"), [(None, "2"), ([f"a/{i}.png" for i in range(N)], "a/2.png")])
 def test_evaluation_refuses_and_names_the_record(threads, keys, name):
-    how = {"augment": config(), "image_size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3, "batch": BATCH}
     with pytest.raises(UserError, match=f"^record {name} cannot be decoded: not an image\n") as e:
-        list(pipeline.evaluate(source(keys=keys), threads=threads, **how))
+        list(pipeline.evaluate(source(keys=keys), reading(threads=threads), batch=BATCH))
     assert "leaves none out" in e.value.cure
 
 
@@ -230,8 +235,7 @@ def folder(tmp_path):
 
 
 def opened(folder):
-    section = SimpleNamespace(source="directory", path=str(folder), name="", classes=(), num_classes=None)
-    return sources.load(section, "train")
+    return sources.load("directory", str(folder), "train")
 
 
 def shard(folder, number) -> Path:
@@ -264,9 +268,7 @@ def test_damaged_chunks_and_shards_of_array_record(folder):
     for threads, processes in ((0, 1), (8, 1), (8, 2)):  # on one source, whose readers have failed before
         data = opened(folder)
         for _ in range(2):
-            parts = [
-                train(data, 18, threads=threads, process_index=i, process_count=processes) for i in range(processes)
-            ]
+            parts = [train(data, 18, threads=threads, block=i, blocks=processes) for i in range(processes)]
             for got, *pieces in zip(expected, *parts, strict=True):
                 assert_same(whole(pieces), got)
     assert pipeline.find_reason(data, min(broken)).startswith(f"{names[min(broken)]}: damaged in storage: Corrupted")
