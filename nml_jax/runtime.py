@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from nml_jax import ranges
 from nml_jax.errors import PeerLost, UserError
 from nml_jax.processes import job, peers
 
@@ -25,6 +26,13 @@ CPU_OPTIONS = {
     "xla_disable_hlo_passes": "cse_barrier_expander",
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
+
+
+def check_ranges(config: Any) -> None:
+    """Refuse values of the section `runtime` that are out of range."""
+    ranges.require_at_least(1, "runtime", config, "max_skipped", "log_every", "keep", "timeout")
+    ranges.require_at_least(0, "runtime", config, "threads", "prefetch", "eval_every", "keep_every")
+    ranges.require_positive("runtime", config, "save_every")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:

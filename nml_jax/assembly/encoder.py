@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, models, noise, runtime
+from nml_jax import errors, models, noise, ranges, runtime
 from nml_jax.data.text import tokenizer as tokenizers
 from nml_jax.data.text.tokenizer import Tokenizer
 from nml_jax.training import checkpoint, pretrained
@@ -23,6 +23,12 @@ class Encoder(NamedTuple):
     step: int
     ledger: noise.Ledger | None
     digest: str
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """Refuse values of the section `extract` that are out of range."""
+    ranges.require_at_least(1, "extract", config, "batch", "views")
+    ranges.require_names("extract", config, "layers", "spectra")
 
 
 def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:

@@ -38,13 +38,10 @@ from nml_jax.stages.finetune_search import (
     make_training_config,
     name_setting,
 )
+from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tasks.classification import check_tasks, load_task
 from nml_jax.training import checkpoint, finetune, lora
 from nml_jax.tuning.holdout import check_choices
-
-VERSION = 3
-KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract", "zeroshot", "tune", "finetune")
-UPSTREAM = ("pretrain",)
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
@@ -101,19 +98,13 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         _ = lora.adapt_model(model, **how).shapes  # raises where the targets match nothing
 
 
-def intact(workdir: Path) -> bool:
-    """Whether the tuned models that the rows speak of are there."""
-    rows = [row for row in read_rows(workdir) if row.stage == "finetune"]
+def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:
+    """The tuned models that the rows speak of, and which test rows they got right."""
     names = {(row.task, name_setting(row.method, row.preset, row.train_share, row.head_seed)) for row in rows}
-    kept = {correct_path(workdir, vars(row)) for row in rows}
-    models = (checkpoint.list_steps(workdir / "finetune" / task / name / "checkpoints") for task, name in names)
-    return all(path.is_file() for path in kept) and all(models)
-
-
-def forget(workdir: Path) -> None:
-    for folder in (workdir / "finetune", workdir / "correct" / "finetune"):
-        if folder.exists():
-            shutil.rmtree(folder)
+    saved = {workdir / "finetune" / task / name / "checkpoints" for task, name in names}
+    # Where no step was saved, this is a path that does not exist.
+    models = {folder / str(checkpoint.find_latest_step(folder)) for folder in saved}
+    return models | {correct_path(workdir, vars(row)) for row in rows}
 
 
 # ---- one setting
@@ -216,3 +207,14 @@ def score_setting(
 
 
 _plain = functools.lru_cache(maxsize=4)(finetune.build_classifier)
+
+
+STAGE = Stage(
+    name="finetune",
+    version=3,
+    keys=("seed", "init_from", "data", "augment", "model", "downstream", "extract", "zeroshot", "tune", "finetune"),
+    upstream=("pretrain",),
+    outputs=Outputs(("finetune", "correct/finetune"), list_needed),
+    check=check,
+    run=run,
+)

@@ -196,7 +196,7 @@ def make_initial_heads(setup: FinetuneSetup) -> Heads:
         setup.config, model, setup.mesh, setup.task, setup.task.tests[0], encoder.load_tokenizer(setup.config),
         batch=setup.config.extract.batch,
     )  # fmt: skip
-    classes, scale = runtime.fetch((zero_shot.class_matrix(params, model_state), params["logit_scale"]), setup.mesh)
+    classes, scale = runtime.fetch((zero_shot.embed_classes(params, model_state), params["logit_scale"]), setup.mesh)
     kernel = np.float32(np.exp(scale) * classes.T)
     head = {"classifier": {"kernel": kernel, "bias": np.zeros(len(classes), np.float32)}}, {}
     return Heads(head, head)

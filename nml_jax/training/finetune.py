@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from nml_jax import models, runtime
+from nml_jax import models, ranges, runtime
 from nml_jax.errors import UserError
 from nml_jax.models import Model
 from nml_jax.models.heads import mlp
@@ -65,7 +65,7 @@ def build_classifier(model_config: Any, config: Any, setup: Setup) -> Model:
     encoder = plain
     if setup.method == "lora":
         encoder = lora.adapt_model(plain, rank=config.rank, alpha=config.alpha, targets=config.targets)
-    head = mlp.head(setup.form, setup.num_classes)
+    head = mlp.make_head(setup.form, setup.num_classes)
     compares = build_objective(config, setup.terms).mse > 0
 
     def init(key: jax.Array, batch_spec: Any) -> tuple[Any, Any]:
@@ -195,15 +195,20 @@ def interpolate(initial: Any, tuned: Any, share: float) -> Any:
     )
 
 
+def check_ranges(config: Any) -> None:
+    """Raise UserError if a value of the section `finetune` is out of range."""
+    ranges.require_names("finetune", config, "methods", "terms", "targets")
+    ranges.require_distinct("positive numbers", "finetune", config, "lrs", "shares")
+    ranges.require_at_least(1, "finetune", config, "rank", "seeds", "batch")
+    ranges.require_at_least(0, "finetune", config, "alpha", "noisytune", "neftune")
+    ranges.require_positive("finetune", config, "epochs")
+
+
 def check(config: Any) -> None:
     """Raise UserError if the section `finetune` has an invalid value."""
-    grids = [("methods", METHODS), ("terms", None), ("lrs", None), ("targets", None), ("shares", None)]
-    for key, known in grids:
-        values = config[key]
-        if not values or len(set(values)) < len(values):
-            raise UserError(f"finetune.{key}={values!r} is empty or repeats an entry", "name each entry once")
-        if known and (wrong := [value for value in values if value not in known]):
-            raise UserError(f"finetune.{key}: unknown {wrong[0]!r}", f"choose from {', '.join(known)}")
+    check_ranges(config)
+    if wrong := [method for method in config.methods if method not in METHODS]:
+        raise UserError(f"finetune.methods: unknown {wrong[0]!r}", f"choose from {', '.join(METHODS)}")
     for terms in config.terms:
         build_objective(config, terms)
     for key in ("mse", "per_dim"):
@@ -215,12 +220,6 @@ def check(config: Any) -> None:
             raise UserError(f"finetune.{key}={config[key]!r} is unknown", f"choose one of {', '.join(known)}")
     if config.head == "mlp" and config.head_init == "zeroshot":
         raise UserError("finetune.head=mlp has no zero-shot weights", "set finetune.head=linear")
-    for key, low in (("rank", 1), ("seeds", 1), ("batch", 1), ("alpha", 0), ("noisytune", 0), ("neftune", 0)):
-        if not config[key] >= low:
-            raise UserError(f"finetune.{key}={config[key]} is less than {low}", f"set it to {low} or more")
-    for key, values in (("lrs", config.lrs), ("epochs", (config.epochs,))):
-        if not all(value > 0 for value in values):
-            raise UserError(f"finetune.{key}={config[key]} must be above 0", "give positive numbers")
     if not all(0 <= share <= 1 for share in config.wise):
         raise UserError(f"finetune.wise={config.wise} is out of range", "give shares of the tuned weights, from 0 to 1")
     optim.layer_decay({}, config.layer_decay)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from nml_jax import ranges
 from nml_jax.errors import UserError
 
 
@@ -146,6 +147,12 @@ def make_schedule(config: ConfigDict, *, steps: int, steps_per_epoch: float) -> 
     if warmup >= steps:
         raise UserError(f"{setting}, the whole run is {steps}", "warm up for less or train for longer")
     return optax.warmup_cosine_decay_schedule(config.warmup_lr, config.lr, warmup, steps, config.min_lr)
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """Raise UserError if a value of the section `optimizer` is out of range."""
+    ranges.require_positive("optimizer", config, "lr")
+    _check(config)
 
 
 def _check(config: ConfigDict) -> None:

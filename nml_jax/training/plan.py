@@ -1,8 +1,17 @@
-"""The length of training in steps."""
+"""The length of training in steps, and the ranges of the section `train`."""
 
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
+
+from nml_jax import ranges
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """Raise UserError if a value of the section `train` is out of range."""
+    ranges.require_at_least(1, "train", config, "batch")
+    ranges.require_positive("train", config, "epochs")
+    ranges.require_share("train", config, "ema", below_one=True)
 
 
 class Plan(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from nml_jax import console, errors, models, settings
-from nml_jax.models.weights import convert
+from nml_jax.models.weights import files
 from nml_jax.training import checkpoint
 
 
@@ -35,7 +35,7 @@ def load_model(run: str | Path, *, step: int | None = None, weights: str = "raw"
     folder = _find(Path(run), step)
     checkpoint.verify(folder)
     meta = checkpoint.read_meta(folder)
-    config = settings.from_json(meta["config"])
+    config = settings.from_json(settings.fill_defaults(meta["config"]))
     if weights not in ("raw", "ema") or (weights == "ema" and not config.train.ema):
         raise errors.UserError(
             f"{folder} holds no {weights!r} weights", "use weights='raw', or train with train.ema > 0"
@@ -84,7 +84,7 @@ def load_weights(init_from: str, config: Any, params: Any, model_state: Any) -> 
         loaded = load_model(path)
         given = {"params": loaded.params, "model_state": loaded.model_state}
     else:
-        given = dict(zip(("params", "model_state"), convert.load(path, (params, model_state)), strict=True))
+        given = dict(zip(("params", "model_state"), files.read_weights(path, (params, model_state)), strict=True))
     fresh = {"params": params, "model_state": model_state}
     theirs = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(given)}
     ours = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(fresh)}

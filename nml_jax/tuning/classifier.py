@@ -191,9 +191,9 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 raise UserError(f"{name}={value!r}", f"give {cure}")
         changes, weights = self.weights or {}, None
         if self.method == "nmtune":
-            weights, _ = nmtune.weights(self.preset, 1, **changes)
+            weights, _ = nmtune.resolve_weights(self.preset, 1, **changes)
         elif self.method in terms.TERMS:
-            weights = terms.defaults(self.method, **changes)
+            weights = terms.make_weights(self.method, **changes)
         elif changes:
             raise UserError(f"weights={changes!r}: {self.method} has no terms", "leave weights out")
         # Python types: those of NumPy, as np.arange puts them into a grid, cannot be written to a file.

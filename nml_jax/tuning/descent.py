@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nml_jax.models.heads.mlp import Form, Tree, head
+from nml_jax.models.heads.mlp import Form, Tree, make_head
 from nml_jax.objectives.step import Step
 from nml_jax.objectives.terms import Terms
 from nml_jax.training import perturb
@@ -124,7 +124,7 @@ def start(spec: Spec, setting: Setting, dim: int, standard: Tree | None) -> Carr
         dim: D.
         standard: {"mean", "scale"} of the input, float32 [D] each, to standardise it; None: do not.
     """
-    params, state = head(spec.form, spec.num_classes).init(_make_keys(setting)[0], dim)
+    params, state = make_head(spec.form, spec.num_classes).init(_make_keys(setting)[0], dim)
     if spec.noisytune:
         params = perturb.noisytune(params, _make_keys(setting)[3], setting.noisytune)
     state = state if standard is None else {**state, "input": standard}
@@ -140,7 +140,7 @@ def run_epoch(
         i: number of this pass, from 0; each has its own order.
         total: steps of the whole run, for the cosine.
     """
-    model, optimizer = head(spec.form, spec.num_classes), _make_optimizer(setting, total)
+    model, optimizer = make_head(spec.form, spec.num_classes), _make_optimizer(setting, total)
     _, for_order, for_terms, _ = _make_keys(setting)
 
     def apply(params: Tree, state: Tree, F: jax.Array) -> tuple[dict[str, jax.Array], Tree]:
@@ -256,5 +256,5 @@ def compute_outputs(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _apply(form: Form, num_classes: int, params: Tree, state: Tree, features: jax.Array) -> tuple[jax.Array, jax.Array]:
-    out, _ = head(form, num_classes).apply(params, state, features, train=False)
+    out, _ = make_head(form, num_classes).apply(params, state, features, train=False)
     return out["features"], out["logits"]

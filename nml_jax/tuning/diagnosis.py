@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
-from sklearn.model_selection import StratifiedKFold
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_X_y
 
-from nml_jax import spectrum
+from nml_jax import ranges, spectrum
 from nml_jax.data.features.checks import are_finite, check_varied
 from nml_jax.data.stratify import draw_stratified, rank_in_class
 from nml_jax.errors import UserError
@@ -99,6 +96,12 @@ class Diagnosis:
         )
 
 
+def check_ranges(config: Any) -> None:
+    """Raise UserError if a value of the section `diagnose` is out of range."""
+    ranges.require_at_least(2, "diagnose", config, "folds")
+    ranges.require_at_least(20, "diagnose", config, "rows")
+
+
 def diagnose(
     F: ArrayLike,
     y: ArrayLike,
@@ -142,6 +145,9 @@ def diagnose(
 
 def _check_arguments(F: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return features float32 [N, D] and labels [N] that scikit-learn accepts as classes."""
+    from sklearn.utils.multiclass import check_classification_targets  # slow to import, and every run needs this module
+    from sklearn.utils.validation import check_X_y
+
     kinds: Any = [np.float32, np.float64]
     try:
         shapes = np.shape(F), np.shape(y)
@@ -220,6 +226,8 @@ def _mark_rows(codes: np.ndarray, each: int, seed: int) -> np.ndarray:
 
 def _compare_methods(F: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> dict[str, list[float]]:
     """Return the accuracies of the probe and of NMTune on every fold."""
+    from sklearn.model_selection import StratifiedKFold
+
     known, codes = np.unique(codes, return_inverse=True)
     accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
     config = _make_config()

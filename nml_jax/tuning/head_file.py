@@ -17,8 +17,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from nml_jax.errors import UserError, report_disk_errors
-from nml_jax.models.heads.mlp import EPS, Form, Tree
-from nml_jax.models.heads.mlp import head as architecture
+from nml_jax.models.heads.mlp import EPS, Form, Tree, make_head
 from nml_jax.tuning import descent
 
 FORMAT = "nml_jax head 1"  # raise the number when the tensors or the metadata change their meaning
@@ -124,9 +123,7 @@ def load(path: Path) -> TunedHead:
             raise UserError(f"{path} names {len(head.classes)} classes for {head.num_classes} logits", cure)
         if len(head.columns) not in (0, head.dim):
             raise UserError(f"{path} names {len(head.columns)} columns for {head.dim} features", cure)
-        params, inner = jax.eval_shape(
-            partial(architecture(form, head.num_classes).init, dim=head.dim), jax.random.key(0)
-        )
+        params, inner = jax.eval_shape(partial(make_head(form, head.num_classes).init, dim=head.dim), jax.random.key(0))
         if "input" in state:
             inner["input"] = dict.fromkeys(("mean", "scale"), np.empty(head.dim))
         expected = {name: x.shape for name, x in _flat({**params, "state": inner})}

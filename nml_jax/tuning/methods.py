@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from nml_jax import ranges
 from nml_jax.errors import UserError
 from nml_jax.models.heads.mlp import Form
 from nml_jax.objectives import nmtune, terms
@@ -43,6 +44,19 @@ METHODS = {
 }
 
 
+def check_ranges(config: Any) -> None:
+    """Raise UserError if a value of the section `tune` is out of range."""
+    ranges.require_names("tune", config, "methods", "presets")
+    ranges.require_at_least(1, "tune", config, "batch", "epochs", "seeds", "width", "depth")
+    ranges.require_at_least(0, "tune", config, "steps", "noisytune", "neftune")
+    ranges.require_share("tune", config, "validation", below_one=True)
+    ranges.require_distinct("numbers of 0 or more", "tune", config, "lrs", "weight_decays", "alphas")
+    ranges.require_distinct("positive numbers", "tune", config, "cs")
+    ranges.require_distinct("positive integers", "tune", config, "ks")
+    if not any(config.lrs):
+        raise UserError(f"tune.lrs must have a rate above 0, got {config.lrs}", "set --config.tune.lrs='(0.1, 0.01)'")
+
+
 def find(name: str) -> Method:
     """Return the method of this name. Raise UserError if there is none."""
     if name not in METHODS:
@@ -75,10 +89,10 @@ def choose_weights(name: str, preset: str | None, config: Any, views: int) -> tu
     """
     kind = find(name).terms
     if name == "nmtune":
-        return nmtune.weights(preset, views, **config.nmtune)
+        return nmtune.resolve_weights(preset, views, **config.nmtune)
     if preset is not None:
         raise UserError(f"preset {preset!r} is given for the method {name!r}", "presets are for nmtune only")
-    return (terms.defaults(kind, **getattr(config, kind)) if kind else None), None
+    return (terms.make_weights(kind, **getattr(config, kind)) if kind else None), None
 
 
 def count_epochs(n: int, *, batch: int, epochs: int, steps: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import pytest
 
 from nml_jax import load_model, models, runtime
 from nml_jax.errors import UserError
-from nml_jax.models.weights import convert
+from nml_jax.models.weights import timm
 from nml_jax.training import checkpoint, loop, pretrained
 from tests.scenes.meshes import mesh_of
 from tests.training.tiny import host, step_batch
@@ -163,7 +163,7 @@ def test_warm_start_from_timm_names(saved, tmp_path):
     run, expected = saved
     loaded = load_model(run.folder)
     file = tmp_path / "weights.safetensors"
-    safetensors.numpy.save_file(convert.to_timm(loaded.params, loaded.model_state), file)
+    safetensors.numpy.save_file(timm.export_weights(loaded.params, loaded.model_state), file)
     spec = {"image": jax.ShapeDtypeStruct((1, 8, 8, 3), np.uint8)}
     fresh = loaded.model.init(jax.random.key(9), spec)
     params, _ = pretrained.load_weights(str(file), run.config, *fresh)

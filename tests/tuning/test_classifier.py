@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from nml_jax import spectrum
-from nml_jax.models.heads.mlp import head
+from nml_jax.models.heads.mlp import make_head
 from nml_jax.tuning import descent
 from nml_jax.tuning.classifier import METHODS, NMTuneClassifier
 
@@ -351,7 +351,7 @@ def test_the_spectra():
 def test_architecture_and_weights_reach_the_head():
     model = make(width=2, depth=2, residual=False, norm="layer").fit(X, Y)
     assert model.head_.form._asdict() == {"mlp": True, "width": 2, "depth": 2, "residual": False, "norm": "layer"}
-    outputs, _ = head(model.head_.form, K).apply(model.head_.params, model.head_.state, TEST, train=False)
+    outputs, _ = make_head(model.head_.form, K).apply(model.head_.params, model.head_.state, TEST, train=False)
     np.testing.assert_allclose(model.decision_function(TEST), outputs["logits"], rtol=1e-4, atol=1e-4)
     plain = make().fit(X, Y).predict_proba(TEST)
     np.testing.assert_allclose(

@@ -10,7 +10,7 @@ import safetensors.numpy
 from safetensors import safe_open
 
 from nml_jax.errors import UserError
-from nml_jax.models.heads.mlp import Form, head
+from nml_jax.models.heads.mlp import Form, make_head
 from nml_jax.tuning import head_file
 from nml_jax.tuning.head_file import TunedHead
 
@@ -20,7 +20,7 @@ FORMS = [Form(False), Form(True, 2), Form(True, 2, depth=2, residual=False, norm
 
 def make(form=FORMS[1], classes=("ant", "bee", "cat"), about=None, standard=True):
     """Make a head with random values everywhere."""
-    params, state = head(form, K).init(jax.random.key(0), D)
+    params, state = make_head(form, K).init(jax.random.key(0), D)
     state = {**state, "input": {"mean": np.zeros(D), "scale": np.ones(D)}} if standard else state
     rng = np.random.default_rng(1)
     filled = [jax.tree.map(lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), t) for t in (params, state)]

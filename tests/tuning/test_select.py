@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_info
 
 from nml_jax.errors import UserError
 from nml_jax.evals import metrics
-from nml_jax.models.heads.mlp import Form, head
+from nml_jax.models.heads.mlp import Form, make_head
 from nml_jax.objectives import nmtune, terms
 from nml_jax.tuning import descent, select
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
@@ -54,7 +54,7 @@ def score(result, data=None):
     """Return the scores of a head on features [N, 1, D] and labels."""
     features, labels = data or blobs(50, seed=1)
     _, logits = result.outputs(features[:, 0])
-    return metrics.scores(metrics.confusion(labels, logits.argmax(1), K))
+    return metrics.compute_scores(metrics.confusion(labels, logits.argmax(1), K))
 
 
 def bank(features, labels, weights=None):
@@ -77,7 +77,7 @@ def drop_noise(tree):
 
 def train_reference(spec, features, labels, setting, n, epochs):
     """Train step by step: optax's AdamW with a learning rate per step, one batch after another."""
-    model = head(spec.form, spec.num_classes)
+    model = make_head(spec.form, spec.num_classes)
     form = nmtune.Weights() if spec.terms is None else spec.terms.form
     weights = form._replace(**setting.numbers)
     for_init, for_order = jax.random.split(jax.random.key(setting.seed))
@@ -132,7 +132,7 @@ def test_one_full_batch_against_numpy():
     setting = Setting(np.arange(N), lr, weight_decay, 1)
     spec = Spec(LINEAR, None, K, N, False)
     ((got, _),) = descent.train(spec, bank(features, labels), [setting], N, epochs=epochs)
-    start = head(LINEAR, K).init(jax.random.split(jax.random.key(1))[0], D)[0]["classifier"]
+    start = make_head(LINEAR, K).init(jax.random.split(jax.random.key(1))[0], D)[0]["classifier"]
     p = [np.float64(start["kernel"]), np.full(K, 0.0)]
     m, v = [0 * a for a in p], [0 * a for a in p]
     for t in range(epochs):

@@ -58,7 +58,9 @@ def test_a_run_leaves_every_number(finished: Path, data: Path):
         sources.load(clip_experiment.config(data).data, "train", captions=True),
         noise.CaptionSwap(n=60, rate=0.5, seed=0),
     )
-    assert fit.n_test == sum(clean.captions[i][0] != clean.captions[int(swap(i))][0] for i in swap.swapped().tolist())
+    assert fit.n_test == sum(
+        clean.captions[i][0] != clean.captions[int(swap(i))][0] for i in swap.list_swapped().tolist()
+    )
     assert rows_of(finished, stage="tune", metric="accuracy")
 
 
@@ -75,9 +77,9 @@ def test_the_ledger_tells_the_swap(finished: Path, data: Path):
     clean = sources.load(section, "train", captions=True)
     swap = noise.CaptionSwap(n=60, rate=0.5, seed=0)
     assert (ledger["kind"], ledger["n"], ledger["count"], ledger["realised"]) == ("caption_swap", 60, 30, 0.5)
-    unchanged = sum(clean.captions[i] == clean.captions[int(swap(i))] for i in swap.swapped().tolist())
+    unchanged = sum(clean.captions[i] == clean.captions[int(swap(i))] for i in swap.list_swapped().tolist())
     assert ledger["unchanged"] == unchanged
-    assert noise.Ledger.from_dict(ledger) == noise.Ledger.of_captions(
+    assert noise.Ledger.from_dict(ledger) == noise.Ledger.from_captions(
         swap, ("\0".join(c) for c in clean.captions), unchanged=unchanged
     )
 
