@@ -45,6 +45,8 @@ def check_mode(normalize: str | None, center: str | None) -> None:
 
 def prepare(rows: np.ndarray, normalize: str | None, center: str | None, ids: np.ndarray) -> NDArray[np.float64]:
     """Return rows [B, D] in float64, checked, normalised and centred over D. Errors name rows by `ids`."""
+    if not np.can_cast(np.asarray(rows).dtype, np.float64, "same_kind"):  # a complex number would lose a part
+        raise UserError(f"features of dtype {np.asarray(rows).dtype} are not real numbers", "pass floats or integers")
     rows = np.ascontiguousarray(rows, np.float64)
     peak = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     bad = np.flatnonzero(~(peak <= LARGEST))  # also NaN

@@ -1,4 +1,4 @@
-"""The length of training in steps, and the ranges of the section `train`."""
+"""The length of training in steps, and the ranges of the section `train`, which states it."""
 
 from typing import NamedTuple
 

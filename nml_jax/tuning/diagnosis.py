@@ -145,7 +145,7 @@ def diagnose(
 
 def _check_arguments(F: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return features float32 [N, D] and labels [N] that scikit-learn accepts as classes."""
-    from sklearn.utils.multiclass import check_classification_targets  # slow to import, and every run needs this module
+    from sklearn.utils.multiclass import check_classification_targets  # takes a second; every run checks the ranges
     from sklearn.utils.validation import check_X_y
 
     kinds: Any = [np.float32, np.float64]

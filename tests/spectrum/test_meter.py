@@ -312,3 +312,9 @@ def test_refused_rows_leave_the_meter_as_it_was():
 def test_bad_calls(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+@pytest.mark.parametrize("values", [[[1j, 2.0]], [["a", "b"]], [[1, None]]])
+def test_features_that_are_not_real_numbers(values):
+    with pytest.raises(UserError, match="are not real numbers"):
+        singular_values(np.array(values))
