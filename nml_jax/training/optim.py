@@ -151,7 +151,7 @@ def make_schedule(config: ConfigDict, *, steps: int, steps_per_epoch: float) -> 
 
 
 def check_ranges(config: ConfigDict) -> None:
-    """Refuse values of the section `optimizer` that are out of range."""
+    """Raise UserError if a value of the section `optimizer` is out of range."""
     ranges.require_positive("optimizer", config, "lr")
     _check(config)
 

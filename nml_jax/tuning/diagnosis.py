@@ -97,7 +97,7 @@ class Diagnosis:
 
 
 def check_ranges(config: Any) -> None:
-    """Refuse values of the section `diagnose` that are out of range."""
+    """Raise UserError if a value of the section `diagnose` is out of range."""
     ranges.require_at_least(2, "diagnose", config, "folds")
     ranges.require_at_least(20, "diagnose", config, "rows")
 
