@@ -115,4 +115,11 @@ def read(folder: Path) -> Summary | None:
 
 
 def _read_sessions(path: Path) -> list[Mapping[str, Any]]:
-    return json.loads(path.read_text("utf-8"))["sessions"] if path.exists() else []
+    """Return the sessions on record. A damaged file has none: nothing but this account depends on it."""
+    try:
+        sessions = json.loads(path.read_text("utf-8"))["sessions"]
+        numbers = [[s["first"], s["step"], s["skipped"], *s["seconds"].values()] for s in sessions]
+        sound = all(isinstance(x, (int, float)) for row in numbers for x in row)
+        return sessions if sound and all(s["seconds"].keys() == set(PARTS) for s in sessions) else []
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return []
