@@ -33,6 +33,7 @@ def expand_cells(flags: Sequence[str]) -> tuple[Any, dict[str, list[str]]]:
     from ml_collections import config_flags
 
     from nml_jax import main, settings
+    from nml_jax.stages import sections
 
     main.parse(["sweep.py", *flags])
     config = main.CONFIG.value
@@ -40,9 +41,10 @@ def expand_cells(flags: Sequence[str]) -> tuple[Any, dict[str, list[str]]]:
         raise UserError("stages=('report',) has nothing to run in parallel", "run it with nml_jax.main")
     pinned = config_flags.get_override_values(absl_flags.FLAGS["config"])
     axes = [key for key in settings.swept_axes(config) if key not in pinned]
-    return config, {
-        name: [pin(key, cell) for key in axes] for name, cell in settings.expand_sweep(config, pinned).items()
-    }
+    cells = settings.expand_sweep(config, pinned)
+    for cell in cells.values():
+        sections.check(cell)
+    return config, {name: [pin(key, cell) for key in axes] for name, cell in cells.items()}
 
 
 def pin(key: str, cell: Any) -> str:
