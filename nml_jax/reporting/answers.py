@@ -5,15 +5,16 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, method_key
+from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest
 from nml_jax.reporting.statistics.compare import HELD_OUT, from_files
 from nml_jax.reporting.statistics.paired import BLIND, SEEDS, listed
-from nml_jax.reporting.statistics.studies import MEAN, Key, Study
+from nml_jax.reporting.statistics.studies import MEAN, Key, Method, Study
 from nml_jax.runs.finished import FinishedRun
 from nml_jax.runs.heads import head_path
 from nml_jax.runs.rows import DIVERGED
 from nml_jax.tuning import methods
 
+THE = ("linear", "lbfgs", "ridge", "mlp")  # methods whose titles take an article
 FEW = 10  # epochs; after fewer heads still became better on the text features of the README
 
 
@@ -44,7 +45,7 @@ def answer(c: Contest) -> str:
     return f"{prefix}{'; '.join(parts)}. {_sure(c)}"
 
 
-def _gain(c: Contest, method: str, test: Key) -> str:
+def _gain(c: Contest, method: Method, test: Key) -> str:
     wide = c.versus[method, test].wide
     return f"{wide.unit.signed(wide.difference)} points ({wide.interval()})"
 
@@ -74,7 +75,7 @@ def _where(c: Contest, tests: Iterable[Key]) -> str:
     return listed(parts)
 
 
-def _of_fewer(c: Contest, than: str) -> str:
+def _of_fewer(c: Contest, than: Method) -> str:
     """What is to be said of a reference that saw fewer rows than a method."""
     seen, rows = c.trained(c.reference), c.trained(than)
     return f" (which saw {seen:,} of the {rows:,} training rows)" if seen < rows else ""
@@ -200,16 +201,16 @@ def caution(c: Contest) -> str:
     )
 
 
-def _by_gradient(method: str) -> bool:
+def _by_gradient(method: Method) -> bool:
     """Whether it is a head of the stage tune whose schedule `tune.epochs` and `tune.steps` are."""
-    kind = methods.METHODS.get(method_key(method))
+    kind = methods.METHODS.get(method.name)
     return kind is not None and not kind.probe
 
 
-def _settings(cell: FinishedRun, method: str) -> int:
+def _settings(cell: FinishedRun, method: Method) -> int:
     """How many settings a method chose among in a run; 1 where an older one does not say."""
-    kind = methods.METHODS.get(method_key(method))
-    grids = ["finetune.lrs"] if kind is None else [f"tune.{key}" for key in methods.make_grid(method_key(method))]
+    known = method.name in methods.METHODS
+    grids = [f"tune.{key}" for key in methods.make_grid(method.name)] if known else ["finetune.lrs"]
     return math.prod(len(cell.value(key) or (None,)) for key in grids)
 
 
@@ -218,6 +219,6 @@ def split_name(test: Key) -> str:
     return f"the {DOMAINS[test.domain]} mean" if test.split == MEAN else test.split
 
 
-def _the(method: str) -> str:
-    """With an article, where one is said."""
-    return f"the {method}" if "probe" in method or method.startswith("MLP") else method
+def _the(method: Method) -> str:
+    """Return the title with an article, where one is said."""
+    return f"the {method}" if method.name in THE else str(method)

@@ -6,10 +6,8 @@ from typing import NamedTuple
 
 from nml_jax.reporting.statistics.compare import Side, compared, unvalidated
 from nml_jax.reporting.statistics.paired import BLIND, SEEDS, Comparison, listed
-from nml_jax.reporting.statistics.studies import MEAN, METHODS, Key, Study
+from nml_jax.reporting.statistics.studies import MEAN, REFERENCES, ZERO_SHOT, Key, Method, Study
 
-REFERENCES = (METHODS["lbfgs"], METHODS["linear"])  # what heads are compared with: the first that is there
-ZERO_SHOT = "zero-shot"
 RETRIEVAL = {"i2t_recall@1": "image→text", "t2i_recall@1": "text→image"}
 
 # ---- which numbers are compared
@@ -26,12 +24,11 @@ class Measure(NamedTuple):
 
 def measures(study: Study, task: str) -> list[Measure]:
     """The summary's measures, as far as the study has them: validation, retrieval, transfer, spectrum of features."""
-    validation = study.keys(metric="accuracy", task="pretrain", split="validation")
+    validation = study.keys(metric="accuracy", task="pretrain", split="validation", weights="")
     found = [Measure("Pre-training, accuracy %", "clean validation", key) for key in validation]
     for metric, way in RETRIEVAL.items():
-        for key in study.keys(metric=metric, task="pretrain"):
-            if not key.split.startswith("validation ("):  # other weights than the extracted ones
-                found.append(Measure("Retrieval, recall@1 %", f"{split_name(key)}, {way}", key))
+        keys = study.keys(metric=metric, task="pretrain", weights="")
+        found += [Measure("Retrieval, recall@1 %", f"{split_name(key)}, {way}", key) for key in keys]
     for domain in ("id", "ood"):
         keys = study.keys(metric="accuracy", task=task, split=MEAN, domain=domain)
         found += [Measure(f"{domain.upper()} accuracy %", key.head, key) for key in keys]
@@ -43,7 +40,7 @@ def measures(study: Study, task: str) -> list[Measure]:
 
 def raw_spectrum(study: Study, task: str, metric: str) -> list[Key]:
     """The key of a spectrum's measure in raw mode on the ID features, of the first layer; none where it is missing."""
-    return study.keys(metric=metric, task=task, split=study.id_split(task), domain="id", mode="paper", method="")[:1]
+    return study.keys(metric=metric, task=task, split=study.id_split(task), domain="id", mode="paper", method=None)[:1]
 
 
 def change(study: Study, key: Key, i: int = -1) -> Comparison:
@@ -52,15 +49,16 @@ def change(study: Study, key: Key, i: int = -1) -> Comparison:
     return compared(study, f"{labels[0]} → {labels[i]}", Side(key), Side(key, (i,)))
 
 
-def reference(study: Study) -> str:
-    """The method that others are compared with."""
-    return next((method for method in REFERENCES if study.keys(metric="accuracy", method=method)), REFERENCES[-1])
+def reference(study: Study) -> Method:
+    """Return the method that others are compared with."""
+    known = [Method(name) for name in REFERENCES]
+    return next((method for method in known if study.keys(metric="accuracy", method=method)), known[-1])
 
 
 def the_reference(study: Study) -> str:
     config, method = study.cells[0].config, reference(study)
     settings = len(config["tune.lrs"]) * len(config["tune.weight_decays"])
-    if method == METHODS["lbfgs"]:
+    if method.name == "lbfgs":
         settings = len(config["tune.cs"])
     keys, conditions = study.keys(metric="accuracy", method=method), range(len(study.conditions))
     tuned = settings > 1 and not all(unvalidated(study, key, conditions) for key in keys)
@@ -68,9 +66,18 @@ def the_reference(study: Study) -> str:
 
 
 class Pair(NamedTuple):
-    domain: str
-    head: str
-    base: str
+    """A head, by the key of its accuracy, and the method that it is compared with."""
+
+    key: Key
+    base: Method
+
+    @property
+    def head(self) -> str:
+        return self.key.head
+
+    @property
+    def domain(self) -> str:
+        return self.key.domain.upper()
 
 
 def heads(study: Study, task: str) -> dict[Pair, list[Comparison]]:
@@ -84,16 +91,20 @@ def heads(study: Study, task: str) -> dict[Pair, list[Comparison]]:
     out = {}
     for domain in ("id", "ood"):
         keys = study.keys(metric="accuracy", task=task, split=MEAN, domain=domain)
-        pairs = [(key, base) for key in keys if key.method not in (base, ZERO_SHOT)]  # which is no head
-        pairs += [(key, "MLP") for key in keys if key.method.startswith("NMTune")]
+        pairs = [(key, base) for key in keys if key.method not in (None, base, Method(ZERO_SHOT))]  # which is no head
+        pairs += [(key, Method("mlp")) for key in keys if _is_nmtune(key)]
         for key, other in pairs:
             if key._replace(method=other) in study.table:
                 a = key._replace(method=other)
                 whole = compared(study, where, Side(a, over), Side(key, over))
                 each = [compared(study, study.at(c), Side(a, (i,)), Side(key, (i,)))
                         for i, c in enumerate(study.conditions)]  # fmt: skip
-                out[Pair(domain.upper(), key.head, other)] = [whole, *(each if len(each) > 1 else [])]
+                out[Pair(key, other)] = [whole, *(each if len(each) > 1 else [])]
     return out
+
+
+def _is_nmtune(key: Key) -> bool:
+    return key.method is not None and key.method.name == "nmtune"
 
 
 def noisy(study: Study) -> tuple[list[int], str]:
@@ -150,7 +161,7 @@ def _changes(study: Study, task: str) -> list[str]:
         out.append(f"in the spectrum of the in-domain (ID) features (raw mode), {moved}{whole}")
     for domain, name in (("id", "in-domain (ID)"), ("ood", "out-of-domain (OOD)")):
         for m, c in found.items():
-            if (m.key.domain, m.key.method) == (domain, ZERO_SHOT):
+            if (m.key.domain, m.key.method) == (domain, Method(ZERO_SHOT)):
                 out.append(_moved(f"{name} zero-shot accuracy", c) + _between(study, m.key))
             if (m.key.domain, m.key.method) == (domain, reference(study)):
                 setting = f", {m.key.setting}" if m.key.setting else ""
@@ -205,7 +216,7 @@ def _by_task(study: Study) -> list[str]:
 
 def _heads(study: Study, task: str) -> list[str]:
     base = reference(study)
-    found = {p: c[0] for p, c in heads(study, task).items() if p.base == base and p.head.startswith("NMTune")}
+    found = {p: c[0] for p, c in heads(study, task).items() if p.base == base and _is_nmtune(p.key)}
     if not found:
         return []
     parts: dict[str, list[str]] = {}

@@ -48,7 +48,7 @@ def scores(contest: Contest, prefix: str) -> str:
         marked = [
             Best(cell) if best.get(column) == method else cell for cell, column in zip(cells, columns, strict=True)
         ]
-        lines.append([method, *([f"{contest.trained(method):,}"] * rows), *marked])
+        lines.append([str(method), *([f"{contest.trained(method):,}"] * rows), *marked])
     several = len(contest.methods) > 1
     said = "Bold: shown to be more accurate than every other method." if any(best.values()) else ""
     said = said or ("Nothing is bold: no method is shown to be more accurate than every other." * several)
@@ -68,7 +68,7 @@ def differences(contest: Contest, prefix: str) -> str:
         for method in contest.methods[1:]:
             plain, wide = versus = contest.versus[method, test]
             difference = plain.unit.signed(plain.difference) if plain.n else DASH
-            lines.append([method, difference, plain.interval(), wide.interval(), str(plain.n), _p(plain.p),
+            lines.append([str(method), difference, plain.interval(), wide.interval(), str(plain.n), _p(plain.p),
                           versus.verdict])  # fmt: skip
         groups[name] = lines
     head = ["", "difference (points)", "95 % interval", "widened interval", "n", "p", "verdict"]
@@ -84,7 +84,7 @@ def differences(contest: Contest, prefix: str) -> str:
         each: dict[str, Lines] = {}
         for test, name in _named(parts):
             found = [(method, contest.versus[method, test].plain) for method in contest.methods[1:]]
-            each[name] = [[method, c.unit.signed(c.difference) if c.n else DASH, c.interval(), str(c.n)]
+            each[name] = [[str(method), c.unit.signed(c.difference) if c.n else DASH, c.interval(), str(c.n)]
                           for method, c in found]  # fmt: skip
         caption = (
             f"{prefix}Accuracy less that of the reference ({contest.reference}) on each test by itself. Such an "
@@ -106,7 +106,7 @@ def _others(contest: Contest, prefix: str) -> str:
             for method, key in keys.items():
                 low, high = over_seeds(contest.stat(method, test, metric), redrawn=_redrawn(contest, test))
                 own = f"{PERCENT.number(low)} to {PERCENT.number(high)}" if not math.isnan(low) else DASH
-                line = [method, shown(contest.stat(method, test, metric), metric), own]
+                line = [str(method), shown(contest.stat(method, test, metric), metric), own]
                 if method != contest.reference:
                     c = compare.compared(contest.study, "", Side(keys[contest.reference]), Side(key))
                     line += [c.unit.signed(c.difference) if c.n else DASH, c.interval()]
@@ -147,7 +147,13 @@ def sizes(contest: Contest, prefix: str) -> str:
             low, high = wilson(s.mean, n)
             picked |= method != contest.reference
             lines.append(
-                [name, f"{n:,}", method, PERCENT.number(s.mean), f"{PERCENT.number(low)} to {PERCENT.number(high)}"]
+                [
+                    name,
+                    f"{n:,}",
+                    str(method),
+                    PERCENT.number(s.mean),
+                    f"{PERCENT.number(low)} to {PERCENT.number(high)}",
+                ]
             )
     caption = (
         f"{prefix}What the size of each test set allows: a 95 % binomial interval (Wilson) for the accuracy on other "
@@ -160,7 +166,7 @@ def sizes(contest: Contest, prefix: str) -> str:
 def spectra(study: Study, task: str, prefix: str) -> str:
     """The spectra of the features F on every split, and of every method's Z."""
     metrics = [metric for metric in SPECTRA if study.keys(metric=metric, task=task)]
-    layers = study.names("layer", metric="sve", task=task, method="")
+    layers = study.names("layer", metric="sve", task=task, method=None)
     groups: dict[str, list[list[str]]] = {}
     for key in study.keys(metric="sve", task=task):
         of = f"Z of {key.head}" if key.method else "F" if len(layers) == 1 else f"F ({key.layer})"
@@ -239,7 +245,7 @@ def text(contest: Contest) -> list[str]:
     lines = [f"{title}, mean ± sd over {contest.seeds} seeds, accuracy less that of the {contest.reference} in points"]
     if contest.widened():
         lines.append(f"(better: by the interval{contest.widened().lstrip(',')}; worse: as it is)")
-    first = max(map(len, contest.methods)) + 2
+    first = max(len(str(method)) for method in contest.methods) + 2
     head = [label.removeprefix("mean ") for label in METRICS.values()]
     for test in contest.shown if len(contest.tests) <= FEW else contest.decided:
         n = contest.rows(test)

@@ -62,17 +62,15 @@ def closing(study: Study) -> str:
 
 def wise(study: Study, task: str, name: str, title: str) -> str:
     """The figure of WiSE-FT: accuracy by the share of the tuned weights; nothing where it was not computed."""
-    mark, panels, legend = "accuracy@wise=", [], []
-    keys = study.keys(task=task, split=MEAN)
-    shares = {key.metric: float(key.metric.removeprefix(mark)) for key in keys if key.metric.startswith(mark)}
-    axis = figures.Axis(
-        list(shares.values()), [f"{share:g}" for share in shares.values()], "share of the tuned weights"
-    )
+    panels, legend = [], []
+    keys = [key for key in study.table if (key.metric, key.task, key.split) == ("accuracy", task, MEAN)]
+    shares = list(dict.fromkeys(key.wise_alpha for key in keys if key.wise_alpha is not None))
+    axis = figures.Axis(shares, [f"{share:g}" for share in shares], "share of the tuned weights")
     for domain, where in DOMAINS.items() if len(shares) > 1 else ():
         series: dict[str, list[list[float]]] = {}
         for key in study.keys(metric="accuracy", task=task, split=MEAN, domain=domain):
             for i, condition in enumerate(study.conditions):
-                found = [study.table.get(key._replace(metric=metric)) for metric in shares]
+                found = [study.table.get(key._replace(wise_alpha=share)) for share in shares]
                 at = f", {study.at(condition)}" if len(study.conditions) > 1 else ""
                 if all(found):
                     series[key.head + at] = [list(values[i].values()) for values in found if values]
@@ -100,7 +98,7 @@ def _differences(contest: Contest, name: str) -> str:
                 a, b = contest.values(contest.reference, test), contest.values(method, test)
                 seeds = [b[seed] - a[seed] for seed in a if seed in b]
                 bounds = (plain.low, plain.high), (wide.low, wide.high)
-                lines[method] = figures.Whisker(plain.difference, *bounds, seeds, versus.sign)
+                lines[str(method)] = figures.Whisker(plain.difference, *bounds, seeds, versus.sign)
         if lines:
             label = f"points of accuracy over {contest.reference}"
             panels.append(figures.differences(f"{name}{i}", full_name(test), label, lines, scale=100))
@@ -130,4 +128,4 @@ def _spectra(study: Study, task: str, name: str) -> str:
 
 
 def _layer(study: Study, task: str) -> str:
-    return next(iter(study.names("layer", metric="sve", task=task, method="")), "")
+    return next(iter(study.names("layer", metric="sve", task=task, method=None)), "")

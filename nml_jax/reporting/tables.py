@@ -9,7 +9,7 @@ from typing import Any
 from nml_jax.reporting import claims
 from nml_jax.reporting.markup import Lines, folded, table
 from nml_jax.reporting.statistics.paired import DASH, MINUS, Comparison, Stat, unit
-from nml_jax.reporting.statistics.studies import MEAN, NOISE, REPLICATE, Key, Study, titled
+from nml_jax.reporting.statistics.studies import MEAN, NOISE, REPLICATE, Key, Method, Study, method_of
 from nml_jax.runs import goodput
 from nml_jax.runs.files import QUARANTINE
 from nml_jax.runs.finished import FinishedRun
@@ -102,7 +102,7 @@ def scores(study: Study, task: str, prefix: str) -> str:
     )
     out = _by_head(study, caption, heads, columns) if columns else ""
     known = [key for key in study.keys(metric="accuracy", task=task) if key.method and key.split != MEAN]
-    splits = dict.fromkeys(key._replace(method="", setting="") for key in known)
+    splits = dict.fromkeys(key._replace(method=None, setting="") for key in known)
     if len(splits) > 1:
         rows = [row for cell in study.cells for row in cell.rows if row.task == task and row.method]
         sizes = {row.split: row.n_test for row in rows if row.n_test}
@@ -112,7 +112,9 @@ def scores(study: Study, task: str, prefix: str) -> str:
     return out
 
 
-def _by_head(study: Study, caption: str, heads: Sequence[tuple[str, str]], columns: Sequence[tuple[Key, str]]) -> str:
+def _by_head(
+    study: Study, caption: str, heads: Sequence[tuple[Method | None, str]], columns: Sequence[tuple[Key, str]]
+) -> str:
     groups: dict[str, Lines] = {}
     for method, setting in heads:
         keys = [key._replace(method=method, setting=setting) for key, _ in columns]
@@ -152,7 +154,7 @@ def spectra(study: Study, task: str, prefix: str) -> str:
 
 def pretraining(study: Study) -> str:
     keys = study.keys(task="pretrain")
-    names = [f"{key.split}: {WORDS.get(key.metric, SCORES.get(key.metric, key.metric))} %" for key in keys]
+    names = [f"{key.place}: {WORDS.get(key.metric, SCORES.get(key.metric, key.metric))} %" for key in keys]
     caption = "Scores of pre-training, mean ± sample sd over n runs. Validation labels and captions are clean."
     return table(caption, [study.axis, "n", *names], {"": _conditions(study, keys)}) if keys else ""
 
@@ -218,9 +220,14 @@ def goodput_of(cells: Sequence[FinishedRun]) -> str:
 def chosen(study: Study) -> str:
     """How often each setting was chosen, by head and task."""
     counts: dict[str, Counter[str]] = {}
-    for row in (row for cell in study.cells for row in cell.rows if row.hyper and row.metric == "accuracy"):
+    for row in (
+        row
+        for cell in study.cells
+        for row in cell.rows
+        if row.hyper and row.metric == "accuracy" and row.wise_alpha is None
+    ):
         setting = ", ".join(f"{key} {value:.4g}" for key, value in (row.hyper or {}).items())
-        counts.setdefault(f"{titled(row)}, {row.task}", Counter())[setting] += 1
+        counts.setdefault(f"{method_of(row)}, {row.task}", Counter())[setting] += 1
     groups = {name: [[setting, f"{100 * n / of.total():.0f} %"] for setting, n in of.most_common()]
               for name, of in counts.items()}  # fmt: skip
     caption = "Settings of the heads, chosen on a validation part of the training split, and how often each was."

@@ -29,7 +29,7 @@ from nml_jax import __version__, console, inputs, runtime, settings
 from nml_jax.errors import UserError, storing
 from nml_jax.processes import peers
 from nml_jax.runs.record import read_record, write_record
-from nml_jax.runs.rows import hash_rows, read_rows, write_rows
+from nml_jax.runs.rows import hash_rows, write_rows
 
 # Stages of one run. "report" follows over all runs of an experiment; its `run` takes the experiment's folder.
 STAGES = ("pretrain", "features", "extract", "zeroshot", "tune", "finetune", "diagnose")
@@ -60,7 +60,7 @@ def is_done(name: str, config: ConfigDict, workdir: Path) -> bool:
     own = record["stages"].get(name, {})
     if "output" not in own or own["inputs"] != hash_inputs(name, config, record):
         return False
-    if own.get("rows", (found := hash_rows(read_rows(workdir), name))) != found:
+    if own.get("rows", (found := hash_rows(workdir, name))) != found:
         console.notice(f"{workdir.name}: of the rows of {name} some were changed or lost; it is done again")
         return False
     return module(name).intact(workdir)
@@ -110,7 +110,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
             record["environment"] = environment
         record["stages"][name] |= {
             "output": output,
-            "rows": hash_rows(read_rows(workdir), name),
+            "rows": hash_rows(workdir, name),
             "version": stage.VERSION,
             "seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -58,7 +58,7 @@ def build_form(method: Method, config: Any) -> Form:
 
 
 def choose_weights(name: str, preset: str | None, config: Any, views: int) -> tuple[Any, str | None]:
-    """The numbers in the terms of a method, and what rows call its preset.
+    """The numbers in the terms of a method, and what tables call its preset.
 
     Args:
         name: a key of METHODS.
@@ -79,6 +79,11 @@ def choose_weights(name: str, preset: str | None, config: Any, views: int) -> tu
     if preset is not None:
         raise UserError(f"preset {preset!r} is given for the method {name!r}", "presets are for nmtune only")
     return (terms.defaults(own, **getattr(config, own)) if own else None), None
+
+
+def name_preset(preset: str | None, config: Any) -> str | None:
+    """Return what rows call a preset of nmtune under the section `tune`; None for None."""
+    return preset and nmtune.name_preset(preset, **config.nmtune)
 
 
 def count_epochs(n: int, *, batch: int, epochs: int, steps: int) -> tuple[int, int]:

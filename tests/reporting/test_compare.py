@@ -10,7 +10,7 @@ from nml_jax import main
 from nml_jax.assembly.spectra import singular_values
 from nml_jax.runs.heads import read_correct
 from nml_jax.runs.rows import read_rows
-from nml_jax.stages import tune
+from nml_jax.stages import features, tune
 
 D, K = 6, 3
 
@@ -51,7 +51,8 @@ def test_tune_keeps_which_rows_are_right_and_measures_the_inputs_once(tmp_path: 
         measured.append((n, mode))
         return whole(blocks, n, dim, mode)
 
-    monkeypatch.setattr(tune, "singular_values", counted)
+    for stage in (features, tune):
+        monkeypatch.setattr(stage, "singular_values", counted)
     run = launch(tmp_path)
     assert measured.count((81, "paper")) == 1 + 1 + 1  # the features, the inputs of four heads, and NMTune's Z
     rows = [row for row in read_rows(run) if row.stage == "tune"]

@@ -17,6 +17,7 @@ import numpy as np
 
 from nml_jax.reporting.statistics.paired import Stat, stat
 from nml_jax.runs.finished import FinishedRun, Seed
+from nml_jax.runs.heads import preset_label
 from nml_jax.runs.rows import Row
 from nml_jax.settings import NOT_IDENTITY
 from nml_jax.tuning import methods
@@ -32,8 +33,25 @@ METHODS = {
 }
 SETTINGS = {"train_share": "{:.4g} of the training data", "downstream_noise": "{:.4g} downstream noise",
             "views": "{} views", "layer": "layer {}"}  # fmt: skip
+REFERENCES = ("lbfgs", "linear")  # what heads are compared with: the first that is there
+ZERO_SHOT = "zero-shot"
 FILES = "features."  # keys of feature files
 SHOWN = 4  # differing keys in a study's title
+
+
+class Method(NamedTuple):
+    """A way to make a classifier; `str` of it is what tables call it."""
+
+    name: str  # a key of METHODS, or ZERO_SHOT
+    preset: str = ""  # with its views, as in "code/1view"
+
+    def __str__(self) -> str:
+        return METHODS.get(self.name, self.name) + (f" ({self.preset})" if self.preset else "")
+
+    @property
+    def simplicity(self) -> int:
+        """The position in METHODS."""
+        return list(METHODS).index(self.name) if self.name in METHODS else len(METHODS)
 
 
 class Key(NamedTuple):
@@ -43,14 +61,22 @@ class Key(NamedTuple):
     task: str
     split: str
     domain: str  # "id" or "ood"
-    layer: str = ""
+    layer: str = ""  # of features without a head
     mode: str = ""
-    method: str = ""  # the head
+    method: Method | None = None  # of the head
     setting: str = ""  # of the head: what is not the same for all heads
+    output: str = ""  # of what a spectrum is: "features" or "Z"
+    weights: str = ""  # where these are others than the extracted ones
+    wise_alpha: float | None = None
 
     @property
     def head(self) -> str:
-        return f"{self.method}, {self.setting}" if self.setting else self.method
+        return ", ".join(filter(None, (str(self.method or ""), self.setting)))
+
+    @property
+    def place(self) -> str:
+        """The split, and weights that are not the extracted ones."""
+        return f"{self.split} ({self.weights})" if self.weights else self.split
 
 
 class Source(NamedTuple):
@@ -87,12 +113,13 @@ class Study:
     def tasks(self) -> list[str]:
         return [task for task in self.names("task") if task not in ("pretrain", MEAN)]
 
-    def keys(self, **where: str) -> list[Key]:
-        """The keys whose fields have these values, in the order of the rows."""
+    def keys(self, **where: Any) -> list[Key]:
+        """Return the keys whose fields have these values, in the order of the rows; by default no WiSE-FT."""
+        where = {"wise_alpha": None, **where}
         return [key for key in self.table if all(getattr(key, name) == value for name, value in where.items())]
 
-    def names(self, field: str, **where: str) -> list[str]:
-        """The values of one field of those keys, once each."""
+    def names(self, field: str, **where: Any) -> list[Any]:
+        """Return the values of one field of those keys, once each."""
         return list(dict.fromkeys(getattr(key, field) for key in self.keys(**where)))
 
     def stat(self, i: int, key: Key) -> Stat:
@@ -105,7 +132,7 @@ class Study:
 
     def id_split(self, task: str) -> str:
         """The in-domain split whose spectrum is shown first: one that heads are scored on, not the training split."""
-        known = self.names("split", metric="sve", task=task, domain="id", method="")
+        known = self.names("split", metric="sve", task=task, domain="id", method=None)
         scored = self.names("split", metric="accuracy", task=task, domain="id")
         return next(iter([s for s in known if s in scored] or [s for s in known if s != "train"] or known), "")
 
@@ -200,7 +227,7 @@ def _tabulated(
                 values[cell.seed] = float(np.mean([row.value for row in rows]))
                 of_key = sources.setdefault(key, [{} for _ in conditions])[i]
                 of_key[cell.seed] = Source(cell.folder, tuple(rows))
-    scores = [key for key in table if key.method and not key.layer]
+    scores = [key for key in table if key.method and not key.output]
     for whole, parts in _grouped(scores, lambda key: key._replace(split=MEAN)).items():
         table[whole] = _mean([table[part] for part in parts])
     by_task = dict.fromkeys(key._replace(split=MEAN) for key in scores)
@@ -211,28 +238,25 @@ def _tabulated(
 
 
 def _setting(row: Row, field: str) -> str:
-    """One field of SETTINGS in words; "" where it does not apply. The layer of a head's Z is that of its input."""
+    """One field of SETTINGS in words; "" where it does not apply."""
     value = getattr(row, field)
-    if field == "layer" and row.layer:
-        value = row.layer.removeprefix("Z of ") if row.layer != "Z" else None
     return SETTINGS[field].format(value) if value is not None else ""
 
 
 def _key(row: Row, cell: FinishedRun, varied: Sequence[str]) -> Key:
-    """The layer of a head's scores is part of its setting; other weights than the extracted ones are another split."""
-    split = row.split if row.weights == cell.config["extract.weights"] else f"{row.split} ({row.weights})"
-    mode = row.spectrum_mode or ""
+    """Return what a row measures. The layer of a head is part of its setting."""
+    key = Key(
+        row.metric, row.task, row.split, row.domain, mode=row.spectrum_mode or "", output=row.output or "",
+        weights="" if row.weights == cell.config["extract.weights"] else row.weights, wise_alpha=row.wise_alpha,
+    )  # fmt: skip
     if not row.method:
-        return Key(row.metric, row.task, split, row.domain, row.layer or "", mode)
+        return key._replace(layer=row.layer or "")
     setting = ", ".join(filter(None, (_setting(row, field) for field in varied)))
-    layer = "Z" if (row.layer or "").split()[:1] == ["Z"] else ""
-    return Key(row.metric, row.task, split, row.domain, layer, mode, titled(row), setting)
+    return key._replace(method=method_of(row), setting=setting)
 
 
-def titled(row: Row) -> str:
-    """What a row's method is called, with its preset; "" if it has none."""
-    name = row.method or ""
-    return METHODS.get(name, name) + (f" ({row.preset})" if row.preset else "")
+def method_of(row: Row) -> Method:
+    return Method(row.method or "", preset_label(vars(row)) or "")
 
 
 def _mean(parts: Sequence[list[dict[Seed, float]]]) -> list[dict[Seed, float]]:
@@ -245,10 +269,15 @@ def _mean(parts: Sequence[list[dict[Seed, float]]]) -> list[dict[Seed, float]]:
 
 
 def as_csv(all_studies: Sequence[Study]) -> str:
-    """Every number of every study, one line each: mean, sample sd, n and the seeds it is over."""
+    """Return every number of every study, one line each: mean, sample sd, n and the seeds it is over.
+
+    The columns from "metric" to "setting" are words for readers; those from "method_key" on are the fields of `Row`.
+    """
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
-    out.writerow(["study", "noise_kind", "axis", "condition", "x", *Key._fields, "mean", "sd", "n", "seeds"])
+    words = ["metric", "task", "split", "domain", "layer", "mode", "method", "setting"]
+    fields = ["method_key", "preset", "output", "weights", "wise_alpha"]
+    out.writerow(["study", "noise_kind", "axis", "condition", "x", *words, "mean", "sd", "n", "seeds", *fields])
     for study in all_studies:
         kind = study.cells[0].noise_kind
         for key, by_condition in study.table.items():
@@ -257,5 +286,15 @@ def as_csv(all_studies: Sequence[Study]) -> str:
                     s = stat(values.values())
                     numbers = [repr(s.mean), repr(s.sd) if s.n > 1 else "", s.n]
                     where = [study.title, kind, study.axis, condition.label, repr(condition.x)]
-                    out.writerow([*where, *key, *numbers, " ".join(str(seed) for seed, _ in values)])
+                    seeds = " ".join(str(seed) for seed, _ in values)
+                    method, preset = key.method or ("", "")
+                    fields = [method, preset, key.output, key.weights, "" if key.wise_alpha is None else key.wise_alpha]
+                    out.writerow([*where, *_words(key), *numbers, seeds, *fields])
     return text.getvalue()
+
+
+def _words(key: Key) -> list[str]:
+    """Return a key as summary.csv has always had it."""
+    metric = key.metric if key.wise_alpha is None else f"{key.metric}@wise={key.wise_alpha:g}"
+    layer = "Z" if key.output == "Z" else key.layer
+    return [metric, key.task, key.place, key.domain, layer, key.mode, str(key.method or ""), key.setting]
