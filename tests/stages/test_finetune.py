@@ -113,7 +113,7 @@ def test_the_result_is_an_ordinary_checkpoint(finished: Path, method: str):
     )
     accuracy = (np.asarray(logits).argmax(1) == test.source.labels).mean()
     found = values(read_rows(run), method=method, preset="paper")
-    assert accuracy == pytest.approx(found["test", "accuracy"], abs=1e-12)
+    assert accuracy == pytest.approx(found["test", "accuracy", None], abs=1e-12)
     assert not [p.name for p in (run / setting(method)).iterdir() if p.name in ("training", "search")]
 
 
@@ -129,8 +129,8 @@ def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, 
         return train(setup, method, terms, *rest)
 
     monkeypatch.setattr(finetune_search, "train", counted)
-    (lora,) = [row for row in read_rows(run) if (row.method, row.preset, row.split, row.metric) ==
-               ("lora", None, "test", "accuracy")]  # fmt: skip
+    (lora,) = [row for row in read_rows(run) if (row.method, row.preset, row.split, row.metric, row.wise_alpha) ==
+               ("lora", None, "test", "accuracy", None)]  # fmt: skip
     for gone in (run / setting("lora") / "checkpoints", correct_path(run, vars(lora))):
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
         assert not finetune.intact(run)
@@ -146,7 +146,9 @@ def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, 
 
 def test_which_test_rows_are_right_is_on_record(finished: Path):
     run = finished / CELL
-    scored = [row for row in read_rows(run) if (row.stage, row.metric) == ("finetune", "accuracy")]
+    scored = [
+        row for row in read_rows(run) if (row.stage, row.metric, row.wise_alpha) == ("finetune", "accuracy", None)
+    ]
     assert len({(row.method, row.preset) for row in scored}) == 4
     for row in scored:
         right = read_correct(run, row)
@@ -242,7 +244,7 @@ def test_zero_shot_weights_are_the_scaled_descriptions_of_the_classes(tmp_path: 
     assert not bias.any()
     scale = np.exp(here.weights[0]["logit_scale"])
     np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), scale, rtol=1e-5)
-    assert here.setup("full").layer == "embedding"
+    assert here.loop_setup("full").layer == "embedding"
 
 
 @pytest.mark.parametrize(
