@@ -16,6 +16,7 @@ from configs import features as experiment
 from nml_jax import settings
 from nml_jax.errors import UserError
 from nml_jax.reporting import answers, method_tables
+from nml_jax.reporting.page import show
 from nml_jax.reporting.statistics import choose_method, paired
 from nml_jax.reporting.statistics.choose_method import Contest
 from nml_jax.reporting.statistics.studies import Method, Study, find_studies
@@ -393,7 +394,7 @@ def test_one_of_many_tests_decides_nothing(tmp_path: Path) -> None:
     text = "\n".join(method_tables.text(found))
     assert "out-of-domain mean" in text
     assert "t3" not in text
-    page = method_tables.differences(found, "")
+    page = show(method_tables.differences(found))
     assert "Differences on each of 20 tests" in page
     titles = [str(method) for method in found.methods]
     verdicts = [line[-1] for line in lines(page) if line[0] in titles and len(line) == 7]
@@ -423,13 +424,13 @@ def test_a_winner_over_a_reference_of_fewer_rows_says_so(tmp_path: Path) -> None
     found = contest(tmp_path / "x", samples={"lbfgs": 300}, **how)
     assert "over the L-BFGS probe (which saw 300 of the 1,169 training rows)" in answers.answer(found)
     assert "some methods saw a stratified sample only: the L-BFGS probe 300." in answers.rule(found)
-    table = method_tables.scores(found, "")
+    table = show([method_tables.scores(found)])
     assert "trained on" in table
     assert ">300<" in table
     same = contest(tmp_path / "y", **how)
     assert "which saw" not in answers.answer(same)
     assert "sample" not in answers.rule(same)
-    assert "trained on" not in method_tables.scores(same, "")
+    assert "trained on" not in show([method_tables.scores(same)])
 
 
 def test_no_gain_is_said_plainly(tmp_path: Path) -> None:
@@ -503,7 +504,7 @@ def test_only_a_method_better_than_every_other_is_marked(tmp_path: Path) -> None
     photo, art = found.tests
     assert found.best(art) == Method("skd")
     assert found.best(photo) is None
-    bold = re.findall("<strong>(.*?)</strong>", method_tables.scores(found, ""))
+    bold = re.findall("<strong>(.*?)</strong>", show([method_tables.scores(found)]))
     assert len(bold) == 1  # accuracy: macro-F1 and the mean per class have no interval
 
 
@@ -536,8 +537,9 @@ def test_page_answers_first_and_has_no_empty_part(built: Path) -> None:
     text = (built / "report.html").read_text("utf-8")
     found = choose_method.contests(study_of(built))[0]
     assert "<title>Which head for these features: features</title>" in text
-    order = ['id="study-0"', answers.answer(found)[:40], "The rule.", "<h3>Scores", "<h3>Differences to",
-             "<h3>Differences at", "<h3>Spectra", "<h3>Diagnosis", 'id="run"', 'id="limits"']  # fmt: skip
+    order = ['id="study-0"', answers.verdict(found)[:40], answers.answer(found)[:40], "<h3>Scores",
+             "<h3>Differences to", "<h3>Differences at", "<h3>Spectra", "<h3>Diagnosis", 'id="run"', 'id="limits"',
+             "The rule."]  # fmt: skip
     places = [text.index(part) for part in order]
     assert places == sorted(places)
     shown = re.sub(r"<pre>.*?</pre>|<style>.*?</style>|Config of all runs.*?<", "", text, flags=re.S)
@@ -579,7 +581,7 @@ def test_tables_hold_the_numbers(built: Path) -> None:
 
 def test_measures_that_decide_nothing_have_intervals_over_seeds(tmp_path: Path) -> None:
     found = contest(tmp_path / "a")
-    text = method_tables.differences(found, "")
+    text = show(method_tables.differences(found))
     test = found.decided[0]
     for method in found.methods:
         values = list(found.values(method, test, "macro_f1").values())
@@ -594,7 +596,7 @@ def test_measures_that_decide_nothing_have_intervals_over_seeds(tmp_path: Path) 
     s = held.stat(Method("mlp"), held.decided[0], "macro_f1")
     low, high = paired.over_seeds(s, redrawn=0.3)
     assert (high - low) / (2 * 2.7764451051977987 * s.sd) == pytest.approx(np.sqrt(1 / 5 + 3 / 7))
-    assert f"{100 * low:.1f} to {100 * high:.1f}" in method_tables.differences(held, "")
+    assert f"{100 * low:.1f} to {100 * high:.1f}" in show(method_tables.differences(held))
 
 
 def test_the_customary_measure_comes_first(tmp_path: Path) -> None:
@@ -602,7 +604,7 @@ def test_the_customary_measure_comes_first(tmp_path: Path) -> None:
     flowers = dataclasses.replace(found, task="flowers102")
     flowers.study.table.update({key._replace(task="flowers102"): value for key, value in
                                 list(flowers.study.table.items()) if key.task == "features"})  # fmt: skip
-    plain, customary = (method_tables.scores(c, "") for c in (found, flowers))
+    plain, customary = (show([method_tables.scores(c)]) for c in (found, flowers))
     assert plain.index("accuracy") < plain.index("mean per class</th>")
     assert customary.index("mean per class</th>") < customary.index("accuracy")
     assert "For this task the mean per class is customary" in customary

@@ -86,6 +86,11 @@ class Contest:
                 found[leaf.task] = max(row.n_train or 0 for row in source.rows)
         return sum(found.values())
 
+    @property
+    def most(self) -> int:
+        """The rows of the method that was trained on the most."""
+        return max(map(self.trained, self.methods))
+
     def blind(self, method: Method) -> bool:
         """Whether a method had settings to choose from, and in some run no rows to do so by."""
         return unvalidated(self.study, self.decided[0]._replace(method=method))

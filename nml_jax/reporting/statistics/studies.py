@@ -5,17 +5,17 @@ value of that thing; its runs are the seeds. Several heads in one run are averag
 and are no independent repetitions.
 """
 
-import csv
 import dataclasses
-import io
+import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from nml_jax.reporting.statistics.paired import Stat, stat
+from nml_jax.reporting.statistics.paired import Stat, shown, stat
 from nml_jax.runs.finished import FinishedRun, Seed
 from nml_jax.runs.heads import preset_label
 from nml_jax.runs.rows import Row
@@ -37,6 +37,10 @@ REFERENCES = ("lbfgs", "linear")  # what heads are compared with: the first that
 ZERO_SHOT = "zero-shot"
 FILES = "features."  # keys of feature files
 SHOWN = 4  # differing keys in a study's title
+# Of summary.csv; what was parsed out of strings before schema 2 stays in the words of the first ones.
+COLUMNS = ["study", "noise_kind", "axis", "condition", "x", "metric", "task", "split", "domain", "layer", "mode",
+           "method", "setting", "mean", "sd", "n", "seeds",
+           "method_key", "preset", "output", "weights", "wise_alpha"]  # fmt: skip
 
 
 class Method(NamedTuple):
@@ -125,6 +129,26 @@ class Study:
     def stat(self, i: int, key: Key) -> Stat:
         """The number of condition i over its seeds."""
         return stat(self.table[key][i].values() if key in self.table else ())
+
+    @functools.cached_property
+    def frame(self) -> pd.DataFrame:
+        """One line per number and condition: COLUMNS, "i" of the condition, "head", and "text" for tables."""
+        lines = []
+        for key, by_condition in self.table.items():
+            method, preset = key.method or ("", "")
+            words = {
+                "study": self.title, "noise_kind": self.cells[0].noise_kind, "axis": self.axis, **key._asdict(),
+                "metric": key.metric if key.wise_alpha is None else f"{key.metric}@wise={key.wise_alpha:g}",
+                "split": key.place, "layer": "Z" if key.output == "Z" else key.layer, "method": str(key.method or ""),
+                "method_key": method, "preset": preset, "head": key.head,
+            }  # fmt: skip
+            for i, (condition, values) in enumerate(zip(self.conditions, by_condition, strict=True)):
+                s = stat(values.values())
+                numbers = {"mean": repr(s.mean), "sd": repr(s.sd) if s.n > 1 else "", "n": s.n,
+                           "seeds": " ".join(str(seed) for seed, _ in values),
+                           "text": shown(s, key.metric)}  # fmt: skip
+                lines.append({**words, "i": i, "condition": condition.label, "x": repr(condition.x), **numbers})
+        return pd.DataFrame(lines)
 
     def at(self, condition: Condition) -> str:
         """The condition in words."""
@@ -273,28 +297,5 @@ def as_csv(all_studies: Sequence[Study]) -> str:
 
     The columns from "metric" to "setting" are words for readers; those from "method_key" on are the fields of `Row`.
     """
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    words = ["metric", "task", "split", "domain", "layer", "mode", "method", "setting"]
-    fields = ["method_key", "preset", "output", "weights", "wise_alpha"]
-    out.writerow(["study", "noise_kind", "axis", "condition", "x", *words, "mean", "sd", "n", "seeds", *fields])
-    for study in all_studies:
-        kind = study.cells[0].noise_kind
-        for key, by_condition in study.table.items():
-            for condition, values in zip(study.conditions, by_condition, strict=True):
-                if values:
-                    s = stat(values.values())
-                    numbers = [repr(s.mean), repr(s.sd) if s.n > 1 else "", s.n]
-                    where = [study.title, kind, study.axis, condition.label, repr(condition.x)]
-                    seeds = " ".join(str(seed) for seed, _ in values)
-                    method, preset = key.method or ("", "")
-                    fields = [method, preset, key.output, key.weights, "" if key.wise_alpha is None else key.wise_alpha]
-                    out.writerow([*where, *_words(key), *numbers, seeds, *fields])
-    return text.getvalue()
-
-
-def _words(key: Key) -> list[str]:
-    """Return a key as summary.csv has always had it."""
-    metric = key.metric if key.wise_alpha is None else f"{key.metric}@wise={key.wise_alpha:g}"
-    layer = "Z" if key.output == "Z" else key.layer
-    return [metric, key.task, key.place, key.domain, layer, key.mode, str(key.method or ""), key.setting]
+    frame = pd.concat([study.frame for study in all_studies])
+    return frame[frame["n"] > 0].to_csv(index=False, columns=COLUMNS, lineterminator="\n")
