@@ -11,13 +11,9 @@ PROSE = Markup('<span class="prose">{}</span>')  # a cell whose words may stand 
 
 
 class Block(NamedTuple):
-    """One part of a page.
+    """One part of a page."""
 
-    kind: heading | lead | note | p, of text; folded, of blocks; facts, of name -> text; items, of (name of the
-        computer's or "", text); code, of text; table, of a Table; figure, of a Figure.
-    """
-
-    kind: str
+    kind: str  # heading | lead | note | p | code of text, folded of Blocks, facts, items, table or figure
     content: Any
     title: str = ""  # of what is folded
 

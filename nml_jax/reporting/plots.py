@@ -1,16 +1,19 @@
 """Which numbers of a study are drawn, and how."""
 
-from collections.abc import Iterator, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from nml_jax.reporting import claims, figures, tables
-from nml_jax.reporting.blocks import Figure, Mark, Panel
+from nml_jax.reporting.blocks import Block, Figure, Mark, Panel
 from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, full_name
 from nml_jax.reporting.statistics.compare import from_files
 from nml_jax.reporting.statistics.paired import listed, unit
 from nml_jax.reporting.statistics.studies import MEAN, Key, Study
+from nml_jax.runs.finished import FinishedRun
 
 CURVES = {
     "validation/accuracy": ("Clean validation accuracy (%)", 100),
@@ -23,8 +26,8 @@ DOTS = "Mean and sample sd over runs, and every run as a dot."
 Line = tuple[Any, Any]  # x, y
 
 
-def draw(study: Study, contests: Sequence[Contest], tasks: Sequence[tuple[str, str]], name: str) -> Iterator[Figure]:
-    """Yield the figures of a study that have panels; `name` makes their ids unique.
+def draw(study: Study, contests: Sequence[Contest], tasks: Sequence[tuple[str, str]], name: str) -> list[Block]:
+    """Return the figures of a study that have panels; `name` makes their ids unique.
 
     Args:
         tasks: (task, its name in headings, "" where it needs none).
@@ -38,13 +41,14 @@ def draw(study: Study, contests: Sequence[Contest], tasks: Sequence[tuple[str, s
         if not compared:
             found.append(_transfer(study, task, f"{name}t{i}", f"Transfer of each head{suffix}"))
             found.append(_spectrum(study, task, f"{name}f{i}", f"Spectrum of the features{suffix}"))
-    yield from (
-        figure for figure in [*found, _retrieval(study, f"{name}r"), _training(study, f"{name}p")] if figure.panels
-    )
+    found += [_retrieval(study, f"{name}r"), _training(study, f"{name}p")]
+    return [Block("figure", figure) for figure in found if figure.panels]
 
 
-def _axis(study: Study) -> figures.Axis:
-    """The conditions to scale, or evenly spaced where some have no number or are too close to each other."""
+def _respond(study: Study, name: str, title: str, keys: Mapping[str, Key], **how: Any) -> list[Panel]:
+    """Draw numbers against the conditions, to scale, or evenly spaced where these are too close or no numbers."""
+    if len(study.conditions) < 2 or not any(key in study.table for key in keys.values()):
+        return []
     x, label = [condition.x for condition in study.conditions], study.axis
     ticks = [condition.label for condition in study.conditions]
     if study.axis == "noise":
@@ -52,48 +56,37 @@ def _axis(study: Study) -> figures.Axis:
         ticks = [tick.replace(" %", "") for tick in ticks]
     if not np.all(np.diff(x) >= 0.04 * (x[-1] - x[0])):
         x, label = list(range(len(x))), f"{label}, not to scale"
-    return figures.Axis(x, ticks, label)
+    none = [{} for _ in x]
+    series = {who: [list(v.values()) for v in study.table.get(key, none)] for who, key in keys.items()}
+    return [figures.response(name, title, figures.Axis(x, ticks, label), series, **how)]
 
 
 def _ramp(names: Sequence[str]) -> list[Mark]:
     return [Mark(name, figures.condition_colour(i, len(names)), "━━") for i, name in enumerate(names)]
 
 
-def _heads(names: Sequence[str]) -> list[Mark]:
+def _heads(names: Iterable[str]) -> list[Mark]:
     return [figures.head_mark(i, name) for i, name in enumerate(names)]
 
 
-def _seeds(study: Study, key: Key) -> list[list[float]]:
-    """The seeds' values at each condition."""
-    return [list(values.values()) for values in study.table.get(key, [{} for _ in study.conditions])]
-
-
 def _transfer(study: Study, task: str, name: str, title: str) -> Figure:
-    panels: list[Panel] = []
-    heads = {key.head: key for key in study.keys(metric="accuracy", task=task, split=MEAN)}
-    for metric in ("accuracy", "macro_f1") if len(study.conditions) > 1 else ():
-        for domain in DOMAINS:
-            keys = {head: key._replace(metric=metric, domain=domain) for head, key in heads.items()}
-            if any(key in study.table for key in keys.values()):
-                series = {head: _seeds(study, key) for head, key in keys.items()}
-                label = f"{domain.upper()} {tables.SCORES[metric]} (%)"
-                panels.append(figures.response(f"{name}{len(panels)}", label, _axis(study), series, scale=100))
-    return Figure(title, panels, f"{DOTS} Heads stand side by side to be told apart.", _heads(list(heads)))
+    heads, panels = {key.head: key for key in study.keys(metric="accuracy", task=task, split=MEAN)}, []
+    for metric, domain in itertools.product(("accuracy", "macro_f1"), DOMAINS):
+        keys = {head: key._replace(metric=metric, domain=domain) for head, key in heads.items()}
+        label = f"{domain.upper()} {tables.SCORES[metric]} (%)"
+        panels += _respond(study, f"{name}{len(panels)}", label, keys, scale=100)
+    return Figure(title, panels, f"{DOTS} Heads stand side by side to be told apart.", _heads(heads))
 
 
 def _spectrum(study: Study, task: str, name: str, title: str) -> Figure:
     panels = []
     for metric, label, way in (("sve", "SVE", "↑"), ("lsvr", "LSVR", "↑"), ("top_share", "Top share (%)", "↓")):
-        for key in claims.raw_spectrum(study, task, metric) if len(study.conditions) > 1 else ():
-            how: Any = {"scale": unit(metric).scale, "by_condition": True}
-            full = f"{label}, raw mode ({way} flatter)"
-            panels.append(figures.response(f"{name}{metric}", full, _axis(study), {label: _seeds(study, key)}, **how))
-    wanted = [(key.split, key.layer) for key in claims.raw_spectrum(study, task, "sve")]
-    lines = _group_by_condition(study)
-    for condition in study.conditions:
-        for entry in (entry for cell in condition.cells for entry in cell.spectra):
-            if (entry["task"], entry["mode"]) == (task, "paper") and (entry["split"], entry["layer"]) in wanted:
-                lines[study.at(condition)].append(figures.shares(entry["s"]))
+        found = claims.raw_spectrum(study, task, metric)
+        keys = {label: found[0]} if found else {}
+        how = {"scale": unit(metric).scale, "by_condition": True}
+        panels += _respond(study, f"{name}{metric}", f"{label}, raw mode ({way} flatter)", keys, **how)
+    wanted = [(task, "paper", key.split, key.layer) for key in claims.raw_spectrum(study, task, "sve")]
+    lines = _by_condition(study, lambda cell: _list_shares(cell, wanted))
     if any(lines.values()):
         panels.append(figures.curves(f"{name}s", SIGMA, "i", lines, log="xy"))
     caption = (
@@ -104,36 +97,43 @@ def _spectrum(study: Study, task: str, name: str, title: str) -> Figure:
     return Figure(title, panels, caption, _ramp(list(lines)))
 
 
-def _group_by_condition(study: Study) -> dict[str, list[Line]]:
-    return {study.at(condition): [] for condition in study.conditions}
+def _list_shares(cell: FinishedRun, wanted: Sequence[tuple[str, ...]]) -> list[Line]:
+    """Return the shares of the singular values of spectra, of (task, mode, split, layer)."""
+    of = [entry for entry in cell.spectra if tuple(entry[k] for k in ("task", "mode", "split", "layer")) in wanted]
+    return [figures.shares(entry["s"]) for entry in of]
+
+
+def _by_condition(study: Study, lines: Callable[[FinishedRun], list[Line]]) -> dict[str, list[Line]]:
+    return {study.at(c): [line for cell in c.cells for line in lines(cell)] for c in study.conditions}
 
 
 def _retrieval(study: Study, name: str) -> Figure:
-    panels, splits = [], {}
-    for metric, way in claims.RETRIEVAL.items() if len(study.conditions) > 1 else ():
-        splits = {claims.split_name(m.key): m.key for m in claims.measures(study, "") if m.key.metric == metric}
-        if splits:
-            series = {split: _seeds(study, key) for split, key in splits.items()}
-            label = f"{way} recall@1 (%)"
-            panels.append(figures.response(f"{name}{metric[:3]}", label, _axis(study), series, scale=100))
-    return Figure("Retrieval", panels, DOTS, _heads(list(splits)))
+    panels, found = [], [m.key for m in claims.measures(study, "")]
+    splits = {claims.split_name(key): key for key in found if key.metric in claims.RETRIEVAL}
+    for metric, way in claims.RETRIEVAL.items():
+        keys = {split: key._replace(metric=metric) for split, key in splits.items()}
+        panels += _respond(study, f"{name}{metric[:3]}", f"{way} recall@1 (%)", keys, scale=100)
+    return Figure("Retrieval", panels, DOTS, _heads(splits))
 
 
 def _training(study: Study, name: str) -> Figure:
     panels = []
     for i, (metric, (title, scale)) in enumerate(CURVES.items()):
-        lines = _group_by_condition(study)
-        for condition in study.conditions:
-            for cell in condition.cells:
-                known = [(m["step"], scale * m[metric]) for m in cell.metrics if metric in m]
-                epochs = [m["epoch"] / m["step"] for m in cell.metrics if m.get("epoch") and m["step"]]
-                if known and epochs:
-                    steps, values = zip(*known, strict=True)
-                    lines[study.at(condition)].append(figures.thinned(epochs[-1] * np.asarray(steps), values))
+        lines = _by_condition(study, functools.partial(_list_curves, metric=metric, scale=scale))
         if any(lines.values()):
             panels.append(figures.curves(f"{name}{i}", title, "epoch", lines))
     caption = "Every run thin, their mean thick. The loss is that on the noisy supervision it is trained on."
     return Figure("Pre-training", panels, caption, _ramp([study.at(condition) for condition in study.conditions]))
+
+
+def _list_curves(cell: FinishedRun, metric: str, scale: float) -> list[Line]:
+    """Return a metric of training against the epoch, where it is known."""
+    known = [(m["step"], scale * m[metric]) for m in cell.metrics if metric in m]
+    epochs = [m["epoch"] / m["step"] for m in cell.metrics if m.get("epoch") and m["step"]]
+    if not known or not epochs:
+        return []
+    steps, values = zip(*known, strict=True)
+    return [figures.thinned(epochs[-1] * np.asarray(steps), values)]
 
 
 def _wise(study: Study, task: str, name: str, title: str) -> Figure:
@@ -152,7 +152,7 @@ def _wise(study: Study, task: str, name: str, title: str) -> Figure:
                     series[key.head + at] = [list(values[i].values()) for values in found if values]
         if series:
             panels.append(figures.response(f"{name}{domain}", f"Accuracy, {where} (%)", axis, series, scale=100))
-            legend = _heads(list(series))
+            legend = _heads(series)
     caption = (
         "Between the weights before fine-tuning (0) and after it (1): mean and sample sd over runs, every run a dot."
     )

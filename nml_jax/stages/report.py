@@ -38,7 +38,8 @@ def build(folders: Sequence[Path], out: Path) -> Path:
     """
     # These bring pandas, Jinja2 and Matplotlib, which nothing else needs.
     from nml_jax.reporting.page import page
-    from nml_jax.reporting.statistics.studies import as_csv, find_studies
+    from nml_jax.reporting.statistics.grouping import find_studies
+    from nml_jax.reporting.statistics.studies import as_csv
 
     found, left_out = _read(folders)
     studies = find_studies(found)
@@ -55,10 +56,10 @@ def summarise(folder: Path) -> str:
         UserError: there is no finished run, or a file of one is broken.
     """
     from nml_jax.reporting import method_tables, tables
-    from nml_jax.reporting.statistics import choose_method, compare, studies
+    from nml_jax.reporting.statistics import choose_method, compare, grouping
 
     blocks = []
-    for study in studies.find_studies(_read([folder])[0]):
+    for study in grouping.find_studies(_read([folder])[0]):
         contests = choose_method.contests(study)
         blocks += [method_tables.text(contest) for contest in contests]
         if not contests and not compare.from_files(study):

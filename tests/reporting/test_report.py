@@ -20,7 +20,8 @@ from nml_jax.errors import UserError
 from nml_jax.report import main
 from nml_jax.reporting import claims, figures
 from nml_jax.reporting.statistics import paired
-from nml_jax.reporting.statistics.studies import MEAN, Key, Method, find_studies
+from nml_jax.reporting.statistics.grouping import find_studies
+from nml_jax.reporting.statistics.studies import MEAN, Key, Method
 from nml_jax.runs.files import write_atomic, write_json
 from nml_jax.runs.finished import read_finished
 from nml_jax.runs.heads import correct_path, write_correct
