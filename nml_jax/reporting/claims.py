@@ -185,7 +185,7 @@ def _describe_changes(study: Study) -> list[str]:
     names = {Method(ZERO_SHOT): "zero-shot accuracy", reference(study): f"accuracy of {the_reference(study)}"}
     for domain, where in DOMAINS.items():
         for m, c in found.items():
-            if m.key.domain == domain and m.key.method in names:
+            if m.key.domain == domain and m.key.method and m.key.method in names:
                 setting = f", {m.key.setting}" if m.key.setting and m.key.method == reference(study) else ""
                 name = f"{where} ({domain.upper()}) {names[m.key.method]}{setting}"
                 out.append(say("moved", name, c, _list_verdicts_between(study, m.key)))

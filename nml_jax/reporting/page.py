@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
@@ -75,7 +75,8 @@ def _render(studies: Sequence[Study], sections: Sequence[Section]) -> str:
 
 def show(blocks: Sequence[Block]) -> str:
     """Return blocks as HTML."""
-    return str(_make_environment().get_template("blocks.jinja").make_module().show(blocks))
+    macros: Any = _make_environment().get_template("blocks.jinja").module
+    return str(macros.show(blocks))
 
 
 @functools.cache

@@ -3,8 +3,6 @@
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-import pandas as pd
-
 from nml_jax.reporting import claims
 from nml_jax.reporting.blocks import Block, Lines, fold, table
 from nml_jax.reporting.statistics.paired import DASH, MINUS, Comparison, shown
@@ -22,9 +20,12 @@ SPECTRA = {"sve": "SVE ↑", "lsvr": "LSVR ↑", "top_share": "top share % ↓",
 MODES = {"paper": "raw mode", "code": "code mode"}
 
 
-def select(study: Study, **where: Any) -> pd.DataFrame:
+Frame = Any  # pandas.DataFrame, whose expressions no checker of types can follow
+
+
+def select(study: Study, **where: Any) -> Frame:
     """Return the lines of `study.frame` with these values, of a list one of them."""
-    frame = study.frame
+    frame: Frame = study.frame
     for column, value in where.items():
         frame = frame[frame[column].isin(value if isinstance(value, list | dict) else [value])]
     return frame.copy()
@@ -95,9 +96,7 @@ def _line(name: str, c: Comparison, down: str, up: str) -> list[str]:
     return [name, *numbers, c.gain, c.interval(), str(c.n), c.verdict(down, up)]
 
 
-def _by_condition(
-    study: Study, frame: pd.DataFrame, group: str, column: str, order: Sequence[str]
-) -> dict[Hashable, Lines]:
+def _by_condition(study: Study, frame: Frame, group: str, column: str, order: Sequence[str]) -> dict[Hashable, Lines]:
     """Return group -> a line for each condition: its name, n, and the texts of the columns."""
     out: dict[Hashable, Lines] = {}
     for name, part in frame.groupby(group, sort=False):
