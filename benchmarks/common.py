@@ -1,4 +1,4 @@
-"""What the benchmarks share: what stands above their numbers, the file that keeps both, and opponents."""
+"""Shared parts of the benchmarks: the head above their numbers, the results file, and opponents."""
 
 import datetime
 import json
@@ -12,12 +12,12 @@ from types import ModuleType
 from typing import Any
 
 
-def about(*modules: ModuleType, versions: Mapping[str, str] | None = None, **facts: Any) -> dict[str, Any]:
-    """When, where, with which versions and of what is measured, printed and returned.
+def print_head(*modules: ModuleType, versions: Mapping[str, str] | None = None, **facts: Any) -> dict[str, Any]:
+    """Print and return date, device, versions and facts of a benchmark.
 
     Args:
-        modules: whose versions are told; with JAX among them, its device, too.
-        versions: of what runs elsewhere, by name.
+        modules: modules whose versions are printed; with JAX among them, also its device.
+        versions: versions of programs that run elsewhere, by name.
         facts: sizes, repeats and the like.
     """
     device = [m.devices()[0].device_kind for m in modules if m.__name__ == "jax"]
@@ -34,31 +34,32 @@ def about(*modules: ModuleType, versions: Mapping[str, str] | None = None, **fac
     return head
 
 
-def write(path: Path, head: Mapping[str, Any], results: Any) -> None:
-    """Keep the results, with `about` them and the load at the end."""
+def write_results(path: Path, head: Mapping[str, Any], results: Any) -> None:
+    """Write the results with the head and the load at the end."""
     path.parent.mkdir(exist_ok=True)
-    told = {**head, "load_at_the_end": round(os.getloadavg()[0], 1), "results": results}
-    path.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+    content = {**head, "load_at_the_end": round(os.getloadavg()[0], 1), "results": results}
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 class Opponent:
     """PyTorch in a process of its own, which runs a benchmark's script with --serve; see `serve`.
 
-    version: of PyTorch and what belongs to it.
+    Attributes:
+        version: versions of PyTorch and its libraries.
     """
 
     def __init__(self, python: str, script: str, *args: str, needs: str = "torch"):
         self._needs = needs
         command = [python, script, "--serve", *args]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.version = self._answer()
+        self.version = self._read_answer()
 
     def ask(self, question: Any = None) -> Any:
         assert self._process.stdin is not None
         print(json.dumps(question), file=self._process.stdin, flush=True)
-        return self._answer()
+        return self._read_answer()
 
-    def _answer(self) -> Any:
+    def _read_answer(self) -> Any:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -67,7 +68,7 @@ class Opponent:
 
 
 def serve(version: str, answer: Callable[[Any], Any]) -> None:
-    """The opponent's side of `Opponent`: its version, then the answers to all questions, a line of JSON each."""
+    """Run the opponent's side of `Opponent`: print the version, then the answer to each question, as lines of JSON."""
     print(json.dumps(version), flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)

@@ -1,12 +1,12 @@
-"""Features once and NMTune on them for 30 epochs, against the released procedure, which encodes two augmented views of
-every image at every step.
+"""Compare 30 epochs of NMTune on features extracted once with the released procedure, which encodes two augmented views
+of every image at every step.
 
     python benchmarks/features_once.py [--quick] [--repeats=3] [--write]
 
-The same encoder (a ViT-S/16 at 128 pixels; its weights are drawn, as its speed does not depend on them), images
-(scikit-learn's digits), augmentation (shifts), head, preset (`code`), batch and schedule. Both sides are ours and
-compiled: what differs is how often an image goes through augmentation and encoder, once or 60 times. Accuracy is on the
-test images.
+Both sides have the same encoder (a ViT-S/16 at 128 pixels with random weights, which do not change its speed), images
+(scikit-learn's digits), augmentation (shifts), head, preset (`code`), batch and schedule. Both are our code, compiled.
+They differ in how often an image goes through augmentation and encoder: once or 60 times. Accuracy is on the test
+images.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from common import about, write
+from common import print_head, write_results
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import nml_jax
@@ -49,15 +49,15 @@ def get_config(quick: bool) -> Any:
     return config
 
 
-def images(config: Any, source: Source, view: int | None) -> Iterator[np.ndarray]:
-    """Batches uint8 [B, S, S, 3] of a split in order, augmented as view `view`, or plain."""
+def iterate_images(config: Any, source: Source, view: int | None) -> Iterator[np.ndarray]:
+    """Yield batches uint8 [B, S, S, 3] of a split in order, augmented as view `view`, or plain."""
     seen = {"augment": config.augment, "image_size": SIZE, "mean": config.model.mean, "std": config.model.std}
     for batch in pipeline.evaluate(source, **seen, batch=BATCH, view=view, threads=2):
         yield batch["image"]
 
 
 class Race:
-    """Both sides, on one encoder and one data set."""
+    """Both sides of the comparison, with the same encoder and data."""
 
     def __init__(self, quick: bool):
         self.config = config = get_config(quick)
@@ -74,20 +74,22 @@ class Race:
         self.tests = self.features(self.test, None)
 
     def features(self, source: Source, view: int | None) -> np.ndarray:
-        """float32 [N, D]."""
-        return np.concatenate([np.asarray(self._encode(x)) for x in images(self.config, source, view)])[: len(source)]
+        """Encode a split to float32 [N, D]."""
+        return np.concatenate([np.asarray(self._encode(x)) for x in iterate_images(self.config, source, view)])[
+            : len(source)
+        ]
 
     def ours(self) -> float:
-        """Test accuracy of NMTune on features that are extracted once."""
+        """Return the test accuracy of NMTune on features extracted once."""
         features = self.features(self.train, None)
         how = {"method": "nmtune", "preset": "code", "num_classes": CLASSES, "config": self.config.tune, "seed": 0}
         return self.accuracy(select.fit(features, self.train.labels, **how))
 
     def released(self) -> float:
-        """Test accuracy where each epoch trains on two new views of every image."""
+        """Return the test accuracy when each epoch trains on two new views of every image."""
         config = self.config.tune
         labels = np.asarray(self.train.labels, np.int32)
-        weights, _ = nmtune.weights("code", 2)
+        weights, _ = nmtune.resolve_weights("code", 2)
         form, numbers = terms.split("nmtune", weights)
         spec = descent.Spec(Form(mlp=True), form, CLASSES, BATCH, config.standardize)
         rows, n = np.arange(len(labels)), np.int32(len(labels))
@@ -113,14 +115,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
     args = parser.parse_args()
-    head = about(nml_jax, jax, np, images=f"{ROWS} of {SIZE} px", encoder="ViT-S/16, drawn", repeats=args.repeats)
+    head = print_head(nml_jax, jax, np, images=f"{ROWS} of {SIZE} px", encoder="ViT-S/16, drawn", repeats=args.repeats)
     race = Race(args.quick)
     seconds: dict[str, list[float]] = {"ours": [], "released": []}
     accuracy: dict[str, float] = {}
     for i in range(args.repeats + 1):
         for name, each in seconds.items():
             if i == 0 and name == "released":
-                continue  # what is compiled for it is compiled in its first epoch, one of thirty
+                continue  # it compiles in its first epoch, which is one of thirty
             begun = time.perf_counter()
             accuracy[name] = getattr(race, name)()
             if i:
@@ -130,7 +132,7 @@ def main() -> None:
         print(f"{name:<9} {statistics.median(each):8.2f} s, accuracy {100 * accuracy[name]:.2f} %")
     print(f"features once are {ratio:.1f} times as fast")
     if args.write:
-        write(RESULTS, head, {"seconds": seconds, "accuracy": accuracy, "ratio": ratio})
+        write_results(RESULTS, head, {"seconds": seconds, "accuracy": accuracy, "ratio": ratio})
 
 
 if __name__ == "__main__":

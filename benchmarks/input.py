@@ -1,26 +1,26 @@
-"""How many images per second and core does the input pipeline deliver, against a bare loop and against PyTorch's?
+"""Measure the images per second and core of the input pipeline against a bare loop and PyTorch's DataLoader.
 
     python benchmarks/input.py [--quick] [--repeats=7] [--cores=2] [--photos=FOLDER] [--torch-python=PATH] [--write]
 
-JPEGs of 500 × 375 pixels, random-resized-crop to 224, and a flip; batches of 64 uint8 images. All run on the same
-cores and take turns in every round; ratios are of a round, medians over rounds. Of what runs in this process the CPU
-time of an image is told, too: of all threads, over the same part of a round. On a machine that is shared it is the
-steadier measure, as it does not count the time in which others had the cores.
+JPEGs of 500 × 375 pixels are randomly cropped, resized to 224 and flipped, in batches of 64 uint8 images. All sides run
+on the same cores and take turns in every round. Ratios are within a round; the table gives medians over rounds. For
+sides in this process it also gives the CPU time per image, of all threads over the same part of a round. On a shared
+machine that is the steadier measure, because it does not count the time of other programs.
 
-- bare: simplejpeg, a slice, cv2.resize and cv2.flip on files in memory, of boxes drawn beforehand, in one thread for
-  each core; no reading, no order, no batch.
-- pipeline: `data.pipeline.train` from ArrayRecord, images sampled by OpenCV (bilinear, augment.antialias=False).
-- antialiased: the same with augment.antialias=True, so with the opponent's filter.
+- bare: simplejpeg, a slice, cv2.resize and cv2.flip on files in memory, with boxes drawn beforehand, in one thread per
+  core. It does no reading, ordering or batching.
+- pipeline: `data.pipeline.train` from ArrayRecord, with OpenCV's resize (bilinear, augment.antialias=False).
+- antialiased: the same with augment.antialias=True, which is the opponent's filter.
 - torch: a DataLoader with as many worker processes over the same files: Pillow's decoder, crop, antialiased bilinear
-  resize and flip, then float32 in [0, 1] of [3, 224, 224], as torchvision's RandomResizedCrop, RandomHorizontalFlip and
-  ToTensor do it. With the Python of --torch-python; without it the opponent stays away.
+  resize and flip, then float32 in [0, 1] of [3, 224, 224], like torchvision's RandomResizedCrop, RandomHorizontalFlip
+  and ToTensor. It runs with the Python of --torch-python and is left out without it.
 - cache 256, cache 256 antialiased: both pipelines over the same images built with `--resize 256`.
 
-Then: the pipeline by number of threads; what noisy labels cost, by itself, as it is far below what such rounds can
-resolve; and digits, batches of 64 images of 8 × 8 pixels, where all that counts is the work around an image.
+It then measures the pipeline by number of threads; the cost of noisy labels by itself, which is too small for such
+rounds; and digits, batches of 64 images of 8 × 8 pixels, for which only the work around an image counts.
 
-The photos are noise shaped as photographs are, amplitude 1 / f, with colours that vary less than brightness, and edges;
-or those of a folder, cut to 500 × 375.
+The photos are noise with the statistics of photographs (amplitude 1 / f, colours that vary less than brightness, and
+edges), or those of a folder, cropped to 500 × 375.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
-from common import Opponent, about, serve, write
+from common import Opponent, print_head, serve, write_results
 from PIL import Image, ImageOps
 
 RESULTS = Path(__file__).parent / "results" / "input.json"
@@ -51,7 +51,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH, SIZE, SIDE = 64, 224, 256
 WIDTH, HEIGHT = 500, 375
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-BARS = {"bare": 0.9, "torch": 2.0}  # what the pipeline is to reach of each
+BARS = {"bare": 0.9, "torch": 2.0}  # speed that the pipeline must reach, relative to each
 
 T = TypeVar("T")
 
@@ -60,23 +60,20 @@ class Round(NamedTuple):
     """Seconds of a round."""
 
     wall: float
-    cpu: float | None  # of all threads; None: it ran in other processes
+    cpu: float | None  # sum over all threads; None: it ran in other processes
 
 
 Run = Callable[[], Round]
 
 
-def measured(work: Callable[[], Any]) -> Round:
+def measure(work: Callable[[], Any]) -> Round:
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return Round(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-# What is read
-
-
-def noise_photos(count: int) -> list[bytes]:
-    """About 110 kB each, as ImageNet's have on average."""
+def draw_photos(count: int) -> list[bytes]:
+    """Draw photos of about 110 kB each, the average of ImageNet."""
     rng = np.random.default_rng(0)
     fy, fx = np.meshgrid(np.fft.fftfreq(HEIGHT), np.fft.rfftfreq(WIDTH), indexing="ij")
     falloff = 1 / np.maximum(np.hypot(fy, fx), 1 / WIDTH)
@@ -88,12 +85,12 @@ def noise_photos(count: int) -> list[bytes]:
         for _ in range(12):
             x, y = int(rng.integers(WIDTH)), int(rng.integers(HEIGHT))
             planes[:, y : y + 90, x : x + 120] += rng.normal(size=(3, 1, 1))
-        image = 128 + 45 * planes[:1] + 12 * planes  # three channels, most of which they share
+        image = 128 + 45 * planes[:1] + 12 * planes  # the three channels are mostly the same
         files.append(encode(Image.fromarray(image.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))))
     return files
 
 
-def folder_photos(folder: Path, count: int) -> list[bytes]:
+def read_photos(folder: Path, count: int) -> list[bytes]:
     paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")]
     if not paths:
         sys.exit(f"{folder} has no photos")
@@ -106,7 +103,7 @@ def encode(image: Image.Image) -> bytes:
     return out.getvalue()
 
 
-def prepared(files: list[bytes], folder: Path, resize: int | None) -> Any:
+def prepare(files: list[bytes], folder: Path, resize: int | None) -> Any:
     from nml_jax.data import sources
     from nml_jax.prepare import image_folder
 
@@ -120,15 +117,12 @@ def prepared(files: list[bytes], folder: Path, resize: int | None) -> Any:
     return sources.load(data, "train")
 
 
-# Who reads it
-
-
-def bare(files: list[bytes], batches: int, threads: int) -> Run:
+def make_bare(files: list[bytes], batches: int, threads: int) -> Run:
     import cv2
     import simplejpeg
 
     rng = np.random.default_rng(0)
-    boxes = [(*box(rng.uniform, WIDTH, HEIGHT), rng.random() < 0.5) for _ in range(batches * BATCH)]
+    boxes = [(*draw_box(rng.uniform, WIDTH, HEIGHT), rng.random() < 0.5) for _ in range(batches * BATCH)]
 
     def work(start: int) -> None:
         for i in range(start, start + BATCH):
@@ -140,13 +134,13 @@ def bare(files: list[bytes], batches: int, threads: int) -> Run:
 
     def run() -> Round:
         with ThreadPoolExecutor(threads) as pool:
-            return measured(lambda: list(pool.map(work, range(0, batches * BATCH, BATCH))))
+            return measure(lambda: list(pool.map(work, range(0, batches * BATCH, BATCH))))
 
     return run
 
 
-def box(uniform: Callable[[float, float], float], width: int, height: int) -> tuple[int, int, int, int]:
-    """left, top, width and height of a random-resized crop, as torchvision draws it."""
+def draw_box(uniform: Callable[[float, float], float], width: int, height: int) -> tuple[int, int, int, int]:
+    """Draw left, top, width and height of a random-resized crop like torchvision."""
     for _ in range(10):
         area = width * height * uniform(*SCALE)
         aspect = math.exp(uniform(math.log(RATIO[0]), math.log(RATIO[1])))
@@ -156,38 +150,38 @@ def box(uniform: Callable[[float, float], float], width: int, height: int) -> tu
     return 0, 0, width, height
 
 
-def recipe(*, crop: str = "random_resized", antialias: bool = False) -> Any:
+def make_augment(*, crop: str = "random_resized", antialias: bool = False) -> Any:
     return SimpleNamespace(
         crop=crop, scale=SCALE, ratio=RATIO, flip=0.5 if crop == "random_resized" else 0.0, randaugment=0, erase=0.0,
         repeats=1, interpolation="bilinear", antialias=antialias,
     )  # fmt: skip
 
 
-def piped(source: Any, augment: Any, batches: int, threads: int, size: int = SIZE) -> Run:
+def make_piped(source: Any, augment: Any, batches: int, threads: int, size: int = SIZE) -> Run:
     from nml_jax.data.stream import pipeline
 
     def run() -> Round:
         how = {"image_size": size, "mean": MEAN, "std": STD, "batch": BATCH, "threads": threads}
         others = threading.active_count()
         stream = pipeline.train(source, augment=augment, seed=0, **how)
-        spent = steady(stream, 2 * max(4, threads), batches)
+        spent = measure_steady(stream, 2 * max(4, threads), batches)
         stream.close()
-        while threading.active_count() > others:  # batches under way must not run into the next one's time
+        while threading.active_count() > others:  # unfinished batches must not slow the next side
             time.sleep(0.001)
         return spent
 
     return run
 
 
-def steady(stream: Any, warm: int, batches: int) -> Round:
-    """What `batches` cost, after as many that as much is under way at the start as at the end."""
+def measure_steady(stream: Any, warm: int, batches: int) -> Round:
+    """Measure `batches` batches after `warm` others, so that as many are in flight at the start as at the end."""
     for _ in range(warm):
         next(stream)
-    return measured(lambda: deque(islice(stream, batches), maxlen=0))
+    return measure(lambda: deque(islice(stream, batches), maxlen=0))
 
 
-def opponent_side(folder: Path, batches: int, workers: int) -> None:
-    """What `Opponent` asks: nothing -> seconds of a round over the files of the folder."""
+def serve_opponent(folder: Path, batches: int, workers: int) -> None:
+    """Answer `Opponent`: nothing -> seconds of a round over the files of the folder."""
     import random
 
     import torch  # pyright: ignore[reportMissingImports]
@@ -204,7 +198,7 @@ def opponent_side(folder: Path, batches: int, workers: int) -> None:
             path = self.paths[i % len(self.paths)]
             with open(path, "rb") as f:
                 image = Image.open(f).convert("RGB")
-            left, top, w, h = box(random.uniform, *image.size)
+            left, top, w, h = draw_box(random.uniform, *image.size)
             image = image.crop((left, top, left + w, top + h)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
             if random.random() < 0.5:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -214,22 +208,19 @@ def opponent_side(folder: Path, batches: int, workers: int) -> None:
     loader = DataLoader(Photos(), BATCH, shuffle=True, num_workers=workers, drop_last=True)
 
     def seconds(_: None) -> float:
-        return steady(iter(loader), 4 * workers, batches).wall
+        return measure_steady(iter(loader), 4 * workers, batches).wall
 
     serve(f"{torch.__version__}, Pillow {PIL.__version__}", seconds)
 
 
-# What is measured
-
-
-def rounds(runs: dict[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
-    """What every run gives in every round; all take turns, after one round to warm up."""
+def run_rounds(runs: dict[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
+    """Run all in turn in every round, after one round to warm up. Return each run's results."""
     given = [{name: run() for name, run in runs.items()} for _ in range(repeats + 1)]
     return {name: [one[name] for one in given[1:]] for name in runs}
 
 
 def compare(spent: dict[str, list[Round]], images: int, cores: int) -> dict[str, Any]:
-    """Print and return images per second and core and the ratio to every opponent; CPU time and its ratio to bare's."""
+    """Print and return images per second and core, CPU time, and their ratios to the opponents'."""
     to = [name for name in ("bare", "torch", "pipeline") if name in spent]
     titles = [*(f"of {name}" for name in to), "CPU µs/image", *(["CPU of bare"] if "bare" in spent else [])]
     print(f"\n{'images/s/core':<22} {'median':>7} {'min':>6} {'max':>6}", *(f"{title:>12}" for title in titles))
@@ -250,12 +241,12 @@ def compare(spent: dict[str, list[Round]], images: int, cores: int) -> dict[str,
 
 
 def ratio(theirs: list[float], ours: list[float]) -> float:
-    """By how much `ours` take less, round by round."""
+    """Return the median over rounds of their time divided by ours."""
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
-def overlay_ns(repeats: int) -> dict[str, float]:
-    """What the overlay costs per image of one epoch over 1.28 million records, in nanoseconds, by itself."""
+def measure_overlay(repeats: int) -> dict[str, float]:
+    """Measure the cost of the noise overlay alone, in nanoseconds per image of an epoch over 1.28 million records."""
     from nml_jax import corrupt_labels
     from nml_jax.data.sources.noisy import NoisyLabels
     from nml_jax.data.sources.source import Arrays
@@ -270,7 +261,7 @@ def overlay_ns(repeats: int) -> dict[str, float]:
         laid.append((time.perf_counter() - start) / len(labels) * 1e9)
     ids = np.random.default_rng(1).integers(0, len(labels), 20_000).tolist()
 
-    def looked_up(source: Any) -> Callable[[], float]:
+    def make_look_up(source: Any) -> Callable[[], float]:
         def run() -> float:
             start = time.perf_counter()
             for i in ids:
@@ -279,7 +270,7 @@ def overlay_ns(repeats: int) -> dict[str, float]:
 
         return run
 
-    seconds = rounds({"clean": looked_up(clean), "noisy": looked_up(noisy)}, repeats)
+    seconds = run_rounds({"clean": make_look_up(clean), "noisy": make_look_up(noisy)}, repeats)
     extra = [(b - a) / len(ids) * 1e9 for a, b in zip(seconds["clean"], seconds["noisy"], strict=True)]
     return {"laying": statistics.median(laid), "look_up": statistics.median(extra)}
 
@@ -288,14 +279,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few images and rounds, to see that it runs")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="threads or workers, and cores to run on")
-    parser.add_argument("--photos", type=Path, help="a folder of real photos to use instead")
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="number of cores, and of threads or workers")
+    parser.add_argument("--photos", type=Path, help="use a folder of real photos instead")
     parser.add_argument("--torch-python", help="a Python that has torch and Pillow")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return opponent_side(Path(args.serve[0]), int(args.serve[1]), int(args.serve[2]))
+        return serve_opponent(Path(args.serve[0]), int(args.serve[1]), int(args.serve[2]))
     import cv2
     import simplejpeg
 
@@ -305,18 +296,18 @@ def main() -> None:
     cv2.setNumThreads(0)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     cores, (batches, repeats, count) = args.cores, (2, 1, 64) if args.quick else (30, args.repeats, 256)
-    files = folder_photos(args.photos, count) if args.photos else noise_photos(count)
+    files = read_photos(args.photos, count) if args.photos else draw_photos(count)
     versions = {"grain": importlib.metadata.version("grain")}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source, cached = (prepared(files, folder, resize) for resize in (None, SIDE))
-        sampled, antialiased = recipe(), recipe(antialias=True)
+        source, cached = (prepare(files, folder, resize) for resize in (None, SIDE))
+        sampled, antialiased = make_augment(), make_augment(antialias=True)
         runs: dict[str, Run] = {
-            "bare": bare(files, batches, cores),
-            "pipeline": piped(source, sampled, batches, cores),
-            "antialiased": piped(source, antialiased, batches, cores),
-            f"cache {SIDE}": piped(cached, sampled, batches, cores),
-            f"cache {SIDE} antialiased": piped(cached, antialiased, batches, cores),
+            "bare": make_bare(files, batches, cores),
+            "pipeline": make_piped(source, sampled, batches, cores),
+            "antialiased": make_piped(source, antialiased, batches, cores),
+            f"cache {SIDE}": make_piped(cached, sampled, batches, cores),
+            f"cache {SIDE} antialiased": make_piped(cached, antialiased, batches, cores),
         }
         if args.torch_python:
             where = str(folder / "src"), str(batches), str(cores)
@@ -324,17 +315,17 @@ def main() -> None:
             runs["torch"], versions["torch"] = lambda: Round(opponent.ask(), None), opponent.version
         photos = f"{len(files)} {'real' if args.photos else 'of noise'}, {np.mean([*map(len, files)]) / 1e3:.0f} kB"
         sizes = {"photos": photos, "images_per_round": batches * BATCH, "repeats": repeats}
-        head = about(nml_jax, np, cv2, PIL, simplejpeg, versions=versions, **sizes)
-        results: dict[str, Any] = {"photos": compare(rounds(runs, repeats), batches * BATCH, cores)}
+        head = print_head(nml_jax, np, cv2, PIL, simplejpeg, versions=versions, **sizes)
+        results: dict[str, Any] = {"photos": compare(run_rounds(runs, repeats), batches * BATCH, cores)}
         for name, bar in BARS.items():
             reached = results["photos"]["pipeline"].get(f"of_{name}")
             if reached is not None:
-                print(f"{reached:.2f} of {name}, at least {bar} asked: {'met' if reached >= bar else 'MISSED'}")
+                print(f"{reached:.2f} of {name}, must be at least {bar}: {'met' if reached >= bar else 'MISSED'}")
         print(f"{results['photos']['pipeline']['cpu_of_bare']:.2f} of bare by the CPU time of an image")
-        threads = {f"{n} threads": piped(source, sampled, batches, n) for n in (0, 1, 2, 4, 8)}
-        results["threads"] = compare(rounds(threads, repeats), batches * BATCH, cores)
+        threads = {f"{n} threads": make_piped(source, sampled, batches, n) for n in (0, 1, 2, 4, 8)}
+        results["threads"] = compare(run_rounds(threads, repeats), batches * BATCH, cores)
 
-    cost = overlay_ns(repeats)
+    cost = measure_overlay(repeats)
     image_ns = 1e9 / results["photos"]["pipeline"]["images_per_second_and_core"]
     share = sum(cost.values()) / image_ns
     print(f"\noverlay by itself: laying {cost['laying']:.0f} ns, look-up {cost['look_up']:.0f} ns per image")
@@ -342,16 +333,16 @@ def main() -> None:
     results["overlay"] = {"laying_ns": cost["laying"], "look_up_ns": cost["look_up"], "share": share}
 
     digits = sources.load(SimpleNamespace(source="digits", path="", name="", classes=(), num_classes=None), "train")
-    small = {f"{n} threads": piped(digits, recipe(crop="none"), 100, n, size=8) for n in (0, 1, 2, 4, 8)}
+    small = {f"{n} threads": make_piped(digits, make_augment(crop="none"), 100, n, size=8) for n in (0, 1, 2, 4, 8)}
     print(f"\n{'digits':<12} {'µs/image':>9} {'batches/s':>10}")
     results["digits"] = {}
-    for run, each in rounds(small, repeats).items():
+    for run, each in run_rounds(small, repeats).items():
         times = [one.wall for one in each]
         median = statistics.median(times)
         print(f"{run:<12} {median / 100 / BATCH * 1e6:9.1f} {100 / median:10.0f}")
         results["digits"][run] = {"seconds": times, "us_per_image": median / 100 / BATCH * 1e6}
     if args.write:
-        write(RESULTS, head, results)
+        write_results(RESULTS, head, results)
 
 
 if __name__ == "__main__":

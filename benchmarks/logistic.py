@@ -1,15 +1,15 @@
-"""How long does logistic regression over a grid of C take, against scikit-learn's L-BFGS?
+"""Measure logistic regression over a grid of C against scikit-learn's L-BFGS.
 
     python benchmarks/logistic.py [--small] [--repeats=1] [--write]
 
-Ours is `probes.fit_lbfgs` on the whole grid, compilation included. The opponent is LogisticRegression(C=c,
-max_iter=1000) for one C after another, all else by default. Both get the same standardised float32 features, and take
-turns. The grid is as long and as wide as in Kornblith et al. 2019 (45 values, eleven decades). Features are class means
-in 32 dimensions and correlated noise, both under a spectrum that falls like i^-0.6; the classes overlap, and rows are
-few for each. For each C the accuracy on test rows and the objective, in float64, are compared: scikit-learn stops by
-the largest gradient, which at the ends of the grid is far from the minimum. C is chosen on validation rows.
+Ours is `probes.fit_lbfgs` on the whole grid, with compilation. The opponent is LogisticRegression(C=c, max_iter=1000)
+for one C after another, with defaults otherwise. Both get the same standardised float32 features and take turns. The
+grid is that of Kornblith et al. 2019 (45 values, eleven decades). Features are class means in 32 dimensions plus
+correlated noise, with a spectrum that falls like i^-0.6. The classes overlap, and each has few rows. For each C it
+compares the accuracy on test rows and the objective in float64: scikit-learn stops by the largest gradient, which at
+the ends of the grid is far from the minimum. C is chosen on validation rows.
 
-On a busy machine idle BLAS threads cost the opponent most of its time: OPENBLAS_NUM_THREADS=1 gives it a fair chance.
+On a busy machine idle BLAS threads cost the opponent most of its time. OPENBLAS_NUM_THREADS=1 makes it fair.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import jaxlib
 import numpy as np
 import scipy
 import sklearn
-from common import about, write
+from common import print_head, write_results
 from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -37,8 +37,8 @@ CLASSES, HELD_OUT = 100, 10_000
 Weights = tuple[np.ndarray, np.ndarray]  # kernel [D, K], bias [K]
 
 
-def splits(rows: int, dim: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Features and labels to train on, to choose on and to test on."""
+def draw_splits(rows: int, dim: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Draw features and labels for training, validation and test."""
     rng = np.random.default_rng(0)
     means = rng.standard_normal((CLASSES, 32)) @ rng.standard_normal((32, dim)) / 32**0.5
     labels = rng.integers(0, CLASSES, rows + 2 * HELD_OUT)
@@ -50,8 +50,8 @@ def splits(rows: int, dim: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(x[part], labels[part]) for part in parts]
 
 
-def theirs(x: np.ndarray, labels: np.ndarray, cs: np.ndarray) -> tuple[list[Weights], list[float]]:
-    """Weights and seconds of scikit-learn's for each C."""
+def fit_sklearn(x: np.ndarray, labels: np.ndarray, cs: np.ndarray) -> tuple[list[Weights], list[float]]:
+    """Return scikit-learn's weights and seconds for each C."""
     fitted, seconds = [], []
     for c in cs:
         start = time.perf_counter()
@@ -64,13 +64,13 @@ def theirs(x: np.ndarray, labels: np.ndarray, cs: np.ndarray) -> tuple[list[Weig
     return fitted, seconds
 
 
-def accuracy(weights: Weights, split: tuple[np.ndarray, np.ndarray]) -> float:
-    """In percent."""
+def score(weights: Weights, split: tuple[np.ndarray, np.ndarray]) -> float:
+    """Return the accuracy in percent."""
     return 100 * float(((split[0] @ weights[0] + weights[1]).argmax(1) == split[1]).mean())
 
 
-def objective(weights: Weights, split: tuple[np.ndarray, np.ndarray], c: float) -> float:
-    """Mean cross-entropy and its share of the penalty, in float64."""
+def compute_objective(weights: Weights, split: tuple[np.ndarray, np.ndarray], c: float) -> float:
+    """Return the mean cross-entropy plus the penalty per row, in float64."""
     kernel, bias = (np.asarray(part, np.float64) for part in weights)
     logits = np.asarray(split[0] @ kernel + bias)
     ce = np.asarray(logsumexp(logits, axis=1)) - logits[np.arange(len(logits)), split[1]]
@@ -86,9 +86,9 @@ def main() -> None:
     rows, dim, values = (5_000, 256, 9) if args.small else (20_000, 512, 45)
     cs = np.logspace(-6, 5, values)
     size = f"{rows} × {dim}, {CLASSES} classes, {values} values of C"
-    head = about(nml_jax, jax, jaxlib, np, scipy, sklearn, size=size, repeats=args.repeats)
+    head = print_head(nml_jax, jax, jaxlib, np, scipy, sklearn, size=size, repeats=args.repeats)
 
-    train, validation, test = splits(rows, dim)
+    train, validation, test = draw_splits(rows, dim)
     seconds, fits, single = [], (), []
     for _ in range(args.repeats):
         jax.clear_caches()
@@ -96,11 +96,11 @@ def main() -> None:
         ours = probes.fit_lbfgs(*train, cs.tolist(), num_classes=CLASSES)
         a = time.perf_counter() - start
         print(f"ours, all C: {a:.1f} s", flush=True)
-        opponent, single = theirs(*train, cs)
+        opponent, single = fit_sklearn(*train, cs)
         seconds.append((a, sum(single)))
         fits = ours, opponent
-    scored = [[(accuracy(w, validation), accuracy(w, test)) for w in fitted] for fitted in fits]
-    objectives = [[objective(w, train, c) for w, c in zip(fitted, cs, strict=True)] for fitted in fits]
+    scored = [[(score(w, validation), score(w, test)) for w in fitted] for fitted in fits]
+    objectives = [[compute_objective(w, train, c) for w, c in zip(fitted, cs, strict=True)] for fitted in fits]
 
     print(f"\n{'C':>8} {'test %':>7} {'theirs':>7} {'objective':>11} {'theirs':>11} {'their s':>8}")
     for i, c in enumerate(cs):
@@ -126,7 +126,7 @@ def main() -> None:
     if not all(np.isfinite(results["test_accuracy_at_chosen"])):
         sys.exit("a fit is not finite")
     if args.write:
-        write(RESULTS, head, results)
+        write_results(RESULTS, head, results)
 
 
 if __name__ == "__main__":

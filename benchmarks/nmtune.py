@@ -1,13 +1,12 @@
-"""How long is one NMTune training step, 64 examples × 2 views, against the same step in eager PyTorch?
+"""Measure one NMTune training step, 64 examples × 2 views, against the same step in eager PyTorch.
 
     python benchmarks/nmtune.py [--quick] [--repeats=7] [--torch-python=PATH] [--write]
 
-Ours is a run of head_runs.train over a bank of 1024 × 2 features, less a run of no epochs, per step. The opponent is
-the released step as METHOD's table has it: two views stacked, BatchNorm over both, MSE, COV by the D×D covariance,
-`torch.svd`, backward, AdamW, the schedule. It runs in a process of its own, with the Python of --torch-python (default:
-this one), and the two take turns in every round. First both train the same small head from the same start on the same
-batches, and their parameters must agree. The last column is the share of our step that the singular-value term takes:
-the same run without it is timed in every round, too.
+Ours is a run of descent.train over 1024 × 2 features, minus a run of no epochs, per step. The opponent is the released
+step: two stacked views, BatchNorm over both, MSE, COV by the D×D covariance, `torch.svd`, backward, AdamW, schedule. It
+runs in a process of its own, with the Python of --torch-python (default: this one), and the two take turns in every
+round. First both train the same small head from the same start on the same batches, and their parameters must agree.
+The last column is the share of our step that the singular-value term takes, from the same run without the term.
 """
 
 import argparse
@@ -19,21 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Opponent, about, serve, write
+from common import Opponent, print_head, serve, write_results
 
 RESULTS = Path(__file__).parent / "results" / "nmtune.json"
 ROWS, BATCH, CLASSES = 1024, 64, 10
 LR, WEIGHT_DECAY = 1e-3, 1e-4
 EPOCHS = {512: 4, 768: 4, 2048: 1}
-# Names of the same tensors here and in the opponent, which holds kernels transposed.
+# Our names of tensors -> the opponent's, which transposes kernels.
 NAMES = {
     "dense1": "mlp.0", "norm": "mlp.1", "dense2": "mlp.3", "classifier": "classifier",
     "kernel": "weight", "scale": "weight", "bias": "bias",
 }  # fmt: skip
 
 
-def bank(rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features like those after a ReLU, whose two views are alike, and labels."""
+def draw_bank(rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw features like those after a ReLU, with two similar views, and labels."""
     rng = np.random.default_rng(0)
     image = rng.normal(size=(rows, 1, dim))
     features = np.maximum(image + 0.3 * rng.normal(size=(rows, 2, dim)), 0)
@@ -41,7 +40,7 @@ def bank(rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Ours:
-    """A run of the head trainer; `svd=0.0` leaves the singular-value term out."""
+    """A run of the head trainer. `svd=0.0` leaves out the singular-value term."""
 
     def __init__(self, rows: int, dim: int, preset: str, svd: float | None = None):
         import jax
@@ -50,18 +49,18 @@ class Ours:
         from nml_jax.objectives import nmtune, terms
         from nml_jax.tuning import descent
 
-        weights, _ = nmtune.weights(preset, 2, svd=svd)
+        weights, _ = nmtune.resolve_weights(preset, 2, svd=svd)
         form, numbers = terms.split("nmtune", weights)
         self.spec = descent.Spec(Form(mlp=True), form, CLASSES, BATCH, standardize=False)
         self.setting = descent.Setting(np.arange(rows), LR, WEIGHT_DECAY, 0, numbers)
         self.rows, self.train = rows, descent.train
-        self.bank = jax.device_put(descent.TrainingSet(*bank(rows, dim), np.ones(rows, np.float32)))
+        self.bank = jax.device_put(descent.TrainingSet(*draw_bank(rows, dim), np.ones(rows, np.float32)))
 
     def params(self, epochs: int) -> dict[str, Any]:
         return self.train(self.spec, self.bank, [self.setting], self.rows, epochs=epochs)[0][0]
 
     def seconds(self, epochs: int) -> float:
-        """Of one step; a first call compiles."""
+        """Return the seconds of one step. The first call compiles."""
         times = []
         for n in (0, epochs):
             start = time.perf_counter()
@@ -70,8 +69,8 @@ class Ours:
         return (times[1] - times[0]) / (epochs * self.rows / BATCH)
 
 
-def opponent_side() -> None:
-    """What `Opponent` asks: rows, dim, preset, steps and perhaps a file of parameters -> seconds a step."""
+def serve_opponent() -> None:
+    """Answer `Opponent`: rows, dim, preset, steps and perhaps a file of parameters -> seconds per step."""
     import torch  # pyright: ignore[reportMissingImports]
     from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
@@ -123,7 +122,7 @@ def opponent_side() -> None:
 
     def answer(question: dict[str, Any]) -> float:
         dim, steps = question["dim"], question["steps"]
-        features, labels = (torch.from_numpy(x) for x in bank(question["rows"], dim))
+        features, labels = (torch.from_numpy(x) for x in draw_bank(question["rows"], dim))
         labels = labels.long()
         head = heads.get(dim) or heads.setdefault(dim, Head(dim))
         if path := question.get("params"):
@@ -137,8 +136,8 @@ def opponent_side() -> None:
     serve(f"{torch.__version__}, {torch.get_num_threads()} threads", answer)
 
 
-def named(params: dict[str, Any]) -> dict[str, Any]:
-    """Ours by the opponent's names. The bias before BatchNorm is left out: its gradient is rounding noise."""
+def rename_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Rename our parameters to the opponent's names."""
     out = {"scale": params["scale"]}
     for layer in ("dense1", "norm", "dense2", "classifier"):
         out |= {f"{NAMES[layer]}.{NAMES[leaf]}": np.ascontiguousarray(x.T) for leaf, x in params[layer].items()}
@@ -146,12 +145,15 @@ def named(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(opponent: Opponent, preset: str) -> float:
-    """Largest difference of a parameter after four steps of one full batch each, from the same start."""
+    """Return the largest difference of a parameter after four full-batch steps from the same start.
+
+    The bias before BatchNorm does not count, because its gradient is rounding noise.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path, ours = str(Path(folder) / "params.npz"), Ours(BATCH, 32, preset)
-        np.savez(path, **named(ours.params(0)))
+        np.savez(path, **rename_params(ours.params(0)))
         opponent.ask({"rows": BATCH, "dim": 32, "preset": preset, "steps": 4, "params": path})
-        want = named(ours.params(4))
+        want = rename_params(ours.params(4))
         with np.load(path) as got:
             return max(float(np.abs(got[name] - want[name]).max()) for name in want if name != "mlp.0.bias")
 
@@ -165,7 +167,7 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return opponent_side()
+        return serve_opponent()
     import jax
     import jaxlib
 
@@ -174,12 +176,12 @@ def main() -> None:
     rows, repeats = (256, 2) if args.quick else (ROWS, args.repeats)
     opponent = Opponent(args.torch_python, __file__)
     torch = {"torch": opponent.version}
-    head = about(nml_jax, jax, jaxlib, np, versions=torch, batch=f"{BATCH} × 2 views", repeats=repeats)
+    head = print_head(nml_jax, jax, jaxlib, np, versions=torch, batch=f"{BATCH} × 2 views", repeats=repeats)
     for preset in ("code", "paper"):
         off = check(opponent, preset)
         print(f"{preset}: after four steps from one start, parameters differ by at most {off:.1e}")
         if not off < 1e-4:
-            sys.exit("the two do not train the same head")
+            sys.exit("the two sides do not train the same head")
 
     columns = (f"{name:>7}" for name in ("ours", "min", "max", "torch", "min", "max"))
     print(f"\n{'ms a step':<16}", *columns, f"{'ratio':>6} {'SVD':>8}")
@@ -204,7 +206,7 @@ def main() -> None:
                 "seconds": a, "torch_seconds": b, "seconds_without_svd": c, "ratio": ratio, "svd_share": share,
             }  # fmt: skip
     if args.write:
-        write(RESULTS, head, results)
+        write_results(RESULTS, head, results)
 
 
 if __name__ == "__main__":

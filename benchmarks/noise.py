@@ -1,15 +1,15 @@
-"""How many ids a second pass through the noise at n = 27 million, in how much memory?
+"""Measure how many ids per second the noise handles at n = 27 million, and in how much memory.
 
     python benchmarks/noise.py [--quick] [--repeats=5] [--write]
 
-Ours against the plain way with the same exact counts: `Generator.permutation(n)`, whose first m are corrupted. That
-holds tables of n; ours passes over all n ids in blocks, and holds nothing but the labels where there are labels. Both
-are one thread and take turns, timed by their CPU seconds, which a busy machine stretches less than the clock's.
+The opponent is the plain way with the same exact counts: corrupt the first m of `Generator.permutation(n)`. It stores
+tables of n. Ours passes over all n ids in blocks and stores nothing but labels, if there are any. Both use one thread
+and take turns, timed in CPU seconds, which a busy machine stretches less than wall time.
 
-`decide` says of every id whether it is corrupted, `swap` gives every caption its partner, `labels` corrupts int64
-labels of 1000 classes. Peaks, from a round of their own, leave out the labels that go in.
+`decide` finds out for every id whether it is corrupted, `swap` gives every caption its partner, `labels` corrupts int64
+labels of 1000 classes. Peaks of memory come from a separate round and do not count the input labels.
 
-Last, one id by itself: in plain Python integers, and the same id as an array.
+At the end a single id is timed: in plain Python integers, and as an array.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import about, write
+from common import print_head, write_results
 
 import nml_jax
 from nml_jax.noise import CaptionSwap, Permutation, corrupt_labels
@@ -30,13 +30,13 @@ RESULTS = Path(__file__).parent / "results" / "noise.json"
 CLASSES = 1000
 
 
-def blocks(n: int) -> Iterator[np.ndarray]:
+def split_blocks(n: int) -> Iterator[np.ndarray]:
     return (np.arange(start, min(start + 2**18, n)) for start in range(0, n, 2**18))
 
 
 def decide(n: int, rate: float) -> int:
     permutation, count = Permutation(n, 0), round(rate * n)
-    return sum(int((permutation(ids) < count).sum()) for ids in blocks(n))
+    return sum(int((permutation(ids) < count).sum()) for ids in split_blocks(n))
 
 
 def decide_numpy(n: int, rate: float) -> int:
@@ -47,13 +47,13 @@ def decide_numpy(n: int, rate: float) -> int:
 
 def swap(n: int, rate: float) -> int:
     partner = CaptionSwap(n=n, rate=rate, seed=0)
-    return sum(int((partner(ids) != ids).sum()) for ids in blocks(n))
+    return sum(int((partner(ids) != ids).sum()) for ids in split_blocks(n))
 
 
 def swap_numpy(n: int, rate: float) -> int:
     swapped, partners = np.random.default_rng(0).permutation(n)[: round(rate * n)], np.arange(n)
     partners[swapped] = np.roll(swapped, -1)
-    return sum(int((partners[ids] != ids).sum()) for ids in blocks(n))
+    return sum(int((partners[ids] != ids).sum()) for ids in split_blocks(n))
 
 
 def ours(labels: np.ndarray, rate: float) -> np.ndarray:
@@ -67,13 +67,13 @@ def numpys(labels: np.ndarray, rate: float) -> np.ndarray:
     return out
 
 
-def timed(run: Callable[[], Any]) -> float:
+def measure_seconds(run: Callable[[], Any]) -> float:
     start = time.thread_time()
     run()
     return time.thread_time() - start
 
 
-def peak_mb(run: Callable[[], Any]) -> float:
+def measure_peak(run: Callable[[], Any]) -> float:
     tracemalloc.start()
     run()
     peak = tracemalloc.get_traced_memory()[1]
@@ -81,7 +81,7 @@ def peak_mb(run: Callable[[], Any]) -> float:
     return peak / 1e6
 
 
-def many(n: int, repeats: int) -> dict[str, Any]:
+def measure_many(n: int, repeats: int) -> dict[str, Any]:
     labels = np.arange(n) % CLASSES
     pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {}
     for rate in (0.05, 0.3, 1.0):
@@ -91,14 +91,14 @@ def many(n: int, repeats: int) -> dict[str, Any]:
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in pairs}
     for _ in range(repeats):
         for name, (a, b) in pairs.items():
-            seconds[name].append((timed(a), timed(b)))
+            seconds[name].append((measure_seconds(a), measure_seconds(b)))
     print(f"\n{'million ids/s':<14} {'ours':>7} {'min':>7} {'max':>7} {'NumPy':>7} {'ratio':>6} {'MB':>9} {'NumPy':>7}")
     results = {}
     for name, (a, b) in pairs.items():
         ours_s, numpy_s = zip(*seconds[name], strict=True)
         speed, other = (n / 1e6 / statistics.median(times) for times in (ours_s, numpy_s))
         ratio = statistics.median(y / x for x, y in seconds[name])
-        megabytes = peak_mb(a), peak_mb(b)
+        megabytes = measure_peak(a), measure_peak(b)
         slowest, fastest = n / 1e6 / max(ours_s), n / 1e6 / min(ours_s)
         print(
             f"{name:<14} {speed:7.1f} {slowest:7.1f} {fastest:7.1f} {other:7.1f} {ratio:6.2f}"
@@ -109,7 +109,7 @@ def many(n: int, repeats: int) -> dict[str, Any]:
     return results
 
 
-def single(n: int, repeats: int, calls: int) -> dict[str, float]:
+def measure_single(n: int, repeats: int, calls: int) -> dict[str, float]:
     permutation, partner = Permutation(n, 0), CaptionSwap(n=n, rate=0.3, seed=0)
     ids = range(0, n, n // calls)
     swapped = permutation.inverse(np.arange(calls)).tolist()
@@ -119,7 +119,7 @@ def single(n: int, repeats: int, calls: int) -> dict[str, float]:
         "partner of a swapped id": lambda: [partner(i) for i in swapped],
         "partner at 30 %, as an array": lambda: [partner(np.array([i])) for i in ids],
     }
-    rounds = [{name: timed(run) / len(ids) * 1e6 for name, run in kinds.items()} for _ in range(repeats)]
+    rounds = [{name: measure_seconds(run) / len(ids) * 1e6 for name, run in kinds.items()} for _ in range(repeats)]
     medians = {name: statistics.median(r[name] for r in rounds) for name in kinds}
     print("\nmicroseconds for one id", *(f"{name:<30} {us:6.2f}" for name, us in medians.items()), sep="\n")
     return medians
@@ -133,10 +133,10 @@ def main() -> None:
     args = parser.parse_args()
     n = 2_000_000 if args.quick else 27_000_000
 
-    head = about(nml_jax, np, threads=1, n=n, repeats=args.repeats)
-    results = {"many": many(n, args.repeats), "microseconds_single": single(n, args.repeats, 10_000)}
+    head = print_head(nml_jax, np, threads=1, n=n, repeats=args.repeats)
+    results = {"many": measure_many(n, args.repeats), "microseconds_single": measure_single(n, args.repeats, 10_000)}
     if args.write:
-        write(RESULTS, head, results)
+        write_results(RESULTS, head, results)
 
 
 if __name__ == "__main__":

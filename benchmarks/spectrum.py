@@ -1,11 +1,12 @@
-"""How fast, and how right, are the singular values of 10,000 × 2048 features?
+"""Measure speed and accuracy of the singular values of 10,000 × 2048 features.
 
     python benchmarks/spectrum.py [--quick] [--repeats=5] [--write]
 
-Ours against numpy.linalg.svd (without vectors) and scikit-learn's TruncatedSVD with as many components as features (its
-default algorithm, "randomized"; "arpack" allows at most one component less). All in one process, one after another in
-every round, so that a busy machine slows all of them. The well-conditioned features are Gaussian. `code` is the same
-in the released code's mode; `steep` has σ from 1 to exp(-100), where ours must leave the Gram matrix for a QR factor.
+The opponents are numpy.linalg.svd (without vectors) and scikit-learn's TruncatedSVD with as many components as features
+(its default algorithm, "randomized"; "arpack" allows at most one component less). All run in one process and take turns
+in every round, so that a busy machine slows all of them. The well-conditioned features are Gaussian. `code` is the same
+in the mode of the released code. `steep` has σ from 1 to exp(-100), for which ours replaces the Gram matrix by a QR
+factor.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import numpy as np
 import scipy
 import sklearn
 import threadpoolctl
-from common import about, write
+from common import print_head, write_results
 from sklearn.decomposition import TruncatedSVD
 
 import nml_jax
@@ -59,7 +60,7 @@ def code_svd(F: np.ndarray) -> np.ndarray:
     return svd(F - F.mean(axis=1, keepdims=True))
 
 
-# What is run on which features: ours, then the measure of its error, then the rest.
+# Functions for each kind of features: ours, then the reference for its error, then the rest.
 ROUNDS = {
     "float64": (singular_values, svd, truncated_svd, metered),
     "float32": (singular_values, svd, truncated_svd, metered),
@@ -77,7 +78,7 @@ def main() -> None:
     n, d = (1500, 256) if args.quick else (10_000, 2048)
 
     blas = sorted({f"{p['internal_api']} {p['version']}, {p['num_threads']} threads" for p in _pools()})
-    head = about(nml_jax, np, scipy, sklearn, blas=blas, shape=[n, d], repeats=args.repeats)
+    head = print_head(nml_jax, np, scipy, sklearn, blas=blas, shape=[n, d], repeats=args.repeats)
 
     results = {}
     for kind, F in features(n, d).items():
@@ -97,7 +98,7 @@ def main() -> None:
             print(f"{name:<16} {median:9.3f} {min(times):8.3f} {max(times):8.3f} {ratio:7.2f} {off:11.1e}")
             results[kind][name] = {"seconds": times, "median": median, "times_ours": ratio, "sve_off_by": off}
     if args.write:
-        write(RESULTS, head, results)
+        write_results(RESULTS, head, results)
 
 
 def _pools() -> list[dict[str, Any]]:

@@ -1,10 +1,11 @@
-"""Sixteen settings of a head in one call against sixteen single runs: learning rates, decays and weights of the terms.
+"""Compare sixteen settings of a head in one call with sixteen single runs.
 
     python benchmarks/sweep.py [--quick] [--repeats=5] [--write]
 
-Both go through head_runs.train. The single runs are timed twice: each with a compilation of its own, as sixteen
-processes would have it (import and start-up not counted), and with the compilation shared. The sweep must compile once,
-and be no slower per run than compiled single runs; on an accelerator it is one mapped program.
+The settings differ in learning rate, weight decay and weights of the terms. Both sides use descent.train. The single
+runs are timed twice: with a compilation each, as in sixteen processes (without import and start-up), and with a shared
+compilation. The sweep must compile once and be no slower per run than compiled single runs. On an accelerator it is one
+mapped program.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from common import about, write
+from common import print_head, write_results
 
 import nml_jax
 from nml_jax.models.heads.mlp import Form
@@ -27,14 +28,14 @@ RESULTS = Path(__file__).parent / "results" / "sweep.json"
 ROWS, DIM, CLASSES, BATCH = 1024, 512, 10, 64
 
 
-def problem(rows: int) -> tuple[Spec, TrainingSet, list[Setting]]:
-    """NMTune (`paper`) with two learning rates, two decays and four weights of the singular-value term."""
+def draw_problem(rows: int) -> tuple[Spec, TrainingSet, list[Setting]]:
+    """Return NMTune (`paper`) with two learning rates, two decays and four weights of the singular-value term."""
     rng = np.random.default_rng(0)
     features = np.maximum(rng.normal(size=(rows, 1, DIM)), 0).astype(np.float32)
     labels = rng.integers(0, CLASSES, rows).astype(np.int32)
     settings, form = [], None
     for lr, decay, svd in itertools.product((1e-2, 1e-3), (0.0, 1e-4), (0.01, 0.02, 0.05, 0.1)):
-        form, numbers = terms.split("nmtune", nmtune.weights("paper", 1, svd=svd)[0])
+        form, numbers = terms.split("nmtune", nmtune.resolve_weights("paper", 1, svd=svd)[0])
         settings.append(Setting(np.arange(rows), lr, decay, 0, numbers))
     bank = jax.device_put(TrainingSet(features, labels, np.ones(rows, np.float32)))
     return Spec(Form(mlp=True), form, CLASSES, BATCH, standardize=False), bank, settings
@@ -47,22 +48,22 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
     args = parser.parse_args()
     rows, repeats = (128, 1) if args.quick else (ROWS, args.repeats)
-    spec, bank, settings = problem(rows)
+    spec, bank, settings = draw_problem(rows)
     what = f"NMTune (paper), {rows} × {DIM}, batch {BATCH}, 1 epoch, {len(settings)} settings"
-    head = about(nml_jax, jax, np, head=what, repeats=repeats)
+    head = print_head(nml_jax, jax, np, head=what, repeats=repeats)
 
-    def timed(groups: list[list[Setting]]) -> float:
+    def measure(groups: list[list[Setting]]) -> float:
         begun = time.perf_counter()
         for group in groups:
             descent.train(spec, bank, group, rows, epochs=1)
         return time.perf_counter() - begun
 
     singles = [[setting] for setting in settings]
-    first = timed([settings])
+    first = measure([settings])
     compiled = sum(f._cache_size() for f in (descent._train, descent._train_mapped))  # type: ignore[attr-defined]
     jax.clear_caches()
-    alone = timed(singles[:1])
-    seconds = [(timed([settings]), timed(singles)) for _ in range(repeats + 1)][1:]
+    alone = measure(singles[:1])
+    seconds = [(measure([settings]), measure(singles)) for _ in range(repeats + 1)][1:]
     together, apart = (statistics.median(each) for each in zip(*seconds, strict=True))
     ratio = statistics.median(b / a for a, b in seconds)
     print(
@@ -73,7 +74,7 @@ def main() -> None:
     print(f"with a compilation for each run about {fresh:.1f} s: {fresh / first:.1f} times as long as the first sweep")
     if args.write:
         found = {"compilations": compiled, "first": first, "first_single": alone, "seconds": seconds, "ratio": ratio}
-        write(RESULTS, head, found)
+        write_results(RESULTS, head, found)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""How long is one whole training step of a small ResNet and a small ViT at 32 px, against the same in eager PyTorch?
+"""Measure a whole training step of a small ResNet and a small ViT at 32 px against the same in eager PyTorch.
 
     python benchmarks/train_step.py [--repeats=7] [--batch=128] [--torch-python=PATH] [--write]
 
-Ours is the compiled step of training/loop.py as any run has it: uint8 images, normalised on the device, cross-entropy,
-gradient, its norm and whether it is finite, AdamW with a schedule. The opponent trains a network of the same shapes
-(a ResNet with basic blocks, written out below; timm's VisionTransformer) with torch.optim.AdamW, in a process of its
-own, with the Python of --torch-python (default: this one). The two take turns in every round; both have all cores. The
-numbers of parameters must agree. "products" are the matrix products of one block of the ViT and of its gradient, each
-called alone: what no order of operations, and no fusion, can make faster.
+Ours is the compiled step of training/loop.py as in any run: uint8 images, normalised on the device, cross-entropy,
+gradient, its norm and a check that it is finite, AdamW with a schedule. The opponent trains a network of equal shapes
+(a ResNet with basic blocks, written below; timm's VisionTransformer) with torch.optim.AdamW. It runs in a process of
+its own, with the Python of --torch-python (default: this one). The two take turns in every round, and both have all
+cores. The numbers of parameters must agree. "products" are the matrix products of one block of the ViT and of its
+gradient, each called alone. No order of operations and no fusion can be faster than these.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Opponent, about, serve, write
+from common import Opponent, print_head, serve, write_results
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "train_step.json"
@@ -29,10 +29,10 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 PRODUCTS = ((192, 576), (192, 192), (192, 768), (768, 192))  # kernels of a block: qkv, proj, fc1, fc2
 TOKENS = 1 + (SIZE // 4) ** 2
-STEPS = 8  # a round
+STEPS = 8  # per round
 
 
-def images(batch: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_images(batch: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (batch, SIZE, SIZE, 3), dtype=np.uint8), rng.integers(0, CLASSES, batch)
 
@@ -52,7 +52,7 @@ class Ours:
         mesh = runtime.make_mesh()
         self.program = loop.build(config, loop.Plan(10_000, 100.0), mesh, num_classes=CLASSES)
         self.state = self.program.init(jax.random.key(0))
-        image, label = images(batch)
+        image, label = draw_images(batch)
         rows = {"image": image, "label": label.astype(np.int32), "id": np.arange(batch, dtype=np.int32),
                 "mask": np.ones(batch, np.float32)}  # fmt: skip
         self.batch = runtime.put_batch(mesh)(rows)
@@ -67,7 +67,7 @@ class Ours:
 
 
 class Products:
-    """x·W, and of its gradient g·Wᵀ and xᵀ·g, for every W of a block; seconds of all, one after another."""
+    """The products x·W, g·Wᵀ and xᵀ·g (the latter two of the gradient) for every W of a block, one after another."""
 
     parameters = sum(k * n for k, n in PRODUCTS)
 
@@ -82,7 +82,7 @@ class Products:
         by_right = runtime.jit(lambda g, w: g @ w.T, mesh)
         by_left = runtime.jit(lambda x, g: x.T @ g, mesh)
         self.calls = []
-        for arrays in operands(batch):
+        for arrays in draw_operands(batch):
             x, w, g = jax.device_put(arrays)
             self.calls += [(product, x, w), (by_right, g, w), (by_left, x, g)]
 
@@ -94,8 +94,8 @@ class Products:
         return (time.perf_counter() - start) / STEPS
 
 
-def operands(batch: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """x, W and g of every product."""
+def draw_operands(batch: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Draw x, W and g of every product."""
     rng, rows = np.random.default_rng(0), batch * TOKENS
 
     def draw(*shape: int) -> np.ndarray:
@@ -104,8 +104,8 @@ def operands(batch: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     return [(draw(rows, k), draw(k, n), draw(rows, n)) for k, n in PRODUCTS]
 
 
-def opponent_side(batch: int) -> None:
-    """What `Opponent` asks: a name of MODELS -> seconds a step, parameters."""
+def serve_opponent(batch: int) -> None:
+    """Answer `Opponent`: a name of MODELS -> seconds per step, number of parameters."""
     import torch  # pyright: ignore[reportMissingImports]
     from torch import nn  # pyright: ignore[reportMissingImports]
 
@@ -135,12 +135,12 @@ def opponent_side(batch: int) -> None:
         def forward(self, x: Any) -> Any:
             return self.head(self.body(x).mean((2, 3)))
 
-    def made(name: str) -> Any:
+    def build_model(name: str) -> Any:
         given = MODELS[name]
         if name == "resnet":
             return ResNet(given["model.width"], given["model.blocks"])
         library = torch.library.Library("torchvision", "DEF")
-        for op in ("nms", "qnms"):  # which timm's import wants, whether torchvision has its binary or not
+        for op in ("nms", "qnms"):  # timm's import needs these, even if torchvision lacks its compiled part
             library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         from timm.models.vision_transformer import VisionTransformer  # pyright: ignore[reportMissingImports]
 
@@ -149,14 +149,14 @@ def opponent_side(batch: int) -> None:
             num_classes=CLASSES,
         )  # fmt: skip
 
-    array, classes = images(batch)
+    array, classes = draw_images(batch)
     image, label = torch.from_numpy(array).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(classes)
     mean, std = (torch.tensor(v)[:, None, None] * 255 for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     trained: dict[str, Any] = {}
 
-    def products() -> tuple[float, int]:
+    def time_products() -> tuple[float, int]:
         if "products" not in trained:
-            trained["products"] = [[torch.from_numpy(a) for a in arrays] for arrays in operands(batch)]
+            trained["products"] = [[torch.from_numpy(a) for a in arrays] for arrays in draw_operands(batch)]
         start = time.perf_counter()
         for _ in range(STEPS):
             for x, w, g in trained["products"]:
@@ -165,9 +165,9 @@ def opponent_side(batch: int) -> None:
 
     def answer(name: str) -> tuple[float, int]:
         if name == "products":
-            return products()
+            return time_products()
         if name not in trained:
-            model = made(name).train()
+            model = build_model(name).train()
             trained[name] = model, torch.optim.AdamW(model.parameters(), lr=1e-3)
         model, optimizer = trained[name]
         start = time.perf_counter()
@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return opponent_side(args.batch)
+        return serve_opponent(args.batch)
     import jax
     import jaxlib
 
@@ -201,7 +201,7 @@ def main() -> None:
     opponent = Opponent(args.torch_python, __file__, f"--batch={args.batch}", needs="torch and timm")
     torch = {"torch": opponent.version}
     batch = f"{args.batch} images of {SIZE} × {SIZE}, float32"
-    head = about(nml_jax, jax, jaxlib, np, versions=torch, batch=batch, repeats=args.repeats)
+    head = print_head(nml_jax, jax, jaxlib, np, versions=torch, batch=batch, repeats=args.repeats)
     print(f"\n{'ms a step':<10}", *(f"{name:>8}" for name in ("ours", "min", "max", "torch", "min", "max")), "   ratio")
     results = {}
     for name in args.models:
@@ -220,7 +220,7 @@ def main() -> None:
         print(f"{name:<10}", *(f"{ms:8.1f}" for ms in figures), f"{ratio:8.2f}")
         results[name] = {"parameters": parameters, "seconds": a, "torch_seconds": b, "ratio": ratio}
     if args.write:
-        write(RESULTS, head, results)
+        write_results(RESULTS, head, results)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
     python -m nml_jax.prepare image_text SRC prepared/mine      # tars, Parquet or CSV with images and captions
     python -m nml_jax.main --config=configs/clip_pairs.py --config.data.path=prepared/mine
 
-Pre-trains on the split `train` with 0, 10 and 30 % of the captions swapped, three seeds each, and reports recall, both
-ways, on the validation part. Captions are read as bytes, which needs no file. A vocabulary of their own makes them
-shorter, and training several times as fast:
+It pre-trains on the split `train` with 0, 10 and 30 % of the captions swapped, three seeds each, and reports recall in
+both directions on the validation part. Captions are read as bytes, which needs no file. A vocabulary trained on the
+captions makes them shorter and training several times as fast:
 
     python -m nml_jax.tokenizer train prepared/mine mine.json --vocab 2048
     ... --config.data.tokenizer=mine.json --config.model.text_vocab=2048 --config.model.text_context=32
 
-With images that have labels, too (--label when building), or another labelled dataset, the further stages follow:
+If the images have labels, too (--label when building), or with another labelled dataset, add the further stages:
 
     --config.downstream.path=prepared/other --config.downstream.train=train --config.downstream.test="('test',)"
     --config.stages="('pretrain','extract','zeroshot','tune','report')"

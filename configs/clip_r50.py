@@ -5,12 +5,12 @@
 Published zero-shot ImageNet top-1 at 0/5/10/20/30 % swapped captions: 32.64 / 30.86 / 29.54 / 27.72 / 26.53. Not run
 here.
 
-Recipe of open_clip: AdamW (0.9, 0.999, 1e-8), lr 5e-4, weight decay 0.2, 32 epochs, cosine after 10,000 warm-up steps,
-crops of 90 to 100 % of the area, no flip, embedding 1024, captions of 77 tokens. The papers do not state the batch;
-1024 follows open_clip's example command (128 on each of 8 devices), with BatchNorm statistics per device,
+The recipe is open_clip's: AdamW (0.9, 0.999, 1e-8), lr 5e-4, weight decay 0.2, 32 epochs, cosine after 10,000 warm-up
+steps, crops of 90 to 100 % of the area, no flip, embedding 1024, captions of 77 tokens. The papers do not state the
+batch. 1024 is that of open_clip's example command (128 on each of 8 devices), with BatchNorm statistics per device,
 model.bn_group = 128 (unconfirmed). Its published YFCC15M weights use the quick GELU, so model.quick_gelu = True.
 
-Data and tokenizer as in configs/clip_vitb16.py, of which YFCC15M alone:
+Data and tokenizer are those of configs/clip_vitb16.py, but only YFCC15M:
 
     python -m nml_jax.prepare image_text yfcc15m prepared/yfcc15m
 """

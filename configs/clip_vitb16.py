@@ -2,13 +2,13 @@
 
     python -m nml_jax.main --config=configs/clip_vitb16.py --config.noise=0.05
 
-Recipe: batch 8192, 32 epochs, AdamW (0.9, 0.98, 1e-6), lr 5e-4, weight decay 0.1, cosine after 2,000 warm-up steps
+The recipe: batch 8192, 32 epochs, AdamW (0.9, 0.98, 1e-6), lr 5e-4, weight decay 0.1, cosine after 2,000 warm-up steps
 (CLIP's number, arXiv 2103.00020; the papers do not state theirs), crops of 90 to 100 % of the area, no flip, embedding
-512. Published results of this setting are transfer scores; no zero-shot accuracy is given. Not run here.
+512. The published results of this setting are transfer scores, without zero-shot accuracy. Not run here.
 
-Data, once. Both come as lists of URLs and captions: YFCC15M in the selection of DeCLIP (github.com/Sense-GVT/DeCLIP),
-CC12M from github.com/google-research-datasets/conceptual-12m. img2dataset (here for CC12M, whose list lacks a header;
-the same for YFCC15M's, with the names of its columns) writes them as tars, and the builder prepares these:
+Prepare the data once. Both datasets are lists of URLs and captions: YFCC15M in the selection of DeCLIP
+(github.com/Sense-GVT/DeCLIP), CC12M from github.com/google-research-datasets/conceptual-12m. img2dataset writes them as
+tars, and the builder prepares the tars. This is CC12M, whose list lacks a header; for YFCC15M use its column names:
 
     sed -i '1s/^/url\\tcaption\\n/' cc12m.tsv
     img2dataset --url_list=cc12m.tsv --input_format=tsv --url_col=url --caption_col=caption \\
@@ -16,13 +16,13 @@ the same for YFCC15M's, with the names of its columns) writes them as tars, and 
     python -m nml_jax.prepare image_text yfcc15m prepared/yfcc15m
     python -m nml_jax.prepare image_text cc12m prepared/cc12m
 
-Two to three TB. CLIP's vocabulary is bpe_simple_vocab_16e6.txt.gz of github.com/openai/CLIP; give its path:
+They take two to three TB. CLIP's vocabulary is bpe_simple_vocab_16e6.txt.gz from github.com/openai/CLIP; give its path:
 
     --config.data.tokenizer=bpe_simple_vocab_16e6.txt.gz
 
-On 64 devices --dry_run estimates at most 24 GiB of activations on each; model.remat or train.micro_batches=4 make it
-fit 16 GB, and objective.chunk keeps the matrix of logits off them. Downstream is a prepared directory of labelled
-images: --config.downstream.path=DIR.
+On 64 devices --dry_run estimates at most 24 GiB of activations on each. With model.remat or train.micro_batches=4 it
+fits into 16 GB, and objective.chunk avoids the whole matrix of logits. The downstream task is a prepared directory of
+labelled images: --config.downstream.path=DIR.
 """
 
 from ml_collections import ConfigDict
@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
 
     config.data.source = "directory"
     config.data.mixture = ("prepared/yfcc15m", "prepared/cc12m")
-    config.data.expected = 15_388_848 + 12_423_374  # as listed; URLs die
+    config.data.expected = 15_388_848 + 12_423_374  # lengths of the lists; some URLs no longer work
     config.data.validation = 0.0005
     config.data.tokenizer = "bpe_simple_vocab_16e6.txt.gz"
 

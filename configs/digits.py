@@ -1,9 +1,9 @@
-"""What label noise in pre-training does to features, on scikit-learn's handwritten digits, in three minutes on a CPU.
+"""See what label noise in pre-training does to features, on scikit-learn's digits, in three minutes on a CPU.
 
     python -m nml_jax.main --config=configs/digits.py
 
-A small ResNet learns the digits 0 to 4 with a share of wrong labels; 5 shares × 3 seeds. Downstream: the digits 5 to 9
-(in-domain) and the same test images shifted, noisy, inverted, rotated and blurred (out-of-domain).
+A small ResNet learns the digits 0 to 4 with five shares of wrong labels and three seeds each. The downstream tests are
+the digits 5 to 9 (in-domain) and the same images shifted, noisy, inverted, rotated and blurred (out-of-domain).
 """
 
 from ml_collections import ConfigDict

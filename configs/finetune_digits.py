@@ -1,11 +1,12 @@
-"""LoRA against full fine-tuning of encoders that were pre-trained on noisy labels, on scikit-learn's digits.
+"""Compare LoRA and full fine-tuning of encoders pre-trained on noisy labels, on scikit-learn's digits.
 
     python -m nml_jax.main --config=configs/finetune_digits.py
 
-The pre-training of configs/digits.py without and with 30 % wrong labels × 3 seeds. Then, on the digits 5 to 9, a linear
-probe and NMTune on frozen features; LoRA of rank 4 on every convolution, and full fine-tuning, each with and without
-NMTune's covariance and singular-value terms on the encoder's features. All have as many epochs. Fine-tuning starts from
-a probed head, so the WiSE-FT curve begins with a probe. Scored in-domain and on five shifts of the images.
+The pre-training is that of configs/digits.py, with 0 and 30 % wrong labels and three seeds. On the digits 5 to 9 it
+compares a linear probe and NMTune on frozen features, LoRA of rank 4 on every convolution, and full fine-tuning. The
+last two run with and without NMTune's covariance and singular-value terms on the encoder's features. All have the same
+number of epochs. Fine-tuning starts from a probe, so the WiSE-FT curve does, too. Tests are in-domain and on five
+shifts of the images.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
-"""Noisy pre-training and transfer on any image folder: a small ResNet at 32 pixels, for a CPU or one accelerator.
+"""Pre-train with label noise and transfer on any image folder: a small ResNet at 32 pixels, for a CPU or accelerator.
 
     python -m nml_jax.prepare image_folder SRC prepared/mine        # SRC/<split>/<class>/*.jpg
     python -m nml_jax.main --config=configs/image_folder.py --config.data.path=prepared/mine
 
-Pre-trains on the split `train` with 0, 10 and 30 % wrong labels. Downstream, heads are trained on the clean labels of
-the same split and scored on `test` (in-domain) and on shifted test images (out-of-domain). For other splits, or for
-another dataset downstream:
+It pre-trains on the split `train` with 0, 10 and 30 % wrong labels. Heads are then trained on the clean labels of the
+same split and scored on `test` (in-domain) and on shifted test images (out-of-domain). For other splits or another
+downstream dataset:
 
     --config.downstream.path=prepared/other --config.downstream.test="('val',)" --config.downstream.ood="('sketch',)"
 """

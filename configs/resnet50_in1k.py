@@ -3,7 +3,7 @@
     python -m nml_jax.main --config=configs/resnet50_in1k.py              # five runs, noise 0 to 30 %
     python -m nml_jax.main --config=configs/resnet50_in1k.py:a3 --config.noise=0.1
 
-Needs `imagenet2012` prepared by TFDS as ArrayRecord (--config.data.path names its data_dir).
+It needs `imagenet2012`, prepared by TFDS as ArrayRecord (--config.data.path is its data_dir).
 
 Expected top-1 on the validation split, %:
 
@@ -11,25 +11,27 @@ Expected top-1 on the validation split, %:
     arXiv 2309.17002              79.96  79.18  78.61  76.27  73.11
     arXiv 2110.00476, A2          79.8      (A1: 80.4, A3: 78.1)
 
-The first paper names this recipe but not the variant: A2 by its accuracy, unconfirmed.
+The first paper names this recipe but not the variant. A2 fits its accuracy; that is unconfirmed.
 
-Not run here. The second gives 110 h (A1) and 55 h (A2) on four V100 of 32 GB, 15 h (A3) on four of 16 GB, for one run.
+Not run here. For one run the second paper gives 110 h (A1) and 55 h (A2) on four V100 of 32 GB, and 15 h (A3) on four
+of 16 GB.
 
-Where the values come from: table 2 of arXiv 2110.00476, and for what it leaves open timm, its reference implementation:
-LAMB's β, ε and clipping by global norm 1 (timm's `Lamb` does that by default, although the table has no clipping), no
-decay on vectors, zero-initialised residual branches, RandAugment of two operations with probability 0.5 each. The
-learning rates at the start of the warm-up, 1e-4, and at the end of the cosine, 1e-6, are those of commands that others
-published for it, unconfirmed. BatchNorm statistics are per device there: 2048 images on four make groups of 512.
+The values come from table 2 of arXiv 2110.00476. Values that it does not give come from timm, its reference
+implementation: LAMB's β, ε and clipping by global norm 1 (the default of timm's `Lamb`, although the table has no
+clipping), no decay on vectors, zero-initialised residual branches, RandAugment of two operations with probability 0.5
+each. The learning rates at the start of the warm-up, 1e-4, and at the end of the cosine, 1e-6, come from commands that
+others published, unconfirmed. The paper's BatchNorm statistics are per device: 2048 images on four make groups of 512.
 
-Differences: one mixup or cutmix draw for the global batch where timm draws for each device; the repeats of an image
-stand beside each other, hence in one BatchNorm group, where timm deals them to different devices; every class with a
-share in a mixed image is a target of 1, as in the paper's text, where timm's commands ask for a share above 0.2; the
-cosine begins when the warm-up ends (see `optim.make_schedule`).
+It differs from timm in four points:
+  - Mixup or cutmix is drawn once for the global batch; timm draws for each device.
+  - The repeats of an image are neighbours and so in one BatchNorm group; timm puts them on different devices.
+  - Every class with a share in a mixed image is a target of 1, as in the paper; timm's commands need a share above 0.2.
+  - The cosine begins when the warm-up ends (see `optim.make_schedule`).
 
-Only `pretrain` is run, as nobody knows which downstream datasets you have prepared. To go on with those of the
-catalogue (nml_jax/tasks/catalogue.py), add --config.stages='("pretrain","extract","tune","report")',
---config.downstream.tasks='("cifar10","dtd")' and --config.downstream.catalogue=DIR; with a prepared dataset of your own
---config.downstream.tasks='("directory",)' --config.downstream.path=DIR.
+Only the stage `pretrain` runs, because the downstream datasets are yours to choose. For those of the catalogue
+(nml_jax/tasks/catalogue.py), add --config.stages='("pretrain","extract","tune","report")',
+--config.downstream.tasks='("cifar10","dtd")' and --config.downstream.catalogue=DIR. For a prepared dataset of your own,
+use --config.downstream.tasks='("directory",)' --config.downstream.path=DIR.
 """
 
 from ml_collections import ConfigDict
@@ -41,7 +43,7 @@ PROCEDURES = ("a1", "a2", "a3")
 
 
 def get_config(arg: str = "a2") -> ConfigDict:
-    """The procedure named by `arg`.
+    """Return the config of the procedure `arg`.
 
     Raises:
         UserError: there is no such procedure.

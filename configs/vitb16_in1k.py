@@ -3,26 +3,26 @@
     python -m nml_jax.main --config=configs/vitb16_in1k.py                # five runs, noise 0 to 30 %
     python -m nml_jax.main --config=configs/vitb16_in1k.py --config.noise=0.1
 
-Needs `imagenet2012` prepared by TFDS as ArrayRecord (--config.data.path names its data_dir).
+It needs `imagenet2012`, prepared by TFDS as ArrayRecord (--config.data.path is its data_dir).
 
 Expected top-1 on the validation split without noise: 81.8 % (DeiT-B). arXiv 2403.06869 pre-trains a ViT-B/16 with noise
-and names only "heavy regularisation": that this is the recipe is unconfirmed.
+and names only "heavy regularisation". That it uses this recipe is unconfirmed.
 
-Not run here. The paper gives 53 h on one node of eight V100, or 37 h on two, for one run.
+Not run here. For one run the paper gives 53 h on one node of eight V100, or 37 h on two.
 
-Where the values come from: table 9 of arXiv 2012.12877, and for what it leaves open the released code
+The values come from table 9 of arXiv 2012.12877. Values that it does not give come from the released code
 (facebookresearch/deit): AdamW's β and ε, no clipping, warm-up from 1e-6, cosine to 1e-5, no decay on vectors, the class
 token and the position embedding, RandAugment of two operations, bicubic resizing, centre crop 224 of 256. The learning
-rate is 1e-3 at a batch of 1024: scale it yourself with another batch. The code keeps an average of the weights, but the
+rate is 1e-3 at a batch of 1024; scale it yourself for another batch. The code keeps an average of the weights, but the
 published accuracy is that of the raw ones, so none is kept here.
 
-Differences: one mixup or cutmix draw for the global batch where timm draws for each device; the cosine begins when the
-warm-up ends (see `optim.make_schedule`).
+It differs from timm in two points. Mixup or cutmix is drawn once for the global batch; timm draws for each device. The
+cosine begins when the warm-up ends (see `optim.make_schedule`).
 
-Only `pretrain` is run, as nobody knows which downstream datasets you have prepared. To go on with those of the
-catalogue (nml_jax/tasks/catalogue.py), add --config.stages='("pretrain","extract","tune","report")',
---config.downstream.tasks='("cifar10","dtd")' and --config.downstream.catalogue=DIR; with a prepared dataset of your own
---config.downstream.tasks='("directory",)' --config.downstream.path=DIR.
+Only the stage `pretrain` runs, because the downstream datasets are yours to choose. For those of the catalogue
+(nml_jax/tasks/catalogue.py), add --config.stages='("pretrain","extract","tune","report")',
+--config.downstream.tasks='("cifar10","dtd")' and --config.downstream.catalogue=DIR. For a prepared dataset of your own,
+use --config.downstream.tasks='("directory",)' --config.downstream.path=DIR.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""How features leave other people's encoders: one .safetensors file, which nml_jax and anything else can read.
+"""Export the features of other libraries' encoders to a .safetensors file, which nml_jax and other programs read.
 
     python examples/export_features.py timm resnet50.a1_in1k photos/train train.safetensors
     python examples/export_features.py open_clip ViT-B-32 laion2b_s34b_b79k photos/train train.safetensors
@@ -6,12 +6,12 @@
     python examples/export_features.py api https://api.openai.com/v1/embeddings train.csv train.safetensors \\
         --model text-embedding-3-small
 
-Images lie in FOLDER/<class>/<image>; texts in a CSV file with the columns text and label. The file holds `features`
-float32 [N, D], `labels` int64 [N] (numbers of the sorted class names), `ids` int64 [N] (of the sorted paths, or the
-rows of the table) and, in its metadata, the class names. Give --like TRAIN.safetensors for test data, so that classes
-have the numbers of the training file even where some are absent.
+Images lie in FOLDER/<class>/<image>. Texts are a CSV file with the columns text and label. The output contains
+`features` float32 [N, D], `labels` int64 [N] (indices of the sorted class names), `ids` int64 [N] (positions in the
+sorted paths, or row numbers) and, in its metadata, the class names. For test data give --like TRAIN.safetensors, so
+that classes have the numbers of the training file even if some are absent.
 
-timm, open_clip and hf need PyTorch and that library; api needs neither, and takes its key from an environment variable.
+timm, open_clip and hf need PyTorch and the library. api needs neither. It reads its key from an environment variable.
 """
 
 import argparse
@@ -46,15 +46,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         command = commands.add_parser(run.__name__.removeprefix("export_"), help=run.__doc__, description=run.__doc__)
         for name in (*names, "OUT"):
             command.add_argument(name.lower(), metavar=name, type=Path if name in ("FOLDER", "TEXTS", "OUT") else str)
-        command.add_argument("--like", type=Path, help="number the classes as this earlier output does")
+        command.add_argument("--like", type=Path, help="number the classes as in this earlier output")
         command.add_argument("--batch", type=int, default=64, help="images or texts at a time (%(default)s)")
         command.set_defaults(run=run)
         if "FOLDER" in names:
-            command.add_argument("--random", action="store_true", help="random weights: no download, to try it out")
+            command.add_argument(
+                "--random", action="store_true", help="use random weights, to try it out without a download"
+            )
         if run is export_api:
-            command.add_argument("--model", default="text-embedding-3-small", help="the endpoint's name (%(default)s)")
-            command.add_argument("--key", default="OPENAI_API_KEY", help="environment variable that holds the key")
-            command.add_argument("--retries", type=int, default=6, help="of a request (%(default)s)")
+            command.add_argument("--model", default="text-embedding-3-small", help="the model's name (%(default)s)")
+            command.add_argument("--key", default="OPENAI_API_KEY", help="environment variable with the key")
+            command.add_argument("--retries", type=int, default=6, help="retries of a request (%(default)s)")
             command.add_argument("--wait", type=float, default=1.0, help="seconds before the first; doubles each time")
     args = parser.parse_args(argv)
     args.run(args)
@@ -66,7 +68,7 @@ def fail(cause: str, cure: str) -> NoReturn:
 
 
 def export_timm(args: argparse.Namespace) -> None:
-    """Images through a timm model: what it hands to its classifier."""
+    """Encode images with a timm model: the input of its classifier."""
     import timm
 
     model = timm.create_model(args.model, pretrained=not args.random, num_classes=0)
@@ -75,7 +77,7 @@ def export_timm(args: argparse.Namespace) -> None:
 
 
 def export_open_clip(args: argparse.Namespace) -> None:
-    """Images through the image tower of an open_clip model."""
+    """Encode images with the image tower of an open_clip model."""
     import open_clip
 
     pretrained = None if args.random else args.pretrained
@@ -84,7 +86,7 @@ def export_open_clip(args: argparse.Namespace) -> None:
 
 
 def export_hf(args: argparse.Namespace) -> None:
-    """Texts through a Hugging Face text encoder: the mean of its last hidden states over the tokens of a text."""
+    """Encode texts with a Hugging Face text encoder: the mean of its last hidden states over a text's tokens."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -94,7 +96,7 @@ def export_hf(args: argparse.Namespace) -> None:
     model = model.eval().to(device)
     features = []
     with torch.inference_mode():
-        for batch in batches(texts, args.batch):
+        for batch in split_batches(texts, args.batch):
             tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt").to(device)
             hidden = model(**tokens).last_hidden_state.float()
             mask = tokens["attention_mask"][..., None]
@@ -103,17 +105,17 @@ def export_hf(args: argparse.Namespace) -> None:
 
 
 def export_api(args: argparse.Namespace) -> None:
-    """Texts through an endpoint that answers as OpenAI's /v1/embeddings does; a run that was stopped goes on."""
+    """Encode texts with an endpoint like OpenAI's /v1/embeddings. A run that was stopped continues."""
     texts, names = read_texts(args.texts)
-    part = args.out.with_name(args.out.name + ".part")  # a line that says what it is of, then one per embedding
-    of = json.dumps([args.url, args.model, hashlib.sha256(json.dumps(texts).encode()).hexdigest()]) + "\n"
+    part = args.out.with_name(args.out.name + ".part")  # a line that identifies the run, then one per embedding
+    identity = json.dumps([args.url, args.model, hashlib.sha256(json.dumps(texts).encode()).hexdigest()]) + "\n"
     lines = part.read_text().splitlines(keepends=True) if part.exists() else []
-    if lines and lines[0] != of:
-        fail(f"{part} belongs to other texts or another model", "delete it to begin anew")
-    lines = [line for line in lines or [of] if line.endswith("\n")]  # not the half line of a run that was killed
+    if lines and lines[0] != identity:
+        fail(f"{part} belongs to other texts or another model", "delete it to start over")
+    lines = [line for line in lines or [identity] if line.endswith("\n")]  # drop the half line of a killed run
     part.write_text("".join(lines))
     with part.open("a") as f:
-        for batch in batches(texts[len(lines) - 1 :], args.batch):
+        for batch in split_batches(texts[len(lines) - 1 :], args.batch):
             for embedding in request(args, batch):
                 f.write(json.dumps(embedding) + "\n")
             f.flush()
@@ -122,7 +124,7 @@ def export_api(args: argparse.Namespace) -> None:
 
 
 def request(args: argparse.Namespace, texts: list[str]) -> list[list[float]]:
-    """The embeddings of `texts`, in their order. Waits and asks again where the server is busy or out of reach."""
+    """Request the embeddings of `texts`, in their order. Wait and try again if the server is busy or unreachable."""
     body = json.dumps({"model": args.model, "input": texts}).encode()
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get(args.key):
@@ -137,44 +139,45 @@ def request(args: argparse.Namespace, texts: list[str]) -> list[list[float]]:
         except OSError as e:  # urllib's errors, timeouts and lost connections
             busy = not isinstance(e, urllib.error.HTTPError) or e.code in (408, 429) or e.code >= 500
             if not busy or attempt == args.retries:
-                said = e.read(300).decode(errors="replace") if isinstance(e, urllib.error.HTTPError) else ""
-                fail(f"{args.url}: {e} {said}".rstrip(), "see to the address, the key and the limits of the service")
-            print(f"{args.url}: {e}; asking again", file=sys.stderr)
+                reply = e.read(300).decode(errors="replace") if isinstance(e, urllib.error.HTTPError) else ""
+                fail(f"{args.url}: {e} {reply}".rstrip(), "check the address, the key and the limits of the service")
+            print(f"{args.url}: {e}; trying again", file=sys.stderr)
             time.sleep(args.wait * 2**attempt)
     raise AssertionError("the last attempt returns or exits")
 
 
 def encode_images(args: argparse.Namespace, model, encode: Callable, transform: Callable) -> None:
-    """The features that the PyTorch function `encode` of `model` gives for all images of a folder."""
+    """Encode all images of a folder with `encode`, a PyTorch function of `model`, and save the features."""
     import torch
     from PIL import Image
 
     paths = sorted(path for path in args.folder.glob("*/*") if path.suffix.lower() in IMAGES)
     if not paths:
-        fail(f"{args.folder} has no images", "let them lie in FOLDER/<class>/<image>")
+        fail(f"{args.folder} has no images", "put them into FOLDER/<class>/<image>")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.eval().to(device)
     features = []
     with torch.inference_mode():
-        for batch in batches(paths, args.batch):
+        for batch in split_batches(paths, args.batch):
             images = torch.stack([transform(Image.open(path).convert("RGB")) for path in batch])
             features.append(encode(images.to(device)).float().cpu().numpy())
     save(args, np.concatenate(features), [path.parent.name for path in paths])
 
 
 def read_texts(path: Path) -> tuple[list[str], list[str]]:
-    """The columns text and label of a CSV file."""
+    """Read the columns text and label of a CSV file."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as f:
             rows = list(csv.DictReader(f))
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         fail(f"{path} cannot be read: {e}", "give a CSV file in UTF-8")
     if not rows or any(None in (row.get("text"), row.get("label")) for row in rows):
-        fail(f"{path} has no rows, or one without the columns text and label", "give a CSV with a header text,label")
+        fail(f"{path} has no rows, or a row without the columns text and label", "give a CSV with a header text,label")
     return [row["text"] for row in rows], [row["label"] for row in rows]
 
 
-def batches(items: list, size: int) -> Iterator[list]:
+def split_batches(items: list, size: int) -> Iterator[list]:
+    """Yield the items in batches and print the progress."""
     for start in range(0, len(items), size):
         print(f"\r{start}/{len(items)}", end="", file=sys.stderr, flush=True)
         yield items[start : start + size]
@@ -182,17 +185,17 @@ def batches(items: list, size: int) -> Iterator[list]:
 
 
 def save(args: argparse.Namespace, features: np.ndarray, names: list[str]) -> None:
-    """Write the file: under its name only when it is complete."""
+    """Write the file. It appears once it is complete."""
     classes = sorted(set(names), key=lambda name: (int(name), "") if name.isdecimal() else (sys.maxsize, name))
     if args.like:
         try:
             with safe_open(args.like, "numpy") as file:
                 classes = json.loads((file.metadata() or {})["class_names"])
         except (OSError, SafetensorError, KeyError, ValueError) as e:
-            fail(f"{args.like} does not say what its classes are: {e}", "give a file that this script has written")
+            fail(f"{args.like} has no class names: {e}", "give a file that this script has written")
         if unknown := sorted(set(names) - set(classes)):
             fail(
-                f"{args.like} has no classes {', '.join(unknown)}", "drop their rows, or export the training file anew"
+                f"{args.like} has no classes {', '.join(unknown)}", "drop their rows, or export the training file again"
             )
     number = {name: i for i, name in enumerate(classes)}
     arrays = {

@@ -1,19 +1,18 @@
-"""Compile the training step of a config for a TPU slice without having one: does it fit, and how long would it take?
+"""Compile the training step of a config for a TPU slice on a CPU, to learn whether it fits and how long it would take.
 
     python launch/aot.py --config=configs/clip_vitb16.py --topology=v5e:8x8
     python launch/aot.py --config=configs/clip_vitb16.py --topology=v4:4x4x8 --fsdp=4 --config.model.remat=True
 
-Needs the extra `tpu` (the compiler for TPUs, libtpu); no TPU, no memory for the model, no data where the config says
-how large they are. The topology is a chip (v4, v5e, v5p, v6e) and the shape of a slice of its pod. Flags of
-nml_jax.main that set the config are understood here, too. A compilation takes minutes, of large models tens of minutes
-of one core; --effort=-1 makes that a fifth, for a program that a real run would beat in memory and time.
+It needs the extra `tpu` (libtpu, the compiler for TPUs). It needs no TPU, no memory for the model, and no data if the
+config gives its size. The topology is a chip (v4, v5e, v5p, v6e) and the shape of a slice of its pod. The flags of
+nml_jax.main that set the config work here, too. A compilation takes minutes on one core, for large models tens of
+minutes. --effort=-1 takes a fifth of that, but a real run would need less memory and time than its program.
 
-What the numbers are. Memory is the compiler's. FLOP are counted in the program before it is compiled (recomputation
-included, a multiplication and an addition are two), because the compiler's own count, printed beside them, takes the
-body of a loop once. Collectives are read from the compiled program. The time of a step is the longest of three that
-would overlap perfectly: FLOP at `--mfu` of the chip's peak, the compiler's bytes to and from HBM at the chip's
-bandwidth, and the bytes that the collectives send at that of its links. It is a bound and no measurement: the loader,
-evaluation and checkpoints are left out.
+Memory is the compiler's figure. FLOP are counted before compilation, with recomputation; a multiplication and an
+addition are two. The compiler's own count, printed beside them, counts the body of a loop only once. Collectives are
+read from the compiled program. The time of a step is the longest of three: FLOP at `--mfu` of the chip's peak, the
+compiler's bytes to and from HBM at the chip's bandwidth, and the bytes of the collectives at that of its links. It is a
+bound, not a measurement. It assumes perfect overlap and leaves out the loader, evaluation and checkpoints.
 """
 
 import argparse
@@ -34,11 +33,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from launch import hlo  # noqa: E402
-from launch.chips import Chip, Slice, unknown  # noqa: E402
+from launch.chips import Chip, Slice, make_unknown_error  # noqa: E402
 from nml_jax.errors import UserError  # noqa: E402
 
-# JAX itself stays on the CPU, and the compiler neither looks for the TPU that it runs beside nor complains of having
-# none: it is told of one, which what it compiles for does not depend on.
+# JAX itself stays on the CPU. The TPU named here keeps the compiler from looking for a real one; the compiled program
+# does not depend on it.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -49,13 +48,13 @@ ENVIRONMENT = {
 }
 
 
-def devices(name: str) -> list[Any]:
-    """The devices of a slice, as a pod's processes number them.
+def list_devices(name: str) -> list[Any]:
+    """List the devices of a slice in the order in which a pod's processes number them.
 
     Raises:
         UserError: an unknown topology, or the compiler is not installed.
     """
-    _, shape = Slice.of(name)
+    _, shape = Slice.parse(name)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("the compiler for TPUs, libtpu, is not installed", "pip install -c constraints.txt -e '.[tpu]'")
     from jax.experimental import topologies
@@ -67,39 +66,39 @@ def devices(name: str) -> list[Any]:
         found = topologies.get_topology_desc(topology_name=name, platform="tpu", **options).devices
     except RuntimeError as e:
         if "lockfile" in str(e):
-            cure = "wait for it, or kill it, and run the same command again"
-            raise UserError("another process on this machine uses libtpu, which takes one at a time", cure) from e
-        raise unknown(name) from e
+            cure = "wait for it or kill it, then run the same command again"
+            raise UserError("another process uses libtpu, which allows one at a time", cure) from e
+        raise make_unknown_error(name) from e
     return sorted(found, key=lambda device: (device.process_index, device.id))
 
 
 def compile_step(config: Any, name: str, lowered: Any) -> Any:
-    """The compiled step.
+    """Compile the step.
 
     Raises:
-        UserError: it does not fit the memory of a chip.
+        UserError: it does not fit into the memory of a chip.
     """
-    chip = Slice.of(name).chip
+    chip = Slice.parse(name).chip
     try:
         compiled = lowered.compile()
     except RuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
         used = re.search(r"(?:Used |temporaries \()([\d.]+)([MG])", str(e))
-        raise too_large(config, name, f"{used[1]} {used[2]}iB" if used else "more than all", chip) from e
-    if (need := memory(compiled)["total"]) > chip.hbm:
-        raise too_large(config, name, f"{need / 2**30:.2f} GiB", chip)
+        raise make_memory_error(config, name, f"{used[1]} {used[2]}iB" if used else "more than all", chip) from e
+    if (need := read_memory(compiled)["total"]) > chip.hbm:
+        raise make_memory_error(config, name, f"{need / 2**30:.2f} GiB", chip)
     return compiled
 
 
-def too_large(config: Any, name: str, need: str, chip: Chip) -> UserError:
-    """The step needs more memory than a chip has: what would make it smaller, of what is not done yet."""
+def make_memory_error(config: Any, name: str, need: str, chip: Chip) -> UserError:
+    """Make the error of a step that needs too much memory. Its cure lists the remedies that the config does not use."""
     cures = [] if config.model.remat else ["--config.model.remat=True"]
     cures += [f"--config.train.micro_batches={2 * config.train.micro_batches}", "a smaller train.batch"]
     cures += (
         ["--config.objective.chunk=128"] if not config.objective.chunk and config.objective.name != "supervised" else []
     )
-    split = math.gcd(8, math.prod(Slice.of(name).shape))
+    split = math.gcd(8, math.prod(Slice.parse(name).shape))
     cures += [f"--fsdp={split}"] if config.runtime.fsdp_axis == 1 < split else []
     return UserError(
         f"a step of {config.name} does not fit {name}: it needs {need} of a chip's {chip.hbm / 2**30:.0f} GiB of HBM",
@@ -107,8 +106,8 @@ def too_large(config: Any, name: str, need: str, chip: Chip) -> UserError:
     )
 
 
-def memory(compiled: Any) -> dict[str, int]:
-    """Bytes on each device. The state is donated: its new values take the place of the old."""
+def read_memory(compiled: Any) -> dict[str, int]:
+    """Read the bytes on each device. Outputs that reuse the memory of donated arguments are not counted twice."""
     stats = compiled.memory_analysis()
     parts = {
         "arguments": stats.argument_size_in_bytes,
@@ -120,11 +119,11 @@ def memory(compiled: Any) -> dict[str, int]:
 
 
 def estimate(chip: Chip, *, flop: float, hbm_bytes: float, sent: float, mfu: float) -> dict[str, Any]:
-    """Seconds of a step, by what bounds it.
+    """Estimate the seconds of a step, and what bounds it.
 
     Args:
-        flop, hbm_bytes, sent: of one device: operations, bytes to and from its HBM, bytes that it sends to others.
-        mfu: share of the chip's peak that matrix products are taken to reach.
+        flop, hbm_bytes, sent: operations of one device, bytes to and from its HBM, and bytes that it sends to others.
+        mfu: share of the chip's peak that matrix products are assumed to reach.
     """
     seconds = {"compute": flop / (chip.peak * mfu), "memory": hbm_bytes / chip.bandwidth, "network": sent / chip.ici}
     bound = max(seconds, key=lambda name: seconds[name])
@@ -132,11 +131,13 @@ def estimate(chip: Chip, *, flop: float, hbm_bytes: float, sent: float, mfu: flo
 
 
 def analyse(config: Any, name: str, mfu: float, effort: float = 0.0) -> dict[str, Any]:
-    """Compile, and everything that is told about it, as JSON values. Memory in bytes and FLOP are those of one device.
+    """Compile the step of a config for a slice and return all figures as JSON values.
+
+    Memory in bytes and FLOP are those of one device.
 
     Args:
         mfu: see `estimate`.
-        effort: of the compiler, from -1 to 1; 0 is its own.
+        effort: effort of the compiler, from -1 to 1; 0 is its default.
 
     Raises:
         UserError: the step does not fit, or the input is bad.
@@ -147,8 +148,8 @@ def analyse(config: Any, name: str, mfu: float, effort: float = 0.0) -> dict[str
     from nml_jax.stages.dry_run import count_flop, find_sizes, lower
 
     jax.config.update("jax_exec_time_optimization_effort", effort)
-    chip = Slice.of(name).chip
-    mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis, devices(name))
+    chip = Slice.parse(name).chip
+    mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis, list_devices(name))
     counts = find_sizes(config)
     run, program, lowered = lower(config, mesh, *counts)
     flops = dict.fromkeys(("model", "executed"), count_flop(config, *counts, recomputed=False) / mesh.size)
@@ -157,8 +158,8 @@ def analyse(config: Any, name: str, mfu: float, effort: float = 0.0) -> dict[str
     begun = time.perf_counter()
     compiled = compile_step(config, name, lowered)
     seconds = time.perf_counter() - begun
-    found = hlo.collectives(compiled.as_text(), mesh.size)
-    sums = [{"kind": k, "group": g, **row} for (k, g), row in sorted(hlo.total(found).items())]
+    found = hlo.find_collectives(compiled.as_text(), mesh.size)
+    sums = [{"kind": k, "group": g, **row} for (k, g), row in sorted(hlo.sum_collectives(found).items())]
     cost = compiled.cost_analysis()
     times = estimate(
         chip, flop=flops["executed"], hbm_bytes=cost["bytes accessed"], sent=sum(row["sent"] for row in sums), mfu=mfu
@@ -174,7 +175,7 @@ def analyse(config: Any, name: str, mfu: float, effort: float = 0.0) -> dict[str
         "batch": config.train.batch,
         "steps": run.steps,
         "epochs": config.train.epochs,
-        "memory": memory(compiled),
+        "memory": read_memory(compiled),
         "flop": {**flops, "compiler": cost["flops"]},
         "hbm_bytes": cost["bytes accessed"],
         "collectives": sums,
@@ -192,35 +193,36 @@ def analyse(config: Any, name: str, mfu: float, effort: float = 0.0) -> dict[str
     }
 
 
-def describe(told: dict[str, Any]) -> str:
-    """`analyse`'s answer as a person reads it."""
-    chip = Slice.of(told["topology"]).chip
-    used, flop, seconds = told["memory"], told["flop"], told["seconds"]
-    mesh = ", ".join(f"{axis}={size}" for axis, size in told["mesh"].items())
+def describe(result: dict[str, Any]) -> str:
+    """Format the result of `analyse` as lines of text."""
+    chip = Slice.parse(result["topology"]).chip
+    used, flop, seconds = result["memory"], result["flop"], result["seconds"]
+    mesh = ", ".join(f"{axis}={size}" for axis, size in result["mesh"].items())
     parts = ", ".join(f"{k} {v / 2**30:.2f}" for k, v in used.items() if k != "total")
-    hasty = f", compiled with effort {told['effort']:g}" if told["effort"] else ""
+    hasty = f", compiled with effort {result['effort']:g}" if result["effort"] else ""
     lines = [
-        f"{told['config']} on {told['topology']}: {told['chips']} chips, mesh {mesh}{hasty}",
-        f"  model: {told['model']}, {told['parameters']:,} parameters",
-        f"  run: {told['steps']:,} steps of {told['batch']} examples ({told['epochs']:g} epochs)",
+        f"{result['config']} on {result['topology']}: {result['chips']} chips, mesh {mesh}{hasty}",
+        f"  model: {result['model']}, {result['parameters']:,} parameters",
+        f"  run: {result['steps']:,} steps of {result['batch']} examples ({result['epochs']:g} epochs)",
         f"  memory per device: {used['total'] / 2**30:.2f} of {chip.hbm / 2**30:.0f} GiB ({parts})",
         f"  FLOP per device and step: {flop['executed']:.3g} (without recomputation {flop['model']:.3g}, "
         f"the compiler counts {flop['compiler']:.3g})",
-        "  collectives per step:" + ("" if told["collectives"] else " none"),
+        "  collectives per step:" + ("" if result["collectives"] else " none"),
     ]
-    for row in told["collectives"]:
+    for row in result["collectives"]:
         lines.append(
             f"    {row['count']:>5} {row['kind']} among {row['group']}: {row['bytes'] / 1e6:,.2f} MB, "
             f"each device sends {row['sent'] / 1e6:,.2f} MB"
         )
-    if told["unbounded"]:
-        lines.append(f"    of which {told['unbounded']} stand in loops of unknown length and are counted once")
+    if result["unbounded"]:
+        lines.append(f"    {result['unbounded']} of them are in loops of unknown length and counted once")
     shown = ", ".join(f"{name} {1e3 * seconds[name]:.1f} ms" for name in ("compute", "memory", "network"))
     lines += [
         f"  step: {1e3 * seconds['step']:.1f} ms, bound by {seconds['bound']} "
-        f"({shown}; FLOP at {told['mfu']:.0%} of the peak)",
-        f"  speed: {told['examples_per_s']:,.0f} examples/s, model FLOP at {told['model_flop_share']:.0%} of the peak",
-        f"  whole run: {told['hours']:,.1f} hours, {told['chip_hours']:,.0f} chip-hours",
+        f"({shown}; FLOP at {result['mfu']:.0%} of the peak)",
+        f"  speed: {result['examples_per_s']:,.0f} examples/s, "
+        f"model FLOP at {result['model_flop_share']:.0%} of the peak",
+        f"  whole run: {result['hours']:,.1f} hours, {result['chip_hours']:,.0f} chip-hours",
     ]
     return "\n".join(lines)
 
@@ -231,61 +233,63 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any]:
-    """(options, the config of the first run of its sweep).
+    """Parse the command line to (options, the config of the first run of its sweep).
 
     Raises:
         UserError: a flag is unknown or has a bad value.
     """
     parser = _Parser(prog="aot.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.allow_abbrev = False
-    parser.add_argument("--topology", required=True, help="as in v5e:8x8, v6e:16x16, v4:4x4x4, v5p:2x2x2")
+    parser.add_argument("--topology", required=True, help="such as v5e:8x8, v6e:16x16, v4:4x4x4, v5p:2x2x2")
     parser.add_argument("--fsdp", type=int, help="devices along the mesh axis fsdp; default: runtime.fsdp_axis")
-    parser.add_argument("--mfu", type=float, default=0.5, help="share of the peak that is assumed; default: 0.5")
+    parser.add_argument("--mfu", type=float, default=0.5, help="assumed share of the chip's peak; default: 0.5")
     parser.add_argument(
         "--effort",
         type=float,
         default=0.0,
-        help="of the compiler, from -1 (five times as quick) to 1; default: 0",
+        help="effort of the compiler, from -1 (five times as quick) to 1; default: 0",
     )
     parser.add_argument("--json", type=Path, help="write the result to this file, too")
     options, rest = parser.parse_known_args(argv)
     if not 0 < options.mfu <= 1:
-        raise UserError(f"--mfu={options.mfu} is no share", "give a number above 0, at most 1, as in --mfu=0.5")
+        raise UserError(f"--mfu must be above 0 and at most 1, got {options.mfu}", "as in --mfu=0.5")
     if not -1 <= options.effort <= 1:
-        raise UserError(f"--effort={options.effort} is out of range", "give a number from -1 to 1, as in --effort=-1")
+        raise UserError(f"--effort must be from -1 to 1, got {options.effort}", "as in --effort=-1")
     if options.json and not options.json.parent.is_dir():
         raise UserError(f"--json={options.json}: there is no folder {options.json.parent}", "make the folder first")
-    Slice.of(options.topology)
+    Slice.parse(options.topology)
 
     from absl import flags
     from ml_collections import config_flags
 
     from nml_jax import main, settings
+    from nml_jax.stages import sections
 
     extra = main.parse(["aot.py", *rest])[1:]
     extra += [f"--{name}" for name in ("workdir", "dry_run", "force") if flags.FLAGS[name].present]
     if extra:
-        raise UserError(f"{extra[0]!r} is no flag of aot.py", "see python launch/aot.py --help")
+        raise UserError(f"{extra[0]!r} is not a flag of aot.py", "see python launch/aot.py --help")
     config = main.CONFIG.value
     if options.fsdp is not None:
         with config.unlocked():
             config.runtime.update({"fsdp_axis": options.fsdp, "data_axis": -1})
-    return options, next(
-        iter(settings.expand_sweep(config, config_flags.get_override_values(flags.FLAGS["config"])).values())
-    )
+    cells = settings.expand_sweep(config, config_flags.get_override_values(flags.FLAGS["config"]))
+    cell = next(iter(cells.values()))
+    sections.check(cell)
+    return options, cell
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line."""
+    """Run the command line. Return the exit code."""
     try:
         options, config = parse(argv)
-        told = analyse(config, options.topology, options.mfu, options.effort)
+        result = analyse(config, options.topology, options.mfu, options.effort)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
-    print(describe(told))
+    print(describe(result))
     if options.json:
-        options.json.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+        options.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a compiled program sends between its devices, read from its HLO text."""
+"""Read from a compiled program's HLO text what it sends between its devices."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
-# Bits of an element; a token has none.
+# Bits of an element; a token has no data.
 _BITS = {"pred": 8, "token": 0, "bf16": 16, "c64": 64, "c128": 128}
 
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
@@ -18,13 +18,14 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 class Collective(NamedTuple):
     """One collective operation of a program, as each device takes part in it.
 
-    kind: one of KINDS.
-    shapes: of what it works on, as in ("bf16[768,3072]", "f32[768]"); see `bytes`.
-    bytes: of the arrays before they are split or after they are put together, on one device: of a reduce-scatter the
-        input, of everything else the output. In an all-gather of x [n, d] over g devices that is [g·n, d].
-    group: devices that take part together; 2 for a collective-permute.
-    groups: the groups as the program writes them.
-    times: how often a step runs it; None inside a loop whose number of rounds the compiler did not state.
+    Attributes:
+        kind: one of KINDS.
+        shapes: shapes of its arrays, such as ("bf16[768,3072]", "f32[768]"); see `bytes`.
+        bytes: bytes of the whole arrays on one device: the input of a reduce-scatter, else the output. An all-gather of
+            x [n, d] over g devices has the bytes of [g·n, d].
+        group: number of devices in a group; 2 for a collective-permute.
+        groups: the groups as the program writes them.
+        times: how often a step runs it; None inside a loop whose length the compiler did not state.
     """
 
     kind: str
@@ -36,34 +37,34 @@ class Collective(NamedTuple):
 
     @property
     def sent(self) -> float:
-        """Bytes that each device sends, once, in the algorithms that send least: rings, or their like on a torus.
+        """Return the bytes that each device sends per run, with the algorithms that send least (rings or tori).
 
-        2(g−1)/g of the bytes in an all-reduce, (g−1)/g in an all-gather, reduce-scatter or all-to-all, and all of them
-        in a collective-permute (Chan et al. 2007, "Collective communication: theory, practice, and experience").
+        An all-reduce sends 2(g−1)/g of the bytes. An all-gather, reduce-scatter or all-to-all sends (g−1)/g. A
+        collective-permute sends all (Chan et al. 2007, "Collective communication: theory, practice, and experience").
         """
         if self.kind == "collective-permute":
             return self.bytes
         return (2 if self.kind == "all-reduce" else 1) * self.bytes * (self.group - 1) / self.group
 
 
-def collectives(text: str, devices: int) -> list[Collective]:
-    """The collectives of a compiled program, `compiled.as_text()`, in the order in which it runs them.
+def find_collectives(text: str, devices: int) -> list[Collective]:
+    """Find the collectives of a compiled program, in the order in which it runs them.
 
-    Of an asynchronous pair the start is counted, the update and the end are not. A collective in a loop stands once,
-    with the number of rounds; all branches of a conditional are counted.
+    An asynchronous pair counts at its start. A collective in a loop appears once, with the number of rounds. All
+    branches of a conditional count.
 
     Args:
-        text: of a whole module.
-        devices: that run it: the size of a group where the text leaves the groups empty.
+        text: a whole module, `compiled.as_text()`.
+        devices: number of devices that run it; the size of a group if the text leaves the groups empty.
 
     Raises:
         ValueError: the text has no entry computation.
     """
-    computations, entry = _computations(text)
+    computations, entry = _split_computations(text)
     out, begun = [], set()
     for name, line, times in _walk(computations, entry, 1):
-        found = _collective(line, devices, times, scattered=name.startswith("all-reduce-scatter"))
-        # A TPU spreads an asynchronous collective over several fusions, each of which names it, by one channel.
+        found = _parse_collective(line, devices, times, scattered=name.startswith("all-reduce-scatter"))
+        # A TPU spreads an asynchronous collective over several fusions. All of them name it, with the same channel.
         channel = re.search(r"channel_id=\d+", line) if re.search("fus|async", name) else None
         if channel is None or channel[0] not in begun:
             out.append(found)
@@ -71,8 +72,8 @@ def collectives(text: str, devices: int) -> list[Collective]:
     return out
 
 
-def total(found: list[Collective]) -> dict[tuple[str, int], dict[str, float]]:
-    """(kind, group) -> {count, bytes, sent} per step, over all collectives; one in an unbounded loop counts once."""
+def sum_collectives(found: list[Collective]) -> dict[tuple[str, int], dict[str, float]]:
+    """Sum to (kind, group) -> {count, bytes, sent} per step. A collective in a loop of unknown length counts once."""
     out: dict[tuple[str, int], dict[str, float]] = {}
     for c in found:
         row = out.setdefault((c.kind, c.group), {"count": 0, "bytes": 0, "sent": 0})
@@ -82,13 +83,13 @@ def total(found: list[Collective]) -> dict[tuple[str, int], dict[str, float]]:
     return out
 
 
-def arrays(text: str) -> set[tuple[int, ...]]:
-    """The shapes of all arrays that a program's text names: everything a device holds, sends or passes through."""
-    return {_dims(dims) for _, dims in _shapes(text)}
+def find_shapes(text: str) -> set[tuple[int, ...]]:
+    """Find the shapes of all arrays in a program's text: everything that a device stores or sends."""
+    return {_parse_dims(dims) for _, dims in _find_types(text)}
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Name -> instructions of every computation, and the name of the entry."""
+def _split_computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Split a module to name -> instructions of every computation, and return the name of the entry."""
     out: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in text.splitlines():
@@ -98,14 +99,14 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
         elif " = " in line:
             lines.append(line)
     if not entry:
-        raise ValueError("this is no HLO text: it has no ENTRY computation")
+        raise ValueError("not HLO text: there is no ENTRY computation")
     return out, entry
 
 
 def _walk(computations: dict[str, list[str]], name: str, times: int | None) -> Iterator[tuple[str, str, int | None]]:
-    """(computation, line, how often it runs) of every collective that is run below a computation."""
+    """Yield (computation, line, how often it runs) of every collective below a computation."""
     for line in computations[name]:
-        _, opcode, rest = _instruction(line)
+        _, opcode, rest = _split_instruction(line)
         if opcode.endswith(("-done", "-update")):
             continue
         if opcode.removesuffix("-start") in KINDS:
@@ -124,8 +125,8 @@ def _walk(computations: dict[str, list[str]], name: str, times: int | None) -> I
                 yield from _walk(computations, called_name, below)
 
 
-def _instruction(line: str) -> tuple[str, str, str]:
-    """(type of the result, opcode, the rest) of one line."""
+def _split_instruction(line: str) -> tuple[str, str, str]:
+    """Split a line to (type of the result, opcode, the rest)."""
     right = line.split(" = ", 1)[1]
     depth, end = 0, 0
     for end, character in enumerate(right):  # noqa: B007
@@ -136,25 +137,25 @@ def _instruction(line: str) -> tuple[str, str, str]:
     return right[:end], opcode, rest
 
 
-def _collective(line: str, devices: int, times: int | None, *, scattered: bool) -> Collective:
-    """The collective of a line; `scattered`: an all-reduce of which each device keeps its part alone."""
-    kind, opcode, rest = _instruction(line)
+def _parse_collective(line: str, devices: int, times: int | None, *, scattered: bool) -> Collective:
+    """Parse the collective of a line. `scattered`: an all-reduce of which each device keeps only its part."""
+    kind, opcode, rest = _split_instruction(line)
     op = opcode.removesuffix("-start")
     if opcode != op and op != "all-reduce":  # the type of such a start is (operands, results, ...)
-        kind = _parts(kind)[1]
+        kind = _split_tuple(kind)[1]
     name = "source_target_pairs" if op == "collective-permute" else "replica_groups"
     written = re.search(rf"{name}=(\{{\{{.*?\}}\}}|\[.*?\]<=\[[^ ]*\]\S*|mesh\[.*?\{{.*?\}}|\{{\}})", rest)
     groups = written[1].rstrip(",") if written else ""
-    size = 2 if op == "collective-permute" else _group(groups) or devices
-    found = _shapes(kind)
-    bits = sum(_bits(dtype) * math.prod(_dims(dims)) for dtype, dims in found)
+    size = 2 if op == "collective-permute" else _parse_group_size(groups) or devices
+    found = _find_types(kind)
+    bits = sum(_count_bits(dtype) * math.prod(_parse_dims(dims)) for dtype, dims in found)
     bits *= size if op == "reduce-scatter" else 1
     shapes = tuple(f"{dtype}[{dims}]" for dtype, dims in found)
     return Collective("reduce-scatter" if scattered else op, shapes, bits // 8, size, groups, times)
 
 
-def _group(groups: str) -> int:
-    """Devices in the first of the groups, in any of the notations; 0 where none are written."""
+def _parse_group_size(groups: str) -> int:
+    """Parse the number of devices in the first group, in any of the notations. Return 0 if no groups are written."""
     if listed := re.match(r"\{\{([\d,]+)\}", groups):  # {{0,1},{2,3}}
         return listed[1].count(",") + 1
     if counted := re.match(r"\[\d+,(\d+)\]", groups):  # [groups, devices in each]<=[devices]
@@ -166,8 +167,8 @@ def _group(groups: str) -> int:
     return 0
 
 
-def _parts(kind: str) -> list[str]:
-    """The types inside a tuple type."""
+def _split_tuple(kind: str) -> list[str]:
+    """Split a tuple type into its types."""
     parts, depth = [""], 0
     for character in kind[1:-1]:
         depth += (character in "([{") - (character in ")]}")
@@ -178,13 +179,13 @@ def _parts(kind: str) -> list[str]:
     return parts
 
 
-def _shapes(text: str) -> list[tuple[str, str]]:
+def _find_types(text: str) -> list[tuple[str, str]]:
     return re.findall(r"\b(pred|token|bf16|[suf]\d+|f8\w+|c64|c128)\[([\d,]*)\]", text)
 
 
-def _dims(dims: str) -> tuple[int, ...]:
+def _parse_dims(dims: str) -> tuple[int, ...]:
     return tuple(int(d) for d in dims.split(",") if d)
 
 
-def _bits(dtype: str) -> int:
+def _count_bits(dtype: str) -> int:
     return _BITS[dtype] if dtype in _BITS else 8 if dtype.startswith("f8") else int(dtype[1:])

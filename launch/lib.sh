@@ -1,4 +1,4 @@
-# What the shell launchers share. It is sourced, not run.
+# Functions of the shell launchers. They source this file.
 # shellcheck shell=bash
 
 fail() { # CAUSE CURE
@@ -6,14 +6,14 @@ fail() { # CAUSE CURE
   exit 2
 }
 
-usage() { # the head of the script that has sourced this
+usage() { # print the head of the calling script
   sed -n '2,/^[^#]/ { /^#/! d; s/^# \{0,1\}//; p }' "$0"
   exit
 }
 
 say() { printf '%s %s\n' "$(date -u +%H:%M:%S)" "$1" >&2; }
 
-show() { # print a command as a shell reads it
+show() { # print a command with the quotes that a shell needs
   local word line=
   for word; do
     [[ $word =~ ^[][A-Za-z0-9_./:=@%+,-]+$ ]] || word=${word@Q}

@@ -1,9 +1,9 @@
-"""Several processes on this machine, joined as on a cluster; for trying things.
+"""Run several processes on this machine, joined as on a cluster, to try things out.
 
     python launch/local.py --processes=2 -- --config=configs/digits.py --config.noise=0.05
 
-SIGTERM and Ctrl-C are handed on to all processes, which save and stop; the same command continues. When one has ended
-with an error the others have --patience seconds to end, too, and are then killed. None outlives this launcher.
+SIGTERM and Ctrl-C are forwarded to all processes. They save and stop, and the same command continues. After one process
+has failed, the others have --patience seconds to end and are then killed. No process outlives this launcher.
 """
 
 import ctypes
@@ -22,8 +22,8 @@ import options
 from options import UserError
 
 
-def environment(index: int, processes: int, port: int, *, cpu_devices: int, per_gpu: bool) -> dict[str, str]:
-    """The variables that make process `index` find its job, and its devices."""
+def make_environment(index: int, processes: int, port: int, *, cpu_devices: int, per_gpu: bool) -> dict[str, str]:
+    """Return the environment variables by which process `index` finds its job and its devices."""
     env = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(processes),
@@ -36,34 +36,34 @@ def environment(index: int, processes: int, port: int, *, cpu_devices: int, per_
     return env
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
 
 def show(process: subprocess.Popen[str], index: int) -> None:
-    """Print what a process prints, each line with its number."""
+    """Print every line of a process's output with the number of the process."""
     assert process.stdout is not None
     for line in process.stdout:
         print(f"{index}: {line}", end="", flush=True)
 
 
 def end_with_parent() -> None:
-    """In a process that is about to be one of the job: SIGTERM when its launcher is gone, if the system can."""
+    """Ask Linux to send SIGTERM to this process when its launcher dies. Called in the child before it starts."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
 
 
 def wait(processes: Sequence[subprocess.Popen[str]], patience: float) -> list[int]:
-    """The exit codes of all; `patience` seconds after the first error whoever is left is killed, which is said."""
+    """Wait for all processes and return their exit codes. `patience` seconds after the first failure, kill the rest."""
     failed = None
     while any(process.poll() is None for process in processes):
         if failed is None and any(process.returncode for process in processes):
             failed = time.monotonic()
         if failed is not None and time.monotonic() - failed > patience:
             left = [i for i, process in enumerate(processes) if process.poll() is None]
-            print(f"killed after {patience:g} s in which it did not end: process {left}", file=sys.stderr, flush=True)
+            print(f"killed {patience:g} s after another process failed: {left}", file=sys.stderr, flush=True)
             for i in left:
                 processes[i].kill()
             break
@@ -73,30 +73,31 @@ def wait(processes: Sequence[subprocess.Popen[str]], patience: float) -> list[in
 
 def main(argv: list[str]) -> int:
     own, flags = options.split(argv)
-    parser = options.parser(__doc__, "local.py")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--port", type=int, default=0, help="of the coordinator; 0: a free one")
-    parser.add_argument("--cpu_devices", type=int, default=0, help="simulated devices of each process, on the CPU")
+    parser = options.make_parser(__doc__, "local.py")
+    parser.add_argument("--processes", type=int, default=2, help="number of processes; default: %(default)s")
+    parser.add_argument("--port", type=int, default=0, help="port of the coordinator; 0: a free one")
+    parser.add_argument("--cpu_devices", type=int, default=0, help="simulated CPU devices of each process")
+    parser.add_argument("--per_gpu", action="store_true", help="give process i GPU i only; default: all see all GPUs")
     parser.add_argument(
-        "--per_gpu", action="store_true", help="process i gets GPU i; without it every GPU is everyone's"
-    )
-    parser.add_argument(
-        "--patience", type=float, default=180, help="seconds; above runtime.timeout, in which a lost process is missed"
+        "--patience",
+        type=float,
+        default=180,
+        help="seconds; longer than runtime.timeout, after which a lost process is noticed",
     )
     args = parser.parse_args(own)
     if args.processes < 1:
-        raise UserError(f"--processes={args.processes} is no number of processes", "give 1 or more")
-    port = args.port or free_port()
+        raise UserError(f"--processes must be at least 1, got {args.processes}", "as in --processes=2")
+    port = args.port or find_free_port()
     command = [sys.executable, "-m", "nml_jax.main", *flags]
     envs = [
-        environment(i, args.processes, port, cpu_devices=args.cpu_devices, per_gpu=args.per_gpu)
+        make_environment(i, args.processes, port, cpu_devices=args.cpu_devices, per_gpu=args.per_gpu)
         for i in range(args.processes)
     ]
     if args.dry_run:
         for env in envs:
             print(shlex.join(["env", *(f"{k}={v}" for k, v in env.items()), *command]))
         return 0
-    # A session of their own: Ctrl-C reaches them through us, as a wish to save.
+    # In a session of its own, a process gets Ctrl-C only from us, as SIGTERM, and saves.
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True,
             "preexec_fn": end_with_parent}  # fmt: skip
     processes = [subprocess.Popen(command, env=os.environ | env, **pipe) for env in envs]
@@ -105,7 +106,7 @@ def main(argv: list[str]) -> int:
     readers = [threading.Thread(target=show, args=(process, i)) for i, process in enumerate(processes)]
     for reader in readers:
         reader.start()
-    word, code, line = exits.verdict(wait(processes, args.patience))
+    word, code, line = exits.decide(wait(processes, args.patience))
     for reader in readers:
         reader.join()
     print(f"{word}: {line}" if word != "done" else line, file=sys.stderr)

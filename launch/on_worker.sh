@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# On one host of a pod: start nml_jax in the background, ask how it is, ask it to save and stop. launch/tpu_pod.sh calls
-# this on all hosts at once. Log, process id and exit code lie in ~/nml_jax_job.
+# On one host of a pod, start nml_jax in the background, print its status, or ask it to save and stop. launch/tpu_pod.sh
+# calls this on all hosts at once. Log, process id and exit code lie in ~/nml_jax_job.
 #
 #   launch/on_worker.sh [--dry_run] start -- --config=... | status | stop
 set -euo pipefail

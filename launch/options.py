@@ -1,4 +1,4 @@
-"""The command line that the Python launchers share: their own options, `--`, then the flags of nml_jax.main."""
+"""The command line of the Python launchers: their own options, `--`, then the flags of nml_jax.main."""
 
 import argparse
 import sys
@@ -13,14 +13,14 @@ from nml_jax.errors import UserError  # noqa: E402
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UserError in place of printing its usage."""
+    """An ArgumentParser that raises UserError instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}", f"see python launch/{self.prog} --help; flags of main come after --")
 
 
-def parser(module_doc: str | None, prog: str) -> Parser:
-    """A parser that knows --dry_run and shows the module's docstring."""
+def make_parser(module_doc: str | None, prog: str) -> Parser:
+    """Make a parser with --dry_run that shows the module's docstring as its help."""
     form = argparse.RawDescriptionHelpFormatter
     out = Parser(prog=prog, description=module_doc, formatter_class=form, allow_abbrev=False)
     out.add_argument("--dry_run", action="store_true", help="print the exact commands and run nothing")
@@ -28,14 +28,14 @@ def parser(module_doc: str | None, prog: str) -> Parser:
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(a launcher's own options, flags of nml_jax.main): what stands before and after the first `--`."""
+    """Split arguments at the first `--` into the launcher's own options and the flags of nml_jax.main."""
     argv = list(argv)
     at = argv.index("--") if "--" in argv else len(argv)
     return argv[:at], argv[at + 1 :]
 
 
 def run(main: Callable[[list[str]], int]) -> NoReturn:
-    """Run a launcher; bad input is told in two lines and ends with exit code 2."""
+    """Run a launcher. Print a UserError in two lines and exit with 2."""
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as e:

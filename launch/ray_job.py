@@ -1,11 +1,11 @@
-"""A run on a Ray cluster. Ray chooses the hosts and starts the processes; JAX joins them.
+"""Run a job on a Ray cluster. Ray chooses the hosts and starts the processes; JAX joins them.
 
     python launch/ray_job.py --processes=4 --gpus=8 -- --config=configs/clip_vitb16.py --workdir=/shared/clip   hosts
     python launch/ray_job.py --processes=32 --gpus=1 --pack -- --config=...                                     GPUs
 
 Every host needs the checkout and its environment at the same paths, and the folder of --workdir. SIGTERM and Ctrl-C are
-handed on to all processes, which save; the same command continues. When a process is lost, or was stopped by another
-hand, all start again.
+forwarded to all processes. They save, and the same command continues. If a process is lost or stopped from elsewhere,
+all start again.
 """
 
 import os
@@ -23,8 +23,8 @@ import options
 from options import ROOT, UserError
 
 
-def environment(address: str, index: int, processes: int, gpus: int) -> dict[str, str]:
-    """The variables that make process `index` find its job, and the GPUs that Ray gave it."""
+def make_environment(address: str, index: int, processes: int, gpus: int) -> dict[str, str]:
+    """Return the environment variables by which process `index` finds its job and the GPUs that Ray gave it."""
     env = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(index)}
     if gpus:
         env["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, range(gpus)))
@@ -32,14 +32,14 @@ def environment(address: str, index: int, processes: int, gpus: int) -> dict[str
 
 
 class Process:
-    """A process of the job; an actor, so that it can be asked to stop while it runs."""
+    """A process of the job. As a Ray actor it can be stopped while it runs."""
 
     def __init__(self) -> None:
         self.child: subprocess.Popen[bytes] | None = None
-        self.asked = False
+        self.stopping = False
 
-    def address(self) -> str:
-        """This host and a port that is free on it now."""
+    def find_address(self) -> str:
+        """Return the address of this host with a free port."""
         import ray  # pyright: ignore[reportMissingImports]
 
         with socket.socket() as s:
@@ -48,36 +48,39 @@ class Process:
 
     def run(self, command: list[str], folder: str, env: dict[str, str]) -> int:
         self.child = subprocess.Popen(command, cwd=folder, env=os.environ | env)
-        if self.asked:  # before it was there
+        if self.stopping:  # stop was called before the child existed
             self.child.terminate()
         return self.child.wait()
 
     def stop(self) -> None:
-        self.asked = True
+        self.stopping = True
         if self.child:
             self.child.terminate()
 
 
-def attempt(ray: Any, args: Any, command: list[str], asked: threading.Event) -> list[int]:
-    """Start all processes, wait for them, and return their exit codes, 137 for one that was lost with its host; none at
-    all if it is asked to stop before there is room for them.
+def run_once(ray: Any, args: Any, command: list[str], stopping: threading.Event) -> list[int]:
+    """Start all processes and wait for them.
+
+    Returns:
+        Their exit codes, 137 for a process that was lost with its host. An empty list if `stopping` was set before
+        Ray had room for them.
 
     Raises:
-        UserError: the cluster has not enough hosts, CPUs or GPUs, or a host lacks the checkout or the Python.
+        UserError: the cluster has too few hosts, CPUs or GPUs, or a host lacks the checkout or the Python.
     """
     bundle = {"CPU": args.cpus} | ({"GPU": args.gpus} if args.gpus else {})
     group = ray.util.placement_group([bundle] * args.processes, strategy="PACK" if args.pack else "STRICT_SPREAD")
     try:
         end = time.monotonic() + args.timeout
-        while not group.wait(1) and not asked.is_set():
+        while not group.wait(1) and not stopping.is_set():
             if time.monotonic() > end:
                 where = "" if args.pack else ", each on a host of its own"
                 raise UserError(
-                    f"Ray had no room for {args.processes} × {bundle}{where}, for {args.timeout} s",
+                    f"Ray had no room for {args.processes} × {bundle}{where}, within {args.timeout} s",
                     "see `ray status`; ask for less, wait longer with --timeout, or let processes share hosts with "
                     "--pack",
                 )
-        if asked.is_set():
+        if stopping.is_set():
             return []
         actors = [
             ray.remote(Process)
@@ -92,16 +95,16 @@ def attempt(ray: Any, args: Any, command: list[str], asked: threading.Event) -> 
             .remote()
             for i in range(args.processes)
         ]
-        address = ray.get(actors[0].address.remote())
+        address = ray.get(actors[0].find_address.remote())
         waiting = {
-            actor.run.remote(command, str(ROOT), environment(address, i, args.processes, args.gpus)): i
+            actor.run.remote(command, str(ROOT), make_environment(address, i, args.processes, args.gpus)): i
             for i, actor in enumerate(actors)
         }
         codes: dict[int, int] = {}
-        unable, told = "", False
+        unable, stopped = "", False
         while waiting:
-            if (asked.is_set() or unable) and not told:
-                told = True
+            if (stopping.is_set() or unable) and not stopped:
+                stopped = True
                 for actor in actors:
                     actor.stop.remote()
             for future in ray.wait(list(waiting), timeout=1)[0]:
@@ -112,56 +115,56 @@ def attempt(ray: Any, args: Any, command: list[str], asked: threading.Event) -> 
                     print(f"process {index} was lost: {str(e).splitlines()[0]}", file=sys.stderr)
                     codes[index] = 137
                 except ray.exceptions.RayTaskError as e:
-                    unable = f"process {index} could not be started on its host: {e.cause}"
+                    unable = f"process {index} did not start on its host: {e.cause}"
         if unable:
             raise UserError(unable, f"every host needs the checkout at {ROOT} and the Python {sys.executable}")
         return [codes[i] for i in sorted(codes)]
     finally:
-        ray.util.remove_placement_group(group)  # its actors end with it
+        ray.util.remove_placement_group(group)  # also ends its actors
 
 
 def main(argv: list[str]) -> int:
     own, flags = options.split(argv)
-    parser = options.parser(__doc__, "ray_job.py")
-    parser.add_argument("--processes", type=int, default=1, help="of the job: hosts, or GPUs with --pack")
-    parser.add_argument("--gpus", type=int, default=0, help="of each process")
-    parser.add_argument("--cpus", type=int, default=1, help="of each process")
-    parser.add_argument("--pack", action="store_true", help="processes may share a host")
-    parser.add_argument("--address", default="auto", help="of the cluster; local: start Ray on this machine")
+    parser = options.make_parser(__doc__, "ray_job.py")
+    parser.add_argument("--processes", type=int, default=1, help="number of processes; one per host without --pack")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs of each process")
+    parser.add_argument("--cpus", type=int, default=1, help="CPUs of each process")
+    parser.add_argument("--pack", action="store_true", help="let processes share a host")
+    parser.add_argument("--address", default="auto", help="address of the cluster; local: start Ray on this machine")
     parser.add_argument("--timeout", type=int, default=600, help="seconds to wait for room")
-    parser.add_argument("--max_restarts", type=int, default=50, help="after a loss, and after 75")
+    parser.add_argument("--max_restarts", type=int, default=50, help="most restarts after a loss or exit code 75")
     args = parser.parse_args(own)
     if args.processes < 1 or min(args.gpus, args.cpus, args.max_restarts) < 0:
         raise UserError("--processes, --gpus, --cpus or --max_restarts is too small", "give at least one process")
     command = [sys.executable, "-m", "nml_jax.main", *flags]
     if args.dry_run:
         for i in range(args.processes):
-            env = environment("HOST_OF_PROCESS_0:PORT", i, args.processes, args.gpus)
+            env = make_environment("HOST_OF_PROCESS_0:PORT", i, args.processes, args.gpus)
             print(shlex.join(["env", *(f"{k}={v}" for k, v in env.items()), *command]))
         return 0
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError as e:
-        raise UserError("Ray is not installed", "pip install ray, in the environment of every host") from e
+        raise UserError("Ray is not installed", "pip install ray in the environment of every host") from e
     try:
         ray.init(address=args.address, log_to_driver=True, configure_logging=False)
     except ConnectionError as e:
         raise UserError(f"no Ray cluster at {args.address!r}", "ray start --head, or give --address=HOST:PORT") from e
-    asked = threading.Event()
+    stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
+        signal.signal(number, lambda *_: stopping.set())
     restarts = 0
     while True:
-        codes = attempt(ray, args, command, asked)
+        codes = run_once(ray, args, command, stopping)
         if not codes:
             print("stopped before Ray had room for it; the same command tries again", file=sys.stderr)
             return exits.PREEMPTED
-        word, code, line = exits.verdict(codes)
+        word, code, line = exits.decide(codes)
         print(f"{word}: {line} (exit codes: {codes})", file=sys.stderr)
-        if word in ("done", "stop") or asked.is_set():
+        if word in ("done", "stop") or stopping.is_set():
             return code
         if restarts == args.max_restarts:
-            line = f"not started again: this was restart {restarts}; see why, then the same command continues"
+            line = f"not started again after {restarts} restarts; find the reason, then the same command continues"
             print(line, file=sys.stderr)
             return code
         restarts += 1

@@ -1,11 +1,11 @@
-"""The cells of a sweep, side by side on a cluster: as commands, as a Slurm array job, or as JobSets.
+"""Run the cells of a sweep in parallel on a cluster: as commands, as a Slurm array job, or as JobSets.
 
     python launch/sweep.py -- --config=configs/digits.py                                            commands
     python launch/sweep.py --as=slurm --sbatch=--nodes=4 --submit -- --config=configs/digits.py     an array job
     python launch/sweep.py --as=jobset --image=REGISTRY/nml_jax:tpu --topology=8x8 -- --config=...  JobSets
 
-It prints, and submits with --submit only. The cells are those of nml_jax.main with the same flags, in the same folder;
-a single run is a sweep of one cell. The report over all of them is the last command. JAX is not needed here.
+It only prints unless --submit is given. The cells are those of nml_jax.main with the same flags, in the same folder. A
+single run is a sweep of one cell. The last command is the report over all cells. JAX is not needed here.
 """
 
 import re
@@ -18,16 +18,16 @@ from typing import Any
 import options
 from options import ROOT, UserError
 
-# Chips of a v5e, v5p or v6e host that is part of a larger slice.
+# Chips of a v5e, v5p or v6e host in a larger slice.
 CHIPS_PER_HOST = 4
-RUNS = "/runs"  # where gke_jobset.yaml mounts the runs
+RUNS = "/runs"  # gke_jobset.yaml mounts the runs here
 
 
-def cells(flags: Sequence[str]) -> tuple[Any, dict[str, list[str]]]:
-    """The config that these flags of nml_jax.main make, and its cells: name -> the flags that select this one.
+def expand_cells(flags: Sequence[str]) -> tuple[Any, dict[str, list[str]]]:
+    """Return the config of these flags of nml_jax.main and its cells: name -> the flags that select the cell.
 
     Raises:
-        UserError: main would refuse these flags, or there is nothing to run but the report.
+        UserError: main would refuse these flags, or the report is the only stage.
     """
     from absl import flags as absl_flags
     from ml_collections import config_flags
@@ -37,7 +37,7 @@ def cells(flags: Sequence[str]) -> tuple[Any, dict[str, list[str]]]:
     main.parse(["sweep.py", *flags])
     config = main.CONFIG.value
     if set(config.stages) == {"report"}:
-        raise UserError("stages=('report',) has nothing to run side by side", "run it with nml_jax.main")
+        raise UserError("stages=('report',) has nothing to run in parallel", "run it with nml_jax.main")
     pinned = config_flags.get_override_values(absl_flags.FLAGS["config"])
     axes = [key for key in settings.swept_axes(config) if key not in pinned]
     return config, {
@@ -46,17 +46,17 @@ def cells(flags: Sequence[str]) -> tuple[Any, dict[str, list[str]]]:
 
 
 def pin(key: str, cell: Any) -> str:
-    """The flag that sets a dotted key to its value in a cell."""
+    """Return the flag that sets a dotted key to its value in a cell."""
     value = cell
     for part in key.split("."):
         value = value[part]
     return f"--config.{key}={value}"
 
 
-def forms(flags: Sequence[str], config: Any) -> tuple[list[str], list[str]]:
-    """The flags of the cells, which run side by side, and those of the report over all of them; [] where there is none.
+def split_report(flags: Sequence[str], config: Any) -> tuple[list[str], list[str]]:
+    """Return the flags of the cells, which run in parallel, and those of the report; [] if there is no report.
 
-    A tuple that is given twice is longer, not another: the stages in `flags` make way for ours.
+    A tuple flag that is given twice is appended to, so the stages in `flags` are replaced.
     """
     if "report" not in config.stages:
         return [*flags], []
@@ -68,18 +68,18 @@ def forms(flags: Sequence[str], config: Any) -> tuple[list[str], list[str]]:
     return [*kept, f"{key}=({', '.join(names)},)"], [*kept, f'{key}=("report",)']
 
 
-def commands(flags: list[str], config: Any, pins: Mapping[str, list[str]]) -> list[list[str]]:
-    """One command per cell, then that of the report."""
-    runs, report = forms(flags, config)
+def make_commands(flags: list[str], config: Any, pins: Mapping[str, list[str]]) -> list[list[str]]:
+    """Make one command per cell, then that of the report."""
+    runs, report = split_report(flags, config)
     python = ["python", "-m", "nml_jax.main"]
     return [*([*python, *runs, *pin] for pin in pins.values()), *([[*python, *report]] if report else [])]
 
 
-def slurm(
+def make_slurm_jobs(
     flags: list[str], config: Any, pins: Mapping[str, list[str]], sbatch: Sequence[str], at_once: int
 ) -> list[list[str]]:
-    """The array job over all cells, and the job of the report, to be submitted with --dependency on the first."""
-    runs, report = forms(flags, config)
+    """Make the array job over all cells, then the job of the report, which needs --dependency on the first."""
+    runs, report = split_report(flags, config)
     array = f"--array=0-{len(pins) - 1}" + (f"%{at_once}" if at_once else "")
     each = [word for pin in pins.values() for word in ("--cell", *pin)]
     script = ["launch/slurm.sbatch", "--"]
@@ -90,16 +90,16 @@ def slurm(
     return jobs
 
 
-def jobsets(flags: list[str], config: Any, pins: Mapping[str, list[str]], args: Any) -> Iterator[dict[str, Any]]:
-    """A JobSet for each cell: gke_jobset.yaml, filled in."""
+def make_jobsets(flags: list[str], config: Any, pins: Mapping[str, list[str]], args: Any) -> Iterator[dict[str, Any]]:
+    """Fill in gke_jobset.yaml for each cell."""
     import yaml
 
-    runs, _ = forms(flags, config)
+    runs, _ = split_report(flags, config)
     chips = prod(int(side) for side in args.topology.split("x"))
     hosts, rest = divmod(chips, args.chips_per_host)
     if chips >= args.chips_per_host and rest:
         cure = f"choose a topology of a multiple of {args.chips_per_host} chips, or --chips_per_host"
-        raise UserError(f"--topology={args.topology} has {chips} chips, no whole number of hosts", cure)
+        raise UserError(f"--topology={args.topology} has {chips} chips, not a whole number of hosts", cure)
     base = re.sub(r"[^a-z0-9]+", "-", config.name.lower()).strip("-")[:24].strip("-") or "nml-jax"
     for index, (name, pin) in enumerate(pins.items()):
         out = yaml.safe_load((ROOT / "launch" / "gke_jobset.yaml").read_text("utf-8"))
@@ -124,16 +124,16 @@ def jobsets(flags: list[str], config: Any, pins: Mapping[str, list[str]], args: 
 
 
 def parse(own: list[str]) -> Any:
-    parser = options.parser(__doc__, "sweep.py")
+    parser = options.make_parser(__doc__, "sweep.py")
     parser.add_argument("--as", dest="form", choices=("commands", "slurm", "jobset"), default="commands")
-    parser.add_argument("--submit", action="store_true", help="submit in place of printing")
-    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="slurm: for sbatch, repeatable")
-    parser.add_argument("--at_once", type=int, default=0, help="slurm: cells that run at the same time; 0: all")
-    parser.add_argument("--image", default="", help="jobset: with the registry")
-    parser.add_argument("--accelerator", default="tpu-v5-lite-podslice", help="jobset: GKE's name, as %(default)s")
-    parser.add_argument("--topology", default="", help="jobset: of a slice, as 8x8")
-    parser.add_argument("--slices", type=int, default=1, help="jobset: of each run")
-    parser.add_argument("--chips_per_host", type=int, default=CHIPS_PER_HOST, help="jobset: %(default)s")
+    parser.add_argument("--submit", action="store_true", help="submit instead of printing")
+    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="slurm: option, repeatable")
+    parser.add_argument("--at_once", type=int, default=0, help="slurm: most cells at the same time; 0: all")
+    parser.add_argument("--image", default="", help="jobset: image with its registry")
+    parser.add_argument("--accelerator", default="tpu-v5-lite-podslice", help="jobset: GKE's name, such as %(default)s")
+    parser.add_argument("--topology", default="", help="jobset: topology of a slice, such as 8x8")
+    parser.add_argument("--slices", type=int, default=1, help="jobset: slices of each run")
+    parser.add_argument("--chips_per_host", type=int, default=CHIPS_PER_HOST, help="jobset: default %(default)s")
     parser.add_argument("--queue", default="", help="jobset: Kueue's local queue")
     args = parser.parse_args(own)
     if args.form == "jobset" and not args.image:
@@ -141,23 +141,23 @@ def parse(own: list[str]) -> Any:
             "no image", "build launch/docker/Dockerfile.tpu, push it, and give --image=REGISTRY/nml_jax:tpu"
         )
     if args.form == "jobset" and not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", args.topology):
-        raise UserError(f"--topology={args.topology!r} is no topology of a slice", "give --topology=8x8, say")
+        raise UserError(f"--topology={args.topology!r} is not the topology of a slice", "as in --topology=8x8")
     if min(args.slices, args.chips_per_host) < 1 or args.at_once < 0:
         raise UserError("--slices, --chips_per_host or --at_once is too small", "give 1 or more")
     if args.form == "commands" and args.submit and not args.dry_run:
-        raise UserError("commands are submitted nowhere", "use --as=slurm or --as=jobset, or pipe the commands to sh")
+        raise UserError("commands cannot be submitted", "use --as=slurm or --as=jobset, or pipe the commands to sh")
     return args
 
 
 def main(argv: list[str]) -> int:
     own, flags = options.split(argv)
     args = parse(own)
-    config, pins = cells(flags)
+    config, pins = expand_cells(flags)
     submit = args.submit and not args.dry_run
     if args.form == "commands":
-        print("\n".join(map(shlex.join, commands(flags, config, pins))))
+        print("\n".join(map(shlex.join, make_commands(flags, config, pins))))
     elif args.form == "slurm":
-        first, *rest = slurm(flags, config, pins, args.sbatch, args.at_once)
+        first, *rest = make_slurm_jobs(flags, config, pins, args.sbatch, args.at_once)
         if submit:
             job = _run(first).split(";")[0].strip()
             print(f"{len(pins)} cells: job {job}")
@@ -174,31 +174,31 @@ def main(argv: list[str]) -> int:
 
         if not any(flag.split("=")[0] == "--workdir" for flag in flags):
             flags = [*flags, f"--workdir={RUNS}/{config.name}"]
-        documents = yaml.safe_dump_all(jobsets(flags, config, pins, args), sort_keys=False, width=1000)
+        documents = yaml.safe_dump_all(make_jobsets(flags, config, pins, args), sort_keys=False, width=1000)
         if submit:
             print(_run(["kubectl", "apply", "-f", "-"], documents), end="")
         else:
             print(documents, end="")
-        if report := forms(flags, config)[1]:
+        if report := split_report(flags, config)[1]:
             last = shlex.join(["python", "-m", "nml_jax.main", *report])
-            print(f"# when all have finished, where {RUNS} can be read: {last}")
+            print(f"# when all have finished, on a machine that mounts {RUNS}: {last}")
     return 0
 
 
 def _run(command: list[str], text: str | None = None) -> str:
-    """Run a scheduler's command in the checkout; its output.
+    """Run a scheduler's command in the checkout and return its output.
 
     Raises:
-        UserError: it is not installed, or refused.
+        UserError: the command is not installed, or failed.
     """
     try:
         done = subprocess.run(command, input=text, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     except FileNotFoundError as e:
         raise UserError(
-            f"there is no {command[0]} on this machine", "submit where it is, or copy what is printed"
+            f"there is no {command[0]} on this machine", "submit on a machine that has it, or leave out --submit"
         ) from e
     if done.returncode:
-        raise UserError(f"{command[0]} refused (exit code {done.returncode})", "its own message is above")
+        raise UserError(f"{command[0]} failed with exit code {done.returncode}", "see its message above")
     return done.stdout
 
 

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# A run on a Cloud TPU slice.
+# Run a job on a Cloud TPU slice.
 #
 #   launch/tpu_pod.sh create --name=clip --zone=us-west4-a --type=v5litepod-64 --spot
 #   launch/tpu_pod.sh push   --name=clip --zone=us-west4-a --setup='sudo mount 10.0.0.2:/runs /mnt'
 #   launch/tpu_pod.sh run    --name=clip --zone=us-west4-a -- --config=configs/clip_vitb16.py --workdir=/mnt/clip
 #   launch/tpu_pod.sh tail | status | stop | delete   --name=clip --zone=us-west4-a
-#   launch/tpu_pod.sh recreate [all of the options] -- FLAGS    delete, create, push and run again, once
-#   launch/tpu_pod.sh keep     [all of the options] -- FLAGS    all of it, and again after each pre-emption, to the end
+#   launch/tpu_pod.sh recreate [all of the options] -- FLAGS    delete, create, push and run, once
+#   launch/tpu_pod.sh keep     [all of the options] -- FLAGS    the same after each pre-emption, until the job is done
 #
 # --dry_run prints the exact commands and runs nothing. --workdir must lie on storage that all hosts share.
-# Options: --project=, --version= (of the TPU's software; default: by type), --spot, --reserved, --direct (create at once
-# or fail, in place of waiting in the queue), --setup= (a command that every host runs after each push), --poll= seconds
-# between looks (60), --max_restarts= of keep (50): times that it starts again, and failures in a row that it bears.
+# Options: --project=, --version= (TPU software; default: by type), --spot, --reserved, --direct (create at once or fail,
+# without the queue), --setup= (a command for every host after each push), --poll= (seconds between status checks; 60),
+# --max_restarts= (for keep: most restarts, and most failures in a row; 50).
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -43,12 +43,12 @@ while (($#)); do
   esac
   shift
 done
-[[ $verb && $verbs == *" $verb "* ]] || fail "'$verb' is no command" "give one of:$verbs"
+[[ $verb && $verbs == *" $verb "* ]] || fail "'$verb' is not a command" "give one of:$verbs"
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
-  fail "--name='$name' is no name of a TPU" "give lower-case letters, digits and -, as in --name=clip"
+  fail "--name='$name' cannot name a TPU" "give lower-case letters, digits and -, as in --name=clip"
 [[ $zone ]] || fail "no zone" "give --zone=ZONE, as in --zone=us-west4-a"
 [[ $poll =~ ^[0-9]+$ && $max_restarts =~ ^[0-9]+$ ]] ||
-  fail "--poll=$poll and --max_restarts=$max_restarts are not both numbers" "give whole numbers"
+  fail "--poll=$poll and --max_restarts=$max_restarts must be whole numbers" "as in --poll=60 --max_restarts=50"
 if [[ ' create recreate keep ' == *" $verb "* ]]; then
   [[ $type ]] || fail "no type of TPU" "give --type=TYPE, as in --type=v5litepod-64"
   case $type in
@@ -56,7 +56,7 @@ if [[ ' create recreate keep ' == *" $verb "* ]]; then
     v5p-*) : "${version:=v2-alpha-tpuv5}" ;;
     v6e-*) : "${version:=v2-alpha-tpuv6e}" ;;
     v[234]-*) : "${version:=tpu-ubuntu2204-base}" ;;
-    *) [[ $version ]] || fail "the software of a TPU of type '$type' is not known here" "give --version=VERSION" ;;
+    *) [[ $version ]] || fail "unknown TPU software for type '$type'" "give --version=VERSION" ;;
   esac
 fi
 if [[ ' run recreate keep ' == *" $verb "* ]] && ((${#flags[@]} == 0)); then
@@ -132,7 +132,7 @@ await() { # STATE
   done
 }
 
-pack() { # the checkout as it is, once: what is pushed again later is the same
+pack() { # pack the checkout once, so that later pushes send the same files
   [[ ! $archive ]] || return 0
   if [[ $dry_run ]]; then
     archive=nml_jax.tgz
@@ -163,26 +163,27 @@ start() { on all "bash nml_jax/launch/on_worker.sh start -- $(show "${flags[@]}"
 
 recreate() {
   if ! { delete && await ABSENT && create && await READY && push && start; }; then
-    fail "$name could not be created or started" "see the message above; launch/tpu_pod.sh status shows where it stands"
+    fail "$name could not be created or started" "see the message above and launch/tpu_pod.sh status"
   fi
 }
 
-# In keep: one more beginning after a pre-emption or a lost process, or, to end with, why there is none.
+# For keep: count a restart after a pre-emption or a lost process. After the last one, explain and exit.
 again() {
   if ((restarts == max_restarts)); then
-    say "not started again: this was restart $restarts; see why, then the same command continues; $name costs until \
-launch/tpu_pod.sh delete"
+    say "not started again after $restarts restarts; find the reason, then the same command continues; $name costs \
+money until launch/tpu_pod.sh delete"
     exit 76
   fi
   ((restarts += 1))
 }
 
-# In keep: what failed is tried again, but not for ever.
+# For keep: count a failure. After too many in a row, exit.
 failed() { # WHAT
   say "$1"
   ((failures += 1))
   ((failures <= max_restarts)) ||
-    fail "$1, $failures times in a row" "see above; $name costs until launch/tpu_pod.sh delete; the same command goes on"
+    fail "$1, $failures times in a row" \
+      "see above; $name costs money until launch/tpu_pod.sh delete; the same command continues"
 }
 
 keep() {
@@ -200,7 +201,7 @@ keep() {
       ABSENT) create || failed "$name could not be created" ;;
       GONE)
         again
-        say "$name was pre-empted or failed: deleted, to be created again"
+        say "$name was pre-empted or failed; deleting and creating it again"
         if delete; then await ABSENT; else failed "$name could not be deleted"; fi
         ;;
       READY)
@@ -216,7 +217,7 @@ keep() {
           # shellcheck disable=SC2086  # a list of numbers
           answer=$(python3 "$root/launch/exits.py" $codes)
           say "$answer (exit codes: $codes)"
-          [[ $answer != done* && $answer != stop* ]] || say "$name costs until launch/tpu_pod.sh delete"
+          [[ $answer != done* && $answer != stop* ]] || say "$name costs money until launch/tpu_pod.sh delete"
           case $answer in
             done*) return ;;
             stop*) answer=${answer#* } && return "${answer%%:*}" ;;
@@ -243,6 +244,6 @@ case $verb in
   stop) on all 'bash nml_jax/launch/on_worker.sh stop' ;;
   *)
     "$verb"
-    exit # bash reads a script while it runs, and this one may have changed meanwhile
+    exit # bash reads a script while it runs, so it must not read on if the file has changed
     ;;
 esac

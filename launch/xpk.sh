@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# A run on a GKE cluster that xpk has made.
+# Run a job on a GKE cluster that xpk has made.
 #
 #   launch/xpk.sh run  --name=clip --cluster=pods --type=v5litepod-64 --image=REGISTRY/nml_jax:tpu --storage=runs \
 #       -- --config=configs/clip_vitb16.py --workdir=/runs/clip
 #   launch/xpk.sh tail | status | stop --name=clip --cluster=pods
 #
 # --dry_run prints the exact commands and runs nothing. --workdir must lie on a storage of the cluster (`xpk storage`).
-# Options: --project=, --zone=, --slices= (1), --max_restarts= (100), --grace= seconds to save in when stopped (120),
-# --storage= (any number). Codes 75 and 76 start the job again, and those that xpk itself restarts after (42, 127 to 255,
-# so deaths by signal); every other failure ends it.
+# Options: --project=, --zone=, --slices= (1), --max_restarts= (100), --grace= (seconds for saving when stopped; 120),
+# --storage= (repeatable). The job starts again after exit codes 75 and 76, and after those for which xpk itself restarts
+# it (42 and 127 to 255, that is, deaths by signal). Every other failure ends it.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -38,9 +38,9 @@ while (($#)); do
   esac
   shift
 done
-[[ $verb && $verbs == *" $verb "* ]] || fail "'$verb' is no command" "give one of:$verbs"
+[[ $verb && $verbs == *" $verb "* ]] || fail "'$verb' is not a command" "give one of:$verbs"
 [[ $name =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
-  fail "--name='$name' is no name of a workload" "give up to 40 lower-case letters, digits and -, as in --name=clip"
+  fail "--name='$name' cannot name a workload" "give up to 40 lower-case letters, digits and -, as in --name=clip"
 [[ $cluster ]] || fail "no cluster" "give --cluster=NAME"
 if [[ $verb == run ]]; then
   [[ $type ]] || fail "no type of TPU" "give --type=TYPE, as in --type=v5litepod-64"
@@ -50,7 +50,7 @@ fi
 
 case $verb in
   run)
-    # exec: SIGTERM reaches Python itself.
+    # With exec, SIGTERM reaches Python itself.
     command=(xpk workload create --workload="$name" --cluster="$cluster" "${where[@]}" --tpu-type="$type" --num-slices="$slices"
       --docker-image="$image" "${storage[@]}" --max-restarts="$max_restarts" '--restart-on-exit-codes=75,76'
       --termination-grace-period-seconds="$grace" --command="exec python -m nml_jax.main $(show "${flags[@]}")")

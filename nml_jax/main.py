@@ -20,12 +20,13 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from nml_jax import __version__, settings
 from nml_jax.errors import NonFinite, PeerLost, Preempted, UserError, as_disk_error
 from nml_jax.processes.sigterm import on_sigterm
 
 ROOT = Path(__file__).resolve().parent.parent
 
-DEFAULT = str(ROOT / "configs" / "digits.py")
+DEFAULT = "configs/digits.py"
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="What to run; --config.key=value overrides a key. Default: configs/digits.py."
@@ -61,7 +62,6 @@ def launch(
         UserError, Preempted, NonFinite, PeerLost: see `errors`.
     """
     # ---- what to run -----------------------------------------------------------------------------------------------
-    from nml_jax import settings
     from nml_jax.stages import runner
 
     runner.check(config.stages, "stages")
@@ -74,13 +74,15 @@ def launch(
 
     from nml_jax import console, runtime
     from nml_jax.processes import peers
-    from nml_jax.stages import experiment
+    from nml_jax.stages import experiment, sections
 
+    for cell in cells.values():
+        sections.check(cell)
     peers.start(config.runtime.timeout)
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis)
     for cell in cells.values():
         for stage in todo:
-            runner.module(stage).check(cell, mesh, data=not dry_run)
+            runner.find_stage(stage).check(cell, mesh, data=not dry_run)
     if dry_run:
         from nml_jax.stages.dry_run import describe_plan
 
@@ -99,14 +101,14 @@ def launch(
     for name, cell in cells.items() if todo else ():
         folder = experiment.open_run(workdir, name, cell, write=first)
         for stage in todo:
-            with peers.at(stage):
+            with peers.track(stage):
                 runner.run(stage, cell, folder, mesh, revision=revision, force=stage in force)
 
     # ---- the report over all runs of the experiment, these and earlier ones ----------------------------------------
     if "report" in config.stages and first:
         from nml_jax.stages import report
 
-        with peers.at("report"):
+        with peers.track("report"):
             page = report.run(config, workdir, mesh)
         print(report.summarise(page.parent))
         console.notice(f"report: {page.resolve()}")
@@ -114,13 +116,32 @@ def launch(
 
 def code_revision() -> str:
     """The commit of the checkout, with "+" if it has changes; of a copy without .git, as in an image, what its file
-    REVISION says."""
+    REVISION says; of a wheel the version, as git would name whatever repository lies around it."""
+    if settings.INSTALLED.is_dir():
+        return __version__
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     with contextlib.suppress(FileNotFoundError):
         return (ROOT / "REVISION").read_text("utf-8").strip()
     return ""
+
+
+def find_config(file: str) -> str:
+    """Look a config file up in the working directory, then in the installed copy.
+
+    Args:
+        file: a path, and perhaps ":" and an argument, as in "configs/resnet50_in1k.py:a3".
+
+    Raises:
+        UserError: it is in neither.
+    """
+    path, *_ = file.split(":")
+    if Path(path).is_file():
+        return file
+    if (settings.configs_home() / path).is_file():
+        return str(settings.configs_home() / file)
+    raise UserError(f"there is no config file {path!r}", "give --config=FILE, as in --config=configs/digits.py")
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -142,10 +163,8 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise UserError(
             f"{len(files)} configs, {' and '.join(files)}", "give one; --config.key=value overrides its keys"
         )
-    file = files[0] if files else DEFAULT
+    file = find_config(files[0] if files else DEFAULT)
     path = file.split(":")[0]
-    if not Path(path).is_file():
-        raise UserError(f"there is no config file {path!r}", "give --config=FILE, as in --config=configs/digits.py")
     try:
         sys.argv = [program, f"--config={file}", *rest]  # the library looks there for the order
         rest = flags.FLAGS(sys.argv)
@@ -176,7 +195,7 @@ def run(argv: list[str] | None = None) -> int:
     if {"--help", "-h"} & set(argv):
         print(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
         return 0
-    sys.path.insert(0, str(ROOT))  # for `from configs import common`
+    sys.path.insert(0, str(settings.configs_home()))  # for `from configs import common`
     # The checkpoint library logs a failed write once per thread, with tracebacks; here it is told once, in a line.
     logging.set_verbosity(logging.FATAL)
     previous = signal.getsignal(signal.SIGINT)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from nml_jax.data.sources import texts as stored
 from nml_jax.data.text.tokenizer import load, train
-from nml_jax.errors import UserError, storing
+from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.runs.files import write_atomic
 
 
 def read_captions(sources: Iterable[str]) -> Iterator[str]:
-    """The captions in text files and prepared image-text directories, in order.
+    """Yield the captions of text files and prepared image-text directories, in order.
 
     Raises:
         UserError: a source is neither, cannot be read, or is not UTF-8.
@@ -37,8 +37,8 @@ def read_captions(sources: Iterable[str]) -> Iterator[str]:
         files = sorted(Path(folder, "supervision").glob(f"{split}.captions")) if folder and split else []
         if not files:
             raise UserError(
-                f"{source} is no text file and no image-text directory",
-                "give a file, DIR or DIR:SPLIT; DIR is prepared by python -m nml_jax.prepare image_text",
+                f"{source} is neither a text file nor an image-text directory",
+                "give a file, DIR or DIR:SPLIT; python -m nml_jax.prepare image_text makes DIR",
             )
         for file in files:
             for record in stored.Texts(file):
@@ -46,21 +46,21 @@ def read_captions(sources: Iterable[str]) -> Iterator[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns the exit code."""
+    """Run the command line. Return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m nml_jax.tokenizer", description=(__doc__ or "").split("\n")[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
     bpe = kinds.add_parser("train", help="train BPE on captions")
     bpe.add_argument("corpus", metavar="CORPUS", nargs="+", help="text file, DIR or DIR:SPLIT")
     bpe.add_argument("out", metavar="OUT.json", type=Path)
-    bpe.add_argument("--vocab", type=int, default=8192, help="tokens, start and end included (default: 8192)")
+    bpe.add_argument("--vocab", type=int, default=8192, help="number of tokens with start and end (default: 8192)")
     args = parser.parse_args(argv)
     try:
         if args.out.suffix != ".json":
-            raise UserError(f"{args.out} does not end in .json", "name the file to write last, as in captions.json")
+            raise UserError(f"{args.out} does not end in .json", "give the output file last, as in captions.json")
         if args.out.exists():
             raise UserError(f"{args.out} exists already", "choose another OUT.json, or delete it first")
         definition = train(read_captions(args.corpus), args.vocab)
-        with storing(args.out):
+        with report_disk_errors(args.out):
             write_atomic(args.out, definition)
         tokenizer = load(str(args.out), 3)
     except UserError as e:

@@ -1,4 +1,4 @@
-"""Every config at full size, from shapes alone: initialisation and a whole training step, without data."""
+"""Trace every config at full size from shapes alone: initialisation and a whole training step, without data."""
 
 import importlib.util
 from pathlib import Path
@@ -25,7 +25,7 @@ def load(path: Path, arg: str | None):
     return module.get_config(*([arg] if arg else [])), module
 
 
-# The README's dry runs, which the suite runs, trace the first line; of a2 all but its size is in a1 and a3.
+# The suite also runs the README's dry runs, which trace the first line. a2 differs from a1 and a3 only in size.
 SLOW = {"clip_r50", "clip_vitb16", "vitb16_in1k", "resnet50_in1k:a3"} | {"resnet50_in1k:a2", "features"}
 NAMES = [f"{path.stem}{':' + arg if arg else ''}" for path, arg in CASES]
 assert set(NAMES) >= SLOW
@@ -41,7 +41,7 @@ def test_a_whole_step_at_full_size(path: Path, arg: str | None):
     n, num_classes = cell.data.size or cell.data.expected or 1000, cell.data.num_classes or 10
     mesh = runtime.make_mesh(-1, 2)
     runtime.check_batch(cell.train.batch, mesh, "train.batch")
-    program = loop.build(cell, loop.Plan.of(cell, n), mesh, num_classes=num_classes)
+    program = loop.build(cell, loop.Plan.from_config(cell, n), mesh, num_classes=num_classes)
     state, metrics = jax.eval_shape(program.step, program.shapes, make_batch_shapes(cell))
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), program.shapes)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shapes

@@ -17,7 +17,7 @@ from nml_jax.evals.zeroshot import ZeroShot
 from nml_jax.models import Model
 from nml_jax.processes import peers
 from nml_jax.tasks import prompts
-from nml_jax.tasks.classification import Task, Test, find_dataset, load_task
+from nml_jax.tasks.classification import Task, Test, choose_dataset_name, load_task
 from nml_jax.training.loop import Evaluator
 
 ON_THE_WAY = ("spectrum", "zeroshot")  # what runtime.evaluators may name
@@ -52,7 +52,7 @@ def read_texts(config: ConfigDict, mesh: Mesh, captions: Any, tokenize: Any, *, 
 def _counted(batches: Iterator[pipeline.Batch], what: str) -> Iterator[pipeline.Batch]:
     """The batches; a process that does not come to its next one is told of."""
     done = 0
-    with peers.stepping(lambda: f"batch {done} of {what}"):
+    with peers.track(lambda: f"batch {done} of {what}"):
         for batch in batches:
             done += 1
             yield batch
@@ -97,7 +97,7 @@ def read_descriptions(config: ConfigDict, name: str, class_names: Sequence[str] 
     Raises:
         UserError: a file of names or prompts is missing, is none, or does not fit the task.
     """
-    dataset = find_dataset(name, config)
+    dataset = choose_dataset_name(name, config)
     templates = prompts.read_templates(config.zeroshot.templates, dataset)
     if class_names is None:
         return []
@@ -192,7 +192,7 @@ def check(config: ConfigDict, *, text: bool) -> None:
 
 
 def _rows(mesh: Mesh) -> dict[str, int]:
-    block, blocks = runtime.process_rows(mesh)
+    block, blocks = runtime.find_process_block(mesh)
     return {"process_index": block, "process_count": blocks}
 
 

@@ -1,1 +1,1 @@
-"""What runs once, before: builders of prepared datasets."""
+"""Builders of prepared datasets. They run once, before any training."""

@@ -1,8 +1,8 @@
-"""Builders: images become a prepared TFDS/ArrayRecord dataset, without TensorFlow.
+"""Build a prepared TFDS/ArrayRecord dataset from images, without TensorFlow.
 
 python -m nml_jax.prepare image_folder SRC OUT [--workers N] [--resize SIDE]
-python -m nml_jax.prepare image_text SRC... OUT [--workers N] [...], see nml_jax/prepare/pairs/build.py
-python -m nml_jax.prepare rendered_sst2 SRC OUT [--workers N], and more, see nml_jax/prepare/downstream.py
+python -m nml_jax.prepare image_text SRC... OUT [--workers N] [...]     (nml_jax/prepare/pairs/build.py)
+python -m nml_jax.prepare rendered_sst2 SRC OUT [--workers N]           (and others: nml_jax/prepare/downstream.py)
 """
 
 import argparse
@@ -15,19 +15,19 @@ from nml_jax.errors import UserError
 from nml_jax.prepare import records
 from nml_jax.prepare.image_folder import IMAGE_FOLDER, build_image_folder
 
-SHOWN = 20  # refused files that are printed; the manifest has them all
+SHOWN = 20  # refused files to print; the manifest lists them all
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns the exit code."""
+    """Run the command line. Return the exit code."""
     from nml_jax.prepare import downstream
     from nml_jax.prepare.pairs import build
 
     parser = argparse.ArgumentParser(prog="python -m nml_jax.prepare", description=(__doc__ or "").split("\n")[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
     builders = {"image_folder": (build_image_folder, IMAGE_FOLDER), **downstream.BUILDERS}
-    for kind, (_, about) in builders.items():
-        command = kinds.add_parser(kind, help=about)
+    for kind, (_, help_text) in builders.items():
+        command = kinds.add_parser(kind, help=help_text)
         command.add_argument("src", metavar="SRC", type=Path)
         command.add_argument("out", metavar="OUT", type=Path)
         command.add_argument("--workers", type=int, help="threads that check images (default: one per core)")
@@ -37,25 +37,27 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.kind == "image_text":
             return build.main(args)
-        how = {"resize": args.resize} if args.kind == "image_folder" else {}
-        return _report(builders[args.kind][0](args.src, args.out, workers=args.workers, **how), args.out)
+        options = {"resize": args.resize} if args.kind == "image_folder" else {}
+        manifest = builders[args.kind][0](args.src, args.out, workers=args.workers, **options)
+        return _print_manifest(manifest, args.out)
     except UserError as e:
         print(e, file=sys.stderr)
         return e.exit_code
     except KeyboardInterrupt:
         console.notice(
-            "\nstopped by the keyboard; the same command " + ("goes on" if args.kind == "image_text" else "starts over")
+            "\ninterrupted; the same command " + ("continues" if args.kind == "image_text" else "starts over")
         )
-        return 130  # as a shell has it for SIGINT
+        return 130  # a shell's exit code for SIGINT
 
 
-def _report(manifest: dict[str, Any], out: Path) -> int:
-    for split, about in manifest["splits"].items():
-        print(f"{split}: {about['records']} images of {sum(n > 0 for n in about['per_class'].values())} classes")
+def _print_manifest(manifest: dict[str, Any], out: Path) -> int:
+    """Print the counts of a build and the first refused files. Return the exit code."""
+    for split, counts in manifest["splits"].items():
+        print(f"{split}: {counts['records']} images of {sum(n > 0 for n in counts['per_class'].values())} classes")
     refused = manifest["refused"]
     print(f"refused files: {len(refused)}")
-    for one in refused[:SHOWN]:
-        print(f"  {one['file']}: {one['reason']}")
+    for entry in refused[:SHOWN]:
+        print(f"  {entry['file']}: {entry['reason']}")
     if len(refused) > SHOWN:
         print(f"  ... and {len(refused) - SHOWN} more in {out / 'manifest.json'}")
     print(out)

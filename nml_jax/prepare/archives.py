@@ -1,4 +1,4 @@
-"""The files of a folder, a tar (compressed or not) or a zip, read one after another. Nothing is extracted."""
+"""Read the files of a folder, a tar (compressed or not) or a zip, one after another. Nothing is extracted."""
 
 import contextlib
 import os
@@ -14,72 +14,77 @@ from nml_jax.prepare.records import MAX_BYTES, TOO_LARGE, read_file
 
 
 def list_names(path: Path) -> list[str]:
-    """Paths of the regular files: of a folder sorted, of an archive in its order. Hidden files do not count.
+    """Return the paths of the regular files: sorted in a folder, in stored order in an archive. Skip hidden files.
 
     Raises:
-        UserError: there is nothing at `path`, or it is no folder, tar or zip.
+        UserError: `path` does not exist, or is not a folder, tar or zip.
     """
-    return [name for name, _ in _members(path)]
+    return [name for name, _ in _iterate_members(path)]
 
 
 def read(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes, str]]:
-    """The wanted files in the order of `names`: name, content, and why there is none, or "".
+    """Yield (name, content, "") of the wanted files in the order of `list_names`.
+
+    A file that cannot be read yields (name, b"", reason).
 
     Raises:
-        UserError: the archive is damaged, cut or encrypted.
+        UserError: the archive is damaged, truncated or encrypted.
     """
-    with _readable(path):
-        for name, content in _members(path):
+    with _raise_user_error(path):
+        for name, read_content in _iterate_members(path):
             if name in wanted:
-                yield name, *content()
+                yield name, *read_content()
 
 
 def read_one(path: Path, name: str) -> bytes:
-    """The content of one file.
+    """Return the content of one file.
 
     Raises:
-        UserError: it is not there, or cannot be read.
+        UserError: the file is missing or cannot be read.
     """
     for _, content, reason in read(path, (name,)):
         if reason:
             raise UserError(f"{name} in {path} cannot be read: {reason}", "download it again")
         return content
-    raise UserError(f"{path} holds no {name}", "download it again")
+    raise UserError(f"{path} does not contain {name}", "download it again")
 
 
-def _members(path: Path) -> Iterator[tuple[str, Any]]:
-    """Name of every file, and what reads it while it is the current one; of files of one name only the first."""
+def _iterate_members(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the name of every file and a function that reads it. Call the function before the next iteration.
+
+    If several files have the same name, the first one counts.
+    """
     seen: set[str] = set()
-    with _readable(path):
-        for raw, content in (_folder if path.is_dir() else _zip if zipfile.is_zipfile(path) else _tar)(path):
+    with _raise_user_error(path):
+        iterate = _iterate_folder if path.is_dir() else _iterate_zip if zipfile.is_zipfile(path) else _iterate_tar
+        for raw, read_content in iterate(path):
             name = raw.removeprefix("./").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             if name not in seen and not any(part.startswith(".") for part in name.split("/")):
                 seen.add(name)
-                yield name, content
+                yield name, read_content
 
 
-def _folder(path: Path) -> Iterator[tuple[str, Any]]:
-    found = sorted(Path(folder, file) for folder, _, files in os.walk(path) for file in files)
-    for file in found:
+def _iterate_folder(path: Path) -> Iterator[tuple[str, Any]]:
+    for file in sorted(Path(folder, file) for folder, _, files in os.walk(path) for file in files):
         yield file.relative_to(path).as_posix(), lambda file=file: read_file(file)
 
 
-def _tar(path: Path) -> Iterator[tuple[str, Any]]:
-    def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[bytes, str]:
+def _iterate_tar(path: Path) -> Iterator[tuple[str, Any]]:
+    def read_content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[bytes, str]:
         file = None if member.size > MAX_BYTES else tar.extractfile(member)
         return (file.read(), "") if file else (b"", TOO_LARGE)
 
     with tarfile.open(path) as tar:
         for member in tar:
             if member.isreg():
-                yield member.name, lambda member=member: content(tar, member)
+                yield member.name, lambda member=member: read_content(tar, member)
 
 
-def _zip(path: Path) -> Iterator[tuple[str, Any]]:
+def _iterate_zip(path: Path) -> Iterator[tuple[str, Any]]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if member.flag_bits & 1:
-                raise UserError(f"{path} is encrypted", "unpack it, and give the folder")
+                raise UserError(f"{path} is encrypted", "unpack it and give the folder")
             if not member.is_dir():
                 large = member.file_size > MAX_BYTES
                 yield (
@@ -89,8 +94,8 @@ def _zip(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """What the many kinds of archives raise, as a UserError."""
+def _raise_user_error(path: Path) -> Iterator[None]:
+    """Convert the errors of all kinds of archives into a UserError."""
     try:
         yield
     except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, NotImplementedError, ValueError) as e:

@@ -1,4 +1,4 @@
-"""Images -> records of a prepared TFDS/ArrayRecord dataset: what all builders do alike. builders.py is the command."""
+"""Write images as records of a prepared TFDS/ArrayRecord dataset. All builders share this module."""
 
 import contextlib
 import functools
@@ -20,39 +20,39 @@ from nml_jax.errors import UserError
 from nml_jax.runs.files import write_json
 
 MAX_PIXELS = 50_000_000
-MAX_BYTES = 1 << 29  # of a file; a record ends at twice that
+MAX_BYTES = 1 << 29  # of a file; a record may hold twice that
 TOO_LARGE = f"more than {MAX_BYTES >> 20} MiB"
 RECORDS_PER_SHARD = 8192  # half a gigabyte of photos of 60 kB
 CHUNK = 64  # files in memory at a time
 
 RESIZE = (
-    "shrink images whose shorter side is larger, to JPEG of quality 95 with that shorter side, such as 256. Gains: of "
-    "500 x 375 little more than half of the bytes and of the time to decode them. Costs: random crops come from fewer "
-    "pixels and are enlarged more (8 %% of 500 x 375 is 122 pixels wide, of 341 x 256 it is 84, before either becomes "
-    "224), and pixels are compressed twice. Leave test sets as they are: scores on shrunken images are other scores"
+    "shrink images whose shorter side is larger than SIDE, such as 256, to JPEG of quality 95 with that shorter side. "
+    "Gains: images of 500 x 375 pixels need little more than half of the bytes and of the decoding time. Costs: random "
+    "crops come from fewer pixels and are enlarged more (a crop of 8 %% of 500 x 375 is 122 pixels wide, of 341 x 256 "
+    "84, before either becomes 224), and pixels are compressed twice. Do not shrink test sets: scores would differ"
 )
 
 Example = dict[str, Any]
 
 
 class Item(NamedTuple):
-    """An image that is to become a record, or to be refused."""
+    """An image that becomes a record or is refused."""
 
     label: str  # name of the class
     key: str
-    load: Callable[[], tuple[bytes, str]]  # its bytes, and why there are none, or ""; called in any thread
+    load: Callable[[], tuple[bytes, str]]  # returns (bytes, "") or (b"", reason); any thread may call it
 
 
 class Listing:
-    """What is to be built.
+    """The images to build a dataset from.
 
     Attributes:
-        src: where it comes from.
-        splits: split -> something as long as it has images.
-        classes: their names, in the order of the labels.
-        refused: {"file": key, "reason": why} of everything that cannot be taken.
-        resize: shorter side that images may have, or None.
-        resized: split -> number of its images that were larger.
+        src: folder or archive of the images.
+        splits: split -> its images; the length is their number.
+        classes: names of the classes in the order of the labels.
+        refused: {"file": key, "reason": reason} of every refused file.
+        resize: largest shorter side of an image in pixels, or None.
+        resized: split -> number of images that were shrunk.
     """
 
     resize: int | None = None
@@ -65,25 +65,25 @@ class Listing:
         self.resized: Counter[str] = Counter()
 
     def items(self, split: str) -> Iterator[Item]:
-        """The images of a split, in the order of its records."""
+        """Yield the images of a split in the order of its records."""
         raise NotImplementedError
 
     def cure(self, split: str) -> str:
-        """What to do about a split without a usable image."""
-        return f"get {self.src} anew"
+        """Return the advice for a split without a usable image."""
+        return f"get {self.src} again"
 
     def about(self, folder: Path) -> dict[str, Any]:
-        """What else belongs into the manifest; `folder` holds all records, and more may be written beside them."""
+        """Return further entries for the manifest. Called when all records are in `folder`; may write files there."""
         return {}
 
 
 def build(name: str, listing: Listing, out: Path, *, workers: int | None = None) -> dict[str, Any]:
-    """Build the dataset `out` from a listing; it appears under its name when it is complete.
+    """Build the dataset `out` from a listing. `out` appears once it is complete.
 
     Args:
-        name: of the builder, for the manifest and TFDS.
-        out: does not exist, or is an empty folder (`check_out`).
-        workers: threads that read and check files; None: one per core.
+        name: name of the builder for the manifest and TFDS.
+        out: a path that does not exist, or an empty folder (`check_out`).
+        workers: number of threads that read and check files; None: one per core.
 
     Returns:
         The manifest.
@@ -93,9 +93,9 @@ def build(name: str, listing: Listing, out: Path, *, workers: int | None = None)
     """
     partial = partial_folder(out)
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed build
         (partial / "supervision").mkdir(parents=True)
-        splits = _write(partial, name, listing, workers or os.cpu_count() or 1)
+        splits = _write_splits(partial, name, listing, workers or os.cpu_count() or 1)
         manifest = {"builder": name, "schema": 1, "classes": listing.classes, "splits": splits}
         if listing.resize:
             manifest["resized"] = describe_resized(listing.resize, {split: listing.resized[split] for split in splits})
@@ -110,54 +110,56 @@ def build(name: str, listing: Listing, out: Path, *, workers: int | None = None)
 
 
 def check_out(src: Path, out: Path) -> None:
-    """Raises UserError where `out` is taken, or lies inside the folder `src`."""
+    """Raise UserError if `out` exists already or lies inside the folder `src`."""
     target = out.resolve()
     if target.is_relative_to(src.resolve()):
-        raise UserError(f"{out} lies inside {src}", "choose an OUT outside SRC, where it is not taken for a split")
+        raise UserError(f"{out} lies inside {src}", "choose an OUT outside SRC, or it would look like a split")
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"{out} exists already", "choose another OUT, or delete it first")
 
 
 def check_resize(side: int | None) -> None:
-    """Raises UserError where images cannot have this shorter side."""
+    """Raise UserError if images cannot have this shorter side."""
     if side is not None and side < 1:
-        raise UserError(f"--resize={side} leaves no image", "give the shorter side in pixels, as in --resize=256")
+        raise UserError(
+            f"--resize must be at least 1, got {side}", "give the shorter side in pixels, as in --resize=256"
+        )
 
 
 def describe_resized(side: int, images: Mapping[str, int]) -> dict[str, Any]:
-    """What the manifest says of shrunken images, of which every split has so many."""
+    """Return the manifest's entry about shrunk images. `images` maps each split to the number of its shrunk images."""
     from nml_jax.data.images import codec
 
     return {"shorter_side": side, **codec.SHRUNK, "images": dict(images)}
 
 
 def partial_folder(out: Path) -> Path:
-    """Where `out` is built, on the same disk."""
+    """Return the folder where `out` is built. It is on the same disk."""
     return out.resolve().with_name(f".{out.resolve().name}.partial")
 
 
 def check_split(name: str, cure: str) -> None:
-    """Raises UserError where TFDS cannot carry the name of a split."""
+    """Raise UserError if TFDS does not accept the name of a split."""
     if not re.fullmatch(r"[\w-]*\w[\w-]*", name) or name == "all":
         raise UserError(f"{name!r} cannot name a split", f"{cure}: letters, digits, _ and -, not 'all'")
 
 
 def check_class(name: str, cure: str) -> None:
-    """Raises UserError where TFDS cannot carry the name of a class: it keeps them in a file, one in a line."""
+    """Raise UserError if TFDS cannot store the name of a class. It writes them to a file, one per line."""
     if not name or name != name.strip() or not name.isprintable():
-        raise UserError(f"{name!r} cannot name a class", f"{cure}: printable, without blanks around it")
+        raise UserError(f"{name!r} cannot name a class", f"{cure}: printable, without spaces around it")
 
 
-def no_image(listing: Listing, split: str) -> UserError:
+def make_no_image_error(listing: Listing, split: str) -> UserError:
     return UserError(f"split {split!r} has no usable image", listing.cure(split))
 
 
-def _write(folder: Path, name: str, listing: Listing, workers: int) -> dict[str, Any]:
-    """Write records, TFDS's description and the supervision index. Returns what the manifest says of each split."""
+def _write_splits(folder: Path, name: str, listing: Listing, workers: int) -> dict[str, Any]:
+    """Write records, TFDS's description and the supervision index. Return each split's entry in the manifest."""
     from PIL import Image
     from tqdm import tqdm
 
-    writer, about = _writer(folder, name, listing), {}
+    writer, entries = _open_writer(folder, name, listing), {}
     with (
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=sum(map(len, listing.splits.values())), desc="images", unit=" files", mininterval=0.5) as bar,
@@ -165,10 +167,10 @@ def _write(folder: Path, name: str, listing: Listing, workers: int) -> dict[str,
     ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we refuse such images ourselves
         for split in listing.splits:
-            about[split] = _write_split(folder, listing, writer, split, _checked(listing, split, pool, bar))
+            entries[split] = _write_split(folder, listing, writer, split, _load_examples(listing, split, pool, bar))
     with raise_full_disk():
         writer.close_all()
-    return about
+    return entries
 
 
 def _write_split(
@@ -186,7 +188,7 @@ def _write_split(
         with raise_full_disk():
             writer.add_examples({split: chunk})
     if not labels:
-        raise no_image(listing, split)
+        raise make_no_image_error(listing, split)
     np.save(folder / "supervision" / f"{split}.npy", np.array(labels, np.int32))
     (folder / "supervision" / f"{split}.keys.json").write_text(json.dumps(keys), "utf-8")
     counts = np.bincount(labels, minlength=len(listing.classes)).tolist()
@@ -194,30 +196,33 @@ def _write_split(
     return {"records": len(labels), "sha256": sha.hexdigest(), "per_class": per_class}
 
 
-def _checked(listing: Listing, split: str, pool: ThreadPoolExecutor, bar: Any) -> Iterator[list[Example]]:
-    """Chunks of examples of those files that are images; the others are refused."""
-    number, items = {name: i for i, name in enumerate(listing.classes)}, listing.items(split)
+def _load_examples(listing: Listing, split: str, pool: ThreadPoolExecutor, bar: Any) -> Iterator[list[Example]]:
+    """Yield the usable images of a split in chunks of examples. List the others in `listing.refused`."""
+    class_ids, items = {name: i for i, name in enumerate(listing.classes)}, listing.items(split)
     while chunk := list(itertools.islice(items, CHUNK)):
         examples = []
-        loaded = pool.map(functools.partial(_load, listing.resize), chunk)
+        loaded = pool.map(functools.partial(_load_item, listing.resize), chunk)
         for item, (content, resized, reason) in zip(chunk, loaded, strict=True):
             if reason:
                 listing.refused.append({"file": item.key, "reason": reason})
             else:
-                examples.append({"image": content, "label": number[item.label], "key": item.key})
+                examples.append({"image": content, "label": class_ids[item.label], "key": item.key})
                 listing.resized[split] += resized
         yield examples
         bar.update(len(chunk))
 
 
-def _load(resize: int | None, item: Item) -> tuple[bytes, bool, str]:
-    """As `usable`."""
+def _load_item(resize: int | None, item: Item) -> tuple[bytes, bool, str]:
+    """Load an image and check it. Return what `check_image` returns."""
     content, reason = item.load()
-    return (b"", False, reason) if reason else read_usable(content, resize)
+    return (b"", False, reason) if reason else check_image(content, resize)
 
 
-def _writer(folder: Path, name: str, listing: Listing) -> Any:
-    """Writes examples as they come: TFDS's builders would sort them by a hash, and need TensorFlow above a gigabyte."""
+def _open_writer(folder: Path, name: str, listing: Listing) -> Any:
+    """Open a writer that keeps the order of the examples.
+
+    TFDS's builders would sort them by a hash, and need TensorFlow above a gigabyte.
+    """
     import tensorflow_datasets as tfds
 
     info = describe(folder, name, listing.classes)
@@ -227,7 +232,7 @@ def _writer(folder: Path, name: str, listing: Listing) -> Any:
 
 
 def describe(folder: Path, name: str, classes: list[str] | None) -> Any:
-    """TFDS's description of what the builder `name` writes: image, key, and label where there are classes."""
+    """Return TFDS's description of the dataset: image, key, and label if there are classes."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
@@ -247,7 +252,7 @@ def describe(folder: Path, name: str, classes: list[str] | None) -> Any:
 
 @contextlib.contextmanager
 def raise_full_disk() -> Iterator[None]:
-    """ArrayRecord says RuntimeError where Python would say OSError."""
+    """Convert the RuntimeError that ArrayRecord raises on a full disk into an OSError."""
     try:
         yield
     except RuntimeError as e:
@@ -255,20 +260,24 @@ def raise_full_disk() -> Iterator[None]:
 
 
 def read_file(path: Path) -> tuple[bytes, str]:
-    """The bytes of a file, and why there are none, or ""."""
+    """Read a file. Return (bytes, "") or (b"", the reason why it cannot be read)."""
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             return b"", "not a regular file"
-        if about.st_size > MAX_BYTES:
+        if status.st_size > MAX_BYTES:
             return b"", TOO_LARGE
         return path.read_bytes(), ""
     except OSError as e:
         return b"", f"unreadable: {e.strerror}"
 
 
-def read_usable(content: bytes, resize: int | None = None) -> tuple[bytes, bool, str]:
-    """The bytes of an image as they are stored, whether it was shrunk, and why it must be refused, or ""."""
+def check_image(content: bytes, resize: int | None = None) -> tuple[bytes, bool, str]:
+    """Check an encoded image and shrink it if it is too large.
+
+    Returns:
+        The bytes to store, True if it was shrunk, and the reason why it must be refused, or "".
+    """
     from nml_jax.data.images import codec
 
     if not content:

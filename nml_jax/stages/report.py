@@ -6,7 +6,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax.errors import UserError, storing
+from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.runs.files import write_atomic
 from nml_jax.runs.finished import FinishedRun, read_finished
 
@@ -43,7 +43,7 @@ def build(folders: Sequence[Path], out: Path) -> Path:
 
     found, left_out = _read(folders)
     studies = find_studies(found)
-    with storing(out):
+    with report_disk_errors(out):
         write_atomic(out / "summary.csv", as_csv(studies))
         write_atomic(out / "report.html", page(studies, left_out))
     return out / "report.html"

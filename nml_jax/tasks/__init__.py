@@ -1,1 +1,1 @@
-"""What is tested on what."""
+"""Downstream tasks: the datasets that heads are trained and tested on."""

@@ -1,12 +1,13 @@
-"""The public datasets that tasks are made of (METHOD §4): where each is kept, its sizes, its licence, how to obtain it.
+"""The public datasets of the downstream tasks: folder, sizes, licence and source of each.
 
-A dataset is looked for below `downstream.catalogue`, under the folder that TFDS gives it, or under the name of our
-builder. Sizes are the published ones; licences are as the distributor states them.
+A dataset lies below `downstream.catalogue`, in the folder that TFDS gives it or that has the name of our builder. Sizes
+are the published ones. Licences are as the distributor states them.
 """
 
 import dataclasses
 
-# The corruptions of the benchmark (Hendrycks & Dietterich, arXiv 1903.12261) and its four extra ones, by TFDS's names.
+# TFDS's names of the benchmark's corruptions (Hendrycks & Dietterich, arXiv 1903.12261). CORRUPTIONS adds its four
+# extra ones.
 BENCHMARK = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "frosted_glass_blur", "motion_blur", "zoom_blur",
     "snow", "frost", "fog", "brightness", "contrast", "elastic", "pixelate", "jpeg_compression",
@@ -23,18 +24,18 @@ class Entry:
     """A dataset.
 
     Attributes:
-        folder: where it lies, the folder of its version apart.
-        version: that the sizes are of, as TFDS counts; "" for those of our own builders.
-        builder: the subcommand of nml_jax.prepare that makes it; "": TFDS does.
-        num_classes: of its labels.
-        train: split to train on, of `n_train` records; "": it is a test set only.
-        full: split that has validation records besides, of `n_full`; "": there are none.
-        test: split to test on, of `n_test`; {} stands for a corruption and its severity, as it does in `folder`.
-        metric: accuracy, or mean_per_class where that is customary.
-        partners: names of the datasets that are out-of-domain tests of a head trained on this one.
-        class_map: for the head's classes, a key of class_maps; "": the classes are those of the head.
-        subset: its labels are the head's classes, and the class map says which of them there are.
-        frames: its records are frames of videos, scored as in nml_jax/evals/mapped.py.
+        folder: folder below the catalogue, without the folder of the version.
+        version: TFDS's version that the sizes are from; "" for our own builders.
+        builder: subcommand of nml_jax.prepare that makes it; "": TFDS makes it.
+        num_classes: number of classes.
+        train: split to train on, with `n_train` records; "": a test set only.
+        full: split with the validation records, too, with `n_full` records; "": no validation records exist.
+        test: split to test on, with `n_test` records. {} here and in `folder` stands for a corruption and its severity.
+        metric: accuracy, or mean_per_class if that is customary.
+        partners: names of the out-of-domain test sets for a head trained on this dataset.
+        class_map: key of class_maps that maps its classes to the head's; "": the classes are the head's.
+        subset: True if its labels are numbers of the head's classes, of which only those in the class map occur.
+        frames: True if its records are frames of videos, scored by nml_jax/evals/mapped.py.
     """
 
     folder: str
@@ -58,7 +59,7 @@ class Entry:
 
     @property
     def obtain(self) -> str:
-        """From where, what to know before, and the command that prepares it, as the end of a sentence."""
+        """Return the end of a sentence about how to get it: the source, a note, and the command that prepares it."""
         where = f"from {self.url}" + (f" ({self.note})" if self.note else "")
         if self.builder:
             return f"{where}: python -m nml_jax.prepare {self.builder} SRC CATALOGUE/{self.folder}"
@@ -66,7 +67,7 @@ class Entry:
         return f"{where}: tfds build {config} --file_format=array_record --data_dir=CATALOGUE (nml_jax[prepare])"
 
 
-# Datasets to train on: the 14 in-domain sets, ImageNet-1K, and one more of CLIP's.
+# Datasets to train on: the papers' 14 in-domain sets, ImageNet-1K, and Country211.
 TRAINED: dict[str, Entry] = {
     "cifar10": Entry(
         folder="cifar10", version="3.0.2", num_classes=10, n_train=50_000, n_test=10_000,
@@ -145,7 +146,7 @@ TRAINED: dict[str, Entry] = {
     ),
 }  # fmt: skip
 
-# Datasets to test on only, with the head of another.
+# Datasets that only test the heads of other datasets.
 PARTNERS: dict[str, Entry] = {
     "cifar10_1": Entry(
         folder="cifar10_1/v6", version="1.1.0", num_classes=10, train="", n_test=2_000, licence="MIT",
@@ -187,7 +188,7 @@ PARTNERS: dict[str, Entry] = {
     ),
 }  # fmt: skip
 
-# DomainNet: six datasets of one class list; (records to train on, to test on) of each, of the cleaned version.
+# DomainNet: six datasets with the same classes. Number of (training, test) records of each, in the cleaned version.
 DOMAINS = {
     "clipart": (33_525, 14_604),
     "infograph": (36_023, 15_582),
@@ -198,8 +199,8 @@ DOMAINS = {
 }
 
 
-def split_domain(name: str) -> Entry:
-    """The entry of a domain of DomainNet."""
+def make_domain_entry(name: str) -> Entry:
+    """Make the entry of a domain of DomainNet."""
     n_train, n_test = DOMAINS[name]
     return Entry(
         folder=f"domainnet/{name}", version="1.0.0", num_classes=345, n_train=n_train, n_test=n_test,

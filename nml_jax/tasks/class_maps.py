@@ -1,4 +1,4 @@
-"""Which training classes a class of another test set stands for: facts of the sets, in class_maps.json."""
+"""Maps from the classes of test sets to ImageNet-1K classes, from class_maps.json."""
 
 import functools
 import json
@@ -9,28 +9,28 @@ ClassMap = tuple[tuple[int, ...], ...]
 
 
 def load(name: str) -> dict[str, tuple[int, ...]]:
-    """Test class -> the ImageNet-1K classes it stands for, in the order of the test set's labels.
+    """Load a class map: test class -> the ImageNet-1K classes it stands for, in the order of the test set's labels.
 
     Args:
-        name: imagenet_a, imagenet_r, objectnet or imagenet_vid_robust. The classes of the first two are ImageNet's own,
-            and named by their ids.
+        name: imagenet_a, imagenet_r, objectnet or imagenet_vid_robust. The first two use ImageNet's own classes; their
+            ids serve as names.
     """
-    stored = _file()[name]
+    stored = _read_file()[name]
     if isinstance(stored, list):
         return {str(i): (i,) for i in stored}
-    return {test: tuple(_ids(classes)) for test, classes in stored.items()}
+    return {test: tuple(_expand_ranges(classes)) for test, classes in stored.items()}
 
 
-def find_ids(name: str) -> ClassMap:
-    """The same without the names: of every test class the training classes."""
+def load_ids(name: str) -> ClassMap:
+    """Load a class map without names: for each test class, the ids of its training classes."""
     return tuple(load(name).values())
 
 
 @functools.cache
-def _file() -> dict[str, Any]:
+def _read_file() -> dict[str, Any]:
     return json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 
 
-def _ids(classes: list[Any]) -> list[int]:
-    """Single ids, and ranges written as [first, last]."""
+def _expand_ranges(classes: list[Any]) -> list[int]:
+    """Expand a list of single ids and of ranges, written as [first, last]."""
     return [i for c in classes for i in (range(c[0], c[1] + 1) if isinstance(c, list) else (c,))]

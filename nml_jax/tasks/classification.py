@@ -1,4 +1,4 @@
-"""The table of downstream tasks: what a head is trained on, and on what it is scored in- and out-of-domain."""
+"""The downstream classification tasks: one training set, and test sets in- and out-of-domain."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from nml_jax import console
+from nml_jax import console, ranges
 from nml_jax.data import sources
 from nml_jax.data.images import transforms
 from nml_jax.data.sources.source import Source, select_classes
@@ -17,35 +17,35 @@ from nml_jax.tasks import catalogue, class_maps
 from nml_jax.tasks.catalogue import Entry
 from nml_jax.tasks.frames import Frames, read_frames
 
-VERSION = re.compile(r"\d+\.\d+\.\d+")  # of a dataset, as TFDS names its folder
+VERSION = re.compile(r"\d+\.\d+\.\d+")  # name of the folder that TFDS makes for a version
 
 
 @dataclasses.dataclass(frozen=True)
 class Test:
     """One test split of a task.
 
-    Its classes are those of the task, unless there is a class map: then its labels count the test classes, and
-    class_map[i] are the task's classes that test class i stands for (evals/mapped.py).
+    Its classes are the task's. With a class map, its labels are test classes of their own, and class_map[i] lists the
+    task's classes that test class i stands for (evals/mapped.py).
     """
 
-    __test__ = False  # no test case, whatever pytest thinks of the name
+    __test__ = False  # tells pytest that this is not a test case
 
     split: str
     domain: str  # "id" or "ood"
     source: Source
     shift: str | None = None  # a key of transforms.SHIFTS, applied to every image
     class_map: class_maps.ClassMap | None = None
-    frames: Frames | None = None  # of videos: what is in them, and which belong together
+    frames: Frames | None = None  # for frames of videos
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A downstream classification task. All splits share one class list, but for tests with a class map."""
+    """A downstream classification task. All splits have the same classes, except tests with a class map."""
 
     name: str
     train: Source
     tests: tuple[Test, ...]
-    metric: str = "accuracy"  # that is customary to report
+    metric: str = "accuracy"  # the customary metric of the dataset
 
     @property
     def num_classes(self) -> int:
@@ -53,7 +53,7 @@ class Task:
 
 
 def load_digits(config: Any) -> Task:
-    """The digits 5 to 9 of scikit-learn's set; out-of-domain are the same test images, shifted in five ways."""
+    """Load the digits 5 to 9 of scikit-learn. Out-of-domain tests are the same test images, shifted in five ways."""
     data = SimpleNamespace(source="digits", path="", name="", classes=(5, 6, 7, 8, 9), num_classes=None)
     test = sources.load(data, "test")
     tests = [Test("test", "id", test)] + [Test(f"test/{s}", "ood", test, s) for s in transforms.SHIFTS]
@@ -61,13 +61,13 @@ def load_digits(config: Any) -> Task:
 
 
 def load_directory(config: Any) -> Task:
-    """Any prepared directory, described by the keys of `config.downstream`; by default that of pre-training."""
+    """Load a prepared directory as the keys of `config.downstream` describe it; by default that of pre-training."""
     config, path = config.downstream, config.downstream.path or config.data.path
     if not path:
         raise UserError("the downstream task 'directory' has no path", "set --config.downstream.path=PREPARED_DIR")
     data = SimpleNamespace(source="directory", path=path, name="", classes=tuple(config.classes), num_classes=None)
     if unknown := [shift for shift in config.shifts if shift not in transforms.SHIFTS]:
-        raise UserError(f"no shift {unknown[0]!r}", f"downstream.shifts takes {', '.join(transforms.SHIFTS)}")
+        raise UserError(f"unknown shift {unknown[0]!r}", f"downstream.shifts takes {', '.join(transforms.SHIFTS)}")
     if not config.test:
         raise UserError("the downstream task has no test split", "set --config.downstream.test=\"('test',)\"")
     train = sources.load(data, config.train)
@@ -78,80 +78,80 @@ def load_directory(config: Any) -> Task:
 
 
 def load_trained(name: str, config: Any) -> Task:
-    """A dataset of the catalogue to train on, tested on its own test split and on those of `downstream.partners`."""
+    """Load a training set of the catalogue, its own test split, and the test sets in `downstream.partners`."""
     entry, chosen = catalogue.TRAINED[name], config.downstream
     split, size = entry.train, entry.n_train
     if chosen.with_validation and entry.full:
         split, size = entry.full, entry.n_full
-    train = _open(config, entry, split, size)
-    tests = [Test("test", "id", _open(config, entry, entry.test, entry.n_test))]
+    train = _open_split(config, entry, split, size)
+    tests = [Test("test", "id", _open_split(config, entry, entry.test, entry.n_test))]
     for partner in (partner for partner in entry.partners if partner in chosen.partners):
-        tests += _partner(config, partner, train)
+        tests += _load_partner(config, partner, train)
     return Task(name, train, tuple(tests), entry.metric)
 
 
 def load_domainnet(config: Any) -> Task:
-    """One domain of DomainNet to train and test on; out-of-domain are others. Test splits have the domains' names."""
+    """Load one domain of DomainNet to train and test on, and others as out-of-domain tests, named by their domains."""
     chosen = config.downstream
-    entries = {name: catalogue.split_domain(name) for name in (chosen.domain_train, *chosen.domain_test)}
+    entries = {name: catalogue.make_domain_entry(name) for name in (chosen.domain_train, *chosen.domain_test)}
     entry = entries[chosen.domain_train]
-    train = _open(config, entry, "train", entry.n_train)
+    train = _open_split(config, entry, "train", entry.n_train)
     tests = []
     for name, entry in entries.items():
-        source = _open(config, entry, "test", entry.n_test)
+        source = _open_split(config, entry, "test", entry.n_test)
         _check_classes(source, train, f"domainnet/{name}")
         tests.append(Test(name, "id" if name == chosen.domain_train else "ood", source))
     return Task("domainnet", train, tuple(tests))
 
 
-def _partner(config: Any, name: str, train: Source) -> list[Test]:
-    """The tests of a dataset of the catalogue for a head that is trained on `train`."""
+def _load_partner(config: Any, name: str, train: Source) -> list[Test]:
+    """Load the tests of an out-of-domain dataset for a head that is trained on `train`."""
     entry = catalogue.PARTNERS[name]
-    class_map = class_maps.find_ids(entry.class_map) if entry.class_map else None
+    class_map = class_maps.load_ids(entry.class_map) if entry.class_map else None
     tests = []
-    for corruption in _corruptions(config.downstream, entry):
+    for corruption in _list_corruptions(config.downstream, entry):
         split = f"{name}/{corruption}" if corruption else name
-        source = _open(config, entry, entry.test.format(corruption), entry.n_test, corruption)
+        source = _open_split(config, entry, entry.test.format(corruption), entry.n_test, corruption)
         if class_map is None or entry.subset:
             _check_classes(source, train, split)
         if class_map is not None and entry.subset:
             source = select_classes(source, [c for (c,) in class_map])
-        found = read_frames(_folder(config, entry), entry.test) if entry.frames else None
-        tests.append(Test(split, "ood", source, class_map=class_map, frames=found))
+        frames = read_frames(_find_folder(config, entry), entry.test) if entry.frames else None
+        tests.append(Test(split, "ood", source, class_map=class_map, frames=frames))
     return tests
 
 
 def _check_classes(source: Source, train: Source, split: str) -> None:
-    """Raises UserError where two sources do not have the same classes, as far as both name them."""
+    """Raise UserError unless two sources have the same classes. Names are compared only if both have names."""
     numbers = tuple(map(str, range(train.num_classes)))
-    named = source.class_names != numbers != train.class_names
-    if source.num_classes != train.num_classes or (named and source.class_names != train.class_names):
-        raise UserError(f"{split} has other classes than the training split", "leave it out, or prepare both anew")
+    both_named = source.class_names != numbers != train.class_names
+    if source.num_classes != train.num_classes or (both_named and source.class_names != train.class_names):
+        raise UserError(f"{split} has other classes than the training split", "leave it out, or prepare both again")
 
 
-def _corruptions(chosen: Any, entry: Entry) -> list[str]:
-    """What stands for {} in the entry's folder or split; an empty string where there is no {}."""
+def _list_corruptions(chosen: Any, entry: Entry) -> list[str]:
+    """List the values for {} in the entry's folder or split; a single empty string if there is no {}."""
     if "{}" not in entry.folder + entry.test:
         return [""]
     return [f"{c}_{s}" for c in chosen.corruptions or catalogue.BENCHMARK for s in chosen.severities]
 
 
-def _open(config: Any, entry: Entry, split: str, size: int, corruption: str = "") -> Source:
-    """A split of a prepared dataset; says so where it is not of the published size."""
-    folder = _folder(config, entry, corruption)
+def _open_split(config: Any, entry: Entry, split: str, size: int, corruption: str = "") -> Source:
+    """Open a split of a prepared dataset. Print a notice if its size is not the published one."""
+    folder = _find_folder(config, entry, corruption)
     data = SimpleNamespace(source="directory", path=str(folder), name="", classes=(), num_classes=None)
     source = sources.load(data, split)
     if source.num_classes != entry.num_classes:
         raise UserError(
-            f"{folder} has {source.num_classes} classes, not {entry.num_classes}", f"prepare it anew {entry.obtain}"
+            f"{folder} has {source.num_classes} classes, not {entry.num_classes}", f"prepare it again {entry.obtain}"
         )
     if len(source) != size:
-        console.notice(f"{folder}: the split {split!r} has {len(source):,} records; published are {size:,}")
+        console.notice(f"{folder}: split {split!r} has {len(source):,} records; the published number is {size:,}")
     return source
 
 
-def _folder(config: Any, entry: Entry, corruption: str = "") -> Path:
-    """Where an entry is prepared: the version of the table, or else the newest that is there.
+def _find_folder(config: Any, entry: Entry, corruption: str = "") -> Path:
+    """Find the prepared dataset of an entry: the entry's version, else the newest one.
 
     Raises:
         UserError: it is not prepared.
@@ -168,9 +168,7 @@ def _folder(config: Any, entry: Entry, corruption: str = "") -> Path:
         )
     wanted = tuple(map(int, entry.version.split("."))) if entry.version else ()
     if wanted and wanted not in by_version:
-        console.notice(
-            f"{folder}: there is version {by_version[max(by_version)].name}; the table is of {entry.version}"
-        )
+        console.notice(f"{folder}: using version {by_version[max(by_version)].name} instead of {entry.version}")
     return by_version[wanted if wanted in by_version else max(by_version)]
 
 
@@ -182,20 +180,28 @@ TASKS: dict[str, Callable[[Any], Task]] = {
 }
 
 
-def find_dataset(name: str, config: Any) -> str:
-    """What files of class names and prompts call the task's dataset: of "directory" the folder's name, or of the folder
-    above where it is that of a version, as TFDS makes them."""
+def choose_dataset_name(name: str, config: Any) -> str:
+    """Choose the name under which files of class names and prompts list the task's dataset.
+
+    For "directory" this is the folder's name. If the folder is that of a version, as TFDS makes it, it is the name of
+    the folder above.
+    """
     if name != "directory":
         return name
     folder = Path(config.downstream.path or config.data.path).expanduser().resolve()
     return (folder.parent if VERSION.fullmatch(folder.name) else folder).name
 
 
+def check_ranges(config: Any) -> None:
+    """Refuse values of the section `downstream` that are out of range."""
+    ranges.require_names("downstream", config, "tasks")
+
+
 def check_tasks(config: Any, *, data: bool = False) -> None:
-    """Refuse tasks that do not exist or cannot be; with `data`, also a dataset that is not there.
+    """Check the downstream tasks of a config; with `data`, also that their datasets exist.
 
     Raises:
-        UserError: no such task, no dataset, or a test split that is named twice or that the heads are trained on.
+        UserError: a task or dataset does not exist, a test split is named twice, or heads are trained on a test split.
     """
     _check(config, tuple(config.downstream.tasks), data=data)
 
@@ -203,13 +209,13 @@ def check_tasks(config: Any, *, data: bool = False) -> None:
 def _check(config: Any, names: tuple[str, ...], *, data: bool) -> None:
     for name in names:
         if name not in TASKS:
-            raise UserError(f"no downstream task {name!r}", f"downstream.tasks takes {', '.join(TASKS)}")
+            raise UserError(f"unknown downstream task {name!r}", f"downstream.tasks takes {', '.join(TASKS)}")
     if "directory" in names:
         _check_directory(config, data=data)
     if {*names} & {"domainnet", *catalogue.TRAINED}:
         _check_catalogue(config.downstream, names)
-    for entry, corruption in _entries(config.downstream, names) if data else ():
-        _folder(config, entry, corruption)
+    for entry, corruption in _list_entries(config.downstream, names) if data else ():
+        _find_folder(config, entry, corruption)
 
 
 def _check_directory(config: Any, *, data: bool) -> None:
@@ -225,13 +231,13 @@ def _check_directory(config: Any, *, data: bool) -> None:
             raise UserError(f"downstream: the split {split!r} is tested twice", "name it under test or under ood")
         if split in (config.downstream.train, "train"):
             raise UserError(
-                f"downstream: the test split {split!r} is the one that heads are trained on, or named like it",
+                f"downstream: the test split {split!r} is the training split of the heads, or has its name",
                 "test on another split",
             )
 
 
 def _check_catalogue(chosen: Any, names: tuple[str, ...]) -> None:
-    """Raises UserError where a key of the catalogue's tasks has a value that none of them can have."""
+    """Raise UserError if a key of the catalogue's tasks has a value that none of them takes."""
     fitting = [p for name in names if name in catalogue.TRAINED for p in catalogue.TRAINED[name].partners]
     domains = [chosen.domain_train, *chosen.domain_test]
     for key, values, known in (
@@ -243,31 +249,31 @@ def _check_catalogue(chosen: Any, names: tuple[str, ...]) -> None:
         for value in values:
             if value not in known:
                 takes = ", ".join(dict.fromkeys(map(str, known))) or "nothing with these tasks"
-                raise UserError(f"downstream.{key}: no {value!r}", f"it takes {takes}")
+                raise UserError(f"downstream.{key}: unknown {value!r}", f"it takes {takes}")
             if list(values).count(value) > 1:
-                raise UserError(f"downstream.{key}: {value!r} is there twice", "name each once")
+                raise UserError(f"downstream.{key}: {value!r} is given twice", "give each value once")
     if not chosen.severities:
-        raise UserError("downstream.severities is empty", "name some of 1 to 5")
+        raise UserError("downstream.severities is empty", "give some of 1 to 5")
 
 
-def _entries(chosen: Any, names: tuple[str, ...]) -> list[tuple[Entry, str]]:
-    """Every dataset of the catalogue that the chosen tasks need, with its corruption."""
+def _list_entries(chosen: Any, names: tuple[str, ...]) -> list[tuple[Entry, str]]:
+    """List every dataset of the catalogue that the chosen tasks need, with its corruption."""
     needed = [(catalogue.TRAINED[name], "") for name in names if name in catalogue.TRAINED]
     if "domainnet" in names:
-        needed += [(catalogue.split_domain(name), "") for name in (chosen.domain_train, *chosen.domain_test)]
+        needed += [(catalogue.make_domain_entry(name), "") for name in (chosen.domain_train, *chosen.domain_test)]
     partners = [catalogue.PARTNERS[name] for name in chosen.partners] if needed else []
-    return needed + [(entry, corruption) for entry in partners for corruption in _corruptions(chosen, entry)]
+    return needed + [(entry, corruption) for entry in partners for corruption in _list_corruptions(chosen, entry)]
 
 
 def load_task(name: str, config: Any) -> Task:
-    """The task of that name.
+    """Load a task.
 
     Args:
         name: a key of TASKS.
         config: the whole config; a task reads its section `downstream`.
 
     Raises:
-        UserError: no such task, or what its source raises.
+        UserError: the task does not exist, or its datasets are missing or not as expected.
     """
     _check(config, (name, *config.downstream.tasks), data=False)
     return TASKS[name](config)

@@ -1,4 +1,4 @@
-"""Frames of videos as a test set: what is in each, and which surround which anchor frame."""
+"""Frames of videos as a test set: the classes in each frame, and the frames around each anchor frame."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,11 @@ from nml_jax.runs.files import write_json
 
 
 class Frames(NamedTuple):
-    """Of a split of N frames.
+    """Labels and groups of a split of N frames.
 
     Attributes:
-        labels: of each frame all classes in it; the record's own label is the first.
-        groups: of each anchor frame the ids of the frames around it that were found alike, its own id first.
+        labels: for each frame, all classes in it; the record's own label comes first.
+        groups: for each anchor frame, its id and then the ids of the similar frames around it.
     """
 
     labels: tuple[tuple[int, ...], ...]
@@ -25,7 +25,7 @@ def write_frames(folder: Path, split: str, frames: Frames) -> None:
 
 
 def read_frames(folder: Path, split: str) -> Frames:
-    """The frames of a split, as the builder wrote them beside the records.
+    """Read the frames of a split, which the builder wrote beside the records.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -35,7 +35,7 @@ def read_frames(folder: Path, split: str) -> Frames:
         stored: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return Frames(*(tuple(tuple(map(int, ids)) for ids in stored[field]) for field in Frames._fields))
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path} is missing or damaged: {e}", "prepare the dataset anew") from e
+        raise UserError(f"{path} is missing or damaged: {e}", "prepare the dataset again") from e
 
 
 def _frames_path(folder: Path, split: str) -> Path:

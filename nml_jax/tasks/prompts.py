@@ -1,11 +1,11 @@
-"""Class names and prompt templates for zero-shot classification, and the texts that they make.
+"""Class names and prompt templates for zero-shot classification.
 
-Both come from JSON files: a list of strings, which holds for every task, or an object from the name of a task to its
-list, as CLIP_benchmark lays out `en_classnames.json` and `en_zeroshot_classification_templates.json`. In place of a
-task's templates there may be an object from class name to finished prompts, its CuPL layout (arXiv 2209.03320).
+Both come from JSON files. A file is a list of strings for every task, or an object from task name to list, like
+CLIP_benchmark's `en_classnames.json` and `en_zeroshot_classification_templates.json`. A task's templates may also be an
+object from class name to finished prompts (the CuPL layout, arXiv 2209.03320).
 
-A template marks the place of the class name by {c}, or by {} as open_clip does. Lists may repeat themselves, as
-published ones do: a template that stands twice counts twice, and of two classes of one name only the first can win.
+{c}, or {} as in open_clip, marks the place of the class name in a template. Published lists repeat entries: a repeated
+template counts twice, and of two classes with the same name only the first can be predicted.
 """
 
 import json
@@ -16,101 +16,103 @@ from typing import Any
 
 from nml_jax.errors import UserError
 
-Templates = tuple[str, ...] | dict[str, tuple[str, ...]]  # for every class, or finished prompts by class name
+Templates = tuple[str, ...] | dict[str, tuple[str, ...]]  # templates, or finished prompts by class name
 
 DEFAULT = Path(__file__).with_name("prompts.json")
 PLACEHOLDER = re.compile(r"\{c?\}")
 
 
 def read_templates(path: str, task: str) -> Templates:
-    """The prompt templates of a task.
+    """Read the prompt templates of a task.
 
     Args:
-        path: JSON file; "": a small set of our own, for photographs and renderings.
-        task: key to look up where the file is an object.
+        path: JSON file; "": a small set of our own for photographs and renderings.
+        task: key to look up if the file is an object.
 
     Returns:
-        The templates, each with its placeholder; or, from a file in CuPL's layout, prompts by class name.
+        The templates with their placeholders; from a file in the CuPL layout, prompts by class name.
 
     Raises:
-        UserError: the file is missing or no JSON of these layouts, it lacks the task, a list is empty, or a template
-            has no placeholder.
+        UserError: the file is missing or has another layout, it lacks the task, a list is empty, or a template has no
+            placeholder.
     """
-    found = _look_up(path or str(DEFAULT), task)
-    if isinstance(found, Mapping) and found:
-        return {name: _strings(prompts, f"{path}, {task!r}, {name!r}") for name, prompts in found.items()}
-    for template in (given := _strings(found, f"{path}, {task!r}")):
+    content = _look_up(path or str(DEFAULT), task)
+    if isinstance(content, Mapping) and content:
+        return {name: _check_strings(prompts, f"{path}, {task!r}, {name!r}") for name, prompts in content.items()}
+    templates = _check_strings(content, f"{path}, {task!r}")
+    for template in templates:
         if not PLACEHOLDER.search(template):
             raise UserError(
                 f"the prompt template {template!r} of {path} has no placeholder",
                 "mark the place of the class name by {c}, as in 'a photo of a {c}.'",
             )
-    return given
+    return templates
 
 
-def read_class_names(path: str, task: str, given: Sequence[str]) -> tuple[str, ...]:
-    """The names of a task's classes, as prompts shall call them, in the order of the class ids.
+def read_class_names(path: str, task: str, own_names: Sequence[str]) -> tuple[str, ...]:
+    """Read the names of a task's classes for prompts, in the order of the class ids.
 
     Args:
-        path: JSON file; "": `given`, with blanks in place of underscores.
-        task: key to look up where the file is an object.
-        given: the dataset's own names, one for every class.
+        path: JSON file; "": use `own_names`, with spaces instead of underscores.
+        task: key to look up if the file is an object.
+        own_names: the dataset's own names, one for each class.
 
     Raises:
-        UserError: the file is missing or no JSON of these layouts, it lacks the task, or the number of names is not
-            that of the classes.
+        UserError: the file is missing or has another layout, it lacks the task, or it has too few or too many names.
     """
     if not path:
-        return tuple(name.replace("_", " ") for name in given)
-    names = _strings(_look_up(path, task), f"{path}, {task!r}")
-    if len(names) != len(given):
+        return tuple(name.replace("_", " ") for name in own_names)
+    names = _check_strings(_look_up(path, task), f"{path}, {task!r}")
+    if len(names) != len(own_names):
         raise UserError(
-            f"{path} names {len(names)} classes; the task {task!r} has {len(given)}",
-            f"give one name per class, in the order of the class ids: {_some(given)}",
+            f"{path} names {len(names)} classes; the task {task!r} has {len(own_names)}",
+            f"give one name per class, in the order of the class ids: {_join_names(own_names)}",
         )
     return names
 
 
 def fill_templates(names: Sequence[str], templates: Templates) -> list[list[str]]:
-    """For every class the texts that describe it.
+    """Make the prompts of every class.
 
     Args:
-        names: of `class_names`.
-        templates: of `templates`.
+        names: class names from `read_class_names`.
+        templates: templates from `read_templates`.
 
     Raises:
-        UserError: the templates are prompts by class name, and that of a class is not among them.
+        UserError: the templates are prompts by class name, and a class is missing.
     """
     if isinstance(templates, Mapping):
         if missing := [name for name in names if name not in templates]:
-            raise UserError(f"there are no prompts for the class {missing[0]!r}", f"there are: {_some(templates)}")
+            cure = f"the file has prompts for: {_join_names(templates)}"
+            raise UserError(f"there are no prompts for the class {missing[0]!r}", cure)
         return [list(templates[name]) for name in names]
     return [[PLACEHOLDER.sub(lambda _, name=name: name, template) for template in templates] for name in names]
 
 
 def _look_up(path: str, task: str) -> Any:
-    """What the JSON file holds for the task."""
+    """Return the content of a JSON file for the task."""
     try:
         content = json.loads(Path(path).read_text("utf-8-sig"))
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}", "name a JSON file, or leave the key empty") from e
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{path} is no JSON: {e}", 'write a list, ["...", ...], or {"task": ["...", ...], ...}') from e
+        raise UserError(f"{path} is not JSON: {e}", 'write a list, ["...", ...], or {"task": ["...", ...], ...}') from e
     if not isinstance(content, dict):
         return content
     if task not in content:
-        raise UserError(f"{path} has nothing for the task {task!r}", f"it has: {_some(content)}")
+        raise UserError(f"{path} has nothing for the task {task!r}", f"it has: {_join_names(content)}")
     return content[task]
 
 
-def _strings(value: Any, where: str) -> tuple[str, ...]:
+def _check_strings(value: Any, where: str) -> tuple[str, ...]:
+    """Return a list of strings as a tuple. Raise UserError for anything else."""
     if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
         shown = json.dumps(value, ensure_ascii=False)
-        raise UserError(f"{where}: {shown:.60} is no list of strings", 'write ["...", ...], with one or more in it')
+        raise UserError(f"{where}: {shown:.60} is not a list of strings", 'write ["...", ...] with at least one string')
     return tuple(value)
 
 
-def _some(names: Any) -> str:
-    """Names for a message of one line: the first forty."""
+def _join_names(names: Any) -> str:
+    """Join the first forty names for a message of one line."""
     shown = [" ".join(str(name).split()) for name in names]
     return ", ".join(shown[:40]) + (f" and {len(shown) - 40} more" if len(shown) > 40 else "")

@@ -32,13 +32,13 @@ def test_a_subset_lets_only_its_own_logits_compete():
 
 @pytest.mark.parametrize("name", ["imagenet_a", "objectnet", "imagenet_vid_robust"])
 def test_against_a_loop_on_the_real_maps(name: str):
-    class_map = class_maps.find_ids(name)
+    class_map = class_maps.load_ids(name)
     logits = np.random.default_rng(0).normal(size=(50, 1000))
     labels = np.random.default_rng(1).integers(0, len(class_map), 50)
     wanted = np.array([[max(row[c] for c in classes) for classes in class_map] for row in logits])
     np.testing.assert_array_equal(mapped.map_logits(logits, class_map), wanted)
     counts = metrics.confusion(labels, wanted.argmax(1), len(class_map))
-    assert scores(labels, logits, blocks=3, class_map=class_map) == metrics.scores(counts)
+    assert scores(labels, logits, blocks=3, class_map=class_map) == metrics.compute_scores(counts)
 
 
 @pytest.mark.parametrize("class_map", [((0,), ()), ((0,), (4,)), ((-1,),)])

@@ -1,4 +1,4 @@
-"""Compiling for a pod: what is read from a compiled program, the arithmetic of the estimate, what is refused."""
+"""Test compiling for a pod: reading the compiled program, the arithmetic of the estimate, bad input."""
 
 import importlib.util
 import json
@@ -77,14 +77,14 @@ backend_config={"known_trip_count":{"n":"3"},"known_init_step":{"init":"0","step
 
 
 def test_every_collective_is_found_once_with_its_bytes_group_and_rounds():
-    found = hlo.collectives(TEXT, devices=8)
+    found = hlo.find_collectives(TEXT, devices=8)
     assert [(c.kind, c.bytes, c.group, c.times) for c in found] == [
         ("all-reduce", 768 * 4 + 768 * 3072 * 2, 4, 1),  # both of its arrays, among axis_0 of 4 × 2
-        ("all-gather", 512 * 8 * 4, 8, 1),  # the result, not the operand beside it; no groups: all devices
-        ("reduce-scatter", 64 * 8 * 4, 8, 1),  # the input: 8 times what each gets
+        ("all-gather", 512 * 8 * 4, 8, 1),  # the result, not the operand beside it; no groups means all devices
+        ("reduce-scatter", 64 * 8 * 4, 8, 1),  # the input, 8 times what each device gets
         ("all-to-all", 2 * 16 * 4, 2, 1),
-        ("all-gather", 32 * 16 * 2, 8, 1),  # named by two fusions, one channel
-        ("reduce-scatter", 32 * 256 * 4, 2, 1),  # an all-reduce of which each keeps its slice
+        ("all-gather", 32 * 16 * 2, 8, 1),  # in two fusions with one channel
+        ("reduce-scatter", 32 * 256 * 4, 2, 1),  # an all-reduce of which each device keeps its slice
         ("all-reduce", 16 * 4, 4, 3),
         ("collective-permute", 16 * 4, 2, None),
     ]
@@ -93,8 +93,8 @@ def test_every_collective_is_found_once_with_its_bytes_group_and_rounds():
     assert found[7].groups == "{{0,1},{1,0}}"
 
 
-def test_what_a_device_sends():
-    sent = [c.sent for c in hlo.collectives(TEXT, devices=8)]
+def test_bytes_that_a_device_sends():
+    sent = [c.sent for c in hlo.find_collectives(TEXT, devices=8)]
     assert sent[0] == 2 * (3072 + 768 * 3072 * 2) * 3 / 4
     assert sent[1] == 16384 * 7 / 8
     assert sent[2] == 2048 * 7 / 8
@@ -102,8 +102,8 @@ def test_what_a_device_sends():
     assert sent[7] == 64
 
 
-def test_the_sum_counts_rounds_and_an_unknown_number_of_them_as_one():
-    total = hlo.total(hlo.collectives(TEXT, devices=8))
+def test_the_sum_counts_rounds_and_an_unknown_number_as_one():
+    total = hlo.sum_collectives(hlo.find_collectives(TEXT, devices=8))
     assert total["all-reduce", 4] == {
         "count": 4,
         "bytes": 768 * 4 + 768 * 3072 * 2 + 3 * 64,
@@ -122,30 +122,34 @@ def test_groups_in_every_notation():
         "{}": 64,
     }.items():
         line = f"%x = f32[2]{{0}} all-reduce(%y), channel_id=1, replica_groups={written}, use_global_device_ids=true"
-        (found,) = hlo.collectives(f"ENTRY %main (y: f32[2]) -> f32[2] {{\n  {line}\n}}\n", devices=64)
+        (found,) = hlo.find_collectives(f"ENTRY %main (y: f32[2]) -> f32[2] {{\n  {line}\n}}\n", devices=64)
         assert (found.group, found.groups) == (size, written)
 
 
 def test_arrays_and_element_sizes():
-    assert hlo.arrays("%a = (pred[3], bf16[4,5]{1,0:T(8,128)(2,1)}) fusion(u8[] %b, token[] %c)") == {(3,), (4, 5), ()}
+    assert hlo.find_shapes("%a = (pred[3], bf16[4,5]{1,0:T(8,128)(2,1)}) fusion(u8[] %b, token[] %c)") == {
+        (3,),
+        (4, 5),
+        (),
+    }
     line = "%x = (pred[3], s4[4], bf16[5], f8e4m3fn[6], f64[7], c64[8], u32[]) all-reduce(%y), replica_groups={}"
-    (found,) = hlo.collectives(f"ENTRY %main (y: s4[]) -> s4[] {{\n  {line}\n}}\n", devices=2)
+    (found,) = hlo.find_collectives(f"ENTRY %main (y: s4[]) -> s4[] {{\n  {line}\n}}\n", devices=2)
     assert found.bytes == 3 + 2 + 10 + 6 + 56 + 64 + 4
 
 
-def test_text_that_is_no_program_is_refused():
+def test_other_text_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
-        hlo.collectives("module @jit_step {}", devices=8)
+        hlo.find_collectives("module @jit_step {}", devices=8)
 
 
-def test_the_program_of_this_machine_is_read_too(mesh):
+def test_a_program_of_this_machine(mesh):
     def loss(w, x):
         return jax.numpy.tanh(x @ w).sum()
 
     placed = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
     x = jax.ShapeDtypeStruct((16, 32), "float32", sharding=placed)
     w = jax.ShapeDtypeStruct((32, 8), "float32", sharding=jax.NamedSharding(mesh, jax.P()))
-    (found,) = hlo.collectives(jax.jit(jax.grad(loss)).lower(w, x).compile().as_text(), mesh.size)
+    (found,) = hlo.find_collectives(jax.jit(jax.grad(loss)).lower(w, x).compile().as_text(), mesh.size)
     assert (found.kind, found.bytes, found.group) == ("all-reduce", 32 * 8 * 4, 8)
     assert found.times == 1
 
@@ -160,8 +164,8 @@ def test_a_step_takes_as_long_as_the_slowest_of_three():
 
 
 def test_topologies():
-    assert chips.Slice.of("v5e:8x8") == (chips.CHIPS["v5e"], (8, 8))
-    assert chips.Slice.of("v4:4x4x16").shape == (4, 4, 16)
+    assert chips.Slice.parse("v5e:8x8") == (chips.CHIPS["v5e"], (8, 8))
+    assert chips.Slice.parse("v4:4x4x16").shape == (4, 4, 16)
     for chip in chips.CHIPS.values():
         assert all(math.prod(map(int, shape.split("x"))) <= chip.pod for shape in chip.shapes.split())
 
@@ -169,7 +173,7 @@ def test_topologies():
 @pytest.mark.parametrize("name", ["v9:8x8", "v5e", "v5e:", "v5e-64", "v5e:8x8x8", "v5p:8x8", "v6e:32x32", "v5e:0x8"])
 def test_an_unknown_topology_lists_the_known_ones(name: str):
     with pytest.raises(UserError) as e:
-        chips.Slice.of(name)
+        chips.Slice.parse(name)
     assert repr(name) in e.value.cause
     assert "v5e:8x8" in e.value.cure
     assert "v4, v5p: 2x2x1" in e.value.cure
@@ -179,13 +183,13 @@ def test_an_unknown_topology_lists_the_known_ones(name: str):
 def test_without_the_compiler_the_cure_is_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError) as e:
-        aot.devices("v5e:8x8")
+        aot.list_devices("v5e:8x8")
     assert "libtpu" in e.value.cause
     assert "[tpu]" in e.value.cure
 
 
 class Lowered:
-    """A step that the compiler refuses."""
+    """A fake of a lowered step that does not compile."""
 
     def __init__(self, message: str):
         self.message = message
@@ -202,7 +206,7 @@ class Lowered:
             "Exceeded hbm capacity by 7.81G.",
             "23.56 GiB",
         ),
-        (  # libtpu 0.0.42.1, of this config on v5e:4x4
+        (  # libtpu 0.0.42.1 with this config on v5e:4x4
             "Ran out of memory on HBM, the total memory required for HLO temporaries (20.44G) exceeds available HBM "
             "(15.75G).",
             "20.44 GiB",
@@ -215,7 +219,7 @@ def test_a_step_that_does_not_fit_says_by_how_much_and_what_to_do(message: str, 
         aot.compile_step(clip_vitb16.get_config(), "v5e:8x8", Lowered(f"RESOURCE_EXHAUSTED: {message}"))
     assert e.value.cause == f"a step of clip_vitb16 does not fit v5e:8x8: it needs {need} of a chip's 16 GiB of HBM"
     assert "--config.model.remat=True, --config.train.micro_batches=2" in e.value.cure
-    assert "chunk" not in e.value.cure  # it is on already
+    assert "chunk" not in e.value.cure  # the config sets it already
     with pytest.raises(RuntimeError, match="INTERNAL"):
         aot.compile_step(resnet50_in1k.get_config(), "v5e:8x8", Lowered("INTERNAL: a fault of its own"))
 
@@ -234,8 +238,8 @@ def run(*args: str, path: Path) -> subprocess.CompletedProcess:
     [
         ([], "--topology"),
         (["--topology=v5e:9"], "there is no topology 'v5e:9'"),
-        (["--topology=v5e:8x8", "--mfu=0"], "--mfu=0.0"),
-        (["--topology=v5e:8x8", "--effort=2"], "--effort=2.0"),
+        (["--topology=v5e:8x8", "--mfu=0"], "--mfu must be above 0 and at most 1, got 0.0"),
+        (["--topology=v5e:8x8", "--effort=2"], "--effort must be from -1 to 1, got 2.0"),
         (["--topology=v5e:8x8", "--config=configs/none.py"], "'configs/none.py'"),
         (["--topology=v5e:8x8", "--config.train.btch=1"], "btch"),
         (["--topology=v5e:8x8", "--dry_run"], "--dry_run"),
@@ -261,10 +265,10 @@ def test_a_tiny_step_for_four_chips(tmp_path: Path):
     flags = ["--config=configs/vitb16_in1k.py", *(f"--config.{k}={v}" for k, v in small.items())]
     done = run("--topology=v5e:2x2", "--fsdp=2", f"--json={tmp_path / 'x.json'}", *flags, path=tmp_path)
     assert done.returncode == 0, done.stderr
-    told = json.loads((tmp_path / "x.json").read_text())
-    assert told["mesh"] == {"data": 2, "fsdp": 2}
-    assert {row["kind"] for row in told["collectives"]} >= {"all-reduce", "all-gather"}
-    assert 0 < told["memory"]["total"] < 2**30
+    result = json.loads((tmp_path / "x.json").read_text())
+    assert result["mesh"] == {"data": 2, "fsdp": 2}
+    assert {row["kind"] for row in result["collectives"]} >= {"all-reduce", "all-gather"}
+    assert 0 < result["memory"]["total"] < 2**30
     assert "whole run" in done.stdout
     done = run("--topology=v5e:2x2", "--config.train.batch=63", *flags[:-1], path=tmp_path)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""The Dockerfiles, as far as that goes without building them: what is copied exists, what is installed is pinned."""
+"""Test the Dockerfiles without building them: copied files exist, installed packages are pinned."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ FILES = sorted(LAUNCH.glob("docker/Dockerfile.*"))
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
-    """(instruction, arguments) of a Dockerfile, comments dropped, continued lines joined."""
+    """Split a Dockerfile to (instruction, arguments), without comments and with continued lines joined."""
     joined = re.sub(r"\\\n\s*", "", re.sub(r"(?m)^#.*\n", "", text))
     pairs = [line.split(None, 1) for line in joined.splitlines() if line.strip()]
     return [(name, rest) for name, rest in pairs]
@@ -32,7 +32,7 @@ def test_dockerfile(path):
     copied = {source for name, rest in steps if name == "COPY" for source in shlex.split(rest)[:-1]}
     assert all((ROOT / source).exists() for source in copied), copied
     assert {"nml_jax", "configs", "constraints.txt", "setup.py"} <= copied
-    # libraries before the code, so that an edit does not install them again; nobody is root at the end
+    # libraries come before the code, so that an edit does not install them again; the last user is not root
     install = next(i for i, (name, rest) in enumerate(steps) if name == "RUN" and "pip install" in rest)
     code = next(i for i, (name, rest) in enumerate(steps) if name == "COPY" and rest.startswith("nml_jax "))
     assert install < code < names.index("USER") < names.index("ENTRYPOINT")

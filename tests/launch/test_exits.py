@@ -1,4 +1,4 @@
-"""What is done about a job, by the exit codes of its processes."""
+"""Test the decision about a job from the exit codes of its processes."""
 
 import signal
 
@@ -37,19 +37,19 @@ from tests.launch.shell import LAUNCH, load, refused, run
         ((-2, 75), "stop", 130),
     ],
 )
-def test_verdict(codes: tuple[int, ...], word: str, code: int):
-    assert load("exits").verdict(codes)[:2] == (word, code)
+def test_decide(codes: tuple[int, ...], word: str, code: int):
+    assert load("exits").decide(codes)[:2] == (word, code)
 
 
 def test_the_command():
     done = run("exits.py", "75", "76")
     assert done.returncode == 0
-    assert done.stdout == "restart 76: a process was lost; the same command goes on from the last checkpoint\n"
+    assert done.stdout == "restart 76: a process was lost; the same command continues from the last checkpoint\n"
 
 
 def test_the_codes_are_those_of_the_package():
     raised = (errors.UserError, errors.Preempted, errors.PeerLost, errors.NonFinite)
-    words = [load("exits").verdict([error.exit_code])[0] for error in raised]
+    words = [load("exits").decide([error.exit_code])[0] for error in raised]
     assert words == ["stop", "resume", "restart", "stop"]
 
 
@@ -60,11 +60,11 @@ def test_kubernetes_starts_again_after_the_same_codes():
     )  # fmt: skip
     assert rule["onExitCodes"]["operator"] == "NotIn"
     again = rule["onExitCodes"]["values"]
-    assert again == sorted(set(again)), "as Kubernetes wants them"
-    assert set(again) == {code for code in range(1, 256) if load("exits").verdict([code])[0] in ("resume", "restart")}
+    assert again == sorted(set(again)), "Kubernetes requires sorted codes"
+    assert set(again) == {code for code in range(1, 256) if load("exits").decide([code])[0] in ("resume", "restart")}
     deaths = {128 + number for number in signal.Signals if number < signal.SIGRTMIN and number != signal.SIGINT}
     assert deaths <= set(again)
 
 
-def test_a_word_is_no_code():
+def test_a_word_is_refused():
     assert "'x'" in refused("exits.py", "75", "x")

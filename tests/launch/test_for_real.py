@@ -1,7 +1,7 @@
-"""The launchers with real processes, schedulers and training: two processes of the miniature digits, stopped, resumed.
+"""Test the launchers with real schedulers and training: stop and resume two processes of the miniature digits.
 
-Each needs its scheduler (Debian: slurm-wlm and munge, openmpi-bin; pip: ray) and skips where that is absent. They take
-minutes, hence slow: pytest -m slow tests/launch/test_for_real.py.
+Each test needs its scheduler (Debian: slurm-wlm and munge, openmpi-bin; pip: ray) and is skipped without it. They take
+minutes, so run them by pytest -m slow tests/launch/test_for_real.py.
 """
 
 import importlib.util
@@ -26,13 +26,13 @@ from tests.scenes.process_scenes import free_port
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 CELL = "noise=0.3,seed=0"
-# Long enough to be stopped in the middle: 9 steps an epoch.
+# Long enough to be stopped in the middle. An epoch has 9 steps.
 LONG = {"train.epochs": 5.0, "runtime.save_every": 100.0, "runtime.log_every": 1, "stages": ("pretrain",)}
 STEPS = 45
 
 
 def environment(**more: str) -> dict[str, str]:
-    """One CPU device per process, this Python first on the path, what is compiled kept for the resumed run."""
+    """Return variables for one CPU device per process, this Python, and a compilation cache for the resumed run."""
     env = clean() | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "xla")}
     env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3", "PYTHONUNBUFFERED": "1"}
     return env | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"} | more
@@ -53,27 +53,27 @@ def wait_for(what: Callable[[], object], why: str, seconds: float = 300) -> None
 
 
 def steps(workdir: Path) -> list[int]:
-    """The training steps on record."""
+    """Return the training steps in the log of metrics."""
     path = workdir / CELL / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line)["step"] for line in lines if '"train/loss"' in line]
 
 
 def saved(workdir: Path) -> int:
-    """The last step with a checkpoint; 0 if there is none."""
+    """Return the last step with a checkpoint; 0 if there is none."""
     names = [p.name for p in (workdir / CELL / "checkpoints").glob("*") if p.name.isdigit()]
     return max(map(int, names), default=0)
 
 
-def stopped_in_the_middle(workdir: Path) -> int:
-    """The step that was saved, which lost none of those on record."""
+def check_stopped(workdir: Path) -> int:
+    """Return the step that was saved. Check that it is the last one in the log, and not the end."""
     step = saved(workdir)
     assert max(steps(workdir)) <= step < STEPS
     return step
 
 
-def finished(workdir: Path, resumed_at: int) -> None:
-    """Every step is on record once, and the run did not begin again."""
+def check_finished(workdir: Path, resumed_at: int) -> None:
+    """Check that every step is in the log once, and that the run did not start over."""
     assert steps(workdir) == list(range(1, STEPS + 1))
     assert saved(workdir) == STEPS
     assert 0 < resumed_at < STEPS
@@ -88,17 +88,17 @@ def launch(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
 
 
 def stop_and_resume(command: list[str], workdir: Path, env: dict[str, str]) -> None:
-    """SIGTERM in the middle ends the launcher with 75; the same command goes to the end."""
+    """Send SIGTERM in the middle, expect exit code 75, and run the same command to the end."""
     process = launch(command, env)
     wait_for(lambda: steps(workdir) or process.poll() is not None, "a first step")
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 75, out
-    step = stopped_in_the_middle(workdir)
+    step = check_stopped(workdir)
     process = launch(command, env)
     out, _ = process.communicate(timeout=600)
     assert process.returncode == 0, out
-    finished(workdir, step)
+    check_finished(workdir, step)
 
 
 def test_local(tmp_path: Path):
@@ -191,18 +191,18 @@ class Slurm:
         return done.stdout.strip()
 
     def state(self, job: str) -> dict[str, str]:
-        """What Slurm says of a job, as JobState, Restarts, ExitCode, ..."""
+        """Return what Slurm reports about a job: JobState, Restarts, ExitCode, ..."""
         words = self.call("scontrol", "show", "job", "-o", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def end(self, job: str) -> dict[str, str]:
-        """Wait until a job has ended; its last state."""
+        """Wait until a job has ended and return its last state."""
         active = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING")
         wait_for(lambda: self.state(job)["JobState"] not in active, f"the end of job {job}", 600)
         return self.state(job)
 
     def now(self, job: str) -> None:
-        """Start a job that is queued again now; Slurm lets it wait for two minutes."""
+        """Start a requeued job at once instead of after Slurm's two minutes."""
         wait_for(lambda: self.state(job)["JobState"] == "PENDING", f"job {job} in the queue again")
         self.call("scontrol", "update", f"jobid={job}", "StartTime=now")
 
@@ -218,7 +218,7 @@ class Slurm:
 def slurm(tmp_path_factory) -> Iterator[Slurm]:
     needs("slurmctld", "slurmd", "munged", "sbatch")
     if os.geteuid():
-        pytest.skip("Slurm's daemons want to be started by root")
+        pytest.skip("only root can start Slurm's daemons")
     cluster = Slurm(tmp_path_factory.mktemp("slurm"))
     cluster.folder.chmod(0o755)
     try:
@@ -229,7 +229,7 @@ def slurm(tmp_path_factory) -> Iterator[Slurm]:
 
 
 def sbatch(slurm: Slurm, tmp_path: Path, *own: str, run: list[str]) -> str:
-    """Submit launch/slurm.sbatch; the number of the job."""
+    """Submit launch/slurm.sbatch and return the number of the job."""
     out = f"--output={tmp_path}/%x-%j.log"
     return slurm.call("sbatch", "--parsable", out, *own, "launch/slurm.sbatch", "--", *run, env=environment())
 
@@ -238,21 +238,21 @@ def log_of(tmp_path: Path) -> str:
     return "\n".join(path.read_text() for path in sorted(tmp_path.glob("*.log")))
 
 
-def test_slurm_stops_is_queued_again_and_goes_on(slurm: Slurm, tmp_path: Path):
+def test_slurm_requeues_and_resumes(slurm: Slurm, tmp_path: Path):
     workdir = tmp_path / "run"
     job = sbatch(slurm, tmp_path, "--ntasks=2", run=flags(workdir, **LONG))
     wait_for(lambda: steps(workdir) or slurm.state(job)["JobState"] not in ("PENDING", "RUNNING"), "a first step")
     slurm.call("scancel", "--signal=TERM", job)
     slurm.now(job)
-    step = stopped_in_the_middle(workdir)
+    step = check_stopped(workdir)
     state = slurm.end(job)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), log_of(tmp_path)
-    finished(workdir, step)
+    check_finished(workdir, step)
     assert "resume 75: pre-empted and saved" in log_of(tmp_path)
 
 
 def test_slurm_stops_before_the_time_limit(slurm: Slurm, tmp_path: Path):
-    """--signal=TERM@120: a limit of 6 minutes leaves three to train in, as Slurm may be a minute early."""
+    """Check --signal=TERM@120. A limit of 6 minutes leaves three to train, because Slurm may be a minute early."""
     workdir = tmp_path / "run"
     long = LONG | {"train.epochs": 100000.0, "optimizer.warmup_epochs": 1.0, "runtime.log_every": 20}
     job = sbatch(slurm, tmp_path, "--ntasks=2", "--time=6", run=flags(workdir, **long))
@@ -263,7 +263,7 @@ def test_slurm_stops_before_the_time_limit(slurm: Slurm, tmp_path: Path):
     slurm.call("scancel", job)
 
 
-def test_slurm_leaves_a_mistake_to_a_person(slurm: Slurm, tmp_path: Path):
+def test_slurm_does_not_requeue_after_bad_input(slurm: Slurm, tmp_path: Path):
     job = sbatch(slurm, tmp_path, "--ntasks=2", run=flags(tmp_path / "run", noise=7))
     state = slurm.end(job)
     assert (state["JobState"], state["Restarts"], state["ExitCode"]) == ("FAILED", "0", "2:0"), log_of(tmp_path)
@@ -272,7 +272,7 @@ def test_slurm_leaves_a_mistake_to_a_person(slurm: Slurm, tmp_path: Path):
 
 
 def test_slurm_array_sweep(slurm: Slurm, tmp_path: Path):
-    """launch/sweep.py submits two cells and the report over both, which waits for them."""
+    """Submit two cells with launch/sweep.py, and the report over both, which waits for them."""
     workdir = tmp_path / "sweep"
     short = {"train.epochs": 1.0, "optimizer.warmup_epochs": 0.5, "stages": ("pretrain", "extract", "report")}
     run = [flag for flag in flags(workdir, **short) if not flag.startswith("--config.noise=")]

@@ -1,8 +1,8 @@
-"""launch/gke_jobset.yaml and what launch/sweep.py makes of it.
+"""Test launch/gke_jobset.yaml and the JobSets that launch/sweep.py makes from it.
 
-The schema below is our own and minimal: those fields of JobSet v1alpha2, batch/v1 Job and core/v1 Pod that we use,
-their types and which are required; a misspelt field is refused. What it cannot say (hosts, ports, volumes, exit codes
-that agree with each other) is asserted beside it.
+The schema below is minimal. It has only the fields of JobSet v1alpha2, batch/v1 Job and core/v1 Pod that we use, their
+types, and which are required; it refuses a misspelt field. `check` asserts what a schema cannot express: that hosts,
+ports, volumes and exit codes agree with each other.
 """
 
 import copy
@@ -19,7 +19,7 @@ from tests.launch.shell import LAUNCH, load, run
 
 
 def record(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
-    """An object of exactly these fields."""
+    """Return the schema of an object with exactly these fields."""
     properties = required | optional
     return {
         "type": "object", "properties": properties, "required": [*required], "additionalProperties": False,
@@ -72,27 +72,27 @@ JOBSET = record({
 
 
 def check(jobset: dict[str, Any]) -> dict[str, Any]:
-    """Everything that must hold of a JobSet of ours; its container."""
+    """Check a JobSet and return its container."""
     jsonschema.Draft202012Validator(JOBSET).validate(jobset)
     (job,) = jobset["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
-    # every host of a slice is a pod with an index, and they have all its chips
+    # every host of a slice is a pod with an index, and together they have all its chips
     assert spec["parallelism"] == spec["completions"]
     assert spec["completionMode"] == "Indexed"
     assert spec["backoffLimit"] == 0
     topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
     chips = container["resources"]["limits"]["google.com/tpu"]
     assert spec["parallelism"] * chips == prod(int(side) for side in topology.split("x"))
-    # hosts find each other by names that fit: <jobset>-<job>-<slice>-<host>-<5 characters>
+    # host names <jobset>-<job>-<slice>-<host>-<5 characters> must have at most 63 characters
     last = f"{jobset['metadata']['name']}-{job['name']}-{job['replicas'] - 1}-{spec['parallelism'] - 1}-abcde"
     assert len(last) <= 63
     assert jobset["spec"]["network"]["enableDNSHostnames"]
     ports = [port["containerPort"] for port in container["ports"]]
     assert len(set(ports)) == len(ports)
     assert int(coordinator_port()) in ports
-    # what is mounted is there, once, and no more writable than its claim
+    # every volume is mounted once, and is as writable as its claim
     volumes = {volume["name"]: volume["persistentVolumeClaim"] for volume in pod["volumes"]}
     mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
     assert len(volumes) == len(pod["volumes"])
@@ -102,7 +102,7 @@ def check(jobset: dict[str, Any]) -> dict[str, Any]:
     (workdir,) = [arg.removeprefix("--workdir=") for arg in container["args"] if arg.startswith("--workdir=")]
     assert workdir.startswith(f"{mounts['runs']['mountPath']}/")
     assert not mounts["runs"].get("readOnly")
-    # which ends start it again
+    # the exit codes after which it starts again
     ((stop,), (rule,)) = spec["podFailurePolicy"]["rules"], jobset["spec"]["failurePolicy"]["rules"]
     assert stop["onExitCodes"]["containerName"] == container["name"]
     assert stop["onExitCodes"]["operator"] == "NotIn"
@@ -153,7 +153,7 @@ def test_mistakes_are_noticed(template, path: tuple, value: object):
         check(broken)
 
 
-def filled(*own: str, flags: tuple[str, ...]) -> list[dict[str, Any]]:
+def fill_template(*own: str, flags: tuple[str, ...]) -> list[dict[str, Any]]:
     done = run("sweep.py", "--as=jobset", "--image=r/nml_jax:tpu", *own, "--", *flags)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
@@ -163,7 +163,7 @@ def test_a_sweep_is_a_jobset_for_each_cell(template):
     flags = ("--config=configs/digits.py", "--config.seed=1", "--config.sweep.noise=(0.0,0.1)")
     stages = '--config.stages=("pretrain", "extract", "tune",)'
     own = ("--topology=4x4x8", "--accelerator=tpu-v5p-slice", "--slices=2", "--queue=team")
-    made = filled(*own, flags=flags)
+    made = fill_template(*own, flags=flags)
     containers = [check(jobset) for jobset in made]
     assert [jobset["metadata"]["name"] for jobset in made] == ["digits-0", "digits-1"]
     cells = [jobset["metadata"]["annotations"]["nml-jax/cell"] for jobset in made]
@@ -187,7 +187,7 @@ def test_small_slices_and_odd_names(topology: str, per_host: int, hosts: int, ch
     sweep = load("sweep")
     args = sweep.parse(["--as=jobset", "--image=i", f"--topology={topology}", f"--chips_per_host={per_host}"])
     config = ConfigDict({"name": "My (very) long name of an experiment in 2026", "stages": ("pretrain",)})
-    (jobset,) = sweep.jobsets(["--workdir=/runs/mine"], config, {"seed=1": []}, args)
+    (jobset,) = sweep.make_jobsets(["--workdir=/runs/mine"], config, {"seed=1": []}, args)
     container = check(jobset)
     (job,) = jobset["spec"]["replicatedJobs"]
     assert job["template"]["spec"]["parallelism"] == hosts

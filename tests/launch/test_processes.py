@@ -1,4 +1,4 @@
-"""launch/local.py and launch/ray_job.py: the exact commands, bad input, and real processes that do not train."""
+"""Test launch/local.py and launch/ray_job.py: exact commands, bad input, and real processes that do not train."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def test_ray_prints_the_commands():
 @pytest.mark.parametrize(
     ("args", "cause"),
     [
-        (["local.py", "--processes=0"], "--processes=0"),
+        (["local.py", "--processes=0"], "--processes must be at least 1, got 0"),
         (["local.py", "--processes=two"], "'two'"),
         (["local.py", "--config=x"], "--config=x"),
         (["ray_job.py", "--processes=0"], "too small"),
@@ -48,13 +48,13 @@ def test_bad_input(args: list[str], cause: str):
     assert cause in refused(args[0], "--dry_run", *args[1:])
 
 
-def test_ray_that_is_not_installed_is_told(tmp_path: Path):
+def test_missing_ray_is_reported(tmp_path: Path):
     (tmp_path / "ray.py").write_text("raise ImportError('ray')\n")
     assert "Ray is not installed" in refused("ray_job.py", "--", *FLAGS, PYTHONPATH=str(tmp_path))
 
 
-def program(tmp_path: Path, text: str) -> str:
-    """A stand-in for nml_jax.main, to be put on PYTHONPATH: what `python -m nml_jax.main` runs."""
+def write_program(tmp_path: Path, text: str) -> str:
+    """Write a fake of nml_jax.main and return the folder to run `python -m nml_jax.main` from."""
     (tmp_path / "nml_jax").mkdir()
     for name in ("__init__", "errors"):
         (tmp_path / "nml_jax" / f"{name}.py").write_text((ROOT / "nml_jax" / f"{name}.py").read_text())
@@ -63,27 +63,27 @@ def program(tmp_path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize(("codes", "code"), [((0, 0), 0), ((75, 75), 75), ((76, 2), 2), ((0, -9), 76)])
-def test_local_ends_with_the_code_that_counts(tmp_path: Path, codes: tuple[int, int], code: int):
+def test_exit_code_of_local(tmp_path: Path, codes: tuple[int, int], code: int):
     text = f"import os, sys\ni = int(os.environ['JAX_PROCESS_ID'])\nprint('I am', i, sys.argv[1:])\ncode = {codes}[i]\n"
     text += "os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)\n"
-    done = run("local.py", "--", "--config=a b", cwd=Path(program(tmp_path, text)))
+    done = run("local.py", "--", "--config=a b", cwd=Path(write_program(tmp_path, text)))
     assert done.returncode == code, done.stderr
     assert {line for line in done.stdout.splitlines() if "I am" in line} >= {"0: I am 0 ['--config=a b']"}
 
 
-def test_local_kills_who_does_not_end_when_another_has_failed(tmp_path: Path):
+def test_local_kills_a_process_that_does_not_end_after_a_failure(tmp_path: Path):
     text = "import os, signal, sys\nos.environ['JAX_PROCESS_ID'] == '0' and sys.exit(76)\n"
     text += "os.kill(os.getpid(), signal.SIGSTOP)\n"
-    done = run("local.py", "--patience=1", "--", "--config=x", cwd=Path(program(tmp_path, text)))
+    done = run("local.py", "--patience=1", "--", "--config=x", cwd=Path(write_program(tmp_path, text)))
     assert done.returncode == 76, done.stderr
-    assert "killed after 1 s in which it did not end: process [1]" in done.stderr
+    assert "killed 1 s after another process failed: [1]" in done.stderr
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the system tells no process that its parent is gone")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process when its parent dies")
 def test_no_process_outlives_its_launcher(tmp_path: Path):
     text = "import os, time\nopen(os.environ['JAX_PROCESS_ID'], 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
     process = subprocess.Popen(
-        [sys.executable, str(LAUNCH / "local.py"), "--", "--config=x"], cwd=program(tmp_path, text), env=clean()
+        [sys.executable, str(LAUNCH / "local.py"), "--", "--config=x"], cwd=write_program(tmp_path, text), env=clean()
     )
     files = [tmp_path / "0", tmp_path / "1"]
     deadline = time.monotonic() + 30
@@ -98,13 +98,13 @@ def test_no_process_outlives_its_launcher(tmp_path: Path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_local_hands_on_the_wish_to_stop(tmp_path: Path, number: signal.Signals):
-    """Ctrl-C, too, arrives as SIGTERM, so that the processes save."""
+def test_local_forwards_signals(tmp_path: Path, number: signal.Signals):
+    """Check that SIGTERM and Ctrl-C both arrive as SIGTERM, so that the processes save."""
     text = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nprint('up', flush=True)\n"
     text += "time.sleep(60)\n"
     process = subprocess.Popen(
         [sys.executable, str(LAUNCH / "local.py"), "--", "--config=x"],
-        cwd=program(tmp_path, text), env=clean() | {"PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE, text=True,
+        cwd=write_program(tmp_path, text), env=clean() | {"PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None

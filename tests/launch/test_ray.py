@@ -1,4 +1,4 @@
-"""launch/ray_job.py against a stand-in for Ray whose hosts are threads: who is started, stopped, and told what."""
+"""Test launch/ray_job.py with a fake of Ray whose hosts are threads."""
 
 import shutil
 import signal
@@ -20,7 +20,7 @@ class RayTaskError(Exception):
         self.cause = cause
 
 class Future(threading.Thread):
-    """A call on a host; it has begun."""
+    """A running call on a host."""
     def __init__(self, call, args):
         super().__init__(daemon=True)
         self.call, self.args, self.value, self.error = call, args, None, None
@@ -74,7 +74,7 @@ util = Names(
     get_node_ip_address=lambda: "127.0.0.1",
 )
 '''
-# A stand-in for nml_jax.main: it ends with CODE, or, without, sleeps until it is asked to save.
+# A fake of nml_jax.main. It exits with CODE, or sleeps until SIGTERM.
 MAIN = """
 import os, signal, sys, time
 from pathlib import Path
@@ -99,7 +99,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def start(checkout: Path, *own: str, **env: str) -> subprocess.Popen[str]:
-    """A job of two processes."""
+    """Start a job of two processes."""
     command = [sys.executable, str(checkout / "launch" / "ray_job.py"), "--processes=2", *own, "--", "--config=x"]
     return subprocess.Popen(
         command, cwd=checkout, env=clean() | {"PYTHONPATH": str(checkout)} | env, text=True,
@@ -108,36 +108,38 @@ def start(checkout: Path, *own: str, **env: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("code", ["75", "76"])
-def test_starting_again_is_bounded(checkout: Path, code: str):
+def test_restarts_are_bounded(checkout: Path, code: str):
     process = start(checkout, "--max_restarts=2", ROOM="", CODE=code)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == int(code), told
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == int(code), stderr
     assert sorted((checkout / "nml_jax" / "started").read_text()) == sorted("01" * 3)
-    assert "not started again: this was restart 2" in told.splitlines()[-1]
+    assert "not started again after 2 restarts" in stderr.splitlines()[-1]
 
 
-def test_a_wish_to_stop_is_heard_while_it_waits_for_room(checkout: Path):
+def test_sigterm_stops_the_wait_for_room(checkout: Path):
     process = start(checkout, "--timeout=600")
     assert process.stdout is not None
     assert process.stdout.readline() == "asked for room\n"
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=30)
-    assert process.returncode == 75, told
-    assert told == "stopped before Ray had room for it; the same command tries again\n"
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 75, stderr
+    assert stderr == "stopped before Ray had room for it; the same command tries again\n"
 
 
 def test_no_room(checkout: Path):
     process = start(checkout, "--timeout=1")
-    _, told = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=30)
     assert process.returncode == 2
-    assert told.startswith("error: Ray had no room for 2 × {'CPU': 1}, each on a host of its own, for 1 s\n  cure: ")
+    assert stderr.startswith(
+        "error: Ray had no room for 2 × {'CPU': 1}, each on a host of its own, within 1 s\n  cure: "
+    )
 
 
-def test_a_host_without_the_checkout_is_told_and_the_others_stop(checkout: Path):
+def test_a_host_without_the_checkout_is_reported_and_the_others_stop(checkout: Path):
     process = start(checkout, ROOM="", LACKS="1")
-    _, told = process.communicate(timeout=30)
-    assert process.returncode == 2, told
-    cause, cure = told.splitlines()
-    assert cause.startswith("error: process 1 could not be started on its host: ")
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 2, stderr
+    cause, cure = stderr.splitlines()
+    assert cause.startswith("error: process 1 did not start on its host: ")
     assert f"No such file or directory: '{checkout}'" in cause
     assert str(checkout) in cure

@@ -1,4 +1,4 @@
-"""The shell launchers: shellcheck, the exact commands, and what they do with each end of a job."""
+"""Test the shell launchers: shellcheck, exact commands, and what they do after each exit code."""
 
 import os
 import re
@@ -19,7 +19,7 @@ WORKER = "bash nml_jax/launch/on_worker.sh"
 
 
 def script(path: Path, text: str) -> None:
-    """An executable shell script."""
+    """Write an executable shell script."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/usr/bin/env bash\n{text}\n")
     path.chmod(0o755)
@@ -84,7 +84,7 @@ def test_slurm_array_tasks_take_one_cell_each():
 
 def test_slurm_bad_input(tmp_path: Path):
     assert "'--config=x'" in refused("slurm.sbatch", "--dry_run", "--config=x")
-    assert "no Slurm job" in refused("slurm.sbatch", "--", "--config=x")
+    assert "not a Slurm job" in refused("slurm.sbatch", "--", "--config=x")
     assert str(tmp_path) in refused("slurm.sbatch", "--dry_run", "--", cwd=tmp_path)
 
 
@@ -101,7 +101,7 @@ def test_slurm_bad_input(tmp_path: Path):
     ],
 )
 def test_slurm_by_the_codes_of_the_tasks(tmp_path: Path, codes: str, code: int, requeued: bool):
-    """srun is a stand-in that runs the real task shell for each task; `none` is one that was killed with its shell."""
+    """Fake srun by running the real task shell for each task; `none` is a task that was killed with its shell."""
     words = codes.split()
     script(tmp_path / "bin" / "srun", f'''
         shift 3; codes=({codes}); shell=("${{@:1:4}}")
@@ -120,7 +120,7 @@ def test_slurm_by_the_codes_of_the_tasks(tmp_path: Path, codes: str, code: int, 
         (tmp_path / "called").unlink()
         tired = run("slurm.sbatch", "--", "--config=x", cwd=tmp_path, SLURM_RESTART_COUNT="50", **env)
         assert (tired.returncode, (tmp_path / "called").exists()) == (code, False)
-        assert "not queued again" in tired.stderr
+        assert "not queued again after 50 restarts" in tired.stderr
     assert not list(tmp_path.glob(".nml_jax-*"))
 
 
@@ -138,7 +138,7 @@ def test_mpi_prints_the_command(tmp_path: Path):
 
 @pytest.mark.parametrize(("codes", "code"), [("0 0", 0), ("75 75", 75), ("2 76", 2), ("76 137", 76)])
 def test_mpi_by_the_codes_of_the_processes(tmp_path: Path, codes: str, code: int):
-    """mpirun is a stand-in that runs the real shell of each process."""
+    """Fake mpirun by running the real shell of each process."""
     script(tmp_path / "bin" / "mpirun", f'''
         shift 5; codes=({codes}); shell=("${{@:1:4}}")
         for i in 0 1; do OMPI_COMM_WORLD_RANK=$i "${{shell[@]}}" bash -c "exit ${{codes[i]}}" || true; done
@@ -154,7 +154,7 @@ def test_mpi_by_the_codes_of_the_processes(tmp_path: Path, codes: str, code: int
     ("local", "env", "devices"),
     [
         (1, {}, "0,1,2,3"),  # as many as nvidia-smi lists
-        (1, {"CUDA_VISIBLE_DEVICES": "5,7"}, "0,1"),  # CUDA numbers what it shows from 0
+        (1, {"CUDA_VISIBLE_DEVICES": "5,7"}, "0,1"),  # CUDA numbers the visible devices from 0
         (1, {"CUDA_VISIBLE_DEVICES": ""}, ""),
         (1, {"JAX_LOCAL_DEVICE_IDS": "2"}, "2"),
         (4, {}, ""),
@@ -208,12 +208,12 @@ def test_xpk_prints_the_commands():
 @pytest.mark.parametrize(
     ("args", "cause"),
     [
-        ([], "'' is no command"),
-        (["fly", "--name=a", "--cluster=b"], "'fly' is no command"),
+        ([], "'' is not a command"),
+        (["fly", "--name=a", "--cluster=b"], "'fly' is not a command"),
         (["run", "stop", "--name=a", "--cluster=b"], "two commands"),
         (["run", "--cluster=b"], "--name=''"),
         (["run", "--name=My Run", "--cluster=b"], "--name='My Run'"),
-        (["run", f"--name={'a' * 41}", "--cluster=b"], "no name of a workload"),
+        (["run", f"--name={'a' * 41}", "--cluster=b"], "cannot name a workload"),
         (["stop", "--name=a"], "no cluster"),
         (["run", "--name=a", "--cluster=b"], "no type"),
         (["run", "--name=a", "--cluster=b", "--type=v6e-8"], "no image"),
@@ -270,8 +270,8 @@ def test_tpu_pod_prints_the_commands(tmp_path: Path):
 @pytest.mark.parametrize(
     ("args", "cause"),
     [
-        ([], "'' is no command"),
-        (["launch", *POD], "'launch' is no command"),
+        ([], "'' is not a command"),
+        (["launch", *POD], "'launch' is not a command"),
         (["run", "stop", *POD], "two commands"),
         (["create", "--zone=z", "--type=v4-8"], "--name=''"),
         (["create", "--name=my pod", "--zone=z", "--type=v4-8"], "--name='my pod'"),
@@ -287,11 +287,16 @@ def test_tpu_pod_bad_input(args: list[str], cause: str):
     assert cause in refused("tpu_pod.sh", "--dry_run", *args)
 
 
-def pod(
+def run_keep(
     tmp_path: Path, answers: list[str], *args: str, fails: str = "none"
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """`keep` against a stand-in for gcloud that gives `answers` to describe and status, one after another, and fails at
-    the verb `fails`; (what keep answered, the verbs that it called)."""
+    """Run `keep` with a fake gcloud.
+
+    The fake answers each describe and status with the next of `answers`, and fails at the verb `fails`.
+
+    Returns:
+        The finished process and the verbs that it called.
+    """
     replies = tmp_path / "replies"
     replies.write_text("".join(f"{answer}\n" for answer in answers))
     script(tmp_path / "gcloud", f'''
@@ -322,7 +327,7 @@ START = ["scp", "ssh", "start"]
 def test_keep_creates_starts_and_ends(tmp_path: Path):
     answers = ["ERROR: NOT_FOUND", "WAITING_FOR_RESOURCES", "ERROR: no network", "ACTIVE", FRESH, "ACTIVE", RUNS,
                "ACTIVE", DONE]  # fmt: skip
-    done, called = pod(tmp_path, answers)
+    done, called = run_keep(tmp_path, answers)
     assert done.returncode == 0, done.stderr
     assert [verb for verb in called if verb not in ("describe", "status")] == ["create", *START]
 
@@ -348,29 +353,29 @@ def test_keep_recreates_after_a_preemption_and_starts_again_after_75_and_76(tmp_
         "ACTIVE",
         DONE,
     ]
-    done, called = pod(tmp_path, answers)
+    done, called = run_keep(tmp_path, answers)
     assert done.returncode == 0, done.stderr
     verbs = [verb for verb in called if verb not in ("describe", "status")]
     assert verbs == ["delete", "create", *START, "start", "start"]
 
 
 @pytest.mark.parametrize("code", [1, 2, 77])
-def test_keep_stops_where_trying_again_would_end_the_same_way(tmp_path: Path, code: int):
-    done, called = pod(tmp_path, ["ACTIVE", f"nml_jax: exit 76;nml_jax: exit {code}"])
+def test_keep_stops_after_an_error_that_would_repeat(tmp_path: Path, code: int):
+    done, called = run_keep(tmp_path, ["ACTIVE", f"nml_jax: exit 76;nml_jax: exit {code}"])
     assert done.returncode == code
     assert called == ["describe", "status"]
     assert f"stop {code}: " in done.stderr
-    assert "clip costs until launch/tpu_pod.sh delete" in done.stderr
+    assert "clip costs money until launch/tpu_pod.sh delete" in done.stderr
 
 
 @pytest.mark.parametrize("last", [SAVED, LOST, "SUSPENDED"])
 def test_keep_gives_up_after_its_restarts(tmp_path: Path, last: str):
     end = [last] if last == "SUSPENDED" else ["ACTIVE", last]
-    done, called = pod(tmp_path, ["ACTIVE", LOST, "ACTIVE", RUNS, *end], "--max_restarts=1")
+    done, called = run_keep(tmp_path, ["ACTIVE", LOST, "ACTIVE", RUNS, *end], "--max_restarts=1")
     assert done.returncode == 76
     assert [verb for verb in called if verb not in ("describe", "status")] == ["start"]
-    assert "not started again: this was restart 1" in done.stderr.splitlines()[-1]
-    assert "clip costs until" in done.stderr.splitlines()[-1]
+    assert "not started again after 1 restarts" in done.stderr.splitlines()[-1]
+    assert "clip costs money until" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -384,22 +389,22 @@ def test_keep_gives_up_after_its_restarts(tmp_path: Path, last: str):
     ],
 )
 def test_keep_gives_up_when_it_fails_again_and_again(tmp_path: Path, fails: str, answers: list[str], cause: str):
-    """Two failures in a row are borne; they begin to count anew when the pod runs."""
+    """Check that two failures in a row are allowed, and that the count starts again once the pod runs."""
     again = [*answers * 2, "ACTIVE", RUNS, *answers * 3]
-    done, _ = pod(tmp_path, again, "--max_restarts=2", "--setup=the_setup", fails=fails)
+    done, _ = run_keep(tmp_path, again, "--max_restarts=2", "--setup=the_setup", fails=fails)
     assert done.returncode == 2
     told, cure = done.stderr.splitlines()[-2:]
     assert told.startswith("error: clip ")
     assert told.endswith(", 3 times in a row")
     assert cause in told
-    assert "clip costs until" in cure
+    assert "clip costs money until" in cure
 
 
 # ---- one host of a pod ---------------------------------------------------------------------------------------------
 
 
 def test_on_worker(tmp_path: Path):
-    """Start, ask, stop and ask again, with a program that saves until the file `saved` is there."""
+    """Start, query, stop and query again a program that saves until the file `saved` exists."""
     script(tmp_path / "python", f'''
         trap "while [[ ! -f {tmp_path}/saved ]]; do sleep 0.05; done; exit 75" TERM
         echo "$@"; while :; do sleep 0.05; done''')  # fmt: skip

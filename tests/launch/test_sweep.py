@@ -1,4 +1,4 @@
-"""launch/sweep.py against nml_jax.main: the same cells, each once, in every form."""
+"""Compare launch/sweep.py with nml_jax.main: the same cells, each once, in every form."""
 
 import json
 import shlex
@@ -36,7 +36,7 @@ def get_config():
         config.sweep.tune = {"standardize": (True, False)}
     return config.lock()
 """
-# What main makes of flags: name of each cell -> its resolved config.
+# Prints main's cells for flags: name of each cell -> its resolved config.
 MAIN = """
 import json, sys
 from absl import flags
@@ -47,15 +47,15 @@ sys.path.insert(0, str(main.ROOT))
 for line in sys.stdin:
     main.parse(["main", *json.loads(line)])
     pinned = config_flags.get_override_values(flags.FLAGS["config"])
-    cells = settings.cells(main.CONFIG.value, pinned)
+    cells = settings.expand_sweep(main.CONFIG.value, pinned)
     print(json.dumps({name: settings.to_json(cell) for name, cell in cells.items()}))
     for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-        delattr(flags.FLAGS, name)  # they are defined while they are parsed
+        delattr(flags.FLAGS, name)  # parsing defines them
 """
 
 
 def cells(*commands: list[str]) -> list[dict[str, dict]]:
-    """The cells of each of these lists of flags, as main sees them."""
+    """Return main's cells for each of these lists of flags."""
     text = "".join(json.dumps(flags) + "\n" for flags in commands)
     program = [sys.executable, "-c", MAIN]
     done = subprocess.run(program, cwd=ROOT, env=clean(), input=text, capture_output=True, text=True, timeout=60)
@@ -77,7 +77,7 @@ def commands(sweeps) -> dict[str, list[list[str]]]:
 
 @pytest.fixture(scope="module")
 def seen(sweeps, commands) -> dict[tuple[str, int], dict[str, dict]]:
-    """(sweep, -1) -> main's cells of it; (sweep, i) -> those of its i-th command."""
+    """Return (sweep, -1) -> main's cells of the sweep, and (sweep, i) -> those of its i-th command."""
     keys, texts = [], []
     for name, flags in sweeps.items():
         keys += [(name, -1), *((name, i) for i in range(len(commands[name])))]
@@ -108,7 +108,7 @@ def test_how_many_there_are(seen):
 
 
 def array_commands(flags: list[str], *own: str) -> tuple[list[str], list[list[str]], list[str]]:
-    """(the sbatch line, the command that slurm.sbatch runs for each task of the array, the line of the report)."""
+    """Return the sbatch line, the command that slurm.sbatch runs for each task of the array, and the report's line."""
     done = run("sweep.py", "--as=slurm", *own, "--", *flags)
     assert done.returncode == 0, done.stderr
     first, *rest = done.stdout.splitlines()
@@ -142,8 +142,8 @@ def test_a_slurm_array_of_one(sweeps):
     assert len(tasks) == 1
 
 
-def submitted(tmp_path: Path, name: str, text: str, *args: str) -> subprocess.CompletedProcess[str]:
-    """Run sweep.py with a stand-in for a scheduler's command on the path."""
+def run_with_scheduler(tmp_path: Path, name: str, text: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run sweep.py with a fake of a scheduler's command on the path."""
     (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
     (tmp_path / name).chmod(0o755)
     return run("sweep.py", *args, PATH=f"{tmp_path}:/usr/bin:/bin")
@@ -151,7 +151,7 @@ def submitted(tmp_path: Path, name: str, text: str, *args: str) -> subprocess.Co
 
 def test_submit_to_slurm(tmp_path: Path, sweeps):
     called = f'printf "%s\\n" "$*" >>{tmp_path}/called; echo "41;cluster"'
-    done = submitted(tmp_path, "sbatch", called, "--as=slurm", "--submit", "--", *sweeps["one"])
+    done = run_with_scheduler(tmp_path, "sbatch", called, "--as=slurm", "--submit", "--", *sweeps["one"])
     assert done.returncode == 0, done.stderr
     array, report = (tmp_path / "called").read_text().splitlines()
     assert array.startswith("--parsable --job-name=digits --array=0-0 launch/slurm.sbatch -- ")
@@ -162,7 +162,7 @@ def test_submit_to_slurm(tmp_path: Path, sweeps):
 def test_submit_to_kubernetes(tmp_path: Path, sweeps):
     own = ["--as=jobset", "--image=r/i:tpu", "--topology=4x4"]
     flags = ["--", *sweeps["types"]]
-    done = submitted(tmp_path, "kubectl", f'echo "$*"; cat >{tmp_path}/applied', *own, "--submit", *flags)
+    done = run_with_scheduler(tmp_path, "kubectl", f'echo "$*"; cat >{tmp_path}/applied', *own, "--submit", *flags)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("apply -f -\n")
     shown = run("sweep.py", *own, *flags)
@@ -171,16 +171,16 @@ def test_submit_to_kubernetes(tmp_path: Path, sweeps):
 
 def test_dry_run_wins_over_submit(tmp_path: Path, sweeps):
     words = ["--as=slurm", "--submit", "--dry_run", "--", *sweeps["one"]]
-    done = submitted(tmp_path, "sbatch", f"touch {tmp_path}/called", *words)
+    done = run_with_scheduler(tmp_path, "sbatch", f"touch {tmp_path}/called", *words)
     assert done.stdout == run("sweep.py", "--as=slurm", "--", *sweeps["one"]).stdout
     assert not (tmp_path / "called").exists()
 
 
-def test_what_a_scheduler_refuses_is_told(tmp_path: Path, sweeps):
+def test_a_failure_of_the_scheduler_is_reported(tmp_path: Path, sweeps):
     words = ["--as=slurm", "--submit", "--", *sweeps["one"]]
-    done = submitted(tmp_path, "sbatch", "exit 3", *words)
+    done = run_with_scheduler(tmp_path, "sbatch", "exit 3", *words)
     assert done.returncode == 2
-    assert done.stderr == "error: sbatch refused (exit code 3)\n  cure: its own message is above\n"
+    assert done.stderr == "error: sbatch failed with exit code 3\n  cure: see its message above\n"
     (tmp_path / "sbatch").unlink()
     assert "there is no sbatch" in refused("sweep.py", *words, PATH=str(tmp_path))
 
@@ -194,7 +194,7 @@ def test_what_a_scheduler_refuses_is_told(tmp_path: Path, sweeps):
         (["--", "--config=configs/digits.py", "--config.noises=0.1"], "noises"),
         (["--", "--config=configs/digits.py", "--config.sweep.noise=(0.1,0.1)"], "sweep.noise"),
         (["--", "--config=configs/digits.py", "--config.stages=('report',)"], "nothing to run"),
-        (["--submit", "--", "--config=configs/digits.py"], "submitted nowhere"),
+        (["--submit", "--", "--config=configs/digits.py"], "cannot be submitted"),
         (["--as=jobset", "--topology=8x8", "--", "--config=configs/digits.py"], "no image"),
         (["--as=jobset", "--image=i", "--", "--config=configs/digits.py"], "--topology=''"),
         (["--as=jobset", "--image=i", "--topology=3x5", "--", "--config=configs/digits.py"], "15 chips"),

@@ -1,4 +1,4 @@
-"""Builders of the downstream sets that TFDS lacks, on tiny archives of the distributors' layout."""
+"""Test the builders of downstream sets on tiny archives in the distributors' layouts."""
 
 import io
 import json
@@ -15,13 +15,14 @@ from nml_jax.data.images import codec
 from nml_jax.errors import UserError
 from nml_jax.prepare import archives
 from nml_jax.prepare.__main__ import main
+from nml_jax.prepare.downstream import BUILDERS
 from nml_jax.tasks import catalogue, class_maps
-from nml_jax.tasks.classification import _open, _partner, load_task
-from tests.scenes.tiny_archives import LAYOUTS, VARIANTS, VID, cifar, clip_set, npy, objectnet, pack, vid
+from nml_jax.tasks.classification import _load_partner, _open_split, load_task
+from tests.scenes.tiny_archives import LAYOUTS, VARIANTS, VID, cifar, clip_set, objectnet, pack, vid
 from tests.scenes.tiny_sets import image
 
 
-def built(tmp_path: Path, builder: str, kind: str = "tgz") -> Path:
+def build_set(tmp_path: Path, builder: str, kind: str = "tgz") -> Path:
     src, out = pack(tmp_path / f"src.{kind}", LAYOUTS[builder](), kind), tmp_path / "catalogue" / builder
     assert main([builder, str(src), str(out), "--workers=2"]) == 0
     return out
@@ -35,12 +36,12 @@ def config(tmp_path: Path, **downstream: Any):
 
 
 @pytest.mark.parametrize("kind", ["tgz", "tar", "zip", "folder"])
-def test_rendered_sst2_from_any_form(tmp_path: Path, kind: str, capsys):
-    built(tmp_path, "rendered_sst2", kind)
+def test_rendered_sst2_from_any_kind_of_archive(tmp_path: Path, kind: str, capsys):
+    build_set(tmp_path, "rendered_sst2", kind)
     assert "train: 4 images of 2 classes" in capsys.readouterr().out
     task = load_task("rendered_sst2", config(tmp_path))
     assert task.train.class_names == ("negative", "positive")
-    order = ["positive/10", "positive/9", "negative/10", "negative/9"]  # of the archive
+    order = ["positive/10", "positive/9", "negative/10", "negative/9"]  # as in the archive
     if kind == "folder":
         order = sorted(order)
     assert list(task.train.keys) == [f"train/{key}.png" for key in order]
@@ -53,14 +54,14 @@ def test_rendered_sst2_from_any_form(tmp_path: Path, kind: str, capsys):
 
 
 def test_country211(tmp_path: Path):
-    out = built(tmp_path, "country211")
+    out = build_set(tmp_path, "country211")
     assert json.loads((out / "manifest.json").read_text())["classes"] == ["C000", "C070", "C140", "C210"]
     with pytest.raises(UserError, match="has 4 classes, not 211"):
         load_task("country211", config(tmp_path))
 
 
 def test_aircraft(tmp_path: Path, monkeypatch):
-    out = built(tmp_path, "fgvc_aircraft")
+    out = build_set(tmp_path, "fgvc_aircraft")
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["classes"] == VARIANTS
     assert {split: about["records"] for split, about in manifest["splits"].items()} == {
@@ -70,26 +71,26 @@ def test_aircraft(tmp_path: Path, monkeypatch):
         catalogue.TRAINED, "aircraft", catalogue.Entry(folder="fgvc_aircraft", num_classes=3, n_test=2, url="")
     )
     task = load_task("aircraft", config(tmp_path))
-    assert list(task.train.keys) == ["images/0000001.jpg", "images/0000003.jpg"]  # the order of the images, not lists
+    assert list(task.train.keys) == ["images/0000001.jpg", "images/0000003.jpg"]  # in the order of the images
     assert task.train.labels.tolist() == [1, 0]
 
 
-def test_objectnet_keeps_the_overlap_and_loses_the_border(tmp_path: Path):
-    out = built(tmp_path, "objectnet")
+def test_objectnet_keeps_the_overlapping_classes_and_cuts_the_border(tmp_path: Path):
+    out = build_set(tmp_path, "objectnet")
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["classes"] == list(class_maps.load("objectnet"))
-    source = _open(config(tmp_path), catalogue.PARTNERS["objectnet"], "test", 3)
+    source = _open_split(config(tmp_path), catalogue.PARTNERS["objectnet"], "test", 3)
     assert list(source.keys) == ["wok/b.png", "alarm_clock/a.png", "wok/a.PNG"]
     assert [source.class_names[label] for label in source.labels] == ["wok", "alarm_clock", "wok"]
-    assert class_maps.find_ids("objectnet")[source.labels[1]] == (409, 530)
+    assert class_maps.load_ids("objectnet")[source.labels[1]] == (409, 530)
     whole = codec.decode(image(0))
     np.testing.assert_array_equal(codec.decode(source.image(0)), whole[2:-2, 2:-2])
 
 
-def test_vid_robust_keeps_frames_and_what_surrounds_them(tmp_path: Path):
-    built(tmp_path, "imagenet_vid_robust")
-    found = _partner(config(tmp_path), "imagenet_vid_robust", train=None)[0]
-    assert (found.domain, found.source.num_classes, found.class_map) == ("ood", 30, class_maps.find_ids(found.split))
+def test_vid_robust_keeps_frames_and_their_groups(tmp_path: Path):
+    build_set(tmp_path, "imagenet_vid_robust")
+    found = _load_partner(config(tmp_path), "imagenet_vid_robust", train=None)[0]
+    assert (found.domain, found.source.num_classes, found.class_map) == ("ood", 30, class_maps.load_ids(found.split))
     assert found.source.keys[1] == "val/ILSVRC2015_val_00000001/000001.JPEG"
     assert found.source.labels.tolist() == [9] * 4 + [8] * 4
     assert found.frames.labels == ((9, 17),) * 4 + ((8,),) * 4
@@ -97,7 +98,7 @@ def test_vid_robust_keeps_frames_and_what_surrounds_them(tmp_path: Path):
     path = next(tmp_path.rglob("test.frames.json"))
     path.write_text(path.read_text()[:40])
     with pytest.raises(UserError, match="missing or damaged"):
-        _partner(config(tmp_path), "imagenet_vid_robust", train=None)
+        _load_partner(config(tmp_path), "imagenet_vid_robust", train=None)
 
 
 def test_a_refused_frame_leaves_its_group(tmp_path: Path):
@@ -105,35 +106,33 @@ def test_a_refused_frame_leaves_its_group(tmp_path: Path):
     frame = f"{VID}/val/ILSVRC2015_val_00000001/000000.JPEG"
     pack(tmp_path / "src.tar", files | {frame: b"no image"}, "tar")
     manifest = json.loads(
-        json.dumps(task_build("imagenet_vid_robust", tmp_path / "src.tar", tmp_path / "catalogue/imagenet_vid_robust"))
+        json.dumps(run_builder("imagenet_vid_robust", tmp_path / "src.tar", tmp_path / "catalogue/imagenet_vid_robust"))
     )
     assert [r["file"] for r in manifest["refused"]] == ["val/ILSVRC2015_val_00000001/000000.JPEG"]
     assert (manifest["anchors"], manifest["left_out"]) == (2, 1)
-    found = _partner(config(tmp_path), "imagenet_vid_robust", train=None)[0]
+    found = _load_partner(config(tmp_path), "imagenet_vid_robust", train=None)[0]
     assert found.frames.groups == ((0, 1), (5,))
 
 
-def task_build(builder: str, src: Path, out: Path) -> dict[str, Any]:
-    from nml_jax.prepare import downstream as task_builders
-
-    return task_builders.BUILDERS[builder][0](src, out)
+def run_builder(builder: str, src: Path, out: Path) -> dict[str, Any]:
+    return BUILDERS[builder][0](src, out)
 
 
 def test_cifar100_c(tmp_path: Path):
-    out = built(tmp_path, "cifar100_corrupted", "tar")
+    out = build_set(tmp_path, "cifar100_corrupted", "tar")
     manifest = json.loads((out / "manifest.json").read_text())
     assert len(manifest["splits"]) == 19 * 5
     entry = catalogue.PARTNERS["cifar100_c"]
     pixels = np.load(io.BytesIO(cifar()["CIFAR-100-C/glass_blur.npy"]))
     for severity in (1, 5):
-        source = _open(config(tmp_path), entry, f"frosted_glass_blur_{severity}", 2)
+        source = _open_split(config(tmp_path), entry, f"frosted_glass_blur_{severity}", 2)
         assert source.labels.tolist() == [99, 3]
         for i in range(2):
             np.testing.assert_array_equal(codec.decode(source.image(i)), pixels[2 * (severity - 1) + i])
 
 
 @pytest.mark.parametrize("builder", LAYOUTS)
-def test_what_is_no_such_archive(tmp_path: Path, builder: str, capsys):
+def test_missing_damaged_and_wrong_archives_are_refused(tmp_path: Path, builder: str, capsys):
     out = tmp_path / "out"
     (tmp_path / "text.tgz").write_bytes(b"I am no archive")
     whole = pack(tmp_path / "whole.tgz", LAYOUTS[builder](), "tgz").read_bytes()
@@ -151,19 +150,22 @@ def test_what_is_no_such_archive(tmp_path: Path, builder: str, capsys):
 @pytest.mark.parametrize(
     ("builder", "change", "cause"),
     [
-        ("fgvc_aircraft", {"fgvc-aircraft-2013b/data/images_variant_val.txt": b"0000007 Zeppelin\n"}, "Zeppelin"),
-        ("fgvc_aircraft", {"fgvc-aircraft-2013b/data/images_variant_val.txt": b"1 MD-11\n"}, "holds no 1.jpg"),
-        ("imagenet_vid_robust", {f"{VID}/metadata/labels.json": b"{"}, "no JSON"),
-        ("imagenet_vid_robust", {f"{VID}/metadata/labels.json": b'{"val/a/b.JPEG": [1]}'}, "val/a/b.JPEG"),
-        ("cifar100_corrupted", {"CIFAR-100-C/labels.npy": npy([1, 2, 3])}, "no labels"),
-        ("cifar100_corrupted", {"CIFAR-100-C/fog.npy": npy(np.zeros((5, 2)))}, "fog.npy"),
-        ("cifar100_corrupted", {"CIFAR-100-C/fog.npy": b"?"}, "fog.npy"),
+        (
+            "fgvc_aircraft",
+            {"fgvc-aircraft-2013b/data/images_variant_val.txt": b"1 MD-11\n"},
+            r"does not contain 1\.jpg",
+        ),
+        (
+            "imagenet_vid_robust",
+            {f"{VID}/metadata/labels.json": b'{"val/a/b.JPEG": [1]}'},
+            r"does not contain val/a/b\.JPEG",
+        ),
     ],
 )
-def test_damaged_contents(tmp_path: Path, builder: str, change: dict, cause: str):
+def test_missing_images(tmp_path: Path, builder: str, change: dict, cause: str):
     src = pack(tmp_path / "src.tar", LAYOUTS[builder]() | change, "tar")
     with pytest.raises(UserError, match=cause) as error:
-        task_build(builder, src, tmp_path / "out")
+        run_builder(builder, src, tmp_path / "out")
     assert "\n" not in error.value.cause + error.value.cure
     assert not (tmp_path / "out").exists()
 
@@ -175,20 +177,20 @@ def test_files_of_an_archive(tmp_path: Path, monkeypatch):
         names = ["a/1.txt", "b/2.txt"] if kind == "folder" else ["b/2.txt", "a/1.txt"]
         assert archives.list_names(src) == names
         assert list(archives.read(src, {"a/1.txt"})) == [("a/1.txt", b"one", "")]
-        with pytest.raises(UserError, match=r"holds no c/3\.txt"):
+        with pytest.raises(UserError, match=r"does not contain c/3\.txt"):
             archives.read_one(src, "c/3.txt")
     monkeypatch.setattr(archives, "MAX_BYTES", 2)
     for kind in ("tar", "zip"):
         assert {reason for *_, reason in archives.read(tmp_path / kind, names)} == {archives.TOO_LARGE}
 
 
-def test_links_of_a_tar_are_left_where_they_are(tmp_path: Path):
+def test_links_in_a_tar_are_ignored(tmp_path: Path):
     with tarfile.open(tmp_path / "src.tar", "w") as archive:
         for name, link in (("rendered-sst2/train/negative/1.png", "/etc/passwd"), ("../../out.png", "")):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = (tarfile.SYMTYPE if link else tarfile.REGTYPE), link
             archive.addfile(member)
-    assert archives.list_names(tmp_path / "src.tar") == []  # a link is no file, and ".." is hidden
+    assert archives.list_names(tmp_path / "src.tar") == []  # a link is not a file, and ".." counts as hidden
 
 
 def test_an_encrypted_zip(tmp_path: Path):
@@ -205,5 +207,5 @@ def test_an_image_that_is_all_border(tmp_path: Path):
     out = io.BytesIO()
     Image.new("RGB", (4, 9)).save(out, "PNG")
     src = pack(tmp_path / "src.tar", files | {"objectnet-1.0/images/wok/b.png": out.getvalue()}, "tar")
-    manifest = task_build("objectnet", src, tmp_path / "out")
+    manifest = run_builder("objectnet", src, tmp_path / "out")
     assert manifest["refused"] == [{"file": "wok/b.png", "reason": "nothing within its border"}]

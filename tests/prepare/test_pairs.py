@@ -33,7 +33,7 @@ def picture(seed, kind="PNG", size=(6, 5)):
 
 
 def tar(path, members, cut=0):
-    """A tar of (name, content); content None: a symbolic link."""
+    """Write a tar of (name, content) members. Content None makes a symbolic link."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=(out := io.BytesIO()), mode="w") as file:
         for name, content in members:
@@ -50,13 +50,13 @@ def tar(path, members, cut=0):
 
 
 def pair(key, seed, caption="a caption", **fields):
-    """The members that img2dataset writes for a pair."""
+    """Return the members that img2dataset writes for a pair."""
     about = {"caption": caption, "url": "http://x", "key": key, "status": "success", **fields}
     return [(f"{key}.jpg", picture(seed, "JPEG")), (f"{key}.json", about), (f"{key}.txt", caption.encode())]
 
 
 def build(src, out, **options):
-    """Build with one worker. Returns the manifest and what was refused: [(file, key, reason)]."""
+    """Build with one worker. Return the manifest and the refusals: [(file, key, reason)]."""
     options = {"workers": 1} | options
     manifest = image_text.build_image_text([src] if isinstance(src, Path) else src, out, **options)
     assert json.loads((out / "manifest.json").read_text("utf-8")) == manifest
@@ -107,7 +107,7 @@ def test_tars_of_img2dataset(tmp_path):
 
 
 def test_every_suffix_and_any_order_of_members(tmp_path):
-    """Members of a key need not be neighbours, may lie in folders, and may have further dots in their names."""
+    """Check members of a key that are not neighbours, lie in folders, or have further dots in their names."""
     images = {"a/1.JPEG": picture(1, "JPEG"), "b.v2.png": picture(2), "c.webp": picture(3, "WEBP")}
     names = [("a/1.txt", b"x"), ("./b.v2.txt", "\ufeffé".encode()), ("c.txt", b"z")]
     extra = [("d.cls", b"3"), (".hidden.png", b"?"), ("__MACOSX/._c.png", b"?"), ("readme", b"hello")]
@@ -118,7 +118,7 @@ def test_every_suffix_and_any_order_of_members(tmp_path):
     assert captions(tmp_path / "out") == [["x"], ["é"], ["z"]]
 
 
-def test_what_is_wrong_with_pairs_of_a_tar(tmp_path, monkeypatch, capsys):
+def test_bad_pairs_of_a_tar_are_refused_with_reasons(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(records, "MAX_PIXELS", 100)
     image = picture(0)
     members = [
@@ -191,7 +191,7 @@ PAIRS = 19 + 2  # keys, and two members whose key came before
 
 
 def test_a_pair_is_refused_for_one_reason(tmp_path):
-    """Bad captions and a bad image of one pair count once; so records and refused pairs are all pairs."""
+    """Count bad captions and a bad image of one pair once: records and refused pairs sum to all pairs."""
     bad = [("0.png", b"no image"), ("0.json", {"captions": ["", "\ud800", "fine"]})]
     worse = [("1.png", b"no image"), ("1.json", {"captions": ["", "\ud800"]})]
     manifest, refused = build(tar(tmp_path / "x.tar", [*bad, *worse, *pair("2", 2)]), tmp_path / "out")
@@ -220,7 +220,7 @@ def test_a_tar_cut_anywhere_keeps_what_came_before(tmp_path):
 WHOLE = [["zero"], ["one"]]
 
 
-def test_data_behind_the_end_of_a_tar_is_reported(tmp_path):
+def test_data_after_the_end_of_a_tar_is_reported(tmp_path):
     src = tar(tmp_path / "x.tar", pair("0", 0))
     src.write_bytes(src.read_bytes() + tar(tmp_path / "y.tar", pair("1", 1)).read_bytes())
     assert build(src, tmp_path / "out")[1] == [("x.tar", "", "more data behind the end of the tar is not read")]
@@ -234,7 +234,7 @@ def test_long_names_links_and_sparse_members(tmp_path, kind):
     with tarfile.open(tmp_path / "x.tar", "w", format=kind, pax_headers={"comment": "ü"}) as file:
         for name, content in ((f"{long}.png", picture(0)), (f"{long}.txt", b"x"), ("h.png", None), ("h.txt", b"x")):
             info = tarfile.TarInfo(name)
-            info.mtime = 1.5  # has no place in the header proper
+            info.mtime = 1.5  # a fraction does not fit into the plain header
             info.size = len(content or b"")
             if content is None:
                 info.type, info.linkname = tarfile.LNKTYPE, f"{long}.png"
@@ -243,7 +243,7 @@ def test_long_names_links_and_sparse_members(tmp_path, kind):
     assert keys(tmp_path / "out") == [f"x.tar/{long}"]
 
 
-def test_files_that_would_fill_the_memory(tmp_path, monkeypatch):
+def test_large_members_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tars, "MAX_BYTES", 1000)
     large = b"x" * 1001
     members = [*pair("0", 0), ("1.png", large), ("1.txt", b"x"), ("2.png", picture(2)), ("2.txt", large)]
@@ -252,7 +252,7 @@ def test_files_that_would_fill_the_memory(tmp_path, monkeypatch):
 
 
 def test_names_of_sources(tmp_path):
-    """Keys tell the sources apart, wherever these lie; names that are no UTF-8 are escaped."""
+    """Check that keys distinguish the sources, whatever their folder, and escape names that are not UTF-8."""
     latin = os.fsdecode(b"caf\xe9.tar")
     for folder, name in (("a", "0.tar"), ("b", "0.tar"), ("c/sub", latin)):
         tar(tmp_path / "src" / folder / name, pair("k", 0))
@@ -276,13 +276,13 @@ def test_folders_of_files_are_splits_of_their_names(tmp_path, capsys):
         ([src / "val"], {"train": 1}, False),
         ([src], {"train": 1, "val": 1}, False),
     ]
-    for i, (sources, records_of, told) in enumerate(splits):
+    for i, (sources, expected, noticed) in enumerate(splits):
         manifest, _ = build(sources, tmp_path / f"out{i}")
-        assert {split: about["records"] for split, about in manifest["splits"].items()} == records_of
-        assert ("each folder is a split of its name: train, val" in capsys.readouterr().err) == told
+        assert {split: about["records"] for split, about in manifest["splits"].items()} == expected
+        assert ("each folder is one split: train, val" in capsys.readouterr().err) == noticed
 
 
-def test_nothing_in_a_folder_is_passed_over_silently(tmp_path):
+def test_stray_files_in_a_folder_are_listed(tmp_path):
     src = tmp_path / "src"
     tar(src / "tars" / "0.TAR", pair("k", 0))
     tar(src / "tars" / "deep" / "1.tar", pair("k", 0))
@@ -358,7 +358,7 @@ def test_tables_of_paths(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("per_shard", [1, 2, 4, 100])
 def test_several_rows_of_one_image_are_its_captions(tmp_path, monkeypatch, per_shard):
-    """As Flickr8k's table has them; shards are never cut between them. An image that comes back later is refused."""
+    """Check a table as Flickr8k's: rows of one image stay in one shard, and an image that comes back is refused."""
     monkeypatch.setattr(tables, "RECORDS_PER_SHARD", per_shard)
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(picture(i))
@@ -377,7 +377,7 @@ def test_several_rows_of_one_image_are_its_captions(tmp_path, monkeypatch, per_s
 
 
 @pytest.mark.parametrize("per_shard", [1, 100])
-def test_quotes_that_are_not_closed_cost_their_own_line(tmp_path, monkeypatch, per_shard):
+def test_an_unclosed_quote_costs_its_own_line_only(tmp_path, monkeypatch, per_shard):
     monkeypatch.setattr(tables, "RECORDS_PER_SHARD", per_shard)
     for i in range(6):
         (tmp_path / f"{i}.png").write_bytes(picture(i))
@@ -401,7 +401,7 @@ def test_quotes_that_are_not_closed_cost_their_own_line(tmp_path, monkeypatch, p
 
 
 def test_parquet_is_cut_between_its_row_groups(tmp_path, monkeypatch):
-    """Where the images are inside: a group can only be read whole. Paths are cut by rows."""
+    """Check that tables with images are cut between row groups, and tables with paths between rows."""
     monkeypatch.setattr(tables, "RECORDS_PER_SHARD", 4)
     (tmp_path / "1.png").write_bytes(picture(1))
     inside = picture(1)
@@ -416,8 +416,8 @@ def test_parquet_is_cut_between_its_row_groups(tmp_path, monkeypatch):
 def test_labels_are_read_without_the_images(tmp_path, monkeypatch):
     table = {"image": [picture(0), picture(1)], "caption": ["x", "y"], "label": ["a", "b"]}
     pq.write_table(pa.table(table), tmp_path / "x.parquet")
-    seen, real = [], tables._parquet_rows
-    monkeypatch.setattr(tables, "_parquet_rows", lambda *args: seen.append(args[2]) or real(*args))
+    seen, real = [], tables._read_parquet_rows
+    monkeypatch.setattr(tables, "_read_parquet_rows", lambda *args: seen.append(args[2]) or real(*args))
     assert build(tmp_path / "x.parquet", tmp_path / "out", label="label")[0]["classes"] == ["a", "b"]
     assert seen == [("label",), ("image", "caption", "label")]
 
@@ -442,7 +442,7 @@ def test_parquet_of_bytes_and_several_captions(tmp_path, monkeypatch, group):
     assert manifest["splits"]["train"]["captions"] == 25
 
 
-def test_parquet_of_paths_structs_and_bytes_that_are_no_text(tmp_path):
+def test_parquet_of_paths_structs_and_text_that_is_not_utf8(tmp_path):
     (tmp_path / "1.png").write_bytes(picture(1))
     latin = pa.Array.from_buffers(
         pa.string(), 2, [None, pa.py_buffer(np.array([0, 1, 2], np.int32)), pa.py_buffer(b"x\xe9")]
@@ -512,7 +512,7 @@ def test_label_column_of_a_table(tmp_path):
 
 
 def test_labels_are_sorted_by_value(tmp_path):
-    """Whole numbers beside missing ones come as floats."""
+    """Check integers in a column with missing values: Arrow returns them as floats."""
     table = {"image": [picture(i) for i in range(5)], "caption": ["x"] * 5, "n": [10.0, 2.0, 1.0, float("nan"), 2.5]}
     for end, numbers in ((4, ["1", "2", "10"]), (5, ["1", "2", "2.5", "10"])):
         pq.write_table(pa.table(table).slice(0, end), tmp_path / "x.parquet")
@@ -522,7 +522,7 @@ def test_labels_are_sorted_by_value(tmp_path):
 
 
 def many(src, n=6, large=b""):
-    """Tars with three good pairs each, one that is good or large, and one that is refused."""
+    """Write tars with three good pairs each, one that is good or large, and one that is refused."""
     for i in range(n):
         members = [m for j in range(3) for m in pair(f"{i}{j}", 10 * i + j, f"{i} {j}")]
         tar(src / f"{i}.tar", [*members, (f"{i}x.png", large or picture(i)), (f"{i}x.txt", b"x"), ("y.png", b"")])
@@ -537,7 +537,7 @@ def test_the_number_of_processes_does_not_matter(tmp_path):
     assert len(keys(tmp_path / "out1")) == 24
 
 
-def test_a_killed_build_goes_on_where_it_was(tmp_path, capsys):
+def test_a_killed_build_resumes(tmp_path, capsys):
     src, done = many(tmp_path / "src", 8, picture(0, size=(900, 900))), tmp_path / ".out.partial" / "shards"
     command = [sys.executable, "-m", "nml_jax.prepare", "image_text", str(src), str(tmp_path / "out")]
     killed = subprocess.Popen([*command, "--workers=2"], stderr=subprocess.DEVNULL, cwd=ROOT)
@@ -545,12 +545,12 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, capsys):
         time.sleep(0.005)
     killed.kill()
     killed.wait()
-    time.sleep(0.3)  # the workers die with it
+    time.sleep(0.3)  # its workers need a moment to exit
     before = {p.parent.name: p.stat().st_ino for p in done.glob("*[0-9]/train.array_record")}
     assert 2 <= len(before) < 8
     assert not (tmp_path / "out").exists()
     build(src, tmp_path / "out")
-    assert f"{len(before)} of 8 shards are there already" in capsys.readouterr().err
+    assert f"{len(before)} of 8 shards are finished already" in capsys.readouterr().err
     after = {f"{int(p.name[-14:-9]):06}": p.stat().st_ino for p in (tmp_path / "out").glob("*.array_record-*")}
     assert before.items() <= after.items()
     build(src, tmp_path / "fresh")
@@ -561,24 +561,24 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, capsys):
 def test_the_keyboard_stops_a_build_in_one_line(tmp_path):
     src, done = many(tmp_path / "src", 8, picture(0, size=(900, 900))), tmp_path / ".out.partial" / "shards"
     command = [sys.executable, "-m", "nml_jax.prepare", "image_text", str(src), str(tmp_path / "out")]
-    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores SIGINT
     stopped = subprocess.Popen(
         [*command, "--workers=2"], stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
     )
-    signal.signal(signal.SIGINT, heard)
+    signal.signal(signal.SIGINT, handler)
     while stopped.poll() is None and len(list(done.glob("*[0-9]"))) < 2:
         time.sleep(0.005)
-    os.killpg(stopped.pid, signal.SIGINT)  # as a terminal does, to the workers too
+    os.killpg(stopped.pid, signal.SIGINT)  # a terminal signals the workers, too
     said = stopped.communicate(timeout=30)[1]
     assert stopped.returncode == 130
-    assert said.splitlines()[-1] == "stopped by the keyboard; the same command goes on"
+    assert said.splitlines()[-1] == "interrupted; the same command continues"
     assert "Traceback" not in said
     build(src, tmp_path / "out")
     assert len(keys(tmp_path / "out")) == 32
 
 
 def stop_at(monkeypatch, name, call):
-    """Let the `call`-th call of `shards.<name>` raise what a full disk raises."""
+    """Make call number `call` of `shards.<name>` raise the error of a full disk."""
     real, calls = getattr(shards, name), []
 
     def fail(*args):
@@ -628,7 +628,7 @@ def test_a_build_of_other_sources_or_options_starts_over(tmp_path, monkeypatch, 
         assert keys(tmp_path / "out")[0] == "0.tar/new"
 
 
-def test_what_the_user_can_mend_before_anything_runs(tmp_path):
+def test_bad_options_and_sources_are_refused_before_anything_runs(tmp_path):
     good = tar(tmp_path / "src" / "x.tar", pair("0", 0))
     pq.write_table(pa.table({"img": [b"x"], "words": ["x"]}), tmp_path / "x.parquet")
     table = write_csv(tmp_path / "x.csv", [["image", "words"], ["1.png", "x"]])
@@ -657,18 +657,18 @@ def test_what_the_user_can_mend_before_anything_runs(tmp_path):
         ([tmp_path / "twice.csv"], {}, "twice.csv has 2 columns 'caption'"),
         ([tmp_path / "twice.parquet"], {}, "twice.parquet has 2 columns 'caption'"),
         ([tmp_path / "gone"], {}, "gone does not exist"),
-        ([tmp_path / "empty"], {}, "empty holds none of .tar, .parquet, .csv, .tsv"),
-        ([tmp_path / "lacking"], {}, "lacking/val holds none of .tar"),
+        ([tmp_path / "empty"], {}, "empty contains none of .tar, .parquet, .csv, .tsv"),
+        ([tmp_path / "lacking"], {}, "lacking/val contains none of .tar"),
         ([tmp_path / "x.tar.gz"], {}, "is none of .tar"),
-        ([tmp_path / "mixed"], {}, "mixed holds x.tar and also val/y.tar"),
+        ([tmp_path / "mixed"], {}, "mixed contains x.tar and also val/y.tar"),
         ([tmp_path / "named"], {}, "'my photos' cannot name a split"),
         ([good, tmp_path / "src"], {}, "x.tar is given twice"),
-        ([good], {"group": "concept"}, "--group=concept and --parts belong together"),
-        ([good], {"parts": {"a": 1.0}}, "belong together"),
-        ([good], {"group": "concept", "parts": {"a": 0.7, "b": 0.4}}, "--parts=a=0.7,b=0.4 do not sum to 1"),
+        ([good], {"group": "concept"}, "--group=concept and --parts must be given together"),
+        ([good], {"parts": {"a": 1.0}}, "must be given together"),
+        ([good], {"group": "concept", "parts": {"a": 0.7, "b": 0.4}}, "--parts=a=0.7,b=0.4 must be positive and sum"),
         ([good], {"group": "concept", "parts": {"a b": 1.0}}, "'train_a b' cannot name a split"),
         ([good], {"label": "nothing"}, "no pair has a field 'nothing'"),
-        ([good], {"workers": 0}, "--workers=0"),
+        ([good], {"workers": 0}, "--workers must be at least 1, got 0"),
     ]:
         with pytest.raises(UserError, match=cause) as e:
             build(sources, out, **options)
@@ -677,7 +677,7 @@ def test_what_the_user_can_mend_before_anything_runs(tmp_path):
         assert not out.exists()
     with pytest.raises(UserError, match="Not a directory") as e:
         build(good, table / "out")
-    assert e.value.cure == "choose an OUT in a folder that can be written"
+    assert e.value.cure == "choose an OUT in a writable folder"
     for where, cause in ((tmp_path / "full", "exists already"), (tmp_path / "src" / "out", "lies inside")):
         with pytest.raises(UserError, match=cause):
             build(tmp_path / "src", where)
@@ -698,7 +698,7 @@ def test_no_usable_pair(tmp_path, capsys):
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_a_file_of_no_use_beside_good_ones(tmp_path):
+def test_an_unreadable_file_beside_good_ones(tmp_path):
     src = many(tmp_path / "src", 1)
     (src / "1.tar").write_bytes(b"no tar at all" * 100)
     (src / "2.parquet").write_bytes(b"PAR1 is no table")
@@ -708,7 +708,7 @@ def test_a_file_of_no_use_beside_good_ones(tmp_path):
     assert len(keys(tmp_path / "out")) == 4
 
 
-def test_a_split_without_usable_pairs_is_told(tmp_path, capsys):
+def test_a_split_without_usable_pairs_is_reported(tmp_path, capsys):
     src = tmp_path / "src"
     tar(src / "train" / "0.tar", pair("0", 0))
     tar(src / "val" / "0.tar", [("0.png", b"")])
@@ -728,19 +728,19 @@ def test_command_line(tmp_path, capsys):
         assert "_shares" not in said
     for share in ("nan", "inf", "0", "-1"):
         assert main(["image_text", str(src), str(tmp_path / "x"), f"--parts=a={share},b=1", "--group=key"]) == 2
-        assert "do not sum to 1, each above 0" in capsys.readouterr().err
+        assert "must be positive and sum to 1" in capsys.readouterr().err
     options = ["--caption=caption,url", "--label=status", "--group=key", "--parts=a=0.5,b=0.5", "--workers=1"]
     assert main(["image_text", str(src), str(tmp_path / "out"), *options]) == 0
     said = capsys.readouterr().out
     assert "refused pairs: 2, listed in" in said
-    assert {c for part in captions_of_parts(tmp_path / "out") for c in part} >= {"http://x"}
+    assert {c for part in read_all_captions(tmp_path / "out") for c in part} >= {"http://x"}
 
 
-def captions_of_parts(out):
+def read_all_captions(out):
     return [row for path in (out / "supervision").glob("*.captions") for row in captions(out, path.stem)]
 
 
-def test_without_beam_one_line(tmp_path, monkeypatch, capsys):
+def test_missing_beam_is_a_user_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     src = many(tmp_path / "src", 1)
     assert main(["image_text", str(src), str(tmp_path / "out"), "--beam=--runner=DirectRunner"]) == 2
@@ -761,7 +761,7 @@ NO_BEAM = "Apache Beam is not installed; it needs an environment of its own"
         ("--direct_num_workers=x", "invalid int value: 'x'"),
     ],
 )
-def test_options_that_beam_does_not_take(tmp_path, options, cause):
+def test_options_that_beam_rejects(tmp_path, options, cause):
     pytest.importorskip("apache_beam", reason=NO_BEAM)
     with pytest.raises(UserError, match=cause) as e:
         build(many(tmp_path / "src", 1), tmp_path / "out", beam=options)
@@ -770,7 +770,7 @@ def test_options_that_beam_does_not_take(tmp_path, options, cause):
 
 
 @pytest.mark.filterwarnings("default")
-def test_what_a_worker_of_beam_raises_is_a_user_error(tmp_path, monkeypatch):
+def test_an_error_in_a_beam_worker_is_a_user_error(tmp_path, monkeypatch):
     pytest.importorskip("apache_beam", reason=NO_BEAM)
     monkeypatch.setattr(shards, "build", no_space)
     with pytest.raises(UserError, match=r"the pipeline failed: OSError: \[Errno 28\] No space left\n"):

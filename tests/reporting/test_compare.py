@@ -75,8 +75,8 @@ def test_tune_keeps_which_rows_are_right_and_measures_the_inputs_once(tmp_path: 
     assert [path.name for path in files] == ["knn,seed=0.safetensors", "lbfgs,seed=0.safetensors",
                                              "linear,seed=0.safetensors", "nmtune,paper,seed=0.safetensors",
                                              "ridge,seed=0.safetensors"]  # fmt: skip
-    assert tune.intact(run)
+    assert tune.STAGE.intact(run)
     files[0].unlink()
-    assert not tune.intact(run)
+    assert not tune.STAGE.intact(run)
     launch(tmp_path)  # notices
     assert [path.read_bytes() for path in files] == before

@@ -1,4 +1,4 @@
-"""Tiny archives in the layouts in which the downstream sets are distributed that our builders read."""
+"""Make tiny archives in the layouts of the distributed downstream sets."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def text(*lines: str) -> bytes:
 
 
 def clip_set(top: str, classes: tuple[str, ...]) -> dict[str, bytes]:
-    """OpenAI's layout, not sorted."""
+    """Return files in the layout of OpenAI's archives, unsorted."""
     splits = ("valid", "train", "test")
     names = [f"{top}/{s}/{c}/{i}.png" for s in splits for c in reversed(classes) for i in (10, 9)]
     return {name: image(n) for n, name in enumerate(names)} | {f"{top}/._junk/train/x/y.png": b"", f"{top}/README": b""}
@@ -85,7 +85,7 @@ LAYOUTS = {
 
 
 def pack(path: Path, files: dict[str, bytes], kind: str) -> Path:
-    """As a tar, a compressed one, a zip, or a folder."""
+    """Write files as a tar ("tar" or "tgz"), a zip, or a folder."""
     if kind == "folder":
         for name, content in files.items():
             (path / name).parent.mkdir(parents=True, exist_ok=True)

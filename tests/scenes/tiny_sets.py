@@ -1,4 +1,4 @@
-"""Tiny prepared datasets of the catalogue: TFDS's own schema and version, a few records each, no download."""
+"""Write tiny prepared datasets of the catalogue: TFDS's own schema and version, a few records each, no download."""
 
 import io
 import re
@@ -10,7 +10,7 @@ from nml_jax.tasks.catalogue import Entry
 
 
 def image(seed: int, side: int = 8) -> bytes:
-    """A PNG of random pixels."""
+    """Return a PNG of random pixels."""
     from PIL import Image
 
     out = io.BytesIO()
@@ -20,12 +20,12 @@ def image(seed: int, side: int = 8) -> bytes:
 
 
 def write(root: Path, entry: Entry, corruption: str = "", labels: tuple[int, ...] = (), records: int = 10) -> Path:
-    """Write what TFDS would prepare for `entry` into `root`, `records` in each split.
+    """Write a dataset as TFDS would prepare it for `entry` into `root`, with `records` records in each split.
 
-    The classes are `labels`, in turn; by default all.
+    The labels are `labels` in turn; by default all classes.
 
     Returns:
-        The folder of its version.
+        The folder of the dataset's version.
     """
     import tensorflow_datasets as tfds
 
@@ -46,7 +46,7 @@ def write(root: Path, entry: Entry, corruption: str = "", labels: tuple[int, ...
 
 
 def _value(feature, label: int, seed: int):
-    """Something that this feature can hold; of class labels `label`, as far as it has so many."""
+    """Return a value for this feature. A class label is `label` modulo the number of classes."""
     import tensorflow_datasets as tfds
 
     match feature:

@@ -32,7 +32,7 @@ def runs(tmp_path_factory) -> Path:
     trained, partners = catalogue.TRAINED, catalogue.PARTNERS
     for entry, corruption in (
         (trained["cifar10"], ""), (partners["cifar10_1"], ""), (partners["cifar10_c"], "fog_5"),
-        (catalogue.split_domain("real"), ""), (catalogue.split_domain("sketch"), ""),
+        (catalogue.make_domain_entry("real"), ""), (catalogue.make_domain_entry("sketch"), ""),
     ):  # fmt: skip
         tiny_sets.write(root / "sets", entry, corruption, labels=(0, 1, 2), records=24)
     keys = {**KINDS, "downstream.catalogue": str(root / "sets"), "stages": ("pretrain", "extract", "tune")}
@@ -55,13 +55,13 @@ def test_heads_on_catalogue_sets(runs: Path):
 
 def test_heads_of_imagenet_on_tests_of_other_classes(runs: Path):
     """The labels in a bank are those of the test classes; a head of 1000 classes is scored on them by the class map."""
-    sets, others = runs / "sets", {c for (c,) in class_maps.find_ids("imagenet_a")}
-    assert class_maps.find_ids("imagenet_a")[2] == (13,)
+    sets, others = runs / "sets", {c for (c,) in class_maps.load_ids("imagenet_a")}
+    assert class_maps.load_ids("imagenet_a")[2] == (13,)
     assert 281 not in others
     tiny_sets.write(sets, catalogue.TRAINED["imagenet2012"], labels=(13, 281), records=24)  # junco, tabby
     tiny_sets.write(sets, catalogue.PARTNERS["imagenet_a"], labels=(13,), records=4)
     src = tiny_archives.pack(runs / "vid.tar", tiny_archives.vid(), "tar")
-    downstream.imagenet_vid_robust(src, sets / "imagenet_vid_robust")
+    downstream.build_imagenet_vid_robust(src, sets / "imagenet_vid_robust")
     (first,) = (runs / "first").glob("noise=*")
     keys = {
         **KINDS, "tune.epochs": 200, "tune.lrs": (0.1,), "stages": ("extract", "tune"), "init_from": str(first),

@@ -1,4 +1,4 @@
-"""The catalogue of downstream sets: every entry is opened from a tiny dataset of TFDS's own schema."""
+"""Test the catalogue of downstream sets. Every entry is opened from a tiny dataset with TFDS's own schema."""
 
 import itertools
 import sys
@@ -11,27 +11,27 @@ from configs import common
 from nml_jax.data.sources.source import Source, in_memory
 from nml_jax.errors import UserError
 from nml_jax.tasks import catalogue, class_maps
-from nml_jax.tasks.classification import _check_classes, _folder, check_tasks, load_task
+from nml_jax.tasks.classification import _check_classes, _find_folder, check_tasks, load_task
 from tests.scenes import tiny_sets
 
 BY_TFDS = {
     name: entry for name, entry in (catalogue.TRAINED | catalogue.PARTNERS).items() if not entry.builder
-} | {f"domainnet/{name}": catalogue.split_domain(name) for name in catalogue.DOMAINS}  # fmt: skip
+} | {f"domainnet/{name}": catalogue.make_domain_entry(name) for name in catalogue.DOMAINS}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
-    """All that TFDS prepares, in one folder."""
+    """Write all sets that TFDS prepares into one folder."""
     root = tmp_path_factory.mktemp("catalogue")
     for name, entry in BY_TFDS.items():
         for corruption in ("fog_1", "fog_5", "snow_1", "snow_5") if "{}" in entry.folder else ("",):
-            labels = tuple(c for (c,) in class_maps.find_ids(name)[:7]) if entry.subset else ()
+            labels = tuple(c for (c,) in class_maps.load_ids(name)[:7]) if entry.subset else ()
             tiny_sets.write(root, entry, corruption, labels)
     return root
 
 
 def config(root: Path, **downstream: Any):
-    """The defaults, with some keys of `downstream`."""
+    """Return the default config with some keys of `downstream` changed."""
     out = common.get_config()
     out.update_from_flattened_dict({f"downstream.{k}": v for k, v in {"catalogue": str(root), **downstream}.items()})
     return out
@@ -50,14 +50,14 @@ def test_every_set_that_tfds_prepares(prepared: Path, name: str, capsys):
     assert (len(task.train), len(task.tests[0].source)) == ((8, 2) if cut else (10, 10))
     assert task.tests[0].source.num_classes == entry.num_classes
     said = capsys.readouterr().err
-    assert f"has {len(task.train)} records; published are {entry.n_train:,}" in said
-    assert f"published are {entry.n_test:,}" in said
+    assert f"has {len(task.train)} records; the published number is {entry.n_train:,}" in said
+    assert f"the published number is {entry.n_test:,}" in said
     assert "tensorflow" not in sys.modules
 
 
 def test_the_fourteen_sets_of_the_method():
     sizes = {name: (e.num_classes, e.n_train, e.n_full, e.n_test) for name, e in catalogue.TRAINED.items()}
-    assert len(sizes) == 14 + 2  # ImageNet-1K and Country211 besides
+    assert len(sizes) == 14 + 2  # plus ImageNet-1K and Country211
     assert sizes["flowers102"] == (102, 1_020, 2_040, 6_149)
     assert sizes["aircraft"] == (100, 3_334, 6_667, 3_333)
     assert sizes["dtd"] == (47, 1_880, 3_760, 1_880)
@@ -74,7 +74,7 @@ def test_the_fourteen_sets_of_the_method():
 def test_training_with_the_validation_split(prepared: Path):
     task = load_task("flowers102", config(prepared, with_validation=True))
     assert len(task.train) == 20
-    assert len(load_task("pets", config(prepared, with_validation=True)).train) == 10  # it has none
+    assert len(load_task("pets", config(prepared, with_validation=True)).train) == 10  # it has no validation split
 
 
 def test_domainnet_in_any_pairing(prepared: Path):
@@ -89,7 +89,7 @@ def test_domainnet_in_any_pairing(prepared: Path):
         assert task.train.fingerprint != task.tests[0].source.fingerprint
 
 
-def test_corruptions_are_splits_of_their_own(prepared: Path):
+def test_each_corruption_is_a_split(prepared: Path):
     chosen = {"partners": ("cifar10_1", "cifar10_c"), "corruptions": ("snow", "fog"), "severities": (1, 5)}
     task = load_task("cifar10", config(prepared, tasks=("cifar10",), **chosen))
     assert [t.split for t in task.tests] == [
@@ -106,7 +106,7 @@ def test_variants_of_imagenet_and_their_class_maps(prepared: Path):
     assert list(by_split) == ["test", *partners]
     for name in ("imagenet_r", "imagenet_a"):
         test = by_split[name]
-        assert test.class_map == class_maps.find_ids(name)
+        assert test.class_map == class_maps.load_ids(name)
         assert test.source.num_classes == len(test.class_map) == 200
         assert test.source.labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2]  # the first seven of its own classes
         ids = [c for (c,) in test.class_map]
@@ -117,8 +117,8 @@ def test_variants_of_imagenet_and_their_class_maps(prepared: Path):
 
 def test_class_maps_are_of_imagenet_and_of_the_published_sizes():
     for name, size in {"imagenet_a": 200, "imagenet_r": 200, "objectnet": 113, "imagenet_vid_robust": 30}.items():
-        ids = [i for classes in class_maps.find_ids(name) for i in classes]
-        assert len(class_maps.find_ids(name)) == size
+        ids = [i for classes in class_maps.load_ids(name) for i in classes]
+        assert len(class_maps.load_ids(name)) == size
         assert len(set(ids)) == len(ids)
         assert set(ids) <= set(range(1000))
     objectnet, vid = class_maps.load("objectnet"), class_maps.load("imagenet_vid_robust")
@@ -139,11 +139,11 @@ def test_the_version_of_the_table_comes_first(tmp_path: Path, capsys):
     folder = tiny_sets.write(tmp_path, catalogue.TRAINED["dtd"])
     newer = folder.with_name("10.0.0")
     newer.symlink_to(folder.name)
-    assert _folder(config(tmp_path), catalogue.TRAINED["dtd"]) == folder
+    assert _find_folder(config(tmp_path), catalogue.TRAINED["dtd"]) == folder
     folder.rename(folder.with_name("9.9.9"))
     newer.unlink()
     assert load_task("dtd", config(tmp_path)).num_classes == 47
-    assert "there is version 9.9.9; the table is of 3.0.1" in capsys.readouterr().err
+    assert "using version 9.9.9 instead of 3.0.1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -151,17 +151,17 @@ def test_the_version_of_the_table_comes_first(tmp_path: Path, capsys):
     [
         ("svhn", {}, "no prepared dataset in .*svhn_cropped", "tfds build svhn_cropped"),
         ("aircraft", {}, "no prepared dataset", "prepare fgvc_aircraft SRC"),
-        ("cifar10", {"partners": ("imagenet_r",)}, "no 'imagenet_r'", "cifar10_1, cifar10_c"),
+        ("cifar10", {"partners": ("imagenet_r",)}, "unknown 'imagenet_r'", "cifar10_1, cifar10_c"),
         ("cifar10", {"partners": ("cifar10_1", "cifar10_1")}, "twice", "once"),
-        ("cifar10", {"corruptions": ("rain",)}, "no 'rain'", "gaussian_noise"),
-        ("cifar10", {"severities": (6,)}, "no 6", "1, 2, 3"),
+        ("cifar10", {"corruptions": ("rain",)}, "unknown 'rain'", "gaussian_noise"),
+        ("cifar10", {"severities": (6,)}, "unknown 6", "1, 2, 3"),
         ("cifar10", {"severities": ()}, "empty", "1 to 5"),
-        ("domainnet", {"domain_train": "photo"}, "no 'photo'", "clipart"),
-        ("domainnet", {"domain_test": ("real",)}, "'real' is there twice", "once"),
-        ("svhn", {"partners": ("cifar10_1",)}, "no 'cifar10_1'", "nothing with these tasks"),
+        ("domainnet", {"domain_train": "photo"}, "unknown 'photo'", "clipart"),
+        ("domainnet", {"domain_test": ("real",)}, "'real' is given twice", "once"),
+        ("svhn", {"partners": ("cifar10_1",)}, "unknown 'cifar10_1'", "nothing with these tasks"),
     ],
 )
-def test_what_cannot_be(tmp_path: Path, name: str, keys: dict, cause: str, cure: str):
+def test_bad_keys_are_refused(tmp_path: Path, name: str, keys: dict, cause: str, cure: str):
     chosen = config(tmp_path, tasks=(name,), **keys)
     with pytest.raises(UserError, match=cause) as error:
         check_tasks(chosen, data=True)
@@ -172,7 +172,7 @@ def test_what_cannot_be(tmp_path: Path, name: str, keys: dict, cause: str, cure:
 
 
 def test_a_set_of_other_classes_is_refused(tmp_path: Path):
-    """The folder of one set under the name of another."""
+    """Open the folder of one set under the name of another."""
     tiny_sets.write(tmp_path, catalogue.TRAINED["dtd"])
     (tmp_path / "dtd").rename(tmp_path / "svhn_cropped")
     with pytest.raises(UserError, match="has 47 classes, not 10"):
@@ -185,7 +185,7 @@ def test_tests_of_other_classes_are_refused():
 
     train = source(["ant", "bee", "cat"])
     _check_classes(source(["ant", "bee", "cat"]), train, "new")
-    _check_classes(source(None), train, "new")  # numbers are no names
+    _check_classes(source(None), train, "new")  # numbers are not compared with names
     _check_classes(train, source(None), "new")
     for other in (source(["ant", "cat", "bee"]), source(None, 4)):
         with pytest.raises(UserError, match="new has other classes"):

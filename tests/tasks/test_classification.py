@@ -1,4 +1,4 @@
-"""The table of downstream tasks."""
+"""Test the table of downstream tasks."""
 
 import numpy as np
 import pytest
@@ -34,14 +34,14 @@ def test_digits_are_five_to_nine_and_never_those_of_pre_training():
         ({"downstream.path": "/nowhere", "downstream.test": ()}, "no test split"),
     ],
 )
-def test_a_directory_that_is_not_described(overrides: dict, cause: str):
+def test_an_incomplete_description_of_a_directory(overrides: dict, cause: str):
     config = common.get_config()
     config.update_from_flattened_dict(overrides)
     with pytest.raises(UserError, match=cause):
         load_task("directory", config)
 
 
-def test_a_directory_is_by_default_that_of_pre_training(tmp_path):
+def test_the_default_directory_is_that_of_pre_training(tmp_path):
     from PIL import Image
 
     from nml_jax.prepare import image_folder

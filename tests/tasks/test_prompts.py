@@ -5,7 +5,7 @@ import pytest
 from nml_jax.errors import UserError
 from nml_jax.tasks import prompts
 
-# The layout of CLIP_benchmark's files: task -> list; an empty name and names that stand twice occur in them.
+# The layout of CLIP_benchmark's files: task -> list. They contain an empty name and repeated names.
 NAMES = {"mnist": ["0", "1"], "imagenet1k": ["missile", "crane", "missile"], "near": ["near", ""]}
 TEMPLATES = {
     "mnist": ['a photo of the number: "{c}".'],
@@ -25,7 +25,7 @@ def write(tmp_path):
 
 
 def error(call, *args):
-    """Cause and cure; both are one line."""
+    """Return cause and cure of the UserError, and check that both are one line."""
     with pytest.raises(UserError) as e:
         call(*args)
     assert "\n" not in e.value.cause + e.value.cure
@@ -39,15 +39,13 @@ def test_the_default_set_is_small_and_fits_every_task():
     assert all(template.count("{c}") == 1 for template in ours)
 
 
-def test_the_datasets_own_names_have_blanks_for_underscores():
+def test_own_names_get_spaces_for_underscores():
     assert prompts.read_class_names("", "cifar10", ("aeroplane", "polar_bear")) == ("aeroplane", "polar bear")
 
 
 def test_a_plain_list_holds_for_every_task(write):
-    assert prompts.read_class_names(write(["a_b", "c"]), "mnist", ("0", "1")) == (
-        "a_b",
-        "c",
-    )  # a file means what it says
+    names = prompts.read_class_names(write(["a_b", "c"]), "mnist", ("0", "1"))
+    assert names == ("a_b", "c")  # names from a file stay as they are
     assert prompts.read_templates(write(["one {c}", "two {}"]), "mnist") == ("one {c}", "two {}")
 
 
@@ -58,7 +56,7 @@ def test_the_layout_of_clip_benchmark(write, task):
     assert prompts.read_templates(templates, task) == tuple(TEMPLATES[task])
 
 
-def test_what_published_lists_hold_is_accepted(write):
+def test_repeated_and_empty_entries_are_accepted(write):
     assert prompts.read_class_names(write(NAMES), "near", ("a", "b")) == ("near", "")
     assert prompts.read_templates(write(["a {c}", "a {c}"]), "mnist") == ("a {c}", "a {c}")
 
@@ -108,14 +106,14 @@ def test_a_task_that_is_not_in_the_file(write):
 @pytest.mark.parametrize("content", ["", "[", "{c}", "['a']"])
 def test_no_json(write, content):
     cause, cure = error(prompts.read_class_names, write(content), "mnist", ("0",))
-    assert "is no JSON" in cause
+    assert "is not JSON" in cause
     assert "list" in cure
 
 
 def test_no_text(tmp_path):
     path = tmp_path / "latin.json"
     path.write_bytes(b'["caf\xe9"]')
-    assert "is no JSON" in error(prompts.read_class_names, str(path), "mnist", ("0",))[0]
+    assert "is not JSON" in error(prompts.read_class_names, str(path), "mnist", ("0",))[0]
 
 
 @pytest.mark.parametrize("path", ["missing.json", ""])
@@ -134,4 +132,4 @@ def test_other_layouts(write, content):
         lambda: prompts.read_templates(path, "mnist"),
         lambda: prompts.read_class_names(path, "mnist", ("0", "1")),
     ):
-        assert "no list of strings" in error(call)[0]
+        assert "not a list of strings" in error(call)[0]

@@ -58,13 +58,13 @@ def compiled(name: str, mesh: Mesh, **overrides):
 
 def sizes(c: hlo.Collective) -> Counter[int]:
     """How often the collective carries an array of so many elements; XLA may turn and flatten them."""
-    return Counter(math.prod(shape) for text in c.shapes for shape in hlo.arrays(text))
+    return Counter(math.prod(shape) for text in c.shapes for shape in hlo.find_shapes(text))
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_one_reduction_of_all_gradients(name: str, mesh: Mesh):
     step, shapes = compiled(name, mesh)
-    reductions = [c for c in hlo.collectives(step.as_text(), mesh.size) if c.kind == "all-reduce"]
+    reductions = [c for c in hlo.find_collectives(step.as_text(), mesh.size) if c.kind == "all-reduce"]
     assert {c.group for c in reductions} == {mesh.size}
     assert {c.times for c in reductions} == {1}
     kernels = Counter(x.size for x in jax.tree.leaves(shapes.params) if x.ndim > 1)
@@ -76,12 +76,12 @@ def test_one_reduction_of_all_gradients(name: str, mesh: Mesh):
 
 def test_no_device_has_the_logits_of_all_pairs(mesh: Mesh):
     text = compiled("clip", mesh)[0].as_text()
-    shapes = hlo.arrays(text)
+    shapes = hlo.find_shapes(text)
     assert (CHUNK, B) in shapes or (1, CHUNK, B) in shapes
     assert not [shape for shape in shapes if shape.count(B) > 1 or math.prod(shape) == B**2]
     rows = B // mesh.size
     assert not [shape for shape in shapes if B in shape and rows in shape]  # nor those of its own rows at once
-    sent = {s for c in hlo.collectives(text, mesh.size) for x in c.shapes for s in hlo.arrays(x) if B in s}
+    sent = {s for c in hlo.find_collectives(text, mesh.size) for x in c.shapes for s in hlo.find_shapes(x) if B in s}
     assert sent == {(B, EMBED), (B,)}
 
 
@@ -112,7 +112,7 @@ def test_no_activation_is_sent_under_fsdp(name: str):
     mesh, batch = runtime.make_mesh(-1, 4), 88
     wide = {"model.dim": 128, "model.text_width": 128, "objective.chunk": 11} if name == "clip" else {}
     step, shapes = compiled(name, mesh, **{"train.batch": batch, **wide})
-    sent = {s for c in hlo.collectives(step.as_text(), mesh.size) for x in c.shapes for s in hlo.arrays(x)}
+    sent = {s for c in hlo.find_collectives(step.as_text(), mesh.size) for x in c.shapes for s in hlo.find_shapes(x)}
     sharded = {x.shape for x in jax.tree.leaves(shapes.params) if x.size >= runtime.SHARD_FROM}
     assert sharded
     assert sharded <= sent, "they are gathered"

@@ -1,4 +1,4 @@
-"""The examples run. What needs PyTorch is only compiled; the embeddings API is a server of this test."""
+"""Run the examples. Code that needs PyTorch is only compiled; the embeddings API is a fake server."""
 
 import csv
 import importlib.util
@@ -19,12 +19,12 @@ TEXTS = [f'text {i}, "quoted" ü' for i in range(7)]
 NAMES = ["dog", "cat", "dog", "cow", "cat", "dog", "cow"]
 
 
-def embedding(text: str) -> list[float]:
+def embed(text: str) -> list[float]:
     return [len(text) / 8, float(text[5]), -1.5]
 
 
 class Server(HTTPServer):
-    """An embeddings endpoint. Each reply takes the first of `replies`, a status; none left: 200."""
+    """A fake embeddings endpoint. Each reply has the next status of `replies`, or 200 if none is left."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append(query["input"])
         self.server.keys.add(self.headers["Authorization"])
         status = self.server.replies.pop(0) if self.server.replies else 200
-        data = [{"index": i, "embedding": embedding(text)} for i, text in enumerate(query["input"])]
+        data = [{"index": i, "embedding": embed(text)} for i, text in enumerate(query["input"])]
         body = json.dumps({"data": data[::-1]} if status == 200 else {"error": "busy"}).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args):
-        """Say nothing."""
+        """Print nothing."""
 
 
 @pytest.fixture
@@ -66,10 +66,10 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def example(root: Path) -> ModuleType:
-    return loaded(root / "examples" / "export_features.py")
+    return load_module(root / "examples" / "export_features.py")
 
 
-def loaded(path: Path) -> ModuleType:
+def load_module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec
     assert spec.loader
@@ -78,7 +78,7 @@ def loaded(path: Path) -> ModuleType:
     return module
 
 
-def texts(path: Path, rows: list[tuple[str, str]]) -> str:
+def write_texts(path: Path, rows: list[tuple[str, str]]) -> str:
     with path.open("w", newline="", encoding="utf-8") as f:
         csv.writer(f).writerows([("text", "label"), *rows])
     return str(path)
@@ -86,17 +86,17 @@ def texts(path: Path, rows: list[tuple[str, str]]) -> str:
 
 @pytest.fixture
 def arguments(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Of the subcommand api, for the texts above, three at a time."""
+    """Return arguments of the subcommand api for the texts above, three at a time."""
     monkeypatch.setenv("A_KEY", "abc")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    table = texts(tmp_path / "texts.csv", list(zip(TEXTS, NAMES, strict=True)))
+    table = write_texts(tmp_path / "texts.csv", list(zip(TEXTS, NAMES, strict=True)))
     options = ["--model=small", "--key=A_KEY", "--batch=3", "--retries=2", "--wait=0.01"]
     return ["api", server.url, table, f"{tmp_path}/out.safetensors", *options]
 
 
 def check(path: Path) -> None:
     found = open_features(f"{path}/out.safetensors")
-    np.testing.assert_array_equal(found.read()[:, 0], np.array([embedding(text) for text in TEXTS], np.float32))
+    np.testing.assert_array_equal(found.read()[:, 0], np.array([embed(text) for text in TEXTS], np.float32))
     assert found.class_names == ("cat", "cow", "dog")
     assert found.labels.tolist() == [2, 0, 2, 1, 0, 2, 1]
     assert sorted(p.name for p in path.iterdir()) == ["out.safetensors", "texts.csv"]
@@ -111,17 +111,15 @@ def test_api_in_batches_after_a_busy_reply(example: ModuleType, server: Server, 
     assert server.keys == {"Bearer abc"}
 
 
-def refused(capsys: pytest.CaptureFixture, words: str, program: ModuleType, arguments: list[str]) -> None:
+def check_refused(capsys: pytest.CaptureFixture, words: str, program: ModuleType, arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
         program.main(arguments)
     assert re.search(f"error: .*{words}.*\n  cure: ", capsys.readouterr().err)
 
 
-def test_api_goes_on_where_it_was_stopped(
-    example: ModuleType, server: Server, arguments: list[str], tmp_path: Path, capsys
-):
+def test_api_resumes(example: ModuleType, server: Server, arguments: list[str], tmp_path: Path, capsys):
     server.replies = [200, 503, 503, 503]
-    refused(capsys, r"503.*busy", example, arguments)
+    check_refused(capsys, r"503.*busy", example, arguments)
     part = tmp_path / "out.safetensors.part"
     part.write_text(part.read_text()[:-4])  # killed while it wrote
     server.asked.clear()
@@ -134,30 +132,32 @@ def test_api_keeps_parts_of_other_texts_apart(
     example: ModuleType, server: Server, arguments: list[str], tmp_path: Path, capsys
 ):
     server.replies = [200, 401]
-    refused(capsys, "401", example, arguments)
+    check_refused(capsys, "401", example, arguments)
     assert len(server.asked) == 2  # a wrong key is not tried again
-    texts(tmp_path / "texts.csv", [("other", "cat")])
-    refused(capsys, "belongs to other texts", example, arguments)
+    write_texts(tmp_path / "texts.csv", [("other", "cat")])
+    check_refused(capsys, "belongs to other texts", example, arguments)
 
 
 def test_classes_of_an_earlier_file(example: ModuleType, arguments: list[str], tmp_path: Path, capsys):
     example.main(arguments)
     command, url, _, _, *options = arguments
-    table = texts(tmp_path / "test.csv", [("text 3", "dog"), ("text 4", "cow")])
+    table = write_texts(tmp_path / "test.csv", [("text 3", "dog"), ("text 4", "cow")])
     like = f"--like={tmp_path}/out.safetensors"
     example.main([command, url, table, f"{tmp_path}/test.safetensors", *options, like])
     test = open_features(f"{tmp_path}/test.safetensors")
     assert test.labels.tolist() == [2, 1]
     check_alike(open_features(f"{tmp_path}/out.safetensors"), test)
-    texts(tmp_path / "test.csv", [("text 3", "hen")])
-    refused(capsys, "no classes hen", example, [command, url, table, f"{tmp_path}/test.safetensors", *options, like])
+    write_texts(tmp_path / "test.csv", [("text 3", "hen")])
+    check_refused(
+        capsys, "no classes hen", example, [command, url, table, f"{tmp_path}/test.safetensors", *options, like]
+    )
 
 
 def test_a_table_without_texts(example: ModuleType, arguments: list[str], tmp_path: Path, capsys):
     (tmp_path / "texts.csv").write_text("sentence,label\nhello,1\n")
-    refused(capsys, "columns text and label", example, arguments)
+    check_refused(capsys, "columns text and label", example, arguments)
     (tmp_path / "texts.csv").unlink()
-    refused(capsys, r"texts\.csv cannot be read", example, arguments)
+    check_refused(capsys, r"texts\.csv cannot be read", example, arguments)
 
 
 @pytest.mark.parametrize("command", ["timm", "open_clip", "hf", "api"])
@@ -168,25 +168,28 @@ def test_every_subcommand_explains_itself(example: ModuleType, command: str, cap
 
 
 def test_sentences_as_features(root: Path, tmp_path: Path, capsys):
-    program = loaded(root / "examples" / "text_features.py")
+    program = load_module(root / "examples" / "text_features.py")
     rows = [(f"word{i} word{i % 3} again", "ab"[i % 2]) for i in range(20)]
     for folder in ("train", "other"):
         (tmp_path / folder).mkdir()
-    train, test = texts(tmp_path / "train" / "d.csv", rows), texts(tmp_path / "other" / "e.csv", rows[:5])
+    train, test = write_texts(tmp_path / "train" / "d.csv", rows), write_texts(tmp_path / "other" / "e.csv", rows[:5])
     program.main([f"{tmp_path}/out", train, test, "--dim", "4"])
     found = [open_features(f"{tmp_path}/out/{name}.safetensors") for name in "de"]
     assert [(len(each), each.dim, each.class_names) for each in found] == [(20, 4, ("a", "b")), (5, 4, ("a", "b"))]
     np.testing.assert_array_equal(found[0].read()[:5], found[1].read())
-    same = texts(tmp_path / "other" / "d.csv", rows[:5])
+    same = write_texts(tmp_path / "other" / "d.csv", rows[:5])
     words = r"d\.csv and a file before it would both become d\.safetensors"
-    refused(capsys, words, program, [f"{tmp_path}/new", train, same])
-    refused(capsys, r"none\.csv cannot be read", program, [f"{tmp_path}/new", f"{tmp_path}/none.csv"])
-    refused(capsys, "--dim=0", program, [f"{tmp_path}/new", train, "--dim", "0"])
-    refused(
-        capsys, "empty vocabulary", program, [f"{tmp_path}/new", texts(tmp_path / "e.csv", [("", "a"), (" ", "b")])]
+    check_refused(capsys, words, program, [f"{tmp_path}/new", train, same])
+    check_refused(capsys, r"none\.csv cannot be read", program, [f"{tmp_path}/new", f"{tmp_path}/none.csv"])
+    check_refused(capsys, "--dim must be at least 1, got 0", program, [f"{tmp_path}/new", train, "--dim", "0"])
+    check_refused(
+        capsys,
+        "empty vocabulary",
+        program,
+        [f"{tmp_path}/new", write_texts(tmp_path / "e.csv", [("", "a"), (" ", "b")])],
     )
     assert not (tmp_path / "new").exists()
-    few = texts(tmp_path / "few.csv", [("one two", "a"), ("two three", "b"), ("four", "a")])
-    program.main([f"{tmp_path}/few", few])  # of 256 features
+    few = write_texts(tmp_path / "few.csv", [("one two", "a"), ("two three", "b"), ("four", "a")])
+    program.main([f"{tmp_path}/few", few])  # asks for 256 features
     assert open_features(f"{tmp_path}/few/few.safetensors").dim == 3
     assert "3 features, not 256" in capsys.readouterr().err

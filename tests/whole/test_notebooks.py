@@ -9,7 +9,7 @@ import pytest
 from tests.scenes.digits_experiment import launch
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = ROOT / "notebooks"
+NOTEBOOKS = ROOT / "docs" / "notebooks"
 
 
 def execute(name: str) -> str:

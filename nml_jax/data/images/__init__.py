@@ -1,1 +1,1 @@
-"""Images: decoding, transforms, augmentation."""
+"""Image decoding, transforms and augmentation."""

@@ -1,4 +1,4 @@
-"""Stored bytes to upright RGB pixels: the one place that decides what is an image and what is none."""
+"""Decode stored bytes to upright RGB pixels. This module alone decides which bytes are an image."""
 
 import contextlib
 import io
@@ -13,11 +13,11 @@ from PIL import Image, ImageOps, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePl
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
-# What `shrink` does.
+# How `shrink` resizes and encodes.
 SHRUNK: dict[str, Any] = {"format": "JPEG", "quality": 95, "subsampling": "4:2:0", "interpolation": "area"}
-MAX_SIDE = 65_500  # of a JPEG
+MAX_SIDE = 65_500  # pixels of a JPEG
 
-# EXIF orientation (tag 0x0112) -> what turns the pixels upright.
+# EXIF orientation (tag 0x0112) -> function that turns the pixels upright.
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -31,18 +31,18 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class Undecodable(ValueError):
-    """A record has no usable image; the message says why. A property of the data: every process finds the same."""
+    """Error of a record without a usable image. It depends on the data alone, so every process raises the same."""
 
 
 class ImageError(Undecodable):
-    """These bytes are no image that can be decoded whole."""
+    """Error of bytes that cannot be decoded to a whole image."""
 
 
 def decode(image: bytes | np.ndarray) -> np.ndarray:
-    """Upright RGB pixels of an encoded image or of an array.
+    """Decode an encoded image or an array to upright RGB pixels.
 
-    EXIF orientation is applied. Transparency is composited over white, as a viewer shows it. Grey, palette and CMYK
-    become RGB; 16-bit samples keep their high byte; of an animation the first frame counts.
+    EXIF orientation is applied. Transparency is composited over white. Grey, palette and CMYK become RGB. 16-bit values
+    keep their high byte. An animation yields its first frame.
 
     Args:
         image: an encoded file of one of FORMATS, or uint8 [H, W, 1 | 3 | 4].
@@ -54,15 +54,15 @@ def decode(image: bytes | np.ndarray) -> np.ndarray:
         ImageError: not an image, truncated or damaged, or of a kind with no defined RGB.
     """
     if isinstance(image, np.ndarray):
-        return _from_array(image)
+        return _convert_array(image)
     if image[:3] == b"\xff\xd8\xff":
-        with contextlib.suppress(ValueError):  # unusual or damaged: Pillow is the judge of which
+        with contextlib.suppress(ValueError):  # unusual or damaged: Pillow decides below
             if simplejpeg.decode_jpeg_header(image)[2] in ("YCbCr", "RGB", "Gray"):
-                return UPRIGHT[_jpeg_orientation(image)](simplejpeg.decode_jpeg(image, "RGB"))
-    return np.asarray(_rgb(_open(image)))
+                return UPRIGHT[_read_orientation(image)](simplejpeg.decode_jpeg(image, "RGB"))
+    return np.asarray(_convert_to_rgb(_open(image)))
 
 
-def _from_array(image: np.ndarray) -> np.ndarray:
+def _convert_array(image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3, 4):
         raise ImageError(f"an array of {image.dtype} {image.shape} is no uint8 [H, W, 1 | 3 | 4]")
     match image.shape[2]:
@@ -71,11 +71,11 @@ def _from_array(image: np.ndarray) -> np.ndarray:
         case 1:
             return np.repeat(image, 3, axis=2)
         case _:
-            return np.asarray(_rgb(Image.fromarray(image)))
+            return np.asarray(_convert_to_rgb(Image.fromarray(image)))
 
 
-def _jpeg_orientation(data: bytes) -> int:
-    """EXIF orientation of a JPEG, 1 to 8; 1 where it is absent or its block is damaged."""
+def _read_orientation(data: bytes) -> int:
+    """Read the EXIF orientation of a JPEG, 1 to 8. Return 1 if it is absent or its block is damaged."""
     exif = data.find(b"Exif\0\0", 0, data.find(b"\xff\xda"))  # the header ends where the scan starts
     if exif < 0:
         return 1
@@ -90,24 +90,24 @@ def _jpeg_orientation(data: bytes) -> int:
             if tag == 0x0112:
                 return value if value in UPRIGHT else 1
     except struct.error:
-        return 1  # a damaged block says nothing; the pixels are still good
+        return 1  # the pixels are still good
     return 1
 
 
 def check(data: bytes, max_pixels: int) -> np.ndarray:
-    """What `decode` makes of `data`; raises ImageError unless it is a sound image of at most `max_pixels`."""
-    with _reasons(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    """Verify and decode an image. Raise ImageError unless it is intact and has at most `max_pixels` pixels."""
+    with _raise_image_error(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > max_pixels:
             raise ImageError(f"more than {max_pixels / 1e6:g} megapixels: {image.width} x {image.height}")
-        image.verify()  # checksums, where the format has them
+        image.verify()  # compares checksums if the format has them
     return decode(data)
 
 
 def shrink(image: np.ndarray, side: int) -> bytes:
-    """A JPEG of uint8 [H, W, 3], whose shorter side becomes `side`, as SHRUNK has it; the aspect ratio stays.
+    """Shrink uint8 [H, W, 3] to a JPEG whose shorter side is `side`, as SHRUNK says. Keep the aspect ratio.
 
     Returns:
-        The file; b"" where the shorter side is no larger, or the longer one would be more than a JPEG can have.
+        The encoded JPEG, or b"" if the image is not larger or its longer side would be too long for a JPEG.
     """
     height, width = image.shape[:2]
     short = min(height, width)
@@ -119,15 +119,15 @@ def shrink(image: np.ndarray, side: int) -> bytes:
 
 
 def _open(data: bytes) -> Image.Image:
-    """The first frame, decoded whole and upright."""
-    with _reasons(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    """Decode the whole first frame with Pillow and turn it upright."""
+    with _raise_image_error(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         image.load()
         return ImageOps.exif_transpose(image)
 
 
 @contextlib.contextmanager
-def _reasons() -> Iterator[None]:
-    """Pillow's errors as ImageError."""
+def _raise_image_error() -> Iterator[None]:
+    """Convert Pillow's errors to ImageError."""
     try:
         yield
     except ImageError:
@@ -136,11 +136,11 @@ def _reasons() -> Iterator[None]:
         raise ImageError("not an image") from e
     except Image.DecompressionBombError as e:
         raise ImageError(f"too many megapixels: {e}") from e
-    except Exception as e:  # its parsers raise whatever they stumble over: OSError, SyntaxError, struct.error, ...
+    except Exception as e:  # its parsers raise errors of many kinds: OSError, SyntaxError, struct.error, ...
         raise ImageError(f"truncated or damaged: {e}") from e
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _convert_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ImageError("floating-point pixels have no defined range")
     if image.mode.startswith("I"):

@@ -1,6 +1,6 @@
 """RandAugment (Cubuk et al. 2019) with the op set and magnitude ranges of timm's "rand-m7-mstd0.5-inc1".
 
-"inc1", increasing: every op gets more severe with the magnitude. The ops themselves are Pillow's.
+"inc1" means that every op gets more severe with the magnitude. The ops themselves are Pillow's.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 FILTER = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def _affine(image: Image.Image, matrix: tuple[float, ...], how: dict[str, Any]) -> Image.Image:
+def _transform(image: Image.Image, matrix: tuple[float, ...], how: dict[str, Any]) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, **how)
 
 
@@ -20,7 +20,7 @@ def _solarize_add(image: Image.Image, amount: int) -> Image.Image:
     return image.point([min(255, i + amount) if i < 128 else i for i in range(256)] * 3)
 
 
-def _factor(v: float, s: int) -> float:
+def _scale_factor(v: float, s: int) -> float:
     return max(0.1, 1 + 0.9 * s * v)
 
 
@@ -30,18 +30,18 @@ OPS: dict[str, Callable[[Image.Image, float, int, dict[str, Any]], Image.Image]]
     "equalize": lambda image, v, s, how: ImageOps.equalize(image),
     "invert": lambda image, v, s, how: ImageOps.invert(image),
     "rotate": lambda image, v, s, how: image.rotate(30 * s * v, **how),
-    # One bit is kept at least: at magnitude 10 none would be left, and Pillow refuses.
+    # Keep at least one bit: at magnitude 10 none would be left, and Pillow would raise.
     "posterize": lambda image, v, s, how: ImageOps.posterize(image, max(1, 4 - int(4 * v))),
     "solarize": lambda image, v, s, how: ImageOps.solarize(image, 256 - int(256 * v)),
     "solarize_add": lambda image, v, s, how: _solarize_add(image, int(110 * v)),
-    "color": lambda image, v, s, how: ImageEnhance.Color(image).enhance(_factor(v, s)),
-    "contrast": lambda image, v, s, how: ImageEnhance.Contrast(image).enhance(_factor(v, s)),
-    "brightness": lambda image, v, s, how: ImageEnhance.Brightness(image).enhance(_factor(v, s)),
-    "sharpness": lambda image, v, s, how: ImageEnhance.Sharpness(image).enhance(_factor(v, s)),
-    "shear_x": lambda image, v, s, how: _affine(image, (1, 0.3 * s * v, 0, 0, 1, 0), how),
-    "shear_y": lambda image, v, s, how: _affine(image, (1, 0, 0, 0.3 * s * v, 1, 0), how),
-    "translate_x": lambda image, v, s, how: _affine(image, (1, 0, 0.45 * s * v * image.width, 0, 1, 0), how),
-    "translate_y": lambda image, v, s, how: _affine(image, (1, 0, 0, 0, 1, 0.45 * s * v * image.height), how),
+    "color": lambda image, v, s, how: ImageEnhance.Color(image).enhance(_scale_factor(v, s)),
+    "contrast": lambda image, v, s, how: ImageEnhance.Contrast(image).enhance(_scale_factor(v, s)),
+    "brightness": lambda image, v, s, how: ImageEnhance.Brightness(image).enhance(_scale_factor(v, s)),
+    "sharpness": lambda image, v, s, how: ImageEnhance.Sharpness(image).enhance(_scale_factor(v, s)),
+    "shear_x": lambda image, v, s, how: _transform(image, (1, 0.3 * s * v, 0, 0, 1, 0), how),
+    "shear_y": lambda image, v, s, how: _transform(image, (1, 0, 0, 0.3 * s * v, 1, 0), how),
+    "translate_x": lambda image, v, s, how: _transform(image, (1, 0, 0.45 * s * v * image.width, 0, 1, 0), how),
+    "translate_y": lambda image, v, s, how: _transform(image, (1, 0, 0, 0, 1, 0.45 * s * v * image.height), how),
 }
 NAMES = tuple(OPS)
 
@@ -57,11 +57,11 @@ def rand_augment(
     mean: Sequence[float],
     interpolation: str = "bicubic",
 ) -> np.ndarray:
-    """`count` ops drawn with replacement, each applied with `probability` at a magnitude N(magnitude, std) of [0, 10].
+    """Apply `count` ops drawn with replacement, each with `probability`, at magnitude N(magnitude, std) in [0, 10].
 
     Args:
         image: uint8 [H, W, 3].
-        mean: per channel, of pixels in [0, 1]; the colour of what moves in from outside.
+        mean: mean per channel of pixels in [0, 1]; the fill colour outside the image.
 
     Returns:
         uint8 [H, W, 3].

@@ -1,7 +1,7 @@
-"""What is done to pixels on the host: crops, augmentation, resizing, and the shifts of test images.
+"""Image transforms on the host: crops, augmentation, resizing, and the shifts of test images.
 
-All functions are pure: uint8 [H, W, 3] in, uint8 [H, W, 3] out, every draw from the `np.random.Generator` handed in.
-Normalising happens on the device.
+All functions are pure. They take and return uint8 [H, W, 3] and draw only from the given `np.random.Generator`.
+Normalisation happens on the device.
 """
 
 import math
@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from nml_jax import ranges
 from nml_jax.data.images.codec import decode
 from nml_jax.data.images.randaugment import FILTER, rand_augment
 from nml_jax.errors import UserError
@@ -23,15 +24,23 @@ CROPS = ("random_resized", "pad", "none")
 CV2_FILTER = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
+def check_ranges(config: Any) -> None:
+    """Refuse values of the section `augment` that are out of range."""
+    ranges.require_at_least(1, "augment", config, "repeats")
+    ranges.require_at_least(0, "augment", config, "pad", "randaugment")
+    ranges.require_share("augment", config, "flip", "erase", "randaugment_prob")
+    ranges.require_interval("augment", config, "scale", "ratio")
+
+
 def resize(
     image: np.ndarray, height: int, width: int, *, interpolation: str = "bicubic", antialias: bool = True
 ) -> np.ndarray:
-    """Resample to [height, width, 3].
+    """Resize to [height, width, 3].
 
     Args:
         interpolation: "bilinear" or "bicubic".
-        antialias: filter over the whole source footprint of a pixel, as Pillow does and published evaluations do
-            (bicubic a = -0.5); otherwise sample the nearest 2x2 or 4x4 source pixels, by OpenCV (a = -0.75).
+        antialias: True: filter over the whole source area of a pixel with Pillow, as published evaluations do (bicubic
+            a = -0.5). False: sample the nearest 2x2 or 4x4 source pixels with OpenCV (a = -0.75).
     """
     if image.shape[:2] == (height, width):
         return image
@@ -41,7 +50,7 @@ def resize(
 
 
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The middle [size, size, 3]; the image must be at least that large."""
+    """Cut out the middle [size, size, 3]. The image must be at least that large."""
     top, left = (round((n - size) / 2) for n in image.shape[:2])
     return image[top : top + size, left : left + size]
 
@@ -62,10 +71,11 @@ def random_resized_crop(
     ratio: Sequence[float],
     **how: Any,
 ) -> np.ndarray:
-    """A box of a random share of the area and a random aspect ratio, resized to [size, size, 3].
+    """Crop a box of random area and aspect ratio and resize it to [size, size, 3].
 
-    "Inception" crop (Szegedy et al. 2015, section 6): area uniform in `scale`, log aspect ratio (width / height)
-    uniform in `ratio`; after ten boxes that do not fit, the largest centred box within `ratio`.
+    The "Inception" crop (Szegedy et al. 2015, section 6). The area is a share of the image's, uniform in `scale`. The
+    log aspect ratio (width / height) is uniform in `ratio`. After ten boxes that do not fit, use the largest centred
+    box within `ratio`.
     """
     height, width = image.shape[:2]
     narrow, wide = math.log(ratio[0]), math.log(ratio[1])
@@ -84,23 +94,24 @@ def random_resized_crop(
 
 
 def pad_crop(image: np.ndarray, rng: np.random.Generator, *, pad: int) -> np.ndarray:
-    """Zeros on every side, then a random window of the old size."""
+    """Pad every side with `pad` zeros and crop a random window of the original size."""
     height, width = image.shape[:2]
     top, left = rng.integers(2 * pad + 1, size=2)
     return np.pad(image, ((pad, pad), (pad, pad), (0, 0)))[top : top + height, left : left + width]
 
 
 def flip(image: np.ndarray, rng: np.random.Generator, *, probability: float) -> np.ndarray:
-    """Left and right exchanged, with that probability."""
-    return cv2.flip(image, 1) if rng.random() < probability else image  # a reversed view is slow to copy
+    """Exchange left and right with this probability."""
+    return cv2.flip(image, 1) if rng.random() < probability else image  # a reversed NumPy view is slow to copy
 
 
 def random_erasing(
     image: np.ndarray, rng: np.random.Generator, *, probability: float, mean: Sequence[float], std: Sequence[float]
 ) -> np.ndarray:
-    """A random box becomes noise (Zhong et al. 2017; "pixel" mode): 2 to 33 % of the area, aspect ratio 0.3 to 1/0.3.
+    """Replace a random box by noise with this probability (Zhong et al. 2017, "pixel" mode).
 
-    The noise is N(0, 1) per value after normalising, that is N(mean, std) in pixels; uint8 clips its tails.
+    The box has 2 to 33 % of the area and an aspect ratio of 0.3 to 1/0.3. Each value is N(0, 1) after normalisation,
+    that is N(mean, std) in pixels, clipped to uint8.
     """
     if rng.random() >= probability:
         return image
@@ -120,16 +131,17 @@ def random_erasing(
 def train_transform(
     augment: Any, image_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]:
-    """f(record, rng) -> the record with its image decoded, cropped and augmented: uint8 [image_size, image_size, 3].
+    """Return f(record, rng), which decodes, crops and augments the image: uint8 [image_size, image_size, 3].
 
     Args:
         augment: the section `config.augment`.
-        mean, std: per channel, of pixels in [0, 1]; the fill colour and the noise of RandAugment and random erasing.
+        mean, std: statistics per channel of pixels in [0, 1], for the fill colour of RandAugment and the noise of
+            random erasing.
 
     Raises:
-        UserError: a value of `augment` that is none of its choices.
+        UserError: a value of `augment` is not one of its choices.
     """
-    how = _resampling(augment)
+    how = _read_resampling(augment)
     if augment.crop == "random_resized":
         where = {"scale": tuple(augment.scale), "ratio": tuple(augment.ratio)}
         steps: list[Step] = [partial(random_resized_crop, size=image_size, **where, **how)]
@@ -158,27 +170,28 @@ def train_transform(
 def eval_transform(
     augment: Any, image_size: int
 ) -> Callable[[dict[str, Any], np.random.Generator | None], dict[str, Any]]:
-    """f(record, rng=None) -> the record with its image decoded, resized and centre-cropped: uint8 [size, size, 3].
+    """Return f(record, rng=None), which decodes, resizes and centre-crops the image: uint8 [size, size, 3].
 
-    size is augment.test_size or image_size. `test_crop` makes up for the enlargement that random-resized crops bring
-    (Touvron et al. 2019). The other crops bring none: there the whole shorter side is kept, and an image that has the
-    size already is left as it is.
+    size is augment.test_size or image_size. Random-resized crops enlarge objects in training; `test_crop` compensates
+    (Touvron et al. 2019). The other crops do not, so the whole shorter side is kept, and an image that already has this
+    size stays as it is.
 
     Raises:
-        UserError: a value of `augment` that is none of its choices.
+        UserError: a value of `augment` is not one of its choices.
     """
-    how = _resampling(augment)
+    how = _read_resampling(augment)
     size = augment.test_size or image_size
     crop = augment.test_crop if augment.crop == "random_resized" else 1.0
     if not 0 < crop <= 1:
-        raise UserError(f"augment.test_crop={crop} is no share", "give a number above 0, at most 1")
+        raise UserError(f"augment.test_crop must be above 0 and at most 1, got {crop}", "such as 0.875")
     return lambda record, rng=None: record | {"image": fit(decode(record["image"]), size, crop=crop, **how)}
 
 
-def _resampling(augment: Any) -> dict[str, Any]:
+def _read_resampling(augment: Any) -> dict[str, Any]:
     for key, choices in (("crop", CROPS), ("interpolation", tuple(FILTER))):
         if getattr(augment, key) not in choices:
-            raise UserError(f"augment.{key}={getattr(augment, key)!r}", f"augment.{key} is one of {', '.join(choices)}")
+            cure = f"it must be one of {', '.join(choices)}"
+            raise UserError(f"unknown augment.{key}={getattr(augment, key)!r}", cure)
     return {"interpolation": augment.interpolation, "antialias": augment.antialias}
 
 
@@ -186,39 +199,39 @@ def _warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return cv2.warpAffine(image, matrix, (image.shape[1], image.shape[0]), flags=cv2.INTER_LINEAR)
 
 
-def _shifted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Moved by an eighth of its size, in one of the eight directions; zeros move in."""
+def _shift(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Move the image by an eighth of its size in one of eight directions. Fill with zeros."""
     step = max(1, round(max(image.shape[:2]) / 8))
     dy, dx = divmod(int(rng.choice([0, 1, 2, 3, 5, 6, 7, 8])), 3)
     return _warp(image, np.array([[1, 0, step * (dx - 1)], [0, 1, step * (dy - 1)]], np.float32))
 
 
-def _gaussian_noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Plus N(0, 0.2) per value, of pixels in [0, 1]."""
+def _add_noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Add N(0, 0.2) to every value of pixels in [0, 1]."""
     return np.rint(image + 0.2 * 255 * rng.standard_normal(image.shape)).clip(0, 255).astype(np.uint8)
 
 
-def _inverted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _invert(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return 255 - image
 
 
-def _rotated(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """By 20 to 40 degrees, either way; zeros move in."""
+def _rotate(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rotate the image by 20 to 40 degrees in a random direction. Fill with zeros."""
     height, width = image.shape[:2]
     angle = rng.uniform(20, 40) * (1 if rng.random() < 0.5 else -1)
     return _warp(image, cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0))
 
 
-def _blurred(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian, sigma = 0.5 + size / 64 pixels: 0.6 for 8-pixel images, 1.5 for 64, 4 for 224."""
+def _blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Blur by a Gaussian of sigma = 0.5 + size / 64 pixels: 0.6 for 8-pixel images, 1.5 for 64, 4 for 224."""
     return cv2.GaussianBlur(image, (0, 0), 0.5 + max(image.shape[:2]) / 64)
 
 
-# Shifts of test images. Lengths grow with the image, so that 8-pixel digits and 64-pixel photos are hit alike.
+# Shifts of test images. Lengths scale with the image, so 8-pixel digits and 64-pixel photos are affected equally.
 SHIFTS: dict[str, Step] = {
-    "shifted": _shifted,
-    "gaussian_noise": _gaussian_noise,
-    "inverted": _inverted,
-    "rotated": _rotated,
-    "blurred": _blurred,
+    "shifted": _shift,
+    "gaussian_noise": _add_noise,
+    "inverted": _invert,
+    "rotated": _rotate,
+    "blurred": _blur,
 }

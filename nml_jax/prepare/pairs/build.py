@@ -1,28 +1,31 @@
-"""Builder: image-text pairs become a prepared TFDS/ArrayRecord dataset, without TensorFlow.
+"""Build a prepared TFDS/ArrayRecord dataset from image-text pairs, without TensorFlow.
 
     python -m nml_jax.prepare image_text SRC... OUT [--workers N] [--image COLUMN] [--caption COLUMN[,COLUMN]]
         [--label FIELD] [--group FIELD --parts train=0.7,new=0.3] [--resize SIDE] [--beam="--runner=DirectRunner"]
 
-A SRC is a WebDataset tar as img2dataset writes them (KEY.jpg|jpeg|png|webp, KEY.txt, KEY.json), a Parquet, CSV or TSV
-file, or a folder of such files, split "train", or with a folder of such files for each split. Where several folders
-of files are given, and their names differ, each is a split of its name. Captions come from the
-list "captions" in KEY.json, else KEY.txt, else "caption" in KEY.json; of a table from one or several columns, which may
-hold lists. Images of a table are bytes, or paths below the table's folder. In CSV and TSV, rows one behind the other
-with the same path are one image with several captions; if it comes back later it is refused: sort the table by image.
-A table beside a tar of the same name is its metadata, as img2dataset writes it, and no source.
+Each SRC is one of:
+  - a WebDataset tar as img2dataset writes it (KEY.jpg|jpeg|png|webp, KEY.txt, KEY.json), or a Parquet, CSV or TSV file:
+    split "train";
+  - a folder of such files: split "train", or the folder's name if several folders with different names are given;
+  - a folder with one such folder for each split.
+A table beside a tar of the same name is img2dataset's metadata and is not read.
 
-Every source file, or range of rows of a table, becomes one shard, built by one process and kept in .OUT.partial: after
-a kill the same command goes on with the shards that are missing. So a tar is one unit of parallel work and of what is
-done again, however large it is, and the progress bar counts shards. OUT holds the records in the order of the sources,
-features image (bytes as they came, or shrunk by --resize), key and perhaps label; the supervision index (captions,
-keys, labels of every split; `texts`); manifest.json with counts and a SHA-256 for every split; and refused.jsonl with
-everything refused: pairs, captions of pairs that were kept, and files that could not be read or were not understood.
-The manifest counts these three by reason, so records and refused pairs sum to the pairs of the sources.
+In a tar, captions are the list "captions" in KEY.json, else KEY.txt, else "caption" in KEY.json. In a table they come
+from one or several columns, which may hold lists. The images of a table are bytes, or paths below the table's folder.
+In CSV and TSV, consecutive rows with the same path are one image with several captions. If the image comes back later,
+that row is refused, so sort the table by image.
 
-Apache Beam maps the same function over the same shards. TFDS's own Beam writer is not used: it orders records by a hash
-of their keys, and cannot go on where it was killed; here every runner gives the same bytes in the order of the sources.
-Beam's pins cannot be met together with constraints.txt: install it beside nml_jax in an environment of its own, without
-the constraints.
+Every source file, or range of rows of a table, becomes one shard. One process builds it and keeps it in .OUT.partial.
+After a kill, the same command builds only the missing shards. A tar is always one shard, however large. OUT contains:
+  - the records in the order of the sources, with image (original bytes, or shrunk by --resize), key and perhaps label;
+  - the supervision index: captions, keys and labels of every split (nml_jax/data/sources/texts.py);
+  - manifest.json: counts and a SHA-256 for every split, and the number of refused pairs, captions and files by reason,
+    so that records and refused pairs sum to the pairs of the sources;
+  - refused.jsonl: every refused pair, caption of a pair that was kept, and file.
+
+Apache Beam maps the same function over the same shards, so every runner writes the same bytes. TFDS's own Beam writer
+orders records by a hash of their keys and cannot resume. Beam needs other library versions than constraints.txt:
+install it beside nml_jax in an environment of its own, without the constraints.
 """
 
 import argparse
@@ -53,14 +56,14 @@ from nml_jax.prepare.pairs.read import cut
 from nml_jax.prepare.pairs.types import Columns, Shard
 from nml_jax.runs.files import write_json
 
-AGAIN = "then run the same command again: the finished shards are kept"
+AGAIN = "then run the same command again; finished shards are kept"
 
-# Calls a function with every item, in any order: over processes or over a cluster.
+# (what, function, items): calls the function with every item, in any order, on processes or a cluster.
 Spread = Callable[[str, Callable[[Any], None], Sequence[Any]], None]
 
 
 class PipelineFailed(Exception):
-    """Apache Beam gave up; the message says why in one line."""
+    """Failure of Apache Beam, with the reason in one line."""
 
 
 def build_image_text(
@@ -76,35 +79,35 @@ def build_image_text(
     resize: int | None = None,
     beam: str | None = None,
 ) -> dict[str, Any]:
-    """Build the dataset `out` from the pairs in `sources`; it appears under its name when it is complete.
+    """Build the dataset `out` from the pairs in `sources`. `out` appears once it is complete.
 
     Pairs that cannot be used are left out and listed. The same sources give the same records and the same manifest,
-    whatever the number of workers and of restarts. One build at a time may write to one `out`.
+    whatever the number of workers and of restarts. Run only one build at a time for one `out`.
 
     Args:
         sources: files and folders; see the module.
-        workers: processes; None: one per core.
-        image, captions: columns of tables; fields of KEY.json for the captions of tars. None: the usual names.
-        label: field or column with the class; the classes are the sorted values in the sources, numbers by value.
-        group: field or column by whose value every split is divided into `parts`: by a hash, so records of one value
-            fall into the part of one name in every split, and shares are approximate. Splits become <split>_<part>.
+        workers: number of processes; None: one per core.
+        image, captions: columns of tables; for tars, the fields of KEY.json with captions. None: the usual names.
+        label: field or column with the class. The classes are its sorted values; numbers are sorted by value.
+        group: field or column that divides every split into `parts`, named <split>_<part>. A hash of the value chooses
+            the part, so equal values fall into the same part of every split, and the shares are approximate.
         parts: name -> share; the shares sum to 1.
-        resize: shorter side in pixels to which larger images are shrunk; None: they stay as they are.
-        beam: options of an Apache Beam pipeline that builds the shards; its workers must see all files under the same
+        resize: shorter side in pixels; larger images are shrunk to it. None: keep all images as they are.
+        beam: options of an Apache Beam pipeline that builds the shards. Its workers must see all files under the same
             paths.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: no usable pair, a column that is not there, `resize` is no size, or `out` holds something already or
-            cannot be written.
+        UserError: no pair is usable, a column is missing, an option is invalid, or `out` exists already or cannot be
+            written.
     """
     records.check_resize(resize)
     for source in sources:
         records.check_out(source, out)
     if workers is not None and workers < 1:
-        raise UserError(f"--workers={workers} builds nothing", "give at least one, or leave it out")
+        raise UserError(f"--workers must be at least 1, got {workers}", "leave it out for one process per core")
     parts = _check_parts(group, parts or {})
     columns = Columns(
         image, tuple(captions) if captions else None, tuple(dict.fromkeys(f for f in (label, group) if f))
@@ -114,102 +117,97 @@ def build_image_text(
         plan = [shard for split, path, name in files for shard in cut(split, path, name, columns)]
     except OSError as e:
         raise UserError(f"cannot read {e.filename}: {e.strerror}", "give sources that can be read") from e
-    splits = _splits(plan, parts)
-    spread = functools.partial(_processes, workers) if beam is None else _beam(beam)
+    splits = _name_splits(plan, parts)
+    spread = functools.partial(_run_processes, workers) if beam is None else _connect_beam(beam)
     partial = records.partial_folder(out)
     job = shards.BuildJob(str(partial / "shards"), columns, label, group, tuple(parts.items()), resize=resize)
     try:
-        _begin(partial, job, plan)
+        _resume(partial, job, plan)
         if label:
-            job = dataclasses.replace(job, classes=_classes(job, plan, spread))
+            job = dataclasses.replace(job, classes=_collect_classes(job, plan, spread))
         todo = [(i, shard) for i, shard in enumerate(plan) if not shards.shard_folder(job, i).is_dir()]
         if len(todo) < len(plan):
-            console.notice(f"{len(plan) - len(todo)} of {len(plan)} shards are there already")
+            console.notice(f"{len(plan) - len(todo)} of {len(plan)} shards are finished already")
         spread("shards", functools.partial(shards.build, job), todo)
         manifest = shards.assemble(partial / "out", job, len(plan), splits, strays)
         (partial / "out").rename(out.resolve())
         shutil.rmtree(partial)
-    except UserError:  # the sources are of no use; nothing of them is
+    except UserError:  # the finished shards are useless, too
         shutil.rmtree(partial, ignore_errors=True)
         raise
     except PipelineFailed as e:
-        raise UserError(f"the pipeline failed: {e}", f"mend what its log tells; {AGAIN}") from e
+        raise UserError(f"the pipeline failed: {e}", f"fix what its log reports; {AGAIN}") from e
     except BrokenProcessPool as e:
-        raise UserError(f"a worker was lost: {e}", f"give it memory, or use fewer --workers; {AGAIN}") from e
+        raise UserError(f"a worker died: {e}", f"give it more memory, or use fewer --workers; {AGAIN}") from e
     except (NotADirectoryError, PermissionError) as e:
-        raise UserError(f"cannot write {out}: {e}", "choose an OUT in a folder that can be written") from e
+        raise UserError(f"cannot write {out}: {e}", "choose an OUT in a writable folder") from e
     except OSError as e:
         raise UserError(f"cannot write {out}: {e}", f"free or remount the disk; {AGAIN}") from e
     return manifest
 
 
-# what to build
-
-
 def _check_parts(group: str, parts: Mapping[str, float]) -> Mapping[str, float]:
     if bool(group) != bool(parts):
         raise UserError(
-            f"--group={group} and --parts belong together", "as in --group=concept --parts=train=0.7,new=0.3"
+            f"--group={group} and --parts must be given together", "as in --group=concept --parts=train=0.7,new=0.3"
         )
     if parts and not (all(share > 0 for share in parts.values()) and abs(sum(parts.values()) - 1) <= 1e-9):
         given = ",".join(f"{name}={share:g}" for name, share in parts.items())
         raise UserError(
-            f"the shares of --parts={given} do not sum to 1, each above 0", "as in --parts=train=0.7,new=0.3"
+            f"the shares of --parts={given} must be positive and sum to 1", "as in --parts=train=0.7,new=0.3"
         )
     return parts
 
 
-def _splits(plan: list[Shard], parts: Mapping[str, float]) -> list[str]:
-    """Names of the splits of the dataset."""
+def _name_splits(plan: list[Shard], parts: Mapping[str, float]) -> list[str]:
+    """Return the names of the splits of the dataset."""
     splits = dict.fromkeys(shard.split for shard in plan)
     names = [f"{split}_{part}" for split in splits for part in parts] or list(splits)
     for name in names:
         records.check_split(name, "rename the folder or the part")
     if len(names) > len(set(names)):
-        raise UserError(f"two splits would have one name: {', '.join(sorted(names))}", "rename the folder or the part")
+        raise UserError(f"two splits have the same name: {', '.join(sorted(names))}", "rename the folder or the part")
     return names
 
 
-def _begin(partial: Path, job: shards.BuildJob, plan: list[Shard]) -> None:
-    """Keep what an interrupted build of the same sources with the same options has finished; drop that of another."""
+def _resume(partial: Path, job: shards.BuildJob, plan: list[Shard]) -> None:
+    """Keep the shards of an interrupted build with the same sources and options; delete any other build."""
     limits = [shards.SCHEMA, shards.MAX_CAPTION, records.MAX_PIXELS, records.MAX_BYTES, records.RECORDS_PER_SHARD]
     about = {path: os.stat(path) for path in dict.fromkeys(shard.path for shard in plan)}
     sources = [[ascii(path), stat.st_size, stat.st_mtime_ns] for path, stat in about.items()]
     options = dataclasses.asdict(dataclasses.replace(job, work=""))
-    said = {"limits": limits, "options": options, "shards": len(plan), "sources": sources}
-    said = json.loads(json.dumps(said))  # tuples are lists there
+    wanted = {"limits": limits, "options": options, "shards": len(plan), "sources": sources}
+    wanted = json.loads(json.dumps(wanted))  # tuples become lists
     path = partial / "plan.json"
     try:
         before = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         before = None
-    if before != said:
+    if before != wanted:
         if partial.exists():
-            console.notice(f"{partial} holds a build of other sources or with other options: starting over")
+            console.notice(f"{partial} is a build of other sources or with other options; starting over")
             shutil.rmtree(partial)
         (partial / "shards").mkdir(parents=True)
-        write_json(path, said)
-    for left in (partial / "shards").glob("*.tmp"):
-        shutil.rmtree(left)
+        write_json(path, wanted)
+    for unfinished in (partial / "shards").glob("*.tmp"):
+        shutil.rmtree(unfinished)
 
 
-def _classes(job: shards.BuildJob, plan: list[Shard], spread: Spread) -> tuple[str, ...]:
-    """Names of the classes: one pass over the labels alone, before any record is written."""
+def _collect_classes(job: shards.BuildJob, plan: list[Shard], spread: Spread) -> tuple[str, ...]:
+    """Read the labels of all shards, before any record is written. Return the names of the classes."""
     todo = [(i, shard) for i, shard in enumerate(plan) if not shards.shard_labels(job, i).exists()]
     spread("labels", functools.partial(shards.collect_labels, job), todo)
     found = {name for i in range(len(plan)) for name in json.loads(shards.shard_labels(job, i).read_text("utf-8"))}
     if not found:
         raise UserError(f"no pair has a field {job.label!r}", "name a field of KEY.json, or a column, with --label")
     for name in found:
-        records.check_class(name, f"mend the field {job.label!r}, or choose another one")
+        records.check_class(name, f"correct the field {job.label!r}, or choose another one")
     numbers = all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in found)
     return tuple(sorted(found, key=(lambda name: (float(name), name)) if numbers else None))
 
 
-# how the work is spread
-
-
-def _processes(workers: int | None, what: str, function: Callable[[Any], None], items: Sequence[Any]) -> None:
+def _run_processes(workers: int | None, what: str, function: Callable[[Any], None], items: Sequence[Any]) -> None:
+    """Call `function` with every item, in up to `workers` processes. This is a `Spread` once `workers` is bound."""
     from tqdm import tqdm
 
     workers = min(workers or os.cpu_count() or 1, len(items))
@@ -219,7 +217,7 @@ def _processes(workers: int | None, what: str, function: Callable[[Any], None], 
                 function(item)
                 bar.update()
             return
-        spawn = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads
+        spawn = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
         with ProcessPoolExecutor(workers, spawn, initializer=_obey_parent) as pool:
             try:
                 for future in as_completed([pool.submit(function, item) for item in items]):
@@ -227,14 +225,17 @@ def _processes(workers: int | None, what: str, function: Callable[[Any], None], 
                     bar.update()
             except KeyboardInterrupt:
                 for worker in multiprocessing.active_children():
-                    worker.terminate()  # else their shards would be waited for
+                    worker.terminate()  # else the pool would wait for their shards
                 raise
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _obey_parent() -> None:
-    """Leave Ctrl-C to the parent. Workers of a killed one would wait for ever, or write on beside the next build."""
+    """Ignore Ctrl-C, which the parent handles, and exit when the parent dies.
+
+    Otherwise the workers of a killed build would wait for ever, or keep writing during the next build.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
@@ -246,7 +247,8 @@ def _obey_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _beam(options: str) -> Spread:
+def _connect_beam(options: str) -> Spread:
+    """Return a `Spread` that runs an Apache Beam pipeline with these options."""
     try:
         import apache_beam  # pyright: ignore[reportMissingImports]
         from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
@@ -254,68 +256,67 @@ def _beam(options: str) -> Spread:
         cure = "pip install apache-beam beside nml_jax, in an environment of its own, without -c constraints.txt"
         raise UserError(f"--beam needs Apache Beam: {e}", cure) from e
 
-    def pipeline() -> Any:
+    def make_pipeline() -> Any:
         return apache_beam.Pipeline(options=PipelineOptions(shlex.split(options)))
 
-    said = io.StringIO()  # argparse prints pages before it exits
+    printed = io.StringIO()  # argparse prints pages before it exits
     try:
-        with contextlib.redirect_stderr(said):
-            pipeline().options.get_all_options()
+        with contextlib.redirect_stderr(printed):
+            make_pipeline().options.get_all_options()
     except (Exception, SystemExit) as e:  # every runner has errors of its own
-        why = said.getvalue().splitlines()[-1] if isinstance(e, SystemExit) else _line(e)
-        raise UserError(f"Apache Beam does not take --beam={options!r}: {why}", "see the options of the runner") from e
+        why = printed.getvalue().splitlines()[-1] if isinstance(e, SystemExit) else _join_lines(e)
+        raise UserError(f"Apache Beam rejects --beam={options!r}: {why}", "see the options of the runner") from e
 
     def spread(what: str, function: Callable[[Any], None], items: Sequence[Any]) -> None:
         console.notice(f"{what}: {len(items)} to do")
         try:
-            with pipeline() as p:
-                _ = p | apache_beam.Create(items) | apache_beam.Reshuffle() | apache_beam.Map(function)
-        except Exception as e:  # what a worker raises comes as whatever the runner makes of it
-            raise PipelineFailed(_line(e).split(" [while running")[0]) from e
+            with make_pipeline() as pipeline:
+                _ = pipeline | apache_beam.Create(items) | apache_beam.Reshuffle() | apache_beam.Map(function)
+        except Exception as e:  # every runner wraps the errors of workers in its own way
+            raise PipelineFailed(_join_lines(e).split(" [while running")[0]) from e
 
     return spread
 
 
-def _line(error: BaseException) -> str:
+def _join_lines(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-# the command line
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line; `main` runs it."""
-    src = 'file or folder of files, for split "train"; or folder with a folder of files for each split'
-    several = "where several folders of files are given and their names differ, each is a split of its name"
+    """Add the command's arguments. `main` runs the command."""
+    src = 'file or folder of files for split "train", or a folder with a folder of files for each split'
+    several = "several folders of files with different names are splits of these names"
     parser.add_argument("src", metavar="SRC", type=Path, nargs="+", help=f"{src}; {several}")
     parser.add_argument("out", metavar="OUT", type=Path)
-    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
-    parser.add_argument("--image", metavar="COLUMN", help="of a table: bytes, or paths below its folder")
-    parser.add_argument("--caption", metavar="COLUMN[,COLUMN]", type=_names, help="columns, or fields of KEY.json")
-    parser.add_argument("--label", metavar="FIELD", default="", help="column, or field of KEY.json, with the class")
-    parser.add_argument("--group", metavar="FIELD", default="", help="pairs with one value fall into the same part")
-    parser.add_argument("--parts", metavar="NAME=SHARE,...", type=_shares, help="what every split is divided into")
+    parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
+    parser.add_argument("--image", metavar="COLUMN", help="column of a table: bytes, or paths below its folder")
+    parser.add_argument("--caption", metavar="COLUMN[,COLUMN]", type=_parse_names, help="columns or fields of KEY.json")
+    parser.add_argument("--label", metavar="FIELD", default="", help="column or field of KEY.json with the class")
+    parser.add_argument(
+        "--group", metavar="FIELD", default="", help="pairs with the same value fall into the same part"
+    )
+    parser.add_argument("--parts", metavar="NAME=SHARE,...", type=_parse_shares, help="parts of every split")
     parser.add_argument("--resize", metavar="SIDE", type=int, help=records.RESIZE)
     parser.add_argument("--beam", metavar="OPTIONS", help='run on Apache Beam, as in --beam="--runner=DirectRunner"')
 
 
-def _names(text: str) -> list[str]:
+def _parse_names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-def _shares(text: str) -> dict[str, float]:
+def _parse_shares(text: str) -> dict[str, float]:
     pairs = [part.partition("=") for part in text.split(",")]
     try:
         shares = {name: float(share) for name, _, share in pairs}
     except ValueError:
         shares = {}
     if len(shares) < len(pairs) or "" in shares:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of parts, as in train=0.7,new=0.3")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of parts, as in train=0.7,new=0.3")
     return shares
 
 
 def main(args: argparse.Namespace) -> int:
-    """Build what the command line asks for and print what came of it. Returns the exit code."""
+    """Build the dataset and print the counts. Return the exit code."""
     manifest = build_image_text(
         args.src,
         args.out,
@@ -328,8 +329,8 @@ def main(args: argparse.Namespace) -> int:
         resize=args.resize,
         beam=args.beam,
     )
-    for split, about in manifest["splits"].items():
-        print(f"{split}: {about['records']} images with {about['captions']} captions")
+    for split, counts in manifest["splits"].items():
+        print(f"{split}: {counts['records']} images with {counts['captions']} captions")
     kinds = {"pairs": "refused", "captions of pairs that were kept": "refused_captions", "files": "refused_files"}
     for what, kind in kinds.items():
         if manifest[kind] or what == "pairs":

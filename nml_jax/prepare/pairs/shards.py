@@ -1,4 +1,4 @@
-"""One shard of image-text pairs: what is usable of a piece of the sources, written where it appears all at once."""
+"""Write shards of image-text pairs, and assemble them to a dataset. A shard's folder appears once it is complete."""
 
 import dataclasses
 import hashlib
@@ -21,24 +21,24 @@ from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard
 from nml_jax.runs.files import write_json
 
 SCHEMA = 2
-MAX_CAPTION = 5000  # characters; what is longer is a page, of which a text tower would read the first lines
+MAX_CAPTION = 5000  # characters; longer texts are pages, of which a text tower would read the first lines
 
-# What refused.jsonl may speak of, and where the manifest counts it.
+# "what" in refused.jsonl -> the manifest's key with the counts.
 KINDS = {"pair": "refused", "caption": "refused_captions", "file": "refused_files"}
 DOMAIN = b"nml_jax image_text parts"
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildJob:
-    """What a worker must know. A shard depends on this, and on its piece of the sources, and on nothing else.
+    """The settings of a build. A shard depends only on these and on its piece of the sources.
 
     Attributes:
         work: folder of the finished shards and label files.
-        columns: what to read.
-        label, group: fields, or "".
-        parts: (name, share) of the parts that every split is divided into.
-        classes: names of the classes, where there is a label.
-        resize: shorter side to which larger images are shrunk, or None.
+        columns: columns or fields to read.
+        label, group: names of fields, or "".
+        parts: (name, share) of the parts of every split.
+        classes: names of the classes if there is a label.
+        resize: largest shorter side of an image in pixels, or None.
     """
 
     work: str
@@ -51,33 +51,33 @@ class BuildJob:
 
 
 def shard_folder(job: BuildJob, number: int) -> Path:
-    """Where a finished shard lies."""
+    """Return the folder of a finished shard."""
     return Path(job.work) / f"{number:06}"
 
 
 def shard_labels(job: BuildJob, number: int) -> Path:
-    """Where the sorted distinct labels of a shard lie."""
+    """Return the file with the sorted distinct labels of a shard."""
     return Path(job.work) / f"{number:06}.labels.json"
 
 
 def collect_labels(job: BuildJob, item: tuple[int, Shard]) -> None:
-    """Write the labels of a shard. Of Parquet their column alone is read, of a tar all but the images."""
+    """Write the labels of a shard, without reading its images."""
     number, shard = item
-    found = (_field(fields, job.label) for fields in read_fields(shard, job.columns))
+    found = (_read_field(fields, job.label) for fields in read_fields(shard, job.columns))
     write_json(shard_labels(job, number), sorted({value for value, reason in found if not reason}))
 
 
 def build(job: BuildJob, item: tuple[int, Shard]) -> None:
-    """Write a shard: the records, texts and labels of each split, about.json, and refused.jsonl.
+    """Write a shard: records, texts and labels of each split, about.json, and refused.jsonl.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: the files cannot be written.
     """
     from PIL import Image
 
     number, shard = item
     if shard_folder(job, number).is_dir():
-        return  # a second attempt of a cluster
+        return  # a cluster may run an item twice
     folder = Path(tempfile.mkdtemp(".tmp", f"{number:06}.", job.work))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we refuse such images ourselves
@@ -86,12 +86,12 @@ def build(job: BuildJob, item: tuple[int, Shard]) -> None:
 
 
 class _Split:
-    """What a shard holds of one split."""
+    """The records, texts and labels of one split in a shard."""
 
     def __init__(self, path: Path):
         from array_record.python.array_record_module import ArrayRecordWriter
 
-        self.records = ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # images are compressed already
+        self.records = ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # image files are compressed
         self.keys: list[str] = []
         self.captions: list[str] = []
         self.labels: list[int] = []
@@ -100,7 +100,7 @@ class _Split:
 
 
 class _Writer:
-    """Takes the pairs of a shard one by one."""
+    """A writer that checks the pairs of a shard and writes them one by one."""
 
     def __init__(self, job: BuildJob, shard: Shard, folder: Path):
         from tensorflow_datasets.core.example_serializer import ExampleSerializer
@@ -118,7 +118,7 @@ class _Writer:
                 if isinstance(pair, Refusal):
                     self.refuse(*pair, "pair" if pair.key else "file")
                 else:
-                    self.take(pair)
+                    self.add(pair)
         about = {}
         for name, split in self.splits.items():
             with records.raise_full_disk():
@@ -132,27 +132,27 @@ class _Writer:
         write_json(self.folder / "about.json", {"splits": about, "refused": self.reasons})
 
     def refuse(self, key: str, reason: str, what: str = "pair") -> None:
-        self.reasons[what][_kind(reason)] += 1
-        self.refused.write(_line(self.shard.name, key, what, reason))
+        self.reasons[what][_cut_reason(reason)] += 1
+        self.refused.write(_format_refusal(self.shard.name, key, what, reason))
 
-    def take(self, pair: Pair) -> None:
-        """Write a pair, or the first reason against it. A bad caption costs the pair only if there is no other."""
+    def add(self, pair: Pair) -> None:
+        """Write a pair, or the first reason to refuse it. The pair is kept if at least one caption is good."""
         checked = [check_caption(value) for value in pair.captions]
         captions = [caption for caption, reason in checked if not reason]
-        against = [reason for _, reason in checked if reason]
-        fields, reason, image, resized = {}, "" if captions else (against or ["no caption"])[0], b"", False
+        bad = [reason for _, reason in checked if reason]
+        fields, reason, image, resized = {}, "" if captions else (bad or ["no caption"])[0], b"", False
         for name in self.job.columns.fields:
             if not reason:
-                fields[name], reason = _field(pair.fields, name)
+                fields[name], reason = _read_field(pair.fields, name)
         if not reason:
             image, reason = pair.image()
         if not reason:
-            image, resized, reason = records.read_usable(image, self.job.resize)
+            image, resized, reason = records.check_image(image, self.job.resize)
         if reason:
             self.refuse(pair.key, reason)
             return
-        for one in against:
-            self.refuse(pair.key, one, "caption")
+        for reason in bad:
+            self.refuse(pair.key, reason, "caption")
         split = self.shard.split
         if self.job.group:
             split += "_" + choose_part(fields[self.job.group], self.job.parts)
@@ -167,7 +167,7 @@ class _Writer:
             example["label"] = self.class_ids[label]
             to.labels.append(self.class_ids[label])
         proto = self.serializer.get_tf_example(self.features.encode_example(example))
-        record = proto.SerializeToString(deterministic=True)  # else the order of features depends on the process
+        record = proto.SerializeToString(deterministic=True)  # else the order of features differs between processes
         with records.raise_full_disk():
             to.records.write(record)
         to.bytes += len(record)
@@ -178,19 +178,19 @@ class _Writer:
         to.sha.update(image)
 
 
-def _kind(reason: str) -> str:
-    """A reason without its particulars, as it is counted."""
+def _cut_reason(reason: str) -> str:
+    """Cut the details off a reason, so that equal reasons can be counted."""
     return reason.split(":")[0]
 
 
-def _line(file: str, key: str, what: str, reason: str) -> str:
-    """A line of refused.jsonl."""
+def _format_refusal(file: str, key: str, what: str, reason: str) -> str:
+    """Return a line of refused.jsonl."""
     reason = reason.encode("utf-8", "backslashreplace").decode()
     return json.dumps({"file": file, "key": key, "what": what, "reason": reason}, ensure_ascii=False) + "\n"
 
 
 def check_caption(value: Any) -> tuple[str, str]:
-    """A caption without blanks around it, and why it must be refused, or ""."""
+    """Return the caption without surrounding white space and "", or "" and the reason to refuse it."""
     try:
         text = value.decode("utf-8-sig") if isinstance(value, bytes) else value
         if not isinstance(text, str):
@@ -209,19 +209,19 @@ def check_caption(value: Any) -> tuple[str, str]:
 
 
 def choose_part(value: str, parts: tuple[tuple[str, float], ...]) -> str:
-    """The part that all records with this value fall into: a hash in [0, 1) against the cumulated shares."""
-    place = int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8, key=DOMAIN).digest(), "big") / 2.0**64
+    """Choose the part of all records with this value: a hash in [0, 1) is compared with the cumulative shares."""
+    position = int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8, key=DOMAIN).digest(), "big") / 2.0**64
     for name, share in parts:
-        place -= share
-        if place < 0:
+        position -= share
+        if position < 0:
             return name
     return parts[-1][0]
 
 
-def _field(fields: dict[str, Any], name: str) -> tuple[str, str]:
-    """A field as text, and why it has none, or ""."""
+def _read_field(fields: dict[str, Any], name: str) -> tuple[str, str]:
+    """Return a field as text and "", or "" and the reason why there is none."""
     value = fields.get(name)
-    if isinstance(value, float):  # whole numbers beside missing ones
+    if isinstance(value, float):  # integers in a column with missing values
         value = None if math.isnan(value) else int(value) if value.is_integer() else value
     try:
         text = value.decode("utf-8") if isinstance(value, bytes) else str(value).strip()
@@ -238,10 +238,10 @@ def _field(fields: dict[str, Any], name: str) -> tuple[str, str]:
 def assemble(
     folder: Path, job: BuildJob, n: int, splits: list[str], strays: Iterable[tuple[str, str]]
 ) -> dict[str, Any]:
-    """Make the dataset of the `n` finished shards in `folder`. Records are moved: it can be interrupted and repeated.
+    """Assemble the dataset in `folder` from the `n` finished shards. This can be interrupted and repeated.
 
     Args:
-        strays: (name, reason) of the files that are no sources.
+        strays: (name, reason) of files that are not sources.
 
     Returns:
         The manifest.
@@ -257,23 +257,23 @@ def assemble(
     reasons: dict[str, Counter[str]] = {what: Counter() for what in KINDS}
     with (folder / "refused.jsonl").open("wb") as refused:
         for name, reason in strays:
-            reasons["file"][_kind(reason)] += 1
-            refused.write(_line(name, "", "file", reason).encode())
+            reasons["file"][_cut_reason(reason)] += 1
+            refused.write(_format_refusal(name, "", "file", reason).encode())
         for part, one in zip(parts, about, strict=True):
             for what in KINDS:
                 reasons[what].update(one["refused"][what])
             refused.write((part / "refused.jsonl").read_bytes())
     if not any(one["splits"] for one in about):
-        raise _no_pair(folder / "refused.jsonl", sum(counts.total() for counts in reasons.values()))
-    infos, said, resized = [], {}, {}
+        raise _make_no_pair_error(folder / "refused.jsonl", sum(counts.total() for counts in reasons.values()))
+    infos, entries, resized = [], {}, {}
     for name in splits:
         chosen = [(part, one["splits"][name]) for part, one in zip(parts, about, strict=True) if name in one["splits"]]
-        said[name] = {kind: sum(one[kind] for _, one in chosen) for kind in ("records", "captions")}
+        entries[name] = {kind: sum(one[kind] for _, one in chosen) for kind in ("records", "captions")}
         resized[name] = sum(one["resized"] for _, one in chosen)
-        said[name]["sha256"] = hashlib.sha256("".join(one["sha256"] for _, one in chosen).encode()).hexdigest()
-        if chosen:  # TFDS has no splits without records
+        entries[name]["sha256"] = hashlib.sha256("".join(one["sha256"] for _, one in chosen).encode()).hexdigest()
+        if chosen:  # TFDS does not accept splits without records
             infos.append(_gather_records(folder, name, chosen))
-            said[name] |= _gather_texts(folder / "supervision", name, [part for part, _ in chosen], job)
+            entries[name] |= _gather_texts(folder / "supervision", name, [part for part, _ in chosen], job)
     info = records.describe(folder, "image_text", list(job.classes) if job.label else None)
     info.set_file_format("array_record")
     info.set_splits(SplitDict(infos))
@@ -283,12 +283,12 @@ def assemble(
         manifest["classes"] = list(job.classes)
     if job.resize:
         manifest["resized"] = records.describe_resized(job.resize, resized)
-    manifest |= {"splits": said, **{kind: dict(sorted(reasons[what].items())) for what, kind in KINDS.items()}}
+    manifest |= {"splits": entries, **{kind: dict(sorted(reasons[what].items())) for what, kind in KINDS.items()}}
     write_json(folder / "manifest.json", manifest)
     return manifest
 
 
-def _no_pair(refused: Path, n: int) -> UserError:
+def _make_no_pair_error(refused: Path, n: int) -> UserError:
     with refused.open(encoding="utf-8") as lines:
         first = json.loads(next(lines, "null"))
     where = (first["file"], first["key"]) if first else ()
@@ -297,7 +297,7 @@ def _no_pair(refused: Path, n: int) -> UserError:
 
 
 def _gather_records(folder: Path, split: str, chosen: list[tuple[Path, dict[str, Any]]]) -> Any:
-    """Move the records of a split to where TFDS looks for them. Returns what it must know of them."""
+    """Move the records of a split to the files that TFDS reads. Return TFDS's description of the split."""
     from tensorflow_datasets.core.naming import ShardedFileTemplate
     from tensorflow_datasets.core.splits import SplitInfo
 
@@ -312,7 +312,7 @@ def _gather_records(folder: Path, split: str, chosen: list[tuple[Path, dict[str,
 
 
 def _gather_texts(folder: Path, split: str, parts: list[Path], job: BuildJob) -> dict[str, Any]:
-    """Write the supervision index of a split. Returns what the manifest says of its classes."""
+    """Write the supervision index of a split. Return the manifest's counts of its classes."""
     for kind in ("captions", "keys"):
         texts.concatenate(folder / f"{split}.{kind}", [part / f"{split}.{kind}" for part in parts])
     if not job.label:

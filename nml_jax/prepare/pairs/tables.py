@@ -1,4 +1,7 @@
-"""Tables of image-text pairs: Parquet, CSV and TSV, read a range of rows at a time."""
+"""Read tables of image-text pairs (Parquet, CSV and TSV) in ranges of rows.
+
+A CSV of many gigabytes is read once to find byte offsets between images. Parallel workers then read from an offset.
+"""
 
 import codecs
 import csv
@@ -12,10 +15,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from nml_jax.errors import UserError
-from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, flatten_captions, suffix_of
+from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, flatten_captions, read_suffix
 from nml_jax.prepare.records import MAX_BYTES, RECORDS_PER_SHARD, TOO_LARGE, read_file
 
-# Columns that are taken where none are named, the first that is there: img2dataset's, open_clip's, Hugging Face's.
+# Default columns, the first that exists: names of img2dataset, open_clip and Hugging Face.
 IMAGES = ("image", "jpg", "jpeg", "png", "webp", "image_path", "filepath", "file_name", "path")
 CAPTIONS = ("captions", "caption", "text", "txt", "title")
 
@@ -23,18 +26,19 @@ CAPTIONS = ("captions", "caption", "text", "txt", "title")
 def cut(whole: Shard, columns: Columns) -> list[Shard]:
     """Cut a table into ranges of about RECORDS_PER_SHARD rows.
 
-    Parquet with images inside is cut between its row groups, which can only be read whole; CSV and TSV between images.
+    Parquet with images inside is cut between its row groups, because a group can only be read whole. CSV and TSV are
+    cut between images.
 
     Raises:
-        UserError: it is empty, lacks a column, or has two of one name.
-        OSError, ValueError, csv.Error: it cannot be read.
+        UserError: the table is empty, lacks a column, or has two columns of the same name.
+        OSError, ValueError, csv.Error: the table cannot be read.
     """
-    if suffix_of(whole.path) != ".parquet":
-        return _csv_shards(whole, columns)
-    with _parquet(whole.path) as file:
-        image, _ = _choose(file.schema_arrow.names, columns, whole.path)
+    if read_suffix(whole.path) != ".parquet":
+        return _cut_csv(whole, columns)
+    with _open_parquet(whole.path) as file:
+        image, _ = _choose_columns(file.schema_arrow.names, columns, whole.path)
         n, starts, end = file.metadata.num_rows, [0], 0
-        if _is_text(file.schema_arrow.field(image).type):  # paths are soon read again
+        if _is_text(file.schema_arrow.field(image).type):  # paths are small: reading a group twice is cheap
             starts = list(range(0, n, RECORDS_PER_SHARD))
         else:
             for rows in (file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)):
@@ -46,19 +50,19 @@ def cut(whole: Shard, columns: Columns) -> list[Shard]:
 
 
 def read(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal]:
-    """The pairs of a shard of a table, in the order of the rows; what `cut` raises."""
-    return (_parquet_pairs if suffix_of(shard.path) == ".parquet" else _csv_pairs)(shard, columns)
+    """Yield the pairs of a shard of a table, in the order of the rows. Raises the same errors as `cut`."""
+    return (_read_parquet if read_suffix(shard.path) == ".parquet" else _read_csv)(shard, columns)
 
 
 def read_fields(shard: Shard, columns: Columns) -> Iterator[dict[str, Any]]:
-    """The named fields of the rows of a shard of a Parquet file; no other column is read."""
-    with _parquet(shard.path) as file:
-        for _, row in _parquet_rows(file, shard, columns.fields):
+    """Yield the fields of the rows of a shard of a Parquet file, without reading other columns."""
+    with _open_parquet(shard.path) as file:
+        for _, row in _read_parquet_rows(file, shard, columns.fields):
             yield row
 
 
-def _choose(names: list[str], columns: Columns, path: str) -> tuple[str, tuple[str, ...]]:
-    """The columns of the image and of the captions in a table that has columns `names`."""
+def _choose_columns(names: list[str], columns: Columns, path: str) -> tuple[str, tuple[str, ...]]:
+    """Choose the columns of image and captions in a table with the columns `names`."""
     if not names:
         raise UserError(f"{path} is empty", "leave it out, or give a table with a row of column names")
     image = columns.image or next((name for name in IMAGES if name in names), "image")
@@ -75,8 +79,8 @@ def _choose(names: list[str], columns: Columns, path: str) -> tuple[str, tuple[s
     return image, captions
 
 
-def _row(shard: Shard, number: int, image: Any, captions: Any, fields: dict[str, Any]) -> Pair | Refusal:
-    """A pair from a row of a table. The image is bytes, a path, or a struct of both as Hugging Face writes it."""
+def _make_pair(shard: Shard, number: int, image: Any, captions: Any, fields: dict[str, Any]) -> Pair | Refusal:
+    """Make a pair from a row of a table. The image is bytes, a path, or Hugging Face's struct of both."""
     key = str(number)
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path")
@@ -93,24 +97,24 @@ def _row(shard: Shard, number: int, image: Any, captions: Any, fields: dict[str,
     return Pair(key, lambda: read_file(Path(path)), flatten_captions(captions), fields)
 
 
-def _parquet(path: str) -> Any:
+def _open_parquet(path: str) -> Any:
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(path)
 
 
-def _parquet_pairs(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal]:
-    with _parquet(shard.path) as file:
-        image, captions = _choose(file.schema_arrow.names, columns, shard.path)
+def _read_parquet(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal]:
+    with _open_parquet(shard.path) as file:
+        image, captions = _choose_columns(file.schema_arrow.names, columns, shard.path)
         paths = _is_text(file.schema_arrow.field(image).type)
-        for number, row in _parquet_rows(file, shard, (image, *captions, *columns.fields)):
+        for number, row in _read_parquet_rows(file, shard, (image, *captions, *columns.fields)):
             fields = {name: row[name] for name in columns.fields}
-            place = os.fsdecode(row[image]) if paths and row[image] else row[image]
-            yield _row(shard, number, place, [row[name] for name in captions], fields)
+            content = os.fsdecode(row[image]) if paths and row[image] else row[image]
+            yield _make_pair(shard, number, content, [row[name] for name in captions], fields)
 
 
-def _parquet_rows(file: Any, shard: Shard, names: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and named columns of the rows of a shard, from those row groups that hold them."""
+def _read_parquet_rows(file: Any, shard: Shard, names: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number of each row of a shard and its values in the columns `names`. Read only its row groups."""
     groups, number, begin = [], 0, None
     for g in range(file.num_row_groups):
         rows = file.metadata.row_group(g).num_rows
@@ -122,7 +126,7 @@ def _parquet_rows(file: Any, shard: Shard, names: tuple[str, ...]) -> Iterator[t
     for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=wanted, use_threads=False):
         skip, keep = max(shard.start - number, 0), min(shard.stop - number, batch.num_rows)
         if skip < keep:
-            values = [_values(batch.slice(skip, keep - skip).column(name)) for name in wanted]
+            values = [_list_values(batch.slice(skip, keep - skip).column(name)) for name in wanted]
             for i, row in enumerate(zip(*values, strict=True), number + skip):
                 yield i, dict(zip(wanted, row, strict=True))
         number += batch.num_rows
@@ -137,8 +141,8 @@ def _is_text(kind: Any) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _values(column: Any) -> list[Any]:
-    """A column as Python's values; text as bytes, because Arrow does not check that it is UTF-8."""
+def _list_values(column: Any) -> list[Any]:
+    """Convert a column to Python values. Text becomes bytes, because Arrow does not check that it is UTF-8."""
     import pyarrow as pa
 
     kind = column.type
@@ -152,19 +156,20 @@ def _values(column: Any) -> list[Any]:
 
 
 class _Table:
-    """The rows of a CSV or TSV file from byte `start` on. Bytes that are not UTF-8 become surrogates.
+    """A reader of a CSV or TSV file from byte `start` on. Bytes that are not UTF-8 become surrogates.
 
     Attributes:
         header: names of the columns.
-        position: first byte behind the rows read so far. line: number of the lines before it. row: of the rows.
+        position: offset in bytes after the rows read so far.
+        line, row: number of lines and rows before `position`.
     """
 
     def __init__(self, path: str, file: BinaryIO, at: Shard):
-        self._file, self._delimiter = file, "\t" if suffix_of(path) == ".tsv" else ","
+        self._file, self._delimiter = file, "\t" if read_suffix(path) == ".tsv" else ","
         if file.read(3) != codecs.BOM_UTF8:
             file.seek(0)
         self.line, self.row = 0, at.row
-        self._rows = self._reader()
+        self._rows = self._parse()
         self.header = [name.strip() for name in next(self._rows, [])]
         if at.start:
             file.seek(at.start)
@@ -174,10 +179,10 @@ class _Table:
     def position(self) -> int:
         return self._file.tell()
 
-    def next(self) -> list[str] | Refusal | None:
-        """The next row that is not blank, why it is none, or None at the end.
+    def read_row(self) -> list[str] | Refusal | None:
+        """Return the next row that is not blank, the reason to refuse it, or None at the end.
 
-        A quote that is never closed would take all that follows for one cell: its line alone is refused.
+        A quote that is never closed would swallow the rest of the file. Only its own line is refused.
         """
         while True:
             start, line = self.position, self.line
@@ -187,7 +192,7 @@ class _Table:
                 row = Refusal(str(self.row), f"no row of a table: line {line + 1}: {e}")
                 self._file.seek(start)
                 self._file.readline()
-                self.line, self._rows = line + 1, self._reader()
+                self.line, self._rows = line + 1, self._parse()
             if row:
                 self.row += 1
             if row or row is None:
@@ -197,17 +202,17 @@ class _Table:
             return Refusal(str(self.row - 1), f"the row does not fit its header: line {line + 1}: {fits}")
         return row
 
-    def _reader(self) -> Iterator[list[str]]:
-        return csv.reader(self._lines(), delimiter=self._delimiter, strict=True)
+    def _parse(self) -> Iterator[list[str]]:
+        return csv.reader(self._read_lines(), delimiter=self._delimiter, strict=True)
 
-    def _lines(self) -> Iterator[str]:
+    def _read_lines(self) -> Iterator[str]:
         while line := self._file.readline():
             self.line += 1
             yield line.decode("utf-8", "surrogateescape")
 
 
 class _Run(NamedTuple):
-    """Rows one behind the other with one image and equal fields. start, line, row: where the first of them is."""
+    """Consecutive rows with the same image and fields. The first row is at byte `start`, line `line` and row `row`."""
 
     start: int
     line: int
@@ -217,13 +222,13 @@ class _Run(NamedTuple):
     captions: list[str]
 
 
-def _runs(table: _Table, columns: Columns, path: str, stop: float = float("inf")) -> Iterator[_Run | Refusal]:
-    """The runs that begin before byte `stop`. What is no row is refused and ends no run."""
-    image, captions = _choose(table.header, columns, path)
+def _group_rows(table: _Table, columns: Columns, path: str, stop: float = float("inf")) -> Iterator[_Run | Refusal]:
+    """Yield the runs that begin before byte `stop`. A refused row does not end a run."""
+    image, captions = _choose_columns(table.header, columns, path)
     run = None
     while (start := table.position) < stop:
         at = start, table.line, table.row
-        if (row := table.next()) is None:
+        if (row := table.read_row()) is None:
             break
         if isinstance(row, Refusal):
             yield row
@@ -240,8 +245,8 @@ def _runs(table: _Table, columns: Columns, path: str, stop: float = float("inf")
         yield run
 
 
-def _csv_shards(whole: Shard, columns: Columns) -> list[Shard]:
-    """The shards, which know of images that come again: only here is the table seen whole."""
+def _cut_csv(whole: Shard, columns: Columns) -> list[Shard]:
+    """Cut a CSV file into shards. Record which images come again, since no worker reads the whole table."""
     found, images, rows = [], array("q"), array("q")
     with open(whole.path, "rb") as file:
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -249,14 +254,14 @@ def _csv_shards(whole: Shard, columns: Columns) -> list[Shard]:
         file.seek(0)
         table = _Table(whole.path, file, whole)
         begin = dataclasses.replace(whole, start=table.position, line=table.line)
-        for run in _runs(table, columns, whole.path):
+        for run in _group_rows(table, columns, whole.path):
             if isinstance(run, Refusal):
                 continue
             if run.row - begin.row >= RECORDS_PER_SHARD:
                 found.append(dataclasses.replace(begin, stop=run.start))
                 begin = dataclasses.replace(whole, start=run.start, line=run.line, row=run.row)
             if run.image:
-                images.append(hash(run.image))  # eight bytes for an image, whatever its path
+                images.append(hash(run.image))  # eight bytes per image, however long its path
                 rows.append(run.row)
         if table.row > begin.row:
             found.append(dataclasses.replace(begin, stop=table.position))
@@ -265,13 +270,13 @@ def _csv_shards(whole: Shard, columns: Columns) -> list[Shard]:
     return [dataclasses.replace(shard, again=tuple(part.tolist())) for shard, part in zip(found, parts, strict=False)]
 
 
-def _csv_pairs(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal]:
+def _read_csv(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal]:
     again = set(shard.again)
     with open(shard.path, "rb") as file:
-        for run in _runs(_Table(shard.path, file, shard), columns, shard.path, shard.stop):
+        for run in _group_rows(_Table(shard.path, file, shard), columns, shard.path, shard.stop):
             if isinstance(run, Refusal):
                 yield run
             elif run.row in again:
                 yield Refusal(str(run.row), "another row with this image came before")
             else:
-                yield _row(shard, run.row, run.image, run.captions, run.fields)
+                yield _make_pair(shard, run.row, run.image, run.captions, run.fields)

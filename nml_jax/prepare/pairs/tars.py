@@ -1,4 +1,4 @@
-"""WebDataset tars as img2dataset writes them: KEY.jpg|jpeg|png|webp, KEY.txt, KEY.json. Nothing is extracted."""
+"""Read WebDataset tars as img2dataset writes them: KEY.jpg|jpeg|png|webp, KEY.txt, KEY.json. Nothing is extracted."""
 
 import functools
 import json
@@ -11,38 +11,40 @@ from typing import Any, BinaryIO
 from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, flatten_captions
 from nml_jax.prepare.records import MAX_BYTES, TOO_LARGE
 
-# Members of a tar by suffix; of any other suffix they do not count.
+# Suffix of a member -> its role. Other suffixes are ignored.
 SLOTS = dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image") | {"txt": "txt", "json": "json"}
 LINK = "a link or device, no file"
 CUT = "the tar is cut here; what would follow is lost"
 
 
 def read(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal]:
-    """Members of a key may lie anywhere in the tar: their places are noted first, then they are read in one go."""
+    """Yield the pairs of a tar. The members of a key may lie anywhere in it, so all are located first."""
     with open(shard.path, "rb") as file:
-        places, refused = _places(file)
+        found, refused = _locate_members(file)
         yield from refused
-        for key, members in places.items():
+        for key, members in found.items():
             wrong = next((m for m in members.values() if isinstance(m, str)), None)
             if wrong is not None:
                 yield Refusal(key, wrong)
             elif "image" not in members:
                 yield Refusal(key, "no image with this key")
             else:
-                yield _pair(file, key, members, columns)
+                yield _read_pair(file, key, members, columns)
 
 
-def _places(file: BinaryIO) -> tuple[dict[str, dict[str, Any]], list[Refusal]]:
-    """Key -> slot -> (offset, size) of a member, or why it cannot be read; and what is wrong with the tar."""
-    places: dict[str, dict[str, Any]] = {}
+def _locate_members(file: BinaryIO) -> tuple[dict[str, dict[str, Any]], list[Refusal]]:
+    """Locate the members of a tar.
+
+    Returns:
+        Key -> role -> (offset, size) of the member or the reason why it cannot be read; and what is wrong with the tar.
+    """
+    found: dict[str, dict[str, Any]] = {}
     copies: dict[str, Counter[str]] = {}
     refused, last, size = [], -1, os.fstat(file.fileno()).st_size
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  (it would keep them all)
-                if member.offset_data <= last or member.size < 0:  # a forged size that leads backwards
-                    raise tarfile.ReadError("members overlap")
                 last = member.offset_data
                 stem, _, suffix = member.name.removeprefix("./").rpartition(".")
                 slot = SLOTS.get(suffix.lower())
@@ -56,23 +58,23 @@ def _places(file: BinaryIO) -> tuple[dict[str, dict[str, Any]], list[Refusal]]:
                     place = CUT
                 elif key != stem:
                     place = "the key is not UTF-8"
-                if slot in places.setdefault(key, {}):
+                if slot in found.setdefault(key, {}):
                     copies.setdefault(key, Counter())[slot] += 1
                 else:
-                    places[key][slot] = place
-            refused += _after(file, tar.offset)
-    except (tarfile.TarError, ValueError, OverflowError) as e:
+                    found[key][slot] = place
+            refused += _check_end(file, tar.offset)
+    except (tarfile.TarError, ValueError) as e:
         if last < 0:
             raise ValueError(f"no tar file: {e}") from e
-        if not any(CUT in members.values() for members in places.values()):
+        if not any(CUT in members.values() for members in found.values()):
             refused.append(Refusal("", f"the tar is damaged or cut; what would follow is lost: {e}"))
     for key, slots in copies.items():
         refused += [Refusal(key, "another member with this key came before")] * max(slots.values())
-    return places, refused
+    return found, refused
 
 
-def _after(file: BinaryIO, offset: int) -> list[Refusal]:
-    """What is wrong behind the last member: tarfile ends silently where no header follows."""
+def _check_end(file: BinaryIO, offset: int) -> list[Refusal]:
+    """Check what follows the last member, because tarfile stops silently at a missing or damaged header."""
     file.seek(offset)
     block = file.read(tarfile.BLOCKSIZE)
     if not block:
@@ -85,8 +87,8 @@ def _after(file: BinaryIO, offset: int) -> list[Refusal]:
     return []
 
 
-def _pair(file: BinaryIO, key: str, members: dict[str, tuple[int, int]], columns: Columns) -> Pair | Refusal:
-    def content(slot: str) -> tuple[bytes, str]:
+def _read_pair(file: BinaryIO, key: str, members: dict[str, tuple[int, int]], columns: Columns) -> Pair | Refusal:
+    def read_member(slot: str) -> tuple[bytes, str]:
         offset, size = members[slot]
         if size > MAX_BYTES:
             return b"", TOO_LARGE
@@ -95,7 +97,7 @@ def _pair(file: BinaryIO, key: str, members: dict[str, tuple[int, int]], columns
 
     fields: Any = {}
     if "json" in members:
-        text, reason = content("json")
+        text, reason = read_member("json")
         if reason:
             return Refusal(key, reason)
         try:
@@ -109,10 +111,10 @@ def _pair(file: BinaryIO, key: str, members: dict[str, tuple[int, int]], columns
     elif fields.get("captions"):
         captions = flatten_captions([fields["captions"]])
     elif "txt" in members:
-        text, reason = content("txt")
+        text, reason = read_member("txt")
         if reason:
             return Refusal(key, reason)
         captions = [text]
     else:
         captions = flatten_captions([fields.get("caption")])
-    return Pair(key, functools.partial(content, "image"), captions, fields)
+    return Pair(key, functools.partial(read_member, "image"), captions, fields)

@@ -1,4 +1,4 @@
-"""Image-text pairs as people have them: what a pair, a shard and a refusal are."""
+"""The types of image-text sources: pairs, refusals, columns and shards."""
 
 import dataclasses
 import os
@@ -10,20 +10,20 @@ SUFFIXES = (".tar", ".parquet", ".csv", ".tsv")
 
 
 class Refusal(NamedTuple):
-    """Why a pair cannot be taken; with the key "", why a file cannot be read, or not to its end."""
+    """The reason why a pair is refused. If the key is "", why a file cannot be read (to its end)."""
 
     key: str
     reason: str
 
 
 class Pair(NamedTuple):
-    """An image with its captions, of which nothing has been checked yet.
+    """An image with its captions, not yet checked.
 
     Attributes:
-        key: unique in its file: of a tar's members, or the number of the (first) row of a table, from 0.
-        image: reads the image: its bytes, and why it must be refused, or "".
-        captions: str, or bytes that may be UTF-8.
-        fields: the named columns, or all of KEY.json.
+        key: the KEY of a tar's members, or the number of the (first) row in a table, from 0.
+        image: function that reads the image and returns (bytes, "") or (b"", the reason to refuse it).
+        captions: str, or bytes that should be UTF-8.
+        fields: the columns of `Columns.fields`, or all of KEY.json.
     """
 
     key: str
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """What to read. None: as the source's kind has it (`image_text.image_text`)."""
+    """The columns or fields to read. None: the usual names (see `build`)."""
 
     image: str | None = None
     captions: tuple[str, ...] | None = None
@@ -43,14 +43,15 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A tar, or a range of a table: rows of Parquet, bytes of CSV and TSV.
+    """A tar, or a range of a table.
 
     Attributes:
-        split: of the dataset that it belongs to.
-        path: of the file.
-        name: of the file below the folder that all sources share, with "/".
-        start, stop: the range. line, row: number of the lines and rows before `start`.
-        again: rows at which an image begins that has come before in the table.
+        split: name of the dataset's split.
+        path: path of the file.
+        name: path of the file below the common folder of all sources, with "/".
+        start, stop: the range: rows of Parquet, bytes of CSV and TSV.
+        line, row: number of lines and rows before `start`.
+        again: rows whose image occurred earlier in the table.
     """
 
     split: str
@@ -63,12 +64,12 @@ class Shard:
     again: tuple[int, ...] = ()
 
 
-def suffix_of(path: str | Path) -> str:
-    """The suffix of a file in lower case."""
+def read_suffix(path: str | Path) -> str:
+    """Return the suffix of a file in lower case."""
     return os.path.splitext(path)[1].lower()
 
 
 def flatten_captions(values: Iterable[Any]) -> list[Any]:
-    """Captions of several fields, each of which may hold several; a missing value is none."""
+    """Collect the captions of several fields. Each field may hold a list; missing values are skipped."""
     lists = (value if isinstance(value, list) else [value] for value in values)
     return [caption for captions in lists for caption in captions if caption is not None]

@@ -23,7 +23,7 @@ def config(**values):
 
 
 def photo(height=48, width=64, seed=0):
-    """Smooth colours with some detail, uint8 [height, width, 3]."""
+    """Return smooth colours with some detail, uint8 [height, width, 3]."""
     small = np.random.default_rng(seed).integers(0, 256, (height // 6 + 2, width // 6 + 2, 3), dtype=np.uint8)
     return np.array(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -55,8 +55,8 @@ def test_exif_orientation_turns_the_image_upright(kind, orientation):
     assert decode(data).shape == ((20, 30, 3) if orientation < 5 else (30, 20, 3))
 
 
-def with_exif(tiff: bytes) -> bytes:
-    """A JPEG whose first segment is the EXIF block `tiff`."""
+def add_exif(tiff: bytes) -> bytes:
+    """Return a JPEG whose first segment is the EXIF block `tiff`."""
     block = b"Exif\0\0" + tiff
     return b"\xff\xd8\xff\xe1" + struct.pack(">H", len(block) + 2) + block + encode(photo(20, 30), "JPEG")[2:]
 
@@ -65,7 +65,7 @@ def test_exif_is_read_in_both_byte_orders():
     for mark, order in ((b"II", "<"), (b"MM", ">")):
         entries = struct.pack(order + "HHIHH", 0x010F, 3, 1, 7, 0) + struct.pack(order + "HHIHH", 0x0112, 3, 1, 6, 0)
         tiff = mark + struct.pack(order + "HIH", 42, 8, 2) + entries + struct.pack(order + "I", 0)
-        assert decode(with_exif(tiff)).shape == (30, 20, 3), order
+        assert decode(add_exif(tiff)).shape == (30, 20, 3), order
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def test_exif_is_read_in_both_byte_orders():
         b"",
         b"??*\0\x08\0\0\0",
         b"II*\0\xff\xff\xff\x7f",  # the directory lies outside
-        b"II*\0\x08\0\0\0\xff\xff",  # more entries than there are bytes: read on until there is no more
-        b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 9, 0),  # an orientation that is none
+        b"II*\0\x08\0\0\0\xff\xff",  # more entries than bytes
+        b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 9, 0),  # an orientation above 8
     ],
 )
 def test_a_damaged_exif_block_leaves_the_pixels(tiff):
-    assert decode(with_exif(tiff)).shape == (20, 30, 3)
+    assert decode(add_exif(tiff)).shape == (20, 30, 3)
 
 
 def test_transparency_is_composited_over_white():
@@ -135,11 +135,11 @@ def test_a_truncated_file_is_an_error(kind):
     with pytest.raises(ImageError, match="truncated or damaged"):
         decode(data[: len(data) // 2])
     with pytest.raises(ImageError, match="truncated or damaged"):
-        codec.check(data[:-20], 10**6)  # of a PNG, all pixels are still there
+        codec.check(data[:-20], 10**6)  # a PNG still has all its pixels
 
 
 @pytest.mark.parametrize("data", [b"", b"hello, I am text", b"\xff\xd8\xff", b"%PDF-1.4", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_image_is_an_error(data):
+def test_other_bytes_are_an_error(data):
     with pytest.raises(ImageError):
         decode(data)
 
@@ -155,14 +155,14 @@ def test_check_counts_pixels_and_verifies_checksums():
     with pytest.raises(ImageError, match=r"more than 0\.003071 megapixels: 64 x 48"):
         codec.check(data, 48 * 64 - 1)
     with pytest.raises(ImageError, match="truncated or damaged"):
-        codec.check(data[:-5] + b"?" + data[-4:], 10**6)  # in the name of the last chunk
+        codec.check(data[:-5] + b"?" + data[-4:], 10**6)  # changes the name of the last chunk
 
 
 # Resizing
 
 
 def test_shrunk_images():
-    image = np.repeat(photo(90, 120)[..., :1], 3, axis=2)  # grey, as colours lose half of their resolution
+    image = np.repeat(photo(90, 120)[..., :1], 3, axis=2)  # grey, because 4:2:0 halves the resolution of colours
     small = codec.decode(codec.shrink(image, 30))
     assert small.shape == (30, 40, 3)
     area = image.reshape(30, 3, 40, 3, 3).mean((1, 3))
@@ -174,7 +174,7 @@ def test_shrunk_images():
 
 
 def triangle(n_in, n_out):
-    """Bilinear antialiasing as a matrix [n_out, n_in] in float64: a tent as wide as the output's pixels."""
+    """Return bilinear antialiasing as a float64 matrix [n_out, n_in]: a tent as wide as the output's pixels."""
     scale = max(1.0, n_in / n_out)
     centre = (np.arange(n_out) + 0.5) * n_in / n_out
     weight = np.maximum(0, 1 - np.abs(np.arange(n_in) + 0.5 - centre[:, None]) / scale)
@@ -204,7 +204,7 @@ def test_plain_bilinear_resize_samples_two_by_two_pixels():
     assert np.abs(result - exact).max() <= 1
 
 
-def test_antialiasing_is_what_keeps_stripes_from_becoming_a_pattern():
+def test_antialiasing_keeps_stripes_from_becoming_a_pattern():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     smooth = transforms.resize(stripes, 20, 20, interpolation="bilinear", antialias=True)
@@ -218,7 +218,7 @@ def test_the_same_size_is_left_alone():
 
 
 def coordinates(height, width):
-    """Channel 0 holds the row, channel 1 the column."""
+    """Return an image whose channel 0 is the row and channel 1 the column."""
     y, x = np.mgrid[:height, :width]
     return np.stack([y, x, 0 * y], -1).astype(np.uint8)
 
@@ -256,11 +256,11 @@ def test_random_resized_crop_takes_windows_of_the_asked_area_and_ratio(monkeypat
     assert len(set(tops)) > 40
 
 
-def test_random_resized_crop_of_everything_and_of_what_never_fits():
+def test_random_resized_crop_of_the_whole_image_and_without_a_fitting_box():
     image, rng = photo(40, 40), np.random.default_rng(0)
     out = transforms.random_resized_crop(image, rng, size=40, scale=(1, 1), ratio=(1, 1))
     np.testing.assert_array_equal(out, image)
-    # 4 x 100 with ratios up to 4/3: no box of half the area fits, so the central 4 x 5 it is
+    # 4 x 100 with ratios up to 4/3: no box of half the area fits, so the central 4 x 5 is taken
     strip = coordinates(4, 100)
     out = transforms.random_resized_crop(
         strip, rng, size=5, scale=(0.5, 0.5), ratio=(3 / 4, 4 / 3), interpolation="bilinear", antialias=False
@@ -442,7 +442,7 @@ def test_eval_transform_is_the_published_one():
     ("wrong", "listed"),
     [({"crop": "centre"}, "random_resized, pad, none"), ({"interpolation": "cubic"}, "bilinear, bicubic")],
 )
-def test_choices_are_listed(wrong, listed):
+def test_bad_choices_list_the_good_ones(wrong, listed):
     for build in (
         lambda augment: transforms.train_transform(augment, 32, MEAN, STD),
         lambda augment: transforms.eval_transform(augment, 32),
@@ -451,7 +451,7 @@ def test_choices_are_listed(wrong, listed):
             build(config(**wrong))
         assert listed in e.value.cure
         assert repr(next(iter(wrong.values()))) in e.value.cause
-    with pytest.raises(UserError, match="test_crop=0"):
+    with pytest.raises(UserError, match=r"test_crop must be above 0 .* got 0\.0"):
         transforms.eval_transform(config(test_crop=0.0), 32)
 
 

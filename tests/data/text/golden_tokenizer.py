@@ -1,7 +1,7 @@
-"""What open_clip's tokenizer makes of nasty captions with a small vocabulary: `golden_tokenizer.json` and `.txt`.
+"""Write the ids of open_clip's tokenizer for nasty captions and a small vocabulary: `golden_tokenizer.json` and `.txt`.
 
-`python tests/data/text/golden_tokenizer.py` writes both anew; it needs open_clip and what it imports, but not nml_jax.
-The vocabulary is in the format of CLIP's: a line about the file, then one merge a line.
+`python tests/data/text/golden_tokenizer.py` writes both. It needs open_clip and its dependencies, but not nml_jax. The
+vocabulary has CLIP's format: a title, then one merge per line.
 """
 
 import gzip
@@ -75,7 +75,7 @@ CAPTIONS = [
 
 
 def merges(sentences: list[str], count: int) -> list[tuple[str, str]]:
-    """Byte-pair encoding of words of a to z, by its definition; ties go to the pair that sorts first."""
+    """Compute byte-pair merges of words of a to z by their definition. Ties go to the pair that sorts first."""
     words = Counter((*word[:-1], word[-1] + "</w>") for s in sentences for word in s.split() if word.isalpha())
     out = []
     while len(out) < count:
@@ -100,7 +100,7 @@ def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def open_clip():
-    """The module of its tokenizer, also where torchvision lacks its compiled half, which nothing here uses."""
+    """Import open_clip's tokenizer, even if torchvision lacks its compiled part, which nothing here uses."""
     import torch
 
     try:
@@ -111,7 +111,7 @@ def open_clip():
         needs.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import open_clip.tokenizer as module
 
-        module.torchvision_operators = needs  # they go when the object does
+        module.torchvision_operators = needs  # keeps the operators alive
     return module
 
 

@@ -27,7 +27,7 @@ CORPUS = [caption for caption in golden.CAPTIONS if not caption.startswith("\ud8
 
 
 def expected() -> np.ndarray:
-    """open_clip's ids of the golden captions."""
+    """Return open_clip's ids of the golden captions, int32 [N, 77]."""
     out = np.zeros((len(PUBLISHED), 77), np.int32)
     for row, ids in zip(out, PUBLISHED, strict=True):
         row[: len(ids)] = ids
@@ -35,7 +35,7 @@ def expected() -> np.ndarray:
 
 
 def openai_layout(vocabulary: str, **changes) -> dict:
-    """What openai/clip-vit-base-patch32 has as tokenizer.json, of the merges of a vocabulary file."""
+    """Return the tokenizer.json of openai/clip-vit-base-patch32 with the merges of a vocabulary file."""
     merges = [line.split() for line in vocabulary.split("\n")[1 : 49152 - 256 - 2 + 1]]
     byte = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256 + 68))]
     tokens = [*byte, *(b + "</w>" for b in byte), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
@@ -139,7 +139,7 @@ def test_real_captions_have_the_ids_of_open_clip(shared_data, tmp_path):
     assert len(set(captions)) > 2000
 
 
-def test_any_other_tokenizer_json_is_taken_at_its_word(tmp_path):
+def test_another_tokenizer_json_is_used_as_it_is(tmp_path):
     vocab = {token: i for i, token in enumerate(["?", "a", "dog", "CAT", "<|startoftext|>", "<|endoftext|>"])}
     words = {"type": "WordLevel", "vocab": vocab, "unk_token": "?"}
     upper = {"type": "Replace", "pattern": {"String": "cat"}, "content": "CAT"}
@@ -167,21 +167,21 @@ def test_clean_up_of_plain_ascii_needs_no_ftfy():
     [
         ("AT&amp;amp;T", "at&t"),
         ("&amp;amp;lt;", "<"),
-        ("<b> &amp;eacute; &amp;amp;eacute;", "<b> é &eacute;"),  # beside tags, where ftfy leaves entities: twice
+        ("<b> &amp;eacute; &amp;amp;eacute;", "<b> é &eacute;"),  # ftfy leaves entities beside tags: decoded twice
         ("schÃ¶n", "schön"),
         ("e\u0301 E&#769;", "é é"),
         ("a\x1b[31mb\x00\x07c", "abc"),
         ("\ud83d\ude00\ud800", "\U0001f600\ufffd"),
         ("\u3000a\u2003\r\n b\u2028", "a b"),
         ("\x00", ""),
-        ("&#0;", "\ufffd"),  # so that no byte 0 is left, which pads
+        ("&#0;", "\ufffd"),  # byte 0 pads, so none may be left
     ],
 )
 def test_clean_up_of_the_rest(text, cleaned):
     assert tokenizer.clean(text) == cleaned
 
 
-# --- the shape of what comes back
+# --- shapes and ids
 
 
 def test_bytes_are_the_default():
@@ -202,7 +202,7 @@ def test_bytes_are_the_default():
     assert bytes(sent[1 : sent.argmax()].astype(np.uint8).tolist()).decode("utf-8") == tokenizer.clean(everything)
 
 
-def test_end_is_kept_and_is_where_ids_are_highest(small):
+def test_end_is_kept_and_has_the_highest_id(small):
     for context in (3, 5, 77):
         ids = tokenizer.load(str(golden.VOCABULARY), context)(["the " * n for n in range(80)])
         length = np.minimum(np.arange(80) + 2, context)
@@ -222,7 +222,7 @@ def test_copies_and_threads_agree(small):
                 np.testing.assert_array_equal(ids, np.roll(expected(), -i, axis=0))
 
 
-def test_fingerprint_tells_what_gives_other_ids(small, tmp_path):
+def test_tokenizers_with_other_ids_have_other_fingerprints(small, tmp_path):
     shorter = write(tmp_path / "a.txt", golden.VOCABULARY.read_text("utf-8").rsplit("\n", 2)[0])
     loaded = [small, tokenizer.load(shorter, 77), tokenizer.load(shorter, 76), tokenizer.load("", 77)]
     assert len({one.fingerprint for one in loaded}) == 4
@@ -246,25 +246,25 @@ def test_training_gives_the_same_file_in_every_process(tmp_path, root):
     assert len(sums) == 1
 
 
-def test_what_was_trained_is_loaded_and_compresses(tmp_path):
+def test_a_trained_tokenizer_loads_and_compresses(tmp_path):
     path = write(tmp_path / "a.json", tokenizer.train(golden.SENTENCES * 2, 600))
     trained = tokenizer.load(path, 77)
     assert (trained.start, trained.end, trained.vocab_size) == (598, 599, 600)
     plain, words = golden.SENTENCES[0], golden.SENTENCES[0].split()
     assert len(words) <= trained([plain])[0].argmax() - 1 < len(plain) / 2
-    rare = trained(["\U0001f600 ÿ <end_of_text>"])[0]  # bytes that the corpus lacks; the name of a token, as open_clip
+    rare = trained(["\U0001f600 ÿ <end_of_text>"])[0]  # bytes that the corpus lacks; a token's name, as in open_clip
     assert rare[1:5].max() < 512
     assert (rare == 599).sum() == 2
 
 
 def test_small_corpus_gives_a_small_vocabulary(tmp_path):
     path = write(tmp_path / "a.json", tokenizer.train(["dog dog", "cat"], 600))
-    assert tokenizer.load(path, 5).vocab_size == 512 + 2 + 2  # do, dog</w>; what occurs once is not merged
+    assert tokenizer.load(path, 5).vocab_size == 512 + 2 + 2  # do, dog</w>; pairs that occur once are not merged
     np.testing.assert_array_equal(tokenizer.load(path, 5)(["Dog"]), [[514, 513, 515, 0, 0]])
 
 
 def test_trained_file_means_the_same_to_the_library(tmp_path):
-    """The clean-up apart, which only we have."""
+    """Compare with the library, which lacks only our clean-up."""
     import tokenizers
 
     path = write(tmp_path / "a.json", tokenizer.train(golden.SENTENCES * 2, 600))
@@ -276,7 +276,7 @@ def test_trained_file_means_the_same_to_the_library(tmp_path):
 
 
 def test_merges_follow_the_definition(tmp_path):
-    """l-o four times, w-e twice, lo-w twice: hand-made."""
+    """Check hand-made counts: l-o four times, w-e twice, lo-w twice."""
     out = json.loads(tokenizer.train(["low low lots lot", "we We"], 514 + 3))
     assert out["model"]["merges"][0] == ["l", "o"]
     assert len(out["model"]["vocab"]) == out["model"]["vocab"]["<end_of_text>"] + 1 == 517
@@ -296,7 +296,7 @@ def test_prepared_directories_are_corpora(tmp_path):
 # --- bad input
 
 
-def refused(*args: str, capsys) -> str:
+def run_refused(*args: str, capsys) -> str:
     assert command.main(["train", *args]) == 2
     cause, cure = capsys.readouterr().err.splitlines()
     assert cure.startswith("  cure: ")
@@ -309,19 +309,19 @@ def test_training_refuses_bad_input_in_two_lines(tmp_path, capsys):
     latin.write_bytes(b"a dog\ncaf\xe9\n")
     (tmp_path / "empty").mkdir()
     blank = write(tmp_path / "blank.txt", "\n \n")
-    assert "is no text file" in refused(str(tmp_path / "none.txt"), out, capsys=capsys)
-    assert "is no text file" in refused(str(tmp_path / "empty"), out, capsys=capsys)
-    assert "is no text file" in refused(f"{good}:train", out, capsys=capsys)
-    assert "can't decode byte 0xe9" in refused(good, str(latin), out, capsys=capsys)
-    assert "no pair of characters twice" in refused(blank, out, capsys=capsys)
-    assert "a vocabulary of 514" in refused(good, out, "--vocab", "514", capsys=capsys)
-    assert "does not end in .json" in refused(good, blank, capsys=capsys)
-    assert "exists already" in refused(good, write(tmp_path / "there.json", ""), capsys=capsys)
-    assert "cannot write" in refused(good, f"{good}/out.json", capsys=capsys)
+    assert "is neither a text file" in run_refused(str(tmp_path / "none.txt"), out, capsys=capsys)
+    assert "is neither a text file" in run_refused(str(tmp_path / "empty"), out, capsys=capsys)
+    assert "is neither a text file" in run_refused(f"{good}:train", out, capsys=capsys)
+    assert "can't decode byte 0xe9" in run_refused(good, str(latin), out, capsys=capsys)
+    assert "no pair of characters occurs twice" in run_refused(blank, out, capsys=capsys)
+    assert "--vocab=514 leaves no room" in run_refused(good, out, "--vocab", "514", capsys=capsys)
+    assert "does not end in .json" in run_refused(good, blank, capsys=capsys)
+    assert "exists already" in run_refused(good, write(tmp_path / "there.json", ""), capsys=capsys)
+    assert "cannot write" in run_refused(good, f"{good}/out.json", capsys=capsys)
     assert not Path(out).exists()
 
 
-def test_files_that_are_no_tokenizer_are_refused(tmp_path):
+def test_other_files_are_refused(tmp_path):
     layout = openai_layout(golden.VOCABULARY.read_text("utf-8"))
     vocab = layout["model"]["vocab"]
     nameless = layout["model"] | {
@@ -335,17 +335,16 @@ def test_files_that_are_no_tokenizer_are_refused(tmp_path):
     (tmp_path / "damaged.txt.gz").write_bytes(packed)
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     files = {
-        "a.bin": ("", "is no tokenizer"),
+        "a.bin": ("", "is not a tokenizer"),
         "absent.json": (None, "cannot be read"),
         "cut.txt.gz": (None, "cannot be read"),
         "damaged.txt.gz": (None, "cannot be read"),
         "binary.txt": (None, "cannot be read"),
-        "prose.txt": ("a line\na line of more words\n", "line 2 is no pair"),
-        "pairs.txt": ("a line\nred dog\n", "is no tokenizer"),
-        "half.json": (json.dumps(layout)[:-5], "is no tokenizer"),
-        "list.json": ("[]", "is no tokenizer"),
+        "prose.txt": ("a line\na line of more words\n", "line 2 is not a pair"),
+        "pairs.txt": ("a line\nred dog\n", "is not a tokenizer"),
+        "half.json": (json.dumps(layout)[:-5], "is not a tokenizer"),
+        "list.json": ("[]", "is not a tokenizer"),
         "nameless.json": (layout | {"model": nameless, "added_tokens": [], "post_processor": None}, "lacks a token"),
-        "random.json": (layout | {"model": layout["model"] | {"dropout": 0.1}}, "drops merges at random"),
         "later.json": (layout | {"model": later}, "the end token has id 714, but the highest id is 715"),
     }
     for name, (content, cause) in files.items():
@@ -358,7 +357,7 @@ def test_files_that_are_no_tokenizer_are_refused(tmp_path):
 
 def test_vocabulary_must_match_the_model(small):
     tokenizer.check(small, 715)
-    with pytest.raises(UserError, match=r"knows 715 tokens, the model 49408[^\n]*\n.*--config.model.text_vocab=715"):
+    with pytest.raises(UserError, match=r"has 715 tokens, the model 49408[^\n]*\n.*--config.model.text_vocab=715"):
         tokenizer.check(small, 49408)
-    with pytest.raises(UserError, match="a context of 2 tokens"):
+    with pytest.raises(UserError, match="text_context must be at least 3, got 2"):
         tokenizer.load("", 2)
