@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nml_jax.errors import UserError
-from nml_jax.stages.report import build
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folder of an experiment, or of a run")
     parser.add_argument("--out", type=Path, help="where to write; default: DIR, or here if several are given")
     flags = parser.parse_args(argv)
+    from nml_jax.stages.report import build  # after --help: it takes a second
+
     try:
         print(build(flags.folders, flags.out or (flags.folders[0] if len(flags.folders) == 1 else Path())))
     except UserError as e:

@@ -34,6 +34,8 @@ WALLS = {
     "simplejpeg": ("data/", "prepare/"),
     "orbax": ("training/checkpoint.py",),
     "matplotlib": ("reporting/figures.py",),
+    "pandas": ("reporting/",),
+    "jinja2": ("reporting/",),
     "tokenizers": ("data/text/",),
     "torch": (),
     "tensorflow": (),

@@ -64,8 +64,8 @@ def test_a_run_tells_its_own_story(finished: Path):
     rows = read_rows(run)
     assert {row.stage for row in rows} == {"pretrain", "extract", "tune"}
     tuned = [row for row in rows if row.stage == "tune" and row.metric == "accuracy"]
-    assert {(row.method, row.preset) for row in tuned} == {
-        ("linear", None), ("lbfgs", None), ("mlp", None), ("nmtune", "paper"), ("nmtune", "code/1view"),
+    assert {(row.method, row.preset, row.views) for row in tuned} == {
+        ("linear", None, 1), ("lbfgs", None, 1), ("mlp", None, 1), ("nmtune", "paper", 1), ("nmtune", "code", 1),
     }  # fmt: skip
     assert {row.domain for row in tuned} == {"id", "ood"}
     assert all(0 <= row.value <= 1 for row in tuned)

@@ -17,8 +17,6 @@ import optax
 from nml_jax.errors import UserError
 from nml_jax.objectives import nmtune
 
-VIEWS = 2  # keeps "/1view" out of names; the terms here have one view of each image
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FineTuning:
@@ -75,11 +73,11 @@ def make(preset: str, *, consistency: bool = False, **overrides: Any) -> FineTun
         return FineTuning()
     if preset not in nmtune.PRESETS:
         raise UserError(f"there are no terms {preset!r}", f"choose one of none, {', '.join(nmtune.PRESETS)}")
-    weights, _ = nmtune.resolve_weights(preset, VIEWS, **overrides)
+    weights = nmtune.replace_weights(nmtune.PRESETS[preset], **overrides)
     mse = weights.mse if consistency else 0.0
     return FineTuning(mse=mse, cov=weights.cov, svd=weights.svd, per_dim=weights.per_dim, top=weights.top)
 
 
 def preset_label(terms: str, **overrides: Any) -> str | None:
     """Return the name of the terms in rows and folders, as "paper" or "paper,svd=0.1"; None for "none"."""
-    return None if terms == "none" else nmtune.resolve_weights(terms, VIEWS, **overrides)[1]
+    return None if terms == "none" else nmtune.name_preset(terms, **overrides)

@@ -50,7 +50,7 @@ Free = TypeVar("Free", bound=NamedTuple)
 
 
 def resolve_weights(preset: str | Weights | None, views: int, **overrides: Any) -> tuple[Weights, str]:
-    """Return the weights of a preset, and their name in rows, such as "paper", "code/1view" or "paper,svd=0.1".
+    """Return the weights of a preset, and their name in tables, such as "paper", "code/1view" or "paper,svd=0.1".
 
     Args:
         preset: a key of PRESETS, or free weights, whose name lists their values.
@@ -66,9 +66,23 @@ def resolve_weights(preset: str | Weights | None, views: int, **overrides: Any) 
     if preset not in PRESETS:
         raise UserError(f"there is no NMTune preset {preset!r}", f"choose one of {', '.join(PRESETS)}")
     chosen = replace_weights(PRESETS[preset], **overrides)
-    changed = [f"{k}={v:g}" for k, v in chosen._asdict().items() if v != getattr(PRESETS[preset], k)]
-    name = f"{preset}/1view" if chosen.cross_view and views == 1 else preset
-    return chosen, ",".join([name, *changed])
+    return chosen, add_views(name_preset(preset, **overrides), views)
+
+
+def name_preset(preset: str, **overrides: Any) -> str:
+    """Return what rows call a preset, as in "paper" and "paper,svd=0.1": its key, and what `overrides` change."""
+    own = PRESETS[preset]
+    chosen = replace_weights(own, **overrides)._asdict()
+    return ",".join([preset, *(f"{k}={v:g}" for k, v in chosen.items() if v != getattr(own, k))])
+
+
+def add_views(name: str, views: int | None) -> str:
+    """Return a preset's name for tables and files: "code/1view" where its consistency needs more than the one view."""
+    preset, *changed = name.split(",")
+    across = preset in PRESETS and (PRESETS[preset].cross_view or "cross_view=1" in changed)
+    if not across or "cross_view=0" in changed or views != 1:
+        return name
+    return ",".join([f"{preset}/1view", *changed])
 
 
 def replace_weights(defaults: Free, **overrides: Any) -> Free:

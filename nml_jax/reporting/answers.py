@@ -1,14 +1,16 @@
-"""What a contest of methods (choice.py) shows, in words: the answer, the rule it follows, and what to be wary of."""
+"""What a contest of methods (choose_method.py) shows, in words: the answer, its rule, and what to be wary of."""
 
 import math
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, method_key
+from nml_jax.reporting.sentences import add_article, count, say
+from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest
 from nml_jax.reporting.statistics.compare import HELD_OUT, from_files
-from nml_jax.reporting.statistics.paired import BLIND, SEEDS, listed
-from nml_jax.reporting.statistics.studies import MEAN, Key, Study
+from nml_jax.reporting.statistics.paired import SEEDS, listed
+from nml_jax.reporting.statistics.studies import MEAN, Key, Method, Study
 from nml_jax.runs.finished import FinishedRun
 from nml_jax.runs.heads import head_path
 from nml_jax.runs.rows import DIVERGED
@@ -17,55 +19,63 @@ from nml_jax.tuning import methods
 FEW = 10  # epochs; after fewer heads still became better on the text features of the README
 
 
+def verdict(c: Contest) -> str:
+    """Return which method to use where, in one short sentence."""
+    return answer(c) if _undecided(c) else say("use", c, _decisions(c))
+
+
 def answer(c: Contest) -> str:
-    """Which method to use, on which test set, and how sure that is."""
-    prefix = f"{c.name}: use " if c.name else "Use "
+    """Return which method to use, on which test set, and how sure that is."""
+    undecided = _undecided(c)
+    return say("answer", c, [] if undecided else _decisions(c), undecided)
+
+
+def _undecided(c: Contest) -> str:
+    """Return why nothing can be decided; "" if something can."""
     if len(c.methods) == 1:
-        return f"{prefix}{_the(c.reference)}: no other method was run."
+        return "alone"
     if c.seeds < SEEDS:
-        seeds = f"{c.seeds} seed{'' if c.seeds == 1 else 's'}"
-        return f"{prefix}{_the(c.reference)}: with {seeds} no difference can be shown, that takes {SEEDS}."
-    if all(versus.plain.blind for versus in c.versus.values()):
-        return f"{prefix}{_the(c.reference)}: {BLIND}, so that no method is shown to be better or worse."
+        return "few"
+    return "blind" if all(versus.plain.blind for versus in c.versus.values()) else ""
+
+
+def _decisions(c: Contest) -> list[dict[str, Any]]:
+    """Return, for every recommended method, where it is, its gains there, and what is to be said of them."""
     chosen = {test: c.recommended(test) for test in c.decided}
-    by_method = {m: [test for test in c.decided if chosen[test] == m] for m in c.methods if m in chosen.values()}
-    others = len(c.methods) - 1
-    none = "the other method is not" if others == 1 else f"none of the {others} other methods is"
-    parts = []
-    for method, tests in by_method.items():
-        if method != c.reference:
-            how = listed([_gain(c, method, test) for test in tests])
-            over = f"{_the(c.reference)}{_of_fewer(c, method)}"
-            parts.append(f"{_the(method)} {_where(c, tests)}, {how} over {over}")
-        elif len(by_method) == 1:
-            parts.append(f"{_the(method)}, {_where(c, tests)}: {none} shown to be better{_closest(c, tests)}")
-        else:
-            parts.append(f"{_the(method)} {_where(c, tests)}, where no other method can be recommended")
-    return f"{prefix}{'; '.join(parts)}. {_sure(c)}"
+    out = []
+    for method in (m for m in c.methods if m in chosen.values()):
+        tests = [test for test in c.decided if chosen[test] == method]
+        leads = method != c.reference
+        few = c.trained(c.reference) < c.trained(method)
+        out.append({
+            "method": method, "where": _name_tests(c, tests),
+            "domains": [DOMAINS[test.domain] for test in tests],
+            "points": [c.versus[method, test].wide.gain for test in tests] if leads else [],
+            "gains": [_gain(c, method, test) for test in tests] if leads else [],
+            "fewer": c.trained(c.reference) if few else 0,
+            "closest": [] if leads else _closest(c, tests),
+        })  # fmt: skip
+    return out
 
 
-def _gain(c: Contest, method: str, test: Key) -> str:
+def _gain(c: Contest, method: Method, test: Key) -> str:
     wide = c.versus[method, test].wide
-    return f"{wide.unit.signed(wide.difference)} points ({wide.interval()})"
+    return f"{wide.gain} points ({wide.interval()})"
 
 
-def _closest(c: Contest, tests: Iterable[Key]) -> str:
-    """The largest gain on each test, none of which counts."""
+def _closest(c: Contest, tests: Iterable[Key]) -> list[str]:
+    """Return the largest gain on each test, none of which counts."""
     found = []
     for test in tests:
         gains = {m: c.versus[m, test].plain.difference for m in c.methods[1:] if c.versus[m, test].plain.n}
         if gains:
             top = max(gains, key=gains.__getitem__)
-            found.append(f"{_the(top)} {_gain(c, top, test)} on {split_name(test)}")
-    return f", at best {listed(found)}" if found else ""
+            found.append(f"{add_article(top)} {_gain(c, top, test)} on {_split_name(test)}")
+    return found
 
 
-def _sure(c: Contest) -> str:
-    return f"In brackets: 95 % intervals over {c.seeds} seeds and other test rows{c.widened()}."
-
-
-def _where(c: Contest, tests: Iterable[Key]) -> str:
-    """Domains, and which of their tests."""
+def _name_tests(c: Contest, tests: Iterable[Key]) -> str:
+    """Return domains, and which of their tests."""
     parts = []
     for test in tests:
         several = sum(other.domain == test.domain for other in c.tests)
@@ -74,96 +84,59 @@ def _where(c: Contest, tests: Iterable[Key]) -> str:
     return listed(parts)
 
 
-def _of_fewer(c: Contest, than: str) -> str:
-    """What is to be said of a reference that saw fewer rows than a method."""
-    seen, rows = c.trained(c.reference), c.trained(than)
-    return f" (which saw {seen:,} of the {rows:,} training rows)" if seen < rows else ""
+def _split_name(test: Key) -> str:
+    return f"the {DOMAINS[test.domain]} mean" if test.split == MEAN else test.split
 
 
 def rule(c: Contest) -> str:
-    return (
-        f"The rule. The reference is {_the(c.reference)}{_tuned(c)}. Every other method is compared with it "
-        "in the mean over the in-domain tests and in that over the out-of-domain tests, paired over test rows and "
-        f"seeds, of which it takes {SEEDS}. It is better where the 95 % interval of the difference in "
-        f"accuracy{c.widened()}{' (Bonferroni),' if c.widened() else ''} lies above 0, and worse where the "
-        "95 % interval as it is lies below 0: doubt counts against a change. It is recommended where it is better, "
-        "if it is not worse in the other mean; of several, that of the largest gain, or a simpler one from which "
-        f"that is not shown to differ. Otherwise the reference is.{_samples(c)}"
-    )
-
-
-def _samples(c: Contest) -> str:
-    """Which methods were trained on fewer rows."""
-    if not c.unequal:
-        return ""
-    most = max(c.methods, key=c.trained)
-    few = [f"{_the(m)} {c.trained(m):,}" for m in c.methods if c.trained(m) < c.trained(most)]
-    return (
-        f" Of the {c.trained(most):,} training rows, more than features.memory allows at once, some methods saw "
-        f"a stratified sample only: {listed(few)}. A difference to these may be one of rows, not of methods."
-    )
-
-
-def _tuned(c: Contest) -> str:
-    """The budget of every method."""
-    config = c.study.cells[0].config
-    counts: dict[int, list[str]] = {}
+    """Return the rule by which methods are compared, and who saw fewer rows."""
+    first, by_count = c.study.cells[0], {}
     for method in c.methods:
-        counts.setdefault(_settings(c.study.cells[0], method), []).append(_the(method))
-    trained = ""
-    if any(map(_by_gradient, c.methods)):
-        trained = f"; what is trained by gradient has at most {config['tune.epochs']} epochs{_limit(c)}"
-    if all(map(c.blind, c.methods)):
-        return f". No method could choose a setting: {BLIND}, and each took the middle of its grid{trained}"
+        by_count.setdefault(_count_settings(first, method), []).append(add_article(method))
+    counts = [f"{count(n, 'setting')} ({listed(names)})" for n, names in by_count.items()]
     if len(counts) == 1:
-        n = next(iter(counts))
-        return f"; every method {f'chooses among {n} settings' if n > 1 else 'has one setting'}{trained}"
-    each = [f"{n} setting{'s' * (n > 1)} ({listed(names)})" for n, names in counts.items()]
-    return f". Methods do not choose among equally many settings, but {listed(each)}{trained}"
+        counts = ["has one setting" if 1 in by_count else f"chooses among {next(iter(by_count))} settings"]
+    epochs = first.config["tune.epochs"] if any(map(_by_gradient, c.methods)) else 0
+    budget = say("budget", counts, all(map(c.blind, c.methods)), epochs, first.value("tune.steps"), _left(c))
+    few = [f"{add_article(m)} {c.trained(m):,}" for m in c.methods if c.trained(m) < c.most]
+    return say("rule", c, budget, few)
 
 
 def hurried(c: Contest) -> str:
-    """That heads had few epochs and may be better than they look; "" if they had not."""
-    if not any(map(_by_gradient, c.methods)) or (left := _left(c)) is None or left[0] >= FEW:
+    """Return that heads had few epochs and may be better than they look; "" if they had not."""
+    if not any(map(_by_gradient, c.methods)) or (left := _left(c)) is None or left.epochs >= FEW:
         return ""
-    epochs, per_epoch, rows = left
-    enough = min(FEW, c.study.cells[0].config["tune.epochs"])
-    return (
-        f"What is trained by gradient saw these {rows:,} rows {epochs} time{'s' * (epochs > 1)} only, and may gain "
-        f"from more: {enough} epochs are --config.tune.steps={enough * per_epoch}."
-    )
+    return say("hurried", left, min(FEW, c.study.cells[0].config["tune.epochs"]))
 
 
-def _limit(c: Contest) -> str:
-    """The cap on steps, and what it leaves of the epochs."""
-    if not (steps := c.study.cells[0].value("tune.steps")):
-        return ""
-    if (left := _left(c)) is None:
-        return f" and {steps:,} steps"
-    epochs, _, rows = left
-    return f" and {steps:,} steps: {epochs} epoch{'s' * (epochs > 1)} of these {rows:,} rows"
+class Left(NamedTuple):
+    """What a cap on steps leaves of the epochs."""
+
+    epochs: int
+    per_epoch: int  # steps
+    rows: int
 
 
-def _left(c: Contest) -> tuple[int, int, int] | None:
-    """Epochs that the cap on steps leaves, steps of an epoch, and rows; None where it cuts none, or tasks differ."""
-    first, rows = c.study.cells[0], max(map(c.trained, c.methods))
-    if not (steps := first.value("tune.steps")) or not rows or c.task == MEAN:
+def _left(c: Contest) -> Left | None:
+    """Return what the cap on steps leaves; None where it cuts nothing, or tasks differ."""
+    first = c.study.cells[0]
+    if not (steps := first.value("tune.steps")) or not c.most or c.task == MEAN:
         return None
     batch, asked = first.config["tune.batch"], first.config["tune.epochs"]
-    epochs, per_epoch = methods.count_epochs(rows, batch=batch, epochs=asked, steps=steps)
-    return None if epochs == asked else (epochs, per_epoch, rows)
+    epochs, per_epoch = methods.count_epochs(c.most, batch=batch, epochs=asked, steps=steps)
+    return None if epochs == asked else Left(epochs, per_epoch, c.most)
 
 
 def diverged(study: Study, task: str) -> str:
-    """Which heads are not compared because training diverged, and in how many runs; "" if none did."""
+    """Return which heads are not compared because training diverged, and in how many runs; "" if none did."""
     keys = [key for key in study.keys(metric=DIVERGED, task=task) if key.split != MEAN]
-    runs = len(study.cells)
-    each = [f"{key.head} in {sum(map(len, study.table[key]))} of {runs} run{'s' * (runs > 1)}" for key in keys]
-    return f"Training diverged, and there is no head to compare: {listed(each)}." if each else ""
+    of = count(len(study.cells), "run")
+    each = [f"{key.head} in {sum(map(len, study.table[key]))} of {of}" for key in keys]
+    return say("diverged", each) if each else ""
 
 
 def head_file(c: Contest) -> str:
-    """The file of the head to use, and the command that applies it; "" where it has none (k-NN, fine-tuning)."""
+    """Return the file of the head to use and the command that applies it; "" where it has none (k-NN, fine-tuning)."""
     key = c.tests[0]._replace(method=c.recommended(c.decided[0]))
     sources = c.study.sources.get(key, [{}])[0]
     for source in sources.values():
@@ -177,47 +150,22 @@ def head_file(c: Contest) -> str:
 
 
 def caution(c: Contest) -> str:
-    """What the seeds have in common, so that nobody takes their interval for more than it is."""
-    if not from_files(c.study):
-        stages = c.study.cells[0].run["stages"]
-        drawn, held = "redraws pre-training, " if "pretrain" in stages else "redraws ", ""
-    elif any(test.split == HELD_OUT for test in c.tests):
-        drawn, held = "redraws which rows are held out, ", " that come from files of their own"
-    else:
-        drawn, held = "redraws ", ""
-    overlap = " Held-out rows overlap from seed to seed; intervals are widened for that (Nadeau and Bengio 2003)."
-    bounded = (
-        " Of some heads it is not on record which rows they got right; there the interval is as wide as if heads "
-        "erred independently of each other."
-        if any(versus.plain.bounded for versus in c.versus.values())
-        else ""
-    )
-    return (
-        f"A seed {drawn}the training rows on which settings are chosen, the initial weights and the order of the "
-        f"rows. The test sets{held} are the same for every seed; intervals allow for the luck of training and for "
-        "the draw of the test rows, taken for independent (Owen 2007), not for other sources of data or another "
-        f"training file.{overlap if held else ''}{bounded}"
-    )
+    """Return what the seeds have in common, so that nobody takes their interval for more than it is."""
+    held = from_files(c.study) and any(test.split == HELD_OUT for test in c.tests)
+    redraws = "which rows are held out, " if held else ""
+    if not from_files(c.study) and "pretrain" in c.study.cells[0].run["stages"]:
+        redraws = "pre-training, "
+    return say("caution", redraws, held, any(versus.plain.bounded for versus in c.versus.values()))
 
 
-def _by_gradient(method: str) -> bool:
+def _by_gradient(method: Method) -> bool:
     """Whether it is a head of the stage tune whose schedule `tune.epochs` and `tune.steps` are."""
-    kind = methods.METHODS.get(method_key(method))
+    kind = methods.METHODS.get(method.name)
     return kind is not None and not kind.probe
 
 
-def _settings(cell: FinishedRun, method: str) -> int:
-    """How many settings a method chose among in a run; 1 where an older one does not say."""
-    kind = methods.METHODS.get(method_key(method))
-    grids = ["finetune.lrs"] if kind is None else [f"tune.{key}" for key in methods.make_grid(method_key(method))]
+def _count_settings(cell: FinishedRun, method: Method) -> int:
+    """Return how many settings a method chose among in a run; 1 where an older run does not say."""
+    known = method.name in methods.METHODS
+    grids = [f"tune.{key}" for key in methods.make_grid(method.name)] if known else ["finetune.lrs"]
     return math.prod(len(cell.value(key) or (None,)) for key in grids)
-
-
-def split_name(test: Key) -> str:
-    """Of a test set, within a sentence."""
-    return f"the {DOMAINS[test.domain]} mean" if test.split == MEAN else test.split
-
-
-def _the(method: str) -> str:
-    """With an article, where one is said."""
-    return f"the {method}" if "probe" in method or method.startswith("MLP") else method

@@ -1,14 +1,12 @@
-"""The report's plots as inline SVG. The only file that imports matplotlib.
+"""The report's plots, as Matplotlib writes SVG. The only file that imports it.
 
-Text stays text and takes the page's font. Colours are names that report.css resolves, so that a plot follows the page
-into dark mode and print: matplotlib draws with reserved colour values, which become `var(--name)` in the SVG. Nothing
-depends on the clock or on global state: the same numbers give the same bytes.
+Text stays text: report.css gives it the page's font and colour. One palette reads on white and on dark. Nothing depends
+on the clock or on global state: the same numbers give the same bytes.
 """
 
-import html
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -19,26 +17,24 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
+from nml_jax.reporting.blocks import Mark, Panel
+from nml_jax.reporting.statistics.choose_method import Versus
+
 WIDTH, HEIGHT = 340, 236  # points; the page scales a panel to its column
-INK, MUTED, GRID = "#000001", "#000002", "#000003"
-MARKERS = "os^Dv<>P"
-RAMP = 12  # colours of conditions, --n0 ... --n11 of report.css
-HEADS = len(MARKERS)  # colours of heads, --m0 ... --m7
+GREY = "#808890"
+# Okabe and Ito's hues, and a ramp: both have a contrast of 3.3 or more to white and to the dark page.
+HEADS = ("#0c7bb8", "#d06f00", "#0a9370", "#b5559a", "#4a90c9", "#b85c1e", "#8a7a00", "#7b858f")
+RAMP = ("#3d6fdc", "#7a55e0", "#b04cc8", "#d4458f", "#e0523f", "#cc7a10")
+MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "<": "◀", ">": "▶", "P": "✚"}
 
 _STYLE = {
     "svg.fonttype": "none",
     "path.simplify": False,
     "font.size": 10,
     "axes.titlesize": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.edgecolor": MUTED,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "grid.color": GRID,
+    "axes.edgecolor": GREY,
+    "grid.color": GREY,
+    "grid.alpha": 0.3,
     "grid.linewidth": 0.6,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
@@ -58,17 +54,18 @@ class Axis(NamedTuple):
     label: str
 
 
-def head_colour(i: int) -> str:
-    return f"#0001{i % HEADS:02x}"
-
-
-def head_marker(i: int) -> str:
-    return MARKERS[i % HEADS]
+def head_mark(i: int, name: str = "") -> Mark:
+    """Colour and marker of series i."""
+    return Mark(name, HEADS[i % len(HEADS)], list(MARKERS.values())[i % len(MARKERS)])
 
 
 def condition_colour(i: int, n: int) -> str:
     """Colour of condition i of n on the ramp."""
-    return f"#0002{round(i / (n - 1) * (RAMP - 1)) if n > 1 else RAMP // 2:02x}"
+    at = (i / (n - 1) if n > 1 else 0.5) * (len(RAMP) - 1)
+    low = min(int(at), len(RAMP) - 2)
+    ends = (np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) for colour in RAMP[low : low + 2])
+    first, second = ends
+    return "#" + "".join(f"{round(c):02x}" for c in first + (at - low) * (second - first))
 
 
 def response(
@@ -79,7 +76,7 @@ def response(
     *,
     scale: float = 1,
     by_condition: bool = False,
-) -> str:
+) -> Panel:
     """A measure against the condition: mean and sample sd, and every seed as a dot.
 
     Args:
@@ -88,9 +85,6 @@ def response(
         series: label -> values of the seeds at each condition.
         scale: factor of the values.
         by_condition: the colours tell conditions apart, not series.
-
-    Returns:
-        An SVG element.
     """
     with _style(name):
         figure, axes = _panel(title, axis.label)
@@ -101,45 +95,33 @@ def response(
             values = [scale * np.asarray(v, float) for v in seeds]
             at = x + (j - (k - 1) / 2) * gap * min(0.13, 0.5 / k)
             mean = np.array([v.mean() if v.size else np.nan for v in values])
-            axes.plot(at, mean, "-", color=MUTED if by_condition else head_colour(j), lw=1.3, zorder=2)
+            own, marker = head_mark(j).colour, list(MARKERS)[j % len(MARKERS)]
+            axes.plot(at, mean, "-", color=GREY if by_condition else own, lw=1.3, zorder=2)
             for i, v in enumerate(values):
-                colour = condition_colour(i, len(x)) if by_condition else head_colour(j)
+                colour = condition_colour(i, len(x)) if by_condition else own
                 sd = v.std(ddof=1) if v.size > 1 else None
                 axes.plot(np.full(v.size, at[i]), v, "o", ms=3.6, mew=0, color=colour, alpha=0.45, zorder=1)
                 bars = {"elinewidth": 1.1, "capsize": 2.5, "capthick": 1.1, "zorder": 3}
-                axes.errorbar(at[i], mean[i], sd, fmt=head_marker(j), ms=5.5, mew=0, color=colour, **bars)
+                axes.errorbar(at[i], mean[i], sd, fmt=marker, ms=5.5, mew=0, color=colour, **bars)
             said.append(f"{label} {mean[0]:.4g} to {mean[-1]:.4g}")
         axes.set_xticks(x, axis.ticks)
         axes.margins(x=0.06, y=0.1)
         alt = f"{title}, by {axis.label}: {'; '.join(said)} (means, {axis.ticks[0]} to {axis.ticks[-1]})"
-        return _svg(figure, name, alt)
+        return _draw(figure, alt)
 
 
-class Whisker(NamedTuple):
-    """A difference with what stands around it."""
-
-    difference: float
-    plain: tuple[float, float]
-    wide: tuple[float, float]
-    seeds: Sequence[float]
-    sign: int  # 1 better, -1 worse, 0 neither is shown
+# Of the sign of a Versus: what it means, and Matplotlib's marker.
+VERDICTS = {1: Mark("better", HEADS[2], "▶"), 0: Mark("no difference shown", HEADS[7], "●"),
+            -1: Mark("worse", HEADS[1], "◀")}  # fmt: skip
+SIGNS = {1: ">", 0: "o", -1: "<"}
 
 
-# Of the signs of a Whisker: colours and markers.
-VERDICTS = {1: ("better", head_colour(2), ">"), 0: ("no difference shown", head_colour(7), "o"),
-            -1: ("worse", head_colour(1), "<")}  # fmt: skip
-
-
-def differences(name: str, title: str, label: str, lines: dict[str, Whisker], *, scale: float = 1) -> str:
-    """Differences to a reference at 0, a line for each: mean, two intervals (thick within thin), every seed as a dot.
+def differences(name: str, title: str, label: str, lines: dict[str, tuple[Versus, list[float]]]) -> Panel:
+    """Percentage points of difference to a reference at 0: mean, two intervals (thick within thin), seeds as dots.
 
     Args:
         label: of the x axis.
-        lines: who differs -> by how much; from top to bottom.
-        scale: factor of the values.
-
-    Returns:
-        An SVG element.
+        lines: who differs -> by how much, and in every seed; from top to bottom.
     """
     with _style(name):
         height = 68 + 19 * len(lines)
@@ -147,21 +129,23 @@ def differences(name: str, title: str, label: str, lines: dict[str, Whisker], *,
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
-        axes.axvline(0, color=INK, lw=0.9, zorder=1)
+        axes.axvline(0, color=GREY, lw=0.9, zorder=1)
         said = []
-        for y, (who, line) in enumerate(lines.items()):
-            verdict, colour, marker = VERDICTS[line.sign]
-            at = [scale * x for x in line.seeds]
-            axes.plot(at, [y + 0.3] * len(at), "o", ms=2.8, mew=0, color=colour, alpha=0.6, zorder=2)
-            for ends, width in ((line.wide, 1.0), (line.plain, 2.8)):
-                axes.plot([scale * end for end in ends], [y, y], "-", color=colour, lw=width, zorder=3)
-            axes.plot(scale * line.difference, y, marker, ms=6.5, mew=0, color=colour, zorder=4)
-            said.append(f"{who} {scale * line.difference:+.3g}, {verdict}")
+        for y, (who, (versus, seeds)) in enumerate(lines.items()):
+            verdict, colour, _ = VERDICTS[versus.sign]
+            difference = 100 * versus.plain.difference
+            axes.plot(
+                100 * np.array(seeds), [y + 0.3] * len(seeds), "o", ms=2.8, mew=0, color=colour, alpha=0.6, zorder=2
+            )
+            for c, width in ((versus.wide, 1.0), (versus.plain, 2.8)):
+                axes.plot([100 * c.low, 100 * c.high], [y, y], "-", color=colour, lw=width, zorder=3)
+            axes.plot(difference, y, SIGNS[versus.sign], ms=6.5, mew=0, color=colour, zorder=4)
+            said.append(f"{who} {difference:+.3g}, {verdict}")
         axes.set_yticks(range(len(lines)), list(lines))
         axes.set_ylim(len(lines) - 0.4, -0.6)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.margins(x=0.06)
-        return _svg(figure, name, f"{title}, {label}: {'; '.join(said)}")
+        return _draw(figure, f"{title}, {label}: {'; '.join(said)}")
 
 
 def curves(
@@ -171,23 +155,19 @@ def curves(
     groups: dict[str, list[tuple[Sequence[float], Sequence[float]]]],
     *,
     log: str = "",
-) -> str:
+) -> Panel:
     """Lines, one colour per condition: every seed thin, and their mean where the seeds share the x values.
 
     Args:
         label: of the x axis.
         groups: condition -> (x, y) of each seed.
         log: the axes on a logarithmic scale, "", "y" or "xy".
-
-    Returns:
-        An SVG element.
     """
     with _style(name):
         figure, axes = _panel(title, label)
         for i, lines in enumerate(groups.values()):
             colour = condition_colour(i, len(groups))
-            shared = len({tuple(x) for x, _ in lines}) == 1
-            mean = shared and len(lines) > 1
+            mean = len({tuple(x) for x, _ in lines}) == 1 and len(lines) > 1
             for x, y in lines:
                 axes.plot(x, y, color=colour, lw=0.7 if mean else 1.5, alpha=0.5 if mean else 1)
             if mean:
@@ -197,7 +177,7 @@ def curves(
             getattr(axes, f"{side}axis").set_major_formatter(lambda value, _: f"{value:g}")
             getattr(axes, f"{side}axis").set_minor_locator(NullLocator())
         axes.margins(x=0.02, y=0.06)
-        return _svg(figure, name, f"{title} against {label}, one colour for each of: {', '.join(groups)}")
+        return _draw(figure, f"{title} against {label}, one colour for each of: {', '.join(groups)}")
 
 
 def shares(s: ArrayLike, points: int = 120) -> tuple[np.ndarray, np.ndarray]:
@@ -216,36 +196,8 @@ def thinned(x: ArrayLike, y: ArrayLike, points: int = 120) -> tuple[np.ndarray, 
     return x, y
 
 
-def section(title: str, panels: Sequence[str], caption: str, legend: Iterable[tuple[str, str, str]]) -> str:
-    """A figure of the page: heading, legend of (name, colour, marker), panels, caption; nothing without panels."""
-    if not panels:
-        return ""
-    keys = "".join(f"<li>{swatch(colour, marker)}{html.escape(name)}</li>" for name, colour, marker in legend)
-    return (
-        f'<h3>{html.escape(title)}</h3>\n<figure><ul class="legend">{keys}</ul>'
-        f'<div class="panels">{"".join(panels)}</div>'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>\n"
-    )
-
-
-def swatch(colour: str, marker: str = "") -> str:
-    """A legend's key: a line, with a head's marker where there is one."""
-    mark = {
-        "o": "M10.4 6a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0-7.2 0z",
-        "s": "M10.6 2.6h6.8v6.8h-6.8z",
-        "^": "M14 1.6l4.2 8h-8.4z",
-        "D": "M14 1.4l4.6 4.6-4.6 4.6-4.6-4.6z",
-        "v": "M14 10.4l4.2-8h-8.4z",
-        "<": "M9.6 6l8-4.2v8.4z",
-        ">": "M18.4 6l-8-4.2v8.4z",
-        "P": "M12.6 2h2.8v2.6H18v2.8h-2.6V10h-2.8V7.4H10V4.6h2.6z",
-    }.get(marker, "")
-    drawn = f'<svg class="key" viewBox="0 0 28 12" aria-hidden="true"><path d="M1 6h26" style="stroke:{colour}"/>'
-    return _coloured(f'{drawn}<path d="{mark}" style="fill:{colour}"/></svg>')
-
-
 def _style(name: str) -> AbstractContextManager[None]:
-    rc: dict[Any, Any] = {**_STYLE, "svg.hashsalt": name}
+    rc: dict[Any, Any] = {**_STYLE, "svg.hashsalt": name}  # from which ids are made: no two panels share one
     return matplotlib.rc_context(rc)
 
 
@@ -260,31 +212,10 @@ def _panel(title: str, label: str, height: float = HEIGHT, left: float = 0.125) 
     return figure, axes
 
 
-def _svg(figure: Figure, name: str, alt: str) -> str:
-    """The figure as one element for the page: no prologue, no fonts, ids of its own, coordinates of two decimals."""
+def _draw(figure: Figure, alt: str) -> Panel:
+    """The figure as an element of a page, where ids of groups would not be unique and namespaces are known."""
     out = io.StringIO()
-    figure.savefig(
-        out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
-    body = re.sub(r"^.*?<svg[^>]*>|<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>", "", out.getvalue(), flags=re.S)
-    body = re.sub(r"<!--.*?-->", "", body, flags=re.S)
-    body = re.sub(r" font-family: [^;\"]*;?", "", body).replace("xlink:href", "href")
-    body = re.sub(r' transform="rotate\(-0 [^)]*\)"', "", body)
-    body = re.sub(r' (d|x|y|width|height|transform)="[^"]*"', lambda m: _rounded(m[0]), body)
-    used = set(re.findall(r"[#](\w+)[\")]", body))
-    body = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
-    body = re.sub(r"(href=\"#|url\(#)", rf"\g<1>{name}-", body)
-    body = re.sub(r"\s*\n\s*", " ", body).replace(" </g>", "</g>").replace("<g/>", "").replace("> <", "><")
-    label = html.escape(alt)
-    height = round(72 * figure.get_figheight())
-    return f'<svg class="plot" role="img" aria-label="{label}" viewBox="0 0 {WIDTH} {height}">{_coloured(body)}'
-
-
-def _rounded(attribute: str) -> str:
-    return re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), attribute)
-
-
-def _coloured(svg: str) -> str:
-    names = {"0001": "m", "0002": "n"}
-    svg = re.sub(r"#(0001|0002)([0-9a-f]{2})", lambda m: f"var(--{names[m[1]]}{int(m[2], 16)})", svg)
-    return svg.replace(INK, "var(--ink)").replace(MUTED, "var(--muted)").replace(GRID, "var(--rule)")
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    svg = out.getvalue()
+    return Panel(re.sub(r'(?<=<g) id="[^"]*"| xmlns\S*="[^"]*"', "", svg[svg.index("<svg") :]), alt)

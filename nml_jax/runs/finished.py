@@ -105,7 +105,7 @@ def _stages(path: Path, run: Any) -> dict[str, dict[str, Any]]:
 def _rows(path: Path, done: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     rows = read_rows(path)
     for stage, record in done.items():
-        if record.get("rows", (found := hash_rows(rows, stage))) != found:
+        if record.get("rows", (found := hash_rows(path, stage))) != found:
             cure = f"run the command of the run {path.name} again: it does the stage anew"
             raise UserError(f"{path / 'rows.jsonl'}: rows of the stage {stage} were changed or lost", cure)
     return rows

@@ -14,17 +14,23 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from nml_jax.errors import UserError, report_disk_errors
+from nml_jax.objectives import nmtune
 from nml_jax.runs.files import write_bytes
 from nml_jax.runs.rows import Row
 
 
 def head_name(of: Mapping[str, Any]) -> str:
     """What a run calls the files of a head: all that tells its heads apart, from the fields of its rows."""
-    words = [of["method"], of["preset"] or ""]
+    words = [of["method"], preset_label(of) or ""]
     words += [f"share={of['train_share']:g}"] if of["train_share"] < 1 else []
     words += [f"noise={of['downstream_noise']:g}"] if of["downstream_noise"] else []
     words += [f"seed={of['head_seed']}"]
     return re.sub(r"[^\w=.,-]", "_", ",".join(filter(None, words)))
+
+
+def preset_label(of: Mapping[str, Any]) -> str | None:
+    """Return what tables and files call a head's preset, as in "code/1view", from the fields of its rows."""
+    return of["preset"] and nmtune.add_views(of["preset"], of.get("views"))
 
 
 def correct_path(run: Path, of: Mapping[str, Any]) -> Path:
@@ -59,7 +65,7 @@ def read_correct(run: Path, row: Row) -> np.ndarray | None:
     Raises:
         UserError: the file is damaged.
     """
-    if row.metric != "accuracy" or not (row.method and row.train_share and row.n_test):
+    if row.metric != "accuracy" or row.wise_alpha is not None or not (row.method and row.train_share and row.n_test):
         return None
     path = correct_path(run, vars(row))
     if not path.exists():

@@ -1,15 +1,20 @@
-"""Rows: the final numbers of a run, each with all that is needed to plot it."""
+"""Rows: the final numbers of a run, each with all that is needed to plot it.
+
+A line of an older schema stays in its file as it is, so that its digest in run.json still holds; it is read as a row of
+this one (`_upgrade`).
+"""
 
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from nml_jax.errors import UserError
 from nml_jax.hashes import hash_text
 from nml_jax.runs.files import write_atomic
 
-ROW_SCHEMA = 1
+ROW_SCHEMA = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +25,7 @@ class Row:
     run: str  # name of the cell, e.g. "noise=0.05,seed=1"
     stage: str  # pretrain | extract | tune
     step: int  # of the checkpoint
-    weights: str  # raw | ema
+    weights: str  # raw | ema: of the network
     # the supervision it was pre-trained with
     noise_kind: str
     noise_asked: float | None  # None where the kind fixes its own rate
@@ -37,23 +42,25 @@ class Row:
     domain: str  # "id" or "ood"
     n_train: int | None = None
     n_test: int | None = None
-    layer: str | None = None  # a key of the model's outputs; "Z", or "Z of <layer>", for the output of a head
+    layer: str | None = None  # of the encoder: a key of the model's outputs
+    output: str | None = None  # of what a spectrum is: "features", as the encoder gives them, or "Z", as a head does
     # how the head was trained
     train_share: float | None = None
     downstream_noise: float | None = None
     method: str | None = None  # linear | mlp | nmtune
-    preset: str | None = None  # paper | code | code/1view
+    preset: str | None = None  # paper | code, and what the config changes, as in "paper,svd=0.1"
     head_seed: int | None = None
-    views: int | None = None
+    views: int | None = None  # stored views of each example
+    wise_alpha: float | None = None  # share of the fine-tuned weights, where they are mixed with the initial ones
     spectrum_mode: str | None = None  # paper | code
     hyper: Mapping[str, float] | None = None  # chosen on the validation part
     schema: int = ROW_SCHEMA
 
 
 def write_rows(workdir: Path, stage: str, rows: Iterable[Row]) -> None:
-    """Replace the rows of `stage` in `workdir/rows.jsonl`; those of other stages stay as they are."""
-    kept = [row for row in read_rows(workdir) if row.stage != stage]
-    lines = [json.dumps(dataclasses.asdict(row), ensure_ascii=False, allow_nan=False) for row in [*kept, *rows]]
+    """Replace the rows of `stage` in `workdir/rows.jsonl`; the lines of other stages stay as they are."""
+    lines = [line for line, row in _read_lines(workdir) if row.stage != stage]
+    lines += [json.dumps(dataclasses.asdict(row), ensure_ascii=False, allow_nan=False) for row in rows]
     write_atomic(workdir / "rows.jsonl", "".join(f"{line}\n" for line in lines))
 
 
@@ -63,19 +70,25 @@ def has_rows(folder: Path) -> bool:
 
 
 def read_rows(workdir: Path) -> list[Row]:
-    """The rows of a run's folder; none if it has none yet.
+    """Return the rows of a run's folder; none if it has none yet.
 
     Raises:
         UserError: a line is no row of a schema this version knows.
     """
+    return [row for _, row in _read_lines(workdir)]
+
+
+def _read_lines(workdir: Path) -> list[tuple[str, Row]]:
+    """Return every line of a run's rows, and the row that it is."""
     path = workdir / "rows.jsonl"
-    rows: list[Row] = []
+    out: list[tuple[str, Row]] = []
     if not path.exists():
-        return rows
+        return out
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         try:
-            row = Row(**json.loads(line))
-        except (ValueError, TypeError) as e:
+            fields = json.loads(line)
+            row = Row(**(_upgrade(fields) if fields.get("schema") == 1 else fields))
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
             cure = "delete the file; the same command does the stages anew whose rows are gone"
             raise UserError(f"{path}, line {number} is no row: {e}", cure) from e
         if row.schema != ROW_SCHEMA:
@@ -83,15 +96,37 @@ def read_rows(workdir: Path) -> list[Row]:
                 f"{path}, line {number} has row schema {row.schema}; this version writes {ROW_SCHEMA}",
                 "read it with the version that wrote it, or redo the run",
             )
-        rows.append(row)
-    return rows
+        out.append((line, row))
+    return out
 
 
-def hash_rows(rows: Iterable[Row], stage: str) -> str:
-    """SHA-256 of those rows that are of `stage`, by which it is found that some were changed or lost."""
-    own = [dataclasses.asdict(row) for row in rows if row.stage == stage]
-    told = [json.dumps(row, ensure_ascii=False, sort_keys=True) for row in own]
-    return hash_text("\n".join(told))
+def _upgrade(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a row of schema 1 as those of schema 2, in which nothing hides in a string.
+
+    metric "accuracy@wise=0.5"        -> metric "accuracy", wise_alpha 0.5 (which was among the hyper-parameters)
+    layer "Z", "Z of block3"          -> layer "features", "block3"; output "Z"
+    layer of a spectrum of features   -> output "features"
+    preset "code/1view,svd=0.1"       -> preset "code,svd=0.1", views 1
+    """
+    new = {**old, "schema": ROW_SCHEMA}
+    new["metric"], wise, _ = old["metric"].partition("@wise=")
+    if wise:
+        new["hyper"] = {key: value for key, value in old["hyper"].items() if key != "wise_alpha"}
+        new["wise_alpha"] = old["hyper"]["wise_alpha"]
+    if (layer := old.get("layer")) and (layer == "Z" or layer.startswith("Z of ")):
+        new |= {"layer": layer.removeprefix("Z of ") if layer != "Z" else "features", "output": "Z"}
+    elif layer and not old.get("method"):
+        new["output"] = "features"
+    if old.get("preset") and "/1view" in old["preset"]:
+        new |= {"preset": old["preset"].replace("/1view", ""), "views": 1}
+    return new
+
+
+def hash_rows(workdir: Path, stage: str) -> str:
+    """Return the SHA-256 of a stage's lines in a run's rows, by which it is found that some were changed or lost."""
+    own = [json.loads(line) for line, row in _read_lines(workdir) if row.stage == stage]
+    canonical = [json.dumps(fields, ensure_ascii=False, sort_keys=True) for fields in own]
+    return hash_text("\n".join(canonical))
 
 
 DIVERGED = "diverged"  # as a metric: 1 for a head that is not there for that reason

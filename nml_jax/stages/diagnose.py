@@ -52,7 +52,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         told.append({"task": found.task, "layer": found.layer, "verdict": result.verdict,
                      **fields, "interval": interval})  # fmt: skip
         shared = {**found.origin, "stage": "diagnose", "task": found.task, "split": "train", "domain": "id",
-                  "layer": found.layer, "n_train": result.n}  # fmt: skip
+                  "layer": found.layer, "output": "features", "n_train": result.n}  # fmt: skip
         rows += [Row(**shared, metric=f"diagnosis/{name}", value=value) for name, value in known.items()]
         if not result.untold:
             rows.append(Row(**shared, metric="diagnosis/gain", value=result.difference))

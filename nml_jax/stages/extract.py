@@ -67,8 +67,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                     s = singular_values(blocks, len(features), features.dim, mode)
                     where = {"task": task.name, "split": split, "domain": test.domain, "layer": layer}
                     spectra.append(make_entry(s, **where, mode=mode))
-                    rows += make_rows(s, **origin, **where, stage="extract", spectrum_mode=mode, n_test=len(bank),
-                                          views=config.extract.views if test is train else 1)  # fmt: skip
+                    views = config.extract.views if test is train else 1
+                    rows += make_rows(s, **origin, **where, stage="extract", output="features", spectrum_mode=mode,
+                                      n_test=len(bank), views=views)  # fmt: skip
     if jax.process_index() == 0:
         with errors.report_disk_errors(workdir):
             write_index(workdir, index)

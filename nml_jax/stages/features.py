@@ -43,7 +43,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             where = {"task": TASK, "split": split.name, "domain": split.domain, "layer": LAYER}
             spectra.append(make_entry(s, **where, mode=mode))
             rows += make_rows(s, **found.origin, **where, stage="features", spectrum_mode=mode,
-                                               n_test=len(split.labels), views=split.features.views)  # fmt: skip
+                               output="features", n_test=len(split.labels), views=split.features.views)  # fmt: skip
     several = {spec: get_file(split) for spec, split in match_specs(config, found).items()}
     read = {
         "classes": list(found.classes),

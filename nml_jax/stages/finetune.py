@@ -134,10 +134,7 @@ def tune_setting(setup: FinetuneSetup, method: str, terms: str, heads: Heads, or
         weights = end if share is None else finetune.interpolate(start, end, share)
         found, correct = score_setting(setup, weights)
         right = right or correct  # of the result, which is the first
-        more = {} if share is None else {"wise_alpha": share}
-        mark = "" if share is None else f"@wise={share:g}"
-        rows += [Row(**shared, **fields, metric=metric + mark, hyper=hyper | more)
-                 for metric, fields in found]  # fmt: skip
+        rows += [Row(**shared, **fields, metric=metric, hyper=hyper, wise_alpha=share) for metric, fields in found]
     if jax.process_index() == 0:
         write_correct(kept, right)
         with errors.report_disk_errors(folder):

@@ -126,11 +126,12 @@ def validate(setup: FinetuneSetup, trial: Callable[[], Trained], source: Source)
     """(accuracy, loss) on held-out rows after a trial; (0, inf) if it diverged."""
     try:
         done = trial()
-        values = dict(loop.run_all({"held out": build_classification(setup, done.model, source)}, done.state))
+        evaluator = build_classification(setup, done.model, source)
+        values = {score.metric: score.value for score in loop.run_all({"held out": evaluator}, done.state)}
     except errors.NonFinite as e:
         console.notice(f"a rate is out of the question: {e}")
         return 0.0, math.inf
-    return values["held out/accuracy"], values["held out/loss"]
+    return values["accuracy"], values["loss"]
 
 
 def train(

@@ -131,10 +131,7 @@ def make_final_rows(
     if len(wrong):
         fit = evaluation.build_fit(config, program.model, mesh, Subset(data.train, wrong), data.tokenizer)
         evaluators = {**evaluators, "train": fit}
-    for name, value in loop.run_all(evaluators, state):
-        split, metric = name.split("/")
-        weights = "ema" if split.endswith("_ema") else "raw"
-        split = split.removesuffix("_ema")
+    for split, weights, metric, value in loop.run_all(evaluators, state):
         if (split == "train") != (metric in ("noisy_fit", "noisy_nearer")):
             continue
         yield Row(

@@ -19,7 +19,7 @@ from nml_jax import __version__, console, inputs, runtime, settings
 from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.processes import peers
 from nml_jax.runs.record import read_config, read_record, write_record
-from nml_jax.runs.rows import hash_rows, read_rows, write_rows
+from nml_jax.runs.rows import hash_rows, write_rows
 from nml_jax.stages.stage import Stage
 
 # The stages of a run, in order, and the modules whose STAGE they are; imported when they are needed.
@@ -91,7 +91,7 @@ def is_done(name: str, config: ConfigDict, workdir: Path) -> bool:
     own = record["stages"].get(name, {})
     if "output" not in own or inputs_differ(own["inputs"], collect_inputs(stage, settings.to_json(config), record)):
         return False
-    if own.get("rows", (found := hash_rows(read_rows(workdir), name))) != found:
+    if own.get("rows", (found := hash_rows(workdir, name))) != found:
         console.notice(f"{workdir.name}: of the rows of {name} some were changed or lost; it is done again")
         return False
     return stage.intact(workdir)
@@ -142,7 +142,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
             record["environment"] = environment
         record["stages"][name] |= {
             "output": output,
-            "rows": hash_rows(read_rows(workdir), name),
+            "rows": hash_rows(workdir, name),
             "version": stage.version,
             "seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),

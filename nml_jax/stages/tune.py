@@ -22,7 +22,7 @@ from nml_jax.errors import UserError
 from nml_jax.evals.mapped import Scorer
 from nml_jax.models.heads.mlp import make_head
 from nml_jax.processes import peers
-from nml_jax.runs.heads import correct_path, head_name, head_path, write_correct
+from nml_jax.runs.heads import correct_path, head_name, head_path, preset_label, write_correct
 from nml_jax.runs.rows import DIVERGED, UNVALIDATED, Row, has_rows, read_rows, write_rows
 from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tuning import methods, select, streamed
@@ -61,7 +61,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     with errors.report_disk_errors(workdir):
         write_rows(workdir, "tune", rows)
         shutil.rmtree(workdir / "tuning")
-    return settings.hash_json([[row.metric, row.split, row.method, row.preset, row.value] for row in rows])
+    return settings.hash_json([[row.metric, row.split, row.method, preset_label(vars(row)), row.value] for row in rows])
 
 
 class Training:
@@ -119,7 +119,7 @@ def _tune_method(workdir: Path, training: Training, sample: Sample, method: str,
     views = found.train.features.views
     shared = {
         **found.origin, **sample.named, "stage": "tune", "task": found.task, "method": method,
-        "preset": methods.choose_weights(method, preset, training.config.tune, views)[1], "views": views,
+        "preset": methods.name_preset(preset, training.config.tune), "views": views,
     }  # fmt: skip
     heads_of = [{**shared, "head_seed": seed} for seed in training.seeds]
     places = [workdir / "tuning" / found.task / found.layer / head_name(head) for head in heads_of]
@@ -136,7 +136,7 @@ def _tune_method(workdir: Path, training: Training, sample: Sample, method: str,
                 with errors.report_disk_errors(place):
                     write_rows(place, "tune", [_diverged(head, found, len(sample.chosen))])
         if (seconds := time.perf_counter() - begun) > SILENT:
-            what = f"{workdir.name}: {found.task}, {' '.join(filter(None, (method, shared['preset'])))}"
+            what = f"{workdir.name}: {found.task}, {' '.join(filter(None, (method, preset_label(shared))))}"
             console.notice(f"{what} took {console.format_seconds(seconds)}")
     return [row for place in places for row in read_rows(place)]
 
@@ -211,9 +211,8 @@ def _measure_head(
             it is computed for one such head, and kept there for the others.
     """
     rows, correct = [], {}
-    layer = "Z" if found.layer == "features" else f"Z of {found.layer}"
     for test in found.tests:
-        where = {"split": test.name, "domain": test.domain, "n_test": len(test.labels)}
+        where = {"split": test.name, "domain": test.domain, "n_test": len(test.labels), "layer": found.layer}
         scorer = Scorer(len(found.classes), **test.scoring)
 
         def transformed(test: Split = test, scorer: Scorer = scorer) -> Iterator[np.ndarray]:
@@ -232,9 +231,9 @@ def _measure_head(
         if key:
             input_spectra[key] = s
         correct[test.name] = scorer.correct
-        rows += [Row(**shared, **where, layer=found.layer, metric=metric, value=value)
+        rows += [Row(**shared, **where, metric=metric, value=value)
                  for metric, value in scorer.scores().items()]  # fmt: skip
-        rows += make_rows(s, **shared, **where, layer=layer, spectrum_mode="paper")
+        rows += make_rows(s, **shared, **where, output="Z", spectrum_mode="paper")
     return rows, correct
 
 
@@ -242,9 +241,8 @@ def _save(head: Any, found: FeatureSet, workdir: Path, shared: dict[str, Any]) -
     """The head as a file that is called by all that tells heads of a run apart."""
     if not isinstance(head, TunedHead):
         return
-    about = {
-        key: shared[key] for key in ("task", "method", "preset", "hyper", "n_train", "head_seed", "model", "views")
-    }
+    keys = ("task", "method", "preset", "hyper", "n_train", "head_seed", "model", "views")
+    about = {key: shared[key] for key in keys} | {"preset": preset_label(shared)}
     state = _scale(head.state, found)
     path = head_path(workdir, shared | {"layer": found.layer})
     TunedHead(head.form, head.params, state, found.classes, about, found.columns).save(path)

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -12,6 +13,20 @@ from nml_jax.processes import peers
 from nml_jax.runs import goodput
 from nml_jax.runs.metrics import Metrics
 from nml_jax.training.window import Seen, hash_ids, list_ids
+
+
+class Score(NamedTuple):
+    """One number that an evaluator finds."""
+
+    split: str  # the evaluator's name
+    weights: str  # raw | ema
+    metric: str
+    value: float
+
+    @property
+    def name(self) -> str:
+        """What metrics files call it, as in "validation_ema/accuracy"."""
+        return f"{self.split}{'_ema' if self.weights == 'ema' else ''}/{self.metric}"
 
 
 class Journal:

@@ -25,7 +25,7 @@ from nml_jax.processes.sigterm import Preemption
 from nml_jax.training import optim
 from nml_jax.training import state as train_state
 from nml_jax.training.checkpoint import Checkpoints
-from nml_jax.training.journal import Journal
+from nml_jax.training.journal import Journal, Score
 from nml_jax.training.plan import Plan as Plan
 from nml_jax.training.pretrained import load_weights
 from nml_jax.training.state import TrainState
@@ -185,7 +185,7 @@ def train(
                 journal.write(step, seen, {"epoch": step / plan.per_epoch, "train/lr": rate}, skipped)
             if evaluate:
                 clock.to("evaluate")
-                journal.write_values(step, dict(run_all(evaluators, state)))
+                journal.write_values(step, {score.name: score.value for score in run_all(evaluators, state)})
             if save:
                 clock.to("save")
                 checkpoints.save(state, must=last or stop)
@@ -196,18 +196,18 @@ def train(
     return state
 
 
-def run_all(evaluators: Mapping[str, Evaluator], state: TrainState) -> Iterator[tuple[str, float]]:
-    """Run every evaluator on the raw weights, and on the moving average if there is one; yield "<name>/<value>", value.
+def run_all(evaluators: Mapping[str, Evaluator], state: TrainState) -> Iterator[Score]:
+    """Run every evaluator on the raw weights, and on the moving average if there is one; yield what they find.
 
     Raises:
         NonFinite: a value is not finite.
     """
     for name, evaluator in evaluators.items():
-        for weights, params in (("", state.params), ("_ema", state.ema)):
+        for weights, params in (("raw", state.params), ("ema", state.ema)):
             if params is not None:
-                for key, value in evaluator.run(params, state.model_state):
-                    if not math.isfinite(value):
+                for score in (Score(name, weights, *of) for of in evaluator.run(params, state.model_state)):
+                    if not math.isfinite(score.value):
                         skipped, cure = int(np.asarray(state.skipped)[0]), "lower optimizer.lr, in another --workdir"
                         where = f"at step {int(state.step)}, {skipped} of which were skipped"
-                        raise NonFinite(f"{name}{weights}/{key} is {value} {where}; {cure}")
-                    yield f"{name}{weights}/{key}", value
+                        raise NonFinite(f"{score.name} is {score.value} {where}; {cure}")
+                    yield score

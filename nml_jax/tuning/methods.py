@@ -72,7 +72,7 @@ def build_form(method: Method, config: Any) -> Form:
 
 
 def choose_weights(name: str, preset: str | None, config: Any, views: int) -> tuple[Any, str | None]:
-    """Return the numbers in the terms of a method, and the name of its preset in rows.
+    """Return the numbers in the terms of a method, and the name of its preset in tables.
 
     Args:
         name: a key of METHODS.
@@ -93,6 +93,11 @@ def choose_weights(name: str, preset: str | None, config: Any, views: int) -> tu
     if preset is not None:
         raise UserError(f"preset {preset!r} is given for the method {name!r}", "presets are for nmtune only")
     return (terms.make_weights(kind, **getattr(config, kind)) if kind else None), None
+
+
+def name_preset(preset: str | None, config: Any) -> str | None:
+    """Return what rows call a preset of nmtune under the section `tune`; None for None."""
+    return preset and nmtune.name_preset(preset, **config.nmtune)
 
 
 def count_epochs(n: int, *, batch: int, epochs: int, steps: int) -> tuple[int, int]:

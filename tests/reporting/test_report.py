@@ -20,7 +20,8 @@ from nml_jax.errors import UserError
 from nml_jax.report import main
 from nml_jax.reporting import claims, figures
 from nml_jax.reporting.statistics import paired
-from nml_jax.reporting.statistics.studies import MEAN, Key, find_studies
+from nml_jax.reporting.statistics.grouping import find_studies
+from nml_jax.reporting.statistics.studies import MEAN, Key, Method
 from nml_jax.runs.files import write_atomic, write_json
 from nml_jax.runs.finished import read_finished
 from nml_jax.runs.heads import correct_path, write_correct
@@ -28,7 +29,7 @@ from nml_jax.runs.metrics import read_metrics
 from nml_jax.runs.rows import Row, hash_rows, read_rows, write_rows
 from nml_jax.stages import report
 
-HEADS = (("linear", None), ("mlp", None), ("nmtune", "paper"), ("nmtune", "code/1view"))
+HEADS = (("linear", None), ("mlp", None), ("nmtune", "paper"), ("nmtune", "code"))
 EASY = np.random.default_rng(0).permutation(360)  # the rank of a test row by how easy it is: those are right first
 SPLITS = (("test", "id"), ("test/shift", "ood"), ("test/blur", "ood"))
 
@@ -88,7 +89,7 @@ def write_cell(
                                 "s": [float(f"{x:.6g}") for x in s]})  # fmt: skip
                 for metric, value in measures(s).items():
                     add(stage="extract", metric=metric, value=value, task=task, split=split, domain=domain,
-                        layer="features", spectrum_mode=mode, n_test=400)  # fmt: skip
+                        layer="features", output="features", spectrum_mode=mode, n_test=400)  # fmt: skip
     for task in tasks if "tune" in stages else ():
         draws = rng.standard_normal(len(splits))
         for method, preset in heads:
@@ -104,7 +105,15 @@ def write_cell(
                     for metric, less in (("accuracy", 0.0), ("macro_f1", 0.01), ("mean_per_class", 0.005)):
                         add(**shared, **where, metric=metric, value=value - less, layer="features")
                     for metric, value in measures(50 * np.exp(-0.3 * np.arange(width))).items():
-                        add(**shared, **where, metric=metric, value=value, layer="Z", spectrum_mode="paper")
+                        add(
+                            **shared,
+                            **where,
+                            metric=metric,
+                            value=value,
+                            layer="features",
+                            output="Z",
+                            spectrum_mode="paper",
+                        )
                 write_correct(correct_path(cell, shared), correct)
     write_json(cell / "config.json", settings.to_json(config))
     sha = hashlib.sha256(f"{rate} {seed}".encode()).hexdigest()
@@ -224,8 +233,8 @@ def test_page_is_whole_offline_and_small(sweep: Path) -> None:
     assert not [attrs for _, attrs in page.tags if "src" in attrs or (attrs.get("href") or "#")[0] != "#"]
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
     assert len(page.all("table")) == len(page.all("caption")) > 5
-    plots = [attrs for attrs in page.all("svg") if attrs["class"] == "plot"]
-    assert len(plots) == 10
+    plots = [attrs for attrs in page.all("div") if attrs["class"] == "plot"]
+    assert len(plots) == len(page.all("svg")) == 10
     assert all(attrs["role"] == "img" and len(attrs["aria-label"] or "") > 40 for attrs in plots)
 
 
@@ -252,7 +261,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     report.build([folder], folder)
     assert not re.search("<b |<i>", read(folder))
     assert '<td class="text">&lt;i&gt;</td>' in read(folder)
-    assert "a&lt;b onload=&quot;x&quot;&gt;&amp;$x_1$" in read(folder)
+    assert "a&lt;b onload=&#34;x&#34;&gt;&amp;$x_1$" in read(folder)
     Checker(read(folder))
 
 
@@ -266,7 +275,7 @@ def test_says_what_was_run(sweep: Path) -> None:
     assert "1 × cpu (cpu, 2 cores)" in text
     assert "3.11.2" in text
     assert "pretrain 48.8 s" in text  # 15 × 3.25
-    assert "augment.crop = &quot;random_resized&quot;" in text
+    assert "augment.crop = &#34;random_resized&#34;" in text
 
 
 def test_unfinished_runs_are_listed_and_not_counted(sweep: Path) -> None:
@@ -281,7 +290,7 @@ def test_figures_are_left_out_before_the_page_grows_too_large(sweep: Path, monke
 
     found, left_out = read_finished([sweep])
     full = read(sweep)
-    monkeypatch.setattr(page, "LIMIT", len(full.encode()) - 30_000)
+    monkeypatch.setattr(page, "LIMIT", len(full.encode()) - 40_000)
     less = page.page(find_studies(found), left_out)
     assert len(less.encode()) < page.LIMIT + 1000
     assert "Further figures are left out" in less
@@ -295,17 +304,19 @@ def test_figures_are_left_out_before_the_page_grows_too_large(sweep: Path, monke
 
 def test_summary_csv_equals_numpy_on_the_rows(sweep: Path) -> None:
     words = {"linear": "linear probe", "mlp": "MLP", "nmtune": "NMTune", None: ""}
+    presets = {"paper": " (paper)", "code": " (code/1view)", None: ""}
+    fields = ("metric", "task", "split", "domain", "layer", "mode", "method", "setting")
     found: dict[tuple, dict[int, list[float]]] = {}
     for row in (row for cell in sweep.glob("noise=*") for row in read_rows(cell)):
-        method = words[row.method] + (f" ({row.preset})" if row.preset else "")
-        layer = "" if row.method and row.layer != "Z" else row.layer or ""
+        method = words[row.method] + presets[row.preset]
+        layer = "Z" if row.output == "Z" else "" if row.method else row.layer or ""
         key = (row.metric, row.task, row.split, row.domain, layer, row.spectrum_mode or "", method, "",
                row.noise_asked)  # fmt: skip
         found.setdefault(key, {}).setdefault(row.seed, []).append(row.value)
     checked = 0
     for line in read_csv(sweep):
         if line["split"] != "mean":
-            by_seed = found[(*(line[field] for field in Key._fields), float(line["x"]))]
+            by_seed = found[(*(line[field] for field in fields), float(line["x"]))]
             values = np.array([np.mean(of_heads) for of_heads in by_seed.values()])
             assert float(line["mean"]) == pytest.approx(values.mean(), abs=1e-14)
             assert float(line["sd"]) == pytest.approx(values.std(ddof=1), abs=1e-14)
@@ -327,7 +338,7 @@ def test_means_over_splits_and_tables_by_hand(tmp_path: Path) -> None:
                 for row in read_rows(cell)]  # fmt: skip
         write_rows(cell, "tune", [row for row in rows if row.stage == "tune"])
     (study,) = find_studies(read_finished([folder])[0])
-    key = Key("accuracy", "digits", MEAN, "ood", method="linear probe")
+    key = Key("accuracy", "digits", MEAN, "ood", method=Method("linear"))
     # Seed 0: split a has (0.5 + 0.52) / 2 = 0.51, with b 0.605. Seed 1: its head seeds are 1 and 2; 0.49, with b 0.595.
     assert study.table[key][0] == {(0, 0): pytest.approx(0.605), (1, 1): pytest.approx(0.595)}
     assert study.stat(0, key) == (pytest.approx(0.6), pytest.approx(0.01 / np.sqrt(2)), 2)
@@ -521,7 +532,7 @@ def test_several_experiments_tasks_and_what_is_missing(tmp_path: Path) -> None:
     assert "Task by task (2 of them), ID accuracy of the linear probe rises in 0 and falls in 2" in text
     assert "Transfer of each head: mean over 2 tasks" in text
     (many,) = list(find_studies(read_finished([tmp_path / "many"])[0]))
-    parts = [Key("accuracy", task, "test", "id", method="linear probe") for task in ("cifar10", "dtd")]
+    parts = [Key("accuracy", task, "test", "id", method=Method("linear")) for task in ("cifar10", "dtd")]
     mean = parts[0]._replace(task=MEAN, split=MEAN)
     for seed, value in many.table[mean][1].items():
         assert value == pytest.approx(np.mean([many.table[part][1][seed] for part in parts]))
@@ -542,17 +553,17 @@ def test_every_method_has_its_title_and_the_tuned_probe_is_the_reference(tmp_pat
     folder = small(tmp_path / "x", heads=heads)
     for cell in folder.iterdir():
         rows = [row for row in read_rows(cell) if row.stage == "tune"]
-        more = [dataclasses.replace(row, layer="Z of block3") for row in rows if row.layer == "Z"]
+        more = [dataclasses.replace(row, layer="block3") for row in rows if row.output == "Z"]
         write_rows(cell, "tune", [*rows, *more])
     (study,) = find_studies(read_finished([folder])[0])
-    titles = ["", "linear probe", "L-BFGS probe", "NMTune (paper)", "LoRA", "full fine-tuning (paper)"]
-    assert study.names("method") == titles
-    assert {pair.base for pair in claims.heads(study, "digits")} == {"L-BFGS probe"}
+    titles = ["linear probe", "L-BFGS probe", "NMTune (paper)", "LoRA", "full fine-tuning (paper)"]
+    assert [str(method) for method in study.names("method") if method] == titles
+    assert {pair.base for pair in claims.heads(study, "digits")} == {Method("lbfgs")}
     text = " ".join(claims.lead(study))
     assert "Accuracy against the tuned L-BFGS probe on the same features" in text
     assert "In-domain (ID) accuracy of the tuned L-BFGS probe, layer features falls" in text
-    assert study.names("layer", metric="sve", method="LoRA") == ["Z"]
-    assert "layer block3" in " ".join(study.names("setting", metric="sve", method="LoRA"))
+    assert study.names("output", metric="sve", method=Method("lora")) == ["Z"]
+    assert "layer block3" in " ".join(study.names("setting", metric="sve", method=Method("lora")))
 
 
 def test_one_condition_of_several_tasks_compares_methods_on_their_mean_and_on_each(tmp_path: Path) -> None:
@@ -578,27 +589,35 @@ def test_settings_of_heads_are_told_apart(tmp_path: Path) -> None:
     rows = [row for row in read_rows(cell) if row.stage == "tune"]
     write_rows(cell, "tune", [*rows, *(dataclasses.replace(row, train_share=0.1, value=0.25) for row in rows)])
     (study,) = find_studies(read_finished([cell])[0])
-    key = Key("accuracy", "digits", "test", "id", method="linear probe", setting="0.1 of the training data")
+    key = Key("accuracy", "digits", "test", "id", method=Method("linear"), setting="0.1 of the training data")
     assert study.stat(0, key) == (0.25, pytest.approx(np.nan, nan_ok=True), 1)
-    assert study.names("setting", method="linear probe") == ["1 of the training data", "0.1 of the training data"]
+    assert study.names("setting", method=Method("linear")) == ["1 of the training data", "0.1 of the training data"]
 
 
 # ---- figures
 
 
-def test_colours_are_names_and_tick_labels_keep_their_digits() -> None:
+def test_text_takes_the_font_of_the_page_and_tick_labels_keep_their_digits(sweep: Path) -> None:
     axis = figures.Axis([0.0, 1.0], ["0.125", "0.1337"], "x & <y>")
-    svg = figures.response("p", "$t_1$", axis, {"a": [[0.1, 0.2], [0.3]], "b": [[], [0.4]]})
+    svg = figures.response("p", "$t_1$", axis, {"a": [[0.1, 0.2], [0.3]], "b": [[], [0.4]]}).svg
     assert ">0.125</text>" in svg
     assert ">0.1337</text>" in svg
     assert ">$t_1$</text>" in svg
-    assert not re.search(r"#00[0-9a-f]{4}", svg)
-    assert "DejaVu" not in svg
     assert "xmlns" not in svg
-    assert "var(--m0)" in svg
-    assert "var(--m1)" in svg
-    assert "var(--ink)" in svg
+    assert figures.HEADS[0] in svg
+    assert figures.HEADS[1] in svg
     assert "x &amp; &lt;y&gt;" in svg
+    assert ".plot text { font-family: inherit !important; fill: currentColor !important; }" in read(sweep)
+
+
+def test_colours_read_on_white_and_on_the_dark_page() -> None:
+    def luminance(colour: str) -> float:
+        c = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        return float(np.where(c <= 0.03928, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+
+    for colour in (*figures.HEADS, *(figures.condition_colour(i, 12) for i in range(12)), figures.GREY):
+        light, dark, own = (luminance(x) + 0.05 for x in ("#ffffff", "#14171a", colour))
+        assert min(light / own, own / dark) > 3, colour
 
 
 def test_thinned_curve_keeps_its_level() -> None:
@@ -682,7 +701,7 @@ def test_rows_that_are_not_those_that_a_stage_wrote_make_no_report(tmp_path: Pat
     cell = write_cell(tmp_path / "x", heads=HEADS[:1])
     record, rows = json.loads((cell / "run.json").read_text()), (cell / "rows.jsonl").read_text().splitlines(True)
     for stage, done in record["stages"].items():
-        done["rows"] = hash_rows(read_rows(cell), stage)
+        done["rows"] = hash_rows(cell, stage)
     (cell / "run.json").write_text(json.dumps(record))
     report.build([tmp_path / "x"], tmp_path)
     for changed in (rows[:-1], [*rows[:-1], rows[-1].replace('"value": 0.', '"value": 0.9')]):

@@ -16,9 +16,11 @@ from configs import features as experiment
 from nml_jax import settings
 from nml_jax.errors import UserError
 from nml_jax.reporting import answers, method_tables
+from nml_jax.reporting.page import show
 from nml_jax.reporting.statistics import choose_method, paired
 from nml_jax.reporting.statistics.choose_method import Contest
-from nml_jax.reporting.statistics.studies import Study, find_studies
+from nml_jax.reporting.statistics.grouping import find_studies
+from nml_jax.reporting.statistics.studies import Method, Study
 from nml_jax.runs.files import write_atomic, write_json
 from nml_jax.runs.finished import read_finished
 from nml_jax.runs.heads import correct_path, read_correct, write_correct
@@ -46,7 +48,8 @@ def test_seeds_that_agree_by_chance_are_no_certainty():
     assert pair.sign == 0
 
 
-METHODS = (("lbfgs", None), ("linear", None), ("mlp", None), ("nmtune", "paper"), ("nmtune", "code/1view"))
+PAPER = Method("nmtune", "paper")
+METHODS = (("lbfgs", None), ("linear", None), ("mlp", None), ("nmtune", "paper"), ("nmtune", "code"))
 TESTS = (("photo", "id", 501), ("art", "ood", 2048), ("sketch", "ood", 900))
 GAINS = {("nmtune", "paper", "art"): 0.03, ("nmtune", "paper", "sketch"): 0.04, ("mlp", None, "photo"): -0.05}
 Score = Callable[[str, str | None, str, float], float]
@@ -99,7 +102,7 @@ def write_experiment(
                 s = 50 * np.exp(-0.3 * np.arange(24) - 0.01 * rng.random())
                 where: dict[str, Any] = {"split": split, "domain": domain, "layer": "features"}
                 spectra.append({"task": "features", **where, "mode": mode, "s": s.tolist()})
-                more: dict[str, Any] = {"stage": "features", "spectrum_mode": mode, "n_test": n}
+                more: dict[str, Any] = {"stage": "features", "output": "features", "spectrum_mode": mode, "n_test": n}
                 rows += [Row(**origin, **where, **more, metric=name, value=v) for name, v in measures(s).items()]
         for share in shares:
             for method, preset in methods:
@@ -115,14 +118,14 @@ def write_experiment(
                     where = {"split": split, "domain": domain, "n_test": n}
                     for metric, less in (("accuracy", 0), ("macro_f1", 0.01), ("mean_per_class", 0.02)):
                         rows.append(Row(**origin, **shared, **where, metric=metric, value=value - less))
-                    where |= {"layer": "Z", "spectrum_mode": "paper"}
+                    where |= {"layer": "features", "output": "Z", "spectrum_mode": "paper"}
                     rows += [Row(**origin, **shared, **where, metric=name, value=v)
                              for name, v in measures(np.arange(1, 20)).items()]  # fmt: skip
                 if recorded:
                     write_correct(correct_path(cell, shared | {"task": "features"}), correct)
         if diagnosed:
             found = {"sve": 5.5, "stable_rank": 3.25 + seed, "fisher_ratio": 0.4}
-            where = {"split": "train", "domain": "id", "layer": "features", "stage": "diagnose"}
+            where = {"split": "train", "domain": "id", "layer": "features", "output": "features", "stage": "diagnose"}
             rows += [Row(**origin, **where, metric=f"diagnosis/{k}", value=v) for k, v in found.items()]
             rows.append(Row(**origin, **where, metric="diagnosis/gain", value=0.01))
             entry = {"task": "features", "layer": "features", "verdict": verdicts[seed % len(verdicts)],
@@ -169,7 +172,7 @@ def gaining(gains: Mapping[tuple[str, str], float], spread: float = 0.0005) -> S
 
 
 def chosen(found: Contest) -> dict[str, str]:
-    return {test.split: found.recommended(test) for test in found.decided}
+    return {test.split: str(found.recommended(test)) for test in found.decided}
 
 
 FEW = (("lbfgs", None), ("linear", None), ("mlp", None), ("skd", None))
@@ -332,7 +335,7 @@ def test_deterministic_heads_differ_by_what_their_rows_allow(tmp_path: Path) -> 
         (versus,) = found.versus.values()
         assert versus.plain.parts[0].variance == 0
         assert versus.verdict == verdict
-    assert 0.001 < few.versus["linear probe", few.tests[0]].plain.p < 0.999
+    assert 0.001 < few.versus[Method("linear"), few.tests[0]].plain.p < 0.999
 
 
 def test_without_the_rows_on_record_intervals_are_wider_and_that_is_said(tmp_path: Path) -> None:
@@ -351,7 +354,13 @@ def test_without_the_rows_on_record_intervals_are_wider_and_that_is_said(tmp_pat
 
 def test_a_method_is_recommended_where_it_is_shown_to_be_better(tmp_path: Path) -> None:
     found = contest(tmp_path / "x")
-    assert found.methods == ("L-BFGS probe", "linear probe", "MLP", "NMTune (paper)", "NMTune (code/1view)")
+    assert tuple(map(str, found.methods)) == (
+        "L-BFGS probe",
+        "linear probe",
+        "MLP",
+        "NMTune (paper)",
+        "NMTune (code/1view)",
+    )
     assert [(test.split, test.domain) for test in found.tests] == [("photo", "id"), ("art", "ood"), ("sketch", "ood")]
     assert [(test.split, test.domain) for test in found.decided] == [("photo", "id"), ("mean", "ood")]
     assert chosen(found) == {"photo": "L-BFGS probe", "mean": "NMTune (paper)"}
@@ -361,14 +370,14 @@ def test_a_method_is_recommended_where_it_is_shown_to_be_better(tmp_path: Path) 
         r"probe\. In brackets: 95 % intervals over 5 seeds and other test rows, widened for 4 methods × 2 domains\."
     )
     assert re.fullmatch(pattern, answers.answer(found))
-    signs = {(m, test.split): found.versus[m, test].sign for m in found.methods[1:] for test in found.decided}
+    signs = {(str(m), test.split): found.versus[m, test].sign for m in found.methods[1:] for test in found.decided}
     assert {of: sign for of, sign in signs.items() if sign} == {("NMTune (paper)", "mean"): 1, ("MLP", "photo"): -1}
 
 
 def test_a_method_that_is_worse_elsewhere_is_not_recommended(tmp_path: Path) -> None:
     gains = {("skd", "art"): 0.05, ("skd", "sketch"): 0.05, ("skd", "photo"): -0.03}
     found = contest(tmp_path / "x", methods=FEW, score=gaining(gains))
-    assert found.versus["SKD", found.decided[1]].sign == 1
+    assert found.versus[Method("skd"), found.decided[1]].sign == 1
     assert set(chosen(found).values()) == {"L-BFGS probe"}
 
 
@@ -386,11 +395,12 @@ def test_one_of_many_tests_decides_nothing(tmp_path: Path) -> None:
     text = "\n".join(method_tables.text(found))
     assert "out-of-domain mean" in text
     assert "t3" not in text
-    page = method_tables.differences(found, "")
+    page = show(method_tables.differences(found))
     assert "Differences on each of 20 tests" in page
-    verdicts = [line[-1] for line in lines(page) if line[0] in found.methods and len(line) == 7]
+    titles = [str(method) for method in found.methods]
+    verdicts = [line[-1] for line in lines(page) if line[0] in titles and len(line) == 7]
     assert verdicts.count("better") == 1  # SKD in the mean
-    assert len([line for line in lines(page) if line[0] in found.methods and len(line) == 4]) == 3 * 20  # no verdict
+    assert len([line for line in lines(page) if line[0] in titles and len(line) == 4]) == 3 * 20  # no verdict
 
 
 def test_doubt_counts_against_a_change() -> None:
@@ -415,13 +425,13 @@ def test_a_winner_over_a_reference_of_fewer_rows_says_so(tmp_path: Path) -> None
     found = contest(tmp_path / "x", samples={"lbfgs": 300}, **how)
     assert "over the L-BFGS probe (which saw 300 of the 1,169 training rows)" in answers.answer(found)
     assert "some methods saw a stratified sample only: the L-BFGS probe 300." in answers.rule(found)
-    table = method_tables.scores(found, "")
+    table = show([method_tables.scores(found)])
     assert "trained on" in table
     assert ">300<" in table
     same = contest(tmp_path / "y", **how)
     assert "which saw" not in answers.answer(same)
     assert "sample" not in answers.rule(same)
-    assert "trained on" not in method_tables.scores(same, "")
+    assert "trained on" not in show([method_tables.scores(same)])
 
 
 def test_no_gain_is_said_plainly(tmp_path: Path) -> None:
@@ -475,8 +485,12 @@ def test_two_seeds_support_no_claim(tmp_path: Path) -> None:
 
 def test_the_reference_is_the_tuned_probe_that_is_there(tmp_path: Path) -> None:
     methods = [("nmtune", "paper"), ("ridge", None), ("linear", None)]
-    assert contest(tmp_path / "a", methods=methods).methods == ("linear probe", "ridge probe", "NMTune (paper)")
-    assert contest(tmp_path / "b", methods=[methods[0], ("mlp", None)]).reference == "MLP"
+    assert tuple(map(str, contest(tmp_path / "a", methods=methods).methods)) == (
+        "linear probe",
+        "ridge probe",
+        "NMTune (paper)",
+    )
+    assert contest(tmp_path / "b", methods=[methods[0], ("mlp", None)]).reference == Method("mlp")
 
 
 def test_settings_are_contests_of_their_own(tmp_path: Path) -> None:
@@ -489,9 +503,9 @@ def test_only_a_method_better_than_every_other_is_marked(tmp_path: Path) -> None
     score = gaining({("skd", "art"): 0.08, ("mlp", "art"): 0.04})
     found = contest(tmp_path / "x", methods=FEW, tests=TESTS[:2], score=score)
     photo, art = found.tests
-    assert found.best(art) == "SKD"
-    assert found.best(photo) == ""
-    bold = re.findall("<strong>(.*?)</strong>", method_tables.scores(found, ""))
+    assert found.best(art) == Method("skd")
+    assert found.best(photo) is None
+    bold = re.findall("<strong>(.*?)</strong>", show([method_tables.scores(found)]))
     assert len(bold) == 1  # accuracy: macro-F1 and the mean per class have no interval
 
 
@@ -524,8 +538,9 @@ def test_page_answers_first_and_has_no_empty_part(built: Path) -> None:
     text = (built / "report.html").read_text("utf-8")
     found = choose_method.contests(study_of(built))[0]
     assert "<title>Which head for these features: features</title>" in text
-    order = ['id="study-0"', answers.answer(found)[:40], "The rule.", "<h3>Scores", "<h3>Differences to",
-             "<h3>Differences at", "<h3>Spectra", "<h3>Diagnosis", 'id="run"', 'id="limits"']  # fmt: skip
+    order = ['id="study-0"', answers.verdict(found)[:40], answers.answer(found)[:40], "<h3>Scores",
+             "<h3>Differences to", "<h3>Differences at", "<h3>Spectra", "<h3>Diagnosis", 'id="run"', 'id="limits"',
+             "The rule."]  # fmt: skip
     places = [text.index(part) for part in order]
     assert places == sorted(places)
     shown = re.sub(r"<pre>.*?</pre>|<style>.*?</style>|Config of all runs.*?<", "", text, flags=re.S)
@@ -541,14 +556,14 @@ def test_tables_hold_the_numbers(built: Path) -> None:
     found, text = choose_method.contests(study_of(built))[0], (built / "report.html").read_text("utf-8")
     rows = lines(text)
     art = found.tests[1]
-    values = [np.array(list(found.values(method, art).values())) for method in ("NMTune (paper)", "L-BFGS probe")]
+    values = [np.array(list(found.values(method, art).values())) for method in (PAPER, Method("lbfgs"))]
     (scores,) = [row for row in rows if row[0] == "NMTune (paper)" and len(row) == 13]
     assert scores[7] == f"{100 * values[0].mean():.1f} ± {100 * values[0].std(ddof=1):.1f}"
     assert scores[8] == f"{100 * values[0].mean() - 1:.1f} ± {100 * values[0].std(ddof=1):.1f}"
     assert f"<strong>{scores[4]}</strong>" in text  # the mean over art and sketch
     assert f"<strong>{scores[7]}</strong>" not in text
-    gain = np.mean(list(found.values("NMTune (paper)", found.decided[1]).values()))
-    gain -= np.mean(list(found.values("L-BFGS probe", found.decided[1]).values()))
+    gain = np.mean(list(found.values(PAPER, found.decided[1]).values()))
+    gain -= np.mean(list(found.values(Method("lbfgs"), found.decided[1]).values()))
     differences = [row for row in rows if row[0] == "NMTune (paper)" and len(row) == 7]
     assert differences[1][1] == f"{100 * gain:+.2f}"
     each = [row for row in rows if row[0] == "NMTune (paper)" and len(row) == 4]
@@ -567,22 +582,22 @@ def test_tables_hold_the_numbers(built: Path) -> None:
 
 def test_measures_that_decide_nothing_have_intervals_over_seeds(tmp_path: Path) -> None:
     found = contest(tmp_path / "a")
-    text = method_tables.differences(found, "")
+    text = show(method_tables.differences(found))
     test = found.decided[0]
     for method in found.methods:
         values = list(found.values(method, test, "macro_f1").values())
         low, high = scipy.stats.t.interval(0.95, 4, np.mean(values), scipy.stats.sem(values))
         assert f"{100 * low:.1f} to {100 * high:.1f}" in text
-    a, b = (found.values(m, test, "macro_f1") for m in (found.reference, "MLP"))
+    a, b = (found.values(m, test, "macro_f1") for m in (found.reference, Method("mlp")))
     d = np.array([b[seed] - a[seed] for seed in a])
     low, high = scipy.stats.t.interval(0.95, 4, d.mean(), scipy.stats.sem(d))
     assert f"{100 * low:+.2f} to {100 * high:+.2f}".replace("-", "\N{MINUS SIGN}") in text
     assert "paired t-test" not in text
     held = contest(tmp_path / "b", tests=(("holdout", "id", 501),))
-    s = held.stat("MLP", held.decided[0], "macro_f1")
+    s = held.stat(Method("mlp"), held.decided[0], "macro_f1")
     low, high = paired.over_seeds(s, redrawn=0.3)
     assert (high - low) / (2 * 2.7764451051977987 * s.sd) == pytest.approx(np.sqrt(1 / 5 + 3 / 7))
-    assert f"{100 * low:.1f} to {100 * high:.1f}" in method_tables.differences(held, "")
+    assert f"{100 * low:.1f} to {100 * high:.1f}" in show(method_tables.differences(held))
 
 
 def test_the_customary_measure_comes_first(tmp_path: Path) -> None:
@@ -590,7 +605,7 @@ def test_the_customary_measure_comes_first(tmp_path: Path) -> None:
     flowers = dataclasses.replace(found, task="flowers102")
     flowers.study.table.update({key._replace(task="flowers102"): value for key, value in
                                 list(flowers.study.table.items()) if key.task == "features"})  # fmt: skip
-    plain, customary = (method_tables.scores(c, "") for c in (found, flowers))
+    plain, customary = (show([method_tables.scores(c)]) for c in (found, flowers))
     assert plain.index("accuracy") < plain.index("mean per class</th>")
     assert customary.index("mean per class</th>") < customary.index("accuracy")
     assert "For this task the mean per class is customary" in customary
@@ -649,7 +664,7 @@ def test_wise_ft_is_a_curve(tmp_path: Path) -> None:
     for cell in folder.iterdir():
         rows = [row for row in read_rows(cell) if row.stage == "tune"]
         lora = [row for row in rows if (row.method, row.metric) == ("lora", "accuracy")]
-        more = [dataclasses.replace(row, metric=f"accuracy@wise={share:g}", value=0.2 + share / 2 + row.seed / 100)
+        more = [dataclasses.replace(row, wise_alpha=share, value=0.2 + share / 2 + row.seed / 100)
                 for row in lora for share in (0, 0.5, 1)]  # fmt: skip
         write_rows(cell, "tune", [*rows, *more])
     report.build([folder], folder)

@@ -2,17 +2,20 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
 from nml_jax import console
 from nml_jax.errors import UserError
 from nml_jax.runs.files import write_atomic
+from nml_jax.runs.heads import head_name
 from nml_jax.runs.metrics import Metrics, drop_after
-from nml_jax.runs.rows import Row, read_rows, write_rows
+from nml_jax.runs.rows import Row, hash_rows, read_rows, write_rows
 
 
 def row(stage: str = "tune", **fields) -> Row:
@@ -40,6 +43,46 @@ def test_a_line_that_is_no_row_is_named(tmp_path, line: str):
         f.write(line + "\n")
     with pytest.raises(UserError, match="line 2"):
         read_rows(tmp_path)
+
+
+def write_schema_1(folder: Path, *rows: dict) -> list[str]:
+    """Write rows as versions before schema 2 did, with meaning in strings, and return the lines."""
+    known = [field.name for field in dataclasses.fields(Row) if field.name not in ("output", "wise_alpha")]
+    given = [{key: getattr(row(), key) for key in known} | {"schema": 1} | fields for fields in rows]
+    lines = [json.dumps(fields, ensure_ascii=False) for fields in given]
+    (folder / "rows.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    return lines
+
+
+def test_rows_of_schema_1_are_read_as_rows_of_schema_2(tmp_path):
+    spectrum = {"metric": "sve", "spectrum_mode": "paper"}
+    write_schema_1(
+        tmp_path,
+        {"layer": "features", "method": "nmtune", "preset": "code/1view,svd=0.1", "views": 1},
+        {"layer": "Z", "method": "mlp", **spectrum},
+        {"layer": "Z of block3", "method": "mlp", **spectrum},
+        {"layer": "block3", "stage": "extract", **spectrum},
+        {"metric": "macro_f1@wise=0.333333", "method": "lora", "hyper": {"lr": 0.1, "wise_alpha": 1 / 3}},
+    )
+    score, z, z_of_block, features, wise = read_rows(tmp_path)
+    assert (score.preset, score.views, score.layer, score.output) == ("code,svd=0.1", 1, "features", None)
+    assert head_name({**vars(score), "train_share": 1.0}).startswith("nmtune,code_1view,svd=0.1")
+    assert [(r.layer, r.output) for r in (z, z_of_block, features)] == [
+        ("features", "Z"), ("block3", "Z"), ("block3", "features"),
+    ]  # fmt: skip
+    assert (wise.metric, wise.wise_alpha, wise.hyper) == ("macro_f1", 1 / 3, {"lr": 0.1})
+    assert {r.schema for r in read_rows(tmp_path)} == {2}
+
+
+def test_lines_of_schema_1_keep_their_digest_when_another_stage_is_redone(tmp_path):
+    lines = write_schema_1(tmp_path, {"stage": "extract", "layer": "features"}, {"stage": "tune", "layer": "features"})
+    as_written = json.dumps(json.loads(lines[0]), ensure_ascii=False, sort_keys=True)
+    digest = hashlib.sha256(as_written.encode()).hexdigest()
+    assert hash_rows(tmp_path, "extract") == digest
+    write_rows(tmp_path, "tune", [row(value=0.25)])
+    assert (tmp_path / "rows.jsonl").read_text().splitlines()[0] == lines[0]
+    assert hash_rows(tmp_path, "extract") == digest
+    assert [r.schema for r in read_rows(tmp_path)] == [2, 2]
 
 
 def test_a_row_of_another_schema_is_refused(tmp_path):

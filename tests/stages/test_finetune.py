@@ -57,9 +57,9 @@ def setting(method: str, terms: str = "none") -> str:
 
 
 def values(rows: list[Row], **where) -> dict:
-    """(split, metric) -> value of the rows with these fields."""
+    """(split, metric, share of the tuned weights) -> value of the rows with these fields."""
     return {
-        (row.split, row.metric): row.value
+        (row.split, row.metric, row.wise_alpha): row.value
         for row in rows
         if row.stage == "finetune" and all(getattr(row, k) == v for k, v in where.items())
     }
@@ -75,10 +75,8 @@ def test_every_method_with_every_set_of_terms_is_scored_on_every_test(finished: 
         assert (row.task, row.train_share, row.head_seed, row.views, row.noise_asked) == ("digits", 1.0, 0, None, 0.3)
         assert (row.n_train, row.n_test) == (719, 177)
         assert 0 <= row.value <= 1
-        marked = "@wise=" in row.metric
-        assert row.hyper == {"lr": 1e-2, "weight_decay": 1e-4} | (
-            {"wise_alpha": float(row.metric.split("=")[1])} if marked else {}
-        )
+        assert row.hyper == {"lr": 1e-2, "weight_decay": 1e-4}
+        assert row.wise_alpha in (None, 0, 1)
 
 
 def test_the_curve_goes_from_the_common_start_to_the_result(finished: Path):
@@ -86,12 +84,12 @@ def test_the_curve_goes_from_the_common_start_to_the_result(finished: Path):
     starts = []
     for method in ("lora", "full"):
         found = values(rows, method=method, preset=None)
-        for split, metric in found:
-            if "@" not in metric:
-                assert found[split, metric] == found[split, f"{metric}@wise=1"]
-        starts.append({key: value for key, value in found.items() if key[1].endswith("@wise=0")})
+        for split, metric, share in found:
+            if share is None:
+                assert found[split, metric, None] == found[split, metric, 1]
+        starts.append({key: value for key, value in found.items() if key[2] == 0})
     assert starts[0] == starts[1]
-    assert found != {key: starts[1].get((key[0], f"{key[1]}@wise=0"), value) for key, value in found.items()}
+    assert found != {key: starts[1].get((*key[:2], 0), value) for key, value in found.items()}
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -115,7 +113,7 @@ def test_the_result_is_an_ordinary_checkpoint(finished: Path, method: str):
     )
     accuracy = (np.asarray(logits).argmax(1) == test.source.labels).mean()
     found = values(read_rows(run), method=method, preset="paper")
-    assert accuracy == pytest.approx(found["test", "accuracy"], abs=1e-12)
+    assert accuracy == pytest.approx(found["test", "accuracy", None], abs=1e-12)
     assert not [p.name for p in (run / setting(method)).iterdir() if p.name in ("training", "search")]
 
 
@@ -131,8 +129,8 @@ def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, 
         return train(setup, method, terms, *rest)
 
     monkeypatch.setattr(finetune_search, "train", counted)
-    (lora,) = [row for row in read_rows(run) if (row.method, row.preset, row.split, row.metric) ==
-               ("lora", None, "test", "accuracy")]  # fmt: skip
+    (lora,) = [row for row in read_rows(run) if (row.method, row.preset, row.split, row.metric, row.wise_alpha) ==
+               ("lora", None, "test", "accuracy", None)]  # fmt: skip
     for gone in (run / setting("lora") / "checkpoints", correct_path(run, vars(lora))):
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
         assert not finetune.STAGE.intact(run)
@@ -148,7 +146,9 @@ def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, 
 
 def test_which_test_rows_are_right_is_on_record(finished: Path):
     run = finished / CELL
-    scored = [row for row in read_rows(run) if (row.stage, row.metric) == ("finetune", "accuracy")]
+    scored = [
+        row for row in read_rows(run) if (row.stage, row.metric, row.wise_alpha) == ("finetune", "accuracy", None)
+    ]
     assert len({(row.method, row.preset) for row in scored}) == 4
     for row in scored:
         right = read_correct(run, row)

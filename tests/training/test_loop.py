@@ -194,7 +194,8 @@ def test_a_validation_that_is_not_finite_names_step_and_cure():
     state: Any = SimpleNamespace(params={}, ema=None, model_state={}, step=np.int32(9), skipped=np.array([4, 0]))
     evaluator: Any = SimpleNamespace(run=lambda params, model_state: [("accuracy", 0.5), ("loss", np.inf)])
     values = loop.run_all({"validation": evaluator}, state)
-    assert next(values) == ("validation/accuracy", 0.5)
+    score = next(values)
+    assert (score.name, score.value) == ("validation/accuracy", 0.5)
     with pytest.raises(
         NonFinite, match=r"validation/loss is inf at step 9, 4 of which were skipped; lower optimizer\.lr"
     ):

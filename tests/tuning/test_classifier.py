@@ -166,7 +166,8 @@ def test_dates_are_classes_but_not_in_a_file(tmp_path):
 
 
 def test_names_of_columns(tmp_path):
-    pd = pytest.importorskip("pandas", reason="pandas is no dependency: its frames are taken, too")
+    import pandas as pd
+
     frame, test = (pd.DataFrame(x, columns=[f"f{i}" for i in range(D)]) for x in (X, TEST))
     model = make(method="linear").fit(frame, Y)
     loaded = round_trip(model, tmp_path)

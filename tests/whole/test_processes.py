@@ -122,7 +122,8 @@ def require_one_result(one: Path, other: Path) -> None:
     Features differ by the order in which float32 is added up, scores by what is on the edge between two classes.
     """
     rows = [
-        {(r.stage, r.task, r.split, r.layer, r.method, r.preset, r.metric, r.spectrum_mode): r.value
+        {(r.stage, r.task, r.split, r.layer, r.output, r.method, r.preset, r.wise_alpha, r.metric,
+          r.spectrum_mode): r.value
          for r in read_rows(run)} for run in (one, other)
     ]  # fmt: skip
     assert rows[0].keys() == rows[1].keys()

@@ -8,10 +8,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from nml_jax.reporting.claims import REFERENCES, ZERO_SHOT
 from nml_jax.reporting.statistics.compare import Side, compared, from_files, leaves, unvalidated
 from nml_jax.reporting.statistics.paired import Comparison, Stat, stat
-from nml_jax.reporting.statistics.studies import MEAN, METHODS, Key, Study
+from nml_jax.reporting.statistics.studies import MEAN, REFERENCES, ZERO_SHOT, Key, Method, Study
 from nml_jax.runs.finished import Seed
 
 DOMAINS = {"id": "in-domain", "ood": "out-of-domain"}
@@ -46,13 +45,13 @@ class Contest:
     study: Study
     task: str
     setting: str
-    methods: tuple[str, ...]
+    methods: tuple[Method, ...]
     tests: tuple[Key, ...]
     decided: tuple[Key, ...]
-    versus: Mapping[tuple[str, Key], Versus]
+    versus: Mapping[tuple[Method, Key], Versus]
 
     @property
-    def reference(self) -> str:
+    def reference(self) -> Method:
         return self.methods[0]
 
     @property
@@ -67,10 +66,10 @@ class Contest:
         shared = [versus.plain.n for versus in self.versus.values()]
         return max(shared or [self.stat(self.reference, test).n for test in self.tests])
 
-    def values(self, method: str, test: Key, metric: str = "accuracy") -> dict[Seed, float]:
+    def values(self, method: Method, test: Key, metric: str = "accuracy") -> dict[Seed, float]:
         return self.study.table.get(test._replace(metric=metric, method=method), [{}])[0]
 
-    def stat(self, method: str, test: Key, metric: str = "accuracy") -> Stat:
+    def stat(self, method: Method, test: Key, metric: str = "accuracy") -> Stat:
         return stat(self.values(method, test, metric).values())
 
     @property
@@ -79,7 +78,7 @@ class Contest:
         of = [*(key for key in self.decided if key not in self.tests), *self.tests]
         return tuple(sorted(of, key=lambda key: key.domain))
 
-    def trained(self, method: str) -> int:
+    def trained(self, method: Method) -> int:
         """Rows that a method was trained on, in all tasks together; 0 where that is not recorded."""
         found: dict[str, int] = {}
         for leaf in leaves(self.study, self.decided[0]._replace(method=method)):
@@ -87,7 +86,12 @@ class Contest:
                 found[leaf.task] = max(row.n_train or 0 for row in source.rows)
         return sum(found.values())
 
-    def blind(self, method: str) -> bool:
+    @property
+    def most(self) -> int:
+        """The rows of the method that was trained on the most."""
+        return max(map(self.trained, self.methods))
+
+    def blind(self, method: Method) -> bool:
         """Whether a method had settings to choose from, and in some run no rows to do so by."""
         return unvalidated(self.study, self.decided[0]._replace(method=method))
 
@@ -103,7 +107,7 @@ class Contest:
         )
         return next((row.n_test for row in rows if row.method and row.n_test), 0)
 
-    def recommended(self, test: Key) -> str:
+    def recommended(self, test: Key) -> Method:
         """The method to use on one of `decided`, or on a test of its domain, by the rule."""
         test = next(key for key in self.decided if key.domain == test.domain)
         gains = {method: self.versus[method, test].plain.difference for method in self.methods[1:]
@@ -114,18 +118,18 @@ class Contest:
         near = (m for m in gains if m == top or self._against(m, top, test).sign <= 0)
         return next(near)  # the simplest, for they are in that order
 
-    def _against(self, a: str, b: str, test: Key) -> Comparison:
+    def _against(self, a: Method, b: Method, test: Key) -> Comparison:
         return compared(self.study, "", Side(test._replace(method=a)), Side(test._replace(method=b)))
 
-    def _harmless(self, method: str) -> bool:
+    def _harmless(self, method: Method) -> bool:
         return all(self.versus[method, test].sign >= 0 for test in self.decided)
 
-    def best(self, test: Key) -> str:
-        """The method that is shown to be more accurate than every other one, or "" if none is."""
+    def best(self, test: Key) -> Method | None:
+        """The method that is shown to be more accurate than every other one, or None if none is."""
         top = max(self.methods, key=lambda m: (self.stat(m, test).n, self.stat(m, test).mean))
         others = [m for m in self.methods if m != top]
         against = (self._against(m, top, test) for m in others)
-        return top if others and all(c.corrected(len(others) * len(self.decided)).sign > 0 for c in against) else ""
+        return top if others and all(c.corrected(len(others) * len(self.decided)).sign > 0 for c in against) else None
 
     def widened(self) -> str:
         """For how many claims intervals are made to hold together; "" for one."""
@@ -142,15 +146,15 @@ def contests(study: Study) -> list[Contest]:
     out = []
     tasks = [MEAN, *study.tasks] if len(study.tasks) > 1 else study.tasks
     for task in tasks if len(study.conditions) == 1 else ():
-        keys = [key for key in study.keys(metric="accuracy", task=task) if key.method not in ("", ZERO_SHOT)]
+        keys = [key for key in study.keys(metric="accuracy", task=task) if key.method and key.method.name != ZERO_SHOT]
         for setting in dict.fromkeys(key.setting for key in keys):
             own = [key for key in keys if key.setting == setting and (key.split == MEAN) == (task == MEAN)]
-            methods = sorted(dict.fromkeys(key.method for key in own), key=_simplicity)
+            methods = sorted(dict.fromkeys(key.method for key in own if key.method), key=lambda m: m.simplicity)
             if len(methods) < (1 if from_files(study) else 2):
                 continue
-            reference = next((method for method in REFERENCES if method in methods), methods[0])
+            reference = next((Method(name) for name in REFERENCES if Method(name) in methods), methods[0])
             methods = (reference, *(method for method in methods if method != reference))
-            tests = tuple(sorted(dict.fromkeys(key._replace(method="") for key in own), key=lambda key: key.domain))
+            tests = tuple(sorted(dict.fromkeys(key._replace(method=None) for key in own), key=lambda key: key.domain))
             decided = _decided(tests)
             out.append(Contest(study, task, setting, methods, tests, decided, _versus(study, methods, tests, decided)))
     return out
@@ -164,14 +168,14 @@ def _decided(tests: Iterable[Key]) -> tuple[Key, ...]:
 
 
 def _versus(
-    study: Study, methods: Sequence[str], tests: Sequence[Key], decided: Sequence[Key]
-) -> dict[tuple[str, Key], Versus]:
+    study: Study, methods: Sequence[Method], tests: Sequence[Key], decided: Sequence[Key]
+) -> dict[tuple[Method, Key], Versus]:
     out = {}
+    base, *others = methods
     for test in dict.fromkeys((*decided, *tests)):
-        base, *others = (Side(test._replace(method=method)) for method in methods)
         for other in others:
-            plain = compared(study, other.key.method, base, other)
-            out[other.key.method, test] = Versus(plain, plain.corrected(len(others) * len(decided)))
+            plain = compared(study, str(other), *(Side(test._replace(method=m)) for m in (base, other)))
+            out[other, test] = Versus(plain, plain.corrected(len(others) * len(decided)))
     return out
 
 
@@ -179,13 +183,3 @@ def full_name(test: Key) -> str:
     """Of a test set, for a heading."""
     name = DOMAINS[test.domain]
     return f"{name} mean" if test.split == MEAN else f"{test.split} ({name})"
-
-
-def _simplicity(method: str) -> int:
-    """The place of a method in METHODS."""
-    return [*METHODS, ""].index(method_key(method))
-
-
-def method_key(method: str) -> str:
-    """The key of METHODS for a title, with or without a preset; "" if there is none."""
-    return next((name for name, title in METHODS.items() if method == title or method.startswith(f"{title} (")), "")

@@ -77,6 +77,14 @@ def unit(metric: str) -> Unit:
     return UNITS.get(metric, PERCENT)
 
 
+def shown(s: Stat, metric: str) -> str:
+    """Mean ± sample sd in the metric's unit; the mean alone for one number, a dash for none."""
+    u = unit(metric)
+    if not s.n:
+        return DASH
+    return f"{u.number(s.mean)} ± {u.number(s.sd)}" if s.n > 1 else u.number(s.mean)
+
+
 class Part(NamedTuple):
     """What one source of luck adds to the variance of a mean difference, and on how many degrees of freedom."""
 
@@ -188,6 +196,11 @@ class Comparison(NamedTuple):
         if self.blind:
             return "no claim, no validation"
         return {-1: down, 0: "no difference shown", 1: up}[self.sign]
+
+    @property
+    def gain(self) -> str:
+        """The difference as text."""
+        return self.unit.signed(self.difference) if self.n else DASH
 
     def interval(self) -> str:
         return f"{self.unit.signed(self.low)} to {self.unit.signed(self.high)}" if self.n > 1 else DASH

@@ -1,0 +1,126 @@
+"""What was run, and what it cannot show: the end of every page."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from nml_jax.reporting.blocks import Block, fold, table
+from nml_jax.reporting.sentences import say
+from nml_jax.reporting.statistics.compare import from_files
+from nml_jax.reporting.statistics.paired import DASH
+from nml_jax.reporting.statistics.studies import FILES, NOISE, REPLICATE, Study, method_of
+from nml_jax.runs import goodput
+from nml_jax.runs.files import QUARANTINE
+from nml_jax.runs.finished import FinishedRun
+from nml_jax.settings import NOT_IDENTITY
+
+
+def what_was_run(studies: Sequence[Study], left_out: Mapping[str, str]) -> list[Block]:
+    """Runs, seeds, files and environments; noise, times, chosen settings and configs."""
+    cells = [cell for study in studies for cell in study.cells]
+    seeds, noisy = sorted({cell.seed for cell in cells}), any(cell.ledger for cell in cells)
+    facts = {
+        "runs": f"{len(cells)} finished{f', {len(left_out)} not counted' if left_out else ''}",
+        "seeds": ", ".join(f"{s} (noise {noise})" if noisy and noise != s else str(s) for s, noise in seeds),
+    }
+    for key in (f"{FILES}train", f"{FILES}test", f"{FILES}ood"):
+        files = dict.fromkeys(str(cell.value(key) or "") for cell in cells)
+        facts |= {key: ", ".join(filter(None, files))} if any(files) else {}
+    environments = [cell.run["environment"] for cell in cells]
+    for key in dict.fromkeys(key for environment in environments for key in environment):
+        counts = Counter(str(environment.get(key) or "not recorded") for environment in environments)
+        facts[key] = "; ".join(value if len(counts) == 1 else f"{value} ({n} runs)" for value, n in counts.items())
+    out: list[Block] = [Block("facts", facts)]
+    out += [Block("heading", "Not counted"), Block("items", left_out.items())] if left_out else []
+    out += [Block("heading", "Noise ledger"), _list_ledgers(cells)] if noisy else []
+    out += [_list_times(cells), *_list_goodput(cells)]
+    return out + [block for study in studies for block in (*_list_chosen(study), _list_config(study))]
+
+
+def limits(studies: Sequence[Study]) -> Block:
+    """What readers must not take the numbers for."""
+    cells = [cell for study in studies for cell in study.cells]
+    runs = [len(condition.cells) for study in studies for condition in study.conditions]
+    together = all(seed == noise for seed, noise in (cell.seed for cell in cells))
+    kinds = list(dict.fromkeys(cell.noise_kind for cell in cells if cell.ledger))
+    revisions = len({cell.run["environment"].get("revision") for cell in cells})
+    text = say("limits", runs, all(map(from_files, studies)), together, kinds, revisions)
+    return Block("items", [("", point.strip()) for point in text.split("|")])
+
+
+def _list_ledgers(cells: Sequence[FinishedRun]) -> Block:
+    hashes = list(dict.fromkeys(key for cell in cells for key, value in cell.ledger.items() if _is_hash(value)))
+    lines = []
+    for cell in cells:
+        ledger = cell.ledger
+        rates = [DASH if ledger.get(key) is None else f"{100 * ledger[key]:.4g} %" for key in ("asked", "realised")]
+        count = f"{ledger['count']:,} of {ledger['n']:,}" if {"count", "n"} <= ledger.keys() else DASH
+        words = [str(ledger.get(key, DASH)) for key in ("kind", "seed")]
+        lines.append([cell.name, *words, *rates, count, *(str(ledger.get(key, DASH))[:12] for key in hashes)])
+    head = ["run", "noise", "noise seed", "asked", "realised", "records changed", *hashes]
+    caption = "The noise of every run. Of SHA-256 sums the first 12 digits; the whole ledger is the run's noise.json."
+    return table(caption, head, {"": lines}, (1, *range(6, len(head))))
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def _list_times(cells: Sequence[FinishedRun]) -> Block:
+    names, done = [cell.name for cell in cells], [cell.run["stages"] for cell in cells]
+    seconds = pd.DataFrame([{stage: of["seconds"] for stage, of in stages.items()} for stages in done])
+    finished = [max((of["finished"] for of in stages.values()), default=DASH) for stages in done]
+    texts = seconds.map(lambda x: DASH if pd.isna(x) else f"{x:,.1f}")
+    lines = [[name, *line, end] for name, line, end in zip(names, texts.values, finished, strict=True)]
+    head, caption = ["run", *(f"{stage} (s)" for stage in seconds), "finished"], "Seconds of each stage, and when"
+    total = ", ".join(f"{stage} {x:,.1f} s" for stage, x in seconds.sum().items())
+    return fold(f"Time of all runs together: {total}", table(f"{caption} the run was finished.", head, {"": lines}))
+
+
+def _list_goodput(cells: Sequence[FinishedRun]) -> list[Block]:
+    """Where the wall time of pre-training went, and what was left out; nothing for runs that did not record it."""
+    lines, total = [], Counter[str]()
+    for cell in cells:
+        if (of := goodput.read(cell.folder)) is not None:
+            total.update(of.seconds)
+            undecodable = cell.folder / QUARANTINE
+            left_out = len(undecodable.read_text("utf-8").splitlines()) if undecodable.exists() else 0
+            parts = [f"{seconds:,.1f}" for seconds in of.seconds.values()]
+            lines.append([cell.name, f"{100 * of.share:.0f} %", *parts, *map(str, (of.sessions, of.skipped, left_out))])
+    if not lines:
+        return []
+    caption = (
+        "Wall time of pre-training in seconds by what it went to, over all sessions of a run; lost is what an "
+        "interruption made a later session do again. Skipped steps had a loss or gradient that was not finite; for "
+        "quarantined records, which cannot be decoded, others stood in."
+    )
+    head = ["run", "goodput", *(f"{part} (s)" for part in total), "sessions", "skipped steps", "quarantined records"]
+    share = total["step"] / max(total.total(), 1e-9)
+    return [fold(f"Goodput of pre-training, all runs together: {share:.0%}", table(caption, head, {"": lines}))]
+
+
+def _list_chosen(study: Study) -> list[Block]:
+    """How often each setting was chosen, by head and task."""
+    counts: dict[str, Counter[str]] = {}
+    for row in (row for cell in study.cells for row in cell.rows):
+        if row.hyper and row.metric == "accuracy" and row.wise_alpha is None:
+            setting = ", ".join(f"{key} {value:.4g}" for key, value in row.hyper.items())
+            counts.setdefault(f"{method_of(row)}, {row.task}", Counter())[setting] += 1
+    groups = {name: [[setting, f"{100 * n / of.total():.0f} %"] for setting, n in of.most_common()]
+              for name, of in counts.items()}  # fmt: skip
+    caption = "Settings of the heads, chosen on a validation part of the training split, and how often each was."
+    own = table(caption, ["setting", "chosen"], groups)
+    return [fold(f"Chosen hyper-parameters: {study.title}", own)] if groups else []
+
+
+def _list_config(study: Study) -> Block:
+    """What all runs of a study share."""
+    several = len(study.conditions) > 1
+    varied = {*REPLICATE, *((NOISE if study.axis == "noise" else (study.axis,)) if several else ())}
+    shared = {key: value for key, value in study.cells[0].config.items() if key.split(".")[0] not in NOT_IDENTITY}
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in shared.items() if key not in varied]
+    title = f"Config of all runs: {study.title} (without {', '.join(sorted(varied))})"
+    return fold(title, Block("code", "\n".join(lines)))

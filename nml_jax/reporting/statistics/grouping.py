@@ -1,0 +1,154 @@
+"""Finished runs sorted into studies and conditions, and averaged over what repeats within a run."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nml_jax.reporting.statistics.studies import (
+    FILES,
+    MEAN,
+    NOISE,
+    REPLICATE,
+    Condition,
+    Key,
+    Source,
+    Study,
+    method_of,
+)
+from nml_jax.runs.finished import FinishedRun, Seed
+from nml_jax.runs.rows import Row
+from nml_jax.settings import NOT_IDENTITY
+
+SETTINGS = {"train_share": "{:.4g} of the training data", "downstream_noise": "{:.4g} downstream noise",
+            "views": "{} views", "layer": "layer {}"}  # fmt: skip
+SHOWN = 4  # differing keys in a study's title
+
+
+def find_studies(cells: Sequence[FinishedRun]) -> list[Study]:
+    """Sort runs into studies: by name, then by every key in which they differ but the axis and the seeds."""
+    out: list[Study] = []
+    for name, same in _group(cells, lambda cell: cell.config["name"]).items():
+        axis = _find_axis(same)
+        keys = NOISE if axis == "noise" else (axis,)
+        groups = _split(same, keys)
+        apart = _find_differences([group[0] for group in groups], (*REPLICATE, *keys))
+        for group in groups:
+            words = [f"{key} = {_format(group[0].value(key))}" for key in apart[:SHOWN]]
+            more = [f"and {len(apart) - SHOWN} more keys"] if len(apart) > SHOWN else []
+            title = ", ".join([name, *words, *more])
+            if any(study.title == title for study in out):
+                title += f" ({len(out) + 1})"
+            conditions = _make_conditions(group, axis, keys)
+            out.append(Study(title, axis, conditions, *_tabulate(conditions)))
+    return out
+
+
+def _find_axis(cells: Sequence[FinishedRun]) -> str:
+    """What the runs vary: the noise if they do, else the key of most values by which they form studies, else noise."""
+    groups = _split(cells, NOISE)
+    if len(groups) > 1 and all(len(_group(group, lambda cell: _identify(cell, NOISE))) == 1 for group in groups):
+        counts = {key: len({_identify(cell, (key,)) for cell in cells}) for key in _find_differences(cells, REPLICATE)}
+        counts = {key: n for key, n in counts.items() if not key.startswith(FILES)}  # other files, another question
+        axis = max(sorted(counts), key=counts.__getitem__, default="noise")
+        if len(_split(cells, (axis,))) < len(groups):
+            return axis
+    return "noise"
+
+
+def _make_conditions(cells: Sequence[FinishedRun], axis: str, keys: Sequence[str]) -> tuple[Condition, ...]:
+    out = []
+    groups = list(_group(cells, lambda cell: _identify(cell, keys)).values())
+    given = [group[0].value(axis) for group in groups]
+    numbers = all(isinstance(value, int | float) for value in given)
+    for i, (group, value) in enumerate(zip(groups, given, strict=True)):
+        if axis == "noise":
+            x = float(np.median([cell.noise for cell in group]))  # of equal numbers: the number itself
+            file = Path(group[0].config["noise_file"]).stem
+            label = f"{100 * x:.4g} %" if np.isfinite(x) else "unknown"
+            label += f" ({file})" if file else ""
+        else:
+            x, label = float(value) if numbers else float(i), _format(value)
+        out.append(Condition(x, label, tuple(sorted(group, key=lambda cell: cell.seed))))
+    return tuple(sorted(out, key=lambda condition: (not np.isfinite(condition.x), condition.x, condition.label)))
+
+
+def _group(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
+    out: dict[Any, list[Any]] = {}
+    for item in items:
+        out.setdefault(key(item), []).append(item)
+    return out
+
+
+def _split(cells: Sequence[FinishedRun], axes: Sequence[str]) -> list[list[FinishedRun]]:
+    keys = _find_differences(cells, (*REPLICATE, *axes))
+    return list(_group(cells, lambda cell: _identify(cell, keys)).values())
+
+
+def _find_differences(cells: Sequence[FinishedRun], apart_from: Sequence[str]) -> list[str]:
+    """The keys in which runs differ; one that an older run does not have counts as None."""
+    known = dict.fromkeys(key for cell in cells for key in cell.config)
+    keys = [key for key in known if key not in apart_from and key.split(".")[0] not in NOT_IDENTITY]
+    return [key for key in keys if len({_identify(cell, (key,)) for cell in cells}) > 1]
+
+
+def _identify(cell: FinishedRun, keys: Iterable[str]) -> str:
+    return json.dumps([cell.value(key) for key in keys])
+
+
+def _format(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _tabulate(
+    conditions: Sequence[Condition],
+) -> tuple[dict[Key, list[dict[Seed, float]]], dict[Key, list[dict[Seed, Source]]]]:
+    """Average the rows of each run by key, then over splits and tasks: `Study.table` and `Study.sources`."""
+    heads = [row for condition in conditions for cell in condition.cells for row in cell.rows if row.method]
+    varied = [field for field in SETTINGS if len({value for row in heads if (value := _word_setting(row, field))}) > 1]
+    table: dict[Key, list[dict[Seed, float]]] = {}
+    sources: dict[Key, list[dict[Seed, Source]]] = {}
+    for i, condition in enumerate(conditions):
+        for cell in condition.cells:
+            for key, rows in _group(cell.rows, lambda row, cell=cell: _make_key(row, cell, varied)).items():
+                values = table.setdefault(key, [{} for _ in conditions])[i]
+                values[cell.seed] = float(np.mean([row.value for row in rows]))
+                of_key = sources.setdefault(key, [{} for _ in conditions])[i]
+                of_key[cell.seed] = Source(cell.folder, tuple(rows))
+    scores = [key for key in table if key.method and not key.output]
+    for whole, parts in _group(scores, lambda key: key._replace(split=MEAN)).items():
+        table[whole] = _average([table[part] for part in parts])
+    by_task = dict.fromkeys(key._replace(split=MEAN) for key in scores)
+    for whole, parts in _group(by_task, lambda key: key._replace(task=MEAN)).items():
+        if len({key.task for key in by_task}) > 1:
+            table[whole] = _average([table[part] for part in parts])
+    return table, sources
+
+
+def _word_setting(row: Row, field: str) -> str:
+    """One field of SETTINGS in words; "" where it does not apply."""
+    value = getattr(row, field)
+    return SETTINGS[field].format(value) if value is not None else ""
+
+
+def _make_key(row: Row, cell: FinishedRun, varied: Sequence[str]) -> Key:
+    """Return what a row measures. The layer of a head is part of its setting."""
+    key = Key(
+        row.metric, row.task, row.split, row.domain, mode=row.spectrum_mode or "", output=row.output or "",
+        weights="" if row.weights == cell.config["extract.weights"] else row.weights, wise_alpha=row.wise_alpha,
+    )  # fmt: skip
+    if not row.method:
+        return key._replace(layer=row.layer or "")
+    setting = ", ".join(filter(None, (_word_setting(row, field) for field in varied)))
+    return key._replace(method=method_of(row), setting=setting)
+
+
+def _average(parts: Sequence[list[dict[Seed, float]]]) -> list[dict[Seed, float]]:
+    """The mean of several measures, run by run, of those runs that have them all."""
+    out = []
+    for of_condition in zip(*parts, strict=True):
+        seeds = [seed for seed in of_condition[0] if all(seed in part for part in of_condition)]
+        out.append({seed: float(np.mean([part[seed] for part in of_condition])) for seed in seeds})
+    return out
