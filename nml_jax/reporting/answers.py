@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nml_jax.console import list_words
 from nml_jax.reporting.sentences import add_article, count, say
 from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest
 from nml_jax.reporting.statistics.compare import HELD_OUT, from_files
-from nml_jax.reporting.statistics.paired import SEEDS, listed
+from nml_jax.reporting.statistics.paired import SEEDS
 from nml_jax.reporting.statistics.studies import MEAN, Key, Method, Study
 from nml_jax.runs.finished import FinishedRun
 from nml_jax.runs.heads import head_path
@@ -81,7 +82,7 @@ def _name_tests(c: Contest, tests: Iterable[Key]) -> str:
         several = sum(other.domain == test.domain for other in c.tests)
         inner = f"mean over {several} tests" if test.split == MEAN and several > 1 else test.split
         parts.append(DOMAINS[test.domain] + (f" ({inner})" if inner != MEAN else ""))
-    return listed(parts)
+    return list_words(parts)
 
 
 def _split_name(test: Key) -> str:
@@ -93,7 +94,7 @@ def rule(c: Contest) -> str:
     first, by_count = c.study.cells[0], {}
     for method in c.methods:
         by_count.setdefault(_count_settings(first, method), []).append(add_article(method))
-    counts = [f"{count(n, 'setting')} ({listed(names)})" for n, names in by_count.items()]
+    counts = [f"{count(n, 'setting')} ({list_words(names)})" for n, names in by_count.items()]
     if len(counts) == 1:
         counts = ["has one setting" if 1 in by_count else f"chooses among {next(iter(by_count))} settings"]
     epochs = first.config["tune.epochs"] if any(map(_by_gradient, c.methods)) else 0

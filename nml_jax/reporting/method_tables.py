@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nml_jax.console import list_words
 from nml_jax.reporting import answers
 from nml_jax.reporting.blocks import BEST, PROSE, Block, Lines, fold, table
 from nml_jax.reporting.statistics import compare
@@ -109,7 +110,7 @@ def _compare_others(contest: Contest) -> list[Block]:
         "95 % t-intervals over seeds alone, which say nothing of other test rows. They decide nothing."
     )
     head = ["", "score", "95 % interval", "difference (points)", "95 % interval"]
-    names = " and ".join(METRICS[metric] for metric in known)
+    names = list_words(METRICS[metric] for metric in known)
     title = f"{names[:1].upper()}{names[1:]}, with intervals"
     return [fold(title, table(caption, head, groups))] if groups else []
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 
 from nml_jax import __version__
+from nml_jax.console import list_words
 from nml_jax.reporting import answers, claims, method_tables, plots, provenance, tables
 from nml_jax.reporting.blocks import Block, fold, table
 from nml_jax.reporting.sentences import TEMPLATES, count, say
 from nml_jax.reporting.statistics.choose_method import Contest, contests
 from nml_jax.reporting.statistics.compare import from_files
-from nml_jax.reporting.statistics.paired import listed
 from nml_jax.reporting.statistics.studies import MEAN, Study
 
 LIMIT = 1_900_000  # bytes of a page; what would exceed it is left out, the last figures first
@@ -43,7 +43,7 @@ def page(studies: Sequence[Study], left_out: Mapping[str, str]) -> str:
         own = [text for c in found for text in (answers.rule(c) if len(c.methods) > 1 else "", answers.caution(c))]
         for text in dict.fromkeys([*own, say("claim_rule") if compare is _compare_conditions else ""]):
             rules.setdefault(text, []).append(study.title)
-    notes = [text if len(of) == len(studies) else f"For {listed(of)}: {text}" for text, of in rules.items() if text]
+    notes = [text if len(of) == len(studies) else f"For {list_words(of)}: {text}" for text, of in rules.items() if text]
     sections += [
         Section("run", "What was run", provenance.what_was_run(studies, left_out)),
         Section("limits", "Limits", [provenance.limits(studies), Block("heading", "Rules"), *_notes(notes)]),

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from nml_jax.console import list_words
 from nml_jax.reporting import claims, figures, tables
 from nml_jax.reporting.blocks import Block, Figure, Mark, Panel
 from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, full_name
 from nml_jax.reporting.statistics.compare import from_files
-from nml_jax.reporting.statistics.paired import listed, unit
+from nml_jax.reporting.statistics.paired import unit
 from nml_jax.reporting.statistics.studies import MEAN, Key, Study
 from nml_jax.runs.finished import FinishedRun
 
@@ -189,7 +190,7 @@ def _file_spectra(study: Study, task: str, name: str) -> Figure:
             lines.setdefault(where, []).append(figures.shares(entry["s"]))
     panels = [figures.curves(f"{name}s", SIGMA, "i", lines, log="xy")] if lines else []
     caption = (
-        f"Features of {listed(list(lines))}, neither centred nor normalised, a thin line for every seed. Splits of "
+        f"Features of {list_words(lines)}, neither centred nor normalised, a thin line for every seed. Splits of "
         "different numbers of rows have different spectra for that reason alone."
     )
     of = f": {task}" if len(study.tasks) > 1 else ""

@@ -8,8 +8,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from nml_jax.console import list_words
 from nml_jax.reporting.statistics.choose_method import DOMAINS
-from nml_jax.reporting.statistics.paired import BLIND, SEEDS, listed
+from nml_jax.reporting.statistics.paired import BLIND, SEEDS
 from nml_jax.reporting.statistics.studies import Method
 
 TEMPLATES = FileSystemLoader(Path(__file__).parent / "templates")
@@ -41,5 +42,5 @@ def _load_macros() -> Any:
     environment = Environment(loader=TEMPLATES, undefined=StrictUndefined)
     environment.globals |= {"SEEDS": SEEDS, "BLIND": BLIND, "DOMAINS": DOMAINS}
     own = {"the": add_article, "count": count, "span": span, "numbers": "{:,}".format}
-    environment.filters |= own | {"listed": lambda parts: listed(list(parts))}
+    environment.filters |= own | {"list_words": list_words}
     return environment.get_template("sentences.jinja").module

@@ -269,7 +269,7 @@ def test_a_mixture_with_weights(data: Path, tmp_path: Path):
         ({"objective.name": "supervised", "noise_kind": "symmetric"}, "has no head", "objective.name=clip"),
         ({"model.name": "resnet18"}, "needs a text tower", "clip"),
         ({"model.text_vocab": 1000}, "258", "--config.model.text_vocab=258"),
-        ({"model.text_context": 2}, "context of 2", "text_context"),
+        ({"model.text_context": 2}, "text_context must be at least 3", "start and end"),
         ({"data.tokenizer": "/nowhere.json"}, "/nowhere.json", ""),
         ({"runtime.evaluators": ("retrieva",)}, "no 'retrieva'", "spectrum, zeroshot"),
         ({"objective.name": "siglip"}, "logit_bias", "model.logit_bias"),
@@ -287,10 +287,10 @@ def test_a_mixture_with_weights(data: Path, tmp_path: Path):
         ),
         ({"objective.name": "clp"}, "no objective.name='clp'", "supervised, clip, siglip"),
         ({"data.classes": (0, 1)}, "data.classes=(0, 1)", "leave it out"),
-        ({"data.path": "/nowhere", "stages": ("pretrain",)}, "holds no prepared dataset", "builders image_text"),
+        ({"data.path": "/nowhere", "stages": ("pretrain",)}, "holds no prepared dataset", "prepare image_text"),
         ({"data.train": "trian"}, "no split 'trian'", "train, val"),
         ({"zeroshot.templates": "/nowhere.json"}, "/nowhere.json", ""),
-        ({"noise": 0.01}, "swaps 1 caption", "at least two"),
+        ({"noise": 0.01}, "swaps only 1 caption", "at least two"),
     ],
 )
 def test_bad_input_is_told_in_two_lines_and_loses_nothing(data: Path, tmp_path: Path, options, cause: str, cure: str):

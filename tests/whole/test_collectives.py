@@ -88,7 +88,7 @@ def test_no_device_has_the_logits_of_all_pairs(mesh: Mesh):
 def test_nobody_holds_the_whole_optimiser_state_under_fsdp():
     mesh = runtime.make_mesh(-1, 4)
     step, shapes = compiled("vit", mesh, **{"train.ema": 0.9})
-    (state, batch), _ = step.input_shardings
+    (state, batch, _), _ = step.input_shardings
     assert all(sharding.spec == runtime.BATCH_SPEC for sharding in batch.values() if sharding)  # None: it is not read
     held = 0
     for where in (state, step.output_shardings[0]):

@@ -249,7 +249,3 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     z = float(ndtri(0.975))
     centre, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
     return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
-
-
-def listed(parts: Sequence[str]) -> str:
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
