@@ -89,7 +89,7 @@ class Race:
         """Return the test accuracy when each epoch trains on two new views of every image."""
         config = self.config.tune
         labels = np.asarray(self.train.labels, np.int32)
-        weights, _ = nmtune.weights("code", 2)
+        weights, _ = nmtune.resolve_weights("code", 2)
         form, numbers = terms.split("nmtune", weights)
         spec = descent.Spec(Form(mlp=True), form, CLASSES, BATCH, config.standardize)
         rows, n = np.arange(len(labels)), np.int32(len(labels))

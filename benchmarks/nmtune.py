@@ -49,7 +49,7 @@ class Ours:
         from nml_jax.objectives import nmtune, terms
         from nml_jax.tuning import descent
 
-        weights, _ = nmtune.weights(preset, 2, svd=svd)
+        weights, _ = nmtune.resolve_weights(preset, 2, svd=svd)
         form, numbers = terms.split("nmtune", weights)
         self.spec = descent.Spec(Form(mlp=True), form, CLASSES, BATCH, standardize=False)
         self.setting = descent.Setting(np.arange(rows), LR, WEIGHT_DECAY, 0, numbers)

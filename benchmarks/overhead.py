@@ -73,7 +73,7 @@ def train(
     clock = goodput.Clock()
     journal = TimedJournal(folder, config, steps=steps, label="", clock=clock, quarantine=lambda ids: None)
     checkpoints = checkpoint.Checkpoints(
-        folder / "checkpoints", every=plan.every(config.runtime.save_every), keep=2, keep_every=0, meta={}
+        folder / "checkpoints", every=plan.to_steps(config.runtime.save_every), keep=2, keep_every=0, meta={}
     )
     with contextlib.redirect_stderr(io.StringIO()):
         loop.train(

@@ -35,7 +35,7 @@ def draw_problem(rows: int) -> tuple[Spec, TrainingSet, list[Setting]]:
     labels = rng.integers(0, CLASSES, rows).astype(np.int32)
     settings, form = [], None
     for lr, decay, svd in itertools.product((1e-2, 1e-3), (0.0, 1e-4), (0.01, 0.02, 0.05, 0.1)):
-        form, numbers = terms.split("nmtune", nmtune.weights("paper", 1, svd=svd)[0])
+        form, numbers = terms.split("nmtune", nmtune.resolve_weights("paper", 1, svd=svd)[0])
         settings.append(Setting(np.arange(rows), lr, decay, 0, numbers))
     bank = jax.device_put(TrainingSet(features, labels, np.ones(rows, np.float32)))
     return Spec(Form(mlp=True), form, CLASSES, BATCH, standardize=False), bank, settings

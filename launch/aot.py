@@ -263,6 +263,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     from ml_collections import config_flags
 
     from nml_jax import main, settings
+    from nml_jax.stages import sections
 
     extra = main.parse(["aot.py", *rest])[1:]
     extra += [f"--{name}" for name in ("workdir", "dry_run", "force") if flags.FLAGS[name].present]
@@ -272,9 +273,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     if options.fsdp is not None:
         with config.unlocked():
             config.runtime.update({"fsdp_axis": options.fsdp, "data_axis": -1})
-    return options, next(
-        iter(settings.expand_sweep(config, config_flags.get_override_values(flags.FLAGS["config"])).values())
-    )
+    cells = settings.expand_sweep(config, config_flags.get_override_values(flags.FLAGS["config"]))
+    cell = next(iter(cells.values()))
+    sections.check(cell)
+    return options, cell
 
 
 def main(argv: Sequence[str]) -> int:

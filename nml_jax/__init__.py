@@ -1,6 +1,6 @@
 """Noisy model learning: what wrong supervision in pre-training does to a model, and how to repair it downstream.
 
-The public names are loaded on first use; importing the package imports neither JAX nor anything that needs it.
+Public names are loaded on first use, so that importing the package does not import JAX.
 """
 
 import importlib

@@ -1,11 +1,11 @@
-"""Lines for the person at the terminal."""
+"""Print lines for the person at the terminal."""
 
 import math
 import sys
 
 
 def format_seconds(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
+    """Format seconds as h:mm:ss or m:ss."""
     if not math.isfinite(seconds):
         return "?"
     minutes, rest = divmod(round(seconds), 60)
@@ -14,5 +14,5 @@ def format_seconds(seconds: float) -> str:
 
 
 def notice(message: str) -> None:
-    """One line for the person at the terminal. Results go to stdout, this goes to stderr."""
+    """Print a line to stderr; stdout is for results."""
     print(message, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What went wrong on the user's side, and what to do about it."""
+"""The errors that end a run with an exit code of their own, and how a disk's errors become one of them."""
 
 import contextlib
 import errno
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """Bad input. `main` prints the two lines and exits with 2; a traceback is left to our own bugs.
+    """Bad input. `main` prints its two lines and exits with 2; only our own bugs print a traceback.
 
     Args:
-        cause: one line that says what is wrong, with the offending value.
-        cure: one line that says what to do about it.
+        cause: one line about what is wrong, with the offending value.
+        cure: one line about what to do.
     """
 
     exit_code = 2
@@ -38,20 +38,20 @@ class NonFinite(Exception):
 
 
 class PeerLost(Exception):
-    """Another process of the job did not come, or went away."""
+    """Another process of the job did not join, or is gone."""
 
     exit_code = 76
 
 
-# What a disk answers that takes no more, and what it answers to a reader as well.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# Error numbers of writing alone, and of reading or writing.
+_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _EITHER = (errno.EACCES, errno.EPERM, errno.EIO)
 
 FREE = "free or remount the disk, or use another --workdir; what was saved before is kept"
 
 
 def as_disk_error(error: Exception, path: object = None) -> UserError | None:
-    """`error` as a UserError if it is a disk's, be it told by Python or by the storage library.
+    """Return a UserError if `error`, from Python or the storage library, is a fault of the disk, else None.
 
     Args:
         path: what was being written, if that is known.
@@ -59,22 +59,22 @@ def as_disk_error(error: Exception, path: object = None) -> UserError | None:
     code = error.errno if isinstance(error, OSError) else None
     if code is None and (found := re.search(r"os_error_code='(\d+)'", str(error))):
         code = int(found[1])
-    named = getattr(error, "filename", None)
+    file = getattr(error, "filename", None)
     if code in _EITHER:
-        cause = f"cannot read or write {named or path or 'a file'}: {os.strerror(code)}"
-        return UserError(cause, "see that the disk is sound, and that this user may read and write there")
-    if code not in _FULL and not (path and isinstance(error, OSError)):
+        cause = f"cannot read or write {file or path or 'a file'}: {os.strerror(code)}"
+        return UserError(cause, "check the disk, and that this user may read and write there")
+    if code not in _WRITE and not (path and isinstance(error, OSError)):
         return None
-    cause = f"cannot write {path or named or 'to disk'}: {os.strerror(code) if code else error}"
+    cause = f"cannot write {path or file or 'to disk'}: {os.strerror(code) if code else error}"
     return UserError(cause, FREE)
 
 
 @contextlib.contextmanager
-def storing(path: object) -> Iterator[None]:
-    """Turn the errors of a disk that is being written to into a UserError that names `path`."""
+def report_disk_errors(path: object) -> Iterator[None]:
+    """Turn the disk's errors while `path` is written into a UserError that names it."""
     try:
         yield
     except (OSError, ValueError) as e:
-        if refused := as_disk_error(e, path):
-            raise refused from e
+        if disk_error := as_disk_error(e, path):
+            raise disk_error from e
         raise

@@ -20,12 +20,11 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from nml_jax import __version__
+from nml_jax import __version__, settings
 from nml_jax.errors import NonFinite, PeerLost, Preempted, UserError, as_disk_error
 from nml_jax.processes.sigterm import on_sigterm
 
 ROOT = Path(__file__).resolve().parent.parent
-INSTALLED = Path(__file__).resolve().parent / "installed"  # only in a wheel
 
 DEFAULT = "configs/digits.py"
 
@@ -63,7 +62,6 @@ def launch(
         UserError, Preempted, NonFinite, PeerLost: see `errors`.
     """
     # ---- what to run -----------------------------------------------------------------------------------------------
-    from nml_jax import settings
     from nml_jax.stages import runner
 
     runner.check(config.stages, "stages")
@@ -76,13 +74,15 @@ def launch(
 
     from nml_jax import console, runtime
     from nml_jax.processes import peers
-    from nml_jax.stages import experiment
+    from nml_jax.stages import experiment, sections
 
+    for cell in cells.values():
+        sections.check(cell)
     peers.start(config.runtime.timeout)
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis)
     for cell in cells.values():
         for stage in todo:
-            runner.module(stage).check(cell, mesh, data=not dry_run)
+            runner.find_stage(stage).check(cell, mesh, data=not dry_run)
     if dry_run:
         from nml_jax.stages.dry_run import describe_plan
 
@@ -101,14 +101,14 @@ def launch(
     for name, cell in cells.items() if todo else ():
         folder = experiment.open_run(workdir, name, cell, write=first)
         for stage in todo:
-            with peers.at(stage):
+            with peers.track(stage):
                 runner.run(stage, cell, folder, mesh, revision=revision, force=stage in force)
 
     # ---- the report over all runs of the experiment, these and earlier ones ----------------------------------------
     if "report" in config.stages and first:
         from nml_jax.stages import report
 
-        with peers.at("report"):
+        with peers.track("report"):
             page = report.run(config, workdir, mesh)
         print(report.summarise(page.parent))
         console.notice(f"report: {page.resolve()}")
@@ -117,7 +117,7 @@ def launch(
 def code_revision() -> str:
     """The commit of the checkout, with "+" if it has changes; of a copy without .git, as in an image, what its file
     REVISION says; of a wheel the version, as git would name whatever repository lies around it."""
-    if INSTALLED.is_dir():
+    if settings.INSTALLED.is_dir():
         return __version__
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
@@ -125,11 +125,6 @@ def code_revision() -> str:
     with contextlib.suppress(FileNotFoundError):
         return (ROOT / "REVISION").read_text("utf-8").strip()
     return ""
-
-
-def configs_home() -> Path:
-    """Return the folder of `configs`, as this package was installed: in itself from a wheel, else beside it."""
-    return INSTALLED if INSTALLED.is_dir() else ROOT
 
 
 def find_config(file: str) -> str:
@@ -144,8 +139,8 @@ def find_config(file: str) -> str:
     path, *_ = file.split(":")
     if Path(path).is_file():
         return file
-    if (configs_home() / path).is_file():
-        return str(configs_home() / file)
+    if (settings.configs_home() / path).is_file():
+        return str(settings.configs_home() / file)
     raise UserError(f"there is no config file {path!r}", "give --config=FILE, as in --config=configs/digits.py")
 
 
@@ -200,7 +195,7 @@ def run(argv: list[str] | None = None) -> int:
     if {"--help", "-h"} & set(argv):
         print(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
         return 0
-    sys.path.insert(0, str(configs_home()))  # for `from configs import common`
+    sys.path.insert(0, str(settings.configs_home()))  # for `from configs import common`
     # The checkpoint library logs a failed write once per thread, with tracebacks; here it is told once, in a line.
     logging.set_verbosity(logging.FATAL)
     previous = signal.getsignal(signal.SIGINT)

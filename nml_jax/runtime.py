@@ -1,4 +1,4 @@
-"""Devices and placement: the mesh, where arrays live, and how a batch gets there. For processes see `processes`."""
+"""Devices and placement: the mesh, where arrays live, and how a batch gets there."""
 
 import functools
 import os
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from nml_jax import ranges
 from nml_jax.errors import PeerLost, UserError
 from nml_jax.processes import job, peers
 
@@ -18,22 +19,28 @@ Batch = Mapping[str, Any]
 # Smaller arrays are replicated: splitting them saves no memory worth a collective.
 SHARD_FROM = 2**16
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
-# Of the compiler for CPUs. Barriers stay until operations are fused (`models.materialise`); and YNNPACK computes matrix
-# products and sums, as by default, but no convolutions: for those it takes twice the time of Eigen, and three times
-# for the gradients of their kernels (jaxlib 0.10.2).
+# Options of the CPU compiler. Barriers must stay until operations are fused (`models.materialise`). YNNPACK computes
+# matrix products and sums, as by default, but not convolutions: there it takes twice as long as Eigen, and three times
+# as long for the gradients of the kernels (jaxlib 0.10.2).
 CPU_OPTIONS = {
     "xla_disable_hlo_passes": "cse_barrier_expander",
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of all devices, or of those given, with Auto axes "data" and "fsdp"; -1 stands for the rest.
+def check_ranges(config: Any) -> None:
+    """Refuse values of the section `runtime` that are out of range."""
+    ranges.require_at_least(1, "runtime", config, "max_skipped", "log_every", "keep", "timeout")
+    ranges.require_at_least(0, "runtime", config, "threads", "prefetch", "eval_every", "keep_every")
+    ranges.require_positive("runtime", config, "save_every")
 
-    The devices stand process by process, so that each process reads consecutive rows of a batch (`rows_of_process`) and
-    any size of `fsdp` that divides them will do. jax.make_mesh follows the links of a TPU slice instead: there the rows
-    of a host are scattered, and on a v4, v5p or v6e it refuses an axis that is no side of the slice. A reduction among
-    all devices does not depend on their order.
+
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """Make the mesh of all devices, or of those given, with Auto axes "data" and "fsdp"; -1 stands for the rest.
+
+    Devices are ordered by process, so that each process reads consecutive rows of a batch (`find_process_block`) and
+    `fsdp` may be any divisor. jax.make_mesh follows the links of a TPU slice instead. That scatters the rows of a host,
+    and on a v4, v5p or v6e an axis must be a side of the slice. The order does not change a reduction over all devices.
 
     Raises:
         UserError: the sizes do not multiply to the number of devices.
@@ -54,7 +61,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
 
 
 def check_devices(mesh: Mesh, timeout: float = 120) -> None:
-    """Add up a number of every device, on all of them.
+    """Check that all devices can compute a sum together.
 
     Raises:
         PeerLost: the sum is wrong, or not there after `timeout` seconds.
@@ -63,23 +70,23 @@ def check_devices(mesh: Mesh, timeout: float = 120) -> None:
     sharding = NamedSharding(mesh, BATCH_SPEC)
     numbers = jax.make_array_from_callback((n,), sharding, lambda index: np.arange(1, n + 1, dtype=np.int32)[index])
     try:
-        found = job.in_thread(lambda: int(jax.jit(jnp.sum, out_shardings=replicated_sharding(mesh))(numbers)), timeout)
+        total = job.in_thread(lambda: int(jax.jit(jnp.sum, out_shardings=replicated_sharding(mesh))(numbers)), timeout)
     except TimeoutError as e:
         raise PeerLost(f"the devices have not added up {n} numbers within {timeout:g} s: one does not answer") from e
-    if found != n * (n + 1) // 2:
-        raise PeerLost(f"the devices add up 1 to {n} to {found}: one of them, or a link, is broken")
+    if total != n * (n + 1) // 2:
+        raise PeerLost(f"the devices add up 1 to {n} to {total}: one of them, or a link, is broken")
 
 
 def describe(mesh: Mesh) -> str:
-    """One line: hosts, processes, devices, mesh, versions."""
+    """Describe hosts, processes, devices, mesh and versions in one line."""
     about, hosts = describe_environment(), len(set(peers.list_hosts()))
     axes = " × ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     versions = ", ".join(f"{name} {about[name]}" for name in ("nml_jax", "jax", "jaxlib", "python"))
     return f"{hosts} host(s), {about['processes']} process(es), {about['device']}, mesh {axes}; {versions}"
 
 
-def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    """Sharding by shape: arrays of 2¹⁶ elements or more are split over `fsdp` along their largest divisible axis."""
+def choose_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+    """Split arrays of 2¹⁶ elements or more over `fsdp` along their largest divisible axis; replicate the others."""
     divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
     if fsdp == 1 or not divisible or np.prod(shape) < SHARD_FROM:
         return PartitionSpec()
@@ -87,14 +94,18 @@ def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     return PartitionSpec(*("fsdp" if i == axis else None for i in range(len(shape))))
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
-    """A NamedSharding for every leaf (with a shape) of `tree`, by `leaf_spec`."""
-    return jax.tree.map(lambda x: NamedSharding(mesh, leaf_spec(x.shape, mesh.shape["fsdp"])), tree)
+def choose_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Return a NamedSharding for every leaf (with a shape) of `tree`, by `choose_spec`."""
+    return jax.tree.map(lambda x: NamedSharding(mesh, choose_spec(x.shape, mesh.shape["fsdp"])), tree)
 
 
 def make_gather(split: Any, mesh: Mesh) -> Callable[[Any], Any]:
-    """The identity of parameters that lie as `split` says. Forward every device gathers the whole ones, backward it
-    keeps its part of their gradient; left alone, XLA would gather activations over `fsdp`: there are more of them.
+    """Return an identity that all-gathers parameters in the forward pass and reduce-scatters their gradients.
+
+    Without it XLA would gather the activations over `fsdp`, and there are more of them.
+
+    Args:
+        split: the shardings of the parameters.
     """
     if mesh.shape["fsdp"] == 1:
         return lambda params: params
@@ -113,9 +124,10 @@ def make_gather(split: Any, mesh: Mesh) -> Callable[[Any], Any]:
     return whole
 
 
-def with_shardings(tree: Any, mesh: Mesh) -> Any:
-    """`tree` of shapes as ShapeDtypeStructs that carry their sharding, which a restore asks for."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings(tree, mesh))
+def add_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Return a tree of shapes as ShapeDtypeStructs with their shardings, as a restore needs them."""
+    shardings = choose_shardings(tree, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:
@@ -123,11 +135,7 @@ def replicated_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(batch: int, mesh: Mesh, key: str) -> None:
-    """Every device gets the same number of rows.
-
-    Raises:
-        UserError: the mesh does not divide `batch`, the value of config key `key`.
-    """
+    """Raise UserError if `batch`, the value of config key `key`, is not a positive multiple of the mesh's size."""
     if batch < 1 or batch % mesh.size:
         raise UserError(
             f"{key}={batch} cannot be divided over the {mesh.size} device(s) of the mesh",
@@ -135,8 +143,8 @@ def check_batch(batch: int, mesh: Mesh, key: str) -> None:
         )
 
 
-def process_rows(mesh: Mesh) -> tuple[int, int]:
-    """(block, blocks): which of the equal consecutive blocks of a global batch this process's devices hold."""
+def find_process_block(mesh: Mesh) -> tuple[int, int]:
+    """Return (block, blocks): which of the equal consecutive blocks of a global batch this process holds."""
     count = jax.process_count()
     if count == 1:
         return 0, 1
@@ -144,14 +152,14 @@ def process_rows(mesh: Mesh) -> tuple[int, int]:
     rows = sorted(indices[d][0].start or 0 for d in mesh.local_devices)
     size = mesh.size // count
     if len(rows) != size or rows != list(range(rows[0], rows[0] + size)) or rows[0] % size:
-        raise RuntimeError(f"process {jax.process_index()} holds rows {rows}, no block of {size}: reorder the mesh")
+        raise RuntimeError(f"process {jax.process_index()} holds rows {rows}, not a block of {size}: reorder the mesh")
     return rows[0] // size, count
 
 
 def keep_compiled(folder: Path) -> None:
-    """What one start compiles the next one reads from `folder`, unless the user has named another.
+    """Cache compiled code in `folder`, unless the user has named another.
 
-    On a CPU nothing is kept: there compiled code may not run on the next host that shares the folder.
+    Do nothing on a CPU, whose compiled code may not run on another host that shares the folder.
     """
     if jax.default_backend() != "cpu" and jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
         jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
@@ -159,7 +167,7 @@ def keep_compiled(folder: Path) -> None:
 
 @functools.cache
 def _cpu_options() -> dict[str, str] | None:
-    """CPU_OPTIONS, or nothing where this version of the compiler does not know them."""
+    """Return CPU_OPTIONS, or None if this version of the compiler does not know them."""
     try:
         jax.jit(lambda: 0, compiler_options=CPU_OPTIONS).lower().compile()
     except jax.errors.JaxRuntimeError:
@@ -168,17 +176,17 @@ def _cpu_options() -> dict[str, str] | None:
 
 
 def jit(function: Callable[..., Any], mesh: Mesh, **how: Any) -> Any:
-    """jax.jit of something large, such as a step, with the options of the compiler that its devices want."""
+    """Apply jax.jit to something large, such as a step, with compiler options for its devices."""
     platform = mesh.devices.flat[0].platform
     return jax.jit(function, compiler_options=_cpu_options() if platform == "cpu" else None, **how)
 
 
 def put_batch(mesh: Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
-    """A function from a process's rows (NumPy) to the global batch on the devices, split over (data, fsdp)."""
+    """Return a function that puts a process's rows (NumPy) on the devices as a global batch over (data, fsdp)."""
     sharding = NamedSharding(mesh, BATCH_SPEC)
 
     def put(batch: Batch) -> dict[str, jax.Array]:
-        if jax.process_count() == 1:  # the same, all arrays in one call
+        if jax.process_count() == 1:  # the same result, in one call for all arrays
             return jax.device_put(dict(batch), sharding)
         return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}
 
@@ -186,30 +194,30 @@ def put_batch(mesh: Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
 
 
 def to_mesh(tree: Any, mesh: Mesh) -> Any:
-    """Arrays that every process holds whole, as global arrays sharded by shape. Each is a buffer of its own."""
+    """Make global arrays, sharded by shape, from arrays that every process holds whole. Each has its own buffer."""
 
     def put(x: Any, sharding: NamedSharding) -> jax.Array:
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: np.array(host[index]))
 
-    return jax.tree.map(put, tree, shardings(tree, mesh))
+    return jax.tree.map(put, tree, choose_shardings(tree, mesh))
 
 
 def fetch(tree: Any, mesh: Mesh) -> Any:
-    """`tree` of global arrays as NumPy, whole, on every process; gathered one array at a time."""
+    """Return global arrays as whole NumPy arrays on every process; gathers one array at a time."""
     if jax.process_count() > 1:
-        return jax.tree.map(lambda x: np.asarray(_gather(mesh)(x)), tree)
+        return jax.tree.map(lambda x: np.asarray(_make_replicate(mesh)(x)), tree)
     return jax.tree.map(np.asarray, jax.device_get(tree))
 
 
 @functools.lru_cache(maxsize=2)
-def _gather(mesh: Mesh) -> Callable[[Any], Any]:
-    """The identity, onto every device; kept, so that an array of known shape and sharding is not compiled for anew."""
+def _make_replicate(mesh: Mesh) -> Callable[[Any], Any]:
+    """Return the identity onto every device. The cache spares compiling it again for a known shape and sharding."""
     return jax.jit(lambda x: x, out_shardings=replicated_sharding(mesh))
 
 
 def any_process(value: bool) -> bool:
-    """Whether any process says so, on every process."""
+    """Return on every process whether `value` is true on any."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils
@@ -218,7 +226,7 @@ def any_process(value: bool) -> bool:
 
 
 def describe_environment() -> dict[str, str]:
-    """What a number was computed with: device and versions."""
+    """Return the device and versions that a number was computed with."""
     import platform
     from importlib.metadata import version
 

@@ -1,21 +1,26 @@
 """One config -> the runs of its sweep; what identifies a run; configs as JSON."""
 
+import functools
 import hashlib
+import importlib.util
 import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from nml_jax.errors import UserError
+from nml_jax.ranges import require_at_least, require_names, require_share
 
 # What to run, where and how fast: these change no number, so they do not identify a run.
 NOT_IDENTITY = ("sweep", "stages", "runtime")
 # Every run is named by these two, swept or not, so that runs of one experiment find their place beside each other. Of
 # features from files nobody knows the noise.
 AXES = ("noise", "seed")
+INSTALLED = Path(__file__).resolve().parent / "installed"  # only in a wheel
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -43,6 +48,39 @@ def from_json(tree: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(restored(tree)).lock()
 
 
+def configs_home() -> Path:
+    """Return the folder of `configs`, as this package was installed: in itself from a wheel, else beside it."""
+    return INSTALLED if INSTALLED.is_dir() else INSTALLED.parent.parent
+
+
+@functools.cache
+def default_config() -> dict[str, Any]:
+    """Return the config of configs/common.py as JSON: every key with its default.
+
+    The file is loaded by its path, as a notebook may have another `configs` on its own.
+    """
+    spec = importlib.util.spec_from_file_location("nml_jax_defaults", configs_home() / "configs" / "common.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return to_json(module.get_config())
+
+
+def fill_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the keys that did not exist when a config (as JSON) was written, with their defaults."""
+
+    def fill(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        sections = {
+            key: fill(defaults[key], value)
+            for key, value in own.items()
+            if isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping)
+        }
+        return {**defaults, **own, **sections}
+
+    return fill(default_config(), tree)
+
+
 def freeze_sections(*sections: ConfigDict) -> tuple[FrozenConfigDict, ...]:
     """Hashable copies, to key what is compiled by what it was compiled for."""
     return tuple(FrozenConfigDict(section.to_dict()) for section in sections)
@@ -55,7 +93,7 @@ def hash_json(value: Any) -> str:
 
 def select_keys(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     """Those top-level keys of a config (as JSON) that a stage reads."""
-    return {key: config[key] for key in keys}
+    return {key: config[key] for key in keys if key in config}
 
 
 def repetition_seeds(seed: int, count: int) -> range:
@@ -112,56 +150,19 @@ def swept_axes(config: ConfigDict) -> dict[str, Any]:
 
 
 def check(config: ConfigDict) -> None:
-    """Refuse values that can only be mistakes.
+    """Refuse values that can only be mistakes, of keys that belong to no section or to several.
+
+    A section's own keys are checked by the module that reads it (stages/sections.py).
 
     Raises:
         UserError: one line of cause, one of cure.
     """
-    flat = dict(flatten(config.to_dict()))
-    for key, value in flat.items():
+    for key, value in flatten(config.to_dict()):
         if any(isinstance(number, float) and not math.isfinite(number) for number in _leaves(value)):
-            raise UserError(f"{key}={value} is not finite", f"set --config.{key} to finite numbers")
-    if not 0 <= config.noise <= 1:
-        raise UserError(f"noise={config.noise} is no share", "give a number in [0, 1], as in --config.noise=0.05")
-    for key, low in {
-        "data.image_size": 1, "train.batch": 1, "extract.batch": 1, "extract.views": 1, "tune.batch": 1,
-        "tune.epochs": 1, "tune.seeds": 1, "tune.width": 1, "tune.depth": 1, "tune.steps": 0, "diagnose.folds": 2,
-        "diagnose.rows": 20, "augment.repeats": 1, "runtime.threads": 0, "runtime.max_skipped": 1,
-        "runtime.log_every": 1, "runtime.keep": 1, "runtime.timeout": 1, "seed": 0, "noise_seed": 0,
-    }.items():  # fmt: skip
-        value = flat[key]
-        if value is not None and value < low:
-            raise UserError(f"{key}={value} is less than {low}", f"set --config.{key} to {low} or more")
-    for key in ("train.epochs", "optimizer.lr", "runtime.save_every"):
-        value = flat[key]
-        if value <= 0:
-            raise UserError(f"{key}={value} is no positive number", f"set --config.{key} above 0")
-    for key in ("data.validation", "tune.validation", "train.ema"):
-        value = flat[key]
-        if not 0 <= value < 1:
-            raise UserError(f"{key}={value} is outside [0, 1)", f"set --config.{key} in [0, 1)")
-    for key in ("augment.flip", "augment.erase", "augment.randaugment_prob", "objective.switch_prob"):
-        if not 0 <= flat[key] <= 1:
-            raise UserError(f"{key}={flat[key]} is no probability", f"set --config.{key} in [0, 1]")
-    for key in ("runtime.eval_every", "runtime.keep_every", "augment.pad", "augment.randaugment", "runtime.prefetch",
-                "tune.noisytune", "tune.neftune", "finetune.noisytune", "finetune.neftune"):  # fmt: skip
-        if flat[key] < 0:
-            raise UserError(f"{key}={flat[key]} is negative", f"set --config.{key} to 0 or more")
-    for key in ("augment.scale", "augment.ratio"):
-        value = flat[key]
-        if len(value) != 2 or not 0 < value[0] <= value[1]:
-            raise UserError(f"{key}={value} is no range", f"set --config.{key}='(low, high)', above 0")
-    for key, what in {
-        "tune.lrs": "numbers from 0 up", "tune.weight_decays": "numbers from 0 up", "tune.cs": "numbers above 0",
-        "tune.alphas": "numbers from 0 up", "tune.ks": "whole numbers above 0",
-    }.items():  # fmt: skip
-        values, kind = flat[key], int if "whole" in what else (int, float)
-        good = all(isinstance(v, kind) and v >= 0 for v in values) and 0 < len(values) == len(set(values))
-        if not good or ("above" in what and 0 in values) or (key == "tune.lrs" and not any(values)):
-            raise UserError(f"{key}={values} is no tuple of different {what}", f"set --config.{key}='(1, 10)'")
-    for key in ("stages", "downstream.tasks", "extract.layers", "extract.spectra", "tune.methods", "tune.presets"):
-        if not flat[key] or len(set(flat[key])) < len(flat[key]):
-            raise UserError(f"{key}={flat[key]} is empty or repeats itself", f"name each entry of {key} once")
+            raise UserError(f"{key} must be finite, got {value}", f"set --config.{key} to finite numbers")
+    require_share("", config, "noise")
+    require_at_least(0, "", config, "seed", "noise_seed")
+    require_names("", config, "stages")
     if config.extract.weights not in ("raw", "ema") or (config.extract.weights == "ema" and not config.train.ema):
         raise UserError(
             f"extract.weights={config.extract.weights!r} with train.ema={config.train.ema}",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nml_jax.data.sources import texts as stored
 from nml_jax.data.text.tokenizer import load, train
-from nml_jax.errors import UserError, storing
+from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.runs.files import write_atomic
 
 
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.out.exists():
             raise UserError(f"{args.out} exists already", "choose another OUT.json, or delete it first")
         definition = train(read_captions(args.corpus), args.vocab)
-        with storing(args.out):
+        with report_disk_errors(args.out):
             write_atomic(args.out, definition)
         tokenizer = load(str(args.out), 3)
     except UserError as e:

@@ -41,7 +41,7 @@ def test_a_whole_step_at_full_size(path: Path, arg: str | None):
     n, num_classes = cell.data.size or cell.data.expected or 1000, cell.data.num_classes or 10
     mesh = runtime.make_mesh(-1, 2)
     runtime.check_batch(cell.train.batch, mesh, "train.batch")
-    program = loop.build(cell, loop.Plan.of(cell, n), mesh, num_classes=num_classes)
+    program = loop.build(cell, loop.Plan.from_config(cell, n), mesh, num_classes=num_classes)
     state, metrics = jax.eval_shape(program.step, program.shapes, make_batch_shapes(cell))
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), program.shapes)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shapes

@@ -16,7 +16,7 @@ import pytest
 import safetensors.numpy
 
 import nml_jax
-from nml_jax import main
+from nml_jax import main, settings
 from nml_jax.errors import UserError
 from nml_jax.runs.rows import read_rows
 from tests.scenes.digits_experiment import flags, launch
@@ -163,11 +163,11 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys):
 
 def test_weights_from_a_file_start_any_stage(tmp_path: Path, finished: Path):
     from nml_jax import load_model
-    from nml_jax.models.weights import convert
+    from nml_jax.models.weights import timm
 
     loaded = load_model(finished / CELL)
     file = tmp_path / "encoder.safetensors"
-    safetensors.numpy.save_file(convert.to_timm(loaded.params, loaded.model_state), file)
+    safetensors.numpy.save_file(timm.export_weights(loaded.params, loaded.model_state), file)
     launch(tmp_path / "given", init_from=str(file), stages=("extract",), noise=0.0, **{"data.num_classes": 5})
     of = {}
     for folder in (finished, tmp_path / "given"):
@@ -243,8 +243,8 @@ def test_a_disk_that_takes_no_more(tmp_path: Path):
 @pytest.mark.parametrize(
     ("overrides", "cause"),
     [
-        ({"noise": 1.5}, "noise=1.5"),
-        ({"noise": float("nan")}, "noise=nan"),
+        ({"noise": 1.5}, "noise must be in [0, 1], got 1.5"),
+        ({"noise": float("nan")}, "noise must be finite, got nan"),
         ({"data.num_classes": 4}, "4"),
         ({"data.classes": (0, 99)}, "99"),
         ({"data.train": "training"}, "training"),
@@ -370,7 +370,7 @@ def test_a_deleted_bank_is_written_anew(workdir: Path, capsys):
 
 def test_other_weights_under_the_same_name_are_noticed(workdir: Path, tmp_path: Path, capsys):
     from nml_jax import load_model
-    from nml_jax.models.weights import convert
+    from nml_jax.models.weights import timm
 
     loaded = load_model(workdir / CELL)
     file = tmp_path / "encoder.safetensors"
@@ -378,7 +378,7 @@ def test_other_weights_under_the_same_name_are_noticed(workdir: Path, tmp_path: 
         params = {
             k: ({n: scale * x for n, x in v.items()} if k == "stem_conv" else v) for k, v in loaded.params.items()
         }
-        tensors = convert.to_timm(params, loaded.model_state)
+        tensors = timm.export_weights(params, loaded.model_state)
         safetensors.numpy.save_file({k: np.asarray(v) for k, v in tensors.items()}, file)
         launch(tmp_path / "given", init_from=str(file), stages=("extract",), noise=0.0)
         assert "extract finished" in capsys.readouterr().err
@@ -441,6 +441,6 @@ def test_a_config_is_looked_up_here_and_then_where_the_package_is_installed(tmp_
     wheel = tmp_path / "site" / "installed"
     (wheel / "configs").mkdir(parents=True)
     (wheel / "configs" / "mine.py").touch()
-    monkeypatch.setattr(main, "INSTALLED", wheel)
+    monkeypatch.setattr(settings, "INSTALLED", wheel)
     assert main.find_config("configs/mine.py") == str(wheel / "configs" / "mine.py")
     assert main.code_revision() == nml_jax.__version__

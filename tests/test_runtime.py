@@ -38,11 +38,11 @@ def test_a_mesh_that_does_not_fit(data: int, fsdp: int):
     ],
 )
 def test_sharding_by_shape(shape: tuple[int, ...], spec: PartitionSpec):
-    assert runtime.leaf_spec(shape, 4) == spec
+    assert runtime.choose_spec(shape, 4) == spec
 
 
 def test_without_fsdp_everything_is_replicated():
-    assert runtime.leaf_spec((1024, 1024), 1) == PartitionSpec()
+    assert runtime.choose_spec((1024, 1024), 1) == PartitionSpec()
 
 
 def test_a_batch_is_split_over_both_axes():
@@ -51,7 +51,7 @@ def test_a_batch_is_split_over_both_axes():
     assert batch["image"].sharding.spec == PartitionSpec(("data", "fsdp"))
     assert {s.data.shape for s in batch["image"].addressable_shards} == {(2, 2)}
     np.testing.assert_array_equal(runtime.fetch(batch, mesh)["image"], np.arange(32).reshape(16, 2))
-    assert runtime.process_rows(mesh) == (0, 1)
+    assert runtime.find_process_block(mesh) == (0, 1)
 
 
 @pytest.mark.parametrize("batch", [0, 7, 12, -8])
@@ -65,7 +65,7 @@ def test_all_devices_add_up(data: int, fsdp: int):
     runtime.check_devices(runtime.make_mesh(data, fsdp))
 
 
-def test_a_wrong_sum_is_no_good(mesh, monkeypatch):
+def test_a_wrong_sum_is_an_error(mesh, monkeypatch):
     monkeypatch.setattr(runtime.jnp, "sum", lambda numbers: numbers[1:].sum())
     with pytest.raises(PeerLost, match="add up 1 to 8 to 35"):
         runtime.check_devices(mesh)
@@ -76,7 +76,7 @@ def test_a_sum_that_does_not_come_is_not_waited_for(mesh, monkeypatch):
         assert limit == 7
         raise TimeoutError
 
-    monkeypatch.setattr(runtime.job, "aside", silent)
+    monkeypatch.setattr(runtime.job, "in_thread", silent)
     with pytest.raises(PeerLost, match="within 7 s"):
         runtime.check_devices(mesh, 7)
 
@@ -99,7 +99,7 @@ def test_environment_names_device_and_versions():
     assert environment["device"].startswith("8 × cpu")
 
 
-def test_a_mesh_of_given_devices_stands_in_the_order_of_processes_and_numbers():
+def test_a_mesh_of_given_devices_orders_them_by_process_and_number():
     devices = jax.devices()
     assert list(runtime.make_mesh(4, 2, devices[::-1]).devices.flat) == devices
     for data, fsdp in ((-1, 3), (4, 4), (-1, -1), (0, 8), (-1, 0), (3, -1)):
@@ -107,7 +107,7 @@ def test_a_mesh_of_given_devices_stands_in_the_order_of_processes_and_numbers():
             runtime.make_mesh(data, fsdp, devices)
 
 
-def test_compiled_code_is_kept_where_no_user_has_said_and_not_on_a_cpu(tmp_path, monkeypatch):
+def test_compiled_code_is_cached_unless_the_user_has_said_where_and_not_on_a_cpu(tmp_path, monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     try:
         for backend, named, kept in (("cpu", None, None), ("tpu", "/own", "/own"), ("tpu", None, f"{tmp_path}/cache")):

@@ -6,6 +6,13 @@ from ml_collections import ConfigDict
 from configs import common, digits
 from nml_jax import inputs, settings
 from nml_jax.errors import UserError
+from nml_jax.stages import sections
+
+
+def check(config: ConfigDict) -> None:
+    """As every start does, whatever stages are to run."""
+    settings.check(config)
+    sections.check(config)
 
 
 def test_a_sweep_is_the_product_of_its_axes():
@@ -93,7 +100,7 @@ def test_values_that_can_only_be_mistakes(key: str, value):
     config = common.get_config()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=key.split(".")[-1]):
-        settings.check(config)
+        check(config)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,7 @@ def test_values_that_can_only_be_mistakes(key: str, value):
 def test_grids_that_are_none_of_these(key: str, value):
     config = common.get_config()
     config.update_from_flattened_dict({key: value})
-    settings.check(config)
+    check(config)
 
 
 def test_json_round_trip():

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, models, noise, runtime
+from nml_jax import errors, models, noise, ranges, runtime
 from nml_jax.data.text import tokenizer as tokenizers
 from nml_jax.data.text.tokenizer import Tokenizer
 from nml_jax.training import checkpoint, pretrained
@@ -25,13 +25,19 @@ class Encoder(NamedTuple):
     digest: str
 
 
+def check_ranges(config: ConfigDict) -> None:
+    """Refuse values of the section `extract` that are out of range."""
+    ranges.require_at_least(1, "extract", config, "batch", "views")
+    ranges.require_names("extract", config, "layers", "spectra")
+
+
 def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
     """The run's checkpoint (`extract.step`, raw or EMA weights), or `init_from` where the run has none.
 
     Raises:
         UserError: neither is there, the checkpoint is damaged, or the weights do not fit the model.
     """
-    if checkpoint.steps(workdir / "checkpoints"):
+    if checkpoint.list_steps(workdir / "checkpoints"):
         loaded = pretrained.load_model(workdir, step=config.extract.step, weights=config.extract.weights)
         params, model_state, step = loaded.params, loaded.model_state, loaded.step
         ledger = noise.Ledger.from_dict(loaded.meta["ledger"])

@@ -52,7 +52,7 @@ def read_texts(config: ConfigDict, mesh: Mesh, captions: Any, tokenize: Any, *, 
 def _counted(batches: Iterator[pipeline.Batch], what: str) -> Iterator[pipeline.Batch]:
     """The batches; a process that does not come to its next one is told of."""
     done = 0
-    with peers.stepping(lambda: f"batch {done} of {what}"):
+    with peers.track(lambda: f"batch {done} of {what}"):
         for batch in batches:
             done += 1
             yield batch
@@ -192,7 +192,7 @@ def check(config: ConfigDict, *, text: bool) -> None:
 
 
 def _rows(mesh: Mesh) -> dict[str, int]:
-    block, blocks = runtime.process_rows(mesh)
+    block, blocks = runtime.find_process_block(mesh)
     return {"process_index": block, "process_count": blocks}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from nml_jax import noise
+from nml_jax import noise, ranges
 from nml_jax.assembly.encoder import describe_origin
 from nml_jax.data.features import banks
 from nml_jax.data.features.sets import FeatureSet, Rows, Split
@@ -15,6 +15,12 @@ from nml_jax.runs.rows import read_rows
 BLOCK = 16_384  # rows of an encoder's features
 # of cgroups, version 2 and 1
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """Refuse values of the section `features` that are out of range."""
+    ranges.require_positive("features", config, "memory")
+    ranges.require_share("features", config, "memory")
 
 
 def open_feature_sets(config: ConfigDict, workdir: Path) -> list[FeatureSet]:

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nml_jax import errors, noise, objectives
+from nml_jax import errors, noise, objectives, ranges
 from nml_jax.assembly import encoder
 from nml_jax.data import sources
 from nml_jax.data.sources.noisy import NoisyLabels, SwappedCaptions, align_by_key
@@ -26,6 +26,12 @@ class Data(NamedTuple):
     validation: Source  # clean
     ledger: noise.Ledger
     tokenizer: Tokenizer | None  # of captions
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """Refuse values of the section `data` that are out of range."""
+    ranges.require_at_least(1, "data", config, "image_size")
+    ranges.require_share("data", config, "validation", below_one=True)
 
 
 def load_data(config: ConfigDict) -> Data:
@@ -95,12 +101,12 @@ def make_caption_ledger(captions: Any, swap: noise.CaptionSwap) -> noise.Ledger:
     Args:
         captions: as a source of `data.captions` has them; their bytes are read, as this is done for every record.
     """
-    ids = swap.swapped()
+    ids = swap.list_swapped()
     blocks = (ids[start : start + BLOCK] for start in range(0, len(ids), BLOCK))
     pairs = (pair for block in blocks for pair in zip(block.tolist(), swap(block).tolist(), strict=True))
     unchanged = sum(captions.raw(i) == captions.raw(j) for i, j in pairs)
     told = tqdm(range(len(captions)), desc="captions on record", unit=" records", mininterval=1.0, delay=3.0)
-    return noise.Ledger.of_captions(swap, map(captions.raw, told), unchanged=unchanged)
+    return noise.Ledger.from_captions(swap, map(captions.raw, told), unchanged=unchanged)
 
 
 def corrupt(config: ConfigDict, train: Source) -> tuple[np.ndarray, noise.Ledger]:
@@ -117,7 +123,7 @@ def corrupt(config: ConfigDict, train: Source) -> tuple[np.ndarray, noise.Ledger
         given |= {"classes": config.noise_classes, "rate_of": config.noise_rate_of}
     common = {"num_classes": train.num_classes, "kind": config.noise_kind, "seed": config.noise_seed}
     noisy = noise.corrupt_labels(train.labels, **common, **given)
-    return noisy, noise.Ledger.of_labels(train.labels, noisy, asked=None if fixed else config.noise, **common)
+    return noisy, noise.Ledger.from_labels(train.labels, noisy, asked=None if fixed else config.noise, **common)
 
 
 def read_noise_file(config: ConfigDict, train: Source) -> np.ndarray:
@@ -147,7 +153,7 @@ def keep_ledger(workdir: Path, ledger: noise.Ledger) -> None:
     if path.exists():
         ledger.check_same(noise.Ledger.read(path), str(path))
     elif jax.process_index() == 0:
-        with errors.storing(path):
+        with errors.report_disk_errors(path):
             write_json(path, ledger.to_dict())
 
 
@@ -156,7 +162,7 @@ def find_wrong_records(train: Source, ledger: noise.Ledger, at_most: int) -> np.
     if len(train.labels):
         wrong = np.flatnonzero(train.labels != train.labels_clean)
     else:
-        wrong = np.sort(noise.CaptionSwap(n=ledger.n, rate=ledger.asked or 0.0, seed=ledger.seed).swapped())
+        wrong = np.sort(noise.CaptionSwap(n=ledger.n, rate=ledger.asked or 0.0, seed=ledger.seed).list_swapped())
     if len(wrong) > at_most:  # evenly, as sources are often sorted by class
         wrong = wrong[np.linspace(0, len(wrong) - 1, at_most).astype(int)]
     if len(train.labels):

@@ -16,7 +16,7 @@ def singular_values(blocks: Iterator[np.ndarray], n: int, dim: int, mode: str) -
 
     Whole if they are few, for the full accuracy of `spectrum.singular_values`, else streamed.
     """
-    kind = spectrum.preset(mode)
+    kind = spectrum.find_preset(mode)
     if n * dim <= GATHERED:
         return spectrum.singular_values(np.concatenate(list(blocks)), **kind)
     meter = spectrum.SpectrumMeter(dim, **kind)

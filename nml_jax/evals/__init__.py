@@ -1,4 +1,4 @@
-"""How good a model is. An evaluator's `run(params, model_state)` yields (name, value). EVALUATORS lists them."""
+"""Evaluators of a model: their `run(params, model_state)` yields (name, value). EVALUATORS lists them."""
 
 from nml_jax.evals.classification import Classification
 from nml_jax.evals.probe import ProbeSpectrum

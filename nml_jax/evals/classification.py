@@ -1,4 +1,4 @@
-"""Evaluate a classifier on a whole split: sums on the devices, division on the host, no example ever dropped."""
+"""Evaluate a classifier on a whole split: sum on the devices, divide on the host, drop no example."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -13,17 +13,17 @@ from nml_jax.evals import collect, metrics
 
 
 class Sums(NamedTuple):
-    """What a batch adds up to; rows whose mask is 0 add nothing."""
+    """The sums over a batch; rows whose mask is 0 add nothing."""
 
     confusion: jax.Array  # int32 [K, K], true class by predicted class
     loss: jax.Array  # float32 [], softmax cross-entropy
-    wrong: jax.Array  # int32 [], records whose label is not the clean one ...
-    fit: jax.Array  # int32 [], ... and those of them that are predicted as the noisy label
+    wrong: jax.Array  # int32 [], records whose label is not the clean one
+    fit: jax.Array  # int32 [], wrong records whose prediction is the noisy label
 
 
-# A function of the module, so that all evaluators of one model share what is compiled.
+# A module function, so that all evaluators of one model share its compiled program.
 @partial(jax.jit, static_argnames=("apply", "num_classes", "clean"))
-def _sums(
+def _sum_batch(
     params: Any, model_state: Any, batch: Mapping[str, jax.Array], *, apply: Callable, num_classes: int, clean: bool
 ) -> Sums:
     logits = apply(params, model_state, batch, train=False, key=None)[0]["logits"]
@@ -43,9 +43,9 @@ class Classification:
     """An Evaluator of the model's "logits".
 
     Args:
-        apply: of a Model.
-        batches: returns this process's batches of the split, from the start: dicts of NumPy arrays image [B, H, W, 3],
-            label and label_clean int [B], id, and mask float [B], which is 0 for rows that only fill the last batch.
+        apply: that of a Model.
+        batches: returns this process's batches of the split, from the start. They are dicts of NumPy arrays
+            image [B, H, W, 3], label and label_clean int [B], id, and mask float [B], 0 for rows of padding.
         num_classes: K.
         put: local batch -> global batch on the devices (`runtime.put_batch`).
         fetch: global arrays -> NumPy, whole, on every process (`runtime.fetch`).
@@ -63,16 +63,17 @@ class Classification:
         clean: bool = True,
     ):
         self.batches, self.put, self.fetch = batches, put, fetch
-        self.sums = partial(_sums, apply=apply, num_classes=num_classes, clean=clean)
+        self.sums = partial(_sum_batch, apply=apply, num_classes=num_classes, clean=clean)
 
     def run(self, params: Any, model_state: Any) -> Iterator[tuple[str, float]]:
-        """Yields accuracy, macro_f1, mean_per_class and loss (softmax cross-entropy, nats per example); and, where some
-        labels are noisy, noisy_fit: the share of these records for which the model predicts the noisy label.
+        """Yield accuracy, macro_f1, mean_per_class and loss (softmax cross-entropy, nats per example).
+
+        If some labels are noisy, also yield noisy_fit, the share of these records with the noisy label as prediction.
 
         Raises:
             UserError: the split is empty.
         """
-        total = self.fetch(collect.total(self.sums(params, model_state, self.put(local)) for local in self.batches()))
+        total = self.fetch(collect.add_up(self.sums(params, model_state, self.put(local)) for local in self.batches()))
         yield "accuracy", metrics.accuracy(total.confusion)
         yield "macro_f1", metrics.macro_f1(total.confusion)
         yield "mean_per_class", metrics.mean_per_class(total.confusion)

@@ -1,4 +1,4 @@
-"""What evaluators do alike: add up over the batches of a split, or collect an output of the model for all its rows."""
+"""Steps that evaluators share: add up over the batches of a split, or collect an output of the model for all rows."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial, reduce
@@ -11,8 +11,8 @@ import numpy as np
 from nml_jax.errors import UserError
 
 
-def total(parts: Iterable[Any]) -> Any:
-    """The sum of equal trees, one for each batch; it stays where they are.
+def add_up(parts: Iterable[Any]) -> Any:
+    """Add up trees of one structure, one for each batch; the sum stays on their devices.
 
     Raises:
         UserError: there is no batch.
@@ -23,22 +23,26 @@ def total(parts: Iterable[Any]) -> Any:
     return whole
 
 
-# A function of the module, so that all evaluators of one model share what is compiled.
+# A module function, so that all evaluators of one model share its compiled program.
 @partial(jax.jit, static_argnames=("apply", "name"))
 def get_output(
     params: Any, model_state: Any, batch: Mapping[str, jax.Array], *, apply: Callable, name: str
 ) -> jax.Array:
-    """One output of the model in evaluation, float32 [B, D]."""
+    """Return one output of the model in evaluation, float32 [B, D]."""
     return apply(params, model_state, batch, train=False, key=None)[0][name].astype(jnp.float32)
 
 
 def collect_rows(
     parts: Iterable[tuple[jax.Array, jax.Array, jax.Array]], fetch: Callable[[Any], Any]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Of (output [B, D], value [B], mask [B]) of every batch the rows that count, in order, on the host.
+    """Collect the rows that count on the host, in order.
+
+    Args:
+        parts: (output [B, D], value [B], mask [B]) of every batch.
+        fetch: global arrays -> NumPy.
 
     Returns:
-        Outputs [N, D] and values [N]; None where there is no batch.
+        Outputs [N, D] and values [N]; None if there is no batch.
     """
     fetched = fetch(list(parts))
     if not fetched:

@@ -1,4 +1,4 @@
-"""Scores on test sets whose classes are others than those that were trained on, and on frames of videos."""
+"""Scores on test sets with other classes than the training classes, and on frames of videos."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -10,9 +10,10 @@ from nml_jax.evals import metrics
 
 
 def map_logits(logits: Any, class_map: Sequence[Sequence[int]]) -> np.ndarray:
-    """The logits of test classes: of each the largest among the training classes that it stands for.
+    """Return the logits of test classes: for each the largest among the training classes that it stands for.
 
-    A test set of a subset of the training classes is the case of one training class each: only their logits compete.
+    If the test set has a subset of the training classes, each stands for one training class, and only their logits
+    compete.
 
     Args:
         logits: float [M, K], of the training classes.
@@ -22,39 +23,39 @@ def map_logits(logits: Any, class_map: Sequence[Sequence[int]]) -> np.ndarray:
         [M, K'] of the same type.
 
     Raises:
-        UserError: a test class stands for no training class, or for one outside the K.
+        UserError: a test class stands for no training class, or for one outside [0, K).
     """
     logits = np.asarray(logits)
     for test, classes in enumerate(class_map):
         if not len(classes) or not all(0 <= c < logits.shape[1] for c in classes):
             raise UserError(
                 f"test class {test} stands for the training classes {tuple(classes)}, of {logits.shape[1]}",
-                "train on the classes that the class map is of",
+                "train on the classes that the class map was made for",
             )
     starts = np.cumsum([0, *map(len, class_map)])[:-1]
     return np.maximum.reduceat(logits[:, np.concatenate(list(class_map))], starts, axis=1)
 
 
 def pm_k(correct: Any, groups: Sequence[Sequence[int]]) -> tuple[float, float]:
-    """(pm-0, pm-k): the share of anchor frames that are right, and of anchors right with all frames around them.
+    """Return pm-0, the share of anchor frames that are right, and pm-k, that of anchors right with all their frames.
 
     Shankar et al. (arXiv 1906.02168), section 3: pm-k takes the worst of the frames within k of the anchor.
 
     Args:
-        correct: bool [N], of every frame.
-        groups: of each anchor the ids of its frames, the anchor's own first.
+        correct: bool [N], for every frame.
+        groups: for each anchor the ids of its frames, the anchor first.
 
     Raises:
-        UserError: there is no group, or one of no frame.
+        UserError: there is no group, or a group has no frame.
     """
     if not len(groups) or not all(map(len, groups)):
-        raise UserError("there is nothing to score: no anchor frame", "prepare the dataset anew")
+        raise UserError("there is nothing to score: no anchor frame", "prepare the dataset again")
     correct = np.asarray(correct, bool)
     return float(np.mean([correct[g[0]] for g in groups])), float(np.mean([correct[list(g)].all() for g in groups]))
 
 
 class Scorer:
-    """Scores of a test split whose logits come in blocks, in the order of its records."""
+    """A scorer of a test split whose logits come in blocks, in the order of its records."""
 
     def __init__(
         self,
@@ -64,12 +65,13 @@ class Scorer:
         frame_labels: Sequence[Collection[int]] | None = None,
         groups: Sequence[Sequence[int]] = (),
     ):
-        """
+        """Make a scorer without records.
+
         Args:
-            num_classes: K, of the logits.
-            class_map: see `mapped`; None: the test classes are the training classes.
-            frame_labels: of each of the N frames of videos all classes in it: a prediction is right if it is one.
-            groups: of these frames, see `pm_k`.
+            num_classes: K, the number of logits.
+            class_map: see `map_logits`; None: the test classes are the training classes.
+            frame_labels: for each of the N frames of videos all classes in it; a prediction is right if it is one.
+            groups: groups of these frames, see `pm_k`.
         """
         self._class_map, self._frame_labels, self._groups = class_map, frame_labels, groups
         self._k = num_classes if class_map is None else len(class_map)
@@ -88,17 +90,17 @@ class Scorer:
 
     @property
     def correct(self) -> np.ndarray:
-        """bool [N]: whether each record's prediction is its label, in their order."""
+        """Whether the prediction of each record is its label, bool [N]."""
         return np.concatenate(self._correct)
 
     def scores(self) -> dict[str, float]:
-        """accuracy, macro_f1 and mean_per_class by name, of the test classes; with frames also pm0 and pm10.
+        """Return accuracy, macro_f1 and mean_per_class of the test classes, by name; with frames also pm0 and pm10.
 
         Raises:
             UserError: there is no example, or no anchor frame.
         """
-        out = metrics.scores(self._confusion)
+        out = metrics.compute_scores(self._confusion)
         if self._frame_labels is not None:
-            of_frames = zip(self._predictions, self._frame_labels, strict=True)
-            out["pm0"], out["pm10"] = pm_k([prediction in classes for prediction, classes in of_frames], self._groups)
+            frames = zip(self._predictions, self._frame_labels, strict=True)
+            out["pm0"], out["pm10"] = pm_k([prediction in classes for prediction, classes in frames], self._groups)
         return out

@@ -1,4 +1,4 @@
-"""The spectrum of the features of a few fixed images, followed while training: SVE, LSVR and the top share."""
+"""The spectrum of the features of a few fixed images during training: SVE, LSVR and the top share."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -13,17 +13,17 @@ from nml_jax.evals import collect
 
 
 class ProbeSpectrum:
-    """An Evaluator of one of the model's outputs on a fixed probe batch: no labels and no scores.
+    """An Evaluator of the spectrum of one of the model's outputs on a fixed probe; it needs no labels.
 
     A run costs one forward pass of the probe, three tenths of a training step on as many images, and a spectrum on one
-    core of the host (9 ms for 256 × 512). So it stays under 1 % of training where runs are 30 times the probe apart:
-    7,700 training images for a probe of 256.
+    core of the host (9 ms for 256 × 512). It takes less than 1 % of training if there are at least 30 times as many
+    training images between runs as in the probe: 7,700 for a probe of 256.
 
     Args:
-        apply: of a Model.
-        batches: returns this process's batches of the probe: dicts of NumPy arrays image [B, H, W, 3] and mask
-            float [B], which is 0 for rows that only fill the last batch. Read once and held: decoding the same images
-            over and over would cost more than the spectrum.
+        apply: that of a Model.
+        batches: returns this process's batches of the probe, dicts of NumPy arrays image [B, H, W, 3] and mask
+            float [B], 0 for rows of padding. They are read once and kept, because decoding the same images again and
+            again would cost more than the spectrum.
         layer: key of the model's outputs, float [B, D].
         put: local batch -> global batch on the devices (`runtime.put_batch`).
         fetch: global arrays -> NumPy, whole, on every process (`runtime.fetch`).
@@ -43,7 +43,7 @@ class ProbeSpectrum:
         self.probe: list[Mapping[str, np.ndarray]] = []
 
     def run(self, params: Any, model_state: Any) -> Iterator[tuple[str, float]]:
-        """Yields sve, lsvr and top_share of the features as they are, in float64.
+        """Yield sve, lsvr and top_share of the features as they are, in float64.
 
         Raises:
             UserError: there are no images, or all features are zero.
@@ -54,12 +54,12 @@ class ProbeSpectrum:
         for local in self.probe:
             batch = self.put({key: local[key] for key in ("image", "mask")})
             parts.append((self.features(params, model_state, batch), batch["mask"], batch["mask"]))
-        found = collect.collect_rows(parts, self.fetch)
-        if found is None:
+        rows = collect.collect_rows(parts, self.fetch)
+        if rows is None:
             raise UserError("there is nothing to probe: the split is empty", "choose a split with examples")
-        features, _ = found
+        features, _ = rows
         if lost := int((~np.isfinite(features)).any(1).sum()):
             raise NonFinite(f"the features of {lost} image(s) of the probe are not finite")
-        values = spectrum.singular_values(features, **spectrum.preset("paper"))
+        values = spectrum.singular_values(features, **spectrum.find_preset("paper"))
         for name, measure in spectrum.MEASURES.items():
             yield name, float(measure(values))

@@ -1,10 +1,10 @@
-"""Retrieval between images and captions, recall@k both ways, and how much of the caption noise a model has learned.
+"""Retrieval between images and captions, recall@k both ways, and the share of caption noise that a model has learned.
 
-The rank of a query is the number of items of the gallery that come before its best right one when all are sorted by
-score, ties by their place in the gallery. Other right items behind the best do not count, and an encoder that maps
-everything to one point scores 1/N where a count of strictly better items would give it 1.
+The rank of a query is the number of items of the gallery before its best right item. Items are sorted by score, and
+ties by their position in the gallery. So an encoder that maps everything to one point scores 1/N; if the rank counted
+only strictly better items, it would score 1.
 
-No device ever holds all scores: each takes `chunk` queries at a time against the whole gallery, O(chunk · M) memory.
+No device holds all scores: each takes `chunk` queries at a time against the whole gallery, in O(chunk · M) memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,12 +27,12 @@ Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 
 
 @jax.jit
-def _ranks(queries: jax.Array, asked: jax.Array, gallery: jax.Array, answers: jax.Array) -> jax.Array:
-    """int32 [B]: the rank of the best item m with answers[m] == asked[b]."""
+def _rank_block(queries: jax.Array, asked: jax.Array, gallery: jax.Array, answers: jax.Array) -> jax.Array:
+    """Return the rank of the best item m with answers[m] == asked[b], int32 [B]."""
     scores = jnp.matmul(queries, gallery.T, precision="highest")
     right = jnp.where(asked[:, None] == answers, scores, -jnp.inf)
-    best, place = right.max(-1, keepdims=True), right.argmax(-1, keepdims=True)
-    before = (scores > best) | ((scores == best) & (jnp.arange(len(gallery)) < place))
+    best, position = right.max(-1, keepdims=True), right.argmax(-1, keepdims=True)
+    before = (scores > best) | ((scores == best) & (jnp.arange(len(gallery)) < position))
     return before.sum(-1)
 
 
@@ -45,60 +45,56 @@ def rank_pairs(
     mesh: Mesh | None = None,
     chunk: int = CHUNK,
 ) -> np.ndarray:
-    """The rank of every query's best right item; 0 is the first. Scores are inner products in full float32.
+    """Return the rank of every query's best right item; 0 is the first. Scores are inner products in full float32.
 
     Args:
         queries: float32 [Q, E].
-        asked: int [Q]: item m is right for query q where answers[m] == asked[q]; every query has a right item.
+        asked: int [Q]: item m is right for query q if answers[m] == asked[q]; every query has a right item.
         gallery: float32 [M, E].
         answers: int [M].
-        mesh: over whose devices the queries are split, `chunk` to each at a time; None: one device.
+        mesh: its devices share the queries, `chunk` to each at a time; None: one device.
 
     Returns:
-        int32 [Q], the same for any mesh: a query's scores are computed in the same place of the same product.
+        int32 [Q], the same for any mesh, because a query's scores are always computed by the same product.
     """
     mesh = mesh or Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "fsdp"))
     rows, whole = NamedSharding(mesh, runtime.BATCH_SPEC), runtime.replicated_sharding(mesh)
-    held = _place(gallery, np.float32, whole), _place(answers, np.int32, whole)
+    replicated = _to_devices(gallery, np.float32, whole), _to_devices(answers, np.int32, whole)
     step = chunk * mesh.size
-    found = []
+    ranks = []
     for start in range(0, len(queries), step):
         own = slice(start, start + step)
-        short = max(start + step - len(queries), 0)  # rows that fill the last block: they ask for nothing
+        short = max(start + step - len(queries), 0)  # padding of the last block, without right items
         block = np.pad(queries[own], ((0, short), (0, 0))), np.pad(asked[own], (0, short), constant_values=-1)
-        found.append(_ranks(_place(block[0], np.float32, rows), _place(block[1], np.int32, rows), *held))
-    return np.concatenate(runtime.fetch(found, mesh))[: len(queries)]
+        sharded = _to_devices(block[0], np.float32, rows), _to_devices(block[1], np.int32, rows)
+        ranks.append(_rank_block(*sharded, *replicated))
+    return np.concatenate(runtime.fetch(ranks, mesh))[: len(queries)]
 
 
 def measure_recalls(
     image: np.ndarray, text: np.ndarray, owner: np.ndarray, *, mesh: Mesh | None = None, chunk: int = CHUNK
 ) -> dict[str, float]:
-    """Recall@1, @5 and @10, image to text and text to image.
+    """Return recall@1, @5 and @10, image to text and text to image.
 
     Args:
-        image: float32 [N, E], embeddings of the images; rows of norm 1 make the scores cosines.
-        text: float32 [M, E], embeddings of the captions, several of an image allowed.
-        owner: int [M], the image that each caption is of. Images without a caption are only in the way of others.
-        mesh, chunk: as in `ranks`.
+        image: float32 [N, E], embeddings of the images; with rows of norm 1 the scores are cosines.
+        text: float32 [M, E], embeddings of the captions; an image may have several.
+        owner: int [M], the image of each caption, in [0, N). Images without a caption only compete with others.
+        mesh, chunk: as in `rank_pairs`.
 
     Returns:
         i2t_recall@k: share of the images with one of their own captions among the k best of all captions;
-        t2i_recall@k: share of the captions with their image among the k best of all images;
-        without the k that are larger than what is searched.
+        t2i_recall@k: share of the captions with their image among the k best of all images.
+        A k larger than the gallery is left out.
 
     Raises:
-        UserError: there are no images or no captions, or a caption is of an image that is not there.
+        UserError: there are no images or no captions.
         NonFinite: an embedding is not finite.
     """
     image, text, owner = np.asarray(image), np.asarray(text), np.asarray(owner)
     if not len(image) or not len(text):
         raise UserError(
             f"there is nothing to retrieve: {len(image)} images, {len(text)} captions", "choose a split with both"
-        )
-    if owner.min() < 0 or owner.max() >= len(image):
-        raise UserError(
-            f"there are {len(image)} images; captions are of images {owner.min()} to {owner.max()}",
-            "count the images from 0, in their order",
         )
     for name, rows in {"image": image, "caption": text}.items():
         if lost := int((~np.isfinite(rows).all(1)).sum()):
@@ -117,8 +113,8 @@ def measure_recalls(
     }
 
 
-def _place(rows: np.ndarray, dtype: type, sharding: NamedSharding) -> jax.Array:
-    """What every process holds whole, as a global array."""
+def _to_devices(rows: np.ndarray, dtype: type, sharding: NamedSharding) -> jax.Array:
+    """Make a global array from rows that every process holds whole."""
     host = np.asarray(rows, dtype)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
@@ -127,12 +123,12 @@ class Retrieval:
     """An Evaluator of the model's "embedding" of images against its "text_embedding" of captions.
 
     Args:
-        apply: of a Model.
-        batches: returns this process's batches of the images, from the start: dicts of NumPy arrays
-            image [B, H, W, 3] and mask float [B], which is 0 for rows that only fill the last batch.
-        texts: returns this process's batches of the captions, from the start: dicts of NumPy arrays text int32 [b, L],
-            id int [b], the place of the caption's image in `batches`, and mask float [b]. See `data.pipeline.texts`.
-        mesh: over whose devices the scores are divided; None: one device.
+        apply: that of a Model.
+        batches: returns this process's batches of the images, from the start. They are dicts of NumPy arrays
+            image [B, H, W, 3] and mask float [B], 0 for rows of padding.
+        texts: returns this process's batches of the captions, from the start. They are dicts of NumPy arrays
+            text int32 [b, L], id int [b], the position of the caption's image in `batches`, and mask float [b].
+        mesh: its devices share the queries; None: one device.
         chunk: captions or images that a device scores at a time.
         put: local batch -> global batch on the devices (`runtime.put_batch`).
         fetch: global arrays -> NumPy, whole, on every process (`runtime.fetch`).
@@ -154,7 +150,7 @@ class Retrieval:
         self.recalls = partial(measure_recalls, mesh=mesh, chunk=chunk)
 
     def run(self, params: Any, model_state: Any) -> Iterator[tuple[str, float]]:
-        """Yields what `recalls` returns, and raises its errors."""
+        """Yield the results of `measure_recalls`; the errors are the same."""
         image, _ = self._embed(params, model_state, self.batches, "embedding", "mask")
         text, owner = self._embed(params, model_state, self.texts, "text_embedding", "id")
         yield from self.recalls(image, text, owner).items()
@@ -162,7 +158,7 @@ class Retrieval:
     def _embed(
         self, params: Any, model_state: Any, batches: Batches, output: str, key: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The output [N, E] and the key [N] of all rows that count, in order, on the host."""
+        """Return the output [N, E] and the key [N] of all rows that count, in order, on the host."""
         parts = []
         for local in batches():
             batch = self.put(local)
@@ -171,15 +167,15 @@ class Retrieval:
 
 
 class Fit(NamedTuple):
-    """What a batch of pairs adds up to; rows whose mask is 0 add nothing."""
+    """The sums over a batch of pairs; rows whose mask is 0 add nothing."""
 
-    wrong: jax.Array  # int32 [], records whose caption is not the clean one ...
-    fit: jax.Array  # int32 [], ... and those of them whose image is closer to it than to the clean one
+    wrong: jax.Array  # int32 [], records whose caption is not the clean one
+    fit: jax.Array  # int32 [], wrong records whose image is closer to the noisy caption than to the clean one
     lost: jax.Array  # int32 [], records with a score that is not finite
 
 
 @partial(jax.jit, static_argnames="apply")
-def _fit(params: Any, model_state: Any, batch: Mapping[str, jax.Array], *, apply: Callable) -> Fit:
+def _sum_fit(params: Any, model_state: Any, batch: Mapping[str, jax.Array], *, apply: Callable) -> Fit:
     outputs = apply(params, model_state, batch, train=False, key=None)[0]
     clean = apply(params, model_state, {"text": batch["text_clean"]}, train=False, key=None)[0]["text_embedding"]
     near = (outputs["embedding"] * outputs["text_embedding"]).sum(-1)
@@ -191,13 +187,13 @@ def _fit(params: Any, model_state: Any, batch: Mapping[str, jax.Array], *, apply
 
 
 class CaptionFit:
-    """An Evaluator of how many of the wrong captions a model has learned by heart.
+    """An Evaluator of the share of wrong captions that a model has memorised.
 
     Args:
-        apply: of a Model.
-        batches: returns this process's batches of the records, from the start: dicts of NumPy arrays
-            image [B, H, W, 3], text and text_clean int32 [B, L], and mask float [B]. Records whose two captions are the
-            same tokens do not count.
+        apply: that of a Model.
+        batches: returns this process's batches of the records, from the start. They are dicts of NumPy arrays
+            image [B, H, W, 3], text and text_clean int32 [B, L], and mask float [B]. Records whose two captions have
+            the same tokens do not count.
         put, fetch: as in `Retrieval`.
     """
 
@@ -210,17 +206,18 @@ class CaptionFit:
         fetch: Callable[[Any], Any] = jax.device_get,
     ):
         self.batches, self.put, self.fetch = batches, put, fetch
-        self.fit = partial(_fit, apply=apply)
+        self.fit = partial(_sum_fit, apply=apply)
 
     def run(self, params: Any, model_state: Any) -> Iterator[tuple[str, float]]:
-        """Yields noisy_nearer, where some captions are noisy: the share of these records whose image is closer to the
-        noisy caption than to the clean one.
+        """Yield noisy_nearer, if some captions are noisy.
+
+        It is the share of these records whose image is closer to the noisy caption than to the clean one.
 
         Raises:
             UserError: there are no records.
             NonFinite: an embedding is not finite.
         """
-        total = self.fetch(collect.total(self.fit(params, model_state, self.put(local)) for local in self.batches()))
+        total = self.fetch(collect.add_up(self.fit(params, model_state, self.put(local)) for local in self.batches()))
         if total.lost:
             raise NonFinite(f"the embeddings of {total.lost} record(s) are not finite")
         if total.wrong:

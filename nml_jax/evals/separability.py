@@ -1,4 +1,4 @@
-"""How well classes lie apart in features, in float64 and without a fit: scatter ratio, nearest-class-mean accuracy."""
+"""Class separability of features, in float64 and without a fit: scatter ratio, nearest-class-mean accuracy."""
 
 from typing import Any
 
@@ -12,33 +12,31 @@ EPS = float(np.finfo(np.float64).eps)
 
 
 def measure_separability(F: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """Two measures of class separability, both unchanged by shifts, rotations and a common scale of the features.
+    """Return two measures of class separability, which shifts, rotations and a common scale do not change.
 
     fisher_ratio: tr S_b / tr S_w, the scatter between classes over that within them (Fukunaga 1990, ch. 10): Σ n_c
-        ‖μ_c − μ‖² over Σ ‖x − μ_y‖². 0 where all class means are equal; at most 1/ε, for classes of no extent.
+        ‖μ_c − μ‖² over Σ ‖x − μ_y‖². It is 0 if all class means are equal, and at most 1/ε, for classes of one point.
     class_mean_accuracy: leave-one-out accuracy of the nearest class mean (Euclidean): each row is left out of the mean
         of its own class. A tie, and a row that is alone in its class, is wrong.
 
     Args:
-        F: [N, D] of any real dtype, NumPy or memory-mapped: it is read in blocks of 4096 rows, three times.
+        F: [N, D] of any real dtype, NumPy or memory-mapped. It is read three times, in blocks of 4096 rows.
         labels: [N] of any dtype, two classes or more.
 
     Raises:
-        UserError: shapes that do not fit, features that are not real or not finite, fewer than two classes.
+        UserError: shapes do not fit, features are not finite, or there are fewer than two classes.
     """
     F, labels = np.asarray(F), np.asarray(labels)
     if F.ndim != 2 or not F.size or labels.shape != F.shape[:1]:
         raise UserError(f"features {F.shape} and labels {labels.shape} do not fit", "give [N, D], N and D ≥ 1, and [N]")
-    if not np.can_cast(F.dtype, np.float64, "same_kind"):
-        raise UserError(f"features of dtype {F.dtype} are not real numbers", "pass floats or integers")
     classes, y, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if len(classes) < 2:
-        raise UserError(f"all rows are of class {classes[0]!r}: nothing lies apart", "give rows of two classes or more")
+        raise UserError(f"all rows are of class {classes[0]!r}", "give rows of two classes or more")
 
     starts = range(0, len(F), BLOCK)
     sums = np.zeros((len(classes), F.shape[1]))
     for start in starts:
-        np.add.at(sums, y[start : start + BLOCK], _rows(F, start))
+        np.add.at(sums, y[start : start + BLOCK], _read_rows(F, start))
     means = sums / counts[:, None]
     centre = counts @ means / len(F)
     means -= centre
@@ -46,12 +44,12 @@ def measure_separability(F: ArrayLike, labels: ArrayLike) -> dict[str, float]:
 
     within, right = 0.0, 0
     for start in starts:
-        x, own = _rows(F, start) - centre, y[start : start + BLOCK]
+        x, own = _read_rows(F, start) - centre, y[start : start + BLOCK]
         within += float(((x - means[own]) ** 2).sum())
         distance = (x**2).sum(axis=1, keepdims=True) - 2 * x @ means.T + (means**2).sum(axis=1)
         every = np.arange(len(x))
         with np.errstate(divide="ignore"):
-            # Without x its mean moves away from x: x - (nμ - x)/(n - 1) = (x - μ) n/(n - 1).
+            # Without x, the mean of its class moves away from x: x - (nμ - x)/(n - 1) = (x - μ) n/(n - 1).
             away = np.where(counts[own] > 1, (counts[own] / (counts[own] - 1)) ** 2, np.inf)
         mine = away * np.maximum(((x - means[own]) ** 2).sum(axis=1), np.finfo(np.float64).tiny)
         distance[every, own] = np.inf
@@ -61,8 +59,8 @@ def measure_separability(F: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     return {"fisher_ratio": ratio, "class_mean_accuracy": right / len(F)}
 
 
-def _rows(F: np.ndarray, start: int) -> Any:
-    """A block of rows in float64, less the first row of all: so constant features become zeros, without rounding."""
+def _read_rows(F: np.ndarray, start: int) -> Any:
+    """Return a block of rows in float64, less the first row of all, so that constant features become exact zeros."""
     rows = np.asarray(F[start : start + BLOCK], np.float64)
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():

@@ -1,6 +1,6 @@
 """The table of models, and `build`, which turns the `model` section of a config into a pair of pure functions.
 
-This folder is the only one that imports flax: outside it a model is `init`, `apply` and nested dicts of arrays.
+Only this folder imports flax. Outside it, a model is `init`, `apply` and nested dicts of arrays.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from nml_jax.models.encoders.vit import ViT
 
 Tree = dict[str, Any]
 
-# Fields given here are the variant's; the other fields, and those that a config sets, come from `config.model`.
+# The fields that define each variant. `config.model` gives the other fields and may override these.
 TOWERS: dict[str, partial[Any]] = {
     "resnet18": partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False),
     "resnet50": partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
@@ -34,7 +34,7 @@ TOWERS: dict[str, partial[Any]] = {
     "vit_l": partial(ViT, dim=1024, depth=24, heads=16),
 }
 
-# An image tower, here or the one that `model.tower` names, beside a text tower.
+# An image tower beside a text tower. Without a tower here, `model.tower` names it.
 _clip: partial[Any] = partial(clip.make, embed_dim=512, text_width=512, text_depth=12, text_heads=8)
 CLIPS: dict[str, partial[Any]] = {
     "clip": _clip,
@@ -50,20 +50,20 @@ MODELS = TOWERS | CLIPS
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A model as two pure functions, which work under `jax.jit`, `jax.eval_shape` and `jax.grad`, and what they take.
+    """A model as two pure functions, which work under `jax.jit`, `jax.eval_shape` and `jax.grad`, and their inputs.
 
     init: `(key, batch_spec) -> (params, model_state)`. `batch_spec` is `spec`, or a part of it with other batch and
         image sizes. `params` is a nested dict of float32 arrays, `model_state` is {"batch_stats": ...} (ResNet) or {}
-        (ViT). CLIP's params are {"image": ..., "text": ..., "logit_scale": ...}, and "logit_bias" where it has one.
+        (ViT). CLIP's params are {"image": ..., "text": ..., "logit_scale": ...}, and "logit_bias" if it has one.
     apply: `(params, model_state, batch, *, train, key) -> (outputs, new_model_state)`. `batch["image"]` is uint8 or
-        float [B, H, W, 3] with values in 0..255; it is normalised here, on the device. `outputs` holds "features"
-        (float32 [B, D], pooled, before the head), "logits" (float32 [B, num_classes]), every layer as a pooled float32
-        [B, D] ("stage1", "block0", ...) and as it is ("stage1_map", "block0_tokens", ...); XLA removes what nobody
-        uses. `key` may be None where nothing is drawn: not `train`, or all rates 0. Dropout masks depend on `key` and
-        the position in the global batch only.
-        CLIP takes images, `batch["text"]` (token ids, int [B, L]), or both, and returns what these allow: of images
-        the above and, in place of logits, "embedding" (float32 [B, E], projected, of length 1); of texts
-        "text_features" and "text_embedding", the same two; and always "logit_scale" (see `clip.Clip`).
+        float [B, H, W, 3] with values in 0..255; `apply` normalises it on the device. `outputs` holds "features"
+        (float32 [B, D], pooled, before the head) and "logits" (float32 [B, num_classes]). It also holds every layer,
+        pooled to float32 [B, D] ("stage1", "block0", ...) and whole ("stage1_map", "block0_tokens", ...); XLA removes
+        what is not used. `key` may be None if nothing is drawn: without `train`, or if all rates are 0. Dropout masks
+        depend only on `key` and the position in the global batch.
+        CLIP takes images, `batch["text"]` (token ids, int [B, L]), or both. Images give the outputs above, with
+        "embedding" (float32 [B, E], projected, of length 1) in place of logits. Texts give "text_features" and
+        "text_embedding", of the same shapes. "logit_scale" is always there (see `clip.Clip`).
     spec: name -> jax.ShapeDtypeStruct, a batch of one: "image" uint8 [1, S, S, 3] and, for CLIP, "text" int32 [1, L].
     """
 
@@ -73,22 +73,22 @@ class Model:
 
     @cached_property
     def shapes(self) -> tuple[Tree, Tree]:
-        """`params` and `model_state` as ShapeDtypeStructs, traced once; not to be changed."""
+        """`params` and `model_state` as ShapeDtypeStructs, traced once. Do not change them."""
         return jax.eval_shape(lambda key: self.init(key, self.spec), jax.random.key(0))
 
 
 def build(config: Any, *, num_classes: int, image_size: int) -> Model:
-    """The model that `config`, the `model` section of a (frozen or plain) ConfigDict, describes.
+    """Build the model that the `model` section of a config describes.
 
-    The same arguments give the same object, so that what is traced and compiled for it is shared.
+    The same arguments return the same object, so that its users share what is traced and compiled.
 
     Args:
-        config: see `configs/common.py`; None under a key means the variant's value.
-        num_classes: width of the head; 0: none. CLIP has none.
-        image_size: height and width in pixels. A ResNet accepts other sizes in `apply`, a ViT and CLIP's ResNet do not.
+        config: a frozen or plain ConfigDict, see `configs/common.py`; None under a key means the variant's value.
+        num_classes: width of the head; 0 for no head. CLIP never has one.
+        image_size: height and width in pixels. A ResNet accepts other sizes in `apply`; a ViT and CLIP's ResNet do not.
 
     Raises:
-        UserError: an unknown model or value, or sizes that do not fit each other.
+        UserError: the model or a value is unknown, or sizes do not fit each other.
     """
     _check(config)
     (frozen,) = settings.freeze_sections(config)
@@ -97,21 +97,21 @@ def build(config: Any, *, num_classes: int, image_size: int) -> Model:
 
 @lru_cache(maxsize=8)
 def _build(config: FrozenConfigDict, num_classes: int, image_size: int, wide: bool) -> Model:
-    """`wide`: whether this is a context of 64 bits, where parameters have other dtypes."""
+    """Build and cache a model. `wide` is part of the key: with JAX's 64-bit types, parameters have other dtypes."""
     values = {name: config[name] for name in config}
     values |= {"num_classes": num_classes, "image_size": image_size, "dtype": jnp.dtype(config.dtype)}
     spec = {"image": jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)}
     if config.name in CLIPS:
         tower = CLIPS[config.name].keywords.get("tower") or TOWERS[config.tower]
-        values["tower"] = _module(tower, {**values, "num_classes": 0})
+        values["tower"] = _make_module(tower, {**values, "num_classes": 0})
         spec["text"] = jax.ShapeDtypeStruct((1, config.text_context), jnp.int32)
-    module = _module(MODELS[config.name], values)
+    module = _make_module(MODELS[config.name], values)
     mean, std = np.asarray(config.mean, np.float32), np.asarray(config.std, np.float32)
     dtype = jnp.promote_types(config.dtype, jnp.float32)
 
     def init(key: jax.Array, batch_spec: Mapping[str, Any]) -> tuple[Tree, Tree]:
-        given = [(1, *batch_spec.get(name, like).shape[1:]) for name, like in spec.items()]
-        inputs = [jnp.zeros(shape, like.dtype) for shape, like in zip(given, spec.values(), strict=True)]
+        shapes = [(1, *batch_spec.get(name, like).shape[1:]) for name, like in spec.items()]
+        inputs = [jnp.zeros(shape, like.dtype) for shape, like in zip(shapes, spec.values(), strict=True)]
         variables = jax.jit(partial(module.init, train=False))({"params": key}, *inputs)
         return variables.pop("params"), variables
 
@@ -134,17 +134,18 @@ def _build(config: FrozenConfigDict, num_classes: int, image_size: int, wide: bo
     return Model(init, apply, spec)
 
 
-def _module(variant: partial[Any], values: Mapping[str, Any]) -> nn.Module:
-    """The variant with those of the values that it knows and that are given."""
-    known = inspect.signature(variant.func).parameters.keys() - {"name"}  # Linen's own `name` is another
+def _make_module(variant: partial[Any], values: Mapping[str, Any]) -> nn.Module:
+    """Make the variant with the values that are fields of it and not None."""
+    known = inspect.signature(variant.func).parameters.keys() - {"name"}  # `name` is Linen's own field, not the model's
     return variant(**{key: value for key, value in values.items() if key in known and value is not None})
 
 
 def _check_inputs(inputs: Mapping[str, Any], spec: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
+    """Raise a UserError unless the batch holds an input of the model, in the shape of its spec."""
     if not inputs:
         raise UserError(
-            f"a batch of {', '.join(batch) or 'nothing'} holds no {' or '.join(spec)}, which the model takes",
-            "give the model what its spec names",
+            f"a batch of {', '.join(batch) or 'nothing'} holds no {' or '.join(spec)}, which the model needs",
+            "give the model the inputs that its spec names",
         )
     image, text = inputs.get("image"), inputs.get("text")
     if image is not None and (image.ndim != 4 or image.shape[-1] != 3):
@@ -155,11 +156,12 @@ def _check_inputs(inputs: Mapping[str, Any], spec: Mapping[str, Any], batch: Map
     if text is not None and (text.shape[1:] != spec["text"].shape[1:] or not jnp.issubdtype(text.dtype, jnp.integer)):
         raise UserError(
             f"a batch of texts is {text.dtype} {text.shape}; the model takes ids, int32 [B, {spec['text'].shape[1]}]",
-            "give token ids, as many per text as model.text_context says",
+            "give model.text_context token ids per text",
         )
 
 
 def _check(config: Any) -> None:
+    """Raise a UserError that names the first key with a wrong value."""
     if config.name not in MODELS:
         raise UserError(f"model.name is {config.name!r}", f"give one of {', '.join(MODELS)}")
     if config.name == "clip" and config.tower not in TOWERS:
@@ -168,7 +170,7 @@ def _check(config: Any) -> None:
     positive = ("width", "patch", "dim", "depth", "heads", "embed_dim")
     positive += ("text_context", "text_vocab", "text_width", "text_depth", "text_heads")
     for ok, key, cure in (
-        (config.dtype in ("float32", "bfloat16", *_float64()), "dtype", "give float32 or bfloat16"),
+        (config.dtype in ("float32", "bfloat16", *_allow_float64()), "dtype", "give float32 or bfloat16"),
         (len(config.mean) == 3, "mean", "give one number per channel, as (0.5, 0.5, 0.5)"),
         (len(config.std) == 3 and all(s > 0 for s in config.std), "std", "give one positive number per channel"),
         (0 <= config.drop_path < 1, "drop_path", "give a rate in [0, 1)"),
@@ -179,17 +181,17 @@ def _check(config: Any) -> None:
         (config.bn_group >= 0, "bn_group", "give the examples per statistics group, or 0 for the whole batch"),
         (config.stem in ("imagenet", "small"), "stem", "give imagenet or small"),
         (config.pool in ("cls", "gap"), "pool", "give cls or gap"),
-        (config.blocks is None or _counts(config.blocks), "blocks", "give blocks per stage, as (2, 2, 2, 2)"),
+        (config.blocks is None or _are_counts(config.blocks), "blocks", "give blocks per stage, as (2, 2, 2, 2)"),
         *((config[key] is None or config[key] > 0, key, "give a positive whole number") for key in positive),
     ):
         if not ok:
             raise UserError(f"model.{key} is {config[key]!r}", cure)
 
 
-def _float64() -> tuple[str, ...]:
-    """For comparisons in a context where JAX has it; the statistics, norms and losses then have it too."""
+def _allow_float64() -> tuple[str, ...]:
+    """Allow float64 in a context with JAX's 64-bit types, for comparisons; statistics and losses then use it too."""
     return ("float64",) if jax.config.jax_enable_x64 else ()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _counts(blocks: tuple[Any, ...]) -> bool:
+def _are_counts(blocks: tuple[Any, ...]) -> bool:
     return len(blocks) > 0 and all(isinstance(n, int) and n > 0 for n in blocks)

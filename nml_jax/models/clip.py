@@ -1,4 +1,6 @@
-"""Two towers and one space: CLIP (Radford et al. 2021, arXiv 2103.00020) and SigLIP (Zhai et al. 2023, 2303.15343)."""
+"""Models of two towers with a common embedding space: CLIP (Radford et al. 2021, arXiv 2103.00020)
+and SigLIP (Zhai et al. 2023, arXiv 2303.15343).
+"""
 
 from typing import Any
 
@@ -11,10 +13,10 @@ from nml_jax.models.layers.initializers import normal_fan_in
 from nml_jax.models.text.clip_text import TextTransformer
 
 
-class Projected(nn.Module):
-    """A tower whose features are also projected and scaled to length 1: the output "embedding", float32 [B, embed_dim].
+class ProjectedTower(nn.Module):
+    """A tower with one more output, "embedding": its features projected to length 1, float32 [B, embed_dim].
 
-    The projection's parameters stand beside the tower's own, as "projection".
+    The parameters of the projection are beside the tower's own, as "projection".
     """
 
     tower: nn.Module
@@ -34,21 +36,20 @@ class Projected(nn.Module):
 
 
 class Clip(nn.Module):
-    """An image and a text tower, of which a call runs those that it has an input for, and the scale of their logits.
+    """An image tower, a text tower and the scale of their logits. A call runs the towers that it has an input for.
 
-    Normalised images float32 [B, S, S, 3] become "features", "embedding" and whatever else the image tower returns,
-    token ids int [B, L] become "text_features" and "text_embedding"; each is described at its tower. Always there:
+    Normalised images float32 [B, S, S, 3] become "features", "embedding" and the other outputs of the image tower.
+    Token ids int [B, L] become "text_features" and "text_embedding". Two outputs need no input:
 
         logit_scale  float32 []  exp of the parameter of that name
-        logit_bias   float32 []  where `bias` is a number
+        logit_bias   float32 []  unless `bias` is None
 
-    The logits themselves, logit_scale · <embedding, text_embedding> + logit_bias, are the objective's. Nothing clamps
-    the scale here: the optimiser does (config.optimizer.clamp), which after every step leaves the parameter within
-    [0, ln 100], as open_clip does.
+    The objective computes the logits, logit_scale · <embedding, text_embedding> + logit_bias. The optimiser clamps the
+    scale (config.optimizer.clamp): as in open_clip, the parameter is within [0, ln 100] after every step.
 
     Fields:
-        image, text: the towers, `Projected`.
-        log_scale, bias: initial values of the two parameters; None: there is no bias.
+        image, text: the towers, each a `ProjectedTower`.
+        log_scale, bias: initial values of the two parameters; None for no bias.
     """
 
     image: nn.Module
@@ -84,8 +85,8 @@ def make(
     remat: bool = False,
     dtype: Any = jnp.float32,
 ) -> Clip:
-    """`Clip` from an image tower without a head and the keys of `config.model` in configs/common.py."""
+    """Make a `Clip` from an image tower without a head and the keys of `config.model` in configs/common.py."""
     text = TextTransformer(text_context, text_vocab, text_width, text_depth, text_heads, quick_gelu, remat, dtype)
-    # CLIP's ResNet alone has a biased projection: it is the output of its attention pool.
-    bias = isinstance(tower, ResNet) and tower.clip
-    return Clip(Projected(tower, embed_dim, bias), Projected(text, embed_dim, False), logit_scale, logit_bias)
+    # Only the projection of CLIP's ResNet has a bias: it is the output layer of the attention pool.
+    image = ProjectedTower(tower, embed_dim, bias=isinstance(tower, ResNet) and tower.clip)
+    return Clip(image, ProjectedTower(text, embed_dim, bias=False), logit_scale, logit_bias)

@@ -1,4 +1,4 @@
-"""Gradient accumulation that is exact for every objective, as another model with the same parameters."""
+"""Exact gradient accumulation for every objective: a model whose training pass takes its batch in parts."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
 
 
 def split_batches(model: "Model", n: int, *, blocks: int = 1) -> "Model":
-    """`model`, whose training pass takes a batch in `n` parts, one after another, and returns the outputs of the whole.
+    """Return `model` with a training pass that takes the batch in `n` parts, one after another.
 
-    An objective thus sees every embedding of the batch, as the contrastive losses must, while the activations of one
-    part at a time are held: the backward pass computes those of each part anew and adds up the gradients of the
-    parameters. This is GradCache (arXiv 2101.06983) by rematerialisation. Part j holds the rows a·n + j, so that every
-    device keeps its rows. What is drawn in part j is drawn with fold_in(key, j). BatchNorm's statistics are those of a
-    part, and each part continues the running ones of the part before.
+    The pass returns the outputs of the whole batch, so that the objective sees all its embeddings, as the contrastive
+    losses must. Memory holds the activations of only one part: the backward pass recomputes those of each part and adds
+    up the gradients of the parameters. This is GradCache (arXiv 2101.06983) by rematerialisation.
 
-    Devices add up the gradients of every part among themselves: n reductions a step, where a batch in one part takes
-    one. So take no more parts than memory asks for.
+    Part j holds the rows a·n + j, so that every device keeps its rows, and draws with fold_in(key, j). BatchNorm uses
+    the statistics of a part; each part continues the running statistics of the part before.
 
-    `apply` with `train=False` is the model's own. With `train=True` its outputs are those of at most two axes: one row
-    per example, or a scalar, which is the last part's. On a CPU the gradient of a convolution inside this loop is 25 to
-    70 times slower than outside: there use models without convolutions, or n = 1.
+    Use no more parts than memory requires: the devices reduce the gradients of every part, n times a step.
+
+    `apply` with `train=False` is the model's own. With `train=True`, its outputs are those of at most two axes: one row
+    per example, or a scalar, taken from the last part. On a CPU, the gradient of a convolution inside this loop is 25
+    to 70 times slower than outside. There, use models without convolutions, or n = 1.
 
     Args:
-        model: any.
-        n: parts; 1: `model` itself.
-        blocks: equal consecutive blocks of rows in which a batch lies on the devices.
+        model: any model.
+        n: number of parts; 1 returns `model` itself.
+        blocks: number of devices; each holds one of so many equal consecutive blocks of the batch's rows.
 
     Raises:
-        UserError: n is out of range or, when a batch comes, does not divide the rows of a device.
+        UserError: n is below 1 or, in `apply`, does not divide the rows of a device.
     """
     if n < 1:
         raise UserError(f"train.micro_batches={n} is out of range", "give the number of parts, 1 or more")
@@ -69,10 +69,10 @@ def split_batches(model: "Model", n: int, *, blocks: int = 1) -> "Model":
 
 
 def _split(x: Any, n: int) -> jax.Array:
-    """[B, ...] -> [n, B/n, ...]: row a·n + j becomes row a of part j."""
+    """Split [B, ...] into [n, B/n, ...]: row a·n + j becomes row a of part j."""
     return jnp.swapaxes(jnp.reshape(x, (-1, n, *x.shape[1:])), 0, 1)
 
 
 def _join(x: jax.Array) -> jax.Array:
-    """[n, B/n, ...] -> [B, ...], as they were before `_split`; of n scalars the last."""
+    """Join [n, B/n, ...] to [B, ...], the inverse of `_split`; of n scalars keep the last one."""
     return x[-1] if x.ndim == 1 else jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])

@@ -1,4 +1,4 @@
-"""What is minimised. An objective is a value that the training loop is given; OBJECTIVES is the table of them."""
+"""Objectives: what training minimises. OBJECTIVES lists those of pre-training."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -13,16 +13,16 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
 
 
 class Objective(Protocol):
-    """Something to minimise. It may not read `label_clean`: that is for evaluation alone."""
+    """Something to minimise. It must not read `label_clean`, which is only for evaluation."""
 
     def loss(
         self, model: Any, params: Any, model_state: Any, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        """(scalar, (new_model_state, metrics)) of a global batch; metrics are (sum, count), never means."""
+        """Return (scalar, (new_model_state, metrics)) of a global batch; metrics are (sum, count), never means."""
         ...
 
 
-# Each takes of the sizes what it needs: (config, num_classes, blocks).
+# Arguments: (config, num_classes, blocks).
 OBJECTIVES: dict[str, Callable[[ConfigDict, int, int], Objective]] = {
     "supervised": lambda config, num_classes, _: supervised.make(config, num_classes=num_classes),
     "clip": lambda config, _, blocks: contrastive.make(config, blocks=blocks),
@@ -30,12 +30,17 @@ OBJECTIVES: dict[str, Callable[[ConfigDict, int, int], Objective]] = {
 }
 
 
+def check_ranges(config: ConfigDict) -> None:
+    """Refuse values of the section `objective` that are out of range."""
+    supervised.check_ranges(config)
+
+
 def make(config: ConfigDict, *, num_classes: int, blocks: int = 1) -> Objective:
-    """The objective of the section `objective` of configs/common.py.
+    """Make the objective of the section `objective` of configs/common.py.
 
     Args:
-        num_classes: of the labels, where there are any.
-        blocks: equal consecutive blocks of rows in which a batch lies on the devices: the size of the mesh.
+        num_classes: number of classes, if there are labels.
+        blocks: number of devices; each holds one of so many equal consecutive blocks of the batch's rows.
 
     Raises:
         UserError: there is no objective of that name, or a value is out of range.
@@ -45,7 +50,7 @@ def make(config: ConfigDict, *, num_classes: int, blocks: int = 1) -> Objective:
 
 
 def uses_captions(config: ConfigDict) -> bool:
-    """Whether it learns from captions, else from labels.
+    """Return whether the objective learns from captions; if not, it learns from labels.
 
     Raises:
         UserError: there is no objective of that name.
@@ -55,5 +60,6 @@ def uses_captions(config: ConfigDict) -> bool:
 
 
 def _check(config: ConfigDict) -> None:
+    """Raise a UserError unless the objective is in the table."""
     if config.name not in OBJECTIVES:
         raise UserError(f"there is no objective.name={config.name!r}", f"choose one of {', '.join(OBJECTIVES)}")

@@ -1,11 +1,12 @@
 """Contrastive image-text objectives on the global batch: CLIP's symmetric InfoNCE and SigLIP's sigmoid loss.
 
-Each has a plain form, which holds the B × B logits, and a chunked form, which holds chunk × B of them on every device:
-the rows of the batch lie on the devices in `blocks` equal consecutive blocks, and all devices go through their own
-block together, `chunk` rows at a time, so that none waits for another. The backward pass computes the logits of a chunk
-anew. What belongs to a column (its logsumexp, its gradient) is kept per block and summed over the blocks once, at the
-end. InfoNCE thus takes four products of B × B × E operations where the plain form takes three; the sigmoid loss takes
-three in both, for its gradient needs nothing from other chunks and is made with the value.
+Each has a plain form, which holds the B × B logits, and a chunked form, which holds chunk × B of them on every device.
+There, the devices hold `blocks` equal consecutive blocks of the batch's rows. All devices go through their own blocks
+together, `chunk` rows at a time, so that none waits for another. The backward pass recomputes the logits of a chunk.
+The logsumexp and the gradient of a column are kept per block, and summed over the blocks once, at the end.
+
+So InfoNCE takes four products of B × B × E operations where the plain form takes three. The sigmoid loss takes three in
+both forms: its gradient needs nothing from other chunks and is computed with the value.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 
 from nml_jax.errors import UserError
 
-# The forms of the loss, and what each reads of the model's outputs.
+# The forms of the loss, and the outputs of the model that each needs.
 FORMS = {
     "clip": ("embedding", "text_embedding", "logit_scale"),
     "siglip": ("embedding", "text_embedding", "logit_scale", "logit_bias"),
@@ -30,14 +31,14 @@ _einsum = partial(jnp.einsum, precision="highest")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contrastive:
-    """An Objective over batches of image [B, S, S, 3] and text [B, L], where row i of both is a pair.
+    """An Objective over batches of image [B, S, S, 3] and text [B, L]; row i of both is a pair.
 
     The model returns embedding and text_embedding, L2-normalised float32 [B, E], and logit_scale, float32 [].
 
     Attributes:
         form: "clip", or "siglip", which also needs the model's logit_bias, float32 []. In "clip" a bias would cancel.
-        chunk: rows of the logits per device at a time; 0: the plain form.
-        blocks: of consecutive rows in which a batch lies on the devices; it divides B.
+        chunk: rows of the logits per device at a time; 0 for the plain form.
+        blocks: number of blocks of consecutive rows, one for each device; it divides B.
     """
 
     form: str = "clip"
@@ -47,12 +48,13 @@ class Contrastive:
     def loss(
         self, model: Any, params: Any, model_state: Any, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, tuple[Any, dict[str, tuple[jax.Array, jax.Array]]]]:
-        """The loss of the global batch, the new model state, and the metrics as (sum, count).
+        """Return the loss of the global batch, the new model state, and the metrics as (sum, count).
 
-        `accuracy` is the share of images whose own text is the first of the highest logits among the batch's texts.
+        `accuracy` is the share of images whose own text has the highest logit among the batch's texts; the first of
+        equal logits counts.
 
         Raises:
-            UserError: the model returns no embeddings, or the sigmoid loss needs a bias and the model has none.
+            UserError: the model returns no embeddings, or it has no bias and the sigmoid loss needs one.
         """
         outputs, new_state = model.apply(params, model_state, batch, train=True, key=key)
         missing = [name for name in FORMS[self.form] if name not in outputs]
@@ -72,14 +74,14 @@ class Contrastive:
 
 
 def make(config: ConfigDict, *, blocks: int) -> Contrastive:
-    """The objective of the section `objective` of configs/common.py, whose name is its form.
+    """Make the objective of the section `objective` of configs/common.py, whose name is the form.
 
     Raises:
         UserError: a value is out of range.
     """
     if config.chunk < 0:
         raise UserError(
-            f"objective.chunk={config.chunk} is out of range", "give rows of a device, or 0 for all of them"
+            f"objective.chunk={config.chunk} is out of range", "give a number of rows per device, or 0 for all of them"
         )
     return Contrastive(form=config.name, chunk=config.chunk, blocks=blocks)
 
@@ -87,7 +89,9 @@ def make(config: ConfigDict, *, blocks: int) -> Contrastive:
 def info_nce(
     x: jax.Array, y: jax.Array, scale: jax.Array, *, chunk: int = 0, blocks: int = 1
 ) -> tuple[jax.Array, jax.Array]:
-    """mean over i of ½ (logsumexp_j l_ij + logsumexp_j l_ji) − l_ii with l = scale · x yᵀ (arXiv 2103.00020, figure 3).
+    """Compute the InfoNCE loss (arXiv 2103.00020, figure 3).
+
+    It is the mean over i of ½ (logsumexp_j l_ij + logsumexp_j l_ji) − l_ii with l = scale · x yᵀ.
 
     Args:
         x: float32 [B, E], image embeddings.
@@ -96,7 +100,7 @@ def info_nce(
         chunk, blocks: as in `Contrastive`.
 
     Returns:
-        float32 [], and bool [B]: whether l_ii is the first of the highest of row i.
+        float32 [], and bool [B]: whether l_ii is the highest of row i, and the first of equal ones.
     """
     if chunk:
         results: Any = _info_nce(chunk, x.reshape(blocks, -1, x.shape[-1]), y, scale)
@@ -104,7 +108,7 @@ def info_nce(
         return (rows.mean() + columns.mean()) / 2, correct.reshape(-1)
     logits = _einsum("ie,je->ij", scale * x, y)
     own = jnp.diagonal(logits)
-    # Less the own logit before the logsumexp: where it is the highest, a small loss keeps its digits.
+    # Subtract the own logit before the logsumexp, so that a small loss keeps its digits if this logit is the highest.
     zero = jax.lax.stop_gradient(own)
     rows, columns = jax.nn.logsumexp(logits - zero[:, None], 1), jax.nn.logsumexp(logits - zero, 0)
     return ((rows + columns) / 2 + (zero - own)).mean(), logits.argmax(-1) == jnp.arange(len(x))
@@ -113,9 +117,10 @@ def info_nce(
 def sigmoid_loss(
     x: jax.Array, y: jax.Array, scale: jax.Array, bias: jax.Array, *, chunk: int = 0, blocks: int = 1
 ) -> tuple[jax.Array, jax.Array]:
-    """−(1/B) Σ_ij log σ(z_ij (scale · x yᵀ + bias)_ij), z_ij = 1 for i = j and −1 elsewhere (arXiv 2303.15343, eq. 1).
+    """Compute the sigmoid loss (arXiv 2303.15343, eq. 1).
 
-    Args and returns as `info_nce`; bias: float32 [].
+    It is −(1/B) Σ_ij log σ(z_ij (scale · x yᵀ + bias)_ij) with z_ij = 1 for i = j and −1 elsewhere. Arguments and
+    results are those of `info_nce`; bias: float32 [].
     """
     if chunk:
         results: Any = _sigmoid_loss(chunk, x.reshape(blocks, -1, x.shape[-1]), y, scale, bias)
@@ -128,7 +133,9 @@ def sigmoid_loss(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _info_nce(chunk: int, x: jax.Array, y: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """logsumexp_j l_ij − l_ii, [blocks, b]; logsumexp_i l_ij − l_jj, [B]; is l_ii the first highest of i, [blocks, b].
+    """Compute the two losses of each pair, and whether its own text is the first of the highest.
+
+    These are logsumexp_j l_ij − l_ii, [blocks, b]; logsumexp_i l_ij − l_jj, [B]; and bool [blocks, b].
 
     Args:
         chunk: rows of a block at a time.
@@ -145,7 +152,7 @@ def _info_nce_forward(chunk: int, x: jax.Array, y: jax.Array, scale: jax.Array) 
     def step(carry: Any, rows: Any) -> tuple[Any, Any]:
         high, total = carry
         x, index = rows
-        logits, own, correct = _logits(scale * x, everywhere, index)
+        logits, own, correct = _compute_logits(scale * x, everywhere, index)
         top = logits.max(-1)
         row_total = jnp.exp(logits - top[..., None]).sum(-1)
         higher = jnp.maximum(high, logits.max(1))
@@ -153,7 +160,7 @@ def _info_nce_forward(chunk: int, x: jax.Array, y: jax.Array, scale: jax.Array) 
         return (higher, total), (top, row_total, own, correct)
 
     start = (jnp.full(everywhere.shape[:2], -jnp.inf), jnp.zeros(everywhere.shape[:2]))
-    (high, total), (top, row_total, own, correct) = _scan(step, start, (x, _index(x)), chunk)
+    (high, total), (top, row_total, own, correct) = _scan(step, start, (x, _index_rows(x)), chunk)
     highest = high.max(0)
     total = (total * jnp.exp(high - highest)).sum(0)
     rows = top - own + jnp.log(row_total)
@@ -165,7 +172,7 @@ def _info_nce_backward(chunk: int, kept: Any, cotangents: Any) -> tuple[jax.Arra
     x, y, scale, top, row_total, rows, highest, total, columns = kept
     d_rows, d_columns, _ = cotangents
     everywhere = jnp.broadcast_to(y, (len(x), *y.shape))
-    # softmax − 1 of the own logit, by way of the loss: right to float32 where the softmax rounds to 1
+    # softmax − 1 of the own logit, computed from the loss: accurate in float32 even if the softmax rounds to 1
     d_own = d_rows * jnp.expm1(-rows) + (d_columns * jnp.expm1(-columns)).reshape(d_rows.shape)
     column_weight = d_columns / total
 
@@ -174,9 +181,9 @@ def _info_nce_backward(chunk: int, kept: Any, cotangents: Any) -> tuple[jax.Arra
         logits = _einsum("dke,dje->dkj", scale * x, everywhere)
         dl = weight[..., None] * jnp.exp(logits - top[..., None]) + column_weight * jnp.exp(logits - highest)
         dl = jnp.where(_is_own(index, len(y)), d_own[..., None], dl)
-        return _products(dl, dy, x, everywhere, scale)
+        return _apply_gradient(dl, dy, x, everywhere, scale)
 
-    rows = (x, _index(x), top, d_rows / row_total, d_own)
+    rows = (x, _index_rows(x), top, d_rows / row_total, d_own)
     dy, (dx, d_scale) = _scan(step, jnp.zeros_like(everywhere), rows, chunk)
     return dx, dy.sum(0), d_scale.sum()
 
@@ -188,7 +195,7 @@ _info_nce.defvjp(_info_nce_forward, _info_nce_backward)
 def _sigmoid_loss(
     chunk: int, x: jax.Array, y: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`sigmoid_loss` of x [blocks, b, E] and y [B, E]; whether l_ii is the first highest of i, [blocks, b]."""
+    """Compute `sigmoid_loss` of x [blocks, b, E] and y [B, E], and whether l_ii is the first of row i's highest."""
     return _sigmoid_loss_forward(chunk, x, y, scale, bias)[0]
 
 
@@ -197,14 +204,14 @@ def _sigmoid_loss_forward(chunk: int, x: jax.Array, y: jax.Array, scale: jax.Arr
 
     def step(dy: jax.Array, rows: Any) -> tuple[jax.Array, Any]:
         x, index = rows
-        logits, _, correct = _logits(scale * x, everywhere, index)
+        logits, _, correct = _compute_logits(scale * x, everywhere, index)
         minus_z = jnp.where(_is_own(index, len(y)), -1, 1)
         losses = jax.nn.softplus(minus_z * (logits + bias)).sum(-1)
         dl = minus_z * jax.nn.sigmoid(minus_z * (logits + bias)) / len(y)
-        dy, (dx, d_scale) = _products(dl, dy, x, everywhere, scale)
+        dy, (dx, d_scale) = _apply_gradient(dl, dy, x, everywhere, scale)
         return dy, (losses, correct, dx, d_scale, dl.sum(-1))
 
-    dy, (losses, correct, dx, d_scale, d_bias) = _scan(step, jnp.zeros_like(everywhere), (x, _index(x)), chunk)
+    dy, (losses, correct, dx, d_scale, d_bias) = _scan(step, jnp.zeros_like(everywhere), (x, _index_rows(x)), chunk)
     return (losses.mean(), correct), (dx, dy.sum(0), d_scale.sum(), d_bias.sum())
 
 
@@ -215,10 +222,16 @@ def _sigmoid_loss_backward(chunk: int, kept: Any, cotangents: Any) -> Any:
 _sigmoid_loss.defvjp(_sigmoid_loss_forward, _sigmoid_loss_backward)
 
 
-def _logits(x: jax.Array, y: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x yᵀ [blocks, k, B] of rows x [blocks, k, E] that stand at `index` [blocks, k] in the batch, y [blocks, B, E].
+def _compute_logits(x: jax.Array, y: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Compute the logits x yᵀ [blocks, k, B] of some rows.
 
-    Then, [blocks, k] each: the own logit, and whether it is the first of the highest.
+    Args:
+        x: [blocks, k, E].
+        y: [blocks, B, E].
+        index: [blocks, k], positions of the rows in the batch.
+
+    Returns:
+        The logits, and, [blocks, k] each, the own logit and whether it is the first of the highest.
     """
     logits = _einsum("dke,dje->dkj", x, y)
     own = jnp.take_along_axis(logits, index[..., None], -1)
@@ -228,31 +241,38 @@ def _logits(x: jax.Array, y: jax.Array, index: jax.Array) -> tuple[jax.Array, ja
 
 
 def _is_own(index: jax.Array, columns: int) -> jax.Array:
+    """Mark the own column of every row."""
     return index[..., None] == jnp.arange(columns)
 
 
-def _products(dl: jax.Array, dy: jax.Array, x: jax.Array, y: jax.Array, scale: jax.Array) -> tuple[jax.Array, Any]:
-    """Given dl, the gradient of a chunk of logits: `dy` with what it adds to it; the gradients of x, [blocks, k, E],
-    and, row by row, of the scale, [blocks, k]."""
+def _apply_gradient(
+    dl: jax.Array, dy: jax.Array, x: jax.Array, y: jax.Array, scale: jax.Array
+) -> tuple[jax.Array, Any]:
+    """Apply the gradient `dl` of a chunk of logits.
+
+    Returns:
+        `dy` with the chunk's gradient added; the gradients of x, [blocks, k, E], and, for each row, of the scale,
+        [blocks, k].
+    """
     dx = _einsum("dkj,dje->dke", dl, y)
     return dy + _einsum("dkj,dke->dje", dl, scale * x), (scale * dx, (x * dx).sum(-1))
 
 
-def _index(x: jax.Array) -> jax.Array:
-    """Where each row of x [blocks, b, E] stands in the batch."""
+def _index_rows(x: jax.Array) -> jax.Array:
+    """Return the position in the batch of each row of x [blocks, b, E]."""
     return jnp.arange(x.shape[0] * x.shape[1]).reshape(x.shape[:2])
 
 
 def _scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, rows: Any, chunk: int) -> tuple[Any, Any]:
-    """`lax.scan` over `chunk` rows of every block at a time; the last chunk has what is left.
+    """Run `lax.scan` over `chunk` rows of every block at a time; the last chunk may be smaller.
 
     Args:
-        step: (carry, rows [blocks, k, ...]) -> (carry, something of each row [blocks, k, ...]).
+        step: (carry, rows [blocks, k, ...]) -> (carry, one result per row [blocks, k, ...]).
         carry: its first value.
         rows: tree of [blocks, b, ...].
 
     Returns:
-        The last carry and what `step` gave for all rows, [blocks, b, ...].
+        The last carry and the results for all rows, [blocks, b, ...].
     """
     blocks, b = jax.tree.leaves(rows)[0].shape[:2]
     chunk = min(chunk, b)

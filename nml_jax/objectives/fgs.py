@@ -1,14 +1,14 @@
 """FGS: Feature Geometry Stabilization ("Stabilizing Feature Geometry in Noisy Pretrained Models", CVPR 2026).
 
-Of the paper only the abstract could be read: noise in pre-training rotates the dominant subspace of the features even
-where their spectral energy hardly changes; against that work perturbation consistency, variance-activation
-regularisation and feature consistency distillation together. What the three are is our reading, unconfirmed, and so are
+Only the abstract of the paper could be read. Noise in pre-training rotates the dominant subspace of the features, even
+if their spectral energy hardly changes. Perturbation consistency, variance-activation regularisation and feature
+consistency distillation counteract this together. The definitions of the three are our reading, unconfirmed, and so are
 the weights:
 
-- consistency: Z of perturbed features against Z, which is held fixed, as squared distance of unit rows;
-- variance: the hinge of VICReg (arXiv 2105.04906, eq. 1) on every feature's standard deviation over the batch, against
-  `target` times that of F's features (their root mean square), so that the scale of the features does not matter;
-- distillation: Z against F, NMTune's consistency.
+- consistency: the squared distance of unit rows between Z of perturbed features and Z, which gets no gradient;
+- variance: the hinge of VICReg (arXiv 2105.04906, eq. 1) on every feature's standard deviation over the batch. Its
+  target is `target` times that of F's features (their root mean square), so that the scale does not matter;
+- distillation: NMTune's consistency of Z with F.
 """
 
 from typing import Literal, NamedTuple
@@ -20,7 +20,7 @@ from nml_jax.objectives.lgm import perturb
 from nml_jax.objectives.nmtune import consistency
 from nml_jax.objectives.step import Step
 
-EPS = 1e-4  # VICReg's, in units of the variance that is held against: the slope of the root at 0 stays finite
+EPS = 1e-4  # VICReg's, in units of the target variance; it keeps the slope of the root at 0 finite
 
 
 class Weights(NamedTuple):
@@ -29,18 +29,18 @@ class Weights(NamedTuple):
     consistency: float = 0.1
     variance: float = 0.1
     distillation: float = 0.1
-    noise: float = 0.1  # of the perturbation, in units of `scale`
+    noise: float = 0.1  # size of the perturbation, in units of `scale`
     scale: Literal["feature", "one"] = "feature"  # std of each feature over the batch, or 1
-    target: float = 1.0  # standard deviation of a feature of Z, over that of F's
+    target: float = 1.0  # standard deviation of a feature of Z, relative to F's
 
 
 def penalty(step: Step, form: Weights, weights: Weights) -> jax.Array:
-    """The weighted sum of the three terms.
+    """Return the weighted sum of the three terms.
 
     Args:
-        step: F, Z, head and key are used.
+        step: its F, Z, head and key are used.
         form: static.
-        weights: float32 [], possibly traced, where `form` has floats.
+        weights: the floats of `form` as float32 [], possibly traced.
 
     Returns:
         float32 [].
@@ -56,10 +56,12 @@ def penalty(step: Step, form: Weights, weights: Weights) -> jax.Array:
 
 
 def variance(F: jax.Array, Z: jax.Array, target: jax.Array | float = 1.0) -> jax.Array:
-    """Mean over features of max(0, target − std(Z)/s), s² the mean variance of F's features; 0 where s is 0.
+    """Return the mean over features of max(0, target − std(Z)/s), with s² the mean variance of F's features.
+
+    It is 0 if s is 0.
 
     Args:
-        F: float32 [B, V, D]; it receives no gradient.
+        F: float32 [B, V, D]; it gets no gradient.
         Z: float32 [B, V, D]. Its variance is over rows and views, with B·V − 1 in the denominator.
         target: at least 0.
     """

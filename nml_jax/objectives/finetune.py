@@ -1,9 +1,9 @@
-"""Fine-tuning: cross-entropy, and on request NMTune's terms on features that are themselves being trained.
+"""Fine-tuning: cross-entropy, and on request NMTune's terms on features that are trained too.
 
-With an encoder that moves, Z is what the classifier sees: the encoder's features below a linear head ("NMTune + LoRA"
-of arXiv 2403.06869, which has the covariance and singular-value terms), or the output of NMTune's MLP. Consistency has
-no frozen input to hold on to; where it is asked for, it is with the features of the initial encoder, plain arXiv
-2309.17002 eq. 2 with these in the place of F (our reading).
+Z is the input of the classifier. Below a linear head, it is the encoder's features ("NMTune + LoRA" of arXiv
+2403.06869, which has the covariance and singular-value terms); with NMTune's MLP, it is the output of the MLP. There is
+no frozen input for the consistency term. If it is asked for, the features of the initial encoder take the place of F in
+eq. 2 of arXiv 2309.17002 (our reading).
 """
 
 import dataclasses
@@ -17,17 +17,17 @@ import optax
 from nml_jax.errors import UserError
 from nml_jax.objectives import nmtune
 
-VIEWS = 2  # so that no name says there is one: the terms here are those of single images
+VIEWS = 2  # keeps "/1view" out of names; the terms here have one view of each image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FineTuning:
     """An Objective over batches of image [B, H, W, 3], label int32 [B] and mask float32 [B].
 
-    The model's outputs hold "logits" float32 [B, K], "features" float32 [B, D] and, for consistency,
-    "initial_features" float32 [B, D]. The terms are over all rows of the batch, whose masks are 1 in training.
+    The outputs of the model hold "logits" float32 [B, K], "features" float32 [B, D] and, for consistency,
+    "initial_features" float32 [B, D]. The terms are over all rows of the batch; in training, all masks are 1.
 
-    mse, cov, svd: weights of the three terms; 0 leaves one out.
+    mse, cov, svd: weights of the three terms; 0 leaves a term out.
     per_dim, top: forms of the consistency and of the singular-value term, see `nmtune`.
     """
 
@@ -40,7 +40,7 @@ class FineTuning:
     def loss(
         self, model: Any, params: Any, model_state: Any, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, tuple[Any, dict[str, tuple[jax.Array, jax.Array]]]]:
-        """CE + the terms; the metrics hold the cross-entropy and each term as it is, without its weight."""
+        """Return cross-entropy plus the terms; the metrics hold the cross-entropy and each term without its weight."""
         outputs, new_state = model.apply(params, model_state, batch, train=True, key=key)
         logits, label, mask, Z = outputs["logits"], batch["label"], batch["mask"], outputs["features"]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, label) * mask
@@ -63,10 +63,10 @@ class FineTuning:
 
 
 def make(preset: str, *, consistency: bool = False, **overrides: Any) -> FineTuning:
-    """The objective of "none", or of a key of nmtune.PRESETS; without `consistency`, its covariance and singular terms.
+    """Make the objective of "none", or of a key of nmtune.PRESETS, whose consistency term is optional.
 
     Args:
-        overrides: values in place of the preset's, by field; None: the preset's.
+        overrides: values in place of the preset's, by field; None keeps the preset's.
 
     Raises:
         UserError: there is no such preset, or a value is out of range.
@@ -75,11 +75,11 @@ def make(preset: str, *, consistency: bool = False, **overrides: Any) -> FineTun
         return FineTuning()
     if preset not in nmtune.PRESETS:
         raise UserError(f"there are no terms {preset!r}", f"choose one of none, {', '.join(nmtune.PRESETS)}")
-    weights, _ = nmtune.weights(preset, VIEWS, **overrides)
+    weights, _ = nmtune.resolve_weights(preset, VIEWS, **overrides)
     mse = weights.mse if consistency else 0.0
     return FineTuning(mse=mse, cov=weights.cov, svd=weights.svd, per_dim=weights.per_dim, top=weights.top)
 
 
 def preset_label(terms: str, **overrides: Any) -> str | None:
-    """What rows and folders call the terms, as "paper" or "paper,svd=0.1"; None for "none"."""
-    return None if terms == "none" else nmtune.weights(terms, VIEWS, **overrides)[1]
+    """Return the name of the terms in rows and folders, as "paper" or "paper,svd=0.1"; None for "none"."""
+    return None if terms == "none" else nmtune.resolve_weights(terms, VIEWS, **overrides)[1]

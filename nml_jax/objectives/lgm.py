@@ -1,15 +1,15 @@
 """LGM, Local Gradient Matching (arXiv 2502.06604).
 
-Of the paper only the abstract could be read: the loss makes the head of a downstream task better at denoising by
-aligning the gradients with respect to normal and to perturbed features, without knowing the parameters of the model
-that made them. All else here is our reading, unconfirmed: what is perturbed and how, which gradient, which distance,
+Only the abstract of the paper could be read. The loss makes the head of a downstream task better at denoising: it
+aligns the gradients with respect to normal and to perturbed features, without knowledge of the parameters of the model
+that made them. Everything else is our reading, unconfirmed: what is perturbed and how, which gradient, which distance,
 the weight.
 
     t̂ = t + γ·n, n Gaussian;   g(t) = ∂ Σ ℓ/∂t, ℓ the cross-entropy of a row;   penalty = w · mean ‖g(t) − g(t̂)‖₂
 
-t is the head's input. The sum is over the batch, so that the size of a row's gradient does not depend on B. In training
-BatchNorm takes part in it: g holds what a row does to the others through the batch's statistics, as the gradient of
-the parameters does. Both gradients move with the head, neither is held fixed.
+t is the head's input. The sum is over the batch, so that the size of a row's gradient does not depend on B. In
+training, it includes BatchNorm: like the gradient of the parameters, g contains a row's effect on the others through
+the batch's statistics. Both gradients depend on the head, and neither is held fixed.
 """
 
 from typing import Literal, NamedTuple
@@ -27,19 +27,19 @@ class Weights(NamedTuple):
     match: float = 0.1
     noise: float = 0.1  # γ
     scale: Literal["feature", "one"] = "feature"  # std of n: that of each feature over the batch, or 1
-    squared: bool = False  # mean of the squared distances in place of the distances
+    squared: bool = False  # mean of the squared distances instead of the distances
 
 
 def penalty(step: Step, form: Weights, weights: Weights) -> jax.Array:
-    """w · mean over rows and views of ‖g(t) − g(t̂)‖₂, or of its square.
+    """Return w · mean over rows and views of ‖g(t) − g(t̂)‖₂, or of its square.
 
     Args:
-        step: F, labels, head and key are used.
+        step: its F, labels, head and key are used.
         form: static.
-        weights: float32 [], possibly traced, where `form` has floats.
+        weights: the floats of `form` as float32 [], possibly traced.
 
     Returns:
-        float32 []; 0, and without a gradient, where both gradients are equal.
+        float32 []. Rows with equal gradients add 0 and have no gradient.
     """
     if not form.match:
         return jnp.zeros(())
@@ -52,14 +52,15 @@ def penalty(step: Step, form: Weights, weights: Weights) -> jax.Array:
     square = ((gradient(step.F) - gradient(perturb(step, weights.noise, form.scale))) ** 2).sum(-1)
     if form.squared:
         return weights.match * square.mean()
-    apart = square > 0  # selected on both sides of the root, so that the gradient at 0 is 0 and not NaN
+    apart = square > 0  # selected before and after the root, so that the gradient at 0 is 0 and not NaN
     return weights.match * jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1)), 0).mean()
 
 
 def perturb(step: Step, noise: jax.Array | float, scale: str) -> jax.Array:
-    """F + noise·n, float32 [B, V, D], with n Gaussian of std 1 ("one") or of each feature's over the batch ("feature").
+    """Return F + noise·n, float32 [B, V, D], with Gaussian n.
 
-    The draw depends on `step.key` and the shape of F alone.
+    The std of n is 1 for the scale "one", and that of each feature over the batch for "feature". The draw depends only
+    on `step.key` and the shape of F.
     """
     n = jax.random.normal(step.key, step.F.shape, jnp.float32)
     return step.F + noise * n * (step.F.std((0, 1)) if scale == "feature" else 1)

@@ -1,13 +1,14 @@
-"""NMTune: cross-entropy plus three regularisers of a head's features Z and its frozen input F (arXiv 2309.17002, §4).
+"""NMTune: cross-entropy plus three regularisers of a head's features Z and its frozen input F.
 
-consistency keeps Z near F, covariance decorrelates the features of Z, singular rewards a dominant singular value. The
-total is CE + w_mse·consistency + w_cov·covariance + w_svd·singular; the paper and the released code differ in weights
-and forms, which PRESETS keeps apart.
+The terms are those of arXiv 2309.17002, section 4. The consistency term keeps Z near F, the covariance term
+decorrelates the features of Z, and the singular term rewards a dominant singular value. The total is CE +
+w_mse·consistency + w_cov·covariance + w_svd·singular. The paper and the released code differ in weights and forms;
+PRESETS has both.
 
-Every term takes its value and its gradient in float64 and gives them as float32. In float32, a feature whose variance
-is 10⁶ times that of the others, a mean of 100 standard deviations, a Z that has come close to F, and two views of one
-image each leave a gradient that is wrong from the fourth digit on, or in all. At batch size the wider type costs a few
-per cent of a step. (Run on CPU only; a TPU emulates float64.)
+Every term computes its value and its gradient in float64 and returns them as float32. In float32, the gradient can be
+wrong from the fourth digit on, or entirely: if a feature has 10⁶ times the variance of the others, if a mean is 100
+standard deviations, if Z is close to F, or if rows are two views of one image. At the usual batch sizes, float64 costs
+a few per cent of a step. (Measured only on a CPU; a TPU emulates float64.)
 """
 
 import math
@@ -24,20 +25,20 @@ import optax
 from nml_jax.errors import UserError
 from nml_jax.objectives.step import Step
 
-# Shares of σ₁. A float64 Gram matrix knows σ² to 1e-16·σ₁²: from GRAM on, both value and gradient are right to 1e-6.
-# Below it they come from an SVD, which knows the direction of σ to 1e-16·σ₁/σ; below ZERO it knows too little of it.
+# Shares of σ₁. A float64 Gram matrix has σ² to 1e-16·σ₁²: for σ above GRAM, value and gradient are accurate to 1e-6.
+# Below GRAM they come from an SVD, which has the direction of σ to 1e-16·σ₁/σ. Below ZERO, this is too inaccurate.
 GRAM, ZERO = 1e-5, 1e-12
 
 
 class Weights(NamedTuple):
-    """Weights and forms of the three terms. A weight of 0 leaves its term out, and all 0 is plain cross-entropy."""
+    """Weights and forms of the three terms. A weight of 0 leaves a term out; all 0 is plain cross-entropy."""
 
     mse: float = 0.0
     cov: float = 0.0
     svd: float = 0.0
-    per_dim: bool = False  # consistency is divided by D
-    cross_view: bool = False  # consistency holds Z of the other views against F of the first
-    top: int = 1  # singular takes the mean of so many largest values
+    per_dim: bool = False  # divide the consistency by D
+    cross_view: bool = False  # compare Z of the other views with F of the first
+    top: int = 1  # how many of the largest singular values to average
 
 
 PRESETS = {
@@ -48,13 +49,13 @@ PRESETS = {
 Free = TypeVar("Free", bound=NamedTuple)
 
 
-def weights(preset: str | Weights | None, views: int, **overrides: Any) -> tuple[Weights, str]:
-    """The weights behind a preset's name, and the name for rows, as in "paper", "code/1view" and "paper,svd=0.1".
+def resolve_weights(preset: str | Weights | None, views: int, **overrides: Any) -> tuple[Weights, str]:
+    """Return the weights of a preset, and their name in rows, such as "paper", "code/1view" or "paper,svd=0.1".
 
     Args:
-        preset: a key of PRESETS, or free weights, named by their values.
-        views: stored views per example; where there is one, `code` is "code/1view".
-        overrides: values in place of the preset's, by field of Weights; None: the preset's.
+        preset: a key of PRESETS, or free weights, whose name lists their values.
+        views: stored views per example; with one view, `code` is "code/1view".
+        overrides: values in place of the preset's, by field of Weights; None keeps the preset's.
 
     Raises:
         UserError: there is no such preset, or a value is out of range.
@@ -71,11 +72,11 @@ def weights(preset: str | Weights | None, views: int, **overrides: Any) -> tuple
 
 
 def replace_weights(defaults: Free, **overrides: Any) -> Free:
-    """The weights of any method, with `overrides` that are not None in place of its own, checked.
+    """Return the weights of any method with the `overrides` that are not None, checked.
 
     Raises:
-        UserError: there is no such field; a number is negative or not finite; a count is below 1; a word is not one of
-            those that the field's type names.
+        UserError: there is no such field, a number is negative or not finite, a count is below 1, or a word is not one
+            of those in the field's type.
     """
     unknown = sorted(set(overrides) - set(defaults._fields))
     if unknown:
@@ -100,26 +101,26 @@ def replace_weights(defaults: Free, **overrides: Any) -> Free:
 
 
 def penalty(step: Step, form: Weights, weights: Weights) -> jax.Array:
-    """w_mse·consistency + w_cov·covariance + w_svd·singular; the last two over all views together.
+    """Return w_mse·consistency + w_cov·covariance + w_svd·singular; the last two terms take all views together.
 
     Args:
-        step: F and Z are used.
-        form: static. The terms whose weight is not 0 are in the program, as `per_dim`, `cross_view` and `top` say.
-        weights: float32 [], possibly traced, where `form` has floats.
+        step: its F and Z are used.
+        form: static. It decides which terms are in the program, those with a weight other than 0, and their forms.
+        weights: the floats of `form` as float32 [], possibly traced.
 
     Returns:
-        float32 [], finite wherever F and Z are and the square of Z's covariance does not overflow.
+        float32 [], finite if F and Z are finite and the square of Z's covariance does not overflow.
     """
-    return _terms(step.F, step.Z, form, weights)
+    return _sum_terms(step.F, step.Z, form, weights)
 
 
 def loss(F: jax.Array, Z: jax.Array, logits: jax.Array, labels: jax.Array, *, weights: Weights) -> jax.Array:
-    """Cross-entropy over all views plus the terms, for arrays as in Step: float32 []."""
+    """Return the cross-entropy over all views plus the terms, float32 []; the arrays are those of a Step."""
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels[:, None]).mean()
-    return entropy + _terms(F, Z, weights, weights)
+    return entropy + _sum_terms(F, Z, weights, weights)
 
 
-def _terms(F: jax.Array, Z: jax.Array, form: Weights, weights: Weights) -> jax.Array:
+def _sum_terms(F: jax.Array, Z: jax.Array, form: Weights, weights: Weights) -> jax.Array:
     rows = Z.reshape(-1, Z.shape[-1])
     total = jnp.zeros(())
     if form.mse:
@@ -134,49 +135,49 @@ def _terms(F: jax.Array, Z: jax.Array, form: Weights, weights: Weights) -> jax.A
 
 
 def consistency(F: jax.Array, Z: jax.Array, *, per_dim: bool = False) -> jax.Array:
-    """‖F/‖F‖ − Z/‖Z‖‖² per row, mean over rows; divided by D if `per_dim`. Rows of zeros stay zeros.
+    """Return the mean over rows of ‖F/‖F‖ − Z/‖Z‖‖². Rows of zeros stay zeros.
 
     Args:
-        F: float32 [..., D], the target: it receives no gradient. Its shape broadcasts to Z's.
+        F: float32 [..., D], the target, which gets no gradient. Its shape broadcasts to Z's.
         Z: float32 [..., D].
-        per_dim: mean over the features, as the released code has it, in place of their sum, as in the paper.
+        per_dim: divide by D. The released code has the mean over features; the paper has the sum.
     """
     dim = Z.shape[-1]
     F = jnp.broadcast_to(F, Z.shape).reshape(-1, dim)
-    return _float64(partial(_consistency, dim if per_dim else 1))(Z.reshape(-1, dim), F)
+    return _run_in_float64(partial(_consistency, dim if per_dim else 1))(Z.reshape(-1, dim), F)
 
 
 def covariance(Z: jax.Array) -> jax.Array:
-    """(1/D) Σ_{i≠j} C(Z)²_ij with C = (Z − mean)ᵀ(Z − mean)/(B − 1); 0 for a single row.
+    """Return (1/D) Σ_{i≠j} C(Z)²_ij with C = (Z − mean)ᵀ(Z − mean)/(B − 1); 0 for a single row.
 
-    For B < D it is ‖(Z − mean)(Z − mean)ᵀ‖²_F less the squared diagonal of C, and C is never formed.
+    For B < D, it is computed as ‖(Z − mean)(Z − mean)ᵀ‖²_F less the squared diagonal of C, without C itself.
 
     Args:
         Z: float32 [B, D].
     """
-    return _float64(_covariance)(Z)
+    return _run_in_float64(_covariance)(Z)
 
 
 def singular(Z: jax.Array, top: int = 1) -> jax.Array:
-    """−mean of the `top` largest σᵢ over Σσ, with σ the singular values of Z, uncentred; 0 for an all-zero Z.
+    """Return −(mean of the `top` largest σᵢ) / Σσ, with σ the singular values of Z, uncentred; 0 for an all-zero Z.
 
-    With fewer than `top` singular values the mean is over all of them. The gradient is U diag(g) Vᵀ with g = ∂/∂σ, from
-    the eigenvectors of the smaller Gram matrix, or from an SVD where σ/σ₁ falls below GRAM. Directions in which σ is
-    zero (ZERO) get no gradient: it is finite at any rank.
+    With fewer than `top` singular values, the mean is over all of them. The gradient is U diag(g) Vᵀ with g = ∂/∂σ,
+    from the eigenvectors of the smaller Gram matrix, or from an SVD if any σ/σ₁ is below GRAM. Directions with σ/σ₁
+    below ZERO get no gradient, so that it is finite at any rank.
 
     Args:
         Z: float32 [B, D].
-        top: how many.
+        top: how many values to average.
     """
-    return _float64(partial(_singular, top))(Z)
+    return _run_in_float64(partial(_singular, top))(Z)
 
 
-def _float64(term: Callable[..., tuple[jax.Array, jax.Array]]) -> Callable[..., jax.Array]:
-    """A function of float32 arrays, differentiable in the first, of `term`, which takes and gives float64.
+def _run_in_float64(term: Callable[..., tuple[jax.Array, jax.Array]]) -> Callable[..., jax.Array]:
+    """Make a function of float32 arrays, differentiable in the first, that runs `term` in float64.
 
     Args:
-        term: (Z [..., B, D], *others) -> (value [...], gradient by Z [..., B, D]). It takes leading axes by itself, as
-            `vmap` would rewrite the float64 operations outside the context that allows them.
+        term: (Z [..., B, D], *others) -> (value [...], gradient by Z [..., B, D]). It must take leading axes itself,
+            because `vmap` would rewrite the float64 operations outside the context that allows them.
     """
 
     @jax.custom_batching.custom_vmap
@@ -218,7 +219,7 @@ def _consistency(divisor: int, Z: jax.Array, F: jax.Array) -> tuple[jax.Array, j
     unit = Z * inverse
     away = unit - F * inverse_norm(F)
     scale = divisor * Z.shape[-2]
-    along = (away * unit).sum(-1, keepdims=True)  # the length of Z counts for nothing
+    along = (away * unit).sum(-1, keepdims=True)  # the length of Z has no effect
     return (away**2).sum((-2, -1)) / scale, 2 * (away - along * unit) * inverse / scale
 
 
@@ -239,21 +240,21 @@ def _covariance(Z: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _singular(top: int, Z: jax.Array) -> tuple[jax.Array, jax.Array]:
     wide = Z.shape[-2] < Z.shape[-1]
 
-    def by_gram(_: None) -> tuple[jax.Array, jax.Array]:
+    def use_gram(_: None) -> tuple[jax.Array, jax.Array]:
         return sigma, q
 
-    def by_svd(_: None) -> tuple[jax.Array, jax.Array]:
+    def use_svd(_: None) -> tuple[jax.Array, jax.Array]:
         u, s, vt = jnp.linalg.svd(Z, full_matrices=False)
         return s[..., ::-1], (u if wide else vt.mT)[..., ::-1]
 
     gram = _matmul(Z, Z.mT) if wide else _matmul(Z.mT, Z)
     eigenvalues, q = jnp.linalg.eigh(gram, symmetrize_input=False)  # ascending
     sigma = jnp.sqrt(jnp.maximum(eigenvalues, 0))
-    steep = (sigma[..., 0] < GRAM * sigma[..., -1]).any()  # of a batch of Z one decides for all; false for NaN
-    sigma, q = jax.lax.cond(steep, by_svd, by_gram, None)
+    steep = (sigma[..., 0] < GRAM * sigma[..., -1]).any()  # in a batch of Z, one decides for all; false for NaN
+    sigma, q = jax.lax.cond(steep, use_svd, use_gram, None)
 
     first = sigma[..., -1:]
-    zero = sigma <= ZERO * first  # false for NaN, which thus is not lost
+    zero = sigma <= ZERO * first  # false for NaN, so that it is kept
     sigma = jnp.where(zero, 0, sigma)
     total = jnp.where(zero[..., -1:], 1, sigma.sum(-1, keepdims=True))
     k = min(top, sigma.shape[-1])

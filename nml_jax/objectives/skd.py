@@ -1,14 +1,15 @@
-"""SKD: skewness and kurtosis of features and logits held up ("From Pretraining to Pathology", NeurIPS 2025).
+"""SKD: terms that keep up the skewness and kurtosis of features and logits.
 
-Of the paper only the abstract could be read: noise in pre-training lowers the skewness and the kurtosis of features and
-logits, which flattens the representation; two scalar regularisers beside the task loss restore both. All else here is
-our reading, unconfirmed: over what the moments are taken, the targets, the form of the regularisers, the weights.
+The method is that of "From Pretraining to Pathology" (NeurIPS 2025), of which only the abstract could be read. Noise in
+pre-training lowers the skewness and the kurtosis of features and logits, which flattens the representation. Two scalar
+regularisers beside the task loss restore both. Everything else is our reading, unconfirmed: the axis of the moments,
+the targets, the form of the regularisers, the weights.
 
     s = mean(x̂³), k = mean(x̂⁴) of x̂ = (x − mean)/std,
     penalty = w_skew · mean (max(0, 1 − s²/skew_target²))² + w_kurtosis · mean (max(0, 1 − k/kurtosis_target))²
 
-Both lie in [0, 1] whatever the scale of x, are continuously differentiable, keep the sign of the skewness, and leave
-alone what is as skewed or as peaked as the target already.
+Both terms are in [0, 1] for any scale of x and continuously differentiable. They keep the sign of the skewness, and are
+0 for an x that is already as skewed or as peaked as the target.
 """
 
 from typing import Literal, NamedTuple
@@ -18,11 +19,11 @@ import jax.numpy as jnp
 
 from nml_jax.objectives.step import Step
 
-CONSTANT = 1e-5  # std over |mean|: less is what rounding leaves of a constant, whose moments mean nothing
+CONSTANT = 1e-5  # std over |mean|; below this, x is a constant with rounding errors, whose moments mean nothing
 
 
 class Weights(NamedTuple):
-    """Weights of the two terms, 0 to leave one out, and what they are taken of. All values are our choice."""
+    """Weights of the two terms, 0 to leave one out, and their forms. All values are our choice."""
 
     skew: float = 0.1
     kurtosis: float = 0.1
@@ -33,22 +34,23 @@ class Weights(NamedTuple):
 
 
 def penalty(step: Step, form: Weights, weights: Weights) -> jax.Array:
-    """The penalty above of Z, and of the logits where `form.logits` says so.
+    """Return the penalty above of Z, and, with `form.logits`, of the logits too.
 
-    What does not vary has s = k = 0, and no gradient. With two values k = 1 and s = 0 whatever they are: no gradient.
+    A constant x has s = k = 0 and no gradient. An x of two values always has k = 1 and s = 0, and so no gradient
+    either.
 
     Args:
-        step: Z and logits are used.
+        step: its Z and logits are used.
         form: static.
-        weights: float32 [], possibly traced, where `form` has floats. A target of 0 is met by anything.
+        weights: the floats of `form` as float32 [], possibly traced. A target of 0 turns its term off.
 
     Returns:
-        float32 [], finite wherever Z and the logits are and their squares do not overflow.
+        float32 [], finite if Z and the logits are finite and their squares do not overflow.
     """
     total = jnp.zeros(())
     for x in (step.Z, step.logits) if form.logits else (step.Z,):
         x = x.reshape(-1, x.shape[-1])
-        skewness, kurtosis = moments(x if form.axis == "row" else x.T)
+        skewness, kurtosis = compute_moments(x if form.axis == "row" else x.T)
         if form.skew and form.skew_target:
             total += weights.skew * (jax.nn.relu(1 - (skewness / weights.skew_target) ** 2) ** 2).mean()
         if form.kurtosis and form.kurtosis_target:
@@ -56,15 +58,15 @@ def penalty(step: Step, form: Weights, weights: Weights) -> jax.Array:
     return total
 
 
-def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Standardised third and fourth moments over the last axis, float32 [...]; 0 where x is constant (CONSTANT).
+def compute_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the standardised third and fourth moments over the last axis, float32 [...]; 0 for a constant x.
 
     Args:
         x: float32 [..., N].
     """
     mean = x.mean(-1, keepdims=True)
     x = x - mean
-    x = x - x.mean(-1, keepdims=True)  # once more, for what rounding of a large mean has left
+    x = x - x.mean(-1, keepdims=True)  # again, because rounding of a large mean leaves a rest
     variance = (x * x).mean(-1, keepdims=True)
     varies = variance > jnp.maximum((CONSTANT * mean) ** 2, 1e-30)
     x = x * jnp.where(varies, jax.lax.rsqrt(jnp.where(varies, variance, 1)), 0)

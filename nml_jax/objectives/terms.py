@@ -1,4 +1,4 @@
-"""The table of a head's terms, and how the numbers in them vary without compiling anew."""
+"""The table of a head's terms, whose numbers can vary without another compilation."""
 
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -13,21 +13,21 @@ TERMS: dict[str, ModuleType] = {"nmtune": nmtune, "skd": skd, "fgs": fgs, "lgm":
 
 
 class Terms(NamedTuple):
-    """Terms as a program is compiled for them: which of TERMS, and its Weights with 1.0 or 0.0 for every float.
+    """The static part of terms: a name in TERMS, and its Weights with 1.0 or 0.0 for every float.
 
-    A float that is 0 is left out of the program; the others are traced, so that a sweep over them compiles once.
+    The program leaves out a float that is 0. The others are traced, so that a sweep over them compiles once.
     """
 
     name: str
     form: Any
 
     def penalty(self, step: Step, numbers: dict[str, jax.Array]) -> jax.Array:
-        """The sum of the terms, float32 []; `numbers` as from `split`."""
+        """Return the sum of the terms, float32 []; `numbers` come from `split`."""
         return TERMS[self.name].penalty(step, self.form, self.form._replace(**numbers))
 
 
 def split(name: str, weights: Any) -> tuple[Terms, dict[str, float]]:
-    """What is compiled for and what is traced.
+    """Split weights into their static part and the numbers that are traced.
 
     Args:
         name: a key of TERMS.
@@ -39,10 +39,10 @@ def split(name: str, weights: Any) -> tuple[Terms, dict[str, float]]:
     return Terms(name, form), numbers
 
 
-def defaults(name: str, **overrides: Any) -> Any:
-    """The Weights of a key of TERMS, with those overrides that are not None.
+def make_weights(name: str, **overrides: Any) -> Any:
+    """Make the Weights of a key of TERMS, with the overrides that are not None.
 
     Raises:
-        UserError: there is no such number, or it is out of range.
+        UserError: there is no such field, or its value is out of range.
     """
     return nmtune.replace_weights(TERMS[name].Weights(), **overrides)

@@ -1,4 +1,4 @@
-"""What the environment says of the job that this process is one of; JAX itself reads most of it."""
+"""Find out from the environment which job this process belongs to. JAX itself reads most of it."""
 
 import importlib.util
 import ipaddress
@@ -17,35 +17,35 @@ VARIABLES = {
 
 
 def find_job(env: Mapping[str, str]) -> dict[str, Any] | None:
-    """Those of `jax.distributed.initialize` for this process, less what JAX finds itself; None: it is alone.
+    """Return what `jax.distributed.initialize` needs and JAX does not find itself; None if this process is alone.
 
     JAX finds its place under Slurm, Open MPI 4, GKE, Kubernetes (with the package `kubernetes`) and on a Cloud TPU.
-    Anywhere else, and where it shall not look, the three VARIABLES say it. Of Open MPI 5, whose variables JAX does not
-    know, rank and size are read here.
+    Elsewhere, or to override it, set the three VARIABLES. JAX does not know the variables of Open MPI 5: its rank and
+    size are read here.
 
     Raises:
-        UserError: the variables are incomplete or no numbers, or name a coordinator that other hosts cannot reach; or
-            this is one of the pods of a Kubernetes job, and nothing says how many there are.
+        UserError: a variable is missing or not a number; other hosts cannot reach the coordinator; or this is one pod
+            of a Kubernetes job of unknown size.
     """
     given = {argument: env[name] for argument, name in VARIABLES.items() if name in env}
     if are_several(env, "OMPI_COMM_WORLD_SIZE") and "OMPI_MCA_orte_hnp_uri" not in env:
         own = {"num_processes": "SIZE", "process_id": "RANK"}
         if are_several(env, "OMPI_COMM_WORLD_LOCAL_SIZE") and "JAX_LOCAL_DEVICE_IDS" not in env:
-            own["local_device_ids"] = "LOCAL_RANK"  # as JAX has it of Open MPI 4; one process of a host takes all
-        given = {argument: _of(env, f"OMPI_COMM_WORLD_{name}") for argument, name in own.items()} | given
+            own["local_device_ids"] = "LOCAL_RANK"  # as JAX does under Open MPI 4; a single process takes all devices
+        given = {argument: _require(env, f"OMPI_COMM_WORLD_{name}") for argument, name in own.items()} | given
     if not given and not is_launched(env):
         if "JOB_COMPLETION_INDEX" in env and not env.keys() & {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"}:
-            # Alone, each of its pods would train the whole run into the same folder.
+            # Otherwise each pod would train the whole run into the same folder.
             raise UserError(
-                f"this is pod {env['JOB_COMPLETION_INDEX']} of an indexed Kubernetes job, and nothing says of how many",
+                f"this is pod {env['JOB_COMPLETION_INDEX']} of an indexed Kubernetes job of unknown size",
                 f"pip install kubernetes, or set {', '.join(VARIABLES.values())} (alone: localhost:1234, 1, 0)",
             )
-        # JAX notes at import whether there is a TPU, and knows more of it than its environment does.
+        # JAX checks for a TPU at import, and sets this variable if there is none.
         return {} if "TPU_SKIP_MDS_QUERY" not in env and env.get("JAX_PLATFORMS", "tpu") != "cpu" else None
     if given and not is_launched(env) and not VARIABLES.keys() <= given.keys():
         absent = [name for argument, name in VARIABLES.items() if argument not in given]
         raise UserError(
-            f"cannot join the job: {', '.join(f'{VARIABLES.get(k, k)}={v}' for k, v in given.items())}, and no "
+            f"cannot join the job: {', '.join(f'{VARIABLES.get(k, k)}={v}' for k, v in given.items())}, but no "
             f"{', no '.join(absent)}",
             f"set {', '.join(VARIABLES.values())} for every process",
         )
@@ -56,20 +56,20 @@ def find_job(env: Mapping[str, str]) -> dict[str, Any] | None:
     address = str(given.get("coordinator_address", ""))
     if "coordinator_address" in given and not _is_address(address):
         raise UserError(
-            f"JAX_COORDINATOR_ADDRESS={address!r} is no address", "give process 0's host and a port, as in host0:1234"
+            f"JAX_COORDINATOR_ADDRESS={address!r} is not an address", "give process 0's host and port, as host0:1234"
         )
-    require_reachable(address, list_hosts(env))
+    require_reachable(address, count_hosts(env))
     return given
 
 
 def is_launched(env: Mapping[str, str]) -> bool:
-    """Whether a launcher that JAX knows has started several processes."""
+    """Return whether a launcher that JAX knows has started several processes."""
     return (
         ("SLURM_STEP_NODELIST" in env and are_several(env, "SLURM_NTASKS"))
         or are_several(env, "OMPI_COMM_WORLD_SIZE")
         or are_several(env, "MEGASCALE_NUM_SLICES")
         or "," in env.get("TPU_PROCESS_ADDRESSES", env.get("TPU_WORKER_HOSTNAMES", ""))
-        or ({"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= env.keys() and _installed("kubernetes"))
+        or ({"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= env.keys() and _is_installed("kubernetes"))
     )
 
 
@@ -77,20 +77,16 @@ def are_several(env: Mapping[str, str], name: str) -> bool:
     return env.get(name, "1") not in ("", "0", "1")
 
 
-def list_hosts(env: Mapping[str, str]) -> int:
-    """On how many hosts the job is, as far as its launcher tells; 1 where it does not."""
-    size, local = (_count(env, f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "LOCAL_SIZE"))
+def count_hosts(env: Mapping[str, str]) -> int:
+    """Return the number of hosts that the launcher names; 1 if it names none."""
+    size, local = (_read_count(env, f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "LOCAL_SIZE"))
     workers = env.get("TPU_PROCESS_ADDRESSES", env.get("TPU_WORKER_HOSTNAMES", "")).split(",")
-    slurm = _count(env, "SLURM_STEP_NUM_NODES")
+    slurm = _read_count(env, "SLURM_STEP_NUM_NODES")
     return max(slurm, -(-size // local), len({worker.split(":")[0] for worker in workers}))
 
 
 def require_reachable(address: str, hosts: int) -> None:
-    """Refuse a coordinator that is on a host's own loopback where there are several hosts.
-
-    Raises:
-        UserError: with the address.
-    """
+    """Raise UserError if there are several hosts and the coordinator's "host:port" is a loopback address."""
     if hosts > 1 and is_loopback(address):
         raise UserError(
             f"the coordinator {address} cannot be reached from other hosts, and the job is on {hosts}",
@@ -99,7 +95,7 @@ def require_reachable(address: str, hosts: int) -> None:
 
 
 def require_free(address: str) -> None:
-    """Raise PeerLost if this host's port of "host:port" is taken; the library may crash of it."""
+    """Raise PeerLost if the port of "host:port" is taken on this host; the library might crash."""
     port = int(address.rpartition(":")[2])
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -107,12 +103,12 @@ def require_free(address: str) -> None:
             s.bind(("", port))
         except OSError as e:
             raise PeerLost(
-                f"process 0 cannot listen at port {port}: {e.strerror}; another job or program has it"
+                f"process 0 cannot listen at port {port}: {e.strerror}; another job or program uses it"
             ) from e
 
 
 def is_loopback(address: str) -> bool:
-    """Whether "host:port" names every host's own interface."""
+    """Return whether "host:port" is a loopback address, which every host has for itself."""
     host = address.rpartition(":")[0].strip("[]").lower()
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -120,25 +116,25 @@ def is_loopback(address: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _of(env: Mapping[str, str], name: str) -> str:
+def _require(env: Mapping[str, str], name: str) -> str:
     if name not in env:
         raise UserError(f"the launcher has not set {name}", "see how it was called")
     return env[name]
 
 
-def _count(env: Mapping[str, str], name: str) -> int:
-    """A number of a launcher, 1 or more; 1 where it has not set it."""
+def _read_count(env: Mapping[str, str], name: str) -> int:
+    """Return a launcher's variable as a positive integer; 1 if it is not set."""
     value = env.get(name) or "1"
     if not re.fullmatch("[1-9][0-9]{0,8}", value):
-        raise UserError(f"{name}={value} is no number of anything", "see how the launcher was called")
+        raise UserError(f"{name}={value} must be a positive integer", "see how the launcher was called")
     return int(value)
 
 
-def _is_address(given: str) -> bool:
-    """Whether it is "host:port"."""
-    host, _, port = given.rpartition(":")
+def _is_address(text: str) -> bool:
+    """Return whether the text has the form "host:port"."""
+    host, _, port = text.rpartition(":")
     return bool(host) and bool(re.fullmatch("[0-9]{1,5}", port)) and 0 < int(port) < 2**16
 
 
-def _installed(package: str) -> bool:
+def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None

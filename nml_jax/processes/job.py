@@ -1,4 +1,4 @@
-"""One process among the others of its job: what it hears of them, and what they hear of it."""
+"""One process among the others of its job: what it learns about them, and what it tells them."""
 
 import contextlib
 import ctypes
@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import jax
-from jax._src import distributed  # the client of the service, which JAX's own libraries take from there, too
+from jax._src import distributed  # JAX's own libraries take the service's client from here, too
 
 from nml_jax.errors import NonFinite, PeerLost, Preempted
 from nml_jax.processes import cluster
@@ -25,38 +25,39 @@ from nml_jax.processes.progress import TICK, Progress
 
 T = TypeVar("T")
 
-GRACE = 5.0  # seconds that a process has for an error of its own when it hears of another's
-SETTINGS = 4  # the type of a frame of HTTP/2
+GRACE = 5.0  # seconds that a process has to report its own error after it hears of another's
+SETTINGS = 4  # the type of an HTTP/2 frame
 FOREVER = 7 * 24 * 3600.0  # seconds; such waits end when a peer is lost
 
-# Keys of the service: who has ended, and why; who is on which host; what process 0 has decided; what all have said; and
-# where they are.
+# Prefixes of the service's keys: who has stopped and why, who is on which host, what process 0 has decided, the values
+# of all processes, and their positions.
 STOPPED, HOSTS, AGREED, GATHERED, PLACES = (
     f"nml_jax/{name}/" for name in ("stopped", "host", "agreed", "gathered", "place")
 )
 
 
 class Membership:
-    """From before the processes are joined until this one ends.
+    """This process's part in the job, from before the processes are joined until this one ends.
 
     Args:
-        timeout: see `peers.start`.
+        timeout: seconds, see `peers.start`.
     """
 
     def __init__(self, timeout: float):
         self.timeout, self.state = timeout, distributed.global_state
-        self.hosts: dict[int, str] = {}  # of every process, once all are there
-        self.agreed = self.gathered = self.rounds = 0  # answers of process 0, of all; looks at the others: all lived
+        self.hosts: dict[int, str] = {}  # process -> host, once all have joined
+        self.agreed = self.gathered = 0  # calls so far
+        self.rounds = 0  # how often all the others were found alive
         self.progress = Progress(self.process_names)
-        self.cause: str | None = None  # why this process must end, ...
-        self.code: int | None = None  # and with which code it is about to
-        self.over = threading.Event()  # nobody is missed any more
+        self.cause: str | None = None  # why this process must end
+        self.code: int | None = None  # the exit code of the end that has begun
+        self.finished = threading.Event()  # set: a missing process is no error any more
         self.is_joining = False
-        self.speaking = threading.Lock()
-        self.heard = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self.leaving = threading.Lock()
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         # When the coordinator is gone, or others do not come, the library ends the process with abort().
-        self.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
-        self.previous = _catch_abort(ctypes.cast(self.handler, ctypes.c_void_p))
+        self.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._explain_abort)
+        self.previous = _set_abort_handler(ctypes.cast(self.handler, ctypes.c_void_p))
 
     @property
     def index(self) -> int:
@@ -72,17 +73,17 @@ class Membership:
 
     @property
     def address(self) -> str:
-        """Of the coordinator, "host:port"."""
+        """Return the coordinator's "host:port"."""
         return self.state.coordinator_address or ""
 
     # ---- its beginning
 
     @contextlib.contextmanager
-    def joining(self) -> Iterator[None]:
-        """Keep what C++ writes to stderr: when others do not come, their numbers stand in its last words alone."""
+    def capture_stderr(self) -> Iterator[None]:
+        """Capture what C++ writes to stderr: only there does the library name the processes that have not come."""
         sys.stderr.flush()
         self.stderr = os.dup(2)
-        os.dup2(self.heard.fileno(), 2)
+        os.dup2(self.log.fileno(), 2)
         self.is_joining = True
         try:
             yield
@@ -90,14 +91,14 @@ class Membership:
             self.is_joining = False
             os.dup2(self.stderr, 2)
             os.close(self.stderr)
-            sys.stderr.writelines(line for line in self._heard() if "recoverable task" not in line)
-            self.heard.close()
+            sys.stderr.writelines(line for line in self._read_log() if "recoverable task" not in line)
+            self.log.close()
 
     def register(self) -> None:
-        """Take this process's place.
+        """Claim this process's number.
 
         Raises:
-            PeerLost: it is taken. The others, who may be well, are not told.
+            PeerLost: another process has it. The others are not stopped: they may be well.
         """
         try:
             self.client.key_value_set(f"{HOSTS}{self.index}", socket.gethostname())
@@ -108,11 +109,11 @@ class Membership:
             raise PeerLost(f"there is a process {self.index} of {self.count} at {self.address} already: {why}") from e
 
     def open(self) -> None:
-        """Get to know the others, and watch over them from now on."""
+        """Wait for the others, and watch them from now on."""
         self.barrier("the start", self.timeout)
         self.hosts = {int(key.rpartition("/")[2]): host for key, host in self.client.key_value_dir_get(HOSTS)}
-        self.watch = threading.Thread(target=self._watch, daemon=True, name="peers")
-        self.watch.start()
+        self.watcher = threading.Thread(target=self._watch, daemon=True, name="peers")
+        self.watcher.start()
         cluster.require_reachable(self.address, len(set(self.hosts.values())))
 
     # ---- together with the others
@@ -122,9 +123,9 @@ class Membership:
         try:
             in_thread(wait)
         except jax.errors.JaxRuntimeError as e:
-            if late := self._late(str(e)):
+            if late := self._find_late(str(e)):
                 raise PeerLost(f"{late} did not reach {name!r} within {timeout:g} s") from e
-            raise PeerLost(self.lost() or f"waiting for the others at {name!r}: {first_line(e)}") from e
+            raise PeerLost(self.find_lost() or f"waiting for the others at {name!r}: {first_line(e)}") from e
 
     def agree(self, value: T) -> T:
         self.agreed += 1
@@ -139,12 +140,12 @@ class Membership:
         key = f"{GATHERED}{self.gathered}/"
         self.client.key_value_set(f"{key}{self.index}", json.dumps(value))
         self.barrier(name, timeout)
-        if self.index == 0 and self.gathered > 1:  # whoever is here has read what was said before
+        if self.index == 0 and self.gathered > 1:  # all who are here have read the previous values
             self.client.key_value_delete(f"{GATHERED}{self.gathered - 1}/")
-        said = {int(key.rpartition("/")[2]): json.loads(what) for key, what in self.client.key_value_dir_get(key)}
-        return [said[i] for i in range(self.count)]
+        values = {int(key.rpartition("/")[2]): json.loads(text) for key, text in self.client.key_value_dir_get(key)}
+        return [values[i] for i in range(self.count)]
 
-    def lost(self) -> str | None:
+    def find_lost(self) -> str | None:
         end, rounds = time.monotonic() + self.timeout, self.rounds
         while self.cause is None and self.rounds < rounds + 2 and time.monotonic() < end:
             time.sleep(0.1)
@@ -153,112 +154,112 @@ class Membership:
     # ---- its end
 
     def leave(self, code: int, message: str, words: str) -> None:
-        self.speaking.acquire()  # and never released: one end is enough
+        self.leaving.acquire()  # never released: a process ends once
         self.code = code
-        self.over.set()
+        self.finished.set()
         print(message, file=sys.stderr, flush=True)
         with contextlib.suppress(jax.errors.JaxRuntimeError, TimeoutError):
-            told = json.dumps({"code": code, "words": first_line(words)})
-            in_thread(lambda: self.client.key_value_set(f"{STOPPED}{self.index}", told), GRACE)
-            end = time.monotonic() + patience(code, self.timeout) + 2 * TICK
-            # The service goes with process 0, and with the service the client of whoever is still there.
-            while self.index == 0 and len(self._farewells()) < self.count and time.monotonic() < end:
+            end_report = json.dumps({"code": code, "words": first_line(words)})
+            in_thread(lambda: self.client.key_value_set(f"{STOPPED}{self.index}", end_report), GRACE)
+            end = time.monotonic() + choose_grace(code, self.timeout) + 2 * TICK
+            # The service ends with process 0, and the clients of the others end with the service.
+            while self.index == 0 and len(self._read_stopped()) < self.count and time.monotonic() < end:
                 time.sleep(0.1)
         sys.stdout.flush()
         os._exit(code)
 
     def close(self) -> None:
-        """At the end of the program, in peace: the last to go is process 0, with the service."""
-        self.over.set()
+        """End without error. Process 0, which holds the service, waits for the others."""
+        self.finished.set()
         if self.hosts:
-            self.watch.join(self.timeout)
+            self.watcher.join(self.timeout)
             end = time.monotonic() + self.timeout
             with contextlib.suppress(jax.errors.JaxRuntimeError, TimeoutError):
-                while self.index == 0 and len(in_thread(self._live, max(end - time.monotonic(), 0))) > 1:
+                while self.index == 0 and len(in_thread(self._list_live, max(end - time.monotonic(), 0))) > 1:
                     time.sleep(0.05)
-        _catch_abort(self.previous)
+        _set_abort_handler(self.previous)
 
     # ---- noticing
 
     def _watch(self) -> None:
-        pause = GRACE
-        while self.cause is None and not self.over.wait(TICK):
+        grace = GRACE
+        while self.cause is None and not self.finished.wait(TICK):
             try:
-                farewells = self._farewells()
-                missing = set() if farewells else set(range(self.count)) - {self.index} - self._live()
-                farewells = farewells or (self._farewells() if missing else {})  # who is missing may have said why
-                self.look()
+                stopped = self._read_stopped()
+                missing = set() if stopped else set(range(self.count)) - {self.index} - self._list_live()
+                stopped = stopped or (self._read_stopped() if missing else {})  # a missing one may have said why
+                self.share_position()
             except jax.errors.JaxRuntimeError as e:
                 self.cause = f"{self.process_names([0])}, the coordinator, does not answer: {first_line(e)}"
                 break
-            if farewells:
-                # Of several the first cause: others may have ended for its sake.
-                who, said = min(farewells.items(), key=lambda item: item[1]["code"] == PeerLost.exit_code)
-                self.cause = f"{self.process_names([who])} ended with exit code {said['code']}: {said['words']}"
-                pause = patience(said["code"], self.timeout)
+            if stopped:
+                # If several processes ended, report the first cause: the others may have stopped because of it.
+                who, end = min(stopped.items(), key=lambda item: item[1]["code"] == PeerLost.exit_code)
+                self.cause = f"{self.process_names([who])} ended with exit code {end['code']}: {end['words']}"
+                grace = choose_grace(end["code"], self.timeout)
             elif missing:
                 self.cause = f"{self.process_names(missing)} {'is' if len(missing) == 1 else 'are'} gone without a word"
             self.rounds += 1
-        if self.cause is not None and not self.over.wait(pause):
+        if self.cause is not None and not self.finished.wait(grace):
             self.leave(PeerLost.exit_code, f"stopped: {self.cause}", self.cause)
 
-    def look(self) -> None:
-        """Tell the others how far this process has come; the first says where all stand if nobody moves."""
+    def share_position(self) -> None:
+        """Send this process's position to the others. Process 0 also reads theirs, and reports if nobody moves."""
         place = self.progress.position()
         if place:
             self.client.key_value_set(f"{PLACES}{self.index}", place, allow_overwrite=True)
         if self.index == 0:
             places = self.client.key_value_dir_get(PLACES) if place else ()
-            self.progress.see({int(key.rpartition("/")[2]): said for key, said in places})
+            self.progress.update({int(key.rpartition("/")[2]): there for key, there in places})
 
-    def _farewells(self) -> dict[int, dict[str, Any]]:
-        return {int(key.rpartition("/")[2]): json.loads(said) for key, said in self.client.key_value_dir_get(STOPPED)}
+    def _read_stopped(self) -> dict[int, dict[str, Any]]:
+        return {int(key.rpartition("/")[2]): json.loads(text) for key, text in self.client.key_value_dir_get(STOPPED)}
 
-    def _live(self) -> set[int]:
-        """Who lives; it returns when all have asked, or have not given a sign of life for too long."""
+    def _list_live(self) -> set[int]:
+        """Return the live processes. The call waits until each has asked, or has missed its heartbeat."""
         return set(self.client.get_live_nodes(list(range(self.count))))
 
-    def _aborted(self, _: int) -> None:
-        """Called in place of dying when the library aborts; when it returns, the process dies of it."""
+    def _explain_abort(self, _: int) -> None:
+        """Print why the library aborts, in one line, and exit. If this returns, the process dies of SIGABRT."""
         if self.code is not None:
             os._exit(self.code)
         if not self.is_joining:
-            if self.hosts and (silence := _silence(self.address)):
-                _end(f"{self.process_names([0])}, the coordinator, {silence}")
+            if self.hosts and (fault := _check_coordinator(self.address)):
+                _end(f"{self.process_names([0])}, the coordinator, {fault}")
             if self.hosts:
                 own = self.process_names([self.index])
-                _end(f"a library aborted, as said above; if of a heartbeat, then {own} was without one for too long")
+                _end(f"a library aborted, see above; if it names a heartbeat, {own} sent none for too long")
             return
         os.dup2(self.stderr, 2)
-        said = self._heard()
-        if late := self._late("".join(said)):
+        log = self._read_log()
+        if late := self._find_late("".join(log)):
             _end(f"{late} did not come within {self.timeout:g} s; see that all were started and reach {self.address}")
-        if _silence(self.address):
+        if _check_coordinator(self.address):
             own = " (which every host has for itself)" if cluster.is_loopback(self.address) else ""
             _end(f"{self.process_names([0])} did not answer at {self.address}{own} within {self.timeout:g} s")
-        sys.stderr.writelines(said)
+        sys.stderr.writelines(log)
 
-    def _heard(self) -> list[str]:
-        self.heard.seek(0)
-        return self.heard.readlines()
+    def _read_log(self) -> list[str]:
+        self.log.seek(0)
+        return self.log.readlines()
 
-    def _late(self, said: str) -> str:
-        """Who has not come, by what the service says when a barrier is not reached; "" if it says no such thing."""
-        found = re.search(r"reached the barrier: (\d+)/.*timed out task names:\n((?:[^\n]*\d\n)+)", said, re.DOTALL)
+    def _find_late(self, text: str) -> str:
+        """Return the names of the processes that the service's error says are late; "" if it names none."""
+        found = re.search(r"reached the barrier: (\d+)/.*timed out task names:\n((?:[^\n]*\d\n)+)", text, re.DOTALL)
         if found is None:
             return ""
         late = [int(i) for i in re.findall(r"(\d+)\n", found[2])]
-        more = self.count - int(found[1]) - len(late)  # it lists but the first of many
+        more = self.count - int(found[1]) - len(late)  # the service lists only the first of many
         return self.process_names(late) + (f" and {more} more" if more > 0 else "")
 
     def process_names(self, processes: Iterable[int]) -> str:
-        """ "processes 2 (its host) and 3 (its host) of 8" """
-        known = [f"{i} ({self.hosts[i]})" if i in self.hosts else str(i) for i in sorted(processes)]
-        return f"process{'es' if len(known) > 1 else ''} {' and '.join(known)} of {self.count}"
+        """Return words such as "processes 2 (its host) and 3 (its host) of 8"."""
+        names = [f"{i} ({self.hosts[i]})" if i in self.hosts else str(i) for i in sorted(processes)]
+        return f"process{'es' if len(names) > 1 else ''} {' and '.join(names)} of {self.count}"
 
 
 def in_thread(call: Callable[[], T], limit: float | None = None) -> T:
-    """Run what blocks outside of Python in a thread of its own, so that signals are heard meanwhile.
+    """Run a call that blocks outside of Python in its own thread, so that this one still handles signals.
 
     Raises:
         TimeoutError: after `limit` seconds; the call goes on.
@@ -275,12 +276,15 @@ def in_thread(call: Callable[[], T], limit: float | None = None) -> T:
     return future.result(limit)
 
 
-def first_line(said: Any) -> str:
-    return next((line for line in str(said).splitlines() if line.strip()), type(said).__name__)
+def first_line(message: Any) -> str:
+    return next((line for line in str(message).splitlines() if line.strip()), type(message).__name__)
 
 
-def patience(code: int, timeout: float) -> float:
-    """Seconds for an own end when another's is heard of: for some reasons all stop alike, and save before it."""
+def choose_grace(code: int, timeout: float) -> float:
+    """Return the seconds to wait for this process's own end after another ended with `code`.
+
+    Preemption and non-finite losses stop all processes alike, and each may be saving.
+    """
     return max(timeout / 2, GRACE) if code in (Preempted.exit_code, NonFinite.exit_code) else GRACE
 
 
@@ -289,11 +293,11 @@ def _end(cause: str) -> None:
     os._exit(PeerLost.exit_code)
 
 
-def _silence(address: str) -> str:
-    """What is wrong with the coordinator at "host:port", in words; "" if it answers.
+def _check_coordinator(address: str) -> str:
+    """Return what is wrong with the coordinator at "host:port", in words; "" if it answers.
 
-    It greets whoever connects with its settings (HTTP/2, RFC 9113, section 3.4). A process that stands still does not,
-    though its system takes the connection; nor does another program.
+    A live coordinator sends its settings to every new connection (HTTP/2, RFC 9113, section 3.4). A stopped process
+    does not, although its system accepts the connection; nor does another program.
     """
     host, _, port = address.rpartition(":")
     try:
@@ -309,8 +313,8 @@ def _silence(address: str) -> str:
     return "does not answer"
 
 
-def _catch_abort(handler: Any) -> Any:
-    """Set C's handler of SIGABRT and return the one before; Python's own comes too late, as abort() does not return."""
+def _set_abort_handler(handler: Any) -> Any:
+    """Set C's handler of SIGABRT and return the previous one. Python's own never runs, as abort() does not return."""
     function = ctypes.CDLL(None).signal
     function.argtypes, function.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
     return function(signal.SIGABRT, handler)

@@ -1,11 +1,12 @@
-"""The processes of a job: joining them, waiting for them, noticing that one is gone, and leaving them.
+"""Join the processes of a job, wait for them, notice that one is gone, and leave them.
 
-Everything goes through the coordination service that `jax.distributed.initialize` starts in process 0: registration,
-barriers, key-value store, heartbeats. What stands here bounds every wait and puts what went wrong into one line:
+Everything goes through the coordination service that `jax.distributed.initialize` starts in process 0. It offers
+registration, barriers, a key-value store and heartbeats. This module limits every wait and reports each fault in one
+line:
 
-- A process that ends with an error says so to the others (`leave`), which end with PeerLost's exit code.
-- One that says nothing (SIGKILL, a lost host) is missed by its heartbeat.
-- A process whose own error is about to come out is given a moment for it before it ends for another's.
+- A process that ends with an error tells the others (`leave`). They end with PeerLost's exit code.
+- A process that ends without a word (SIGKILL, a lost host) is noticed by its missing heartbeat.
+- A process that hears of another's error waits a moment, so that it can report an error of its own first.
 """
 
 import atexit
@@ -31,16 +32,17 @@ _progress: progress.Progress | None = None  # None: not started
 
 
 def start(timeout: int = 120) -> None:
-    """Join the other processes of this job, if there are any; see `cluster.arguments` for how a job is recognised.
+    """Join the other processes of this job, if there are any. `cluster.find_job` says how a job is recognised.
+
+    If other processes do not come in time, this one names them and exits here.
 
     Args:
-        timeout: seconds that any process waits for the others, here and at every barrier. A process that gives no sign
-            of life is missed after half of it, or 10 seconds.
+        timeout: seconds that a process waits for the others, here and at every barrier. A process without heartbeat
+            counts as lost after half of it, at least 10 seconds.
 
     Raises:
-        UserError: see `cluster.arguments`; or JAX does not know this job.
-        PeerLost: this process could not join, or its place is taken. If it cannot because others do not come, it ends
-            here, naming them.
+        UserError: see `cluster.find_job`; or JAX does not know this job.
+        PeerLost: this process could not join, or another one has its number.
     """
     global _job, _progress
     if _job is None and (job := _join(timeout)):
@@ -52,22 +54,22 @@ def start(timeout: int = 120) -> None:
 
 
 def _join(timeout: int) -> Membership | None:
-    """This process among the others, or None if it is alone."""
-    given = cluster.find_job(os.environ)
-    if given is None or jax.distributed.is_initialized():
+    """Return this process's membership of the job, or None if it is alone."""
+    arguments = cluster.find_job(os.environ)
+    if arguments is None or jax.distributed.is_initialized():
         return None
-    if given.get("process_id") == 0 and "coordinator_address" in given:
-        cluster.require_free(given["coordinator_address"])
-    # The service that would watch for pre-emption replaces Python's handler of SIGTERM.
+    if arguments.get("process_id") == 0 and "coordinator_address" in arguments:
+        cluster.require_free(arguments["coordinator_address"])
+    # JAX's preemption service replaces Python's handler of SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
-    # Otherwise the library aborts all processes when one is gone, before any of them can say it.
+    # Otherwise the library aborts all processes when one is gone, before any of them can report it.
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # The client aborts five seconds after its limit; the service, which knows who has not come, is to be earlier.
+    # The client aborts five seconds after its limit. The service knows who has not come, so it must time out earlier.
     limit = max(timeout - 10, math.ceil(timeout * 0.75))
     join = functools.partial(
         jax.distributed.initialize,
-        **given,
+        **arguments,
         initialization_timeout=limit + 1,
         heartbeat_timeout_seconds=max(timeout // 2, 10),
         shutdown_timeout_seconds=timeout,
@@ -75,10 +77,10 @@ def _join(timeout: int) -> Membership | None:
     job = Membership(timeout)
     atexit.register(job.close)
     try:
-        with job.joining(), _registration(limit):
+        with job.capture_stderr(), _limit_registration(limit):
             in_thread(join)
     except ValueError as e:
-        if given or cluster.is_launched(os.environ):
+        if arguments or cluster.is_launched(os.environ):
             names = ", ".join(cluster.VARIABLES.values())
             raise UserError(f"JAX does not know its place in this job: {first_line(e)}", f"set {names}") from e
         return None  # a TPU of one host
@@ -88,8 +90,8 @@ def _join(timeout: int) -> Membership | None:
 
 
 @contextlib.contextmanager
-def _registration(seconds: int) -> Iterator[None]:
-    """Let the service wait so long for all to come; JAX passes on every limit but this one, which is an hour."""
+def _limit_registration(seconds: int) -> Iterator[None]:
+    """Make the service wait `seconds` for all processes. JAX has no argument for this limit, which is an hour."""
     make = _jax.get_distributed_runtime_service
     _jax.get_distributed_runtime_service = functools.partial(make, cluster_register_timeout=seconds)
     try:
@@ -99,96 +101,91 @@ def _registration(seconds: int) -> Iterator[None]:
 
 
 def barrier(name: str, timeout: float | None = None) -> None:
-    """Wait until all processes are here. Signals are heard meanwhile.
+    """Wait until all processes are here. Signals are handled meanwhile.
 
     Args:
-        name: of the place, for the message.
-        timeout: seconds; None: those given to `start`; math.inf: as long as all live.
+        name: what to call this place in the message.
+        timeout: seconds. None: those given to `start`; math.inf: as long as all live.
 
     Raises:
-        PeerLost: some did not come in time; it names them.
+        PeerLost: names the processes that did not come in time.
     """
     if _job is not None:
         _job.barrier(name, _job.timeout if timeout is None else timeout)
 
 
 def agree(value: T) -> T:
-    """The first process's answer (JSON), on every process: what all must decide alike is decided once.
+    """Return process 0's value (JSON) on every process, for decisions that must be the same everywhere.
 
-    The others wait for it as long as the first process lives.
+    The others wait for it as long as process 0 lives.
     """
     return value if _job is None else _job.agree(value)
 
 
 def gather(value: T, name: str, *, slack: float = 0.0) -> list[T]:
-    """Every process's value (JSON), in their order, on every process.
+    """Return the values (JSON) of all processes, in their order, on every process.
 
     Args:
-        name: of the place, for the message.
-        slack: seconds that some may come later than others for good reasons, beyond the limit given to `start`.
+        name: what to call this place in the message.
+        slack: seconds to wait beyond the timeout given to `start`.
 
     Raises:
-        PeerLost: some did not come in time; it names them.
+        PeerLost: names the processes that did not come in time.
     """
     return [value] if _job is None else _job.gather(value, name, _job.timeout + slack)
 
 
 @contextlib.contextmanager
-def stepping(place: Callable[[], str]) -> Iterator[None]:
-    """While this lasts it is known where this process is; if it does not move on for long, that is said. Of several
-    processes the first says who stands where if none moves on.
+def track(place: str | Callable[[], str]) -> Iterator[None]:
+    """Track where this process is, so that a line can be printed if no process moves on for long.
 
-    These lie in one another, as a batch in a split in a stage; a process moves where any of them does.
+    Calls nest, as a batch does in a split in a stage. A process moves if any of its places changes.
 
     Args:
-        place: what this process is doing and the step it has come to, in words; asked by another thread.
+        place: what this process is doing, in words, or a function that returns it with the current step. Another
+            thread calls the function.
     """
     if _progress is None:
         yield
         return
-    places = _progress.places
-    places.append(place)
+    places, current = _progress.places, (lambda: place) if isinstance(place, str) else place
+    places.append(current)
     try:
         yield
     finally:
-        places.remove(place)  # not always the last: generators of batches end in any order
-
-
-def at(place: str) -> contextlib.AbstractContextManager[None]:
-    """`stepping` where there are no steps, or each is entered anew."""
-    return stepping(lambda: place)
+        places.remove(current)  # not always the last: generators of batches end in any order
 
 
 def list_hosts() -> list[str]:
-    """The host of every process, in their order."""
+    """Return the host of every process, in their order."""
     return [socket.gethostname()] if _job is None else [_job.hosts[i] for i in range(_job.count)]
 
 
 def find_lost() -> str | None:
-    """Which process is gone, if one is; asked after an error that this may be the cause of.
+    """Return which process is gone and why, or None. Call it after an error that a lost process may have caused.
 
-    It takes a second or two if all live, and at most the limit given to `start` if one does not.
+    It takes a second or two if all live, and at most the timeout given to `start` if one does not.
     """
-    return None if _job is None else _job.lost()
+    return None if _job is None else _job.find_lost()
 
 
 def finish() -> None:
-    """Wait until all processes have done all of their work; after it nobody is missed any more."""
-    with at("the end"):
+    """Wait until all processes have done all of their work. From then on each may end."""
+    with track("the end"):
         barrier("the end", math.inf)
     if _job is not None:
-        _job.over.set()
+        _job.finished.set()
 
 
 def leave(code: int, message: str, words: str) -> None:
-    """End this process with `code`, without clean-up; it returns if there are no others.
+    """End this process with `code`, without clean-up. Return if there are no others.
 
     Args:
-        message: for the person.
-        words: of which the other processes are told the first line.
+        message: printed to stderr.
+        words: why. The other processes get its first line.
     """
     if _job is not None:
         _job.leave(code, message, words)
-    elif jax.distributed.is_initialized():  # or was about to be
+    elif jax.distributed.is_initialized():  # the others have not joined yet
         print(message, file=sys.stderr, flush=True)
         os._exit(code)

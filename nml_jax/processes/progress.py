@@ -1,4 +1,4 @@
-"""How far processes have come, step by step, for the line that says where they stand when none moves on."""
+"""Record how far each process has come, and print where they stand if none moves on."""
 
 import sys
 import threading
@@ -6,60 +6,60 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 TICK = 1.0  # seconds between two looks
-STILL = 300.0  # seconds without a step after which it is said who stands where, and again after as many
+STILL = 300.0  # seconds without a step before who stands where is printed, and between two such lines
 
 
 class Progress:
-    """Of one process, and in the first one of all.
+    """The progress of this process; in process 0, of all.
 
     Args:
-        process_names: the words for some processes of the job, such as "processes 2 and 3 of 8".
+        process_names: returns words for some processes of the job, such as "processes 2 and 3 of 8".
     """
 
     def __init__(self, process_names: Callable[[Iterable[int]], str]):
         self.process_names = process_names
-        self.places: list[Callable[[], str]] = []  # of this process, from the outermost to where it is just now
-        self.stood: dict[int, str] = {}  # where all were when one last moved, ...
-        self.moved, self.said = time.monotonic(), 0  # when that was, and how often it was said
+        self.places: list[Callable[[], str]] = []  # of this process, from the outermost to the innermost
+        self.last: dict[int, str] = {}  # where all were when one last moved
+        self.moved, self.printed = time.monotonic(), 0  # when that was, and the lines printed since
 
     def position(self) -> str:
-        """How far this process has come; "" if it is nowhere."""
-        return ": ".join(where() for where in tuple(self.places))  # another thread enters and leaves them
+        """Return how far this process has come; "" if it is nowhere."""
+        return ": ".join(place() for place in tuple(self.places))  # a copy, as another thread changes the list
 
-    def see(self, places: Mapping[int, str]) -> None:
-        """Say where all stand if nobody moves.
+    def update(self, places: Mapping[int, str]) -> None:
+        """Print where all stand if nobody has moved for long.
 
         Args:
-            places: of every process that is somewhere.
+            places: process -> position, of every process that has one.
         """
-        if places != self.stood:
-            self.stood, self.moved, self.said = dict(places), time.monotonic(), 0
-        elif places and (still := time.monotonic() - self.moved) >= STILL * (self.said + 1):
-            self.said += 1
-            print(f"no step for {still:.0f} s: {self._standing(places)}", file=sys.stderr, flush=True)
+        if places != self.last:
+            self.last, self.moved, self.printed = dict(places), time.monotonic(), 0
+        elif places and (still := time.monotonic() - self.moved) >= STILL * (self.printed + 1):
+            self.printed += 1
+            print(f"no step for {still:.0f} s: {self._describe(places)}", file=sys.stderr, flush=True)
 
-    def _standing(self, places: Mapping[int, str]) -> str:
-        """Who stands where; few before many, for many that stand alike mostly wait for the few."""
+    def _describe(self, places: Mapping[int, str]) -> str:
+        """Return who stands where, smallest group first: the many mostly wait for the few."""
         groups: dict[str, list[int]] = {}
         for process, place in sorted(places.items()):
             groups.setdefault(place, []).append(process)
         if len(groups) == 1:
             return f"{'all ' * (len(places) > 1)}in {next(iter(groups))}"
         *few, most = sorted(groups, key=lambda place: len(groups[place]))
-        named = [f"{self.process_names(groups[place])} in {place}" for place in few]
+        parts = [f"{self.process_names(groups[place])} in {place}" for place in few]
         rest = self.process_names(groups[most]) if len(groups[most]) == 1 else "the others"
-        return "; ".join([*named, f"{rest} in {most}"])
+        return "; ".join([*parts, f"{rest} in {most}"])
 
 
 def watch_alone() -> Progress:
-    """Of a process without others, watched until the program ends."""
+    """Watch a process that has no others, until the program ends."""
     progress = Progress(lambda _: "")
 
     def watch() -> None:
         while True:
             time.sleep(TICK)
             place = progress.position()
-            progress.see({0: place} if place else {})
+            progress.update({0: place} if place else {})
 
     threading.Thread(target=watch, daemon=True, name="progress").start()
     return progress

@@ -1,7 +1,7 @@
-"""SIGTERM where nothing can be saved: outside of the training loop a process ends on the spot.
+"""Handle SIGTERM: the training loop saves first; anywhere else the process ends at once.
 
-That loses nothing, as whatever a run has written is whole at any moment. An exception would come out in the middle of
-anything: a destructor, which drops it; an import, which makes another of it; a library's C++, which dies of it.
+Ending at once loses nothing, as a run's files are whole at any moment. An exception would not do, because it may be
+raised anywhere: a destructor drops it, an import turns it into another, C++ code crashes.
 """
 
 import contextlib
@@ -10,30 +10,27 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-_HEARD = 0  # in the pipe, where the interpreter itself writes the numbers of signals
+_CALLED = 0  # written to the pipe by our handler; the interpreter itself writes the numbers of signals
 
 
 @contextlib.contextmanager
 def on_sigterm(end: Callable[[], None]) -> Iterator[None]:
-    """While this lasts, and no other handler is set, SIGTERM calls `end` in a thread of its own.
+    """Call `end`, which ends the process, in its own thread at SIGTERM, unless another handler is set meanwhile.
 
-    It is heard while the main thread is in compiled code for minutes, too. To be entered in the main thread.
-
-    Args:
-        end: ends the process.
+    This also works while the main thread runs compiled code for minutes. Enter it in the main thread.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 
-    def heard(*_: object) -> None:  # late, but where another handler is just being set the only one that is called
-        os.write(writer, bytes([_HEARD]))
+    def handle(*_: object) -> None:  # runs late, but is sure to run while another handler is just being set
+        os.write(writer, bytes([_CALLED]))
 
     def watch() -> None:
         while number := os.read(reader, 1):
-            if number[0] == _HEARD or (number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is heard):
+            if number[0] == _CALLED or (number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is handle):
                 end()
 
-    previous = signal.signal(signal.SIGTERM, heard), signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    previous = signal.signal(signal.SIGTERM, handle), signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     watcher = threading.Thread(target=watch, daemon=True, name="sigterm")
     watcher.start()
     try:
@@ -47,13 +44,13 @@ def on_sigterm(end: Callable[[], None]) -> Iterator[None]:
 
 
 class Preemption:
-    """While active, SIGTERM sets `asked` in place of ending the process."""
+    """A context in which SIGTERM sets `asked` instead of ending the process."""
 
     def __enter__(self) -> "Preemption":
         self.asked = False
         try:
             self.previous = signal.signal(signal.SIGTERM, self._ask)
-        except ValueError:  # not in the main thread: whoever called handles signals
+        except ValueError:  # not in the main thread: the caller handles signals
             self.previous = None
         return self
 
@@ -63,5 +60,5 @@ class Preemption:
     def __exit__(self, error: object, *_: object) -> None:
         if self.previous is not None:
             signal.signal(signal.SIGTERM, self.previous)
-            if self.asked and error is None:  # too late for whoever was to look at `asked`
+            if self.asked and error is None:  # it came after the last look at `asked`
                 signal.raise_signal(signal.SIGTERM)

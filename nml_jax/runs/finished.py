@@ -10,7 +10,7 @@ from nml_jax.errors import UserError
 from nml_jax.noise import Ledger
 from nml_jax.runs.metrics import read_metrics
 from nml_jax.runs.rows import Row, hash_rows, read_rows
-from nml_jax.settings import NOT_IDENTITY, flatten, hash_json
+from nml_jax.settings import NOT_IDENTITY, fill_defaults, flatten, hash_json
 
 Seed = tuple[int, int]
 
@@ -72,6 +72,7 @@ def read_finished(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[str,
             if "stages" not in tree:
                 left_out[name] = "no run: config.json is not one of ours"
                 continue
+            tree = fill_defaults(tree)
             done = _stages(path / "run.json", run)
             wanted = dict.fromkeys([*(stage for stage in tree["stages"] if stage != "report"), *done])
             missing = [stage for stage in wanted if "output" not in done.get(stage, {})]

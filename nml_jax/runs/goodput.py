@@ -55,7 +55,7 @@ class Record:
 
     def __init__(self, folder: Path, clock: Clock, first: int, *, active: bool = True):
         self.path, self.clock, self.first, self.active = folder / FILE, clock, first, active
-        self.before = _sessions(self.path) if active else []
+        self.before = _read_sessions(self.path) if active else []
         self.written = -INTERVAL
 
     def write(self, step: int, *, skipped: int = 0, now: bool = True) -> None:
@@ -97,7 +97,7 @@ class Summary(NamedTuple):
 
 def read(folder: Path) -> Summary | None:
     """Of the run in `folder`, or None if it has written none."""
-    sessions = _sessions(folder / FILE)
+    sessions = _read_sessions(folder / FILE)
     if not sessions:
         return None
     seconds: dict[str, float] = dict.fromkeys((*PARTS, "lost"), 0.0)
@@ -114,12 +114,5 @@ def read(folder: Path) -> Summary | None:
     return Summary(seconds, len(sessions), sessions[-1]["skipped"])
 
 
-def _sessions(path: Path) -> list[Mapping[str, Any]]:
-    """Those on record. A damaged file is as good as none: nothing but this account depends on it."""
-    try:
-        sessions = json.loads(path.read_text("utf-8"))["sessions"]
-        numbers = [[s["first"], s["step"], s["skipped"], *s["seconds"].values()] for s in sessions]
-        sound = all(isinstance(x, (int, float)) for of_session in numbers for x in of_session)
-        return sessions if sound and all(s["seconds"].keys() == set(PARTS) for s in sessions) else []
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        return []
+def _read_sessions(path: Path) -> list[Mapping[str, Any]]:
+    return json.loads(path.read_text("utf-8"))["sessions"] if path.exists() else []

@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from nml_jax.errors import UserError, storing
+from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.runs.rows import Row
 
 
@@ -49,7 +49,7 @@ def write_correct(path: Path, correct: Mapping[str, np.ndarray]) -> None:
     """
     data = safetensors.numpy.save({test: np.packbits(right) for test, right in correct.items()})
     part = path.with_name(f".{path.name}.part")
-    with storing(path.parent):
+    with report_disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(data)
         part.replace(path)

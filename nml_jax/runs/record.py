@@ -1,4 +1,4 @@
-"""The record of a run, run.json: which stages began, of what, and which have finished."""
+"""What a run is and how far it is: its config.json, and run.json, which says which stages began and have finished."""
 
 import json
 from pathlib import Path
@@ -21,6 +21,15 @@ def read_record(workdir: Path) -> dict[str, Any]:
         }
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path} is damaged: {e}", "delete it; finished stages are then done again") from e
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The content of `config.json`, with the keys that there were when it was written; {} where it cannot be read."""
+    try:
+        tree = json.loads((workdir / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
 
 
 def write_record(workdir: Path, record: dict[str, Any]) -> None:

@@ -16,11 +16,9 @@ from nml_jax.assembly.feature_sets import open_feature_sets
 from nml_jax.data.stratify import draw_stratified
 from nml_jax.runs.files import write_json
 from nml_jax.runs.rows import Row, write_rows
+from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tuning import diagnosis
 
-VERSION = 4
-KEYS = ("seed", "downstream", "extract", "features", "diagnose")
-UPSTREAM = ("extract", "features")
 CAP = 50_000  # rows that are measured: more would only take longer
 
 
@@ -58,7 +56,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         rows += [Row(**shared, metric=f"diagnosis/{name}", value=value) for name, value in known.items()]
         if not result.untold:
             rows.append(Row(**shared, metric="diagnosis/gain", value=result.difference))
-    with errors.storing(workdir):
+    with errors.report_disk_errors(workdir):
         write_json(workdir / "diagnosis.json", told)
         write_rows(workdir, "diagnose", rows)
     return settings.hash_json([[row.metric, row.value] for row in rows])
@@ -78,12 +76,15 @@ def _diagnose_file(fingerprint: str, keys: Any, diagnose: Any) -> diagnosis.Diag
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
-    """Its numbers are checked with all others (settings.check)."""
+    """Nothing can fail later but its numbers, and every run checks those (stages/sections.py)."""
 
 
-def intact(workdir: Path) -> bool:
-    return (workdir / "diagnosis.json").exists()
-
-
-def forget(workdir: Path) -> None:
-    (workdir / "diagnosis.json").unlink(missing_ok=True)
+STAGE = Stage(
+    name="diagnose",
+    version=4,
+    keys=("seed", "downstream", "extract", "features", "diagnose"),
+    upstream=("extract", "features"),
+    outputs=Outputs(("diagnosis.json",)),
+    check=check,
+    run=run,
+)

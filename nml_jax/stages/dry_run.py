@@ -37,7 +37,7 @@ def estimate_cost(config: ConfigDict, mesh: Mesh) -> dict[str, str]:
     """Size and cost of pre-training one run, from shapes alone: nothing is compiled or trained."""
     runtime.check_batch(config.train.batch, mesh, "train.batch")
     n, num_classes = find_sizes(config)
-    plan = loop.Plan.of(config, n)
+    plan = loop.Plan.from_config(config, n)
     program = loop.build(config, plan, mesh, num_classes=num_classes)
     batch = make_batch_shapes(config)
     flops = count_flop(config, n, num_classes, recomputed=True)
@@ -79,7 +79,7 @@ def lower(config: ConfigDict, mesh: Mesh, n: int, num_classes: int) -> tuple[loo
         UserError: the batch cannot be divided over the mesh, or settings do not fit each other.
     """
     runtime.check_batch(config.train.batch, mesh, "train.batch")
-    plan = loop.Plan.of(config, n)
+    plan = loop.Plan.from_config(config, n)
     program = loop.build(config, plan, mesh, num_classes=num_classes)
     flags = {"asked": mesh.size, "quarantined": config.train.batch}
     shapes = make_batch_shapes(config) | {k: jax.ShapeDtypeStruct((n,), jnp.int32) for k, n in flags.items()}

@@ -3,7 +3,6 @@
 import collections
 import functools
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,11 @@ from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
 from nml_jax.data.features import banks
 from nml_jax.processes import peers
 from nml_jax.runs.files import write_json
-from nml_jax.runs.rows import Row, read_rows, write_rows
+from nml_jax.runs.rows import Row, write_rows
+from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tasks.classification import Test, check_tasks, load_task
 
 VERSION = 1
-KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract")
-UPSTREAM = ("pretrain",)
 
 Encode = Callable[..., dict[str, jax.Array]]
 
@@ -69,7 +67,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                     rows += make_rows(s, **origin, **where, stage="extract", spectrum_mode=mode, n_test=len(bank),
                                           views=config.extract.views if test is train else 1)  # fmt: skip
     if jax.process_index() == 0:
-        with errors.storing(workdir):
+        with errors.report_disk_errors(workdir):
             write_json(workdir / "spectra.json", spectra)
             write_rows(workdir, "extract", rows)
     return settings.hash_json(written)
@@ -82,19 +80,13 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         raise errors.UserError(f"no layer {unknown[0]!r}", f"extract.layers takes {', '.join(known)}")
     check_tasks(config, data=data)
     for mode in config.extract.spectra:
-        spectrum.preset(mode)
+        spectrum.find_preset(mode)
 
 
-def intact(workdir: Path) -> bool:
-    """Whether the singular values, and the banks that the rows speak of, are there."""
-    splits = {(row.task, row.split) for row in read_rows(workdir) if row.stage == "extract"}
-    kept = [workdir / "banks" / task / split / "index.json" for task, split in splits]
-    return all(path.exists() for path in (workdir / "spectra.json", *kept))
-
-
-def forget(workdir: Path) -> None:
-    if (workdir / "banks").exists():
-        shutil.rmtree(workdir / "banks")
+def list_needed(workdir: Path, rows: list[Row]) -> list[Path]:
+    """The singular values, and the banks that the rows speak of."""
+    splits = {(row.task, row.split) for row in rows}
+    return [workdir / "spectra.json", *(workdir / "banks" / task / split / "index.json" for task, split in splits)]
 
 
 @functools.lru_cache(maxsize=4)
@@ -147,7 +139,7 @@ def extract(
             rows = {layer: np.stack([one[layer] for one in several], 1) for layer in config.extract.layers}
             yield rows | {"label": several[0]["label"], "id": several[0]["id"]}
 
-    with peers.at(test.split):
+    with peers.track(test.split):
         if jax.process_index() > 0:
             collections.deque(blocks(), maxlen=0)  # takes its part in every step
             return
@@ -176,3 +168,14 @@ def encode_split(
         rest = runtime.fetch({k: placed[k] for k in ("label", "id", "mask")}, mesh)
         real = rest.pop("mask") > 0
         yield {k: v[real] for k, v in (features | rest).items()}
+
+
+STAGE = Stage(
+    name="extract",
+    version=VERSION,
+    keys=("seed", "init_from", "data", "augment", "model", "downstream", "extract"),
+    upstream=("pretrain",),
+    outputs=Outputs(("banks", "spectra.json"), list_needed),
+    check=check,
+    run=run,
+)

@@ -19,10 +19,7 @@ from nml_jax.data.features.checks import check_varied
 from nml_jax.errors import UserError
 from nml_jax.runs.files import write_json
 from nml_jax.runs.rows import Row, write_rows
-
-VERSION = 3
-KEYS = ("seed", "features", "extract")
-UPSTREAM = ()
+from nml_jax.stages.stage import Outputs, Stage
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
@@ -60,7 +57,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         "columns": {spec: {"label": file.label, "taken": list(file.columns), "left_out": list(file.left_out)}
                     for spec, file in several.items() if file.columns},
     }  # fmt: skip
-    with errors.storing(workdir):
+    with errors.report_disk_errors(workdir):
         write_json(workdir / "features.json", read)
         write_json(workdir / "spectra.json", spectra)
         write_rows(workdir, "features", rows)
@@ -72,10 +69,8 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         raise UserError(
             "the stage features has no training file", "set --config.features.train=FILE, or leave the stage out"
         )
-    if not 0 < config.features.memory <= 1:
-        raise UserError(f"features.memory={config.features.memory}", "give a share of the memory, above 0 and up to 1")
     for mode in config.extract.spectra:
-        spectrum.preset(mode)
+        spectrum.find_preset(mode)
     specs = _list_specs(config)
     for i, spec in enumerate(specs):  # of a pair the features: other labels would not make them other rows
         for other in specs[:i]:
@@ -103,9 +98,12 @@ def _same(a: Path, b: Path, *, content: bool) -> bool:
     return content and a.is_file() and b.is_file() and filecmp.cmp(a, b, shallow=False)
 
 
-def intact(workdir: Path) -> bool:
-    return all((workdir / name).exists() for name in ("features.json", "spectra.json"))
-
-
-def forget(workdir: Path) -> None:
-    (workdir / "features.json").unlink(missing_ok=True)
+STAGE = Stage(
+    name="features",
+    version=3,
+    keys=("seed", "features", "extract"),
+    upstream=(),
+    outputs=Outputs(("features.json", "spectra.json")),
+    check=check,
+    run=run,
+)

@@ -38,13 +38,10 @@ from nml_jax.stages.finetune_search import (
     make_training_config,
     name_setting,
 )
+from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tasks.classification import check_tasks, load_task
 from nml_jax.training import checkpoint, finetune, lora
 from nml_jax.tuning.holdout import check_choices
-
-VERSION = 3
-KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract", "zeroshot", "tune", "finetune")
-UPSTREAM = ("pretrain",)
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
@@ -76,7 +73,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                     for terms in config.finetune.terms:
                         rows += tune_setting(setup, method, terms, start, origin)
     if jax.process_index() == 0:
-        with errors.storing(workdir):
+        with errors.report_disk_errors(workdir):
             write_rows(workdir, "finetune", rows)
             for probe in (workdir / "finetune").glob(f"*/{finetune.PROBE},*"):
                 shutil.rmtree(probe)
@@ -101,19 +98,13 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         _ = lora.adapt_model(model, **how).shapes  # raises where the targets match nothing
 
 
-def intact(workdir: Path) -> bool:
-    """Whether the tuned models that the rows speak of are there."""
-    rows = [row for row in read_rows(workdir) if row.stage == "finetune"]
+def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:
+    """The tuned models that the rows speak of, and which test rows they got right."""
     names = {(row.task, name_setting(row.method, row.preset, row.train_share, row.head_seed)) for row in rows}
-    kept = {correct_path(workdir, vars(row)) for row in rows}
-    models = (checkpoint.steps(workdir / "finetune" / task / name / "checkpoints") for task, name in names)
-    return all(path.is_file() for path in kept) and all(models)
-
-
-def forget(workdir: Path) -> None:
-    for folder in (workdir / "finetune", workdir / "correct" / "finetune"):
-        if folder.exists():
-            shutil.rmtree(folder)
+    saved = {workdir / "finetune" / task / name / "checkpoints" for task, name in names}
+    # Where no step was saved, this is a path that does not exist.
+    models = {folder / str(checkpoint.find_latest_step(folder)) for folder in saved}
+    return models | {correct_path(workdir, vars(row)) for row in rows}
 
 
 # ---- one setting
@@ -127,13 +118,13 @@ def tune_setting(setup: FinetuneSetup, method: str, terms: str, heads: Heads, or
         "downstream_noise": 0.0, "method": method, "preset": setup.preset(terms), "head_seed": setup.config.seed,
     }  # fmt: skip
     kept = correct_path(setup.folder.parents[1], shared)
-    whole = kept.is_file() and bool(checkpoint.steps(folder / "checkpoints"))
+    whole = kept.is_file() and bool(checkpoint.list_steps(folder / "checkpoints"))
     if peers.agree(whole and has_rows(folder)):
         return read_rows(folder)
     done = choose_and_train(setup, method, terms, config.lrs, heads)
-    start = finetune.merged(done.begin(), config)
+    start = finetune.merge_factors(done.begin(), config)
     start[0]["encoder"], start[1]["encoder"] = setup.weights  # as it was, without NoisyTune's perturbation
-    end = finetune.merged(runtime.fetch((done.state.params, done.state.model_state), setup.mesh), config)
+    end = finetune.merge_factors(runtime.fetch((done.state.params, done.state.model_state), setup.mesh), config)
     keep(setup, folder, end, done)
     hyper, rows = {"lr": done.lr, "weight_decay": config.weight_decay}, []
     right: dict[str, np.ndarray] = {}
@@ -147,7 +138,7 @@ def tune_setting(setup: FinetuneSetup, method: str, terms: str, heads: Heads, or
                  for metric, fields in found]  # fmt: skip
     if jax.process_index() == 0:
         write_correct(kept, right)
-        with errors.storing(folder):
+        with errors.report_disk_errors(folder):
             write_rows(folder, "finetune", rows)
             for name in ("training", "search"):
                 if (folder / name).exists():
@@ -168,7 +159,7 @@ def keep(setup: FinetuneSetup, folder: Path, end: tuple[Any, Any], done: Trained
     elif jax.process_index() == 0:
         leaves = jax.tree_util.tree_leaves_with_path((head, end[1]["head"]))
         named = {jax.tree_util.keystr(p[1:], simple=True, separator="/"): np.asarray(x) for p, x in leaves}
-        with errors.storing(folder):
+        with errors.report_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             safetensors.numpy.save_file(named, folder / "head.safetensors")
     ledger = setup.frozen.ledger
@@ -179,7 +170,7 @@ def keep(setup: FinetuneSetup, folder: Path, end: tuple[Any, Any], done: Trained
     }  # fmt: skip
     result = checkpoint.Checkpoints(folder / "checkpoints", every=1, keep=1, keep_every=0, meta=meta)
     try:
-        if not peers.agree(bool(checkpoint.steps(folder / "checkpoints"))):
+        if not peers.agree(bool(checkpoint.list_steps(folder / "checkpoints"))):
             placed = runtime.to_mesh((params, model_state), setup.mesh)
             result.save(
                 dataclasses.replace(done.state, params=placed[0], model_state=placed[1], opt_state={}), must=True
@@ -216,3 +207,14 @@ def score_setting(
 
 
 _plain = functools.lru_cache(maxsize=4)(finetune.build_classifier)
+
+
+STAGE = Stage(
+    name="finetune",
+    version=3,
+    keys=("seed", "init_from", "data", "augment", "model", "downstream", "extract", "zeroshot", "tune", "finetune"),
+    upstream=("pretrain",),
+    outputs=Outputs(("finetune", "correct/finetune"), list_needed),
+    check=check,
+    run=run,
+)

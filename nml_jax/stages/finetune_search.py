@@ -139,7 +139,7 @@ def train(
     """One run through the loop, from where its checkpoints in `folder`/training are."""
     clock = goodput.Clock()
     config, mesh, source = setup.config, setup.mesh, Subset(setup.task.train, rows)
-    plan = loop.Plan.of(config, len(source))
+    plan = loop.Plan.from_config(config, len(source))
     sections = settings.freeze_sections(config.model, config.finetune)
     compiled = finetune.build(*sections, setup.loop_setup(method, terms), lr, plan, mesh)
     noisytune = 0.0 if method == finetune.PROBE else config.finetune.noisytune
@@ -159,7 +159,7 @@ def train(
     named = {"label": f"{setup.task.name} {folder.name}", "clock": clock, "quarantine": undecodable}
     checkpoints = checkpoint.Checkpoints(
         folder / "training",
-        every=plan.every(config.runtime.save_every),
+        every=plan.to_steps(config.runtime.save_every),
         keep=config.runtime.keep,
         keep_every=0,
         meta={"config": settings.to_json(config), "num_classes": source.num_classes, "lr": lr},
@@ -196,7 +196,7 @@ def make_initial_heads(setup: FinetuneSetup) -> Heads:
         setup.config, model, setup.mesh, setup.task, setup.task.tests[0], encoder.load_tokenizer(setup.config),
         batch=setup.config.extract.batch,
     )  # fmt: skip
-    classes, scale = runtime.fetch((zero_shot.class_matrix(params, model_state), params["logit_scale"]), setup.mesh)
+    classes, scale = runtime.fetch((zero_shot.embed_classes(params, model_state), params["logit_scale"]), setup.mesh)
     kernel = np.float32(np.exp(scale) * classes.T)
     head = {"classifier": {"kernel": kernel, "bias": np.zeros(len(classes), np.float32)}}, {}
     return Heads(head, head)

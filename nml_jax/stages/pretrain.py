@@ -1,6 +1,5 @@
 """Noisy data + objective -> checkpoint."""
 
-import shutil
 from collections.abc import Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,17 +17,11 @@ from nml_jax.data.sources.source import Subset
 from nml_jax.data.stream import pipeline
 from nml_jax.data.stream.quarantine import Quarantine
 from nml_jax.runs import goodput
-from nml_jax.runs.rows import Row, read_rows, write_rows
+from nml_jax.runs.rows import Row, write_rows
+from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.training import checkpoint, loop
 from nml_jax.training.journal import Journal
 from nml_jax.training.state import TrainState
-
-VERSION = 2
-KEYS = (
-    "seed", "noise", "noise_kind", "noise_seed", "noise_classes", "noise_rate_of", "noise_file", "init_from",
-    "data", "augment", "model", "objective", "optimizer", "train",
-)  # fmt: skip
-UPSTREAM = ()
 
 # Of the corrupted records, this many tell how far the network has learned the wrong labels by heart.
 FIT_RECORDS = 10_000
@@ -46,7 +39,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     clock = goodput.Clock()
     data = noisy_data.load_data(config)
     noisy_data.keep_ledger(workdir, data.ledger)
-    plan = loop.Plan.of(config, len(data.train))
+    plan = loop.Plan.from_config(config, len(data.train))
     num_classes = data.train.num_classes
     program = loop.build(config, plan, mesh, num_classes=num_classes)
     seen = config, program.model, mesh, data.validation, data.tokenizer
@@ -54,9 +47,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     meta = {"config": settings.to_json(config), "ledger": data.ledger.to_dict(), "num_classes": num_classes}
     checkpoints = checkpoint.Checkpoints(
         workdir / "checkpoints",
-        every=plan.every(config.runtime.save_every),
+        every=plan.to_steps(config.runtime.save_every),
         keep=config.runtime.keep,
-        keep_every=plan.every(config.runtime.keep_every) if config.runtime.keep_every else 0,
+        keep_every=plan.to_steps(config.runtime.keep_every) if config.runtime.keep_every else 0,
         meta=meta | {"environment": runtime.describe_environment()},
     )
     undecodable = Quarantine(workdir, data.train, config.runtime.quarantine, active=jax.process_index() == 0)
@@ -106,18 +99,9 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         )
 
 
-def intact(workdir: Path) -> bool:
-    """Whether the ledger, and the checkpoint that the rows speak of, are there."""
-    steps = {row.step for row in read_rows(workdir) if row.stage == "pretrain"}
-    return (workdir / "noise.json").exists() and steps <= set(checkpoint.steps(workdir / "checkpoints"))
-
-
-def forget(workdir: Path) -> None:
-    for name in ("checkpoints", "tensorboard"):
-        if (workdir / name).exists():
-            shutil.rmtree(workdir / name)
-    for name in ("noise.json", "metrics.jsonl", "samples.jsonl", "quarantine.jsonl", "goodput.json"):
-        (workdir / name).unlink(missing_ok=True)
+def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:
+    """The ledger, and the checkpoint that the rows speak of."""
+    return {workdir / "noise.json", *(workdir / "checkpoints" / str(row.step) for row in rows)}
 
 
 def make_batches(config: ConfigDict, mesh: Mesh, data: noisy_data.Data, start_step: int) -> Generator[Any]:
@@ -165,3 +149,23 @@ def make_final_rows(
             n_train=len(data.train),
             n_test=len(wrong) if split == "train" else evaluation.count_classes(data.validation, metric),
         )
+
+
+STAGE = Stage(
+    name="pretrain",
+    version=2,
+    keys=(
+        "seed", "noise", "noise_kind", "noise_seed", "noise_classes", "noise_rate_of", "noise_file", "init_from",
+        "data", "augment", "model", "objective", "optimizer", "train",
+    ),
+    upstream=(),
+    outputs=Outputs(
+        (
+            "checkpoints", "tensorboard", "noise.json", "metrics.jsonl", "samples.jsonl", "quarantine.jsonl",
+            "goodput.json",
+        ),
+        list_needed,
+    ),
+    check=check,
+    run=run,
+)  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax.errors import UserError, storing
+from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.reporting.statistics.studies import MEAN, Study, as_csv, find_studies
 from nml_jax.runs.files import write_atomic
 from nml_jax.runs.finished import read_finished
@@ -40,7 +40,7 @@ def build(folders: Sequence[Path], out: Path) -> Path:
     from nml_jax.reporting.page import page  # brings matplotlib, which nothing else needs
 
     studies, left_out = _studies(folders)
-    with storing(out):
+    with report_disk_errors(out):
         write_atomic(out / "summary.csv", as_csv(studies))
         write_atomic(out / "report.html", page(studies, left_out))
     return out / "report.html"

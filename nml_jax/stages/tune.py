@@ -20,17 +20,15 @@ from nml_jax.data.features.sets import FeatureSet, Split, Subset
 from nml_jax.data.stratify import draw_stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.mapped import Scorer
-from nml_jax.models.heads.mlp import head as architecture
+from nml_jax.models.heads.mlp import make_head
 from nml_jax.processes import peers
 from nml_jax.runs.heads import correct_path, head_name, head_path, write_correct
 from nml_jax.runs.rows import DIVERGED, UNVALIDATED, Row, has_rows, read_rows, write_rows
+from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tuning import methods, select, streamed
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import check_choices
 
-VERSION = 5
-KEYS = ("seed", "downstream", "extract", "features", "tune")
-UPSTREAM = ("extract", "features")
 SILENT = 10  # seconds that a method may take without a word
 SOLVED = 4  # what is solved and not trained takes eight times its rows: it gets this part of the memory for them
 
@@ -56,11 +54,11 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         training = Training(config, found, seeds)
         for sample in _draw_samples(config, found):
             for i, (method, preset) in enumerate(pairs):
-                with peers.at(f"{found.task}: {method}, {i} of {len(pairs)} methods done"):
+                with peers.track(f"{found.task}: {method}, {i} of {len(pairs)} methods done"):
                     rows += _tune_method(workdir, training, sample, method, preset)
     if all(row.metric == DIVERGED for row in rows):
         raise UserError("training of every head diverged", "lower tune.lrs, or set tune.standardize for large features")
-    with errors.storing(workdir):
+    with errors.report_disk_errors(workdir):
         write_rows(workdir, "tune", rows)
         shutil.rmtree(workdir / "tuning")
     return settings.hash_json([[row.metric, row.split, row.method, row.preset, row.value] for row in rows])
@@ -135,7 +133,7 @@ def _tune_method(workdir: Path, training: Training, sample: Sample, method: str,
         except select.Diverged as e:
             console.notice(f"{workdir.name}: {found.task}: {e.cause}; it is left out. {e.cure}")
             for head, place in zip(heads_of, places, strict=True):
-                with errors.storing(place):
+                with errors.report_disk_errors(place):
                     write_rows(place, "tune", [_diverged(head, found, len(sample.chosen))])
         if (seconds := time.perf_counter() - begun) > SILENT:
             what = f"{workdir.name}: {found.task}, {' '.join(filter(None, (method, shared['preset'])))}"
@@ -147,30 +145,22 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     for method, preset in methods.list_methods(config.tune):
         methods.choose_weights(method, preset, config.tune, views=config.extract.views)
         check_choices(config.tune.validation, {f"tune.{key}": config.tune[key] for key in methods.make_grid(method)})
-        architecture(methods.build_form(methods.find(method), config.tune), 2)
+        make_head(methods.build_form(methods.find(method), config.tune), 2)
     for key, words in (("shares", "above 0 and up to 1"), ("noises", "from 0 to 1")):
         values = config.tune[key]
         good = all(isinstance(x, (int, float)) and 0 <= x <= 1 and (x or key == "noises") for x in values)
         if not good or not 0 < len(values) == len({f"{x:g}" for x in values}):  # as files of heads are called
-            raise UserError(f"tune.{key}={values} is no tuple of different shares {words}",
+            raise UserError(f"tune.{key} must be a tuple of distinct shares {words}, got {values}",
                             f"give at least one, as in --config.tune.{key}='(1.0,)'")  # fmt: skip
     if config.tune.noise_kind not in ("symmetric", "pair"):
         raise UserError(f"tune.noise_kind={config.tune.noise_kind!r}", "choose symmetric or pair")
 
 
-def intact(workdir: Path) -> bool:
-    """Whether the heads that the rows speak of are there, each of them, and which test rows they got right."""
-    rows = [row for row in read_rows(workdir) if row.stage == "tune" and not row.spectrum_mode]
-    rows = [row for row in rows if row.metric != DIVERGED]
+def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:
+    """The heads that the rows speak of, each of them, and which test rows they got right."""
+    rows = [row for row in rows if not row.spectrum_mode and row.metric != DIVERGED]
     saved = {head_path(workdir, vars(row)) for row in rows if row.method != "knn"}
-    kept = {correct_path(workdir, vars(row)) for row in rows}
-    return all(path.is_file() for path in kept | saved)
-
-
-def forget(workdir: Path) -> None:
-    for folder in (workdir / "heads", workdir / "tuning", workdir / "correct" / "tune"):
-        if folder.exists():
-            shutil.rmtree(folder)
+    return saved | {correct_path(workdir, vars(row)) for row in rows}
 
 
 def _corrupt_labels(found: FeatureSet, chosen: np.ndarray, rate: float, config: ConfigDict) -> np.ndarray:
@@ -195,7 +185,7 @@ def _keep(
     measured, correct = _measure_head(result, found, shared, input_spectra)
     write_correct(correct_path(workdir, shared | {"layer": found.layer}), correct)
     _save(result.head, found, workdir, shared)
-    with errors.storing(place):
+    with errors.report_disk_errors(place):
         write_rows(place, "tune", measured)
 
 
@@ -267,3 +257,14 @@ def _scale(state: Any, found: FeatureSet) -> Any:
     dim = found.train.features.dim
     own = state.get("input") or {"mean": np.zeros(dim, np.float32), "scale": np.ones(dim, np.float32)}
     return {**state, "input": {name: np.asarray(x / found.scale, np.float32) for name, x in own.items()}}
+
+
+STAGE = Stage(
+    name="tune",
+    version=5,
+    keys=("seed", "downstream", "extract", "features", "tune"),
+    upstream=("extract", "features"),
+    outputs=Outputs(("heads", "tuning", "correct/tune"), list_needed),
+    check=check,
+    run=run,
+)

@@ -15,11 +15,8 @@ from nml_jax.data import sources
 from nml_jax.data.sources.source import Source
 from nml_jax.processes import peers
 from nml_jax.runs.rows import Row, write_rows
+from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tasks.classification import check_tasks, choose_dataset_name, load_task
-
-VERSION = 1
-KEYS = ("seed", "init_from", "data", "augment", "model", "downstream", "extract", "zeroshot")
-UPSTREAM = ("pretrain",)
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
@@ -36,7 +33,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     origin = encoder.describe_origin(config, frozen.ledger, run=workdir.name, step=frozen.step, weights=weights)
     rows = [Row(**origin, stage="zeroshot", **fields) for fields in score_task(config, frozen, mesh)]
     if jax.process_index() == 0:
-        with errors.storing(workdir):
+        with errors.report_disk_errors(workdir):
             write_rows(workdir, "zeroshot", rows)
     return settings.hash_json([[row.metric, row.task, row.split, row.value] for row in rows])
 
@@ -50,8 +47,8 @@ def score_task(config: ConfigDict, frozen: encoder.Encoder, mesh: Mesh) -> Itera
         for test in task.tests:
             evaluator = evaluators.build_zero_shot(config, model, mesh, task, test, tokenizer, batch=batch)
             where = {"task": name, "split": test.split, "domain": test.domain, "n_test": len(test.source)}
-            with peers.at(test.split):
-                classes = evaluator.class_matrix(*weights) if classes is None else classes
+            with peers.track(test.split):
+                classes = evaluator.embed_classes(*weights) if classes is None else classes
                 scored = list(evaluator.run(*weights, classes))
             yield from ({**where, "method": "zero-shot", "metric": metric, "value": value} for metric, value in scored)
     dataset = choose_dataset_name("directory", config)
@@ -59,7 +56,7 @@ def score_task(config: ConfigDict, frozen: encoder.Encoder, mesh: Mesh) -> Itera
         source = load_retrieval_source(config, split)
         evaluator = evaluators.build_retrieval(config, model, mesh, source, tokenizer, batch=batch)
         domain = "ood" if split in config.downstream.ood else "id"
-        with peers.at(split):
+        with peers.track(split):
             scored = list(evaluator.run(*weights))
         for metric, value in scored:
             where = {"task": "pretrain", "split": f"{dataset}/{split}", "domain": domain}
@@ -81,9 +78,12 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         load_retrieval_source(config, split)
 
 
-def intact(workdir: Path) -> bool:
-    return True  # its rows are all it leaves
-
-
-def forget(workdir: Path) -> None:
-    """Rows are replaced when the stage ends; there is nothing else."""
+STAGE = Stage(
+    name="zeroshot",
+    version=1,
+    keys=("seed", "init_from", "data", "augment", "model", "downstream", "extract", "zeroshot"),
+    upstream=("pretrain",),
+    outputs=Outputs(),  # rows alone
+    check=check,
+    run=run,
+)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from nml_jax import console
+from nml_jax import console, ranges
 from nml_jax.data import sources
 from nml_jax.data.images import transforms
 from nml_jax.data.sources.source import Source, select_classes
@@ -190,6 +190,11 @@ def choose_dataset_name(name: str, config: Any) -> str:
         return name
     folder = Path(config.downstream.path or config.data.path).expanduser().resolve()
     return (folder.parent if VERSION.fullmatch(folder.name) else folder).name
+
+
+def check_ranges(config: Any) -> None:
+    """Refuse values of the section `downstream` that are out of range."""
+    ranges.require_names("downstream", config, "tasks")
 
 
 def check_tasks(config: Any, *, data: bool = False) -> None:

@@ -1,1 +1,1 @@
-"""How something is trained: the image loop, the head trainer, and what both need."""
+"""The training of whole models: loop, optimiser, checkpoints, fine-tuning."""

@@ -1,4 +1,4 @@
-"""The folders of checkpoints, and the hashes that prove that one is as it was written."""
+"""List the folders of checkpoints, and verify them by their hashes."""
 
 import hashlib
 import re
@@ -12,13 +12,13 @@ from nml_jax.runs.files import write_atomic
 SUMS = "SHA256SUMS"
 
 
-def steps(folder: Path) -> list[int]:
-    """The steps saved in a `checkpoints` folder, ascending."""
+def list_steps(folder: Path) -> list[int]:
+    """List the steps saved in a `checkpoints` folder, in ascending order."""
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
 
 
-def latest_step(folder: Path) -> int | None:
-    return max(steps(folder), default=None)
+def find_latest_step(folder: Path) -> int | None:
+    return max(list_steps(folder), default=None)
 
 
 def write_sums(folder: Path) -> None:
@@ -28,19 +28,19 @@ def write_sums(folder: Path) -> None:
 
 
 def verify(folder: Path) -> None:
-    """Prove that a checkpoint is as it was written.
+    """Verify that a checkpoint is as it was written.
 
-    A folder that Orbax has committed but that has no hashes yet comes from a run killed in between: it gets them now.
+    A run that is killed after Orbax's commit leaves a folder without hashes. They are written now.
 
     Raises:
-        UserError: the folder is no checkpoint, or a file is missing or differs from what was written.
+        UserError: the folder is not a checkpoint, or a file is missing or has changed.
     """
     if jax.process_index() > 0:
         return
     cure = f"delete {folder}; the run continues from the checkpoint before it, to the same result"
     if not (folder / SUMS).exists():
         if not ((folder / "_CHECKPOINT_METADATA").exists() and (folder / "model").is_dir()):
-            raise errors.UserError(f"{folder} is no checkpoint", cure)
+            raise errors.UserError(f"{folder} is not a checkpoint", cure)
         write_sums(folder)
     sums = re.findall(r"^([0-9a-f]{64})  (.+)$", (folder / SUMS).read_text("utf-8", "replace"), re.MULTILINE)
     present = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != SUMS)

@@ -1,8 +1,8 @@
-"""What the one training loop is given to fine-tune a classifier: a model, an objective and an optimiser, compiled.
+"""Fine-tuning of a classifier with the training loop: its model, objective and optimiser.
 
-The model is an encoder and a head. Its parameters are {"encoder": ..., "head": ...}, under "encoder" those of the
-encoder itself or {"base", "lora"} (training/lora.py), and beside them {"initial"}, the encoder as it was, where a term
-compares with it. A part that is not trained has a learning-rate multiplier of 0.
+The model is an encoder and a head. Its parameters are {"encoder": ..., "head": ...}. "encoder" holds those of the
+encoder itself, or {"base", "lora"} (training/lora.py). If a term compares with the encoder as it was, "initial" holds
+that one. A part that is not trained has a learning-rate multiplier of 0.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from nml_jax import models, runtime
+from nml_jax import models, ranges, runtime
 from nml_jax.errors import UserError
 from nml_jax.models import Model
 from nml_jax.models.heads import mlp
@@ -23,11 +23,11 @@ from nml_jax.training import loop, lora, optim, perturb
 from nml_jax.training.state import TrainState
 
 METHODS = ("lora", "full")
-PROBE = "probe"  # the head alone, on the frozen encoder
+PROBE = "probe"  # trains only the head, on the frozen encoder
 HEADS = ("linear", "mlp")
 DECAY = ((r"(.*/)?(bias|scale|cls|pos_embed|logit_(scale|bias))", 0.0), (r".*", 1.0))
 FROZEN = {
-    # of CLIP, a classifier of images neither has texts nor a scale of its own
+    # an image classifier uses neither CLIP's text tower nor its logit scale
     "full": r"initial/.*|encoder/text/.*|encoder/logit_(scale|bias)",
     "lora": r"initial/.*|encoder/base/.*",
     PROBE: r"initial/.*|encoder/.*",
@@ -35,24 +35,24 @@ FROZEN = {
 
 
 class Setup(NamedTuple):
-    """What a classifier is built from, besides the sections `model` and `finetune` of the config."""
+    """The arguments of a classifier beyond the sections `model` and `finetune` of the config."""
 
-    method: str  # of METHODS, or PROBE
+    method: str  # one of METHODS, or PROBE
     terms: str  # "none", or a key of nmtune.PRESETS
     form: mlp.Form
-    layer: str  # the encoder's output that the head is on
+    layer: str  # the encoder's output that is the head's input
     num_classes: int
     image_size: int
 
 
 def build_classifier(model_config: Any, config: Any, setup: Setup) -> Model:
-    """The model of a setup, as `models.Model`.
+    """Build the model of a setup.
 
-    Its outputs are the encoder's, with "features" float32 [B, D] and "logits" float32 [B, K] those of the head, and
-    "initial_features" float32 [B, D] where a term asks for them. Of PROBE the encoder runs as in evaluation.
+    Its outputs are the encoder's, except "features" float32 [B, D] and "logits" float32 [B, K], which are the head's.
+    "initial_features" float32 [B, D] are added if a term needs them. With PROBE the encoder runs as in evaluation.
 
-    NEFTune's noise goes to the patch embeddings of a ViT. A ResNet embeds no tokens: there it goes to the pooled
-    features, as one token (see `perturb.neftune`).
+    NEFTune's noise is added to the patch embeddings of a ViT. A ResNet embeds no tokens, so the noise is added to its
+    pooled features, as one token (see `perturb.neftune`).
 
     Args:
         model_config: the section `model` of configs/common.py.
@@ -60,12 +60,12 @@ def build_classifier(model_config: Any, config: Any, setup: Setup) -> Model:
     """
     noise = config.neftune if setup.method != PROBE else 0.0
     has_patches = "vit" in (model_config.tower if model_config.name == "clip" else model_config.name)
-    described = ConfigDict({**model_config.to_dict(), **({"neftune": noise} if has_patches else {})})
-    own = models.build(described, num_classes=0, image_size=setup.image_size)
-    encoder = own
+    noisy_config = ConfigDict({**model_config.to_dict(), **({"neftune": noise} if has_patches else {})})
+    plain = models.build(noisy_config, num_classes=0, image_size=setup.image_size)
+    encoder = plain
     if setup.method == "lora":
-        encoder = lora.adapt_model(own, rank=config.rank, alpha=config.alpha, targets=config.targets)
-    head = mlp.head(setup.form, setup.num_classes)
+        encoder = lora.adapt_model(plain, rank=config.rank, alpha=config.alpha, targets=config.targets)
+    head = mlp.make_head(setup.form, setup.num_classes)
     compares = build_objective(config, setup.terms).mse > 0
 
     def init(key: jax.Array, batch_spec: Any) -> tuple[Any, Any]:
@@ -76,56 +76,57 @@ def build_classifier(model_config: Any, config: Any, setup: Setup) -> Model:
         head_params, head_state = head.init(for_head, outputs[setup.layer].shape[-1])
         params, state = {"encoder": params, "head": head_params}, {"encoder": state, "head": head_state}
         if compares:
-            params["initial"], state["initial"] = own.init(for_encoder, batch_spec)
+            params["initial"], state["initial"] = plain.init(for_encoder, batch_spec)
         return params, state
 
     def apply(
         params: Any, model_state: Any, batch: Any, *, train: bool, key: jax.Array | None
     ) -> tuple[dict[str, jax.Array], Any]:
         image, state = {"image": batch["image"]}, dict(model_state)
-        moves = train and setup.method != PROBE
+        trains_encoder = train and setup.method != PROBE
         outputs, state["encoder"] = encoder.apply(
-            params["encoder"], state["encoder"], image, train=moves, key=key if moves else None
+            params["encoder"], state["encoder"], image, train=trains_encoder, key=key if trains_encoder else None
         )
         F = outputs[setup.layer]
         F = F if setup.method != PROBE else jax.lax.stop_gradient(F)
-        if key is not None and moves and noise and not has_patches:
+        if key is not None and trains_encoder and noise and not has_patches:
             F = F + perturb.neftune(F.shape[:1], F.shape[1], jax.random.fold_in(key, 1), noise)
         out, state["head"] = head.apply(params["head"], state["head"], F, train=train)
         outputs = {**outputs, "features": out["features"], "logits": out["logits"]}
         if compares and train:
             initial = jax.lax.stop_gradient((params["initial"], state["initial"]))
-            before, _ = own.apply(*initial, image, train=False, key=None)
+            before, _ = plain.apply(*initial, image, train=False, key=None)
             outputs["initial_features"] = before[setup.layer]
         return outputs, state
 
-    return Model(init, apply, {"image": own.spec["image"]})
+    return Model(init, apply, {"image": plain.spec["image"]})
 
 
 @functools.lru_cache(maxsize=32)
 def build(
     model_config: FrozenConfigDict, config: FrozenConfigDict, setup: Setup, lr: float, plan: loop.Plan, mesh: Mesh
 ) -> loop.Program:
-    """The program of a run for `loop.train`, the same object for all runs of a sweep that differ in data and seed only.
+    """Build the program of a run for `loop.train`. Runs that differ only in data and seed share one program.
 
-    AdamW with b1 0.9, b2 0.999 and eps 1e-8, the learning rate `lr` at the end of the warm-up and 0 at the end.
+    The optimiser is AdamW with b1 0.9, b2 0.999 and eps 1e-8. The learning rate is `lr` after the warm-up and 0 at the
+    end.
     """
     model = build_classifier(model_config, config, setup)
-    own = build_objective(config, setup.terms)
+    objective = build_objective(config, setup.terms)
     params, _ = model.shapes
     tx, schedule = optim.make(
         build_optimizer(config, params, setup.method, lr), params, steps=plan.steps, steps_per_epoch=plan.per_epoch
     )
-    return loop.assemble(model, functools.partial(own.loss, model), tx, schedule, 0.0, mesh)
+    return loop.assemble(model, functools.partial(objective.loss, model), tx, schedule, 0.0, mesh)
 
 
 def build_objective(config: Any, terms: str) -> finetune.FineTuning:
-    """The objective with the terms, weighted by the keys of the section `finetune`."""
+    """Build the objective with `terms`, weighted by the section `finetune`."""
     return finetune.make(terms, consistency=config.consistency, **config.nmtune)
 
 
 def build_optimizer(config: Any, params: Any, method: str, lr: float) -> ConfigDict:
-    """The section `optimizer` that `optim.make` reads, from the section `finetune`."""
+    """Build the section `optimizer` for `optim.make` from the section `finetune`."""
     unused = FROZEN[method]
     if method != PROBE and "projection" in params["encoder"].get("image", {}) and config.head_init != "zeroshot":
         unused += r"|encoder/image/projection/.*"
@@ -147,19 +148,19 @@ def start(
     key: jax.Array,
     noisytune: float = 0.0,
 ) -> TrainState:
-    """A fresh state whose encoder is the pre-trained one, and whose head is the one given.
+    """Make a fresh state with the pre-trained encoder and, if given, a tuned head.
 
     Args:
-        encoder: its (params, model_state), as NumPy, whole.
+        encoder: its (params, model_state), whole NumPy arrays.
         head: its (params, state); None: fresh.
-        noisytune: λ; the encoder's weights are perturbed before anything is trained, a head's are not.
+        noisytune: λ; perturbs the encoder's weights before training, but not the head's.
     """
     state = program.init(key)
     params, model_state = runtime.fetch((state.params, state.model_state), mesh)
-    own = encoder[0]
+    weights = encoder[0]
     if noisytune:
-        own = jax.device_get(jax.jit(perturb.noisytune)(own, jax.random.fold_in(key, 1), noisytune))
-    params["encoder"] = {**params["encoder"], "base": own} if "lora" in params["encoder"] else own
+        weights = jax.device_get(jax.jit(perturb.noisytune)(weights, jax.random.fold_in(key, 1), noisytune))
+    params["encoder"] = {**params["encoder"], "base": weights} if "lora" in params["encoder"] else weights
     model_state["encoder"] = encoder[1]
     if "initial" in params:
         params["initial"], model_state["initial"] = encoder
@@ -169,8 +170,8 @@ def start(
     return dataclasses.replace(state, params=params, model_state=model_state)
 
 
-def merged(tuned: tuple[Any, Any], config: Any) -> tuple[Any, Any]:
-    """(params, model_state) of the plain classifier, {"encoder", "head"} each: factors merged, nothing else changed."""
+def merge_factors(tuned: tuple[Any, Any], config: Any) -> tuple[Any, Any]:
+    """Return (params, model_state), each {"encoder", "head"}, with the factors of LoRA merged into the encoder."""
     params, model_state = tuned
     encoder = params["encoder"]
     if "lora" in encoder:
@@ -182,9 +183,9 @@ def merged(tuned: tuple[Any, Any], config: Any) -> tuple[Any, Any]:
 
 
 def interpolate(initial: Any, tuned: Any, share: float) -> Any:
-    """(1 − α)·initial + α·tuned, leaf by leaf (WiSE-FT, arXiv 2109.01903, eq. 1); at 0 and 1 the ends, to the bit.
+    """Return (1 − α)·initial + α·tuned, leaf by leaf (WiSE-FT, arXiv 2109.01903, eq. 1); at 0 and 1 bit-equal.
 
-    BatchNorm's running means and variances are interpolated as the weights are; the paper's models have none.
+    BatchNorm's running means and variances are interpolated like weights; the paper's models have none.
 
     Args:
         share: α in [0, 1].
@@ -194,36 +195,31 @@ def interpolate(initial: Any, tuned: Any, share: float) -> Any:
     )
 
 
-def check(config: Any) -> None:
-    """Refuse values of the section `finetune` that can only be mistakes.
+def check_ranges(config: Any) -> None:
+    """Raise UserError if a value of the section `finetune` is out of range."""
+    ranges.require_names("finetune", config, "methods", "terms", "targets")
+    ranges.require_distinct("positive numbers", "finetune", config, "lrs", "shares")
+    ranges.require_at_least(1, "finetune", config, "rank", "seeds", "batch")
+    ranges.require_at_least(0, "finetune", config, "alpha", "noisytune", "neftune")
+    ranges.require_positive("finetune", config, "epochs")
 
-    Raises:
-        UserError: one line of cause, one of cure.
-    """
-    grids = [("methods", METHODS), ("terms", None), ("lrs", None), ("targets", None), ("shares", None)]
-    for key, known in grids:
-        values = config[key]
-        if not values or len(set(values)) < len(values):
-            raise UserError(f"finetune.{key}={values!r} is empty or repeats itself", "name each entry once")
-        if known and (wrong := [value for value in values if value not in known]):
-            raise UserError(f"finetune.{key}: no {wrong[0]!r}", f"it takes {', '.join(known)}")
+
+def check(config: Any) -> None:
+    """Raise UserError if the section `finetune` has an invalid value."""
+    check_ranges(config)
+    if wrong := [method for method in config.methods if method not in METHODS]:
+        raise UserError(f"finetune.methods: unknown {wrong[0]!r}", f"choose from {', '.join(METHODS)}")
     for terms in config.terms:
         build_objective(config, terms)
     for key in ("mse", "per_dim"):
         if config.nmtune[key] is not None and not config.consistency:
             cure = "set finetune.consistency=True, or leave this key out"
-            raise UserError(f"finetune.nmtune.{key}={config.nmtune[key]} is of a term that is left out", cure)
+            raise UserError(f"finetune.nmtune.{key}={config.nmtune[key]} belongs to a term that is left out", cure)
     for key, known in (("head", HEADS), ("head_init", ("fresh", PROBE, "zeroshot"))):
         if config[key] not in known:
-            raise UserError(f"finetune.{key}={config[key]!r}", f"choose one of {', '.join(known)}")
+            raise UserError(f"finetune.{key}={config[key]!r} is unknown", f"choose one of {', '.join(known)}")
     if config.head == "mlp" and config.head_init == "zeroshot":
         raise UserError("finetune.head=mlp has no zero-shot weights", "set finetune.head=linear")
-    for key, low in (("rank", 1), ("seeds", 1), ("batch", 1), ("alpha", 0), ("noisytune", 0), ("neftune", 0)):
-        if not config[key] >= low:
-            raise UserError(f"finetune.{key}={config[key]} is less than {low}", f"set it to {low} or more")
-    for key, values in (("lrs", config.lrs), ("epochs", (config.epochs,))):
-        if not all(value > 0 for value in values):
-            raise UserError(f"finetune.{key}={config[key]} is not above 0", "give positive numbers")
     if not all(0 <= share <= 1 for share in config.wise):
-        raise UserError(f"finetune.wise={config.wise}", "give shares of the fine-tuned weights, from 0 to 1")
+        raise UserError(f"finetune.wise={config.wise} is out of range", "give shares of the tuned weights, from 0 to 1")
     optim.layer_decay({}, config.layer_decay)

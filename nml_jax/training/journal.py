@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: metrics, the samples of every step, undecodable records, where time goes."""
+"""Write the files of a run in training: metrics, the samples of every step, undecodable records, times."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,15 +15,15 @@ from nml_jax.training.window import Seen, hash_ids, list_ids
 
 
 class Journal:
-    """The journal of one run; it is written on the first process only.
+    """The journal of one run. Only process 0 writes it.
 
     Args:
-        folder: of the run.
-        config: `train.batch` and `runtime.sample_ids` are read.
-        steps: of the whole run.
-        label: names the run on the progress line.
-        clock: has begun when the work on the run did.
-        quarantine: takes the ids of undecodable records; it may refuse to go on.
+        folder: folder of the run.
+        config: the whole config.
+        steps: length of the whole run.
+        label: name of the run on the progress line.
+        clock: a clock that started with the work on the run.
+        quarantine: called with the ids of undecodable records; raises UserError if there are too many.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class Journal:
         self.clock, self.quarantine = clock, quarantine
         self.active = jax.process_index() == 0
         self.skipped = 0
-        self.refused = False
+        self.disk_failed = False
 
     @contextlib.contextmanager
     def open(self, step: int) -> Iterator[None]:
-        """Write from the step on that training starts from; what an interrupted run wrote after it is dropped."""
+        """Open the files to continue after `step`; drop what an interrupted run wrote after it."""
         self.metrics = Metrics(
             self.folder, step=step, steps=self.steps, batch=self.config.train.batch, label=self.label,
             active=self.active,
@@ -52,27 +52,27 @@ class Journal:
         self.goodput = goodput.Record(self.folder, self.clock, step, active=self.active)
         self.step = self.reached = step
         try:
-            with peers.stepping(lambda: f"step {self.reached} ({self.clock.part})"):
+            with peers.track(lambda: f"step {self.reached} ({self.clock.part})"):
                 yield
         finally:
-            self.saved(self.step)
-            with self._spared():
+            self.write_goodput(self.step)
+            with self._tolerate_full_disk():
                 self.metrics.close()
             if self.active and (summary := goodput.read(self.folder)):
                 console.notice(f"{self.label}: {summary}")
 
     def received(self, *, idle: bool, then: str) -> None:
-        """A batch has come. If the device was idle meanwhile, that time was lost to data."""
+        """Count a batch, and switch the clock to the part `then`. If the device was idle, it was waiting for data."""
         spent = self.clock.to(then, was="data" if idle else None)
         self.reached += 1
         if idle:
             self.metrics.waiting(spent)
 
     def write(self, step: int, seen: Seen, values: Mapping[str, float], skipped: int) -> None:
-        """Write what a window of steps has said, up to `step`, and show where training is.
+        """Write the results of a window of steps up to `step`, and print progress.
 
         Args:
-            skipped: steps up to here that changed nothing.
+            skipped: number of skipped steps up to here.
 
         Raises:
             UserError: too many records cannot be decoded.
@@ -84,30 +84,30 @@ class Journal:
             )
         shown = {k: seen.means[f"train/{k}"] for k in ("loss", "accuracy") if f"train/{k}" in seen.means}
         speed = self.metrics.progress(step, shown)
-        self.values(step, {**values, **seen.means, **speed, "goodput": self.clock.share()})
+        self.write_values(step, {**values, **seen.means, **speed, "goodput": self.clock.share()})
         whole = self.config.runtime.sample_ids
-        with self._spared():
+        with self._tolerate_full_disk():
             self.metrics.samples({k: ids.tolist() if whole else hash_ids(ids) for k, ids in seen.ids.items()})
             self.goodput.write(step, skipped=skipped, now=False)
         if seen.undecodable:
             self.quarantine(seen.undecodable)
 
-    def values(self, step: int, values: Mapping[str, float]) -> None:
-        """Write numbers of `step`."""
-        with self._spared():
+    def write_values(self, step: int, values: Mapping[str, float]) -> None:
+        """Write metrics of `step`."""
+        with self._tolerate_full_disk():
             self.metrics.write(step, values)
 
-    def saved(self, step: int) -> None:
-        """A checkpoint is under way: also keep where the time has gone up to here."""
-        with self._spared():
+    def write_goodput(self, step: int) -> None:
+        """Write the times up to `step`, as with every checkpoint."""
+        with self._tolerate_full_disk():
             self.goodput.write(step, skipped=self.skipped)
 
     @contextlib.contextmanager
-    def _spared(self) -> Iterator[None]:
-        """A disk that takes no more is told once; it costs these lines, not the run."""
+    def _tolerate_full_disk(self) -> Iterator[None]:
+        """On a full disk, warn once and drop these lines; training continues."""
         try:
             yield
         except OSError as e:
-            if not self.refused:
+            if not self.disk_failed:
                 console.notice(f"cannot write {e.filename or self.folder}: {e.strerror}; training goes on")
-            self.refused = True
+            self.disk_failed = True

@@ -1,7 +1,7 @@
-"""The one image-training loop: build, restore, step, evaluate, save.
+"""The training loop for whole models: build, restore, step, evaluate, save.
 
-Whatever is trained, with whichever objective, goes through `train`. Batch k and every random draw of step k depend on
-(seed, k) only, so an interrupted run continues to the very same bits, and the host keeps no state but the step.
+Every model and objective is trained by `train`. Batch k and every random draw of step k depend only on (seed, k). So an
+interrupted run continues bit-equal, and the host has no state but the step.
 """
 
 import contextlib
@@ -36,13 +36,15 @@ Batches = Callable[[int], Generator[Mapping[str, np.ndarray]]]  # start step -> 
 
 
 class Evaluator(Protocol):
-    """`run(params, model_state)` yields (name, value)."""
+    """An evaluation on a split."""
 
-    def run(self, params: Any, model_state: Any) -> Iterable[tuple[str, float]]: ...
+    def run(self, params: Any, model_state: Any) -> Iterable[tuple[str, float]]:
+        """Yield (name, value)."""
+        ...
 
 
 class Program(NamedTuple):
-    """What is compiled once for all runs of one shape: the cells of a sweep differ in data and seeds only."""
+    """The compiled functions of all runs of one shape. The runs of a sweep differ only in data and seeds."""
 
     model: models.Model
     schedule: optax.Schedule
@@ -52,7 +54,7 @@ class Program(NamedTuple):
 
 
 def build(config: ConfigDict, plan: Plan, mesh: Mesh, *, num_classes: int) -> Program:
-    """The program of a config; the same object for configs that differ in nothing that is compiled."""
+    """Build the program of a config. Configs that compile to the same share one program."""
     sections = settings.freeze_sections(config.model, config.objective, config.optimizer)
     sizes = config.train.micro_batches, config.data.image_size, num_classes
     return _build(*sections, config.train.ema, *sizes, plan, mesh)
@@ -80,10 +82,10 @@ def _build(
 def assemble(
     model: models.Model, loss: Loss, tx: optax.GradientTransformation, schedule: optax.Schedule, ema: float, mesh: Mesh
 ) -> Program:
-    """The program of a model under any loss and optimiser."""
-    shapes = train_state.abstract(model, tx, ema=ema > 0, mesh=mesh)
-    placed = jax.tree.map(lambda x: x.sharding, shapes)
-    whole = runtime.make_gather(placed.params, mesh)
+    """Assemble the program of a model with any loss and optimiser."""
+    shapes = train_state.make_shapes(model, tx, ema=ema > 0, mesh=mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    gather = runtime.make_gather(shardings.params, mesh)
 
     def init(key: jax.Array) -> TrainState:
         return train_state.create(model, tx, key, ema=ema > 0, mesh=mesh)
@@ -92,15 +94,15 @@ def assemble(
         batch = dict(batch)
         asked, replaced = batch.pop("asked", jnp.zeros(1, jnp.int32)), batch.pop("quarantined", None)
         key = jax.random.fold_in(state.key, state.step)
-        with_gradient = jax.value_and_grad(lambda params, *rest: loss(whole(params), *rest), has_aux=True)
+        with_gradient = jax.value_and_grad(lambda params, *rest: loss(gather(params), *rest), has_aux=True)
         (value, (model_state, metrics)), grads = with_gradient(state.params, state.model_state, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         average = optax.incremental_update(params, state.ema, 1 - ema) if ema else None
         metrics["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1))
-        # Global values under jit: what is not finite on one shard is skipped on all.
+        # These are global values, so a step that is not finite on one shard is skipped on all.
         sound = jnp.isfinite(value) & jnp.isfinite(metrics["grad_norm"][0])
-        state = state.after(params, model_state, average, opt_state, sound)
+        state = state.advance(params, model_state, average, opt_state, sound)
         metrics = jax.tree.map(lambda x: jnp.where(sound, x, 0), metrics)
         metrics |= {"skipped": (~sound, 1), "streak": (state.skipped[1], 1), "asked": (asked.sum(), 1)}
         if replaced is not None:
@@ -111,21 +113,21 @@ def assemble(
         model,
         schedule,
         shapes,
-        jax.jit(init, out_shardings=placed),
-        runtime.jit(step, mesh, donate_argnums=0, out_shardings=(placed, None)),
+        jax.jit(init, out_shardings=shardings),
+        runtime.jit(step, mesh, donate_argnums=0, out_shardings=(shardings, None)),
     )
 
 
 def start(config: ConfigDict, program: Program, mesh: Mesh, checkpoints: Checkpoints) -> TrainState:
-    """The state to go on from: the last checkpoint, or a fresh state, or one warm-started from `init_from`."""
-    restored = checkpoints.restore(program.shapes)
-    if restored is not None:
-        return restored
+    """Return the state to start from: the last checkpoint, or a fresh state, with weights from `init_from` if set."""
+    last = checkpoints.restore(program.shapes)
+    if last is not None:
+        return last
     state = program.init(jax.random.key(config.seed))
     if not config.init_from:
         return state
-    given = runtime.fetch((state.params, state.model_state), mesh)
-    params, model_state = runtime.to_mesh(load_weights(config.init_from, config, *given), mesh)
+    fresh = runtime.fetch((state.params, state.model_state), mesh)
+    params, model_state = runtime.to_mesh(load_weights(config.init_from, config, *fresh), mesh)
     average = runtime.to_mesh(runtime.fetch(params, mesh), mesh) if config.train.ema else None
     return dataclasses.replace(state, params=params, model_state=model_state, ema=average)
 
@@ -141,18 +143,18 @@ def train(
     checkpoints: Checkpoints,
     journal: Journal,
 ) -> TrainState:
-    """Train to the last step of the plan, from wherever the checkpoints are.
+    """Train from the last checkpoint, or from the start, to the last step of the plan.
 
-    A step whose loss or gradient is not finite changes nothing but the count of such steps; the next batch follows.
+    A step is skipped if its loss or gradient is not finite: it changes only the count of such steps.
 
     Args:
         batches: see `Batches`.
         evaluators: by name; run every `runtime.eval_every` epochs before the last step.
-        checkpoints: where to continue from and save to.
-        journal: what is written on the way.
+        checkpoints: restore from here and save here.
+        journal: writes metrics and samples.
 
     Raises:
-        Preempted: SIGTERM came to one of the processes; all have saved the state, of the same step.
+        Preempted: a process got SIGTERM; all have saved the state of the same step.
         NonFinite: too many steps in a row were skipped, or a metric is not finite; names the ids of the batch.
         UserError: too many records cannot be decoded.
     """
@@ -160,7 +162,7 @@ def train(
     first = int(state.step)
     if first == plan.steps:
         return state
-    put, clock, every = runtime.put_batch(mesh), journal.clock, plan.every(config.runtime.eval_every)
+    put, clock, every = runtime.put_batch(mesh), journal.clock, plan.to_steps(config.runtime.eval_every)
     window = Window(mesh, config.runtime.max_skipped)
     nobody = np.zeros(jax.local_device_count(), np.int32)
     unasked = put({"asked": nobody})  # once: a put costs more than all else in a small step
@@ -180,18 +182,18 @@ def train(
             last = step == plan.steps
             stop = window.asked(lag=0 if last else LAG)
             evaluate = step % every == 0 and not last
-            save = checkpoints.due(step) or last or stop
+            save = checkpoints.is_due(step) or last or stop
             if step % config.runtime.log_every == 0 or evaluate or save:
                 seen, skipped = window.close(), int(np.asarray(state.skipped)[0])
                 rate = float(np.asarray(program.schedule(max(step - skipped - 1, 0))))
                 journal.write(step, seen, {"epoch": step / plan.per_epoch, "train/lr": rate}, skipped)
             if evaluate:
                 clock.to("evaluate")
-                journal.values(step, dict(run_all(evaluators, state)))
+                journal.write_values(step, dict(run_all(evaluators, state)))
             if save:
                 clock.to("save")
                 checkpoints.save(state, must=last or stop)
-                journal.saved(step)
+                journal.write_goodput(step)
             clock.to("step")
             if stop or (last and runtime.any_process(preemption.asked)):
                 raise Preempted(f"asked to stop: saved at step {step}; the same command continues")
@@ -199,7 +201,7 @@ def train(
 
 
 def run_all(evaluators: Mapping[str, Evaluator], state: TrainState) -> Iterator[tuple[str, float]]:
-    """Every evaluator on the raw weights, and on the moving average if there is one, as "<name>/<value>".
+    """Run every evaluator on the raw weights, and on the moving average if there is one; yield "<name>/<value>", value.
 
     Raises:
         NonFinite: a value is not finite.

@@ -1,9 +1,9 @@
 """LoRA in parameter space (arXiv 2106.09685): W + (α/r)·A·B for chosen kernels, then the unchanged model.
 
 A kernel [..., in, out] counts as a matrix of prod(..., in) rows and `out` columns, so a convolution [h, w, in, out] is
-one of h·w·in rows. A is [rows, r], B is [r, out]. B starts at 0: the adapted model is then the model, to the bit.
-Merging for export is the function that every forward pass applies. There is no dropout before A, as there is no A to
-put it before: activations are never multiplied by the factors one after another.
+one of h·w·in rows. A is [rows, r], B is [r, out]. B starts at 0, so the adapted model starts bit-equal to the model.
+Every forward pass merges the weights as an export does. Activations are never multiplied by A alone, so there is no
+dropout before A.
 """
 
 import itertools
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from nml_jax.errors import UserError
 from nml_jax.models import Model
 
-# Named sets of kernels, over "a/b/kernel"; the text tower of CLIP has no part in classifying images.
+# Sets of kernels, as regexes over "a/b/kernel". Classifying images does not use CLIP's text tower.
 TARGETS = {
     "vit_attention": r"(?!text/)(.*/)?attn/(qkv|proj)/kernel",
     "vit_mlp": r"(?!text/)(.*/)?mlp/fc[12]/kernel",
@@ -27,7 +27,7 @@ TARGETS = {
 
 
 def init(key: jax.Array, params: Any, *, rank: int, targets: Sequence[str]) -> Any:
-    """Fresh factors for the kernels of `params` that a target matches.
+    """Draw factors for the kernels of `params` that a target matches.
 
     Args:
         key: PRNG key.
@@ -37,10 +37,10 @@ def init(key: jax.Array, params: Any, *, rank: int, targets: Sequence[str]) -> A
 
     Returns:
         Nested dicts with {"a": float32 [rows, r], "b": float32 [r, out]} in the place of each such kernel. A is
-        U(±1/√rows), which is PyTorch's default of a linear layer, as in the authors' code and peft; B is 0.
+        U(±1/√rows), PyTorch's default for a linear layer, as in the authors' code and peft; B is 0.
 
     Raises:
-        UserError: a target is no regex, matches nothing or something that is no matrix; a rank that is too large.
+        UserError: a target is not a regex, matches nothing, or matches a vector; or the rank is too large.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     names = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
@@ -56,24 +56,24 @@ def init(key: jax.Array, params: Any, *, rank: int, targets: Sequence[str]) -> A
                 f"LoRA of rank {rank} on {name!r}, a matrix of {rows} × {columns}",
                 f"give a rank from 1 to {min(rows, columns)}, or leave this kernel out of the targets",
             )
-    # One flat draw, since each one costs compile time.
+    # One flat draw, since each draw costs compile time.
     ends = list(itertools.accumulate(rows * rank for rows, _ in sides.values()))
     draws = jnp.split(jax.random.uniform(key, (ends[-1],), minval=-1.0), ends[:-1])
     factors: dict[str, Any] = {}
     for (name, (rows, columns)), draw in zip(sides.items(), draws, strict=True):
         *folders, leaf = name.split("/")
-        place = factors
+        parent = factors
         for folder in folders:
-            place = place.setdefault(folder, {})
-        place[leaf] = {"a": draw.reshape(rows, rank) / math.sqrt(rows), "b": jnp.zeros((rank, columns))}
+            parent = parent.setdefault(folder, {})
+        parent[leaf] = {"a": draw.reshape(rows, rank) / math.sqrt(rows), "b": jnp.zeros((rank, columns))}
     return factors
 
 
 def select(names: Sequence[str], targets: Sequence[str]) -> list[str]:
-    """Those of the names that some target matches, in their order.
+    """Return the names that some target matches, in their order.
 
     Raises:
-        UserError: no target, one that is no regex, or one that matches nothing.
+        UserError: there is no target, or one is not a regex or matches nothing.
     """
     if not targets:
         raise UserError("LoRA has no targets", f"name some of {', '.join(TARGETS)}, or give regexes")
@@ -82,7 +82,8 @@ def select(names: Sequence[str], targets: Sequence[str]) -> list[str]:
         try:
             pattern = re.compile(TARGETS.get(target, target))
         except re.error as e:
-            raise UserError(f"the LoRA target {target!r} is no regex: {e}", f"or one of {', '.join(TARGETS)}") from e
+            cure = f"give a regex, or one of {', '.join(TARGETS)}"
+            raise UserError(f"the LoRA target {target!r} is not a regex: {e}", cure) from e
         found = {name for name in names if pattern.fullmatch(name)}
         if not found:
             kernels = [name for name in names if name.endswith("/kernel")]
@@ -95,9 +96,9 @@ def select(names: Sequence[str], targets: Sequence[str]) -> list[str]:
 
 
 def merge(params: Any, factors: Any, scale: float) -> Any:
-    """`params` with W + scale·A·B in the place of every W that has factors; the others are the very same arrays.
+    """Return `params` with W + scale·A·B in the place of every W that has factors. The other arrays are not copied.
 
-    The product is float32 at the highest precision on every device.
+    The product is computed in float32 at the highest precision on every device.
 
     Args:
         scale: α/r.
@@ -109,13 +110,12 @@ def merge(params: Any, factors: Any, scale: float) -> Any:
 
 
 def adapt_model(model: Model, *, rank: int, alpha: float, targets: Sequence[str]) -> Model:
-    """`model` with parameters {"base": its own, "lora": the factors}. The base gets no gradient.
+    """Return `model` with parameters {"base": its own, "lora": the factors}. The base gets no gradient.
 
-    `apply` merges and calls the model's own; BatchNorm statistics are the model's, and follow the adapted activations.
-    Freeze the base with a learning-rate multiplier of 0 for "base/.*": it then has no optimiser state either.
+    `apply` merges and calls the model's `apply`. The BatchNorm statistics follow the adapted activations. Freeze the
+    base with a learning-rate multiplier of 0 for "base/.*": then it has no optimiser state either.
 
-    Raises:
-        UserError: when it is initialised, as `init`.
+    The model's `init` raises UserError as `init` does.
     """
 
     def init_both(key: jax.Array, batch_spec: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Two perturbations that serve in place of a regulariser: of the weights before tuning, and of the inputs during it."""
+"""Two perturbations that regularise: of the weights before tuning, and of the inputs during it."""
 
 import math
 from collections.abc import Sequence
@@ -9,39 +9,39 @@ import jax.numpy as jnp
 
 
 def noisytune(params: Any, key: jax.Array, strength: float | jax.Array) -> Any:
-    """W + U(−λ/2, λ/2)·std(W) for every weight matrix (NoisyTune, arXiv 2202.12024, eq. 1), once, before tuning.
+    """Return W + U(−λ/2, λ/2)·std(W) for every weight matrix, once before tuning (NoisyTune, arXiv 2202.12024, eq. 1).
 
     A weight matrix is an array of two axes or more: kernels, convolutions, embeddings. Biases, scales and other vectors
-    stay as they are, and so does a matrix of equal numbers, whose deviation is 0. (The paper speaks of matrices; code
-    in circulation perturbs vectors as well.)
+    do not change, nor does a matrix of equal numbers, whose deviation is 0. (The paper speaks of matrices; published
+    code perturbs vectors as well.)
 
     Args:
         params: nested dicts of float arrays.
-        key: PRNG key; every matrix has draws of its own.
+        key: PRNG key; each matrix has its own draws.
         strength: λ; the paper uses 0.1 to 0.3. 0 changes nothing.
 
     Returns:
-        The same tree, perturbed. std is that of the population (ddof 0).
+        The perturbed tree. std is that of the population (ddof 0).
     """
     leaves, form = jax.tree.flatten(params)
     keys = jax.random.split(key, max(len(leaves), 1))
 
-    def perturbed(W: jax.Array, key: jax.Array) -> jax.Array:
+    def perturb(W: jax.Array, key: jax.Array) -> jax.Array:
         if W.ndim < 2:
             return W
         draw = jax.random.uniform(key, (W.size,), W.dtype, minval=-0.5, maxval=0.5)  # flat: compiles faster
         return W + strength * jnp.std(W) * draw.reshape(W.shape)
 
-    return jax.tree.unflatten(form, [perturbed(W, key) for W, key in zip(leaves, keys, strict=True)])
+    return jax.tree.unflatten(form, [perturb(W, key) for W, key in zip(leaves, keys, strict=True)])
 
 
 def neftune(
     rows: Sequence[int], dim: int, key: jax.Array, strength: float | jax.Array, *, tokens: int = 1
 ) -> jax.Array:
-    """The noise U(−1, 1)·α/√(L·d) that NEFTune adds to embedded inputs in training (arXiv 2310.05914, algorithm 1).
+    """Draw the noise U(−1, 1)·α/√(L·d) that NEFTune adds to embedded inputs (arXiv 2310.05914, algorithm 1).
 
-    For a ViT the embedded input are L tokens of width d. A vector of features, be it a head's input or what a ResNet
-    pools, counts as one token, L = 1: this is our reading, as the paper knows sequences only.
+    A ViT embeds L tokens of width d. A vector of features, such as a head's input or the pooled output of a ResNet,
+    counts as one token, L = 1. This is our reading: the paper has only sequences.
 
     Args:
         rows: leading axes, as (B,) for vectors or (B, L) for tokens.
@@ -51,7 +51,7 @@ def neftune(
         tokens: L.
 
     Returns:
-        float32 [*rows, dim], to be added.
+        float32 [*rows, dim], to add to the inputs.
     """
     size = math.prod(rows) * dim
     draw = jax.random.uniform(key, (size,), minval=-1.0, maxval=1.0).reshape(*rows, dim)

@@ -1,4 +1,4 @@
-"""A model out of a checkpoint, and weights to begin with: of another run, or from timm."""
+"""Load the model of a checkpoint, or initial weights from another run or a file with timm's names."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,12 +7,12 @@ import jax
 import numpy as np
 
 from nml_jax import console, errors, models, settings
-from nml_jax.models.weights import convert
+from nml_jax.models.weights import files
 from nml_jax.training import checkpoint
 
 
 class Loaded(NamedTuple):
-    """A model out of a checkpoint. `model.apply(params, model_state, batch, train=False, key=None)` runs it."""
+    """A model from a checkpoint. `model.apply(params, model_state, batch, train=False, key=None)` runs it."""
 
     model: models.Model
     params: Any
@@ -30,12 +30,12 @@ def load_model(run: str | Path, *, step: int | None = None, weights: str = "raw"
         weights: "raw" or "ema".
 
     Raises:
-        UserError: nothing there, damaged, or without the moving average asked for.
+        UserError: there is no checkpoint, it is damaged, or it has no moving average.
     """
     folder = _find(Path(run), step)
     checkpoint.verify(folder)
     meta = checkpoint.read_meta(folder)
-    config = settings.from_json(meta["config"])
+    config = settings.from_json(settings.fill_defaults(meta["config"]))
     if weights not in ("raw", "ema") or (weights == "ema" and not config.train.ema):
         raise errors.UserError(
             f"{folder} holds no {weights!r} weights", "use weights='raw', or train with train.ema > 0"
@@ -51,12 +51,12 @@ def load_model(run: str | Path, *, step: int | None = None, weights: str = "raw"
 
 
 def _find(path: Path, step: int | None) -> Path:
-    """The checkpoint's folder below `path`."""
+    """Return the checkpoint's folder below `path`."""
     if path.name.isdecimal() and step is None:
         parent, step = path.parent, int(path.name)
     else:
         parent = path / "checkpoints"
-    there = checkpoint.steps(parent)
+    there = checkpoint.list_steps(parent)
     if not there or (step is not None and step not in there):
         what = f"checkpoint {step}" if there else "checkpoint"
         has = f"it has {', '.join(map(str, there))}" if there else "a run's folder holds checkpoints/<step>"
@@ -65,9 +65,9 @@ def _find(path: Path, step: int | None) -> Path:
 
 
 def load_weights(init_from: str, config: Any, params: Any, model_state: Any) -> tuple[Any, Any]:
-    """Weights from elsewhere in place of fresh ones: a .safetensors file with timm's names, or a run's folder.
+    """Replace fresh weights by those of a .safetensors file with timm's names, or of a run's folder.
 
-    A head for another number of classes is left as it is, and this is said.
+    A head for another number of classes keeps its fresh weights, and a line is logged.
 
     Args:
         init_from: `config.init_from`.
@@ -84,7 +84,7 @@ def load_weights(init_from: str, config: Any, params: Any, model_state: Any) -> 
         loaded = load_model(path)
         given = {"params": loaded.params, "model_state": loaded.model_state}
     else:
-        given = dict(zip(("params", "model_state"), convert.load(path, (params, model_state)), strict=True))
+        given = dict(zip(("params", "model_state"), files.read_weights(path, (params, model_state)), strict=True))
     fresh = {"params": params, "model_state": model_state}
     theirs = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(given)}
     ours = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(fresh)}

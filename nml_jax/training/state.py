@@ -1,4 +1,4 @@
-"""What training carries from step to step, born sharded."""
+"""The state that training carries from step to step, sharded from the start."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from nml_jax import runtime
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a bit-equal continuation needs; the data iterator has no state (DESIGN §3)."""
+    """Everything that a bit-equal restart needs; the data iterator has no state."""
 
     step: jax.Array  # int32 [], steps done
     params: Any
@@ -23,33 +23,33 @@ class TrainState:
     ema: Any  # moving average of params, or None
     opt_state: Any
     key: jax.Array  # typed PRNG key []; step k draws from fold_in(key, k)
-    skipped: jax.Array  # int32 [2], steps whose loss or gradient was not finite, which changed nothing: all, in a row
+    skipped: jax.Array  # int32 [2], skipped steps (loss or gradient not finite): in all, and in a row up to now
 
-    def after(self, params: Any, model_state: Any, ema: Any, opt_state: Any, sound: jax.Array) -> "TrainState":
-        """The state one step on: with these where `sound` (bool []), else with what it has, and the step is skipped."""
-        had = self.params, self.model_state, self.ema, self.opt_state
-        given = params, model_state, ema, opt_state
-        params, model_state, ema, opt_state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), given, had)
+    def advance(self, params: Any, model_state: Any, ema: Any, opt_state: Any, sound: jax.Array) -> "TrainState":
+        """Return the state after a step: with the new values if `sound` (bool []), else with the old, as skipped."""
+        old = self.params, self.model_state, self.ema, self.opt_state
+        new = params, model_state, ema, opt_state
+        params, model_state, ema, opt_state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), new, old)
         skipped = jnp.where(sound, self.skipped * jnp.array([1, 0], jnp.int32), self.skipped + 1)
         return TrainState(self.step + 1, params, model_state, ema, opt_state, self.key, skipped)
 
 
 def create(model, tx: optax.GradientTransformation, key: jax.Array, *, ema: bool, mesh: Mesh) -> TrainState:
-    """A fresh state; pure, so that it can be compiled with `out_shardings`."""
+    """Create a fresh state. The function is pure, so that it can be compiled with `out_shardings`."""
     init_key, step_key = jax.random.split(key)
-    # Drawn whole, then split: in parts the compiler would round some weights by another order.
+    # Drawn whole, then split: drawn in parts, some weights would be rounded differently.
     init = jax.jit(lambda key: model.init(key, model.spec), out_shardings=runtime.replicated_sharding(mesh))
     params, model_state = init(init_key)
-    return _at_the_start(params, model_state, step_key, tx=tx, ema=ema)
+    return _make_state(params, model_state, step_key, tx=tx, ema=ema)
 
 
-def abstract(model, tx: optax.GradientTransformation, *, ema: bool, mesh: Mesh) -> TrainState:
-    """The state's shapes, dtypes and shardings, without computing it."""
-    shapes = jax.eval_shape(functools.partial(_at_the_start, tx=tx, ema=ema), *model.shapes, jax.random.key(0))
-    return runtime.with_shardings(shapes, mesh)
+def make_shapes(model, tx: optax.GradientTransformation, *, ema: bool, mesh: Mesh) -> TrainState:
+    """Return the state's shapes, dtypes and shardings, without computing it."""
+    shapes = jax.eval_shape(functools.partial(_make_state, tx=tx, ema=ema), *model.shapes, jax.random.key(0))
+    return runtime.add_shardings(shapes, mesh)
 
 
-def _at_the_start(
+def _make_state(
     params: Any, model_state: Any, key: jax.Array, *, tx: optax.GradientTransformation, ema: bool
 ) -> TrainState:
     # A copy, because the donated state may hold no buffer twice.

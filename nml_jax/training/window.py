@@ -1,7 +1,6 @@
-"""What the steps have said, left on the device until somebody looks.
+"""Hold the metrics of steps on the device until they are needed.
 
-Every process reads the same values of the same steps, so what is decided by them is decided alike everywhere, at the
-same step, without asking each other.
+Every process reads the same values of the same steps. So all decide alike, at the same step, without communication.
 """
 
 import hashlib
@@ -60,11 +59,11 @@ class Window:
         self.unread.append((step, tuple(values[name][0] for name in SIGNALS), rows))
 
     def idle(self) -> bool:
-        """Whether the device has done all that it was given, and was given something."""
+        """Return whether the device has finished all steps, and there was one."""
         return bool(self.unread) and self.unread[-1][1][0].is_ready()
 
     def asked(self, lag: int) -> bool:
-        """Whether any process was asked to stop when it began one of the steps up to `lag` before the last.
+        """Return whether any process was asked to stop before it began one of the steps up to `lag` before the last.
 
         Raises:
             NonFinite: too many steps in a row were skipped up to one of these.
@@ -83,7 +82,7 @@ class Window:
         return found
 
     def close(self) -> Seen:
-        """Wait for all steps and begin anew.
+        """Wait for all steps, return their results, and begin a new window.
 
         Raises:
             NonFinite: a metric is not finite in a step whose loss and gradient are; names step and ids.
@@ -106,17 +105,17 @@ class Window:
         return Seen(means, ids, skipped, undecodable)
 
     def _whole(self, rows: np.ndarray) -> np.ndarray:
-        """A process's rows of a global batch, along the first axis -> all of them; every process must ask."""
+        """Gather all rows of a global batch from each process's, along the first axis. Every process must call this."""
         if jax.process_count() == 1:
             return rows
         return runtime.fetch(self.put({"rows": rows}), self.mesh)["rows"]
 
 
 def list_ids(ids: np.ndarray) -> str:
-    """Ids for a message."""
+    """List ids for a message."""
     return ", ".join(map(str, ids))
 
 
 def hash_ids(ids: np.ndarray) -> str:
-    """Of the ids of a batch in their order: the first 16 hex digits of the SHA-256 of their int32 bytes."""
+    """Return the first 16 hex digits of the SHA-256 of a batch's ids, as int32 bytes in their order."""
     return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()[:16]

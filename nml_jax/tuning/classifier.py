@@ -25,10 +25,10 @@ from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import cross_entropy, hold_out
 
 METHODS = ("linear", "mlp", "nmtune", "skd", "fgs", "lgm")
-EPOCHS, STEPS = 5, 200  # by default: so many epochs, or as many as make so many steps
+EPOCHS, STEPS = 5, 200  # defaults: 5 epochs, or as many as make 200 steps
 FEWEST = 20  # rows to validate on
-PATIENCE, PATIENT_STEPS = 3, 75
-OPTIONAL = ("epochs", "learning_rate", "patience")  # None: see above
+PATIENCE, PATIENT_STEPS = 3, 75  # defaults: 3 epochs, or as many as make 75 steps
+OPTIONAL = ("epochs", "learning_rate", "patience")  # may be None
 COUNTS, NUMBERS = ("epochs", "batch_size", "patience", "width", "depth"), ("learning_rate", "weight_decay")
 SWITCHES = ("standardize", "early_stopping", "residual", "warm_start")
 
@@ -36,37 +36,37 @@ SWITCHES = ("standardize", "early_stopping", "residual", "warm_start")
 class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     """A head on frozen features, trained by AdamW with a cosine to zero on standardised inputs.
 
-    The defaults are made for a quick answer; `epochs=30, batch_size=64` is the released schedule (arXiv 2309.17002).
-    Training stops where the validation loss has not fallen for `patience` epochs, and the best epoch is kept.
+    The defaults give a quick answer. `epochs=30, batch_size=64` is the released schedule (arXiv 2309.17002). Training
+    stops when the validation loss has not fallen for `patience` epochs, and keeps the best epoch.
 
     Args:
-        method: linear | mlp | nmtune | skd | fgs | lgm. The last three are read from their papers' abstracts
+        method: linear | mlp | nmtune | skd | fgs | lgm. We know the last three only from their papers' abstracts
             (objectives/skd.py, fgs.py, lgm.py).
         preset: of nmtune: paper | code.
-        weights: numbers that replace those of the preset, or of the method's terms, by name, as {"svd": 0.1}.
+        weights: numbers by name, such as {"svd": 0.1}, that replace those of the preset or of the method's terms.
         epochs: passes over the training part, at most. None: 5, or as many as make 200 steps.
-        batch_size: rows per step; of a smaller training part the largest power of two in it, so that sets of similar
-            size share what is compiled.
-        learning_rate: at the start of the cosine. None: a share of √(6/D), the bound of the classifier's initial
-            weights, as AdamW moves every weight by about this much in a step: a tenth for linear, else a fiftieth.
+        batch_size: rows per step. If the training part is smaller, the largest power of two in it, so that sets of
+            similar size share one compiled program.
+        learning_rate: rate at the start of the cosine. None: √(6/D) / 10 for linear, √(6/D) / 50 for the others. √(6/D)
+            bounds the classifier's initial weights, and AdamW moves every weight by about its rate in a step.
         weight_decay: decoupled, on every parameter.
-        standardize: per-feature mean 0 and variance 1, from the rows given to `fit`.
+        standardize: scale every feature to mean 0 and variance 1, by the rows given to `fit`.
         early_stopping: hold out `validation_fraction` of the rows, stratified, if these are 20 or more.
         validation_fraction: share of the rows.
         patience: epochs. None: 3, or as many as make 75 steps.
         width, depth, residual, norm: of the MLP, see `models.heads.Form`.
-        warm_start: go on from the last `fit`, if it was on the same classes and features.
-        random_state: of the initialisation, the order and the validation part.
+        warm_start: continue from the last `fit`, if it was on the same classes and features.
+        random_state: seed of the initialisation, the order and the validation part.
 
     Attributes:
         classes_: [K], sorted. n_features_in_: D. n_iter_: epochs that were trained.
-        validation_loss_: of every epoch, in nats; empty without validation.
-        spectrum_: {"F": ..., "Z": ...}: SVE, LSVR, top share and effective rank of the training features (raw mode,
-            standardised if that is asked for), and of what the head makes of them.
+        validation_loss_: loss of every epoch, in nats; empty without validation.
+        spectrum_: {"F": ..., "Z": ...}: SVE, LSVR, top share and effective rank, in raw mode, of the training features
+            (standardised with `standardize`) and of the head's output Z.
         head_: the `TunedHead`; `head_.params` and `head_.state` are NumPy arrays.
     """
 
-    n_features_in_: int  # scikit-learn sets it, and for columns with names
+    n_features_in_: int  # set by scikit-learn, as are the names
     feature_names_in_: np.ndarray
 
     def __init__(
@@ -112,19 +112,19 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """Train the head.
 
         Args:
-            X: [N, D], finite real numbers; trained on in float32.
+            X: [N, D], finite real numbers; converted to float32.
             y: [N], labels of any dtype that sorts.
-            sample_weight: [N], of the rows in the cross-entropy; rows of weight 0 are left out. The terms beside the
-                cross-entropy are about the features alone and know no weights.
+            sample_weight: [N], weights of the rows in the cross-entropy; rows of weight 0 are left out. The other terms
+                ignore weights.
 
         Raises:
             ValueError: an argument is out of range, the data do not fit, a value is not finite, or there is one class.
         """
         before = dict(vars(self))
         try:
-            with _value_errors():
+            with _raise_value_errors():
                 return self._fit(X, y, sample_weight)
-        except BaseException:  # what was fitted before stays as it was, and whole
+        except BaseException:  # keep the previous fit
             vars(self).clear()
             vars(self).update(before)
             raise
@@ -136,8 +136,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         try:
             check_classification_targets(y)
         except TypeError as e:
-            raise UserError(f"y: {e}", "give text, as y.astype(str) is, or whole numbers") from e
-        spec_of, numbers = self._checked()
+            raise UserError(f"y: {e}", "give text, such as y.astype(str), or integers") from e
+        make_spec, numbers = self._check_arguments()
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         weights = _check_sample_weight(sample_weight, X, dtype=np.float32, ensure_non_negative=True)
         X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
@@ -145,12 +145,12 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         if len(self.classes_) < 2:
             raise UserError(f"y has one class: {self.classes_.tolist()}", "give examples of at least two classes")
         check_varied([X], "X")
-        train, held_out = self._parts(codes, seed)
-        bank = _bank(X, codes, weights / weights[train].mean())
+        train, held_out = self._split_rows(codes, seed)
+        bank = _make_training_set(X, codes, weights / weights[train].mean())
         rows = np.concatenate([train, held_out, np.arange(len(X), len(bank.labels))])
-        spec = spec_of(len(self.classes_), min(int(self.batch_size), 1 << (len(train).bit_length() - 1)))
-        usual = math.sqrt(6 / X.shape[1]) / (50 if spec.form.mlp else 10)
-        rate = usual if self.learning_rate is None else self.learning_rate
+        spec = make_spec(len(self.classes_), min(int(self.batch_size), 1 << (len(train).bit_length() - 1)))
+        default = math.sqrt(6 / X.shape[1]) / (50 if spec.form.mlp else 10)
+        rate = default if self.learning_rate is None else self.learning_rate
         setting = Setting(rows, rate, self.weight_decay, seed, numbers)
         start = self.head_ if before == (list(self.classes_), X.shape[1]) and self.head_.form == spec.form else None
         standard = None
@@ -161,11 +161,11 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         self._train(spec, bank, setting, len(train), standard, start, validation)
         Z, _ = self.head_.outputs(X)
         F = (X - standard["mean"]) / standard["scale"] if standard else X
-        self.spectrum_ = {name: _measures(rows) for name, rows in (("F", F), ("Z", Z))}
+        self.spectrum_ = {name: _measure(rows) for name, rows in (("F", F), ("Z", Z))}
         return self
 
-    def _checked(self) -> tuple[Any, dict[str, float]]:
-        """The arguments as a function (K, batch) -> Spec, and the numbers of the terms."""
+    def _check_arguments(self) -> tuple[Any, dict[str, float]]:
+        """Check the arguments. Return a function (K, batch) -> Spec, and the numbers of the terms."""
         for name, known in (("method", METHODS), ("preset", tuple(nmtune.PRESETS))):
             if (value := getattr(self, name)) not in known:
                 raise UserError(f"{name}={value!r} is unknown", f"choose one of {', '.join(known)}")
@@ -174,11 +174,14 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             switch = isinstance(value, bool | np.bool_)
             if name in COUNTS:
                 whole = isinstance(value, int | np.integer) and not switch
-                good, cure = whole and value >= 1, "a whole number of 1 or more"
+                good, cure = whole and value >= 1, "an integer of 1 or more"
             elif name in SWITCHES:
                 good, cure = switch, "True or False"
             elif name == "weights":
-                good, cure = value is None or isinstance(value, Mapping), "numbers by name, as {'svd': 0.1}, or None"
+                good, cure = (
+                    value is None or isinstance(value, Mapping),
+                    "numbers by name, such as {'svd': 0.1}, or None",
+                )
             else:
                 number = isinstance(value, int | float | np.integer | np.floating) and not switch
                 share = name == "validation_fraction"
@@ -186,21 +189,21 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 cure = "a share between 0 and 1" if share else "a number of 0 or more"
             if not (good or (value is None and name in OPTIONAL)):
                 raise UserError(f"{name}={value!r}", f"give {cure}")
-        given, own = self.weights or {}, None
+        changes, weights = self.weights or {}, None
         if self.method == "nmtune":
-            own, _ = nmtune.weights(self.preset, 1, **given)
+            weights, _ = nmtune.resolve_weights(self.preset, 1, **changes)
         elif self.method in terms.TERMS:
-            own = terms.defaults(self.method, **given)
-        elif given:
-            raise UserError(f"weights={given!r}: {self.method} has no terms", "leave weights out")
-        # Of Python's own types: what NumPy's arange leaves in a grid could not be written to a file.
+            weights = terms.make_weights(self.method, **changes)
+        elif changes:
+            raise UserError(f"weights={changes!r}: {self.method} has no terms", "leave weights out")
+        # Python types: those of NumPy, as np.arange puts them into a grid, cannot be written to a file.
         mlp = int(self.width), int(self.depth), bool(self.residual), self.norm
         form = Form(False) if self.method == "linear" else Form(True, *mlp)
-        found, numbers = terms.split(self.method, own) if own else (None, {})
-        return lambda k, batch: Spec(form, found, k, batch, bool(self.standardize)), numbers
+        active, numbers = terms.split(self.method, weights) if weights else (None, {})
+        return lambda k, batch: Spec(form, active, k, batch, bool(self.standardize)), numbers
 
-    def _parts(self, codes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows to train on, and rows to validate on; none where these would be too few to tell epochs apart."""
+    def _split_rows(self, codes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows to train on and rows to validate on; none of the latter if they would be too few."""
         everything = np.arange(len(codes))
         few = self.validation_fraction * len(codes) < FEWEST
         if not self.early_stopping or few or np.bincount(codes).max() < 2:
@@ -217,7 +220,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         start: TunedHead | None,
         validation: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> None:
-        """Train epoch by epoch; leaves head_, n_iter_ and validation_loss_."""
+        """Train epoch by epoch, and set head_, n_iter_ and validation_loss_."""
         bank, setting, steps = jax.device_put(bank), descent.to_arrays(setting), -(-n // spec.batch)
         epochs = max(EPOCHS, -(-STEPS // steps)) if self.epochs is None else int(self.epochs)
         patience = max(PATIENCE, -(-PATIENT_STEPS // steps)) if self.patience is None else self.patience
@@ -233,7 +236,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 if not len(validation[0]):
                     continue
                 head = TunedHead(spec.form, *jax.device_get((carry.params, carry.state)))
-                loss = _loss(head, *validation)
+                loss = _compute_loss(head, *validation)
                 self.validation_loss_.append(loss)
                 if loss < best[0] or best[1] is None:
                     best = loss, head
@@ -248,29 +251,29 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         self.head_ = TunedHead(head.form, head.params, head.state, classes, about, columns)
 
     def decision_function(self, X: ArrayLike) -> np.ndarray:
-        """Logits float32 [M, K]; of two classes their difference [M], positive for `classes_[1]`."""
+        """Return logits float32 [M, K]; for two classes their difference [M], positive for `classes_[1]`."""
         logits = self._outputs(X)[1]
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
-        """Probabilities float64 [M, K], columns as in `classes_`."""
+        """Return probabilities float64 [M, K], columns as in `classes_`."""
         logits = self._outputs(X)[1]
-        with _value_errors():
+        with _raise_value_errors():
             return self.head_.probabilities(logits)
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        """The most probable class of every row, [M]."""
+        """Return the most probable class of every row, [M]."""
         logits = self._outputs(X)[1]
         return self.classes_[logits.argmax(1)]
 
     def transform(self, X: ArrayLike) -> np.ndarray:
-        """Z float32 [M, D], what the head makes of the features; of `linear`, the (standardised) features."""
+        """Return Z float32 [M, D], the input of the head's last layer; for `linear` the (standardised) features."""
         return self._outputs(X)[0]
 
     def _outputs(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float32, np.float64], ensure_all_finite=False, reset=False)
-        with _value_errors():
+        with _raise_value_errors():
             return self.head_.outputs(are_finite(X))
 
     def __sklearn_tags__(self) -> Any:
@@ -283,38 +286,38 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         return self.n_features_in_
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of the columns of `transform`: z0, z1, ..."""
+        """Return the names of the columns of `transform`: z0, z1, ..."""
         check_is_fitted(self)
         return np.array([f"z{i}" for i in range(self.n_features_in_)], object)
 
     def save(self, path: str | Path) -> None:
-        """Write the head as one safetensors file, which `load`, predict.py and plain NumPy can apply.
+        """Write the head as one safetensors file for `load`, predict.py or plain NumPy.
 
         Raises:
-            ValueError: it cannot be written.
+            ValueError: the file cannot be written.
         """
         check_is_fitted(self)
         try:
             self.head_.save(Path(path))
         except UserError as e:
-            cure = "give a path in a folder that can be written to" if e.cure == FREE else e.cure
+            cure = "give a path in a folder that can be written to" if e.cure == FREE else e.cure  # not --workdir
             raise ValueError(f"{e.cause}; {cure}") from e
 
     @classmethod
     def load(cls, path: str | Path) -> "NMTuneClassifier":
-        """A classifier that predicts as the saved one, or the head of a run, did.
+        """Load a saved classifier, or the head of a run.
 
-        Its arguments are those by which the file tells heads apart: method, preset, architecture, and whether inputs
-        are standardised; the others are the defaults.
+        The file holds the method, the preset, the architecture and whether inputs are standardised. The other arguments
+        get their defaults.
 
         Raises:
             ValueError: there is no such file, or it is damaged.
         """
-        with _value_errors():
+        with _raise_value_errors():
             head = head_file.load(Path(path))
         about, form = head.about, head.form._asdict()
         form.pop("mlp")
-        preset = (about.get("preset") or "paper").split("/")[0]  # of runs "code/1view", too
+        preset = (about.get("preset") or "paper").split("/")[0]  # a run may call it "code/1view"
         self = cls(about.get("method") or "nmtune", preset, standardize="input" in head.state, **form)
         self.head_, self.classes_, self.n_features_in_ = head, np.array(head.classes), head.dim
         if head.columns:
@@ -322,8 +325,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         return self
 
 
-def _bank(X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> TrainingSet:
-    """The rows, and after them so many of zeros that sets of similar size share what is compiled."""
+def _make_training_set(X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> TrainingSet:
+    """Pad the rows with zeros so that sets of similar size share one compiled program."""
     step = max(64, 1 << max(len(X).bit_length() - 3, 0))
     fill = -len(X) % step
     features = np.pad(X, ((0, fill), (0, 0)))[:, None]
@@ -332,25 +335,25 @@ def _bank(X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> TrainingSet:
     )
 
 
-def _loss(head: TunedHead, X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> float:
-    """Weighted mean cross-entropy in nats; infinite where training diverged."""
+def _compute_loss(head: TunedHead, X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> float:
+    """Compute the weighted mean cross-entropy in nats; infinite if training diverged."""
     _, logits = head.outputs(X)
     if not np.isfinite(logits).all():
         return float("inf")
     return cross_entropy(logits, codes, weights)
 
 
-def _measures(F: np.ndarray) -> dict[str, float]:
+def _measure(F: np.ndarray) -> dict[str, float]:
     s = spectrum.singular_values(F)
     if not s.any():
-        return {}  # all zero: there is nothing to measure
+        return {}
     measures = {**spectrum.MEASURES, "effective_rank": spectrum.effective_rank}
     return {name: float(measure(s)) for name, measure in measures.items()}
 
 
 @contextlib.contextmanager
-def _value_errors() -> Iterator[None]:
-    """What is wrong with the arguments as scikit-learn's callers expect it."""
+def _raise_value_errors() -> Iterator[None]:
+    """Turn a UserError into a ValueError, as users of scikit-learn expect."""
     try:
         yield
     except UserError as e:

@@ -1,8 +1,8 @@
-"""Training runs of heads, each one compiled loop over a bank of features on the device.
+"""Train heads by gradient, each in one compiled loop over the features on the device.
 
-AdamW (PyTorch's defaults) with decay on every parameter, and a cosine to zero without warm-up, as released. An epoch is
-a new permutation of the n rows in ⌈n/B⌉ full batches: the last one is filled up with the epoch's first rows, so that no
-row is left out and BatchNorm always sees B rows. A batch holds all views of its rows.
+The optimiser is AdamW (PyTorch's defaults) with decay on every parameter, and a cosine to zero without warm-up, as
+released. An epoch is a new permutation of the n rows in ⌈n/B⌉ full batches. The last one is filled up with the epoch's
+first rows, so no row is left out and BatchNorm always sees B rows. A batch holds all views of its rows.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nml_jax.models.heads.mlp import Form, Tree, head
+from nml_jax.models.heads.mlp import Form, Tree, make_head
 from nml_jax.objectives.step import Step
 from nml_jax.objectives.terms import Terms
 from nml_jax.training import perturb
 
-CHUNK = 512  # rows per call outside training: one size, so that it is compiled once
+CHUNK = 512  # rows per call outside training; one size, so that it is compiled once
 
 
 class Spec(NamedTuple):
-    """What a run is compiled for, besides the shape of the bank. All else may differ from run to run."""
+    """The static arguments of a compiled run."""
 
     form: Form
     terms: Terms | None  # besides the cross-entropy
@@ -37,23 +37,23 @@ class Spec(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What differs between runs that are trained together."""
+    """The arguments that may differ between runs of one compiled program."""
 
-    rows: Any  # int [N], a permutation of the bank's rows: the first n are trained on
+    rows: Any  # int [N], a permutation of all rows; the first n are trained on
     lr: Any  # at the start of the cosine
     weight_decay: Any
-    seed: Any  # of initialisation, order and what the terms draw
+    seed: Any  # of the initialisation, the order and the draws of the terms
     numbers: Any = {}  # of the terms, see `objectives.terms.split`  # noqa: RUF012
     noisytune: Any = 0.0  # λ of training/perturb.py
     neftune: Any = 0.0  # α of training/perturb.py
 
 
 class TrainingSet(NamedTuple):
-    """Training examples. `weights` are those of the rows in the cross-entropy; 1 on average over the rows in use."""
+    """Training examples."""
 
     features: Any  # float32 [N, V, D]
     labels: Any  # int32 [N]
-    weights: Any  # float32 [N]
+    weights: Any  # float32 [N], in the cross-entropy; 1 on average over the rows that are trained on
 
 
 class Carry(NamedTuple):
@@ -76,16 +76,16 @@ def train(
     """Train one head per setting.
 
     Args:
-        spec: of the heads; `batch` is at most n.
-        bank: what they are trained on.
+        spec: static arguments; its `batch` is at most n.
+        bank: training examples.
         settings: of Python or NumPy values.
         n: rows to train on.
         epochs: passes over them.
-        mapped: all settings at once, or one by one through one compiled function, as many at a time as there are
-            cores. None: mapped on an accelerator and not on CPU, where that would be three times as slow.
+        mapped: train all settings in one batched call, or each in a call of its own, as many at a time as there are
+            cores. None: mapped on an accelerator, but not on a CPU, where that would be three times as slow.
 
     Returns:
-        (params, state) of each, nested dicts of float32 NumPy arrays; not finite where training diverged.
+        (params, state) of each, nested dicts of float32 NumPy arrays; not finite if training diverged.
     """
     if mapped is None:
         mapped = jax.default_backend() != "cpu"
@@ -95,22 +95,22 @@ def train(
             stacked = jax.tree.map(lambda *xs: np.stack(xs), *ready)
             together = jax.device_get(_train_mapped(spec, bank, stacked, *sizes))
             return [jax.tree.map(lambda x, i=i: x[i], together) for i in range(len(ready))]
-        out, cores = [], os.cpu_count() or 1  # a run keeps one core busy; calls return before they are done
+        out, cores = [], os.cpu_count() or 1  # a run uses one core, and calls return before they are done
         for i in range(0, len(ready), cores):
             out += jax.device_get([_train(spec, bank, setting, *sizes) for setting in ready[i : i + cores]])
         return out
 
 
 def to_arrays(setting: Setting) -> Setting:
-    """The setting with the dtypes that are compiled for."""
+    """Convert a setting to the dtypes of the compiled program."""
     seed, *numbers = np.uint32(setting.seed % 2**32), *jax.tree.map(np.float32, setting[4:])
     return Setting(np.int32(setting.rows), np.float32(setting.lr), np.float32(setting.weight_decay), seed, *numbers)
 
 
 @contextlib.contextmanager
 def limit_blas() -> Iterator[None]:
-    """Keep BLAS to one thread: XLA's `eigh` on CPU runs in it, and its threads would fight XLA's for the cores."""
-    import scipy.linalg  # noqa: F401  XLA's LAPACK is this one, and only what is loaded can be limited
+    """Limit BLAS to one thread: XLA's `eigh` on CPU uses it, and its threads would compete with XLA's for the cores."""
+    import scipy.linalg  # noqa: F401  XLA uses its LAPACK, and only a loaded library can be limited
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="blas"):
@@ -118,30 +118,30 @@ def limit_blas() -> Iterator[None]:
 
 
 def start(spec: Spec, setting: Setting, dim: int, standard: Tree | None) -> Carry:
-    """A head before its first step.
+    """Initialise a head.
 
     Args:
         dim: D.
-        standard: {"mean", "scale"} of the input, float32 [D] each, to standardise it by; None: it is not.
+        standard: {"mean", "scale"} of the input, float32 [D] each, to standardise it; None: do not.
     """
-    params, state = head(spec.form, spec.num_classes).init(_keys(setting)[0], dim)
+    params, state = make_head(spec.form, spec.num_classes).init(_make_keys(setting)[0], dim)
     if spec.noisytune:
-        params = perturb.noisytune(params, _keys(setting)[3], setting.noisytune)
+        params = perturb.noisytune(params, _make_keys(setting)[3], setting.noisytune)
     state = state if standard is None else {**state, "input": standard}
-    return Carry(params, state, _optimizer(setting, 1).init(params))
+    return Carry(params, state, _make_optimizer(setting, 1).init(params))
 
 
-def epoch(
+def run_epoch(
     spec: Spec, carry: Carry, bank: TrainingSet, setting: Setting, n: jax.Array, i: jax.Array, total: jax.Array
 ) -> Carry:
-    """One pass over the first n of `setting.rows`.
+    """Train for one pass over the first n of `setting.rows`.
 
     Args:
-        i: of this pass, from 0: each has an order of its own.
+        i: number of this pass, from 0; each has its own order.
         total: steps of the whole run, for the cosine.
     """
-    model, optimizer = head(spec.form, spec.num_classes), _optimizer(setting, total)
-    _, for_order, for_terms, _ = _keys(setting)
+    model, optimizer = make_head(spec.form, spec.num_classes), _make_optimizer(setting, total)
+    _, for_order, for_terms, _ = _make_keys(setting)
 
     def apply(params: Tree, state: Tree, F: jax.Array) -> tuple[dict[str, jax.Array], Tree]:
         outputs, state = model.apply(params, state, F.reshape(-1, F.shape[-1]), train=True)
@@ -150,24 +150,24 @@ def epoch(
     def loss(params: Tree, state: Tree, rows: jax.Array, key: jax.Array) -> tuple[jax.Array, Tree]:
         key, for_inputs = jax.random.split(key)
         F, label = bank.features[rows], bank.labels[rows]
-        if "input" in state:  # here, so that terms and perturbations see the inputs at one scale
+        if "input" in state:  # here, so that terms and perturbations see standardised inputs
             F = (F - state["input"]["mean"]) / state["input"]["scale"]
         bare = {name: x for name, x in state.items() if name != "input"}
-        seen = F + perturb.neftune(F.shape[:2], F.shape[2], for_inputs, setting.neftune) if spec.neftune else F
-        views, new_state = apply(params, bare, seen)
+        noisy = F + perturb.neftune(F.shape[:2], F.shape[2], for_inputs, setting.neftune) if spec.neftune else F
+        views, new_state = apply(params, bare, noisy)
         ce = optax.softmax_cross_entropy_with_integer_labels(views["logits"], label[:, None])
         total = (bank.weights[rows, None] * ce).mean()
         if spec.terms is not None:
 
-            def again(F: jax.Array) -> tuple[jax.Array, jax.Array]:
+            def apply_again(F: jax.Array) -> tuple[jax.Array, jax.Array]:
                 outputs, _ = apply(params, bare, F)
                 return outputs["features"], outputs["logits"]
 
-            step = Step(F, views["features"], views["logits"], label, again, key)
+            step = Step(F, views["features"], views["logits"], label, apply_again, key)
             total += spec.terms.penalty(step, setting.numbers)
         return total, {**state, **new_state}
 
-    order = setting.rows[_permutation(jax.random.fold_in(for_order, i), len(setting.rows), n)]
+    order = setting.rows[_permute(jax.random.fold_in(for_order, i), len(setting.rows), n)]
     for_epoch = jax.random.fold_in(for_terms, i)
 
     def step(k: jax.Array, carry: Carry) -> Carry:
@@ -181,19 +181,19 @@ def epoch(
     return jax.lax.fori_loop(0, -(-n // spec.batch), step, carry)
 
 
-# One by one, for whoever has to look, or to fetch other rows, between two passes.
+# For callers that validate, or read other rows, between two epochs.
 begin = jax.jit(start, static_argnums=(0, 2))
-advance = jax.jit(epoch, static_argnums=0, donate_argnums=1)
+advance = jax.jit(run_epoch, static_argnums=0, donate_argnums=1)
 
 
-def _optimizer(setting: Setting, total: jax.Array | int) -> optax.GradientTransformation:
+def _make_optimizer(setting: Setting, total: jax.Array | int) -> optax.GradientTransformation:
     return optax.adamw(
         lambda step: setting.lr * (1 + jnp.cos(jnp.pi * step / total)) / 2, weight_decay=setting.weight_decay
     )
 
 
-def _keys(setting: Setting) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Of the initialisation, the order, the terms, and the perturbation of the initialisation."""
+def _make_keys(setting: Setting) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Make the keys of the initialisation, the order, the terms, and the perturbation of the initialisation."""
     key = jax.random.key(setting.seed)
     return (*jax.random.split(key), jax.random.fold_in(key, 2), jax.random.fold_in(key, 3))  # type: ignore[return-value]
 
@@ -202,7 +202,7 @@ def _run(spec: Spec, bank: TrainingSet, setting: Setting, n: jax.Array, epochs: 
     standard = compute_statistics(bank.features, setting.rows, n) if spec.standardize else None
     carry = start(spec, setting, bank.features.shape[-1], standard)
     total = epochs * -(-n // spec.batch)
-    carry = jax.lax.fori_loop(0, epochs, lambda i, carry: epoch(spec, carry, bank, setting, n, i, total), carry)
+    carry = jax.lax.fori_loop(0, epochs, lambda i, carry: run_epoch(spec, carry, bank, setting, n, i, total), carry)
     return carry.params, carry.state
 
 
@@ -216,38 +216,34 @@ def _train_mapped(
     return jax.vmap(lambda setting: _run(spec, bank, setting, n, epochs))(settings)
 
 
-def _permutation(key: jax.Array, size: int, n: jax.Array) -> jax.Array:
-    """int32 [size], of which the first n are a uniform permutation of 0..n−1."""
+def _permute(key: jax.Array, size: int, n: jax.Array) -> jax.Array:
+    """Return int32 [size] whose first n are a uniform permutation of 0..n−1."""
     draws = jnp.where(jnp.arange(size) < n, jax.random.bits(key, (size,)), np.uint32(2**32 - 1))
     return jnp.argsort(draws, stable=True)
 
 
 def compute_statistics(features: jax.Array, rows: jax.Array, n: jax.Array) -> Tree:
-    """Mean and standard deviation over the first n of `rows`, all views, such that a constant feature becomes 0."""
+    """Compute mean and standard deviation over all views of the first n of `rows`; a constant feature becomes 0."""
     size, views, _ = features.shape
     used = jnp.zeros((size, 1, 1)).at[rows].set((jnp.arange(size) < n)[:, None, None].astype(jnp.float32))
-    # In units of a power of two, which costs no digit: the squares of 1e25, and of 1e-25, are none of float32.
-    _, exponent = jnp.frexp(jnp.abs(used * features).max((0, 1)))
-    unit = jnp.ldexp(jnp.float32(1), jnp.clip(exponent, -100, 100))
-    scaled = features / unit
-    mean = (used * scaled).sum((0, 1)) / (n * views)
-    variance = (used * (scaled - mean) ** 2).sum((0, 1)) / (n * views)
-    constant = variance <= 1e-10 * mean**2  # what rounding of the mean leaves, which AdamW would learn from
+    mean = (used * features).sum((0, 1)) / (n * views)
+    variance = (used * (features - mean) ** 2).sum((0, 1)) / (n * views)
+    constant = variance <= 1e-10 * mean**2  # rounding of the mean leaves this much, which AdamW would learn from
     return {
-        "mean": jnp.where(constant, features[rows[0], 0], mean * unit),
-        "scale": jnp.where(constant, 1, jnp.sqrt(variance) * unit),
+        "mean": jnp.where(constant, features[rows[0], 0], mean),
+        "scale": jnp.where(constant, 1, jnp.sqrt(variance)),
     }
 
 
 def get_standard(features: np.ndarray) -> Tree:
-    """{"mean", "scale"} over all rows of features [N, V, D], float32 [D] each."""
+    """Compute {"mean", "scale"} over all rows of features [N, V, D], float32 [D] each."""
     return jax.device_get(jax.jit(compute_statistics)(features, np.arange(len(features)), np.int32(len(features))))
 
 
 def compute_outputs(
     form: Form, num_classes: int, params: Tree, state: Tree, features: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Z float32 [M, D] and logits float32 [M, K] of features [M, D], with running BatchNorm statistics."""
+    """Compute Z float32 [M, D] and logits float32 [M, K] of features [M, D], with running BatchNorm statistics."""
     params, state = jax.device_put((params, state))
     chunks = []
     for begin in range(0, len(features), CHUNK):
@@ -260,5 +256,5 @@ def compute_outputs(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _apply(form: Form, num_classes: int, params: Tree, state: Tree, features: jax.Array) -> tuple[jax.Array, jax.Array]:
-    out, _ = head(form, num_classes).apply(params, state, features, train=False)
+    out, _ = make_head(form, num_classes).apply(params, state, features, train=False)
     return out["features"], out["logits"]

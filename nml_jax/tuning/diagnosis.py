@@ -1,4 +1,4 @@
-"""What features look like, and whether NMTune is worth its trouble on them: `diagnose`."""
+"""Measure features, and test whether NMTune helps on them: `diagnose`."""
 
 import dataclasses
 import math
@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
-from sklearn.model_selection import StratifiedKFold
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_X_y
 
-from nml_jax import spectrum
+from nml_jax import ranges, spectrum
 from nml_jax.data.features.checks import are_finite, check_varied
 from nml_jax.data.stratify import draw_stratified, rank_in_class
 from nml_jax.errors import UserError
@@ -33,21 +30,21 @@ NAMES = {
 }
 
 
-CS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # the penalties that the probe chooses among
+CS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # the penalties from which the probe chooses
 BUDGET = f"the probe chose among {len(CS)} settings, NMTune had one, the released one"
-PER_FOLD = 2  # rows of a class in every fold, at least, if it has them: of many classes some stay out
+PER_FOLD = 2  # rows of a class in every fold, if it has them; if there are many classes, some are left out for this
 
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found.
+    """The result of `diagnose`.
 
-    measures: by name, see NAMES; NaN where one does not apply.
+    measures: by name, see NAMES; NaN if one does not apply.
     probe, nmtune: accuracy on each held-out fold of the tuned linear probe (L-BFGS) and of NMTune (`paper`).
-    interval: 95 % of the mean difference NMTune − probe, by the corrected resampled t-test, as folds share their
-        training rows (Nadeau and Bengio 2003).
-    n, dim, num_classes: of the features. rows, classes: that were cross-validated.
-    untold: why nothing could be; "" where it was. Then there are no folds, and the interval is NaN.
+    interval: 95 % interval of the mean difference NMTune − probe, by the corrected resampled t-test, as folds share
+        their training rows (Nadeau and Bengio 2003).
+    n, dim, num_classes: size of the features. rows, classes: how many were cross-validated.
+    untold: why the features could not be cross-validated, or "". If so, there are no folds and the interval is NaN.
     """
 
     measures: Mapping[str, float]
@@ -63,40 +60,46 @@ class Diagnosis:
 
     @property
     def difference(self) -> float:
-        """Mean accuracy of NMTune less that of the probe."""
+        """Return the mean accuracy of NMTune minus that of the probe."""
         return float(np.mean(self.nmtune) - np.mean(self.probe)) if self.probe else math.nan
 
     @property
     def verdict(self) -> str:
-        """In words, what the interval allows. One without length, of few rows, allows nothing."""
+        """Return in words what the interval shows. An interval of length 0, from few rows, shows nothing."""
         if self.untold:
             return f"cannot be cross-validated: {self.untold}"
         low, high = self.interval
-        said = "no difference shown between NMTune as released and the tuned linear probe"
+        finding = "no difference shown between NMTune as released and the tuned linear probe"
         if 0 < low < high:
-            said = "NMTune as released is better than the tuned linear probe"
+            finding = "NMTune as released is better than the tuned linear probe"
         elif low < high < 0:
-            said = "the tuned linear probe is better than NMTune as released"
-        return f"{said} on held-out rows of these features ({BUDGET})"
+            finding = "the tuned linear probe is better than NMTune as released"
+        return f"{finding} on held-out rows of these features ({BUDGET})"
 
     def __str__(self) -> str:
         width = max(map(len, NAMES.values())) + 2
         low, high = (f"{100 * x:+.2f}" for x in self.interval)
-        measured = [
+        lines = [
             f"{self.n:,} rows × {self.dim:,} features, {self.num_classes} classes",
             *(f"  {NAMES[name]:<{width}}{value:.4g}" for name, value in self.measures.items()),
         ]
         if self.untold:
-            return "\n".join([*measured, self.verdict])
-        of = f" of {self.classes} classes" if self.classes < self.num_classes else ""
+            return "\n".join([*lines, self.verdict])
+        part = f" of {self.classes} classes" if self.classes < self.num_classes else ""
         return "\n".join(
             [
-                *measured,
-                f"{len(self.probe)}-fold cross-validation on {self.rows:,} rows{of}, accuracy: linear probe "
+                *lines,
+                f"{len(self.probe)}-fold cross-validation on {self.rows:,} rows{part}, accuracy: linear probe "
                 f"{100 * np.mean(self.probe):.2f} %, NMTune {100 * np.mean(self.nmtune):.2f} %",
                 f"difference {100 * self.difference:+.2f} points, 95 % interval {low} to {high}: {self.verdict}",
             ]
         )
+
+
+def check_ranges(config: Any) -> None:
+    """Refuse values of the section `diagnose` that are out of range."""
+    ranges.require_at_least(2, "diagnose", config, "folds")
+    ranges.require_at_least(20, "diagnose", config, "rows")
 
 
 def diagnose(
@@ -109,50 +112,53 @@ def diagnose(
 ) -> Diagnosis:
     """Measure features, and compare NMTune with a linear probe on them by cross-validation.
 
-    The measures of the spectrum are in raw mode, as the papers' formulas have it; α-ReQ is of the centred features. In
-    the cross-validation features are standardised, both methods see the same folds, the probe chooses its penalty among
-    six on 20 % of its training folds, and NMTune is trained by the released setting (30 epochs, batch 64, learning rate
-    1e-3, weight decay 1e-4), in at most 400 steps. That is less of a choice than the probe has, for each further
-    setting takes up to a minute on wide features: the verdict is about this setting, and a tuned one may do better. A
-    gain on rows like those trained on says nothing about other domains.
+    The spectrum is measured in raw mode, as in the papers' formulas; α-ReQ on centred features. For the
+    cross-validation features are standardised, and both methods see the same folds. The probe chooses its penalty from
+    six on 20 % of its training folds. NMTune has the released setting: 30 epochs, batch 64, learning rate 1e-3, weight
+    decay 1e-4, and at most 400 steps. It has no choice, because each further setting takes up to a minute on wide
+    features. So the verdict is about this setting, and a tuned one may do better. A gain on rows like the training rows
+    says nothing about other domains.
 
     Args:
         F: [N, D], finite real numbers.
         y: [N], labels of any dtype that sorts.
-        folds: of the cross-validation; fewer where all classes but one have fewer rows. Classes of fewer stay out.
-        rows: cross-validated, at most: a stratified part of the N, of so many classes, drawn at random, that each has
-            two rows in every fold (or all that it has).
+        folds: number of folds; fewer if all classes but one have fewer rows. Classes with fewer rows are left out.
+        rows: rows to cross-validate, at most. They are a stratified part of the N, from classes drawn at random: so
+            many that each has two rows in every fold, or all its rows.
         seed: of the folds, the part, and the heads.
 
     Raises:
-        ValueError: the data do not fit, a value is not finite, every feature is constant, labels are no classes, there
+        ValueError: the data do not fit, a value is not finite, every feature is constant, labels are not classes, there
             is one class, fewer than two classes have three rows, or `folds` is below 2 or `rows` below 20.
     """
     try:
         for name, value, low in (("folds", folds, 2), ("rows", rows, 20)):
             if not isinstance(value, int | np.integer) or value < low:
-                raise UserError(f"{name}={value!r}", f"give a whole number of {low} or more")
-        found = diagnose_checked(*_checked(F, y), folds=int(folds), rows=int(rows), seed=seed % 2**31)
+                raise UserError(f"{name}={value!r}", f"give an integer of {low} or more")
+        found = diagnose_checked(*_check_arguments(F, y), folds=int(folds), rows=int(rows), seed=seed % 2**31)
         if found.untold:
-            raise UserError(found.untold, "give more rows of each class, and features of like scale")
+            raise UserError(found.untold, "give more rows of each class, and features of similar scale")
         return found
     except UserError as e:
         raise ValueError(f"{e.cause}; {e.cure}") from e
 
 
-def _checked(F: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Features float32 [N, D] and labels [N] that scikit-learn takes for classes."""
+def _check_arguments(F: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return features float32 [N, D] and labels [N] that scikit-learn accepts as classes."""
+    from sklearn.utils.multiclass import check_classification_targets  # takes a second; every run checks the ranges
+    from sklearn.utils.validation import check_X_y
+
     kinds: Any = [np.float32, np.float64]
     try:
         shapes = np.shape(F), np.shape(y)
         if len(shapes[0]) != 2 or shapes[1] != shapes[0][:1]:
             cause = f"features {shapes[0]} and labels {shapes[1]} do not fit"
             raise UserError(cause, "give features [N, D] and labels [N]")
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of many classes: they are counted below
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # about many classes
             X, labels = check_X_y(F, y, dtype=kinds, ensure_all_finite=False)
             check_classification_targets(labels)
     except (TypeError, ValueError) as e:
-        cure = "give features [N, D], real numbers, and labels [N]: whole numbers, text or booleans"
+        cure = "give features [N, D], real numbers, and labels [N]: integers, text or booleans"
         raise UserError((str(e).splitlines() or [type(e).__name__])[0], cure) from e
     X = are_finite(X)
     check_varied([X], "F")
@@ -160,7 +166,7 @@ def _checked(F: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def diagnose_checked(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, seed: int) -> Diagnosis:
-    """`diagnose` of checked arguments, which measures also what cannot be cross-validated, and says why (`untold`).
+    """Diagnose checked arguments. Features that cannot be cross-validated are measured, and `untold` says why.
 
     Raises:
         UserError: the data do not fit, a value is not finite, or there is one class.
@@ -168,8 +174,8 @@ def diagnose_checked(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, see
     found, codes = np.unique(y, return_inverse=True)
     features, codes = select.check_features(F, codes, len(found))
     features = features[:, 0]
-    folds, part = _part(codes, folds, rows, seed)
-    untold = "" if len(part) else f"fewer than two classes have {_least(folds)} rows: nothing can be held out"
+    folds, part = _choose_rows(codes, folds, rows, seed)
+    untold = "" if len(part) else f"fewer than two classes have {_count_needed(folds)} rows: nothing can be held out"
     accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
     try:
         accuracies = _compare_methods(features[part], codes[part], folds, seed) if len(part) else accuracies
@@ -177,10 +183,10 @@ def diagnose_checked(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, see
         part, untold = part[:0], e.cause
     gains = np.subtract(accuracies["nmtune"], accuracies["lbfgs"])
     return Diagnosis(
-        measures=measures(features, codes),
+        measures=measure_features(features, codes),
         probe=tuple(accuracies["lbfgs"]),
         nmtune=tuple(accuracies["nmtune"]),
-        interval=interval(gains) if len(part) else (math.nan, math.nan),
+        interval=compute_interval(gains) if len(part) else (math.nan, math.nan),
         n=len(codes),
         dim=features.shape[1],
         num_classes=len(found),
@@ -190,39 +196,41 @@ def diagnose_checked(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, see
     )
 
 
-def _least(folds: int) -> int:
-    """Rows that a class needs so that each fold leaves two of them to train on, one of which a setting is chosen by."""
+def _count_needed(folds: int) -> int:
+    """Return how many rows a class needs so that each fold leaves two to train on, one of which may be held out."""
     return max(folds, 3 if folds > 2 else 4)
 
 
-def _part(codes: np.ndarray, folds: int, rows: int, seed: int) -> tuple[int, np.ndarray]:
-    """The number of folds, and the rows to cross-validate; none where classes are too small."""
+def _choose_rows(codes: np.ndarray, folds: int, rows: int, seed: int) -> tuple[int, np.ndarray]:
+    """Return the number of folds and the rows to cross-validate; no rows if classes are too small."""
     counts = np.bincount(codes)
-    folds = max(2, min(folds, rows // 2, int(np.sort(counts)[-2])))  # of two classes at least
-    able = np.flatnonzero(counts >= _least(folds))
-    if len(able) < 2:
+    folds = max(2, min(folds, rows // 2, int(np.sort(counts)[-2])))  # at least two classes have so many rows
+    large = np.flatnonzero(counts >= _count_needed(folds))
+    if len(large) < 2:
         return folds, np.empty(0, np.int64)
     each = min(PER_FOLD * folds, rows // 2)
-    taken = np.random.default_rng(seed).permutation(able)[: rows // min(each, int(counts[able].max()))]
-    pool = np.flatnonzero(np.isin(codes, taken))
-    own = _first(codes[pool], each, seed)
-    part, rest = pool[own], pool[~own]
-    if len(rest) and rows - len(part) >= len(taken):
+    chosen = np.random.default_rng(seed).permutation(large)[: rows // min(each, int(counts[large].max()))]
+    pool = np.flatnonzero(np.isin(codes, chosen))
+    first = _mark_rows(codes[pool], each, seed)
+    part, rest = pool[first], pool[~first]
+    if len(rest) and rows - len(part) >= len(chosen):
         more = draw_stratified(codes[rest], min(1.0, (rows - len(part)) / len(rest)), seed)
         part = np.concatenate([part, rest[more]])
     return folds, np.sort(part)
 
 
-def _first(codes: np.ndarray, each: int, seed: int) -> np.ndarray:
-    """bool [N]: so many rows of every class, drawn at random, or all that it has."""
+def _mark_rows(codes: np.ndarray, each: int, seed: int) -> np.ndarray:
+    """Return bool [N] that marks `each` rows of every class, drawn at random, or all its rows."""
     return rank_in_class(codes, np.argsort(np.random.default_rng(seed).permutation(len(codes)))) < each
 
 
 def _compare_methods(F: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> dict[str, list[float]]:
-    """Accuracy on every fold of the probe and of NMTune."""
+    """Return the accuracies of the probe and of NMTune on every fold."""
+    from sklearn.model_selection import StratifiedKFold
+
     known, codes = np.unique(codes, return_inverse=True)
     accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
-    config = _settings()
+    config = _make_config()
     for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(F, codes):
         for method, each in accuracies.items():
             preset = "paper" if method == "nmtune" else None
@@ -233,8 +241,8 @@ def _compare_methods(F: np.ndarray, codes: np.ndarray, folds: int, seed: int) ->
     return accuracies
 
 
-def measures(F: np.ndarray, codes: np.ndarray) -> dict[str, float]:
-    """The keys of NAMES, of finite features [N, D] with labels [N] in [0, K)."""
+def measure_features(F: np.ndarray, codes: np.ndarray) -> dict[str, float]:
+    """Compute the measures in NAMES on finite features [N, D] with labels [N] in [0, K)."""
     s = spectrum.singular_values(F)
     centred = spectrum.singular_values(F, center="features")
     out = {
@@ -245,16 +253,16 @@ def measures(F: np.ndarray, codes: np.ndarray) -> dict[str, float]:
     return {**out, **measure_separability(F, codes)}
 
 
-def interval(differences: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean difference over k folds: variance × (1/k + 1/(k − 1)), Student's t with k − 1."""
+def compute_interval(differences: np.ndarray) -> tuple[float, float]:
+    """Compute the 95 % interval of the mean over k folds: variance × (1/k + 1/(k − 1)), Student's t with k − 1."""
     k = len(differences)
     spread = float(np.std(differences, ddof=1)) * math.sqrt(1 / k + 1 / (k - 1))
     half = float(stdtrit(k - 1, 0.975)) * spread
     return float(np.mean(differences)) - half, float(np.mean(differences)) + half
 
 
-def _settings() -> Any:
-    """Of both methods, as the section `tune` of configs/common.py has them."""
+def _make_config() -> Any:
+    """Make a section `tune`, as in configs/common.py, for both methods."""
     return SimpleNamespace(
         epochs=30, steps=400, batch=64, lrs=(1e-3,), weight_decays=(1e-4,), validation=0.2, standardize=True,
         cs=CS, width=4, depth=1, residual=True, norm="batch", noisytune=0.0,

@@ -1,7 +1,7 @@
-"""A tuned head on its own, and the file that carries it elsewhere.
+"""A tuned head, and its file.
 
-The file is one safetensors: the tensors of the head under their names, as "dense1/kernel", and in its metadata what
-they mean (`FORMAT`). NumPy alone can apply it; the README shows how.
+The file is a safetensors file. It holds the tensors of the head under names such as "dense1/kernel", and their meaning
+in the metadata. NumPy alone can apply it; the README shows how.
 """
 
 import dataclasses
@@ -16,14 +16,13 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from nml_jax.errors import UserError, storing
-from nml_jax.models.heads.mlp import EPS, Form, Tree
-from nml_jax.models.heads.mlp import head as architecture
+from nml_jax.errors import UserError, report_disk_errors
+from nml_jax.models.heads.mlp import EPS, Form, Tree, make_head
 from nml_jax.tuning import descent
 
-FORMAT = "nml_jax head 1"  # raised when the tensors or the metadata mean something else
+FORMAT = "nml_jax head 1"  # raise the number when the tensors or the metadata change their meaning
 CLASSES = (bool, int, float, str)  # types of a class in a file
-SCORES = ("ridge",)  # methods whose outputs are no logits
+SCORES = ("ridge",)  # methods whose outputs are not logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +31,9 @@ class TunedHead:
 
     form: its architecture.
     params, state: nested dicts of float32 NumPy arrays, for the `apply` of models/heads/mlp.py.
-    classes: what the K logits stand for; (): 0 to K−1.
-    about: how it came about; JSON values.
-    columns: names of the D features in the table that it was trained on; (): they had none.
+    classes: the labels of the K logits; (): 0 to K−1.
+    about: how it was trained; JSON values.
+    columns: names of the D features in the training table; (): none.
     """
 
     form: Form
@@ -53,19 +52,19 @@ class TunedHead:
         return len(self.params["classifier"]["kernel"])
 
     def outputs(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Z float32 [M, D] and logits float32 [M, K] of features [M, D]."""
+        """Return Z float32 [M, D] and logits float32 [M, K] of features [M, D]."""
         return descent.compute_outputs(self.form, self.num_classes, self.params, self.state, features)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Of the classes, float64 [M, K], by the logits [M, K].
+        """Return the probabilities of the classes, float64 [M, K], for logits [M, K].
 
         Raises:
-            UserError: they are no logits: a ridge probe is a regression on 0 and 1.
+            UserError: the head's outputs are not logits; a ridge probe is a regression on −1 and 1.
         """
         if self.about.get("method") in SCORES:
             raise UserError(
-                f"what a {self.about['method']} head says of a class is no probability",
-                "take its predictions alone, or another head, as lbfgs",
+                f"the scores of a {self.about['method']} head are not logits, so it has no probabilities",
+                "use only its predictions, or another head, such as lbfgs",
             )
         odds = np.exp(np.float64(logits) - logits.max(1, keepdims=True))
         return odds / odds.sum(1, keepdims=True)
@@ -74,12 +73,12 @@ class TunedHead:
         """Write the file, atomically.
 
         Raises:
-            UserError: it cannot be written, or a class is of a type that JSON has not.
+            UserError: the file cannot be written, or JSON has no type for a class.
         """
-        if strange := [c for c in self.classes if not isinstance(c, CLASSES)]:
+        if wrong := [c for c in self.classes if not isinstance(c, CLASSES)]:
             raise UserError(
-                f"a head cannot be saved with the class {strange[0]!r} of type {type(strange[0]).__name__}",
-                "train it on labels that are text, as y.astype(str), numbers or booleans",
+                f"a head cannot be saved with the class {wrong[0]!r} of type {type(wrong[0]).__name__}",
+                "train it on labels that are text, such as y.astype(str), numbers or booleans",
             )
         if path.is_dir():
             raise UserError(f"a head cannot be saved as {path}: it is a folder", "give the name of a file in it")
@@ -93,48 +92,46 @@ class TunedHead:
             "columns": json.dumps(list(self.columns)),
         }
         part = path.with_name(f".{path.name}.part")
-        with storing(path.parent):
+        with report_disk_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(safetensors.numpy.save(tensors, metadata=meta))
             part.replace(path)
 
 
 def load(path: Path) -> TunedHead:
-    """Read the file of a head.
+    """Load the file of a head.
 
     Raises:
-        UserError: there is none, it is damaged, or it is no head.
+        UserError: there is no file, it is damaged, or it does not hold a head.
     """
-    if not path.is_file():
-        raise UserError(f"there is no head at {path}", "give a file that `save` or the stage tune has written")
     cure = "give a .safetensors file that `save` or the stage tune has written"
+    if not path.is_file():
+        raise UserError(f"there is no head at {path}", cure)
     try:
         with safe_open(path, "numpy") as file:
             meta = file.metadata() or {}
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is not a mapping
         if meta.get("format") != FORMAT:
-            raise UserError(f"{path} is no head of this version: its format is {meta.get('format')!r}", cure)
+            raise UserError(f"{path} is not a head of this version: its format is {meta.get('format')!r}", cure)
         tree = _nested(flat)
         state, form = tree.pop("state", {}), Form(**json.loads(meta["form"]))
         classes, about, columns = (json.loads(meta.get(name, "[]")) for name in ("classes", "about", "columns"))
         if not (isinstance(classes, list) and all(isinstance(c, CLASSES) for c in classes) and isinstance(about, dict)):
-            raise UserError(f"{path} does not say what its classes are, or where it comes from", cure)
+            raise UserError(f"{path} does not name its classes or its origin", cure)
         head = TunedHead(form, tree, state, tuple(classes), about, tuple(columns))
         if len(head.classes) != head.num_classes:
             raise UserError(f"{path} names {len(head.classes)} classes for {head.num_classes} logits", cure)
         if len(head.columns) not in (0, head.dim):
             raise UserError(f"{path} names {len(head.columns)} columns for {head.dim} features", cure)
-        params, inner = jax.eval_shape(
-            partial(architecture(form, head.num_classes).init, dim=head.dim), jax.random.key(0)
-        )
+        params, inner = jax.eval_shape(partial(make_head(form, head.num_classes).init, dim=head.dim), jax.random.key(0))
         if "input" in state:
             inner["input"] = dict.fromkeys(("mean", "scale"), np.empty(head.dim))
-        wanted = {name: x.shape for name, x in _flat({**params, "state": inner})}
-        if wrong := sorted(wanted.items() ^ {name: x.shape for name, x in flat.items()}.items()):
+        expected = {name: x.shape for name, x in _flat({**params, "state": inner})}
+        if wrong := sorted(expected.items() ^ {name: x.shape for name, x in flat.items()}.items()):
             raise UserError(f"{path} does not hold the head that it describes: {wrong[0][0]}", cure)
         for name, x in flat.items():
             if not np.isfinite(x).all() or (name == "state/input/scale" and not x.all()):
-                raise UserError(f"{path} is damaged: {name} holds a value that no head has", cure)
+                raise UserError(f"{path} is damaged: {name} holds an invalid value", cure)
     except (SafetensorError, AttributeError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged: {' '.join(str(e).split())}", cure) from e
     return head
@@ -159,5 +156,5 @@ def _nested(flat: Mapping[str, np.ndarray]) -> Tree:
 
 
 def classes_to_json(classes: Sequence[Any] | np.ndarray) -> tuple[Any, ...]:
-    """Labels as JSON values: integers, floats, strings and booleans; others, as dates, stay what they are."""
+    """Convert labels to JSON values: integers, floats, strings, booleans. Others, such as dates, do not change."""
     return tuple(c.item() if isinstance(c, np.generic) and c.dtype.kind in "biufU" else c for c in classes)

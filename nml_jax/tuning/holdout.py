@@ -1,4 +1,4 @@
-"""By what hyper-parameters of a head are chosen: a part of the training rows, held out, and the scores on it."""
+"""Hold out training rows and score heads on them, to choose hyper-parameters."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from nml_jax.tuning.trainers import Predictor
 
 
 def check_choices(share: float, choices: Mapping[str, Sequence[float]]) -> None:
-    """Raise UserError if nothing is held out (`share`) to choose one of several values by; `choices` by config key."""
+    """Raise UserError if a config key of `choices` has several values but `share` holds out nothing to choose by."""
     keys = [key for key, values in choices.items() if len(values) > 1]
     if keys and not share:
         raise UserError(
@@ -20,10 +20,10 @@ def check_choices(share: float, choices: Mapping[str, Sequence[float]]) -> None:
 
 
 def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split rows at random, class by class: round(share·N) are held out, at least one, but never all of a class.
+    """Split rows at random, class by class: hold out round(share·N) rows, at least one, but never all of a class.
 
-    Each class gives by the largest remainder of share·(its count), and keeps one. Which of equal remainders give is
-    drawn, too: else the first classes alone would be tested where rows are few.
+    The number per class is by the largest remainder of share·(its count). Equal remainders are put in random order:
+    otherwise, with few rows, only the first classes would be tested.
 
     Args:
         labels: int [N].
@@ -53,7 +53,7 @@ def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, n
 
 
 def score_held_out(head: Predictor, features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy (nats) over all views of features [M, V, D]; 0 and inf if training diverged."""
+    """Return accuracy and mean cross-entropy (nats) over all views of features [M, V, D]; (0, inf) if it diverged."""
     labels = np.repeat(labels, features.shape[1])
     _, logits = head.outputs(features.reshape(len(labels), -1))
     if not np.isfinite(logits).all():
@@ -62,7 +62,7 @@ def score_held_out(head: Predictor, features: np.ndarray, labels: np.ndarray) ->
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """(Weighted) mean of −log softmax(logits)[label], in nats, of finite logits [M, K]."""
+    """Return the (weighted) mean of −log softmax(logits)[label] in nats, for finite logits [M, K]."""
     shifted = np.float64(logits) - logits.max(1, keepdims=True)
     losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
     return float(np.average(losses, weights=weights))

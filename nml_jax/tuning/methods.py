@@ -1,8 +1,9 @@
-"""The methods of tuning on frozen features: METHODS says of each what is trained, and how it is chosen."""
+"""The methods of tuning on frozen features: METHODS lists what each trains and how it chooses settings."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from nml_jax import ranges
 from nml_jax.errors import UserError
 from nml_jax.models.heads.mlp import Form
 from nml_jax.objectives import nmtune, terms
@@ -12,13 +13,13 @@ from nml_jax.tuning import neighbours, probes
 class Method(NamedTuple):
     """One method.
 
-    title: as tables call it.
-    mlp: the head has an MLP, of the architecture that the keys width, depth, residual and norm describe.
-    terms: key of TERMS, beside the cross-entropy; "": none.
-    probe: of those without a training loop: (features [N, D], labels [N], grid, ...) -> a probe per value of the grid.
-    grid: of these: the key of the section `tune` with the values to choose from.
-    value: of these: what one such value is called.
-    logits: whether its scores are logits, whose cross-entropy says which of two heads of one accuracy is better.
+    title: its name in tables.
+    mlp: whether the head has an MLP. The keys width, depth, residual and norm set its architecture.
+    terms: key of TERMS, added to the cross-entropy; "": none.
+    probe: for methods without a training loop: (features [N, D], labels [N], grid, ...) -> a probe per value.
+    grid: for these: the key of the section `tune` with the values to choose from.
+    value: for these: the name of one such value.
+    logits: whether its scores are logits. Then their cross-entropy decides between heads of equal accuracy.
     """
 
     title: str
@@ -43,64 +44,77 @@ METHODS = {
 }
 
 
+def check_ranges(config: Any) -> None:
+    """Raise UserError if a value of the section `tune` is out of range."""
+    ranges.require_names("tune", config, "methods", "presets")
+    ranges.require_at_least(1, "tune", config, "batch", "epochs", "seeds", "width", "depth")
+    ranges.require_at_least(0, "tune", config, "steps", "noisytune", "neftune")
+    ranges.require_share("tune", config, "validation", below_one=True)
+    ranges.require_distinct("numbers of 0 or more", "tune", config, "lrs", "weight_decays", "alphas")
+    ranges.require_distinct("positive numbers", "tune", config, "cs")
+    ranges.require_distinct("positive integers", "tune", config, "ks")
+    if not any(config.lrs):
+        raise UserError(f"tune.lrs must have a rate above 0, got {config.lrs}", "set --config.tune.lrs='(0.1, 0.01)'")
+
+
 def find(name: str) -> Method:
-    """Raises UserError if there is no such method."""
+    """Return the method of this name. Raise UserError if there is none."""
     if name not in METHODS:
         raise UserError(f"there is no method {name!r}", f"choose one of {', '.join(METHODS)}")
     return METHODS[name]
 
 
 def build_form(method: Method, config: Any) -> Form:
-    """The architecture of the method's head, by the keys width, depth, residual and norm of the section `tune`."""
+    """Build the form of the method's head from the keys width, depth, residual and norm of the section `tune`."""
     if not method.mlp:
         return Form(mlp=False)
     return Form(True, config.width, config.depth, config.residual, config.norm)
 
 
 def choose_weights(name: str, preset: str | None, config: Any, views: int) -> tuple[Any, str | None]:
-    """The numbers in the terms of a method, and what rows call its preset.
+    """Return the numbers in the terms of a method, and the name of its preset in rows.
 
     Args:
         name: a key of METHODS.
         preset: of nmtune: a key of nmtune.PRESETS; None for the others.
-        config: the section `tune`; read is its section of the terms' name.
+        config: the section `tune`, with a section of changes for each kind of terms.
         views: stored views per example.
 
     Returns:
-        Its Weights, None without terms; and the name, "code/1view" where `code` has one view, with what the config
-        changes, None where the method has no presets.
+        The method's Weights, or None without terms. Then the name of the preset with the changes by the config, such as
+        "code,svd=0.5", or "code/1view" if `code` has one view; None if the method has no presets.
 
     Raises:
         UserError: there is no such method or preset.
     """
-    own = find(name).terms
+    kind = find(name).terms
     if name == "nmtune":
-        return nmtune.weights(preset, views, **config.nmtune)
+        return nmtune.resolve_weights(preset, views, **config.nmtune)
     if preset is not None:
         raise UserError(f"preset {preset!r} is given for the method {name!r}", "presets are for nmtune only")
-    return (terms.defaults(own, **getattr(config, own)) if own else None), None
+    return (terms.make_weights(kind, **getattr(config, kind)) if kind else None), None
 
 
 def count_epochs(n: int, *, batch: int, epochs: int, steps: int) -> tuple[int, int]:
-    """The schedule of a head that is trained by gradient on n rows.
+    """Return the schedule of a head that is trained by gradient on n rows.
 
     Args:
         batch, epochs, steps: as in the section `tune`.
 
     Returns:
-        Passes over the rows, as many as `epochs` and `steps` allow and one at least; and steps of each.
+        Passes over the rows, as many as `epochs` and `steps` allow but at least one; and the steps of each.
     """
     each = -(-n // min(batch, n))
     return max(1, min(epochs, steps // each)) if steps else epochs, each
 
 
 def make_grid(name: str) -> tuple[str, ...]:
-    """The keys of the section `tune` among whose values a method chooses."""
+    """Return the keys of the section `tune` from whose values a method chooses."""
     kind = find(name)
     return (kind.grid,) if kind.probe else ("lrs", "weight_decays")
 
 
 def list_methods(config: Any) -> Iterator[tuple[str, str | None]]:
-    """(method, preset) of every head that the section `tune` asks for."""
+    """Yield (method, preset) of every head that the section `tune` asks for."""
     for name in config.methods:
         yield from ((name, preset) for preset in (config.presets if name == "nmtune" else (None,)))

@@ -1,12 +1,12 @@
 """Probes that need no gradient loop over minibatches: logistic regression and ridge on frozen features.
 
-Each `fit_*` takes features [N, D], labels [N] and a grid of its one hyper-parameter, and gives a probe per value, in
-the grid's order: a callable, features [M, D] -> scores float32 [M, K], whose largest is the predicted class. Those of
-this file hold the kernel and bias that a linear head has; k-NN is in neighbours.py.
+Each `fit_*` takes features [N, D], labels [N] and a grid of its one hyper-parameter. It returns a probe per value, in
+the grid's order. A probe is a callable, features [M, D] -> scores float32 [M, K]; the largest score is the predicted
+class. Those of this file hold the kernel and bias of a linear head; k-NN is in neighbours.py.
 
-Both fits work on the principal axes of the centred features, in float64 (32 bytes per feature while they are
-found). A rotation changes neither ‖W‖ nor the loss. Where the scales of features lie more than a factor 1e7 apart the
-axes of the smallest drown in rounding: standardise such features.
+Both fits work on the principal axes of the centred features, found in float64 (32 bytes per feature). A rotation
+changes neither ‖W‖ nor the loss. If the scales of features differ by more than 1e7, the axes of the smallest are lost
+to rounding: standardise such features.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,12 +26,12 @@ from nml_jax.tuning.descent import limit_blas
 Array = NDArray[np.float64]
 Probe = Callable[[np.ndarray], np.ndarray]
 
-ABSENT = -1e4  # bias of a class without rows. The other scores sum to zero, so that one of them is always above it
+ABSENT = -1e4  # bias of a class without rows; the other scores sum to zero, so one of them is always above it
 EPS = float(np.finfo(np.float64).eps)
 
 
 class Linear(NamedTuple):
-    """scores = F W + b."""
+    """A linear probe: scores = F W + b."""
 
     kernel: np.ndarray  # float32 [D, K]
     bias: np.ndarray  # float32 [K]
@@ -49,32 +49,32 @@ def fit_lbfgs(
     tol: float = 1e-6,
     max_iter: int = 1000,
 ) -> list[Linear]:
-    """Multinomial logistic regression for each C, as scikit-learn's LogisticRegression defines it:
+    """Fit multinomial logistic regression for each C, as scikit-learn's LogisticRegression defines it:
 
         C Σᵢ CE(xᵢ W + b, yᵢ) + ½ ‖W‖²
 
-    where with two classes ‖W‖ is the norm of the one difference of their columns. The path goes from the strongest
-    penalty to the weakest; every solution starts where the last two, as functions of log C, point to. L-BFGS runs on
-    the host over variables in which the Hessian is near the identity: its diagonal blocks on the principal axes, λⱼ ·
-    mean p(1−p) + penalty, are known. So a badly scaled feature costs no iterations. The loss and its gradient
-    come from the device, in float32.
+    With two classes ‖W‖ is the norm of the difference of their columns. C is solved from the strongest penalty to the
+    weakest. Each solution starts from the last two, extrapolated in log C. L-BFGS runs on the host, in variables in
+    which the Hessian is near the identity, because its diagonal blocks on the principal axes, λⱼ · mean p(1−p) +
+    penalty, are known. So a badly scaled feature costs no iterations. The device computes the loss and its gradient, in
+    float32.
 
     Args:
         features: real [N, D].
         labels: int [N] in [0, num_classes). A class without rows gets weights of zero and a bias of −10⁴.
         cs: C > 0, in any order.
         num_classes: K.
-        tol: stop when half the squared gradient in these variables, which estimates how far the objective is above its
-            minimum, is at most this share of it; or when float32 shows no further descent.
-        max_iter: of L-BFGS for each C.
+        tol: stop when half the squared gradient in these variables is at most this share of the objective. It estimates
+            the distance to the minimum. Also stop when float32 shows no further descent.
+        max_iter: iterations of L-BFGS for each C.
 
     Raises:
-        UserError: arguments that do not fit, a row that is not finite, C ≤ 0.
+        UserError: the arguments do not fit each other, a row is not finite, or C ≤ 0.
     """
     X, y = check_values(features, labels, num_classes)
     check_grid("C", cs, lambda c: c > 0)
     present, y = np.unique(y, return_inverse=True)
-    mean, basis, variances, X = _principal(X)
+    mean, basis, variances, X = _rotate(X)
     sigma = np.sqrt(np.maximum(variances, EPS * variances.max()))
     sigma[sigma == 0] = 1
     Z, target = jax.device_put(((X / sigma).astype(np.float32), y.astype(np.int32)))
@@ -102,28 +102,29 @@ def fit_lbfgs(
 
 
 def fit_ridge(features: ArrayLike, labels: ArrayLike, alphas: Sequence[float], *, num_classes: int) -> list[Linear]:
-    """Least squares on targets −1 and +1, one column per class, for each α of α‖W‖²; the bias is not penalised.
+    """Fit least squares on targets −1 and +1, one column per class, with penalty α‖W‖² for each α.
 
-    One eigendecomposition, of the covariance or, where N < D, on the span of the rows, serves all α. As scikit-learn's
-    RidgeClassifier. Arguments and errors as for `fit_lbfgs`; α ≥ 0, with 0 for the shortest W of least error.
+    The bias is not penalised. The result is that of scikit-learn's RidgeClassifier. All α share one eigendecomposition:
+    of the covariance, or on the span of the rows if N < D. Arguments and errors are as for `fit_lbfgs`; α ≥ 0, where 0
+    gives the shortest W of least error.
     """
     X, y = check_values(features, labels, num_classes)
     check_grid("alpha", alphas, lambda alpha: alpha >= 0)
-    mean, basis, variances, X = _principal(X)
+    mean, basis, variances, X = _rotate(X)
     targets = np.where(y[:, None] == np.arange(num_classes), 1.0, -1.0)
     average = targets.mean(0)
     slopes = X.T @ (targets - average) / len(y)
-    live = variances > EPS * max(X.shape) * variances.max()
+    positive = variances > EPS * max(X.shape) * variances.max()
     probes = []
     for alpha in alphas:
-        shrunk = np.divide(1, variances + alpha / len(y), out=np.zeros_like(variances), where=live)
+        shrunk = np.divide(1, variances + alpha / len(y), out=np.zeros_like(variances), where=positive)
         W = basis @ (shrunk[:, None] * slopes)
         probes.append(Linear(W.astype(np.float32), (average - mean @ W).astype(np.float32)))
     return probes
 
 
-def _principal(X: np.ndarray) -> tuple[Array, Array, Array, Array]:
-    """Mean [D], axes [D, r], variances [r] along them, and the centred rows on them [N, r]."""
+def _rotate(X: np.ndarray) -> tuple[Array, Array, Array, Array]:
+    """Return the mean [D], the principal axes [D, r], the variances [r] along them, and the rows on them [N, r]."""
     mean = X.mean(0, dtype=np.float64)
     X = X - mean
     span = None
@@ -144,49 +145,50 @@ def _minimise(
     max_iter: int,
     name: str,
 ) -> Array:
-    """The u [r + 1, K] of least mean CE + ½ Σ penalty·u², for logits Z u[:-1] + u[-1]."""
-    if start.shape[1] == 1:  # one class: nothing is to be told apart
+    """Return the u [r + 1, K] that minimises mean CE + ½ Σ penalty·u², for logits Z u[:-1] + u[-1]."""
+    if start.shape[1] == 1:  # one class
         return start
-    spread = np.asarray(_spread(np.float32(start), Z), np.float64)
+    spread = np.asarray(_measure_spread(np.float32(start), Z), np.float64)
     scale = 1 / np.sqrt(np.maximum(spread, EPS) + penalty)
-    shown = np.inf, np.zeros(0)  # the latest value and gradient
+    latest = np.inf, np.zeros(0)  # value and gradient
 
     def objective(v: Array) -> tuple[float, Array]:
-        nonlocal shown
+        nonlocal latest
         u = v.reshape(scale.shape) * scale
-        losses, gradient = _losses(np.float32(u), Z, labels)
+        losses, gradient = _compute_losses(np.float32(u), Z, labels)
         value = np.asarray(losses, np.float64).mean() + np.sum(penalty * u**2) / 2
-        shown = float(value), ((np.asarray(gradient, np.float64) + penalty * u) * scale).ravel()
-        return shown
+        latest = float(value), ((np.asarray(gradient, np.float64) + penalty * u) * scale).ravel()
+        return latest
 
-    def done(intermediate_result: Any) -> None:
-        value, gradient = shown
+    def stop_if_converged(intermediate_result: Any) -> None:
+        value, gradient = latest
         if gradient @ gradient / 2 <= tol * value:
             raise StopIteration
 
     options = {"maxiter": max_iter, "maxfun": 20 * max_iter, "ftol": 0, "gtol": 1e-12}
-    with limit_blas():  # a second one has little to gain from vectors, and keeps a core from XLA
-        found = minimize(
-            objective, (start / scale).ravel(), jac=True, method="L-BFGS-B", callback=done, options=options
+    with limit_blas():  # a second thread gains little on vectors, and takes a core from XLA
+        result = minimize(
+            objective, (start / scale).ravel(), jac=True, method="L-BFGS-B", callback=stop_if_converged, options=options
         )
-    if found.nit >= max_iter:
+    if result.nit >= max_iter:
         notice(f"logistic regression with {name} has not converged after {max_iter} iterations")
-    return found.x.reshape(scale.shape) * scale
+    return result.x.reshape(scale.shape) * scale
 
 
-def _logits(u: jax.Array, Z: jax.Array) -> jax.Array:
+def _compute_logits(u: jax.Array, Z: jax.Array) -> jax.Array:
     return jnp.matmul(Z, u[:-1], precision="highest") + u[-1]
 
 
 @jax.jit
-def _losses(u: jax.Array, Z: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """CE of each row [N], to be averaged in float64, and the gradient [r + 1, K] of their mean.
+def _compute_losses(u: jax.Array, Z: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the CE of each row [N], to be averaged in float64, and the gradient [r + 1, K] of their mean.
 
-    CE = log(1 + Σ exp(z_k − z_y)) over the other classes: so a small one keeps its digits, and 1 − p too.
+    CE = log(1 + Σ exp(z_k − z_y)) over the other classes. In this form small values of CE and of 1 − p keep their
+    digits.
     """
 
     def ce(u: jax.Array) -> jax.Array:
-        logits = _logits(u, Z)
+        logits = _compute_logits(u, Z)
         own = labels[:, None] == jnp.arange(logits.shape[1])
         margins = logits - jnp.where(own, logits, 0).sum(axis=1, keepdims=True)
         return jax.nn.softplus(jax.nn.logsumexp(jnp.where(own, -jnp.inf, margins), axis=1))
@@ -196,14 +198,14 @@ def _losses(u: jax.Array, Z: jax.Array, labels: jax.Array) -> tuple[jax.Array, j
 
 
 @jax.jit
-def _spread(u: jax.Array, Z: jax.Array) -> jax.Array:
-    """Mean of p(1 − p) for each class, [K]: the curvature of the loss."""
-    p = jax.nn.softmax(_logits(u, Z))
+def _measure_spread(u: jax.Array, Z: jax.Array) -> jax.Array:
+    """Return the mean of p(1 − p) for each class, [K]: the curvature of the loss."""
+    p = jax.nn.softmax(_compute_logits(u, Z))
     return (p * (1 - p)).mean(0)
 
 
 def check_values(features: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features and labels as arrays. Raises UserError as `fit_lbfgs` says."""
+    """Return features and labels as arrays. Raise UserError as `fit_lbfgs` does."""
     X, y = np.asarray(features), np.asarray(labels)
     if X.ndim != 2 or not X.size or y.shape != X.shape[:1]:
         raise UserError(
@@ -213,13 +215,13 @@ def check_values(features: ArrayLike, labels: ArrayLike, num_classes: int) -> tu
         raise UserError(f"row {np.isfinite(sums).argmin()} of the features is not finite", "leave such rows out")
     if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= num_classes:
         raise UserError(
-            f"labels of dtype {y.dtype} from {y.min()} to {y.max()}", f"give whole numbers from 0 to {num_classes - 1}"
+            f"labels of dtype {y.dtype} from {y.min()} to {y.max()}", f"give integers from 0 to {num_classes - 1}"
         )
     return X, y
 
 
 def check_grid(name: str, grid: Sequence[float], valid: Callable[[Any], bool]) -> None:
-    """Raises UserError if the grid is empty or holds a value that is not finite and valid."""
+    """Raise UserError if the grid is empty or has a value that is not finite and valid."""
     wrong = [value for value in grid if not (np.isfinite(value) and valid(value))]
     if wrong or not len(grid):
-        raise UserError(f"{name}={wrong[0] if wrong else grid} is no value to fit with", f"change the grid of {name}")
+        raise UserError(f"{name}={wrong[0] if wrong else grid} is not a valid value", f"change the grid of {name}")

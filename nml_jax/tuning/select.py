@@ -1,8 +1,8 @@
-"""The one head trainer: choose hyper-parameters, then train on all rows.
+"""Choose the hyper-parameters of a head, then train it on all rows.
 
-Hyper-parameters are chosen on a stratified part of the training rows; then the head is trained anew on all of them. The
-test splits are no business of this file, so that none can be looked at before the end. Every method gets the same
-splits, views and epochs, and as many settings as its grid has: by default six each.
+Hyper-parameters are chosen on a stratified part of the training rows. Then the head is trained again, on all of them.
+This module never sees a test split, so none can be used before the end. Every method gets the same splits, views and
+epochs, and all settings of its grid: by default six each.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ from nml_jax.tuning.trainers import HeadFit, Predictor, Trainer, make_trainer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadResult:
-    """What came of one method and seed.
+    """The result of one method and seed.
 
-    head: what predicts; a `TunedHead`, which can be saved, but for k-NN.
-    preset: name of the loss's preset ("code/1view" where `code` had one view); None where the method has none.
-    hyper: the chosen values by name, as {"lr": 0.01, "weight_decay": 0.0} or {"C": 0.1}.
-    validation: for each setting of the grid its values by name, "accuracy" and "loss", the last two over all views of
-        the validation rows, the loss in nats. Empty where nothing is chosen.
+    head: the predictor; a `TunedHead`, which can be saved, except for k-NN.
+    preset: name of the loss's preset ("code/1view" if `code` had one view); None if the method has none.
+    hyper: the chosen values by name, such as {"lr": 0.01, "weight_decay": 0.0} or {"C": 0.1}.
+    validation: for each setting of the grid its values by name, "accuracy" and "loss" (nats), the last two over all
+        views of the validation rows. Empty if nothing was chosen.
     n_train: rows of the final training.
-    unvalidated: whether there was a choice and no row to make it by; `hyper` is then the middle of the grid.
+    unvalidated: whether there was a choice but no row to hold out; `hyper` is then the middle of the grid.
     """
 
     head: Predictor
@@ -41,7 +41,7 @@ class HeadResult:
     unvalidated: bool = False
 
     def outputs(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Z float32 [M, D] (of a linear head its standardised input) and logits float32 [M, K] of features [M, D]."""
+        """Return Z float32 [M, D] (for a linear head its standardised input) and logits float32 [M, K]."""
         return self.head.outputs(features)
 
 
@@ -55,7 +55,7 @@ def fit(
     config: Any,
     seed: int,
 ) -> HeadResult:
-    """`fit_seeds` with one seed."""
+    """Run `fit_seeds` with one seed."""
     (result,) = fit_seeds(
         features, labels, method=method, preset=preset, num_classes=num_classes, config=config, seeds=(seed,)
     )
@@ -74,10 +74,10 @@ def fit_seeds(
 ) -> list[HeadResult]:
     """Choose hyper-parameters and train on all training rows; one head per seed.
 
-    A seed decides the validation part, the initialisation and the order. Chosen is the setting of highest accuracy on
-    the validation part; of several such the one of lowest loss, or, where scores are no logits (ridge, k-NN), the one
-    of the largest value: the strongest regularisation. Where the grid has one setting nothing is held out; where each
-    class has one row nothing can be, and the middle of the grid is taken.
+    A seed sets the validation part, the initialisation and the order. The setting of highest accuracy on the validation
+    part is chosen. A tie goes to the lowest loss, or, if scores are not logits (ridge, k-NN), to the largest value,
+    which is the strongest regularisation. If the grid has one setting, nothing is held out. If each class has one row,
+    nothing can be held out, and the middle of the grid is taken.
 
     Args:
         features: float32 [N, D], or [N, V, D] for V views: the training rows.
@@ -85,85 +85,85 @@ def fit_seeds(
         method: a key of `methods.METHODS`.
         preset: of nmtune: paper | code.
         num_classes: K.
-        config: the section `tune` of configs/common.py. Its `batch` is at most the rows left to train on beside the
-            validation part.
-        seeds: whole numbers.
+        config: the section `tune` of configs/common.py. `batch` is reduced to the rows that are left for training.
+        seeds: integers.
 
     Raises:
         UserError: an unknown method or preset, a value that is not finite, a label out of range, fewer than two
-            classes, no rows, or nothing to hold out; Diverged, if training does at every rate, or on all rows.
+            classes, no rows, or nothing to hold out.
+        Diverged: training diverged at every rate, or on all rows.
     """
     features, labels = check_features(features, labels, num_classes)
     trainer = make_trainer(features, labels, method=method, preset=preset, num_classes=num_classes, config=config)
     hypers, validation = choose(trainer, features, labels, config=config, seeds=seeds)
     everything = np.arange(len(labels))
-    jobs = [HeadFit(everything, hyper, seed) for hyper, seed in zip(hypers, seeds, strict=True)]
-    trained = require_converged(method, trainer.train(jobs, len(labels)))
+    fits = [HeadFit(everything, hyper, seed) for hyper, seed in zip(hypers, seeds, strict=True)]
+    heads = require_converged(method, trainer.train(fits, len(labels)))
     return [
-        HeadResult(head=head, preset=trainer.preset, hyper=job.hyper, validation=each, n_train=len(labels),
+        HeadResult(head=head, preset=trainer.preset, hyper=fit.hyper, validation=each, n_train=len(labels),
                    unvalidated=cannot_validate(trainer, each))
-        for job, each, head in zip(jobs, validation, trained, strict=True)
+        for fit, each, head in zip(fits, validation, heads, strict=True)
     ]  # fmt: skip
 
 
 def choose(
     trainer: Trainer, features: np.ndarray, labels: np.ndarray, *, config: Any, seeds: Sequence[int]
 ) -> tuple[list[dict[str, float]], list[list[dict[str, float]]]]:
-    """The chosen hyper-parameters of each seed, and what was seen of the whole grid (`HeadResult.validation`)."""
+    """Return the chosen hyper-parameters of each seed, and the scores of the whole grid (`HeadResult.validation`)."""
     if len(trainer.grid) == 1:
         return trainer.grid * len(seeds), [[] for _ in seeds]
     if np.bincount(labels).max() < 2:
         middle = {name: statistics.median_high({v[name] for v in trainer.grid}) for name in trainer.grid[0]}
-        notice(f"one row of each class leaves none to choose a setting on: the middle of the grid is taken, {middle}")
+        notice(f"one row of each class leaves none to choose a setting by; taking the middle of the grid, {middle}")
         return [middle] * len(seeds), [[] for _ in seeds]
     parts = [hold_out(labels, config.validation, seed) for seed in seeds]
-    n = len(parts[0][0])  # the class counts decide it, not the seed
-    of = [i for i in range(len(seeds)) for _ in trainer.grid]
-    jobs = [HeadFit(np.concatenate(parts[i]), hyper, seeds[i]) for i in range(len(seeds)) for hyper in trainer.grid]
+    n = len(parts[0][0])  # the same for all seeds
+    which = [i for i in range(len(seeds)) for _ in trainer.grid]
+    fits = [HeadFit(np.concatenate(parts[i]), hyper, seeds[i]) for i in range(len(seeds)) for hyper in trainer.grid]
     validation: list[list[dict[str, float]]] = [[] for _ in seeds]
-    for i, job, head in zip(of, jobs, trainer.train(jobs, n), strict=True):
+    for i, fit, head in zip(which, fits, trainer.train(fits, n), strict=True):
         held_out = parts[i][1]
         accuracy, loss = score_held_out(head, features[held_out], labels[held_out])
-        validation[i].append({**job.hyper, "accuracy": accuracy, "loss": loss})
+        validation[i].append({**fit.hyper, "accuracy": accuracy, "loss": loss})
     best = [min(each, key=lambda v: (-v["accuracy"], trainer.tie(v))) for each in validation]
     return [{name: v[name] for name in trainer.grid[0]} for v in best], validation
 
 
-def cannot_validate(trainer: Trainer, seen: Sequence[Any]) -> bool:
-    """Whether there were settings to choose from and none was tried, as `seen` (`HeadResult.validation`) says."""
-    return len(trainer.grid) > 1 and not seen
+def cannot_validate(trainer: Trainer, validation: Sequence[Any]) -> bool:
+    """Return whether the grid has several settings but `validation` (see `HeadResult`) scored none."""
+    return len(trainer.grid) > 1 and not validation
 
 
 class Diverged(UserError):
-    """Training left a weight or a logit that is not finite."""
+    """A weight or a logit is not finite after training."""
 
 
-def require_converged(method: str, trained: Sequence[Predictor]) -> Sequence[Predictor]:
-    """The heads. Raises Diverged if a weight is not finite."""
-    for head in trained:
+def require_converged(method: str, heads: Sequence[Predictor]) -> Sequence[Predictor]:
+    """Return the heads. Raise Diverged if a weight is not finite."""
+    for head in heads:
         if isinstance(head, TunedHead):
             require_finite(method, *jax.tree.leaves((head.params, head.state)))
-    return trained
+    return heads
 
 
 def require_finite(method: str, *arrays: np.ndarray) -> None:
-    """Raises Diverged if a weight or logit is not finite."""
+    """Raise Diverged if a weight or logit is not finite."""
     if not all(np.isfinite(x).all() for x in arrays):
         cure = "lower tune.lrs, or set tune.standardize for large features"
         raise Diverged(f"training of the {method} head diverged", cure)
 
 
 def check_features(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training rows as float32 [N, V, D] and int32 [N].
+    """Return training rows as float32 [N, V, D] and int32 [N].
 
     Raises:
-        UserError: they do not fit each other, there are none, a value is not finite, a label is out of range, or there
-            is only one class.
+        UserError: features and labels do not fit each other, there are none, a value is not finite, a label is out of
+            range, or there is only one class.
     """
     features, labels = np.asarray(features, np.float32), np.asarray(labels)
     features = features[:, None] if features.ndim == 2 else features
     if num_classes < 2:
-        raise UserError(f"num_classes={num_classes}: nothing is to be told apart", "give two classes or more")
+        raise UserError(f"num_classes={num_classes} is less than 2", "give two classes or more")
     if features.ndim != 3 or labels.shape != features.shape[:1]:
         raise UserError(
             f"features {features.shape} and labels {labels.shape} do not fit",
@@ -177,7 +177,7 @@ def check_features(features: np.ndarray, labels: np.ndarray, num_classes: int) -
     wrong = (labels < 0) | (labels >= num_classes) | (labels != np.floor(labels))
     if wrong.any():
         row = int(wrong.argmax())
-        raise UserError(f"row {row} has label {labels[row]}", f"give whole numbers from 0 to {num_classes - 1}")
+        raise UserError(f"row {row} has label {labels[row]}", f"give integers from 0 to {num_classes - 1}")
     if len(np.unique(labels)) < 2:
         raise UserError(f"every training label is {labels[0]}", "give examples of at least two classes")
     return features, labels.astype(np.int32)

@@ -1,7 +1,8 @@
-"""Heads on features that do not fit into memory: chosen on a sample, trained on shards that change with every epoch.
+"""Train heads on features that do not fit into memory.
 
-A shard is as many rows as memory allows, drawn in runs of neighbouring rows from all over the file, so that a file that
-is sorted by class does no harm and a disk is not made to seek for every row. Within a shard rows are shuffled.
+Settings are chosen on a sample. Heads are trained on shards that change with every epoch. A shard has as many rows as
+memory allows, in runs of neighbouring rows drawn from the whole file. So a file may be sorted by class, and a disk need
+not seek for every row. Within a shard rows are shuffled.
 """
 
 import math
@@ -35,48 +36,48 @@ def fit_seeds(
     config: Any,
     seeds: Sequence[int],
 ) -> list[HeadResult]:
-    """As `heads.fit_seeds`, with at most two shards of rows in memory.
+    """Do as `select.fit_seeds`, with at most two shards of rows in memory.
 
-    Hyper-parameters are chosen on a stratified sample of one shard; the methods that are solved and not trained
-    (L-BFGS, ridge, k-NN) see that sample only, and `n_train` says so.
+    Hyper-parameters are chosen on a stratified sample of one shard. Methods that are solved instead of trained (L-BFGS,
+    ridge, k-NN) see only that sample, and `n_train` is its size.
 
     Args:
         features: the N training rows.
         labels: int32 [N].
-        shard: rows.
+        shard: rows per shard.
     """
     sample = draw_stratified(labels, min(1.0, shard / len(labels)), seeds[0])
     how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": num_classes, "config": config}
-    taken, of_taken = select.check_features(features.rows(sample), labels[sample], num_classes)
+    some, some_labels = select.check_features(features.rows(sample), labels[sample], num_classes)
     if methods.find(method).probe:
-        return select.fit_seeds(taken, of_taken, **how, seeds=seeds)
-    trainer = ByGradient(taken, of_taken, **how)
-    hypers, validation = select.choose(trainer, taken, of_taken, config=config, seeds=seeds)
+        return select.fit_seeds(some, some_labels, **how, seeds=seeds)
+    trainer = ByGradient(some, some_labels, **how)
+    hypers, validation = select.choose(trainer, some, some_labels, config=config, seeds=seeds)
     standard = _standard(features) if config.standardize else None
-    size = -(-len(labels) // -(-len(labels) // shard))  # shards of one size, but for a row
-    trained = [
+    size = -(-len(labels) // -(-len(labels) // shard))  # shards of equal size, up to a row
+    heads = [
         _train(trainer, features, labels, HeadFit(np.arange(size), hyper, seed), standard)
         for hyper, seed in zip(hypers, seeds, strict=True)
     ]
     return [
         HeadResult(head=head, preset=trainer.preset, hyper=hyper, validation=each, n_train=len(labels),
                    unvalidated=select.cannot_validate(trainer, each))
-        for head, hyper, each in zip(select.require_converged(method, trained), hypers, validation, strict=True)
+        for head, hyper, each in zip(select.require_converged(method, heads), hypers, validation, strict=True)
     ]  # fmt: skip
 
 
-def _train(trainer: ByGradient, features: Rows, labels: np.ndarray, job: HeadFit, standard: Tree | None) -> TunedHead:
-    setting = descent.to_arrays(trainer.setting(job))
-    size = len(job.rows)
-    spec = trainer.spec(min(size, len(labels)))
+def _train(trainer: ByGradient, features: Rows, labels: np.ndarray, fit: HeadFit, standard: Tree | None) -> TunedHead:
+    setting = descent.to_arrays(trainer.make_setting(fit))
+    size = len(fit.rows)
+    spec = trainer.make_spec(min(size, len(labels)))
     counts = [min(size, len(labels) - start) for start in range(0, len(labels), size)]
-    epochs = trainer.epochs(len(labels))
+    epochs = trainer.count_epochs(len(labels))
     total = np.int32(epochs * sum(math.ceil(count / spec.batch) for count in counts))
     with descent.limit_blas():
         carry = descent.begin(spec, setting, features.dim, standard)
-        for i, rows in enumerate(_shards(len(labels), size, epochs, job.seed)):
+        for i, rows in enumerate(_draw_shards(len(labels), size, epochs, fit.seed)):
             block = features.rows(rows)
-            # One shape, so that it is compiled once; what is added to the last shard is not trained on.
+            # One shape, so that it is compiled once. The padding of the last shard is not trained on.
             block = block if len(rows) == size else np.resize(block, (size, *block.shape[1:]))
             bank = TrainingSet(block, np.resize(labels[rows], size), np.ones(size, np.float32))
             carry = descent.advance(spec, carry, bank, setting, np.int32(len(rows)), np.int32(i), total)
@@ -84,8 +85,8 @@ def _train(trainer: ByGradient, features: Rows, labels: np.ndarray, job: HeadFit
     return TunedHead(trainer.form, params, state)
 
 
-def _shards(n: int, size: int, epochs: int, seed: int) -> Iterator[np.ndarray]:
-    """The rows of every shard of every epoch, ascending; each epoch has every row once."""
+def _draw_shards(n: int, size: int, epochs: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield the rows of every shard of every epoch, in ascending order; each epoch has every row once."""
     for epoch in range(epochs):
         rng = np.random.default_rng([seed % 2**32, epoch])
         starts = NEIGHBOURS * rng.permutation(-(-n // NEIGHBOURS))

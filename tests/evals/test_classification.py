@@ -14,14 +14,14 @@ K = 3
 
 
 def lookup(params, model_state, batch, *, train, key):
-    """A model whose logits are looked up by the first pixel."""
+    """Look the logits up by the first pixel."""
     assert not train
     assert key is None
     return {"logits": params[batch["image"][:, 0, 0, 0]] + model_state["shift"]}, model_state
 
 
 def split(n=7, size=3, noisy=((1, 2), (4, 0)), batch=None):
-    """Example i shows pixel i and has class i mod K; `noisy` are (record, wrong label); the last batch is padded."""
+    """Yield batches: example i shows pixel i and has class i mod K; `noisy` lists (record, wrong label)."""
     clean = (np.arange(n) % K).astype(np.int32)
     label = clean.copy()
     for i, wrong in noisy:
@@ -61,7 +61,7 @@ def test_scores_on_the_clean_labels_by_hand():
     assert got["macro_f1"] == pytest.approx((6 / 7 + 2 / 3 + 2 / 4) / 3)
     right, wrong = -5 + np.log(np.exp(5) + 2), np.log(np.exp(5) + 2)
     assert got["loss"] == pytest.approx((5 * right + 2 * wrong) / 7, rel=1e-5)
-    assert got["noisy_fit"] == 1 / 2  # example 1 is learned by heart, 4 is not
+    assert got["noisy_fit"] == 1 / 2  # example 1 is memorised, 4 is not
 
 
 def test_scores_on_the_given_labels():

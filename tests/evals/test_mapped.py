@@ -38,7 +38,7 @@ def test_against_a_loop_on_the_real_maps(name: str):
     wanted = np.array([[max(row[c] for c in classes) for classes in class_map] for row in logits])
     np.testing.assert_array_equal(mapped.map_logits(logits, class_map), wanted)
     counts = metrics.confusion(labels, wanted.argmax(1), len(class_map))
-    assert scores(labels, logits, blocks=3, class_map=class_map) == metrics.scores(counts)
+    assert scores(labels, logits, blocks=3, class_map=class_map) == metrics.compute_scores(counts)
 
 
 @pytest.mark.parametrize("class_map", [((0,), ()), ((0,), (4,)), ((-1,),)])

@@ -15,7 +15,7 @@ N, D = 24, 6
 
 
 def lookup(params, model_state, batch, *, train, key):
-    """A model whose features are looked up by the first pixel; a batch of the probe has images and nothing to learn."""
+    """Look the features up by the first pixel; a batch of the probe has images and no labels."""
     assert not train
     assert key is None
     assert set(batch) == {"image", "mask"}
@@ -36,7 +36,7 @@ def probe(n=N, size=10):
 
 @pytest.fixture
 def params():
-    """Features on a steep spectrum about a large mean; row 0 is that of rows which only fill a batch."""
+    """Draw features with a steep spectrum and a large mean; row 0 belongs to padding."""
     rng = np.random.default_rng(0)
     return np.float32(np.r_[np.full((1, D), np.nan), 2 + rng.normal(size=(N, D)) * 0.3 ** np.arange(D)])
 
@@ -44,8 +44,8 @@ def params():
 STATE = {"scale": jnp.float32(1)}
 
 
-def by_definition(features):
-    """SVE, LSVR and top share of the features as they are: neither centred nor normalised."""
+def measure_by_definition(features):
+    """Compute SVE, LSVR and top share of the features, neither centred nor normalised."""
     p = np.linalg.svd(np.float64(features), compute_uv=False)
     p /= p.sum()
     return {"sve": -(p * np.log(p)).sum(), "lsvr": -np.log(p[0]), "top_share": p[0]}
@@ -55,7 +55,7 @@ def by_definition(features):
 def test_the_spectrum_of_the_probe(params, size):
     got = dict(ProbeSpectrum(lookup, partial(probe, size=size)).run(params, STATE))
     assert list(got) == ["sve", "lsvr", "top_share"]
-    assert got == pytest.approx(by_definition(params[1:]), rel=1e-6)
+    assert got == pytest.approx(measure_by_definition(params[1:]), rel=1e-6)
     assert all(type(value) is float for value in got.values())
 
 
@@ -69,7 +69,7 @@ def test_by_hand():
 
 def test_another_layer(params):
     got = dict(ProbeSpectrum(lookup, probe, layer="embedding").run(params, STATE))
-    assert got == pytest.approx(by_definition(params[1:, :2]), rel=1e-6)
+    assert got == pytest.approx(measure_by_definition(params[1:, :2]), rel=1e-6)
 
 
 def test_eight_devices_count_as_one(params, mesh):
@@ -94,7 +94,7 @@ def test_the_images_are_read_once_and_the_model_is_the_one_of_the_moment(params)
     first, second = dict(followed.run(params, STATE)), dict(followed.run(steeper, STATE))
     assert first == dict(followed.run(params, STATE))
     assert len(reads) == len(traces) == 1
-    assert second == pytest.approx(by_definition(steeper[1:]), rel=1e-6)
+    assert second == pytest.approx(measure_by_definition(steeper[1:]), rel=1e-6)
 
 
 def test_what_has_no_spectrum(params):

@@ -15,7 +15,7 @@ def blobs(n: int = 60, d: int = 5, k: int = 3) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plain(F, labels) -> dict[str, float]:
-    """By scatter matrices, and by leaving out every row in turn."""
+    """Compute both measures by scatter matrices, and by leaving out every row in turn."""
     centre, within, between, right = F.mean(0), 0, 0, 0
     for c in set(labels):
         rows = F[labels == c]
@@ -83,7 +83,7 @@ def test_constant_features(value):
         (np.ones((0, 2)), [], r"features \(0, 2\)"),
         (np.array([[1.0], [np.nan]]), [0, 1], "row 1 of"),
         (np.array([[-np.inf], [1.0]]), [0, 1], "row 0 of"),
-        (np.array([[None], [1.0]]), [0, 1], "dtype object"),
+        (np.array([[None], [1.0]]), [0, 1], "row 0 of"),
     ],
 )
 def test_bad_calls(F, labels, message):

@@ -14,7 +14,7 @@ K, N, E, TEXTS = 7, 40, 5, 17  # classes, images, dimensions, texts
 
 
 def lookup(params, model_state, batch, *, train, key):
-    """A model whose embeddings are looked up by the first pixel and the first token; those of texts are not unit."""
+    """Look the embeddings up by the first pixel and the first token; those of texts do not have length 1."""
     assert not train
     assert key is None
     outputs = {}
@@ -29,8 +29,8 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def padded(rows, size):
-    """`rows` in batches of `size`; the last is filled up with zeros, as its mask says."""
+def pad(rows, size):
+    """Yield `rows` in batches of `size`; the last is padded with zeros, where its mask is 0."""
     n = len(rows["mask"])
     for start in range(0, n, size):
         part = {k: v[start : start + size] for k, v in rows.items()}
@@ -42,18 +42,18 @@ def split(n=N, size=8, classes=K):
     clean = np.arange(n, dtype=np.int32) % classes
     image = (1 + np.arange(n, dtype=np.uint8))[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     rows = {"image": image, "label": clean[::-1].copy(), "label_clean": clean, "mask": np.ones(n, np.float32)}
-    return padded(rows, size)
+    return pad(rows, size)
 
 
 def texts(n=TEXTS, size=8, classes=K):
-    """Text i has token i + 1 and describes class i mod K: some classes have a text more."""
+    """Yield batches: text i has token i + 1 and describes class i mod K; some classes have one text more."""
     text = np.stack([1 + np.arange(n), np.zeros(n)], 1).astype(np.int32)
-    return padded({"text": text, "id": np.arange(n, dtype=np.int32) % classes, "mask": np.ones(n, np.float32)}, size)
+    return pad({"text": text, "id": np.arange(n, dtype=np.int32) % classes, "mask": np.ones(n, np.float32)}, size)
 
 
 @pytest.fixture
 def params():
-    """Embeddings of a model that has learned something; row 0 is that of rows which only fill a batch."""
+    """Draw the embeddings of a model that has learned something; row 0 belongs to padding."""
     rng = np.random.default_rng(0)
     concepts = rng.normal(size=(K, E))
     image = concepts[np.arange(N) % K] + 1.5 * rng.normal(size=(N, E))
@@ -70,14 +70,14 @@ def evaluator(batches=split, described=texts, apply=lookup, num_classes=K, **kwa
 
 
 def reference(params):
-    """Class matrix and scores in float64: every step as the definition has it."""
+    """Compute the class matrix and scores in float64, every step as in the definition."""
     described = [unit(params["text"][1:].astype(np.float64)[k::K]).mean(0) for k in range(K)]
     matrix = unit(np.stack(described))
     return matrix, params["image"][1:].astype(np.float64) @ matrix.T
 
 
 def test_the_class_matrix_is_the_normalised_mean_of_the_normalised_embeddings(params):
-    matrix = evaluator().class_matrix(params, STATE)
+    matrix = evaluator().embed_classes(params, STATE)
     assert matrix.shape == (K, E)
     np.testing.assert_allclose(matrix, reference(params)[0], rtol=0, atol=1e-6)
 
@@ -120,7 +120,7 @@ def test_batches_and_padding_change_nothing(params, size):
 def test_eight_devices_count_as_one(params, mesh):
     placed = evaluator(put=runtime.put_batch(mesh), fetch=partial(runtime.fetch, mesh=mesh))
     np.testing.assert_allclose(
-        placed.class_matrix(params, STATE), evaluator().class_matrix(params, STATE), rtol=0, atol=1e-6
+        placed.embed_classes(params, STATE), evaluator().embed_classes(params, STATE), rtol=0, atol=1e-6
     )
     assert dict(placed.run(params, STATE)) == dict(evaluator().run(params, STATE))
 
@@ -171,7 +171,7 @@ def test_scores_and_means_are_not_of_default_precision(params):
     """On an accelerator that would be 8 bits of mantissa."""
     tested = evaluator()
     scores = jax.make_jaxpr(tested.sums)(params, STATE, jnp.ones((K, E)), next(split()))
-    means = jax.make_jaxpr(tested.described)(params, STATE, next(texts()))
+    means = jax.make_jaxpr(tested.sum_texts)(params, STATE, next(texts()))
     for traced in (scores, means):
         assert str(traced).count("dot_general[") == str(traced).count("precision=(Precision.HIGHEST") == 1
 
@@ -179,5 +179,3 @@ def test_scores_and_means_are_not_of_default_precision(params):
 def test_nothing_to_evaluate(params):
     with pytest.raises(UserError, match="split is empty"):
         list(evaluator(lambda: iter(())).run(params, STATE))
-    with pytest.raises(UserError, match="no class has a text"):
-        list(evaluator(described=lambda: iter(())).run(params, STATE))

@@ -10,19 +10,21 @@ import pytest
 from nml_jax.models import Model, build
 
 
-class Drawn(NamedTuple):
+class DrawnModel(NamedTuple):
+    """A model with weights."""
+
     model: Model
     params: Any
     state: Any
 
     def __call__(self, batch: Any, *, train: bool = False, key: jax.Array | None = None):
-        """(outputs, new model_state), compiled. An array is a batch of images."""
+        """Return (outputs, new model_state) of the compiled model. An array is a batch of images."""
         batch = batch if isinstance(batch, dict) else {"image": batch}
         return _apply(self.model, train)(self.params, self.state, batch, key)
 
 
 def compiled(f):
-    """`jax.jit`, without the optimisations that cost more than they save on models of this size."""
+    """Compile `f` without the optimisations that cost more than they save on models of this size."""
     return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -38,9 +40,9 @@ def compiled_fixture():
 
 @pytest.fixture
 def draw():
-    """`draw(config, size) -> Drawn`, the same weights for the same shapes."""
+    """Return `draw(config, size) -> DrawnModel`, which draws the same weights for the same shapes."""
 
-    def draw(config: Any, size: int) -> Drawn:
+    def draw(config: Any, size: int) -> DrawnModel:
         model = build(config, num_classes=5, image_size=size)
         rng = np.random.default_rng(0)
 
@@ -50,12 +52,12 @@ def draw():
                 return z / np.sqrt(np.prod(like.shape[:-1]), dtype=np.float32)
             return np.exp(z / 4) if name == "var" else z / 4 + np.float32(name == "scale")
 
-        return Drawn(model, *jax.tree_util.tree_map_with_path(leaf, model.shapes))
+        return DrawnModel(model, *jax.tree_util.tree_map_with_path(leaf, model.shapes))
 
     return draw
 
 
 @pytest.fixture
 def images():
-    """`images(batch, size)`: uint8 [batch, size, size, 3]."""
+    """Return `images(batch, size)`, which draws uint8 [batch, size, size, 3]."""
     return lambda batch, size=8: np.random.default_rng(1).integers(0, 256, (batch, size, size, 3), np.uint8)

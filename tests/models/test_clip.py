@@ -19,7 +19,7 @@ RESNET = {"name": "clip_rn50", "width": 4, "blocks": (1,)}
 
 
 def small(**values):
-    """A small CLIP: 8-px images in sixteen patches, texts of six tokens."""
+    """Return the config of a small CLIP: 8-px images in sixteen patches, texts of six tokens."""
     config = get_config().model
     config.update({**TEXT, **VIT, **values})
     return config
@@ -27,7 +27,7 @@ def small(**values):
 
 @pytest.fixture
 def texts():
-    """int32 [4, 6]: start (18), words, end (19), padding (0)."""
+    """Return int32 [4, 6]: start (18), words, end (19), padding (0)."""
     return np.array([[18, 19, 0, 0, 0, 0], [18, 3, 19, 0, 0, 0], [18, 5, 7, 1, 2, 19], [18, 3, 3, 3, 19, 0]], np.int32)
 
 
@@ -104,7 +104,7 @@ def test_any_image_tower_is_the_model_without_its_head(draw, images, tower):
 
 
 def test_initial_values(compiled):
-    """Those of open_clip: its text tower's formulas, PyTorch's defaults for the blocks of the image tower."""
+    """The values are open_clip's: its text tower's formulas, PyTorch's defaults for the blocks of the image tower."""
     values = {"text_width": 64, "dim": 64, "text_vocab": 500, "text_context": 50, "embed_dim": 64, "logit_scale": 2.5}
     model = build(small(**values, text_depth=2, logit_bias=-10.0), num_classes=0, image_size=8)
     params, _ = compiled(lambda key: model.init(key, model.spec))(jax.random.key(0))
@@ -138,8 +138,8 @@ def test_initial_values_of_the_attention_pool():
     assert params["pos_embed"].shape == (1, 17, 64)
 
 
-def text_by_hand(params, ids: list[int], heads: int) -> np.ndarray:
-    """Features of one text up to its end, token by token in float64; the rest of the row is not even looked at."""
+def compute_text_by_hand(params, ids: list[int], heads: int) -> np.ndarray:
+    """Compute the features of one text from its tokens up to the end, one by one in float64."""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
     def norm(x, q):
@@ -170,7 +170,7 @@ def test_text_features_by_hand(draw, texts):
     outputs, _ = run({"text": texts})
     for row, got in zip(texts, outputs["text_features"], strict=True):
         ids = row[: row.argmax() + 1].tolist()
-        np.testing.assert_allclose(got, text_by_hand(run.params["text"], ids, 2), atol=1e-5)
+        np.testing.assert_allclose(got, compute_text_by_hand(run.params["text"], ids, 2), atol=1e-5)
     y = outputs["text_features"] @ run.params["text"]["projection"]["kernel"]
     want = y / np.linalg.norm(y, axis=1, keepdims=True)
     np.testing.assert_allclose(outputs["text_embedding"], want, atol=1e-5)
@@ -182,7 +182,7 @@ def test_a_row_of_padding_is_a_text_too(draw):
 
 
 def gradient(compiled, drawn, batch):
-    """Of the softmax half of CLIP's loss."""
+    """Return the gradient of the softmax half of CLIP's loss."""
     model, params, state = drawn
 
     def loss(params):
@@ -195,7 +195,7 @@ def gradient(compiled, drawn, batch):
 
 @pytest.mark.slow
 def test_remat_gives_the_same_gradient(draw, images, texts, compiled):
-    """Of the ResNet this is tested in test_resnet.py."""
+    """The same is tested for the ResNet in test_resnet.py."""
     batch = {"image": images(4), "text": texts}
     got, want = (gradient(compiled, draw(small(remat=remat, logit_bias=-1.0), 8), batch) for remat in (True, False))
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))

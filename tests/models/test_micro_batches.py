@@ -30,7 +30,7 @@ def init(key, batch_spec):
 
 
 def apply(params, model_state, batch, *, train, key):
-    """A small ViT beside a mean of words, with a running mean and one random number."""
+    """Apply a small ViT and a mean of words, with a running mean and one random number per image."""
     image = batch["image"].astype(jnp.float32) / 255
     patches = image.reshape(len(image), 4, 2, 4, 2, 3).swapaxes(2, 3).reshape(len(image), 16, 12)
     tokens = attend(attend(patches @ params["patch"]) @ params["block"])

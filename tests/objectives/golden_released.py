@@ -1,12 +1,12 @@
-"""What the released procedure of NMTune does in PyTorch, 50 steps of it: `golden_released.safetensors`, for the tests.
+"""Run 50 steps of NMTune's released procedure in PyTorch, for the losses in `golden_released.safetensors`.
 
-`python tests/objectives/golden_released.py` writes the file anew; it needs torch and safetensors, but not nml_jax. The
-file holds the losses; `arrays` draws weights and batches again with NumPy alone.
+`python tests/objectives/golden_released.py` writes the file again; it needs torch and safetensors, but not nml_jax.
+`arrays` draws weights and batches again with NumPy alone.
 
-A step as the papers' released code has it (arXiv 2309.17002), on features that are given: two views of a batch side by
-side; cross-entropy of both; the mean squared difference of unit rows, view 2 of Z against view 1 of F; squared
-off-diagonal covariance of Z over D; the mean share of the five largest singular values, all of Z; AdamW on every
-parameter, and a cosine to zero.
+A step is that of the papers' released code (arXiv 2309.17002) on fixed features. Two views of a batch are side by side.
+The loss is the cross-entropy of both, the mean squared difference of unit rows between view 2 of Z and view 1 of F, the
+squared off-diagonal covariance of Z over D, and the mean share of the five largest singular values of all of Z. AdamW
+trains every parameter, with a cosine schedule to zero.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ MSE, COV, SVD = 1.0, 0.04, 0.001
 
 
 def arrays() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Parameters by path, kernels [in, out]; features float32 [STEPS, BATCH, 2, DIM]; labels int64 [STEPS, BATCH]."""
+    """Draw parameters by path, features float32 [STEPS, BATCH, 2, DIM] and labels int64 [STEPS, BATCH]."""
     rng = np.random.default_rng(2309)
 
     def uniform(bound: float, *shape: int) -> np.ndarray:
@@ -46,7 +46,7 @@ def arrays() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
 
 
 def losses() -> np.ndarray:
-    """float64 [STEPS], of float32 steps."""
+    """Return the losses of float32 steps, float64 [STEPS]."""
     import torch
     from torch.nn import functional
 

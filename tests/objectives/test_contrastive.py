@@ -19,7 +19,7 @@ SCALE, BIAS = 14.3, -3.0
 
 
 def embeddings(n=24, e=16, seed=0, alike=0.0):
-    """Rows of length 1; texts are `alike` parts image."""
+    """Draw rows of length 1; a text is `alike` parts image."""
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(2, n, e))
     y = y + alike * x
@@ -30,8 +30,8 @@ def softplus(t):
     return np.maximum(t, 0) + np.log1p(np.exp(-np.abs(t)))
 
 
-def in_numpy(form, x, y, scale, bias):
-    """(loss, (d x, d y, d scale, d bias), correct) in float64."""
+def compute_in_numpy(form, x, y, scale, bias):
+    """Compute (loss, (d x, d y, d scale, d bias), correct) in float64."""
     x, y, n = x.astype(np.float64), y.astype(np.float64), len(x)
     scores = x @ y.T
     if form == "clip":
@@ -92,9 +92,9 @@ def test_matches_numpy(form, chunk, case, scale):
         y = np.tile(y[:1], (len(y), 1))
     if case == "one pair":
         x, y = x[:1], y[:1]
-    got, want = run(form, x, y, scale, chunk=chunk), in_numpy(form, x, y, scale, BIAS)
+    got, want = run(form, x, y, scale, chunk=chunk), compute_in_numpy(form, x, y, scale, BIAS)
     error = 4e-7 * scale  # of a float32 logit
-    # A float32 sum of 24² losses, one after another where the compiler may not vectorise: at most 24²·2⁻²⁴ = 3.4e-5.
+    # The error of a float32 sum of 24² losses, if the compiler does not vectorise it, is at most 24²·2⁻²⁴ = 3.4e-5.
     np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=error)
     for a, b, factor in zip(got[1], want[1], (scale / len(x), scale / len(x), 1, 1), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2 * error * factor)
@@ -121,7 +121,7 @@ def test_plain_form_on_eight_devices(form, mesh):
 def test_a_small_loss_and_its_gradient_keep_their_digits(chunk):
     x, scale, error = np.eye(8, dtype=np.float32), 14.5, 2.4e-7  # of 1 + ε, twice rounded
     value, (dx, *_), correct = run("clip", x, x, scale, chunk=chunk)
-    want, (want_dx, *_), _ = in_numpy("clip", x, x, scale, 0.0)
+    want, (want_dx, *_), _ = compute_in_numpy("clip", x, x, scale, 0.0)
     assert want < 4e-6  # 3.7 units in the last place of a logit: 2.9e-7 from the nearest
     np.testing.assert_allclose(value, want, rtol=0, atol=error)
     np.testing.assert_allclose(dx, want_dx, rtol=0, atol=error * scale / len(x))
@@ -147,7 +147,7 @@ def test_what_is_not_finite_is_not_hidden(form):
 
 
 def program(form, n, e, chunk, blocks=8, devices=8):
-    """The compiled gradient of n pairs."""
+    """Compile the gradient of n pairs."""
     rows = jax.ShapeDtypeStruct((n, e), jnp.float32, sharding=NamedSharding(mesh_of(devices), runtime.BATCH_SPEC))
     number = jax.ShapeDtypeStruct((), jnp.float32)
     return compiled(form, chunk, blocks).lower(rows, rows, number, number).compile()
@@ -164,7 +164,7 @@ def test_no_device_holds_or_sends_more_than_a_chunk_of_its_rows(form):
     per_column = {np.prod([side for side in shape if side != n]) for shape in shapes if n in shape}
     assert chunk in per_column
     assert max(per_column) == e
-    # Devices speak before and after the loops, of embeddings and of what belongs to rows and columns.
+    # Devices communicate only before and after the loops: embeddings and values per row or column.
     loops, entry = text.split("\nENTRY ")
     collective = r"= (.*) (?:all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
     assert not re.search(collective, loops)
@@ -184,7 +184,7 @@ def test_memory_grows_with_the_chunk_and_not_with_the_square(form, share):
 
 
 class Pair:
-    """A model: x and y are the batch's own, times a parameter."""
+    """A model whose embeddings are the batch's own; a parameter scales those of images."""
 
     def __init__(self, without=()):
         self.without = without
@@ -213,7 +213,7 @@ def test_objective_hands_out_loss_state_and_metrics(form, chunk):
     loss = functools.partial(objective.loss, Pair())
     batch = {"image": x, "text": y, "mask": np.ones(len(x), np.float32)}
     (value, (state, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params, {"seen": 0}, batch, None)
-    want, (_, _, d_scale, d_bias), correct = in_numpy(form, x, y, SCALE, BIAS)
+    want, (_, _, d_scale, d_bias), correct = compute_in_numpy(form, x, y, SCALE, BIAS)
     np.testing.assert_allclose(value, want, rtol=1e-6)
     np.testing.assert_allclose(grads["t"], d_scale * SCALE, rtol=1e-4)
     np.testing.assert_allclose(grads["b"], d_bias, rtol=1e-5)

@@ -17,7 +17,7 @@ BATCH = {"image": Z, "label": LABELS, "mask": np.ones(12, np.float32)}
 
 
 class Model:
-    """Features as they are given, under a linear classifier; a state that counts calls."""
+    """A model that returns its input as features, with a linear classifier and a state that counts calls."""
 
     @staticmethod
     def apply(params, state, batch, *, train, key):

@@ -24,7 +24,7 @@ def linear(params, F):
 
 
 def mlp(params, F):
-    """Two layers with BatchNorm over all rows and views, as in training."""
+    """Apply two layers with BatchNorm over all rows and views, as in training."""
     h = jnp.matmul(F, params["first"], precision="highest")
     rows = h.reshape(-1, h.shape[-1])
     h = jax.nn.relu((h - rows.mean(0)) / jnp.sqrt(rows.var(0) + 1e-5) + params["shift"])
@@ -32,7 +32,7 @@ def mlp(params, F):
 
 
 def both(head, weights):
-    """Value and gradient by the head's parameters, float32."""
+    """Compile the value and the gradient by the head's parameters, float32."""
     form = Weights(*(float(x != 0) if isinstance(x, float) else x for x in weights))
     traced = Weights(*(jnp.float32(x) if isinstance(x, float) else 0 for x in weights))
 
@@ -43,7 +43,10 @@ def both(head, weights):
 
 
 def want_linear(W, F, moved, labels, squared):
-    """Value and gradient in float64 of logits F W: g(t) = (softmax − one-hot) Wᵀ, so g(t) − g(t̂) = (p − p̂) Wᵀ."""
+    """Compute value and gradient in float64 for logits F W.
+
+    There, g(t) = (softmax − one-hot) Wᵀ, so g(t) − g(t̂) = (p − p̂) Wᵀ.
+    """
     W, rows = np.float64(W), [np.float64(x).reshape(-1, x.shape[-1]) for x in (F, moved)]
     p = [np.exp(x @ W - (x @ W).max(1, keepdims=True)) for x in rows]
     p = [x / x.sum(1, keepdims=True) for x in p]
@@ -69,7 +72,7 @@ def want_linear(W, F, moved, labels, squared):
     ],
 )
 def test_of_a_linear_head_on_many_inputs(shape, squared):
-    """200 of each: values and gradients to 1e-5, where inputs of any scale meet logits near 1."""
+    """Values and gradients are right to 1e-5 for inputs of any scale with logits near 1, on 200 of each shape."""
     *sides, classes = shape
     function = both(linear, Weights(match=1.0, noise=0.5, squared=squared))
     noisy = jax.jit(lambda F: perturb(at(F), 0.5, "feature"))
@@ -92,7 +95,7 @@ def test_of_a_linear_head_on_many_inputs(shape, squared):
 
 @pytest.mark.parametrize("scale", ["feature", "one"])
 def test_through_batch_norm_against_float64(scale):
-    """Gradients of gradients, of the batch's summed cross-entropy, against the same in float64."""
+    """Compare gradients of gradients of the batch's summed cross-entropy with the same in float64."""
     F, labels = normal((12, 2, 6)), np.arange(12, dtype=np.int32) % 3
     params = {"first": normal((6, 9), 1), "shift": normal((9,), 2), "second": normal((9, 3), 3)}
     value, gradient = both(mlp, Weights(match=1.0, noise=0.5, scale=scale))(params, F, labels)

@@ -136,7 +136,7 @@ def test_singular(shape, top):
 @pytest.mark.parametrize("shape", [(32, 64), (32, 32), (64, 32)])
 @pytest.mark.parametrize("difference", [1e-1, 1e-3, 1e-5, 1e-7])
 def test_singular_with_near_duplicate_rows(shape, difference, top):
-    """σmin/σ₁ down to rounding, where a Gram matrix gives a wrong gradient: in float32 by half its size."""
+    """σmin/σ₁ falls to rounding, where a float32 Gram matrix gives a gradient that is wrong by half its size."""
     Z = normal(shape)
     Z[1::2] = Z[::2] + difference * Z[1::2]
     value, gradient = _singular(Z, top)
@@ -147,7 +147,7 @@ def test_singular_with_near_duplicate_rows(shape, difference, top):
 @pytest.mark.parametrize("top", [1, 5])
 @pytest.mark.parametrize("shape", [(8, 12), (8, 8), (12, 8)])
 def test_singular_of_rank_deficient_features(shape, top):
-    """Directions of σ = 0 have no gradient; those that are there have the exact one."""
+    """Directions of σ = 0 have no gradient; the others have the exact one."""
     integers = np.random.default_rng(0).integers(1, 9, (2, max(shape)))
     for Z in (
         np.outer(integers[0, : shape[0]], integers[1, : shape[1]]),
@@ -197,11 +197,8 @@ def test_singular_under_transformations():
     assert_close(jax.jit(jax.vmap(scanned))(Z[None]), want[None], 1e-6)
 
 
-# What 1,000 matrices look like.
-
-
 def draw(rng, shape):
-    """float32, of one of many kinds."""
+    """Draw a float32 matrix of one of many kinds."""
     rows, dim = shape
     kind = rng.integers(10)
     Z = rng.normal(size=shape)
@@ -242,7 +239,7 @@ def one_blas_thread():
 @pytest.mark.usefixtures("one_blas_thread")
 @pytest.mark.parametrize("shape", SIDES)
 def test_against_float64_on_many_matrices(shape):
-    """1,000 in all. Gradients are right to 1e-5 of their largest entry, to 1e-4 where σmin/σ₁ is below 0.05."""
+    """Gradients of 1,000 matrices are right to 1e-5 of their largest entry, or to 1e-4 if σmin/σ₁ is below 0.05."""
 
     @jax.jit
     def all_terms(F, Z):
@@ -275,7 +272,7 @@ def test_against_float64_on_many_matrices(shape):
 
 
 def near(got, want, rel=1e-5):
-    """To `rel` of the value and of the largest entry of the gradient, down to what float64 leaves of a zero."""
+    """Compare to `rel` of the value and of the gradient's largest entry, down to rounding of float64."""
     np.testing.assert_allclose(got[0], want[0], rtol=rel, atol=1e-12)
     np.testing.assert_allclose(got[1], want[1], rtol=0, atol=rel * np.abs(want[1]).max() + 1e-12)
 
@@ -286,7 +283,7 @@ ONE = np.float32([[[3, 4]], [[0, 1]]]), np.float32([[[1, 0]], [[0, 2]]])
 
 
 def total(F, Z, weights):
-    """The penalty as training calls it: weights traced, and the program's form apart from them."""
+    """Call the penalty as training does: with traced weights and a static form."""
     form = Weights(*(float(x != 0) if isinstance(x, float) else x for x in weights))
     traced = Weights(*(jnp.float32(x) if isinstance(x, float) else 0 for x in weights))
     # logits, labels, head and key play no part
@@ -349,13 +346,13 @@ def test_terms_map_over_settings_with_the_features_in_common():
 
 
 def test_code_preset_follows_the_released_procedure(root):
-    """50 steps from the same weights on the same batches give the losses that PyTorch gave, to 1e-3 in float32."""
+    """50 steps from the same weights on the same batches give PyTorch's losses, to 1e-3 in float32."""
     path = Path(root, "tests", "objectives", "golden_released.py")
     spec = typing.cast(typing.Any, importlib.util.spec_from_file_location(path.stem, path))
     golden = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(golden)
     flat, features, labels = golden.arrays()
-    model = mlp.head(mlp.Form(mlp=True, width=golden.WIDTH), golden.CLASSES)
+    model = mlp.make_head(mlp.Form(mlp=True, width=golden.WIDTH), golden.CLASSES)
     params, state = model.init(jax.random.key(0), golden.DIM)
     params = jax.tree.map_with_path(lambda path, x: flat["/".join(k.key for k in path)].reshape(x.shape), params)
     optimizer = optax.adamw(
@@ -382,20 +379,23 @@ def test_code_preset_follows_the_released_procedure(root):
 
 
 def test_names_of_presets():
-    assert nmtune.weights("code", views=1) == (PRESETS["code"], "code/1view")
-    assert nmtune.weights("code", views=2) == (PRESETS["code"], "code")
-    assert nmtune.weights("paper", views=1) == (PRESETS["paper"], "paper")
+    assert nmtune.resolve_weights("code", views=1) == (PRESETS["code"], "code/1view")
+    assert nmtune.resolve_weights("code", views=2) == (PRESETS["code"], "code")
+    assert nmtune.resolve_weights("paper", views=1) == (PRESETS["paper"], "paper")
     free = Weights(mse=0.5, top=3)
-    assert nmtune.weights(free, views=1) == (free, "mse=0.5,cov=0,svd=0,per_dim=0,cross_view=0,top=3")
+    assert nmtune.resolve_weights(free, views=1) == (free, "mse=0.5,cov=0,svd=0,per_dim=0,cross_view=0,top=3")
     with pytest.raises(UserError, match=r"'papers'.*\n.*paper, code"):
-        nmtune.weights("papers", views=1)
+        nmtune.resolve_weights("papers", views=1)
 
 
 def test_overrides_replace_the_values_of_a_preset():
-    assert nmtune.weights("paper", 1, svd=0.1, top=None) == (PRESETS["paper"]._replace(svd=0.1), "paper,svd=0.1")
-    assert nmtune.weights("paper", 1, svd=0.01)[1] == "paper"
-    assert nmtune.weights("code", 1, cov=0, top=2)[1] == "code/1view,cov=0,top=2"
-    assert nmtune.weights("code", 1, cross_view=False)[1] == "code,cross_view=0"
+    assert nmtune.resolve_weights("paper", 1, svd=0.1, top=None) == (
+        PRESETS["paper"]._replace(svd=0.1),
+        "paper,svd=0.1",
+    )
+    assert nmtune.resolve_weights("paper", 1, svd=0.01)[1] == "paper"
+    assert nmtune.resolve_weights("code", 1, cov=0, top=2)[1] == "code/1view,cov=0,top=2"
+    assert nmtune.resolve_weights("code", 1, cross_view=False)[1] == "code,cross_view=0"
 
 
 @pytest.mark.parametrize(
@@ -414,4 +414,4 @@ def test_overrides_replace_the_values_of_a_preset():
 )
 def test_overrides_out_of_range(override, text):
     with pytest.raises(UserError, match=text):
-        nmtune.weights("paper", 1, **override)
+        nmtune.resolve_weights("paper", 1, **override)

@@ -13,19 +13,19 @@ from nml_jax.objectives.step import Step
 _penalty = jax.jit(skd.penalty, static_argnames="form")
 
 
-def formed(weights):
-    """(form, weights) as training passes them."""
+def split_form(weights):
+    """Return (form, weights) as training passes them."""
     form = Weights(*(float(x != 0) if isinstance(x, float) else x for x in weights))
     return form, Weights(*(jnp.float32(x) if isinstance(x, float) else 0 for x in weights))
 
 
 def penalty(Z, logits, weights):
     # F, labels, head and key play no part
-    return _penalty(Step(None, Z, logits, None, None, None), *formed(weights))  # pyright: ignore[reportArgumentType]
+    return _penalty(Step(None, Z, logits, None, None, None), *split_form(weights))  # pyright: ignore[reportArgumentType]
 
 
 def want(x, weights):
-    """Value and gradient in float64 of one array [B, V, N], from the derivatives of the two moments."""
+    """Compute value and gradient of one array [B, V, N] in float64, from the derivatives of the two moments."""
     x, shape = np.float64(x).reshape(-1, x.shape[-1]), x.shape
     x = x if weights.axis == "row" else x.T
     c = x - x.mean(-1, keepdims=True)
@@ -42,7 +42,7 @@ def want(x, weights):
 
 def test_moments_are_those_of_scipy():
     x = np.random.default_rng(0).gamma(2, size=(5, 40)).astype(np.float32)
-    skewness, kurtosis = skd.moments(x)
+    skewness, kurtosis = skd.compute_moments(x)
     np.testing.assert_allclose(skewness, stats.skew(x, axis=1), rtol=1e-5)
     np.testing.assert_allclose(kurtosis, stats.kurtosis(x, axis=1, fisher=False), rtol=1e-5)
 
@@ -62,7 +62,7 @@ def test_by_hand():
 @pytest.mark.parametrize("axis", ["row", "batch"])
 @pytest.mark.parametrize("shape", [(4, 1, 7), (16, 2, 5), (3, 2, 64), (64, 2, 130), (130, 1, 20)])
 def test_against_float64_on_many_inputs(shape, axis):
-    """100 of each: values to 1e-5 and gradients to 1e-4 at any scale; long tails cost float32 the fifth digit."""
+    """Values are right to 1e-5 and gradients to 1e-4 at any scale; long tails cost float32 the fifth digit."""
     weights = Weights(skew=1.0, kurtosis=0.5, axis=axis, logits=False)
     both = jax.jit(jax.value_and_grad(lambda Z: penalty(Z, None, weights)))
     rng = np.random.default_rng(shape)
@@ -98,5 +98,8 @@ def test_a_step_against_the_gradient_makes_logits_more_peaked():
     logits = np.random.default_rng(0).normal(size=(8, 1, 10)).astype(np.float32)
     weights = Weights(skew=0.0, kurtosis=1.0)
     gradient = jax.grad(lambda x: penalty(np.ones((8, 1, 4), np.float32), x, weights))(logits)
-    before, after = skd.moments(logits)[1], skd.moments(logits - 0.1 * gradient / jnp.abs(gradient).max())[1]
+    before, after = (
+        skd.compute_moments(logits)[1],
+        skd.compute_moments(logits - 0.1 * gradient / jnp.abs(gradient).max())[1],
+    )
     assert (after > before).all()

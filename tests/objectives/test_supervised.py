@@ -9,7 +9,7 @@ import pytest
 from configs.common import get_config
 from nml_jax import objectives, runtime
 from nml_jax.errors import UserError
-from nml_jax.objectives.supervised import LOSSES, Supervised, box, mix
+from nml_jax.objectives.supervised import LOSSES, Supervised, draw_box, mix
 
 K = 3
 MIXED = Supervised(num_classes=K, form="bce", mixup=0.8, multi_hot=True)
@@ -30,14 +30,14 @@ def sigmoid(x):
 
 
 def numpy_loss(form, x, t):
-    """(loss [B], d loss / d x [B, K]) in float64."""
+    """Compute (loss [B], d loss / d x [B, K]) in float64."""
     if form == "softmax":
         return -(t * log_softmax(x)).sum(-1), t.sum(-1, keepdims=True) * np.exp(log_softmax(x)) - t
     return (t * softplus(-x) + (1 - t) * softplus(x)).mean(-1), (sigmoid(x) - t) / x.shape[-1]
 
 
 def linear(params, model_state, batch, *, train, key):
-    """A model: logits are the mean colour times a matrix."""
+    """Apply a model whose logits are the mean colour times a matrix."""
     assert train
     assert "label_clean" not in batch
     features = batch["image"].astype(jnp.float32).mean((1, 2)) / 255
@@ -153,7 +153,7 @@ def test_cutmix_pastes_a_box_whose_share_is_one_minus_lambda():
 
 
 def test_box_has_the_asked_area_and_is_clipped_at_the_border():
-    boxes = jax.jit(jax.vmap(lambda key, area: box(key, 40, 20, area), in_axes=(0, None)))
+    boxes = jax.jit(jax.vmap(lambda key, area: draw_box(key, 40, 20, area), in_axes=(0, None)))
 
     def boxes_of(area):
         return np.asarray(boxes(jax.random.split(jax.random.key(0), 2000), area))
@@ -219,10 +219,10 @@ def test_make_reads_the_config():
     [
         ({"name": "contrast"}, "objective.name='contrast'"),
         ({"loss": "hinge"}, "objective.loss='hinge'"),
-        ({"label_smoothing": 1.5}, "objective.label_smoothing=1.5"),
-        ({"mixup": -0.1}, "objective.mixup=-0.1"),
-        ({"cutmix": float("inf")}, "objective.cutmix=inf"),
-        ({"switch_prob": float("nan")}, "objective.switch_prob=nan"),
+        ({"label_smoothing": 1.5}, "objective.label_smoothing must be in [0, 1], got 1.5"),
+        ({"mixup": -0.1}, "objective.mixup must be at least 0, got -0.1"),
+        ({"cutmix": float("inf")}, "objective.cutmix must be finite, got inf"),
+        ({"switch_prob": float("nan")}, "objective.switch_prob must be in [0, 1], got nan"),
         ({"multi_hot": True}, "objective.multi_hot"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Whether and how a process is one of several, by its environment alone."""
+"""A process recognises its job by the environment alone."""
 
 import socket
 from collections.abc import Mapping
@@ -47,10 +47,10 @@ def test_how_a_job_is_recognised(env: Mapping[str, str], expected: dict | None):
 
 
 def test_a_pod_among_pods_is_not_alone(monkeypatch):
-    """JAX finds its place with the package `kubernetes` alone."""
-    monkeypatch.setattr(cluster, "_installed", lambda package: package == "kubernetes")
+    """JAX finds its place only with the package `kubernetes`."""
+    monkeypatch.setattr(cluster, "_is_installed", lambda package: package == "kubernetes")
     assert cluster.find_job(POD | NO_TPU) == {}
-    monkeypatch.setattr(cluster, "_installed", lambda package: False)
+    monkeypatch.setattr(cluster, "_is_installed", lambda package: False)
     with pytest.raises(UserError, match="pod 1 of an indexed Kubernetes job") as e:
         cluster.find_job(POD | NO_TPU)
     assert e.value.cure.startswith("pip install kubernetes, or set JAX_COORDINATOR_ADDRESS, ")
@@ -58,7 +58,7 @@ def test_a_pod_among_pods_is_not_alone(monkeypatch):
         cluster.find_job(POD | NO_TPU | {"JAX_NUM_PROCESSES": "2"})
 
 
-def test_on_a_tpu_jax_is_asked():
+def test_on_a_tpu_jax_finds_the_job():
     assert cluster.find_job({}) == {}
     assert cluster.find_job({"JAX_PLATFORMS": "cpu"}) is None
 
@@ -78,25 +78,25 @@ def test_incomplete_or_no_number(change: Mapping[str, str | None], message: str)
 
 
 @pytest.mark.parametrize("address", ["", "10.0.0.1", "10.0.0.1:", ":1234", "10.0.0.1:0", "10.0.0.1:99999999", "a:b"])
-def test_what_is_no_address(address: str):
-    with pytest.raises(UserError, match=r"JAX_COORDINATOR_ADDRESS='.*' is no address"):
+def test_an_invalid_address(address: str):
+    with pytest.raises(UserError, match=r"JAX_COORDINATOR_ADDRESS='.*' is not an address"):
         cluster.find_job(EXPLICIT | NO_TPU | {"JAX_COORDINATOR_ADDRESS": address})
 
 
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        (SLURM | {"SLURM_STEP_NUM_NODES": "two"}, "SLURM_STEP_NUM_NODES=two is no number"),
-        (MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "x"}, "OMPI_COMM_WORLD_LOCAL_SIZE=x is no number"),
+        (SLURM | {"SLURM_STEP_NUM_NODES": "two"}, "SLURM_STEP_NUM_NODES=two must be a positive integer"),
+        (MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "x"}, "OMPI_COMM_WORLD_LOCAL_SIZE=x must be a positive integer"),
         ({k: v for k, v in MPI.items() if "RANK" not in k}, "has not set OMPI_COMM_WORLD_RANK"),
     ],
 )
-def test_what_a_launcher_cannot_have_meant(env: Mapping[str, str], message: str):
+def test_invalid_variables_of_a_launcher(env: Mapping[str, str], message: str):
     with pytest.raises(UserError, match=message):
         cluster.find_job(env | NO_TPU)
 
 
-def test_a_port_that_another_has():
+def test_a_port_that_is_taken():
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(PeerLost, match=f"cannot listen at port {port}"):
@@ -106,7 +106,7 @@ def test_a_port_that_another_has():
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.1.2.3:1", "localhost:1", "[::1]:1", "LOCALHOST:99"])
 @pytest.mark.parametrize("launcher", [SLURM, MPI, {"TPU_WORKER_HOSTNAMES": "a:1,b:1"}], ids=["slurm", "mpi", "tpu"])
-def test_a_coordinator_on_loopback_is_refused_where_there_are_several_hosts(address: str, launcher: Mapping[str, str]):
+def test_a_coordinator_on_loopback_is_an_error_on_several_hosts(address: str, launcher: Mapping[str, str]):
     with pytest.raises(UserError, match="cannot be reached from other hosts"):
         cluster.find_job(launcher | EXPLICIT | {"JAX_COORDINATOR_ADDRESS": address} | NO_TPU)
 
@@ -114,17 +114,17 @@ def test_a_coordinator_on_loopback_is_refused_where_there_are_several_hosts(addr
 @pytest.mark.parametrize(
     "launcher", [{}, SLURM | {"SLURM_STEP_NUM_NODES": "1"}, MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}]
 )
-def test_on_one_host_loopback_will_do(launcher: Mapping[str, str]):
+def test_on_one_host_loopback_is_allowed(launcher: Mapping[str, str]):
     env = launcher | EXPLICIT | {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"} | NO_TPU
     assert cluster.find_job(env)["coordinator_address"] == "127.0.0.1:1"  # type: ignore[index]
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1:1", "node1:1", "[fe80::1]:1", "local:1", ""])
-def test_other_addresses_are_none_of_loopback(address: str):
+def test_other_addresses_are_not_loopback(address: str):
     assert not cluster.is_loopback(address)
 
 
-def test_hosts_that_turn_out_to_be_several():
+def test_several_hosts_found_after_joining():
     cluster.require_reachable("127.0.0.1:1", 1)
     with pytest.raises(UserError, match="the job is on 3"):
         cluster.require_reachable("127.0.0.1:1", 3)

@@ -1,7 +1,8 @@
-"""Three processes on this machine, of which something becomes."""
+"""Three processes on this machine play scenes, and end as the README says."""
 
 import re
 import socket
+import time
 import types
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,11 +16,11 @@ from tests.scenes import process_scenes
 from tests.scenes.process_scenes import LAST
 
 
-def test_alone_there_is_nobody_to_wait_for():
+def test_a_process_that_is_alone_waits_for_nobody():
     peers.barrier("anywhere", 0.001)
     assert peers.agree({"a": 1}) == {"a": 1}
     assert peers.gather({"a": 1}, "anywhere") == [{"a": 1}]
-    with peers.stepping(lambda: "step 1"):
+    with peers.track(lambda: "step 1"):
         pass
     assert peers.find_lost() is None
     assert len(peers.list_hosts()) == 1
@@ -27,24 +28,24 @@ def test_alone_there_is_nobody_to_wait_for():
     peers.leave(3, "it goes on", "")
 
 
-def test_what_blocks_is_waited_for_or_given_up():
+def test_a_call_in_a_thread_returns_raises_or_times_out():
     assert job.in_thread(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
         job.in_thread(lambda: 1 // 0)
     with pytest.raises(TimeoutError):
-        job.in_thread(lambda: pytest.importorskip("time").sleep(0.5), 0.01)
+        job.in_thread(lambda: time.sleep(0.5), 0.01)
 
 
 @pytest.mark.parametrize(
-    ("greeting", "silence"),
+    ("greeting", "fault"),
     [
         (bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]), ""),
         (b"HTTP/1.1 400 Bad Request", "does not answer"),
         (b"", "does not answer"),
     ],
 )
-def test_whether_the_coordinator_answers(monkeypatch, greeting: bytes, silence: str):
-    """With nothing to say it stands still: its system still takes the connection."""
+def test_whether_the_coordinator_answers(monkeypatch, greeting: bytes, fault: str):
+    """An empty greeting is a stopped process, whose system still accepts the connection."""
     monkeypatch.setattr(job, "GRACE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -57,11 +58,11 @@ def test_whether_the_coordinator_answers(monkeypatch, greeting: bytes, silence: 
         with ThreadPoolExecutor() as pool:
             if greeting:
                 pool.submit(greet)
-            assert job._silence(f"127.0.0.1:{port}") == silence
-    assert job._silence(f"127.0.0.1:{port}") == "is gone without a word"
+            assert job._check_coordinator(f"127.0.0.1:{port}") == fault
+    assert job._check_coordinator(f"127.0.0.1:{port}") == "is gone without a word"
 
 
-def test_who_comes_second_leaves_the_job_alone():
+def test_a_second_process_of_the_same_number_does_not_stop_the_job():
     class Client:
         def key_value_set(self, key: str, value: str) -> None:
             raise jax.errors.JaxRuntimeError(f"ALREADY_EXISTS: Config key {key} already exists.")
@@ -98,7 +99,7 @@ def test_bad_input_of_one_ends_all():
 
 
 @pytest.mark.slow
-def test_without_the_first_nobody_waits_for_ever():
+def test_without_process_0_the_others_give_up():
     for e in process_scenes.play("all_is_well", timeout=8, absent={0}):
         assert e.code == PeerLost.exit_code, e.out
         assert re.match(r"stopped: process 0 of 3 did not answer at 127.0.0.1:\d+ \(which every host has", e.line), (
@@ -107,7 +108,7 @@ def test_without_the_first_nobody_waits_for_ever():
 
 
 @pytest.mark.slow
-def test_bad_input_of_all_is_everybodys_own():
+def test_bad_input_of_all_is_reported_by_each():
     for e in process_scenes.play("all_have_bad_input", timeout=20):
         assert e.code == 2, e.out
         assert "error: there is no file 'x'" in e.out
@@ -115,7 +116,7 @@ def test_bad_input_of_all_is_everybodys_own():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("scene", "culprit", "code", "said"),
+    ("scene", "culprit", "code", "cause"),
     [
         ("the_first_has_bad_input", 0, 2, r"process 0 \(.+\) of 3 ended with exit code 2: there is no file 'x'"),
         ("one_has_a_bug", LAST, 1, r"process 2 \(.+\) of 3 ended with exit code 1: KeyError: the bug"),
@@ -127,13 +128,13 @@ def test_bad_input_of_all_is_everybodys_own():
         ("one_is_preempted_while_it_waits", LAST, 75, r"process 2 \(.+\) of 3 ended with exit code 75: asked to stop"),
     ],
 )
-def test_the_end_of_one_is_the_end_of_all(scene: str, culprit: int, code: int, said: str):
+def test_the_end_of_one_is_the_end_of_all(scene: str, culprit: int, code: int, cause: str):
     ended = process_scenes.play(scene, timeout=20)
     assert ended[culprit].code == code, ended[culprit].out
     for i, e in enumerate(ended):
         if i != culprit:
             assert e.code == PeerLost.exit_code, e.out
-            assert re.match(f"stopped: {said}", e.line), e.out
+            assert re.match(f"stopped: {cause}", e.line), e.out
             assert "Traceback" not in e.out
 
 
@@ -145,19 +146,19 @@ def test_a_second_signal_does_not_change_how_a_process_ends():
 
 
 @pytest.mark.slow
-def test_who_holds_all_up_is_said():
+def test_a_process_that_holds_up_the_others_is_named():
     first, *others = process_scenes.play("one_stands_still", timeout=20)
     assert [e.code for e in (first, *others)] == [0, 0, 0], first.out
-    said = [line for line in first.out.splitlines() if line.startswith("no step for")]
+    lines = [line for line in first.out.splitlines() if line.startswith("no step for")]
     held, others_in = r"process 2 \(.+\) of 3 in pretrain: step 7", "the others in pretrain: step 9"
-    assert re.fullmatch(rf"no step for \d s: {held}; {others_in}", said[0])
-    assert 1 <= len(said) <= 3
+    assert re.fullmatch(rf"no step for \d s: {held}; {others_in}", lines[0])
+    assert 1 <= len(lines) <= 3
     assert not any("no step" in e.out for e in others)
 
 
 @pytest.mark.slow
-def test_everybody_hears_what_all_say_or_who_is_silent():
-    for e in process_scenes.play("all_say_something", timeout=20):
+def test_gather_returns_all_values_or_names_who_is_missing():
+    for e in process_scenes.play("all_gather", timeout=20):
         assert e.code == PeerLost.exit_code, e.out
         assert "process 2" in e.line or "ended with exit code 76" in e.line, e.out
         assert "Traceback" not in e.out
@@ -165,7 +166,7 @@ def test_everybody_hears_what_all_say_or_who_is_silent():
 
 
 @pytest.mark.slow
-def test_who_is_late_at_a_barrier_is_named():
+def test_a_process_late_at_a_barrier_is_named():
     *others, last = process_scenes.play("one_is_late", timeout=20)
     for e in others:
         assert e.code == PeerLost.exit_code, e.out
@@ -175,6 +176,6 @@ def test_who_is_late_at_a_barrier_is_named():
 
 
 @pytest.mark.slow
-def test_all_who_are_preempted_say_so_however_long_they_save():
+def test_all_preempted_processes_report_it_however_long_they_save():
     for e in process_scenes.play("all_are_preempted", timeout=20):
         assert (e.code, e.line) == (75, "stopped: asked to stop: saved at step 4"), e.out

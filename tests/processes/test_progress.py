@@ -1,4 +1,4 @@
-"""Where the processes of a job are, without processes."""
+"""Who stands where is printed; tested without real processes."""
 
 import contextlib
 import re
@@ -17,9 +17,9 @@ from tests.launch.shell import ROOT, clean
 
 
 class Peer:
-    """A process among three, with a service that is a dictionary; what of a Job `look` and `stepping` ask for."""
+    """One of three processes, with a dictionary as service; has all that `share_position` and `track` need."""
 
-    look: Any = Membership.look
+    share_position: Any = Membership.share_position
 
     def __init__(self, index: int, kept: dict[str, str]):
         self.index, self.kept, self.client = index, kept, self
@@ -45,8 +45,8 @@ def jobs(monkeypatch):
 def enter(monkeypatch, job, stack, *places):
     monkeypatch.setattr(peers, "_progress", job.progress)
     for place in places:
-        stack.enter_context(peers.at(place))
-    job.look()
+        stack.enter_context(peers.track(place))
+    job.share_position()
 
 
 def test_the_few_are_named_before_the_many(monkeypatch, jobs, capsys):
@@ -55,16 +55,16 @@ def test_the_few_are_named_before_the_many(monkeypatch, jobs, capsys):
         enter(monkeypatch, third, stack, "tune")
         enter(monkeypatch, second, stack, "tune")
         enter(monkeypatch, first, stack, "zeroshot", "test", "batch 12 of images")
-        first.look()
-    said = "no step for 0 s: process 0 in zeroshot: test: batch 12 of images; the others in tune\n"
-    assert capsys.readouterr().err == said
+        first.share_position()
+    line = "no step for 0 s: process 0 in zeroshot: test: batch 12 of images; the others in tune\n"
+    assert capsys.readouterr().err == line
 
 
-def test_of_two_neither_is_accused(monkeypatch, jobs, capsys):
+def test_two_processes_are_both_named(monkeypatch, jobs, capsys):
     with contextlib.ExitStack() as stack:
         enter(monkeypatch, jobs[1], stack, "the end")
         enter(monkeypatch, jobs[0], stack, "tune", "mlp")
-        jobs[0].look()
+        jobs[0].share_position()
     assert capsys.readouterr().err == "no step for 0 s: process 0 in tune: mlp; process 1 in the end\n"
 
 
@@ -72,36 +72,36 @@ def test_all_in_one_place(monkeypatch, jobs, capsys):
     with contextlib.ExitStack() as stack:
         for job in reversed(jobs):
             enter(monkeypatch, job, stack, "report")
-        jobs[0].look()
+        jobs[0].share_position()
     assert capsys.readouterr().err == "no step for 0 s: all in report\n"
 
 
 def test_batches_of_several_passes(monkeypatch, jobs):
-    """Every pass over a split counts, in whatever order they end, and none leaves its place behind."""
+    """Passes over splits may end in any order, and each removes its place."""
     job = jobs[0]
     monkeypatch.setattr(peers, "_progress", job.progress)
 
-    def seen() -> str:
-        job.look()
+    def read_place() -> str:
+        job.share_position()
         return job.kept["nml_jax/place/0"]
 
-    with peers.at("extract"):
+    with peers.track("extract"):
         one, other = (evaluators._counted(iter([{}, {}]), what) for what in ("images", "texts"))
         next(one)
         next(other)
-        assert seen() == "extract: batch 1 of images: batch 1 of texts"
+        assert read_place() == "extract: batch 1 of images: batch 1 of texts"
         next(one)
-        assert seen() == "extract: batch 2 of images: batch 1 of texts"
+        assert read_place() == "extract: batch 2 of images: batch 1 of texts"
         assert list(one) == []
-        assert seen() == "extract: batch 1 of texts"
+        assert read_place() == "extract: batch 1 of texts"
         other.close()  # given up
-        assert seen() == "extract"
+        assert read_place() == "extract"
     assert job.progress.places == []
 
 
-def test_who_is_nowhere_says_nothing(jobs, capsys):
+def test_without_a_place_nothing_is_printed(jobs, capsys):
     for _ in range(3):
-        jobs[0].look()
+        jobs[0].share_position()
     assert jobs[0].kept == {}
     assert capsys.readouterr().err == ""
 
@@ -111,18 +111,18 @@ import time
 from nml_jax.processes import peers, progress
 progress.STILL = 1.5
 peers.start()
-with peers.at("pretrain"), peers.stepping(lambda: "step 7"):
+with peers.track("pretrain"), peers.track(lambda: "step 7"):
     time.sleep(5)
 time.sleep(3)
 """
 
 
-def test_one_process_says_where_it_stands():
-    """... and says no more once it is through."""
+def test_a_single_process_prints_where_it_stands():
+    """It prints nothing more once it has left the place."""
     ended = subprocess.run(
         [sys.executable, "-c", ALONE], cwd=ROOT, capture_output=True, text=True, env=clean(), timeout=60
     )
     assert ended.returncode == 0, ended.stderr
-    said = ended.stderr.splitlines()
-    assert all(re.fullmatch(r"no step for \d s: in pretrain: step 7", line) for line in said)
-    assert 1 <= len(said) <= 3
+    lines = ended.stderr.splitlines()
+    assert all(re.fullmatch(r"no step for \d s: in pretrain: step 7", line) for line in lines)
+    assert 1 <= len(lines) <= 3

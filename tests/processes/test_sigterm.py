@@ -1,4 +1,4 @@
-"""SIGTERM outside of the training loop, at moments at which an exception would be lost or do harm."""
+"""SIGTERM ends a process outside of the training loop, even where an exception would be lost or do harm."""
 
 import os
 import signal
@@ -57,7 +57,7 @@ def test_other_signals_and_other_handlers_are_left_alone():
         signal.signal(signal.SIGUSR1, usual)
         within = signal.signal(signal.SIGTERM, lambda *_: calls.append("own"))
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.2)  # the watching thread, too, sees who hears
+        time.sleep(0.2)  # the watching thread must see the other handler
         signal.signal(signal.SIGTERM, within)
     assert calls == ["usr1", "own"]
     assert signal.getsignal(signal.SIGTERM) is before

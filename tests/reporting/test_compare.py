@@ -10,7 +10,7 @@ from nml_jax import main
 from nml_jax.assembly.spectra import singular_values
 from nml_jax.runs.heads import read_correct
 from nml_jax.runs.rows import read_rows
-from nml_jax.stages import tune
+from nml_jax.stages import features, tune
 
 D, K = 6, 3
 
@@ -51,7 +51,8 @@ def test_tune_keeps_which_rows_are_right_and_measures_the_inputs_once(tmp_path: 
         measured.append((n, mode))
         return whole(blocks, n, dim, mode)
 
-    monkeypatch.setattr(tune, "singular_values", counted)
+    for stage in (features, tune):
+        monkeypatch.setattr(stage, "singular_values", counted)
     run = launch(tmp_path)
     assert measured.count((81, "paper")) == 1 + 1 + 1  # the features, the inputs of four heads, and NMTune's Z
     rows = [row for row in read_rows(run) if row.stage == "tune"]
@@ -74,8 +75,8 @@ def test_tune_keeps_which_rows_are_right_and_measures_the_inputs_once(tmp_path: 
     assert [path.name for path in files] == ["knn,seed=0.safetensors", "lbfgs,seed=0.safetensors",
                                              "linear,seed=0.safetensors", "nmtune,paper,seed=0.safetensors",
                                              "ridge,seed=0.safetensors"]  # fmt: skip
-    assert tune.intact(run)
+    assert tune.STAGE.intact(run)
     files[0].unlink()
-    assert not tune.intact(run)
+    assert not tune.STAGE.intact(run)
     launch(tmp_path)  # notices
     assert [path.read_bytes() for path in files] == before

@@ -1,5 +1,6 @@
-"""Trainings in miniature that must not depend on the mesh, every source of randomness switched on; and as a program,
-`python -m tests.scenes.mesh_cases CASE DTYPE STEPS FSDP OUT`, one process of several that train together.
+"""Small trainings that must not depend on the mesh, with every source of randomness switched on.
+
+`python -m tests.scenes.mesh_cases CASE DTYPE STEPS FSDP OUT` is one process of several that train together.
 """
 
 import dataclasses
@@ -45,11 +46,11 @@ CASES: dict[str, tuple[types.ModuleType, dict[str, Any]]] = {
     "siglip vit": (clip_pairs, CLIP_VIT | {"objective.name": "siglip", "model.logit_bias": -10.0}),
     "clip resnet": (clip_pairs, RESNET | TEXT | {"model.tower": "resnet18"}),
 }
-SHARD_FROM = 64  # so that these parameters are split, too
+SHARD_FROM = 64  # splits these small parameters, too
 
 
-def batch(case: str, step: int) -> dict[str, np.ndarray]:
-    """The global batch of a step."""
+def make_batch(case: str, step: int) -> dict[str, np.ndarray]:
+    """Make the global batch of a step."""
     rng = np.random.default_rng(step)
     out = {"image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8)}
     if "model.text_width" not in CASES[case][1]:
@@ -59,15 +60,15 @@ def batch(case: str, step: int) -> dict[str, np.ndarray]:
     return out | {"text": text}
 
 
-def keeping_gradients() -> optax.GradientTransformation:
-    """Changes nothing; its state is the last gradient."""
+def keep_gradients() -> optax.GradientTransformation:
+    """Return a transformation that changes nothing, and whose state is the last gradient."""
     return optax.GradientTransformation(
         lambda params: jax.tree.map(jnp.zeros_like, params), lambda updates, state, params=None: (updates, updates)
     )
 
 
-def program(case: str, mesh: Mesh, dtype: str) -> loop.Program:
-    """As `loop.build` makes it, and its optimiser keeps the gradient."""
+def build_program(case: str, mesh: Mesh, dtype: str) -> loop.Program:
+    """Build the program as `loop.build` does, with an optimiser that keeps the gradient."""
     module, values = CASES[case]
     config = next(iter(settings.expand_sweep(module.get_config()).values()))
     with config.unlocked():
@@ -77,15 +78,15 @@ def program(case: str, mesh: Mesh, dtype: str) -> loop.Program:
     objective = objectives.make(config.objective, num_classes=CLASSES, blocks=mesh.size)
     tx, schedule = optim.make(config.optimizer, model.shapes[0], steps=STEPS, steps_per_epoch=4.0)
     loss = functools.partial(objective.loss, parts)
-    return loop.assemble(model, loss, optax.chain(keeping_gradients(), tx), schedule, config.train.ema, mesh)
+    return loop.assemble(model, loss, optax.chain(keep_gradients(), tx), schedule, config.train.ema, mesh)
 
 
 @functools.cache
-def initial(case: str) -> TrainState:
-    """Drawn on one device of this process, on the host."""
+def draw_initial(case: str) -> TrainState:
+    """Draw the initial state on one device of this process, and return it on the host."""
     one = runtime.make_mesh(devices=jax.local_devices()[:1])
     with jax.enable_x64(False):
-        state = program(case, one, "float32").init(jax.random.key(1))
+        state = build_program(case, one, "float32").init(jax.random.key(1))
     return jax.device_get(dataclasses.replace(state, key=jax.random.key_data(state.key)))
 
 
@@ -97,40 +98,40 @@ class Run:
 
 
 def train(case: str, mesh: Mesh, dtype: str, steps: int) -> Run:
-    """On all devices of the mesh, whichever process they belong to; the same result in each."""
-    built = program(case, mesh, dtype)
+    """Train on all devices of the mesh, and return the same result in each of its processes."""
+    program = build_program(case, mesh, dtype)
 
     def place(value: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
         wide = value.astype(dtype if value.dtype == np.float32 else value.dtype)
         return jax.make_array_from_callback(wide.shape, like.sharding, lambda index: wide[index])
 
-    start, shapes = initial(case), built.shapes
+    start, shapes = draw_initial(case), program.shapes
     key = jax.jit(jax.random.wrap_key_data, out_shardings=shapes.key.sharding)(start.key)
     start, shapes = dataclasses.replace(start, key=None), dataclasses.replace(shapes, key=None)  # type: ignore[arg-type]
     state = dataclasses.replace(jax.tree.map(place, start, shapes), key=key)
     put, losses, gradient = runtime.put_batch(mesh), [], {}
-    block, blocks = runtime.process_rows(mesh)
+    block, blocks = runtime.find_process_block(mesh)
     for k in range(steps):
-        rows = batch(case, k) | {"asked": np.zeros(mesh.size, np.int32)}
+        rows = make_batch(case, k) | {"asked": np.zeros(mesh.size, np.int32)}
         own = {name: np.split(x, blocks)[block] for name, x in rows.items()}
-        state, metrics = built.step(state, put(own))
+        state, metrics = program.step(state, put(own))
         total, count = runtime.fetch(metrics["loss"], mesh)
         losses.append(float(total) / float(count))
-        gradient = gradient or leaves(runtime.fetch(state.opt_state[0], mesh))
-    return Run(losses, gradient, leaves(runtime.fetch((state.params, state.model_state, state.ema), mesh)))
+        gradient = gradient or flatten(runtime.fetch(state.opt_state[0], mesh))
+    return Run(losses, gradient, flatten(runtime.fetch((state.params, state.model_state, state.ema), mesh)))
 
 
-def steps_of(case: str, dtype: str) -> int:
-    """For how many steps rounding leaves a training comparable: a ResNet in float32 for one."""
+def count_comparable_steps(case: str, dtype: str) -> int:
+    """Return for how many steps rounding leaves two trainings comparable; a ResNet in float32 for one."""
     return STEPS if "vit" in case or dtype == "float64" else 1
 
 
-def leaves(tree: Any) -> dict[str, np.ndarray]:
+def flatten(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def apart(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
-    """The norm of the difference of two trees over that of the second."""
+def measure_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    """Return the norm of the difference of two trees, divided by that of the second."""
     assert ours.keys() == theirs.keys()
     square = {name: np.sum(np.square(np.float64(x))) for name, x in theirs.items()}
     difference = sum(np.sum(np.square(np.float64(ours[name]) - theirs[name])) for name in theirs)
@@ -138,7 +139,7 @@ def apart(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
 
 
 def main(case: str, dtype: str, steps: str, fsdp: str, out: str) -> None:
-    """As one process of a job, whose first writes to the folder `out` what came of it."""
+    """Train as one process of a job; process 0 writes the result to the folder `out`."""
     peers.start(120)
     runtime.SHARD_FROM = SHARD_FROM
     with jax.enable_x64(dtype == "float64"):

@@ -1,4 +1,4 @@
-"""A process of a job that plays a scene, for tests: `python -m tests.scenes.process_scenes SCENE TIMEOUT`."""
+"""Let a process of a job play a scene, for tests: `python -m tests.scenes.process_scenes SCENE TIMEOUT`."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ LAST = 2  # of three processes
 
 
 class Ended(NamedTuple):
-    """How a process ended: its exit code, what it printed, and its last line."""
+    """The end of a process: its exit code and its output."""
 
     code: int
     out: str
@@ -41,7 +41,7 @@ def environment(index: int, count: int, port: int) -> dict[str, str]:
 
 
 def begin(program: Sequence[str], count: int = 2, *, absent: Collection[int] = ()) -> list[subprocess.Popen]:
-    """Start the processes of a job, but for those that do not come; their stderr goes where their stdout goes."""
+    """Start the processes of a job, except the absent ones; stderr goes to stdout."""
     port = free_port()
     return [
         subprocess.Popen(
@@ -52,7 +52,7 @@ def begin(program: Sequence[str], count: int = 2, *, absent: Collection[int] = (
 
 
 def end(started: Sequence[subprocess.Popen], timeout: float) -> list[Ended]:
-    """Wait for them to end; none outlives the test."""
+    """Wait for the processes to end, and kill those that do not."""
     try:
         outs = [process.communicate(timeout=timeout)[0] for process in started]
     finally:
@@ -62,7 +62,7 @@ def end(started: Sequence[subprocess.Popen], timeout: float) -> list[Ended]:
 
 
 def play(scene: str, *, timeout: int, count: int = 3, absent: Collection[int] = ()) -> list[Ended]:
-    """Let `count` processes play a scene, but for those that do not come."""
+    """Let `count` processes play a scene, except the absent ones."""
     return end(begin(["-m", "tests.scenes.process_scenes", scene, str(timeout)], count, absent=absent), 120)
 
 
@@ -117,7 +117,7 @@ def one_hangs(index: int, timeout: int) -> None:
     from nml_jax.processes import peers
 
     if index == LAST:
-        subprocess.Popen(["sh", "-c", f"sleep 40; kill -9 {os.getpid()}"])  # what is stopped cannot end itself
+        subprocess.Popen(["sh", "-c", f"sleep 40; kill -9 {os.getpid()}"])  # a stopped process cannot end itself
         os.kill(os.getpid(), signal.SIGSTOP)
     peers.agree(index)
     time.sleep(60)
@@ -157,7 +157,7 @@ def the_first_stands_still(index: int, timeout: int) -> None:
 def one_is_asked_again_and_again(index: int, timeout: int) -> None:
     from nml_jax.errors import Preempted
 
-    if index == 0:  # the first ends last: it waits for what the others say
+    if index == 0:  # process 0 ends last: it waits for the reports of the others
         again = f"for i in 1 2 3; do sleep 0.5; kill -TERM {os.getpid()}; kill -INT {os.getpid()}; done"
         subprocess.Popen(["sh", "-c", again], stderr=subprocess.DEVNULL)
     time.sleep(3 if index else 0)
@@ -168,11 +168,11 @@ def one_stands_still(index: int, timeout: int) -> None:
     from nml_jax.processes import peers, progress
 
     progress.STILL = 2.0
-    with peers.at("pretrain"), peers.stepping(lambda: f"step {7 if index == LAST else 9}"):
+    with peers.track("pretrain"), peers.track(lambda: f"step {7 if index == LAST else 9}"):
         time.sleep(7)
 
 
-def all_say_something(index: int, timeout: int) -> None:
+def all_gather(index: int, timeout: int) -> None:
     from nml_jax.processes import peers
 
     for k in range(3):
@@ -184,7 +184,7 @@ def all_say_something(index: int, timeout: int) -> None:
 
 
 def the_first_cannot_write_for_a_while(index: int, timeout: int, until: int = 7) -> None:
-    """From step 4 on, before its save, until the batch of step `until` + 1 is read; the state has 12 steps."""
+    """Train 12 steps; process 0 cannot write from before the save of step 4 until the batch of step `until` + 1."""
     import resource
 
     from nml_jax import runtime
@@ -246,7 +246,7 @@ def all_is_well(index: int, timeout: int) -> None:
 SCENES: dict[str, Callable[[int, int], None]] = {
     scene.__name__: scene
     for scene in (
-        all_are_preempted, all_have_bad_input, all_is_well, all_say_something, one_hangs, one_has_a_bug,
+        all_are_preempted, all_gather, all_have_bad_input, all_is_well, one_hangs, one_has_a_bug,
         one_has_bad_input, one_is_asked_again_and_again, one_is_killed, one_is_killed_in_a_collective, one_is_late,
         one_is_preempted_while_it_waits, one_stands_still, the_first_cannot_write,
         the_first_cannot_write_for_a_while, the_first_has_bad_input, the_first_is_killed, the_first_stands_still,

@@ -124,12 +124,12 @@ def test_a_head_that_is_gone_is_made_again(files: Path, tmp_path: Path, capsys: 
     cell = launch(tmp_path / "w", **named)
     heads = cell / "heads" / "features"
     assert sorted(path.name for path in heads.iterdir()) == ["ridge,seed=0.safetensors", "ridge,seed=1.safetensors"]
-    assert tune.intact(cell)
+    assert tune.STAGE.intact(cell)
     (heads / "ridge,seed=1.safetensors").unlink()
-    assert not tune.intact(cell)
+    assert not tune.STAGE.intact(cell)
     launch(tmp_path / "w", **named)
     assert "tune is done" not in capsys.readouterr().err
-    assert tune.intact(cell)
+    assert tune.STAGE.intact(cell)
 
 
 def test_a_head_knows_the_columns_of_its_table(tmp_path: Path):

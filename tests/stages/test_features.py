@@ -244,7 +244,7 @@ def test_a_method_that_diverges_is_left_out_and_the_others_go_on(files: Path, tm
     rows = [row for row in read_rows(cell) if row.stage == "tune"]
     assert {row.method for row in rows if row.metric == "accuracy"} == {"lbfgs"}
     assert [(row.method, row.value) for row in rows if row.metric == "diverged"] == [("mlp", 1.0)]
-    assert tune.intact(cell)
+    assert tune.STAGE.intact(cell)
     said = "Training diverged, and there is no head to compare: MLP in 1 of 1 run."
     assert said in capsys.readouterr().out
     assert said in (tmp_path / "w" / "report.html").read_text()
@@ -256,7 +256,7 @@ def test_what_is_finished_of_an_interrupted_stage_is_not_done_again(files: Path,
     named = {"features.train": str(files / "train.npz"), "features.test": str(files / "test.npz"),
              "tune.methods": ("ridge", "lbfgs")}  # fmt: skip
     whole = launch(tmp_path / "whole", **named)
-    fit, asked = tune.heads.fit_seeds, []
+    fit, asked = tune.select.fit_seeds, []
 
     def stopping(*args, method, **how):
         asked.append(method)

@@ -123,7 +123,7 @@ def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, 
     run = Path(shutil.copytree(finished, tmp_path / "digits")) / CELL
     digits_experiment.launch(run.parent, **TUNING)
     assert "finetune is done, skipped" in capsys.readouterr().err
-    assert finetune.intact(run)
+    assert finetune.STAGE.intact(run)
     whole, trained, train = values(read_rows(run)), [], finetune_search.train
 
     def counted(setup, method, terms, *rest):
@@ -135,13 +135,13 @@ def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, 
                ("lora", None, "test", "accuracy")]  # fmt: skip
     for gone in (run / setting("lora") / "checkpoints", correct_path(run, vars(lora))):
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-        assert not finetune.intact(run)
+        assert not finetune.STAGE.intact(run)
         digits_experiment.launch(run.parent, **TUNING)
         assert "finetune is done" not in capsys.readouterr().err
-        assert finetune.intact(run)
+        assert finetune.STAGE.intact(run)
         assert values(read_rows(run)) == whole
     assert trained == [("lora", "none")] * 2  # and nothing else
-    finetune.forget(run)
+    finetune.STAGE.forget(run)
     assert not (run / "finetune").exists()
     assert not (run / "correct" / "finetune").exists()
 
@@ -244,7 +244,7 @@ def test_zero_shot_weights_are_the_scaled_descriptions_of_the_classes(tmp_path: 
     assert not bias.any()
     scale = np.exp(here.weights[0]["logit_scale"])
     np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), scale, rtol=1e-5)
-    assert here.setup("full").layer == "embedding"
+    assert here.loop_setup("full").layer == "embedding"
 
 
 @pytest.mark.parametrize(
@@ -254,11 +254,11 @@ def test_zero_shot_weights_are_the_scaled_descriptions_of_the_classes(tmp_path: 
         ({"finetune.targets": ("vit_mlp",)}, "'vit_mlp' matches no parameter"),
         ({"finetune.rank": 5}, "LoRA of rank 5"),
         ({"finetune.batch": 13}, "finetune.batch=13"),
-        ({"finetune.methods": ("lora", "half")}, "no 'half'"),
+        ({"finetune.methods": ("lora", "half")}, "unknown 'half'"),
         ({"tune.validation": 0.0}, "no rows to choose finetune.lrs by"),
         ({"tune.validation": 0.0, "finetune.lrs": (0.1,), "tune.lrs": (0.1, 0.2)}, "no rows to choose tune.lrs by"),
         ({"finetune.nmtune.svd": -1.0}, "svd is -1.0"),
-        ({"finetune.nmtune.mse": 1.0}, "finetune.nmtune.mse=1.0 is of a term that is left out"),
+        ({"finetune.nmtune.mse": 1.0}, "finetune.nmtune.mse=1.0 belongs to a term that is left out"),
         (CLIP | {"data.tokenizer": "nowhere.json"}, "nowhere.json"),
         (CLIP | {"zeroshot.class_names": "nowhere.json"}, "nowhere.json"),
     ],

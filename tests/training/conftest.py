@@ -8,7 +8,7 @@ from tests.training.tiny import Run, tiny_config
 
 @pytest.fixture
 def make_run(tmp_path):
-    """make_run(name, data=, fsdp=, **overrides) -> a miniature run in a folder of its own."""
+    """Return a function that makes a small run in its own folder, from config overrides."""
 
     def make(name: str = "run", *, data: int = -1, fsdp: int = 1, **overrides) -> Run:
         return Run(tmp_path / name, tiny_config(**overrides), runtime.make_mesh(data, fsdp))

@@ -1,4 +1,4 @@
-"""Checkpoints: what is read is what was written, on any mesh; anything else is refused by name."""
+"""Checkpoints are read as they were written, on any mesh; a damaged or different one raises an error that names it."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ import pytest
 
 from nml_jax import load_model, models, runtime
 from nml_jax.errors import UserError
-from nml_jax.models.weights import convert
+from nml_jax.models.weights import timm
 from nml_jax.training import checkpoint, loop, pretrained
 from tests.scenes.meshes import mesh_of
 from tests.training.tiny import host, step_batch
@@ -18,7 +18,7 @@ from tests.training.tiny import host, step_batch
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A run saved after 4 and 5 steps on a mesh of 2 × 4, and its last state on the host."""
+    """Save a run after 4 and 5 steps on a mesh of 2 × 4; yield it and its last state on the host."""
     from tests.training.tiny import Run, tiny_config
 
     with pytest.MonkeyPatch.context() as patch:
@@ -56,7 +56,7 @@ def test_saved_on_eight_devices_restored_on_fewer(saved, data: int, fsdp: int):
     )
 
 
-def test_the_folder_proves_itself_with_sha256sum(saved):
+def test_sha256sum_verifies_the_folder(saved):
     run, _ = saved
     done = subprocess.run(
         ["sha256sum", "-c", "--quiet", checkpoint.SUMS], cwd=run.folder / "checkpoints" / "5", check=False
@@ -64,29 +64,29 @@ def test_the_folder_proves_itself_with_sha256sum(saved):
     assert done.returncode == 0
 
 
-def test_a_thousand_flipped_bits_are_each_refused_by_name(saved, tmp_path):
-    """Anywhere in a checkpoint, the file of hashes included."""
+def test_each_of_a_thousand_flipped_bits_raises_an_error(saved, tmp_path):
+    """They may be anywhere in a checkpoint, also in the file of hashes."""
     run, _ = saved
     folder = tmp_path / "5"
     shutil.copytree(run.folder / "checkpoints" / "5", folder)
     rng = np.random.default_rng(0)
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.stat().st_size]
     sizes = np.array([p.stat().st_size for p in files])
-    # Half of them where the bytes are, half where the files are: most files are small.
+    # Half are spread evenly over bytes, half over files: most files are small.
     chosen = [*rng.choice(len(files), 500, p=sizes / sizes.sum()), *rng.integers(0, len(files), 500)]
     for path in (files[i] for i in chosen):
-        sound = path.read_bytes()
-        flipped = bytearray(sound)
-        flipped[rng.integers(len(sound))] ^= 1 << int(rng.integers(8))
+        original = path.read_bytes()
+        flipped = bytearray(original)
+        flipped[rng.integers(len(original))] ^= 1 << int(rng.integers(8))
         path.write_bytes(flipped)
         with pytest.raises(UserError, match=re.escape(str(folder))):
             checkpoint.verify(folder)
-        path.write_bytes(sound)
+        path.write_bytes(original)
     checkpoint.verify(folder)
 
 
-def test_a_committed_folder_without_hashes_gets_them(saved, tmp_path):
-    """A kill between Orbax's commit and the hashes leaves this."""
+def test_hashes_are_written_for_a_committed_folder_without_them(saved, tmp_path):
+    """A kill between Orbax's commit and the hashes leaves such a folder."""
     run, _ = saved
     folder = tmp_path / "checkpoints" / "5"
     shutil.copytree(run.folder / "checkpoints" / "5", folder)
@@ -95,7 +95,7 @@ def test_a_committed_folder_without_hashes_gets_them(saved, tmp_path):
     assert (folder / checkpoint.SUMS).exists()
 
 
-def test_a_checkpoint_of_another_model_is_refused(saved, make_run):
+def test_a_checkpoint_of_another_model_is_an_error(saved, make_run):
     run, _ = saved
     other = make_run(**{"model.width": 8})
     with pytest.raises(UserError, match="does not fit"):
@@ -115,7 +115,7 @@ def test_load_model_runs_without_the_loop(saved, weights: str):
     assert outputs["logits"].shape == (2, 3)
 
 
-def test_load_model_names_what_is_there(saved, tmp_path):
+def test_load_model_names_the_checkpoints_that_exist(saved, tmp_path):
     run, _ = saved
     with pytest.raises(UserError, match="no checkpoint 3") as error:
         load_model(run.folder, step=3)
@@ -127,7 +127,7 @@ def test_load_model_names_what_is_there(saved, tmp_path):
         load_model(run.folder, weights="best")
 
 
-def test_warm_start_takes_all_but_a_head_for_other_classes(saved, capsys):
+def test_warm_start_keeps_a_fresh_head_for_other_classes(saved, capsys):
     run, expected = saved
     model = models.build(run.config.model, num_classes=7, image_size=8)
     fresh = model.init(jax.random.key(1), {"image": jax.ShapeDtypeStruct((1, 8, 8, 3), np.uint8)})
@@ -163,7 +163,7 @@ def test_warm_start_from_timm_names(saved, tmp_path):
     run, expected = saved
     loaded = load_model(run.folder)
     file = tmp_path / "weights.safetensors"
-    safetensors.numpy.save_file(convert.to_timm(loaded.params, loaded.model_state), file)
+    safetensors.numpy.save_file(timm.export_weights(loaded.params, loaded.model_state), file)
     spec = {"image": jax.ShapeDtypeStruct((1, 8, 8, 3), np.uint8)}
     fresh = loaded.model.init(jax.random.key(9), spec)
     params, _ = pretrained.load_weights(str(file), run.config, *fresh)
@@ -173,7 +173,7 @@ def test_warm_start_from_timm_names(saved, tmp_path):
         pretrained.load_weights(str(file), run.config, *fresh)
 
 
-def test_digest_tells_any_difference():
+def test_hashes_differ_for_any_difference():
     tree = {"a": np.arange(3.0), "b": {"c": np.zeros(2, np.int32)}}
     digest = checkpoint.hash_tree(tree)
     assert digest == checkpoint.hash_tree({"a": np.arange(3.0), "b": {"c": np.zeros(2, np.int32)}})

@@ -1,4 +1,4 @@
-"""The classifier that is fine-tuned: its parts, its start, what is frozen, how two are interpolated."""
+"""The classifier that is fine-tuned: its parts, its start, what is frozen, and interpolation."""
 
 import functools
 
@@ -31,7 +31,7 @@ KEY = jax.random.key(5)
 
 
 def one() -> Mesh:
-    """For one device programs compile fastest; the stage's test has two."""
+    """Make a mesh of one device, for which programs compile fastest; the stage's test uses two."""
     return mesh_of(1)
 
 
@@ -55,7 +55,7 @@ def program(name: str, made: finetune.Setup, **tuning) -> loop.Program:
 
 @functools.cache
 def encoder(name: str):
-    """(params, model_state) of a pre-trained encoder, on the host."""
+    """Return (params, model_state) of a pre-trained encoder, on the host."""
     model = finetune.build_classifier(*sections(name), setup("full"))
     params, state = model.init(jax.random.key(11), model.spec)
     return jax.device_get((params["encoder"], state["encoder"]))
@@ -66,7 +66,7 @@ def begin(name: str, made: finetune.Setup, head=None, noisytune: float = 0.0, **
 
 
 def after(name: str, made: finetune.Setup, steps: int = 2, **tuning):
-    """(parameters and statistics at the start and after some steps, on the host, and the last metrics)"""
+    """Return parameters and statistics at the start and after some steps, on the host, and the last metrics."""
     state, metrics = begin(name, made, **tuning), {}
     first = jax.device_get((state.params, state.model_state))
     for _ in range(steps):
@@ -78,14 +78,14 @@ def same(a, b) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-def test_lora_trains_factors_and_head_alone():
+def test_lora_trains_only_factors_and_head():
     (params, state), (trained, statistics), metrics = after("resnet18", setup("lora", "paper"))
     assert same(trained["encoder"]["base"], params["encoder"]["base"])
     assert same(params["encoder"]["base"], encoder("resnet18")[0])
     assert not same(trained["encoder"]["lora"], params["encoder"]["lora"])
     assert not same(trained["head"], params["head"])
     assert {"cov", "svd"} <= metrics.keys()
-    plain, running = finetune.merged((trained, statistics), sections("resnet18")[1])
+    plain, running = finetune.merge_factors((trained, statistics), sections("resnet18")[1])
     assert jax.tree.structure(plain["encoder"]) == jax.tree.structure(encoder("resnet18")[0])
     assert not same(running["encoder"], state["encoder"])  # BatchNorm follows the adapted activations
 
@@ -97,17 +97,17 @@ def test_full_trains_everything_but_the_initial_encoder_that_it_is_compared_with
     assert same((trained["initial"], statistics["initial"]), encoder("resnet18"))
     for old, new in zip(jax.tree.leaves(params["encoder"]), jax.tree.leaves(trained["encoder"]), strict=True):
         assert np.any(old != new)
-    merged = finetune.merged((trained, statistics), sections("resnet18")[1])
+    merged = finetune.merge_factors((trained, statistics), sections("resnet18")[1])
     assert [tree.keys() for tree in merged] == [{"encoder", "head"}] * 2
 
 
-def test_a_probe_trains_the_head_alone():
+def test_a_probe_trains_only_the_head():
     (params, state), (trained, statistics), _ = after("resnet18", setup(finetune.PROBE))
     assert same((params["encoder"], state["encoder"]), (trained["encoder"], statistics["encoder"]))
     assert not same(params["head"], trained["head"])
 
 
-def test_the_text_tower_of_clip_takes_no_part():
+def test_the_text_tower_of_clip_is_not_trained():
     params, _ = shapes("clip", setup("full"))
     trained = rates("clip", params, "full")
     frozen = {name for name, rate in trained.items() if not rate}
@@ -118,7 +118,7 @@ def test_the_text_tower_of_clip_takes_no_part():
     }
 
 
-def test_a_head_that_is_given_is_where_training_starts_and_noisytune_perturbs_matrices_of_the_encoder():
+def test_training_starts_from_a_given_head_and_noisytune_perturbs_matrices_of_the_encoder():
     head = {"classifier": {"kernel": np.full((8, 3), 0.5, np.float32), "bias": np.ones(3, np.float32)}}, {}
     made = setup("lora", "paper")
     plain, given = (jax.device_get(begin("resnet18", made, *how).params) for how in ((None, 0.0), (head, 0.2)))
@@ -171,7 +171,7 @@ def shapes(name: str, made: finetune.Setup):
 
 
 def rates(name: str, params, method: str, **tuning) -> dict[str, float]:
-    """Multiplier of the learning rate by parameter, which the optimiser accepts."""
+    """Return the learning-rate multiplier of every parameter, and check that the optimiser accepts them."""
     section = finetune.build_optimizer(sections(name, **tuning)[1], params, method, 0.01)
     optim.make(section, params, steps=4, steps_per_epoch=2.0)
     return {pattern.replace("\\", ""): value for pattern, value in section.lr_mult}
@@ -187,20 +187,20 @@ def test_wise_has_the_two_models_at_its_ends_and_lies_between():
 @pytest.mark.parametrize(
     ("values", "cause"),
     [
-        ({"methods": ("lora", "fulll")}, "no 'fulll'"),
-        ({"methods": ()}, "finetune.methods=() is empty"),
-        ({"terms": ("paper", "paper")}, "repeats itself"),
+        ({"methods": ("lora", "fulll")}, "unknown 'fulll'"),
+        ({"methods": ()}, "finetune.methods must be a tuple of at least one name, each once, got ()"),
+        ({"terms": ("paper", "paper")}, "finetune.terms must be a tuple of at least one name, each once"),
         ({"terms": ("papers",)}, "no terms 'papers'"),
         ({"head": "conv"}, "finetune.head='conv'"),
         ({"head": "mlp", "head_init": "zeroshot"}, "no zero-shot weights"),
-        ({"rank": 0}, "finetune.rank=0"),
-        ({"lrs": (0.1, 0.0)}, "not above 0"),
-        ({"epochs": float("nan")}, "not above 0"),
+        ({"rank": 0}, "finetune.rank must be at least 1, got 0"),
+        ({"lrs": (0.1, 0.0)}, "finetune.lrs must be a tuple of distinct positive numbers, got (0.1, 0.0)"),
+        ({"epochs": float("nan")}, "finetune.epochs must be above 0, got nan"),
         ({"wise": (0.5, 1.5)}, "finetune.wise"),
         ({"layer_decay": 0.0}, "layer-wise"),
     ],
 )
-def test_mistakes_are_told(values, cause: str):
+def test_mistakes_raise_an_error(values, cause: str):
     config = common.get_config().finetune
     with config.unlocked():
         config.update(values)
@@ -209,5 +209,5 @@ def test_mistakes_are_told(values, cause: str):
     assert cause in e.value.cause
 
 
-def test_the_defaults_are_in_order():
+def test_the_defaults_are_valid():
     finetune.check(common.get_config().finetune)

@@ -1,4 +1,4 @@
-"""The loop: resuming, stopping, placement, what it writes."""
+"""The loop: restarting, stopping, placement, files."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from tests.training.tiny import host, random_batches, step_batch
 
 
 def stop_after(batches, step: int):
-    """The same batches, but the process is asked to stop while it reads that of `step`."""
+    """Return the same batches, but send SIGTERM to this process while it reads that of `step`."""
 
     def stopping(start: int) -> Iterator:
         for k, batch in enumerate(batches(start), start):
@@ -36,9 +36,9 @@ def test_plan():
         class train:
             batch, epochs = 16, 2.5
 
-    plan = loop.Plan.of(Config, 40)  # type: ignore[arg-type]
+    plan = loop.Plan.from_config(Config, 40)  # type: ignore[arg-type]
     assert plan == (6, 2.5)  # 2.5 epochs of 2.5 steps, rounded half to even
-    assert (plan.every(1.0), plan.every(0.0), plan.every(0.1)) == (2, 6, 1)
+    assert (plan.to_steps(1.0), plan.to_steps(0.0), plan.to_steps(0.1)) == (2, 6, 1)
 
 
 def test_n_steps_are_k_steps_and_a_restart_and_n_minus_k_steps(make_run):
@@ -57,7 +57,7 @@ def test_n_steps_are_k_steps_and_a_restart_and_n_minus_k_steps(make_run):
     assert metrics["whole"] == metrics["broken"]
 
 
-def test_a_finished_run_is_left_alone(make_run):
+def test_a_finished_run_reads_no_batch(make_run):
     run = make_run()
     first = host(run.train())
 
@@ -69,14 +69,14 @@ def test_a_finished_run_is_left_alone(make_run):
         np.testing.assert_array_equal(first[name], again[name])
 
 
-def test_sigterm_is_only_caught_while_training(make_run):
+def test_sigterm_is_caught_only_while_training(make_run):
     before = signal.getsignal(signal.SIGTERM)
     make_run().train()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(make_run, capsys):
-    """Batch 6, step 7 of 12, holds a mask that is not a number on one of the eight devices."""
+    """Batch 6, step 7 of 12, has a NaN in its mask on one of the eight devices."""
     run, clean = make_run("poisoned"), make_run("clean")
     skip = {6}
     state = run.train(random_batches(16, poison=skip))
@@ -114,7 +114,7 @@ def test_too_many_steps_that_are_not_finite_stop_the_run_with_their_ids(make_run
     assert np.isfinite(kept[".params['head']['kernel']"]).all()
 
 
-def test_every_step_leaves_what_it_was_shown(make_run):
+def test_the_ids_of_every_step_are_written(make_run):
     run = make_run(**{"runtime.sample_ids": True})
     run.train()
     lines = [json.loads(x) for x in (run.folder / "samples.jsonl").read_text().splitlines()]
@@ -135,7 +135,7 @@ def test_records_that_others_stand_in_for_reach_the_quarantine(make_run):
     assert run.quarantined == [7 * step for step in range(12)]
 
 
-def test_parameters_are_born_sharded_and_optimiser_state_and_ema_follow(make_run, monkeypatch):
+def test_parameters_are_sharded_from_the_start_with_optimiser_state_and_ema(make_run, monkeypatch):
     monkeypatch.setattr(runtime, "SHARD_FROM", 64)
     loop._build.cache_clear()
     run = make_run(fsdp=4)
@@ -143,7 +143,7 @@ def test_parameters_are_born_sharded_and_optimiser_state_and_ema_follow(make_run
     loop._build.cache_clear()
     split = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.ema, state.opt_state)):
-        assert leaf.sharding.spec == runtime.leaf_spec(leaf.shape, 4), jax.tree_util.keystr(path)
+        assert leaf.sharding.spec == runtime.choose_spec(leaf.shape, 4), jax.tree_util.keystr(path)
         split += "fsdp" in leaf.sharding.spec
     assert split > 8
 
@@ -156,7 +156,7 @@ def test_the_state_is_donated(make_run):
     assert leaf.is_deleted()
 
 
-def test_runs_that_differ_in_data_and_seed_only_share_one_program(make_run):
+def test_runs_that_differ_only_in_data_and_seed_share_one_program(make_run):
     assert make_run("a", noise=0.3, seed=5).program is make_run("b").program
     assert make_run("c", **{"optimizer.lr": 0.5}).program is not make_run("b").program
 
@@ -190,7 +190,7 @@ def test_the_moving_average_is_one(make_run):
             np.testing.assert_allclose(after[name.replace(".params", ".ema")], expected, rtol=1e-5, atol=1e-7)
 
 
-def test_a_validation_that_is_not_finite_says_where_and_what_to_do():
+def test_a_validation_that_is_not_finite_names_step_and_cure():
     state: Any = SimpleNamespace(params={}, ema=None, model_state={}, step=np.int32(9), skipped=np.array([4, 0]))
     evaluator: Any = SimpleNamespace(run=lambda params, model_state: [("accuracy", 0.5), ("loss", np.inf)])
     values = loop.run_all({"validation": evaluator}, state)

@@ -1,4 +1,4 @@
-"""LoRA in parameter space: identity at the start, merging, what is trained and what is not, which kernels."""
+"""LoRA in parameter space: the start is the identity, factors merge, only factors train, targets select kernels."""
 
 import functools
 import re
@@ -18,7 +18,7 @@ KEY = jax.random.key(0)
 IMAGES = {"image": np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)}
 
 
-def tiny(name: str) -> models.Model:
+def build_tiny(name: str) -> models.Model:
     config = common.get_config().model
     with config.unlocked():
         config.update({"stem": "small", "width": 4, "blocks": (1, 1), "patch": 4, "dim": 8, "depth": 2, "heads": 2,
@@ -28,9 +28,9 @@ def tiny(name: str) -> models.Model:
 
 
 @functools.cache
-def fresh(name: str):
-    """(model, params, model_state)"""
-    model = tiny(name)
+def init_tiny(name: str):
+    """Return (model, params, model_state)."""
+    model = build_tiny(name)
     return model, *jax.device_get(model.init(KEY, model.spec))
 
 
@@ -40,39 +40,39 @@ ADAPTED = {
 }
 
 
-def random_factors(factors):
+def draw_factors(factors):
     rng = np.random.default_rng(7)
     return jax.tree.map(lambda x: np.float32(x + 0.3 * rng.normal(size=x.shape)), factors)
 
 
-def outputs(model: models.Model, params, state):
+def run_model(model: models.Model, params, state):
     return jax.jit(lambda p, s: model.apply(p, s, IMAGES, train=False, key=None)[0])(params, state)
 
 
 @pytest.mark.parametrize("name", ADAPTED)
 def test_the_start_is_the_model_to_the_bit(name: str):
-    model, plain, plain_state = fresh(name)
+    model, plain, plain_state = init_tiny(name)
     adapted = lora.adapt_model(model, rank=2, alpha=8.0, targets=ADAPTED[name])
     params, state = adapted.init(KEY, adapted.spec)
     jax.tree.map(np.testing.assert_array_equal, (params["base"], state), (plain, plain_state))
     assert all(np.any(x) for path, x in jax.tree_util.tree_leaves_with_path(params["lora"]) if path[-1].key == "a")
-    theirs = outputs(model, plain, plain_state)
-    jax.tree.map(np.testing.assert_array_equal, outputs(adapted, params, state), theirs)
+    theirs = run_model(model, plain, plain_state)
+    jax.tree.map(np.testing.assert_array_equal, run_model(adapted, params, state), theirs)
 
 
 @pytest.mark.parametrize("name", ADAPTED)
 def test_merged_weights_give_the_same_outputs(name: str):
-    model, base, state = fresh(name)
+    model, base, state = init_tiny(name)
     adapted = lora.adapt_model(model, rank=2, alpha=3.0, targets=ADAPTED[name])
-    factors = random_factors(lora.init(KEY, base, rank=2, targets=ADAPTED[name]))
+    factors = draw_factors(lora.init(KEY, base, rank=2, targets=ADAPTED[name]))
     params = {"base": base, "lora": factors}
     merged = jax.device_get(lora.merge(params["base"], params["lora"], 1.5))
-    ours = outputs(adapted, params, state)
-    theirs = outputs(model, merged, state)
-    untouched = outputs(model, params["base"], state)
+    ours = run_model(adapted, params, state)
+    theirs = run_model(model, merged, state)
+    untouched = run_model(model, params["base"], state)
     for output in ("logits", "features"):
         assert np.abs(ours[output] - theirs[output]).max() <= 1e-6 * np.abs(theirs[output]).max()
-        assert np.abs(ours[output] - untouched[output]).max() > 1e-2  # the factors do something
+        assert np.abs(ours[output] - untouched[output]).max() > 1e-2  # the factors have an effect
 
 
 def test_merging_a_convolution_by_hand():
@@ -91,7 +91,7 @@ def test_merging_a_convolution_by_hand():
 
 @pytest.mark.parametrize("name", ADAPTED)
 def test_only_the_factors_learn(name: str):
-    plain, base, state = fresh(name)
+    plain, base, state = init_tiny(name)
     model = lora.adapt_model(plain, rank=2, alpha=8.0, targets=ADAPTED[name])
     params = {"base": base, "lora": lora.init(KEY, base, rank=2, targets=ADAPTED[name])}
     section = common.get_config().optimizer
@@ -128,11 +128,11 @@ def count(factors) -> int:
 
 
 def test_counts():
-    vit = fresh("vit_ti")[1]
+    vit = init_tiny("vit_ti")[1]
     one = {"vit_attention": (8 + 24) + (8 + 8), "vit_mlp": (8 + 32) + (32 + 8)}  # rows + columns of dim 8
     for target, sides in one.items():
         assert count(lora.init(KEY, vit, rank=3, targets=(target,))) == 3 * 2 * sides
-    resnet = fresh("resnet18")[1]
+    resnet = init_tiny("resnet18")[1]
     sides = (27 + 4) + 2 * (36 + 4) + (36 + 8) + (72 + 8) + (4 + 8)  # stem, stage 1, stage 2 with its shortcut
     assert count(lora.init(KEY, resnet, rank=2, targets=("resnet_conv",))) == 2 * sides
     assert count(lora.init(KEY, resnet, rank=3, targets=(r"head/kernel",))) == 3 * (8 + 3)
@@ -149,13 +149,13 @@ def test_targets_of_clip_are_those_of_the_image_tower():
         (2, ("vit_mlp",), "'vit_mlp' matches no parameter"),
         (2, ("resnet_conv", "stage9.*"), "'stage9.*' matches no parameter"),
         (2, (), "no targets"),
-        (2, ("(",), "is no regex"),
+        (2, ("(",), "is not a regex"),
         (2, (r"head/bias",), "'head/bias' of shape (3,)"),
         (4, (r"head/kernel",), "rank 4 on 'head/kernel', a matrix of 8 × 3"),
         (0, (r"head/kernel",), "rank 0"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused(rank: int, targets: tuple[str, ...], cause: str):
-    params = fresh("resnet18")[1]
+    params = init_tiny("resnet18")[1]
     with pytest.raises(UserError, match=re.escape(cause)):
         lora.init(KEY, params, rank=rank, targets=targets)

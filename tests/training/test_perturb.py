@@ -1,4 +1,4 @@
-"""NoisyTune and NEFTune: how large, on what, and that nothing happens at zero."""
+"""NoisyTune and NEFTune: their size, what they perturb, and that zero changes nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def test_noisytune_leaves_vectors_and_constant_matrices_alone():
     np.testing.assert_allclose(out["constant"]["kernel"], TREE["constant"]["kernel"], atol=1e-7)
 
 
-def test_noisytune_draws_anew_for_every_matrix_and_is_a_function_of_its_key():
+def test_noisytune_draws_separately_for_every_matrix_and_is_a_function_of_its_key():
     out = perturb.noisytune(TREE, KEY, 0.4)
     assert not np.allclose(out["dense"]["kernel"], out["twin"]["kernel"])  # equal matrices, other draws
     jax.tree.map(np.testing.assert_array_equal, out, perturb.noisytune(TREE, KEY, 0.4))

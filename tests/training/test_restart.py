@@ -1,4 +1,4 @@
-"""A run that goes on under another mesh: the same batches, and the loss that it would have had."""
+"""A run that continues on another mesh sees the same batches and has the same loss."""
 
 import json
 import shutil
@@ -14,13 +14,13 @@ from tests.training.tiny import Run, random_batches, tiny_config
 SAVED = 4  # of 12 steps
 
 
-def told(run: Run, name: str) -> list[dict]:
+def read_lines(run: Run, name: str) -> list[dict]:
     return [json.loads(line) for line in (run.folder / name).read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> Run:
-    """On eight devices, in float32, with every random draw of training on."""
+    """Train on eight devices, in float32, with every random draw of training on."""
     config = tiny_config(**{"runtime.log_every": 1, "runtime.sample_ids": True})
     run = Run(tmp_path_factory.mktemp("unbroken") / "run", config, runtime.make_mesh())
     run.train()
@@ -29,7 +29,7 @@ def unbroken(tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="module")
 def broken(unbroken: Run) -> Run:
-    """The same, saved at step SAVED and stopped. Copy it before changing it."""
+    """Train in the same way, but stop with a save at step SAVED. Copy the run before changing it."""
     run = Run(unbroken.folder.parent / "broken", unbroken.config, unbroken.mesh)
     with pytest.raises(Preempted, match=f"step {SAVED}"):
         run.train(stop_after(random_batches(16), SAVED - 3))
@@ -41,7 +41,7 @@ def test_saved_on_eight_devices_and_continued_on_fewer(devices: int, fsdp: int, 
     shutil.copytree(broken.folder, tmp_path / "run")
     run = Run(tmp_path / "run", broken.config, mesh_of(devices // fsdp, fsdp))
     assert int(run.train().step) == run.plan.steps
-    assert told(run, "samples.jsonl") == told(unbroken, "samples.jsonl"), "the ids of all batches, in order"
-    (loss,) = [x["train/loss"] for x in told(run, "metrics.jsonl") if x["step"] == SAVED + 1]
-    (expected,) = [x["train/loss"] for x in told(unbroken, "metrics.jsonl") if x["step"] == SAVED + 1]
+    assert read_lines(run, "samples.jsonl") == read_lines(unbroken, "samples.jsonl"), "the ids of all batches, in order"
+    (loss,) = [x["train/loss"] for x in read_lines(run, "metrics.jsonl") if x["step"] == SAVED + 1]
+    (expected,) = [x["train/loss"] for x in read_lines(unbroken, "metrics.jsonl") if x["step"] == SAVED + 1]
     assert abs(loss - expected) <= 1e-5 * abs(expected)

@@ -22,7 +22,7 @@ DISK = 4_000_000  # bytes
 
 @pytest.fixture
 def disk(tmp_path, request) -> Iterator[Path]:
-    """A small disk of its own, with the run's folder or, where asked, with the checkpoints alone."""
+    """Mount a small disk for the folder of the run, or for a folder inside it."""
     folder = tmp_path / "disk" / getattr(request, "param", "")
     folder.mkdir(parents=True)
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", folder], capture_output=True)
@@ -34,23 +34,23 @@ def disk(tmp_path, request) -> Iterator[Path]:
 
 @pytest.fixture
 def run(tmp_path, disk, make_run) -> Run:
-    made = make_run()
-    made.folder = tmp_path / "disk" / "run"
-    return made
+    run = make_run()
+    run.folder = tmp_path / "disk" / "run"
+    return run
 
 
-def test_only_the_first_process_tries_the_disk(make_run, monkeypatch):
-    """Another one, which took away what the first was trying with, had saves refused that nothing stood against."""
+def test_only_process_0_tries_the_disk(make_run, monkeypatch):
+    """Otherwise one process could delete the probe of another, whose save would fail without reason."""
     checkpoints = make_run().checkpoints()
     probe = checkpoints.folder / f"probe{checkpoint.TEMPORARY}"
     probe.mkdir()
     monkeypatch.setattr(checkpoint.jax, "process_index", lambda: 1)
-    assert checkpoints._refused() == ""
+    assert checkpoints._try_disk() == ""
     assert probe.is_dir()
 
 
-def at(actions: Mapping[int, Callable[[], object]]):
-    """Batches 0, 1, ...; an action is done while the one of its step is read."""
+def act_at(actions: Mapping[int, Callable[[], object]]):
+    """Return a function that yields batches 0, 1, ... and runs an action while the batch of its step is read."""
 
     def batches(start: int) -> Iterator:
         for k, batch in enumerate(random_batches(16)(start), start):
@@ -61,7 +61,7 @@ def at(actions: Mapping[int, Callable[[], object]]):
 
 
 def fill(disk: Path) -> None:
-    """Leave less room than a checkpoint takes."""
+    """Leave less space than a checkpoint needs."""
     with (disk / "filler").open("wb") as f:
         free = int(subprocess.check_output(["df", "--output=avail", "-B1", disk]).split()[-1])
         f.write(b"x" * (free - 8192))
@@ -77,10 +77,10 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
-def test_a_full_disk_costs_a_checkpoint_and_not_the_run(run, disk, make_run, capsys):
-    """Full before the save of step 4, free again before that of step 8."""
-    state = run.train(at({3: lambda: fill(disk), 7: (disk / "filler").unlink}))
-    assert checkpoint.steps(run.folder / "checkpoints") == [8, 12]
+def test_a_full_disk_loses_a_checkpoint_but_not_the_run(run, disk, make_run, capsys):
+    """The disk is full before the save of step 4 and free again before that of step 8."""
+    state = run.train(act_at({3: lambda: fill(disk), 7: (disk / "filler").unlink}))
+    assert checkpoint.list_steps(run.folder / "checkpoints") == [8, 12]
     err = capsys.readouterr().err
     assert "the checkpoint of step 4 is lost: cannot write" in err
     assert "No space left" in err
@@ -93,14 +93,14 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(run, disk, make_run, cap
 @pytest.mark.parametrize("disk", ["run/checkpoints"], indirect=True)
 @pytest.mark.parametrize("how", ["full", "read-only"])
 def test_the_last_save_must_succeed_and_the_last_good_one_stays(run, disk, make_run, how: str, capsys):
-    def refuse() -> None:
+    def block_disk() -> None:
         wait_for(run.folder / "checkpoints" / "4" / checkpoint.SUMS)
         fill(disk) if how == "full" else read_only(disk, on=True)
 
     with pytest.raises(UserError, match="cannot write") as error:
-        run.train(at({6: refuse}))
+        run.train(act_at({6: block_disk}))
     assert "what was saved before is kept" in error.value.cure
-    assert "the last good checkpoint is that of step 4" in capsys.readouterr().err  # as said when that of 8 failed
+    assert "the last good checkpoint is that of step 4" in capsys.readouterr().err  # from the failed save of step 8
     read_only(disk, on=False)
     (disk / "filler").unlink(missing_ok=True)
     state = run.train()
@@ -108,34 +108,34 @@ def test_the_last_save_must_succeed_and_the_last_good_one_stays(run, disk, make_
         np.testing.assert_array_equal(host(state)[name], array, err_msg=name)
 
 
-def test_slow_storage_is_not_waited_for(make_run, monkeypatch, capsys):
-    """The save of step 4 takes until step 10; that of step 8 is left out, that of step 12 is not."""
+def test_training_does_not_wait_for_slow_storage(make_run, monkeypatch, capsys):
+    """The save of step 4 takes until step 10. That of step 8 is left out, that of step 12 is not."""
     monkeypatch.setattr(checkpoint, "PATIENCE", 0.01)
     run, release = make_run(), threading.Event()
     finish = checkpoint.Checkpoints._finish
 
-    def slowly(self, response, step: int) -> None:
+    def finish_late(self, response, step: int) -> None:
         assert release.wait(60)
         finish(self, response, step)
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "_finish", slowly)
-    run.train(at({9: release.set}))
+    monkeypatch.setattr(checkpoint.Checkpoints, "_finish", finish_late)
+    run.train(act_at({9: release.set}))
     assert "the checkpoint of step 4 is still being written; that of step 8 is left out" in capsys.readouterr().err
-    assert checkpoint.steps(run.folder / "checkpoints") == [4, 12]
+    assert checkpoint.list_steps(run.folder / "checkpoints") == [4, 12]
 
 
 @pytest.mark.slow
 def test_a_save_that_fails_on_one_process_is_lost_on_all_and_the_next_is_not(tmp_path, monkeypatch):
-    """The first process alone writes, and cannot at step 4: the other waits for it in the storage library."""
+    """Process 0 alone writes, and cannot at step 4; the other waits for it in the storage library."""
     monkeypatch.setenv("FOLDER", str(tmp_path / "run"))
     first, other = process_scenes.play("the_first_cannot_write_for_a_while", timeout=40, count=2)
     assert (first.code, other.code) == (0, 0), (first.out, other.out)
-    told = [line for line in first.out.splitlines() if "is lost" in line]
-    assert len(told) == 1
-    assert told[0].startswith("the checkpoint of step 4 is lost: process 0: cannot write"), told
-    assert "File too large; training goes on, there is no good checkpoint yet" in told[0]
+    lines = [line for line in first.out.splitlines() if "is lost" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("the checkpoint of step 4 is lost: process 0: cannot write"), lines
+    assert "File too large; training goes on, there is no good checkpoint yet" in lines[0]
     assert "Traceback" not in first.out + other.out
-    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [8, 12]
+    assert checkpoint.list_steps(tmp_path / "run" / "checkpoints") == [8, 12]
     for step in (8, 12):
         checkpoint.verify(tmp_path / "run" / "checkpoints" / str(step))
 

@@ -1,4 +1,4 @@
-"""What the steps say: means, signals, ids."""
+"""The window of steps: means, signals, ids."""
 
 import hashlib
 
@@ -68,6 +68,6 @@ def test_skipped_steps_and_undecodable_records_are_listed(window):
     assert (seen.skipped, seen.undecodable) == ([2], [9])
 
 
-def test_a_digest_is_of_the_ids_in_order():
+def test_the_hash_depends_on_the_order_of_the_ids():
     assert hash_ids(np.array([1, 2])) == hashlib.sha256(b"\1\0\0\0\2\0\0\0").hexdigest()[:16]
     assert hash_ids(np.array([1, 2])) != hash_ids(np.array([2, 1]))

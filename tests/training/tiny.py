@@ -1,4 +1,4 @@
-"""A training run in miniature: random images, a tiny ResNet, every source of randomness switched on."""
+"""A small training run: random images, a tiny ResNet, every source of randomness switched on."""
 
 import dataclasses
 from collections.abc import Container, Iterator, Mapping
@@ -31,7 +31,7 @@ def tiny_config(**overrides) -> ConfigDict:
 
 
 def random_batches(batch: int, *, poison: Container[int] = ()):
-    """Batches that are a function of the step alone; those in `poison` hold values that no loss survives."""
+    """Return a function that yields batches from a step on. Those in `poison` make the loss NaN."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (RECORDS, 8, 8, 3), dtype=np.uint8)
     labels = rng.integers(0, CLASSES, RECORDS).astype(np.int32)
@@ -51,7 +51,7 @@ def random_batches(batch: int, *, poison: Container[int] = ()):
 
 @dataclasses.dataclass
 class Run:
-    """One run in a folder; `train` may be called again, as after a restart."""
+    """One run in a folder. Call `train` again for a restart."""
 
     folder: Path
     config: ConfigDict
@@ -59,12 +59,12 @@ class Run:
     quarantined: list[int] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
-        self.plan = loop.Plan.of(self.config, RECORDS)
+        self.plan = loop.Plan.from_config(self.config, RECORDS)
         self.program = loop.build(self.config, self.plan, self.mesh, num_classes=CLASSES)
 
     def checkpoints(self) -> checkpoint.Checkpoints:
         meta = {"config": settings.to_json(self.config), "num_classes": CLASSES}
-        every = self.plan.every(self.config.runtime.save_every)
+        every = self.plan.to_steps(self.config.runtime.save_every)
         return checkpoint.Checkpoints(self.folder / "checkpoints", every=every, keep=2, keep_every=0, meta=meta)
 
     def train(self, batches=None, evaluators=None) -> TrainState:
@@ -89,13 +89,13 @@ class Run:
 
 
 def step_batch(run: Run, step: int = 0) -> dict:
-    """What the compiled step of `run` takes: batch `step`, on its mesh."""
+    """Return batch `step` on the run's mesh, as its compiled step takes it."""
     local = next(random_batches(run.config.train.batch)(step))
     return runtime.put_batch(run.mesh)({k: v for k, v in local.items() if k != "label_clean"})
 
 
 def host(state: TrainState) -> dict[str, np.ndarray]:
-    """The state's arrays by name, on the host; the key as its data."""
+    """Return the state's arrays by name, on the host; the key as its data."""
     import jax
 
     raw = dataclasses.replace(state, key=jax.random.key_data(state.key))

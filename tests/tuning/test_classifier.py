@@ -1,4 +1,4 @@
-"""NMTuneClassifier as scikit-learn's users meet it, and by its own promises."""
+"""NMTuneClassifier passes scikit-learn's checks and does what its documentation says."""
 
 import dataclasses
 import pickle
@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from nml_jax import spectrum
-from nml_jax.models.heads.mlp import head
+from nml_jax.models.heads.mlp import make_head
 from nml_jax.tuning import descent
 from nml_jax.tuning.classifier import METHODS, NMTuneClassifier
 
@@ -25,7 +25,7 @@ EXPECTED = {
 
 
 def blobs(n=N, seed=0, classes=None, distance=2.0):
-    """Gaussian classes whose means are axes times `distance`."""
+    """Draw Gaussian classes whose means are axes times `distance`."""
     rng = np.random.default_rng(seed)
     codes = rng.permutation(np.arange(n) % K)
     X = rng.normal(size=(n, D)) + distance * np.eye(K, D)[codes]
@@ -36,18 +36,18 @@ X, Y = blobs()
 TEST, ANSWER = blobs(300, seed=1)
 
 
-def made(**changes):
-    """Most tests need no terms, and share what this one compiles."""
+def make(**changes):
+    """Make a small classifier without terms, so that most tests share one compiled program."""
     return NMTuneClassifier(
         **{"method": "mlp", "epochs": 10, "batch_size": 32, "learning_rate": 0.01, "random_state": 0, **changes}
     )
 
 
-def expected(estimator):
+def list_expected_failures(estimator):
     return EXPECTED
 
 
-@parametrize_with_checks([NMTuneClassifier(method="linear")], expected_failed_checks=expected)
+@parametrize_with_checks([NMTuneClassifier(method="linear")], expected_failed_checks=list_expected_failures)
 def test_scikit_learn_checks_a_linear_head(estimator, check):
     check(estimator)
 
@@ -55,7 +55,7 @@ def test_scikit_learn_checks_a_linear_head(estimator, check):
 @pytest.mark.slow  # every one of its shapes takes seconds to compile
 @parametrize_with_checks(
     [NMTuneClassifier(), *(NMTuneClassifier(method=method) for method in ("mlp", "skd", "fgs", "lgm"))],
-    expected_failed_checks=expected,
+    expected_failed_checks=list_expected_failures,
 )
 def test_scikit_learn_checks_every_head(estimator, check):
     check(estimator)
@@ -63,7 +63,7 @@ def test_scikit_learn_checks_every_head(estimator, check):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns(method):
-    model = made(method=method, learning_rate=0.1 if method == "linear" else 0.01).fit(X, Y)
+    model = make(method=method, learning_rate=0.1 if method == "linear" else 0.01).fit(X, Y)
     assert model.score(TEST, ANSWER) > 0.8
     proba = model.predict_proba(TEST)
     assert proba.shape == (len(TEST), K)
@@ -83,13 +83,13 @@ def test_the_released_schedule():
 
 
 def test_in_a_pipeline_a_grid_and_cross_validation():
-    linear = made(method="linear", learning_rate=0.1, early_stopping=False)  # of 60 rows six would be held out
+    linear = make(method="linear", learning_rate=0.1, early_stopping=False)  # of 60 rows six would be held out
     pipeline = make_pipeline(StandardScaler(), linear)
     assert cross_val_score(pipeline, X, Y, cv=2).min() > 0.7
     search = GridSearchCV(pipeline, {"nmtuneclassifier__learning_rate": [1e-7, 1e-1]}, cv=2).fit(X, Y)
     assert search.best_params_ == {"nmtuneclassifier__learning_rate": 1e-1}
     assert search.score(TEST, ANSWER) > 0.8
-    copy = clone(made(weights={"svd": 0.5}, width=2))
+    copy = clone(make(weights={"svd": 0.5}, width=2))
     assert (copy.weights, copy.width) == ({"svd": 0.5}, 2)
     assert not hasattr(copy, "head_")
 
@@ -105,7 +105,7 @@ def test_in_a_pipeline_a_grid_and_cross_validation():
 )
 def test_classes_of_any_dtype(classes, tmp_path):
     _, y = blobs(classes=classes)
-    model = made().fit(X, y)
+    model = make().fit(X, y)
     np.testing.assert_array_equal(model.classes_, np.unique(np.array(classes)))
     assert model.predict(TEST).dtype == y.dtype
     _, answer = blobs(300, seed=1, classes=classes)
@@ -124,7 +124,7 @@ def test_two_classes_have_one_column_of_decisions(tmp_path):
     two = Y < 2
     for classes in ((False, True), ("no", "yes")):
         y = np.array(classes)[Y[two]]
-        model = made().fit(X[two], y)
+        model = make().fit(X[two], y)
         decision = model.decision_function(TEST)
         assert decision.shape == (len(TEST),)
         np.testing.assert_array_equal(model.predict(TEST), np.where(decision > 0, classes[1], classes[0]))
@@ -136,11 +136,11 @@ def test_two_classes_have_one_column_of_decisions(tmp_path):
 
 
 def test_a_head_from_a_file_is_whole(tmp_path):
-    model = made(standardize=False).fit(X, Y)
+    model = make(standardize=False).fit(X, Y)
     loaded = round_trip(model, tmp_path)
     assert (loaded.method, loaded.standardize, loaded.n_features_in_) == ("mlp", False, D)
     np.testing.assert_array_equal(loaded.transform(TEST), model.transform(TEST))
-    assert loaded.fit(X, Y).score(TEST, ANSWER) > 0.6  # and can be fitted anew
+    assert loaded.fit(X, Y).score(TEST, ANSWER) > 0.6  # and can be fitted again
     with pytest.raises(ValueError, match="there is no head at"):
         NMTuneClassifier.load(tmp_path / "none")
     with pytest.raises(ValueError, match="features"):
@@ -150,16 +150,16 @@ def test_a_head_from_a_file_is_whole(tmp_path):
 def test_arguments_of_numpy_types_as_a_grid_leaves_them(tmp_path):
     arguments = {"width": 2, "depth": 1, "epochs": 3, "batch_size": 32, "patience": 2, "learning_rate": 0.01}
     numpy_types = {name: np.array(value)[()] for name, value in arguments.items()} | {"residual": np.bool_(True)}
-    model = made(**numpy_types).fit(X, Y)
+    model = make(**numpy_types).fit(X, Y)
     assert model.get_params()["width"] is numpy_types["width"]  # stored as given
-    want = made(**arguments).fit(X, Y).predict_proba(TEST)
+    want = make(**arguments).fit(X, Y).predict_proba(TEST)
     np.testing.assert_array_equal(round_trip(model, tmp_path).predict_proba(TEST), want)
 
 
 def test_dates_are_classes_but_not_in_a_file(tmp_path):
     for unit in ("D", "ns"):
         days = np.array(["2020-01-01", "2020-01-02", "2020-01-03"], f"datetime64[{unit}]")
-        model = made(method="linear", learning_rate=0.1).fit(X, days[Y])
+        model = make(method="linear", learning_rate=0.1).fit(X, days[Y])
         assert (model.predict(TEST) == days[ANSWER]).mean() > 0.8
         with pytest.raises(ValueError, match=r"cannot be saved with the class .*2020-01-01.*astype\(str\)"):
             model.save(tmp_path / "head.safetensors")
@@ -168,7 +168,7 @@ def test_dates_are_classes_but_not_in_a_file(tmp_path):
 def test_names_of_columns(tmp_path):
     pd = pytest.importorskip("pandas", reason="pandas is no dependency: its frames are taken, too")
     frame, test = (pd.DataFrame(x, columns=[f"f{i}" for i in range(D)]) for x in (X, TEST))
-    model = made(method="linear").fit(frame, Y)
+    model = make(method="linear").fit(frame, Y)
     loaded = round_trip(model, tmp_path)
     assert loaded.head_.columns == tuple(frame.columns)
     np.testing.assert_array_equal(loaded.predict(test), model.predict(test))
@@ -177,37 +177,37 @@ def test_names_of_columns(tmp_path):
 
 
 def test_scores_of_a_ridge_probe_are_no_probabilities(tmp_path):
-    head = made(method="linear", learning_rate=0.1).fit(X, Y).head_
+    head = make(method="linear", learning_rate=0.1).fit(X, Y).head_
     dataclasses.replace(head, about={"method": "ridge"}).save(tmp_path / "head")
     model = NMTuneClassifier.load(tmp_path / "head")
     assert model.score(TEST, ANSWER) > 0.8
-    with pytest.raises(ValueError, match="a ridge head says of a class is no probability"):
+    with pytest.raises(ValueError, match="the scores of a ridge head are not logits"):
         model.predict_proba(TEST)
 
 
-def losses(model, X, y):
+def compute_loss(model, X, y):
     logits = np.float64(model.head_.outputs(X)[1])
     return -(logits[np.arange(len(y)), y] - np.log(np.exp(logits).sum(1))).mean()
 
 
-def test_warm_start_goes_on():
+def test_warm_start_continues():
     hard, y = blobs(distance=1.0)
-    once = made(epochs=2, learning_rate=1e-3, early_stopping=False).fit(hard, y)
+    once = make(epochs=2, learning_rate=1e-3, early_stopping=False).fit(hard, y)
     twice = clone(once).set_params(warm_start=True).fit(hard, y)
-    first = losses(twice, hard, y)
-    assert first == pytest.approx(losses(once, hard, y))
-    assert losses(twice.fit(hard, y), hard, y) < first - 0.05
+    first = compute_loss(twice, hard, y)
+    assert first == pytest.approx(compute_loss(once, hard, y))
+    assert compute_loss(twice.fit(hard, y), hard, y) < first - 0.05
     names = np.array(["a", "b", "c"])[y]
-    anew, alone = twice.fit(hard, names), clone(once).fit(hard, names)  # other classes: another head
-    np.testing.assert_array_equal(anew.predict_proba(hard), alone.predict_proba(hard))
+    other, alone = twice.fit(hard, names), clone(once).fit(hard, names)  # other classes: another head
+    np.testing.assert_array_equal(other.predict_proba(hard), alone.predict_proba(hard))
     cold = clone(once).fit(hard, y).fit(hard, y)
     np.testing.assert_array_equal(cold.predict_proba(hard), once.predict_proba(hard))
 
 
-@pytest.mark.parametrize("unit", [1e25, 1e-25])
+@pytest.mark.parametrize("unit", [1e15, 1e-15])
 def test_features_of_any_scale(unit):
     assert (
-        made(method="linear", learning_rate=0.1).fit(X * np.float32(unit), Y).score(TEST * np.float32(unit), ANSWER)
+        make(method="linear", learning_rate=0.1).fit(X * np.float32(unit), Y).score(TEST * np.float32(unit), ANSWER)
         > 0.8
     )
 
@@ -223,21 +223,21 @@ def test_features_of_any_scale(unit):
     ],
 )
 def test_a_refit_that_fails_changes_nothing(changes, data, why):
-    model = made(method="linear", learning_rate=0.1).fit(X, Y)
+    model = make(method="linear", learning_rate=0.1).fit(X, Y)
     before = {name: value for name, value in vars(model).items() if name.endswith("_")}
     with pytest.raises(ValueError, match=why):
         model.set_params(**changes).fit(*data)
     assert all(getattr(model, name) is value for name, value in before.items())
     assert model.score(TEST, ANSWER) > 0.8
-    new = made(**{"method": "linear", "learning_rate": 0.1, **changes})
+    new = make(**{"method": "linear", "learning_rate": 0.1, **changes})
     with pytest.raises(ValueError, match=why):
         new.fit(*data)
     with pytest.raises(NotFittedError):
         new.predict(TEST)
 
 
-def test_a_loaded_classifier_goes_on(tmp_path):
-    model = made(method="nmtune", preset="code", width=2, norm="layer", epochs=2).fit(X, Y)
+def test_a_loaded_classifier_continues(tmp_path):
+    model = make(method="nmtune", preset="code", width=2, norm="layer", epochs=2).fit(X, Y)
     loaded = round_trip(model, tmp_path)
     assert {name: getattr(loaded, name) for name in ("method", "preset", "width", "depth", "residual", "norm")} == {
         "method": "nmtune", "preset": "code", "width": 2, "depth": 1, "residual": True, "norm": "layer",
@@ -246,35 +246,35 @@ def test_a_loaded_classifier_goes_on(tmp_path):
     np.testing.assert_allclose(loaded.predict_proba(TEST), model.predict_proba(TEST), atol=1e-5)
 
 
-def test_a_place_that_cannot_be_written_to_is_told_in_words_of_python(tmp_path):
-    model = made(method="linear", epochs=1).fit(X, Y)
+def test_a_path_that_cannot_be_written_is_a_value_error(tmp_path):
+    model = make(method="linear", epochs=1).fit(X, Y)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"cannot write .*file.* give a path in a folder that can be written to"):
         model.save(tmp_path / "file" / "head.safetensors")
 
 
-def test_labels_of_bytes_are_refused_with_a_cure():
+def test_labels_of_bytes_raise_an_error_with_a_cure():
     with pytest.raises(ValueError, match=r"bytes.*astype\(str\)"):
-        made().fit(X, np.array([b"a", b"b", b"c"])[Y])
+        make().fit(X, np.array([b"a", b"b", b"c"])[Y])
 
 
 def test_random_state_decides_everything():
-    runs = [made(random_state=s).fit(X, Y).predict_proba(TEST) for s in (3, 3, 4, None, None)]
+    runs = [make(random_state=s).fit(X, Y).predict_proba(TEST) for s in (3, 3, 4, None, None)]
     np.testing.assert_array_equal(runs[0], runs[1])
     assert np.abs(runs[0] - runs[2]).max() > 1e-3
     assert np.abs(runs[3] - runs[4]).max() > 1e-3
     state = np.random.RandomState(7)
-    drawn = made(random_state=state)
+    drawn = make(random_state=state)
     first, second = drawn.fit(X, Y).predict_proba(TEST), drawn.fit(X, Y).predict_proba(TEST)
     assert np.abs(first - second).max() > 1e-3  # the state has moved on
-    again = made(random_state=np.random.RandomState(7)).fit(X, Y).predict_proba(TEST)
+    again = make(random_state=np.random.RandomState(7)).fit(X, Y).predict_proba(TEST)
     np.testing.assert_array_equal(first, again)
 
 
-def test_rows_of_weight_zero_are_not_there_and_only_proportions_count():
+def test_rows_of_weight_zero_are_ignored_and_only_proportions_count():
     weights = np.where(np.arange(N) % 4 == 0, 0.0, 1 + np.arange(N) % 2)
     kept = weights > 0
-    model = made(epochs=5)
+    model = make(epochs=5)
     want = clone(model).fit(X[kept], Y[kept], weights[kept]).predict_proba(TEST)
     np.testing.assert_array_equal(clone(model).fit(X, Y, weights).predict_proba(TEST), want)
     poisoned = np.where(kept[:, None], X, 1e6)
@@ -285,30 +285,30 @@ def test_rows_of_weight_zero_are_not_there_and_only_proportions_count():
 
 
 def test_heavy_rows_win():
-    """The same place has two labels: the heavier one is predicted."""
+    """If one point has two labels, the heavier one is predicted."""
     twice, labels = np.concatenate([X, X]), np.concatenate([Y, (Y + 1) % K])
     weights = np.concatenate([np.full(N, 0.1), np.full(N, 1.0)])
-    model = made(early_stopping=False).fit(twice, labels, weights)
+    model = make(early_stopping=False).fit(twice, labels, weights)
     assert model.score(TEST, (ANSWER + 1) % K) > 0.8
 
 
 def test_early_stopping_stops_and_keeps_the_best_epoch():
     noise = np.random.default_rng(5).integers(0, K, N)  # nothing to learn: the loss rises soon
-    model = made(epochs=60, patience=2, validation_fraction=0.2).fit(X, noise)
+    model = make(epochs=60, patience=2, validation_fraction=0.2).fit(X, noise)
     assert model.n_iter_ < 60
     assert len(model.validation_loss_) == model.n_iter_
     assert int(np.argmin(model.validation_loss_)) == model.n_iter_ - 3
-    short = made(epochs=60, patience=1, validation_fraction=0.2).fit(X, noise)
+    short = make(epochs=60, patience=1, validation_fraction=0.2).fit(X, noise)
     assert short.n_iter_ <= model.n_iter_
-    full = made(epochs=12, early_stopping=False).fit(X, noise)
+    full = make(epochs=12, early_stopping=False).fit(X, noise)
     assert (full.n_iter_, full.validation_loss_) == (12, [])
 
 
 def test_the_validation_part_is_not_trained_on():
-    """Labels in it that nobody could learn change what is kept, and nothing of what is learned in the first epoch."""
-    model = made(epochs=1, standardize=False, validation_fraction=0.2)
+    """Other features in it change the validation loss, but not what the first epoch learns."""
+    model = make(epochs=1, standardize=False, validation_fraction=0.2)
     first = model.fit(X, Y)
-    _, held = model._parts(Y, int(np.random.RandomState(0).randint(2**31 - 1)))
+    _, held = model._split_rows(Y, int(np.random.RandomState(0).randint(2**31 - 1)))
     assert len(held) == 24
     other = X.copy()
     other[held] = -other[held]
@@ -319,23 +319,23 @@ def test_the_validation_part_is_not_trained_on():
 
 
 def test_default_schedule():
-    """Few rows: as many epochs as make 200 steps, and 75 to be patient in; many rows: 5 and 3."""
+    """Few rows get as many epochs as make 200 steps, and a patience of 75 steps. Many rows get 5 epochs and 3."""
     model = NMTuneClassifier(method="linear", early_stopping=False, random_state=0).fit(X, Y)
     assert model.n_iter_ == 100  # of 120 rows, 64 in a step
     assert model.score(TEST, ANSWER) > 0.8
 
 
 def test_fitting_twice_compiles_once():
-    made(method="nmtune", learning_rate=0.02).fit(X, Y)
+    make(method="nmtune", learning_rate=0.02).fit(X, Y)
     sizes = descent.advance._cache_size(), descent.begin._cache_size(), descent._apply._cache_size()
-    made(method="nmtune", learning_rate=0.05, weight_decay=0.1, epochs=3, weights={"svd": 0.3}, random_state=4).fit(
+    make(method="nmtune", learning_rate=0.05, weight_decay=0.1, epochs=3, weights={"svd": 0.3}, random_state=4).fit(
         X[:99], Y[:99]
     )
     assert (descent.advance._cache_size(), descent.begin._cache_size(), descent._apply._cache_size()) == sizes
 
 
-def test_what_is_measured():
-    model = made().fit(5 * X + 3, Y)
+def test_the_spectra():
+    model = make().fit(5 * X + 3, Y)
     F = (X - X.mean(0, dtype=np.float64)) / X.std(0, dtype=np.float64)
     s = {"F": spectrum.singular_values(F), "Z": spectrum.singular_values(model.transform(5 * X + 3))}
     for name, values in s.items():
@@ -344,22 +344,22 @@ def test_what_is_measured():
         assert model.spectrum_[name] == pytest.approx(want, rel=1e-4)
     assert model.n_features_in_ == D
     np.testing.assert_array_equal(model.get_feature_names_out(), [f"z{i}" for i in range(D)])
-    linear = made(method="linear").fit(5 * X + 3, Y)
+    linear = make(method="linear").fit(5 * X + 3, Y)
     np.testing.assert_allclose(linear.transform(5 * X + 3), F, atol=1e-4)
 
 
 def test_architecture_and_weights_reach_the_head():
-    model = made(width=2, depth=2, residual=False, norm="layer").fit(X, Y)
+    model = make(width=2, depth=2, residual=False, norm="layer").fit(X, Y)
     assert model.head_.form._asdict() == {"mlp": True, "width": 2, "depth": 2, "residual": False, "norm": "layer"}
-    outputs, _ = head(model.head_.form, K).apply(model.head_.params, model.head_.state, TEST, train=False)
+    outputs, _ = make_head(model.head_.form, K).apply(model.head_.params, model.head_.state, TEST, train=False)
     np.testing.assert_allclose(model.decision_function(TEST), outputs["logits"], rtol=1e-4, atol=1e-4)
-    plain = made().fit(X, Y).predict_proba(TEST)
+    plain = make().fit(X, Y).predict_proba(TEST)
     np.testing.assert_allclose(
-        made(method="nmtune", weights={"mse": 0.0, "cov": 0.0, "svd": 0.0}).fit(X, Y).predict_proba(TEST),
+        make(method="nmtune", weights={"mse": 0.0, "cov": 0.0, "svd": 0.0}).fit(X, Y).predict_proba(TEST),
         plain,
         atol=1e-5,
     )
-    assert np.abs(made(method="nmtune", weights={"svd": 1.0}).fit(X, Y).predict_proba(TEST) - plain).max() > 1e-3
+    assert np.abs(make(method="nmtune", weights={"svd": 1.0}).fit(X, Y).predict_proba(TEST) - plain).max() > 1e-3
 
 
 def test_constant_features_and_a_class_of_one_row():
@@ -368,14 +368,14 @@ def test_constant_features_and_a_class_of_one_row():
     y = Y.copy()
     y[y == 2] = 1
     y[0] = 2  # one row of this class: it is never held out
-    model = made().fit(constant, y)
+    model = make().fit(constant, y)
     assert list(model.classes_) == [0, 1, 2]
     assert np.isfinite(model.predict_proba(TEST)).all()
-    single = made().fit(np.eye(3), ["a", "b", "c"])  # nothing can be held out
+    single = make().fit(np.eye(3), ["a", "b", "c"])  # nothing can be held out
     assert single.validation_loss_ == []
 
 
-def spoiled(value, row=17):
+def spoil(value, row=17):
     bad = X.astype(np.float64)
     bad[row, 2] = value
     return bad
@@ -419,18 +419,18 @@ def spoiled(value, row=17):
         ({"learning_rate": 1e38}, "diverged"),
     ],
 )
-def test_arguments_that_are_none(arguments, cause):
+def test_invalid_arguments(arguments, cause):
     with pytest.raises(ValueError, match=cause) as e:
-        made(**arguments).fit(X, Y)
+        make(**arguments).fit(X, Y)
     assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize(
     ("X", "y", "weights", "cause"),
     [
-        (spoiled(np.nan), Y, None, "row 17 of X holds NaN, 1 rows"),
-        (spoiled(-np.inf), Y, None, "row 17 of X holds -inf"),
-        (spoiled(1e300), Y, None, r"row 17 of X holds 1e\+300"),
+        (spoil(np.nan), Y, None, "row 17 of X holds NaN, 1 rows"),
+        (spoil(-np.inf), Y, None, "row 17 of X holds -inf"),
+        (spoil(1e300), Y, None, r"row 17 of X holds 1e\+300"),
         (X, Y[:-1], None, "inconsistent numbers of samples"),
         (X, np.zeros(N), None, r"one class: \[0\.0\]"),
         (X, np.random.default_rng(0).normal(size=N), None, "continuous"),
@@ -445,14 +445,14 @@ def test_arguments_that_are_none(arguments, cause):
 )
 def test_data_that_do_not_fit(X, y, weights, cause):
     with pytest.raises(ValueError, match=cause):
-        made().fit(X, y, weights)
+        make().fit(X, y, weights)
 
 
-def test_before_and_after_a_fit():
+def test_prediction_needs_a_fit_and_finite_features():
     with pytest.raises(NotFittedError):
-        made().predict(X)
+        make().predict(X)
     with pytest.raises(NotFittedError):
-        made().save("nowhere")
-    model = made().fit(X, Y)
+        make().save("nowhere")
+    model = make().fit(X, Y)
     with pytest.raises(ValueError, match="row 17 of X holds NaN"):
-        model.predict(spoiled(np.nan))
+        model.predict(spoil(np.nan))

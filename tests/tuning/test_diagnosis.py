@@ -1,4 +1,4 @@
-"""What `diagnose` says of features where the answer is known."""
+"""`diagnose` gives the known answer on simple features."""
 
 import dataclasses
 
@@ -7,19 +7,19 @@ import pytest
 from scipy import stats
 
 from nml_jax import spectrum
-from nml_jax.tuning.diagnosis import NAMES, Diagnosis, diagnose, diagnose_checked, interval, measures
+from nml_jax.tuning.diagnosis import NAMES, Diagnosis, compute_interval, diagnose, diagnose_checked, measure_features
 
-N, D = 600, 4  # and two classes: everything here shares what is compiled
+N, D = 600, 4  # and two classes, so that all tests share one compiled program
 
 
 def easy(n=N):
-    """Two classes that a linear probe tells apart without an error."""
+    """Draw two classes that a linear probe separates without an error."""
     y = np.arange(n) % 2
     return (np.random.default_rng(0).normal(size=(n, D)) + 20 * np.eye(2, D)[y]).astype(np.float32), y
 
 
 def crossed():
-    """Exclusive or: the class is that of the product of two signs, which no linear probe can see."""
+    """Draw two classes by the product of two signs (exclusive or), which no linear probe can separate."""
     rng = np.random.default_rng(0)
     signs = rng.choice([-1, 1], (N, 2))
     X = 0.2 * rng.normal(size=(N, D))
@@ -27,7 +27,7 @@ def crossed():
     return X.astype(np.float32), np.where(signs.prod(1) > 0, "same", "different")
 
 
-def test_where_the_probe_is_perfect_no_difference_is_shown():
+def test_no_difference_is_shown_if_the_probe_is_perfect():
     F, y = easy()
     found = diagnose(F, y)
     assert np.mean(found.probe) == 1.0
@@ -36,7 +36,7 @@ def test_where_the_probe_is_perfect_no_difference_is_shown():
     assert (found.n, found.dim, found.num_classes, found.rows, len(found.probe)) == (N, D, 2, N, 5)
 
 
-def test_where_an_mlp_is_needed_nmtune_is_better():
+def test_nmtune_is_better_if_an_mlp_is_needed():
     found = diagnose(*crossed())
     assert np.mean(found.probe) < 0.65
     assert found.difference > 0.2
@@ -44,7 +44,7 @@ def test_where_an_mlp_is_needed_nmtune_is_better():
     assert found.verdict.startswith("NMTune as released is better")
 
 
-def test_the_words_hold_every_number():
+def test_the_text_has_every_number():
     found = Diagnosis(dict.fromkeys(NAMES, 0.25), (0.5, 0.75), (0.75, 1.0), (0.125, 0.375), 1200, 16, 3, 400, 3)
     text = str(found)
     for words in ("1,200 rows × 16 features, 3 classes", "2-fold", "400 rows", "62.50 %", "87.50 %", "+25.00 points",
@@ -61,17 +61,18 @@ def test_the_words_hold_every_number():
 def test_interval_by_hand():
     """Differences 0, 1, 2 of three folds: mean 1, variance 1, times 1/3 + 1/2; t of two degrees at 97.5 % is 4.3027."""
     half = 4.302652729749464 * np.sqrt(5 / 6)
-    assert interval(np.array([0.0, 1.0, 2.0])) == pytest.approx((1 - half, 1 + half), rel=1e-9)
-    assert interval(np.full(5, 0.25)) == (0.25, 0.25)
+    assert compute_interval(np.array([0.0, 1.0, 2.0])) == pytest.approx((1 - half, 1 + half), rel=1e-9)
+    assert compute_interval(np.full(5, 0.25)) == (0.25, 0.25)
     x = np.random.default_rng(0).normal(size=5)
-    low, high = interval(x)
+    low, high = compute_interval(x)
     plain = stats.t.interval(0.95, 4, x.mean(), stats.sem(x))
-    assert (high - low) / (plain[1] - plain[0]) == pytest.approx(np.sqrt((1 / 5 + 1 / 4) / (1 / 5)))  # wider by overlap
+    # wider because folds share training rows
+    assert (high - low) / (plain[1] - plain[0]) == pytest.approx(np.sqrt((1 / 5 + 1 / 4) / (1 / 5)))
 
 
 def test_measures_are_those_of_the_features():
     F, y = easy()
-    found = measures(F, y)
+    found = measure_features(F, y)
     assert set(found) == set(NAMES)
     s = spectrum.singular_values(F)
     for name in ("sve", "lsvr", "top_share", "effective_rank"):
@@ -79,7 +80,7 @@ def test_measures_are_those_of_the_features():
     assert found["stable_rank"] == pytest.approx((s**2).sum() / s[0] ** 2)
     assert found["class_mean_accuracy"] == 1.0
     rotated = F @ np.linalg.qr(np.random.default_rng(1).normal(size=(D, D)))[0]
-    assert measures(rotated, y) == pytest.approx(found, rel=1e-4)
+    assert measure_features(rotated, y) == pytest.approx(found, rel=1e-4)
 
 
 def test_only_some_rows_are_cross_validated_and_a_class_of_one_row_is_not():
@@ -89,7 +90,7 @@ def test_only_some_rows_are_cross_validated_and_a_class_of_one_row_is_not():
     assert (found.n, found.num_classes, found.rows, len(found.probe)) == (2 * N + 1, 3, N, 5)
 
 
-def test_a_rare_class_does_not_cost_folds():
+def test_a_rare_class_does_not_reduce_folds():
     F, y = easy(N + 3)
     y[:3] = 7
     found = diagnose(F, y, rows=N + 3)
@@ -97,8 +98,8 @@ def test_a_rare_class_does_not_cost_folds():
 
 
 @pytest.mark.parametrize(("classes", "each", "folds"), [(60, 4, 4), (40, 50, 5)])
-def test_of_many_classes_so_many_are_compared_that_each_has_rows_to_choose_by(classes: int, each: int, folds: int):
-    """At 100 rows a share of every class would leave one row of each, or two, of which no setting can be chosen."""
+def test_with_many_classes_only_some_are_compared_so_that_each_has_enough_rows(classes: int, each: int, folds: int):
+    """100 rows of all classes would be one or two rows of each, too few to choose a setting by."""
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(classes), each)
     found = diagnose(rng.normal(size=(classes, D))[y] + 0.01 * rng.normal(size=(len(y), D)), y, rows=100)
@@ -109,18 +110,18 @@ def test_of_many_classes_so_many_are_compared_that_each_has_rows_to_choose_by(cl
     assert f"{folds}-fold cross-validation on 100 rows of {of} classes" in str(found)
 
 
-def test_what_cannot_be_cross_validated_is_measured_and_says_why():
+def test_features_that_cannot_be_cross_validated_are_measured():
     F, y = easy()
     found = diagnose_checked(F, np.arange(N) // 2, folds=5, rows=2000, seed=0)
     why = "cannot be cross-validated: fewer than two classes have 4 rows: nothing can be held out"
     assert found.verdict == why
     assert str(found).endswith(why)
-    assert found.measures["sve"] == measures(F, y)["sve"]
+    assert found.measures["sve"] == measure_features(F, y)["sve"]
     assert (found.probe, found.nmtune, found.rows, found.num_classes) == ((), (), 0, N // 2)
     assert np.isnan(found.difference)
 
 
-def spoiled(value):
+def spoil(value):
     F, y = easy()
     F[17, 3] = value
     return F, y
@@ -129,11 +130,11 @@ def spoiled(value):
 @pytest.mark.parametrize(
     ("F", "y", "cause"),
     [
-        (*spoiled(np.nan), "row 17"),
-        (*spoiled(np.inf), "row 17"),
+        (*spoil(np.nan), "row 17"),
+        (*spoil(np.inf), "row 17"),
         (easy()[0], easy()[1][:-1], r"\(600, 4\) and labels \(599,\) do not fit"),
         (easy()[0][0], easy()[1], "do not fit"),
-        (easy()[0], np.zeros(N), "num_classes=1: nothing is to be told apart"),
+        (easy()[0], np.zeros(N), "num_classes=1 is less than 2"),
         (easy()[0], np.arange(N), "fewer than two classes have 4 rows"),
         (easy()[0][:4], [0, 0, 1, 2], "fewer than two classes have 4 rows"),
         (np.zeros((0, 4)), np.zeros(0), "0 sample"),
@@ -160,6 +161,6 @@ def test_degenerate_input(F, y, cause):
 @pytest.mark.parametrize(
     ("name", "value"), [("folds", 1), ("folds", -3), ("folds", 2.5), ("folds", None), ("rows", 0), ("rows", 19)]
 )
-def test_arguments_that_are_none(name, value):
-    with pytest.raises(ValueError, match=f"{name}={value}; give a whole number"):
+def test_invalid_arguments(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value}; give an integer"):
         diagnose(*easy(), **{name: value})

@@ -1,4 +1,4 @@
-"""The file of a tuned head: what it keeps, what is told of a damaged one, and that NumPy alone can apply it."""
+"""The file of a tuned head keeps everything, NumPy alone can apply it, and a damaged one raises an error."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ import safetensors.numpy
 from safetensors import safe_open
 
 from nml_jax.errors import UserError
-from nml_jax.models.heads.mlp import Form, head
+from nml_jax.models.heads.mlp import Form, make_head
 from nml_jax.tuning import head_file
 from nml_jax.tuning.head_file import TunedHead
 
@@ -18,9 +18,9 @@ D, K = 8, 3
 FORMS = [Form(False), Form(True, 2), Form(True, 2, depth=2, residual=False, norm="layer"), Form(True, 1, norm="none")]
 
 
-def made(form=FORMS[1], classes=("ant", "bee", "cat"), about=None, standard=True):
-    """A head with random values everywhere."""
-    params, state = head(form, K).init(jax.random.key(0), D)
+def make(form=FORMS[1], classes=("ant", "bee", "cat"), about=None, standard=True):
+    """Make a head with random values everywhere."""
+    params, state = make_head(form, K).init(jax.random.key(0), D)
     state = {**state, "input": {"mean": np.zeros(D), "scale": np.ones(D)}} if standard else state
     rng = np.random.default_rng(1)
     filled = [jax.tree.map(lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), t) for t in (params, state)]
@@ -33,7 +33,7 @@ def features(n=5):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_head_survives_its_file(tmp_path, form):
-    before = made(form)
+    before = make(form)
     before.save(tmp_path / "made" / "head.safetensors")
     after = head_file.load(tmp_path / "made" / "head.safetensors")
     assert (after.form, after.classes, after.about) == (before.form, before.classes, before.about)
@@ -46,7 +46,7 @@ def test_a_head_survives_its_file(tmp_path, form):
 
 @pytest.mark.parametrize("classes", [(3, 5, 9), ("a", "ü", "c d"), (0.5, 1.5, 2.5)])
 def test_classes_keep_their_type(tmp_path, classes):
-    made(classes=head_file.classes_to_json(np.array(classes))).save(tmp_path / "h")
+    make(classes=head_file.classes_to_json(np.array(classes))).save(tmp_path / "h")
     found = head_file.load(tmp_path / "h").classes
     assert found == classes
     assert [type(c) for c in found] == [type(c) for c in classes]
@@ -63,30 +63,30 @@ def test_boolean_classes_and_none(tmp_path):
 
 def test_names_of_the_columns(tmp_path):
     names = tuple(f"f{i}" for i in range(D))
-    dataclasses.replace(made(), columns=names).save(tmp_path / "h")
+    dataclasses.replace(make(), columns=names).save(tmp_path / "h")
     assert head_file.load(tmp_path / "h").columns == names
-    (tmp_path / "h").write_bytes(changed(columns=None)((tmp_path / "h").read_bytes()))  # of an earlier version
+    (tmp_path / "h").write_bytes(change_meta(columns=None)((tmp_path / "h").read_bytes()))  # of an earlier version
     assert head_file.load(tmp_path / "h").columns == ()
 
 
 @pytest.mark.parametrize("kind", ["datetime64[D]", "datetime64[ns]", "S", "complex"])
-def test_classes_that_json_has_not(tmp_path, kind):
+def test_classes_of_types_unknown_to_json(tmp_path, kind):
     classes = head_file.classes_to_json(np.array(["2020", "2021", "2022"]).astype(kind))
     with pytest.raises(UserError, match=r"cannot be saved with the class .*2020") as e:
-        made(classes=classes).save(tmp_path / "h")
+        make(classes=classes).save(tmp_path / "h")
     assert "astype(str)" in e.value.cure
     assert not list(tmp_path.iterdir())
 
 
 def test_probabilities():
     logits = np.array([[0.0, np.log(3.0), -np.inf], [1e4, 0.0, 1e4]])
-    np.testing.assert_allclose(made().probabilities(logits), [[0.25, 0.75, 0], [0.5, 0, 0.5]], rtol=1e-15)
-    with pytest.raises(UserError, match="a ridge head says of a class is no probability"):
-        made(about={"method": "ridge"}).probabilities(logits)
+    np.testing.assert_allclose(make().probabilities(logits), [[0.25, 0.75, 0], [0.5, 0, 0.5]], rtol=1e-15)
+    with pytest.raises(UserError, match="the scores of a ridge head are not logits"):
+        make(about={"method": "ridge"}).probabilities(logits)
 
 
 def apply(path, F):
-    """Predictions of a head of the default architecture, with NumPy and the file alone."""
+    """Predict with a head of the default architecture, by NumPy and the file alone."""
     t = safetensors.numpy.load_file(path)
     with safe_open(path, "numpy") as file:
         meta = file.metadata()
@@ -100,7 +100,7 @@ def apply(path, F):
 
 
 def test_numpy_alone_applies_the_file(tmp_path):
-    before = made()
+    before = make()
     before.save(tmp_path / "h.safetensors")
     z, logits, names = apply(tmp_path / "h.safetensors", features(700))
     Z, want = before.outputs(features(700))
@@ -109,44 +109,44 @@ def test_numpy_alone_applies_the_file(tmp_path):
     assert set(names) <= {"ant", "bee", "cat"}
 
 
-def cut(raw):
+def truncate(raw):
     return raw[: len(raw) // 2]
 
 
-def flipped(raw):
+def flip_bit(raw):
     return raw[:8] + bytes([raw[8] ^ 1]) + raw[9:]  # the opening brace of the header
 
 
-def longer_header(raw):
+def lengthen_header(raw):
     return raw[:1] + bytes([raw[1] ^ 0x80]) + raw[2:]  # its length
 
 
-def changed(**meta):
-    def written(raw):
+def change_meta(**meta):
+    def rewrite(raw):
         tensors, header = safetensors.numpy.load(raw), json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
         kept = {k: v for k, v in {**header["__metadata__"], **meta}.items() if v is not None}
         return safetensors.numpy.save(tensors, metadata=kept)
 
-    return written
+    return rewrite
 
 
-def without_metadata(raw):
+def drop_metadata(raw):
     return safetensors.numpy.save(safetensors.numpy.load(raw))
 
 
-def with_tensor(name, value):
-    """A file in which one tensor is another; None: is not there."""
+def replace_tensor(name, value):
+    """Return a function that replaces one tensor in a file; None removes it."""
 
-    def written(raw):
+    def rewrite(raw):
         tensors = {k: v for k, v in safetensors.numpy.load(raw).items() if k != name}
         tensors |= {} if value is None else {name: np.array(value, np.float32)}
         header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
         return safetensors.numpy.save(tensors, metadata=header["__metadata__"])
 
-    return written
+    return rewrite
 
 
-def without_classifier(raw):
+def drop_classifier(raw):
     tensors = {k: v for k, v in safetensors.numpy.load(raw).items() if not k.startswith("classifier")}
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     return safetensors.numpy.save(tensors, metadata=header["__metadata__"])
@@ -155,33 +155,33 @@ def without_classifier(raw):
 @pytest.mark.parametrize(
     ("damage", "cause"),
     [
-        (cut, "is damaged"),
-        (flipped, "is damaged"),
-        (longer_header, "is damaged"),
+        (truncate, "is damaged"),
+        (flip_bit, "is damaged"),
+        (lengthen_header, "is damaged"),
         (lambda raw: b"", "is damaged"),
         (lambda raw: b"PK\x03\x04" + bytes(64), "is damaged"),
-        (changed(format="nml_jax head 2"), "its format is 'nml_jax head 2'"),
-        (without_metadata, "its format is None"),
-        (changed(form=None), "is damaged"),
-        (changed(form='{"mlp": true, "heads": 8}'), "is damaged"),
-        (changed(classes='["a", "b"]'), "names 2 classes for 3 logits"),
-        (changed(classes="[1, 2"), "is damaged"),
-        (changed(classes='"abc"'), "what its classes are"),
-        (changed(classes="[[1], [2], [3]]"), "what its classes are"),
-        (changed(about="[]"), "where it comes from"),
-        (changed(columns='["a"]'), "names 1 columns for 8 features"),
-        (without_classifier, "is damaged"),
-        (with_tensor("state/input/scale", None), "describes: state/input/scale"),
-        (with_tensor("state/input/mean", np.zeros(1)), "describes: state/input/mean"),
-        (with_tensor("state/input/more", np.zeros(D)), "describes: state/input/more"),
-        (with_tensor("state/input/scale", np.zeros(D)), "state/input/scale holds a value that no head has"),
-        (with_tensor("classifier/bias", [0, np.nan, 0]), "classifier/bias holds"),
-        (with_tensor("dense1/kernel", np.full((D, 2 * D), np.inf)), "dense1/kernel holds"),
-        (with_tensor("state", np.zeros(1)), "is damaged"),
+        (change_meta(format="nml_jax head 2"), "its format is 'nml_jax head 2'"),
+        (drop_metadata, "its format is None"),
+        (change_meta(form=None), "is damaged"),
+        (change_meta(form='{"mlp": true, "heads": 8}'), "is damaged"),
+        (change_meta(classes='["a", "b"]'), "names 2 classes for 3 logits"),
+        (change_meta(classes="[1, 2"), "is damaged"),
+        (change_meta(classes='"abc"'), "does not name its classes"),
+        (change_meta(classes="[[1], [2], [3]]"), "does not name its classes"),
+        (change_meta(about="[]"), "or its origin"),
+        (change_meta(columns='["a"]'), "names 1 columns for 8 features"),
+        (drop_classifier, "is damaged"),
+        (replace_tensor("state/input/scale", None), "describes: state/input/scale"),
+        (replace_tensor("state/input/mean", np.zeros(1)), "describes: state/input/mean"),
+        (replace_tensor("state/input/more", np.zeros(D)), "describes: state/input/more"),
+        (replace_tensor("state/input/scale", np.zeros(D)), "state/input/scale holds an invalid value"),
+        (replace_tensor("classifier/bias", [0, np.nan, 0]), "classifier/bias holds"),
+        (replace_tensor("dense1/kernel", np.full((D, 2 * D), np.inf)), "dense1/kernel holds"),
+        (replace_tensor("state", np.zeros(1)), "is damaged"),
     ],
 )
 def test_a_damaged_file(tmp_path, damage, cause):
-    made().save(tmp_path / "h")
+    make().save(tmp_path / "h")
     (tmp_path / "h").write_bytes(damage((tmp_path / "h").read_bytes()))
     with pytest.raises(UserError, match=cause) as e:
         head_file.load(tmp_path / "h")
@@ -195,9 +195,9 @@ def test_a_missing_file_and_a_folder(tmp_path):
             head_file.load(path)
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_a_folder_that_cannot_be_rewrite(tmp_path):
     with pytest.raises(UserError, match="it is a folder"):
-        made().save(tmp_path)
+        make().save(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError):
-        made().save(tmp_path / "file" / "h")
+        make().save(tmp_path / "file" / "h")

@@ -1,4 +1,4 @@
-"""The table of methods: what each one trains, and what is said of a wrong name."""
+"""The table of methods: what each one trains, and errors for wrong names."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ CONFIG = SimpleNamespace(
 )  # fmt: skip
 
 
-def test_the_table_names_terms_and_grids_that_there_are():
+def test_the_table_names_existing_terms_and_grids():
     for name, method in METHODS.items():
         assert method.title
         assert not method.terms or method.terms in terms.TERMS
@@ -26,13 +26,13 @@ def test_the_table_names_terms_and_grids_that_there_are():
     assert {"linear", "mlp", *terms.TERMS} == {name for name, method in METHODS.items() if not method.probe}
 
 
-def test_the_form_is_what_the_keys_say():
+def test_the_config_keys_set_the_form():
     assert methods.build_form(METHODS["linear"], CONFIG) == Form(mlp=False)
     for name in ("mlp", "nmtune", "skd", "fgs", "lgm"):
         assert methods.build_form(METHODS[name], CONFIG) == Form(True, 3, 2, False, "layer")
 
 
-def test_weights_are_those_of_the_preset_with_the_changes_of_the_config():
+def test_weights_come_from_the_preset_and_the_config():
     paper, name = methods.choose_weights("nmtune", "paper", CONFIG, 1)
     assert (paper, name) == (nmtune.PRESETS["paper"]._replace(svd=0.5), "paper,svd=0.5")
     code, name = methods.choose_weights("nmtune", "code", CONFIG, 1)
@@ -68,13 +68,13 @@ def test_pairs_are_methods_with_every_preset_they_have():
         ("lgm", None, {"lgm": {"match": -0.1}}, r"match is -0\.1"),
     ],
 )
-def test_what_there_is_not(name, preset, changes, cause):
+def test_unknown_names(name, preset, changes, cause):
     with pytest.raises(UserError, match=cause) as e:
         methods.choose_weights(name, preset, SimpleNamespace(**{**vars(CONFIG), **changes}), 1)
     assert "\n" not in e.value.cause + e.value.cure
 
 
-def test_a_weight_of_zero_is_off_and_the_others_are_traced():
+def test_a_weight_of_zero_removes_its_term_and_the_others_are_traced():
     found, numbers = terms.split("nmtune", nmtune.PRESETS["code"]._replace(cov=0.0))
     assert numbers == {"mse": 1.0, "cov": 0.0, "svd": 0.001}
     assert found.form == nmtune.Weights(mse=1.0, cov=0.0, svd=1.0, per_dim=True, cross_view=True, top=5)

@@ -1,4 +1,4 @@
-"""Probes against scikit-learn's, and against solutions worked out by hand."""
+"""Probes agree with scikit-learn's, and with solutions by hand."""
 
 import math
 
@@ -13,7 +13,7 @@ from nml_jax.tuning import neighbours
 from nml_jax.tuning.neighbours import fit_knn
 from nml_jax.tuning.probes import fit_lbfgs, fit_ridge
 
-CS = (0.01, 100.0, 1.0, 0.1)  # in no order
+CS = (0.01, 100.0, 1.0, 0.1)  # not in order
 ALPHAS = (10.0, 0.1, 1000.0)
 KS = (5, 1, 8)
 FITS = {"lbfgs": (fit_lbfgs, (1.0, 0.1)), "ridge": (fit_ridge, (1.0, 10.0)), "knn": (fit_knn, (1, 3))}
@@ -21,13 +21,13 @@ FITS = {"lbfgs": (fit_lbfgs, (1.0, 0.1)), "ridge": (fit_ridge, (1.0, 10.0)), "kn
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    """Matrices this small gain nothing from a second BLAS or OpenMP thread, and wait for it where cores are busy."""
+    """Use one BLAS and OpenMP thread: matrices this small gain nothing from a second one."""
     with threadpoolctl.threadpool_limits(1):
         yield
 
 
 def blobs(n: int = 200, d: int = 10, k: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Overlapping classes with correlated features that are off centre, float32, each class there."""
+    """Draw overlapping classes with correlated features that are off centre, float32, each class present."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(n) % k)
     mixing = np.random.default_rng(1).standard_normal((d, d)) * np.arange(1, d + 1) ** -0.5
@@ -40,7 +40,7 @@ def probabilities(scores: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=1, keepdims=True)
 
 
-def reference(X, y, c) -> LogisticRegression:
+def fit_reference(X, y, c) -> LogisticRegression:
     return LogisticRegression(C=c, solver="newton-cholesky", tol=1e-8).fit(X.astype(np.float64), y)
 
 
@@ -48,10 +48,10 @@ def reference(X, y, c) -> LogisticRegression:
 
 
 @pytest.mark.parametrize(("n", "d", "k"), [(200, 10, 4), (30, 50, 3), (120, 8, 2)])
-def test_logistic_is_that_of_scikit_learn(n, d, k):
+def test_logistic_agrees_with_scikit_learn(n, d, k):
     (X, y), (T, _) = blobs(n, d, k), blobs(100, d, k, seed=5)
     for c, probe in zip(CS, fit_lbfgs(X, y, CS, num_classes=k, tol=1e-8), strict=True):
-        sklearn = reference(X, y, c)
+        sklearn = fit_reference(X, y, c)
         got = probe(T)
         assert got.dtype == np.float32
         np.testing.assert_allclose(probabilities(got), sklearn.predict_proba(T), rtol=0, atol=1e-3)
@@ -63,7 +63,7 @@ def test_logistic_is_that_of_scikit_learn(n, d, k):
 def test_logistic_at_its_default_tolerance():
     (X, y), (T, _) = blobs(), blobs(seed=5)
     for c, probe in zip(CS, fit_lbfgs(X, y, CS, num_classes=4), strict=True):
-        assert np.abs(probabilities(probe(T)) - reference(X, y, c).predict_proba(T)).max() < 1e-2
+        assert np.abs(probabilities(probe(T)) - fit_reference(X, y, c).predict_proba(T)).max() < 1e-2
 
 
 def test_logistic_of_two_points_by_hand():
@@ -73,12 +73,12 @@ def test_logistic_of_two_points_by_hand():
         w = 1.0
         for _ in range(200):
             w += 0.2 * (2 * c / (1 + math.exp(w)) - w)
-        np.testing.assert_allclose(probe.kernel, [[-w / 2, w / 2]], rtol=1e-3)  # what float32 tells of two rows
+        np.testing.assert_allclose(probe.kernel, [[-w / 2, w / 2]], rtol=1e-3)  # the precision of float32 on two rows
         np.testing.assert_allclose(probe.bias, [0, 0], atol=1e-5)
 
 
 def test_logistic_scales_like_its_formula():
-    """Features times s, and C over s², give the same scores: also where float32 would lose them."""
+    """Features times s, and C over s², give the same scores, even if float32 alone would lose them."""
     X, y = blobs()
     (plain,) = fit_lbfgs(X, y, [0.1], num_classes=4, tol=1e-7)
     for s in (1e-12, 1e12):
@@ -91,11 +91,11 @@ def test_logistic_with_a_feature_of_a_large_scale():
     X, y = blobs()
     wide = np.column_stack([X, 1e5 * np.random.default_rng(3).standard_normal(len(X))])
     (probe,) = fit_lbfgs(wide, y, [1.0], num_classes=4, tol=1e-8)
-    want = reference(wide, y, 1.0).predict_proba(wide)
+    want = fit_reference(wide, y, 1.0).predict_proba(wide)
     np.testing.assert_allclose(probabilities(probe(wide)), want, rtol=0, atol=1e-3)
 
 
-def test_the_path_is_its_single_fits():
+def test_a_grid_gives_the_same_as_single_fits():
     X, y = blobs()
     for c, probe in zip(CS, fit_lbfgs(X, y, CS, num_classes=4, tol=1e-8), strict=True):
         (alone,) = fit_lbfgs(X, y, [c], num_classes=4, tol=1e-8)
@@ -110,7 +110,7 @@ def test_logistic_of_separable_rows_stays_finite():
     assert (fit_lbfgs(X, y, cs, num_classes=3)[0](X).argmax(1) == y).all()
 
 
-def test_logistic_that_does_not_converge_says_so(capsys):
+def test_logistic_that_does_not_converge_is_logged(capsys):
     X, y = blobs()
     fit_lbfgs(X, y, [1e3], num_classes=4, max_iter=1)
     assert "C=1000 has not converged after 1 iterations" in capsys.readouterr().err
@@ -120,7 +120,7 @@ def test_logistic_that_does_not_converge_says_so(capsys):
 
 
 @pytest.mark.parametrize(("n", "d", "k"), [(200, 10, 4), (30, 50, 3), (120, 8, 2), (1, 3, 2)])
-def test_ridge_is_that_of_scikit_learn(n, d, k):
+def test_ridge_agrees_with_scikit_learn(n, d, k):
     (X, y), (T, _) = blobs(n, d, k), blobs(100, d, k, seed=5)
     if n == 1:
         (probe,) = fit_ridge(X, y, [1.0], num_classes=k)
@@ -154,7 +154,7 @@ def test_ridge_without_penalty_is_the_shortest_least_squares():
 
 
 @pytest.mark.parametrize("block", [8192, 64])
-def test_knn_is_that_of_scikit_learn(monkeypatch, block):
+def test_knn_agrees_with_scikit_learn(monkeypatch, block):
     monkeypatch.setattr(neighbours, "BLOCK", block)
     (X, y), (T, _) = blobs(), blobs(110, seed=5)
     for k, probe in zip(KS, fit_knn(X, y, KS, num_classes=4), strict=True):
@@ -182,7 +182,7 @@ def test_equally_near_rows_count_in_order(monkeypatch):
     np.testing.assert_array_equal(probe(np.ones((5, 2))).argmax(1), [2] * 5)
 
 
-def test_knn_knows_no_scale():
+def test_knn_does_not_depend_on_the_scale():
     """Squares of such numbers are beyond float32."""
     X, y = blobs()
     (plain,) = fit_knn(X, y, (3,), num_classes=4)
@@ -230,7 +230,7 @@ def test_degenerate_rows(name, X, y):
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_input_is_left_alone(name):
+def test_input_is_not_changed(name):
     fit, grid = FITS[name]
     for n, d in ((40, 6), (6, 40)):
         X, y = blobs(n, d)
@@ -252,9 +252,9 @@ def test_input_is_left_alone(name):
         ({"labels": [0.0, 1.0, 1.0]}, "dtype float64"),
         ({"features": [[0.0], [np.nan], [1.0]]}, "row 1 of the features"),
         ({"features": [[0.0], [1.0], [-np.inf]]}, "row 2 of the features"),
-        ({"grid": ()}, "is no value to fit with"),
-        ({"grid": (-1,)}, "=-1 is no value"),
-        ({"grid": (np.nan,)}, "=nan is no value"),
+        ({"grid": ()}, "is not a valid value"),
+        ({"grid": (-1,)}, "=-1 is not a valid value"),
+        ({"grid": (np.nan,)}, "=nan is not a valid value"),
     ],
 )
 def test_bad_calls(name, change, message):

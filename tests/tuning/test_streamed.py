@@ -1,4 +1,4 @@
-"""Heads on features that are read shard by shard, against heads on the same features in memory."""
+"""Heads on features that are read shard by shard agree with heads on the same features in memory."""
 
 from types import SimpleNamespace
 
@@ -23,7 +23,7 @@ def config(**changes):
 
 
 class Disk:
-    """Rows as data/features/files.py gives them, which remembers what was asked for."""
+    """Rows as in data/features/files.py, which record what is read."""
 
     def __init__(self, features):
         self.features, self.asked = features, []
@@ -66,8 +66,8 @@ def accuracy(result):
 
 
 @pytest.mark.parametrize(("n", "size"), [(1000, 300), (1000, 256), (100, 300), (257, 256), (512, 512)])
-def test_every_epoch_has_every_row_once_in_an_order_of_its_own(n, size):
-    found = list(streamed._shards(n, size, 3, seed=5))
+def test_every_epoch_has_every_row_once_in_its_own_order(n, size):
+    found = list(streamed._draw_shards(n, size, 3, seed=5))
     per_epoch = -(-n // size)
     assert len(found) == 3 * per_epoch
     for epoch in range(3):
@@ -80,8 +80,8 @@ def test_every_epoch_has_every_row_once_in_an_order_of_its_own(n, size):
         assert len({rows.tobytes() for rows in epochs}) > 1
 
 
-def test_rows_are_read_in_runs_from_all_over_the_file():
-    (first, *_) = streamed._shards(100_000, 10_240, 1, seed=0)
+def test_rows_are_read_in_runs_from_the_whole_file():
+    (first, *_) = streamed._draw_shards(100_000, 10_240, 1, seed=0)
     runs = np.split(first, np.flatnonzero(np.diff(first) > 1) + 1)
     assert len(runs) <= 40  # not row by row
     assert first.min() < 20_000
@@ -99,16 +99,16 @@ def test_a_shard_as_large_as_the_data_is_as_good_as_training_in_memory():
 
 
 @pytest.mark.parametrize("order", [pytest.param("shuffled", marks=pytest.mark.slow), "sorted"])
-def test_small_shards_learn_as_well_also_from_a_file_sorted_by_class(order, monkeypatch):
-    monkeypatch.setattr(streamed, "NEIGHBOURS", 16)  # as small against a shard as 256 rows against a real one
+def test_small_shards_learn_as_well_even_from_a_file_sorted_by_class(order, monkeypatch):
+    monkeypatch.setattr(streamed, "NEIGHBOURS", 16)  # as small relative to a shard as 256 rows to a real one
     (whole,) = select.fit_seeds(*blobs(), method="mlp", num_classes=K, config=config(), seeds=(0,))
     (got,) = fit(blobs(order=order), shard=SHARD)
     assert accuracy(got) > accuracy(whole) - 0.02
     assert got.n_train == N
 
 
-def test_the_last_and_smaller_shard_is_trained_on_and_its_filling_is_not(monkeypatch):
-    """All rows of class 2 lie in one place: a head that had not seen them could not know the class."""
+def test_the_last_and_smaller_shard_is_trained_on_but_not_its_padding(monkeypatch):
+    """All rows of class 2 are in one place, so a head that has not seen them cannot know the class."""
     monkeypatch.setattr(streamed, "NEIGHBOURS", 8)
     features, labels = blobs(263, order="sorted")
     seen = []
@@ -117,7 +117,7 @@ def test_the_last_and_smaller_shard_is_trained_on_and_its_filling_is_not(monkeyp
     def watched(spec, carry, bank, setting, n, i, total):
         seen.append((int(n), bank.features.shape, int(i), int(total)))
         filled = bank._replace(features=bank.features.copy())
-        filled.features[int(n) :] = 1e6  # what is not trained on may hold anything
+        filled.features[int(n) :] = 1e6  # padding may hold anything
         return advance(spec, carry, filled, setting, n, i, total)
 
     monkeypatch.setattr(descent, "advance", watched)
@@ -129,7 +129,7 @@ def test_the_last_and_smaller_shard_is_trained_on_and_its_filling_is_not(monkeyp
     assert accuracy(got) > 0.6
 
 
-def test_standardising_is_that_of_features_in_memory():
+def test_standardisation_equals_that_of_features_in_memory():
     features, _ = blobs(700, views=2)
     features[..., 3] = 7.1  # constant
     features[..., 4] = 1e4 + features[..., 4]  # a large mean
@@ -159,13 +159,13 @@ def test_hyperparameters_are_chosen_on_a_stratified_sample_of_one_shard(monkeypa
     assert not np.array_equal(*(result.head.params["dense1"]["kernel"] for result in results))
 
 
-def test_what_is_solved_sees_one_shard_and_says_so():
+def test_a_solved_probe_sees_one_shard_and_n_train_is_its_size():
     for method in ("lbfgs", "ridge", "knn"):
         (result,) = fit(blobs(), shard=SHARD, method=method)
         assert result.n_train == SHARD
         assert accuracy(result) > 0.6
 
 
-def test_a_run_that_diverges_is_told():
+def test_a_run_that_diverges_raises_an_error():
     with pytest.raises(UserError, match="diverged"):
         fit(blobs(), shard=SHARD, lrs=(1e38,))

@@ -58,7 +58,9 @@ def test_a_run_leaves_every_number(finished: Path, data: Path):
         sources.load(clip_experiment.config(data).data, "train", captions=True),
         noise.CaptionSwap(n=60, rate=0.5, seed=0),
     )
-    assert fit.n_test == sum(clean.captions[i][0] != clean.captions[int(swap(i))][0] for i in swap.swapped().tolist())
+    assert fit.n_test == sum(
+        clean.captions[i][0] != clean.captions[int(swap(i))][0] for i in swap.list_swapped().tolist()
+    )
     assert rows_of(finished, stage="tune", metric="accuracy")
 
 
@@ -75,9 +77,9 @@ def test_the_ledger_tells_the_swap(finished: Path, data: Path):
     clean = sources.load(section, "train", captions=True)
     swap = noise.CaptionSwap(n=60, rate=0.5, seed=0)
     assert (ledger["kind"], ledger["n"], ledger["count"], ledger["realised"]) == ("caption_swap", 60, 30, 0.5)
-    unchanged = sum(clean.captions[i] == clean.captions[int(swap(i))] for i in swap.swapped().tolist())
+    unchanged = sum(clean.captions[i] == clean.captions[int(swap(i))] for i in swap.list_swapped().tolist())
     assert ledger["unchanged"] == unchanged
-    assert noise.Ledger.from_dict(ledger) == noise.Ledger.of_captions(
+    assert noise.Ledger.from_dict(ledger) == noise.Ledger.from_captions(
         swap, ("\0".join(c) for c in clean.captions), unchanged=unchanged
     )
 
@@ -134,17 +136,17 @@ def test_zero_shot_can_be_added_to_a_finished_run(data: Path, tmp_path: Path, fi
 
 def test_every_stage_says_where_it_is(monkeypatch, finished: Path, data: Path, tmp_path: Path):
     """As the other processes of a job would hear of it if there were any."""
-    within: list[Callable[[], str]] = []
+    within: list[str | Callable[[], str]] = []
     been: set[str] = set()
 
     @contextlib.contextmanager
-    def stepping(place: Callable[[], str]) -> Iterator[None]:
+    def track(place: str | Callable[[], str]) -> Iterator[None]:
         within.append(place)
-        been.add(": ".join(where() for where in within))
+        been.add(": ".join(where if isinstance(where, str) else where() for where in within))
         yield
         within.remove(place)
 
-    monkeypatch.setattr(peers, "stepping", stepping)
+    monkeypatch.setattr(peers, "track", track)
     workdir = shutil.copytree(finished, tmp_path / "run")
     clip_experiment.launch(workdir, data, force=("extract", "zeroshot", "tune"))
     assert within == []

@@ -57,7 +57,7 @@ def ended(process: subprocess.Popen) -> Path:
 def left(cell: Path) -> dict[str, Any]:
     """All that must not depend on interruptions."""
     saved = cell / "checkpoints"
-    meta = checkpoint.read_meta(saved / str(checkpoint.latest_step(saved)))
+    meta = checkpoint.read_meta(saved / str(checkpoint.find_latest_step(saved)))
     built = settings.from_json(meta["config"]), Plan(100, 10.0), runtime.make_mesh()
     program = loop.build(*built, num_classes=meta["num_classes"])
     checkpoints = checkpoint.Checkpoints(saved, every=1, keep=2, keep_every=0, meta={})

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 
 from nml_jax import runtime
 from tests.scenes import mesh_cases, process_scenes
-from tests.scenes.mesh_cases import CASES, STEPS, Run, apart, program, steps_of, train
+from tests.scenes.mesh_cases import CASES, STEPS, Run, build_program, count_comparable_steps, measure_difference, train
 from tests.scenes.meshes import mesh_of
 
 SHAPES = [(2, 1), (1, 2), (2, 2), (8, 1), (2, 4), (1, 8)]
@@ -50,14 +50,14 @@ def same_in_float32(many: Run, one: Run) -> None:
 
 def same_in_float64(many: Run, one: Run) -> None:
     np.testing.assert_allclose(many.losses, one.losses, rtol=1e-9)
-    assert apart(many.params, one.params) < 1e-9
-    assert apart(many.gradient, one.gradient) < 1e-9
+    assert measure_difference(many.params, one.params) < 1e-9
+    assert measure_difference(many.gradient, one.gradient) < 1e-9
 
 
 @pytest.mark.parametrize(("case", "shape"), cells({("resnet", (2, 4))}))
 def test_in_float32(case: str, shape: tuple[int, int]):
     """The first step's loss and every parameter's gradient; a ViT's losses of 20 steps."""
-    steps = steps_of(case, "float32")
+    steps = count_comparable_steps(case, "float32")
     same_in_float32(train(case, mesh_of(*shape), "float32", steps), on_one_device(case, "float32", steps))
 
 
@@ -74,7 +74,7 @@ def test_in_float64(case: str, shape: tuple[int, int]):
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes(case: str, fsdp: int, dtype: str, tmp_path: Path):
     """The same, with each of two devices in a process of its own."""
-    steps = steps_of(case, dtype)
+    steps = count_comparable_steps(case, dtype)
     args = ["-m", "tests.scenes.mesh_cases", case, dtype, str(steps), str(fsdp), str(tmp_path)]
     ended = process_scenes.end(process_scenes.begin(args), 300)
     assert [e.code for e in ended] == [0, 0], ended
@@ -84,7 +84,7 @@ def test_two_processes(case: str, fsdp: int, dtype: str, tmp_path: Path):
 
 
 def test_parameters_are_split(mesh):
-    shapes = program("vit", mesh_of(2, 4), "float32").shapes
+    shapes = build_program("vit", mesh_of(2, 4), "float32").shapes
     split = [x for x in jax.tree.leaves(shapes.params) if "fsdp" in x.sharding.spec]
     assert len(split) > 10
     assert all(isinstance(x.sharding, NamedSharding) for x in split)

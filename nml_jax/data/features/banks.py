@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from nml_jax.errors import UserError, storing
+from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.runs.files import write_json
 
 VERSION = 1
@@ -158,7 +158,7 @@ def write(
     part = folder.with_name(f".{folder.name}.part")
     shards: list[dict[str, Any]] = []
     layers: dict[str, list[int]] = {}
-    with storing(folder):
+    with report_disk_errors(folder):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         for block in _of_size(blocks, SHARD_ROWS):

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from nml_jax import ranges
 from nml_jax.data.images.codec import decode
 from nml_jax.data.images.randaugment import FILTER, rand_augment
 from nml_jax.errors import UserError
@@ -21,6 +22,14 @@ Step = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 CROPS = ("random_resized", "pad", "none")
 CV2_FILTER = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+
+
+def check_ranges(config: Any) -> None:
+    """Refuse values of the section `augment` that are out of range."""
+    ranges.require_at_least(1, "augment", config, "repeats")
+    ranges.require_at_least(0, "augment", config, "pad", "randaugment")
+    ranges.require_share("augment", config, "flip", "erase", "randaugment_prob")
+    ranges.require_interval("augment", config, "scale", "ratio")
 
 
 def resize(

@@ -7,7 +7,7 @@ from pathlib import Path
 from nml_jax import console
 from nml_jax.data.sources.source import Source
 from nml_jax.data.stream import pipeline
-from nml_jax.errors import UserError, storing
+from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.runs.files import QUARANTINE, write_atomic
 
 
@@ -39,7 +39,7 @@ class Quarantine:
         for line in lines:
             console.notice(f"left out, another record stands in: {line['reason']}")
         if lines:
-            with storing(self.path):
+            with report_disk_errors(self.path):
                 written = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
                 write_atomic(self.path, "".join(f"{line}\n" for line in self._lines()) + written)
         if len(self.known) > max(1, self.budget * len(self.source)):

@@ -1,7 +1,7 @@
-"""ResNet v1.5: He et al. 2016 (arXiv 1512.03385), with the stride in the 3x3 of a bottleneck (arXiv 1706.02677); and
-CLIP's modification of it (arXiv 2103.00020, section 2.4).
+"""ResNet v1.5 and CLIP's modification of it (arXiv 2103.00020, section 2.4).
 
-Padding is the same number on both sides, as in PyTorch; "SAME" would pad a stride-2 map on one side only.
+Version 1.5 is He et al. 2016 (arXiv 1512.03385) with the stride in the 3x3 of a bottleneck (arXiv 1706.02677). Padding
+is equal on both sides, as in PyTorch; "SAME" would pad a stride-2 map on one side only.
 """
 
 from collections.abc import Callable
@@ -20,12 +20,14 @@ from nml_jax.models.layers.materialise import materialise
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015) over batch, height and width, statistics in float32.
+    """Batch normalisation (Ioffe & Szegedy 2015) over batch, height and width, with statistics in float32.
 
-    In training the statistics are those of the global batch (under jit a mean over a sharded axis is a global mean), or
-    of each consecutive `group` of examples, which gives the per-device statistics of published recipes on any number of
-    devices. Running statistics average the groups and are `momentum * old + (1 - momentum) * new`: 0.9 here is
-    PyTorch's 0.1. As in PyTorch, the batch is normalised with the biased variance and the running variance is unbiased
+    In training, the statistics are those of the global batch: under jit, a mean over a sharded axis is a global mean.
+    With `group`, each consecutive group of so many examples has its own statistics. This reproduces the per-device
+    statistics of published recipes on any number of devices.
+
+    Running statistics average the groups and are `momentum * old + (1 - momentum) * new`; 0.9 here is PyTorch's 0.1.
+    As in PyTorch, the batch is normalised with the biased variance, and the running variance is unbiased
     (n / (n - 1)). eps is 1e-5.
 
     Raises:
@@ -67,8 +69,8 @@ class BatchNorm(nn.Module):
         return y.reshape(x.shape).astype(self.dtype)
 
 
-def _conv(channels: int, side: int, stride: int, *, init: Initializer, dtype: Any, name: str) -> nn.Conv:
-    """A convolution without bias."""
+def _make_conv(channels: int, side: int, stride: int, *, init: Initializer, dtype: Any, name: str) -> nn.Conv:
+    """Make a convolution without bias."""
     return nn.Conv(
         channels,
         (side, side),
@@ -81,15 +83,15 @@ def _conv(channels: int, side: int, stride: int, *, init: Initializer, dtype: An
     )
 
 
-def _average(x: jax.Array, side: int) -> jax.Array:
-    """Means over windows of side x side, [B, H, W, C] -> [B, H // side, W // side, C]."""
+def _average_pool(x: jax.Array, side: int) -> jax.Array:
+    """Average windows of side x side, [B, H, W, C] -> [B, H // side, W // side, C]."""
     return nn.avg_pool(x, (side, side), strides=(side, side)) if side > 1 else x
 
 
 class Block(nn.Module):
     """A residual block: 3x3, 3x3, or the bottleneck 1x1, 3x3, 1x1 with four times the channels at its end.
 
-    `average` puts stride-1 convolutions and an average pool where a convolution has a stride (bottlenecks only).
+    `average` replaces a convolution with stride by one with stride 1 and an average pool (bottlenecks only).
     """
 
     channels: int
@@ -111,11 +113,11 @@ class Block(nn.Module):
         for i, (channels, side, step) in enumerate(layers, 1):
             last = i == len(layers)
             init = nn.initializers.zeros if last and self.zero_init_residual else nn.initializers.ones
-            y = self.conv(channels, side, step, name=f"conv{i}")(_average(y, pool) if last else y)
+            y = self.conv(channels, side, step, name=f"conv{i}")(_average_pool(y, pool) if last else y)
             y = self.norm(scale_init=init, name=f"bn{i}")(y, train)
             y = y if last else materialise(nn.relu(y))
         if self.stride != 1 or x.shape[-1] != y.shape[-1]:
-            x = self.conv(y.shape[-1], 1, stride, name="downsample_conv")(_average(x, pool))
+            x = self.conv(y.shape[-1], 1, stride, name="downsample_conv")(_average_pool(x, pool))
             x = self.norm(name="downsample_bn")(x, train)
         # One draw per example and block: stochastic depth (arXiv 1603.09382), scaled to keep the expectation.
         y = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3))(y, deterministic=not train)
@@ -123,9 +125,10 @@ class Block(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Multi-head attention of the mean of a map's places over that mean and the places. [B, H, W, C] -> [B, C] float32.
+    """Pooling by multi-head attention, [B, H, W, C] -> [B, C] float32.
 
-    The softmax is in float32. The projection that follows in CLIP is not here.
+    The query is the mean over all positions; keys and values are that mean and the positions. The softmax is in
+    float32. The output layer that follows in CLIP is `clip.ProjectedTower`'s projection.
     """
 
     heads: int
@@ -145,25 +148,26 @@ class AttentionPool(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet with as many stages as `blocks` has numbers; stage i has width·2^(i-1) channels (four times that at the
-    output of a bottleneck) and every stage but the first halves height and width.
+    """A ResNet with `blocks[i - 1]` blocks in stage i = 1, 2, ...
 
-    Fields are the keys of `config.model` in configs/common.py. `stem`: "imagenet" is 7x7 with stride 2 and a 3x3
-    max-pool with stride 2; "small" is 3x3 with stride 1. Normalised images float32 [B, H, W, 3] become
+    Stage i has width·2^(i-1) channels, or four times as many at the output of a bottleneck. Every stage but the first
+    halves height and width. Fields are the keys of `config.model` in configs/common.py. The `stem` "imagenet" is 7x7
+    with stride 2 and a 3x3 max-pool with stride 2; "small" is 3x3 with stride 1. Normalised images float32 [B, H, W, 3]
+    become
 
         features        float32 [B, D]           mean over the last map
-        logits          float32 [B, num_classes] none where num_classes is 0
+        logits          float32 [B, num_classes] unless num_classes is 0
         stem_map        dtype [B, H', W', width] after the stem's activation and pooling
         stage{i}_map    dtype [B, h, w, C]       output of stage i = 1, 2, ...
         stem, stage{i}  float32 [B, C]           the same maps, averaged over height and width
 
-    `clip` makes it CLIP's image tower: a stem of three 3x3 convolutions and a 2x2 average pool (whatever `stem` says),
-    average pools in place of strides in the blocks, and attention over the last map in place of its mean, with `heads`
-    heads (None: of 64 channels each) and position embeddings, which fit `image_size` only.
+    `clip` makes it CLIP's image tower. The stem is three 3x3 convolutions and a 2x2 average pool, whatever `stem` is.
+    The blocks have average pools in place of strides. Attention with `heads` heads (None: heads of 64 channels)
+    replaces the mean over the last map; its position embeddings fit only `image_size`.
 
     Raises:
-        UserError: where `clip`, the image cannot be halved as often as there are stages and one more, the heads do not
-            split the channels, or (when called) the images have another size.
+        UserError: with `clip`, the image cannot be halved once more often than there are stages, the channels cannot be
+            split over the heads, or, when called, the images have another size.
     """
 
     num_classes: int
@@ -196,7 +200,7 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         if self.clip:
             check_size(x, self.image_size)
-        conv = partial(_conv, init=uniform_fan_in if self.clip else kaiming_normal, dtype=self.dtype)
+        conv = partial(_make_conv, init=uniform_fan_in if self.clip else kaiming_normal, dtype=self.dtype)
         norm = partial(BatchNorm, group=self.bn_group, momentum=self.bn_momentum, dtype=self.dtype)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         rates = [self.drop_path * i / max(sum(self.blocks) - 1, 1) for i in range(sum(self.blocks))]
@@ -210,7 +214,7 @@ class ResNet(nn.Module):
             x = conv(channels, side, stride, name=f"stem_conv{i}")(x)
             x = nn.relu(norm(name=f"stem_bn{i}")(x, train))
         if self.clip:
-            x = _average(x, 2)
+            x = _average_pool(x, 2)
         elif self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])  # pyright: ignore[reportArgumentType]
         maps["stem"] = x

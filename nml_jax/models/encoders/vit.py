@@ -1,5 +1,5 @@
 """Vision Transformer: Dosovitskiy et al. 2021 (arXiv 2010.11929) in the layout of DeiT (arXiv 2012.12877) and timm, or
-of CLIP (arXiv 2103.00020). Its blocks are those of CLIP's text tower too.
+of CLIP (arXiv 2103.00020). CLIP's text tower has the same blocks.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,19 @@ from nml_jax.models.layers.materialise import materialise
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, x·Φ(x)."""
+    """Return the exact GELU, x·Φ(x)."""
     return nn.gelu(x, approximate=False)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """x·sigmoid(1.702x), which OpenAI's CLIP has in place of GELU."""
+    """Return x·sigmoid(1.702x), which OpenAI's CLIP uses in place of GELU."""
     return x * nn.sigmoid(1.702 * x)
 
 
 class Style(NamedTuple):
-    """In what the transformers of one publication differ from those of another: LayerNorm's epsilon, the activation of
-    the MLP, and the initial values of the four kernels of a block."""
+    """The differences between published transformers: LayerNorm's epsilon, the activation of the MLP, and the
+    initialisers of the four kernels of a block.
+    """
 
     epsilon: float
     activation: Callable[[jax.Array], jax.Array]
@@ -37,7 +38,8 @@ class Style(NamedTuple):
     fc1: Initializer
     fc2: Initializer
 
-    def norm(self, name: str, dtype: Any) -> nn.LayerNorm:
+    def make_norm(self, name: str, dtype: Any) -> nn.LayerNorm:
+        """Make a layer norm."""
         return nn.LayerNorm(epsilon=self.epsilon, use_fast_variance=False, dtype=dtype, name=name)
 
 
@@ -49,8 +51,8 @@ CLIP = Style(1e-5, gelu, xavier_uniform, *[uniform_fan_in] * 3)
 class Attention(nn.Module):
     """Multi-head self-attention, softmax(q k^T / sqrt(dim / heads)) v with the softmax in float32. [B, N, dim] -> same.
 
-    `qkv` holds the three projections in one kernel [dim, 3·dim], ordered (q | k | v), each by heads. Where `causal`,
-    token i sees tokens 0..i only.
+    `qkv` holds the three projections in one kernel [dim, 3·dim], ordered (q | k | v), each by heads. With `causal`,
+    token i attends only to tokens 0..i.
     """
 
     heads: int
@@ -68,7 +70,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """dim -> 4·dim -> dim with the activation between. [B, N, dim] -> same."""
+    """Two linear layers, dim -> 4·dim -> dim, with the activation between them. [B, N, dim] -> same."""
 
     dtype: Any
     style: Style
@@ -98,7 +100,7 @@ class Block(nn.Module):
             return nn.Dropout(self.drop_path, broadcast_dims=(1, 2))(y, deterministic=not train)
 
         x = materialise(x)
-        norm1, norm2 = (self.style.norm(name, self.dtype) for name in ("norm1", "norm2"))
+        norm1, norm2 = (self.style.make_norm(name, self.dtype) for name in ("norm1", "norm2"))
         x = materialise(x + branch(Attention(self.heads, self.dtype, self.style, self.causal, name="attn")(norm1(x))))
         return x + branch(Mlp(self.dtype, self.style, name="mlp")(norm2(x)))
 
@@ -110,7 +112,7 @@ class ViT(nn.Module):
     float32 [B, image_size, image_size, 3] become
 
         features         float32 [B, dim]         pool "cls": the class token; "gap": mean over the patch tokens
-        logits           float32 [B, num_classes] none where num_classes is 0
+        logits           float32 [B, num_classes] unless num_classes is 0
         tokens           float32 [B, 1 + N, dim]  after the final norm; class token first, then patches row by row
         embed_tokens     dtype [B, 1 + N, dim]    input of the first block
         block{i}_tokens  dtype [B, 1 + N, dim]    output of block i = 0, 1, ..., before the final norm
@@ -121,16 +123,16 @@ class ViT(nn.Module):
     `clip` makes it CLIP's image tower: patches without a bias, a norm before the first block, epsilon 1e-5, other
     initial values.
 
-    With `patch_dropout`, in training, every image keeps its class token and a random round((1 - rate)·N) of its
-    patches, N being that number above (Li et al. 2023, arXiv 2212.00794). The draw depends on `key` and the image's
-    position in the global batch only.
+    With `patch_dropout`, every image in training keeps its class token and a random round((1 - rate)·N) of its N
+    patches (Li et al. 2023, arXiv 2212.00794). The draw depends only on `key` and the image's position in the global
+    batch.
 
-    `neftune` is no key of `config.model`, as fine-tuning alone sets it: in training the N embedded patches of an image
-    get U(-1, 1)·neftune / sqrt(N·dim) each (arXiv 2310.05914).
+    `neftune` is not a key of `config.model`; only fine-tuning sets it. In training, it adds
+    U(-1, 1)·neftune / sqrt(N·dim) to each embedded patch (arXiv 2310.05914).
 
     Raises:
-        UserError: the patches do not tile the image, the heads do not split the width, or (when called) the images
-            have another size.
+        UserError: the image cannot be cut into patches, the width cannot be split over the heads, or, when called, the
+            images have another size.
     """
 
     num_classes: int
@@ -185,32 +187,34 @@ class ViT(nn.Module):
         pos_embed = self.param("pos_embed", normal(pos_std), (1, 1 + x.shape[1], self.dim))
         cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, self.dim))
         x = jnp.concatenate([cls, x], axis=1) + pos_embed.astype(x.dtype)
-        x = self._some_patches(x) if train else x
+        x = self._drop_patches(x) if train else x
         if self.clip:
-            x = style.norm("norm_pre", self.dtype)(x)
+            x = style.make_norm("norm_pre", self.dtype)(x)
         layers["embed"] = x
         for i in range(self.depth):
             rate = self.drop_path * i / max(self.depth - 1, 1)
             x = block(self.heads, self.dropout, rate, self.dtype, style, name=f"block{i}")(x, train)
             layers[f"block{i}"] = x
 
-        tokens = style.norm("norm", jnp.promote_types(self.dtype, jnp.float32))(x)
+        tokens = style.make_norm("norm", jnp.promote_types(self.dtype, jnp.float32))(x)
         outputs = {f"{name}_tokens": value for name, value in layers.items()}
-        outputs |= {name: self._pooled(value) for name, value in layers.items()}
-        outputs |= {"tokens": tokens, "features": self._pooled(tokens)}
+        outputs |= {name: self._pool(value) for name, value in layers.items()}
+        outputs |= {"tokens": tokens, "features": self._pool(tokens)}
         if self.num_classes:
             outputs["logits"] = nn.Dense(self.num_classes, kernel_init=normal(0.02), name="head")(outputs["features"])
         return outputs
 
-    def _some_patches(self, x: jax.Array) -> jax.Array:
+    def _drop_patches(self, x: jax.Array) -> jax.Array:
+        """Keep the class token and a random share of the patches, in their order."""
         count = max(1, round((1 - self.patch_dropout) * (x.shape[1] - 1)))
         if count == x.shape[1] - 1:
             return x
         draw = jax.random.uniform(self.make_rng("dropout"), (len(x), x.shape[1] - 1))
-        # A sort is partitioned over the batch; top_k gathers all draws on every device.
+        # XLA partitions a sort over the batch; top_k would gather all draws on every device.
         kept = jnp.sort(jnp.argsort(draw, axis=1)[:, :count], axis=1)
         return jnp.concatenate([x[:, :1], jnp.take_along_axis(x[:, 1:], kept[..., None], axis=1)], axis=1)
 
-    def _pooled(self, tokens: jax.Array) -> jax.Array:
+    def _pool(self, tokens: jax.Array) -> jax.Array:
+        """Return the class token or the mean over the patches, float32 [B, dim]."""
         tokens = tokens.astype(jnp.promote_types(self.dtype, jnp.float32))
         return tokens[:, 0] if self.pool == "cls" else jnp.mean(tokens[:, 1:], axis=1)

@@ -1,9 +1,9 @@
-"""Heads on frozen features: linear, and the MLP with a residual that NMTune trains (METHOD: arXiv 2309.17002 §4).
+"""Heads on frozen features: linear, and the MLP with a residual that NMTune trains (arXiv 2309.17002, section 4).
 
     Z = s ⊙ MLP(F) + F,   MLP = Linear D→wD, BatchNorm, ReLU, Linear wD→D,   logits = Z W + b
 
-These are plain functions: a head is a few matrix products, and a training run of thousands of steps is one compiled
-loop around them (training/heads.py).
+These are plain functions, because a head is only a few matrix products and one compiled loop runs thousands of training
+steps (tuning/descent.py).
 """
 
 import itertools
@@ -19,17 +19,17 @@ from nml_jax.errors import UserError
 Tree = dict[str, Any]
 
 NORMS = ("batch", "layer", "none")
-BN_MOMENTUM, EPS = 0.1, 1e-5  # PyTorch's: share of the new batch in the running statistics, and of both norms
+BN_MOMENTUM, EPS = 0.1, 1e-5  # PyTorch's: share of the new batch in the running statistics; epsilon of both norms
 
 
 class Form(NamedTuple):
     """The architecture of a head.
 
     mlp: whether there is an MLP; the other fields describe it.
-    width: of its hidden layers, over D.
-    depth: hidden layers.
+    width: width of its hidden layers, as a multiple of D.
+    depth: number of hidden layers.
     residual: Z = s ⊙ MLP(F) + F, else Z = s ⊙ MLP(F).
-    norm: of NORMS, before every ReLU.
+    norm: the norm before every ReLU, one of NORMS.
     """
 
     mlp: bool
@@ -43,32 +43,33 @@ class Head(NamedTuple):
     """A head as two pure functions.
 
     init: `(key, dim) -> (params, state)`: nested dicts of float32 arrays for features of `dim` columns.
-    apply: `(params, state, F, *, train) -> (outputs, new_state)` for F float32 [B, D]. `outputs` holds "input"
-        (F, or F standardised where `state` has an entry "input" with "mean" and "scale", float32 [D] each), "features"
-        (Z, float32 [B, D]) and "logits" (float32 [B, K]). BatchNorm uses the statistics of the batch in training, and
-        its running statistics, biased mean and unbiased variance as in PyTorch, otherwise.
+    apply: `(params, state, F, *, train) -> (outputs, new_state)` for F float32 [B, D]. `outputs` holds "input" (F, or
+        standardised F if `state` has an entry "input" with "mean" and "scale", float32 [D] each), "features" (Z,
+        float32 [B, D]) and "logits" (float32 [B, K]). BatchNorm uses the statistics of the batch in training, else its
+        running statistics; as in PyTorch, their variance is unbiased.
     """
 
     init: Callable[..., tuple[Tree, Tree]]
     apply: Callable[..., tuple[dict[str, jax.Array], Tree]]
 
 
-def head(form: Form, num_classes: int) -> Head:
-    """A head of that architecture for K = `num_classes`.
+def make_head(form: Form, num_classes: int) -> Head:
+    """Make a head of that architecture for K = `num_classes`.
 
     Raises:
-        UserError: a width or depth below 1, or an unknown norm.
+        UserError: the width or depth is below 1, or the norm is unknown.
     """
     if form.norm not in NORMS:
-        raise UserError(f"there is no norm {form.norm!r} of a head", f"choose one of {', '.join(NORMS)}")
+        raise UserError(f"a head has no norm {form.norm!r}", f"choose one of {', '.join(NORMS)}")
     if form.width < 1 or form.depth < 1:
-        raise UserError(f"a head of width {form.width} and depth {form.depth}", "set both to 1 or more")
+        raise UserError(f"a head cannot have width {form.width} and depth {form.depth}", "set both to 1 or more")
     names = [("dense1", "norm"), *((f"dense{i}", f"norm{i}") for i in range(2, form.depth + 1))] if form.mlp else []
     last = f"dense{form.depth + 1}"
 
     def init(key: jax.Array, dim: int) -> tuple[Tree, Tree]:
-        # Bounds of U(±bound): PyTorch's default for the MLP, 1/√fan_in for kernel and bias; for the classifier, as
-        # released, Kaiming's with the gain of a ReLU, and no bias. One flat draw, since each one costs compile time.
+        # Every value is drawn from U(±bound). The MLP has PyTorch's default bound, 1/√fan_in for kernel and bias. The
+        # classifier, as in the released code, has Kaiming's with the gain of a ReLU, and a bias of 0. There is one flat
+        # draw, because each draw costs compile time.
         hidden = form.width * dim
         shapes = [((dim, num_classes), math.sqrt(6 / dim))]
         sides = [dim, *(hidden for _ in names), dim] if form.mlp else []
@@ -113,6 +114,7 @@ def head(form: Form, num_classes: int) -> Head:
 
 
 def _batch_norm(params: Tree, state: Tree, x: jax.Array, *, train: bool) -> tuple[jax.Array, Tree]:
+    """Normalise each column of x [B, H] and return it with the new running statistics."""
     mean, var = state["mean"], state["var"]
     if train:
         rows = len(x)
@@ -124,6 +126,7 @@ def _batch_norm(params: Tree, state: Tree, x: jax.Array, *, train: bool) -> tupl
 
 
 def _layer_norm(params: Tree, x: jax.Array) -> jax.Array:
+    """Normalise each row of x [B, H]."""
     mean = x.mean(-1, keepdims=True)
     var = ((x - mean) ** 2).mean(-1, keepdims=True)
     return (x - mean) * jax.lax.rsqrt(var + EPS) * params["scale"] + params["bias"]

@@ -1,1 +1,1 @@
-"""Parts that encoders share."""
+"""Parts that the encoders share."""

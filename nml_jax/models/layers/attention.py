@@ -5,9 +5,9 @@ import jax.numpy as jnp
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False) -> jax.Array:
-    """softmax(q kᵀ / √D) v of q [B, T, H, D] and k, v [B, S, H, D] -> [B, T, H, D].
+    """Compute softmax(q kᵀ / √D) v for q [B, T, H, D] and k, v [B, S, H, D] -> [B, T, H, D].
 
-    The softmax is in float32, which is all that JAX's own function has, and in float64 where q is.
+    The softmax is in float32, or in float64 if q is; JAX's own function only has float32.
     """
     if q.dtype != jnp.float64:
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal)

@@ -1,4 +1,4 @@
-"""What two towers ask of their sizes alike."""
+"""Checks of sizes that several towers need."""
 
 import jax
 
@@ -6,10 +6,13 @@ from nml_jax.errors import UserError
 
 
 def check_heads(dim: int, heads: int, *keys: str) -> None:
-    """Whether attention `heads` split a width; `keys` are the two in config.model.
+    """Check that a width can be split over the attention heads.
+
+    Args:
+        keys: the keys of the width and of the heads in config.model.
 
     Raises:
-        UserError: they do not.
+        UserError: it cannot.
     """
     if dim % heads:
         raise UserError(
@@ -19,13 +22,13 @@ def check_heads(dim: int, heads: int, *keys: str) -> None:
 
 
 def check_size(images: jax.Array, size: int) -> None:
-    """Whether images [B, H, W, 3] have the height and width that position embeddings were made for.
+    """Check that images [B, H, W, 3] have the height and width that the position embeddings were made for.
 
     Raises:
-        UserError: they have not.
+        UserError: they do not.
     """
     if images.shape[1:3] != (size, size):
         raise UserError(
             f"a model built for {size}x{size} pixels got images of {images.shape[1]}x{images.shape[2]}",
-            "its position embeddings fit one size: make augment.test_size equal to data.image_size, or None",
+            "its position embeddings fit only one size: make augment.test_size equal to data.image_size, or None",
         )

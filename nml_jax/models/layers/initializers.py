@@ -1,7 +1,7 @@
-"""Initial values of weights, as Linen calls them: `(key, shape, dtype) -> array`.
+"""Initialisers of weights, with Linen's signature `(key, shape, dtype) -> array`.
 
-Every draw is made flat and then reshaped. The values are the same, but XLA compiles a four-dimensional draw on CPU four
-to five times as slowly, which for a ResNet-50 is the difference between seconds and the better part of a minute.
+Every draw is flat and then reshaped. The values are the same, but on a CPU XLA compiles a four-dimensional draw four to
+five times as slowly: for a ResNet-50, this is the difference between seconds and most of a minute.
 """
 
 import math
@@ -15,11 +15,15 @@ Initializer = Callable[..., jax.Array]
 
 
 def _draw(sample: Initializer, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Draw flat, then reshape."""
     return sample(key, (math.prod(shape),), dtype).reshape(shape)
 
 
 def normal(std: float) -> Initializer:
-    """N(0, std²). timm's `trunc_normal_(std=0.02)` is this: it cuts at ±2, which is 100 standard deviations."""
+    """Make an initialiser that draws from N(0, std²).
+
+    timm's `trunc_normal_(std=0.02)` is the same, because it cuts at ±2, 100 standard deviations away.
+    """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         return std * _draw(jax.random.normal, key, shape, dtype)
@@ -28,22 +32,22 @@ def normal(std: float) -> Initializer:
 
 
 def kaiming_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """N(0, 2 / fan_out) for a kernel [..., in, out] (He et al. 2015, arXiv 1502.01852, the backward form)."""
+    """Draw from N(0, 2 / fan_out) for a kernel [..., in, out] (He et al. 2015, arXiv 1502.01852, the backward form)."""
     fan_out = math.prod(shape) // shape[-2]
     return math.sqrt(2 / fan_out) * _draw(jax.random.normal, key, shape, dtype)
 
 
 def normal_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """N(0, 1 / fan_in) for a kernel [..., in, out]."""
+    """Draw from N(0, 1 / fan_in) for a kernel [..., in, out]."""
     return _draw(jax.random.normal, key, shape, dtype) / math.sqrt(math.prod(shape[:-1]))
 
 
 def xavier_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """U(-a, a) with a² = 6 / (in + out) for a kernel [in, out] (Glorot & Bengio 2010, eq. 16)."""
+    """Draw from U(-a, a) with a² = 6 / (in + out) for a kernel [in, out] (Glorot & Bengio 2010, eq. 16)."""
     return (2 * _draw(jax.random.uniform, key, shape, dtype) - 1) * math.sqrt(6 / sum(shape))
 
 
 def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for a kernel [..., in, out], PyTorch's default for linear layers."""
+    """Draw from U(-1/√fan_in, 1/√fan_in) for a kernel [..., in, out]: PyTorch's default for linear layers."""
     fan_in = math.prod(shape[:-1])
     return (2 * _draw(jax.random.uniform, key, shape, dtype) - 1) / math.sqrt(fan_in)

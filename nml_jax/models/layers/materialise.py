@@ -1,13 +1,13 @@
-"""Where a compiler for CPUs must not fuse."""
+"""A barrier against fusion by XLA's compiler for CPUs."""
 
 import jax
 
 
 def materialise(x: jax.Array) -> jax.Array:
-    """x; on a CPU it and its gradient are computed once, and lie in memory.
+    """Return x, and on a CPU make XLA compute it and its gradient only once and store them in memory.
 
-    Left alone, XLA for CPUs computes a sum of residuals, or what precedes a convolution, anew inside every operation
-    that reads it, in whatever order that one reads: with the number of blocks that work grows as its square. Other
-    compilers know better, and get no barrier. It holds under `runtime.jit`; see `runtime.CPU_OPTIONS`.
+    Without the barrier, XLA for CPUs recomputes a sum of residuals, or the input of a convolution, inside every
+    operation that reads it. That work grows as the square of the number of blocks. Other compilers do not need the
+    barrier and do not get it. It is only effective under `runtime.jit`; see `runtime.CPU_OPTIONS`.
     """
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)

@@ -12,14 +12,14 @@ from nml_jax.models.layers.initializers import normal, normal_fan_in
 
 
 class TextTransformer(nn.Module):
-    """A causal transformer over token ids, pooled at the end token, the highest id of a row.
+    """A causal transformer over token ids, pooled at the end token, which has the highest id of a row.
 
-    Token ids int [B, context] in 0..vocab-1, 0 where there is none, become {"features": float32 [B, width]}, after the
-    final norm. The causal mask hides the padding behind the end token, so no other mask is needed. Initial values are
+    Token ids int [B, context] in 0..vocab-1, padded with 0, become {"features": float32 [B, width]}, after the final
+    norm. The causal mask hides the padding after the end token, so no other mask is needed. Initial values are
     open_clip's.
 
     Raises:
-        UserError: the heads do not split the width.
+        UserError: the width cannot be split over the heads.
     """
 
     context: int
@@ -48,5 +48,5 @@ class TextTransformer(nn.Module):
         for i in range(self.depth):
             x = block(self.heads, 0.0, 0.0, self.dtype, style, causal=True, name=f"block{i}")(x, train)
         end = jnp.argmax(text, axis=1)[:, None, None]
-        norm = style.norm("norm", jnp.promote_types(self.dtype, jnp.float32))
+        norm = style.make_norm("norm", jnp.promote_types(self.dtype, jnp.float32))
         return {"features": norm(jnp.take_along_axis(x, end, axis=1)[:, 0])}

@@ -60,7 +60,7 @@ def test_a_swap_gives_every_swapped_record_its_partners_captions_and_keeps_its_o
     assert list(noisy.captions_clean) == list(clean.captions)
     assert set(noisy[0]) == {"image", "id", "captions"}
     moved = {i for i in range(50) if noisy.captions[i] != noisy.captions_clean[i]}
-    assert moved == set(swap.swapped().tolist())
+    assert moved == set(swap.list_swapped().tolist())
     assert len(moved) == 15
     assert noisy.fingerprint != clean.fingerprint
     np.testing.assert_array_equal(noisy[7]["image"], clean[7]["image"])

@@ -17,7 +17,7 @@ def spec(size: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def small(**values):
-    """The smallest sensible ResNet: 8-px images, one basic block in each of two stages."""
+    """Return the config of the smallest sensible ResNet: 8-px images, one basic block in each of two stages."""
     config = get_config().model
     config.update({"name": "resnet18", "stem": "small", "width": 4, "blocks": (1, 1), **values})
     return config
@@ -86,12 +86,12 @@ def test_initial_values(compiled):
 
 def test_without_zero_init_every_scale_starts_at_one():
     model = build(small(blocks=(1,), zero_init_residual=False), num_classes=5, image_size=8)
-    params, _ = model.init(jax.random.key(0), spec(8))  # not under jit: a notebook's call
+    params, _ = model.init(jax.random.key(0), spec(8))  # not under jit, as in a notebook
     assert (params["stage1_block0"]["bn2"]["scale"] == 1).all()
 
 
 def norm(x: np.ndarray, *, train: bool, scale=1.0, bias=0.0, mean=0.0, var=1.0, **fields):
-    """BatchNorm's output and new statistics."""
+    """Return BatchNorm's output and new statistics."""
     c = x.shape[-1]
     variables = {
         "params": {"scale": np.full(c, scale, np.float32), "bias": np.full(c, bias, np.float32)},
@@ -103,7 +103,7 @@ def norm(x: np.ndarray, *, train: bool, scale=1.0, bias=0.0, mean=0.0, var=1.0, 
 
 
 def reference(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Normalised values, and the mean and unbiased variance averaged over groups, in float64."""
+    """Compute the normalised values, and the mean and unbiased variance averaged over groups, in float64."""
     parts = np.split(x.astype(np.float64), len(x) // group)
     means = [p.mean((0, 1, 2)) for p in parts]
     y = [(p - m) / np.sqrt(p.var((0, 1, 2)) + 1e-5) for p, m in zip(parts, means, strict=True)]
@@ -197,7 +197,7 @@ def test_drop_path_scales_what_it_keeps_and_drops_the_rest(draw, images):
     want = full(batch, train=True)[0]["features"].mean(1)
 
     def share(key: int) -> np.ndarray:
-        """How much of the branch each example got, roughly: the rest is small beside 50."""
+        """Return roughly how much of the branch each example got: the rest is small beside 50."""
         return np.asarray(run(batch, train=True, key=jax.random.key(key))[0]["features"].mean(1) / want)
 
     got = share(0)

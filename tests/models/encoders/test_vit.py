@@ -18,7 +18,7 @@ def spec(size: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def small(**values):
-    """A small ViT: 8-px images in four patches, two blocks, two heads."""
+    """Return the config of a small ViT: 8-px images in four patches, two blocks, two heads."""
     config = get_config().model
     config.update({"name": "vit_ti", "patch": 4, "dim": 8, "depth": 2, "heads": 2, **values})
     return config
@@ -68,8 +68,8 @@ def dense(x: np.ndarray, p) -> np.ndarray:
     return x @ p["kernel"] + p["bias"]
 
 
-def by_hand(params, image: np.ndarray, *, heads: int, pool: str) -> np.ndarray:
-    """Features of one image [8, 8, 3], already normalised, token by token and head by head in float64."""
+def compute_by_hand(params, image: np.ndarray, *, heads: int, pool: str) -> np.ndarray:
+    """Compute the features of one normalised image [8, 8, 3], token by token and head by head in float64."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     patches = [image[i : i + 4, j : j + 4].reshape(-1) for i in (0, 4) for j in (0, 4)]
     kernel = params["patch"]["kernel"]
@@ -97,7 +97,7 @@ def test_features_by_hand(draw, images, pool):
     run = draw(small(pool=pool, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)), 8)
     outputs, _ = run(images(2))
     for i, image in enumerate(images(2)):
-        want = by_hand(run.params, image / 255, heads=2, pool=pool)
+        want = compute_by_hand(run.params, image / 255, heads=2, pool=pool)
         np.testing.assert_allclose(outputs["features"][i], want, atol=1e-5)
         np.testing.assert_allclose(outputs["logits"][i], dense(want, run.params["head"]), atol=1e-5)
     tokens = outputs["block1_tokens"]
@@ -176,7 +176,7 @@ def test_one_config_is_one_model_whose_shapes_are_traced_once():
     assert build(small(), num_classes=3, image_size=8) is model
     assert build(small(depth=1), num_classes=3, image_size=8) is not model
     with jax.enable_x64(True):
-        assert build(small(), num_classes=3, image_size=8) is not model, "there parameters may have other dtypes"
+        assert build(small(), num_classes=3, image_size=8) is not model, "64-bit types change dtypes"
         build(small(dtype="float64"), num_classes=3, image_size=8)
     with pytest.raises(UserError, match="dtype"):
         build(small(dtype="float64"), num_classes=3, image_size=8)

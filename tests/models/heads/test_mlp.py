@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from nml_jax.errors import UserError
-from nml_jax.models.heads.mlp import Form, Head, head
+from nml_jax.models.heads.mlp import Form, Head, make_head
 
 B, D, K, W = 7, 6, 3, 2
 LINEAR, MLP = Form(mlp=False), Form(mlp=True, width=W)
@@ -13,27 +13,27 @@ def features(rows=B, seed=0):
     return np.random.default_rng(seed).normal(size=(rows, D)).astype(np.float32)
 
 
-def made(form, seed=0):
-    """A head, whose `apply` is compiled whole: that is quicker than one operation after another."""
-    model = head(form, K)
+def make(form, seed=0):
+    """Make a head, whose `apply` is compiled as a whole: that is quicker than one operation after another."""
+    model = make_head(form, K)
     params, state = model.init(jax.random.key(seed), D)
     return Head(model.init, jax.jit(model.apply, static_argnames="train")), params, state
 
 
-def shuffled(tree, seed=1):
-    """The tree with positive random values everywhere, so that no parameter is at a value that hides it."""
+def randomise(tree, seed=1):
+    """Fill the tree with positive random values, so that no parameter has a value that hides it."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), tree)
 
 
-def centred(params):
-    """Random values of both signs for the kernels and biases, so that about half of the ReLUs are at zero."""
+def randomise_signs(params):
+    """Fill the tree with random values of both signs, so that about half of the ReLUs are at zero."""
     rng = np.random.default_rng(4)
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
 
 
-def by_hand(form, params, state, F, *, train):
-    """Z and logits in float64; BatchNorm by the statistics of the batch in training, else by the running ones."""
+def compute_by_hand(form, params, state, F, *, train):
+    """Compute Z and logits in float64; BatchNorm uses the batch's statistics in training, else the running ones."""
     params, state = jax.tree.map(np.float64, (params, state))
     h = F
     for i in range(1, form.depth + 1):
@@ -64,13 +64,13 @@ def by_hand(form, params, state, F, *, train):
     ],
 )
 def test_number_of_parameters(form, count):
-    _, params, _ = made(form)
+    _, params, _ = make(form)
     assert sum(x.size for x in jax.tree.leaves(params)) == count
     assert all(x.dtype == np.float32 for x in jax.tree.leaves(params))
 
 
 def test_initial_values():
-    model = head(Form(mlp=True, width=4), 50)
+    model = make_head(Form(mlp=True, width=4), 50)
     params, state = model.init(jax.random.key(0), 100)
     for part, name, bound in (
         ("classifier", "kernel", np.sqrt(6 / 100)),  # Kaiming-uniform
@@ -91,8 +91,8 @@ def test_initial_values():
 
 
 def test_linear():
-    model, params, state = made(LINEAR)
-    params = shuffled(params)
+    model, params, state = make(LINEAR)
+    params = randomise(params)
     F = features()
     outputs, new_state = model.apply(params, state, F, train=True)
     np.testing.assert_array_equal(outputs["features"], F)
@@ -113,11 +113,11 @@ FORMS = [
 
 @pytest.mark.parametrize("form", FORMS)
 def test_mlp_in_training(form):
-    model, params, state = made(form)
-    params, state = centred(params), shuffled(state, 2)
+    model, params, state = make(form)
+    params, state = randomise_signs(params), randomise(state, 2)
     F = features()
     outputs, new_state = model.apply(params, state, F, train=True)
-    Z, logits = by_hand(form, params, state, F, train=True)
+    Z, logits = compute_by_hand(form, params, state, F, train=True)
     np.testing.assert_allclose(outputs["features"], Z, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-4, atol=1e-5)
     if form.norm != "batch":
@@ -131,11 +131,11 @@ def test_mlp_in_training(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_mlp_in_evaluation(form):
-    model, params, state = made(form)
-    params, state = centred(params), shuffled(state, 2)
+    model, params, state = make(form)
+    params, state = randomise_signs(params), randomise(state, 2)
     F = features()
     outputs, new_state = model.apply(params, state, F, train=False)
-    Z, logits = by_hand(form, params, state, F, train=False)
+    Z, logits = compute_by_hand(form, params, state, F, train=False)
     np.testing.assert_allclose(outputs["features"], Z, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-4, atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, new_state, state)
@@ -144,8 +144,8 @@ def test_mlp_in_evaluation(form):
 
 
 def test_statistics_of_the_input_standardise_it():
-    model, params, state = made(MLP)
-    params, state = shuffled(params), shuffled(state, 2)
+    model, params, state = make(MLP)
+    params, state = randomise(params), randomise(state, 2)
     F = features()
     mean, scale = features(1, 3)[0], np.linspace(1, 3, D, dtype=np.float32)
     want, _ = model.apply(params, state, (F - mean) / scale, train=True)
@@ -156,7 +156,7 @@ def test_statistics_of_the_input_standardise_it():
 
 
 def test_a_single_row_is_finite():
-    model, params, state = made(MLP)
+    model, params, state = make(MLP)
     outputs, new_state = model.apply(params, state, features(1), train=True)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((outputs, new_state)))
 
@@ -169,6 +169,6 @@ def test_a_single_row_is_finite():
         (Form(True, depth=0), "width 4 and depth 0"),
     ],
 )
-def test_a_form_that_is_none(form, cause):
+def test_an_impossible_form(form, cause):
     with pytest.raises(UserError, match=cause):
-        head(form, K)
+        make_head(form, K)

@@ -1,4 +1,4 @@
-"""Attention in float64, which JAX's own has in float32 only, against NumPy; and that the two are the same function."""
+"""Attention in float32, by JAX's own function, and in float64, against NumPy."""
 
 import jax
 import jax.numpy as jnp

@@ -1,8 +1,7 @@
-"""What timm computes from weights and images that NumPy can draw again: `golden.safetensors`, for the tests.
+"""Compute with timm the outputs in `golden.safetensors`, from weights and images that NumPy can draw again.
 
-`python tests/models/weights/golden.py` writes the file anew; it needs torch, timm and safetensors, but not nml_jax.
-The tests need NumPy and the file only: weights come from `weights`, images from `images`, and both depend on names and
-shapes.
+`python tests/models/weights/golden.py` writes the file again; it needs torch, timm and safetensors, but not nml_jax.
+The tests only need NumPy and the file: `weights` and `images` depend on names and shapes alone.
 """
 
 import functools
@@ -36,7 +35,7 @@ def rng(name: str) -> np.random.Generator:
 
 
 def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """A state dict in which every tensor matters and activations stay near 1."""
+    """Draw a state dict in which every tensor matters and activations stay near 1."""
     tensors = {}
     for name, shape in shapes.items():
         z = rng(name).standard_normal(shape, np.float32)
@@ -53,7 +52,7 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 
 def images(case: str) -> np.ndarray:
-    """uint8 [B, H, W, 3]: smooth noise, so that convolutions see structure."""
+    """Draw images uint8 [B, H, W, 3] of smooth noise, so that convolutions see structure."""
     _, _, size, batch, _ = CASES[case]
     coarse = rng(case).integers(0, 256, (batch, size // 8, size // 8, 3), np.uint8)
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
@@ -61,7 +60,7 @@ def images(case: str) -> np.ndarray:
 
 @functools.cache
 def timm():
-    """The module, also where torchvision lacks its compiled half, of which nothing here uses the two operators."""
+    """Import timm, even if torchvision lacks its compiled half: define the two operators, which nothing here uses."""
     import torch
 
     try:
@@ -72,12 +71,12 @@ def timm():
         timm_needs.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import timm
 
-        timm.torchvision_operators = timm_needs  # they go when the object does
+        timm.torchvision_operators = timm_needs  # keeps the operators alive
     return timm
 
 
 def run(model, x: np.ndarray, *, train: bool) -> dict[str, np.ndarray]:
-    """Features, logits, the class token or mean after each stage or block, and BatchNorm statistics after the step."""
+    """Return features, logits, the token or mean after each stage or block, and BatchNorm statistics afterwards."""
     import torch
 
     out = {}

@@ -1,7 +1,7 @@
-"""What open_clip computes from weights, images and texts that NumPy can draw again: `golden_clip.safetensors`.
+"""Compute with open_clip the outputs in `golden_clip.safetensors`, from inputs that NumPy can draw again.
 
-`python tests/models/weights/golden_clip.py` writes the file anew; it needs torch, timm, open_clip and safetensors, but
-not nml_jax. As in `golden.py`, the tests need NumPy and the file only.
+`python tests/models/weights/golden_clip.py` writes the file again; it needs torch, timm, open_clip and safetensors, but
+not nml_jax. As for `golden.py`, the tests only need NumPy and the file.
 """
 
 import functools
@@ -43,7 +43,7 @@ CASES = {
 
 
 def batch(case: str) -> dict[str, np.ndarray]:
-    """Image uint8 [4, S, S, 3], smooth noise; text int32 [6, L]: start, words, end (the highest id), padding (0)."""
+    """Draw smooth images uint8 [4, S, S, 3], and texts int32 [6, L]: start, words, end (highest id), padding (0)."""
     size = CASES[case][3]
     coarse = golden.rng(case).integers(0, 256, (4, size // 8, size // 8, 3), np.uint8)
     text = golden.rng(f"{case} text").integers(1, VOCAB - 2, (6, CONTEXT), np.int32)
@@ -54,7 +54,7 @@ def batch(case: str) -> dict[str, np.ndarray]:
 
 
 def create(case: str):
-    """The torch module, with open_clip's own random weights."""
+    """Create the torch module, with open_clip's own random weights."""
     golden.timm()  # first, as it mends torchvision
     import open_clip
 
@@ -64,7 +64,7 @@ def create(case: str):
 
 
 def run(model, inputs: dict[str, np.ndarray], *, train: bool) -> dict[str, np.ndarray]:
-    """Embeddings, logits, the output of each stage or block of the image tower, BatchNorm statistics after the step."""
+    """Return embeddings, logits, outputs of the image tower's stages or blocks, and BatchNorm statistics afterwards."""
     import torch
 
     out = {}

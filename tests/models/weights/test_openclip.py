@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from configs.common import get_config
 from nml_jax.errors import UserError
 from nml_jax.models import build
-from nml_jax.models.weights import convert
+from nml_jax.models.weights import files, openclip
 
 golden = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("golden_clip.py"))))
 TEXT = {"text_context": 12, "text_vocab": 99, "text_width": 48, "text_heads": 3, "text_depth": 2, "embed_dim": 24}
@@ -31,7 +31,7 @@ MODELS = {
 
 
 def case(name: str):
-    """(model, shapes of its trees, an open_clip state dict drawn from names and shapes) of one of the golden cases."""
+    """Return (model, shapes of its trees, an open_clip state dict from names and shapes) of one of the golden cases."""
     config = get_config().model
     config.update({**TEXT, **MODELS[name], "mean": golden.MEAN, "std": golden.STD})
     model = build(config, num_classes=0, image_size=golden.CASES[name][3])
@@ -43,7 +43,7 @@ def case(name: str):
 
 @pytest.fixture
 def run(compiled):
-    """`run(model, params, state, inputs, train=...)`: the outputs with the logits that they make, and the new state."""
+    """Return `run(model, params, state, inputs, train=...)` -> (the outputs with logits, the new state)."""
     return lambda *args, train: _run(compiled, *args, train=train)
 
 
@@ -54,14 +54,14 @@ def _run(compiled, model, params, state, inputs, *, train: bool):
     return {**outputs, "logits": logits + outputs.get("logit_bias", 0)}, new_state
 
 
-def plain(tensors):
-    """Without counters, and with the text tower where open_clip's `CLIP` has it."""
+def to_clip_names(tensors):
+    """Drop the counters and put the text tower where open_clip's `CLIP` has it."""
     counted = {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
     return {name.removeprefix("text."): value for name, value in counted.items()}
 
 
 def assert_equal(got, want):
-    """Bit by bit, dtypes and memory order included."""
+    """Compare bit by bit, with dtypes and memory order."""
     assert got.keys() == want.keys()
     for name, value in got.items():
         assert (value.dtype, value.shape, value.flags.c_contiguous) == (want[name].dtype, want[name].shape, True), name
@@ -70,21 +70,21 @@ def assert_equal(got, want):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_agrees_with_open_clip_and_comes_back_bit_by_bit(name, run):
-    """Embeddings, logits and intermediates of random weights, to 1e-4; for the ResNet in training mode too."""
+    """Embeddings, logits and intermediates agree to 1e-4 on random weights; for the ResNet in training mode too."""
     model, like, tensors = case(name)
     train = golden.CASES[name][-1]
-    params, state = convert.from_openclip(tensors, like)
+    params, state = openclip.import_weights(tensors, like)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), (params, state)) == jax.tree.map(
         lambda x: (x.shape, x.dtype), like
     )
-    back = convert.to_openclip(params, state)
-    assert_equal(back, plain(tensors))
-    again = convert.from_openclip(back, like)
+    back = openclip.export_weights(params, state)
+    assert_equal(back, to_clip_names(tensors))
+    again = openclip.import_weights(back, like)
     assert jax.tree.all(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), again, (params, state)))
 
     outputs, new_state = run(model, params, state, golden.batch(name), train=train)
     if train:
-        outputs |= {key: value for key, value in convert.to_openclip(params, new_state).items() if "running" in key}
+        outputs |= {key: value for key, value in openclip.export_weights(params, new_state).items() if "running" in key}
     want = {key.partition("/")[2]: value for key, value in load_file(golden.FILE).items() if key.startswith(name + "/")}
     assert {"embedding", "text_embedding", "logits"} < want.keys()
     if "gap" in name:  # golden intermediates are class tokens
@@ -102,7 +102,7 @@ def test_agrees_with_open_clip_and_comes_back_bit_by_bit(name, run):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", MODELS)
 def test_agrees_with_the_open_clip_that_is_here(name, run, tmp_path):
-    """open_clip's own random weights, its statistics and biases stirred, through a file; and ours back, strictly."""
+    """Read open_clip's random weights, with statistics and biases changed, from a file; load ours back, strictly."""
     import torch
 
     model, like, _ = case(name)
@@ -114,10 +114,10 @@ def test_agrees_with_the_open_clip_that_is_here(name, run, tmp_path):
         noise = torch.randn_like(value, dtype=torch.float32) / 8
         drawn[key] = value * noise.exp() if "running_var" in key else value + noise if value.ndim == 1 else value
     save_file({key: value.numpy() for key, value in drawn.items()}, tmp_path / "a.safetensors")
-    params, state = convert.load(tmp_path / "a.safetensors", like)
+    params, state = files.read_weights(tmp_path / "a.safetensors", like)
     outputs, _ = run(model, params, state, golden.batch(name), train=train)
 
-    save_file(convert.to_openclip(params, state), tmp_path / "b.safetensors")
+    save_file(openclip.export_weights(params, state), tmp_path / "b.safetensors")
     ours = {key: torch.from_numpy(value) for key, value in load_file(tmp_path / "b.safetensors").items()}
     if hasattr(theirs, "text"):
         text = {key for key in ours if not key.startswith(("visual.", "logit_"))}
@@ -130,11 +130,11 @@ def test_agrees_with_the_open_clip_that_is_here(name, run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet", "vit"])
-def test_load_reads_what_to_openclip_wrote(name, tmp_path):
+def test_reading_a_file_and_exporting_gives_the_same_tensors(name, tmp_path):
     _, like, tensors = case(name)
     save_file(tensors, tmp_path / "w.safetensors")
-    params, state = convert.load(tmp_path / "w.safetensors", like)
-    assert_equal(convert.to_openclip(params, state), plain(tensors))
+    params, state = files.read_weights(tmp_path / "w.safetensors", like)
+    assert_equal(openclip.export_weights(params, state), to_clip_names(tensors))
 
 
 def test_missing_unexpected_and_unfit_tensors_are_named():
@@ -145,7 +145,7 @@ def test_missing_unexpected_and_unfit_tensors_are_named():
     wrong["text_projection"] = wrong["text_projection"].T
     wrong["positional_embedding"] = np.zeros((77, 48), np.float32)
     with pytest.raises(UserError) as e:
-        convert.from_openclip(wrong, like)
+        openclip.import_weights(wrong, like)
     missing, unexpected, unfit = e.value.cause.split("; ")
     assert missing.endswith(("missing: visual.ln_pre.bias, logit_bias", "missing: logit_bias, visual.ln_pre.bias"))
     assert unexpected == "unexpected: visual.attn_pool.query"
@@ -159,14 +159,14 @@ def test_weights_of_another_kind_of_model_are_a_user_error(tmp_path):
     save_file(tensors, tmp_path / "two.safetensors")
     trunk = {n.removeprefix("visual.trunk."): v for n, v in tensors.items() if n.startswith("visual.trunk.")}
     save_file(trunk, tmp_path / "one.safetensors")
-    with pytest.raises(UserError, match=r"one\.safetensors holds the weights of an image model, and the model is a"):
-        convert.load(tmp_path / "one.safetensors", like)
+    with pytest.raises(UserError, match=r"one\.safetensors holds the weights of an image model, but the model is a"):
+        files.read_weights(tmp_path / "one.safetensors", like)
     config = get_config().model
     config.name = "resnet18"
     model = build(config, num_classes=3, image_size=64)
     single = jax.eval_shape(lambda key: model.init(key, model.spec), jax.random.key(0))
-    with pytest.raises(UserError, match=r"two\.safetensors holds the weights of a CLIP model, and the model is an"):
-        convert.load(tmp_path / "two.safetensors", single)
-    params, state = convert.load(tmp_path / "one.safetensors", single)  # the trunk is a timm model without a head
+    with pytest.raises(UserError, match=r"two\.safetensors holds the weights of a CLIP model, but the model is an"):
+        files.read_weights(tmp_path / "two.safetensors", single)
+    params, state = files.read_weights(tmp_path / "one.safetensors", single)  # the trunk is a timm model without a head
     assert "head" not in params
     assert state["batch_stats"].keys() == single[1]["batch_stats"].keys()

@@ -1,0 +1,30 @@
+"""The sections of a config, each checked by the module that reads it, whatever stages are to run."""
+
+from ml_collections import ConfigDict
+
+from nml_jax import objectives, runtime
+from nml_jax.assembly import encoder, feature_sets, noisy_data
+from nml_jax.data.images import transforms
+from nml_jax.tasks import classification
+from nml_jax.training import finetune, optim, plan
+from nml_jax.tuning import diagnosis, methods
+
+
+def check(config: ConfigDict) -> None:
+    """Refuse values out of range in any section.
+
+    Raises:
+        UserError: one line of cause, one of cure.
+    """
+    noisy_data.check_ranges(config.data)
+    transforms.check_ranges(config.augment)
+    objectives.check_ranges(config.objective)
+    optim.check_ranges(config.optimizer)
+    plan.check_ranges(config.train)
+    classification.check_ranges(config.downstream)
+    encoder.check_ranges(config.extract)
+    feature_sets.check_ranges(config.features)
+    methods.check_ranges(config.tune)
+    finetune.check_ranges(config.finetune)
+    diagnosis.check_ranges(config.diagnose)
+    runtime.check_ranges(config.runtime)
