@@ -77,6 +77,8 @@ class CorruptedCifar(Listing):
             raise _make_missing_error(src, f"{sorted(missing)[0]}.npy", "cifar100_c")
         labels = self._read_array("labels")
         self.classes = [str(i) for i in range(100)]
+        if labels.ndim != 1 or len(labels) % 5 or not set(labels.tolist()) <= set(range(100)):
+            raise UserError(f"labels.npy in {src} does not label five severities of CIFAR-100", "download it again")
         self._labels = labels.reshape(5, -1)
         self._last: tuple[str, np.ndarray] = "", labels
         self.splits = {f"{c}_{s}": range(len(labels) // 5) for c in catalogue.CORRUPTIONS for s in range(1, 6)}
@@ -90,12 +92,18 @@ class CorruptedCifar(Listing):
     def _read_images(self, corruption: str) -> np.ndarray:
         """Return the images of a corruption, uint8 [5, N, 32, 32, 3]. Keep the last ones for the next severity."""
         if self._last[0] != corruption:
-            images = self._read_array(_translate_corruption(corruption))
+            name = _translate_corruption(corruption)
+            images = self._read_array(name)
+            if images.dtype != np.uint8 or images.shape != (self._labels.size, 32, 32, 3):
+                raise UserError(f"{name}.npy in {self.src} is {images.dtype} {images.shape}", "download it again")
             self._last = corruption, images.reshape(5, -1, 32, 32, 3)
         return self._last[1]
 
     def _read_array(self, name: str) -> np.ndarray:
-        return np.load(io.BytesIO(archives.read_one(self.src, self._files[name])), allow_pickle=False)
+        try:
+            return np.load(io.BytesIO(archives.read_one(self.src, self._files[name])), allow_pickle=False)
+        except (ValueError, EOFError) as e:
+            raise UserError(f"{name}.npy in {self.src} is not an array: {e}", "download it again") from e
 
 
 def build_class_folders(kind: str, src: Path, out: Path, *, workers: int | None = None) -> dict[str, Any]:
@@ -131,6 +139,8 @@ def build_fgvc_aircraft(src: Path, out: Path, *, workers: int | None = None) -> 
     classes, chosen = read_lines("variants.txt"), {}
     for split, file in (("train", "train"), ("validation", "val"), ("test", "test")):
         pairs = [line.partition(" ")[::2] for line in read_lines(f"images_variant_{file}.txt")]
+        if wrong := [f"{image} {variant}" for image, variant in pairs if variant not in classes]:
+            raise UserError(f"{src}: {wrong[0]!r} names a variant that variants.txt lacks", "download it again")
         if missing := [image for image, _ in pairs if f"{image}.jpg" not in files]:
             raise _make_missing_error(src, f"{missing[0]}.jpg", "aircraft")
         chosen[split] = {files[f"{image}.jpg"]: (variant, f"images/{image}.jpg") for image, variant in pairs}
@@ -160,12 +170,18 @@ def build_imagenet_vid_robust(src: Path, out: Path, *, workers: int | None = Non
         path = next((path for short, path in files.items() if short.endswith(f"metadata/{file}")), None)
         if path is None:
             raise _make_missing_error(src, f"metadata/{file}", "imagenet_vid_robust")
-        return json.loads(archives.read_one(src, path))
+        try:
+            return json.loads(archives.read_one(src, path))
+        except ValueError as e:
+            raise UserError(f"{file} in {src} is not JSON: {e}", "download it again") from e
 
     labels, groups = read_table("labels.json"), read_table("pmsets.json")
     classes = list(class_maps.load("imagenet_vid_robust"))
     if missing := [key for key in labels if key not in files]:
         raise _make_missing_error(src, missing[0], "imagenet_vid_robust")
+    known = range(len(classes))
+    if wrong := [key for key, ids in labels.items() if not (isinstance(ids, list) and ids and set(ids) <= {*known})]:
+        raise UserError(f"{src}: {wrong[0]} has the labels {labels[wrong[0]]}", "download it again")
     chosen = {"test": {files[key]: (classes[ids[0]], key) for key, ids in labels.items()}}
     return _build("imagenet_vid_robust", VideoFrames(src, chosen, labels, groups), out, workers)
 

@@ -190,7 +190,7 @@ def choose_dataset_name(name: str, config: Any) -> str:
 
 
 def check_ranges(config: Any) -> None:
-    """Refuse values of the section `downstream` that are out of range."""
+    """Raise UserError if a value of the section `downstream` is out of range."""
     ranges.require_names("downstream", config, "tasks")
 
 

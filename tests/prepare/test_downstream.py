@@ -18,7 +18,7 @@ from nml_jax.prepare.__main__ import main
 from nml_jax.prepare.downstream import BUILDERS
 from nml_jax.tasks import catalogue, class_maps
 from nml_jax.tasks.classification import _load_partner, _open_split, load_task
-from tests.scenes.tiny_archives import LAYOUTS, VARIANTS, VID, cifar, clip_set, objectnet, pack, vid
+from tests.scenes.tiny_archives import LAYOUTS, VARIANTS, VID, cifar, clip_set, npy, objectnet, pack, vid
 from tests.scenes.tiny_sets import image
 
 
@@ -160,9 +160,14 @@ def test_missing_damaged_and_wrong_archives_are_refused(tmp_path: Path, builder:
             {f"{VID}/metadata/labels.json": b'{"val/a/b.JPEG": [1]}'},
             r"does not contain val/a/b\.JPEG",
         ),
+        ("fgvc_aircraft", {"fgvc-aircraft-2013b/data/images_variant_val.txt": b"0000007 Zeppelin\n"}, "Zeppelin"),
+        ("imagenet_vid_robust", {f"{VID}/metadata/labels.json": b"{"}, "is not JSON"),
+        ("cifar100_corrupted", {"CIFAR-100-C/labels.npy": npy([1, 2, 3])}, "does not label five severities"),
+        ("cifar100_corrupted", {"CIFAR-100-C/fog.npy": npy(np.zeros((5, 2)))}, "fog.npy"),
+        ("cifar100_corrupted", {"CIFAR-100-C/fog.npy": b"?"}, "fog.npy"),
     ],
 )
-def test_missing_images(tmp_path: Path, builder: str, change: dict, cause: str):
+def test_damaged_contents(tmp_path: Path, builder: str, change: dict, cause: str):
     src = pack(tmp_path / "src.tar", LAYOUTS[builder]() | change, "tar")
     with pytest.raises(UserError, match=cause) as error:
         run_builder(builder, src, tmp_path / "out")

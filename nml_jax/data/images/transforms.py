@@ -25,7 +25,7 @@ CV2_FILTER = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
 def check_ranges(config: Any) -> None:
-    """Refuse values of the section `augment` that are out of range."""
+    """Raise UserError if a value of the section `augment` is out of range."""
     ranges.require_at_least(1, "augment", config, "repeats")
     ranges.require_at_least(0, "augment", config, "pad", "randaugment")
     ranges.require_share("augment", config, "flip", "erase", "randaugment_prob")

@@ -217,6 +217,8 @@ def _parse_json(path: str, text: str, context: int) -> Tokenizer:
     if end != (highest := max(vocab.values())):
         raise UserError(f"{path}: the end token has id {end}, but the highest id is {highest}", cure)
     whole = json.loads(text)
+    if whole["model"].get("dropout"):  # a caption must always give the same ids
+        raise UserError(f"{path} drops merges at random", "set model.dropout to null in it")
     # Special tokens in captions are text; __call__ adds start and end.
     added = [token for token in whole.get("added_tokens", ()) if not token["special"]]
     definition = {"added_tokens": added, **{key: whole.get(key) for key in ("normalizer", "pre_tokenizer", "model")}}

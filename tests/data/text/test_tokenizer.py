@@ -344,6 +344,7 @@ def test_other_files_are_refused(tmp_path):
         "pairs.txt": ("a line\nred dog\n", "is not a tokenizer"),
         "half.json": (json.dumps(layout)[:-5], "is not a tokenizer"),
         "list.json": ("[]", "is not a tokenizer"),
+        "random.json": (layout | {"model": layout["model"] | {"dropout": 0.1}}, "drops merges at random"),
         "nameless.json": (layout | {"model": nameless, "added_tokens": [], "post_processor": None}, "lacks a token"),
         "later.json": (layout | {"model": later}, "the end token has id 714, but the highest id is 715"),
     }
