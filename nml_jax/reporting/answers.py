@@ -22,16 +22,16 @@ FEW = 10  # epochs; after fewer heads still became better on the text features o
 
 def verdict(c: Contest) -> str:
     """Return which method to use where, in one short sentence."""
-    return answer(c) if _undecided(c) else say("use", c, _decisions(c))
+    return answer(c) if _find_obstacle(c) else say("use", c, _list_decisions(c))
 
 
 def answer(c: Contest) -> str:
     """Return which method to use, on which test set, and how sure that is."""
-    undecided = _undecided(c)
-    return say("answer", c, [] if undecided else _decisions(c), undecided)
+    undecided = _find_obstacle(c)
+    return say("answer", c, [] if undecided else _list_decisions(c), undecided)
 
 
-def _undecided(c: Contest) -> str:
+def _find_obstacle(c: Contest) -> str:
     """Return why nothing can be decided; "" if something can."""
     if len(c.methods) == 1:
         return "alone"
@@ -40,7 +40,7 @@ def _undecided(c: Contest) -> str:
     return "blind" if all(versus.plain.blind for versus in c.versus.values()) else ""
 
 
-def _decisions(c: Contest) -> list[dict[str, Any]]:
+def _list_decisions(c: Contest) -> list[dict[str, Any]]:
     """Return, for every recommended method, where it is, its gains there, and what is to be said of them."""
     chosen = {test: c.recommended(test) for test in c.decided}
     out = []
@@ -52,26 +52,26 @@ def _decisions(c: Contest) -> list[dict[str, Any]]:
             "method": method, "where": _name_tests(c, tests),
             "domains": [DOMAINS[test.domain] for test in tests],
             "points": [c.versus[method, test].wide.gain for test in tests] if leads else [],
-            "gains": [_gain(c, method, test) for test in tests] if leads else [],
+            "gains": [_describe_gain(c, method, test) for test in tests] if leads else [],
             "fewer": c.trained(c.reference) if few else 0,
-            "closest": [] if leads else _closest(c, tests),
+            "closest": [] if leads else _list_closest(c, tests),
         })  # fmt: skip
     return out
 
 
-def _gain(c: Contest, method: Method, test: Key) -> str:
+def _describe_gain(c: Contest, method: Method, test: Key) -> str:
     wide = c.versus[method, test].wide
     return f"{wide.gain} points ({wide.interval()})"
 
 
-def _closest(c: Contest, tests: Iterable[Key]) -> list[str]:
+def _list_closest(c: Contest, tests: Iterable[Key]) -> list[str]:
     """Return the largest gain on each test, none of which counts."""
     found = []
     for test in tests:
         gains = {m: c.versus[m, test].plain.difference for m in c.methods[1:] if c.versus[m, test].plain.n}
         if gains:
             top = max(gains, key=gains.__getitem__)
-            found.append(f"{add_article(top)} {_gain(c, top, test)} on {_split_name(test)}")
+            found.append(f"{add_article(top)} {_describe_gain(c, top, test)} on {_name_test(test)}")
     return found
 
 
@@ -85,7 +85,7 @@ def _name_tests(c: Contest, tests: Iterable[Key]) -> str:
     return list_words(parts)
 
 
-def _split_name(test: Key) -> str:
+def _name_test(test: Key) -> str:
     return f"the {DOMAINS[test.domain]} mean" if test.split == MEAN else test.split
 
 
@@ -97,15 +97,15 @@ def rule(c: Contest) -> str:
     counts = [f"{count(n, 'setting')} ({list_words(names)})" for n, names in by_count.items()]
     if len(counts) == 1:
         counts = ["has one setting" if 1 in by_count else f"chooses among {next(iter(by_count))} settings"]
-    epochs = first.config["tune.epochs"] if any(map(_by_gradient, c.methods)) else 0
-    budget = say("budget", counts, all(map(c.blind, c.methods)), epochs, first.value("tune.steps"), _left(c))
+    epochs = first.config["tune.epochs"] if any(map(_takes_steps, c.methods)) else 0
+    budget = say("budget", counts, all(map(c.blind, c.methods)), epochs, first.value("tune.steps"), _find_left(c))
     few = [f"{add_article(m)} {c.trained(m):,}" for m in c.methods if c.trained(m) < c.most]
     return say("rule", c, budget, few)
 
 
 def hurried(c: Contest) -> str:
     """Return that heads had few epochs and may be better than they look; "" if they had not."""
-    if not any(map(_by_gradient, c.methods)) or (left := _left(c)) is None or left.epochs >= FEW:
+    if not any(map(_takes_steps, c.methods)) or (left := _find_left(c)) is None or left.epochs >= FEW:
         return ""
     return say("hurried", left, min(FEW, c.study.cells[0].config["tune.epochs"]))
 
@@ -118,7 +118,7 @@ class Left(NamedTuple):
     rows: int
 
 
-def _left(c: Contest) -> Left | None:
+def _find_left(c: Contest) -> Left | None:
     """Return what the cap on steps leaves; None where it cuts nothing, or tasks differ."""
     first = c.study.cells[0]
     if not (steps := first.value("tune.steps")) or not c.most or c.task == MEAN:
@@ -159,7 +159,7 @@ def caution(c: Contest) -> str:
     return say("caution", redraws, held, any(versus.plain.bounded for versus in c.versus.values()))
 
 
-def _by_gradient(method: Method) -> bool:
+def _takes_steps(method: Method) -> bool:
     """Whether it is a head of the stage tune whose schedule `tune.epochs` and `tune.steps` are."""
     kind = methods.METHODS.get(method.name)
     return kind is not None and not kind.probe

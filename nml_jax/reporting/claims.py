@@ -31,7 +31,7 @@ def measures(study: Study, task: str) -> list[Measure]:
     found = [Measure("Pre-training, accuracy %", "clean validation", key) for key in validation]
     for metric, way in RETRIEVAL.items():
         keys = study.keys(metric=metric, task="pretrain", weights="")
-        found += [Measure("Retrieval, recall@1 %", f"{split_name(key)}, {way}", key) for key in keys]
+        found += [Measure("Retrieval, recall@1 %", f"{name_split(key)}, {way}", key) for key in keys]
     for domain in DOMAINS:
         keys = study.keys(metric="accuracy", task=task, split=MEAN, domain=domain)
         found += [Measure(f"{domain.upper()} accuracy %", key.head, key) for key in keys]
@@ -58,7 +58,7 @@ def reference(study: Study) -> Method:
     return next((method for method in known if study.keys(metric="accuracy", method=method)), known[-1])
 
 
-def the_reference(study: Study) -> str:
+def name_reference(study: Study) -> str:
     config, method = study.cells[0].config, reference(study)
     settings = len(config["tune.lrs"]) * len(config["tune.weight_decays"])
     if method.name == "lbfgs":
@@ -126,7 +126,7 @@ def verdict(study: Study) -> list[str]:
     for m, c in found.items():
         if m.key.method in known[:1] and m.key.method:
             accuracy.setdefault(m.key.domain, c)
-    name = the_reference(study) if known[:1] == [base] else "zero-shot classification"
+    name = name_reference(study) if known[:1] == [base] else "zero-shot classification"
     spectrum = {m.key.metric: c for m, c in found.items() if m.flatter}
     sentences = [say("verdict", *ends, name, accuracy, spectrum, _flattens(spectrum))] if accuracy or spectrum else []
     facts = _compare_nmtune(study)
@@ -148,7 +148,7 @@ def about(study: Study) -> list[str]:
     return [say("about", len(study.conditions), len(study.cells), noise, what, seeds)]
 
 
-def split_name(key: Key) -> str:
+def name_split(key: Key) -> str:
     """Return what a split of pre-training is called in words."""
     return "clean validation" if key.split == "validation" else key.split
 
@@ -182,7 +182,7 @@ def _describe_changes(study: Study) -> list[str]:
     if spectrum:
         moved = [say("moved", SPECTRUM[metric], c) for metric, c in spectrum.items()]
         out.append(say("moved_spectrum", moved, _flattens(spectrum)))
-    names = {Method(ZERO_SHOT): "zero-shot accuracy", reference(study): f"accuracy of {the_reference(study)}"}
+    names = {Method(ZERO_SHOT): "zero-shot accuracy", reference(study): f"accuracy of {name_reference(study)}"}
     for domain, where in DOMAINS.items():
         for m, c in found.items():
             if m.key.domain == domain and m.key.method and m.key.method in names:
@@ -196,7 +196,7 @@ def _describe_changes(study: Study) -> list[str]:
 def _name_pretraining(key: Key) -> str:
     if key.metric == "accuracy":
         return "clean validation accuracy"
-    return f"{RETRIEVAL[key.metric]} recall@1 ({split_name(key)})"
+    return f"{RETRIEVAL[key.metric]} recall@1 ({name_split(key)})"
 
 
 def _list_verdicts_between(study: Study, key: Key) -> list[tuple[str, list[str]]]:
@@ -239,5 +239,5 @@ def _describe_heads(study: Study) -> list[str]:
     each: dict[str, list[tuple[str, Comparison]]] = {}
     for pair, c in facts["found"].items():
         each.setdefault(pair.key.head, []).append((pair.domain, c))
-    said = say("heads", the_reference(study), noisy(study)[1], each)
+    said = say("heads", name_reference(study), noisy(study)[1], each)
     return [said, say("heads_claim", facts["state"], facts["better"], facts["worse"], len(facts["found"]))]

@@ -46,7 +46,7 @@ def page(studies: Sequence[Study], left_out: Mapping[str, str]) -> str:
     notes = [text if len(of) == len(studies) else f"For {list_words(of)}: {text}" for text, of in rules.items() if text]
     sections += [
         Section("run", "What was run", provenance.what_was_run(studies, left_out)),
-        Section("limits", "Limits", [provenance.limits(studies), Block("heading", "Rules"), *_notes(notes)]),
+        Section("limits", "Limits", [provenance.limits(studies), Block("heading", "Rules"), *_make_notes(notes)]),
     ]
     text = _render(studies, sections)
     drawn = [(section.blocks, block) for section in sections for block in section.blocks if block.kind == "figure"]
@@ -92,7 +92,7 @@ def _join_units(text: str) -> str:
     return text.replace(" %", "\N{NO-BREAK SPACE}%").replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
 
 
-def _notes(texts: Sequence[str]) -> list[Block]:
+def _make_notes(texts: Sequence[str]) -> list[Block]:
     return [Block("note", text) for text in dict.fromkeys(texts) if text]
 
 
@@ -103,7 +103,7 @@ def _list_tasks(study: Study) -> list[tuple[str, str]]:
     return [(MEAN, f"mean over {len(study.tasks)} tasks"), *((task, task) for task in study.tasks)]
 
 
-def _under(title: str, blocks: Sequence[Block]) -> list[Block]:
+def _put_under(title: str, blocks: Sequence[Block]) -> list[Block]:
     return [Block("heading", title), *blocks] if blocks else []
 
 
@@ -121,8 +121,8 @@ def _compare_conditions(study: Study, _: Sequence[Contest], name: str) -> list[B
     out += [table(caption, head, tables.summary(study, tasks[0][0])), *plots.draw(study, (), tasks, name)]
     for title, make in (("Evidence", tables.evidence), ("Scores", tables.scores), ("Spectra", tables.spectra)):
         prefixes = [(task, f"{name[:1].upper()}{name[1:]}. " if name else "") for task, name in tasks]
-        out += _under(title, [block for task, prefix in prefixes for block in make(study, task, prefix)])
-    return out + _under("Pre-training scores", tables.pretraining(study))
+        out += _put_under(title, [block for task, prefix in prefixes for block in make(study, task, prefix)])
+    return out + _put_under("Pre-training scores", tables.pretraining(study))
 
 
 def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Block]:
@@ -135,14 +135,14 @@ def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Blo
         out.append(fold(f"The same for {of[first].name} and {len(rest) - 1} more", *rest))
     notes = [text for contest in of[:first] for text in (answers.hurried(contest), answers.head_file(contest))]
     notes += [answers.diverged(study, task) for task in study.tasks]
-    out += _notes([*notes, *([] if from_files(study) else claims.about(study))])
+    out += _make_notes([*notes, *([] if from_files(study) else claims.about(study))])
     for contest in of:
         suffix = f": {contest.name}" if contest.name else ""
-        out += _under(f"Scores{suffix}", [method_tables.scores(contest), *method_tables.sizes(contest)])
+        out += _put_under(f"Scores{suffix}", [method_tables.scores(contest), *method_tables.sizes(contest)])
         if len(contest.methods) > 1:
-            out += _under(f"Differences to the reference{suffix}", method_tables.differences(contest))
+            out += _put_under(f"Differences to the reference{suffix}", method_tables.differences(contest))
     out += plots.draw(study, of, _list_tasks(study), name)
     for title, make in (("Spectra", method_tables.spectra), ("Diagnosis", method_tables.diagnosis)):
         prefixes = [(task, f"{task}. " if len(study.tasks) > 1 else "") for task in study.tasks]
-        out += _under(title, [block for task, prefix in prefixes for block in make(study, task, prefix)])
-    return out + _under("Pre-training scores", tables.pretraining(study))
+        out += _put_under(title, [block for task, prefix in prefixes for block in make(study, task, prefix)])
+    return out + _put_under("Pre-training scores", tables.pretraining(study))

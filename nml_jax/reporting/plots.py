@@ -34,15 +34,15 @@ def draw(study: Study, contests: Sequence[Contest], tasks: Sequence[tuple[str, s
         tasks: (task, its name in headings, "" where it needs none).
     """
     compared = bool(contests) or from_files(study)
-    found = [_differences(contest, f"{name}d{i}") for i, contest in enumerate(contests)]
-    found += [_file_spectra(study, task, f"{name}s{i}") for i, task in enumerate(study.tasks) if compared]
+    found = [_draw_differences(contest, f"{name}d{i}") for i, contest in enumerate(contests)]
+    found += [_draw_file_spectra(study, task, f"{name}s{i}") for i, task in enumerate(study.tasks) if compared]
     for i, (task, of_task) in enumerate(tasks):
         suffix = f": {of_task}" if of_task else ""
-        found.append(_wise(study, task, f"{name}w{i}", f"WiSE-FT{suffix}"))
+        found.append(_draw_wise(study, task, f"{name}w{i}", f"WiSE-FT{suffix}"))
         if not compared:
-            found.append(_transfer(study, task, f"{name}t{i}", f"Transfer of each head{suffix}"))
-            found.append(_spectrum(study, task, f"{name}f{i}", f"Spectrum of the features{suffix}"))
-    found += [_retrieval(study, f"{name}r"), _training(study, f"{name}p")]
+            found.append(_draw_transfer(study, task, f"{name}t{i}", f"Transfer of each head{suffix}"))
+            found.append(_draw_spectrum(study, task, f"{name}f{i}", f"Spectrum of the features{suffix}"))
+    found += [_draw_retrieval(study, f"{name}r"), _draw_training(study, f"{name}p")]
     return [Block("figure", figure) for figure in found if figure.panels]
 
 
@@ -62,24 +62,24 @@ def _respond(study: Study, name: str, title: str, keys: Mapping[str, Key], **how
     return [figures.response(name, title, figures.Axis(x, ticks, label), series, **how)]
 
 
-def _ramp(names: Sequence[str]) -> list[Mark]:
+def _mark_conditions(names: Sequence[str]) -> list[Mark]:
     return [Mark(name, figures.condition_colour(i, len(names)), "━━") for i, name in enumerate(names)]
 
 
-def _heads(names: Iterable[str]) -> list[Mark]:
+def _mark_heads(names: Iterable[str]) -> list[Mark]:
     return [figures.head_mark(i, name) for i, name in enumerate(names)]
 
 
-def _transfer(study: Study, task: str, name: str, title: str) -> Figure:
+def _draw_transfer(study: Study, task: str, name: str, title: str) -> Figure:
     heads, panels = {key.head: key for key in study.keys(metric="accuracy", task=task, split=MEAN)}, []
     for metric, domain in itertools.product(("accuracy", "macro_f1"), DOMAINS):
         keys = {head: key._replace(metric=metric, domain=domain) for head, key in heads.items()}
         label = f"{domain.upper()} {tables.SCORES[metric]} (%)"
         panels += _respond(study, f"{name}{len(panels)}", label, keys, scale=100)
-    return Figure(title, panels, f"{DOTS} Heads stand side by side to be told apart.", _heads(heads))
+    return Figure(title, panels, f"{DOTS} Heads stand side by side to be told apart.", _mark_heads(heads))
 
 
-def _spectrum(study: Study, task: str, name: str, title: str) -> Figure:
+def _draw_spectrum(study: Study, task: str, name: str, title: str) -> Figure:
     panels = []
     for metric, label, way in (("sve", "SVE", "↑"), ("lsvr", "LSVR", "↑"), ("top_share", "Top share (%)", "↓")):
         found = claims.raw_spectrum(study, task, metric)
@@ -87,7 +87,7 @@ def _spectrum(study: Study, task: str, name: str, title: str) -> Figure:
         how = {"scale": unit(metric).scale, "by_condition": True}
         panels += _respond(study, f"{name}{metric}", f"{label}, raw mode ({way} flatter)", keys, **how)
     wanted = [(task, "paper", key.split, key.layer) for key in claims.raw_spectrum(study, task, "sve")]
-    lines = _by_condition(study, lambda cell: _list_shares(cell, wanted))
+    lines = _group_lines(study, lambda cell: _list_shares(cell, wanted))
     if any(lines.values()):
         panels.append(figures.curves(f"{name}s", SIGMA, "i", lines, log="xy"))
     caption = (
@@ -95,7 +95,7 @@ def _spectrum(study: Study, task: str, name: str, title: str) -> Figure:
         "entropy of the singular values' shares, LSVR is \N{MINUS SIGN}log of the top share. They compare within one "
         "data set only."
     )
-    return Figure(title, panels, caption, _ramp(list(lines)))
+    return Figure(title, panels, caption, _mark_conditions(list(lines)))
 
 
 def _list_shares(cell: FinishedRun, wanted: Sequence[tuple[str, ...]]) -> list[Line]:
@@ -104,27 +104,29 @@ def _list_shares(cell: FinishedRun, wanted: Sequence[tuple[str, ...]]) -> list[L
     return [figures.shares(entry["s"]) for entry in of]
 
 
-def _by_condition(study: Study, lines: Callable[[FinishedRun], list[Line]]) -> dict[str, list[Line]]:
+def _group_lines(study: Study, lines: Callable[[FinishedRun], list[Line]]) -> dict[str, list[Line]]:
     return {study.at(c): [line for cell in c.cells for line in lines(cell)] for c in study.conditions}
 
 
-def _retrieval(study: Study, name: str) -> Figure:
+def _draw_retrieval(study: Study, name: str) -> Figure:
     panels, found = [], [m.key for m in claims.measures(study, "")]
-    splits = {claims.split_name(key): key for key in found if key.metric in claims.RETRIEVAL}
+    splits = {claims.name_split(key): key for key in found if key.metric in claims.RETRIEVAL}
     for metric, way in claims.RETRIEVAL.items():
         keys = {split: key._replace(metric=metric) for split, key in splits.items()}
         panels += _respond(study, f"{name}{metric[:3]}", f"{way} recall@1 (%)", keys, scale=100)
-    return Figure("Retrieval", panels, DOTS, _heads(splits))
+    return Figure("Retrieval", panels, DOTS, _mark_heads(splits))
 
 
-def _training(study: Study, name: str) -> Figure:
+def _draw_training(study: Study, name: str) -> Figure:
     panels = []
     for i, (metric, (title, scale)) in enumerate(CURVES.items()):
-        lines = _by_condition(study, functools.partial(_list_curves, metric=metric, scale=scale))
+        lines = _group_lines(study, functools.partial(_list_curves, metric=metric, scale=scale))
         if any(lines.values()):
             panels.append(figures.curves(f"{name}{i}", title, "epoch", lines))
     caption = "Every run thin, their mean thick. The loss is that on the noisy supervision it is trained on."
-    return Figure("Pre-training", panels, caption, _ramp([study.at(condition) for condition in study.conditions]))
+    return Figure(
+        "Pre-training", panels, caption, _mark_conditions([study.at(condition) for condition in study.conditions])
+    )
 
 
 def _list_curves(cell: FinishedRun, metric: str, scale: float) -> list[Line]:
@@ -137,7 +139,7 @@ def _list_curves(cell: FinishedRun, metric: str, scale: float) -> list[Line]:
     return [figures.thinned(epochs[-1] * np.asarray(steps), values)]
 
 
-def _wise(study: Study, task: str, name: str, title: str) -> Figure:
+def _draw_wise(study: Study, task: str, name: str, title: str) -> Figure:
     """Accuracy by the share of the tuned weights."""
     panels, legend = [], []
     keys = [key for key in study.table if (key.metric, key.task, key.split) == ("accuracy", task, MEAN)]
@@ -153,14 +155,14 @@ def _wise(study: Study, task: str, name: str, title: str) -> Figure:
                     series[key.head + at] = [list(values[i].values()) for values in found if values]
         if series:
             panels.append(figures.response(f"{name}{domain}", f"Accuracy, {where} (%)", axis, series, scale=100))
-            legend = _heads(series)
+            legend = _mark_heads(series)
     caption = (
         "Between the weights before fine-tuning (0) and after it (1): mean and sample sd over runs, every run a dot."
     )
     return Figure(title, panels, caption, legend)
 
 
-def _differences(contest: Contest, name: str) -> Figure:
+def _draw_differences(contest: Contest, name: str) -> Figure:
     panels = []
     for i, test in enumerate(contest.decided):
         lines = {}
@@ -180,7 +182,7 @@ def _differences(contest: Contest, name: str) -> Figure:
     return Figure(title, panels, caption, list(figures.VERDICTS.values()))
 
 
-def _file_spectra(study: Study, task: str, name: str) -> Figure:
+def _draw_file_spectra(study: Study, task: str, name: str) -> Figure:
     """The singular values of features on every split."""
     layer = next(iter(study.names("layer", metric="sve", task=task, method=None)), "")
     lines: dict[str, list[Line]] = {}
@@ -194,4 +196,4 @@ def _file_spectra(study: Study, task: str, name: str) -> Figure:
         "different numbers of rows have different spectra for that reason alone."
     )
     of = f": {task}" if len(study.tasks) > 1 else ""
-    return Figure(f"Spectrum of the features{of}", panels, caption, _ramp(list(lines)))
+    return Figure(f"Spectrum of the features{of}", panels, caption, _mark_conditions(list(lines)))

@@ -66,7 +66,7 @@ def evidence(study: Study, task: str, prefix: str) -> list[Block]:
     for measure in claims.measures(study, task) if last else ():
         for i in range(1 if measure.key.method == reference else last, last + 1):
             c = claims.change(study, measure.key, i)
-            label, *numbers = _line(measure.label, c, "falls", "rises")
+            label, *numbers = _make_line(measure.label, c, "falls", "rises")
             changes.setdefault(measure.group, []).append([label, c.where, *numbers])
     if changes:
         head = ["", study.axis, "from", "to", "difference", "95 % interval", "n", "verdict"]
@@ -75,9 +75,9 @@ def evidence(study: Study, task: str, prefix: str) -> list[Block]:
     each: dict[str, list[list[str]]] = {}
     for pair, (over, *conditions) in claims.heads(study, task).items():
         name, group = f"{pair.key.head} {MINUS} {pair.base}", f"{pair.domain} accuracy %"
-        whole.setdefault(group, []).append(_line(name, over, "worse", "better"))
+        whole.setdefault(group, []).append(_make_line(name, over, "worse", "better"))
         if conditions:
-            each[f"{group}, {name}"] = [_line(c.where, c, "worse", "better") for c in conditions]
+            each[f"{group}, {name}"] = [_make_line(c.where, c, "worse", "better") for c in conditions]
     head, caption = (
         ["", "base", "head", "difference", "95 % interval", "n", "verdict"],
         "Heads compared on the same features",
@@ -91,12 +91,14 @@ def evidence(study: Study, task: str, prefix: str) -> list[Block]:
     return out
 
 
-def _line(name: str, c: Comparison, down: str, up: str) -> list[str]:
+def _make_line(name: str, c: Comparison, down: str, up: str) -> list[str]:
     numbers = [c.unit.number(c.a), c.unit.number(c.b)] if c.n else [DASH] * 2
     return [name, *numbers, c.gain, c.interval(), str(c.n), c.verdict(down, up)]
 
 
-def _by_condition(study: Study, frame: Frame, group: str, column: str, order: Sequence[str]) -> dict[Hashable, Lines]:
+def _list_by_condition(
+    study: Study, frame: Frame, group: str, column: str, order: Sequence[str]
+) -> dict[Hashable, Lines]:
     """Return group -> a line for each condition: its name, n, and the texts of the columns."""
     out: dict[Hashable, Lines] = {}
     for name, part in frame.groupby(group, sort=False):
@@ -117,7 +119,7 @@ def scores(study: Study, task: str, prefix: str) -> list[Block]:
         names = [f"{domain} {label} %" for domain in ("ID", "OOD") for label in SCORES.values()]
         columns = [name for name in names if (means["column"] == name).any()]
         caption = "Scores of every head, mean ± sample sd over n runs. OOD is the mean over the out-of-domain splits."
-        groups = _by_condition(study, means, "head", "column", columns)
+        groups = _list_by_condition(study, means, "head", "column", columns)
         out.append(table(prefix + caption, [study.axis, "n", *columns], groups))
     parts = frame[(frame["metric"] == "accuracy") & (frame["split"] != MEAN)].copy()
     parts["column"] = parts["domain"].str.upper() + " " + parts["split"]
@@ -127,7 +129,7 @@ def scores(study: Study, task: str, prefix: str) -> list[Block]:
         tested = ", ".join(f"{split} {sizes[split]:,}" for split in parts["split"].unique() if split in sizes)
         caption = f"Accuracy % on every test split, mean ± sample sd over n runs. Examples: {tested or DASH}."
         columns = list(parts["column"].unique())
-        groups = _by_condition(study, parts, "head", "column", columns)
+        groups = _list_by_condition(study, parts, "head", "column", columns)
         out.append(table(prefix + caption, [study.axis, "n", *columns], groups))
     return out
 
@@ -145,8 +147,8 @@ def spectra(study: Study, task: str, prefix: str) -> list[Block]:
             f"{prefix}Spectra, mean ± sample sd over n runs; arrows point to the flatter spectrum. Raw mode takes the "
             "features as they are; code mode, that of the released code, normalises every row and subtracts its mean."
         )
-        out.append(table(caption, head, _by_condition(study, frame[first], "name", "metric", metrics)))
-    if len(rest := _by_condition(study, frame[~first], "name", "metric", metrics)):
+        out.append(table(caption, head, _list_by_condition(study, frame[first], "name", "metric", metrics)))
+    if len(rest := _list_by_condition(study, frame[~first], "name", "metric", metrics)):
         caption = f"{prefix}Spectra of the other splits, and of what heads make of the features (Z)."
         title = f"{len(rest)} more spectra: other splits, and what heads make of the features (Z)"
         out.append(fold(title, table(caption, head, rest)))
@@ -165,5 +167,5 @@ def pretraining(study: Study) -> list[Block]:
     frame["column"] = frame["split"] + ": " + frame["metric"].map(lambda metric: WORDS.get(metric, metric)) + " %"
     columns = list(frame["column"].unique())
     caption = "Scores of pre-training, mean ± sample sd over n runs. Validation labels and captions are clean."
-    groups = _by_condition(study, frame.assign(group=""), "group", "column", columns)
+    groups = _list_by_condition(study, frame.assign(group=""), "group", "column", columns)
     return [table(caption, [study.axis, "n", *columns], groups)]
