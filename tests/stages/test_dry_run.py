@@ -19,7 +19,7 @@ def test_what_is_expected_counts_only_while_the_data_are_not_there(tmp_path: Pat
     with config.unlocked():
         config.data.path, config.data.mixture, config.data.weights = str(tmp_path / "none"), (), ()
     assert find_sizes(config) == (15_388_848 + 12_423_374, 0)
-    assert "planned with data.expected=27812222" in capsys.readouterr().err
+    assert "planning with data.expected=27812222" in capsys.readouterr().err
     with config.unlocked():
         config.data.expected = None
     with pytest.raises(UserError, match="none"):

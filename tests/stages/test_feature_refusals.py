@@ -67,7 +67,7 @@ def files(tmp_path_factory) -> Path:
 def test_one_file_in_two_places(files: Path, tmp_path: Path, monkeypatch, train: str, test: str, ood: str):
     monkeypatch.chdir(files)
     named = {"features.train": train, "features.test": test, "features.ood": ood}
-    with pytest.raises(UserError, match=r"is the same as .*is no test") as e:
+    with pytest.raises(UserError, match=r"is the same as .*rows of its own") as e:
         launch(tmp_path / "w", **named)
     assert "\n" not in e.value.cause + e.value.cure
     assert not (tmp_path / "w").exists()

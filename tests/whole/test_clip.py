@@ -265,7 +265,7 @@ def test_a_mixture_with_weights(data: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "cause", "cure"),
     [
-        ({"noise_kind": "symmetric"}, "noise_kind=symmetric is not for objective.name=clip", "caption_swap"),
+        ({"noise_kind": "symmetric"}, "noise_kind=symmetric does not fit objective.name=clip", "caption_swap"),
         ({"objective.name": "supervised", "noise_kind": "symmetric"}, "has no head", "objective.name=clip"),
         ({"model.name": "resnet18"}, "needs a text tower", "clip"),
         ({"model.text_vocab": 1000}, "258", "--config.model.text_vocab=258"),
