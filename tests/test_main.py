@@ -412,9 +412,9 @@ def test_tune_alone_says_what_comes_first(tmp_path: Path):
 
 def test_a_copy_without_git_says_its_revision(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(main, "ROOT", tmp_path)
-    assert main.code_revision() == ""
+    assert main.find_revision() == ""
     (tmp_path / "REVISION").write_text("1a2b3c4+\n")
-    assert main.code_revision() == "1a2b3c4+"
+    assert main.find_revision() == "1a2b3c4+"
 
 
 def test_a_workdir_that_is_a_file(tmp_path: Path):
@@ -453,4 +453,4 @@ def test_a_config_is_looked_up_here_and_then_where_the_package_is_installed(tmp_
     (wheel / "configs" / "mine.py").touch()
     monkeypatch.setattr(settings, "INSTALLED", wheel)
     assert main.find_config("configs/mine.py") == str(wheel / "configs" / "mine.py")
-    assert main.code_revision() == nml_jax.__version__
+    assert main.find_revision() == nml_jax.__version__

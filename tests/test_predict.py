@@ -180,7 +180,7 @@ def test_classes_that_the_head_does_not_know_are_told(head: Path, tmp_path: Path
         assert ("'dog'" in line) == bool(count)
     np.savez(data, features=X, labels=np.arange(50))
     assert predict.main([str(head), str(data), *out]) == 0
-    assert capsys.readouterr().err == "labels are not used: the head knows none of their classes, as '0'\n"
+    assert capsys.readouterr().err == "labels are not used: the head knows none of their classes, such as '0'\n"
 
 
 def test_labels_at_fault_do_not_hinder(head: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

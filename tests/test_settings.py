@@ -48,10 +48,10 @@ def test_any_key_can_be_an_axis():
 @pytest.mark.parametrize(
     ("sweep", "cause"),
     [
-        ({"nois": (0.1,)}, "nois is no key"),
-        ({"runtime": {"threads": (1, 2)}}, "no key that a run can vary"),
-        ({"noise": (0.1, 0.1)}, "different values"),
-        ({"noise": 0.1}, "no tuple"),
+        ({"nois": (0.1,)}, "nois is not a key"),
+        ({"runtime": {"threads": (1, 2)}}, "not a key that a run can vary"),
+        ({"noise": (0.1, 0.1)}, "distinct values"),
+        ({"noise": 0.1}, "must be a tuple"),
         ({"noise": ("much",)}, "noise"),
     ],
 )
@@ -124,7 +124,7 @@ def test_identity_leaves_out_what_changes_no_number():
     a, b = digits.get_config(), digits.get_config()
     with b.unlocked():
         b.runtime.threads, b.stages, b.noise, b.seed = 7, ("tune",), 0.3, 5
-    axes = settings.axes_of(a)
+    axes = settings.list_axes(a)
     assert settings.shared_identity(a, axes) == settings.shared_identity(b, axes)
     with b.unlocked():
         b.optimizer.lr = 0.5

@@ -36,7 +36,7 @@ def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write
         UserError: the folder belongs to another config, is damaged, or cannot be written.
     """
     path = workdir / "experiment.json"
-    mine = {"config": settings.shared_identity(config, settings.axes_of(config))}
+    mine = {"config": settings.shared_identity(config, settings.list_axes(config))}
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file", "give the experiment a folder with --workdir=DIR")
     if path.exists() and _has_results(workdir):
