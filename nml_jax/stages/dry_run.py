@@ -133,10 +133,12 @@ def estimate_memory(
 
     objective = objectives.make(config.objective, num_classes=num_classes, blocks=mesh.size)
 
-    def residuals(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
+    def compute_residuals(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
         return jax.vjp(lambda p: objective.loss(program.model, p, model_state, batch, key)[0], params)[1]
 
-    kept = jax.eval_shape(residuals, program.shapes.params, program.shapes.model_state, batch, jax.random.key(0))
+    kept = jax.eval_shape(
+        compute_residuals, program.shapes.params, program.shapes.model_state, batch, jax.random.key(0)
+    )
     params = {id(x): x for x in jax.tree.leaves(program.shapes.params)}
     parameters = sum(x.size * x.dtype.itemsize for x in params.values())
     activations = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept)) - parameters

@@ -119,7 +119,7 @@ def make_bank_key(config: ConfigDict, frozen: encoder.Encoder, test: Test, *, vi
         drawn,
         config.extract.layers,
     ]
-    parts += [scoring_arguments(test)] if scoring_arguments(test) else []
+    parts += [make_scoring_arguments(test)] if make_scoring_arguments(test) else []
     seen = {"augment": config.augment, "model": config.model, "image_size": config.data.image_size}
     return settings.hash_json(json.loads(json.dumps([parts, {k: v.to_dict() if hasattr(v, "to_dict") else v
                                                        for k, v in seen.items()}])))  # fmt: skip
@@ -151,10 +151,10 @@ def extract(
             return
         source = test.source
         named = {"num_classes": source.num_classes, "class_names": source.class_names}
-        banks.write(folder, blocks(), key=key, **named, scoring=scoring_arguments(test))
+        banks.write(folder, blocks(), key=key, **named, scoring=make_scoring_arguments(test))
 
 
-def scoring_arguments(test: Test) -> dict[str, Any]:
+def make_scoring_arguments(test: Test) -> dict[str, Any]:
     """Return the arguments of `evals.mapped.Scorer`; empty unless the test has other classes or video frames."""
     out: dict[str, Any] = {"class_map": [list(ids) for ids in test.class_map]} if test.class_map else {}
     if test.frames:

@@ -220,7 +220,7 @@ def _measure_head(
         where = {"split": test.name, "domain": test.domain, "n_test": len(test.labels), "layer": found.layer}
         scorer = Scorer(len(found.classes), **test.scoring)
 
-        def transformed(test: Split = test, scorer: Scorer = scorer) -> Iterator[np.ndarray]:
+        def transform_blocks(test: Split = test, scorer: Scorer = scorer) -> Iterator[np.ndarray]:
             for features, labels in test.blocks():
                 Z, logits = result.outputs(features)
                 select.require_finite(shared["method"], logits)
@@ -230,9 +230,9 @@ def _measure_head(
         key = None if methods.find(shared["method"]).mlp else (result.n_train, test.name)
         if key in input_spectra:
             s = input_spectra[key]
-            collections.deque(transformed(), maxlen=0)
+            collections.deque(transform_blocks(), maxlen=0)
         else:
-            s = singular_values(transformed(), len(test.labels), test.features.dim, "paper")
+            s = singular_values(transform_blocks(), len(test.labels), test.features.dim, "paper")
         if key:
             input_spectra[key] = s
         correct[test.name] = scorer.correct
