@@ -271,7 +271,7 @@ def test_a_mixture_with_weights(data: Path, tmp_path: Path):
         ({"model.text_vocab": 1000}, "258", "--config.model.text_vocab=258"),
         ({"model.text_context": 2}, "context of 2", "text_context"),
         ({"data.tokenizer": "/nowhere.json"}, "/nowhere.json", ""),
-        ({"runtime.evaluators": ("retrieva",)}, "no 'retrieva'", "spectrum, zeroshot"),
+        ({"runtime.evaluators": ("retrieva",)}, "unknown evaluator 'retrieva'", "spectrum, zeroshot"),
         ({"objective.name": "siglip"}, "logit_bias", "model.logit_bias"),
         ({"objective.chunk": -1}, "objective.chunk=-1", "0"),
         ({"train.micro_batches": 3}, "train.micro_batches=3 does not divide", "divisor"),
