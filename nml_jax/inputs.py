@@ -1,4 +1,4 @@
-"""The files and folders that a config names, and whether their content has changed."""
+"""List the files and folders that a config names, and hash them to notice changes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from nml_jax.settings import flatten, hash_json
 
 
 def list_paths(part: Mapping[str, Any]) -> list[str]:
-    """The files and folders that a part of a config names and whose content its numbers depend on."""
+    """List the files and folders that a part of a config names and whose content its numbers depend on."""
     named = {
         "init_from", "noise_file", "data.path", "data.tokenizer",
         "downstream.path", "zeroshot.templates", "zeroshot.class_names",
@@ -21,17 +21,17 @@ def list_paths(part: Mapping[str, Any]) -> list[str]:
 
 
 def split_specs(several: str) -> list[str]:
-    """The specs of feature files, "FILE" or "FEATURES.npy,LABELS.npy", of which there may be several by ";"."""
+    """Split specs of feature files at ";". A spec is "FILE" or "FEATURES.npy,LABELS.npy"."""
     return [spec.strip() for spec in several.split(";") if spec.strip()]
 
 
 def list_files(several: str) -> list[str]:
-    """The files behind feature `specs`."""
+    """List the files of feature specs that are separated by ";"."""
     return [str(path) for spec in split_specs(several) for path in split_pair(spec)]
 
 
 def split_pair(spec: str) -> list[Path]:
-    """The files of one spec. A comma separates two, unless it belongs to the name of a file that exists."""
+    """Return the one or two files of a spec. A comma separates two, unless it is in the name of an existing file."""
     whole = Path(spec).expanduser()
     cuts = [(spec[:i], spec[i + 1 :]) for i, character in enumerate(spec) if character == ","]
     if not cuts or whole.exists():
@@ -41,9 +41,9 @@ def split_pair(spec: str) -> list[Path]:
 
 
 def hash_content(path: Path) -> str:
-    """SHA-256 that changes when a file does, or the descriptions that stand for a dataset's or checkpoint's folder.
+    """Return a SHA-256 that changes when a file changes, or when the manifests in a folder do.
 
-    Of a file above 1 GiB size and time of change count, as it is looked at whenever a run starts.
+    For a file above 1 GiB, hash its size and modification time instead, because every start of a run does this.
     """
     if path.is_file() and path.stat().st_size > 2**30:
         return hash_json([path.stat().st_size, path.stat().st_mtime_ns])

@@ -1,8 +1,8 @@
-"""One config -> the runs of its sweep -> the stages of each run, in order -> one report.
+"""Run a config: the runs of its sweep, the stages of each run in order, and one report.
 
     python -m nml_jax.main --config=configs/digits.py --config.noise=0.05
 
-Without --config it runs configs/digits.py. Everything it calls can be imported from a notebook or a test.
+Without --config it runs configs/digits.py. A notebook or a test can import everything that it calls.
 """
 
 import contextlib
@@ -33,14 +33,14 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="What to run; --config.key=value overrides a key. Default: configs/digits.py."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the experiment. Default: runs/<config.name>.")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be run, its size and its cost, and train nothing.")
-FORCE = flags.DEFINE_multi_string("force", [], "Do this stage again, although it is done.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, its size and its cost, without training.")
+FORCE = flags.DEFINE_multi_string("force", [], "Run this stage again, even if it is done.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command line, parsed."""
+    """Launch the experiment that the parsed flags describe."""
     if len(argv) > 1:
-        raise UserError(f"{argv[1]!r} is no flag", "write --config=FILE and --config.key=value")
+        raise UserError(f"{argv[1]!r} is not a flag", "write --config=FILE and --config.key=value")
     config = CONFIG.value
     pinned = config_flags.get_override_values(flags.FLAGS["config"])
     workdir = Path(WORKDIR.value or Path("runs") / config.name)
@@ -55,9 +55,9 @@ def launch(
     Args:
         config: what to run; see configs/common.py.
         workdir: folder of the experiment.
-        pinned: dotted keys whose axis in the sweep is set to their value in `config`: it selects runs.
-        dry_run: only print what would be run, and what that costs.
-        force: stages to do again.
+        pinned: dotted keys with one value for their axis of the sweep. They select runs.
+        dry_run: only print what would run, and what that costs.
+        force: stages to run again.
 
     Raises:
         UserError, Preempted, NonFinite, PeerLost: see `errors`.
@@ -68,7 +68,7 @@ def launch(
     runner.check(config.stages, "stages")
     runner.check(force, "--force")
     cells = settings.expand_sweep(config, pinned)
-    todo = [stage for stage in runner.STAGES if stage in config.stages]  # in their order, whatever the config's
+    todo = [stage for stage in runner.STAGES if stage in config.stages]  # in the order of STAGES
 
     # ---- where -----------------------------------------------------------------------------------------------------
     import jax
@@ -94,7 +94,7 @@ def launch(
     first = jax.process_index() == 0
     if first:
         console.notice(runtime.describe(mesh))
-    revision = code_revision()
+    revision = find_revision()
     experiment.claim(workdir, config, force=force, write=first and bool(todo))
     runtime.keep_compiled(workdir / ".jax_cache")
 
@@ -115,9 +115,12 @@ def launch(
         console.notice(f"report: {page.resolve()}")
 
 
-def code_revision() -> str:
-    """The commit of the checkout, with "+" if it has changes; of a copy without .git, as in an image, what its file
-    REVISION says; of a wheel the version, as git would name whatever repository lies around it."""
+def find_revision() -> str:
+    """Return the revision of the code.
+
+    In a checkout this is the commit, with "+" if there are changes. A copy without .git, as in an image, has it in the
+    file REVISION. A wheel returns its version, because git would find an unrelated repository around it.
+    """
     if settings.INSTALLED.is_dir():
         return __version__
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
@@ -129,24 +132,24 @@ def code_revision() -> str:
 
 
 def find_config(file: str) -> str:
-    """Look a config file up in the working directory, then in the installed copy.
+    """Find a config file in the working directory or else in the installed copy.
 
     Args:
-        file: a path, and perhaps ":" and an argument, as in "configs/resnet50_in1k.py:a3".
+        file: a path, optionally followed by ":" and an argument, as in "configs/resnet50_in1k.py:a3".
 
     Raises:
-        UserError: it is in neither.
+        UserError: the file is in neither.
     """
     path, *_ = file.split(":")
     if Path(path).is_file():
         return file
-    if (settings.configs_home() / path).is_file():
-        return str(settings.configs_home() / file)
+    if (settings.find_configs_home() / path).is_file():
+        return str(settings.find_configs_home() / file)
     raise UserError(f"there is no config file {path!r}", "give --config=FILE, as in --config=configs/digits.py")
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Parse the flags; what the user mistyped is told in one line.
+    """Parse the flags and return the remaining arguments.
 
     Raises:
         UserError: an unknown flag, config file or key, or a value of the wrong type.
@@ -154,7 +157,7 @@ def parse(argv: Sequence[str]) -> list[str]:
     cure = "see --help, and configs/common.py for every key and its type"
     program, *rest = argv
     files = []
-    # The library wants the file before the overrides, and in one word.
+    # The library expects the file before the overrides, in the form --config=FILE.
     for i, arg in reversed(list(enumerate(rest))):
         if arg == "--config" and i + 1 < len(rest):
             files, rest[i : i + 2] = [rest[i + 1], *files], []
@@ -165,37 +168,37 @@ def parse(argv: Sequence[str]) -> list[str]:
     file = find_config(files[0] if files else DEFAULT)
     path = file.split(":")[0]
     try:
-        sys.argv = [program, f"--config={file}", *rest]  # the library looks there for the order
+        sys.argv = [program, f"--config={file}", *rest]  # the library reads the order from there
         rest = flags.FLAGS(sys.argv)
-        CONFIG.value.to_dict()  # a config that failed to load says so when it is read
+        CONFIG.value.to_dict()  # a config that failed to load raises when it is read
     except UserError:
         raise
-    except Exception as e:  # a config file is the user's code: whatever it raises is told in a line
-        said = _one_line(e)
+    except Exception as e:  # a config file is user code, which may raise anything
+        message = _make_one_line(e)
         what = "" if isinstance(e, (AttributeError, KeyError, flags.Error)) else f"{type(e).__name__}: "
-        what = "no key " if re.match(r"'\w+'($| Did you mean)", said) else what
-        raise UserError(f"{path} and its overrides: {what}{said}", cure) from e
+        what = "no key " if re.match(r"'\w+'($| Did you mean)", message) else what
+        raise UserError(f"{path} and its overrides: {what}{message}", cure) from e
     return rest
 
 
-def _one_line(error: Any) -> str:
-    """The message at the bottom of an exception that wraps exceptions, without line breaks."""
+def _make_one_line(error: Any) -> str:
+    """Return the message of the innermost of nested exceptions, without line breaks."""
     while isinstance(error, BaseException) and error.args:
         error = error.args[0]
     return " ".join(str(error).split())
 
 
 def run(argv: list[str] | None = None) -> int:
-    """The whole program: its exit code is 0, or that of what went wrong (`errors`).
+    """Run the whole program and return its exit code: 0, or that of the error (see `errors`).
 
-    On SIGTERM the training loop saves and then comes here; anywhere else the process ends on the spot.
+    On SIGTERM the training loop saves and then returns here. Outside the loop the process ends at once.
     """
     argv = sys.argv if argv is None else argv
     if {"--help", "-h"} & set(argv):
         print(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
         return 0
-    sys.path.insert(0, str(settings.configs_home()))  # for `from configs import common`
-    # The checkpoint library logs a failed write once per thread, with tracebacks; here it is told once, in a line.
+    sys.path.insert(0, str(settings.find_configs_home()))  # for `from configs import common`
+    # The checkpoint library logs a failed write in every thread, with tracebacks. We report it once.
     logging.set_verbosity(logging.FATAL)
     previous = signal.getsignal(signal.SIGINT)
     try:
@@ -206,9 +209,10 @@ def run(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    """Run the program and turn exceptions into exit codes."""
     try:
         main(parse(argv))
-        if peers := _peers():
+        if peers := _find_peers():
             peers.finish()
     except UserError as e:
         return fail(e, f"error: {e}")
@@ -218,24 +222,25 @@ def _run(argv: Sequence[str]) -> int:
         return fail(e, "stopped by the keyboard; the same command continues", code=130)
     except Exception as e:
         _ignore_signals()
-        if isinstance(e, OSError) and (refused := as_disk_error(e)):
-            return fail(refused, f"error: {refused}")
-        # Whatever a library says of a peer that is gone, this is what it means.
-        if (peers := _peers()) and (cause := peers.find_lost()):
+        if isinstance(e, OSError) and (disk_error := as_disk_error(e)):
+            return fail(disk_error, f"error: {disk_error}")
+        # If a process is lost, libraries raise errors of many kinds. This is their cause.
+        if (peers := _find_peers()) and (cause := peers.find_lost()):
             return fail(PeerLost(cause), f"stopped: {cause}")
         if peers:
-            peers.leave(1, traceback.format_exc(), f"{type(e).__name__}: {_one_line(e)}")
+            peers.leave(1, traceback.format_exc(), f"{type(e).__name__}: {_make_one_line(e)}")
         raise
     return 0
 
 
 def _stop() -> None:
-    _tell(Preempted.exit_code, "stopped: asked to stop; the same command continues", "asked to stop")
+    """End the process on SIGTERM."""
+    _report(Preempted.exit_code, "stopped: asked to stop; the same command continues", "asked to stop")
     end(Preempted.exit_code)
 
 
 def end(code: int) -> None:
-    """End the process without the interpreter's farewell, which frees what XLA's threads may still compute with."""
+    """End the process without the interpreter's shutdown, which frees memory that XLA's threads may still use."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, RuntimeError):
             stream.flush()
@@ -243,27 +248,28 @@ def end(code: int) -> None:
 
 
 def _ignore_signals() -> None:
-    """A run that is ending ends in its own way, however often it is asked to."""
+    """Ignore further signals, so that a process that is already ending can finish."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 def fail(error: BaseException, message: str, code: int = 1) -> int:
-    """Tell the person, and the other processes of the job, if there are any."""
+    """Report an error to the user and to the other processes of the job; return the exit code."""
     _ignore_signals()
     code = getattr(error, "exit_code", code)
-    _tell(code, message, str(error))
+    _report(code, message, str(error))
     return code
 
 
-def _tell(code: int, message: str, words: str) -> None:
-    if peers := _peers():
-        peers.leave(code, message, words)
+def _report(code: int, message: str, cause: str) -> None:
+    """Print a message, and send its cause to the other processes of the job."""
+    if peers := _find_peers():
+        peers.leave(code, message, cause)
     print(message, file=sys.stderr, flush=True)
 
 
-def _peers() -> ModuleType | None:
-    """The module, if it has been imported, and to its end: it imports JAX."""
+def _find_peers() -> ModuleType | None:
+    """Return the module `peers` if it is fully imported. Importing it here would import JAX."""
     module = sys.modules.get("nml_jax.processes.peers")
     return module if hasattr(module, "leave") else None
 

@@ -2,11 +2,11 @@
 
     python -m nml_jax.predict HEAD.safetensors FEATURES [--out predictions.csv] [--proba]
 
-FEATURES is any file that data/features/files.py reads, stored as the training file was: a scale is part of the head.
-Columns of a table are taken by the names that they had in training, whatever their order; arrays, and lists in a
-column, by position. Labels are not needed, and where there are any, the accuracy is printed; a row of a class that
-the head does not know counts as wrong, which is said. The output is CSV: row, prediction, and with --proba the
-probability of every class.
+FEATURES is any file that data/features/files.py reads, stored in the same scale as the training file. Columns of a
+table are matched to those of training by name, in any order. Arrays, and lists in a column, are matched by position.
+Labels are optional. If there are labels, the accuracy is printed; rows of classes that the head does not know count
+as wrong, and their number is printed. The output is CSV: row, prediction, and with --proba the probability of every
+class.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from nml_jax.errors import UserError
 from nml_jax.runs.files import replace_file
 from nml_jax.tuning import head_file
 
-CLOSED = 141  # exit code where nobody reads on, as of a program that SIGPIPE ends
+CLOSED = 141  # exit code if the reader of the output is gone, the same as of a program that SIGPIPE ends
 
 
 def predict(head: head_file.TunedHead, features: files.Features) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, logits float32 [n, K]) of the first views, block by block.
+    """Yield (index of the first row, logits float32 [n, K]) of the first views, block by block.
 
     Raises:
-        UserError: the features are of another width than the head's.
+        UserError: the features have another width than the head takes.
     """
     if features.dim != head.dim:
         raise UserError(
@@ -50,7 +50,7 @@ def write(head: head_file.TunedHead, features: files.Features, out: Any, *, prob
         The predictions.
 
     Raises:
-        UserError: see `predict`; or the head knows no probabilities.
+        UserError: see `predict`; or the head has no probabilities.
     """
     table = csv.writer(out, lineterminator="\n")
     predictions: list[Any] = []
@@ -65,12 +65,12 @@ def write(head: head_file.TunedHead, features: files.Features, out: Any, *, prob
 
 
 def write_file(head: head_file.TunedHead, features: files.Features, out: Path, *, proba: bool) -> list[Any]:
-    """`write` to a file that appears under its name when it is complete.
+    """Write the CSV to a file that appears under its name when it is complete. Return the predictions.
 
     Raises:
         UserError: see `write`; or the file cannot be written.
     """
-    if out.exists() and not out.is_file() and not out.is_dir():  # a pipe or device is no file to be replaced
+    if out.exists() and not out.is_file() and not out.is_dir():  # a pipe or device is written to, not replaced
         with _writing(out), out.open("w", encoding="utf-8", newline="") as file:
             return write(head, features, file, proba=proba)
     target = out.resolve()
@@ -79,11 +79,11 @@ def write_file(head: head_file.TunedHead, features: files.Features, out: Path, *
 
 
 def write_stdout(head: head_file.TunedHead, features: files.Features, *, proba: bool) -> list[Any]:
-    """`write` to standard output.
+    """Write the CSV to standard output. Return the predictions.
 
     Raises:
         UserError: see `write`; or standard output cannot be written.
-        BrokenPipeError: nobody reads on, as by `| head`.
+        BrokenPipeError: the reader is gone, as in `| head`.
     """
     with _writing("standard output"):
         if sys.stdout is None:
@@ -91,7 +91,7 @@ def write_stdout(head: head_file.TunedHead, features: files.Features, *, proba: 
         try:
             predictions = write(head, features, sys.stdout, proba=proba)
             sys.stdout.flush()
-        except OSError:  # what is left in the buffer has nowhere to go at exit
+        except OSError:  # at exit Python would flush the rest of the buffer, and fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise
     return predictions
@@ -99,7 +99,7 @@ def write_stdout(head: head_file.TunedHead, features: files.Features, *, proba: 
 
 @contextlib.contextmanager
 def _writing(what: object) -> Iterator[None]:
-    """Turn the error of a disk or device that is written to into a UserError; a pipe's that nobody reads stays one."""
+    """Turn an OSError into a UserError, except that of a pipe whose reader is gone."""
     try:
         yield
     except BrokenPipeError:
@@ -109,42 +109,43 @@ def _writing(what: object) -> Iterator[None]:
 
 
 def check_out(out: Path, inputs: Sequence[Path]) -> None:
-    """Raises UserError if the output would replace an input, or has no place to be in."""
+    """Raise UserError if the output would replace an input, or its folder does not exist."""
     if out.is_dir():
-        raise UserError(f"--out={out} is a folder", "give the file that the predictions are to be written to")
+        raise UserError(f"--out={out} is a folder", "give the name of a file")
     if not out.parent.is_dir():
-        raise UserError(f"--out={out}: there is no folder {out.parent}", f"make it, as by mkdir -p {out.parent}")
+        raise UserError(f"--out={out}: there is no folder {out.parent}", f"create it with mkdir -p {out.parent}")
     if replaced := [path for path in inputs if out.exists() and out.samefile(path)]:
         raise UserError(f"--out={out} would replace the input {replaced[0]}", "give --out the name of another file")
 
 
 def label_names(features: files.Features) -> list[str]:
-    """The labels of a file as the classes of a head are called; none where it has none."""
+    """Return the labels of a file as class names; empty if it has none."""
     names, labels = features.class_names, features.labels
     numbers = len(labels) and labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max() < len(names)
     return [names[c] if numbers else str(c) for c in labels.tolist()]
 
 
 def describe_agreement(known: list[str], predictions: Sequence[Any], head: head_file.TunedHead) -> str:
-    """What the labels of a file, as `named` gives them, say of the predictions: one line."""
+    """Compare the predictions with the labels of the file, as `label_names` returns them, in one line of text."""
     classes = set(map(str, head.classes))
     new = [label for label in known if label not in classes]
     if len(new) == len(known):
-        return f"labels are not used: the head knows none of their classes, as {new[0]!r}"
+        return f"labels are not used: the head knows none of their classes, such as {new[0]!r}"
     right = np.mean([a == str(b) for a, b in zip(known, predictions, strict=True)])
-    said = f"accuracy on the labels in the file: {100 * right:.2f} %"
+    text = f"accuracy on the labels in the file: {100 * right:.2f} %"
     if new:
-        said += f"; {len(new)} of {len(known)} rows count as wrong: the head does not know their classes, as {new[0]!r}"
-    return said
+        text += f"; {len(new)} of {len(known)} rows count as wrong: the head does not know classes such as {new[0]!r}"
+    return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m nml_jax.predict", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("head", type=Path, help="a file in the folder heads/ of a run")
     parser.add_argument("features", help="FILE, or FEATURES.npy,LABELS.npy")
     parser.add_argument("--out", type=Path, help="CSV file; default: standard output")
-    parser.add_argument("--proba", action="store_true", help="also the probability of every class")
+    parser.add_argument("--proba", action="store_true", help="also write the probability of every class")
     parser.add_argument("--columns", default="", help="name of the feature array or column")
     parser.add_argument("--label", default="", help="name of the label array or column")
     args = parser.parse_args(argv)

@@ -1,7 +1,7 @@
-"""Refuse values of a config that can only be mistakes. Each section is checked by the module that reads it.
+"""Check values of a config. The module that reads a section calls these functions for its keys.
 
-Each function takes a section's name ("" for the keys at the top), the section, and keys of it. It raises UserError for
-the first key that is out of range.
+Each function takes a section's name ("" for the keys at the top), the section, and some of its keys. It raises
+UserError for the first key that is out of range.
 """
 
 import math
@@ -17,51 +17,52 @@ KINDS = {
 
 
 def require_at_least(low: float, section: str, config: Any, *keys: str) -> None:
-    """Refuse a number below `low`, and infinity. None is no number."""
+    """Require finite numbers of at least `low`. None is allowed."""
     for key in keys:
         if config[key] is not None and not low <= config[key] < math.inf:
             rule = "finite" if config[key] == math.inf else f"at least {low}"
-            raise _refusal(section, config, key, rule, f"to {low} or more")
+            raise _make_error(section, config, key, rule, f"to {low} or more")
 
 
 def require_positive(section: str, config: Any, *keys: str) -> None:
-    """Refuse a number that is not above 0."""
+    """Require numbers above 0."""
     for key in keys:
         if not config[key] > 0:
-            raise _refusal(section, config, key, "above 0", "above 0")
+            raise _make_error(section, config, key, "above 0", "above 0")
 
 
 def require_share(section: str, config: Any, *keys: str, below_one: bool = False) -> None:
-    """Refuse a number outside [0, 1], or [0, 1) with `below_one`."""
+    """Require numbers in [0, 1], or in [0, 1) with `below_one`."""
     for key in keys:
         if not (0 <= config[key] < 1 or (config[key] == 1 and not below_one)):
             interval = "in [0, 1)" if below_one else "in [0, 1]"
-            raise _refusal(section, config, key, interval, interval)
+            raise _make_error(section, config, key, interval, interval)
 
 
 def require_interval(section: str, config: Any, *keys: str) -> None:
-    """Refuse what is not (low, high) with 0 < low <= high."""
+    """Require pairs (low, high) with 0 < low <= high."""
     for key in keys:
         if len(config[key]) != 2 or not 0 < config[key][0] <= config[key][1]:
-            raise _refusal(section, config, key, "(low, high) with 0 < low <= high", "='(low, high)'")
+            raise _make_error(section, config, key, "(low, high) with 0 < low <= high", "='(low, high)'")
 
 
 def require_distinct(kind: str, section: str, config: Any, *keys: str) -> None:
-    """Refuse a tuple that is empty, repeats a value, or has one that is not of KINDS[kind]."""
+    """Require tuples of at least one value, each once and of KINDS[kind]."""
     for key in keys:
         values = config[key]
         if not values or len(set(values)) < len(values) or not all(map(KINDS[kind], values)):
-            raise _refusal(section, config, key, f"a tuple of distinct {kind}", "='(1, 10)'")
+            raise _make_error(section, config, key, f"a tuple of distinct {kind}", "='(1, 10)'")
 
 
 def require_names(section: str, config: Any, *keys: str) -> None:
-    """Refuse a tuple of names that is empty or repeats one."""
+    """Require tuples of at least one name, each once."""
     for key in keys:
         if not config[key] or len(set(config[key])) < len(config[key]):
-            raise _refusal(section, config, key, "a tuple of at least one name, each once", "='(\"name\",)'")
+            raise _make_error(section, config, key, "a tuple of at least one name, each once", "='(\"name\",)'")
 
 
-def _refusal(section: str, config: Any, key: str, rule: str, cure: str) -> UserError:
+def _make_error(section: str, config: Any, key: str, rule: str, cure: str) -> UserError:
+    """Return the error for a key that breaks a rule. `cure` completes "set --config.KEY"."""
     name = f"{section}.{key}" if section else key
     value = config[key]
     cure = f"set --config.{name}{'' if cure.startswith('=') else ' '}{cure}"

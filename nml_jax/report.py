@@ -1,8 +1,8 @@
-"""Rows of many runs -> tables, figures, one offline HTML file.
+"""Turn the rows of many runs into tables, figures and one offline HTML file.
 
     python -m nml_jax.report runs/digits [runs/other ...] [--out DIR]
 
-builds `report.html` and `summary.csv` from finished runs: of an experiment, of several together, or one run alone.
+This builds `report.html` and `summary.csv` from the finished runs of one or more experiments, or from a single run.
 """
 
 import argparse
@@ -14,14 +14,14 @@ from nml_jax.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0, or 2 for bad input."""
+    """Run the command line and return its exit code: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(
         "python -m nml_jax.report", description="Build report.html and summary.csv from finished runs."
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folder of an experiment, or of a run")
     parser.add_argument("--out", type=Path, help="where to write; default: DIR, or here if several are given")
     flags = parser.parse_args(argv)
-    from nml_jax.stages.report import build  # after --help: it takes a second
+    from nml_jax.stages.report import build  # imported after --help, because it takes a second
 
     try:
         print(build(flags.folders, flags.out or (flags.folders[0] if len(flags.folders) == 1 else Path())))

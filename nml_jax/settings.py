@@ -1,4 +1,4 @@
-"""One config -> the runs of its sweep; what identifies a run; configs as JSON."""
+"""Expand a config into the runs of its sweep, identify runs, and read and write configs as JSON."""
 
 import functools
 import importlib.util
@@ -15,16 +15,16 @@ from nml_jax.errors import UserError
 from nml_jax.hashes import hash_text
 from nml_jax.ranges import require_at_least, require_names, require_share
 
-# What to run, where and how fast: these change no number, so they do not identify a run.
+# These keys say what to run, where and how fast. They change no number, so they do not identify a run.
 NOT_IDENTITY = ("sweep", "stages", "runtime")
-# Every run is named by these two, swept or not, so that runs of one experiment find their place beside each other. Of
-# features from files nobody knows the noise.
+# The name of every run has these keys, swept or not, so that later runs of an experiment fit beside earlier ones. The
+# noise is left out for features from files, because it is unknown.
 AXES = ("noise", "seed")
 INSTALLED = Path(__file__).resolve().parent / "installed"  # only in a wheel
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a nested mapping as (dotted key, value)."""
+    """Yield the leaves of a nested mapping as (dotted key, value)."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -33,23 +33,23 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
-    """The config as nested dicts of JSON values, placeholders resolved."""
+    """Return the config as nested dicts of JSON values, with placeholders resolved."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 def from_json(tree: Mapping[str, Any]) -> ConfigDict:
-    """The inverse of `to_json`: lists become tuples again."""
+    """Invert `to_json`. Lists become tuples again."""
 
-    def restored(value: Any) -> Any:
+    def restore(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {k: restored(v) for k, v in value.items()}
-        return tuple(map(restored, value)) if isinstance(value, list) else value
+            return {k: restore(v) for k, v in value.items()}
+        return tuple(map(restore, value)) if isinstance(value, list) else value
 
-    return ConfigDict(restored(tree)).lock()
+    return ConfigDict(restore(tree)).lock()
 
 
-def configs_home() -> Path:
-    """Return the folder of `configs`, as this package was installed: in itself from a wheel, else beside it."""
+def find_configs_home() -> Path:
+    """Return the folder that contains `configs`: inside the package in a wheel, else beside it."""
     return INSTALLED if INSTALLED.is_dir() else INSTALLED.parent.parent
 
 
@@ -57,9 +57,9 @@ def configs_home() -> Path:
 def default_config() -> dict[str, Any]:
     """Return the config of configs/common.py as JSON: every key with its default.
 
-    The file is loaded by its path, as a notebook may have another `configs` on its own.
+    The file is loaded by its path, because a notebook may have another module `configs`.
     """
-    spec = importlib.util.spec_from_file_location("nml_jax_defaults", configs_home() / "configs" / "common.py")
+    spec = importlib.util.spec_from_file_location("nml_jax_defaults", find_configs_home() / "configs" / "common.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -82,45 +82,47 @@ def fill_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def freeze_sections(*sections: ConfigDict) -> tuple[FrozenConfigDict, ...]:
-    """Hashable copies, to key what is compiled by what it was compiled for."""
+    """Return hashable copies of sections, as cache keys of compiled functions."""
     return tuple(FrozenConfigDict(section.to_dict()) for section in sections)
 
 
 def hash_json(value: Any) -> str:
-    """SHA-256 of a JSON value."""
+    """Return the SHA-256 of a JSON value."""
     return hash_text(json.dumps(value, sort_keys=True))
 
 
 def select_keys(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Those top-level keys of a config (as JSON) that a stage reads."""
+    """Return the top-level `keys` of a config (as JSON) that exist in it."""
     return {key: config[key] for key in keys if key in config}
 
 
 def repetition_seeds(seed: int, count: int) -> range:
-    """Seeds of several repetitions within a run: those of one run are none of another run of the sweep."""
+    """Return the seeds of `count` repetitions within a run. Runs with different seeds share none of them."""
     return range(seed * count, (seed + 1) * count)
 
 
 def expand_sweep(config: ConfigDict, pinned: Mapping[str, Any] | None = None) -> dict[str, ConfigDict]:
-    """The runs of a config: the product of the values under `sweep`, each a resolved and locked config by its name.
+    """Expand a config into its runs: the product of the values under `sweep`.
 
     Args:
-        config: a whole config; `sweep` mirrors its keys with a tuple of values each.
-        pinned: dotted keys given on the command line. A pinned axis keeps that one value: it selects cells.
+        config: a whole config. `sweep` has the same keys, each with a tuple of values.
+        pinned: dotted keys from the command line. A pinned axis has only that value, which selects runs.
 
     Returns:
-        name -> config, as in {"noise=0.05,seed=1": ...}; noise and seed are always part of the name.
+        name -> resolved and locked config, as in {"noise=0.05,seed=1": ...}. Names always have noise and seed.
 
     Raises:
-        UserError: an axis that is no key, has no values, or values of the wrong type.
+        UserError: an axis is not a key, has no values, or has values of the wrong type.
     """
     known = dict(flatten(config.to_dict()))
     axes: dict[str, tuple] = {key: (known[key],) for key in AXES if key != "noise" or not config.features.train}
     for key, values in swept_axes(config).items():
         if key not in known or key.split(".")[0] in NOT_IDENTITY:
-            raise UserError(f"sweep.{key}: {key} is no key that a run can vary", "use a key of configs/common.py")
+            raise UserError(f"sweep.{key}: {key} is not a key that a run can vary", "use a key of configs/common.py")
         if not isinstance(values, tuple) or not values or len(set(values)) < len(values):
-            raise UserError(f"sweep.{key}={values!r} is no tuple of different values", f"write sweep.{key}=(a, b, ...)")
+            raise UserError(
+                f"sweep.{key} must be a tuple of distinct values, got {values!r}", f"write sweep.{key}=(a, b, ...)"
+            )
         axes[key] = (known[key],) if key in (pinned or {}) else values
     out = {}
     for values in itertools.product(*axes.values()):
@@ -132,33 +134,35 @@ def expand_sweep(config: ConfigDict, pinned: Mapping[str, Any] | None = None) ->
         if cell.noise_seed is None:
             cell.noise_seed = cell.seed
         check(cell)
-        name = ",".join(f"{key}={_short(value)}" for key, value in zip(axes, values, strict=True)).replace("/", "_")
+        name = ",".join(f"{key}={_format_value(value)}" for key, value in zip(axes, values, strict=True)).replace(
+            "/", "_"
+        )
         if name in out:
-            raise UserError(f"sweep: two runs would be called {name}", "give each axis values of different names")
+            raise UserError(f"sweep: two runs would be called {name}", "give each axis values that print differently")
         out[name] = cell.lock()
     return out
 
 
-def _short(value: Any) -> str:
-    """0.05 and not 5e-02, 0 and not 0.0, but every digit that makes a difference."""
+def _format_value(value: Any) -> str:
+    """Format a value for a name: 0.05 instead of 5e-02, 0 instead of 0.0, without losing digits."""
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def swept_axes(config: ConfigDict) -> dict[str, Any]:
-    """Dotted key -> values, of the axes of a config. An empty tuple is no axis."""
+    """Return dotted key -> values of the axes in `sweep`. An empty tuple does not count as an axis."""
     return {key: values for key, values in flatten(config.sweep.to_dict()) if values != ()}
 
 
 def check(config: ConfigDict) -> None:
-    """Refuse values that can only be mistakes, of keys that belong to no section or to several.
+    """Check keys outside the sections, and keys of several sections together.
 
-    A section's own keys are checked by the module that reads it (stages/sections.py).
+    The module that reads a section checks its own keys (stages/sections.py).
 
     Raises:
-        UserError: one line of cause, one of cure.
+        UserError: a value is out of range, or values do not fit each other.
     """
     for key, value in flatten(config.to_dict()):
-        if any(isinstance(number, float) and not math.isfinite(number) for number in _leaves(value)):
+        if any(isinstance(number, float) and not math.isfinite(number) for number in _list_leaves(value)):
             raise UserError(f"{key} must be finite, got {value}", f"set --config.{key} to finite numbers")
     require_share("", config, "noise")
     require_at_least(0, "", config, "seed", "noise_seed")
@@ -170,22 +174,25 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    """What a tuple holds, of tuples within it each; anything else is its own leaf."""
+def _list_leaves(value: Any) -> Iterator[Any]:
+    """Yield the values in nested tuples. A value that is not a tuple is its own leaf."""
     if isinstance(value, tuple):
-        for each in value:
-            yield from _leaves(each)
+        for item in value:
+            yield from _list_leaves(item)
     else:
         yield value
 
 
 def shared_identity(config: ConfigDict, axes: Iterable[str]) -> dict[str, Any]:
-    """What all runs of an experiment share: every key but its axes, `noise_seed` (of an axis) and `NOT_IDENTITY`."""
+    """Return what all runs of an experiment share: every key but the axes and `NOT_IDENTITY`.
+
+    `noise_seed` is left out if it follows the axis `seed`.
+    """
     swept = {*axes, "noise_seed"} if "seed" in axes and config.noise_seed is None else {*axes}
     flat = flatten({k: v for k, v in to_json(config).items() if k not in NOT_IDENTITY})
     return {key: value for key, value in flat if key not in swept}
 
 
-def axes_of(config: ConfigDict) -> tuple[str, ...]:
-    """The dotted keys in which the runs of an experiment differ."""
+def list_axes(config: ConfigDict) -> tuple[str, ...]:
+    """List the dotted keys in which the runs of an experiment differ."""
     return tuple(dict.fromkeys((*AXES, *swept_axes(config))))

@@ -1,4 +1,4 @@
-"""The whole program: what it writes, what it skips, what it refuses."""
+"""Test the whole program: what it writes, what it skips, which input it rejects."""
 
 import json
 import os
@@ -28,7 +28,7 @@ CELL = "noise=0.3,seed=0"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """The folder of an experiment with one finished run. Copy it before changing it."""
+    """Return the folder of an experiment with one finished run. Copy it before changing it."""
     workdir = tmp_path_factory.mktemp("finished") / "digits"
     launch(workdir)
     return workdir
@@ -39,20 +39,20 @@ def workdir(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "digits"))
 
 
-def command(*args: str, cwd: Path = ROOT, **kwargs) -> subprocess.CompletedProcess:
+def run_command(*args: str, cwd: Path = ROOT, **kwargs) -> subprocess.CompletedProcess:
     program = [sys.executable, "-m", "nml_jax.main", *args]
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | kwargs.pop("env", {})
     return subprocess.run(program, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, **kwargs)
 
 
-def tree(folder: Path) -> dict[str, bytes]:
+def read_tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 # ---- what a run leaves behind ----------------------------------------------------------------------------------------
 
 
-def test_a_run_tells_its_own_story(finished: Path):
+def test_a_run_leaves_all_its_files(finished: Path):
     run = finished / CELL
     names = {p.name for p in run.iterdir()}
     assert {"config.json", "noise.json", "metrics.jsonl", "checkpoints", "banks", "rows.jsonl", "run.json"} <= names
@@ -74,7 +74,7 @@ def test_a_run_tells_its_own_story(finished: Path):
     assert fit.n_test == ledger["count"]
 
 
-def test_spectra_on_record_are_those_of_the_bank(finished: Path):
+def test_recorded_spectra_are_those_of_the_bank(finished: Path):
     import nml_jax
     from nml_jax.data.features import banks
 
@@ -90,13 +90,13 @@ def test_spectra_on_record_are_those_of_the_bank(finished: Path):
     assert row.value == pytest.approx(nml_jax.sve(nml_jax.singular_values(features)), abs=1e-9)
 
 
-def test_finished_stages_are_skipped_and_say_so(workdir: Path, capsys):
-    before = tree(workdir / CELL)
+def test_finished_stages_are_skipped_with_a_notice(workdir: Path, capsys):
+    before = read_tree(workdir / CELL)
     launch(workdir)
     said = capsys.readouterr().err
     for stage in ("pretrain", "extract", "tune"):
         assert f"{stage} is done, skipped" in said
-    assert tree(workdir / CELL) == before
+    assert read_tree(workdir / CELL) == before
 
 
 def lose_some_rows(run: Path) -> None:
@@ -114,10 +114,10 @@ def change_a_row(run: Path) -> None:
                                      ("rows.jsonl", "noise.json", "spectra.json", "metrics.jsonl"))],
     ids=["some", "changed", "rows", "noise", "spectra", "metrics"],
 )  # fmt: skip
-def test_what_was_lost_of_a_finished_run_is_made_anew(finished: Path, workdir: Path, damage: Callable[[Path], None]):
+def test_what_was_lost_of_a_finished_run_is_made_again(finished: Path, workdir: Path, damage: Callable[[Path], None]):
     damage(workdir / CELL)
     launch(workdir)
-    before, now = tree(finished / CELL), tree(workdir / CELL)
+    before, now = read_tree(finished / CELL), read_tree(workdir / CELL)
     for name in ("rows.jsonl", "noise.json", "spectra.json"):
         assert sorted(now[name].splitlines()) == sorted(before[name].splitlines())
 
@@ -219,7 +219,7 @@ def test_sigterm_saves_and_exits_with_75(tmp_path: Path):
     ],
 )
 def test_mistyped_flags(args: list[str], cause: str, tmp_path: Path):
-    done = command(*args, f"--workdir={tmp_path / 'w'}")
+    done = run_command(*args, f"--workdir={tmp_path / 'w'}")
     assert done.returncode == 2
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 2, done.stderr
@@ -229,8 +229,8 @@ def test_mistyped_flags(args: list[str], cause: str, tmp_path: Path):
     assert not (tmp_path / "w").exists()
 
 
-def test_a_disk_that_takes_no_more(tmp_path: Path):
-    """A limit on file sizes stands in for a full disk: writes fail below Python, in the checkpoint library."""
+def test_a_full_disk(tmp_path: Path):
+    """Limit file sizes in place of a full disk. Writes then fail below Python, in the checkpoint library."""
     program = shlex.join([sys.executable, "-m", "nml_jax.main", *flags(tmp_path / "run")])
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     limited = ["bash", "-c", f"ulimit -f 20 && exec {program}"]
@@ -280,10 +280,10 @@ def test_bad_values(overrides: dict, cause: str, tmp_path: Path):
 
 
 def test_a_workdir_of_another_config(workdir: Path):
-    before = tree(workdir)
+    before = read_tree(workdir)
     with pytest.raises(UserError, match=r"belongs to another config: optimizer\.lr is 0\.003 there, 0\.5 here"):
         launch(workdir, **{"optimizer.lr": 0.5})
-    assert tree(workdir) == before
+    assert read_tree(workdir) == before
 
 
 def test_a_workdir_of_another_ledger(workdir: Path):
@@ -296,7 +296,7 @@ def test_a_workdir_of_another_ledger(workdir: Path):
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "gone", "none"])
-def test_a_damaged_checkpoint_is_refused_by_name(workdir: Path, damage: str):
+def test_a_damaged_checkpoint_is_rejected_by_name(workdir: Path, damage: str):
     checkpoints = workdir / CELL / "checkpoints"
     step = max(int(p.name) for p in checkpoints.iterdir())
     file = max((checkpoints / str(step)).rglob("d/*"), key=lambda p: p.stat().st_size)
@@ -319,7 +319,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(workdir: Path, damage: str):
     launch(workdir)
 
 
-def test_a_damaged_bank_is_refused_by_name(workdir: Path):
+def test_a_damaged_bank_is_rejected_by_name(workdir: Path):
     file = workdir / CELL / "banks" / "digits" / "train" / "00000.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -328,11 +328,11 @@ def test_a_damaged_bank_is_refused_by_name(workdir: Path):
         launch(workdir, force=("tune",))
 
 
-# ---- what is found to be stale ---------------------------------------------------------------------------------------
+# ---- outdated results ------------------------------------------------------------------------------------------------
 
 
 def test_an_interrupted_run_never_continues_under_another_config(workdir: Path, tmp_path: Path):
-    """As after a kill in the middle of a redo with new values: the old checkpoints are there, under another record."""
+    """Imitate a kill during a redo with new values: the old checkpoints are there, with another record."""
     launch(tmp_path / "fresh", stages=("pretrain",), **{"optimizer.lr": 0.02})
     shutil.copytree(workdir / CELL / "checkpoints", tmp_path / "kept")
     launch(workdir, force=("pretrain",), stages=("pretrain",), **{"optimizer.lr": 0.02})
@@ -361,7 +361,7 @@ def test_deleting_the_last_checkpoint_makes_the_run_continue_to_the_same_result(
     assert json.loads((workdir / CELL / "run.json").read_text())["stages"]["pretrain"]["output"] == before
 
 
-def test_a_deleted_bank_is_written_anew(workdir: Path, capsys):
+def test_a_deleted_bank_is_written_again(workdir: Path, capsys):
     shutil.rmtree(workdir / CELL / "banks" / "digits" / "train")
     launch(workdir)
     said = capsys.readouterr().err
@@ -370,7 +370,7 @@ def test_a_deleted_bank_is_written_anew(workdir: Path, capsys):
 
 
 def test_banks_without_an_index_are_found_by_their_rows(workdir: Path):
-    """As a run has them that was extracted before there was an index."""
+    """Imitate a run that was extracted before there was an index."""
     listed = read_index(workdir / CELL)
     assert listed
     assert list(listed.domains["digits"])[:2] == ["train", "test"]
@@ -405,16 +405,16 @@ def test_a_mistake_claims_no_folder(tmp_path: Path):
     launch(tmp_path / "w", stages=("pretrain",))
 
 
-def test_tune_alone_says_what_comes_first(tmp_path: Path):
+def test_tune_alone_names_the_stage_before_it(tmp_path: Path):
     with pytest.raises(UserError, match="no features to tune on"):
         launch(tmp_path / "w", stages=("tune",))
 
 
-def test_a_copy_without_git_says_its_revision(tmp_path: Path, monkeypatch):
+def test_a_copy_without_git_knows_its_revision(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(main, "ROOT", tmp_path)
-    assert main.code_revision() == ""
+    assert main.find_revision() == ""
     (tmp_path / "REVISION").write_text("1a2b3c4+\n")
-    assert main.code_revision() == "1a2b3c4+"
+    assert main.find_revision() == "1a2b3c4+"
 
 
 def test_a_workdir_that_is_a_file(tmp_path: Path):
@@ -429,13 +429,15 @@ def test_a_key_that_a_config_file_misspells(tmp_path: Path):
         file.write_text(
             f"from configs import common\ndef get_config():\n    c = common.get_config()\n    {line}\n    return c\n"
         )
-        done = command(f"--config={file}", "--dry_run")
+        done = run_command(f"--config={file}", "--dry_run")
         assert done.returncode == 2, done.stderr
         assert cause in done.stderr.splitlines()[0]
 
 
 def test_flags_in_any_order_and_form(tmp_path: Path):
-    done = command("--config.noise=0.7", "--config", "configs/digits.py", f"--workdir={tmp_path / 'w'}", "--dry_run")
+    done = run_command(
+        "--config.noise=0.7", "--config", "configs/digits.py", f"--workdir={tmp_path / 'w'}", "--dry_run"
+    )
     assert done.returncode == 0, done.stderr
     assert "noise=0.7,seed=2" in done.stdout
 
@@ -453,4 +455,4 @@ def test_a_config_is_looked_up_here_and_then_where_the_package_is_installed(tmp_
     (wheel / "configs" / "mine.py").touch()
     monkeypatch.setattr(settings, "INSTALLED", wheel)
     assert main.find_config("configs/mine.py") == str(wheel / "configs" / "mine.py")
-    assert main.code_revision() == nml_jax.__version__
+    assert main.find_revision() == nml_jax.__version__

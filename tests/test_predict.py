@@ -1,4 +1,4 @@
-"""A saved head applied on the command line: what it takes, what it writes, what it leaves alone."""
+"""Test applying a saved head on the command line: what it reads, what it writes, what it leaves alone."""
 
 import subprocess
 import sys
@@ -16,51 +16,53 @@ from nml_jax.tuning.head_file import TunedHead
 D = 3
 CLASSES = ("ant", "bee", "cat")
 X = np.random.default_rng(0).normal(size=(50, D)).astype(np.float32)
-ANSWER = X.argmax(1)  # what a classifier of the identity says
+ANSWER = X.argmax(1)  # the predictions of the identity
 
 
 @pytest.fixture
 def head(tmp_path: Path) -> Path:
-    return saved(tmp_path / "head.safetensors")
+    return save_head(tmp_path / "head.safetensors")
 
 
-def saved(path: Path, method: str = "lbfgs", columns: tuple[str, ...] = ()) -> Path:
+def save_head(path: Path, method: str = "lbfgs", columns: tuple[str, ...] = ()) -> Path:
     params = {"classifier": {"kernel": np.eye(D, dtype=np.float32), "bias": np.zeros(D, np.float32)}}
     TunedHead(Form(False), params, {}, CLASSES, {"method": method}, columns).save(path)
     return path
 
 
-def table(path: Path, names: str, order: tuple[int, ...], labels: bool = True) -> Path:
+def write_table(path: Path, names: str, order: tuple[int, ...], labels: bool = True) -> Path:
     rows = [",".join([*(repr(float(row[i])) for i in order), CLASSES[c]]) for row, c in zip(X, ANSWER, strict=True)]
     rows = rows if labels else [row.rsplit(",", 1)[0] for row in rows]
     path.write_text(names + "\n" + "\n".join(rows) + "\n")
     return path
 
 
-def predicted(path: Path) -> list[str]:
+def read_predictions(path: Path) -> list[str]:
     return [line.split(",")[1] for line in path.read_text().splitlines()[1:]]
 
 
 def test_columns_are_taken_by_name(tmp_path: Path, capsys: pytest.CaptureFixture):
-    named = saved(tmp_path / "named.safetensors", columns=("y", "b", "c"))
+    named = save_head(tmp_path / "named.safetensors", columns=("y", "b", "c"))
     for names, order in (("y,b,c,label", (0, 1, 2)), ("c,y,b,label", (2, 0, 1)), ("c,y,more,b,label", (2, 0, 0, 1))):
-        data = table(tmp_path / "x.csv", names, order)
+        data = write_table(tmp_path / "x.csv", names, order)
         assert predict.main([str(named), str(data), "--out", str(tmp_path / "out.csv")]) == 0
-        assert predicted(tmp_path / "out.csv") == [CLASSES[i] for i in ANSWER]
+        assert read_predictions(tmp_path / "out.csv") == [CLASSES[i] for i in ANSWER]
         assert "file: 100.00 %" in capsys.readouterr().err
-    unlabelled = table(tmp_path / "x.csv", "b,c,y", (1, 2, 0), labels=False)  # y is a feature, whatever it is called
+    unlabelled = write_table(
+        tmp_path / "x.csv", "b,c,y", (1, 2, 0), labels=False
+    )  # here y is a feature, despite its name
     assert predict.main([str(named), str(unlabelled)]) == 0
     assert "accuracy" not in capsys.readouterr().err
-    np.save(tmp_path / "x.npy", X)  # without names: by position
+    np.save(tmp_path / "x.npy", X)  # no names, so columns go by position
     assert predict.main([str(named), str(tmp_path / "x.npy"), "--out", str(tmp_path / "out.csv")]) == 0
-    assert predicted(tmp_path / "out.csv") == [CLASSES[i] for i in ANSWER]
-    assert predict.main([str(named), str(table(tmp_path / "x.csv", "y,b,d,label", (0, 1, 2)))]) == 2
+    assert read_predictions(tmp_path / "out.csv") == [CLASSES[i] for i in ANSWER]
+    assert predict.main([str(named), str(write_table(tmp_path / "x.csv", "y,b,d,label", (0, 1, 2)))]) == 2
     assert "lacks the feature columns 'c'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("link", ["same", "hard", "soft"])
 def test_an_input_is_never_replaced(head: Path, tmp_path: Path, link: str, capsys: pytest.CaptureFixture):
-    data = table(tmp_path / "x.csv", "a,b,c,label", (0, 1, 2))
+    data = write_table(tmp_path / "x.csv", "a,b,c,label", (0, 1, 2))
     before = data.read_bytes(), head.read_bytes()
     for path in (data, head):
         out = path if link == "same" else tmp_path / f"link-{path.name}"
@@ -99,19 +101,19 @@ def test_a_link_is_written_through_and_a_device_stays_one(head: Path, tmp_path: 
     (tmp_path / "link.csv").symlink_to(tmp_path / "out.csv")
     assert predict.main([str(head), str(tmp_path / "x.npy"), "--out", str(tmp_path / "link.csv")]) == 0
     assert (tmp_path / "link.csv").is_symlink()
-    assert len(predicted(tmp_path / "out.csv")) == 50
+    assert len(read_predictions(tmp_path / "out.csv")) == 50
     assert predict.main([str(head), str(tmp_path / "x.npy"), "--out", "/dev/null"]) == 0
     assert Path("/dev/null").is_char_device()
 
 
-def test_probabilities_and_who_has_none(head: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_probabilities_and_heads_without_them(head: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     np.save(tmp_path / "x.npy", X)
     assert predict.main([str(head), str(tmp_path / "x.npy"), "--proba"]) == 0
     lines = [line.split(",") for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["row", "prediction", *CLASSES]
     odds = np.exp(X.astype(float)) / np.exp(X.astype(float)).sum(1, keepdims=True)
     np.testing.assert_allclose(np.array([line[2:] for line in lines[1:]], float), odds, rtol=1e-5)
-    ridge = saved(tmp_path / "ridge.safetensors", "ridge")
+    ridge = save_head(tmp_path / "ridge.safetensors", "ridge")
     assert predict.main([str(ridge), str(tmp_path / "x.npy"), "--proba"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -126,11 +128,11 @@ def test_labels_by_name(tmp_path: Path):
         return predict.label_names(files.open_features(str(tmp_path / "x.safetensors")))
 
     assert names([1, 0]) == ["bee", "ant"]
-    assert names([-1, 0]) == ["-1", "0"]  # no number of a class
+    assert names([-1, 0]) == ["-1", "0"]  # -1 is not a class number
     assert names([2, 0]) == ["2", "0"]
 
 
-def test_nobody_reads_on(head: Path, tmp_path: Path):
+def test_a_reader_that_is_gone(head: Path, tmp_path: Path):
     np.save(tmp_path / "x.npy", np.zeros((30_000, D), np.float32))
     command = f"{sys.executable} -m nml_jax.predict {head} {tmp_path / 'x.npy'} | head -3"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=Path(__file__).parents[1],
@@ -162,33 +164,33 @@ def test_standard_output_that_cannot_be_written(head: Path, tmp_path: Path, to: 
 @needs_full
 @pytest.mark.parametrize("rows", [10, 10_000])
 def test_a_device_that_is_full(head: Path, tmp_path: Path, rows: int, capsys: pytest.CaptureFixture):
-    """Whether it is noticed while rows are written or when the last of them leave the buffer."""
+    """Test errors while rows are written, and when the last rows leave the buffer."""
     np.save(tmp_path / "x.npy", np.zeros((rows, D), np.float32))
     assert predict.main([str(head), str(tmp_path / "x.npy"), "--out", "/dev/full"]) == 2
     assert capsys.readouterr().err == REFUSED.format("/dev/full", "No space left on device")
 
 
-def test_classes_that_the_head_does_not_know_are_told(head: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_classes_that_the_head_does_not_know_are_reported(head: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     labels = np.array(CLASSES)[ANSWER]
     data, out = tmp_path / "x.npz", ["--out", str(tmp_path / "out.csv")]
-    for count, told in ((0, "file: 100.00 %"), (20, "60.00 %; 20 of 50 rows count as wrong: ")):
+    for count, text in ((0, "file: 100.00 %"), (20, "60.00 %; 20 of 50 rows count as wrong: ")):
         labels[:count] = "dog"
         np.savez(data, features=X, labels=labels)
         assert predict.main([str(head), str(data), *out]) == 0
         (line,) = capsys.readouterr().err.splitlines()
-        assert told in line
+        assert text in line
         assert ("'dog'" in line) == bool(count)
     np.savez(data, features=X, labels=np.arange(50))
     assert predict.main([str(head), str(data), *out]) == 0
-    assert capsys.readouterr().err == "labels are not used: the head knows none of their classes, as '0'\n"
+    assert capsys.readouterr().err == "labels are not used: the head knows none of their classes, such as '0'\n"
 
 
-def test_labels_at_fault_do_not_hinder(head: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_bad_labels_do_not_prevent_predictions(head: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     labels = np.array(CLASSES)[ANSWER]
     data, out = tmp_path / "x.npz", tmp_path / "out.csv"
     for arrays in ({"y": labels.astype(object)}, {"y": labels, "label": labels}, {"y": labels[:-1]}):
         np.savez(data, features=X, **arrays)
         assert predict.main([str(head), str(data), "--out", str(out)]) == 0
-        assert predicted(out) == labels.tolist()
+        assert read_predictions(out) == labels.tolist()
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("labels are not used: ")

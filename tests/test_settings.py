@@ -1,4 +1,4 @@
-"""Sweeps, identity, and configs as JSON."""
+"""Test sweeps, identity, and configs as JSON."""
 
 import pytest
 from ml_collections import ConfigDict
@@ -10,7 +10,7 @@ from nml_jax.stages import sections
 
 
 def check(config: ConfigDict) -> None:
-    """As every start does, whatever stages are to run."""
+    """Check a config as every start does."""
     settings.check(config)
     sections.check(config)
 
@@ -48,14 +48,14 @@ def test_any_key_can_be_an_axis():
 @pytest.mark.parametrize(
     ("sweep", "cause"),
     [
-        ({"nois": (0.1,)}, "nois is no key"),
-        ({"runtime": {"threads": (1, 2)}}, "no key that a run can vary"),
-        ({"noise": (0.1, 0.1)}, "different values"),
-        ({"noise": 0.1}, "no tuple"),
+        ({"nois": (0.1,)}, "nois is not a key"),
+        ({"runtime": {"threads": (1, 2)}}, "not a key that a run can vary"),
+        ({"noise": (0.1, 0.1)}, "distinct values"),
+        ({"noise": 0.1}, "must be a tuple"),
         ({"noise": ("much",)}, "noise"),
     ],
 )
-def test_a_sweep_that_is_none(sweep: dict, cause: str):
+def test_invalid_sweeps(sweep: dict, cause: str):
     config = common.get_config()
     config.sweep = ConfigDict(sweep)
     with pytest.raises(UserError, match=cause):
@@ -96,7 +96,7 @@ def test_a_sweep_that_is_none(sweep: dict, cause: str):
         ("tune.ks", ()),
     ],
 )
-def test_values_that_can_only_be_mistakes(key: str, value):
+def test_values_out_of_range(key: str, value):
     config = common.get_config()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=key.split(".")[-1]):
@@ -107,7 +107,7 @@ def test_values_that_can_only_be_mistakes(key: str, value):
     ("key", "value"),
     [("tune.weight_decays", (0.0,)), ("tune.alphas", (0, 1.0)), ("tune.lrs", (0.0, 0.1)), ("tune.ks", (1,))],
 )
-def test_grids_that_are_none_of_these(key: str, value):
+def test_valid_grids(key: str, value):
     config = common.get_config()
     config.update_from_flattened_dict({key: value})
     check(config)
@@ -124,7 +124,7 @@ def test_identity_leaves_out_what_changes_no_number():
     a, b = digits.get_config(), digits.get_config()
     with b.unlocked():
         b.runtime.threads, b.stages, b.noise, b.seed = 7, ("tune",), 0.3, 5
-    axes = settings.axes_of(a)
+    axes = settings.list_axes(a)
     assert settings.shared_identity(a, axes) == settings.shared_identity(b, axes)
     with b.unlocked():
         b.optimizer.lr = 0.5
@@ -137,9 +137,9 @@ def test_frozen_sections_are_equal_when_their_values_are():
     assert hash(settings.freeze_sections(a.model)) == hash(settings.freeze_sections(b.model))
 
 
-def test_seeds_of_one_run_are_none_of_another():
-    of_runs = [settings.repetition_seeds(seed, 3) for seed in range(4)]
-    assert [list(seeds) for seeds in of_runs[:2]] == [[0, 1, 2], [3, 4, 5]]
+def test_runs_share_no_seeds():
+    runs = [settings.repetition_seeds(seed, 3) for seed in range(4)]
+    assert [list(seeds) for seeds in runs[:2]] == [[0, 1, 2], [3, 4, 5]]
     assert list(settings.repetition_seeds(7, 1)) == [7]
 
 

@@ -1,1 +1,1 @@
-"""From a config to objects: encoder, data with noise, evaluators, feature sets."""
+"""Build objects from a config: the encoder, noisy data, evaluators and feature sets."""

@@ -1,4 +1,4 @@
-"""The frozen model that the stages after pre-training work with, and what a row says of where it came from."""
+"""The frozen model that the stages after pre-training use, and the fields of a row that describe its origin."""
 
 import functools
 from pathlib import Path
@@ -26,16 +26,16 @@ class Encoder(NamedTuple):
 
 
 def check_ranges(config: ConfigDict) -> None:
-    """Refuse values of the section `extract` that are out of range."""
+    """Raise UserError if a value of the section `extract` is out of range."""
     ranges.require_at_least(1, "extract", config, "batch", "views")
     ranges.require_names("extract", config, "layers", "spectra")
 
 
 def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
-    """The run's checkpoint (`extract.step`, raw or EMA weights), or `init_from` where the run has none.
+    """Load the run's checkpoint (`extract.step`, raw or EMA weights), or `init_from` if the run has none.
 
     Raises:
-        UserError: neither is there, the checkpoint is damaged, or the weights do not fit the model.
+        UserError: there is neither of them, the checkpoint is damaged, or the weights do not fit the model.
     """
     if checkpoint.list_steps(workdir / "checkpoints"):
         loaded = pretrained.load_model(workdir, step=config.extract.step, weights=config.extract.weights)
@@ -50,7 +50,7 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
             )
         if config.extract.weights != "raw":
             raise errors.UserError(
-                f"extract.weights={config.extract.weights}, but {config.init_from} is read without a moving average",
+                f"extract.weights={config.extract.weights}, but {config.init_from} has no moving average",
                 "set --config.extract.weights=raw",
             )
         step, ledger, model = 0, None, build(config, num_classes=config.data.num_classes or 1)
@@ -66,26 +66,26 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
 
 
 def build(config: ConfigDict, *, num_classes: int) -> models.Model:
-    """The model of a config."""
+    """Build the model of a config."""
     return models.build(config.model, num_classes=num_classes, image_size=config.data.image_size)
 
 
 @functools.lru_cache(maxsize=4)
 def list_layers(model: models.Model) -> tuple[str, ...]:
-    """The outputs of images that can be features: those with a row for each."""
+    """List the image outputs that can be features: those with one row per image."""
 
-    def outputs(params: Any, model_state: Any, batch: Any) -> Any:
+    def apply(params: Any, model_state: Any, batch: Any) -> Any:
         return model.apply(params, model_state, batch, train=False, key=None)[0]
 
-    shapes = jax.eval_shape(outputs, *model.shapes, {"image": model.spec["image"]})
+    shapes = jax.eval_shape(apply, *model.shapes, {"image": model.spec["image"]})
     return tuple(sorted(name for name, x in shapes.items() if x.ndim))
 
 
 def load_tokenizer(config: ConfigDict) -> Tokenizer:
-    """The tokenizer of `data.tokenizer`.
+    """Load the tokenizer of `data.tokenizer`.
 
     Raises:
-        UserError: no such file, or another vocabulary than the model's.
+        UserError: the file does not exist, or its vocabulary differs from the model's.
     """
     tokenizer = tokenizers.load(config.data.tokenizer, config.model.text_context)
     tokenizers.check(tokenizer, config.model.text_vocab)
@@ -93,14 +93,17 @@ def load_tokenizer(config: ConfigDict) -> Tokenizer:
 
 
 def has_text(config: ConfigDict) -> bool:
-    """Whether the config's model encodes captions, too."""
+    """Return whether the config's model also encodes captions."""
     return "text" in build(config, num_classes=config.data.num_classes or 1).spec
 
 
 def describe_origin(
     config: ConfigDict, ledger: noise.Ledger | None, *, run: str, step: int, weights: str
 ) -> dict[str, Any]:
-    """The fields of a row that say how the encoder came about. Without a ledger: weights from elsewhere."""
+    """Return the fields of a row that describe how the encoder was trained.
+
+    Weights that no run of ours trained have no ledger.
+    """
     return {
         "run": run,
         "step": step,

@@ -1,4 +1,4 @@
-"""Which evaluator sees which data: built here from a config, for the stages and for pre-training on its way."""
+"""Build evaluators with their data from a config, for the stages and for use during training."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -21,12 +21,12 @@ from nml_jax.tasks import prompts
 from nml_jax.tasks.classification import Task, Test, choose_dataset_name, load_task
 from nml_jax.training.loop import Evaluator
 
-ON_THE_WAY = ("spectrum", "zeroshot")  # what runtime.evaluators may name
-PROBE = 256  # images whose spectrum is followed
+TRAINING_EVALUATORS = ("spectrum", "zeroshot")  # what runtime.evaluators may name
+PROBE = 256  # number of images whose spectrum is measured
 
 
 def make_reading(config: ConfigDict, mesh: Mesh) -> Reading:
-    """How training and evaluation read images on this process."""
+    """Return how training and evaluation read images on this process."""
     return Reading(
         config.augment,
         config.data.image_size,
@@ -41,18 +41,22 @@ def make_reading(config: ConfigDict, mesh: Mesh) -> Reading:
 def read_images(
     config: ConfigDict, mesh: Mesh, source: Source, *, batch: int, **drawn: Any
 ) -> Iterator[pipeline.Batch]:
-    """All of `source` once, in order; this process's rows. `drawn`: see `pipeline.evaluate`."""
-    return _counted(pipeline.evaluate(source, make_reading(config, mesh), batch=batch, **drawn), "images")
+    """Yield this process's rows of `source`, once and in order.
+
+    Args:
+        drawn: passed on to `pipeline.evaluate`.
+    """
+    return _track_batches(pipeline.evaluate(source, make_reading(config, mesh), batch=batch, **drawn), "images")
 
 
 def read_texts(config: ConfigDict, mesh: Mesh, captions: Any, tokenize: Any, *, batch: int) -> Iterator[pipeline.Batch]:
-    """All captions once, in order; this process's rows."""
+    """Yield this process's rows of the captions, once and in order."""
     block, blocks = runtime.find_process_block(mesh)
-    return _counted(pipeline.read_texts(captions, tokenize, batch=batch, block=block, blocks=blocks), "texts")
+    return _track_batches(pipeline.read_texts(captions, tokenize, batch=batch, block=block, blocks=blocks), "texts")
 
 
-def _counted(batches: Iterator[pipeline.Batch], what: str) -> Iterator[pipeline.Batch]:
-    """The batches; a process that does not come to its next one is told of."""
+def _track_batches(batches: Iterator[pipeline.Batch], what: str) -> Iterator[pipeline.Batch]:
+    """Yield the batches, and note the current one, so that a process that hangs can be reported."""
     done = 0
     with peers.track(lambda: f"batch {done} of {what}"):
         for batch in batches:
@@ -61,43 +65,43 @@ def _counted(batches: Iterator[pipeline.Batch], what: str) -> Iterator[pipeline.
 
 
 def build_validation(config: ConfigDict, model: Model, mesh: Mesh, source: Source, tokenize: Any) -> Evaluator:
-    """Of the clean validation split: classification, or retrieval where it has captions."""
+    """Build the evaluator of the clean validation split: classification, or retrieval if it has captions."""
     if len(source.labels):
         return build_classification(config, model, mesh, source)
     return build_retrieval(config, model, mesh, source, tokenize, batch=config.train.batch)
 
 
 def build_classification(config: ConfigDict, model: Model, mesh: Mesh, source: Source) -> Evaluator:
-    """The model's own classes, on all of `source`, against its clean labels."""
+    """Build the evaluator that compares the model's classes on all of `source` with the clean labels."""
     test = partial(read_images, config, mesh, source, batch=config.train.batch)
-    return EVALUATORS["classification"](model.apply, test, num_classes=source.num_classes, **_placing(mesh))
+    return EVALUATORS["classification"](model.apply, test, num_classes=source.num_classes, **_make_transfers(mesh))
 
 
 def build_fit(config: ConfigDict, model: Model, mesh: Mesh, source: Source, tokenize: Any) -> Evaluator:
-    """How much of the noise was learned by heart, on records whose supervision is wrong."""
+    """Build the evaluator that measures how much noise was memorised, on records with wrong supervision."""
     if len(source.labels):
         return build_classification(config, model, mesh, source)
     test = partial(read_images, config, mesh, source, batch=config.train.batch, tokenize=tokenize)
-    return EVALUATORS["caption_fit"](model.apply, test, **_placing(mesh))
+    return EVALUATORS["caption_fit"](model.apply, test, **_make_transfers(mesh))
 
 
 def build_retrieval(
     config: ConfigDict, model: Model, mesh: Mesh, source: Source, tokenize: Any, *, batch: int
 ) -> Evaluator:
-    """Image→text and text→image on all of `source`, with its clean captions."""
+    """Build image→text and text→image retrieval on all of `source`, with its clean captions."""
     test = partial(read_images, config, mesh, source, batch=batch)
     captions = partial(read_texts, config, mesh, source.captions_clean, tokenize, batch=batch)
-    return EVALUATORS["retrieval"](model.apply, test, captions, mesh=mesh, **_placing(mesh))
+    return EVALUATORS["retrieval"](model.apply, test, captions, mesh=mesh, **_make_transfers(mesh))
 
 
 def read_descriptions(config: ConfigDict, name: str, class_names: Sequence[str] | None) -> list[list[str]]:
-    """For every class of a task the texts that describe it.
+    """Return the texts that describe each class of a task.
 
     Args:
-        class_names: the dataset's own; None where they are not known yet: the files are read, and there are no texts.
+        class_names: of the dataset. If None, they are not known yet: check the template file and return no texts.
 
     Raises:
-        UserError: a file of names or prompts is missing, is none, or does not fit the task.
+        UserError: a file of names or prompts is missing, damaged, or does not fit the task.
     """
     dataset = choose_dataset_name(name, config)
     templates = prompts.read_templates(config.zeroshot.templates, dataset)
@@ -109,10 +113,15 @@ def read_descriptions(config: ConfigDict, name: str, class_names: Sequence[str] 
 
 
 def check_described(config: ConfigDict, what: str, cure: str, *, data: bool) -> None:
-    """That the model has a text tower, and every downstream task names and prompts for it; with `data` by reading them.
+    """Check that the model has a text tower, and that every downstream task has class names and prompts.
+
+    Args:
+        what: the stage or setting that needs them.
+        cure: what the user can do if there is no text tower.
+        data: also read the datasets and the tokenizer.
 
     Raises:
-        UserError: `what` needs what is missing; see `described`.
+        UserError: one of them is missing; see `read_descriptions`.
     """
     if not encoder.has_text(config):
         raise UserError(f"{what} needs a text tower, and model.name={config.model.name} has none", cure)
@@ -125,7 +134,7 @@ def check_described(config: ConfigDict, what: str, cure: str, *, data: bool) -> 
 def build_zero_shot(
     config: ConfigDict, model: Model, mesh: Mesh, task: Task, test: Test, tokenize: Any, *, batch: int
 ) -> ZeroShot:
-    """A test split of a task, classified by the names of the task's classes. Frames of videos count one by one."""
+    """Build the evaluator that classifies a test split by class names. Each video frame counts on its own."""
     drawn = {"shift": test.shift, "seed": config.seed}
     return ZeroShot(
         model.apply,
@@ -140,25 +149,25 @@ def build_zero_shot(
         ),
         num_classes=task.num_classes,
         class_map=test.class_map,
-        **_placing(mesh),
+        **_make_transfers(mesh),
     )
 
 
 def build_spectrum(config: ConfigDict, model: Model, mesh: Mesh, source: Source) -> Evaluator:
-    """Of the features of PROBE images of `source`, evenly spread.
+    """Build the evaluator of the feature spectrum of PROBE images, spread evenly over `source`.
 
-    It costs less than 1 % of training where at least 30 times as many images are trained on between two times.
+    It costs less than 1 % of training if there are at least 30 times PROBE training images between two evaluations.
     """
     n = min(PROBE, len(source))
     probe = Subset(source, [i * len(source) // n for i in range(n)])
     test = partial(read_images, config, mesh, probe, batch=config.train.batch)
-    return EVALUATORS["spectrum"](model.apply, test, **_placing(mesh))
+    return EVALUATORS["spectrum"](model.apply, test, **_make_transfers(mesh))
 
 
 def during_training(
     config: ConfigDict, model: Model, mesh: Mesh, source: Source, tokenize: Any
 ) -> dict[str, Evaluator]:
-    """The evaluators of `runtime.evaluators`; `source` is the validation split."""
+    """Build the evaluators that `runtime.evaluators` names; `source` is the validation split."""
     out: dict[str, Evaluator] = {}
     if "spectrum" in config.runtime.evaluators:
         out["probe"] = build_spectrum(config, model, mesh, source)
@@ -173,19 +182,24 @@ def during_training(
 
 
 def count_classes(source: Source, metric: str) -> int:
-    """Examples that a number of this metric is over: captions, where they are the queries, else images."""
+    """Return how many examples a metric averages over: captions if they are the queries, else images."""
     return sum(map(len, source.captions_clean)) if metric.startswith("t2i_") else len(source)
 
 
 def check(config: ConfigDict, *, text: bool) -> None:
-    """Refuse evaluators that do not exist, or that the model cannot serve.
+    """Check `runtime.evaluators`.
 
     Args:
         text: whether the model encodes captions.
+
+    Raises:
+        UserError: an evaluator does not exist, or the model does not support it.
     """
     for name in config.runtime.evaluators:
-        if name not in ON_THE_WAY:
-            raise UserError(f"runtime.evaluators: no {name!r}", f"it takes {', '.join(ON_THE_WAY)}")
+        if name not in TRAINING_EVALUATORS:
+            raise UserError(
+                f"runtime.evaluators: unknown evaluator {name!r}", f"choose from {', '.join(TRAINING_EVALUATORS)}"
+            )
     if "zeroshot" in config.runtime.evaluators and not text:
         raise UserError(
             f"runtime.evaluators: zeroshot needs a text tower, and model.name={config.model.name} has none",
@@ -193,5 +207,6 @@ def check(config: ConfigDict, *, text: bool) -> None:
         )
 
 
-def _placing(mesh: Mesh) -> dict[str, Any]:
+def _make_transfers(mesh: Mesh) -> dict[str, Any]:
+    """Return the functions that move batches to the mesh and results back, as keyword arguments."""
     return {"put": runtime.put_batch(mesh), "fetch": partial(runtime.fetch, mesh=mesh)}

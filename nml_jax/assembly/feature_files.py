@@ -1,4 +1,4 @@
-"""Features from files of the section `features` of the config."""
+"""Open the feature files that the section `features` of the config names."""
 
 import functools
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ from nml_jax.data.stratify import hold_out
 from nml_jax.errors import UserError
 from nml_jax.tuning.head_file import classes_to_json
 
-RESERVED = {"train", "holdout", "mean"}  # names of splits that mean something else
-MANY = 1000  # classes, from which on labels that hardly ever repeat are taken for ids
-TASK, LAYER = "features", "features"  # as rows call them
+RESERVED = {"train", "holdout", "mean"}  # split names that have another meaning
+MANY = 1000  # above this number of classes, labels that rarely repeat are taken for ids
+TASK, LAYER = "features", "features"  # their names in rows
 
 
 def open_files(config: ConfigDict, workdir: Path) -> FeatureSet:
-    """The features that the section `features` of configs/common.py names. Labels are read, features are not.
+    """Open the files that the section `features` of configs/common.py names. Read labels only, not features.
 
-    Without a test file the share `holdout` of the training file is tested on, drawn by the run's seed. A test split is
-    called as its file is.
+    Without a test file, hold out the share `holdout` of the training file for testing, drawn with the run's seed. A
+    test split has the name of its file.
 
     Raises:
-        UserError: a file is missing or damaged, files do not fit each other, or a test has a class that training lacks.
+        UserError: a file is missing or damaged, files do not match, or a test has a class that training lacks.
     """
     keys = config.features
     whole, classes, labels = read_training_file(keys)
@@ -35,7 +35,9 @@ def open_files(config: ConfigDict, workdir: Path) -> FeatureSet:
     train = Split("train", "id", whole, labels)
     if not keys.test:
         if not 0 < keys.holdout < 1:
-            raise UserError(f"features.holdout={keys.holdout}", "give a share between 0 and 1, or features.test=FILE")
+            raise UserError(
+                f"features.holdout must be between 0 and 1, got {keys.holdout}", "set it, or give features.test=FILE"
+            )
         if np.bincount(labels).max() < 2:
             raise UserError(f"{keys.train} has one row of each class", "give more rows, or features.test=FILE")
         kept, held = (np.sort(rows) for rows in hold_out(labels, keys.holdout, config.seed))
@@ -63,25 +65,31 @@ def open_files(config: ConfigDict, workdir: Path) -> FeatureSet:
 
 
 def read_training_file(keys: Any) -> tuple[files.Features, np.ndarray, np.ndarray]:
-    """The file that `keys`, the section `features`, names to train on, its classes, and its labels as their numbers.
+    """Open the training file.
+
+    Args:
+        keys: the section `features` of the config.
+
+    Returns:
+        The file, its classes, and its labels as class numbers, int [N].
 
     Raises:
-        UserError: it is missing or damaged, has one class, or labels that look like ids.
+        UserError: the file is missing or damaged, has one class only, or its labels look like ids.
     """
     whole = _open(keys, keys.train)
     classes = files.find_classes(whole.labels, keys.train)
     if not keys.label and len(classes) > max(MANY, len(whole) // 2):
         raise UserError(
             f"{keys.train} has {len(classes):,} classes in {len(whole):,} rows",
-            "name the label with features.label, if these are its classes or another one is",
+            "set features.label to the name of the column or array of labels",
         )
     return whole, classes, files.encode(whole.labels, classes, keys.train)
 
 
 def _open(keys: Any, spec: str, wanted: Sequence[str] = ()) -> files.Features:
-    """A file; of a table the columns `wanted`, as the training file calls them, in that order.
+    """Open a file. From a table take the columns `wanted`, in that order: those of the training file.
 
-    All stages of all runs of a process share what was opened, as long as the file has not changed.
+    All stages and runs of a process share an open file as long as it does not change.
     """
     stamps = tuple((str(path.resolve()), *_stamp(path)) for path in inputs.split_pair(spec))
     return _open_once(spec, keys.label, keys.columns, keys.scale, tuple(wanted), stamps)
@@ -93,30 +101,30 @@ def _open_once(spec: str, label: str, columns: str, scale: float, wanted: tuple[
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Size and time of change of a file; zeros where there is none."""
+    """Return the size and modification time of a file, or zeros if it does not exist."""
     status = path.stat() if path.is_file() else None
     return (status.st_size, status.st_mtime_ns) if status else (0, 0)
 
 
 def list_specs(config: ConfigDict) -> list[str]:
-    """What the section `features` names: the training file, then the tests, in the order of `open_files`."""
+    """List the training file and then the test files, in the order of `open_files`."""
     keys = config.features
     return [keys.train, *inputs.split_specs(keys.test), *inputs.split_specs(keys.ood)]
 
 
 def match_specs(config: ConfigDict, found: FeatureSet) -> dict[str, Split]:
-    """Spec -> the split that comes from its file; a part that is held out has no spec."""
+    """Map each spec to the split from its file. A held-out split has no spec."""
     splits = [split for split in (found.train, *found.tests) if split.name != "holdout"]
     return dict(zip(list_specs(config), splits, strict=True))
 
 
 def get_file(split: Split) -> files.Features:
-    """The open file of a split that `open_files` found."""
+    """Return the open file of a split from `open_files`."""
     rows: Any = split.features.whole if isinstance(split.features, Subset) else split.features
     return rows
 
 
 def _name_split(path: Path, taken: set[str]) -> str:
-    """The file's stem; with the folder's name, or a number, where another split is called so."""
+    """Name a split by the stem of its file, with the folder's name or a number if that name is taken."""
     names = [path.stem, f"{path.resolve().parent.name}/{path.stem}", *(f"{path.stem}-{i}" for i in range(2, 100))]
     return next(name for name in names if name not in taken)

@@ -1,4 +1,4 @@
-"""Features to tune on, wherever they came from: banks that `extract` wrote, or the files of the stage `features`."""
+"""Open the features to tune on: the banks of the stage `extract`, or the files of the stage `features`."""
 
 import os
 from pathlib import Path
@@ -12,25 +12,25 @@ from nml_jax.data.features.sets import FeatureSet, Rows, Split
 from nml_jax.errors import UserError
 from nml_jax.runs.banks import bank_folder, read_index
 
-BLOCK = 16_384  # rows of an encoder's features
-# of cgroups, version 2 and 1
+BLOCK = 16_384  # rows of features that are read at a time
+# Memory limits of cgroups, version 2 and 1.
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def check_ranges(config: ConfigDict) -> None:
-    """Refuse values of the section `features` that are out of range."""
+    """Raise UserError if a value of the section `features` is out of range."""
     ranges.require_positive("features", config, "memory")
     ranges.require_share("features", config, "memory")
 
 
 def open_feature_sets(config: ConfigDict, workdir: Path) -> list[FeatureSet]:
-    """Every task and layer of a run.
+    """Open the features of every task and layer of a run.
 
     Raises:
-        UserError: there are no features, or what was written of them is damaged.
+        UserError: there are no features, or they are damaged.
     """
     if config.features.train:
-        from nml_jax.assembly.feature_files import open_files  # which writes what is opened there
+        from nml_jax.assembly.feature_files import open_files
 
         return [open_files(config, workdir)]
     index = read_index(workdir)
@@ -41,30 +41,30 @@ def open_feature_sets(config: ConfigDict, workdir: Path) -> list[FeatureSet]:
     out = []
     for task in config.downstream.tasks:
         domains = index.domains.get(task, {})
-        opened = {split: banks.Bank(bank_folder(workdir, task, split)) for split in domains}
-        labels = {split: bank.read("label") for split, bank in opened.items()}
+        bank_of = {split: banks.Bank(bank_folder(workdir, task, split)) for split in domains}
+        labels = {split: bank.read("label") for split, bank in bank_of.items()}
         for layer in config.extract.layers:
             splits = {
                 split: Split(
                     split, domains[split], banks.Layer(bank, layer), labels[split], bank.index.get("scoring", {})
                 )
-                for split, bank in opened.items()
+                for split, bank in bank_of.items()
             }
-            about = opened["train"].index
+            about = bank_of["train"].index
             classes = tuple(about["class_names"]) or tuple(range(about["num_classes"]))
             out.append(FeatureSet(task, layer, splits.pop("train"), tuple(splits.values()), classes, origin))
     return out
 
 
 def fit_in_memory(share: float, rows: Rows, least: int) -> int:
-    """How many such rows, as float32, that share of the memory holds; `least`, if these are more."""
+    """Return how many rows, as float32, fit into that share of the memory, but no fewer than `least`."""
     return max(int(share * read_memory_limit()) // (4 * rows.views * rows.dim), least)
 
 
 def read_memory_limit() -> int:
-    """Bytes that this process may have: those of the machine, or what its container or job is limited to."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    """Return the bytes this process may use: the machine's memory, or the limit of its container or job."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for limit in LIMITS:
         text = limit.read_text("ascii").strip() if limit.is_file() else "max"
-        found += [int(text)] if text.isdecimal() else []  # "max": none
-    return min(found)
+        limits += [int(text)] if text.isdecimal() else []  # "max" means no limit
+    return min(limits)

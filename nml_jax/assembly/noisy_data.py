@@ -1,4 +1,4 @@
-"""What a run is trained on: the split of its config, with the noise laid over it, and the ledger that tells so."""
+"""Load the training split of a config, add its noise, and keep the ledger of that noise."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,12 @@ from nml_jax.data.stratify import split_validation
 from nml_jax.data.text.tokenizer import Tokenizer
 from nml_jax.runs.files import write_json
 
-BLOCK = 1 << 14  # records whose ids are Python integers at a time
+BLOCK = 1 << 14  # records whose ids become Python integers at a time
 
 
 class Data(NamedTuple):
+    """The data of a run."""
+
     train: Source  # with noisy supervision
     validation: Source  # clean
     ledger: noise.Ledger
@@ -28,13 +30,13 @@ class Data(NamedTuple):
 
 
 def check_ranges(config: ConfigDict) -> None:
-    """Refuse values of the section `data` that are out of range."""
+    """Raise UserError if a value of the section `data` is out of range."""
     ranges.require_at_least(1, "data", config, "image_size")
     ranges.require_share("data", config, "validation", below_one=True)
 
 
 def load_data(config: ConfigDict) -> Data:
-    """The training split with its noise laid over it, the clean validation split, and the ledger."""
+    """Load the training split and add its noise; also load the clean validation split."""
     captions = objectives.uses_captions(config.objective)
     tokenizer = encoder.load_tokenizer(config) if captions else None
     train, validation = load_splits(config)
@@ -47,10 +49,10 @@ def load_data(config: ConfigDict) -> Data:
 
 
 def count_records(config: ConfigDict) -> tuple[int, int]:
-    """Records to train on, and their classes; refuses what `load_data` does, but reads no caption.
+    """Return the number of training records and of classes, without reading captions.
 
     Raises:
-        UserError: as `load_data`.
+        UserError: `load_data` would raise it.
     """
     train, _ = load_splits(config)
     if objectives.uses_captions(config.objective):
@@ -62,15 +64,15 @@ def count_records(config: ConfigDict) -> tuple[int, int]:
 
 
 def make_swap(config: ConfigDict, n: int) -> noise.CaptionSwap:
-    """Whose captions the n training records get."""
+    """Return the swap that decides whose caption each of n training records gets."""
     return noise.CaptionSwap(n=n, rate=config.noise, seed=config.noise_seed)
 
 
 def load_splits(config: ConfigDict) -> tuple[Source, Source]:
-    """The training split and the validation split, both clean.
+    """Load the training split and the validation split, both clean.
 
-    Record i of the training split is what `id == i` means everywhere: after the selection of classes and after
-    validation is cut off; a mixture is one dataset after another.
+    `id == i` means record i of this training split everywhere: after classes are selected and validation is split
+    off. The datasets of a mixture follow one another.
     """
     data, captions = config.data, objectives.uses_captions(config.objective)
     if not (data.validation_split or data.validation):
@@ -86,7 +88,7 @@ def load_splits(config: ConfigDict) -> tuple[Source, Source]:
 
 
 def _split(config: ConfigDict, path: str, captions: bool) -> tuple[Source, Source]:
-    """(train, validation) of one dataset."""
+    """Load (train, validation) of one dataset."""
     data = config.data
     about = {"name": data.name, "classes": data.classes, "num_classes": data.num_classes, "captions": captions}
     source = sources.load(data.source, path, data.train, **about)
@@ -96,58 +98,58 @@ def _split(config: ConfigDict, path: str, captions: bool) -> tuple[Source, Sourc
 
 
 def make_caption_ledger(captions: Any, swap: noise.CaptionSwap) -> noise.Ledger:
-    """The ledger of a swap, with the number of records whose captions it leaves as they were, being the same texts.
+    """Make the ledger of a swap. It counts the swapped records whose new caption is the same text.
 
     Args:
-        captions: as a source of `data.captions` has them; their bytes are read, as this is done for every record.
+        captions: of a source. Their bytes are compared, not their texts, because every record is read.
     """
     ids = swap.list_swapped()
     blocks = (ids[start : start + BLOCK] for start in range(0, len(ids), BLOCK))
     pairs = (pair for block in blocks for pair in zip(block.tolist(), swap(block).tolist(), strict=True))
     unchanged = sum(captions.raw(i) == captions.raw(j) for i, j in pairs)
-    told = tqdm(range(len(captions)), desc="captions on record", unit=" records", mininterval=1.0, delay=3.0)
-    return noise.Ledger.from_captions(swap, map(captions.raw, told), unchanged=unchanged)
+    progress = tqdm(range(len(captions)), desc="recording captions", unit=" records", mininterval=1.0, delay=3.0)
+    return noise.Ledger.from_captions(swap, map(captions.raw, progress), unchanged=unchanged)
 
 
 def corrupt(config: ConfigDict, train: Source) -> tuple[np.ndarray, noise.Ledger]:
-    """Noisy labels of a source, and their ledger, from the `noise*` keys of the config."""
+    """Return the noisy labels of a source, int [N], and their ledger, from the `noise*` keys of the config."""
     fixed = config.noise_kind in ("matrix", "labels")
     if fixed and config.noise:
         raise errors.UserError(
             f"noise_kind={config.noise_kind} fixes its own rate, but noise={config.noise}", "leave noise at 0"
         )
-    given: dict[str, Any] = {} if fixed else {"rate": config.noise}
+    arguments: dict[str, Any] = {} if fixed else {"rate": config.noise}
     if fixed:
-        given["matrix" if config.noise_kind == "matrix" else "noisy"] = read_noise_file(config, train)
+        arguments["matrix" if config.noise_kind == "matrix" else "noisy"] = read_noise_file(config, train)
     if config.noise_kind == "asymmetric":
-        given |= {"classes": config.noise_classes, "rate_of": config.noise_rate_of}
+        arguments |= {"classes": config.noise_classes, "rate_of": config.noise_rate_of}
     common = {"num_classes": train.num_classes, "kind": config.noise_kind, "seed": config.noise_seed}
-    noisy = noise.corrupt_labels(train.labels, **common, **given)
+    noisy = noise.corrupt_labels(train.labels, **common, **arguments)
     return noisy, noise.Ledger.from_labels(train.labels, noisy, asked=None if fixed else config.noise, **common)
 
 
 def read_noise_file(config: ConfigDict, train: Source) -> np.ndarray:
-    """The array in `noise_file`: a K×K matrix, or noisy labels aligned with the records of `train`.
+    """Read `noise_file`: a K×K matrix, or the noisy labels of the records of `train`.
 
-    A .csv of key,label aligns by the source keys. A .npy holds one label per record of the training split, in order.
+    A .csv of key,label is matched by the source's keys. A .npy has one label per training record, in order.
     """
     path, kind = Path(config.noise_file), config.noise_kind
     cure = "give --config.noise_file=FILE.npy" + (", or a .csv of key,label" if kind == "labels" else " of shape K×K")
     if not path.is_file():
-        raise errors.UserError(f"noise_kind={kind} needs noise_file, and {str(path)!r} is no file", cure)
+        raise errors.UserError(f"noise_kind={kind} needs noise_file, but {str(path)!r} is not a file", cure)
     if path.suffix == ".csv" and kind == "labels":
         return align_by_key(path, train)
     try:
         return np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as e:
-        raise errors.UserError(f"noise_file={path} is no .npy array: {e}", cure) from e
+        raise errors.UserError(f"noise_file={path} is not a .npy array: {e}", cure) from e
 
 
 def keep_ledger(workdir: Path, ledger: noise.Ledger) -> None:
-    """Put the ledger on record, or prove that it is the one on record.
+    """Write the ledger, or check that it equals the one in the folder.
 
     Raises:
-        UserError: the folder's ledger is another one: its data or noise have changed.
+        UserError: the ledgers differ, because data or noise have changed.
     """
     path = workdir / "noise.json"
     if path.exists():
@@ -158,12 +160,12 @@ def keep_ledger(workdir: Path, ledger: noise.Ledger) -> None:
 
 
 def find_wrong_records(train: Source, ledger: noise.Ledger, at_most: int) -> np.ndarray:
-    """Ids of records whose supervision is wrong, ascending; of more than `at_most` of them, so many evenly spread."""
+    """Return ascending ids, int64 [M], of records with wrong supervision: at most `at_most`, evenly spread."""
     if len(train.labels):
         wrong = np.flatnonzero(train.labels != train.labels_clean)
     else:
         wrong = np.sort(noise.CaptionSwap(n=ledger.n, rate=ledger.asked or 0.0, seed=ledger.seed).list_swapped())
-    if len(wrong) > at_most:  # evenly, as sources are often sorted by class
+    if len(wrong) > at_most:  # evenly, because sources are often sorted by class
         wrong = wrong[np.linspace(0, len(wrong) - 1, at_most).astype(int)]
     if len(train.labels):
         return wrong

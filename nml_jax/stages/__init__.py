@@ -1,1 +1,1 @@
-"""What happens to a run: one module a stage, and `runner`, which runs them."""
+"""The stages of a run, one module each, and `runner`, which runs them."""

@@ -1,4 +1,4 @@
-"""What a config would do, and what that costs, without doing it: `--dry_run`."""
+"""Describe what a config would run and what that costs, without running it: `--dry_run`."""
 
 import json
 import math
@@ -19,10 +19,10 @@ from nml_jax.training.window import Signals
 
 
 def describe_plan(config: ConfigDict, cells: dict[str, ConfigDict], workdir: Path, mesh: Mesh) -> str:
-    """The resolved config, the runs and which of their stages are done, and one run's size and cost, as text.
+    """Return as text the resolved config, the runs and their unfinished stages, and the size and cost of one run.
 
     Raises:
-        UserError: a dataset is missing whose size the config does not state, or settings that do not fit.
+        UserError: the dataset is missing and the config does not state its size, or settings do not fit.
     """
     lines = ["resolved config:", json.dumps(settings.to_json(config), indent=2), "", f"runs in {workdir}:"]
     for name, cell in cells.items():
@@ -35,7 +35,7 @@ def describe_plan(config: ConfigDict, cells: dict[str, ConfigDict], workdir: Pat
 
 
 def estimate_cost(config: ConfigDict, mesh: Mesh) -> dict[str, str]:
-    """Size and cost of pre-training one run, from shapes alone: nothing is compiled or trained."""
+    """Estimate the size and cost of pre-training one run from shapes alone, without compiling or training."""
     runtime.check_batch(config.train.batch, mesh, "train.batch")
     n, num_classes = find_sizes(config)
     plan = loop.Plan.from_config(config, n)
@@ -55,11 +55,12 @@ def estimate_cost(config: ConfigDict, mesh: Mesh) -> dict[str, str]:
 
 
 def find_sizes(config: ConfigDict) -> tuple[int, int]:
-    """Records to train on, and classes (0 of captions): as the config states them, or as the data say, or, while the
-    data are not there, as many as the config expects.
+    """Return the number of training records and of classes (0 with captions).
+
+    Take them from `data.size` and `data.num_classes`, else from the dataset, else from `data.expected`.
 
     Raises:
-        UserError: neither says it.
+        UserError: none of these gives them.
     """
     num_classes = 0 if objectives.uses_captions(config.objective) else config.data.num_classes
     if config.data.size is not None and num_classes is not None:
@@ -69,15 +70,15 @@ def find_sizes(config: ConfigDict) -> tuple[int, int]:
     except UserError as e:
         if config.data.expected is None or num_classes is None:
             raise
-        console.notice(f"{e.cause}; planned with data.expected={config.data.expected}")
+        console.notice(f"{e.cause}; planning with data.expected={config.data.expected}")
         return config.data.expected, num_classes
 
 
 def lower(config: ConfigDict, mesh: Mesh, n: int, num_classes: int) -> tuple[loop.Plan, loop.Program, Any]:
-    """(plan, program, lowered step) of training on `n` records, from shapes alone.
+    """Lower the training step for `n` records, from shapes alone; return (plan, program, lowered step).
 
     Raises:
-        UserError: the batch cannot be divided over the mesh, or settings do not fit each other.
+        UserError: the batch cannot be split evenly over the mesh, or settings do not fit each other.
     """
     runtime.check_batch(config.train.batch, mesh, "train.batch")
     plan = loop.Plan.from_config(config, n)
@@ -90,18 +91,25 @@ def lower(config: ConfigDict, mesh: Mesh, n: int, num_classes: int) -> tuple[loo
 
 
 def count_flop(config: ConfigDict, n: int, num_classes: int, *, recomputed: bool) -> float:
-    """FLOP of one step of the global batch, with those that are done again in the backward pass, or without."""
+    """Return the FLOP of one step on the global batch.
+
+    Args:
+        recomputed: also count what the backward pass computes again.
+    """
     one = runtime.make_mesh(devices=jax.local_devices()[:1])
     whole, remat = config.copy_and_resolve_references(), recomputed and config.model.remat
-    with whole.unlocked():  # of a loop, the operations of one round are counted: so, no loops
+    with whole.unlocked():  # without loops, because XLA counts the body of a loop only once
         whole.update_from_flattened_dict({"model.remat": remat, "train.micro_batches": 1, "objective.chunk": 0})
     counted = lower(whole, one, n, num_classes)[2].cost_analysis()["flops"]
-    # Of micro-batches the forward pass, a third, is computed twice.
+    # Micro-batches compute the forward pass, a third of the step, twice.
     return counted * (4 / 3 if recomputed and config.train.micro_batches > 1 else 1)
 
 
 def make_batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """The global training batch: what the model takes; label, where it has no text; id int32 [B]; mask float32 [B]."""
+    """Return the shapes of the global training batch.
+
+    It has the inputs of the model, id int32 [B], mask float32 [B], and without text label int32 [B].
+    """
     b = config.train.batch
     spec = encoder.build(config, num_classes=config.data.num_classes or 1).spec
     numbers = ("id",) if "text" in spec else ("label", "id")
@@ -115,9 +123,9 @@ def make_batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
 def estimate_memory(
     config: ConfigDict, program: loop.Program, batch: Any, mesh: Mesh, num_classes: int
 ) -> dict[str, float]:
-    """Bytes per device: the state, the gradients, the batch, and what the forward pass keeps for the backward pass.
+    """Estimate the bytes per device of the state, the gradients, the batch and the activations.
 
-    The last is an upper estimate: XLA fuses some of it away.
+    The activations kept for the backward pass are an upper bound, because XLA fuses some of them away.
     """
 
     def per_device(x: Any) -> float:
@@ -125,10 +133,12 @@ def estimate_memory(
 
     objective = objectives.make(config.objective, num_classes=num_classes, blocks=mesh.size)
 
-    def residuals(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
+    def compute_residuals(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
         return jax.vjp(lambda p: objective.loss(program.model, p, model_state, batch, key)[0], params)[1]
 
-    kept = jax.eval_shape(residuals, program.shapes.params, program.shapes.model_state, batch, jax.random.key(0))
+    kept = jax.eval_shape(
+        compute_residuals, program.shapes.params, program.shapes.model_state, batch, jax.random.key(0)
+    )
     params = {id(x): x for x in jax.tree.leaves(program.shapes.params)}
     parameters = sum(x.size * x.dtype.itemsize for x in params.values())
     activations = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept)) - parameters
@@ -141,7 +151,7 @@ def estimate_memory(
 
 
 def format_bytes(n: float) -> str:
-    """Bytes as a person reads them."""
+    """Format a number of bytes with a binary unit."""
     unit = min(int(math.log2(max(n, 1)) // 10), 4)
     return f"{n / 2 ** (10 * unit):.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
 

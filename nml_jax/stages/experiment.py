@@ -1,7 +1,7 @@
-"""The folder of an experiment and those of its runs: whose they are, and that nobody else's are overwritten.
+"""The folders of an experiment and its runs. They belong to one config, so no other experiment overwrites them.
 
-runs/digits/                      experiment.json: what all runs share; report.html, summary.csv
-runs/digits/noise=0.05,seed=1/    config.json: the run's resolved config; see DESIGN §2 for the rest
+runs/digits/                      experiment.json: the config that all runs share; report.html, summary.csv
+runs/digits/noise=0.05,seed=1/    config.json: the run's resolved config; and what its stages write
 """
 
 import json
@@ -17,26 +17,30 @@ from nml_jax.runs.finished import list_runs
 from nml_jax.runs.record import read_config, read_record
 from nml_jax.stages import runner
 
-SHOWN = 3  # differing keys in the message
+SHOWN = 3  # keys that differ which the message shows
 
 
 def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write: bool = True) -> None:
-    """Make `workdir` the folder of this config, or prove that it is already. A folder without results belongs to none.
+    """Make `workdir` the folder of this config, or check that it already is. A folder without results is free.
 
-    A key that did not exist when the folder was claimed has its default there.
+    A key that did not exist when the folder was claimed counts with its default.
 
-    A difference that lies wholly in the keys of forced stages, or of stages after them, is a wish to redo these with
-    new values; any other means that the folder belongs to another experiment.
+    Keys may differ if only forced stages, or stages after them, read them: the user then redoes these stages with new
+    values. Any other difference means that the folder belongs to another experiment.
+
+    Args:
+        force: stages to do again.
+        write: also write `experiment.json`.
 
     Raises:
         UserError: the folder belongs to another config, is damaged, or cannot be written.
     """
     path = workdir / "experiment.json"
-    mine = {"config": settings.shared_identity(config, settings.axes_of(config))}
+    mine = {"config": settings.shared_identity(config, settings.list_axes(config))}
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file", "give the experiment a folder with --workdir=DIR")
     if path.exists() and _has_results(workdir):
-        # In this order: the first process of a job may be replacing these files, experiment.json before the others.
+        # Read in this order, because the first process of a job may be replacing these files, experiment.json first.
         theirs = _list_new_keys(workdir) | _read(path)
         keys = theirs.keys() | mine["config"].keys()
         missing = object()
@@ -60,7 +64,7 @@ def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write
 
 
 def open_run(workdir: Path, name: str, config: ConfigDict, *, write: bool = True) -> Path:
-    """The folder of a run, with its `config.json`."""
+    """Return the folder of a run. With `write`, create it and write its `config.json`."""
     folder = workdir / name
     if write:
         with report_disk_errors(folder):
@@ -71,7 +75,7 @@ def open_run(workdir: Path, name: str, config: ConfigDict, *, write: bool = True
 
 
 def _has_results(workdir: Path) -> bool:
-    """Whether a run below has finished a stage or saved a checkpoint."""
+    """Return whether a run in `workdir` has finished a stage or saved a checkpoint."""
     return any(
         any((run / "checkpoints").glob("[0-9]*"))
         or any("output" in record for record in read_record(run)["stages"].values())
@@ -80,14 +84,17 @@ def _has_results(workdir: Path) -> bool:
 
 
 def _list_new_keys(workdir: Path) -> dict:
-    """The keys that no run in `workdir` knows yet, with their defaults. Axes of the sweep are not among them."""
+    """Return the keys that no run in `workdir` has yet, with their defaults. Axes of the sweep are not among them."""
     known = {key for run in list_runs(workdir) for key, _ in settings.flatten(read_config(run))}
     sections = {k: v for k, v in settings.default_config().items() if k not in settings.NOT_IDENTITY}
     return {key: value for key, value in settings.flatten(sections) if key not in known}
 
 
 def _read(path: Path) -> dict:
+    """Read the config in an `experiment.json`."""
     try:
         return dict(json.loads(path.read_text("utf-8"))["config"])
     except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path} is damaged: {e}", "delete it, if you know that the folder is of this config") from e
+        raise UserError(
+            f"{path} is damaged: {e}", "delete it if you know that the folder belongs to this config"
+        ) from e

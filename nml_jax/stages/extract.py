@@ -1,4 +1,4 @@
-"""Frozen encoder over the splits of the downstream tasks -> feature banks + spectra."""
+"""Run the frozen encoder over the splits of the downstream tasks -> feature banks and spectra."""
 
 import collections
 import functools
@@ -37,10 +37,10 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         The digest of all banks.
 
     Raises:
-        UserError: no encoder, a damaged checkpoint, a missing dataset, features that are not finite.
+        UserError: there is no encoder, a checkpoint is damaged, a dataset is missing, or features are not finite.
     """
     frozen = encoder.load(config, workdir, mesh)
-    encode = _encode(frozen.model, config.extract.layers, mesh)
+    encode = _compile_encoder(frozen.model, config.extract.layers, mesh)
     origin = describe_origin(config, frozen.ledger, run=workdir.name, step=frozen.step, weights=config.extract.weights)
     rows: list[Row] = []
     spectra: list[dict[str, Any]] = []
@@ -79,24 +79,25 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
+    """Check the batch, the layers, the tasks and the modes of spectra."""
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
     known = encoder.list_layers(encoder.build(config, num_classes=config.data.num_classes or 1))
     if unknown := [layer for layer in config.extract.layers if layer not in known]:
-        raise errors.UserError(f"no layer {unknown[0]!r}", f"extract.layers takes {', '.join(known)}")
+        raise errors.UserError(f"no layer {unknown[0]!r}", f"choose extract.layers from {', '.join(known)}")
     check_tasks(config, data=data)
     for mode in config.extract.spectra:
         spectrum.find_preset(mode)
 
 
 def list_needed(workdir: Path, rows: list[Row]) -> list[Path]:
-    """The singular values, and the banks that the rows speak of."""
+    """List `spectra.json` and the banks that the rows refer to."""
     splits = {(row.task, row.split) for row in rows}
     return [workdir / "spectra.json", *(workdir / "banks" / task / split / "index.json" for task, split in splits)]
 
 
 @functools.lru_cache(maxsize=4)
-def _encode(model: models.Model, layers: tuple[str, ...], mesh: Mesh) -> Encode:
-    """(params, model_state, batch) -> layer -> float32 [B, D] on every process; compiled once for a sweep."""
+def _compile_encoder(model: models.Model, layers: tuple[str, ...], mesh: Mesh) -> Encode:
+    """Compile the encoder once for a sweep: (params, model_state, batch) -> layer -> float32 [B, D], replicated."""
 
     def encode(params: Any, model_state: Any, batch: Any) -> dict[str, jax.Array]:
         outputs, _ = model.apply(params, model_state, batch, train=False, key=None)
@@ -106,7 +107,7 @@ def _encode(model: models.Model, layers: tuple[str, ...], mesh: Mesh) -> Encode:
 
 
 def make_bank_key(config: ConfigDict, frozen: encoder.Encoder, test: Test, *, views: int) -> str:
-    """Identity of all that a bank's numbers depend on."""
+    """Hash everything that the numbers of a bank depend on."""
     drawn = config.seed if views > 1 or test.shift else None
     parts = [
         VERSION,
@@ -118,7 +119,7 @@ def make_bank_key(config: ConfigDict, frozen: encoder.Encoder, test: Test, *, vi
         drawn,
         config.extract.layers,
     ]
-    parts += [scoring_arguments(test)] if scoring_arguments(test) else []
+    parts += [make_scoring_arguments(test)] if make_scoring_arguments(test) else []
     seen = {"augment": config.augment, "model": config.model, "image_size": config.data.image_size}
     return settings.hash_json(json.loads(json.dumps([parts, {k: v.to_dict() if hasattr(v, "to_dict") else v
                                                        for k, v in seen.items()}])))  # fmt: skip
@@ -135,7 +136,7 @@ def extract(
     *,
     is_train: bool,
 ) -> None:
-    """Run the encoder over a split; the first process writes the bank."""
+    """Run the encoder over a split. The first process writes the bank."""
     views = range(1, config.extract.views + 1) if is_train and config.extract.views > 1 else (None,)
     passes = [encode_split(config, frozen, encode, mesh, test, view) for view in views]
 
@@ -146,15 +147,15 @@ def extract(
 
     with peers.track(test.split):
         if jax.process_index() > 0:
-            collections.deque(blocks(), maxlen=0)  # takes its part in every step
+            collections.deque(blocks(), maxlen=0)  # this process takes part in every step
             return
         source = test.source
         named = {"num_classes": source.num_classes, "class_names": source.class_names}
-        banks.write(folder, blocks(), key=key, **named, scoring=scoring_arguments(test))
+        banks.write(folder, blocks(), key=key, **named, scoring=make_scoring_arguments(test))
 
 
-def scoring_arguments(test: Test) -> dict[str, Any]:
-    """The arguments of `evals.mapped.Scorer` for tests of other classes and of frames; empty for all others."""
+def make_scoring_arguments(test: Test) -> dict[str, Any]:
+    """Return the arguments of `evals.mapped.Scorer`; empty unless the test has other classes or video frames."""
     out: dict[str, Any] = {"class_map": [list(ids) for ids in test.class_map]} if test.class_map else {}
     if test.frames:
         out |= {"frame_labels": test.frames.labels, "groups": test.frames.groups}
@@ -164,7 +165,7 @@ def scoring_arguments(test: Test) -> dict[str, Any]:
 def encode_split(
     config: ConfigDict, frozen: encoder.Encoder, encode: Encode, mesh: Mesh, test: Test, view: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Blocks of features, labels and ids in source order, padding removed."""
+    """Yield blocks of features float32 [B, D], labels and ids in source order, without padding."""
     put, drawn = runtime.put_batch(mesh), {"shift": test.shift, "view": view, "seed": config.seed}
     batches = evaluators.read_images(config, mesh, test.source, batch=config.extract.batch, **drawn)
     for batch in batches:

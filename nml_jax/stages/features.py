@@ -1,6 +1,6 @@
-"""Features from files, whoever computed them: checked, their classes matched, their spectra measured.
+"""Check features from files, match their classes and measure their spectra.
 
-They stay where they are. The run's folder gets `features.json`, which says what was read and how.
+The files stay where they are. `features.json` in the run's folder records what was read and how.
 """
 
 import filecmp
@@ -29,7 +29,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         The digest of the files.
 
     Raises:
-        UserError: see `opened`; or a value is not finite.
+        UserError: see `open_files`; or a value is not finite.
     """
     if jax.process_index() > 0:
         return ""
@@ -65,6 +65,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
+    """Check that the files are named, distinct and, with `data`, readable."""
     if not config.features.train:
         raise UserError(
             "the stage features has no training file", "set --config.features.train=FILE, or leave the stage out"
@@ -72,12 +73,12 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     for mode in config.extract.spectra:
         spectrum.find_preset(mode)
     specs = list_specs(config)
-    for i, spec in enumerate(specs):  # of a pair the features: other labels would not make them other rows
+    for i, spec in enumerate(specs):  # compare the features of a pair: other labels do not make other rows
         for other in specs[:i]:
-            if _same(inputs.split_pair(other)[0], inputs.split_pair(spec)[0], content=data):
+            if _is_same_file(inputs.split_pair(other)[0], inputs.split_pair(spec)[0], content=data):
                 raise UserError(
-                    f"{spec} is the same as {other}: what a head was trained on, or a test that there is, is no test",
-                    "name each file once; leave features.test out, and a part of the training file is held out",
+                    f"{spec} is the same as {other}: a test needs rows of its own",
+                    "name each file once, or leave features.test out to hold out a part of the training file",
                 )
     if data:
         found = open_files(config, Path())
@@ -85,13 +86,13 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
             check_varied((block for block, _ in split.blocks()), spec)
         if found.train.features.dim == 1 and "code" in config.extract.spectra:
             raise UserError(
-                f"{config.features.train} has one feature, of which the mode code leaves no spectrum",
+                f"{config.features.train} has one feature, for which the mode code has no spectrum",
                 "give two features or more, or --config.extract.spectra=\"('paper',)\"",
             )
 
 
-def _same(a: Path, b: Path, *, content: bool) -> bool:
-    """Whether two paths lead to one file, or to files with the same bytes, if these are to be looked at."""
+def _is_same_file(a: Path, b: Path, *, content: bool) -> bool:
+    """Return whether two paths lead to the same file or, with `content`, to files with the same bytes."""
     if a.resolve() == b.resolve():
         return True
     return content and a.is_file() and b.is_file() and filecmp.cmp(a, b, shallow=False)

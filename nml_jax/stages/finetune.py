@@ -1,13 +1,13 @@
-"""Encoder and head tuned on the images of the downstream tasks (LoRA, full), and WiSE-FT between start and end -> rows.
+"""Tune encoder and head on downstream images (LoRA, full), with WiSE-FT between start and end -> rows.
 
-Every setting of a task has a folder, which `load_model` reads when it is finished:
+Each setting of a task has a folder. `load_model` reads it once it is finished:
 
     finetune/<task>/<method>,terms=<terms>,share=<share>,seed=<seed>/
-        checkpoints/<step>/   the result, an ordinary checkpoint: factors merged, the head as the model's own
-        head.safetensors      the head alone, where the model has no place for one (CLIP, finetune.head=mlp)
-        metrics.jsonl         of the final training
-        rows.jsonl            written last; a setting that has it is done
-        training/, search/    checkpoints under way, for a restart; removed at the end
+        checkpoints/<step>/   the result as an ordinary checkpoint, with factors merged and the head in the model
+        head.safetensors      the head alone, if the model has no place for it (CLIP, finetune.head=mlp)
+        metrics.jsonl         metrics of the final training
+        rows.jsonl            written last, which marks the setting done
+        training/, search/    checkpoints for a restart, removed at the end
 """
 
 import dataclasses
@@ -53,7 +53,8 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         The digest of the rows.
 
     Raises:
-        UserError: no encoder, a damaged checkpoint, a missing dataset, or training that diverges at every rate.
+        UserError: there is no encoder, a checkpoint is damaged, a dataset is missing, or training diverges at every
+            rate.
     """
     frozen = encoder.load(config, workdir, mesh)
     params, model_state = runtime.fetch((frozen.params, frozen.model_state), mesh)
@@ -83,6 +84,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
+    """Check the settings, the batches, the tasks, the start of the head and LoRA's targets."""
     finetune.check(config.finetune)
     runtime.check_batch(config.finetune.batch, mesh, "finetune.batch")
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
@@ -97,14 +99,14 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     check_choices(config.tune.validation, choices)
     if "lora" in config.finetune.methods:
         how = {key: config.finetune[key] for key in ("rank", "alpha", "targets")}
-        _ = lora.adapt_model(model, **how).shapes  # raises where the targets match nothing
+        _ = lora.adapt_model(model, **how).shapes  # raises UserError if the targets match nothing
 
 
 def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:
-    """The tuned models that the rows speak of, and which test rows they got right."""
+    """List the tuned models that the rows refer to, and the files of correct test rows."""
     names = {(row.task, name_setting(row.method, row.preset, row.train_share, row.head_seed)) for row in rows}
     saved = {workdir / "finetune" / task / name / "checkpoints" for task, name in names}
-    # Where no step was saved, this is a path that does not exist.
+    # If no step was saved, this path does not exist.
     models = {folder / str(checkpoint.find_latest_step(folder)) for folder in saved}
     return models | {correct_path(workdir, vars(row)) for row in rows}
 
@@ -113,7 +115,7 @@ def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:
 
 
 def tune_setting(setup: FinetuneSetup, method: str, terms: str, heads: Heads, origin: dict[str, Any]) -> list[Row]:
-    """Choose the learning rate, train, keep the result, and score it; what was finished before is read again."""
+    """Choose the learning rate, train, save the result and score it. If it was done before, read its rows."""
     folder, config = setup.setting_folder(method, terms), setup.config.finetune
     shared = {
         **origin, "stage": "finetune", "task": setup.task.name, "n_train": len(setup.rows), "train_share": setup.share,
@@ -125,7 +127,7 @@ def tune_setting(setup: FinetuneSetup, method: str, terms: str, heads: Heads, or
         return read_rows(folder)
     done = choose_and_train(setup, method, terms, config.lrs, heads)
     start = finetune.merge_factors(done.begin(), config)
-    start[0]["encoder"], start[1]["encoder"] = setup.weights  # as it was, without NoisyTune's perturbation
+    start[0]["encoder"], start[1]["encoder"] = setup.weights  # the weights before NoisyTune's perturbation
     end = finetune.merge_factors(runtime.fetch((done.state.params, done.state.model_state), setup.mesh), config)
     keep(setup, folder, end, done)
     hyper, rows = {"lr": done.lr, "weight_decay": config.weight_decay}, []
@@ -133,7 +135,7 @@ def tune_setting(setup: FinetuneSetup, method: str, terms: str, heads: Heads, or
     for share in (None, *config.wise):
         weights = end if share is None else finetune.interpolate(start, end, share)
         found, correct = score_setting(setup, weights)
-        right = right or correct  # of the result, which is the first
+        right = right or correct  # only of the result, which comes first
         rows += [Row(**shared, **fields, metric=metric, hyper=hyper, wise_alpha=share) for metric, fields in found]
     if jax.process_index() == 0:
         write_correct(kept, right)
@@ -145,11 +147,11 @@ def tune_setting(setup: FinetuneSetup, method: str, terms: str, heads: Heads, or
     return rows
 
 
-# ---- its result
+# ---- the result of a setting
 
 
 def keep(setup: FinetuneSetup, folder: Path, end: tuple[Any, Any], done: Trained) -> None:
-    """Write the tuned classifier as an ordinary checkpoint, and its head where the model has no place for it."""
+    """Write the tuned classifier as an ordinary checkpoint, and the head to a file if the model has no place for it."""
     (params, model_state), config = end, setup.config
     head, num_classes = params["head"], 0
     params, model_state = params["encoder"], model_state["encoder"]
@@ -179,11 +181,15 @@ def keep(setup: FinetuneSetup, folder: Path, end: tuple[Any, Any], done: Trained
 def score_setting(
     setup: FinetuneSetup, weights: tuple[Any, Any]
 ) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, np.ndarray]]:
-    """Every metric on every test of the task, with the fields of its row; and which rows of each test are right."""
+    """Score the classifier on every test of the task.
+
+    Returns:
+        Metrics with the fields of their rows, and for each split which rows are right, bool [N].
+    """
     out, correct = [], {}
     params, model_state = runtime.to_mesh(weights, setup.mesh)
     model_config, config = settings.freeze_sections(setup.config.model, setup.config.finetune)
-    model = _plain(model_config, config, setup.loop_setup("full"))
+    model = _build_classifier(model_config, config, setup.loop_setup("full"))
     put = runtime.put_batch(setup.mesh)
     for test in setup.task.tests:
         frames = {"frame_labels": test.frames.labels, "groups": test.frames.groups} if test.frames else {}
@@ -203,7 +209,7 @@ def score_setting(
     return out, correct
 
 
-_plain = functools.lru_cache(maxsize=4)(finetune.build_classifier)
+_build_classifier = functools.lru_cache(maxsize=4)(finetune.build_classifier)
 
 
 STAGE = Stage(

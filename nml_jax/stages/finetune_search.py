@@ -1,4 +1,4 @@
-"""How a fine-tuning run is trained: where it starts, on what, at which learning rate; through the one loop."""
+"""Train fine-tuning runs through the common loop: choose their start, rows and learning rate."""
 
 import dataclasses
 import math
@@ -32,7 +32,11 @@ Head = tuple[Any, Any]  # params, state
 
 
 class Heads(NamedTuple):
-    """Where training starts: a trial, which must not have seen the rows that judge it, and the end. None: fresh."""
+    """The heads that training starts from; None for a fresh one.
+
+    trial: for trials. It must not have seen the rows that trials are validated on.
+    final: for the final training.
+    """
 
     trial: Head | None
     final: Head | None
@@ -40,18 +44,19 @@ class Heads(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneSetup:
-    """What the settings of one task, one share and one seed have in common."""
+    """What all settings of one task, share and seed have in common."""
 
-    config: ConfigDict  # as `training_config` makes it
+    config: ConfigDict  # from `make_training_config`
     mesh: Mesh
     frozen: encoder.Encoder
-    weights: tuple[Any, Any]  # the encoder's params, without a classifier of its own, and model_state, on the host
+    weights: tuple[Any, Any]  # the encoder's params without its classifier, and model_state, on the host
     task: Task
-    rows: np.ndarray  # of task.train
+    rows: np.ndarray  # indices into task.train
     share: float
     folder: Path
 
     def loop_setup(self, method: str, terms: str = "none") -> finetune.Setup:
+        """Return the setup of a method and its terms for the loop."""
         tune, own = self.config.tune, self.config.finetune
         form = Form(own.head == "mlp", tune.width, tune.depth, tune.residual, tune.norm)
         return finetune.Setup(
@@ -59,15 +64,16 @@ class FinetuneSetup:
         )
 
     def setting_folder(self, method: str, terms: str = "none") -> Path:
+        """Return the folder of a setting."""
         return self.folder / name_setting(method, self.preset(terms), self.share, self.config.seed)
 
     def preset(self, terms: str) -> str | None:
-        """What rows call the terms."""
+        """Return the name of the terms in rows."""
         return objectives.preset_label(terms, **self.config.finetune.nmtune)
 
 
 class Trained(NamedTuple):
-    """A run at its end."""
+    """A finished run."""
 
     lr: float
     model: Model
@@ -76,17 +82,17 @@ class Trained(NamedTuple):
 
 
 def name_setting(method: str | None, preset: str | None, share: float | None, seed: int | None) -> str:
-    """The folder of a setting, from the fields of its rows."""
+    """Name the folder of a setting by the fields of its rows."""
     return f"{method},terms={preset or 'none'},share={share:g},seed={seed}"
 
 
 def choose_layer(config: ConfigDict) -> str:
-    """The encoder's output that the head is on: zero-shot weights fit CLIP's embeddings, in the joint space."""
+    """Return the encoder output that the head takes. Zero-shot weights need CLIP's embeddings in the joint space."""
     return "embedding" if config.finetune.head_init == "zeroshot" else "features"
 
 
 def make_training_config(config: ConfigDict, seed: int) -> ConfigDict:
-    """The config as the loop reads it: the section `finetune` in the place of `train`, and nothing to start from."""
+    """Return the config for the loop: `finetune` takes the place of `train`, and `init_from` is empty."""
     out = config.copy_and_resolve_references()
     with out.unlocked():
         out.seed, out.init_from = seed, ""
@@ -96,7 +102,7 @@ def make_training_config(config: ConfigDict, seed: int) -> ConfigDict:
 
 
 def choose_and_train(setup: FinetuneSetup, method: str, terms: str, lrs: tuple[float, ...], start: Heads) -> Trained:
-    """Training at the rate of highest accuracy on held-out rows (of equal ones, of lowest loss)."""
+    """Train at the learning rate with the highest accuracy on held-out rows. On a tie, take the lowest loss."""
     folder, best = setup.setting_folder(method, terms), lrs[0]
     if len(lrs) > 1:
         kept, held_out = split_rows(setup)
@@ -112,24 +118,25 @@ def choose_and_train(setup: FinetuneSetup, method: str, terms: str, lrs: tuple[f
 
 
 def split_rows(setup: FinetuneSetup) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that trials are trained on, and those that they are judged by."""
+    """Split the rows into those that trials train on and those that validate them."""
     labels = setup.task.train.labels[setup.rows]
     kept, held_out = hold_out(labels, setup.config.tune.validation, setup.config.seed)
     return setup.rows[kept], setup.rows[held_out]
 
 
 def get_trial_folder(folder: Path, lr: float) -> Path:
+    """Return the folder of a trial."""
     return folder / "search" / f"lr={lr:g}"
 
 
 def validate(setup: FinetuneSetup, trial: Callable[[], Trained], source: Source) -> tuple[float, float]:
-    """(accuracy, loss) on held-out rows after a trial; (0, inf) if it diverged."""
+    """Run a trial and return (accuracy, loss) on held-out rows, or (0, inf) if it diverged."""
     try:
         done = trial()
         evaluator = build_classification(setup, done.model, source)
         values = {score.metric: score.value for score in loop.run_all({"held out": evaluator}, done.state)}
     except errors.NonFinite as e:
-        console.notice(f"a rate is out of the question: {e}")
+        console.notice(f"a learning rate is left out: {e}")
         return 0.0, math.inf
     return values["accuracy"], values["loss"]
 
@@ -137,7 +144,7 @@ def validate(setup: FinetuneSetup, trial: Callable[[], Trained], source: Source)
 def train(
     setup: FinetuneSetup, method: str, terms: str, lr: float, rows: np.ndarray, head: Head | None, folder: Path
 ) -> Trained:
-    """One run through the loop, from where its checkpoints in `folder`/training are."""
+    """Train one run through the loop; continue from its checkpoints in `folder`/training."""
     clock = goodput.Clock()
     config, mesh, source = setup.config, setup.mesh, Subset(setup.task.train, rows)
     plan = loop.Plan.from_config(config, len(source))
@@ -182,11 +189,11 @@ def train(
 
 
 def make_initial_heads(setup: FinetuneSetup) -> Heads:
-    """The heads that every setting starts from, by `finetune.head_init`."""
+    """Make the heads that every setting starts from, as `finetune.head_init` asks."""
     how = setup.config.finetune.head_init
     if how == finetune.PROBE:
         done = choose_and_train(setup, finetune.PROBE, "none", setup.config.tune.lrs, Heads(None, None))
-        folder = get_trial_folder(setup.setting_folder(finetune.PROBE, "none"), done.lr)  # where the search has left it
+        folder = get_trial_folder(setup.setting_folder(finetune.PROBE, "none"), done.lr)  # where the search left it
         trial = train(setup, finetune.PROBE, "none", done.lr, split_rows(setup)[0], None, folder)
         return Heads(*(runtime.fetch((x.state.params["head"], x.state.model_state["head"]), setup.mesh)
                        for x in (trial, done)))  # fmt: skip
@@ -204,7 +211,7 @@ def make_initial_heads(setup: FinetuneSetup) -> Heads:
 
 
 def build_classification(setup: FinetuneSetup, model: Model, source: Source, **drawn: Any) -> loop.Evaluator:
-    """Of the model's classes on all of `source`, against the labels that it has."""
+    """Build the evaluator that compares the model's classes on all of `source` with its labels."""
     config, mesh = setup.config, setup.mesh
     batches = partial(evaluators.read_images, config, mesh, source, batch=config.extract.batch, **drawn)
     placing = {"put": runtime.put_batch(mesh), "fetch": partial(runtime.fetch, mesh=mesh)}

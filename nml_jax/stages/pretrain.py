@@ -1,4 +1,4 @@
-"""Noisy data + objective -> checkpoint."""
+"""Pre-train a model with an objective on noisy data -> checkpoint."""
 
 from collections.abc import Generator, Iterator, Mapping
 from functools import partial
@@ -22,7 +22,7 @@ from nml_jax.training import checkpoint, loop
 from nml_jax.training.journal import Journal
 from nml_jax.training.state import TrainState
 
-# Of the corrupted records, this many tell how far the network has learned the wrong labels by heart.
+# Corrupted records on which memorised noise is measured, at most.
 FIT_RECORDS = 10_000
 
 
@@ -30,10 +30,10 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     """Pre-train one run and write its checkpoints, ledger, metrics and rows.
 
     Returns:
-        The digest of the final model: equal iff its weights and statistics are bit-equal.
+        The digest of the final model. Two digests are equal only if weights and statistics are bit-equal.
 
     Raises:
-        UserError: bad data or settings, or a folder that belongs to another ledger.
+        UserError: data or settings are bad, or the folder has another ledger.
     """
     clock = goodput.Clock()
     data = noisy_data.load_data(config)
@@ -74,6 +74,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
+    """Check that the batch, the model, the objective, the noise and the evaluators fit together."""
     runtime.check_batch(config.train.batch, mesh, "train.batch")
     captions = objectives.uses_captions(config.objective)
     has_text = encoder.has_text(config)
@@ -85,26 +86,26 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         )
     if has_text and not captions:
         raise errors.UserError(
-            f"objective.name={config.objective.name} learns from labels, for which model.name={config.model.name} "
-            "has no head",
-            "set objective.name=clip, or choose a model of images",
+            f"objective.name={config.objective.name} learns from labels, but model.name={config.model.name} "
+            "has no head for them",
+            "set objective.name=clip, or choose a model without a text tower",
         )
     if captions != (config.noise_kind == "caption_swap"):
         kinds = ["caption_swap"] if captions else [*noise.KINDS]
         raise errors.UserError(
-            f"noise_kind={config.noise_kind} is not for objective.name={config.objective.name}, "
+            f"noise_kind={config.noise_kind} does not fit objective.name={config.objective.name}, "
             f"which learns from {'captions' if captions else 'labels'}",
             f"set --config.noise_kind to {' or '.join(kinds)}",
         )
 
 
 def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:
-    """The ledger, and the checkpoint that the rows speak of."""
+    """List the ledger and the checkpoint that the rows refer to."""
     return {workdir / "noise.json", *(workdir / "checkpoints" / str(row.step) for row in rows)}
 
 
 def make_batches(config: ConfigDict, mesh: Mesh, data: noisy_data.Data, start_step: int) -> Generator[pipeline.Portion]:
-    """Training batches from `start_step` on; this process's rows of them."""
+    """Yield this process's rows of the training batches, from `start_step` on."""
     return pipeline.train(
         data.train,
         evaluation.make_reading(config, mesh),
@@ -126,7 +127,7 @@ def make_final_rows(
     *,
     run: str,
 ) -> Iterator[Row]:
-    """Clean validation scores of the final weights, and how much of the noise they have learned by heart."""
+    """Yield clean validation scores of the final weights, and how much of the noise they memorised."""
     wrong = noisy_data.find_wrong_records(data.train, data.ledger, FIT_RECORDS)
     if len(wrong):
         fit = evaluation.build_fit(config, program.model, mesh, Subset(data.train, wrong), data.tokenizer)

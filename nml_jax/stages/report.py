@@ -1,4 +1,4 @@
-"""Rows of many runs -> tables, figures, one offline HTML file."""
+"""Turn the rows of many runs into tables, figures and one offline HTML file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from nml_jax.runs.finished import FinishedRun, read_finished
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Path:
-    """Write the report of all finished runs of the experiment in `workdir`; the others are listed in it as such.
+    """Write the report of all finished runs in `workdir`. It also lists the unfinished runs.
 
     Returns:
         The path of `report.html`.
@@ -28,15 +28,15 @@ def build(folders: Sequence[Path], out: Path) -> Path:
 
     Args:
         folders: experiment folders (with a folder for each run), or runs.
-        out: made if it does not exist.
+        out: created if it does not exist.
 
     Returns:
         The path of `report.html`.
 
     Raises:
-        UserError: there is no finished run, a file of one is broken, or `out` cannot be written.
+        UserError: there is no finished run, one of its files is damaged, or `out` cannot be written.
     """
-    # These bring pandas, Jinja2 and Matplotlib, which nothing else needs.
+    # Imported here, because they load pandas, Jinja2 and Matplotlib, which nothing else needs.
     from nml_jax.reporting.page import page
     from nml_jax.reporting.statistics.grouping import find_studies
     from nml_jax.reporting.statistics.studies import as_csv
@@ -50,10 +50,10 @@ def build(folders: Sequence[Path], out: Path) -> Path:
 
 
 def summarise(folder: Path) -> str:
-    """The summary of the finished runs in a folder as plain text: measures by noise, mean ± sample sd over n runs.
+    """Return a plain-text summary of the finished runs in a folder: mean ± sample sd over n runs, by noise.
 
     Raises:
-        UserError: there is no finished run, or a file of one is broken.
+        UserError: there is no finished run, or one of its files is damaged.
     """
     from nml_jax.reporting import method_tables, tables
     from nml_jax.reporting.statistics import choose_method, compare, grouping
@@ -68,6 +68,7 @@ def summarise(folder: Path) -> str:
 
 
 def _read(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[str, str]]:
+    """Read the finished runs, and why the others are left out. Raise UserError if there is no finished run."""
     found, left_out = read_finished(folders)
     if not found:
         why = "".join(f"; {name} is {reason}" for name, reason in list(left_out.items())[:1])

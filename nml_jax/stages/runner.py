@@ -1,7 +1,7 @@
-"""What happens to a run, in order. Each stage works on a run's folder and can be run alone.
+"""Run the stages of a run in order. Each stage works on the run's folder and can be run alone.
 
-A stage whose inputs have not changed since it finished is skipped. `run.json` in the run's folder keeps the record: the
-inputs when a stage begins, its output when it has finished. So an interrupted stage continues only with its own inputs.
+A stage is skipped if its inputs have not changed since it finished. `run.json` in the run's folder records the inputs
+when a stage begins and the output when it ends. An interrupted stage therefore continues only with its own inputs.
 """
 
 import importlib
@@ -22,7 +22,7 @@ from nml_jax.runs.record import read_config, read_record, write_record
 from nml_jax.runs.rows import hash_rows, write_rows
 from nml_jax.stages.stage import Stage
 
-# The stages of a run, in order, and the modules whose STAGE they are; imported when they are needed.
+# The stages in order, with the modules that define their STAGE. A module is imported when it is needed.
 MODULES = {
     "pretrain": "nml_jax.stages.pretrain",
     "features": "nml_jax.stages.features",
@@ -33,21 +33,22 @@ MODULES = {
     "diagnose": "nml_jax.stages.diagnose",
 }
 STAGES = tuple(MODULES)
-ALL_STAGES = (*STAGES, "report")  # which has no record and no run: it follows over all runs of an experiment
+ALL_STAGES = (*STAGES, "report")  # the report covers all runs of an experiment, so it has no record in a run
 
 
 def find_stage(name: str) -> Stage:
+    """Import and return a stage."""
     return importlib.import_module(MODULES[name]).STAGE
 
 
 def check(names: Sequence[str], what: str) -> None:
-    """Raises UserError for a name that is no stage."""
+    """Raise UserError if a name is not a stage. `what` names the setting or flag."""
     if unknown := [name for name in names if name not in ALL_STAGES]:
-        raise UserError(f"{what}: no stage {unknown[0]!r}", f"the stages are {', '.join(ALL_STAGES)}")
+        raise UserError(f"{what}: no stage {unknown[0]!r}", f"choose from {', '.join(ALL_STAGES)}")
 
 
 def collect_inputs(stage: Stage, config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a stage's numbers depend on: its part of the config (as JSON), files, its version, what is upstream."""
+    """Collect all that a stage's numbers depend on: its keys of the config, its files, its version, stages upstream."""
     part = settings.select_keys(config, stage.keys)
     return {
         "config": part,
@@ -58,7 +59,7 @@ def collect_inputs(stage: Stage, config: Mapping[str, Any], record: Mapping[str,
 
 
 def inputs_differ(recorded: Any, now: Mapping[str, Any]) -> bool:
-    """Whether a stage began with other inputs than those of now. A key that the record lacks has its default."""
+    """Return whether the recorded inputs of a stage differ from those of now. A missing key has its default."""
     if not isinstance(recorded, Mapping):
         return True
     filled = settings.fill_defaults(recorded.get("config", {}))
@@ -66,46 +67,47 @@ def inputs_differ(recorded: Any, now: Mapping[str, Any]) -> bool:
 
 
 def load_record(workdir: Path) -> dict[str, Any]:
-    """The record of a run, with the inputs of its stages.
+    """Read the record of a run, with the inputs of its stages.
 
-    Older versions recorded one hash of them, over the keys that there were. These are in config.json, which is as old.
+    Older versions recorded a hash of the inputs. Recompute them from config.json, which has the keys of that time.
     """
     record = read_record(workdir)
     hashed = [name for name in STAGES if isinstance(record["stages"].get(name, {}).get("inputs"), str)]
     config = read_config(workdir) if hashed else {}
     for name in hashed:
-        own, found = record["stages"][name], collect_inputs(find_stage(name), config, record)
-        if own["inputs"] == settings.hash_json([found[key] for key in ("config", "files", "version", "upstream")]):
-            own["inputs"] = found
+        own, recomputed = record["stages"][name], collect_inputs(find_stage(name), config, record)
+        if own["inputs"] == settings.hash_json([recomputed[key] for key in ("config", "files", "version", "upstream")]):
+            own["inputs"] = recomputed
     return record
 
 
 def upgrade_record(workdir: Path) -> None:
-    """Record inputs in place of their hashes, before config.json is replaced."""
+    """Replace hashes of inputs by the inputs. This must happen before config.json is replaced."""
     if (record := load_record(workdir)) != read_record(workdir):
         write_record(workdir, record)
 
 
 def is_done(name: str, config: ConfigDict, workdir: Path) -> bool:
+    """Return whether a stage has finished with these inputs, and its rows and outputs are intact."""
     stage, record = find_stage(name), load_record(workdir)
     own = record["stages"].get(name, {})
     if "output" not in own or inputs_differ(own["inputs"], collect_inputs(stage, settings.to_json(config), record)):
         return False
-    if own.get("rows", (found := hash_rows(workdir, name))) != found:
-        console.notice(f"{workdir.name}: of the rows of {name} some were changed or lost; it is done again")
+    if own.get("rows", (now := hash_rows(workdir, name))) != now:
+        console.notice(f"{workdir.name}: some rows of {name} were changed or lost; running it again")
         return False
     return stage.intact(workdir)
 
 
 def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: str = "", force: bool = False) -> bool:
-    """Run one stage of one run, unless it is done already.
+    """Run one stage of one run, unless it is already done.
 
     Args:
-        name: of STAGES.
-        config: of the run, resolved.
+        name: one of STAGES.
+        config: the resolved config of the run.
         workdir: the run's folder.
-        revision: of the code; recorded, and a change is said.
-        force: do a finished stage again; one that was interrupted continues.
+        revision: of the code. It is recorded, and a change is logged.
+        force: run a finished stage again. An interrupted stage continues.
 
     Returns:
         Whether it ran.
@@ -123,8 +125,8 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
     changed = recorded and inputs_differ(own.get("inputs"), now)
     redo = force and (not recorded or "output" in own)
     if first and (changed or redo):
-        # What is there was made of other inputs, or is not wanted. The record goes first: a kill in between leaves a
-        # stage that is not done, never one that is done and has no output.
+        # Existing outputs are outdated or not wanted. Change the record first: if the process is killed in between,
+        # the stage counts as unfinished, not as finished without outputs.
         with report_disk_errors(workdir):
             _invalidate(workdir, record, name)
             stage.forget(workdir)
@@ -132,7 +134,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
         record["stages"][name] = {"inputs": now}
         with report_disk_errors(workdir):
             write_record(workdir, record)
-    peers.agree(True)  # the others look when what is not to be there is gone
+    peers.agree(True)  # other processes wait until old outputs are removed
     begun = time.perf_counter()
     output = stage.run(config, workdir, mesh)
     seconds = time.perf_counter() - begun
@@ -164,7 +166,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
 
 
 def _invalidate(workdir: Path, record: dict[str, Any], name: str) -> None:
-    """Put on record that what a stage has left is of no use, and take its rows away."""
+    """Mark a stage as not done in the record, and remove its rows."""
     record["stages"][name] = {}
     write_record(workdir, record)
     write_rows(workdir, name, [])

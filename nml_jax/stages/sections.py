@@ -1,4 +1,4 @@
-"""The sections of a config, each checked by the module that reads it, whatever stages are to run."""
+"""Check every section of a config with the module that reads it, whichever stages are to run."""
 
 from ml_collections import ConfigDict
 
@@ -11,10 +11,10 @@ from nml_jax.tuning import diagnosis, methods
 
 
 def check(config: ConfigDict) -> None:
-    """Refuse values out of range in any section.
+    """Check the ranges of all sections.
 
     Raises:
-        UserError: one line of cause, one of cure.
+        UserError: a value is out of range.
     """
     noisy_data.check_ranges(config.data)
     transforms.check_ranges(config.augment)

@@ -1,4 +1,4 @@
-"""A stage of a run, as a value: what the runner needs to know of it."""
+"""A stage of a run as a value, with all that the runner needs."""
 
 import dataclasses
 import shutil
@@ -13,11 +13,11 @@ from nml_jax.runs.rows import Row, read_rows
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """What a stage leaves in a run's folder, besides its rows.
+    """What a stage writes to a run's folder, besides its rows.
 
-    names: its files and folders, relative to the run's folder. They are removed before the stage is done again.
-    needed: (run's folder, the stage's rows) -> the paths without which the stage does not count as done. None: all of
-        `names`.
+    names: its files and folders, relative to the run's folder. They are removed before the stage runs again.
+    needed: (run's folder, the stage's rows) -> the paths that must exist for the stage to count as done. None means
+        all of `names`.
     """
 
     names: tuple[str, ...] = ()
@@ -28,14 +28,14 @@ class Outputs:
 class Stage:
     """A stage of a run.
 
-    name: as in `config.stages`; its rows carry it.
-    version: raised when the same inputs give other numbers.
+    name: as in `config.stages` and in its rows.
+    version: raised when the same inputs give different numbers.
     keys: the top-level keys of the config that it reads.
-    upstream: the stages whose output it reads.
-    outputs: what it leaves.
-    check: (config, mesh, data=True) refuses what can only fail later, before anything is run. With `data` also what is
-        not there to be read.
-    run: (config, run's folder, mesh) -> digest of what it produced.
+    upstream: the stages whose outputs it reads.
+    outputs: what it writes.
+    check: (config, mesh, data=True) raises UserError for what would fail later, before anything runs. With `data` it
+        also reads the data.
+    run: (config, run's folder, mesh) -> digest of its results.
     """
 
     name: str
@@ -47,14 +47,14 @@ class Stage:
     run: Callable[[ConfigDict, Path, Mesh], str]
 
     def intact(self, workdir: Path) -> bool:
-        """Whether everything that makes the stage count as done is still there."""
+        """Return whether all files that the stage needs to count as done exist."""
         needed = self.outputs.needed
         if needed is None:
             return all((workdir / name).exists() for name in self.outputs.names)
         return all(path.exists() for path in needed(workdir, [r for r in read_rows(workdir) if r.stage == self.name]))
 
     def forget(self, workdir: Path) -> None:
-        """Remove what the stage has left. Its rows stay: they are replaced when it ends."""
+        """Remove what the stage wrote, except its rows, which are replaced when it ends."""
         for path in (workdir / name for name in self.outputs.names):
             if path.is_dir():
                 shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""Heads on features (linear probe, MLP, NMTune, ...) -> rows, and the best heads as files."""
+"""Train heads on features (linear probe, MLP, NMTune, ...) -> rows, and the best heads as files."""
 
 import collections
 import functools
@@ -29,22 +29,22 @@ from nml_jax.tuning import methods, select, streamed
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import check_choices
 
-SILENT = 10  # seconds that a method may take without a word
-SOLVED = 4  # what is solved and not trained takes eight times its rows: it gets this part of the memory for them
+SILENT = 10  # seconds above which a method logs its time
+SOLVED = 4  # heads in closed form need eight times the memory of their rows, so their limit is divided by this
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
-    """Tune with every method on every task's features and write the rows. Heads are small: the first process trains.
+    """Tune with every method on every task's features and write the rows. The first process trains, as heads are small.
 
-    Every head but k-NN's is saved in `heads/<task>/`, under its method, preset and seed (stages/predict.py applies it);
-    of every head outcomes.py keeps which test rows it gets right. What is finished of an interrupted stage is not done
-    again: until the end the rows of every head are in `tuning/`. A method that diverges leaves a row that says so.
+    Heads other than k-NN are saved in `heads/<task>/` by method, preset and seed; predict.py applies them. For each
+    head, runs/heads.py keeps which test rows are right. Until the stage ends, the rows of finished heads are in
+    `tuning/`, so that an interrupted stage does not train them again. A method that diverges leaves a row of its own.
 
     Returns:
         The digest of the rows.
 
     Raises:
-        UserError: no features, damaged ones, a value that is not finite, or every method diverged.
+        UserError: features are missing, damaged or not finite, or every method diverged.
     """
     if jax.process_index() > 0:
         return ""
@@ -65,7 +65,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
 
 
 class Training:
-    """How heads are trained on the features of one task: in memory, or streamed where they do not fit."""
+    """Training of heads on the features of one task: in memory, or streamed if they do not fit."""
 
     def __init__(self, config: ConfigDict, found: FeatureSet, seeds: Sequence[int]):
         self.config, self.found, self.seeds = config, found, seeds
@@ -73,52 +73,53 @@ class Training:
 
     @functools.cached_property
     def whole(self) -> np.ndarray:
+        """Read all training features into memory, once."""
         return self.found.train.features.read()
 
     def fit(self, chosen: np.ndarray, labels: np.ndarray, method: str, preset: str | None) -> list[select.HeadResult]:
-        """A head per seed, on the chosen rows."""
+        """Train a head per seed on the chosen rows."""
         how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": len(self.found.classes),
                                "config": self.config.tune, "seeds": self.seeds}  # fmt: skip
         rows = self.found.train.features
         solved = bool(methods.find(method).probe)
         if len(rows) <= self.shard and not (solved and len(chosen) > self.shard // SOLVED):
-            everything = len(chosen) == len(rows)  # no copy
+            everything = len(chosen) == len(rows)  # then no copy is needed
             return select.fit_seeds(self.whole if everything else self.whole[chosen], labels, **how)
         part = Subset(rows, chosen)
         return streamed.fit_seeds(part, labels, shard=self.shard // (SOLVED if solved else 2), **how)
 
 
 class Sample(NamedTuple):
-    """What heads are trained on.
+    """The rows and labels that heads are trained on.
 
-    chosen: the rows of the training features.
-    labels: those that they are given.
-    named: the fields of a row that say which these are.
-    input_spectra: as `_measured` says; shared by all samples of the same rows.
+    chosen: indices of training rows, int [N].
+    labels: their labels, possibly wrong, int [N].
+    fields: the fields of a row that identify the sample.
+    input_spectra: see `_measure_head`; shared by all samples of the same rows.
     """
 
     chosen: np.ndarray
     labels: np.ndarray
-    named: dict[str, float]
+    fields: dict[str, float]
     input_spectra: dict[tuple[int, str], np.ndarray]
 
 
 def _draw_samples(config: ConfigDict, found: FeatureSet) -> Iterator[Sample]:
-    """Every share of the training rows, with every rate of wrong labels."""
+    """Yield every share of the training rows with every rate of wrong labels."""
     for share in config.tune.shares:
         chosen = draw_stratified(found.train.labels, share, config.seed)
         input_spectra: dict[tuple[int, str], np.ndarray] = {}
         for rate in config.tune.noises:
-            named = {"train_share": share, "downstream_noise": rate}
-            yield Sample(chosen, _corrupt_labels(found, chosen, rate, config), named, input_spectra)
+            fields = {"train_share": share, "downstream_noise": rate}
+            yield Sample(chosen, _corrupt_labels(found, chosen, rate, config), fields, input_spectra)
 
 
 def _tune_method(workdir: Path, training: Training, sample: Sample, method: str, preset: str | None) -> list[Row]:
-    """The rows of one method, a head for every seed: trained, measured and kept, unless an earlier start did so."""
+    """Train, score and save a head of one method per seed, unless an earlier start did so; return the rows."""
     found = training.found
     views = found.train.features.views
     shared = {
-        **found.origin, **sample.named, "stage": "tune", "task": found.task, "method": method,
+        **found.origin, **sample.fields, "stage": "tune", "task": found.task, "method": method,
         "preset": methods.name_preset(preset, training.config.tune), "views": views,
     }  # fmt: skip
     heads_of = [{**shared, "head_seed": seed} for seed in training.seeds]
@@ -128,13 +129,13 @@ def _tune_method(workdir: Path, training: Training, sample: Sample, method: str,
         try:
             results = training.fit(sample.chosen, sample.labels, method, preset)
             for head, place, result in zip(heads_of, places, results, strict=True):
-                own = {**head, "n_train": result.n_train, "hyper": _hyper(result)}
+                own = {**head, "n_train": result.n_train, "hyper": _make_hyper(result)}
                 _keep(workdir, place, found, own, result, sample.input_spectra)
         except select.Diverged as e:
             console.notice(f"{workdir.name}: {found.task}: {e.cause}; it is left out. {e.cure}")
             for head, place in zip(heads_of, places, strict=True):
                 with errors.report_disk_errors(place):
-                    write_rows(place, "tune", [_diverged(head, found, len(sample.chosen))])
+                    write_rows(place, "tune", [_make_diverged_row(head, found, len(sample.chosen))])
         if (seconds := time.perf_counter() - begun) > SILENT:
             what = f"{workdir.name}: {found.task}, {' '.join(filter(None, (method, preset_label(shared))))}"
             console.notice(f"{what} took {console.format_seconds(seconds)}")
@@ -142,6 +143,7 @@ def _tune_method(workdir: Path, training: Training, sample: Sample, method: str,
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
+    """Check the methods, the shares, the rates of wrong labels and the choices of settings."""
     for method, preset in methods.list_methods(config.tune):
         methods.choose_weights(method, preset, config.tune, views=config.extract.views)
         check_choices(config.tune.validation, {f"tune.{key}": config.tune[key] for key in methods.make_grid(method)})
@@ -149,7 +151,9 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     for key, words in (("shares", "above 0 and up to 1"), ("noises", "from 0 to 1")):
         values = config.tune[key]
         good = all(isinstance(x, (int, float)) and 0 <= x <= 1 and (x or key == "noises") for x in values)
-        if not good or not 0 < len(values) == len({f"{x:g}" for x in values}):  # as files of heads are called
+        if not good or not 0 < len(values) == len(
+            {f"{x:g}" for x in values}
+        ):  # distinct as they appear in the file names of heads
             raise UserError(f"tune.{key} must be a tuple of distinct shares {words}, got {values}",
                             f"give at least one, as in --config.tune.{key}='(1.0,)'")  # fmt: skip
     if config.tune.noise_kind not in ("symmetric", "pair"):
@@ -157,14 +161,14 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
 
 
 def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:
-    """The heads that the rows speak of, each of them, and which test rows they got right."""
+    """List the heads that the rows refer to, and the files of correct test rows."""
     rows = [row for row in rows if not row.spectrum_mode and row.metric != DIVERGED]
     saved = {head_path(workdir, vars(row)) for row in rows if row.method != "knn"}
     return saved | {correct_path(workdir, vars(row)) for row in rows}
 
 
 def _corrupt_labels(found: FeatureSet, chosen: np.ndarray, rate: float, config: ConfigDict) -> np.ndarray:
-    """The labels of the chosen rows, of which the share `rate` is wrong."""
+    """Return the labels of the chosen rows, int32 [N]. The share `rate` of them is wrong."""
     labels = found.train.labels[chosen]
     if not rate:
         return labels
@@ -181,7 +185,7 @@ def _keep(
     result: select.HeadResult,
     input_spectra: dict[tuple[int, str], np.ndarray],
 ) -> None:
-    """Score a head, and write it, what it gets right, and its rows, which come last: they say that all is there."""
+    """Score a head; save it, which test rows it gets right, and last its rows. Their presence marks it complete."""
     measured, correct = _measure_head(result, found, shared, input_spectra)
     write_correct(correct_path(workdir, shared | {"layer": found.layer}), correct)
     _save(result.head, found, workdir, shared)
@@ -189,12 +193,13 @@ def _keep(
         write_rows(place, "tune", measured)
 
 
-def _hyper(result: select.HeadResult) -> dict[str, float]:
-    """As rows have it: what was chosen, and whether it was without validation."""
+def _make_hyper(result: select.HeadResult) -> dict[str, float]:
+    """Return the chosen settings for the rows, and whether they were chosen without validation."""
     return result.hyper | ({UNVALIDATED: 1.0} if result.unvalidated else {})
 
 
-def _diverged(head: dict[str, Any], found: FeatureSet, n: int) -> Row:
+def _make_diverged_row(head: dict[str, Any], found: FeatureSet, n: int) -> Row:
+    """Return the row of a head that diverged on `n` training rows."""
     return Row(**head, n_train=n, split="train", domain="id", layer=found.layer, metric=DIVERGED, value=1.0)
 
 
@@ -204,18 +209,18 @@ def _measure_head(
     shared: dict[str, Any],
     input_spectra: dict[tuple[int, str], np.ndarray],
 ) -> tuple[list[Row], dict[str, np.ndarray]]:
-    """The scores of a head on every test, the spectrum of its Z there, and which rows of each test it gets right.
+    """Return the rows of a head's scores and of the spectrum of its Z, and which rows of each test are right.
 
     Args:
-        input_spectra: (training rows, test) -> the spectrum of the inputs. It is that of Z where a head has no MLP: so
-            it is computed for one such head, and kept there for the others.
+        input_spectra: (training rows, test) -> the spectrum of the inputs. Without an MLP, Z is the input, so all such
+            heads share this spectrum. The first of them computes it.
     """
     rows, correct = [], {}
     for test in found.tests:
         where = {"split": test.name, "domain": test.domain, "n_test": len(test.labels), "layer": found.layer}
         scorer = Scorer(len(found.classes), **test.scoring)
 
-        def transformed(test: Split = test, scorer: Scorer = scorer) -> Iterator[np.ndarray]:
+        def transform_blocks(test: Split = test, scorer: Scorer = scorer) -> Iterator[np.ndarray]:
             for features, labels in test.blocks():
                 Z, logits = result.outputs(features)
                 select.require_finite(shared["method"], logits)
@@ -225,9 +230,9 @@ def _measure_head(
         key = None if methods.find(shared["method"]).mlp else (result.n_train, test.name)
         if key in input_spectra:
             s = input_spectra[key]
-            collections.deque(transformed(), maxlen=0)
+            collections.deque(transform_blocks(), maxlen=0)
         else:
-            s = singular_values(transformed(), len(test.labels), test.features.dim, "paper")
+            s = singular_values(transform_blocks(), len(test.labels), test.features.dim, "paper")
         if key:
             input_spectra[key] = s
         correct[test.name] = scorer.correct
@@ -238,7 +243,7 @@ def _measure_head(
 
 
 def _save(head: Any, found: FeatureSet, workdir: Path, shared: dict[str, Any]) -> None:
-    """The head as a file that is called by all that tells heads of a run apart."""
+    """Save a head to a file whose name identifies it within the run."""
     if not isinstance(head, TunedHead):
         return
     keys = ("task", "method", "preset", "hyper", "n_train", "head_seed", "model", "views")
@@ -249,7 +254,7 @@ def _save(head: Any, found: FeatureSet, workdir: Path, shared: dict[str, Any]) -
 
 
 def _scale(state: Any, found: FeatureSet) -> Any:
-    """The state of a head that takes features as they are stored: their scale goes into that of the input."""
+    """Fold the scale of the features into the head's input scale, so that it takes features as stored."""
     if found.scale == 1:
         return state
     dim = found.train.features.dim

@@ -1,4 +1,4 @@
-"""Frozen image and text towers over the downstream tasks, without training anything -> rows."""
+"""Score the frozen image and text towers on the downstream tasks, without training -> rows."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +19,13 @@ from nml_jax.tasks.classification import check_tasks, choose_dataset_name, load_
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
-    """Classify every test split of every task by the names of its classes, and retrieve in the splits with captions.
+    """Classify every test split by its class names, and retrieve in the splits with captions.
 
     Returns:
         The digest of the rows.
 
     Raises:
-        UserError: no encoder, a damaged checkpoint, a missing dataset, or prompts that do not fit a task.
+        UserError: there is no encoder, a checkpoint is damaged, a dataset is missing, or prompts do not fit a task.
     """
     frozen = encoder.load(config, workdir, mesh)
     weights = config.extract.weights
@@ -38,7 +38,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
 
 
 def score_task(config: ConfigDict, frozen: encoder.Encoder, mesh: Mesh) -> Iterator[dict[str, Any]]:
-    """Every number, as the fields of its row."""
+    """Yield the fields of the row of every score."""
     tokenizer, model, batch = encoder.load_tokenizer(config), frozen.model, config.extract.batch
     weights = frozen.params, frozen.model_state
     for name in config.downstream.tasks:
@@ -63,12 +63,13 @@ def score_task(config: ConfigDict, frozen: encoder.Encoder, mesh: Mesh) -> Itera
 
 
 def load_retrieval_source(config: ConfigDict, split: str) -> Source:
-    """A split with captions, of the directory that the downstream tasks are in."""
+    """Load a split with captions from the directory of the downstream tasks."""
     path = config.downstream.path or config.data.path
     return sources.load("directory", path, split, captions=True)
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
+    """Check the batch, the tasks, the text tower and the splits to retrieve in."""
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
     check_tasks(config, data=data)
     cure = "leave it out of stages, or choose a model such as clip"

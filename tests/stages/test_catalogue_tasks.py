@@ -1,4 +1,4 @@
-"""Datasets of the catalogue through the stages: one of each kind, tiny, of TFDS's own schema."""
+"""Test the stages on datasets of the catalogue: one tiny set of each kind, in the schema of TFDS."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """A folder with the datasets and a run on them."""
+    """Return a folder with the datasets and a run on them."""
     root = tmp_path_factory.mktemp("runs")
     trained, partners = catalogue.TRAINED, catalogue.PARTNERS
     for entry, corruption in (
@@ -54,7 +54,7 @@ def test_heads_on_catalogue_sets(runs: Path):
 
 
 def test_heads_of_imagenet_on_tests_of_other_classes(runs: Path):
-    """The labels in a bank are those of the test classes; a head of 1000 classes is scored on them by the class map."""
+    """Test that a bank has the labels of the test, and that the class map scores a head of 1000 classes on them."""
     sets, others = runs / "sets", {c for (c,) in class_maps.load_ids("imagenet_a")}
     assert class_maps.load_ids("imagenet_a")[2] == (13,)
     assert 281 not in others
@@ -76,4 +76,4 @@ def test_heads_of_imagenet_on_tests_of_other_classes(runs: Path):
     assert {split for split, _ in found} == {"test", "imagenet_a", "imagenet_vid_robust"}
     assert {split for split, metric in found if metric in ("pm0", "pm10")} == {"imagenet_vid_robust"}
     assert 0 <= found["imagenet_vid_robust", "pm10"] <= found["imagenet_vid_robust", "pm0"] <= 1
-    assert found["imagenet_a", "accuracy"] == 1.0  # of the two classes of training it has but one
+    assert found["imagenet_a", "accuracy"] == 1.0  # it has only one of the two training classes

@@ -1,4 +1,4 @@
-"""What a run would cost: its size, by config or data, and the operations of its step."""
+"""Test the cost of a run: its size from config or data, and the operations of its step."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_what_is_expected_counts_only_while_the_data_are_not_there(tmp_path: Pat
     with config.unlocked():
         config.data.path, config.data.mixture, config.data.weights = str(tmp_path / "none"), (), ()
     assert find_sizes(config) == (15_388_848 + 12_423_374, 0)
-    assert "planned with data.expected=27812222" in capsys.readouterr().err
+    assert "planning with data.expected=27812222" in capsys.readouterr().err
     with config.unlocked():
         config.data.expected = None
     with pytest.raises(UserError, match="none"):
@@ -40,10 +40,10 @@ def test_the_count_of_operations_is_that_of_a_step_without_loops_or_recomputatio
              "model.text_heads": 2, "model.text_vocab": 300, "data.image_size": 32, "train.batch": 16,
              "train.micro_batches": 4, "objective.chunk": 2, "model.remat": True}
         )  # fmt: skip
-    counted = {name: count_flop(config, 100_000, 0, recomputed=name == "executed") for name in ("model", "executed")}
-    # The matrix products of the two towers, times 2, thrice: forward, and backward for weights and inputs.
+    flop = {name: count_flop(config, 100_000, 0, recomputed=name == "executed") for name in ("model", "executed")}
+    # Two operations for each product in the two towers; one forward pass, and backward passes for weights and inputs.
     tokens, texts, width = 16 * 5, 16 * 77, 64
     blocks = 2 * (12 * width**2 * (tokens + texts) + 2 * width * (tokens * 5 + texts * 77))
-    assert counted["model"] == pytest.approx(3 * 2 * blocks, rel=0.25)
-    # Blocks are computed again for the gradient of a block, the whole forward pass for that of a part of the batch.
-    assert 4 / 3 * 1.2 < counted["executed"] / counted["model"] < 4 / 3 * 1.4
+    assert flop["model"] == pytest.approx(3 * 2 * blocks, rel=0.25)
+    # Gradients of a block compute it again, and gradients of a micro-batch compute the forward pass again.
+    assert 4 / 3 * 1.2 < flop["executed"] / flop["model"] < 4 / 3 * 1.4

@@ -1,4 +1,4 @@
-"""What the stages features and tune refuse before anything runs, and heads that are no longer there."""
+"""Test which input the stages features and tune reject before anything runs, and heads that are missing."""
 
 import json
 import shutil
@@ -67,17 +67,17 @@ def files(tmp_path_factory) -> Path:
 def test_one_file_in_two_places(files: Path, tmp_path: Path, monkeypatch, train: str, test: str, ood: str):
     monkeypatch.chdir(files)
     named = {"features.train": train, "features.test": test, "features.ood": ood}
-    with pytest.raises(UserError, match=r"is the same as .*is no test") as e:
+    with pytest.raises(UserError, match=r"is the same as .*rows of its own") as e:
         launch(tmp_path / "w", **named)
     assert "\n" not in e.value.cause + e.value.cure
     assert not (tmp_path / "w").exists()
-    if test != "copy.npz":  # content is not looked at in a dry run
+    if test != "copy.npz":  # a dry run does not compare contents
         with pytest.raises(UserError, match="is the same as"):
             launch(tmp_path / "w", dry_run=True, **named)
 
 
 @pytest.mark.parametrize("where", ["train", "test"])
-def test_constant_features_are_told_by_the_name_of_their_file(files: Path, tmp_path: Path, where: str):
+def test_constant_features_are_reported_with_the_name_of_their_file(files: Path, tmp_path: Path, where: str):
     np.savez(tmp_path / "ones.npz", features=np.ones((60, D)), labels=blobs(60, 1)[1])
     named = {f"features.{key}": str(files / f"{key}.npz") for key in ("train", "test")}
     with pytest.raises(UserError, match=r"ones\.npz: every feature is constant"):

@@ -1,4 +1,4 @@
-"""Features from files: what a run makes of them, what it leaves, what it refuses."""
+"""Test features from files: what a run does with them, what it writes, which files it rejects."""
 
 import json
 import subprocess
@@ -62,8 +62,8 @@ def run(files: Path, tmp_path_factory) -> Path:
     return launch(workdir, **named)
 
 
-def test_the_config_answers_from_three_files(files: Path, tmp_path: Path, capsys, monkeypatch):
-    """All its stages; of its five methods and seeds the quickest two and three. The diagnosis trains NMTune, too."""
+def test_the_config_runs_on_three_files(files: Path, tmp_path: Path, capsys, monkeypatch):
+    """Run all its stages, with the two quickest of its methods and three seeds. The diagnosis also trains NMTune."""
     opened: Counter[str] = Counter()
 
     def count(spec: str, **how):
@@ -86,8 +86,10 @@ def test_the_config_answers_from_three_files(files: Path, tmp_path: Path, capsys
     assert "python -m nml_jax.predict" in said.out
     assert said.err.count("diagnose finished") == 3
     found = [json.loads((tmp_path / "w" / f"seed={seed}" / "diagnosis.json").read_text()) for seed in range(3)]
-    assert found[0] == found[1] == found[2]  # of one file, and once
-    assert opened == {str(files / f"{name}.npz"): 1 for name in ("train", "test", "far")}  # for all stages and seeds
+    assert found[0] == found[1] == found[2]  # one file, diagnosed once
+    assert opened == {
+        str(files / f"{name}.npz"): 1 for name in ("train", "test", "far")
+    }  # once for all stages and seeds
     text = (tmp_path / "w" / "report.html").read_text()
     for words in ("every method chooses among 3 settings", found[0][0]["verdict"], "Macro-F1 and mean per class, with"):
         assert words in text
@@ -101,17 +103,17 @@ def test_a_run_leaves_rows_of_every_split(run: Path):
     scores = {(row.method, row.preset, row.split): row.value for row in rows if row.metric == "accuracy"}
     heads = {("lbfgs", None), ("linear", None), ("nmtune", "paper")}
     assert set(scores) == {(*head, split) for head in heads for split in ("test", "far")}
-    assert min(scores.values()) > 0.8  # blobs eight deviations apart
+    assert min(scores.values()) > 0.8  # the blobs are eight deviations apart
     assert {row.n_test for row in rows if row.split == "far" and row.stage == "tune"} == {45}
     assert {row.n_train for row in rows if row.stage == "tune"} == {90}
-    assert {row.noise_realised for row in rows} == {None}  # nobody knows
+    assert {row.noise_realised for row in rows} == {None}  # unknown
     assert {row.model for row in rows} == {"black box"}
     read = json.loads((run / "features.json").read_text())
     assert read["classes"] == list(CLASSES)
     assert [split["per_class"] for split in read["splits"]] == [[30, 30, 30], [20, 20, 20], [15, 15, 15]]
 
 
-def test_the_spectrum_on_record_is_that_of_the_file(run: Path, files: Path):
+def test_the_recorded_spectrum_is_that_of_the_file(run: Path, files: Path):
     s = np.linalg.svd(np.load(files / "far.npz")["features"].astype(np.float64), compute_uv=False)
     p = s / s.sum()
     wanted = ("features", "sve", "far", "paper")
@@ -145,7 +147,7 @@ def test_predict_on_the_command_line(run: Path, files: Path, tmp_path: Path, cap
     assert f"{100 * scores['nmtune', 'far']:.2f} %" in capsys.readouterr().err
 
 
-def test_predict_needs_no_labels_and_refuses_another_width(run: Path, tmp_path: Path, capsys):
+def test_predict_needs_no_labels_and_rejects_another_width(run: Path, tmp_path: Path, capsys):
     head = run / "heads" / "features" / "linear,seed=0.safetensors"
     for width, code in ((D, 0), (D + 1, 2)):
         np.save(tmp_path / f"{width}.npy", np.zeros((3, width), np.float32))
@@ -178,12 +180,12 @@ def test_without_a_test_file_a_part_of_the_training_file_is_held_out(files: Path
 def test_a_file_larger_than_its_share_of_memory_is_streamed(
     run: Path, files: Path, tmp_path: Path, monkeypatch, share: float, solved: int
 ):
-    """In shards of a half of what memory holds; the same statistics, another order, and about the same scores."""
+    """Test shards of half of what memory holds: the statistics are equal, the scores similar, the order differs."""
     monkeypatch.setattr(feature_sets, "read_memory_limit", lambda: 10 * 64 * 4 * D)
     named = {"features.train": str(files / "train.npz"), "features.test": str(files / "test.npz")}
     cell = launch(tmp_path / "w", **named, **{"features.memory": share})
     rows = {row.method: row for row in read_rows(cell) if row.metric == "accuracy"}
-    assert rows["lbfgs"].n_train == solved  # a quarter of the rows that the share holds: it takes eight times as much
+    assert rows["lbfgs"].n_train == solved  # a quarter of the rows that fit, because it needs more memory
     assert rows["nmtune"].n_train == rows["linear"].n_train == 90
     assert min(row.value for row in rows.values()) > 0.8
     whole = head_file.load(run / "heads" / "features" / "linear,seed=0.safetensors").state["input"]
@@ -221,7 +223,7 @@ def test_a_table_may_have_its_columns_in_any_order(tmp_path: Path):
 
 
 def test_a_gallery_of_one_row_per_class(tmp_path: Path, capsys):
-    """Nothing can be held out to choose by: the middle of each grid, no verdict, and the report says why."""
+    """Test that without rows to hold out, the middle of each grid is taken, and that the report says so."""
     rng = np.random.default_rng(0)
     for name, n in (("train", 6), ("test", 24)):
         y = np.arange(n) % 6
@@ -262,7 +264,7 @@ def test_a_method_that_diverges_is_left_out_and_the_others_go_on(files: Path, tm
         launch(tmp_path / "v", **named | {"tune.methods": ("mlp",)})
 
 
-def test_what_is_finished_of_an_interrupted_stage_is_not_done_again(files: Path, tmp_path: Path, monkeypatch):
+def test_an_interrupted_stage_keeps_what_is_finished(files: Path, tmp_path: Path, monkeypatch):
     named = {"features.train": str(files / "train.npz"), "features.test": str(files / "test.npz"),
              "tune.methods": ("ridge", "lbfgs")}  # fmt: skip
     whole = launch(tmp_path / "whole", **named)
@@ -284,7 +286,7 @@ def test_what_is_finished_of_an_interrupted_stage_is_not_done_again(files: Path,
 
 
 def test_the_report_names_the_head_and_the_command_that_applies_it(run: Path, files: Path, tmp_path: Path, capsys):
-    main.launch(_reporting(files), run.parent, pinned={"seed": 0})
+    main.launch(_make_reporting_config(files), run.parent, pinned={"seed": 0})
     said = capsys.readouterr().out
     path = run / "heads" / "features" / "lbfgs,seed=0.safetensors"
     command = f"python -m nml_jax.predict {path}"
@@ -293,7 +295,7 @@ def test_the_report_names_the_head_and_the_command_that_applies_it(run: Path, fi
     assert predict.main([str(path), str(files / "far.npz"), "--out", str(tmp_path / "out.csv")]) == 0
 
 
-def _reporting(files: Path) -> ConfigDict:
+def _make_reporting_config(files: Path) -> ConfigDict:
     config = experiment.get_config()
     named = {f"features.{key}": str(files / f"{name}.npz") for key, name in
              (("train", "train"), ("test", "test"), ("ood", "far"))}  # fmt: skip
@@ -321,11 +323,11 @@ def test_views_shares_and_noise(files: Path, tmp_path: Path):
     assert names == {f"nmtune,code{share}{noise},seed=0.safetensors" for share in ("", ",share=0.5")
                      for noise in ("", ",noise=0.3")}  # fmt: skip
     head = head_file.load(cell / "heads" / "features" / "nmtune,code,seed=0.safetensors")
-    assert head.classes == CLASSES  # by name, though labels are numbers
+    assert head.classes == CLASSES  # names, although the labels are numbers
 
 
 def test_labels_typed_file_by_file_and_other_names_of_splits(tmp_path: Path):
-    """A test file of a table may lack the one word that makes the training file's labels text."""
+    """Test a table that lacks the one word that makes the labels of the training file text."""
     features, labels = blobs(90, 0)
     codes = np.searchsorted(CLASSES, labels)
     words = np.where(codes == 2, "other", codes.astype(str))
@@ -335,7 +337,7 @@ def test_labels_typed_file_by_file_and_other_names_of_splits(tmp_path: Path):
     cell = launch(tmp_path / "w", **files, **{"tune.methods": ("lbfgs",)})
     (row,) = [row for row in read_rows(cell) if row.metric == "accuracy"]
     assert row.value > 0.9
-    assert row.split != "mean"  # which is the name of an average
+    assert row.split != "mean"  # that name belongs to the average
 
 
 def test_a_scale_is_part_of_the_saved_head(tmp_path: Path, capsys):
@@ -353,10 +355,10 @@ def test_a_scale_is_part_of_the_saved_head(tmp_path: Path, capsys):
         assert row.value > 0.9
         capsys.readouterr()
         assert predict.main([str(cell / "heads" / "features" / "lbfgs,seed=0.safetensors"), str(path)]) == 0
-        assert f"{100 * row.value:.2f} %" in capsys.readouterr().err  # by name: its labels are numbers, classes words
+        assert f"{100 * row.value:.2f} %" in capsys.readouterr().err  # labels are numbers, classes are names
 
 
-def saved(folder: Path, **arrays) -> str:
+def save_arrays(folder: Path, **arrays) -> str:
     np.savez(folder / "made.npz", **arrays)
     return str(folder / "made.npz")
 
@@ -374,7 +376,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_files(case: str, files: Path, tmp_path: Path):
     make, cause = BAD[case]
-    made = saved(tmp_path, **make(*blobs(90, 0)))
+    made = save_arrays(tmp_path, **make(*blobs(90, 0)))
     with pytest.raises(UserError, match=cause) as e:
         launch(tmp_path / "w", **{"features.train": made, "features.test": str(files / "test.npz")})
     assert "\n" not in e.value.cause + e.value.cure
@@ -382,7 +384,7 @@ def test_bad_files(case: str, files: Path, tmp_path: Path):
 
 def test_classes_that_training_never_saw(files: Path, tmp_path: Path):
     features, labels = blobs(90, 0)
-    known = saved(tmp_path, features=features[labels != "cat"], labels=labels[labels != "cat"])
+    known = save_arrays(tmp_path, features=features[labels != "cat"], labels=labels[labels != "cat"])
     with pytest.raises(UserError, match="20 of 60 rows have classes that training never saw: 'cat'"):
         launch(tmp_path / "w", **{"features.train": known, "features.test": str(files / "test.npz")})
 
@@ -391,7 +393,7 @@ def test_constant_features_and_a_class_with_one_row_are_no_mistake(tmp_path: Pat
     features, labels = blobs(90, 0)
     features[:, 3] = 1e6
     labels[0] = "dodo"
-    made = saved(tmp_path, features=features, labels=labels)
+    made = save_arrays(tmp_path, features=features, labels=labels)
     cell = launch(tmp_path / "w", **{"features.train": made})
     assert all(np.isfinite(row.value) for row in read_rows(cell))
     assert {row.value > 0.8 for row in read_rows(cell) if row.metric == "accuracy"} == {True}

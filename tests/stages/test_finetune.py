@@ -1,4 +1,4 @@
-"""The stage finetune: what it writes, that its results are ordinary checkpoints, how it goes on after a stop."""
+"""Test the stage finetune: what it writes, that its results are ordinary checkpoints, how it continues."""
 
 import json
 import math
@@ -37,7 +37,7 @@ CLIP = {"model.name": "clip", "model.tower": "vit_ti", "model.patch": 4, "model.
 
 @pytest.fixture(scope="module", autouse=True)
 def two_devices():
-    """A mesh of two devices: as much as it takes to have several, and no more to compile."""
+    """Use a mesh of two devices, which compiles faster than eight."""
     mesh = mesh_of(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "make_mesh", lambda *_: mesh)
@@ -46,7 +46,7 @@ def two_devices():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """The folder of an experiment with one finished run. Copy it before changing it."""
+    """Return the folder of an experiment with one finished run. Copy it before changing it."""
     workdir = tmp_path_factory.mktemp("tuned") / "digits"
     digits_experiment.launch(workdir, **TUNING)
     return workdir
@@ -57,7 +57,7 @@ def setting(method: str, terms: str = "none") -> str:
 
 
 def values(rows: list[Row], **where) -> dict:
-    """(split, metric, share of the tuned weights) -> value of the rows with these fields."""
+    """Map (split, metric, share of the tuned weights) to the values of rows with these fields."""
     return {
         (row.split, row.metric, row.wise_alpha): row.value
         for row in rows
@@ -104,7 +104,7 @@ def test_the_result_is_an_ordinary_checkpoint(finished: Path, method: str):
         for parts in ((("conv1", "kernel"), ("conv2", "kernel")), (("bn1", "scale"), ("bn1", "bias")))
     )  # fmt: skip
     assert conv == [False, False]
-    assert norm == [method == "lora"] * 2  # no target: the base is frozen
+    assert norm == [method == "lora"] * 2  # not a target, so it is frozen
     (test,) = [test for test in load_task("digits", digits_experiment.config()).tests if test.split == "test"]
     images = np.stack([np.asarray(test.source[i]["image"]) for i in range(len(test.source))])
     images = np.broadcast_to(images.reshape(*images.shape[:3], -1), (*images.shape[:3], 3))
@@ -124,11 +124,11 @@ def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, 
     assert finetune.STAGE.intact(run)
     whole, trained, train = values(read_rows(run)), [], finetune_search.train
 
-    def counted(setup, method, terms, *rest):
+    def count(setup, method, terms, *rest):
         trained.append((method, terms))
         return train(setup, method, terms, *rest)
 
-    monkeypatch.setattr(finetune_search, "train", counted)
+    monkeypatch.setattr(finetune_search, "train", count)
     (lora,) = [row for row in read_rows(run) if (row.method, row.preset, row.split, row.metric, row.wise_alpha) ==
                ("lora", None, "test", "accuracy", None)]  # fmt: skip
     for gone in (run / setting("lora") / "checkpoints", correct_path(run, vars(lora))):
@@ -157,11 +157,11 @@ def test_which_test_rows_are_right_is_on_record(finished: Path):
 
 
 def test_stopped_and_started_again_gives_the_same_rows(finished: Path, tmp_path: Path, monkeypatch):
-    """SIGTERM in the middle of the second setting; the first is not trained again."""
+    """Stop in the middle of the second setting, and check that the first is not trained again."""
     run = Path(shutil.copytree(finished, tmp_path / "digits")) / CELL
     whole = values(read_rows(run))
     record = json.loads((run / "run.json").read_text())
-    output = record["stages"]["finetune"].pop("output")  # as if it had never finished
+    output = record["stages"]["finetune"].pop("output")  # as if it had not finished
     (run / "run.json").write_text(json.dumps(record))
     write_rows(run, "finetune", [])
     for name in (setting("lora", "paper"), setting("full"), setting("full", "paper")):
@@ -221,13 +221,13 @@ def test_the_rate_is_that_of_highest_accuracy_on_held_out_rows(tmp_path: Path, m
     assert calls == [(lr, kept, f"{name}/search/lr={lr:g}") for lr in found] + [(0.3, n, name)]
     calls.clear()
     finetune_search.choose_and_train(here, "full", "none", (0.1,), FRESH)
-    assert calls == [(0.1, n, name)]  # nothing to choose
+    assert calls == [(0.1, n, name)]  # there is nothing to choose
     monkeypatch.setattr(finetune_search, "validate", lambda *_: (0.0, math.inf))
     with pytest.raises(UserError, match="diverged at every rate"):
         finetune_search.choose_and_train(here, "full", "none", (0.1, 0.2), FRESH)
 
 
-def test_a_trial_that_diverges_is_out_of_the_question(capsys):
+def test_a_trial_that_diverges_is_left_out(capsys):
     def trial():
         raise NonFinite("train/loss is nan at step 3")
 
@@ -263,7 +263,7 @@ def test_zero_shot_weights_are_the_scaled_descriptions_of_the_classes(tmp_path: 
         (CLIP | {"zeroshot.class_names": "nowhere.json"}, "nowhere.json"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_run(overrides, cause: str):
+def test_mistakes_are_reported_before_anything_runs(overrides, cause: str):
     config = next(
         iter(
             settings.expand_sweep(

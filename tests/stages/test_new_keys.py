@@ -1,4 +1,4 @@
-"""A key that a stored config lacks has its default: runs made before it existed are skipped, claimed and loaded."""
+"""Test that a key missing in a stored config has its default, so that older runs are skipped, claimed and loaded."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ STAGES = ("pretrain", "extract", "tune")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """The folder of an experiment with one finished run, made before there was any of the keys below."""
+    """Return the folder of an experiment with one finished run, older than the keys below."""
     workdir = tmp_path_factory.mktemp("finished") / "digits"
     launch(workdir)
     return workdir
@@ -38,7 +38,7 @@ def workdir(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def add_keys(monkeypatch) -> Callable[[], None]:
-    """Adds a key to a section, a section, and a key at the top, as a later version of configs/common.py has them."""
+    """Add a key to a section, a section, and a key at the top, as a later version of configs/common.py would."""
     before = common.get_config
 
     def get_config() -> ConfigDict:
@@ -56,7 +56,7 @@ def add_keys(monkeypatch) -> Callable[[], None]:
 
 
 def hash_inputs(folder: Path) -> None:
-    """Turn a record into one of the version that wrote a hash of each stage's inputs, over all keys of its time."""
+    """Turn a record into one of the older version, which wrote a hash of each stage's inputs."""
     record, config = read_record(folder), read_config(folder)
     for name, own in record["stages"].items():
         stage = runner.find_stage(name)
@@ -116,7 +116,7 @@ def test_another_value_than_the_default_runs_its_stages_again(
 
 
 def test_a_default_that_changes_is_another_value(workdir: Path, monkeypatch):
-    """Only what a config lacks has the default of today; what it has counts, default of its day or not."""
+    """Test that only missing keys take today's default. Keys that exist keep their value."""
     cell = settings.expand_sweep(digits_experiment.config(), {"noise": 0.3, "seed": 0})[CELL]
     later = settings.fill_defaults({})
     later["tune"]["alphas"] = [5.0]
@@ -128,7 +128,7 @@ def test_a_default_that_changes_is_another_value(workdir: Path, monkeypatch):
 
 
 def test_an_axis_of_the_folder_is_no_key_that_it_lacks(workdir: Path):
-    """Of a swept key the folder's record has no value; that is a difference to a config that does not sweep it."""
+    """Test that a swept key, which has no value in the folder's record, differs from one that is not swept."""
     path = workdir / "experiment.json"
     shared = json.loads(path.read_text())
     del shared["config"]["optimizer.b2"]

@@ -1,4 +1,4 @@
-"""A stage as a value: what it needs to count as done, and what it removes."""
+"""Test a stage as a value: what it needs to count as done, and what it removes."""
 
 import dataclasses
 from pathlib import Path
@@ -23,7 +23,7 @@ def test_each_stage_of_the_table_is_called_as_the_table_says():
         assert set(stage.upstream) <= set(runner.STAGES[: runner.STAGES.index(name)])
 
 
-def test_what_a_stage_leaves_is_all_needed_unless_its_rows_say_what(tmp_path: Path):
+def test_what_a_stage_leaves_is_all_needed_unless_its_rows_decide(tmp_path: Path):
     stage = dataclasses.replace(runner.find_stage("diagnose"), outputs=Outputs(("a.json", "b")))
     (tmp_path / "a.json").write_text("")
     assert not stage.intact(tmp_path)

@@ -265,13 +265,13 @@ def test_a_mixture_with_weights(data: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "cause", "cure"),
     [
-        ({"noise_kind": "symmetric"}, "noise_kind=symmetric is not for objective.name=clip", "caption_swap"),
+        ({"noise_kind": "symmetric"}, "noise_kind=symmetric does not fit objective.name=clip", "caption_swap"),
         ({"objective.name": "supervised", "noise_kind": "symmetric"}, "has no head", "objective.name=clip"),
         ({"model.name": "resnet18"}, "needs a text tower", "clip"),
         ({"model.text_vocab": 1000}, "258", "--config.model.text_vocab=258"),
         ({"model.text_context": 2}, "text_context must be at least 3", "start and end"),
         ({"data.tokenizer": "/nowhere.json"}, "/nowhere.json", ""),
-        ({"runtime.evaluators": ("retrieva",)}, "no 'retrieva'", "spectrum, zeroshot"),
+        ({"runtime.evaluators": ("retrieva",)}, "unknown evaluator 'retrieva'", "spectrum, zeroshot"),
         ({"objective.name": "siglip"}, "logit_bias", "model.logit_bias"),
         ({"objective.chunk": -1}, "objective.chunk=-1", "0"),
         ({"train.micro_batches": 3}, "train.micro_batches=3 does not divide", "divisor"),
