@@ -1,4 +1,4 @@
-"""Rows and metrics files."""
+"""Test rows and metrics files."""
 
 import dataclasses
 import errno
@@ -37,7 +37,7 @@ def test_rows_come_back_and_stages_replace_their_own(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["{", '{"run": 1}', '{"colour": "red"}', "[]"])
-def test_a_line_that_is_no_row_is_named(tmp_path, line: str):
+def test_a_line_that_is_not_a_row_is_named(tmp_path, line: str):
     write_rows(tmp_path, "tune", [row()])
     with (tmp_path / "rows.jsonl").open("a") as f:
         f.write(line + "\n")
@@ -126,7 +126,7 @@ def test_without_a_terminal_the_progress_line_is_printed_once_a_minute(tmp_path,
         now += 25.0
     assert shown == [1, 0, 0, 1, 0, 0, 1]
     writer.close()
-    assert capsys.readouterr().err == "", "the last line stands there already"
+    assert capsys.readouterr().err == "", "the last line is already printed"
 
 
 def test_the_last_progress_line_is_printed_at_the_end(tmp_path, capsys):
