@@ -97,7 +97,7 @@ def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, n
     if not (0 < share < 1 and held.any()):
         raise UserError(
             f"nothing can be held out: tune.validation={share}, {counts.max()} row(s) in the largest class",
-            "set tune.validation above 0 and give more rows, or give only one value of tune.lrs and of tune.weight_decays",
+            "set tune.validation above 0 and give more rows, or give one value each of tune.lrs and tune.weight_decays",
         )
     kept = [r[k:] for r, k in zip(rows, held, strict=True)]
     return np.concatenate(kept), np.concatenate([r[:k] for r, k in zip(rows, held, strict=True)])

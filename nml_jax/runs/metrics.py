@@ -67,7 +67,7 @@ class Metrics:
                 self.files[name] = path.open("a", encoding="utf-8")
             self.events = _Events(workdir / "tensorboard", purge=step + 1 if step else 0)
 
-    def waiting(self, seconds: float) -> None:
+    def add_wait(self, seconds: float) -> None:
         """Add seconds in which the device was idle because the next batch was not ready."""
         self.waited += seconds
 
@@ -79,7 +79,7 @@ class Metrics:
         self._append("metrics", [line])
         self.events.add(step, values)
 
-    def samples(self, ids: Mapping[int, Any]) -> None:
+    def write_samples(self, ids: Mapping[int, Any]) -> None:
         """Write the samples of each step, step -> ids or a digest of them, as lines {"step", "ids"}."""
         if self.active:
             self._append("samples", [{"step": step, "ids": shown} for step, shown in ids.items()])
