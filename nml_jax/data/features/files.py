@@ -188,29 +188,31 @@ def open_features(
         raise UserError(f"scale is {scale}", "give the factor from stored values to real ones; 1 keeps them")
     with read_errors(path):
         if suffix in (".csv", ".tsv", ".parquet"):
-            found = open_table(path, label, columns, labelled, wanted if not columns else ())
-            used = f"label {found.label!r}, " if found.label else "no label, "
-            _notify_once(f"{path}: {used}features {list_names(found.columns)}; left out: {list_names(found.left_out)}")
+            content = open_table(path, label, columns, labelled, wanted if not columns else ())
+            used = f"label {content.label!r}, " if content.label else "no label, "
+            _notify_once(
+                f"{path}: {used}features {list_names(content.columns)}; left out: {list_names(content.left_out)}"
+            )
         else:
-            found = open_arrays(paths, label, columns, labelled)
-        labels = keep_valid_labels(paths[-1], lambda: check_labels(found.labels, paths[-1]), NO_LABELS, labelled)
-    shape = found.shape if len(found.shape) == 3 else (*found.shape[:1], 1, *found.shape[1:])
+            content = open_arrays(paths, label, columns, labelled)
+        labels = keep_valid_labels(paths[-1], lambda: check_labels(content.labels, paths[-1]), NO_LABELS, labelled)
+    shape = content.shape if len(content.shape) == 3 else (*content.shape[:1], 1, *content.shape[1:])
     if len(shape) != 3 or 0 in shape[1:]:
         raise UserError(
-            f"{path}: the features have shape {list(found.shape)}",
+            f"{path}: the features have shape {list(content.shape)}",
             "give them as [rows, features], or as [rows, views, features]",
         )
     if shape[0] == 0:
         raise UserError(f"{path} has no rows", "write it again where the features were made")
-    if found.dtype.kind not in "fiub" and found.dtype != ml_dtypes.bfloat16:
+    if content.dtype.kind not in "fiub" and content.dtype != ml_dtypes.bfloat16:
         raise UserError(
-            f"{path}: the features have dtype {found.dtype}, not real numbers",
+            f"{path}: the features have dtype {content.dtype}, not real numbers",
             "save them as float32; bfloat16 works only in .safetensors",
         )
     if labelled or len(labels):
         labels = keep_valid_labels(path, lambda: _check_count(labels, shape[0], spec), NO_LABELS, labelled)
-    names = found.label, found.columns, found.left_out, found.class_names
-    return Features(spec, path, labels, shape, found.dtype, scale, *names, tuple(paths), found.store)
+    names = content.label, content.columns, content.left_out, content.class_names
+    return Features(spec, path, labels, shape, content.dtype, scale, *names, tuple(paths), content.store)
 
 
 def _check_count(labels: np.ndarray, rows: int, spec: str) -> np.ndarray:
@@ -265,13 +267,13 @@ def find_classes(labels: np.ndarray, what: str = "training") -> np.ndarray:
     Raises:
         UserError: there is only one.
     """
-    found = np.unique(labels)
-    if len(found) < 2:
+    classes = np.unique(labels)
+    if len(classes) < 2:
         raise UserError(
-            f"{what}: all {len(labels)} labels are {', '.join(map(repr, found.tolist())) or 'missing'}",
+            f"{what}: all {len(labels)} labels are {', '.join(map(repr, classes.tolist())) or 'missing'}",
             "give data of at least two classes",
         )
-    return found
+    return classes
 
 
 def encode(labels: np.ndarray, classes: np.ndarray, what: str) -> np.ndarray:

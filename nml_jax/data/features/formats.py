@@ -60,8 +60,8 @@ def read_errors(path: Path) -> Iterator[None]:
         *(OSError, ValueError, EOFError, RuntimeError),
         *(zipfile.BadZipFile, zlib.error, SafetensorError, pa.ArrowException),
     ) as e:
-        said = (str(e).splitlines() or [type(e).__name__])[0]
-        raise UserError(f"cannot read {path}: {said}", "repair the file, or write it again") from e
+        message = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UserError(f"cannot read {path}: {message}", "repair the file, or write it again") from e
 
 
 def check_labels(labels: np.ndarray, path: Path) -> np.ndarray:
@@ -109,16 +109,16 @@ def choose_label(path: Path, names: Iterable[str], label: str, labelled: bool) -
             it. In the last case, if none is needed, a line is logged and None returned.
     """
     names = list(names)
-    found = [name for name in ([label] if label else LABELS) if name in names]
-    if len(found) > 1:
-        return keep_valid_labels(path, lambda: raise_several_labels(path, found), None, labelled)
-    if not found and (labelled or label):
+    matches = [name for name in ([label] if label else LABELS) if name in names]
+    if len(matches) > 1:
+        return keep_valid_labels(path, lambda: raise_several_labels(path, matches), None, labelled)
+    if not matches and (labelled or label):
         has = f"has no {label!r}" if label else f"has none of {', '.join(LABELS)}"
         cure = "name its labels with label=NAME (--config.features.label=NAME)"
         if path.suffix.lower() in (".csv", ".tsv"):
             cure += "; the first line must name the columns"
         raise UserError(f"{path} {has}; it has {list_names(names)}", cure)
-    return found[0] if found else None
+    return matches[0] if matches else None
 
 
 def raise_several_labels(path: Path, names: list[str]) -> NoReturn:

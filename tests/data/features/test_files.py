@@ -228,8 +228,8 @@ def test_no_column_of_a_table_vanishes(tmp_path: Path, capsys: pytest.CaptureFix
     found = table(path, "id,x,empty,day,y\n7,1,,2020-01-02,0\n8,2,,2020-01-03,1\n")
     assert (found.label, found.columns, found.left_out) == ("y", ("x",), ("id", "empty", "day"))
     open_features(str(path))
-    told = f"{path}: label 'y', features 'x'; left out: 'id', 'empty', 'day'\n"
-    assert capsys.readouterr().err.count(told) == 1
+    notice = f"{path}: label 'y', features 'x'; left out: 'id', 'empty', 'day'\n"
+    assert capsys.readouterr().err.count(notice) == 1
 
 
 def test_words_beside_a_label_that_was_not_named(tmp_path: Path):
