@@ -86,7 +86,7 @@ def test_a_file_appears_whole_or_not_at_all(head: Path, tmp_path: Path, capsys, 
     out.parent.mkdir()
     out.write_text("before")
     assert predict.main([str(head), str(data), "--out", str(out)]) == 2
-    assert "1 of 16 rows read together, of 50 in the file, hold" in capsys.readouterr().err
+    assert "1 of 16 rows in this block (of 50 in the file) hold" in capsys.readouterr().err
     assert [path.read_text() for path in out.parent.iterdir()] == ["before"]
     np.save(data, X)
     assert predict.main([str(head), str(data), "--out", str(out)]) == 0

@@ -1,4 +1,4 @@
-"""Stratified draws: the same share, or the same number, of every class."""
+"""Draw the same share, or the same number, of records of every class."""
 
 from typing import Any
 
@@ -9,16 +9,18 @@ from nml_jax.errors import UserError
 
 
 def split_validation(source: Source, share: float, seed: int = 0) -> tuple[Source, Source]:
-    """(train, validation): the same share of every class is held out, by largest remainder, and never all of one.
+    """Split a source into (train, validation), stratified by class with the largest-remainder method.
 
-    Without labels all records are of one class. Both keep the source order; ids count from 0 in each. Depends on the
-    labels, `share` and `seed` alone.
+    Every class keeps a training record. Without labels all records count as one class. Both parts keep the source
+    order and number their ids from 0. The split depends only on labels, `share` and `seed`.
 
     Raises:
         UserError: share is outside [0, 1), or above 0 and too small for a single record.
     """
     if not 0 <= share < 1:
-        raise UserError(f"a validation share of {share}", "give a number from 0 up to, not including, 1")
+        raise UserError(
+            f"a validation share of {share} is out of range", "give a number from 0 up to, but not including, 1"
+        )
     labels = source.labels if len(source.labels) else np.zeros(len(source), np.int32)
     counts = np.bincount(labels, minlength=source.num_classes)
     quota = counts * share
@@ -27,7 +29,9 @@ def split_validation(source: Source, share: float, seed: int = 0) -> tuple[Sourc
     held[np.argsort(held - quota, kind="stable")[:rest]] += 1
     held = np.minimum(held, np.maximum(counts - 1, 0))
     if share and not held.any():
-        raise UserError(f"a validation share of {share} of {len(source)} records is none", "give a larger share")
+        raise UserError(
+            f"a validation share of {share} of {len(source)} records is less than one record", "give a larger share"
+        )
     draw = np.random.Philox(key=seed).random_raw(len(source))  # the raw stream: stable over NumPy versions
     out = rank_in_class(labels, draw) < held[labels]
     return Subset(source, np.flatnonzero(~out)), Subset(source, np.flatnonzero(out))
@@ -37,12 +41,12 @@ DOMAIN = 0x736861726573  # sets these draws apart from others of the same seed
 
 
 def draw_stratified(labels: Any, share: float, seed: int = 0) -> np.ndarray:
-    """The rows of a share of the records: as near as can be the same share of every class, and never none of one.
+    """Draw a share of the records, as nearly as possible the same share of every class and at least one of each.
 
-    All records are put in one order that depends on (labels, seed) alone: first one of each class, then the record of
-    rank r (from 0) of a class of n by (r + 1/2)/n, which is rounding to the nearest in every class at once (Webster's
-    method). A share is the beginning of that order, so a smaller share lies within every larger one; the largest
-    remainder, class by class, would not be nested.
+    All records are put in one order that depends only on (labels, seed). First comes one record of each class. Then
+    the record of rank r (from 0) in a class of n is sorted by (r + 1/2)/n, which rounds to nearest in every class
+    (Webster's method). A share is the beginning of that order, so a smaller share lies within every larger one. Shares
+    drawn by largest remainder would not be nested.
 
     Args:
         labels: int [N].
@@ -55,7 +59,7 @@ def draw_stratified(labels: Any, share: float, seed: int = 0) -> np.ndarray:
         UserError: the share is outside (0, 1].
     """
     if not 0 < share <= 1:
-        raise UserError(f"a training share of {share}", "give a number above 0, up to 1")
+        raise UserError(f"a training share of {share} is out of range", "give a number above 0, up to 1")
     labels = np.asarray(labels)
     n = len(labels)
     draw = np.random.Philox(key=np.array([seed, DOMAIN], np.uint64)).random_raw(n)  # stable over NumPy versions
@@ -67,15 +71,15 @@ def draw_stratified(labels: Any, share: float, seed: int = 0) -> np.ndarray:
 
 
 def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split rows at random, class by class: round(share·N) are held out, at least one, but never all of a class.
+    """Hold out round(share·N) rows at random, at least one, stratified by class.
 
-    Each class gives by the largest remainder of share·(its count), and keeps one. Which of equal remainders give is
-    drawn, too: else the first classes alone would be tested where rows are few.
+    Each class gives rows by the largest remainder of share·(its count) and keeps at least one. Ties between remainders
+    are broken at random, or else only the first classes would be tested if rows are few.
 
     Args:
         labels: int [N].
         share: in (0, 1).
-        seed: of the draw.
+        seed: seed of the draw.
 
     Returns:
         Rows to train on and rows held out, int64.
@@ -93,19 +97,19 @@ def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, n
     if not (0 < share < 1 and held.any()):
         raise UserError(
             f"nothing can be held out: tune.validation={share}, {counts.max()} row(s) in the largest class",
-            "set tune.validation above 0 and give more rows; or one value each of tune.lrs and tune.weight_decays",
+            "set tune.validation above 0 and give more rows, or give one value each of tune.lrs and tune.weight_decays",
         )
     kept = [r[k:] for r, k in zip(rows, held, strict=True)]
     return np.concatenate(kept), np.concatenate([r[:k] for r, k in zip(rows, held, strict=True)])
 
 
 def draw_per_class(labels: np.ndarray, each: int, seed: int) -> np.ndarray:
-    """bool [N]: `each` rows of every class, drawn at random, or all that it has."""
+    """Draw `each` rows of every class at random, or all if it has fewer; bool [N]."""
     return rank_in_class(labels, np.argsort(np.random.default_rng(seed).permutation(len(labels)))) < each
 
 
 def rank_in_class(classes: np.ndarray, draw: np.ndarray) -> np.ndarray:
-    """The rank, from 0, of every record within its class [N], int64 [N]; in the order of `draw` [N]."""
+    """Return the rank from 0 of every record within its class, in the order of `draw` [N]; int64 [N]."""
     counts = np.unique(classes, return_counts=True)[1]
     out = np.empty(len(classes), np.int64)
     out[np.lexsort((draw, classes))] = np.arange(len(classes)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -1,1 +1,1 @@
-"""What lies in the folder of a run: whoever knows the name of a file there stands here."""
+"""Read and write the files of a run's folder. Only this package knows their names."""

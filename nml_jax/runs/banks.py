@@ -1,4 +1,4 @@
-"""Which feature banks a run has: `banks/<task>/<split>/`, and `banks/index.json`, which lists them."""
+"""Locate a run's feature banks, `banks/<task>/<split>/`, and read and write their list, `banks/index.json`."""
 
 import json
 from collections.abc import Iterable
@@ -15,8 +15,8 @@ class BankIndex(NamedTuple):
     """The banks of a run.
 
     Attributes:
-        step, weights: of the encoder, as rows have them.
-        domains: task -> split -> "id" or "ood", in the order in which they were written; "train" is one of the splits.
+        step, weights: checkpoint step and weights ("raw" or "ema") of the encoder, as in rows.
+        domains: task -> split -> "id" or "ood", in the order of writing. One of the splits is "train".
     """
 
     step: int
@@ -25,17 +25,19 @@ class BankIndex(NamedTuple):
 
 
 def bank_folder(workdir: Path, task: str, split: str) -> Path:
+    """Return the folder of one bank."""
     return workdir / "banks" / task / split
 
 
 def write_index(workdir: Path, index: BankIndex) -> None:
+    """Write `banks/index.json`."""
     write_json(_index_path(workdir), index._asdict())
 
 
 def read_index(workdir: Path) -> BankIndex | None:
-    """Read what the stage `extract` has left; None unless it has finished.
+    """Read the index of a run's banks; None unless the stage `extract` has finished.
 
-    Runs extracted before there was an index have the same in their rows.
+    Older runs have no index file. For them it is built from their rows.
 
     Raises:
         UserError: the index is damaged.
@@ -44,18 +46,18 @@ def read_index(workdir: Path) -> BankIndex | None:
     if "output" not in read_record(workdir)["stages"].get("extract", {}):
         return None
     if not path.exists():
-        return _index_rows(row for row in read_rows(workdir) if row.stage == "extract")
+        return _index_from_rows(row for row in read_rows(workdir) if row.stage == "extract")
     try:
         return BankIndex(**json.loads(path.read_text("utf-8")))
     except (ValueError, TypeError) as e:
-        raise UserError(f"{path} is damaged: {e}", "run the extract stage again, as in --force=extract") from e
+        raise UserError(f"{path} is damaged: {e}", "run the extract stage again with --force=extract") from e
 
 
 def _index_path(workdir: Path) -> Path:
     return workdir / "banks" / "index.json"
 
 
-def _index_rows(rows: Iterable[Row]) -> BankIndex | None:
+def _index_from_rows(rows: Iterable[Row]) -> BankIndex | None:
     rows, domains = list(rows), {}
     for row in rows:
         domains.setdefault(row.task, {})[row.split] = row.domain

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Write files whole or not at all."""
 
 import contextlib
 import json
@@ -8,27 +8,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-QUARANTINE = "quarantine.jsonl"  # of a run: its undecodable records
+QUARANTINE = "quarantine.jsonl"  # in a run's folder: its undecodable records
 
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield the path of a part to write. It becomes `path` at the end, or goes if that is not reached.
+    """Yield a temporary path to write to. It is renamed to `path` at the end, or deleted after an error.
 
-    So a reader, or a restart after a kill, sees the old content or the new, never half.
+    So a reader, or a restart after a kill, finds the old content or the new, never half of it.
     """
-    # Several hosts may write one file, and in containers every process has the same number.
+    # Several hosts may write one file, and processes in different containers may have the same process id.
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield part
         part.replace(path)
     finally:
-        with contextlib.suppress(OSError):  # what went wrong with it is about to be told
+        with contextlib.suppress(OSError):  # the first error is the one to raise
             part.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all, and see that it is on the disk."""
+    """Write a text file, whole or not at all, and flush it to disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -44,5 +44,5 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
+    """Write `value` as indented JSON, whole or not at all."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

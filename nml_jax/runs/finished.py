@@ -1,4 +1,4 @@
-"""Finished runs, read from their folders."""
+"""Read finished runs from their folders."""
 
 import dataclasses
 import json
@@ -32,33 +32,34 @@ class FinishedRun:
 
     @property
     def seed(self) -> Seed:
-        """(seed, noise seed): what pairs runs of two conditions."""
+        """(seed, noise seed). Runs of two conditions are paired by it."""
         return self.config["seed"], self.config["noise_seed"]
 
     def value(self, key: str) -> Any:
-        """Of a key of the config; None where an older run does not have it."""
+        """Return the value of a config key; None if an older run does not have it."""
         return self.config[key] if key in self.config else None  # noqa: SIM401
 
     @property
     def noise_kind(self) -> str:
+        """Kind of noise in the ledger."""
         return self.ledger.get("kind", "unknown")
 
     @property
     def noise(self) -> float:
-        """Asked share of wrong supervision; realised where the kind fixes its own; NaN for weights from elsewhere."""
+        """Share of wrong supervision: the asked one, else the realised one; NaN if neither is known."""
         known = [self.ledger.get("asked"), self.ledger.get("realised")]
         return next((float(value) for value in known if value is not None), float("nan"))
 
 
 def list_runs(folder: Path) -> list[Path]:
-    """The runs below an experiment's folder (or the folder itself, if it is a run), by name."""
+    """List the runs below an experiment's folder, by name. A run's own folder gives that run."""
     if (folder / "config.json").exists():
         return [folder]
     return sorted(p.parent for p in folder.glob("*/config.json"))
 
 
 def read_finished(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[str, str]]:
-    """The finished runs below `folders` (experiment folders or runs), and why each other run is not counted.
+    """Read the finished runs below `folders` (experiments or runs). Also return why each other run is left out.
 
     Raises:
         UserError: a folder does not exist, or a file of a finished run is broken.
@@ -66,15 +67,15 @@ def read_finished(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[str,
     cells, left_out, seen = [], {}, {}
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder} is no folder", "name the folder of an experiment, as in runs/digits")
+            raise UserError(f"{folder} is not a folder", "give the folder of an experiment, as in runs/digits")
         for path in dict.fromkeys(path.resolve() for path in list_runs(folder)):
             name = f"{path.parent.name}/{path.name}"
             tree, run = _read(path / "config.json"), _read(path / "run.json", {})
             if "stages" not in tree:
-                left_out[name] = "no run: config.json is not one of ours"
+                left_out[name] = "not a run of nml_jax: its config.json has no stages"
                 continue
             tree = fill_defaults(tree)
-            done = _stages(path / "run.json", run)
+            done = _read_stages(path / "run.json", run)
             wanted = dict.fromkeys([*(stage for stage in tree["stages"] if stage != "report"), *done])
             missing = [stage for stage in wanted if "output" not in done.get(stage, {})]
             identity = hash_json({key: value for key, value in tree.items() if key not in NOT_IDENTITY})
@@ -86,45 +87,45 @@ def read_finished(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[str,
                 left_out[name] = f"the same config as {seen[identity].parent.name}/{seen[identity].name}, counted once"
             else:
                 seen[identity] = path
-                metrics, ledger = read_metrics(path), _ledger(path / "noise.json")
+                metrics, ledger = read_metrics(path), _read_ledger(path / "noise.json")
                 more = [_read(path / f"{file}.json", []) for file in ("spectra", "diagnosis")]
                 cells.append(
-                    FinishedRun(name, path, dict(flatten(tree)), run, _rows(path, done), ledger, metrics, *more)
+                    FinishedRun(name, path, dict(flatten(tree)), run, _read_rows(path, done), ledger, metrics, *more)
                 )
     return cells, left_out
 
 
-def _stages(path: Path, run: Any) -> dict[str, dict[str, Any]]:
-    """What `run.json` says of every stage."""
+def _read_stages(path: Path, run: Any) -> dict[str, dict[str, Any]]:
+    """Return the record of every stage in `run.json`."""
     try:
         return {name: dict(of) for name, of in run.get("stages", {}).items()}
     except (AttributeError, TypeError, ValueError) as e:
         raise UserError(f"{path} is damaged: {e}", _cure(path)) from e
 
 
-def _rows(path: Path, done: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+def _read_rows(path: Path, done: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Read a run's rows and check them against the digests in `run.json`."""
     rows = read_rows(path)
     for stage, record in done.items():
-        if record.get("rows", (found := hash_rows(path, stage))) != found:
-            cure = f"run the command of the run {path.name} again: it does the stage anew"
+        if record.get("rows", (actual := hash_rows(path, stage))) != actual:
+            cure = f"run the command of the run {path.name} again: it repeats the stage"
             raise UserError(f"{path / 'rows.jsonl'}: rows of the stage {stage} were changed or lost", cure)
     return rows
 
 
-def _ledger(path: Path) -> dict[str, Any]:
+def _read_ledger(path: Path) -> dict[str, Any]:
     return Ledger.read(path).to_dict() if path.exists() else {}
 
 
 def _read(path: Path, missing: Any = None) -> Any:
-    return missing if missing is not None and not path.exists() else _parsed(path, path.read_text("utf-8"))
-
-
-def _parsed(path: Path, text: str) -> Any:
+    """Read a JSON file; `missing`, if given, stands for a file that does not exist."""
+    if missing is not None and not path.exists():
+        return missing
     try:
-        return json.loads(text)
+        return json.loads(path.read_text("utf-8"))
     except ValueError as e:
-        raise UserError(f"{path} is no JSON: {e}", _cure(path)) from e
+        raise UserError(f"{path} is not valid JSON: {e}", _cure(path)) from e
 
 
 def _cure(path: Path) -> str:
-    return f"delete it; the command of the run {path.parent.name} makes it anew"
+    return f"delete it; the command of the run {path.parent.name} writes it again"

@@ -1,7 +1,7 @@
-"""Goodput: the share of the wall time of training that went into steps that count, and where the rest went.
+"""Measure goodput: the share of training's wall time that went into steps that count, and where the rest went.
 
-A run that is interrupted has several sessions. Each writes what its time went to; what a later session had to do again
-is lost work. Time in which no session was running is not counted, nor what a killed session did after it last wrote.
+An interrupted run has several sessions. Each writes how it spent its time. Steps that a later session repeats are lost
+work. Time between sessions is not counted, nor the time of a killed session after its last write.
 """
 
 import json
@@ -15,23 +15,21 @@ from nml_jax.runs.files import write_json
 
 FILE = "goodput.json"
 
-# Of a session, in the order in which they are shown.
+# The parts of a session's time, in the order in which they are shown.
 PARTS = ("step", "start", "compile", "data", "save", "evaluate")
 
-# At most so often is the file written between saves, in seconds.
-INTERVAL = 10.0
+INTERVAL = 10.0  # between saves, write the file at most every so many seconds
 
 
 class Clock:
-    """Where the time of a session goes: every moment belongs to one of PARTS; it begins with "start"."""
+    """A clock for the time of a session. Every moment belongs to one of PARTS; the first part is "start"."""
 
     def __init__(self):
         self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self.part, self.since = "start", time.perf_counter()
 
     def to(self, part: str, *, was: str | None = None) -> float:
-        """From now on it is `part`. Returns the seconds since the last call, which were `was`, if given, not what was
-        said then."""
+        """Switch to `part` and return the seconds since the last call, which count as `was` if it is given."""
         now = time.perf_counter()
         spent, self.since = now - self.since, now
         self.seconds[was or self.part] += spent
@@ -39,16 +37,16 @@ class Clock:
         return spent
 
     def share(self) -> float:
-        """Of steps, up to now."""
+        """Return the share of steps in the time up to now, in [0, 1]."""
         self.to(self.part)
         return self.seconds["step"] / max(sum(self.seconds.values()), 1e-9)
 
 
 class Record:
-    """The file of one run, to which a session adds itself.
+    """The goodput file of one run. A session adds itself to it.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         first: the step that the session starts from.
         active: False on all processes but the first, which then write nothing.
     """
@@ -59,14 +57,14 @@ class Record:
         self.written = -INTERVAL
 
     def write(self, step: int, *, skipped: int = 0, now: bool = True) -> None:
-        """The session has reached `step`; without `now` only if the file is older than INTERVAL.
+        """Write that the session has reached `step`. Without `now`, write only if the file is older than INTERVAL.
 
         Args:
-            skipped: steps of the run that changed nothing, for a loss or gradient that was not finite.
+            skipped: steps of the run that changed nothing because their loss or gradient was not finite.
         """
         if not self.active or (not now and time.perf_counter() - self.written < INTERVAL):
             return
-        self.written = time.perf_counter()  # also if it fails: a full disk is not asked again at every step
+        self.written = time.perf_counter()  # before writing: a full disk must not be tried at every step
         self.clock.to(self.clock.part)
         own = {"first": self.first, "step": step, "skipped": skipped,
                "seconds": {part: round(spent, 3) for part, spent in self.clock.seconds.items()}}  # fmt: skip
@@ -74,7 +72,7 @@ class Record:
 
 
 class Summary(NamedTuple):
-    """Over all sessions of a run: seconds by part, "lost" among them, and what counts."""
+    """The times of all sessions of a run: seconds by part (one is "lost"), number of sessions, skipped steps."""
 
     seconds: dict[str, float]
     sessions: int
@@ -82,6 +80,7 @@ class Summary(NamedTuple):
 
     @property
     def wall(self) -> float:
+        """Wall time in seconds."""
         return sum(self.seconds.values())
 
     @property
@@ -91,12 +90,12 @@ class Summary(NamedTuple):
 
     def __str__(self) -> str:
         rest = {part: spent for part, spent in self.seconds.items() if part != "step" and spent >= 0.005 * self.wall}
-        of_rest = ", ".join(f"{part} {spent / self.wall:.0%}" for part, spent in rest.items())
-        return f"goodput {self.share:.0%} of {console.format_seconds(self.wall)}" + (f" ({of_rest})" if of_rest else "")
+        shares = ", ".join(f"{part} {spent / self.wall:.0%}" for part, spent in rest.items())
+        return f"goodput {self.share:.0%} of {console.format_seconds(self.wall)}" + (f" ({shares})" if shares else "")
 
 
 def read(folder: Path) -> Summary | None:
-    """Of the run in `folder`, or None if it has written none."""
+    """Read the summary of the run in `folder`; None if it has no goodput file."""
     sessions = _read_sessions(folder / FILE)
     if not sessions:
         return None
@@ -104,7 +103,7 @@ def read(folder: Path) -> Summary | None:
     for i, session in enumerate(sessions):
         for part, spent in session["seconds"].items():
             seconds[part] += spent
-        # Done again by a later session: the steps of this one beyond the point from which any later one started.
+        # A later session repeats the steps of this one that lie beyond its own start.
         again = min([s["first"] for s in sessions[i + 1 :]], default=session["step"])
         done = session["step"] - session["first"]
         if done and again < session["step"]:
@@ -115,7 +114,7 @@ def read(folder: Path) -> Summary | None:
 
 
 def _read_sessions(path: Path) -> list[Mapping[str, Any]]:
-    """Return the sessions on record. A damaged file has none: nothing but this account depends on it."""
+    """Read the sessions; none if the file is damaged, because only this summary depends on it."""
     try:
         sessions = json.loads(path.read_text("utf-8"))["sessions"]
         numbers = [[s["first"], s["step"], s["skipped"], *s["seconds"].values()] for s in sessions]

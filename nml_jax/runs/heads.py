@@ -1,4 +1,4 @@
-"""The files of tuned heads: the head itself, and which rows of each test it gets right.
+"""Name, write and read the files of tuned heads: the head itself, and which rows of each test it gets right.
 
 heads/<task>/[<layer>/]<head>.safetensors              the head, of the stage tune
 correct/<stage>/<task>/[<layer>/]<head>.safetensors    a bit for every row of every test, under the test's name
@@ -20,7 +20,7 @@ from nml_jax.runs.rows import Row
 
 
 def head_name(of: Mapping[str, Any]) -> str:
-    """What a run calls the files of a head: all that tells its heads apart, from the fields of its rows."""
+    """Return the file name of a head, without suffix, from the fields of its rows. It is unique in a run."""
     words = [of["method"], preset_label(of) or ""]
     words += [f"share={of['train_share']:g}"] if of["train_share"] < 1 else []
     words += [f"noise={of['downstream_noise']:g}"] if of["downstream_noise"] else []
@@ -29,30 +29,31 @@ def head_name(of: Mapping[str, Any]) -> str:
 
 
 def preset_label(of: Mapping[str, Any]) -> str | None:
-    """Return what tables and files call a head's preset, as in "code/1view", from the fields of its rows."""
+    """Return a head's preset as tables and files show it, as in "code/1view", from the fields of its rows."""
     return of["preset"] and nmtune.add_views(of["preset"], of.get("views"))
 
 
 def correct_path(run: Path, of: Mapping[str, Any]) -> Path:
-    """The file of what a head gets right, from the fields of its rows; they need not have a layer."""
+    """Return the path of a head's right answers, from the fields of its rows. The layer may be missing."""
     return run / "correct" / of["stage"] / of["task"] / _layer(of) / f"{head_name(of)}.safetensors"
 
 
 def head_path(run: Path, of: Mapping[str, Any]) -> Path:
-    """The file of a head of the stage tune itself."""
+    """Return the path of a head of the stage tune, from the fields of its rows."""
     return run / "heads" / of["task"] / _layer(of) / f"{head_name(of)}.safetensors"
 
 
 def _layer(of: Mapping[str, Any]) -> str:
+    """Return the folder of a row's layer; "" for the features, whose files have no folder of their own."""
     layer = of.get("layer") or "features"
     return "" if layer == "features" else layer
 
 
 def write_correct(path: Path, correct: Mapping[str, np.ndarray]) -> None:
-    """Write test -> bool [N], atomically.
+    """Write test -> bool [N], whole or not at all.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the disk is full.
     """
     data = safetensors.numpy.save({test: np.packbits(right) for test, right in correct.items()})
     with report_disk_errors(path.parent):
@@ -60,7 +61,7 @@ def write_correct(path: Path, correct: Mapping[str, np.ndarray]) -> None:
 
 
 def read_correct(run: Path, row: Row) -> np.ndarray | None:
-    """bool [N]: what the head of a row got right of its test; None where that is not on record.
+    """Read which rows of its test the head of `row` got right, bool [N]; None if there is no record.
 
     Raises:
         UserError: the file is damaged.
@@ -76,5 +77,5 @@ def read_correct(run: Path, row: Row) -> np.ndarray | None:
         if len(packed) != -(-row.n_test // 8):
             raise ValueError(f"{len(packed)} bytes for {row.n_test} rows")
     except (SafetensorError, ValueError) as e:
-        raise UserError(f"{path} is damaged: {e}", f"redo the run with --force={row.stage}") from e
+        raise UserError(f"{path} is damaged: {e}", f"run it again with --force={row.stage}") from e
     return np.unpackbits(packed, count=row.n_test).astype(bool)

@@ -1,4 +1,4 @@
-"""Numbers on the way: metrics.jsonl, samples.jsonl, TensorBoard events, and one progress line."""
+"""Write the numbers of training: metrics.jsonl, samples.jsonl, TensorBoard events and one progress line."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from nml_jax.runs.files import write_atomic
 
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:
-    """The lines of a run's `metrics.jsonl`, if it has one, but for the half line of a killed writer."""
+    """Read the lines of a run's `metrics.jsonl`, if it has one. Skip the half line of a killed writer."""
     path, lines = workdir / "metrics.jsonl", []
     for line in path.read_text("utf-8").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
@@ -24,7 +24,7 @@ def read_metrics(workdir: Path) -> list[dict[str, float]]:
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Drop the lines of a metrics file written after `step`: a restart from a checkpoint writes them again."""
+    """Drop the lines of a metrics file after `step`. A restart from a checkpoint writes them again."""
     if not path.exists():
         return
     lines = []
@@ -38,20 +38,20 @@ def drop_after(path: Path, step: int) -> None:
 
 
 class Metrics:
-    """Numbers on the way: JSON lines and TensorBoard events in a run's folder, and one progress line on stderr.
+    """A writer of JSON lines and TensorBoard events in a run's folder, and of one progress line on stderr.
 
-    On a terminal the line is rewritten; in the file of a launcher it is a new one, the first at once.
+    On a terminal the progress line is rewritten in place. Elsewhere a new line is printed once a minute.
 
     Args:
-        workdir: folder of the run; `metrics.jsonl`, `samples.jsonl` and `tensorboard/` are written there.
-        step: the step training (re)starts from; what an interrupted run wrote after it is dropped.
-        steps: of the whole run, for the ETA.
+        workdir: folder of the run. `metrics.jsonl`, `samples.jsonl` and `tensorboard/` are written there.
+        step: the step that training starts from. Lines that an interrupted run wrote after it are dropped.
+        steps: number of steps of the whole run, for the ETA.
         batch: examples per step.
-        label: names the run on the progress line.
+        label: name of the run on the progress line.
         active: False on all processes but the first, which then write nothing.
     """
 
-    INTERVAL = 60.0  # seconds between two progress lines where there is no terminal
+    INTERVAL = 60.0  # seconds between two progress lines without a terminal
 
     def __init__(self, workdir: Path, *, step: int, steps: int, batch: int, label: str, active: bool = True):
         self.active, self.steps, self.batch, self.label = active, steps, batch, label
@@ -67,8 +67,8 @@ class Metrics:
                 self.files[name] = path.open("a", encoding="utf-8")
             self.events = _Events(workdir / "tensorboard", purge=step + 1 if step else 0)
 
-    def waiting(self, seconds: float) -> None:
-        """Count time in which the device had nothing to do because the next batch was not there."""
+    def add_wait(self, seconds: float) -> None:
+        """Add seconds in which the device was idle because the next batch was not ready."""
         self.waited += seconds
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -79,8 +79,8 @@ class Metrics:
         self._append("metrics", [line])
         self.events.add(step, values)
 
-    def samples(self, ids: Mapping[int, Any]) -> None:
-        """Write what each step was shown, step -> ids or a digest of them: a line {"step", "ids"} each."""
+    def write_samples(self, ids: Mapping[int, Any]) -> None:
+        """Write the samples of each step, step -> ids or a digest of them, as lines {"step", "ids"}."""
         if self.active:
             self._append("samples", [{"step": step, "ids": shown} for step, shown in ids.items()])
 
@@ -89,7 +89,7 @@ class Metrics:
         self.files[name].flush()
 
     def progress(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
-        """Show where training is. Returns the speed since the last call: examples/s and the share of waiting."""
+        """Show progress. Return the speed since the last call: examples/s and the share of time spent waiting."""
         now = time.perf_counter()
         span = max(now - self.since, 1e-9)
         speed = {"examples_per_s": (step - self.last) * self.batch / span, "data_wait": min(self.waited / span, 1.0)}
@@ -104,7 +104,7 @@ class Metrics:
         return speed
 
     def show(self, line: str) -> None:
-        """Rewrite the progress line on a terminal; elsewhere print it now and then. `close` prints the last."""
+        """Rewrite the progress line on a terminal; elsewhere print it every INTERVAL. `close` prints the last."""
         self.shown = line
         if sys.stderr.isatty():
             width = os.get_terminal_size(sys.stderr.fileno()).columns
@@ -114,20 +114,21 @@ class Metrics:
             self.shown, self.printed = "", time.monotonic()
 
     def close(self) -> None:
+        """Print the last progress line and close the files."""
         if not self.active:
             return
         if self.shown:
             print(("\r\033[K" if sys.stderr.isatty() else "") + self.shown, file=sys.stderr, flush=True)
-        with contextlib.ExitStack() as stack:  # one that cannot be closed does not keep the others open
+        with contextlib.ExitStack() as stack:  # closes all, even if closing one fails
             for file in (*self.files.values(), self.events):
                 stack.callback(file.close)
 
 
 class _Events:
-    """Scalars as TensorBoard events; written in the thread of the caller, who so hears of a full disk.
+    """A writer of scalars as TensorBoard events. It writes in the caller's thread, so a full disk raises there.
 
     Args:
-        purge: events of this step and later ones, of an interrupted run, do not count; 0: none.
+        purge: TensorBoard ignores older events from this step on, left by an interrupted run; 0: none.
     """
 
     INTERVAL = 60.0  # seconds between two flushes

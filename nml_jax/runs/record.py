@@ -1,4 +1,4 @@
-"""What a run is and how far it is: its config.json, and run.json, which says which stages began and have finished."""
+"""Read a run's config.json, and read and write its run.json, which records the stages begun and finished."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,11 @@ from nml_jax.runs.files import write_json
 
 
 def read_record(workdir: Path) -> dict[str, Any]:
-    """The content of `run.json`: {"stages": {name: ...}, "environment": {...}}."""
+    """Read `run.json`: {"stages": {name: ...}, "environment": {...}}.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = workdir / "run.json"
     if not path.exists():
         return {"stages": {}, "environment": {}}
@@ -20,11 +24,11 @@ def read_record(workdir: Path) -> dict[str, Any]:
             "environment": record["environment"],
         }
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{path} is damaged: {e}", "delete it; finished stages are then done again") from e
+        raise UserError(f"{path} is damaged: {e}", "delete it; finished stages then run again") from e
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """The content of `config.json`, with the keys that there were when it was written; {} where it cannot be read."""
+    """Read `config.json` with the keys it was written with; {} if it cannot be read."""
     try:
         tree = json.loads((workdir / "config.json").read_text("utf-8"))
     except (OSError, ValueError):

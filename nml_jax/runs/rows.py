@@ -1,7 +1,7 @@
-"""Rows: the final numbers of a run, each with all that is needed to plot it.
+"""Read and write rows: the final numbers of a run, each with all that is needed to plot it.
 
-A line of an older schema stays in its file as it is, so that its digest in run.json still holds; it is read as a row of
-this one (`_upgrade`).
+A line of an older schema stays in its file unchanged, so that its digest in run.json still holds. `_upgrade` makes it a
+row of this schema when it is read.
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ ROW_SCHEMA = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One number with everything needed to plot it, for years. Fields that do not apply are None."""
+    """One number with everything needed to plot it. Fields that do not apply are None."""
 
     # what produced it
     run: str  # name of the cell, e.g. "noise=0.05,seed=1"
     stage: str  # pretrain | extract | tune
     step: int  # of the checkpoint
-    weights: str  # raw | ema: of the network
+    weights: str  # raw | ema
     # the supervision it was pre-trained with
     noise_kind: str
     noise_asked: float | None  # None where the kind fixes its own rate
-    noise_realised: float | None  # None where the encoder came from elsewhere
+    noise_realised: float | None  # None for an encoder from elsewhere
     noise_seed: int
     seed: int
     objective: str
@@ -43,7 +43,7 @@ class Row:
     n_train: int | None = None
     n_test: int | None = None
     layer: str | None = None  # of the encoder: a key of the model's outputs
-    output: str | None = None  # of what a spectrum is: "features", as the encoder gives them, or "Z", as a head does
+    output: str | None = None  # whose spectrum it is: "features" of the encoder, or "Z" of a head
     # how the head was trained
     train_share: float | None = None
     downstream_noise: float | None = None
@@ -51,7 +51,7 @@ class Row:
     preset: str | None = None  # paper | code, and what the config changes, as in "paper,svd=0.1"
     head_seed: int | None = None
     views: int | None = None  # stored views of each example
-    wise_alpha: float | None = None  # share of the fine-tuned weights, where they are mixed with the initial ones
+    wise_alpha: float | None = None  # share of the fine-tuned weights in a mix with the initial ones
     spectrum_mode: str | None = None  # paper | code
     hyper: Mapping[str, float] | None = None  # chosen on the validation part
     schema: int = ROW_SCHEMA
@@ -65,21 +65,21 @@ def write_rows(workdir: Path, stage: str, rows: Iterable[Row]) -> None:
 
 
 def has_rows(folder: Path) -> bool:
-    """Whether rows were written into a folder; those of a head or setting are written last."""
+    """Return whether a folder has rows. The rows of a head or setting are written last."""
     return (folder / "rows.jsonl").exists()
 
 
 def read_rows(workdir: Path) -> list[Row]:
-    """Return the rows of a run's folder; none if it has none yet.
+    """Read the rows of a run's folder; none if it has none yet.
 
     Raises:
-        UserError: a line is no row of a schema this version knows.
+        UserError: a line is not a row of a schema that this version knows.
     """
     return [row for _, row in _read_lines(workdir)]
 
 
 def _read_lines(workdir: Path) -> list[tuple[str, Row]]:
-    """Return every line of a run's rows, and the row that it is."""
+    """Read every line of a run's rows together with its row."""
     path = workdir / "rows.jsonl"
     out: list[tuple[str, Row]] = []
     if not path.exists():
@@ -89,19 +89,19 @@ def _read_lines(workdir: Path) -> list[tuple[str, Row]]:
             fields = json.loads(line)
             row = Row(**(_upgrade(fields) if fields.get("schema") == 1 else fields))
         except (ValueError, TypeError, KeyError, AttributeError) as e:
-            cure = "delete the file; the same command does the stages anew whose rows are gone"
-            raise UserError(f"{path}, line {number} is no row: {e}", cure) from e
+            cure = "delete the file; the same command then repeats the stages whose rows are missing"
+            raise UserError(f"{path}, line {number} is not a row: {e}", cure) from e
         if row.schema != ROW_SCHEMA:
             raise UserError(
                 f"{path}, line {number} has row schema {row.schema}; this version writes {ROW_SCHEMA}",
-                "read it with the version that wrote it, or redo the run",
+                "read it with the version that wrote it, or repeat the run",
             )
         out.append((line, row))
     return out
 
 
 def _upgrade(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a row of schema 1 as those of schema 2, in which nothing hides in a string.
+    """Return the fields of a row of schema 1 as those of schema 2, which has no values inside strings.
 
     metric "accuracy@wise=0.5"        -> metric "accuracy", wise_alpha 0.5 (which was among the hyper-parameters)
     layer "Z", "Z of block3"          -> layer "features", "block3"; output "Z"
@@ -123,13 +123,11 @@ def _upgrade(old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hash_rows(workdir: Path, stage: str) -> str:
-    """Return the SHA-256 of a stage's lines in a run's rows, by which it is found that some were changed or lost."""
+    """Return the SHA-256 of a stage's lines in a run's rows. It reveals changed or lost lines."""
     own = [json.loads(line) for line, row in _read_lines(workdir) if row.stage == stage]
     canonical = [json.dumps(fields, ensure_ascii=False, sort_keys=True) for fields in own]
     return hash_text("\n".join(canonical))
 
 
-DIVERGED = "diverged"  # as a metric: 1 for a head that is not there for that reason
-
-
-UNVALIDATED = "unvalidated"  # 1 among the chosen settings of a head, where no row was left to choose them by
+DIVERGED = "diverged"  # a metric: 1 for a head that is missing because its training diverged
+UNVALIDATED = "unvalidated"  # a key of `hyper`: 1 if no rows were left to choose the head's settings by

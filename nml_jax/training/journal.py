@@ -1,4 +1,4 @@
-"""Write the files of a run in training: metrics, the samples of every step, undecodable records, times."""
+"""Write the files of a run in training: metrics, samples of every step, undecodable records, times."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,16 +16,16 @@ from nml_jax.training.window import Seen, hash_ids, list_ids
 
 
 class Score(NamedTuple):
-    """One number that an evaluator finds."""
+    """One number from an evaluator."""
 
-    split: str  # the evaluator's name
+    split: str  # name of the evaluator
     weights: str  # raw | ema
     metric: str
     value: float
 
     @property
     def name(self) -> str:
-        """What metrics files call it, as in "validation_ema/accuracy"."""
+        """Name of the number in metrics files, as in "validation_ema/accuracy"."""
         return f"{self.split}{'_ema' if self.weights == 'ema' else ''}/{self.metric}"
 
 
@@ -38,7 +38,7 @@ class Journal:
         steps: length of the whole run.
         label: name of the run on the progress line.
         clock: a clock that started with the work on the run.
-        quarantine: called with the ids of undecodable records; raises UserError if there are too many.
+        quarantine: called with the ids of undecodable records. It raises UserError if there are too many.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Journal:
 
     @contextlib.contextmanager
     def open(self, step: int) -> Iterator[None]:
-        """Open the files to continue after `step`; drop what an interrupted run wrote after it."""
+        """Open the files to continue after `step`. Drop the lines that an interrupted run wrote after it."""
         self.metrics = Metrics(
             self.folder, step=step, steps=self.steps, batch=self.config.train.batch, label=self.label,
             active=self.active,
@@ -76,18 +76,18 @@ class Journal:
             if self.active and (summary := goodput.read(self.folder)):
                 console.notice(f"{self.label}: {summary}")
 
-    def received(self, *, idle: bool, then: str) -> None:
-        """Count a batch, and switch the clock to the part `then`. If the device was idle, it was waiting for data."""
+    def count_batch(self, *, idle: bool, then: str) -> None:
+        """Count a batch and switch the clock to the part `then`. An idle device was waiting for data."""
         spent = self.clock.to(then, was="data" if idle else None)
         self.reached += 1
         if idle:
-            self.metrics.waiting(spent)
+            self.metrics.add_wait(spent)
 
     def write(self, step: int, seen: Seen, values: Mapping[str, float], skipped: int) -> None:
-        """Write the results of a window of steps up to `step`, and print progress.
+        """Write the results of a window of steps up to `step` and print progress.
 
         Args:
-            skipped: number of skipped steps up to here.
+            skipped: number of skipped steps of the run so far.
 
         Raises:
             UserError: too many records cannot be decoded.
@@ -102,7 +102,7 @@ class Journal:
         self.write_values(step, {**values, **seen.means, **speed, "goodput": self.clock.share()})
         whole = self.config.runtime.sample_ids
         with self._tolerate_full_disk():
-            self.metrics.samples({k: ids.tolist() if whole else hash_ids(ids) for k, ids in seen.ids.items()})
+            self.metrics.write_samples({k: ids.tolist() if whole else hash_ids(ids) for k, ids in seen.ids.items()})
             self.goodput.write(step, skipped=skipped, now=False)
         if seen.undecodable:
             self.quarantine(seen.undecodable)
@@ -113,7 +113,7 @@ class Journal:
             self.metrics.write(step, values)
 
     def write_goodput(self, step: int) -> None:
-        """Write the times up to `step`, as with every checkpoint."""
+        """Write the times up to `step`."""
         with self._tolerate_full_disk():
             self.goodput.write(step, skipped=self.skipped)
 

@@ -1,4 +1,4 @@
-"""Names of the arrays of a tree."""
+"""Name the arrays of a tree."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import jax
 
 
 def name_leaf(path: jax.tree_util.KeyPath) -> str:
-    """The keys on the way to an array, as in "encoder/stem/kernel"."""
+    """Return the name of an array from its path, as in "encoder/stem/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def name_leaves(tree: Any) -> dict[str, Any]:
-    """Name -> array."""
+    """Return the arrays of a tree by name."""
     return {name_leaf(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -166,7 +166,7 @@ def train(
     with contextlib.closing(batches(first)) as iterator, journal.open(first), Preemption() as preemption:
         for step in range(first + 1, plan.steps + 1):
             local, quarantined = next(iterator)
-            journal.received(idle=window.idle(), then="compile" if step == first + 1 else "step")
+            journal.count_batch(idle=window.is_idle(), then="compile" if step == first + 1 else "step")
             batch = put({k: v for k, v in local.items() if k != "label_clean"})
             # Each process says beside the batch whether it was asked to stop; the step tells all of them.
             signals = window.signal(asked=preemption.asked, quarantined=quarantined)
@@ -176,7 +176,7 @@ def train(
             window.add(step, values, local["id"], quarantined)
 
             last = step == plan.steps
-            stop = window.asked(lag=0 if last else LAG)
+            stop = window.check_stop(lag=0 if last else LAG)
             evaluate = step % every == 0 and not last
             save = checkpoints.is_due(step) or last or stop
             if step % config.runtime.log_every == 0 or evaluate or save:

@@ -1,4 +1,4 @@
-"""Load the model of a checkpoint, or initial weights from another run or a file with timm's names."""
+"""Load the model of a checkpoint, or initial weights from another run or from a file with timm's names."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ def load_model(run: str | Path, *, step: int | None = None, weights: str = "raw"
 
     Args:
         run: the folder of a run (a cell of a sweep), or one checkpoint's folder.
-        step: which checkpoint; None: the last.
+        step: step of the checkpoint; None: the last.
         weights: "raw" or "ema".
 
     Raises:
@@ -52,7 +52,7 @@ def load_model(run: str | Path, *, step: int | None = None, weights: str = "raw"
 
 
 def _find(path: Path, step: int | None) -> Path:
-    """Return the checkpoint's folder below `path`."""
+    """Return the folder of the checkpoint below `path`."""
     if path.name.isdecimal() and step is None:
         parent, step = path.parent, int(path.name)
     else:
@@ -66,17 +66,17 @@ def _find(path: Path, step: int | None) -> Path:
 
 
 def load_weights(init_from: str, config: Any, params: Any, model_state: Any) -> tuple[Any, Any]:
-    """Replace fresh weights by those of a .safetensors file with timm's names, or of a run's folder.
+    """Replace fresh weights by those of a .safetensors file with timm's names or of a run.
 
-    A head for another number of classes keeps its fresh weights, and a line is logged.
+    A head for another number of classes keeps its fresh weights. Then a line is logged.
 
     Args:
         init_from: `config.init_from`.
         config: the whole config.
-        params, model_state: fresh ones; they give the shapes.
+        params, model_state: fresh weights, which give the shapes.
 
     Raises:
-        UserError: no such file, or weights of another model.
+        UserError: the file does not exist or holds weights of another model.
     """
     path = Path(init_from)
     if not path.exists():
@@ -95,7 +95,7 @@ def load_weights(init_from: str, config: Any, params: Any, model_state: Any) -> 
         name = min(wrong)
         raise errors.UserError(
             f"{init_from} holds another model than model.name={config.model.name}: {name} does not fit",
-            "set the model's keys to those of the weights",
+            "set the keys of config.model to those of the weights",
         )
     if kept:
         console.notice(f"{init_from}: its head is for another number of classes; the head starts fresh")

@@ -15,7 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from nml_jax import spectrum
-from nml_jax.data.features.checks import are_finite, check_varied
+from nml_jax.data.features.checks import check_finite, check_varied
 from nml_jax.data.stratify import hold_out
 from nml_jax.errors import FREE, UserError
 from nml_jax.models.heads.mlp import Form, standardize
@@ -133,7 +133,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def _fit(self, X: Any, y: Any, sample_weight: Any) -> "NMTuneClassifier":
         before = (list(self.classes_), self.n_features_in_) if self.warm_start and hasattr(self, "head_") else None
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], ensure_all_finite=False)
-        X = are_finite(X)
+        X = check_finite(X)
         try:
             check_classification_targets(y)
         except TypeError as e:
@@ -272,7 +272,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float32, np.float64], ensure_all_finite=False, reset=False)
         with _raise_value_errors():
-            return self.head_.outputs(are_finite(X))
+            return self.head_.outputs(check_finite(X))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
 from nml_jax import ranges, spectrum
-from nml_jax.data.features.checks import are_finite, check_varied
+from nml_jax.data.features.checks import check_finite, check_varied
 from nml_jax.data.stratify import draw_per_class, draw_stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.separability import measure_separability
@@ -160,7 +160,7 @@ def _check_arguments(F: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray
     except (TypeError, ValueError) as e:
         cure = "give features [N, D], real numbers, and labels [N]: integers, text or booleans"
         raise UserError((str(e).splitlines() or [type(e).__name__])[0], cure) from e
-    X = are_finite(X)
+    X = check_finite(X)
     check_varied([X], "F")
     return X, labels
 

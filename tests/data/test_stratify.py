@@ -1,4 +1,4 @@
-"""Shares of a training set."""
+"""Test stratified draws."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ SHARES = (0.01, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 
 def skewed(rng: np.random.Generator) -> np.ndarray:
-    """Labels in random order, of classes of sizes from 1 to hundreds; some ids have no record."""
+    """Draw labels in random order, of classes of sizes from 1 to hundreds. Some class ids have no record."""
     counts = np.maximum(rng.lognormal(2, 1.5, rng.integers(1, 40)).astype(int), 1)
     ids = rng.choice(200, len(counts), replace=False)
     return rng.permutation(np.repeat(ids, counts))
@@ -38,7 +38,7 @@ def test_shares_are_nested_exact_and_stratified(draw: int):
 
 
 def test_every_class_gives_its_share():
-    """Sizes that the share divides give exactly that; others are off by less than one, as rounding must be."""
+    """Every class gives exactly its share if that is a whole number; otherwise it is off by less than one."""
     labels = np.repeat(np.arange(5), (10, 20, 40, 100, 1000))
     assert np.bincount(labels[draw_stratified(labels, 0.1)]).tolist() == [1, 2, 4, 10, 100]
     labels = np.repeat(np.arange(4), (7, 33, 58, 902))
@@ -50,7 +50,7 @@ def test_every_class_gives_its_share():
 def test_many_small_classes_are_each_there_once():
     labels = np.repeat(np.arange(50), 3)
     rows = draw_stratified(labels, 0.1)
-    assert np.bincount(labels[rows]).tolist() == [1] * 50  # 15 would be the share; no class may vanish
+    assert np.bincount(labels[rows]).tolist() == [1] * 50  # the share would be 15, but no class may vanish
     assert len(draw_stratified(labels, 0.5)) == 75
 
 
@@ -58,19 +58,19 @@ def test_seeds_draw_other_records_and_no_library_changes_them():
     labels = np.repeat(np.arange(3), 100)
     a, b = draw_stratified(labels, 0.5, seed=0), draw_stratified(labels, 0.5, seed=1)
     assert not np.array_equal(a, b)
-    assert 30 < len(np.intersect1d(a, b)) < 120  # 75 is expected of independent halves
+    assert 30 < len(np.intersect1d(a, b)) < 120  # independent halves have 75 in common on average
     rows = draw_stratified(np.tile([0, 1], 10), 0.2, seed=7)
     assert rows.tolist() == [6, 9, 15, 16]
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan")])
-def test_no_such_share(share: float):
+def test_a_share_out_of_range(share: float):
     with pytest.raises(UserError, match="training share"):
         draw_stratified(np.zeros(4, int), share)
 
 
 def test_draws_stay_as_they_are():
-    """Runs on disk were drawn so: the very same rows, whatever is done to the code."""
+    """Runs on disk depend on these draws, so the rows must never change."""
     found: dict[str, list] = {"validation": [], "share": [], "holdout": [], "per class": []}
     for seed in range(20):
         labels = skewed(np.random.default_rng(seed))

@@ -655,9 +655,9 @@ def test_bad_folders_exit_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "other" / "model" / "config.json").write_text('{"hidden_size": 768}')
     write_cell(tmp_path / "unfinished", stages=("pretrain",))
     for name, cause in {
-        "missing": "missing is no folder",
+        "missing": "missing is not a folder",
         "empty": "no finished run in",
-        "other": "config.json is not one of ours",
+        "other": "not a run of nml_jax",
         "unfinished": "unfinished/noise=0.1,seed=0 is unfinished, extract and tune to do",
     }.items():
         assert main([str(tmp_path / name)]) == 2

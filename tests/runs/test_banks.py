@@ -1,4 +1,4 @@
-"""Which banks a run has: by its index, or by its rows, if `extract` has finished."""
+"""Test the list of a run's banks, from its index or from its rows."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_what_is_written_is_read_without_rows(tmp_path: Path):
     ]  # fmt: skip
 
 
-def test_rows_tell_the_same(tmp_path: Path):
+def test_rows_give_the_same_index(tmp_path: Path):
     finish(tmp_path)
     assert read_index(tmp_path) is None
     rows = [
@@ -41,7 +41,7 @@ def test_rows_tell_the_same(tmp_path: Path):
 def test_an_extraction_that_has_not_finished_has_no_banks(tmp_path: Path):
     write_index(tmp_path, INDEX)
     assert read_index(tmp_path) is None
-    write_record(tmp_path, {"stages": {"extract": {}}, "environment": {}})  # what was there is of no use any more
+    write_record(tmp_path, {"stages": {"extract": {}}, "environment": {}})  # begun again
     assert read_index(tmp_path) is None
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, over its sessions."""
+"""Test the account of a run's time over its sessions."""
 
 import json
 
@@ -12,9 +12,9 @@ def clock(monkeypatch):
     """A clock whose time is set by hand: clock.at(seconds)."""
     now = [0.0]
     monkeypatch.setattr(goodput.time, "perf_counter", lambda: now[0])
-    made = goodput.Clock()
-    made.at = lambda seconds: now.__setitem__(0, seconds)  # type: ignore[attr-defined]
-    return made
+    clock = goodput.Clock()
+    clock.at = lambda seconds: now.__setitem__(0, seconds)  # type: ignore[attr-defined]
+    return clock
 
 
 def session(first: int, reached: int, /, **seconds: float) -> dict:
@@ -63,11 +63,11 @@ def test_between_saves_the_file_is_left_alone_for_a_while(tmp_path, clock):
     assert json.loads((tmp_path / goodput.FILE).read_text())["sessions"][0]["step"] == 3
 
 
-def test_a_disk_that_refuses_is_not_asked_again_at_once(tmp_path, clock, monkeypatch):
-    asked = []
+def test_a_full_disk_is_not_tried_again_at_once(tmp_path, clock, monkeypatch):
+    writes = []
 
     def full(path, value) -> None:
-        asked.append(value)
+        writes.append(value)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(goodput, "write_json", full)
@@ -77,11 +77,11 @@ def test_a_disk_that_refuses_is_not_asked_again_at_once(tmp_path, clock, monkeyp
         record.write(1, now=False)
     clock.at(101.0)
     record.write(2, now=False)
-    assert len(asked) == 1
+    assert len(writes) == 1
 
 
 def test_what_a_later_session_does_again_is_lost(tmp_path):
-    """The first reached step 10 of which 4 were kept; the second got to 6, the third began at 4 again."""
+    """The first session reached step 10, of which 4 were kept; the second reached 6; the third began at 4 again."""
     write(tmp_path, session(0, 10, step=20.0, start=1.0), session(4, 6, step=3.0), session(4, 12, step=8.0))
     summary = goodput.read(tmp_path)
     assert summary is not None
@@ -92,7 +92,7 @@ def test_what_a_later_session_does_again_is_lost(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"sessions": [{}]}', '{"sessions": 3}'])
-def test_a_damaged_account_is_as_good_as_none(tmp_path, content: str):
+def test_a_damaged_file_counts_as_none(tmp_path, content: str):
     (tmp_path / goodput.FILE).write_text(content)
     assert goodput.read(tmp_path) is None
     assert goodput.read(tmp_path / "nowhere") is None

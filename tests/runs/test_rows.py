@@ -1,4 +1,4 @@
-"""Rows and metrics files."""
+"""Test rows and metrics files."""
 
 import dataclasses
 import errno
@@ -37,7 +37,7 @@ def test_rows_come_back_and_stages_replace_their_own(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["{", '{"run": 1}', '{"colour": "red"}', "[]"])
-def test_a_line_that_is_no_row_is_named(tmp_path, line: str):
+def test_a_line_that_is_not_a_row_is_named(tmp_path, line: str):
     write_rows(tmp_path, "tune", [row()])
     with (tmp_path / "rows.jsonl").open("a") as f:
         f.write(line + "\n")
@@ -100,7 +100,7 @@ def test_a_restart_drops_what_was_written_after_its_checkpoint(tmp_path):
 
 def test_metrics_are_written_as_json_lines_and_events(tmp_path, capsys):
     writer = Metrics(tmp_path, step=0, steps=10, batch=4, label="cell")
-    writer.waiting(1e6)
+    writer.add_wait(1e6)
     speed = writer.progress(5, {"loss": 0.5})
     writer.write(5, {"train/loss": 0.5, **speed})
     writer.close()
@@ -126,7 +126,7 @@ def test_without_a_terminal_the_progress_line_is_printed_once_a_minute(tmp_path,
         now += 25.0
     assert shown == [1, 0, 0, 1, 0, 0, 1]
     writer.close()
-    assert capsys.readouterr().err == "", "the last line stands there already"
+    assert capsys.readouterr().err == "", "the last line is already printed"
 
 
 def test_the_last_progress_line_is_printed_at_the_end(tmp_path, capsys):
@@ -152,10 +152,10 @@ def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path, monkey
 
 def test_samples_are_lines_of_steps_and_a_restart_writes_its_own_again(tmp_path):
     writer = Metrics(tmp_path, step=0, steps=10, batch=2, label="cell")
-    writer.samples({1: [4, 2], 2: [0, 1], 3: [3, 5]})
+    writer.write_samples({1: [4, 2], 2: [0, 1], 3: [3, 5]})
     writer.close()
     again = Metrics(tmp_path, step=2, steps=10, batch=2, label="cell")
-    again.samples({3: [3, 5]})
+    again.write_samples({3: [3, 5]})
     again.close()
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert lines == [{"step": 1, "ids": [4, 2]}, {"step": 2, "ids": [0, 1]}, {"step": 3, "ids": [3, 5]}]

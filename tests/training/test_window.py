@@ -46,18 +46,18 @@ def test_a_metric_that_is_not_finite_is_named_with_step_and_ids(window, bad: flo
 def test_a_signal_is_read_so_many_steps_later(window):
     for step in range(1, 6):
         window.add(step, values(asked=3 if step == 2 else 0), *rows(step))
-        assert window.asked(lag=2) == (step == 4)
-    assert not window.asked(lag=0)
+        assert window.check_stop(lag=2) == (step == 4)
+    assert not window.check_stop(lag=0)
 
 
 def test_the_streak_that_is_too_long_names_its_last_batch(window):
     for step, streak in ((1, 1), (2, 2), (3, 0), (4, 1), (5, 2)):
         window.add(step, values(streak=streak), *rows(step))
-    assert not window.asked(lag=0)
+    assert not window.check_stop(lag=0)
     window.add(6, values(streak=3), *rows(60, 61))
-    assert not window.asked(lag=1)
+    assert not window.check_stop(lag=1)
     with pytest.raises(NonFinite, match=r"3 steps in a row .*step 6; ids of its batch: 60, 61"):
-        window.asked(lag=0)
+        window.check_stop(lag=0)
 
 
 def test_skipped_steps_and_undecodable_records_are_listed(window):

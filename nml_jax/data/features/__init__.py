@@ -1,1 +1,1 @@
-"""Features: files that people bring, banks that we write, and what both are to those who read them."""
+"""Read feature files, read and write feature banks, and give both one interface."""

@@ -1,4 +1,4 @@
-"""Readers of feature files that hold arrays: `.npy` pairs, `.npz` and `.safetensors`, mapped where they can be."""
+"""Read feature files that hold arrays: `.npy` pairs, `.npz` and `.safetensors`, memory-mapped where possible."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from nml_jax.data.features.formats import (
     NO_LABELS,
-    Found,
+    Content,
     Store,
     choose_features,
     choose_label,
@@ -33,12 +33,12 @@ SAFETENSORS = {
 }
 
 
-PACKED_ROWS = 4096  # of a compressed array in memory
-CHECKED_BYTES = 1 << 20  # in memory, of a stored array whose checksum is taken
+PACKED_ROWS = 4096  # rows of a compressed array in memory at a time
+CHECKED_BYTES = 1 << 20  # bytes in memory while a checksum is computed
 
 
 class _Entry(NamedTuple):
-    """An array of a file: what its header says, and how to get its values, all at once and row by row."""
+    """An array in a file: its dtype and shape, `load` for the whole array, and `rows` for some rows."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -47,7 +47,7 @@ class _Entry(NamedTuple):
 
 
 class _Array:
-    """An array that is mapped, or loaded at its first use."""
+    """A store of an array that is mapped or loaded at its first use."""
 
     def __init__(self, load: Callable[[], np.ndarray]):
         self._load = load
@@ -62,7 +62,7 @@ class _Array:
 
 
 class _Packed:
-    """A compressed member of an `.npz`, in C order, inflated from its beginning whenever it is read."""
+    """A store of a compressed member of an `.npz` in C order. Every read inflates it from its beginning."""
 
     def __init__(self, path: Path, member: str):
         self._path, self._member = path, member
@@ -77,73 +77,73 @@ class _Packed:
             start += len(block)
             if b == len(wanted):
                 break
-        assert out is not None  # there are rows, or nobody would ask for some
+        assert out is not None  # a file without rows is not opened
         return out
 
     def scan(self, size: int) -> Iterator[np.ndarray]:
         with zipfile.ZipFile(self._path) as archive, archive.open(self._member) as file:
-            shape, _, dtype = _npy_header(file)
+            shape, _, dtype = _read_npy_header(file)
             for start in range(0, shape[0], size):
                 block = (min(size, shape[0] - start), *shape[1:])
                 data = file.read(math.prod(block) * dtype.itemsize)
                 yield np.frombuffer(data, dtype).reshape(block)
 
 
-def open_arrays(paths: list[Path], label: str, columns: str, labelled: bool) -> Found:
-    """The arrays of a file, or of a pair of `.npy`; arguments as of `features.open_features`.
+def open_arrays(paths: list[Path], label: str, columns: str, labelled: bool) -> Content:
+    """Find the features and labels in a file or a pair of `.npy`. The arguments are those of `files.open_features`.
 
     Raises:
-        UserError: the labels or features are not there, several arrays may be the features, the labels are objects, or
-            the names of the classes are not distinct strings.
-        Others, as `feature_formats.reading` catches them: the file is damaged.
+        UserError: there are no labels or features, several arrays may be the features, the labels are objects, or
+            the class names are not distinct strings.
+        Other errors, which `formats.read_errors` catches: the file is damaged.
     """
     path, metadata = paths[0], {}
     if path.suffix.lower() == ".npy":
         entries: dict[str, _Entry] = {}
         for name, part in zip(("features", "labels"), paths, strict=False):
             with read_errors(part), part.open("rb") as file:
-                entries[name] = _npy(part, file)
+                entries[name] = _describe_npy(part, file)
         label, columns = "labels" * (len(paths) > 1), "features"
         if labelled and not label:
             raise UserError(f"{path} has no labels", f"give both files: {path},LABELS.npy")
     elif path.suffix.lower() == ".npz":
-        entries = _npz(path)
+        entries = _describe_npz(path)
     else:
-        entries, metadata = _safetensors(path)
+        entries, metadata = _describe_safetensors(path)
     label_name = choose_label(path, entries, label, labelled)
     candidates = [columns] if columns else [n for n, e in entries.items() if n != label_name and len(e.shape) in (2, 3)]
     if not candidates or candidates[0] not in entries:
         has = ", ".join(f"{name!r} {list(entry.shape)}" for name, entry in entries.items())
         raise UserError(
             f"{path} has no {repr(columns) if columns else '2-D or 3-D array of features'}; it has {has or 'nothing'}",
-            "save the features as an array [rows, features], or name it with columns=NAME",
+            "save the features as an array [rows, features], or name their array with columns=NAME",
         )
     features = entries[choose_features(path, candidates)]
     labels, names = NO_LABELS, ()
     if label_name:
         labels, names = keep_valid_labels(
             paths[-1],
-            lambda: (_labels(paths[-1], entries[label_name]), _class_names(path, metadata)),
+            lambda: (_load_labels(paths[-1], entries[label_name]), _parse_class_names(path, metadata)),
             (labels, names),
             labelled,
         )
-    return Found(labels, features.shape, features.dtype, features.rows, class_names=names)
+    return Content(labels, features.shape, features.dtype, features.rows, class_names=names)
 
 
-def _labels(path: Path, entry: _Entry) -> np.ndarray:
+def _load_labels(path: Path, entry: _Entry) -> np.ndarray:
     if entry.dtype.hasobject:
         raise UserError(
-            f"{path}: the labels are Python objects, which only pickle could read",
+            f"{path}: the labels are Python objects, which need pickle to read",
             "save them as text or integers: np.asarray(labels, dtype=str)",
         )
     return np.array(entry.load()) if math.prod(entry.shape) else np.empty(entry.shape, entry.dtype)
 
 
-def _class_names(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """What the metadata name the classes; () where that is nothing, or no list.
+def _parse_class_names(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the class names in the metadata; () if there is no list of them.
 
     Raises:
-        UserError: the list is not of distinct strings. ValueError: it is no JSON.
+        UserError: they are not distinct strings. ValueError: the list is not valid JSON.
     """
     text = metadata.get("class_names", "")
     if not text.startswith("["):
@@ -152,15 +152,17 @@ def _class_names(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
     other = [name for name in names if not isinstance(name, str)]
     twice = [] if other else [name for name, count in Counter(names).items() if count > 1]
     if other or twice:
-        what = f"{twice[0]!r} twice" if twice else f"{other[0]!r}, which is no text"
+        what = f"{twice[0]!r} twice" if twice else f"{other[0]!r}, which is not a string"
         raise UserError(
             f"{path}: class_names in its metadata hold {what}",
-            "write them as a JSON list of different texts, one for every class",
+            "write them as a JSON list of distinct strings, one for every class",
         )
     return tuple(names)
 
 
-def _mapped(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int, order: Literal["C", "F"] = "C") -> _Entry:
+def _map_array(
+    path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int, order: Literal["C", "F"] = "C"
+) -> _Entry:
     missing = offset + math.prod(shape) * dtype.itemsize - path.stat().st_size
     if missing > 0 and not dtype.hasobject:
         raise ValueError(f"it is cut short by {missing} bytes")
@@ -168,24 +170,24 @@ def _mapped(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int, or
     return _Entry(dtype, shape, load, _Array(load))
 
 
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran's order, and dtype."""
+def _read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read the header of a .npy file: shape, True for Fortran order, and dtype."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(file)
 
 
-def _npy(path: Path, file: IO[bytes]) -> _Entry:
-    """The array that begins where `file` stands."""
-    shape, fortran, dtype = _npy_header(file)
-    return _mapped(path, dtype, shape, file.tell(), "F" if fortran else "C")
+def _describe_npy(path: Path, file: IO[bytes]) -> _Entry:
+    """Describe the .npy array that begins at the position of `file`."""
+    shape, fortran, dtype = _read_npy_header(file)
+    return _map_array(path, dtype, shape, file.tell(), "F" if fortran else "C")
 
 
-def _npz(path: Path) -> dict[str, _Entry]:
-    """The arrays of an archive.
+def _describe_npz(path: Path) -> dict[str, _Entry]:
+    """Describe the arrays of an archive.
 
-    What is read of a member is compared with its checksum: of a compressed one whenever it is read to its end; of a
-    mapped one at its first use, for which all of it is read once, in order, as the first pass of training does.
+    Checksums are verified: for a compressed member whenever it is read to its end, for a mapped one at its first use,
+    which reads all of it once, in order.
     """
     entries = {}
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
@@ -196,20 +198,20 @@ def _npz(path: Path) -> dict[str, _Entry]:
             if member.compress_type == zipfile.ZIP_STORED:
                 file.seek(member.header_offset + 26)  # the local header: 26 bytes, the lengths of a name and extras
                 file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
-                entry = _npy(path, file)
-                load = functools.cache(functools.partial(_checked, path, member.filename, entry.load))
+                entry = _describe_npy(path, file)
+                load = functools.cache(functools.partial(_load_checked, path, member.filename, entry.load))
                 entries[name] = entry._replace(load=load, rows=_Array(load))
             else:
                 with archive.open(member) as header:
-                    shape, fortran, dtype = _npy_header(header)
+                    shape, fortran, dtype = _read_npy_header(header)
                 load = functools.partial(_inflate, path, name)
                 rows = _Array(functools.cache(load)) if fortran else _Packed(path, member.filename)
                 entries[name] = _Entry(dtype, shape, load, rows)
     return entries
 
 
-def _checked(path: Path, member: str, load: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `load` returns. Raises BadZipFile if the member has another checksum than its archive says."""
+def _load_checked(path: Path, member: str, load: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return what `load` does. Raise BadZipFile if the member does not match its checksum in the archive."""
     with zipfile.ZipFile(path) as archive, archive.open(member) as file:
         while file.read(CHECKED_BYTES):
             pass
@@ -221,9 +223,9 @@ def _inflate(path: Path, name: str) -> np.ndarray:
         return archive[name]
 
 
-def _safetensors(path: Path) -> tuple[dict[str, _Entry], Mapping[str, str]]:
-    """Arrays and metadata: 8 bytes of length, a JSON header of that length, then the data."""
-    with safe_open(path, "numpy"):  # it checks lengths, offsets and shapes
+def _describe_safetensors(path: Path) -> tuple[dict[str, _Entry], Mapping[str, str]]:
+    """Describe arrays and return metadata. The file is 8 bytes of length, a JSON header of that length, then data."""
+    with safe_open(path, "numpy"):  # checks lengths, offsets and shapes
         pass
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -231,7 +233,7 @@ def _safetensors(path: Path) -> tuple[dict[str, _Entry], Mapping[str, str]]:
     metadata, entries = header.pop("__metadata__", {}), {}
     for name, entry in header.items():
         if entry["dtype"] not in SAFETENSORS:
-            raise ValueError(f"{name!r} is of dtype {entry['dtype']}, not one of {', '.join(SAFETENSORS)}")
+            raise ValueError(f"{name!r} has dtype {entry['dtype']}, not one of {', '.join(SAFETENSORS)}")
         dtype, offset = np.dtype(SAFETENSORS[entry["dtype"]]), 8 + length + entry["data_offsets"][0]
-        entries[name] = _mapped(path, dtype, tuple(entry["shape"]), offset)
+        entries[name] = _map_array(path, dtype, tuple(entry["shape"]), offset)
     return entries, metadata

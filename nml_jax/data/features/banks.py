@@ -1,7 +1,7 @@
-"""Feature banks: what a frozen encoder said of one split, on disk as sharded safetensors with an index.
+"""Read and write feature banks: the outputs of a frozen encoder on one split, as sharded safetensors with an index.
 
-A bank is keyed by everything its numbers depend on (encoder, preprocessing, split), so a stale one is never read: it
-has another key and is written anew. The folder appears under its name when it is complete.
+The key of a bank depends on everything that its numbers depend on (encoder, preprocessing, split). So a stale bank is
+never read: it has another key and is written again. A bank's folder gets its name once it is complete.
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ SHARD_ROWS = 16_384
 
 
 class Bank:
-    """A bank on disk. Arrays are read shard by shard, memory-mapped.
+    """A bank on disk. Arrays are read shard by shard.
 
     Attributes:
-        index: key, n, layers (name -> [V, D]), num_classes, class_names, shards; scoring, where it was written.
+        index: key, n, layers (name -> [V, D]), num_classes, class_names, shards, and scoring if it was given.
     """
 
     def __init__(self, folder: Path):
@@ -39,7 +39,7 @@ class Bank:
         return self.index["n"]
 
     def read(self, name: str) -> np.ndarray:
-        """All rows of one array, in source order: a layer (float32 [N, V, D]), "label" or "id" (int32 [N]).
+        """Read all rows of one array in source order: a layer (float32 [N, V, D]), "label" or "id" (int32 [N]).
 
         Raises:
             UserError: a shard is missing, damaged, or holds a value that is not finite.
@@ -47,9 +47,9 @@ class Bank:
         return np.concatenate([self.shard(shard, name) for shard in self.index["shards"]])
 
     def shard(self, shard: Mapping[str, Any], name: str) -> np.ndarray:
-        """The rows of one array in one entry of `index["shards"]`. Raises what `read` raises."""
+        """Read the rows of one array in one entry of `index["shards"]`. Raise what `read` raises."""
         path = self.folder / shard["file"]
-        cure = f"delete {self.folder}; the next start writes it anew"
+        cure = f"delete {self.folder}; the next start writes it again"
         if not path.exists():
             raise UserError(f"{path} is missing", cure)
         if hash_file(path) != shard["sha256"]:
@@ -61,13 +61,13 @@ class Bank:
             raise UserError(f"{path}: {e}", cure) from e
         if out.dtype.kind == "f" and not (finite := np.isfinite(out).reshape(len(out), -1).all(1)).all():
             row = int(np.flatnonzero(~finite)[0])
-            raise UserError(f"{path}: row {row} of {name!r} is not finite", "redo it with --force=extract")
+            raise UserError(f"{path}: row {row} of {name!r} is not finite", "extract it again with --force=extract")
         return out
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer of a bank, with the reading calls of `features.Features`."""
+    """One layer of a bank, with the reading methods of `files.Features`."""
 
     bank: Bank
     name: str
@@ -84,11 +84,11 @@ class Layer:
         return self.bank.index["layers"][self.name][1]
 
     def read(self) -> np.ndarray:
-        """float32 [N, V, D]."""
+        """Read all rows, float32 [N, V, D]."""
         return self.bank.read(self.name)
 
     def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, float32 [at most `size`, V, D]), in order."""
+        """Yield (first row, float32 [at most `size`, V, D]) in order."""
         start = 0
         for shard in self.bank.index["shards"]:
             rows = self.bank.shard(shard, self.name)
@@ -97,7 +97,7 @@ class Layer:
             start += len(rows)
 
     def rows(self, index: np.ndarray) -> np.ndarray:
-        """float32 [n, V, D] of these rows, in this order."""
+        """Read these rows in this order, float32 [n, V, D]."""
         out = np.empty((len(index), self.views, self.dim), np.float32)
         for start, block in self.blocks(SHARD_ROWS):
             here = np.flatnonzero((index >= start) & (index < start + len(block)))
@@ -107,13 +107,13 @@ class Layer:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
-    cure = f"delete {folder}; the next start writes it anew"
+    cure = f"delete {folder}; the next start writes it again"
     try:
         text = path.read_text("utf-8")
         index = json.loads(text)
-        sound = index["sha256"] == _self_sha(index)
+        sound = index["sha256"] == _hash_index(index)
     except FileNotFoundError as e:
-        raise UserError(f"{folder} is no feature bank: it has no index.json", cure) from e
+        raise UserError(f"{folder} is not a feature bank: it has no index.json", cure) from e
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged: {e}", cure) from e
     if not sound:
@@ -121,12 +121,13 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _self_sha(index: Mapping[str, Any]) -> str:
+def _hash_index(index: Mapping[str, Any]) -> str:
+    """Return the digest of an index, without the digest that it holds."""
     return hash_json({k: v for k, v in index.items() if k != "sha256"})
 
 
 def find(folder: Path, key: str) -> Bank | None:
-    """The bank in `folder` if it is there and has this key; a bank with another key is as good as none."""
+    """Return the bank in `folder`; None if there is none or it has another key."""
     if not (folder / "index.json").exists():
         return None
     bank = Bank(folder)
@@ -142,17 +143,17 @@ def write(
     class_names: tuple[str, ...],
     scoring: Mapping[str, Any] | None = None,
 ) -> Bank:
-    """Write a bank from blocks of rows, replacing what the folder held.
+    """Write a bank from blocks of rows. It replaces the content of the folder once it is complete.
 
     Args:
-        folder: where the bank appears when it is complete.
-        blocks: each a dict of layers (float32 [n, V, D]), "label" and "id" (int32 [n]), in source order.
-        key: identity of what the numbers depend on.
-        num_classes, class_names: of the labels.
-        scoring: JSON values for the index: how a head is scored on the split, where that is not by its labels alone.
+        folder: folder of the bank.
+        blocks: dicts of layers (float32 [n, V, D]), "label" and "id" (int32 [n]), in source order.
+        key: identity of all that the numbers depend on.
+        num_classes, class_names: the classes of the labels.
+        scoring: how to score a head on the split, as JSON values, if labels alone do not say.
 
     Raises:
-        UserError: a feature is not finite, there are no rows, or the disk takes no more.
+        UserError: a feature is not finite, there are no rows, or the disk is full.
     """
     part = folder.with_name(f".{folder.name}.part")
     shards: list[dict[str, Any]] = []
@@ -160,23 +161,20 @@ def write(
     with report_disk_errors(folder):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        for block in _of_size(blocks, SHARD_ROWS):
+        for block in _regroup(blocks, SHARD_ROWS):
             for name, array in block.items():
                 if array.dtype.kind != "f":
                     continue
                 layers[name] = list(array.shape[1:])
                 if not (finite := np.isfinite(array).reshape(len(array), -1).all(1)).all():
                     record = int(block["id"][~finite][0])
-                    raise UserError(
-                        f"the encoder's {name!r} of record {record} is not finite",
-                        "check the checkpoint",
-                    )
+                    raise UserError(f"the encoder's {name!r} of record {record} is not finite", "check the checkpoint")
             data = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in block.items()})
             file = f"{len(shards):05d}.safetensors"
             (part / file).write_bytes(data)
             shards.append({"file": file, "rows": len(block["id"]), "sha256": hash_bytes(data)})
         if not shards:
-            raise UserError(f"{folder}: the split has no records", "name a split that has some")
+            raise UserError(f"{folder}: the split has no records", "choose another split")
         index: dict[str, Any] = {
             "version": VERSION,
             "key": key,
@@ -187,14 +185,14 @@ def write(
             "shards": shards,
             **({"scoring": dict(scoring)} if scoring else {}),
         }
-        write_json(part / "index.json", index | {"sha256": _self_sha(index)})
+        write_json(part / "index.json", index | {"sha256": _hash_index(index)})
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
     return Bank(folder)
 
 
-def _of_size(blocks: Iterable[Mapping[str, np.ndarray]], rows: int) -> Iterable[dict[str, np.ndarray]]:
-    """The same rows in blocks of exactly `rows`, but for the last."""
+def _regroup(blocks: Iterable[Mapping[str, np.ndarray]], rows: int) -> Iterable[dict[str, np.ndarray]]:
+    """Yield the same rows in blocks of exactly `rows`; the last may be smaller."""
     held: list[Any] = []
     count = 0
     for block in blocks:

@@ -1,4 +1,4 @@
-"""What no feature may be, whether it comes from a file or as an array: not finite; or all of them constant."""
+"""Check features from files and arrays: all must be finite, and at least one must vary."""
 
 from collections.abc import Iterable
 
@@ -7,8 +7,8 @@ import numpy as np
 from nml_jax.errors import UserError
 
 
-def are_finite(X: np.ndarray) -> np.ndarray:
-    """X [N, D] as float32. Raises UserError, which names the first bad row, if a value is not finite in it."""
+def check_finite(X: np.ndarray) -> np.ndarray:
+    """Return X [N, D] as float32. Raise UserError, naming the first bad row, if a value is not finite as float32."""
     with np.errstate(over="ignore"):
         narrow = X.astype(np.float32, copy=False)
     if not (good := np.isfinite(narrow).all(1)).all():
@@ -20,7 +20,7 @@ def are_finite(X: np.ndarray) -> np.ndarray:
 
 
 def check_varied(blocks: Iterable[np.ndarray], what: str) -> None:
-    """Raises UserError if every feature is constant: all rows [..., D] of `what`, two or more, are the same."""
+    """Raise UserError if every feature is constant: all rows [..., D] of `what`, two or more, are equal."""
     first, count = None, 0
     for block in blocks:
         rows = block.reshape(-1, block.shape[-1])
@@ -29,4 +29,4 @@ def check_varied(blocks: Iterable[np.ndarray], what: str) -> None:
             return
         count += len(rows)
     if count > 1:
-        raise UserError(f"{what}: every feature is constant", "look at what made the features: all rows are the same")
+        raise UserError(f"{what}: every feature is constant", "check how the features were made: all rows are equal")

@@ -1,8 +1,8 @@
-"""Feature files that somebody else wrote: `.npy` pairs, `.npz`, `.safetensors`, `.csv`, `.tsv` and `.parquet`.
+"""Read feature files of users: `.npy` pairs, `.npz`, `.safetensors`, `.csv`, `.tsv` and `.parquet`.
 
-Opening a file reads its labels and the shape of its features. The features themselves stay on disk: `.npy`,
-`.safetensors` and uncompressed members of an `.npz` are mapped, Parquet, CSV and compressed members of an `.npz` are
-read batch by batch; a compressed member in Fortran's order alone is read whole, at its first use.
+Opening a file reads its labels and the shape of its features. The features stay on disk. `.npy`, `.safetensors` and
+uncompressed members of an `.npz` are memory-mapped. Parquet, CSV and compressed members of an `.npz` are read batch by
+batch. Only a compressed member in Fortran order is read whole, at its first use.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from nml_jax.errors import UserError
 from nml_jax.hashes import hash_bytes, hash_file, hash_text
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".csv", ".tsv", ".parquet")
-LARGE = 1 << 30  # bytes above which a fingerprint reads the ends of a file only
+LARGE = 1 << 30  # bytes above which a fingerprint reads only the ends of a file
 ENDS = 16 << 20  # bytes of each end
-BLOCK_BYTES = 64 << 20  # of float32 values in a block of `read`
-BLOCK_ROWS, BLOCK_VALUES = 16_384, 1 << 26  # in a block of other passes over all rows, at most
+BLOCK_BYTES = 64 << 20  # bytes of float32 values in a block of `read`
+BLOCK_ROWS, BLOCK_VALUES = 16_384, 1 << 26  # most rows and values in a block of other passes over all rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,12 +35,12 @@ class Features:
 
     Attributes:
         spec: as given. path: the file of the features.
-        labels: [N], integers, strings or bools as in the file; [0] where it has none and none were asked for.
+        labels: [N], integers, strings or bools as in the file; [0] if it has none and none are needed.
         shape: (N, V, D).
-        dtype: of the stored values. scale: real value = stored value × scale.
-        label, columns: names of the columns of a table that were taken; "" and () for arrays.
+        dtype: dtype of the stored values. scale: real value = stored value × scale.
+        label, columns: names of the columns used in a table; "" and () for arrays.
         left_out: names of its other columns.
-        class_names: JSON list under "class_names" in the metadata of a .safetensors file; () where there is none.
+        class_names: JSON list under "class_names" in the metadata of a .safetensors file; () if there is none.
     """
 
     spec: str
@@ -69,11 +69,11 @@ class Features:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the D features; () where the file has none, as for arrays and lists."""
+        """Names of the D features; () for arrays and lists, which have none."""
         return self.columns if len(self.columns) == self.dim else ()
 
     def rows(self, index: np.ndarray) -> np.ndarray:
-        """The rows `index` (integers in [0, N), any order), float32 [n, V, D]. A table is scanned for them, once.
+        """Read the rows `index` (integers in [0, N), any order), float32 [n, V, D]. A table is scanned once.
 
         Raises:
             IndexError: an index is out of range.
@@ -86,7 +86,7 @@ class Features:
             return self._values(self.store.take(index), index)
 
     def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
-        """All rows in order: number of the first, and float32 [size, V, D]; the last block may be smaller.
+        """Yield all rows in order as (number of the first, float32 [size, V, D]). The last block may be smaller.
 
         Raises:
             UserError: the file is damaged, or a value is missing, NaN or infinite.
@@ -98,7 +98,7 @@ class Features:
                 start += len(stored)
 
     def read(self) -> np.ndarray:
-        """All rows, float32 [N, V, D]; what `blocks` raises."""
+        """Read all rows, float32 [N, V, D]. Raise what `blocks` raises."""
         out = np.empty(self.shape, np.float32)
         for start, block in self.blocks(max(1, BLOCK_BYTES // (4 * self.views * self.dim))):
             out[start : start + len(block)] = block
@@ -106,9 +106,9 @@ class Features:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the content, of both files' digests for a pair.
+        """SHA-256 of the content; for a pair, of both files' digests.
 
-        Of a file above 1 GiB only size, time of change (ns) and the first and last 16 MiB count.
+        For a file above 1 GiB it covers only size, modification time (ns) and the first and last 16 MiB.
         """
         digests = []
         for path in self.files:
@@ -122,15 +122,15 @@ class Features:
         return digests[0] if len(digests) == 1 else hash_text("".join(digests))
 
     def _values(self, stored: np.ndarray, index: np.ndarray | range) -> np.ndarray:
-        """Stored values [n, ...] of the rows `index` as real ones, float32 [n, V, D]."""
-        with np.errstate(over="ignore", invalid="ignore"):  # told below
-            if stored.dtype.itemsize <= 4:  # wider ones are scaled first: they could overflow
+        """Convert stored values [n, ...] of the rows `index` to real values, float32 [n, V, D]."""
+        with np.errstate(over="ignore", invalid="ignore"):  # checked below
+            if stored.dtype.itemsize <= 4:  # wider types are scaled first, or they could overflow
                 stored = stored.astype(np.float32)
             values = stored if self.scale == 1 else stored * self.scale
             values = values.astype(np.float32, copy=False).reshape(len(index), self.views, self.dim)
         if not (finite := np.isfinite(values).all((1, 2))).all():
             bad = np.flatnonzero(~finite)
-            some = f" read together, of {len(self):,} in the file," if len(index) < len(self) else ""
+            some = f" in this block (of {len(self):,} in the file)" if len(index) < len(self) else ""
             raise UserError(
                 f"{self.path}: {len(bad)} of {len(index):,} rows{some} hold missing, NaN or infinite values "
                 f"(as float32): rows {', '.join(str(index[i]) for i in bad[:5])}{', …' * (len(bad) > 5)}",
@@ -148,30 +148,30 @@ def open_features(
     labelled: bool = True,
     wanted: Sequence[str] = (),
 ) -> Features:
-    """Open a feature file. Of a table it is said, once, which columns were taken and which were not.
+    """Open a feature file. For a table, log once which columns are used and which are left out.
 
-    Arrays are features [N, D] or [N, V, D] and labels [N]; a table has a column of labels, and either a column of lists
-    or a column per feature. CSV and TSV need a first line of column names; a list is written as JSON, "[0.1, 0.2]".
-    Labels in them are whole numbers if all are, as written without leading zeros and the like, else text.
+    Arrays are features [N, D] or [N, V, D] and labels [N]. A table has a column of labels and either a column of lists
+    or one column per feature. CSV and TSV need a first line of column names, and write lists as JSON, "[0.1, 0.2]".
+    Labels in them are text, unless all are whole numbers without leading zeros and the like.
 
     Args:
         spec: FILE, or "FEATURES.npy,LABELS.npy".
-        label: name of the label array or column. "": the one there is of label, labels, y, target, class.
-        columns: name of the feature array or column. "": the only 2-D or 3-D array, or the only list column; of several
-            the one called features, X, x or embeddings; in a table without lists all columns of numbers and booleans
-            but the label and ids (id, ids, index, and the index that pandas writes).
+        label: name of the label array or column. "": the only one of label, labels, y, target, class.
+        columns: name of the feature array or column. "": the only 2-D or 3-D array or the only list column; among
+            several the one called features, X, x or embeddings; in a table without lists all columns of numbers and
+            booleans except the label and ids (id, ids, index, and the index that pandas writes).
         scale: real value = stored value × scale.
-        labelled: False: the file may be without labels; those with blanks or other faults are left out, and it is said.
-        wanted: names of the D feature columns of a table, in whatever order it has them; () as `columns` says. Arrays
-            and lists have no such names and are taken as they are.
+        labelled: False if the file may lack labels. Labels with blanks or other faults are then dropped with a notice.
+        wanted: names of the D feature columns of a table, which may be in any order; (): as `columns` says. Arrays and
+            lists have no such names and are taken as they are.
 
     Raises:
-        UserError: the file is missing, empty, damaged or of an unknown format; it does not say which array is which, or
-            which column the label is; shapes, dtypes or labels are not as above.
+        UserError: the file is missing, empty, damaged or of an unknown format; it is ambiguous which array or column
+            holds the features or labels; shapes, dtypes or labels are not as above.
     """
     paths = inputs.split_pair(spec)
     for path in paths:
-        if path == Path():  # as of "X.npy,"
+        if path == Path():  # from "X.npy,"
             raise UserError(f"{spec!r} lacks the name of a file", "give FILE, or FEATURES.npy,LABELS.npy")
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
@@ -181,51 +181,53 @@ def open_features(
     path, suffix = paths[0], paths[0].suffix.lower()
     if suffix not in SUFFIXES or (len(paths) > 1 and {p.suffix.lower() for p in paths} != {".npy"}):
         raise UserError(
-            f"{spec} is no feature file of a known format: {', '.join(SUFFIXES)}, or FEATURES.npy,LABELS.npy",
+            f"{spec} is not a feature file of a known format: {', '.join(SUFFIXES)}, or FEATURES.npy,LABELS.npy",
             "save the features in one of them; examples/export_features.py writes .safetensors",
         )
     if not math.isfinite(scale) or scale == 0:
-        raise UserError(f"scale is {scale}", "give the number that turns stored values into real ones; 1 leaves them")
+        raise UserError(f"scale is {scale}", "give the factor from stored values to real ones; 1 keeps them")
     with read_errors(path):
         if suffix in (".csv", ".tsv", ".parquet"):
-            found = open_table(path, label, columns, labelled, wanted if not columns else ())
-            of = f"label {found.label!r}, " if found.label else "no label, "
-            _say_once(f"{path}: {of}features {list_names(found.columns)}; left out: {list_names(found.left_out)}")
+            content = open_table(path, label, columns, labelled, wanted if not columns else ())
+            used = f"label {content.label!r}, " if content.label else "no label, "
+            _notify_once(
+                f"{path}: {used}features {list_names(content.columns)}; left out: {list_names(content.left_out)}"
+            )
         else:
-            found = open_arrays(paths, label, columns, labelled)
-        labels = keep_valid_labels(paths[-1], lambda: check_labels(found.labels, paths[-1]), NO_LABELS, labelled)
-    shape = found.shape if len(found.shape) == 3 else (*found.shape[:1], 1, *found.shape[1:])
+            content = open_arrays(paths, label, columns, labelled)
+        labels = keep_valid_labels(paths[-1], lambda: check_labels(content.labels, paths[-1]), NO_LABELS, labelled)
+    shape = content.shape if len(content.shape) == 3 else (*content.shape[:1], 1, *content.shape[1:])
     if len(shape) != 3 or 0 in shape[1:]:
         raise UserError(
-            f"{path}: the features have shape {list(found.shape)}",
+            f"{path}: the features have shape {list(content.shape)}",
             "give them as [rows, features], or as [rows, views, features]",
         )
     if shape[0] == 0:
         raise UserError(f"{path} has no rows", "write it again where the features were made")
-    if found.dtype.kind not in "fiub" and found.dtype != ml_dtypes.bfloat16:
+    if content.dtype.kind not in "fiub" and content.dtype != ml_dtypes.bfloat16:
         raise UserError(
-            f"{path}: the features are of dtype {found.dtype}, not real numbers",
-            "save them as float32; bfloat16 survives in .safetensors only, objects and complex numbers nowhere",
+            f"{path}: the features have dtype {content.dtype}, not real numbers",
+            "save them as float32; bfloat16 works only in .safetensors",
         )
     if labelled or len(labels):
-        labels = keep_valid_labels(path, lambda: _one_per_row(labels, shape[0], spec), NO_LABELS, labelled)
-    named = found.label, found.columns, found.left_out, found.class_names
-    return Features(spec, path, labels, shape, found.dtype, scale, *named, tuple(paths), found.store)
+        labels = keep_valid_labels(path, lambda: _check_count(labels, shape[0], spec), NO_LABELS, labelled)
+    names = content.label, content.columns, content.left_out, content.class_names
+    return Features(spec, path, labels, shape, content.dtype, scale, *names, tuple(paths), content.store)
 
 
-def _one_per_row(labels: np.ndarray, rows: int, spec: str) -> np.ndarray:
+def _check_count(labels: np.ndarray, rows: int, spec: str) -> np.ndarray:
     if len(labels) != rows:
         raise UserError(f"{spec} has {rows} rows of features and {len(labels)} labels", "give one label for every row")
     return labels
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def _notify_once(message: str) -> None:
     console.notice(message)
 
 
 def count_block_rows(views: int, dim: int) -> int:
-    """Rows [views, dim] of a block that is no burden to memory, and one at least."""
+    """Return how many rows [views, dim] make a block that fits in memory; at least one."""
     return max(1, min(BLOCK_ROWS, BLOCK_VALUES // (views * dim)))
 
 
@@ -233,8 +235,8 @@ def check_alike(train: Features, other: Features) -> None:
     """Check that the features of `other` mean what those of `train` do.
 
     Raises:
-        UserError: they differ in width or in the columns' names, number their classes differently, or one scale is for
-            whole numbers in one and for fractions in the other.
+        UserError: they differ in width or column names, number their classes differently, or share one scale though
+            one holds whole numbers and the other fractions.
     """
     if train.dim != other.dim:
         raise UserError(
@@ -249,41 +251,41 @@ def check_alike(train: Features, other: Features) -> None:
     if train.scale != 1 and (train.dtype.kind in "iub") != (other.dtype.kind in "iub"):
         raise UserError(
             f"{other.path} holds {other.dtype}, {train.path} {train.dtype}, and one scale, {train.scale:g}, for both",
-            "store both alike, or write real values and leave the scale at 1",
+            "store both with the same dtype, or write real values and leave the scale at 1",
         )
     for i, (mine, its) in enumerate(zip(train.class_names, other.class_names, strict=False)):
         if mine != its:
             raise UserError(
                 f"{other.path} calls class {i} {its!r}, {train.path} calls it {mine!r}",
-                "number the classes alike in both; examples/export_features.py does so with --like",
+                "number the classes the same way in both; examples/export_features.py does so with --like",
             )
 
 
 def find_classes(labels: np.ndarray, what: str = "training") -> np.ndarray:
-    """The classes among `labels`, sorted, each once: [K], of the labels' dtype.
+    """Return the distinct classes of `labels`, sorted: [K], with the labels' dtype.
 
     Raises:
         UserError: there is only one.
     """
-    found = np.unique(labels)
-    if len(found) < 2:
+    classes = np.unique(labels)
+    if len(classes) < 2:
         raise UserError(
-            f"{what}: all {len(labels)} labels are {', '.join(map(repr, found.tolist())) or 'missing'}",
+            f"{what}: all {len(labels)} labels are {', '.join(map(repr, classes.tolist())) or 'missing'}",
             "give data of at least two classes",
         )
-    return found
+    return classes
 
 
 def encode(labels: np.ndarray, classes: np.ndarray, what: str) -> np.ndarray:
-    """Positions of `labels` [N] in the sorted `classes` [K], int32 [N]. `what` names the labels in errors.
+    """Return the positions of `labels` [N] in the sorted `classes` [K], int32 [N]. `what` names the labels in errors.
 
     Raises:
-        UserError: a label is none of the classes.
+        UserError: a label is not one of the classes.
     """
-    if (labels.dtype.kind == "U") != (classes.dtype.kind == "U"):  # a table's labels are typed file by file
+    if (labels.dtype.kind == "U") != (classes.dtype.kind == "U"):  # each table decides alone if its labels are numbers
         labels, classes = labels.astype(str), classes.astype(str)
     values, rows = np.unique(labels, return_inverse=True)
-    known = {label: place for place, label in enumerate(classes.tolist())}  # exact, where int64 and uint64 meet as well
+    known = {label: place for place, label in enumerate(classes.tolist())}  # exact even between int64 and uint64
     places = np.array([known.get(value, -1) for value in values.tolist()], np.int32)
     if new := values[places < 0].tolist():
         raise UserError(

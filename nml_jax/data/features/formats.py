@@ -1,4 +1,4 @@
-"""What all formats of feature files share: what a reader finds and chooses by name, valid labels, damaged files."""
+"""Share what all formats of feature files need: choices by name, valid labels, errors of damaged files."""
 
 import contextlib
 import zipfile
@@ -15,24 +15,31 @@ from safetensors import SafetensorError
 from nml_jax import console
 from nml_jax.errors import UserError
 
-LABELS = ("label", "labels", "y", "target", "class")  # taken where none is named: the one that is there
-FEATURES = ("features", "X", "x", "embeddings")  # preferred where several arrays could be the features
+LABELS = ("label", "labels", "y", "target", "class")  # the default names of labels
+FEATURES = ("features", "X", "x", "embeddings")  # preferred if several arrays could be the features
 NO_LABELS = np.empty(0, np.int64)
-IDS = ("id", "ids", "index", "", "Unnamed: 0", "__index_level_0__")  # no features; the last three are pandas' indices
+IDS = (
+    "id",
+    "ids",
+    "index",
+    "",
+    "Unnamed: 0",
+    "__index_level_0__",
+)  # never features; the last three are pandas' indices
 
 
 T = TypeVar("T")
 
 
 class Store(Protocol):
-    """Where the stored values lie: [n, ...] of rows by index, or of all rows in order, `size` at a time."""
+    """Access to stored values [n, ...]: rows by index, or all rows in order, `size` at a time."""
 
     def take(self, index: np.ndarray) -> np.ndarray: ...
     def scan(self, size: int) -> Iterator[np.ndarray]: ...
 
 
-class Found(NamedTuple):
-    """What a format's reader found; `label`, `columns` and `left_out` are names in a table."""
+class Content(NamedTuple):
+    """The features and labels of a file. `label`, `columns` and `left_out` are names of columns in a table."""
 
     labels: np.ndarray
     shape: tuple[int, ...]
@@ -53,12 +60,12 @@ def read_errors(path: Path) -> Iterator[None]:
         *(OSError, ValueError, EOFError, RuntimeError),
         *(zipfile.BadZipFile, zlib.error, SafetensorError, pa.ArrowException),
     ) as e:
-        said = (str(e).splitlines() or [type(e).__name__])[0]
-        raise UserError(f"cannot read {path}: {said}", "mend that place, or write the file again as a whole") from e
+        message = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UserError(f"cannot read {path}: {message}", "repair the file, or write it again") from e
 
 
 def check_labels(labels: np.ndarray, path: Path) -> np.ndarray:
-    """Labels as integers, strings or bools [N]. Raises UserError if they are anything else, or not of one axis."""
+    """Return labels [N] as integers, strings or bools. Raise UserError for any other dtype or shape."""
     if labels.ndim != 1:
         cure = "give class numbers [rows]"
         if labels.ndim == 2:
@@ -69,23 +76,21 @@ def check_labels(labels: np.ndarray, path: Path) -> np.ndarray:
     if labels.dtype.kind == "S":
         return np.char.decode(labels, "utf-8")
     if labels.dtype.kind == "f":
-        whole = (np.abs(labels) < 2**53) & (labels == np.rint(labels))  # neither NaN nor infinity is
+        whole = (np.abs(labels) < 2**53) & (labels == np.rint(labels))  # False for NaN and infinity
         if not whole.all():
             bad = np.flatnonzero(~whole)
             raise UserError(
-                f"{path}: {len(bad)} labels are no classes, as row {bad[0]}, {labels[bad[0]]}",
-                "give a class, a whole number or text, for every row; numbers to be predicted are not supported",
+                f"{path}: {len(bad)} labels are not classes, as in row {bad[0]}: {labels[bad[0]]}",
+                "give every row a class, as a whole number or text; regression is not supported",
             )
         return labels.astype(np.int64)
     if labels.dtype.kind not in "biuU":
-        raise UserError(
-            f"{path}: the labels are of dtype {labels.dtype}", "save them as integers or as text (dtype=str)"
-        )
+        raise UserError(f"{path}: the labels have dtype {labels.dtype}", "save them as integers or as text (dtype=str)")
     return np.asarray(labels)
 
 
 def keep_valid_labels(path: Path, read: Callable[[], T], none: T, labelled: bool) -> T:
-    """What `read` returns of the labels in a file; `none` where they are at fault and not needed (`labelled`): told."""
+    """Return what `read` does. If labels are not needed (`labelled` is False), log its UserError and return `none`."""
     try:
         with read_errors(path):
             return read()
@@ -97,33 +102,35 @@ def keep_valid_labels(path: Path, read: Callable[[], T], none: T, labelled: bool
 
 
 def choose_label(path: Path, names: Iterable[str], label: str, labelled: bool) -> str | None:
-    """The name of the label array or column, None where there is none and need be none.
+    """Return the name of the label array or column; None if there is none and none is needed.
 
-    Raises UserError if `label`, or one that is needed (`labelled`), is not there, or if any of several may be it; where
-    none is needed that is said, and none is taken.
+    Raises:
+        UserError: `label` is missing, no label is found though one is needed (`labelled`), or any of several may be
+            it. In the last case, if none is needed, a line is logged and None returned.
     """
     names = list(names)
-    found = [name for name in ([label] if label else LABELS) if name in names]
-    if len(found) > 1:
-        return keep_valid_labels(path, lambda: refuse_several_labels(path, found), None, labelled)
-    if not found and (labelled or label):
+    matches = [name for name in ([label] if label else LABELS) if name in names]
+    if len(matches) > 1:
+        return keep_valid_labels(path, lambda: raise_several_labels(path, matches), None, labelled)
+    if not matches and (labelled or label):
         has = f"has no {label!r}" if label else f"has none of {', '.join(LABELS)}"
         cure = "name its labels with label=NAME (--config.features.label=NAME)"
         if path.suffix.lower() in (".csv", ".tsv"):
             cure += "; the first line must name the columns"
         raise UserError(f"{path} {has}; it has {list_names(names)}", cure)
-    return found[0] if found else None
+    return matches[0] if matches else None
 
 
-def refuse_several_labels(path: Path, found: list[str]) -> NoReturn:
+def raise_several_labels(path: Path, names: list[str]) -> NoReturn:
+    """Raise UserError because any of `names` may be the labels."""
     raise UserError(
-        f"{path}: any of {list_names(found)} may be the labels",
-        f"name them with label=NAME (--config.features.label={found[0]})",
+        f"{path}: any of {list_names(names)} may be the labels",
+        f"name them with label=NAME (--config.features.label={names[0]})",
     )
 
 
 def choose_features(path: Path, candidates: list[str]) -> str:
-    """The one candidate, or the one that is named like features. Raises UserError if none of several is."""
+    """Return the only candidate, or the first of FEATURES among several. Raise UserError if none of them is there."""
     preferred = [name for name in FEATURES if name in candidates]
     if len(candidates) > 1 and not preferred:
         raise UserError(
@@ -134,6 +141,6 @@ def choose_features(path: Path, candidates: list[str]) -> str:
 
 
 def list_names(names: Iterable[str]) -> str:
-    """Names as an error shows them, twelve at most."""
+    """Return names as an error shows them, twelve at most."""
     shown = list(map(repr, names))
     return ", ".join(shown[:12]) + f" and {len(shown) - 12} more" * (len(shown) > 12) or "nothing"

@@ -1,4 +1,4 @@
-"""A set of features: splits with their labels, in one layer of one task."""
+"""Describe sets of features: splits with their labels, in one layer of one task."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from nml_jax.data.features.files import count_block_rows
 
 
 class Rows(Protocol):
-    """Rows of features on disk; `files.Features` and `banks.Layer` are such."""
+    """Rows of features on disk, such as `files.Features` and `banks.Layer`."""
 
     @property
     def views(self) -> int: ...
@@ -20,7 +20,6 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
     def rows(self, index: np.ndarray) -> np.ndarray: ...
     def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]: ...
-
     def read(self) -> np.ndarray: ...
 
 
@@ -34,7 +33,7 @@ class Split(NamedTuple):
     scoring: Mapping[str, Any] = MappingProxyType({})
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(first views float32 [n, D], labels [n]), in order."""
+        """Yield (first views float32 [n, D], labels [n]) in order."""
         for start, block in self.features.blocks(count_block_rows(self.features.views, self.features.dim)):
             yield block[:, 0], self.labels[start : start + len(block)]
 
@@ -42,10 +41,10 @@ class Split(NamedTuple):
 class FeatureSet(NamedTuple):
     """One task in one layer.
 
-    classes: what labels stand for, as JSON values.
+    classes: the classes that labels stand for, as JSON values.
     origin: the fields of a row that say where the features come from.
     scale: real value = stored value × scale.
-    columns: names of the features; () where they have none.
+    columns: names of the features; () if they have none.
     """
 
     task: str
@@ -60,7 +59,7 @@ class FeatureSet(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-    """Some rows of others, as `Rows`."""
+    """Some of the rows of another set of rows, as `Rows`."""
 
     whole: Rows
     index: np.ndarray  # int64, ascending

@@ -1,4 +1,4 @@
-"""Readers of feature files that hold tables: `.csv`, `.tsv` and `.parquet`, batch by batch."""
+"""Read feature files that hold tables, `.csv`, `.tsv` and `.parquet`, batch by batch."""
 
 import codecs
 import contextlib
@@ -16,21 +16,21 @@ from nml_jax.data.features.formats import (
     IDS,
     LABELS,
     NO_LABELS,
-    Found,
+    Content,
     choose_features,
     choose_label,
     keep_valid_labels,
     list_names,
-    refuse_several_labels,
+    raise_several_labels,
 )
 from nml_jax.errors import UserError
 
-BATCH_ROWS = 4096  # of a Parquet file in memory
-CSV_BYTES = 16 << 20  # of a CSV file in memory; types are told from the first of these blocks
+BATCH_ROWS = 4096  # rows of a Parquet file in memory at a time
+CSV_BYTES = 16 << 20  # bytes of a CSV file in memory at a time; the first block decides the types
 
 
 class _Table:
-    """Columns of a table, read batch by batch."""
+    """A store of the columns of a table, read batch by batch."""
 
     def __init__(self, path: Path, columns: tuple[str, ...], types: Mapping[str, pa.DataType], dim: int):
         self._path, self._columns, self._types, self._dim = path, columns, types, dim
@@ -62,10 +62,10 @@ class _Table:
             yield np.concatenate(held)
 
     def _matrix(self, batch: pa.RecordBatch, start: int) -> np.ndarray:
-        """The features of a batch [n, D], NaN where a cell has none. `start` is the number of its first row."""
+        """Return the features of a batch [n, D], NaN for empty cells. `start` is the number of its first row."""
         column = batch.column(self._columns[0])
         if cells.is_text(column.type):
-            column = cells.from_json(column, f"{self._path}: column {self._columns[0]!r}", start)
+            column = cells.parse_lists(column, f"{self._path}: column {self._columns[0]!r}", start)
         if not cells.is_list(column.type):
             return np.stack([cells.read_numbers(batch.column(name)) for name in self._columns], 1)
         lengths = pc.call_function("list_value_length", [column]).fill_null(0).to_numpy()
@@ -84,10 +84,11 @@ def _batches(
     types: Mapping[str, pa.DataType] | None = None,
     wanted: np.ndarray | None = None,
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Number of the first row, and columns (all, if none are named), of consecutive rows.
+    """Yield consecutive rows: the number of the first, and their columns (all if none are named).
 
-    `types` are those of a CSV file's columns, which it cannot tell by itself. Of a Parquet file only those row groups
-    are read that hold `wanted`, sorted, if it is given.
+    Args:
+        types: types of a CSV file's columns. A Parquet file has its own.
+        wanted: sorted rows. If given, only the row groups of a Parquet file that hold them are read.
     """
     columns, start = list(columns), 0
     if path.suffix.lower() == ".parquet":
@@ -111,27 +112,27 @@ def _batches(
                 yield start, batch
                 start += batch.num_rows
     except pa.ArrowInvalid:
-        _refuse_words(path, types or {})  # Arrow says neither the row nor the column's name
+        _check_words(path, types or {})  # Arrow names neither the row nor the column
         raise
 
 
-def _refuse_words(path: Path, types: Mapping[str, pa.DataType]) -> None:
-    """Raises UserError if a cell of a CSV file is not of the column's type, a number or a boolean."""
+def _check_words(path: Path, types: Mapping[str, pa.DataType]) -> None:
+    """Raise UserError if a cell in a CSV column of numbers or booleans is something else."""
     names = [name for name, kind in types.items() if not cells.is_text(kind)]
     if names:
         for start, batch in _batches(path, names, dict.fromkeys(names, pa.string())):
             for name in names:
                 truths = pa.types.is_boolean(types[name])
-                cells.refuse_words(batch.column(name), f"{path}: column {name!r}", start, truths=truths)
+                cells.check_words(batch.column(name), f"{path}: column {name!r}", start, truths=truths)
 
 
-def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Sequence[str] = ()) -> Found:
-    """The columns of a table; arguments as of `features.open_features`.
+def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Sequence[str] = ()) -> Content:
+    """Find the features and labels in a table. The arguments are those of `files.open_features`.
 
     Raises:
-        UserError: there are no rows, the columns of labels or features are not there or ambiguous, two have one name,
-            or a cell of them is missing or no number.
-        Others, as `feature_formats.reading` catches them: the file is damaged.
+        UserError: there are no rows, the columns of labels or features are missing or ambiguous, two columns have one
+            name, or a cell is empty or not a number.
+        Other errors, which `formats.read_errors` catches: the file is damaged.
     """
     if path.suffix.lower() != ".parquet":
         with path.open("rb") as file:
@@ -151,7 +152,7 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
     kinds = [first.value_type] if cells.is_list(first) else [batch.schema.field(name).type for name in chosen]
     dtypes = [np.dtype(np.float64 if pa.types.is_decimal(kind) else kind.to_pandas_dtype()) for kind in kinds]
     types = {}
-    if path.suffix.lower() != ".parquet":  # the first block may hold whole numbers only
+    if path.suffix.lower() != ".parquet":  # the first block may hold only whole numbers
         numbers = [kind if pa.types.is_boolean(kind) else pa.float64() for kind in kinds]
         types = dict(zip(chosen, [pa.string()] if cells.is_list(first) else numbers, strict=True))
         dtypes = [np.dtype(np.float64)]
@@ -160,15 +161,15 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
         labels = keep_valid_labels(path, lambda: _read_labels(path, label_name), labels, labelled)
     n = len(labels) if len(labels) else sum(part.num_rows for _, part in _batches(path, chosen, types))
     table = _Table(path, chosen, types, dim)
-    return Found(labels, (n, dim), np.result_type(*dtypes), table, label_name or "", chosen, left_out)
+    return Content(labels, (n, dim), np.result_type(*dtypes), table, label_name or "", chosen, left_out)
 
 
 def _choose_columns(
     path: Path, batch: pa.RecordBatch, label: str | None, columns: str, wanted: Sequence[str], *, guessed: bool
 ) -> tuple[str, ...]:
-    """The feature columns of a table, by their names and the types in its first batch.
+    """Choose the feature columns of a table by their names and their types in its first batch.
 
-    `guessed`: the label was chosen by its name alone, and a column of words might be it.
+    `guessed` means that the label was chosen by its name alone, so a column of words may be the label instead.
     """
     types = {name: cells.find_kind(batch.column(name))[0] for name in batch.schema.names}
     if columns:
@@ -182,26 +183,28 @@ def _choose_columns(
     missing = [name for name in wanted if name not in types]
     if wanted and not missing:
         strange = [name for name in wanted if not cells.is_number(types[name])]
-        if strange and path.suffix.lower() == ".parquet":  # CSV has no types: what is in its cells is seen later
+        if strange and path.suffix.lower() == ".parquet":  # the cells of CSV files are checked later
             what = f"{path}: column {strange[0]!r} holds {types[strange[0]]}"
-            raise UserError(f"{what}, there were numbers in training", "write the column as numbers")
+            raise UserError(f"{what}; in training it held numbers", "write the column as numbers")
         return tuple(wanted)
     if lists:
         return (choose_features(path, lists),)
     if missing:
         raise UserError(
             f"{path} lacks the feature columns {list_names(missing)}; it has {list_names(types)}",
-            "give every column that there was in training, under its name; their order does not matter",
+            "give every column of the training file under its name, in any order",
         )
-    for name, kind in others.items():  # a slip among numbers must not drop a column; real text is no feature
+    for name, kind in others.items():  # one bad cell must not drop a column of numbers
         if cells.is_text(kind):
-            cells.refuse_slips(batch.column(name)[:1000], f"{path}: column {name!r}")
+            cells.check_slips(batch.column(name)[:1000], f"{path}: column {name!r}")
     chosen = tuple(name for name, kind in others.items() if cells.is_number(kind))
     if not chosen:
         has = list_names(f"{name} ({kind})" for name, kind in types.items())
-        raise UserError(f"{path} has no columns of numbers but label and id: {has}", "give a column for every feature")
+        raise UserError(
+            f"{path} has no columns of numbers besides label and id: {has}", "give a column for every feature"
+        )
     if not label and len(doubtful := [name for name in LABELS if name in chosen]) > 1:
-        refuse_several_labels(path, doubtful)  # what is no label would be a feature
+        raise_several_labels(path, doubtful)  # the others would become features
     if guessed and (
         words := [name for name, kind in others.items() if cells.is_text(kind) or pa.types.is_dictionary(kind)]
     ):
@@ -213,6 +216,7 @@ def _choose_columns(
 
 
 def _read_labels(path: Path, label: str) -> np.ndarray:
+    """Read a column of labels [N]. Raise UserError if one is missing."""
     parts = [batch.column(label) for _, batch in _batches(path, [label], {label: pa.string()})]
     parts = [part.dictionary_decode() if pa.types.is_dictionary(part.type) else part for part in parts]
     column = pa.chunked_array(parts)
@@ -220,21 +224,21 @@ def _read_labels(path: Path, label: str) -> np.ndarray:
     missing = np.asarray(column.is_null()) | (np.asarray(column) == "" if text else False)
     if (rows := np.flatnonzero(missing)).size:
         raise UserError(
-            f"{path}: {len(rows)} rows have no label in column {label!r}, as row {rows[0]}",
+            f"{path}: {len(rows)} rows have no label in column {label!r}, such as row {rows[0]}",
             "give every row a label, or drop these rows",
         )
     if text and path.suffix.lower() != ".parquet":  # CSV has no types
-        column = _as_numbers(column)
+        column = _convert_numbers(column)
         text = cells.is_text(column.type)
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         column, text = column.cast(pa.large_string()), True
     return np.array(column.to_pylist(), str) if text else column.to_numpy()
 
 
-def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Labels of text as numbers, if all are whole numbers as a computer writes them, or some are none of classes.
+def _convert_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Convert labels of text to numbers if printing the numbers gives the same texts, or if some are fractions.
 
-    "007" and "7" are two classes, as are "7" and "7.0": what reads alike as a number need not be the same.
+    So "007" and "7" stay two classes, as do "7" and "7.0". Fractions are rejected later.
     """
     names = column.unique()
     for kind in (pa.int64(), pa.float64()):

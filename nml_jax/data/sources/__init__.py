@@ -1,4 +1,4 @@
-"""Sources: random access to images with labels or captions, and where a config finds them."""
+"""Open datasets as sources, which give random access to images with labels or captions."""
 
 from collections.abc import Sequence
 
@@ -20,32 +20,32 @@ def load(
     """Find a dataset and open one of its splits.
 
     Args:
-        kind: digits, directory or tfds, as `config.data.source` says.
-        path: of a prepared directory; of tfds its data directory, "" for the usual one.
-        split: a split; for TFDS also a part, "train[:50%]", or a sum, "train+validation".
-        name: of a tfds dataset.
-        classes: keep these only, renumbered in this order; () keeps all.
-        num_classes: how many there must be then; None allows any number.
-        captions: supervised by captions, else by labels.
+        kind: `config.data.source`: digits, directory or tfds.
+        path: a prepared directory; for tfds its data directory, "" for the default one.
+        split: a split; except for digits also a part, "train[:50%]", or a sum, "train+validation".
+        name: name of a tfds dataset.
+        classes: keep only these, renumbered in this order; () keeps all.
+        num_classes: number of classes there must be then; None allows any number.
+        captions: True for supervision by captions, False for labels.
 
     Raises:
-        UserError: no such source, dataset or split; no record in it; labels or classes that do not match.
+        UserError: the source, dataset or split does not exist or has no records; labels or classes do not match.
     """
     if kind == "digits":
         if captions:
             raise UserError("the digits have no captions", "set data.source=directory and data.path")
         source = read_digits(split)
     elif kind in ("directory", "tfds"):
-        from nml_jax.data.sources import prepared  # imports TFDS, a second that digits need not wait
+        from nml_jax.data.sources import prepared  # imports TFDS, which takes a second that digits do not need
 
         source = prepared.load(kind, path, split, name=name, captions=captions)
     else:
-        raise UserError(f"data.source={kind!r}", "data.source is one of digits, directory, tfds")
+        raise UserError(f"data.source={kind!r} does not exist", "choose one of digits, directory, tfds")
     if captions:
         if len(classes):
-            raise UserError(f"data.classes={tuple(classes)} chooses labels; here are captions", "leave it out")
+            raise UserError(f"data.classes={tuple(classes)} needs labels, but the dataset has captions", "leave it out")
         if not len(source):
-            raise UserError(f"split {split!r} has no record", "choose a larger part of it")
+            raise UserError(f"split {split!r} has no records", "choose a larger part of it")
         return source
     if len(classes):
         source = select_classes(source, tuple(classes))
@@ -55,5 +55,5 @@ def load(
             f"set --config.data.num_classes={source.num_classes}, or leave it out",
         )
     if not len(source):
-        raise UserError(f"split {split!r} has no record", "choose a larger part of it, or other classes")
+        raise UserError(f"split {split!r} has no records", "choose a larger part of it, or other classes")
     return source

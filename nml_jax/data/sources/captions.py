@@ -1,6 +1,6 @@
-"""Captions of many records, as sequences that hold none of them: captions[i] is a list of str, read when asked for.
+"""Read captions of many records lazily: captions[i] is a list of str, read on access.
 
-`raw(i)` is the same as it lies on disk: bytes that are equal for equal captions, at a fraction of the time.
+`raw(i)` returns the bytes on disk. They are equal for equal captions, and much faster to read.
 """
 
 import bisect
@@ -19,7 +19,7 @@ Captions = Sequence[Sequence[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Stored(Sequence):
-    """The captions that a builder wrote beside the records of a split."""
+    """The captions of a split, which a builder wrote beside its records."""
 
     texts: Texts
 
@@ -35,7 +35,7 @@ class Stored(Sequence):
 
 @dataclasses.dataclass(frozen=True)
 class Slice(Sequence):
-    """`items` from `start` to `stop`."""
+    """The `items` from `start` to `stop`."""
 
     items: Any  # a sequence
     start: int
@@ -53,7 +53,7 @@ class Slice(Sequence):
 
 @dataclasses.dataclass(frozen=True)
 class Taken(Sequence):
-    """`items` at `indices`."""
+    """The `items` at `indices`."""
 
     items: Any  # a sequence
     indices: np.ndarray
@@ -93,7 +93,7 @@ class Joined(Sequence):
 
 @dataclasses.dataclass(frozen=True)
 class Swapped(Sequence):
-    """Every record has the captions of its partner: a look-up by id, and no table."""
+    """Captions swapped between partners. A partner is computed from the id, without a table."""
 
     items: Captions
     swap: CaptionSwap

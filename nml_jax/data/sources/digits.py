@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits."""
+"""Read scikit-learn's handwritten digits."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from nml_jax.errors import UserError
 
 
 def read_digits(split: str) -> Source:
-    """scikit-learn's handwritten digits: 1,797 images of 8x8, ten classes; keys are the numbers of its records.
+    """Read scikit-learn's handwritten digits: 1,797 images of 8x8, ten classes. Keys are scikit-learn's record numbers.
 
-    Pixels 0..16 become round(255 v / 16) in three equal channels. Of each class every fifth record, in scikit-learn's
-    order, is "test", the rest is "train".
+    Pixels 0..16 become round(255 v / 16) in three equal channels. Every fifth record of each class, in scikit-learn's
+    order, is in "test", the rest in "train".
 
     Raises:
-        UserError: another split.
+        UserError: the split is neither train nor test.
     """
     from sklearn.datasets import load_digits
 
@@ -23,7 +23,7 @@ def read_digits(split: str) -> Source:
         raise UserError(f"digits has no split {split!r}", "its splits are train, test")
     bunch: Any = load_digits()
     labels = bunch.target.astype(np.int32)
-    rank = np.zeros(len(labels), int)  # of a record within its class
+    rank = np.zeros(len(labels), int)  # rank of a record within its class
     for c in range(10):
         rank[labels == c] = np.arange(np.sum(labels == c))
     index = np.flatnonzero((rank % 5 == 4) == (split == "test"))

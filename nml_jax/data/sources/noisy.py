@@ -1,4 +1,4 @@
-"""Sources under noisy supervision, and labels from a file."""
+"""Put noisy supervision over sources, and read labels from a file."""
 
 import csv
 import re
@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from nml_jax.data.sources.captions import Swapped
-from nml_jax.data.sources.source import Overlay, Source, _checked, digest
+from nml_jax.data.sources.source import Overlay, Source, _check_labels, digest
 from nml_jax.errors import UserError
 from nml_jax.noise import CaptionSwap
 
 
 class NoisyLabels(Overlay):
-    """`source` with the labels `noisy`, int [N]; what they were stays in `labels_clean`.
+    """A source with the labels `noisy`, int [N]. The original labels stay in `labels_clean`.
 
     Raises:
-        UserError: another number of labels than records, or one outside the classes.
+        UserError: the number of labels is not that of records, or a label is outside the classes.
     """
 
     def __init__(self, source: Source, noisy: np.ndarray):
@@ -37,10 +37,10 @@ class NoisyLabels(Overlay):
 
 
 class SwappedCaptions(Overlay):
-    """`source` with every record's captions those of its partner, read by the partner's id; its own stay clean.
+    """A source whose records have the captions of their partners. Their own captions stay in `captions_clean`.
 
     Raises:
-        UserError: the swap is of another number of records.
+        UserError: the swap is for another number of records.
     """
 
     def __init__(self, source: Source, swap: CaptionSwap):
@@ -56,30 +56,32 @@ class SwappedCaptions(Overlay):
 
 
 def align_by_key(path: Path, source: Source) -> np.ndarray:
-    """Labels from a .csv of key,label, one line per record and in any order, as int32 [N] in the order of `source`.
+    """Read labels from a .csv with lines of key,label in any order; int32 [N] in the order of `source`.
 
-    The label is a class id in the source's numbering. Lines of other records are ignored.
+    A label is a class id in the source's numbering. Lines of other records are ignored.
 
     Raises:
-        UserError: the source has no keys; a record has no line, or two; a label is no class id.
+        UserError: the source has no keys; a record has no line or two; a label is not a class id.
     """
     if source.keys is None:
-        raise UserError(f"{path} is aligned by key, but the dataset has no keys", "give a .npy in record order instead")
+        raise UserError(f"{path} gives labels by key, but the dataset has no keys", "give a .npy in record order")
     try:
         with path.open(encoding="utf-8-sig", newline="") as f:
             rows = [row for row in csv.reader(f) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise UserError(f"{path} is no readable .csv: {e}", "give a UTF-8 file with lines of key,label") from e
+        raise UserError(f"{path} is not a readable .csv: {e}", "give a UTF-8 file with lines of key,label") from e
     if rows and rows[0] == ["key", "label"]:
         rows = rows[1:]
     if wrong := [row for row in rows if len(row) != 2 or not re.fullmatch(r"\s*\d{1,9}\s*", row[1])]:
-        raise UserError(f"{path} has a line {','.join(wrong[0])!r}", "every line is key,label with a class id as label")
-    given = {key: int(label) for key, label in rows}
-    if len(given) < len(rows):
-        raise UserError(f"{path} has {len(rows) - len(given)} keys twice", "keep one line per record")
-    if missing := [key for key in source.keys if key not in given]:
+        raise UserError(
+            f"{path} has a line {','.join(wrong[0])!r}", "write every line as key,label, where label is a class id"
+        )
+    labels = {key: int(label) for key, label in rows}
+    if len(labels) < len(rows):
+        raise UserError(f"{path} has {len(rows) - len(labels)} keys twice", "keep one line per record")
+    if missing := [key for key in source.keys if key not in labels]:
         raise UserError(
             f"{path} has no label for {len(missing)} of {len(source)} records, such as {missing[0]!r}",
-            f"its keys must be the dataset's, which look like {source.keys[0]!r}",
+            f"use the keys of the dataset, which look like {source.keys[0]!r}",
         )
-    return _checked(np.array([given[key] for key in source.keys], np.int64), source.num_classes)
+    return _check_labels(np.array([labels[key] for key in source.keys], np.int64), source.num_classes)

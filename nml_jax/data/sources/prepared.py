@@ -1,4 +1,4 @@
-"""Prepared TFDS directories on ArrayRecord, of our builders or of TFDS's catalogue, read without TensorFlow."""
+"""Read prepared TFDS directories of ArrayRecord files, built by us or from TFDS's catalogue, without TensorFlow."""
 
 import difflib
 import functools
@@ -27,14 +27,14 @@ Span = tuple[str, int, int]  # split, first record, last record + 1
 
 BUILD = "python -m nml_jax.prepare image_folder SRC {path}"
 BUILD_PAIRS = "python -m nml_jax.prepare image_text SRC {path}"
-ANEW = "build the dataset anew with python -m nml_jax.prepare"
+REBUILD = "build the dataset again with python -m nml_jax.prepare"
 PREPARE = "pip install nml_jax[prepare] && tfds build {name} --file_format=array_record{where}"
 
 
 class Records(Source):
     """Encoded images of an ArrayRecord data source that yields serialised examples.
 
-    We parse these ourselves: TFDS's own way from bytes to bytes takes several times as long.
+    We parse these ourselves, because TFDS takes several times as long.
     """
 
     def __init__(self, data: Any, feature: str, folder: Path, spans: list[Span], **about: Any):
@@ -43,13 +43,13 @@ class Records(Source):
 
     def image(self, i: int) -> bytes:
         try:
-            return _value(self._data, i, self._feature, "bytes_list")
+            return _read_field(self._data, i, self._feature, "bytes_list")
         except Undecodable as e:
             raise Undecodable(f"{e} (record {i} in {self._folder})") from e
 
     @functools.cached_property
     def keys(self) -> Sequence[str] | None:
-        """As our builders wrote them: as JSON, or, where there may be millions, as texts on disk."""
+        """Keys as our builders wrote them: as JSON, or as texts on disk if there may be millions."""
         parts = []
         for name, start, stop in self._spans:
             path = self._folder / "supervision" / f"{name}.keys"
@@ -64,14 +64,14 @@ class Records(Source):
 
 def load(kind: str, path: str, split: str, *, name: str, captions: bool) -> Source:
     """Open a split of a prepared dataset; see `sources.load`."""
-    builder = _directory(path, captions) if kind == "directory" else _catalogue(name, path)
+    builder = _open_prepared(path, captions) if kind == "directory" else _open_catalogue(name, path)
     folder, info = Path(builder.data_dir), builder.info
     _allow_many_files()
-    content = _content(folder)
-    image, label = ("image", "") if captions else _image_and_label(info, folder)
-    spans = _spans(info, split, folder)
+    content = _identify(folder)
+    image, label = ("image", "") if captions else _find_features(info, folder)
+    spans = _find_spans(info, split, folder)
     if not spans:
-        raise UserError(f"split {split!r} of {folder} has no record", "choose a larger part of it")
+        raise UserError(f"split {split!r} of {folder} has no records", "choose a larger part of it")
     try:
         records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     except NotImplementedError as e:
@@ -81,8 +81,8 @@ def load(kind: str, path: str, split: str, *, name: str, captions: bool) -> Sour
         ) from e
     about = {"fingerprint": digest("tfds", content, spans)}
     if captions:
-        return Records(records, image, folder, spans, captions=_captions(folder, spans, info), **about)
-    labels = {name: _labels(builder, name, label, content) for name in {name for name, _, _ in spans}}
+        return Records(records, image, folder, spans, captions=_open_captions(folder, spans, info), **about)
+    labels = {name: _read_labels(builder, name, label, content) for name in {name for name, _, _ in spans}}
     names = info.features[label].names
     return Records(
         records,
@@ -96,22 +96,20 @@ def load(kind: str, path: str, split: str, *, name: str, captions: bool) -> Sour
     )
 
 
-def _directory(path: str, captions: bool) -> Any:
+def _open_prepared(path: str, captions: bool) -> Any:
+    """Open a directory that one of our builders prepared."""
     folder = Path(path).expanduser()
     if not (folder / "dataset_info.json").is_file():
         build = (BUILD_PAIRS if captions else BUILD).format(path=path or "OUT")
         raise UserError(f"data.path={path!r} holds no prepared dataset", f"build it: {build}")
-    return _opened(folder)
-
-
-def _opened(folder: Path) -> Any:
     try:
         return tfds.builder_from_directory(folder)
-    except Exception as e:  # of the many that TFDS and protobuf raise on a damaged description
-        raise UserError(f"{folder} is no readable dataset: {str(e).splitlines()[0]}", ANEW) from e
+    except Exception as e:  # TFDS and protobuf raise many kinds for a damaged description
+        raise UserError(f"{folder} is not a readable dataset: {str(e).splitlines()[0]}", REBUILD) from e
 
 
-def _catalogue(name: str, path: str) -> Any:
+def _open_catalogue(name: str, path: str) -> Any:
+    """Open a prepared dataset of TFDS's catalogue."""
     where = f" --data_dir={path}" if path else ""
     cure = f"prepare it once: {PREPARE.format(name=name, where=where)}"
     try:
@@ -123,7 +121,7 @@ def _catalogue(name: str, path: str) -> Any:
         raise UserError(f"TFDS has no dataset {name!r}", hint) from e
     except ImportError as e:
         raise UserError(f"TFDS needs TensorFlow to describe {name!r} before it is prepared", cure) from e
-    except ValueError as e:  # a name or configuration that it cannot parse
+    except ValueError as e:  # TFDS cannot parse the name or configuration
         raise UserError(f"TFDS has no dataset {name!r}: {str(e).splitlines()[0]}", "name it as in cifar10") from e
     if not builder.is_prepared():
         raise UserError(f"dataset {name!r} is not prepared in {builder.data_dir}", cure)
@@ -131,21 +129,21 @@ def _catalogue(name: str, path: str) -> Any:
 
 
 def _allow_many_files() -> None:
-    """ArrayRecord keeps every shard open, and a corpus may have more of them than the usual limit of 1,024."""
+    """Raise the limit of open files. ArrayRecord keeps every shard open, often more than the default limit of 1,024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _content(folder: Path) -> str:
-    """Identity of the records: our manifest hashes them; for other directories, their description and file sizes."""
+def _identify(folder: Path) -> str:
+    """Return the identity of the records: a digest of our manifest, or else of the description and file sizes."""
     if (folder / "manifest.json").is_file():
         return digest((folder / "manifest.json").read_bytes())
     described = [(folder / name).read_bytes() for name in ("dataset_info.json", "features.json")]
     return digest(*described, sorted((p.name, p.stat().st_size) for p in folder.glob("*.array_record*")))
 
 
-def _image_and_label(info: Any, folder: Path) -> tuple[str, str]:
-    """Names of the features that hold the image and its class."""
+def _find_features(info: Any, folder: Path) -> tuple[str, str]:
+    """Return the names of the features that hold the image and its class."""
     pair = info.supervised_keys
     image, label = pair if pair and len(pair) == 2 and all(isinstance(k, str) for k in pair) else ("image", "label")
     kinds = {image: tfds.features.Image, label: tfds.features.ClassLabel}
@@ -157,8 +155,8 @@ def _image_and_label(info: Any, folder: Path) -> tuple[str, str]:
     return image, label
 
 
-def _spans(info: Any, split: str, folder: Path) -> list[Span]:
-    """Where the records of `split`, a split or a part or sum of splits, lie in the splits that are stored."""
+def _find_spans(info: Any, split: str, folder: Path) -> list[Span]:
+    """Locate the records of `split`, which may be a part or sum of splits, in the stored splits."""
     where = {}
     for name, stored in info.splits.items():
         start = 0
@@ -176,22 +174,23 @@ def _spans(info: Any, split: str, folder: Path) -> list[Span]:
     return [(name, start, start + take) for name, start, take in starts]
 
 
-def _captions(folder: Path, spans: list[Span], info: Any) -> Captions:
-    """The captions of these records, from the index that the builder wrote beside them."""
+def _open_captions(folder: Path, spans: list[Span], info: Any) -> Captions:
+    """Open the captions of these records, which the builder wrote beside them."""
     if not (folder / "supervision" / f"{spans[0][0]}.captions").is_file():
         raise UserError(f"{folder} has no captions", f"build it from image-text data: {BUILD_PAIRS.format(path='OUT')}")
     stored = {name: texts.Texts(folder / "supervision" / f"{name}.captions") for name, _, _ in spans}
     for name, of_split in stored.items():
         if len(of_split) != info.splits[name].num_examples:
+            n = info.splits[name].num_examples
             raise UserError(
-                f"{of_split.path} has captions of {len(of_split)} records, the split {info.splits[name].num_examples}",
-                "prepare the dataset anew",
+                f"{of_split.path} has captions of {len(of_split)} records, but its split has {n}",
+                "prepare the dataset again",
             )
     return Joined([Slice(Stored(stored[name]), start, stop) for name, start, stop in spans])
 
 
-def _labels(builder: Any, split: str, label: str, content: str) -> np.ndarray:
-    """All labels of a stored split: from the supervision index, or from the records, which then get an index."""
+def _read_labels(builder: Any, split: str, label: str, content: str) -> np.ndarray:
+    """Read all labels of a stored split from its index. Without an index, read them from the records and write one."""
     folder = Path(builder.data_dir) / "supervision"
     n = builder.info.splits[split].num_examples
     ours = (folder.parent / "manifest.json").is_file()
@@ -203,49 +202,49 @@ def _labels(builder: Any, split: str, label: str, content: str) -> np.ndarray:
     if labels.shape == (n,):
         return labels
     if ours:
-        raise UserError(f"{path} is missing or damaged", ANEW)
+        raise UserError(f"{path} is missing or damaged", REBUILD)
     data = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     labels = np.empty(n, np.int64)
     for i in tqdm(range(n), desc=f"labels of {builder.info.name}/{split}, once", unit=" records", mininterval=1.0):
         try:
-            labels[i] = _value(data, i, label, "int64_list")
+            labels[i] = _read_field(data, i, label, "int64_list")
         except Undecodable as e:
-            cure = "prepare the dataset anew: the labels of all its records are read, once"
+            cure = "prepare the dataset again: every record must have a label"
             raise UserError(f"record {i} of split {split} in {builder.data_dir} has no label: {e}", cure) from e
-    _store(path, labels)
+    _write_index(path, labels)
     return labels
 
 
-def _store(path: Path, labels: np.ndarray) -> None:
-    """Keep the index for the next time, unless the directory is read-only: then it is built again next time."""
+def _write_index(path: Path, labels: np.ndarray) -> None:
+    """Write the index of labels. If the disk is read-only or full, warn: the next run then builds it again."""
     try:
         path.parent.mkdir(exist_ok=True)
         with replace_file(path) as part, part.open("wb") as file:
             np.save(file, labels)
     except OSError as e:
-        print(f"the labels are not kept for the next run: {path}: {e.strerror}", file=sys.stderr)
+        print(f"cannot keep the labels for the next run: {path}: {e.strerror}", file=sys.stderr)
 
 
-def _value(data: Any, i: int, name: str, kind: str) -> Any:
-    """Field `name` of record i, the first of its `kind`: bytes_list or int64_list.
+def _read_field(data: Any, i: int, name: str, kind: str) -> Any:
+    """Read the first value of field `name` of record i. `kind` is bytes_list or int64_list.
 
     Raises:
-        Undecodable: the record is damaged, or lacks the field.
-        UserError: the operating system refuses to read. That may pass, and other processes may see none of it, so it is
-            no property of the record.
+        Undecodable: the record is damaged or lacks the field.
+        UserError: the operating system cannot read it. The cause may be temporary or of this machine alone, so the
+            record itself is not to blame.
     """
     try:
         record = data[i]
-    except RuntimeError as e:  # ArrayRecord checks a hash of all that it reads
+    except RuntimeError as e:  # ArrayRecord checks a hash of all it reads
         why = str(e).split(";")[0]
         if not re.match(r"\w+\(\) failed", why):
             raise Undecodable(f"damaged in storage: {why}") from e
         files = "open files" in why
-        cure = "raise `ulimit -n`: every shard is an open file" if files else "mend the storage, then start again"
+        cure = "raise `ulimit -n`: every shard is an open file" if files else "repair the storage, then start again"
         raise UserError(f"record {i} cannot be read: {e}", cure) from e
     except IndexError:
         record = b""
-    if not record:  # the answer to what lies behind the end of a file that was cut while it is open
+    if not record:  # ArrayRecord returns this beyond the end of a file that was cut while open
         raise Undecodable("missing in storage: its shard was cut")
     try:
         example = tf_example_pb2.Example.FromString(record)  # pyright: ignore[reportAttributeAccessIssue]

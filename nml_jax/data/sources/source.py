@@ -1,7 +1,7 @@
-"""Random-access sources of images with labels or captions, and views of them.
+"""Define sources: random access to images with labels or captions, and views of them.
 
-A source knows all its supervision without reading an image: builders write it beside the records as an index; for
-catalogue datasets the index is built once. So noise is laid over 10^7 records in a second.
+A source knows all labels or captions without reading an image. Builders write them beside the records as an index; for
+catalogue datasets the index is built once. So noise can be put over 10^7 records in a second.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ NO_LABELS = np.zeros(0, np.int32)
 
 
 class Source:
-    """Records in a fixed order, with labels or with captions; the other is empty. Picklable; reading is thread-safe.
+    """Records in a fixed order, with labels or with captions. It can be pickled, and reading is thread-safe.
 
     Attributes:
-        labels: int32 [N].
-        labels_clean: int32 [N]; equal to `labels` unless noise was laid over them.
+        labels: int32 [N]; empty for a source of captions.
+        labels_clean: int32 [N]; the labels without noise.
         num_classes: int; labels are in [0, num_classes).
-        class_names: as many strings.
-        captions: of each record one or more; record i has captions[i].
-        captions_clean: equal to `captions` unless noise was laid over them.
+        class_names: one string per class.
+        captions: captions[i] are the one or more captions of record i; empty for a source of labels.
+        captions_clean: the captions without noise.
         fingerprint: identity of the content: dataset, split, selection and supervision.
-        keys: N names of the records in what they were built from, or None.
-        parts: lengths of the datasets of a mixture, which lie one after another; (N,) if it is none.
+        keys: N names of the records in the data they were built from, or None.
+        parts: lengths of the datasets of a mixture, in their order; (N,) for a single dataset.
     """
 
     keys: Sequence[str] | None = None
@@ -49,8 +49,8 @@ class Source:
         captions_clean: Captions | None = None,
         parts: tuple[int, ...] = (),
     ):
-        """Raises UserError where a label is outside [0, num_classes) or the class names are not as many."""
-        self.labels = _checked(labels, num_classes)
+        """Raise UserError if a label is outside [0, num_classes) or there is not one name per class."""
+        self.labels = _check_labels(labels, num_classes)
         self.labels_clean = self.labels if labels_clean is None else labels_clean
         self.num_classes = num_classes
         self.class_names = tuple(str(i) for i in range(num_classes)) if class_names is None else tuple(class_names)
@@ -62,10 +62,10 @@ class Source:
             raise UserError(f"{len(self.class_names)} class names for {num_classes} classes", "name every class once")
 
     def image(self, i: int) -> bytes | np.ndarray:
-        """Encoded file, or uint8 [H, W, 1 | 3 | 4], of record i.
+        """Return the image of record i: an encoded file, or uint8 [H, W, 1 | 3 | 4].
 
         Raises:
-            codec.Undecodable: the storage cannot give it back, now or ever.
+            codec.Undecodable: the record is damaged in storage.
         """
         raise NotImplementedError
 
@@ -73,7 +73,7 @@ class Source:
         return len(self.labels) or len(self.captions)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Record i: image and id, with label and label_clean or with captions, a list of str."""
+        """Return record i: image and id, with label and label_clean, or with captions, a list of str."""
         i = range(len(self))[operator.index(i)]
         record = {"image": self.image(i), "id": i}
         if len(self.labels):
@@ -82,7 +82,7 @@ class Source:
 
 
 class Arrays(Source):
-    """Images in memory: uint8 [N, H, W, 1 | 3 | 4], or a sequence of such images or encoded files."""
+    """Images in memory: uint8 [N, H, W, 1 | 3 | 4], or a sequence of such images or of encoded files."""
 
     def __init__(self, images: Any, labels: np.ndarray, *, keys: Sequence[str] | None = None, **about: Any):
         super().__init__(labels, **about)
@@ -95,9 +95,9 @@ class Arrays(Source):
 
 
 class Subset(Source):
-    """The records of `source` at `indices`, in that order; ids count from 0 again.
+    """The records of `source` at `indices`, in that order. Ids start at 0 again.
 
-    With `classes`, class classes[j] becomes class j; the records must be of these classes.
+    With `classes`, class classes[j] becomes class j. The records must be of these classes.
     """
 
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray, classes: Sequence[int] | None = None):
@@ -144,17 +144,19 @@ class Overlay(Source):
 
 
 class Mixture(Source):
-    """Several sources, one after another; ids count through.
+    """Several sources, one after another. Ids run through all of them.
 
     Raises:
-        UserError: some have labels and some captions, or their classes differ.
+        UserError: some have labels and others captions, or their classes differ.
     """
 
     def __init__(self, sources: Sequence[Source]):
         first = sources[0]
         about: dict[str, Any]
         if len({(bool(len(s.labels)), s.class_names) for s in sources}) > 1:
-            raise UserError("the datasets of data.mixture differ in their classes", "mix sets of one class list")
+            raise UserError(
+                "the datasets of data.mixture differ in their classes", "mix datasets with the same classes"
+            )
         if len(first.labels):
             about = {
                 "labels": np.concatenate([s.labels for s in sources]),
@@ -194,7 +196,7 @@ class _Images(Sequence):
 
 
 def select_classes(source: Source, classes: Sequence[int]) -> Source:
-    """The records of these classes only, in source order; classes are renumbered in the order given.
+    """Select the records of some classes, in source order. Classes are renumbered in the given order.
 
     Raises:
         UserError: a class is unknown or named twice.
@@ -211,23 +213,23 @@ def select_classes(source: Source, classes: Sequence[int]) -> Source:
 def in_memory(
     images: Sequence[Any], labels: Any, *, num_classes: int, class_names: Sequence[str] | None = None, name: str
 ) -> Source:
-    """A source over images in memory.
+    """Make a source of images in memory.
 
     Args:
         images: uint8 [N, H, W, 1 | 3 | 4], or N such images or encoded files (bytes).
         labels: int [N].
-        name: of the dataset, part of the fingerprint.
+        name: name of the dataset, part of the fingerprint.
 
     Raises:
         UserError: lengths differ, or a label is outside [0, num_classes).
     """
-    labels = _checked(np.asarray(labels), num_classes)
+    labels = _check_labels(np.asarray(labels), num_classes)
     fingerprint = digest(name, num_classes, class_names and list(class_names), labels, *images)
     return Arrays(images, labels, num_classes=num_classes, class_names=class_names, fingerprint=fingerprint)
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256 of arrays, bytes and JSON values, each with its kind and length."""
+    """Return the SHA-256 of arrays, bytes and JSON values, each with its kind and length."""
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -242,11 +244,11 @@ def digest(*parts: Any) -> str:
     return sha.hexdigest()
 
 
-def _checked(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """As int32, all in range."""
+def _check_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return labels as int32 [N]. Raise UserError if one is not an integer in [0, num_classes)."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or not (np.issubdtype(labels.dtype, np.integer) or not labels.size):
-        raise UserError(f"labels are {labels.dtype} of shape {labels.shape}", "labels are one integer per record")
+        raise UserError(f"labels are {labels.dtype} of shape {labels.shape}", "give one integer per record")
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
         i = wrong[0]

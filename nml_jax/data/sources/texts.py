@@ -1,7 +1,7 @@
-"""Many short texts on disk, read one at a time: the captions and keys that builders write beside the images.
+"""Read and write many short texts on disk: the captions and keys that builders write beside the images.
 
-`NAME` holds all texts as UTF-8, one behind the other, and `NAME.npy` where each begins, int64 [n + 1]. Both are
-memory-mapped: a text costs about two microseconds, whatever the number of texts, and nothing is held.
+`NAME` holds all texts as UTF-8, one after another. `NAME.npy` holds where each begins, int64 [n + 1]. Both are
+memory-mapped. Reading a text takes about two microseconds, however many there are.
 """
 
 import shutil
@@ -12,12 +12,12 @@ import numpy as np
 
 from nml_jax.errors import UserError
 
-# Between the captions of one record; builders refuse captions that contain it.
+# Separates the captions of one record. Builders reject captions that contain it.
 SEPARATOR = "\0"
 
 
 class Texts(Sequence[str]):
-    """The texts in `path` and `path`.npy. Picklable; reading is thread-safe.
+    """The texts in `path` and `path`.npy. They can be pickled, and reading is thread-safe.
 
     Raises:
         UserError: the files are missing, or do not belong together.
@@ -29,10 +29,10 @@ class Texts(Sequence[str]):
             starts = np.load(f"{path}.npy", mmap_mode="r", allow_pickle=False)
             content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
         except (OSError, ValueError, EOFError) as e:
-            raise UserError(f"{path} is missing or damaged: {e}", "prepare the dataset anew") from e
+            raise UserError(f"{path} is missing or damaged: {e}", "prepare the dataset again") from e
         if starts.dtype != np.int64 or starts.ndim != 1 or not len(starts) or starts[-1] != len(content):
-            raise UserError(f"{path} and {path}.npy do not belong together", "prepare the dataset anew")
-        # views, because a slice of a memory map itself costs three times as much
+            raise UserError(f"{path} and {path}.npy do not belong together", "prepare the dataset again")
+        # memoryviews: slices of a memory map take three times as long
         self._starts, self._bytes = starts.data, content.data
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class Texts(Sequence[str]):
         return self.raw(i).decode("utf-8")
 
     def raw(self, i: int) -> bytes:
-        """Text i as UTF-8."""
+        """Return text i as UTF-8."""
         if not -len(self) <= i < len(self):
             raise IndexError(i)
         i %= len(self)
@@ -53,7 +53,7 @@ class Texts(Sequence[str]):
 
 
 def write(path: Path, texts: Iterable[str]) -> int:
-    """Write `texts` to `path` and `path`.npy. Returns their number."""
+    """Write `texts` to `path` and `path`.npy. Return their number."""
     starts = [0]
     with path.open("wb") as f:
         for text in texts:
@@ -63,12 +63,12 @@ def write(path: Path, texts: Iterable[str]) -> int:
 
 
 def concatenate(path: Path, parts: Sequence[Path]) -> int:
-    """Write the texts of the files `parts`, in that order, to `path` and `path`.npy. Returns their number."""
+    """Write the texts of the files `parts`, in that order, to `path` and `path`.npy. Return their number."""
     n = sum(len(np.load(f"{part}.npy", mmap_mode="r", allow_pickle=False)) - 1 for part in parts)
     starts = np.lib.format.open_memmap(f"{path}.npy", "w+", np.int64, (n + 1,))
     starts[0] = i = 0
     with path.open("wb") as f:
-        for part in parts:  # one at a time: each would hold a file open
+        for part in parts:  # one at a time, as each may hold a file open
             begin = np.load(f"{part}.npy", allow_pickle=False)
             starts[i : i + len(begin)] = begin + f.tell()
             i += len(begin) - 1
@@ -79,10 +79,10 @@ def concatenate(path: Path, parts: Sequence[Path]) -> int:
 
 
 def split(text: str) -> list[str]:
-    """The captions of one record."""
+    """Split a stored text into the captions of one record."""
     return text.split(SEPARATOR)
 
 
 def join(captions: Iterable[str]) -> str:
-    """What `split` takes apart."""
+    """Join the captions of one record into a text for `split`."""
     return SEPARATOR.join(captions)

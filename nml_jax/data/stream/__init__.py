@@ -1,1 +1,1 @@
-"""From a source to batches: order, reading, quarantine."""
+"""Read batches from a source: order, reading, quarantine."""

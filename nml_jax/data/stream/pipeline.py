@@ -1,17 +1,17 @@
-"""From a source to batches. The order of examples is fixed here, by the permutations in `order`.
+"""Read batches from a source, in the order that `order` computes.
 
 The stream of training examples is a function of position p: shuffled(seed), repeated for ever, augmented with draws of
 (seed, p). Global batch k is positions k·B to (k+1)·B, and each of n processes reads its contiguous n-th part of them.
-So batch k is a pure function of (seed, k), whatever the number of processes and threads, and there is no iterator
-state to save: a run resumes by starting at its step. In a mixture with weights, every epoch has the stated number of
-examples of each dataset, in an order of their own, and each dataset goes on where the epoch before has left it.
+So batch k is a pure function of (seed, k), whatever the number of processes and threads. There is no iterator state to
+save: a run resumes by starting at its step. In a mixture with weights, every epoch has a fixed number of examples of
+each dataset. Each dataset has its own order, which continues from one epoch to the next.
 
-In training a record that cannot be decoded is quarantined: others stand in for it, one at each of its positions, drawn
-by (seed, position) from the same part of the mixture. Of repeated augmentation all copies show the same one.
+In training, a record that cannot be decoded is quarantined. At each of its positions another record replaces it, drawn
+by (seed, position) from the same part of the mixture. In repeated augmentation all copies show the same replacement.
 
-Grain runs the batches ahead in threads of this process. Its own chain of shuffle, repeat, random_map and batch gives
-the same guarantee, but costs 30 µs an example, and far more below 2¹⁶ records, where its shuffle walks a 16-bit cipher
-(60 µs for 600 records, 2 ms for 10); here it is 10 µs.
+Grain makes batches ahead in threads of this process. Its own chain of shuffle, repeat, random_map and batch gives the
+same guarantee, but takes 30 µs an example, and far more below 2¹⁶ records, where its shuffle walks a 16-bit cipher
+(60 µs for 600 records, 2 ms for 10). This code takes 10 µs.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from nml_jax.data.stream import order
 from nml_jax.data.stream.reading import Reading, divide_batch
 from nml_jax.errors import UserError
 
-BLOCK = 16  # records read one after another: after every decoded image the code that reads comes back from memory
+BLOCK = 16  # records read before they are decoded: decoding an image evicts the reading code from the cache
 
 T = TypeVar("T")
 Batch = dict[str, np.ndarray]
@@ -46,8 +46,7 @@ class Portion(NamedTuple):
 
     Attributes:
         batch: the data.
-        quarantined: int32 [b], -1, or the id of the record that cannot be decoded and that this row, in all its keys,
-            stands in for; see `find_reason`.
+        quarantined: int32 [b]; -1, or the id of the undecodable record that this row replaces; see `find_reason`.
     """
 
     batch: Batch
@@ -64,41 +63,41 @@ def train(
     weights: Sequence[float] = (),
     start_step: int = 0,
 ) -> Generator[Portion, None, None]:
-    """This process's rows of the global batches start_step, start_step + 1, ...; without end.
+    """Yield this process's rows of the global batches start_step, start_step + 1, ... without end.
 
-    Every epoch shows each record once, in an order of its own; batches run on across epochs. With r = augment.repeats,
-    position p shows the record that would be at p // r: its r copies, each augmented anew, follow each other and so
-    share a global batch (but for those that its end cuts), and N examples show N / r records.
+    Every epoch shows each record once, in an order of its own. Batches may cross the end of an epoch. With
+    r = augment.repeats, position p shows the record of position p // r. So the r copies of a record, each augmented
+    differently, follow each other and share a global batch, unless its end cuts them; N examples show N / r records.
 
     Args:
-        batch: global.
-        tokenize: of captions; a source with captions needs it. Of several captions of an image one is drawn.
-        weights: of the parts of a mixture, see `config.data.weights`.
+        batch: size of the global batch.
+        tokenize: tokenizer; a source with captions needs it. One caption of each image is drawn.
+        weights: weights of the parts of a mixture, see `config.data.weights`.
 
     Yields:
         Portions whose batch holds image uint8 [b, image_size, image_size, 3]; label and label_clean int32 [b], or text
         int32 [b, L]; id int32 [b]; mask float32 [b], ones; b = batch / reading.blocks.
 
     Raises:
-        UserError: batch is no multiple of reading.blocks, the source is empty, the weights are not one positive number
-            for each part, or `order.TRIES` records drawn in the place of one cannot be decoded either.
+        UserError: batch is not a multiple of reading.blocks, the source is empty, the weights are not one positive
+            number for each part, or `order.TRIES` replacements of a record cannot be decoded either.
     """
     local = divide_batch(batch, reading.blocks)
     if not len(source):
-        raise UserError("the training split has no record", "choose a larger split")
+        raise UserError("the training split has no records", "choose a larger split")
     transform = reading.train_transform(reading.image_size)
     at = order.mix_sources(seed, source.parts, weights) if len(weights) else order.shuffle_blocks(seed, len(source))
     others = order.draw_replacement(seed, source.parts)
     repeats, draw_seed = reading.augment.repeats, order.derive_seeds(seed, "augment")
-    words, numbers = ("text",) if len(source.captions) else (), (*_numbers(source), "quarantined")
+    words, numbers = ("text",) if len(source.captions) else (), (*_list_numbers(source), "quarantined")
     if words and tokenize is None:
-        raise ValueError("a source of captions is read with `tokenize`")
+        raise ValueError("a source of captions needs `tokenize`")
 
-    def one(p: int, i: int, stored: Stored, rng: Callable[[int], np.random.Generator]) -> Record:
+    def make_example(p: int, i: int, stored: Stored, rng: Callable[[int], np.random.Generator]) -> Record:
         for j, record in itertools.chain([(i, stored)], _read(source, others(i, p // repeats), 1)):
             draws = rng(p)
             try:
-                record = transform(_good(record), draws)
+                record = transform(_unwrap(record), draws)
             except Undecodable:
                 continue
             if words:
@@ -106,33 +105,33 @@ def train(
             record["quarantined"] = -1 if j == i else i
             return record
         raise UserError(
-            f"record {_named(source, i)} cannot be decoded, nor can any of {order.TRIES} drawn to stand in for it",
-            "prepare the dataset anew",
+            f"record {_name(source, i)} cannot be decoded, nor can any of {order.TRIES} drawn to replace it",
+            "prepare the dataset again",
         )
 
-    def portion_at(step: int) -> Portion:
+    def make_portion(step: int) -> Portion:
         first = step * batch + reading.block * local
         positions, rng = range(first, first + local), order.make_generators(draw_seed)
         stored = _read(source, (at(p // repeats) for p in positions))
-        records = (one(p, *of_p, rng) for p, of_p in zip(positions, stored, strict=True))
+        records = (make_example(p, *of_p, rng) for p, of_p in zip(positions, stored, strict=True))
         rows = _collect(records, local, reading.image_size, numbers, words, tokenize)
         quarantined = rows.pop("quarantined")
         return Portion(rows, quarantined)
 
-    return _iterate(portion_at, range(start_step, sys.maxsize), reading)
+    return _iterate(make_portion, range(start_step, sys.maxsize), reading)
 
 
 def find_reason(source: Source, i: int) -> str:
-    """Why `train` quarantines record i, in a line that begins with its key, or with its number where it has no key.
+    """Return one line on why `train` quarantines record i. It begins with the record's key, or its number.
 
-    The record is read again: its reason is not kept with it, as it may be another process that asks.
+    The record is read again, because another process may have met it first.
     """
     try:
-        decode(_good(_stored(source, i))["image"])
+        decode(_unwrap(_load(source, i))["image"])
         why = "decoded when it was read again"
     except Undecodable as e:
         why = str(e)
-    return " ".join(f"{_named(source, i)}: {why}".split())
+    return " ".join(f"{_name(source, i)}: {why}".split())
 
 
 def evaluate(
@@ -145,48 +144,48 @@ def evaluate(
     view: int | None = None,
     seed: int = 0,
 ) -> Generator[Batch, None, None]:
-    """Every record once, in source order, in batches like those of `train`.
+    """Yield every record once, in source order, in batches like those of `train`.
 
-    Of several captions the first is taken, as text and text_clean; without `tokenize` captions are left out.
-    The last global batch is filled up with zeros whose mask is 0: masks sum to N over all processes, and every process
-    gets the same number of batches. A record that cannot be decoded ends the evaluation: a score over a test set that
-    lacks some records in silence could not be compared with any other.
+    The first caption of a record is used, as text and text_clean; without `tokenize` there are none. The last global
+    batch is padded with zeros whose mask is 0. So masks sum to N over all processes, and every process gets the same
+    number of batches. A record that cannot be decoded ends the evaluation: a score without some of the test records
+    could not be compared with others.
 
     Args:
         shift: a key of `transforms.SHIFTS`, applied to the image as the model would see it.
         view: k >= 1 gives the k-th augmented training view instead of the plain image.
-        seed: draws are of (seed, shift, view, id).
+        seed: draws depend on (seed, shift, view, id).
 
     Raises:
-        UserError: batch is no multiple of reading.blocks, no such shift, or a record cannot be decoded; names it.
+        UserError: batch is not a multiple of reading.blocks, the shift is unknown, or a record cannot be decoded.
     """
     local, size = divide_batch(batch, reading.blocks), reading.test_size
     if shift is not None and shift not in transforms.SHIFTS:
-        raise UserError(f"no shift {shift!r}", f"shifts are {', '.join(transforms.SHIFTS)}")
+        raise UserError(f"there is no shift {shift!r}", f"choose one of {', '.join(transforms.SHIFTS)}")
     transform = reading.eval_transform() if view is None else reading.train_transform(size)
-    moved = transforms.SHIFTS[shift] if shift else None
+    distort = transforms.SHIFTS[shift] if shift else None
     draw_seed = order.derive_seeds(seed, f"shift {shift}, view {view}")
-    words, numbers = ("text", "text_clean") if tokenize else (), _numbers(source)
+    words, numbers = ("text", "text_clean") if tokenize else (), _list_numbers(source)
 
-    def one(i: int, stored: Stored, rng: np.random.Generator) -> Record:
+    def make_example(i: int, stored: Stored, rng: np.random.Generator) -> Record:
         try:
-            record = transform(_good(stored), rng)
+            record = transform(_unwrap(stored), rng)
         except Undecodable as e:
-            cure = "prepare the dataset anew, without this record: an evaluation leaves none out"
-            raise UserError(f"record {_named(source, i)} cannot be decoded: {e}", cure) from e
-        if moved:
-            record["image"] = moved(record["image"], rng)
+            cure = "prepare the dataset again without this record: an evaluation leaves none out"
+            raise UserError(f"record {_name(source, i)} cannot be decoded: {e}", cure) from e
+        if distort:
+            record["image"] = distort(record["image"], rng)
         if words:
             record |= {"text": record["captions"][0], "text_clean": source.captions_clean[i][0]}
         return record
 
-    def batch_at(step: int) -> Batch:
+    def make_batch(step: int) -> Batch:
         first = step * batch + reading.block * local
         rng, stop = order.make_generators(draw_seed), min(first + local, len(source))
-        records = (one(i, stored, rng(i)) for i, stored in _read(source, range(first, stop)))
+        records = (make_example(i, stored, rng(i)) for i, stored in _read(source, range(first, stop)))
         return _collect(records, local, size, numbers, words, tokenize)
 
-    return _iterate(batch_at, range(math.ceil(len(source) / batch)), reading)
+    return _iterate(make_batch, range(math.ceil(len(source) / batch)), reading)
 
 
 def read_texts(
@@ -197,33 +196,34 @@ def read_texts(
     block: int = 0,
     blocks: int = 1,
 ) -> Iterator[Batch]:
-    """Every caption of every record once, in order; the last batch is filled up as that of `evaluate`.
+    """Yield every caption of every record once, in order. The last batch is padded as in `evaluate`.
 
     Args:
-        batch: global.
+        batch: size of the global batch.
         block, blocks: see `Reading`.
 
     Yields:
-        text int32 [b, L]; id int32 [b], the record that the caption is of; mask float32 [b].
+        text int32 [b, L]; id int32 [b], the record of the caption; mask float32 [b].
     """
     local = divide_batch(batch, blocks)
     every = ((i, text) for i in range(len(captions)) for text in captions[i])
     while whole := list(itertools.islice(every, batch)):
         own = whole[block * local : (block + 1) * local]
         filled = np.arange(local) < len(own)
-        ids, said = zip(*own, *[(0, "")] * (local - len(own)), strict=True)
-        text = np.where(filled[:, None], tokenize(said), 0).astype(np.int32)
+        ids, texts = zip(*own, *[(0, "")] * (local - len(own)), strict=True)
+        text = np.where(filled[:, None], tokenize(texts), 0).astype(np.int32)
         yield {"text": text, "id": np.array(ids, np.int32), "mask": filled.astype(np.float32)}
 
 
 def _read(source: Source, ids: Iterable[int], block: int = BLOCK) -> Iterator[tuple[int, Stored]]:
-    """(i, record i) for each of `ids`, read a block at a time."""
+    """Yield (i, record i) for each of `ids`, reading a block at a time."""
     ids = iter(ids)
     while some := list(itertools.islice(ids, block)):
-        yield from [(i, _stored(source, i)) for i in some]
+        yield from [(i, _load(source, i)) for i in some]
 
 
-def _stored(source: Source, i: int) -> Stored:
+def _load(source: Source, i: int) -> Stored:
+    """Read record i, or return why it cannot be read."""
     try:
         return source[i]
     except Undecodable as e:
@@ -232,17 +232,20 @@ def _stored(source: Source, i: int) -> Stored:
         return Undecodable(f"its captions are damaged: {e}")
 
 
-def _good(stored: Stored) -> Record:
+def _unwrap(stored: Stored) -> Record:
+    """Return the record, or raise why it cannot be read."""
     if isinstance(stored, Undecodable):
         raise stored
     return stored
 
 
-def _named(source: Source, i: int) -> str:
+def _name(source: Source, i: int) -> str:
+    """Return the key of record i, or its number if the source has no keys."""
     return str(i if source.keys is None else source.keys[i])
 
 
-def _numbers(source: Source) -> tuple[str, ...]:
+def _list_numbers(source: Source) -> tuple[str, ...]:
+    """List the keys of a source's records that hold integers."""
     return ("label", "label_clean", "id") if len(source.labels) else ("id",)
 
 
@@ -254,30 +257,30 @@ def _collect(
     words: Sequence[str],
     tokenize: Tokenize | None,
 ) -> Batch:
-    """Records into a batch, each copied while it is still in the processor's cache; zeros where there are no more.
+    """Copy records into a batch, each while it is still in the processor's cache. Pad with zeros.
 
-    `numbers` are keys of integers; the texts under the keys `words` are tokenised together.
+    `numbers` are keys of integers. The texts under the keys `words` are tokenised together.
     """
     batch = {"image": np.empty((rows, size, size, 3), np.uint8), **{key: np.empty(rows, np.int32) for key in numbers}}
-    said: dict[str, list[str]] = {key: [] for key in words}
+    texts: dict[str, list[str]] = {key: [] for key in words}
     filled = 0
     for filled, record in enumerate(records, 1):
         for key, values in batch.items():
             values[filled - 1] = record[key]
-        for key, of_key in said.items():
+        for key, of_key in texts.items():
             of_key.append(record[key])
     if tokenize:
-        batch |= {key: tokenize([*of_key, *[""] * (rows - filled)]) for key, of_key in said.items()}
+        batch |= {key: tokenize([*of_key, *[""] * (rows - filled)]) for key, of_key in texts.items()}
     for values in batch.values():
         values[filled:] = 0
     return batch | {"mask": (np.arange(rows) < filled).astype(np.float32)}
 
 
 def _iterate(make: Callable[[int], T], steps: range, reading: Reading) -> Generator[T, None, None]:
-    """make(step) for each step, in order, worked on ahead."""
+    """Yield make(step) for each step, in order, computed ahead in threads."""
     if not steps:
         return
-    cv2.setNumThreads(0)  # OpenCV's own threads would fight ours
+    cv2.setNumThreads(0)  # OpenCV's own threads would compete with ours
     threads = reading.threads
     ahead = max(reading.prefetch, threads) if threads else 0
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)

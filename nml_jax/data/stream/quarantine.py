@@ -1,4 +1,4 @@
-"""Training records that cannot be decoded: on record with the reason, and no more of them than the budget allows."""
+"""Record training records that cannot be decoded, and stop the run if there are too many."""
 
 import json
 from collections.abc import Iterable
@@ -12,12 +12,12 @@ from nml_jax.runs.files import QUARANTINE, write_atomic
 
 
 class Quarantine:
-    """The undecodable records of a run, in `quarantine.jsonl`: a line {"id", "reason"} for each.
+    """The undecodable records of a run, in `quarantine.jsonl` with a line {"id", "reason"} for each.
 
     Args:
-        folder: of the run.
-        source: that it trains on.
-        budget: share of the records; one record is always allowed.
+        folder: folder of the run.
+        source: training source of the run.
+        budget: share of the records that may be undecodable; one record is always allowed.
         active: False on all processes but the first, which then count and write nothing.
     """
 
@@ -26,10 +26,10 @@ class Quarantine:
         self.known = {json.loads(line)["id"] for line in self._lines()}
 
     def __call__(self, ids: Iterable[int]) -> None:
-        """Put on record what is new among these ids of all processes.
+        """Record the new ones among these ids of all processes.
 
         Raises:
-            UserError: the budget is exceeded; on every process at the same call.
+            UserError: the budget is exceeded. Every process raises at the same call.
         """
         new = [i for i in dict.fromkeys(ids) if i not in self.known]
         if not new:
@@ -37,7 +37,7 @@ class Quarantine:
         self.known.update(new)
         lines = [{"id": i, "reason": pipeline.find_reason(self.source, i)} for i in new] if self.active else []
         for line in lines:
-            console.notice(f"left out, another record stands in: {line['reason']}")
+            console.notice(f"record replaced by another: {line['reason']}")
         if lines:
             with report_disk_errors(self.path):
                 written = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -46,7 +46,7 @@ class Quarantine:
             raise UserError(
                 f"{len(self.known)} of {len(self.source)} training records cannot be decoded, more than "
                 f"runtime.quarantine={self.budget:g} allows; {self.path} lists them",
-                "build the dataset anew with python -m nml_jax.prepare, or raise --config.runtime.quarantine",
+                "build the dataset again with python -m nml_jax.prepare, or raise --config.runtime.quarantine",
             )
 
     def _lines(self) -> list[str]:

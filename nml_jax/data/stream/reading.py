@@ -1,4 +1,4 @@
-"""How images are read: what training and evaluation share."""
+"""Describe how images are read, for training and evaluation alike."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,15 +10,15 @@ from nml_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How images are made, which rows of a batch are this process's, and how far ahead they are read.
+    """Settings of image reading: transforms, this process's rows of a batch, threads and prefetching.
 
     Attributes:
         augment: the section `config.augment`.
-        image_size: of training images; test images have `augment.test_size`, where that is set.
-        mean, std: per channel, of pixels in [0, 1]; see `transforms.train_transform`.
-        block, blocks: this process reads block number `block` of the `blocks` equal parts of every global batch.
-        threads: each works on a batch of its own; 0 works in the caller's, which is fastest for tiny images.
-        prefetch: batches ready or under way; at least one per thread.
+        image_size: side of training images in pixels. Test images have `augment.test_size` if it is set.
+        mean, std: per channel, for pixels in [0, 1]; see `transforms.train_transform`.
+        block, blocks: this process reads part number `block` of the `blocks` equal parts of every global batch.
+        threads: number of threads, each with a batch of its own; 0 uses the caller's, fastest for tiny images.
+        prefetch: batches made ahead; at least one per thread.
     """
 
     augment: Any
@@ -32,7 +32,7 @@ class Reading:
 
     @property
     def test_size(self) -> int:
-        """Side of test images."""
+        """Side of test images in pixels."""
         return self.augment.test_size or self.image_size
 
     def train_transform(self, size: int) -> Callable[..., dict[str, Any]]:
@@ -45,7 +45,7 @@ class Reading:
 
 
 def divide_batch(batch: int, blocks: int) -> int:
-    """Rows of one process in a global batch.
+    """Return the number of rows of one process in a global batch.
 
     Raises:
         UserError: `blocks` processes cannot share the batch equally.

@@ -1,4 +1,4 @@
-"""Feature banks: what is read is what was written, under the key it was written for."""
+"""Test that feature banks give back what was written, under its key."""
 
 import json
 
@@ -30,7 +30,7 @@ def test_rows_come_back_in_order_over_several_shards(tmp_path, monkeypatch):
     assert bank.index["layers"] == {"features": [1, 3]}
 
 
-def test_another_key_is_as_good_as_no_bank(tmp_path):
+def test_a_bank_with_another_key_counts_as_none(tmp_path):
     folder = tmp_path / "bank"
     assert banks.find(folder, "k") is None
     write(folder)
@@ -85,7 +85,7 @@ def test_values_that_are_not_finite_are_refused_on_both_sides(tmp_path):
     index = bank.index | {
         "shards": [{"file": "00000.safetensors", "rows": 2, "sha256": hashlib.sha256(data).hexdigest()}]
     }
-    index["sha256"] = banks._self_sha(index)
+    index["sha256"] = banks._hash_index(index)
     (bank.folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="row 0"):
         banks.Bank(bank.folder).read("features")

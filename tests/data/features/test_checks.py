@@ -1,20 +1,20 @@
-"""Values that are not finite, and features that are all constant."""
+"""Test the checks for values that are not finite and for constant features."""
 
 import numpy as np
 import pytest
 
-from nml_jax.data.features.checks import are_finite, check_varied
+from nml_jax.data.features.checks import check_finite, check_varied
 from nml_jax.errors import UserError
 
 
 def test_the_first_bad_row_is_named():
     good = np.eye(3)
-    assert are_finite(good).dtype == np.float32
+    assert check_finite(good).dtype == np.float32
     for value, what in ((np.nan, "NaN, 2 rows in all"), (-np.inf, "-inf"), (1e300, r"1e\+300 \(infinity in float32\)")):
         bad = good.copy()
         bad[1:, 2] = value
         with pytest.raises(UserError, match=f"row 1 of X holds {what}"):
-            are_finite(bad)
+            check_finite(bad)
 
 
 def test_all_features_constant():

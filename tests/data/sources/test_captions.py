@@ -1,4 +1,4 @@
-"""Sources of captions: what they give, swapped, joined and cut; and the batches made of them."""
+"""Test sources of captions, whole, swapped, join_parts and cut, and the batches made from them."""
 
 import pickle
 
@@ -13,11 +13,11 @@ from nml_jax.data.stratify import split_validation
 from nml_jax.data.stream import order, pipeline
 from nml_jax.errors import UserError
 from nml_jax.noise import CaptionSwap
-from tests.data.stream.test_pipeline import assert_same, joined, source, train
+from tests.data.stream.test_pipeline import assert_same, join_parts, source, train
 
 
 class Pairs(Source):
-    """n images with captions in memory: record i has i % 3 + 1 of them."""
+    """A source of n images with captions in memory. Record i has i % 3 + 1 captions."""
 
     def __init__(self, n: int, name: str = ""):
         super().__init__(captions=[[f"{name}{i} {c}" for c in range(i % 3 + 1)] for i in range(n)], fingerprint=name)
@@ -28,7 +28,7 @@ class Pairs(Source):
 
 
 def tokenize(texts):
-    """Ids that tell the text: its numbers, plus one, and then zeros."""
+    """Return the numbers in each text, plus one, padded with zeros."""
     out = np.zeros((len(texts), 4), np.int32)
     for row, text in zip(out, texts, strict=True):
         numbers = [int(word) + 1 for word in text.split()]
@@ -36,7 +36,7 @@ def tokenize(texts):
     return out
 
 
-def test_sequences_hold_nothing_and_say_what_is_there(tmp_path):
+def test_sequences_read_captions_on_access(tmp_path):
     path = tmp_path / "train.captions"
     write(path, ["a", f"b{SEPARATOR}ü", "", "d"])
     stored = Stored(Texts(path))
@@ -114,7 +114,7 @@ def test_text_batches_do_not_depend_on_processes_threads_or_restarts():
     data = SwappedCaptions(Pairs(30), CaptionSwap(n=30, rate=0.4, seed=0))
     whole = train(data, 6, tokenize=tokenize, threads=0)
     parts = [train(data, 6, tokenize=tokenize, block=i, blocks=2, threads=3) for i in range(2)]
-    assert_same(joined(parts), whole)
+    assert_same(join_parts(parts), whole)
     assert_same(train(data, 2, tokenize=tokenize, start_step=4), whole[4:])
 
 
@@ -136,7 +136,7 @@ def test_texts_gives_every_caption_once(processes):
     parts = [
         list(pipeline.read_texts(captions, tokenize, batch=4, block=i, blocks=processes)) for i in range(processes)
     ]
-    batches = joined(parts)
+    batches = join_parts(parts)
     assert [b["text"].shape for b in batches] == [(4, 4)] * 4
     present = np.concatenate([b["mask"] for b in batches]) > 0
     assert present.sum() == 13
@@ -160,7 +160,7 @@ def test_every_epoch_has_the_stated_share_of_each_dataset():
     for epoch in part:
         assert np.bincount(epoch, minlength=3).tolist() == [22, 23, 45]
     counts = np.bincount(ids, minlength=90)
-    assert counts[:60].max() - counts[:60].min() <= 1, "a dataset is gone through before it is begun anew"
+    assert counts[:60].max() - counts[:60].min() <= 1, "a dataset is shown whole before it starts again"
     assert counts[80:].min() >= 13
     assert counts[80:].max() <= 14
 
@@ -174,7 +174,7 @@ def test_no_weights_are_the_order_of_one_dataset():
 
 
 @pytest.mark.parametrize("weights", [(1, 2), (1, 0, 1), (1, -1, 1), (1, float("nan"), 1)])
-def test_weights_that_are_none(weights):
+def test_wrong_weights_are_refused(weights):
     with pytest.raises(UserError, match="one positive number for each"):
         mixture_ids(weights, steps=1)
 
@@ -185,7 +185,7 @@ def test_a_mixture_does_not_depend_on_processes_threads_or_restarts():
         return train(data, 8, tokenize=tokenize, weights=(1.0, 2.0), **how)
 
     whole = run(threads=0)
-    assert_same(joined([run(block=i, blocks=2, threads=3) for i in range(2)]), whole)
+    assert_same(join_parts([run(block=i, blocks=2, threads=3) for i in range(2)]), whole)
     data = Mixture([Pairs(12, "1"), Pairs(4, "2")])
     assert_same(train(data, 3, tokenize=tokenize, weights=(1.0, 2.0), start_step=5), whole[5:])
 
@@ -197,7 +197,7 @@ def test_a_dataset_shown_often_draws_each_permutation_once(monkeypatch):
     record = order.mix_sources(0, (30, 300), (3.0, 1.0))
     for p in range(600, 720):  # across the end of an epoch of 330
         record(p)
-    assert len(drawn) <= 24, "two epochs: two orders of the epoch, and of each part what two epochs show"
+    assert len(drawn) <= 24, "orders of two epochs, and the permutations of each part that two epochs need"
 
 
 def test_a_mixture_of_noisy_labels_keeps_its_parts():
@@ -207,12 +207,12 @@ def test_a_mixture_of_noisy_labels_keeps_its_parts():
     assert len(train(noisy, 2, weights=(1.0, 1.0))) == 2
 
 
-def test_captions_without_a_tokenizer_are_a_mistake_of_ours():
+def test_captions_need_a_tokenizer():
     with pytest.raises(ValueError, match="tokenize"):
         train(Pairs(4), 1)
 
 
-def test_raw_is_what_lies_on_disk(tmp_path):
+def test_raw_returns_the_bytes_on_disk(tmp_path):
     path = tmp_path / "train.captions"
     write(path, ["a", f"b{SEPARATOR}ü", "", "d"])
     stored = Stored(Texts(path))

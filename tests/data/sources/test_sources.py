@@ -40,7 +40,7 @@ def arrays(labels, num_classes=None, **about):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A prepared directory with three shards: train has 10 + 7 + 3 images of classes b, d, é; test has 4 of é."""
+    """Prepare a directory with three shards: train has 10 + 7 + 3 images of classes b, d, é; test has 4 of é."""
     root = tmp_path_factory.mktemp("sources")
     n = 0
     for split, name, count in (("train", "b", 10), ("train", "d", 7), ("train", "é", 3), ("test", "é", 4)):
@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory):
-    """A dataset as TFDS's catalogue has them: other feature names, no keys, no supervision index."""
+    """Prepare a dataset like those of TFDS's catalogue: other feature names, no keys, no supervision index."""
     path = tmp_path_factory.mktemp("catalogue")
     (path / "toy_catalogue" / "1.0.0").mkdir(parents=True)
     features = {"picture": tfds.features.Image(), "kind": tfds.features.ClassLabel(num_classes=3)}
@@ -333,7 +333,7 @@ def test_wrong_arguments(folder, tmp_path):
 
 def test_a_damaged_directory(folder, tmp_path):
     for name, content, cause in (
-        ("dataset_info.json", "{", "is no readable dataset"),
+        ("dataset_info.json", "{", "is not a readable dataset"),
         ("supervision/train.npy", "x", "train.npy is missing or damaged"),
     ):
         copy = tmp_path / name.split("/")[0]
@@ -354,11 +354,11 @@ def test_a_damaged_record(folder, tmp_path):
     for _ in range(2):
         with pytest.raises(Undecodable, match=r"^damaged in storage: Corrupted [^;]* \(record 8 in .*copy\)$"):
             source[8]
-        assert [source[i]["image"] for i in (7, 9)] == [image(8), image(10)]  # the reader goes on
+        assert [source[i]["image"] for i in (7, 9)] == [image(8), image(10)]  # the reader continues
 
 
 def test_a_shard_that_was_cut(folder, tmp_path):
-    """While it is open, what lies before the cut is read and what lies behind is missing; later it is no shard."""
+    """A shard cut while open still gives the records before the cut. Opened later, it gives none."""
     shutil.copytree(folder, tmp_path / "copy")
     shard = tmp_path / "copy" / "image_folder-train.array_record-00001"
     whole = shard.read_bytes()
@@ -383,7 +383,7 @@ def test_what_the_operating_system_refuses_is_not_the_records_fault(folder, tmp_
     source = load("train", path=tmp_path / "copy")
     with pytest.raises(UserError, match=r"record 8 cannot be read: open\(\) failed: No such file .*00001") as e:
         source[8]
-    assert "mend the storage" in e.value.cure
+    assert "repair the storage" in e.value.cure
     assert "\n" not in e.value.cause
 
 
@@ -506,7 +506,7 @@ def test_labels_are_aligned_by_key(folder, tmp_path):
         with pytest.raises(UserError, match=cause):
             align_by_key(path, source)
     path.write_bytes(b"train/b/08.png,\xff")
-    with pytest.raises(UserError, match="is no readable"):
+    with pytest.raises(UserError, match="is not a readable"):
         align_by_key(path, source)
     with pytest.raises(UserError, match="the dataset has no keys"):
         align_by_key(path, arrays([0, 1]))

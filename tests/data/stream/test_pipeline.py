@@ -39,7 +39,7 @@ def reading(augment=None, size=8, **how):
 
 
 def train(data, steps, batch=8, seed=0, tokenize=None, weights=(), start_step=0, **how):
-    """The batches, in which `quarantined` is told as well."""
+    """Return the first batches, with `quarantined` as one more key."""
     drawn = {"seed": seed, "tokenize": tokenize, "weights": weights, "start_step": start_step}
     stream = pipeline.train(data, reading(**how), batch=batch, **drawn)
     batches = [portion.batch | {"quarantined": portion.quarantined} for portion in itertools.islice(stream, steps)]
@@ -60,8 +60,8 @@ def assert_same(left, right):
             np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
-def joined(parts):
-    """Global batches from those of all processes."""
+def join_parts(parts):
+    """Return global batches, concatenated from those of all processes."""
     return [{key: np.concatenate([p[key] for p in step]) for key in step[0]} for step in zip(*parts, strict=True)]
 
 
@@ -72,7 +72,7 @@ def ids(batches):
 # Training
 
 
-def test_batches_are_what_they_say():
+def test_batches_have_the_documented_shapes_and_values():
     data = NoisyLabels(source(20), (source(20).labels + 1) % 3)
     (batch,) = train(data, 1, augment=config(flip=0.0, erase=0.0))
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
@@ -96,7 +96,7 @@ def test_global_batch_k_is_the_same_for_any_number_of_processes(processes, repea
     augment = config(repeats=repeats, crop="random_resized", randaugment=1)
     whole = train(source(21), 7, augment=augment)
     parts = [train(source(21), 7, augment=augment, block=i, blocks=processes) for i in range(processes)]
-    assert_same(joined(parts), whole)
+    assert_same(join_parts(parts), whole)
 
 
 @pytest.mark.parametrize(("threads", "prefetch"), [(0, 4), (1, 1), (8, 2), (3, 8)])
@@ -121,7 +121,7 @@ def test_every_epoch_shows_every_record_once_in_another_order():
 
 
 def test_orders_are_uniform_and_seeds_are_independent():
-    """Also at neighbouring seeds: epoch 1 of seed 0 is not epoch 0 of seed 1."""
+    """Neighbouring seeds are independent too: epoch 1 of seed 0 is not epoch 0 of seed 1."""
     counts = np.zeros((5, 5), int)
     seen = set()
     for seed in range(-100, 100):
@@ -140,7 +140,7 @@ def test_fewer_records_than_a_batch():
 
 
 def test_repeated_augmentation():
-    """Copies follow each other, each drawn anew; N samples show N / r records; r epochs show every record r times."""
+    """Copies follow each other, each with its own draws. N samples show N / r records; r epochs show each r times."""
     augment = config(repeats=3, crop="pad", flip=0.5, erase=0.0)
     batches = train(source(12), 6, batch=6, augment=augment)
     stream = ids(batches)
@@ -154,7 +154,7 @@ def test_repeated_augmentation():
     assert sum(different) > 8
 
 
-def test_augmentation_is_drawn_anew_every_epoch_and_for_every_seed():
+def test_every_epoch_and_every_seed_has_its_own_augmentation():
     crop = config(crop="pad", pad=4, flip=0.5, erase=0.0)
     seen = {seed: {} for seed in (0, 1)}
     for seed, images in seen.items():
@@ -187,7 +187,7 @@ def test_every_record_once_in_source_order(n, processes):
     data = source(n)
     parts = [evaluate(data, block=i, blocks=processes) for i in range(processes)]
     assert len({len(part) for part in parts}) == 1
-    batches = joined(parts)
+    batches = join_parts(parts)
     assert_same(batches, evaluate(data, threads=0))
     mask = np.concatenate([b["mask"] for b in batches])
     assert mask.tolist() == [1.0] * n + [0.0] * (len(batches) * 8 - n)
@@ -220,7 +220,7 @@ def test_shifts_are_fixed_by_seed_and_id(shift):
     data = source(21, size=16)
     shifted = evaluate(data, size=16, shift=shift)
     parts = [evaluate(data, size=16, shift=shift, block=i, blocks=2, threads=i) for i in range(2)]
-    assert_same(joined(parts), shifted)
+    assert_same(join_parts(parts), shifted)
     images = np.concatenate([b["image"] for b in shifted])[:21]
     assert all((images != data.images).any((1, 2, 3)))
     if shift in ("shifted", "gaussian_noise", "rotated"):
@@ -240,7 +240,7 @@ def test_views_are_augmented_and_fixed_by_seed_id_and_number():
     views = {k: evaluate(data, augment=augment, view=k) for k in (1, 2)}
     assert_same(evaluate(data, augment=augment, view=1, threads=0, batch=8), views[1])
     parts = [evaluate(data, augment=augment, view=1, block=i, blocks=4) for i in range(4)]
-    assert_same(joined(parts), views[1])
+    assert_same(join_parts(parts), views[1])
     images = {k: np.concatenate([b["image"] for b in v])[:21] for k, v in views.items()}
     images["seed 1"] = np.concatenate([b["image"] for b in evaluate(data, augment=augment, view=1, seed=1)])[:21]
     images["plain"] = data.images
@@ -254,7 +254,7 @@ def test_views_are_augmented_and_fixed_by_seed_id_and_number():
 
 
 def test_photos_on_disk(tmp_path):
-    """The whole way: files, ArrayRecord, classes selected, validation cut off, noise, crops; over processes."""
+    """Test all steps together: files, ArrayRecord, selected classes, validation, noise, crops, over processes."""
     for i in range(30):
         path = tmp_path / "src" / "train" / "abc"[i % 3] / f"{i:02}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +266,7 @@ def test_photos_on_disk(tmp_path):
     noisy = NoisyLabels(clean, 1 - clean.labels)
     augment = config(crop="random_resized", randaugment=2)
     whole = train(noisy, 5, size=16, augment=augment)
-    assert_same(joined([train(noisy, 5, size=16, augment=augment, block=i, blocks=2) for i in (0, 1)]), whole)
+    assert_same(join_parts([train(noisy, 5, size=16, augment=augment, block=i, blocks=2) for i in (0, 1)]), whole)
     assert sorted(ids(whole)[:16]) == list(range(16))
     for batch in whole:
         np.testing.assert_array_equal(batch["label_clean"], clean.labels[batch["id"]])

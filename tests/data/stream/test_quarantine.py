@@ -1,4 +1,4 @@
-"""Records that cannot be decoded: what stands in for them in training, and what evaluation says of them."""
+"""Test records that cannot be decoded: their replacements in training, and the errors of evaluation."""
 
 import io
 import itertools
@@ -40,7 +40,7 @@ def png(i):
 
 
 def source(broken=frozenset(BROKEN), n=N, keys=None):
-    """Of the broken ones some are cut, some are no image, and one is of an array that is none."""
+    """Make a source. Among the broken records, some are cut, some are not images, and one is not an image array."""
     damage = (lambda i: png(i)[:60], lambda i: b"", lambda i: b"no image", lambda i: np.zeros((8, 8, 2), np.uint8))
     images = [damage[i % 4](i) if i in broken else png(i) for i in range(n)]
     return Arrays(images, np.arange(n) % 3, keys=keys, num_classes=3, fingerprint="toy")
@@ -51,7 +51,7 @@ def reading(augment=None, **how):
 
 
 def train(data, steps, batch=BATCH, seed=0, tokenize=None, weights=(), start_step=0, **how):
-    """The batches, in which `quarantined` is told as well."""
+    """Return the first batches, with `quarantined` as one more key."""
     drawn = {"seed": seed, "tokenize": tokenize, "weights": weights, "start_step": start_step}
     stream = pipeline.train(data, reading(**how), batch=batch, **drawn)
     batches = [portion.batch | {"quarantined": portion.quarantined} for portion in itertools.islice(stream, steps)]
@@ -69,7 +69,7 @@ def assert_same(left, right):
         np.testing.assert_array_equal(left[key], right[key], err_msg=key)
 
 
-def test_others_stand_in_and_the_rest_stays_as_it_was():
+def test_others_replace_them_and_the_rest_stays_the_same():
     intact, damaged = whole(train(source(set()), 30)), whole(train(source(), 30))
     hit = np.isin(intact["id"], list(BROKEN))
     assert 0.1 < hit.mean() < 0.3
@@ -83,7 +83,7 @@ def test_others_stand_in_and_the_rest_stays_as_it_was():
     np.testing.assert_array_equal(plain["image"], np.stack([pixels[i] for i in plain["id"].tolist()]))
 
 
-def test_replacements_are_drawn_anew_at_every_position_and_evenly():
+def test_replacements_are_drawn_evenly_at_every_position():
     rows = whole(train(source(n=6, broken={0, 4}), 300, batch=6))  # an epoch a batch
     drawn = rows["id"][rows["quarantined"] >= 0]
     assert len(drawn) == 600
@@ -145,7 +145,7 @@ def test_noise_stays_with_the_id():
 
 
 class Captioned(Source):
-    """Captions whose text begins with their record's number; some records are broken, one has captions that are."""
+    """A source whose captions begin with the record's number. Some records are broken, one has broken captions."""
 
     def __init__(self):
         super().__init__(captions=Captions(), fingerprint="toy")
@@ -166,7 +166,7 @@ def tokenize(texts):
     return np.array([[int(word) for word in text.split()] for text in texts], np.int32)
 
 
-def test_captions_are_those_of_the_replacement_and_may_be_what_is_broken():
+def test_captions_are_those_of_the_replacement_and_may_be_broken_too():
     rows = whole(train(Captioned(), 12, tokenize=tokenize))
     np.testing.assert_array_equal(rows["text"][:, 0], rows["id"])
     assert set(rows["text"][:, 1].tolist()) == {0, 1, 2}
@@ -189,7 +189,7 @@ def test_where_nothing_can_stand_in(broken):
     for threads in (0, 2):
         with pytest.raises(UserError, match=r"record [abcd] cannot be decoded, nor can any of 100 drawn") as e:
             train(mixed, 10, threads=threads)
-        assert "anew" in e.value.cure
+        assert "again" in e.value.cure
 
 
 def test_records_that_decode_draw_no_replacement(monkeypatch):
@@ -201,13 +201,13 @@ def test_records_that_decode_draw_no_replacement(monkeypatch):
 
 def test_reasons_are_one_line_with_the_key():
     data = source(keys=[f"train/{i}\n.png" for i in range(N)])
-    said = {i: pipeline.find_reason(data, i) for i in (*sorted(BROKEN), 0)}
-    assert said[2] == "train/2 .png: not an image"
-    assert said[3] == "train/3 .png: an array of uint8 (8, 8, 2) is no uint8 [H, W, 1 | 3 | 4]"
-    assert said[20].startswith("train/20 .png: truncated or damaged: ")
-    assert said[0] == "train/0 .png: decoded when it was read again"
+    reasons = {i: pipeline.find_reason(data, i) for i in (*sorted(BROKEN), 0)}
+    assert reasons[2] == "train/2 .png: not an image"
+    assert reasons[3] == "train/3 .png: an array of uint8 (8, 8, 2) is no uint8 [H, W, 1 | 3 | 4]"
+    assert reasons[20].startswith("train/20 .png: truncated or damaged: ")
+    assert reasons[0] == "train/0 .png: decoded when it was read again"
     assert pipeline.find_reason(source(), 11).startswith("11: ")
-    assert all("\n" not in line for line in said.values())
+    assert all("\n" not in line for line in reasons.values())
 
 
 @pytest.mark.parametrize("threads", [0, 2])
@@ -223,7 +223,7 @@ def test_evaluation_refuses_and_names_the_record(threads, keys, name):
 
 @pytest.fixture
 def folder(tmp_path):
-    """36 images in 3 shards."""
+    """Prepare a directory with 36 images in 3 shards."""
     for i in range(36):
         path = tmp_path / "src" / "train" / "ab"[i % 2] / f"{i:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ def folder(tmp_path):
     return tmp_path / "out"
 
 
-def opened(folder):
+def open_folder(folder):
     return sources.load("directory", str(folder), "train")
 
 
@@ -250,23 +250,23 @@ def flip(path, place):
 
 
 def test_damaged_chunks_and_shards_of_array_record(folder):
-    intact = whole(train(opened(folder), 18))
-    names = list(opened(folder).keys)
+    intact = whole(train(open_folder(folder), 18))
+    names = list(open_folder(folder).keys)
     broken = {names.index("train/a/04.png"), names.index("train/b/35.png")}
     for i in broken:
         path = shard(folder, i // 12)
         flip(path, path.read_bytes().find(names[i].encode()))
     end = shard(folder, 1)
-    flip(end, len(end.read_bytes()) - 65536)  # where it tells what it holds
+    flip(end, len(end.read_bytes()) - 65536)  # its footer
     broken |= set(range(12, 24))
-    expected = train(opened(folder), 18)
+    expected = train(open_folder(folder), 18)
     rows = whole(expected)
     np.testing.assert_array_equal(rows["quarantined"], np.where(np.isin(intact["id"], list(broken)), intact["id"], -1))
     assert not np.isin(rows["id"], list(broken)).any()
     same = rows["quarantined"] < 0
     assert_same({k: v[same] for k, v in rows.items()}, {k: v[same] for k, v in intact.items()})
     for threads, processes in ((0, 1), (8, 1), (8, 2)):  # on one source, whose readers have failed before
-        data = opened(folder)
+        data = open_folder(folder)
         for _ in range(2):
             parts = [train(data, 18, threads=threads, block=i, blocks=processes) for i in range(processes)]
             for got, *pieces in zip(expected, *parts, strict=True):
@@ -275,10 +275,10 @@ def test_damaged_chunks_and_shards_of_array_record(folder):
 
 
 def test_noise_selection_and_validation_lie_over_a_damaged_directory(folder):
-    clean = opened(folder)
+    clean = open_folder(folder)
     path = shard(folder, 0)
     flip(path, path.read_bytes().find(clean.keys[4].encode()))
-    clean, _ = split_validation(opened(folder), 0.2)
+    clean, _ = split_validation(open_folder(folder), 0.2)
     noisy = NoisyLabels(clean, 1 - clean.labels)
     rows = whole(train(noisy, 18))
     (i,) = set(rows["quarantined"].tolist()) - {-1}
@@ -287,13 +287,13 @@ def test_noise_selection_and_validation_lie_over_a_damaged_directory(folder):
 
 
 def test_a_shard_that_is_gone_stops_the_run(folder):
-    """Another process may still see it, so a replacement would not be the same everywhere."""
+    """Another process may still see the shard, so replacements could differ between processes."""
     shard(folder, 1).unlink()
     with pytest.raises(UserError, match=r"cannot be read: open\(\) failed: No such file"):
-        train(opened(folder), 9)
+        train(open_folder(folder), 9)
 
 
-# ---- on record -------------------------------------------------------------------------------------------------------
+# The file of a run
 
 
 def test_undecodable_records_are_on_record_once_with_the_reason(tmp_path, capsys):
@@ -303,7 +303,7 @@ def test_undecodable_records_are_on_record_once_with_the_reason(tmp_path, capsys
     add([2])
     lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert [(line["id"], line["reason"].split(":")[0]) for line in lines] == [(3, "images/3.png"), (2, "images/2.png")]
-    assert capsys.readouterr().err.count("left out, another record stands in: images/") == 2
+    assert capsys.readouterr().err.count("record replaced by another: images/") == 2
     again = Quarantine(tmp_path, source(keys=keys), 1.0)  # a restart
     again([2, 11])
     assert [json.loads(x)["id"] for x in (tmp_path / "quarantine.jsonl").read_text().splitlines()] == [3, 2, 11]
