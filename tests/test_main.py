@@ -83,7 +83,7 @@ def test_recorded_spectra_are_those_of_the_bank(finished: Path):
     (row,) = [
         row
         for row in read_rows(finished / CELL)
-        if (row.metric, row.split, row.spectrum_mode, row.layer) == ("sve", "test", "paper", "features")
+        if (row.stage, row.metric, row.split, row.spectrum_mode) == ("extract", "sve", "test", "paper")
     ]
     p = s[s > 0] / s.sum()
     assert row.value == pytest.approx(-(p * np.log(p)).sum(), abs=1e-6)
