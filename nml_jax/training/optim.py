@@ -32,7 +32,7 @@ def make(
     A learning-rate multiplier of 0 freezes a parameter: it has no update, no decay and no optimiser state, and its
     gradient does not count in the global norm.
 
-    A parameter of `clamp` is clipped to its interval after every step, up to rounding. Its moments are not changed, so
+    A parameter of `clamp` is within its interval after every step, to the last bit. Its moments are not changed, so
     it leaves a bound as soon as its gradient points inwards. (The gradient of a clipped forward pass would be 0 there.)
 
     Args:
@@ -72,7 +72,7 @@ def make(
         raise UserError(f"optimizer.name={config.name!r} is unknown", f"choose one of {', '.join(optimizers)}")
 
     def clamp(name: str, update: jax.Array, param: jax.Array) -> jax.Array:
-        return jnp.clip(param + update, *intervals[name]) - param if name in intervals else update
+        return _clamp_update(update, param, *intervals[name]) if name in intervals else update
 
     chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
@@ -214,3 +214,16 @@ def _map_named(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 def _transform_each(f: Callable[[str, jax.Array, jax.Array], jax.Array]) -> optax.GradientTransformation:
     """Make a stateless link of the chain that applies `f(name, update, parameter)` leaf by leaf."""
     return optax.stateless(lambda updates, params: _map_named(f, updates, params))
+
+
+def _clamp_update(update: jax.Array, param: jax.Array, low: float, high: float) -> jax.Array:
+    """Return the update after which param + update, as floating-point numbers add up, is within the interval."""
+    dtype = param.dtype.type
+    lowest, highest = dtype(low), dtype(high)  # the nearest numbers of the type, which may lie outside
+    lowest = np.nextafter(lowest, dtype(np.inf)) if float(lowest) < low else lowest
+    highest = np.nextafter(highest, dtype(-np.inf)) if float(highest) > high else highest
+    update = jnp.clip(param + update, lowest, highest) - param
+    # The difference is rounded, so the sum may miss the bound; with the next number inwards it does not.
+    reached = param + update
+    inwards = jnp.where(reached > highest, -jnp.inf, jnp.where(reached < lowest, jnp.inf, update))
+    return jnp.nextafter(update, inwards.astype(update.dtype))
