@@ -211,7 +211,7 @@ def test_validation_depends_on_its_seed_and_never_changes():
     for share in (-0.1, 1.0, float("nan")):
         with pytest.raises(UserError, match="a validation share of"):
             split_validation(source, share)
-    with pytest.raises(UserError, match=r"share of 0\.01 of 40 records is none"):
+    with pytest.raises(UserError, match=r"share of 0\.01 of 40 records is less than one record"):
         split_validation(source, 0.01)
 
 
