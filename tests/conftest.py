@@ -12,7 +12,10 @@ sys.path.insert(0, str(ROOT))
 QUICK = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
 )
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK} --xla_cpu_parallel_codegen_split_count=1".strip()
+# On a busy machine eight simulated devices meet late; XLA's default is to abort the process after 40 seconds.
+PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+FLAGS = (os.environ.get("XLA_FLAGS", ""), QUICK, "--xla_cpu_parallel_codegen_split_count=1", PATIENT)
+os.environ["XLA_FLAGS"] = " ".join(FLAGS).strip()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
