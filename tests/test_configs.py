@@ -11,6 +11,7 @@ from nml_jax import runtime, settings
 from nml_jax.stages.dry_run import make_batch_shapes
 from nml_jax.stages.runner import ALL_STAGES
 from nml_jax.training import loop
+from nml_jax.training.window import put_signals
 
 CONFIGS = sorted(p for p in (Path(__file__).parent.parent / "configs").glob("*.py") if p.stem != "common")
 CASES = [(path, arg) for path in CONFIGS for arg in (("a1", "a2", "a3") if "resnet50" in path.stem else (None,))]
@@ -42,7 +43,7 @@ def test_a_whole_step_at_full_size(path: Path, arg: str | None):
     mesh = runtime.make_mesh(-1, 2)
     runtime.check_batch(cell.train.batch, mesh, "train.batch")
     program = loop.build(cell, loop.Plan.from_config(cell, n), mesh, num_classes=num_classes)
-    state, metrics = jax.eval_shape(program.step, program.shapes, make_batch_shapes(cell))
+    state, metrics = jax.eval_shape(program.step, program.shapes, make_batch_shapes(cell), put_signals(mesh))
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), program.shapes)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shapes
     assert {"loss", "accuracy", "grad_norm"} <= metrics.keys()
