@@ -110,7 +110,7 @@ def response(
         return _draw(figure, alt)
 
 
-# Of the sign of a Versus: what it means, and Matplotlib's marker.
+# The sign of a Versus: its meaning and Matplotlib's marker.
 VERDICTS = {1: Mark("better", HEADS[2], "▶"), 0: Mark("no difference shown", HEADS[7], "●"),
             -1: Mark("worse", HEADS[1], "◀")}  # fmt: skip
 SIGNS = {1: ">", 0: "o", -1: "<"}

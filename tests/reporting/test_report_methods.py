@@ -30,7 +30,7 @@ from nml_jax.tuning import diagnosis
 
 
 def test_tests_that_are_redrawn_overlap():
-    """Of three seeds, differences 0, 1, 2: mean 1, sd 1; a third held out adds h/(1 − h) = 1/2 to 1/3."""
+    """Three seeds with differences 0, 1, 2: mean 1, sd 1; a third held out adds h/(1 − h) = 1/2 to 1/3."""
     a = {(seed, seed): 0.0 for seed in range(3)}
     b = {(seed, seed): float(seed) for seed in range(3)}
     plain, redrawn = (paired.compare("", paired.PERCENT, a, b, redrawn=h) for h in (0.0, 1 / 3))
@@ -278,7 +278,7 @@ def test_tests_of_equal_length_count_as_the_same_rows() -> None:
 
 
 def test_shares_alone_bound_what_rows_add() -> None:
-    """Of 100 rows 80 and 90: √(0.8·0.2 + 0.9·0.1)/10 = 0.05, but for the two rows more; always above what rows say."""
+    """Heads right on 80 and 90 of 100 rows: √(0.8·0.2 + 0.9·0.1)/10 = 0.05, less two rows; above what rows say."""
     (part,) = paired.binomial([(1.0, 0.8, 0.9, 100)])
     assert np.sqrt(part.variance) == pytest.approx(0.05, rel=0.02)
     rank = np.arange(100)

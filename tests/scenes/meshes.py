@@ -7,5 +7,5 @@ from nml_jax import runtime
 
 
 def mesh_of(data: int, fsdp: int = 1) -> Mesh:
-    """Of the first data × fsdp devices."""
+    """Return the mesh of the first data × fsdp devices."""
     return runtime.make_mesh(data, fsdp, jax.devices()[: data * fsdp])

@@ -194,7 +194,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(finished: Path, data: Path, tm
 
 @pytest.mark.slow
 def test_micro_batches_and_chunks_reach_the_same_weights(data: Path, tmp_path: Path):
-    """Of a model without BatchNorm: the parts of a batch may not change its gradient."""
+    """In a model without BatchNorm the parts of a batch must not change its gradient."""
     one = {"optimizer.name": "sgd", "train.epochs": 1.0, "optimizer.warmup_epochs": 0.5, "stages": ("pretrain",),
            "runtime.evaluators": (), "optimizer.decay": ((r".*", 0.0),)}  # fmt: skip
     weights = []

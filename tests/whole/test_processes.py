@@ -117,7 +117,7 @@ def alone(args: list[str]) -> None:
 
 
 def require_one_result(one: Path, other: Path) -> None:
-    """Of two runs that go on from the same checkpoint: the same rows once each, the same banks.
+    """Compare two runs that go on from the same checkpoint: the same rows once each, the same banks.
 
     Features differ by the order in which float32 is added up, scores by what is on the edge between two classes.
     """

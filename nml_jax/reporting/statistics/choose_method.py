@@ -101,7 +101,7 @@ class Contest:
         return len({self.trained(method) for method in self.methods}) > 1
 
     def rows(self, test: Key) -> int:
-        """Of the test set; 0 where that is not recorded, or for a mean over test sets."""
+        """Number of test rows; 0 if it is not recorded, and for a mean over test sets."""
         rows = (
             row for cell in self.study.cells for row in cell.rows if (row.task, row.split) == (test.task, test.split)
         )
@@ -180,6 +180,6 @@ def _versus(
 
 
 def full_name(test: Key) -> str:
-    """Of a test set, for a heading."""
+    """Return the name of a test set for a heading."""
     name = DOMAINS[test.domain]
     return f"{name} mean" if test.split == MEAN else f"{test.split} ({name})"

@@ -93,7 +93,7 @@ class Part(NamedTuple):
 
 
 def half_length(parts: Iterable[Part], p: float) -> float:
-    """Of the interval that fails with probability p, half the length."""
+    """Return half the width of the (1 − p) confidence interval."""
     parts = tuple(parts)
     error = math.sqrt(sum(part.variance for part in parts))
     return sum(part.variance * float(stdtrit(part.df, 1 - p / 2)) for part in parts) / error if error else 0.0

@@ -31,7 +31,7 @@ METHODS = {
 REFERENCES = ("lbfgs", "linear")  # what heads are compared with: the first that is there
 ZERO_SHOT = "zero-shot"
 FILES = "features."  # keys of feature files
-# Of summary.csv; what was parsed out of strings before schema 2 stays in the words of the first ones.
+# Columns of summary.csv. The first ones keep the words of schema 1, in which strings were parsed.
 COLUMNS = ["study", "noise_kind", "axis", "condition", "x", "metric", "task", "split", "domain", "layer", "mode",
            "method", "setting", "mean", "sd", "n", "seeds",
            "method_key", "preset", "output", "weights", "wise_alpha"]  # fmt: skip
