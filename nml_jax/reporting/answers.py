@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from nml_jax.console import list_words
 from nml_jax.reporting.sentences import add_article, count, say
 from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest
-from nml_jax.reporting.statistics.compare import HELD_OUT, from_files
+from nml_jax.reporting.statistics.compare import HELD_OUT, uses_files
 from nml_jax.reporting.statistics.paired import SEEDS
 from nml_jax.reporting.statistics.studies import MEAN, Key, Method, Study
 from nml_jax.runs.finished import FinishedRun
@@ -20,12 +20,12 @@ from nml_jax.tuning import methods
 FEW = 10  # epochs; after fewer heads still became better on the text features of the README
 
 
-def verdict(c: Contest) -> str:
+def write_verdict(c: Contest) -> str:
     """Return which method to use where, in one short sentence."""
-    return answer(c) if _find_obstacle(c) else say("use", c, _list_decisions(c))
+    return write_answer(c) if _find_obstacle(c) else say("use", c, _list_decisions(c))
 
 
-def answer(c: Contest) -> str:
+def write_answer(c: Contest) -> str:
     """Return which method to use, on which test set, and how sure that is."""
     undecided = _find_obstacle(c)
     return say("answer", c, [] if undecided else _list_decisions(c), undecided)
@@ -89,7 +89,7 @@ def _name_test(test: Key) -> str:
     return f"the {DOMAINS[test.domain]} mean" if test.split == MEAN else test.split
 
 
-def rule(c: Contest) -> str:
+def write_rule(c: Contest) -> str:
     """Return the rule by which methods are compared, and who saw fewer rows."""
     first, by_count = c.study.cells[0], {}
     for method in c.methods:
@@ -103,7 +103,7 @@ def rule(c: Contest) -> str:
     return say("rule", c, budget, few)
 
 
-def hurried(c: Contest) -> str:
+def warn_of_few_epochs(c: Contest) -> str:
     """Return that heads had few epochs and may be better than they look; "" if they had not."""
     if not any(map(_takes_steps, c.methods)) or (left := _find_left(c)) is None or left.epochs >= FEW:
         return ""
@@ -111,7 +111,7 @@ def hurried(c: Contest) -> str:
 
 
 class Left(NamedTuple):
-    """What a cap on steps leaves of the epochs."""
+    """The epochs that a cap on steps leaves."""
 
     epochs: int
     per_epoch: int  # steps
@@ -128,7 +128,7 @@ def _find_left(c: Contest) -> Left | None:
     return None if epochs == asked else Left(epochs, per_epoch, c.most)
 
 
-def diverged(study: Study, task: str) -> str:
+def list_diverged(study: Study, task: str) -> str:
     """Return which heads are not compared because training diverged, and in how many runs; "" if none did."""
     keys = [key for key in study.keys(metric=DIVERGED, task=task) if key.split != MEAN]
     of = count(len(study.cells), "run")
@@ -136,7 +136,7 @@ def diverged(study: Study, task: str) -> str:
     return say("diverged", each) if each else ""
 
 
-def head_file(c: Contest) -> str:
+def find_head_file(c: Contest) -> str:
     """Return the file of the head to use and the command that applies it; "" where it has none (k-NN, fine-tuning)."""
     key = c.tests[0]._replace(method=c.recommended(c.decided[0]))
     sources = c.study.sources.get(key, [{}])[0]
@@ -150,17 +150,17 @@ def head_file(c: Contest) -> str:
     return ""
 
 
-def caution(c: Contest) -> str:
+def write_caution(c: Contest) -> str:
     """Return what the seeds have in common, so that nobody takes their interval for more than it is."""
-    held = from_files(c.study) and any(test.split == HELD_OUT for test in c.tests)
+    held = uses_files(c.study) and any(test.split == HELD_OUT for test in c.tests)
     redraws = "which rows are held out, " if held else ""
-    if not from_files(c.study) and "pretrain" in c.study.cells[0].run["stages"]:
+    if not uses_files(c.study) and "pretrain" in c.study.cells[0].run["stages"]:
         redraws = "pre-training, "
     return say("caution", redraws, held, any(versus.plain.bounded for versus in c.versus.values()))
 
 
 def _takes_steps(method: Method) -> bool:
-    """Whether it is a head of the stage tune whose schedule `tune.epochs` and `tune.steps` are."""
+    """Return whether `tune.epochs` and `tune.steps` set the schedule of this head."""
     kind = methods.METHODS.get(method.name)
     return kind is not None and not kind.probe
 

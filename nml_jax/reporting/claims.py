@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from nml_jax.reporting.sentences import say
 from nml_jax.reporting.statistics.choose_method import DOMAINS
-from nml_jax.reporting.statistics.compare import Side, compared, unvalidated
+from nml_jax.reporting.statistics.compare import Side, compare_numbers, is_unvalidated
 from nml_jax.reporting.statistics.paired import SEEDS, Comparison
 from nml_jax.reporting.statistics.studies import MEAN, REFERENCES, ZERO_SHOT, Key, Method, Study
 
@@ -25,7 +25,7 @@ class Measure(NamedTuple):
     flatter: str = ""  # the way a measure of a spectrum goes where the spectrum is flatter
 
 
-def measures(study: Study, task: str) -> list[Measure]:
+def list_measures(study: Study, task: str) -> list[Measure]:
     """Return the summary's measures that the study has: validation, retrieval, transfer, spectrum of features."""
     validation = study.keys(metric="accuracy", task="pretrain", split="validation", weights="")
     found = [Measure("Pre-training, accuracy %", "clean validation", key) for key in validation]
@@ -36,35 +36,35 @@ def measures(study: Study, task: str) -> list[Measure]:
         keys = study.keys(metric="accuracy", task=task, split=MEAN, domain=domain)
         found += [Measure(f"{domain.upper()} accuracy %", key.head, key) for key in keys]
     for metric, name, flatter in (("sve", "SVE", "↑"), ("lsvr", "LSVR", "↑"), ("top_share", "top share %", "↓")):
-        keys = raw_spectrum(study, task, metric)
+        keys = find_raw_spectrum(study, task, metric)
         found += [Measure("Spectrum, ID features, raw mode", name, key, flatter) for key in keys]
     return found
 
 
-def raw_spectrum(study: Study, task: str, metric: str) -> list[Key]:
+def find_raw_spectrum(study: Study, task: str, metric: str) -> list[Key]:
     """Return the key of a spectrum's measure in raw mode on the ID features of the first layer, if there is one."""
     return study.keys(metric=metric, task=task, split=study.id_split(task), domain="id", mode="paper", method=None)[:1]
 
 
-def change(study: Study, key: Key, i: int = -1) -> Comparison:
+def compare_condition(study: Study, key: Key, i: int = -1) -> Comparison:
     """Compare condition i with the first."""
     labels = [condition.label for condition in study.conditions]
-    return compared(study, f"{labels[0]} → {labels[i]}", Side(key), Side(key, (i,)))
+    return compare_numbers(study, f"{labels[0]} → {labels[i]}", Side(key), Side(key, (i,)))
 
 
-def reference(study: Study) -> Method:
+def find_reference(study: Study) -> Method:
     """Return the method that others are compared with."""
     known = [Method(name) for name in REFERENCES]
     return next((method for method in known if study.keys(metric="accuracy", method=method)), known[-1])
 
 
 def name_reference(study: Study) -> str:
-    config, method = study.cells[0].config, reference(study)
+    config, method = study.cells[0].config, find_reference(study)
     settings = len(config["tune.lrs"]) * len(config["tune.weight_decays"])
     if method.name == "lbfgs":
         settings = len(config["tune.cs"])
     keys, conditions = study.keys(metric="accuracy", method=method), range(len(study.conditions))
-    tuned = settings > 1 and not all(unvalidated(study, key, conditions) for key in keys)
+    tuned = settings > 1 and not all(is_unvalidated(study, key, conditions) for key in keys)
     return f"the tuned {method}" if tuned else f"the {method}"
 
 
@@ -79,14 +79,14 @@ class Pair(NamedTuple):
         return self.key.domain.upper()
 
 
-def heads(study: Study, task: str) -> dict[Pair, list[Comparison]]:
+def compare_heads(study: Study, task: str) -> dict[Pair, list[Comparison]]:
     """Compare every head with the reference, and NMTune with the MLP, on the same features.
 
     Returns:
         pair -> [over the noisy conditions, then in every condition].
     """
-    over, where = noisy(study)
-    base, no_heads, out = reference(study), (None, reference(study), Method(ZERO_SHOT)), {}
+    over, where = find_noisy(study)
+    base, no_heads, out = find_reference(study), (None, find_reference(study), Method(ZERO_SHOT)), {}
     for domain in DOMAINS:
         keys = study.keys(metric="accuracy", task=task, split=MEAN, domain=domain)
         pairs = [(key, base) for key in keys if key.method not in no_heads]
@@ -94,14 +94,14 @@ def heads(study: Study, task: str) -> dict[Pair, list[Comparison]]:
         for key, other in pairs:
             if key._replace(method=other) in study.table:
                 a = key._replace(method=other)
-                whole = compared(study, where, Side(a, over), Side(key, over))
-                each = [compared(study, study.at(c), Side(a, (i,)), Side(key, (i,)))
+                whole = compare_numbers(study, where, Side(a, over), Side(key, over))
+                each = [compare_numbers(study, study.at(c), Side(a, (i,)), Side(key, (i,)))
                         for i, c in enumerate(study.conditions)]  # fmt: skip
                 out[Pair(key, other)] = [whole, *(each if len(each) > 1 else [])]
     return out
 
 
-def noisy(study: Study) -> tuple[list[int], str]:
+def find_noisy(study: Study) -> tuple[list[int], str]:
     """Return the conditions over which heads are compared, and that in words: those with noise, else all."""
     above = [i for i, condition in enumerate(study.conditions) if condition.x > 0]
     if len(study.conditions) == 1 or (study.axis == "noise" and len(above) == 1):
@@ -115,12 +115,12 @@ def noisy(study: Study) -> tuple[list[int], str]:
 # ---- in words
 
 
-def verdict(study: Study) -> list[str]:
+def write_verdict(study: Study) -> list[str]:
     """Return what the study shows in two or three short sentences."""
     ends, found, few = _compare_ends(study)
     if few or not found:
-        return [*about(study), *few]
-    base = reference(study)
+        return [*describe_runs(study), *few]
+    base = find_reference(study)
     known = [method for method in (base, Method(ZERO_SHOT)) if any(m.key.method == method for m in found)]
     accuracy: dict[str, Comparison] = {}
     for m, c in found.items():
@@ -132,15 +132,15 @@ def verdict(study: Study) -> list[str]:
     facts = _compare_nmtune(study)
     if facts and not facts["state"]:
         sentences.append(say("nmtune_verdict", facts["better"], facts["worse"]))
-    return sentences or about(study)
+    return sentences or describe_runs(study)
 
 
-def lead(study: Study) -> list[str]:
+def write_lead(study: Study) -> list[str]:
     """Return sentences of all that the seeds support; over the mean of the tasks if there are several."""
-    return [*about(study), *_describe_changes(study), *_count_by_task(study), *_describe_heads(study)]
+    return [*describe_runs(study), *_describe_changes(study), *_count_by_task(study), *_describe_heads(study)]
 
 
-def about(study: Study) -> list[str]:
+def describe_runs(study: Study) -> list[str]:
     """Return which runs there are, in a sentence."""
     first, seeds = study.cells[0], [len(condition.cells) for condition in study.conditions]
     noise = f"{100 * first.noise:.4g} % {first.noise_kind} noise" if math.isfinite(first.noise) else "unknown noise"
@@ -162,7 +162,7 @@ def _compare_ends(study: Study) -> tuple[tuple[str, str], dict[Measure, Comparis
     ends = study.at(study.conditions[0]).removesuffix(" noise"), study.at(study.conditions[-1])
     if len(study.conditions) == 1:
         return ends, {}, []
-    found = {measure: change(study, measure.key) for measure in measures(study, _main_task(study))}
+    found = {measure: compare_condition(study, measure.key) for measure in list_measures(study, _main_task(study))}
     shared = max((c.n for c in found.values()), default=0)
     return ends, found, [say("too_few", *ends, shared)] if shared < SEEDS else []
 
@@ -182,11 +182,11 @@ def _describe_changes(study: Study) -> list[str]:
     if spectrum:
         moved = [say("moved", SPECTRUM[metric], c) for metric, c in spectrum.items()]
         out.append(say("moved_spectrum", moved, _flattens(spectrum)))
-    names = {Method(ZERO_SHOT): "zero-shot accuracy", reference(study): f"accuracy of {name_reference(study)}"}
+    names = {Method(ZERO_SHOT): "zero-shot accuracy", find_reference(study): f"accuracy of {name_reference(study)}"}
     for domain, where in DOMAINS.items():
         for m, c in found.items():
             if m.key.domain == domain and m.key.method and m.key.method in names:
-                setting = f", {m.key.setting}" if m.key.setting and m.key.method == reference(study) else ""
+                setting = f", {m.key.setting}" if m.key.setting and m.key.method == find_reference(study) else ""
                 name = f"{where} ({domain.upper()}) {names[m.key.method]}{setting}"
                 out.append(say("moved", name, c, _list_verdicts_between(study, m.key)))
     sentences = [f"{text[0].upper()}{text[1:]}." for text in out[1:]]
@@ -201,7 +201,7 @@ def _name_pretraining(key: Key) -> str:
 
 def _list_verdicts_between(study: Study, key: Key) -> list[tuple[str, list[str]]]:
     """Return the verdicts at the conditions between the first and the last, each with its conditions."""
-    verdicts = [(change(study, key, i).verdict("lower", "higher"), study.conditions[i].label)
+    verdicts = [(compare_condition(study, key, i).verdict("lower", "higher"), study.conditions[i].label)
                 for i in range(1, len(study.conditions) - 1)]  # fmt: skip
     groups = itertools.groupby(verdicts, key=lambda pair: pair[0])
     return [(verdict, [label for _, label in group]) for verdict, group in groups]
@@ -213,17 +213,17 @@ def _count_by_task(study: Study) -> list[str]:
         return []
     signs: dict[str, list[int]] = {}
     for task in study.tasks:
-        for m in measures(study, task):
-            if m.flatter or m.key.method == reference(study):
+        for m in list_measures(study, task):
+            if m.flatter or m.key.method == find_reference(study):
                 name = m.label.removesuffix(" %") if m.flatter else f"{m.key.domain.upper()} accuracy of the {m.label}"
-                signs.setdefault(name, []).append(change(study, m.key).sign)
+                signs.setdefault(name, []).append(compare_condition(study, m.key).sign)
     return [say("by_task", len(study.tasks), signs)] if signs else []
 
 
 def _compare_nmtune(study: Study) -> dict[str, Any]:
     """Return how NMTune compares with the reference, and where it helps and hurts; {} without NMTune."""
-    base, task = reference(study), _main_task(study)
-    found = {p: c[0] for p, c in heads(study, task).items()
+    base, task = find_reference(study), _main_task(study)
+    found = {p: c[0] for p, c in compare_heads(study, task).items()
              if p.base == base and p.key.method and p.key.method.name == "nmtune"}  # fmt: skip
     if not found:
         return {}
@@ -239,5 +239,5 @@ def _describe_heads(study: Study) -> list[str]:
     each: dict[str, list[tuple[str, Comparison]]] = {}
     for pair, c in facts["found"].items():
         each.setdefault(pair.key.head, []).append((pair.domain, c))
-    said = say("heads", name_reference(study), noisy(study)[1], each)
+    said = say("heads", name_reference(study), find_noisy(study)[1], each)
     return [said, say("heads_claim", facts["state"], facts["better"], facts["worse"], len(facts["found"]))]

@@ -54,13 +54,13 @@ class Axis(NamedTuple):
     label: str
 
 
-def head_mark(i: int, name: str = "") -> Mark:
-    """Colour and marker of series i."""
+def choose_mark(i: int, name: str = "") -> Mark:
+    """Return colour and marker of series i."""
     return Mark(name, HEADS[i % len(HEADS)], list(MARKERS.values())[i % len(MARKERS)])
 
 
-def condition_colour(i: int, n: int) -> str:
-    """Colour of condition i of n on the ramp."""
+def choose_colour(i: int, n: int) -> str:
+    """Return the colour of condition i of n on the ramp."""
     at = (i / (n - 1) if n > 1 else 0.5) * (len(RAMP) - 1)
     low = min(int(at), len(RAMP) - 2)
     ends = (np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) for colour in RAMP[low : low + 2])
@@ -68,7 +68,7 @@ def condition_colour(i: int, n: int) -> str:
     return "#" + "".join(f"{round(c):02x}" for c in first + (at - low) * (second - first))
 
 
-def response(
+def draw_response(
     name: str,
     title: str,
     axis: Axis,
@@ -77,7 +77,7 @@ def response(
     scale: float = 1,
     by_condition: bool = False,
 ) -> Panel:
-    """A measure against the condition: mean and sample sd, and every seed as a dot.
+    """Draw a measure against the condition: mean and sample sd, and every seed as a dot.
 
     Args:
         name: of the panel, unique on the page.
@@ -95,10 +95,10 @@ def response(
             values = [scale * np.asarray(v, float) for v in seeds]
             at = x + (j - (k - 1) / 2) * gap * min(0.13, 0.5 / k)
             mean = np.array([v.mean() if v.size else np.nan for v in values])
-            own, marker = head_mark(j).colour, list(MARKERS)[j % len(MARKERS)]
+            own, marker = choose_mark(j).colour, list(MARKERS)[j % len(MARKERS)]
             axes.plot(at, mean, "-", color=GREY if by_condition else own, lw=1.3, zorder=2)
             for i, v in enumerate(values):
-                colour = condition_colour(i, len(x)) if by_condition else own
+                colour = choose_colour(i, len(x)) if by_condition else own
                 sd = v.std(ddof=1) if v.size > 1 else None
                 axes.plot(np.full(v.size, at[i]), v, "o", ms=3.6, mew=0, color=colour, alpha=0.45, zorder=1)
                 bars = {"elinewidth": 1.1, "capsize": 2.5, "capthick": 1.1, "zorder": 3}
@@ -116,8 +116,8 @@ VERDICTS = {1: Mark("better", HEADS[2], "▶"), 0: Mark("no difference shown", H
 SIGNS = {1: ">", 0: "o", -1: "<"}
 
 
-def differences(name: str, title: str, label: str, lines: dict[str, tuple[Versus, list[float]]]) -> Panel:
-    """Percentage points of difference to a reference at 0: mean, two intervals (thick within thin), seeds as dots.
+def draw_differences(name: str, title: str, label: str, lines: dict[str, tuple[Versus, list[float]]]) -> Panel:
+    """Draw differences to a reference in points: mean, two intervals (thick within thin), seeds as dots.
 
     Args:
         label: of the x axis.
@@ -148,7 +148,7 @@ def differences(name: str, title: str, label: str, lines: dict[str, tuple[Versus
         return _draw(figure, f"{title}, {label}: {'; '.join(said)}")
 
 
-def curves(
+def draw_curves(
     name: str,
     title: str,
     label: str,
@@ -156,7 +156,7 @@ def curves(
     *,
     log: str = "",
 ) -> Panel:
-    """Lines, one colour per condition: every seed thin, and their mean where the seeds share the x values.
+    """Draw lines, one colour per condition: every seed thin, and their mean if the seeds share the x values.
 
     Args:
         label: of the x axis.
@@ -166,7 +166,7 @@ def curves(
     with _style(name):
         figure, axes = _panel(title, label)
         for i, lines in enumerate(groups.values()):
-            colour = condition_colour(i, len(groups))
+            colour = choose_colour(i, len(groups))
             mean = len({tuple(x) for x, _ in lines}) == 1 and len(lines) > 1
             for x, y in lines:
                 axes.plot(x, y, color=colour, lw=0.7 if mean else 1.5, alpha=0.5 if mean else 1)
@@ -180,16 +180,16 @@ def curves(
         return _draw(figure, f"{title} against {label}, one colour for each of: {', '.join(groups)}")
 
 
-def shares(s: ArrayLike, points: int = 120) -> tuple[np.ndarray, np.ndarray]:
-    """(i, share) of singular values, at most `points` of them, evenly spaced on a log scale."""
+def thin_shares(s: ArrayLike, points: int = 120) -> tuple[np.ndarray, np.ndarray]:
+    """Return (i, share) of at most `points` singular values, evenly spaced on a log scale."""
     s = np.asarray(s, np.float64)
     at = np.unique(np.geomspace(1, s.size, min(points, s.size)).round().astype(int))
     share = s[at - 1] / s.sum()
     return at, np.where(share > 1e-9, share, np.nan)
 
 
-def thinned(x: ArrayLike, y: ArrayLike, points: int = 120) -> tuple[np.ndarray, np.ndarray]:
-    """At most `points` points: means over equal blocks, so that a noisy curve keeps its level."""
+def thin(x: ArrayLike, y: ArrayLike, points: int = 120) -> tuple[np.ndarray, np.ndarray]:
+    """Return at most `points` points, each the mean of a block, so that a noisy curve keeps its level."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     edges = np.linspace(0, len(x), min(points, len(x)) + 1).astype(int)
     x, y = (np.add.reduceat(v, edges[:-1]) / np.diff(edges) for v in (x, y))
@@ -213,7 +213,7 @@ def _panel(title: str, label: str, height: float = HEIGHT, left: float = 0.125) 
 
 
 def _draw(figure: Figure, alt: str) -> Panel:
-    """The figure as an element of a page, where ids of groups would not be unique and namespaces are known."""
+    """Return the figure as an element of a page, without the group ids and namespaces of a file."""
     out = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(out, format="svg", transparent=True, metadata=nothing)

@@ -11,9 +11,17 @@ from nml_jax.console import list_words
 from nml_jax.reporting import answers
 from nml_jax.reporting.blocks import BEST, PROSE, Block, Lines, fold, table
 from nml_jax.reporting.statistics import compare
-from nml_jax.reporting.statistics.choose_method import Contest, full_name
+from nml_jax.reporting.statistics.choose_method import Contest, name_test
 from nml_jax.reporting.statistics.compare import Side
-from nml_jax.reporting.statistics.paired import DASH, MINUS, PERCENT, over_seeds, shown, stat, wilson
+from nml_jax.reporting.statistics.paired import (
+    DASH,
+    MINUS,
+    PERCENT,
+    find_seed_interval,
+    find_wilson_interval,
+    format_mean,
+    stat,
+)
 from nml_jax.reporting.statistics.studies import MEAN, Key, Study
 from nml_jax.reporting.tables import SCORES, SPECTRA, name_mode, select
 from nml_jax.tasks import catalogue
@@ -37,14 +45,14 @@ def _name_tests(tests: Iterable[Key]) -> list[tuple[Key, str]]:
     return [(t, f"{t.domain.upper()} {'mean' if t.split == MEAN else t.split}") for t in tests]
 
 
-def scores(contest: Contest) -> Block:
-    """A line for each method, the scores on every test set; which rows it was trained on where that differs."""
+def list_scores(contest: Contest) -> Block:
+    """Return the scores of every method on every test set, and the number of training rows if it differs."""
     known = _list_metrics(contest)
     columns = [(test, metric) for test in contest.shown for metric in known]
     best = {(test, "accuracy"): contest.best(test) for test in contest.decided}
     rows, lines = contest.unequal, []
     for method in contest.methods:
-        cells = [shown(contest.stat(method, *column), column[1]) for column in columns]
+        cells = [format_mean(contest.stat(method, *column), column[1]) for column in columns]
         marked = [BEST.format(cell) if best.get(column) == method else cell
                   for cell, column in zip(cells, columns, strict=True)]  # fmt: skip
         lines.append([str(method), *([f"{contest.trained(method):,}"] * rows), *marked])
@@ -59,8 +67,8 @@ def scores(contest: Contest) -> Block:
     return table(caption, head, {"": lines}, over=over)
 
 
-def differences(contest: Contest) -> list[Block]:
-    """Every method against the reference: in what is decided, then, without a verdict, on every test by itself."""
+def list_differences(contest: Contest) -> list[Block]:
+    """Compare every method with the reference: first where a verdict is given, then on every test by itself."""
     others, groups = contest.methods[1:], {}
     for test, name in _name_tests(contest.decided):
         found = [(method, contest.versus[method, test]) for method in others]
@@ -89,21 +97,21 @@ def differences(contest: Contest) -> list[Block]:
 
 
 def _compare_others(contest: Contest) -> list[Block]:
-    """The measures that decide nothing: every method's and, less the reference's, their intervals over seeds."""
+    """Return the measures that decide nothing, and their differences to the reference with intervals over seeds."""
     known = [metric for metric in _list_metrics(contest) if metric != "accuracy"]
     groups: dict[str, Lines] = {}
     for test, name in _name_tests(contest.decided):
-        redrawn = compare.redrawn(contest.study, test._replace(method=contest.reference))
+        redrawn = compare.find_redrawn_share(contest.study, test._replace(method=contest.reference))
         for metric in known:
             keys = {m: test._replace(metric=metric, method=m) for m in contest.methods}
             lines = []
             for method, key in keys.items():
                 s = contest.stat(method, test, metric)
-                low, high = over_seeds(s, redrawn=redrawn)
+                low, high = find_seed_interval(s, redrawn=redrawn)
                 own = f"{PERCENT.number(low)} to {PERCENT.number(high)}" if not math.isnan(low) else DASH
-                c = compare.compared(contest.study, "", Side(keys[contest.reference]), Side(key))
+                c = compare.compare_numbers(contest.study, "", Side(keys[contest.reference]), Side(key))
                 gain = [c.gain, c.interval()] if method != contest.reference else [DASH] * 2
-                lines.append([str(method), shown(s, metric), own, *gain])
+                lines.append([str(method), format_mean(s, metric), own, *gain])
             groups[f"{name}, {METRICS[metric]}"] = lines
     caption = (
         f"Other measures in %, and what they are over those of the reference ({contest.reference}), paired: "
@@ -116,7 +124,7 @@ def _compare_others(contest: Contest) -> list[Block]:
 
 
 def _list_metrics(contest: Contest) -> list[str]:
-    """Those that are known, first the one that is customary for the task."""
+    """Return the known metrics, the customary one of the task first."""
     first = catalogue.TRAINED[contest.task].metric if contest.task in catalogue.TRAINED else "accuracy"
     known = [metric for metric in METRICS if contest.study.keys(metric=metric, task=contest.task)]
     return sorted(known, key=lambda metric: metric != first)
@@ -126,14 +134,14 @@ def _format_p(p: float) -> str:
     return DASH if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def sizes(contest: Contest) -> list[Block]:
-    """What the number of its rows allows to say of a test set; nothing where that is not known."""
+def list_sizes(contest: Contest) -> list[Block]:
+    """Return which differences a test set of this size can show; nothing if the size is not known."""
     lines, picked = [], False
     for test, name in _name_tests(contest.tests):
         method, n = contest.recommended(test), contest.rows(test)
         s = contest.stat(method, test)
         if n and s.n:
-            interval = " to ".join(map(PERCENT.number, wilson(s.mean, n)))
+            interval = " to ".join(map(PERCENT.number, find_wilson_interval(s.mean, n)))
             picked |= method != contest.reference
             lines.append([name, f"{n:,}", str(method), PERCENT.number(s.mean), interval])
     caption = (
@@ -145,8 +153,8 @@ def sizes(contest: Contest) -> list[Block]:
     return [table(caption, head, {"": lines}, (2,))] if lines else []
 
 
-def spectra(study: Study, task: str, prefix: str) -> list[Block]:
-    """The spectra of the features F on every split, and of every method's Z."""
+def list_spectra(study: Study, task: str, prefix: str) -> list[Block]:
+    """Return the spectra of the features F on every split, and of every method's Z."""
     frame = select(study, task=task, metric=SPECTRA)
     if not len(frame):
         return []
@@ -166,8 +174,8 @@ def spectra(study: Study, task: str, prefix: str) -> list[Block]:
     return [table(caption, ["", *(SPECTRA[metric] for metric in metrics)], groups)]
 
 
-def diagnosis(study: Study, task: str, prefix: str) -> list[Block]:
-    """What the stage diagnose found; nothing where it was not run."""
+def list_diagnosis(study: Study, task: str, prefix: str) -> list[Block]:
+    """Return the results of the stage diagnose; nothing if it was not run."""
     found = [(cell.name, entry) for cell in study.cells for entry in cell.diagnosis if entry["task"] == task]
     if not found:
         return []
@@ -198,7 +206,7 @@ def diagnosis(study: Study, task: str, prefix: str) -> list[Block]:
 
 
 def _compare_folds(runs: Sequence[tuple[str, dict[str, Any]]], prefix: str, *, several_runs: bool) -> Block:
-    """NMTune against the probe in cross-validation, run by run."""
+    """Compare NMTune with the probe in cross-validation, run by run."""
     lines = []
     for name, entry in runs:
         probe, nmtune = (stat(entry[side]).mean for side in ("probe", "nmtune"))
@@ -218,8 +226,8 @@ def _compare_folds(runs: Sequence[tuple[str, dict[str, Any]]], prefix: str, *, s
     return table(caption, head, {"": lines}, (5,))
 
 
-def text(contest: Contest) -> list[str]:
-    """The scores and differences as lines of plain text, the answer as the last one."""
+def write_text(contest: Contest) -> list[str]:
+    """Return scores and differences as lines of plain text, and the answer as the last line."""
     title = ": ".join(filter(None, (contest.study.title, contest.name)))
     lines = [f"{title}, mean ± sd over {contest.seeds} seeds, accuracy less that of the {contest.reference} in points"]
     if contest.widened():
@@ -228,15 +236,19 @@ def text(contest: Contest) -> list[str]:
     head = [*(label.removeprefix("mean ") for label in METRICS.values()), "difference"]
     for test in contest.shown if len(contest.tests) <= FEW else contest.decided:
         n = contest.rows(test)
-        lines.append(full_name(test) + (f", {n:,} rows" if n else ""))
+        lines.append(name_test(test) + (f", {n:,} rows" if n else ""))
         lines.append(" " * first + "".join(f"{name:>11}" for name in head) + f"{'95 % interval':>18}")
         for method in contest.methods:
-            cells = [shown(contest.stat(method, test, metric), metric).replace(" ± ", "±") for metric in METRICS]
+            cells = [format_mean(contest.stat(method, test, metric), metric).replace(" ± ", "±") for metric in METRICS]
             line = f"  {method}".ljust(first) + "".join(f"{cell:>11}" for cell in cells)
             if method != contest.reference:
                 versus = contest.versus[method, test]
                 line += f"{versus.plain.gain:>11}{versus.plain.interval():>18}"
                 line += f"  {versus.verdict}" if versus.sign and test in contest.decided else ""
             lines.append(line.rstrip())
-    said = answers.diverged(contest.study, contest.task), answers.answer(contest), answers.hurried(contest)
-    return [*lines, *filter(None, (*said, answers.head_file(contest)))]
+    said = (
+        answers.list_diverged(contest.study, contest.task),
+        answers.write_answer(contest),
+        answers.warn_of_few_epochs(contest),
+    )
+    return [*lines, *filter(None, (*said, answers.find_head_file(contest)))]

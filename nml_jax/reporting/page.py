@@ -11,8 +11,8 @@ from nml_jax.console import list_words
 from nml_jax.reporting import answers, claims, method_tables, plots, provenance, tables
 from nml_jax.reporting.blocks import Block, fold, table
 from nml_jax.reporting.sentences import TEMPLATES, count, say
-from nml_jax.reporting.statistics.choose_method import Contest, contests
-from nml_jax.reporting.statistics.compare import from_files
+from nml_jax.reporting.statistics.choose_method import Contest, find_contests
+from nml_jax.reporting.statistics.compare import uses_files
 from nml_jax.reporting.statistics.studies import MEAN, Study
 
 LIMIT = 1_900_000  # bytes of a page; what would exceed it is left out, the last figures first
@@ -26,7 +26,7 @@ class Section(NamedTuple):
     blocks: list[Block]
 
 
-def page(studies: Sequence[Study], left_out: Mapping[str, str]) -> str:
+def build_page(studies: Sequence[Study], left_out: Mapping[str, str]) -> str:
     """Return the whole document.
 
     Args:
@@ -36,17 +36,21 @@ def page(studies: Sequence[Study], left_out: Mapping[str, str]) -> str:
     sections: list[Section] = []
     rules: dict[str, list[str]] = {}  # -> the studies that it is for
     for i, study in enumerate(studies):
-        found, single = contests(study), len(studies) == 1
-        compare = _compare_methods if found or from_files(study) else _compare_conditions
+        found, single = find_contests(study), len(studies) == 1
+        compare = _compare_methods if found or uses_files(study) else _compare_conditions
         alone = "Which method to use" if found else "What this shows"
         sections.append(Section(f"study-{i}", alone if single else study.title, compare(study, found, f"s{i}")))
-        own = [text for c in found for text in (answers.rule(c) if len(c.methods) > 1 else "", answers.caution(c))]
+        own = [
+            text
+            for c in found
+            for text in (answers.write_rule(c) if len(c.methods) > 1 else "", answers.write_caution(c))
+        ]
         for text in dict.fromkeys([*own, say("claim_rule") if compare is _compare_conditions else ""]):
             rules.setdefault(text, []).append(study.title)
     notes = [text if len(of) == len(studies) else f"For {list_words(of)}: {text}" for text, of in rules.items() if text]
     sections += [
-        Section("run", "What was run", provenance.what_was_run(studies, left_out)),
-        Section("limits", "Limits", [provenance.limits(studies), Block("heading", "Rules"), *_make_notes(notes)]),
+        Section("run", "What was run", provenance.describe_runs(studies, left_out)),
+        Section("limits", "Limits", [provenance.list_limits(studies), Block("heading", "Rules"), *_make_notes(notes)]),
     ]
     text = _render(studies, sections)
     drawn = [(section.blocks, block) for section in sections for block in section.blocks if block.kind == "figure"]
@@ -62,7 +66,7 @@ def _render(studies: Sequence[Study], sections: Sequence[Section]) -> str:
     names = ", ".join(dict.fromkeys(study.cells[0].config["name"] for study in studies))
     varied = any(study.axis == "noise" and len(study.conditions) > 1 for study in studies)
     title = f"What noise in pre-training does: {names}" if varied else f"Report: {names}"
-    if all(map(from_files, studies)):
+    if all(map(uses_files, studies)):
         title = f"Which head for these features: {names}"
     cells = [cell for study in studies for cell in study.cells]
     words = [count(len(cells), "finished run")]
@@ -108,9 +112,9 @@ def _put_under(title: str, blocks: Sequence[Block]) -> list[Block]:
 
 
 def _compare_conditions(study: Study, _: Sequence[Contest], name: str) -> list[Block]:
-    """The verdict, the sentences behind it and the summary; then figures and tables."""
-    tasks, verdict = _list_tasks(study), claims.verdict(study)
-    details = [("", sentence) for sentence in claims.lead(study) if sentence not in verdict]
+    """Return the blocks of a study over conditions: verdict, sentences, summary, figures and tables."""
+    tasks, verdict = _list_tasks(study), claims.write_verdict(study)
+    details = [("", sentence) for sentence in claims.write_lead(study) if sentence not in verdict]
     caption = (
         f"{f'{tasks[0][1].capitalize()}. ' if len(tasks) > 1 else ''}Mean ± sample sd over n runs that differ in their "
         "seed. ID: in-domain test; OOD: mean over the out-of-domain tests. Arrows point to the flatter spectrum: "
@@ -118,31 +122,39 @@ def _compare_conditions(study: Study, _: Sequence[Contest], name: str) -> list[B
     )
     head = [study.axis, *(condition.label for condition in study.conditions)]
     out = [Block("lead", " ".join(verdict)), *([Block("items", details)] if details else [])]
-    out += [table(caption, head, tables.summary(study, tasks[0][0])), *plots.draw(study, (), tasks, name)]
-    for title, make in (("Evidence", tables.evidence), ("Scores", tables.scores), ("Spectra", tables.spectra)):
+    out += [table(caption, head, tables.list_summary(study, tasks[0][0])), *plots.draw(study, (), tasks, name)]
+    for title, make in (
+        ("Evidence", tables.list_evidence),
+        ("Scores", tables.list_scores),
+        ("Spectra", tables.list_spectra),
+    ):
         prefixes = [(task, f"{name[:1].upper()}{name[1:]}. " if name else "") for task, name in tasks]
         out += _put_under(title, [block for task, prefix in prefixes for block in make(study, task, prefix)])
-    return out + _put_under("Pre-training scores", tables.pretraining(study))
+    return out + _put_under("Pre-training scores", tables.list_pretraining(study))
 
 
 def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Block]:
-    """The answers, what qualifies them, and the numbers behind them; then figures, spectra and diagnosis."""
+    """Return the blocks of a study of methods: answers, caveats, numbers, figures, spectra and diagnosis."""
     first = len(of) if len(of) <= LEADING else 1
-    replies = [(answers.verdict(contest), answers.answer(contest)) for contest in of]
+    replies = [(answers.write_verdict(contest), answers.write_answer(contest)) for contest in of]
     out = [block for short, long in replies[:first]
            for block in (Block("lead", short), *([Block("p", long)] if long != short else []))]  # fmt: skip
     if rest := [Block("p", long) for _, long in replies[first:]]:
         out.append(fold(f"The same for {of[first].name} and {len(rest) - 1} more", *rest))
-    notes = [text for contest in of[:first] for text in (answers.hurried(contest), answers.head_file(contest))]
-    notes += [answers.diverged(study, task) for task in study.tasks]
-    out += _make_notes([*notes, *([] if from_files(study) else claims.about(study))])
+    notes = [
+        text
+        for contest in of[:first]
+        for text in (answers.warn_of_few_epochs(contest), answers.find_head_file(contest))
+    ]
+    notes += [answers.list_diverged(study, task) for task in study.tasks]
+    out += _make_notes([*notes, *([] if uses_files(study) else claims.describe_runs(study))])
     for contest in of:
         suffix = f": {contest.name}" if contest.name else ""
-        out += _put_under(f"Scores{suffix}", [method_tables.scores(contest), *method_tables.sizes(contest)])
+        out += _put_under(f"Scores{suffix}", [method_tables.list_scores(contest), *method_tables.list_sizes(contest)])
         if len(contest.methods) > 1:
-            out += _put_under(f"Differences to the reference{suffix}", method_tables.differences(contest))
+            out += _put_under(f"Differences to the reference{suffix}", method_tables.list_differences(contest))
     out += plots.draw(study, of, _list_tasks(study), name)
-    for title, make in (("Spectra", method_tables.spectra), ("Diagnosis", method_tables.diagnosis)):
+    for title, make in (("Spectra", method_tables.list_spectra), ("Diagnosis", method_tables.list_diagnosis)):
         prefixes = [(task, f"{task}. " if len(study.tasks) > 1 else "") for task in study.tasks]
         out += _put_under(title, [block for task, prefix in prefixes for block in make(study, task, prefix)])
-    return out + _put_under("Pre-training scores", tables.pretraining(study))
+    return out + _put_under("Pre-training scores", tables.list_pretraining(study))

@@ -10,8 +10,8 @@ import numpy as np
 from nml_jax.console import list_words
 from nml_jax.reporting import claims, figures, tables
 from nml_jax.reporting.blocks import Block, Figure, Mark, Panel
-from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, full_name
-from nml_jax.reporting.statistics.compare import from_files
+from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, name_test
+from nml_jax.reporting.statistics.compare import uses_files
 from nml_jax.reporting.statistics.paired import unit
 from nml_jax.reporting.statistics.studies import MEAN, Key, Study
 from nml_jax.runs.finished import FinishedRun
@@ -33,7 +33,7 @@ def draw(study: Study, contests: Sequence[Contest], tasks: Sequence[tuple[str, s
     Args:
         tasks: (task, its name in headings, "" where it needs none).
     """
-    compared = bool(contests) or from_files(study)
+    compared = bool(contests) or uses_files(study)
     found = [_draw_differences(contest, f"{name}d{i}") for i, contest in enumerate(contests)]
     found += [_draw_file_spectra(study, task, f"{name}s{i}") for i, task in enumerate(study.tasks) if compared]
     for i, (task, of_task) in enumerate(tasks):
@@ -59,15 +59,15 @@ def _respond(study: Study, name: str, title: str, keys: Mapping[str, Key], **how
         x, label = list(range(len(x))), f"{label}, not to scale"
     none = [{} for _ in x]
     series = {who: [list(v.values()) for v in study.table.get(key, none)] for who, key in keys.items()}
-    return [figures.response(name, title, figures.Axis(x, ticks, label), series, **how)]
+    return [figures.draw_response(name, title, figures.Axis(x, ticks, label), series, **how)]
 
 
 def _mark_conditions(names: Sequence[str]) -> list[Mark]:
-    return [Mark(name, figures.condition_colour(i, len(names)), "━━") for i, name in enumerate(names)]
+    return [Mark(name, figures.choose_colour(i, len(names)), "━━") for i, name in enumerate(names)]
 
 
 def _mark_heads(names: Iterable[str]) -> list[Mark]:
-    return [figures.head_mark(i, name) for i, name in enumerate(names)]
+    return [figures.choose_mark(i, name) for i, name in enumerate(names)]
 
 
 def _draw_transfer(study: Study, task: str, name: str, title: str) -> Figure:
@@ -82,14 +82,14 @@ def _draw_transfer(study: Study, task: str, name: str, title: str) -> Figure:
 def _draw_spectrum(study: Study, task: str, name: str, title: str) -> Figure:
     panels = []
     for metric, label, way in (("sve", "SVE", "↑"), ("lsvr", "LSVR", "↑"), ("top_share", "Top share (%)", "↓")):
-        found = claims.raw_spectrum(study, task, metric)
+        found = claims.find_raw_spectrum(study, task, metric)
         keys = {label: found[0]} if found else {}
         how = {"scale": unit(metric).scale, "by_condition": True}
         panels += _respond(study, f"{name}{metric}", f"{label}, raw mode ({way} flatter)", keys, **how)
-    wanted = [(task, "paper", key.split, key.layer) for key in claims.raw_spectrum(study, task, "sve")]
+    wanted = [(task, "paper", key.split, key.layer) for key in claims.find_raw_spectrum(study, task, "sve")]
     lines = _group_lines(study, lambda cell: _list_shares(cell, wanted))
     if any(lines.values()):
-        panels.append(figures.curves(f"{name}s", SIGMA, "i", lines, log="xy"))
+        panels.append(figures.draw_curves(f"{name}s", SIGMA, "i", lines, log="xy"))
     caption = (
         f"In-domain features ({task}, split {study.id_split(task)}), neither centred nor normalised. SVE is the "
         "entropy of the singular values' shares, LSVR is \N{MINUS SIGN}log of the top share. They compare within one "
@@ -101,7 +101,7 @@ def _draw_spectrum(study: Study, task: str, name: str, title: str) -> Figure:
 def _list_shares(cell: FinishedRun, wanted: Sequence[tuple[str, ...]]) -> list[Line]:
     """Return the shares of the singular values of spectra, of (task, mode, split, layer)."""
     of = [entry for entry in cell.spectra if tuple(entry[k] for k in ("task", "mode", "split", "layer")) in wanted]
-    return [figures.shares(entry["s"]) for entry in of]
+    return [figures.thin_shares(entry["s"]) for entry in of]
 
 
 def _group_lines(study: Study, lines: Callable[[FinishedRun], list[Line]]) -> dict[str, list[Line]]:
@@ -109,7 +109,7 @@ def _group_lines(study: Study, lines: Callable[[FinishedRun], list[Line]]) -> di
 
 
 def _draw_retrieval(study: Study, name: str) -> Figure:
-    panels, found = [], [m.key for m in claims.measures(study, "")]
+    panels, found = [], [m.key for m in claims.list_measures(study, "")]
     splits = {claims.name_split(key): key for key in found if key.metric in claims.RETRIEVAL}
     for metric, way in claims.RETRIEVAL.items():
         keys = {split: key._replace(metric=metric) for split, key in splits.items()}
@@ -122,7 +122,7 @@ def _draw_training(study: Study, name: str) -> Figure:
     for i, (metric, (title, scale)) in enumerate(CURVES.items()):
         lines = _group_lines(study, functools.partial(_list_curves, metric=metric, scale=scale))
         if any(lines.values()):
-            panels.append(figures.curves(f"{name}{i}", title, "epoch", lines))
+            panels.append(figures.draw_curves(f"{name}{i}", title, "epoch", lines))
     caption = "Every run thin, their mean thick. The loss is that on the noisy supervision it is trained on."
     return Figure(
         "Pre-training", panels, caption, _mark_conditions([study.at(condition) for condition in study.conditions])
@@ -136,11 +136,11 @@ def _list_curves(cell: FinishedRun, metric: str, scale: float) -> list[Line]:
     if not known or not epochs:
         return []
     steps, values = zip(*known, strict=True)
-    return [figures.thinned(epochs[-1] * np.asarray(steps), values)]
+    return [figures.thin(epochs[-1] * np.asarray(steps), values)]
 
 
 def _draw_wise(study: Study, task: str, name: str, title: str) -> Figure:
-    """Accuracy by the share of the tuned weights."""
+    """Draw accuracy by the share of the tuned weights."""
     panels, legend = [], []
     keys = [key for key in study.table if (key.metric, key.task, key.split) == ("accuracy", task, MEAN)]
     shares = list(dict.fromkeys(key.wise_alpha for key in keys if key.wise_alpha is not None))
@@ -154,7 +154,7 @@ def _draw_wise(study: Study, task: str, name: str, title: str) -> Figure:
                 if all(found):
                     series[key.head + at] = [list(values[i].values()) for values in found if values]
         if series:
-            panels.append(figures.response(f"{name}{domain}", f"Accuracy, {where} (%)", axis, series, scale=100))
+            panels.append(figures.draw_response(f"{name}{domain}", f"Accuracy, {where} (%)", axis, series, scale=100))
             legend = _mark_heads(series)
     caption = (
         "Between the weights before fine-tuning (0) and after it (1): mean and sample sd over runs, every run a dot."
@@ -173,7 +173,7 @@ def _draw_differences(contest: Contest, name: str) -> Figure:
                 lines[str(method)] = versus, [b[seed] - a[seed] for seed in a if seed in b]
         if lines:
             label = f"points of accuracy over {contest.reference}"
-            panels.append(figures.differences(f"{name}{i}", full_name(test), label, lines))
+            panels.append(figures.draw_differences(f"{name}{i}", name_test(test), label, lines))
     caption = (
         f"Mean difference to {contest.reference} (the line at 0), paired over test rows and {contest.seeds} seeds, "
         f"each a dot. Thick: the 95 % interval. Thin: the same{contest.widened()}. Every panel has a scale of its own."
@@ -183,14 +183,14 @@ def _draw_differences(contest: Contest, name: str) -> Figure:
 
 
 def _draw_file_spectra(study: Study, task: str, name: str) -> Figure:
-    """The singular values of features on every split."""
+    """Draw the singular values of features on every split."""
     layer = next(iter(study.names("layer", metric="sve", task=task, method=None)), "")
     lines: dict[str, list[Line]] = {}
     for entry in (entry for cell in study.cells for entry in cell.spectra):
         if (entry["task"], entry["mode"], entry["layer"]) == (task, "paper", layer):
             where = f"{entry['domain'].upper()} {entry['split']}"
-            lines.setdefault(where, []).append(figures.shares(entry["s"]))
-    panels = [figures.curves(f"{name}s", SIGMA, "i", lines, log="xy")] if lines else []
+            lines.setdefault(where, []).append(figures.thin_shares(entry["s"]))
+    panels = [figures.draw_curves(f"{name}s", SIGMA, "i", lines, log="xy")] if lines else []
     caption = (
         f"Features of {list_words(lines)}, neither centred nor normalised, a thin line for every seed. Splits of "
         "different numbers of rows have different spectra for that reason alone."

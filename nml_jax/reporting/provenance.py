@@ -9,7 +9,7 @@ import pandas as pd
 
 from nml_jax.reporting.blocks import Block, fold, table
 from nml_jax.reporting.sentences import say
-from nml_jax.reporting.statistics.compare import from_files
+from nml_jax.reporting.statistics.compare import uses_files
 from nml_jax.reporting.statistics.paired import DASH
 from nml_jax.reporting.statistics.studies import FILES, NOISE, REPLICATE, Study, method_of
 from nml_jax.runs import goodput
@@ -18,8 +18,8 @@ from nml_jax.runs.finished import FinishedRun
 from nml_jax.settings import NOT_IDENTITY
 
 
-def what_was_run(studies: Sequence[Study], left_out: Mapping[str, str]) -> list[Block]:
-    """Runs, seeds, files and environments; noise, times, chosen settings and configs."""
+def describe_runs(studies: Sequence[Study], left_out: Mapping[str, str]) -> list[Block]:
+    """Return what was run: runs, seeds, files, environments, noise, times, chosen settings and configs."""
     cells = [cell for study in studies for cell in study.cells]
     seeds, noisy = sorted({cell.seed for cell in cells}), any(cell.ledger for cell in cells)
     facts = {
@@ -40,14 +40,14 @@ def what_was_run(studies: Sequence[Study], left_out: Mapping[str, str]) -> list[
     return out + [block for study in studies for block in (*_list_chosen(study), _list_config(study))]
 
 
-def limits(studies: Sequence[Study]) -> Block:
-    """What readers must not take the numbers for."""
+def list_limits(studies: Sequence[Study]) -> Block:
+    """Return the limits of the numbers, and the rules behind the sentences."""
     cells = [cell for study in studies for cell in study.cells]
     runs = [len(condition.cells) for study in studies for condition in study.conditions]
     together = all(seed == noise for seed, noise in (cell.seed for cell in cells))
     kinds = list(dict.fromkeys(cell.noise_kind for cell in cells if cell.ledger))
     revisions = len({cell.run["environment"].get("revision") for cell in cells})
-    text = say("limits", runs, all(map(from_files, studies)), together, kinds, revisions)
+    text = say("limits", runs, all(map(uses_files, studies)), together, kinds, revisions)
     return Block("items", [("", point.strip()) for point in text.split("|")])
 
 
@@ -81,7 +81,7 @@ def _list_times(cells: Sequence[FinishedRun]) -> Block:
 
 
 def _list_goodput(cells: Sequence[FinishedRun]) -> list[Block]:
-    """Where the wall time of pre-training went, and what was left out; nothing for runs that did not record it."""
+    """Return where the wall time of pre-training went; nothing for runs that did not record it."""
     lines, total = [], Counter[str]()
     for cell in cells:
         if (of := goodput.read(cell.folder)) is not None:
@@ -103,7 +103,7 @@ def _list_goodput(cells: Sequence[FinishedRun]) -> list[Block]:
 
 
 def _list_chosen(study: Study) -> list[Block]:
-    """How often each setting was chosen, by head and task."""
+    """Return how often each setting was chosen, by head and task."""
     counts: dict[str, Counter[str]] = {}
     for row in (row for cell in study.cells for row in cell.rows):
         if row.hyper and row.metric == "accuracy" and row.wise_alpha is None:
@@ -117,7 +117,7 @@ def _list_chosen(study: Study) -> list[Block]:
 
 
 def _list_config(study: Study) -> Block:
-    """What all runs of a study share."""
+    """Return the config keys that all runs of a study share."""
     several = len(study.conditions) > 1
     varied = {*REPLICATE, *((NOISE if study.axis == "noise" else (study.axis,)) if several else ())}
     shared = {key: value for key, value in study.cells[0].config.items() if key.split(".")[0] not in NOT_IDENTITY}

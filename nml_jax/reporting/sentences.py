@@ -32,7 +32,7 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def span(counts: Sequence[int], noun: str) -> str:
+def format_span(counts: Sequence[int], noun: str) -> str:
     """Return the range of several counts, as in "2 to 3 seeds"."""
     return f"{min(counts)} to {count(max(counts), noun)}" if min(counts) < max(counts) else count(counts[0], noun)
 
@@ -41,6 +41,6 @@ def span(counts: Sequence[int], noun: str) -> str:
 def _load_macros() -> Any:
     environment = Environment(loader=TEMPLATES, undefined=StrictUndefined)
     environment.globals |= {"SEEDS": SEEDS, "BLIND": BLIND, "DOMAINS": DOMAINS}
-    own = {"the": add_article, "count": count, "span": span, "numbers": "{:,}".format}
+    own = {"the": add_article, "count": count, "span": format_span, "numbers": "{:,}".format}
     environment.filters |= own | {"list_words": list_words}
     return environment.get_template("sentences.jinja").module

@@ -5,7 +5,7 @@ from typing import Any
 
 from nml_jax.reporting import claims
 from nml_jax.reporting.blocks import Block, Lines, fold, table
-from nml_jax.reporting.statistics.paired import DASH, MINUS, Comparison, shown
+from nml_jax.reporting.statistics.paired import DASH, MINUS, Comparison, format_mean
 from nml_jax.reporting.statistics.studies import MEAN, Study
 
 SCORES = {"accuracy": "accuracy", "top5": "top-5", "macro_f1": "macro-F1", "mean_per_class": "mean per class"}
@@ -31,25 +31,25 @@ def select(study: Study, **where: Any) -> Frame:
     return frame.copy()
 
 
-def summary(study: Study, task: str) -> dict[str, list[list[str]]]:
+def list_summary(study: Study, task: str) -> dict[str, list[list[str]]]:
     """Return the summary: group -> lines of [measure, one text for each condition]."""
     counts = [len(condition.cells) for condition in study.conditions]
     groups: dict[str, list[list[str]]] = {"": [["runs (n)", *map(str, counts)]]}
-    for measure in claims.measures(study, task):
+    for measure in claims.list_measures(study, task):
         line = [f"{measure.label} {measure.flatter}".rstrip()]
         for i, n in enumerate(counts):
             s = study.stat(i, measure.key)
-            line.append(shown(s, measure.key.metric) + (f" (n = {s.n})" if s.n not in (0, n) else ""))
+            line.append(format_mean(s, measure.key.metric) + (f" (n = {s.n})" if s.n not in (0, n) else ""))
         groups.setdefault(measure.group, []).append(line)
     return groups
 
 
-def text(study: Study) -> list[list[str]]:
+def write_text(study: Study) -> list[list[str]]:
     """Return the summaries of every task as lines of plain text."""
     blocks = []
     for task in [MEAN, *study.tasks] if len(study.tasks) > 1 else study.tasks or [""]:
         lines = [[study.axis, *(condition.label for condition in study.conditions)]]
-        for group, of_group in summary(study, task).items():
+        for group, of_group in list_summary(study, task).items():
             lines += [[group], *([f"  {label}", *rest] for label, *rest in of_group)] if group else of_group
         first = max(len(line[0]) for line in lines if len(line) > 1)
         lines = [[cell.replace(" ± ", "±") for cell in line] for line in lines]
@@ -59,13 +59,13 @@ def text(study: Study) -> list[list[str]]:
     return blocks
 
 
-def evidence(study: Study, task: str, prefix: str) -> list[Block]:
-    """The comparisons behind the sentences, and more of them."""
+def list_evidence(study: Study, task: str, prefix: str) -> list[Block]:
+    """Return the comparisons behind the sentences, and more of them."""
     out: list[Block] = []
-    changes, last, reference = {}, len(study.conditions) - 1, claims.reference(study)
-    for measure in claims.measures(study, task) if last else ():
+    changes, last, reference = {}, len(study.conditions) - 1, claims.find_reference(study)
+    for measure in claims.list_measures(study, task) if last else ():
         for i in range(1 if measure.key.method == reference else last, last + 1):
-            c = claims.change(study, measure.key, i)
+            c = claims.compare_condition(study, measure.key, i)
             label, *numbers = _make_line(measure.label, c, "falls", "rises")
             changes.setdefault(measure.group, []).append([label, c.where, *numbers])
     if changes:
@@ -73,7 +73,7 @@ def evidence(study: Study, task: str, prefix: str) -> list[Block]:
         out.append(table(f"{prefix}What changes with {study.axis}, paired over seeds.", head, changes, (1, 7)))
     whole: dict[str, list[list[str]]] = {}
     each: dict[str, list[list[str]]] = {}
-    for pair, (over, *conditions) in claims.heads(study, task).items():
+    for pair, (over, *conditions) in claims.compare_heads(study, task).items():
         name, group = f"{pair.key.head} {MINUS} {pair.base}", f"{pair.domain} accuracy %"
         whole.setdefault(group, []).append(_make_line(name, over, "worse", "better"))
         if conditions:
@@ -83,7 +83,7 @@ def evidence(study: Study, task: str, prefix: str) -> list[Block]:
         "Heads compared on the same features",
     )
     if whole:
-        where = claims.noisy(study)[1]
+        where = claims.find_noisy(study)[1]
         out.append(table(f"{prefix}{caption}, paired over seeds; {where}.", head, whole, (6,)))
     if each:
         own = table(f"{prefix}{caption}, paired over seeds.", head, each, (6,))
@@ -108,8 +108,8 @@ def _list_by_condition(
     return out
 
 
-def scores(study: Study, task: str, prefix: str) -> list[Block]:
-    """Every score of every head in every condition, then the accuracy on each test split by itself."""
+def list_scores(study: Study, task: str, prefix: str) -> list[Block]:
+    """Return every score of every head in every condition, then the accuracy on each test split by itself."""
     out: list[Block] = []
     frame = select(study, task=task, metric=SCORES, output="")
     frame = frame[frame["method"] != ""]
@@ -134,8 +134,8 @@ def scores(study: Study, task: str, prefix: str) -> list[Block]:
     return out
 
 
-def spectra(study: Study, task: str, prefix: str) -> list[Block]:
-    """Every spectrum in every mode: the in-domain features open, other splits and the heads' outputs Z folded."""
+def list_spectra(study: Study, task: str, prefix: str) -> list[Block]:
+    """Return every spectrum in every mode; only the in-domain features are unfolded."""
     frame, out = select(study, task=task, metric=SPECTRA), []
     metrics = [metric for metric in SPECTRA if (frame["metric"] == metric).any()]
     frame["name"] = frame["layer"].where(frame["method"] == "", "Z of " + frame["head"])
@@ -159,8 +159,8 @@ def name_mode(mode: str) -> str:
     return MODES.get(mode, mode)
 
 
-def pretraining(study: Study) -> list[Block]:
-    """The scores of pre-training."""
+def list_pretraining(study: Study) -> list[Block]:
+    """Return the scores of pre-training."""
     frame = select(study, task="pretrain")
     if not len(frame):
         return []

@@ -37,15 +37,15 @@ def build(folders: Sequence[Path], out: Path) -> Path:
         UserError: there is no finished run, one of its files is damaged, or `out` cannot be written.
     """
     # Imported here, because they load pandas, Jinja2 and Matplotlib, which nothing else needs.
-    from nml_jax.reporting.page import page
+    from nml_jax.reporting.page import build_page
     from nml_jax.reporting.statistics.grouping import find_studies
-    from nml_jax.reporting.statistics.studies import as_csv
+    from nml_jax.reporting.statistics.studies import write_csv
 
     found, left_out = _read(folders)
     studies = find_studies(found)
     with report_disk_errors(out):
-        write_atomic(out / "summary.csv", as_csv(studies))
-        write_atomic(out / "report.html", page(studies, left_out))
+        write_atomic(out / "summary.csv", write_csv(studies))
+        write_atomic(out / "report.html", build_page(studies, left_out))
     return out / "report.html"
 
 
@@ -60,10 +60,10 @@ def summarise(folder: Path) -> str:
 
     blocks = []
     for study in grouping.find_studies(_read([folder])[0]):
-        contests = choose_method.contests(study)
-        blocks += [method_tables.text(contest) for contest in contests]
-        if not contests and not compare.from_files(study):
-            blocks += tables.text(study)
+        contests = choose_method.find_contests(study)
+        blocks += [method_tables.write_text(contest) for contest in contests]
+        if not contests and not compare.uses_files(study):
+            blocks += tables.write_text(study)
     return "\n\n".join("\n".join(line.rstrip() for line in block) for block in blocks)
 
 

@@ -213,7 +213,7 @@ def read_csv(folder: Path) -> list[dict[str, str]]:
 def lead(*folders: Path) -> str:
     """The leading text of the only study."""
     (study,) = find_studies(read_finished(folders)[0])
-    return " ".join(claims.lead(study))
+    return " ".join(claims.write_lead(study))
 
 
 def small(folder: Path, **fields: Any) -> Path:
@@ -291,7 +291,7 @@ def test_figures_are_left_out_before_the_page_grows_too_large(sweep: Path, monke
     found, left_out = read_finished([sweep])
     full = read(sweep)
     monkeypatch.setattr(page, "LIMIT", len(full.encode()) - 40_000)
-    less = page.page(find_studies(found), left_out)
+    less = page.build_page(find_studies(found), left_out)
     assert len(less.encode()) < page.LIMIT + 1000
     assert "Further figures are left out" in less
     assert "Further figures" not in full
@@ -558,8 +558,8 @@ def test_every_method_has_its_title_and_the_tuned_probe_is_the_reference(tmp_pat
     (study,) = find_studies(read_finished([folder])[0])
     titles = ["linear probe", "L-BFGS probe", "NMTune (paper)", "LoRA", "full fine-tuning (paper)"]
     assert [str(method) for method in study.names("method") if method] == titles
-    assert {pair.base for pair in claims.heads(study, "digits")} == {Method("lbfgs")}
-    text = " ".join(claims.lead(study))
+    assert {pair.base for pair in claims.compare_heads(study, "digits")} == {Method("lbfgs")}
+    text = " ".join(claims.write_lead(study))
     assert "Accuracy against the tuned L-BFGS probe on the same features" in text
     assert "In-domain (ID) accuracy of the tuned L-BFGS probe, layer features falls" in text
     assert study.names("output", metric="sve", method=Method("lora")) == ["Z"]
@@ -599,7 +599,7 @@ def test_settings_of_heads_are_told_apart(tmp_path: Path) -> None:
 
 def test_text_takes_the_font_of_the_page_and_tick_labels_keep_their_digits(sweep: Path) -> None:
     axis = figures.Axis([0.0, 1.0], ["0.125", "0.1337"], "x & <y>")
-    svg = figures.response("p", "$t_1$", axis, {"a": [[0.1, 0.2], [0.3]], "b": [[], [0.4]]}).svg
+    svg = figures.draw_response("p", "$t_1$", axis, {"a": [[0.1, 0.2], [0.3]], "b": [[], [0.4]]}).svg
     assert ">0.125</text>" in svg
     assert ">0.1337</text>" in svg
     assert ">$t_1$</text>" in svg
@@ -615,16 +615,16 @@ def test_colours_read_on_white_and_on_the_dark_page() -> None:
         c = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
         return float(np.where(c <= 0.03928, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
 
-    for colour in (*figures.HEADS, *(figures.condition_colour(i, 12) for i in range(12)), figures.GREY):
+    for colour in (*figures.HEADS, *(figures.choose_colour(i, 12) for i in range(12)), figures.GREY):
         light, dark, own = (luminance(x) + 0.05 for x in ("#ffffff", "#14171a", colour))
         assert min(light / own, own / dark) > 3, colour
 
 
 def test_thinned_curve_keeps_its_level() -> None:
-    x, y = figures.thinned(range(10), [0, 2] * 5, points=5)
+    x, y = figures.thin(range(10), [0, 2] * 5, points=5)
     np.testing.assert_array_equal(x, [0.5, 2.5, 4.5, 6.5, 8.5])
     np.testing.assert_array_equal(y, [1, 1, 1, 1, 1])
-    x, y = figures.thinned([3, 4], [1, 2])
+    x, y = figures.thin([3, 4], [1, 2])
     np.testing.assert_array_equal(y, [1, 2])
 
 

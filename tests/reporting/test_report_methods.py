@@ -158,7 +158,7 @@ def study_of(folder: Path) -> Study:
 
 
 def contest(folder: Path, **fields: Any) -> Contest:
-    (found,) = choose_method.contests(study_of(write_experiment(folder, **fields)))
+    (found,) = choose_method.find_contests(study_of(write_experiment(folder, **fields)))
     return found
 
 
@@ -207,7 +207,7 @@ def test_numbers_that_cannot_vary_show_nothing() -> None:
 def judged(d: np.ndarray) -> paired.Comparison:
     """The comparison of two heads by the differences d [seeds, rows]."""
     seeds = {(i, i): float(x) for i, x in enumerate(d.mean(1))}
-    return paired.compare("", paired.PERCENT, dict.fromkeys(seeds, 0.0), seeds, paired.of_rows([(1.0, d.mean(0))]))
+    return paired.compare("", paired.PERCENT, dict.fromkeys(seeds, 0.0), seeds, paired.add_rows([(1.0, d.mean(0))]))
 
 
 def test_standard_error_is_that_of_crossed_seeds_and_rows() -> None:
@@ -270,27 +270,27 @@ def test_tests_of_equal_length_count_as_the_same_rows() -> None:
     """75 corruptions of one set of images are no 75 independent tests; nor does it harm tests that are."""
     rng = np.random.default_rng(0)
     d = rng.choice([-1.0, 0, 0, 0, 1], 5000)
-    (once,), (often,) = paired.of_rows([(1.0, d)]), paired.of_rows([(1 / 75, d)] * 75)
+    (once,), (often,) = paired.add_rows([(1.0, d)]), paired.add_rows([(1 / 75, d)] * 75)
     assert often.variance == pytest.approx(once.variance)
-    (apart,) = paired.of_rows((1 / 75, rng.permutation(d)) for _ in range(75))
+    (apart,) = paired.add_rows((1 / 75, rng.permutation(d)) for _ in range(75))
     assert apart.variance == pytest.approx(once.variance / 75, rel=0.1)
-    assert len(paired.of_rows([(0.5, d), (0.5, d[1:])])) == 2
+    assert len(paired.add_rows([(0.5, d), (0.5, d[1:])])) == 2
 
 
 def test_shares_alone_bound_what_rows_add() -> None:
     """Heads right on 80 and 90 of 100 rows: √(0.8·0.2 + 0.9·0.1)/10 = 0.05, less two rows; above what rows say."""
-    (part,) = paired.binomial([(1.0, 0.8, 0.9, 100)])
+    (part,) = paired.bound_rows([(1.0, 0.8, 0.9, 100)])
     assert np.sqrt(part.variance) == pytest.approx(0.05, rel=0.02)
     rank = np.arange(100)
-    (exact,) = paired.of_rows([(1.0, (rank < 90).astype(float) - (rank < 80))])
+    (exact,) = paired.add_rows([(1.0, (rank < 90).astype(float) - (rank < 80))])
     assert exact.variance < part.variance
-    assert paired.binomial([]) == []
+    assert paired.bound_rows([]) == []
 
 
 @pytest.mark.parametrize(("hits", "n"), [(475, 501), (0, 10), (7, 7), (1, 3)])
 def test_wilson_interval_is_that_of_scipy(hits: int, n: int) -> None:
     expected = scipy.stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
-    assert paired.wilson(hits / n, n) == (
+    assert paired.find_wilson_interval(hits / n, n) == (
         pytest.approx(expected.low, abs=1e-12),
         pytest.approx(expected.high, abs=1e-12),
     )
@@ -345,8 +345,8 @@ def test_without_the_rows_on_record_intervals_are_wider_and_that_is_said(tmp_pat
     (of_rows,), (bound,) = known.versus.values(), old.versus.values()
     assert (of_rows.sign, bound.sign) == (1, 0)
     assert bound.plain.high - bound.plain.low > 2 * (of_rows.plain.high - of_rows.plain.low)
-    assert "not on record" in answers.caution(old)
-    assert "not on record" not in answers.caution(known)
+    assert "not on record" in answers.write_caution(old)
+    assert "not on record" not in answers.write_caution(known)
 
 
 # ---- the rule
@@ -369,7 +369,7 @@ def test_a_method_is_recommended_where_it_is_shown_to_be_better(tmp_path: Path) 
         r"out-of-domain \(mean over 2 tests\), \+3\.\d\d points \(\+[12]\.\d\d to \+[45]\.\d\d\) over the L-BFGS "
         r"probe\. In brackets: 95 % intervals over 5 seeds and other test rows, widened for 4 methods × 2 domains\."
     )
-    assert re.fullmatch(pattern, answers.answer(found))
+    assert re.fullmatch(pattern, answers.write_answer(found))
     signs = {(str(m), test.split): found.versus[m, test].sign for m in found.methods[1:] for test in found.decided}
     assert {of: sign for of, sign in signs.items() if sign} == {("NMTune (paper)", "mean"): 1, ("MLP", "photo"): -1}
 
@@ -391,11 +391,11 @@ def test_one_of_many_tests_decides_nothing(tmp_path: Path) -> None:
     }
     found = contest(tmp_path / "x", methods=FEW, tests=tests, score=gaining(gains, 0.002), seeds=(0, 1, 2))
     assert chosen(found) == {"photo": "L-BFGS probe", "mean": "SKD"}
-    assert answers.answer(found).count("use ") + answers.answer(found).count("Use ") == 1
-    text = "\n".join(method_tables.text(found))
+    assert answers.write_answer(found).count("use ") + answers.write_answer(found).count("Use ") == 1
+    text = "\n".join(method_tables.write_text(found))
     assert "out-of-domain mean" in text
     assert "t3" not in text
-    page = show(method_tables.differences(found))
+    page = show(method_tables.list_differences(found))
     assert "Differences on each of 20 tests" in page
     titles = [str(method) for method in found.methods]
     verdicts = [line[-1] for line in lines(page) if line[0] in titles and len(line) == 7]
@@ -423,62 +423,62 @@ def test_a_winner_over_a_reference_of_fewer_rows_says_so(tmp_path: Path) -> None
     """What is solved sees one shard of a file that is read in shards."""
     how: dict[str, Any] = {"methods": FEW, "tests": TESTS[:2], "score": gaining({("skd", "art"): 0.04})}
     found = contest(tmp_path / "x", samples={"lbfgs": 300}, **how)
-    assert "over the L-BFGS probe (which saw 300 of the 1,169 training rows)" in answers.answer(found)
-    assert "some methods saw a stratified sample only: the L-BFGS probe 300." in answers.rule(found)
-    table = show([method_tables.scores(found)])
+    assert "over the L-BFGS probe (which saw 300 of the 1,169 training rows)" in answers.write_answer(found)
+    assert "some methods saw a stratified sample only: the L-BFGS probe 300." in answers.write_rule(found)
+    table = show([method_tables.list_scores(found)])
     assert "trained on" in table
     assert ">300<" in table
     same = contest(tmp_path / "y", **how)
-    assert "which saw" not in answers.answer(same)
-    assert "sample" not in answers.rule(same)
-    assert "trained on" not in show([method_tables.scores(same)])
+    assert "which saw" not in answers.write_answer(same)
+    assert "sample" not in answers.write_rule(same)
+    assert "trained on" not in show([method_tables.list_scores(same)])
 
 
 def test_no_gain_is_said_plainly(tmp_path: Path) -> None:
     found = contest(tmp_path / "x", score=gaining({}, 0.01), tests=TESTS[:2])
-    assert answers.answer(found).startswith(
+    assert answers.write_answer(found).startswith(
         "Use the L-BFGS probe, in-domain (photo) and out-of-domain (art): none of the 4 other methods is shown to be "
         "better, at best "
     )
-    assert " on photo and " in answers.answer(found)
+    assert " on photo and " in answers.write_answer(found)
 
 
 def test_what_the_cap_on_steps_leaves_is_said(tmp_path: Path) -> None:
     """Batches of 64: 1,169 rows make 19 steps an epoch, 5,000 rows 79."""
     some = contest(tmp_path / "a")
-    assert "at most 30 epochs and 300 steps: 15 epochs of these 1,169 rows." in answers.rule(some)
-    assert answers.hurried(some) == ""
+    assert "at most 30 epochs and 300 steps: 15 epochs of these 1,169 rows." in answers.write_rule(some)
+    assert answers.warn_of_few_epochs(some) == ""
     many = contest(tmp_path / "b", samples=dict.fromkeys((method for method, _ in METHODS), 5000))
-    assert "300 steps: 3 epochs of these 5,000 rows." in answers.rule(many)
+    assert "300 steps: 3 epochs of these 5,000 rows." in answers.write_rule(many)
     said = (
         "What is trained by gradient saw these 5,000 rows 3 times only, and may gain from more: 10 epochs are "
         "--config.tune.steps=790."
     )
-    assert answers.hurried(many) == said
-    assert said in method_tables.text(many)
+    assert answers.warn_of_few_epochs(many) == said
+    assert said in method_tables.write_text(many)
     report.build([tmp_path / "b"], tmp_path / "b")
     assert said in (tmp_path / "b" / "report.html").read_text()
     none = contest(tmp_path / "c", samples=dict.fromkeys((method for method, _ in METHODS), 600))
-    assert "at most 30 epochs and 300 steps." in answers.rule(none)
-    assert answers.hurried(none) == ""
+    assert "at most 30 epochs and 300 steps." in answers.write_rule(none)
+    assert answers.warn_of_few_epochs(none) == ""
 
 
 def test_the_cap_on_steps_is_said_of_what_takes_steps_alone(tmp_path: Path) -> None:
     solved = (("lbfgs", None), ("ridge", None))
     found = contest(tmp_path / "a", methods=solved, samples=dict.fromkeys(("lbfgs", "ridge"), 50_000))
-    assert "gradient" not in answers.rule(found)
-    assert answers.hurried(found) == ""
+    assert "gradient" not in answers.write_rule(found)
+    assert answers.warn_of_few_epochs(found) == ""
     one = {"tune.lrs": (0.01,), "tune.cs": (0.1,)}
     found = contest(tmp_path / "b", samples=dict.fromkeys((method for method, _ in METHODS), 50_000), values=one)
     assert (
         "every method has one setting; what is trained by gradient has at most 30 epochs and 300 steps: 1 epoch of "
-        in (answers.rule(found))
+        in (answers.write_rule(found))
     )
 
 
 def test_two_seeds_support_no_claim(tmp_path: Path) -> None:
     found = contest(tmp_path / "x", seeds=(0, 1))
-    assert answers.answer(found) == "Use the L-BFGS probe: with 2 seeds no difference can be shown, that takes 3."
+    assert answers.write_answer(found) == "Use the L-BFGS probe: with 2 seeds no difference can be shown, that takes 3."
     assert {versus.verdict for versus in found.versus.values()} == {"no claim, n = 2"}
     report.build([tmp_path / "x"], tmp_path / "x")
 
@@ -494,9 +494,9 @@ def test_the_reference_is_the_tuned_probe_that_is_there(tmp_path: Path) -> None:
 
 
 def test_settings_are_contests_of_their_own(tmp_path: Path) -> None:
-    found = choose_method.contests(study_of(write_experiment(tmp_path / "x", shares=(0.1, 1.0), seeds=(0, 1, 2))))
+    found = choose_method.find_contests(study_of(write_experiment(tmp_path / "x", shares=(0.1, 1.0), seeds=(0, 1, 2))))
     assert [c.name for c in found] == ["0.1 of the training data", "1 of the training data"]
-    assert answers.answer(found[0]).startswith("0.1 of the training data: use ")
+    assert answers.write_answer(found[0]).startswith("0.1 of the training data: use ")
 
 
 def test_only_a_method_better_than_every_other_is_marked(tmp_path: Path) -> None:
@@ -505,15 +505,15 @@ def test_only_a_method_better_than_every_other_is_marked(tmp_path: Path) -> None
     photo, art = found.tests
     assert found.best(art) == Method("skd")
     assert found.best(photo) is None
-    bold = re.findall("<strong>(.*?)</strong>", show([method_tables.scores(found)]))
+    bold = re.findall("<strong>(.*?)</strong>", show([method_tables.list_scores(found)]))
     assert len(bold) == 1  # accuracy: macro-F1 and the mean per class have no interval
 
 
 def test_says_what_seeds_share(tmp_path: Path) -> None:
-    fixed = answers.caution(contest(tmp_path / "x", seeds=(0, 1, 2)))
+    fixed = answers.write_caution(contest(tmp_path / "x", seeds=(0, 1, 2)))
     assert "The test sets are the same for every seed" in fixed
     tests = (("holdout", "id", 501), *TESTS[1:])
-    drawn = answers.caution(contest(tmp_path / "y", seeds=(0, 1, 2), tests=tests))
+    drawn = answers.write_caution(contest(tmp_path / "y", seeds=(0, 1, 2), tests=tests))
     assert "A seed redraws which rows are held out, " in drawn
     assert "The test sets that come from files of their own are the same" in drawn
 
@@ -536,9 +536,9 @@ def lines(text: str) -> list[list[str]]:
 
 def test_page_answers_first_and_has_no_empty_part(built: Path) -> None:
     text = (built / "report.html").read_text("utf-8")
-    found = choose_method.contests(study_of(built))[0]
+    found = choose_method.find_contests(study_of(built))[0]
     assert "<title>Which head for these features: features</title>" in text
-    order = ['id="study-0"', answers.verdict(found)[:40], answers.answer(found)[:40], "<h3>Scores",
+    order = ['id="study-0"', answers.write_verdict(found)[:40], answers.write_answer(found)[:40], "<h3>Scores",
              "<h3>Differences to", "<h3>Differences at", "<h3>Spectra", "<h3>Diagnosis", 'id="run"', 'id="limits"',
              "The rule."]  # fmt: skip
     places = [text.index(part) for part in order]
@@ -553,7 +553,7 @@ def test_page_answers_first_and_has_no_empty_part(built: Path) -> None:
 
 
 def test_tables_hold_the_numbers(built: Path) -> None:
-    found, text = choose_method.contests(study_of(built))[0], (built / "report.html").read_text("utf-8")
+    found, text = choose_method.find_contests(study_of(built))[0], (built / "report.html").read_text("utf-8")
     rows = lines(text)
     art = found.tests[1]
     values = [np.array(list(found.values(method, art).values())) for method in (PAPER, Method("lbfgs"))]
@@ -569,7 +569,7 @@ def test_tables_hold_the_numbers(built: Path) -> None:
     each = [row for row in rows if row[0] == "NMTune (paper)" and len(row) == 4]
     assert each[0][1] == f"{100 * (values[0] - values[1]).mean():+.2f}"
     assert differences[1][4:] == ["5", "&lt; 0.001", "better"]
-    low, high = paired.wilson(float(values[0].mean()), 2048)
+    low, high = paired.find_wilson_interval(float(values[0].mean()), 2048)
     assert ["OOD art", "2,048", "NMTune (paper)", f"{100 * values[0].mean():.1f}",
             f"{100 * low:.1f} to {100 * high:.1f}"] in rows  # fmt: skip
     assert "an optimistic one" in text
@@ -582,7 +582,7 @@ def test_tables_hold_the_numbers(built: Path) -> None:
 
 def test_measures_that_decide_nothing_have_intervals_over_seeds(tmp_path: Path) -> None:
     found = contest(tmp_path / "a")
-    text = show(method_tables.differences(found))
+    text = show(method_tables.list_differences(found))
     test = found.decided[0]
     for method in found.methods:
         values = list(found.values(method, test, "macro_f1").values())
@@ -595,9 +595,9 @@ def test_measures_that_decide_nothing_have_intervals_over_seeds(tmp_path: Path) 
     assert "paired t-test" not in text
     held = contest(tmp_path / "b", tests=(("holdout", "id", 501),))
     s = held.stat(Method("mlp"), held.decided[0], "macro_f1")
-    low, high = paired.over_seeds(s, redrawn=0.3)
+    low, high = paired.find_seed_interval(s, redrawn=0.3)
     assert (high - low) / (2 * 2.7764451051977987 * s.sd) == pytest.approx(np.sqrt(1 / 5 + 3 / 7))
-    assert f"{100 * low:.1f} to {100 * high:.1f}" in show(method_tables.differences(held))
+    assert f"{100 * low:.1f} to {100 * high:.1f}" in show(method_tables.list_differences(held))
 
 
 def test_the_customary_measure_comes_first(tmp_path: Path) -> None:
@@ -605,7 +605,7 @@ def test_the_customary_measure_comes_first(tmp_path: Path) -> None:
     flowers = dataclasses.replace(found, task="flowers102")
     flowers.study.table.update({key._replace(task="flowers102"): value for key, value in
                                 list(flowers.study.table.items()) if key.task == "features"})  # fmt: skip
-    plain, customary = (show([method_tables.scores(c)]) for c in (found, flowers))
+    plain, customary = (show([method_tables.list_scores(c)]) for c in (found, flowers))
     assert plain.index("accuracy") < plain.index("mean per class</th>")
     assert customary.index("mean per class</th>") < customary.index("accuracy")
     assert "For this task the mean per class is customary" in customary
@@ -675,9 +675,9 @@ def test_wise_ft_is_a_curve(tmp_path: Path) -> None:
 
 
 def test_text_summary_ends_with_the_answer(built: Path) -> None:
-    found = choose_method.contests(study_of(built))[0]
+    found = choose_method.find_contests(study_of(built))[0]
     text = report.summarise(built).splitlines()
-    assert text[-1] == answers.answer(found)
+    assert text[-1] == answers.write_answer(found)
     assert "art (out-of-domain), 2,048 rows" in text
     (line,) = [line for line in text if line.endswith("worse")]
     assert line.split()[0] == "MLP"

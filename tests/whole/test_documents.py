@@ -56,7 +56,7 @@ def checkout(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def digits_run(checkout: Path) -> None:
     """The run runs/digits/noise=0.3,seed=0 of the pages."""
-    from tests.scenes.digits_experiment import launch
+    from tests.stages.test_features import launch
 
     launch(checkout / "runs" / "digits", stages=("pretrain",))
 

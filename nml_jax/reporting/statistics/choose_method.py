@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from nml_jax.reporting.statistics.compare import Side, compared, from_files, leaves, unvalidated
+from nml_jax.reporting.statistics.compare import Side, compare_numbers, find_leaves, is_unvalidated, uses_files
 from nml_jax.reporting.statistics.paired import Comparison, Stat, stat
 from nml_jax.reporting.statistics.studies import MEAN, REFERENCES, ZERO_SHOT, Key, Method, Study
 from nml_jax.runs.finished import Seed
@@ -56,13 +56,13 @@ class Contest:
 
     @property
     def name(self) -> str:
-        """What tells it from the study's other contests; "" where there is no other."""
+        """Return what tells this contest from the study's others; "" if there is no other."""
         task = f"mean over {len(self.study.tasks)} tasks" if self.task == MEAN else self.task
         return ", ".join(filter(None, (task if len(self.study.tasks) > 1 else "", self.setting)))
 
     @property
     def seeds(self) -> int:
-        """That the reference shares with others, or has where it is alone."""
+        """Seeds shared with the reference; all its seeds if it is the only method."""
         shared = [versus.plain.n for versus in self.versus.values()]
         return max(shared or [self.stat(self.reference, test).n for test in self.tests])
 
@@ -74,41 +74,41 @@ class Contest:
 
     @property
     def shown(self) -> tuple[Key, ...]:
-        """All that scores are shown of: of each domain the mean, and then its tests."""
+        """Everything that scores are shown for: the mean of each domain, then its tests."""
         of = [*(key for key in self.decided if key not in self.tests), *self.tests]
         return tuple(sorted(of, key=lambda key: key.domain))
 
     def trained(self, method: Method) -> int:
-        """Rows that a method was trained on, in all tasks together; 0 where that is not recorded."""
+        """Return the training rows of a method over all tasks; 0 if they are not recorded."""
         found: dict[str, int] = {}
-        for leaf in leaves(self.study, self.decided[0]._replace(method=method)):
+        for leaf in find_leaves(self.study, self.decided[0]._replace(method=method)):
             for source in self.study.sources.get(leaf, [{}])[0].values():
                 found[leaf.task] = max(row.n_train or 0 for row in source.rows)
         return sum(found.values())
 
     @property
     def most(self) -> int:
-        """The rows of the method that was trained on the most."""
+        """Training rows of the method that has the most."""
         return max(map(self.trained, self.methods))
 
     def blind(self, method: Method) -> bool:
-        """Whether a method had settings to choose from, and in some run no rows to do so by."""
-        return unvalidated(self.study, self.decided[0]._replace(method=method))
+        """Return whether a method had settings to choose from but, in some run, no rows to choose them by."""
+        return is_unvalidated(self.study, self.decided[0]._replace(method=method))
 
     @property
     def unequal(self) -> bool:
-        """Whether some methods were trained on fewer rows than others."""
+        """True if some methods were trained on fewer rows than others."""
         return len({self.trained(method) for method in self.methods}) > 1
 
     def rows(self, test: Key) -> int:
-        """Number of test rows; 0 if it is not recorded, and for a mean over test sets."""
+        """Return the number of test rows; 0 if it is not recorded, and for a mean over test sets."""
         rows = (
             row for cell in self.study.cells for row in cell.rows if (row.task, row.split) == (test.task, test.split)
         )
         return next((row.n_test for row in rows if row.method and row.n_test), 0)
 
     def recommended(self, test: Key) -> Method:
-        """The method to use on one of `decided`, or on a test of its domain, by the rule."""
+        """Return the method to use on one of `decided`, or on a test of its domain, by the rule."""
         test = next(key for key in self.decided if key.domain == test.domain)
         gains = {method: self.versus[method, test].plain.difference for method in self.methods[1:]
                  if self.versus[method, test].sign > 0 and self._harmless(method)}  # fmt: skip
@@ -119,27 +119,27 @@ class Contest:
         return next(near)  # the simplest, for they are in that order
 
     def _against(self, a: Method, b: Method, test: Key) -> Comparison:
-        return compared(self.study, "", Side(test._replace(method=a)), Side(test._replace(method=b)))
+        return compare_numbers(self.study, "", Side(test._replace(method=a)), Side(test._replace(method=b)))
 
     def _harmless(self, method: Method) -> bool:
         return all(self.versus[method, test].sign >= 0 for test in self.decided)
 
     def best(self, test: Key) -> Method | None:
-        """The method that is shown to be more accurate than every other one, or None if none is."""
+        """Return the method that is shown to be more accurate than every other one; None if none is."""
         top = max(self.methods, key=lambda m: (self.stat(m, test).n, self.stat(m, test).mean))
         others = [m for m in self.methods if m != top]
         against = (self._against(m, top, test) for m in others)
         return top if others and all(c.corrected(len(others) * len(self.decided)).sign > 0 for c in against) else None
 
     def widened(self) -> str:
-        """For how many claims intervals are made to hold together; "" for one."""
+        """Return for how many claims the intervals hold together, in words; "" for one."""
         others, domains = len(self.methods) - 1, len(self.decided)
         parts = [f"{others} methods"] * (others > 1) + [f"{domains} domains"] * (domains > 1)
         return f", widened for {' × '.join(parts)}" if parts else ""
 
 
-def contests(study: Study) -> list[Contest]:
-    """The contests of a study, the mean over tasks first; none if it has several conditions.
+def find_contests(study: Study) -> list[Contest]:
+    """Return the contests of a study, the mean over tasks first; none if it has several conditions.
 
     One method alone makes a contest where its features come from files: there is nothing else to report.
     """
@@ -150,7 +150,7 @@ def contests(study: Study) -> list[Contest]:
         for setting in dict.fromkeys(key.setting for key in keys):
             own = [key for key in keys if key.setting == setting and (key.split == MEAN) == (task == MEAN)]
             methods = sorted(dict.fromkeys(key.method for key in own if key.method), key=lambda m: m.simplicity)
-            if len(methods) < (1 if from_files(study) else 2):
+            if len(methods) < (1 if uses_files(study) else 2):
                 continue
             reference = next((Method(name) for name in REFERENCES if Method(name) in methods), methods[0])
             methods = (reference, *(method for method in methods if method != reference))
@@ -174,12 +174,12 @@ def _versus(
     base, *others = methods
     for test in dict.fromkeys((*decided, *tests)):
         for other in others:
-            plain = compared(study, str(other), *(Side(test._replace(method=m)) for m in (base, other)))
+            plain = compare_numbers(study, str(other), *(Side(test._replace(method=m)) for m in (base, other)))
             out[other, test] = Versus(plain, plain.corrected(len(others) * len(decided)))
     return out
 
 
-def full_name(test: Key) -> str:
+def name_test(test: Key) -> str:
     """Return the name of a test set for a heading."""
     name = DOMAINS[test.domain]
     return f"{name} mean" if test.split == MEAN else f"{test.split} ({name})"

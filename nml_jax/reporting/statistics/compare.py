@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nml_jax.reporting.statistics.paired import Comparison, Part, binomial, compare, of_rows, stat, unit
+from nml_jax.reporting.statistics.paired import Comparison, Part, add_rows, bound_rows, compare, stat, unit
 from nml_jax.reporting.statistics.studies import FILES, MEAN, Key, Study
 from nml_jax.runs.finished import Seed
 from nml_jax.runs.heads import read_correct
@@ -21,51 +21,51 @@ class Side(NamedTuple):
     conditions: Sequence[int] = (0,)
 
 
-def compared(study: Study, where: str, a: Side, b: Side) -> Comparison:
+def compare_numbers(study: Study, where: str, a: Side, b: Side) -> Comparison:
     """Compare two numbers of a study that are measured on the same tests, paired over seeds and test rows.
 
     Where it is not on record which rows were right (older runs, pre-training), what rows add is bounded from above.
     Measures of spectra are taken as they are: nothing is added.
     """
-    values = [_values(study, *side) for side in (a, b)]
+    values = [_average_seeds(study, *side) for side in (a, b)]
     seeds = [seed for seed in values[0] if seed in values[1]]
-    tests = leaves(study, a.key)
-    anew = redrawn(study, a.key)
+    tests = find_leaves(study, a.key)
+    anew = find_redrawn_share(study, a.key)
     known: list[tuple[float, np.ndarray]] = []
     unknown: list[tuple[float, float, float, int]] = []
     for test, weight in tests.items():
         pair = Side(test, a.conditions), Side(test._replace(method=b.key.method, setting=b.key.setting), b.conditions)
-        d = _differences(study, *pair, seeds)
+        d = _read_differences(study, *pair, seeds)
         if d is not None:
             known.append((weight, d))
-        elif (n := _rows(study, *pair[0])) and pair[1].key in study.table:
-            first, second = (stat(_values(study, *side).values()).mean for side in pair)
+        elif (n := _count_rows(study, *pair[0])) and pair[1].key in study.table:
+            first, second = (stat(_average_seeds(study, *side).values()).mean for side in pair)
             unknown.append((weight, first, second, n))
     if anew:  # rows of one seed, in the mean over seeds
-        of_seeds = [of_rows((weight, d[i]) for weight, d in known) for i in range(len(seeds) if known else 0)]
+        of_seeds = [add_rows((weight, d[i]) for weight, d in known) for i in range(len(seeds) if known else 0)]
         rows = [Part(stat(part.variance for part in parts).mean, parts[0].df) for parts in zip(*of_seeds, strict=True)]
     else:
-        rows = [*of_rows((weight, d.mean(0)) for weight, d in known), *binomial(unknown)]
+        rows = [*add_rows((weight, d.mean(0)) for weight, d in known), *bound_rows(unknown)]
     found = compare(where, unit(a.key.metric), values[0], values[1], rows, redrawn=anew)
-    blind = a.key.method != b.key.method and any(unvalidated(study, side.key, side.conditions) for side in (a, b))
+    blind = a.key.method != b.key.method and any(is_unvalidated(study, side.key, side.conditions) for side in (a, b))
     return found._replace(bounded=bool(unknown) and not anew, blind=blind)
 
 
-def unvalidated(study: Study, key: Key, conditions: Sequence[int] = (0,)) -> bool:
-    """Whether some head behind a number had settings to choose from, and no rows to do so by."""
-    heads = (study.sources.get(leaf, []) for leaf in leaves(study, key))
+def is_unvalidated(study: Study, key: Key, conditions: Sequence[int] = (0,)) -> bool:
+    """Return whether some head behind a number had settings to choose from but no rows to choose them by."""
+    heads = (study.sources.get(leaf, []) for leaf in find_leaves(study, key))
     found = (source for of in heads if of for i in conditions for source in of[i].values())
     return any(UNVALIDATED in (row.hyper or {}) for source in found for row in source.rows)
 
 
-def redrawn(study: Study, key: Key) -> float:
-    """The share of the training file that each seed holds out anew to test on, where the number is of such rows."""
-    held = float(study.cells[0].value(f"{FILES}holdout") or 0) if from_files(study) else 0.0
-    return held if any(test.split == HELD_OUT for test in leaves(study, key)) else 0.0
+def find_redrawn_share(study: Study, key: Key) -> float:
+    """Return the share of the training file that each seed holds out for testing; 0 if the number is of other rows."""
+    held = float(study.cells[0].value(f"{FILES}holdout") or 0) if uses_files(study) else 0.0
+    return held if any(test.split == HELD_OUT for test in find_leaves(study, key)) else 0.0
 
 
-def leaves(study: Study, key: Key) -> dict[Key, float]:
-    """The tests that a number is the mean of (itself, where it is of one), and the weight of each."""
+def find_leaves(study: Study, key: Key) -> dict[Key, float]:
+    """Return the tests that a number is the mean of, each with its weight; a number of one test is its own."""
     if key.task == MEAN:
         found = [key._replace(task=task) for task in study.tasks]
         found = [key for key in found if key in study.table]
@@ -74,34 +74,34 @@ def leaves(study: Study, key: Key) -> dict[Key, float]:
         found = [key for key in study.keys(**same) if key.split != MEAN]
     else:
         return {key: 1.0}
-    return {leaf: weight / len(found) for key in found for leaf, weight in leaves(study, key).items()}
+    return {leaf: weight / len(found) for key in found for leaf, weight in find_leaves(study, key).items()}
 
 
-def from_files(study: Study) -> bool:
-    """Whether the features are somebody else's."""
+def uses_files(study: Study) -> bool:
+    """Return whether the features come from files."""
     return bool(study.cells[0].value(f"{FILES}train"))
 
 
-def _values(study: Study, key: Key, conditions: Sequence[int]) -> dict[Seed, float]:
-    """Mean over conditions, of the seeds that have them all."""
+def _average_seeds(study: Study, key: Key, conditions: Sequence[int]) -> dict[Seed, float]:
+    """Average over conditions, for the seeds that have them all."""
     by_condition = [study.table[key][i] for i in conditions] if key in study.table else [{}]
     seeds = [seed for seed in by_condition[0] if all(seed in values for values in by_condition)]
     return {seed: stat(values[seed] for values in by_condition).mean for seed in seeds}
 
 
-def _differences(study: Study, a: Side, b: Side, seeds: Sequence[Seed]) -> np.ndarray | None:
-    """float64 [seeds, N]: how much oftener b is right than a, on every row of a test; None if that is not on record."""
+def _read_differences(study: Study, a: Side, b: Side, seeds: Sequence[Seed]) -> np.ndarray | None:
+    """Return float64 [seeds, N]: how much more often b is right than a on each row; None if it is not recorded."""
     found = []
     for seed in seeds:
-        first, second = (_correct(study, *side, seed) for side in (a, b))
+        first, second = (_read_correct(study, *side, seed) for side in (a, b))
         if first is None or second is None:
             return None
         found.append(second - first)
     return np.array(found) if found else None
 
 
-def _correct(study: Study, key: Key, conditions: Sequence[int], seed: Seed) -> np.ndarray | None:
-    """float64 [N]: the share of conditions, and of a run's heads, in which each row of a test is right."""
+def _read_correct(study: Study, key: Key, conditions: Sequence[int], seed: Seed) -> np.ndarray | None:
+    """Return float64 [N]: the share of conditions and heads that are right on each row of a test."""
     found = []
     for i in conditions:
         source = study.sources[key][i].get(seed) if key in study.sources else None
@@ -112,8 +112,8 @@ def _correct(study: Study, key: Key, conditions: Sequence[int], seed: Seed) -> n
     return np.mean(found, axis=0)
 
 
-def _rows(study: Study, key: Key, conditions: Sequence[int]) -> int:
-    """Rows behind a share of right ones; 0 for a measure of another kind, or where that is not recorded."""
+def _count_rows(study: Study, key: Key, conditions: Sequence[int]) -> int:
+    """Return the number of rows behind an accuracy or recall; 0 for other measures, and if it is not recorded."""
     if key.metric != "accuracy" and "recall@" not in key.metric:
         return 0
     rows = (row for i in conditions for source in study.sources[key][i].values() for row in source.rows)

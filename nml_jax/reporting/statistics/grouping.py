@@ -47,7 +47,7 @@ def find_studies(cells: Sequence[FinishedRun]) -> list[Study]:
 
 
 def _find_axis(cells: Sequence[FinishedRun]) -> str:
-    """What the runs vary: the noise if they do, else the key of most values by which they form studies, else noise."""
+    """Return what the runs vary: the noise if they do, else the key with the most values, else the noise."""
     groups = _split(cells, NOISE)
     if len(groups) > 1 and all(len(_group(group, lambda cell: _identify(cell, NOISE))) == 1 for group in groups):
         counts = {key: len({_identify(cell, (key,)) for cell in cells}) for key in _find_differences(cells, REPLICATE)}
@@ -88,7 +88,7 @@ def _split(cells: Sequence[FinishedRun], axes: Sequence[str]) -> list[list[Finis
 
 
 def _find_differences(cells: Sequence[FinishedRun], apart_from: Sequence[str]) -> list[str]:
-    """The keys in which runs differ; one that an older run does not have counts as None."""
+    """Return the keys in which runs differ. A key that an older run lacks counts as None."""
     known = dict.fromkeys(key for cell in cells for key in cell.config)
     keys = [key for key in known if key not in apart_from and key.split(".")[0] not in NOT_IDENTITY]
     return [key for key in keys if len({_identify(cell, (key,)) for cell in cells}) > 1]
@@ -128,7 +128,7 @@ def _tabulate(
 
 
 def _word_setting(row: Row, field: str) -> str:
-    """One field of SETTINGS in words; "" where it does not apply."""
+    """Return one field of SETTINGS in words; "" if it does not apply."""
     value = getattr(row, field)
     return SETTINGS[field].format(value) if value is not None else ""
 
@@ -146,7 +146,7 @@ def _make_key(row: Row, cell: FinishedRun, varied: Sequence[str]) -> Key:
 
 
 def _average(parts: Sequence[list[dict[Seed, float]]]) -> list[dict[Seed, float]]:
-    """The mean of several measures, run by run, of those runs that have them all."""
+    """Return the mean of several measures, run by run, for the runs that have them all."""
     out = []
     for of_condition in zip(*parts, strict=True):
         seeds = [seed for seed in of_condition[0] if all(seed in part for part in of_condition)]

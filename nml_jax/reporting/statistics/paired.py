@@ -46,13 +46,13 @@ class Stat(NamedTuple):
 
 
 def stat(values: Iterable[float]) -> Stat:
-    """Mean, sample standard deviation and count."""
+    """Return mean, sample standard deviation and count."""
     v = np.asarray(list(values), np.float64)
     return Stat(float(v.mean()) if v.size else np.nan, float(v.std(ddof=1)) if v.size > 1 else np.nan, v.size)
 
 
 class Unit(NamedTuple):
-    """How a measure is printed; differences get a digit more."""
+    """The format of a measure; differences get one digit more."""
 
     scale: float
     digits: int
@@ -77,8 +77,8 @@ def unit(metric: str) -> Unit:
     return UNITS.get(metric, PERCENT)
 
 
-def shown(s: Stat, metric: str) -> str:
-    """Mean ± sample sd in the metric's unit; the mean alone for one number, a dash for none."""
+def format_mean(s: Stat, metric: str) -> str:
+    """Format mean ± sample sd in the metric's unit; the mean alone for one number, a dash for none."""
     u = unit(metric)
     if not s.n:
         return DASH
@@ -86,26 +86,26 @@ def shown(s: Stat, metric: str) -> str:
 
 
 class Part(NamedTuple):
-    """What one source of luck adds to the variance of a mean difference, and on how many degrees of freedom."""
+    """The variance that one source of chance adds to a mean difference, and its degrees of freedom."""
 
     variance: float
     df: float
 
 
-def half_length(parts: Iterable[Part], p: float) -> float:
+def find_half_width(parts: Iterable[Part], p: float) -> float:
     """Return half the width of the (1 − p) confidence interval."""
     parts = tuple(parts)
     error = math.sqrt(sum(part.variance for part in parts))
     return sum(part.variance * float(stdtrit(part.df, 1 - p / 2)) for part in parts) / error if error else 0.0
 
 
-def of_seeds(variance: float, n: int, redrawn: float = 0.0) -> Part:
-    """What n seeds of this variance add to that of their mean; `redrawn` as for `compare`."""
+def add_seeds(variance: float, n: int, redrawn: float = 0.0) -> Part:
+    """Return the variance that n seeds add to that of their mean; `redrawn` as for `compare`."""
     return Part(variance * (1 / n + redrawn / (1 - redrawn)), n - 1)
 
 
-def of_rows(tests: Iterable[tuple[float, NDArray]]) -> list[Part]:
-    """What the choice of test rows adds to the variance of a difference, in the mean over tests.
+def add_rows(tests: Iterable[tuple[float, NDArray]]) -> list[Part]:
+    """Return the variance that the choice of test rows adds to a difference, in the mean over tests.
 
     Tests of equal length count as the same rows in that order, as corruptions of one test set are; where they are not,
     their rows average out as independent ones do.
@@ -126,8 +126,8 @@ def of_rows(tests: Iterable[tuple[float, NDArray]]) -> list[Part]:
     return parts
 
 
-def binomial(tests: Iterable[tuple[float, float, float, int]]) -> list[Part]:
-    """An upper bound for `of_rows` where only shares of right rows are known: as if both sides erred independently.
+def bound_rows(tests: Iterable[tuple[float, float, float, int]]) -> list[Part]:
+    """Bound `add_rows` from above if only accuracies are known, as if both sides erred independently.
 
     Args:
         tests: the weight of each in the mean, both shares, and the number of rows. Tests may share their rows.
@@ -172,22 +172,22 @@ class Comparison(NamedTuple):
         if not self.error > ROUNDING:
             return math.nan
         size = abs(self.difference)
-        if half_length(self.parts, TINY) <= size:
+        if find_half_width(self.parts, TINY) <= size:
             return TINY
-        return root_scalar(lambda p: half_length(self.parts, p) - size, bracket=(TINY, 1)).root if size else 1.0
+        return root_scalar(lambda p: find_half_width(self.parts, p) - size, bracket=(TINY, 1)).root if size else 1.0
 
     @property
     def sign(self) -> int:
-        """1 or -1 where a difference is shown, else 0. Numbers that cannot vary show nothing."""
+        """1 or -1 if a difference is shown, else 0. Numbers that cannot vary show nothing."""
         if self.n < SEEDS or self.blind or not self.error > ROUNDING:
             return 0
         return int(self.low > ROUNDING) - int(self.high < -ROUNDING)
 
     def corrected(self, comparisons: int) -> "Comparison":
-        """With the interval that one of several comparisons needs, so that all hold at 95 % together (Bonferroni)."""
+        """Widen the interval so that several comparisons hold at 95 % together (Bonferroni)."""
         if self.n < SEEDS:
             return self
-        half = half_length(self.parts, 0.05 / comparisons)
+        half = find_half_width(self.parts, 0.05 / comparisons)
         return self._replace(low=self.difference - half, high=self.difference + half)
 
     def verdict(self, down: str, up: str) -> str:
@@ -199,7 +199,7 @@ class Comparison(NamedTuple):
 
     @property
     def gain(self) -> str:
-        """The difference as text."""
+        """Return the difference as text."""
         return self.unit.signed(self.difference) if self.n else DASH
 
     def interval(self) -> str:
@@ -229,23 +229,23 @@ def compare(
     if d.n < 2:
         return out
     if redrawn:
-        parts = (of_seeds(max(d.sd**2, sum(part.variance for part in rows)), d.n, redrawn),)
+        parts = (add_seeds(max(d.sd**2, sum(part.variance for part in rows)), d.n, redrawn),)
     else:
-        parts = (of_seeds(d.sd**2, d.n), *rows)
-    half = half_length(parts, 0.05)
+        parts = (add_seeds(d.sd**2, d.n), *rows)
+    half = find_half_width(parts, 0.05)
     return out._replace(low=d.mean - half, high=d.mean + half, parts=parts)
 
 
-def over_seeds(s: Stat, *, redrawn: float = 0.0) -> tuple[float, float]:
-    """95 % t-interval of a mean over seeds; `redrawn` as for `compare`. NaN for n < 2."""
+def find_seed_interval(s: Stat, *, redrawn: float = 0.0) -> tuple[float, float]:
+    """Return the 95 % t-interval of a mean over seeds; `redrawn` as for `compare`. NaN for n < 2."""
     if s.n < 2:
         return math.nan, math.nan
-    half = half_length([of_seeds(s.sd**2, s.n, redrawn)], 0.05)
+    half = find_half_width([add_seeds(s.sd**2, s.n, redrawn)], 0.05)
     return s.mean - half, s.mean + half
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """95 % interval of a probability, of which a share was seen in n independent draws (Wilson 1927)."""
+def find_wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a probability from its share in n independent draws (Wilson 1927)."""
     z = float(ndtri(0.975))
     centre, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
     return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)

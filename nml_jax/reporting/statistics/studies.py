@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from nml_jax.reporting.statistics.paired import Stat, shown, stat
+from nml_jax.reporting.statistics.paired import Stat, format_mean, stat
 from nml_jax.runs.finished import FinishedRun, Seed
 from nml_jax.runs.heads import preset_label
 from nml_jax.runs.rows import Row
@@ -38,7 +38,7 @@ COLUMNS = ["study", "noise_kind", "axis", "condition", "x", "metric", "task", "s
 
 
 class Method(NamedTuple):
-    """A way to make a classifier; `str` of it is what tables call it."""
+    """A way to make a classifier. Its `str` is its title in tables."""
 
     name: str  # a key of METHODS, or ZERO_SHOT
     preset: str = ""  # with its views, as in "code/1view"
@@ -48,12 +48,12 @@ class Method(NamedTuple):
 
     @property
     def simplicity(self) -> int:
-        """The position in METHODS."""
+        """The method's position in METHODS."""
         return list(METHODS).index(self.name) if self.name in METHODS else len(METHODS)
 
 
 class Key(NamedTuple):
-    """What a number measures; "" where a field does not apply."""
+    """What a number measures; "" if a field does not apply."""
 
     metric: str
     task: str
@@ -73,12 +73,12 @@ class Key(NamedTuple):
 
     @property
     def place(self) -> str:
-        """The split, and weights that are not the extracted ones."""
+        """The split, with the weights if they are not the extracted ones."""
         return f"{self.split} ({self.weights})" if self.weights else self.split
 
 
 class Source(NamedTuple):
-    """The rows of one run that a number is the mean of, and the run's folder."""
+    """The rows of one run behind a number, and the run's folder."""
 
     folder: Path
     rows: tuple[Row, ...]
@@ -121,12 +121,12 @@ class Study:
         return list(dict.fromkeys(getattr(key, field) for key in self.keys(**where)))
 
     def stat(self, i: int, key: Key) -> Stat:
-        """The number of condition i over its seeds."""
+        """Return the mean, sd and count of condition i over its seeds."""
         return stat(self.table[key][i].values() if key in self.table else ())
 
     @functools.cached_property
     def frame(self) -> pd.DataFrame:
-        """One line per number and condition: COLUMNS, "i" of the condition, "head", and "text" for tables."""
+        """A line per number and condition: COLUMNS, "i" of the condition, "head", and "text" for tables."""
         lines = []
         for key, by_condition in self.table.items():
             method, preset = key.method or ("", "")
@@ -140,16 +140,16 @@ class Study:
                 s = stat(values.values())
                 numbers = {"mean": repr(s.mean), "sd": repr(s.sd) if s.n > 1 else "", "n": s.n,
                            "seeds": " ".join(str(seed) for seed, _ in values),
-                           "text": shown(s, key.metric)}  # fmt: skip
+                           "text": format_mean(s, key.metric)}  # fmt: skip
                 lines.append({**words, "i": i, "condition": condition.label, "x": repr(condition.x), **numbers})
         return pd.DataFrame(lines)
 
     def at(self, condition: Condition) -> str:
-        """The condition in words."""
+        """Return the condition in words."""
         return f"{condition.label} noise" if self.axis == "noise" else f"{self.axis} = {condition.label}"
 
     def id_split(self, task: str) -> str:
-        """The in-domain split whose spectrum is shown first: one that heads are scored on, not the training split."""
+        """Return the in-domain split whose spectrum is shown first; heads are scored on it."""
         known = self.names("split", metric="sve", task=task, domain="id", method=None)
         scored = self.names("split", metric="accuracy", task=task, domain="id")
         return next(iter([s for s in known if s in scored] or [s for s in known if s != "train"] or known), "")
@@ -159,7 +159,7 @@ def method_of(row: Row) -> Method:
     return Method(row.method or "", preset_label(vars(row)) or "")
 
 
-def as_csv(all_studies: Sequence[Study]) -> str:
+def write_csv(all_studies: Sequence[Study]) -> str:
     """Return every number of every study, one line each: mean, sample sd, n and the seeds it is over.
 
     The columns from "metric" to "setting" are words for readers; those from "method_key" on are the fields of `Row`.
