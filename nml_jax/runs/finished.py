@@ -10,6 +10,7 @@ from nml_jax.console import list_words
 from nml_jax.errors import UserError
 from nml_jax.noise import Ledger
 from nml_jax.runs.metrics import read_metrics
+from nml_jax.runs.record import read_record
 from nml_jax.runs.rows import Row, hash_rows, read_rows
 from nml_jax.settings import NOT_IDENTITY, fill_defaults, flatten, hash_json
 
@@ -70,12 +71,12 @@ def read_finished(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[str,
             raise UserError(f"{folder} is not a folder", "give the folder of an experiment, as in runs/digits")
         for path in dict.fromkeys(path.resolve() for path in list_runs(folder)):
             name = f"{path.parent.name}/{path.name}"
-            tree, run = _read(path / "config.json"), _read(path / "run.json", {})
+            tree, run = _read(path / "config.json"), read_record(path)
             if "stages" not in tree:
                 left_out[name] = "not a run of nml_jax: its config.json has no stages"
                 continue
             tree = fill_defaults(tree)
-            done = _read_stages(path / "run.json", run)
+            done = run["stages"]
             wanted = dict.fromkeys([*(stage for stage in tree["stages"] if stage != "report"), *done])
             missing = [stage for stage in wanted if "output" not in done.get(stage, {})]
             identity = hash_json({key: value for key, value in tree.items() if key not in NOT_IDENTITY})
@@ -95,19 +96,11 @@ def read_finished(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[str,
     return cells, left_out
 
 
-def _read_stages(path: Path, run: Any) -> dict[str, dict[str, Any]]:
-    """Return the record of every stage in `run.json`."""
-    try:
-        return {name: dict(of) for name, of in run.get("stages", {}).items()}
-    except (AttributeError, TypeError, ValueError) as e:
-        raise UserError(f"{path} is damaged: {e}", _cure(path)) from e
-
-
 def _read_rows(path: Path, done: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     """Read a run's rows and check them against the digests in `run.json`."""
     rows = read_rows(path)
-    for stage, record in done.items():
-        if record.get("rows", (actual := hash_rows(path, stage))) != actual:
+    for stage, actual in hash_rows(path, done).items():
+        if done[stage].get("rows", actual) != actual:
             cure = f"run the command of the run {path.name} again: it repeats the stage"
             raise UserError(f"{path / 'rows.jsonl'}: rows of the stage {stage} were changed or lost", cure)
     return rows

@@ -122,11 +122,13 @@ def _upgrade(old: Mapping[str, Any]) -> dict[str, Any]:
     return new
 
 
-def hash_rows(workdir: Path, stage: str) -> str:
-    """Return the SHA-256 of a stage's lines in a run's rows. It reveals changed or lost lines."""
-    own = [json.loads(line) for line, row in _read_lines(workdir) if row.stage == stage]
-    canonical = [json.dumps(fields, ensure_ascii=False, sort_keys=True) for fields in own]
-    return hash_text("\n".join(canonical))
+def hash_rows(workdir: Path, stages: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of each stage's lines in a run's rows. It reveals changed or lost lines."""
+    canonical: dict[str, list[str]] = {stage: [] for stage in stages}
+    for line, row in _read_lines(workdir):
+        if row.stage in canonical:
+            canonical[row.stage].append(json.dumps(json.loads(line), ensure_ascii=False, sort_keys=True))
+    return {stage: hash_text("\n".join(lines)) for stage, lines in canonical.items()}
 
 
 DIVERGED = "diverged"  # a metric: 1 for a head that is missing because its training diverged

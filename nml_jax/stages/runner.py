@@ -90,11 +90,17 @@ def upgrade_record(workdir: Path) -> None:
 def is_done(name: str, config: ConfigDict, workdir: Path) -> bool:
     """Return whether a stage has finished with these inputs, and its rows and outputs are intact."""
     stage, record = find_stage(name), load_record(workdir)
-    own = record["stages"].get(name, {})
-    if "output" not in own or inputs_differ(own["inputs"], collect_inputs(stage, settings.to_json(config), record)):
+    now = collect_inputs(stage, settings.to_json(config), record)
+    return _is_intact(stage, record["stages"].get(name, {}), now, workdir)
+
+
+def _is_intact(stage: Stage, own: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -> bool:
+    """Do as `is_done`, with the stage's own record and its inputs of now."""
+    if "output" not in own or inputs_differ(own["inputs"], now):
         return False
-    if own.get("rows", (now := hash_rows(workdir, name))) != now:
-        console.notice(f"{workdir.name}: some rows of {name} were changed or lost; running it again")
+    rows = hash_rows(workdir, [stage.name])[stage.name]
+    if own.get("rows", rows) != rows:
+        console.notice(f"{workdir.name}: some rows of {stage.name} were changed or lost; running it again")
         return False
     return stage.intact(workdir)
 
@@ -114,13 +120,13 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
     """
     stage, record, first = find_stage(name), load_record(workdir), jax.process_index() == 0
     where = f"{workdir.name}: {name}"
-    if peers.agree(not force and is_done(name, config, workdir)):
-        before = record["stages"][name].get("revision", "")
+    own, now = record["stages"].get(name, {}), collect_inputs(stage, settings.to_json(config), record)
+    if peers.agree(not force and _is_intact(stage, own, now, workdir)):
+        before = own.get("revision", "")
         changed = f" (by revision {before or 'unknown'}; this is {revision})" if before != revision else ""
         if first:
             console.notice(f"{where} is done, skipped{changed}")
         return False
-    own, now = record["stages"].get(name, {}), collect_inputs(stage, settings.to_json(config), record)
     recorded = name in record["stages"]
     changed = recorded and inputs_differ(own.get("inputs"), now)
     redo = force and (not recorded or "output" in own)
@@ -144,7 +150,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
             record["environment"] = environment
         record["stages"][name] |= {
             "output": output,
-            "rows": hash_rows(workdir, name),
+            "rows": hash_rows(workdir, [name])[name],
             "version": stage.version,
             "seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),

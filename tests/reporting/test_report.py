@@ -701,7 +701,7 @@ def test_rows_that_are_not_those_that_a_stage_wrote_make_no_report(tmp_path: Pat
     cell = write_cell(tmp_path / "x", heads=HEADS[:1])
     record, rows = json.loads((cell / "run.json").read_text()), (cell / "rows.jsonl").read_text().splitlines(True)
     for stage, done in record["stages"].items():
-        done["rows"] = hash_rows(cell, stage)
+        done["rows"] = hash_rows(cell, [stage])[stage]
     (cell / "run.json").write_text(json.dumps(record))
     report.build([tmp_path / "x"], tmp_path)
     for changed in (rows[:-1], [*rows[:-1], rows[-1].replace('"value": 0.', '"value": 0.9')]):
