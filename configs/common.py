@@ -167,7 +167,7 @@ def get_config() -> ConfigDict:
     features.train = ""  # FILE, or "FEATURES.npy,LABELS.npy"; formats: npy, npz, safetensors, csv, parquet
     features.test = ""  # in-domain files, separated by ";". "": `holdout` of the training file
     features.ood = ""  # out-of-domain files, separated by ";"
-    features.holdout = 0.3  # share of the training file to test on if there is no test file, stratified
+    features.holdout = 0.3  # stratified share of the training file to test on, used without a test file
     features.label = ""  # name of the label array or column. "": the only one of label, labels, y, target, class
     features.columns = ""  # name of the feature array or list column. "": the only one, or all but label and id
     features.scale = 1.0  # real value = stored value × scale, such as for uint8
