@@ -14,6 +14,7 @@ from configs.common import get_config
 from nml_jax.errors import UserError
 from nml_jax.models import build
 from nml_jax.models.weights import files, openclip
+from tests.models.weights.compare import assert_equal
 
 golden = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("golden_clip.py"))))
 TEXT = {"text_context": 12, "text_vocab": 99, "text_width": 48, "text_heads": 3, "text_depth": 2, "embed_dim": 24}
@@ -58,14 +59,6 @@ def to_clip_names(tensors):
     """Drop the counters and put the text tower where open_clip's `CLIP` has it."""
     counted = {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
     return {name.removeprefix("text."): value for name, value in counted.items()}
-
-
-def assert_equal(got, want):
-    """Compare bit by bit, with dtypes and memory order."""
-    assert got.keys() == want.keys()
-    for name, value in got.items():
-        assert (value.dtype, value.shape, value.flags.c_contiguous) == (want[name].dtype, want[name].shape, True), name
-        assert value.tobytes() == want[name].tobytes(), name
 
 
 @pytest.mark.parametrize("name", MODELS)

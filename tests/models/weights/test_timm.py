@@ -16,6 +16,7 @@ from configs.common import get_config
 from nml_jax.errors import UserError
 from nml_jax.models import build
 from nml_jax.models.weights import files, timm
+from tests.models.weights.compare import assert_equal
 
 golden = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("golden.py"))))
 MODELS = {
@@ -41,14 +42,6 @@ def case(name: str):
 
 def without_counters(tensors):
     return {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
-
-
-def assert_equal(got, want):
-    """Compare bit by bit, with dtypes and memory order."""
-    assert got.keys() == want.keys()
-    for name, value in got.items():
-        assert (value.dtype, value.shape, value.flags.c_contiguous) == (want[name].dtype, want[name].shape, True), name
-        assert value.tobytes() == want[name].tobytes(), name
 
 
 @pytest.mark.parametrize("name", MODELS)
