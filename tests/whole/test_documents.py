@@ -20,7 +20,7 @@ from PIL import Image
 
 import nml_jax
 from configs import common
-from tests.scenes import clip_experiment
+from tests.scenes import clip_experiment, digits_experiment
 from tests.scenes.documents import DOCS, ELSEWHERE, PAGES, ROOT, anchors, blocks, commands, launches, prose
 
 COMMANDS = [line for line in commands() if not launches(line) and not line.startswith(ELSEWHERE)]
@@ -56,9 +56,7 @@ def checkout(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def digits_run(checkout: Path) -> None:
     """The run runs/digits/noise=0.3,seed=0 of the pages."""
-    from tests.stages.test_features import launch
-
-    launch(checkout / "runs" / "digits", stages=("pretrain",))
+    digits_experiment.launch(checkout / "runs" / "digits", stages=("pretrain",))
 
 
 @pytest.fixture(scope="module")
