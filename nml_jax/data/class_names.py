@@ -1,6 +1,6 @@
 """Decide which spellings are one name. Every reader of classes, splits, groups and keys asks this module.
 
-- `clean_name(text)`: one name, as it is stored and compared. Use it for a name that is looked up.
+- `clean_name(text)`: one name, as it is stored and compared; `compose(text)`: one that keeps its blanks, as a file's.
 - `merge_spellings(names)`: all names of a column or folder -> the class of each. Use it where classes are found.
 - `clean_labels(labels, where)`: the same for an array of labels. It also warns of names that look alike.
 - `warn_alike(names, where)`: print which classes look alike and stay apart.
@@ -26,17 +26,24 @@ SHOWN = 20  # classes, or pairs of classes that look alike, in one message
 INVISIBLE = "\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
 EDGES = re.compile(rf"^[\s\x00-\x1f\x7f-\x9f{INVISIBLE}]+|[\s\x00-\x1f\x7f-\x9f{INVISIBLE}]+$")
 BLANKS = re.compile(rf"[\s\x00-\x1f\x7f-\x9f{INVISIBLE}]+")
+EMPTY = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # Unicode's categories of control, format and separating characters
+FILLERS = "\u034f\u115f\u1160\u2800\u3164\ufe0e\ufe0f\uffa0"  # letters and marks without ink
 NUMBER = re.compile(r"([+-]?)(\d+\.?\d*|\.\d+)", re.ASCII)
+
+
+def compose(name: str) -> str:
+    """Return a name in Unicode NFC: "e" with an accent of its own becomes "é"."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def clean_name(name: str) -> str:
     """Return a name in Unicode NFC, without blanks and invisible characters at both ends."""
-    return name if name.isascii() and name.isalnum() else EDGES.sub("", unicodedata.normalize("NFC", name))
+    return name if name.isascii() and name.isalnum() else EDGES.sub("", compose(name))
 
 
 def is_empty(text: str) -> bool:
     """Return whether a text holds nothing but blanks, control and invisible characters."""
-    return not BLANKS.sub("", text)
+    return all(unicodedata.category(c) in EMPTY or c in FILLERS for c in text)
 
 
 def simplify_number(name: str) -> str | None:
@@ -139,6 +146,12 @@ def _number_single(names: Sequence[str]) -> dict[str, int]:
         if places.setdefault(name, i) != i:
             twice.add(name)
     return {name: i for name, i in places.items() if name not in twice}
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Return names as a message shows them, in quotes, twenty at most."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(map(repr, names[:SHOWN])) + more
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:

@@ -28,7 +28,10 @@ def test_a_name_loses_what_nobody_sees_at_its_ends(name, clean):
 
 
 def test_a_text_of_invisible_characters_is_empty():
-    assert all(class_names.is_empty(text) for text in ("", " ", "\u00a0\ufeff", "\u200b\u00ad", "\x00\x1f\x7f\u2060"))
+    assert all(
+        class_names.is_empty(text)
+        for text in ("", " ", "\u00a0\ufeff", "\u200b\u00ad", "\x00\x1f\x7f\u2060\u2800\ufe0f")
+    )
     assert not any(class_names.is_empty(text) for text in ("a", "\u200ba", ".", "\u2764\ufe0f", "é"))
 
 
