@@ -154,6 +154,24 @@ def list_names(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:SHOWN])) + more
 
 
+def count_labels(labels: Any, names: Iterable[Any]) -> dict[str, int]:
+    """Count the records of every class. `labels` are class numbers, int [N]; `names` name the classes."""
+    import numpy as np
+
+    counts: dict[str, int] = {}
+    names = list(names)
+    for name, n in zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True):
+        counts[str(name)] = counts.get(str(name), 0) + n
+    return counts
+
+
+def describe_split(where: str, counts: Mapping[str, int]) -> str:
+    """Return the classes of a split with their counts in one line, and the classes that it lacks."""
+    missing = [name for name, n in counts.items() if not n]
+    lacks = f"; no record of {list_names(missing)}" if missing else ""
+    return f"{where}: {describe_counts({name: n for name, n in counts.items() if n})}{lacks}"
+
+
 def describe_counts(counts: Mapping[str, int]) -> str:
     """Return the number of classes and the count of each, in one line; of many classes, the first and the range."""
     shown = [f"{name!r} {n}" for name, n in counts.items()][:SHOWN]
