@@ -54,7 +54,7 @@ class Listing:
         refused: {"file": key, "reason": reason} of every refused file.
         left_out: {"file": key, "reason": reason, "files": number of files} of what is no image of the dataset.
         dropped: names of classes without a usable image in the training split.
-        seen: number of files, whether used or not; None if it is not known.
+        seen: number of files, whether used or not: those accepted, refused and left out. None if it is not known.
         resize: largest shorter side of an image in pixels, or None.
         resized: split -> number of images that were shrunk.
     """
@@ -116,7 +116,7 @@ def build(name: str, listing: Listing, out: Path, *, workers: int | None = None)
         manifest |= {"missing_classes": list_missing(splits), "dropped_classes": listing.dropped}
         manifest |= {"refused": listing.refused, "files_left_out": listing.left_out}
         if listing.seen is not None:
-            manifest["files_seen"] = listing.seen
+            manifest["seen"] = listing.seen
         manifest |= listing.about(partial)
         write_json(partial / "manifest.json", manifest)
         partial.rename(out.resolve())

@@ -94,3 +94,9 @@ def test_counts_in_one_line():
     many = class_names.describe_counts({f"c{i}": i for i in range(30)})
     assert many.startswith("30 classes: 'c0' 0, ")
     assert many.endswith(", 'c19' 19, and 10 more (0 to 29 records each)")
+
+
+def test_classes_that_a_split_lacks_are_named():
+    counts = class_names.count_labels(np.array([0, 2, 0]), ["ant", "bee", 7])
+    assert counts == {"ant": 2, "bee": 0, "7": 1}
+    assert class_names.describe_split("test", counts) == "test: 2 classes: 'ant' 2, '7' 1; no record of 'bee'"

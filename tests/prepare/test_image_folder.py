@@ -178,7 +178,7 @@ def check_sums(manifest, src):
     """Check that accepted, refused and left-out files are all files that there are."""
     accepted = sum(split["records"] for split in manifest["splits"].values())
     left_out = sum(entry["files"] for entry in manifest["files_left_out"])
-    assert accepted + len(manifest["refused"]) + left_out == manifest["files_seen"] == count_files(src)
+    assert accepted + len(manifest["refused"]) + left_out == manifest["seen"] == count_files(src)
 
 
 SYSTEM = ["@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", ".thumbnails", "System Volume Information", "#recycle"]
