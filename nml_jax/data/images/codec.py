@@ -70,6 +70,8 @@ def decode(image: bytes | np.ndarray) -> np.ndarray:
         return _convert_array(image)
     if image[:3] == damage.JPEG and (pixels := _decode_jpeg(image)) is not None:
         return pixels
+    if found := damage.find_png_damage(image):
+        raise ImageError(f"truncated or damaged: {found}")
     try:
         return np.asarray(_convert_to_rgb(_open(image)))
     except ImageError:

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import struct
 import zlib
 from collections.abc import Iterator
 
@@ -102,17 +101,34 @@ def strip_metadata(data: bytes) -> bytes:
     return b"\xff\xd8" + b"".join(_list_pixel_segments(data)) if data.startswith(JPEG) else data
 
 
+def find_png_damage(data: bytes) -> str:
+    """Return which part of a PNG that its pixels depend on does not match its checksum, or "" (also for other formats).
+
+    Pillow does not compare them on decoding, and leaves what it lacks black.
+    """
+    chunks = _list_chunks(data) if data.startswith(PNG) else ()
+    wrong = (chunk for chunk in chunks if chunk[4:8] in PIXEL_CHUNKS and not _matches_checksum(chunk))
+    return next((f"the checksum of a chunk {chunk[4:8].decode()} is wrong" for chunk in wrong), "")
+
+
 def _list_pixel_chunks(data: bytes) -> Iterator[bytes]:
     """Yield the chunks of a PNG that its pixels depend on, and sound EXIF, which says which side is up."""
-    at = len(PNG)
-    while at + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        chunk = data[at : at + 12 + length]
-        sound = kind == b"eXIf" and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
-        if kind in PIXEL_CHUNKS or sound:
+    for chunk in _list_chunks(data):
+        if chunk[4:8] in PIXEL_CHUNKS or (chunk[4:8] == b"eXIf" and _matches_checksum(chunk)):
             yield chunk
-        at += 12 + length
-    yield data[at:]
+
+
+def _list_chunks(data: bytes) -> Iterator[bytes]:
+    """Yield the chunks of a PNG with length, kind and checksum. The last may be cut."""
+    at = len(PNG)
+    while at + 8 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        yield data[at:end]
+        at = end
+
+
+def _matches_checksum(chunk: bytes) -> bool:
+    return zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
 
 
 def _list_pixel_segments(data: bytes) -> Iterator[bytes]:

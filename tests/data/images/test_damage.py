@@ -143,6 +143,14 @@ def test_metadata_never_decides_over_the_pixels_of_a_png():
         codec.check(bytes(bad), BIG)
 
 
+@pytest.mark.parametrize("way", [*WAYS, "a page lost"])
+def test_a_png_whose_pixels_are_damaged_is_refused(way):
+    data = encode(kind="PNG")
+    for read in (codec.decode, lambda data: codec.check(data, BIG)):
+        with pytest.raises(codec.ImageError, match="truncated or damaged: "):
+            read(damage(data, way))
+
+
 def test_profiles_and_orientation_are_kept_in_mind():
     """Check that EXIF turns an image as before, also in a PNG with a broken text, and beside a good profile."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
