@@ -7,14 +7,24 @@ HIDDEN = "hidden"
 OF_SYSTEM = "belongs to the system, not to the data"
 
 FOLDERS = {
-    "$recycle.bin", "system volume information", "recycler", "found.000",  # Windows
+    "$recycle.bin", "system volume information", "found.000",  # Windows
     "__macosx", "network trash folder", "temporary items", "thefindbyconfigfolder",  # macOS
-    "@eadir", "@tmp", "@sharebin", "#recycle", "#snapshot", "@recycle", "@recently-snapshot",  # file servers
+    "@eadir", "@tmp", "@sharebin", "@__thumb", "#recycle", "#snapshot", "@recycle", "@recently-snapshot",  # file servers
     "lost+found", "snapshot~",  # Unix
     "__pycache__", "node_modules",  # tools
 }  # fmt: skip
-FILES = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r"}
-SUFFIXES = (":zone.identifier",)  # where a file was downloaded from
+FILES = {
+    "thumbs.db",
+    "ehthumbs.db",
+    "ehthumbs_vista.db",
+    "desktop.ini",
+    "icon\r",
+    "picasa.ini",
+    "zbthumbnail.info",
+    "aquota.user",
+    "aquota.group",
+}
+SUFFIXES = (":zone.identifier", "@synoresource", "@synoeastream")  # of what a system stores beside a file
 
 
 def find_clutter(name: str, *, is_folder: bool) -> str:
@@ -22,7 +32,7 @@ def find_clutter(name: str, *, is_folder: bool) -> str:
     if name.startswith("."):
         return HIDDEN
     lower = name.lower()
-    if lower in FILES or (lower in FOLDERS if is_folder else lower.endswith(SUFFIXES)):
+    if name == "RECYCLER" or lower in FILES or (lower in FOLDERS if is_folder else lower.endswith(SUFFIXES)):
         return OF_SYSTEM
     return ""
 

@@ -188,7 +188,8 @@ def check_class(name: str, cure: str) -> None:
 
 
 def make_no_image_error(listing: Listing, split: str) -> UserError:
-    return UserError(f"split {split!r} has no usable image", listing.cure(split))
+    why = f" but of classes without one in the training split: {list_names(listing.dropped)}" if listing.dropped else ""
+    return UserError(f"split {split!r} has no usable image{why}", listing.cure(split))
 
 
 def _write_splits(folder: Path, name: str, listing: Listing, workers: int) -> dict[str, Any]:

@@ -277,6 +277,11 @@ def test_a_long_list_of_refused_files_is_printed_in_part(tmp_path, capsys):
         ({"1.jpg": image(0)}, "has no <split>/<class> folders", "SRC/train/cat/1.jpg"),
         ({}, "has no <split>/<class> folders", "SRC/train/cat/1.jpg"),
         ({"train/cat/1.jpg": b"?", "train/cat/2.jpg": b""}, "split 'train' has no usable image", "put class folders"),
+        (
+            {"train/cat/1.jpg": image(0), "val/dog/1.jpg": image(1)},
+            "split 'val' has no usable image but of classes without one in the training split: 'dog'",
+            "put class folders",
+        ),
         ({"train/cat/1.jpg": image(0), "val/readme.txt": b"?"}, "split 'val' has no usable image", "put class folders"),
         ({"all/cat/1.jpg": image(0)}, "'all' cannot name a split", "rename"),
         ({"my photos/cat/1.jpg": image(0)}, "'my photos' cannot name a split", "rename"),
