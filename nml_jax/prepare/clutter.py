@@ -9,7 +9,7 @@ OF_SYSTEM = "belongs to the system, not to the data"
 FOLDERS = {
     "$recycle.bin", "system volume information", "found.000",  # Windows
     "__macosx", "network trash folder", "temporary items", "thefindbyconfigfolder",  # macOS
-    "@eadir", "@tmp", "@sharebin", "@__thumb", "#recycle", "#snapshot", "@recycle", "@recently-snapshot",  # file servers
+    "@eadir", "@tmp", "@sharebin", "@__thumb", "#recycle", "#snapshot", "@recycle", "@recently-snapshot",  # servers
     "lost+found", "snapshot~",  # Unix
     "__pycache__", "node_modules",  # tools
 }  # fmt: skip
