@@ -5,7 +5,9 @@
 - `clean_labels(labels, where)`: the same for an array of labels. It also warns of names that look alike.
 - `warn_alike(names, where)`: print which classes look alike and stay apart.
 - `NameIndex(names)`: find names that were read elsewhere, perhaps in another spelling.
-- `describe_counts(counts)`: the classes and their counts in one line.
+- `simplify_group(text)`: a group, whose values need not all be numbers for 2 and 02 to be one.
+- `count_labels(labels, names)`, `describe_counts(counts)`, `describe_split(where, counts)`: classes and counts.
+- `is_empty(text)`: whether a text shows nothing.
 
 Names that are equal under Unicode NFC, without blanks and invisible characters at both ends, are one. So are numbers of
 equal value, such as 2, 2.0 and 02, if all names are numbers. Names that differ in case or in inner white space stay
@@ -23,9 +25,13 @@ SHOWN = 20  # classes, or pairs of classes that look alike, in one message
 
 # Characters that nobody sees: soft hyphen, zero-width ones, marks of direction, byte-order mark. A tag or a variation
 # selector at the end is a part of an emoji.
-INVISIBLE = "\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
-EDGES = re.compile(rf"^[\s\x00-\x1f\x7f-\x9f{INVISIBLE}]+|[\s\x00-\x1f\x7f-\x9f{INVISIBLE}]+$")
-BLANKS = re.compile(rf"[\s\x00-\x1f\x7f-\x9f{INVISIBLE}]+")
+INVISIBLE = "\u00ad\u034f\u061c\u180e\ufeff" + "".join(
+    chr(c) for first, last in ((0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x2064), (0x2066, 0x206F))
+    for c in range(first, last + 1)
+)  # fmt: skip
+CONTROLS = "".join(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
+EDGES = INVISIBLE + CONTROLS + "".join(filter(str.isspace, map(chr, range(0x3001))))
+BLANKS = re.compile(f"[{re.escape(EDGES)}]+")
 EMPTY = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # Unicode's categories of control, format and separating characters
 FILLERS = "\u034f\u115f\u1160\u2800\u3164\ufe0e\ufe0f\uffa0"  # letters and marks without ink
 NUMBER = re.compile(r"([+-]?)(\d+\.?\d*|\.\d+)", re.ASCII)
@@ -38,7 +44,7 @@ def compose(name: str) -> str:
 
 def clean_name(name: str) -> str:
     """Return a name in Unicode NFC, without blanks and invisible characters at both ends."""
-    return name if name.isascii() and name.isalnum() else EDGES.sub("", compose(name))
+    return compose(name).strip(EDGES)
 
 
 def is_empty(text: str) -> bool:

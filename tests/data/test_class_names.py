@@ -27,6 +27,12 @@ def test_a_name_loses_what_nobody_sees_at_its_ends(name, clean):
     assert clean_name(clean) == clean
 
 
+def test_long_runs_of_blanks_take_no_time():
+    long = "a" + " \u200b" * 500_000 + "b"
+    assert clean_name(f" {long} ") == long
+    assert find_alike([long, "ab"]) == [(long, "ab")]
+
+
 def test_a_text_of_invisible_characters_is_empty():
     assert all(
         class_names.is_empty(text)
