@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from nml_jax.data.class_names import NameIndex
 from nml_jax.data.features import files
 from nml_jax.errors import UserError
 from nml_jax.runs.files import replace_file
@@ -127,11 +128,12 @@ def label_names(features: files.Features) -> list[str]:
 
 def describe_agreement(known: list[str], predictions: Sequence[Any], head: head_file.TunedHead) -> str:
     """Compare the predictions with the labels of the file, as `label_names` returns them, in one line of text."""
-    classes = set(map(str, head.classes))
-    new = [label for label in known if label not in classes]
+    index = NameIndex(head.classes)
+    places = {label: index.find(label) for label in {*known, *map(str, predictions)}}
+    new = [label for label in known if places[label] is None]
     if len(new) == len(known):
         return f"labels are not used: the head knows none of their classes, such as {new[0]!r}"
-    right = np.mean([a == str(b) for a, b in zip(known, predictions, strict=True)])
+    right = np.mean([places[a] == places[str(b)] for a, b in zip(known, predictions, strict=True)])
     text = f"accuracy on the labels in the file: {100 * right:.2f} %"
     if new:
         text += f"; {len(new)} of {len(known)} rows count as wrong: the head does not know classes such as {new[0]!r}"

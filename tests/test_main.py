@@ -57,7 +57,14 @@ def test_a_run_leaves_all_its_files(finished: Path):
     names = {p.name for p in run.iterdir()}
     assert {"config.json", "noise.json", "metrics.jsonl", "checkpoints", "banks", "rows.jsonl", "run.json"} <= names
     assert {p.name for p in finished.iterdir()} >= {"report.html", "summary.csv"}
-    assert "Goodput of pre-training, all runs together" in (finished / "report.html").read_text("utf-8")
+    page = (finished / "report.html").read_text("utf-8")
+    assert "Goodput of pre-training, all runs together" in page
+    counts = json.loads((run / "classes.json").read_text())
+    assert set(counts) == {"train", "validation"}
+    assert list(counts["train"]) == ["0", "1", "2", "3", "4"]
+    assert sum(counts["train"].values()) == json.loads((run / "noise.json").read_text())["n"]
+    assert f"5 classes: &#39;0&#39; {counts['train']['0']}, &#39;1&#39; {counts['train']['1']}, " in page
+    assert "digits/test/" in page  # a downstream split
     assert len((run / "samples.jsonl").read_text().splitlines()) == max(row.step for row in read_rows(run))
     ledger = json.loads((run / "noise.json").read_text())
     assert ledger["count"] == round(0.3 * ledger["n"])

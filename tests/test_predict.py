@@ -185,6 +185,19 @@ def test_classes_that_the_head_does_not_know_are_reported(head: Path, tmp_path: 
     assert capsys.readouterr().err == "labels are not used: the head knows none of their classes, such as '0'\n"
 
 
+def test_labels_may_be_spelled_in_another_way(tmp_path: Path, capsys: pytest.CaptureFixture):
+    params = {"classifier": {"kernel": np.eye(D, dtype=np.float32), "bias": np.zeros(D, np.float32)}}
+    path, data = tmp_path / "head.safetensors", tmp_path / "x.npz"
+    for classes, spelled in (
+        (("caf\u00e9", "bee", "cat"), ("cafe\u0301", "bee\u00a0", " cat")),
+        ((1, 2, 10), ("01", "2.0", "10")),
+    ):
+        TunedHead(Form(False), params, {}, classes, {"method": "lbfgs"}, ()).save(path)
+        np.savez(data, features=X, labels=np.array(spelled)[ANSWER])
+        assert predict.main([str(path), str(data), "--out", str(tmp_path / "out.csv")]) == 0
+        assert "accuracy on the labels in the file: 100.00 %\n" in capsys.readouterr().err
+
+
 def test_bad_labels_do_not_prevent_predictions(head: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     labels = np.array(CLASSES)[ANSWER]
     data, out = tmp_path / "x.npz", tmp_path / "out.csv"

@@ -1,5 +1,6 @@
 """Load the training split of a config, add its noise, and keep the ledger of that noise."""
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,19 +114,18 @@ def make_caption_ledger(captions: Any, swap: noise.CaptionSwap) -> noise.Ledger:
 
 def corrupt(config: ConfigDict, train: Source) -> tuple[np.ndarray, noise.Ledger]:
     """Return the noisy labels of a source, int [N], and their ledger, from the `noise*` keys of the config."""
-    fixed = config.noise_kind in ("matrix", "labels")
-    if fixed and config.noise:
-        raise errors.UserError(
-            f"noise_kind={config.noise_kind} fixes its own rate, but noise={config.noise}", "leave noise at 0"
-        )
-    arguments: dict[str, Any] = {} if fixed else {"rate": config.noise}
-    if fixed:
-        arguments["matrix" if config.noise_kind == "matrix" else "noisy"] = read_noise_file(config, train)
-    if config.noise_kind == "asymmetric":
-        arguments |= {"classes": config.noise_classes, "rate_of": config.noise_rate_of}
-    common = {"num_classes": train.num_classes, "kind": config.noise_kind, "seed": config.noise_seed}
+    kind, needed = config.noise_kind, noise.list_arguments(config.noise_kind)
+    if "rate" not in needed and config.noise:
+        raise errors.UserError(f"noise_kind={kind} fixes its own rate, but noise={config.noise}", "leave noise at 0")
+    read = functools.partial(read_noise_file, config, train)
+    origins = {"rate": lambda: config.noise, "classes": lambda: config.noise_classes, "matrix": read, "noisy": read}
+    arguments = {name: origins[name]() for name in needed}
+    if "classes" in needed:
+        arguments["rate_of"] = config.noise_rate_of
+    common = {"num_classes": train.num_classes, "kind": kind, "seed": config.noise_seed}
     noisy = noise.corrupt_labels(train.labels, **common, **arguments)
-    return noisy, noise.Ledger.from_labels(train.labels, noisy, asked=None if fixed else config.noise, **common)
+    asked = config.noise if "rate" in needed else None
+    return noisy, noise.Ledger.from_labels(train.labels, noisy, asked=asked, **common)
 
 
 def read_noise_file(config: ConfigDict, train: Source) -> np.ndarray:

@@ -8,8 +8,8 @@ records, and nothing else does.
 """
 
 from nml_jax.noise.captions import CaptionSwap, swap_captions
-from nml_jax.noise.labels import KINDS, corrupt_labels
+from nml_jax.noise.labels import KINDS, corrupt_labels, list_arguments
 from nml_jax.noise.ledger import Ledger
 from nml_jax.noise.permutation import Permutation
 
-__all__ = ["KINDS", "CaptionSwap", "Ledger", "Permutation", "corrupt_labels", "swap_captions"]
+__all__ = ["KINDS", "CaptionSwap", "Ledger", "Permutation", "corrupt_labels", "list_arguments", "swap_captions"]

@@ -1,7 +1,8 @@
 """Label noise: wrong labels for a whole split."""
 
+import inspect
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,6 @@ from nml_jax.errors import UserError
 from nml_jax.noise.permutation import Ints, Permutation, count_share, derive_keys, hash_ids, split_blocks
 
 Labels = npt.NDArray[np.integer]
-
-KINDS = {  # the kinds of label noise, and the arguments that each needs
-    "symmetric": ("rate",),
-    "asymmetric": ("rate", "classes"),
-    "pair": ("rate",),
-    "matrix": ("matrix",),
-    "labels": ("noisy",),
-}
 
 
 def corrupt_labels(
@@ -39,9 +32,10 @@ def corrupt_labels(
         labels: clean labels of all records, shape (n,), any integer dtype, in 0..num_classes-1.
         num_classes: K.
         seed: any integer. The result depends only on it, the labels and the arguments below.
-        kind: "symmetric": exactly round(rate·n) records, half to even, get a label uniform over the other K-1 classes.
+        kind: "symmetric": exactly round(rate·n) records, half to even, get a label uniform over the other classes.
             "asymmetric": the same among the records of `classes`; the new label is uniform over the rest of `classes`.
             "pair": the same records as symmetric; class c becomes c+1 modulo K.
+            These three leave out classes without a record: no label becomes a class that no record has.
             "matrix": each class sends its records to other classes as its row of `matrix` says, in whole numbers by
             largest remainder.
             "labels": the labels are `noisy`.
@@ -56,38 +50,33 @@ def corrupt_labels(
 
     Raises:
         UserError: labels are not integers in range or do not fit their dtype; an argument is missing, out of range or
-            of another kind; `classes` have fewer records than asked for; there is no other class.
+            of another kind; `classes` have fewer records than asked for; there is no other class with a record.
     """
     num_classes = operator.index(num_classes)
     labels = check_labels(labels, num_classes, "label")
-    if kind not in KINDS:
-        raise UserError(f"unknown noise kind {kind!r}", f"choose one of {', '.join(KINDS)}")
     if rate_of not in ("all", "classes"):
         raise UserError(f"unknown rate_of {rate_of!r}", "choose one of all, classes")
+    needed = list_arguments(kind)
     arguments = {"rate": rate, "classes": tuple(classes) or None, "matrix": matrix, "noisy": noisy}
     for name, value in arguments.items():
-        if name in KINDS[kind] and value is None:
+        if name in needed and value is None:
             raise UserError(f"noise kind {kind!r} needs {name}", f"give {name}, or choose another kind")
-        if name not in KINDS[kind] and value is not None:
+        if name not in needed and value is not None:
             raise UserError(f"noise kind {kind!r} takes no {name}", f"remove {name}, or choose another kind")
+    given = {name: arguments[name] for name in needed}
+    return KINDS[kind](labels, num_classes, seed, **given, **({"rate_of": rate_of} if "classes" in needed else {}))
 
-    if kind == "labels":
-        return check_labels(noisy, num_classes, "noisy label", labels.size).astype(labels.dtype)
-    if kind == "matrix":
-        return _follow_matrix(labels, _check_matrix(matrix, num_classes), seed)
-    members, total = np.arange(num_classes), labels.size
-    if kind == "asymmetric":
-        members = _check_classes(classes, num_classes)
-        total = int(_count_classes(labels, num_classes)[members].sum())
-    count = count_share(rate, total if rate_of == "classes" else labels.size)  # pyright: ignore[reportArgumentType]
-    if count > total:
-        raise UserError(
-            f"noise rate {rate} of all {labels.size} records is {count}, but classes {members.tolist()} have {total}",
-            "lower the rate, name more classes, or set rate_of to classes",
-        )
-    if rate and members.size < 2:
-        raise UserError(f"noise of rate {rate} needs another class, but there is only 1", "set the rate to 0")
-    return _exchange(labels, members, count, num_classes, seed, hashed=kind != "pair")
+
+def list_arguments(kind: str) -> tuple[str, ...]:
+    """Return the arguments that a kind of label noise needs: some of rate, classes, matrix and noisy.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    if kind not in KINDS:
+        raise UserError(f"unknown noise kind {kind!r}", f"choose one of {', '.join(KINDS)}")
+    parameters = inspect.signature(KINDS[kind]).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty)
 
 
 def check_labels(labels: Any, num_classes: int, name: str, n: int | None = None) -> Labels:
@@ -122,6 +111,39 @@ def check_labels(labels: Any, num_classes: int, name: str, n: int | None = None)
     return labels
 
 
+def _corrupt_symmetric(labels: Labels, num_classes: int, seed: int, *, rate: float) -> Labels:
+    return _exchange_share(labels, range(num_classes), num_classes, seed, rate)
+
+
+def _corrupt_asymmetric(
+    labels: Labels, num_classes: int, seed: int, *, rate: float, classes: Sequence[int], rate_of: str = "all"
+) -> Labels:
+    members = _check_classes(classes, num_classes)
+    return _exchange_share(labels, members, num_classes, seed, rate, inside=rate_of == "classes")
+
+
+def _corrupt_pair(labels: Labels, num_classes: int, seed: int, *, rate: float) -> Labels:
+    return _exchange_share(labels, range(num_classes), num_classes, seed, rate, hashed=False)
+
+
+def _corrupt_by_matrix(labels: Labels, num_classes: int, seed: int, *, matrix: npt.ArrayLike) -> Labels:
+    return _follow_matrix(labels, _check_matrix(matrix, num_classes), seed)
+
+
+def _take_labels(labels: Labels, num_classes: int, seed: int, *, noisy: npt.ArrayLike) -> Labels:
+    return check_labels(noisy, num_classes, "noisy label", labels.size).astype(labels.dtype)
+
+
+# The kinds of label noise: f(labels, num_classes, seed, *, what it needs) -> noisy labels.
+KINDS: dict[str, Callable[..., Labels]] = {
+    "symmetric": _corrupt_symmetric,
+    "asymmetric": _corrupt_asymmetric,
+    "pair": _corrupt_pair,
+    "matrix": _corrupt_by_matrix,
+    "labels": _take_labels,
+}
+
+
 def _check_classes(classes: Sequence[int], num_classes: int) -> Ints:
     """Return the sorted class ids."""
     members = np.unique(np.asarray(classes))
@@ -144,6 +166,35 @@ def _check_matrix(matrix: Any, num_classes: int) -> npt.NDArray[np.float64]:
     if bad.size:
         raise UserError(f"row {bad[0]} of the noise matrix sums to {sums[bad[0], 0]:.6g}", cure)
     return matrix / sums
+
+
+def _exchange_share(
+    labels: Labels,
+    classes: Sequence[int] | Ints,
+    num_classes: int,
+    seed: int,
+    rate: float,
+    *,
+    inside: bool = False,
+    hashed: bool = True,
+) -> Labels:
+    """Exchange labels among those of `classes` that have a record. The rate is a share of their records if `inside`."""
+    counts = _count_classes(labels, num_classes)
+    members = np.asarray(classes, np.int64)
+    members = members[counts[members] > 0]
+    total = int(counts[members].sum())
+    count = count_share(rate, total if inside else labels.size)
+    if count > total:
+        raise UserError(
+            f"noise rate {rate} of all {labels.size} records is {count}, but classes {members.tolist()} have {total}",
+            "lower the rate, name more classes, or set rate_of to classes",
+        )
+    if rate and labels.size and members.size < 2:
+        raise UserError(
+            f"noise of rate {rate} needs another class, but only {members.size} of {len(classes)} has a record",
+            "set the rate to 0, or give records of two classes",
+        )
+    return _exchange(labels, members, count, num_classes, seed, hashed=hashed)
 
 
 def _exchange(labels: Labels, members: Ints, count: int, num_classes: int, seed: int, *, hashed: bool) -> Labels:

@@ -7,13 +7,16 @@ python -m nml_jax.prepare rendered_sst2 SRC OUT [--workers N]           (and oth
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from nml_jax import console
+from nml_jax.data.class_names import describe_counts
 from nml_jax.errors import UserError
 from nml_jax.prepare import records
 from nml_jax.prepare.image_folder import IMAGE_FOLDER, build_image_folder
+from nml_jax.prepare.records import print_classes
 
 SHOWN = 20  # refused files to print; the manifest lists them all
 
@@ -53,7 +56,16 @@ def main(argv: list[str] | None = None) -> int:
 def _print_manifest(manifest: dict[str, Any], out: Path) -> int:
     """Print the counts of a build and the first refused files. Return the exit code."""
     for split, counts in manifest["splits"].items():
-        print(f"{split}: {counts['records']} images of {sum(n > 0 for n in counts['per_class'].values())} classes")
+        per_class = {name: n for name, n in counts["per_class"].items() if n}
+        print(f"{split}: {counts['records']} images of {describe_counts(per_class)}")
+    print_classes(manifest)
+    left_out: Counter[str] = Counter()
+    for entry in manifest["files_left_out"]:
+        left_out[entry["reason"]] += entry["files"]
+    if left_out:
+        print(f"files left out: {left_out.total()}")
+    for reason, n in left_out.most_common():
+        print(f"  {n} x {reason}")
     refused = manifest["refused"]
     print(f"refused files: {len(refused)}")
     for entry in refused[:SHOWN]:

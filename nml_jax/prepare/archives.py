@@ -5,16 +5,22 @@ import os
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from nml_jax.errors import UserError
+from nml_jax.prepare.clutter import find_clutter_in_path
 from nml_jax.prepare.records import MAX_BYTES, TOO_LARGE, read_file
+
+TWICE = "another file with this name came before"
 
 
 def list_names(path: Path) -> list[str]:
-    """Return the paths of the regular files: sorted in a folder, in stored order in an archive. Skip hidden files.
+    """Return the paths of the regular files: sorted in a folder, in stored order in an archive.
+
+    Skip hidden files and those of systems (nml_jax/prepare/clutter.py).
 
     Raises:
         UserError: `path` does not exist, or is not a folder, tar or zip.
@@ -22,16 +28,17 @@ def list_names(path: Path) -> list[str]:
     return [name for name, _ in _iterate_members(path)]
 
 
-def read(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes, str]]:
+def read(path: Path, wanted: Collection[str], counts: Counter[str] | None = None) -> Iterator[tuple[str, bytes, str]]:
     """Yield (name, content, "") of the wanted files in the order of `list_names`.
 
-    A file that cannot be read yields (name, b"", reason).
+    A file that cannot be read yields (name, b"", reason). At the end `counts`, if given, holds the number of names in
+    `list_names` as "", and of all other files by the reason why they are left out.
 
     Raises:
         UserError: the archive is damaged, truncated or encrypted.
     """
     with _raise_user_error(path):
-        for name, read_content in _iterate_members(path):
+        for name, read_content in _iterate_members(path, counts):
             if name in wanted:
                 yield name, *read_content()
 
@@ -49,17 +56,21 @@ def read_one(path: Path, name: str) -> bytes:
     raise UserError(f"{path} does not contain {name}", "download it again")
 
 
-def _iterate_members(path: Path) -> Iterator[tuple[str, Any]]:
+def _iterate_members(path: Path, counts: Counter[str] | None = None) -> Iterator[tuple[str, Any]]:
     """Yield the name of every file and a function that reads it. Call the function before the next iteration.
 
-    If several files have the same name, the first one counts.
+    If several files have the same name, the first one counts. Count all in `counts`: those that are yielded as "", the
+    others by the reason.
     """
     seen: set[str] = set()
+    counts = Counter() if counts is None else counts
     with _raise_user_error(path):
         iterate = _iterate_folder if path.is_dir() else _iterate_zip if zipfile.is_zipfile(path) else _iterate_tar
         for raw, read_content in iterate(path):
             name = raw.removeprefix("./").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            if name not in seen and not any(part.startswith(".") for part in name.split("/")):
+            reason = TWICE if name in seen else find_clutter_in_path(name)
+            counts[reason] += 1
+            if not reason:
                 seen.add(name)
                 yield name, read_content
 

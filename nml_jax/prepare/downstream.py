@@ -9,12 +9,14 @@ the order of the archive, or of the sorted paths of the folder. Keys are the dis
 import functools
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nml_jax.data.class_names import compose, warn_alike
 from nml_jax.data.images import codec
 from nml_jax.data.sources.source import digest
 from nml_jax.errors import UserError
@@ -23,6 +25,7 @@ from nml_jax.prepare.records import MAX_PIXELS, Item, Listing, build, check_clas
 from nml_jax.tasks import catalogue, class_maps
 from nml_jax.tasks.frames import Frames, write_frames
 
+OTHER = "no image of the dataset"  # why other files of an archive are left out
 BORDER = 2  # width in pixels of the red border that marks every ObjectNet image as a test image
 
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}  # folder in OpenAI's archives -> split
@@ -41,9 +44,12 @@ class Members(Listing):
         self.splits, self.classes, self._prepare = chosen, classes, prepare
 
     def items(self, split: str) -> Iterator[Item]:
-        chosen = self.splits[split]
-        for name, content, reason in archives.read(self.src, chosen):
+        chosen, counts = self.splits[split], Counter[str]()
+        for name, content, reason in archives.read(self.src, chosen, counts):
             yield Item(*chosen[name], functools.partial(self._load_image, content, reason))
+        self.seen = counts.total()
+        counts[OTHER] = counts.pop("", 0) - sum(map(len, self.splits.values()))
+        self.left_out = [{"file": self.src.name, "reason": reason, "files": n} for reason, n in (+counts).items()]
 
     def _load_image(self, content: bytes, reason: str) -> tuple[bytes, str]:
         return (content, reason) if reason or self._prepare is None else self._prepare(content)
@@ -82,6 +88,7 @@ class CorruptedCifar(Listing):
         self._labels = labels.reshape(5, -1)
         self._last: tuple[str, np.ndarray] = "", labels
         self.splits = {f"{c}_{s}": range(len(labels) // 5) for c in catalogue.CORRUPTIONS for s in range(1, 6)}
+        self.seen = sum(map(len, self.splits.values()))  # images, which lie in arrays
 
     def items(self, split: str) -> Iterator[Item]:
         corruption, _, severity = split.rpartition("_")
@@ -117,13 +124,14 @@ def build_class_folders(kind: str, src: Path, out: Path, *, workers: int | None 
     for name in archives.list_names(src):
         parts = name.split("/")
         if len(parts) > 2 and parts[-3] in SPLITS:
-            chosen[SPLITS[parts[-3]]][name] = (parts[-2], "/".join(parts[-3:]))
+            chosen[SPLITS[parts[-3]]][name] = (compose(parts[-2]), "/".join(parts[-3:]))
     for folder, split in SPLITS.items():
         if not chosen[split]:
             raise _make_missing_error(src, f"{folder}/<class>/<image>", kind)
     classes = sorted({label for images in chosen.values() for label, _ in images.values()})
     for name in classes:
         check_class(name, "rename the folder")
+    warn_alike(classes, f"{src}, classes")
     return _build(kind, Members(src, chosen, classes), out, workers)
 
 

@@ -11,11 +11,12 @@ import shutil
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nml_jax.data.class_names import list_names
 from nml_jax.errors import UserError
 from nml_jax.runs.files import write_json
 
@@ -51,6 +52,9 @@ class Listing:
         splits: split -> its images; the length is their number.
         classes: names of the classes in the order of the labels.
         refused: {"file": key, "reason": reason} of every refused file.
+        left_out: {"file": key, "reason": reason, "files": number of files} of what is no image of the dataset.
+        dropped: names of classes without a usable image in the training split.
+        seen: number of files, whether used or not: those accepted, refused and left out. None if it is not known.
         resize: largest shorter side of an image in pixels, or None.
         resized: split -> number of images that were shrunk.
     """
@@ -62,11 +66,21 @@ class Listing:
         self.splits: Mapping[str, Sized] = {}
         self.classes: list[str] = []
         self.refused: list[dict[str, str]] = []
+        self.left_out: list[dict[str, Any]] = []
+        self.dropped: list[str] = []
+        self.seen: int | None = None
         self.resized: Counter[str] = Counter()
 
     def items(self, split: str) -> Iterator[Item]:
         """Yield the images of a split in the order of its records."""
         raise NotImplementedError
+
+    def count_left_out(self) -> Counter[str]:
+        """Count the files that are left out, by reason without its details."""
+        counts: Counter[str] = Counter()
+        for entry in self.left_out:
+            counts[entry["reason"]] += entry["files"]
+        return counts
 
     def cure(self, split: str) -> str:
         """Return the advice for a split without a usable image."""
@@ -99,7 +113,11 @@ def build(name: str, listing: Listing, out: Path, *, workers: int | None = None)
         manifest = {"builder": name, "schema": 1, "classes": listing.classes, "splits": splits}
         if listing.resize:
             manifest["resized"] = describe_resized(listing.resize, {split: listing.resized[split] for split in splits})
-        manifest |= {"refused": listing.refused, **listing.about(partial)}
+        manifest |= {"missing_classes": list_missing(splits), "dropped_classes": listing.dropped}
+        manifest |= {"refused": listing.refused, "files_left_out": listing.left_out}
+        if listing.seen is not None:
+            manifest["seen"] = listing.seen
+        manifest |= listing.about(partial)
         write_json(partial / "manifest.json", manifest)
         partial.rename(out.resolve())
     except OSError as e:
@@ -107,6 +125,25 @@ def build(name: str, listing: Listing, out: Path, *, workers: int | None = None)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest
+
+
+def find_training_split(splits: Collection[str]) -> str | None:
+    """Return the split that classes must have images in: "train", or the only one; None if it is not clear."""
+    return "train" if "train" in splits else next(iter(splits)) if len(splits) == 1 else None
+
+
+def list_missing(splits: Mapping[str, Any]) -> dict[str, list[str]]:
+    """List the classes without an image in each split, from the entries of the manifest. Leave out complete splits."""
+    missing = {split: [c for c, n in entry.get("per_class", {}).items() if not n] for split, entry in splits.items()}
+    return {split: names for split, names in missing.items() if names}
+
+
+def print_classes(manifest: Mapping[str, Any]) -> None:
+    """Print the classes that were dropped, and those that a split lacks."""
+    if dropped := manifest.get("dropped_classes"):
+        print(f"dropped, without a usable image in the training split: {list_names(dropped)}")
+    for split, names in manifest.get("missing_classes", {}).items():
+        print(f"{split}: no image of {list_names(names)}")
 
 
 def check_out(src: Path, out: Path) -> None:
@@ -151,7 +188,8 @@ def check_class(name: str, cure: str) -> None:
 
 
 def make_no_image_error(listing: Listing, split: str) -> UserError:
-    return UserError(f"split {split!r} has no usable image", listing.cure(split))
+    why = f" but of classes without one in the training split: {list_names(listing.dropped)}" if listing.dropped else ""
+    return UserError(f"split {split!r} has no usable image{why}", listing.cure(split))
 
 
 def _write_splits(folder: Path, name: str, listing: Listing, workers: int) -> dict[str, Any]:

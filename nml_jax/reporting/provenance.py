@@ -7,12 +7,14 @@ from typing import Any
 
 import pandas as pd
 
+from nml_jax.data.class_names import describe_split
 from nml_jax.reporting.blocks import Block, fold, table
 from nml_jax.reporting.sentences import say
 from nml_jax.reporting.statistics.compare import uses_files
 from nml_jax.reporting.statistics.paired import DASH
 from nml_jax.reporting.statistics.studies import FILES, NOISE, REPLICATE, Study, method_of
 from nml_jax.runs import goodput
+from nml_jax.runs.classes import read_counts
 from nml_jax.runs.files import QUARANTINE
 from nml_jax.runs.finished import FinishedRun
 from nml_jax.settings import NOT_IDENTITY
@@ -36,6 +38,7 @@ def describe_runs(studies: Sequence[Study], left_out: Mapping[str, str]) -> list
     out: list[Block] = [Block("facts", facts)]
     out += [Block("heading", "Not counted"), Block("items", left_out.items())] if left_out else []
     out += [Block("heading", "Noise ledger"), _list_ledgers(cells)] if noisy else []
+    out += _list_classes(cells)
     out += [_list_times(cells), *_list_goodput(cells)]
     return out + [block for study in studies for block in (*_list_chosen(study), _list_config(study))]
 
@@ -63,6 +66,18 @@ def _list_ledgers(cells: Sequence[FinishedRun]) -> Block:
     head = ["run", "noise", "noise seed", "asked", "realised", "records changed", *hashes]
     caption = "The noise of every run. Of SHA-256 sums the first 12 digits; the whole ledger is the run's noise.json."
     return table(caption, head, {"": lines}, (1, *range(6, len(head))))
+
+
+def _list_classes(cells: Sequence[FinishedRun]) -> list[Block]:
+    """Return the classes of every split and their counts; nothing for runs that did not record them."""
+    found: dict[str, Counter[str]] = {}
+    for cell in cells:
+        for split, counts in read_counts(cell.folder).items():
+            found.setdefault(split, Counter())[describe_split("", counts).removeprefix(": ")] += 1
+    lines = [[split, text, str(n)] for split, texts in found.items() for text, n in texts.items()]
+    caption = "Classes and their records, without noise. Splits that are drawn by the seed differ between runs."
+    own = table(caption, ["split", "records of each class", "runs"], {"": lines}, (1,))
+    return [fold(f"Classes of {len(found)} splits", own)] if lines else []
 
 
 def _is_hash(value: Any) -> bool:

@@ -12,14 +12,16 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, models, runtime, settings, spectrum
+from nml_jax import console, errors, models, runtime, settings, spectrum
 from nml_jax.assembly import encoder, evaluators
 from nml_jax.assembly.encoder import describe_origin
 from nml_jax.assembly.feature_sets import BLOCK
 from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
+from nml_jax.data.class_names import count_labels, describe_split
 from nml_jax.data.features import banks
 from nml_jax.processes import peers
 from nml_jax.runs.banks import BankIndex, bank_folder, write_index
+from nml_jax.runs.classes import TASKS, write_counts
 from nml_jax.runs.files import write_json
 from nml_jax.runs.rows import Row, write_rows
 from nml_jax.stages.stage import Outputs, Stage
@@ -45,12 +47,13 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     rows: list[Row] = []
     spectra: list[dict[str, Any]] = []
     written: dict[str, str] = {}
-    index = BankIndex(frozen.step, config.extract.weights, {})
+    index, counts = BankIndex(frozen.step, config.extract.weights, {}), {}
     for name in config.downstream.tasks:
         task = load_task(name, config)
         train = Test(task.name + "/train", "id", task.train)
         for test in (train, *task.tests):
             split = "train" if test is train else test.split
+            counts[f"{task.name}/{split}"] = count_labels(test.source.labels, test.source.class_names)
             folder = bank_folder(workdir, task.name, split)
             key = make_bank_key(config, frozen, test, views=config.extract.views if test is train else 1)
             if not peers.agree(banks.find(folder, key) is not None):
@@ -71,7 +74,11 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                     rows += make_rows(s, **origin, **where, stage="extract", output="features", spectrum_mode=mode,
                                       n_test=len(bank), views=views)  # fmt: skip
     if jax.process_index() == 0:
+        for name, of in counts.items():
+            if name.endswith("/train") or not all(of.values()):
+                console.notice(describe_split(f"{workdir.name}: {name}", of))
         with errors.report_disk_errors(workdir):
+            write_counts(workdir / TASKS, counts)
             write_index(workdir, index)
             write_json(workdir / "spectra.json", spectra)
             write_rows(workdir, "extract", rows)

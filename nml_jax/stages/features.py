@@ -12,9 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, inputs, settings, spectrum
+from nml_jax import console, errors, inputs, settings, spectrum
 from nml_jax.assembly.feature_files import LAYER, TASK, get_file, list_specs, match_specs, open_files
 from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
+from nml_jax.data.class_names import count_labels, describe_split
 from nml_jax.data.features.checks import check_varied
 from nml_jax.errors import UserError
 from nml_jax.runs.files import write_json
@@ -34,6 +35,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     if jax.process_index() > 0:
         return ""
     found = open_files(config, workdir)
+    for split in (found.train, *found.tests):
+        counts = count_labels(split.labels, found.classes)
+        console.notice(describe_split(f"{workdir.name}: {split.name}", counts))
     rows: list[Row] = []
     spectra: list[dict[str, Any]] = []
     for split in (found.train, *found.tests):

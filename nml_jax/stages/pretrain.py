@@ -8,14 +8,16 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, models, noise, objectives, runtime, settings
+from nml_jax import console, errors, models, noise, objectives, runtime, settings
 from nml_jax.assembly import encoder, noisy_data
 from nml_jax.assembly import evaluators as evaluation
 from nml_jax.assembly.encoder import describe_origin
-from nml_jax.data.sources.source import Subset
+from nml_jax.data.class_names import count_labels, describe_split
+from nml_jax.data.sources.source import Source, Subset
 from nml_jax.data.stream import pipeline
 from nml_jax.data.stream.quarantine import Quarantine
 from nml_jax.runs import goodput
+from nml_jax.runs.classes import PRETRAINING, write_counts
 from nml_jax.runs.rows import Row, write_rows
 from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.training import checkpoint, loop
@@ -38,6 +40,8 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     clock = goodput.Clock()
     data = noisy_data.load_data(config)
     noisy_data.keep_ledger(workdir, data.ledger)
+    if len(data.train.labels) and jax.process_index() == 0:
+        _report_classes(workdir, {"train": data.train, "validation": data.validation})
     plan = loop.Plan.from_config(config, len(data.train))
     num_classes = data.train.num_classes
     program = loop.build(config, plan, mesh, num_classes=num_classes)
@@ -71,6 +75,15 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     if jax.process_index() == 0:
         write_rows(workdir, "pretrain", rows)
     return checkpoint.hash_tree(model)
+
+
+def _report_classes(workdir: Path, splits: Mapping[str, Source]) -> None:
+    """Print and write how many records of each class the splits have, without noise."""
+    counts = {name: count_labels(source.labels_clean, source.class_names) for name, source in splits.items()}
+    for name, of in counts.items():
+        console.notice(describe_split(f"{workdir.name}: {name}", of))
+    with errors.report_disk_errors(workdir):
+        write_counts(workdir / PRETRAINING, counts)
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:

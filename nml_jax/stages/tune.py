@@ -156,8 +156,9 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         ):  # distinct as they appear in the file names of heads
             raise UserError(f"tune.{key} must be a tuple of distinct shares {words}, got {values}",
                             f"give at least one, as in --config.tune.{key}='(1.0,)'")  # fmt: skip
-    if config.tune.noise_kind not in ("symmetric", "pair"):
-        raise UserError(f"tune.noise_kind={config.tune.noise_kind!r}", "choose symmetric or pair")
+    kinds = [kind for kind in noise.KINDS if noise.list_arguments(kind) == ("rate",)]
+    if config.tune.noise_kind not in kinds:
+        raise UserError(f"tune.noise_kind={config.tune.noise_kind!r}", f"choose {' or '.join(kinds)}")
 
 
 def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:

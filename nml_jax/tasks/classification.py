@@ -9,6 +9,7 @@ from typing import Any
 
 from nml_jax import console, ranges
 from nml_jax.data import sources
+from nml_jax.data.class_names import clean_name
 from nml_jax.data.images import transforms
 from nml_jax.data.sources.source import Source, select_classes
 from nml_jax.errors import UserError
@@ -122,8 +123,8 @@ def _load_partner(config: Any, name: str, train: Source) -> list[Test]:
 def _check_classes(source: Source, train: Source, split: str) -> None:
     """Raise UserError unless two sources have the same classes. Names are compared only if both have names."""
     numbers = tuple(map(str, range(train.num_classes)))
-    both_named = source.class_names != numbers != train.class_names
-    if source.num_classes != train.num_classes or (both_named and source.class_names != train.class_names):
+    own, others = (tuple(map(clean_name, names)) for names in (source.class_names, train.class_names))
+    if source.num_classes != train.num_classes or (own != numbers != others and own != others):
         raise UserError(f"{split} has other classes than the training split", "leave it out, or prepare both again")
 
 

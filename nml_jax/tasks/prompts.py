@@ -8,12 +8,14 @@ object from class name to finished prompts (the CuPL layout, arXiv 2209.03320).
 template counts twice, and of two classes with the same name only the first can be predicted.
 """
 
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nml_jax.data.class_names import NameIndex, clean_name, compose, warn_alike
 from nml_jax.errors import UserError
 
 Templates = tuple[str, ...] | dict[str, tuple[str, ...]]  # templates, or finished prompts by class name
@@ -61,14 +63,21 @@ def read_class_names(path: str, task: str, own_names: Sequence[str]) -> tuple[st
         UserError: the file is missing or has another layout, it lacks the task, or it has too few or too many names.
     """
     if not path:
-        return tuple(name.replace("_", " ") for name in own_names)
+        return tuple(compose(name).replace("_", " ") for name in own_names)
     names = _check_strings(_look_up(path, task), f"{path}, {task!r}")
     if len(names) != len(own_names):
         raise UserError(
             f"{path} names {len(names)} classes; the task {task!r} has {len(own_names)}",
             f"give one name per class, in the order of the class ids: {_join_names(own_names)}",
         )
+    names = tuple(map(compose, names))
+    _warn_once(path, names)
     return names
+
+
+@functools.cache
+def _warn_once(path: str, names: tuple[str, ...]) -> None:
+    warn_alike(names, path)
 
 
 def fill_templates(names: Sequence[str], templates: Templates) -> list[list[str]]:
@@ -82,26 +91,40 @@ def fill_templates(names: Sequence[str], templates: Templates) -> list[list[str]
         UserError: the templates are prompts by class name, and a class is missing.
     """
     if isinstance(templates, Mapping):
-        if missing := [name for name in names if name not in templates]:
+        index, prompts = NameIndex(templates), list(templates.values())
+        places = [index.find(name) for name in names]
+        if None in places:
+            missing = names[places.index(None)]
             cure = f"the file has prompts for: {_join_names(templates)}"
-            raise UserError(f"there are no prompts for the class {missing[0]!r}", cure)
-        return [list(templates[name]) for name in names]
+            raise UserError(f"there are no prompts for the class {missing!r}", cure)
+        return [list(prompts[place]) for place in places if place is not None]
     return [[PLACEHOLDER.sub(lambda _, name=name: name, template) for template in templates] for name in names]
 
 
 def _look_up(path: str, task: str) -> Any:
     """Return the content of a JSON file for the task."""
+
+    def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Return an object. Raise UserError if two of its names are spellings of one: only one value would count."""
+        spellings: dict[str, str] = {}
+        for key, _ in pairs:
+            if (clean := clean_name(key)) in spellings:
+                two = f"{spellings[clean]!a} and {key!a}"
+                raise UserError(f"{path} has two entries for {clean!r}: {two}", "keep one of them")
+            spellings[clean] = key
+        return dict(pairs)
+
     try:
-        content = json.loads(Path(path).read_text("utf-8-sig"))
+        content = json.loads(Path(path).read_text("utf-8-sig"), object_pairs_hook=make_object)
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}", "name a JSON file, or leave the key empty") from e
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is not JSON: {e}", 'write a list, ["...", ...], or {"task": ["...", ...], ...}') from e
     if not isinstance(content, dict):
         return content
-    if task not in content:
+    if (place := NameIndex(content).find(task)) is None:
         raise UserError(f"{path} has nothing for the task {task!r}", f"it has: {_join_names(content)}")
-    return content[task]
+    return list(content.values())[place]
 
 
 def _check_strings(value: Any, where: str) -> tuple[str, ...]:

@@ -9,8 +9,13 @@ import pytest
 
 import nml_jax
 from nml_jax.errors import UserError
-from nml_jax.noise import Ledger, Permutation, corrupt_labels, permutation, swap_captions
+from nml_jax.noise import Ledger, Permutation, corrupt_labels, list_arguments, permutation, swap_captions
+from nml_jax.noise import labels as labels_module
 from tests.noise.draws import RATES, SIZES, draw_labels, is_even, sha
+
+
+def find_next(labels, present):
+    return present[(np.searchsorted(present, labels) + 1) % max(len(present), 1)]
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -18,16 +23,21 @@ from tests.noise.draws import RATES, SIZES, draw_labels, is_even, sha
 def test_exact_count_never_the_own_class_and_nested(n: int, kind: str):
     for num_classes in (2, 3, 10):
         clean = draw_labels(n, num_classes)
+        present = np.unique(clean)
+        if n and len(present) < 2:
+            with pytest.raises(UserError, match=f"only 1 of {num_classes} has a record"):
+                corrupt_labels(clean, num_classes=num_classes, kind=kind, rate=1.0, seed=5)
+            continue
         before, ranks = clean, Permutation(n, 5)(np.arange(n))
         for rate in RATES:
             noisy = corrupt_labels(clean, num_classes=num_classes, kind=kind, rate=rate, seed=5)
             moved = noisy != clean
             np.testing.assert_array_equal(moved, ranks < round(rate * n))  # 0: identity, 1: everything
-            assert noisy.size == 0 or (noisy.min() >= 0 and noisy.max() < num_classes)
+            assert set(noisy) <= set(present)  # never a class that no record has
             kept = before != clean
             np.testing.assert_array_equal(noisy[kept], before[kept])  # the same wrong label at the higher rate
             if kind == "pair":
-                np.testing.assert_array_equal(noisy[moved], (clean[moved] + 1) % num_classes)
+                np.testing.assert_array_equal(noisy[moved], find_next(clean[moved], present))
             before = noisy
 
 
@@ -35,7 +45,7 @@ def test_exact_count_never_the_own_class_and_nested(n: int, kind: str):
     ("n", "rate", "count"), [(10, 0.05, 0), (10, 0.15, 2), (10, 0.25, 2), (10, 0.35, 4), (3, 0.5, 2)]
 )
 def test_counts_round_half_to_even(n: int, rate: float, count: int):
-    clean = np.zeros(n, np.int64)
+    clean = np.arange(n) % 3
     assert (corrupt_labels(clean, num_classes=4, rate=rate, seed=0) != clean).sum() == count
 
 
@@ -61,8 +71,41 @@ def test_new_labels_are_uniform_over_the_other_classes(seed: int):
 
 
 def test_new_labels_are_uniform_over_many_classes():
-    noisy = corrupt_labels(np.full(300_000, 17), num_classes=1000, rate=1.0, seed=0)
+    clean = np.append(np.full(300_000, 17), np.arange(1000))  # every class has a record
+    noisy = corrupt_labels(clean, num_classes=1000, rate=1.0, seed=0)[:300_000]
     assert is_even(np.delete(np.bincount(noisy, minlength=1000), 17))
+
+
+def test_classes_without_a_record_get_none():
+    clean = np.array([0, 2, 3, 6]).repeat(1000)
+    for kind, more in (("symmetric", {}), ("pair", {}), ("asymmetric", {"classes": (0, 1, 2, 6, 7)})):
+        noisy = corrupt_labels(clean, num_classes=9, kind=kind, rate=0.5, seed=0, **more)
+        assert set(noisy) == {0, 2, 3, 6}
+        assert (noisy != clean).sum() == 2000
+    only = {"kind": "asymmetric", "classes": (0, 1)}
+    with pytest.raises(UserError, match="needs another class, but only 1 of 2 has a record"):
+        corrupt_labels(clean, num_classes=9, rate=0.1, seed=0, **only)
+    # with all classes present the same bits as ever; the gap only renumbers
+    dense = np.array([0, 1, 2, 3]).repeat(1000)
+    noisy = corrupt_labels(clean, num_classes=9, rate=0.5, seed=0)
+    np.testing.assert_array_equal(np.array([0, 2, 3, 6])[corrupt_labels(dense, num_classes=4, rate=0.5, seed=0)], noisy)
+
+
+def test_a_new_kind_is_one_function_and_one_line(monkeypatch):
+    def fall(labels, num_classes, seed, *, rate):
+        return np.where(np.arange(labels.size) < rate * labels.size, 0, labels)
+
+    monkeypatch.setitem(labels_module.KINDS, "fall", fall)
+    assert list_arguments("fall") == ("rate",)
+    assert corrupt_labels([1, 2, 3, 4], num_classes=5, kind="fall", rate=0.5, seed=0).tolist() == [0, 0, 3, 4]
+    with pytest.raises(UserError, match="'fall' needs rate"):
+        corrupt_labels([1, 2], num_classes=3, kind="fall", seed=0)
+    assert {kind: list_arguments(kind) for kind in EVERY_KIND} == {
+        "symmetric": ("rate",),
+        "asymmetric": ("rate", "classes"),
+        "pair": ("rate",),
+        "matrix": ("matrix",),
+    }
 
 
 @pytest.mark.parametrize("rate_of", ["all", "classes"])
@@ -159,7 +202,7 @@ def test_dtype_is_kept_and_the_input_left_alone(dtype):
             for y in (noisy, noisy.astype(np.int64))
         ]
         assert ledgers[0] == ledgers[1]
-    assert corrupt_labels(np.zeros(9, np.int8), num_classes=128, rate=1.0, seed=0).min() > 0
+    assert set(corrupt_labels(np.int8([0] * 9 + [127]), num_classes=128, rate=1.0, seed=0)[:9]) == {127}
 
 
 def test_another_seed_draws_other_records_and_labels():

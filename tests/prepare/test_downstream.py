@@ -28,6 +28,26 @@ def build_set(tmp_path: Path, builder: str, kind: str = "tgz") -> Path:
     return out
 
 
+@pytest.mark.parametrize("builder", sorted(LAYOUTS.keys() - {"cifar100_corrupted"}))
+@pytest.mark.parametrize("kind", ["tar", "folder"])
+def test_files_of_an_archive_are_accounted_for(tmp_path: Path, builder: str, kind: str):
+    files = LAYOUTS[builder]()
+    top = next(iter(files)).rpartition("/")[0]
+    more = {
+        f"{top}/{name}": b"x" for name in ("Thumbs.db", ".DS_Store", "@eaDir/x.png", "__MACOSX/train/y.png", "z.txt")
+    }
+    src = pack(tmp_path / f"src.{kind}", files | more, kind)
+    assert main([builder, str(src), str(tmp_path / "out"), "--workers=2"]) == 0
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text("utf-8"))
+    accepted = sum(split["records"] for split in manifest["splits"].values())
+    left_out = sum(entry["files"] for entry in manifest["files_left_out"])
+    assert accepted + len(manifest["refused"]) + left_out == manifest["seen"]
+    assert manifest["seen"] == len(files) + len(more)
+    counts = {entry["reason"]: entry["files"] for entry in manifest["files_left_out"]}
+    assert counts["belongs to the system, not to the data"] == 3
+    assert counts["hidden"] == 1 + sum("/." in name for name in files)
+
+
 def config(tmp_path: Path, **downstream: Any):
     out = common.get_config()
     keys = {"catalogue": str(tmp_path / "catalogue"), **downstream}
@@ -122,6 +142,7 @@ def test_cifar100_c(tmp_path: Path):
     out = build_set(tmp_path, "cifar100_corrupted", "tar")
     manifest = json.loads((out / "manifest.json").read_text())
     assert len(manifest["splits"]) == 19 * 5
+    assert sum(entry["records"] for entry in manifest["splits"].values()) == manifest["seen"]  # images
     entry = catalogue.PARTNERS["cifar100_c"]
     pixels = np.load(io.BytesIO(cifar()["CIFAR-100-C/glass_blur.npy"]))
     for severity in (1, 5):

@@ -46,6 +46,7 @@ GOOD = {
     "train/cat/10.PNG": image(1, "PNG"),
     "train/café/deep/er/x y.webp": image(2, "WEBP"),
     "train/café/a.jpeg": image(3),
+    "train/zebra/0.jpg": image(7),
     "test/zebra/1.bmp": image(4, "BMP"),
     "test/cat/no_suffix": image(5),
     "train/.hidden/1.jpg": b"",
@@ -58,17 +59,24 @@ def test_records_keep_bytes_order_and_keys(tmp_path):
     src, out = fill(tmp_path / "src", GOOD), tmp_path / "new" / "out"
     manifest = image_folder.build_image_folder(src, out)
     train = ["train/café/a.jpeg", "train/café/deep/er/x y.webp", "train/cat/10.PNG", "train/cat/2.jpg"]
+    train += ["train/zebra/0.jpg"]
     source = open_split(out, "train")
     assert source.class_names == ("café", "cat", "zebra")  # the union over the splits
     assert list(source.keys) == train
-    assert source.labels.tolist() == [0, 0, 1, 1]
+    assert source.labels.tolist() == [0, 0, 1, 1, 2]
     assert [r["image"] for r in source] == [GOOD[key] for key in train]
     assert open_split(out, "test").labels.tolist() == [1, 2]
 
     assert manifest["classes"] == ["café", "cat", "zebra"]
-    assert manifest["splits"]["train"]["records"] == 4
-    assert manifest["splits"]["train"]["per_class"] == {"café": 2, "cat": 2, "zebra": 0}
+    assert manifest["splits"]["train"]["records"] == 5
+    assert manifest["splits"]["train"]["per_class"] == {"café": 2, "cat": 2, "zebra": 1}
+    assert manifest["missing_classes"] == {"test": ["café"]}
     assert manifest["refused"] == []
+    assert [(e["file"], e["reason"], e["files"]) for e in manifest["files_left_out"]] == [
+        (".cache", "hidden", 1),
+        ("train/.hidden", "hidden", 1),
+        ("train/cat/.DS_Store", "hidden", 1),
+    ]
     assert json.loads((out / "manifest.json").read_text("utf-8")) == manifest
     assert np.load(out / "supervision" / "train.npy").dtype == np.int32
     assert [p.name for p in out.parent.iterdir()] == ["out"]
@@ -79,7 +87,7 @@ def test_tfds_reads_it(tmp_path):
     builder = tfds.builder_from_directory(tmp_path / "out")
     assert builder.info.features["label"].names == ["café", "cat", "zebra"]
     assert builder.info.disable_shuffling
-    assert {name: split.num_examples for name, split in builder.info.splits.items()} == {"train": 4, "test": 2}
+    assert {name: split.num_examples for name, split in builder.info.splits.items()} == {"train": 5, "test": 2}
     records = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
     assert records[3] == {"image": GOOD["train/cat/2.jpg"], "label": 1, "key": b"train/cat/2.jpg"}
     decoded = builder.as_data_source("test")[0]
@@ -157,6 +165,87 @@ def test_every_refused_file_is_reported_with_its_reason(tmp_path, monkeypatch, c
         "train/cat/text.jpg": "not an image",
     }
     assert list(open_split(tmp_path / "out", "train").keys) == ["train/cat/alias.jpg", "train/cat/good.jpg"]
+    check_sums(json.loads((tmp_path / "out/manifest.json").read_text()), src)
+
+
+def count_files(folder):
+    return sum(
+        len(files) + sum(os.path.islink(f"{root}/{f}") for f in folders) for root, folders, files in os.walk(folder)
+    )
+
+
+def check_sums(manifest, src):
+    """Check that accepted, refused and left-out files are all files that there are."""
+    accepted = sum(split["records"] for split in manifest["splits"].values())
+    left_out = sum(entry["files"] for entry in manifest["files_left_out"])
+    assert accepted + len(manifest["refused"]) + left_out == manifest["seen"] == count_files(src)
+
+
+SYSTEM = ["@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", ".thumbnails", "System Volume Information", "#recycle"]
+
+
+def test_folders_of_systems_are_no_classes(tmp_path, capsys):
+    files = {f"train/{c}/{i}.jpg": image(i) for c in ("ant", "bee") for i in range(2)} | {"test/ant/0.jpg": image(0)}
+    for name in SYSTEM:
+        for place in ("", "train/", "train/ant/", "test/ant/deep/"):
+            files[f"{place}{name}/x.jpg"] = image(9)
+            files[f"{place}{name}/y/z.jpg"] = image(9)
+    for name in ("Thumbs.db", "desktop.ini", "ehthumbs.db", "._0.jpg", "0.jpg:Zone.Identifier"):
+        files |= {f"{place}{name}": b"x" for place in ("", "train/", "train/ant/")}
+    src = fill(tmp_path / "src", files)
+    assert main(["image_folder", str(src), str(tmp_path / "out")]) == 0
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text("utf-8"))
+    assert manifest["classes"] == ["ant", "bee"]
+    assert {split: entry["per_class"] for split, entry in manifest["splits"].items()} == {
+        "test": {"ant": 1, "bee": 0},
+        "train": {"ant": 2, "bee": 2},
+    }
+    check_sums(manifest, src)
+    said = capsys.readouterr().out
+    assert "train: 4 images of 2 classes: 'ant' 2, 'bee' 2\n" in said
+    assert "test: no image of 'bee'\n" in said
+    assert "files left out: 71\n  60 x belongs to the system, not to the data\n  11 x hidden\n" in said
+    assert "refused files: 0\n" in said
+
+
+def test_classes_without_a_training_image_are_dropped(tmp_path, capsys):
+    files = {
+        "train/ant/0.jpg": b"broken",
+        "train/ant/1.jpg": image(1),
+        "train/bee/0.jpg": image(2)[:-40],
+        "train/bee/1.jpg": b"",
+        "test/ant/0.jpg": image(3),
+        "test/bee/0.jpg": image(4),
+        "test/cow/0.jpg": image(5),
+    }
+    src = fill(tmp_path / "src", files)
+    (src / "train" / "dog").mkdir()
+    assert main(["image_folder", str(src), str(tmp_path / "out")]) == 0
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text("utf-8"))
+    assert (manifest["classes"], manifest["dropped_classes"]) == (["ant"], ["bee", "cow", "dog"])
+    assert [r["file"] for r in manifest["refused"]] == ["train/bee/0.jpg", "train/bee/1.jpg", "train/ant/0.jpg"]
+    reasons = [f"class {name!r} has no usable image in split 'train'" for name in ("bee", "cow")]
+    assert [entry["reason"] for entry in manifest["files_left_out"]] == reasons
+    check_sums(manifest, src)
+    assert open_split(tmp_path / "out", "test").class_names == ("ant",)
+    said = capsys.readouterr().out
+    assert "dropped, without a usable image in the training split: 'bee', 'cow', 'dog'\n" in said
+
+
+def test_spellings_of_a_class_and_of_a_split_are_one(tmp_path, capsys):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    files = {f"train/{composed}/0.jpg": image(0), f"train/{decomposed}/1.jpg": image(1), "train/Ant/0.jpg": image(2)}
+    files |= {"train/ant/0.jpg": image(3), "train/02/0.jpg": image(3), "train/2/0.jpg": image(3)}
+    files |= {f"t{composed}st/{decomposed}/0.jpg": image(4), f"t{decomposed}st/ant/1.jpg": image(5)}
+    src = fill(tmp_path / "src", files)
+    manifest = image_folder.build_image_folder(src, tmp_path / "out")
+    assert manifest["classes"] == ["02", "2", "Ant", "ant", "café"]
+    assert manifest["splits"]["train"]["per_class"] == {"02": 1, "2": 1, "Ant": 1, "ant": 1, "café": 2}
+    assert {split: entry["records"] for split, entry in manifest["splits"].items()} == {"tcaf\u00e9st": 2, "train": 6}
+    assert open_split(tmp_path / "out", f"t{composed}st").labels.tolist() == [3, 4]
+    assert open_split(tmp_path / "out", f"t{decomposed}st").labels.tolist() == [3, 4]
+    check_sums(manifest, src)
+    assert "classes: names that look alike stay apart: '02' and '2', 'Ant' and 'ant'" in capsys.readouterr().err
 
 
 def test_more_than_50_megapixels(tmp_path):
@@ -188,6 +277,11 @@ def test_a_long_list_of_refused_files_is_printed_in_part(tmp_path, capsys):
         ({"1.jpg": image(0)}, "has no <split>/<class> folders", "SRC/train/cat/1.jpg"),
         ({}, "has no <split>/<class> folders", "SRC/train/cat/1.jpg"),
         ({"train/cat/1.jpg": b"?", "train/cat/2.jpg": b""}, "split 'train' has no usable image", "put class folders"),
+        (
+            {"train/cat/1.jpg": image(0), "val/dog/1.jpg": image(1)},
+            "split 'val' has no usable image but of classes without one in the training split: 'dog'",
+            "put class folders",
+        ),
         ({"train/cat/1.jpg": image(0), "val/readme.txt": b"?"}, "split 'val' has no usable image", "put class folders"),
         ({"all/cat/1.jpg": image(0)}, "'all' cannot name a split", "rename"),
         ({"my photos/cat/1.jpg": image(0)}, "'my photos' cannot name a split", "rename"),
@@ -220,7 +314,7 @@ def test_out_must_be_new(tmp_path):
         image_folder.build_image_folder(tmp_path / "nothing", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     image_folder.build_image_folder(src, tmp_path / "empty")
-    assert len(open_split(tmp_path / "empty", "train")) == 4
+    assert len(open_split(tmp_path / "empty", "train")) == 5
 
 
 @pytest.mark.parametrize("where", ["begin", "records", "labels", "close", "rename"])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from nml_jax.data.class_names import clean_name, simplify_group
 from nml_jax.data.sources import texts
 from nml_jax.errors import UserError
 from nml_jax.prepare import records
 from nml_jax.prepare.__main__ import main
 from nml_jax.prepare.pairs import build as image_text
 from nml_jax.prepare.pairs import shards, tables, tars
+from nml_jax.prepare.pairs.read import cut, read
+from nml_jax.prepare.pairs.types import Columns, Refusal, Tally
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +67,19 @@ def build(src, out, **options):
     lines = [json.loads(line) for line in (out / "refused.jsonl").read_text("utf-8").splitlines()]
     for kind, what in (("refused", "pair"), ("refused_captions", "caption"), ("refused_files", "file")):
         assert sum(manifest[kind].values()) == sum(line["what"] == what for line in lines)
+    check_sums(manifest)
     return manifest, [(line["file"], line["key"], line["reason"]) for line in lines]
+
+
+def check_sums(manifest):
+    """Check that accepted, refused and left-out pairs, captions and lines are all that there are."""
+    seen, splits = manifest["seen"], manifest["splits"].values()
+    assert sum(split["records"] for split in splits) + sum(manifest["refused"].values()) == seen["pairs"]
+    kept = sum(split["captions"] for split in splits) + sum(manifest["refused_captions"].values())
+    assert kept + seen["captions_of_refused"] == seen["captions"]
+    if lines := seen.get("lines"):
+        kinds = ("rows", "refused", "continued", "blank", "header")
+        assert sum(lines[kind] for kind in kinds) == lines["lines"]
 
 
 def keys(out, split="train"):
@@ -400,6 +416,91 @@ def test_an_unclosed_quote_costs_its_own_line_only(tmp_path, monkeypatch, per_sh
     ]
 
 
+SWALLOWED = [  # header, lines, captions that are right, lines that are refused
+    ("image,caption", ['0.png,"one inch', "1.png,two", '2.png,three"', "3.png,four"], ["two", 'three"', "four"], [2]),
+    ("image\tcaption", ['0.png\t"one', "1.png\ttwo", '2.png\t3"'], ["two", '3"'], [2]),
+    ("caption,image", ['"one,0.png', "two,1.png", 'three",2.png'], ["two", 'three"'], [2]),
+    ("image,caption", ['0.png,"a', "", "nonsense", '1.png,b"'], ['b"'], [2, 4]),
+    ("image,caption", ['0.png,"line', "of, two", 'lines, three"', "1.png,x"], ["line\nof, two\nlines, three", "x"], []),
+    ("caption,image", ['"of, several', 'lines",0.png', "x,1.png"], ["of, several\nlines", "x"], []),
+    ("image,caption,n", ['0.png,"a,1', '1.png,b",2,3', "2.png,c,3"], ["c"], [2]),  # two lines, neither a row
+    ("image,caption", ['0,"a', "1,b", '2,c"'], [], [2, 3, 4]),
+    ("image,caption", ['0.png,"a""', "b"], [], [2, 3]),
+]
+
+
+@pytest.mark.parametrize(("header", "lines", "right", "refused_lines"), SWALLOWED)
+@pytest.mark.parametrize("per_shard", [1, 100])
+def test_a_quote_swallows_no_rows(tmp_path, monkeypatch, header, lines, right, refused_lines, per_shard):
+    monkeypatch.setattr(tables, "RECORDS_PER_SHARD", per_shard)
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    path = tmp_path / ("x.tsv" if "\t" in header else "x.csv")
+    path.write_bytes("\r\n".join([header, *lines, "3.png,last,4" if header.endswith(",n") else ""]).encode())
+    if not right:
+        with pytest.raises(UserError, match="no usable pair"):
+            build(path, tmp_path / "out")
+        return
+    manifest, refused = build(path, tmp_path / "out")
+    found = [caption for some in captions(tmp_path / "out") for caption in some]
+    assert [text.replace("\r", "") for text in found if text != "last"] == right
+    assert [int(reason.split("line ")[1].split(":")[0]) for _, _, reason in refused] == refused_lines
+    assert manifest["seen"]["lines"]["lines"] == path.read_bytes().count(b"\n") + (path.read_bytes()[-1:] != b"\n")
+
+
+def test_all_lines_of_mischievous_tables_are_accounted_for(tmp_path, monkeypatch):
+    """Rows, refused lines, lines that continue a cell, blank lines and the header are all lines, whatever they hold."""
+    monkeypatch.setattr(tables, "RECORDS_PER_SHARD", 3)
+    rng = np.random.default_rng(0)
+    pieces = [
+        '"',
+        '""',
+        ",",
+        "\t",
+        "\n",
+        "\r\n",
+        "\n\n",
+        "a",
+        "1.png",
+        "x,y",
+        "\u00e9",
+        " ",
+        "\0",
+        "1.png,x\n",
+        '"b\nc"',
+    ]
+    for i in range(300):
+        path = tmp_path / f"x{i}.{'tsv' if i % 2 else 'csv'}"
+        between = "\t" if i % 2 else ","
+        body = "".join(rng.choice(pieces, rng.integers(0, 40)))
+        path.write_bytes(f"image{between}caption\n{body}".encode())
+        columns = Columns()
+        found = [item for shard in cut("train", path, path.name, columns) for item in read(shard, columns)]
+        lines = Counter()
+        for item in found:
+            if isinstance(item, Tally):
+                lines.update(item.counts)
+        n = path.read_bytes().count(b"\n") + (not path.read_bytes().endswith(b"\n"))
+        kinds = ("rows", "refused", "continued", "blank", "header")
+        assert sum(lines[kind] for kind in kinds) == lines["lines"] == n, body
+        refused = [item for item in found if isinstance(item, Refusal) and "line " in item.reason]
+        assert len(refused) == lines["refused"], body
+
+
+def test_no_usable_pair_names_the_suffixes(tmp_path):
+    members = [("a.left.gif", picture(0)), ("a.txt", b"x"), ("b.GIF", picture(0)), ("readme", b"x")]
+    with pytest.raises(UserError) as e:
+        build(tar(tmp_path / "x.tar", members), tmp_path / "out")
+    assert e.value.cause == (
+        "the sources have no usable pair (x.tar); the first of 1 refused is x.tar a: no image with this key; "
+        "suffixes in x.tar: .gif (2), .txt (1), no suffix (1)"
+    )
+    assert e.value.cure == (
+        "give images (.jpg, .jpeg, .png, .webp) and captions (.txt, .json) under the same key; "
+        "a key is the member's name up to its last dot, as in KEY.jpg and KEY.txt"
+    )
+
+
 def test_parquet_is_cut_between_its_row_groups(tmp_path, monkeypatch):
     """Check that tables with images are cut between row groups, and tables with paths between rows."""
     monkeypatch.setattr(tables, "RECORDS_PER_SHARD", 4)
@@ -505,10 +606,122 @@ def test_label_column_of_a_table(tmp_path):
     ]
     write_csv(tmp_path / "x.csv", [["image", "caption", "class"], *rows])
     manifest, _ = build(tmp_path / "x.csv", tmp_path / "out", label="class")
-    assert manifest["classes"] == ["cat", "dog", "zebra"]
-    assert manifest["splits"]["train"]["per_class"] == {"cat": 1, "dog": 0, "zebra": 1}
+    assert (manifest["classes"], manifest["dropped_classes"]) == (["cat", "zebra"], ["dog"])
+    assert manifest["splits"]["train"]["per_class"] == {"cat": 1, "zebra": 1}
+    assert [r["label"] for r in stored(tmp_path / "out")] == [1, 0]
     again = "another row with this image came before"  # with another class: it is not known which one holds
     assert manifest["refused"] == {again: 1, "no field 'class'": 1, "unreadable": 1}
+
+
+def write_table(folder, rows, header=("image", "caption", "label")):
+    """Write a table, and the images that it names."""
+    for row in rows:
+        (folder / row[0]).write_bytes(picture(1))
+    return write_csv(folder / "x.csv", [header, *rows])
+
+
+def test_spellings_of_a_label_are_one_class(tmp_path, capsys):
+    labels = ["caf\u00e9", "cafe\u0301", "caf\u00e9\u00a0", "ant", " ant ", "Ant", "ice cream", "ice  cream"]
+    src = write_table(tmp_path, [[f"{i}.png", "x", label] for i, label in enumerate(labels)])
+    assert main(["image_text", str(src), str(tmp_path / "out"), "--label=label", "--workers=1"]) == 0
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text("utf-8"))
+    assert manifest["splits"]["train"]["per_class"] == {"Ant": 1, "ant": 2, "café": 3, "ice  cream": 1, "ice cream": 1}
+    said = capsys.readouterr()
+    assert "field 'label', classes: names that look alike stay apart: 'Ant' and 'ant', 'ice  cream'" in said.err
+    assert "  5 classes: 'Ant' 1, 'ant' 2, 'café' 3, 'ice  cream' 1, 'ice cream' 1\n" in said.out
+
+
+@pytest.mark.parametrize(
+    ("labels", "per_class"),
+    [
+        (["2", "2.0", "02", "10"], {"2": 3, "10": 1}),
+        (["2", "2.0", "02", "x"], {"02": 1, "2": 1, "2.0": 1, "x": 1}),
+        (["007", "010", "007"], {"007": 2, "010": 1}),
+    ],
+)
+def test_numbers_are_one_class_if_all_are_numbers(tmp_path, capsys, labels, per_class):
+    src = write_table(tmp_path, [[f"{i}.png", "x", label] for i, label in enumerate(labels)])
+    assert build(src, tmp_path / "out", label="label")[0]["splits"]["train"]["per_class"] == per_class
+    assert ("'02' and '2', '02' and '2.0'" in capsys.readouterr().err) == ("x" in per_class)
+
+
+def test_spellings_of_a_group_fall_into_one_part(tmp_path, capsys):
+    groups = [group for i in range(20) for group in (f"caf\u00e9{i}", f"cafe\u0301{i}", f" caf\u00e9{i}\u00a0")]
+    groups += [group for i in range(20) for group in (f"{i}", f"0{i}.0")] + ["Ant", "ant"]
+    src = write_table(tmp_path, [[f"{i}.png", "x", group] for i, group in enumerate(groups)])
+    build(src, tmp_path / "out", group="label", parts={"a": 0.5, "b": 0.5})
+    parts = [{clean_name(groups[int(key.split("/")[1])]) for key in keys(tmp_path / "out", f"train_{p}")} for p in "ab"]
+    values = [{simplify_group(name) for name in part} for part in parts]
+    assert not values[0] & values[1]
+    assert len(values[0] | values[1]) == 42
+    assert "field 'label', groups: names that look alike stay apart: 'Ant' and 'ant';" in capsys.readouterr().err
+
+
+def test_spellings_of_a_split_are_one(tmp_path):
+    for i, name in enumerate(("caf\u00e9", "cafe\u0301")):
+        tar(tmp_path / "src" / name / f"{i}.tar", pair("k", i))
+    assert {s: e["records"] for s, e in build(tmp_path / "src", tmp_path / "out")[0]["splits"].items()} == {"café": 2}
+
+
+def test_classes_without_a_training_pair_are_dropped(tmp_path, capsys):
+    for split, labels in (("train", "ab"), ("test", "abcc")):
+        (tmp_path / "src" / split).mkdir(parents=True)
+        write_table(tmp_path / "src" / split, [[f"{i}.png", f"{split} {i}", c] for i, c in enumerate(labels)])
+    (tmp_path / "src" / "train" / "1.png").write_bytes(b"broken")  # the only b
+    manifest, refused = build(tmp_path / "src", tmp_path / "out", label="label")
+    assert (manifest["classes"], manifest["dropped_classes"]) == (["a"], ["b", "c"])
+    reason = "its class has no usable image in the training split"
+    assert manifest["refused"] == {"not an image": 1, reason: 3}
+    assert ("test/x.csv", "3", f"{reason}: c") in refused
+    assert {split: entry["per_class"] for split, entry in manifest["splits"].items()} == {
+        "test": {"a": 1},
+        "train": {"a": 1},
+    }
+    assert "building again without classes that have no training image: 'b', 'c'" in capsys.readouterr().err
+    write_table(tmp_path / "src" / "train", [["0.png", "x", "a"], ["1.png", "x", "b"], ["2.png", "x", "c"]])
+    write_table(tmp_path / "src" / "test", [["0.png", "x", "a"]])
+    manifest, _ = build(tmp_path / "src", tmp_path / "out2", label="label")
+    assert (manifest["dropped_classes"], manifest["missing_classes"]) == ([], {"test": ["b", "c"]})
+
+
+def test_equal_texts_of_two_splits_are_counted(tmp_path, capsys):
+    a = [("0", ["same", "own"]), ("1", ["same", "other", "same"]), ("2", ["alone"])]
+    b = [("0", ["other", "same"]), ("1", ["b"]), ("2", ["Same"])]
+    for split, pairs in (("a", a), ("b", b), ("c", [("0", ["c"])])):
+        tar(tmp_path / "src" / split / "0.tar", [m for key, some in pairs for m in pair(key, 0, captions=some)])
+    assert main(["image_text", str(tmp_path / "src"), str(tmp_path / "out"), "--workers=1"]) == 0
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    counts = {"texts": 2, "captions": {"a": 4, "b": 2}, "pairs": {"a": 2, "b": 1}}
+    assert manifest["equal_texts"] == [{"splits": ["a", "b"], **counts}]
+    said = "equal texts in a and b: 2; pairs with them: 2 of 3 in a, 1 of 3 in b\n"
+    assert said in capsys.readouterr().out
+
+
+def test_folders_of_systems_are_no_splits(tmp_path):
+    src = tmp_path / "src"
+    tar(src / "train" / "0.tar", [*pair("k", 0), ("__MACOSX/k.jpg", b"?"), ("@eaDir/k.txt", b"?"), ("k.cls", b"1")])
+    for name in ("@eaDir", "__MACOSX", "lost+found", "train/@eaDir", "train/$RECYCLE.BIN"):
+        tar(src / name / "1.tar", pair("k", 1))
+    for name in ("Thumbs.db", "train/desktop.ini", "train/.DS_Store", "train/0_stats.json"):
+        (src / name).write_bytes(b"x")
+    manifest, refused = build(src, tmp_path / "out")
+    assert refused == []
+    assert list(manifest["splits"]) == ["train"]
+    system = "belongs to the system, not to the data"
+    left_out = {system: 7, "hidden": 1, "beside a source: images of a table, or metadata": 1}
+    assert manifest["seen"]["files"] == {"sources": 1, "refused": 0, "left_out": left_out}
+    assert sum(left_out.values()) + 1 == sum(len(files) for _, _, files in os.walk(src))
+    assert manifest["seen"]["members"] == {".cls": 1, ".jpg": 1, ".json": 1, ".txt": 1, system: 2}
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["&nbsp;", "&amp;nbsp; ", "\ufeff", "\x07\x1f", "\u200b\u2060", "\u00ad", "&shy;&#8203;", "\u2800", "\0"],
+)
+def test_captions_that_show_nothing_are_empty(caption):
+    assert shards.check_caption(caption) == ("", "empty caption")
+    assert shards.check_caption(caption.encode()) == ("", "empty caption")
+    assert shards.check_caption("\u200ba&nbsp;b") == ("\u200ba&nbsp;b", "")
 
 
 def test_labels_are_sorted_by_value(tmp_path):
@@ -692,7 +905,7 @@ def test_no_usable_pair(tmp_path, capsys):
     for name in ("x.parquet", "x.csv", "y.tar", "z.tar"):
         assert main(["image_text", str(tmp_path / name), str(tmp_path / "out"), "--workers=1"]) == 2
         said = capsys.readouterr().err
-        assert "the sources have no usable pair" in said
+        assert f"the sources have no usable pair ({name})" in said
         if name != "x.csv":
             assert f"the first of 1 refused is {name}: unreadable: " in said
     assert not list(tmp_path.glob("*out*"))

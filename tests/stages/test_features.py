@@ -85,12 +85,15 @@ def test_the_config_runs_on_three_files(files: Path, tmp_path: Path, capsys, mon
     assert "Use the L-BFGS probe" in said.out
     assert "python -m nml_jax.predict" in said.out
     assert said.err.count("diagnose finished") == 3
+    counts = ", ".join(f"{name!r} 20" for name in CLASSES)
+    assert f"seed=0: test: 3 classes: {counts}\n" in said.err
     found = [json.loads((tmp_path / "w" / f"seed={seed}" / "diagnosis.json").read_text()) for seed in range(3)]
     assert found[0] == found[1] == found[2]  # one file, diagnosed once
     assert opened == {
         str(files / f"{name}.npz"): 1 for name in ("train", "test", "far")
     }  # once for all stages and seeds
     text = (tmp_path / "w" / "report.html").read_text()
+    assert f"3 classes: {counts}".replace("'", "&#39;") in text
     for words in ("every method chooses among 3 settings", found[0][0]["verdict"], "Macro-F1 and mean per class, with"):
         assert words in text
 

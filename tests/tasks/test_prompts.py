@@ -81,6 +81,19 @@ def test_prompts_by_class_as_cupl_has_them(write):
     assert "cat, dog" in cure
 
 
+def test_a_class_in_another_form_of_unicode_is_found(write, capsys):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    assert prompts.read_class_names(write([decomposed, "Ant", "ant"]), "x", "abc") == (composed, "Ant", "ant")
+    assert "names that look alike stay apart: 'Ant' and 'ant'" in capsys.readouterr().err
+    assert prompts.read_class_names("", "x", [decomposed]) == (composed,)
+    by_class = prompts.read_templates(write({"x": {decomposed: ["A café."], "ant ": ["An ant."]}}), "x")
+    assert prompts.fill_templates(("ant", composed), by_class) == [["An ant."], ["A café."]]
+    cause, _ = error(prompts.read_templates, write({"x": {composed: ["a"], decomposed: ["b"]}}), "x")
+    assert "two entries for 'café': 'caf\\xe9' and 'cafe\\u0301'" in cause
+    cause, _ = error(prompts.read_templates, write('{"x": ["{}"], "x": ["a {}"]}'), "x")
+    assert "two entries for 'x'" in cause
+
+
 def test_a_wrong_number_of_names(write):
     cause, cure = error(prompts.read_class_names, write(NAMES), "mnist", ("zero", "one", "two"))
     assert "names 2 classes" in cause

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from nml_jax import console, inputs
+from nml_jax.data import class_names
 from nml_jax.data.features.arrays import open_arrays
 from nml_jax.data.features.formats import NO_LABELS, Store, check_labels, keep_valid_labels, list_names, read_errors
 from nml_jax.data.features.tables import open_table
@@ -152,7 +153,8 @@ def open_features(
 
     Arrays are features [N, D] or [N, V, D] and labels [N]. A table has a column of labels and either a column of lists
     or one column per feature. CSV and TSV need a first line of column names, and write lists as JSON, "[0.1, 0.2]".
-    Labels in them are text, unless all are whole numbers without leading zeros and the like.
+    Labels in them are text, unless all are whole numbers without leading zeros and the like. Spellings of one label are
+    one (data/class_names.py).
 
     Args:
         spec: FILE, or "FEATURES.npy,LABELS.npy".
@@ -196,6 +198,7 @@ def open_features(
         else:
             content = open_arrays(paths, label, columns, labelled)
         labels = keep_valid_labels(paths[-1], lambda: check_labels(content.labels, paths[-1]), NO_LABELS, labelled)
+    labels = class_names.clean_labels(labels, f"{paths[-1]}, labels")
     shape = content.shape if len(content.shape) == 3 else (*content.shape[:1], 1, *content.shape[1:])
     if len(shape) != 3 or 0 in shape[1:]:
         raise UserError(
@@ -282,11 +285,12 @@ def encode(labels: np.ndarray, classes: np.ndarray, what: str) -> np.ndarray:
     Raises:
         UserError: a label is not one of the classes.
     """
-    if (labels.dtype.kind == "U") != (classes.dtype.kind == "U"):  # each table decides alone if its labels are numbers
-        labels, classes = labels.astype(str), classes.astype(str)
+    find = {label: place for place, label in enumerate(classes.tolist())}.get  # exact even between int64 and uint64
+    if "U" in labels.dtype.kind + classes.dtype.kind:  # each table decides alone if its labels are numbers
+        find, labels = class_names.NameIndex(classes.tolist()).find, labels.astype(str)
     values, rows = np.unique(labels, return_inverse=True)
-    known = {label: place for place, label in enumerate(classes.tolist())}  # exact even between int64 and uint64
-    places = np.array([known.get(value, -1) for value in values.tolist()], np.int32)
+    found = map(find, values.tolist())
+    places = np.array([-1 if place is None else place for place in found], np.int32)
     if new := values[places < 0].tolist():
         raise UserError(
             f"{what}: {(places[rows] < 0).sum()} of {len(labels)} rows have classes that training never saw: "

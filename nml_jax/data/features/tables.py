@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from nml_jax.data import class_names
 from nml_jax.data.features import columns as cells
 from nml_jax.data.features.formats import (
     IDS,
@@ -220,7 +221,10 @@ def _read_labels(path: Path, label: str) -> np.ndarray:
     parts = [batch.column(label) for _, batch in _batches(path, [label], {label: pa.string()})]
     parts = [part.dictionary_decode() if pa.types.is_dictionary(part.type) else part for part in parts]
     column = pa.chunked_array(parts)
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        column = column.cast(pa.large_string())
     text = cells.is_text(column.type)
+    column = _merge_spellings(column) if text else column
     missing = np.asarray(column.is_null()) | (np.asarray(column) == "" if text else False)
     if (rows := np.flatnonzero(missing)).size:
         raise UserError(
@@ -230,15 +234,21 @@ def _read_labels(path: Path, label: str) -> np.ndarray:
     if text and path.suffix.lower() != ".parquet":  # CSV has no types
         column = _convert_numbers(column)
         text = cells.is_text(column.type)
-    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        column, text = column.cast(pa.large_string()), True
     return np.array(column.to_pylist(), str) if text else column.to_numpy()
+
+
+def _merge_spellings(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Replace every label by the name of its class (`class_names.merge_spellings`)."""
+    merged = class_names.merge_spellings(name for name in column.unique().to_pylist() if name is not None)
+    if all(name == other for name, other in merged.items()):
+        return column
+    return pa.chunked_array([pa.array(map(merged.get, column.to_pylist()), column.type)])
 
 
 def _convert_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Convert labels of text to numbers if printing the numbers gives the same texts, or if some are fractions.
 
-    So "007" and "7" stay two classes, as do "7" and "7.0". Fractions are rejected later.
+    So "007" stays a text, if it is no second spelling of "7". Fractions are rejected later.
     """
     names = column.unique()
     for kind in (pa.int64(), pa.float64()):

@@ -9,7 +9,9 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401 (they register)
+from PIL import Image, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401 (they register)
+
+from nml_jax.data.images import damage
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -27,6 +29,17 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     6: lambda a: np.rot90(a, -1),
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a),
+}
+
+# EXIF orientation -> the same turn of a Pillow image.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 
 
@@ -55,11 +68,37 @@ def decode(image: bytes | np.ndarray) -> np.ndarray:
     """
     if isinstance(image, np.ndarray):
         return _convert_array(image)
-    if image[:3] == b"\xff\xd8\xff":
-        with contextlib.suppress(ValueError):  # unusual or damaged: Pillow decides below
-            if simplejpeg.decode_jpeg_header(image)[2] in ("YCbCr", "RGB", "Gray"):
-                return UPRIGHT[_read_orientation(image)](simplejpeg.decode_jpeg(image, "RGB"))
-    return np.asarray(_convert_to_rgb(_open(image)))
+    if image[:3] == damage.JPEG and (pixels := _decode_jpeg(image)) is not None:
+        return pixels
+    if found := damage.find_png_damage(image):
+        raise ImageError(f"truncated or damaged: {found}")
+    try:
+        return np.asarray(_convert_to_rgb(_open(image)))
+    except ImageError:
+        if (stripped := damage.strip_metadata(image)) == image:
+            raise
+    pixels = np.asarray(_convert_to_rgb(_open(stripped)))
+    return UPRIGHT[_read_orientation(image)](pixels) if image[:3] == damage.JPEG else pixels
+
+
+def _decode_jpeg(image: bytes) -> np.ndarray | None:
+    """Decode a JPEG to upright RGB pixels; None if it is unusual, so that Pillow must decide.
+
+    Raises:
+        ImageError: a part of the pixels is missing or damaged.
+    """
+    try:
+        stored = simplejpeg.decode_jpeg_header(image)[2]
+    except ValueError:
+        return None
+    space = "RGB" if stored in ("YCbCr", "RGB", "Gray") else "CMYK"
+    try:
+        pixels = simplejpeg.decode_jpeg(image, space)
+    except ValueError as e:
+        if found := damage.find_damage(image, str(e), space):
+            raise ImageError(f"truncated or damaged: {found}") from e
+        return None
+    return UPRIGHT[_read_orientation(image)](pixels) if space == "RGB" else None
 
 
 def _convert_array(image: np.ndarray) -> np.ndarray:
@@ -95,12 +134,25 @@ def _read_orientation(data: bytes) -> int:
 
 
 def check(data: bytes, max_pixels: int) -> np.ndarray:
-    """Verify and decode an image. Raise ImageError unless it is intact and has at most `max_pixels` pixels."""
+    """Verify and decode an image. Raise ImageError unless it is intact and has at most `max_pixels` pixels.
+
+    Metadata, such as profiles, texts and EXIF, may be large or broken.
+    """
+    try:
+        _verify(data, max_pixels)
+    except ImageError:
+        if (stripped := damage.strip_metadata(data)) == data:
+            raise
+        _verify(stripped, max_pixels)
+    return decode(data)
+
+
+def _verify(data: bytes, max_pixels: int) -> None:
+    """Compare the checksums of an image, if its format has them, and check its size."""
     with _raise_image_error(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > max_pixels:
             raise ImageError(f"more than {max_pixels / 1e6:g} megapixels: {image.width} x {image.height}")
-        image.verify()  # compares checksums if the format has them
-    return decode(data)
+        image.verify()
 
 
 def shrink(image: np.ndarray, side: int) -> bytes:
@@ -122,7 +174,16 @@ def _open(data: bytes) -> Image.Image:
     """Decode the whole first frame with Pillow and turn it upright."""
     with _raise_image_error(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         image.load()
-        return ImageOps.exif_transpose(image)
+        turn = TURNS.get(_find_orientation(image))
+        return image.transpose(turn) if turn is not None else image
+
+
+def _find_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an open image, 1 to 8. Return 1 if it is absent or the block is damaged."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # its parsers raise errors of many kinds; the pixels are still good
+        return 1
 
 
 @contextlib.contextmanager

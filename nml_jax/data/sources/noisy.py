@@ -2,10 +2,12 @@
 
 import csv
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from nml_jax.data.class_names import clean_name
 from nml_jax.data.sources.captions import Swapped
 from nml_jax.data.sources.source import Overlay, Source, _check_labels, digest
 from nml_jax.errors import UserError
@@ -58,7 +60,8 @@ class SwappedCaptions(Overlay):
 def align_by_key(path: Path, source: Source) -> np.ndarray:
     """Read labels from a .csv with lines of key,label in any order; int32 [N] in the order of `source`.
 
-    A label is a class id in the source's numbering. Lines of other records are ignored.
+    A label is a class id in the source's numbering. Lines of other records are ignored. A key may be written in another
+    form of Unicode than the dataset's.
 
     Raises:
         UserError: the source has no keys; a record has no line or two; a label is not a class id.
@@ -79,9 +82,35 @@ def align_by_key(path: Path, source: Source) -> np.ndarray:
     labels = {key: int(label) for key, label in rows}
     if len(labels) < len(rows):
         raise UserError(f"{path} has {len(rows) - len(labels)} keys twice", "keep one line per record")
-    if missing := [key for key in source.keys if key not in labels]:
+    found = _match_keys(path, source.keys, labels)
+    if missing := [key for key, other in zip(source.keys, found, strict=True) if other is None]:
         raise UserError(
             f"{path} has no label for {len(missing)} of {len(source)} records, such as {missing[0]!r}",
             f"use the keys of the dataset, which look like {source.keys[0]!r}",
         )
-    return _check_labels(np.array([labels[key] for key in source.keys], np.int64), source.num_classes)
+    return _check_labels(np.array([labels[key] for key in found if key is not None], np.int64), source.num_classes)
+
+
+def _match_keys(path: Path, keys: Sequence[str], labels: Mapping[str, int]) -> list[str | None]:
+    """Return how `labels` spells each of `keys`: as it is, else in another form of Unicode; None if it does not.
+
+    Raises:
+        UserError: two spellings of one key have different labels.
+    """
+    if all(key in labels for key in keys) and all(key.isascii() for key in labels):
+        return list(keys)
+    spellings: dict[str, list[str]] = {}
+    for key in labels:
+        spellings.setdefault(clean_name(key), []).append(key)
+    own = set(keys)
+
+    def match(key: str) -> str | None:
+        others = [other for other in spellings.get(clean_name(key), ()) if other == key or other not in own]
+        if len({labels[other] for other in others}) > 1:
+            raise UserError(
+                f"{path} has two labels for {key!r}, spelled {' and '.join(map(ascii, others))}",
+                "keep one line per record",
+            )
+        return others[0] if others else None
+
+    return [match(key) for key in keys]

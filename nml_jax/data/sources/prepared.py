@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
+from nml_jax.data.class_names import compose
 from nml_jax.data.images.codec import Undecodable
 from nml_jax.data.sources import texts
 from nml_jax.data.sources.captions import Captions, Joined, Slice, Stored
@@ -64,6 +65,7 @@ class Records(Source):
 
 def load(kind: str, path: str, split: str, *, name: str, captions: bool) -> Source:
     """Open a split of a prepared dataset; see `sources.load`."""
+    split = compose(split)
     builder = _open_prepared(path, captions) if kind == "directory" else _open_catalogue(name, path)
     folder, info = Path(builder.data_dir), builder.info
     _allow_many_files()

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nml_jax.data.class_names import clean_name
 from nml_jax.data.sources.captions import Captions, Joined, Taken
 from nml_jax.errors import UserError
 
@@ -153,7 +154,7 @@ class Mixture(Source):
     def __init__(self, sources: Sequence[Source]):
         first = sources[0]
         about: dict[str, Any]
-        if len({(bool(len(s.labels)), s.class_names) for s in sources}) > 1:
+        if len({(bool(len(s.labels)), tuple(map(clean_name, s.class_names))) for s in sources}) > 1:
             raise UserError(
                 "the datasets of data.mixture differ in their classes", "mix datasets with the same classes"
             )

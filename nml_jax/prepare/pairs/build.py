@@ -19,8 +19,11 @@ Every source file, or range of rows of a table, becomes one shard. One process b
 After a kill, the same command builds only the missing shards. A tar is always one shard, however large. OUT contains:
   - the records in the order of the sources, with image (original bytes, or shrunk by --resize), key and perhaps label;
   - the supervision index: captions, keys and labels of every split (nml_jax/data/sources/texts.py);
-  - manifest.json: counts and a SHA-256 for every split, and the number of refused pairs, captions and files by reason,
-    so that records and refused pairs sum to the pairs of the sources;
+  - manifest.json: counts and a SHA-256 for every split; classes and their counts; captions that two splits share; the
+    number of refused pairs, captions and files by reason; and what was seen. Records and refused pairs sum to the
+    pairs seen. Captions, refused captions and captions of refused pairs sum to the captions seen. In CSV and TSV, rows,
+    refused lines, lines that continue a cell, blank and header lines sum to the lines. Members of tars are counted by
+    suffix. Source files, refused files and files left out sum to all files;
   - refused.jsonl: every refused pair, caption of a pair that was kept, and file.
 
 Apache Beam maps the same function over the same shards, so every runner writes the same bytes. TFDS's own Beam writer
@@ -48,6 +51,7 @@ from pathlib import Path
 from typing import Any
 
 from nml_jax import console
+from nml_jax.data.class_names import describe_counts, list_names, merge_spellings, warn_alike
 from nml_jax.errors import UserError
 from nml_jax.prepare import records
 from nml_jax.prepare.pairs import shards
@@ -88,7 +92,9 @@ def build_image_text(
         sources: files and folders; see the module.
         workers: number of processes; None: one per core.
         image, captions: columns of tables; for tars, the fields of KEY.json with captions. None: the usual names.
-        label: field or column with the class. The classes are its sorted values; numbers are sorted by value.
+        label: field or column with the class. The classes are its sorted values; numbers are sorted by value. Spellings
+            of one class are one (data/class_names.py). A class without a record in the split "train", or in the only
+            split, is dropped, and its other pairs are refused.
         group: field or column that divides every split into `parts`, named <split>_<part>. A hash of the value chooses
             the part, so equal values fall into the same part of every split, and the shares are approximate.
         parts: name -> share; the shares sum to 1.
@@ -113,8 +119,8 @@ def build_image_text(
         image, tuple(captions) if captions else None, tuple(dict.fromkeys(f for f in (label, group) if f))
     )
     try:
-        files, strays = find(sources)
-        plan = [shard for split, path, name in files for shard in cut(split, path, name, columns)]
+        found = find(sources)
+        plan = [shard for split, path, name in found.files for shard in cut(split, path, name, columns)]
     except OSError as e:
         raise UserError(f"cannot read {e.filename}: {e.strerror}", "give sources that can be read") from e
     splits = _name_splits(plan, parts)
@@ -124,12 +130,13 @@ def build_image_text(
     try:
         _resume(partial, job, plan)
         if label:
-            job = dataclasses.replace(job, classes=_collect_classes(job, plan, spread))
-        todo = [(i, shard) for i, shard in enumerate(plan) if not shards.shard_folder(job, i).is_dir()]
-        if len(todo) < len(plan):
-            console.notice(f"{len(plan) - len(todo)} of {len(plan)} shards are finished already")
-        spread("shards", functools.partial(shards.build, job), todo)
-        manifest = shards.assemble(partial / "out", job, len(plan), splits, strays)
+            classes, spellings = _collect_classes(job, plan, spread)
+            job = dataclasses.replace(job, classes=classes, spellings=spellings)
+        _build_shards(job, plan, spread)
+        if phantoms := shards.find_phantoms(job, len(plan), splits):
+            job = _drop_classes(job, phantoms)
+            _build_shards(job, plan, spread)
+        manifest = shards.assemble(partial / "out", job, plan, splits, found)
         (partial / "out").rename(out.resolve())
         shutil.rmtree(partial)
     except UserError:  # the finished shards are useless, too
@@ -144,6 +151,23 @@ def build_image_text(
     except OSError as e:
         raise UserError(f"cannot write {out}: {e}", f"free or remount the disk; {AGAIN}") from e
     return manifest
+
+
+def _build_shards(job: shards.BuildJob, plan: list[Shard], spread: Spread) -> None:
+    """Build the shards that are not finished yet."""
+    todo = [(i, shard) for i, shard in enumerate(plan) if not shards.shard_folder(job, i).is_dir()]
+    if len(todo) < len(plan):
+        console.notice(f"{len(plan) - len(todo)} of {len(plan)} shards are finished already")
+    spread("shards", functools.partial(shards.build, job), todo)
+
+
+def _drop_classes(job: shards.BuildJob, dropped: list[str]) -> shards.BuildJob:
+    """Return the job without classes. Labels are numbers in the records, so all shards are built again."""
+    console.notice(f"building again without classes that have no training image: {list_names(dropped)}")
+    work = Path(job.work).with_name("shards_without")
+    work.mkdir(exist_ok=True)
+    classes = tuple(name for name in job.classes if name not in dropped)
+    return dataclasses.replace(job, work=str(work), classes=classes)
 
 
 def _check_parts(group: str, parts: Mapping[str, float]) -> Mapping[str, float]:
@@ -189,21 +213,27 @@ def _resume(partial: Path, job: shards.BuildJob, plan: list[Shard]) -> None:
             shutil.rmtree(partial)
         (partial / "shards").mkdir(parents=True)
         write_json(path, wanted)
-    for unfinished in (partial / "shards").glob("*.tmp"):
+    for unfinished in partial.glob("shards*/*.tmp"):
         shutil.rmtree(unfinished)
 
 
-def _collect_classes(job: shards.BuildJob, plan: list[Shard], spread: Spread) -> tuple[str, ...]:
-    """Read the labels of all shards, before any record is written. Return the names of the classes."""
+def _collect_classes(
+    job: shards.BuildJob, plan: list[Shard], spread: Spread
+) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Read the labels of all shards, before any record is written. Return the classes, and (label, its class)."""
     todo = [(i, shard) for i, shard in enumerate(plan) if not shards.shard_labels(job, i).exists()]
     spread("labels", functools.partial(shards.collect_labels, job), todo)
     found = {name for i in range(len(plan)) for name in json.loads(shards.shard_labels(job, i).read_text("utf-8"))}
     if not found:
         raise UserError(f"no pair has a field {job.label!r}", "name a field of KEY.json, or a column, with --label")
-    for name in found:
+    merged = merge_spellings(sorted(found))
+    classes = set(merged.values())
+    for name in classes:
         records.check_class(name, f"correct the field {job.label!r}, or choose another one")
-    numbers = all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in found)
-    return tuple(sorted(found, key=(lambda name: (float(name), name)) if numbers else None))
+    warn_alike(classes, f"field {job.label!r}, classes")
+    numbers = all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in classes)
+    ordered = sorted(classes, key=(lambda name: (float(name), name)) if numbers else None)
+    return tuple(ordered), tuple(merged.items())
 
 
 def _run_processes(workers: int | None, what: str, function: Callable[[Any], None], items: Sequence[Any]) -> None:
@@ -331,6 +361,13 @@ def main(args: argparse.Namespace) -> int:
     )
     for split, counts in manifest["splits"].items():
         print(f"{split}: {counts['records']} images with {counts['captions']} captions")
+        if present := {name: n for name, n in counts.get("per_class", {}).items() if n}:
+            print(f"  {describe_counts(present)}")
+    records.print_classes(manifest)
+    for equal in manifest["equal_texts"]:
+        counts = {split: (n, manifest["splits"][split]["records"]) for split, n in equal["pairs"].items()}
+        pairs = ", ".join(f"{n} of {total} in {split}" for split, (n, total) in counts.items())
+        print(f"equal texts in {' and '.join(equal['splits'])}: {equal['texts']}; pairs with them: {pairs}")
     kinds = {"pairs": "refused", "captions of pairs that were kept": "refused_captions", "files": "refused_files"}
     for what, kind in kinds.items():
         if manifest[kind] or what == "pairs":

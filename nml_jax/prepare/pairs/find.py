@@ -6,21 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nml_jax import console
+from nml_jax.data.class_names import compose, warn_alike
 from nml_jax.errors import UserError
-from nml_jax.prepare.pairs.types import SUFFIXES, read_suffix
+from nml_jax.prepare import clutter
+from nml_jax.prepare.pairs.types import SUFFIXES, Found, read_suffix
 
 PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
 BESIDE_TAR = (".json",)  # img2dataset's statistics
 BESIDE_TABLE = (".json", ".txt", ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+BESIDE = "beside a source: images of a table, or metadata"
 STRAY = "neither a tar nor a table"
 
 
-def find(sources: Sequence[Path]) -> tuple[list[tuple[str, Path, str]], list[tuple[str, str]]]:
+def find(sources: Sequence[Path]) -> Found:
     """Find the source files in the given files and folders (see `build`).
-
-    Returns:
-        (split, path, name) of every source file, and (name, reason) of every other file in the folders that does not
-        belong beside one. Names are paths below the common folder of all sources.
 
     Raises:
         UserError: a source does not exist, has no files, or its splits are ambiguous.
@@ -28,6 +27,7 @@ def find(sources: Sequence[Path]) -> tuple[list[tuple[str, Path, str]], list[tup
     """
     found: list[tuple[str, Path]] = []
     strays: list[Path] = []
+    left_out: Counter[str] = Counter()
     plain: dict[str, None] = {}  # names of the sources that are folders of files
     for source in sources:
         if source.is_file():
@@ -37,9 +37,10 @@ def find(sources: Sequence[Path]) -> tuple[list[tuple[str, Path, str]], list[tup
             continue
         if not source.is_dir():
             raise UserError(f"{source} does not exist", "give files or folders with image-text pairs")
-        direct, folders, other = _list_folder(source)
+        direct, folders, other, counts = _list_folder(source)
         inside = {folder: _list_folder(folder) for folder in folders}
-        nested = [path for files, _, _ in inside.values() for path in files]
+        nested = [path for files, *_ in inside.values() for path in files]
+        left_out.update(counts)
         if direct and nested:
             raise UserError(
                 f"{source} contains {direct[0].name} and also {nested[0].relative_to(source)}",
@@ -47,17 +48,18 @@ def find(sources: Sequence[Path]) -> tuple[list[tuple[str, Path, str]], list[tup
             )
         strays += other
         if direct:
-            name = Path(os.path.abspath(source)).name
+            name = compose(Path(os.path.abspath(source)).name)
             plain[name] = None
             found += [(f"/{name}", path) for path in direct]  # "/": the name is a split only if there are several
             continue
         for folder in folders if nested else [source]:
-            files, _, other = inside.get(folder, ([], [], []))
+            files, _, other, counts = inside.get(folder, ([], [], [], Counter()))
             if not files:
                 cure = "decompress archives first, and move away folders that are not splits"
                 raise UserError(f"{folder} contains none of {', '.join(SUFFIXES)}", cure)
-            found += [(folder.name, path) for path in files]
+            found += [(compose(folder.name), path) for path in files]
             strays += other
+            left_out.update(counts)
     if len(plain) > 1:
         console.notice(f"each folder is one split: {', '.join(plain)}")
     absolute = [Path(os.path.abspath(path)) for _, path in found]
@@ -75,22 +77,35 @@ def find(sources: Sequence[Path]) -> tuple[list[tuple[str, Path, str]], list[tup
         split = (split[1:] if len(plain) > 1 else "train") if split[0] == "/" else split
         files.append((split, path, make_name(path)))
     packed = f"{STRAY}: decompress it first"
-    return files, [(make_name(p), packed if read_suffix(p) in PACKED else STRAY) for p in sorted(set(strays))]
+    warn_alike({split for split, _, _ in files}, "splits")
+    return Found(
+        files, [(make_name(p), packed if read_suffix(p) in PACKED else STRAY) for p in sorted(set(strays))], left_out
+    )
 
 
-def _list_folder(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
-    """Return the sources in a folder, its subfolders, and stray files. Hidden files and folders do not count."""
-    entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+def _list_folder(folder: Path) -> tuple[list[Path], list[Path], list[Path], Counter[str]]:
+    """Return the sources in a folder, its subfolders, stray files, and the number of other files by reason."""
+    left_out: Counter[str] = Counter()
+    entries = []
+    for path in sorted(folder.iterdir()):
+        if reason := clutter.find_clutter(path.name, is_folder=path.is_dir()):
+            left_out[reason] += clutter.count_files(path)
+        else:
+            entries.append(path)
     folders = [p for p in entries if p.is_dir()]
     files = [p for p in entries if read_suffix(p) in SUFFIXES and p.is_file()]
     tars = {p.stem for p in files if read_suffix(p) == ".tar"}
     found = [p for p in files if read_suffix(p) == ".tar" or p.stem not in tars]
     table = any(read_suffix(p) != ".tar" for p in found)
-    known = {*files, *folders}
-    strays = [p for p in entries if p not in known and read_suffix(p) not in (BESIDE_TABLE if table else BESIDE_TAR)]
+    beside = BESIDE_TABLE if table else BESIDE_TAR
+    others = [p for p in entries if p not in files and p not in folders]
+    strays = [p for p in others if read_suffix(p) not in beside]
+    left_out[BESIDE] += len(others) - len(strays) + len(files) - len(found)
     if table:  # subfolders hold its images
-        below = (Path(root, name) for f in folders for root, _, names in os.walk(f) for name in names)
-        strays += [p for p in below if read_suffix(p) in (*SUFFIXES, *PACKED)]
+        below = [Path(root, name) for f in folders for root, _, names in os.walk(f) for name in names]
+        packed = [p for p in below if read_suffix(p) in (*SUFFIXES, *PACKED)]
+        strays += packed
+        left_out[BESIDE] += len(below) - len(packed)
     elif found:
         strays += folders
-    return found, folders, strays
+    return found, folders, strays, +left_out

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, read_suffix
+from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, Tally, read_suffix
 
 
 def cut(split: str, path: Path, name: str, columns: Columns) -> list[Shard]:
@@ -24,8 +24,8 @@ def cut(split: str, path: Path, name: str, columns: Columns) -> list[Shard]:
         return [whole]
 
 
-def read(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal]:
-    """Yield the pairs of a shard, in order."""
+def read(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal | Tally]:
+    """Yield the pairs of a shard, in order, and what else it holds."""
     from nml_jax.prepare.pairs import tables, tars
 
     try:

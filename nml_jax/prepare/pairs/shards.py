@@ -7,25 +7,28 @@ import math
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nml_jax.data.class_names import clean_name, is_empty, simplify_group, warn_alike
 from nml_jax.data.sources import texts
 from nml_jax.errors import UserError
 from nml_jax.hashes import hash_text
 from nml_jax.prepare import records
+from nml_jax.prepare.pairs import leakage, tars
 from nml_jax.prepare.pairs.read import read, read_fields
-from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard
+from nml_jax.prepare.pairs.types import Columns, Found, Pair, Refusal, Shard, Tally
 from nml_jax.runs.files import write_json
 
-SCHEMA = 2
+SCHEMA = 3
+MANY_GROUPS = 1_000_000  # above, names of groups are not compared
 MAX_CAPTION = 5000  # characters; longer texts are pages, of which a text tower would read the first lines
 
 # "what" in refused.jsonl -> the manifest's key with the counts.
 KINDS = {"pair": "refused", "caption": "refused_captions", "file": "refused_files"}
+NO_IMAGE = "its class has no usable image in the training split"
 DOMAIN = b"nml_jax image_text parts"
 
 
@@ -39,6 +42,7 @@ class BuildJob:
         label, group: names of fields, or "".
         parts: (name, share) of the parts of every split.
         classes: names of the classes if there is a label.
+        spellings: (label as it is written, name of its class), also of classes that were dropped.
         resize: largest shorter side of an image in pixels, or None.
     """
 
@@ -48,6 +52,7 @@ class BuildJob:
     group: str = ""
     parts: tuple[tuple[str, float], ...] = ()
     classes: tuple[str, ...] = ()
+    spellings: tuple[tuple[str, str], ...] = ()
     resize: int | None = None
 
 
@@ -110,15 +115,24 @@ class _Writer:
         self.features = records.describe(folder, "image_text", list(job.classes) if job.label else None).features
         self.serializer = ExampleSerializer(self.features.get_serialized_info())
         self.class_ids = {name: i for i, name in enumerate(job.classes)}
+        self.class_of = dict(job.spellings)
+        self.seen: Counter[str] = Counter()
+        self.tallies: dict[str, Counter[str]] = {}
+        self.groups: set[str] = set()
         self.splits: dict[str, _Split] = {}
         self.reasons: dict[str, Counter[str]] = {what: Counter() for what in KINDS}
 
     def run(self) -> None:
         with (self.folder / "refused.jsonl").open("w", encoding="utf-8") as self.refused:
             for pair in read(self.shard, self.job.columns):
-                if isinstance(pair, Refusal):
+                if isinstance(pair, Tally):
+                    self.tallies.setdefault(pair.what, Counter()).update(pair.counts)
+                elif isinstance(pair, Refusal):
+                    self.seen["pairs"] += bool(pair.key)
                     self.refuse(*pair, "pair" if pair.key else "file")
                 else:
+                    self.seen["pairs"] += 1
+                    self.seen["captions"] += len(pair.captions)
                     self.add(pair)
         about = {}
         for name, split in self.splits.items():
@@ -130,7 +144,8 @@ class _Writer:
                 np.save(self.folder / f"{name}.npy", np.array(split.labels, np.int32))
             about[name] = {"records": len(split.keys), "captions": split.caption_count, "bytes": split.bytes}
             about[name] |= {"resized": split.resized, "sha256": split.sha.hexdigest()}
-        write_json(self.folder / "about.json", {"splits": about, "refused": self.reasons})
+        found = {"seen": self.seen, "tallies": self.tallies, "groups": sorted(self.groups)}
+        write_json(self.folder / "about.json", {"splits": about, "refused": self.reasons, **found})
 
     def refuse(self, key: str, reason: str, what: str = "pair") -> None:
         self.reasons[what][_cut_reason(reason)] += 1
@@ -149,15 +164,20 @@ class _Writer:
             image, reason = pair.image()
         if not reason:
             image, resized, reason = records.check_image(image, self.job.resize)
+        label = self.class_of[fields[self.job.label]] if self.job.label and not reason else None
+        if label is not None and label not in self.class_ids:
+            reason = f"{NO_IMAGE}: {label}"
         if reason:
+            self.seen["captions_of_refused"] += len(checked)
             self.refuse(pair.key, reason)
             return
         for reason in bad:
             self.refuse(pair.key, reason, "caption")
         split = self.shard.split
         if self.job.group:
-            split += "_" + choose_part(fields[self.job.group], self.job.parts)
-        self.write(split, f"{self.shard.name}/{pair.key}", image, captions, fields.get(self.job.label))
+            self.groups.add(fields[self.job.group])
+            split += "_" + choose_part(simplify_group(fields[self.job.group]), self.job.parts)
+        self.write(split, f"{self.shard.name}/{pair.key}", image, captions, label)
         self.splits[split].resized += resized
 
     def write(self, split: str, key: str, image: bytes, captions: list[str], label: str | None) -> None:
@@ -199,8 +219,10 @@ def check_caption(value: Any) -> tuple[str, str]:
         text.encode("utf-8")
     except UnicodeError:
         return "", "caption is not UTF-8"
+    from nml_jax.data.text.tokenizer import clean  # here, because it takes half a second to import
+
     text = text.strip()
-    if not text:
+    if is_empty(clean(text)):
         return "", "empty caption"
     if len(text) > MAX_CAPTION:
         return "", f"caption longer than {MAX_CAPTION} characters"
@@ -225,24 +247,33 @@ def _read_field(fields: dict[str, Any], name: str) -> tuple[str, str]:
     if isinstance(value, float):  # integers in a column with missing values
         value = None if math.isnan(value) else int(value) if value.is_integer() else value
     try:
-        text = value.decode("utf-8") if isinstance(value, bytes) else str(value).strip()
+        text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
         text.encode("utf-8")
     except UnicodeError:
         return "", f"field {name!r} is not UTF-8"
-    if value is None or not text.strip():
+    if value is None or is_empty(text):
         return "", f"no field {name!r}"
     if not isinstance(value, bytes | str | int | float):
         return "", f"field {name!r} is no single value"
-    return text.strip(), ""
+    return clean_name(text), ""
 
 
-def assemble(
-    folder: Path, job: BuildJob, n: int, splits: list[str], strays: Iterable[tuple[str, str]]
-) -> dict[str, Any]:
-    """Assemble the dataset in `folder` from the `n` finished shards. This can be interrupted and repeated.
+def find_phantoms(job: BuildJob, n: int, splits: list[str]) -> list[str]:
+    """Return the classes without a record in the training split, from the finished shards.
+
+    Return none if it is not clear which split that is, or if it has no record at all.
+    """
+    train = records.find_training_split(splits)
+    parts = [path for i in range(n) if (path := shard_folder(job, i) / f"{train}.npy").exists()]
+    found = set(np.concatenate([np.load(path, allow_pickle=False) for path in parts]).tolist()) if parts else set()
+    return [name for i, name in enumerate(job.classes) if found and i not in found]
+
+
+def assemble(folder: Path, job: BuildJob, plan: list[Shard], splits: list[str], found: Found) -> dict[str, Any]:
+    """Assemble the dataset in `folder` from the finished shards of `plan`. This can be interrupted and repeated.
 
     Args:
-        strays: (name, reason) of files that are not sources.
+        found: the files of the sources.
 
     Returns:
         The manifest.
@@ -253,11 +284,11 @@ def assemble(
     from tensorflow_datasets.core.splits import SplitDict
 
     (folder / "supervision").mkdir(parents=True, exist_ok=True)
-    parts = [shard_folder(job, i) for i in range(n)]
+    parts = [shard_folder(job, i) for i in range(len(plan))]
     about = [json.loads((part / "about.json").read_text("utf-8")) for part in parts]
     reasons: dict[str, Counter[str]] = {what: Counter() for what in KINDS}
     with (folder / "refused.jsonl").open("wb") as refused:
-        for name, reason in strays:
+        for name, reason in found.strays:
             reasons["file"][_cut_reason(reason)] += 1
             refused.write(_format_refusal(name, "", "file", reason).encode())
         for part, one in zip(parts, about, strict=True):
@@ -265,7 +296,8 @@ def assemble(
                 reasons[what].update(one["refused"][what])
             refused.write((part / "refused.jsonl").read_bytes())
     if not any(one["splits"] for one in about):
-        raise _make_no_pair_error(folder / "refused.jsonl", sum(counts.total() for counts in reasons.values()))
+        n = sum(counts.total() for counts in reasons.values())
+        raise _make_no_pair_error(folder / "refused.jsonl", n, plan, about)
     infos, entries, resized = [], {}, {}
     for name in splits:
         chosen = [(part, one["splits"][name]) for part, one in zip(parts, about, strict=True) if name in one["splits"]]
@@ -282,19 +314,62 @@ def assemble(
     manifest: dict[str, Any] = {"builder": "image_text", "schema": SCHEMA}
     if job.label:
         manifest["classes"] = list(job.classes)
+        manifest["missing_classes"] = records.list_missing(entries)
+        manifest["dropped_classes"] = sorted({name for _, name in job.spellings} - set(job.classes))
     if job.resize:
         manifest["resized"] = records.describe_resized(job.resize, resized)
     manifest |= {"splits": entries, **{kind: dict(sorted(reasons[what].items())) for what, kind in KINDS.items()}}
+    manifest["seen"] = _sum_seen(about, found)
+    manifest["equal_texts"] = leakage.count_equal_texts(folder / "supervision", [info.name for info in infos])
+    if job.group:
+        _warn_groups(job.group, about)
     write_json(folder / "manifest.json", manifest)
     return manifest
 
 
-def _make_no_pair_error(refused: Path, n: int) -> UserError:
+def _sum_seen(about: list[dict[str, Any]], found: Found) -> dict[str, Any]:
+    """Return what the sources hold, so that all of it can be accounted for (see `build`)."""
+    seen: Counter[str] = Counter()
+    tallies: dict[str, Counter[str]] = {}
+    for one in about:
+        seen.update(one["seen"])
+        for what, counts in one["tallies"].items():
+            tallies.setdefault(what, Counter()).update(counts)
+    files = {"sources": len(found.files), "refused": len(found.strays), "left_out": dict(found.left_out)}
+    pairs = {name: seen[name] for name in ("pairs", "captions", "captions_of_refused")}
+    return {**pairs, "files": files, **{what: dict(sorted(counts.items())) for what, counts in tallies.items()}}
+
+
+def _warn_groups(field: str, about: list[dict[str, Any]]) -> None:
+    groups: set[str] = set()
+    for one in about:
+        groups.update(map(simplify_group, one["groups"]))
+        if len(groups) > MANY_GROUPS:
+            return
+    warn_alike(groups, f"field {field!r}, groups")
+
+
+def _make_no_pair_error(refused: Path, n: int, plan: list[Shard], about: list[dict[str, Any]]) -> UserError:
     with refused.open(encoding="utf-8") as lines:
         first = json.loads(next(lines, "null"))
     where = (first["file"], first["key"]) if first else ()
     why = f"; the first of {n} refused is {' '.join(filter(None, where))}: {first['reason']}" if first else ""
-    return UserError(f"the sources have no usable pair{why}", "give sources with images and captions")
+    cure = "give sources with images and captions"
+    if not plan or not (members := about[0]["tallies"].get("members")):
+        return UserError(f"the sources have no usable pair{_name_first(plan)}{why}", cure)
+    seen = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(members.items()))
+    known = {role: [f".{s}" for s, r in tars.SLOTS.items() if r == role] for role in ("image", "txt", "json")}
+    return UserError(
+        f"the sources have no usable pair{_name_first(plan)}{why}; suffixes in {plan[0].name}: {seen}",
+        f"give images ({', '.join(known['image'])}) and captions ({', '.join(known['txt'] + known['json'])}) under the "
+        "same key; a key is the member's name up to its last dot, as in KEY.jpg and KEY.txt",
+    )
+
+
+def _name_first(plan: list[Shard]) -> str:
+    names = list(dict.fromkeys(shard.name for shard in plan))
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f" ({names[0]}{more})" if names else ""
 
 
 def _gather_records(folder: Path, split: str, chosen: list[tuple[Path, dict[str, Any]]]) -> Any:

@@ -4,10 +4,12 @@ A CSV of many gigabytes is read once to find byte offsets between images. Parall
 """
 
 import codecs
+import contextlib
 import csv
 import dataclasses
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -15,12 +17,14 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from nml_jax.errors import UserError
-from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, flatten_captions, read_suffix
+from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, Tally, flatten_captions, read_suffix
 from nml_jax.prepare.records import MAX_BYTES, RECORDS_PER_SHARD, TOO_LARGE, read_file
 
 # Default columns, the first that exists: names of img2dataset, open_clip and Hugging Face.
 IMAGES = ("image", "jpg", "jpeg", "png", "webp", "image_path", "filepath", "file_name", "path")
 CAPTIONS = ("captions", "caption", "text", "txt", "title")
+LINES = ("rows", "refused", "continued", "blank", "header")  # kinds of lines; "continued" continue a cell
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2")  # of images
 
 
 def cut(whole: Shard, columns: Columns) -> list[Shard]:
@@ -49,8 +53,11 @@ def cut(whole: Shard, columns: Columns) -> list[Shard]:
     return [dataclasses.replace(whole, start=i, stop=j, row=i) for i, j in zip(starts, stops, strict=True) if i < j]
 
 
-def read(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal]:
-    """Yield the pairs of a shard of a table, in the order of the rows. Raises the same errors as `cut`."""
+def read(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal | Tally]:
+    """Yield the pairs of a shard of a table, in the order of the rows; of a CSV or TSV also the count of its lines.
+
+    Raises the same errors as `cut`.
+    """
     return (_read_parquet if read_suffix(shard.path) == ".parquet" else _read_csv)(shard, columns)
 
 
@@ -160,17 +167,25 @@ class _Table:
 
     Attributes:
         header: names of the columns.
+        image: number of the column of images, to be set before rows are read.
         position: offset in bytes after the rows read so far.
         line, row: number of lines and rows before `position`.
+        counts: the number of LINES of each kind read so far, and of all as "lines". The first shard counts the header.
     """
+
+    image = 0
 
     def __init__(self, path: str, file: BinaryIO, at: Shard):
         self._file, self._delimiter = file, "\t" if read_suffix(path) == ".tsv" else ","
         if file.read(3) != codecs.BOM_UTF8:
             file.seek(0)
-        self.line, self.row = 0, at.row
+        self.line, self.row, self._counts = 0, at.row, Counter[str]()
         self._rows = self._parse()
         self.header = [name.strip() for name in next(self._rows, [])]
+        self._begin = at.line
+        if at.line in (0, self.line):
+            self._begin = 0
+            self._counts = Counter({"header": 1, "continued": self.line - 1})
         if at.start:
             file.seek(at.start)
             self.line = at.line
@@ -179,28 +194,77 @@ class _Table:
     def position(self) -> int:
         return self._file.tell()
 
+    @property
+    def counts(self) -> dict[str, int]:
+        return {kind: self._counts[kind] for kind in LINES} | {"lines": self.line - self._begin}
+
     def read_row(self) -> list[str] | Refusal | None:
         """Return the next row that is not blank, the reason to refuse it, or None at the end.
 
-        A quote that is never closed would swallow the rest of the file. Only its own line is refused.
+        A quote that is never closed, or that closes rows later, would swallow rows. Only its own line is refused.
         """
-        while True:
+        row: list[str] | None = []
+        start, line = self.position, self.line
+        while row == []:
             start, line = self.position, self.line
             try:
                 row = next(self._rows, None)
             except csv.Error as e:
-                row = Refusal(str(self.row), f"no row of a table: line {line + 1}: {e}")
-                self._file.seek(start)
-                self._file.readline()
-                self.line, self._rows = line + 1, self._parse()
-            if row:
-                self.row += 1
-            if row or row is None:
-                break
-        if isinstance(row, list) and len(row) != len(self.header):
-            fits = f"{len(row)} of {len(self.header)} fields"
-            return Refusal(str(self.row - 1), f"the row does not fit its header: line {line + 1}: {fits}")
-        return row
+                return self._refuse_line(start, line, str(e))
+            self._counts["blank"] += row == []
+        if row is None:
+            return None
+        if self.line > line + 1 and self._is_swallowing(start, row):
+            return self._refuse_line(start, line, "a quote opens in it and closes rows later")
+        self.row += 1
+        fits = len(row) == len(self.header)
+        self._counts["rows" if fits else "refused"] += 1
+        self._counts["continued"] += self.line - line - 1
+        if fits:
+            return row
+        why = f"line {line + 1}: {len(row)} of {len(self.header)} fields"
+        return Refusal(str(self.row - 1), f"the row does not fit its header: {why}")
+
+    def _refuse_line(self, start: int, line: int, why: str) -> Refusal:
+        """Go on after the line that begins at byte `start`."""
+        self._file.seek(start)
+        self._file.readline()
+        self.line, self._rows = line + 1, self._parse()
+        self.row += 1
+        self._counts["refused"] += 1
+        return Refusal(str(self.row - 1), f"no row of a table: line {line + 1}: {why}")
+
+    def _is_swallowing(self, start: int, row: list[str]) -> bool:
+        """Return whether the lines from byte `start` to the position are rows, though a cell of `row` spans them.
+
+        The first line must be a row by itself, and so must one of the others. The image tells a row from a line of text
+        with as many commas: it has the suffix of an image, or that of `row`. In a TSV, and where `row` has no suffix,
+        it suffices that all lines have the header's number of fields.
+        """
+        end = self.position
+        self._file.seek(start)
+        first, *others = self._file.read(end - start).decode("utf-8", "surrogateescape").rstrip("\r\n").split("\n")
+        images = [self._find_image(line) for line in others if line.strip()]
+        own = self._find_image(first)
+        if own is None:
+            return False
+        suffix = read_suffix(row[self.image]) if self.image < len(row) else ""
+        if not suffix:
+            return None not in images
+        known = {*SUFFIXES, suffix}
+        if read_suffix(own) not in known:
+            return False
+        rows = [image is not None and (self._delimiter == "\t" or read_suffix(image) in known) for image in images]
+        return all(rows) if self._delimiter == "\t" else any(rows)
+
+    def _find_image(self, line: str) -> str | None:
+        """Return the cell of the image if the line alone has the header's number of fields, else None."""
+        line = line.rstrip("\r")
+        splits = [line.split(self._delimiter)]
+        with contextlib.suppress(csv.Error):
+            splits += csv.reader([line], delimiter=self._delimiter)
+        fitting = (cells for cells in splits if len(cells) == len(self.header))
+        return next((cells[self.image].strip().strip('"') for cells in fitting), None)
 
     def _parse(self) -> Iterator[list[str]]:
         return csv.reader(self._read_lines(), delimiter=self._delimiter, strict=True)
@@ -225,6 +289,7 @@ class _Run(NamedTuple):
 def _group_rows(table: _Table, columns: Columns, path: str, stop: float = float("inf")) -> Iterator[_Run | Refusal]:
     """Yield the runs that begin before byte `stop`. A refused row does not end a run."""
     image, captions = _choose_columns(table.header, columns, path)
+    table.image = table.header.index(image)
     run = None
     while (start := table.position) < stop:
         at = start, table.line, table.row
@@ -263,20 +328,22 @@ def _cut_csv(whole: Shard, columns: Columns) -> list[Shard]:
             if run.image:
                 images.append(hash(run.image))  # eight bytes per image, however long its path
                 rows.append(run.row)
-        if table.row > begin.row:
+        if table.row > begin.row or not found:
             found.append(dataclasses.replace(begin, stop=table.position))
     again = np.delete(rows, np.unique(images, return_index=True)[1])
     parts = np.split(again, np.searchsorted(again, [shard.row for shard in found[1:]]))
     return [dataclasses.replace(shard, again=tuple(part.tolist())) for shard, part in zip(found, parts, strict=False)]
 
 
-def _read_csv(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal]:
+def _read_csv(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal | Tally]:
     again = set(shard.again)
     with open(shard.path, "rb") as file:
-        for run in _group_rows(_Table(shard.path, file, shard), columns, shard.path, shard.stop):
+        table = _Table(shard.path, file, shard)
+        for run in _group_rows(table, columns, shard.path, shard.stop):
             if isinstance(run, Refusal):
                 yield run
             elif run.row in again:
                 yield Refusal(str(run.row), "another row with this image came before")
             else:
                 yield _make_pair(shard, run.row, run.image, run.captions, run.fields)
+        yield Tally("lines", table.counts)

@@ -8,19 +8,25 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, flatten_captions
+from nml_jax.prepare.clutter import HIDDEN, find_clutter_in_path
+from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, Tally, flatten_captions
 from nml_jax.prepare.records import MAX_BYTES, TOO_LARGE
 
 # Suffix of a member -> its role. Other suffixes are ignored.
 SLOTS = dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image") | {"txt": "txt", "json": "json"}
+NO_SUFFIX = "no suffix"
 LINK = "a link or device, no file"
 CUT = "the tar is cut here; what would follow is lost"
 
 
-def read(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal]:
-    """Yield the pairs of a tar. The members of a key may lie anywhere in it, so all are located first."""
+def read(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal | Tally]:
+    """Yield the pairs of a tar, and the count of its members by suffix.
+
+    The members of a key may lie anywhere in it, so all are located first.
+    """
     with open(shard.path, "rb") as file:
-        found, refused = _locate_members(file)
+        found, refused, suffixes = _locate_members(file)
+        yield Tally("members", suffixes)
         yield from refused
         for key, members in found.items():
             wrong = next((m for m in members.values() if isinstance(m, str)), None)
@@ -32,12 +38,14 @@ def read(shard: Shard, columns: Columns) -> Iterator[Pair | Refusal]:
                 yield _read_pair(file, key, members, columns)
 
 
-def _locate_members(file: BinaryIO) -> tuple[dict[str, dict[str, Any]], list[Refusal]]:
+def _locate_members(file: BinaryIO) -> tuple[dict[str, dict[str, Any]], list[Refusal], Counter[str]]:
     """Locate the members of a tar.
 
     Returns:
-        Key -> role -> (offset, size) of the member or the reason why it cannot be read; and what is wrong with the tar.
+        Key -> role -> (offset, size) of the member or the reason why it cannot be read; what is wrong with the tar; and
+        the number of members by suffix, or by the reason why they are left out whatever their suffix.
     """
+    suffixes: Counter[str] = Counter()
     found: dict[str, dict[str, Any]] = {}
     copies: dict[str, Counter[str]] = {}
     refused, last, size = [], -1, os.fstat(file.fileno()).st_size
@@ -46,9 +54,14 @@ def _locate_members(file: BinaryIO) -> tuple[dict[str, dict[str, Any]], list[Ref
             while (member := tar.next()) is not None:
                 tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  (it would keep them all)
                 last = member.offset_data
-                stem, _, suffix = member.name.removeprefix("./").rpartition(".")
-                slot = SLOTS.get(suffix.lower())
-                if slot is None or member.isdir() or stem.rsplit("/", 1)[-1][:1] in ("", "."):
+                if member.isdir():
+                    continue
+                name = member.name.removeprefix("./")
+                stem, suffix = _split_name(name)
+                clutter = _find_clutter(name)
+                suffixes[clutter or suffix or NO_SUFFIX] += 1
+                slot = SLOTS.get(suffix[1:])
+                if slot is None or clutter:
                     continue
                 key = stem.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
                 place: Any = (member.offset_data, member.size)
@@ -70,7 +83,21 @@ def _locate_members(file: BinaryIO) -> tuple[dict[str, dict[str, Any]], list[Ref
             refused.append(Refusal("", f"the tar is damaged or cut; what would follow is lost: {e}"))
     for key, slots in copies.items():
         refused += [Refusal(key, "another member with this key came before")] * max(slots.values())
-    return found, refused
+    return found, refused, suffixes
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Return the key and the suffix of a member, in lower case with its dot; "" if it has none."""
+    stem, dot, suffix = name.rpartition(".")
+    if not dot or "/" in suffix:
+        return name, ""
+    return stem, f".{suffix.lower()}".encode("utf-8", "backslashreplace").decode()
+
+
+def _find_clutter(name: str) -> str:
+    """Return why a member is left out, or "". A hidden folder hides no member, only a hidden name does."""
+    reason = find_clutter_in_path(name)
+    return "" if reason == HIDDEN and not name.rsplit("/", 1)[-1].startswith(".") else reason
 
 
 def _check_end(file: BinaryIO, offset: int) -> list[Refusal]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,13 @@ class Refusal(NamedTuple):
 
     key: str
     reason: str
+
+
+class Tally(NamedTuple):
+    """What a shard holds, counted by kind. `what` is "lines" of a CSV or TSV, or "members" of a tar."""
+
+    what: str
+    counts: Mapping[str, int]
 
 
 class Pair(NamedTuple):
@@ -30,6 +37,20 @@ class Pair(NamedTuple):
     image: Callable[[], tuple[bytes, str]]
     captions: list[Any]
     fields: dict[str, Any]
+
+
+class Found(NamedTuple):
+    """The files in the sources.
+
+    Attributes:
+        files: (split, path, name) of every source file; names are paths below the common folder of all sources.
+        strays: (name, reason) of every other file or folder that does not belong beside one.
+        left_out: reason -> number of the files that belong beside a source, are hidden or are the system's.
+    """
+
+    files: list[tuple[str, Path, str]]
+    strays: list[tuple[str, str]]
+    left_out: Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True)

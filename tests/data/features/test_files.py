@@ -259,8 +259,10 @@ def test_booleans_are_features_in_every_table(tmp_path: Path):
     [
         (["7", "-8", "10"], [7, -8, 10]),
         (["7.0", "8.0"], [7, 8]),
-        (["007", "7", "8"], ["007", "7", "8"]),
-        (["7", "7.0"], ["7", "7.0"]),
+        (["007", "008"], ["007", "008"]),
+        (["007", "7", "8"], [7, 7, 8]),
+        (["2", "2.0", "02"], [2, 2, 2]),
+        (["007", "7", "x"], ["007", "7", "x"]),
         (["+7", "8"], ["+7", "8"]),
         (["true", "false", "0"], ["true", "false", "0"]),
         (["true", "false"], ["true", "false"]),
@@ -269,8 +271,8 @@ def test_booleans_are_features_in_every_table(tmp_path: Path):
         (["1e3", "1000"], ["1e3", "1000"]),
     ],
 )
-def test_no_two_labels_of_a_csv_become_one(tmp_path: Path, texts: list, labels: list):
-    """Labels become numbers only if printing the numbers gives the same texts, for the whole column."""
+def test_labels_of_a_csv_become_numbers_together_or_not_at_all(tmp_path: Path, texts: list, labels: list):
+    """Labels become numbers if printing the numbers gives the same texts, or a number has two spellings."""
     found = table(tmp_path / "x.csv", "a,label\n" + "".join(f"{i},{text}\n" for i, text in enumerate(texts)))
     assert found.labels.tolist() == labels
     assert found.labels.dtype.kind == ("i" if isinstance(labels[0], int) else "U")
@@ -281,6 +283,37 @@ def test_a_test_file_that_lacks_the_label_which_makes_others_text(tmp_path: Path
     some = [table(tmp_path / f"{i}.csv", text) for i, text in enumerate(("a,label\n1,false\n", "a,label\n1,7\n"))]
     names = find_classes(train.labels)
     assert [names[encode(test.labels, names, "test")].tolist() for test in some] == [["false"], ["7"]]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "npz"])
+def test_spellings_of_one_label_are_one_class(tmp_path: Path, suffix: str, capsys):
+    texts = ["café", "cafe\u0301", "ant", " ant\u00a0", "Ant", "ice cream", "ice  cream", "\ufeffant"]
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "npz":
+        np.savez(path, features=np.ones((8, 2)), labels=np.array(texts))
+    elif suffix == "parquet":
+        pq.write_table(pa.table({"a": range(8), "label": texts}), path)
+    else:
+        between = "\t" if suffix == "tsv" else ","
+        lines = [f"a{between}label", *(f"{i}{between}{text}" for i, text in enumerate(texts))]
+        path.write_text("\n".join(lines), "utf-8")
+    found = open_features(str(path))
+    assert found.labels.tolist() == ["café", "café", "ant", "ant", "Ant", "ice cream", "ice  cream", "ant"]
+    alike = "names that look alike stay apart: 'Ant' and 'ant', 'ice  cream' and 'ice cream'; if they are one"
+    assert f"{path}, labels: {alike}" in capsys.readouterr().err
+
+
+def test_a_test_file_may_spell_a_class_in_another_way(tmp_path: Path):
+    train = table(tmp_path / "train.csv", "a,label\n1,01\n2,02\n")
+    assert train.labels.tolist() == ["01", "02"]
+    for text in ("2", "2.0", "02", " 2"):
+        test = table(tmp_path / "test.csv", f"a,label\n1,{text}\n")
+        assert encode(test.labels, find_classes(train.labels), "test").tolist() == [1]
+
+
+def test_a_label_of_blanks_is_missing(tmp_path: Path):
+    (tmp_path / "x.csv").write_text("a,label\n1,x\n2,\u00a0\n", "utf-8")
+    check_refused(f"{tmp_path}/x.csv", "1 rows have no label in column 'label', such as row 1")
 
 
 def test_wanted_columns_are_taken_by_name(tmp_path: Path):

@@ -510,3 +510,25 @@ def test_labels_are_aligned_by_key(folder, tmp_path):
         align_by_key(path, source)
     with pytest.raises(UserError, match="the dataset has no keys"):
         align_by_key(path, arrays([0, 1]))
+
+
+def test_keys_in_another_form_of_unicode_are_found(tmp_path):
+    composed, decomposed = "train/caf\u00e9/1.jpg", "train/cafe\u0301/1.jpg"
+    other = "train/ant/\u00e4.jpg"
+    source, both = arrays([0, 1], 3), arrays([0, 1], 3)
+    source.keys, both.keys = [composed, other], [composed, decomposed]
+    path = tmp_path / "labels.csv"
+    path.write_text(f"{decomposed},2\ntrain/ant/a\u0308.jpg ,1\n", "utf-8")
+    assert align_by_key(path, source).tolist() == [2, 1]
+    path.write_text(f"{decomposed},2\n{composed},1\n", "utf-8")
+    assert align_by_key(path, both).tolist() == [1, 2]  # two records, which a folder of both spellings has
+    with pytest.raises(UserError, match=r"has two labels for 'train/café/1.jpg', spelled"):
+        align_by_key(path, source)
+
+
+def test_classes_of_a_mixture_may_be_spelled_in_two_ways():
+    one, other = (
+        sources.source.in_memory([np.zeros((1, 1, 3), np.uint8)], [0], num_classes=1, class_names=[name], name="x")
+        for name in ("caf\u00e9", "cafe\u0301")
+    )
+    assert len(sources.source.Mixture([one, other])) == 2

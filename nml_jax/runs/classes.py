@@ -1,0 +1,52 @@
+"""Write and read how many records of each class the splits of a run have.
+
+`classes.json` is of pre-training, `banks/classes.json` of the downstream tasks, and `features.json` of feature files.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nml_jax.errors import UserError
+from nml_jax.runs.files import write_json
+
+Counts = Mapping[str, Mapping[str, int]]  # split -> class -> number of records
+
+PRETRAINING, TASKS, FEATURES = "classes.json", "banks/classes.json", "features.json"
+
+
+def write_counts(path: Path, counts: Counts) -> None:
+    """Write the counts of the splits of a stage."""
+    write_json(path, counts)
+
+
+def read_counts(workdir: Path) -> dict[str, dict[str, int]]:
+    """Read the counts of all splits of a run; {} for runs of older versions.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    counts = {}
+    for name in (PRETRAINING, TASKS, FEATURES):
+        path = workdir / name
+        try:
+            content = json.loads(path.read_text("utf-8")) if path.exists() else {}
+            counts |= _count_features(content) if name == FEATURES else _check(content)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            cure = f"delete it; the command of the run {workdir.name} writes it again"
+            raise UserError(f"{path} is damaged: {e}", cure) from e
+    return counts
+
+
+def _count_features(content: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    classes = [str(name) for name in content.get("classes", ())]
+    splits = {split["split"]: split["per_class"] for split in content.get("splits", ())}
+    return _check({split: dict(zip(classes, counts, strict=True)) for split, counts in splits.items()})
+
+
+def _check(content: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    counts = {str(split): {str(name): n for name, n in of.items()} for split, of in content.items()}
+    if not all(type(n) is int for of in counts.values() for n in of.values()):
+        raise TypeError("a count of records is no whole number")
+    return counts
