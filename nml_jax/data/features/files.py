@@ -17,7 +17,15 @@ import numpy as np
 
 from nml_jax import console, inputs
 from nml_jax.data.features.arrays import open_arrays
-from nml_jax.data.features.formats import NO_LABELS, Store, check_labels, keep_valid_labels, list_names, read_errors
+from nml_jax.data.features.formats import (
+    NO_LABELS,
+    Store,
+    check_count,
+    check_labels,
+    keep_valid_labels,
+    list_names,
+    read_errors,
+)
 from nml_jax.data.features.tables import open_table
 from nml_jax.errors import UserError
 from nml_jax.hashes import hash_bytes, hash_file, hash_text
@@ -210,14 +218,14 @@ def open_features(
             "save them as float32; bfloat16 works only in .safetensors",
         )
     if labelled or len(labels):
-        labels = keep_valid_labels(path, lambda: _check_count(labels, shape[0], spec), NO_LABELS, labelled)
+        labels = keep_valid_labels(path, lambda: _with_count(labels, shape[0], spec), NO_LABELS, labelled)
     names = content.label, content.columns, content.left_out, content.class_names
     return Features(spec, path, labels, shape, content.dtype, scale, *names, tuple(paths), content.store)
 
 
-def _check_count(labels: np.ndarray, rows: int, spec: str) -> np.ndarray:
-    if len(labels) != rows:
-        raise UserError(f"{spec} has {rows} rows of features and {len(labels)} labels", "give one label for every row")
+def _with_count(labels: np.ndarray, rows: int, spec: str) -> np.ndarray:
+    """Return the labels. Raise UserError unless there is one for every row."""
+    check_count(len(labels), rows, spec)
     return labels
 
 
