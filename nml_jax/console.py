@@ -20,6 +20,12 @@ def list_words(words: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def shorten(names: Iterable[str]) -> str:
+    """Return names separated by commas, twelve at most, and how many more there are; "nothing" if there are none."""
+    shown = list(names)
+    return ", ".join(shown[:12]) + f" and {len(shown) - 12} more" * (len(shown) > 12) or "nothing"
+
+
 def notice(message: str) -> None:
     """Print a line to stderr; stdout is for results."""
     print(message, file=sys.stderr, flush=True)

@@ -118,11 +118,17 @@ def check_out(out: Path, inputs: Sequence[Path]) -> None:
         raise UserError(f"--out={out} would replace the input {replaced[0]}", "give --out the name of another file")
 
 
-def label_names(features: files.Features) -> list[str]:
-    """Return the labels of a file as class names; empty if it has none."""
+def label_names(features: files.Features, classes: Sequence[Any] = ()) -> list[str]:
+    """Return the labels of a file as class names; empty if it has none.
+
+    Where none of the names is among `classes`, of a head that was trained on numbers, return the numbers.
+    """
     names, labels = features.class_names, features.labels
-    numbers = len(labels) and labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max() < len(names)
-    return [names[c] if numbers else str(c) for c in labels.tolist()]
+    if len(labels) and labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max() < len(names):
+        found = [names[c] for c in labels.tolist()]
+        if not classes or not set(found).isdisjoint(map(str, classes)):
+            return found
+    return [str(c) for c in labels.tolist()]
 
 
 def describe_agreement(known: list[str], predictions: Sequence[Any], head: head_file.TunedHead) -> str:
@@ -158,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             predictions = write_file(head, features, args.out, proba=args.proba)
         else:
             predictions = write_stdout(head, features, proba=args.proba)
-        if known := label_names(features):
+        if known := label_names(features, head.classes):
             print(describe_agreement(known, predictions, head), file=sys.stderr)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)

@@ -4,8 +4,9 @@ import contextlib
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 import ml_dtypes
@@ -18,17 +19,9 @@ from nml_jax.data.features.checks import check_exact
 from nml_jax.errors import UserError
 
 LABELS = ("label", "labels", "y", "target", "class")  # the default names of labels
-FEATURES = ("features", "X", "x", "embeddings")  # preferred if several arrays could be the features
+FEATURES = ("features", "X", "x", "embeddings", "embedding")  # preferred if several arrays could be the features
 NO_LABELS = np.empty(0, np.int64)
 LONGEST = 1 << 16  # bytes of one label at most: a longer one is no name of a class
-IDS = (
-    "id",
-    "ids",
-    "index",
-    "",
-    "Unnamed: 0",
-    "__index_level_0__",
-)  # never features; the last three are pandas' indices
 
 
 T = TypeVar("T")
@@ -42,7 +35,10 @@ class Store(Protocol):
 
 
 class Content(NamedTuple):
-    """The features and labels of a file. `label`, `columns` and `left_out` are names of columns in a table."""
+    """The features and labels of a file. `label`, `columns`, `left_out` and `ids` are names of columns in a table.
+
+    ids: why each column was taken for an id; they are among those left out.
+    """
 
     labels: np.ndarray
     shape: tuple[int, ...]
@@ -52,6 +48,7 @@ class Content(NamedTuple):
     columns: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    ids: Mapping[str, str] = MappingProxyType({})
 
 
 @contextlib.contextmanager
@@ -178,5 +175,4 @@ def choose_features(path: Path, candidates: list[str]) -> str:
 
 def list_names(names: Iterable[str]) -> str:
     """Return names as an error shows them, twelve at most."""
-    shown = list(map(repr, names))
-    return ", ".join(shown[:12]) + f" and {len(shown) - 12} more" * (len(shown) > 12) or "nothing"
+    return console.shorten(map(repr, names))
