@@ -120,15 +120,18 @@ def match_specs(config: ConfigDict, found: FeatureSet) -> dict[str, Split]:
 
 
 def count_seen(found: FeatureSet) -> dict[str, int]:
-    """Count the rows of every test split whose first view is bit-equal to that of a training row.
+    """Count the rows of every test split whose first view is bit-equal to that of a row of the training file.
+
+    The rows of a held-out part are compared with the rest of the file.
 
     Raises:
         UserError: all rows of a split are, though the training rows differ from each other; see `Features.blocks`.
     """
-    known, counts = np.unique(_hash_rows(found.train)), {}
+    known, counts = np.unique(get_file(found.train).row_hashes), {}
     for split in found.tests:
-        counts[split.name] = seen = int(np.isin(_hash_rows(split), known).sum())
-        if seen == len(split.labels) and len(known) >= DISTINCT * len(found.train.labels):
+        others = _hash_rows(found.train) if split.name == "holdout" else known
+        counts[split.name] = seen = int(np.isin(_hash_rows(split), others).sum())
+        if seen == len(split.labels) and len(known) >= DISTINCT * len(get_file(found.train)):
             raise UserError(
                 f"all {seen:,} rows of {_describe_split(split)} are bit-equal to training rows",
                 "give a test file with rows that training does not have",
