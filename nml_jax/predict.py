@@ -6,7 +6,7 @@ FEATURES is any file that data/features/files.py reads, stored in the same scale
 table are matched to those of training by name, in any order. Arrays, and lists in a column, are matched by position.
 Labels are optional. If there are labels, the accuracy is printed; rows of classes that the head does not know count
 as wrong, and their number is printed. The output is CSV: row, prediction, and with --proba the probability of every
-class.
+class. Names of classes that a spreadsheet would take for formulas have an apostrophe in front (spreadsheet.py).
 """
 
 import argparse
@@ -20,9 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from nml_jax import console
 from nml_jax.data.features import files
 from nml_jax.errors import UserError
 from nml_jax.runs.files import replace_file
+from nml_jax.spreadsheet import escape_cell
 from nml_jax.tuning import head_file
 
 CLOSED = 141  # exit code if the reader of the output is gone, the same as of a program that SIGPIPE ends
@@ -53,14 +55,15 @@ def write(head: head_file.TunedHead, features: files.Features, out: Any, *, prob
         UserError: see `predict`; or the head has no probabilities.
     """
     table = csv.writer(out, lineterminator="\n")
+    names = [escape_cell(name) if isinstance(name, str) else name for name in head.classes]
     predictions: list[Any] = []
     for start, logits in predict(head, features):
         odds = head.probabilities(logits) if proba else np.empty((len(logits), 0))
         if not start:
-            table.writerow(["row", "prediction", *(head.classes if proba else ())])
+            table.writerow(["row", "prediction", *(names if proba else ())])
         for i, (p, best) in enumerate(zip(odds, logits.argmax(1).tolist(), strict=True)):
             predictions.append(head.classes[best])
-            table.writerow([start + i, head.classes[best], *(f"{x:.6g}" for x in p)])
+            table.writerow([start + i, names[best], *(f"{x:.6g}" for x in p)])
     return predictions
 
 
@@ -78,6 +81,16 @@ def write_file(head: head_file.TunedHead, features: files.Features, out: Path, *
         return write(head, features, file, proba=proba)
 
 
+class _Terminal:
+    """Standard output where it is a terminal, which gets no control characters of class names."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        self._stream.write(console.make_printable(text))
+
+
 def write_stdout(head: head_file.TunedHead, features: files.Features, *, proba: bool) -> list[Any]:
     """Write the CSV to standard output. Return the predictions.
 
@@ -89,7 +102,8 @@ def write_stdout(head: head_file.TunedHead, features: files.Features, *, proba: 
         if sys.stdout is None:
             raise OSError("it is closed")
         try:
-            predictions = write(head, features, sys.stdout, proba=proba)
+            out = _Terminal(sys.stdout) if sys.stdout.isatty() else sys.stdout
+            predictions = write(head, features, out, proba=proba)
             sys.stdout.flush()
         except OSError:  # at exit Python would flush the rest of the buffer, and fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -165,9 +179,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             predictions = write_stdout(head, features, proba=args.proba)
         if known := label_names(features, head.classes):
-            print(describe_agreement(known, predictions, head), file=sys.stderr)
+            console.notice(describe_agreement(known, predictions, head))
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        console.notice(f"error: {e}")
         return e.exit_code
     except BrokenPipeError:
         return CLOSED

@@ -175,15 +175,17 @@ def open_features(
     """Open a feature file. For a table, log once which columns are used and which are left out.
 
     Arrays are features [N, D] or [N, V, D] and labels [N]. A table has a column of labels and either a column of lists
-    or one column per feature. CSV and TSV need a first line of column names, and write lists as JSON, "[0.1, 0.2]".
+    or one column per feature. CSV and TSV need a first line of column names, and write lists as JSON, "[0.1, 0.2]", or
+    as NumPy prints them. Cells may be tensors or lists of lists, too: [1, D] is D features, [V, D] is V views of them.
     Labels in them are text, unless all are whole numbers without leading zeros and the like.
 
     Args:
         spec: FILE, or "FEATURES.npy,LABELS.npy".
         label: name of the label array or column. "": the only one of label, labels, y, target, class.
-        columns: name of the feature array or column. "": the only 2-D or 3-D array or the only list column; among
-            several the one called features, X, x or embeddings; in a table without lists all columns of numbers and
-            booleans except the label and ids (id, ids, index, and the index that pandas writes).
+        columns: name of the feature array or column; in a table also names and patterns of columns of numbers, as in
+            "f*,age". "": the only 2-D or 3-D array or the only column of lists; among several the one called features,
+            X, x, embeddings or embedding; in a table without lists all columns of numbers and booleans except the label
+            and ids, which `guesses.is_id` finds by name, and columns of whole numbers that count up.
         scale: real value = stored value × scale.
         labelled: False if the file may lack labels. Labels with blanks or other faults are then dropped with a notice.
         wanted: names of the D feature columns of a table, which may be in any order; (): as `columns` says. Arrays and

@@ -25,6 +25,7 @@ from nml_jax.data.features.formats import (
 from nml_jax.data.features.guesses import Counter
 from nml_jax.data.features.lists import Lists, read_lists
 from nml_jax.errors import UserError
+from nml_jax.spreadsheet import restore_cell
 
 BATCH_ROWS = 4096  # rows of a Parquet file in memory at a time
 PAGE_BYTES = 1 << 16  # bytes a row that the pages of a column may take besides its values
@@ -230,7 +231,7 @@ def _read_labels(path: Path, label: str) -> np.ndarray:
             "give every row a label, or drop these rows",
         )
     if text and path.suffix.lower() != ".parquet":  # CSV has no types
-        column = _convert_numbers(column)
+        column = _convert_numbers(_restore_cells(column))
         text = cells.is_text(column.type)
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         column, text = column.cast(pa.large_string()), True
@@ -244,6 +245,14 @@ def _check_label_size(path: Path, label: str) -> None:
     columns = [group.column(i) for group in groups for i in range(group.num_columns)]
     size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == label)
     check_label_bytes(size / max(metadata.num_rows, 1) - PAGE_BYTES, path)
+
+
+def _restore_cells(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return labels without the apostrophes that keep a spreadsheet from taking them for formulas."""
+    names = {name: restore_cell(name) for name in column.unique().to_pylist()}
+    if all(name == restored for name, restored in names.items()):
+        return column
+    return pa.chunked_array([pa.array(map(names.get, column.to_pylist()), column.type)])
 
 
 def _convert_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:

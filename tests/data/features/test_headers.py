@@ -27,7 +27,7 @@ def make_npy(shape: tuple[int, ...], dtype: str, data: bytes = b"") -> bytes:
     return out.getvalue() + data
 
 
-def write_npz(path: Path, how: int = zipfile.ZIP_DEFLATED, **members: bytes) -> str:
+def write_npz(path: Path, members: dict[str, bytes], how: int = zipfile.ZIP_DEFLATED) -> str:
     with zipfile.ZipFile(path, "w", how) as archive:
         for name, data in members.items():
             archive.writestr(f"{name}.npy", data)
@@ -51,7 +51,7 @@ ZEROS = bytes(64 << 20)
     ],
 )
 def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, members: dict[str, bytes], words: str):
-    spec = write_npz(tmp_path / "bomb.npz", **members)
+    spec = write_npz(tmp_path / "bomb.npz", members)
     assert Path(spec).stat().st_size < 200_000
     tracemalloc.start()
     try:
@@ -66,7 +66,7 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, members: dic
 
 def test_sizes_in_the_directory_of_an_archive_are_not_believed(tmp_path: Path):
     """The directory may lie too: a deflated byte stands for 1032 bytes at most."""
-    spec = write_npz(tmp_path / "x.npz", x=make_npy((40, 1 << 30), "<f4", X.tobytes()), y=LABELS)
+    spec = write_npz(tmp_path / "x.npz", {"x": make_npy((40, 1 << 30), "<f4", X.tobytes()), "y": LABELS})
     content = bytearray(Path(spec).read_bytes())
     with zipfile.ZipFile(spec) as archive:
         at = content.index(b"PK\x01\x02", archive.start_dir) + 24  # where the directory holds the unpacked size
@@ -77,7 +77,7 @@ def test_sizes_in_the_directory_of_an_archive_are_not_believed(tmp_path: Path):
 
 
 def test_a_stored_member_ends_where_it_ends(tmp_path: Path):
-    spec = write_npz(tmp_path / "x.npz", zipfile.ZIP_STORED, y=make_npy((40,), "<i8", bytes(80)), x=FEATURES)
+    spec = write_npz(tmp_path / "x.npz", {"y": make_npy((40,), "<i8", bytes(80)), "x": FEATURES}, zipfile.ZIP_STORED)
     with pytest.raises(UserError, match=r"y\.npy claims 320 bytes"):
         open_features(spec)
 
