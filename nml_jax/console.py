@@ -1,5 +1,6 @@
 """Print lines for the person at the terminal."""
 
+import functools
 import math
 import re
 import sys
@@ -34,6 +35,12 @@ def shorten(names: Iterable[str]) -> str:
 def notice(message: str) -> None:
     """Print a line to stderr; stdout is for results."""
     print(make_printable(message), file=sys.stderr, flush=True)
+
+
+@functools.cache
+def notice_once(message: str) -> None:
+    """Print a line to stderr, the first time that it is given."""
+    notice(message)
 
 
 def show(text: str) -> None:

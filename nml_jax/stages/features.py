@@ -25,6 +25,9 @@ from nml_jax.assembly.feature_files import (
 )
 from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
 from nml_jax.data.features.checks import check_varied
+from nml_jax.data.features.files import count_block_rows
+from nml_jax.data.features.guesses import find_counting
+from nml_jax.data.features.sets import FeatureSet
 from nml_jax.errors import UserError
 from nml_jax.runs.files import write_json
 from nml_jax.runs.rows import Row, write_rows
@@ -98,11 +101,24 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         for spec, split in match_specs(config, found).items():
             check_varied((block for block, _ in split.blocks()), spec)
         count_seen(found)
+        _warn_of_counting(found)
         if found.train.features.dim == 1 and "code" in config.extract.spectra:
             raise UserError(
                 f"{config.features.train} has one feature, for which the mode code has no spectrum",
                 "give two features or more, or --config.extract.spectra=\"('paper',)\"",
             )
+
+
+def _warn_of_counting(found: FeatureSet) -> None:
+    """Print which features of an array count up. Those of tables were left out when they were opened."""
+    file = get_file(found.train)
+    rows = count_block_rows(file.views, file.dim)
+    counting = [] if file.columns else find_counting(block for _, block in file.blocks(rows))
+    if counting:
+        console.notice_once(
+            f"{file.spec}: features {console.shorten(map(str, counting))} of each row count up: if they number the "
+            "rows, leave them out where the features were made"
+        )
 
 
 def _is_same_file(a: Path, b: Path, *, content: bool) -> bool:

@@ -100,6 +100,14 @@ def test_equal_rows_of_a_few_whole_numbers_are_not_refused(tmp_path: Path):
     assert json.loads((cell / "features.json").read_text())["seen_in_training"] == {"test": 200}
 
 
+def test_features_of_an_array_that_count_up_are_told(tmp_path: Path, capsys: pytest.CaptureFixture):
+    features, codes = blobs(60, 0)
+    features[:, 2] = np.arange(60)
+    np.savez(tmp_path / "train.npz", features=features, labels=codes)
+    launch(tmp_path / "w", train=tmp_path / "train.npz")
+    assert capsys.readouterr().err.count("train.npz: features 2 of each row count up") == 1
+
+
 def test_views_stand_in_the_report(tmp_path: Path):
     for name, seed in (("train", 0), ("test", 1)):
         features, codes = blobs(60, seed)

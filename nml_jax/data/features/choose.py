@@ -12,7 +12,7 @@ from nml_jax import console
 from nml_jax.data.features import columns as cells
 from nml_jax.data.features.formats import FEATURES, LABELS, choose_features, list_names, raise_several_labels
 from nml_jax.data.features.guesses import is_embedding_name, is_id, measure_unread
-from nml_jax.data.features.lists import Lists, describe_lists, find_numbers
+from nml_jax.data.features.lists import Lists, describe_lists, find_numbers, parse_list
 from nml_jax.errors import UserError
 
 FEW = 8  # columns of numbers: fewer are more likely to lie beside an embedding than to be one
@@ -151,8 +151,10 @@ def _check_unread(
         width = measure_unread(name, batch.column(name))
         if width and (width >= taken or is_embedding_name(name)):
             kind = batch.schema.field(name).type
+            cut = cells.is_text(kind) and any("..." in (cell or "") for cell in batch.column(name)[:10].to_pylist())
             raise UserError(
-                f"{path}: column {name!r} of type {kind} looks like an embedding and cannot be read",
+                f"{path}: column {name!r} of type {kind} looks like an embedding and cannot be read"
+                + ": it was shortened with ... when it was printed" * cut,
                 f"write it as lists of numbers of one length; or {KEEP.format(found or next(iter(scalars), 'NAME'))}",
             )
 
@@ -167,7 +169,7 @@ def check_header(path: Path, batch: pa.RecordBatch, label: str, wanted: Sequence
         UserError: the first line looks like a row.
     """
     names = batch.schema.names
-    numbers = [name for name in names if NUMERAL.fullmatch(name.strip())]
+    numbers = [name for name in names if NUMERAL.fullmatch(name.strip()) or _is_list(name)]
     if not numbers or (wanted and set(wanted) <= set(names)):
         return
     for i, name in enumerate(names):
@@ -188,3 +190,11 @@ def check_header(path: Path, batch: pa.RecordBatch, label: str, wanted: Sequence
         f"{path}: the first line holds {list_names(names)}, which looks like a row and not like names",
         "the first line must name the columns, as in f0, f1, label",
     )
+
+
+def _is_list(name: str) -> bool:
+    """Return whether a name is a list of numbers."""
+    try:
+        return bool(parse_list(name).ndim)
+    except (ValueError, TypeError):
+        return False

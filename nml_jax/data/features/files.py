@@ -216,12 +216,12 @@ def open_features(
         if suffix in (".csv", ".tsv", ".parquet"):
             content = open_table(path, label, columns, labelled, wanted)
             used = f"label {content.label!r}, " if content.label else "no label, "
-            _notify_once(
+            console.notice_once(
                 f"{path}: {used}features {list_names(content.columns)}; left out: {list_names(content.left_out)}"
             )
             if content.ids:
                 why = ", ".join(f"{name!r} ({reason})" for name, reason in [*content.ids.items()][:12])
-                _notify_once(f"{path}: taken for ids: {why}; --config.features.columns keeps a column")
+                console.notice_once(f"{path}: taken for ids: {why}; --config.features.columns keeps a column")
         else:
             content = open_arrays(paths, label, columns, labelled)
         labels = keep_valid_labels(paths[-1], lambda: check_labels(content.labels, paths[-1]), NO_LABELS, labelled)
@@ -232,7 +232,7 @@ def open_features(
             "give them as [rows, features], or as [rows, views, features]",
         )
     if shape[1] > 1:
-        _notify_once(f"{path}: {shape[1]} views of each row, and only the first is scored")
+        console.notice_once(f"{path}: {shape[1]} views of each row, and only the first is scored")
     if shape[0] == 0:
         raise UserError(f"{path} has no rows", "write it again where the features were made")
     if content.dtype.kind not in "fiub" and content.dtype != ml_dtypes.bfloat16:
@@ -250,11 +250,6 @@ def _with_count(labels: np.ndarray, rows: int, spec: str) -> np.ndarray:
     """Return the labels. Raise UserError unless there is one for every row."""
     check_count(len(labels), rows, spec)
     return labels
-
-
-@functools.cache
-def _notify_once(message: str) -> None:
-    console.notice(message)
 
 
 def count_block_rows(views: int, dim: int) -> int:
@@ -313,7 +308,7 @@ def translate_labels(train: Features, other: Features) -> np.ndarray:
         return _match_names(labels, mine, train, other)
     if bool(mine) != bool(its) and labels.dtype.kind in "iu" and train.labels.dtype.kind in "iu":
         bare, named = (other, train) if mine else (train, other)
-        _notify_once(f"{bare.path} does not name its classes: its numbers are taken as those of {named.path}")
+        console.notice_once(f"{bare.path} does not name its classes: its numbers are taken as those of {named.path}")
     return labels
 
 
@@ -329,7 +324,7 @@ def _match_names(labels: np.ndarray, names: tuple[str, ...], train: Features, ot
             f"{other.path} has the classes {list_names(new)}, which {train.path} does not name",
             "drop their rows, or add rows of these classes to the training file",
         )
-    _notify_once(f"{other.path}: its classes are matched to those of {train.path} by name")
+    console.notice_once(f"{other.path}: its classes are matched to those of {train.path} by name")
     return np.array([place[value] for value in values.tolist()], np.int64)[rows]
 
 

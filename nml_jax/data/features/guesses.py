@@ -1,7 +1,9 @@
 """Guess from names and cells what a column of a table is: an id, or an embedding that cannot be read."""
 
+import base64
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,16 +18,17 @@ THINGS = "row|sample|image|img|item|user|doc|document|file|record|patient|custom
 GLUED = re.compile(rf"({THINGS})({'|'.join(sorted(ID_WORDS))}|no|num|number)", re.IGNORECASE)
 ALWAYS = re.compile(r"|unnamed: 0|__index_level_\d+__", re.IGNORECASE)  # pandas' indices
 PERHAPS = re.compile(r"unnamed: \d+([._]\d+)*|level_\d+", re.IGNORECASE)
+BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
 FEWEST = 8  # rows that must count up before a column is taken for an id
 
 NAMES = {"emb", "embs", "embed", "embedding", "embeddings", "vector", "vectors", "vec", "vecs", "features", "feature",
          "feat", "feats", "representation", "representations", "encoding", "encodings", "latent", "latents", "hidden",
          "activations"}  # fmt: skip
-FLOATS = (np.dtype("<f4"), np.dtype("<f8"))
+# Types of floats, and the sizes that nine of ten numbers of an embedding have in them.
+FLOATS = {"<f4": (1e-9, 1e6), "<f8": (1e-9, 1e6), "<f2": (1e-3, 64)}
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-NUMBERS = re.compile(rf"\s*[\[({{<]*\s*(?:{NUMBER}|nan|inf|\.\.\.)(?:[\s,;|]+(?:{NUMBER}|nan|inf|\.\.\.))+[\s\])}}>]*",
-                     re.IGNORECASE)  # fmt: skip
-BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
+ITEM = rf"(?:{NUMBER}|nan|inf|\.\.\.)"
+NUMBERS = re.compile(rf"\s*[\[({{<]*\s*{ITEM}(?:[\s,;|\[\]()]+{ITEM})+[\s\])}}>]*", re.IGNORECASE)
 ARRAY_FILE = re.compile(r".+\.(npy|npz|pt|pth|safetensors|bin|h5)", re.IGNORECASE)
 
 
@@ -89,28 +92,50 @@ class Counter:
         return self._up and self.rows >= FEWEST and (self._even or dense)
 
 
+def find_counting(blocks: Iterable[np.ndarray]) -> list[int]:
+    """Return the positions of features that count up as ids do, in the first views of blocks [n, V, D]."""
+    counters: dict[int, Counter] = {}
+    for i, block in enumerate(blocks):
+        rows = block[:, 0]
+        counters = counters if i else {j: Counter() for j in range(rows.shape[1])}
+        counters = {j: counter for j, counter in counters.items() if counter.add(rows[:, j])}
+        if not counters:
+            break
+    return [j for j, counter in counters.items() if counter.counts()]
+
+
 def measure_unread(name: str, column: pa.Array) -> int:
     """Return how many numbers a cell holds if a column that cannot be read looks like an embedding, else 0."""
-    kind, cells = column.type, column[:SAMPLE].drop_null()
+    named, kind, cells = is_embedding_name(name), column.type, column[:SAMPLE].drop_null()
     if not len(cells):
-        return int(is_embedding_name(name))  # nothing but missing cells
-    if isinstance(kind, pa.BaseExtensionType):
-        if find_numbers(kind) is None:  # such as a UUID
-            return 0
-        return _count(cells.storage.to_pylist()) if is_embedding_name(name) else 0
-    if pa.types.is_struct(kind) or pa.types.is_map(kind):
-        return _count_fields(kind, cells)
-    if is_list(kind):
-        inner, one = kind.value_type, cells.to_pylist()
-        if is_list(inner):  # ragged lists, or images of three sides
-            return _count(one) if find_numbers(kind) is not None and is_embedding_name(name) else 0
-        words = is_text(inner) and _are_most(cells.flatten().to_pylist(), NUMBER)
-        return _count(one) if words or (is_number(inner) and is_embedding_name(name)) else 0
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        return _count_floats(cells.to_pylist(), named=is_embedding_name(name))
+        return int(named)  # nothing but missing cells
     if is_text(kind):
-        return _count_written(cells.to_pylist(), named=is_embedding_name(name))
-    return 0
+        return _count_written(cells.to_pylist(), named=named)
+    if pa.types.is_struct(kind) or pa.types.is_map(kind):
+        width = _count_fields(kind, cells)
+    elif any(test(kind) for test in BINARY):
+        width = _count_floats(cells.to_pylist(), named=named)
+    elif is_list(kind):
+        texts = is_text(kind.value_type) and _are_most(cells.flatten().to_pylist(), NUMBER)
+        width = _count(cells.to_pylist()) if texts else 0
+    elif find_numbers(kind) is None:  # such as dates, categories and UUIDs
+        return 0
+    else:
+        width = 0  # tensors of three sides, such as images
+    return max(width, int(named and (_holds_numbers(kind) or any(test(kind) for test in BINARY))))
+
+
+def _holds_numbers(kind: pa.DataType) -> bool:
+    """Return whether there are numbers in a type, at whatever depth."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _holds_numbers(kind.storage_type)
+    if is_list(kind):
+        return _holds_numbers(kind.value_type)
+    if pa.types.is_map(kind):
+        return _holds_numbers(kind.item_type)
+    if pa.types.is_struct(kind):
+        return any(_holds_numbers(kind.field(i).type) for i in range(kind.num_fields))
+    return is_number(kind)
 
 
 def _count(cells: Sequence) -> int:
@@ -140,11 +165,14 @@ def _count_floats(cells: Sequence[bytes], *, named: bool) -> int:
     sizes, data = {len(cell) for cell in cells}, b"".join(cells)
     if len(sizes) != 1 or not data or data.isascii():
         return max(sizes) // 4 if named else 0
-    for dtype in FLOATS if min(sizes) % 8 == 0 else FLOATS[:1] if min(sizes) % 4 == 0 else ():
+    for dtype, (least, most) in FLOATS.items():
+        if min(sizes) % np.dtype(dtype).itemsize:
+            continue
         with np.errstate(invalid="ignore"):
             size = np.abs(np.frombuffer(data, dtype).astype(np.float64))
-        if ((size == 0) | ((size > 1e-9) & (size < 1e6))).mean() > 0.9 and size.any():
-            return min(sizes) // dtype.itemsize
+        size = size[size != 0]
+        if len(size) > 16 and ((size > least) & (size < most)).mean() > 0.9:
+            return min(sizes) // np.dtype(dtype).itemsize
     return min(sizes) // 4 if named else 0
 
 
@@ -155,8 +183,10 @@ def _count_written(cells: Sequence[str], *, named: bool) -> int:
         bare = not any(cell.lstrip()[:1] in tuple("[({<") for cell in cells)
         telephone = bare and (count < 4 or not any("." in cell for cell in cells))  # or a date, or a place
         return 0 if telephone and not named else count
-    if named and (_are_most(cells, BASE64.pattern) or _are_most(cells, ARRAY_FILE.pattern)):
-        return max(map(len, cells))
+    if named and _are_most(cells, ARRAY_FILE.pattern):
+        return 1
+    with contextlib.suppress(ValueError):  # not base64
+        return _count_floats([base64.b64decode(cell, validate=True) for cell in cells], named=False)
     return 0
 
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from nml_jax.data.features.columns import is_number, is_text, quote, read_numbers
 from nml_jax.errors import UserError
 
+DEEPEST = 8  # lists within each other
 SAMPLE = 100  # cells that tell what a column of text holds
 WRAPPED = re.compile(r"(?:\w+\.)?(?:array|ndarray|tensor|Tensor)\((?=\[)(.*)\)", re.DOTALL)
 SCALAR = re.compile(r"(?:np|numpy)\.(?:float|int|uint|bool)\w*\(([^()]*)\)")  # how NumPy 2 prints numbers in a list
@@ -142,9 +143,12 @@ def parse_list(text: str) -> np.ndarray:
     Raises:
         ValueError, TypeError: it is something else, is ragged, or was shortened with "...".
     """
-    with contextlib.suppress(json.JSONDecodeError):
+    try:
         return _to_array(json.loads(text))
-    text = SCALAR.sub(r"\1", text.strip())
+    except json.JSONDecodeError:
+        text = SCALAR.sub(r"\1", text.strip())
+    except (RecursionError, OverflowError) as e:
+        raise ValueError("not a list of numbers") from e
     if wrapped := WRAPPED.fullmatch(text):
         text = wrapped[1][: wrapped[1].rindex("]") + 1]  # what follows are dtype=..., device=...
     if not (text.startswith("[") and text.endswith("]")):
@@ -159,7 +163,7 @@ def parse_list(text: str) -> np.ndarray:
             stack.pop()
         else:
             stack[-1].append(math.nan if token in MISSING else float(token))
-        if not stack:
+        if not 0 < len(stack) <= DEEPEST:
             raise ValueError("a bracket too many")
     if len(stack) != 1 or len(whole) != 1:
         raise ValueError("a bracket too few")

@@ -1,5 +1,6 @@
 """Test which columns of a table become features: embeddings in odd types, ids, headers of numbers."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -96,11 +97,14 @@ def test_views_of_an_array_are_told(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 UNREAD = {
     "binary": ([row.tobytes() for row in X], "binary"),
+    "binary in half precision": ([row.astype(np.float16).tobytes() * 3 for row in X], "binary"),
+    "large binary": (pa.array([row.astype(np.float64).tobytes() for row in X], pa.large_binary()), "large_binary"),
     "fixed binary": (pa.array([row.tobytes() for row in X], pa.binary(4 * D)), "fixed_size_binary[16]"),
     "struct": ([{f"f{i}": float(x) for i, x in enumerate(row)} for row in X], "struct<f0"),
     "sparse": ([{"indices": [1, 5, 7, 9], "values": row.tolist()} for row in X], "struct<indices"),
     "lists of text": ([[repr(float(x)) for x in row] for row in X], "list<element: string>"),
     "bare numbers": ([" ".join(map(str, row)) for row in X], "string"),
+    "base64": ([base64.b64encode(row.tobytes()).decode() for row in X], "string"),
     "shortened": ([f"[{row[0]} {row[1]} ... {row[3]}]" for row in X], "string"),
     "braces": (["{" + ",".join(map(str, row)) + "}" for row in X], "string"),
 }
@@ -117,9 +121,17 @@ def test_embeddings_that_cannot_be_read(tmp_path: Path, kind: str, name: str):
     check_refused(tmp_path, tags, f"column '{name}'", "looks like an embedding")
 
 
-@pytest.mark.parametrize("cells", [["QUJDREVGR0hJSktM"] * N, ["emb/1.npy"] * N, [None] * N])
+@pytest.mark.parametrize("cells", [["emb/1.npy"], [None], [[{"i": 1, "v": 0.5}]], [X[:2].tobytes()], [{"v": {"w": 1}}]])
 def test_an_embedding_by_its_name_alone(tmp_path: Path, cells: list):
-    check_refused(tmp_path, {**STRAY, "text_embedding": cells}, "column 'text_embedding'", "looks like an embedding")
+    table = {**STRAY, "text_embedding": cells * N}
+    check_refused(tmp_path, table, "column 'text_embedding'", "looks like an embedding")
+
+
+def test_words_with_the_name_of_an_embedding(tmp_path: Path):
+    """They may describe a house, or name a model."""
+    for cells in (["pool", "garage"], {"kind": "hut"}, "pool and garage", "text-embedding-3-small"):
+        found = open_table(tmp_path, {**STRAY, "features": [cells] * N, "vector": [cells] * N}, label="label")
+        assert found.columns == tuple(STRAY)
 
 
 def test_a_list_with_nan_is_a_list(tmp_path: Path):
@@ -130,6 +142,12 @@ def test_a_list_with_nan_is_a_list(tmp_path: Path):
             check_refused(
                 tmp_path, {**STRAY, "e": [*cells[:row], bad, *cells[row + 1 :]]}, "1 of 20 rows", f"rows {row}"
             )
+    for strange in ("[" * 3000, "[1" + "0" * 400 + "]", '[{"a": 1}]', "[1, 2]]", "[[1], [2, 3]]", "[]"):
+        check_refused(tmp_path, {**STRAY, "e": [*cells[1:], strange]}, "19")
+        if "," in strange:
+            check_refused(tmp_path, {**STRAY, "e": [strange] * N}, "column 'e' of type string looks like an embedding")
+        else:
+            assert open_table(tmp_path, {**STRAY, "e": [strange] * N}, label="label").columns == tuple(STRAY)
     check_refused(tmp_path, {**STRAY, "e": ["n/a", *cells[1:]]}, "column 'e' holds 'n/a' in row 0, which is not a list")
     lists = [[None, 1.0, 2.0], *([[1.0, 2.0, 3.0]] * (N - 1))]
     check_refused(tmp_path, {**STRAY, "e": lists}, "1 of 20 rows", "rows 0")
@@ -142,6 +160,7 @@ F = {f"f{i}": X[:, i % D] * (i + 1) for i in range(10)}
     "other",
     [
         [bytes(np.random.default_rng(i).integers(0, 256, 32, np.uint8)) for i in range(N)],  # keys
+        [bytes(np.random.default_rng(i).integers(0, 256, 12, np.uint8)) for i in range(N)],  # shorter ones
         [f"202001{i:02}".encode() for i in range(N)],  # dates in bytes
         [{"bytes": b"png", "path": "a.png"}] * N,
         [{"lat": 1.5, "lon": 2.5}] * N,
@@ -258,6 +277,7 @@ ROWS = "5.1,3.5,{}\n4.9,3.0,{}\n4.7,3.2,{}\n"
         ("-1,0,1\n3,4,5\n", {"labelled": False}),
         ("1e3,5\n3,4\n", {"labelled": False}),
         ("12,7,NA\n3,4,5\n", {"labelled": False}),
+        ("[0.1 0.2],a\n[0.3 0.4],b\n", {"labelled": False}),
     ],
 )
 @pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
