@@ -25,7 +25,7 @@ from nml_jax.assembly.feature_files import (
 )
 from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
 from nml_jax.data.features.checks import check_varied
-from nml_jax.data.features.files import count_block_rows
+from nml_jax.data.features.files import LARGE, count_block_rows
 from nml_jax.data.features.guesses import find_counting
 from nml_jax.data.features.sets import FeatureSet
 from nml_jax.errors import UserError
@@ -100,7 +100,8 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         found = open_files(config, Path())
         for spec, split in match_specs(config, found).items():
             check_varied((block for block, _ in split.blocks()), spec)
-        count_seen(found)
+        if sum(path.stat().st_size for split in (found.train, *found.tests) for path in get_file(split).files) <= LARGE:
+            count_seen(found)  # every start reads all rows for that; of larger files only the stage itself does
         _warn_of_counting(found)
         if found.train.features.dim == 1 and "code" in config.extract.spectra:
             raise UserError(

@@ -13,6 +13,7 @@ from configs import features as experiment
 from nml_jax import main
 from nml_jax.errors import UserError
 from nml_jax.runs.rows import read_rows
+from nml_jax.stages import features as stage
 
 D = 4
 SMALL = {"seed": 0, "sweep.seed": (), "stages": ("features", "tune", "report"), "tune.methods": ("ridge",)}
@@ -72,14 +73,19 @@ def test_rows_of_training_and_columns_are_told(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("where", ["test", "ood"])
-def test_a_test_file_of_training_rows_is_refused(tmp_path: Path, where: str):
-    features, codes = blobs(90, 0)
-    np.savez(tmp_path / "train.npz", features=features, labels=codes)
-    write_parquet(tmp_path / "part.parquet", features[50:20:-1], codes[50:20:-1], NAMES)
+def test_a_test_file_of_training_rows_is_refused(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch):
+    rows, codes = blobs(90, 0)
+    np.savez(tmp_path / "train.npz", features=rows, labels=codes)
+    write_parquet(tmp_path / "part.parquet", rows[50:20:-1], codes[50:20:-1], NAMES)
+    named = {"train": tmp_path / "train.npz", where: tmp_path / "part.parquet"}
     with pytest.raises(UserError, match=r"all 30 rows of .*part\.parquet are bit-equal to training rows") as e:
-        launch(tmp_path / "w", train=tmp_path / "train.npz", **{where: tmp_path / "part.parquet"})
+        launch(tmp_path / "w", **named)
     assert "\n" not in e.value.cause + e.value.cure
     assert not (tmp_path / "w").exists()
+    monkeypatch.setattr(stage, "LARGE", 10)  # rows of large files are compared later, but before any training
+    with pytest.raises(UserError, match="all 30 rows of"):
+        launch(tmp_path / "w", **named)
+    assert not (tmp_path / "w" / "seed=0" / "heads").exists()
 
 
 def test_held_out_rows_that_stand_in_the_file_twice(tmp_path: Path, capsys: pytest.CaptureFixture):
