@@ -6,6 +6,7 @@ import json
 import math
 import os
 import struct
+import tokenize
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -198,7 +199,10 @@ def _read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype, 
     head = io.BytesIO(file.read(HEADER_BYTES))
     version = np.lib.format.read_magic(head)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(head)
+    try:
+        shape, fortran, dtype = read(head)
+    except (SyntaxError, tokenize.TokenError, TypeError, OverflowError) as e:  # NumPy reads it as Python
+        raise ValueError(f"its header is damaged: {' '.join(map(str, e.args))}") from e
     if min(shape, default=0) < 0:
         raise ValueError(f"its header claims the shape {list(shape)}")
     return shape, fortran, dtype, head.tell()

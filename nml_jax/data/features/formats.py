@@ -1,6 +1,7 @@
 """Share what all formats of feature files need: choices by name, valid labels, errors of damaged files."""
 
 import contextlib
+import struct
 import zipfile
 import zlib
 from collections import Counter
@@ -57,7 +58,7 @@ def read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (
-        *(OSError, ValueError, EOFError, RuntimeError),
+        *(OSError, ValueError, EOFError, RuntimeError, OverflowError, struct.error),
         *(zipfile.BadZipFile, zlib.error, SafetensorError, pa.ArrowException),
     ) as e:
         message = (str(e).splitlines() or [type(e).__name__])[0]

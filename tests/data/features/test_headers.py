@@ -46,6 +46,8 @@ ZEROS = bytes(64 << 20)
         ({"x": FEATURES, "y": make_npy((40, 1 << 17), "<i8", ZEROS)}, r"labels have shape \[40, 131072\]"),
         ({"x": FEATURES, "y": make_npy((40,), "<U400000", ZEROS)}, "each label takes 1,600,000 bytes, 65,536 at most"),
         ({"x": make_npy((40, 10**12), "<f4", X.tobytes()), "y": LABELS}, r"x\.npy claims 160,000,000,000,128 bytes"),
+        ({"x": FEATURES.replace(b"(40, 3)", b"(40, 3 "), "y": LABELS}, "cannot read .*bomb"),
+        ({"x": FEATURES.replace(b"'descr'", b"(descr  "), "y": LABELS}, "cannot read .*bomb"),
         ({"x": make_npy((-1, 3), "<f4", X.tobytes()), "y": LABELS}, r"claims the shape \[-1, 3\]"),
         ({"x": FEATURES, "y": b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1) + ZEROS}, "cannot read"),
     ],
