@@ -126,6 +126,15 @@ def run_at_terminal(*arguments: str) -> bytes:
     return out
 
 
+def test_predictions_at_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    head = save_head(tmp_path / "h.safetensors", (EVIL, "dog"))
+    np.save(tmp_path / "x.npy", np.eye(2, dtype=np.float32))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert predict.main([str(head), str(tmp_path / "x.npy")]) == 0
+    assert capsys.readouterr().out == "row,prediction\n0,cat\\x1b]0;owned\\x07\\x1b[2J\n1,dog\n"
+
+
+@pytest.mark.slow
 def test_a_terminal_gets_no_commands_from_names(tmp_path: Path, capsys: pytest.CaptureFixture):
     head = save_head(tmp_path / "h.safetensors", (EVIL, "dog"))
     data = tmp_path / f"{EVIL}.npz"
