@@ -21,7 +21,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from nml_jax import __version__, settings
-from nml_jax.console import list_words
+from nml_jax.console import list_words, notice
 from nml_jax.errors import NonFinite, PeerLost, Preempted, UserError, as_disk_error
 from nml_jax.processes.sigterm import on_sigterm
 
@@ -88,7 +88,7 @@ def launch(
         from nml_jax.stages.dry_run import describe_plan
 
         experiment.claim(workdir, config, force=force, write=False)
-        print(describe_plan(config, cells, workdir, mesh))
+        console.show(describe_plan(config, cells, workdir, mesh))
         return
     runtime.check_devices(mesh, config.runtime.timeout)
     first = jax.process_index() == 0
@@ -111,7 +111,7 @@ def launch(
 
         with peers.track("report"):
             page = report.run(config, workdir, mesh)
-        print(report.summarise(page.parent))
+        console.show(report.summarise(page.parent))
         console.notice(f"report: {page.resolve()}")
 
 
@@ -265,7 +265,7 @@ def _report(code: int, message: str, cause: str) -> None:
     """Print a message, and send its cause to the other processes of the job."""
     if peers := _find_peers():
         peers.leave(code, message, cause)
-    print(message, file=sys.stderr, flush=True)
+    notice(message)
 
 
 def _find_peers() -> ModuleType | None:

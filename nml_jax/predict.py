@@ -6,7 +6,7 @@ FEATURES is any file that data/features/files.py reads, stored in the same scale
 table are matched to those of training by name, in any order. Arrays, and lists in a column, are matched by position.
 Labels are optional. If there are labels, the accuracy is printed; rows of classes that the head does not know count
 as wrong, and their number is printed. The output is CSV: row, prediction, and with --proba the probability of every
-class.
+class. Names of classes that a spreadsheet would take for formulas have an apostrophe in front (spreadsheet.py).
 """
 
 import argparse
@@ -20,10 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from nml_jax import console
 from nml_jax.data.class_names import NameIndex
 from nml_jax.data.features import files
 from nml_jax.errors import UserError
 from nml_jax.runs.files import replace_file
+from nml_jax.spreadsheet import escape_cell
 from nml_jax.tuning import head_file
 
 CLOSED = 141  # exit code if the reader of the output is gone, the same as of a program that SIGPIPE ends
@@ -54,14 +56,15 @@ def write(head: head_file.TunedHead, features: files.Features, out: Any, *, prob
         UserError: see `predict`; or the head has no probabilities.
     """
     table = csv.writer(out, lineterminator="\n")
+    names = [escape_cell(name) if isinstance(name, str) else name for name in head.classes]
     predictions: list[Any] = []
     for start, logits in predict(head, features):
         odds = head.probabilities(logits) if proba else np.empty((len(logits), 0))
         if not start:
-            table.writerow(["row", "prediction", *(head.classes if proba else ())])
+            table.writerow(["row", "prediction", *(names if proba else ())])
         for i, (p, best) in enumerate(zip(odds, logits.argmax(1).tolist(), strict=True)):
             predictions.append(head.classes[best])
-            table.writerow([start + i, head.classes[best], *(f"{x:.6g}" for x in p)])
+            table.writerow([start + i, names[best], *(f"{x:.6g}" for x in p)])
     return predictions
 
 
@@ -79,6 +82,16 @@ def write_file(head: head_file.TunedHead, features: files.Features, out: Path, *
         return write(head, features, file, proba=proba)
 
 
+class _Terminal:
+    """Standard output where it is a terminal, which gets no control characters of class names."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        self._stream.write(console.make_printable(text))
+
+
 def write_stdout(head: head_file.TunedHead, features: files.Features, *, proba: bool) -> list[Any]:
     """Write the CSV to standard output. Return the predictions.
 
@@ -90,7 +103,8 @@ def write_stdout(head: head_file.TunedHead, features: files.Features, *, proba: 
         if sys.stdout is None:
             raise OSError("it is closed")
         try:
-            predictions = write(head, features, sys.stdout, proba=proba)
+            out = _Terminal(sys.stdout) if sys.stdout.isatty() else sys.stdout
+            predictions = write(head, features, out, proba=proba)
             sys.stdout.flush()
         except OSError:  # at exit Python would flush the rest of the buffer, and fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -119,11 +133,17 @@ def check_out(out: Path, inputs: Sequence[Path]) -> None:
         raise UserError(f"--out={out} would replace the input {replaced[0]}", "give --out the name of another file")
 
 
-def label_names(features: files.Features) -> list[str]:
-    """Return the labels of a file as class names; empty if it has none."""
+def label_names(features: files.Features, classes: Sequence[Any] = ()) -> list[str]:
+    """Return the labels of a file as class names; empty if it has none.
+
+    Where none of the names is among `classes`, of a head that was trained on numbers, return the numbers.
+    """
     names, labels = features.class_names, features.labels
-    numbers = len(labels) and labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max() < len(names)
-    return [names[c] if numbers else str(c) for c in labels.tolist()]
+    if len(labels) and labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max() < len(names):
+        found = [names[c] for c in labels.tolist()]
+        if not classes or not set(found).isdisjoint(map(str, classes)):
+            return found
+    return [str(c) for c in labels.tolist()]
 
 
 def describe_agreement(known: list[str], predictions: Sequence[Any], head: head_file.TunedHead) -> str:
@@ -160,10 +180,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             predictions = write_file(head, features, args.out, proba=args.proba)
         else:
             predictions = write_stdout(head, features, proba=args.proba)
-        if known := label_names(features):
-            print(describe_agreement(known, predictions, head), file=sys.stderr)
+        if known := label_names(features, head.classes):
+            console.notice(describe_agreement(known, predictions, head))
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        console.notice(f"error: {e}")
         return e.exit_code
     except BrokenPipeError:
         return CLOSED

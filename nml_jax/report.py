@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nml_jax import console
 from nml_jax.errors import UserError
 
 
@@ -24,10 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nml_jax.stages.report import build  # imported after --help, because it takes a second
 
     try:
-        print(build(flags.folders, flags.out or (flags.folders[0] if len(flags.folders) == 1 else Path())))
+        page = build(flags.folders, flags.out or (flags.folders[0] if len(flags.folders) == 1 else Path()))
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        console.notice(f"error: {e}")
         return e.exit_code
+    console.show(str(page))
     return 0
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from nml_jax import console
 from nml_jax.data.sources import texts as stored
 from nml_jax.data.text.tokenizer import load, train
 from nml_jax.errors import UserError, report_disk_errors
@@ -64,10 +65,10 @@ def main(argv: list[str] | None = None) -> int:
             write_atomic(args.out, definition)
         tokenizer = load(str(args.out), 3)
     except UserError as e:
-        print(e, file=sys.stderr)
+        console.notice(str(e))
         return e.exit_code
-    print(f"{args.out}: {tokenizer.vocab_size} tokens")
-    print(f"use it with --config.data.tokenizer={args.out} --config.model.text_vocab={tokenizer.vocab_size}")
+    console.show(f"{args.out}: {tokenizer.vocab_size} tokens")
+    console.show(f"use it with --config.data.tokenizer={args.out} --config.model.text_vocab={tokenizer.vocab_size}")
     return 0
 
 

@@ -20,7 +20,7 @@ FLOORS = [
     ("objectives", "processes", "noise", "spectrum", "inputs"),
     ("settings",),
     ("ranges",),
-    ("errors", "console", "hashes"),
+    ("errors", "console", "hashes", "spreadsheet"),
 ]
 FLOOR = {part: len(FLOORS) - i for i, parts in enumerate(FLOORS) for part in parts}
 

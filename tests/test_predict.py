@@ -132,6 +132,13 @@ def test_labels_by_name(tmp_path: Path):
     assert names([2, 0]) == ["2", "0"]
 
 
+def test_a_head_of_numbers_on_a_file_that_names_them(tmp_path: Path):
+    save_file({"x": X[:2], "y": np.array([1, 0])}, tmp_path / "x.safetensors", {"class_names": '["ant", "bee"]'})
+    found = files.open_features(str(tmp_path / "x.safetensors"))
+    assert predict.label_names(found, (0, 1)) == ["1", "0"]
+    assert predict.label_names(found, ("ant", "cat")) == ["bee", "ant"]
+
+
 def test_a_reader_that_is_gone(head: Path, tmp_path: Path):
     np.save(tmp_path / "x.npy", np.zeros((30_000, D), np.float32))
     command = f"{sys.executable} -m nml_jax.predict {head} {tmp_path / 'x.npy'} | head -3"

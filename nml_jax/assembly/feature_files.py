@@ -1,7 +1,7 @@
 """Open the feature files that the section `features` of the config names."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from nml_jax.tuning.head_file import classes_to_json
 
 RESERVED = {"train", "holdout", "mean"}  # split names that have another meaning
 MANY = 1000  # above this number of classes, labels that rarely repeat are taken for ids
+DISTINCT = 0.1  # share of different training rows below which equal rows are no wonder, such as a few whole numbers
 TASK, LAYER = "features", "features"  # their names in rows
 
 
@@ -48,7 +49,7 @@ def open_files(config: ConfigDict, workdir: Path) -> FeatureSet:
             other = _open(keys, spec, whole.names)
             files.check_alike(whole, other)
             name = _name_split(other.path, {test.name for test in tests} | RESERVED)
-            tests.append(Split(name, domain, other, files.encode(other.labels, classes, spec)))
+            tests.append(Split(name, domain, other, files.encode(files.translate_labels(whole, other), classes, spec)))
     origin = {
         "run": workdir.name, "step": 0, "weights": "raw", "noise_kind": "unknown", "noise_asked": None,
         "noise_realised": None, "noise_seed": config.noise_seed, "seed": config.seed, "objective": "unknown",
@@ -116,6 +117,46 @@ def match_specs(config: ConfigDict, found: FeatureSet) -> dict[str, Split]:
     """Map each spec to the split from its file. A held-out split has no spec."""
     splits = [split for split in (found.train, *found.tests) if split.name != "holdout"]
     return dict(zip(list_specs(config), splits, strict=True))
+
+
+def count_seen(found: FeatureSet) -> dict[str, int]:
+    """Count the rows of every test split whose first view is bit-equal to that of a row of the training file.
+
+    The rows of a held-out part are compared with the rest of the file.
+
+    Raises:
+        UserError: all rows of a split are, though the training rows differ from each other; see `Features.blocks`.
+    """
+    known, counts = np.unique(get_file(found.train).row_hashes), {}
+    for split in found.tests:
+        others = _hash_rows(found.train) if split.name == "holdout" else known
+        counts[split.name] = seen = int(np.isin(_hash_rows(split), others).sum())
+        if seen == len(split.labels) and len(known) >= DISTINCT * len(get_file(found.train)):
+            raise UserError(
+                f"all {seen:,} rows of {_describe_split(split)} are bit-equal to training rows",
+                "give a test file with rows that training does not have",
+            )
+    return counts
+
+
+def describe_seen(found: FeatureSet, counts: Mapping[str, int]) -> list[str]:
+    """Return a line for every test split that has rows of the training split."""
+    return [
+        f"{counts[split.name]:,} of {len(split.labels):,} rows of {_describe_split(split)} are bit-equal to training "
+        "rows: scores on them say nothing about new rows"
+        for split in found.tests
+        if counts[split.name]
+    ]
+
+
+def _describe_split(split: Split) -> str:
+    path = get_file(split).path
+    return f"the held-out part of {path}" if split.name == "holdout" else str(path)
+
+
+def _hash_rows(split: Split) -> np.ndarray:
+    hashes = get_file(split).row_hashes
+    return hashes[split.features.index] if isinstance(split.features, Subset) else hashes
 
 
 def get_file(split: Split) -> files.Features:

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         manifest = builders[args.kind][0](args.src, args.out, workers=args.workers, **options)
         return _print_manifest(manifest, args.out)
     except UserError as e:
-        print(e, file=sys.stderr)
+        console.notice(str(e))
         return e.exit_code
     except KeyboardInterrupt:
         console.notice(
@@ -57,22 +57,22 @@ def _print_manifest(manifest: dict[str, Any], out: Path) -> int:
     """Print the counts of a build and the first refused files. Return the exit code."""
     for split, counts in manifest["splits"].items():
         per_class = {name: n for name, n in counts["per_class"].items() if n}
-        print(f"{split}: {counts['records']} images of {describe_counts(per_class)}")
+        console.show(f"{split}: {counts['records']} images of {describe_counts(per_class)}")
     print_classes(manifest)
     left_out: Counter[str] = Counter()
     for entry in manifest["files_left_out"]:
         left_out[entry["reason"]] += entry["files"]
     if left_out:
-        print(f"files left out: {left_out.total()}")
+        console.show(f"files left out: {left_out.total()}")
     for reason, n in left_out.most_common():
-        print(f"  {n} x {reason}")
+        console.show(f"  {n} x {reason}")
     refused = manifest["refused"]
-    print(f"refused files: {len(refused)}")
+    console.show(f"refused files: {len(refused)}")
     for entry in refused[:SHOWN]:
-        print(f"  {entry['file']}: {entry['reason']}")
+        console.show(f"  {entry['file']}: {entry['reason']}")
     if len(refused) > SHOWN:
-        print(f"  ... and {len(refused) - SHOWN} more in {out / 'manifest.json'}")
-    print(out)
+        console.show(f"  ... and {len(refused) - SHOWN} more in {out / 'manifest.json'}")
+    console.show(str(out))
     return 0
 
 

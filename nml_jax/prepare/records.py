@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nml_jax import console
 from nml_jax.data.class_names import list_names
 from nml_jax.errors import UserError
 from nml_jax.runs.files import write_json
@@ -141,9 +142,9 @@ def list_missing(splits: Mapping[str, Any]) -> dict[str, list[str]]:
 def print_classes(manifest: Mapping[str, Any]) -> None:
     """Print the classes that were dropped, and those that a split lacks."""
     if dropped := manifest.get("dropped_classes"):
-        print(f"dropped, without a usable image in the training split: {list_names(dropped)}")
+        console.show(f"dropped, without a usable image in the training split: {list_names(dropped)}")
     for split, names in manifest.get("missing_classes", {}).items():
-        print(f"{split}: no image of {list_names(names)}")
+        console.show(f"{split}: no image of {list_names(names)}")
 
 
 def check_out(src: Path, out: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from nml_jax.console import shorten
 from nml_jax.data.class_names import describe_split
 from nml_jax.reporting.blocks import Block, fold, table
 from nml_jax.reporting.sentences import say
@@ -31,6 +32,7 @@ def describe_runs(studies: Sequence[Study], left_out: Mapping[str, str]) -> list
     for key in (f"{FILES}train", f"{FILES}test", f"{FILES}ood"):
         files = dict.fromkeys(str(cell.value(key) or "") for cell in cells)
         facts |= {key: ", ".join(filter(None, files))} if any(files) else {}
+    facts |= _describe_features(cells)
     environments = [cell.run["environment"] for cell in cells]
     for key in dict.fromkeys(key for environment in environments for key in environment):
         counts = Counter(str(environment.get(key) or "not recorded") for environment in environments)
@@ -41,6 +43,28 @@ def describe_runs(studies: Sequence[Study], left_out: Mapping[str, str]) -> list
     out += _list_classes(cells)
     out += [_list_times(cells), *_list_goodput(cells)]
     return out + [block for study in studies for block in (*_list_chosen(study), _list_config(study))]
+
+
+def _describe_features(cells: Sequence[FinishedRun]) -> dict[str, str]:
+    """Return what was read of feature files: the columns used, the views, and how many test rows training had."""
+    facts: dict[str, dict[str, None]] = {}  # without repetitions, in order
+    for cell in cells:
+        for spec, columns in cell.features.get("columns", {}).items():
+            ids = cell.features.get("ids", {}).get(spec, {})
+            left_out = [f"{name!r} ({ids[name]})" if name in ids else repr(name) for name in columns["left_out"]]
+            parts = {"label": [repr(columns["label"])], "features": map(repr, columns["taken"]), "left out": left_out}
+            line = "; ".join(f"{what} {shorten(names)}" for what, names in parts.items())
+            facts.setdefault(f"columns of {spec}", {})[line] = None
+        splits = cell.features.get("splits", ())
+        for split in splits:
+            if split["views"] > 1:
+                line = f"{split['split']}: {split['views']} of each row, and only the first is scored"
+                facts.setdefault("views", {})[line] = None
+        seen, rows = cell.features.get("seen_in_training", {}), {split["split"]: split["rows"] for split in splits}
+        for name, count in seen.items():
+            line = f"{name}: {count:,} of {rows[name]:,}"
+            facts.setdefault("test rows bit-equal to training rows", {})[line] = None
+    return {key: "; ".join(lines) for key, lines in facts.items()}
 
 
 def list_limits(studies: Sequence[Study]) -> Block:

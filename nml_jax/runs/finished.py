@@ -30,6 +30,7 @@ class FinishedRun:
     metrics: list[dict[str, float]]
     spectra: list[dict[str, Any]]
     diagnosis: list[dict[str, Any]]
+    features: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def seed(self) -> Seed:
@@ -90,6 +91,7 @@ def read_finished(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[str,
                 seen[identity] = path
                 metrics, ledger = read_metrics(path), _read_ledger(path / "noise.json")
                 more = [_read(path / f"{file}.json", []) for file in ("spectra", "diagnosis")]
+                more.append(_read(path / "features.json", {}))
                 cells.append(
                     FinishedRun(name, path, dict(flatten(tree)), run, _read_rows(path, done), ledger, metrics, *more)
                 )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nml_jax.console import format_seconds, notice
+from nml_jax.console import format_seconds, make_printable, notice
 from nml_jax.runs.files import write_atomic
 
 
@@ -105,7 +105,7 @@ class Metrics:
 
     def show(self, line: str) -> None:
         """Rewrite the progress line on a terminal; elsewhere print it every INTERVAL. `close` prints the last."""
-        self.shown = line
+        self.shown = line = make_printable(line)
         if sys.stderr.isatty():
             width = os.get_terminal_size(sys.stderr.fileno()).columns
             print(f"\r\033[K{line[: width - 1]}", end="", file=sys.stderr, flush=True)

@@ -13,10 +13,22 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import console, errors, inputs, settings, spectrum
-from nml_jax.assembly.feature_files import LAYER, TASK, get_file, list_specs, match_specs, open_files
+from nml_jax.assembly.feature_files import (
+    LAYER,
+    TASK,
+    count_seen,
+    describe_seen,
+    get_file,
+    list_specs,
+    match_specs,
+    open_files,
+)
 from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
 from nml_jax.data.class_names import count_labels, describe_split
 from nml_jax.data.features.checks import check_varied
+from nml_jax.data.features.files import LARGE, count_block_rows
+from nml_jax.data.features.guesses import find_counting
+from nml_jax.data.features.sets import FeatureSet
 from nml_jax.errors import UserError
 from nml_jax.runs.files import write_json
 from nml_jax.runs.rows import Row, write_rows
@@ -30,7 +42,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         The digest of the files.
 
     Raises:
-        UserError: see `open_files`; or a value is not finite.
+        UserError: see `open_files` and `count_seen`; or a value is not finite.
     """
     if jax.process_index() > 0:
         return ""
@@ -48,6 +60,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             spectra.append(make_entry(s, **where, mode=mode))
             rows += make_rows(s, **found.origin, **where, stage="features", spectrum_mode=mode,
                                output="features", n_test=len(split.labels), views=split.features.views)  # fmt: skip
+    seen = count_seen(found)
+    for line in describe_seen(found, seen):
+        console.notice(line)
     several = {spec: get_file(split) for spec, split in match_specs(config, found).items()}
     read = {
         "classes": list(found.classes),
@@ -61,15 +76,16 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         "columns": {spec: {"label": file.label, "taken": list(file.columns), "left_out": list(file.left_out)}
                     for spec, file in several.items() if file.columns},
     }  # fmt: skip
+    more = {"seen_in_training": seen, "ids": {spec: dict(file.ids) for spec, file in several.items() if file.columns}}
     with errors.report_disk_errors(workdir):
-        write_json(workdir / "features.json", read)
+        write_json(workdir / "features.json", read | more)
         write_json(workdir / "spectra.json", spectra)
         write_rows(workdir, "features", rows)
     return settings.hash_json(read)
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
-    """Check that the files are named, distinct and, with `data`, readable."""
+    """Check that the files are named, distinct and, with `data`, readable and not all rows of the training file."""
     if not config.features.train:
         raise UserError(
             "the stage features has no training file", "set --config.features.train=FILE, or leave the stage out"
@@ -88,11 +104,26 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         found = open_files(config, Path())
         for spec, split in match_specs(config, found).items():
             check_varied((block for block, _ in split.blocks()), spec)
+        if sum(path.stat().st_size for split in (found.train, *found.tests) for path in get_file(split).files) <= LARGE:
+            count_seen(found)  # every start reads all rows for that; of larger files only the stage itself does
+        _warn_of_counting(found)
         if found.train.features.dim == 1 and "code" in config.extract.spectra:
             raise UserError(
                 f"{config.features.train} has one feature, for which the mode code has no spectrum",
                 "give two features or more, or --config.extract.spectra=\"('paper',)\"",
             )
+
+
+def _warn_of_counting(found: FeatureSet) -> None:
+    """Print which features of an array count up. Those of tables were left out when they were opened."""
+    file = get_file(found.train)
+    rows = count_block_rows(file.views, file.dim)
+    counting = [] if file.columns else find_counting(block for _, block in file.blocks(rows))
+    if counting:
+        console.notice_once(
+            f"{file.spec}: features {console.shorten(map(str, counting))} of each row count up: if they number the "
+            "rows, leave them out where the features were made"
+        )
 
 
 def _is_same_file(a: Path, b: Path, *, content: bool) -> bool:
@@ -104,7 +135,7 @@ def _is_same_file(a: Path, b: Path, *, content: bool) -> bool:
 
 STAGE = Stage(
     name="features",
-    version=3,
+    version=4,
     keys=("seed", "features", "extract"),
     upstream=(),
     outputs=Outputs(("features.json", "spectra.json")),

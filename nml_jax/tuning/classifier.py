@@ -15,7 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from nml_jax import spectrum
-from nml_jax.data.features.checks import check_finite, check_varied
+from nml_jax.data.features.checks import check_exact, check_finite, check_varied
 from nml_jax.data.stratify import hold_out
 from nml_jax.errors import FREE, UserError
 from nml_jax.models.heads.mlp import Form, standardize
@@ -138,6 +138,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             check_classification_targets(y)
         except TypeError as e:
             raise UserError(f"y: {e}", "give text, such as y.astype(str), or integers") from e
+        if y.dtype.kind == "f":
+            check_exact(y, "y: ")
         make_spec, numbers = self._check_arguments()
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         weights = _check_sample_weight(sample_weight, X, dtype=np.float32, ensure_non_negative=True)

@@ -113,6 +113,7 @@ def load(path: Path) -> TunedHead:
             raise UserError(f"{path} is not a head of this version: its format is {meta.get('format')!r}", cure)
         tree = _nested(flat)
         state, form = tree.pop("state", {}), Form(**json.loads(meta["form"]))
+        _check_claim(form, flat, path, cure)
         classes, about, columns = (json.loads(meta.get(name, "[]")) for name in ("classes", "about", "columns"))
         if not (isinstance(classes, list) and all(isinstance(c, CLASSES) for c in classes) and isinstance(about, dict)):
             raise UserError(f"{path} does not name its classes or its origin", cure)
@@ -130,9 +131,23 @@ def load(path: Path) -> TunedHead:
         for name, x in flat.items():
             if not np.isfinite(x).all() or (name == "state/input/scale" and not x.all()):
                 raise UserError(f"{path} is damaged: {name} holds an invalid value", cure)
-    except (SafetensorError, AttributeError, ValueError, KeyError, TypeError) as e:
+    except (SafetensorError, AttributeError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
         raise UserError(f"{path} is damaged: {' '.join(str(e).split())}", cure) from e
     return head
+
+
+def _check_claim(form: Form, flat: Mapping[str, np.ndarray], path: Path, cure: str) -> None:
+    """Raise UserError if a form is larger than the tensors beside it, before anything of its size is made."""
+    kinds = [(form.mlp, bool), (form.residual, bool), (form.width, int), (form.depth, int), (form.norm, str)]
+    if any(type(value) is not kind for value, kind in kinds):
+        raise UserError(f"{path} is damaged: its form is {str(form)[:200]}", cure)
+    longest = max((max(x.shape, default=0) for x in flat.values()), default=0)
+    if form.mlp and (form.depth > len(flat) or form.width > longest):
+        raise UserError(
+            f"{path} does not hold the head that it describes: depth {form.depth:,} and width {form.width:,} in "
+            f"{len(flat)} tensors",
+            cure,
+        )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, np.ndarray]]:

@@ -335,7 +335,7 @@ def test_labels_typed_file_by_file_and_other_names_of_splits(tmp_path: Path):
     codes = np.searchsorted(CLASSES, labels)
     words = np.where(codes == 2, "other", codes.astype(str))
     np.savez(tmp_path / "train.npz", features=features, labels=words)
-    np.savez(tmp_path / "mean.npz", features=features[codes < 2], labels=codes[codes < 2])
+    np.savez(tmp_path / "mean.npz", features=features[codes < 2] + 0.01, labels=codes[codes < 2])
     files = {"features.train": str(tmp_path / "train.npz"), "features.test": str(tmp_path / "mean.npz")}
     cell = launch(tmp_path / "w", **files, **{"tune.methods": ("lbfgs",)})
     (row,) = [row for row in read_rows(cell) if row.metric == "accuracy"]

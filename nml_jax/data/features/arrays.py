@@ -1,12 +1,13 @@
 """Read feature files that hold arrays: `.npy` pairs, `.npz` and `.safetensors`, memory-mapped where possible."""
 
 import functools
+import io
 import json
 import math
 import os
 import struct
+import tokenize
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
@@ -19,6 +20,10 @@ from nml_jax.data.features.formats import (
     NO_LABELS,
     Content,
     Store,
+    check_class_names,
+    check_count,
+    check_label_bytes,
+    check_label_shape,
     choose_features,
     choose_label,
     keep_valid_labels,
@@ -35,6 +40,8 @@ SAFETENSORS = {
 
 PACKED_ROWS = 4096  # rows of a compressed array in memory at a time
 CHECKED_BYTES = 1 << 20  # bytes in memory while a checksum is computed
+HEADER_BYTES = 1 << 14  # bytes of the header of a .npy at most; NumPy itself accepts 10,000
+DEFLATED = 1032  # bytes that one byte of a deflated member can stand for, at most
 
 
 class _Entry(NamedTuple):
@@ -82,7 +89,8 @@ class _Packed:
 
     def scan(self, size: int) -> Iterator[np.ndarray]:
         with zipfile.ZipFile(self._path) as archive, archive.open(self._member) as file:
-            shape, _, dtype = _read_npy_header(file)
+            shape, _, dtype, length = _read_npy_header(file)
+            file.seek(length)
             for start in range(0, shape[0], size):
                 block = (min(size, shape[0] - start), *shape[1:])
                 data = file.read(math.prod(block) * dtype.itemsize)
@@ -123,41 +131,54 @@ def open_arrays(paths: list[Path], label: str, columns: str, labelled: bool) -> 
     if label_name:
         labels, names = keep_valid_labels(
             paths[-1],
-            lambda: (_load_labels(paths[-1], entries[label_name]), _parse_class_names(path, metadata)),
+            lambda: (
+                _load_labels(paths[-1], entries[label_name], features),
+                _load_class_names(path, entries) or _parse_class_names(path, metadata),
+            ),
             (labels, names),
             labelled,
         )
     return Content(labels, features.shape, features.dtype, features.rows, class_names=names)
 
 
-def _load_labels(path: Path, entry: _Entry) -> np.ndarray:
+def _load_labels(path: Path, entry: _Entry, features: _Entry) -> np.ndarray:
+    """Load the labels. What a header can tell is checked before: a small archive may unpack to many gigabytes."""
     if entry.dtype.hasobject:
         raise UserError(
             f"{path}: the labels are Python objects, which need pickle to read",
             "save them as text or integers: np.asarray(labels, dtype=str)",
         )
+    check_label_shape(entry.shape, path)
+    check_label_bytes(entry.dtype.itemsize, path)
+    if len(features.shape) in (2, 3):
+        check_count(entry.shape[0], features.shape[0], path)
     return np.array(entry.load()) if math.prod(entry.shape) else np.empty(entry.shape, entry.dtype)
+
+
+def _load_class_names(path: Path, entries: Mapping[str, _Entry]) -> tuple[str, ...]:
+    """Return the class names in the array "class_names" of an archive; () if there is no such array of text.
+
+    Raises:
+        UserError: two of them are equal.
+    """
+    entry = entries.get("class_names")
+    if path.suffix.lower() != ".npz" or entry is None or entry.dtype.kind != "U" or len(entry.shape) != 1:
+        return ()
+    check_label_bytes(entry.dtype.itemsize, path)
+    return check_class_names(path, entry.load().tolist())
 
 
 def _parse_class_names(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
     """Return the class names in the metadata; () if there is no list of them.
 
     Raises:
-        UserError: they are not distinct strings. ValueError: the list is not valid JSON.
+        UserError: they are not distinct strings.
+        ValueError: the list is not valid JSON.
     """
     text = metadata.get("class_names", "")
     if not text.startswith("["):
         return ()
-    names = json.loads(text)
-    other = [name for name in names if not isinstance(name, str)]
-    twice = [] if other else [name for name, count in Counter(names).items() if count > 1]
-    if other or twice:
-        what = f"{twice[0]!r} twice" if twice else f"{other[0]!r}, which is not a string"
-        raise UserError(
-            f"{path}: class_names in its metadata hold {what}",
-            "write them as a JSON list of distinct strings, one for every class",
-        )
-    return tuple(names)
+    return check_class_names(path, json.loads(text))
 
 
 def _map_array(
@@ -170,17 +191,28 @@ def _map_array(
     return _Entry(dtype, shape, load, _Array(load))
 
 
-def _read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the header of a .npy file: shape, True for Fortran order, and dtype."""
-    version = np.lib.format.read_magic(file)
+def _read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Read the header of a .npy file: shape, True for Fortran order, dtype, and its own length in bytes.
+
+    No more than HEADER_BYTES are read, because a header may claim a length of 4 GB.
+    """
+    head = io.BytesIO(file.read(HEADER_BYTES))
+    version = np.lib.format.read_magic(head)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
+    try:
+        shape, fortran, dtype = read(head)
+    except (SyntaxError, tokenize.TokenError, TypeError, OverflowError) as e:  # NumPy reads it as Python
+        raise ValueError(f"its header is damaged: {' '.join(map(str, e.args))}") from e
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its header claims the shape {list(shape)}")
+    return shape, fortran, dtype, head.tell()
 
 
 def _describe_npy(path: Path, file: IO[bytes]) -> _Entry:
     """Describe the .npy array that begins at the position of `file`."""
-    shape, fortran, dtype = _read_npy_header(file)
-    return _map_array(path, dtype, shape, file.tell(), "F" if fortran else "C")
+    start = file.tell()
+    shape, fortran, dtype, length = _read_npy_header(file)
+    return _map_array(path, dtype, shape, start + length, "F" if fortran else "C")
 
 
 def _describe_npz(path: Path) -> dict[str, _Entry]:
@@ -199,15 +231,26 @@ def _describe_npz(path: Path) -> dict[str, _Entry]:
                 file.seek(member.header_offset + 26)  # the local header: 26 bytes, the lengths of a name and extras
                 file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
                 entry = _describe_npy(path, file)
+                _check_sizes(member, math.prod(entry.shape) * entry.dtype.itemsize, entry.dtype)
                 load = functools.cache(functools.partial(_load_checked, path, member.filename, entry.load))
                 entries[name] = entry._replace(load=load, rows=_Array(load))
             else:
                 with archive.open(member) as header:
-                    shape, fortran, dtype = _read_npy_header(header)
+                    shape, fortran, dtype, length = _read_npy_header(header)
+                _check_sizes(member, length + math.prod(shape) * dtype.itemsize, dtype)
                 load = functools.partial(_inflate, path, name)
                 rows = _Array(functools.cache(load)) if fortran else _Packed(path, member.filename)
                 entries[name] = _Entry(dtype, shape, load, rows)
     return entries
+
+
+def _check_sizes(member: zipfile.ZipInfo, claimed: int, dtype: np.dtype) -> None:
+    """Raise ValueError if a member of an archive cannot hold the array that its header claims, of `claimed` bytes."""
+    most = member.file_size
+    if member.compress_type == zipfile.ZIP_DEFLATED:
+        most = min(most, member.compress_size * DEFLATED)
+    if claimed > most and not dtype.hasobject:
+        raise ValueError(f"{member.filename} claims {claimed:,} bytes, and cannot hold more than {most:,}")
 
 
 def _load_checked(path: Path, member: str, load: Callable[[], np.ndarray]) -> np.ndarray:

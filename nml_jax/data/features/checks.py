@@ -1,7 +1,8 @@
-"""Check features from files and arrays: all must be finite, and at least one must vary."""
+"""Check features and labels from files and arrays: finite, varied, and exact where they are class numbers."""
 
 from collections.abc import Iterable
 
+import ml_dtypes
 import numpy as np
 
 from nml_jax.errors import UserError
@@ -30,3 +31,22 @@ def check_varied(blocks: Iterable[np.ndarray], what: str) -> None:
         count += len(rows)
     if count > 1:
         raise UserError(f"{what}: every feature is constant", "check how the features were made: all rows are equal")
+
+
+def check_exact(labels: np.ndarray, what: str = "") -> None:
+    """Raise UserError if labels of a floating-point dtype may have been rounded to another class.
+
+    Whole numbers are exact up to 2⁸ in bfloat16, 2¹¹ in float16, 2²⁴ in float32 and 2⁵³ in float64.
+
+    Args:
+        labels: [N], of a floating-point dtype. NaN is left to the caller.
+        what: begins the error.
+    """
+    limit = 2.0 ** (ml_dtypes.finfo(labels.dtype).nmant + 1)
+    if (wrong := np.flatnonzero(np.abs(labels.astype(np.float64)) > limit)).size:
+        row = wrong[0]
+        raise UserError(
+            f"{what}{len(wrong)} labels are not exact in {labels.dtype}, as in row {row}: {float(labels[row]):g}; "
+            f"whole numbers are up to {limit:,.0f}",
+            "save the labels as integers, from where they were still integers",
+        )

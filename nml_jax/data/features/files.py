@@ -7,9 +7,10 @@ batch. Only a compressed member in Fortran order is read whole, at its first use
 
 import dataclasses
 import functools
+import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -18,7 +19,15 @@ import numpy as np
 from nml_jax import console, inputs
 from nml_jax.data import class_names
 from nml_jax.data.features.arrays import open_arrays
-from nml_jax.data.features.formats import NO_LABELS, Store, check_labels, keep_valid_labels, list_names, read_errors
+from nml_jax.data.features.formats import (
+    NO_LABELS,
+    Store,
+    check_count,
+    check_labels,
+    keep_valid_labels,
+    list_names,
+    read_errors,
+)
 from nml_jax.data.features.tables import open_table
 from nml_jax.errors import UserError
 from nml_jax.hashes import hash_bytes, hash_file, hash_text
@@ -40,8 +49,10 @@ class Features:
         shape: (N, V, D).
         dtype: dtype of the stored values. scale: real value = stored value × scale.
         label, columns: names of the columns used in a table; "" and () for arrays.
-        left_out: names of its other columns.
-        class_names: JSON list under "class_names" in the metadata of a .safetensors file; () if there is none.
+        left_out: names of its other columns. ids: why some of them were taken for ids.
+        class_names: names of the classes that labels number; () if the file has none. They are a JSON list under
+            "class_names" in the metadata of a .safetensors file, an array "class_names" in an .npz, or Hugging Face's
+            ClassLabel in the metadata of a .parquet file.
     """
 
     spec: str
@@ -56,6 +67,7 @@ class Features:
     class_names: tuple[str, ...]
     files: tuple[Path, ...]
     store: Store = dataclasses.field(repr=False)
+    ids: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -122,6 +134,18 @@ class Features:
                 digests.append(hash_bytes(f"{status.st_size} {status.st_mtime_ns} ".encode() + first + f.read()))
         return digests[0] if len(digests) == 1 else hash_text("".join(digests))
 
+    @functools.cached_property
+    def row_hashes(self) -> np.ndarray:
+        """Hashes of the first views, uint64 [N]. Rows with equal bits have equal hashes, others almost never.
+
+        Raises what `blocks` raises.
+        """
+        parts = []
+        for _, block in self.blocks(count_block_rows(self.views, self.dim)):
+            digests = [hashlib.blake2b(row, digest_size=8).digest() for row in np.ascontiguousarray(block[:, 0])]
+            parts.append(np.frombuffer(b"".join(digests), "<u8"))
+        return np.concatenate(parts)
+
     def _values(self, stored: np.ndarray, index: np.ndarray | range) -> np.ndarray:
         """Convert stored values [n, ...] of the rows `index` to real values, float32 [n, V, D]."""
         with np.errstate(over="ignore", invalid="ignore"):  # checked below
@@ -152,16 +176,18 @@ def open_features(
     """Open a feature file. For a table, log once which columns are used and which are left out.
 
     Arrays are features [N, D] or [N, V, D] and labels [N]. A table has a column of labels and either a column of lists
-    or one column per feature. CSV and TSV need a first line of column names, and write lists as JSON, "[0.1, 0.2]".
+    or one column per feature. CSV and TSV need a first line of column names, and write lists as JSON, "[0.1, 0.2]", or
+    as NumPy prints them. Cells may be tensors or lists of lists, too: [1, D] is D features, [V, D] is V views of them.
     Labels in them are text, unless all are whole numbers without leading zeros and the like. Spellings of one label are
     one (data/class_names.py).
 
     Args:
         spec: FILE, or "FEATURES.npy,LABELS.npy".
         label: name of the label array or column. "": the only one of label, labels, y, target, class.
-        columns: name of the feature array or column. "": the only 2-D or 3-D array or the only list column; among
-            several the one called features, X, x or embeddings; in a table without lists all columns of numbers and
-            booleans except the label and ids (id, ids, index, and the index that pandas writes).
+        columns: name of the feature array or column; in a table also names and patterns of columns of numbers, as in
+            "f*,age". "": the only 2-D or 3-D array or the only column of lists; among several the one called features,
+            X, x, embeddings or embedding; in a table without lists all columns of numbers and booleans except the label
+            and ids, which `guesses.is_id` finds by name, and columns of whole numbers that count up.
         scale: real value = stored value × scale.
         labelled: False if the file may lack labels. Labels with blanks or other faults are then dropped with a notice.
         wanted: names of the D feature columns of a table, which may be in any order; (): as `columns` says. Arrays and
@@ -190,11 +216,14 @@ def open_features(
         raise UserError(f"scale is {scale}", "give the factor from stored values to real ones; 1 keeps them")
     with read_errors(path):
         if suffix in (".csv", ".tsv", ".parquet"):
-            content = open_table(path, label, columns, labelled, wanted if not columns else ())
+            content = open_table(path, label, columns, labelled, wanted)
             used = f"label {content.label!r}, " if content.label else "no label, "
-            _notify_once(
+            console.notice_once(
                 f"{path}: {used}features {list_names(content.columns)}; left out: {list_names(content.left_out)}"
             )
+            if content.ids:
+                why = ", ".join(f"{name!r} ({reason})" for name, reason in [*content.ids.items()][:12])
+                console.notice_once(f"{path}: taken for ids: {why}; --config.features.columns keeps a column")
         else:
             content = open_arrays(paths, label, columns, labelled)
         labels = keep_valid_labels(paths[-1], lambda: check_labels(content.labels, paths[-1]), NO_LABELS, labelled)
@@ -205,6 +234,8 @@ def open_features(
             f"{path}: the features have shape {list(content.shape)}",
             "give them as [rows, features], or as [rows, views, features]",
         )
+    if shape[1] > 1:
+        console.notice_once(f"{path}: {shape[1]} views of each row, and only the first is scored")
     if shape[0] == 0:
         raise UserError(f"{path} has no rows", "write it again where the features were made")
     if content.dtype.kind not in "fiub" and content.dtype != ml_dtypes.bfloat16:
@@ -213,20 +244,15 @@ def open_features(
             "save them as float32; bfloat16 works only in .safetensors",
         )
     if labelled or len(labels):
-        labels = keep_valid_labels(path, lambda: _check_count(labels, shape[0], spec), NO_LABELS, labelled)
+        labels = keep_valid_labels(path, lambda: _with_count(labels, shape[0], spec), NO_LABELS, labelled)
     names = content.label, content.columns, content.left_out, content.class_names
-    return Features(spec, path, labels, shape, content.dtype, scale, *names, tuple(paths), content.store)
+    return Features(spec, path, labels, shape, content.dtype, scale, *names, tuple(paths), content.store, content.ids)
 
 
-def _check_count(labels: np.ndarray, rows: int, spec: str) -> np.ndarray:
-    if len(labels) != rows:
-        raise UserError(f"{spec} has {rows} rows of features and {len(labels)} labels", "give one label for every row")
+def _with_count(labels: np.ndarray, rows: int, spec: str) -> np.ndarray:
+    """Return the labels. Raise UserError unless there is one for every row."""
+    check_count(len(labels), rows, spec)
     return labels
-
-
-@functools.cache
-def _notify_once(message: str) -> None:
-    console.notice(message)
 
 
 def count_block_rows(views: int, dim: int) -> int:
@@ -238,8 +264,8 @@ def check_alike(train: Features, other: Features) -> None:
     """Check that the features of `other` mean what those of `train` do.
 
     Raises:
-        UserError: they differ in width or column names, number their classes differently, or share one scale though
-            one holds whole numbers and the other fractions.
+        UserError: they differ in width or column names, or share one scale though one holds whole numbers and the
+            other fractions.
     """
     if train.dim != other.dim:
         raise UserError(
@@ -256,12 +282,53 @@ def check_alike(train: Features, other: Features) -> None:
             f"{other.path} holds {other.dtype}, {train.path} {train.dtype}, and one scale, {train.scale:g}, for both",
             "store both with the same dtype, or write real values and leave the scale at 1",
         )
-    for i, (mine, its) in enumerate(zip(train.class_names, other.class_names, strict=False)):
-        if mine != its:
-            raise UserError(
-                f"{other.path} calls class {i} {its!r}, {train.path} calls it {mine!r}",
-                "number the classes the same way in both; examples/export_features.py does so with --like",
-            )
+
+
+def translate_labels(train: Features, other: Features) -> np.ndarray:
+    """Return the labels of `other` as `train` writes them: [N], matched by name where the files name their classes.
+
+    Where only one of two files with numbers names them, a line is logged.
+
+    Raises:
+        UserError: a label cannot be matched, because it has no name or because training has no class of that name.
+    """
+    labels, mine, its = other.labels, train.class_names, other.class_names
+    mine, its = (names if of.labels.dtype.kind in "iu" else () for names, of in ((mine, train), (its, other)))
+    same = all(a == b for a, b in zip(mine, its, strict=False))
+    if mine and its and same:
+        return labels
+    named = len(labels) and 0 <= labels.min() <= labels.max() < len(its) if its else False
+    if mine and its and not named:
+        i, a, b = next((i, a, b) for i, (a, b) in enumerate(zip(mine, its, strict=False)) if a != b)
+        raise UserError(
+            f"{other.path} calls class {i} {b!r}, {train.path} calls it {a!r}, and labels without a name cannot be "
+            f"matched: {labels.max()}",
+            "number the classes the same way in both; examples/export_features.py does so with --like",
+        )
+    if named and (mine or train.labels.dtype.kind == "U"):
+        labels = np.array(its)[labels]
+    if mine and labels.dtype.kind == "U":
+        return _match_names(labels, mine, train, other)
+    if bool(mine) != bool(its) and labels.dtype.kind in "iu" and train.labels.dtype.kind in "iu":
+        bare, named = (other, train) if mine else (train, other)
+        console.notice_once(f"{bare.path} does not name its classes: its numbers are taken as those of {named.path}")
+    return labels
+
+
+def _match_names(labels: np.ndarray, names: tuple[str, ...], train: Features, other: Features) -> np.ndarray:
+    """Return labels of text as positions in `names`; unchanged if not one is a name, such as "0"."""
+    values, rows = np.unique(labels, return_inverse=True)
+    place = {name: i for i, name in enumerate(names)}
+    new = [value for value in values.tolist() if value not in place]
+    if len(new) == len(values):
+        return labels
+    if new:
+        raise UserError(
+            f"{other.path} has the classes {list_names(new)}, which {train.path} does not name",
+            "drop their rows, or add rows of these classes to the training file",
+        )
+    console.notice_once(f"{other.path}: its classes are matched to those of {train.path} by name")
+    return np.array([place[value] for value in values.tolist()], np.int64)[rows]
 
 
 def find_classes(labels: np.ndarray, what: str = "training") -> np.ndarray:

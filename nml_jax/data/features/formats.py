@@ -1,11 +1,14 @@
 """Share what all formats of feature files need: choices by name, valid labels, errors of damaged files."""
 
 import contextlib
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn, Protocol, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -13,19 +16,13 @@ import pyarrow as pa
 from safetensors import SafetensorError
 
 from nml_jax import console
+from nml_jax.data.features.checks import check_exact
 from nml_jax.errors import UserError
 
 LABELS = ("label", "labels", "y", "target", "class")  # the default names of labels
-FEATURES = ("features", "X", "x", "embeddings")  # preferred if several arrays could be the features
+FEATURES = ("features", "X", "x", "embeddings", "embedding")  # preferred if several arrays could be the features
 NO_LABELS = np.empty(0, np.int64)
-IDS = (
-    "id",
-    "ids",
-    "index",
-    "",
-    "Unnamed: 0",
-    "__index_level_0__",
-)  # never features; the last three are pandas' indices
+LONGEST = 1 << 16  # bytes of one label at most: a longer one is no name of a class
 
 
 T = TypeVar("T")
@@ -39,7 +36,10 @@ class Store(Protocol):
 
 
 class Content(NamedTuple):
-    """The features and labels of a file. `label`, `columns` and `left_out` are names of columns in a table."""
+    """The features and labels of a file. `label`, `columns`, `left_out` and `ids` are names of columns in a table.
+
+    ids: why each column was taken for an id; they are among those left out.
+    """
 
     labels: np.ndarray
     shape: tuple[int, ...]
@@ -49,6 +49,7 @@ class Content(NamedTuple):
     columns: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    ids: Mapping[str, str] = MappingProxyType({})
 
 
 @contextlib.contextmanager
@@ -57,7 +58,7 @@ def read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (
-        *(OSError, ValueError, EOFError, RuntimeError),
+        *(OSError, ValueError, EOFError, RuntimeError, OverflowError, struct.error),
         *(zipfile.BadZipFile, zlib.error, SafetensorError, pa.ArrowException),
     ) as e:
         message = (str(e).splitlines() or [type(e).__name__])[0]
@@ -66,27 +67,60 @@ def read_errors(path: Path) -> Iterator[None]:
 
 def check_labels(labels: np.ndarray, path: Path) -> np.ndarray:
     """Return labels [N] as integers, strings or bools. Raise UserError for any other dtype or shape."""
-    if labels.ndim != 1:
-        cure = "give class numbers [rows]"
-        if labels.ndim == 2:
-            cure += ": labels.reshape(-1)" if labels.shape[1] == 1 else ": labels.argmax(1), if they are one-hot"
-        raise UserError(f"{path}: the labels have shape {list(labels.shape)}", cure)
-    if labels.dtype == ml_dtypes.bfloat16:
-        labels = labels.astype(np.float32)
+    check_label_shape(labels.shape, path)
     if labels.dtype.kind == "S":
         return np.char.decode(labels, "utf-8")
-    if labels.dtype.kind == "f":
-        whole = (np.abs(labels) < 2**53) & (labels == np.rint(labels))  # False for NaN and infinity
+    if labels.dtype.kind == "f" or labels.dtype == ml_dtypes.bfloat16:
+        stored, labels = labels, labels.astype(np.float64)
+        whole = np.isfinite(labels) & (labels == np.rint(labels))
         if not whole.all():
             bad = np.flatnonzero(~whole)
             raise UserError(
                 f"{path}: {len(bad)} labels are not classes, as in row {bad[0]}: {labels[bad[0]]}",
                 "give every row a class, as a whole number or text; regression is not supported",
             )
+        check_exact(stored, f"{path}: ")
         return labels.astype(np.int64)
     if labels.dtype.kind not in "biuU":
         raise UserError(f"{path}: the labels have dtype {labels.dtype}", "save them as integers or as text (dtype=str)")
     return np.asarray(labels)
+
+
+def check_label_shape(shape: tuple[int, ...], path: Path) -> None:
+    """Raise UserError unless labels of that shape are [N]."""
+    if len(shape) != 1:
+        cure = "give class numbers [rows]"
+        if len(shape) == 2:
+            cure += ": labels.reshape(-1)" if shape[1] == 1 else ": labels.argmax(1), if they are one-hot"
+        raise UserError(f"{path}: the labels have shape {list(shape)}", cure)
+
+
+def check_label_bytes(size: float, path: Path) -> None:
+    """Raise UserError, before labels are read, if one takes more than LONGEST bytes."""
+    if size > LONGEST:
+        raise UserError(
+            f"{path}: each label takes {size:,.0f} bytes, {LONGEST:,} at most",
+            "give the numbers or the names of the classes",
+        )
+
+
+def check_count(labels: int, rows: int, spec: object) -> None:
+    """Raise UserError unless a file has as many labels as rows."""
+    if labels != rows:
+        raise UserError(f"{spec} has {rows} rows of features and {labels} labels", "give one label for every row")
+
+
+def check_class_names(path: Path, names: Sequence[Any]) -> tuple[str, ...]:
+    """Return the class names that a file holds. Raise UserError if they are not distinct strings."""
+    other = [name for name in names if not isinstance(name, str)]
+    twice = [] if other else [name for name, count in Counter(names).items() if count > 1]
+    if other or twice:
+        what = f"{twice[0]!r} twice" if twice else f"{other[0]!r}, which is not a string"
+        raise UserError(
+            f"{path}: class_names in its metadata hold {what}",
+            "write them as a JSON list of distinct strings, one for every class",
+        )
+    return tuple(names)
 
 
 def keep_valid_labels(path: Path, read: Callable[[], T], none: T, labelled: bool) -> T:
@@ -142,5 +176,4 @@ def choose_features(path: Path, candidates: list[str]) -> str:
 
 def list_names(names: Iterable[str]) -> str:
     """Return names as an error shows them, twelve at most."""
-    shown = list(map(repr, names))
-    return ", ".join(shown[:12]) + f" and {len(shown) - 12} more" * (len(shown) > 12) or "nothing"
+    return console.shorten(map(repr, names))

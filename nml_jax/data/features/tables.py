@@ -2,44 +2,47 @@
 
 import codecs
 import contextlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
 from nml_jax.data import class_names
 from nml_jax.data.features import columns as cells
+from nml_jax.data.features.choose import check_header, choose_columns
 from nml_jax.data.features.formats import (
-    IDS,
-    LABELS,
     NO_LABELS,
     Content,
-    choose_features,
+    check_class_names,
+    check_label_bytes,
     choose_label,
     keep_valid_labels,
     list_names,
-    raise_several_labels,
 )
+from nml_jax.data.features.guesses import Counter
+from nml_jax.data.features.lists import Lists, read_lists
 from nml_jax.errors import UserError
+from nml_jax.spreadsheet import restore_cell
 
 BATCH_ROWS = 4096  # rows of a Parquet file in memory at a time
+PAGE_BYTES = 1 << 16  # bytes a row that the pages of a column may take besides its values
 CSV_BYTES = 16 << 20  # bytes of a CSV file in memory at a time; the first block decides the types
 
 
 class _Table:
     """A store of the columns of a table, read batch by batch."""
 
-    def __init__(self, path: Path, columns: tuple[str, ...], types: Mapping[str, pa.DataType], dim: int):
-        self._path, self._columns, self._types, self._dim = path, columns, types, dim
+    def __init__(self, path: Path, columns: tuple[str, ...], types: Mapping[str, pa.DataType], lists: Lists | None):
+        self._path, self._columns, self._types, self._lists = path, columns, types, lists
 
     def take(self, index: np.ndarray) -> np.ndarray:
         order = np.argsort(index, kind="stable")
         wanted = index[order]
-        out = np.empty((len(index), self._dim))
+        out = np.empty((len(index), *(self._lists.shape if self._lists else (len(self._columns),))))
         for start, batch in _batches(self._path, self._columns, self._types, wanted):
             a, b = np.searchsorted(wanted, (start, start + batch.num_rows))
             if a < b:
@@ -63,20 +66,10 @@ class _Table:
             yield np.concatenate(held)
 
     def _matrix(self, batch: pa.RecordBatch, start: int) -> np.ndarray:
-        """Return the features of a batch [n, D], NaN for empty cells. `start` is the number of its first row."""
-        column = batch.column(self._columns[0])
-        if cells.is_text(column.type):
-            column = cells.parse_lists(column, f"{self._path}: column {self._columns[0]!r}", start)
-        if not cells.is_list(column.type):
+        """Return the features of a batch [n, D] or [n, V, D], NaN for empty cells. Its first row has number `start`."""
+        if self._lists is None:
             return np.stack([cells.read_numbers(batch.column(name)) for name in self._columns], 1)
-        lengths = pc.call_function("list_value_length", [column]).fill_null(0).to_numpy()
-        if (wrong := np.flatnonzero(lengths != self._dim)).size:
-            row = wrong[0]
-            raise UserError(
-                f"{self._path}: row {start + row} of {self._columns[0]!r} has {lengths[row]} values, not {self._dim}",
-                "give every row a list of the same length",
-            )
-        return cells.read_numbers(column.flatten()).reshape(-1, self._dim)
+        return read_lists(batch.column(self._columns[0]), self._lists, self._path, self._columns[0], start)
 
 
 def _batches(
@@ -132,10 +125,11 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
 
     Raises:
         UserError: there are no rows, the columns of labels or features are missing or ambiguous, two columns have one
-            name, or a cell is empty or not a number.
+            name, the first line of a CSV is not one of names, or a cell is empty or not a number.
         Other errors, which `formats.read_errors` catches: the file is damaged.
     """
-    if path.suffix.lower() != ".parquet":
+    text = path.suffix.lower() != ".parquet"
+    if text:
         with path.open("rb") as file:
             if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
                 raise UserError(f"{path} is UTF-16", "save it as UTF-8")
@@ -143,81 +137,90 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
     if batch is None:
         raise UserError(f"{path} has no rows", "write it again where the features were made")
     names = batch.schema.names
+    if text:
+        check_header(path, batch, label, wanted)
     if doubled := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise UserError(f"{path} has several columns {list_names(doubled)}", "rename all but one of each")
     label_name = choose_label(path, [name for name in names if name not in wanted], label, labelled)
-    chosen = _choose_columns(path, batch, label_name, columns, wanted, guessed=labelled and not label)
+    choice = choose_columns(path, batch, label_name, columns, wanted, guessed=labelled and not label)
+    if choice.guessed:
+        choice = choice.drop_ids(_find_counting(path, batch, choice.columns))
+    chosen, lists = choice.columns, choice.lists
     left_out = tuple(name for name in names if name not in (*chosen, label_name))
-    first, dim = cells.find_kind(batch.column(chosen[0]))
-    dim = dim if cells.is_list(first) else len(chosen)
-    kinds = [first.value_type] if cells.is_list(first) else [batch.schema.field(name).type for name in chosen]
-    dtypes = [np.dtype(np.float64 if pa.types.is_decimal(kind) else kind.to_pandas_dtype()) for kind in kinds]
+    kinds = [lists.kind] if lists else [batch.schema.field(name).type for name in chosen]
+    dtypes = [_to_dtype(kind) for kind in kinds]
     types = {}
-    if path.suffix.lower() != ".parquet":  # the first block may hold only whole numbers
+    if text:  # the first block may hold only whole numbers
         numbers = [kind if pa.types.is_boolean(kind) else pa.float64() for kind in kinds]
-        types = dict(zip(chosen, [pa.string()] if cells.is_list(first) else numbers, strict=True))
+        types = dict(zip(chosen, [pa.string()] if lists else numbers, strict=True))
         dtypes = [np.dtype(np.float64)]
-    labels = NO_LABELS
+    labels, class_names = NO_LABELS, ()
     if label_name:
-        labels = keep_valid_labels(path, lambda: _read_labels(path, label_name), labels, labelled)
+        named = _find_class_names(path, label_name)
+        labels, class_names = keep_valid_labels(
+            path, lambda: _check_named(path, _read_labels(path, label_name), named), (labels, class_names), labelled
+        )
     n = len(labels) if len(labels) else sum(part.num_rows for _, part in _batches(path, chosen, types))
-    table = _Table(path, chosen, types, dim)
-    return Content(labels, (n, dim), np.result_type(*dtypes), table, label_name or "", chosen, left_out)
+    shape = (n, *(lists.shape if lists else (len(chosen),)))
+    table = _Table(path, chosen, types, lists)
+    return Content(
+        labels, shape, np.result_type(*dtypes), table, label_name or "", chosen, left_out, class_names, choice.ids
+    )
 
 
-def _choose_columns(
-    path: Path, batch: pa.RecordBatch, label: str | None, columns: str, wanted: Sequence[str], *, guessed: bool
-) -> tuple[str, ...]:
-    """Choose the feature columns of a table by their names and their types in its first batch.
+def _to_dtype(kind: pa.DataType) -> np.dtype:
+    """Return the dtype that numbers of an Arrow type have in NumPy."""
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    return np.dtype(np.float64 if pa.types.is_decimal(kind) else kind.to_pandas_dtype())
 
-    `guessed` means that the label was chosen by its name alone, so a column of words may be the label instead.
-    """
-    types = {name: cells.find_kind(batch.column(name))[0] for name in batch.schema.names}
-    if columns:
-        if columns not in types or not cells.is_number(types[columns]) | cells.is_list(types[columns]):
-            what = f"column {columns!r} holds {types[columns]}" if columns in types else f"no column {columns!r}"
-            numbers = list_names(name for name, kind in types.items() if cells.is_number(kind) or cells.is_list(kind))
-            raise UserError(f"{path}: {what}", f"name a column of numbers or of lists of numbers: {numbers}")
-        return (columns,)
-    others = {name: kind for name, kind in types.items() if name != label and name not in IDS}
-    lists = [name for name, kind in others.items() if cells.is_list(kind)]
-    missing = [name for name in wanted if name not in types]
-    if wanted and not missing:
-        strange = [name for name in wanted if not cells.is_number(types[name])]
-        if strange and path.suffix.lower() == ".parquet":  # the cells of CSV files are checked later
-            what = f"{path}: column {strange[0]!r} holds {types[strange[0]]}"
-            raise UserError(f"{what}; in training it held numbers", "write the column as numbers")
-        return tuple(wanted)
-    if lists:
-        return (choose_features(path, lists),)
-    if missing:
+
+def _find_counting(path: Path, batch: pa.RecordBatch, columns: Sequence[str]) -> list[str]:
+    """Return the columns of whole numbers that count up from the first row to the last, as numbers of rows do."""
+
+    def count(part: pa.RecordBatch, counters: dict[str, Counter]) -> dict[str, Counter]:
+        return {name: c for name, c in counters.items() if c.add(cells.read_numbers(part.column(name)))}
+
+    kinds = {name: batch.schema.field(name).type for name in columns}
+    whole = [name for name, kind in kinds.items() if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
+    left = list(count(batch, {name: Counter() for name in whole}))  # those that the first rows leave
+    counters = {name: Counter() for name in left}
+    for _, part in _batches(path, left, dict.fromkeys(left, pa.float64())) if left else ():
+        if not (counters := count(part, counters)):
+            break
+    return [name for name, counter in counters.items() if counter.counts()]
+
+
+def _find_class_names(path: Path, label: str) -> tuple[str, ...]:
+    """Return the names that Hugging Face's ClassLabel gives the label's numbers in the metadata of a Parquet file."""
+    if path.suffix.lower() != ".parquet":
+        return ()
+    metadata = pyarrow.parquet.read_schema(path).metadata or {}
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        feature = json.loads(metadata[b"huggingface"])["info"]["features"][label]
+        if feature["_type"] == "ClassLabel":
+            return check_class_names(path, feature["names"] or ())
+    return ()
+
+
+def _check_named(path: Path, labels: np.ndarray, names: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return labels and the names of their classes. Raise UserError if a number has no name, such as -1."""
+    if not names or labels.dtype.kind not in "iu":
+        return labels, ()
+    if (wrong := np.flatnonzero((labels < 0) | (labels >= len(names)))).size:
+        row = wrong[0]
         raise UserError(
-            f"{path} lacks the feature columns {list_names(missing)}; it has {list_names(types)}",
-            "give every column of the training file under its name, in any order",
+            f"{path}: {len(wrong)} labels have no name among the {len(names)} classes in its metadata, as in row "
+            f"{row}: {labels[row]}",
+            "give every row a label (-1 means none), or drop these rows",
         )
-    for name, kind in others.items():  # one bad cell must not drop a column of numbers
-        if cells.is_text(kind):
-            cells.check_slips(batch.column(name)[:1000], f"{path}: column {name!r}")
-    chosen = tuple(name for name, kind in others.items() if cells.is_number(kind))
-    if not chosen:
-        has = list_names(f"{name} ({kind})" for name, kind in types.items())
-        raise UserError(
-            f"{path} has no columns of numbers besides label and id: {has}", "give a column for every feature"
-        )
-    if not label and len(doubtful := [name for name in LABELS if name in chosen]) > 1:
-        raise_several_labels(path, doubtful)  # the others would become features
-    if guessed and (
-        words := [name for name, kind in others.items() if cells.is_text(kind) or pa.types.is_dictionary(kind)]
-    ):
-        raise UserError(
-            f"{path} has words in column {words[0]!r} and a column {label!r}: either may be the label",
-            f"name the label with label=NAME (--config.features.label={label}, which leaves {list_names(words)} out)",
-        )
-    return chosen
+    return labels, names
 
 
 def _read_labels(path: Path, label: str) -> np.ndarray:
     """Read a column of labels [N]. Raise UserError if one is missing."""
+    if path.suffix.lower() == ".parquet":
+        _check_label_size(path, label)
     parts = [batch.column(label) for _, batch in _batches(path, [label], {label: pa.string()})]
     parts = [part.dictionary_decode() if pa.types.is_dictionary(part.type) else part for part in parts]
     column = pa.chunked_array(parts)
@@ -232,7 +235,7 @@ def _read_labels(path: Path, label: str) -> np.ndarray:
             "give every row a label, or drop these rows",
         )
     if text and path.suffix.lower() != ".parquet":  # CSV has no types
-        column = _convert_numbers(column)
+        column = _convert_numbers(_restore_cells(column))
         text = cells.is_text(column.type)
     return np.array(column.to_pylist(), str) if text else column.to_numpy()
 
@@ -243,6 +246,23 @@ def _merge_spellings(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if all(name == other for name, other in merged.items()):
         return column
     return pa.chunked_array([pa.array(map(merged.get, column.to_pylist()), column.type)])
+
+
+def _check_label_size(path: Path, label: str) -> None:
+    """Raise UserError if a label takes more bytes than a name does, as the metadata of a Parquet file says."""
+    metadata = pyarrow.parquet.read_metadata(path)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == label)
+    check_label_bytes(size / max(metadata.num_rows, 1) - PAGE_BYTES, path)
+
+
+def _restore_cells(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return labels without the apostrophes that keep a spreadsheet from taking them for formulas."""
+    names = {name: restore_cell(name) for name in column.unique().to_pylist()}
+    if all(name == restored for name, restored in names.items()):
+        return column
+    return pa.chunked_array([pa.array(map(names.get, column.to_pylist()), column.type)])
 
 
 def _convert_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -68,6 +68,7 @@ def decode(image: bytes | np.ndarray) -> np.ndarray:
     """
     if isinstance(image, np.ndarray):
         return _convert_array(image)
+    _check_claim(image)
     if image[:3] == damage.JPEG and (pixels := _decode_jpeg(image)) is not None:
         return pixels
     if found := damage.find_png_damage(image):
@@ -131,6 +132,48 @@ def _read_orientation(data: bytes) -> int:
     except struct.error:
         return 1  # the pixels are still good
     return 1
+
+
+def _check_claim(data: bytes) -> None:
+    """Raise ImageError if a JPEG or PNG is too small to hold the pixels that its header claims.
+
+    So a forged header costs nothing: decoders reserve the memory of all pixels first.
+    """
+    found = _measure_jpeg(data) or _measure_png(data)
+    if found and len(data) < found[2]:
+        raise ImageError(f"truncated or damaged: it claims {found[0]} x {found[1]} pixels in {len(data):,} bytes")
+
+
+def _measure_jpeg(data: bytes) -> tuple[int, int, int] | None:
+    """Return width, height and the least bytes of a JPEG with Huffman codes; None for anything else.
+
+    Every block of 8 x 8 values of a component takes a bit for its first value and, unless the JPEG is progressive, one
+    for its end.
+    """
+    at = 2 if data[:3] == b"\xff\xd8\xff" else len(data)
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker in (0xC0, 0xC1, 0xC2):  # the frame: baseline, extended, progressive
+            with contextlib.suppress(struct.error, ZeroDivisionError, IndexError):
+                height, width, count = struct.unpack_from(">HHB", data, at + 5)
+                sides = [divmod(data[at + 11 + 3 * i], 16) for i in range(count)]
+                most = [max(side) for side in zip(*sides, strict=True)]
+                blocks = sum(-(-width * x // (8 * most[0])) * -(-height * y // (8 * most[1])) for x, y in sides)
+                return width, height, blocks * (1 if marker == 0xC2 else 2) // 8
+            return None
+        if marker in (0xDA, 0xD9):
+            return None
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+def _measure_png(data: bytes) -> tuple[int, int, int] | None:
+    """Return width, height and the least bytes of a PNG; None for anything else. Deflate packs 1032 bytes in one."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or len(data) < 26:
+        return None
+    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    values = {2: 3, 4: 2, 6: 4}.get(colour, 1)
+    return width, height, height * (1 + width * depth * values // 8) // 1032
 
 
 def check(data: bytes, max_pixels: int) -> np.ndarray:

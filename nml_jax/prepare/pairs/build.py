@@ -360,19 +360,19 @@ def main(args: argparse.Namespace) -> int:
         beam=args.beam,
     )
     for split, counts in manifest["splits"].items():
-        print(f"{split}: {counts['records']} images with {counts['captions']} captions")
+        console.show(f"{split}: {counts['records']} images with {counts['captions']} captions")
         if present := {name: n for name, n in counts.get("per_class", {}).items() if n}:
-            print(f"  {describe_counts(present)}")
+            console.show(f"  {describe_counts(present)}")
     records.print_classes(manifest)
     for equal in manifest["equal_texts"]:
         counts = {split: (n, manifest["splits"][split]["records"]) for split, n in equal["pairs"].items()}
         pairs = ", ".join(f"{n} of {total} in {split}" for split, (n, total) in counts.items())
-        print(f"equal texts in {' and '.join(equal['splits'])}: {equal['texts']}; pairs with them: {pairs}")
+        console.show(f"equal texts in {' and '.join(equal['splits'])}: {equal['texts']}; pairs with them: {pairs}")
     kinds = {"pairs": "refused", "captions of pairs that were kept": "refused_captions", "files": "refused_files"}
     for what, kind in kinds.items():
         if manifest[kind] or what == "pairs":
-            print(f"refused {what}: {sum(manifest[kind].values())}, listed in {args.out / 'refused.jsonl'}")
+            console.show(f"refused {what}: {sum(manifest[kind].values())}, listed in {args.out / 'refused.jsonl'}")
         for reason, n in sorted(manifest[kind].items(), key=lambda item: -item[1]):
-            print(f"  {n} x {reason}")
-    print(args.out)
+            console.show(f"  {n} x {reason}")
+    console.show(str(args.out))
     return 0

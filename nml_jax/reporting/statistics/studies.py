@@ -17,6 +17,7 @@ from nml_jax.reporting.statistics.paired import Stat, format_mean, stat
 from nml_jax.runs.finished import FinishedRun, Seed
 from nml_jax.runs.heads import preset_label
 from nml_jax.runs.rows import Row
+from nml_jax.spreadsheet import escape_cell
 from nml_jax.tuning import methods
 
 REPLICATE = ("seed", "noise_seed")  # what distinguishes repetitions of one condition
@@ -35,6 +36,7 @@ FILES = "features."  # keys of feature files
 COLUMNS = ["study", "noise_kind", "axis", "condition", "x", "metric", "task", "split", "domain", "layer", "mode",
            "method", "setting", "mean", "sd", "n", "seeds",
            "method_key", "preset", "output", "weights", "wise_alpha"]  # fmt: skip
+NUMBERS = {"x", "mean", "sd", "n", "seeds", "wise_alpha"}  # those that hold no words
 
 
 class Method(NamedTuple):
@@ -163,6 +165,9 @@ def write_csv(all_studies: Sequence[Study]) -> str:
     """Return every number of every study, one line each: mean, sample sd, n and the seeds it is over.
 
     The columns from "metric" to "setting" are words for readers; those from "method_key" on are the fields of `Row`.
+    Words that a spreadsheet would take for formulas are escaped (spreadsheet.py).
     """
     frame = pd.concat([study.frame for study in all_studies])
+    for column in set(COLUMNS) - NUMBERS:
+        frame[column] = frame[column].map(lambda cell: escape_cell(cell) if isinstance(cell, str) else cell)
     return frame[frame["n"] > 0].to_csv(index=False, columns=COLUMNS, lineterminator="\n")

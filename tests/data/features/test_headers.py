@@ -1,0 +1,128 @@
+"""Test that headers are judged before what they describe is read: bombs, forgeries, numbers that were rounded."""
+
+import io
+import struct
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import save_file
+
+from nml_jax.data.features.files import open_features
+from nml_jax.errors import UserError
+from nml_jax.tuning.classifier import NMTuneClassifier
+
+X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+
+
+def make_npy(shape: tuple[int, ...], dtype: str, data: bytes = b"") -> bytes:
+    """Return a .npy whose header describes an array, and whose content is `data`."""
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return out.getvalue() + data
+
+
+def write_npz(path: Path, members: dict[str, bytes], how: int = zipfile.ZIP_DEFLATED) -> str:
+    with zipfile.ZipFile(path, "w", how) as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+    return str(path)
+
+
+FEATURES = make_npy(X.shape, "<f4", X.tobytes())
+LABELS = make_npy((40,), "<i8", (np.arange(40) % 2).tobytes())
+ZEROS = bytes(64 << 20)
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"x": FEATURES, "y": make_npy((8 << 20,), "<i8", ZEROS)}, "40 rows of features and 8388608 labels"),
+        ({"x": FEATURES, "y": make_npy((40, 1 << 17), "<i8", ZEROS)}, r"labels have shape \[40, 131072\]"),
+        ({"x": FEATURES, "y": make_npy((40,), "<U400000", ZEROS)}, "each label takes 1,600,000 bytes, 65,536 at most"),
+        ({"x": make_npy((40, 10**12), "<f4", X.tobytes()), "y": LABELS}, r"x\.npy claims 160,000,000,000,128 bytes"),
+        ({"x": FEATURES.replace(b"(40, 3)", b"(40, 3 "), "y": LABELS}, "cannot read .*bomb"),
+        ({"x": FEATURES.replace(b"'descr'", b"(descr  "), "y": LABELS}, "cannot read .*bomb"),
+        ({"x": make_npy((-1, 3), "<f4", X.tobytes()), "y": LABELS}, r"claims the shape \[-1, 3\]"),
+        ({"x": FEATURES, "y": b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1) + ZEROS}, "cannot read"),
+    ],
+)
+def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, members: dict[str, bytes], words: str):
+    spec = write_npz(tmp_path / "bomb.npz", members)
+    assert Path(spec).stat().st_size < 200_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=words) as e:
+            open_features(spec).read()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 << 20
+    assert "\n" not in e.value.cause + e.value.cure
+
+
+def test_sizes_in_the_directory_of_an_archive_are_not_believed(tmp_path: Path):
+    """The directory may lie too: a deflated byte stands for 1032 bytes at most."""
+    spec = write_npz(tmp_path / "x.npz", {"x": make_npy((40, 1 << 30), "<f4", X.tobytes()), "y": LABELS})
+    content = bytearray(Path(spec).read_bytes())
+    with zipfile.ZipFile(spec) as archive:
+        at = content.index(b"PK\x01\x02", archive.start_dir) + 24  # where the directory holds the unpacked size
+    content[at : at + 4] = struct.pack("<I", 2**32 - 2)
+    Path(spec).write_bytes(content)
+    with pytest.raises(UserError, match="cannot hold more than"):
+        open_features(spec)
+
+
+def test_a_stored_member_ends_where_it_ends(tmp_path: Path):
+    spec = write_npz(tmp_path / "x.npz", {"y": make_npy((40,), "<i8", bytes(80)), "x": FEATURES}, zipfile.ZIP_STORED)
+    with pytest.raises(UserError, match=r"y\.npy claims 320 bytes"):
+        open_features(spec)
+
+
+LIMITS = {"bfloat16": 2**8, "float16": 2**11, "float32": 2**24, "float64": 2**53}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *(("x.npz", dtype) for dtype in ("float16", "float32", "float64")),
+        *(("x.safetensors", dtype) for dtype in LIMITS),
+        *(("x.parquet", dtype) for dtype in ("float16", "float32", "float64")),
+    ],
+)
+def test_labels_that_a_dtype_cannot_tell_apart(tmp_path: Path, name: str, dtype: str):
+    path, limit = tmp_path / name, LIMITS[dtype]
+    for most in (limit, 2 * limit):
+        labels = np.array([0, most, 1, -most], np.float64).astype(ml_dtypes.bfloat16 if "b" in dtype else dtype)
+        if name == "x.npz":
+            np.savez(path, x=X[:4], y=labels)
+        elif name == "x.parquet":
+            pq.write_table(pa.table({"e": list(X[:4]), "y": labels}), path)
+        else:
+            save_file({"x": X[:4], "y": labels}, path)
+        if most == limit:
+            assert open_features(str(path)).labels.tolist() == [0, limit, 1, -limit]
+        else:
+            with pytest.raises(UserError, match=rf"2 labels are not exact in {dtype}, as in row 1: .*{limit:,}"):
+                open_features(str(path))
+
+
+def test_labels_of_a_classifier_in_half_precision():
+    head = NMTuneClassifier(method="linear", epochs=1)
+    with pytest.raises(ValueError, match="y: 20 labels are not exact in float16, as in row 1: 4096"):
+        head.fit(X, np.tile([0, 4096], 20).astype(np.float16))
+    assert head.fit(X, np.tile([0, 2048], 20).astype(np.float16)).classes_.tolist() == [0, 2048]
+
+
+def test_class_names_beside_the_arrays_of_an_archive(tmp_path: Path):
+    y = np.arange(40) % 2
+    np.savez(tmp_path / "x.npz", x=X, y=y, class_names=["cat", "dog"])
+    assert open_features(f"{tmp_path}/x.npz").class_names == ("cat", "dog")
+    np.savez(tmp_path / "x.npz", x=X, y=y, class_names=["cat", "cat"])
+    with pytest.raises(UserError, match="'cat' twice"):
+        open_features(f"{tmp_path}/x.npz")
