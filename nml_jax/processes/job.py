@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,11 +22,14 @@ from nml_jax.console import list_words
 from nml_jax.errors import NonFinite, PeerLost, Preempted
 from nml_jax.processes import cluster
 from nml_jax.processes.progress import TICK, Progress
+from nml_jax.processes.stderr import HeldStderr
 
 T = TypeVar("T")
 
 GRACE = 5.0  # seconds that a process has to report its own error after it hears of another's
 SETTINGS = 4  # the type of an HTTP/2 frame
+LOST = re.compile(b"coordination service|JAX distributed service")  # the library writes of a lost coordinator
+WAITING = 15.0  # seconds after which a process that waits for the others to join says so
 FOREVER = 7 * 24 * 3600.0  # seconds; such waits end when a peer is lost
 
 # Prefixes of the service's keys: who has stopped and why, who is on which host, what process 0 has decided, the values
@@ -55,7 +57,7 @@ class Membership:
         self.finished = threading.Event()  # set: a missing process is no error any more
         self.is_joining = False
         self.leaving = threading.Lock()
-        self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self.stderr = HeldStderr()
         # When the coordinator is gone, or others do not come, the library ends the process with abort().
         self.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._explain_abort)
         self.previous = _set_abort_handler(ctypes.cast(self.handler, ctypes.c_void_p))
@@ -80,20 +82,22 @@ class Membership:
     # ---- its beginning
 
     @contextlib.contextmanager
-    def capture_stderr(self) -> Iterator[None]:
-        """Capture what C++ writes to stderr: only there does the library name the processes that have not come."""
-        sys.stderr.flush()
-        self.stderr = os.dup(2)
-        os.dup2(self.log.fileno(), 2)
+    def joining(self) -> Iterator[None]:
+        """Hold what C++ writes to stderr: only there does the library name the processes that have not come."""
         self.is_joining = True
+        notice = threading.Timer(WAITING, self._tell_waiting)
+        notice.daemon = True
+        notice.start()
         try:
             yield
         finally:
+            notice.cancel()
             self.is_joining = False
-            os.dup2(self.stderr, 2)
-            os.close(self.stderr)
-            sys.stderr.writelines(line for line in self._read_log() if "recoverable task" not in line)
-            self.log.close()
+            self.stderr.release()
+
+    def _tell_waiting(self) -> None:
+        advice = cluster.advise(os.environ, self.address)
+        print(f"waiting for the other processes of this job, {self.timeout:g} s at most; {advice}", file=sys.stderr)
 
     def register(self) -> None:
         """Claim this process's number.
@@ -167,6 +171,7 @@ class Membership:
             while self.index == 0 and len(self._read_stopped()) < self.count and time.monotonic() < end:
                 time.sleep(0.1)
         sys.stdout.flush()
+        self.stderr.release()
         os._exit(code)
 
     def close(self) -> None:
@@ -178,6 +183,7 @@ class Membership:
             with contextlib.suppress(jax.errors.JaxRuntimeError, TimeoutError):
                 while self.index == 0 and len(in_thread(self._list_live, max(end - time.monotonic(), 0))) > 1:
                     time.sleep(0.05)
+        self.stderr.close()
         _set_abort_handler(self.previous)
 
     # ---- noticing
@@ -190,6 +196,7 @@ class Membership:
                 missing = set() if stopped else set(range(self.count)) - {self.index} - self._list_live()
                 stopped = stopped or (self._read_stopped() if missing else {})  # a missing one may have said why
                 self.share_position()
+                self.stderr.release()
             except jax.errors.JaxRuntimeError as e:
                 self.cause = f"{self.process_names([0])}, the coordinator, does not answer: {first_line(e)}"
                 break
@@ -223,26 +230,29 @@ class Membership:
     def _explain_abort(self, _: int) -> None:
         """Print why the library aborts, in one line, and exit. If this returns, the process dies of SIGABRT."""
         if self.code is not None:
-            os._exit(self.code)
+            self._end(self.code)
         if not self.is_joining:
             if self.hosts and (fault := _check_coordinator(self.address)):
-                _end(f"{self.process_names([0])}, the coordinator, {fault}")
+                self._lose(f"{self.process_names([0])}, the coordinator, {fault}")
             if self.hosts:
                 own = self.process_names([self.index])
-                _end(f"a library aborted, see above; if it names a heartbeat, {own} sent none for too long")
-            return
-        os.dup2(self.stderr, 2)
-        log = self._read_log()
-        if late := self._find_late("".join(log)):
-            _end(f"{late} did not come within {self.timeout:g} s; see that all were started and reach {self.address}")
-        if _check_coordinator(self.address):
+                self._lose(f"a library aborted, see below; if it names a heartbeat, {own} sent none for too long", known=False)
+        elif late := self._find_late(self.stderr.read()):
+            self._lose(f"{late} did not come within {self.timeout:g} s; {cluster.advise(os.environ, self.address)}")
+        elif _check_coordinator(self.address):
             own = " (which every host has for itself)" if cluster.is_loopback(self.address) else ""
-            _end(f"{self.process_names([0])} did not answer at {self.address}{own} within {self.timeout:g} s")
-        sys.stderr.writelines(log)
+            self._lose(f"{self.process_names([0])} did not answer at {self.address}{own} within {self.timeout:g} s")
+        self.stderr.close()
 
-    def _read_log(self) -> list[str]:
-        self.log.seek(0)
-        return self.log.readlines()
+    def _lose(self, cause: str, *, known: bool = True) -> None:
+        """End this process because of a lost one. If its loss is `known`, a library's stack trace adds nothing."""
+        print(f"stopped: {cause}", file=sys.stderr, flush=True)
+        self._end(PeerLost.exit_code, known=known)
+
+    def _end(self, code: int, *, known: bool = True) -> None:
+        if not self.is_joining:
+            self.stderr.release(before=LOST if known else None)
+        os._exit(code)
 
     def _find_late(self, text: str) -> str:
         """Return the names of the processes that the service's error says are late; "" if it names none."""
@@ -287,11 +297,6 @@ def choose_grace(code: int, timeout: float) -> float:
     Preemption and non-finite losses stop all processes alike, and each may be saving.
     """
     return max(timeout / 2, GRACE) if code in (Preempted.exit_code, NonFinite.exit_code) else GRACE
-
-
-def _end(cause: str) -> None:
-    print(f"stopped: {cause}", file=sys.stderr, flush=True)
-    os._exit(PeerLost.exit_code)
 
 
 def _check_coordinator(address: str) -> str:

@@ -58,8 +58,11 @@ def _join(timeout: int) -> Membership | None:
     arguments = cluster.find_job(os.environ)
     if arguments is None or jax.distributed.is_initialized():
         return None
-    if arguments.get("process_id") == 0 and "coordinator_address" in arguments:
-        cluster.require_free(arguments["coordinator_address"])
+    address = arguments.get("coordinator_address", "")
+    if arguments.get("process_id") == 0 and address:
+        cluster.require_free(address)
+    if cluster.is_loopback(address):
+        _keep_gloo_on_loopback()
     # JAX's preemption service replaces Python's handler of SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     # Otherwise the library aborts all processes when one is gone, before any of them can report it.
@@ -70,6 +73,7 @@ def _join(timeout: int) -> Membership | None:
     join = functools.partial(
         jax.distributed.initialize,
         **arguments,
+        coordinator_bind_address=cluster.choose_bind_address(os.environ, arguments.get("coordinator_address", "")),
         initialization_timeout=limit + 1,
         heartbeat_timeout_seconds=max(timeout // 2, 10),
         shutdown_timeout_seconds=timeout,
@@ -77,7 +81,7 @@ def _join(timeout: int) -> Membership | None:
     job = Membership(timeout)
     atexit.register(job.close)
     try:
-        with job.capture_stderr(), _limit_registration(limit):
+        with job.joining(), _limit_registration(limit):
             in_thread(join)
     except ValueError as e:
         if arguments or cluster.is_launched(os.environ):
@@ -98,6 +102,13 @@ def _limit_registration(seconds: int) -> Iterator[None]:
         yield
     finally:
         _jax.get_distributed_runtime_service = make
+
+
+def _keep_gloo_on_loopback() -> None:
+    """Make collectives on CPUs listen at loopback alone. JAX has no setting for their address, which is the host's."""
+    make = _jax.make_gloo_tcp_collectives
+    if not isinstance(make, functools.partial):
+        _jax.make_gloo_tcp_collectives = functools.partial(make, hostname="127.0.0.1")
 
 
 def barrier(name: str, timeout: float | None = None) -> None:

@@ -71,12 +71,13 @@ def test_exit_code_of_local(tmp_path: Path, codes: tuple[int, int], code: int):
     assert {line for line in done.stdout.splitlines() if "I am" in line} >= {"0: I am 0 ['--config=a b']"}
 
 
-def test_local_kills_a_process_that_does_not_end_after_a_failure(tmp_path: Path):
-    text = "import os, signal, sys\nos.environ['JAX_PROCESS_ID'] == '0' and sys.exit(76)\n"
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_local_kills_a_process_that_does_not_end_after_a_failure(tmp_path: Path, stopped: int):
+    text = f"import os, signal, sys\nos.environ['JAX_PROCESS_ID'] == '{1 - stopped}' and sys.exit(76)\n"
     text += "os.kill(os.getpid(), signal.SIGSTOP)\n"
-    done = run("local.py", "--patience=1", "--", "--config=x", cwd=Path(write_program(tmp_path, text)))
+    done = run("local.py", "--patience=0.5", "--", "--config=x", cwd=Path(write_program(tmp_path, text)))
     assert done.returncode == 76, done.stderr
-    assert "killed 1 s after another process failed: [1]" in done.stderr
+    assert f"killed 0.5 s after another process failed: [{stopped}]" in done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process when its parent dies")

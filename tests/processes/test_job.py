@@ -1,7 +1,10 @@
 """Three processes on this machine play scenes, and end as the README says."""
 
+import os
 import re
 import socket
+import subprocess
+import sys
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +15,8 @@ import pytest
 
 from nml_jax.errors import PeerLost
 from nml_jax.processes import job, peers
+from nml_jax.processes.stderr import HeldStderr
+from tests.launch.shell import ROOT, clean
 from tests.scenes import process_scenes
 from tests.scenes.process_scenes import LAST
 
@@ -62,6 +67,21 @@ def test_whether_the_coordinator_answers(monkeypatch, greeting: bytes, fault: st
     assert job._check_coordinator(f"127.0.0.1:{port}") == "is gone without a word"
 
 
+def test_what_cpp_writes_is_held_and_pythons_stderr_is_not(capfd):
+    held = HeldStderr()
+    try:
+        os.write(2, b"W one\nW recoverable task 2\n")
+        print("ours", file=sys.stderr)
+        assert held.read().startswith("W one")
+        held.release()
+        os.write(2, b"W two\nF lost the coordination service\n*** Check failure stack trace: ***\n")
+        held.release(before=job.LOST)
+    finally:
+        held.close()
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "ours\nW one\nW two\nafter\n"
+
+
 def test_a_second_process_of_the_same_number_does_not_stop_the_job():
     class Client:
         def key_value_set(self, key: str, value: str) -> None:
@@ -96,6 +116,17 @@ def test_bad_input_of_one_ends_all():
         assert other.code == PeerLost.exit_code
         assert re.fullmatch(r"stopped: process 2 \(.+\) of 3 ended with exit code 2: there is no file 'x'", other.line)
         assert "Traceback" not in other.out
+
+
+@pytest.mark.slow
+def test_a_lone_process_in_a_slurm_allocation_hears_how_to_run_alone():
+    slurm = {"JOB_ID": "7", "STEP_NODELIST": "127.0.0.1", "NTASKS": "2", "PROCID": "0", "LOCALID": "0"}
+    env = clean() | {f"SLURM_{key}": value for key, value in slurm.items()} | {"JAX_PLATFORMS": "cpu"}
+    program = [sys.executable, "-m", "tests.scenes.process_scenes", "all_is_well", "8"]
+    ended = subprocess.run(program, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == PeerLost.exit_code, ended.stderr
+    assert "run alone with SLURM_NTASKS=1 before the command" in ended.stderr.splitlines()[-1]
+    assert "process 1 of 2 did not come within 8 s; SLURM_NTASKS=2 says" in ended.stderr
 
 
 @pytest.mark.slow
@@ -136,6 +167,7 @@ def test_the_end_of_one_is_the_end_of_all(scene: str, culprit: int, code: int, c
             assert e.code == PeerLost.exit_code, e.out
             assert re.match(f"stopped: {cause}", e.line), e.out
             assert "Traceback" not in e.out
+            assert "stack trace" not in e.out
 
 
 def test_a_second_signal_does_not_change_how_a_process_ends():

@@ -219,6 +219,13 @@ def one_is_preempted_while_it_waits(index: int, timeout: int) -> None:
     peers.agree(index)
 
 
+def list_listening() -> set[str]:
+    """Return the addresses, in hexadecimal digits as in /proc/net/tcp, at which this process listens."""
+    own = {os.readlink(fd.path) for fd in os.scandir("/proc/self/fd") if os.path.islink(fd.path)}
+    fields = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    return {field[1].split(":")[0] for field in fields if field[3] == "0A" and f"socket:[{field[9]}]" in own}
+
+
 def all_is_well(index: int, timeout: int) -> None:
     import numpy as np
 
@@ -234,6 +241,7 @@ def all_is_well(index: int, timeout: int) -> None:
     assert found["list"][0] == {}
     for given, expected in ((found["rows"], rows), (found["list"][1], 7), (found["list"][2], np.arange(3))):
         np.testing.assert_array_equal(given, expected)
+    assert list_listening() <= {"0100007F", f"{'0' * 16}{'FFFF0000'}0100007F"}, list_listening()
     if index == 0:
         time.sleep(2)  # the others wait for it, longer than they would at a barrier
         print(runtime.describe(mesh))
