@@ -210,4 +210,5 @@ def save(args: argparse.Namespace, features: np.ndarray, names: list[str]) -> No
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  a terminal may lack characters
     main()

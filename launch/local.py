@@ -94,6 +94,7 @@ def main(argv: list[str]) -> int:
         for i in range(args.processes)
     ]
     if args.dry_run:
+        options.check_config(flags)
         for env in envs:
             print(shlex.join(["env", *(f"{k}={v}" for k, v in env.items()), *command]))
         return 0

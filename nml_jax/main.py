@@ -21,7 +21,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from nml_jax import __version__, settings
-from nml_jax.console import list_words
+from nml_jax.console import allow_any_terminal, list_words, notice, show
 from nml_jax.errors import NonFinite, PeerLost, Preempted, UserError, as_disk_error
 from nml_jax.processes.sigterm import on_sigterm
 
@@ -88,7 +88,7 @@ def launch(
         from nml_jax.stages.dry_run import describe_plan
 
         experiment.claim(workdir, config, force=force, write=False)
-        print(describe_plan(config, cells, workdir, mesh))
+        console.show(describe_plan(config, cells, workdir, mesh))
         return
     runtime.check_devices(mesh, config.runtime.timeout)
     first = jax.process_index() == 0
@@ -111,7 +111,7 @@ def launch(
 
         with peers.track("report"):
             page = report.run(config, workdir, mesh)
-        print(report.summarise(page.parent))
+        console.show(report.summarise(page.parent))
         console.notice(f"report: {page.resolve()}")
 
 
@@ -194,8 +194,9 @@ def run(argv: list[str] | None = None) -> int:
     On SIGTERM the training loop saves and then returns here. Outside the loop the process ends at once.
     """
     argv = sys.argv if argv is None else argv
+    allow_any_terminal()
     if {"--help", "-h"} & set(argv):
-        print(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
+        show(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
         return 0
     sys.path.insert(0, str(settings.find_configs_home()))  # for `from configs import common`
     # The checkpoint library logs a failed write in every thread, with tracebacks. We report it once.
@@ -265,7 +266,7 @@ def _report(code: int, message: str, cause: str) -> None:
     """Print a message, and send its cause to the other processes of the job."""
     if peers := _find_peers():
         peers.leave(code, message, cause)
-    print(message, file=sys.stderr, flush=True)
+    notice(message)
 
 
 def _find_peers() -> ModuleType | None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from nml_jax import console
 from nml_jax.data.features import files
 from nml_jax.errors import UserError
 from nml_jax.runs.files import replace_file
@@ -88,6 +89,8 @@ def write_stdout(head: head_file.TunedHead, features: files.Features, *, proba: 
     with _writing("standard output"):
         if sys.stdout is None:
             raise OSError("it is closed")
+        if hasattr(sys.stdout, "reconfigure"):  # two names must not become one; --out writes UTF-8
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             predictions = write(head, features, sys.stdout, proba=proba)
             sys.stdout.flush()
@@ -148,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--proba", action="store_true", help="also write the probability of every class")
     parser.add_argument("--columns", default="", help="name of the feature array or column")
     parser.add_argument("--label", default="", help="name of the label array or column")
+    console.allow_any_terminal()
     args = parser.parse_args(argv)
     try:
         head = head_file.load(args.head)
@@ -159,9 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             predictions = write_stdout(head, features, proba=args.proba)
         if known := label_names(features):
-            print(describe_agreement(known, predictions, head), file=sys.stderr)
+            console.notice(describe_agreement(known, predictions, head))
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        console.notice(f"error: {e}")
         return e.exit_code
     except BrokenPipeError:
         return CLOSED

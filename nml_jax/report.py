@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nml_jax import console
 from nml_jax.errors import UserError
 
 
@@ -20,14 +21,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folder of an experiment, or of a run")
     parser.add_argument("--out", type=Path, help="where to write; default: DIR, or here if several are given")
+    console.allow_any_terminal()
     flags = parser.parse_args(argv)
     from nml_jax.stages.report import build  # imported after --help, because it takes a second
 
     try:
-        print(build(flags.folders, flags.out or (flags.folders[0] if len(flags.folders) == 1 else Path())))
+        page = build(flags.folders, flags.out or (flags.folders[0] if len(flags.folders) == 1 else Path()))
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        console.notice(f"error: {e}")
         return e.exit_code
+    console.show(str(page))
     return 0
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from nml_jax import console
 from nml_jax.data.sources import texts as stored
 from nml_jax.data.text.tokenizer import load, train
 from nml_jax.errors import UserError, report_disk_errors
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     bpe.add_argument("corpus", metavar="CORPUS", nargs="+", help="text file, DIR or DIR:SPLIT")
     bpe.add_argument("out", metavar="OUT.json", type=Path)
     bpe.add_argument("--vocab", type=int, default=8192, help="number of tokens with start and end (default: 8192)")
+    console.allow_any_terminal()
     args = parser.parse_args(argv)
     try:
         if args.out.suffix != ".json":
@@ -64,10 +66,10 @@ def main(argv: list[str] | None = None) -> int:
             write_atomic(args.out, definition)
         tokenizer = load(str(args.out), 3)
     except UserError as e:
-        print(e, file=sys.stderr)
+        console.notice(str(e))
         return e.exit_code
-    print(f"{args.out}: {tokenizer.vocab_size} tokens")
-    print(f"use it with --config.data.tokenizer={args.out} --config.model.text_vocab={tokenizer.vocab_size}")
+    console.show(f"{args.out}: {tokenizer.vocab_size} tokens")
+    console.show(f"use it with --config.data.tokenizer={args.out} --config.model.text_vocab={tokenizer.vocab_size}")
     return 0
 
 

@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--workers", type=int, help="threads that check images (default: one per core)")
     kinds.choices["image_folder"].add_argument("--resize", metavar="SIDE", type=int, help=records.RESIZE)
     build.add_arguments(kinds.add_parser("image_text", help="from WebDataset tars, Parquet, CSV and TSV"))
+    console.allow_any_terminal()
     args = parser.parse_args(argv)
     try:
         if args.kind == "image_text":
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         manifest = builders[args.kind][0](args.src, args.out, workers=args.workers, **options)
         return _print_manifest(manifest, args.out)
     except UserError as e:
-        print(e, file=sys.stderr)
+        console.notice(str(e))
         return e.exit_code
     except KeyboardInterrupt:
         console.notice(
@@ -53,14 +54,16 @@ def main(argv: list[str] | None = None) -> int:
 def _print_manifest(manifest: dict[str, Any], out: Path) -> int:
     """Print the counts of a build and the first refused files. Return the exit code."""
     for split, counts in manifest["splits"].items():
-        print(f"{split}: {counts['records']} images of {sum(n > 0 for n in counts['per_class'].values())} classes")
+        console.show(
+            f"{split}: {counts['records']} images of {sum(n > 0 for n in counts['per_class'].values())} classes"
+        )
     refused = manifest["refused"]
-    print(f"refused files: {len(refused)}")
+    console.show(f"refused files: {len(refused)}")
     for entry in refused[:SHOWN]:
-        print(f"  {entry['file']}: {entry['reason']}")
+        console.show(f"  {entry['file']}: {entry['reason']}")
     if len(refused) > SHOWN:
-        print(f"  ... and {len(refused) - SHOWN} more in {out / 'manifest.json'}")
-    print(out)
+        console.show(f"  ... and {len(refused) - SHOWN} more in {out / 'manifest.json'}")
+    console.show(str(out))
     return 0
 
 

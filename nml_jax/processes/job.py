@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import jax
 from jax._src import distributed  # JAX's own libraries take the service's client from here, too
 
-from nml_jax.console import list_words
+from nml_jax.console import list_words, notice
 from nml_jax.errors import NonFinite, PeerLost, Preempted
 from nml_jax.processes import cluster
 from nml_jax.processes.progress import TICK, Progress
@@ -97,7 +97,7 @@ class Membership:
 
     def _tell_waiting(self) -> None:
         advice = cluster.advise(os.environ, self.address)
-        print(f"waiting for the other processes of this job, {self.timeout:g} s at most; {advice}", file=sys.stderr)
+        notice(f"waiting for the other processes of this job, {self.timeout:g} s at most; {advice}")
 
     def register(self) -> None:
         """Claim this process's number.
@@ -162,7 +162,7 @@ class Membership:
         self.leaving.acquire()  # never released: a process ends once
         self.code = code
         self.finished.set()
-        print(message, file=sys.stderr, flush=True)
+        notice(message)
         with contextlib.suppress(jax.errors.JaxRuntimeError, TimeoutError):
             end_report = json.dumps({"code": code, "words": first_line(words)})
             in_thread(lambda: self.client.key_value_set(f"{STOPPED}{self.index}", end_report), GRACE)
@@ -236,7 +236,9 @@ class Membership:
                 self._lose(f"{self.process_names([0])}, the coordinator, {fault}")
             if self.hosts:
                 own = self.process_names([self.index])
-                self._lose(f"a library aborted, see below; if it names a heartbeat, {own} sent none for too long", known=False)
+                self._lose(
+                    f"a library aborted, see below; if it names a heartbeat, {own} sent none for too long", known=False
+                )
         elif late := self._find_late(self.stderr.read()):
             self._lose(f"{late} did not come within {self.timeout:g} s; {cluster.advise(os.environ, self.address)}")
         elif _check_coordinator(self.address):
@@ -246,7 +248,7 @@ class Membership:
 
     def _lose(self, cause: str, *, known: bool = True) -> None:
         """End this process because of a lost one. If its loss is `known`, a library's stack trace adds nothing."""
-        print(f"stopped: {cause}", file=sys.stderr, flush=True)
+        notice(f"stopped: {cause}")
         self._end(PeerLost.exit_code, known=known)
 
     def _end(self, code: int, *, known: bool = True) -> None:

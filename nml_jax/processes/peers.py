@@ -15,13 +15,13 @@ import functools
 import math
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
 from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
+from nml_jax.console import notice
 from nml_jax.errors import PeerLost, UserError
 from nml_jax.processes import cluster, progress
 from nml_jax.processes.job import Membership, first_line, in_thread
@@ -198,5 +198,5 @@ def leave(code: int, message: str, words: str) -> None:
     if _job is not None:
         _job.leave(code, message, words)
     elif jax.distributed.is_initialized():  # the others have not joined yet
-        print(message, file=sys.stderr, flush=True)
+        notice(message)
         os._exit(code)

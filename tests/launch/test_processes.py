@@ -56,7 +56,7 @@ def test_missing_ray_is_reported(tmp_path: Path):
 def write_program(tmp_path: Path, text: str) -> str:
     """Write a fake of nml_jax.main and return the folder to run `python -m nml_jax.main` from."""
     (tmp_path / "nml_jax").mkdir()
-    for name in ("__init__", "errors"):
+    for name in ("__init__", "console", "errors"):
         (tmp_path / "nml_jax" / f"{name}.py").write_text((ROOT / "nml_jax" / f"{name}.py").read_text())
     (tmp_path / "nml_jax" / "main.py").write_text(text)
     return str(tmp_path)

@@ -5,7 +5,6 @@ import functools
 import json
 import re
 import resource
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
+from nml_jax import console
 from nml_jax.data.images.codec import Undecodable
 from nml_jax.data.sources import texts
 from nml_jax.data.sources.captions import Captions, Joined, Slice, Stored
@@ -222,7 +222,7 @@ def _write_index(path: Path, labels: np.ndarray) -> None:
         with replace_file(path) as part, part.open("wb") as file:
             np.save(file, labels)
     except OSError as e:
-        print(f"cannot keep the labels for the next run: {path}: {e.strerror}", file=sys.stderr)
+        console.notice(f"cannot keep the labels for the next run: {path}: {e.strerror}")
 
 
 def _read_field(data: Any, i: int, name: str, kind: str) -> Any:

@@ -330,12 +330,12 @@ def main(args: argparse.Namespace) -> int:
         beam=args.beam,
     )
     for split, counts in manifest["splits"].items():
-        print(f"{split}: {counts['records']} images with {counts['captions']} captions")
+        console.show(f"{split}: {counts['records']} images with {counts['captions']} captions")
     kinds = {"pairs": "refused", "captions of pairs that were kept": "refused_captions", "files": "refused_files"}
     for what, kind in kinds.items():
         if manifest[kind] or what == "pairs":
-            print(f"refused {what}: {sum(manifest[kind].values())}, listed in {args.out / 'refused.jsonl'}")
+            console.show(f"refused {what}: {sum(manifest[kind].values())}, listed in {args.out / 'refused.jsonl'}")
         for reason, n in sorted(manifest[kind].items(), key=lambda item: -item[1]):
-            print(f"  {n} x {reason}")
-    print(args.out)
+            console.show(f"  {n} x {reason}")
+    console.show(str(args.out))
     return 0
