@@ -196,7 +196,7 @@ class Membership:
                 missing = set() if stopped else set(range(self.count)) - {self.index} - self._list_live()
                 stopped = stopped or (self._read_stopped() if missing else {})  # a missing one may have said why
                 self.share_position()
-                self.stderr.release()
+                self.stderr.release(before=LOST)  # the library may be about to abort: `_explain_abort` decides
             except jax.errors.JaxRuntimeError as e:
                 self.cause = f"{self.process_names([0])}, the coordinator, does not answer: {first_line(e)}"
                 break

@@ -37,15 +37,16 @@ class HeldStderr:
         """Write what is held to the real stderr.
 
         Args:
-            before: drop the first line in which this is found, and all that follow; None: drop none.
+            before: go on to hold the first line in which this is found, and all that follow; None: hold nothing.
         """
         with self.lock:
             held = self._read()
-            self.seen += len(held)
-            lines = [line for line in held.splitlines(keepends=True) if NOISE not in line]
-            end = next((i for i, line in enumerate(lines) if before and before.search(line)), len(lines))
+            found = before.search(held) if before else None
+            ready = held[: held.rfind(b"\n", 0, found.start()) + 1] if found else held
+            self.seen += len(ready)
+            lines = [line for line in ready.splitlines(keepends=True) if NOISE not in line]
             with contextlib.suppress(OSError):  # the terminal may be gone
-                os.write(self.real, b"".join(lines[:end]))
+                os.write(self.real, b"".join(lines))
 
     def close(self) -> None:
         """Release what is held, and hold no more."""

@@ -76,10 +76,12 @@ def test_what_cpp_writes_is_held_and_pythons_stderr_is_not(capfd):
         held.release()
         os.write(2, b"W two\nF lost the coordination service\n*** Check failure stack trace: ***\n")
         held.release(before=job.LOST)
+        print("end", file=sys.stderr)
     finally:
         held.close()
     os.write(2, b"after\n")
-    assert capfd.readouterr().err == "ours\nW one\nW two\nafter\n"
+    lost = "F lost the coordination service\n*** Check failure stack trace: ***\n"
+    assert capfd.readouterr().err == f"ours\nW one\nW two\nend\n{lost}after\n"
 
 
 def test_a_second_process_of_the_same_number_does_not_stop_the_job():
