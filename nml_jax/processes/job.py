@@ -55,7 +55,7 @@ class Membership:
         self.cause: str | None = None  # why this process must end
         self.code: int | None = None  # the exit code of the end that has begun
         self.finished = threading.Event()  # set: a missing process is no error any more
-        self.is_joining = False
+        self.is_joining = self.has_joined = False
         self.leaving = threading.Lock()
         self.stderr = HeldStderr()
         # When the coordinator is gone, or others do not come, the library ends the process with abort().
@@ -85,13 +85,14 @@ class Membership:
     def joining(self) -> Iterator[None]:
         """Hold what C++ writes to stderr: only there does the library name the processes that have not come."""
         self.is_joining = True
-        notice = threading.Timer(WAITING, self._tell_waiting)
-        notice.daemon = True
-        notice.start()
+        timer = threading.Timer(WAITING, self._tell_waiting)
+        timer.daemon = True
+        timer.start()
         try:
             yield
+            self.has_joined = True
         finally:
-            notice.cancel()
+            timer.cancel()
             self.is_joining = False
             self.stderr.release()
 
@@ -232,9 +233,9 @@ class Membership:
         if self.code is not None:
             self._end(self.code)
         if not self.is_joining:
-            if self.hosts and (fault := _check_coordinator(self.address)):
+            if self.has_joined and (fault := _check_coordinator(self.address)):
                 self._lose(f"{self.process_names([0])}, the coordinator, {fault}")
-            if self.hosts:
+            if self.has_joined:
                 own = self.process_names([self.index])
                 self._lose(
                     f"a library aborted, see below; if it names a heartbeat, {own} sent none for too long", known=False

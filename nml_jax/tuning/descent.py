@@ -18,6 +18,7 @@ import optax
 from nml_jax.models.heads.mlp import Form, Tree, make_head, standardize
 from nml_jax.objectives.step import Step
 from nml_jax.objectives.terms import Terms
+from nml_jax.processes.forks import refuse_fork
 from nml_jax.processes.limits import limit_blas
 from nml_jax.training import perturb
 
@@ -87,6 +88,7 @@ def train(
     Returns:
         (params, state) of each, nested dicts of float32 NumPy arrays; not finite if training diverged.
     """
+    refuse_fork()
     if mapped is None:
         mapped = jax.default_backend() != "cpu"
     ready, sizes = [to_arrays(s) for s in settings], (np.int32(n), np.int32(epochs))
@@ -235,6 +237,7 @@ def compute_outputs(
     form: Form, num_classes: int, params: Tree, state: Tree, features: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute Z float32 [M, D] and logits float32 [M, K] of features [M, D], with running BatchNorm statistics."""
+    refuse_fork()
     params, state = jax.device_put((params, state))
     chunks = []
     for begin in range(0, len(features), CHUNK):

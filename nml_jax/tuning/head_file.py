@@ -121,7 +121,7 @@ def load(path: Path) -> TunedHead:
             raise UserError(f"{path} names {len(head.classes)} classes for {head.num_classes} logits", cure)
         if len(head.columns) not in (0, head.dim):
             raise UserError(f"{path} names {len(head.columns)} columns for {head.dim} features", cure)
-        params, inner = jax.eval_shape(partial(make_head(form, head.num_classes).init, dim=head.dim), jax.random.key(0))
+        params, inner = _find_shapes(form, head.num_classes, head.dim)
         if "input" in state:
             inner["input"] = dict.fromkeys(("mean", "scale"), np.empty(head.dim))
         expected = {name: x.shape for name, x in _flat({**params, "state": inner})}
@@ -133,6 +133,12 @@ def load(path: Path) -> TunedHead:
     except (SafetensorError, AttributeError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged: {' '.join(str(e).split())}", cure) from e
     return head
+
+
+def _find_shapes(form: Form, num_classes: int, dim: int) -> tuple[Tree, Tree]:
+    """Return the shapes of a head's parameters and state, without a device: a process that only loads may still fork."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(partial(make_head(form, num_classes).init, dim=dim), key)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, np.ndarray]]:
