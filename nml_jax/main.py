@@ -95,15 +95,19 @@ def launch(
     if first:
         console.notice(runtime.describe(mesh))
     revision = find_revision()
-    experiment.claim(workdir, config, force=force, write=first and bool(todo))
+    experiment.claim(workdir, config, force=force, write=False)
     runtime.keep_compiled(workdir / ".jax_cache")
 
     # ---- the runs, one after another -------------------------------------------------------------------------------
     for name, cell in cells.items() if todo else ():
-        folder = experiment.open_run(workdir, name, cell, write=first)
-        for stage in todo:
-            with peers.track(stage):
-                runner.run(stage, cell, folder, mesh, revision=revision, force=stage in force)
+        with experiment.own_run(workdir, name, lost=_leave) if first else contextlib.nullcontext():
+            peers.agree(True)  # the others wait until the first process owns the folder
+            if name == next(iter(cells)):
+                experiment.claim(workdir, config, force=force, write=first)
+            folder = experiment.open_run(workdir, name, cell, write=first)
+            for stage in todo:
+                with peers.track(stage):
+                    runner.run(stage, cell, folder, mesh, revision=revision, force=stage in force)
 
     # ---- the report over all runs of the experiment, these and earlier ones ----------------------------------------
     if "report" in config.stages and first:
@@ -238,6 +242,12 @@ def _stop() -> None:
     """End the process on SIGTERM."""
     _report(Preempted.exit_code, "stopped: asked to stop; the same command continues", "asked to stop")
     end(Preempted.exit_code)
+
+
+def _leave(error: UserError) -> None:
+    """End the process because another job has taken over its folder."""
+    _report(error.exit_code, f"error: {error}", str(error))
+    end(error.exit_code)
 
 
 def end(code: int) -> None:

@@ -136,7 +136,7 @@ def load(path: Path) -> TunedHead:
 
 
 def _find_shapes(form: Form, num_classes: int, dim: int) -> tuple[Tree, Tree]:
-    """Return the shapes of a head's parameters and state, without a device: a process that only loads may still fork."""
+    """Return the shapes of a head's parameters and state. No device starts, so whoever only loads may still fork."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.eval_shape(partial(make_head(form, num_classes).init, dim=dim), key)
 
