@@ -6,6 +6,7 @@ Without --config it runs configs/digits.py. A notebook or a test can import ever
 """
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -74,6 +75,7 @@ def launch(
     import jax
 
     from nml_jax import console, runtime
+    from nml_jax.assembly import agreement
     from nml_jax.processes import peers
     from nml_jax.stages import experiment, sections
 
@@ -84,6 +86,7 @@ def launch(
     for cell in cells.values():
         for stage in todo:
             runner.find_stage(stage).check(cell, mesh, data=not dry_run)
+    peers.require_same(functools.partial(agreement.collect_inputs, config, cells, force), agreement.CURE)
     if dry_run:
         from nml_jax.stages.dry_run import describe_plan
 
@@ -240,7 +243,7 @@ def _run(argv: Sequence[str]) -> int:
 
 def _stop() -> None:
     """End the process on SIGTERM."""
-    _report(Preempted.exit_code, "stopped: asked to stop; the same command continues", "asked to stop")
+    _report(Preempted.exit_code, "stopped: asked to stop; the same command continues", "asked to stop", saved=False)
     end(Preempted.exit_code)
 
 
@@ -272,10 +275,10 @@ def fail(error: BaseException, message: str, code: int = 1) -> int:
     return code
 
 
-def _report(code: int, message: str, cause: str) -> None:
+def _report(code: int, message: str, cause: str, *, saved: bool = True) -> None:
     """Print a message, and send its cause to the other processes of the job."""
     if peers := _find_peers():
-        peers.leave(code, message, cause)
+        peers.leave(code, message, cause, saved=saved)
     notice(message)
 
 

@@ -89,8 +89,9 @@ def write_stdout(head: head_file.TunedHead, features: files.Features, *, proba: 
     with _writing("standard output"):
         if sys.stdout is None:
             raise OSError("it is closed")
-        if hasattr(sys.stdout, "reconfigure"):  # two names must not become one; --out writes UTF-8
-            sys.stdout.reconfigure(errors="backslashreplace")
+        stdout: Any = sys.stdout
+        if hasattr(stdout, "reconfigure"):  # two names must not become one; --out writes UTF-8
+            stdout.reconfigure(errors="backslashreplace")
         try:
             predictions = write(head, features, sys.stdout, proba=proba)
             sys.stdout.flush()

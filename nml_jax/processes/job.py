@@ -159,15 +159,15 @@ class Membership:
 
     # ---- its end
 
-    def leave(self, code: int, message: str, words: str) -> None:
+    def leave(self, code: int, message: str, words: str, *, saved: bool = True) -> None:
         self.leaving.acquire()  # never released: a process ends once
         self.code = code
         self.finished.set()
         notice(message)
         with contextlib.suppress(jax.errors.JaxRuntimeError, TimeoutError):
-            end_report = json.dumps({"code": code, "words": first_line(words)})
+            end_report = json.dumps({"code": code, "words": first_line(words), "saved": saved})
             in_thread(lambda: self.client.key_value_set(f"{STOPPED}{self.index}", end_report), GRACE)
-            end = time.monotonic() + choose_grace(code, self.timeout) + 2 * TICK
+            end = time.monotonic() + choose_grace(code, self.timeout, saved=saved) + 2 * TICK
             # The service ends with process 0, and the clients of the others end with the service.
             while self.index == 0 and len(self._read_stopped()) < self.count and time.monotonic() < end:
                 time.sleep(0.1)
@@ -205,7 +205,7 @@ class Membership:
                 # If several processes ended, report the first cause: the others may have stopped because of it.
                 who, end = min(stopped.items(), key=lambda item: item[1]["code"] == PeerLost.exit_code)
                 self.cause = f"{self.process_names([who])} ended with exit code {end['code']}: {end['words']}"
-                grace = choose_grace(end["code"], self.timeout)
+                grace = choose_grace(end["code"], self.timeout, saved=end["saved"])
             elif missing:
                 self.cause = f"{self.process_names(missing)} {'is' if len(missing) == 1 else 'are'} gone without a word"
             self.rounds += 1
@@ -294,12 +294,12 @@ def first_line(message: Any) -> str:
     return next((line for line in str(message).splitlines() if line.strip()), type(message).__name__)
 
 
-def choose_grace(code: int, timeout: float) -> float:
+def choose_grace(code: int, timeout: float, *, saved: bool) -> float:
     """Return the seconds to wait for this process's own end after another ended with `code`.
 
-    Preemption and non-finite losses stop all processes alike, and each may be saving.
+    Preemption and non-finite losses stop all processes alike, and each may be saving if the other one has saved.
     """
-    return max(timeout / 2, GRACE) if code in (Preempted.exit_code, NonFinite.exit_code) else GRACE
+    return max(timeout / 2, GRACE) if saved and code in (Preempted.exit_code, NonFinite.exit_code) else GRACE
 
 
 def _check_coordinator(address: str) -> str:

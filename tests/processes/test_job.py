@@ -172,6 +172,42 @@ def test_the_end_of_one_is_the_end_of_all(scene: str, culprit: int, code: int, c
             assert "stack trace" not in e.out
 
 
+@pytest.mark.slow
+def test_other_data_of_one_end_all_with_a_line_that_names_both():
+    for e in process_scenes.play("one_reads_other_data", timeout=20):
+        assert e.code == 2, e.out
+        told = r"error: process 2 \(.+\) of 3 has another data than most others: 180 records, not 200 records\n  cure: copy it"
+        assert re.search(told, e.out), e.out
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_process_that_is_blocked_in_a_collective():
+    begun = time.monotonic()
+    first, *others = process_scenes.play("one_is_stopped_in_a_collective", timeout=60)
+    assert time.monotonic() - begun < 40  # not half of the timeout, in which the others could save
+    assert first.code == 75, first.out
+    assert "asked to stop, but still in step 1 (step) after 1 s" in first.out
+    for e in others:
+        assert e.code == PeerLost.exit_code, e.out
+        assert re.match(r"stopped: process 0 \(.+\) of 3 ended with exit code 75: asked to stop", e.line), e.out
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (["200", "180"], "process 1 has another data than process 0: 180, not 200"),
+        (["180", "200", "200"], "process 0 has another data than most others: 180, not 200"),
+        (["200", None, "200"], "process 1 has another data than most others: nothing, not 200"),
+        ([None, "5"], "process 1 has another data than process 0: 5, not nothing"),
+        (["1", "2", "1", "3"], "process 1 and 3 has another data than most others: 2, not 1"),
+    ],
+)
+def test_what_differs_between_processes_is_named(values: list[str | None], told: str):
+    facts = [{"seed": "0"} | ({} if value is None else {"data": value}) for value in values]
+    names = lambda numbers: f"process {' and '.join(map(str, numbers))}"  # noqa: E731
+    assert peers.describe_difference(facts, names) == told
+
+
 def test_a_second_signal_does_not_change_how_a_process_ends():
     for e in process_scenes.play("one_is_asked_again_and_again", timeout=20):
         assert e.code == 75, e.out

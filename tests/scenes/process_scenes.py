@@ -183,6 +183,32 @@ def all_gather(index: int, timeout: int) -> None:
     time.sleep(60)
 
 
+def one_reads_other_data(index: int, timeout: int) -> None:
+    from nml_jax.processes import peers
+
+    peers.require_same(lambda: {"config.seed": "0", "data": "200 records"}, "copy it")
+    peers.require_same(lambda: {"config.seed": "0", "data": f"{180 if index == LAST else 200} records"}, "copy it")
+
+
+def one_is_stopped_in_a_collective(index: int, timeout: int) -> None:
+    """Process 0 waits in compiled code for others that do not come, and is asked to stop."""
+    import jax
+    import jax.numpy as jnp
+
+    from nml_jax import runtime
+    from nml_jax.processes import peers
+    from nml_jax.processes.sigterm import Preemption
+
+    Preemption.UNKNOWN = 1.0
+    mesh = runtime.make_mesh()
+    numbers = runtime.put_batch(mesh)({"x": jnp.ones((1,))})["x"]
+    if index > 0:
+        time.sleep(60)
+    subprocess.Popen(["sh", "-c", f"sleep 2; kill -TERM {os.getpid()}"])
+    with peers.track("step 1 (step)"), Preemption(peers.find_position):
+        jax.block_until_ready(jax.jit(jnp.sum, out_shardings=runtime.replicated_sharding(mesh))(numbers))
+
+
 def the_first_cannot_write_for_a_while(index: int, timeout: int, until: int = 7) -> None:
     """Train 12 steps; process 0 cannot write from before the save of step 4 until the batch of step `until` + 1."""
     import resource
@@ -257,6 +283,7 @@ SCENES: dict[str, Callable[[int, int], None]] = {
     for scene in (
         all_are_preempted, all_gather, all_have_bad_input, all_is_well, one_hangs, one_has_a_bug,
         one_has_bad_input, one_is_asked_again_and_again, one_is_killed, one_is_killed_in_a_collective, one_is_late,
+        one_is_stopped_in_a_collective, one_reads_other_data,
         one_is_preempted_while_it_waits, one_stands_still, the_first_cannot_write,
         the_first_cannot_write_for_a_while, the_first_has_bad_input, the_first_is_killed, the_first_stands_still,
     )

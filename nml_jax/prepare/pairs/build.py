@@ -82,7 +82,7 @@ def build_image_text(
     """Build the dataset `out` from the pairs in `sources`. `out` appears once it is complete.
 
     Pairs that cannot be used are left out and listed. The same sources give the same records and the same manifest,
-    whatever the number of workers and of restarts. Run only one build at a time for one `out`.
+    whatever the number of workers and of restarts. A second build of `out` waits for the first, or raises.
 
     Args:
         sources: files and folders; see the module.
@@ -119,17 +119,32 @@ def build_image_text(
         raise UserError(f"cannot read {e.filename}: {e.strerror}", "give sources that can be read") from e
     splits = _name_splits(plan, parts)
     spread = functools.partial(_run_processes, workers) if beam is None else _connect_beam(beam)
-    partial = records.partial_folder(out)
-    job = shards.BuildJob(str(partial / "shards"), columns, label, group, tuple(parts.items()), resize=resize)
+    with records.own_out(out):
+        for source in sources:
+            records.check_out(source, out)  # another build may have ended meanwhile
+        job = shards.BuildJob("", columns, label, group, tuple(parts.items()), resize=resize)
+        return _build(out, job, plan, (splits, strays), spread)
+
+
+def _build(
+    out: Path, job: shards.BuildJob, plan: list[Shard], about: tuple[list[str], Any], spread: Spread
+) -> dict[str, Any]:
+    """Build the shards that are missing, and `out` from all of them. Return the manifest.
+
+    Args:
+        about: the names of the splits, and (name, reason) of files that are not sources.
+    """
+    partial = records.find_partial(out)
+    job = dataclasses.replace(job, work=str(partial / "shards"))
     try:
         _resume(partial, job, plan)
-        if label:
+        if job.label:
             job = dataclasses.replace(job, classes=_collect_classes(job, plan, spread))
         todo = [(i, shard) for i, shard in enumerate(plan) if not shards.shard_folder(job, i).is_dir()]
         if len(todo) < len(plan):
             console.notice(f"{len(plan) - len(todo)} of {len(plan)} shards are finished already")
         spread("shards", functools.partial(shards.build, job), todo)
-        manifest = shards.assemble(partial / "out", job, len(plan), splits, strays)
+        manifest = shards.assemble(partial / "out", job, len(plan), *about)
         (partial / "out").rename(out.resolve())
         shutil.rmtree(partial)
     except UserError:  # the finished shards are useless, too
