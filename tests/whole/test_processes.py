@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -238,3 +239,55 @@ def test_sigterm_to_one_saves_the_same_step_of_all(tmp_path: Path, asked: int):
     states = [(tmp_path / run / CELL / "run.json").read_text() for run in ("run", "whole")]
     digests = [json.loads(text)["stages"]["pretrain"]["output"] for text in states]
     assert digests[0] == digests[1], "the same bits"
+
+
+@pytest.mark.slow
+def test_processes_that_read_different_things_end_before_the_first_step(tmp_path: Path):
+    """The noise file of one host is another; and one process was given another config."""
+    for i in range(2):
+        (tmp_path / str(i)).mkdir()
+        np.save(tmp_path / str(i) / "noise.npy", np.full(1, i))
+    options = {"stages": "('pretrain',)", "noise_kind": "labels", "noise": 0.0, "noise_file": "noise.npy"}
+    for given, told in (
+        ({}, r"another noise\.npy than"),
+        ({"data.validation": 0.3}, r"another config\.data\.validation"),
+    ):
+        port, started = process_scenes.free_port(), []
+        for i in range(2):
+            args = flags(tmp_path / "w", **options, **(given if i else {}))
+            env = process_scenes.environment(i, 2, port) | {"PYTHONPATH": str(ROOT)}
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "nml_jax.main", *args], cwd=tmp_path / str(i), env=env, text=True,
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                )
+            )  # fmt: skip
+        for e in process_scenes.end(started, 120):
+            assert e.code == 2, e.out
+            assert re.search(rf"error: process 1 \(.+\) of 2 has {told}", e.out), e.out
+    assert not list(tmp_path.glob("w/*/checkpoints"))
+
+
+@pytest.mark.slow
+def test_two_jobs_in_one_folder(tmp_path: Path):
+    """The second is refused and the first goes on; once that is killed, the same command takes over at once."""
+    args = [sys.executable, "-m", "nml_jax.main", *flags(tmp_path, stages="('pretrain',)", **{"train.epochs": 500.0})]
+    how = {"cwd": ROOT, "env": os.environ | {"JAX_PLATFORMS": "cpu"}, "text": True}
+    first = subprocess.Popen(args, **how, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / CELL / "run.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        second = subprocess.run(args, **how, capture_output=True, timeout=120)
+        assert second.returncode == 2, second.stderr
+        assert f"{CELL} belongs to another job (process {first.pid} on " in second.stderr
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    third = subprocess.Popen(args, **how, stderr=subprocess.PIPE)
+    assert third.stderr is not None
+    assert any("taking over" in line for line in iter(third.stderr.readline, ""))
+    third.terminate()
+    _, told = third.communicate(timeout=120)
+    assert third.returncode == 75, told
