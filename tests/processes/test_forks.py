@@ -4,9 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
+import pytest
 
+from nml_jax import NMTuneClassifier, UserError, diagnose, load_model, runtime
 from nml_jax.models.heads.mlp import Form
+from nml_jax.processes import forks
 from nml_jax.tuning.head_file import TunedHead
 from tests.launch.shell import ROOT, clean
 
@@ -46,6 +50,21 @@ def test_a_fork_after_load_predicts(tmp_path: Path):
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
+def test_a_forked_copy_of_a_started_jax_is_refused_where_devices_are_used(monkeypatch):
+    assert jax.devices()  # JAX has started
+    monkeypatch.setattr(forks, "_broken", False)
+    forks.refuse_fork()
+    forks._look()  # as a forked child does
+    rows = np.eye(2, dtype=np.float32)
+    for use in (lambda: NMTuneClassifier().fit(rows, [0, 1]), lambda: diagnose(rows, [0, 1])):
+        with pytest.raises(ValueError, match="forked from one in which JAX had started"):
+            use()
+    for use in (runtime.make_mesh, lambda: load_model("nowhere")):
+        with pytest.raises(UserError, match="forked from one in which JAX had started"):
+            use()
+
+
+@pytest.mark.slow
 def test_a_fork_of_a_started_jax_raises_at_once(tmp_path: Path):
     done = fork(tmp_path, "started")
     assert done.returncode == 5, done.stderr

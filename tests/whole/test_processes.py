@@ -76,10 +76,10 @@ def test_another_number_of_processes_goes_on(tmp_path: Path):
     for name, other in (("one", "two"), ("two", "one")):
         again = Path(shutil.copytree(tmp_path / name, tmp_path / f"{name}_then_{other}"))
         saved = again / CELL / "checkpoints"
-        *_, before, last = checksums.steps(saved)
+        *_, before, last = checksums.list_steps(saved)
         shutil.rmtree(saved / str(last))
         start[other](flags(again, **options))
-        assert checksums.steps(saved)[-1] == last
+        assert checksums.list_steps(saved)[-1] == last
         shown, losses = [
             [(run / CELL / file).read_text().splitlines() for run in (tmp_path / name, again)]
             for file in ("samples.jsonl", "metrics.jsonl")
@@ -228,7 +228,7 @@ def test_sigterm_to_one_saves_the_same_step_of_all(tmp_path: Path, asked: int):
     pair[asked].send_signal(signal.SIGTERM)
     ended = process_scenes.end(pair, 200)
     assert [e.code for e in ended] == [75, 75], ended
-    (saved,) = checksums.steps(tmp_path / "run" / CELL / "checkpoints")
+    (saved,) = checksums.list_steps(tmp_path / "run" / CELL / "checkpoints")
     done = (tmp_path / "run" / CELL / "metrics.jsonl").read_text().splitlines()
     assert max(json.loads(line)["step"] for line in done) == saved
     together(flags(tmp_path / "run", **options))
