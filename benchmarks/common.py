@@ -1,6 +1,7 @@
 """Shared parts of the benchmarks: the head above their numbers, the results file, and opponents."""
 
 import datetime
+import io
 import json
 import os
 import platform
@@ -20,6 +21,8 @@ def print_head(*modules: ModuleType, versions: Mapping[str, str] | None = None, 
         versions: versions of programs that run elsewhere, by name.
         facts: sizes, repeats and the like.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # figures have signs that not every terminal knows
+        sys.stdout.reconfigure(errors="backslashreplace")
     device = [m.devices()[0].device_kind for m in modules if m.__name__ == "jax"]
     device += [f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores", platform.machine()]
     head = {

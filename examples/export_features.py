@@ -23,6 +23,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -108,6 +109,8 @@ def export_api(args: argparse.Namespace) -> None:
     """Encode texts with an endpoint like OpenAI's /v1/embeddings. A run that was stopped continues."""
     texts, names = read_texts(args.texts)
     part = args.out.with_name(args.out.name + ".part")  # a line that identifies the run, then one per embedding
+    if part.is_symlink():
+        fail(f"{part} is a link", "remove it")
     identity = json.dumps([args.url, args.model, hashlib.sha256(json.dumps(texts).encode()).hexdigest()]) + "\n"
     lines = part.read_text().splitlines(keepends=True) if part.exists() else []
     if lines and lines[0] != identity:
@@ -203,11 +206,12 @@ def save(args: argparse.Namespace, features: np.ndarray, names: list[str]) -> No
         "labels": np.array([number[name] for name in names], np.int64),
         "ids": np.arange(len(names), dtype=np.int64),
     }
-    part = args.out.with_name(f".{args.out.name}.part")
+    part = args.out.with_name(f".{args.out.name}.{uuid.uuid4().hex}.part")
     save_file(arrays, part, {"class_names": json.dumps(classes)})
     part.replace(args.out)
     print(f"{args.out}: {len(names)} rows of {features.shape[1]} features, {len(classes)} classes")
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  a terminal may lack characters
     main()

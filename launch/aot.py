@@ -19,7 +19,6 @@ import argparse
 import datetime
 import importlib.metadata
 import importlib.util
-import json
 import math
 import os
 import re
@@ -34,7 +33,9 @@ sys.path.insert(0, str(ROOT))
 
 from launch import hlo  # noqa: E402
 from launch.chips import Chip, Slice, make_unknown_error  # noqa: E402
+from nml_jax import console  # noqa: E402
 from nml_jax.errors import UserError  # noqa: E402
+from nml_jax.runs.files import write_json  # noqa: E402
 
 # JAX itself stays on the CPU. The TPU named here keeps the compiler from looking for a real one; the compiled program
 # does not depend on it.
@@ -281,15 +282,16 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line. Return the exit code."""
+    console.allow_any_terminal()
     try:
         options, config = parse(argv)
         result = analyse(config, options.topology, options.mfu, options.effort)
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        console.notice(f"error: {e}")
         return e.exit_code
-    print(describe(result))
+    console.show(describe(result))
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        write_json(options.json.resolve(), result)
     return 0
 
 

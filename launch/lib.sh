@@ -6,6 +6,18 @@ fail() { # CAUSE CURE
   exit 2
 }
 
+check_config() { # FLAGS OF nml_jax.main; remote=1: absolute paths are those of other machines
+  local flag before='' file
+  for flag; do
+    file=''
+    case $flag in --config=*) file=${flag#*=} ;; *) [[ $before == --config ]] && file=$flag ;; esac
+    before=$flag file=${file%%:*}
+    [[ ! $file || (${remote:-} && $file == /*) ]] && continue
+    [[ -f $file || -f $(dirname "${BASH_SOURCE[0]}")/../$file ]] ||
+      fail "there is no config file '$file'" "give --config=FILE, as in --config=configs/digits.py"
+  done
+}
+
 usage() { # print the head of the calling script
   sed -n '2,/^[^#]/ { /^#/! d; s/^# \{0,1\}//; p }' "$0"
   exit

@@ -58,11 +58,11 @@ def end_with_parent() -> None:
 def wait(processes: Sequence[subprocess.Popen[str]], patience: float) -> list[int]:
     """Wait for all processes and return their exit codes. `patience` seconds after the first failure, kill the rest."""
     failed = None
-    while any(process.poll() is None for process in processes):
-        if failed is None and any(process.returncode for process in processes):
+    while None in (codes := [process.poll() for process in processes]):  # all of them: one that runs hides no dead one
+        if failed is None and any(codes):
             failed = time.monotonic()
         if failed is not None and time.monotonic() - failed > patience:
-            left = [i for i, process in enumerate(processes) if process.poll() is None]
+            left = [i for i, code in enumerate(codes) if code is None]
             print(f"killed {patience:g} s after another process failed: {left}", file=sys.stderr, flush=True)
             for i in left:
                 processes[i].kill()
@@ -94,6 +94,7 @@ def main(argv: list[str]) -> int:
         for i in range(args.processes)
     ]
     if args.dry_run:
+        options.check_config(flags)
         for env in envs:
             print(shlex.join(["env", *(f"{k}={v}" for k, v in env.items()), *command]))
         return 0

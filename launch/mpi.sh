@@ -23,6 +23,7 @@ done
 [[ $found ]] || fail "no -- before the flags of nml_jax.main" "launch/mpi.sh [--dry_run] [OPTIONS OF mpirun] -- FLAGS OF nml_jax.main"
 
 codes=$PWD/.nml_jax-mpi-$$
+[[ $dry_run ]] || codes=$(mktemp -d "$codes.XXXXXXXXXX") # another user may write here, too
 # JAX gives each process only the GPU of its local number; a single process per node needs all of them.
 # Each process writes its exit code to a file, and before it starts 137, in case it is killed. SIGUSR1 reaches its group.
 # shellcheck disable=SC2016  # the shell of the process expands these
@@ -37,11 +38,11 @@ echo $code >"$0/$OMPI_COMM_WORLD_RANK"; exit $code'
 command=(mpirun --mca orte_abort_on_non_zero_status 0 "${options[@]}" bash -c "$task" "$codes"
   "${NML_PYTHON:-python}" -m nml_jax.main "$@")
 if [[ $dry_run ]]; then
+  check_config "$@"
   show "${command[@]}"
   exit
 fi
 { # bash reads a block as a whole, so the script may change while it runs
-  mkdir "$codes"
   trap 'rm -rf "$codes"' EXIT
   "${command[@]}" &
   job=$!

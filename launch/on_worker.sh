@@ -27,6 +27,7 @@ case $verb in
     command=(setsid bash -c 'echo $$ >"$0/pid"; trap : TERM; code=0; "$@" || code=$?; echo "$code" >"$0/code"'
       "$job" "$python" -m nml_jax.main "$@")
     if [[ $dry_run ]]; then
+      check_config "$@"
       show cd "$root" && echo "$(show "${command[@]}") >>$(show "$job/log") 2>&1 </dev/null &"
       exit
     fi

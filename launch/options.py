@@ -9,6 +9,7 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a launcher needs the checkout, not an installation
 
+from nml_jax import console  # noqa: E402
 from nml_jax.errors import UserError  # noqa: E402
 
 
@@ -34,8 +35,20 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return argv[:at], argv[at + 1 :]
 
 
+def check_config(flags: Sequence[str]) -> None:
+    """Raise UserError if the config file that flags of nml_jax.main name is neither here nor in the checkout."""
+    words = [flag.removeprefix("--config=") for flag in flags if flag.startswith("--config=")]
+    words += [flags[i + 1] for i, flag in enumerate(flags[:-1]) if flag == "--config"]
+    for path in (Path(word.split(":")[0]) for word in words):
+        if not path.is_file() and not (ROOT / path).is_file():
+            raise UserError(
+                f"there is no config file {str(path)!r}", "give --config=FILE, as in --config=configs/digits.py"
+            )
+
+
 def run(main: Callable[[list[str]], int]) -> NoReturn:
     """Run a launcher. Print a UserError in two lines and exit with 2."""
+    console.allow_any_terminal()
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as e:

@@ -138,6 +138,7 @@ def main(argv: list[str]) -> int:
         raise UserError("--processes, --gpus, --cpus or --max_restarts is too small", "give at least one process")
     command = [sys.executable, "-m", "nml_jax.main", *flags]
     if args.dry_run:
+        options.check_config(flags)
         for i in range(args.processes):
             env = make_environment("HOST_OF_PROCESS_0:PORT", i, args.processes, args.gpus)
             print(shlex.join(["env", *(f"{k}={v}" for k, v in env.items()), *command]))

@@ -62,6 +62,7 @@ fi
 if [[ ' run recreate keep ' == *" $verb "* ]] && ((${#flags[@]} == 0)); then
   fail "$verb without flags of nml_jax.main" "add -- --config=FILE --workdir=DIR"
 fi
+[[ ! $dry_run ]] || remote=1 check_config "${flags[@]}"
 where=("--zone=$zone" "${where[@]}")
 status='bash nml_jax/launch/on_worker.sh status 2>/dev/null || echo nml_jax: none'
 files='git ls-files -z --cached --others --exclude-standard'

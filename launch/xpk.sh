@@ -63,6 +63,7 @@ case $verb in
   stop) command=(xpk workload delete --workload="$name" --cluster="$cluster" "${where[@]}" --force) ;;
 esac
 if [[ $dry_run ]]; then
+  remote=1 check_config "${flags[@]}"
   show "${command[@]}"
 else
   exec "${command[@]}"

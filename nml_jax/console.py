@@ -1,10 +1,23 @@
-"""Print lines for the person at the terminal."""
+"""Print lines for the person at the terminal. What a terminal cannot show is written in other characters."""
 
+import codecs
+import contextlib
 import functools
 import math
+import os
 import re
 import sys
 from collections.abc import Iterable
+from typing import Any
+
+# Characters of our messages, and how a terminal without them shows them.
+PLAIN = {
+    "−": "-", "–": "-", "—": "-", "‑": "-", "±": "+/-", "×": "x", "·": "*", "→": "->", "…": "...", "√": "sqrt",
+    "≤": "<=", "≥": ">=", "≠": "!=", "∞": "inf", "λ": "lambda", "α": "alpha", "σ": "sigma", "µ": "mu", "°": " deg",
+    "\N{NO-BREAK SPACE}": " ", "\N{NARROW NO-BREAK SPACE}": " ", "“": '"', "”": '"', "‘": "'", "’": "'",
+    **{mark: f"^{power}" for power, mark in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+}  # fmt: skip
+HANDLER = "nml_jax.plain"  # the name of our error handler among Python's codecs
 
 # Characters that move a cursor, change a colour or the order of what is read: control characters but the tab and the
 # line feed, marks of direction, separators of lines, halves of surrogate pairs (bytes of file names that are no text).
@@ -33,8 +46,9 @@ def shorten(names: Iterable[str]) -> str:
 
 
 def notice(message: str) -> None:
-    """Print a line to stderr; stdout is for results."""
-    print(make_printable(message), file=sys.stderr, flush=True)
+    """Print a line to stderr; stdout is for results. If stderr cannot be written, do nothing."""
+    with contextlib.suppress(OSError, ValueError):  # a closed terminal must not end what runs
+        print(make_printable(message), file=sys.stderr, flush=True)
 
 
 @functools.cache
@@ -44,8 +58,11 @@ def notice_once(message: str) -> None:
 
 
 def show(text: str) -> None:
-    """Print a result to stdout."""
-    print(make_printable(text))
+    """Print a result to stdout. If its reader is gone, as in `| head`, print nothing more."""
+    try:
+        print(make_printable(text), flush=True)
+    except (OSError, ValueError):
+        _close_stdout()
 
 
 def make_printable(text: str) -> str:
@@ -54,3 +71,37 @@ def make_printable(text: str) -> str:
     A character of UNPRINTABLE is written as Python does, such as \\x1b.
     """
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def allow_any_terminal() -> None:
+    """Make stdout and stderr write every text, whatever their encoding. Every command calls this first.
+
+    A character that the encoding lacks is written as PLAIN says, or else as \\u and its number, so that two names never
+    look the same.
+    """
+    streams: tuple[Any, Any] = sys.stdout, sys.stderr
+    for stream in streams:
+        if hasattr(stream, "reconfigure"):  # a notebook's streams take every text already
+            stream.reconfigure(errors=HANDLER)
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    """Handle characters that an encoding lacks; see `allow_any_terminal`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wrong = error.object[error.start : error.end]
+    return "".join(PLAIN.get(character, _escape(character)) for character in wrong), error.end
+
+
+def _escape(character: str) -> str:
+    return character.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def _close_stdout() -> None:
+    """Let further output vanish: at exit Python would flush the rest of the buffer, and fail again."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        stdout: Any = sys.stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+
+
+codecs.register_error(HANDLER, _replace)

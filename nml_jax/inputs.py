@@ -1,11 +1,14 @@
 """List the files and folders that a config names, and hash them to notice changes."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nml_jax.hashes import hash_file
+from nml_jax.hashes import hash_bytes, hash_file
 from nml_jax.settings import flatten, hash_json
+
+LARGE = 2**30  # bytes of a file that is not read as a whole
 
 
 def list_paths(part: Mapping[str, Any]) -> list[str]:
@@ -40,12 +43,41 @@ def split_pair(spec: str) -> list[Path]:
     return next((pair for pair in pairs if all(p.is_file() for p in pair)), pairs[0])
 
 
+def describe_content(path: Path) -> str:
+    """Return the content of a file or folder in words that are equal wherever the content is.
+
+    A folder is described by its manifests and by the sizes of its files of records. A file above 1 GiB is described by
+    its size and its ends.
+    """
+    try:
+        if path.is_dir():
+            records = sorted(p for p in path.rglob("*") if re.search(r"\.(array_record|tfrecord)", p.name))
+            sizes = [[str(p.relative_to(path)), p.stat().st_size] for p in records if p.is_file()]
+            size, found = sum(n for _, n in sizes), hash_json([hash_content(path), sizes])
+        elif path.is_file():
+            size = path.stat().st_size
+            found = hash_content(path) if size <= LARGE else _hash_ends(path, size)
+        else:
+            return "nothing"
+    except OSError as e:
+        return f"unreadable ({e.strerror})"
+    return f"{size} bytes (SHA-256 {found[:8]})"
+
+
+def _hash_ends(path: Path, size: int) -> str:
+    """Return the SHA-256 of the first and the last MiB of a file."""
+    with path.open("rb") as file:
+        first = file.read(2**20)
+        file.seek(size - 2**20)
+        return hash_bytes(first + file.read())
+
+
 def hash_content(path: Path) -> str:
     """Return a SHA-256 that changes when a file changes, or when the manifests in a folder do.
 
     For a file above 1 GiB, hash its size and modification time instead, because every start of a run does this.
     """
-    if path.is_file() and path.stat().st_size > 2**30:
+    if path.is_file() and path.stat().st_size > LARGE:
         return hash_json([path.stat().st_size, path.stat().st_mtime_ns])
     if path.is_file():
         return hash_file(path)

@@ -6,6 +6,7 @@ Without --config it runs configs/digits.py. A notebook or a test can import ever
 """
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from nml_jax import __version__, settings
-from nml_jax.console import list_words, notice
+from nml_jax.console import allow_any_terminal, list_words, notice, show
 from nml_jax.errors import NonFinite, PeerLost, Preempted, UserError, as_disk_error
 from nml_jax.processes.sigterm import on_sigterm
 
@@ -74,6 +75,7 @@ def launch(
     import jax
 
     from nml_jax import console, runtime
+    from nml_jax.assembly import agreement
     from nml_jax.processes import peers
     from nml_jax.stages import experiment, sections
 
@@ -84,6 +86,7 @@ def launch(
     for cell in cells.values():
         for stage in todo:
             runner.find_stage(stage).check(cell, mesh, data=not dry_run)
+    peers.require_same(functools.partial(agreement.collect_inputs, config, cells, force), agreement.CURE)
     if dry_run:
         from nml_jax.stages.dry_run import describe_plan
 
@@ -95,15 +98,19 @@ def launch(
     if first:
         console.notice(runtime.describe(mesh))
     revision = find_revision()
-    experiment.claim(workdir, config, force=force, write=first and bool(todo))
+    experiment.claim(workdir, config, force=force, write=False)
     runtime.keep_compiled(workdir / ".jax_cache")
 
     # ---- the runs, one after another -------------------------------------------------------------------------------
     for name, cell in cells.items() if todo else ():
-        folder = experiment.open_run(workdir, name, cell, write=first)
-        for stage in todo:
-            with peers.track(stage):
-                runner.run(stage, cell, folder, mesh, revision=revision, force=stage in force)
+        with experiment.own_run(workdir, name, lost=_leave) if first else contextlib.nullcontext():
+            peers.agree(True)  # the others wait until the first process owns the folder
+            if name == next(iter(cells)):
+                experiment.claim(workdir, config, force=force, write=first)
+            folder = experiment.open_run(workdir, name, cell, write=first)
+            for stage in todo:
+                with peers.track(stage):
+                    runner.run(stage, cell, folder, mesh, revision=revision, force=stage in force)
 
     # ---- the report over all runs of the experiment, these and earlier ones ----------------------------------------
     if "report" in config.stages and first:
@@ -194,8 +201,9 @@ def run(argv: list[str] | None = None) -> int:
     On SIGTERM the training loop saves and then returns here. Outside the loop the process ends at once.
     """
     argv = sys.argv if argv is None else argv
+    allow_any_terminal()
     if {"--help", "-h"} & set(argv):
-        print(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
+        show(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
         return 0
     sys.path.insert(0, str(settings.find_configs_home()))  # for `from configs import common`
     # The checkpoint library logs a failed write in every thread, with tracebacks. We report it once.
@@ -235,8 +243,14 @@ def _run(argv: Sequence[str]) -> int:
 
 def _stop() -> None:
     """End the process on SIGTERM."""
-    _report(Preempted.exit_code, "stopped: asked to stop; the same command continues", "asked to stop")
+    _report(Preempted.exit_code, "stopped: asked to stop; the same command continues", "asked to stop", saved=False)
     end(Preempted.exit_code)
+
+
+def _leave(error: UserError) -> None:
+    """End the process because another job has taken over its folder."""
+    _report(error.exit_code, f"error: {error}", str(error))
+    end(error.exit_code)
 
 
 def end(code: int) -> None:
@@ -261,10 +275,10 @@ def fail(error: BaseException, message: str, code: int = 1) -> int:
     return code
 
 
-def _report(code: int, message: str, cause: str) -> None:
+def _report(code: int, message: str, cause: str, *, saved: bool = True) -> None:
     """Print a message, and send its cause to the other processes of the job."""
     if peers := _find_peers():
-        peers.leave(code, message, cause)
+        peers.leave(code, message, cause, saved=saved)
     notice(message)
 
 

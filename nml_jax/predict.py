@@ -102,6 +102,9 @@ def write_stdout(head: head_file.TunedHead, features: files.Features, *, proba: 
     with _writing("standard output"):
         if sys.stdout is None:
             raise OSError("it is closed")
+        stdout: Any = sys.stdout
+        if hasattr(stdout, "reconfigure"):  # two names must not become one; --out writes UTF-8
+            stdout.reconfigure(errors="backslashreplace")
         try:
             out = _Terminal(sys.stdout) if sys.stdout.isatty() else sys.stdout
             predictions = write(head, features, out, proba=proba)
@@ -170,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--proba", action="store_true", help="also write the probability of every class")
     parser.add_argument("--columns", default="", help="name of the feature array or column")
     parser.add_argument("--label", default="", help="name of the label array or column")
+    console.allow_any_terminal()
     args = parser.parse_args(argv)
     try:
         head = head_file.load(args.head)

@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folder of an experiment, or of a run")
     parser.add_argument("--out", type=Path, help="where to write; default: DIR, or here if several are given")
+    console.allow_any_terminal()
     flags = parser.parse_args(argv)
     from nml_jax.stages.report import build  # imported after --help, because it takes a second
 

@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from nml_jax import ranges
 from nml_jax.errors import PeerLost, UserError
 from nml_jax.processes import job, peers
+from nml_jax.processes.forks import refuse_fork
 
 Batch = Mapping[str, Any]
 # Smaller arrays are replicated: splitting them saves no memory worth a collective.
@@ -45,6 +46,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
     Raises:
         UserError: the sizes do not multiply to the number of devices.
     """
+    refuse_fork()
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     n = len(devices)
     sizes = [data, fsdp]

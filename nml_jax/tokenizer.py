@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     bpe.add_argument("corpus", metavar="CORPUS", nargs="+", help="text file, DIR or DIR:SPLIT")
     bpe.add_argument("out", metavar="OUT.json", type=Path)
     bpe.add_argument("--vocab", type=int, default=8192, help="number of tokens with start and end (default: 8192)")
+    console.allow_any_terminal()
     args = parser.parse_args(argv)
     try:
         if args.out.suffix != ".json":

@@ -1,6 +1,5 @@
 """Open the features to tune on: the banks of the stage `extract`, or the files of the stage `features`."""
 
-import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -10,11 +9,10 @@ from nml_jax.assembly.encoder import describe_origin
 from nml_jax.data.features import banks
 from nml_jax.data.features.sets import FeatureSet, Rows, Split
 from nml_jax.errors import UserError
+from nml_jax.processes.limits import read_memory_limit
 from nml_jax.runs.banks import bank_folder, read_index
 
 BLOCK = 16_384  # rows of features that are read at a time
-# Memory limits of cgroups, version 2 and 1.
-LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def check_ranges(config: ConfigDict) -> None:
@@ -59,12 +57,3 @@ def open_feature_sets(config: ConfigDict, workdir: Path) -> list[FeatureSet]:
 def fit_in_memory(share: float, rows: Rows, least: int) -> int:
     """Return how many rows, as float32, fit into that share of the memory, but no fewer than `least`."""
     return max(int(share * read_memory_limit()) // (4 * rows.views * rows.dim), least)
-
-
-def read_memory_limit() -> int:
-    """Return the bytes this process may use: the machine's memory, or the limit of its container or job."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for limit in LIMITS:
-        text = limit.read_text("ascii").strip() if limit.is_file() else "max"
-        limits += [int(text)] if text.isdecimal() else []  # "max" means no limit
-    return min(limits)

@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--workers", type=int, help="threads that check images (default: one per core)")
     kinds.choices["image_folder"].add_argument("--resize", metavar="SIDE", type=int, help=records.RESIZE)
     build.add_arguments(kinds.add_parser("image_text", help="from WebDataset tars, Parquet, CSV and TSV"))
+    console.allow_any_terminal()
     args = parser.parse_args(argv)
     try:
         if args.kind == "image_text":

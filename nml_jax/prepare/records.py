@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import glob
 import hashlib
 import itertools
 import json
@@ -9,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sized
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 from nml_jax import console
 from nml_jax.data.class_names import list_names
 from nml_jax.errors import UserError
+from nml_jax.runs import owner
 from nml_jax.runs.files import write_json
 
 MAX_PIXELS = 50_000_000
@@ -106,10 +109,9 @@ def build(name: str, listing: Listing, out: Path, *, workers: int | None = None)
     Raises:
         UserError: a split has no usable image, or `out` cannot be written.
     """
-    partial = partial_folder(out)
-    try:
-        shutil.rmtree(partial, ignore_errors=True)  # left by a killed build
-        (partial / "supervision").mkdir(parents=True)
+    with own_out(out), _make_partial(out) as partial:
+        check_out(listing.src, out)  # another build may have ended meanwhile
+        (partial / "supervision").mkdir()
         splits = _write_splits(partial, name, listing, workers or os.cpu_count() or 1)
         manifest = {"builder": name, "schema": 1, "classes": listing.classes, "splits": splits}
         if listing.resize:
@@ -121,11 +123,47 @@ def build(name: str, listing: Listing, out: Path, *, workers: int | None = None)
         manifest |= listing.about(partial)
         write_json(partial / "manifest.json", manifest)
         partial.rename(out.resolve())
+    return manifest
+
+
+@contextlib.contextmanager
+def own_out(out: Path) -> Iterator[None]:
+    """Own `out`, so that no other build writes it at the same time. The folder around it is created.
+
+    Raises:
+        UserError: another build owns it, or it cannot be written.
+    """
+    target = out.resolve()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as e:
+        raise UserError(
+            f"cannot write {out}: Not a directory: {e.filename}", "choose an OUT in a writable folder"
+        ) from e
+    except OSError as e:
+        raise UserError(f"cannot write {out}: {e}", "choose an OUT in a writable folder") from e
+    with owner.hold(target.with_name(f".{target.name}.owner"), str(out), "wait until it ends, or choose another OUT"):
+        yield
+
+
+@contextlib.contextmanager
+def _make_partial(out: Path) -> Iterator[Path]:
+    """Make a folder to build `out` in, on the same disk, and remove it at the end. Its name cannot be foreseen.
+
+    Raises:
+        UserError: the disk fails.
+    """
+    target = out.resolve()
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    try:
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):  # by a killed build
+            shutil.rmtree(left, ignore_errors=True)
+        partial.mkdir()
+        yield partial
     except OSError as e:
         raise UserError(f"cannot write {out}: {e}", "free or remount the disk, or choose another OUT") from e
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return manifest
 
 
 def find_training_split(splits: Collection[str]) -> str | None:
@@ -171,9 +209,16 @@ def describe_resized(side: int, images: Mapping[str, int]) -> dict[str, Any]:
     return {"shorter_side": side, **codec.SHRUNK, "images": dict(images)}
 
 
-def partial_folder(out: Path) -> Path:
-    """Return the folder where `out` is built. It is on the same disk."""
-    return out.resolve().with_name(f".{out.resolve().name}.partial")
+def find_partial(out: Path) -> Path:
+    """Return the folder where a build of `out` that can be continued keeps its parts. It is on the same disk.
+
+    Raises:
+        UserError: something else has its name, such as a link to another folder.
+    """
+    partial = out.resolve().with_name(f".{out.resolve().name}.partial")
+    if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
+        raise UserError(f"{partial} is a link or a file, not the folder of a build", "remove it, or choose another OUT")
+    return partial
 
 
 def check_split(name: str, cure: str) -> None:

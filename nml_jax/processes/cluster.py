@@ -94,13 +94,41 @@ def require_reachable(address: str, hosts: int) -> None:
         )
 
 
+def advise(env: Mapping[str, str], address: str) -> str:
+    """Return what to do if other processes do not come, in words that fit the launcher that says they exist."""
+    reach = f"see that all were started and reach {address}"
+    if VARIABLES["num_processes"] in env:
+        return reach
+    if "SLURM_STEP_NODELIST" in env and are_several(env, "SLURM_NTASKS"):
+        return (
+            f"SLURM_NTASKS={env['SLURM_NTASKS']} says that there are so many: start all with srun, or run alone with "
+            "SLURM_NTASKS=1 before the command"
+        )
+    if are_several(env, "OMPI_COMM_WORLD_SIZE"):
+        return f"OMPI_COMM_WORLD_SIZE={env['OMPI_COMM_WORLD_SIZE']} says that there are so many; {reach}"
+    return reach
+
+
+def choose_bind_address(env: Mapping[str, str], address: str) -> str | None:
+    """Return where the coordinator at "host:port" must listen; None: where JAX says, at every interface of its host.
+
+    A coordinator at loopback listens at that address alone. It asks nobody who they are: whoever reaches it can join
+    the job and end it.
+    """
+    if "JAX_COORDINATOR_BIND_ADDRESS" in env or not is_loopback(address):
+        return None
+    host, _, port = address.rpartition(":")
+    return f"{host if _is_number(host) else '127.0.0.1'}:{port}"
+
+
 def require_free(address: str) -> None:
     """Raise PeerLost if the port of "host:port" is taken on this host; the library might crash."""
-    port = int(address.rpartition(":")[2])
-    with socket.socket() as s:
+    host, _, port = (choose_bind_address({}, address) or address).rpartition(":")
+    own = host.strip("[]") if is_loopback(address) else ""
+    with socket.socket(socket.AF_INET6 if ":" in own else socket.AF_INET) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            s.bind(("", port))
+            s.bind((own, int(port)))
         except OSError as e:
             raise PeerLost(
                 f"process 0 cannot listen at port {port}: {e.strerror}; another job or program uses it"
@@ -114,6 +142,15 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name
         return host == "localhost" or host.endswith(".localhost")
+
+
+def _is_number(host: str) -> bool:
+    """Return whether a host is an IP address, not a name."""
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _require(env: Mapping[str, str], name: str) -> str:

@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,15 +18,18 @@ from typing import Any, TypeVar
 import jax
 from jax._src import distributed  # JAX's own libraries take the service's client from here, too
 
-from nml_jax.console import list_words
+from nml_jax.console import list_words, notice
 from nml_jax.errors import NonFinite, PeerLost, Preempted
 from nml_jax.processes import cluster
 from nml_jax.processes.progress import TICK, Progress
+from nml_jax.processes.stderr import HeldStderr
 
 T = TypeVar("T")
 
 GRACE = 5.0  # seconds that a process has to report its own error after it hears of another's
 SETTINGS = 4  # the type of an HTTP/2 frame
+LOST = re.compile(b"coordination service|JAX distributed service")  # the library writes of a lost coordinator
+WAITING = 15.0  # seconds after which a process that waits for the others to join says so
 FOREVER = 7 * 24 * 3600.0  # seconds; such waits end when a peer is lost
 
 # Prefixes of the service's keys: who has stopped and why, who is on which host, what process 0 has decided, the values
@@ -53,9 +55,9 @@ class Membership:
         self.cause: str | None = None  # why this process must end
         self.code: int | None = None  # the exit code of the end that has begun
         self.finished = threading.Event()  # set: a missing process is no error any more
-        self.is_joining = False
+        self.is_joining = self.has_joined = False
         self.leaving = threading.Lock()
-        self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self.stderr = HeldStderr()
         # When the coordinator is gone, or others do not come, the library ends the process with abort().
         self.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._explain_abort)
         self.previous = _set_abort_handler(ctypes.cast(self.handler, ctypes.c_void_p))
@@ -80,20 +82,23 @@ class Membership:
     # ---- its beginning
 
     @contextlib.contextmanager
-    def capture_stderr(self) -> Iterator[None]:
-        """Capture what C++ writes to stderr: only there does the library name the processes that have not come."""
-        sys.stderr.flush()
-        self.stderr = os.dup(2)
-        os.dup2(self.log.fileno(), 2)
+    def joining(self) -> Iterator[None]:
+        """Hold what C++ writes to stderr: only there does the library name the processes that have not come."""
         self.is_joining = True
+        timer = threading.Timer(WAITING, self._tell_waiting)
+        timer.daemon = True
+        timer.start()
         try:
             yield
+            self.has_joined = True
         finally:
+            timer.cancel()
             self.is_joining = False
-            os.dup2(self.stderr, 2)
-            os.close(self.stderr)
-            sys.stderr.writelines(line for line in self._read_log() if "recoverable task" not in line)
-            self.log.close()
+            self.stderr.release()
+
+    def _tell_waiting(self) -> None:
+        advice = cluster.advise(os.environ, self.address)
+        notice(f"waiting for the other processes of this job, {self.timeout:g} s at most; {advice}")
 
     def register(self) -> None:
         """Claim this process's number.
@@ -154,19 +159,20 @@ class Membership:
 
     # ---- its end
 
-    def leave(self, code: int, message: str, words: str) -> None:
+    def leave(self, code: int, message: str, words: str, *, saved: bool = True) -> None:
         self.leaving.acquire()  # never released: a process ends once
         self.code = code
         self.finished.set()
-        print(message, file=sys.stderr, flush=True)
+        notice(message)
         with contextlib.suppress(jax.errors.JaxRuntimeError, TimeoutError):
-            end_report = json.dumps({"code": code, "words": first_line(words)})
+            end_report = json.dumps({"code": code, "words": first_line(words), "saved": saved})
             in_thread(lambda: self.client.key_value_set(f"{STOPPED}{self.index}", end_report), GRACE)
-            end = time.monotonic() + choose_grace(code, self.timeout) + 2 * TICK
+            end = time.monotonic() + choose_grace(code, self.timeout, saved=saved) + 2 * TICK
             # The service ends with process 0, and the clients of the others end with the service.
             while self.index == 0 and len(self._read_stopped()) < self.count and time.monotonic() < end:
                 time.sleep(0.1)
         sys.stdout.flush()
+        self.stderr.release()
         os._exit(code)
 
     def close(self) -> None:
@@ -178,6 +184,7 @@ class Membership:
             with contextlib.suppress(jax.errors.JaxRuntimeError, TimeoutError):
                 while self.index == 0 and len(in_thread(self._list_live, max(end - time.monotonic(), 0))) > 1:
                     time.sleep(0.05)
+        self.stderr.close()
         _set_abort_handler(self.previous)
 
     # ---- noticing
@@ -190,6 +197,7 @@ class Membership:
                 missing = set() if stopped else set(range(self.count)) - {self.index} - self._list_live()
                 stopped = stopped or (self._read_stopped() if missing else {})  # a missing one may have said why
                 self.share_position()
+                self.stderr.release(before=LOST)  # the library may be about to abort: `_explain_abort` decides
             except jax.errors.JaxRuntimeError as e:
                 self.cause = f"{self.process_names([0])}, the coordinator, does not answer: {first_line(e)}"
                 break
@@ -197,7 +205,7 @@ class Membership:
                 # If several processes ended, report the first cause: the others may have stopped because of it.
                 who, end = min(stopped.items(), key=lambda item: item[1]["code"] == PeerLost.exit_code)
                 self.cause = f"{self.process_names([who])} ended with exit code {end['code']}: {end['words']}"
-                grace = choose_grace(end["code"], self.timeout)
+                grace = choose_grace(end["code"], self.timeout, saved=end["saved"])
             elif missing:
                 self.cause = f"{self.process_names(missing)} {'is' if len(missing) == 1 else 'are'} gone without a word"
             self.rounds += 1
@@ -223,26 +231,31 @@ class Membership:
     def _explain_abort(self, _: int) -> None:
         """Print why the library aborts, in one line, and exit. If this returns, the process dies of SIGABRT."""
         if self.code is not None:
-            os._exit(self.code)
+            self._end(self.code)
         if not self.is_joining:
-            if self.hosts and (fault := _check_coordinator(self.address)):
-                _end(f"{self.process_names([0])}, the coordinator, {fault}")
-            if self.hosts:
+            if self.has_joined and (fault := _check_coordinator(self.address)):
+                self._lose(f"{self.process_names([0])}, the coordinator, {fault}")
+            if self.has_joined:
                 own = self.process_names([self.index])
-                _end(f"a library aborted, see above; if it names a heartbeat, {own} sent none for too long")
-            return
-        os.dup2(self.stderr, 2)
-        log = self._read_log()
-        if late := self._find_late("".join(log)):
-            _end(f"{late} did not come within {self.timeout:g} s; see that all were started and reach {self.address}")
-        if _check_coordinator(self.address):
+                self._lose(
+                    f"a library aborted, see below; if it names a heartbeat, {own} sent none for too long", known=False
+                )
+        elif late := self._find_late(self.stderr.read()):
+            self._lose(f"{late} did not come within {self.timeout:g} s; {cluster.advise(os.environ, self.address)}")
+        elif _check_coordinator(self.address):
             own = " (which every host has for itself)" if cluster.is_loopback(self.address) else ""
-            _end(f"{self.process_names([0])} did not answer at {self.address}{own} within {self.timeout:g} s")
-        sys.stderr.writelines(log)
+            self._lose(f"{self.process_names([0])} did not answer at {self.address}{own} within {self.timeout:g} s")
+        self.stderr.close()
 
-    def _read_log(self) -> list[str]:
-        self.log.seek(0)
-        return self.log.readlines()
+    def _lose(self, cause: str, *, known: bool = True) -> None:
+        """End this process because of a lost one. If its loss is `known`, a library's stack trace adds nothing."""
+        notice(f"stopped: {cause}")
+        self._end(PeerLost.exit_code, known=known)
+
+    def _end(self, code: int, *, known: bool = True) -> None:
+        if not self.is_joining:
+            self.stderr.release(before=LOST if known else None)
+        os._exit(code)
 
     def _find_late(self, text: str) -> str:
         """Return the names of the processes that the service's error says are late; "" if it names none."""
@@ -281,17 +294,12 @@ def first_line(message: Any) -> str:
     return next((line for line in str(message).splitlines() if line.strip()), type(message).__name__)
 
 
-def choose_grace(code: int, timeout: float) -> float:
+def choose_grace(code: int, timeout: float, *, saved: bool) -> float:
     """Return the seconds to wait for this process's own end after another ended with `code`.
 
-    Preemption and non-finite losses stop all processes alike, and each may be saving.
+    Preemption and non-finite losses stop all processes alike, and each may be saving if the other one has saved.
     """
-    return max(timeout / 2, GRACE) if code in (Preempted.exit_code, NonFinite.exit_code) else GRACE
-
-
-def _end(cause: str) -> None:
-    print(f"stopped: {cause}", file=sys.stderr, flush=True)
-    os._exit(PeerLost.exit_code)
+    return max(timeout / 2, GRACE) if saved and code in (Preempted.exit_code, NonFinite.exit_code) else GRACE
 
 
 def _check_coordinator(address: str) -> str:

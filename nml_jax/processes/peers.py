@@ -12,21 +12,24 @@ line:
 import atexit
 import contextlib
 import functools
+import json
 import math
 import os
 import socket
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import jax
 from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
+from nml_jax.console import notice
 from nml_jax.errors import PeerLost, UserError
+from nml_jax.hashes import hash_text
 from nml_jax.processes import cluster, progress
 from nml_jax.processes.job import Membership, first_line, in_thread
 
 T = TypeVar("T")
+PATIENCE = 3600.0  # seconds that a process may take longer than another to read its inputs
 _job: Membership | None = None  # None: this process is alone
 _progress: progress.Progress | None = None  # None: not started
 
@@ -58,8 +61,11 @@ def _join(timeout: int) -> Membership | None:
     arguments = cluster.find_job(os.environ)
     if arguments is None or jax.distributed.is_initialized():
         return None
-    if arguments.get("process_id") == 0 and "coordinator_address" in arguments:
-        cluster.require_free(arguments["coordinator_address"])
+    address = arguments.get("coordinator_address", "")
+    if arguments.get("process_id") == 0 and address:
+        cluster.require_free(address)
+    if cluster.is_loopback(address):
+        _keep_gloo_on_loopback()
     # JAX's preemption service replaces Python's handler of SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     # Otherwise the library aborts all processes when one is gone, before any of them can report it.
@@ -70,6 +76,7 @@ def _join(timeout: int) -> Membership | None:
     join = functools.partial(
         jax.distributed.initialize,
         **arguments,
+        coordinator_bind_address=cluster.choose_bind_address(os.environ, arguments.get("coordinator_address", "")),
         initialization_timeout=limit + 1,
         heartbeat_timeout_seconds=max(timeout // 2, 10),
         shutdown_timeout_seconds=timeout,
@@ -77,7 +84,7 @@ def _join(timeout: int) -> Membership | None:
     job = Membership(timeout)
     atexit.register(job.close)
     try:
-        with job.capture_stderr(), _limit_registration(limit):
+        with job.joining(), _limit_registration(limit):
             in_thread(join)
     except ValueError as e:
         if arguments or cluster.is_launched(os.environ):
@@ -98,6 +105,13 @@ def _limit_registration(seconds: int) -> Iterator[None]:
         yield
     finally:
         _jax.get_distributed_runtime_service = make
+
+
+def _keep_gloo_on_loopback() -> None:
+    """Make collectives on CPUs listen at loopback alone. JAX has no setting for their address, which is the host's."""
+    make = _jax.make_gloo_tcp_collectives
+    if not isinstance(make, functools.partial):
+        _jax.make_gloo_tcp_collectives = functools.partial(make, hostname="127.0.0.1")
 
 
 def barrier(name: str, timeout: float | None = None) -> None:
@@ -135,6 +149,42 @@ def gather(value: T, name: str, *, slack: float = 0.0) -> list[T]:
     return [value] if _job is None else _job.gather(value, name, _job.timeout + slack)
 
 
+def require_same(collect: Callable[[], Mapping[str, str]], cure: str) -> None:
+    """Raise UserError on every process if what they collect differs. Do nothing if this process is alone.
+
+    Args:
+        collect: returns what must be the same, in words: what it is -> its value.
+        cure: what to do if something differs.
+
+    Raises:
+        UserError: names the first thing that differs, and the processes that differ from most others.
+        PeerLost: see `gather`.
+    """
+    if _job is None:
+        return
+    own = dict(collect())
+    # Some read large files to answer, on slow disks; one that is gone is noticed by its heartbeat.
+    if len(set(gather(hash_text(json.dumps(own)), "the comparison of inputs", slack=PATIENCE))) == 1:
+        return
+    raise UserError(describe_difference(gather(own, "the difference of inputs"), _job.process_names), cure)
+
+
+def describe_difference(all_facts: Sequence[Mapping[str, str]], process_names: Callable[[Iterable[int]], str]) -> str:
+    """Return in words which processes differ from most others, and in what.
+
+    Args:
+        all_facts: of every process, in their order; not all equal.
+    """
+    for what in dict.fromkeys(what for facts in all_facts for what in facts):
+        values = [facts.get(what, "nothing") for facts in all_facts]
+        most = max(values, key=values.count)  # the first of several: that of process 0
+        odd = [i for i, value in enumerate(values) if value != most]
+        if odd:
+            others = process_names([values.index(most)]) if len(values) == 2 else "most others"
+            return f"{process_names(odd)} has another {what} than {others}: {values[odd[0]]}, not {most}"
+    return "the processes list their inputs in different orders"
+
+
 @contextlib.contextmanager
 def track(place: str | Callable[[], str]) -> Iterator[None]:
     """Track where this process is, so that a line can be printed if no process moves on for long.
@@ -154,6 +204,11 @@ def track(place: str | Callable[[], str]) -> Iterator[None]:
         yield
     finally:
         places.remove(current)  # not always the last: generators of batches end in any order
+
+
+def find_position() -> str:
+    """Return what this process is doing, as `track` was told."""
+    return "" if _progress is None else _progress.position()
 
 
 def list_hosts() -> list[str]:
@@ -177,15 +232,16 @@ def finish() -> None:
         _job.finished.set()
 
 
-def leave(code: int, message: str, words: str) -> None:
+def leave(code: int, message: str, words: str, *, saved: bool = True) -> None:
     """End this process with `code`, without clean-up. Return if there are no others.
 
     Args:
         message: printed to stderr.
         words: why. The other processes get its first line.
+        saved: whether the others may be saving, too, and must have time for that.
     """
     if _job is not None:
-        _job.leave(code, message, words)
+        _job.leave(code, message, words, saved=saved)
     elif jax.distributed.is_initialized():  # the others have not joined yet
-        print(message, file=sys.stderr, flush=True)
+        notice(message)
         os._exit(code)

@@ -1,9 +1,10 @@
 """Record how far each process has come, and print where they stand if none moves on."""
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+
+from nml_jax.console import notice
 
 TICK = 1.0  # seconds between two looks
 STILL = 300.0  # seconds without a step before who stands where is printed, and between two such lines
@@ -36,7 +37,7 @@ class Progress:
             self.last, self.moved, self.printed = dict(places), time.monotonic(), 0
         elif places and (still := time.monotonic() - self.moved) >= STILL * (self.printed + 1):
             self.printed += 1
-            print(f"no step for {still:.0f} s: {self._describe(places)}", file=sys.stderr, flush=True)
+            notice(f"no step for {still:.0f} s: {self._describe(places)}")
 
     def _describe(self, places: Mapping[int, str]) -> str:
         """Return who stands where, smallest group first: the many mostly wait for the few."""

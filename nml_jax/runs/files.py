@@ -8,7 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nml_jax.errors import UserError
+
 QUARANTINE = "quarantine.jsonl"  # in a run's folder: its undecodable records
+OWNER = ".owner"  # in a run's folder: the job that works there; see owner.py
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise UserError if a link below `folder` leads out of it: writing through it would change other files.
+
+    The folder itself may be a link.
+    """
+    home = folder.resolve()
+    for parent, folders, names in os.walk(home):
+        for path in (Path(parent, name) for name in (*folders, *names)):
+            if path.is_symlink() and not path.resolve().is_relative_to(home):
+                raise UserError(
+                    f"{path} is a link that leads out of {folder}", "replace it by what it leads to, or remove it"
+                )
 
 
 @contextlib.contextmanager

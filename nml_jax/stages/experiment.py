@@ -4,15 +4,17 @@ runs/digits/                      experiment.json: the config that all runs shar
 runs/digits/noise=0.05,seed=1/    config.json: the run's resolved config; and what its stages write
 """
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from nml_jax import settings
 from nml_jax.errors import UserError, report_disk_errors
-from nml_jax.runs.files import write_json
+from nml_jax.runs import owner
+from nml_jax.runs.files import OWNER, refuse_links, write_json
 from nml_jax.runs.finished import list_runs
 from nml_jax.runs.record import read_config, read_record
 from nml_jax.stages import runner
@@ -61,6 +63,25 @@ def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write
     if write:
         with report_disk_errors(workdir):
             write_json(path, mine)
+
+
+@contextlib.contextmanager
+def own_run(workdir: Path, name: str, *, lost: Callable[[UserError], None] | None = None) -> Iterator[None]:
+    """Own the folder of a run, which is created, so that no other job writes there at the same time.
+
+    Args:
+        lost: see `owner.hold`.
+
+    Raises:
+        UserError: another job owns it, a link in it leads out of it, or it cannot be written.
+    """
+    folder = workdir / name
+    with report_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
+    cure = "wait until it ends, or stop it; another experiment needs another --workdir"
+    with owner.hold(folder / OWNER, str(folder), cure, lost=lost):
+        yield
 
 
 def open_run(workdir: Path, name: str, config: ConfigDict, *, write: bool = True) -> Path:

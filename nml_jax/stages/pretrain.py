@@ -9,13 +9,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import console, errors, models, noise, objectives, runtime, settings
-from nml_jax.assembly import encoder, noisy_data
+from nml_jax.assembly import agreement, encoder, noisy_data
 from nml_jax.assembly import evaluators as evaluation
 from nml_jax.assembly.encoder import describe_origin
 from nml_jax.data.class_names import count_labels, describe_split
 from nml_jax.data.sources.source import Source, Subset
 from nml_jax.data.stream import pipeline
 from nml_jax.data.stream.quarantine import Quarantine
+from nml_jax.processes import peers
 from nml_jax.runs import goodput
 from nml_jax.runs.classes import PRETRAINING, write_counts
 from nml_jax.runs.rows import Row, write_rows
@@ -43,6 +44,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     if len(data.train.labels) and jax.process_index() == 0:
         _report_classes(workdir, {"train": data.train, "validation": data.validation})
     plan = loop.Plan.from_config(config, len(data.train))
+    peers.require_same(partial(agreement.collect_training, plan.steps), agreement.CURE)
     num_classes = data.train.num_classes
     program = loop.build(config, plan, mesh, num_classes=num_classes)
     seen = config, program.model, mesh, data.validation, data.tokenizer

@@ -15,6 +15,7 @@ import json
 import shutil
 import sys
 import threading
+import uuid
 from concurrent import futures
 from concurrent.futures import Future
 from pathlib import Path
@@ -110,7 +111,7 @@ class Checkpoints:
         """Return why no folder and file can be written, or "". Only process 0 tries."""
         if jax.process_index() > 0:
             return ""
-        probe = self.folder / f"probe{TEMPORARY}"
+        probe = self.folder / f"probe{uuid.uuid4().hex}{TEMPORARY}"
         try:
             probe.mkdir()
             (probe / "file").write_bytes(bytes(4096))

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from nml_jax import models, objectives, runtime, settings
 from nml_jax.errors import NonFinite, Preempted
 from nml_jax.models.micro_batches import split_batches
+from nml_jax.processes import peers
 from nml_jax.processes.sigterm import Preemption
 from nml_jax.training import optim
 from nml_jax.training import state as train_state
@@ -162,8 +163,9 @@ def train(
         return state
     put, clock, every = runtime.put_batch(mesh), journal.clock, plan.to_steps(config.runtime.eval_every)
     window = Window(mesh, config.runtime.max_skipped)
+    preemption = Preemption(peers.find_position if jax.process_count() > 1 else None)
     # Reading may be refused, and then no file is open.
-    with contextlib.closing(batches(first)) as iterator, journal.open(first), Preemption() as preemption:
+    with contextlib.closing(batches(first)) as iterator, journal.open(first), preemption:
         for step in range(first + 1, plan.steps + 1):
             local, quarantined = next(iterator)
             journal.count_batch(idle=window.is_idle(), then="compile" if step == first + 1 else "step")
@@ -177,6 +179,7 @@ def train(
 
             last = step == plan.steps
             stop = window.check_stop(lag=0 if last else LAG)
+            preemption.step()
             evaluate = step % every == 0 and not last
             save = checkpoints.is_due(step) or last or stop
             if step % config.runtime.log_every == 0 or evaluate or save:

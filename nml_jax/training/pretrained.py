@@ -8,6 +8,7 @@ import numpy as np
 
 from nml_jax import console, errors, models, settings
 from nml_jax.models.weights import files
+from nml_jax.processes.forks import refuse_fork
 from nml_jax.training import checkpoint
 from nml_jax.training.leaves import name_leaf, name_leaves
 
@@ -33,6 +34,7 @@ def load_model(run: str | Path, *, step: int | None = None, weights: str = "raw"
     Raises:
         UserError: there is no checkpoint, it is damaged, or it has no moving average.
     """
+    refuse_fork()
     folder = _find(Path(run), step)
     checkpoint.verify(folder)
     meta = checkpoint.read_meta(folder)

@@ -20,6 +20,8 @@ from nml_jax.data.stratify import hold_out
 from nml_jax.errors import FREE, UserError
 from nml_jax.models.heads.mlp import Form, standardize
 from nml_jax.objectives import nmtune, terms
+from nml_jax.processes.forks import refuse_fork
+from nml_jax.processes.limits import limit_blas
 from nml_jax.tuning import descent, head_file
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
@@ -131,6 +133,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             raise
 
     def _fit(self, X: Any, y: Any, sample_weight: Any) -> "NMTuneClassifier":
+        refuse_fork()
         before = (list(self.classes_), self.n_features_in_) if self.warm_start and hasattr(self, "head_") else None
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], ensure_all_finite=False)
         X = check_finite(X)
@@ -226,7 +229,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         patience = max(PATIENCE, -(-PATIENT_STEPS // steps)) if self.patience is None else self.patience
         total = np.int32(epochs * steps)
         best, self.validation_loss_ = (np.inf, None), []
-        with descent.limit_blas():
+        with limit_blas():
             carry = descent.begin(spec, setting, bank.features.shape[-1], standard)
             if start is not None:
                 state = {**carry.state, **{k: v for k, v in start.state.items() if k != "input"}}

@@ -5,9 +5,8 @@ released. An epoch is a new permutation of the n rows in ⌈n/B⌉ full batches.
 first rows, so no row is left out and BatchNorm always sees B rows. A batch holds all views of its rows.
 """
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +18,8 @@ import optax
 from nml_jax.models.heads.mlp import Form, Tree, make_head, standardize
 from nml_jax.objectives.step import Step
 from nml_jax.objectives.terms import Terms
+from nml_jax.processes.forks import refuse_fork
+from nml_jax.processes.limits import limit_blas
 from nml_jax.training import perturb
 
 CHUNK = 512  # rows per call outside training; one size, so that it is compiled once
@@ -87,6 +88,7 @@ def train(
     Returns:
         (params, state) of each, nested dicts of float32 NumPy arrays; not finite if training diverged.
     """
+    refuse_fork()
     if mapped is None:
         mapped = jax.default_backend() != "cpu"
     ready, sizes = [to_arrays(s) for s in settings], (np.int32(n), np.int32(epochs))
@@ -105,16 +107,6 @@ def to_arrays(setting: Setting) -> Setting:
     """Convert a setting to the dtypes of the compiled program."""
     seed, *numbers = np.uint32(setting.seed % 2**32), *jax.tree.map(np.float32, setting[4:])
     return Setting(np.int32(setting.rows), np.float32(setting.lr), np.float32(setting.weight_decay), seed, *numbers)
-
-
-@contextlib.contextmanager
-def limit_blas() -> Iterator[None]:
-    """Limit BLAS to one thread: XLA's `eigh` on CPU uses it, and its threads would compete with XLA's for the cores."""
-    import scipy.linalg  # noqa: F401  XLA uses its LAPACK, and only a loaded library can be limited
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, user_api="blas"):
-        yield
 
 
 def start(spec: Spec, setting: Setting, dim: int, standard: Tree | None) -> Carry:
@@ -245,6 +237,7 @@ def compute_outputs(
     form: Form, num_classes: int, params: Tree, state: Tree, features: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute Z float32 [M, D] and logits float32 [M, K] of features [M, D], with running BatchNorm statistics."""
+    refuse_fork()
     params, state = jax.device_put((params, state))
     chunks = []
     for begin in range(0, len(features), CHUNK):

@@ -16,6 +16,7 @@ from nml_jax.data.features.checks import check_finite, check_varied
 from nml_jax.data.stratify import draw_per_class, draw_stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.separability import measure_separability
+from nml_jax.processes.forks import refuse_fork
 from nml_jax.tuning import select
 
 NAMES = {
@@ -132,6 +133,7 @@ def diagnose(
             is one class, fewer than two classes have three rows, or `folds` is below 2 or `rows` below 20.
     """
     try:
+        refuse_fork()
         for name, value, low in (("folds", folds, 2), ("rows", rows, 20)):
             if not isinstance(value, int | np.integer) or value < low:
                 raise UserError(f"{name}={value!r}", f"give an integer of {low} or more")

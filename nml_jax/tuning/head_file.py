@@ -122,7 +122,7 @@ def load(path: Path) -> TunedHead:
             raise UserError(f"{path} names {len(head.classes)} classes for {head.num_classes} logits", cure)
         if len(head.columns) not in (0, head.dim):
             raise UserError(f"{path} names {len(head.columns)} columns for {head.dim} features", cure)
-        params, inner = jax.eval_shape(partial(make_head(form, head.num_classes).init, dim=head.dim), jax.random.key(0))
+        params, inner = _find_shapes(form, head.num_classes, head.dim)
         if "input" in state:
             inner["input"] = dict.fromkeys(("mean", "scale"), np.empty(head.dim))
         expected = {name: x.shape for name, x in _flat({**params, "state": inner})}
@@ -148,6 +148,12 @@ def _check_claim(form: Form, flat: Mapping[str, np.ndarray], path: Path, cure: s
             f"{len(flat)} tensors",
             cure,
         )
+
+
+def _find_shapes(form: Form, num_classes: int, dim: int) -> tuple[Tree, Tree]:
+    """Return the shapes of a head's parameters and state. No device starts, so whoever only loads may still fork."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(partial(make_head(form, num_classes).init, dim=dim), key)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, np.ndarray]]:

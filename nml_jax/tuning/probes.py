@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 
 from nml_jax.console import notice
 from nml_jax.errors import UserError
-from nml_jax.tuning.descent import limit_blas
+from nml_jax.processes.limits import limit_blas
 
 Array = NDArray[np.float64]
 Probe = Callable[[np.ndarray], np.ndarray]

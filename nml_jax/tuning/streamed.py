@@ -16,6 +16,7 @@ from nml_jax.data.features.files import count_block_rows
 from nml_jax.data.features.sets import Rows
 from nml_jax.data.stratify import draw_stratified
 from nml_jax.models.heads.mlp import Tree
+from nml_jax.processes.limits import limit_blas
 from nml_jax.tuning import descent, methods, select
 from nml_jax.tuning.descent import TrainingSet
 from nml_jax.tuning.head_file import TunedHead
@@ -73,7 +74,7 @@ def _train(trainer: ByGradient, features: Rows, labels: np.ndarray, fit: HeadFit
     counts = [min(size, len(labels) - start) for start in range(0, len(labels), size)]
     epochs = trainer.count_epochs(len(labels))
     total = np.int32(epochs * sum(math.ceil(count / spec.batch) for count in counts))
-    with descent.limit_blas():
+    with limit_blas():
         carry = descent.begin(spec, setting, features.dim, standard)
         for i, rows in enumerate(_draw_shards(len(labels), size, epochs, fit.seed)):
             block = features.rows(rows)

@@ -56,7 +56,7 @@ def test_missing_ray_is_reported(tmp_path: Path):
 def write_program(tmp_path: Path, text: str) -> str:
     """Write a fake of nml_jax.main and return the folder to run `python -m nml_jax.main` from."""
     (tmp_path / "nml_jax").mkdir()
-    for name in ("__init__", "errors"):
+    for name in ("__init__", "console", "errors"):
         (tmp_path / "nml_jax" / f"{name}.py").write_text((ROOT / "nml_jax" / f"{name}.py").read_text())
     (tmp_path / "nml_jax" / "main.py").write_text(text)
     return str(tmp_path)
@@ -71,12 +71,13 @@ def test_exit_code_of_local(tmp_path: Path, codes: tuple[int, int], code: int):
     assert {line for line in done.stdout.splitlines() if "I am" in line} >= {"0: I am 0 ['--config=a b']"}
 
 
-def test_local_kills_a_process_that_does_not_end_after_a_failure(tmp_path: Path):
-    text = "import os, signal, sys\nos.environ['JAX_PROCESS_ID'] == '0' and sys.exit(76)\n"
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_local_kills_a_process_that_does_not_end_after_a_failure(tmp_path: Path, stopped: int):
+    text = f"import os, signal, sys\nos.environ['JAX_PROCESS_ID'] == '{1 - stopped}' and sys.exit(76)\n"
     text += "os.kill(os.getpid(), signal.SIGSTOP)\n"
-    done = run("local.py", "--patience=1", "--", "--config=x", cwd=Path(write_program(tmp_path, text)))
+    done = run("local.py", "--patience=0.5", "--", "--config=x", cwd=Path(write_program(tmp_path, text)))
     assert done.returncode == 76, done.stderr
-    assert "killed 1 s after another process failed: [1]" in done.stderr
+    assert f"killed 0.5 s after another process failed: [{stopped}]" in done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process when its parent dies")

@@ -91,7 +91,7 @@ time.sleep(60)
 def checkout(tmp_path: Path) -> Path:
     shutil.copytree(LAUNCH, tmp_path / "launch", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "nml_jax").mkdir()
-    for name in ("__init__", "errors"):
+    for name in ("__init__", "console", "errors"):
         shutil.copy(ROOT / "nml_jax" / f"{name}.py", tmp_path / "nml_jax")
     (tmp_path / "nml_jax" / "main.py").write_text(MAIN)
     (tmp_path / "ray.py").write_text(RAY)

@@ -442,3 +442,23 @@ def test_on_worker_prints_the_commands_and_refuses():
     assert "no command" in refused("on_worker.sh")
     assert "'rest'" in refused("on_worker.sh", "rest")
     assert "no --" in refused("on_worker.sh", "start", "--config=x")
+
+
+@pytest.mark.parametrize(
+    ("script", "own"),
+    [
+        ("local.py", ["--dry_run"]),
+        ("ray_job.py", ["--dry_run"]),
+        ("slurm.sbatch", ["--dry_run"]),
+        ("mpi.sh", ["--dry_run", "-n", "2"]),
+        ("on_worker.sh", ["--dry_run", "start"]),
+        ("tpu_pod.sh", ["run", "--dry_run", *POD]),
+        ("xpk.sh", ["run", "--dry_run", "--name=a", "--cluster=c", "--type=v5litepod-64", "--image=i"]),
+    ],
+)
+def test_a_dry_run_looks_for_the_config(script: str, own: list[str]):
+    told = refused(script, *own, "--", "--config=configs/nowhere.py:a3", "--workdir=/mnt")
+    assert "there is no config file 'configs/nowhere.py'" in told
+    assert "'configs/nowhere.py'" in refused(script, *own, "--", "--config", "configs/nowhere.py")
+    done = run(script, *own, "--", "--config=configs/resnet50_in1k.py:a3", "--workdir=/mnt")
+    assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ from nml_jax.errors import UserError
 from nml_jax.prepare import image_folder, records
 from nml_jax.prepare.__main__ import main
 from nml_jax.prepare.pairs import build as image_text
+from nml_jax.runs import owner
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -361,7 +362,7 @@ def test_a_killed_build_leaves_nothing_under_its_name_and_can_be_repeated(tmp_pa
     src = fill(tmp_path / "src", {f"train/{c}/{i}.jpg": photo for c in "ab" for i in range(60)})
     command = [sys.executable, "-m", "nml_jax.prepare", "image_folder", str(src), str(tmp_path / "out")]
     build = subprocess.Popen([*command, "--workers=1"], stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
-    while build.poll() is None and not list(tmp_path.glob(".out.partial/*.array_record*")):
+    while build.poll() is None and not list(tmp_path.glob(".out.*.partial/*.array_record*")):
         time.sleep(0.005)
     build.kill()
     build.wait()
@@ -498,3 +499,19 @@ def test_real_photos(tmp_path):
             assert record["image"] == (tmp_path / name / key).read_bytes()
             assert codec.decode(record["image"]).shape == (64, 64, 3)
             assert source.class_names[record["label"]] == Path(key).parts[1]
+
+
+def test_a_build_writes_through_no_link_and_beside_no_other_build(tmp_path, monkeypatch):
+    monkeypatch.setattr(owner, "BEAT", 0.05)
+    src = fill(tmp_path / "src", {"train/a/0.jpg": image(0), "train/b/0.jpg": image(1)})
+    (tmp_path / "victim").mkdir()
+    (tmp_path / ".out.partial").symlink_to(tmp_path / "victim")
+    with records.own_out(tmp_path / "out"):
+        with pytest.raises(UserError, match="out belongs to another job"):
+            image_folder.build_image_folder(src, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    image_folder.build_image_folder(src, tmp_path / "out")
+    assert list((tmp_path / "victim").iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"src", "out", "victim", ".out.partial"}
+    with pytest.raises(UserError, match="is a link or a file, not the folder of a build"):
+        records.find_partial(tmp_path / "out")

@@ -128,3 +128,31 @@ def test_several_hosts_found_after_joining():
     cluster.require_reachable("127.0.0.1:1", 1)
     with pytest.raises(UserError, match="the job is on 3"):
         cluster.require_reachable("127.0.0.1:1", 3)
+
+
+@pytest.mark.parametrize(
+    ("env", "address", "bind"),
+    [
+        ({}, "127.0.0.1:5", "127.0.0.1:5"),
+        ({}, "localhost:5", "127.0.0.1:5"),
+        ({}, "[::1]:5", "[::1]:5"),
+        ({}, "host0:5", None),  # others reach it by a name, whose interface only they know
+        ({}, "", None),
+        ({"JAX_COORDINATOR_BIND_ADDRESS": "0.0.0.0:5"}, "127.0.0.1:5", None),  # JAX reads it
+    ],
+)
+def test_a_coordinator_at_loopback_listens_there_alone(env: Mapping[str, str], address: str, bind: str | None):
+    assert cluster.choose_bind_address(env, address) == bind
+
+
+@pytest.mark.parametrize(
+    ("env", "advice"),
+    [
+        (EXPLICIT, "see that all were started and reach n1:9"),
+        (EXPLICIT | SLURM, "see that all were started and reach n1:9"),
+        (SLURM, "SLURM_NTASKS=2 says that there are so many: start all with srun, or run alone with SLURM_NTASKS=1"),
+        (MPI, "OMPI_COMM_WORLD_SIZE=4 says that there are so many; see that all were started"),
+    ],
+)
+def test_who_waits_in_vain_hears_which_variable_says_so(env: Mapping[str, str], advice: str):
+    assert cluster.advise(env, "n1:9").startswith(advice)

@@ -1,7 +1,10 @@
 """Three processes on this machine play scenes, and end as the README says."""
 
+import os
 import re
 import socket
+import subprocess
+import sys
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +15,8 @@ import pytest
 
 from nml_jax.errors import PeerLost
 from nml_jax.processes import job, peers
+from nml_jax.processes.stderr import HeldStderr
+from tests.launch.shell import ROOT, clean
 from tests.scenes import process_scenes
 from tests.scenes.process_scenes import LAST
 
@@ -62,6 +67,23 @@ def test_whether_the_coordinator_answers(monkeypatch, greeting: bytes, fault: st
     assert job._check_coordinator(f"127.0.0.1:{port}") == "is gone without a word"
 
 
+def test_what_cpp_writes_is_held_and_pythons_stderr_is_not(capfd):
+    held = HeldStderr()
+    try:
+        os.write(2, b"W one\nW recoverable task 2\n")
+        print("ours", file=sys.stderr)
+        assert held.read().startswith("W one")
+        held.release()
+        os.write(2, b"W two\nF lost the coordination service\n*** Check failure stack trace: ***\n")
+        held.release(before=job.LOST)
+        print("end", file=sys.stderr)
+    finally:
+        held.close()
+    os.write(2, b"after\n")
+    lost = "F lost the coordination service\n*** Check failure stack trace: ***\n"
+    assert capfd.readouterr().err == f"ours\nW one\nW two\nend\n{lost}after\n"
+
+
 def test_a_second_process_of_the_same_number_does_not_stop_the_job():
     class Client:
         def key_value_set(self, key: str, value: str) -> None:
@@ -99,6 +121,17 @@ def test_bad_input_of_one_ends_all():
 
 
 @pytest.mark.slow
+def test_a_lone_process_in_a_slurm_allocation_hears_how_to_run_alone():
+    slurm = {"JOB_ID": "7", "STEP_NODELIST": "127.0.0.1", "NTASKS": "2", "PROCID": "0", "LOCALID": "0"}
+    env = clean() | {f"SLURM_{key}": value for key, value in slurm.items()} | {"JAX_PLATFORMS": "cpu"}
+    program = [sys.executable, "-m", "tests.scenes.process_scenes", "all_is_well", "8"]
+    ended = subprocess.run(program, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == PeerLost.exit_code, ended.stderr
+    assert "run alone with SLURM_NTASKS=1 before the command" in ended.stderr.splitlines()[-1]
+    assert "process 1 of 2 did not come within 8 s; SLURM_NTASKS=2 says" in ended.stderr
+
+
+@pytest.mark.slow
 def test_without_process_0_the_others_give_up():
     for e in process_scenes.play("all_is_well", timeout=8, absent={0}):
         assert e.code == PeerLost.exit_code, e.out
@@ -123,7 +156,7 @@ def test_bad_input_of_all_is_reported_by_each():
         ("one_is_killed", LAST, -9, r"process 2 \(.+\) of 3 is gone without a word"),
         ("one_is_killed_in_a_collective", LAST, -9, r"process 2 \(.+\) of 3 is gone without a word"),
         ("the_first_is_killed", 0, -9, r"process 0 \(.+\) of 3, the coordinator, is gone without a word"),
-        ("the_first_stands_still", 0, 76, r"process 0 \(.+\) of 3, the coordinator, does not answer"),
+        ("the_first_stands_still", 0, 76, r"process 0 (\(.+\) )?of 3, the coordinator, does not answer"),
         ("one_hangs", LAST, -9, r"process 2 \(.+\) of 3 is gone without a word"),
         ("one_is_preempted_while_it_waits", LAST, 75, r"process 2 \(.+\) of 3 ended with exit code 75: asked to stop"),
     ],
@@ -136,6 +169,45 @@ def test_the_end_of_one_is_the_end_of_all(scene: str, culprit: int, code: int, c
             assert e.code == PeerLost.exit_code, e.out
             assert re.match(f"stopped: {cause}", e.line), e.out
             assert "Traceback" not in e.out
+            assert "stack trace" not in e.out
+
+
+@pytest.mark.slow
+def test_other_data_of_one_end_all_with_a_line_that_names_both():
+    for e in process_scenes.play("one_reads_other_data", timeout=20):
+        assert e.code == 2, e.out
+        told = (
+            r"error: process 2 \(.+\) of 3 has another data than most others: 180 records, not 200 records\n  cure: c"
+        )
+        assert re.search(told, e.out), e.out
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_process_that_is_blocked_in_a_collective():
+    begun = time.monotonic()
+    first, *others = process_scenes.play("one_is_stopped_in_a_collective", timeout=60)
+    assert time.monotonic() - begun < 40  # not half of the timeout, in which the others could save
+    assert first.code == 75, first.out
+    assert "asked to stop, but still in step 1 (step) after 1 s" in first.out
+    for e in others:
+        assert e.code == PeerLost.exit_code, e.out
+        assert re.match(r"stopped: process 0 \(.+\) of 3 ended with exit code 75: asked to stop", e.line), e.out
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (["200", "180"], "process 1 has another data than process 0: 180, not 200"),
+        (["180", "200", "200"], "process 0 has another data than most others: 180, not 200"),
+        (["200", None, "200"], "process 1 has another data than most others: nothing, not 200"),
+        ([None, "5"], "process 1 has another data than process 0: 5, not nothing"),
+        (["1", "2", "1", "3"], "process 1 and 3 has another data than most others: 2, not 1"),
+    ],
+)
+def test_what_differs_between_processes_is_named(values: list[str | None], told: str):
+    facts = [{"seed": "0"} | ({} if value is None else {"data": value}) for value in values]
+    names = lambda numbers: f"process {' and '.join(map(str, numbers))}"  # noqa: E731
+    assert peers.describe_difference(facts, names) == told
 
 
 def test_a_second_signal_does_not_change_how_a_process_ends():

@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+from nml_jax.processes import sigterm
 from nml_jax.processes.sigterm import on_sigterm
 from tests.launch.shell import ROOT, clean
 
@@ -22,6 +24,13 @@ SCENES = {
     "while compiled code keeps the main thread": """
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+    """,
+    "in the loop, blocked in compiled code for ever": """
+        from nml_jax.processes.sigterm import Preemption
+        Preemption.UNKNOWN = 0.5
+        with Preemption(lambda: "step 7 (step)"):
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
     """,
     "twice": """
         os.kill(os.getpid(), signal.SIGTERM)
@@ -45,7 +54,27 @@ def test_the_process_ends(scene: str):
              "with sigterm.on_sigterm(lambda: os._exit(75)):", *SCENES[scene].splitlines()]  # fmt: skip
     program = "\n".join(lines)
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=clean(), timeout=30, capture_output=True)
-    assert (ended.returncode, ended.stderr) == (75, b"")
+    stuck = b"asked to stop, but still in step 7 (step) after 0 s: another process does not come\n"
+    assert (ended.returncode, ended.stderr) == (75, stuck if "for ever" in scene else b"")
+
+
+def test_a_loop_that_goes_on_is_not_ended(monkeypatch):
+    """A step may take as long as the ones before; where a process saves, or is alone, it may take for ever."""
+    monkeypatch.setattr(sigterm.Preemption, "PATIENCE", 0.0)
+    ended = []
+
+    def wait(place: str, *seconds: float, alone: bool = False) -> bool:
+        loop = sigterm.Preemption(None if alone else lambda: place)
+        loop.seconds.extend((9.0, *seconds))  # the first is compiled
+        threading.Timer(0.5, loop.left.set).start()
+        loop.end_if_stuck(lambda: ended.append(place))
+        return bool(ended) and ended.pop() == place
+
+    assert wait("step 7 (step)", 0.01)
+    assert not wait("step 7 (step)", 5.0)
+    assert not wait("step 7 (step)")
+    assert not wait("step 7 (save)", 0.01)
+    assert not wait("step 7 (step)", 0.01, alone=True)
 
 
 def test_other_signals_and_other_handlers_are_left_alone():

@@ -183,6 +183,32 @@ def all_gather(index: int, timeout: int) -> None:
     time.sleep(60)
 
 
+def one_reads_other_data(index: int, timeout: int) -> None:
+    from nml_jax.processes import peers
+
+    peers.require_same(lambda: {"config.seed": "0", "data": "200 records"}, "copy it")
+    peers.require_same(lambda: {"config.seed": "0", "data": f"{180 if index == LAST else 200} records"}, "copy it")
+
+
+def one_is_stopped_in_a_collective(index: int, timeout: int) -> None:
+    """Process 0 waits in compiled code for others that do not come, and is asked to stop."""
+    import jax
+    import jax.numpy as jnp
+
+    from nml_jax import runtime
+    from nml_jax.processes import peers
+    from nml_jax.processes.sigterm import Preemption
+
+    Preemption.UNKNOWN = 1.0
+    mesh = runtime.make_mesh()
+    numbers = runtime.put_batch(mesh)({"x": jnp.ones((1,))})["x"]
+    if index > 0:
+        time.sleep(60)
+    subprocess.Popen(["sh", "-c", f"sleep 2; kill -TERM {os.getpid()}"])
+    with peers.track("step 1 (step)"), Preemption(peers.find_position):
+        jax.block_until_ready(jax.jit(jnp.sum, out_shardings=runtime.replicated_sharding(mesh))(numbers))
+
+
 def the_first_cannot_write_for_a_while(index: int, timeout: int, until: int = 7) -> None:
     """Train 12 steps; process 0 cannot write from before the save of step 4 until the batch of step `until` + 1."""
     import resource
@@ -219,6 +245,13 @@ def one_is_preempted_while_it_waits(index: int, timeout: int) -> None:
     peers.agree(index)
 
 
+def list_listening() -> set[str]:
+    """Return the addresses, in hexadecimal digits as in /proc/net/tcp, at which this process listens."""
+    own = {os.readlink(fd.path) for fd in os.scandir("/proc/self/fd") if os.path.islink(fd.path)}
+    fields = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    return {field[1].split(":")[0] for field in fields if field[3] == "0A" and f"socket:[{field[9]}]" in own}
+
+
 def all_is_well(index: int, timeout: int) -> None:
     import numpy as np
 
@@ -234,6 +267,7 @@ def all_is_well(index: int, timeout: int) -> None:
     assert found["list"][0] == {}
     for given, expected in ((found["rows"], rows), (found["list"][1], 7), (found["list"][2], np.arange(3))):
         np.testing.assert_array_equal(given, expected)
+    assert list_listening() <= {"0100007F", f"{'0' * 16}{'FFFF0000'}0100007F"}, list_listening()
     if index == 0:
         time.sleep(2)  # the others wait for it, longer than they would at a barrier
         print(runtime.describe(mesh))
@@ -249,6 +283,7 @@ SCENES: dict[str, Callable[[int, int], None]] = {
     for scene in (
         all_are_preempted, all_gather, all_have_bad_input, all_is_well, one_hangs, one_has_a_bug,
         one_has_bad_input, one_is_asked_again_and_again, one_is_killed, one_is_killed_in_a_collective, one_is_late,
+        one_is_stopped_in_a_collective, one_reads_other_data,
         one_is_preempted_while_it_waits, one_stands_still, the_first_cannot_write,
         the_first_cannot_write_for_a_while, the_first_has_bad_input, the_first_is_killed, the_first_stands_still,
     )

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from configs import features as experiment
 from nml_jax import main, predict
 from nml_jax.assembly import feature_files, feature_sets
-from nml_jax.assembly.feature_sets import read_memory_limit
 from nml_jax.data.features.files import open_features
 from nml_jax.data.features.sets import Subset
 from nml_jax.errors import UserError
@@ -197,16 +196,6 @@ def test_a_file_larger_than_its_share_of_memory_is_streamed(
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-4, atol=1e-5)
     same = [np.array_equal(parts[name], whole[name]) for name in ("mean", "scale")]
     assert all(same) == (share == 0.2)  # 90 rows in memory for 128 rows; or streamed, in float64
-
-
-def test_memory_is_what_the_container_may_have(tmp_path: Path, monkeypatch):
-    machine = read_memory_limit()
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(feature_sets, "LIMITS", (limit,))
-    for text, wanted in (("max\n", None), ("12345\n", 12345), (f"{2**62}\n", None)):
-        limit.write_text(text)
-        found = read_memory_limit()
-        assert found == wanted if wanted else found >= machine
 
 
 def test_a_table_may_have_its_columns_in_any_order(tmp_path: Path):

@@ -7,7 +7,6 @@ import optax
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
-from threadpoolctl import threadpool_info
 
 from nml_jax.data.stratify import hold_out
 from nml_jax.errors import UserError
@@ -446,16 +445,6 @@ def test_equal_remainders_are_drawn_and_not_taken_from_the_first_classes():
     first = {tuple(np.bincount(mixed[hold_out(mixed, 0.3, seed)[1]])) for seed in range(60)}
     assert (0, 4, 0, 4) in first
     assert (1, 3, 1, 3) in first
-
-
-def test_blas_has_one_thread_while_heads_train():
-    def threads():
-        return {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
-
-    before = threads()
-    with descent.limit_blas():
-        assert threads() == {1}
-    assert threads() == before or before == set()
 
 
 def poison(value):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -75,10 +76,10 @@ def test_another_number_of_processes_goes_on(tmp_path: Path):
     for name, other in (("one", "two"), ("two", "one")):
         again = Path(shutil.copytree(tmp_path / name, tmp_path / f"{name}_then_{other}"))
         saved = again / CELL / "checkpoints"
-        *_, before, last = checksums.steps(saved)
+        *_, before, last = checksums.list_steps(saved)
         shutil.rmtree(saved / str(last))
         start[other](flags(again, **options))
-        assert checksums.steps(saved)[-1] == last
+        assert checksums.list_steps(saved)[-1] == last
         shown, losses = [
             [(run / CELL / file).read_text().splitlines() for run in (tmp_path / name, again)]
             for file in ("samples.jsonl", "metrics.jsonl")
@@ -227,7 +228,7 @@ def test_sigterm_to_one_saves_the_same_step_of_all(tmp_path: Path, asked: int):
     pair[asked].send_signal(signal.SIGTERM)
     ended = process_scenes.end(pair, 200)
     assert [e.code for e in ended] == [75, 75], ended
-    (saved,) = checksums.steps(tmp_path / "run" / CELL / "checkpoints")
+    (saved,) = checksums.list_steps(tmp_path / "run" / CELL / "checkpoints")
     done = (tmp_path / "run" / CELL / "metrics.jsonl").read_text().splitlines()
     assert max(json.loads(line)["step"] for line in done) == saved
     together(flags(tmp_path / "run", **options))
@@ -238,3 +239,55 @@ def test_sigterm_to_one_saves_the_same_step_of_all(tmp_path: Path, asked: int):
     states = [(tmp_path / run / CELL / "run.json").read_text() for run in ("run", "whole")]
     digests = [json.loads(text)["stages"]["pretrain"]["output"] for text in states]
     assert digests[0] == digests[1], "the same bits"
+
+
+@pytest.mark.slow
+def test_processes_that_read_different_things_end_before_the_first_step(tmp_path: Path):
+    """The noise file of one host is another; and one process was given another config."""
+    for i in range(2):
+        (tmp_path / str(i)).mkdir()
+        np.save(tmp_path / str(i) / "noise.npy", np.full(1, i))
+    options = {"stages": "('pretrain',)", "noise_kind": "labels", "noise": 0.0, "noise_file": "noise.npy"}
+    for given, told in (
+        ({}, r"another noise\.npy than"),
+        ({"data.validation": 0.3}, r"another config\.data\.validation"),
+    ):
+        port, started = process_scenes.free_port(), []
+        for i in range(2):
+            args = flags(tmp_path / "w", **options, **(given if i else {}))
+            env = process_scenes.environment(i, 2, port) | {"PYTHONPATH": str(ROOT)}
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "nml_jax.main", *args], cwd=tmp_path / str(i), env=env, text=True,
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                )
+            )  # fmt: skip
+        for e in process_scenes.end(started, 120):
+            assert e.code == 2, e.out
+            assert re.search(rf"error: process 1 \(.+\) of 2 has {told}", e.out), e.out
+    assert not list(tmp_path.glob("w/*/checkpoints"))
+
+
+@pytest.mark.slow
+def test_two_jobs_in_one_folder(tmp_path: Path):
+    """The second is refused and the first goes on; once that is killed, the same command takes over at once."""
+    args = [sys.executable, "-m", "nml_jax.main", *flags(tmp_path, stages="('pretrain',)", **{"train.epochs": 500.0})]
+    how = {"cwd": ROOT, "env": os.environ | {"JAX_PLATFORMS": "cpu"}, "text": True}
+    first = subprocess.Popen(args, **how, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / CELL / "run.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        second = subprocess.run(args, **how, capture_output=True, timeout=120)
+        assert second.returncode == 2, second.stderr
+        assert f"{CELL} belongs to another job (process {first.pid} on " in second.stderr
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    third = subprocess.Popen(args, **how, stderr=subprocess.PIPE)
+    assert third.stderr is not None
+    assert any("taking over" in line for line in iter(third.stderr.readline, ""))
+    third.terminate()
+    _, told = third.communicate(timeout=120)
+    assert third.returncode == 75, told

@@ -5,8 +5,10 @@ never read: it has another key and is written again. A bank's folder gets its na
 """
 
 import dataclasses
+import glob
 import json
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -155,11 +157,12 @@ def write(
     Raises:
         UserError: a feature is not finite, there are no rows, or the disk is full.
     """
-    part = folder.with_name(f".{folder.name}.part")
+    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
     shards: list[dict[str, Any]] = []
     layers: dict[str, list[int]] = {}
     with report_disk_errors(folder):
-        shutil.rmtree(part, ignore_errors=True)
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.*part"):  # by a killed run
+            shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
         for block in _regroup(blocks, SHARD_ROWS):
             for name, array in block.items():

@@ -6,6 +6,10 @@ from nml_jax.data.sources.digits import read_digits
 from nml_jax.data.sources.source import Source, select_classes
 from nml_jax.errors import UserError
 
+# The sources that this process has opened, in words: what -> number of records and fingerprint. The processes of a job
+# compare them.
+opened: dict[str, str] = {}
+
 
 def load(
     kind: str,
@@ -31,6 +35,23 @@ def load(
     Raises:
         UserError: the source, dataset or split does not exist or has no records; labels or classes do not match.
     """
+    source = _load(kind, path, split, name=name, classes=classes, num_classes=num_classes, captions=captions)
+    what = ", ".join(filter(None, (path or kind, name, f"split {split}", f"classes {classes}" if len(classes) else "")))
+    opened[what] = f"{len(source)} records (fingerprint {source.fingerprint[:8]})"
+    return source
+
+
+def _load(
+    kind: str,
+    path: str,
+    split: str,
+    *,
+    name: str,
+    classes: Sequence[int],
+    num_classes: int | None,
+    captions: bool,
+) -> Source:
+    """Do as `load`, without keeping a record of it."""
     if kind == "digits":
         if captions:
             raise UserError("the digits have no captions", "set data.source=directory and data.path")

@@ -57,7 +57,7 @@ from nml_jax.prepare import records
 from nml_jax.prepare.pairs import shards
 from nml_jax.prepare.pairs.find import find
 from nml_jax.prepare.pairs.read import cut
-from nml_jax.prepare.pairs.types import Columns, Shard
+from nml_jax.prepare.pairs.types import Columns, Found, Shard
 from nml_jax.runs.files import write_json
 
 AGAIN = "then run the same command again; finished shards are kept"
@@ -86,7 +86,7 @@ def build_image_text(
     """Build the dataset `out` from the pairs in `sources`. `out` appears once it is complete.
 
     Pairs that cannot be used are left out and listed. The same sources give the same records and the same manifest,
-    whatever the number of workers and of restarts. Run only one build at a time for one `out`.
+    whatever the number of workers and of restarts. A second build of `out` waits for the first, or raises.
 
     Args:
         sources: files and folders; see the module.
@@ -125,11 +125,27 @@ def build_image_text(
         raise UserError(f"cannot read {e.filename}: {e.strerror}", "give sources that can be read") from e
     splits = _name_splits(plan, parts)
     spread = functools.partial(_run_processes, workers) if beam is None else _connect_beam(beam)
-    partial = records.partial_folder(out)
-    job = shards.BuildJob(str(partial / "shards"), columns, label, group, tuple(parts.items()), resize=resize)
+    with records.own_out(out):
+        for source in sources:
+            records.check_out(source, out)  # another build may have ended meanwhile
+        job = shards.BuildJob("", columns, label, group, tuple(parts.items()), resize=resize)
+        return _build(out, job, plan, splits, found, spread)
+
+
+def _build(
+    out: Path, job: shards.BuildJob, plan: list[Shard], splits: list[str], found: Found, spread: Spread
+) -> dict[str, Any]:
+    """Build the shards that are missing, and `out` from all of them. Return the manifest.
+
+    Args:
+        splits: their names.
+        found: the files of the sources.
+    """
+    partial = records.find_partial(out)
+    job = dataclasses.replace(job, work=str(partial / "shards"))
     try:
         _resume(partial, job, plan)
-        if label:
+        if job.label:
             classes, spellings = _collect_classes(job, plan, spread)
             job = dataclasses.replace(job, classes=classes, spellings=spellings)
         _build_shards(job, plan, spread)
