@@ -151,8 +151,9 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys):
     launch(tmp_path / "new", dry_run=True, noise=None, seed=None)
     out = capsys.readouterr().out
     assert not (tmp_path / "new").exists()
+    assert "resolved config" not in out
     for words in (
-        "resolved config",
+        "overridden keys: none",
         "noise=0.05,seed=2: pretrain, extract, tune",
         "parameters",
         "FLOP per step",

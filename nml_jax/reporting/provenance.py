@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nml_jax.reporting.blocks import Block, fold, table
@@ -16,6 +17,7 @@ from nml_jax.runs import goodput
 from nml_jax.runs.files import QUARANTINE
 from nml_jax.runs.finished import FinishedRun
 from nml_jax.settings import NOT_IDENTITY
+from nml_jax.stored import read_lines
 
 
 def describe_runs(studies: Sequence[Study], left_out: Mapping[str, str]) -> list[Block]:
@@ -71,8 +73,8 @@ def _is_hash(value: Any) -> bool:
 
 def _list_times(cells: Sequence[FinishedRun]) -> Block:
     names, done = [cell.name for cell in cells], [cell.run["stages"] for cell in cells]
-    seconds = pd.DataFrame([{stage: of["seconds"] for stage, of in stages.items()} for stages in done])
-    finished = [max((of["finished"] for of in stages.values()), default=DASH) for stages in done]
+    seconds = pd.DataFrame([{stage: of.get("seconds", np.nan) for stage, of in stages.items()} for stages in done])
+    finished = [max((of["finished"] for of in stages.values() if "finished" in of), default=DASH) for stages in done]
     texts = seconds.map(lambda x: DASH if pd.isna(x) else f"{x:,.1f}")
     lines = [[name, *line, end] for name, line, end in zip(names, texts.values, finished, strict=True)]
     head, caption = ["run", *(f"{stage} (s)" for stage in seconds), "finished"], "Seconds of each stage, and when"
@@ -87,7 +89,8 @@ def _list_goodput(cells: Sequence[FinishedRun]) -> list[Block]:
         if (of := goodput.read(cell.folder)) is not None:
             total.update(of.seconds)
             undecodable = cell.folder / QUARANTINE
-            left_out = len(undecodable.read_text("utf-8").splitlines()) if undecodable.exists() else 0
+            cure = f"put it back, or train the run {cell.name} again"
+            left_out = len(read_lines(undecodable, cure)) if undecodable.exists() else 0
             parts = [f"{seconds:,.1f}" for seconds in of.seconds.values()]
             lines.append([cell.name, f"{100 * of.share:.0f} %", *parts, *map(str, (of.sessions, of.skipped, left_out))])
     if not lines:

@@ -19,7 +19,7 @@ from nml_jax.assembly.feature_sets import BLOCK
 from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
 from nml_jax.data.features import banks
 from nml_jax.processes import peers
-from nml_jax.runs.banks import BankIndex, bank_folder, write_index
+from nml_jax.runs.banks import INDEX, BankIndex, bank_folder, write_index
 from nml_jax.runs.files import write_json
 from nml_jax.runs.rows import Row, write_rows
 from nml_jax.stages.stage import Outputs, Stage
@@ -181,7 +181,7 @@ STAGE = Stage(
     version=VERSION,
     keys=("seed", "init_from", "data", "augment", "model", "downstream", "extract"),
     upstream=("pretrain",),
-    outputs=Outputs(("banks", "spectra.json"), list_needed),
+    outputs=Outputs(("banks", "spectra.json"), list_needed, proved=("spectra.json", INDEX)),
     check=check,
     run=run,
 )

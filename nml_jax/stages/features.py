@@ -103,7 +103,7 @@ STAGE = Stage(
     version=3,
     keys=("seed", "features", "extract"),
     upstream=(),
-    outputs=Outputs(("features.json", "spectra.json")),
+    outputs=Outputs(("features.json", "spectra.json"), proved=("features.json", "spectra.json")),
     check=check,
     run=run,
 )

@@ -26,6 +26,7 @@ from orbax.checkpoint import v1 as ocp
 
 from nml_jax import console, errors
 from nml_jax.processes import job, peers
+from nml_jax.stored import parse_json
 from nml_jax.training.checksums import SUMS, find_latest_step, list_steps, verify, write_sums
 from nml_jax.training.leaves import name_leaves
 from nml_jax.training.state import TrainState
@@ -147,7 +148,10 @@ class Checkpoints:
         self._clean()  # a failed save may have gone on writing for a while
         for old in list_steps(self.folder)[: -self.keep]:
             if not self._is_permanent(old):
-                shutil.rmtree(self.folder / str(old))
+                # Whoever reads it finds it whole or gone, never half of it.
+                gone = self.folder / f"{old}.gone{TEMPORARY}"
+                (self.folder / str(old)).rename(gone)
+                shutil.rmtree(gone)
 
     def _settle(self, *, wait: bool, must: bool = False) -> bool:
         """Return true once no process has a save in flight. Log a line if one failed.
@@ -302,4 +306,4 @@ def hash_tree(tree: Any) -> str:
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """Read what is stored beside the arrays of checkpoint `folder`: config, ledger, num_classes, versions."""
-    return json.loads(ocp.load_checkpointables(str(folder.resolve()), {"meta": None})["meta"]["json"])
+    return parse_json(ocp.load_checkpointables(str(folder.resolve()), {"meta": None})["meta"]["json"])
