@@ -35,6 +35,8 @@ def describe_runs(studies: Sequence[Study], left_out: Mapping[str, str]) -> list
     for key in dict.fromkeys(key for environment in environments for key in environment):
         counts = Counter(str(environment.get(key) or "not recorded") for environment in environments)
         facts[key] = "; ".join(value if len(counts) == 1 else f"{value} ({n} runs)" for value, n in counts.items())
+    old = sum("files" not in of for cell in cells for of in cell.run["stages"].values())
+    facts["files"] = f"{old} stage(s) are of versions that recorded no SHA-256" if old else "as written (SHA-256)"
     out: list[Block] = [Block("facts", facts)]
     out += [Block("heading", "Not counted"), Block("items", left_out.items())] if left_out else []
     out += [Block("heading", "Noise ledger"), _list_ledgers(cells)] if noisy else []
