@@ -435,6 +435,10 @@ def test_a_run_of_a_version_without_hashes_is_read(workdir: Path):
     path.write_text(json.dumps(record))
     ((run,), _) = read_finished([workdir])
     assert run.noise == 0.3
+    ledger = workdir / CELL / "noise.json"  # its rates also stand in the rows
+    ledger.write_text(ledger.read_text().replace('"asked": 0.3', '"asked": 0.2'))
+    with pytest.raises(UserError, match=r"noise\.json has changed: asked is 0\.2, and 0\.3 in the rows"):
+        read_finished([workdir])
 
 
 def test_flipped_right_answers_are_refused(workdir: Path):

@@ -145,6 +145,7 @@ def _read_run(name: str, path: Path) -> str | tuple[str, FinishedRun]:
     rows = _read_rows(path, done)
     check_files(path, run)
     metrics, ledger = read_metrics(path), _read_ledger(path / "noise.json")
+    _check_ledger(path / "noise.json", ledger, rows)
     more = [_read_entries(path / f"{file}.json", kinds) for file, kinds in ENTRIES.items()]
     return identity, FinishedRun(name, path, dict(flatten(tree)), run, rows, ledger, metrics, *more)
 
@@ -161,6 +162,18 @@ def _read_rows(path: Path, done: Mapping[str, Mapping[str, Any]]) -> list[Row]:
 
 def _read_ledger(path: Path) -> dict[str, Any]:
     return Ledger.read(path).to_dict() if path.exists() else {}
+
+
+def _check_ledger(path: Path, ledger: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Check the ledger against the rows of the training. Both hold the rates, also in runs without hashes.
+
+    Raises:
+        UserError: they differ.
+    """
+    for row in (row for row in rows if row.stage == "pretrain" and ledger):
+        told = {"kind": row.noise_kind, "asked": row.noise_asked, "realised": row.noise_realised}
+        for key in (key for key in told if ledger[key] != told[key]):
+            raise UserError(f"{path} has changed: {key} is {ledger[key]}, and {told[key]} in the rows", _cure(path))
 
 
 # The files that hold a list of entries, and the types of the fields that reports read.

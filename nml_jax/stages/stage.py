@@ -61,6 +61,10 @@ class Stage:
         """Remove what the stage wrote, except its rows, which are replaced when it ends."""
         for path in (workdir / name for name in self.outputs.names):
             if path.is_dir():
-                shutil.rmtree(path)
+                # Whoever reads it finds it whole or gone. A kill may have left one from before.
+                gone = path.with_name(f".{path.name}.gone")
+                shutil.rmtree(gone, ignore_errors=True)
+                path.rename(gone)
+                shutil.rmtree(gone)
             else:
                 path.unlink(missing_ok=True)

@@ -277,7 +277,11 @@ def load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
         UserError: the checkpoint holds another model.
     """
     cure = "use the config that wrote it, or another --workdir"
-    saved = _list_shapes(ocp.checkpointables_metadata(str(folder.resolve())).metadata["model"])
+    found = ocp.checkpointables_metadata(str(folder.resolve())).metadata["model"]
+    if found is None:
+        lost = f"delete {folder}; the run continues from the checkpoint before it, to the same result"
+        raise errors.UserError(f"{folder / 'model'} is damaged: it cannot be read", lost)
+    saved = _list_shapes(found)
     # Checked before the load, as Orbax's own check comes when parts are being loaded already.
     if differ := sorted(saved ^ _list_shapes(abstract["model"])):
         name, shape = differ[0]
@@ -286,7 +290,8 @@ def load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
         return ocp.load_checkpointables(str(folder.resolve()), abstract)
     except (ValueError, KeyError, TypeError, FileNotFoundError) as e:
         line = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
-        raise errors.UserError(f"{folder} does not fit this config's model: {line}", cure) from e
+        fault = "does not fit this config's model" if len(abstract) > 1 else "is damaged"
+        raise errors.UserError(f"{folder} {fault}: {line}", cure) from e
 
 
 def _list_shapes(tree: Any) -> set[tuple[str, tuple[int, ...]]]:

@@ -3,14 +3,17 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from nml_jax import console, errors
 from nml_jax.hashes import hash_file
 from nml_jax.runs.files import replace_file
+from nml_jax.stored import read_json
 
 SUMS = "SHA256SUMS"
+JSONS = ("_CHECKPOINT_METADATA", "_METADATA", "_sharding", "_strings.json")  # Orbax's descriptions
 METADATA = "_CHECKPOINT_METADATA"  # in the folder of every checkpoint of Orbax
 
 
@@ -52,6 +55,8 @@ def verify(folder: Path) -> None:
     if not (folder / SUMS).exists():
         if not ((folder / METADATA).exists() and (folder / "model").is_dir()):
             raise errors.UserError(f"{folder} is not a checkpoint", cure)
+        for path in (path for path in folder.rglob("*") if path.name in JSONS):
+            read_json(path, cure, dict[str, Any])
         if not os.access(folder, os.W_OK):
             console.notice(f"{folder} has no {SUMS}, and none can be written: whether it has changed cannot be told")
             return
