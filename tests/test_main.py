@@ -170,7 +170,7 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys):
     assert "memory per device, activations" in out
 
 
-def test_weights_from_a_file_start_any_stage(tmp_path: Path, finished: Path):
+def test_weights_from_a_file_start_any_stage(tmp_path: Path, finished: Path, capsys):
     from nml_jax import load_model
     from nml_jax.models.weights import timm
 
@@ -178,6 +178,7 @@ def test_weights_from_a_file_start_any_stage(tmp_path: Path, finished: Path):
     file = tmp_path / "encoder.safetensors"
     safetensors.numpy.save_file(timm.export_weights(loaded.params, loaded.model_state), file)
     launch(tmp_path / "given", init_from=str(file), stages=("extract",), noise=0.0, **{"data.num_classes": 5})
+    assert f"init_from={file} does not say how it was trained; assumed: model.mean=" in capsys.readouterr().err
     of = {}
     for folder in (finished, tmp_path / "given"):
         (run,) = (p for p in folder.iterdir() if p.is_dir())

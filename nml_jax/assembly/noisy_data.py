@@ -182,8 +182,9 @@ def align_by_order(path: Path, labels: np.ndarray, train: Source) -> np.ndarray:
     for n, kept, classes in trace_selection(train):
         sizes.append(n)
         if labels.size == n:
-            console.notice(f"noise_file={path}: its {n:,} labels are taken for those of the split before "
-                           f"{n - len(train):,} records were left out of training")  # fmt: skip
+            if jax.process_index() == 0:
+                console.notice(f"noise_file={path}: its {n:,} labels are taken for those of the split before "
+                               f"{n - len(train):,} records were left out of training")  # fmt: skip
             return _renumber(path, labels[kept], classes)
     shown = " or ".join(f"{n:,}" for n in dict.fromkeys(sizes))
     raise errors.UserError(
