@@ -25,6 +25,10 @@ class UserError(Exception):
         return f"{self.cause}\n  cure: {self.cure}"
 
 
+class MissingInput(UserError):
+    """A dataset or file that a config names is not there. A dry run lists it among what is to be obtained."""
+
+
 class Preempted(Exception):
     """The run was asked to stop (SIGTERM) and has saved its state."""
 

@@ -13,14 +13,20 @@ LARGE = 2**30  # bytes of a file that is not read as a whole
 
 def list_paths(part: Mapping[str, Any]) -> list[str]:
     """List the files and folders that a part of a config names and whose content its numbers depend on."""
+    return [path for _, path in name_paths(part)]
+
+
+def name_paths(part: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List the same as pairs (key of the config, path)."""
     named = {
         "init_from", "noise_file", "data.path", "data.tokenizer",
         "downstream.path", "zeroshot.templates", "zeroshot.class_names",
     }  # fmt: skip
     flat = dict(flatten(part))
-    one = [value for key, value in flat.items() if key in named and value]
-    features = [path for key in ("train", "test", "ood") for path in list_files(flat.get(f"features.{key}", ""))]
-    return [*one, *flat.get("data.mixture", ()), *features]
+    one = [(key, value) for key, value in flat.items() if key in named and value]
+    mixture = [("data.mixture", path) for path in flat.get("data.mixture", ())]
+    keys = [f"features.{split}" for split in ("train", "test", "ood")]
+    return [*one, *mixture, *((key, path) for key in keys for path in list_files(flat.get(key, "")))]
 
 
 def split_specs(several: str) -> list[str]:

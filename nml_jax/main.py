@@ -30,11 +30,27 @@ ROOT = Path(__file__).resolve().parent.parent
 
 DEFAULT = "configs/digits.py"
 
+FULL = "full"
+
+
+class _DryRun(flags.BooleanParser):
+    """A flag without a value, or with true, false or FULL."""
+
+    def parse(self, argument: str | int) -> Any:
+        return FULL if argument == FULL else super().parse(argument)
+
+
 CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="What to run; --config.key=value overrides a key. Default: configs/digits.py."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the experiment. Default: runs/<config.name>.")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, its size and its cost, without training.")
+DRY_RUN = flags.DEFINE_flag(
+    flags.Flag(
+        _DryRun(), None, "dry_run", False,
+        "Print what would run, its size and cost, and what is missing, without training. full: also the config.",
+        boolean=True,
+    )
+)  # fmt: skip
 FORCE = flags.DEFINE_multi_string("force", [], "Run this stage again, even if it is done.")
 
 
@@ -49,7 +65,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def launch(
-    config: ConfigDict, workdir: Path, *, pinned: Mapping[str, Any], dry_run: bool = False, force: Sequence[str] = ()
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    pinned: Mapping[str, Any],
+    dry_run: bool | str = False,
+    force: Sequence[str] = (),
 ) -> None:
     """Run an experiment.
 
@@ -57,7 +78,7 @@ def launch(
         config: what to run; see configs/common.py.
         workdir: folder of the experiment.
         pinned: dotted keys with one value for their axis of the sweep. They select runs.
-        dry_run: only print what would run, and what that costs.
+        dry_run: only print what would run, what that costs and what is missing; FULL: also the whole config.
         force: stages to run again.
 
     Raises:
@@ -87,12 +108,20 @@ def launch(
         for stage in todo:
             runner.find_stage(stage).check(cell, mesh, data=not dry_run)
     peers.require_same(functools.partial(agreement.collect_inputs, config, cells, force), agreement.CURE)
+    experiment.check_encoders(workdir, cells, todo, force=force)
     if dry_run:
         from nml_jax.stages.dry_run import describe_plan
 
         experiment.claim(workdir, config, force=force, write=False)
-        console.show(describe_plan(config, cells, workdir, mesh))
+        plan = describe_plan(config, cells, workdir, mesh, pinned=pinned, full=dry_run == FULL)
+        console.show(plan.text)
+        if plan.missing:
+            raise UserError(
+                f"{len(plan.missing)} thing(s) are missing or do not fit: {'; '.join(plan.missing)}",
+                "correct what the command names",
+            )
         return
+    experiment.check_supervision(workdir, cells, todo, force=force)
     runtime.check_devices(mesh, config.runtime.timeout)
     first = jax.process_index() == 0
     if first:
@@ -175,9 +204,11 @@ def parse(argv: Sequence[str]) -> list[str]:
     file = find_config(files[0] if files else DEFAULT)
     path = file.split(":")[0]
     try:
+        rest, cleared = _take_placeholders(rest)
         sys.argv = [program, f"--config={file}", *rest]  # the library reads the order from there
         rest = flags.FLAGS(sys.argv)
         CONFIG.value.to_dict()  # a config that failed to load raises when it is read
+        _clear(CONFIG.value, cleared)
     except UserError:
         raise
     except Exception as e:  # a config file is user code, which may raise anything
@@ -186,6 +217,38 @@ def parse(argv: Sequence[str]) -> list[str]:
         what = "no key " if re.match(r"'\w+'($| Did you mean)", message) else what
         raise UserError(f"{path} and its overrides: {what}{message}", cure) from e
     return rest
+
+
+def _take_placeholders(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take "--config.KEY=None" out of the arguments for keys that may be None; return the rest and these keys.
+
+    The library would read the word None as a number, a text or a tuple. Of several values of a key the last counts.
+    """
+    placeholders = {key for key, value in settings.flatten(settings.default_config()) if value is None}
+    rest, cleared, waiting = [], {}, list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        flag, equals, value = argument.partition("=")
+        key = flag.lstrip("-").removeprefix("config.")
+        if not flag.startswith("-") or flag.lstrip("-") == key or key not in placeholders:
+            rest.append(argument)
+        elif value == "None" or (not equals and waiting[:1] == ["None"]):
+            waiting = waiting if equals else waiting[1:]
+            cleared[key] = True
+        else:
+            cleared.pop(key, None)
+            rest.append(argument)
+    return rest, list(cleared)
+
+
+def _clear(config: ConfigDict, keys: Sequence[str]) -> None:
+    """Set placeholders to None, as overrides of the command line."""
+    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    with config.unlocked():
+        for key in keys:
+            *sections, name = key.split(".")
+            setattr(functools.reduce(getattr, sections, config), name, None)
+            overrides[key] = None
 
 
 def _make_one_line(error: Any) -> str:

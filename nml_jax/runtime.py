@@ -227,6 +227,17 @@ def any_process(value: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.int32(value))))
 
 
+def count_threads() -> int:
+    """Return the number of threads that share one operation on the CPU: as many as the process may use cores.
+
+    Sums are split among them, so other numbers of threads round differently. XLA takes the number from NPROC, if it is
+    set, and has at least one thread for each device.
+    """
+    asked = os.environ.get("NPROC", "")
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(int(asked) if asked.isdecimal() and int(asked) else own, jax.local_device_count())
+
+
 def describe_environment() -> dict[str, str]:
     """Return the device and versions that a number was computed with."""
     import platform
@@ -238,6 +249,7 @@ def describe_environment() -> dict[str, str]:
     return {
         "device": f"{jax.device_count()} × {device.device_kind} ({device.platform}{cores})",
         "processes": str(jax.process_count()),
+        **({"threads": str(count_threads())} if device.platform == "cpu" else {}),
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
     }

@@ -11,15 +11,20 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from nml_jax.console import notice
 from nml_jax.errors import UserError
 from nml_jax.hashes import hash_text
 from nml_jax.ranges import require_at_least, require_names, require_share
+from nml_jax.stored import fits
 
 # These keys say what to run, where and how fast. They change no number, so they do not identify a run.
 NOT_IDENTITY = ("sweep", "stages", "runtime")
 # The name of every run has these keys, swept or not, so that later runs of an experiment fit beside earlier ones. The
 # noise is left out for features from files, because it is unknown.
 AXES = ("noise", "seed")
+# Kinds of noise that bring their own rate. A run's name has the kind in place of the rate, and a sweep over the noise
+# leaves them out.
+FIXED_RATE = ("matrix", "labels")
 INSTALLED = Path(__file__).resolve().parent / "installed"  # only in a wheel
 
 
@@ -81,6 +86,39 @@ def fill_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
     return fill(default_config(), tree)
 
 
+def check_stored(tree: Any, where: object) -> dict[str, Any]:
+    """Return a stored config (as JSON) with its missing keys, checked against the types of configs/common.py.
+
+    Args:
+        where: the file that it is from.
+
+    Raises:
+        UserError: a section or value has another type, so the file is damaged.
+    """
+    cure = "restore it from a copy, or delete it; the command of the run writes it again"
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where} is damaged: it holds no config", cure)
+    filled = fill_defaults(tree)
+
+    def check_section(defaults: Mapping[str, Any], own: Mapping[str, Any], prefix: str) -> None:
+        for key, default in defaults.items():
+            value = own[key]
+            if isinstance(default, Mapping) and isinstance(value, Mapping):
+                check_section(default, value, f"{prefix}{key}.")
+            elif not fits(value, _name_type(default)):
+                raise UserError(f"{where} is damaged: {prefix}{key} is {str(value)[:40]!r}", cure)
+
+    check_section(default_config(), filled, "")
+    return filled
+
+
+def _name_type(default: Any) -> Any:
+    """Return the type that values of a key have whose default, as JSON, is this."""
+    if default is None:  # a placeholder
+        return None | bool | float | str | list
+    return list[Any] if isinstance(default, list) else float if type(default) is float else type(default)
+
+
 def freeze_sections(*sections: ConfigDict) -> tuple[FrozenConfigDict, ...]:
     """Return hashable copies of sections, as cache keys of compiled functions."""
     return tuple(FrozenConfigDict(section.to_dict()) for section in sections)
@@ -108,6 +146,8 @@ def expand_sweep(config: ConfigDict, pinned: Mapping[str, Any] | None = None) ->
         config: a whole config. `sweep` has the same keys, each with a tuple of values.
         pinned: dotted keys from the command line. A pinned axis has only that value, which selects runs.
 
+    Noise of a kind that fixes its own rate is not swept, and that is said. Its runs are called noise=labels, say.
+
     Returns:
         name -> resolved and locked config, as in {"noise=0.05,seed=1": ...}. Names always have noise and seed.
 
@@ -124,22 +164,32 @@ def expand_sweep(config: ConfigDict, pinned: Mapping[str, Any] | None = None) ->
                 f"sweep.{key} must be a tuple of distinct values, got {values!r}", f"write sweep.{key}=(a, b, ...)"
             )
         axes[key] = (known[key],) if key in (pinned or {}) else values
+    free = "noise" in swept_axes(config) and "noise" not in (pinned or {})
+    unswept: dict[str, str] = {}  # name -> kind
     out = {}
     for values in itertools.product(*axes.values()):
+        own = dict(zip(axes, values, strict=True))
+        kind = own.get("noise_kind", config.noise_kind)
+        fixed = kind in FIXED_RATE and "noise" in own
+        own |= {"noise": 0.0} if fixed and free else {}
         cell = config.copy_and_resolve_references()
         try:
-            cell.update_from_flattened_dict(dict(zip(axes, values, strict=True)))
+            cell.update_from_flattened_dict(own)
         except (TypeError, ValueError) as e:
             raise UserError(f"sweep: {str(e).splitlines()[0]}", "give each axis values of its key's type") from e
         if cell.noise_seed is None:
             cell.noise_seed = cell.seed
         check(cell)
-        name = ",".join(f"{key}={_format_value(value)}" for key, value in zip(axes, values, strict=True)).replace(
-            "/", "_"
-        )
+        shown = own | ({"noise": kind} if fixed else {})
+        name = ",".join(f"{key}={_format_value(value)}" for key, value in shown.items()).replace("/", "_")
+        if name in unswept:
+            continue
+        unswept |= {name: kind} if fixed and free else {}
         if name in out:
             raise UserError(f"sweep: two runs would be called {name}", "give each axis values that print differently")
         out[name] = cell.lock()
+    for kind in dict.fromkeys(unswept.values()):
+        notice(f"noise_kind={kind} fixes its own rate: the axis sweep.noise={config.sweep.noise} is left out")
     return out
 
 
@@ -165,6 +215,10 @@ def check(config: ConfigDict) -> None:
         if any(isinstance(number, float) and not math.isfinite(number) for number in _list_leaves(value)):
             raise UserError(f"{key} must be finite, got {value}", f"set --config.{key} to finite numbers")
     require_share("", config, "noise")
+    if config.noise_kind in FIXED_RATE and config.noise:
+        raise UserError(
+            f"noise_kind={config.noise_kind} fixes its own rate, but noise={config.noise}", "leave noise at 0"
+        )
     require_at_least(0, "", config, "seed", "noise_seed")
     require_names("", config, "stages")
     if config.extract.weights not in ("raw", "ema") or (config.extract.weights == "ema" and not config.train.ema):

@@ -18,8 +18,15 @@ import safetensors.numpy
 import nml_jax
 from nml_jax import main, settings
 from nml_jax.errors import UserError
+from nml_jax.runs import finished as finished_runs
 from nml_jax.runs.banks import read_index
+from nml_jax.runs.finished import read_finished
+from nml_jax.runs.heads import correct_path, read_correct
+from nml_jax.runs.metrics import read_metrics
 from nml_jax.runs.rows import read_rows
+from nml_jax.stages import experiment
+from nml_jax.training import checkpoint, checksums
+from tests.scenes import digits_experiment
 from tests.scenes.digits_experiment import flags, launch
 
 ROOT = Path(__file__).parent.parent
@@ -158,8 +165,9 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys):
     launch(tmp_path / "new", dry_run=True, noise=None, seed=None)
     out = capsys.readouterr().out
     assert not (tmp_path / "new").exists()
+    assert "resolved config" not in out
     for words in (
-        "resolved config",
+        "overridden keys: none",
         "noise=0.05,seed=2: pretrain, extract, tune",
         "parameters",
         "FLOP per step",
@@ -169,7 +177,7 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys):
     assert "memory per device, activations" in out
 
 
-def test_weights_from_a_file_start_any_stage(tmp_path: Path, finished: Path):
+def test_weights_from_a_file_start_any_stage(tmp_path: Path, finished: Path, capsys):
     from nml_jax import load_model
     from nml_jax.models.weights import timm
 
@@ -177,6 +185,7 @@ def test_weights_from_a_file_start_any_stage(tmp_path: Path, finished: Path):
     file = tmp_path / "encoder.safetensors"
     safetensors.numpy.save_file(timm.export_weights(loaded.params, loaded.model_state), file)
     launch(tmp_path / "given", init_from=str(file), stages=("extract",), noise=0.0, **{"data.num_classes": 5})
+    assert f"init_from={file} does not say how it was trained; assumed: model.mean=" in capsys.readouterr().err
     of = {}
     for folder in (finished, tmp_path / "given"):
         (run,) = (p for p in folder.iterdir() if p.is_dir())
@@ -286,6 +295,57 @@ def test_bad_values(overrides: dict, cause: str, tmp_path: Path):
     assert error.value.cure
 
 
+def test_what_cannot_run_is_refused_before_any_work(tmp_path: Path, finished: Path):
+    for dry_run in (False, True):
+        with pytest.raises(UserError, match=r"noise=0\.1, but .* was not pre-trained by this run"):
+            launch(tmp_path / "w", init_from=str(finished / CELL), stages=("extract", "tune"), noise=None,
+                   dry_run=dry_run, **{"sweep.noise": (0.0, 0.1)})  # fmt: skip
+        with pytest.raises(UserError, match="holds no checkpoint to extract from"):
+            launch(tmp_path / "w", stages=("extract",), dry_run=dry_run)
+    with pytest.raises(UserError, match=r"nothing\.npy"):
+        launch(tmp_path / "w", noise=0.0, noise_kind="labels", noise_file="nothing.npy")
+    assert not (tmp_path / "w").exists()
+
+
+def test_weights_of_a_run_keep_their_head_without_a_word(tmp_path: Path, finished: Path, capsys):
+    launch(tmp_path / "w", init_from=str(finished / CELL), stages=("extract",), noise=0.0)
+    assert "head" not in capsys.readouterr().err
+    with pytest.raises(UserError, match="a head for 5 classes, and this model has 4: its logits are not known"):
+        launch(tmp_path / "v", init_from=str(finished / CELL), stages=("extract",), noise=0.0,
+               **{"extract.layers": ("logits",), "data.num_classes": 4, "data.classes": (0, 1, 2, 3)})  # fmt: skip
+
+
+def test_human_labels_name_their_run_and_older_runs_are_found(tmp_path: Path):
+    config = digits_experiment.config(noise=0.0, noise_kind="labels", noise_file="human.npy")
+    (name,) = settings.expand_sweep(config, {"noise": 0.0, "seed": 0})
+    assert name == "noise=labels,seed=0"
+    assert experiment.find_folder(tmp_path, name, config) == tmp_path / name
+    for kind, found in (("symmetric", name), ("labels", "noise=0,seed=0")):
+        (tmp_path / "noise=0,seed=0").mkdir(exist_ok=True)
+        (tmp_path / "noise=0,seed=0" / "config.json").write_text(json.dumps({"noise_kind": kind}))
+        assert experiment.find_folder(tmp_path, name, config) == tmp_path / found
+
+
+def test_none_for_every_placeholder():
+    take = main._take_placeholders
+    assert take(["--config.model.width=None", "--workdir=x"]) == (["--workdir=x"], ["model.width"])
+    assert take(["--config.model.blocks", "None", "--dry_run"]) == (["--dry_run"], ["model.blocks"])
+    assert take(["--config.model.width=None", "--config.model.width=3"]) == (["--config.model.width=3"], [])
+    for kept in (["--config.noise=None"], ["--config.tune.nmtune.per_dim", "--dry_run"], ["None"]):
+        assert take(kept) == (kept, [])
+
+
+def test_a_dry_run_lists_all_that_is_missing(tmp_path: Path):
+    named = [f"--config.features.{key}={tmp_path}/{key}.npz" for key in ("train", "test")]
+    done = run_command("--config=configs/features.py", *named, "--config.tune.nmtune.top=None", "--dry_run")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for key in ("train", "test"):
+        assert f"features.{key}: {tmp_path}/{key}.npz does not exist" in done.stderr
+    assert "tune.nmtune.top: null" in done.stdout
+    assert "resolved config" not in done.stdout
+
+
 def test_a_workdir_of_another_config(workdir: Path):
     before = read_tree(workdir)
     with pytest.raises(UserError, match=r"belongs to another config: optimizer\.lr is 0\.003 there, 0\.5 here"):
@@ -324,6 +384,124 @@ def test_a_damaged_checkpoint_is_rejected_by_name(workdir: Path, damage: str):
         launch(workdir)
     shutil.rmtree(checkpoints / str(step))  # the cure
     launch(workdir)
+
+
+STORED = ("config.json", "run.json", "noise.json", "spectra.json", "metrics.jsonl", "rows.jsonl")
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe{}\n{}\n", b"[" * 100_000 + b"\n{}\n", b'{"step": "x"\n{}\n', b"3\n3\n"])
+@pytest.mark.parametrize("name", STORED)
+def test_a_damaged_file_of_a_run_is_one_line_that_names_it(workdir: Path, name: str, damage: bytes):
+    path = workdir / CELL / name
+    path.write_bytes(damage)
+    record = json.loads((workdir / CELL / "run.json").read_text()) if name != "run.json" else {"stages": {}}
+    for own in record["stages"].values():  # as of a version that recorded no hashes
+        own.pop("files")
+        own.pop("rows")
+    if name != "run.json":
+        (workdir / CELL / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError) as e:
+        read_finished([workdir])
+    assert str(path) in e.value.cause
+    assert "\n" not in e.value.cause
+    assert e.value.cure
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("noise.json", '"asked": 0.3', '"asked": 0.2'),
+        ("spectra.json", '"domain": "ood"', '"domain": "id"'),
+        ("metrics.jsonl", '"train/loss": ', '"train/loss": 1'),
+        ("banks/index.json", '"ood"', '"id"'),
+    ],
+)
+def test_an_edited_file_is_no_part_of_a_report(workdir: Path, name: str, before: str, after: str):
+    path = workdir / CELL / name
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after, 1))
+    with pytest.raises(UserError, match=r"has changed since the stage .* wrote it") as e:
+        read_finished([workdir])
+    assert str(path) in e.value.cause
+    assert ("--force=pretrain" in e.value.cure) == (name == "metrics.jsonl")
+
+
+def test_an_edited_ledger_is_written_again(workdir: Path, capsys):
+    path = workdir / CELL / "noise.json"
+    before = path.read_text()
+    path.write_text(before.replace('"asked": 0.3', '"asked": 0.2'))
+    launch(workdir)
+    assert "noise.json was changed; running pretrain again" in capsys.readouterr().err
+    assert path.read_text() == before
+
+
+def test_a_run_of_a_version_without_hashes_is_read(workdir: Path):
+    path = workdir / CELL / "run.json"
+    record = json.loads(path.read_text())
+    for own in record["stages"].values():
+        del own["files"]
+    path.write_text(json.dumps(record))
+    ((run,), _) = read_finished([workdir])
+    assert run.noise == 0.3
+    ledger = workdir / CELL / "noise.json"  # its rates also stand in the rows
+    ledger.write_text(ledger.read_text().replace('"asked": 0.3', '"asked": 0.2'))
+    with pytest.raises(UserError, match=r"noise\.json has changed: asked is 0\.2, and 0\.3 in the rows"):
+        read_finished([workdir])
+
+
+def test_flipped_right_answers_are_refused(workdir: Path):
+    row = next(row for row in read_rows(workdir / CELL) if row.stage == "tune" and row.metric == "accuracy")
+    path = correct_path(workdir / CELL, vars(row))
+    assert read_correct(workdir / CELL, row).mean() == pytest.approx(row.value)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        read_correct(workdir / CELL, row)
+
+
+def test_metrics_end_with_the_last_evaluation(finished: Path):
+    last = read_metrics(finished / CELL)[-1]
+    (row,) = (
+        r for r in read_rows(finished / CELL) if (r.stage, r.metric, r.weights) == ("pretrain", "accuracy", "raw")
+    )
+    assert last["step"] == row.step
+    assert last["validation/accuracy"] == pytest.approx(row.value, rel=1e-6)
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_gives_way_to_the_newest(workdir: Path, monkeypatch):
+    folder = workdir / CELL / "checkpoints"
+    *_, old, last = checksums.list_steps(folder)
+    (folder / str(last)).rename(workdir / "saved meanwhile")
+    verify = checkpoint.verify
+
+    def replace(found: Path) -> None:
+        """Imitate the run: it saves a step and deletes the one before."""
+        if found.name == str(old):
+            (workdir / "saved meanwhile").rename(folder / str(last))
+            shutil.rmtree(found)
+        verify(found)
+
+    monkeypatch.setattr(checkpoint, "verify", replace)
+    assert nml_jax.load_model(workdir / CELL).step == last
+    with pytest.raises(UserError, match=f"holds no checkpoint {old}") as e:
+        nml_jax.load_model(workdir / CELL, step=old)
+    assert f"it has {last}" in e.value.cure
+
+
+def test_a_run_that_changes_while_a_report_reads_it_is_read_again(workdir: Path, monkeypatch):
+    path, calls = workdir / CELL / "run.json", []
+
+    def read_metrics_of_a_run_at_work(run: Path):
+        calls.append(run)
+        if len(calls) == 1:
+            path.write_text(path.read_text() + "\n")
+            raise FileNotFoundError(2, "gone", "metrics.jsonl")
+        return read_metrics(run)
+
+    monkeypatch.setattr(finished_runs, "read_metrics", read_metrics_of_a_run_at_work)
+    assert len(read_finished([workdir])[0]) == 1
+    assert len(calls) == 2
 
 
 def test_a_damaged_bank_is_rejected_by_name(workdir: Path):

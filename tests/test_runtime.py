@@ -1,5 +1,10 @@
 """Meshes and placement on eight simulated devices."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -118,3 +123,20 @@ def test_compiled_code_is_cached_unless_the_user_has_said_where_and_not_on_a_cpu
             assert jax.config.jax_compilation_cache_dir == kept
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_number_of_threads_is_that_of_xla(monkeypatch):
+    """XLA's pool takes its size from NPROC, or from the cores that the process may use."""
+    code = (
+        "import os, jax, jax.numpy as jnp; from nml_jax import runtime;"
+        "jax.jit(lambda x: x @ x)(jnp.ones((64, 64))).block_until_ready();"
+        "tasks = [open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task')];"
+        "print(sum('XLAEigen' in task for task in tasks), runtime.count_threads())"
+    )
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")} | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=env | {"NPROC": "3"}, capture_output=True, text=True,
+                          cwd=Path(__file__).parent.parent, timeout=60)  # fmt: skip
+    assert done.stdout.split() == ["3", "3"], done.stderr
+    monkeypatch.delenv("NPROC", raising=False)
+    assert runtime.count_threads() == max(len(os.sched_getaffinity(0)), jax.local_device_count())
+    assert runtime.describe_environment()["threads"] == str(runtime.count_threads())

@@ -151,3 +151,53 @@ def test_files_behind_feature_specs(tmp_path, monkeypatch):
     assert inputs.list_files(f"{tmp_path}/b,c.npz") == [str(tmp_path / "b,c.npz")]
     assert inputs.list_files("") == []
     assert inputs.split_specs(" a.npz; X.npy,y.npy;;") == ["a.npz", "X.npy,y.npy"]
+
+
+def make_sweep(**overrides):
+    config = digits.get_config()
+    with config.unlocked():
+        config.update_from_flattened_dict({"sweep.noise": (0.0, 0.1), "sweep.seed": (0, 1)} | overrides)
+    return config
+
+
+def test_noise_that_fixes_its_rate_is_not_swept_and_names_its_runs(capsys):
+    cells = settings.expand_sweep(make_sweep(noise_kind="labels", noise_file="human.npy"))
+    assert list(cells) == ["noise=labels,seed=0", "noise=labels,seed=1"]
+    assert {cell.noise for cell in cells.values()} == {0.0}
+    said = capsys.readouterr().err
+    assert said.strip() == "noise_kind=labels fixes its own rate: the axis sweep.noise=(0.0, 0.1) is left out"
+    both = settings.expand_sweep(make_sweep(**{"sweep.seed": (0,)}), {"noise": 0.0})
+    assert list(both) == ["noise=0,seed=0"]
+
+
+def test_a_sweep_over_kinds_leaves_out_the_rates_of_those_that_fix_it():
+    config = make_sweep(**{"sweep.seed": ()})
+    with config.unlocked():
+        config.sweep.noise_kind = ("symmetric", "labels")
+    assert list(settings.expand_sweep(config)) == [
+        "noise=0,seed=0,noise_kind=symmetric", "noise=labels,seed=0,noise_kind=labels",
+        "noise=0.1,seed=0,noise_kind=symmetric",
+    ]  # fmt: skip
+
+
+def test_a_rate_that_was_asked_for_beside_human_labels_is_refused():
+    with pytest.raises(UserError, match=r"noise_kind=labels fixes its own rate, but noise=0\.1"):
+        settings.expand_sweep(make_sweep(noise_kind="labels", noise=0.1), {"noise": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"seed": "0"}, "seed is '0'"),
+        ({"noise": [1]}, "noise is"),
+        ({"model": 3}, "model is '3'"),
+        ({"stages": "pretrain"}, "stages is 'pretrain'"),
+        ({"model": {"remat": 1}}, "model.remat is '1'"),
+        ({"model": {"width": {}}}, "model.width is"),
+    ],
+)
+def test_a_stored_config_of_other_types_is_damaged(change: dict, cause: str):
+    assert settings.check_stored({"seed": 3, "noise": 0}, "c.json")["seed"] == 3
+    with pytest.raises(UserError) as e:
+        settings.check_stored(change, "runs/a/config.json")
+    assert e.value.cause.startswith(f"runs/a/config.json is damaged: {cause}")

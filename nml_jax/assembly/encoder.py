@@ -43,19 +43,13 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
         ledger = noise.Ledger.from_dict(loaded.meta["ledger"])
         model = build(config, num_classes=loaded.meta["num_classes"])
     elif config.init_from:
-        if config.noise:
-            raise errors.UserError(
-                f"noise={config.noise}, but {config.init_from} was not pre-trained by this run",
-                "set --config.noise=0, or add the pretrain stage",
-            )
-        if config.extract.weights != "raw":
-            raise errors.UserError(
-                f"extract.weights={config.extract.weights}, but {config.init_from} has no moving average",
-                "set --config.extract.weights=raw",
-            )
-        step, ledger, model = 0, None, build(config, num_classes=config.data.num_classes or 1)
+        check_foreign(config)
+        given = pretrained.count_classes(config.init_from)
+        num_classes = config.data.num_classes or given or 1
+        step, ledger, model = 0, None, build(config, num_classes=num_classes)
         params, model_state = model.init(jax.random.key(config.seed), model.spec)
-        params, model_state = pretrained.load_weights(config.init_from, config, params, model_state)
+        head_for = "logits" if "logits" in config.extract.layers else "features"
+        params, model_state = pretrained.load_weights(config.init_from, config, params, model_state, head_for=head_for)
     else:
         raise errors.UserError(
             f"{workdir} holds no checkpoint to extract from", "run the pretrain stage first, or set --config.init_from"
@@ -63,6 +57,39 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
     digest = checkpoint.hash_tree(jax.device_get((params, model_state)))
     params, model_state = runtime.to_mesh((params, model_state), mesh)
     return Encoder(model, params, model_state, step, ledger, digest)
+
+
+def check_foreign(config: ConfigDict) -> None:
+    """Check that the weights of `init_from`, which this run does not train, can be what the config asks for.
+
+    Raises:
+        UserError: the config asks for noise in their training, or for a moving average.
+    """
+    if config.noise:
+        raise errors.UserError(
+            f"noise={config.noise}, but {config.init_from} was not pre-trained by this run",
+            "set --config.noise=0, or add the pretrain stage",
+        )
+    if config.extract.weights != "raw":
+        raise errors.UserError(
+            f"extract.weights={config.extract.weights}, but {config.init_from} has no moving average",
+            "set --config.extract.weights=raw",
+        )
+
+
+def check_source(config: ConfigDict, workdir: Path) -> None:
+    """Check that a run without the pretrain stage has an encoder: a checkpoint of its own, or `init_from`.
+
+    Raises:
+        UserError: it has neither, or `init_from` cannot be what the config asks for.
+    """
+    if checkpoint.list_steps(workdir / "checkpoints"):
+        return
+    if not config.init_from:
+        raise errors.UserError(
+            f"{workdir} holds no checkpoint to extract from", "run the pretrain stage first, or set --config.init_from"
+        )
+    check_foreign(config)
 
 
 def build(config: ConfigDict, *, num_classes: int) -> models.Model:

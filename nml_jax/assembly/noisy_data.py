@@ -1,6 +1,7 @@
 """Load the training split of a config, add its noise, and keep the ledger of that noise."""
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,11 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nml_jax import errors, noise, objectives, ranges
+from nml_jax import console, errors, noise, objectives, ranges, settings
 from nml_jax.assembly import encoder
 from nml_jax.data import sources
 from nml_jax.data.sources.noisy import NoisyLabels, SwappedCaptions, align_by_key
-from nml_jax.data.sources.source import Mixture, Source
+from nml_jax.data.sources.source import Mixture, Source, Subset
 from nml_jax.data.stratify import split_validation
 from nml_jax.data.text.tokenizer import Tokenizer
 from nml_jax.runs.files import write_json
@@ -131,18 +132,101 @@ def corrupt(config: ConfigDict, train: Source) -> tuple[np.ndarray, noise.Ledger
 def read_noise_file(config: ConfigDict, train: Source) -> np.ndarray:
     """Read `noise_file`: a K×K matrix, or the noisy labels of the records of `train`.
 
-    A .csv of key,label is matched by the source's keys. A .npy has one label per training record, in order.
+    A .csv of key,label is matched by the source's keys. A .npy has one label per record, in the order of `train`, or in
+    that of the split before validation, or before the choice of classes.
     """
     path, kind = Path(config.noise_file), config.noise_kind
-    cure = "give --config.noise_file=FILE.npy" + (", or a .csv of key,label" if kind == "labels" else " of shape K×K")
+    check_noise_file(config)
     if not path.is_file():
-        raise errors.UserError(f"noise_kind={kind} needs noise_file, but {str(path)!r} is not a file", cure)
+        raise errors.MissingInput(f"noise_kind={kind} needs noise_file, but {str(path)!r} is not a file", _advise(kind))
     if path.suffix == ".csv" and kind == "labels":
         return align_by_key(path, train)
     try:
-        return np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            start = file.read(len(NPY))
+        if start != NPY:
+            raise errors.UserError(f"noise_file={path} is not a .npy array: {_guess_type(path, start)}", _advise(kind))
+        array = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as e:
-        raise errors.UserError(f"noise_file={path} is not a .npy array: {e}", cure) from e
+        raise errors.UserError(f"noise_file={path} is not a .npy array: {e}", _advise(kind)) from e
+    return align_by_order(path, array, train) if kind == "labels" else array
+
+
+def check_noise_file(config: ConfigDict) -> None:
+    """Raise UserError if the kind of noise needs a file and the config names none."""
+    if config.noise_kind in settings.FIXED_RATE and not config.noise_file:
+        raise errors.UserError(f"noise_kind={config.noise_kind} needs noise_file", _advise(config.noise_kind))
+
+
+def _advise(kind: str) -> str:
+    return "give --config.noise_file=FILE.npy" + (", or a .csv of key,label" if kind == "labels" else " of shape K×K")
+
+
+NPY = b"\x93NUMPY"  # how a .npy begins
+STARTS = {b"PK": "a zip archive, as .npz or .pt", b"\x80": "a pickle", b"\x1f\x8b": "a gzip archive"}
+
+
+def _guess_type(path: Path, start: bytes) -> str:
+    """Say what a file is that does not begin as a .npy."""
+    if path.suffix.lower() == ".safetensors":
+        return "it is a .safetensors file"
+    known = [name for begin, name in STARTS.items() if start.startswith(begin)]
+    return f"it is {known[0]}" if known else "it does not begin as one" if start else "it is empty"
+
+
+def align_by_order(path: Path, labels: np.ndarray, train: Source) -> np.ndarray:
+    """Return the labels of the records of `train` from those of a split that it is a part of, and say which it was.
+
+    Raises:
+        UserError: the number of labels is that of no such split, or a label is of a class that is left out.
+    """
+    if labels.ndim != 1 or labels.size == len(train):
+        return labels
+    sizes = [len(train)]
+    for n, kept, classes in trace_selection(train):
+        sizes.append(n)
+        if labels.size == n:
+            if jax.process_index() == 0:
+                console.notice(f"noise_file={path}: its {n:,} labels are taken for those of the split before "
+                               f"{n - len(train):,} records were left out of training")  # fmt: skip
+            return _renumber(path, labels[kept], classes)
+    shown = " or ".join(f"{n:,}" for n in dict.fromkeys(sizes))
+    raise errors.UserError(
+        f"noise_file={path} has {labels.size:,} labels, but {shown} are needed: the records of the training split "
+        "after or before validation and other classes are left out",
+        "give one label for each record, in the order of the split",
+    )
+
+
+def trace_selection(train: Source) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield the splits that a training split was selected from, the nearest first.
+
+    Yields:
+        Number of records, the ids in it of the records of `train`, int64 [N], and the number in it of each class of
+        `train`, int64 [K].
+    """
+    parts: list[Source] = list(train.sources) if isinstance(train, Mixture) else [train]
+    ids = [np.arange(len(part)) for part in parts]
+    classes = np.arange(train.num_classes)
+    while len(selected := [part for part in parts if isinstance(part, Subset)]) == len(parts):
+        ids = [part.indices[own] for part, own in zip(selected, ids, strict=True)]
+        classes = np.asarray(selected[0].classes)[classes]
+        parts = [part.source for part in selected]
+        starts = np.cumsum([0, *map(len, parts)])
+        yield int(starts[-1]), np.concatenate([own + s for own, s in zip(ids, starts[:-1], strict=True)]), classes
+
+
+def _renumber(path: Path, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return labels in the numbers of the classes that were selected."""
+    if np.array_equal(classes, np.arange(len(classes))) or labels.dtype.kind not in "iu":
+        return labels
+    if unknown := sorted({*labels.tolist()} - {*classes.tolist()}):
+        raise errors.UserError(
+            f"noise_file={path} has a label {unknown[0]}, a class that data.classes leaves out",
+            "give labels of the selected classes, or select all classes",
+        )
+    number = {c: i for i, c in enumerate(classes.tolist())}
+    return np.array([number[label] for label in labels.tolist()], np.int64)
 
 
 def keep_ledger(workdir: Path, ledger: noise.Ledger) -> None:

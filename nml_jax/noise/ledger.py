@@ -2,11 +2,11 @@
 
 import dataclasses
 import hashlib
-import json
+import math
 import operator
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from nml_jax.errors import UserError
 from nml_jax.noise.captions import CaptionSwap
 from nml_jax.noise.labels import check_labels
 from nml_jax.noise.permutation import split_blocks
+from nml_jax.stored import FAULTS, parse_json, read_bytes, require_fields
 
 FULL_MATRIX = 100  # classes up to which a ledger holds the whole transition matrix
 
@@ -119,11 +120,24 @@ class Ledger:
         Raises:
             UserError: the file is not a ledger.
         """
+        cure = "delete it; the run's command writes it again"
         try:
-            return cls.from_dict(json.loads(path.read_text("utf-8")))
-        except (ValueError, AttributeError, TypeError) as e:
-            cure = "delete it; the run's command writes it again"
+            ledger = cls.from_dict(parse_json(read_bytes(path, cure)))
+            require_fields(vars(ledger), get_type_hints(cls))
+            ledger.check_sums()
+        except FAULTS as e:
             raise UserError(f"{path} is damaged: not a noise ledger: {e}", cure) from e
+        return ledger
+
+    def check_sums(self) -> None:
+        """Raise ValueError if the counts do not fit each other."""
+        share = self.count / max(self.n, 1)
+        whole = {"realised": math.isclose(self.realised, share, abs_tol=1e-6), "count": 0 <= self.count <= self.n}
+        whole["corrupted"] = self.corrupted is None or sum(self.corrupted) == self.count
+        if self.transitions is not None:
+            whole["transitions"] = sum(map(sum, self.transitions)) == self.n
+        if wrong := [name for name, right in whole.items() if not right]:
+            raise ValueError(f"{wrong[0]} does not fit the other counts")
 
     def check_same(self, other: "Ledger", where: str) -> None:
         """Compare with the ledger at the path `where`.

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nml_jax.console import shorten
@@ -19,6 +20,7 @@ from nml_jax.runs.classes import read_counts
 from nml_jax.runs.files import QUARANTINE
 from nml_jax.runs.finished import FinishedRun
 from nml_jax.settings import NOT_IDENTITY
+from nml_jax.stored import read_lines
 
 
 def describe_runs(studies: Sequence[Study], left_out: Mapping[str, str]) -> list[Block]:
@@ -37,6 +39,8 @@ def describe_runs(studies: Sequence[Study], left_out: Mapping[str, str]) -> list
     for key in dict.fromkeys(key for environment in environments for key in environment):
         counts = Counter(str(environment.get(key) or "not recorded") for environment in environments)
         facts[key] = "; ".join(value if len(counts) == 1 else f"{value} ({n} runs)" for value, n in counts.items())
+    old = sum("files" not in of for cell in cells for of in cell.run["stages"].values())
+    facts["files"] = f"{old} stage(s) are of versions that recorded no SHA-256" if old else "as written (SHA-256)"
     out: list[Block] = [Block("facts", facts)]
     out += [Block("heading", "Not counted"), Block("items", left_out.items())] if left_out else []
     out += [Block("heading", "Noise ledger"), _list_ledgers(cells)] if noisy else []
@@ -110,8 +114,8 @@ def _is_hash(value: Any) -> bool:
 
 def _list_times(cells: Sequence[FinishedRun]) -> Block:
     names, done = [cell.name for cell in cells], [cell.run["stages"] for cell in cells]
-    seconds = pd.DataFrame([{stage: of["seconds"] for stage, of in stages.items()} for stages in done])
-    finished = [max((of["finished"] for of in stages.values()), default=DASH) for stages in done]
+    seconds = pd.DataFrame([{stage: of.get("seconds", np.nan) for stage, of in stages.items()} for stages in done])
+    finished = [max((of["finished"] for of in stages.values() if "finished" in of), default=DASH) for stages in done]
     texts = seconds.map(lambda x: DASH if pd.isna(x) else f"{x:,.1f}")
     lines = [[name, *line, end] for name, line, end in zip(names, texts.values, finished, strict=True)]
     head, caption = ["run", *(f"{stage} (s)" for stage in seconds), "finished"], "Seconds of each stage, and when"
@@ -126,7 +130,8 @@ def _list_goodput(cells: Sequence[FinishedRun]) -> list[Block]:
         if (of := goodput.read(cell.folder)) is not None:
             total.update(of.seconds)
             undecodable = cell.folder / QUARANTINE
-            left_out = len(undecodable.read_text("utf-8").splitlines()) if undecodable.exists() else 0
+            cure = f"put it back, or train the run {cell.name} again"
+            left_out = len(read_lines(undecodable, cure)) if undecodable.exists() else 0
             parts = [f"{seconds:,.1f}" for seconds in of.seconds.values()]
             lines.append([cell.name, f"{100 * of.share:.0f} %", *parts, *map(str, (of.sessions, of.skipped, left_out))])
     if not lines:

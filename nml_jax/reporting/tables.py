@@ -5,12 +5,13 @@ from typing import Any
 
 from nml_jax.reporting import claims
 from nml_jax.reporting.blocks import Block, Lines, fold, table
-from nml_jax.reporting.statistics.paired import DASH, MINUS, Comparison, format_mean
+from nml_jax.reporting.statistics.paired import DASH, MINUS, Comparison, format_mean, unit
 from nml_jax.reporting.statistics.studies import MEAN, Study
 
 SCORES = {"accuracy": "accuracy", "top5": "top-5", "macro_f1": "macro-F1", "mean_per_class": "mean per class"}
 WORDS = {
     **SCORES,
+    "loss": "loss (nats)",
     "noisy_fit": "wrong labels reproduced",
     "noisy_nearer": "wrong caption nearer than its own (by chance 50 %)",
     **{f"{way}_recall@{k}": f"{name} recall@{k}"
@@ -159,12 +160,16 @@ def name_mode(mode: str) -> str:
     return MODES.get(mode, mode)
 
 
+def _name_score(metric: str) -> str:
+    return WORDS.get(metric, metric) + unit(metric).suffix
+
+
 def list_pretraining(study: Study) -> list[Block]:
     """Return the scores of pre-training."""
     frame = select(study, task="pretrain")
     if not len(frame):
         return []
-    frame["column"] = frame["split"] + ": " + frame["metric"].map(lambda metric: WORDS.get(metric, metric)) + " %"
+    frame["column"] = frame["split"] + ": " + frame["metric"].map(_name_score)
     columns = list(frame["column"].unique())
     caption = "Scores of pre-training, mean ± sample sd over n runs. Validation labels and captions are clean."
     groups = _list_by_condition(study, frame.assign(group=""), "group", "column", columns)

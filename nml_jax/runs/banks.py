@@ -1,14 +1,15 @@
 """Locate a run's feature banks, `banks/<task>/<split>/`, and read and write their list, `banks/index.json`."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
-from nml_jax.errors import UserError
 from nml_jax.runs.files import write_json
 from nml_jax.runs.record import read_record
 from nml_jax.runs.rows import Row, read_rows
+from nml_jax.stored import FAULTS, make_damage, read_json, require_fields
+
+INDEX = "banks/index.json"  # in a run's folder
 
 
 class BankIndex(NamedTuple):
@@ -47,14 +48,20 @@ def read_index(workdir: Path) -> BankIndex | None:
         return None
     if not path.exists():
         return _index_from_rows(row for row in read_rows(workdir) if row.stage == "extract")
+    cure = "run the extract stage again with --force=extract"
+    fields = read_json(path, cure, dict[str, Any])
     try:
-        return BankIndex(**json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError) as e:
-        raise UserError(f"{path} is damaged: {e}", "run the extract stage again with --force=extract") from e
+        index = BankIndex(**fields)
+        require_fields(fields, get_type_hints(BankIndex))
+        if untrained := [task for task, splits in index.domains.items() if "train" not in splits]:
+            raise ValueError(f"{untrained[0]} has no split train")
+    except FAULTS as e:
+        raise make_damage(path, e, cure) from e
+    return index
 
 
 def _index_path(workdir: Path) -> Path:
-    return workdir / "banks" / "index.json"
+    return workdir / INDEX
 
 
 def _index_from_rows(rows: Iterable[Row]) -> BankIndex | None:

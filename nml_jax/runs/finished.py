@@ -1,20 +1,25 @@
 """Read finished runs from their folders."""
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nml_jax.console import list_words
 from nml_jax.errors import UserError
 from nml_jax.noise import Ledger
 from nml_jax.runs.metrics import read_metrics
-from nml_jax.runs.record import read_record
+from nml_jax.runs.record import check_files, read_record
 from nml_jax.runs.rows import Row, hash_rows, read_rows
-from nml_jax.settings import NOT_IDENTITY, fill_defaults, flatten, hash_json
+from nml_jax.settings import NOT_IDENTITY, check_stored, flatten, hash_json
+from nml_jax.stored import make_damage, read_json, require_fields
 
 Seed = tuple[int, int]
+T = TypeVar("T")
+
+TRIES, PAUSE = 20, 0.2  # readings of a run that changes, and the seconds between them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +68,8 @@ def list_runs(folder: Path) -> list[Path]:
 def read_finished(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[str, str]]:
     """Read the finished runs below `folders` (experiments or runs). Also return why each other run is left out.
 
+    Runs may be at work. A run that changes while it is read is read again.
+
     Raises:
         UserError: a folder does not exist, or a file of a finished run is broken.
     """
@@ -72,30 +79,79 @@ def read_finished(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[str,
             raise UserError(f"{folder} is not a folder", "give the folder of an experiment, as in runs/digits")
         for path in dict.fromkeys(path.resolve() for path in list_runs(folder)):
             name = f"{path.parent.name}/{path.name}"
-            tree, run = _read(path / "config.json"), read_record(path)
-            if "stages" not in tree:
-                left_out[name] = "not a run of nml_jax: its config.json has no stages"
+            found = read_steadily(path, functools.partial(_read_run, name, path))
+            if isinstance(found, str):
+                left_out[name] = found
                 continue
-            tree = fill_defaults(tree)
-            done = run["stages"]
-            wanted = dict.fromkeys([*(stage for stage in tree["stages"] if stage != "report"), *done])
-            missing = [stage for stage in wanted if "output" not in done.get(stage, {})]
-            identity = hash_json({key: value for key, value in tree.items() if key not in NOT_IDENTITY})
+            identity, cell = found
             if seen.get(identity) == path:  # named twice on the command line
                 continue
-            if missing or not (path / "rows.jsonl").exists():
-                left_out[name] = f"unfinished, {list_words(missing) or 'every stage'} to do"
-            elif identity in seen:
+            if identity in seen:
                 left_out[name] = f"the same config as {seen[identity].parent.name}/{seen[identity].name}, counted once"
             else:
                 seen[identity] = path
-                metrics, ledger = read_metrics(path), _read_ledger(path / "noise.json")
-                more = [_read(path / f"{file}.json", []) for file in ("spectra", "diagnosis")]
-                more.append(_read(path / "features.json", {}))
-                cells.append(
-                    FinishedRun(name, path, dict(flatten(tree)), run, _read_rows(path, done), ledger, metrics, *more)
-                )
+                cells.append(cell)
     return cells, left_out
+
+
+def read_steadily(path: Path, read: Callable[[], T]) -> T:
+    """Return what `read` reads of a run. If the run's record changed meanwhile, read again.
+
+    The record changes before a stage replaces its files, and after it has written them. So what was read between two
+    equal records belongs together.
+
+    Raises:
+        UserError: a file is broken although nobody writes, or the run never stands still.
+    """
+    for _ in range(TRIES):
+        before = _read_raw(path)
+        try:
+            found = read()
+        except (UserError, OSError) as e:
+            if _read_raw(path) == before:
+                raise _name_error(e, path) from e
+        else:
+            if _read_raw(path) == before:
+                return found
+        time.sleep(PAUSE)
+    raise UserError(f"{path} changed {TRIES} times while it was read", "wait until the run is finished")
+
+
+def _read_raw(path: Path) -> bytes | None:
+    """Return the bytes of a run's record; None if it has none."""
+    try:
+        return (path / "run.json").read_bytes()
+    except OSError:
+        return None
+
+
+def _name_error(error: UserError | OSError, path: Path) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    return UserError(f"cannot read {error.filename or path}: {error.strerror}", "check the disk and the permissions")
+
+
+def _read_run(name: str, path: Path) -> str | tuple[str, FinishedRun]:
+    """Read a run. Return its identity and the run, or why it is left out."""
+    tree, run = read_json(path / "config.json", _cure(path / "config.json"), dict[str, Any]), read_record(path)
+    if "stages" not in tree:
+        return "not a run of nml_jax: its config.json has no stages"
+    tree = check_stored(tree, path / "config.json")
+    done = run["stages"]
+    wanted = dict.fromkeys([*(stage for stage in tree["stages"] if stage != "report"), *done])
+    missing = [stage for stage in wanted if "output" not in done.get(stage, {})]
+    if missing or not (path / "rows.jsonl").exists():
+        return f"unfinished, {list_words(missing) or 'every stage'} to do"
+    identity = hash_json({key: value for key, value in tree.items() if key not in NOT_IDENTITY})
+    rows = _read_rows(path, done)
+    check_files(path, run)
+    metrics, ledger = read_metrics(path), _read_ledger(path / "noise.json")
+    _check_ledger(path / "noise.json", ledger, rows)
+    spectra, diagnosis = (_read_entries(path / f"{file}.json", kinds) for file, kinds in ENTRIES.items())
+    features = path / "features.json"
+    read = read_json(features, _cure(features), dict[str, Any]) if features.exists() else {}
+    config = dict(flatten(tree))
+    return identity, FinishedRun(name, path, config, run, rows, ledger, metrics, spectra, diagnosis, read)
 
 
 def _read_rows(path: Path, done: Mapping[str, Mapping[str, Any]]) -> list[Row]:
@@ -112,14 +168,40 @@ def _read_ledger(path: Path) -> dict[str, Any]:
     return Ledger.read(path).to_dict() if path.exists() else {}
 
 
-def _read(path: Path, missing: Any = None) -> Any:
-    """Read a JSON file; `missing`, if given, stands for a file that does not exist."""
-    if missing is not None and not path.exists():
-        return missing
+def _check_ledger(path: Path, ledger: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Check the ledger against the rows of the training. Both hold the rates, also in runs without hashes.
+
+    Raises:
+        UserError: they differ.
+    """
+    for row in (row for row in rows if row.stage == "pretrain" and ledger):
+        told = {"kind": row.noise_kind, "asked": row.noise_asked, "realised": row.noise_realised}
+        for key in (key for key in told if ledger[key] != told[key]):
+            raise UserError(f"{path} has changed: {key} is {ledger[key]}, and {told[key]} in the rows", _cure(path))
+
+
+# The files that hold a list of entries, and the types of the fields that reports read.
+ENTRIES = {
+    "spectra": {"task": str, "split": str, "domain": str, "layer": str, "mode": str, "s": list[float]},
+    "diagnosis": {
+        "task": str, "layer": str, "verdict": str, "measures": dict[str, float], "probe": list[float],
+        "nmtune": list[float], "interval": list[float], "n": int, "dim": int, "num_classes": int, "rows": int,
+        "classes": int, "untold": str,
+    },
+}  # fmt: skip
+
+
+def _read_entries(path: Path, kinds: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Read a list of entries; none if there is no file."""
+    if not path.exists():
+        return []
+    entries = read_json(path, _cure(path), list[dict[str, Any]])
     try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as e:
-        raise UserError(f"{path} is not valid JSON: {e}", _cure(path)) from e
+        for entry in entries:
+            require_fields(entry, kinds)
+    except TypeError as e:
+        raise make_damage(path, e, _cure(path)) from e
+    return entries
 
 
 def _cure(path: Path) -> str:

@@ -4,7 +4,6 @@ An interrupted run has several sessions. Each writes how it spent its time. Step
 work. Time between sessions is not counted, nor the time of a killed session after its last write.
 """
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from nml_jax import console
 from nml_jax.runs.files import write_json
+from nml_jax.stored import FAULTS, fits, parse_json
 
 FILE = "goodput.json"
 
@@ -115,10 +115,10 @@ def read(folder: Path) -> Summary | None:
 
 def _read_sessions(path: Path) -> list[Mapping[str, Any]]:
     """Read the sessions; none if the file is damaged, because only this summary depends on it."""
+    kinds = {"first": int, "step": int, "skipped": int, "seconds": dict[str, float]}
     try:
-        sessions = json.loads(path.read_text("utf-8"))["sessions"]
-        numbers = [[s["first"], s["step"], s["skipped"], *s["seconds"].values()] for s in sessions]
-        sound = all(isinstance(x, (int, float)) for row in numbers for x in row)
+        sessions = parse_json(path.read_bytes())["sessions"]
+        sound = all(fits(s[key], kind) for s in sessions for key, kind in kinds.items())
         return sessions if sound and all(s["seconds"].keys() == set(PARTS) for s in sessions) else []
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, *FAULTS):
         return []

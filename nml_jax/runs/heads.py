@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from nml_jax.errors import UserError, report_disk_errors
+from nml_jax.errors import report_disk_errors
 from nml_jax.objectives import nmtune
 from nml_jax.runs.files import write_bytes
 from nml_jax.runs.rows import Row
+from nml_jax.runs.tensors import is_sealed, seal_tensors
+from nml_jax.stored import FAULTS, make_damage
 
 
 def head_name(of: Mapping[str, Any]) -> str:
@@ -55,7 +56,7 @@ def write_correct(path: Path, correct: Mapping[str, np.ndarray]) -> None:
     Raises:
         UserError: the disk is full.
     """
-    data = safetensors.numpy.save({test: np.packbits(right) for test, right in correct.items()})
+    data = seal_tensors({test: np.packbits(right) for test, right in correct.items()}, {})
     with report_disk_errors(path.parent):
         write_bytes(path, data)
 
@@ -73,9 +74,11 @@ def read_correct(run: Path, row: Row) -> np.ndarray | None:
         return None
     try:
         with safe_open(path, "numpy") as file:
-            packed = file.get_tensor(row.split)
+            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is not a mapping
+            is_sealed(packed, file.metadata() or {})
+        packed = packed[row.split]
         if len(packed) != -(-row.n_test // 8):
             raise ValueError(f"{len(packed)} bytes for {row.n_test} rows")
-    except (SafetensorError, ValueError) as e:
-        raise UserError(f"{path} is damaged: {e}", f"run it again with --force={row.stage}") from e
+    except (SafetensorError, OSError, *FAULTS) as e:
+        raise make_damage(path, e, f"run it again with --force={row.stage}") from e
     return np.unpackbits(packed, count=row.n_test).astype(bool)

@@ -11,30 +11,48 @@ from pathlib import Path
 from typing import Any
 
 from nml_jax.console import format_seconds, make_printable, notice
+from nml_jax.errors import UserError
 from nml_jax.runs.files import write_atomic
+from nml_jax.stored import FAULTS, parse_json, read_lines, require_type
+
+CURE = "delete it, and the curves are left out; or train again with --force=pretrain"
 
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:
-    """Read the lines of a run's `metrics.jsonl`, if it has one. Skip the half line of a killed writer."""
-    path, lines = workdir / "metrics.jsonl", []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines
+    """Read the lines of a run's `metrics.jsonl`, if it has one. Skip the half line of a killed writer.
+
+    Raises:
+        UserError: another line is not what `Metrics` writes.
+    """
+    path, out = workdir / "metrics.jsonl", []
+    lines = read_lines(path, CURE) if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            values = require_type(parse_json(line), dict[str, float])
+            out.append(values | {"step": require_type(values["step"], int)})
+        except FAULTS as e:
+            if number < len(lines):
+                raise UserError(f"{path}, line {number} is damaged: {e}", CURE) from e
+    return out
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Drop the lines of a metrics file after `step`. A restart from a checkpoint writes them again."""
+    """Drop the lines of a metrics file after `step`. A restart from a checkpoint writes them again.
+
+    Also drop what is not such a line: the half line of a killed writer, or damage, which is told.
+    """
     if not path.exists():
         return
-    lines = []
-    for line in path.read_text("utf-8").splitlines():
+    lines, kept, damaged = path.read_bytes().split(b"\n"), [], []
+    for number, line in enumerate(lines, 1):
         try:
-            if json.loads(line)["step"] <= step:
-                lines.append(line)
-        except ValueError:  # the half line of a killed writer
-            continue
-    write_atomic(path, "".join(f"{line}\n" for line in lines))
+            if require_type(parse_json(line)["step"], int) <= step:
+                kept.append(line.decode())
+        except FAULTS:
+            damaged += [number] if line.strip() and number < len(lines) else []
+    if damaged:
+        notice(f"{path}: {len(damaged)} damaged line(s) are left out, the first is line {damaged[0]}")
+    write_atomic(path, "".join(f"{line}\n" for line in kept))
 
 
 class Metrics:

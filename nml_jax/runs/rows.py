@@ -5,14 +5,16 @@ row of this schema when it is read.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from nml_jax.errors import UserError
 from nml_jax.hashes import hash_text
 from nml_jax.runs.files import write_atomic
+from nml_jax.stored import FAULTS, parse_json, read_lines, require_fields
 
 ROW_SCHEMA = 2
 
@@ -84,12 +86,13 @@ def _read_lines(workdir: Path) -> list[tuple[str, Row]]:
     out: list[tuple[str, Row]] = []
     if not path.exists():
         return out
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    cure = "delete the file; the same command then repeats the stages whose rows are missing"
+    for number, line in enumerate(read_lines(path, cure), 1):
         try:
-            fields = json.loads(line)
+            fields = parse_json(line)
             row = Row(**(_upgrade(fields) if fields.get("schema") == 1 else fields))
-        except (ValueError, TypeError, KeyError, AttributeError) as e:
-            cure = "delete the file; the same command then repeats the stages whose rows are missing"
+            require_fields(vars(row), _list_types())
+        except FAULTS as e:
             raise UserError(f"{path}, line {number} is not a row: {e}", cure) from e
         if row.schema != ROW_SCHEMA:
             raise UserError(
@@ -98,6 +101,12 @@ def _read_lines(workdir: Path) -> list[tuple[str, Row]]:
             )
         out.append((line, row))
     return out
+
+
+@functools.cache
+def _list_types() -> dict[str, Any]:
+    """Return the type of every field of a row."""
+    return get_type_hints(Row)
 
 
 def _upgrade(old: Mapping[str, Any]) -> dict[str, Any]:

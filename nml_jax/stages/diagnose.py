@@ -15,6 +15,7 @@ from nml_jax.assembly.feature_files import read_training_file
 from nml_jax.assembly.feature_sets import open_feature_sets
 from nml_jax.data.stratify import draw_stratified
 from nml_jax.runs.files import write_json
+from nml_jax.runs.record import name_run
 from nml_jax.runs.rows import Row, write_rows
 from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tuning import diagnosis
@@ -45,7 +46,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         else:
             result = _diagnose_sample(found.train.features, found.train.labels, config.diagnose, config.seed)
         if result.untold:
-            console.notice(f"{workdir.name}: {found.task} {result.verdict}")
+            console.notice(f"{name_run(workdir)}: {found.task} {result.verdict}")
         known = {name: value for name, value in result.measures.items() if np.isfinite(value)}
         fields = dataclasses.asdict(dataclasses.replace(result, measures=known))
         interval = [] if result.untold else result.interval
@@ -85,7 +86,7 @@ STAGE = Stage(
     version=4,
     keys=("seed", "downstream", "extract", "features", "diagnose"),
     upstream=("extract", "features"),
-    outputs=Outputs(("diagnosis.json",)),
+    outputs=Outputs(("diagnosis.json",), proved=("diagnosis.json",)),
     check=check,
     run=run,
 )

@@ -1,37 +1,132 @@
 """Describe what a config would run and what that costs, without running it: `--dry_run`."""
 
+import dataclasses
 import json
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from nml_jax import console, objectives, runtime, settings
+from nml_jax import console, inputs, objectives, runtime, settings
 from nml_jax.assembly import encoder, noisy_data
-from nml_jax.errors import UserError
-from nml_jax.stages import runner
+from nml_jax.errors import MissingInput, UserError
+from nml_jax.stages import experiment, runner
 from nml_jax.training import loop
 from nml_jax.training.window import Signals
 
 
-def describe_plan(config: ConfigDict, cells: dict[str, ConfigDict], workdir: Path, mesh: Mesh) -> str:
-    """Return as text the resolved config, the runs and their unfinished stages, and the size and cost of one run.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a config would run.
+
+    text: for the terminal.
+    missing: what was named on the command line and is not there, and what cannot run; lines of text.
+    """
+
+    text: str
+    missing: tuple[str, ...]
+
+
+def describe_plan(
+    config: ConfigDict,
+    cells: Mapping[str, ConfigDict],
+    workdir: Path,
+    mesh: Mesh,
+    *,
+    pinned: Mapping[str, Any],
+    full: bool = False,
+) -> Plan:
+    """Describe the runs and their unfinished stages, the size and cost of one run, and what is not there.
+
+    Args:
+        pinned: the keys that the command line sets.
+        full: also show the whole config.
 
     Raises:
-        UserError: the dataset is missing and the config does not state its size, or settings do not fit.
+        UserError: settings do not fit.
     """
-    lines = ["resolved config:", json.dumps(settings.to_json(config), indent=2), "", f"runs in {workdir}:"]
+    lines = ["resolved config:", json.dumps(settings.to_json(config), indent=2), ""] if full else []
+    lines += ["overridden keys:" if pinned else "overridden keys: none"]
+    lines += [f"  {key}: {json.dumps(value)}" for key, value in pinned.items()]
+    lines += ["", f"{len(cells)} run(s) in {workdir}:"]
     for name, cell in cells.items():
-        todo = [s for s in config.stages if s in runner.STAGES and not runner.is_done(s, cell, workdir / name)]
-        lines.append(f"  {name}: {', '.join(todo) if todo else 'done'}")
+        folder = experiment.find_folder(workdir, name, cell)
+        todo = [s for s in config.stages if s in runner.STAGES and not runner.is_done(s, cell, folder)]
+        lines.append(f"  {folder.name}: {', '.join(todo) if todo else 'done'}")
+    wanting = find_wanting(config, cells, workdir, mesh, pinned)
     if "pretrain" in config.stages:
         lines += ["", "pre-training, each run:"]
-        lines += [f"  {name}: {value}" for name, value in estimate_cost(next(iter(cells.values())), mesh).items()]
-    return "\n".join(lines)
+        try:
+            lines += [f"  {name}: {value}" for name, value in estimate_cost(next(iter(cells.values())), mesh).items()]
+        except UserError:
+            if not wanting:
+                raise
+            lines.append("  its size and cost are known when what is listed below is there")
+    later = [item.text for item in wanting if not item.wrong]
+    missing = tuple(item.text for item in wanting if item.wrong)
+    for title, items in (("to obtain", later), ("missing or unfit", missing)):
+        lines += ["", f"{title}:", *(f"  {item}" for item in items)] if items else []
+    return Plan("\n".join(lines), missing)
+
+
+class Wanting(NamedTuple):
+    """Something that a run needs and cannot have."""
+
+    text: str
+    wrong: bool  # named on the command line, or there but unfit; else it is to be obtained
+
+
+def find_wanting(
+    config: ConfigDict, cells: Mapping[str, ConfigDict], workdir: Path, mesh: Mesh, pinned: Mapping[str, Any]
+) -> list[Wanting]:
+    """Find, for all stages that are not done, the files that are not there, and then what is wrong with the others."""
+    found: dict[str, Wanting] = {}
+    stages, whole = [stage for stage in runner.STAGES if stage in config.stages], True
+    for name, cell in cells.items():
+        for stage in stages:
+            if runner.is_done(stage, cell, experiment.find_folder(workdir, name, cell)):
+                continue
+            gone = _list_gone(cell, stage)
+            whole &= not (gone and stage == "pretrain")
+            for key, path in gone:
+                found.setdefault(f"{key} {path}", Wanting(f"{key}: {path} does not exist", key in pinned))
+            if not gone and (item := _try(runner.find_stage(stage).check, cell, mesh, pinned=pinned, data=True)):
+                found.setdefault(item.text, item)
+    if whole and (item := _try(experiment.check_supervision, workdir, cells, stages, pinned=pinned)):
+        found.setdefault(item.text, item)
+    return list(found.values())
+
+
+def _list_gone(cell: ConfigDict, stage: str) -> list[tuple[str, str]]:
+    """List the files and folders that a stage reads and that do not exist, as (key, path)."""
+    part = settings.select_keys(settings.to_json(cell), runner.find_stage(stage).keys)
+    named = inputs.name_paths(part)
+    unused = set()
+    unused |= {"downstream.path"} if cell.features.train or "directory" not in cell.downstream.tasks else set()
+    unused |= {"data.path"} if cell.data.mixture or cell.data.source == "digits" else set()
+    unused |= {"noise_file"} if cell.noise_kind not in settings.FIXED_RATE else set()
+    unused |= {"data.tokenizer"} if not encoder.has_text(cell) else set()
+    unused |= {"init_from"} if stage not in ("pretrain", *experiment.ENCODED) else set()
+    return [(key, path) for key, path in named if key not in unused and not Path(path).expanduser().exists()]
+
+
+# The keys that name a dataset which is not a path of the config.
+DATASETS = ("data.source", "data.name", "data.path", "downstream.tasks", "downstream.partners", "downstream.catalogue")
+
+
+def _try(check: Callable[..., None], *arguments: Any, pinned: Mapping[str, Any], **options: Any) -> Wanting | None:
+    """Run a check that reads data, and return what is wrong, if anything is."""
+    try:
+        check(*arguments, **options)
+    except UserError as e:
+        named = any(key in pinned for key in DATASETS)
+        return Wanting(f"{e.cause}; {e.cure}", wrong=named or not isinstance(e, MissingInput))
+    return None
 
 
 def estimate_cost(config: ConfigDict, mesh: Mesh) -> dict[str, str]:

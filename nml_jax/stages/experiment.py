@@ -5,19 +5,21 @@ runs/digits/noise=0.05,seed=1/    config.json: the run's resolved config; and wh
 """
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from nml_jax import settings
+from nml_jax.assembly import encoder, noisy_data
 from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.runs import owner
 from nml_jax.runs.files import OWNER, refuse_links, write_json
 from nml_jax.runs.finished import list_runs
 from nml_jax.runs.record import read_config, read_record
 from nml_jax.stages import runner
+from nml_jax.stored import FAULTS, make_damage, read_json, require_type
 
 SHOWN = 3  # keys that differ which the message shows
 
@@ -84,9 +86,63 @@ def own_run(workdir: Path, name: str, *, lost: Callable[[UserError], None] | Non
         yield
 
 
+def find_folder(workdir: Path, name: str, config: ConfigDict) -> Path:
+    """Return the folder of a run, which need not exist.
+
+    Older versions called a run with human labels noise=0, and not noise=labels. Such a run is continued where it is.
+    """
+    folder, kind = workdir / name, config.noise_kind
+    if kind in settings.FIXED_RATE and not folder.exists():
+        old = workdir / name.replace(f"noise={kind}", "noise=0", 1)
+        if read_config(old).get("noise_kind") == kind:
+            return old
+    return folder
+
+
+ENCODED = {"extract", "zeroshot", "finetune"}  # stages that start from a frozen encoder
+# What decides whether noise can be drawn. Seeds do not.
+SUPERVISION = ("noise", "noise_kind", "noise_classes", "noise_rate_of", "noise_file", "data")
+
+
+def check_encoders(
+    workdir: Path, cells: Mapping[str, ConfigDict], stages: Sequence[str], *, force: Sequence[str] = ()
+) -> None:
+    """Check, before any work, that every run has an encoder for its stages.
+
+    Args:
+        stages: the stages to run, in order.
+        force: stages to do again.
+
+    Raises:
+        UserError: a run has none, or `init_from` cannot be the encoder of all runs.
+    """
+    if "pretrain" in stages:
+        return
+    for name, cell in cells.items():
+        folder = find_folder(workdir, name, cell)
+        if any(s in force or not runner.is_done(s, cell, folder) for s in stages if s in ENCODED):
+            encoder.check_source(cell, folder)
+
+
+def check_supervision(
+    workdir: Path, cells: Mapping[str, ConfigDict], stages: Sequence[str], *, force: Sequence[str] = ()
+) -> None:
+    """Check, before any work, that the data of every run to pre-train are there and take its noise.
+
+    Args, raises: as `check_encoders`.
+    """
+    checked = set()
+    for name, cell in cells.items() if "pretrain" in stages else ():
+        key = settings.hash_json(settings.select_keys(settings.to_json(cell), SUPERVISION))
+        done = "pretrain" not in force and runner.is_done("pretrain", cell, find_folder(workdir, name, cell))
+        if key not in checked and not done:
+            checked.add(key)
+            noisy_data.count_records(cell)
+
+
 def open_run(workdir: Path, name: str, config: ConfigDict, *, write: bool = True) -> Path:
     """Return the folder of a run. With `write`, create it and write its `config.json`."""
-    folder = workdir / name
+    folder = find_folder(workdir, name, config)
     if write:
         with report_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -113,9 +169,9 @@ def _list_new_keys(workdir: Path) -> dict:
 
 def _read(path: Path) -> dict:
     """Read the config in an `experiment.json`."""
+    cure = "delete it if you know that the folder belongs to this config"
+    stored = read_json(path, cure, dict[str, Any])
     try:
-        return dict(json.loads(path.read_text("utf-8"))["config"])
-    except (ValueError, KeyError, TypeError) as e:
-        raise UserError(
-            f"{path} is damaged: {e}", "delete it if you know that the folder belongs to this config"
-        ) from e
+        return require_type(stored["config"], dict[str, Any])
+    except FAULTS as e:
+        raise make_damage(path, e, cure) from e

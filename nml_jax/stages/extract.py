@@ -20,7 +20,7 @@ from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
 from nml_jax.data.class_names import count_labels, describe_split
 from nml_jax.data.features import banks
 from nml_jax.processes import peers
-from nml_jax.runs.banks import BankIndex, bank_folder, write_index
+from nml_jax.runs.banks import INDEX, BankIndex, bank_folder, write_index
 from nml_jax.runs.classes import TASKS, write_counts
 from nml_jax.runs.files import write_json
 from nml_jax.runs.rows import Row, write_rows
@@ -188,7 +188,7 @@ STAGE = Stage(
     version=VERSION,
     keys=("seed", "init_from", "data", "augment", "model", "downstream", "extract"),
     upstream=("pretrain",),
-    outputs=Outputs(("banks", "spectra.json"), list_needed),
+    outputs=Outputs(("banks", "spectra.json"), list_needed, proved=("spectra.json", INDEX, TASKS)),
     check=check,
     run=run,
 )

@@ -138,7 +138,7 @@ STAGE = Stage(
     version=4,
     keys=("seed", "features", "extract"),
     upstream=(),
-    outputs=Outputs(("features.json", "spectra.json")),
+    outputs=Outputs(("features.json", "spectra.json"), proved=("features.json", "spectra.json")),
     check=check,
     run=run,
 )

@@ -19,6 +19,7 @@ from nml_jax.data.stream.quarantine import Quarantine
 from nml_jax.processes import peers
 from nml_jax.runs import goodput
 from nml_jax.runs.classes import PRETRAINING, write_counts
+from nml_jax.runs.record import GROWN, name_run
 from nml_jax.runs.rows import Row, write_rows
 from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.training import checkpoint, loop
@@ -43,6 +44,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     noisy_data.keep_ledger(workdir, data.ledger)
     if len(data.train.labels) and jax.process_index() == 0:
         _report_classes(workdir, {"train": data.train, "validation": data.validation})
+    if data.ledger.asked is None and jax.process_index() == 0:
+        wrong = f"{data.ledger.count:,} of {data.ledger.n:,}"
+        console.notice(f"{workdir.name}: {config.noise_file} gives {wrong} records another label")
     plan = loop.Plan.from_config(config, len(data.train))
     peers.require_same(partial(agreement.collect_training, plan.steps), agreement.CURE)
     num_classes = data.train.num_classes
@@ -58,7 +62,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         meta=meta | {"environment": runtime.describe_environment()},
     )
     undecodable = Quarantine(workdir, data.train, config.runtime.quarantine, active=jax.process_index() == 0)
-    named = {"label": workdir.name, "clock": clock, "quarantine": undecodable}
+    named = {"label": name_run(workdir), "clock": clock, "quarantine": undecodable}
+    journal = Journal(workdir, config, steps=plan.steps, **named)
+    during = evaluation.during_training(*seen)
     try:
         state = loop.train(
             config,
@@ -66,13 +72,19 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             plan,
             mesh,
             batches=partial(make_batches, config, mesh, data),
-            evaluators=evaluators | evaluation.during_training(*seen),
+            evaluators=evaluators | during,
             checkpoints=checkpoints,
-            journal=Journal(workdir, config, steps=plan.steps, **named),
+            journal=journal,
         )
     finally:
         checkpoints.close()
     rows = list(make_final_rows(config, program, mesh, data, state, evaluators, run=workdir.name))
+
+    def evaluate_last() -> dict[str, float]:
+        scores = [loop.Score(row.split, row.weights, row.metric, row.value) for row in rows]
+        return {score.name: score.value for score in (*scores, *loop.run_all(during, state))}
+
+    journal.write_last(int(state.step), evaluate_last)
     model = runtime.fetch({"params": state.params, "model_state": state.model_state, "ema": state.ema}, mesh)
     if jax.process_index() == 0:
         write_rows(workdir, "pretrain", rows)
@@ -112,6 +124,7 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
             f"which learns from {'captions' if captions else 'labels'}",
             f"set --config.noise_kind to {' or '.join(kinds)}",
         )
+    noisy_data.check_noise_file(config)
 
 
 def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:
@@ -174,9 +187,11 @@ STAGE = Stage(
     outputs=Outputs(
         (
             "checkpoints", "tensorboard", "noise.json", "metrics.jsonl", "samples.jsonl", "quarantine.jsonl",
-            "goodput.json",
+            "goodput.json", PRETRAINING,
         ),
         list_needed,
+        proved=("noise.json", PRETRAINING),
+        grown=GROWN,
     ),
     check=check,
     run=run,

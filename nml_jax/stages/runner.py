@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from nml_jax import __version__, console, inputs, runtime, settings
 from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.processes import peers
-from nml_jax.runs.record import read_config, read_record, write_record
+from nml_jax.runs.record import find_changed, hash_files, name_run, read_config, read_record, write_record
 from nml_jax.runs.rows import hash_rows, write_rows
 from nml_jax.stages.stage import Stage
 
@@ -90,17 +90,20 @@ def upgrade_record(workdir: Path) -> None:
 def is_done(name: str, config: ConfigDict, workdir: Path) -> bool:
     """Return whether a stage has finished with these inputs, and its rows and outputs are intact."""
     stage, record = find_stage(name), load_record(workdir)
-    now = collect_inputs(stage, settings.to_json(config), record)
-    return _is_intact(stage, record["stages"].get(name, {}), now, workdir)
+    return _is_intact(stage, record, collect_inputs(stage, settings.to_json(config), record), workdir)
 
 
-def _is_intact(stage: Stage, own: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -> bool:
-    """Do as `is_done`, with the stage's own record and its inputs of now."""
+def _is_intact(stage: Stage, record: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -> bool:
+    """Do as `is_done`, with the run's record and the stage's inputs of now."""
+    own = record["stages"].get(stage.name, {})
     if "output" not in own or inputs_differ(own["inputs"], now):
         return False
     rows = hash_rows(workdir, [stage.name])[stage.name]
     if own.get("rows", rows) != rows:
-        console.notice(f"{workdir.name}: some rows of {stage.name} were changed or lost; running it again")
+        console.notice(f"{name_run(workdir)}: some rows of {stage.name} were changed or lost; running it again")
+        return False
+    if changed := find_changed(workdir, record, stage.outputs.proved):
+        console.notice(f"{name_run(workdir)}: {changed[0]} was changed; running {stage.name} again")
         return False
     return stage.intact(workdir)
 
@@ -119,13 +122,12 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
         Whether it ran.
     """
     stage, record, first = find_stage(name), load_record(workdir), jax.process_index() == 0
-    where = f"{workdir.name}: {name}"
     own, now = record["stages"].get(name, {}), collect_inputs(stage, settings.to_json(config), record)
-    if peers.agree(not force and _is_intact(stage, own, now, workdir)):
+    if peers.agree(not force and _is_intact(stage, record, now, workdir)):
         before = own.get("revision", "")
         changed = f" (by revision {before or 'unknown'}; this is {revision})" if before != revision else ""
         if first:
-            console.notice(f"{where} is done, skipped{changed}")
+            console.notice(f"{name_run(workdir)}: {name} is done, skipped{changed}")
         return False
     recorded = name in record["stages"]
     changed = recorded and inputs_differ(own.get("inputs"), now)
@@ -136,8 +138,13 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
         with report_disk_errors(workdir):
             _invalidate(workdir, record, name)
             stage.forget(workdir)
+    elif first:
+        for file in find_changed(workdir, record, stage.outputs.proved):
+            (workdir / file).unlink()  # a stage continues from what it finds
     if first:
-        record["stages"][name] = {"inputs": now}
+        known = hash_files(workdir, stage.outputs.grown)
+        threads = _list_threads(workdir, record, {} if changed or redo else own)
+        record["stages"][name] = {"inputs": now, **threads}
         with report_disk_errors(workdir):
             write_record(workdir, record)
     peers.agree(True)  # other processes wait until old outputs are removed
@@ -151,6 +158,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
         record["stages"][name] |= {
             "output": output,
             "rows": hash_rows(workdir, [name])[name],
+            "files": _hash_outputs(workdir, stage, own, known),
             "version": stage.version,
             "seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -167,8 +175,45 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
                             _invalidate(workdir, record, later)
             write_record(workdir, record)
     if first:
-        console.notice(f"{where} finished in {console.format_seconds(seconds)}")
+        console.notice(f"{name_run(workdir)}: {name} finished in {console.format_seconds(seconds)}")
     return True
+
+
+def _hash_outputs(workdir: Path, stage: Stage, own: Mapping[str, Any], before: Mapping[str, str]) -> dict[str, str]:
+    """Return the SHA-256 of the stage's files.
+
+    A file that only training writes, and that this start left alone, keeps the hash that it had: if it was changed by
+    another hand, it stays unproved.
+
+    Args:
+        own: the stage's record before this start.
+        before: the hashes of these files before this start.
+    """
+    now = hash_files(workdir, (*stage.outputs.proved, *stage.outputs.grown))
+    kept = {name: sha for name, sha in own.get("files", {}).items() if name in before and now.get(name) == before[name]}
+    return now | kept
+
+
+def _list_threads(workdir: Path, record: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return the field `threads` of a stage that begins: the numbers of threads that it was begun and continued with.
+
+    Say if the run goes on under another number than before: its numbers are then not those of an uninterrupted run.
+
+    Args:
+        own: the stage's record, if it continues.
+    """
+    now = runtime.describe_environment().get("threads")
+    if now is None:  # only the CPU rounds by their number
+        return {}
+    stages = record["stages"].values()
+    known = {str(of["environment"]["threads"]) for of in stages if "threads" in of.get("environment", {})}
+    known |= {str(count) for of in stages for count in of.get("threads", ())}
+    if others := sorted(known - {now}):
+        console.notice(
+            f"{name_run(workdir)}: begun with {console.list_words(others)} CPU thread(s) for an operation, it goes on "
+            f"with {now}: sums round differently, so numbers are not the same bits; NPROC={others[0]} keeps them"
+        )
+    return {"threads": list(dict.fromkeys([*own.get("threads", ()), int(now)]))}
 
 
 def _invalidate(workdir: Path, record: dict[str, Any], name: str) -> None:

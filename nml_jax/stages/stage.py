@@ -18,10 +18,14 @@ class Outputs:
     names: its files and folders, relative to the run's folder. They are removed before the stage runs again.
     needed: (run's folder, the stage's rows) -> the paths that must exist for the stage to count as done. None means
         all of `names`.
+    proved: files whose SHA-256 is recorded, and which the stage writes again if they have changed.
+    grown: files whose SHA-256 is recorded, but which only a new training makes again.
     """
 
     names: tuple[str, ...] = ()
     needed: Callable[[Path, list[Row]], Iterable[Path]] | None = None
+    proved: tuple[str, ...] = ()
+    grown: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,10 @@ class Stage:
         """Remove what the stage wrote, except its rows, which are replaced when it ends."""
         for path in (workdir / name for name in self.outputs.names):
             if path.is_dir():
-                shutil.rmtree(path)
+                # Whoever reads it finds it whole or gone. A kill may have left one from before.
+                gone = path.with_name(f".{path.name}.gone")
+                shutil.rmtree(gone, ignore_errors=True)
+                path.rename(gone)
+                shutil.rmtree(gone)
             else:
                 path.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from nml_jax.evals.mapped import Scorer
 from nml_jax.models.heads.mlp import make_head
 from nml_jax.processes import peers
 from nml_jax.runs.heads import correct_path, head_name, head_path, preset_label, write_correct
+from nml_jax.runs.record import name_run
 from nml_jax.runs.rows import DIVERGED, UNVALIDATED, Row, has_rows, read_rows, write_rows
 from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tuning import methods, select, streamed
@@ -132,12 +133,12 @@ def _tune_method(workdir: Path, training: Training, sample: Sample, method: str,
                 own = {**head, "n_train": result.n_train, "hyper": _make_hyper(result)}
                 _keep(workdir, place, found, own, result, sample.input_spectra)
         except select.Diverged as e:
-            console.notice(f"{workdir.name}: {found.task}: {e.cause}; it is left out. {e.cure}")
+            console.notice(f"{name_run(workdir)}: {found.task}: {e.cause}; it is left out. {e.cure}")
             for head, place in zip(heads_of, places, strict=True):
                 with errors.report_disk_errors(place):
                     write_rows(place, "tune", [_make_diverged_row(head, found, len(sample.chosen))])
         if (seconds := time.perf_counter() - begun) > SILENT:
-            what = f"{workdir.name}: {found.task}, {' '.join(filter(None, (method, preset_label(shared))))}"
+            what = f"{name_run(workdir)}: {found.task}, {' '.join(filter(None, (method, preset_label(shared))))}"
             console.notice(f"{what} took {console.format_seconds(seconds)}")
     return [row for place in places for row in read_rows(place)]
 

@@ -12,7 +12,7 @@ from nml_jax.data import sources
 from nml_jax.data.class_names import clean_name
 from nml_jax.data.images import transforms
 from nml_jax.data.sources.source import Source, select_classes
-from nml_jax.errors import UserError
+from nml_jax.errors import MissingInput, UserError
 from nml_jax.tasks import catalogue, class_maps
 from nml_jax.tasks.catalogue import Entry
 from nml_jax.tasks.frames import Frames, read_frames
@@ -161,7 +161,7 @@ def _find_folder(config: Any, entry: Entry, corruption: str = "") -> Path:
     if folder in found:
         return folder
     if not by_version:
-        raise UserError(
+        raise MissingInput(
             f"no prepared dataset in {folder}", f"set --config.downstream.catalogue, or get it {entry.obtain}"
         )
     wanted = tuple(map(int, entry.version.split("."))) if entry.version else ()
@@ -219,7 +219,7 @@ def _check(config: Any, names: tuple[str, ...], *, data: bool) -> None:
 def _check_directory(config: Any, *, data: bool) -> None:
     path = config.downstream.path or config.data.path
     if data and not (Path(path).expanduser() / "dataset_info.json").is_file():
-        raise UserError(
+        raise MissingInput(
             f"the downstream task 'directory' has no prepared dataset at {path!r}",
             "set --config.downstream.path=PREPARED_DIR, or leave the later stages out of --config.stages",
         )

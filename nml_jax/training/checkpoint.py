@@ -27,6 +27,7 @@ from orbax.checkpoint import v1 as ocp
 
 from nml_jax import console, errors
 from nml_jax.processes import job, peers
+from nml_jax.stored import parse_json
 from nml_jax.training.checksums import SUMS, find_latest_step, list_steps, verify, write_sums
 from nml_jax.training.leaves import name_leaves
 from nml_jax.training.state import TrainState
@@ -148,7 +149,10 @@ class Checkpoints:
         self._clean()  # a failed save may have gone on writing for a while
         for old in list_steps(self.folder)[: -self.keep]:
             if not self._is_permanent(old):
-                shutil.rmtree(self.folder / str(old))
+                # Whoever reads it finds it whole or gone, never half of it.
+                gone = self.folder / f"{old}.gone{TEMPORARY}"
+                (self.folder / str(old)).rename(gone)
+                shutil.rmtree(gone)
 
     def _settle(self, *, wait: bool, must: bool = False) -> bool:
         """Return true once no process has a save in flight. Log a line if one failed.
@@ -274,7 +278,11 @@ def load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
         UserError: the checkpoint holds another model.
     """
     cure = "use the config that wrote it, or another --workdir"
-    saved = _list_shapes(ocp.checkpointables_metadata(str(folder.resolve())).metadata["model"])
+    found = ocp.checkpointables_metadata(str(folder.resolve())).metadata["model"]
+    if found is None:
+        lost = f"delete {folder}; the run continues from the checkpoint before it, to the same result"
+        raise errors.UserError(f"{folder / 'model'} is damaged: it cannot be read", lost)
+    saved = _list_shapes(found)
     # Checked before the load, as Orbax's own check comes when parts are being loaded already.
     if differ := sorted(saved ^ _list_shapes(abstract["model"])):
         name, shape = differ[0]
@@ -283,7 +291,8 @@ def load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
         return ocp.load_checkpointables(str(folder.resolve()), abstract)
     except (ValueError, KeyError, TypeError, FileNotFoundError) as e:
         line = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
-        raise errors.UserError(f"{folder} does not fit this config's model: {line}", cure) from e
+        fault = "does not fit this config's model" if len(abstract) > 1 else "is damaged"
+        raise errors.UserError(f"{folder} {fault}: {line}", cure) from e
 
 
 def _list_shapes(tree: Any) -> set[tuple[str, tuple[int, ...]]]:
@@ -303,4 +312,4 @@ def hash_tree(tree: Any) -> str:
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """Read what is stored beside the arrays of checkpoint `folder`: config, ledger, num_classes, versions."""
-    return json.loads(ocp.load_checkpointables(str(folder.resolve()), {"meta": None})["meta"]["json"])
+    return parse_json(ocp.load_checkpointables(str(folder.resolve()), {"meta": None})["meta"]["json"])

@@ -1,15 +1,20 @@
 """List the folders of checkpoints, and verify them by their hashes."""
 
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from nml_jax import errors
+from nml_jax import console, errors
 from nml_jax.hashes import hash_file
-from nml_jax.runs.files import write_atomic
+from nml_jax.runs.files import replace_file
+from nml_jax.stored import read_json
 
 SUMS = "SHA256SUMS"
+JSONS = ("_CHECKPOINT_METADATA", "_METADATA", "_sharding", "_strings.json")  # Orbax's descriptions
+METADATA = "_CHECKPOINT_METADATA"  # in the folder of every checkpoint of Orbax
 
 
 def list_steps(folder: Path) -> list[int]:
@@ -23,8 +28,17 @@ def find_latest_step(folder: Path) -> int | None:
 
 def write_sums(folder: Path) -> None:
     """Write the SHA-256 of every file below `folder` in the format of sha256sum."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
-    write_atomic(folder / SUMS, "".join(f"{hash_file(p)}  {p.relative_to(folder)}\n" for p in files))
+    text = "".join(f"{hash_file(folder / name)}  {name}\n" for name in _list_files(folder))
+    # This does not make the folder: a run at work may be deleting it.
+    with replace_file(folder / SUMS) as part, part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _list_files(folder: Path) -> list[str]:
+    """List the files below a folder, but for the hashes, which another process may be writing."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and SUMS not in p.name)
 
 
 def verify(folder: Path) -> None:
@@ -39,12 +53,16 @@ def verify(folder: Path) -> None:
         return
     cure = f"delete {folder}; the run continues from the checkpoint before it, to the same result"
     if not (folder / SUMS).exists():
-        if not ((folder / "_CHECKPOINT_METADATA").exists() and (folder / "model").is_dir()):
+        if not ((folder / METADATA).exists() and (folder / "model").is_dir()):
             raise errors.UserError(f"{folder} is not a checkpoint", cure)
+        for path in (path for path in folder.rglob("*") if path.name in JSONS):
+            read_json(path, cure, dict[str, Any])
+        if not os.access(folder, os.W_OK):
+            console.notice(f"{folder} has no {SUMS}, and none can be written: whether it has changed cannot be told")
+            return
         write_sums(folder)
     sums = re.findall(r"^([0-9a-f]{64})  (.+)$", (folder / SUMS).read_text("utf-8", "replace"), re.MULTILINE)
-    present = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
-    if present != sorted(name for _, name in sums):
+    if _list_files(folder) != sorted(name for _, name in sums):
         raise errors.UserError(f"{folder} does not hold the files that its {SUMS} lists: it is truncated", cure)
     for expected, name in sums:
         if hash_file(folder / name) != expected:

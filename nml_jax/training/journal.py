@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 from nml_jax import console
 from nml_jax.processes import peers
 from nml_jax.runs import goodput
-from nml_jax.runs.metrics import Metrics
+from nml_jax.runs.metrics import Metrics, read_metrics
 from nml_jax.training.window import Seen, hash_ids, list_ids
+
+VALIDATION = "validation/"  # what the names of the numbers of an evaluation on clean data begin with
 
 
 class Score(NamedTuple):
@@ -111,6 +113,24 @@ class Journal:
         """Write metrics of `step`."""
         with self._tolerate_full_disk():
             self.metrics.write(step, values)
+
+    def write_last(self, step: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
+        """Write the evaluation of the last step, unless it is written already. Training is over, and files are closed.
+
+        Args:
+            evaluate: returns the values. All processes call it or none.
+        """
+        known = [line for line in read_metrics(self.folder) if line["step"] == step] if self.active else []
+        if peers.agree(any(key.startswith(VALIDATION) for line in known for key in line)):
+            return
+        values = evaluate()
+        with self._tolerate_full_disk():
+            shown = {"steps": self.steps, "batch": self.config.train.batch, "label": self.label}
+            metrics = Metrics(self.folder, step=step, **shown, active=self.active)
+            try:
+                metrics.write(step, values)
+            finally:
+                metrics.close()
 
     def write_goodput(self, step: int) -> None:
         """Write the times up to `step`."""

@@ -1,7 +1,8 @@
 """A tuned head, and its file.
 
 The file is a safetensors file. It holds the tensors of the head under names such as "dense1/kernel", and their meaning
-in the metadata. NumPy alone can apply it; the README shows how.
+in the metadata. NumPy alone can apply it; the README shows how. The metadata also hold a SHA-256 of tensors and
+metadata (runs/tensors.py), so a head that has changed is refused. Older heads lack it and are loaded, with a message.
 """
 
 import dataclasses
@@ -13,14 +14,17 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
+from nml_jax import console
 from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.models.heads.mlp import EPS, Form, Tree, make_head
 from nml_jax.runs.files import write_bytes
+from nml_jax.runs.tensors import PROOF, is_sealed, seal_tensors
+from nml_jax.stored import FAULTS, parse_json
 from nml_jax.tuning import descent
 
+KEYS = {"format", "form", "classes", "epsilon", "about", "columns", PROOF}  # of the metadata
 FORMAT = "nml_jax head 1"  # raise the number when the tensors or the metadata change their meaning
 CLASSES = (bool, int, float, str)  # types of a class in a file
 SCORES = ("ridge",)  # methods whose outputs are not logits
@@ -93,7 +97,7 @@ class TunedHead:
             "columns": json.dumps(list(self.columns)),
         }
         with report_disk_errors(path.parent):
-            write_bytes(path, safetensors.numpy.save(tensors, metadata=meta))
+            write_bytes(path, seal_tensors(tensors, meta))
 
 
 def load(path: Path) -> TunedHead:
@@ -111,10 +115,11 @@ def load(path: Path) -> TunedHead:
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is not a mapping
         if meta.get("format") != FORMAT:
             raise UserError(f"{path} is not a head of this version: its format is {meta.get('format')!r}", cure)
+        _check_proof(path, flat, meta)
         tree = _nested(flat)
-        state, form = tree.pop("state", {}), Form(**json.loads(meta["form"]))
+        state, form = tree.pop("state", {}), Form(**parse_json(meta["form"]))
         _check_claim(form, flat, path, cure)
-        classes, about, columns = (json.loads(meta.get(name, "[]")) for name in ("classes", "about", "columns"))
+        classes, about, columns = (parse_json(meta.get(name, "[]")) for name in ("classes", "about", "columns"))
         if not (isinstance(classes, list) and all(isinstance(c, CLASSES) for c in classes) and isinstance(about, dict)):
             raise UserError(f"{path} does not name its classes or its origin", cure)
         head = TunedHead(form, tree, state, tuple(classes), about, tuple(columns))
@@ -131,7 +136,7 @@ def load(path: Path) -> TunedHead:
         for name, x in flat.items():
             if not np.isfinite(x).all() or (name == "state/input/scale" and not x.all()):
                 raise UserError(f"{path} is damaged: {name} holds an invalid value", cure)
-    except (SafetensorError, AttributeError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
+    except (SafetensorError, OSError, OverflowError, RecursionError, *FAULTS) as e:
         raise UserError(f"{path} is damaged: {' '.join(str(e).split())}", cure) from e
     return head
 
@@ -154,6 +159,18 @@ def _find_shapes(form: Form, num_classes: int, dim: int) -> tuple[Tree, Tree]:
     """Return the shapes of a head's parameters and state. No device starts, so whoever only loads may still fork."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.eval_shape(partial(make_head(form, num_classes).init, dim=dim), key)
+
+
+def _check_proof(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> None:
+    """Check the SHA-256 in the metadata. Say that a head of an earlier version has none.
+
+    Raises:
+        ValueError: the head has changed, or its metadata have a key that no version writes, as after a flipped bit.
+    """
+    if strange := sorted(meta.keys() - KEYS):
+        raise ValueError(f"its metadata have a key {strange[0]!r}")
+    if not is_sealed(tensors, meta):
+        console.notice(f"{path} was written before heads had a SHA-256: whether it has changed cannot be told")
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, np.ndarray]]:

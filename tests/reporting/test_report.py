@@ -18,7 +18,7 @@ from configs import common
 from nml_jax import settings
 from nml_jax.errors import UserError
 from nml_jax.report import main
-from nml_jax.reporting import claims, figures
+from nml_jax.reporting import claims, figures, tables
 from nml_jax.reporting.statistics import paired
 from nml_jax.reporting.statistics.grouping import find_studies
 from nml_jax.reporting.statistics.studies import MEAN, Key, Method
@@ -717,3 +717,10 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         report.build([folder], tmp_path / "file")
+
+
+def test_a_loss_is_in_nats_and_a_share_in_percent():
+    assert [tables._name_score(metric) for metric in ("loss", "accuracy")] == ["loss (nats)", "accuracy %"]
+    assert [paired.unit(metric).number(0.6931) for metric in ("loss", "accuracy", "diagnosis/stable_rank")] == [
+        "0.693", "69.3", "0.7",
+    ]  # fmt: skip

@@ -42,3 +42,18 @@ def test_what_a_stage_leaves_is_all_needed_unless_its_rows_decide(tmp_path: Path
     assert not stage.intact(tmp_path)
     (tmp_path / "b").mkdir()
     assert stage.intact(tmp_path)
+
+
+def test_going_on_with_other_threads_is_told(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(runner.runtime, "describe_environment", lambda: {"threads": "2"})
+    begun = {"stages": {"pretrain": {"inputs": {}, "threads": [2]}}}
+    assert runner._list_threads(tmp_path, begun, begun["stages"]["pretrain"]) == {"threads": [2]}
+    assert not capsys.readouterr().err
+    begun = {"stages": {"pretrain": {"inputs": {}, "threads": [8]}}}
+    assert runner._list_threads(tmp_path, begun, begun["stages"]["pretrain"]) == {"threads": [8, 2]}
+    assert "begun with 8 CPU thread(s) for an operation, it goes on with 2" in capsys.readouterr().err
+    finished = {"stages": {"pretrain": {"output": "", "environment": {"threads": "8"}}}}
+    assert runner._list_threads(tmp_path, finished, {}) == {"threads": [2]}  # of the next stage
+    assert "NPROC=8" in capsys.readouterr().err
+    monkeypatch.setattr(runner.runtime, "describe_environment", dict)  # of a GPU
+    assert runner._list_threads(tmp_path, finished, {}) == {}

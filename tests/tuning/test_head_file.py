@@ -124,7 +124,8 @@ def lengthen_header(raw):
 def change_meta(**meta):
     def rewrite(raw):
         tensors, header = safetensors.numpy.load(raw), json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-        kept = {k: v for k, v in {**header["__metadata__"], **meta}.items() if v is not None}
+        # Without the SHA-256, as in a file of an earlier version or a forged one.
+        kept = {k: v for k, v in {**header["__metadata__"], "sha256": None, **meta}.items() if v is not None}
         return safetensors.numpy.save(tensors, metadata=kept)
 
     return rewrite
@@ -140,16 +141,20 @@ def replace_tensor(name, value):
     def rewrite(raw):
         tensors = {k: v for k, v in safetensors.numpy.load(raw).items() if k != name}
         tensors |= {} if value is None else {name: np.array(value, np.float32)}
-        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-        return safetensors.numpy.save(tensors, metadata=header["__metadata__"])
+        return change_meta()(reseal(raw, tensors))
 
     return rewrite
 
 
-def drop_classifier(raw):
-    tensors = {k: v for k, v in safetensors.numpy.load(raw).items() if not k.startswith("classifier")}
+def reseal(raw, tensors):
+    """Put other tensors under the metadata of a file."""
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     return safetensors.numpy.save(tensors, metadata=header["__metadata__"])
+
+
+def drop_classifier(raw):
+    tensors = {k: v for k, v in safetensors.numpy.load(raw).items() if not k.startswith("classifier")}
+    return change_meta()(reseal(raw, tensors))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +167,11 @@ def drop_classifier(raw):
         (lambda raw: b"PK\x03\x04" + bytes(64), "is damaged"),
         (change_meta(format="nml_jax head 2"), "its format is 'nml_jax head 2'"),
         (drop_metadata, "its format is None"),
+        (change_meta(sha257="0"), "have a key 'sha257'"),
+        (change_meta(sha256="0" * 64), "SHA-256 differs"),
+        (lambda raw: reseal(raw, safetensors.numpy.load(raw) | {"scale": np.ones(1, np.float32)}), "SHA-256 differs"),
         (change_meta(form=None), "is damaged"),
+        (change_meta(about="[" * 100_000), "nested too deeply"),
         (change_meta(form='{"mlp": true, "heads": 8}'), "is damaged"),
         (change_meta(form='{"mlp": true, "depth": 10000000}'), "describes: depth 10,000,000 and width 4 in"),
         (change_meta(form='{"mlp": true, "width": 1000000000}'), "describes: depth 1 and width 1,000,000,000 in"),
@@ -191,6 +200,47 @@ def test_a_damaged_file(tmp_path, damage, cause):
         head_file.load(tmp_path / "h")
     assert e.value.cure
     assert "\n" not in e.value.cause + e.value.cure
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path):
+    make().save(tmp_path / "h")
+    raw = (tmp_path / "h").read_bytes()
+    before, end = head_file.load(tmp_path / "h"), 8 + int.from_bytes(raw[:8], "little")
+    drawn = np.random.default_rng(0).integers(8 * end, 8 * len(raw), 100).tolist()
+    for bit in [*range(0, 8 * end, 5), *drawn]:
+        flipped = bytearray(raw)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "h").write_bytes(flipped)
+        cause, after = "", None
+        try:
+            after = head_file.load(tmp_path / "h")
+        except UserError as e:
+            cause = e.cause
+        if after is None:
+            assert str(tmp_path / "h") in cause
+            assert "\n" not in cause
+        else:  # such as "\u00FC" for "\u00fc"
+            assert bit < 8 * end
+            assert (after.classes, after.about, after.form) == (before.classes, before.about, before.form)
+
+
+def test_a_head_without_a_hash_is_loaded_and_that_is_said(tmp_path, capsys):
+    make().save(tmp_path / "h")
+    head_file.load(tmp_path / "h")
+    assert not capsys.readouterr().err
+    (tmp_path / "h").write_bytes(change_meta()((tmp_path / "h").read_bytes()))
+    assert head_file.load(tmp_path / "h").classes == ("ant", "bee", "cat")
+    assert "before heads had a SHA-256" in capsys.readouterr().err
+
+
+def test_equal_heads_are_equal_byte_for_byte(tmp_path):
+    about = {"method": "nmtune", "hyper": {"lr": 0.01}, "preset": None}
+    make(about=about).save(tmp_path / "a")
+    make(about=about).save(tmp_path / "b")
+    raw = (tmp_path / "a").read_bytes()
+    assert (tmp_path / "b").read_bytes() == raw
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"])
 
 
 def test_a_missing_file_and_a_folder(tmp_path):

@@ -6,7 +6,6 @@ never read: it has another key and is written again. A bank's folder gets its na
 
 import dataclasses
 import glob
-import json
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +20,7 @@ from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.hashes import hash_bytes, hash_file
 from nml_jax.runs.files import write_json
 from nml_jax.settings import hash_json
+from nml_jax.stored import parse_json
 
 VERSION = 1
 SHARD_ROWS = 16_384
@@ -111,8 +111,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
     cure = f"delete {folder}; the next start writes it again"
     try:
-        text = path.read_text("utf-8")
-        index = json.loads(text)
+        index = parse_json(path.read_bytes())
         sound = index["sha256"] == _hash_index(index)
     except FileNotFoundError as e:
         raise UserError(f"{folder} is not a feature bank: it has no index.json", cure) from e

@@ -21,7 +21,7 @@ from nml_jax.data.images.codec import Undecodable
 from nml_jax.data.sources import texts
 from nml_jax.data.sources.captions import Captions, Joined, Slice, Stored
 from nml_jax.data.sources.source import Source, digest
-from nml_jax.errors import UserError
+from nml_jax.errors import MissingInput, UserError
 from nml_jax.runs.files import replace_file
 
 Span = tuple[str, int, int]  # split, first record, last record + 1
@@ -103,7 +103,7 @@ def _open_prepared(path: str, captions: bool) -> Any:
     folder = Path(path).expanduser()
     if not (folder / "dataset_info.json").is_file():
         build = (BUILD_PAIRS if captions else BUILD).format(path=path or "OUT")
-        raise UserError(f"data.path={path!r} holds no prepared dataset", f"build it: {build}")
+        raise MissingInput(f"data.path={path!r} holds no prepared dataset", f"build it: {build}")
     try:
         return tfds.builder_from_directory(folder)
     except Exception as e:  # TFDS and protobuf raise many kinds for a damaged description
@@ -122,11 +122,11 @@ def _open_catalogue(name: str, path: str) -> Any:
         hint = f"did you mean {' or '.join(close)}?" if close else "see https://www.tensorflow.org/datasets/catalog"
         raise UserError(f"TFDS has no dataset {name!r}", hint) from e
     except ImportError as e:
-        raise UserError(f"TFDS needs TensorFlow to describe {name!r} before it is prepared", cure) from e
+        raise MissingInput(f"TFDS needs TensorFlow to describe {name!r} before it is prepared", cure) from e
     except ValueError as e:  # TFDS cannot parse the name or configuration
         raise UserError(f"TFDS has no dataset {name!r}: {str(e).splitlines()[0]}", "name it as in cifar10") from e
     if not builder.is_prepared():
-        raise UserError(f"dataset {name!r} is not prepared in {builder.data_dir}", cure)
+        raise MissingInput(f"dataset {name!r} is not prepared in {builder.data_dir}", cure)
     return builder
 
 

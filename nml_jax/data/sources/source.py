@@ -120,7 +120,7 @@ class Subset(Source):
                 "captions_clean": Taken(source.captions_clean, indices),
             }
         super().__init__(**about, fingerprint=digest("subset", source.fingerprint, indices, kept))
-        self.source, self.indices = source, indices
+        self.source, self.indices, self.classes = source, indices, tuple(kept)
 
     def image(self, i: int) -> bytes | np.ndarray:
         return self.source.image(int(self.indices[i]))

@@ -9,6 +9,9 @@ from nml_jax.data.sources.source import Source
 from nml_jax.data.stream import pipeline
 from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.runs.files import QUARANTINE, write_atomic
+from nml_jax.stored import FAULTS, make_damage, parse_json, read_lines, require_type
+
+CURE = "delete it; records that cannot be decoded are found again"
 
 
 class Quarantine:
@@ -23,7 +26,7 @@ class Quarantine:
 
     def __init__(self, folder: Path, source: Source, budget: float, *, active: bool = True):
         self.path, self.source, self.budget, self.active = folder / QUARANTINE, source, budget, active
-        self.known = {json.loads(line)["id"] for line in self._lines()}
+        self.known = self._read_known()
 
     def __call__(self, ids: Iterable[int]) -> None:
         """Record the new ones among these ids of all processes.
@@ -50,4 +53,11 @@ class Quarantine:
             )
 
     def _lines(self) -> list[str]:
-        return self.path.read_text("utf-8").splitlines() if self.path.exists() else []
+        return read_lines(self.path, CURE) if self.path.exists() else []
+
+    def _read_known(self) -> set[int]:
+        """Read the ids that are recorded already. Raise UserError if a line is damaged."""
+        try:
+            return {require_type(parse_json(line)["id"], int) for line in self._lines()}
+        except FAULTS as e:
+            raise make_damage(self.path, e, CURE) from e

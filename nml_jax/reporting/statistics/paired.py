@@ -70,11 +70,16 @@ class Unit(NamedTuple):
 
 
 PERCENT = Unit(100, 1, " %")  # shares; the rest has no unit
-UNITS = {"sve": Unit(1, 2), "lsvr": Unit(1, 2), "effective_rank": Unit(1, 1)}
+RATIO = Unit(1, 2)
+UNITS = {
+    "loss": Unit(1, 3),  # nats
+    "sve": RATIO, "lsvr": RATIO, "alpha_req": RATIO, "fisher_ratio": RATIO,
+    "effective_rank": Unit(1, 1), "stable_rank": Unit(1, 1),
+}  # fmt: skip
 
 
 def unit(metric: str) -> Unit:
-    return UNITS.get(metric, PERCENT)
+    return UNITS.get(metric.removeprefix("diagnosis/"), PERCENT)
 
 
 def format_mean(s: Stat, metric: str) -> str:
