@@ -79,6 +79,7 @@ def launch(
 
     for cell in cells.values():
         sections.check(cell)
+    runtime.use_32_bits()
     peers.start(config.runtime.timeout)
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis)
     for cell in cells.values():
