@@ -21,7 +21,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from nml_jax import __version__, settings
-from nml_jax.console import list_words
+from nml_jax.console import list_words, notice
 from nml_jax.errors import NonFinite, PeerLost, Preempted, UserError, as_disk_error
 from nml_jax.processes.sigterm import on_sigterm
 
@@ -79,7 +79,6 @@ def launch(
 
     for cell in cells.values():
         sections.check(cell)
-    runtime.use_32_bits()
     peers.start(config.runtime.timeout)
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis)
     for cell in cells.values():
@@ -198,6 +197,8 @@ def run(argv: list[str] | None = None) -> int:
     if {"--help", "-h"} & set(argv):
         print(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
         return 0
+    if os.environ.pop("JAX_ENABLE_X64", None):  # before JAX is imported, which reads it
+        notice("JAX_ENABLE_X64 is left aside: the program chooses 32 or 64 bits itself")
     sys.path.insert(0, str(settings.find_configs_home()))  # for `from configs import common`
     # The checkpoint library logs a failed write in every thread, with tracebacks. We report it once.
     logging.set_verbosity(logging.FATAL)

@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nml_jax import ranges
-from nml_jax.console import notice
 from nml_jax.errors import PeerLost, UserError
 from nml_jax.processes import job, peers
 
@@ -34,13 +33,6 @@ def check_ranges(config: Any) -> None:
     ranges.require_at_least(1, "runtime", config, "max_skipped", "log_every", "keep", "timeout")
     ranges.require_at_least(0, "runtime", config, "threads", "prefetch", "eval_every", "keep_every")
     ranges.require_positive("runtime", config, "save_every")
-
-
-def use_32_bits() -> None:
-    """Switch JAX's 64-bit types off, and say so, where the user's environment has switched them on."""
-    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_enable_x64", False)
-        notice("JAX_ENABLE_X64 is set, and left aside: programs of nml_jax choose 32 or 64 bits themselves")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:

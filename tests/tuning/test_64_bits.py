@@ -1,5 +1,9 @@
 """JAX's flag for 64-bit types, which a user may have set for programs of their own, changes no dtype and no number."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -40,3 +44,10 @@ def test_probes():
 def test_diagnose():
     plain, flagged = both(lambda: diagnose(FEATURES, LABELS))
     assert repr(plain) == repr(flagged)
+
+
+def test_the_program_leaves_the_flag_aside(tmp_path):
+    command = [sys.executable, "-m", "nml_jax.main", "--config=configs/digits.py", f"--workdir={tmp_path}", "--dry_run"]
+    ended = subprocess.run(command, env={**os.environ, "JAX_ENABLE_X64": "1"}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "JAX_ENABLE_X64 is left aside" in ended.stderr + ended.stdout
