@@ -19,6 +19,11 @@ os.environ["XLA_FLAGS"] = " ".join(FLAGS).strip()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
+# XLA runs programs in a pool of as many threads as there are cores or devices, and a device that waits for the others
+# keeps its thread. Two programs at once can fill the pool of eight with waiting devices, and then nobody ever arrives:
+# on a busy machine the training of CLIP stood still about every second time. NPROC is the size of the pool.
+os.environ["NPROC"] = "64"
+
 # Tests start the program about a hundred times: without bytecode each start compiles the whole package again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
