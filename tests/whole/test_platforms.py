@@ -21,6 +21,8 @@ from nml_jax.evals import classification, collect, retrieval, zeroshot
 from nml_jax.models.heads import mlp
 from nml_jax.objectives import terms
 from nml_jax.objectives.nmtune import PRESETS
+from nml_jax.spectrum import device
+from nml_jax.spectrum.rows import Kind
 from nml_jax.stages import extract
 from nml_jax.training import loop, perturb
 from nml_jax.tuning import descent, neighbours, probes
@@ -46,6 +48,7 @@ class Program:
 
     place: str  # module and function, as `find_places` names them
     make: Callable[[], tuple[Any, tuple, dict[str, Any]]]
+    platforms: tuple[str, ...] = PLATFORMS
 
 
 def step(case: str, *, fsdp: int = 1) -> Callable:
@@ -151,6 +154,21 @@ def perturbation() -> tuple[Any, tuple, dict[str, Any]]:
     return jax.jit(perturb.noisytune), (model("vit").shapes[0], jax.random.key(0), 0.1), {}
 
 
+def spectrum(double: bool, **mode: Any) -> Callable:
+    def make():
+        F = jax.ShapeDtypeStruct((2, 64, D), jnp.float32, sharding=NamedSharding(mesh_of(8), jax.P(None, "data")))
+        how = Kind(**{"normalize": None, "center": None, "exact": False} | mode)
+        reduce = device._compile_reduction(device._make_mesh(F), how, double)  # type: ignore[arg-type]
+        return reduce, (F, shape(64, dtype=jnp.bool)), {}
+
+    return make
+
+
+def slices() -> tuple[Any, tuple, dict[str, Any]]:
+    F = jax.ShapeDtypeStruct((64, D), jnp.float32, sharding=NamedSharding(mesh_of(8), jax.P("data")))
+    return device._compile_slice(device._make_mesh(F), 16), (F, whole()), {}  # type: ignore[arg-type]
+
+
 LABELS = {"label": whole(16), "label_clean": whole(16), "mask": shape(16)}
 TEXTS = {"text_clean": shape(16, 8, dtype=jnp.int32), "mask": shape(16)}
 E = mesh_cases.TEXT["model.embed_dim"]
@@ -209,6 +227,17 @@ PROGRAMS: dict[str, Program] = {
     "L-BFGS: the start": Program(
         "tuning/probes.py:_measure_spread", lambda: (probes._measure_spread, (shape(D + 1, K), shape(N, D)), {})
     ),
+    **{
+        f"spectrum: {kind}": Program("spectrum/device.py:_compile_reduction", spectrum(double, **mode), platforms)
+        for kind, double, mode, platforms in (
+            ("raw", False, {}, PLATFORMS),
+            ("code", False, {"normalize": "rows", "center": "samples"}, PLATFORMS),
+            ("centred", False, {"center": "features"}, PLATFORMS),
+            ("float64", True, {"normalize": "rows", "center": "features"}, ("cpu", "cuda")),
+            ("float64, QR", True, {"exact": True}, ("cpu", "cuda")),
+        )
+    },
+    "spectrum: rows": Program("spectrum/device.py:_compile_slice", slices),
     "k-NN": Program(
         "tuning/neighbours.py:_merge_block",
         lambda: (
@@ -259,8 +288,9 @@ def test_no_program_is_forgotten():
 def test_lowers_for_every_platform(name: str):
     compiled, args, kwargs = PROGRAMS[name].make()
     traced = getattr(compiled, "__wrapped__", compiled) if not hasattr(compiled, "trace") else compiled
-    traced = traced.trace(*args, **kwargs)
-    for platform in PLATFORMS:
+    with jax.enable_x64(name.startswith("spectrum: float64")):
+        traced = traced.trace(*args, **kwargs)
+    for platform in PROGRAMS[name].platforms:
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         if platform == "tpu":
             assert not re.search(r"\bf64\b|xf64\b", text), "float64"
