@@ -268,6 +268,8 @@ def run(argv: list[str] | None = None) -> int:
     if {"--help", "-h"} & set(argv):
         show(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
         return 0
+    if os.environ.pop("JAX_ENABLE_X64", None):  # before JAX is imported, which reads it
+        notice("JAX_ENABLE_X64 is left aside: the program chooses 32 or 64 bits itself")
     sys.path.insert(0, str(settings.find_configs_home()))  # for `from configs import common`
     # The checkpoint library logs a failed write in every thread, with tracebacks. We report it once.
     logging.set_verbosity(logging.FATAL)

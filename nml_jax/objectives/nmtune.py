@@ -5,16 +5,17 @@ decorrelates the features of Z, and the singular term rewards a dominant singula
 w_mse·consistency + w_cov·covariance + w_svd·singular. The paper and the released code differ in weights and forms;
 PRESETS has both.
 
-Every term computes its value and its gradient in float64 and returns them as float32. In float32, the gradient can be
-wrong from the fourth digit on, or entirely: if a feature has 10⁶ times the variance of the others, if a mean is 100
-standard deviations, if Z is close to F, or if rows are two views of one image. At the usual batch sizes, float64 costs
-a few per cent of a step. (Measured only on a CPU; a TPU emulates float64.)
+Every term computes its value and its gradient by a rule of its own and returns both as float32. On CPUs and GPUs the
+rule runs in float64 (nmtune_double.py): exact to about 1e-6 for every input, for a few per cent of a step's time. In
+plain float32, a gradient can be wrong from the fourth digit on, or entirely: if a feature has 10⁶ times the variance of
+the others, if a mean is 100 standard deviations, if Z is close to F, or if rows are two views of one image. A TPU only
+emulates float64 and cannot lower its SVD: there the rule is a compensated one in float32 (nmtune_single.py), whose
+gradients are within 1e-4 of their largest entry where σmin/σ₁ is at least 0.05, and finite everywhere.
 """
 
 import math
 import typing
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -23,11 +24,10 @@ import numpy as np
 import optax
 
 from nml_jax.errors import UserError
+from nml_jax.objectives import nmtune_double, nmtune_single
 from nml_jax.objectives.step import Step
 
-# Shares of σ₁. A float64 Gram matrix has σ² to 1e-16·σ₁²: for σ above GRAM, value and gradient are accurate to 1e-6.
-# Below GRAM they come from an SVD, which has the direction of σ to 1e-16·σ₁/σ. Below ZERO, this is too inaccurate.
-GRAM, ZERO = 1e-5, 1e-12
+SINGLE = ("tpu",)  # platforms on which the terms are computed in float32; tests add the CPU
 
 
 class Weights(NamedTuple):
@@ -136,7 +136,7 @@ def loss(F: jax.Array, Z: jax.Array, logits: jax.Array, labels: jax.Array, *, we
 
 def _sum_terms(F: jax.Array, Z: jax.Array, form: Weights, weights: Weights) -> jax.Array:
     rows = Z.reshape(-1, Z.shape[-1])
-    total = jnp.zeros(())
+    total = jnp.zeros((), jnp.float32)
     if form.mse:
         across = form.cross_view and Z.shape[1] > 1
         pair = (F[:, :1], Z[:, 1:]) if across else (F, Z)
@@ -158,7 +158,7 @@ def consistency(F: jax.Array, Z: jax.Array, *, per_dim: bool = False) -> jax.Arr
     """
     dim = Z.shape[-1]
     F = jnp.broadcast_to(F, Z.shape).reshape(-1, dim)
-    return _run_in_float64(partial(_consistency, dim if per_dim else 1))(Z.reshape(-1, dim), F)
+    return _differentiate("consistency", dim if per_dim else 1)(Z.reshape(-1, dim), F)
 
 
 def covariance(Z: jax.Array) -> jax.Array:
@@ -169,36 +169,44 @@ def covariance(Z: jax.Array) -> jax.Array:
     Args:
         Z: float32 [B, D].
     """
-    return _run_in_float64(_covariance)(Z)
+    return _differentiate("covariance")(Z)
 
 
 def singular(Z: jax.Array, top: int = 1) -> jax.Array:
     """Return −(mean of the `top` largest σᵢ) / Σσ, with σ the singular values of Z, uncentred; 0 for an all-zero Z.
 
     With fewer than `top` singular values, the mean is over all of them. The gradient is U diag(g) Vᵀ with g = ∂/∂σ,
-    from the eigenvectors of the smaller Gram matrix, or from an SVD if any σ/σ₁ is below GRAM. Directions with σ/σ₁
-    below ZERO get no gradient, so that it is finite at any rank.
+    from the eigenvectors of the smaller Gram matrix, or, in float64, from an SVD if any σ/σ₁ is below 1e-5. Directions
+    whose σ/σ₁ is below 1e-12 (float32: 3e-4) get no gradient, so that it is finite at any rank.
 
     Args:
         Z: float32 [B, D].
         top: how many values to average.
     """
-    return _run_in_float64(partial(_singular, top))(Z)
+    return _differentiate("singular", top)(Z)
 
 
-def _run_in_float64(term: Callable[..., tuple[jax.Array, jax.Array]]) -> Callable[..., jax.Array]:
-    """Make a function of float32 arrays, differentiable in the first, that runs `term` in float64.
+def _differentiate(rule: str, *static: int) -> Callable[..., jax.Array]:
+    """Make a function of float32 arrays, differentiable in the first, from a rule for value and gradient.
 
     Args:
-        term: (Z [..., B, D], *others) -> (value [...], gradient by Z [..., B, D]). It must take leading axes itself,
-            because `vmap` would rewrite the float64 operations outside the context that allows them.
+        rule: its name in nmtune_double.py and nmtune_single.py. It is called as `rule(*static, Z [..., B, D], *others)`
+            and must take leading axes itself, because `vmap` would rewrite the float64 operations outside the context
+            that allows them.
     """
+
+    def run_double(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+        with jax.enable_x64(True):
+            value, gradient = getattr(nmtune_double, rule)(*static, *(x.astype(jnp.float64) for x in arrays))
+            return value.astype(jnp.float32), gradient.astype(jnp.float32)
+
+    def run_single(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+        with jax.enable_x64(False):
+            return getattr(nmtune_single, rule)(*static, *arrays)
 
     @jax.custom_batching.custom_vmap
     def both(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
-        with jax.enable_x64(True):
-            value, gradient = term(*(x.astype(jnp.float64) for x in arrays))
-            return value.astype(jnp.float32), gradient.astype(jnp.float32)
+        return jax.lax.platform_dependent(*arrays, default=run_double, **dict.fromkeys(SINGLE, run_single))
 
     @both.def_vmap
     def _(size: int, batched: list[bool], *arrays: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple[bool, bool]]:
@@ -219,62 +227,3 @@ def _run_in_float64(term: Callable[..., tuple[jax.Array, jax.Array]]) -> Callabl
 
     value.defvjp(forward, backward)
     return value
-
-
-_matmul = partial(jnp.matmul, precision="highest")
-
-
-def _consistency(divisor: int, Z: jax.Array, F: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def inverse_norm(x: jax.Array) -> jax.Array:
-        norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
-        return jnp.where(norm == 0, 0, 1 / jnp.where(norm == 0, 1, norm))
-
-    inverse = inverse_norm(Z)
-    unit = Z * inverse
-    away = unit - F * inverse_norm(F)
-    scale = divisor * Z.shape[-2]
-    along = (away * unit).sum(-1, keepdims=True)  # the length of Z has no effect
-    return (away**2).sum((-2, -1)) / scale, 2 * (away - along * unit) * inverse / scale
-
-
-def _covariance(Z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    rows, dim = Z.shape[-2:]
-    Z = Z - Z.mean(-2, keepdims=True)
-    if rows < dim:
-        gram, diagonal = _matmul(Z, Z.mT), (Z * Z).sum(-2, keepdims=True)
-        total = (gram * gram).sum((-2, -1)) - (diagonal * diagonal).sum((-2, -1))
-        gradient = _matmul(gram, Z) - Z * diagonal
-    else:
-        off = _matmul(Z.mT, Z) * (1 - jnp.eye(dim))
-        total, gradient = (off * off).sum((-2, -1)), _matmul(Z, off)
-    scale = dim * max(rows - 1, 1) ** 2
-    return total / scale, 4 * gradient / scale
-
-
-def _singular(top: int, Z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    wide = Z.shape[-2] < Z.shape[-1]
-
-    def use_gram(_: None) -> tuple[jax.Array, jax.Array]:
-        return sigma, q
-
-    def use_svd(_: None) -> tuple[jax.Array, jax.Array]:
-        u, s, vt = jnp.linalg.svd(Z, full_matrices=False)
-        return s[..., ::-1], (u if wide else vt.mT)[..., ::-1]
-
-    gram = _matmul(Z, Z.mT) if wide else _matmul(Z.mT, Z)
-    eigenvalues, q = jnp.linalg.eigh(gram, symmetrize_input=False)  # ascending
-    sigma = jnp.sqrt(jnp.maximum(eigenvalues, 0))
-    steep = (sigma[..., 0] < GRAM * sigma[..., -1]).any()  # in a batch of Z, one decides for all; false for NaN
-    sigma, q = jax.lax.cond(steep, use_svd, use_gram, None)
-
-    first = sigma[..., -1:]
-    zero = sigma <= ZERO * first  # false for NaN, so that it is kept
-    sigma = jnp.where(zero, 0, sigma)
-    total = jnp.where(zero[..., -1:], 1, sigma.sum(-1, keepdims=True))
-    k = min(top, sigma.shape[-1])
-    value = -sigma[..., -k:].mean(-1, keepdims=True) / total
-    largest = jnp.arange(sigma.shape[-1]) >= sigma.shape[-1] - k
-    g = -(largest / k + value) / total
-    g = jnp.where(zero, 0, g / jnp.where(zero, 1, sigma))[..., None, :]
-    inner = _matmul(q * g, q.mT)  # U diag(g/σ) Uᵀ if wide, else V diag(g/σ) Vᵀ
-    return value[..., 0], _matmul(inner, Z) if wide else _matmul(Z, inner)

@@ -9,7 +9,7 @@ from scipy.linalg import eigvalsh, get_blas_funcs, get_lapack_funcs, svdvals
 
 from nml_jax.errors import UserError
 from nml_jax.spectrum.measures import sve
-from nml_jax.spectrum.rows import check_mode, prepare
+from nml_jax.spectrum.rows import Kind, check_mask, check_mode, is_on_device, prepare
 
 Array = NDArray[np.float64]
 
@@ -46,18 +46,23 @@ class SpectrumMeter:
         """Add rows.
 
         Args:
-            batch: [B, dim] NumPy or JAX array of any real dtype.
+            batch: [B, dim] NumPy or JAX array of any real dtype. A JAX array of an accelerator, or of several
+                devices, is reduced to D × D where it is.
             mask: [B]; rows where it is zero or False are left out, whatever they hold.
 
         Raises:
             UserError: a shape is wrong, or a row that counts holds NaN or infinity. Rows are added in blocks of 4096;
                 the blocks before that of the bad row stay added.
         """
+        if np.ndim(batch) != 2 or np.shape(batch)[1] != self.dim:
+            raise UserError(
+                f"a batch of shape {np.shape(batch)} does not fit", f"pass features of shape [B, {self.dim}]"
+            )
+        check_mask(mask, np.shape(batch)[0])
+        if is_on_device(batch):
+            self._update_on_device(batch, mask)
+            return
         batch = np.asarray(batch)
-        if batch.ndim != 2 or batch.shape[1] != self.dim:
-            raise UserError(f"a batch of shape {batch.shape} does not fit", f"pass features of shape [B, {self.dim}]")
-        if mask is not None and np.shape(mask) != batch.shape[:1]:
-            raise UserError(f"a mask of shape {np.shape(mask)} does not fit", f"pass one value per row, {len(batch)}")
         for start in range(0, len(batch), BLOCK):
             rows, ids = batch[start : start + BLOCK], np.arange(start, min(start + BLOCK, len(batch)))
             if mask is not None:
@@ -65,6 +70,18 @@ class SpectrumMeter:
                 rows, ids = rows[kept], ids[kept]
             if len(rows):
                 self._add(prepare(rows, self.normalize, self.center, ids))
+
+    def _update_on_device(self, batch: Any, mask: ArrayLike | None) -> None:
+        """Add rows [B, dim] of a JAX array, reduced on its devices."""
+        from nml_jax.spectrum import device  # imports JAX
+
+        kept = np.ones(len(batch), bool) if mask is None else np.asarray(mask).astype(bool)
+        if self.exact and not device.has_float64(batch):
+            for rows, ids in device.fetch_rows(batch, kept):
+                self._add(prepare(rows, self.normalize, self.center, ids))
+        elif kept.any():
+            mode = Kind(self.normalize, self.center, self.exact)
+            self.merge(SpectrumMeter.from_reduction(next(device.reduce_rows(batch[None], kept, mode)), mode))
 
     def merge(self, other: "SpectrumMeter") -> None:
         """Add the rows that another meter has seen.
@@ -116,6 +133,18 @@ class SpectrumMeter:
         meter.n, meter._sums = int(state["n"]), int(state["sums"])
         meter._mean += state["mean"]
         meter._factor += state["factor"]
+        return meter
+
+    @classmethod
+    def from_reduction(cls, sums: Mapping[str, np.ndarray], mode: Kind) -> "SpectrumMeter":
+        """Make the meter of a matrix that `device.reduce_rows` has reduced."""
+        kind = mode._asdict()
+        if not mode.exact:
+            return cls.from_state(sums, **kind)
+        meter = cls(len(sums["mean"]), **kind)
+        meter.n, meter._mean, meter._sums = int(sums["n"]), np.array(sums["mean"]), int(sums["sums"])
+        for factor in sums["factor"]:  # of each device
+            meter._accumulate(factor)
         return meter
 
     def _add(self, rows: Array) -> None:

@@ -1,9 +1,10 @@
 """The preparation of features for their spectrum: modes, checks, normalising and centring of rows."""
 
-from typing import TypedDict
+import sys
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from nml_jax.errors import UserError
 
@@ -24,6 +25,27 @@ PRESETS: dict[str, Mode] = {
 }
 
 
+class Kind(NamedTuple):
+    """What a meter, or a reduction on devices, makes of features."""
+
+    normalize: str | None
+    center: str | None
+    exact: bool  # a QR factor in place of the Gram matrix
+
+
+def is_on_device(F: Any) -> bool:
+    """Return whether F is a JAX array of an accelerator, or of several devices; one CPU device is the host itself."""
+    jax = sys.modules.get("jax")  # who has such an array has imported it
+    if jax is None or not isinstance(F, jax.Array):
+        return False
+    return len(F.sharding.device_set) > 1 or find_platform(F) != "cpu"
+
+
+def find_platform(F: Any) -> str:
+    """Return the platform of a JAX array, such as "cpu" or "tpu"."""
+    return next(iter(F.sharding.device_set)).platform
+
+
 def find_preset(name: str) -> Mode:
     """Return the mode of that name in `PRESETS`.
 
@@ -41,6 +63,12 @@ def check_mode(normalize: str | None, center: str | None) -> None:
         raise UserError(f"normalize={normalize!r} is unknown", "use None or 'rows'")
     if center not in (None, "features", "samples"):
         raise UserError(f"center={center!r} is unknown", "use None, 'features' or 'samples'")
+
+
+def check_mask(mask: ArrayLike | None, n: int) -> None:
+    """Raise a UserError unless the mask has one value for each of n rows; None is every row."""
+    if mask is not None and np.shape(mask) != (n,):
+        raise UserError(f"a mask of shape {np.shape(mask)} does not fit", f"pass one value per row, {n}")
 
 
 def prepare(rows: np.ndarray, normalize: str | None, center: str | None, ids: np.ndarray) -> NDArray[np.float64]:

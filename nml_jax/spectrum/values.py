@@ -1,22 +1,29 @@
 """Singular values of whole matrices of features."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nml_jax.console import notice
 from nml_jax.errors import UserError
 from nml_jax.spectrum.meter import SpectrumMeter
-from nml_jax.spectrum.rows import check_mode, prepare
+from nml_jax.spectrum.rows import Kind, check_mask, check_mode, is_on_device, prepare
 
 TOLERANCE = 1e-6  # accuracy of SVE and LSVR that `singular_values` promises
 
 
-def singular_values(F: ArrayLike, *, normalize: str | None = None, center: str | None = None) -> NDArray[np.float64]:
+def singular_values(
+    F: ArrayLike, *, normalize: str | None = None, center: str | None = None, mask: ArrayLike | None = None
+) -> NDArray[np.float64]:
     """Return the singular values of features, accurate enough for SVE and LSVR to 1e-6 on every spectrum.
 
     Args:
-        F: [..., N, D] NumPy or JAX array of any real dtype; leading axes are layers, datasets, ...
+        F: [..., N, D] NumPy or JAX array of any real dtype; leading axes are layers, datasets, ... With N ≥ D, a JAX
+            array of an accelerator, or of several devices, is reduced to D × D where it is (device.py).
         normalize: "rows" divides each row by its L2 norm (a row of zeros stays zero).
         center: "features" subtracts the mean over N, "samples" each row's own mean over D; both after `normalize`.
+        mask: [N]; rows where it is zero or False are left out, whatever they hold, and N is the number of the others.
 
     Returns:
         float64 [..., min(N, D)], descending.
@@ -25,9 +32,16 @@ def singular_values(F: ArrayLike, *, normalize: str | None = None, center: str |
         UserError: F is empty, has fewer than two axes, or holds NaN or infinity; a mode is unknown.
     """
     check_mode(normalize, center)
-    F = np.asarray(F)
-    if F.ndim < 2 or F.size == 0:
-        raise UserError(f"features of shape {F.shape} have no spectrum", "pass [..., N, D] with N and D at least 1")
+    shape = np.shape(F)
+    if len(shape) < 2 or 0 in shape:
+        raise UserError(f"features of shape {shape} have no spectrum", "pass [..., N, D] with N and D at least 1")
+    check_mask(mask, shape[-2])
+    kept = np.ones(shape[-2], bool) if mask is None else np.asarray(mask).astype(bool)
+    if not kept.any():
+        raise UserError("the mask leaves out all rows", "keep at least one")
+    if is_on_device(F) and shape[-2] >= shape[-1]:
+        return _decompose_on_device(F, kept, normalize, center)
+    F = np.asarray(F) if mask is None else np.asarray(F)[..., kept, :]
     *lead, n, d = F.shape
     s = np.empty((*lead, min(n, d)))
     for index in np.ndindex(*lead):
@@ -50,3 +64,22 @@ def _decompose(F: np.ndarray, normalize: str | None, center: str | None) -> NDAr
         if meter.error_bound() <= TOLERANCE:
             break
     return meter.result()
+
+
+def _decompose_on_device(F: Any, mask: np.ndarray, normalize: str | None, center: str | None) -> NDArray[np.float64]:
+    """Return the singular values of a JAX array [..., N, D] with N ≥ D, of which only what is D × D is fetched."""
+    from nml_jax.spectrum import device  # imports JAX
+
+    *lead, n, d = F.shape
+    flat = F.reshape(-1, n, d)
+    mode = Kind(normalize, center, exact=False)
+    out = []
+    for i, sums in enumerate(device.reduce_rows(flat, mask, mode)):
+        meter = SpectrumMeter.from_reduction(sums, mode)
+        if meter.error_bound() > TOLERANCE:
+            if not device.has_float64(F):
+                notice("a Gram matrix is not accurate enough for this spectrum: its rows go through the host's QR")
+            meter = SpectrumMeter(d, normalize=normalize, center=center, exact=True)
+            meter.update(flat[i], mask)
+        out.append(meter.result())
+    return np.reshape(out, (*lead, -1))

@@ -5,9 +5,9 @@ released. An epoch is a new permutation of the n rows in ⌈n/B⌉ full batches.
 first rows, so no row is left out and BatchNorm always sees B rows. A batch holds all views of its rows.
 """
 
+import functools
 import os
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,17 @@ from nml_jax.processes.limits import limit_blas
 from nml_jax.training import perturb
 
 CHUNK = 512  # rows per call outside training; one size, so that it is compiled once
+
+
+def in_32_bits(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function run with JAX's 32-bit types, even where the user has set jax_enable_x64."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with jax.enable_x64(False):
+            return function(*args, **kwargs)
+
+    return run
 
 
 class Spec(NamedTuple):
@@ -65,6 +76,7 @@ class Carry(NamedTuple):
     opt_state: Any
 
 
+@in_32_bits
 def train(
     spec: Spec,
     bank: TrainingSet,
@@ -174,8 +186,8 @@ def run_epoch(
 
 
 # For callers that validate, or read other rows, between two epochs.
-begin = jax.jit(start, static_argnums=(0, 2))
-advance = jax.jit(run_epoch, static_argnums=0, donate_argnums=1)
+begin = in_32_bits(jax.jit(start, static_argnums=(0, 2)))
+advance = in_32_bits(jax.jit(run_epoch, static_argnums=0, donate_argnums=1))
 
 
 def _make_optimizer(setting: Setting, total: jax.Array | int) -> optax.GradientTransformation:
@@ -201,7 +213,7 @@ def _run(spec: Spec, bank: TrainingSet, setting: Setting, n: jax.Array, epochs: 
 _train = jax.jit(_run, static_argnums=0)
 
 
-@partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def _train_mapped(
     spec: Spec, bank: TrainingSet, settings: Setting, n: jax.Array, epochs: jax.Array
 ) -> tuple[Tree, Tree]:
@@ -227,12 +239,14 @@ def compute_statistics(features: jax.Array, rows: jax.Array, n: jax.Array) -> Tr
     }
 
 
+@in_32_bits
 def get_standard(features: np.ndarray, n: int | None = None) -> Tree:
     """Compute {"mean", "scale"} over the first n rows of features [N, V, D], or over all; float32 [D] each."""
     used = np.int32(len(features) if n is None else n)
     return jax.device_get(jax.jit(compute_statistics)(features, np.arange(len(features)), used))
 
 
+@in_32_bits
 def compute_outputs(
     form: Form, num_classes: int, params: Tree, state: Tree, features: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -248,7 +262,7 @@ def compute_outputs(
     return np.concatenate(Z), np.concatenate(logits)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _apply(form: Form, num_classes: int, params: Tree, state: Tree, features: jax.Array) -> tuple[jax.Array, jax.Array]:
     out, _ = make_head(form, num_classes).apply(params, state, features, train=False)
     return out["features"], out["logits"]

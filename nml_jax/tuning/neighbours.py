@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from nml_jax.tuning.descent import in_32_bits
 from nml_jax.tuning.probes import check_grid, check_values
 
 BLOCK = 8192  # rows at a time
@@ -86,6 +87,7 @@ def fit_knn(features: ArrayLike, labels: ArrayLike, ks: Sequence[int], *, num_cl
     return [Neighbours(bank, min(int(k), len(X))) for k in ks]
 
 
+@in_32_bits
 @jax.jit
 def _merge_block(
     keys: jax.Array, ids: jax.Array, queries: jax.Array, rows: jax.Array, penalty: jax.Array, start: int

@@ -22,6 +22,7 @@ from scipy.optimize import minimize
 from nml_jax.console import notice
 from nml_jax.errors import UserError
 from nml_jax.processes.limits import limit_blas
+from nml_jax.tuning.descent import in_32_bits
 
 Array = NDArray[np.float64]
 Probe = Callable[[np.ndarray], np.ndarray]
@@ -179,6 +180,7 @@ def _compute_logits(u: jax.Array, Z: jax.Array) -> jax.Array:
     return jnp.matmul(Z, u[:-1], precision="highest") + u[-1]
 
 
+@in_32_bits
 @jax.jit
 def _compute_losses(u: jax.Array, Z: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the CE of each row [N], to be averaged in float64, and the gradient [r + 1, K] of their mean.
@@ -197,6 +199,7 @@ def _compute_losses(u: jax.Array, Z: jax.Array, labels: jax.Array) -> tuple[jax.
     return losses, pull(jnp.full_like(losses, 1 / len(losses)))[0]
 
 
+@in_32_bits
 @jax.jit
 def _measure_spread(u: jax.Array, Z: jax.Array) -> jax.Array:
     """Return the mean of p(1 − p) for each class, [K]: the curvature of the loss."""
