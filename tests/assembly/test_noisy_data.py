@@ -95,4 +95,4 @@ def test_a_noise_file_that_is_not_there(tmp_path: Path):
 
 
 def test_the_kinds_that_fix_their_rate_are_those_that_take_none():
-    assert {kind for kind, needs in noise.KINDS.items() if "rate" not in needs} == {*settings.FIXED_RATE}
+    assert {kind for kind in noise.KINDS if "rate" not in noise.list_arguments(kind)} == {*settings.FIXED_RATE}
