@@ -123,9 +123,9 @@ def _add_digits(sums: dict[str, np.ndarray], n: int, mode: Kind) -> tuple[np.nda
 def _make_mesh(F: jax.Array) -> Mesh:
     """Make a mesh with one axis, of F's devices in F's order."""
     sharding = F.sharding
-    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
-    devices = list(np.ravel(mesh.devices)) if mesh else list(sharding.device_set)
-    return Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
+    ordered = isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)
+    devices = sharding.mesh.devices.ravel() if ordered else np.array(list(sharding.device_set))
+    return Mesh(devices, ("rows",), axis_types=(AxisType.Auto,))
 
 
 @functools.lru_cache(maxsize=32)
