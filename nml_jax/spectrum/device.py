@@ -122,9 +122,8 @@ def _add_digits(sums: dict[str, np.ndarray], n: int, mode: Kind) -> tuple[np.nda
 
 def _make_mesh(F: jax.Array) -> Mesh:
     """Make a mesh with one axis, of F's devices in F's order."""
-    sharding = F.sharding
-    ordered = isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)
-    devices = sharding.mesh.devices.ravel() if ordered else np.array(list(sharding.device_set))
+    mesh = F.sharding.mesh if isinstance(F.sharding, NamedSharding) else None
+    devices = np.array(mesh.devices).ravel() if isinstance(mesh, Mesh) else np.array(list(F.sharding.device_set))
     return Mesh(devices, ("rows",), axis_types=(AxisType.Auto,))
 
 
