@@ -63,6 +63,11 @@ def reduce_rows(F: jax.Array, mask: Any, mode: Kind) -> Iterator[dict[str, np.nd
         yield _make_state(own, n, len(mask), mode)
 
 
+def fetch(F: jax.Array) -> np.ndarray:
+    """Return a whole array as NumPy on every process."""
+    return np.asarray(jax.jit(lambda x: x, out_shardings=NamedSharding(_make_mesh(F), P()))(F))
+
+
 def fetch_rows(F: jax.Array, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the rows of F [N, D] that count, and their numbers, on every process, in blocks of 4096."""
     take = _compile_slice(_make_mesh(F), min(4 * BLOCK, len(F)))

@@ -47,7 +47,7 @@ def singular_values(
         raise UserError("the mask leaves out all rows", "keep at least one")
     if is_on_device(F) and shape[-2] >= shape[-1]:
         return _decompose_on_device(F, kept, normalize, center)
-    F = np.asarray(F) if mask is None else np.asarray(F)[..., kept, :]
+    F = _fetch(F) if mask is None else _fetch(F)[..., kept, :]
     *lead, n, d = F.shape
     s = np.empty((*lead, min(n, d)))
     for index in np.ndindex(*lead):
@@ -56,6 +56,15 @@ def singular_values(
         except UserError as e:
             raise (UserError(f"matrix {index}: {e.cause}", e.cure) if lead else e) from None
     return s
+
+
+def _fetch(F: Any) -> np.ndarray:
+    """Return features as NumPy; with fewer rows than features, N × D is less than D × D."""
+    if not is_on_device(F):
+        return np.asarray(F)
+    from nml_jax.spectrum import device  # imports JAX
+
+    return device.fetch(F)
 
 
 def _decompose(F: np.ndarray, normalize: str | None, center: str | None) -> NDArray[np.float64]:

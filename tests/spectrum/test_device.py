@@ -77,6 +77,11 @@ def test_leading_axes_a_mask_and_any_sharding():
         np.testing.assert_allclose(measure_all(got), measure_all(want), atol=1e-6)
 
 
+def test_fewer_rows_than_features():
+    F = draw_gaussian(8, 40)
+    np.testing.assert_array_equal(singular_values(place(F)), singular_values(np.float32(F)))
+
+
 def measure_all(s: np.ndarray) -> list:
     return [measure(x) for x in s.reshape(-1, s.shape[-1])]
 
