@@ -42,13 +42,15 @@ class _Table:
     def take(self, index: np.ndarray) -> np.ndarray:
         order = np.argsort(index, kind="stable")
         wanted = index[order]
-        out = np.empty((len(index), *(self._lists.shape if self._lists else (len(self._columns),))))
+        out, b = np.empty((len(index), *(self._lists.shape if self._lists else (len(self._columns),)))), 0
         for start, batch in _batches(self._path, self._columns, self._types, wanted):
             a, b = np.searchsorted(wanted, (start, start + batch.num_rows))
             if a < b:
                 out[order[a:b]] = self._matrix(batch, start)[wanted[a:b] - start]
             if b == len(wanted):
                 break
+        if b < len(wanted):
+            raise ValueError(f"row {wanted[b]} has gone since it was opened")
         return out
 
     def scan(self, size: int) -> Iterator[np.ndarray]:
@@ -93,6 +95,8 @@ def _batches(
                     for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns or None):
                         yield start, batch
                         start += batch.num_rows
+                    if start != end:
+                        raise ValueError(f"row group {group} lacks {end - start} of the rows that its metadata claim")
                 start = end
         return
     try:
