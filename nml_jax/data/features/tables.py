@@ -30,6 +30,8 @@ from nml_jax.spreadsheet import restore_cell
 
 BATCH_ROWS = 4096  # rows of a Parquet file in memory at a time
 PAGE_BYTES = 1 << 16  # bytes a row that the pages of a column may take besides its values
+LINE_BYTES = 1 << 20  # bytes of a first line that are looked at
+MARKS = (b";", b"\t", b",", b"|")  # between cells
 CSV_BYTES = 16 << 20  # bytes of a CSV file in memory at a time; the first block decides the types
 
 
@@ -42,13 +44,15 @@ class _Table:
     def take(self, index: np.ndarray) -> np.ndarray:
         order = np.argsort(index, kind="stable")
         wanted = index[order]
-        out = np.empty((len(index), *(self._lists.shape if self._lists else (len(self._columns),))))
+        out, b = np.empty((len(index), *(self._lists.shape if self._lists else (len(self._columns),)))), 0
         for start, batch in _batches(self._path, self._columns, self._types, wanted):
             a, b = np.searchsorted(wanted, (start, start + batch.num_rows))
             if a < b:
                 out[order[a:b]] = self._matrix(batch, start)[wanted[a:b] - start]
             if b == len(wanted):
                 break
+        if b < len(wanted):
+            raise ValueError(f"row {wanted[b]} has gone since it was opened")
         return out
 
     def scan(self, size: int) -> Iterator[np.ndarray]:
@@ -93,6 +97,8 @@ def _batches(
                     for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns or None):
                         yield start, batch
                         start += batch.num_rows
+                    if start != end:
+                        raise ValueError(f"row group {group} lacks {end - start} of the rows that its metadata claim")
                 start = end
         return
     try:
@@ -130,9 +136,7 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
     """
     text = path.suffix.lower() != ".parquet"
     if text:
-        with path.open("rb") as file:
-            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                raise UserError(f"{path} is UTF-16", "save it as UTF-8")
+        _check_encoding(path)
     batch = next((batch for _, batch in _batches(path) if batch.num_rows), None)
     if batch is None:
         raise UserError(f"{path} has no rows", "write it again where the features were made")
@@ -166,6 +170,20 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
     return Content(
         labels, shape, np.result_type(*dtypes), table, label_name or "", chosen, left_out, class_names, choice.ids
     )
+
+
+def _check_encoding(path: Path) -> None:
+    """Raise UserError if a CSV or TSV file is UTF-16, or separates its cells by another mark, as other locales do."""
+    with path.open("rb") as file:
+        line = file.readline(LINE_BYTES)
+    if line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise UserError(f"{path} is UTF-16", "save it as UTF-8")
+    wanted, name = (b"\t", "tabs") if path.suffix.lower() == ".tsv" else (b",", "commas")
+    if wanted not in line and (other := max(MARKS, key=line.count)) in line:
+        raise UserError(
+            f"{path} separates its cells by {other.decode()!r}, not by {name}",
+            "save it with commas (.csv) or tabs (.tsv) between the cells, and points in numbers",
+        )
 
 
 def _to_dtype(kind: pa.DataType) -> np.dtype:
