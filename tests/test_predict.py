@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from nml_jax import predict
-from nml_jax.data.features import files
+from nml_jax.data.features import files, opened
 from nml_jax.models.heads.mlp import Form
 from nml_jax.tuning.head_file import TunedHead
 
@@ -74,7 +74,7 @@ def test_an_input_is_never_replaced(head: Path, tmp_path: Path, link: str, capsy
 
 
 def test_a_file_appears_whole_or_not_at_all(head: Path, tmp_path: Path, capsys, monkeypatch):
-    monkeypatch.setattr(files, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(opened, "BLOCK_ROWS", 16)
     data, out = tmp_path / "x.npy", tmp_path / "out" / "p.csv"
     spoiled = X.copy()
     spoiled[40] = np.nan

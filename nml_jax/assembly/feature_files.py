@@ -92,7 +92,7 @@ def _open(keys: Any, spec: str, wanted: Sequence[str] = ()) -> files.Features:
 
     All stages and runs of a process share an open file as long as it does not change.
     """
-    stamps = tuple((str(path.resolve()), *_stamp(path)) for path in inputs.split_pair(spec))
+    stamps = tuple((str(path.resolve()), *_stamp(path)) for path in map(Path, inputs.list_files(spec)))
     return _open_once(spec, keys.label, keys.columns, keys.scale, tuple(wanted), stamps)
 
 

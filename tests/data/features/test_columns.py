@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nml_jax.data.features import tables
+from nml_jax.data.features import scans
 from nml_jax.data.features.files import Features, open_features
 from nml_jax.data.features.guesses import Counter, is_id
 from nml_jax.errors import UserError
@@ -57,7 +57,7 @@ READ = {
 @pytest.mark.parametrize("named", [True, False])
 def test_embeddings_that_can_be_read(tmp_path: Path, kind: str, named: bool, monkeypatch: pytest.MonkeyPatch):
     """The stray numbers beside them are left out; in small batches, too."""
-    monkeypatch.setattr(tables, "BATCH_ROWS", 3)
+    monkeypatch.setattr(scans, "BATCH_ROWS", 3)
     name = "embedding" if named else "e5"
     found = open_table(tmp_path, {**STRAY, name: READ[kind]})
     assert (found.columns, found.views, found.dim) == ((name,), 1, D)
@@ -221,7 +221,7 @@ def test_fractions_are_no_ids():
 
 
 def test_ids_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tables, "BATCH_ROWS", 3)
+    monkeypatch.setattr(scans, "BATCH_ROWS", 3)
     columns = {"sample_id": Y + 5, "uuid": ["x"] * N, "f0": X[:, 0], "n": np.arange(N) + 7, "late": np.arange(N) // 19}
     found = open_table(tmp_path, columns)
     assert found.columns == ("f0", "late")
