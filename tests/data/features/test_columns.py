@@ -304,3 +304,11 @@ def test_a_first_line_of_numbers_is_no_header(tmp_path: Path, text: str, options
 def test_names_that_are_numbers(tmp_path: Path, text: str, options: dict, columns: tuple[str, ...]):
     found = open_features(write_csv(tmp_path / "x.csv", text), **options)
     assert (len(found), found.columns) == (2, columns)
+
+
+@pytest.mark.parametrize("separator", [" ", ", ", ",", ";", "  "])
+def test_lists_without_brackets(tmp_path: Path, separator: str):
+    rows = np.arange(20).reshape(2, 10) / 8
+    texts = [separator.join(map(str, row)) for row in rows.tolist()]
+    pq.write_table(pa.table({"embedding": texts, "size": ["4, 5, 6"] * 2, "label": [0, 1]}), tmp_path / "x.parquet")
+    np.testing.assert_array_equal(open_features(f"{tmp_path}/x.parquet").read()[:, 0], rows)
