@@ -62,7 +62,8 @@ def open_files(config: ConfigDict, workdir: Path) -> FeatureSet:
         and 0 <= classes.min() <= classes.max() < len(whole.class_names)
     ):
         names = tuple(whole.class_names[c] for c in classes)
-    return FeatureSet(TASK, LAYER, train, tuple(tests), names, origin, keys.scale, whole.names)
+    label = whole.label or keys.label
+    return FeatureSet(TASK, LAYER, train, tuple(tests), names, origin, keys.scale, whole.names, label)
 
 
 def read_training_file(keys: Any) -> tuple[files.Features, np.ndarray, np.ndarray]:

@@ -250,6 +250,7 @@ def _save(head: Any, found: FeatureSet, workdir: Path, shared: dict[str, Any]) -
         return
     keys = ("task", "method", "preset", "hyper", "n_train", "head_seed", "model", "views")
     about = {key: shared[key] for key in keys} | {"preset": preset_label(shared)}
+    about |= {"label": found.label} if found.label else {}  # predict.py takes that column
     state = _scale(head.state, found)
     path = head_path(workdir, shared | {"layer": found.layer})
     TunedHead(head.form, head.params, state, found.classes, about, found.columns).save(path)

@@ -18,7 +18,7 @@ import numpy as np
 
 from nml_jax import console, inputs
 from nml_jax.data import class_names
-from nml_jax.data.features.arrays import open_arrays
+from nml_jax.data.features.arrays import open_arrays, read_flat_arrays
 from nml_jax.data.features.formats import (
     NO_LABELS,
     check_count,
@@ -30,11 +30,11 @@ from nml_jax.data.features.formats import (
 )
 from nml_jax.data.features.opened import LARGE, Features, Joined, count_block_rows
 from nml_jax.data.features.scans import TABLES
-from nml_jax.data.features.tables import open_table
+from nml_jax.data.features.tables import list_columns, open_table, read_columns
 from nml_jax.errors import UserError
 
-__all__ = ["LARGE", "Features", "check_alike", "count_block_rows", "encode", "find_classes", "open_features",
-           "translate_labels"]  # fmt: skip
+__all__ = ["LARGE", "Features", "check_alike", "count_block_rows", "encode", "find_classes", "has_column",
+           "open_features", "read_more", "translate_labels"]  # fmt: skip
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "dev": "validation",
           "val": "validation", "valid": "validation", "validation": "validation"}  # fmt: skip
@@ -219,6 +219,32 @@ def _with_count(labels: np.ndarray, rows: int, spec: str) -> np.ndarray:
     """Return the labels. Raise UserError unless there is one for every row."""
     check_count(len(labels), rows, spec)
     return labels
+
+
+def has_column(spec: str, name: str) -> bool:
+    """Return whether the first table of a set has a column of that name. Raise UserError if it cannot be read."""
+    path = inputs.split_pair(inputs.split_parts(spec)[0])[0]
+    return path.is_file() and find_format(path) in TABLES and name in list_columns(path)
+
+
+def read_more(features: Features, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return further columns of a table, or arrays [N] of an archive, by name: a list of N cells, None if missing.
+
+    Raises:
+        UserError: a name is not there, or the file is damaged.
+    """
+    found: dict[str, list[Any]] = {name: [] for name in names}
+    for part in features.parts if isinstance(features, Joined) else (features,):
+        path, kind = part.files[0], find_format(part.files[0])
+        arrays = {} if kind in (*TABLES, ".npy") else read_flat_arrays(path, len(part))
+        known = list_columns(path) if kind in TABLES else list(arrays)
+        if missing := [name for name in names if name not in known]:
+            what = "column" if kind in TABLES else "array with a value for each row called"
+            raise UserError(f"{path} has no {what} {missing[0]!r}", f"it has {list_names(known) or 'none'}")
+        cells = read_columns(path, names) if kind in TABLES else {n: arrays[n].tolist() for n in names}
+        for name in names:
+            found[name] += cells[name]
+    return found
 
 
 def check_alike(train: Features, other: Features) -> None:

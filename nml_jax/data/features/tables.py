@@ -5,6 +5,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from nml_jax.data.features.formats import (
     is_text_table,
     keep_valid_labels,
     list_names,
+    read_errors,
 )
 from nml_jax.data.features.guesses import Counter
 from nml_jax.data.features.lists import Lists, read_lists
@@ -118,6 +120,28 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
     return Content(
         labels, shape, np.result_type(*dtypes), table, label_name or "", chosen, left_out, class_names, choice.ids
     )
+
+
+def list_columns(path: Path) -> list[str]:
+    """Return the names of the columns of a table. Raise UserError if it is damaged or has no rows."""
+    with read_errors(path):
+        batch = next((batch for _, batch in scan_batches(path)), None)
+    return batch.schema.names if batch is not None else []
+
+
+def read_columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the cells of some columns, [N] each: text as it stands in a table of text, else values; None if missing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    found: dict[str, list[Any]] = {name: [] for name in names}
+    with read_errors(path):
+        for _, batch in scan_batches(path, names, dict.fromkeys(names, pa.string())):
+            for name in names:
+                cells = batch.column(name).to_pylist()
+                found[name] += map(restore_cell, cells) if is_text_table(path) else cells
+    return found
 
 
 def _to_dtype(kind: pa.DataType) -> np.dtype:
