@@ -6,7 +6,7 @@ FEATURES is any file, pattern or folder that data/features/files.py reads, store
 file. Columns of a table are matched to those of training by name, in any order. Arrays, and lists in a column, are
 matched by position. Labels are optional, and looked for in the column that training took. If there are labels, the
 accuracy is printed; rows of classes that the head does not know count as wrong, and their number is printed. The output
-is CSV: row, the columns that --keep names, prediction, and with --proba the probability of every class. Names of classes
+is CSV: row, the columns that --keep names, prediction, and with --proba the probability of every class. Class names
 that a spreadsheet would take for formulas have an apostrophe in front (spreadsheet.py).
 """
 
