@@ -144,7 +144,11 @@ def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Blo
     notes = [
         text
         for contest in of[:first]
-        for text in (answers.warn_of_few_epochs(contest), answers.find_head_file(contest))
+        for text in (
+            answers.say_disagreement(contest),
+            answers.warn_of_few_epochs(contest),
+            answers.find_head_file(contest),
+        )
     ]
     notes += [answers.list_diverged(study, task) for task in study.tasks]
     out += _make_notes([*notes, *([] if uses_files(study) else claims.describe_runs(study))])
