@@ -8,7 +8,7 @@ from jinja2 import Environment, StrictUndefined
 
 from nml_jax import __version__
 from nml_jax.console import list_words
-from nml_jax.reporting import answers, claims, method_tables, plots, provenance, tables
+from nml_jax.reporting import answers, claims, class_tables, method_tables, plots, provenance, tables
 from nml_jax.reporting.blocks import Block, fold, table
 from nml_jax.reporting.sentences import TEMPLATES, count, say
 from nml_jax.reporting.statistics.choose_method import Contest, find_contests
@@ -155,6 +155,7 @@ def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Blo
     for contest in of:
         suffix = f": {contest.name}" if contest.name else ""
         out += _put_under(f"Scores{suffix}", [method_tables.list_scores(contest), *method_tables.list_sizes(contest)])
+        out += _put_under(f"Classes{suffix}", class_tables.list_classes(contest))
         if len(contest.methods) > 1:
             out += _put_under(f"Differences to the reference{suffix}", method_tables.list_differences(contest))
     out += plots.draw(study, of, _list_tasks(study), name)

@@ -1,16 +1,20 @@
 """Whether a method is any good at all: chance and the most frequent class beside every score."""
 
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from nml_jax.reporting import answers, method_tables
+from nml_jax.errors import UserError
+from nml_jax.reporting import answers, class_tables, method_tables
 from nml_jax.reporting.page import show
 from nml_jax.reporting.statistics import choose_method
 from nml_jax.reporting.statistics.baselines import find_baseline, find_lower_bound
 from nml_jax.reporting.statistics.choose_method import Contest
 from nml_jax.runs.files import write_json
+from nml_jax.runs.heads import confusion_path, read_confusion, write_confusions
 from nml_jax.stages import report
 from tests.reporting.test_report_methods import study_of, write_experiment
 
@@ -101,3 +105,52 @@ def test_disagreement_of_measures_is_said(tmp_path: Path) -> None:
         "Accuracy and the mean per class disagree about which method is first: on sst by accuracy the linear probe, by "
         "the mean per class NMTune (paper)."
     )
+
+
+def write_matrices(found: Contest, matrices: dict[str, np.ndarray]) -> None:
+    """Write the confusion matrices of all heads of a contest."""
+    for cell in found.study.cells:
+        for row in cell.rows:
+            if row.method and row.metric == "accuracy":
+                write_confusions(confusion_path(cell.folder, vars(row)), matrices)
+
+
+def test_a_table_per_class_and_a_confusion_matrix(tmp_path: Path) -> None:
+    found = make_contest(tmp_path / "x", {"sst": 0.85, "mpqa": 0.61})
+    assert class_tables.list_classes(found) == []  # as in older runs
+    write_matrices(found, {"sst": np.array([[300, 10], [90, 200]]), "mpqa": np.array([[688, 0], [312, 0]])})
+    blocks = class_tables.list_classes(found)
+    assert [block.title for block in blocks] == ["Classes of sst", "Classes of mpqa"]
+    classes, matrix = (block.content for block in blocks[0].content)
+    assert classes.groups[""] == [
+        ["negative", "310", "76.9", "96.8", "85.7"],  # 300 / 390, 300 / 310, 600 / 700
+        ["positive", "290", "95.2", "69.0", "80.0"],
+    ]
+    assert matrix.groups[""] == [["negative", "300.0", "10.0"], ["positive", "90.0", "200.0"]]
+    assert blocks[1].content[0].content.groups[""][1] == ["positive", "312", "–", "0.0", "0.0"]
+    report.build([tmp_path / "x"], tmp_path / "x")
+    assert "Confusion matrix" in (tmp_path / "x" / "report.html").read_text()
+
+
+def test_many_classes_are_shown_in_part(tmp_path: Path) -> None:
+    matrix = np.diag(np.full(100, 50))
+    matrix[7, 9], matrix[8, 7] = 30, 20
+    blocks = class_tables._show_matrix(matrix, [f"c{i}" for i in range(100)], 1, "x")
+    lines = blocks[0].content.groups[""]
+    assert (len(lines), lines[0][0]) == (class_tables.MOST, "c7")
+    assert blocks[1].content.groups[""] == [["c7", "c9", "30"], ["c8", "c7", "20"]]
+
+
+def test_confusions_are_kept(tmp_path: Path) -> None:
+    of = {"stage": "tune", "task": "features", "method": "mlp", "preset": None, "train_share": 1.0,
+          "downstream_noise": 0.0, "head_seed": 0}  # fmt: skip
+    matrices = {"a": np.array([[3, 0, 1], [0, 0, 0], [2, 5, 0]]), "b": np.zeros((2, 2), np.int64)}
+    path = confusion_path(tmp_path, of)
+    write_confusions(path, matrices)
+    for name, matrix in matrices.items():
+        row = types.SimpleNamespace(**of, split=name, wise_alpha=None)
+        np.testing.assert_array_equal(read_confusion(tmp_path, row), matrix)
+        assert read_confusion(tmp_path / "none", row) is None
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="force=tune"):
+        read_confusion(tmp_path, row)
