@@ -1,5 +1,7 @@
 """List the files and folders that a config names, and hash them to notice changes."""
 
+import glob
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +11,11 @@ from nml_jax.hashes import hash_bytes, hash_file
 from nml_jax.settings import flatten, hash_json
 
 LARGE = 2**30  # bytes of a file that is not read as a whole
+# Names of files of features that can be shards of one set. A .npy cannot: labels would be a file beside it.
+SHARDS = (
+    *(".npz", ".safetensors", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
+    *(".parquet", ".arrow", ".feather", ".ipc"),
+)
 
 
 def list_paths(part: Mapping[str, Any]) -> list[str]:
@@ -30,13 +37,47 @@ def name_paths(part: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def split_specs(several: str) -> list[str]:
-    """Split specs of feature files at ";". A spec is "FILE" or "FEATURES.npy,LABELS.npy"."""
-    return [spec.strip() for spec in several.split(";") if spec.strip()]
+    """Split specs of test files at ";". A spec is FILE, "FEATURES.npy,LABELS.npy" or a folder of shards.
+
+    A pattern such as "domains/*.npz" stands for a spec for each of its files, in the order of their names.
+    """
+    specs = [spec.strip() for spec in several.split(";") if spec.strip()]
+    return [file for spec in specs for file in _match_pattern(spec)]
+
+
+def split_parts(spec: str) -> list[str]:
+    """Return the specs of the single files that make up one set: a list with ";", a pattern, or a folder of shards."""
+    specs = split_specs(spec) if spec.strip() else [spec]
+    return [file for part in specs for file in (list_shards(Path(part).expanduser()) or [part])]
+
+
+def list_shards(folder: Path) -> list[str]:
+    """Return the shards in a folder, by name, or in the order of a saved Hugging Face data set; [] if there are none.
+
+    Names that begin with "." or "_" are left out, as in other readers of such folders.
+    """
+    if not folder.is_dir():
+        return []
+    if (state := folder / "state.json").is_file():
+        try:
+            return [str(folder / file["filename"]) for file in json.loads(state.read_bytes())["_data_files"]]
+        except (ValueError, KeyError, TypeError):
+            return []
+    names = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith(SHARDS) and path.is_file()]
+    return [str(path) for path in names if path.name[0] not in "._"]
+
+
+def _match_pattern(spec: str) -> list[str]:
+    """Return the files that match a pattern; the spec itself if it is none, or names an existing file."""
+    if not glob.has_magic(spec) or all(path.exists() for path in split_pair(spec)):
+        return [spec]
+    return sorted(glob.glob(str(Path(spec).expanduser()))) or [spec]
 
 
 def list_files(several: str) -> list[str]:
     """List the files of feature specs that are separated by ";"."""
-    return [str(path) for spec in split_specs(several) for path in split_pair(spec)]
+    parts = [part for spec in split_specs(several) for part in split_parts(spec)]
+    return [str(path) for part in parts for path in split_pair(part)]
 
 
 def split_pair(spec: str) -> list[Path]:

@@ -1,12 +1,13 @@
 """Apply a tuned head to features.
 
-    python -m nml_jax.predict HEAD.safetensors FEATURES [--out predictions.csv] [--proba]
+    python -m nml_jax.predict HEAD.safetensors FEATURES [--out predictions.csv] [--proba] [--keep id,text]
 
-FEATURES is any file that data/features/files.py reads, stored in the same scale as the training file. Columns of a
-table are matched to those of training by name, in any order. Arrays, and lists in a column, are matched by position.
-Labels are optional. If there are labels, the accuracy is printed; rows of classes that the head does not know count
-as wrong, and their number is printed. The output is CSV: row, prediction, and with --proba the probability of every
-class. Names of classes that a spreadsheet would take for formulas have an apostrophe in front (spreadsheet.py).
+FEATURES is any file, pattern or folder that data/features/files.py reads, stored in the same scale as the training
+file. Columns of a table are matched to those of training by name, in any order. Arrays, and lists in a column, are
+matched by position. Labels are optional, and looked for in the column that training took. If there are labels, the
+accuracy is printed; rows of classes that the head does not know count as wrong, and their number is printed. The output
+is CSV: row, the columns that --keep names, prediction, and with --proba the probability of every class. Class names
+that a spreadsheet would take for formulas have an apostrophe in front (spreadsheet.py).
 """
 
 import argparse
@@ -14,9 +15,10 @@ import contextlib
 import csv
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,7 +48,17 @@ def predict(head: head_file.TunedHead, features: files.Features) -> Iterator[tup
         yield start, head.outputs(block[:, 0])[1]
 
 
-def write(head: head_file.TunedHead, features: files.Features, out: Any, *, proba: bool) -> list[Any]:
+class Wanted(NamedTuple):
+    """What the output holds besides the number of the row and the prediction.
+
+    proba: whether it holds the probabilities. keep: names of further columns -> their N cells.
+    """
+
+    proba: bool = False
+    keep: Mapping[str, Sequence[Any]] = MappingProxyType({})
+
+
+def write(head: head_file.TunedHead, features: files.Features, out: Any, wanted: Wanted) -> list[Any]:
     """Write the CSV to an open text file.
 
     Returns:
@@ -59,16 +71,23 @@ def write(head: head_file.TunedHead, features: files.Features, out: Any, *, prob
     names = [escape_cell(name) if isinstance(name, str) else name for name in head.classes]
     predictions: list[Any] = []
     for start, logits in predict(head, features):
-        odds = head.probabilities(logits) if proba else np.empty((len(logits), 0))
+        odds = head.probabilities(logits) if wanted.proba else np.empty((len(logits), 0))
         if not start:
-            table.writerow(["row", "prediction", *(names if proba else ())])
+            kept = map(escape_cell, wanted.keep)
+            table.writerow(["row", *kept, "prediction", *(names if wanted.proba else ())])
         for i, (p, best) in enumerate(zip(odds, logits.argmax(1).tolist(), strict=True)):
             predictions.append(head.classes[best])
-            table.writerow([start + i, names[best], *(f"{x:.6g}" for x in p)])
+            kept = [_show_cell(cells[start + i]) for cells in wanted.keep.values()]
+            table.writerow([start + i, *kept, names[best], *(f"{x:.6g}" for x in p)])
     return predictions
 
 
-def write_file(head: head_file.TunedHead, features: files.Features, out: Path, *, proba: bool) -> list[Any]:
+def _show_cell(cell: Any) -> Any:
+    """Return a cell of a kept column as the CSV holds it."""
+    return "" if cell is None else escape_cell(cell) if isinstance(cell, str) else cell
+
+
+def write_file(head: head_file.TunedHead, features: files.Features, out: Path, wanted: Wanted) -> list[Any]:
     """Write the CSV to a file that appears under its name when it is complete. Return the predictions.
 
     Raises:
@@ -76,10 +95,10 @@ def write_file(head: head_file.TunedHead, features: files.Features, out: Path, *
     """
     if out.exists() and not out.is_file() and not out.is_dir():  # a pipe or device is written to, not replaced
         with _writing(out), out.open("w", encoding="utf-8", newline="") as file:
-            return write(head, features, file, proba=proba)
+            return write(head, features, file, wanted)
     target = out.resolve()
     with _writing(out), replace_file(target) as part, part.open("w", encoding="utf-8", newline="") as file:
-        return write(head, features, file, proba=proba)
+        return write(head, features, file, wanted)
 
 
 class _Terminal:
@@ -92,7 +111,7 @@ class _Terminal:
         self._stream.write(console.make_printable(text))
 
 
-def write_stdout(head: head_file.TunedHead, features: files.Features, *, proba: bool) -> list[Any]:
+def write_stdout(head: head_file.TunedHead, features: files.Features, wanted: Wanted) -> list[Any]:
     """Write the CSV to standard output. Return the predictions.
 
     Raises:
@@ -107,7 +126,7 @@ def write_stdout(head: head_file.TunedHead, features: files.Features, *, proba: 
             stdout.reconfigure(errors="backslashreplace")
         try:
             out = _Terminal(sys.stdout) if sys.stdout.isatty() else sys.stdout
-            predictions = write(head, features, out, proba=proba)
+            predictions = write(head, features, out, wanted)
             sys.stdout.flush()
         except OSError:  # at exit Python would flush the rest of the buffer, and fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -134,6 +153,24 @@ def check_out(out: Path, inputs: Sequence[Path]) -> None:
         raise UserError(f"--out={out}: there is no folder {out.parent}", f"create it with mkdir -p {out.parent}")
     if replaced := [path for path in inputs if out.exists() and out.samefile(path)]:
         raise UserError(f"--out={out} would replace the input {replaced[0]}", "give --out the name of another file")
+
+
+def read_kept(features: files.Features, names: str) -> dict[str, list[Any]]:
+    """Read the columns to carry through, by names that are separated by commas.
+
+    Raises:
+        UserError: the file has no such column, or the output has one of that name anyway.
+    """
+    wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    if taken := [name for name in wanted if name in ("row", "prediction")]:
+        raise UserError(f"--keep={taken[0]}: the output has a column of that name", "give the column another name")
+    return files.read_more(features, wanted) if wanted else {}
+
+
+def choose_label(head: head_file.TunedHead, spec: str) -> str:
+    """Return the name of the label in training, if the file has a column of that name; else ""."""
+    name = str(head.about.get("label") or "")
+    return name if name and files.has_column(spec, name) else ""
 
 
 def label_names(features: files.Features, classes: Sequence[Any] = ()) -> list[str]:
@@ -171,19 +208,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("features", help="FILE, or FEATURES.npy,LABELS.npy")
     parser.add_argument("--out", type=Path, help="CSV file; default: standard output")
     parser.add_argument("--proba", action="store_true", help="also write the probability of every class")
+    parser.add_argument("--keep", default="", help="names of columns to carry through, as in id,text")
     parser.add_argument("--columns", default="", help="name of the feature array or column")
-    parser.add_argument("--label", default="", help="name of the label array or column")
+    parser.add_argument("--label", default="", help="name of the label array or column; default: as in training")
     console.allow_any_terminal()
     args = parser.parse_args(argv)
     try:
         head = head_file.load(args.head)
-        keys = {"label": args.label, "columns": args.columns, "wanted": head.columns}
+        label = args.label or choose_label(head, args.features)
+        keys = {"label": label, "columns": args.columns, "wanted": head.columns}
         features = files.open_features(args.features, **keys, labelled=False)
+        wanted = Wanted(args.proba, read_kept(features, args.keep))
         if args.out:
             check_out(args.out, [args.head, *features.files])
-            predictions = write_file(head, features, args.out, proba=args.proba)
+            predictions = write_file(head, features, args.out, wanted)
         else:
-            predictions = write_stdout(head, features, proba=args.proba)
+            predictions = write_stdout(head, features, wanted)
         if known := label_names(features, head.classes):
             console.notice(describe_agreement(known, predictions, head))
     except UserError as e:

@@ -1,15 +1,17 @@
 """Test applying a saved head on the command line: what it reads, what it writes, what it leaves alone."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from safetensors.numpy import save_file
 
 from nml_jax import predict
-from nml_jax.data.features import files
+from nml_jax.data.features import files, opened
 from nml_jax.models.heads.mlp import Form
 from nml_jax.tuning.head_file import TunedHead
 
@@ -24,9 +26,9 @@ def head(tmp_path: Path) -> Path:
     return save_head(tmp_path / "head.safetensors")
 
 
-def save_head(path: Path, method: str = "lbfgs", columns: tuple[str, ...] = ()) -> Path:
+def save_head(path: Path, method: str = "lbfgs", columns: tuple[str, ...] = (), **about: str) -> Path:
     params = {"classifier": {"kernel": np.eye(D, dtype=np.float32), "bias": np.zeros(D, np.float32)}}
-    TunedHead(Form(False), params, {}, CLASSES, {"method": method}, columns).save(path)
+    TunedHead(Form(False), params, {}, CLASSES, {"method": method, **about}, columns).save(path)
     return path
 
 
@@ -74,7 +76,7 @@ def test_an_input_is_never_replaced(head: Path, tmp_path: Path, link: str, capsy
 
 
 def test_a_file_appears_whole_or_not_at_all(head: Path, tmp_path: Path, capsys, monkeypatch):
-    monkeypatch.setattr(files, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(opened, "BLOCK_ROWS", 16)
     data, out = tmp_path / "x.npy", tmp_path / "out" / "p.csv"
     spoiled = X.copy()
     spoiled[40] = np.nan
@@ -214,3 +216,41 @@ def test_bad_labels_do_not_prevent_predictions(head: Path, tmp_path: Path, capsy
         assert read_predictions(out) == labels.tolist()
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("labels are not used: ")
+
+
+def test_columns_are_kept(head: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    ids = [f"0{i}" if i else "=1+1" for i in range(50)]
+    out = tmp_path / "out.csv"
+    rows = [
+        json.dumps({"id": a, "n": i if i else None, "e": row})
+        for i, (a, row) in enumerate(zip(ids, X.tolist(), strict=True))
+    ]
+    (tmp_path / "x.jsonl").write_text("\n".join(rows))
+    with pa.ipc.new_file(tmp_path / "x.arrow", (table := pa.table({"id": ids, "e": list(X)})).schema) as file:
+        file.write_table(table)
+    (tmp_path / "x.csv").write_text(
+        "a,b,c,id\n" + "\n".join(f"{','.join(map(str, row))},{i}" for row, i in zip(X, ids, strict=True))
+    )
+    np.savez(tmp_path / "x.npz", features=X, id=np.array(ids))
+    for name in ("x.jsonl", "x.arrow", "x.csv", "x.npz"):
+        assert predict.main([str(head), str(tmp_path / name), "--out", str(out), "--keep=id"]) == 0
+        lines = [line.split(",") for line in out.read_text().splitlines()]
+        assert lines[0] == ["row", "id", "prediction"]
+        assert [line[1] for line in lines[1:]] == ["'=1+1", *ids[1:]]
+        assert [line[2] for line in lines[1:]] == [CLASSES[i] for i in ANSWER]
+    assert predict.main([str(head), f"{tmp_path}/x.jsonl", "--out", str(out), "--keep=n,id"]) == 0
+    assert [line.split(",")[:3] for line in out.read_text().splitlines()[1:3]] == [["0", "", "'=1+1"], ["1", "1", "01"]]
+    twice = f"{tmp_path}/x.jsonl;{tmp_path}/x.arrow"
+    assert predict.main([str(head), twice, "--out", str(out), "--keep=id"]) == 0
+    assert [line.split(",")[1] for line in out.read_text().splitlines()[1:]] == 2 * ["'=1+1", *ids[1:]]
+    for name, words in (("text", "no column 'text'"), ("row", "the output has a column of that name")):
+        assert predict.main([str(head), f"{tmp_path}/x.csv", f"--keep={name}"]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_the_label_of_training_is_remembered(tmp_path: Path, capsys: pytest.CaptureFixture):
+    data = write_table(tmp_path / "x.csv", "a,b,c,animal", (0, 1, 2))
+    for about, told in (({"label": "animal"}, True), ({}, False), ({"label": "gone"}, False)):
+        path = save_head(tmp_path / "named.safetensors", columns=("a", "b", "c"), **about)
+        assert predict.main([str(path), str(data)]) == 0
+        assert ("accuracy on the labels in the file: 100.00 %" in capsys.readouterr().err) is told

@@ -62,7 +62,8 @@ def open_files(config: ConfigDict, workdir: Path) -> FeatureSet:
         and 0 <= classes.min() <= classes.max() < len(whole.class_names)
     ):
         names = tuple(whole.class_names[c] for c in classes)
-    return FeatureSet(TASK, LAYER, train, tuple(tests), names, origin, keys.scale, whole.names)
+    label = whole.label or keys.label
+    return FeatureSet(TASK, LAYER, train, tuple(tests), names, origin, keys.scale, whole.names, label)
 
 
 def read_training_file(keys: Any) -> tuple[files.Features, np.ndarray, np.ndarray]:
@@ -92,7 +93,7 @@ def _open(keys: Any, spec: str, wanted: Sequence[str] = ()) -> files.Features:
 
     All stages and runs of a process share an open file as long as it does not change.
     """
-    stamps = tuple((str(path.resolve()), *_stamp(path)) for path in inputs.split_pair(spec))
+    stamps = tuple((str(path.resolve()), *_stamp(path)) for path in map(Path, inputs.list_files(spec)))
     return _open_once(spec, keys.label, keys.columns, keys.scale, tuple(wanted), stamps)
 
 

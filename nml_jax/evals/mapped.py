@@ -99,6 +99,11 @@ class Scorer:
         """Whether the prediction of each record is its label, bool [N]."""
         return np.concatenate(self._correct)
 
+    @property
+    def confusion(self) -> np.ndarray:
+        """How often each test class was predicted as each, int64 [K', K']."""
+        return self._confusion
+
     def scores(self) -> dict[str, float]:
         """Return accuracy, macro_f1 and mean_per_class of the test classes, by name; with frames also pm0 and pm10.
 

@@ -10,7 +10,7 @@ from nml_jax.console import list_words
 from nml_jax.reporting.sentences import add_article, count, say
 from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest
 from nml_jax.reporting.statistics.compare import HELD_OUT, uses_files
-from nml_jax.reporting.statistics.paired import SEEDS
+from nml_jax.reporting.statistics.paired import PERCENT, SEEDS
 from nml_jax.reporting.statistics.studies import MEAN, Key, Method, Study
 from nml_jax.runs.finished import FinishedRun
 from nml_jax.runs.heads import head_path
@@ -21,14 +21,63 @@ FEW = 10  # epochs; after fewer heads still became better on the text features o
 
 
 def write_verdict(c: Contest) -> str:
-    """Return which method to use where, in one short sentence."""
-    return write_answer(c) if _find_obstacle(c) else say("use", c, _list_decisions(c))
+    """Return which method to use where, in one short sentence, and where none is of use in another."""
+    if not (parts := _list_decisions(c)) or _find_obstacle(c):
+        return write_answer(c)
+    return " ".join(filter(None, (say("use", c, parts), say_hopeless(c))))
 
 
 def write_answer(c: Contest) -> str:
     """Return which method to use, on which test set, and how sure that is."""
     undecided = _find_obstacle(c)
-    return say("answer", c, [] if undecided else _list_decisions(c), undecided)
+    parts = [] if undecided else _list_decisions(c)
+    first = _find_useful(c)
+    said = say("answer", c, parts, undecided, first) if first else ""
+    return " ".join(filter(None, (said, say_hopeless(c))))
+
+
+def _find_useful(c: Contest) -> Method | None:
+    """Return the first method, the reference if possible, that beats on some test what needs no features."""
+    return next((m for m in c.methods if any(c.clears(m, test) for test in c.decided)), None)
+
+
+def say_hopeless(c: Contest) -> str:
+    """Return on which tests no method is shown to beat answers that need no features; "" if there is none."""
+    found = []
+    for test in c.decided:
+        base = c.baseline(test)
+        if base is not None and not any(c.clears(method, test) for method in c.methods):
+            always = base.scores["accuracy"] >= base.chance
+            share = PERCENT.number(base.best)
+            what = (
+                f"always answering {base.answer!r} ({share} %)" if base.answer else f"the commonest class ({share} %)"
+            )
+            found.append(f"{what if always else f'chance ({share} %)'} on {_name_file(c, test)}")
+    return say("hopeless", c, found) if found else ""
+
+
+def _name_file(c: Contest, test: Key) -> str:
+    """Return a test's name in a sentence: its file, or the mean over several."""
+    several = sum(other.domain == test.domain for other in c.tests)
+    return f"the mean over {several} {DOMAINS[test.domain]} files" if test.split == MEAN else test.split
+
+
+def say_disagreement(c: Contest) -> str:
+    """Return where accuracy and the mean per class put different methods first; "" if nowhere."""
+    found = []
+    for test in c.decided:
+        first = {metric: _find_first(c, test, metric) for metric in ("accuracy", "mean_per_class")}
+        if len(c.methods) > 1 and all(first.values()) and first["accuracy"] != first["mean_per_class"]:
+            by, other = (add_article(m) for m in first.values() if m)
+            found.append(f"{_name_file(c, test)} by accuracy {by}, by the mean per class {other}")
+    return say("disagreement", found) if found else ""
+
+
+def _find_first(c: Contest, test: Key, metric: str) -> Method | None:
+    """Return the method with the highest mean; of equal ones the simplest, and None if the metric is not there."""
+    means = {method: c.stat(method, test, metric) for method in c.methods}
+    known = {method: s.mean for method, s in means.items() if s.n}
+    return max(known, key=known.__getitem__) if known else None
 
 
 def _find_obstacle(c: Contest) -> str:
@@ -42,11 +91,12 @@ def _find_obstacle(c: Contest) -> str:
 
 def _list_decisions(c: Contest) -> list[dict[str, Any]]:
     """Return, for every recommended method, where it is, its gains there, and what is to be said of them."""
-    chosen = {test: c.recommended(test) for test in c.decided}
+    chosen = {test: c.advised(test) for test in c.decided}
     out = []
     for method in (m for m in c.methods if m in chosen.values()):
         tests = [test for test in c.decided if chosen[test] == method]
-        leads = method != c.reference
+        leads = method != c.reference and all(c.recommended(test) == method for test in tests)
+        alone = method != c.reference and not leads  # the reference does not clear the baseline
         few = c.trained(c.reference) < c.trained(method)
         out.append({
             "method": method, "where": _name_tests(c, tests),
@@ -54,7 +104,8 @@ def _list_decisions(c: Contest) -> list[dict[str, Any]]:
             "points": [c.versus[method, test].wide.gain for test in tests] if leads else [],
             "gains": [_describe_gain(c, method, test) for test in tests] if leads else [],
             "fewer": c.trained(c.reference) if few else 0,
-            "closest": [] if leads else _list_closest(c, tests),
+            "alone": alone,
+            "closest": [] if leads or alone else _list_closest(c, tests),
         })  # fmt: skip
     return out
 
@@ -138,7 +189,11 @@ def list_diverged(study: Study, task: str) -> str:
 
 def find_head_file(c: Contest) -> str:
     """Return the file of the head to use and the command that applies it; "" where it has none (k-NN, fine-tuning)."""
-    key = c.tests[0]._replace(method=c.recommended(c.decided[0]))
+    first = _find_useful(c)
+    advised = first if _find_obstacle(c) else next(filter(None, map(c.advised, c.decided)), None)
+    if advised is None:
+        return ""
+    key = c.tests[0]._replace(method=advised)
     sources = c.study.sources.get(key, [{}])[0]
     for source in sources.values():
         row = source.rows[0]

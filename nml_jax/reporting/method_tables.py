@@ -56,6 +56,7 @@ def list_scores(contest: Contest) -> Block:
         marked = [BEST.format(cell) if best.get(column) == method else cell
                   for cell, column in zip(cells, columns, strict=True)]  # fmt: skip
         lines.append([str(method), *([f"{contest.trained(method):,}"] * rows), *marked])
+    lines += _list_baselines(contest, columns, rows)
     several = len(contest.methods) > 1
     said = "Bold: shown to be more accurate than every other method." if any(best.values()) else ""
     said = said or ("Nothing is bold: no method is shown to be more accurate than every other." * several)
@@ -65,6 +66,22 @@ def list_scores(contest: Contest) -> Block:
     head = ["", *(["trained on"] * rows), *(METRICS[metric] for _, metric in columns)]
     caption = f"Scores in %, mean ± sample sd over {contest.seeds} seeds. {said}".rstrip()
     return table(caption, head, {"": lines}, over=over)
+
+
+def _list_baselines(contest: Contest, columns: Sequence[tuple[Key, str]], rows: bool) -> list[list[str]]:
+    """Return the lines of the most frequent class and of chance; none if no test's classes are on record."""
+    known = {test: contest.baseline(test) for test in contest.shown}
+    if not any(known.values()):
+        return []
+    answers_of = {base.answer for base in known.values() if base}
+    name = f"always {next(iter(answers_of))!r}" if len(answers_of) == 1 and "" not in answers_of else "commonest class"
+    majority, chance = [], []
+    for test, metric in columns:
+        base = known[test]
+        majority.append(PERCENT.number(base.scores[metric]) if base and metric in base.scores else DASH)
+        chance.append(PERCENT.number(base.chance) if base and metric != "macro_f1" else DASH)
+    blank = [DASH] * rows
+    return [[name, *blank, *majority], ["chance", *blank, *chance]]
 
 
 def list_differences(contest: Contest) -> list[Block]:
@@ -246,9 +263,12 @@ def write_text(contest: Contest) -> list[str]:
                 line += f"{versus.plain.gain:>11}{versus.plain.interval():>18}"
                 line += f"  {versus.verdict}" if versus.sign and test in contest.decided else ""
             lines.append(line.rstrip())
+        for name, *cells in _list_baselines(contest, [(test, metric) for metric in METRICS], False):
+            lines.append((f"  {name}".ljust(first) + "".join(f"{cell:>11}" for cell in cells)).rstrip())
     said = (
         answers.list_diverged(contest.study, contest.task),
         answers.write_answer(contest),
+        answers.say_disagreement(contest),
         answers.warn_of_few_epochs(contest),
     )
     return [*lines, *filter(None, (*said, answers.find_head_file(contest)))]

@@ -8,7 +8,7 @@ from jinja2 import Environment, StrictUndefined
 
 from nml_jax import __version__
 from nml_jax.console import list_words
-from nml_jax.reporting import answers, claims, method_tables, plots, provenance, tables
+from nml_jax.reporting import answers, claims, class_tables, method_tables, plots, provenance, tables
 from nml_jax.reporting.blocks import Block, fold, table
 from nml_jax.reporting.sentences import TEMPLATES, count, say
 from nml_jax.reporting.statistics.choose_method import Contest, find_contests
@@ -144,13 +144,18 @@ def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Blo
     notes = [
         text
         for contest in of[:first]
-        for text in (answers.warn_of_few_epochs(contest), answers.find_head_file(contest))
+        for text in (
+            answers.say_disagreement(contest),
+            answers.warn_of_few_epochs(contest),
+            answers.find_head_file(contest),
+        )
     ]
     notes += [answers.list_diverged(study, task) for task in study.tasks]
     out += _make_notes([*notes, *([] if uses_files(study) else claims.describe_runs(study))])
     for contest in of:
         suffix = f": {contest.name}" if contest.name else ""
         out += _put_under(f"Scores{suffix}", [method_tables.list_scores(contest), *method_tables.list_sizes(contest)])
+        out += _put_under(f"Classes{suffix}", class_tables.list_classes(contest))
         if len(contest.methods) > 1:
             out += _put_under(f"Differences to the reference{suffix}", method_tables.list_differences(contest))
     out += plots.draw(study, of, _list_tasks(study), name)

@@ -2,6 +2,7 @@
 
 heads/<task>/[<layer>/]<head>.safetensors              the head, of the stage tune
 correct/<stage>/<task>/[<layer>/]<head>.safetensors    a bit for every row of every test, under the test's name
+confusion/<stage>/<task>/[<layer>/]<head>.safetensors  the confusion matrix of every test, under the test's name
 """
 
 import re
@@ -18,6 +19,8 @@ from nml_jax.runs.files import write_bytes
 from nml_jax.runs.rows import Row
 from nml_jax.runs.tensors import is_sealed, seal_tensors
 from nml_jax.stored import FAULTS, make_damage
+
+CONFUSIONS = "nml_jax confusion 1"  # raise the number when the tensors change their meaning
 
 
 def head_name(of: Mapping[str, Any]) -> str:
@@ -37,6 +40,11 @@ def preset_label(of: Mapping[str, Any]) -> str | None:
 def correct_path(run: Path, of: Mapping[str, Any]) -> Path:
     """Return the path of a head's right answers, from the fields of its rows. The layer may be missing."""
     return run / "correct" / of["stage"] / of["task"] / _layer(of) / f"{head_name(of)}.safetensors"
+
+
+def confusion_path(run: Path, of: Mapping[str, Any]) -> Path:
+    """Return the path of a head's confusion matrices, from the fields of its rows. The layer may be missing."""
+    return run / "confusion" / of["stage"] / of["task"] / _layer(of) / f"{head_name(of)}.safetensors"
 
 
 def head_path(run: Path, of: Mapping[str, Any]) -> Path:
@@ -82,3 +90,47 @@ def read_correct(run: Path, row: Row) -> np.ndarray | None:
     except (SafetensorError, OSError, *FAULTS) as e:
         raise make_damage(path, e, f"run it again with --force={row.stage}") from e
     return np.unpackbits(packed, count=row.n_test).astype(bool)
+
+
+def write_confusions(path: Path, confusions: Mapping[str, np.ndarray]) -> None:
+    """Write test -> confusion matrix int [K, K], whole or not at all.
+
+    The file holds the cells that are not zero: int64 [n, 3] of true class, predicted class and rows, and a last line
+    of K, K and 0.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    cells = {}
+    for test, matrix in confusions.items():
+        true, predicted = np.nonzero(matrix)
+        lines = np.stack([true, predicted, matrix[true, predicted]], 1)
+        cells[test] = np.concatenate([lines, [[*matrix.shape, 0]]]).astype(np.int64)
+    with report_disk_errors(path.parent):
+        write_bytes(path, seal_tensors(cells, {"format": CONFUSIONS}))
+
+
+def read_confusion(run: Path, row: Row) -> np.ndarray | None:
+    """Read the confusion matrix of a head on the test of `row`, int64 [K, K]; None if there is no record.
+
+    Raises:
+        UserError: the file is damaged, or of a newer version.
+    """
+    if row.wise_alpha is not None or not (row.method and row.train_share):
+        return None
+    path = confusion_path(run, vars(row))
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "numpy") as file:
+            meta, cells = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        is_sealed(cells, meta)
+        if meta.get("format") != CONFUSIONS:
+            raise ValueError(f"its format is {meta.get('format')!r}")
+        *lines, (k, _, _) = cells[row.split].tolist()
+        matrix = np.zeros((k, k), np.int64)
+        for true, predicted, n in lines:
+            matrix[true, predicted] = n
+    except (SafetensorError, OSError, *FAULTS) as e:
+        raise make_damage(path, e, f"run it again with --force={row.stage}") from e
+    return matrix

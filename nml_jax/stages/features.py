@@ -95,9 +95,10 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     specs = list_specs(config)
     for i, spec in enumerate(specs):  # compare the features of a pair: other labels do not make other rows
         for other in specs[:i]:
-            if _is_same_file(inputs.split_pair(other)[0], inputs.split_pair(spec)[0], content=data):
+            if same := _find_shared(other, spec, content=data):
+                one = spec if len(inputs.split_parts(spec)) == 1 else f"{same} of {spec}"
                 raise UserError(
-                    f"{spec} is the same as {other}: a test needs rows of its own",
+                    f"{one} is the same as {other}: a test needs rows of its own",
                     "name each file once, or leave features.test out to hold out a part of the training file",
                 )
     if data:
@@ -124,6 +125,14 @@ def _warn_of_counting(found: FeatureSet) -> None:
             f"{file.spec}: features {console.shorten(map(str, counting))} of each row count up: if they number the "
             "rows, leave them out where the features were made"
         )
+
+
+def _find_shared(a: str, b: str, *, content: bool) -> Path | None:
+    """Return a file of the set b that is a file of a, too; None if there is none. A pair's labels do not count."""
+    mine, its = ([inputs.split_pair(part)[0] for part in inputs.split_parts(spec)] for spec in (a, b))
+    sizes = {path: path.stat().st_size for path in {*mine, *its} if path.is_file()}
+    pairs = ((x, y) for y in its for x in mine if sizes.get(x) == sizes.get(y))
+    return next((y for x, y in pairs if _is_same_file(x, y, content=content)), None)
 
 
 def _is_same_file(a: Path, b: Path, *, content: bool) -> bool:

@@ -22,7 +22,15 @@ from nml_jax.errors import UserError
 from nml_jax.evals.mapped import Scorer
 from nml_jax.models.heads.mlp import make_head
 from nml_jax.processes import peers
-from nml_jax.runs.heads import correct_path, head_name, head_path, preset_label, write_correct
+from nml_jax.runs.heads import (
+    confusion_path,
+    correct_path,
+    head_name,
+    head_path,
+    preset_label,
+    write_confusions,
+    write_correct,
+)
 from nml_jax.runs.record import name_run
 from nml_jax.runs.rows import DIVERGED, UNVALIDATED, Row, has_rows, read_rows, write_rows
 from nml_jax.stages.stage import Outputs, Stage
@@ -188,8 +196,10 @@ def _keep(
     input_spectra: dict[tuple[int, str], np.ndarray],
 ) -> None:
     """Score a head; save it, which test rows it gets right, and last its rows. Their presence marks it complete."""
-    measured, correct = _measure_head(result, found, shared, input_spectra)
-    write_correct(correct_path(workdir, shared | {"layer": found.layer}), correct)
+    measured, scorers = _measure_head(result, found, shared, input_spectra)
+    where = shared | {"layer": found.layer}
+    write_correct(correct_path(workdir, where), {test: scorer.correct for test, scorer in scorers.items()})
+    write_confusions(confusion_path(workdir, where), {test: scorer.confusion for test, scorer in scorers.items()})
     _save(result.head, found, workdir, shared)
     with errors.report_disk_errors(place):
         write_rows(place, "tune", measured)
@@ -210,14 +220,14 @@ def _measure_head(
     found: FeatureSet,
     shared: dict[str, Any],
     input_spectra: dict[tuple[int, str], np.ndarray],
-) -> tuple[list[Row], dict[str, np.ndarray]]:
-    """Return the rows of a head's scores and of the spectrum of its Z, and which rows of each test are right.
+) -> tuple[list[Row], dict[str, Scorer]]:
+    """Return the rows of a head's scores and of the spectrum of its Z, and the scorer of each test.
 
     Args:
         input_spectra: (training rows, test) -> the spectrum of the inputs. Without an MLP, Z is the input, so all such
             heads share this spectrum. The first of them computes it.
     """
-    rows, correct = [], {}
+    rows, scorers = [], {}
     for test in found.tests:
         where = {"split": test.name, "domain": test.domain, "n_test": len(test.labels), "layer": found.layer}
         scorer = Scorer(len(found.classes), **test.scoring)
@@ -237,11 +247,11 @@ def _measure_head(
             s = singular_values(transform_blocks(), len(test.labels), test.features.dim, "paper")
         if key:
             input_spectra[key] = s
-        correct[test.name] = scorer.correct
+        scorers[test.name] = scorer
         rows += [Row(**shared, **where, metric=metric, value=value)
                  for metric, value in scorer.scores().items()]  # fmt: skip
         rows += make_rows(s, **shared, **where, output="Z", spectrum_mode="paper")
-    return rows, correct
+    return rows, scorers
 
 
 def _save(head: Any, found: FeatureSet, workdir: Path, shared: dict[str, Any]) -> None:
@@ -250,6 +260,7 @@ def _save(head: Any, found: FeatureSet, workdir: Path, shared: dict[str, Any]) -
         return
     keys = ("task", "method", "preset", "hyper", "n_train", "head_seed", "model", "views")
     about = {key: shared[key] for key in keys} | {"preset": preset_label(shared)}
+    about |= {"label": found.label} if found.label else {}  # predict.py takes that column
     state = _scale(head.state, found)
     path = head_path(workdir, shared | {"layer": found.layer})
     TunedHead(head.form, head.params, state, found.classes, about, found.columns).save(path)
@@ -269,7 +280,7 @@ STAGE = Stage(
     version=5,
     keys=("seed", "downstream", "extract", "features", "tune"),
     upstream=("extract", "features"),
-    outputs=Outputs(("heads", "tuning", "correct/tune"), list_needed),
+    outputs=Outputs(("heads", "tuning", "correct/tune", "confusion/tune"), list_needed),
     check=check,
     run=run,
 )

@@ -16,6 +16,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from nml_jax import spectrum
 from nml_jax.data.features.checks import check_exact, check_finite, check_varied
+from nml_jax.data.features.frames import to_matrix
 from nml_jax.data.stratify import hold_out
 from nml_jax.errors import FREE, UserError
 from nml_jax.models.heads.mlp import Form, standardize
@@ -115,7 +116,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """Train the head.
 
         Args:
-            X: [N, D], finite real numbers; converted to float32.
+            X: [N, D], finite real numbers; converted to float32. Or a column of N arrays: a Series of pandas or polars.
             y: [N], labels of any dtype that sorts.
             sample_weight: [N], weights of the rows in the cross-entropy; rows of weight 0 are left out. The other terms
                 ignore weights.
@@ -135,7 +136,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def _fit(self, X: Any, y: Any, sample_weight: Any) -> "NMTuneClassifier":
         refuse_fork()
         before = (list(self.classes_), self.n_features_in_) if self.warm_start and hasattr(self, "head_") else None
-        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], ensure_all_finite=False)
+        X, y = validate_data(self, to_matrix(X), y, dtype=[np.float32, np.float64], ensure_all_finite=False)
         X = check_finite(X)
         try:
             check_classification_targets(y)
@@ -264,6 +265,14 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         with _raise_value_errors():
             return self.head_.probabilities(logits)
 
+    def predict_log_proba(self, X: ArrayLike) -> np.ndarray:
+        """Return the logarithms of `predict_proba`, float64 [M, K]; finite where a probability rounds to zero."""
+        logits = self._outputs(X)[1].astype(np.float64)
+        with _raise_value_errors():
+            self.head_.probabilities(logits[:1])  # some heads have none
+        shifted = logits - logits.max(1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Return the most probable class of every row, [M]."""
         logits = self._outputs(X)[1]
@@ -275,6 +284,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def _outputs(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         check_is_fitted(self)
+        with _raise_value_errors():
+            X = to_matrix(X)
         X = validate_data(self, X, dtype=[np.float32, np.float64], ensure_all_finite=False, reset=False)
         with _raise_value_errors():
             return self.head_.outputs(check_finite(X))

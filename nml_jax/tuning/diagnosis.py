@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 
 from nml_jax import ranges, spectrum
 from nml_jax.data.features.checks import check_finite, check_varied
+from nml_jax.data.features.frames import to_matrix
 from nml_jax.data.stratify import draw_per_class, draw_stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.separability import measure_separability
@@ -121,7 +122,7 @@ def diagnose(
     says nothing about other domains.
 
     Args:
-        F: [N, D], finite real numbers.
+        F: [N, D], finite real numbers. Or a column of N arrays: a Series of pandas or polars.
         y: [N], labels of any dtype that sorts.
         folds: number of folds; fewer if all classes but one have fewer rows. Classes with fewer rows are left out.
         rows: rows to cross-validate, at most. They are a stratified part of the N, from classes drawn at random: so
@@ -151,6 +152,7 @@ def _check_arguments(F: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray
     from sklearn.utils.validation import check_X_y
 
     kinds: Any = [np.float32, np.float64]
+    F = to_matrix(F)
     try:
         shapes = np.shape(F), np.shape(y)
         if len(shapes[0]) != 2 or shapes[1] != shapes[0][:1]:

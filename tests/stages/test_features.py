@@ -17,6 +17,7 @@ from nml_jax.assembly import feature_files, feature_sets
 from nml_jax.data.features.files import open_features
 from nml_jax.data.features.sets import Subset
 from nml_jax.errors import UserError
+from nml_jax.runs.heads import read_confusion
 from nml_jax.runs.rows import read_rows
 from nml_jax.stages import tune
 from nml_jax.tuning import head_file
@@ -107,6 +108,10 @@ def test_a_run_leaves_rows_of_every_split(run: Path):
     assert set(scores) == {(*head, split) for head in heads for split in ("test", "far")}
     assert min(scores.values()) > 0.8  # the blobs are eight deviations apart
     assert {row.n_test for row in rows if row.split == "far" and row.stage == "tune"} == {45}
+    for row in (row for row in rows if row.metric == "accuracy"):
+        confusion = read_confusion(run, row)
+        assert confusion is not None
+        assert (confusion.sum(), confusion.trace() / confusion.sum()) == (row.n_test, row.value)
     assert {row.n_train for row in rows if row.stage == "tune"} == {90}
     assert {row.noise_realised for row in rows} == {None}  # unknown
     assert {row.model for row in rows} == {"black box"}

@@ -140,6 +140,18 @@ def open_arrays(paths: list[Path], label: str, columns: str, labelled: bool) -> 
     return Content(labels, features.shape, features.dtype, features.rows, class_names=names)
 
 
+def read_flat_arrays(path: Path, rows: int) -> dict[str, np.ndarray]:
+    """Return the arrays [N] of an archive that have a value for each of its N rows, and no Python objects.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    with read_errors(path):
+        entries = _describe_npz(path) if path.suffix.lower() == ".npz" else _describe_safetensors(path)[0]
+        flat = {name: e for name, e in entries.items() if e.shape == (rows,) and not e.dtype.hasobject}
+        return {name: np.asarray(e.load()) for name, e in flat.items()}
+
+
 def _load_labels(path: Path, entry: _Entry, features: _Entry) -> np.ndarray:
     """Load the labels. What a header can tell is checked before: a small archive may unpack to many gigabytes."""
     if entry.dtype.hasobject:

@@ -10,7 +10,14 @@ import pyarrow as pa
 
 from nml_jax import console
 from nml_jax.data.features import columns as cells
-from nml_jax.data.features.formats import FEATURES, LABELS, choose_features, list_names, raise_several_labels
+from nml_jax.data.features.formats import (
+    FEATURES,
+    LABELS,
+    choose_features,
+    is_text_table,
+    list_names,
+    raise_several_labels,
+)
 from nml_jax.data.features.guesses import is_embedding_name, is_id, measure_unread
 from nml_jax.data.features.lists import Lists, describe_lists, find_numbers, parse_list
 from nml_jax.errors import UserError
@@ -70,7 +77,7 @@ def choose_columns(
         return _take_named(path, batch, columns, lists, [name for name in numbers if name != label or name == columns])
     if wanted and not (missing := [name for name in wanted if name not in names]):
         strange = [name for name in wanted if name not in numbers]
-        if strange and path.suffix.lower() == ".parquet":  # the cells of CSV files are checked later
+        if strange and not is_text_table(path):  # the cells of CSV files are checked later
             what = f"{path}: column {strange[0]!r} holds {batch.schema.field(strange[0]).type}"
             raise UserError(f"{what}; in training it held numbers", "write the column as numbers")
         return Choice(path, tuple(wanted))

@@ -1,4 +1,4 @@
-"""Read feature files of users: `.npy` pairs, `.npz`, `.safetensors`, `.csv`, `.tsv` and `.parquet`.
+"""Open feature files of users: arrays (arrays.py) and tables (tables.py), one file or several that make one set.
 
 Opening a file reads its labels and the shape of its features. The features stay on disk. `.npy`, `.safetensors` and
 uncompressed members of an `.npz` are memory-mapped. Parquet, CSV and compressed members of an `.npz` are read batch by
@@ -6,164 +6,39 @@ batch. Only a compressed member in Fortran order is read whole, at its first use
 """
 
 import dataclasses
-import functools
-import hashlib
+import glob
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import ml_dtypes
 import numpy as np
 
 from nml_jax import console, inputs
 from nml_jax.data import class_names
-from nml_jax.data.features.arrays import open_arrays
+from nml_jax.data.features.arrays import open_arrays, read_flat_arrays
 from nml_jax.data.features.formats import (
     NO_LABELS,
-    Store,
     check_count,
     check_labels,
+    find_format,
     keep_valid_labels,
     list_names,
     read_errors,
 )
-from nml_jax.data.features.tables import open_table
+from nml_jax.data.features.opened import LARGE, Features, Joined, count_block_rows
+from nml_jax.data.features.scans import TABLES
+from nml_jax.data.features.tables import list_columns, open_table, read_columns
 from nml_jax.errors import UserError
-from nml_jax.hashes import hash_bytes, hash_file, hash_text
 
-SUFFIXES = (".npy", ".npz", ".safetensors", ".csv", ".tsv", ".parquet")
-LARGE = 1 << 30  # bytes above which a fingerprint reads only the ends of a file
-ENDS = 16 << 20  # bytes of each end
-BLOCK_BYTES = 64 << 20  # bytes of float32 values in a block of `read`
-BLOCK_ROWS, BLOCK_VALUES = 16_384, 1 << 26  # most rows and values in a block of other passes over all rows
+__all__ = ["LARGE", "Features", "check_alike", "count_block_rows", "encode", "find_classes", "has_column",
+           "open_features", "read_more", "translate_labels"]  # fmt: skip
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Features:
-    """An open feature file of N rows, V stored views of each and D features.
-
-    Attributes:
-        spec: as given. path: the file of the features.
-        labels: [N], integers, strings or bools as in the file; [0] if it has none and none are needed.
-        shape: (N, V, D).
-        dtype: dtype of the stored values. scale: real value = stored value × scale.
-        label, columns: names of the columns used in a table; "" and () for arrays.
-        left_out: names of its other columns. ids: why some of them were taken for ids.
-        class_names: names of the classes that labels number; () if the file has none. They are a JSON list under
-            "class_names" in the metadata of a .safetensors file, an array "class_names" in an .npz, or Hugging Face's
-            ClassLabel in the metadata of a .parquet file.
-    """
-
-    spec: str
-    path: Path
-    labels: np.ndarray
-    shape: tuple[int, int, int]
-    dtype: np.dtype
-    scale: float
-    label: str
-    columns: tuple[str, ...]
-    left_out: tuple[str, ...]
-    class_names: tuple[str, ...]
-    files: tuple[Path, ...]
-    store: Store = dataclasses.field(repr=False)
-    ids: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    @property
-    def views(self) -> int:
-        return self.shape[1]
-
-    @property
-    def dim(self) -> int:
-        return self.shape[2]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the D features; () for arrays and lists, which have none."""
-        return self.columns if len(self.columns) == self.dim else ()
-
-    def rows(self, index: np.ndarray) -> np.ndarray:
-        """Read the rows `index` (integers in [0, N), any order), float32 [n, V, D]. A table is scanned once.
-
-        Raises:
-            IndexError: an index is out of range.
-            UserError: the file is damaged, or a value is missing, NaN or infinite.
-        """
-        index = np.asarray(index, np.int64)
-        if index.size and not 0 <= index.min() <= index.max() < len(self):
-            raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, not {index.min()} to {index.max()}")
-        with read_errors(self.path):
-            return self._values(self.store.take(index), index)
-
-    def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield all rows in order as (number of the first, float32 [size, V, D]). The last block may be smaller.
-
-        Raises:
-            UserError: the file is damaged, or a value is missing, NaN or infinite.
-        """
-        with read_errors(self.path):
-            start = 0
-            for stored in self.store.scan(size):
-                yield start, self._values(stored, range(start, start + len(stored)))
-                start += len(stored)
-            if start != len(self):
-                raise ValueError(f"it has {start:,} rows now, and had {len(self):,} when it was opened")
-
-    def read(self) -> np.ndarray:
-        """Read all rows, float32 [N, V, D]. Raise what `blocks` raises."""
-        out = np.empty(self.shape, np.float32)
-        for start, block in self.blocks(max(1, BLOCK_BYTES // (4 * self.views * self.dim))):
-            out[start : start + len(block)] = block
-        return out
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the content; for a pair, of both files' digests.
-
-        For a file above 1 GiB it covers only size, modification time (ns) and the first and last 16 MiB.
-        """
-        digests = []
-        for path in self.files:
-            if (status := path.stat()).st_size <= LARGE:
-                digests.append(hash_file(path))
-                continue
-            with path.open("rb") as f:
-                first = f.read(ENDS)
-                f.seek(-ENDS, os.SEEK_END)
-                digests.append(hash_bytes(f"{status.st_size} {status.st_mtime_ns} ".encode() + first + f.read()))
-        return digests[0] if len(digests) == 1 else hash_text("".join(digests))
-
-    @functools.cached_property
-    def row_hashes(self) -> np.ndarray:
-        """Hashes of the first views, uint64 [N]. Rows with equal bits have equal hashes, others almost never.
-
-        Raises what `blocks` raises.
-        """
-        parts = []
-        for _, block in self.blocks(count_block_rows(self.views, self.dim)):
-            digests = [hashlib.blake2b(row, digest_size=8).digest() for row in np.ascontiguousarray(block[:, 0])]
-            parts.append(np.frombuffer(b"".join(digests), "<u8"))
-        return np.concatenate(parts)
-
-    def _values(self, stored: np.ndarray, index: np.ndarray | range) -> np.ndarray:
-        """Convert stored values [n, ...] of the rows `index` to real values, float32 [n, V, D]."""
-        with np.errstate(over="ignore", invalid="ignore"):  # checked below
-            if stored.dtype.itemsize <= 4:  # wider types are scaled first, or they could overflow
-                stored = stored.astype(np.float32)
-            values = stored if self.scale == 1 else stored * self.scale
-            values = values.astype(np.float32, copy=False).reshape(len(index), self.views, self.dim)
-        if not (finite := np.isfinite(values).all((1, 2))).all():
-            bad = np.flatnonzero(~finite)
-            some = f" in this block (of {len(self):,} in the file)" if len(index) < len(self) else ""
-            raise UserError(
-                f"{self.path}: {len(bad)} of {len(index):,} rows{some} hold missing, NaN or infinite values "
-                f"(as float32): rows {', '.join(str(index[i]) for i in bad[:5])}{', …' * (len(bad) > 5)}",
-                "repair these rows where the features were made, or drop them and their labels",
-            )
-        return values
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "dev": "validation",
+          "val": "validation", "valid": "validation", "validation": "validation"}  # fmt: skip
+FORMATS = (".npy", ".npz", ".safetensors", *TABLES)
 
 
 def open_features(
@@ -175,7 +50,9 @@ def open_features(
     labelled: bool = True,
     wanted: Sequence[str] = (),
 ) -> Features:
-    """Open a feature file. For a table, log once which columns are used and which are left out.
+    """Open a feature file, or several that make one set.
+
+    For a table, log once which columns are used and which are left out.
 
     Arrays are features [N, D] or [N, V, D] and labels [N]. A table has a column of labels and either a column of lists
     or one column per feature. CSV and TSV need a first line of column names, and write lists as JSON, "[0.1, 0.2]", or
@@ -184,7 +61,9 @@ def open_features(
     one (data/class_names.py).
 
     Args:
-        spec: FILE, or "FEATURES.npy,LABELS.npy".
+        spec: FILE, "FEATURES.npy,LABELS.npy", several of either separated by ";", a pattern such as "part-*.parquet",
+            or a folder of shards or of a saved Hugging Face data set. Rows follow each other in the order of the list,
+            or of the names. All files must have the same columns, shapes and class names.
         label: name of the label array or column. "": the only one of label, labels, y, target, class.
         columns: name of the feature array or column; in a table also names and patterns of columns of numbers, as in
             "f*,age". "": the only 2-D or 3-D array or the only column of lists; among several the one called features,
@@ -199,25 +78,110 @@ def open_features(
         UserError: the file is missing, empty, damaged or of an unknown format; it is ambiguous which array or column
             holds the features or labels; shapes, dtypes or labels are not as above.
     """
+    parts = inputs.split_parts(spec)
+    _check_one_split(spec, parts)
+    how: dict[str, Any] = {"label": label, "columns": columns, "scale": scale, "labelled": labelled, "wanted": wanted}
+    first = _open_file(parts[0], **how)
+    if len(parts) == 1:
+        return dataclasses.replace(first, spec=spec, path=_name_set(spec, first))
+    found = [first]
+    for part in parts[1:]:  # as the first file was taken
+        same: dict[str, Any] = {"label": first.label or label, "wanted": first.names or wanted}
+        same["columns"] = columns if first.names or not first.columns else first.columns[0]
+        found.append(_open_file(part, **how | same))
+    return _join(spec, found, labelled)
+
+
+def _check_one_split(spec: str, parts: Sequence[str]) -> None:
+    """Raise UserError if the names of the files in a folder say that they are of several splits."""
+    words = {SPLITS.get(re.split(r"[^a-z]", Path(part).name.lower())[0]) for part in parts} - {None}
+    if Path(spec).expanduser().is_dir() and len(words) > 1:
+        raise UserError(
+            f"{spec} holds files of several splits: {console.list_words(sorted(map(str, words)))}",
+            f"name those of one split by a pattern, such as '{spec.rstrip('/')}/train*'",
+        )
+
+
+def _name_set(spec: str, first: Features) -> Path:
+    """Return the path that names a set: its folder, its file, or the spec itself."""
+    whole = Path(spec).expanduser()
+    return whole if whole.is_dir() or len(inputs.split_parts(spec)) > 1 else first.path
+
+
+def _join(spec: str, parts: Sequence[Features], labelled: bool) -> Joined:
+    """Return several open files as one. Raise UserError if they do not fit together."""
+    first, path = parts[0], _name_set(spec, parts[0])
+    for part in parts[1:]:
+        check_alike(first, part)
+        if part.views != first.views:
+            raise UserError(
+                f"{part.path} holds {part.views} views of each row, {first.path} {first.views}",
+                "store the same number of views in all files of a set",
+            )
+    labels = NO_LABELS
+    if all(len(part.labels) for part in parts):
+        labels = _join_labels(path, [translate_labels(first, part) for part in parts])
+    elif any(len(part.labels) for part in parts):
+        bare = next(part.path for part in parts if not len(part.labels))
+        console.notice(f"labels are not used: {bare} has none")
+    ids = {name: why for part in parts for name, why in part.ids.items()}
+    files = tuple(path for part in parts for path in part.files)
+    shape = sum(map(len, parts)), first.views, first.dim
+    console.notice_once(f"{path}: {len(parts)} files, {shape[0]:,} rows, read as one set")
+    known: dict[str, Any] = {field.name: getattr(first, field.name) for field in dataclasses.fields(Features)}
+    known |= {"spec": spec, "path": path, "labels": labels, "shape": shape, "files": files, "ids": ids}
+    known["dtype"] = np.result_type(*(part.dtype for part in parts)) if parts else first.dtype
+    return Joined(**known, parts=tuple(parts))
+
+
+def _join_labels(path: Path, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the labels of several files, [N]: as text if some are text.
+
+    Raises:
+        UserError: some are booleans and some are not.
+    """
+    kinds = {labels.dtype.kind for labels in parts}
+    if "b" in kinds and len(kinds) > 1:
+        raise UserError(f"{path}: some files hold true and false as labels, others do not", "write all labels alike")
+    if "U" in kinds:
+        return class_names.clean_labels(np.concatenate([labels.astype(str) for labels in parts]), f"{path}, labels")
+    return np.concatenate(parts)
+
+
+def _raise_folder(path: Path) -> NoReturn:
+    """Raise UserError because a folder holds no shards."""
+    inner = sorted(p.name for p in path.iterdir() if p.is_dir() and p.name[0] not in "._")
+    cure = "give a feature file, or a folder of shards"
+    if (path / "dataset_dict.json").is_file() or (inner and all("=" not in name for name in inner)):
+        cure = f"name one of its folders: {console.shorten(f'{path}/{name}' for name in inner)}"
+    elif inner:
+        cure = f"its folders hold values of a column ({inner[0]}): write that column into the files"
+    raise UserError(f"{path} is a folder without feature files", cure)
+
+
+def _open_file(spec: str, *, label: str, columns: str, scale: float, labelled: bool, wanted: Sequence[str]) -> Features:
+    """Open one file, or a pair of .npy. The arguments are those of `open_features`."""
     paths = inputs.split_pair(spec)
     for path in paths:
         if path == Path():  # from "X.npy,"
             raise UserError(f"{spec!r} lacks the name of a file", "give FILE, or FEATURES.npy,LABELS.npy")
+        if path.is_dir():
+            _raise_folder(path)
         if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
+            what = "matches no file" if glob.has_magic(str(path)) else "does not exist"
             raise UserError(f"{path} {what}", "give the path of a feature file")
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty (0 bytes)", "write it again where the features were made")
-    path, suffix = paths[0], paths[0].suffix.lower()
-    if suffix not in SUFFIXES or (len(paths) > 1 and {p.suffix.lower() for p in paths} != {".npy"}):
+    path, kind = paths[0], find_format(paths[0])
+    if kind not in FORMATS or (len(paths) > 1 and {p.suffix.lower() for p in paths} != {".npy"}):
         raise UserError(
-            f"{spec} is not a feature file of a known format: {', '.join(SUFFIXES)}, or FEATURES.npy,LABELS.npy",
+            f"{spec} is not a feature file of a known format: {', '.join(inputs.SHARDS)}, or FEATURES.npy,LABELS.npy",
             "save the features in one of them; examples/export_features.py writes .safetensors",
         )
     if not math.isfinite(scale) or scale == 0:
         raise UserError(f"scale is {scale}", "give the factor from stored values to real ones; 1 keeps them")
     with read_errors(path):
-        if suffix in (".csv", ".tsv", ".parquet"):
+        if kind in TABLES:
             content = open_table(path, label, columns, labelled, wanted)
             used = f"label {content.label!r}, " if content.label else "no label, "
             console.notice_once(
@@ -257,9 +221,30 @@ def _with_count(labels: np.ndarray, rows: int, spec: str) -> np.ndarray:
     return labels
 
 
-def count_block_rows(views: int, dim: int) -> int:
-    """Return how many rows [views, dim] make a block that fits in memory; at least one."""
-    return max(1, min(BLOCK_ROWS, BLOCK_VALUES // (views * dim)))
+def has_column(spec: str, name: str) -> bool:
+    """Return whether the first table of a set has a column of that name. Raise UserError if it cannot be read."""
+    path = inputs.split_pair(inputs.split_parts(spec)[0])[0]
+    return path.is_file() and find_format(path) in TABLES and name in list_columns(path)
+
+
+def read_more(features: Features, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return further columns of a table, or arrays [N] of an archive, by name: a list of N cells, None if missing.
+
+    Raises:
+        UserError: a name is not there, or the file is damaged.
+    """
+    found: dict[str, list[Any]] = {name: [] for name in names}
+    for part in features.parts if isinstance(features, Joined) else (features,):
+        path, kind = part.files[0], find_format(part.files[0])
+        arrays = {} if kind in (*TABLES, ".npy") else read_flat_arrays(path, len(part))
+        known = list_columns(path) if kind in TABLES else list(arrays)
+        if missing := [name for name in names if name not in known]:
+            what = "column" if kind in TABLES else "array with a value for each row called"
+            raise UserError(f"{path} has no {what} {missing[0]!r}", f"it has {list_names(known) or 'none'}")
+        cells = read_columns(path, names) if kind in TABLES else {n: arrays[n].tolist() for n in names}
+        for name in names:
+            found[name] += cells[name]
+    return found
 
 
 def check_alike(train: Features, other: Features) -> None:

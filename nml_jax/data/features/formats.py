@@ -55,6 +55,22 @@ class Content(NamedTuple):
     ids: Mapping[str, str] = MappingProxyType({})
 
 
+def find_format(path: Path) -> str:
+    """Return the format that a file's name says: its last suffix in lower case; of packed text, that before .gz.
+
+    The suffixes .ndjson and .jsonl are one format, as are .arrow, .feather and .ipc.
+    """
+    name = path.name.lower()
+    inner = Path(name.removesuffix(".gz")).suffix
+    suffix = inner if inner in (".csv", ".tsv", ".jsonl", ".ndjson") else Path(name).suffix
+    return {".ndjson": ".jsonl", ".feather": ".arrow", ".ipc": ".arrow"}.get(suffix, suffix)
+
+
+def is_text_table(path: Path) -> bool:
+    """Return whether a file is a table of text, whose cells have no types."""
+    return find_format(path) in (".csv", ".tsv")
+
+
 @contextlib.contextmanager
 def read_errors(path: Path) -> Iterator[None]:
     """Turn what the readers raise on a damaged file into a UserError that names it."""
@@ -165,7 +181,7 @@ def choose_label(path: Path, names: Iterable[str], label: str, labelled: bool) -
     if not matches and (labelled or label):
         has = f"has no {label!r}" if label else f"has none of {', '.join(LABELS)}"
         cure = "name its labels with label=NAME (--config.features.label=NAME)"
-        if path.suffix.lower() in (".csv", ".tsv"):
+        if is_text_table(path):
             cure += "; the first line must name the columns"
         raise UserError(f"{path} {has}; it has {list_names(names)}", cure)
     return matches[0] if matches else None

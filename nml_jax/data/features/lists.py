@@ -17,6 +17,8 @@ DEEPEST = 8  # lists within each other
 SAMPLE = 100  # cells that tell what a column of text holds
 WRAPPED = re.compile(r"(?:\w+\.)?(?:array|ndarray|tensor|Tensor)\((?=\[)(.*)\)", re.DOTALL)
 SCALAR = re.compile(r"(?:np|numpy)\.(?:float|int|uint|bool)\w*\(([^()]*)\)")  # how NumPy 2 prints numbers in a list
+START = re.compile(r"\s*[\[atnT\d.+-]")  # how the text of a list begins
+BARE = 8  # numbers that a list has at least that is written without brackets
 MISSING = ("None", "null", "NA", "<NA>")
 JSON_CURE = "write every list as JSON does: [0.1, 0.2]"
 
@@ -80,7 +82,7 @@ def describe_lists(column: pa.Array) -> Lists | None:
 def _describe_texts(column: pa.Array) -> Lists | None:
     cells = [cell for cell in column[:SAMPLE].to_pylist() if cell]
     found = []
-    for cell in cells if any(c.lstrip()[:1] in ("[", "a", "t", "n", "T") for c in cells) else ():
+    for cell in cells if any(START.match(c) for c in cells) else ():
         with contextlib.suppress(ValueError, TypeError):
             found.append((parse_list(cell), cell))
     found = [(array, cell) for array, cell in found if array.size and len(squeeze(array.shape)) < 3]
@@ -138,7 +140,7 @@ def _raise_length(path: object, name: str, row: int, found: int, wanted: int) ->
 
 
 def parse_list(text: str) -> np.ndarray:
-    """Return a list of numbers, float64, that is written as JSON or as Python, NumPy or PyTorch print it.
+    """Return a list of numbers, float64, that is written as JSON, as Python, NumPy or PyTorch print it, or bare.
 
     Raises:
         ValueError, TypeError: it is something else, is ragged, or was shortened with "...".
@@ -152,7 +154,7 @@ def parse_list(text: str) -> np.ndarray:
     if wrapped := WRAPPED.fullmatch(text):
         text = wrapped[1][: wrapped[1].rindex("]") + 1]  # what follows are dtype=..., device=...
     if not (text.startswith("[") and text.endswith("]")):
-        raise ValueError("not in brackets")
+        return _parse_bare(text)
     whole: list = []
     stack = [whole]
     for token in re.findall(r"[\[\]]|[^\s,\[\]]+", text):
@@ -168,6 +170,18 @@ def parse_list(text: str) -> np.ndarray:
     if len(stack) != 1 or len(whole) != 1:
         raise ValueError("a bracket too few")
     return _to_array(whole[0])
+
+
+def _parse_bare(text: str) -> np.ndarray:
+    """Return the numbers of a list without brackets, separated by spaces, commas or semicolons; BARE of them or more.
+
+    Raises:
+        ValueError: they are fewer, as in "1,234,567" or a size of an image, or something else.
+    """
+    tokens = text.split(";") if ";" in text else re.split(r"\s*,\s*|\s+", text.strip())
+    if len(tokens) < BARE:
+        raise ValueError("not in brackets")
+    return np.array([math.nan if token.strip() in MISSING else float(token) for token in tokens])
 
 
 def _to_array(value: object) -> np.ndarray:

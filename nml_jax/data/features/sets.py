@@ -45,6 +45,7 @@ class FeatureSet(NamedTuple):
     origin: the fields of a row that say where the features come from.
     scale: real value = stored value × scale.
     columns: names of the features; () if they have none.
+    label: name of the column or array of labels, if it is known.
     """
 
     task: str
@@ -55,6 +56,7 @@ class FeatureSet(NamedTuple):
     origin: dict[str, Any]
     scale: float = 1.0
     columns: tuple[str, ...] = ()
+    label: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,14 @@
-"""Read feature files that hold tables, `.csv`, `.tsv` and `.parquet`, batch by batch."""
+"""Find the features and labels in tables, and read them batch by batch (scans.py)."""
 
 import codecs
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
 from nml_jax.data import class_names
@@ -20,19 +20,21 @@ from nml_jax.data.features.formats import (
     check_class_names,
     check_label_bytes,
     choose_label,
+    find_format,
+    is_text_table,
     keep_valid_labels,
     list_names,
+    read_errors,
 )
 from nml_jax.data.features.guesses import Counter
 from nml_jax.data.features.lists import Lists, read_lists
+from nml_jax.data.features.scans import read_metadata, scan_batches
 from nml_jax.errors import UserError
 from nml_jax.spreadsheet import restore_cell
 
-BATCH_ROWS = 4096  # rows of a Parquet file in memory at a time
 PAGE_BYTES = 1 << 16  # bytes a row that the pages of a column may take besides its values
 LINE_BYTES = 1 << 20  # bytes of a first line that are looked at
 MARKS = (b";", b"\t", b",", b"|")  # between cells
-CSV_BYTES = 16 << 20  # bytes of a CSV file in memory at a time; the first block decides the types
 
 
 class _Table:
@@ -45,7 +47,7 @@ class _Table:
         order = np.argsort(index, kind="stable")
         wanted = index[order]
         out, b = np.empty((len(index), *(self._lists.shape if self._lists else (len(self._columns),)))), 0
-        for start, batch in _batches(self._path, self._columns, self._types, wanted):
+        for start, batch in scan_batches(self._path, self._columns, self._types, wanted):
             a, b = np.searchsorted(wanted, (start, start + batch.num_rows))
             if a < b:
                 out[order[a:b]] = self._matrix(batch, start)[wanted[a:b] - start]
@@ -57,7 +59,7 @@ class _Table:
 
     def scan(self, size: int) -> Iterator[np.ndarray]:
         held, count = [], 0
-        for start, batch in _batches(self._path, self._columns, self._types):
+        for start, batch in scan_batches(self._path, self._columns, self._types):
             part = self._matrix(batch, start)
             while len(part):
                 held.append(part[: size - count])
@@ -76,56 +78,6 @@ class _Table:
         return read_lists(batch.column(self._columns[0]), self._lists, self._path, self._columns[0], start)
 
 
-def _batches(
-    path: Path,
-    columns: Iterable[str] = (),
-    types: Mapping[str, pa.DataType] | None = None,
-    wanted: np.ndarray | None = None,
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield consecutive rows: the number of the first, and their columns (all if none are named).
-
-    Args:
-        types: types of a CSV file's columns. A Parquet file has its own.
-        wanted: sorted rows. If given, only the row groups of a Parquet file that hold them are read.
-    """
-    columns, start = list(columns), 0
-    if path.suffix.lower() == ".parquet":
-        with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
-            for group in range(file.num_row_groups):
-                end = start + file.metadata.row_group(group).num_rows
-                if wanted is None or np.diff(np.searchsorted(wanted, (start, end))):
-                    for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns or None):
-                        yield start, batch
-                        start += batch.num_rows
-                    if start != end:
-                        raise ValueError(f"row group {group} lacks {end - start} of the rows that its metadata claim")
-                start = end
-        return
-    try:
-        with pyarrow.csv.open_csv(
-            path,
-            pyarrow.csv.ReadOptions(block_size=CSV_BYTES),
-            pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True),
-            pyarrow.csv.ConvertOptions(include_columns=columns, column_types=types),
-        ) as reader:
-            for batch in reader:
-                yield start, batch
-                start += batch.num_rows
-    except pa.ArrowInvalid:
-        _check_words(path, types or {})  # Arrow names neither the row nor the column
-        raise
-
-
-def _check_words(path: Path, types: Mapping[str, pa.DataType]) -> None:
-    """Raise UserError if a cell in a CSV column of numbers or booleans is something else."""
-    names = [name for name, kind in types.items() if not cells.is_text(kind)]
-    if names:
-        for start, batch in _batches(path, names, dict.fromkeys(names, pa.string())):
-            for name in names:
-                truths = pa.types.is_boolean(types[name])
-                cells.check_words(batch.column(name), f"{path}: column {name!r}", start, truths=truths)
-
-
 def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Sequence[str] = ()) -> Content:
     """Find the features and labels in a table. The arguments are those of `files.open_features`.
 
@@ -134,10 +86,10 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
             name, the first line of a CSV is not one of names, or a cell is empty or not a number.
         Other errors, which `formats.read_errors` catches: the file is damaged.
     """
-    text = path.suffix.lower() != ".parquet"
+    text = is_text_table(path)
     if text:
         _check_encoding(path)
-    batch = next((batch for _, batch in _batches(path) if batch.num_rows), None)
+    batch = next((batch for _, batch in scan_batches(path) if batch.num_rows), None)
     if batch is None:
         raise UserError(f"{path} has no rows", "write it again where the features were made")
     names = batch.schema.names
@@ -154,9 +106,9 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
     kinds = [lists.kind] if lists else [batch.schema.field(name).type for name in chosen]
     dtypes = [_to_dtype(kind) for kind in kinds]
     types = {}
-    if text:  # the first block may hold only whole numbers
+    if text or find_format(path) == ".jsonl":  # the first block may hold only whole numbers
         numbers = [kind if pa.types.is_boolean(kind) else pa.float64() for kind in kinds]
-        types = dict(zip(chosen, [pa.string()] if lists else numbers, strict=True))
+        types = dict(zip(chosen, [pa.string()] if lists and text else numbers, strict=True))
         dtypes = [np.dtype(np.float64)]
     labels, class_names = NO_LABELS, ()
     if label_name:
@@ -164,7 +116,7 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
         labels, class_names = keep_valid_labels(
             path, lambda: _check_named(path, _read_labels(path, label_name), named), (labels, class_names), labelled
         )
-    n = len(labels) if len(labels) else sum(part.num_rows for _, part in _batches(path, chosen, types))
+    n = len(labels) if len(labels) else sum(part.num_rows for _, part in scan_batches(path, chosen, types))
     shape = (n, *(lists.shape if lists else (len(chosen),)))
     table = _Table(path, chosen, types, lists)
     return Content(
@@ -173,17 +125,39 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
 
 
 def _check_encoding(path: Path) -> None:
-    """Raise UserError if a CSV or TSV file is UTF-16, or separates its cells by another mark, as other locales do."""
-    with path.open("rb") as file:
-        line = file.readline(LINE_BYTES)
+    """Raise UserError if a table of text is UTF-16, or separates its cells by another mark, as other locales do."""
+    with pa.input_stream(str(path)) as file:  # which unpacks a .gz
+        line = file.read(LINE_BYTES).split(b"\n", 1)[0]
     if line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise UserError(f"{path} is UTF-16", "save it as UTF-8")
-    wanted, name = (b"\t", "tabs") if path.suffix.lower() == ".tsv" else (b",", "commas")
+    wanted, name = {".tsv": (b"\t", "tabs"), ".csv": (b",", "commas")}.get(find_format(path), (b"", ""))
     if wanted not in line and (other := max(MARKS, key=line.count)) in line:
         raise UserError(
             f"{path} separates its cells by {other.decode()!r}, not by {name}",
             "save it with commas (.csv) or tabs (.tsv) between the cells, and points in numbers",
         )
+
+
+def list_columns(path: Path) -> list[str]:
+    """Return the names of the columns of a table. Raise UserError if it is damaged or has no rows."""
+    with read_errors(path):
+        batch = next((batch for _, batch in scan_batches(path)), None)
+    return batch.schema.names if batch is not None else []
+
+
+def read_columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the cells of some columns, [N] each: text as it stands in a table of text, else values; None if missing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    found: dict[str, list[Any]] = {name: [] for name in names}
+    with read_errors(path):
+        for _, batch in scan_batches(path, names, dict.fromkeys(names, pa.string())):
+            for name in names:
+                cells = batch.column(name).to_pylist()
+                found[name] += map(restore_cell, cells) if is_text_table(path) else cells
+    return found
 
 
 def _to_dtype(kind: pa.DataType) -> np.dtype:
@@ -203,17 +177,15 @@ def _find_counting(path: Path, batch: pa.RecordBatch, columns: Sequence[str]) ->
     whole = [name for name, kind in kinds.items() if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
     left = list(count(batch, {name: Counter() for name in whole}))  # those that the first rows leave
     counters = {name: Counter() for name in left}
-    for _, part in _batches(path, left, dict.fromkeys(left, pa.float64())) if left else ():
+    for _, part in scan_batches(path, left, dict.fromkeys(left, pa.float64())) if left else ():
         if not (counters := count(part, counters)):
             break
     return [name for name, counter in counters.items() if counter.counts()]
 
 
 def _find_class_names(path: Path, label: str) -> tuple[str, ...]:
-    """Return the names that Hugging Face's ClassLabel gives the label's numbers in the metadata of a Parquet file."""
-    if path.suffix.lower() != ".parquet":
-        return ()
-    metadata = pyarrow.parquet.read_schema(path).metadata or {}
+    """Return the names that Hugging Face's ClassLabel gives the label's numbers in a file's metadata."""
+    metadata = read_metadata(path)
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         feature = json.loads(metadata[b"huggingface"])["info"]["features"][label]
         if feature["_type"] == "ClassLabel":
@@ -237,9 +209,9 @@ def _check_named(path: Path, labels: np.ndarray, names: tuple[str, ...]) -> tupl
 
 def _read_labels(path: Path, label: str) -> np.ndarray:
     """Read a column of labels [N]. Raise UserError if one is missing."""
-    if path.suffix.lower() == ".parquet":
+    if find_format(path) == ".parquet":
         _check_label_size(path, label)
-    parts = [batch.column(label) for _, batch in _batches(path, [label], {label: pa.string()})]
+    parts = [batch.column(label) for _, batch in scan_batches(path, [label], {label: pa.string()})]
     parts = [part.dictionary_decode() if pa.types.is_dictionary(part.type) else part for part in parts]
     column = pa.chunked_array(parts)
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
@@ -252,7 +224,7 @@ def _read_labels(path: Path, label: str) -> np.ndarray:
             f"{path}: {len(rows)} rows have no label in column {label!r}, such as row {rows[0]}",
             "give every row a label, or drop these rows",
         )
-    if text and path.suffix.lower() != ".parquet":  # CSV has no types
+    if text and is_text_table(path):  # CSV has no types
         column = _convert_numbers(_restore_cells(column))
         text = cells.is_text(column.type)
     return np.array(column.to_pylist(), str) if text else column.to_numpy()

@@ -8,7 +8,15 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from nml_jax.reporting.statistics.compare import Side, compare_numbers, find_leaves, is_unvalidated, uses_files
+from nml_jax.reporting.statistics.baselines import Baseline, find_baseline, find_lower_bound
+from nml_jax.reporting.statistics.compare import (
+    Side,
+    compare_numbers,
+    find_leaves,
+    find_redrawn_share,
+    is_unvalidated,
+    uses_files,
+)
 from nml_jax.reporting.statistics.paired import Comparison, Stat, stat
 from nml_jax.reporting.statistics.studies import MEAN, REFERENCES, ZERO_SHOT, Key, Method, Study
 from nml_jax.runs.finished import Seed
@@ -117,6 +125,26 @@ class Contest:
         top = max(gains, key=gains.__getitem__)
         near = (m for m in gains if m == top or self._against(m, top, test).sign <= 0)
         return next(near)  # the simplest, for they are in that order
+
+    def baseline(self, test: Key) -> Baseline | None:
+        """Return what a test gives for nothing; None if its classes are not on record."""
+        return find_baseline(self.study, test)
+
+    def clears(self, method: Method, test: Key) -> bool:
+        """Return whether the 95 % interval of a method lies above chance and the most frequent class."""
+        key = test._replace(method=method)
+        base = self.baseline(test)
+        return base is None or find_lower_bound(self.study, key, find_redrawn_share(self.study, key)) > base.best
+
+    def advised(self, test: Key) -> Method | None:
+        """Return the recommended method if it clears the baseline there; else the first one that does, or None.
+
+        Methods that are not shown to be worse than the reference anywhere come first.
+        """
+        test = next(key for key in self.decided if key.domain == test.domain)
+        first = self.recommended(test)
+        others = sorted((m for m in self.methods[1:] if m != first), key=lambda m: not self._harmless(m))
+        return next((method for method in (first, *others) if self.clears(method, test)), None)
 
     def _against(self, a: Method, b: Method, test: Key) -> Comparison:
         return compare_numbers(self.study, "", Side(test._replace(method=a)), Side(test._replace(method=b)))

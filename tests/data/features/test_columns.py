@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nml_jax.data.features import tables
+from nml_jax.data.features import scans
 from nml_jax.data.features.files import Features, open_features
 from nml_jax.data.features.guesses import Counter, is_id
 from nml_jax.errors import UserError
@@ -57,7 +57,7 @@ READ = {
 @pytest.mark.parametrize("named", [True, False])
 def test_embeddings_that_can_be_read(tmp_path: Path, kind: str, named: bool, monkeypatch: pytest.MonkeyPatch):
     """The stray numbers beside them are left out; in small batches, too."""
-    monkeypatch.setattr(tables, "BATCH_ROWS", 3)
+    monkeypatch.setattr(scans, "BATCH_ROWS", 3)
     name = "embedding" if named else "e5"
     found = open_table(tmp_path, {**STRAY, name: READ[kind]})
     assert (found.columns, found.views, found.dim) == ((name,), 1, D)
@@ -221,7 +221,7 @@ def test_fractions_are_no_ids():
 
 
 def test_ids_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tables, "BATCH_ROWS", 3)
+    monkeypatch.setattr(scans, "BATCH_ROWS", 3)
     columns = {"sample_id": Y + 5, "uuid": ["x"] * N, "f0": X[:, 0], "n": np.arange(N) + 7, "late": np.arange(N) // 19}
     found = open_table(tmp_path, columns)
     assert found.columns == ("f0", "late")
@@ -304,3 +304,11 @@ def test_a_first_line_of_numbers_is_no_header(tmp_path: Path, text: str, options
 def test_names_that_are_numbers(tmp_path: Path, text: str, options: dict, columns: tuple[str, ...]):
     found = open_features(write_csv(tmp_path / "x.csv", text), **options)
     assert (len(found), found.columns) == (2, columns)
+
+
+@pytest.mark.parametrize("separator", [" ", ", ", ",", ";", "  "])
+def test_lists_without_brackets(tmp_path: Path, separator: str):
+    rows = np.arange(20).reshape(2, 10) / 8
+    texts = [separator.join(map(str, row)) for row in rows.tolist()]
+    pq.write_table(pa.table({"embedding": texts, "size": ["4, 5, 6"] * 2, "label": [0, 1]}), tmp_path / "x.parquet")
+    np.testing.assert_array_equal(open_features(f"{tmp_path}/x.parquet").read()[:, 0], rows)

@@ -1,6 +1,7 @@
 """Test feature files of every format against the arrays they hold, and the errors of bad files."""
 
 import csv
+import gzip
 import hashlib
 import json
 import zipfile
@@ -9,12 +10,14 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
+import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
 from nml_jax.data.features import arrays as feature_arrays
-from nml_jax.data.features import files, tables
+from nml_jax.data.features import files, opened, scans
 from nml_jax.data.features.files import check_alike, encode, find_classes, open_features, translate_labels
 from nml_jax.errors import UserError
 
@@ -35,9 +38,9 @@ def write(path: Path, x: np.ndarray = VALUES, y: np.ndarray = Y) -> str:
         (np.savez if kind == ".npz" else np.savez_compressed)(path, ids=np.arange(len(y)), features=x, labels=y)
     elif kind == ".safetensors":
         save_file({"ids": np.arange(len(y)), "features": x, "labels": y}, path)
-    elif kind in (".csv", ".tsv"):
-        with path.open("w", newline="", encoding="utf-8") as f:
-            table = csv.writer(f, delimiter="," if kind == ".csv" else "\t")
+    elif kind in (".csv", ".tsv", ".csv.gz"):
+        with (gzip.open if kind == ".csv.gz" else open)(path, "wt", newline="", encoding="utf-8") as f:
+            table = csv.writer(f, delimiter="\t" if kind == ".tsv" else ",")
             table.writerow(["id", *(f"f{i}" for i in range(x.shape[1])), "label"])
             table.writerows(
                 [i, *map(repr, row.tolist()), label] for i, (row, label) in enumerate(zip(x, y.tolist(), strict=True))
@@ -50,6 +53,20 @@ def write(path: Path, x: np.ndarray = VALUES, y: np.ndarray = Y) -> str:
                 [f"[{i}, no\nlist", json.dumps(row.tolist()), label]
                 for i, (row, label) in enumerate(zip(x, y, strict=True))
             )
+    elif kind in (".jsonl", ".ndjson.gz", ".text.jsonl"):
+        with (gzip.open if kind == ".ndjson.gz" else open)(path, "wt", encoding="utf-8") as f:
+            for i, (row, label) in enumerate(zip(x.tolist(), y.tolist(), strict=True)):
+                values = {".jsonl": {"embedding": row}, ".text.jsonl": {"embedding": str(row)}}
+                own = values.get(kind, {f"f{j}": value for j, value in enumerate(row)})
+                f.write(json.dumps({"id": f"no {i}", **own, "label": label}) + "\n")
+    elif kind in (".arrow", ".stream.arrow", ".feather"):
+        table = pa.table({"id": np.arange(len(y)), "embedding": pa.array(list(x)), "label": y})
+        if kind == ".feather":
+            pyarrow.feather.write_feather(table, str(path), chunksize=7)
+        else:
+            make = pa.ipc.new_file if kind == ".arrow" else pa.ipc.new_stream
+            with make(path, table.schema) as out:
+                out.write_table(table, max_chunksize=7)
     elif kind == ".columns.parquet":
         columns = {f"f{i}": x[:, i] for i in range(x.shape[1])}
         pq.write_table(pa.table({"id": np.arange(len(y)), **columns, "label": y}), path, row_group_size=7)
@@ -61,7 +78,10 @@ def write(path: Path, x: np.ndarray = VALUES, y: np.ndarray = Y) -> str:
 
 
 ARRAYS = ("x.npy", "x.npz", "x.packed.npz", "x.safetensors")
-TABLES = ("x.csv", "x.tsv", "x.json.csv", "x.parquet", "x.lists.parquet", "x.columns.parquet")
+LINES = ("x.jsonl", "x.ndjson.gz", "x.text.jsonl")
+ARROWS = ("x.arrow", "x.stream.arrow", "x.feather")
+TABLES = ("x.csv", "x.tsv", "x.json.csv", "x.csv.gz", "x.parquet", "x.lists.parquet", "x.columns.parquet", *LINES,
+          *ARROWS)  # fmt: skip
 
 
 def check_refused(spec: object, *words: str, **options) -> None:
@@ -98,8 +118,8 @@ def test_every_format_gives_what_was_written(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_in_small_batches(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tables, "BATCH_ROWS", 3)
-    monkeypatch.setattr(tables, "CSV_BYTES", 300)
+    monkeypatch.setattr(scans, "BATCH_ROWS", 3)
+    monkeypatch.setattr(scans, "TEXT_BYTES", 300)
     x = VALUES.copy()
     found = open_features(write(tmp_path / name))
     np.testing.assert_array_equal(found.read()[:, 0], VALUES)
@@ -187,8 +207,8 @@ def test_a_fingerprint_is_of_the_content(tmp_path: Path, monkeypatch: pytest.Mon
     assert open_features(pair).fingerprint == before
     np.save(tmp_path / "y.npy", Y[::-1])
     assert open_features(pair).fingerprint != before
-    monkeypatch.setattr(files, "LARGE", 10)
-    monkeypatch.setattr(files, "ENDS", 16)
+    monkeypatch.setattr(opened, "LARGE", 10)
+    monkeypatch.setattr(opened, "ENDS", 16)
     large, content = open_features(spec).fingerprint, Path(spec).read_bytes()
     status = Path(spec).stat()
     ends = f"{status.st_size} {status.st_mtime_ns} ".encode() + content[:16] + content[-16:]
@@ -373,7 +393,7 @@ def test_labels_keep_their_values(tmp_path: Path, stored: np.ndarray, read: list
 
 
 def test_csv_types_are_those_of_the_whole_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tables, "CSV_BYTES", 200)
+    monkeypatch.setattr(scans, "TEXT_BYTES", 200)
     rows = [f"{-i},{i if i < 90 else i + 0.5},{'7' if i < 90 else 'seven'}" for i in range(99)]
     (tmp_path / "x.csv").write_text("\ufeffa,b,label\n" + "\n".join(rows), "utf-8")
     found = open_features(f"{tmp_path}/x.csv")
@@ -447,7 +467,7 @@ def test_a_file_cut_short(tmp_path: Path, name: str):
     content = path.read_bytes()
     path.write_bytes(b"")
     check_refused(spec, name, "0 bytes")
-    if not name.endswith(("csv", "tsv")):  # these may end anywhere
+    if not name.endswith(("csv", "tsv", "jsonl")):  # these may end anywhere
         for kept in (1, 9, 40, len(content) // 2, len(content) - 1):
             path.write_bytes(content[:kept])
             check_refused(spec, "cannot read", name, "write it again")
@@ -568,7 +588,7 @@ def test_bad_parquet(tmp_path: Path, columns: dict, words: list[str]):
 
 
 def test_ragged_lists_are_named_by_their_row_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tables, "BATCH_ROWS", 3)
+    monkeypatch.setattr(scans, "BATCH_ROWS", 3)
     table = pa.table({"f.0": [[1.0, 2.0]] * 5 + [[3.0]] + [[4.0, 5.0]] * 5, "f": [1] * 11, "label": list(range(11))})
     pq.write_table(table, tmp_path / "x.parquet", row_group_size=4)
     check_refused(tmp_path / "x.parquet", "row 5 of 'f.0'", "1 values, not 2")
@@ -683,7 +703,7 @@ def test_a_wanted_column_without_numbers(tmp_path: Path):
 
 
 def test_a_boolean_that_is_none_is_named_by_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tables, "CSV_BYTES", 200)
+    monkeypatch.setattr(scans, "TEXT_BYTES", 200)
     rows = [f"true,{i},0" for i in range(50)] + ["maybe,1,0"]
     (tmp_path / "x.csv").write_text("a,b,label\n" + "\n".join(rows))
     check_refused(tmp_path / "x.csv", "column 'a' holds 'maybe' in row 50, which is neither true nor false")
