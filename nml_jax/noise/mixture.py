@@ -9,7 +9,7 @@ and EM finds T and the temperature τ that maximise it. With T the identity the 
 calibration. Wrong labels show where q is sure of another class, more often than a calibrated q would be.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,4 +91,5 @@ def _fit_temperature(logits: NDArray, labels: np.ndarray, transition: NDArray) -
         return -float(np.log(np.maximum((q * transition[:, labels].T).sum(1), TINY)).mean())
 
     bounds = spread - np.log(100), spread + np.log(10)
-    return float(np.exp(minimize_scalar(compute_loss, bounds=bounds, method="bounded", options={"xatol": 0.02}).x))
+    found: Any = minimize_scalar(compute_loss, bounds=bounds, method="bounded", options={"xatol": 0.02})
+    return float(np.exp(found.x))

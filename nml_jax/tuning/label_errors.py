@@ -9,7 +9,7 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,19 +78,19 @@ class LabelErrors:
         left = int((~self.judged).sum())
         return (
             f"{len(self.suspects):,} of {int(self.judged.sum()):,} labels are suspects; about {100 * self.share:.1f} % "
-            f"are wrong (95 % interval {low} to {high} %)"
-            + (f"; {left:,} rows of classes with too few rows are not judged" if left else "")
+            f"are wrong (95 % interval {low} to {high} %)" + (f"; {left:,} rows are not judged" if left else "")
         )
+
+    def place(self, rows: np.ndarray, n: int) -> "LabelErrors":
+        """Return the same of `n` rows, where these are the rows `rows` of them and the others were not judged."""
+        wrong, likely, judged = np.zeros(n), np.zeros(n, np.int64), np.zeros(n, bool)
+        wrong[rows], likely[rows], judged[rows] = self.wrong, self.likely, self.judged
+        suspects = tuple(suspect._replace(row=int(rows[suspect.row])) for suspect in self.suspects)
+        return dataclasses.replace(self, suspects=suspects, wrong=wrong, likely=likely, judged=judged)
 
     def to_csv(self) -> str:
         """Return the suspects as CSV: row, id, given_label, likely_label, confidence. Formulas are escaped."""
-        out = io.StringIO()
-        table = csv.writer(out, lineterminator="\n")
-        table.writerow(COLUMNS)
-        for suspect in self.suspects:
-            words = ("" if cell is None else str(cell) for cell in suspect[1:4])
-            table.writerow([suspect.row, *map(escape_cell, words), f"{suspect.confidence:.4f}"])
-        return out.getvalue()
+        return format_suspects((suspect, ()) for suspect in self.suspects)
 
     def save(self, path: str | Path) -> None:
         """Write `to_csv` to a file, whole or not at all.
@@ -103,6 +103,22 @@ class LabelErrors:
                 write_atomic(Path(path), self.to_csv())
         except UserError as e:
             raise ValueError(f"{e.cause}; {e.cure}") from e
+
+
+def format_suspects(lines: Iterable[tuple[Suspect, Sequence[str]]], more: Sequence[str] = ()) -> str:
+    """Return suspects as CSV. Words that a spreadsheet would take for formulas are escaped (spreadsheet.py).
+
+    Args:
+        lines: each suspect with its cells of the columns `more`.
+        more: names of columns after those of COLUMNS.
+    """
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow([*COLUMNS, *more])
+    for suspect, others in lines:
+        words = ("" if cell is None else str(cell) for cell in suspect[1:4])
+        table.writerow([suspect.row, *map(escape_cell, words), f"{suspect.confidence:.4f}", *map(escape_cell, others)])
+    return out.getvalue()
 
 
 def find_label_errors(
