@@ -28,7 +28,7 @@ from nml_jax.tuning import diagnosis, probes
 
 CS = (1e-4, 1e-3, 0.01, 0.1, 1.0)  # the penalties from which the probe chooses
 TUNED = 2000  # held-out rows that are enough to choose by; folds beyond them are left out
-MOST = 40_000  # rows that a probe is fitted on, stratified; more would take longer and change little
+MOST = 20_000  # rows that a probe is fitted on, stratified; more would take longer and change little
 LIMIT = 0.5  # probability above which a label is a suspect
 CLOSE = 1e-4  # the probe's tolerance: predictions need not be as exact as weights that are kept
 COLUMNS = ("row", "id", "given_label", "likely_label", "confidence")
@@ -267,9 +267,12 @@ def predict_held_out(X: np.ndarray, codes: np.ndarray, k: int, folds: Sequence[F
 
 def standardize(F: np.ndarray) -> np.ndarray:
     """Return features of mean 0 and variance 1, float32 [N, D]; constant ones become 0."""
-    mean, sd = F.mean(0, dtype=np.float64), F.std(0, dtype=np.float64)
+    mean = F.mean(0, dtype=np.float64)
+    X = np.asarray(F - mean.astype(np.float32), np.float32)
+    sd = np.sqrt(np.einsum("nd,nd->d", X, X, dtype=np.float64) / len(X))
     constant = sd <= 1e-5 * abs(mean)  # rounding of the mean leaves this much
-    return np.where(constant, 0, (F - mean) / np.where(constant, 1, sd)).astype(np.float32)
+    X *= np.where(constant, 0, 1 / np.where(constant, 1, sd)).astype(np.float32)
+    return X
 
 
 def _get_wrong(mixture: Mixture, codes: np.ndarray) -> NDArray[np.float64]:
