@@ -33,7 +33,8 @@ def judge_file(spec: str, label: str = "", columns: str = "") -> tuple[files.Fea
     Raises:
         UserError: see `open_features`; every feature is constant, or there are too few rows of each class.
     """
-    whole, classes, labels = read_training_file(SimpleNamespace(train=spec, label=label, columns=columns, scale=1.0))
+    keys = SimpleNamespace(train=spec, label=label, columns=columns, scale=1.0, group="")
+    whole, classes, labels = read_training_file(keys)
     check_varied((block[:, 0] for _, block in whole.blocks(files.count_block_rows(whole.views, whole.dim))), spec)
     most = fit_in_memory(MEMORY, whole, 1000)
     return whole, judge_rows(whole, labels, name_classes(whole, classes), most=most, ids=read_ids(whole))

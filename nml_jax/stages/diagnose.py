@@ -130,6 +130,12 @@ def _list_suspects(judged: Sequence[tuple[FeatureSet, LabelErrors | str]]) -> st
     return format_suspects(lines, ("task", "layer") if several else ())
 
 
+def list_needed(workdir: Path) -> list[Path]:
+    """List the files without which the stage is not done. Runs of earlier versions did not judge labels."""
+    labels = [workdir / SUSPECTS] if (workdir / LABEL_ERRORS).exists() else []
+    return [workdir / "diagnosis.json", *labels]
+
+
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     """Do nothing: every run checks the values of this section (stages/sections.py)."""
 
@@ -141,7 +147,7 @@ STAGE = Stage(
     upstream=("extract", "features"),
     outputs=Outputs(
         ("diagnosis.json", LABEL_ERRORS, SUSPECTS),
-        lambda workdir, _: [workdir / "diagnosis.json"],  # runs of earlier versions have no other
+        lambda workdir, _: list_needed(workdir),
         proved=("diagnosis.json", LABEL_ERRORS),
     ),
     check=check,

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from nml_jax.assembly.suspects import judge_rows
 from nml_jax.data.features.files import open_features
 from nml_jax.errors import UserError
 from nml_jax.runs.rows import read_rows
+from nml_jax.stages import diagnose
 from nml_jax.tuning.head_file import load
 from tests.stages.test_features import CLASSES, blobs, launch
 
@@ -67,6 +69,15 @@ def test_diagnose_lists_the_wrong_labels_with_their_ids(files: Path, run: Path):
     assert entry["pairs"][0]["given"] != entry["pairs"][0]["likely"]
 
 
+def test_runs_of_earlier_versions_stay_done_but_a_lost_list_is_written_again(tmp_path: Path):
+    (tmp_path / "diagnosis.json").write_text("[]")
+    assert diagnose.STAGE.intact(tmp_path)
+    (tmp_path / "label_errors.json").write_text("[]")
+    assert not diagnose.STAGE.intact(tmp_path)
+    (tmp_path / "suspects.csv").write_text("row\n")
+    assert diagnose.STAGE.intact(tmp_path)
+
+
 def test_heads_are_trained_with_and_without_the_suspects(run: Path):
     rows = [row for row in read_rows(run) if row.stage == "tune" and row.metric == "accuracy"]
     assert {(row.suspects, row.n_train) for row in rows} == {("keep", 120), ("drop", 120 - WRONG)}
@@ -84,7 +95,8 @@ def test_the_report_compares_them_on_the_tests(run: Path):
 
 def test_relabelled_heads_have_all_rows(files: Path, tmp_path: Path):
     named = {f"features.{key}": str(files / f"{name}.csv") for key, name in (("train", "train"), ("test", "test"))}
-    run = launch(tmp_path / "w", **named, **{"tune.methods": ("lbfgs",), "tune.suspects": "relabel"})
+    own: dict[str, Any] = {"tune.methods": ("lbfgs",), "tune.suspects": "relabel"}
+    run = launch(tmp_path / "w", **{**named, **own})
     rows = [row for row in read_rows(run) if row.stage == "tune" and row.metric == "accuracy"]
     assert {(row.suspects, row.n_train) for row in rows} == {("keep", 120), ("relabel", 120)}
 
