@@ -194,6 +194,7 @@ def get_config() -> ConfigDict:
     tune.shares = (1.0,)  # shares of the training rows, stratified; smaller ones are subsets of larger ones
     tune.noises = (0.0,)  # shares of wrong labels among the training rows
     tune.noise_kind = "symmetric"  # kind of these wrong labels: symmetric | pair
+    tune.suspects = "keep"  # keep | drop | relabel likely wrong labels; beside these heads the others are trained, too
     tune.width = 4  # MLP: hidden width over the feature dimension
     tune.depth = 1  # MLP: hidden layers
     tune.residual = True  # MLP: Z = s·MLP(F) + F, else s·MLP(F)

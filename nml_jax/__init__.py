@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from nml_jax.training.pretrained import load_model as load_model
     from nml_jax.tuning.classifier import NMTuneClassifier as NMTuneClassifier
     from nml_jax.tuning.diagnosis import diagnose as diagnose
+    from nml_jax.tuning.label_errors import find_label_errors as find_label_errors
 
 _HOME = {
     "NMTuneClassifier": "tuning.classifier",
     "diagnose": "tuning.diagnosis",
+    "find_label_errors": "tuning.label_errors",
     "UserError": "errors",
     "corrupt_labels": "noise",
     "swap_captions": "noise",

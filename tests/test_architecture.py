@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The floors of the house, from the top: a module imports from lower floors, and from its own folder.
 FLOORS = [
     ("__init__",),
-    ("main", "prepare.__main__", "predict", "report", "tokenizer"),
+    ("main", "prepare.__main__", "predict", "report", "suspects", "tokenizer"),
     ("stages",),
     ("reporting", "assembly", "prepare"),
     ("tuning", "tasks"),

@@ -55,15 +55,21 @@ def open_files(config: ConfigDict, workdir: Path) -> FeatureSet:
         "noise_realised": None, "noise_seed": config.noise_seed, "seed": config.seed, "objective": "unknown",
         "model": "black box",
     }  # fmt: skip
-    names = classes_to_json(classes)
+    names = name_classes(whole, classes)
+    return FeatureSet(
+        TASK, LAYER, train, tuple(tests), names, origin, keys.scale, whole.names, whole.label or keys.label
+    )
+
+
+def name_classes(whole: files.Features, classes: np.ndarray) -> tuple[Any, ...]:
+    """Return the classes of a file by the names that it has for them, or as they are, as JSON values."""
     if (
         whole.class_names
         and classes.dtype.kind in "iu"
         and 0 <= classes.min() <= classes.max() < len(whole.class_names)
     ):
-        names = tuple(whole.class_names[c] for c in classes)
-    label = whole.label or keys.label
-    return FeatureSet(TASK, LAYER, train, tuple(tests), names, origin, keys.scale, whole.names, label)
+        return tuple(whole.class_names[c] for c in classes)
+    return classes_to_json(classes)
 
 
 def read_training_file(keys: Any) -> tuple[files.Features, np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from jinja2 import Environment, StrictUndefined
 
 from nml_jax import __version__
 from nml_jax.console import list_words
-from nml_jax.reporting import answers, claims, class_tables, method_tables, plots, provenance, tables
+from nml_jax.reporting import answers, claims, class_tables, label_tables, method_tables, plots, provenance, tables
 from nml_jax.reporting.blocks import Block, fold, table
 from nml_jax.reporting.sentences import TEMPLATES, count, say
 from nml_jax.reporting.statistics.choose_method import Contest, find_contests
@@ -158,8 +158,13 @@ def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Blo
         out += _put_under(f"Classes{suffix}", class_tables.list_classes(contest))
         if len(contest.methods) > 1:
             out += _put_under(f"Differences to the reference{suffix}", method_tables.list_differences(contest))
+    out += _put_under("With and without the suspects", label_tables.compare_treatments(of))
     out += plots.draw(study, of, _list_tasks(study), name)
-    for title, make in (("Spectra", method_tables.list_spectra), ("Diagnosis", method_tables.list_diagnosis)):
+    for title, make in (
+        ("Spectra", method_tables.list_spectra),
+        ("Diagnosis", method_tables.list_diagnosis),
+        ("Wrong labels", label_tables.list_label_errors),
+    ):
         prefixes = [(task, f"{task}. " if len(study.tasks) > 1 else "") for task in study.tasks]
         out += _put_under(title, [block for task, prefix in prefixes for block in make(study, task, prefix)])
     return out + _put_under("Pre-training scores", tables.list_pretraining(study))

@@ -35,6 +35,7 @@ class FinishedRun:
     metrics: list[dict[str, float]]
     spectra: list[dict[str, Any]]
     diagnosis: list[dict[str, Any]]
+    label_errors: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     features: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -147,11 +148,11 @@ def _read_run(name: str, path: Path) -> str | tuple[str, FinishedRun]:
     check_files(path, run)
     metrics, ledger = read_metrics(path), _read_ledger(path / "noise.json")
     _check_ledger(path / "noise.json", ledger, rows)
-    spectra, diagnosis = (_read_entries(path / f"{file}.json", kinds) for file, kinds in ENTRIES.items())
+    spectra, diagnosis, labels = (_read_entries(path / f"{file}.json", kinds) for file, kinds in ENTRIES.items())
     features = path / "features.json"
     read = read_json(features, _cure(features), dict[str, Any]) if features.exists() else {}
     config = dict(flatten(tree))
-    return identity, FinishedRun(name, path, config, run, rows, ledger, metrics, spectra, diagnosis, read)
+    return identity, FinishedRun(name, path, config, run, rows, ledger, metrics, spectra, diagnosis, labels, read)
 
 
 def _read_rows(path: Path, done: Mapping[str, Mapping[str, Any]]) -> list[Row]:
@@ -187,6 +188,10 @@ ENTRIES = {
         "task": str, "layer": str, "verdict": str, "measures": dict[str, float], "probe": list[float],
         "nmtune": list[float], "interval": list[float], "n": int, "dim": int, "num_classes": int, "rows": int,
         "classes": int, "untold": str,
+    },
+    "label_errors": {
+        "task": str, "layer": str, "untold": str, "rows": int, "suspects": int, "share": float,
+        "interval": list[float], "pairs": list[dict[str, Any]],
     },
 }  # fmt: skip
 

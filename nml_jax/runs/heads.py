@@ -28,6 +28,7 @@ def head_name(of: Mapping[str, Any]) -> str:
     words = [of["method"], preset_label(of) or ""]
     words += [f"share={of['train_share']:g}"] if of["train_share"] < 1 else []
     words += [f"noise={of['downstream_noise']:g}"] if of["downstream_noise"] else []
+    words += [f"suspects={of['suspects']}"] if of.get("suspects") not in (None, "keep") else []
     words += [f"seed={of['head_seed']}"]
     return re.sub(r"[^\w=.,-]", "_", ",".join(filter(None, words)))
 

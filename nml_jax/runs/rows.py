@@ -56,14 +56,21 @@ class Row:
     wise_alpha: float | None = None  # share of the fine-tuned weights in a mix with the initial ones
     spectrum_mode: str | None = None  # paper | code
     hyper: Mapping[str, float] | None = None  # chosen on the validation part
+    suspects: str | None = None  # what was done with likely wrong labels: keep | drop | relabel; None: not looked for
     schema: int = ROW_SCHEMA
 
 
 def write_rows(workdir: Path, stage: str, rows: Iterable[Row]) -> None:
     """Replace the rows of `stage` in `workdir/rows.jsonl`; the lines of other stages stay as they are."""
     lines = [line for line, row in _read_lines(workdir) if row.stage != stage]
-    lines += [json.dumps(dataclasses.asdict(row), ensure_ascii=False, allow_nan=False) for row in rows]
+    lines += [json.dumps(_list_fields(row), ensure_ascii=False, allow_nan=False) for row in rows]
     write_atomic(workdir / "rows.jsonl", "".join(f"{line}\n" for line in lines))
+
+
+def _list_fields(row: Row) -> dict[str, Any]:
+    """Return the fields of a row as they are written. `suspects` is left out where it is None, as in older files."""
+    fields = dataclasses.asdict(row)
+    return {name: value for name, value in fields.items() if name != "suspects" or value is not None}
 
 
 def has_rows(folder: Path) -> bool:

@@ -1,7 +1,11 @@
-"""Measure training features and test whether NMTune beats a linear probe on them -> rows and `diagnosis.json`."""
+"""Measure training features, test whether NMTune beats a linear probe on them, and judge their labels.
+
+It writes rows, `diagnosis.json`, `label_errors.json` and `suspects.csv`.
+"""
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +15,25 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import console, errors, settings
-from nml_jax.assembly.feature_files import read_training_file
-from nml_jax.assembly.feature_sets import open_feature_sets
+from nml_jax.assembly.feature_files import name_classes, read_training_file
+from nml_jax.assembly.feature_sets import fit_in_memory, open_feature_sets
+from nml_jax.assembly.suspects import judge_rows, read_ids
+from nml_jax.data.features.sets import FeatureSet
 from nml_jax.data.stratify import draw_stratified
-from nml_jax.runs.files import write_json
+from nml_jax.runs.files import write_atomic, write_json
 from nml_jax.runs.record import name_run
 from nml_jax.runs.rows import Row, write_rows
 from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tuning import diagnosis
+from nml_jax.tuning.label_errors import LabelErrors, format_suspects
 
+LABEL_ERRORS, SUSPECTS = "label_errors.json", "suspects.csv"
+HALF = 0.5  # expected rows from which a pair of given and likely label is listed
 CAP = 50_000  # rows that are measured: more would take longer and change little
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
-    """Diagnose the first views of the training features of every task and layer.
+    """Diagnose the first views of the training features of every task and layer, and judge their labels.
 
     A training file is the same for every seed. It is therefore diagnosed once for all runs of a process, with a fixed
     seed.
@@ -38,13 +47,16 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     if jax.process_index() > 0:
         return ""
     rows: list[Row] = []
-    entries = []
+    entries, judged = [], []
     for found in open_feature_sets(config, workdir):
         if config.features.train:
             whole, *_ = read_training_file(config.features)
-            result = _diagnose_file(whole.fingerprint, *settings.freeze_sections(config.features, config.diagnose))
+            frozen = settings.freeze_sections(config.features, config.diagnose)
+            result = _diagnose_file(whole.fingerprint, *frozen)
+            judged.append((found, _judge_file(whole.fingerprint, frozen[0])))
         else:
             result = _diagnose_sample(found.train.features, found.train.labels, config.diagnose, config.seed)
+            judged.append((found, _judge(found.train.features, found.train.labels, found.classes, config.features)))
         if result.untold:
             console.notice(f"{name_run(workdir)}: {found.task} {result.verdict}")
         known = {name: value for name, value in result.measures.items() if np.isfinite(value)}
@@ -59,6 +71,8 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             rows.append(Row(**shared, metric="diagnosis/gain", value=result.difference))
     with errors.report_disk_errors(workdir):
         write_json(workdir / "diagnosis.json", entries)
+        write_json(workdir / LABEL_ERRORS, [_describe_labels(workdir, *one) for one in judged])
+        write_atomic(workdir / SUSPECTS, _list_suspects(judged))
         write_rows(workdir, "diagnose", rows)
     return settings.hash_json([[row.metric, row.value] for row in rows])
 
@@ -77,6 +91,51 @@ def _diagnose_file(fingerprint: str, keys: Any, diagnose: Any) -> diagnosis.Diag
     return _diagnose_sample(whole, labels, diagnose, seed=0)
 
 
+def _judge(rows: Any, labels: np.ndarray, classes: Any, keys: Any, ids: Any = None) -> LabelErrors | str:
+    """Judge as many labels as fit into memory; return why none can be judged."""
+    try:
+        return judge_rows(rows, labels, classes, most=fit_in_memory(keys.memory, rows, CAP), ids=ids)
+    except errors.UserError as e:
+        return e.cause
+
+
+@functools.lru_cache(maxsize=4)
+def _judge_file(fingerprint: str, keys: Any) -> LabelErrors | str:
+    """Judge the labels of the training file. `fingerprint` makes the cache notice a changed file."""
+    whole, classes, labels = read_training_file(keys)
+    return _judge(whole, labels, name_classes(whole, classes), keys, read_ids(whole))
+
+
+def _describe_labels(workdir: Path, found: FeatureSet, labels: LabelErrors | str) -> dict[str, Any]:
+    """Return the entry of a feature set in `label_errors.json`. Say what was found."""
+    entry = {"task": found.task, "layer": found.layer}
+    told = f"labels cannot be judged: {labels}" if isinstance(labels, str) else str(labels)
+    console.notice(f"{name_run(workdir)}: {found.task}: {told}")
+    if isinstance(labels, str):
+        return {**entry, "untold": labels, "rows": 0, "suspects": 0, "share": 0.0, "interval": [], "pairs": []}
+    names = [str(name) for name in labels.classes.tolist()]
+    n, pairs = int(labels.judged.sum()), []
+    for i, j in zip(*np.nonzero(labels.joint * n >= HALF), strict=True):
+        pairs.append({"given": names[i], "likely": names[j], "share": float(labels.joint[i, j])})
+    pairs.sort(key=lambda pair: (pair["given"] == pair["likely"], -pair["share"]))
+    return {**entry, "untold": "", "rows": n, "suspects": len(labels.suspects), "share": labels.share,
+            "interval": list(labels.interval), "pairs": pairs}  # fmt: skip
+
+
+def _list_suspects(judged: Sequence[tuple[FeatureSet, LabelErrors | str]]) -> str:
+    """Return the suspects of all feature sets as CSV; the columns task and layer only where there are several."""
+    several = len(judged) > 1
+    lines = [(suspect, (found.task, found.layer) if several else ())
+             for found, labels in judged if not isinstance(labels, str) for suspect in labels.suspects]  # fmt: skip
+    return format_suspects(lines, ("task", "layer") if several else ())
+
+
+def list_needed(workdir: Path) -> list[Path]:
+    """List the files without which the stage is not done. Runs of earlier versions did not judge labels."""
+    labels = [workdir / SUSPECTS] if (workdir / LABEL_ERRORS).exists() else []
+    return [workdir / "diagnosis.json", *labels]
+
+
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     """Do nothing: every run checks the values of this section (stages/sections.py)."""
 
@@ -86,7 +145,11 @@ STAGE = Stage(
     version=4,
     keys=("seed", "downstream", "extract", "features", "diagnose"),
     upstream=("extract", "features"),
-    outputs=Outputs(("diagnosis.json",), proved=("diagnosis.json",)),
+    outputs=Outputs(
+        ("diagnosis.json", LABEL_ERRORS, SUSPECTS),
+        lambda workdir, _: list_needed(workdir),
+        proved=("diagnosis.json", LABEL_ERRORS),
+    ),
     check=check,
     run=run,
 )

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from nml_jax import console, errors, noise, settings
 from nml_jax.assembly.feature_sets import fit_in_memory, open_feature_sets
 from nml_jax.assembly.spectra import make_rows, singular_values
+from nml_jax.assembly.suspects import judge_rows
 from nml_jax.data.features.sets import FeatureSet, Split, Subset
 from nml_jax.data.stratify import draw_stratified
 from nml_jax.errors import UserError
@@ -37,8 +38,10 @@ from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tuning import methods, select, streamed
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import check_choices
+from nml_jax.tuning.label_errors import LIMIT, LabelErrors
 
 SILENT = 10  # seconds above which a method logs its time
+TREATMENTS = ("keep", "drop", "relabel")  # of likely wrong labels
 SOLVED = 4  # heads in closed form need eight times the memory of their rows, so their limit is divided by this
 
 
@@ -61,7 +64,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     seeds, pairs = settings.repetition_seeds(config.seed, config.tune.seeds), list(methods.list_methods(config.tune))
     for found in open_feature_sets(config, workdir):
         training = Training(config, found, seeds)
-        for sample in _draw_samples(config, found):
+        for sample in _treat_suspects(config, training, _draw_samples(config, found)):
             for i, (method, preset) in enumerate(pairs):
                 with peers.track(f"{found.task}: {method}, {i} of {len(pairs)} methods done"):
                     rows += _tune_method(workdir, training, sample, method, preset)
@@ -109,7 +112,7 @@ class Sample(NamedTuple):
 
     chosen: np.ndarray
     labels: np.ndarray
-    fields: dict[str, float]
+    fields: dict[str, Any]
     input_spectra: dict[tuple[int, str], np.ndarray]
 
 
@@ -121,6 +124,44 @@ def _draw_samples(config: ConfigDict, found: FeatureSet) -> Iterator[Sample]:
         for rate in config.tune.noises:
             fields = {"train_share": share, "downstream_noise": rate}
             yield Sample(chosen, _corrupt_labels(found, chosen, rate, config), fields, input_spectra)
+
+
+def _treat_suspects(config: ConfigDict, training: Training, samples: Iterator[Sample]) -> Iterator[Sample]:
+    """Yield every sample as it is, and without its likely wrong labels, or with likely ones in place of them.
+
+    They are looked for among the training rows alone: the tests keep their labels. A class keeps its rows if all are
+    suspects.
+
+    Raises:
+        UserError: the features do not fit into memory, or there are too few rows of each class.
+    """
+    for sample in samples:
+        if config.tune.suspects == "keep":
+            yield sample
+            continue
+        yield sample._replace(fields=sample.fields | {"suspects": "keep"})
+        found = _find_suspects(training, sample)
+        bad = found.wrong > LIMIT
+        if len(emptied := np.setdiff1d(sample.labels, sample.labels[~bad])):
+            names = console.list_words(str(training.found.classes[c]) for c in emptied)
+            console.notice(f"all rows of {names} are suspects; they stay as they are")
+            bad &= ~np.isin(sample.labels, emptied)
+        console.notice(f"{training.found.task}: {config.tune.suspects} {bad.sum():,} suspects of {len(bad):,} rows")
+        sample = sample._replace(fields=sample.fields | {"suspects": config.tune.suspects})
+        if config.tune.suspects == "relabel":
+            yield sample._replace(labels=np.where(bad, found.likely, sample.labels).astype(np.int32))
+        else:
+            yield sample._replace(chosen=sample.chosen[~bad], labels=sample.labels[~bad], input_spectra={})
+
+
+def _find_suspects(training: Training, sample: Sample) -> LabelErrors:
+    """Judge the labels of a sample."""
+    rows, most = training.found.train.features, training.shard
+    if len(sample.chosen) > most:
+        cause = f"tune.suspects needs {len(sample.chosen):,} rows in memory, and {most:,} fit"
+        raise UserError(cause, "raise features.memory, or set tune.suspects=keep")
+    part = Subset(rows, sample.chosen)
+    return judge_rows(part, sample.labels, training.found.classes, most=most)
 
 
 def _tune_method(workdir: Path, training: Training, sample: Sample, method: str, preset: str | None) -> list[Row]:
@@ -165,6 +206,8 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         ):  # distinct as they appear in the file names of heads
             raise UserError(f"tune.{key} must be a tuple of distinct shares {words}, got {values}",
                             f"give at least one, as in --config.tune.{key}='(1.0,)'")  # fmt: skip
+    if config.tune.suspects not in TREATMENTS:
+        raise UserError(f"tune.suspects={config.tune.suspects!r}", f"choose one of {', '.join(TREATMENTS)}")
     kinds = [kind for kind in noise.KINDS if noise.list_arguments(kind) == ("rate",)]
     if config.tune.noise_kind not in kinds:
         raise UserError(f"tune.noise_kind={config.tune.noise_kind!r}", f"choose {' or '.join(kinds)}")

@@ -138,7 +138,7 @@ def diagnose(
         for name, value, low in (("folds", folds, 2), ("rows", rows, 20)):
             if not isinstance(value, int | np.integer) or value < low:
                 raise UserError(f"{name}={value!r}", f"give an integer of {low} or more")
-        found = diagnose_checked(*_check_arguments(F, y), folds=int(folds), rows=int(rows), seed=seed % 2**31)
+        found = diagnose_checked(*check_arguments(F, y), folds=int(folds), rows=int(rows), seed=seed % 2**31)
         if found.untold:
             raise UserError(found.untold, "give more rows of each class, and features of similar scale")
         return found
@@ -146,7 +146,7 @@ def diagnose(
         raise ValueError(f"{e.cause}; {e.cure}") from e
 
 
-def _check_arguments(F: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def check_arguments(F: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return features float32 [N, D] and labels [N] that scikit-learn accepts as classes."""
     from sklearn.utils.multiclass import check_classification_targets  # takes a second; every run checks the ranges
     from sklearn.utils.validation import check_X_y

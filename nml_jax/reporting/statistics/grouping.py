@@ -12,6 +12,7 @@ from nml_jax.reporting.statistics.studies import (
     MEAN,
     NOISE,
     REPLICATE,
+    SUSPECTS,
     Condition,
     Key,
     Source,
@@ -23,7 +24,7 @@ from nml_jax.runs.rows import Row
 from nml_jax.settings import NOT_IDENTITY
 
 SETTINGS = {"train_share": "{:.4g} of the training data", "downstream_noise": "{:.4g} downstream noise",
-            "views": "{} views", "layer": "layer {}"}  # fmt: skip
+            "views": "{} views", "layer": "layer {}", "suspects": SUSPECTS}  # fmt: skip
 SHOWN = 4  # differing keys in a study's title
 
 

@@ -31,6 +31,9 @@ METHODS = {
 }
 REFERENCES = ("lbfgs", "linear")  # what heads are compared with: the first that is there
 ZERO_SHOT = "zero-shot"
+SUSPECTS = (
+    "tune.suspects = {}"  # the setting of heads that were trained on all rows, without the suspects, or relabelled
+)
 FILES = "features."  # keys of feature files
 # Columns of summary.csv. The first ones keep the words of schema 1, in which strings were parsed.
 COLUMNS = ["study", "noise_kind", "axis", "condition", "x", "metric", "task", "split", "domain", "layer", "mode",
