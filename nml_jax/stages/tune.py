@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import hashlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import console, errors, noise, settings
+from nml_jax.assembly import tune_cost
 from nml_jax.assembly.feature_sets import fit_in_memory, open_feature_sets
 from nml_jax.assembly.spectra import make_rows, singular_values
 from nml_jax.data.features.sets import FeatureSet, Split, Subset
@@ -21,7 +23,7 @@ from nml_jax.data.stratify import draw_stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.mapped import Scorer
 from nml_jax.models.heads.mlp import make_head
-from nml_jax.processes import peers
+from nml_jax.processes import forecast, peers
 from nml_jax.runs.heads import correct_path, head_name, head_path, preset_label, write_correct
 from nml_jax.runs.record import name_run
 from nml_jax.runs.rows import DIVERGED, UNVALIDATED, Row, has_rows, read_rows, write_rows
@@ -29,8 +31,10 @@ from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tuning import methods, select, streamed
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import check_choices
+from nml_jax.tuning.trainers import make_trainer
 
 SILENT = 10  # seconds above which a method logs its time
+KEPT = 64  # results that runs of a process share
 SOLVED = 4  # heads in closed form need eight times the memory of their rows, so their limit is divided by this
 
 
@@ -55,7 +59,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         training = Training(config, found, seeds)
         for sample in _draw_samples(config, found):
             for i, (method, preset) in enumerate(pairs):
-                with peers.track(f"{found.task}: {method}, {i} of {len(pairs)} methods done"):
+                name = f"{workdir.name}: {tune_cost.name_method(method, preset, config)}"
+                with peers.track(f"{found.task}: {method}, {i} of {len(pairs)} methods done"), forecast.part(name):
+                    forecast.note(f"{i} of {len(pairs)} methods done")
                     rows += _tune_method(workdir, training, sample, method, preset)
     if all(row.metric == DIVERGED for row in rows):
         raise UserError("training of every head diverged", "lower tune.lrs, or set tune.standardize for large features")
@@ -85,9 +91,35 @@ class Training:
         solved = bool(methods.find(method).probe)
         if len(rows) <= self.shard and not (solved and len(chosen) > self.shard // SOLVED):
             everything = len(chosen) == len(rows)  # then no copy is needed
-            return select.fit_seeds(self.whole if everything else self.whole[chosen], labels, **how)
+            part = self.whole if everything else self.whole[chosen]
+            return _fit_shared(part, labels, how) if self.config.tune.shared else select.fit_seeds(part, labels, **how)
         part = Subset(rows, chosen)
         return streamed.fit_seeds(part, labels, shard=self.shard // (SOLVED if solved else 2), **how)
+
+
+_shared: dict[str, Any] = {}  # what the runs of this process share: by rows, method and settings
+
+
+def _fit_shared(features: np.ndarray, labels: np.ndarray, how: dict[str, Any]) -> list[select.HeadResult]:
+    """Train heads whose settings are chosen once, on the split of seed 0, for all runs with these training rows."""
+    config, seeds = how["config"], how["seeds"]
+    rows = hashlib.blake2b(memoryview(np.ascontiguousarray(features))).hexdigest()
+    asked = {**settings.to_json(config), "seeds": 0}
+    key = settings.hash_json([rows, labels.tolist(), how["method"], how["preset"], how["num_classes"], asked])
+    if key not in _shared:
+        if len(_shared) >= KEPT:
+            _shared.pop(next(iter(_shared)))
+        X, y = select.check_features(features, labels, how["num_classes"])
+        one = {name: how[name] for name in ("method", "preset", "num_classes", "config")}
+        trainer = make_trainer(X, y, **one)
+        hypers, validation = select.choose(trainer, X, y, config=config, seeds=(0,))
+        _shared[key] = hypers[0], validation[0]
+    if not methods.find(how["method"]).probe:
+        return select.fit_seeds(features, labels, **how, chosen=_shared[key])
+    solved = f"{key} solved"  # no seed decides anything about it
+    if solved not in _shared:
+        (_shared[solved],) = select.fit_seeds(features, labels, **{**how, "seeds": (0,)}, chosen=_shared[key])
+    return [_shared[solved]] * len(seeds)
 
 
 class Sample(NamedTuple):

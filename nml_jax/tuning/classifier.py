@@ -24,7 +24,7 @@ from nml_jax.models.heads.mlp import Form, standardize
 from nml_jax.objectives import nmtune, terms
 from nml_jax.processes.forks import refuse_fork
 from nml_jax.processes.limits import limit_blas
-from nml_jax.tuning import descent, head_file, patient
+from nml_jax.tuning import descent, head_file, methods, patient
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import cross_entropy
@@ -52,7 +52,7 @@ class Rows(NamedTuple):
     held_out: np.ndarray
 
     @property
-    def own(self) -> np.ndarray | None:
+    def own(self) -> Any:
         """Return the weights for a solver, None if all are equal."""
         return None if (self.weights == self.weights[0]).all() else np.float64(self.weights)
 
@@ -81,7 +81,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         validation_fraction: share of the rows.
         patience: epochs. None: 3, or as many as make 75 steps.
         width: hidden width of the MLP over the number of features. None: chosen by rows and features, see
-            `tuning.patient.choose_width`. The papers' is 4.
+            `tuning.methods.choose_width`. The papers' is 4.
         depth, residual, norm: of the MLP, see `models.heads.Form`.
         warm_start: continue from the last `fit`, if it was on the same classes and features.
         random_state: seed of the initialisation, the order and the validation part.
@@ -211,7 +211,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         X, train = rows.X, rows.train
         n = len(train)
         spec = make_spec(K, min(int(self.batch_size), 1 << (n.bit_length() - 1)))
-        width = patient.choose_width(X.shape[1], n) if self.width is None and spec.form.mlp else spec.form.width
+        width = methods.choose_width(X.shape[1], n) if self.width is None and spec.form.mlp else spec.form.width
         spec = spec._replace(form=spec.form._replace(width=width), penalised=solved)
         bank = _make_training_set(X, rows.codes, rows.weights / rows.weights[train].mean())
         standard = descent.get_standard(bank.features, len(X)) if self.standardize else None
@@ -343,10 +343,11 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             elif start is not None:
                 carry = patient.start_at(carry, start)
             score = (lambda head: _compute_loss(head, *validation)) if known else None
-            how: dict[str, Any] = {"epochs": epochs, "patience": patience, "score": score, "tell": tell}
-            course = patient.train(spec, carry, bank, setting, n, **how, started=isinstance(start, Linear))
-        self.n_iter_, self.validation_loss_ = len(course.losses) or epochs, course.losses
-        self._finish(course.head)
+            how: dict[str, Any] = {"horizon": epochs, "score": score, "tell": tell}
+            training = patient.Training(spec, carry, bank, setting, n, **how, started=isinstance(start, Linear))
+            head = training.run(epochs, patience)
+        self.n_iter_, self.validation_loss_ = training.done, training.losses
+        self._finish(head)
 
     def _finish(self, head: TunedHead) -> None:
         """Set head_, with its classes, columns and origin."""

@@ -6,7 +6,7 @@ Its gradient is not 0, so the MLP joins in with the first step. The classifier k
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,29 +19,6 @@ from nml_jax.tuning.holdout import cross_entropy
 from nml_jax.tuning.probes import Linear, fit_lbfgs
 
 CS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # inverse strengths of the probe's L2 penalty, as scikit-learn's C
-WIDTHS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # that `choose_width` knows
-
-
-class Course(NamedTuple):
-    """A training with validation.
-
-    head: that of the lowest validation loss, or the last one without validation.
-    losses: validation loss of every epoch, in nats.
-    best: epochs after which the loss was lowest; 0: the start.
-    """
-
-    head: TunedHead
-    losses: list[float]
-    best: int
-
-
-def choose_width(dim: int, rows: int) -> float:
-    """Return the width of the MLP's hidden layer that N rows of D features deserve, as a multiple of D.
-
-    benchmarks/width.py measures accuracy beside time. The papers' is 4.
-    """
-    wanted = min(512, max(64, rows // 8)) / dim
-    return min((w for w in WIDTHS if w >= wanted), default=WIDTHS[-1])
 
 
 def choose_probe(
@@ -95,53 +72,68 @@ def start_at(carry: Carry, probe: Linear) -> Carry:
     return carry._replace(params=jax.device_put(params))
 
 
-def train(
-    spec: Spec,
-    carry: Carry,
-    bank: TrainingSet,
-    setting: Setting,
-    n: int,
-    *,
-    epochs: int,
-    patience: float = math.inf,
-    score: Callable[[TunedHead], float] | None = None,
-    tell: Callable[[int, float], None] = lambda i, loss: None,
-    horizon: int | None = None,
-    started: bool = False,
-) -> Course:
-    """Train epoch by epoch.
+class Training:
+    """A training that can be interrupted, looked at and continued.
 
     Args:
         spec: static arguments.
         carry: where to start; it is used up.
         bank, setting: on the device, as `descent.advance` takes them.
         n: rows to train on.
-        epochs: passes over them, at most.
-        patience: epochs without a lower loss after which training stops.
-        score: returns the validation loss of a head, in nats; None: train all epochs.
+        horizon: passes over them after which the cosine reaches 0.
+        score: returns the validation loss of a head, in nats; None: there is no validation.
         tell: called with the number of every epoch, from 1, and its loss.
-        horizon: passes after which the cosine reaches 0; None: `epochs`.
         started: the start is a head of its own, so that it may be the best.
+
+    Attributes:
+        losses: validation loss of every epoch, in nats.
+        lowest, best: the lowest loss, and the epochs after which it was reached; 0: the start.
+        done: epochs.
     """
-    total = np.int32((horizon or epochs) * -(-n // spec.batch))
-    losses: list[float] = []
-    head = _fetch(spec, carry) if started and score else None
-    lowest, best = (score(head) if head and score else math.inf), 0
-    for i in range(epochs):
-        carry = descent.advance(spec, carry, bank, setting, np.int32(n), np.int32(i), total)
-        if not score:
-            jax.block_until_ready(carry.params)
-            tell(i + 1, math.nan)
-            continue
-        now = _fetch(spec, carry)
-        losses.append(score(now))
-        tell(i + 1, losses[-1])
-        if losses[-1] < lowest or head is None:
-            head, lowest, best = now, losses[-1], i + 1
-        elif i + 1 - best >= patience:
-            break
-    return Course(head if head and score else _fetch(spec, carry), losses, best if score else epochs)
 
+    def __init__(
+        self,
+        spec: Spec,
+        carry: Carry,
+        bank: TrainingSet,
+        setting: Setting,
+        n: int,
+        *,
+        horizon: int,
+        score: Callable[[TunedHead], float] | None = None,
+        tell: Callable[[int, float], None] = lambda i, loss: None,
+        started: bool = False,
+    ):
+        self.spec, self.carry, self.bank, self.setting, self.n = spec, carry, bank, setting, np.int32(n)
+        self.total, self.score, self.tell = np.int32(horizon * -(-n // spec.batch)), score, tell
+        self.losses: list[float] = []
+        self.done = self.best = 0
+        self.kept = self._fetch() if started and score else None
+        self.lowest = score(self.kept) if score and self.kept else math.inf
 
-def _fetch(spec: Spec, carry: Carry) -> TunedHead:
-    return TunedHead(spec.form, *jax.device_get((carry.params, carry.state)))
+    def run(self, until: int, patience: float = math.inf) -> TunedHead:
+        """Train up to that number of epochs, or until the loss has not fallen for `patience` epochs.
+
+        Returns:
+            The head of the lowest validation loss; without validation, the last one.
+        """
+        while self.done < until and not (self.score and self.done - self.best >= patience):
+            self.carry = descent.advance(
+                self.spec, self.carry, self.bank, self.setting, self.n, np.int32(self.done), self.total
+            )
+            self.done += 1
+            if self.score:
+                self._judge(self.score)
+            else:
+                jax.block_until_ready(self.carry.params)
+            self.tell(self.done, self.losses[-1] if self.losses else math.nan)
+        return self.kept or self._fetch()
+
+    def _judge(self, score: Callable[[TunedHead], float]) -> None:
+        head = self._fetch()
+        self.losses.append(score(head))
+        if self.losses[-1] < self.lowest or self.kept is None:
+            self.kept, self.lowest, self.best = head, self.losses[-1], self.done
+
+    def _fetch(self) -> TunedHead:
+        return TunedHead(self.spec.form, *jax.device_get((self.carry.params, self.carry.state)))

@@ -16,7 +16,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from nml_jax import spectrum
 from nml_jax.models.heads.mlp import make_head
-from nml_jax.tuning import descent, patient
+from nml_jax.tuning import descent, methods, patient
 from nml_jax.tuning.classifier import METHODS, NMTuneClassifier
 
 N, D, K = 120, 8, 3
@@ -350,7 +350,7 @@ def test_a_head_starts_at_the_probe_and_gets_no_worse_in_validation(method):
     tuned = clone(model).set_params(learning_rate=None).fit(*blobs(300))
     assert min(tuned.validation_loss_) < model.validation_loss_[0] + 1e-6
     assert tuned.score(TEST, ANSWER) > 0.8
-    assert tuned.head_.form.width == patient.choose_width(D, 270) == 4
+    assert tuned.head_.form.width == methods.choose_width(D, 270) == 4
 
 
 def test_progress_is_printed(capsys):
@@ -366,7 +366,7 @@ def test_progress_is_printed(capsys):
     ("dim", "rows", "hidden"), [(8, 300, 32), (1536, 3000, 384), (1536, 10**6, 768), (768, 600, 96)]
 )
 def test_the_width_grows_with_the_rows(dim, rows, hidden):
-    assert patient.choose_width(dim, rows) * dim == hidden
+    assert methods.choose_width(dim, rows) * dim == hidden
 
 
 def test_fitting_twice_compiles_once():
