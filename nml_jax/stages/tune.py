@@ -63,12 +63,27 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                 with peers.track(f"{found.task}: {method}, {i} of {len(pairs)} methods done"), forecast.part(name):
                     forecast.note(f"{i} of {len(pairs)} methods done")
                     rows += _tune_method(workdir, training, sample, method, preset)
+                if method == "lbfgs" and config.features.train:
+                    _tell_first_verdict(workdir, found, rows)
     if all(row.metric == DIVERGED for row in rows):
         raise UserError("training of every head diverged", "lower tune.lrs, or set tune.standardize for large features")
     with errors.report_disk_errors(workdir):
         write_rows(workdir, "tune", rows)
         shutil.rmtree(workdir / "tuning")
     return settings.hash_json([[row.metric, row.split, row.method, preset_label(vars(row)), row.value] for row in rows])
+
+
+def _tell_first_verdict(workdir: Path, found: FeatureSet, rows: list[Row]) -> None:
+    """Print the accuracy of the L-BFGS probe on every test, beside what guessing gives there."""
+    for test in found.tests:
+        own = [r.value for r in rows if (r.method, r.metric, r.split) == ("lbfgs", "accuracy", test.name)]
+        counts = np.bincount(test.labels, minlength=len(found.classes))
+        chance, majority = 100 / len(counts), 100 * counts.max() / counts.sum()
+        if own:
+            console.notice(
+                f"{name_run(workdir)}: first verdict: L-BFGS probe {100 * own[-1]:.1f} % on {test.name}; chance "
+                f"{chance:.1f} %, always {found.classes[int(counts.argmax())]!r} {majority:.1f} %"
+            )
 
 
 class Training:

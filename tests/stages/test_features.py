@@ -103,6 +103,22 @@ def test_the_config_runs_on_three_files(files: Path, tmp_path: Path, capsys, mon
         assert words in text
 
 
+def test_the_quick_part_is_the_probe_beside_its_baselines(files: Path, tmp_path: Path, capsys):
+    config = experiment.get_config("quick")
+    with config.unlocked():
+        config.features.train, config.features.test = (str(files / f"{name}.npz") for name in ("train", "test"))
+    main.launch(config, tmp_path / "w", pinned={}, dry_run=True)
+    said = capsys.readouterr().out
+    assert "train: 90 rows × 12 features, 3 classes" in said
+    assert "4 trainings in all, about 0:0" in said
+    main.launch(config, tmp_path / "w", pinned={})
+    said = capsys.readouterr().err
+    assert "first verdict: L-BFGS probe 100.0 % on test; chance 33.3 %, always 'ant' 33.3 %" in said
+    assert {row.method for row in read_rows(tmp_path / "w" / "seed=0") if row.stage == "tune"} == {"lbfgs"}
+    with pytest.raises(ValueError, match="no part 'fast'"):
+        experiment.get_config("fast")
+
+
 def test_a_run_leaves_rows_of_every_split(run: Path):
     rows = read_rows(run)
     assert {row.stage for row in rows} == {"features", "tune"}
