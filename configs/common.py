@@ -195,7 +195,11 @@ def get_config() -> ConfigDict:
     tune.noises = (0.0,)  # shares of wrong labels among the training rows
     tune.noise_kind = "symmetric"  # kind of these wrong labels: symmetric | pair
     tune.suspects = "keep"  # keep | drop | relabel likely wrong labels; beside these heads the others are trained, too
-    tune.width = 4  # MLP: hidden width over the feature dimension
+    tune.start = "fresh"  # fresh (random weights) | probe (solved, its C among tune.cs); methods trained by gradient
+    tune.patience = 0  # epochs without a lower validation loss after which training stops; 0: never
+    tune.halving = False  # give all settings a quarter of the epochs, and the rest to the better half alone
+    tune.shared = False  # choose settings once, on one split; runs with the same training rows share them
+    tune.width = 4  # MLP: hidden width over the feature dimension; 0: chosen by rows and dimension
     tune.depth = 1  # MLP: hidden layers
     tune.residual = True  # MLP: Z = s·MLP(F) + F, else s·MLP(F)
     tune.norm = "batch"  # MLP: batch | layer | none, after every hidden layer's product
@@ -262,6 +266,7 @@ def get_config() -> ConfigDict:
     diagnose = config.diagnose = ConfigDict()
     diagnose.folds = 5  # folds of the cross-validation on the training features
     diagnose.rows = 2000  # most rows to cross-validate, stratified
+    diagnose.start = "fresh"  # NMTune as released (fresh), or from the probe with early stopping (probe)
 
     # Where and how fast. Nothing here may change a number.
     runtime = config.runtime = ConfigDict()

@@ -97,7 +97,7 @@ def launch(
 
     from nml_jax import console, runtime
     from nml_jax.assembly import agreement
-    from nml_jax.processes import peers
+    from nml_jax.processes import forecast, peers
     from nml_jax.stages import experiment, sections
 
     for cell in cells.values():
@@ -126,20 +126,18 @@ def launch(
     first = jax.process_index() == 0
     if first:
         console.notice(runtime.describe(mesh))
-    revision = find_revision()
     experiment.claim(workdir, config, force=force, write=False)
     runtime.keep_compiled(workdir / ".jax_cache")
 
     # ---- the runs, one after another -------------------------------------------------------------------------------
-    for name, cell in cells.items() if todo else ():
-        with experiment.own_run(workdir, name, lost=_leave) if first else contextlib.nullcontext():
-            peers.agree(True)  # the others wait until the first process owns the folder
-            if name == next(iter(cells)):
-                experiment.claim(workdir, config, force=force, write=first)
-            folder = experiment.open_run(workdir, name, cell, write=first)
-            for stage in todo:
-                with peers.track(stage):
-                    runner.run(stage, cell, folder, mesh, revision=revision, force=stage in force)
+    parts = {}
+    if config.features.train and "tune" in todo and first:
+        from nml_jax.assembly import tune_cost
+
+        parts = tune_cost.estimate_parts(config, experiment.list_undone(cells, workdir, "tune", force=force))
+        console.notice(f"first estimate: about {console.format_seconds(sum(parts.values()))}, corrected as it runs")
+    with forecast.begin(parts):
+        _run_cells(config, cells, workdir, mesh, todo=todo, force=force)
 
     # ---- the report over all runs of the experiment, these and earlier ones ----------------------------------------
     if "report" in config.stages and first:
@@ -149,6 +147,33 @@ def launch(
             page = report.run(config, workdir, mesh)
         console.show(report.summarise(page.parent))
         console.notice(f"report: {page.resolve()}")
+
+
+def _run_cells(
+    config: ConfigDict,
+    cells: Mapping[str, ConfigDict],
+    workdir: Path,
+    mesh: Any,
+    *,
+    todo: Sequence[str],
+    force: Sequence[str],
+) -> None:
+    """Run the stages of every run, one run after another."""
+    import jax
+
+    from nml_jax.processes import forecast, peers
+    from nml_jax.stages import experiment, runner
+
+    first, revision = jax.process_index() == 0, find_revision()
+    for name, cell in cells.items() if todo else ():
+        with experiment.own_run(workdir, name, lost=_leave) if first else contextlib.nullcontext():
+            peers.agree(True)  # the others wait until the first process owns the folder
+            if name == next(iter(cells)):
+                experiment.claim(workdir, config, force=force, write=first)
+            folder = experiment.open_run(workdir, name, cell, write=first)
+            for stage in todo:
+                with peers.track(stage), forecast.part(f"{folder.name}: {stage}"):
+                    runner.run(stage, cell, folder, mesh, revision=revision, force=stage in force)
 
 
 def find_revision() -> str:

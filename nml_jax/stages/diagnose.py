@@ -81,7 +81,9 @@ def _diagnose_sample(source: Any, labels: np.ndarray, keys: Any, seed: int) -> d
     """Diagnose at most CAP rows, drawn with the same share of each class."""
     chosen = draw_stratified(labels, min(1.0, CAP / len(labels)), seed)
     own = source.rows(chosen)[:, 0]
-    return diagnosis.diagnose_checked(own, labels[chosen], folds=keys.folds, rows=keys.rows, seed=seed)
+    return diagnosis.diagnose_checked(
+        own, labels[chosen], folds=keys.folds, rows=keys.rows, seed=seed, start=keys.start
+    )
 
 
 @functools.lru_cache(maxsize=4)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from nml_jax import console, inputs, objectives, runtime, settings
-from nml_jax.assembly import encoder, noisy_data
+from nml_jax.assembly import encoder, noisy_data, tune_cost
 from nml_jax.errors import MissingInput, UserError
 from nml_jax.models.overview import describe_parameters
 from nml_jax.stages import experiment, runner
@@ -69,6 +69,10 @@ def describe_plan(
             if not wanting:
                 raise
             lines.append("  its size and cost are known when what is listed below is there")
+    if config.features.train and "tune" in config.stages and not wanting:
+        lines += ["", "features and heads, in all runs:"]
+        todo = experiment.list_undone(cells, workdir, "tune")
+        lines += [f"  {line}" for line in (tune_cost.describe(config, todo) if todo else ["done"])]
     later = [item.text for item in wanting if not item.wrong]
     missing = tuple(item.text for item in wanting if item.wrong)
     for title, items in (("to obtain", later), ("missing or unfit", missing)):

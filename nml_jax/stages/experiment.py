@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from nml_jax import settings
+from nml_jax import console, settings
 from nml_jax.assembly import encoder, noisy_data
 from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.runs import owner
@@ -21,6 +21,7 @@ from nml_jax.runs.record import read_config, read_record
 from nml_jax.stages import runner
 from nml_jax.stored import FAULTS, make_damage, read_json, require_type
 
+IN_PLACE = ("tune", "diagnose")  # stages whose own section may change: they are quick, and only reports read them
 SHOWN = 3  # keys that differ which the message shows
 
 
@@ -30,7 +31,8 @@ def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write
     A key that did not exist when the folder was claimed counts with its default.
 
     Keys may differ if only forced stages, or stages after them, read them: the user then redoes these stages with new
-    values. Any other difference means that the folder belongs to another experiment.
+    values. So may the sections `tune` and `diagnose` where no other stage read them: their stages run again.
+    Any other difference means that the folder belongs to another experiment.
 
     Args:
         force: stages to do again.
@@ -54,7 +56,9 @@ def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write
         for name in (name for name in runner.STAGES if name in ran):
             (redone if redone or name in force else kept).update(runner.find_stage(name).keys)
         redone -= kept
-        if strange := [key for key in differ if key.split(".")[0] not in redone]:
+        read = {key for name in ran if name in runner.STAGES and name not in IN_PLACE for key in _read_by(name)}
+        in_place = {name: [k for k in differ if k.split(".")[0] == name] for name in {*IN_PLACE} - read - redone}
+        if strange := [key for key in differ if key.split(".")[0] not in redone | in_place.keys()]:
             shown = "; ".join(
                 f"{k} is {theirs.get(k)!r} there, {mine['config'].get(k)!r} here" for k in strange[:SHOWN]
             )
@@ -62,6 +66,12 @@ def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write
             stage = next((n for n in runner.STAGES if strange[0].split(".")[0] in runner.find_stage(n).keys), None)
             redo = f", or redo what follows from them with --force={stage}" if stage else ""
             raise UserError(f"{workdir} belongs to another config: {shown}{more}", f"give another --workdir{redo}")
+        for stage in (name for name in IN_PLACE if in_place.get(name)):
+            keys, others = in_place[stage], sorted(name for name in ran if name not in (stage, "report"))
+            console.notice_once(
+                f"{workdir}: {console.shorten(keys)} changed: {stage} runs again, {console.list_words(others)} "
+                f"{'stay' if len(others) > 1 else 'stays'}"
+            )
     if write:
         with report_disk_errors(workdir):
             write_json(path, mine)
@@ -97,6 +107,16 @@ def find_folder(workdir: Path, name: str, config: ConfigDict) -> Path:
         if read_config(old).get("noise_kind") == kind:
             return old
     return folder
+
+
+def list_undone(
+    cells: Mapping[str, ConfigDict], workdir: Path, stage: str, *, force: Sequence[str] = ()
+) -> dict[str, ConfigDict]:
+    """Return the runs in which a stage is not done, by the name of their folder."""
+    found = {find_folder(workdir, name, cell): cell for name, cell in cells.items()}
+    return {
+        folder.name: cell for folder, cell in found.items() if stage in force or not runner.is_done(stage, cell, folder)
+    }
 
 
 ENCODED = {"extract", "zeroshot", "finetune"}  # stages that start from a frozen encoder
@@ -149,6 +169,10 @@ def open_run(workdir: Path, name: str, config: ConfigDict, *, write: bool = True
             runner.upgrade_record(folder)
             write_json(folder / "config.json", settings.to_json(config))
     return folder
+
+
+def _read_by(stage: str) -> tuple[str, ...]:
+    return runner.find_stage(stage).keys
 
 
 def _has_results(workdir: Path) -> bool:

@@ -28,7 +28,7 @@ from nml_jax.data.class_names import count_labels, describe_split
 from nml_jax.data.features.checks import check_varied
 from nml_jax.data.features.files import LARGE, count_block_rows
 from nml_jax.data.features.guesses import find_counting
-from nml_jax.data.features.sets import FeatureSet
+from nml_jax.data.features.sets import FeatureSet, Split, Subset
 from nml_jax.errors import UserError
 from nml_jax.runs.files import write_json
 from nml_jax.runs.rows import Row, write_rows
@@ -54,8 +54,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     spectra: list[dict[str, Any]] = []
     for split in (found.train, *found.tests):
         for mode in config.extract.spectra:
-            blocks = (block for block, _ in split.blocks())
-            s = singular_values(blocks, len(split.labels), split.features.dim, mode)
+            s = _measure_split(config, split, mode)
             where = {"task": TASK, "split": split.name, "domain": split.domain, "layer": LAYER}
             spectra.append(make_entry(s, **where, mode=mode))
             rows += make_rows(s, **found.origin, **where, stage="features", spectrum_mode=mode,
@@ -82,6 +81,22 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         write_json(workdir / "spectra.json", spectra)
         write_rows(workdir, "features", rows)
     return settings.hash_json(read)
+
+
+_spectra: dict[tuple[str, str], np.ndarray] = {}  # of whole files, which all runs of this process share
+
+
+def _measure_split(config: ConfigDict, split: Split, mode: str) -> np.ndarray:
+    """Return the singular values of a split; those of a whole file are computed once."""
+    key = None
+    if not isinstance(split.features, Subset):
+        key = get_file(split).fingerprint + settings.hash_json(settings.to_json(config.features)), mode
+    if key in _spectra:
+        return _spectra[key]
+    s = singular_values((block for block, _ in split.blocks()), len(split.labels), split.features.dim, mode)
+    if key:
+        _spectra[key] = s
+    return s
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:

@@ -58,7 +58,7 @@ class FinetuneSetup:
     def loop_setup(self, method: str, terms: str = "none") -> finetune.Setup:
         """Return the setup of a method and its terms for the loop."""
         tune, own = self.config.tune, self.config.finetune
-        form = Form(own.head == "mlp", tune.width, tune.depth, tune.residual, tune.norm)
+        form = Form(own.head == "mlp", tune.width or 4, tune.depth, tune.residual, tune.norm)
         return finetune.Setup(
             method, terms, form, choose_layer(self.config), self.task.num_classes, self.config.data.image_size
         )

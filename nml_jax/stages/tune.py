@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import hashlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import console, errors, noise, settings
+from nml_jax.assembly import tune_cost
 from nml_jax.assembly.feature_sets import fit_in_memory, open_feature_sets
 from nml_jax.assembly.spectra import make_rows, singular_values
 from nml_jax.assembly.suspects import judge_rows
@@ -22,7 +24,7 @@ from nml_jax.data.stratify import draw_stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.mapped import Scorer
 from nml_jax.models.heads.mlp import make_head
-from nml_jax.processes import peers
+from nml_jax.processes import forecast, peers
 from nml_jax.runs.heads import (
     confusion_path,
     correct_path,
@@ -39,8 +41,10 @@ from nml_jax.tuning import methods, select, streamed
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import check_choices
 from nml_jax.tuning.label_errors import LIMIT, LabelErrors
+from nml_jax.tuning.trainers import make_trainer
 
 SILENT = 10  # seconds above which a method logs its time
+KEPT = 64  # results that runs of a process share
 TREATMENTS = ("keep", "drop", "relabel")  # of likely wrong labels
 SOLVED = 4  # heads in closed form need eight times the memory of their rows, so their limit is divided by this
 
@@ -66,14 +70,31 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         training = Training(config, found, seeds)
         for sample in _treat_suspects(config, training, _draw_samples(config, found)):
             for i, (method, preset) in enumerate(pairs):
-                with peers.track(f"{found.task}: {method}, {i} of {len(pairs)} methods done"):
+                name = f"{workdir.name}: {tune_cost.name_method(method, preset, config)}"
+                with peers.track(f"{found.task}: {method}, {i} of {len(pairs)} methods done"), forecast.part(name):
+                    forecast.note(f"{i} of {len(pairs)} methods done")
                     rows += _tune_method(workdir, training, sample, method, preset)
+                if method == "lbfgs" and config.features.train:
+                    _tell_first_verdict(workdir, found, rows)
     if all(row.metric == DIVERGED for row in rows):
         raise UserError("training of every head diverged", "lower tune.lrs, or set tune.standardize for large features")
     with errors.report_disk_errors(workdir):
         write_rows(workdir, "tune", rows)
         shutil.rmtree(workdir / "tuning")
     return settings.hash_json([[row.metric, row.split, row.method, preset_label(vars(row)), row.value] for row in rows])
+
+
+def _tell_first_verdict(workdir: Path, found: FeatureSet, rows: list[Row]) -> None:
+    """Print the accuracy of the L-BFGS probe on every test, beside what guessing gives there."""
+    for test in found.tests:
+        own = [r.value for r in rows if (r.method, r.metric, r.split) == ("lbfgs", "accuracy", test.name)]
+        counts = np.bincount(test.labels, minlength=len(found.classes))
+        chance, majority = 100 / len(counts), 100 * counts.max() / counts.sum()
+        if own:
+            console.notice(
+                f"{name_run(workdir)}: first verdict: L-BFGS probe {100 * own[-1]:.1f} % on {test.name}; chance "
+                f"{chance:.1f} %, always {found.classes[int(counts.argmax())]!r} {majority:.1f} %"
+            )
 
 
 class Training:
@@ -96,9 +117,35 @@ class Training:
         solved = bool(methods.find(method).probe)
         if len(rows) <= self.shard and not (solved and len(chosen) > self.shard // SOLVED):
             everything = len(chosen) == len(rows)  # then no copy is needed
-            return select.fit_seeds(self.whole if everything else self.whole[chosen], labels, **how)
+            part = self.whole if everything else self.whole[chosen]
+            return _fit_shared(part, labels, how) if self.config.tune.shared else select.fit_seeds(part, labels, **how)
         part = Subset(rows, chosen)
         return streamed.fit_seeds(part, labels, shard=self.shard // (SOLVED if solved else 2), **how)
+
+
+_shared: dict[str, Any] = {}  # what the runs of this process share: by rows, method and settings
+
+
+def _fit_shared(features: np.ndarray, labels: np.ndarray, how: dict[str, Any]) -> list[select.HeadResult]:
+    """Train heads whose settings are chosen once, on the split of seed 0, for all runs with these training rows."""
+    config, seeds = how["config"], how["seeds"]
+    rows = hashlib.blake2b(np.ascontiguousarray(features).data).hexdigest()
+    asked = {**settings.to_json(config), "seeds": 0}
+    key = settings.hash_json([rows, labels.tolist(), how["method"], how["preset"], how["num_classes"], asked])
+    if key not in _shared:
+        if len(_shared) >= KEPT:
+            _shared.pop(next(iter(_shared)))
+        X, y = select.check_features(features, labels, how["num_classes"])
+        one = {name: how[name] for name in ("method", "preset", "num_classes", "config")}
+        trainer = make_trainer(X, y, **one)
+        hypers, validation = select.choose(trainer, X, y, config=config, seeds=(0,))
+        _shared[key] = hypers[0], validation[0]
+    if not methods.find(how["method"]).probe:
+        return select.fit_seeds(features, labels, **how, chosen=_shared[key])
+    solved = f"{key} solved"  # no seed decides anything about it
+    if solved not in _shared:
+        (_shared[solved],) = select.fit_seeds(features, labels, **{**how, "seeds": (0,)}, chosen=_shared[key])
+    return [_shared[solved]] * len(seeds)
 
 
 class Sample(NamedTuple):

@@ -2,9 +2,10 @@
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from nml_jax import spectrum
+from nml_jax.console import format_seconds, notice
 from nml_jax.data.features.checks import check_exact, check_finite, check_varied
 from nml_jax.data.features.frames import to_matrix
 from nml_jax.data.stratify import hold_out
@@ -23,25 +25,46 @@ from nml_jax.models.heads.mlp import Form, standardize
 from nml_jax.objectives import nmtune, terms
 from nml_jax.processes.forks import refuse_fork
 from nml_jax.processes.limits import limit_blas
-from nml_jax.tuning import descent, head_file
+from nml_jax.tuning import descent, head_file, methods, patient
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import cross_entropy
+from nml_jax.tuning.probes import Linear
 
 METHODS = ("linear", "mlp", "nmtune", "skd", "fgs", "lgm")
 EPOCHS, STEPS = 5, 200  # defaults: 5 epochs, or as many as make 200 steps
 FEWEST = 20  # rows to validate on
 PATIENCE, PATIENT_STEPS = 3, 75  # defaults: 3 epochs, or as many as make 75 steps
-OPTIONAL = ("epochs", "learning_rate", "patience")  # may be None
-COUNTS, NUMBERS = ("epochs", "batch_size", "patience", "width", "depth"), ("learning_rate", "weight_decay")
-SWITCHES = ("standardize", "early_stopping", "residual", "warm_start")
+OPTIONAL = ("epochs", "learning_rate", "patience", "width", "C")  # may be None
+STARTS = (None, "probe", "fresh")
+HELD_OUT = 0.2  # share of the rows by which a linear head chooses its penalty
+COUNTS, NUMBERS = ("epochs", "batch_size", "patience", "depth"), ("learning_rate", "weight_decay", "width", "C")
+POSITIVE = ("width", "C")
+SWITCHES = ("standardize", "early_stopping", "residual", "warm_start", "compute_spectrum")
+
+
+class Rows(NamedTuple):
+    """Training rows: features [N, D], classes [N], weights [N], and which rows to train on and to validate on."""
+
+    X: np.ndarray
+    codes: np.ndarray
+    weights: np.ndarray
+    train: np.ndarray
+    held_out: np.ndarray
+
+    @property
+    def own(self) -> Any:
+        """Return the weights for a solver, None if all are equal."""
+        return None if (self.weights == self.weights[0]).all() else np.float64(self.weights)
 
 
 class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
-    """A head on frozen features, trained by AdamW with a cosine to zero on standardised inputs.
+    """A head on frozen features, on standardised inputs.
 
-    The defaults give a quick answer. `epochs=30, batch_size=64` is the released schedule (arXiv 2309.17002). Training
-    stops when the validation loss has not fallen for `patience` epochs, and keeps the best epoch.
+    By default a logistic regression is solved first, with the penalty that validation chooses. A linear head is that
+    probe, refitted on all rows. Other heads start from it, and AdamW with a cosine to zero trains them. Training stops
+    when the validation loss has not fallen for `patience` epochs, and keeps the best epoch, which may be the probe.
+    `epochs=30, batch_size=64, width=4` is the released schedule (arXiv 2309.17002), from random weights.
 
     Args:
         method: linear | mlp | nmtune | skd | fgs | lgm. We know the last three only from their papers' abstracts
@@ -58,15 +81,25 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         early_stopping: hold out `validation_fraction` of the rows, stratified, if these are 20 or more.
         validation_fraction: share of the rows.
         patience: epochs. None: 3, or as many as make 75 steps.
-        width, depth, residual, norm: of the MLP, see `models.heads.Form`.
+        width: hidden width of the MLP over the number of features. None: chosen by rows and features, see
+            `tuning.methods.choose_width`. The papers' is 4.
+        depth, residual, norm: of the MLP, see `models.heads.Form`.
         warm_start: continue from the last `fit`, if it was on the same classes and features.
         random_state: seed of the initialisation, the order and the validation part.
+        start: probe | fresh (random weights). A linear head that starts from the probe is the probe. A head without a
+            residual cannot start from it. None: the probe where it can be, and none of `epochs`, `learning_rate` and
+            `warm_start` is given.
+        C: inverse strength of the probe's L2 penalty, as scikit-learn's. None: chosen by the validation loss among
+            10⁻⁴ to 10 in powers of ten.
+        verbose: 0, or 1 to print progress to stderr.
+        compute_spectrum: also set `spectrum_`. It takes longer than a linear fit.
 
     Attributes:
-        classes_: [K], sorted. n_features_in_: D. n_iter_: epochs that were trained.
+        classes_: [K], sorted. n_features_in_: D. n_iter_: epochs that were trained; 0 for a solved head.
+        C_: that of the probe; None where there is none.
         validation_loss_: loss of every epoch, in nats; empty without validation.
         spectrum_: {"F": ..., "Z": ...}: SVE, LSVR, top share and effective rank, in raw mode, of the training features
-            (standardised with `standardize`) and of the head's output Z.
+            (standardised with `standardize`) and of the head's output Z. Only with `compute_spectrum`.
         head_: the `TunedHead`; `head_.params` and `head_.state` are NumPy arrays.
     """
 
@@ -87,12 +120,16 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
         patience: int | None = None,
-        width: int = 4,
+        width: float | None = None,
         depth: int = 1,
         residual: bool = True,
         norm: str = "batch",
         warm_start: bool = False,
         random_state: Any = None,
+        start: str | None = None,
+        C: float | None = None,
+        verbose: int = 0,
+        compute_spectrum: bool = False,
     ):
         self.method = method
         self.preset = preset
@@ -111,6 +148,10 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         self.norm = norm
         self.warm_start = warm_start
         self.random_state = random_state
+        self.start = start
+        self.C = C
+        self.verbose = verbose
+        self.compute_spectrum = compute_spectrum
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "NMTuneClassifier":
         """Train the head.
@@ -152,21 +193,76 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         if len(self.classes_) < 2:
             raise UserError(f"y has one class: {self.classes_.tolist()}", "give examples of at least two classes")
         check_varied([X], "X")
-        train, held_out = self._split_rows(codes, seed)
-        bank = _make_training_set(X, codes, weights / weights[train].mean())
-        rows = np.concatenate([train, held_out, np.arange(len(X), len(bank.labels))])
-        spec = make_spec(len(self.classes_), min(int(self.batch_size), 1 << (len(train).bit_length() - 1)))
+        start = self.head_ if before == (list(self.classes_), X.shape[1]) else None
+        rows = Rows(X, codes, weights, *self._split_rows(codes, seed))
+        self._make_head(rows, make_spec, numbers, seed, start)
+        if hasattr(self, "spectrum_"):
+            del self.spectrum_
+        if self.compute_spectrum:
+            standard = self.head_.state.get("input")
+            F = standardize(X, standard) if standard else X
+            self.spectrum_ = {name: _measure(rows) for name, rows in (("F", F), ("Z", self.head_.outputs(X)[0]))}
+        return self
+
+    def _make_head(self, rows: "Rows", make_spec: Any, numbers: Any, seed: int, start: TunedHead | None) -> None:
+        """Solve or train the head, and set head_, C_, n_iter_ and validation_loss_."""
+        K, solved = len(self.classes_), self._starts_from_probe()
+        if solved and self.method == "linear":
+            return self._solve(rows, seed)
+        X, train = rows.X, rows.train
+        n = len(train)
+        spec = make_spec(K, min(int(self.batch_size), 1 << (n.bit_length() - 1)))
+        width = methods.choose_width(X.shape[1], n) if self.width is None and spec.form.mlp else spec.form.width
+        spec = spec._replace(form=spec.form._replace(width=width), penalised=solved)
+        bank = _make_training_set(X, rows.codes, rows.weights / rows.weights[train].mean())
+        standard = descent.get_standard(bank.features, len(X)) if self.standardize else None
+        probe, self.C_ = None, None
+        if solved:
+            F = standardize(X, standard) if standard else X
+            probe, self.C_ = self._choose_probe(rows, F)
         default = math.sqrt(6 / X.shape[1]) / (50 if spec.form.mlp else 10)
         rate = default if self.learning_rate is None else self.learning_rate
-        setting = Setting(rows, rate, self.weight_decay, seed, numbers)
-        start = self.head_ if before == (list(self.classes_), X.shape[1]) and self.head_.form == spec.form else None
-        standard = descent.get_standard(bank.features, len(X)) if self.standardize else None
-        validation = X[held_out], codes[held_out], weights[held_out]
-        self._train(spec, bank, setting, len(train), standard, start, validation)
-        Z, _ = self.head_.outputs(X)
+        order = np.concatenate([train, rows.held_out, np.arange(len(X), len(bank.labels))])
+        penalty = patient.compute_penalty(self.C_, n, K) if self.C_ else 0.0
+        setting = Setting(order, rate, self.weight_decay, seed, numbers, penalty=penalty)
+        start = start if start and start.form == spec.form else None
+        self._train(spec, bank, setting, n, standard, start or probe, rows)
+
+    def _starts_from_probe(self) -> bool:
+        """Return whether there is a probe to start from, see `start`."""
+        can = self.method == "linear" or bool(self.residual)
+        if self.start == "probe" and (not can or self.warm_start):
+            what = "warm_start=True" if self.warm_start else "residual=False"
+            raise UserError(f"start='probe' and {what} exclude each other", "give one of them")
+        free = self.epochs is None and self.learning_rate is None and not self.warm_start
+        return self.start == "probe" or (self.start is None and can and free)
+
+    def _solve(self, rows: "Rows", seed: int) -> None:
+        """Choose the penalty on a part of the rows, and solve the probe on all of them."""
+        X, codes, everything = rows.X, rows.codes, np.arange(len(rows.X))
+        standard = descent.get_standard(X[:, None]) if self.standardize else None
         F = standardize(X, standard) if standard else X
-        self.spectrum_ = {name: _measure(rows) for name, rows in (("F", F), ("Z", Z))}
-        return self
+        parts = everything, everything[:0]
+        if self.C is None and np.bincount(codes).max() > 1:
+            parts = hold_out(codes, HELD_OUT, seed)
+        probe, self.C_ = self._choose_probe(rows._replace(train=parts[0], held_out=parts[1]), F)
+        if len(parts[1]):
+            probe, _ = patient.choose_probe(
+                F, codes, (everything, everything[:0]), num_classes=len(self.classes_), cs=(self.C_,), weights=rows.own
+            )
+        self.n_iter_, self.validation_loss_ = 0, []
+        self._finish(patient.make_linear(probe, {"input": standard} if standard else {}))
+
+    def _choose_probe(self, rows: "Rows", F: np.ndarray) -> tuple[Linear, float]:
+        cs = patient.CS if self.C is None else (float(self.C),)
+        parts = rows.train, rows.held_out
+        probe, c = patient.choose_probe(F, rows.codes, parts, num_classes=len(self.classes_), cs=cs, weights=rows.own)
+        self._tell(f"probe solved, C={c:g}")
+        return probe, c
+
+    def _tell(self, message: str) -> None:
+        if self.verbose:
+            notice(f"{self.method}: {message}")
 
     def _check_arguments(self) -> tuple[Any, dict[str, float]]:
         """Check the arguments. Return a function (K, batch) -> Spec, and the numbers of the terms."""
@@ -190,9 +286,13 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 number = isinstance(value, int | float | np.integer | np.floating) and not switch
                 share = name == "validation_fraction"
                 good = number and (0 < value < 1 if share else 0 <= value < np.inf)
+                good = good and (bool(value) or name not in POSITIVE)
                 cure = "a share between 0 and 1" if share else "a number of 0 or more"
+                cure = "a number above 0" if name in POSITIVE else cure
             if not (good or (value is None and name in OPTIONAL)):
                 raise UserError(f"{name}={value!r}", f"give {cure}")
+        if self.start not in STARTS:
+            raise UserError(f"start={self.start!r} is unknown", "give 'probe', 'fresh' or None")
         changes, weights = self.weights or {}, None
         if self.method == "nmtune":
             weights, _ = nmtune.resolve_weights(self.preset, 1, **changes)
@@ -201,7 +301,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         elif changes:
             raise UserError(f"weights={changes!r}: {self.method} has no terms", "leave weights out")
         # Python types: those of NumPy, as np.arange puts them into a grid, cannot be written to a file.
-        mlp = int(self.width), int(self.depth), bool(self.residual), self.norm
+        width = 1 if self.width is None else int(self.width) if self.width == int(self.width) else float(self.width)
+        mlp = width, int(self.depth), bool(self.residual), self.norm
         form = Form(False) if self.method == "linear" else Form(True, *mlp)
         active, numbers = terms.split(self.method, weights) if weights else (None, {})
         return lambda k, batch: Spec(form, active, k, batch, bool(self.standardize)), numbers
@@ -221,33 +322,36 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         setting: Setting,
         n: int,
         standard: Any,
-        start: TunedHead | None,
-        validation: tuple[np.ndarray, np.ndarray, np.ndarray],
+        start: TunedHead | Linear | None,
+        rows: "Rows",
     ) -> None:
         """Train epoch by epoch, and set head_, n_iter_ and validation_loss_."""
         bank, setting, steps = jax.device_put(bank), descent.to_arrays(setting), -(-n // spec.batch)
         epochs = max(EPOCHS, -(-STEPS // steps)) if self.epochs is None else int(self.epochs)
-        patience = max(PATIENCE, -(-PATIENT_STEPS // steps)) if self.patience is None else self.patience
-        total = np.int32(epochs * steps)
-        best, self.validation_loss_ = (np.inf, None), []
+        patience = max(PATIENCE, -(-PATIENT_STEPS // steps)) if self.patience is None else int(self.patience)
+        validation = [x[rows.held_out] for x in (rows.X, rows.codes, rows.weights)]
+        begun, known = time.perf_counter(), len(rows.held_out)
+
+        def tell(i: int, loss: float) -> None:
+            ahead = format_seconds((time.perf_counter() - begun) / i * (epochs - i))
+            self._tell(f"epoch {i} of {epochs}{f', validation loss {loss:.4f}' if known else ''}, at most {ahead} left")
+
         with limit_blas():
             carry = descent.begin(spec, setting, bank.features.shape[-1], standard)
-            if start is not None:
+            if isinstance(start, TunedHead):
                 state = {**carry.state, **{k: v for k, v in start.state.items() if k != "input"}}
                 carry = carry._replace(params=jax.device_put(start.params), state=jax.device_put(state))
-            for i in range(epochs):
-                carry = descent.advance(spec, carry, bank, setting, np.int32(n), np.int32(i), total)
-                if not len(validation[0]):
-                    continue
-                head = TunedHead(spec.form, *jax.device_get((carry.params, carry.state)))
-                loss = _compute_loss(head, *validation)
-                self.validation_loss_.append(loss)
-                if loss < best[0] or best[1] is None:
-                    best = loss, head
-                elif len(self.validation_loss_) - 1 - int(np.argmin(self.validation_loss_)) >= patience:
-                    break
-        self.n_iter_ = i + 1
-        head = best[1] or TunedHead(spec.form, *jax.device_get((carry.params, carry.state)))
+            elif start is not None:
+                carry = patient.start_at(carry, start)
+            score = (lambda head: _compute_loss(head, *validation)) if known else None
+            how: dict[str, Any] = {"horizon": epochs, "score": score, "tell": tell}
+            training = patient.Training(spec, carry, bank, setting, n, **how, started=isinstance(start, Linear))
+            head = training.run(epochs, patience)
+        self.n_iter_, self.validation_loss_ = training.done, training.losses
+        self._finish(head)
+
+    def _finish(self, head: TunedHead) -> None:
+        """Set head_, with its classes, columns and origin."""
         if not all(np.isfinite(x).all() for x in jax.tree.leaves((head.params, head.state))):
             raise UserError(f"training of the {self.method} head diverged", "lower learning_rate, or set standardize")
         about = {"method": self.method, "preset": self.preset if self.method == "nmtune" else None}
@@ -332,6 +436,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         about, form = head.about, head.form._asdict()
         form.pop("mlp")
         preset = (about.get("preset") or "paper").split("/")[0]  # a run may call it "code/1view"
+        if about.get("method") == "linear":
+            form.pop("width")
         self = cls(about.get("method") or "nmtune", preset, standardize="input" in head.state, **form)
         self.head_, self.classes_, self.n_features_in_ = head, np.array(head.classes), head.dim
         if head.columns:

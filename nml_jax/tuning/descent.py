@@ -47,6 +47,7 @@ class Spec(NamedTuple):
     standardize: bool
     noisytune: bool = False  # whether the start is perturbed
     neftune: bool = False  # whether training perturbs the inputs
+    penalised: bool = False  # whether the loss has ½·penalty·‖W‖² of the classifier's kernel W
 
 
 class Setting(NamedTuple):
@@ -59,6 +60,7 @@ class Setting(NamedTuple):
     numbers: Any = {}  # of the terms, see `objectives.terms.split`  # noqa: RUF012
     noisytune: Any = 0.0  # λ of training/perturb.py
     neftune: Any = 0.0  # α of training/perturb.py
+    penalty: Any = 0.0  # of the classifier's kernel; 1/(C·N) is that of a logistic regression with C on N rows
 
 
 class TrainingSet(NamedTuple):
@@ -173,6 +175,8 @@ def run_epoch(
 
             step = Step(F, views["features"], views["logits"], label, apply_again, key)
             total += spec.terms.penalty(step, setting.numbers)
+        if spec.penalised:
+            total += setting.penalty * (params["classifier"]["kernel"] ** 2).sum() / 2
         return total, {**state, **new_state}
 
     order = setting.rows[_permute(jax.random.fold_in(for_order, i), len(setting.rows), n)]

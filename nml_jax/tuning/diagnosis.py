@@ -18,7 +18,7 @@ from nml_jax.data.stratify import draw_per_class, draw_stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.separability import measure_separability
 from nml_jax.processes.forks import refuse_fork
-from nml_jax.tuning import select
+from nml_jax.tuning import methods, select
 
 NAMES = {
     "sve": "SVE (entropy of the singular values)",
@@ -34,6 +34,7 @@ NAMES = {
 
 CS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # the penalties from which the probe chooses
 BUDGET = f"the probe chose among {len(CS)} settings, NMTune had one, the released one"
+FROM_PROBE = f"the probe chose among {len(CS)} settings; NMTune started from it and stopped by validation"
 PER_FOLD = 2  # rows of a class in every fold, if it has them; if there are many classes, some are left out for this
 
 
@@ -59,6 +60,7 @@ class Diagnosis:
     rows: int
     classes: int
     untold: str = ""
+    start: str = "fresh"
 
     @property
     def difference(self) -> float:
@@ -71,12 +73,13 @@ class Diagnosis:
         if self.untold:
             return f"cannot be cross-validated: {self.untold}"
         low, high = self.interval
-        finding = "no difference shown between NMTune as released and the tuned linear probe"
+        name, budget = ("NMTune as released", BUDGET) if self.start == "fresh" else ("NMTune", FROM_PROBE)
+        finding = f"no difference shown between {name} and the tuned linear probe"
         if 0 < low < high:
-            finding = "NMTune as released is better than the tuned linear probe"
+            finding = f"{name} is better than the tuned linear probe"
         elif low < high < 0:
-            finding = "the tuned linear probe is better than NMTune as released"
-        return f"{finding} on held-out rows of these features ({BUDGET})"
+            finding = f"the tuned linear probe is better than {name}"
+        return f"{finding} on held-out rows of these features ({budget})"
 
     def __str__(self) -> str:
         width = max(map(len, NAMES.values())) + 2
@@ -102,6 +105,8 @@ def check_ranges(config: Any) -> None:
     """Raise UserError if a value of the section `diagnose` is out of range."""
     ranges.require_at_least(2, "diagnose", config, "folds")
     ranges.require_at_least(20, "diagnose", config, "rows")
+    if config.start not in methods.STARTS:
+        raise UserError(f"diagnose.start={config.start!r}", f"choose one of {', '.join(methods.STARTS)}")
 
 
 def diagnose(
@@ -169,7 +174,9 @@ def check_arguments(F: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]
     return X, labels
 
 
-def diagnose_checked(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, seed: int) -> Diagnosis:
+def diagnose_checked(
+    F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, seed: int, start: str = "fresh"
+) -> Diagnosis:
     """Diagnose checked arguments. Features that cannot be cross-validated are measured, and `untold` says why.
 
     Raises:
@@ -182,7 +189,7 @@ def diagnose_checked(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, see
     untold = "" if len(part) else f"fewer than two classes have {_count_needed(folds)} rows: nothing can be held out"
     accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
     try:
-        accuracies = _compare_methods(features[part], codes[part], folds, seed) if len(part) else accuracies
+        accuracies = _compare_methods(features[part], codes[part], folds, seed, start) if len(part) else accuracies
     except select.Diverged as e:
         part, untold = part[:0], e.cause
     gains = np.subtract(accuracies["nmtune"], accuracies["lbfgs"])
@@ -197,6 +204,7 @@ def diagnose_checked(F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, see
         rows=len(part),
         classes=len(np.unique(codes[part])),
         untold=untold,
+        start=start,
     )
 
 
@@ -223,13 +231,15 @@ def _choose_rows(codes: np.ndarray, folds: int, rows: int, seed: int) -> tuple[i
     return folds, np.sort(part)
 
 
-def _compare_methods(F: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> dict[str, list[float]]:
+def _compare_methods(
+    F: np.ndarray, codes: np.ndarray, folds: int, seed: int, start: str = "fresh"
+) -> dict[str, list[float]]:
     """Return the accuracies of the probe and of NMTune on every fold."""
     from sklearn.model_selection import StratifiedKFold
 
     known, codes = np.unique(codes, return_inverse=True)
     accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
-    config = _make_config()
+    config = _make_config(start)
     for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(F, codes):
         for method, each in accuracies.items():
             preset = "paper" if method == "nmtune" else None
@@ -260,10 +270,12 @@ def compute_interval(differences: np.ndarray) -> tuple[float, float]:
     return float(np.mean(differences)) - half, float(np.mean(differences)) + half
 
 
-def _make_config() -> Any:
+def _make_config(start: str) -> Any:
     """Make a section `tune`, as in configs/common.py, for both methods."""
+    own = {"batch": 64, "width": 4, "patience": 0} if start == "fresh" else {"batch": 256, "width": 0, "patience": 6}
     return SimpleNamespace(
-        epochs=30, steps=400, batch=64, lrs=(1e-3,), weight_decays=(1e-4,), validation=0.2, standardize=True,
-        cs=CS, width=4, depth=1, residual=True, norm="batch", noisytune=0.0,
+        **own, start=start, halving=False, epochs=30, steps=400, lrs=(1e-3,), weight_decays=(1e-4,), validation=0.2,
+        standardize=True,
+        cs=CS, depth=1, residual=True, norm="batch", noisytune=0.0,
         neftune=0.0, nmtune={},
     )  # fmt: skip

@@ -143,11 +143,12 @@ def load(path: Path) -> TunedHead:
 
 def _check_claim(form: Form, flat: Mapping[str, np.ndarray], path: Path, cure: str) -> None:
     """Raise UserError if a form is larger than the tensors beside it, before anything of its size is made."""
-    kinds = [(form.mlp, bool), (form.residual, bool), (form.width, int), (form.depth, int), (form.norm, str)]
-    if any(type(value) is not kind for value, kind in kinds):
+    kinds = [(form.mlp, bool), (form.residual, bool), (form.depth, int), (form.norm, str)]
+    good = type(form.width) is int or (type(form.width) is float and not form.width.is_integer())
+    if not good or any(type(value) is not kind for value, kind in kinds):
         raise UserError(f"{path} is damaged: its form is {str(form)[:200]}", cure)
     longest = max((max(x.shape, default=0) for x in flat.values()), default=0)
-    if form.mlp and (form.depth > len(flat) or form.width > longest):
+    if form.mlp and (form.depth > len(flat) or not form.width <= longest):
         raise UserError(
             f"{path} does not hold the head that it describes: depth {form.depth:,} and width {form.width:,} in "
             f"{len(flat)} tensors",

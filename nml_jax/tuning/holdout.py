@@ -2,12 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from nml_jax.console import list_words
 from nml_jax.errors import UserError
-from nml_jax.tuning.trainers import Predictor
+
+
+class Predictor(Protocol):
+    """A tuned head, or a probe without weights (k-NN)."""
+
+    def outputs(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return Z float32 [M, D] and logits float32 [M, K] of features [M, D]."""
+        ...
 
 
 def check_choices(share: float, choices: Mapping[str, Sequence[float]]) -> None:

@@ -31,6 +31,9 @@ class Method(NamedTuple):
     logits: bool = True
 
 
+STARTS = ("fresh", "probe")
+WIDTHS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # that `choose_width` knows
+
 METHODS = {
     "linear": Method("linear probe"),
     "lbfgs": Method("L-BFGS probe", probe=probes.fit_lbfgs, grid="cs", value="C"),
@@ -47,8 +50,15 @@ METHODS = {
 def check_ranges(config: Any) -> None:
     """Raise UserError if a value of the section `tune` is out of range."""
     ranges.require_names("tune", config, "methods", "presets")
-    ranges.require_at_least(1, "tune", config, "batch", "epochs", "seeds", "width", "depth")
-    ranges.require_at_least(0, "tune", config, "steps", "noisytune", "neftune")
+    ranges.require_at_least(1, "tune", config, "batch", "epochs", "seeds", "depth")
+    ranges.require_at_least(0, "tune", config, "steps", "noisytune", "neftune", "patience", "width")
+    if config.start not in STARTS:
+        raise UserError(f"tune.start={config.start!r}", f"choose one of {', '.join(STARTS)}")
+    if is_patient(config) and not config.validation:
+        raise UserError(
+            "tune.validation=0 leaves no rows to stop by or to choose the probe's penalty by",
+            "set it above 0, or tune.start=fresh, tune.patience=0 and tune.halving=False",
+        )
     ranges.require_share("tune", config, "validation", below_one=True)
     ranges.require_distinct("numbers of 0 or more", "tune", config, "lrs", "weight_decays", "alphas")
     ranges.require_distinct("positive numbers", "tune", config, "cs")
@@ -64,11 +74,37 @@ def find(name: str) -> Method:
     return METHODS[name]
 
 
-def build_form(method: Method, config: Any) -> Form:
-    """Build the form of the method's head from the keys width, depth, residual and norm of the section `tune`."""
+def build_form(method: Method, config: Any, dim: int = 1, rows: int = 1) -> Form:
+    """Build the form of the method's head from the keys width, depth, residual and norm of the section `tune`.
+
+    Args:
+        method: one of METHODS.
+        config: the section `tune`.
+        dim, rows: features and training rows, by which the width 0 is chosen.
+    """
     if not method.mlp:
         return Form(mlp=False)
-    return Form(True, config.width, config.depth, config.residual, config.norm)
+    width = config.width or choose_width(dim, rows)
+    return Form(True, width, config.depth, config.residual, config.norm)
+
+
+def choose_width(dim: int, rows: int) -> float:
+    """Return the width of the MLP's hidden layer that N rows of D features deserve, as a multiple of D.
+
+    benchmarks/patience.py measures accuracy beside time. The papers' is 4.
+    """
+    wanted = min(512, max(64, rows // 8)) / dim
+    return min((w for w in WIDTHS if w >= wanted), default=WIDTHS[-1])
+
+
+def starts_from_probe(method: Method, config: Any) -> bool:
+    """Return whether heads of a method trained by gradient start from the solved probe (`tune.start`)."""
+    return config.start == "probe" and not method.probe and (not method.mlp or config.residual)
+
+
+def is_patient(config: Any) -> bool:
+    """Return whether the section `tune` has heads start from a probe, stop early, or share the steps by halving."""
+    return config.start == "probe" or bool(config.patience) or bool(config.halving)
 
 
 def choose_weights(name: str, preset: str | None, config: Any, views: int) -> tuple[Any, str | None]:

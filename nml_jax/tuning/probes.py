@@ -49,6 +49,7 @@ def fit_lbfgs(
     num_classes: int,
     tol: float = 1e-6,
     max_iter: int = 1000,
+    weights: np.ndarray | None = None,
 ) -> list[Linear]:
     """Fit multinomial logistic regression for each C, as scikit-learn's LogisticRegression defines it:
 
@@ -68,6 +69,7 @@ def fit_lbfgs(
         tol: stop when half the squared gradient in these variables is at most this share of the objective. It estimates
             the distance to the minimum. Also stop when float32 shows no further descent.
         max_iter: iterations of L-BFGS for each C.
+        weights: of the rows in the cross-entropy, real [N], 0 or more and 1 on average; None: 1 each.
 
     Raises:
         UserError: the arguments do not fit each other, a row is not finite, or C ≤ 0.
@@ -84,7 +86,7 @@ def fit_lbfgs(
 
     ordered = np.unique(np.asarray(cs, np.float64))
     u = np.zeros((len(sigma) + 1, len(present)))
-    u[-1] = np.log(np.bincount(y) / len(y))
+    u[-1] = np.log(np.maximum(np.bincount(y, weights), EPS) / len(y))
     last, solved = None, {}
     for i, c in enumerate(ordered):
         start = u
@@ -92,7 +94,8 @@ def fit_lbfgs(
             step = np.log(c / ordered[i - 1]) / np.log(ordered[i - 1] / ordered[i - 2]) if i > 1 else 0
             start = u + min(step, 1) * (u - last)
         penalty = np.append(halves / (c * len(y) * sigma**2), 0)[:, None]
-        last, u = u, _minimise(start, penalty, Z, target, tol=tol, max_iter=max_iter, name=f"C={c:g}")
+        how: dict[str, Any] = {"tol": tol, "max_iter": max_iter, "name": f"C={c:g}", "weights": weights}
+        last, u = u, _minimise(start, penalty, Z, target, **how)
         centred = u - u.mean(axis=1, keepdims=True)
         W = np.zeros((len(mean), num_classes))
         b = np.full(num_classes, ABSENT)
@@ -145,6 +148,7 @@ def _minimise(
     tol: float,
     max_iter: int,
     name: str,
+    weights: np.ndarray | None = None,
 ) -> Array:
     """Return the u [r + 1, K] that minimises mean CE + ½ Σ penalty·u², for logits Z u[:-1] + u[-1]."""
     if start.shape[1] == 1:  # one class
@@ -152,12 +156,14 @@ def _minimise(
     spread = np.asarray(_measure_spread(np.float32(start), Z), np.float64)
     scale = 1 / np.sqrt(np.maximum(spread, EPS) + penalty)
     latest = np.inf, np.zeros(0)  # value and gradient
+    shares = None if weights is None else np.float32(weights / len(weights))
 
     def objective(v: Array) -> tuple[float, Array]:
         nonlocal latest
         u = v.reshape(scale.shape) * scale
-        losses, gradient = _compute_losses(np.float32(u), Z, labels)
-        value = np.asarray(losses, np.float64).mean() + np.sum(penalty * u**2) / 2
+        losses, gradient = _compute_losses(np.float32(u), Z, labels, shares)
+        each = np.asarray(losses, np.float64) if weights is None else np.asarray(losses, np.float64) * weights
+        value = each.mean() + np.sum(penalty * u**2) / 2
         latest = float(value), ((np.asarray(gradient, np.float64) + penalty * u) * scale).ravel()
         return latest
 
@@ -182,8 +188,12 @@ def _compute_logits(u: jax.Array, Z: jax.Array) -> jax.Array:
 
 @in_32_bits
 @jax.jit
-def _compute_losses(u: jax.Array, Z: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _compute_losses(
+    u: jax.Array, Z: jax.Array, labels: jax.Array, shares: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Return the CE of each row [N], to be averaged in float64, and the gradient [r + 1, K] of their mean.
+
+    With `shares` [N] the gradient is that of the sum of share · CE.
 
     CE = log(1 + Σ exp(z_k − z_y)) over the other classes. In this form small values of CE and of 1 − p keep their
     digits.
@@ -196,7 +206,7 @@ def _compute_losses(u: jax.Array, Z: jax.Array, labels: jax.Array) -> tuple[jax.
         return jax.nn.softplus(jax.nn.logsumexp(jnp.where(own, -jnp.inf, margins), axis=1))
 
     losses, pull = jax.vjp(ce, u)
-    return losses, pull(jnp.full_like(losses, 1 / len(losses)))[0]
+    return losses, pull(jnp.full_like(losses, 1 / len(losses)) if shares is None else shares)[0]
 
 
 @in_32_bits

@@ -16,9 +16,10 @@ import numpy as np
 from nml_jax.console import notice
 from nml_jax.data.stratify import hold_out
 from nml_jax.errors import UserError
+from nml_jax.tuning import methods
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import score_held_out
-from nml_jax.tuning.trainers import HeadFit, Predictor, Trainer, make_trainer
+from nml_jax.tuning.holdout import Predictor, score_held_out
+from nml_jax.tuning.trainers import ByGradient, HeadFit, Trainer, make_trainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,7 @@ def fit_seeds(
     num_classes: int,
     config: Any,
     seeds: Sequence[int],
+    chosen: tuple[dict[str, float], list[dict[str, float]]] | None = None,
 ) -> list[HeadResult]:
     """Choose hyper-parameters and train on all training rows; one head per seed.
 
@@ -88,6 +90,7 @@ def fit_seeds(
         num_classes: K.
         config: the section `tune` of configs/common.py. `batch` is reduced to the rows that are left for training.
         seeds: integers.
+        chosen: settings for all seeds, and the scores of the grid, as `choose` returns them for a seed. None: choose.
 
     Raises:
         UserError: an unknown method or preset, a value that is not finite, a label out of range, fewer than two
@@ -96,7 +99,10 @@ def fit_seeds(
     """
     features, labels = check_features(features, labels, num_classes)
     trainer = make_trainer(features, labels, method=method, preset=preset, num_classes=num_classes, config=config)
-    hypers, validation = choose(trainer, features, labels, config=config, seeds=seeds)
+    if chosen:
+        hypers, validation = [chosen[0]] * len(seeds), [chosen[1]] * len(seeds)
+    else:
+        hypers, validation = choose(trainer, features, labels, config=config, seeds=seeds)
     everything = np.arange(len(labels))
     fits = [HeadFit(everything, hyper, seed) for hyper, seed in zip(hypers, seeds, strict=True)]
     heads = require_converged(method, trainer.train(fits, len(labels)))
@@ -111,7 +117,8 @@ def choose(
     trainer: Trainer, features: np.ndarray, labels: np.ndarray, *, config: Any, seeds: Sequence[int]
 ) -> tuple[list[dict[str, float]], list[list[dict[str, float]]]]:
     """Return the chosen hyper-parameters of each seed, and the scores of the whole grid (`HeadResult.validation`)."""
-    if len(trainer.grid) == 1:
+    patient = isinstance(trainer, ByGradient) and methods.is_patient(config)
+    if len(trainer.grid) == 1 and not patient:
         return trainer.grid * len(seeds), [[] for _ in seeds]
     if np.bincount(labels).max() < 2:
         middle = {name: statistics.median_high({v[name] for v in trainer.grid}) for name in trainer.grid[0]}
@@ -119,6 +126,11 @@ def choose(
         return [middle] * len(seeds), [[] for _ in seeds]
     parts = [hold_out(labels, config.validation, seed) for seed in seeds]
     n = len(parts[0][0])  # the same for all seeds
+    if isinstance(trainer, ByGradient) and patient:
+        found = [trainer.search(np.concatenate(part), n, seed) for part, seed in zip(parts, seeds, strict=True)]
+        best = [min(each, key=lambda v: (-v["accuracy"], trainer.tie(v))) for each in found]
+        require_finite(trainer.method.title, np.array([each["loss"] for each in best]))
+        return [{k: v for k, v in each.items() if k not in ("accuracy", "loss")} for each in best], found
     which = [i for i in range(len(seeds)) for _ in trainer.grid]
     fits = [HeadFit(np.concatenate(parts[i]), hyper, seeds[i]) for i in range(len(seeds)) for hyper in trainer.grid]
     validation: list[list[dict[str, float]]] = [[] for _ in seeds]

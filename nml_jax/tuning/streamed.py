@@ -17,7 +17,7 @@ from nml_jax.data.features.sets import Rows
 from nml_jax.data.stratify import draw_stratified
 from nml_jax.models.heads.mlp import Tree
 from nml_jax.processes.limits import limit_blas
-from nml_jax.tuning import descent, methods, select
+from nml_jax.tuning import descent, methods, patient, select
 from nml_jax.tuning.descent import TrainingSet
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.select import HeadResult
@@ -53,6 +53,9 @@ def fit_seeds(
     if methods.find(method).probe:
         return select.fit_seeds(some, some_labels, **how, seeds=seeds)
     trainer = ByGradient(some, some_labels, **how)
+    trainer.from_probe &= (
+        trainer.method.mlp
+    )  # the probe has seen a sample only; a linear head is to learn from all rows
     hypers, validation = select.choose(trainer, some, some_labels, config=config, seeds=seeds)
     standard = _standard(features) if config.standardize else None
     size = -(-len(labels) // -(-len(labels) // shard))  # shards of equal size, up to a row
@@ -68,15 +71,17 @@ def fit_seeds(
 
 
 def _train(trainer: ByGradient, features: Rows, labels: np.ndarray, fit: HeadFit, standard: Tree | None) -> TunedHead:
-    setting = descent.to_arrays(trainer.make_setting(fit))
     size = len(fit.rows)
-    spec = trainer.make_spec(min(size, len(labels)))
+    probe = trainer.solve_probe(fit, standard)
+    spec, setting = trainer.make_program(fit, min(size, len(labels)), len(labels), probe)
     counts = [min(size, len(labels) - start) for start in range(0, len(labels), size)]
     epochs = trainer.count_epochs(len(labels))
+    last = int(fit.hyper.get("epochs", epochs))
     total = np.int32(epochs * sum(math.ceil(count / spec.batch) for count in counts))
     with limit_blas():
         carry = descent.begin(spec, setting, features.dim, standard)
-        for i, rows in enumerate(_draw_shards(len(labels), size, epochs, fit.seed)):
+        carry = patient.start_at(carry, probe) if probe else carry
+        for i, rows in enumerate(_draw_shards(len(labels), size, last, fit.seed)):
             block = features.rows(rows)
             # One shape, so that it is compiled once. The padding of the last shard is not trained on.
             block = block if len(rows) == size else np.resize(block, (size, *block.shape[1:]))

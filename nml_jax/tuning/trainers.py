@@ -2,7 +2,11 @@
 
 import dataclasses
 import itertools
+import math
+import statistics
+import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -11,17 +15,12 @@ import numpy as np
 from nml_jax.errors import UserError
 from nml_jax.models.heads.mlp import Form, Tree, standardize
 from nml_jax.objectives import terms
-from nml_jax.tuning import descent, methods, probes
+from nml_jax.processes import forecast
+from nml_jax.processes.limits import limit_blas
+from nml_jax.tuning import descent, methods, patient, probes
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
-
-
-class Predictor(Protocol):
-    """A tuned head, or a probe without weights (k-NN)."""
-
-    def outputs(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return Z float32 [M, D] and logits float32 [M, K] of features [M, D]."""
-        ...
+from nml_jax.tuning.holdout import Predictor, score_held_out
 
 
 class HeadFit(NamedTuple):
@@ -74,16 +73,150 @@ class ByGradient:
     ):
         weights, self.preset = methods.choose_weights(method, preset, config, features.shape[1])
         self.num_classes, self.config = num_classes, config
-        self.form = methods.build_form(methods.find(method), config)
+        self.method = methods.find(method)
+        self.form = methods.build_form(self.method, config, features.shape[2], len(labels))
+        self.from_probe = methods.starts_from_probe(self.method, config)
         self.terms, self.numbers = terms.split(methods.find(method).terms, weights) if weights else (None, {})
         self.grid = _make_grid(config, {"lr": "lrs", "weight_decay": "weight_decays"})
+        self.features, self.labels = features, labels
         self.bank = jax.device_put(TrainingSet(features, labels, np.ones(len(labels), np.float32)))
 
     def train(self, fits: Sequence[HeadFit], n: int) -> list[TunedHead]:
+        if methods.is_patient(self.config):
+            return [self._train_patiently(fit, n) for fit in fits]
         settings = [self.make_setting(fit) for fit in fits]
         epochs = self.count_epochs(len(self.bank.labels))
         trees = descent.train(self.make_spec(n), self.bank, settings, n, epochs=epochs)
         return [TunedHead(self.form, params, state) for params, state in trees]
+
+    def search(self, rows: np.ndarray, n: int, seed: int) -> list[dict[str, float]]:
+        """Train every setting on the first n rows until validation on the others no longer improves.
+
+        With `tune.halving`, all settings get a quarter of the epochs, and only the better half of them the rest.
+
+        Returns:
+            Of each setting its values, "accuracy" and "loss" of its best epoch, and the number of that, "epochs".
+        """
+        config, epochs, held_out = self.config, self.count_epochs(n), rows[n:]
+        start: dict[str, float] = {}
+        probe, standard = None, self._standardise(rows, n)
+        if self.from_probe:
+            probe, start["C"] = self._choose_probe(rows, n, standard)
+        if self.is_solved:
+            return [start | self._judge(patient.make_linear(probe, _wrap(standard)), held_out)]  # type: ignore[arg-type]
+        score = partial(self._compute_loss, rows=held_out)
+        patience = config.patience or math.inf
+        runs = []
+        for hyper in self.grid:
+            fit = HeadFit(rows, {**hyper, **start}, seed)
+            words = ", ".join(f"{name} {value:g}" for name, value in hyper.items())
+            runs.append((fit.hyper, self._begin(fit, n, standard, probe, score=score, epochs=epochs, words=words)))
+        for _, run in runs:
+            run.run(-(-epochs // 4) if config.halving and len(runs) > 1 else epochs, patience)
+        better = sorted((run for _, run in runs), key=lambda run: run.lowest)[: -(-len(runs) // 2)]
+        for run in better if config.halving else ():
+            run.run(epochs, patience)
+        found = []
+        for hyper, run in runs:
+            diverged = bool(run.losses) and not np.isfinite(run.losses).any()  # then the best is the start, untrained
+            scores = {"accuracy": 0.0, "loss": math.inf} if diverged else self._judge(run.run(run.done), held_out)
+            found.append({**hyper, **scores, "epochs": float(run.best)})
+        return found
+
+    def _train_patiently(self, fit: HeadFit, n: int) -> TunedHead:
+        """Train one head for the epochs that validation chose; all of them if it did not."""
+        epochs = int(fit.hyper.get("epochs", self.count_epochs(n)))
+        probe, standard = None, self._standardise(fit.rows, n)
+        if self.from_probe:
+            probe, _ = self._choose_probe(fit.rows[:n], n, standard, fit.hyper.get("C"))
+        if self.is_solved:
+            return patient.make_linear(probe, _wrap(standard))  # type: ignore[arg-type]
+        run = self._begin(fit, n, standard, probe, epochs=self.count_epochs(n), words=f"seed {fit.seed}", last=epochs)
+        return run.run(epochs)
+
+    def _begin(
+        self,
+        fit: HeadFit,
+        n: int,
+        standard: Tree | None,
+        probe: probes.Linear | None,
+        *,
+        epochs: int,
+        words: str,
+        last: int = 0,
+        score: Any = None,
+    ) -> patient.Training:
+        spec, setting = self.make_program(fit, n, n, probe)
+
+        def tell(i: int, loss: float) -> None:
+            forecast.note(f"{words}, epoch {i} of {'at most ' * bool(score)}{last or epochs}")
+
+        with limit_blas():
+            carry = descent.begin(spec, setting, self.bank.features.shape[-1], standard)
+            carry = patient.start_at(carry, probe) if probe is not None else carry
+            how: dict[str, Any] = {"horizon": epochs, "score": score, "tell": tell, "started": probe is not None}
+            return patient.Training(spec, carry, self.bank, setting, n, **how)
+
+    def make_program(self, fit: HeadFit, n: int, rows: int, probe: probes.Linear | None) -> tuple[Spec, Setting]:
+        """Make the arguments of a training on n rows in memory, of `rows` in all, that starts from a probe, or not."""
+        spec, setting = self.make_spec(n), self.make_setting(fit)
+        if probe is not None:
+            penalty = patient.compute_penalty(fit.hyper["C"], rows, self.num_classes)
+            spec, setting = spec._replace(penalised=True), setting._replace(penalty=penalty)
+        return spec, descent.to_arrays(setting)
+
+    def solve_probe(self, fit: HeadFit, standard: Tree | None) -> probes.Linear | None:
+        """Solve the probe that a head starts from on all rows in memory; None if it starts from random weights."""
+        if not self.from_probe:
+            return None
+        n = len(self.labels)
+        return self._choose_probe(np.arange(n), n, standard, fit.hyper["C"])[0]
+
+    def measure_step(self, n: int, repeats: int = 3) -> float:
+        """Measure the seconds of a training step; the program is compiled, and training uses it again."""
+        hyper = {**self.grid[0], "C": 1.0}
+        probe = probes.Linear(
+            np.zeros((self.features.shape[2], self.num_classes), np.float32), np.zeros(self.num_classes, np.float32)
+        )
+        fit = HeadFit(np.arange(len(self.labels)), hyper, 0)
+        standard = self._standardise(fit.rows, n)
+        run = self._begin(fit, n, standard, probe if self.from_probe else None, epochs=100, words="measuring")
+        run.n = np.int32(run.spec.batch)  # an epoch of one step
+        run.run(1)
+        times = []
+        for _ in range(repeats):  # the median, as others may be at work on this machine
+            begun = time.perf_counter()
+            run.run(run.done + 1)
+            times.append(time.perf_counter() - begun)
+        return statistics.median(times)
+
+    @property
+    def is_solved(self) -> bool:
+        """Return whether heads are not trained by gradient: a linear head that starts from the probe is the probe."""
+        return self.from_probe and not self.method.mlp
+
+    def _standardise(self, rows: np.ndarray, n: int) -> Tree | None:
+        return descent.get_standard(self.features[rows[:n]]) if self.config.standardize else None
+
+    def _choose_probe(
+        self, rows: np.ndarray, n: int, standard: Tree | None, c: float | None = None
+    ) -> tuple[probes.Linear, float]:
+        """Solve the probe on all views of the first n rows; its C is `c`, or chosen by the other rows."""
+        views, dim = self.features.shape[1:]
+        F = self.features[rows].reshape(-1, dim)
+        F = standardize(F, standard) if standard else F
+        everything = np.arange(len(F))
+        parts = everything[: n * views], everything[n * views :]
+        cs = self.config.cs if c is None else (c,)
+        labels = np.repeat(self.labels[rows], views)
+        return patient.choose_probe(F, labels, parts, num_classes=self.num_classes, cs=cs)
+
+    def _compute_loss(self, head: TunedHead, rows: np.ndarray) -> float:
+        return score_held_out(head, self.features[rows], self.labels[rows])[1]
+
+    def _judge(self, head: TunedHead, rows: np.ndarray) -> dict[str, float]:
+        accuracy, loss = score_held_out(head, self.features[rows], self.labels[rows])
+        return {"accuracy": accuracy, "loss": loss}
 
     def tie(self, scores: Mapping[str, float]) -> float:
         return scores["loss"]
@@ -158,6 +291,10 @@ class ProbePredictor:
         Z = np.asarray(features, np.float32)
         Z = standardize(Z, self.standard) if self.standard else Z
         return Z, self.probe(Z)
+
+
+def _wrap(standard: Tree | None) -> Tree:
+    return {"input": standard} if standard else {}
 
 
 def _make_grid(config: Any, names: Mapping[str, str]) -> list[dict[str, float]]:

@@ -75,16 +75,22 @@ def test_the_config_runs_on_three_files(files: Path, tmp_path: Path, capsys, mon
     config = experiment.get_config()
     assert config.stages == ("features", "tune", "diagnose", "report")
     with config.unlocked():
-        config.sweep.seed, config.tune.methods = (0, 1, 2), ("lbfgs", "linear")
+        config.sweep.seed, config.tune.methods = (0, 1, 2), ("lbfgs", "mlp")
         config.features.train, config.features.test, config.features.ood = (
             str(files / f"{name}.npz") for name in ("train", "test", "far")
         )
     main.launch(config, tmp_path / "w", pinned={})
     said = capsys.readouterr()
-    assert said.out.count("linear probe  ") == 2  # a line for each test
+    assert said.out.count("MLP  ") == 2  # a line for each test
     assert "Use the L-BFGS probe" in said.out
     assert "python -m nml_jax.predict" in said.out
     assert said.err.count("diagnose finished") == 3
+    assert "first estimate: about 0:" in said.err
+    rows = [row for seed in range(3) for row in read_rows(tmp_path / "w" / f"seed={seed}") if row.method == "mlp"]
+    assert (
+        len({json.dumps(row.hyper) for row in rows}) == 1
+    )  # the seeds share a setting, and how long validation let it
+    assert rows[0].hyper.keys() == {"lr", "weight_decay", "C", "epochs"}
     counts = ", ".join(f"{name!r} 20" for name in CLASSES)
     assert f"seed=0: test: 3 classes: {counts}\n" in said.err
     found = [json.loads((tmp_path / "w" / f"seed={seed}" / "diagnosis.json").read_text()) for seed in range(3)]
@@ -96,6 +102,22 @@ def test_the_config_runs_on_three_files(files: Path, tmp_path: Path, capsys, mon
     assert f"3 classes: {counts}".replace("'", "&#39;") in text
     for words in ("every method chooses among 3 settings", found[0][0]["verdict"], "Macro-F1 and mean per class, with"):
         assert words in text
+
+
+def test_the_quick_part_is_the_probe_beside_its_baselines(files: Path, tmp_path: Path, capsys):
+    config = experiment.get_config("quick")
+    with config.unlocked():
+        config.features.train, config.features.test = (str(files / f"{name}.npz") for name in ("train", "test"))
+    main.launch(config, tmp_path / "w", pinned={}, dry_run=True)
+    said = capsys.readouterr().out
+    assert "train: 90 rows × 12 features, 3 classes" in said
+    assert "4 trainings in all, about 0:0" in said
+    main.launch(config, tmp_path / "w", pinned={})
+    said = capsys.readouterr().err
+    assert "first verdict: L-BFGS probe 100.0 % on test; chance 33.3 %, always 'ant' 33.3 %" in said
+    assert {row.method for row in read_rows(tmp_path / "w" / "seed=0") if row.stage == "tune"} == {"lbfgs"}
+    with pytest.raises(ValueError, match="no part 'fast'"):
+        experiment.get_config("fast")
 
 
 def test_a_run_leaves_rows_of_every_split(run: Path):
@@ -263,7 +285,7 @@ def test_a_method_that_diverges_is_left_out_and_the_others_go_on(files: Path, tm
 
 def test_an_interrupted_stage_keeps_what_is_finished(files: Path, tmp_path: Path, monkeypatch):
     named = {"features.train": str(files / "train.npz"), "features.test": str(files / "test.npz"),
-             "tune.methods": ("ridge", "lbfgs")}  # fmt: skip
+             "tune.methods": ("ridge", "lbfgs"), "tune.shared": False}  # fmt: skip
     whole = launch(tmp_path / "whole", **named)
     fit, asked = tune.select.fit_seeds, []
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -15,7 +16,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from nml_jax import spectrum
 from nml_jax.models.heads.mlp import make_head
-from nml_jax.tuning import descent
+from nml_jax.tuning import descent, methods, patient
 from nml_jax.tuning.classifier import METHODS, NMTuneClassifier
 
 N, D, K = 120, 8, 3
@@ -321,9 +322,51 @@ def test_the_validation_part_is_not_trained_on():
 
 def test_default_schedule():
     """Few rows get as many epochs as make 200 steps, and a patience of 75 steps. Many rows get 5 epochs and 3."""
-    model = NMTuneClassifier(method="linear", early_stopping=False, random_state=0).fit(X, Y)
+    model = NMTuneClassifier(method="linear", start="fresh", early_stopping=False, random_state=0).fit(X, Y)
     assert model.n_iter_ == 100  # of 120 rows, 64 in a step
     assert model.score(TEST, ANSWER) > 0.8
+
+
+def test_a_linear_head_is_the_tuned_logistic_regression():
+    model = NMTuneClassifier("linear", random_state=0).fit(3 * X + 1, Y)
+    assert model.C_ in patient.CS
+    assert model.n_iter_ == 0
+    want = make_pipeline(StandardScaler(), LogisticRegression(C=model.C_, tol=1e-8, max_iter=1000)).fit(3 * X + 1, Y)
+    np.testing.assert_allclose(model.predict_proba(TEST), want.predict_proba(TEST), atol=2e-3)
+    weights = 0.5 + np.arange(N) % 3
+    weighted = NMTuneClassifier("linear", C=0.1).fit(X, Y, weights)
+    scaled = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-8, max_iter=1000))
+    scaled.fit(X, Y, logisticregression__sample_weight=weights / weights.mean())
+    np.testing.assert_allclose(weighted.predict_proba(TEST), scaled.predict_proba(TEST), atol=2e-3)
+    assert NMTuneClassifier("linear").fit(np.eye(3), ["a", "b", "c"]).C_ == 0.01  # nothing can be held out
+
+
+@pytest.mark.parametrize("method", ["mlp", "nmtune"])
+def test_a_head_starts_at_the_probe_and_gets_no_worse_in_validation(method):
+    model = NMTuneClassifier(method, epochs=3, learning_rate=0.0, start="probe", C=0.1, random_state=0)
+    start = model.fit(*blobs(300)).head_  # a rate of 0 trains nothing
+    np.testing.assert_array_equal(start.params["scale"], 0)
+    assert model.validation_loss_[0] == pytest.approx(model.validation_loss_[-1])
+    tuned = clone(model).set_params(learning_rate=None).fit(*blobs(300))
+    assert min(tuned.validation_loss_) < model.validation_loss_[0] + 1e-6
+    assert tuned.score(TEST, ANSWER) > 0.8
+    assert tuned.head_.form.width == methods.choose_width(D, 270) == 4
+
+
+def test_progress_is_printed(capsys):
+    make(verbose=1, epochs=2, start="probe").fit(*blobs(300))
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("mlp: probe solved, C=")
+    assert "mlp: epoch 2 of 2, validation loss" in said[2]
+    make(epochs=1).fit(X, Y)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dim", "rows", "hidden"), [(8, 300, 32), (1536, 3000, 384), (1536, 10**6, 768), (768, 600, 96)]
+)
+def test_the_width_grows_with_the_rows(dim, rows, hidden):
+    assert methods.choose_width(dim, rows) * dim == hidden
 
 
 def test_fitting_twice_compiles_once():
@@ -339,7 +382,7 @@ def test_fitting_twice_compiles_once():
 
 
 def test_the_spectra():
-    model = make().fit(5 * X + 3, Y)
+    model = make(compute_spectrum=True).fit(5 * X + 3, Y)
     F = (X - X.mean(0, dtype=np.float64)) / X.std(0, dtype=np.float64)
     s = {"F": spectrum.singular_values(F), "Z": spectrum.singular_values(model.transform(5 * X + 3))}
     for name, values in s.items():
@@ -347,6 +390,7 @@ def test_the_spectra():
                 "effective_rank": spectrum.effective_rank(values)}  # fmt: skip
         assert model.spectrum_[name] == pytest.approx(want, rel=1e-4)
     assert model.n_features_in_ == D
+    assert not hasattr(model.set_params(compute_spectrum=False).fit(X, Y), "spectrum_")
     np.testing.assert_array_equal(model.get_feature_names_out(), [f"z{i}" for i in range(D)])
     linear = make(method="linear").fit(5 * X + 3, Y)
     np.testing.assert_allclose(linear.transform(5 * X + 3), F, atol=1e-4)
@@ -408,6 +452,11 @@ def spoil(value, row=17):
         ({"validation_fraction": 1}, "validation_fraction=1"),
         ({"validation_fraction": "some"}, "validation_fraction='some'"),
         ({"width": 0}, "width=0"),
+        ({"C": 0.0}, r"C=0\.0.*above 0"),
+        ({"start": "zero"}, "start='zero'"),
+        ({"start": "probe", "residual": False}, "residual=False exclude"),
+        ({"start": "probe", "warm_start": True}, "warm_start=True exclude"),
+        ({"compute_spectrum": 1}, "compute_spectrum=1"),
         ({"depth": 0}, "depth=0"),
         ({"norm": "group"}, "'group'.*batch, layer, none"),
         ({"random_state": "seed"}, "seed"),

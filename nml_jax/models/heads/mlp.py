@@ -26,14 +26,14 @@ class Form(NamedTuple):
     """The architecture of a head.
 
     mlp: whether there is an MLP; the other fields describe it.
-    width: width of its hidden layers, as a multiple of D.
+    width: width of its hidden layers, as a multiple of D; a fraction is rounded to a whole number of units, at least 1.
     depth: number of hidden layers.
     residual: Z = s ⊙ MLP(F) + F, else Z = s ⊙ MLP(F).
     norm: the norm before every ReLU, one of NORMS.
     """
 
     mlp: bool
-    width: int = 4
+    width: float = 4
     depth: int = 1
     residual: bool = True
     norm: str = "batch"
@@ -62,12 +62,14 @@ def make_head(form: Form, num_classes: int) -> Head:
     """Make a head of that architecture for K = `num_classes`.
 
     Raises:
-        UserError: the width or depth is below 1, or the norm is unknown.
+        UserError: the width is not above 0, the depth is below 1, or the norm is unknown.
     """
     if form.norm not in NORMS:
         raise UserError(f"a head has no norm {form.norm!r}", f"choose one of {', '.join(NORMS)}")
-    if form.width < 1 or form.depth < 1:
-        raise UserError(f"a head cannot have width {form.width} and depth {form.depth}", "set both to 1 or more")
+    if form.width <= 0 or form.depth < 1:
+        raise UserError(
+            f"a head cannot have width {form.width} and depth {form.depth}", "set the width above 0, the depth from 1"
+        )
     names = [("dense1", "norm"), *((f"dense{i}", f"norm{i}") for i in range(2, form.depth + 1))] if form.mlp else []
     last = f"dense{form.depth + 1}"
 
@@ -75,7 +77,7 @@ def make_head(form: Form, num_classes: int) -> Head:
         # Every value is drawn from U(±bound). The MLP has PyTorch's default bound, 1/√fan_in for kernel and bias. The
         # classifier, as in the released code, has Kaiming's with the gain of a ReLU, and a bias of 0. There is one flat
         # draw, because each draw costs compile time.
-        hidden = form.width * dim
+        hidden = max(1, round(form.width * dim))
         shapes = [((dim, num_classes), math.sqrt(6 / dim))]
         sides = [dim, *(hidden for _ in names), dim] if form.mlp else []
         for fan_in, fan_out in itertools.pairwise(sides):
