@@ -176,7 +176,7 @@ def _check_config(path: Path, tree: Mapping[str, Any], rows: Sequence[Row]) -> N
         UserError: they differ.
     """
     for row in rows:
-        told = {"seed": row.seed, "noise_seed": row.noise_seed}
+        told: dict[str, float] = {"seed": row.seed, "noise_seed": row.noise_seed}
         if row.stage == "pretrain" and row.noise_asked is not None:
             told["noise"] = row.noise_asked
         for key in (key for key in told if tree[key] != told[key]):
