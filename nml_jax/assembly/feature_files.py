@@ -120,6 +120,19 @@ def list_specs(config: ConfigDict) -> list[str]:
     return [keys.train, *inputs.split_specs(keys.test), *inputs.split_specs(keys.ood)]
 
 
+def find_faults(config: ConfigDict) -> list[UserError]:
+    """Return what is wrong with each file by itself, of those that exist. Read labels only, not features."""
+    found, names = [], ()
+    for spec in list_specs(config):
+        if all(path.exists() for path in inputs.split_pair(spec)):
+            try:
+                opened = _open(config.features, spec, names)
+                names = names or opened.names
+            except UserError as e:
+                found.append(e)
+    return found
+
+
 def match_specs(config: ConfigDict, found: FeatureSet) -> dict[str, Split]:
     """Map each spec to the split from its file. A held-out split has no spec."""
     splits = [split for split in (found.train, *found.tests) if split.name != "holdout"]

@@ -146,6 +146,7 @@ def _read_run(name: str, path: Path) -> str | tuple[str, FinishedRun]:
     identity = hash_json({key: value for key, value in tree.items() if key not in NOT_IDENTITY})
     rows = _read_rows(path, done)
     check_files(path, run)
+    _check_config(path / "config.json", tree, rows)
     metrics, ledger = read_metrics(path), _read_ledger(path / "noise.json")
     _check_ledger(path / "noise.json", ledger, rows)
     spectra, diagnosis, labels = (_read_entries(path / f"{file}.json", kinds) for file, kinds in ENTRIES.items())
@@ -167,6 +168,20 @@ def _read_rows(path: Path, done: Mapping[str, Mapping[str, Any]]) -> list[Row]:
 
 def _read_ledger(path: Path) -> dict[str, Any]:
     return Ledger.read(path).to_dict() if path.exists() else {}
+
+
+def _check_config(path: Path, tree: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Check the seeds and the noise of a run's config against its rows, by which runs are grouped and paired.
+
+    Raises:
+        UserError: they differ.
+    """
+    for row in rows:
+        told: dict[str, float] = {"seed": row.seed, "noise_seed": row.noise_seed}
+        if row.stage == "pretrain" and row.noise_asked is not None:
+            told["noise"] = row.noise_asked
+        for key in (key for key in told if tree[key] != told[key]):
+            raise UserError(f"{path} has changed: {key} is {tree[key]}, and {told[key]} in the rows", _cure(path))
 
 
 def _check_ledger(path: Path, ledger: Mapping[str, Any], rows: Sequence[Row]) -> None:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from nml_jax import console, inputs, objectives, runtime, settings
-from nml_jax.assembly import encoder, noisy_data, tune_cost
+from nml_jax.assembly import encoder, feature_files, noisy_data, tune_cost
 from nml_jax.errors import MissingInput, UserError
 from nml_jax.models.overview import describe_parameters
 from nml_jax.stages import experiment, runner
@@ -101,8 +101,12 @@ def find_wanting(
             whole &= not (gone and stage == "pretrain")
             for key, path in gone:
                 found.setdefault(f"{key} {path}", Wanting(f"{key}: {path} does not exist", key in pinned))
-            if not gone and (item := _try(runner.find_stage(stage).check, cell, mesh, pinned=pinned, data=True)):
+            item = None if gone else _try(runner.find_stage(stage).check, cell, mesh, pinned=pinned, data=True)
+            if item:
                 found.setdefault(item.text, item)
+            if stage == "features" and (gone or item):  # a check ends at the first file that is wrong
+                for e in feature_files.find_faults(cell):
+                    found.setdefault(_describe(e), Wanting(_describe(e), wrong=True))
     if whole and (item := _try(experiment.check_supervision, workdir, cells, stages, pinned=pinned)):
         found.setdefault(item.text, item)
     return list(found.values())
@@ -121,6 +125,10 @@ def _list_gone(cell: ConfigDict, stage: str) -> list[tuple[str, str]]:
     return [(key, path) for key, path in named if key not in unused and not Path(path).expanduser().exists()]
 
 
+def _describe(error: UserError) -> str:
+    return f"{error.cause}; {error.cure}"
+
+
 # The keys that name a dataset which is not a path of the config.
 DATASETS = ("data.source", "data.name", "data.path", "downstream.tasks", "downstream.partners", "downstream.catalogue")
 
@@ -131,7 +139,7 @@ def _try(check: Callable[..., None], *arguments: Any, pinned: Mapping[str, Any],
         check(*arguments, **options)
     except UserError as e:
         named = any(key in pinned for key in DATASETS)
-        return Wanting(f"{e.cause}; {e.cure}", wrong=named or not isinstance(e, MissingInput))
+        return Wanting(_describe(e), wrong=named or not isinstance(e, MissingInput))
     return None
 
 

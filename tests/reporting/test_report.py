@@ -724,3 +724,12 @@ def test_a_loss_is_in_nats_and_a_share_in_percent():
     assert [paired.unit(metric).number(0.6931) for metric in ("loss", "accuracy", "diagnosis/stable_rank")] == [
         "0.693", "69.3", "0.7",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [("seed", 7), ("noise_seed", 7), ("noise", 0.25)])
+def test_a_config_that_was_edited_is_named(tmp_path: Path, key: str, value: float) -> None:
+    cell = write_cell(tmp_path / "x", heads=HEADS[:1])
+    config = json.loads((cell / "config.json").read_text("utf-8"))
+    write_json(cell / "config.json", config | {key: value})
+    with pytest.raises(UserError, match=rf"config\.json has changed: {key} is {value}, and {config[key]} in the rows"):
+        read_finished([tmp_path / "x"])

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from configs import clip_vitb16, digits, resnet50_in1k
-from nml_jax import settings
+from configs import clip_vitb16, digits, features, resnet50_in1k
+from nml_jax import runtime, settings
 from nml_jax.errors import UserError
-from nml_jax.stages.dry_run import count_flop, find_sizes
+from nml_jax.stages.dry_run import count_flop, find_sizes, find_wanting
 
 
 def test_sizes_are_those_that_the_config_states():
@@ -47,3 +48,20 @@ def test_the_count_of_operations_is_that_of_a_step_without_loops_or_recomputatio
     assert flop["model"] == pytest.approx(3 * 2 * blocks, rel=0.25)
     # Gradients of a block compute it again, and gradients of a micro-batch compute the forward pass again.
     assert 4 / 3 * 1.2 < flop["executed"] / flop["model"] < 4 / 3 * 1.4
+
+
+def test_every_wrong_feature_file_is_named_at_once(tmp_path: Path):
+    for name in ("a", "b"):
+        np.savez(tmp_path / f"{name}.npz", X=np.eye(4), y=np.arange(4) % 2)
+    config = features.get_config()
+    with config.unlocked():
+        config.features.train, config.features.test = f"{tmp_path}/a.npz", f"{tmp_path}/b.npz"
+        config.features.ood, config.features.label = f"{tmp_path}/c.csv", "klass"
+    cells = settings.expand_sweep(config, {"seed": 0})
+    found = find_wanting(config, cells, tmp_path / "runs", runtime.make_mesh(), {"features.ood": "c.csv"})
+    assert all(item.wrong for item in found)
+    assert [item.text.split(";")[0] for item in found] == [
+        f"features.ood: {tmp_path}/c.csv does not exist",
+        f"{tmp_path}/a.npz has no 'klass'",
+        f"{tmp_path}/b.npz has no 'klass'",
+    ]

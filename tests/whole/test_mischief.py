@@ -4,6 +4,7 @@ An hour of it by name: MISCHIEF_SECONDS=3600 MISCHIEF_SEED=1 pytest -m slow test
 """
 
 import csv
+import functools
 import io
 import itertools
 import json
@@ -301,6 +302,7 @@ def write_weights(folder: Path, rng: mischief.Rng) -> list[Path]:
     return [folder / "w.safetensors"]
 
 
+@functools.cache
 def tiny_model() -> Any:
     import jax
 

@@ -26,7 +26,8 @@ def read_weights(path: str | Path, like: tuple[Tree, Tree]) -> tuple[Tree, Tree]
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError, AttributeError) as e:  # AttributeError: a dtype that NumPy lacks, as float8
-        raise UserError(f"cannot read {path} as safetensors: {e}", "give a complete .safetensors file") from e
+        why = " ".join(str(e).split())  # names of tensors may hold line breaks
+        raise UserError(f"cannot read {path} as safetensors: {why}", "give a complete .safetensors file") from e
     is_clip = any(name.startswith("visual.") for name in tensors)
     if is_clip != ("image" in like[0]):
         theirs, ours = ("a CLIP", "an image") if is_clip else ("an image", "a CLIP")
