@@ -95,8 +95,8 @@ def test_the_report_compares_them_on_the_tests(run: Path):
 
 def test_relabelled_heads_have_all_rows(files: Path, tmp_path: Path):
     named = {f"features.{key}": str(files / f"{name}.csv") for key, name in (("train", "train"), ("test", "test"))}
-    own: dict[str, Any] = {"tune.methods": ("lbfgs",), "tune.suspects": "relabel"}
-    run = launch(tmp_path / "w", **{**named, **own})
+    options: dict[str, Any] = {**named, "tune.methods": ("lbfgs",), "tune.suspects": "relabel"}
+    run = launch(tmp_path / "w", **options)
     rows = [row for row in read_rows(run) if row.stage == "tune" and row.metric == "accuracy"]
     assert {(row.suspects, row.n_train) for row in rows} == {("keep", 120), ("relabel", 120)}
 
@@ -105,7 +105,7 @@ def test_rows_of_a_run_without_suspects_are_written_as_before(files: Path, tmp_p
     run = launch(tmp_path / "w", **{"features.train": str(files / "train.csv"), "tune.methods": ("lbfgs",)})
     assert not [line for line in (run / "rows.jsonl").read_text().splitlines() if "suspects" in json.loads(line)]
     with pytest.raises(UserError, match="choose one of keep, drop, relabel"):
-        launch(tmp_path / "v", **{"features.train": str(files / "train.csv"), "tune.suspects": "delete"})
+        launch(tmp_path / "v", (), **{"features.train": str(files / "train.csv"), "tune.suspects": "delete"})
 
 
 def test_the_command_writes_the_same_suspects(files: Path, run: Path, tmp_path: Path, capsys):
