@@ -74,7 +74,9 @@ class _Table:
         return read_lists(batch.column(self._columns[0]), self._lists, self._path, self._columns[0], start)
 
 
-def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Sequence[str] = ()) -> Content:
+def open_table(
+    path: Path, label: str, columns: str, labelled: bool, wanted: Sequence[str] = (), group: str = ""
+) -> Content:
     """Find the features and labels in a table. The arguments are those of `files.open_features`.
 
     Raises:
@@ -96,7 +98,7 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
     if doubled := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise UserError(f"{path} has several columns {list_names(doubled)}", "rename all but one of each")
     label_name = choose_label(path, [name for name in names if name not in wanted], label, labelled)
-    choice = choose_columns(path, batch, label_name, columns, wanted, guessed=labelled and not label)
+    choice = choose_columns(path, batch, label_name, columns, wanted, guessed=labelled and not label, group=group)
     if choice.guessed:
         choice = choice.drop_ids(_find_counting(path, batch, choice.columns))
     chosen, lists = choice.columns, choice.lists
