@@ -63,8 +63,10 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                                output="features", n_test=len(split.labels), views=split.features.views)  # fmt: skip
     seen = count_seen(found)
     shared = describe_groups(found, config.features.group)
-    for line in [*describe_seen(found, seen), *shared]:
+    for line in describe_seen(found, seen):
         console.notice(line)
+    for line in shared:  # whole files, the same for every seed
+        console.notice_once(line)
     several = {spec: get_file(split) for spec, split in match_specs(config, found).items()}
     read = {
         "classes": list(found.classes),
