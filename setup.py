@@ -39,6 +39,7 @@ setup(
     install_requires=[
         "absl-py",
         "array-record",
+        "clu",
         "flax",
         "ftfy",
         "grain",

@@ -5,8 +5,8 @@
 The opponents are numpy.linalg.svd (without vectors) and scikit-learn's TruncatedSVD with as many components as features
 (its default algorithm, "randomized"; "arpack" allows at most one component less). All run in one process and take turns
 in every round, so that a busy machine slows all of them. The well-conditioned features are Gaussian. `code` is the same
-in the mode of the released code. `steep` has σ from 1 to exp(-100), for which ours replaces the Gram matrix by a QR
-factor.
+in the mode of the released code. `steep` has σ from 1 to exp(-100), for which ours takes an SVD in place of
+the Gram matrix.
 """
 
 import argparse

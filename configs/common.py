@@ -169,9 +169,8 @@ def get_config() -> ConfigDict:
     features.ood = ""  # out-of-domain files, separated by ";"
     features.holdout = 0.3  # stratified share of the training file to test on, used without a test file
     features.label = ""  # name of the label array or column. "": the only one of label, labels, y, target, class
-    # Name of the feature array or list column, or names and patterns of columns of numbers, such as "f*,age". "": the
-    # only one, or all columns of numbers but the label and ids.
-    features.columns = ""
+    # Name of the feature array or list column, or names and patterns of columns of numbers, such as "f*,age".
+    features.columns = ""  # "": the only one, or all columns of numbers but the label and ids
     features.group = ""  # name of a column, such as patient: rows of one value are never split up. "": none
     features.scale = 1.0  # real value = stored value × scale, such as for uint8
     # Larger training files are streamed in shards. L-BFGS, ridge and k-NN need eight times the memory of the features,

@@ -17,6 +17,8 @@ from nml_jax.data.text.tokenizer import load, train
 from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.runs.files import write_atomic
 
+LONGEST_WORD = 5000  # characters, as in a prepared caption; the time of BPE grows with the square of a word
+
 
 def read_captions(sources: Iterable[str]) -> Iterator[str]:
     """Yield the captions of text files and prepared image-text directories, in order.
@@ -28,7 +30,7 @@ def read_captions(sources: Iterable[str]) -> Iterator[str]:
         if Path(source).is_file():
             try:
                 with Path(source).open(encoding="utf-8") as f:
-                    yield from f
+                    yield from _drop_long_words(source, f)
             except (OSError, UnicodeDecodeError) as e:
                 raise UserError(
                     f"{source} cannot be read: {e}", "give a UTF-8 text file with one caption a line"
@@ -44,6 +46,20 @@ def read_captions(sources: Iterable[str]) -> Iterator[str]:
         for file in files:
             for record in stored.Texts(file):
                 yield from stored.split(record)
+
+
+def _drop_long_words(source: str, lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines without words that would take BPE hours. Say how many there were."""
+    count = 0
+    for line in lines:
+        if len(line) > LONGEST_WORD:
+            words = line.split()
+            kept = [word for word in words if len(word) <= LONGEST_WORD]
+            count += len(words) - len(kept)
+            line = " ".join(kept)
+        yield line
+    if count:
+        console.notice(f"{source}: {count} words of more than {LONGEST_WORD:,} characters are left out")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from nml_jax import console, errors, noise, objectives, ranges, settings
 from nml_jax.assembly import encoder
-from nml_jax.data import sources
+from nml_jax.data import npy, sources
 from nml_jax.data.sources.noisy import NoisyLabels, SwappedCaptions, align_by_key
 from nml_jax.data.sources.source import Mixture, Source, Subset
 from nml_jax.data.stratify import split_validation
@@ -146,7 +146,7 @@ def read_noise_file(config: ConfigDict, train: Source) -> np.ndarray:
             start = file.read(len(NPY))
         if start != NPY:
             raise errors.UserError(f"noise_file={path} is not a .npy array: {_guess_type(path, start)}", _advise(kind))
-        array = np.load(path, allow_pickle=False)
+        array = npy.load(path)
     except (ValueError, OSError, EOFError) as e:
         raise errors.UserError(f"noise_file={path} is not a .npy array: {e}", _advise(kind)) from e
     return align_by_order(path, array, train) if kind == "labels" else array

@@ -1,6 +1,7 @@
 """Decide which spellings are one name. Every reader of classes, splits, groups and keys asks this module.
 
 - `clean_name(text)`: one name, as it is stored and compared; `compose(text)`: one that keeps its blanks, as a file's.
+- `read_name(name)`: the name of a folder, which becomes a class or split.
 - `merge_spellings(names)`: all names of a column or folder -> the class of each. Use it where classes are found.
 - `clean_labels(labels, where)`: the same for an array of labels. It also warns of names that look alike.
 - `warn_alike(names, where)`: print which classes look alike and stay apart.
@@ -14,6 +15,7 @@ equal value, such as 2, 2.0 and 02, if all names are numbers. Names that differ 
 apart.
 """
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,6 +42,14 @@ NUMBER = re.compile(r"([+-]?)(\d+\.?\d*|\.\d+)", re.ASCII)
 def compose(name: str) -> str:
     """Return a name in Unicode NFC: "e" with an accent of its own becomes "é"."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def read_name(name: str) -> str:
+    """Return the name of a folder in Unicode NFC, whatever the locale that Python read it in.
+
+    File names are bytes, and UTF-8 almost everywhere, while Python decodes them by the locale.
+    """
+    return compose(os.fsencode(name).decode("utf-8", "surrogateescape"))
 
 
 def clean_name(name: str) -> str:

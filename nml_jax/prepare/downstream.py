@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from nml_jax.data import npy
 from nml_jax.data.class_names import compose, warn_alike
 from nml_jax.data.images import codec
 from nml_jax.data.sources.source import digest
@@ -108,7 +109,7 @@ class CorruptedCifar(Listing):
 
     def _read_array(self, name: str) -> np.ndarray:
         try:
-            return np.load(io.BytesIO(archives.read_one(self.src, self._files[name])), allow_pickle=False)
+            return npy.load(archives.read_one(self.src, self._files[name]))
         except (ValueError, EOFError) as e:
             raise UserError(f"{name}.npy in {self.src} is not an array: {e}", "download it again") from e
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from nml_jax.data import class_names
-from nml_jax.data.class_names import compose
 from nml_jax.errors import UserError
 from nml_jax.prepare import clutter, records
 from nml_jax.prepare.records import Item, Listing
@@ -46,12 +45,12 @@ class Scan(Listing):
             if not _is_folder(split):
                 self.refuse(split.path, STRAY)
                 continue
-            files = self.splits.setdefault(compose(split.name), [])
+            files = self.splits.setdefault(class_names.read_name(split.name), [])
             for folder in self._list_entries(split.path):
                 if not _is_folder(folder):
                     self.refuse(folder.path, STRAY)
                 else:
-                    name = compose(folder.name)
+                    name = class_names.read_name(folder.name)
                     classes.add(name)
                     files += [(name, path) for path in self._list_files(folder.path)]
         self.classes = sorted(classes)
@@ -181,7 +180,7 @@ def _find_fault(path: Path) -> str:
 
 def _read_image(path: Path) -> tuple[bytes, str]:
     try:
-        path.name.encode("utf-8")
-    except UnicodeEncodeError:
+        os.fsencode(path.name).decode("utf-8")
+    except UnicodeDecodeError:
         return b"", "the file name is not UTF-8"
     return records.read_file(path)

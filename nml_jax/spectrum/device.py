@@ -63,6 +63,11 @@ def reduce_rows(F: jax.Array, mask: Any, mode: Kind) -> Iterator[dict[str, np.nd
         yield _make_state(own, n, len(mask), mode)
 
 
+def fetch(F: jax.Array) -> np.ndarray:
+    """Return a whole array as NumPy on every process."""
+    return np.asarray(jax.jit(lambda x: x, out_shardings=NamedSharding(_make_mesh(F), P()))(F))
+
+
 def fetch_rows(F: jax.Array, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the rows of F [N, D] that count, and their numbers, on every process, in blocks of 4096."""
     take = _compile_slice(_make_mesh(F), min(4 * BLOCK, len(F)))
@@ -122,9 +127,8 @@ def _add_digits(sums: dict[str, np.ndarray], n: int, mode: Kind) -> tuple[np.nda
 
 def _make_mesh(F: jax.Array) -> Mesh:
     """Make a mesh with one axis, of F's devices in F's order."""
-    sharding = F.sharding
-    ordered = isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)
-    devices = sharding.mesh.devices.ravel() if ordered else np.array(list(sharding.device_set))
+    mesh = F.sharding.mesh if isinstance(F.sharding, NamedSharding) else None
+    devices = np.array(mesh.devices).ravel() if isinstance(mesh, Mesh) else np.array(list(F.sharding.device_set))
     return Mesh(devices, ("rows",), axis_types=(AxisType.Auto,))
 
 

@@ -9,7 +9,7 @@ from scipy.linalg import eigvalsh, get_blas_funcs, get_lapack_funcs, svdvals
 
 from nml_jax.errors import UserError
 from nml_jax.spectrum.measures import sve
-from nml_jax.spectrum.rows import Kind, check_mask, check_mode, is_on_device, prepare
+from nml_jax.spectrum.rows import Kind, check_mask, check_mode, count_directions, is_on_device, prepare
 
 Array = NDArray[np.float64]
 
@@ -184,8 +184,7 @@ class SpectrumMeter:
         if self.n == 0:
             raise UserError("the meter has no features yet", "call update with at least one row that counts")
         if self._spectrum is None:
-            # Centring takes one dimension from the rows or from the columns: that singular value is zero.
-            rank = min(self.n - (self.center == "features"), self.dim - (self.center == "samples"))
+            rank = count_directions(self.n, self.dim, self.center)
             s, error = (_decompose_triangle if self.exact else _decompose_gram)(
                 self._factor, 8 + self.dim**0.5 + self._sums
             )

@@ -71,6 +71,11 @@ def check_mask(mask: ArrayLike | None, n: int) -> None:
         raise UserError(f"a mask of shape {np.shape(mask)} does not fit", f"pass one value per row, {n}")
 
 
+def count_directions(n: int, dim: int, center: str | None) -> int:
+    """Return how many singular values can differ from zero: centring takes one dimension, from the rows or columns."""
+    return min(n - (center == "features"), dim - (center == "samples"))
+
+
 def prepare(rows: np.ndarray, normalize: str | None, center: str | None, ids: np.ndarray) -> NDArray[np.float64]:
     """Return rows [B, D] in float64, checked, normalised and centred over D. Errors name rows by `ids`."""
     if not np.can_cast(np.asarray(rows).dtype, np.float64, "same_kind"):  # a complex number would lose a part

@@ -4,12 +4,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import svdvals
 
 from nml_jax.console import notice
 from nml_jax.errors import UserError
 from nml_jax.spectrum.meter import SpectrumMeter
-from nml_jax.spectrum.rows import Kind, check_mask, check_mode, is_on_device, prepare
+from nml_jax.spectrum.rows import Kind, check_mask, check_mode, count_directions, is_on_device, prepare
 
+WHOLE = 2**28  # elements up to which a copy in float64 may be decomposed whole
+SAMPLE, STEEP = (
+    128,
+    1e-4,
+)  # rows to guess from; σ₁₂₈/σ₁ of a spectrum that goes on to fall below what a Gram matrix shows
 TOLERANCE = 1e-6  # accuracy of SVE and LSVR that `singular_values` promises
 
 
@@ -41,7 +47,7 @@ def singular_values(
         raise UserError("the mask leaves out all rows", "keep at least one")
     if is_on_device(F) and shape[-2] >= shape[-1]:
         return _decompose_on_device(F, kept, normalize, center)
-    F = np.asarray(F) if mask is None else np.asarray(F)[..., kept, :]
+    F = _fetch(F) if mask is None else _fetch(F)[..., kept, :]
     *lead, n, d = F.shape
     s = np.empty((*lead, min(n, d)))
     for index in np.ndindex(*lead):
@@ -52,18 +58,46 @@ def singular_values(
     return s
 
 
+def _fetch(F: Any) -> np.ndarray:
+    """Return features as NumPy; with fewer rows than features, N × D is less than D × D."""
+    if not is_on_device(F):
+        return np.asarray(F)
+    from nml_jax.spectrum import device  # imports JAX
+
+    return device.fetch(F)
+
+
 def _decompose(F: np.ndarray, normalize: str | None, center: str | None) -> NDArray[np.float64]:
-    """Return the singular values of one matrix, by its Gram matrix if that is accurate, else by its QR factor."""
+    """Return the singular values of one matrix: from its Gram matrix if that will do, else by an SVD or a QR factor."""
     n, d = F.shape
     if n < d:  # then Fᵀ has the smaller Gram matrix; its samples are the features of F
         F = prepare(F, normalize, None, np.arange(n)).T
         normalize, center = None, {"features": "samples", "samples": "features"}.get(center or "")
-    for exact in (False, True):
-        meter = SpectrumMeter(min(n, d), normalize=normalize, center=center, exact=exact)
+    dim, large = min(n, d), F.size > WHOLE
+    if large or not _looks_steep(F):
+        meter = SpectrumMeter(dim, normalize=normalize, center=center)
         meter.update(F)
         if meter.error_bound() <= TOLERANCE:
-            break
-    return meter.result()
+            return meter.result()
+    if large:
+        meter = SpectrumMeter(dim, normalize=normalize, center=center, exact=True)
+        meter.update(F)
+        return meter.result()
+    rows = prepare(F, normalize, center, np.arange(len(F)))
+    if center == "features":
+        rows = rows - rows.mean(axis=0)
+    s: Any = svdvals(rows, overwrite_a=True, check_finite=False)
+    s[count_directions(len(rows), dim, center) :] = 0
+    return s
+
+
+def _looks_steep(F: np.ndarray) -> bool:
+    """Guess from a few rows whether a Gram matrix would be too inaccurate, so that its time can be saved."""
+    rows = np.asarray(F[:: max(len(F) // SAMPLE, 1)][:SAMPLE], np.float64)
+    if F.shape[1] < 2 * SAMPLE or not np.isfinite(rows).all():
+        return False
+    s: Any = svdvals(rows @ rows.T, check_finite=False)
+    return bool(s[-1] < STEEP**2 * s[0])
 
 
 def _decompose_on_device(F: Any, mask: np.ndarray, normalize: str | None, center: str | None) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 from nml_jax import console, inputs, objectives, runtime, settings
 from nml_jax.assembly import encoder, noisy_data
 from nml_jax.errors import MissingInput, UserError
+from nml_jax.models.overview import describe_parameters
 from nml_jax.stages import experiment, runner
 from nml_jax.training import loop
 from nml_jax.training.window import Signals
@@ -140,6 +142,7 @@ def estimate_cost(config: ConfigDict, mesh: Mesh) -> dict[str, str]:
     parameters = sum(x.size for x in jax.tree.leaves(program.shapes.params))
     needed = estimate_memory(config, program, batch, mesh, num_classes)
     return {
+        "parameters": "\n" + textwrap.indent(describe_parameters(program.shapes.params), "    "),
         "model": f"{config.model.name}, {parameters:,} parameters"
         + (f", {num_classes} classes" if num_classes else ""),
         "steps": f"{plan.steps:,} of {config.train.batch} examples ({config.train.epochs:g} epochs of {n:,})",

@@ -16,6 +16,7 @@ from nml_jax.data.class_names import count_labels, describe_split
 from nml_jax.data.sources.source import Source, Subset
 from nml_jax.data.stream import pipeline
 from nml_jax.data.stream.quarantine import Quarantine
+from nml_jax.models.overview import describe_parameters
 from nml_jax.processes import peers
 from nml_jax.runs import goodput
 from nml_jax.runs.classes import PRETRAINING, write_counts
@@ -51,6 +52,8 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     peers.require_same(partial(agreement.collect_training, plan.steps), agreement.CURE)
     num_classes = data.train.num_classes
     program = loop.build(config, plan, mesh, num_classes=num_classes)
+    if jax.process_index() == 0:
+        console.notice_once(describe_parameters(program.shapes.params))
     seen = config, program.model, mesh, data.validation, data.tokenizer
     evaluators = {"validation": evaluation.build_validation(*seen)}
     meta = {"config": settings.to_json(config), "ledger": data.ledger.to_dict(), "num_classes": num_classes}

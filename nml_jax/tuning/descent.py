@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
 from nml_jax.models.heads.mlp import Form, Tree, make_head, standardize
 from nml_jax.objectives.step import Step
@@ -94,8 +95,9 @@ def train(
         settings: of Python or NumPy values.
         n: rows to train on.
         epochs: passes over them.
-        mapped: train all settings in one batched call, or each in a call of its own, as many at a time as there are
-            cores. None: mapped on an accelerator, but not on a CPU, where that would be three times as slow.
+        mapped: train all settings in one batched call, spread over the devices of this process, or each in a call of
+            its own, as many at a time as there are cores. None: mapped on an accelerator, but not on a CPU, where that
+            would be three times as slow.
 
     Returns:
         (params, state) of each, nested dicts of float32 NumPy arrays; not finite if training diverged.
@@ -106,8 +108,10 @@ def train(
     ready, sizes = [to_arrays(s) for s in settings], (np.int32(n), np.int32(epochs))
     with limit_blas():
         if mapped:
-            stacked = jax.tree.map(lambda *xs: np.stack(xs), *ready)
-            together = jax.device_get(_train_mapped(spec, bank, stacked, *sizes))
+            devices = jax.local_devices()[: len(ready)]
+            filled = [*ready, *ready[-1:] * (-len(ready) % len(devices))]
+            stacked = jax.tree.map(lambda *xs: np.stack(xs), *filled)
+            together = jax.device_get(_compile_mapped(spec, tuple(devices))(bank, stacked, *sizes))
             return [jax.tree.map(lambda x, i=i: x[i], together) for i in range(len(ready))]
         out, cores = [], os.cpu_count() or 1  # a run uses one core, and calls return before they are done
         for i in range(0, len(ready), cores):
@@ -213,11 +217,19 @@ def _run(spec: Spec, bank: TrainingSet, setting: Setting, n: jax.Array, epochs: 
 _train = jax.jit(_run, static_argnums=0)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _train_mapped(
-    spec: Spec, bank: TrainingSet, settings: Setting, n: jax.Array, epochs: jax.Array
-) -> tuple[Tree, Tree]:
-    return jax.vmap(lambda setting: _run(spec, bank, setting, n, epochs))(settings)
+@functools.lru_cache(maxsize=32)
+def _compile_mapped(spec: Spec, devices: tuple[Any, ...]) -> Any:
+    """Compile (bank, settings, n, epochs) -> heads, with the first axis of settings and heads spread over devices.
+
+    Each device has the whole bank and trains its own heads, so that the devices say nothing to each other.
+    """
+    mesh, heads, whole = Mesh(np.array(devices), ("heads",)), PartitionSpec("heads"), PartitionSpec()
+
+    def train_own(bank: TrainingSet, settings: Setting, n: jax.Array, epochs: jax.Array) -> tuple[Tree, Tree]:
+        return jax.vmap(lambda setting: _run(spec, bank, setting, n, epochs))(settings)
+
+    specs = (whole, heads, whole, whole)
+    return jax.jit(jax.shard_map(train_own, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False))
 
 
 def _permute(key: jax.Array, size: int, n: jax.Array) -> jax.Array:

@@ -96,3 +96,12 @@ def test_a_noise_file_that_is_not_there(tmp_path: Path):
 
 def test_the_kinds_that_fix_their_rate_are_those_that_take_none():
     assert {kind for kind in noise.KINDS if "rate" not in noise.list_arguments(kind)} == {*settings.FIXED_RATE}
+
+
+def test_a_noise_file_with_a_damaged_header_is_refused(tmp_path: Path, whole: np.ndarray):
+    np.save(tmp_path / "all.npy", whole)
+    data = (tmp_path / "all.npy").read_bytes()
+    (tmp_path / "all.npy").write_bytes(data.replace(b"}", b"{"))
+    config = make(tmp_path / "all.npy")
+    with pytest.raises(UserError, match="header is damaged"):
+        noisy_data.corrupt(config, noisy_data.load_splits(config)[0])

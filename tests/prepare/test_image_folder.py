@@ -515,3 +515,17 @@ def test_a_build_writes_through_no_link_and_beside_no_other_build(tmp_path, monk
     assert {path.name for path in tmp_path.iterdir()} == {"src", "out", "victim", ".out.partial"}
     with pytest.raises(UserError, match="is a link or a file, not the folder of a build"):
         records.find_partial(tmp_path / "out")
+
+
+def test_names_do_not_depend_on_the_locale(tmp_path, monkeypatch):
+    fill(tmp_path / "src", {f"train/Brötchen/süß{i}.png": image(i, "PNG") for i in range(2)})
+    out = tmp_path / "out"
+    code = (
+        "import sys; from pathlib import Path; from nml_jax.prepare.image_folder import build_image_folder as build;"
+        f"assert sys.getfilesystemencoding() == 'ascii'; print(build(Path({str(tmp_path / 'src')!r}), "
+        f"Path({str(out)!r}))['classes'] == ['Br\\xf6tchen'])"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+    assert open_split(out, "train").class_names == ("Brötchen",)

@@ -19,8 +19,9 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 def commands() -> list[str]:
-    """Every command of every page, once."""
-    return list(dict.fromkeys(line for _, text in blocks("sh") for line in text.splitlines() if line))
+    """Every command of every page, once; a line that ends in a backslash goes on in the next."""
+    joined = (re.sub(r" *\\\n *", " ", text) for _, text in blocks("sh"))
+    return list(dict.fromkeys(line for text in joined for line in text.splitlines() if line))
 
 
 def launches(line: str) -> bool:

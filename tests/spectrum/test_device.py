@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 from nml_jax.errors import UserError
 from nml_jax.spectrum import PRESETS, SpectrumMeter, device, singular_values
 from nml_jax.spectrum.rows import Kind
+from tests.scenes import process_scenes
 from tests.spectrum.spectra import DECAYS, compute_svd, draw_gaussian, make_matrix, measure
 
 
@@ -77,6 +78,11 @@ def test_leading_axes_a_mask_and_any_sharding():
         np.testing.assert_allclose(measure_all(got), measure_all(want), atol=1e-6)
 
 
+def test_fewer_rows_than_features():
+    F = draw_gaussian(8, 40)
+    np.testing.assert_array_equal(singular_values(place(F)), singular_values(np.float32(F)))
+
+
 def measure_all(s: np.ndarray) -> list:
     return [measure(x) for x in s.reshape(-1, s.shape[-1])]
 
@@ -127,3 +133,9 @@ def test_bad_masks():
             singular_values(F, mask=[1, 1, 1])
         with pytest.raises(UserError, match="leaves out all rows"):
             singular_values(F, mask=np.zeros(64))
+
+
+@pytest.mark.slow
+def test_two_processes():
+    ended = process_scenes.end(process_scenes.begin(["-m", "tests.scenes.spectrum_scene"]), 120)
+    assert [e.code for e in ended] == [0, 0], ended

@@ -1,3 +1,4 @@
+import re
 from functools import partial
 from types import SimpleNamespace
 
@@ -159,6 +160,18 @@ def test_mapped_runs_equal_single_runs():
         assert_trees(drop_noise(got), drop_noise(want), rtol=0, atol=2e-5)
     kernels = [params["classifier"]["kernel"] for params, _ in single]
     assert min(np.abs(kernels[0] - k).max() for k in kernels[1:]) > 1e-2  # the runs differ from each other
+
+
+def test_heads_on_several_devices_say_nothing_to_each_other():
+    features, labels = blobs()
+    spec, rows = Spec(MLP, PAPER, K, 16, standardize=True), np.arange(N)
+    settings = [descent.to_arrays(Setting(rows, 1e-2, 0.0, seed, PAPER_NUMBERS)) for seed in range(4)]
+    stacked = jax.tree.map(lambda *xs: np.stack(xs), *settings)
+    compiled = descent._compile_mapped(spec, tuple(jax.devices()[:2]))
+    lowered = compiled.lower(bank(features, labels), stacked, np.int32(48), np.int32(1))
+    text = lowered.compile({"xla_backend_optimization_level": 0}).as_text()
+    assert "num_partitions=2" in text
+    assert not re.search(r"all-reduce|all-gather|all-to-all|collective|reduce-scatter", text)
 
 
 def test_an_epoch_takes_every_row_once():

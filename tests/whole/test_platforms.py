@@ -120,15 +120,18 @@ def specify(method: str, preset: str = "", **options: Any) -> tuple[descent.Spec
 
 
 def head(program: str, method: str, preset: str = "", **options: Any) -> Callable:
-    """A head in training: `_train`, `_train_mapped`, or `advance`, which is fed with shards."""
+    """A head in training: `_train`, `_compile_mapped`, or `advance`, which is fed with shards."""
 
     def make():
         spec, numbers = specify(method, preset, **options)
-        leading = (HEADS,) if program == "_train_mapped" else ()
+        leading = (HEADS,) if program == "_compile_mapped" else ()
         seed = shape(*leading, dtype=jnp.uint32)
         each = dict.fromkeys(numbers, shape(*leading))
         setting = descent.Setting(whole(*leading, N), *(shape(*leading),) * 2, seed, each, *(shape(*leading),) * 2)
         bank = descent.TrainingSet(shape(N, VIEWS, D), whole(N), shape(N))
+        if program == "_compile_mapped":
+            compiled = descent._compile_mapped(spec, tuple(jax.devices()[:HEADS]))
+            return compiled, (bank, setting, whole(), whole()), {}
         if program != "advance":
             return getattr(descent, program), (spec, bank, setting, whole(), whole()), {}
         standard = {"mean": shape(D), "scale": shape(D)}
@@ -211,7 +214,7 @@ PROGRAMS: dict[str, Program] = {
     **{
         f"head: {' '.join(which)}, {kind}": Program(HEAD + program, head(program, *which))
         for which in (("linear",), ("mlp",), ("nmtune", "paper"), ("nmtune", "code"), ("skd",), ("fgs",), ("lgm",))
-        for kind, program in (("single", "_train"), ("mapped", "_train_mapped"), ("streamed", "advance"))
+        for kind, program in (("single", "_train"), ("mapped", "_compile_mapped"), ("streamed", "advance"))
     },
     "head: perturbed": Program(HEAD + "_train", head("_train", "mlp", noisytune=True, neftune=True)),
     "head: the start": Program(HEAD + "begin", begin),
@@ -253,6 +256,7 @@ ELSEWHERE = {
     "runtime.py:check_devices": "a sum of whole numbers",
     "runtime.py:_cpu_options": "asks the compiler for CPUs",
     "runtime.py:_make_replicate": "the identity",
+    "spectrum/device.py:fetch": "the identity",
 }
 
 

@@ -1,12 +1,10 @@
 """Read feature files that hold arrays: `.npy` pairs, `.npz` and `.safetensors`, memory-mapped where possible."""
 
 import functools
-import io
 import json
 import math
 import os
 import struct
-import tokenize
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,11 +22,13 @@ from nml_jax.data.features.formats import (
     check_count,
     check_label_bytes,
     check_label_shape,
+    check_unicode,
     choose_features,
     choose_label,
     keep_valid_labels,
     read_errors,
 )
+from nml_jax.data.npy import read_header
 from nml_jax.errors import UserError
 
 SAFETENSORS = {
@@ -40,7 +40,6 @@ SAFETENSORS = {
 
 PACKED_ROWS = 4096  # rows of a compressed array in memory at a time
 CHECKED_BYTES = 1 << 20  # bytes in memory while a checksum is computed
-HEADER_BYTES = 1 << 14  # bytes of the header of a .npy at most; NumPy itself accepts 10,000
 DEFLATED = 1032  # bytes that one byte of a deflated member can stand for, at most
 
 
@@ -89,7 +88,7 @@ class _Packed:
 
     def scan(self, size: int) -> Iterator[np.ndarray]:
         with zipfile.ZipFile(self._path) as archive, archive.open(self._member) as file:
-            shape, _, dtype, length = _read_npy_header(file)
+            shape, _, dtype, length = read_header(file)
             file.seek(length)
             for start in range(0, shape[0], size):
                 block = (min(size, shape[0] - start), *shape[1:])
@@ -177,7 +176,9 @@ def _load_class_names(path: Path, entries: Mapping[str, _Entry]) -> tuple[str, .
     if path.suffix.lower() != ".npz" or entry is None or entry.dtype.kind != "U" or len(entry.shape) != 1:
         return ()
     check_label_bytes(entry.dtype.itemsize, path)
-    return check_class_names(path, entry.load().tolist())
+    names = np.array(entry.load())
+    check_unicode(names, path)
+    return check_class_names(path, names.tolist())
 
 
 def _parse_class_names(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
@@ -203,27 +204,10 @@ def _map_array(
     return _Entry(dtype, shape, load, _Array(load))
 
 
-def _read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Read the header of a .npy file: shape, True for Fortran order, dtype, and its own length in bytes.
-
-    No more than HEADER_BYTES are read, because a header may claim a length of 4 GB.
-    """
-    head = io.BytesIO(file.read(HEADER_BYTES))
-    version = np.lib.format.read_magic(head)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    try:
-        shape, fortran, dtype = read(head)
-    except (SyntaxError, tokenize.TokenError, TypeError, OverflowError) as e:  # NumPy reads it as Python
-        raise ValueError(f"its header is damaged: {' '.join(map(str, e.args))}") from e
-    if min(shape, default=0) < 0:
-        raise ValueError(f"its header claims the shape {list(shape)}")
-    return shape, fortran, dtype, head.tell()
-
-
 def _describe_npy(path: Path, file: IO[bytes]) -> _Entry:
     """Describe the .npy array that begins at the position of `file`."""
     start = file.tell()
-    shape, fortran, dtype, length = _read_npy_header(file)
+    shape, fortran, dtype, length = read_header(file)
     return _map_array(path, dtype, shape, start + length, "F" if fortran else "C")
 
 
@@ -248,7 +232,7 @@ def _describe_npz(path: Path) -> dict[str, _Entry]:
                 entries[name] = entry._replace(load=load, rows=_Array(load))
             else:
                 with archive.open(member) as header:
-                    shape, fortran, dtype, length = _read_npy_header(header)
+                    shape, fortran, dtype, length = read_header(header)
                 _check_sizes(member, length + math.prod(shape) * dtype.itemsize, dtype)
                 load = functools.partial(_inflate, path, name)
                 rows = _Array(functools.cache(load)) if fortran else _Packed(path, member.filename)

@@ -54,12 +54,12 @@ class Bank:
         cure = f"delete {self.folder}; the next start writes it again"
         if not path.exists():
             raise UserError(f"{path} is missing", cure)
-        if hash_file(path) != shard["sha256"]:
-            raise UserError(f"{path} has changed since it was written (SHA-256 differs)", cure)
         try:
+            if hash_file(path) != shard["sha256"]:
+                raise UserError(f"{path} has changed since it was written (SHA-256 differs)", cure)
             with safe_open(path, "numpy") as tensors:
                 out = tensors.get_tensor(name)
-        except SafetensorError as e:
+        except (SafetensorError, OSError) as e:
             raise UserError(f"{path}: {e}", cure) from e
         if out.dtype.kind == "f" and not (finite := np.isfinite(out).reshape(len(out), -1).all(1)).all():
             row = int(np.flatnonzero(~finite)[0])
@@ -115,6 +115,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
         sound = index["sha256"] == _hash_index(index)
     except FileNotFoundError as e:
         raise UserError(f"{folder} is not a feature bank: it has no index.json", cure) from e
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}", cure) from e
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged: {e}", cure) from e
     if not sound:

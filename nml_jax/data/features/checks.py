@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import ml_dtypes
 import numpy as np
 
+from nml_jax import console
 from nml_jax.errors import UserError
 
 
@@ -43,7 +44,13 @@ def check_exact(labels: np.ndarray, what: str = "") -> None:
         what: begins the error.
     """
     limit = 2.0 ** (ml_dtypes.finfo(labels.dtype).nmant + 1)
-    if (wrong := np.flatnonzero(np.abs(labels.astype(np.float64)) > limit)).size:
+    sizes = np.abs(labels.astype(np.float64))
+    if (sizes == limit).any():  # the next number is rounded to it
+        console.notice_once(
+            f"{what}labels of {limit:,.0f} in {labels.dtype} are taken as they are; if some were {limit + 1:,.0f} before "
+            "they were rounded, save the labels as integers"
+        )
+    if (wrong := np.flatnonzero(sizes > limit)).size:
         row = wrong[0]
         raise UserError(
             f"{what}{len(wrong)} labels are not exact in {labels.dtype}, as in row {row}: {float(labels[row]):g}; "

@@ -1,7 +1,9 @@
 """Share what all formats of feature files need: choices by name, valid labels, errors of damaged files."""
 
 import contextlib
+import lzma
 import struct
+import sys
 import zipfile
 import zlib
 from collections import Counter
@@ -22,6 +24,7 @@ from nml_jax.errors import UserError
 LABELS = ("label", "labels", "y", "target", "class")  # the default names of labels
 FEATURES = ("features", "X", "x", "embeddings", "embedding")  # preferred if several arrays could be the features
 NO_LABELS = np.empty(0, np.int64)
+SURROGATES = (0xD800, 0xE000)  # halves of characters in UTF-16, which are none by themselves
 LONGEST = 1 << 16  # bytes of one label at most: a longer one is no name of a class
 
 
@@ -75,7 +78,7 @@ def read_errors(path: Path) -> Iterator[None]:
         yield
     except (
         *(OSError, ValueError, EOFError, RuntimeError, OverflowError, struct.error),
-        *(zipfile.BadZipFile, zlib.error, SafetensorError, pa.ArrowException),
+        *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, SafetensorError, pa.ArrowException),
     ) as e:
         message = (str(e).splitlines() or [type(e).__name__])[0]
         raise UserError(f"cannot read {path}: {message}", "repair the file, or write it again") from e
@@ -84,6 +87,8 @@ def read_errors(path: Path) -> Iterator[None]:
 def check_labels(labels: np.ndarray, path: Path) -> np.ndarray:
     """Return labels [N] as integers, strings or bools. Raise UserError for any other dtype or shape."""
     check_label_shape(labels.shape, path)
+    if labels.dtype.kind == "U":
+        check_unicode(labels, path)
     if labels.dtype.kind == "S":
         return np.char.decode(labels, "utf-8")
     if labels.dtype.kind == "f" or labels.dtype == ml_dtypes.bfloat16:
@@ -100,6 +105,17 @@ def check_labels(labels: np.ndarray, path: Path) -> np.ndarray:
     if labels.dtype.kind not in "biuU":
         raise UserError(f"{path}: the labels have dtype {labels.dtype}", "save them as integers or as text (dtype=str)")
     return np.asarray(labels)
+
+
+def check_unicode(texts: np.ndarray, path: Path) -> None:
+    """Raise UserError if texts of a NumPy dtype hold a code that is no character, as in a damaged file."""
+    if not texts.size or not texts.dtype.itemsize:
+        return
+    codes = np.ascontiguousarray(texts).view(np.dtype(np.uint32).newbyteorder(texts.dtype.byteorder))
+    wrong = (codes > sys.maxunicode) | ((codes >= SURROGATES[0]) & (codes < SURROGATES[1]))
+    if wrong.any():
+        row = int(wrong.argmax()) * 4 // texts.dtype.itemsize
+        raise UserError(f"{path}: the text in row {row} is not Unicode", "repair the file, or write it again")
 
 
 def check_label_shape(shape: tuple[int, ...], path: Path) -> None:

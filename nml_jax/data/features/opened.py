@@ -89,6 +89,8 @@ class Features:
             for stored in self.store.scan(size):
                 yield start, self._values(stored, range(start, start + len(stored)))
                 start += len(stored)
+            if start != len(self):
+                raise ValueError(f"it has {start:,} rows now, and had {len(self):,} when it was opened")
 
     def read(self) -> np.ndarray:
         """Read all rows, float32 [N, V, D]. Raise what `blocks` raises."""

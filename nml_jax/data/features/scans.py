@@ -73,6 +73,8 @@ def _scan_parquet(path: Path, columns: list[str], wanted: np.ndarray | None) -> 
                 for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns or None):
                     yield start, batch
                     start += batch.num_rows
+                if start != end:
+                    raise ValueError(f"row group {group} lacks {end - start} of the rows that its metadata claim")
             start = end
 
 

@@ -32,6 +32,8 @@ from nml_jax.data.features.scans import read_metadata, scan_batches
 from nml_jax.errors import UserError
 from nml_jax.spreadsheet import restore_cell
 
+LINE_BYTES = 1 << 20  # bytes of a first line that are looked at
+MARKS = (b";", b"\t", b",", b"|")  # between cells
 PAGE_BYTES = 1 << 16  # bytes a row that the pages of a column may take besides its values
 
 
@@ -44,13 +46,15 @@ class _Table:
     def take(self, index: np.ndarray) -> np.ndarray:
         order = np.argsort(index, kind="stable")
         wanted = index[order]
-        out = np.empty((len(index), *(self._lists.shape if self._lists else (len(self._columns),))))
+        out, b = np.empty((len(index), *(self._lists.shape if self._lists else (len(self._columns),)))), 0
         for start, batch in scan_batches(self._path, self._columns, self._types, wanted):
             a, b = np.searchsorted(wanted, (start, start + batch.num_rows))
             if a < b:
                 out[order[a:b]] = self._matrix(batch, start)[wanted[a:b] - start]
             if b == len(wanted):
                 break
+        if b < len(wanted):
+            raise ValueError(f"row {wanted[b]} has gone since it was opened")
         return out
 
     def scan(self, size: int) -> Iterator[np.ndarray]:
@@ -86,9 +90,7 @@ def open_table(
     """
     text = is_text_table(path)
     if text:
-        with pa.input_stream(str(path)) as file:
-            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                raise UserError(f"{path} is UTF-16", "save it as UTF-8")
+        _check_encoding(path)
     batch = next((batch for _, batch in scan_batches(path) if batch.num_rows), None)
     if batch is None:
         raise UserError(f"{path} has no rows", "write it again where the features were made")
@@ -122,6 +124,20 @@ def open_table(
     return Content(
         labels, shape, np.result_type(*dtypes), table, label_name or "", chosen, left_out, class_names, choice.ids
     )
+
+
+def _check_encoding(path: Path) -> None:
+    """Raise UserError if a CSV or TSV file is UTF-16, or separates its cells by another mark, as other locales do."""
+    with pa.input_stream(str(path)) as file:
+        line = file.read(LINE_BYTES).split(b"\n", 1)[0]
+    if line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise UserError(f"{path} is UTF-16", "save it as UTF-8")
+    wanted, name = (b"\t", "tabs") if find_format(path) == ".tsv" else (b",", "commas")
+    if wanted not in line and (other := max(MARKS, key=line.count)) in line:
+        raise UserError(
+            f"{path} separates its cells by {other.decode()!r}, not by {name}",
+            "save it with commas (.csv) or tabs (.tsv) between the cells, and points in numbers",
+        )
 
 
 def list_columns(path: Path) -> list[str]:

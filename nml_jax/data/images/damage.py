@@ -18,6 +18,7 @@ DAMAGE = (
     "inconsistent progression",
 )
 EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
+NO_END = "premature end of jpeg file"
 SOS, APP0, APP14, COM = 0xDA, 0xE0, 0xEE, 0xFE
 PLACES = 16  # of a marker that are tried
 PREFETCHED = 16  # bytes that the decoder may hold when the scan is complete
@@ -36,6 +37,8 @@ def find_damage(data: bytes, warning: str, space: str, depth: int = 4) -> str:
         space: the colour space to decode to.
         depth: number of places with superfluous bytes that may be removed.
     """
+    if NO_END in warning.lower() and depth and (closed := _close(data)):
+        return find_damage(closed, find_warning(closed, space), space, depth - 1)
     if not (found := EXTRANEOUS.search(warning)):
         return warning if any(word in warning.lower() for word in DAMAGE) else ""
     count, marker = int(found[1]), int(found[2], 16)
@@ -47,6 +50,16 @@ def find_damage(data: bytes, warning: str, space: str, depth: int = 4) -> str:
         if not find_damage(cleaned, find_warning(cleaned, space), space, depth - 1):
             return ""
     return warning
+
+
+def _close(data: bytes) -> bytes:
+    """Return a JPEG that lacks its end with one, in place of its padding; b"" if it has no padding.
+
+    If the scan is not complete without the padding, this overwrote image data: zeros are valid image data, too, so a
+    decoder alone does not notice.
+    """
+    rest = data.rstrip(data[-1:])
+    return rest + b"\xff\xd9" if len(data) - len(rest) >= PREFETCHED else b""
 
 
 def find_warning(data: bytes, space: str) -> str:

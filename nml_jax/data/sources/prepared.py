@@ -16,6 +16,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from nml_jax import console
+from nml_jax.data import npy
 from nml_jax.data.class_names import compose
 from nml_jax.data.images.codec import Undecodable
 from nml_jax.data.sources import texts
@@ -198,7 +199,7 @@ def _read_labels(builder: Any, split: str, label: str, content: str) -> np.ndarr
     ours = (folder.parent / "manifest.json").is_file()
     path = folder / (f"{split}.npy" if ours else f"{split}.{content[:16]}.npy")
     try:
-        labels = np.load(path, allow_pickle=False)
+        labels = npy.load(path)
     except (OSError, ValueError, EOFError):
         labels = np.zeros(0)
     if labels.shape == (n,):

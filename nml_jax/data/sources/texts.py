@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nml_jax.data import npy
 from nml_jax.errors import UserError
 
 # Separates the captions of one record. Builders reject captions that contain it.
@@ -26,11 +27,12 @@ class Texts(Sequence[str]):
     def __init__(self, path: Path):
         self.path = path
         try:
-            starts = np.load(f"{path}.npy", mmap_mode="r", allow_pickle=False)
+            starts = npy.load_mapped(path.with_name(f"{path.name}.npy"))
             content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
         except (OSError, ValueError, EOFError) as e:
             raise UserError(f"{path} is missing or damaged: {e}", "prepare the dataset again") from e
-        if starts.dtype != np.int64 or starts.ndim != 1 or not len(starts) or starts[-1] != len(content):
+        fits = starts.dtype == np.int64 and starts.ndim == 1 and len(starts) and starts[-1] == len(content)
+        if not fits or starts[0] or (starts[1:] < starts[:-1]).any():
             raise UserError(f"{path} and {path}.npy do not belong together", "prepare the dataset again")
         # memoryviews: slices of a memory map take three times as long
         self._starts, self._bytes = starts.data, content.data

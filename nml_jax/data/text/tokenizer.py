@@ -34,6 +34,7 @@ PUBLISHED_MERGES = 49152 - 256 - 2  # CLIP uses only these of the 262,144 merges
 # at the beginning of a word as these tokens. EXACT_PATTERN does the same.
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 EXACT_PATTERN = rf"<[sſ]tart_of_text>|<end_of_text>|'ſ|{PATTERN}"
+PANIC = "PanicException"  # what a library in Rust raises where it did not expect an error; no subclass of Exception
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
 
@@ -236,8 +237,10 @@ def _parse_json(path: str, text: str, context: int) -> Tokenizer:
 def _parse(path: str, text: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(text)
-    except Exception as e:  # the library raises plain Exception
-        raise UserError(f"{path} is not a tokenizer: {e}", "get or write the file again") from e
+    except BaseException as e:  # the library raises plain Exception, and panics on some damage
+        if not isinstance(e, Exception) and type(e).__name__ != PANIC:
+            raise
+        raise UserError(f"{path} is not a tokenizer: {' '.join(str(e).split())}", "get or write the file again") from e
 
 
 def _is_clip(pre_tokenizer: dict[str, Any] | None) -> bool:

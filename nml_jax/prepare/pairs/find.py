@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nml_jax import console
-from nml_jax.data.class_names import compose, warn_alike
+from nml_jax.data.class_names import read_name, warn_alike
 from nml_jax.errors import UserError
 from nml_jax.prepare import clutter
 from nml_jax.prepare.pairs.types import SUFFIXES, Found, read_suffix
@@ -48,7 +48,7 @@ def find(sources: Sequence[Path]) -> Found:
             )
         strays += other
         if direct:
-            name = compose(Path(os.path.abspath(source)).name)
+            name = read_name(Path(os.path.abspath(source)).name)
             plain[name] = None
             found += [(f"/{name}", path) for path in direct]  # "/": the name is a split only if there are several
             continue
@@ -57,7 +57,7 @@ def find(sources: Sequence[Path]) -> Found:
             if not files:
                 cure = "decompress archives first, and move away folders that are not splits"
                 raise UserError(f"{folder} contains none of {', '.join(SUFFIXES)}", cure)
-            found += [(compose(folder.name), path) for path in files]
+            found += [(read_name(folder.name), path) for path in files]
             strays += other
             left_out.update(counts)
     if len(plain) > 1:

@@ -96,3 +96,12 @@ def test_no_rows_is_an_error_and_leaves_what_was_there(tmp_path):
     with pytest.raises(UserError, match="no records"):
         write(tmp_path / "bank", n=0)
     assert len(banks.Bank(tmp_path / "bank")) == 10
+
+
+@pytest.mark.parametrize("name", ["00000.safetensors", "index.json"])
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path, name):
+    write(tmp_path / "bank")
+    (tmp_path / "bank" / name).unlink()
+    (tmp_path / "bank" / name).mkdir()
+    with pytest.raises(UserError, match=f"{name}"):
+        banks.Bank(tmp_path / "bank").read("features")

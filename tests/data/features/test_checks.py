@@ -1,9 +1,11 @@
 """Test the checks for values that are not finite and for constant features."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from nml_jax.data.features.checks import check_finite, check_varied
+from nml_jax import console
+from nml_jax.data.features.checks import check_exact, check_finite, check_varied
 from nml_jax.errors import UserError
 
 
@@ -25,3 +27,13 @@ def test_all_features_constant():
             check_varied(blocks, "train")
     for blocks in ([ones, other], [np.ones((1, 3))], [np.array([[1.0, 0.0], [1.0, 0.5]])], []):
         check_varied(blocks, "train")
+
+
+def test_labels_at_the_limit_of_their_dtype_are_told(capsys):
+    console.notice_once.cache_clear()
+    check_exact(np.array([255, 256], ml_dtypes.bfloat16), "y: ")
+    assert "labels of 256 in bfloat16 are taken as they are; if some were 257" in capsys.readouterr().err
+    check_exact(np.array([255.0], ml_dtypes.bfloat16), "y: ")
+    assert not capsys.readouterr().err
+    with pytest.raises(UserError, match="2 labels are not exact in float16, as in row 0: 2050"):
+        check_exact(np.array([2050, 2052, 3], np.float16))

@@ -779,3 +779,53 @@ def test_classes_and_their_encoding():
         0,
     ]  # one file has text, the other numbers
     assert encode(np.array([10, 9]), np.array(["10", "9", "other"]), "x.csv").tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("code", [0x110000, 0xD800, 0xFFFFFFFF])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_labels_with_codes_that_are_no_characters_are_refused(tmp_path, code, order):
+    codes = np.full((N, 2), ord("a"), f"{order}u4")
+    codes[4, 1] = code
+    np.save(tmp_path / "x.npy", VALUES)
+    np.save(tmp_path / "y.npy", codes.view(f"{order}U2").ravel())
+    with pytest.raises(UserError, match=r"y\.npy: the text in row 4 is not Unicode"):
+        open_features(f"{tmp_path / 'x.npy'},{tmp_path / 'y.npy'}")
+    np.savez(tmp_path / "x.npz", features=VALUES, labels=Y - 4, class_names=codes.view(f"{order}U2").ravel())
+    with pytest.raises(UserError, match=r"x\.npz: the text in row 4 is not Unicode"):
+        open_features(str(tmp_path / "x.npz"))
+
+
+def test_rows_that_a_parquet_file_claims_and_lacks_are_an_error(tmp_path, monkeypatch):
+    path = write(tmp_path / "x.columns.parquet")
+    opened = open_features(path)
+    real = pq.ParquetFile.iter_batches
+
+    def lose(self, *args, row_groups, **options):
+        for batch in real(self, *args, row_groups=row_groups, **options):
+            yield batch[:3] if row_groups == [1] else batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lose)
+    for read in (opened.read, lambda: opened.rows(np.arange(N)), lambda: open_features(path)):
+        with pytest.raises(UserError, match="row group 1 lacks 4 of the rows"):
+            read()
+
+
+def test_a_table_that_has_lost_rows_since_it_was_opened_is_an_error(tmp_path):
+    path = Path(write(tmp_path / "x.csv"))
+    opened = open_features(str(path))
+    path.write_text("\n".join(path.read_text().splitlines()[:10]))
+    with pytest.raises(UserError, match="it has 9 rows now, and had 23"):
+        opened.read()
+    with pytest.raises(UserError, match="row 9 has gone"):
+        opened.rows(np.array([9, 3]))
+
+
+def test_a_member_packed_with_a_damaged_lzma_stream_is_named(tmp_path):
+    np.save(tmp_path / "y.npy", Y)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.write(tmp_path / "y.npy", "labels.npy")
+    data = bytearray((tmp_path / "x.npz").read_bytes())
+    data[60:90] = bytes(30)
+    (tmp_path / "x.npz").write_bytes(data)
+    with pytest.raises(UserError, match=r"cannot read .*x\.npz"):
+        open_features(str(tmp_path / "x.npz"))

@@ -126,3 +126,14 @@ def test_class_names_beside_the_arrays_of_an_archive(tmp_path: Path):
     np.savez(tmp_path / "x.npz", x=X, y=y, class_names=["cat", "cat"])
     with pytest.raises(UserError, match="'cat' twice"):
         open_features(f"{tmp_path}/x.npz")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mark"), [(".csv", ";"), (".csv", "\t"), (".csv", "|"), (".tsv", ","), (".tsv", ";")]
+)
+def test_another_mark_between_cells_is_named(tmp_path, suffix, mark):
+    path = tmp_path / f"x{suffix}"
+    path.write_text("".join(mark.join(row) + "\n" for row in (("f0", "f1", "label"), ("0.5", "1.5", "ant"))))
+    with pytest.raises(UserError, match="separates its cells by ") as e:
+        open_features(str(path))
+    assert repr(mark) in e.value.cause

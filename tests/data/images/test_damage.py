@@ -53,6 +53,19 @@ def damage(data, way):
     }[way]
 
 
+@pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 90, "subsampling": 0}])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_zeros_to_the_end_of_the_file_are_no_image(options, share):
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(out := io.BytesIO(), "JPEG", **options)
+    data = out.getvalue()
+    kept = int(share * len(data))
+    with pytest.raises(codec.ImageError, match="premature end of data segment"):
+        codec.decode(data[:kept] + bytes(len(data) - kept))
+    for sound in (data[:-2] + bytes(100), data[:-2] + b"\xff" * 5 + EOI, data + bytes(100)):
+        np.testing.assert_array_equal(codec.decode(sound), codec.decode(data))
+
+
 WAYS = ["cut with an end", "cut", "no end", "zeroed tail", "zeroed middle", "noise in the middle", "text in the middle"]
 
 

@@ -56,3 +56,10 @@ def test_files_that_do_not_belong_together(tmp_path):
     (tmp_path / "t.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(UserError, match="missing or damaged"):
         texts.Texts(tmp_path / "t")
+
+
+def test_an_index_that_goes_back_is_refused(tmp_path):
+    texts.write(tmp_path / "t", ["one", "two", "three"])
+    np.save(tmp_path / "t.npy", np.array([0, 6, 3, 11]))
+    with pytest.raises(UserError, match="do not belong together"):
+        texts.Texts(tmp_path / "t")

@@ -362,3 +362,21 @@ def test_vocabulary_must_match_the_model(small):
         tokenizer.check(small, 49408)
     with pytest.raises(UserError, match="text_context must be at least 3, got 2"):
         tokenizer.load("", 2)
+
+
+def test_a_panic_of_the_library_is_two_lines(monkeypatch, tmp_path):
+    panic = type("PanicException", (BaseException,), {})
+
+    def fail(text):
+        raise panic("range end index 18446744073709551615\nout of range")
+
+    (tmp_path / "t.json").write_text("{}")
+    monkeypatch.setattr(tokenizer.tokenizers.Tokenizer, "from_str", fail)
+    with pytest.raises(UserError, match="is not a tokenizer: range end index 18446744073709551615 out of range"):
+        tokenizer.load(str(tmp_path / "t.json"), 8)
+
+
+def test_words_that_would_take_hours_are_left_out(tmp_path, capsys):
+    (tmp_path / "c.txt").write_text("a cat\n" + "[" * 5001 + " the cat\n" + "b" * 5000 + "\n")
+    assert list(command.read_captions([str(tmp_path / "c.txt")])) == ["a cat\n", "the cat", "b" * 5000]
+    assert "1 words of more than 5,000 characters are left out" in capsys.readouterr().err
