@@ -47,8 +47,8 @@ def check_exact(labels: np.ndarray, what: str = "") -> None:
     sizes = np.abs(labels.astype(np.float64))
     if (sizes == limit).any():  # the next number is rounded to it
         console.notice_once(
-            f"{what}labels of {limit:,.0f} in {labels.dtype} are taken as they are; if some were {limit + 1:,.0f} before "
-            "they were rounded, save the labels as integers"
+            f"{what}labels of {limit:,.0f} in {labels.dtype} are taken as they are; if some were {limit + 1:,.0f} "
+            "before they were rounded, save the labels as integers"
         )
     if (wrong := np.flatnonzero(sizes > limit)).size:
         row = wrong[0]
