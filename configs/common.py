@@ -164,13 +164,14 @@ def get_config() -> ConfigDict:
 
     # Features from elsewhere, instead of pre-training and extraction (configs/features.py).
     features = config.features = ConfigDict()
-    features.train = ""  # FILE, or "FEATURES.npy,LABELS.npy"; formats: npy, npz, safetensors, csv, parquet
-    features.test = ""  # in-domain files, separated by ";". "": `holdout` of the training file
+    features.train = ""  # FILE, "FEATURES.npy,LABELS.npy", a folder of shards, a pattern; several are separated by ";"
+    features.test = ""  # in-domain files or folders, separated by ";". "": `holdout` of the training file
     features.ood = ""  # out-of-domain files, separated by ";"
     features.holdout = 0.3  # stratified share of the training file to test on, used without a test file
     features.label = ""  # name of the label array or column. "": the only one of label, labels, y, target, class
     # Name of the feature array or list column, or names and patterns of columns of numbers, such as "f*,age".
     features.columns = ""  # "": the only one, or all columns of numbers but the label and ids
+    features.group = ""  # name of a column, such as patient: rows of one value are never split up. "": none
     features.scale = 1.0  # real value = stored value × scale, such as for uint8
     # Larger training files are streamed in shards. L-BFGS, ridge and k-NN need eight times the memory of the features,
     # and get a sample of a quarter of this size if the file is larger.

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from nml_jax import inputs
 from nml_jax.data.features import files
 from nml_jax.data.features.sets import FeatureSet, Split, Subset
-from nml_jax.data.stratify import hold_out
+from nml_jax.data.stratify import hold_out, hold_out_groups
 from nml_jax.errors import UserError
 from nml_jax.tuning.head_file import classes_to_json
 
@@ -33,7 +33,9 @@ def open_files(config: ConfigDict, workdir: Path) -> FeatureSet:
     keys = config.features
     whole, classes, labels = read_training_file(keys)
     tests: list[Split] = []
-    train = Split("train", "id", whole, labels)
+    named = read_groups(whole, keys.group)
+    groups = None if named is None else np.unique(named, return_inverse=True)[1]
+    train = Split("train", "id", whole, labels, groups=groups)
     if not keys.test:
         if not 0 < keys.holdout < 1:
             raise UserError(
@@ -41,8 +43,12 @@ def open_files(config: ConfigDict, workdir: Path) -> FeatureSet:
             )
         if np.bincount(labels).max() < 2:
             raise UserError(f"{keys.train} has one row of each class", "give more rows, or features.test=FILE")
-        kept, held = (np.sort(rows) for rows in hold_out(labels, keys.holdout, config.seed))
-        train = Split("train", "id", Subset(whole, kept), labels[kept])
+        if groups is None:
+            kept, held = (np.sort(rows) for rows in hold_out(labels, keys.holdout, config.seed))
+        else:
+            kept, held = hold_out_groups(labels, groups, keys.holdout, config.seed)
+        own = None if groups is None else groups[kept]
+        train = Split("train", "id", Subset(whole, kept), labels[kept], groups=own)
         tests.append(Split("holdout", "id", Subset(whole, held), labels[held]))
     for domain, specs in (("id", keys.test), ("ood", keys.ood)):
         for spec in inputs.split_specs(specs):
@@ -70,6 +76,51 @@ def name_classes(whole: files.Features, classes: np.ndarray) -> tuple[Any, ...]:
     ):
         return tuple(whole.class_names[c] for c in classes)
     return classes_to_json(classes)
+
+
+def read_groups(file: files.Features, name: str) -> np.ndarray | None:
+    """Return the group of every row as text, [N]; None if `name` is "".
+
+    Raises:
+        UserError: there is no such column, a cell is empty, or all rows are one group.
+    """
+    if not name:
+        return None
+    cells = files.read_more(file, [name])[name]
+    if empty := [row for row, cell in enumerate(cells) if cell is None or cell == ""]:
+        raise UserError(
+            f"{file.path}: {len(empty)} rows have no group in column {name!r}, such as row {empty[0]}",
+            "give every row a group; a row that belongs to no other gets one of its own",
+        )
+    groups = np.array([str(cell) for cell in cells])
+    if len(np.unique(groups)) < 2:
+        raise UserError(f"{file.path}: all rows have the group {cells[0]!r}", "name a column with several values")
+    return groups
+
+
+def describe_groups(found: FeatureSet, name: str) -> list[str]:
+    """Return a line for the training rows, and for every test file that shares groups with them, if groups are named.
+
+    Raises:
+        UserError: see `read_groups`.
+    """
+    whole = get_file(found.train)
+    known = read_groups(whole, name)
+    if known is None:
+        return []
+    how = "their rows are all trained on or all tested on; settings are chosen on single rows of the former"
+    out = [f"{whole.path}: {len(np.unique(known)):,} groups in column {name!r}: {how}"]
+    for split in found.tests:
+        file = get_file(split)
+        if split.name == "holdout" or not files.has_column(file.spec, name):
+            continue
+        own = np.array([str(cell) for cell in files.read_more(file, [name])[name]])
+        if count := int((shared := np.isin(own, known)).sum()):
+            out.append(
+                f"{count:,} of {len(own):,} rows of {file.path} have a group that training rows have, such as "
+                f"{str(own[shared.argmax()])!r}: scores on them say nothing about new groups"
+            )
+    return out
 
 
 def read_training_file(keys: Any) -> tuple[files.Features, np.ndarray, np.ndarray]:
@@ -100,12 +151,15 @@ def _open(keys: Any, spec: str, wanted: Sequence[str] = ()) -> files.Features:
     All stages and runs of a process share an open file as long as it does not change.
     """
     stamps = tuple((str(path.resolve()), *_stamp(path)) for path in map(Path, inputs.list_files(spec)))
-    return _open_once(spec, keys.label, keys.columns, keys.scale, tuple(wanted), stamps)
+    return _open_once(spec, keys.label, keys.columns, keys.scale, tuple(wanted), keys.group, stamps)
 
 
 @functools.lru_cache(maxsize=128)
-def _open_once(spec: str, label: str, columns: str, scale: float, wanted: tuple[str, ...], _: Any) -> files.Features:
-    return files.open_features(spec, label=label, columns=columns, scale=scale, wanted=wanted)
+def _open_once(
+    spec: str, label: str, columns: str, scale: float, wanted: tuple[str, ...], group: str, _: Any
+) -> files.Features:
+    how: dict[str, Any] = {"group": group} if group else {}
+    return files.open_features(spec, label=label, columns=columns, scale=scale, wanted=wanted, **how)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -103,6 +103,46 @@ def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, n
     return np.concatenate(kept), np.concatenate([r[:k] for r, k in zip(rows, held, strict=True)])
 
 
+def hold_out_groups(labels: np.ndarray, groups: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hold out about round(share·N) rows, at least one group, so that no group has rows in both parts.
+
+    Groups are looked at in random order, and one is held out if that brings the numbers of held-out rows of the classes
+    nearer to share·(their counts), in squares. Every class keeps a row to train on.
+
+    Args:
+        labels: int [N].
+        groups: [N], of any dtype that sorts.
+        share: in (0, 1).
+        seed: seed of the draw.
+
+    Returns:
+        Rows to train on and rows held out, int64, ascending.
+
+    Raises:
+        UserError: no group can be held out, because some class would keep no row.
+    """
+    _, codes = np.unique(labels, return_inverse=True)
+    names, of = np.unique(groups, return_inverse=True)
+    counts = np.zeros((len(names), codes.max() + 1), np.int64)
+    np.add.at(counts, (of, codes), 1)
+    left, missing = counts.sum(0), share * counts.sum(0)
+    held = np.zeros(len(names), bool)
+    order = np.random.default_rng(seed).permutation(len(names))
+    for group in order:
+        own = counts[group]
+        if ((left - own) > 0).all() and ((missing - own) ** 2).sum() < (missing**2).sum():
+            left, missing, held[group] = left - own, missing - own, True
+    if not held.any():  # every group is larger than the share: take the one that is nearest to it
+        possible = [group for group in order if ((left - counts[group]) > 0).all()]
+        if not possible:
+            raise UserError(
+                f"none of {len(names)} groups can be held out: some class would have no row left to train on",
+                "give more groups of each class, or a test file of its own",
+            )
+        held[min(possible, key=lambda group: ((missing - counts[group]) ** 2).sum())] = True
+    return np.flatnonzero(~held[of]), np.flatnonzero(held[of])
+
+
 def draw_per_class(labels: np.ndarray, each: int, seed: int) -> np.ndarray:
     """Draw `each` rows of every class at random, or all if it has fewer; bool [N]."""
     return rank_in_class(labels, np.argsort(np.random.default_rng(seed).permutation(len(labels)))) < each

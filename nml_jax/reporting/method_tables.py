@@ -249,7 +249,9 @@ def write_text(contest: Contest) -> list[str]:
     lines = [f"{title}, mean ± sd over {contest.seeds} seeds, accuracy less that of the {contest.reference} in points"]
     if contest.widened():
         lines.append(f"(better: by the interval{contest.widened().lstrip(',')}; worse: as it is)")
-    first = max(len(str(method)) for method in contest.methods) + 2
+    known = {test: _list_baselines(contest, [(test, metric) for metric in METRICS], False) for test in contest.shown}
+    names = [*map(str, contest.methods), *(line[0] for lines_of in known.values() for line in lines_of)]
+    first = max(map(len, names)) + 2
     head = [*(label.removeprefix("mean ") for label in METRICS.values()), "difference"]
     for test in contest.shown if len(contest.tests) <= FEW else contest.decided:
         n = contest.rows(test)
@@ -263,7 +265,7 @@ def write_text(contest: Contest) -> list[str]:
                 line += f"{versus.plain.gain:>11}{versus.plain.interval():>18}"
                 line += f"  {versus.verdict}" if versus.sign and test in contest.decided else ""
             lines.append(line.rstrip())
-        for name, *cells in _list_baselines(contest, [(test, metric) for metric in METRICS], False):
+        for name, *cells in known[test]:
             lines.append((f"  {name}".ljust(first) + "".join(f"{cell:>11}" for cell in cells)).rstrip())
     said = (
         answers.list_diverged(contest.study, contest.task),

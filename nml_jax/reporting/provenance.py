@@ -64,6 +64,8 @@ def _describe_features(cells: Sequence[FinishedRun]) -> dict[str, str]:
             if split["views"] > 1:
                 line = f"{split['split']}: {split['views']} of each row, and only the first is scored"
                 facts.setdefault("views", {})[line] = None
+        for line in cell.features.get("groups", ()):
+            facts.setdefault("groups", {})[line] = None
         seen, rows = cell.features.get("seen_in_training", {}), {split["split"]: split["rows"] for split in splits}
         for name, count in seen.items():
             line = f"{name}: {count:,} of {rows[name]:,}"

@@ -17,6 +17,7 @@ from nml_jax.assembly.feature_files import (
     LAYER,
     TASK,
     count_seen,
+    describe_groups,
     describe_seen,
     get_file,
     list_specs,
@@ -60,8 +61,11 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             rows += make_rows(s, **found.origin, **where, stage="features", spectrum_mode=mode,
                                output="features", n_test=len(split.labels), views=split.features.views)  # fmt: skip
     seen = count_seen(found)
+    shared = describe_groups(found, config.features.group)
     for line in describe_seen(found, seen):
         console.notice(line)
+    for line in shared:  # whole files, the same for every seed
+        console.notice_once(line)
     several = {spec: get_file(split) for spec, split in match_specs(config, found).items()}
     read = {
         "classes": list(found.classes),
@@ -75,7 +79,11 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         "columns": {spec: {"label": file.label, "taken": list(file.columns), "left_out": list(file.left_out)}
                     for spec, file in several.items() if file.columns},
     }  # fmt: skip
-    more = {"seen_in_training": seen, "ids": {spec: dict(file.ids) for spec, file in several.items() if file.columns}}
+    more = {
+        "seen_in_training": seen,
+        "groups": shared,
+        "ids": {spec: dict(file.ids) for spec, file in several.items() if file.columns},
+    }
     with errors.report_disk_errors(workdir):
         write_json(workdir / "features.json", read | more)
         write_json(workdir / "spectra.json", spectra)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nml_jax.data.sources.source import Arrays, digest
-from nml_jax.data.stratify import draw_per_class, draw_stratified, hold_out, split_validation
+from nml_jax.data.stratify import draw_per_class, draw_stratified, hold_out, hold_out_groups, split_validation
 from nml_jax.errors import UserError
 
 PINNED = {
@@ -83,3 +83,24 @@ def test_draws_stay_as_they_are():
             found["holdout"] += hold_out(labels, share, seed)
             found["per class"].append(np.flatnonzero(draw_per_class(labels, int(10 * share), seed)))
     assert {name: digest(*parts)[:16] for name, parts in found.items()} == PINNED
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+def test_groups_stay_together(share: float):
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 60, 600)
+    labels = (rng.random(600) < 0.2 + 0.3 * (groups % 2)).astype(int)
+    parts = [hold_out_groups(labels, groups, share, seed) for seed in range(4)]
+    for kept, held in parts:
+        assert not set(groups[kept]) & set(groups[held])
+        np.testing.assert_array_equal(np.sort(np.concatenate([kept, held])), np.arange(600))
+        assert set(labels[kept]) == {0, 1}
+        np.testing.assert_allclose(np.bincount(labels[held]) / np.bincount(labels), share, atol=0.06)
+    assert len({tuple(held) for _, held in parts}) == 4
+
+
+def test_groups_that_cannot_be_held_out():
+    with pytest.raises(UserError, match="none of 2 groups"):
+        hold_out_groups(np.array([0, 0, 1, 1]), np.array(["a", "a", "b", "b"]), 0.5, 0)
+    kept, held = hold_out_groups(np.array([0, 1, 0, 1, 0, 1]), np.array([0, 0, 0, 0, 1, 1]), 0.1, 0)
+    assert (kept.tolist(), held.tolist()) == ([0, 1, 2, 3], [4, 5])  # the smallest, though it is more than was asked

@@ -56,7 +56,14 @@ class Choice(NamedTuple):
 
 
 def choose_columns(
-    path: Path, batch: pa.RecordBatch, label: str | None, columns: str, wanted: Sequence[str], *, guessed: bool
+    path: Path,
+    batch: pa.RecordBatch,
+    label: str | None,
+    columns: str,
+    wanted: Sequence[str],
+    *,
+    guessed: bool,
+    group: str = "",
 ) -> Choice:
     """Choose the feature columns of a table.
 
@@ -66,13 +73,14 @@ def choose_columns(
         label: name of the label column, if there is one.
         columns, wanted: as in `files.open_features`.
         guessed: whether the label was chosen by its name alone, so that a column of words may be the label instead.
+        group: name of a column that is never a feature; "": none.
 
     Raises:
         UserError: the columns are missing or ambiguous, or one looks like an embedding and cannot be read.
     """
     names = batch.schema.names
-    lists = {name: found for name in names if (found := describe_lists(batch.column(name)))}
-    numbers = [name for name in names if cells.is_number(batch.schema.field(name).type)]
+    lists = {name: found for name in names if name != group and (found := describe_lists(batch.column(name)))}
+    numbers = [name for name in names if name != group and cells.is_number(batch.schema.field(name).type)]
     if columns and (columns in names or not wanted):
         return _take_named(path, batch, columns, lists, [name for name in numbers if name != label or name == columns])
     if wanted and not (missing := [name for name in wanted if name not in names]):
@@ -81,8 +89,8 @@ def choose_columns(
             what = f"{path}: column {strange[0]!r} holds {batch.schema.field(strange[0]).type}"
             raise UserError(f"{what}; in training it held numbers", "write the column as numbers")
         return Choice(path, tuple(wanted))
-    ids = {name: "by its name" for name in names if name != label and is_id(name, batch.column(name))}
-    others = [name for name in names if name != label and name not in ids]
+    ids = {name: "by its name" for name in names if name not in (label, group) and is_id(name, batch.column(name))}
+    others = [name for name in names if name not in (label, group) and name not in ids]
     scalars = [name for name in numbers if name in others]
     found = _choose_lists(path, {name: lists[name] for name in others if name in lists}, scalars)
     if wanted and not found:

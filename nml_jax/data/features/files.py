@@ -49,6 +49,7 @@ def open_features(
     scale: float = 1.0,
     labelled: bool = True,
     wanted: Sequence[str] = (),
+    group: str = "",
 ) -> Features:
     """Open a feature file, or several that make one set.
 
@@ -73,6 +74,7 @@ def open_features(
         labelled: False if the file may lack labels. Labels with blanks or other faults are then dropped with a notice.
         wanted: names of the D feature columns of a table, which may be in any order; (): as `columns` says. Arrays and
             lists have no such names and are taken as they are.
+        group: name of a column that is never a feature, as it says which rows belong together; "": none.
 
     Raises:
         UserError: the file is missing, empty, damaged or of an unknown format; it is ambiguous which array or column
@@ -80,7 +82,14 @@ def open_features(
     """
     parts = inputs.split_parts(spec)
     _check_one_split(spec, parts)
-    how: dict[str, Any] = {"label": label, "columns": columns, "scale": scale, "labelled": labelled, "wanted": wanted}
+    how: dict[str, Any] = {
+        "label": label,
+        "columns": columns,
+        "scale": scale,
+        "labelled": labelled,
+        "wanted": wanted,
+        "group": group,
+    }
     first = _open_file(parts[0], **how)
     if len(parts) == 1:
         return dataclasses.replace(first, spec=spec, path=_name_set(spec, first))
@@ -159,7 +168,9 @@ def _raise_folder(path: Path) -> NoReturn:
     raise UserError(f"{path} is a folder without feature files", cure)
 
 
-def _open_file(spec: str, *, label: str, columns: str, scale: float, labelled: bool, wanted: Sequence[str]) -> Features:
+def _open_file(
+    spec: str, *, label: str, columns: str, scale: float, labelled: bool, wanted: Sequence[str], group: str
+) -> Features:
     """Open one file, or a pair of .npy. The arguments are those of `open_features`."""
     paths = inputs.split_pair(spec)
     for path in paths:
@@ -182,7 +193,7 @@ def _open_file(spec: str, *, label: str, columns: str, scale: float, labelled: b
         raise UserError(f"scale is {scale}", "give the factor from stored values to real ones; 1 keeps them")
     with read_errors(path):
         if kind in TABLES:
-            content = open_table(path, label, columns, labelled, wanted)
+            content = open_table(path, label, columns, labelled, wanted, group)
             used = f"label {content.label!r}, " if content.label else "no label, "
             console.notice_once(
                 f"{path}: {used}features {list_names(content.columns)}; left out: {list_names(content.left_out)}"

@@ -24,13 +24,18 @@ class Rows(Protocol):
 
 
 class Split(NamedTuple):
-    """One split with its labels, int32 [N]. `domain` is "id" or "ood"; `scoring` are arguments of `mapped.Scorer`."""
+    """One split with its labels, int32 [N].
+
+    domain: "id" or "ood". scoring: arguments of `mapped.Scorer`.
+    groups: int [N], equal for rows that must stay together when the split is divided; None: each row is its own.
+    """
 
     name: str
     domain: str
     features: Rows
     labels: np.ndarray
     scoring: Mapping[str, Any] = MappingProxyType({})
+    groups: np.ndarray | None = None
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (first views float32 [n, D], labels [n]) in order."""

@@ -32,9 +32,9 @@ from nml_jax.data.features.scans import read_metadata, scan_batches
 from nml_jax.errors import UserError
 from nml_jax.spreadsheet import restore_cell
 
-PAGE_BYTES = 1 << 16  # bytes a row that the pages of a column may take besides its values
 LINE_BYTES = 1 << 20  # bytes of a first line that are looked at
 MARKS = (b";", b"\t", b",", b"|")  # between cells
+PAGE_BYTES = 1 << 16  # bytes a row that the pages of a column may take besides its values
 
 
 class _Table:
@@ -78,7 +78,9 @@ class _Table:
         return read_lists(batch.column(self._columns[0]), self._lists, self._path, self._columns[0], start)
 
 
-def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Sequence[str] = ()) -> Content:
+def open_table(
+    path: Path, label: str, columns: str, labelled: bool, wanted: Sequence[str] = (), group: str = ""
+) -> Content:
     """Find the features and labels in a table. The arguments are those of `files.open_features`.
 
     Raises:
@@ -98,7 +100,7 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
     if doubled := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise UserError(f"{path} has several columns {list_names(doubled)}", "rename all but one of each")
     label_name = choose_label(path, [name for name in names if name not in wanted], label, labelled)
-    choice = choose_columns(path, batch, label_name, columns, wanted, guessed=labelled and not label)
+    choice = choose_columns(path, batch, label_name, columns, wanted, guessed=labelled and not label, group=group)
     if choice.guessed:
         choice = choice.drop_ids(_find_counting(path, batch, choice.columns))
     chosen, lists = choice.columns, choice.lists
@@ -125,12 +127,12 @@ def open_table(path: Path, label: str, columns: str, labelled: bool, wanted: Seq
 
 
 def _check_encoding(path: Path) -> None:
-    """Raise UserError if a table of text is UTF-16, or separates its cells by another mark, as other locales do."""
-    with pa.input_stream(str(path)) as file:  # which unpacks a .gz
+    """Raise UserError if a CSV or TSV file is UTF-16, or separates its cells by another mark, as other locales do."""
+    with pa.input_stream(str(path)) as file:
         line = file.read(LINE_BYTES).split(b"\n", 1)[0]
     if line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise UserError(f"{path} is UTF-16", "save it as UTF-8")
-    wanted, name = {".tsv": (b"\t", "tabs"), ".csv": (b",", "commas")}.get(find_format(path), (b"", ""))
+    wanted, name = (b"\t", "tabs") if find_format(path) == ".tsv" else (b",", "commas")
     if wanted not in line and (other := max(MARKS, key=line.count)) in line:
         raise UserError(
             f"{path} separates its cells by {other.decode()!r}, not by {name}",
