@@ -127,7 +127,7 @@ def head(program: str, method: str, preset: str = "", **options: Any) -> Callabl
         leading = (HEADS,) if program == "_compile_mapped" else ()
         seed = shape(*leading, dtype=jnp.uint32)
         each = dict.fromkeys(numbers, shape(*leading))
-        setting = descent.Setting(whole(*leading, N), *(shape(*leading),) * 2, seed, each, *(shape(*leading),) * 2)
+        setting = descent.Setting(whole(*leading, N), *(shape(*leading),) * 2, seed, each, *(shape(*leading),) * 3)
         bank = descent.TrainingSet(shape(N, VIEWS, D), whole(N), shape(N))
         if program == "_compile_mapped":
             compiled = descent._compile_mapped(spec, tuple(jax.devices()[:HEADS]))
@@ -143,7 +143,7 @@ def head(program: str, method: str, preset: str = "", **options: Any) -> Callabl
 
 def begin() -> tuple[Any, tuple, dict[str, Any]]:
     spec, _ = specify("mlp", noisytune=True)
-    setting = descent.Setting(whole(N), shape(), shape(), shape(dtype=jnp.uint32), {}, shape(), shape())
+    setting = descent.Setting(whole(N), shape(), shape(), shape(dtype=jnp.uint32), {}, shape(), shape(), shape())
     return descent.begin, (spec, setting, D, {"mean": shape(D), "scale": shape(D)}), {}
 
 
