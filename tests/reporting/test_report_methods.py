@@ -83,6 +83,7 @@ def write_experiment(
     """
     for seed in seeds:
         config = experiment.get_config().unlock()
+        config.update_from_flattened_dict({"tune.epochs": 30, "tune.steps": 300, "tune.batch": 64})
         config.seed = config.noise_seed = seed
         config.update_from_flattened_dict(dict(values))
         config.features.train, config.features.ood = train, "art.npz;sketch.npz"
