@@ -123,7 +123,7 @@ def estimate_parts(config: ConfigDict, cells: Mapping[str, ConfigDict]) -> dict[
         parts[f"{name}: features"] = len(first.extract.spectra) * spectra / measure_rate() + 0.5
         for method, cost in costs.items() if "tune" in config.stages else ():
             chosen = 0 if shared and i else cost.choose
-            heads = 0 if shared and i and not cost.step else 1 + (first.tune.seeds - 1)
+            heads = 0 if shared and i and not cost.step else first.tune.seeds
             parts[f"{name}: {method}"] = several * (chosen + heads * cost.train)
         if "diagnose" in config.stages and not i:
             own = min(first.diagnose.rows, rows)

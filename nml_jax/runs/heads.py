@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from nml_jax.errors import report_disk_errors
 from nml_jax.objectives import nmtune
 from nml_jax.runs.files import write_bytes
 from nml_jax.runs.rows import Row
-from nml_jax.runs.tensors import is_sealed, seal_tensors
+from nml_jax.runs.tensors import is_sealed, read_tensors, seal_tensors
 from nml_jax.stored import FAULTS, make_damage
 
 CONFUSIONS = "nml_jax confusion 1"  # raise the number when the tensors change their meaning
@@ -82,10 +82,9 @@ def read_correct(run: Path, row: Row) -> np.ndarray | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, "numpy") as file:
-            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is not a mapping
-            is_sealed(packed, file.metadata() or {})
-        packed = packed[row.split]
+        tensors, meta = read_tensors(path)
+        is_sealed(tensors, meta)
+        packed = tensors[row.split]
         if len(packed) != -(-row.n_test // 8):
             raise ValueError(f"{len(packed)} bytes for {row.n_test} rows")
     except (SafetensorError, OSError, *FAULTS) as e:
@@ -123,8 +122,7 @@ def read_confusion(run: Path, row: Row) -> np.ndarray | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, "numpy") as file:
-            meta, cells = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        cells, meta = read_tensors(path)
         is_sealed(cells, meta)
         if meta.get("format") != CONFUSIONS:
             raise ValueError(f"its format is {meta.get('format')!r}")

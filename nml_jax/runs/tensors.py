@@ -7,10 +7,12 @@ other metadata. The library writes metadata in an order that changes from proces
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from safetensors import safe_open
 
 PROOF = "sha256"  # its key in the metadata
 
@@ -19,6 +21,16 @@ def seal_tensors(tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> 
     """Return the content of a safetensors file with a proof in its metadata."""
     own = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     return _sort_metadata(safetensors.numpy.save(own, metadata={**meta, PROOF: hash_tensors(own, meta)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read the tensors and the metadata of a safetensors file.
+
+    Raises:
+        SafetensorError, OSError: the file cannot be read.
+    """
+    with safe_open(path, "numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  no mapping
 
 
 def is_sealed(tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> bool:

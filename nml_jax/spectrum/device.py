@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from nml_jax.errors import UserError
 from nml_jax.spectrum import twofold
-from nml_jax.spectrum.rows import LARGEST, Kind, find_platform
+from nml_jax.spectrum.rows import LARGEST, Kind, find_platform, make_row_error
 
 NO_FLOAT64 = ("tpu",)  # platforms; tests add the CPU
 BLOCK = 1024  # rows whose products are added in float32: 2¹⁰ products of 2¹⁴ are exact
@@ -56,22 +56,19 @@ def reduce_rows(F: jax.Array, mask: Any, mode: Kind) -> Iterator[dict[str, np.nd
     for index in range(F.shape[0]):
         own = {name: value[index] for name, value in sums.items()}
         if own["bad"] != NONE:
-            raise UserError(
-                f"row {own['bad']} of the features holds {own['value']}",
-                f"features must be finite and at most {LARGEST:g}: look at what made this row",
-            )
+            raise make_row_error(own["bad"], own["value"])
         yield _make_state(own, n, len(mask), mode)
 
 
 def fetch(F: jax.Array) -> np.ndarray:
     """Return a whole array as NumPy on every process."""
-    return np.asarray(jax.jit(lambda x: x, out_shardings=NamedSharding(_make_mesh(F), P()))(F))
+    return np.asarray(_compile_slice(_make_mesh(F), len(F))(F, np.int32(0)))
 
 
 def fetch_rows(F: jax.Array, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the rows of F [N, D] that count, and their numbers, on every process, in blocks of 4096."""
-    take = _compile_slice(_make_mesh(F), min(4 * BLOCK, len(F)))
     size = min(4 * BLOCK, len(F))
+    take = _compile_slice(_make_mesh(F), size)
     for start in range(0, len(F), size):
         first = min(start, len(F) - size)  # the last block overlaps the one before
         ids = np.arange(first, first + size)
@@ -82,7 +79,7 @@ def fetch_rows(F: jax.Array, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.
 
 @functools.lru_cache(maxsize=32)
 def _compile_slice(mesh: Mesh, size: int) -> Any:
-    """Compile (F [N, D], first) -> rows [size, D] from the first on, whole on every process."""
+    """Compile (F [N, ...], first) -> rows [size, ...] from the first on, whole on every process."""
     return jax.jit(
         lambda F, first: jax.lax.dynamic_slice_in_dim(F, first, size), out_shardings=NamedSharding(mesh, P())
     )

@@ -76,6 +76,14 @@ def count_directions(n: int, dim: int, center: str | None) -> int:
     return min(n - (center == "features"), dim - (center == "samples"))
 
 
+def make_row_error(row: Any, value: Any) -> UserError:
+    """Make the error of a row that holds NaN, infinity or too large a value."""
+    return UserError(
+        f"row {row} of the features holds {value}",
+        f"features must be finite and at most {LARGEST:g}: look at what made this row",
+    )
+
+
 def prepare(rows: np.ndarray, normalize: str | None, center: str | None, ids: np.ndarray) -> NDArray[np.float64]:
     """Return rows [B, D] in float64, checked, normalised and centred over D. Errors name rows by `ids`."""
     if not np.can_cast(np.asarray(rows).dtype, np.float64, "same_kind"):  # a complex number would lose a part
@@ -84,10 +92,7 @@ def prepare(rows: np.ndarray, normalize: str | None, center: str | None, ids: np
     peak = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     bad = np.flatnonzero(~(peak <= LARGEST))  # also NaN
     if bad.size:
-        raise UserError(
-            f"row {ids[bad[0]]} of the features holds {peak[bad[0]]}",
-            f"features must be finite and at most {LARGEST:g}: look at what made this row",
-        )
+        raise make_row_error(ids[bad[0]], peak[bad[0]])
     if normalize == "rows":
         rows = rows / np.where(peak > 0, peak, 1)[:, None]  # first, so that no square underflows
         rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1)  # at least its peak, 1, or 0 for zeros

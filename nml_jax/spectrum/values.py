@@ -93,8 +93,10 @@ def _decompose(F: np.ndarray, normalize: str | None, center: str | None) -> NDAr
 
 def _looks_steep(F: np.ndarray) -> bool:
     """Guess from a few rows whether a Gram matrix would be too inaccurate, so that its time can be saved."""
+    if F.shape[1] < 2 * SAMPLE or not np.can_cast(F.dtype, np.float64, "same_kind"):
+        return False
     rows = np.asarray(F[:: max(len(F) // SAMPLE, 1)][:SAMPLE], np.float64)
-    if F.shape[1] < 2 * SAMPLE or not np.isfinite(rows).all():
+    if not np.isfinite(rows).all():
         return False
     s: Any = svdvals(rows @ rows.T, check_finite=False)
     return bool(s[-1] < STEEP**2 * s[0])

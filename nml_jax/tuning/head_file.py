@@ -14,13 +14,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from nml_jax import console
 from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.models.heads.mlp import EPS, Form, Tree, make_head
 from nml_jax.runs.files import write_bytes
-from nml_jax.runs.tensors import PROOF, is_sealed, seal_tensors
+from nml_jax.runs.tensors import PROOF, is_sealed, read_tensors, seal_tensors
 from nml_jax.stored import FAULTS, parse_json
 from nml_jax.tuning import descent
 
@@ -110,9 +110,7 @@ def load(path: Path) -> TunedHead:
     if not path.is_file():
         raise UserError(f"there is no head at {path}", cure)
     try:
-        with safe_open(path, "numpy") as file:
-            meta = file.metadata() or {}
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is not a mapping
+        flat, meta = read_tensors(path)
         if meta.get("format") != FORMAT:
             raise UserError(f"{path} is not a head of this version: its format is {meta.get('format')!r}", cure)
         _check_proof(path, flat, meta)

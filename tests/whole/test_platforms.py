@@ -256,7 +256,6 @@ ELSEWHERE = {
     "runtime.py:check_devices": "a sum of whole numbers",
     "runtime.py:_cpu_options": "asks the compiler for CPUs",
     "runtime.py:_make_replicate": "the identity",
-    "spectrum/device.py:fetch": "the identity",
 }
 
 

@@ -25,7 +25,7 @@ LABELS = ("label", "labels", "y", "target", "class")  # the default names of lab
 FEATURES = ("features", "X", "x", "embeddings", "embedding")  # preferred if several arrays could be the features
 NO_LABELS = np.empty(0, np.int64)
 SURROGATES = (0xD800, 0xE000)  # halves of characters in UTF-16, which are none by themselves
-LONGEST = 1 << 16  # bytes of one label at most: a longer one is no name of a class
+LONGEST = 1 << 16  # bytes of one label at most: a longer one is not a name
 
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ def check_labels(labels: np.ndarray, path: Path) -> np.ndarray:
 
 
 def check_unicode(texts: np.ndarray, path: Path) -> None:
-    """Raise UserError if texts of a NumPy dtype hold a code that is no character, as in a damaged file."""
+    """Raise UserError if texts of a NumPy dtype hold a code that is not a character, as in a damaged file."""
     if not texts.size or not texts.dtype.itemsize:
         return
     codes = np.ascontiguousarray(texts).view(np.dtype(np.uint32).newbyteorder(texts.dtype.byteorder))

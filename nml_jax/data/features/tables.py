@@ -260,7 +260,7 @@ def _restore_cells(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _convert_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Convert labels of text to numbers if printing the numbers gives the same texts, or if some are fractions.
 
-    So "007" stays a text, if it is no second spelling of "7". Fractions are rejected later.
+    So "007" stays a text, if it is not a second spelling of "7". Fractions are rejected later.
     """
     names = column.unique()
     for kind in (pa.int64(), pa.float64()):
