@@ -40,6 +40,7 @@ def get_config(part: str = "") -> ConfigDict:
     config.tune.patience = 6
     config.tune.halving = True
     config.tune.shared = True
+    config.tune.widen = True
     config.tune.width = 0  # chosen by rows and features; 4 is the papers'
     config.tune.lrs = (0.003, 0.001, 0.0003)
     config.tune.weight_decays = (1e-4,)  # others make no difference in so few steps

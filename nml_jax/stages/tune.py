@@ -140,7 +140,7 @@ def _fit_shared(features: np.ndarray, labels: np.ndarray, how: dict[str, Any]) -
         trainer = make_trainer(X, y, **one)
         hypers, validation = select.choose(trainer, X, y, config=config, seeds=(0,))
         _shared[key] = hypers[0], validation[0]
-    if not methods.find(how["method"]).probe:
+    if not methods.find(how["method"]).probe or not config.refit:
         return select.fit_seeds(features, labels, **how, chosen=_shared[key])
     solved = f"{key} solved"  # no seed decides anything about it
     if solved not in _shared:
