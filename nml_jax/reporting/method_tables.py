@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nml_jax.console import list_words
-from nml_jax.reporting import answers
+from nml_jax.reporting import answers, handed
 from nml_jax.reporting.blocks import BEST, PROSE, Block, Lines, fold, table
 from nml_jax.reporting.statistics import compare
 from nml_jax.reporting.statistics.choose_method import Contest, name_test
@@ -19,6 +19,8 @@ from nml_jax.reporting.statistics.paired import (
     PERCENT,
     find_seed_interval,
     find_wilson_interval,
+    format_difference,
+    format_interval,
     format_mean,
     stat,
 )
@@ -124,8 +126,7 @@ def _compare_others(contest: Contest) -> list[Block]:
             lines = []
             for method, key in keys.items():
                 s = contest.stat(method, test, metric)
-                low, high = find_seed_interval(s, redrawn=redrawn)
-                own = f"{PERCENT.number(low)} to {PERCENT.number(high)}" if not math.isnan(low) else DASH
+                own = format_interval(find_seed_interval(s, redrawn=redrawn), s.n)
                 c = compare.compare_numbers(contest.study, "", Side(keys[contest.reference]), Side(key))
                 gain = [c.gain, c.interval()] if method != contest.reference else [DASH] * 2
                 lines.append([str(method), format_mean(s, metric), own, *gain])
@@ -153,18 +154,16 @@ def _format_p(p: float) -> str:
 
 def list_sizes(contest: Contest) -> list[Block]:
     """Return which differences a test set of this size can show; nothing if the size is not known."""
-    lines, picked = [], False
+    lines = []
     for test, name in _name_tests(contest.tests):
         method, n = contest.recommended(test), contest.rows(test)
         s = contest.stat(method, test)
         if n and s.n:
-            interval = " to ".join(map(PERCENT.number, find_wilson_interval(s.mean, n)))
-            picked |= method != contest.reference
+            interval = format_interval(find_wilson_interval(s.mean, n), n, "row")
             lines.append([name, f"{n:,}", str(method), PERCENT.number(s.mean), interval])
     caption = (
         "What the size of each test set allows: a 95 % binomial interval (Wilson) for the accuracy on other rows from "
         "the same source. Methods on the same rows can be told apart more finely than that."
-        f"{' The method was picked on these very rows, so that its accuracy is an optimistic one.' * picked}"
     )
     head = ["", "rows", "method", "accuracy %", "95 % interval %"]
     return [table(caption, head, {"": lines}, (2,))] if lines else []
@@ -227,7 +226,7 @@ def _compare_folds(runs: Sequence[tuple[str, dict[str, Any]]], prefix: str, *, s
     lines = []
     for name, entry in runs:
         probe, nmtune = (stat(entry[side]).mean for side in ("probe", "nmtune"))
-        interval = " to ".join(PERCENT.signed(bound) for bound in entry["interval"])
+        interval = format_difference(entry["interval"], len(entry["probe"]))
         verdict = entry["verdict"].split(" between ")[0].split(" on held-out ")[0]
         lines.append([name, *map(PERCENT.number, (probe, nmtune)), PERCENT.signed(nmtune - probe), interval, verdict])
     entry, folds = runs[0][1], sorted({len(entry["probe"]) for _, entry in runs})
@@ -273,4 +272,6 @@ def write_text(contest: Contest) -> list[str]:
         answers.say_disagreement(contest),
         answers.warn_of_few_epochs(contest),
     )
-    return [*lines, *filter(None, (*said, answers.find_head_file(contest)))]
+    advised = answers.advise(contest)
+    files = [handed.warn_of_worse(contest, [*advised]), *handed.write_lines(contest, advised)]
+    return [*lines, *filter(None, (*said, *files))]
