@@ -267,7 +267,7 @@ def get_config() -> ConfigDict:
     finetune.shares = (1.0,)  # shares of the training images, stratified; smaller ones are subsets of larger ones
 
     diagnose = config.diagnose = ConfigDict()
-    diagnose.folds = 5  # folds of the cross-validation on the training features
+    diagnose.folds = 5  # folds of the cross-validation on the training features; 0: only measure them
     diagnose.rows = 2000  # most rows to cross-validate, stratified
     diagnose.start = "fresh"  # NMTune as released (fresh), or from the probe with early stopping (probe)
 

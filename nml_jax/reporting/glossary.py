@@ -2,7 +2,7 @@
 
 import re
 
-# A word as it stands on pages -> its meaning. A page gets the entries of the words that it has.
+# A word as pages have it, or a word | how they have it -> its meaning. A page explains the words that it has.
 WORDS = {
     "ID, in-domain": "Test rows of the same source as the training rows.",
     "OOD, out-of-domain": "Test rows of another source: other photographs, another hospital, another style.",
@@ -14,7 +14,7 @@ WORDS = {
     "±": "Mean, and sample standard deviation over the runs.",
     "95 % interval": "Where a number would lie for other seeds and other test rows, in 95 of 100 repetitions.",
     "Wilson": "The 95 % interval of a share, from its value and the number of rows alone.",
-    "widened": "An interval made wider, so that all comparisons of a table hold together (Bonferroni).",
+    "widened|widened for|widened interval": "Made wider, so that all comparisons of a table hold together (Bonferroni).",
     "linear probe": "A linear classifier on features that stay as they are.",
     "L-BFGS probe": "A logistic regression on these features, solved; its penalty is chosen by validation.",
     "MLP": "NMTune's head without its terms: a hidden layer before the classifier.",
@@ -29,13 +29,12 @@ WORDS = {
     "top share": "Share of the largest singular value in the sum of all. Lower is flatter.",
     "raw mode": "Singular values of rows as they are.",
     "code mode": "Singular values after every row is normalised and its mean subtracted, as in the released code.",
-    "effective rank": "So many equal directions would have this entropy: e to the SVE.",
     "validation part": "Training rows that are held out to choose settings by, and to stop training.",
     "halving": "All settings get a quarter of the epochs, and only the better half of them the rest.",
     "suspects": "Training rows whose labels are more likely wrong than right.",
     "WiSE-FT": "A mix of the weights before and after fine-tuning.",
     "recall@": "Share of the queries whose own partner is among so many nearest ones.",
-    "noise": "Share of wrong labels (or captions) that the pre-training data were given.",
+    "noise|% noise|noise rates": "Share of wrong labels (or captions) that the pre-training data were given.",
 }
 
 
@@ -43,10 +42,11 @@ def explain(page: str) -> dict[str, str]:
     """Return word -> meaning for the words that a page, as HTML, has; in the order of WORDS."""
     shown = re.sub(r"<details>\s*<summary>Config of.*?</details>|<svg.*?</svg>", " ", page, flags=re.S)
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", shown).replace("\N{NO-BREAK SPACE}", " "))
-    return {word: meaning for word, meaning in WORDS.items() if _has(text, word)}
+    return {word.split("|")[0]: meaning for word, meaning in WORDS.items() if _has(text, word)}
 
 
 def _has(text: str, word: str) -> bool:
-    """Return whether a text has a word, or one of several names of it."""
-    ends = {name: r"(?!\w)" if name[-1].isalnum() else "" for name in word.split(", ")}
+    """Return whether a text has a word: one of those after a |, or else of those that commas separate."""
+    names = word.split("|")[1:] or word.split(", ")
+    ends = {name: r"(?!\w)" if name[-1].isalnum() else "" for name in names}
     return any(re.search(rf"(?<!\w){re.escape(name)}{end}", text) for name, end in ends.items())

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from nml_jax.console import list_words
 from nml_jax.reporting.blocks import Answer, Block, fold, table
-from nml_jax.reporting.sentences import add_article, say
+from nml_jax.reporting.sentences import add_article, count, say
 from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, name_test
 from nml_jax.reporting.statistics.compare import HELD_OUT
 from nml_jax.reporting.statistics.paired import DASH, PERCENT, find_wilson_interval, format_interval, stat
@@ -157,8 +157,9 @@ def list_files(c: Contest, advised: Sequence[Method]) -> list[Block]:
         "same source (Wilson). Rows: that it was trained on."
     )
     names = [name_test(test) for test in c.tests]
-    title = f"{len(lines)} files of {list_words(add_article(method) for method in advised)}, and the score of each"
-    return [fold(title, table(caption, ["file", "rows", *names], {"": lines}))] if lines else []
+    title = f"{count(len(lines), 'file')} of {list_words(map(add_article, advised))}, and the score of each"
+    told = len(lines) == 1 and len(c.tests) <= SHOWN  # by the box
+    return [fold(title, table(caption, ["file", "rows", *names], {"": lines}))] if lines and not told else []
 
 
 def _interval(row: Row) -> str:

@@ -67,11 +67,8 @@ def build_page(studies: Sequence[Study], left_out: Mapping[str, str]) -> str:
     notes = [text if len(of) == len(studies) else f"For {list_words(of)}: {text}" for text, of in rules.items() if text]
     sections += [
         Section("run", "What was run", provenance.describe_runs(studies, left_out)),
-        Section(
-            "limits",
-            "Limits",
-            [provenance.list_limits(studies, shared), Block("heading", "Rules"), *_make_notes(notes)],
-        ),
+        Section("limits", "Limits", [provenance.list_limits(studies, shared)]),
+        Section("rules", "Rules", _make_notes(notes)),
     ]
     words = glossary.explain(show([block for section in sections for block in section.blocks]))
     sections += [Section("words", "Words of this page", [Block("facts", words)])] if words else []
@@ -176,6 +173,7 @@ def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Blo
         text
         for contest in of[:first]
         for text in (
+            method_tables.say_separability(contest) if len(contest.methods) == 1 else "",
             handed.warn_of_worse(contest, [*answers.advise(contest)]),
             answers.say_optimistic(contest),
             answers.say_disagreement(contest),

@@ -35,6 +35,7 @@ NAMES = {
 CS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # the penalties from which the probe chooses
 BUDGET = f"the probe chose among {len(CS)} settings, NMTune had one, the released one"
 FROM_PROBE = f"the probe chose among {len(CS)} settings; NMTune started from it and stopped by validation"
+NOT_ASKED = "diagnose.folds is 0"
 PER_FOLD = 2  # rows of a class in every fold, if it has them; if there are many classes, some are left out for this
 
 
@@ -103,7 +104,8 @@ class Diagnosis:
 
 def check_ranges(config: Any) -> None:
     """Raise UserError if a value of the section `diagnose` is out of range."""
-    ranges.require_at_least(2, "diagnose", config, "folds")
+    if config.folds:  # without, features are measured only
+        ranges.require_at_least(2, "diagnose", config, "folds")
     ranges.require_at_least(20, "diagnose", config, "rows")
     if config.start not in methods.STARTS:
         raise UserError(f"diagnose.start={config.start!r}", f"choose one of {', '.join(methods.STARTS)}")
@@ -179,14 +181,19 @@ def diagnose_checked(
 ) -> Diagnosis:
     """Diagnose checked arguments. Features that cannot be cross-validated are measured, and `untold` says why.
 
+    Without folds they are only measured.
+
     Raises:
         UserError: the data do not fit, a value is not finite, or there is one class.
     """
     found, codes = np.unique(y, return_inverse=True)
     features, codes = select.check_features(F, codes, len(found))
     features = features[:, 0]
-    folds, part = _choose_rows(codes, folds, rows, seed)
-    untold = "" if len(part) else f"fewer than two classes have {_count_needed(folds)} rows: nothing can be held out"
+    part, untold = np.empty(0, np.int64), NOT_ASKED
+    if folds:
+        folds, part = _choose_rows(codes, folds, rows, seed)
+        needed = _count_needed(folds)
+        untold = "" if len(part) else f"fewer than two classes have {needed} rows: nothing can be held out"
     accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
     try:
         accuracies = _compare_methods(features[part], codes[part], folds, seed, start) if len(part) else accuracies
