@@ -136,8 +136,12 @@ def write_verdict(study: Study) -> list[str]:
 def _list_told(study: Study, found: Iterable[Measure]) -> dict[str, Measure]:
     """Return domain -> the accuracy that the verdict is about: of the reference, or else of zero-shot answers."""
     for method in (find_reference(study), Method(ZERO_SHOT)):
-        if own := [m for m in found if m.key.method == method]:
-            return {m.key.domain: m for m in reversed(own)}  # the first of each
+        told: dict[str, Measure] = {}
+        for m in found:
+            if m.key.method == method:
+                told.setdefault(m.key.domain, m)
+        if told:
+            return told
     return {}
 
 

@@ -14,7 +14,7 @@ WORDS = {
     "±": "Mean, and sample standard deviation over the runs.",
     "95 % interval": "Where a number would lie for other seeds and other test rows, in 95 of 100 repetitions.",
     "Wilson": "The 95 % interval of a share, from its value and the number of rows alone.",
-    "widened|widened for|widened interval": "Made wider, so that all comparisons of a table hold together (Bonferroni).",
+    "widened|widened for|widened interval": "Made wider, so that all comparisons of a table hold together.",
     "linear probe": "A linear classifier on features that stay as they are.",
     "L-BFGS probe": "A logistic regression on these features, solved; its penalty is chosen by validation.",
     "MLP": "NMTune's head without its terms: a hidden layer before the classifier.",
