@@ -77,7 +77,8 @@ def _draw_transfer(study: Study, task: str, name: str, title: str, metric: str) 
         keys = {head: key._replace(metric=metric, domain=domain) for head, key in heads.items()}
         label = f"{domain.upper()} {tables.SCORES[metric]} (%)"
         panels += _respond(study, f"{name}{len(panels)}", label, keys, scale=100)
-    return Figure(title, panels, f"{DOTS} Heads stand side by side to be told apart.", _mark_heads(heads))
+    caption = f"{DOTS} Heads stand side by side to be told apart." if metric == "accuracy" else "Drawn as the accuracy."
+    return Figure(title, panels, caption, _mark_heads(heads))
 
 
 def _draw_spectrum(study: Study, task: str, name: str, title: str) -> Figure:

@@ -582,7 +582,9 @@ def test_one_condition_of_several_tasks_compares_methods_on_their_mean_and_on_ea
     Checker(text)
     assert "<h1>Report: digits</h1>" in text
     assert re.search("mean over 4 tasks: use the L-BFGS probe in-domain and NMTune .paper. out-of-domain ", text)
-    assert re.search("In-domain .mean over 4 tests.: no other method .* NMTune .paper. gains .[0-9.]+ points ", text)
+    assert re.search(
+        "mean over 4 tasks, in detail. In-domain: no other method .* NMTune .paper. gains .[0-9.]+ points ", text
+    )
     assert "<summary>The same for a and 3 more</summary>" in text
     assert "d: use the L-BFGS probe in-domain (test), " in text
     assert "A seed redraws pre-training, the training rows on which settings are chosen" in text
