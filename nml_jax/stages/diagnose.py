@@ -75,8 +75,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             rows.append(Row(**shared, metric="diagnosis/gain", value=result.difference))
     with errors.report_disk_errors(workdir):
         write_json(workdir / "diagnosis.json", entries)
-        write_json(workdir / LABEL_ERRORS, [_describe_labels(workdir, *one) for one in judged])
-        write_atomic(workdir / SUSPECTS, _list_suspects(judged))
+        if config.diagnose.folds:
+            write_json(workdir / LABEL_ERRORS, [_describe_labels(workdir, *one) for one in judged])
+            write_atomic(workdir / SUSPECTS, _list_suspects(judged))
         write_rows(workdir, "diagnose", rows)
     return settings.hash_json([[row.metric, row.value] for row in rows])
 
