@@ -10,13 +10,15 @@ from nml_jax.reporting.blocks import Answer, Block, fold, table
 from nml_jax.reporting.sentences import add_article, count, say
 from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, name_test
 from nml_jax.reporting.statistics.compare import HELD_OUT
-from nml_jax.reporting.statistics.paired import DASH, PERCENT, find_wilson_interval, format_interval, stat
+from nml_jax.reporting.statistics.paired import DASH, PERCENT, find_wilson_interval, format_interval, stat, unit
 from nml_jax.reporting.statistics.studies import FILES, Key, Method, Source
+from nml_jax.reporting.tables import SCORES as SCORES_OF
 from nml_jax.runs.finished import FinishedRun, Seed
 from nml_jax.runs.heads import head_path
 from nml_jax.runs.rows import Row
 from nml_jax.tuning import methods
 
+ACCURACY = "accuracy"  # what `predict` prints, whatever decides between methods
 SHOWN = 4  # tests whose scores stand in the box
 FILE, SCORES = "File", "Its accuracy"  # parts of an answer
 FEATURES = "FEATURES"  # stands for a file in a command
@@ -43,7 +45,8 @@ def list_heads(c: Contest, method: Method) -> list[Head]:
     """Return the heads of a method whose files exist, in the order of the seeds."""
     found: dict[tuple[Seed, int], dict[Key, tuple[Source, Row]]] = {}
     for test in c.tests:
-        for seed, source in c.study.sources.get(test._replace(method=method), [{}])[0].items():
+        key = test._replace(method=method, metric=ACCURACY)
+        for seed, source in c.study.sources.get(key, [{}])[0].items():
             for row in source.rows:
                 if row.stage == "tune":
                     found.setdefault((seed, row.head_seed or 0), {})[test] = source, row
@@ -91,9 +94,20 @@ def answer(c: Contest, method: Method, tests: Sequence[Key]) -> Answer | None:
 
 
 def _describe_score(c: Contest, head: Head, test: Key) -> str:
-    row, s = head.tests[test], c.stat(head.method, test)
+    row, s = head.tests[test], c.stat(head.method, test, ACCURACY)
     mean = f"; mean over {s.n} seeds {PERCENT.text(s.mean)}" if s.n > 1 else ""
-    return f"{format_score(row.value, row.n_test)}, on {name_test(test)}{mean}"
+    return f"{format_score(row.value, row.n_test)}, on {name_test(test)}{mean}{_describe_deciding(c, head, test)}"
+
+
+def _describe_deciding(c: Contest, head: Head, test: Key) -> str:
+    """Return a file's score by the metric that decides, and the mean over seeds; "" where accuracy does."""
+    if test.metric == ACCURACY:
+        return ""
+    source = c.study.sources.get(test._replace(method=head.method), [{}])[0].get(head.seed)
+    rows = [row for row in source.rows if row.head_seed == head.tests[test].head_seed] if source else []
+    s, kind = c.stat(head.method, test, test.metric), unit(test.metric)
+    mean = f", mean over {s.n} seeds {kind.text(s.mean)}" if s.n > 1 else ""
+    return f"; {SCORES_OF.get(test.metric, test.metric)} {kind.text(rows[0].value)}{mean}" if rows else ""
 
 
 def describe_rows(c: Contest, head: Head) -> str:
@@ -171,7 +185,7 @@ def warn_of_worse(c: Contest, advised: Sequence[Method]) -> str:
     found = []
     for method in advised:
         for test, row in list_heads(c, method)[0].tests.items() if list_heads(c, method) else ():
-            mean = stat(c.values(method, test).values()).mean
+            mean = stat(c.values(method, test, ACCURACY).values()).mean
             if row.n_test and find_wilson_interval(row.value, row.n_test)[1] < mean:
                 found.append(
                     f"{100 * row.value:.2f} % on {test.split}, where the mean over seeds is {PERCENT.text(mean)}"
