@@ -177,10 +177,11 @@ def write_rule(c: Contest) -> str:
 def describe_search(c: Contest) -> str:
     """Return how settings were searched for and when training stopped; "" for a search that is as the rule says."""
     cell = c.study.cells[0]
-    steps = any(map(_takes_steps, c.methods))
+    trained = [method for method in c.methods if _takes_steps(method)]
     facts = {key: cell.value(f"tune.{key}") for key in ("shared", "halving", "patience", "start", "widen", "refit")}
     facts["shared"] = shares_settings(c)
-    facts |= {} if steps else {"halving": False, "patience": 0, "start": "fresh"}
+    facts |= {} if trained else {"patience": 0, "start": "fresh"}
+    facts["halving"] = facts["halving"] and any(_count_settings(cell, method) > 1 for method in trained)
     return say("search", facts, cell.value("tune.validation"))
 
 

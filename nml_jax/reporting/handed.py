@@ -15,7 +15,7 @@ from nml_jax.reporting.statistics.studies import FILES, Key, Method, Source
 from nml_jax.reporting.tables import SCORES as SCORES_OF
 from nml_jax.runs.finished import FinishedRun, Seed
 from nml_jax.runs.heads import head_path
-from nml_jax.runs.rows import Row
+from nml_jax.runs.rows import UNVALIDATED, Row
 from nml_jax.tuning import methods
 
 ACCURACY = "accuracy"  # what `predict` prints, whatever decides between methods
@@ -115,7 +115,7 @@ def describe_rows(c: Contest, head: Head) -> str:
     cell = _find_run(c, head)
     row = next(iter(head.tests.values()))
     held = any(test.split == HELD_OUT for test in c.tests)
-    chosen = bool(cell.value("tune.validation")) and _chose(cell, head)
+    chosen = bool(cell.value("tune.validation")) and UNVALIDATED not in (row.hyper or {}) and _chose(cell, head)
     refit = cell.value("tune.refit") in (None, True)
     share = row.train_share if row.train_share not in (None, 1.0) else None
     return say("saw", head.n_train, c.most, held, chosen, refit, share, row.suspects or "keep")

@@ -49,7 +49,7 @@ def run(folder: Path, **values) -> Contest:
         config.update_from_flattened_dict({
             "features.train": "train.jsonl", "features.test": "test.arrow", "features.ood": "far.jsonl",
             "features.label": "kind", "features.columns": "e", "sweep.seed": (0, 1), "tune.epochs": 4,
-            "tune.lrs": (0.01,), "tune.methods": ("lbfgs",), **values,
+            "tune.lrs": (0.01, 0.003), "tune.methods": ("lbfgs",), **values,
         })  # fmt: skip
     main.launch(config, folder, pinned={})
     (contest,) = find_contests(find_studies(read_finished([folder])[0])[0])
