@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.scenes import programs
+
 ROOT = Path(__file__).parents[2]
 LAST = 2  # of three processes
 
@@ -44,7 +46,7 @@ def begin(program: Sequence[str], count: int = 2, *, absent: Collection[int] = (
     """Start the processes of a job, except the absent ones; stderr goes to stdout."""
     port = free_port()
     return [
-        subprocess.Popen(
+        programs.Popen(
             [sys.executable, *program], cwd=ROOT, env=environment(i, count, port), stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True,
         ) for i in range(count) if i not in absent
