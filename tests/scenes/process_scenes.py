@@ -160,9 +160,9 @@ def one_is_asked_again_and_again(index: int, timeout: int) -> None:
     from nml_jax.errors import Preempted
 
     if index == 0:  # process 0 ends last: it waits for the reports of the others
-        again = f"for i in 1 2 3; do sleep 0.5; kill -TERM {os.getpid()}; kill -INT {os.getpid()}; done"
+        again = f"for i in 1 2 3; do sleep 0.3; kill -TERM {os.getpid()}; kill -INT {os.getpid()}; done"
         subprocess.Popen(["sh", "-c", again], stderr=subprocess.DEVNULL)
-    time.sleep(3 if index else 0)
+    time.sleep(1.8 if index else 0)
     raise Preempted("asked to stop: saved at step 4")
 
 

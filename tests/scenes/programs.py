@@ -32,6 +32,12 @@ ROOT = Path(__file__).parents[2]
 # What libraries read when they are imported: processes that differ in it need different servers.
 READ_EARLY = ("JAX_", "XLA_", "TF_", "PYTHON", "OMP_", "OPENBLAS_", "MKL_", "NPROC")
 READ_LATE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "PYTHONPATH")
+# What JAX reads early, but can be told later: variable -> its type and JAX's default.
+SETTINGS = {
+    "JAX_PLATFORMS": (str, None),
+    "JAX_COMPILATION_CACHE_DIR": (str, None),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": (float, 1.0),
+}
 
 # Not the commands themselves: each defines its flags as it begins.
 IMPORTED = (
@@ -45,8 +51,8 @@ _servers: dict[tuple[tuple[str, str], ...], socket.socket] = {}
 
 def _find_server(env: dict[str, str]) -> socket.socket:
     """Return the socket of the server for an environment; start it if there is none."""
-    early = {name: value for name, value in env.items() if name.startswith(READ_EARLY) and name not in READ_LATE}
-    key = tuple(sorted(early.items()))
+    late = {*READ_LATE, *SETTINGS}
+    key = tuple(sorted((name, env[name]) for name in env if name.startswith(READ_EARLY) and name not in late))
     if key not in _servers:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -154,6 +160,8 @@ def _serve(requests: socket.socket) -> list[str]:
 
 def _begin(request: dict[str, Any], fds: list[int]) -> list[str]:
     """Fork the program. In its parent, wait for it and report its exit code."""
+    import jax
+
     *streams, status = fds
     if pid := os.fork():
         for fd in (0, 1, 2, *streams):
@@ -172,6 +180,8 @@ def _begin(request: dict[str, Any], fds: list[int]) -> list[str]:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
+    for name, (type_, default) in SETTINGS.items():
+        jax.config.update(name.lower(), type_(os.environ[name]) if name in os.environ else default)
     return request["words"]
 
 
