@@ -1,6 +1,5 @@
 """What all tests share: eight simulated devices, a compilation cache for the session, the repository on the path."""
 
-import gc
 import os
 import sys
 from pathlib import Path
@@ -54,12 +53,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, start in enumerate(LONGEST) if path.startswith(start)), len(LONGEST))
 
     items.sort(key=rank)
-
-
-def pytest_collection_finish() -> None:
-    """Look for garbage rarely, and not in what was imported: a tenth of the suite's time went into looking for it."""
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
 
 
 @pytest.fixture(scope="session")
