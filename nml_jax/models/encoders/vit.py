@@ -121,7 +121,7 @@ class ViT(nn.Module):
     Both ways of pooling have the same parameters; "gap" is timm's `global_pool="avg", fc_norm=False`.
 
     `clip` makes it CLIP's image tower: patches without a bias, a norm before the first block, epsilon 1e-5, other
-    initial values.
+    initial values. An `epsilon` replaces that of all norms.
 
     With `patch_dropout`, every image in training keeps its class token and a random round((1 - rate)·N) of its N
     patches (Li et al. 2023, arXiv 2212.00794). The draw depends only on `key` and the image's position in the global
@@ -146,6 +146,7 @@ class ViT(nn.Module):
     pool: str = "cls"
     clip: bool = False
     quick_gelu: bool = False
+    epsilon: float | None = None
     patch_dropout: float = 0.0
     neftune: float = 0.0
     remat: bool = False
@@ -164,7 +165,10 @@ class ViT(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         check_size(x, self.image_size)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        style = (CLIP if self.clip else TIMM)._replace(activation=quick_gelu if self.quick_gelu else gelu)
+        style = CLIP if self.clip else TIMM
+        style = style._replace(
+            activation=quick_gelu if self.quick_gelu else gelu, epsilon=self.epsilon or style.epsilon
+        )
         layers = {}
 
         # timm leaves this layer at PyTorch's default.

@@ -1,0 +1,77 @@
+"""The table of models: a row for each name of `config.model.name`."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+from nml_jax.models import clip
+from nml_jax.models.encoders.resnet import ResNet
+from nml_jax.models.encoders.vit import ViT
+
+Triple = tuple[float, float, float]
+
+# Per-channel mean and standard deviation of pixels in [0, 1]: of ImageNet, of Inception's range -1 to 1, and OpenAI's.
+IMAGENET: tuple[Triple, Triple] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+INCEPTION: tuple[Triple, Triple] = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+OPENAI: tuple[Triple, Triple] = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class Input(NamedTuple):
+    """The preprocessing that most published weights of a variant were evaluated with.
+
+    Fields:
+        size: pixels, height = width.
+        crop: side of the centre crop, as a share of the image's.
+        interpolation, resize: values of the keys of that name in the section augment.
+        pixels: mean and standard deviation per channel.
+    """
+
+    size: int = 224
+    crop: float = 0.875
+    interpolation: str = "bicubic"
+    pixels: tuple[Triple, Triple] = IMAGENET
+    resize: str = "shortest"
+
+
+class Variant(NamedTuple):
+    """A row of the table.
+
+    Fields:
+        make: the module, with the fields that define the variant. `config.model` gives the other fields and may
+            override these.
+        input: what its published weights expect.
+    """
+
+    make: partial[Any]
+    input: Input = Input()
+
+
+# Image encoders.
+TOWERS: dict[str, Variant] = {
+    "resnet18": Variant(partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False)),
+    "resnet50": Variant(partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True)),
+    "resnet101": Variant(partial(ResNet, blocks=(3, 4, 23, 3), bottleneck=True)),
+    "vit_ti": Variant(partial(ViT, dim=192, depth=12, heads=3), Input(crop=0.9, pixels=INCEPTION)),
+    "vit_s": Variant(partial(ViT, dim=384, depth=12, heads=6), Input(crop=0.9, pixels=INCEPTION)),
+    "vit_b": Variant(partial(ViT, dim=768, depth=12, heads=12), Input(crop=0.9, pixels=INCEPTION)),
+    "vit_l": Variant(partial(ViT, dim=1024, depth=24, heads=16), Input(crop=0.9, pixels=INCEPTION)),
+}
+
+# An image tower beside a text tower. Without a tower here, `model.tower` names it.
+_clip: partial[Any] = partial(clip.make, embed_dim=512, text_width=512, text_depth=12, text_heads=8)
+_wide: dict[str, Any] = {"embed_dim": 768, "text_width": 768, "text_heads": 12}
+_openai = Input(crop=1.0, pixels=OPENAI)
+
+
+def _tower(name: str, **fields: Any) -> partial[Any]:
+    """Return the module of an image encoder with other fields, as CLIP has it."""
+    return partial(TOWERS[name].make, **fields)
+
+
+CLIPS: dict[str, Variant] = {
+    "clip": Variant(_clip),
+    "clip_rn50": Variant(partial(_clip, tower=_tower("resnet50", clip=True), embed_dim=1024), _openai),
+    "clip_vitb16": Variant(partial(_clip, tower=_tower("vit_b", clip=True, patch=16)), _openai),
+    "clip_vitl14": Variant(partial(_clip, tower=_tower("vit_l", clip=True, patch=14), **_wide), _openai),
+}
+
+MODELS = TOWERS | CLIPS
