@@ -4,6 +4,8 @@ It is the pre-activation ResNet (arXiv 1603.05027) with group normalisation (arX
 standardisation (arXiv 1903.10520). Google's own code standardises with an epsilon of 1e-10, timm with 1e-8.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -43,12 +45,6 @@ class StandardizedConv(nn.Module):
         )
 
 
-def _normalise(x: jax.Array, name: str, dtype: Any) -> jax.Array:
-    """Apply group normalisation, then ReLU."""
-    norm = nn.GroupNorm(num_groups=GROUPS, epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
-    return materialise(nn.relu(norm(x)))
-
-
 class Block(nn.Module):
     """A pre-activation bottleneck: 1x1, 3x3 with the stride, 1x1 with four times the channels, added to the input.
 
@@ -59,17 +55,21 @@ class Block(nn.Module):
     stride: int
     first: bool
     drop_path: float
+    norm: Callable[..., nn.GroupNorm]
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         c = self.channels
-        y = _normalise(x, "norm1", self.dtype)
+        conv = partial(StandardizedConv, dtype=self.dtype)
+        y = materialise(nn.relu(self.norm(name="norm1")(x)))
         if self.first:
-            x = StandardizedConv(4 * c, 1, self.stride, self.dtype, name="downsample_conv")(y)
-        y = StandardizedConv(c, 1, 1, self.dtype, name="conv1")(y)
-        y = StandardizedConv(c, 3, self.stride, self.dtype, name="conv2")(_normalise(y, "norm2", self.dtype))
-        y = StandardizedConv(4 * c, 1, 1, self.dtype, name="conv3")(_normalise(y, "norm3", self.dtype))
+            x = conv(4 * c, 1, self.stride, name="downsample_conv")(y)
+        y = conv(c, 1, 1, name="conv1")(y)
+        y = materialise(nn.relu(self.norm(name="norm2")(y)))
+        y = conv(c, 3, self.stride, name="conv2")(y)
+        y = materialise(nn.relu(self.norm(name="norm3")(y)))
+        y = conv(4 * c, 1, 1, name="conv3")(y)
         # One draw per example and block: stochastic depth (arXiv 1603.09382), scaled to keep the expectation.
         y = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3))(y, deterministic=not train)
         return materialise(x + y)
@@ -96,6 +96,7 @@ class BiT(nn.Module):
     num_classes: int
     blocks: tuple[int, ...]
     width: int = 64
+    epsilon: float = 1e-5
     drop_path: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
@@ -112,6 +113,7 @@ class BiT(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         wide = jnp.promote_types(self.dtype, jnp.float32)
+        norm = partial(nn.GroupNorm, num_groups=GROUPS, epsilon=self.epsilon, use_fast_variance=False)
         x = StandardizedConv(self.width, 7, 2, self.dtype, name="stem_conv")(x)
         # The border is 0 although values may be negative: the padding of max_pool itself would be -inf.
         x = nn.max_pool(jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]), (3, 3), strides=(2, 2))
@@ -120,12 +122,14 @@ class BiT(nn.Module):
             for j in range(count):
                 rate = self.drop_path * (sum(self.blocks[:i]) + j) / max(sum(self.blocks) - 1, 1)
                 stride, name = 2 if i > 0 and j == 0 else 1, f"stage{i + 1}_block{j}"
-                x = block(self.width * 2**i, stride, j == 0, rate, self.dtype, name=name)(x, train)
+                x = block(
+                    self.width * 2**i, stride, j == 0, rate, partial(norm, dtype=self.dtype), self.dtype, name=name
+                )(x, train)
             maps[f"stage{i + 1}"] = x
 
         outputs = {f"{name}_map": value for name, value in maps.items()}
         outputs |= {name: jnp.mean(value.astype(wide), axis=(1, 2)) for name, value in maps.items()}
-        outputs["features"] = jnp.mean(_normalise(x, "norm", self.dtype).astype(wide), axis=(1, 2))
+        outputs["features"] = jnp.mean(nn.relu(norm(dtype=wide, name="norm")(x)), axis=(1, 2))
         if self.num_classes:
             outputs["logits"] = nn.Dense(self.num_classes, kernel_init=normal(0.01), name="head")(outputs["features"])
         return outputs

@@ -8,13 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from nml_jax.errors import UserError
-from nml_jax.models.encoders.vit import TIMM, Mlp
+from nml_jax.models.encoders.vit import TIMM, Mlp, Style
 from nml_jax.models.layers.attention import attend
 from nml_jax.models.layers.checks import check_heads, check_size
 from nml_jax.models.layers.initializers import normal, uniform_fan_in
 from nml_jax.models.layers.materialise import materialise
-
-STYLE = TIMM._replace(epsilon=1e-5)
 
 
 def index_positions(window: int) -> np.ndarray:
@@ -64,6 +62,7 @@ class WindowAttention(nn.Module):
     window: int
     shift: int
     dtype: Any
+    style: Style
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -72,14 +71,14 @@ class WindowAttention(nn.Module):
         side = count * self.window
         x = jnp.roll(x, (-self.shift, -self.shift), (1, 2)) if self.shift else x
         x = jnp.pad(x, [(0, 0), (0, side - n), (0, side - n), (0, 0)])
-        qkv = nn.Dense(3 * d, kernel_init=STYLE.qkv, dtype=self.dtype, name="qkv")(x)
+        qkv = nn.Dense(3 * d, kernel_init=self.style.qkv, dtype=self.dtype, name="qkv")(x)
         # Every head of every window is a head of its own: [B, T, windows · heads, d / heads].
         parts = (count, self.window, count, self.window)
         qkv = qkv.reshape(b, *parts, 3, self.heads, d // self.heads).transpose(5, 0, 2, 4, 1, 3, 6, 7)
         q, k, v = qkv.reshape(3, b, self.window**2, count**2 * self.heads, d // self.heads)
         y = attend(q, k, v, bias=self._make_bias(side))
         y = y.reshape(b, self.window, self.window, count, count, d).transpose(0, 3, 1, 4, 2, 5)
-        y = nn.Dense(d, kernel_init=STYLE.proj, dtype=self.dtype, name="proj")(y.reshape(b, side, side, d))
+        y = nn.Dense(d, kernel_init=self.style.proj, dtype=self.dtype, name="proj")(y.reshape(b, side, side, d))
         y = y[:, :n, :n]
         return jnp.roll(y, (self.shift, self.shift), (1, 2)) if self.shift else y
 
@@ -101,16 +100,17 @@ class Block(nn.Module):
     shift: int
     drop_path: float
     dtype: Any
+    style: Style
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         # One draw per example and branch: stochastic depth (arXiv 1603.09382), scaled to keep the expectation.
         drop = [nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3)) for _ in range(2)]
-        norm1, norm2 = (STYLE.make_norm(name, self.dtype) for name in ("norm1", "norm2"))
-        attention = WindowAttention(self.heads, self.window, self.shift, self.dtype, name="attn")
+        norm1, norm2 = (self.style.make_norm(name, self.dtype) for name in ("norm1", "norm2"))
+        attention = WindowAttention(self.heads, self.window, self.shift, self.dtype, self.style, name="attn")
         x = materialise(x)
         x = materialise(x + drop[0](attention(norm1(x)), deterministic=not train))
-        return x + drop[1](Mlp(self.dtype, STYLE, name="mlp")(norm2(x)), deterministic=not train)
+        return x + drop[1](Mlp(self.dtype, self.style, name="mlp")(norm2(x)), deterministic=not train)
 
 
 class Merge(nn.Module):
@@ -121,6 +121,7 @@ class Merge(nn.Module):
     """
 
     dtype: Any
+    style: Style
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -128,8 +129,8 @@ class Merge(nn.Module):
         half = -(-n // 2)
         x = jnp.pad(x, [(0, 0), (0, n % 2), (0, n % 2), (0, 0)])
         x = x.reshape(b, half, 2, half, 2, d).transpose(0, 1, 3, 4, 2, 5).reshape(b, half, half, 4 * d)
-        x = STYLE.make_norm("norm", self.dtype)(x)
-        return nn.Dense(2 * d, use_bias=False, kernel_init=STYLE.fc1, dtype=self.dtype, name="reduction")(x)
+        x = self.style.make_norm("norm", self.dtype)(x)
+        return nn.Dense(2 * d, use_bias=False, kernel_init=self.style.fc1, dtype=self.dtype, name="reduction")(x)
 
 
 class Swin(nn.Module):
@@ -159,6 +160,7 @@ class Swin(nn.Module):
     heads: int
     patch: int = 4
     window: int = 7
+    epsilon: float = 1e-5
     drop_path: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
@@ -175,6 +177,7 @@ class Swin(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         check_size(x, self.image_size)
+        style = TIMM._replace(epsilon=self.epsilon)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         x = nn.Conv(
             self.width,
@@ -185,23 +188,23 @@ class Swin(nn.Module):
             dtype=self.dtype,
             name="patch",
         )(x)
-        x = STYLE.make_norm("patch_norm", self.dtype)(x)
+        x = style.make_norm("patch_norm", self.dtype)(x)
         maps = {"stem": x}
         for i, count in enumerate(self.blocks):
             if i:
-                x = Merge(self.dtype, name=f"stage{i + 1}_merge")(x)
+                x = Merge(self.dtype, style, name=f"stage{i + 1}_merge")(x)
             for j in range(count):
-                x = self._make_block(i, j, x.shape[1])(x, train)
+                x = self._make_block(i, j, x.shape[1], style)(x, train)
             maps[f"stage{i + 1}"] = x
 
         outputs = {f"{name}_map": value for name, value in maps.items()}
         outputs |= {name: jnp.mean(value.astype(wide), axis=(1, 2)) for name, value in maps.items()}
-        outputs["features"] = jnp.mean(STYLE.make_norm("norm", wide)(x), axis=(1, 2))
+        outputs["features"] = jnp.mean(style.make_norm("norm", wide)(x), axis=(1, 2))
         if self.num_classes:
             outputs["logits"] = nn.Dense(self.num_classes, kernel_init=normal(0.02), name="head")(outputs["features"])
         return outputs
 
-    def _make_block(self, stage: int, index: int, side: int) -> nn.Module:
+    def _make_block(self, stage: int, index: int, side: int, style: Style) -> nn.Module:
         """Make a block of a stage, both counted from 0, for a map of `side`² places."""
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         window = min(self.window, side)
@@ -209,4 +212,4 @@ class Swin(nn.Module):
         before = sum(self.blocks[:stage]) + index
         rate = self.drop_path * before / max(sum(self.blocks) - 1, 1)
         name = f"stage{stage + 1}_block{index}"
-        return block(self.heads * 2**stage, window, shift, rate, self.dtype, name=name)
+        return block(self.heads * 2**stage, window, shift, rate, self.dtype, style, name=name)
