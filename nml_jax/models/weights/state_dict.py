@@ -16,7 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from nml_jax.errors import UserError
 
 Tree = dict[str, Any]
-Rules = Sequence[tuple[str, str]]  # (pattern, replacement), applied in turn to a path such as "block0/norm1/scale"
+# (pattern, replacement as `re.sub` takes it), applied in turn to a path such as "block0/norm1/scale"
+Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 NameLeaf = Callable[[str], str]  # path in our trees -> name in the state dict
 
 # What PyTorch calls the leaves of its layers.
