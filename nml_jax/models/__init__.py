@@ -78,7 +78,7 @@ def _build(config: FrozenConfigDict, num_classes: int, image_size: int, wide: bo
     spec = {"image": jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)}
     if config.name in CLIPS:
         tower = CLIPS[config.name].make.keywords.get("tower") or TOWERS[config.tower].make
-        values["tower"] = _make_module(tower, {**values, "num_classes": 0})
+        values["tower"] = _make_module(tower, {**values, "num_classes": 0, "hidden": 0})
         spec["text"] = jax.ShapeDtypeStruct((1, config.text_context), jnp.int32)
     module = _make_module(MODELS[config.name].make, values)
     mean, std = np.asarray(config.mean, np.float32), np.asarray(config.std, np.float32)
@@ -158,6 +158,7 @@ def _check(config: Any) -> None:
         (config.pool in ("cls", "gap"), "pool", "give cls or gap"),
         (config.blocks is None or _are_counts(config.blocks), "blocks", "give blocks per stage, as (2, 2, 2, 2)"),
         (config.widths is None or _are_counts(config.widths), "widths", "give channels per stage, as (96, 192)"),
+        (config.hidden is None or config.hidden >= 0, "hidden", "give a width, or 0 for no hidden layer"),
         (config.epsilon is None or config.epsilon > 0, "epsilon", "give a small positive number, as 1e-5"),
         (config.padding in (None, *PADDINGS), "padding", f"give one of {', '.join(PADDINGS)}"),
         *((config[key] is None or config[key] > 0, key, "give a positive whole number") for key in positive),

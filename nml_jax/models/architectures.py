@@ -25,6 +25,16 @@ _VIT = {
     "attn_drop_rate": None,
     "pos_drop_rate": None,
 }
+_EFFICIENTNET = {**_COMMON, "bn_eps": "model.epsilon", "bn_momentum": None, "pad_type": "model.padding"}
+_CONVNEXT = {
+    **_COMMON,
+    "depths": "model.blocks",
+    "dims": "model.widths",
+    "head_hidden_size": "model.hidden",
+    "norm_eps": "model.epsilon",
+    "ls_init_value": None,
+    "head_init_scale": None,
+}
 
 
 class Architecture(NamedTuple):
@@ -43,6 +53,20 @@ class Architecture(NamedTuple):
 
 TIMM: dict[str, Architecture] = {
     **{name: Architecture(name, _RESNET) for name in ("resnet18", "resnet50", "resnet101")},
+    **{
+        f"{padding}efficientnet_{size}": Architecture(f"{padding}efficientnet_{size}", _EFFICIENTNET)
+        for padding in ("", "tf_")
+        for size in ("b0", "b1", "b2", "b3")
+    },
+    "tf_efficientnet_lite0": Architecture("efficientnet_lite0", _EFFICIENTNET),
+    "efficientnet_lite0": Architecture(
+        "efficientnet_lite0", _EFFICIENTNET, {"model.padding": "symmetric", "model.epsilon": 1e-5}
+    ),
+    "convnext_tiny": Architecture("convnext_t", _CONVNEXT),
+    "convnext_small": Architecture("convnext_s", _CONVNEXT),
+    "convnext_base": Architecture("convnext_b", _CONVNEXT),
+    "convnext_large": Architecture("convnext_l", _CONVNEXT),
+    "convnext_large_mlp": Architecture("convnext_l_mlp", _CONVNEXT),
     **{
         f"vit_{theirs}_patch{patch}_{size}": Architecture(
             ours, _VIT, {"model.patch": patch, "data.image_size": size, "model.pool": "cls"}

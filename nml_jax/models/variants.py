@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from nml_jax.models import clip
 from nml_jax.models.encoders.bit import BiT
+from nml_jax.models.encoders.convnext import ConvNeXt
+from nml_jax.models.encoders.efficientnet import EfficientNet, scale_blocks, scale_widths
 from nml_jax.models.encoders.resnet import ResNet
 from nml_jax.models.encoders.swin import Swin
 from nml_jax.models.encoders.vit import ViT
@@ -47,6 +49,21 @@ class Variant(NamedTuple):
     input: Input = Input()
 
 
+# Multipliers of channels and blocks, pixels and crop of Google's EfficientNets (table 7 of arXiv 1905.11946, its code).
+_EFFICIENTNETS = {
+    "b0": (1.0, 1.0, Input(224, 0.875)),
+    "b1": (1.0, 1.1, Input(240, 0.882)),
+    "b2": (1.1, 1.2, Input(260, 0.89)),
+    "b3": (1.2, 1.4, Input(300, 0.904)),
+}
+
+
+def _efficientnet(width: float, depth: float, **fields: Any) -> partial[Any]:
+    """Return B0 with more channels and blocks."""
+    return partial(EfficientNet, blocks=scale_blocks(depth), widths=scale_widths(width), **fields)
+
+
+_tensorflow: dict[str, Any] = {"padding": "same", "epsilon": 1e-3}
 _swin = Input(crop=0.9)
 _bit = Input(interpolation="bilinear", pixels=INCEPTION)
 _openai = Input(crop=1.0, pixels=OPENAI)
@@ -57,6 +74,22 @@ TOWERS: dict[str, Variant] = {
     "resnet18": Variant(partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False)),
     "resnet50": Variant(partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True)),
     "resnet101": Variant(partial(ResNet, blocks=(3, 4, 23, 3), bottleneck=True)),
+    **{f"efficientnet_{name}": Variant(_efficientnet(w, d), own) for name, (w, d, own) in _EFFICIENTNETS.items()},
+    **{
+        f"tf_efficientnet_{name}": Variant(_efficientnet(w, d, **_tensorflow), own)
+        for name, (w, d, own) in _EFFICIENTNETS.items()
+    },
+    "efficientnet_lite0": Variant(
+        _efficientnet(1.0, 1.0, squeeze=False, **_tensorflow), Input(224, 0.875, pixels=INCEPTION)
+    ),
+    "convnext_t": Variant(partial(ConvNeXt, blocks=(3, 3, 9, 3), widths=(96, 192, 384, 768))),
+    "convnext_s": Variant(partial(ConvNeXt, blocks=(3, 3, 27, 3), widths=(96, 192, 384, 768))),
+    "convnext_b": Variant(partial(ConvNeXt, blocks=(3, 3, 27, 3), widths=(128, 256, 512, 1024))),
+    "convnext_l": Variant(partial(ConvNeXt, blocks=(3, 3, 27, 3), widths=(192, 384, 768, 1536))),
+    "convnext_l_mlp": Variant(
+        partial(ConvNeXt, blocks=(3, 3, 27, 3), widths=(192, 384, 768, 1536), hidden=1536),
+        Input(256, 1.0, pixels=OPENAI),
+    ),
     "bit_50x1": Variant(partial(BiT, blocks=(3, 4, 6, 3), width=64), _bit),
     "bit_152x2": Variant(partial(BiT, blocks=(3, 8, 36, 3), width=128), _bit),
     "swin_t": Variant(partial(Swin, width=96, blocks=(2, 2, 6, 2), heads=3), _swin),
@@ -88,6 +121,16 @@ CLIPS: dict[str, Variant] = {
     "clip": Variant(_clip),
     "clip_rn50": Variant(partial(_clip, tower=_tower("resnet50", clip=True), embed_dim=1024), _openai),
     "clip_vitb16": Variant(partial(_clip, tower=_tower("vit_b", clip=True, patch=16)), _openai),
+    "clip_convnext_base_w": Variant(
+        partial(_clip, tower=_tower("convnext_b"), embed_dim=640, text_width=640, text_heads=10),
+        _openai._replace(size=256),
+    ),
+    "clip_convnext_large_d": Variant(
+        partial(_clip, tower=_tower("convnext_l"), hidden=1536, **_wide, text_depth=16), _openai._replace(size=256)
+    ),
+    "clip_convnext_large_d_320": Variant(
+        partial(_clip, tower=_tower("convnext_l"), hidden=1536, **_wide, text_depth=16), _openai._replace(size=320)
+    ),
     "clip_vitl14": Variant(partial(_clip, tower=_tower("vit_l", clip=True, patch=14), **_wide), _openai),
 }
 

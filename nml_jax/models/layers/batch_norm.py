@@ -56,6 +56,6 @@ class BatchNorm(nn.Module):
                 average = jnp.mean(new.reshape(-1, c), axis=0)
                 running.value = self.momentum * running.value + (1 - self.momentum) * average
         else:
-            mean, var = running_mean.value, running_var.value
+            mean, var = running_mean.value.astype(y.dtype), running_var.value.astype(y.dtype)
         y = (y - mean) * jax.lax.rsqrt(var + self.epsilon) * scale + bias
         return y.reshape(x.shape).astype(self.dtype)

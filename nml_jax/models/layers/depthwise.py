@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nml_jax.models.layers.initializers import Initializer, kaiming_normal
+from nml_jax.models.layers.initializers import Initializer, normal_depthwise
 
 Pads = tuple[tuple[int, int], tuple[int, int]]  # zeros (above, below), (left, right)
 
@@ -82,7 +82,7 @@ class DepthwiseConv(nn.Module):
     stride: int = 1
     padding: str = "symmetric"
     bias: bool = False
-    init: Initializer = kaiming_normal
+    init: Initializer = normal_depthwise
     dtype: Any = jnp.float32
 
     @nn.compact

@@ -28,7 +28,8 @@ CASES = {
     "clip": ("vit_base_patch16_clip_224", {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32}, 32, None),
     "dinov2": ("vit_small_patch14_dinov2", {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 42}, 42, None),
     "dinov2_larger": ("vit_small_patch14_dinov2", {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 70}, 70, 3),
-    "dinov2_smaller": ("vit_small_patch14_dinov2", {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 28}, 28, 5),
+    "dinov2_smaller": ("vit_small_patch14_dinov2", {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 28}, 28,
+                       5),
 }  # fmt: skip
 CLASSES = 10
 

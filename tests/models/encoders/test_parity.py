@@ -2,21 +2,17 @@
 
 import functools
 import json
-import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from configs.common import get_config
-from nml_jax.errors import UserError
 from nml_jax.models import Model, build
-from nml_jax.models.weights import layouts, timm
+from nml_jax.models.weights import timm
 from tests.models.encoders import golden_timm
-from tests.models.weights.compare import assert_equal
 
 SWIN = {"name": "swin_t", "width": 16, "window": 4}
 DINOV2 = {"name": "vit_s14_dinov2", "dim": 32, "heads": 2}
