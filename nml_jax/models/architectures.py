@@ -37,6 +37,18 @@ _CONVNEXT = {
 }
 
 
+_SWIN = {
+    **_COMMON,
+    "patch_size": "model.patch",
+    "window_size": "model.window",
+    "embed_dim": "model.width",
+    "depths": "model.blocks",
+    "num_heads": "model.heads",
+    "proj_drop_rate": None,
+    "attn_drop_rate": None,
+}
+
+
 class Architecture(NamedTuple):
     """A row: one architecture of timm.
 
@@ -87,5 +99,34 @@ TIMM: dict[str, Architecture] = {
             ("large", "vit_l", 16, 384),
             ("large", "vit_l", 32, 384),
         )
+    },
+    **{f"resnetv2_{size}_bit": Architecture(f"bit_{size}", _COMMON) for size in ("50x1", "152x2")},
+    **{
+        f"swin_{theirs}_patch4_window{window}_{size}": Architecture(
+            ours, _SWIN, {"model.window": window, "data.image_size": size}
+        )
+        for theirs, ours, window, size in (
+            ("tiny", "swin_t", 7, 224),
+            ("small", "swin_s", 7, 224),
+            ("base", "swin_b", 7, 224),
+            ("base", "swin_b", 12, 384),
+            ("large", "swin_l", 7, 224),
+            ("large", "swin_l", 12, 384),
+        )
+    },
+    **{
+        f"vit_{theirs}_clip_{quick}{size}": Architecture(
+            ours, _VIT, {"model.quick_gelu": bool(quick), "data.image_size": size, "model.pool": "cls"}
+        )
+        for theirs, ours, size in (
+            ("base_patch16", "vit_b16_clip", 224),
+            ("large_patch14", "vit_l14_clip", 224),
+            ("large_patch14", "vit_l14_clip", 336),
+        )
+        for quick in ("", "quickgelu_")
+    },
+    **{
+        f"vit_{theirs}_patch14_dinov2": Architecture(ours, _VIT, {"data.image_size": 518, "model.pool": "cls"})
+        for theirs, ours in (("small", "vit_s14_dinov2"), ("base", "vit_b14_dinov2"), ("large", "vit_l14_dinov2"))
     },
 }
