@@ -142,7 +142,7 @@ def _check(config: Any) -> None:
     if config.name == "clip" and config.tower not in TOWERS:
         raise UserError(f"model.tower is {config.tower!r}", f"give one of {', '.join(TOWERS)}")
     tower = config.tower if config.name == "clip" else config.name
-    positive = ("width", "patch", "dim", "depth", "heads", "embed_dim")
+    positive = ("width", "patch", "window", "dim", "depth", "heads", "embed_dim")
     positive += ("text_context", "text_vocab", "text_width", "text_depth", "text_heads")
     for ok, key, cure in (
         (config.dtype in ("float32", "bfloat16", *_allow_float64()), "dtype", "give float32 or bfloat16"),

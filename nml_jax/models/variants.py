@@ -4,9 +4,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from nml_jax.models import clip
+from nml_jax.models.encoders.bit import BiT
 from nml_jax.models.encoders.convnext import ConvNeXt
 from nml_jax.models.encoders.efficientnet import EfficientNet, scale_blocks, scale_widths
 from nml_jax.models.encoders.resnet import ResNet
+from nml_jax.models.encoders.swin import Swin
 from nml_jax.models.encoders.vit import ViT
 
 Triple = tuple[float, float, float]
@@ -62,6 +64,10 @@ def _efficientnet(width: float, depth: float, **fields: Any) -> partial[Any]:
 
 
 _tensorflow: dict[str, Any] = {"padding": "same", "epsilon": 1e-3}
+_swin = Input(crop=0.9)
+_bit = Input(interpolation="bilinear", pixels=INCEPTION)
+_openai = Input(crop=1.0, pixels=OPENAI)
+_dinov2 = Input(518, 1.0)
 
 # Image encoders.
 TOWERS: dict[str, Variant] = {
@@ -84,16 +90,26 @@ TOWERS: dict[str, Variant] = {
         partial(ConvNeXt, blocks=(3, 3, 27, 3), widths=(192, 384, 768, 1536), hidden=1536),
         Input(256, 1.0, pixels=OPENAI),
     ),
+    "bit_50x1": Variant(partial(BiT, blocks=(3, 4, 6, 3), width=64), _bit),
+    "bit_152x2": Variant(partial(BiT, blocks=(3, 8, 36, 3), width=128), _bit),
+    "swin_t": Variant(partial(Swin, width=96, blocks=(2, 2, 6, 2), heads=3), _swin),
+    "swin_s": Variant(partial(Swin, width=96, blocks=(2, 2, 18, 2), heads=3), _swin),
+    "swin_b": Variant(partial(Swin, width=128, blocks=(2, 2, 18, 2), heads=4), _swin),
+    "swin_l": Variant(partial(Swin, width=192, blocks=(2, 2, 18, 2), heads=6), _swin),
     "vit_ti": Variant(partial(ViT, dim=192, depth=12, heads=3), Input(crop=0.9, pixels=INCEPTION)),
     "vit_s": Variant(partial(ViT, dim=384, depth=12, heads=6), Input(crop=0.9, pixels=INCEPTION)),
     "vit_b": Variant(partial(ViT, dim=768, depth=12, heads=12), Input(crop=0.9, pixels=INCEPTION)),
     "vit_l": Variant(partial(ViT, dim=1024, depth=24, heads=16), Input(crop=0.9, pixels=INCEPTION)),
+    "vit_b16_clip": Variant(partial(ViT, dim=768, depth=12, heads=12, patch=16, clip=True), _openai),
+    "vit_l14_clip": Variant(partial(ViT, dim=1024, depth=24, heads=16, patch=14, clip=True), _openai),
+    "vit_s14_dinov2": Variant(partial(ViT, dim=384, depth=12, heads=6, patch=14, layer_scale=1e-5), _dinov2),
+    "vit_b14_dinov2": Variant(partial(ViT, dim=768, depth=12, heads=12, patch=14, layer_scale=1e-5), _dinov2),
+    "vit_l14_dinov2": Variant(partial(ViT, dim=1024, depth=24, heads=16, patch=14, layer_scale=1e-5), _dinov2),
 }
 
 # An image tower beside a text tower. Without a tower here, `model.tower` names it.
 _clip: partial[Any] = partial(clip.make, embed_dim=512, text_width=512, text_depth=12, text_heads=8)
 _wide: dict[str, Any] = {"embed_dim": 768, "text_width": 768, "text_heads": 12}
-_openai = Input(crop=1.0, pixels=OPENAI)
 
 
 def _tower(name: str, **fields: Any) -> partial[Any]:

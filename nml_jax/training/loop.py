@@ -5,7 +5,6 @@ interrupted run continues bit-equal, and the host has no state but the step.
 """
 
 import contextlib
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping

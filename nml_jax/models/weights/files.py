@@ -77,9 +77,9 @@ class ChangedTensor:
 def is_weights(path: Path) -> bool:
     """Return whether a folder holds weights that others wrote, or a configuration of such."""
     names = {p.name for p in path.iterdir()} if path.is_dir() else set()
-    return any(n in ("config.json", "open_clip_config.json") or n.endswith((".safetensors", INDEX)) for n in names) and (
-        "checkpoints" not in names
-    )
+    return any(
+        n in ("config.json", "open_clip_config.json") or n.endswith((".safetensors", INDEX)) for n in names
+    ) and ("checkpoints" not in names)
 
 
 def find_files(path: Path) -> list[Path]:
@@ -126,7 +126,7 @@ def _refuse_pickle(paths: Iterable[Path]) -> None:
         path = pickles[0]
         raise UserError(
             f"{path} is a pickle, which can run any code when it is read",
-            "convert it where PyTorch is installed: python -c \"import torch, safetensors.torch as s; "
+            'convert it where PyTorch is installed: python -c "import torch, safetensors.torch as s; '
             f"s.save_file({{k: v.contiguous() for k, v in torch.load('{path}', weights_only=True).items()}}, "
             f"'{path.with_suffix('.safetensors')}')\"",
         )

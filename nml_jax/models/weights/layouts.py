@@ -16,7 +16,8 @@ class Layout(NamedTuple):
 
     Fields:
         marks: regexes; the paths of this family's parameters begin with each of them, and of no row below.
-        rules: see `state_dict.rename`. A result that ends with "@conv" is a linear layer kept as a 1x1 convolution.
+        rules: see `state_dict.rename`. A result that ends with "@conv" is a linear layer kept as a 1x1 convolution; one
+            that ends with "@grid" are position embeddings, which are read for images of another size too.
         prefix: goes before every name.
     """
 
@@ -48,6 +49,17 @@ TIMM = (
             (r"/downsample_conv", "/downsample/0"),
             (r"/downsample_bn", "/downsample/1"),
             (r"^head/", "fc/"),
+            *LEAVES,
+        ),
+    ),
+    Layout(
+        (r"stage1_block0/norm3/",),  # BiT
+        (
+            (r"^stem_conv/", "stem/conv/"),
+            (r"^stage(\d+)_block(\d+)", lambda m: f"stages/{int(m[1]) - 1}/blocks/{m[2]}"),
+            (r"/downsample_conv/", "/downsample/conv/"),
+            (r"^head/kernel$", "head/fc/weight@conv"),
+            (r"^head/", "head/fc/"),
             *LEAVES,
         ),
     ),
@@ -87,6 +99,29 @@ TIMM = (
             (r"^norm/", "head/norm/"),
             (r"^hidden/", "head/pre_logits/fc/"),
             (r"^head/(kernel|bias)$", r"head/fc/\1"),
+            *LEAVES,
+        ),
+    ),
+    Layout(
+        (r"patch_norm/",),  # Swin
+        (
+            (r"^patch/", "patch_embed/proj/"),
+            (r"^patch_norm/", "patch_embed/norm/"),
+            (r"^stage(\d+)_block(\d+)", lambda m: f"layers/{int(m[1]) - 1}/blocks/{m[2]}"),
+            (r"^stage(\d+)_merge", lambda m: f"layers/{int(m[1]) - 1}/downsample"),
+            (r"/position/bias$", "/relative_position_bias_table"),
+            (r"^head/", "head/fc/"),
+            *LEAVES,
+        ),
+    ),
+    Layout(
+        (r"block0/layer_scale1/",),  # ViT of DINOv2
+        (
+            (r"^block(\d+)", r"blocks/\1"),
+            (r"/layer_scale(\d)/scale$", r"/ls\1/gamma"),
+            (r"^patch/", "patch_embed/proj/"),
+            (r"^cls$", "cls_token"),
+            (r"^pos_embed$", "pos_embed@grid"),
             *LEAVES,
         ),
     ),
@@ -164,6 +199,13 @@ OPEN_CLIP_IMAGE = (
 
 # Of several rows whose marks are there, the first counts.
 ALIASES = (
+    Alias(
+        r"layers\.0\.downsample\.",  # Microsoft's Swin merges at the end of a stage
+        (
+            (r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample."),
+            (r"^head\.", "head.fc."),
+        ),
+    ),
     Alias(
         r"downsample_layers\.0\.0\.",  # Facebook's ConvNeXt
         (

@@ -14,6 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from nml_jax.errors import UserError
+from nml_jax.models.weights import positions
 
 Tree = dict[str, Any]
 # (pattern, replacement as `re.sub` takes it), applied in turn to a path such as "block0/norm1/scale"
@@ -26,17 +27,21 @@ LEAVES = (
     (r"/(mean|var)$", r"/running_\1"),
 )
 
-# Tensors that no network of ours reads: counters, and tables that follow from the sizes.
-BUFFERS = re.compile(r"(.*\.)?(num_batches_tracked|relative_position_index|attn_mask|position_ids)")
+# Tensors that no network of ours reads: counters, tables that follow from the sizes, and what only training masks.
+BUFFERS = re.compile(r"(.*\.)?(num_batches_tracked|relative_position_index|attn_mask|position_ids|mask_token)")
 
 
 class Place(NamedTuple):
-    """The tensor of one leaf: our array, transposed by `axes` to the shape `full` and then reshaped to `shape`."""
+    """The tensor of one leaf: our array, transposed by `axes` to the shape `full` and then reshaped to `shape`.
+
+    With `grid`, it holds position embeddings, and is resampled if its shape is that of another grid.
+    """
 
     name: str
     axes: tuple[int, ...]
     full: tuple[int, ...]
     shape: tuple[int, ...]
+    grid: bool = False
 
 
 def rename(path: str, rules: Rules) -> str:
@@ -59,7 +64,7 @@ def find_places(params: Tree, model_state: Tree, name_leaf: NameLeaf) -> dict[st
             axes = {2: (1, 0), 4: (3, 2, 0, 1)}[leaf.ndim]
         full = tuple(leaf.shape[axis] for axis in axes)
         lacks = 2 * name.endswith("class_embedding") + name.endswith("positional_embedding")
-        places[path] = Place(name, axes, full, full[lacks:] + (1, 1) * (form == "conv"))
+        places[path] = Place(name, axes, full, full[lacks:] + (1, 1) * (form == "conv"), form == "grid")
     return places
 
 
@@ -75,14 +80,16 @@ def read_trees(tensors: Mapping[str, Any], like: tuple[Tree, Tree], name_leaf: N
         (params, model_state) as float32 NumPy arrays that own their memory.
 
     Raises:
-        UserError: a tensor is missing, unexpected, of another shape, not of a float type or not finite. The message names
-            them.
+        UserError: tensors are missing, unexpected, of another shape, not of a float type or not finite. The message
+            names them.
     """
     flat: dict[str, np.ndarray] = {}
     missing, unfit = [], []
     places = find_places(*like, name_leaf)
     for path, place in places.items():
         value = tensors.get(place.name)
+        if place.grid and value is not None:
+            value = positions.fit(place.name, value, place.shape)
         if value is None:
             missing.append(place.name)
         elif value.shape != place.shape:
