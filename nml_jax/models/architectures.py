@@ -21,6 +21,7 @@ _VIT = {
     "depth": "model.depth",
     "num_heads": "model.heads",
     "norm_eps": "model.epsilon",
+    "global_pool": "model.pool",
     "proj_drop_rate": None,
     "attn_drop_rate": None,
     "pos_drop_rate": None,
@@ -34,6 +35,34 @@ _CONVNEXT = {
     "norm_eps": "model.epsilon",
     "ls_init_value": None,
     "head_init_scale": None,
+}
+
+# Arguments that we have in these values alone.
+FIXED: Mapping[str, tuple[Any, ...]] = {
+    "in_chans": (3,),
+    "qkv_bias": (True,),
+    "class_token": (True,),
+    "mlp_ratio": (4, 4.0),
+    "fc_norm": (None, False),
+    "act_layer": (None,),
+    "norm_layer": (None,),
+}
+# Their values -> ours, for keys of ours whose values have other names there.
+VALUES: Mapping[str, Mapping[Any, Any]] = {
+    "model.padding": {"": "symmetric", "same": "same"},
+    "model.pool": {"token": "cls", "avg": "gap"},
+}
+# A kind of transformers' own models -> timm's folder of such weights.
+NATIVE: Mapping[str, str] = {
+    "vit": "timm/vit_base_patch16_224.augreg_in21k",
+    "deit": "timm/deit_base_patch16_224.fb_in1k",
+    "swin": "timm/swin_large_patch4_window7_224.ms_in22k",
+    "convnext": "timm/convnext_tiny.fb_in1k",
+    "bit": "timm/resnetv2_50x1_bit.goog_in21k",
+    "resnet": "timm/resnet50.a1_in1k",
+    "efficientnet": "timm/tf_efficientnet_b3.ns_jft_in1k",
+    "dinov2": "timm/vit_base_patch14_dinov2.lvd142m",
+    "clip_vision_model": "timm/vit_large_patch14_clip_224.openai",
 }
 
 
