@@ -69,4 +69,4 @@ def test_named_targets_select_the_kernels_of_every_family(family: str):
     for target, layer in FAMILIES[family][1].items():
         want = [name for name in names if re.fullmatch(rf"(.*/)?({layer})/kernel", name)]
         assert lora.select(names, (target,)) == want
-        assert len(want) > 2
+        assert len(want) >= 2
