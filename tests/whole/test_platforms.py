@@ -281,6 +281,7 @@ ELSEWHERE = {
     "runtime.py:check_devices": "a sum of whole numbers",
     "runtime.py:_cpu_options": "asks the compiler for CPUs",
     "runtime.py:_make_replicate": "the identity",
+    "training/pretrained.py:_draw_leaves": "a part of what the initialisation of a model draws",
 }
 
 

@@ -46,9 +46,8 @@ def about():
 def tensors(name: str) -> dict[str, np.ndarray]:
     """Return the state dict of a case, drawn by NumPy, with the statistics of the file."""
     drawn = golden.weights({key: tuple(shape) for key, shape in about()["shapes"][name].items()})
-    return drawn | {
-        key.partition("/state/")[2]: x for key, x in load_file(golden.FILE).items() if f"{name}/state/" in key
-    }
+    stored, prefix = load_file(golden.FILE), f"{name}/state/"
+    return drawn | {key.removeprefix(prefix): x for key, x in stored.items() if key.startswith(prefix)}
 
 
 def run(name: str, dtype: str, compiled) -> dict[str, np.ndarray]:
