@@ -25,7 +25,7 @@ Keys = dict[str, Any]
 
 
 def find_config(path: Path) -> Path | None:
-    """Return the config of a folder, or the path itself if it is one; None if there is none.
+    """Return the config of a folder, or the path itself if it is one; None if there is none, or that of a run of ours.
 
     If both forms are there, as in timm's folders of CLIPs, take open_clip's, which describes both towers, and say so.
 
@@ -35,10 +35,20 @@ def find_config(path: Path) -> Path | None:
     if path.name in (TIMM_OR_TRANSFORMERS, OPEN_CLIP) and path.is_file():
         return path
     found = [path / name for name in (OPEN_CLIP, TIMM_OR_TRANSFORMERS) if (path / name).is_file()]
+    found = [config for config in found if not _is_ours(config)]
     if len(found) == 2:
         _compare(*found)
         notice_once(f"{found[0]} is read, of two towers; for the image tower alone give {found[1]}")
     return found[0] if found else None
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a config.json is that of a run of ours."""
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and {"objective", "model", "optimizer"} <= config.keys()
 
 
 def _compare(first: Path, second: Path) -> None:
