@@ -40,6 +40,7 @@ _CONVNEXT = {
 # Arguments that we have in these values alone.
 FIXED: Mapping[str, tuple[Any, ...]] = {
     "in_chans": (3,),
+    "global_pool": ("avg",),
     "qkv_bias": (True,),
     "class_token": (True,),
     "mlp_ratio": (4, 4.0),

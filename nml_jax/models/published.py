@@ -143,7 +143,7 @@ def _read_arguments(path: Path, block: str, arguments: Mapping[str, Any], row: A
     for name, value in arguments.items():
         where = f"{block}.{name}"
         key = row.arguments.get(name)
-        if name in FIXED:
+        if name not in row.arguments and name in FIXED:
             _require(path, where, value, value in FIXED[name], " or ".join(map(repr, FIXED[name])))
         elif name not in row.arguments:
             raise UserError(f"{path}: {where}={value!r} is not known here", "give weights without this argument")
