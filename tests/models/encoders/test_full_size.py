@@ -14,10 +14,10 @@ from nml_jax.models.weights.state_dict import find_places
 
 PUBLISHED = (
     "swin_tiny_patch4_window7_224.ms_in1k",
-    "swin_large_patch4_window7_224.ms_in22k",
+    pytest.param("swin_large_patch4_window7_224.ms_in22k", marks=pytest.mark.slow),
     "resnetv2_50x1_bit.goog_in21k",
-    "resnetv2_152x2_bit.goog_in21k",
-    "vit_base_patch16_clip_224.laion2b",
+    pytest.param("resnetv2_152x2_bit.goog_in21k", marks=pytest.mark.slow),
+    pytest.param("vit_base_patch16_clip_224.laion2b", marks=pytest.mark.slow),
     "vit_large_patch14_clip_224.laion2b",
 )
 
