@@ -155,7 +155,9 @@ TIMM: dict[str, Architecture] = {
         for quick in ("", "quickgelu_")
     },
     **{
-        f"vit_{theirs}_patch14_dinov2": Architecture(ours, _VIT, {"data.image_size": 518, "model.pool": "cls"})
+        f"vit_{theirs}_patch14_dinov2": Architecture(
+            ours, {**_VIT, "init_values": None}, {"data.image_size": 518, "model.pool": "cls"}
+        )
         for theirs, ours in (("small", "vit_s14_dinov2"), ("base", "vit_b14_dinov2"), ("large", "vit_l14_dinov2"))
     },
 }
