@@ -257,6 +257,12 @@ def compare_published(init_from: str, theirs: Mapping[str, Any], ours: Any) -> N
         UserError: they differ in a key of NEVER.
     """
     now = dict(settings.flatten(ours.to_dict()))
+    crop = theirs.get("augment.test_crop", 1.0)
+    if crop < 1 and now["augment.crop"] != "random_resized" and now["augment.test_crop"] < 1:
+        raise errors.UserError(
+            f"init_from={init_from} needs a centre crop of {crop}, which augment.crop={now['augment.crop']} leaves out",
+            "set --config.augment.crop=random_resized, or --config.augment.test_crop=1.0 for no crop",
+        )
     keys = [key for key, value in theirs.items() if key not in SIZES and now[key] is not None and now[key] != value]
     differ = "; ".join(f"{key} is {theirs[key]} there and {now[key]} here" for key in keys)
     if wrong := [key for key in keys if key in NEVER]:

@@ -209,6 +209,8 @@ PROGRAMS: dict[str, Program] = {
     **{
         f"network: {name}": Program("runtime.py:jit", network(name, **keys))
         for name, keys in {
+            "efficientnet_b0": {"blocks": (1, 1), "widths": (8, 8, 8, 16)},
+            "convnext_t": {"blocks": (1,), "widths": (8,)},
             "swin_t": {"blocks": (2, 1), "width": 8, "heads": 2, "patch": 2, "window": 2},
             "bit_50x1": {"blocks": (1,), "width": 32},
             "vit_s14_dinov2": {"depth": 1, "dim": 8, "heads": 2, "patch": 4},
@@ -281,6 +283,7 @@ ELSEWHERE = {
     "runtime.py:check_devices": "a sum of whole numbers",
     "runtime.py:_cpu_options": "asks the compiler for CPUs",
     "runtime.py:_make_replicate": "the identity",
+    "training/pretrained.py:_draw_leaves": "a part of what the initialisation of a model draws",
 }
 
 

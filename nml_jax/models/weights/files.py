@@ -18,8 +18,9 @@ from nml_jax.errors import MissingInput, UserError
 from nml_jax.models.weights import layouts, openclip, timm
 from nml_jax.models.weights.state_dict import Tree
 
-# Names of whole files, in the order in which they are taken.
+# Names of whole files, in the order in which they are taken; and the names of configs that may be given in their place.
 WHOLE = ("open_clip_model.safetensors", "model.safetensors")
+CONFIGS = {"config.json": WHOLE[::-1], "open_clip_config.json": WHOLE}
 INDEX = ".safetensors.index.json"
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 
@@ -83,17 +84,20 @@ def is_weights(path: Path) -> bool:
 
 
 def find_files(path: Path) -> list[Path]:
-    """Return the .safetensors files of a file or folder: one, or the shards of an index.
+    """Return the .safetensors files of a file, folder or a folder's config: one, or the shards of an index.
 
     Raises:
         UserError: there is none, there are several without an index, only pickles, or a shard is missing.
     """
     if not path.exists():
         raise MissingInput(f"{path} does not exist", "give a .safetensors file, or a folder that holds one")
+    order = WHOLE
+    if path.name in CONFIGS and path.is_file():
+        path, order = path.parent, CONFIGS[path.name]
     if path.is_file():
         _refuse_pickle([path])
         return _list_shards(path) if path.name.endswith(INDEX) else [path]
-    for name in WHOLE:
+    for name in order:
         if (path / name).is_file():
             return [path / name]
     if indices := sorted(path.glob(f"*{INDEX}")):

@@ -113,8 +113,13 @@ def take_statistics(model, x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def normalise(x: np.ndarray, dtype: type) -> np.ndarray:
-    """Normalise images with float32 constants in `dtype`, channels first."""
-    x = (x.astype(dtype) / dtype(255) - np.float32(MEAN).astype(dtype)) / np.float32(STD).astype(dtype)
+    """Normalise images with float32 constants in `dtype`, channels first.
+
+    In float32, multiply by reciprocals as XLA does, so that torch's network gets the pixels that ours gets.
+    """
+    whole, mean, std = (np.asarray(value, np.float32).astype(dtype) for value in (255, MEAN, STD))
+    x = x.astype(dtype)
+    x = (x / whole - mean) / std if dtype is np.float64 else (x * (1 / whole) - mean) * (1 / std)
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
 
 

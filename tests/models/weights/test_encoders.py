@@ -35,6 +35,7 @@ MODELS = {
         "hidden": 48,
     },
 }
+NARROW = ("tf_efficientnet", "efficientnet_odd", "convnext_mlp_odd")  # also in float32
 
 
 @functools.cache
@@ -46,9 +47,8 @@ def about():
 def tensors(name: str) -> dict[str, np.ndarray]:
     """Return the state dict of a case, drawn by NumPy, with the statistics of the file."""
     drawn = golden.weights({key: tuple(shape) for key, shape in about()["shapes"][name].items()})
-    return drawn | {
-        key.partition("/state/")[2]: x for key, x in load_file(golden.FILE).items() if f"{name}/state/" in key
-    }
+    stored, prefix = load_file(golden.FILE), f"{name}/state/"
+    return drawn | {key.removeprefix(prefix): x for key, x in stored.items() if key.startswith(prefix)}
 
 
 def run(name: str, dtype: str, compiled) -> dict[str, np.ndarray]:
@@ -57,10 +57,8 @@ def run(name: str, dtype: str, compiled) -> dict[str, np.ndarray]:
     model = build(config, num_classes=golden.CLASSES, image_size=golden.CASES[name][1])
     weights = tensors(name)
     params, state = timm.import_weights(weights, model.shapes)
-    if dtype == "float32":
-        assert_equal(
-            timm.export_weights(params, state), {k: v for k, v in weights.items() if not k.endswith("tracked")}
-        )
+    back = {key: x for key, x in weights.items() if not key.endswith("tracked")}
+    assert_equal(timm.export_weights(params, state), back)
     apply = compiled(lambda p, s, x: model.apply(p, s, {"image": x}, train=False, key=None)[0])
     return jax.device_get(apply(params, state, golden.images(name)))
 
@@ -73,10 +71,10 @@ def test_agrees_with_timm(name: str, compiled):
     assert {"stem", "stage1", "features", "logits"} < want.keys()
     with jax.enable_x64(True):
         wide = run(name, "float64", compiled)
-    narrow = run(name, "float32", compiled)
+    narrow = run(name, "float32", compiled) if name in NARROW else {}
     for key, x in want.items():
         assert np.abs(x[0] - x[1]).max() > 0.1 * x.std(), "the images matter"
         ours = "hidden" if "mlp" in name and key == "features" else key
         assert wide[ours].dtype == np.float64
         assert np.abs(wide[ours] - x).max() < 1e-10 * x.std(), key
-        assert golden.measure(narrow[ours], x) < 2 * about()["float32"][name][key], key
+        assert not narrow or golden.measure(narrow[ours], x) < 2 * about()["float32"][name][key], key
