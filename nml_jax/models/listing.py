@@ -9,7 +9,7 @@ import jax
 
 from nml_jax import models, settings
 from nml_jax.errors import UserError
-from nml_jax.models.architectures import TIMM
+from nml_jax.models.architectures import OPEN_CLIP, TIMM
 from nml_jax.models.overview import describe_parameters
 from nml_jax.models.variants import IMAGENET, INCEPTION, MODELS, OPENAI, TOWERS, Input
 
@@ -54,6 +54,7 @@ def _make_row(name: str) -> tuple[str, ...]:
     """Make the cells of a model."""
     count, width = measure_model(name)
     fits = [theirs for theirs, architecture in TIMM.items() if architecture.name == name]
+    fits += OPEN_CLIP.get(name, ())
     return name, f"{count:,}", f"{width:,}", _describe_input(MODELS[name].input), ", ".join(fits) or "-"
 
 
