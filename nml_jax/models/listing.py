@@ -1,6 +1,7 @@
 """What models there are: a table of all, and a page about one. No weights are drawn."""
 
 import difflib
+import functools
 import re
 from functools import partial
 from typing import Any
@@ -61,8 +62,20 @@ def _make_row(name: str) -> tuple[str, ...]:
 def measure_model(name: str) -> tuple[int, int]:
     """Return the number of parameters without a head, and the width of the features.
 
-    Only two blocks of a stage are traced. All after the first are of one size.
+    Variants of equal shapes are traced once, and only two blocks of a stage: all after the first are of one size.
     """
+    return _measure(next(other for other in MODELS if _identify(other) == _identify(name)))
+
+
+def _identify(name: str) -> tuple[str, int]:
+    """Return what the shapes of a model depend on."""
+    make, own = MODELS[name]
+    shaping = {key: value for key, value in make.keywords.items() if key not in ("padding", "epsilon")}
+    return repr(partial(make.func, **shaping)), own.size
+
+
+@functools.cache
+def _measure(name: str) -> tuple[int, int]:
     counts = _find_counts(name)
     params, _ = _build(name, 1, **{key: _cut(count) for key, count in counts.items()}).shapes
     image = params.get("image", params)
