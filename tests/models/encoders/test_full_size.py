@@ -20,10 +20,10 @@ PUBLISHED = (
     "convnext_tiny.fb_in1k",
     pytest.param("convnext_large_mlp.clip_laion2b_augreg", marks=pytest.mark.slow),
     "swin_tiny_patch4_window7_224.ms_in1k",
-    "swin_large_patch4_window7_224.ms_in22k",
+    pytest.param("swin_large_patch4_window7_224.ms_in22k", marks=pytest.mark.slow),
     "resnetv2_50x1_bit.goog_in21k",
-    "resnetv2_152x2_bit.goog_in21k",
-    "vit_base_patch16_clip_224.laion2b",
+    pytest.param("resnetv2_152x2_bit.goog_in21k", marks=pytest.mark.slow),
+    pytest.param("vit_base_patch16_clip_224.laion2b", marks=pytest.mark.slow),
     "vit_large_patch14_clip_224.laion2b",
 )
 
