@@ -107,7 +107,7 @@ def _read_timm(path: Path, content: Mapping[str, Any]) -> Keys:
     _tell_assumed(path, own, ("input_size", "crop_pct", "interpolation", "mean", "std"))
     return {
         "model.name": row.name,
-        **_describe_tower(row),
+        **describe_tower(row.name),
         "model.quick_gelu": False,
         **row.keys,
         "data.image_size": size[1],
@@ -130,9 +130,10 @@ def _find_architecture(path: Path, name: str) -> Architecture:
     return TIMM[name]
 
 
-def _describe_tower(row: Architecture) -> Keys:
-    """Return the values of a variant that its shapes do not show, so that they stand in the config."""
-    make = TOWERS[row.name].make
+def describe_tower(name: str) -> Keys:
+    """Return the values of a variant of MODELS that its shapes do not show, as keys of our config."""
+    make = MODELS[name].make
+    make = make.keywords.get("tower") or make  # of two towers, the image tower
     fields = {k: p.default for k, p in inspect.signature(make.func).parameters.items()} | make.keywords
     return {f"model.{key}": fields[key] for key in ("epsilon", "padding") if fields.get(key) is not None}
 
@@ -210,7 +211,7 @@ def _read_vision(path: Path, vision: Mapping[str, Any], embed_dim: int) -> Keys:
         _require(path, "vision_cfg.timm_proj_bias", bias, not bias, "false")
         row = _find_architecture(path, vision["timm_model_name"])
         hidden = {"model.hidden": 2 * embed_dim if proj == "mlp" else 0}
-        keys = {"model.name": "clip", "model.tower": row.name, **_describe_tower(row), **row.keys, **hidden}
+        keys = {"model.name": "clip", "model.tower": row.name, **describe_tower(row.name), **row.keys, **hidden}
         return keys | {"data.image_size": size}
     known = {"image_size", "layers", "width", "head_width", "patch_size", "pool_type", "patch_dropout", "output_tokens"}
     _require_known(path, "vision_cfg", vision, known | {"mlp_ratio"})

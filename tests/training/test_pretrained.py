@@ -49,4 +49,7 @@ def test_what_is_assumed_of_a_file():
     text = pretrained.describe_preprocessing(make())
     assert "model.mean=(0.48145466, 0.4578275, 0.40821073)" in text
     assert "model.quick_gelu=False" in text
+    assert "augment.test_crop=1.0, augment.interpolation=bicubic, augment.resize=shortest" in text
+    text = pretrained.describe_preprocessing(make(digits.get_config(), **{"model.name": "tf_efficientnet_b0"}))
+    assert "model.epsilon=0.001, model.padding=same" in text
     assert "pool" not in pretrained.describe_preprocessing(digits.get_config())
