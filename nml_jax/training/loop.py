@@ -130,8 +130,9 @@ def start(config: ConfigDict, program: Program, mesh: Mesh, checkpoints: Checkpo
     if not config.init_from:
         return program.init(key)
     for_init, for_steps = train_state.split_key(key)
-    params, model_state = load_weights(config.init_from, config, program.model, for_init)
-    return program.adopt(*runtime.move_to_mesh((params, model_state), mesh), for_steps)
+    loaded = load_weights(config.init_from, config, program.model, for_init)
+    params, model_state = runtime.move_to_mesh(loaded, mesh)
+    return program.adopt(params, model_state, for_steps)
 
 
 def train(
