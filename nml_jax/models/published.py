@@ -12,7 +12,7 @@ from typing import Any
 
 from nml_jax.console import notice_once
 from nml_jax.errors import MissingInput, UserError
-from nml_jax.models.architectures import FIXED, NATIVE, TIMM, VALUES, Architecture
+from nml_jax.models.architectures import BASES, FIXED, NATIVE, TIMM, VALUES, Architecture
 from nml_jax.models.variants import CLIPS, IMAGENET, MODELS, OPENAI, TOWERS
 
 TIMM_OR_TRANSFORMERS, OPEN_CLIP = "config.json", "open_clip_config.json"
@@ -28,6 +28,7 @@ def find_config(path: Path) -> Path | None:
     """Return the config of a folder, or the path itself if it is one; None if there is none, or that of a run of ours.
 
     If both forms are there, as in timm's folders of CLIPs, take open_clip's, which describes both towers, and say so.
+    Take timm's if its weights alone are there.
 
     Raises:
         UserError: both are there and disagree.
@@ -38,8 +39,15 @@ def find_config(path: Path) -> Path | None:
     found = [config for config in found if not _is_ours(config)]
     if len(found) == 2:
         _compare(*found)
+        if _parse(found[1])["model.name"] in TOWERS and not _has_both(path):
+            return found[1]
         notice_once(f"{found[0]} is read, of two towers; for the image tower alone give {found[1]}")
     return found[0] if found else None
+
+
+def _has_both(folder: Path) -> bool:
+    """Return whether weights of both towers may be in a folder: in open_clip's file, or in shards."""
+    return not (folder / "model.safetensors").is_file() or (folder / "open_clip_model.safetensors").is_file()
 
 
 def _is_ours(path: Path) -> bool:
@@ -130,10 +138,16 @@ def _find_architecture(path: Path, name: str) -> Architecture:
     return TIMM[name]
 
 
-def describe_tower(name: str) -> Keys:
-    """Return the values of a variant of MODELS that its shapes do not show, as keys of our config."""
+def describe_tower(name: str, tower: str = "") -> Keys:
+    """Return the values of a variant that its shapes do not show, as keys of our config.
+
+    Args:
+        name: a key of MODELS. Of two towers, the image tower counts.
+        tower: a key of TOWERS, for the row of CLIPS that has none.
+    """
     make = MODELS[name].make
-    make = make.keywords.get("tower") or make  # of two towers, the image tower
+    if name in CLIPS:
+        make = make.keywords.get("tower") or TOWERS[tower].make
     fields = {k: p.default for k, p in inspect.signature(make.func).parameters.items()} | make.keywords
     return {f"model.{key}": fields[key] for key in ("epsilon", "padding") if fields.get(key) is not None}
 
@@ -211,19 +225,19 @@ def _read_vision(path: Path, vision: Mapping[str, Any], embed_dim: int) -> Keys:
         _require(path, "vision_cfg.timm_proj_bias", bias, not bias, "false")
         row = _find_architecture(path, vision["timm_model_name"])
         hidden = {"model.hidden": 2 * embed_dim if proj == "mlp" else 0}
-        keys = {"model.name": "clip", "model.tower": row.name, **describe_tower(row.name), **row.keys, **hidden}
+        keys = {"model.name": BASES["timm"], "model.tower": row.name, **describe_tower(row.name), **row.keys, **hidden}
         return keys | {"data.image_size": size}
     known = {"image_size", "layers", "width", "head_width", "patch_size", "pool_type", "patch_dropout", "output_tokens"}
     _require_known(path, "vision_cfg", vision, known | {"mlp_ratio"})
     layers, width, head = vision.get("layers", 12), vision.get("width", 768), vision.get("head_width", 64)
     if isinstance(layers, list):
-        keys = {"model.name": "clip_rn50", "model.blocks": tuple(layers), "model.width": width}
+        keys = {"model.name": BASES["resnet"], "model.blocks": tuple(layers), "model.width": width}
         return keys | {"model.heads": width * 32 // head, "model.epsilon": 1e-5, "data.image_size": size}
     ratio, pool = vision.get("mlp_ratio", 4), vision.get("pool_type", "tok")
     _require(path, "vision_cfg.mlp_ratio", ratio, ratio == 4, "4")
     _require(path, "vision_cfg.pool_type", pool, pool in ("tok", "avg"), "tok or avg")
     return {
-        "model.name": "clip_vitb16",
+        "model.name": BASES["transformer"],
         "model.dim": width,
         "model.depth": layers,
         "model.heads": width // head,
@@ -240,7 +254,7 @@ def _name_clip(keys: Keys) -> Keys:
         tower = variant.make.keywords.get("tower")
         if tower is None:
             continue
-        if keys["model.name"] == "clip":
+        if keys["model.name"] == BASES["timm"]:
             fits = TOWERS[keys["model.tower"]].make.func is tower.func
             own = TOWERS[keys["model.tower"]].make.keywords
         else:
@@ -278,7 +292,7 @@ def _read_transformers(path: Path, content: Mapping[str, Any]) -> Keys:
     _require(path, "layer_norm_eps", epsilons, epsilons == {1e-5}, "1e-5")
     size = vision.get("image_size", 224)
     return _name_clip({
-        "model.name": "clip_vitb16",
+        "model.name": BASES["transformer"],
         "model.dim": vision.get("hidden_size", 768),
         "model.depth": vision.get("num_hidden_layers", 12),
         "model.heads": vision.get("num_attention_heads", 12),
