@@ -75,7 +75,8 @@ def get_config() -> ConfigDict:
     model.width = placeholder(int)  # ResNet, BiT, Swin: channels of the first stage. None: the variant's
     model.blocks = placeholder(tuple)  # networks of stages: blocks per stage. None: the variant's
     model.widths = placeholder(tuple)  # EfficientNet, ConvNeXt: channels per stage. None: the variant's
-    # ConvNeXt, CLIP: width of a hidden layer between the features and the logits or embedding; 0: none.
+    # ConvNeXt, CLIP: width of a hidden layer between the features and the logits or embedding; 0: none. Text encoder: of
+    # the hidden layer in each block.
     model.hidden = placeholder(int)  # None: the variant's
     model.epsilon = placeholder(float)  # added to the variance in the encoder's norms. None: the variant's
     model.window = placeholder(int)  # Swin: side of an attention window in patches. None: the variant's, or 7
@@ -84,11 +85,12 @@ def get_config() -> ConfigDict:
     model.bn_momentum = 0.9  # ResNet, EfficientNet: momentum of BatchNorm's running statistics
     model.zero_init_residual = True  # ResNet: last BatchNorm scale of each block starts at 0
     model.patch = placeholder(int)  # ViT, Swin: side of a patch in pixels. None: the variant's; ViT 16, Swin 4
-    model.dim = placeholder(int)  # ViT: width. None: the variant's
-    model.depth = placeholder(int)  # ViT: number of blocks. None: the variant's
-    model.heads = placeholder(int)  # ViT, CLIP's ResNet: attention heads; Swin: of the first stage. None: the variant's
+    model.dim = placeholder(int)  # ViT, text encoder: width. None: the variant's
+    model.depth = placeholder(int)  # ViT, text encoder: number of blocks. None: the variant's
+    # ViT, text encoder, CLIP's ResNet: attention heads; Swin: of the first stage.
+    model.heads = placeholder(int)  # None: the variant's
     model.dropout = 0.0  # ViT: rate on the output of every MLP and attention. EfficientNet: on the features
-    model.pool = "cls"  # ViT: cls (class token) | gap (mean over patches)
+    model.pool = "cls"  # ViT: cls (class token) | gap (mean over patches). Text encoder: cls | mean | last | pooler
     model.tower = "resnet50"  # clip: the image tower, another key of MODELS; the keys above describe it
     model.embed_dim = placeholder(int)  # CLIP: dimension of the joint space. None: the variant's
     model.quick_gelu = False  # ViT, CLIP's text: x·sigmoid(1.702x) instead of GELU; OpenAI's weights need it
@@ -98,6 +100,10 @@ def get_config() -> ConfigDict:
     model.text_width = placeholder(int)  # CLIP: width of the text tower. None: the variant's
     model.text_depth = placeholder(int)  # CLIP: blocks of the text tower. None: the variant's
     model.text_heads = placeholder(int)  # CLIP: attention heads of the text tower. None: the variant's
+    model.vocab = placeholder(int)  # text encoder: number of token ids. None: the variant's
+    model.context = placeholder(int)  # text encoder: most tokens of a text, as it has positions. None: the variant's
+    model.types = placeholder(int)  # text encoder: types of tokens, as for pairs; 0: none. None: the variant's
+    model.activation = placeholder(str)  # text encoder: gelu | gelu_tanh | relu | silu. None: the variant's
     model.logit_scale = 2.659260036932778  # CLIP: initial log of the scale of the logits; ln(1/0.07)
     model.logit_bias = placeholder(float)  # CLIP: initial bias of the logits, for siglip (-10). None: no bias
     model.remat = False  # recompute activations block by block in the backward pass

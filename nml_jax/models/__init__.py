@@ -19,7 +19,8 @@ from nml_jax import settings
 from nml_jax.errors import UserError
 from nml_jax.models.layers.depthwise import PADDINGS
 from nml_jax.models.layers.initializers import leave_undrawn
-from nml_jax.models.variants import CLIPS, MODELS, TOWERS
+from nml_jax.models.text.language import ACTIVATIONS, POOLS
+from nml_jax.models.variants import CLIPS, LANGUAGE, MODELS, TOWERS
 
 Tree = dict[str, Any]
 
@@ -40,7 +41,9 @@ class Model:
         CLIP takes images, `batch["text"]` (token ids, int [B, L]), or both. Images give the outputs above, with
         "embedding" (float32 [B, E], projected, of length 1) in place of logits. Texts give "text_features" and
         "text_embedding", of the same shapes. "logit_scale" is always there (see `clip.Clip`).
+        Text encoders take "tokens", "length" and "second" (see `language.TextEncoder`) and have no logits.
     spec: name -> jax.ShapeDtypeStruct, a batch of one: "image" uint8 [1, S, S, 3] and, for CLIP, "text" int32 [1, L].
+        Text encoders: "tokens" int32 [1, L], where L stands for any length up to it, "length" and "second" int32 [1].
     """
 
     init: Callable[..., tuple[Tree, Tree]]
@@ -78,6 +81,10 @@ def _build(config: FrozenConfigDict, num_classes: int, image_size: int, wide: bo
     values = {name: config[name] for name in config}
     values |= {"num_classes": num_classes, "image_size": image_size, "dtype": jnp.dtype(config.dtype)}
     spec = {"image": jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)}
+    if config.name in LANGUAGE:
+        context = config.context or LANGUAGE[config.name].make.keywords["context"]
+        shapes = {"tokens": (1, context), "length": (1,), "second": (1,)}
+        spec = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in shapes.items()}
     if config.name in CLIPS:
         tower = CLIPS[config.name].make.keywords.get("tower") or TOWERS[config.tower].make
         values["tower"] = _make_module(tower, {**values, "num_classes": 0, "hidden": 0})
@@ -119,9 +126,9 @@ def _make_module(variant: partial[Any], values: Mapping[str, Any]) -> nn.Module:
 
 def _check_inputs(inputs: Mapping[str, Any], spec: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
     """Raise a UserError unless the batch holds an input of the model, in the shape of its spec."""
-    if not inputs:
+    if not inputs or ("tokens" in spec and len(inputs) < len(spec)):
         raise UserError(
-            f"a batch of {', '.join(batch) or 'nothing'} holds no {' or '.join(spec)}, which the model needs",
+            f"a batch of {', '.join(batch) or 'nothing'} holds no {' or '.join(spec.keys() - inputs)}, which the model needs",
             "give the model the inputs that its spec names",
         )
     image, text = inputs.get("image"), inputs.get("text")
@@ -144,8 +151,9 @@ def _check(config: Any) -> None:
     if config.name == "clip" and config.tower not in TOWERS:
         raise UserError(f"model.tower is {config.tower!r}", f"give one of {', '.join(TOWERS)}")
     tower = config.tower if config.name == "clip" else config.name
+    pools = POOLS if config.name in LANGUAGE else ("cls", "gap")
     positive = ("width", "patch", "window", "dim", "depth", "heads", "embed_dim")
-    positive += ("text_context", "text_vocab", "text_width", "text_depth", "text_heads")
+    positive += ("text_context", "text_vocab", "text_width", "text_depth", "text_heads", "vocab", "context")
     for ok, key, cure in (
         (config.dtype in ("float32", "bfloat16", *_allow_float64()), "dtype", "give float32 or bfloat16"),
         (len(config.mean) == 3, "mean", "give one number per channel, as (0.5, 0.5, 0.5)"),
@@ -157,7 +165,10 @@ def _check(config: Any) -> None:
         (0 <= config.bn_momentum < 1, "bn_momentum", "give a number in [0, 1); 0.9 is usual"),
         (config.bn_group >= 0, "bn_group", "give the examples per statistics group, or 0 for the whole batch"),
         (config.stem in ("imagenet", "small"), "stem", "give imagenet or small"),
-        (config.pool in ("cls", "gap"), "pool", "give cls or gap"),
+        (config.pool in pools, "pool", f"give {' or '.join(pools)}"),
+        (config.name != "gpt2" or config.pool != "pooler", "pool", "give last or mean: GPT-2 has no pooler"),
+        (config.activation in (None, *ACTIVATIONS), "activation", f"give one of {', '.join(ACTIVATIONS)}"),
+        (config.types is None or config.types >= 0, "types", "give the number of types of tokens; 0: none"),
         (config.blocks is None or _are_counts(config.blocks), "blocks", "give blocks per stage, as (2, 2, 2, 2)"),
         (config.widths is None or _are_counts(config.widths), "widths", "give channels per stage, as (96, 192)"),
         (config.hidden is None or config.hidden >= 0, "hidden", "give a width, or 0 for no hidden layer"),

@@ -173,5 +173,12 @@ OPEN_CLIP: dict[str, tuple[str, ...]] = {
     "clip_convnext_large_d_320": ("convnext_large_d_320",),
 }
 
+# Our text encoders, and transformers' names of models whose folders give their sizes.
+TRANSFORMERS: dict[str, tuple[str, ...]] = {
+    "bert": ("bert-base-uncased", "bert-large-uncased", "bert-base-cased", "bert-large-cased"),
+    "roberta": ("roberta-base", "roberta-large"),
+    "gpt2": ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"),
+}
+
 # Forms of open_clip's image towers, and the variant of ours whose other sizes are keys.
 BASES: Mapping[str, str] = {"transformer": "clip_vitb16", "resnet": "clip_rn50", "timm": "clip"}

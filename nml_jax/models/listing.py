@@ -10,9 +10,9 @@ import jax
 
 from nml_jax import models, settings
 from nml_jax.errors import UserError
-from nml_jax.models.architectures import OPEN_CLIP, TIMM
+from nml_jax.models.architectures import OPEN_CLIP, TIMM, TRANSFORMERS
 from nml_jax.models.overview import describe_parameters
-from nml_jax.models.variants import IMAGENET, INCEPTION, MODELS, OPENAI, TOWERS, Input
+from nml_jax.models.variants import CLIPS, IMAGENET, INCEPTION, LANGUAGE, MODELS, OPENAI, TOWERS
 
 COLUMNS = ("model", "parameters", "features", "input", "published weights that fit")
 PIXELS = {IMAGENET: "ImageNet", INCEPTION: "0.5", OPENAI: "OpenAI"}
@@ -48,15 +48,15 @@ def describe_model(name: str) -> str:
     outputs, _ = jax.eval_shape(apply, params, model_state, dict(model.spec))
     lines = [f"{column}: {cell}" for column, cell in zip(COLUMNS, _make_row(name), strict=True)]
     shapes = [f"{key} {list(x.shape)}" for key, x in sorted(outputs.items())]
-    return "\n".join([*lines, f"outputs for one image: {', '.join(shapes)}", describe_parameters(params)])
+    return "\n".join([*lines, f"outputs for one input: {', '.join(shapes)}", describe_parameters(params)])
 
 
 def _make_row(name: str) -> tuple[str, ...]:
     """Make the cells of a model."""
     count, width = measure_model(name)
     fits = [theirs for theirs, architecture in TIMM.items() if architecture.name == name]
-    fits += OPEN_CLIP.get(name, ())
-    return name, f"{count:,}", f"{width:,}", _describe_input(MODELS[name].input), ", ".join(fits) or "-"
+    fits += [*OPEN_CLIP.get(name, ()), *TRANSFORMERS.get(name, ())]
+    return name, f"{count:,}", f"{width:,}", _describe_input(name), ", ".join(fits) or "-"
 
 
 def measure_model(name: str) -> tuple[int, int]:
@@ -76,13 +76,13 @@ def _identify(name: str) -> tuple[str, int]:
 
 @functools.cache
 def _measure(name: str) -> tuple[int, int]:
-    counts = _find_counts(name)
+    counts, fields = _find_counts(name), MODELS[name].make.keywords
     params, _ = _build(name, 1, **{key: _cut(count) for key, count in counts.items()}).shapes
     image = params.get("image", params)
-    last = next(image[layer] for layer in ("hidden", "projection", "head") if layer in image)
+    width = next((image[layer]["kernel"].shape[0] for layer in ("hidden", "projection", "head") if layer in image), 0)
     leaves = jax.tree_util.tree_leaves_with_path({key: value for key, value in params.items() if key != "head"})
     named = ((jax.tree_util.keystr(path, simple=True, separator="/"), leaf.size) for path, leaf in leaves)
-    return sum(size * _count_equal(path, counts) for path, size in named), last["kernel"].shape[0]
+    return sum(size * _count_equal(path, counts) for path, size in named), width or fields["dim"]
 
 
 def _build(name: str, num_classes: int, **keys: Any) -> models.Model:
@@ -95,7 +95,7 @@ def _build(name: str, num_classes: int, **keys: Any) -> models.Model:
 def _find_counts(name: str) -> dict[str, Any]:
     """Return the numbers of blocks of a model, by key."""
     fields = MODELS[name].make.keywords
-    if name not in TOWERS:
+    if name in CLIPS:
         fields = {
             **(fields.get("tower") or TOWERS[settings.default_config()["model"]["tower"]].make).keywords,
             **fields,
@@ -118,6 +118,9 @@ def _count_equal(path: str, counts: dict[str, Any]) -> int:
     return counts["text_depth" if found[1] == "text" else "depth"] - 1
 
 
-def _describe_input(own: Input) -> str:
+def _describe_input(name: str) -> str:
     """Describe the preprocessing that published weights expect."""
+    if name in LANGUAGE:
+        return f"{LANGUAGE[name].make.keywords['context']} tokens"
+    own = MODELS[name].input
     return f"{own.size} px, crop {own.crop}, {own.interpolation}, {PIXELS[own.pixels]}"

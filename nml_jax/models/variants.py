@@ -10,6 +10,7 @@ from nml_jax.models.encoders.efficientnet import EfficientNet, scale_blocks, sca
 from nml_jax.models.encoders.resnet import ResNet
 from nml_jax.models.encoders.swin import Swin
 from nml_jax.models.encoders.vit import ViT
+from nml_jax.models.text.language import TextEncoder
 
 Triple = tuple[float, float, float]
 
@@ -134,4 +135,19 @@ CLIPS: dict[str, Variant] = {
     "clip_vitl14": Variant(partial(_clip, tower=_tower("vit_l", clip=True, patch=14), **_wide), _openai),
 }
 
-MODELS = TOWERS | CLIPS
+
+# Text encoders, at the sizes of bert-base-uncased, roberta-base and gpt2.
+_language: partial[Any] = partial(TextEncoder, dim=768, depth=12, heads=12, hidden=3072)
+LANGUAGE: dict[str, Variant] = {
+    "bert": Variant(
+        partial(_language, family="bert", vocab=30522, context=512, types=2, epsilon=1e-12, activation="gelu")
+    ),
+    "roberta": Variant(
+        partial(_language, family="roberta", vocab=50265, context=512, types=1, epsilon=1e-5, activation="gelu")
+    ),
+    "gpt2": Variant(
+        partial(_language, family="gpt2", vocab=50257, context=1024, types=0, epsilon=1e-5, activation="gelu_tanh")
+    ),
+}
+
+MODELS = TOWERS | CLIPS | LANGUAGE

@@ -1,4 +1,4 @@
-"""Read config.json and preprocessor_config.json of transformers' CLIPModel."""
+"""Read config.json and preprocessor_config.json of transformers' CLIPModel; text encoders are language.py's."""
 
 import json
 from collections.abc import Mapping
@@ -9,16 +9,20 @@ from nml_jax.console import notice_once
 from nml_jax.errors import UserError
 from nml_jax.models.architectures import BASES, NATIVE
 from nml_jax.models.published.common import Keys, name_clip, require
+from nml_jax.models.published.language import read_language
+from nml_jax.models.text.language import FAMILIES
 from nml_jax.models.variants import OPENAI
 
 
 def read_transformers(path: Path, content: Mapping[str, Any]) -> Keys:
     kind = content.get("model_type", "of no known kind")
+    if kind in FAMILIES:
+        return read_language(path, content)
     if kind != "clip":
         cure = (
             f"take timm's folder of the same weights, such as {NATIVE[kind]}"
             if kind in NATIVE
-            else "take timm's folder"
+            else f"take timm's folder of images, or a text encoder of the kind {', '.join(FAMILIES)}"
         )
         raise UserError(f"{path} is transformers' own form of a model ({kind}), which is not read", cure)
     vision, text = content.get("vision_config") or {}, content.get("text_config") or {}

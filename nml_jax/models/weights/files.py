@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from nml_jax.errors import MissingInput, UserError
-from nml_jax.models.weights import layouts, openclip, timm
+from nml_jax.models.weights import language, layouts, openclip, timm
 from nml_jax.models.weights.state_dict import Tree
 
 # Names of whole files, in the order in which they are taken; and the names of configs that may be given in their place.
@@ -181,7 +181,7 @@ def _make_unreadable(path: Path, why: object) -> UserError:
 
 
 def read_weights(path: str | Path, like: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
-    """Read weights in a layout of CLIP's two towers for a CLIP model, and of timm for the others.
+    """Read weights in a layout of CLIP's two towers for a CLIP model, of transformers for a text encoder, and of timm.
 
     If there is no classifier, or one for other classes, the resulting params have no "head" and the caller keeps its
     own.
@@ -194,6 +194,8 @@ def read_weights(path: str | Path, like: tuple[Tree, Tree]) -> tuple[Tree, Tree]
         UserError: the weights cannot be read, or do not fit the model.
     """
     tensors = open_tensors(path)
+    if language.is_language(like[0]):
+        return language.import_weights(tensors, like, str(path))
     is_clip = any(name.startswith("visual.") for name in tensors)
     if is_clip != ("image" in like[0]):
         theirs, ours = ("a CLIP", "an image") if is_clip else ("an image", "a CLIP")

@@ -253,3 +253,40 @@ def find_alias(names: Iterable[str]) -> Alias | None:
     """Return the first row of ALIASES whose mark some name has; None if the names are timm's or open_clip's."""
     names = list(names)
     return next((row for row in ALIASES if any(re.match(row.mark, name) for name in names)), None)
+
+
+_BERT: Rules = (
+    (r"^(words|positions|types)/", lambda m: f"embeddings/{_EMBEDDINGS[m[1]]}/"),
+    (r"^embed_norm/", "embeddings/LayerNorm/"),
+    (r"^pooler/", "pooler/dense/"),
+    (r"^block(\d+)", r"encoder/layer/\1"),
+    (r"/attn/proj/", "/attention/output/dense/"),
+    (r"/attn/", "/attention/self/"),
+    (r"/norm1/", "/attention/output/LayerNorm/"),
+    (r"/fc1/", "/intermediate/dense/"),
+    (r"/fc2/", "/output/dense/"),
+    (r"/norm2/", "/output/LayerNorm/"),
+    *LEAVES,
+)
+_EMBEDDINGS = {"words": "word_embeddings", "positions": "position_embeddings", "types": "token_type_embeddings"}
+
+# Transformers' text encoders, without the prefix of a model with a head.
+LANGUAGE = (
+    Layout(
+        (r"block0/attn/qkv/",),  # GPT-2, whose kernels are [in, out] as ours
+        (
+            (r"^words/", "wte/"),
+            (r"^positions/", "wpe/"),
+            (r"^norm/", "ln_f/"),
+            (r"^block(\d+)", r"h/\1"),
+            (r"/norm([12])/", r"/ln_\1/"),
+            (r"/qkv/", "/c_attn/"),
+            (r"/attn/proj/", "/attn/c_proj/"),
+            (r"/fc1/", "/mlp/c_fc/"),
+            (r"/fc2/", "/mlp/c_proj/"),
+            (r"/kernel$", "/weight@same"),
+            *LEAVES,
+        ),
+    ),
+    Layout((r"block0/attn/query/",), _BERT),  # BERT, RoBERTa
+)

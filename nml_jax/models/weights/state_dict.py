@@ -54,13 +54,14 @@ def rename(path: str, rules: Rules) -> str:
 def find_places(params: Tree, model_state: Tree, name_leaf: NameLeaf) -> dict[str, Place]:
     """Return the place in the state dict of every leaf, by its path in our trees.
 
-    A name that ends with "@conv" is that of a linear layer which the state dict keeps as a 1x1 convolution.
+    A name that ends with "@conv" is that of a linear layer which the state dict keeps as a 1x1 convolution; one that
+    ends with "@same" is of a kernel that lies there as here.
     """
     places = {}
     for path, leaf in _flatten(params, model_state).items():
         name, _, form = name_leaf(path).partition("@")
         axes = tuple(range(leaf.ndim))
-        if path.endswith("/kernel") and name.endswith("weight"):  # CLIP's bare projection matrices are [in, out]
+        if path.endswith("/kernel") and name.endswith("weight") and form != "same":  # CLIP's bare projection matrices are [in, out]
             axes = {2: (1, 0), 4: (3, 2, 0, 1)}[leaf.ndim]
         full = tuple(leaf.shape[axis] for axis in axes)
         lacks = 2 * name.endswith("class_embedding") + name.endswith("positional_embedding")
