@@ -1,0 +1,133 @@
+"""Test text encoders against transformers, and that padding is never seen."""
+
+import functools
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from configs.common import get_config
+from nml_jax import models
+from nml_jax.errors import UserError
+from nml_jax.models.text.language import pool
+from nml_jax.models.weights import language
+from tests.models.weights.compare import assert_equal
+
+golden = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "weights" / "golden_language.py")))
+# torch's own float32 is up to 1.3e-6 from its float64, and 4e-5 for the gradient (golden_language.py prints it).
+FLOAT32 = {"plain": 5e-6, "sharp": 5e-5}
+
+
+@functools.cache
+def stored() -> tuple[dict[str, np.ndarray], dict]:
+    with safe_open(golden.FILE, framework="np") as f:
+        return load_file(golden.FILE), json.loads(f.metadata()["about"])
+
+
+def build(kind: str, **keys) -> models.Model:
+    config = get_config().model
+    config.update({"name": kind, **golden.SIZES, **keys})
+    return models.build(config, num_classes=1, image_size=8)
+
+
+def make_batch(kind: str) -> dict[str, np.ndarray]:
+    ids, mask = golden.inputs(kind)
+    second = golden.SECOND if kind == "bert" else [golden.LENGTH] * len(ids)
+    batch = {"tokens": ids, "length": mask.sum(1), "second": np.array(second)}
+    return {name: x.astype(np.int32) for name, x in batch.items()}
+
+
+def draw(kind: str, how: str) -> dict[str, np.ndarray]:
+    return golden.weights({name: tuple(shape) for name, shape in stored()[1]["shapes"][kind].items()}, how)
+
+
+def run(kind: str, how: str, dtype: str) -> dict[str, np.ndarray]:
+    model = build(kind, dtype=dtype, pool="last" if kind == "gpt2" else "pooler")
+    params, state = language.import_weights(draw(kind, how), model.shapes, "it")
+    assert_equal(language.export_weights(params), draw(kind, how))
+    batch = make_batch(kind)
+    own = (np.arange(golden.LENGTH) < batch["length"][:, None])[..., None]
+
+    def loss(params):
+        outputs, _ = model.apply(params, state, batch, train=False, key=None)
+        return jnp.sum(jnp.cos(outputs["tokens"]) * own), outputs
+
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    grads, outputs = jax.jit(jax.grad(loss, has_aux=True))(params)
+    return jax.device_get({**outputs, "gradient": grads["words"]["embedding"]})
+
+
+@pytest.mark.parametrize("case", golden.CASES)
+def test_agrees_with_transformers(case: str):
+    """Every token of a text, the pooler and the gradient of the embeddings, to 1e-11 in float64."""
+    kind, how = golden.CASES[case]
+    want = {key.partition("/")[2]: x for key, x in stored()[0].items() if key.startswith(f"{case}/")}
+    assert {"tokens", "block0_tokens", "embed", "gradient"} < want.keys() | {"pooler", "features"}
+    with jax.enable_x64(True):
+        wide = run(kind, how, "float64")
+    narrow = run(kind, how, "float32")
+    own = np.arange(golden.LENGTH) < np.array(golden.LENGTHS)[:, None]
+    for key, x in want.items():
+        ours = {"pooler": "features", "embed": "embed_tokens"}.get(key, key)
+        rows = own if x.ndim == 3 else slice(None)
+        assert wide[ours].dtype == np.float64
+        assert np.abs(wide[ours][rows] - x[rows]).max() < 1e-11 * max(1, np.abs(x).max()), key
+        assert np.abs(narrow[ours][rows] - x[rows]).max() < FLOAT32[how] * max(1, np.abs(x).max()), key
+
+
+@pytest.mark.parametrize(("kind", "how"), [("bert", "mean"), ("roberta", "cls"), ("gpt2", "last")])
+def test_a_text_has_the_same_features_alone_in_any_length_and_with_any_padding(kind: str, how: str):
+    model = build(kind, pool=how, context=24)
+    params, state = model.init(jax.random.key(0), model.spec)
+    apply = jax.jit(lambda batch: model.apply(params, state, batch, train=False, key=None)[0])
+    batch = make_batch(kind)
+    whole = apply(batch)
+    longer = np.pad(batch["tokens"], ((0, 0), (0, 8)), constant_values=golden.SIZES["vocab"] - 1)
+    for i, length in enumerate(batch["length"]):
+        longer[i, length:] = golden.SIZES["vocab"] - 1
+    other = apply({**batch, "tokens": longer})
+    alone = apply({key: x[3:] for key, x in batch.items()})
+    for layer in ("features", "block0", "block1", "embed"):
+        np.testing.assert_allclose(other[layer], whole[layer], atol=1e-5)
+        np.testing.assert_allclose(alone[layer][0], whole[layer][3], atol=1e-5)
+
+
+def test_pooling_by_hand():
+    tokens = jnp.array([[[1.0, 2.0], [3.0, 6.0], [jnp.nan, jnp.inf]], [[5.0, 1.0], [jnp.nan, 0.0], [0.0, 0.0]]])
+    length = jnp.array([2, 1])
+    np.testing.assert_array_equal(pool(tokens, length, "mean"), [[2.0, 4.0], [5.0, 1.0]])
+    np.testing.assert_array_equal(pool(tokens, length, "last"), [[3.0, 6.0], [5.0, 1.0]])
+    np.testing.assert_array_equal(pool(tokens, length, "cls"), [[1.0, 2.0], [5.0, 1.0]])
+    grads = jax.grad(lambda x: pool(x, length, "mean").sum())(jnp.ones((2, 3, 2)))
+    np.testing.assert_array_equal(grads[:, :, 0], [[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+
+
+def test_bfloat16_is_near_and_rows_that_fill_a_batch_are_finite():
+    wide, narrow = build("bert", pool="mean"), build("bert", pool="mean", dtype="bfloat16")
+    params, state = wide.init(jax.random.key(0), wide.spec)
+    batch = make_batch("bert")
+    batch["length"][2] = 0
+    x, y = (m.apply(params, state, batch, train=False, key=None)[0]["features"] for m in (wide, narrow))
+    assert y.dtype == np.float32
+    assert np.isfinite(x).all()
+    np.testing.assert_allclose(y, x, atol=0.05)
+
+
+def test_bad_inputs():
+    model = build("bert")
+    params, state = model.shapes
+    batch = {"tokens": np.zeros((1, 21), np.int32), "length": np.ones(1, np.int32), "second": np.ones(1, np.int32)}
+    with pytest.raises(UserError, match="21 tokens, but the model has 20 positions"):
+        jax.eval_shape(lambda: model.apply(params, state, batch, train=False, key=None))
+    with pytest.raises(UserError, match="holds no length"):
+        model.apply(params, state, {"tokens": batch["tokens"], "second": batch["second"]}, train=False, key=None)
+    for keys in ({"pool": "gap"}, {"name": "gpt2", "pool": "pooler"}, {"activation": "gelu_new"}, {"types": -1}):
+        with pytest.raises(UserError, match=f"model.{[*keys][-1]} is"):
+            build(keys.pop("name", "bert"), **keys)
