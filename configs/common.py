@@ -162,11 +162,25 @@ def get_config() -> ConfigDict:
     downstream.domain_test = ("clipart", "painting", "sketch")  # domainnet: out-of-domain domains
     downstream.shifts = ()  # directory: shifts for out-of-domain tests, keys of nml_jax.data.images.transforms.SHIFTS
 
+    # The downstream task "texts": tables with named columns, .tsv, .csv or .parquet, for a text encoder.
+    texts = config.texts = ConfigDict()
+    texts.train = ""  # the training file
+    texts.test = ""  # in-domain files, separated by ";". "": `holdout` of the training file
+    texts.ood = ""  # out-of-domain files, separated by ";"
+    texts.holdout = 0.3  # stratified share of the training file to test on, used without a test file
+    texts.columns = ""  # column of the texts, or two separated by a comma for pairs. "": the first usual name there
+    texts.label = ""  # column of the labels. "": the first usual name there
+    texts.tokenizer = ""  # folder of the tokenizer; "": that of init_from
+    texts.length = 128  # most tokens of a text or pair, with special tokens; longer ones are cut
+    texts.buckets = (16, 32, 64, 128, 256, 512)  # lengths that batches are padded to; each is compiled once
+    texts.literal = False  # special tokens inside texts, such as [SEP]: True: plain text; False: special, as elsewhere
+    texts.separator = ""  # token between the texts of a pair where the tokenizer puts none (GPT-2); "": none
+
     extract = config.extract = ConfigDict()
     extract.weights = "raw"  # raw | ema
     extract.step = placeholder(int)  # step of the checkpoint; None: the last
     extract.layers = ("features",)  # keys of the model's outputs
-    extract.batch = 256  # images per step
+    extract.batch = 256  # images or texts per step
     extract.views = 1  # stored views per training image: 1 is the plain image, more are augmented
     extract.spectra = ("paper", "code")  # modes of nml_jax.spectrum.PRESETS
 

@@ -11,6 +11,7 @@ from nml_jax.hashes import hash_bytes, hash_file
 from nml_jax.settings import flatten, hash_json
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json")
 LARGE = 2**30  # bytes of a file that is not read as a whole
 # Names of files of features that can be shards of one set. A .npy cannot: labels would be a file beside it.
 SHARDS = (
@@ -28,11 +29,13 @@ def name_paths(part: Mapping[str, Any]) -> list[tuple[str, str]]:
     """List the same as pairs (key of the config, path)."""
     named = {
         "init_from", "noise_file", "data.path", "data.tokenizer",
-        "downstream.path", "zeroshot.templates", "zeroshot.class_names",
+        "downstream.path", "texts.tokenizer", "zeroshot.templates", "zeroshot.class_names",
     }  # fmt: skip
     flat = dict(flatten(part))
     one = [(key, value) for key, value in flat.items() if key in named and value]
     mixture = [("data.mixture", path) for path in flat.get("data.mixture", ())]
+    texts = [f"texts.{split}" for split in ("train", "test", "ood")]
+    one += [(key, path) for key in texts for path in split_specs(flat.get(key, ""))]
     keys = [f"features.{split}" for split in ("train", "test", "ood")]
     return [*one, *mixture, *((key, path) for key in keys for path in list_files(flat.get(key, "")))]
 
@@ -131,5 +134,6 @@ def hash_content(path: Path) -> str:
         return hash_file(path)
     described = [p for name in ("manifest.json", "dataset_info.json", "SHA256SUMS") for p in path.rglob(name)]
     if weights := [p for name in WEIGHTS for p in path.glob(name)]:  # a published model's
-        described += [*weights, *path.glob("*config.json")]
+        described += [*weights, *path.glob("*config.json"), *path.glob("*_Pooling/config.json")]
+        described += [path / name for name in TOKENIZER if (path / name).is_file()]
     return hash_json([[str(p.relative_to(path)), hash_content(p)] for p in sorted(described)])

@@ -99,13 +99,19 @@ def build(config: ConfigDict, *, num_classes: int) -> models.Model:
 
 @functools.lru_cache(maxsize=4)
 def list_layers(model: models.Model) -> tuple[str, ...]:
-    """List the image outputs that can be features: those with one row per image."""
+    """List the outputs that can be features: those with one row per image, or per text whatever its length."""
 
     def apply(params: Any, model_state: Any, batch: Any) -> Any:
         return model.apply(params, model_state, batch, train=False, key=None)[0]
 
-    shapes = jax.eval_shape(apply, *model.shapes, {"image": model.spec["image"]})
-    return tuple(sorted(name for name, x in shapes.items() if x.ndim))
+    shapes = jax.eval_shape(apply, *model.shapes, choose_inputs(model))
+    long = "tokens" in model.spec
+    return tuple(sorted(name for name, x in shapes.items() if x.ndim and not (long and x.ndim > 2)))
+
+
+def choose_inputs(model: models.Model) -> dict[str, Any]:
+    """Return the part of the model's spec whose features are extracted: all but the captions of a CLIP."""
+    return {name: like for name, like in model.spec.items() if name != "text"}
 
 
 def load_tokenizer(config: ConfigDict) -> Tokenizer:

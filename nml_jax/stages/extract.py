@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import console, errors, models, runtime, settings, spectrum
-from nml_jax.assembly import agreement, encoder, evaluators
+from nml_jax.assembly import agreement, encoder, evaluators, texts
 from nml_jax.assembly.encoder import describe_origin
 from nml_jax.assembly.feature_sets import BLOCK
 from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
@@ -101,8 +101,31 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     if unknown := [layer for layer in config.extract.layers if layer not in known]:
         raise errors.UserError(f"no layer {unknown[0]!r}", f"choose extract.layers from {', '.join(known)}")
     check_tasks(config, data=data)
+    _check_texts(config)
     for mode in config.extract.spectra:
         spectrum.find_preset(mode)
+
+
+def _check_texts(config: ConfigDict) -> None:
+    """Check that texts meet a text encoder, and that it has a tokenizer which fits."""
+    model = encoder.build(config, num_classes=config.data.num_classes or 1)
+    reads = texts.has_tokens(model.spec)
+    if wrong := [name for name in config.downstream.tasks if (name == "texts") != reads]:
+        what = "reads texts" if reads else "reads images"
+        raise errors.UserError(
+            f"model.name={config.model.name} {what}, and the downstream task is {wrong[0]!r}",
+            "give --config=configs/text.py:FOLDER for texts, and an image encoder for images",
+        )
+    if reads:
+        if config.extract.views > 1:
+            raise errors.UserError(f"extract.views={config.extract.views}, but texts have one view", "set it to 1")
+        _load_tokenizer(config, model)
+
+
+def _load_tokenizer(config: ConfigDict, model: models.Model) -> texts.TextTokenizer:
+    """Load the tokenizer for a model."""
+    vocab = model.shapes[0]["words"]["embedding"].shape[0]
+    return texts.load_tokenizer(config, vocab, model.spec["tokens"].shape[1])
 
 
 def list_needed(workdir: Path, rows: list[Row]) -> list[Path]:
@@ -136,6 +159,9 @@ def make_bank_key(config: ConfigDict, frozen: encoder.Encoder, test: Test, *, vi
         config.extract.layers,
     ]
     parts += [make_scoring_arguments(test)] if make_scoring_arguments(test) else []
+    if texts.has_tokens(frozen.model.spec):
+        tokenizer = _load_tokenizer(config, frozen.model)
+        parts += [tokenizer.fingerprint, texts.list_buckets(config), config.extract.batch]
     seen = {"augment": config.augment, "model": config.model, "image_size": config.data.image_size}
     return settings.hash_json(json.loads(json.dumps([parts, {k: v.to_dict() if hasattr(v, "to_dict") else v
                                                        for k, v in seen.items()}])))  # fmt: skip
@@ -182,20 +208,47 @@ def encode_split(
     config: ConfigDict, frozen: encoder.Encoder, encode: Encode, mesh: Mesh, test: Test, view: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield blocks of features float32 [B, D], labels and ids in source order, without padding."""
+    if texts.has_tokens(frozen.model.spec):
+        yield from _encode_texts(config, frozen, encode, mesh, test)
+        return
     put, drawn = runtime.put_batch(mesh), {"shift": test.shift, "view": view, "seed": config.seed}
     batches = evaluators.read_images(config, mesh, test.source, batch=config.extract.batch, **drawn)
     for batch in batches:
         placed = put(batch)
-        features = jax.device_get(encode(frozen.params, frozen.model_state, {"image": placed["image"]}))
+        features = jax.device_get(encode(frozen.params, frozen.model_state, _take_inputs(frozen, placed)))
         rest = runtime.fetch({k: placed[k] for k in ("label", "id", "mask")}, mesh)
         real = rest.pop("mask") > 0
         yield {k: v[real] for k, v in (features | rest).items()}
 
 
+def _take_inputs(frozen: encoder.Encoder, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs of the encoder in a batch."""
+    return {name: batch[name] for name in encoder.choose_inputs(frozen.model)}
+
+
+def _encode_texts(
+    config: ConfigDict, frozen: encoder.Encoder, encode: Encode, mesh: Mesh, test: Test
+) -> Iterator[dict[str, np.ndarray]]:
+    """Do as `encode_split`, for texts: batches of similar length, whose features go back to source order."""
+    put, source = runtime.put_batch(mesh), test.source
+    table = texts.encode_texts(source, _load_tokenizer(config, frozen.model), test.split)
+    for window in texts.read_batches(config, mesh, table, config.extract.batch):
+        rows = np.concatenate([own for own, _ in window])
+        found = []
+        for own, batch in window:
+            placed = _take_inputs(frozen, put(batch))
+            features = jax.device_get(encode(frozen.params, frozen.model_state, placed))
+            found.append({name: x[: len(own)] for name, x in features.items()})
+        order = np.argsort(rows)
+        features = {name: np.concatenate([part[name] for part in found])[order] for name in found[0]}
+        ids = rows[order].astype(np.int32)
+        yield {**features, "label": source.labels[ids], "id": ids}
+
+
 STAGE = Stage(
     name="extract",
     version=VERSION,
-    keys=("seed", "init_from", "data", "augment", "model", "downstream", "extract"),
+    keys=("seed", "init_from", "data", "augment", "model", "downstream", "texts", "extract"),
     upstream=("pretrain",),
     outputs=Outputs(("banks", "spectra.json"), list_needed, proved=("spectra.json", INDEX, TASKS)),
     check=check,

@@ -13,7 +13,7 @@ from nml_jax.data.class_names import clean_name
 from nml_jax.data.images import transforms
 from nml_jax.data.sources.source import Source, select_classes
 from nml_jax.errors import MissingInput, UserError
-from nml_jax.tasks import catalogue, class_maps
+from nml_jax.tasks import catalogue, class_maps, texts
 from nml_jax.tasks.catalogue import Entry
 from nml_jax.tasks.frames import Frames, read_frames
 
@@ -170,10 +170,17 @@ def _find_folder(config: Any, entry: Entry, corruption: str = "") -> Path:
     return by_version[wanted if wanted in by_version else max(by_version)]
 
 
+def load_texts(config: Any) -> Task:
+    """Load the tables that the section `texts` names."""
+    train, tests = texts.load(config)
+    return Task("texts", train, tuple(Test(split, domain, source) for split, domain, source in tests))
+
+
 TASKS: dict[str, Callable[[Any], Task]] = {
     "digits": load_digits,
     "directory": load_directory,
     "domainnet": load_domainnet,
+    "texts": load_texts,
     **{name: functools.partial(load_trained, name) for name in catalogue.TRAINED},
 }
 
@@ -208,6 +215,8 @@ def _check(config: Any, names: tuple[str, ...], *, data: bool) -> None:
     for name in names:
         if name not in TASKS:
             raise UserError(f"unknown downstream task {name!r}", f"downstream.tasks takes {', '.join(TASKS)}")
+    if "texts" in names:
+        texts.check_files(config)
     if "directory" in names:
         _check_directory(config, data=data)
     if {*names} & {"domainnet", *catalogue.TRAINED}:

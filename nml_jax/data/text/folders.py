@@ -76,7 +76,7 @@ class TextTokenizer:
     def __init__(self, folder: Path, length: int, *, literal: bool = False, separator: str = ""):
         self.folder, self.length = folder, length
         own = _load(folder)
-        own.no_padding()  # the file's own may cut or pad all texts to one length
+        own.no_padding()  # the file may pad and cut all texts to a length of its own
         own.no_truncation()
         added = own.get_added_tokens_decoder()
         self._special = {i for i, token in added.items() if token.special}
@@ -86,15 +86,14 @@ class TextTokenizer:
                 f"texts.separator is {separator!r}, which is no token of {folder}",
                 f"give one, such as {', '.join(self._words[:3]) or 'none'}",
             )
-        self.joins = len(own.encode("a", "a").ids) == 2 * len(own.encode("a").ids) == 2 * len(
-            own.encode("a", add_special_tokens=False).ids
-        )
-        self._separator = [own.token_to_id(separator)] if separator and self.joins else []
-        room = length - own.num_special_tokens_to_add(True) - len(self._separator)
-        if room < 2:
+        own_specials = own.num_special_tokens_to_add(True)
+        self._separator = own.token_to_id(separator) if separator and not own_specials else None
+        room = length - (self._separator is not None)
+        if room - own_specials < 2:
             raise UserError(f"texts.length is {length}, which leaves no room for a pair", "give more tokens")
+        # Set once: a change while other threads encode is an error of the library.
+        own.enable_truncation(room, strategy="longest_first")
         own.encode_special_tokens = literal
-        # Sets the table once: a change while other threads encode is an error of the library.
         self.size = max(own.get_vocab(with_added_tokens=True).values()) + 1
         self._own = own
         self.fingerprint = hash_text(json.dumps([own.to_str(), length, literal, separator]))
@@ -127,36 +126,14 @@ class TextTokenizer:
 
     def _encode(self, texts: Sequence[tuple[str, ...]]) -> list[tuple[list[int], list[int], bool]]:
         """Return ids, types and whether it was cut, of each text."""
-        whole = [self._own.encode_batch([text[i] for text in texts], add_special_tokens=False) if i < 2 else None
-                 for i in range(len(texts[0]))]  # fmt: skip
         out = []
-        for row in range(len(texts)):
-            own = [part[row] for part in whole if part is not None]
-            room = self.length - self._own.num_special_tokens_to_add(len(own) == 2)
-            room -= len(self._separator) * (len(own) == 2)
-            kept = cut_longest([len(part.ids) for part in own], room)
-            was_cut = kept != [len(part.ids) for part in own]
-            for part, n in zip(own, kept, strict=True):
-                part.truncate(n)
-            if len(own) == 2 and self._separator:
-                out.append((own[0].ids + self._separator + own[1].ids, [], was_cut))
-                continue
-            done = self._own.post_process(own[0], own[1] if len(own) == 2 else None)
-            out.append((done.ids, done.type_ids, was_cut))
+        for done in self._own.encode_batch([text[0] if len(text) == 1 else text for text in texts]):
+            ids, types = done.ids, done.type_ids
+            if self._separator is not None and done.n_sequences == 2:
+                place = sum(number == 0 for number in done.sequence_ids)
+                ids, types = [*ids[:place], self._separator, *ids[place:]], []
+            out.append((ids, types, bool(done.overflowing)))
         return out
-
-
-def cut_longest(lengths: list[int], room: int) -> list[int]:
-    """Return how many tokens each text keeps so that they fit: the longer one gives tokens first (longest_first).
-
-    Of a pair too long in both parts, the first keeps the larger half.
-    """
-    if sum(lengths) <= room or len(lengths) == 1:
-        return [min(n, room) for n in lengths]
-    first, second = lengths
-    if min(lengths) <= room // 2:  # the shorter stays whole
-        return [first, room - first] if first <= second else [room - second, second]
-    return [room // 2, room - room // 2]
 
 
 def check_size(tokenizer: TextTokenizer, vocab: int) -> None:

@@ -1,0 +1,20 @@
+"""A source of texts, or of pairs of texts, with labels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nml_jax.data.sources.source import Source, digest
+
+
+class Sentences(Source):
+    """Texts in memory, each a tuple of one or two, with labels."""
+
+    def __init__(self, texts: Sequence[tuple[str, ...]], labels: np.ndarray, class_names: Sequence[str]):
+        super().__init__(
+            labels,
+            num_classes=len(class_names),
+            class_names=class_names,
+            fingerprint=digest("texts", [list(text) for text in texts], list(class_names), np.asarray(labels)),
+        )
+        self.texts = texts

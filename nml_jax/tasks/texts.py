@@ -1,0 +1,93 @@
+"""The downstream task "texts": classes of texts, or of pairs of texts, in tables."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nml_jax import console, inputs, ranges
+from nml_jax.data.features.files import encode, find_classes
+from nml_jax.data.class_names import clean_labels
+from nml_jax.data.sources.sentences import Sentences
+from nml_jax.data.stratify import split_validation
+from nml_jax.data.text.tables import choose_columns, read_table
+from nml_jax.errors import UserError
+
+SEED = 0  # of the held-out part, which is the same for every seed: a frozen encoder has one bank
+
+
+def check_ranges(config: Any) -> None:
+    """Raise UserError if a value of the section `texts` is out of range."""
+    ranges.require_at_least(8, "texts", config, "length")
+    if not config.buckets or list(config.buckets) != sorted({*config.buckets}) or config.buckets[0] < 1:
+        raise UserError(f"texts.buckets is {config.buckets}", "give rising lengths, as (16, 32, 64, 128)")
+    if not 0 < config.holdout < 1:
+        raise UserError(f"texts.holdout is {config.holdout}", "give a share between 0 and 1")
+
+
+def check_files(config: Any) -> None:
+    """Check that the files are named and distinct.
+
+    Raises:
+        UserError: they are not.
+    """
+    chosen = config.texts
+    if not chosen.train:
+        raise UserError("the downstream task 'texts' has no training file", "set --config.texts.train=FILE")
+    seen: dict[Any, str] = {}
+    for spec in (chosen.train, *inputs.split_specs(chosen.test), *inputs.split_specs(chosen.ood)):
+        path = Path(spec).expanduser()
+        same = inputs.describe_content(path) if path.is_file() else str(path)
+        if same in seen:
+            raise UserError(f"{spec} is the same as {seen[same]}", "name each file once: a test needs rows of its own")
+        seen[same] = spec
+
+
+def load(config: Any) -> tuple[Sentences, list[tuple[str, str, Any]]]:
+    """Return the training texts, and the tests as (split, domain, texts).
+
+    Raises:
+        UserError: a file is missing, damaged, or has a label that the training file has not.
+    """
+    check_files(config)
+    chosen = config.texts
+    path = Path(chosen.train).expanduser()
+    texts, labels = _read(path, chosen)
+    classes = find_classes(labels, str(path))
+    train = _make(path, texts, labels, classes)
+    tests = []
+    for domain, specs in (("id", chosen.test), ("ood", chosen.ood)):
+        for spec in inputs.split_specs(specs):
+            own = Path(spec).expanduser()
+            tests.append((_name(own, [name for name, *_ in tests]), domain, _make(own, *_read(own, chosen), classes)))
+    if not chosen.test:
+        train, held = split_validation(train, chosen.holdout, SEED)
+        tests.insert(0, ("holdout", "id", held))
+        console.notice_once(f"{path}: {len(held):,} of its rows are held out as a test, the same for every seed")
+    return train, tests
+
+
+def _name(path: Path, taken: list[str]) -> str:
+    names = [path.stem, f"{path.resolve().parent.name}-{path.stem}", *(f"{path.stem}-{i}" for i in range(2, 100))]
+    return next(name for name in names if name not in (*taken, "train", "holdout"))
+
+
+def _read(path: Path, chosen: Any) -> tuple[list[tuple[str, ...]], np.ndarray]:
+    """Return the texts of a table and their labels."""
+    table = read_table(path)
+    columns, label = choose_columns(path, list(table), chosen.columns, chosen.label)
+    console.notice_once(f"{path}: texts {' and '.join(map(repr, columns))}, label {label!r}")
+    texts = list(zip(*(table[name] for name in columns), strict=True))
+    for row, own in enumerate(texts):
+        if not all(isinstance(text, str) for text in own):
+            raise UserError(f"{path}: row {row} has no text", "fill it in, or leave the row out")
+    labels = [table[label][row] for row in range(len(texts))]
+    if empty := [row for row, value in enumerate(labels) if value is None or value == ""]:
+        raise UserError(f"{path}: {len(empty)} rows have no label, such as row {empty[0]}", "leave them out")
+    if blank := sum(not all(text.strip() for text in own) for own in texts):
+        console.notice_once(f"{path}: {blank:,} rows have an empty text")
+    return texts, clean_labels(np.array(labels), f"{path}, labels")
+
+
+def _make(path: Path, texts: list[tuple[str, ...]], labels: np.ndarray, classes: np.ndarray) -> Sentences:
+    return Sentences(texts, encode(labels, classes, str(path)), tuple(map(str, classes.tolist())))
