@@ -75,8 +75,8 @@ def get_config() -> ConfigDict:
     model.width = placeholder(int)  # ResNet, BiT, Swin: channels of the first stage. None: the variant's
     model.blocks = placeholder(tuple)  # networks of stages: blocks per stage. None: the variant's
     model.widths = placeholder(tuple)  # EfficientNet, ConvNeXt: channels per stage. None: the variant's
-    # ConvNeXt, CLIP: width of a hidden layer between the features and the logits or embedding; 0: none. Text encoder: of
-    # the hidden layer in each block.
+    # ConvNeXt, CLIP: width of a hidden layer between the features and the logits or embedding; 0: none.
+    # Text encoder: of the hidden layer in each block.
     model.hidden = placeholder(int)  # None: the variant's
     model.epsilon = placeholder(float)  # added to the variance in the encoder's norms. None: the variant's
     model.window = placeholder(int)  # Swin: side of an attention window in patches. None: the variant's, or 7

@@ -127,8 +127,9 @@ def _make_module(variant: partial[Any], values: Mapping[str, Any]) -> nn.Module:
 def _check_inputs(inputs: Mapping[str, Any], spec: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
     """Raise a UserError unless the batch holds an input of the model, in the shape of its spec."""
     if not inputs or ("tokens" in spec and len(inputs) < len(spec)):
+        missing = " or ".join(name for name in spec if name not in inputs)
         raise UserError(
-            f"a batch of {', '.join(batch) or 'nothing'} holds no {' or '.join(spec.keys() - inputs)}, which the model needs",
+            f"a batch of {', '.join(batch) or 'nothing'} holds no {missing}, which the model needs",
             "give the model the inputs that its spec names",
         )
     image, text = inputs.get("image"), inputs.get("text")

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from nml_jax import console, inputs, ranges
-from nml_jax.data.features.files import encode, find_classes
 from nml_jax.data.class_names import clean_labels
+from nml_jax.data.features.files import encode, find_classes
 from nml_jax.data.sources.sentences import Sentences
 from nml_jax.data.stratify import split_validation
 from nml_jax.data.text.tables import choose_columns, read_table

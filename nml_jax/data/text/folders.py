@@ -1,7 +1,7 @@
 """Read the tokenizer of a published text encoder from its folder, and turn texts and pairs of texts into ids.
 
-A folder holds tokenizer.json, or vocab.txt (BERT's word pieces), or vocab.json and merges.txt (the byte-level BPE of GPT-2
-and RoBERTa); tokenizer_config.json says how to clean texts, and which tokens are special.
+A folder holds tokenizer.json, or vocab.txt (BERT's word pieces), or vocab.json and merges.txt (the byte-level BPE of
+GPT-2 and RoBERTa); tokenizer_config.json says how to clean texts, and which tokens are special.
 """
 
 import json
@@ -61,7 +61,7 @@ class TextTokenizer:
 
     Args:
         folder: the folder.
-        length: most tokens of a text or pair, with special tokens; longer ones are cut, of a pair the longer text first.
+        length: most tokens of a text or pair, with special tokens; others are cut, of a pair the longer text first.
         literal: special tokens in texts are plain text; else they are special there, too, as in transformers.
         separator: a token to put between the texts of a pair where the tokenizer puts none, as GPT-2's; "": none.
 
@@ -110,8 +110,9 @@ class TextTokenizer:
             found = self._encode(part)
             for place, (tokens, types, was_cut) in enumerate(found):
                 if not tokens:
+                    row = f"row {first + place} ({part[place][0][:20]!r})"
                     raise UserError(
-                        f"row {first + place} ({part[place][0][:20]!r}) has no tokens with the tokenizer of {self.folder}",
+                        f"{row} has no tokens with the tokenizer of {self.folder}",
                         "leave empty texts out of the data",
                     )
                 ids.append(np.asarray(tokens, np.int32))

@@ -1,7 +1,7 @@
 """Read what the folder of a published model says of itself, as keys of our config.
 
-Three forms are read: `config.json` of timm, `open_clip_config.json`, and `config.json` of transformers' CLIPModel, BERT,
-RoBERTa and GPT-2.
+Three forms are read: `config.json` of timm, `open_clip_config.json`, and `config.json` of transformers' CLIPModel,
+BERT, RoBERTa and GPT-2.
 """
 
 import json

@@ -112,7 +112,9 @@ def read_pool(folder: Path, usual: str) -> str:
     content = json.loads(path.read_bytes())
     modes = [key for key, value in content.items() if key.startswith("pooling_mode_") and value is True]
     if "pooling_mode" in content:  # newer files name one mode
-        modes = [f"pooling_mode_{content['pooling_mode']}".replace("_cls", "_cls_token").replace("_mean", "_mean_tokens")]
+        modes = [
+            f"pooling_mode_{content['pooling_mode']}".replace("_cls", "_cls_token").replace("_mean", "_mean_tokens")
+        ]
     if len(modes) != 1 or modes[0] not in POOLS:
         raise UserError(
             f"{path} pools by {', '.join(modes) or 'nothing'}", f"give weights that pool by one of {', '.join(POOLS)}"

@@ -29,7 +29,7 @@ class Family(NamedTuple):
     """What sets a family apart.
 
     Fields:
-        pre_norm: norms before attention and MLP and one after the last block; else after each, and after the embeddings.
+        pre_norm: norms before attention and MLP, and after the last block; else after each, and after the embeddings.
         causal: token i attends only to tokens 0..i.
         pad: id of the padding token where positions count the other tokens from pad + 1; None: positions are 0, 1, ...
         joint: one kernel [dim, 3·dim] for queries, keys and values.

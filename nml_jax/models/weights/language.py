@@ -61,7 +61,9 @@ def import_weights(tensors: Mapping[str, Any], like: tuple[Tree, Tree], where: s
     if "pooler" not in like[0]:
         found = {name: tensor for name, tensor in found.items() if not name.startswith("pooler.")}
     elif "pooler.dense.weight" not in found:
-        raise UserError(f"{where} holds no pooler, which model.pool=pooler needs", "set --config.model.pool=cls or mean")
+        raise UserError(
+            f"{where} holds no pooler, which model.pool=pooler needs", "set --config.model.pool=cls or mean"
+        )
     return read_trees(found, like, choose_names(like[0]))
 
 

@@ -61,7 +61,9 @@ def find_places(params: Tree, model_state: Tree, name_leaf: NameLeaf) -> dict[st
     for path, leaf in _flatten(params, model_state).items():
         name, _, form = name_leaf(path).partition("@")
         axes = tuple(range(leaf.ndim))
-        if path.endswith("/kernel") and name.endswith("weight") and form != "same":  # CLIP's bare projection matrices are [in, out]
+        if (
+            path.endswith("/kernel") and name.endswith("weight") and form != "same"
+        ):  # CLIP's bare projection matrices are [in, out]
             axes = {2: (1, 0), 4: (3, 2, 0, 1)}[leaf.ndim]
         full = tuple(leaf.shape[axis] for axis in axes)
         lacks = 2 * name.endswith("class_embedding") + name.endswith("positional_embedding")

@@ -10,9 +10,11 @@ from pathlib import Path
 FILE = Path(__file__).with_suffix(".json")
 LENGTHS = (8, 13, 64)
 TEXTS = (
-    "", " ", "hello", " hello", "Hello  World", "na\u00efve caf\u00e9", "e\u0301", "\u65e5\u672c\u8a9e text", "\U0001f642\U0001f44d",
+    "", " ", "hello", " hello", "Hello  World", "na\u00efve caf\u00e9", "e\u0301",
+    "\u65e5\u672c\u8a9e text", "\U0001f642\U0001f44d",
     "[CLS] in text", "a [SEP] b [MASK]", "<s> hi </s>", "<|endoftext|>", "x" * 120, "don't can't I'll", "3.14 1,000",
-    "\t\n mixed \r\n", "\u200bzero", "\u00c0\u00c9\u00ce", "\u0130stanbul", "a\u0000b", "@user #tag", "\u2026\u2014", "word " * 40,
+    "\t\n mixed \r\n", "\u200bzero", "\u00c0\u00c9\u00ce", "\u0130stanbul", "a\u0000b", "@user #tag", "\u2026\u2014",
+    "word " * 40,
     "a <mask> b<pad>",
 )  # fmt: skip
 PAIRS = tuple(zip(TEXTS, TEXTS[::-1], strict=True))

@@ -63,7 +63,7 @@ def test_a_separator_joins_pairs_of_gpt2_and_texts_without_tokens_are_refused(tm
     assert list_tokens(cut, 0)[0][2:] == [end, b]
     with pytest.raises(UserError, match=r"row 1 \(''\) has no tokens"):
         TextTokenizer(tmp_path, 64)([("a",), ("",)])
-    with pytest.raises(UserError, match="texts.separator is '<end>'"):
+    with pytest.raises(UserError, match=r"texts\.separator is '<end>'"):
         TextTokenizer(tmp_path, 64, separator="<end>")
 
 
@@ -80,7 +80,7 @@ def test_batches_are_padded_on_the_right_and_filled(tmp_path: Path):
 def test_bad_folders(tmp_path: Path):
     with pytest.raises(UserError, match="no folder with a tokenizer"):
         TextTokenizer(tmp_path / "none", 64)
-    with pytest.raises(UserError, match="holds no tokenizer.json"):
+    with pytest.raises(UserError, match=r"holds no tokenizer\.json"):
         TextTokenizer(tmp_path, 64)
     golden.write_folder("bert", tmp_path)
     with pytest.raises(UserError, match=r"texts.length is 4"):

@@ -50,7 +50,10 @@ def draw(kind: str, how: str) -> dict[str, np.ndarray]:
 
 def draw_for(model: models.Model, kind: str) -> dict[str, np.ndarray]:
     """Return sharp weights for the tensors that a model has."""
-    drawn, names = draw(kind, "sharp"), set(language.export_weights(jax.tree.map(lambda x: np.zeros(x.shape), model.shapes[0])))
+    drawn, names = (
+        draw(kind, "sharp"),
+        set(language.export_weights(jax.tree.map(lambda x: np.zeros(x.shape), model.shapes[0]))),
+    )
     return {name: x for name, x in drawn.items() if name in names}
 
 
