@@ -3,13 +3,13 @@
     python -m nml_jax.main --config=configs/text.py:weights/bert --config.texts.train=train.tsv
 
 The part after the colon is a folder as it is downloaded from Hugging Face: config.json, safetensors and the tokenizer.
-It says which sizes, activation and epsilon the model has, and, with sentence-transformers' 1_Pooling, how a text's tokens
-become one vector; `--config.model.pool` sets it.
+It says which sizes, activation and epsilon the model has, and, with sentence-transformers' 1_Pooling, how a text's
+tokens become one vector; `--config.model.pool` sets it.
 
 The tables are .tsv (as GLUE writes it: no quotes), .csv or .parquet with named columns: one of texts, or two for pairs,
 and one of labels. `--config.texts.test` and `--config.texts.ood` name tests; without them, a part of the training file
-is held out. A linear probe (by L-BFGS), an MLP and NMTune (both presets) are trained on the features of the training file
-with five seeds, and scored on the tests.
+is held out. A linear probe (by L-BFGS), an MLP and NMTune (both presets) are trained on the features of the training
+file with five seeds, and scored on the tests.
 """
 
 from pathlib import Path

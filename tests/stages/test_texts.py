@@ -35,8 +35,8 @@ def write_folder(folder: Path, **about) -> Path:
     (folder / "config.json").write_text(json.dumps({**ABOUT, "vocab_size": vocab, **about}))
     (folder / "1_Pooling").mkdir(exist_ok=True)
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
-    size = {name: (8,) for name in ("attention.self.query", "attention.self.key", "attention.self.value")}
-    kernels = {**dict.fromkeys(size, (8, 8)), "attention.output.dense": (8, 8), "intermediate.dense": (16, 8),
+    square = (*(f"attention.self.{name}" for name in ("query", "key", "value")), "attention.output.dense")
+    kernels = {**dict.fromkeys(square, (8, 8)), "intermediate.dense": (16, 8),
                "output.dense": (8, 16)}  # fmt: skip
     layer = "bert.encoder.layer.0."
     shapes = {f"{layer}{name}.weight": shape for name, shape in kernels.items()}
@@ -74,6 +74,12 @@ def make_config(tmp_path: Path, **keys):
         "extract.batch": 16, "sweep.seed": (0, 1), "tune.methods": ("lbfgs",), "tune.cs": (0.1,), **keys,
     })  # fmt: skip
     return config
+
+
+def load_weights(tmp_path: Path, **keys):
+    config = make_config(tmp_path, **keys)
+    model = build(config.model, num_classes=1, image_size=8)
+    return pretrained.load_weights(config.init_from, config, model, jax.random.key(0), head_for="features")
 
 
 @pytest.fixture
@@ -141,10 +147,14 @@ def test_batches_are_sorted_in_windows_and_cover_every_row():
 )
 def test_bad_configs(folder: Path, keys: dict, words: str):
     keys = {key: value.format(folder) if isinstance(value, str) else value for key, value in keys.items()}
-    with pytest.raises(UserError, match=words):
+
+    def check():
         config = make_config(folder, **keys)
         extract.check(config, runtime.make_mesh())
         extract.agreement.open_task("texts", config)
+
+    with pytest.raises(UserError, match=words):
+        check()
 
 
 @pytest.mark.parametrize(
@@ -174,18 +184,14 @@ def test_bad_rows(folder: Path, line: str, words: str):
 def test_bad_folders(tmp_path: Path, about: dict, words: str):
     write_folder(tmp_path / "bert", **about)
     with pytest.raises(UserError, match=words):
-        config = make_config(tmp_path)
-        model = build(config.model, num_classes=1, image_size=8)
-        pretrained.load_weights(config.init_from, config, model, jax.random.key(0), head_for="features")
+        load_weights(tmp_path)
 
 
 def test_bad_weights_and_contradictions(tmp_path: Path):
     folder = write_folder(tmp_path / "bert")
 
     def load(**keys):
-        config = make_config(tmp_path, **keys)
-        model = build(config.model, num_classes=1, image_size=8)
-        return pretrained.load_weights(config.init_from, config, model, jax.random.key(0), head_for="features")
+        return load_weights(tmp_path, **keys)
 
     assert "pooler" in load(**{"model.pool": "pooler"})[0]
     for key, value in (("model.heads", 4), ("model.epsilon", 1e-5), ("model.activation", "relu")):
