@@ -110,6 +110,9 @@ def extraction() -> tuple[Any, tuple, dict[str, Any]]:
     return extract._compile_encoder(built, ("features",), mesh_of(8)), (*built.shapes, batch), {}
 
 
+TEXT = {"dim": 8, "depth": 1, "heads": 2, "hidden": 8, "vocab": 9, "context": 8}
+
+
 def network(name: str, size: int = 8, **keys: Any) -> Callable:
     """The gradient of an encoder that no other program has, as tiny as it can be."""
 
@@ -119,9 +122,11 @@ def network(name: str, size: int = 8, **keys: Any) -> Callable:
         built = models.build(config, num_classes=K, image_size=size)
 
         def lose(params, state, batch):
-            return built.apply(params, state, batch, train=True, key=None)[0]["logits"].sum()
+            outputs, _ = built.apply(params, state, batch, train=True, key=None)
+            return outputs.get("logits", outputs["features"]).sum()
 
-        return jax.jit(jax.grad(lose)), (*built.shapes, {"image": shape(2, size, size, 3, dtype=jnp.uint8)}), {}
+        batch = {key: shape(2, *x.shape[1:], dtype=x.dtype) for key, x in built.spec.items()}
+        return jax.jit(jax.grad(lose)), (*built.shapes, batch), {}
 
     return make
 
@@ -213,6 +218,9 @@ PROGRAMS: dict[str, Program] = {
             "convnext_t": {"blocks": (1,), "widths": (8,)},
             "swin_t": {"blocks": (2, 1), "width": 8, "heads": 2, "patch": 2, "window": 2},
             "bit_50x1": {"blocks": (1,), "width": 32},
+            "bert": {**TEXT, "pool": "pooler"},
+            "roberta": {**TEXT, "pool": "mean"},
+            "gpt2": {**TEXT, "pool": "last"},
             "vit_s14_dinov2": {"depth": 1, "dim": 8, "heads": 2, "patch": 4},
         }.items()
     },
