@@ -13,6 +13,7 @@ from nml_jax.data.stratify import split_validation
 from nml_jax.data.text.tables import choose_columns, read_table
 from nml_jax.errors import UserError
 
+MANY = 100  # more classes are taken for ids or scores unless each has two rows on average
 SEED = 0  # of the held-out part, which is the same for every seed: a frozen encoder has one bank
 
 
@@ -54,6 +55,11 @@ def load(config: Any) -> tuple[Sentences, list[tuple[str, str, Any]]]:
     path = Path(chosen.train).expanduser()
     texts, labels = _read(path, chosen)
     classes = find_classes(labels, str(path))
+    if labels.dtype.kind == "f" or len(classes) > max(MANY, len(labels) // 2):
+        raise UserError(
+            f"{path}: {len(classes):,} different labels in {len(labels):,} rows, such as {classes[0]}",
+            "name the column of the classes with --config.texts.label; scores cannot be predicted",
+        )
     train = _make(path, texts, labels, classes)
     tests = []
     for domain, specs in (("id", chosen.test), ("ood", chosen.ood)):

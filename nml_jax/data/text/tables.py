@@ -39,7 +39,10 @@ def read_table(path: Path) -> dict[str, list[Any]]:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, ValueError) as e:  # Arrow's errors are ValueErrors
         raise UserError(f"cannot read {path}: {' '.join(str(e).split())}", "write it again, in UTF-8") from e
-    rows = _split_tabs(text) if kind == ".tsv" else list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    try:
+        rows = _split_tabs(text) if kind == ".tsv" else list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as e:
+        raise UserError(f"cannot read {path}: {e}", "write it again, or as .tsv, which has no quotes") from e
     rows = list(enumerate(rows, 1))
     while rows and rows[-1][1] in ([], [""]):
         rows.pop()

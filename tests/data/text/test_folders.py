@@ -37,7 +37,9 @@ def test_ids_and_types_are_those_of_transformers(kind: str, tmp_path: Path):
                 rows = [i for i, (ids, _) in enumerate(mine) if ids]
                 table = tokenizer([texts[i] for i in rows])
                 for place, i in enumerate(rows):
-                    assert list_tokens(table, place) == tuple(mine[i]), texts[i]
+                    ids, types = list_tokens(table, place)
+                    assert ids == mine[i][0], texts[i]
+                    assert mine[i][1] in (None, types), texts[i]  # only BERT has types
                 assert table.lengths.max() <= length
 
 

@@ -3,8 +3,8 @@
 `python tests/models/weights/golden_language.py` writes the file again; it needs torch, transformers and safetensors,
 but not nml_jax. The tests only need NumPy and the file, which holds in float64: the tokens of the last layer, those of
 the layers before it, the pooler's output, and the gradient of the word embeddings. The weights are drawn by names and
-shapes, and those of the case "sharp" are large enough that a wrong activation, epsilon, mask or position costs more than
-1e-4.
+shapes, and those of the case "sharp" are large enough that a wrong activation, epsilon, mask or position costs more
+than 1e-4.
 """
 
 import json
