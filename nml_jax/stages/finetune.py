@@ -89,6 +89,7 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     runtime.check_batch(config.finetune.batch, mesh, "finetune.batch")
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
     check_tasks(config, data=data)
+    encoder.require_images(config, "finetune")
     model = encoder.build(config, num_classes=0)
     if config.finetune.head_init == "zeroshot":
         cure = "set finetune.head_init to fresh or probe"
