@@ -251,10 +251,10 @@ def _make_bytes(folder: Path, config: dict[str, Any], kind: str) -> tokenizers.T
     special = _find_special(config, ROBERTA if roberta else GPT2)
     if missing := [token for token in special.values() if own.token_to_id(token) is None]:
         raise UserError(f"{folder / 'vocab.json'} lacks the special token {missing[0]!r}", "download it again")
-    mask = special.pop("mask_token", None)
-    own.add_special_tokens([AddedToken(token, special=True) for token in dict.fromkeys(special.values())])
-    if mask:  # also takes the blank before it
-        own.add_special_tokens([AddedToken(mask, lstrip=True, special=True)])
+    for role, token in special.items():
+        about = config.get(role) if isinstance(config.get(role), dict) else {}
+        strip = {side: bool(about.get(side, False)) for side in ("lstrip", "rstrip")}  # blanks beside it are its own
+        own.add_special_tokens([AddedToken(token, special=True, normalized=False, **strip)])
     if roberta:
         (sep, cls) = ((special[role], own.token_to_id(special[role])) for role in ("sep_token", "cls_token"))
         own.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=space)

@@ -64,8 +64,10 @@ def main() -> None:
             own = AutoTokenizer.from_pretrained(write_folder(kind, Path(folder)))
             for length in LENGTHS:
                 for texts in (*((text,) for text in TEXTS), *PAIRS):
-                    done = own(*texts, truncation="longest_first", max_length=length)
-                    found.setdefault(f"{kind} {length}", []).append([done["input_ids"], done.get("token_type_ids")])
+                    # as a list: of a single pair whose second text is empty, transformers takes the first alone
+                    done = own(*([text] for text in texts), truncation="longest_first", max_length=length)
+                    ids, types = done["input_ids"], done.get("token_type_ids", [None])
+                    found.setdefault(f"{kind} {length}", []).append([ids[0], types[0]])
     FILE.write_text(json.dumps(found, separators=(",", ":")) + "\n")
 
 
