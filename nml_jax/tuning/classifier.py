@@ -17,10 +17,12 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from nml_jax import spectrum
 from nml_jax.console import format_seconds, notice
+from nml_jax.data.class_weights import find_class_weights
 from nml_jax.data.features.checks import check_exact, check_finite, check_varied
 from nml_jax.data.features.frames import to_matrix
 from nml_jax.data.stratify import hold_out
 from nml_jax.errors import FREE, UserError
+from nml_jax.evals.calibration import find_temperature
 from nml_jax.models.heads.mlp import Form, standardize
 from nml_jax.objectives import nmtune, terms
 from nml_jax.processes.forks import refuse_fork
@@ -28,7 +30,7 @@ from nml_jax.processes.limits import limit_blas
 from nml_jax.tuning import descent, head_file, methods, patient
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import cross_entropy
+from nml_jax.tuning.holdout import Demands, cross_entropy, multiply
 from nml_jax.tuning.probes import Linear
 
 METHODS = ("linear", "mlp", "nmtune", "skd", "fgs", "lgm")
@@ -40,15 +42,19 @@ STARTS = (None, "probe", "fresh")
 HELD_OUT = 0.2  # share of the rows by which a linear head chooses its penalty
 COUNTS, NUMBERS = ("epochs", "batch_size", "patience", "depth"), ("learning_rate", "weight_decay", "width", "C")
 POSITIVE = ("width", "C")
-SWITCHES = ("standardize", "early_stopping", "residual", "warm_start", "compute_spectrum")
+SWITCHES = ("standardize", "early_stopping", "residual", "warm_start", "compute_spectrum", "calibrate")
 
 
 class Rows(NamedTuple):
-    """Training rows: features [N, D], classes [N], weights [N], and which rows to train on and to validate on."""
+    """Training rows: features [N, D], classes [N], weights [N], and which rows to train on and to validate on.
+
+    demands: holds the weights of the classes.
+    """
 
     X: np.ndarray
     codes: np.ndarray
     weights: np.ndarray
+    demands: Demands
     train: np.ndarray
     held_out: np.ndarray
 
@@ -91,6 +97,12 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             `warm_start` is given.
         C: inverse strength of the probe's L2 penalty, as scikit-learn's. None: chosen by the validation loss among
             10⁻⁴ to 10 in powers of ten.
+        class_weight: weights of the classes in the cross-entropy, as in scikit-learn: None, 1 each; "balanced", rows /
+            (classes · rows of the class); or a mapping of labels to weights, 1 for those that it lacks; or a weight for
+            each class of `classes_`. The terms of a method ignore them. Validation losses are weighted, too.
+        calibrate: divide logits by a temperature for `predict_proba` and `predict_log_proba`. It is found on rows that
+            the head was not trained on, those to validate on. Predictions and `decision_function` stay. A linear head
+            is refitted on all rows afterwards; the temperature is that of the probe before.
         verbose: 0, or 1 to print progress to stderr.
         compute_spectrum: also set `spectrum_`. It takes longer than a linear fit.
 
@@ -128,6 +140,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         random_state: Any = None,
         start: str | None = None,
         C: float | None = None,
+        class_weight: Any = None,
+        calibrate: bool = False,
         verbose: int = 0,
         compute_spectrum: bool = False,
     ):
@@ -150,6 +164,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         self.random_state = random_state
         self.start = start
         self.C = C
+        self.class_weight = class_weight
+        self.calibrate = calibrate
         self.verbose = verbose
         self.compute_spectrum = compute_spectrum
 
@@ -194,7 +210,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             raise UserError(f"y has one class: {self.classes_.tolist()}", "give examples of at least two classes")
         check_varied([X], "X")
         start = self.head_ if before == (list(self.classes_), X.shape[1]) else None
-        rows = Rows(X, codes, weights, *self._split_rows(codes, seed))
+        of_classes = find_class_weights(self.class_weight, codes, self.classes_.tolist(), weights=weights)
+        rows = Rows(X, codes, weights, Demands(class_weights=of_classes), *self._split_rows(codes, seed))
         self._make_head(rows, make_spec, numbers, seed, start)
         if hasattr(self, "spectrum_"):
             del self.spectrum_
@@ -214,7 +231,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         spec = make_spec(K, min(int(self.batch_size), 1 << (n.bit_length() - 1)))
         width = methods.choose_width(X.shape[1], n) if self.width is None and spec.form.mlp else spec.form.width
         spec = spec._replace(form=spec.form._replace(width=width), penalised=solved)
-        bank = _make_training_set(X, rows.codes, rows.weights / rows.weights[train].mean())
+        weights = multiply(rows.weights / rows.weights[train].mean(), rows.demands.weigh(rows.codes))
+        bank = _make_training_set(X, rows.codes, weights)
         standard = descent.get_standard(bank.features, len(X)) if self.standardize else None
         probe, self.C_ = None, None
         if solved:
@@ -243,22 +261,35 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         standard = descent.get_standard(X[:, None]) if self.standardize else None
         F = standardize(X, standard) if standard else X
         parts = everything, everything[:0]
-        if self.C is None and np.bincount(codes).max() > 1:
+        if (self.C is None or self.calibrate) and np.bincount(codes).max() > 1:
             parts = hold_out(codes, HELD_OUT, seed)
         probe, self.C_ = self._choose_probe(rows._replace(train=parts[0], held_out=parts[1]), F)
+        temperature = self._find_temperature(lambda held_out: probe(F[held_out]), parts[1], codes)
         if len(parts[1]):
-            probe, _ = patient.choose_probe(
-                F, codes, (everything, everything[:0]), num_classes=len(self.classes_), cs=(self.C_,), weights=rows.own
-            )
+            whole = rows._replace(train=everything, held_out=everything[:0])
+            probe, _ = self._solve_probe(whole, F, (self.C_,))
         self.n_iter_, self.validation_loss_ = 0, []
-        self._finish(patient.make_linear(probe, {"input": standard} if standard else {}))
+        self._finish(patient.make_linear(probe, {"input": standard} if standard else {}), temperature)
+
+    def _find_temperature(self, score: Any, held_out: np.ndarray, codes: np.ndarray) -> float:
+        """Return the temperature of `score`, rows -> logits, by rows held out; 1 without `calibrate`."""
+        if not self.calibrate:
+            return 1.0
+        if not len(held_out):
+            cause = "calibrate=True needs rows to validate on, and none are held out"
+            raise UserError(
+                cause, "leave early_stopping on, raise validation_fraction, or give more rows of each class"
+            )
+        return find_temperature(score(held_out), codes[held_out])
 
     def _choose_probe(self, rows: "Rows", F: np.ndarray) -> tuple[Linear, float]:
-        cs = patient.CS if self.C is None else (float(self.C),)
-        parts = rows.train, rows.held_out
-        probe, c = patient.choose_probe(F, rows.codes, parts, num_classes=len(self.classes_), cs=cs, weights=rows.own)
+        probe, c = self._solve_probe(rows, F, patient.CS if self.C is None else (float(self.C),))
         self._tell(f"probe solved, C={c:g}")
         return probe, c
+
+    def _solve_probe(self, rows: "Rows", F: np.ndarray, cs: tuple[float, ...]) -> tuple[Linear, float]:
+        how: dict[str, Any] = {"num_classes": len(self.classes_), "cs": cs, "demands": rows.demands}
+        return patient.choose_probe(F, rows.codes, (rows.train, rows.held_out), weights=rows.own, **how)
 
     def _tell(self, message: str) -> None:
         if self.verbose:
@@ -329,7 +360,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         bank, setting, steps = jax.device_put(bank), descent.to_arrays(setting), -(-n // spec.batch)
         epochs = max(EPOCHS, -(-STEPS // steps)) if self.epochs is None else int(self.epochs)
         patience = max(PATIENCE, -(-PATIENT_STEPS // steps)) if self.patience is None else int(self.patience)
-        validation = [x[rows.held_out] for x in (rows.X, rows.codes, rows.weights)]
+        weights = multiply(rows.weights, rows.demands.weigh(rows.codes))
+        validation = [x[rows.held_out] for x in (rows.X, rows.codes, weights)]
         begun, known = time.perf_counter(), len(rows.held_out)
 
         def tell(i: int, loss: float) -> None:
@@ -343,20 +375,22 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 carry = carry._replace(params=jax.device_put(start.params), state=jax.device_put(state))
             elif start is not None:
                 carry = patient.start_at(carry, start)
-            score = (lambda head: _compute_loss(head, *validation)) if known else None
+            score = (lambda head: (_compute_loss(head, *validation),)) if known else None
             how: dict[str, Any] = {"horizon": epochs, "score": score, "tell": tell}
             training = patient.Training(spec, carry, bank, setting, n, **how, started=isinstance(start, Linear))
             head = training.run(epochs, patience)
         self.n_iter_, self.validation_loss_ = training.done, training.losses
-        self._finish(head)
+        self._finish(
+            head, self._find_temperature(lambda held: head.outputs(rows.X[held])[1], rows.held_out, rows.codes)
+        )
 
-    def _finish(self, head: TunedHead) -> None:
-        """Set head_, with its classes, columns and origin."""
+    def _finish(self, head: TunedHead, temperature: float) -> None:
+        """Set head_, with its classes, columns, origin and temperature."""
         if not all(np.isfinite(x).all() for x in jax.tree.leaves((head.params, head.state))):
             raise UserError(f"training of the {self.method} head diverged", "lower learning_rate, or set standardize")
         about = {"method": self.method, "preset": self.preset if self.method == "nmtune" else None}
         classes, columns = head_file.classes_to_json(self.classes_), tuple(getattr(self, "feature_names_in_", ()))
-        self.head_ = TunedHead(head.form, head.params, head.state, classes, about, columns)
+        self.head_ = TunedHead(head.form, head.params, head.state, classes, about, columns, temperature)
 
     def decision_function(self, X: ArrayLike) -> np.ndarray:
         """Return logits float32 [M, K]; for two classes their difference [M], positive for `classes_[1]`."""
@@ -373,9 +407,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """Return the logarithms of `predict_proba`, float64 [M, K]; finite where a probability rounds to zero."""
         logits = self._outputs(X)[1].astype(np.float64)
         with _raise_value_errors():
-            self.head_.probabilities(logits[:1])  # some heads have none
-        shifted = logits - logits.max(1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+            return self.head_.log_probabilities(logits)
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Return the most probable class of every row, [M]."""
@@ -445,7 +477,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         return self
 
 
-def _make_training_set(X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> TrainingSet:
+def _make_training_set(X: np.ndarray, codes: np.ndarray, weights: Any) -> TrainingSet:
     """Pad the rows with zeros so that sets of similar size share one compiled program."""
     step = max(64, 1 << max(len(X).bit_length() - 3, 0))
     fill = -len(X) % step

@@ -15,7 +15,7 @@ from nml_jax.models.heads.mlp import Form
 from nml_jax.tuning import descent
 from nml_jax.tuning.descent import Carry, Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import cross_entropy
+from nml_jax.tuning.holdout import PLAIN, Demands, multiply
 from nml_jax.tuning.probes import Linear, fit_lbfgs
 
 CS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # inverse strengths of the probe's L2 penalty, as scikit-learn's C
@@ -29,8 +29,11 @@ def choose_probe(
     num_classes: int,
     cs: Sequence[float] = CS,
     weights: np.ndarray | None = None,
+    demands: Demands = PLAIN,
 ) -> tuple[Linear, float]:
-    """Solve a logistic regression for each C, and return the probe of the lowest validation loss and its C.
+    """Solve a logistic regression for each C, and return the best probe on the rows to validate on, and its C.
+
+    The best is that of the lowest loss, or of the best `demands.metric`.
 
     Args:
         F: float32 [N, D], as the head sees them.
@@ -38,19 +41,21 @@ def choose_probe(
         parts: rows to train on, and rows to validate on. Without the latter the middle of the grid is taken.
         num_classes: K.
         cs: the grid.
-        weights: of the rows in the loss, [N]; None: 1 each.
+        weights: of the rows in the loss, [N]; None: 1 each. They are scaled to 1 on average, those of classes are not.
+        demands: what the probe is to be good at.
     """
     train, held_out = parts
     cs = sorted(cs)
     if not len(held_out):
         cs = cs[(len(cs) - 1) // 2 :][:1]
     own = None if weights is None else weights[train] / weights[train].mean()
+    own = multiply(own, demands.weigh(labels[train]))
     probes = fit_lbfgs(F[train], labels[train], cs, num_classes=num_classes, weights=own)
     if len(cs) == 1:
         return probes[0], cs[0]
     held = None if weights is None else weights[held_out]
-    losses = [cross_entropy(probe(F[held_out]), labels[held_out], held) for probe in probes]
-    best = int(np.argmin(losses))
+    scores = [demands.score(probe(F[held_out]), labels[held_out], held) for probe in probes]
+    best = min(range(len(cs)), key=lambda i: demands.rank(scores[i]))
     return probes[best], cs[best]
 
 
@@ -81,13 +86,14 @@ class Training:
         bank, setting: on the device, as `descent.advance` takes them.
         n: rows to train on.
         horizon: passes over them after which the cosine reaches 0.
-        score: returns the validation loss of a head, in nats; None: there is no validation.
+        score: returns a key by which heads are sorted, the best first, whose last is the validation loss in nats; None:
+            there is no validation.
         tell: called with the number of every epoch, from 1, and its loss.
         started: the start is a head of its own, so that it may be the best.
 
     Attributes:
         losses: validation loss of every epoch, in nats.
-        lowest, best: the lowest loss, and the epochs after which it was reached; 0: the start.
+        lowest, best: the key of the best head, and the epochs after which it was reached; 0: the start.
         done: epochs.
     """
 
@@ -100,7 +106,7 @@ class Training:
         n: int,
         *,
         horizon: int,
-        score: Callable[[TunedHead], float] | None = None,
+        score: Callable[[TunedHead], tuple[float, ...]] | None = None,
         tell: Callable[[int, float], None] = lambda i, loss: None,
         started: bool = False,
     ):
@@ -109,13 +115,13 @@ class Training:
         self.losses: list[float] = []
         self.done = self.best = 0
         self.kept = self._fetch() if started and score else None
-        self.lowest = score(self.kept) if score and self.kept else math.inf
+        self.lowest = score(self.kept) if score and self.kept else (math.inf,)
 
     def run(self, until: int, patience: float = math.inf) -> TunedHead:
-        """Train up to that number of epochs, or until the loss has not fallen for `patience` epochs.
+        """Train up to that number of epochs, or until no head was better for `patience` epochs.
 
         Returns:
-            The head of the lowest validation loss; without validation, the last one.
+            The best head by validation; without validation, the last one.
         """
         while self.done < until and not (self.score and self.done - self.best >= patience):
             self.carry = descent.advance(
@@ -129,11 +135,12 @@ class Training:
             self.tell(self.done, self.losses[-1] if self.losses else math.nan)
         return self.kept or self._fetch()
 
-    def _judge(self, score: Callable[[TunedHead], float]) -> None:
+    def _judge(self, score: Callable[[TunedHead], tuple[float, ...]]) -> None:
         head = self._fetch()
-        self.losses.append(score(head))
-        if self.losses[-1] < self.lowest or self.kept is None:
-            self.kept, self.lowest, self.best = head, self.losses[-1], self.done
+        key = score(head)
+        self.losses.append(key[-1])
+        if key < self.lowest or self.kept is None:
+            self.kept, self.lowest, self.best = head, key, self.done
 
     def _fetch(self) -> TunedHead:
         return TunedHead(self.spec.form, *jax.device_get((self.carry.params, self.carry.state)))

@@ -6,19 +6,20 @@ epochs, and all settings of its grid: by default six each.
 """
 
 import dataclasses
+import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from nml_jax.console import notice
-from nml_jax.data.stratify import hold_out
 from nml_jax.errors import UserError
+from nml_jax.evals.calibration import find_temperature
 from nml_jax.tuning import methods
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import Predictor, score_held_out
+from nml_jax.tuning.holdout import PLAIN, SCORES, Demands, Predictor, score_held_out
 from nml_jax.tuning.trainers import ByGradient, HeadFit, Trainer, make_trainer
 
 
@@ -28,9 +29,10 @@ class HeadResult:
 
     head: the predictor; a `TunedHead`, which can be saved, except for k-NN.
     preset: name of the loss's preset ("code/1view" if `code` had one view); None if the method has none.
-    hyper: the chosen values by name, such as {"lr": 0.01, "weight_decay": 0.0} or {"C": 0.1}.
-    validation: for each setting of the grid its values by name, "accuracy" and "loss" (nats), the last two over all
-        views of the validation rows. Empty if nothing was chosen.
+    hyper: the chosen values by name, such as {"lr": 0.01, "weight_decay": 0.0} or {"C": 0.1}; with `tune.calibrate`
+        also "temperature".
+    validation: for each setting of the grid its values by name, "accuracy", "loss" (nats) and the deciding metric, over
+        all views of the validation rows. Empty if nothing was chosen.
     n_train: rows of the final training.
     unvalidated: whether there was a choice but no row to hold out; `hyper` is then the middle of the grid.
     """
@@ -56,11 +58,11 @@ def fit(
     num_classes: int,
     config: Any,
     seed: int,
+    demands: Demands = PLAIN,
 ) -> HeadResult:
     """Run `fit_seeds` with one seed."""
-    (result,) = fit_seeds(
-        features, labels, method=method, preset=preset, num_classes=num_classes, config=config, seeds=(seed,)
-    )
+    how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": num_classes, "demands": demands}
+    (result,) = fit_seeds(features, labels, **how, config=config, seeds=(seed,))
     return result
 
 
@@ -74,13 +76,14 @@ def fit_seeds(
     config: Any,
     seeds: Sequence[int],
     chosen: tuple[dict[str, float], list[dict[str, float]]] | None = None,
+    demands: Demands = PLAIN,
 ) -> list[HeadResult]:
     """Choose hyper-parameters and train on all training rows; one head per seed.
 
-    A seed sets the validation part, the initialisation and the order. The setting of highest accuracy on the validation
-    part is chosen. A tie goes to the lowest loss, or, if scores are not logits (ridge, k-NN), to the largest value,
-    which is the strongest regularisation. If the grid has one setting, nothing is held out. If each class has one row,
-    nothing can be held out, and the middle of the grid is taken.
+    A seed sets the validation part, the initialisation and the order. The setting of highest accuracy, or of the best
+    `demands.metric`, on the validation part is chosen. A tie goes to the lowest loss, or, if scores are not logits
+    (ridge, k-NN), to the largest value, which is the strongest regularisation. If the grid has one setting, nothing is
+    held out. If each class has one row, nothing can be held out, and the middle of the grid is taken.
 
     Args:
         features: float32 [N, D], or [N, V, D] for V views: the training rows.
@@ -91,6 +94,7 @@ def fit_seeds(
         config: the section `tune` of configs/common.py. `batch` is reduced to the rows that are left for training.
         seeds: integers.
         chosen: settings for all seeds, and the scores of the grid, as `choose` returns them for a seed. None: choose.
+        demands: what heads are to be good at.
 
     Raises:
         UserError: an unknown method or preset, a value that is not finite, a label out of range, fewer than two
@@ -98,7 +102,8 @@ def fit_seeds(
         Diverged: training diverged at every rate, or on all rows.
     """
     features, labels = check_features(features, labels, num_classes)
-    trainer = make_trainer(features, labels, method=method, preset=preset, num_classes=num_classes, config=config)
+    how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": num_classes, "config": config}
+    trainer = make_trainer(features, labels, **how, demands=demands)
     if chosen:
         hypers, validation = [chosen[0]] * len(seeds), [chosen[1]] * len(seeds)
     else:
@@ -107,8 +112,8 @@ def fit_seeds(
     fits = [HeadFit(everything, hyper, seed) for hyper, seed in zip(hypers, seeds, strict=True)]
     heads = require_converged(method, trainer.train(fits, len(labels)))
     return [
-        HeadResult(head=head, preset=trainer.preset, hyper=fit.hyper, validation=each, n_train=len(labels),
-                   unvalidated=cannot_validate(trainer, each))
+        HeadResult(head=set_temperature(head, fit.hyper), preset=trainer.preset, hyper=fit.hyper, validation=each,
+                   n_train=len(labels), unvalidated=cannot_validate(trainer, each))
         for fit, each, head in zip(fits, validation, heads, strict=True)
     ]  # fmt: skip
 
@@ -116,7 +121,35 @@ def fit_seeds(
 def choose(
     trainer: Trainer, features: np.ndarray, labels: np.ndarray, *, config: Any, seeds: Sequence[int]
 ) -> tuple[list[dict[str, float]], list[list[dict[str, float]]]]:
-    """Return the chosen hyper-parameters of each seed, and the scores of the whole grid (`HeadResult.validation`)."""
+    """Return the chosen hyper-parameters of each seed, and the scores of the whole grid (`HeadResult.validation`).
+
+    With `tune.calibrate` and methods whose scores are logits, the former have the "temperature" of a head that is
+    trained with them on the rows that are not held out, by those that are.
+    """
+    hypers, validation = _choose_setting(trainer, features, labels, config=config, seeds=seeds)
+    if not (config.calibrate and trainer.method.logits) or np.bincount(labels).max() < 2:
+        return hypers, validation
+    out = []
+    for hyper, seed in zip(hypers, seeds, strict=True):
+        kept, held_out = trainer.demands.hold_out(labels, config.validation, seed)
+        (head,) = trainer.train([HeadFit(np.concatenate([kept, held_out]), hyper, seed)], len(kept))
+        first = features[held_out, 0]  # as in tests
+        _, logits = head.outputs(first)
+        require_finite(trainer.method.title, logits)
+        out.append({**hyper, "temperature": find_temperature(logits, labels[held_out])})
+    return out, validation
+
+
+def set_temperature(head: Predictor, hyper: Mapping[str, float]) -> Predictor:
+    """Return a head with the temperature among its settings, if there is one."""
+    if not isinstance(head, TunedHead) or "temperature" not in hyper:
+        return head
+    return dataclasses.replace(head, temperature=hyper["temperature"])
+
+
+def _choose_setting(
+    trainer: Trainer, features: np.ndarray, labels: np.ndarray, *, config: Any, seeds: Sequence[int]
+) -> tuple[list[dict[str, float]], list[list[dict[str, float]]]]:
     patient = isinstance(trainer, ByGradient) and methods.is_patient(config)
     if len(trainer.grid) == 1 and not patient:
         return trainer.grid * len(seeds), [[] for _ in seeds]
@@ -124,22 +157,38 @@ def choose(
         middle = {name: statistics.median_high({v[name] for v in trainer.grid}) for name in trainer.grid[0]}
         notice(f"one row of each class leaves none to choose a setting by; taking the middle of the grid, {middle}")
         return [middle] * len(seeds), [[] for _ in seeds]
-    parts = [hold_out(labels, config.validation, seed) for seed in seeds]
-    n = len(parts[0][0])  # the same for all seeds
+    demands = trainer.demands
+    parts = [demands.hold_out(labels, config.validation, seed) for seed in seeds]
     if isinstance(trainer, ByGradient) and patient:
-        found = [trainer.search(np.concatenate(part), n, seed) for part, seed in zip(parts, seeds, strict=True)]
-        best = [min(each, key=lambda v: (-v["accuracy"], trainer.tie(v))) for each in found]
+        validation = [
+            trainer.search(np.concatenate(part), len(part[0]), seed) for part, seed in zip(parts, seeds, strict=True)
+        ]
+    else:
+        validation = _score_grid(trainer, features, labels, parts, seeds)
+    best = [min(each, key=lambda v: demands.rank_setting(v, trainer.tie(v))) for each in validation]
+    if patient:
         require_finite(trainer.method.title, np.array([each["loss"] for each in best]))
-        return [{k: v for k, v in each.items() if k not in ("accuracy", "loss")} for each in best], found
-    which = [i for i in range(len(seeds)) for _ in trainer.grid]
-    fits = [HeadFit(np.concatenate(parts[i]), hyper, seeds[i]) for i in range(len(seeds)) for hyper in trainer.grid]
+    return [{name: v for name, v in each.items() if name not in SCORES} for each in best], validation
+
+
+def _score_grid(
+    trainer: Trainer,
+    features: np.ndarray,
+    labels: np.ndarray,
+    parts: Sequence[tuple[np.ndarray, np.ndarray]],
+    seeds: Sequence[int],
+) -> list[list[dict[str, float]]]:
+    """Train every setting of the grid for every seed, and return their scores on the rows held out."""
     validation: list[list[dict[str, float]]] = [[] for _ in seeds]
-    for i, fit, head in zip(which, fits, trainer.train(fits, n), strict=True):
-        held_out = parts[i][1]
-        accuracy, loss = score_held_out(head, features[held_out], labels[held_out])
-        validation[i].append({**fit.hyper, "accuracy": accuracy, "loss": loss})
-    best = [min(each, key=lambda v: (-v["accuracy"], trainer.tie(v))) for each in validation]
-    return [{name: v[name] for name in trainer.grid[0]} for v in best], validation
+    for n, several in itertools.groupby(range(len(seeds)), key=lambda i: len(parts[i][0])):  # groups differ in size
+        which = [i for i in several for _ in trainer.grid]
+        hypers = trainer.grid * (len(which) // len(trainer.grid))
+        fits = [HeadFit(np.concatenate(parts[i]), hyper, seeds[i]) for i, hyper in zip(which, hypers, strict=True)]
+        for i, fit, head in zip(which, fits, trainer.train(fits, n), strict=True):
+            held_out = parts[i][1]
+            scores = score_held_out(head, features[held_out], labels[held_out], trainer.demands)
+            validation[i].append({**fit.hyper, **scores})
+    return validation
 
 
 def cannot_validate(trainer: Trainer, validation: Sequence[Any]) -> bool:

@@ -20,7 +20,7 @@ from nml_jax.processes.limits import limit_blas
 from nml_jax.tuning import descent, methods, patient, probes
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import Predictor, score_held_out
+from nml_jax.tuning.holdout import PLAIN, Demands, Predictor, score_held_out
 
 
 class HeadFit(NamedTuple):
@@ -36,10 +36,14 @@ class Trainer(Protocol):
 
     grid: the settings to choose from.
     preset: see `HeadResult`.
+    demands: what heads are to be good at.
+    method: what they are.
     """
 
     grid: list[dict[str, float]]
     preset: str | None
+    demands: Demands
+    method: methods.Method
 
     def train(self, fits: Sequence[HeadFit], n: int) -> Sequence[Predictor]:
         """Train one head per fit, on the first n of its rows."""
@@ -51,11 +55,19 @@ class Trainer(Protocol):
 
 
 def make_trainer(
-    features: np.ndarray, labels: np.ndarray, *, method: str, preset: str | None, num_classes: int, config: Any
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    method: str,
+    preset: str | None,
+    num_classes: int,
+    config: Any,
+    demands: Demands = PLAIN,
 ) -> Trainer:
     """Make the trainer of a method for features [N, V, D] from `select.check_features`."""
     kind = ByProbe if methods.find(method).probe else ByGradient
-    return kind(features, labels, method=method, preset=preset, num_classes=num_classes, config=config)
+    how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": num_classes, "config": config}
+    return kind(features, labels, **how, demands=demands)
 
 
 class ByGradient:
@@ -70,7 +82,9 @@ class ByGradient:
         preset: str | None,
         num_classes: int,
         config: Any,
+        demands: Demands = PLAIN,
     ):
+        self.demands = demands
         weights, self.preset = methods.choose_weights(method, preset, config, features.shape[1])
         self.num_classes, self.config = num_classes, config
         self.method = methods.find(method)
@@ -79,7 +93,9 @@ class ByGradient:
         self.terms, self.numbers = terms.split(methods.find(method).terms, weights) if weights else (None, {})
         self.grid = _make_grid(config, {"lr": "lrs", "weight_decay": "weight_decays"})
         self.features, self.labels = features, labels
-        self.bank = jax.device_put(TrainingSet(features, labels, np.ones(len(labels), np.float32)))
+        weights = demands.weigh(labels)
+        weights = np.ones(len(labels), np.float32) if weights is None else np.float32(weights)
+        self.bank = jax.device_put(TrainingSet(features, labels, weights))
 
     def train(self, fits: Sequence[HeadFit], n: int) -> list[TunedHead]:
         if methods.is_patient(self.config):
@@ -104,7 +120,7 @@ class ByGradient:
             probe, start["C"] = self._choose_probe(rows, n, standard)
         if self.is_solved:
             return [start | self._judge(patient.make_linear(probe, _wrap(standard)), held_out)]  # type: ignore[arg-type]
-        score = partial(self._compute_loss, rows=held_out)
+        score = partial(self._rank, rows=held_out)
         patience = config.patience or math.inf
         runs = []
         for hyper in self.grid:
@@ -119,7 +135,9 @@ class ByGradient:
         found = []
         for hyper, run in runs:
             diverged = bool(run.losses) and not np.isfinite(run.losses).any()  # then the best is the start, untrained
-            scores = {"accuracy": 0.0, "loss": math.inf} if diverged else self._judge(run.run(run.done), held_out)
+            scores = self._judge(run.run(run.done), held_out)
+            if diverged:
+                scores = self.demands.score(np.full((1, self.num_classes), np.nan), np.zeros(1, np.int64))
             found.append({**hyper, **scores, "epochs": float(run.best)})
         return found
 
@@ -209,14 +227,14 @@ class ByGradient:
         parts = everything[: n * views], everything[n * views :]
         cs = self.config.cs if c is None else (c,)
         labels = np.repeat(self.labels[rows], views)
-        return patient.choose_probe(F, labels, parts, num_classes=self.num_classes, cs=cs)
+        how: dict[str, Any] = {"num_classes": self.num_classes, "cs": cs, "demands": self.demands}
+        return patient.choose_probe(F, labels, parts, **how)
 
-    def _compute_loss(self, head: TunedHead, rows: np.ndarray) -> float:
-        return score_held_out(head, self.features[rows], self.labels[rows])[1]
+    def _rank(self, head: TunedHead, rows: np.ndarray) -> tuple[float, ...]:
+        return self.demands.rank(self._judge(head, rows))
 
     def _judge(self, head: TunedHead, rows: np.ndarray) -> dict[str, float]:
-        accuracy, loss = score_held_out(head, self.features[rows], self.labels[rows])
-        return {"accuracy": accuracy, "loss": loss}
+        return score_held_out(head, self.features[rows], self.labels[rows], self.demands)
 
     def tie(self, scores: Mapping[str, float]) -> float:
         return scores["loss"]
@@ -250,7 +268,9 @@ class ByProbe:
         preset: str | None,
         num_classes: int,
         config: Any,
+        demands: Demands = PLAIN,
     ):
+        self.demands = demands
         _, self.preset = methods.choose_weights(method, preset, config, features.shape[1])
         self.method, self.num_classes, self.config = methods.find(method), num_classes, config
         self.features, self.labels = features, labels
@@ -267,7 +287,9 @@ class ByProbe:
             if standard:
                 F = standardize(F, standard)
             values = [fit.hyper[self.method.value] for fit in several]
-            for probe in self.method.probe(F, labels, values, num_classes=self.num_classes):
+            weights = self.demands.weigh(labels) if self.method.weighted else None
+            how: dict[str, Any] = {} if weights is None else {"weights": weights}
+            for probe in self.method.probe(F, labels, values, num_classes=self.num_classes, **how):
                 if isinstance(probe, probes.Linear):
                     params = {"classifier": {"kernel": probe.kernel, "bias": probe.bias}}
                     out.append(TunedHead(Form(mlp=False), params, {"input": standard} if standard else {}))

@@ -9,6 +9,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -509,3 +510,28 @@ def test_prediction_needs_a_fit_and_finite_features():
     model = make().fit(X, Y)
     with pytest.raises(ValueError, match="row 17 of X holds NaN"):
         model.predict(spoil(np.nan))
+
+
+@pytest.mark.parametrize("method", ["linear", "nmtune"])
+def test_calibrated_probabilities_and_the_same_predictions(method):
+    """The penalty is nearly off, so that a head is far too sure of rows that it has not seen."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 900)
+    X = rng.normal(size=(900, 40)) + 0.4 * y[:, None] * np.eye(1, 40)
+    heads = [
+        NMTuneClassifier(method, C=1e3, validation_fraction=0.3, random_state=0, calibrate=on).fit(X[:250], y[:250])
+        for on in (False, True)
+    ]
+    plain, warm = (head.predict_proba(X[250:]) for head in heads)
+    np.testing.assert_array_equal(heads[0].predict(X), heads[1].predict(X))
+    assert heads[1].head_.temperature > 1.3
+    assert log_loss(y[250:], warm) < log_loss(y[250:], plain) - 0.02
+    np.testing.assert_allclose(heads[1].predict_log_proba(X[250:]), np.log(warm), rtol=1e-9)
+
+
+def test_calibration_needs_rows_to_validate_on():
+    X, y = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) % 2
+    with pytest.raises(ValueError, match="needs rows to validate on"):
+        NMTuneClassifier("mlp", calibrate=True, early_stopping=False, epochs=1).fit(X, y)
+    with pytest.raises(ValueError, match="there is no class 'c'; the classes are 'a', 'b'"):
+        NMTuneClassifier("linear", class_weight={"c": 2}).fit(X, np.array(["a", "b"])[y])

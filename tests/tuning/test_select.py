@@ -31,7 +31,9 @@ def config(**changes):
         "neftune": 0.0, "steps": 0, "cs": (0.1, 1.0), "alphas": (1.0, 10.0), "ks": (5, 9),
         "nmtune": {}, "skd": {}, "fgs": {}, "lgm": {},
     }  # fmt: skip
-    return SimpleNamespace(**{**defaults, "start": "fresh", "patience": 0, "halving": False, **changes})
+    return SimpleNamespace(
+        **{**defaults, "start": "fresh", "patience": 0, "halving": False, "calibrate": False, **changes}
+    )
 
 
 def blobs(n=N, seed=0, distance=3.0, views=1):
