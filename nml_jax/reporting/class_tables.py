@@ -5,39 +5,58 @@ from collections.abc import Sequence
 import numpy as np
 
 from nml_jax.reporting.blocks import Block, fold, table
+from nml_jax.reporting.statistics.baselines import find_baseline
 from nml_jax.reporting.statistics.choose_method import Contest
 from nml_jax.reporting.statistics.paired import DASH, PERCENT
-from nml_jax.reporting.statistics.studies import Key, Method
+from nml_jax.reporting.statistics.studies import MEAN, Key, Method, Study
 from nml_jax.runs.heads import read_confusion
 
 WIDEST = 20  # classes of a matrix that is shown whole
+NAMES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "mean_per_class": "mean per class"}
 MOST = 60  # classes of a table, and pairs of classes that are confused
 
 
 def list_classes(contest: Contest) -> list[Block]:
-    """Return, folded for each test file, scores per class and the confusion matrix; nothing for older runs."""
+    """Return, folded for each test, scores per class and the confusion matrix; nothing for older runs."""
     out = []
-    for test in contest.tests:
+    for test in contest.tests if contest.task != MEAN else ():
         method = contest.advised(test) or contest.reference
-        found = _read_matrices(contest, test, method)
-        names = _list_names(contest, test, found)
-        if found and names:
-            blocks = _show_matrix(sum(found[1:], found[0]), names, len(found), str(method))
-            out.append(fold(f"Classes of {test.split}", *blocks))
+        out += _show_test(contest.study, test._replace(method=method), f"Classes of {test.split}", str(method))
     return out
 
 
-def _read_matrices(contest: Contest, test: Key, method: Method) -> list[np.ndarray]:
-    """Return the confusion matrix of every seed; none unless all are on record."""
-    sources = contest.study.sources.get(test._replace(method=method), [{}])[0]
-    found = [read_confusion(source.folder, row) for source in sources.values() for row in source.rows]
-    return [matrix for matrix in found if matrix is not None] if all(m is not None for m in found) else []
+def list_classes_by_condition(study: Study, task: str, method: Method) -> list[Block]:
+    """Return what every test of a task gives for nothing, and, folded, its classes in the first and last condition."""
+    keys = [key for key in study.keys(metric="accuracy", task=task, method=method) if key.split != MEAN]
+    lines = []
+    for key in keys:
+        if base := find_baseline(study, key):
+            scores = [PERCENT.number(of[name]) for of in (base.scores, base.chances) for name in NAMES]
+            lines.append([key.split, base.answer or DASH, *scores])
+    caption = "What needs no features: always the most frequent class of the test, and guessing among all. Scores in %."
+    over = [("", 2), ("commonest class", len(NAMES)), ("chance", len(NAMES))]
+    head = ["test", "commonest class", *NAMES.values(), *NAMES.values()]
+    out = [table(caption, head, {"": lines}, (1,), over)] if lines else []
+    for i in sorted({0, len(study.conditions) - 1}):
+        for key in keys:
+            setting = f" ({key.setting})" if key.setting else ""
+            title = f"Classes of {task}, {key.split}{setting} at {study.at(study.conditions[i])}"
+            out += _show_test(study, key, title, str(method), i)
+    return out
 
 
-def _list_names(contest: Contest, test: Key, found: Sequence[np.ndarray]) -> list[str]:
-    """Return the names of the classes; none if they are not on record, or not the same in all runs."""
-    names = [tuple(map(str, cell.features.get("classes", ()))) for cell in contest.study.cells]
-    return list(names[0]) if len(set(names)) == 1 and all(len(names[0]) == len(matrix) for matrix in found) else []
+def _show_test(study: Study, key: Key, title: str, method: str, condition: int = 0) -> list[Block]:
+    """Return the folded tables of a test in a condition; nothing if they are not on record."""
+    sources = study.sources.get(key, [{}] * (condition + 1))[condition]
+    matrices = [read_confusion(source.folder, row) for source in sources.values() for row in source.rows]
+    found = [matrix for matrix in matrices if matrix is not None]
+    names = {tuple(cell.count_classes(key.task, key.split)) for cell in study.conditions[condition].cells}
+    sizes = {len(matrix) for matrix in found}
+    if len(found) < len(matrices) or len(sizes) != 1 or len(names) != 1:
+        return []
+    known, k = [*names.pop()], sizes.pop()
+    known = known if len(known) == k else [str(i) for i in range(k)]  # names are not on record, or not distinct
+    return [fold(title, *_show_matrix(sum(found[1:], found[0]), known, len(found), method))]
 
 
 def _show_matrix(matrix: np.ndarray, names: Sequence[str], seeds: int, method: str) -> list[Block]:

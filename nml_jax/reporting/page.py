@@ -8,7 +8,17 @@ from jinja2 import Environment, StrictUndefined
 
 from nml_jax import __version__
 from nml_jax.console import list_words
-from nml_jax.reporting import answers, claims, class_tables, label_tables, method_tables, plots, provenance, tables
+from nml_jax.reporting import (
+    answers,
+    calibration,
+    claims,
+    class_tables,
+    label_tables,
+    method_tables,
+    plots,
+    provenance,
+    tables,
+)
 from nml_jax.reporting.blocks import Block, fold, table
 from nml_jax.reporting.sentences import TEMPLATES, count, say
 from nml_jax.reporting.statistics.choose_method import Contest, find_contests
@@ -130,6 +140,10 @@ def _compare_conditions(study: Study, _: Sequence[Contest], name: str) -> list[B
     ):
         prefixes = [(task, f"{name[:1].upper()}{name[1:]}. " if name else "") for task, name in tasks]
         out += _put_under(title, [block for task, prefix in prefixes for block in make(study, task, prefix)])
+    reference = claims.find_reference(study)
+    classes = [block for task in study.tasks
+               for block in class_tables.list_classes_by_condition(study, task, reference)]  # fmt: skip
+    out += _put_under("Classes and baselines", classes)
     return out + _put_under("Pre-training scores", tables.list_pretraining(study))
 
 
@@ -156,6 +170,9 @@ def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Blo
         suffix = f": {contest.name}" if contest.name else ""
         out += _put_under(f"Scores{suffix}", [method_tables.list_scores(contest), *method_tables.list_sizes(contest)])
         out += _put_under(f"Classes{suffix}", class_tables.list_classes(contest))
+        out += _put_under(
+            f"Probabilities{suffix}", calibration.show_calibration(contest, f"{name}c{of.index(contest)}")
+        )
         if len(contest.methods) > 1:
             out += _put_under(f"Differences to the reference{suffix}", method_tables.list_differences(contest))
     out += _put_under("With and without the suspects", label_tables.compare_treatments(of))
