@@ -68,7 +68,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     seeds, pairs = settings.repetition_seeds(config.seed, config.tune.seeds), list(methods.list_methods(config.tune))
     for found in open_feature_sets(config, workdir):
         training = Training(config, found, seeds)
-        for sample in _treat_suspects(config, training, _draw_samples(config, found)):
+        for sample in _treat_suspects(workdir.name, config, training, _draw_samples(config, found)):
             for i, (method, preset) in enumerate(pairs):
                 name = f"{workdir.name}: {tune_cost.name_method(method, preset, config)}"
                 with peers.track(f"{found.task}: {method}, {i} of {len(pairs)} methods done"), forecast.part(name):
@@ -173,11 +173,11 @@ def _draw_samples(config: ConfigDict, found: FeatureSet) -> Iterator[Sample]:
             yield Sample(chosen, _corrupt_labels(found, chosen, rate, config), fields, input_spectra)
 
 
-def _treat_suspects(config: ConfigDict, training: Training, samples: Iterator[Sample]) -> Iterator[Sample]:
+def _treat_suspects(name: str, config: ConfigDict, training: Training, samples: Iterator[Sample]) -> Iterator[Sample]:
     """Yield every sample as it is, and without its likely wrong labels, or with likely ones in place of them.
 
     They are looked for among the training rows alone: the tests keep their labels. A class keeps its rows if all are
-    suspects.
+    suspects. `name` is that of the run.
 
     Raises:
         UserError: the features do not fit into memory, or there are too few rows of each class.
@@ -187,7 +187,8 @@ def _treat_suspects(config: ConfigDict, training: Training, samples: Iterator[Sa
             yield sample
             continue
         yield sample._replace(fields=sample.fields | {"suspects": "keep"})
-        found = _find_suspects(training, sample)
+        with forecast.part(f"{name}: suspects"):
+            found = _find_suspects(training, sample)
         bad = found.wrong > LIMIT
         if len(emptied := np.setdiff1d(sample.labels, sample.labels[~bad])):
             names = console.list_words(str(training.found.classes[c]) for c in emptied)

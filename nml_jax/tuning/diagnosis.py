@@ -239,7 +239,7 @@ def _compare_methods(
 
     known, codes = np.unique(codes, return_inverse=True)
     accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
-    config = _make_config(start)
+    config = make_config(start)
     for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(F, codes):
         for method, each in accuracies.items():
             preset = "paper" if method == "nmtune" else None
@@ -270,7 +270,7 @@ def compute_interval(differences: np.ndarray) -> tuple[float, float]:
     return float(np.mean(differences)) - half, float(np.mean(differences)) + half
 
 
-def _make_config(start: str) -> Any:
+def make_config(start: str) -> Any:
     """Make a section `tune`, as in configs/common.py, for both methods."""
     own = {"batch": 64, "width": 4, "patience": 0} if start == "fresh" else {"batch": 256, "width": 0, "patience": 6}
     return SimpleNamespace(

@@ -36,7 +36,7 @@ WIDTHS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # that `choose_width` knows
 
 METHODS = {
     "linear": Method("linear probe"),
-    "lbfgs": Method("L-BFGS probe", probe=probes.fit_lbfgs, grid="cs", value="C"),
+    "lbfgs": Method("L-BFGS probe", probe=probes.solve_once, grid="cs", value="C"),
     "ridge": Method("ridge probe", probe=probes.fit_ridge, grid="alphas", value="alpha", logits=False),
     "knn": Method("k-NN", probe=neighbours.fit_knn, grid="ks", value="k", logits=False),
     "mlp": Method("MLP", mlp=True),

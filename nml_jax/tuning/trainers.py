@@ -209,7 +209,7 @@ class ByGradient:
         parts = everything[: n * views], everything[n * views :]
         cs = self.config.cs if c is None else (c,)
         labels = np.repeat(self.labels[rows], views)
-        return patient.choose_probe(F, labels, parts, num_classes=self.num_classes, cs=cs)
+        return patient.choose_probe(F, labels, parts, num_classes=self.num_classes, cs=cs, once=True)
 
     def _compute_loss(self, head: TunedHead, rows: np.ndarray) -> float:
         return score_held_out(head, self.features[rows], self.labels[rows])[1]
@@ -276,7 +276,10 @@ class ByProbe:
         return out
 
     def tie(self, scores: Mapping[str, float]) -> float:
-        return scores["loss"] if self.method.logits else -scores[self.method.value]
+        value = scores[self.method.value]
+        if self.method.grid == "cs" and self.config.start == "probe":
+            return value  # the strongest penalty, as heads that start from this probe choose (patient.choose_probe)
+        return scores["loss"] if self.method.logits else -value
 
 
 @dataclasses.dataclass(frozen=True)
