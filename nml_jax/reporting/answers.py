@@ -11,7 +11,7 @@ from nml_jax.reporting.sentences import add_article, count, say
 from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest
 from nml_jax.reporting.statistics.compare import HELD_OUT, uses_files
 from nml_jax.reporting.statistics.paired import PERCENT, SEEDS
-from nml_jax.reporting.statistics.studies import MEAN, Key, Method, Study
+from nml_jax.reporting.statistics.studies import MEAN, Key, Method, Study, method_of
 from nml_jax.runs.finished import FinishedRun
 from nml_jax.runs.heads import head_path
 from nml_jax.runs.rows import DIVERGED
@@ -155,10 +155,19 @@ def write_rule(c: Contest) -> str:
 
 
 def warn_of_few_epochs(c: Contest) -> str:
-    """Return that heads had few epochs and may be better than they look; "" if they had not."""
+    """Return that heads had few epochs and may be better than they look; "" if not, or if validation ended them."""
     if not any(map(_takes_steps, c.methods)) or (left := _find_left(c)) is None or left.epochs >= FEW:
         return ""
+    if _is_ended_by_validation(c, left.epochs):
+        return ""
     return say("hurried", left, min(FEW, c.study.cells[0].config["tune.epochs"]))
+
+
+def _is_ended_by_validation(c: Contest, epochs: int) -> bool:
+    """Return whether every head was best before the last of its epochs, so that more would not have helped it."""
+    rows = [row for cell in c.study.cells for row in cell.rows if row.task == c.task and row.stage == "tune"]
+    taken = [(row.hyper or {}).get("epochs", epochs) for row in rows if _takes_steps(method_of(row))]
+    return bool(taken) and max(taken) < epochs
 
 
 class Left(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from nml_jax.data.stratify import hold_out
 from nml_jax.models.heads.mlp import Form
 from nml_jax.tuning import descent
 from nml_jax.tuning.descent import Carry, Setting, Spec, TrainingSet
@@ -19,6 +20,9 @@ from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.probes import Linear, fit_lbfgs, solve_once
 
 CS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # inverse strengths of the probe's L2 penalty, as scikit-learn's C
+HELD_OUT = 0.2  # share of the rows by which a penalty is chosen
+ENOUGH, MOST = 1500, 5  # held-out rows that are enough to choose a penalty by; and draws of them
+CLOSE = 1e-4  # tolerance of probes that only tell which penalty is best
 
 
 def choose_probe(
@@ -55,9 +59,43 @@ def choose_probe(
     if len(cs) == 1:
         return probes[0], cs[0]
     held = None if weights is None else weights[held_out]
-    hits = [np.average(probe(F[held_out]).argmax(1) == labels[held_out], weights=held) for probe in probes]
-    best = int(np.argmax(hits))  # the first, so the strongest penalty
+    best = int(np.argmax(_score(probes, F[held_out], labels[held_out], held)))  # the first, of the strongest penalty
     return probes[best], cs[best]
+
+
+def choose_penalty(
+    F: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_classes: int,
+    seed: int,
+    cs: Sequence[float] = CS,
+    weights: np.ndarray | None = None,
+) -> float:
+    """Return the C of the most accurate probe on held-out rows, drawn until they are ENOUGH; of a tie the smallest.
+
+    One draw of few rows would often miss the best penalty by a factor of ten. Arguments are those of `choose_probe`,
+    and `seed` is that of the draws. Rows of which none can be held out give the middle of the grid.
+    """
+    cs = sorted(cs)
+    if np.bincount(labels).max() < 2:
+        return cs[(len(cs) - 1) // 2]
+    hits, seen = np.zeros(len(cs)), 0
+    for i in range(MOST):
+        train, held_out = hold_out(labels, HELD_OUT, seed + i)
+        own = None if weights is None else weights[train] / weights[train].mean()
+        probes = fit_lbfgs(F[train], labels[train], cs, num_classes=num_classes, weights=own, tol=CLOSE)
+        hits += _score(probes, F[held_out], labels[held_out], None if weights is None else weights[held_out])
+        seen += len(held_out)
+        if seen >= ENOUGH:
+            break
+    return cs[int(np.argmax(hits))]
+
+
+def _score(probes: Sequence[Linear], F: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """Return the accuracy of every probe, rounded so that the order of a sum breaks no tie."""
+    hits = [np.average(probe(F).argmax(1) == labels, weights=weights) for probe in probes]
+    return np.round(hits, 9)
 
 
 def make_linear(probe: Linear, state: Any) -> TunedHead:
