@@ -193,15 +193,17 @@ def estimate_parts(
 
 def _estimate_diagnosis(config: ConfigDict, rows: int, dim: int, k: int) -> float:
     """Estimate the seconds of the stage diagnose: its cross-validation, two spectra, and the judgement of labels."""
-    own, folds = min(config.diagnose.rows, rows), config.diagnose.folds
-    train, tune = own * (folds - 1) // folds, make_config(config.diagnose.start)
+    measured = 2 * _estimate_spectrum(rows, dim) + _estimate_judging(rows, dim, k)
+    if not (folds := config.diagnose.folds):
+        return measured
+    train, tune = min(config.diagnose.rows, rows) * (folds - 1) // folds, make_config(config.diagnose.start)
     epochs, each = methods.count_epochs(train, batch=tune.batch, epochs=tune.epochs, steps=tune.steps)
     searched, kept = _expect_epochs(tune, epochs, each)
     searched = searched if methods.is_patient(tune) else 0.0
     step = _count_step(tune, methods.find("nmtune"), train, dim, k)
     tuned = (searched * (1 - tune.validation) + kept) * each * step + COMPILED
     probe = _estimate_probe(train, dim, k, len(CS)) + _estimate_probe(train, dim, k)
-    return folds * (probe + tuned) + 2 * _estimate_spectrum(rows, dim) + _estimate_judging(rows, dim, k)
+    return measured + folds * (probe + tuned)
 
 
 def _estimate_judging(rows: int, dim: int, k: int) -> float:
