@@ -68,8 +68,16 @@ def test_shares_and_noises_multiply_heads_and_steps(file: Path):
     assert more["seed=0: mlp"].seconds == pytest.approx(3 * once["seed=0: mlp"].seconds)
 
 
-def test_patience_and_halving_cost_less_than_the_whole_budget(file: Path):
-    def choose(**changes) -> float:
-        return plan(file, **changes)["seed=0: mlp"].seconds
-
-    assert choose() < choose(**{"tune.halving": False}) < choose(**{"tune.halving": False, "tune.patience": 0})
+def test_patience_and_halving_leave_a_part_of_the_budget():
+    """60 epochs of 24 steps. From a probe validation is best after BEST steps, and training stops six epochs later."""
+    tune = experiment.get_config().tune.copy_and_resolve_references()
+    with tune.unlocked():
+        best = tune_cost.BEST / 24
+        stopped = best + tune.patience
+        assert 60 / 4 > stopped  # then halving saves nothing
+        assert tune_cost._expect_epochs(tune, 60, 24) == (stopped, best)
+        assert tune_cost._expect_epochs(tune, 20, 24) == ((5 + stopped) / 2, best)
+        tune.halving = False
+        assert tune_cost._expect_epochs(tune, 20, 24) == (stopped, best)
+        tune.patience = 0
+        assert tune_cost._expect_epochs(tune, 60, 24) == (60, 60)
