@@ -74,7 +74,7 @@ def test_patience_and_halving_leave_a_part_of_the_budget():
     with tune.unlocked():
         best = tune_cost.BEST / 24
         stopped = best + tune.patience
-        assert 60 / 4 > stopped  # then halving saves nothing
+        assert stopped < 60 / 4  # then halving saves nothing
         assert tune_cost._expect_epochs(tune, 60, 24) == (stopped, best)
         assert tune_cost._expect_epochs(tune, 20, 24) == ((5 + stopped) / 2, best)
         tune.halving = False
