@@ -32,11 +32,11 @@ from nml_jax.tuning.holdout import cross_entropy
 from nml_jax.tuning.probes import Linear
 
 METHODS = ("linear", "mlp", "nmtune", "skd", "fgs", "lgm")
-EPOCHS, STEPS = 5, 200  # defaults from random weights: 5 epochs, or as many as make 200 steps
-PROBE_EPOCHS, PROBE_STEPS = 10, 400  # the same from the probe, where validation mostly stops before
+EPOCHS, STEPS, BATCH = 5, 200, 256  # defaults from random weights: 5 epochs, or as many as make 200 steps
+PROBE_EPOCHS, PROBE_STEPS, PROBE_BATCH = 10, 300, 128  # from the probe; NMTune's terms are cubic in the batch
 FEWEST = 20  # rows to validate on
 PATIENCE, PATIENT_STEPS = 3, 75  # defaults: 3 epochs, or as many as make 75 steps
-OPTIONAL = ("epochs", "learning_rate", "patience", "width", "C", "validation_fraction")  # may be None
+OPTIONAL = ("epochs", "batch_size", "learning_rate", "patience", "width", "C", "validation_fraction")  # may be None
 STARTS = (None, "probe", "fresh")
 COUNTS, NUMBERS = ("epochs", "batch_size", "patience", "depth"), ("learning_rate", "weight_decay", "width", "C")
 POSITIVE = ("width", "C")
@@ -71,10 +71,10 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             (objectives/skd.py, fgs.py, lgm.py).
         preset: of nmtune: paper | code.
         weights: numbers by name, such as {"svd": 0.1}, that replace those of the preset or of the method's terms.
-        epochs: passes over the training part, at most. None: 10, or as many as make 400 steps, from the probe; 5, or as
+        epochs: passes over the training part, at most. None: 10, or as many as make 300 steps, from the probe; 5, or as
             many as make 200 steps, from random weights.
-        batch_size: rows per step. If the training part is smaller, the largest power of two in it, so that sets of
-            similar size share one compiled program.
+        batch_size: rows per step. None: 128 from the probe, else 256. If the training part is smaller, the largest power
+            of two in it, so that sets of similar size share one compiled program.
         learning_rate: rate at the start of the cosine. None: √(6/D) / 700 from the probe, where larger rates lose
             accuracy in other domains (docs/benchmarks.md); from random weights √(6/D) / 10 for linear, / 50 for the
             others. √(6/D) bounds the classifier's initial weights, and AdamW moves every weight by its rate in a step.
@@ -116,7 +116,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         *,
         weights: dict[str, Any] | None = None,
         epochs: int | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         learning_rate: float | None = None,
         weight_decay: float = 1e-4,
         standardize: bool = True,
@@ -213,7 +213,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         if solved and self.method == "linear":
             return self._solve(rows, seed)
         X, n = rows.X, len(rows.train)
-        spec = make_spec(K, min(int(self.batch_size), 1 << (n.bit_length() - 1)))
+        batch = self.batch_size or (PROBE_BATCH if solved else BATCH)
+        spec = make_spec(K, min(int(batch), 1 << (n.bit_length() - 1)))
         width = methods.choose_width(X.shape[1], n) if self.width is None and spec.form.mlp else spec.form.width
         spec = spec._replace(form=spec.form._replace(width=width), penalised=solved)
         bank = _make_training_set(X, rows.codes, rows.weights)

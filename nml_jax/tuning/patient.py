@@ -21,7 +21,7 @@ from nml_jax.tuning.probes import Linear, fit_lbfgs, solve_once
 
 CS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # inverse strengths of the probe's L2 penalty, as scikit-learn's C
 HELD_OUT = 0.2  # share of the rows by which a penalty is chosen
-ENOUGH, MOST = 1500, 5  # held-out rows that are enough to choose a penalty by; and draws of them
+ENOUGH, MOST = 2000, 5  # held-out rows that are enough to choose a penalty by; and draws of them
 CLOSE = 1e-4  # tolerance of probes that only tell which penalty is best
 
 
