@@ -73,8 +73,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         weights: numbers by name, such as {"svd": 0.1}, that replace those of the preset or of the method's terms.
         epochs: passes over the training part, at most. None: 10, or as many as make 300 steps, from the probe; 5, or as
             many as make 200 steps, from random weights.
-        batch_size: rows per step. None: 128 from the probe, else 256. If the training part is smaller, the largest power
-            of two in it, so that sets of similar size share one compiled program.
+        batch_size: rows per step. None: 128 from the probe, else 256. If the training part is smaller, the largest
+            power of two in it, so that sets of similar size share one compiled program.
         learning_rate: rate at the start of the cosine. None: √(6/D) / 700 from the probe, where larger rates lose
             accuracy in other domains (docs/benchmarks.md); from random weights √(6/D) / 10 for linear, / 50 for the
             others. √(6/D) bounds the classifier's initial weights, and AdamW moves every weight by its rate in a step.
