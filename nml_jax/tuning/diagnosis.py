@@ -272,9 +272,10 @@ def compute_interval(differences: np.ndarray) -> tuple[float, float]:
 
 def make_config(start: str) -> Any:
     """Make a section `tune`, as in configs/common.py, for both methods."""
-    own = {"batch": 64, "width": 4, "patience": 0} if start == "fresh" else {"batch": 256, "width": 0, "patience": 6}
+    fresh = {"batch": 64, "width": 4, "patience": 0, "lrs": (1e-3,)}
+    own = fresh if start == "fresh" else {"batch": 128, "width": 0, "patience": 6, "lrs": (1e-4,)}
     return SimpleNamespace(
-        **own, start=start, halving=False, epochs=30, steps=400, lrs=(1e-3,), weight_decays=(1e-4,), validation=0.2,
+        **own, start=start, halving=False, epochs=30, steps=400, weight_decays=(1e-4,), validation=0.2,
         standardize=True,
         cs=CS, depth=1, residual=True, norm="batch", noisytune=0.0,
         neftune=0.0, nmtune={},
