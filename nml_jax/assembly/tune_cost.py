@@ -88,7 +88,8 @@ def _estimate(config: ConfigDict, found: FeatureSet, method: str, preset: str | 
     rows, dim, k = len(found.train.labels), found.train.features.dim, len(found.classes)
     settings_ = len(tune[kind.grid]) if kind.probe else len(tune.lrs) * len(tune.weight_decays)
     from_probe = methods.starts_from_probe(kind, tune)
-    score = _estimate_scores(found, kind)
+    plain = next((name for name in tune.methods if not methods.find(name).mlp), "")
+    score = _estimate_scores(found) if kind.mlp or method == plain else 0.0  # heads without an MLP share their spectra
     if kind.probe or (from_probe and not kind.mlp):
         solve = 0.0 if kind.grid == "cs" or from_probe else _estimate_probe(rows, dim, k)
         return Cost(solve, score, settings_ if kind.probe else len(tune.cs), probe=not solve)
@@ -113,9 +114,9 @@ def _expect_epochs(tune: Any, epochs: int, each: int) -> tuple[float, float]:
     return (quarter + stopped) / 2 if tune.halving else stopped, min(best, epochs)
 
 
-def _estimate_scores(found: FeatureSet, kind: methods.Method) -> float:
+def _estimate_scores(found: FeatureSet) -> float:
     """Estimate the seconds to score a head on every test and to measure the spectrum of its output."""
-    return sum(_estimate_spectrum(len(test.labels), test.features.dim) for test in found.tests) if kind.mlp else 0.0
+    return sum(_estimate_spectrum(len(test.labels), test.features.dim) for test in found.tests)
 
 
 def _estimate_spectrum(rows: int, dim: int) -> float:
