@@ -9,7 +9,8 @@ import pytest
 import nml_jax
 from nml_jax.noise.mixture import count_pairs, fit_mixture
 from nml_jax.spreadsheet import restore_cell
-from nml_jax.tuning.label_errors import compute_interval
+from nml_jax.tuning import probes
+from nml_jax.tuning.label_errors import CS, compute_interval
 
 N, D, K = 300, 6, 3
 
@@ -140,3 +141,18 @@ def test_the_interval_is_wilsons_and_widens():
     assert wide[0] < low
     assert high < wide[1]
     assert compute_interval(0.0, 100, 0.0)[0] == 0
+
+
+def test_the_probes_that_choose_the_penalty_also_predict(monkeypatch):
+    """On 300 rows all five folds choose; then five probes are fitted without the suspects, and none besides."""
+    fit, grids = probes.fit_lbfgs, []
+
+    def count(X, y, cs, **how):
+        grids.append(tuple(cs))
+        return fit(X, y, cs, **how)
+
+    monkeypatch.setattr(probes, "fit_lbfgs", count)
+    nml_jax.find_label_errors(*clouds())
+    assert grids[:5] == [CS] * 5
+    assert len(grids) == 10
+    assert {len(grid) for grid in grids[5:]} == {1}
