@@ -354,7 +354,7 @@ def test_a_head_starts_at_the_probe_and_gets_no_worse_in_validation(method):
 
 
 def test_a_head_from_the_probe_is_fitted_again_on_all_rows():
-    """A rate of 0 trains nothing: what is left is the probe of all rows, with the penalty that `linear` chooses, too."""
+    """A rate of 0 trains nothing: what is left is the probe of all rows, with the penalty that `linear` chooses."""
     F, y = blobs(300, distance=1.0)
     linear = NMTuneClassifier("linear", random_state=0).fit(F, y)
     model = NMTuneClassifier("mlp", start="probe", epochs=2, learning_rate=0.0, random_state=0).fit(F, y)
