@@ -197,7 +197,7 @@ def get_config() -> ConfigDict:
     tune.noise_kind = "symmetric"  # kind of these wrong labels: symmetric | pair
     tune.suspects = "keep"  # keep | drop | relabel likely wrong labels; beside these heads the others are trained, too
     tune.start = "fresh"  # fresh (random weights) | probe (solved, its C among tune.cs); methods trained by gradient
-    tune.patience = 0  # epochs without a lower validation loss after which training stops; 0: never
+    tune.patience = 0  # most epochs without a lower validation loss until training stops (enough: 150 steps); 0: never
     tune.halving = False  # give all settings a quarter of the epochs, and the rest to the better half alone
     tune.shared = False  # choose settings once, on one split; runs with the same training rows share them
     tune.width = 4  # MLP: hidden width over the feature dimension; 0: chosen by rows and dimension

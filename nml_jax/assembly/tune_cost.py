@@ -109,7 +109,7 @@ def _expect_epochs(tune: Any, epochs: int, each: int) -> tuple[float, float]:
         halved = 0.25 + 0.75 / 2 if tune.halving else 1.0
         return halved * epochs, epochs
     best = max(1.0, BEST / each) if tune.start == "probe" else STOPPED * epochs
-    stopped = min(best + tune.patience, epochs)
+    stopped = min(best + methods.count_patience(tune, each), epochs)
     quarter = min(stopped, epochs / 4)
     return (quarter + stopped) / 2 if tune.halving else stopped, min(best, epochs)
 

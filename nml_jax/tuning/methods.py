@@ -1,5 +1,6 @@
 """The methods of tuning on frozen features: METHODS lists what each trains and how it chooses settings."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ class Method(NamedTuple):
 
 
 STARTS = ("fresh", "probe")
+PATIENT_STEPS = 150  # steps without a lower validation loss that are enough to stop
 WIDTHS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # that `choose_width` knows
 
 METHODS = {
@@ -148,6 +150,14 @@ def count_epochs(n: int, *, batch: int, epochs: int, steps: int) -> tuple[int, i
     """
     each = -(-n // min(batch, n))
     return max(1, min(epochs, steps // each)) if steps else epochs, each
+
+
+def count_patience(config: Any, each: int) -> float:
+    """Return the epochs without a lower validation loss after which training stops; infinity if it never does.
+
+    They are `patience`, or as few as make PATIENT_STEPS: an epoch of a large file has hundreds of steps.
+    """
+    return max(1, min(config.patience, -(-PATIENT_STEPS // each))) if config.patience else math.inf
 
 
 def make_grid(name: str) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ class ByGradient:
         if self.is_solved:
             return [start | self._judge(patient.make_linear(probe, _wrap(standard)), held_out)]  # type: ignore[arg-type]
         score = partial(self._compute_loss, rows=held_out)
-        patience = config.patience or math.inf
+        patience = methods.count_patience(config, -(-n // min(config.batch, n)))
         runs = []
         for hyper in self.grid:
             fit = HeadFit(rows, {**hyper, **start}, seed)
