@@ -26,6 +26,7 @@ from nml_jax.errors import UserError
 from nml_jax.evals.baselines import find_baselines
 from nml_jax.evals.mapped import Scorer
 from nml_jax.evals.metrics import find_metric
+from nml_jax.evals.separability import measure_separability
 from nml_jax.models.heads.mlp import make_head
 from nml_jax.processes import forecast, peers
 from nml_jax.runs.heads import (
@@ -73,14 +74,14 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     seeds, pairs = settings.repetition_seeds(config.seed, config.tune.seeds), list(methods.list_methods(config.tune))
     for found in open_feature_sets(config, workdir):
         training = Training(config, found, seeds)
-        for sample in _treat_suspects(config, training, _draw_samples(config, found)):
+        for sample in _treat_suspects(workdir.name, config, training, _draw_samples(config, found)):
             for i, (method, preset) in enumerate(pairs):
                 name = f"{workdir.name}: {tune_cost.name_method(method, preset, config)}"
                 with peers.track(f"{found.task}: {method}, {i} of {len(pairs)} methods done"), forecast.part(name):
                     forecast.note(f"{i} of {len(pairs)} methods done")
                     rows += _tune_method(workdir, training, sample, method, preset)
                 if method == "lbfgs" and config.features.train:
-                    _tell_first_verdict(workdir, found, rows)
+                    _tell_first_verdict(workdir, training, rows)
     if all(row.metric == DIVERGED for row in rows):
         raise UserError("training of every head diverged", "lower tune.lrs, or set tune.standardize for large features")
     with errors.report_disk_errors(workdir):
@@ -89,8 +90,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     return settings.hash_json([[row.metric, row.split, row.method, preset_label(vars(row)), row.value] for row in rows])
 
 
-def _tell_first_verdict(workdir: Path, found: FeatureSet, rows: list[Row]) -> None:
-    """Print the accuracy of the L-BFGS probe on every test, beside what guessing gives there."""
+def _tell_first_verdict(workdir: Path, training: "Training", rows: list[Row]) -> None:
+    """Print the accuracy of the L-BFGS probe on every test, beside what guessing gives there, and the separability."""
+    found = training.found
     for test in found.tests:
         own = [r.value for r in rows if (r.method, r.metric, r.split) == ("lbfgs", "accuracy", test.name)]
         if own and not test.scoring:
@@ -100,6 +102,12 @@ def _tell_first_verdict(workdir: Path, found: FeatureSet, rows: list[Row]) -> No
                 f"{100 * base.chance['accuracy']:.1f} %, always {found.classes[base.answer]!r} "
                 f"{100 * base.majority['accuracy']:.1f} %"
             )
+    if len(found.train.features) <= training.shard:
+        apart = measure_separability(training.whole[:, 0], found.train.labels)
+        console.notice(
+            f"{name_run(workdir)}: training rows: nearest class mean {100 * apart['class_mean_accuracy']:.1f} % "
+            f"(leave-one-out), Fisher ratio {apart['fisher_ratio']:.3g}"
+        )
 
 
 class Training:
@@ -163,7 +171,7 @@ def _fit_shared(features: np.ndarray, labels: np.ndarray, how: dict[str, Any]) -
         trainer = make_trainer(X, y, **one)
         hypers, validation = select.choose(trainer, X, y, config=config, seeds=(0,))
         _shared[key] = hypers[0], validation[0]
-    if not methods.find(how["method"]).probe:
+    if not methods.find(how["method"]).probe or not config.refit:
         return select.fit_seeds(features, labels, **how, chosen=_shared[key])
     solved = f"{key} solved"  # no seed decides anything about it
     if solved not in _shared:
@@ -196,11 +204,11 @@ def _draw_samples(config: ConfigDict, found: FeatureSet) -> Iterator[Sample]:
             yield Sample(chosen, _corrupt_labels(found, chosen, rate, config), fields, input_spectra)
 
 
-def _treat_suspects(config: ConfigDict, training: Training, samples: Iterator[Sample]) -> Iterator[Sample]:
+def _treat_suspects(name: str, config: ConfigDict, training: Training, samples: Iterator[Sample]) -> Iterator[Sample]:
     """Yield every sample as it is, and without its likely wrong labels, or with likely ones in place of them.
 
     They are looked for among the training rows alone: the tests keep their labels. A class keeps its rows if all are
-    suspects.
+    suspects. `name` is that of the run.
 
     Raises:
         UserError: the features do not fit into memory, or there are too few rows of each class.
@@ -210,7 +218,8 @@ def _treat_suspects(config: ConfigDict, training: Training, samples: Iterator[Sa
             yield sample
             continue
         yield sample._replace(fields=sample.fields | {"suspects": "keep"})
-        found = _find_suspects(training, sample)
+        with forecast.part(f"{name}: suspects"):
+            found = _find_suspects(training, sample)
         bad = found.wrong > LIMIT
         if len(emptied := np.setdiff1d(sample.labels, sample.labels[~bad])):
             names = console.list_words(str(training.found.classes[c]) for c in emptied)

@@ -238,8 +238,8 @@ def _judge_twice(
     X: np.ndarray, codes: np.ndarray, k: int, everything: Sequence[Fold], seed: int
 ) -> tuple[Mixture, Mixture]:
     """Return the mixtures of the probe's predictions, first from all rows, then from those that are likely right."""
-    c = choose_penalty(X, codes, k, everything)
-    first = fit_mixture(predict_held_out(X, codes, k, everything, c), codes)
+    c, known = choose_penalty(X, codes, k, everything)
+    first = fit_mixture(predict_held_out(X, codes, k, everything, c, known), codes)
     kept = _get_wrong(first, codes) <= LIMIT
     few = np.bincount(codes[kept], minlength=k) < len(everything)  # a class must not vanish from a probe's rows
     cleaned = [fold._replace(train=fold.train[(kept | few[codes])[fold.train]]) for fold in everything]
@@ -261,23 +261,37 @@ def _even_out(folds: Sequence[Fold], codes: np.ndarray, seed: int) -> list[Fold]
     ]
 
 
-def choose_penalty(X: np.ndarray, codes: np.ndarray, k: int, folds: Sequence[Fold]) -> float:
-    """Return the C of highest accuracy on held-out rows; of a tie, the strongest penalty."""
-    right, seen = np.zeros(len(CS)), 0
+def choose_penalty(
+    X: np.ndarray, codes: np.ndarray, k: int, folds: Sequence[Fold]
+) -> tuple[float, list[probes.Linear]]:
+    """Return the C of highest accuracy on held-out rows (of a tie, the strongest penalty), and its probes.
+
+    These are of the first folds, as many as have TUNED held-out rows.
+    """
+    right, seen, fitted = np.zeros(len(CS)), 0, []
     for train, test in folds:
-        fitted = probes.fit_lbfgs(X[train], codes[train], CS, num_classes=k, tol=CLOSE)
-        right += [np.sum(probe(X[test]).argmax(1) == codes[test]) for probe in fitted]
+        fitted.append(probes.fit_lbfgs(X[train], codes[train], CS, num_classes=k, tol=CLOSE))
+        right += [np.sum(probe(X[test]).argmax(1) == codes[test]) for probe in fitted[-1]]
         seen += len(test)
         if seen >= TUNED:
             break
-    return CS[int(right.argmax())]
+    best = int(right.argmax())
+    return CS[best], [each[best] for each in fitted]
 
 
-def predict_held_out(X: np.ndarray, codes: np.ndarray, k: int, folds: Sequence[Fold], c: float) -> np.ndarray:
-    """Return the logits of every row by a probe that was fitted without its fold, float32 [N, K]."""
+def predict_held_out(
+    X: np.ndarray, codes: np.ndarray, k: int, folds: Sequence[Fold], c: float, known: Sequence[probes.Linear] = ()
+) -> np.ndarray:
+    """Return the logits of every row by a probe that was fitted without its fold, float32 [N, K].
+
+    Args:
+        known: probes of the first folds that are already fitted.
+    """
     out = np.empty((len(codes), k), np.float32)
-    for train, test in folds:
-        (probe,) = probes.fit_lbfgs(X[train], codes[train], (c,), num_classes=k, tol=CLOSE)
+    for i, (train, test) in enumerate(folds):
+        probe = (
+            known[i] if i < len(known) else probes.fit_lbfgs(X[train], codes[train], (c,), num_classes=k, tol=CLOSE)[0]
+        )
         out[test] = probe(X[test])
     return out
 

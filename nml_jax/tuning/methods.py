@@ -1,5 +1,6 @@
 """The methods of tuning on frozen features: METHODS lists what each trains and how it chooses settings."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -35,11 +36,12 @@ class Method(NamedTuple):
 
 
 STARTS = ("fresh", "probe")
+PATIENT_STEPS = 150  # steps without a lower validation loss that are enough to stop
 WIDTHS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # that `choose_width` knows
 
 METHODS = {
     "linear": Method("linear probe"),
-    "lbfgs": Method("L-BFGS probe", probe=probes.fit_lbfgs, grid="cs", value="C"),
+    "lbfgs": Method("L-BFGS probe", probe=probes.solve_once, grid="cs", value="C"),
     "ridge": Method("ridge probe", probe=probes.fit_ridge, grid="alphas", value="alpha", logits=False),
     "knn": Method("k-NN", probe=neighbours.fit_knn, grid="ks", value="k", logits=False, weighted=False),
     "mlp": Method("MLP", mlp=True),
@@ -154,6 +156,14 @@ def count_epochs(n: int, *, batch: int, epochs: int, steps: int) -> tuple[int, i
     """
     each = -(-n // min(batch, n))
     return max(1, min(epochs, steps // each)) if steps else epochs, each
+
+
+def count_patience(config: Any, each: int) -> float:
+    """Return the epochs without a lower validation loss after which training stops; infinity if it never does.
+
+    They are `patience`, or as few as make PATIENT_STEPS: an epoch of a large file has hundreds of steps.
+    """
+    return max(1, min(config.patience, -(-PATIENT_STEPS // each))) if config.patience else math.inf
 
 
 def make_grid(name: str) -> tuple[str, ...]:

@@ -6,19 +6,24 @@ Its gradient is not 0, so the MLP joins in with the first step. The classifier k
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
+from nml_jax.data.stratify import hold_out
 from nml_jax.models.heads.mlp import Form
 from nml_jax.tuning import descent
 from nml_jax.tuning.descent import Carry, Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import PLAIN, Demands, multiply
-from nml_jax.tuning.probes import Linear, fit_lbfgs
+from nml_jax.tuning.holdout import PLAIN, Demands, find_further, multiply
+from nml_jax.tuning.probes import Linear, fit_lbfgs, solve_once
 
 CS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # inverse strengths of the probe's L2 penalty, as scikit-learn's C
+HELD_OUT = 0.2  # share of the rows by which a penalty is chosen
+ENOUGH, MOST = 2000, 5  # held-out rows that are enough to choose a penalty by; and draws of them
+CLOSE = 1e-4  # tolerance of probes that only tell which penalty is best
 
 
 def choose_probe(
@@ -30,10 +35,14 @@ def choose_probe(
     cs: Sequence[float] = CS,
     weights: np.ndarray | None = None,
     demands: Demands = PLAIN,
+    once: bool = False,
+    widen: bool = False,
 ) -> tuple[Linear, float]:
-    """Solve a logistic regression for each C, and return the best probe on the rows to validate on, and its C.
+    """Solve a logistic regression for each C, and return the best probe on held-out rows, and its C.
 
-    The best is that of the lowest loss, or of the best `demands.metric`.
+    The best is the most accurate one, or that of the best `demands.metric`. A tie goes to the strongest penalty. On
+    features of other domains this rule is better than the lowest loss, which prefers weak penalties where classes are
+    far apart (docs/benchmarks.md).
 
     Args:
         F: float32 [N, D], as the head sees them.
@@ -43,6 +52,8 @@ def choose_probe(
         cs: the grid.
         weights: of the rows in the loss, [N]; None: 1 each. They are scaled to 1 on average, those of classes are not.
         demands: what the probe is to be good at.
+        once: take probes that were solved before (`probes.solve_once`).
+        widen: also try the C beyond the edge of the grid, if the best one is there.
     """
     train, held_out = parts
     cs = sorted(cs)
@@ -50,13 +61,68 @@ def choose_probe(
         cs = cs[(len(cs) - 1) // 2 :][:1]
     own = None if weights is None else weights[train] / weights[train].mean()
     own = multiply(own, demands.weigh(labels[train]))
-    probes = fit_lbfgs(F[train], labels[train], cs, num_classes=num_classes, weights=own)
+    solve = partial(solve_once if once else fit_lbfgs, F[train], labels[train], num_classes=num_classes, weights=own)
     if len(cs) == 1:
-        return probes[0], cs[0]
+        return solve(cs)[0], cs[0]
     held = None if weights is None else weights[held_out]
-    scores = [demands.score(probe(F[held_out]), labels[held_out], held) for probe in probes]
-    best = min(range(len(cs)), key=lambda i: demands.rank(scores[i]))
-    return probes[best], cs[best]
+
+    def judge(values: Sequence[float]) -> list[tuple[float, float, Linear]]:
+        """Return −score, C and probe of each; the smallest is the best, and of a tie the strongest penalty."""
+        solved = solve(values)
+        scores = _score(solved, F[held_out], labels[held_out], held, demands)
+        return [(-float(score), c, probe) for score, c, probe in zip(scores, values, solved, strict=True)]
+
+    best = min(judge(cs), key=lambda found: found[:2])
+    if widen and (further := find_further(cs, best[1])):
+        best = min(best, *judge([further]), key=lambda found: found[0])  # of a tie, the one in the grid
+    return best[2], best[1]
+
+
+def choose_penalty(
+    F: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_classes: int,
+    seed: int,
+    cs: Sequence[float] = CS,
+    weights: np.ndarray | None = None,
+    demands: Demands = PLAIN,
+) -> float:
+    """Return the C of the most accurate probe on held-out rows, drawn until they are ENOUGH; of a tie the smallest.
+
+    One draw of few rows would often miss the best penalty by a factor of ten. Arguments are those of `choose_probe`,
+    and `seed` is that of the draws. Rows of which none can be held out give the middle of the grid.
+    """
+    cs = sorted(cs)
+    if np.bincount(labels).max() < 2:
+        return cs[(len(cs) - 1) // 2]
+    hits, seen = np.zeros(len(cs)), 0
+    for i in range(MOST):
+        train, held_out = hold_out(labels, HELD_OUT, seed + i)
+        own = None if weights is None else weights[train] / weights[train].mean()
+        own = multiply(own, demands.weigh(labels[train]))
+        probes = fit_lbfgs(F[train], labels[train], cs, num_classes=num_classes, weights=own, tol=CLOSE)
+        held = None if weights is None else weights[held_out]
+        hits += _score(probes, F[held_out], labels[held_out], held, demands)
+        seen += len(held_out)
+        if seen >= ENOUGH:
+            break
+    return cs[int(np.argmax(hits))]
+
+
+def _score(
+    probes: Sequence[Linear], F: np.ndarray, labels: np.ndarray, weights: np.ndarray | None, demands: Demands
+) -> np.ndarray:
+    """Return the metric of every probe, larger for better ones, rounded so that the order of a sum breaks no tie.
+
+    An accuracy that is only the default is weighted by rows and classes, as the loss is.
+    """
+    if demands.metric:
+        scores = [-demands.rank(demands.score(probe(F), labels))[0] for probe in probes]
+    else:
+        own = multiply(weights, demands.weigh(labels))
+        scores = [np.average(probe(F).argmax(1) == labels, weights=own) for probe in probes]
+    return np.round(scores, 9)
 
 
 def make_linear(probe: Linear, state: Any) -> TunedHead:

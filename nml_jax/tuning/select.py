@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,8 +20,8 @@ from nml_jax.errors import UserError
 from nml_jax.evals.calibration import find_temperature
 from nml_jax.tuning import methods
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import PLAIN, SCORES, Demands, Predictor, score_held_out
-from nml_jax.tuning.trainers import ByGradient, HeadFit, Trainer, make_trainer
+from nml_jax.tuning.holdout import PLAIN, SCORES, Demands, Predictor, list_further, score_held_out
+from nml_jax.tuning.trainers import ByGradient, HeadFit, Trainer, make_trainer, pick_best
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,8 +83,10 @@ def fit_seeds(
 
     A seed sets the validation part, the initialisation and the order. The setting of highest accuracy, or of the best
     `demands.metric`, on the validation part is chosen. A tie goes to the lowest loss, or, if scores are not logits
-    (ridge, k-NN), to the largest value, which is the strongest regularisation. If the grid has one setting, nothing is
-    held out. If each class has one row, nothing can be held out, and the middle of the grid is taken.
+    (ridge, k-NN), to the largest value, which is the strongest regularisation. With `config.widen`, a value at the edge
+    of its grid is compared with the one beyond it. If the grid has one setting, nothing is held out. If each class has
+    one row, nothing can be held out, and the middle of the grid is taken. Without `config.refit`, heads are trained
+    without the validation part.
 
     Args:
         features: float32 [N, D], or [N, V, D] for V views: the training rows.
@@ -108,13 +111,16 @@ def fit_seeds(
         hypers, validation = [chosen[0]] * len(seeds), [chosen[1]] * len(seeds)
     else:
         hypers, validation = choose(trainer, features, labels, config=config, seeds=seeds)
-    everything = np.arange(len(labels))
-    fits = [HeadFit(everything, hyper, seed) for hyper, seed in zip(hypers, seeds, strict=True)]
-    heads = require_converged(method, trainer.train(fits, len(labels)))
+    if any(validation) and not config.refit:
+        divided = [divide_rows(demands, labels, config, seed) for seed in seeds]
+    else:
+        divided = [(np.arange(len(labels)), len(labels))] * len(seeds)
+    fits = [HeadFit(rows, hyper, seed) for (rows, _), hyper, seed in zip(divided, hypers, seeds, strict=True)]
+    heads = require_converged(method, train_fits(trainer, fits, [n for _, n in divided]))
     return [
         HeadResult(head=set_temperature(head, fit.hyper), preset=trainer.preset, hyper=fit.hyper, validation=each,
-                   n_train=len(labels), unvalidated=cannot_validate(trainer, each))
-        for fit, each, head in zip(fits, validation, heads, strict=True)
+                   n_train=n, unvalidated=cannot_validate(trainer, each))
+        for fit, (_, n), each, head in zip(fits, divided, validation, heads, strict=True)
     ]  # fmt: skip
 
 
@@ -131,8 +137,9 @@ def choose(
         return hypers, validation
     out = []
     for hyper, seed in zip(hypers, seeds, strict=True):
-        kept, held_out = trainer.demands.hold_out(labels, config.validation, seed)
-        (head,) = trainer.train([HeadFit(np.concatenate([kept, held_out]), hyper, seed)], len(kept))
+        rows, n = divide_rows(trainer.demands, labels, config, seed)
+        (head,) = trainer.train([HeadFit(rows, hyper, seed)], n)
+        held_out = rows[n:]
         first = features[held_out, 0]  # as in tests
         _, logits = head.outputs(first)
         require_finite(trainer.method.title, logits)
@@ -157,38 +164,54 @@ def _choose_setting(
         middle = {name: statistics.median_high({v[name] for v in trainer.grid}) for name in trainer.grid[0]}
         notice(f"one row of each class leaves none to choose a setting by; taking the middle of the grid, {middle}")
         return [middle] * len(seeds), [[] for _ in seeds]
-    demands = trainer.demands
-    parts = [demands.hold_out(labels, config.validation, seed) for seed in seeds]
+    divided = [divide_rows(trainer.demands, labels, config, seed) for seed in seeds]
     if isinstance(trainer, ByGradient) and patient:
-        validation = [
-            trainer.search(np.concatenate(part), len(part[0]), seed) for part, seed in zip(parts, seeds, strict=True)
-        ]
+        validation = [trainer.search(*rows, seed) for rows, seed in zip(divided, seeds, strict=True)]
     else:
-        validation = _score_grid(trainer, features, labels, parts, seeds)
-    best = [min(each, key=lambda v: demands.rank_setting(v, trainer.tie(v))) for each in validation]
+        score = partial(_score_grids, trainer, features, labels, divided, seeds)
+        validation = score([trainer.grid] * len(seeds))
+        further = [list_further(trainer.grid, pick_best(trainer, each)) for each in validation] if config.widen else []
+        if any(further):
+            validation = [each + more for each, more in zip(validation, score(further), strict=True)]
+    best = [pick_best(trainer, each) for each in validation]
     if patient:
         require_finite(trainer.method.title, np.array([each["loss"] for each in best]))
     return [{name: v for name, v in each.items() if name not in SCORES} for each in best], validation
 
 
-def _score_grid(
+def _score_grids(
     trainer: Trainer,
     features: np.ndarray,
     labels: np.ndarray,
-    parts: Sequence[tuple[np.ndarray, np.ndarray]],
+    divided: Sequence[tuple[np.ndarray, int]],
     seeds: Sequence[int],
+    grids: Sequence[Sequence[dict[str, float]]],
 ) -> list[list[dict[str, float]]]:
-    """Train every setting of the grid for every seed, and return their scores on the rows held out."""
-    validation: list[list[dict[str, float]]] = [[] for _ in seeds]
-    for n, several in itertools.groupby(range(len(seeds)), key=lambda i: len(parts[i][0])):  # groups differ in size
-        which = [i for i in several for _ in trainer.grid]
-        hypers = trainer.grid * (len(which) // len(trainer.grid))
-        fits = [HeadFit(np.concatenate(parts[i]), hyper, seeds[i]) for i, hyper in zip(which, hypers, strict=True)]
-        for i, fit, head in zip(which, fits, trainer.train(fits, n), strict=True):
-            held_out = parts[i][1]
-            scores = score_held_out(head, features[held_out], labels[held_out], trainer.demands)
-            validation[i].append({**fit.hyper, **scores})
-    return validation
+    """Train the settings of each seed, and return their scores on its validation part."""
+    which = [i for i, grid in enumerate(grids) for _ in grid]
+    hypers = [hyper for grid in grids for hyper in grid]
+    fits = [HeadFit(divided[i][0], hyper, seeds[i]) for i, hyper in zip(which, hypers, strict=True)]
+    scored: list[list[dict[str, float]]] = [[] for _ in seeds]
+    heads = train_fits(trainer, fits, [divided[i][1] for i in which])
+    for i, fit, head in zip(which, fits, heads, strict=True):
+        held_out = fit.rows[divided[i][1] :]
+        scores = score_held_out(head, features[held_out], labels[held_out], trainer.demands)
+        scored[i].append({**fit.hyper, **scores})
+    return scored
+
+
+def train_fits(trainer: Trainer, fits: Sequence[HeadFit], sizes: Sequence[int]) -> list[Predictor]:
+    """Train heads on the first rows of each, as many as `sizes` says: together those of as many rows."""
+    heads: list[Predictor] = []
+    for n, several in itertools.groupby(range(len(fits)), key=lambda i: sizes[i]):  # groups of rows differ in size
+        heads += trainer.train([fits[i] for i in several], n)
+    return heads
+
+
+def divide_rows(demands: Demands, labels: np.ndarray, config: Any, seed: int) -> tuple[np.ndarray, int]:
+    """Return all rows, those of the validation part last, and the number of the others."""
+    train, held_out = demands.hold_out(labels, config.validation, seed)
+    return np.concatenate([train, held_out]), len(train)
 
 
 def cannot_validate(trainer: Trainer, validation: Sequence[Any]) -> bool:

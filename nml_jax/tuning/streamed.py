@@ -15,6 +15,7 @@ import numpy as np
 from nml_jax.data.features.files import count_block_rows
 from nml_jax.data.features.sets import Rows
 from nml_jax.data.stratify import draw_stratified
+from nml_jax.errors import UserError
 from nml_jax.models.heads.mlp import Tree
 from nml_jax.processes.limits import limit_blas
 from nml_jax.tuning import descent, methods, patient, select
@@ -49,7 +50,13 @@ def fit_seeds(
         labels: int32 [N].
         shard: rows per shard.
         demands: what heads are to be good at; groups [N].
+
+    Raises:
+        UserError: as `select.fit_seeds`, or `refit` is off.
     """
+    if not config.refit:
+        cure = "raise features.memory, or leave tune.refit=True"
+        raise UserError("tune.refit=False needs all training rows in memory", cure)
     sample = draw_stratified(labels, min(1.0, shard / len(labels)), seeds[0])
     if demands.groups is not None:
         demands = demands._replace(groups=demands.groups[sample])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from nml_jax.processes.limits import limit_blas
 from nml_jax.tuning import descent, methods, patient, probes
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import PLAIN, Demands, Predictor, score_held_out
+from nml_jax.tuning.holdout import PLAIN, Demands, Predictor, list_further, score_held_out
 
 
 class HeadFit(NamedTuple):
@@ -52,6 +51,11 @@ class Trainer(Protocol):
     def tie(self, scores: Mapping[str, float]) -> float:
         """Return a number from a setting's `HeadResult.validation`; among equal accuracies the lowest wins."""
         ...
+
+
+def pick_best(trainer: Trainer, scored: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the best setting by the deciding metric; of equal ones, that of the lowest `Trainer.tie`."""
+    return min(scored, key=lambda v: trainer.demands.rank_setting(v, trainer.tie(v)))
 
 
 def make_trainer(
@@ -121,25 +125,32 @@ class ByGradient:
         if self.is_solved:
             return [start | self._judge(patient.make_linear(probe, _wrap(standard)), held_out)]  # type: ignore[arg-type]
         score = partial(self._rank, rows=held_out)
-        patience = config.patience or math.inf
-        runs = []
-        for hyper in self.grid:
+        patience = methods.count_patience(config, -(-n // min(config.batch, n)))
+
+        def begin(hyper: Mapping[str, float]) -> tuple[dict[str, float], patient.Training]:
             fit = HeadFit(rows, {**hyper, **start}, seed)
             words = ", ".join(f"{name} {value:g}" for name, value in hyper.items())
-            runs.append((fit.hyper, self._begin(fit, n, standard, probe, score=score, epochs=epochs, words=words)))
+            return fit.hyper, self._begin(fit, n, standard, probe, score=score, epochs=epochs, words=words)
+
+        runs = [begin(hyper) for hyper in self.grid]
         for _, run in runs:
             run.run(-(-epochs // 4) if config.halving and len(runs) > 1 else epochs, patience)
         better = sorted((run for _, run in runs), key=lambda run: run.lowest)[: -(-len(runs) // 2)]
         for run in better if config.halving else ():
             run.run(epochs, patience)
-        found = []
-        for hyper, run in runs:
-            diverged = bool(run.losses) and not np.isfinite(run.losses).any()  # then the best is the start, untrained
-            scores = self._judge(run.run(run.done), held_out)
-            if diverged:
-                scores = self.demands.score(np.full((1, self.num_classes), np.nan), np.zeros(1, np.int64))
-            found.append({**hyper, **scores, "epochs": float(run.best)})
+        found = [self._judge_run(*each, held_out) for each in runs]
+        for hyper in list_further(self.grid, pick_best(self, found)) if config.widen else ():
+            own, run = begin(hyper)
+            run.run(epochs, patience)
+            found.append(self._judge_run(own, run, held_out))
         return found
+
+    def _judge_run(self, hyper: Mapping[str, float], run: patient.Training, rows: np.ndarray) -> dict[str, float]:
+        diverged = bool(run.losses) and not np.isfinite(run.losses).any()  # then the best is the start, untrained
+        scores = self._judge(run.run(run.done), rows)
+        if diverged:
+            scores = self.demands.score(np.full((1, self.num_classes), np.nan), np.zeros(1, np.int64))
+        return {**hyper, **scores, "epochs": float(run.best)}
 
     def _train_patiently(self, fit: HeadFit, n: int) -> TunedHead:
         """Train one head for the epochs that validation chose; all of them if it did not."""
@@ -228,7 +239,7 @@ class ByGradient:
         cs = self.config.cs if c is None else (c,)
         labels = np.repeat(self.labels[rows], views)
         how: dict[str, Any] = {"num_classes": self.num_classes, "cs": cs, "demands": self.demands}
-        return patient.choose_probe(F, labels, parts, **how)
+        return patient.choose_probe(F, labels, parts, **how, once=True, widen=self.config.widen and c is None)
 
     def _rank(self, head: TunedHead, rows: np.ndarray) -> tuple[float, ...]:
         return self.demands.rank(self._judge(head, rows))
@@ -298,7 +309,10 @@ class ByProbe:
         return out
 
     def tie(self, scores: Mapping[str, float]) -> float:
-        return scores["loss"] if self.method.logits else -scores[self.method.value]
+        value = scores[self.method.value]
+        if self.method.grid == "cs" and self.config.start == "probe":
+            return value  # the strongest penalty, as heads that start from this probe choose (patient.choose_probe)
+        return scores["loss"] if self.method.logits else -value
 
 
 @dataclasses.dataclass(frozen=True)

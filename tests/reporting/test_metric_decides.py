@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nml_jax.evals.metrics import METRICS, Answers, compute_losses
-from nml_jax.reporting import answers, calibration, method_tables
+from nml_jax.reporting import answers, class_tables, method_tables
 from nml_jax.reporting.page import show
 from nml_jax.reporting.statistics import choose_method, paired
 from nml_jax.reporting.statistics.choose_method import Contest
@@ -111,7 +111,7 @@ def test_a_metric_without_record_falls_back_to_accuracy(tmp_path: Path) -> None:
     write_experiment(tmp_path / "x", tests=TESTS, methods=METHODS, seeds=(0, 1, 2))
     (found,) = choose_method.find_contests(study_of(tmp_path / "x"))
     assert (found.metric, found.points) == ("accuracy", "points")
-    assert calibration.show_calibration(found, "c") == []
+    assert class_tables.show_calibration(found, "c") == []
 
 
 def test_disagreement_names_the_deciding_metric(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_disagreement_names_the_deciding_metric(tmp_path: Path) -> None:
 
 def test_calibration_is_shown_before_and_after(tmp_path: Path) -> None:
     found = make_contest(tmp_path / "x", "accuracy")
-    blocks = calibration.show_calibration(found, "c")
+    blocks = class_tables.show_calibration(found, "c")
     assert [block.kind for block in blocks] == ["table", "figure"]
     assert "before" not in show(blocks)
     row = next(row for row in found.study.cells[0].rows if row.metric == "accuracy")

@@ -354,6 +354,42 @@ def test_a_head_starts_at_the_probe_and_gets_no_worse_in_validation(method):
     assert tuned.head_.form.width == methods.choose_width(D, 270) == 4
 
 
+def test_a_head_from_the_probe_is_fitted_again_on_all_rows():
+    """A rate of 0 trains nothing: what is left is the probe of all rows, with the penalty that `linear` chooses."""
+    F, y = blobs(300, distance=1.0)
+    linear = NMTuneClassifier("linear", random_state=0).fit(F, y)
+    model = NMTuneClassifier("mlp", start="probe", epochs=2, learning_rate=0.0, random_state=0).fit(F, y)
+    assert model.C_ == linear.C_
+    assert len(model.validation_loss_) == model.n_iter_ == 2
+    np.testing.assert_allclose(model.predict_proba(TEST), linear.predict_proba(TEST), atol=1e-4)
+
+
+def test_the_penalty_is_the_most_accurate_on_enough_held_out_rows(monkeypatch):
+    F, y = blobs(300, distance=1.0)
+    drawn, held = patient.hold_out, []
+
+    def draw(labels, share, seed):
+        held.append(drawn(labels, share, seed)[1])
+        return drawn(labels, share, seed)
+
+    monkeypatch.setattr(patient, "hold_out", draw)
+    c = patient.choose_penalty(F, y, num_classes=K, seed=7)
+    assert len(held) == patient.MOST  # 60 rows each are never enough
+    hits = []
+    for value in patient.CS:
+        own = make_pipeline(LogisticRegression(C=value, tol=1e-6, max_iter=500))
+        train = [np.setdiff1d(np.arange(300), rows) for rows in held]
+        hits.append(sum((own.fit(F[a], y[a]).predict(F[b]) == y[b]).sum() for a, b in zip(train, held, strict=True)))
+    assert hits[patient.CS.index(c)] >= max(hits) - 2  # solvers differ a little
+    monkeypatch.setattr(patient, "ENOUGH", 100)
+    held.clear()
+    patient.choose_penalty(F, y, num_classes=K, seed=7)
+    assert len(held) == 2
+    apart, codes = blobs(300, distance=40.0)  # of a tie the strongest penalty
+    assert patient.choose_penalty(apart, codes, num_classes=K, seed=0) == min(patient.CS)
+    assert patient.choose_probe(apart, codes, patient.hold_out(codes, 0.2, 0), num_classes=K)[1] == min(patient.CS)
+
+
 def test_progress_is_printed(capsys):
     make(verbose=1, epochs=2, start="probe").fit(*blobs(300))
     said = capsys.readouterr().err.splitlines()

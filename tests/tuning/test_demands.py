@@ -104,10 +104,11 @@ def test_the_metric_decides_the_probe_that_heads_start_from():
     every = np.arange(300)
     cs = (1e-4, 1e-2, 1.0, 100.0)
     chosen = {m: patient.choose_probe(X, y, (every[:200], every[200:]), num_classes=K, cs=cs, demands=Demands(m))
-              for m in ("", "log_loss", "mean_per_class")}  # fmt: skip
-    assert chosen[""][1] == chosen["log_loss"][1] != chosen["mean_per_class"][1]
+              for m in ("", "accuracy", "log_loss", "mean_per_class")}  # fmt: skip
+    assert chosen[""][1] == chosen["accuracy"][1]
+    assert chosen["log_loss"][1] != chosen["mean_per_class"][1]
     recalls = [recall_score(y[200:], probe(X[200:]).argmax(1), average="macro") for probe, _ in chosen.values()]
-    assert max(recalls) == recalls[2] > recalls[0]
+    assert max(recalls) == recalls[3] > recalls[2]
 
 
 @pytest.mark.parametrize(

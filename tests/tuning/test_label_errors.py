@@ -9,7 +9,8 @@ import pytest
 import nml_jax
 from nml_jax.noise.mixture import count_pairs, fit_mixture
 from nml_jax.spreadsheet import restore_cell
-from nml_jax.tuning.label_errors import compute_interval
+from nml_jax.tuning import probes
+from nml_jax.tuning.label_errors import CS, compute_interval
 
 N, D, K = 300, 6, 3
 
@@ -160,3 +161,18 @@ def test_rows_of_a_group_are_judged_by_other_groups():
             nml_jax.find_label_errors(X, given, groups=bad)
     with pytest.raises(ValueError, match="fewer than two classes have 5 groups"):
         nml_jax.find_label_errors(X, given, groups=given)
+
+
+def test_the_probes_that_choose_the_penalty_also_predict(monkeypatch):
+    """On 300 rows all five folds choose; then five probes are fitted without the suspects, and none besides."""
+    fit, grids = probes.fit_lbfgs, []
+
+    def count(X, y, cs, **how):
+        grids.append(tuple(cs))
+        return fit(X, y, cs, **how)
+
+    monkeypatch.setattr(probes, "fit_lbfgs", count)
+    nml_jax.find_label_errors(*clouds())
+    assert grids[:5] == [CS] * 5
+    assert len(grids) == 10
+    assert {len(grid) for grid in grids[5:]} == {1}
