@@ -140,10 +140,10 @@ def _compare_conditions(study: Study, _: Sequence[Contest], name: str) -> list[B
         "seed. OOD is the mean over the out-of-domain tests. Arrows point to the flatter spectrum."
     )
     head = [study.axis, *(condition.label for condition in study.conditions)]
-    picture, *figures = plots.draw(study, (), tasks, name) or [None]
-    out = [Block("verdict", Verdict(" ".join(verdict))), *([picture] if picture else [])]
+    figures = plots.draw(study, (), tasks, name)
+    out = [Block("verdict", Verdict(" ".join(verdict))), *figures[:1]]
     out += [Block("items", details)] if details else []
-    out += [table(caption, head, tables.list_summary(study, tasks[0][0])), *figures]
+    out += [table(caption, head, tables.list_summary(study, tasks[0][0])), *figures[1:]]
     for title, make in (
         ("Evidence", tables.list_evidence),
         ("Scores", tables.list_scores),
@@ -168,8 +168,8 @@ def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Blo
     """Return the blocks of a study of methods: verdict, picture, reasons, caveats, numbers, spectra and diagnosis."""
     first = len(of) if len(of) <= LEADING else 1
     out = [_show_verdict(contest) for contest in of[:first]]
-    picture, *figures = plots.draw(study, of, _list_tasks(study), name) or [None]
-    out += [picture] if picture else []
+    figures = plots.draw(study, of, _list_tasks(study), name)
+    out += figures[:1]
     out += [Block("p", text) for contest in of[:first] if (text := answers.write_reasons(contest))]
     if rest := [Block("p", answers.write_answer(contest)) for contest in of[first:]]:
         out.append(fold(f"The same for {of[first].name} and {len(rest) - 1} more", *rest))
@@ -201,7 +201,7 @@ def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Blo
         if len(contest.methods) > 1:
             out += _put_under(f"Differences to the reference{suffix}", method_tables.list_differences(contest))
     out += _put_under("With and without the suspects", label_tables.compare_treatments(of))
-    out += figures
+    out += figures[1:]
     for title, make in (
         ("Spectra", method_tables.list_spectra),
         ("Diagnosis", method_tables.list_diagnosis),

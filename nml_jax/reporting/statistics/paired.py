@@ -117,7 +117,9 @@ def format_interval(bounds: tuple[float, float], n: int, noun: str = "seed") -> 
 
 def format_difference(bounds: Sequence[float], n: int) -> str:
     """Do as `format_interval` for a difference of shares in points, over n folds."""
-    return say_too_few(n, "fold") if _says_nothing(*bounds, -1) else " to ".join(map(PERCENT.signed, bounds))
+    return (
+        say_too_few(n, "fold") if _says_nothing(bounds[0], bounds[1], -1) else " to ".join(map(PERCENT.signed, bounds))
+    )
 
 
 class Part(NamedTuple):
