@@ -18,14 +18,14 @@ from nml_jax.tuning.diagnosis import CS, make_config
 from nml_jax.tuning.label_errors import MOST, TUNED
 from nml_jax.tuning.trainers import ByGradient
 
-# Measured on two cores with files of 1,000 × 512 to 20,000 × 768 rows and features (benchmarks/forecast.py).
+# Measured on two quiet cores with 1,000 × 512, 3,000 × 1,536, 20,000 × 768 and 1,000 × 3,072 rows and features.
 SOLVED, NEXT = 28, 20  # evaluations of L-BFGS for one penalty, and for the next one on the same path
 DOUBLE, EIGEN, QR, THIN = 2, 3, 10, 3  # how many times slower than `measure_rate`: float64, eigh, QR, few columns
 TERMS = 5, 6  # the same for the terms of NMTune: products of matrices, and what is cubic in the batch
 MEMORY = 1e10  # bytes per second at which AdamW reads and writes
 CALL = 1e-3  # seconds of a step or an evaluation besides
-STOPPED = 0.3  # share of the most epochs that early stopping leaves, from random weights
-BEST = 60  # steps after which validation is best, from a probe
+STOPPED = 0.3  # share of the most epochs that early stopping leaves, from random weights: a guess
+BEST = 60  # steps after which validation is best, from a probe: it fits two files, see benchmarks/forecast.py
 COMPILED = 1.5  # seconds to compile a training step
 READ = 0.5  # seconds to read the files
 
