@@ -73,8 +73,8 @@ def fit_in_torch(torch: Opponent, kind: str, seed: int, split: Split) -> tuple[l
     """Do the same in the other process."""
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/rows.npz"
-        tests = {f"test{i}": test[0] for i, test in enumerate(split[1:]) if test}
-        np.savez(path, X=split.train[0], y=split.train[1], **tests)
+        arrays: dict[str, Any] = {f"test{i}": test[0] for i, test in enumerate(split[1:]) if test}
+        np.savez(path, X=split.train[0], y=split.train[1], **arrays)
         answer = torch.ask({"path": path, "kind": kind, "seed": seed})
     return [np.array(each) for each in answer["predictions"]], answer["seconds"]
 
