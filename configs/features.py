@@ -11,9 +11,9 @@ The report says which method to use, which head in runs/features/seed=*/heads th
 `python -m nml_jax.predict HEAD FEATURES`.
 
 Settings are chosen once per method, on one split, and shared by the seeds if there is a test file. One at the edge of
-its grid is compared with one beyond it. Heads are then trained again on all training rows, and calibrated. Training starts from
-the L-BFGS probe and stops when validation no longer improves. `--config=configs/features.py:quick` is the first part
-alone: the tuned probe, spectra, separability and baselines, in a minute.
+its grid is compared with one beyond it. Heads are then trained again on all training rows, and calibrated. Training
+starts from the L-BFGS probe and stops when validation no longer improves. `--config=configs/features.py:quick` is the
+first part alone: the tuned probe, spectra, separability and baselines, in a minute.
 
 Files may be .npz, .npy pairs ("X.npy,y.npy"), .safetensors, .csv and .parquet. Separate several test files by ";".
 """

@@ -44,8 +44,8 @@ def test_the_parts_are_those_that_the_stages_name(file: Path):
     ]
     assert set(parts) == {*names, "seed=0: diagnose"}
     assert all(part.seconds >= 0 for part in parts.values())
-    # Seeds share settings and the probe: 3 settings and a head to calibrate for each of 4 methods, one probe, and 3 heads
-    # for each of 2 seeds.
+    # Seeds share settings and the probe: 3 settings and a head to calibrate for each of 4 methods, one probe, and
+    # 3 heads for each of 2 seeds.
     assert count(parts) == 4 * (3 + 1) + 1 + 3 * 2
     plain = plan(file, **{"sweep.seed": (0, 1), "tune.calibrate": False})
     assert count(plain) == 4 * 3 + 1 + 3 * 2
