@@ -1,0 +1,55 @@
+"""Describe what a model computes, apart from its weights: the fields of its modules that evaluation depends on."""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from nml_jax.models import CLIPS, MODELS, TOWERS
+
+# Fields of modules that only training reads, or only precision.
+TRAINING = {"num_classes", "dtype", "dropout", "drop_path", "patch_dropout", "neftune", "remat", "bn_group",
+            "bn_momentum", "zero_init_residual"}  # fmt: skip
+
+
+def describe_tower(config: Any, image_size: int) -> dict[str, Any]:
+    """Return the kind ("ResNet", "ViT", ...) and the fields of the image tower that a section `model` describes.
+
+    Values are those that the tower has: the config's or, where it has None, the variant's. Fields that only training
+    reads are left out.
+
+    Args:
+        config: the section, with a name of `models.MODELS`.
+        image_size: height and width in pixels.
+    """
+    variant = find_tower(config)
+    given = {**{key: config[key] for key in config}, "image_size": image_size}
+    fields = dict(_list_defaults(variant)) | dict(variant.keywords)
+    fields |= {key: value for key, value in given.items() if key in fields and value is not None}
+    return {"kind": variant.func.__name__} | {key: _to_json(fields[key]) for key in sorted(fields.keys() - TRAINING)}
+
+
+def find_tower(config: Any) -> partial[Any]:
+    """Return the variant of a model's image tower."""
+    if config.name not in CLIPS:
+        return MODELS[config.name]
+    return CLIPS[config.name].keywords.get("tower") or TOWERS[config.tower]
+
+
+def find_clip_values(config: Any) -> dict[str, Any]:
+    """Return the values of a CLIP's text tower and joint space: the config's or, where it has None, the variant's."""
+    variant = CLIPS[config.name]
+    values: Mapping[str, Any] = inspect.signature(variant.func).parameters
+    return {key: config[key] if key in config and config[key] is not None else variant.keywords.get(key)
+            for key in values if key not in ("tower", "remat", "dtype")}  # fmt: skip
+
+
+def _list_defaults(variant: partial[Any]) -> dict[str, Any]:
+    """Return the fields of a variant's module with their defaults; None for a field that must be given."""
+    fields = [field for field in dataclasses.fields(variant.func) if field.name not in ("name", "parent")]
+    return {field.name: None if field.default is dataclasses.MISSING else field.default for field in fields}
+
+
+def _to_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,28 @@
+"""Our own layout: every leaf under its path in our trees, in our axes."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from nml_jax.models.weights.state_dict import Tree
+
+FORMAT = "nml_jax encoder 1"  # raise the number when the config or the names change their meaning
+CONFIG, WEIGHTS = "nml_config.json", "model.safetensors"  # in a folder
+PARAMS, STATE = "params/", "model_state/"
+
+
+def export_weights(params: Tree, model_state: Tree) -> dict[str, np.ndarray]:
+    """Return the leaves of both trees by name."""
+    flat = {f"{PARAMS}{name}": x for name, x in flatten_dict(params, sep="/").items()}
+    flat |= {f"{STATE}{name}": x for name, x in flatten_dict(model_state, sep="/").items()}
+    return {name: np.array(x, order="C") for name, x in flat.items()}
+
+
+def import_weights(tensors: Mapping[str, np.ndarray]) -> tuple[Tree, Tree]:
+    """Return (params, model_state): the inverse of `export_weights`."""
+    trees = []
+    for prefix in (PARAMS, STATE):
+        flat = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+        trees.append(unflatten_dict(flat, sep="/"))
+    return trees[0], trees[1]
