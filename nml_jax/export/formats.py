@@ -78,7 +78,7 @@ def _make_timm(origin: Origin, licence: str) -> Package:
         "global_pool": found.pool, "model_args": found.arguments, **labels, "pretrained_cfg": pretrained,
     }  # fmt: skip
     task = "image-classification" if classes else "image-feature-extraction"
-    tensors = timm.export_weights(origin.loaded.params, origin.loaded.model_state)
+    tensors = _add_counters(timm.export_weights(origin.loaded.params, origin.loaded.model_state), origin.loaded.step)
     return Package("timm", task, "config.json", described, "model.safetensors", tensors, {"format": "pt"})
 
 
@@ -100,7 +100,9 @@ def _make_open_clip(origin: Origin, licence: str) -> Package:
         },
         **_state(licence),
     }  # fmt: skip
-    tensors = openclip.export_weights(origin.loaded.params, origin.loaded.model_state)
+    tensors = _add_counters(
+        openclip.export_weights(origin.loaded.params, origin.loaded.model_state), origin.loaded.step
+    )
     names = ("open_clip_config.json", described, "open_clip_model.safetensors", tensors)
     return Package("open_clip", "zero-shot-image-classification", *names, {"format": "pt"})
 
@@ -118,6 +120,12 @@ def _make_nml(origin: Origin, licence: str) -> Package:
     task = ("zero-shot-image-classification" if text else
             "image-classification" if origin.num_classes else "image-feature-extraction")  # fmt: skip
     return Package("nml_jax", task, nml.CONFIG, described, nml.WEIGHTS, tensors, {"format": nml.FORMAT})
+
+
+def _add_counters(tensors: Mapping[str, np.ndarray], step: int) -> dict[str, np.ndarray]:
+    """Add PyTorch's counter of batches to every BatchNorm. Nothing reads it, but transformers reports it as missing."""
+    norms = [name.removesuffix("running_var") for name in tensors if name.endswith("running_var")]
+    return {**tensors, **{f"{name}num_batches_tracked": np.array(step, np.int64) for name in norms}}
 
 
 def _state(licence: str) -> dict[str, str]:
