@@ -51,3 +51,13 @@ def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.floa
     """Draw from U(-1/√fan_in, 1/√fan_in) for a kernel [..., in, out]: PyTorch's default for linear layers."""
     fan_in = math.prod(shape[:-1])
     return (2 * _draw(jax.random.uniform, key, shape, dtype) - 1) / math.sqrt(fan_in)
+
+
+def normal_depthwise(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Draw from N(0, 2 / k²) for a depthwise kernel [k, k, 1, C]: `kaiming_normal` of each channel by itself."""
+    return math.sqrt(2 / math.prod(shape[:-1])) * _draw(jax.random.normal, key, shape, dtype)
+
+
+def uniform_fan_out(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Draw from U(-1/√out, 1/√out) for a kernel [in, out], as EfficientNet's classifier starts."""
+    return (2 * _draw(jax.random.uniform, key, shape, dtype) - 1) / math.sqrt(shape[-1])

@@ -1,0 +1,91 @@
+"""The table of published architectures: which variant of ours each of timm's names is, and what its arguments are here.
+
+A folder of weights names an architecture, and may give its constructor other arguments (`model_args` of config.json).
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+# Arguments of timm's constructors, and the keys of ours that they are. None: it says nothing about what is computed.
+_COMMON: Mapping[str, str | None] = {
+    "img_size": "data.image_size",
+    "num_classes": "data.num_classes",
+    "drop_rate": None,
+    "drop_path_rate": None,
+}
+_RESNET = {**_COMMON, "layers": "model.blocks"}
+_VIT = {
+    **_COMMON,
+    "patch_size": "model.patch",
+    "embed_dim": "model.dim",
+    "depth": "model.depth",
+    "num_heads": "model.heads",
+    "norm_eps": "model.epsilon",
+    "proj_drop_rate": None,
+    "attn_drop_rate": None,
+    "pos_drop_rate": None,
+}
+_EFFICIENTNET = {**_COMMON, "bn_eps": "model.epsilon", "bn_momentum": None, "pad_type": "model.padding"}
+_CONVNEXT = {
+    **_COMMON,
+    "depths": "model.blocks",
+    "dims": "model.widths",
+    "head_hidden_size": "model.hidden",
+    "norm_eps": "model.epsilon",
+    "ls_init_value": None,
+    "head_init_scale": None,
+}
+
+
+class Architecture(NamedTuple):
+    """A row: one architecture of timm.
+
+    Fields:
+        name: our variant, a key of `variants.TOWERS`.
+        arguments: timm's arguments -> keys of our config.
+        keys: values of our config that the variant alone does not give.
+    """
+
+    name: str
+    arguments: Mapping[str, str | None]
+    keys: Mapping[str, Any] = {}
+
+
+TIMM: dict[str, Architecture] = {
+    **{name: Architecture(name, _RESNET) for name in ("resnet18", "resnet50", "resnet101")},
+    **{
+        f"{padding}efficientnet_{size}": Architecture(f"{padding}efficientnet_{size}", _EFFICIENTNET)
+        for padding in ("", "tf_")
+        for size in ("b0", "b1", "b2", "b3")
+    },
+    "tf_efficientnet_lite0": Architecture("efficientnet_lite0", _EFFICIENTNET),
+    "efficientnet_lite0": Architecture(
+        "efficientnet_lite0", _EFFICIENTNET, {"model.padding": "symmetric", "model.epsilon": 1e-5}
+    ),
+    "convnext_tiny": Architecture("convnext_t", _CONVNEXT),
+    "convnext_small": Architecture("convnext_s", _CONVNEXT),
+    "convnext_base": Architecture("convnext_b", _CONVNEXT),
+    "convnext_large": Architecture("convnext_l", _CONVNEXT),
+    "convnext_large_mlp": Architecture("convnext_l_mlp", _CONVNEXT),
+    **{
+        f"vit_{theirs}_patch{patch}_{size}": Architecture(
+            ours, _VIT, {"model.patch": patch, "data.image_size": size, "model.pool": "cls"}
+        )
+        for theirs, ours, patch, size in (
+            ("tiny", "vit_ti", 16, 224),
+            ("tiny", "vit_ti", 16, 384),
+            ("small", "vit_s", 16, 224),
+            ("small", "vit_s", 16, 384),
+            ("small", "vit_s", 32, 224),
+            ("small", "vit_s", 32, 384),
+            ("base", "vit_b", 8, 224),
+            ("base", "vit_b", 16, 224),
+            ("base", "vit_b", 16, 384),
+            ("base", "vit_b", 32, 224),
+            ("base", "vit_b", 32, 384),
+            ("large", "vit_l", 16, 224),
+            ("large", "vit_l", 16, 384),
+            ("large", "vit_l", 32, 384),
+        )
+    },
+}
