@@ -64,14 +64,14 @@ def make_package(origin: Origin, kind: str, licence: str = "") -> Package:
 def _make_timm(origin: Origin, licence: str) -> Package:
     """Make a folder of timm, which transformers opens as well."""
     config, classes = origin.config, origin.num_classes
-    found = constructors.describe_for_timm(config.model, config.data.image_size)
+    found = constructors.describe_for_timm(config.model, config.data.image_size, origin.loaded.params)
     seen = _require_antialias(config)
     labels = {"label_names": list(origin.class_names)} if origin.class_names else {}
     pretrained = {
-        "custom_load": False, "input_size": [3, seen["size"], seen["size"]], "fixed_input_size": found.kind.sized,
+        "custom_load": False, "input_size": [3, seen["size"], seen["size"]], "fixed_input_size": found.sized,
         "interpolation": seen["interpolation"], "crop_pct": seen["crop"], "crop_mode": "center",
         "mean": seen["mean"], "std": seen["std"], "num_classes": classes,
-        "first_conv": found.kind.first, "classifier": found.kind.classifier, **_state(licence),
+        "first_conv": found.first, "classifier": found.classifier, **_state(licence),
     }  # fmt: skip
     described = {
         "architecture": found.architecture, "num_classes": classes, "num_features": count_features(origin.loaded.model),
@@ -85,7 +85,7 @@ def _make_timm(origin: Origin, licence: str) -> Package:
 def _make_open_clip(origin: Origin, licence: str) -> Package:
     """Make a folder of open_clip."""
     config = origin.config
-    network = constructors.describe_for_open_clip(config.model, config.data.image_size)
+    network = constructors.describe_for_open_clip(config.model, config.data.image_size, origin.loaded.params)
     seen = _require_antialias(config)
     if seen["crop"] != 1:
         raise UserError(

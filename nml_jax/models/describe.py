@@ -2,11 +2,10 @@
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from nml_jax.models import CLIPS, MODELS, TOWERS
+from nml_jax.models.variants import CLIPS, TOWERS
 
 # Fields of modules that only training reads, or only precision.
 TRAINING = {"num_classes", "dtype", "dropout", "drop_path", "patch_dropout", "neftune", "remat", "bn_group",
@@ -20,29 +19,40 @@ def describe_tower(config: Any, image_size: int) -> dict[str, Any]:
     reads are left out.
 
     Args:
-        config: the section, with a name of `models.MODELS`.
+        config: the section, with a name of `variants.MODELS`.
         image_size: height and width in pixels.
     """
     variant = find_tower(config)
     given = {**{key: config[key] for key in config}, "image_size": image_size}
-    fields = dict(_list_defaults(variant)) | dict(variant.keywords)
+    if config.name in CLIPS:
+        given["hidden"] = None  # is the CLIP's, not the tower's
+    fields = _list_defaults(variant) | dict(variant.keywords)
     fields |= {key: value for key, value in given.items() if key in fields and value is not None}
     return {"kind": variant.func.__name__} | {key: _to_json(fields[key]) for key in sorted(fields.keys() - TRAINING)}
 
 
 def find_tower(config: Any) -> partial[Any]:
-    """Return the variant of a model's image tower."""
+    """Return the module of a model's image tower, with the fields that define the variant."""
     if config.name not in CLIPS:
-        return MODELS[config.name]
-    return CLIPS[config.name].keywords.get("tower") or TOWERS[config.tower]
+        return TOWERS[config.name].make
+    return CLIPS[config.name].make.keywords.get("tower") or TOWERS[config.tower].make
+
+
+def name_tower(config: Any) -> str:
+    """Return the key of TOWERS that has the fields of a model's image tower; "" if there is none."""
+    tower = find_tower(config)
+    same = (name for name, v in TOWERS.items() if (v.make.func, v.make.keywords) == (tower.func, tower.keywords))
+    return next(same, "")
 
 
 def find_clip_values(config: Any) -> dict[str, Any]:
     """Return the values of a CLIP's text tower and joint space: the config's or, where it has None, the variant's."""
-    variant = CLIPS[config.name]
-    values: Mapping[str, Any] = inspect.signature(variant.func).parameters
-    return {key: config[key] if key in config and config[key] is not None else variant.keywords.get(key)
-            for key in values if key not in ("tower", "remat", "dtype")}  # fmt: skip
+    variant, out = CLIPS[config.name].make, {}
+    for name, parameter in inspect.signature(variant.func).parameters.items():
+        if name not in ("tower", "remat", "dtype"):
+            usual = variant.keywords.get(name, None if parameter.default is parameter.empty else parameter.default)
+            out[name] = config[name] if name in config and config[name] is not None else usual
+    return out
 
 
 def _list_defaults(variant: partial[Any]) -> dict[str, Any]:

@@ -37,13 +37,17 @@ def describe_parameters(params: Any) -> str:
     return f"{table}\n{sum(x.size for x in leaves.values()):,} parameters in {len(leaves)} arrays"
 
 
-def count_features(model: Any) -> int:
-    """Return the width of a model's output "features" of images."""
+def count_features(model: Any, layer: str = "features") -> int:
+    """Return the number of values of an image in an output of a model.
+
+    Raises:
+        KeyError: there is no such output.
+    """
 
     def apply(params: Any, model_state: Any, image: Any) -> Any:
-        return model.apply(params, model_state, {"image": image}, train=False, key=None)[0]["features"]
+        return model.apply(params, model_state, {"image": image}, train=False, key=None)[0][layer]
 
-    return jax.eval_shape(apply, *model.shapes, model.spec["image"]).shape[-1]
+    return math.prod(jax.eval_shape(apply, *model.shapes, model.spec["image"]).shape[1:])
 
 
 def _make_line(name: str, leaves: list[Any]) -> Line:

@@ -16,6 +16,7 @@ from nml_jax import console, errors, models, runtime, settings, spectrum
 from nml_jax.assembly import encoder, evaluators
 from nml_jax.assembly.encoder import describe_origin
 from nml_jax.assembly.feature_sets import BLOCK
+from nml_jax.assembly.fingerprint import describe_encoder
 from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
 from nml_jax.data.class_names import count_labels, describe_split
 from nml_jax.data.features import banks
@@ -42,12 +43,12 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         UserError: there is no encoder, a checkpoint is damaged, a dataset is missing, or features are not finite.
     """
     frozen = encoder.load(config, workdir, mesh)
-    encode = _compile_encoder(frozen.model, config.extract.layers, mesh)
+    encode = compile_encoder(frozen.model, config.extract.layers, mesh)
     origin = describe_origin(config, frozen.ledger, run=workdir.name, step=frozen.step, weights=config.extract.weights)
     rows: list[Row] = []
     spectra: list[dict[str, Any]] = []
     written: dict[str, str] = {}
-    index, counts = BankIndex(frozen.step, config.extract.weights, {}), {}
+    index, counts = BankIndex(frozen.step, config.extract.weights, {}, describe_encoder(config, frozen)), {}
     for name in config.downstream.tasks:
         task = load_task(name, config)
         train = Test(task.name + "/train", "id", task.train)
@@ -103,7 +104,7 @@ def list_needed(workdir: Path, rows: list[Row]) -> list[Path]:
 
 
 @functools.lru_cache(maxsize=4)
-def _compile_encoder(model: models.Model, layers: tuple[str, ...], mesh: Mesh) -> Encode:
+def compile_encoder(model: models.Model, layers: tuple[str, ...], mesh: Mesh) -> Encode:
     """Compile the encoder once for a sweep: (params, model_state, batch) -> layer -> float32 [B, D], replicated."""
 
     def encode(params: Any, model_state: Any, batch: Any) -> dict[str, jax.Array]:

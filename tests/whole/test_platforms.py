@@ -106,7 +106,7 @@ def evaluation(program: Any, case: str, *before: Any, fields: Mapping[str, Any],
 def extraction() -> tuple[Any, tuple, dict[str, Any]]:
     built = model("vit")
     batch = {"image": shape(mesh_cases.BATCH, 8, 8, 3, dtype=jnp.uint8)}
-    return extract._compile_encoder(built, ("features",), mesh_of(8)), (*built.shapes, batch), {}
+    return extract.compile_encoder(built, ("features",), mesh_of(8)), (*built.shapes, batch), {}
 
 
 def specify(method: str, preset: str = "", **options: Any) -> tuple[descent.Spec, dict[str, Any]]:

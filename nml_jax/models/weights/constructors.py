@@ -1,108 +1,134 @@
-"""What timm and open_clip call our models: the name of a constructor and its arguments, one row per kind of network.
+"""What timm and open_clip call our models: the name of a constructor and its arguments.
 
-Both libraries build a network from such a description and then load the tensors that timm.py and openclip.py name. What
-they have no constructor for is refused, and the message names the key of the config.
+These are the rows of `architectures`, read in the other direction. Both libraries build a network from such a
+description and then load the tensors that timm.py and openclip.py name. What they have no constructor for is refused,
+and the message names the key of the config.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from nml_jax.errors import UserError
-from nml_jax.models.describe import describe_tower, find_clip_values
+from nml_jax.models import architectures
+from nml_jax.models.describe import describe_tower, find_clip_values, name_tower
+from nml_jax.models.weights import timm
+from nml_jax.models.weights.state_dict import Tree
 
 Fields = Mapping[str, Any]  # of a network, see `describe_tower`
 
 CURE = "export it with --format=nml, which this package alone reads"
 TRUNK_SIZE = 224  # pixels of timm's networks in open_clip, which hands on no other size
-
-# model.name -> timm's name of the same variant. Arguments make it any other size.
-TIMM_NAMES = {
-    "resnet18": "resnet18",
-    "resnet50": "resnet50",
-    "resnet101": "resnet101",
-    "vit_ti": "vit_tiny_patch16_224",
-    "vit_s": "vit_small_patch16_224",
-    "vit_b": "vit_base_patch16_224",
-    "vit_l": "vit_large_patch16_224",
+SIZED = ("ViT", "Swin")  # kinds whose weights fit one image size
+# Values that timm's constructors call otherwise: field -> our value -> their arguments.
+VALUES: Mapping[str, Mapping[Any, dict[str, Any]]] = {
+    "pool": {"cls": {"global_pool": "token"}, "gap": {"global_pool": "avg", "fc_norm": False}},
+    "quick_gelu": {True: {"act_layer": "quick_gelu"}, False: {"act_layer": "gelu"}},
+    "padding": {"same": {"pad_type": "same"}, "symmetric": {"pad_type": ""}},
 }
-
-
-class Kind(NamedTuple):
-    """How timm builds a kind of network.
-
-    arguments: fields -> arguments of timm's constructor.
-    fixed: field -> its only value that timm has, with the key of the config.
-    first, classifier: timm's names of the first convolution and of the classifier.
-    sized: whether the network takes one image size only.
-    pool: fields -> timm's name of the pooling.
-    """
-
-    arguments: Callable[[Fields], dict[str, Any]]
-    fixed: Mapping[str, Any]
-    first: str
-    classifier: str
-    sized: bool
-    pool: Callable[[Fields], str]
-
-
-def _list_vit_arguments(of: Fields) -> dict[str, Any]:
-    out = {"img_size": of["image_size"], "patch_size": of["patch"], "embed_dim": of["dim"], "depth": of["depth"],
-           "num_heads": of["heads"]}  # fmt: skip
-    out |= {"global_pool": "avg", "fc_norm": False} if of["pool"] == "gap" else {}
-    return out | ({"act_layer": "quick_gelu"} if of["quick_gelu"] else {})
-
-
-KINDS = {
-    "ResNet": Kind(
-        lambda of: {"layers": of["blocks"]}, {"stem": "imagenet", "width": 64, "clip": False}, "conv1", "fc", False,
-        lambda of: "avg",
-    ),
-    "ViT": Kind(
-        _list_vit_arguments, {"clip": False}, "patch_embed.proj", "head", True,
-        lambda of: "avg" if of["pool"] == "gap" else "token",
-    ),
-}  # fmt: skip
+UNKNOWN = {("ViT", "epsilon"), ("Swin", "epsilon")}  # fields of a kind that timm's constructor does not take
+STAGED = ("blocks", "widths")  # fields with a value for each stage, whose number is the architecture's
 
 
 class TimmModel(NamedTuple):
-    """A network as timm's config.json describes it; see `Kind`."""
+    """A network as timm's config.json describes it.
+
+    architecture, arguments: the name of the constructor, and what it is given beside its defaults.
+    first, classifier: timm's names of the first convolution and of the classifier.
+    sized: whether the weights fit one image size only.
+    pool: timm's name of the pooling.
+    """
 
     architecture: str
     arguments: dict[str, Any]
-    kind: Kind
+    first: str
+    classifier: str
+    sized: bool
     pool: str
 
 
-def describe_for_timm(config: Any, image_size: int) -> TimmModel:
+def describe_for_timm(config: Any, image_size: int, params: Tree) -> TimmModel:
     """Describe the network of a section `model` to timm.
+
+    Args:
+        params: its parameters, or their shapes; their names give timm's.
 
     Raises:
         UserError: timm has no constructor for it.
     """
     fields = describe_tower(config, image_size)
-    if config.name not in TIMM_NAMES or fields["kind"] not in KINDS:
+    rows = {name: row for name, row in architectures.TIMM.items() if row.name == config.name}
+    if not rows:
         raise UserError(f"timm has no constructor for model.name={config.name}", CURE)
-    kind = KINDS[fields["kind"]]
-    for name, value in kind.fixed.items():
-        if fields[name] != value:
-            raise UserError(f"timm's {config.name} has no model.{name}={fields[name]}: it has {value}", CURE)
-    if len(fields.get("blocks", range(4))) != 4:
-        raise UserError(f"timm's {config.name} has four stages, and model.blocks={tuple(fields['blocks'])}", CURE)
-    return TimmModel(TIMM_NAMES[config.name], kind.arguments(fields), kind, kind.pool(fields))
+    found, refused = [], []
+    for name, row in rows.items():
+        try:
+            found.append((name, _find_arguments(name, row, fields, image_size)))
+        except UserError as e:
+            refused.append(e)
+    if not found:
+        raise refused[0]
+    architecture, arguments = min(found, key=lambda item: len(item[1]))
+    names = timm.choose_names(params)
+    first = next(path for path in ("patch/kernel", "stem_conv/kernel") if path.partition("/")[0] in params)
+    pool = VALUES["pool"][fields["pool"]]["global_pool"] if "pool" in fields else "avg"
+    first, classifier = (names(path).partition("@")[0].removesuffix(".weight") for path in (first, "head/kernel"))
+    return TimmModel(architecture, arguments, first, classifier, fields["kind"] in SIZED, pool)
 
 
-def describe_for_open_clip(config: Any, image_size: int) -> dict[str, Any]:
+def _find_arguments(name: str, row: architectures.Architecture, of: Fields, image_size: int) -> dict[str, Any]:
+    """Return the arguments that make a row's architecture the network with these fields.
+
+    Raises:
+        UserError: it has no argument for a field in which they differ.
+    """
+    own = {key.partition(".")[2]: value for key, value in row.keys.items() if key.startswith("model.")}
+    size = row.keys.get("data.image_size", image_size)
+    usual = describe_tower(ConfigDict({"name": row.name, **own}), size)
+    theirs = {key.partition(".")[2]: argument for argument, key in row.arguments.items() if key}
+    out: dict[str, Any] = {}
+    for field in sorted(key for key in of if of[key] != usual[key]):
+        if field == "image_size" and of["kind"] not in SIZED and not of.get("clip"):
+            continue
+        staged = field not in STAGED or len(of[field]) == len(usual[field])
+        if field in VALUES:
+            out |= VALUES[field][of[field]]
+        elif field in theirs and staged and (of["kind"], field) not in UNKNOWN:
+            out[theirs[field]] = of[field]
+        else:
+            raise UserError(
+                f"timm's {name} has no model.{field}={_show(of[field])}: it has {_show(usual[field])}", CURE
+            )
+    return out
+
+
+def _show(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def describe_for_open_clip(config: Any, image_size: int, params: Tree) -> dict[str, Any]:
     """Describe a CLIP to open_clip: the `model_cfg` of its config.
+
+    Args:
+        params: its parameters, or their shapes.
 
     Raises:
         UserError: open_clip has no constructor for it.
     """
     fields, values = describe_tower(config, image_size), find_clip_values(config)
+    vision = _describe_vision(config, fields, image_size, params["image"])
+    if hidden := values["hidden"]:
+        if hidden != 2 * values["embed_dim"]:
+            raise UserError(
+                f"open_clip's head has a hidden layer of twice the embedding, {2 * values['embed_dim']}, and "
+                f"model.hidden={hidden}",
+                CURE,
+            )
+        vision["timm_proj"] = "mlp"
     out = {
         "embed_dim": values["embed_dim"],
-        "vision_cfg": _describe_vision(config, fields, image_size),
+        "vision_cfg": vision,
         "text_cfg": {
             "context_length": values["text_context"], "vocab_size": values["text_vocab"],
             "width": values["text_width"], "heads": values["text_heads"], "layers": values["text_depth"],
@@ -112,10 +138,12 @@ def describe_for_open_clip(config: Any, image_size: int) -> dict[str, Any]:
     return out | ({"init_logit_bias": values["logit_bias"]} if values["logit_bias"] is not None else {})
 
 
-def _describe_vision(config: Any, of: Fields, image_size: int) -> dict[str, Any]:
+def _describe_vision(config: Any, of: Fields, image_size: int, params: Tree) -> dict[str, Any]:
     """Return the section `vision_cfg` for an image tower."""
-    if not of["clip"]:
-        return _describe_trunk(config, of, image_size)
+    if not of.get("clip"):
+        return _describe_trunk(config, image_size, params)
+    if of.get("epsilon") not in (None, 1e-5):
+        raise UserError(f"open_clip's norms have an epsilon of 1e-5, and model.epsilon={of['epsilon']}", CURE)
     if of["kind"] == "ViT":
         pool = {"cls": "tok", "gap": "avg"}[of["pool"]]
         sizes = {"layers": of["depth"], "width": of["dim"], "patch_size": of["patch"]}
@@ -127,18 +155,20 @@ def _describe_vision(config: Any, of: Fields, image_size: int) -> dict[str, Any]
     return {"image_size": image_size, "layers": of["blocks"], "width": of["width"], "head_width": channels // heads}
 
 
-def _describe_trunk(config: Any, of: Fields, image_size: int) -> dict[str, Any]:
+def _describe_trunk(config: Any, image_size: int, params: Tree) -> dict[str, Any]:
     """Return `vision_cfg` for one of timm's networks, which open_clip builds by its name alone."""
-    tower = ConfigDict({**config.to_dict(), "name": config.tower})
-    found = describe_for_timm(tower, image_size)
-    usual = describe_tower(ConfigDict({"name": config.tower}), image_size)
-    if changed := sorted(key for key in of if of[key] != usual[key]):
+    name = name_tower(config)
+    if not name:
+        raise UserError(f"open_clip has no image tower as in model.name={config.name}", CURE)
+    tower = ConfigDict({**{key: config[key] for key in config}, "name": name, "hidden": None})
+    found = describe_for_timm(tower, image_size, params)
+    if changed := sorted(found.arguments.keys() - {"img_size"}):
         raise UserError(
-            f"open_clip builds timm's {found.architecture} in one size only: model.{changed[0]} is {of[changed[0]]} "
-            f"and not {usual[changed[0]]}",
+            f"open_clip builds timm's {found.architecture} by its name alone, and this one has "
+            f"{changed[0]}={_show(found.arguments[changed[0]])}",
             CURE,
         )
-    if found.kind.sized and image_size != TRUNK_SIZE:
+    if found.sized and image_size != TRUNK_SIZE:
         raise UserError(
             f"open_clip builds timm's {found.architecture} for {TRUNK_SIZE} pixels, and data.image_size={image_size}",
             CURE,
