@@ -239,7 +239,7 @@ def open_images(args: argparse.Namespace) -> Inputs:
         raise UserError(f"--{given[0]} is for tables, and {args.features} is a folder of images", "leave it out")
     own = str(args.head) == OWN and not args.head.exists()
     head, opened = None if own else head_file.load(args.head), None
-    from nml_jax.stages import encode_photos  # loads the models
+    from nml_jax.assembly import encode_photos  # loads the models
 
     if own:
         head, opened = encode_photos.open_own(args.encoder)

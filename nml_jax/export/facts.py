@@ -36,7 +36,7 @@ def collect_facts(origin: Origin, package: Package, sums: Mapping[str, str]) -> 
     config = origin.config
     setting = [origin.home.parent.name, origin.home.name] if origin.tuned else []
     return {
-        "library": package.library, "task": package.task, "license": package.config.get("license", ""),
+        "library": package.library, "task": package.task, "license": package.license,
         "title": ": ".join([config.name, " ".join([origin.run.name, *setting])]), "lead": _write_lead(origin),
         "ledger": origin.ledger, "training": _describe_training(origin), "network": _describe_network(origin),
         "parameters": sum(x.size for x in jax.tree.leaves(origin.loaded.params)),

@@ -24,6 +24,7 @@ class Package(NamedTuple):
     config_name, config: the file that describes the network and the preprocessing, and its JSON.
     weights_name, tensors: the file of the weights, and its arrays by name.
     metadata: of the file of the weights; one entry, as the library writes several in no fixed order.
+    license: an identifier; "": none is stated.
     """
 
     library: str
@@ -33,6 +34,7 @@ class Package(NamedTuple):
     weights_name: str
     tensors: Mapping[str, np.ndarray]
     metadata: dict[str, str]
+    license: str = ""
 
 
 FORMATS = ("timm", "open_clip", "nml")
@@ -58,7 +60,9 @@ def make_package(origin: Origin, kind: str, licence: str = "") -> Package:
         what = "a CLIP" if usual == "open_clip" else "no CLIP"
         cause = f"--format={kind}, but model.name={origin.config.model.name} is {what}"
         raise UserError(cause, f"give --format={usual}")
-    return {"timm": _make_timm, "open_clip": _make_open_clip, "nml": _make_nml}[kind](origin, licence)
+    return {"timm": _make_timm, "open_clip": _make_open_clip, "nml": _make_nml}[kind](origin, licence)._replace(
+        license=licence
+    )
 
 
 def _make_timm(origin: Origin, licence: str) -> Package:

@@ -1,9 +1,8 @@
 """Run the frozen encoder over the splits of the downstream tasks -> feature banks and spectra."""
 
 import collections
-import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import console, errors, models, runtime, settings, spectrum
-from nml_jax.assembly import encoder, evaluators
+from nml_jax import console, errors, runtime, settings, spectrum
+from nml_jax.assembly import encoder
+from nml_jax.assembly.encode import Encode, compile_encoder, encode_split
 from nml_jax.assembly.encoder import describe_origin
 from nml_jax.assembly.feature_sets import BLOCK
 from nml_jax.assembly.fingerprint import describe_encoder
@@ -29,8 +29,6 @@ from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tasks.classification import Test, check_tasks, load_task
 
 VERSION = 1
-
-Encode = Callable[..., dict[str, jax.Array]]
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
@@ -103,17 +101,6 @@ def list_needed(workdir: Path, rows: list[Row]) -> list[Path]:
     return [workdir / "spectra.json", *(workdir / "banks" / task / split / "index.json" for task, split in splits)]
 
 
-@functools.lru_cache(maxsize=4)
-def compile_encoder(model: models.Model, layers: tuple[str, ...], mesh: Mesh) -> Encode:
-    """Compile the encoder once for a sweep: (params, model_state, batch) -> layer -> float32 [B, D], replicated."""
-
-    def encode(params: Any, model_state: Any, batch: Any) -> dict[str, jax.Array]:
-        outputs, _ = model.apply(params, model_state, batch, train=False, key=None)
-        return {layer: outputs[layer].reshape(len(outputs[layer]), -1).astype("float32") for layer in layers}
-
-    return runtime.jit(encode, mesh, out_shardings=runtime.replicated_sharding(mesh))
-
-
 def make_bank_key(config: ConfigDict, frozen: encoder.Encoder, test: Test, *, views: int) -> str:
     """Hash everything that the numbers of a bank depend on."""
     drawn = config.seed if views > 1 or test.shift else None
@@ -168,20 +155,6 @@ def make_scoring_arguments(test: Test) -> dict[str, Any]:
     if test.frames:
         out |= {"frame_labels": test.frames.labels, "groups": test.frames.groups}
     return json.loads(json.dumps(out))
-
-
-def encode_split(
-    config: ConfigDict, frozen: encoder.Encoder, encode: Encode, mesh: Mesh, test: Test, view: int | None
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield blocks of features float32 [B, D], labels and ids in source order, without padding."""
-    put, drawn = runtime.put_batch(mesh), {"shift": test.shift, "view": view, "seed": config.seed}
-    batches = evaluators.read_images(config, mesh, test.source, batch=config.extract.batch, **drawn)
-    for batch in batches:
-        placed = put(batch)
-        features = jax.device_get(encode(frozen.params, frozen.model_state, {"image": placed["image"]}))
-        rest = runtime.fetch({k: placed[k] for k in ("label", "id", "mask")}, mesh)
-        real = rest.pop("mask") > 0
-        yield {k: v[real] for k, v in (features | rest).items()}
 
 
 STAGE = Stage(

@@ -23,6 +23,9 @@ TINY = {
     "vit_gap": {"model.name": "vit_s", "model.dim": 24, "model.depth": 1, "model.heads": 3, "model.patch": 8,
                 "data.image_size": 32, "model.pool": "gap", "model.quick_gelu": True,
                 "augment.interpolation": "bilinear", "model.mean": (0.5, 0.5, 0.5)},
+    "convnext": {"model.name": "convnext_t", "model.blocks": (1, 1, 2, 1), "model.widths": (8, 16, 24, 32),
+                 "data.image_size": 64},
+    "efficientnet": {"model.name": "tf_efficientnet_b0", "data.image_size": 75, "augment.test_crop": 0.9},
 }  # fmt: skip
 TEXT = {
     "model.text_context": 12, "model.text_width": 16, "model.text_depth": 1, "model.text_heads": 2,
@@ -43,7 +46,9 @@ def make_config(**overrides: Any):
     """A whole config with these values."""
     config = common.get_config()
     with config.unlocked():
-        config.update_from_flattened_dict({"name": "leaving", "data.path": "prepared/photos", "noise": 0.3} | overrides)
+        config.update_from_flattened_dict(
+            {"name": "leaving", "data.source": "directory", "data.path": "prepared/photos", "noise": 0.3} | overrides
+        )
         config.noise_seed = config.seed
     return config.lock()
 

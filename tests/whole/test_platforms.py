@@ -17,13 +17,13 @@ import pytest
 from jax.sharding import NamedSharding
 
 from nml_jax import models, runtime
+from nml_jax.assembly import encode
 from nml_jax.evals import classification, collect, retrieval, zeroshot
 from nml_jax.models.heads import mlp
 from nml_jax.objectives import terms
 from nml_jax.objectives.nmtune import PRESETS
 from nml_jax.spectrum import device
 from nml_jax.spectrum.rows import Kind
-from nml_jax.stages import extract
 from nml_jax.training import loop, perturb
 from nml_jax.tuning import descent, neighbours, probes
 from tests.scenes import mesh_cases
@@ -106,7 +106,7 @@ def evaluation(program: Any, case: str, *before: Any, fields: Mapping[str, Any],
 def extraction() -> tuple[Any, tuple, dict[str, Any]]:
     built = model("vit")
     batch = {"image": shape(mesh_cases.BATCH, 8, 8, 3, dtype=jnp.uint8)}
-    return extract.compile_encoder(built, ("features",), mesh_of(8)), (*built.shapes, batch), {}
+    return encode.compile_encoder(built, ("features",), mesh_of(8)), (*built.shapes, batch), {}
 
 
 def specify(method: str, preset: str = "", **options: Any) -> tuple[descent.Spec, dict[str, Any]]:

@@ -9,12 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nml_jax import runtime
+from nml_jax.assembly.encode import compile_encoder, encode_split
 from nml_jax.assembly.fingerprint import compare_encoders, describe_encoder
 from nml_jax.assembly.open_encoder import Opened, open_encoder
 from nml_jax.data.class_names import NameIndex
 from nml_jax.data.sources.photos import Photos, open_photos
 from nml_jax.errors import UserError
-from nml_jax.stages import extract
+from nml_jax.models.overview import count_features
 from nml_jax.tasks.classification import Test
 
 LOGITS = "logits"
@@ -57,10 +58,10 @@ class EncodedPhotos:
         with config.unlocked():
             config.extract.layers, config.extract.views = (self.layer,), 1
             config.extract.batch = choose_batch(len(self.photos), config.extract.batch, self.mesh)
-        encode = extract.compile_encoder(self.opened.encoder.model, (self.layer,), self.mesh)
+        encode = compile_encoder(self.opened.encoder.model, (self.layer,), self.mesh)
         test, done = Test("photos", "id", self.photos), 0
         try:
-            for rows in extract.encode_split(config, self.opened.encoder, encode, self.mesh, test, None):
+            for rows in encode_split(config, self.opened.encoder, encode, self.mesh, test, None):
                 yield done, rows[self.layer][:, None]
                 done += len(rows[self.layer])
         except UserError as e:
@@ -138,8 +139,6 @@ def open_encoded(head: Any, folder: Path, encoder: Path, opened: Opened | None =
 
 def find_width(opened: Opened, layer: str, encoder: Path) -> int:
     """Return the width of a layer. Raise UserError if the encoder has no such layer."""
-    from nml_jax.models.overview import count_features
-
     try:
         return count_features(opened.encoder.model, layer)
     except KeyError as e:
