@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.stages = ("pretrain", "extract", "tune", "report")  # which stages to run, in order
     # A tuple of values for any key of this file, such as sweep.optimizer.lr. The sweep is the product of all tuples.
     config.sweep = ConfigDict({"noise": (), "seed": ()})  # (): not swept
-    config.init_from = ""  # start from these weights: a .safetensors file (timm's names) or a run's folder
+    config.init_from = ""  # start from these weights: a .safetensors file, a published folder or a run's folder
 
     # Wrong supervision in pre-training.
     config.noise = 0.0  # share of records with wrong supervision, in [0, 1]

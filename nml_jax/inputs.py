@@ -10,6 +10,7 @@ from typing import Any
 from nml_jax.hashes import hash_bytes, hash_file
 from nml_jax.settings import flatten, hash_json
 
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 LARGE = 2**30  # bytes of a file that is not read as a whole
 # Names of files of features that can be shards of one set. A .npy cannot: labels would be a file beside it.
 SHARDS = (
@@ -129,4 +130,6 @@ def hash_content(path: Path) -> str:
     if path.is_file():
         return hash_file(path)
     described = [p for name in ("manifest.json", "dataset_info.json", "SHA256SUMS") for p in path.rglob(name)]
+    if weights := [p for name in WEIGHTS for p in path.glob(name)]:  # a published model's
+        described += [*weights, *path.glob("*config.json")]
     return hash_json([[str(p.relative_to(path)), hash_content(p)] for p in sorted(described)])

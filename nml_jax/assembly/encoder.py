@@ -47,15 +47,15 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
         given = pretrained.count_classes(config.init_from)
         num_classes = config.data.num_classes or given or 1
         step, ledger, model = 0, None, build(config, num_classes=num_classes)
-        params, model_state = model.init(jax.random.key(config.seed), model.spec)
         head_for = "logits" if "logits" in config.extract.layers else "features"
-        params, model_state = pretrained.load_weights(config.init_from, config, params, model_state, head_for=head_for)
+        key = jax.random.key(config.seed)
+        params, model_state = pretrained.load_weights(config.init_from, config, model, key, head_for=head_for)
     else:
         raise errors.UserError(
             f"{workdir} holds no checkpoint to extract from", "run the pretrain stage first, or set --config.init_from"
         )
     digest = checkpoint.hash_tree(jax.device_get((params, model_state)))
-    params, model_state = runtime.to_mesh((params, model_state), mesh)
+    params, model_state = runtime.move_to_mesh((params, model_state), mesh)
     return Encoder(model, params, model_state, step, ledger, digest)
 
 

@@ -21,6 +21,7 @@ _VIT = {
     "depth": "model.depth",
     "num_heads": "model.heads",
     "norm_eps": "model.epsilon",
+    "global_pool": "model.pool",
     "proj_drop_rate": None,
     "attn_drop_rate": None,
     "pos_drop_rate": None,
@@ -34,6 +35,46 @@ _CONVNEXT = {
     "norm_eps": "model.epsilon",
     "ls_init_value": None,
     "head_init_scale": None,
+}
+
+# Arguments that we have in these values alone.
+FIXED: Mapping[str, tuple[Any, ...]] = {
+    "in_chans": (3,),
+    "qkv_bias": (True,),
+    "class_token": (True,),
+    "mlp_ratio": (4, 4.0),
+    "fc_norm": (None, False),
+    "act_layer": (None,),
+    "norm_layer": (None,),
+}
+# Their values -> ours, for keys of ours whose values have other names there.
+VALUES: Mapping[str, Mapping[Any, Any]] = {
+    "model.padding": {"": "symmetric", "same": "same"},
+    "model.pool": {"token": "cls", "avg": "gap"},
+}
+# A kind of transformers' own models -> timm's folder of such weights.
+NATIVE: Mapping[str, str] = {
+    "vit": "timm/vit_base_patch16_224.augreg_in21k",
+    "deit": "timm/deit_base_patch16_224.fb_in1k",
+    "swin": "timm/swin_large_patch4_window7_224.ms_in22k",
+    "convnext": "timm/convnext_tiny.fb_in1k",
+    "bit": "timm/resnetv2_50x1_bit.goog_in21k",
+    "resnet": "timm/resnet50.a1_in1k",
+    "efficientnet": "timm/tf_efficientnet_b3.ns_jft_in1k",
+    "dinov2": "timm/vit_base_patch14_dinov2.lvd142m",
+    "clip_vision_model": "timm/vit_large_patch14_clip_224.openai",
+}
+
+
+_SWIN = {
+    **_COMMON,
+    "patch_size": "model.patch",
+    "window_size": "model.window",
+    "embed_dim": "model.width",
+    "depths": "model.blocks",
+    "num_heads": "model.heads",
+    "proj_drop_rate": None,
+    "attn_drop_rate": None,
 }
 
 
@@ -87,5 +128,34 @@ TIMM: dict[str, Architecture] = {
             ("large", "vit_l", 16, 384),
             ("large", "vit_l", 32, 384),
         )
+    },
+    **{f"resnetv2_{size}_bit": Architecture(f"bit_{size}", _COMMON) for size in ("50x1", "152x2")},
+    **{
+        f"swin_{theirs}_patch4_window{window}_{size}": Architecture(
+            ours, _SWIN, {"model.window": window, "data.image_size": size}
+        )
+        for theirs, ours, window, size in (
+            ("tiny", "swin_t", 7, 224),
+            ("small", "swin_s", 7, 224),
+            ("base", "swin_b", 7, 224),
+            ("base", "swin_b", 12, 384),
+            ("large", "swin_l", 7, 224),
+            ("large", "swin_l", 12, 384),
+        )
+    },
+    **{
+        f"vit_{theirs}_clip_{quick}{size}": Architecture(
+            ours, _VIT, {"model.quick_gelu": bool(quick), "data.image_size": size, "model.pool": "cls"}
+        )
+        for theirs, ours, size in (
+            ("base_patch16", "vit_b16_clip", 224),
+            ("large_patch14", "vit_l14_clip", 224),
+            ("large_patch14", "vit_l14_clip", 336),
+        )
+        for quick in ("", "quickgelu_")
+    },
+    **{
+        f"vit_{theirs}_patch14_dinov2": Architecture(ours, _VIT, {"data.image_size": 518, "model.pool": "cls"})
+        for theirs, ours in (("small", "vit_s14_dinov2"), ("base", "vit_b14_dinov2"), ("large", "vit_l14_dinov2"))
     },
 }

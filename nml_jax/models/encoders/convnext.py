@@ -11,15 +11,8 @@ from nml_jax.errors import UserError
 from nml_jax.models.encoders.vit import gelu
 from nml_jax.models.layers.depthwise import DepthwiseConv
 from nml_jax.models.layers.initializers import normal
+from nml_jax.models.layers.layer_scale import LayerScale
 from nml_jax.models.layers.materialise import materialise
-
-
-class LayerScale(nn.Module):
-    """A factor per channel, which starts at 1e-6 (Touvron et al. 2021, arXiv 2103.17239). [..., C] -> same."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x * self.param("scale", nn.initializers.constant(1e-6), (x.shape[-1],)).astype(x.dtype)
 
 
 class Mlp(nn.Module):
@@ -43,7 +36,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = DepthwiseConv(7, bias=True, init=normal(0.02), dtype=self.dtype, name="depthwise_conv")(x)
-        y = LayerScale(name="layer_scale")(Mlp(self.dtype, name="mlp")(self.norm(name="norm")(y)))
+        y = LayerScale(1e-6, name="layer_scale")(Mlp(self.dtype, name="mlp")(self.norm(name="norm")(y)))
         # One draw per example and block: stochastic depth (arXiv 1603.09382), scaled to keep the expectation.
         return materialise(x + nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3))(y, deterministic=not train))
 

@@ -59,7 +59,7 @@ TIMM = (
             (r"^stage(\d+)_block(\d+)", lambda m: f"stages/{int(m[1]) - 1}/blocks/{m[2]}"),
             (r"/downsample_conv/", "/downsample/conv/"),
             (r"^head/kernel$", "head/fc/weight@conv"),
-            (r"^head/", "head/fc/"),
+            (r"^head/bias$", "head/fc/bias"),
             *LEAVES,
         ),
     ),

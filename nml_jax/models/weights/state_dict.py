@@ -68,18 +68,20 @@ def find_places(params: Tree, model_state: Tree, name_leaf: NameLeaf) -> dict[st
     return places
 
 
-def read_trees(tensors: Mapping[str, np.ndarray], like: tuple[Tree, Tree], name_leaf: NameLeaf) -> tuple[Tree, Tree]:
+def read_trees(tensors: Mapping[str, Any], like: tuple[Tree, Tree], name_leaf: NameLeaf) -> tuple[Tree, Tree]:
     """Build our trees from a state dict.
 
     Args:
-        tensors: the state dict. BUFFERS are ignored.
+        tensors: the state dict, of arrays or of what has a shape and a dtype and becomes one by `np.asarray`. BUFFERS
+            are ignored.
         like: (params, model_state) of the model, as arrays or as shapes.
 
     Returns:
         (params, model_state) as float32 NumPy arrays that own their memory.
 
     Raises:
-        UserError: a tensor is missing, unexpected, of another shape or not of a float type. The message names them.
+        UserError: tensors are missing, unexpected, of another shape, not of a float type or not finite. The message
+            names them.
     """
     flat: dict[str, np.ndarray] = {}
     missing, unfit = [], []
@@ -95,8 +97,10 @@ def read_trees(tensors: Mapping[str, np.ndarray], like: tuple[Tree, Tree], name_
         elif not jnp.issubdtype(value.dtype, jnp.floating):
             unfit.append(f"{place.name} is {value.dtype} and not a float")
         else:
-            value = value.reshape(place.full).transpose(np.argsort(place.axes))
-            flat[path] = np.array(value, np.float32, order="C")
+            own = np.asarray(value).reshape(place.full).transpose(np.argsort(place.axes))
+            flat[path] = np.array(own, np.float32, order="C")
+            if not np.isfinite(flat[path]).all():
+                unfit.append(f"{place.name} holds NaN or infinity")
     known = {place.name for place in places.values()}
     unexpected = [name for name in sorted(tensors) if name not in known and not BUFFERS.fullmatch(name)]
     faults = {"missing": missing, "unexpected": unexpected, "unfit": unfit}

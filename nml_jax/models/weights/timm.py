@@ -63,3 +63,7 @@ def fits_head(tensors: Mapping[str, Any], params: Tree) -> bool:
 def _list_head(params: Tree) -> set[str]:
     """Return the names of a classifier's tensors."""
     return {choose_names(params)(f"head/{leaf}").partition("@")[0] for leaf in ("kernel", "bias")}
+
+
+# The biases of the classifiers of all families.
+HEADS = tuple(dict.fromkeys(rename("head/bias", row.rules) for row in layouts.TIMM))

@@ -16,22 +16,20 @@ from tests.models.weights import golden
 FILE = Path(__file__).with_suffix(".safetensors")
 MEAN, STD = np.float32((0.5, 0.4, 0.45)), np.float32((0.25, 0.3, 0.2))
 
-# name: (timm's name, its arguments, image size, grid of the position embeddings of the weights if another)
+# name: (timm's name, its arguments, image size)
 CASES = {
     # stage 1: 8 places, shifted windows of 4; stage 2: a window as large as the map
     "swin": ("swin_tiny_patch4_window7_224", {"embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4,
-                                              "img_size": 32}, 32, None),
+                                              "img_size": 32}, 32),
     # 10, 5 and 3 places: sides that are no multiple of the window, odd ones that are merged, a map below the window
-    "swin_padded": ("swin_tiny_patch4_window7_224", {"embed_dim": 16, "depths": (2, 2, 2), "num_heads": (1, 2, 4),
-                                                     "window_size": 4, "img_size": 40}, 40, None),
-    "bit": ("resnetv2_50x1_bit", {"layers": (2, 1), "channels": (128, 256), "stem_chs": 32}, 33, None),
-    "clip": ("vit_base_patch16_clip_224", {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32}, 32, None),
-    "dinov2": ("vit_small_patch14_dinov2", {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 42}, 42, None),
-    "dinov2_larger": ("vit_small_patch14_dinov2", {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 70}, 70, 3),
-    "dinov2_smaller": ("vit_small_patch14_dinov2", {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 28}, 28,
-                       5),
+    "swin_padded": ("swin_tiny_patch4_window7_224", {"embed_dim": 16, "depths": (2, 1, 1), "num_heads": (1, 2, 4),
+                                                     "window_size": 4, "img_size": 40}, 40),
+    "bit": ("resnetv2_50x1_bit", {"layers": (2, 1), "channels": (128, 256), "stem_chs": 32}, 33),
+    "clip": ("vit_base_patch16_clip_224", {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32}, 32),
+    "dinov2": ("vit_small_patch14_dinov2", {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 42}, 42),
 }  # fmt: skip
 CLASSES = 10
+GRIDS = {"larger": (3, 5), "smaller": (5, 2)}  # name: sides of the grids that position embeddings are read from and for
 
 
 def draw(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -88,13 +86,9 @@ def run(model, x: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def load(model, tensors: dict[str, np.ndarray]) -> None:
-    """Load a state dict as timm does, with another position grid too."""
-    import torch
-
-    theirs = {key: torch.from_numpy(value) for key, value in tensors.items()}
-    filtered = golden.timm().models.vision_transformer.checkpoint_filter_fn(theirs, model)
-    model.load_state_dict(filtered if hasattr(model, "pos_embed") else theirs)
+def draw_positions(name: str) -> np.ndarray:
+    """Draw position embeddings [1, 1 + n², 8], the class token's first."""
+    return golden.rng(name).standard_normal((1, 1 + GRIDS[name][0] ** 2, 8), np.float32)
 
 
 def main() -> None:
@@ -102,21 +96,22 @@ def main() -> None:
 
     torch.set_num_threads(1)
     tensors, about = {}, {"timm": golden.timm().__version__, "torch": torch.__version__, "shapes": {}, "float32": {}}
-    for case, (name, kwargs, _, grid) in CASES.items():
+    for case, (name, kwargs, _) in CASES.items():
         # timm's constructors of BiT fix the layers, so this calls what they call.
         make = golden.timm().create_model if case != "bit" else golden.timm().models.resnetv2._create_resnetv2_bit
         model = make(name, num_classes=CLASSES, **kwargs).eval()
         shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-        if grid:
-            shapes["pos_embed"] = (1, 1 + grid**2, shapes["pos_embed"][-1])
         about["shapes"][case] = shapes
-        load(model, draw(shapes))
+        model.load_state_dict({key: torch.from_numpy(value) for key, value in draw(shapes).items()})
         x = (images(case) / 255 - MEAN) / STD
         rough, exact = shrink(run(model, np.float32(x))), shrink(run(model.double(), x))
         about["float32"][case] = {key: measure_error(rough[key], exact[key]) for key in exact}
         tensors |= {f"{case}/{key}": value for key, value in exact.items()}
         features = exact["features"]
         print(case, np.abs(features[0] - features[1]).max() / features.std(), about["float32"][case])
+    resample = golden.timm().layers.resample_abs_pos_embed
+    for name, (_, new) in GRIDS.items():
+        tensors[name] = resample(torch.from_numpy(draw_positions(name)), [new, new]).numpy()
     save_file(tensors, FILE, metadata={"about": json.dumps(about)})
 
 
