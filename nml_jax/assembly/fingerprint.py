@@ -39,12 +39,13 @@ def describe_preprocessing(config: ConfigDict) -> dict[str, Any]:
     """Return how an image becomes the network's input at evaluation, as JSON values.
 
     size: pixels, height = width. crop: side of the centre crop as a share of the resized image's shorter side.
-    interpolation, antialias: see configs/common.py. mean, std: per channel, for pixels in [0, 1].
+    resize, interpolation, antialias: see configs/common.py. mean, std: per channel, for pixels in [0, 1].
     """
     augment, model = config.augment, config.model
     return {
         "size": augment.test_size or config.data.image_size,
         "crop": float(augment.test_crop) if augment.crop == "random_resized" else 1.0,
+        "resize": augment.resize,
         "interpolation": augment.interpolation,
         "antialias": augment.antialias,
         "mean": list(map(float, model.mean)),

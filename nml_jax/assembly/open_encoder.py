@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from nml_jax import noise, runtime, settings
 from nml_jax.assembly import encoder
 from nml_jax.errors import UserError
+from nml_jax.models import published
 from nml_jax.runs.classes import read_counts
 from nml_jax.runs.record import read_config
 from nml_jax.training import checkpoint, pretrained
@@ -40,18 +41,44 @@ def open_encoder(path: Path, mesh: Mesh) -> Opened:
         return _open_run(path, mesh)
     if checkpoint.list_steps(path / "checkpoints") or path.name.isdecimal():
         return _open_checkpoint(path, mesh)
-    raise UserError(
-        f"--encoder={path} is neither a run nor a folder of weights",
-        "give a folder with checkpoints/ or config.json",
-    )
+    return _open_published(path, mesh)
 
 
 def _open_run(path: Path, mesh: Mesh) -> Opened:
     """Open what the run's features come from: its checkpoint, or the weights that it starts from."""
     config = settings.from_json(settings.check_stored(read_config(path), path / "config.json"))
+    if not checkpoint.list_steps(path / "checkpoints") and config.init_from:
+        source = Path(config.init_from)
+        if not pretrained.is_run(source):  # the classifier of published weights is theirs, whatever the run's task is
+            return Opened(config, *_load_published(config, source, path, mesh))
     frozen = encoder.load(config, path, mesh)
     names = tuple(read_counts(path).get("train", {}))
     return Opened(config, frozen, *_match_head(frozen, names))
+
+
+def _open_published(path: Path, mesh: Mesh) -> Opened:
+    """Open a folder of published weights with the preprocessing that its config names."""
+    if published.find_config(path) is None:
+        raise UserError(
+            f"--encoder={path} is neither a run nor a folder of published weights",
+            "give a folder with checkpoints/, or with config.json, open_clip_config.json or nml_config.json",
+        )
+    config = settings.from_json(settings.default_config())
+    with config.unlocked():
+        config.update_from_flattened_dict({"init_from": str(path), **published.read_keys(path)})
+    return Opened(config.lock(), *_load_published(config, path, path, mesh))
+
+
+def _load_published(
+    config: ConfigDict, source: Path, workdir: Path, mesh: Mesh
+) -> tuple[encoder.Encoder, tuple[str, ...], int]:
+    """Load published weights. Return the encoder, the names of its classes, and their number."""
+    num_classes = pretrained.count_classes(str(source)) or 0
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.num_classes = num_classes or None
+    frozen, names = encoder.load(config, workdir, mesh), published.read_class_names(source)
+    return frozen, (names if len(names) == num_classes else ()), num_classes
 
 
 def _open_checkpoint(path: Path, mesh: Mesh) -> Opened:

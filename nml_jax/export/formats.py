@@ -37,6 +37,7 @@ class Package(NamedTuple):
     license: str = ""
 
 
+CROP_MODES = {"shortest": "center", "squash": "squash"}  # augment.resize -> timm's word
 FORMATS = ("timm", "open_clip", "nml")
 
 
@@ -73,7 +74,7 @@ def _make_timm(origin: Origin, licence: str) -> Package:
     labels = {"label_names": list(origin.class_names)} if origin.class_names else {}
     pretrained = {
         "custom_load": False, "input_size": [3, seen["size"], seen["size"]], "fixed_input_size": found.sized,
-        "interpolation": seen["interpolation"], "crop_pct": seen["crop"], "crop_mode": "center",
+        "interpolation": seen["interpolation"], "crop_pct": seen["crop"], "crop_mode": CROP_MODES[seen["resize"]],
         "mean": seen["mean"], "std": seen["std"], "num_classes": classes,
         "first_conv": found.first, "classifier": found.classifier, **_state(licence),
     }  # fmt: skip
@@ -100,7 +101,7 @@ def _make_open_clip(origin: Origin, licence: str) -> Package:
         "model_cfg": network,
         "preprocess_cfg": {
             "mean": seen["mean"], "std": seen["std"], "interpolation": seen["interpolation"],
-            "resize_mode": "shortest",
+            "resize_mode": seen["resize"],
         },
         **_state(licence),
     }  # fmt: skip
@@ -113,10 +114,13 @@ def _make_open_clip(origin: Origin, licence: str) -> Package:
 
 def _make_nml(origin: Origin, licence: str) -> Package:
     """Make a folder that this package alone reads."""
-    config = to_json(origin.config)
+    config, seen = to_json(origin.config), describe_preprocessing(origin.config)
+    keys = {f"model.{key}": value for key, value in config["model"].items()}
+    keys |= {f"augment.{key}": seen[key] for key in ("interpolation", "antialias", "resize")}
+    keys |= {"augment.test_crop": seen["crop"], "augment.test_size": config["augment"]["test_size"]}
+    keys |= {"data.image_size": config["data"]["image_size"]}
     described = {
-        "format": nml.FORMAT, "num_classes": origin.num_classes, "class_names": list(origin.class_names),
-        "model": config["model"], "augment": config["augment"], "image_size": config["data"]["image_size"],
+        "format": nml.FORMAT, "num_classes": origin.num_classes, "class_names": list(origin.class_names), "keys": keys,
         "tokenizer": Path(config["data"]["tokenizer"]).name, **_state(licence),
     }  # fmt: skip
     tensors = nml.export_weights(origin.loaded.params, origin.loaded.model_state)

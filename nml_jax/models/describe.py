@@ -28,7 +28,20 @@ def describe_tower(config: Any, image_size: int) -> dict[str, Any]:
         given["hidden"] = None  # is the CLIP's, not the tower's
     fields = _list_defaults(variant) | dict(variant.keywords)
     fields |= {key: value for key, value in given.items() if key in fields and value is not None}
+    fields = _resolve(variant.func.__name__, fields)
     return {"kind": variant.func.__name__} | {key: _to_json(fields[key]) for key in sorted(fields.keys() - TRAINING)}
+
+
+def _resolve(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a network with the values that None stands for, and without those that it does not read."""
+    if kind == "ViT" and fields.get("epsilon") is None:
+        fields = fields | {"epsilon": 1e-5 if fields["clip"] else 1e-6}
+    if kind != "ResNet":
+        return fields
+    if fields["clip"]:
+        usual = max(1, fields["width"] * 2 ** (len(fields["blocks"]) + 1) // 64)
+        return {key: value for key, value in fields.items() if key != "stem"} | {"heads": fields["heads"] or usual}
+    return {key: value for key, value in fields.items() if key not in ("heads", "image_size")}
 
 
 def find_tower(config: Any) -> partial[Any]:

@@ -1,6 +1,7 @@
 """Read what the folder of a published model says of itself, as keys of our config.
 
-Three forms are read: `config.json` of timm, `open_clip_config.json`, and `config.json` of transformers' CLIPModel.
+Four forms are read: `config.json` of timm, `open_clip_config.json`, `config.json` of transformers' CLIPModel, and
+`nml_config.json`, which nml_jax.export writes.
 """
 
 import difflib
@@ -10,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nml_jax import settings
 from nml_jax.console import notice_once
 from nml_jax.errors import MissingInput, UserError
 from nml_jax.models.architectures import FIXED, NATIVE, TIMM, VALUES, Architecture
 from nml_jax.models.variants import CLIPS, IMAGENET, MODELS, OPENAI, TOWERS
+from nml_jax.models.weights import nml
 
 TIMM_OR_TRANSFORMERS, OPEN_CLIP = "config.json", "open_clip_config.json"
 PREPROCESSING = (
@@ -32,8 +35,10 @@ def find_config(path: Path) -> Path | None:
     Raises:
         UserError: both are there and disagree.
     """
-    if path.name in (TIMM_OR_TRANSFORMERS, OPEN_CLIP) and path.is_file():
+    if path.name in (TIMM_OR_TRANSFORMERS, OPEN_CLIP, nml.CONFIG) and path.is_file():
         return path
+    if (path / nml.CONFIG).is_file():
+        return path / nml.CONFIG
     found = [path / name for name in (OPEN_CLIP, TIMM_OR_TRANSFORMERS) if (path / name).is_file()]
     if len(found) == 2:
         _compare(*found)
@@ -76,6 +81,8 @@ def _parse(path: Path) -> Keys:
             raise ValueError("it is no mapping")
         if path.name == OPEN_CLIP:
             return _read_open_clip(path, config)
+        if path.name == nml.CONFIG:
+            return _read_nml(path, config)
         if "architecture" in config:
             return _read_timm(path, config)
         return _read_transformers(path, config)
@@ -133,7 +140,7 @@ def _read_arguments(path: Path, block: str, arguments: Mapping[str, Any], row: A
     for name, value in arguments.items():
         where = f"{block}.{name}"
         key = row.arguments.get(name)
-        if name in FIXED:
+        if name in FIXED and key is None:
             _require(path, where, value, value in FIXED[name], " or ".join(map(repr, FIXED[name])))
         elif name not in row.arguments:
             raise UserError(f"{path}: {where}={value!r} is not known here", "give weights without this argument")
@@ -145,6 +152,41 @@ def _read_arguments(path: Path, block: str, arguments: Mapping[str, Any], row: A
                 value = VALUES[key][value]
             keys[key] = value
     return keys
+
+
+# ---- our own
+
+
+def _read_nml(path: Path, config: Mapping[str, Any]) -> Keys:
+    _require(path, "format", config["format"], config["format"] == nml.FORMAT, nml.FORMAT)
+    flat = {**config["keys"]}
+    unknown = [key for key, value in flat.items() if key not in dict(settings.flatten(settings.default_config()))
+               and value is not None]  # fmt: skip
+    if unknown:
+        raise UserError(f"{path}: {unknown[0]} is not known here", "read it with the version that wrote it, or a newer")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in flat.items()}
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Return the names of the classes of a published folder's classifier; () if it does not say them.
+
+    Raises:
+        UserError: its config cannot be read.
+    """
+    config = find_config(path)
+    if config is None:
+        return ()
+    try:
+        whole = json.loads(config.read_bytes())
+        names = (
+            whole.get("class_names") or whole.get("label_names") or whole.get("pretrained_cfg", {}).get("label_names")
+        )
+        names = list(names.values()) if isinstance(names, dict) else names or []
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("label_names are no texts")
+    except (OSError, ValueError, AttributeError, TypeError) as e:
+        raise UserError(f"cannot read {config}: {e}", "download it again, or correct it") from e
+    return tuple(names)
 
 
 # ---- open_clip

@@ -98,7 +98,7 @@ def test_what_has_no_constructor_elsewhere_is_refused_by_its_key(case: str, chan
     assert "--format=nml" in e.value.cure
     package = make_package(origin, "nml")
     assert same_bits(nml.import_weights(package.tensors), (origin.loaded.params, origin.loaded.model_state))
-    assert package.config["model"]["name"] == origin.config.model.name
+    assert package.config["keys"]["model.name"] == origin.config.model.name
 
 
 def test_a_format_of_another_kind_of_model_is_refused():

@@ -21,12 +21,8 @@ Fields = Mapping[str, Any]  # of a network, see `describe_tower`
 CURE = "export it with --format=nml, which this package alone reads"
 TRUNK_SIZE = 224  # pixels of timm's networks in open_clip, which hands on no other size
 SIZED = ("ViT", "Swin")  # kinds whose weights fit one image size
-# Values that timm's constructors call otherwise: field -> our value -> their arguments.
-VALUES: Mapping[str, Mapping[Any, dict[str, Any]]] = {
-    "pool": {"cls": {"global_pool": "token"}, "gap": {"global_pool": "avg", "fc_norm": False}},
-    "quick_gelu": {True: {"act_layer": "quick_gelu"}, False: {"act_layer": "gelu"}},
-    "padding": {"same": {"pad_type": "same"}, "symmetric": {"pad_type": ""}},
-}
+# What else timm's constructors must be told with a value of ours: field -> value -> their arguments.
+MORE: Mapping[str, Mapping[Any, dict[str, Any]]] = {"pool": {"gap": {"fc_norm": False}}}
 UNKNOWN = {("ViT", "epsilon"), ("Swin", "epsilon")}  # fields of a kind that timm's constructor does not take
 STAGED = ("blocks", "widths")  # fields with a value for each stage, whose number is the architecture's
 
@@ -72,7 +68,7 @@ def describe_for_timm(config: Any, image_size: int, params: Tree) -> TimmModel:
     architecture, arguments = min(found, key=lambda item: len(item[1]))
     names = timm.choose_names(params)
     first = next(path for path in ("patch/kernel", "stem_conv/kernel") if path.partition("/")[0] in params)
-    pool = VALUES["pool"][fields["pool"]]["global_pool"] if "pool" in fields else "avg"
+    pool = _translate("pool", fields["pool"]) if "pool" in fields else "avg"
     first, classifier = (names(path).partition("@")[0].removesuffix(".weight") for path in (first, "head/kernel"))
     return TimmModel(architecture, arguments, first, classifier, fields["kind"] in SIZED, pool)
 
@@ -89,18 +85,21 @@ def _find_arguments(name: str, row: architectures.Architecture, of: Fields, imag
     theirs = {key.partition(".")[2]: argument for argument, key in row.arguments.items() if key}
     out: dict[str, Any] = {}
     for field in sorted(key for key in of if of[key] != usual[key]):
-        if field == "image_size" and of["kind"] not in SIZED and not of.get("clip"):
-            continue
         staged = field not in STAGED or len(of[field]) == len(usual[field])
-        if field in VALUES:
-            out |= VALUES[field][of[field]]
-        elif field in theirs and staged and (of["kind"], field) not in UNKNOWN:
-            out[theirs[field]] = of[field]
+        if field in theirs and staged and (of["kind"], field) not in UNKNOWN:
+            out[theirs[field]] = _translate(field, of[field])
+            out |= MORE.get(field, {}).get(str(of[field]), {})
         else:
             raise UserError(
                 f"timm's {name} has no model.{field}={_show(of[field])}: it has {_show(usual[field])}", CURE
             )
     return out
+
+
+def _translate(field: str, value: Any) -> Any:
+    """Return timm's word for a value of ours."""
+    words = architectures.VALUES.get(f"model.{field}", {})
+    return next((theirs for theirs, ours in words.items() if ours == value), value)
 
 
 def _show(value: Any) -> Any:
@@ -150,9 +149,8 @@ def _describe_vision(config: Any, of: Fields, image_size: int, params: Tree) -> 
         return {"image_size": image_size, **sizes, "head_width": of["dim"] // of["heads"], "pool_type": pool}
     if len(of["blocks"]) != 4:
         raise UserError(f"open_clip's ResNet has four stages, and model.blocks={tuple(of['blocks'])}", CURE)
-    channels = 32 * of["width"]
-    heads = of["heads"] or max(1, channels // 64)
-    return {"image_size": image_size, "layers": of["blocks"], "width": of["width"], "head_width": channels // heads}
+    head_width = 32 * of["width"] // of["heads"]
+    return {"image_size": image_size, "layers": of["blocks"], "width": of["width"], "head_width": head_width}
 
 
 def _describe_trunk(config: Any, image_size: int, params: Tree) -> dict[str, Any]:

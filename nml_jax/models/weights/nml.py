@@ -10,6 +10,7 @@ from nml_jax.models.weights.state_dict import Tree
 FORMAT = "nml_jax encoder 1"  # raise the number when the config or the names change their meaning
 CONFIG, WEIGHTS = "nml_config.json", "model.safetensors"  # in a folder
 PARAMS, STATE = "params/", "model_state/"
+BIAS = f"{PARAMS}head/bias"
 
 
 def export_weights(params: Tree, model_state: Tree) -> dict[str, np.ndarray]:
@@ -19,10 +20,16 @@ def export_weights(params: Tree, model_state: Tree) -> dict[str, np.ndarray]:
     return {name: np.array(x, order="C") for name, x in flat.items()}
 
 
-def import_weights(tensors: Mapping[str, np.ndarray]) -> tuple[Tree, Tree]:
-    """Return (params, model_state): the inverse of `export_weights`."""
+def import_weights(tensors: Mapping[str, np.ndarray], like: tuple[Tree, Tree] | None = None) -> tuple[Tree, Tree]:
+    """Return (params, model_state): the inverse of `export_weights`.
+
+    Args:
+        like: the trees of a model, or their shapes. If its classifier has another shape, the params have no "head".
+    """
     trees = []
     for prefix in (PARAMS, STATE):
         flat = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
         trees.append(unflatten_dict(flat, sep="/"))
-    return trees[0], trees[1]
+    params, state = trees
+    shapes = [{name: x.shape for name, x in of.get("head", {}).items()} for of in (params, (like or trees)[0])]
+    return {name: x for name, x in params.items() if name != "head" or shapes[0] == shapes[1]}, state
