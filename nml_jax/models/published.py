@@ -178,10 +178,13 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         return ()
     try:
         whole = json.loads(config.read_bytes())
-        names = (
-            whole.get("class_names") or whole.get("label_names") or whole.get("pretrained_cfg", {}).get("label_names")
+        places = (
+            whole.get("class_names"),
+            whole.get("label_names"),
+            whole.get("pretrained_cfg", {}).get("label_names"),
         )
-        names = list(names.values()) if isinstance(names, dict) else names or []
+        names = next(filter(None, places), [])
+        names = list(names.values()) if isinstance(names, dict) else names
         if not all(isinstance(name, str) for name in names):
             raise ValueError("label_names are no texts")
     except (OSError, ValueError, AttributeError, TypeError) as e:

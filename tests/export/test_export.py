@@ -20,6 +20,8 @@ from nml_jax.export import folder
 from nml_jax.export.__main__ import main
 from nml_jax.export.formats import choose_format, make_package
 from nml_jax.export.origin import Origin
+from nml_jax.models import published
+from nml_jax.models.describe import describe_tower
 from nml_jax.models.weights import nml, openclip, timm
 from nml_jax.training.pretrained import Loaded
 from tests.scenes import leaving
@@ -70,6 +72,20 @@ def test_a_folder_is_what_the_libraries_opened(name: str):
     read = timm if package.library == "timm" else openclip
     trees = read.import_weights(package.tensors, origin.loaded.model.shapes)
     assert same_bits(trees, (origin.loaded.params, origin.loaded.model_state))
+
+
+@pytest.mark.parametrize("kind", ["usual", "nml"])
+@pytest.mark.parametrize("name", CASES)
+def test_an_exported_folder_is_the_same_encoder_again(name: str, kind: str, tmp_path: Path):
+    """What configs/published.py reads of the folder is the network and the preprocessing of the run."""
+    origin = make_origin(**CASES[name])
+    package = make_package(origin, choose_format(origin.config) if kind == "usual" else "nml")
+    (tmp_path / package.config_name).write_text(json.dumps(package.config))
+    again = leaving.make_config(**published.read_keys(tmp_path))
+    before, now = (describe_tower(of.model, of.data.image_size) for of in (origin.config, again))
+    assert before == now
+    assert describe_preprocessing(origin.config) == describe_preprocessing(again)
+    assert published.read_class_names(tmp_path) == origin.class_names
 
 
 def same_bits(a: Any, b: Any) -> bool:

@@ -25,6 +25,12 @@ TINY = {
                 "augment.interpolation": "bilinear", "model.mean": (0.5, 0.5, 0.5)},
     "convnext": {"model.name": "convnext_t", "model.blocks": (1, 1, 2, 1), "model.widths": (8, 16, 24, 32),
                  "data.image_size": 64},
+    "swin": {"model.name": "swin_t", "model.width": 16, "model.blocks": (1, 1, 2, 1), "model.heads": 2,
+             "model.window": 4, "data.image_size": 64, "augment.test_crop": 0.9},
+    "dinov2": {"model.name": "vit_s14_dinov2", "model.dim": 24, "model.depth": 2, "model.heads": 2,
+               "data.image_size": 56, "augment.crop": "pad"},
+    "squashed": {"model.name": "vit_ti", "model.dim": 24, "model.depth": 1, "model.heads": 2, "model.patch": 16,
+                 "data.image_size": 32, "augment.resize": "squash", "augment.test_crop": 1.0},
     "efficientnet": {"model.name": "tf_efficientnet_b0", "data.image_size": 75, "augment.test_crop": 0.9},
 }  # fmt: skip
 TEXT = {

@@ -88,6 +88,8 @@ def _find_arguments(name: str, row: architectures.Architecture, of: Fields, imag
         staged = field not in STAGED or len(of[field]) == len(usual[field])
         if field in theirs and staged and (of["kind"], field) not in UNKNOWN:
             out[theirs[field]] = _translate(field, of[field])
+            if (of["kind"], field) == ("Swin", "heads"):  # twice as many in each stage
+                out[theirs[field]] = [of[field] * 2**i for i in range(len(of["blocks"]))]
             out |= MORE.get(field, {}).get(str(of[field]), {})
         else:
             raise UserError(
