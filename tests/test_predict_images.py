@@ -13,6 +13,7 @@ from nml_jax import load_model, predict, runtime, settings
 from nml_jax.assembly.fingerprint import describe_encoder
 from nml_jax.assembly.open_encoder import open_encoder
 from nml_jax.data.images.transforms import eval_transform
+from nml_jax.export import __main__ as export
 from nml_jax.models.heads.mlp import Form
 from nml_jax.tuning.head_file import TunedHead
 from tests.scenes import leaving
@@ -132,7 +133,7 @@ def test_damaged_images_and_wrong_inputs_are_refused_by_name(run: Path, photos: 
         ((head, tmp_path / "gone", f"--encoder={run}"), "gone does not exist"),
         ((head, head, f"--encoder={run}"), "is not a folder"),
         ((head, photos, f"--encoder={tmp_path / 'gone'}"), "gone does not exist"),
-        ((head, photos, f"--encoder={photos}"), "is neither a run nor a folder of weights"),
+        ((head, photos, f"--encoder={photos}"), "is neither a run nor a folder of published weights"),
         ((head, photos, f"--encoder={run}", "--keep=id"), "--keep is for tables"),
         (("own", photos), "needs images"),
     ):
@@ -141,3 +142,15 @@ def test_damaged_images_and_wrong_inputs_are_refused_by_name(run: Path, photos: 
         assert words in said
         assert "cure: " in said
     assert not out.exists()
+
+
+@pytest.mark.parametrize("kind", ["timm", "nml"])
+def test_an_exported_folder_stands_in_for_its_run(run: Path, photos: Path, tmp_path: Path, kind: str, capsys):
+    """A head of the run's features takes those of the exported folder: weights, network and preprocessing are equal."""
+    assert export.main([str(run), str(tmp_path / "out"), f"--format={kind}"]) == 0
+    head = save_head(tmp_path / "h.safetensors", 24, encoder=describe(run))
+    for encoder, out in ((run, "a.csv"), (tmp_path / "out", "b.csv")):
+        assert call(head, photos, f"--encoder={encoder}", "--out", tmp_path / out) == 0
+        assert call("own", photos, f"--encoder={encoder}", "--out", tmp_path / f"own-{out}") == 0
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+    assert (tmp_path / "own-a.csv").read_text() == (tmp_path / "own-b.csv").read_text()

@@ -178,12 +178,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         return ()
     try:
         whole = json.loads(config.read_bytes())
-        places = (
-            whole.get("class_names"),
-            whole.get("label_names"),
-            whole.get("pretrained_cfg", {}).get("label_names"),
-        )
-        names = next(filter(None, places), [])
+        of_weights = whole.get("pretrained_cfg", {}).get("label_names")
+        names = next(filter(None, (whole.get("class_names"), whole.get("label_names"), of_weights)), [])
         names = list(names.values()) if isinstance(names, dict) else names
         if not all(isinstance(name, str) for name in names):
             raise ValueError("label_names are no texts")
