@@ -167,8 +167,8 @@ def get_config() -> ConfigDict:
     zeroshot = config.zeroshot = ConfigDict()
     zeroshot.class_names = ""  # JSON list of names, or {dataset: names}; "": the dataset's own
     zeroshot.templates = ""  # JSON list of prompts with {c} for the class, or {dataset: prompts}; "": ours
-    # Weights without a text tower: which own classes those of a task are. "": those of the same name | order (class i is
-    # output i) | a JSON file {class of the task: [own class, ...]}, each by name or number.
+    # Weights without a text tower: which own classes those of a task are. "": those of the same name | order (class i
+    # is output i) | a JSON file {class of the task: [own class, ...]}, each by name or number.
     zeroshot.class_map = ""  # "": by name
     zeroshot.retrieval = ()  # splits of the downstream directory with captions, to measure recall in
 
