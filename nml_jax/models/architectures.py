@@ -41,6 +41,7 @@ _CONVNEXT = {
 # Arguments that we have in these values alone.
 FIXED: Mapping[str, tuple[Any, ...]] = {
     "in_chans": (3,),
+    "global_pool": ("avg",),
     "qkv_bias": (True,),
     "class_token": (True,),
     "mlp_ratio": (4, 4.0),
@@ -157,7 +158,19 @@ TIMM: dict[str, Architecture] = {
         for quick in ("", "quickgelu_")
     },
     **{
-        f"vit_{theirs}_patch14_dinov2": Architecture(ours, _VIT, {"data.image_size": 518, "model.pool": "cls"})
+        f"vit_{theirs}_patch14_dinov2": Architecture(
+            ours, {**_VIT, "init_values": None}, {"data.image_size": 518, "model.pool": "cls"}
+        )
         for theirs, ours in (("small", "vit_s14_dinov2"), ("base", "vit_b14_dinov2"), ("large", "vit_l14_dinov2"))
     },
+}
+
+# Our variants of two towers, and open_clip's names of the same sizes. Those with QuickGELU need model.quick_gelu=True.
+OPEN_CLIP: dict[str, tuple[str, ...]] = {
+    "clip_rn50": ("RN50", "RN50-quickgelu"),
+    "clip_vitb16": ("ViT-B-16", "ViT-B-16-quickgelu"),
+    "clip_vitl14": ("ViT-L-14", "ViT-L-14-quickgelu"),
+    "clip_convnext_base_w": ("convnext_base_w",),
+    "clip_convnext_large_d": ("convnext_large_d",),
+    "clip_convnext_large_d_320": ("convnext_large_d_320",),
 }

@@ -1,6 +1,7 @@
 """What models there are: a table of all, and a page about one. No weights are drawn."""
 
 import difflib
+import functools
 import re
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 
 from nml_jax import models, settings
 from nml_jax.errors import UserError
-from nml_jax.models.architectures import TIMM
+from nml_jax.models.architectures import OPEN_CLIP, TIMM
 from nml_jax.models.overview import describe_parameters
 from nml_jax.models.variants import IMAGENET, INCEPTION, MODELS, OPENAI, TOWERS, Input
 
@@ -54,14 +55,27 @@ def _make_row(name: str) -> tuple[str, ...]:
     """Make the cells of a model."""
     count, width = measure_model(name)
     fits = [theirs for theirs, architecture in TIMM.items() if architecture.name == name]
+    fits += OPEN_CLIP.get(name, ())
     return name, f"{count:,}", f"{width:,}", _describe_input(MODELS[name].input), ", ".join(fits) or "-"
 
 
 def measure_model(name: str) -> tuple[int, int]:
     """Return the number of parameters without a head, and the width of the features.
 
-    Only two blocks of a stage are traced. All after the first are of one size.
+    Variants of equal shapes are traced once, and only two blocks of a stage: all after the first are of one size.
     """
+    return _measure(next(other for other in MODELS if _identify(other) == _identify(name)))
+
+
+def _identify(name: str) -> tuple[str, int]:
+    """Return what the shapes of a model depend on."""
+    make, own = MODELS[name]
+    shaping = {key: value for key, value in make.keywords.items() if key not in ("padding", "epsilon")}
+    return repr(partial(make.func, **shaping)), own.size
+
+
+@functools.cache
+def _measure(name: str) -> tuple[int, int]:
     counts = _find_counts(name)
     params, _ = _build(name, 1, **{key: _cut(count) for key, count in counts.items()}).shapes
     image = params.get("image", params)

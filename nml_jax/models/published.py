@@ -28,7 +28,7 @@ Keys = dict[str, Any]
 
 
 def find_config(path: Path) -> Path | None:
-    """Return the config of a folder, or the path itself if it is one; None if there is none.
+    """Return the config of a folder, or the path itself if it is one; None if there is none, or that of a run of ours.
 
     If both forms are there, as in timm's folders of CLIPs, take open_clip's, which describes both towers, and say so.
 
@@ -40,10 +40,20 @@ def find_config(path: Path) -> Path | None:
     if (path / nml.CONFIG).is_file():
         return path / nml.CONFIG
     found = [path / name for name in (OPEN_CLIP, TIMM_OR_TRANSFORMERS) if (path / name).is_file()]
+    found = [config for config in found if not _is_ours(config)]
     if len(found) == 2:
         _compare(*found)
         notice_once(f"{found[0]} is read, of two towers; for the image tower alone give {found[1]}")
     return found[0] if found else None
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a config.json is that of a run of ours."""
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and {"objective", "model", "optimizer"} <= config.keys()
 
 
 def _compare(first: Path, second: Path) -> None:
@@ -76,16 +86,16 @@ def read_keys(path: Path) -> Keys:
 
 def _parse(path: Path) -> Keys:
     try:
-        config = json.loads(path.read_bytes())
-        if not isinstance(config, dict):
-            raise ValueError("it is no mapping")
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("it is not a mapping")
         if path.name == OPEN_CLIP:
-            return _read_open_clip(path, config)
+            return _read_open_clip(path, content)
         if path.name == nml.CONFIG:
-            return _read_nml(path, config)
-        if "architecture" in config:
-            return _read_timm(path, config)
-        return _read_transformers(path, config)
+            return _read_nml(path, content)
+        if "architecture" in content:
+            return _read_timm(path, content)
+        return _read_transformers(path, content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
         raise UserError(f"cannot read {path}: {e!r}", "download it again, or correct it") from e
 
@@ -93,9 +103,9 @@ def _parse(path: Path) -> Keys:
 # ---- timm
 
 
-def _read_timm(path: Path, config: Mapping[str, Any]) -> Keys:
-    row = _find_architecture(path, config["architecture"].partition(".")[0])
-    own = config.get("pretrained_cfg", config)  # a file without this block is the block itself
+def _read_timm(path: Path, content: Mapping[str, Any]) -> Keys:
+    row = _find_architecture(path, content["architecture"].partition(".")[0])
+    own = content.get("pretrained_cfg", content)  # a file without this block is the block itself
     size = own.get("input_size", (3, MODELS[row.name].input.size, MODELS[row.name].input.size))
     _require(path, "pretrained_cfg.input_size", size, size[0] == 3 and size[1] == size[2], "three equal channels")
     mode = own.get("crop_mode") or "center"
@@ -108,7 +118,7 @@ def _read_timm(path: Path, config: Mapping[str, Any]) -> Keys:
         "model.quick_gelu": False,
         **row.keys,
         "data.image_size": size[1],
-        **_read_arguments(path, "model_args", config.get("model_args") or {}, row),
+        **_read_arguments(path, "model_args", content.get("model_args") or {}, row),
         "augment.test_crop": float(own.get("crop_pct", 0.875)),
         "augment.interpolation": _check_filter(path, own.get("interpolation", "bicubic")),
         "augment.resize": modes[mode],
@@ -140,7 +150,7 @@ def _read_arguments(path: Path, block: str, arguments: Mapping[str, Any], row: A
     for name, value in arguments.items():
         where = f"{block}.{name}"
         key = row.arguments.get(name)
-        if name in FIXED and key is None:
+        if name not in row.arguments and name in FIXED:
             _require(path, where, value, value in FIXED[name], " or ".join(map(repr, FIXED[name])))
         elif name not in row.arguments:
             raise UserError(f"{path}: {where}={value!r} is not known here", "give weights without this argument")
@@ -191,12 +201,12 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 # ---- open_clip
 
 
-def _read_open_clip(path: Path, config: Mapping[str, Any]) -> Keys:
-    if "model_cfg" not in config:
+def _read_open_clip(path: Path, content: Mapping[str, Any]) -> Keys:
+    if "model_cfg" not in content:
         raise UserError(
             f"{path} has no block model_cfg", f"write {{'model_cfg': ..., 'preprocess_cfg': ...}} into {path.name}"
         )
-    model, pixels = config["model_cfg"], config.get("preprocess_cfg") or {}
+    model, pixels = content["model_cfg"], content.get("preprocess_cfg") or {}
     vision, text = model["vision_cfg"], model["text_cfg"]
     known = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_bias", "init_logit_scale"}
     _require_known(path, "model_cfg", model, known)
@@ -287,8 +297,8 @@ def _name_clip(keys: Keys) -> Keys:
 # ---- transformers
 
 
-def _read_transformers(path: Path, config: Mapping[str, Any]) -> Keys:
-    kind = config.get("model_type", "of no known kind")
+def _read_transformers(path: Path, content: Mapping[str, Any]) -> Keys:
+    kind = content.get("model_type", "of no known kind")
     if kind != "clip":
         cure = (
             f"take timm's folder of the same weights, such as {NATIVE[kind]}"
@@ -296,7 +306,7 @@ def _read_transformers(path: Path, config: Mapping[str, Any]) -> Keys:
             else "take timm's folder"
         )
         raise UserError(f"{path} is transformers' own form of a model ({kind}), which is not read", cure)
-    vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
+    vision, text = content.get("vision_config") or {}, content.get("text_config") or {}
     acts = {part.get("hidden_act", "quick_gelu") for part in (vision, text)}
     _require(
         path, "hidden_act", acts, acts in ({"gelu"}, {"quick_gelu"}), "gelu or quick_gelu, the same in both towers"
@@ -315,7 +325,7 @@ def _read_transformers(path: Path, config: Mapping[str, Any]) -> Keys:
         "model.patch": vision.get("patch_size", 32),
         "model.pool": "cls",
         "model.epsilon": 1e-5,
-        "model.embed_dim": config.get("projection_dim", 512),
+        "model.embed_dim": content.get("projection_dim", 512),
         "model.text_context": text.get("max_position_embeddings", 77),
         "model.text_vocab": text.get("vocab_size", 49408),
         "model.text_width": text.get("hidden_size", 512),

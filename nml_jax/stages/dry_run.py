@@ -134,7 +134,7 @@ def _list_published(config: ConfigDict) -> list[str]:
         UserError: the folder's config cannot be read, or has another activation.
     """
     path = Path(config.init_from).expanduser()
-    if not config.init_from or not path.exists() or published.find_config(path) is None:
+    if not config.init_from or not path.exists() or pretrained.is_run(path) or published.find_config(path) is None:
         return []
     theirs, now = published.read_keys(path), dict(settings.flatten(config.to_dict()))
     pretrained.compare_published(str(path), theirs, config)

@@ -30,6 +30,9 @@ from nml_jax.tasks.classification import Test, check_tasks, load_task
 
 VERSION = 1
 
+# Key of a bank -> its folder, of the runs of this process: the seeds of a frozen encoder have the same features.
+WRITTEN: dict[str, Path] = {}
+
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     """Write the banks, `spectra.json` and the spectrum rows of one run.
@@ -55,8 +58,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             counts[f"{task.name}/{split}"] = count_labels(test.source.labels, test.source.class_names)
             folder = bank_folder(workdir, task.name, split)
             key = make_bank_key(config, frozen, test, views=config.extract.views if test is train else 1)
-            if not peers.agree(banks.find(folder, key) is not None):
+            if not peers.agree(banks.find(folder, key) is not None or _copy_written(folder, key)):
                 extract(config, frozen, encode, mesh, test, folder, key, is_train=test is train)
+            WRITTEN[key] = folder
             if jax.process_index() > 0:
                 continue
             bank = banks.Bank(folder)
@@ -82,6 +86,11 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             write_json(workdir / "spectra.json", spectra)
             write_rows(workdir, "extract", rows)
     return settings.hash_json(written)
+
+
+def _copy_written(folder: Path, key: str) -> bool:
+    """Copy the bank of another run of this sweep, if its features are the same; return whether they are."""
+    return jax.process_index() == 0 and key in WRITTEN and banks.copy(WRITTEN[key], folder, key)
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:

@@ -190,8 +190,10 @@ def _load_given(path: Path, config: Any, model: models.Model) -> dict[str, Any]:
 
 
 def is_run(path: Path) -> bool:
-    """Return whether a folder is that of a run, or of one checkpoint."""
-    return path.is_dir() and not files.is_weights(path)
+    """Return whether a folder is that of a run, or of one checkpoint, and not one that others wrote."""
+    if not path.is_dir() or (path / "checkpoints").is_dir():
+        return path.is_dir()
+    return published.find_config(path) is None and not files.has_weights(path)
 
 
 def _count_head(path: Path, theirs: Mapping[str, Any]) -> int:

@@ -1,5 +1,6 @@
 """The list of models: its table in the documentation, and the page about one."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -47,8 +48,9 @@ COUNTS = {
 
 
 def read_table() -> list[str]:
-    """The table of the page, line by line."""
-    return [line for line in PAGE.read_text("utf-8").splitlines() if line.startswith("| ")]
+    """The first table of the page, line by line."""
+    lines = itertools.dropwhile(lambda line: not line.startswith("|"), PAGE.read_text("utf-8").splitlines())
+    return list(itertools.takewhile(lambda line: line.startswith("|"), lines))
 
 
 def read_cells(line: str) -> list[str]:

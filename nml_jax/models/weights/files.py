@@ -75,12 +75,9 @@ class ChangedTensor:
         return joined.T if self.transposed else joined
 
 
-def is_weights(path: Path) -> bool:
-    """Return whether a folder holds weights that others wrote, or a configuration of such."""
-    names = {p.name for p in path.iterdir()} if path.is_dir() else set()
-    return any(
-        n in ("config.json", "open_clip_config.json") or n.endswith((".safetensors", INDEX)) for n in names
-    ) and ("checkpoints" not in names)
+def has_weights(folder: Path) -> bool:
+    """Return whether a folder holds .safetensors files or an index of such."""
+    return any(p.name.endswith((".safetensors", INDEX)) for p in folder.iterdir())
 
 
 def find_files(path: Path) -> list[Path]:

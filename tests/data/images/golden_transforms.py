@@ -48,7 +48,7 @@ def transform(library: str, size: int, crop: float, name: str, mode: str, shape:
         steps = create_transform(
             (3, size, size), interpolation=name, crop_pct=crop, crop_mode=mode, is_training=False, use_prefetcher=True
         )
-        return steps(given).transpose(1, 2, 0)
+        return np.asarray(steps(given)).transpose(1, 2, 0)
     from open_clip.transform import image_transform
     from torchvision.transforms import ToTensor
 

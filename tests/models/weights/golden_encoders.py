@@ -45,6 +45,25 @@ def efficientnet(stages: int, width: float, depth: float, gate: str, act: str, *
     )
 
 
+def clip_convnext():
+    """Build open_clip's CLIP of a small ConvNeXt with an MLP as its head, and a small text tower."""
+    golden.timm()
+    import open_clip
+    from timm.models import _registry
+    from timm.models.convnext import _create_convnext
+
+    small = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)}
+    known = _registry._model_entrypoints["convnext_tiny"]
+    _registry._model_entrypoints["convnext_tiny"] = lambda **kwargs: _create_convnext(
+        "convnext_tiny", **small, **{key: value for key, value in kwargs.items() if value is not None}
+    )
+    vision = {"timm_model_name": "convnext_tiny", "timm_pool": "", "timm_proj": "mlp", "image_size": 64}
+    text = {"context_length": 5, "vocab_size": 9, "width": 8, "heads": 2, "layers": 1}
+    model = open_clip.CustomTextCLIP(20, open_clip.CLIPVisionCfg(**vision), open_clip.CLIPTextCfg(**text))
+    _registry._model_entrypoints["convnext_tiny"] = known
+    return model
+
+
 def convnext(name: str = "convnext_tiny", **kwargs):
     """Build a ConvNeXt of four stages of one block, or of two."""
     kwargs = {"dims": (8, 16, 24, 32), "depths": (1, 2, 1, 1)} | kwargs
@@ -59,6 +78,7 @@ CASES = {
     "efficientnet_odd": (functools.partial(efficientnet, 3, 0.5, 1.0, SE, "silu", eps=1e-5), 75),
     "efficientnet_lite0": (functools.partial(efficientnet, 4, 0.25, 0.5, LITE, "relu6", **TF), 64),
     "convnext": (convnext, 64),
+    "clip_convnext": (clip_convnext, 64),
     "convnext_mlp_odd": (functools.partial(convnext, "convnext_large_mlp", head_hidden_size=48), 75),
 }
 
@@ -87,12 +107,16 @@ def run(model, x: np.ndarray) -> dict[str, np.ndarray]:
         out[name] = value.mean((2, 3))
 
     for name, module in model.named_modules():
-        prefix, _, index = name.rpartition(".")
+        prefix, _, index = name.removeprefix("visual.trunk.").rpartition(".")
         if prefix in ("blocks", "stages"):
             module.register_forward_hook(functools.partial(keep, f"stage{int(index) + 1}"))
-        elif name in ("stem", "bn1"):
+        elif name.removeprefix("visual.trunk.") in ("stem", "bn1"):
             module.register_forward_hook(functools.partial(keep, "stem"))
     with torch.no_grad():
+        if hasattr(model, "encode_image"):
+            out["features"] = model.visual.trunk(torch.from_numpy(x))
+            out["embedding"] = torch.nn.functional.normalize(model.visual.head(out["features"]), dim=1)
+            return {name: np.ascontiguousarray(value.numpy()) for name, value in out.items()}
         out["features"] = model.forward_head(model.forward_features(torch.from_numpy(x)), pre_logits=True)
         out["logits"] = model.get_classifier()(out["features"])
     return {name: np.ascontiguousarray(value.numpy()) for name, value in out.items()}
@@ -107,7 +131,8 @@ def take_statistics(model, x: np.ndarray) -> dict[str, np.ndarray]:
         module.momentum = 1.0
     model.train()
     with torch.no_grad():
-        model(torch.from_numpy(x))
+        if norms:
+            model(torch.from_numpy(x))
     model.eval()
     return {name: value.numpy() for name, value in model.state_dict().items() if "running" in name}
 
