@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax.assembly import encoder
+from nml_jax.assembly import agreement, encoder
 from nml_jax.assembly.encode import compile_encoder, encode_split
 from nml_jax.console import shorten
 from nml_jax.data.class_names import NameIndex
@@ -18,7 +18,7 @@ from nml_jax.processes import peers
 from nml_jax.runs.classes import read_counts
 from nml_jax.stored import read_json
 from nml_jax.tasks.class_maps import ClassMap
-from nml_jax.tasks.classification import Task, load_task
+from nml_jax.tasks.classification import Task
 from nml_jax.training import checkpoint, pretrained
 
 LOGITS, ORDER = "logits", "order"
@@ -45,7 +45,7 @@ def _score(config: ConfigDict, frozen: encoder.Encoder, names: Sequence[str], me
     encode = compile_encoder(frozen.model, (LOGITS,), mesh)
     num_classes = frozen.params["head"]["bias"].shape[-1]
     for name in config.downstream.tasks:
-        task = load_task(name, config)
+        task = agreement.open_task(name, config)
         own = map_classes(config.zeroshot.class_map, names, num_classes, task)
         for test in task.tests:
             stand_for = own if test.class_map is None else [[k for c in ids for k in own[c]] for ids in test.class_map]

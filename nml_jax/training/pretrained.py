@@ -212,7 +212,7 @@ def _draw_leaves(model: models.Model, key: jax.Array, names: list[str]) -> dict[
 
 
 def count_classes(init_from: str) -> int | None:
-    """Return for how many classes the head of a run's or published folder's weights is; None for a bare file."""
+    """Return the number of classes of a run's or published folder's head; None for a bare file."""
     path = Path(init_from)
     if not path.is_dir():
         return None
