@@ -84,17 +84,19 @@ def _find_arguments(name: str, row: architectures.Architecture, of: Fields, imag
     usual = describe_tower(ConfigDict({"name": row.name, **own}), size)
     theirs = {key.partition(".")[2]: argument for argument, key in row.arguments.items() if key}
     out: dict[str, Any] = {}
+    wrong: list[str] = []
     for field in sorted(key for key in of if of[key] != usual[key]):
         staged = field not in STAGED or len(of[field]) == len(usual[field])
-        if field in theirs and staged and (of["kind"], field) not in UNKNOWN:
-            out[theirs[field]] = _translate(field, of[field])
-            if (of["kind"], field) == ("Swin", "heads"):  # twice as many in each stage
-                out[theirs[field]] = [of[field] * 2**i for i in range(len(of["blocks"]))]
-            out |= MORE.get(field, {}).get(str(of[field]), {})
-        else:
-            raise UserError(
-                f"timm's {name} has no model.{field}={_show(of[field])}: it has {_show(usual[field])}", CURE
-            )
+        if field not in theirs or not staged or (of["kind"], field) in UNKNOWN:
+            wrong.append(field)
+            continue
+        out[theirs[field]] = _translate(field, of[field])
+        if (of["kind"], field) == ("Swin", "heads"):  # twice as many in each stage
+            out[theirs[field]] = [of[field] * 2**i for i in range(len(of["blocks"]))]
+        out |= MORE.get(field, {}).get(str(of[field]), {})
+    if wrong:
+        have, has = ([f"model.{key}={_show(values[key])}" for key in wrong] for values in (of, usual))
+        raise UserError(f"timm's {name} has no {', '.join(have)}: it has {', '.join(has)}", CURE)
     return out
 
 
