@@ -7,13 +7,11 @@ description in its metadata, and predict.py compares.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from nml_jax.assembly.encoder import Encoder
 from nml_jax.errors import UserError
 from nml_jax.models.describe import describe_tower
-from nml_jax.training.checkpoint import hash_tree
 
 
 def describe_encoder(config: ConfigDict, frozen: Encoder) -> dict[str, Any]:
@@ -22,14 +20,8 @@ def describe_encoder(config: ConfigDict, frozen: Encoder) -> dict[str, Any]:
     A run, and the folder that it was exported to, have the same description. The head and, of a CLIP, the text tower
     do not count: features of images do not depend on them.
     """
-    params, state = jax.device_get((frozen.params, frozen.model_state))
-    if "image" in params:
-        state = {kind: of["image"] for kind, of in state.items() if "image" in of}
-        params = {name: x for name, x in params["image"].items() if name != "projection"}
-    else:
-        params = {name: x for name, x in params.items() if name != "head"}
     return {
-        "weights": hash_tree((params, state)),
+        "weights": frozen.tower,
         "network": describe_tower(config.model, config.data.image_size),
         "preprocessing": describe_preprocessing(config),
     }

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import noise, runtime, settings
+from nml_jax import noise, settings
 from nml_jax.assembly import encoder
 from nml_jax.errors import UserError
 from nml_jax.models import published
@@ -85,10 +85,8 @@ def _open_checkpoint(path: Path, mesh: Mesh) -> Opened:
     """Open the last checkpoint of a fine-tuned setting, or one checkpoint."""
     loaded = pretrained.load_model(path)
     config = settings.from_json(loaded.meta["config"])
-    digest = checkpoint.hash_tree(jax.device_get((loaded.params, loaded.model_state)))
-    params, model_state = runtime.to_mesh(jax.device_get((loaded.params, loaded.model_state)), mesh)
     ledger = noise.Ledger.from_dict(loaded.meta["ledger"]) if loaded.meta["ledger"] else None
-    frozen = encoder.Encoder(loaded.model, params, model_state, loaded.step, ledger, digest)
+    frozen = encoder.place(loaded.model, jax.device_get((loaded.params, loaded.model_state)), loaded.step, ledger, mesh)
     names = loaded.meta.get("class_names") or read_counts(path.resolve().parents[1]).get("train", {})
     return Opened(config, frozen, *_match_head(frozen, tuple(names)))
 
