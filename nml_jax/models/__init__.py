@@ -18,6 +18,7 @@ from ml_collections import FrozenConfigDict
 from nml_jax import settings
 from nml_jax.errors import UserError
 from nml_jax.models.layers.depthwise import PADDINGS
+from nml_jax.models.layers.initializers import leave_undrawn
 from nml_jax.models.variants import CLIPS, MODELS, TOWERS
 
 Tree = dict[str, Any]
@@ -49,7 +50,8 @@ class Model:
     @cached_property
     def shapes(self) -> tuple[Tree, Tree]:
         """`params` and `model_state` as ShapeDtypeStructs, traced once. Do not change them."""
-        return jax.eval_shape(lambda key: self.init(key, self.spec), jax.random.key(0))
+        with leave_undrawn():
+            return jax.eval_shape(lambda key: self.init(key, self.spec), jax.random.key(0))
 
 
 def build(config: Any, *, num_classes: int, image_size: int) -> Model:

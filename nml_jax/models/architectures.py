@@ -174,3 +174,6 @@ OPEN_CLIP: dict[str, tuple[str, ...]] = {
     "clip_convnext_large_d": ("convnext_large_d",),
     "clip_convnext_large_d_320": ("convnext_large_d_320",),
 }
+
+# Forms of open_clip's image towers, and the variant of ours whose other sizes are keys.
+BASES: Mapping[str, str] = {"transformer": "clip_vitb16", "resnet": "clip_rn50", "timm": "clip"}

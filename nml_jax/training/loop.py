@@ -51,7 +51,7 @@ class Program(NamedTuple):
     schedule: optax.Schedule
     shapes: TrainState  # ShapeDtypeStructs with shardings
     init: Callable[[jax.Array], TrainState]  # key -> state, born sharded
-    adopt: Callable[[Any, Any, jax.Array], TrainState]  # params, model_state, key of the steps -> state at step 0
+    adopt: Callable[[Any, jax.Array], TrainState]  # (params, model_state), key of the steps -> state at step 0
     step: Callable[[TrainState, Any, Signals], tuple[TrainState, dict[str, Any]]]  # donates the state
 
 
@@ -92,8 +92,8 @@ def assemble(
     def init(key: jax.Array) -> TrainState:
         return train_state.create(model, tx, key, ema=ema > 0, mesh=mesh)
 
-    def adopt(params: Any, model_state: Any, key: jax.Array) -> TrainState:
-        return train_state.make_state(params, model_state, key, tx=tx, ema=ema > 0)
+    def adopt(weights: tuple[Any, Any], key: jax.Array) -> TrainState:
+        return train_state.make_state(*weights, key, tx=tx, ema=ema > 0)
 
     def step(state: TrainState, batch: Any, signals: Signals) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(state.key, state.step)
@@ -130,8 +130,8 @@ def start(config: ConfigDict, program: Program, mesh: Mesh, checkpoints: Checkpo
     if not config.init_from:
         return program.init(key)
     for_init, for_steps = train_state.split_key(key)
-    params, model_state = load_weights(config.init_from, config, program.model, for_init)
-    return program.adopt(*runtime.move_to_mesh((params, model_state), mesh), for_steps)
+    weights = load_weights(config.init_from, config, program.model, for_init)
+    return program.adopt(runtime.move_to_mesh(weights, mesh), for_steps)
 
 
 def train(

@@ -212,7 +212,7 @@ def _draw_leaves(model: models.Model, key: jax.Array, names: list[str]) -> dict[
 
 
 def count_classes(init_from: str) -> int | None:
-    """Return the number of classes of a run's or published folder's head; None for a bare file."""
+    """Return the number of classes of the head of a run or a published folder; None for a bare file."""
     path = Path(init_from)
     if not path.is_dir():
         return None
@@ -248,8 +248,14 @@ def compare_preprocessing(init_from: str, theirs: Any, ours: Any) -> None:
 
 
 def describe_preprocessing(config: Any) -> str:
-    """Return the preprocessing of a config in words."""
-    return ", ".join(f"{key}={value}" for key, value in list_preprocessing(config).items() if value is not None)
+    """Return what a config assumes of weights that say nothing: the preprocessing, and constants without a shape."""
+    known = dict(settings.flatten(config.to_dict()))
+    crop = known["augment.test_crop"] if known["augment.crop"] == "random_resized" else 1.0
+    rest = {"augment.test_crop": crop} | {key: known[key] for key in ("augment.interpolation", "augment.resize")}
+    rest |= published.describe_tower(config.model.name, config.model.tower)
+    rest |= {key: known[key] for key in ("model.epsilon", "model.padding") if known[key] is not None}
+    assumed = list_preprocessing(config) | rest
+    return ", ".join(f"{key}={value}" for key, value in assumed.items() if value is not None)
 
 
 def compare_published(init_from: str, theirs: Mapping[str, Any], ours: Any) -> None:

@@ -120,6 +120,8 @@ def load(path: Path) -> TunedHead:
         classes, about, columns = (parse_json(meta.get(name, "[]")) for name in ("classes", "about", "columns"))
         if not (isinstance(classes, list) and all(isinstance(c, CLASSES) for c in classes) and isinstance(about, dict)):
             raise UserError(f"{path} does not name its classes or its origin", cure)
+        if not (isinstance(columns, list) and all(isinstance(name, str) for name in columns)):
+            raise UserError(f"{path} names columns that are not text", cure)
         head = TunedHead(form, tree, state, tuple(classes), about, tuple(columns))
         if len(head.classes) != head.num_classes:
             raise UserError(f"{path} names {len(head.classes)} classes for {head.num_classes} logits", cure)

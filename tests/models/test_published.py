@@ -193,6 +193,8 @@ def test_of_two_configs_open_clips_is_read_or_the_one_that_is_given(write, capsy
     assert read_keys(path)["model.name"] == "clip_vitl14"
     assert "for the image tower alone give" in capsys.readouterr().err
     assert read_keys(path / "config.json")["model.name"] == "vit_l14_clip"
+    (path / "model.safetensors").touch()  # without open_clip's
+    assert read_keys(path)["model.name"] == "vit_l14_clip"
 
 
 def test_the_command_line_wins_and_a_line_says_so(write, capsys):

@@ -67,6 +67,9 @@ def test_names_of_the_columns(tmp_path):
     assert head_file.load(tmp_path / "h").columns == names
     (tmp_path / "h").write_bytes(change_meta(columns=None)((tmp_path / "h").read_bytes()))  # of an earlier version
     assert head_file.load(tmp_path / "h").columns == ()
+    (tmp_path / "h").write_bytes(change_meta(columns='[{}, "b"]')((tmp_path / "h").read_bytes()))
+    with pytest.raises(UserError, match="names columns that are not text"):
+        head_file.load(tmp_path / "h")
 
 
 @pytest.mark.parametrize("kind", ["datetime64[D]", "datetime64[ns]", "S", "complex"])

@@ -4,8 +4,10 @@ Every draw is flat and then reshaped. The values are the same, but on a CPU XLA 
 five times as slowly: for a ResNet-50, this is the difference between seconds and most of a minute.
 """
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,8 +16,23 @@ import jax.numpy as jnp
 Initializer = Callable[..., jax.Array]
 
 
+_undrawn = contextvars.ContextVar("_undrawn", default=False)
+
+
+@contextlib.contextmanager
+def leave_undrawn() -> Iterator[None]:
+    """Return zeros in place of every draw, for whoever traces only shapes: tracing the draws takes half the time."""
+    token = _undrawn.set(True)
+    try:
+        yield
+    finally:
+        _undrawn.reset(token)
+
+
 def _draw(sample: Initializer, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Draw flat, then reshape."""
+    if _undrawn.get():
+        return jnp.zeros(shape, dtype)
     return sample(key, (math.prod(shape),), dtype).reshape(shape)
 
 

@@ -137,7 +137,7 @@ def open_tensors(path: str | Path) -> dict[str, StoredTensor | ChangedTensor]:
     """Return the tensors of a file or folder, by the names of timm or open_clip, without reading their values.
 
     Raises:
-        UserError: a file cannot be read, is truncated, or has a dtype that is no number of ours.
+        UserError: a file cannot be read, is truncated, or has a dtype that we do not read.
     """
     stored: dict[str, StoredTensor] = {}
     for file in find_files(Path(path)):

@@ -10,7 +10,7 @@ import pytest
 from configs.common import get_config
 from nml_jax.models import build
 from nml_jax.models.architectures import TIMM
-from nml_jax.models.variants import MODELS
+from nml_jax.models.variants import MODELS, Input
 from nml_jax.models.weights import timm
 from nml_jax.models.weights.state_dict import find_places
 
@@ -41,6 +41,15 @@ def test_names_and_shapes_are_those_of_the_published_weights(name: str, shared_d
     theirs = {key: shape for key, shape in about["keys"].items() if not key.endswith("num_batches_tracked")}
     assert {place.name: list(place.shape) for place in places} == theirs
     assert sum(x.size for x in jax.tree.leaves(params)) == about["params"]
+    if "vit_large" not in name:  # others' weights of this size have OpenAI's pixels
+        given = about["preprocessing"]
+        own = Input(
+            given["input_size"][1],
+            given["crop_pct"],
+            given["interpolation"],
+            (tuple(given["mean"]), tuple(given["std"])),
+        )
+        assert MODELS[row.name].input == own
 
 
 @pytest.mark.slow

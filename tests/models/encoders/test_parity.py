@@ -94,7 +94,7 @@ def test_position_embeddings_that_do_not_fit_are_left_to_the_check_of_shapes(sha
 
 def test_dinov2_is_read_for_another_size_and_a_plain_vit_is_not():
     tensors, _ = load_case("dinov2")
-    tensors |= {"pos_embed": np.zeros((1, 17, 32), np.float32), "mask_token": np.zeros((1, 32), np.float32)}
+    tensors = tensors | {"pos_embed": np.zeros((1, 17, 32), np.float32), "mask_token": np.zeros((1, 32), np.float32)}
     assert timm.import_weights(tensors, make("dinov2").shapes)[0]["pos_embed"].shape == (1, 10, 32)
     tensors = load_case("clip")[0] | {"pos_embed": np.zeros((1, 17, 32), np.float32)}
     with pytest.raises(UserError, match=r"pos_embed is \(1, 17, 32\) and not \(1, 5, 32\)"):
