@@ -31,7 +31,6 @@ TINY = {
                "data.image_size": 56, "augment.crop": "pad"},
     "squashed": {"model.name": "vit_ti", "model.dim": 24, "model.depth": 1, "model.heads": 2, "model.patch": 16,
                  "data.image_size": 32, "augment.resize": "squash", "augment.test_crop": 1.0},
-    "efficientnet": {"model.name": "tf_efficientnet_b0", "data.image_size": 75, "augment.test_crop": 0.9},
 }  # fmt: skip
 TEXT = {
     "model.text_context": 12, "model.text_width": 16, "model.text_depth": 1, "model.text_heads": 2,
