@@ -70,7 +70,8 @@ def find_clip_values(config: Any) -> dict[str, Any]:
 
 def _list_defaults(variant: partial[Any]) -> dict[str, Any]:
     """Return the fields of a variant's module with their defaults; None for a field that must be given."""
-    fields = [field for field in dataclasses.fields(variant.func) if field.name not in ("name", "parent")]
+    module: Any = variant.func
+    fields = [field for field in dataclasses.fields(module) if field.name not in ("name", "parent")]
     return {field.name: None if field.default is dataclasses.MISSING else field.default for field in fields}
 
 
