@@ -1,9 +1,7 @@
 """What a contest of methods (choose_method.py) shows, in words: the answer, its rule, and what to be wary of."""
 
 import math
-import shlex
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from nml_jax.console import list_words
@@ -13,7 +11,6 @@ from nml_jax.reporting.statistics.compare import HELD_OUT, uses_files
 from nml_jax.reporting.statistics.paired import PERCENT, SEEDS
 from nml_jax.reporting.statistics.studies import MEAN, Key, Method, Study
 from nml_jax.runs.finished import FinishedRun
-from nml_jax.runs.heads import head_path
 from nml_jax.runs.rows import DIVERGED
 from nml_jax.tuning import methods
 
@@ -34,6 +31,21 @@ def write_answer(c: Contest) -> str:
     first = _find_useful(c)
     said = say("answer", c, parts, undecided, first) if first else ""
     return " ".join(filter(None, (said, say_hopeless(c))))
+
+
+def write_reasons(c: Contest) -> str:
+    """Return by how much the methods of the verdict are ahead, or others are not; "" where the verdict says it all."""
+    return "" if _find_obstacle(c) or not (parts := _list_decisions(c)) else say("why", c, parts)
+
+
+def advise(c: Contest) -> dict[Method, list[Key]]:
+    """Return the methods to use, each with those of `c.decided` that it is for."""
+    out: dict[Method, list[Key]] = {}
+    first = _find_useful(c)
+    for test in c.decided:
+        if method := first if _find_obstacle(c) else c.advised(test):
+            out.setdefault(method, []).append(test)
+    return out
 
 
 def _find_useful(c: Contest) -> Method | None:
@@ -60,6 +72,14 @@ def _name_file(c: Contest, test: Key) -> str:
     """Return a test's name in a sentence: its file, or the mean over several."""
     several = sum(other.domain == test.domain for other in c.tests)
     return f"the mean over {several} {DOMAINS[test.domain]} files" if test.split == MEAN else test.split
+
+
+def say_optimistic(c: Contest) -> str:
+    """Return that methods were picked on the test rows that score them; "" where the reference is used, as it may be
+    without any test.
+    """
+    picked = [add_article(method) for method in advise(c) if method != c.reference]
+    return say("optimistic", picked) if picked and not _find_obstacle(c) else ""
 
 
 def say_disagreement(c: Contest) -> str:
@@ -154,6 +174,23 @@ def write_rule(c: Contest) -> str:
     return say("rule", c, budget, few)
 
 
+def describe_search(c: Contest) -> str:
+    """Return how settings were searched for and when training stopped; "" for a search that is as the rule says."""
+    cell = c.study.cells[0]
+    trained = [method for method in c.methods if _takes_steps(method)]
+    facts = {key: cell.value(f"tune.{key}") for key in ("shared", "halving", "patience", "start", "widen", "refit")}
+    facts["shared"] = shares_settings(c)
+    facts |= {} if trained else {"patience": 0, "start": "fresh"}
+    facts["halving"] = facts["halving"] and any(_count_settings(cell, method) > 1 for method in trained)
+    return say("search", facts, cell.value("tune.validation"))
+
+
+def shares_settings(c: Contest) -> bool:
+    """Return whether all seeds have the settings of one search: seeds that hold out test rows have other ones."""
+    held = any(test.split == HELD_OUT for test in c.tests)
+    return uses_files(c.study) and bool(c.study.cells[0].value("tune.shared")) and not held
+
+
 def warn_of_few_epochs(c: Contest) -> str:
     """Return that heads had few epochs and may be better than they look; "" if they had not."""
     if not any(map(_takes_steps, c.methods)) or (left := _find_left(c)) is None or left.epochs >= FEW:
@@ -187,31 +224,13 @@ def list_diverged(study: Study, task: str) -> str:
     return say("diverged", each) if each else ""
 
 
-def find_head_file(c: Contest) -> str:
-    """Return the file of the head to use and the command that applies it; "" where it has none (k-NN, fine-tuning)."""
-    first = _find_useful(c)
-    advised = first if _find_obstacle(c) else next(filter(None, map(c.advised, c.decided)), None)
-    if advised is None:
-        return ""
-    key = c.tests[0]._replace(method=advised)
-    sources = c.study.sources.get(key, [{}])[0]
-    for source in sources.values():
-        row = source.rows[0]
-        path = head_path(source.folder, vars(row))
-        if row.stage == "tune" and path.is_file():
-            path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-            which = f"The head of the first of {len(sources)} seeds" if len(sources) > 1 else "The head"
-            return f"{which}, applied to features: python -m nml_jax.predict {shlex.quote(str(path))} FEATURES"
-    return ""
-
-
 def write_caution(c: Contest) -> str:
     """Return what the seeds have in common, so that nobody takes their interval for more than it is."""
     held = uses_files(c.study) and any(test.split == HELD_OUT for test in c.tests)
     redraws = "which rows are held out, " if held else ""
     if not uses_files(c.study) and "pretrain" in c.study.cells[0].run["stages"]:
         redraws = "pre-training, "
-    return say("caution", redraws, held, any(versus.plain.bounded for versus in c.versus.values()))
+    return say("caution", redraws, held, shares_settings(c), any(versus.plain.bounded for versus in c.versus.values()))
 
 
 def _takes_steps(method: Method) -> bool:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from nml_jax.reporting.sentences import say
@@ -120,13 +121,10 @@ def write_verdict(study: Study) -> list[str]:
     ends, found, few = _compare_ends(study)
     if few or not found:
         return [*describe_runs(study), *few]
-    base = find_reference(study)
-    known = [method for method in (base, Method(ZERO_SHOT)) if any(m.key.method == method for m in found)]
-    accuracy: dict[str, Comparison] = {}
-    for m, c in found.items():
-        if m.key.method in known[:1] and m.key.method:
-            accuracy.setdefault(m.key.domain, c)
-    name = name_reference(study) if known[:1] == [base] else "zero-shot classification"
+    told = _list_told(study, found)
+    accuracy = {domain: found[m] for domain, m in told.items()}
+    zero_shot = any(m.key.method == Method(ZERO_SHOT) for m in told.values())
+    name = "zero-shot classification" if zero_shot else name_reference(study)
     spectrum = {m.key.metric: c for m, c in found.items() if m.flatter}
     sentences = [say("verdict", *ends, name, accuracy, spectrum, _flattens(spectrum))] if accuracy or spectrum else []
     facts = _compare_nmtune(study)
@@ -135,9 +133,27 @@ def write_verdict(study: Study) -> list[str]:
     return sentences or describe_runs(study)
 
 
+def _list_told(study: Study, found: Iterable[Measure]) -> dict[str, Measure]:
+    """Return domain -> the accuracy that the verdict is about: of the reference, or else of zero-shot answers."""
+    for method in (find_reference(study), Method(ZERO_SHOT)):
+        told: dict[str, Measure] = {}
+        for m in found:
+            if m.key.method == method:
+                told.setdefault(m.key.domain, m)
+        if told:
+            return told
+    return {}
+
+
 def write_lead(study: Study) -> list[str]:
     """Return sentences of all that the seeds support; over the mean of the tasks if there are several."""
     return [*describe_runs(study), *_describe_changes(study), *_count_by_task(study), *_describe_heads(study)]
+
+
+def write_details(study: Study) -> list[str]:
+    """Return what `write_lead` says and `write_verdict` does not."""
+    return [*describe_runs(study), *_describe_changes(study, brief=True), *_count_by_task(study),
+            *_describe_heads(study, brief=True)]  # fmt: skip
 
 
 def describe_runs(study: Study) -> list[str]:
@@ -173,24 +189,31 @@ def _flattens(spectrum: dict[str, Comparison]) -> int:
     return {2: 1, -2: -1}.get(signs.get("sve", 0) - signs.get("top_share", 0), 0)
 
 
-def _describe_changes(study: Study) -> list[str]:
+def _describe_changes(study: Study, *, brief: bool = False) -> list[str]:
+    """Return how every measure changes. In brief, leave out what the verdict says."""
     (first, last), found, few = _compare_ends(study)
     if few:
         return few
+    told, between = _list_told(study, found) if brief else {}, []
     out = [say("moved", _name_pretraining(m.key), c) for m, c in found.items() if m.key.task == "pretrain"]
     spectrum = {m.key.metric: c for m, c in found.items() if m.flatter}
     if spectrum:
         moved = [say("moved", SPECTRUM[metric], c) for metric, c in spectrum.items()]
-        out.append(say("moved_spectrum", moved, _flattens(spectrum)))
+        out.append(say("moved_spectrum", moved, 0 if brief else _flattens(spectrum)))
     names = {Method(ZERO_SHOT): "zero-shot accuracy", find_reference(study): f"accuracy of {name_reference(study)}"}
     for domain, where in DOMAINS.items():
         for m, c in found.items():
             if m.key.domain == domain and m.key.method and m.key.method in names:
                 setting = f", {m.key.setting}" if m.key.setting and m.key.method == find_reference(study) else ""
                 name = f"{where} ({domain.upper()}) {names[m.key.method]}{setting}"
-                out.append(say("moved", name, c, _list_verdicts_between(study, m.key)))
-    sentences = [f"{text[0].upper()}{text[1:]}." for text in out[1:]]
-    return [f"From {first} to {last}, {out[0]}.", *sentences] if out else []
+                inner = _list_verdicts_between(study, m.key)
+                if told.get(domain) == m:
+                    short = name if setting else f"{where} ({domain.upper()}) accuracy"
+                    between += [f"{say('between', short, inner)}."] if inner else []
+                else:
+                    out.append(say("moved", name, c, inner))
+    sentences = [f"{text[0].upper()}{text[1:]}" for text in (*(f"{text}." for text in out[1:]), *between)]
+    return [*([f"From {first} to {last}, {out[0]}."] if out else []), *sentences]
 
 
 def _name_pretraining(key: Key) -> str:
@@ -233,11 +256,15 @@ def _compare_nmtune(study: Study) -> dict[str, Any]:
     return {"found": found, "state": "few" if few else "blind" if blind else "", "better": better, "worse": worse}
 
 
-def _describe_heads(study: Study) -> list[str]:
+def _describe_heads(study: Study, *, brief: bool = False) -> list[str]:
+    """Return how heads compare, and what is claimed of them. In brief, leave out the claim, which the verdict makes."""
     if not (facts := _compare_nmtune(study)):
         return []
     each: dict[str, list[tuple[str, Comparison]]] = {}
     for pair, c in facts["found"].items():
         each.setdefault(pair.key.head, []).append((pair.domain, c))
     said = say("heads", name_reference(study), find_noisy(study)[1], each)
-    return [said, say("heads_claim", facts["state"], facts["better"], facts["worse"], len(facts["found"]))]
+    n = len(facts["found"])
+    if brief and not facts["state"]:
+        return [said, *([say("heads_widened", n)] if n > 1 else [])]
+    return [said, say("heads_claim", facts["state"], facts["better"], facts["worse"], n)]

@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from nml_jax.reporting.blocks import Mark, Panel
@@ -68,6 +68,12 @@ def choose_colour(i: int, n: int) -> str:
     return "#" + "".join(f"{round(c):02x}" for c in first + (at - low) * (second - first))
 
 
+def place_series(x: np.ndarray, j: int, n: int) -> np.ndarray:
+    """Return where the markers of series j of n stand: side by side, within a quarter of a gap of their tick."""
+    gap = np.diff(x).min() if len(x) > 1 else 1.0
+    return x + (j - (n - 1) / 2) * gap * min(0.13, 0.5 / n)
+
+
 def draw_response(
     name: str,
     title: str,
@@ -88,12 +94,10 @@ def draw_response(
     """
     with _style(name):
         figure, axes = _panel(title, axis.label)
-        x, k = np.asarray(axis.x, float), len(series)
-        gap = np.diff(x).min() if len(x) > 1 else 1.0
-        said = []
+        x, said = np.asarray(axis.x, float), []
         for j, (label, seeds) in enumerate(series.items()):
             values = [scale * np.asarray(v, float) for v in seeds]
-            at = x + (j - (k - 1) / 2) * gap * min(0.13, 0.5 / k)
+            at = place_series(x, j, len(series))
             mean = np.array([v.mean() if v.size else np.nan for v in values])
             own, marker = choose_mark(j).colour, list(MARKERS)[j % len(MARKERS)]
             axes.plot(at, mean, "-", color=GREY if by_condition else own, lw=1.3, zorder=2)
@@ -176,6 +180,9 @@ def draw_curves(
             getattr(axes, f"set_{side}scale")("log")
             getattr(axes, f"{side}axis").set_major_formatter(lambda value, _: f"{value:g}")
             getattr(axes, f"{side}axis").set_minor_locator(NullLocator())
+            low, high = getattr(axes, f"get_{side}lim")()
+            if high < 30 * low:  # powers of ten alone would leave an axis with a tick, or none
+                getattr(axes, f"{side}axis").set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.margins(x=0.02, y=0.06)
         return _draw(figure, f"{title} against {label}, one colour for each of: {', '.join(groups)}")
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from nml_jax.console import list_words
-from nml_jax.reporting import answers
+from nml_jax.reporting import answers, handed
 from nml_jax.reporting.blocks import BEST, PROSE, Block, Lines, fold, table
+from nml_jax.reporting.sentences import count, say
 from nml_jax.reporting.statistics import compare
 from nml_jax.reporting.statistics.choose_method import Contest, name_test
 from nml_jax.reporting.statistics.compare import Side
@@ -19,13 +20,15 @@ from nml_jax.reporting.statistics.paired import (
     PERCENT,
     find_seed_interval,
     find_wilson_interval,
+    format_difference,
+    format_interval,
     format_mean,
     stat,
 )
 from nml_jax.reporting.statistics.studies import MEAN, Key, Study
 from nml_jax.reporting.tables import SCORES, SPECTRA, name_mode, select
 from nml_jax.tasks import catalogue
-from nml_jax.tuning.diagnosis import BUDGET, NAMES
+from nml_jax.tuning.diagnosis import NAMES, NOT_ASKED
 
 METRICS = {name: SCORES[name] for name in ("accuracy", "macro_f1", "mean_per_class")}
 MEANINGS = {
@@ -64,7 +67,8 @@ def list_scores(contest: Contest) -> Block:
     said += " For this task the mean per class is customary." * (known[:1] == ["mean_per_class"])
     over = [("", 1 + rows), *((name, len(known)) for _, name in _name_tests(contest.shown))]
     head = ["", *(["trained on"] * rows), *(METRICS[metric] for _, metric in columns)]
-    caption = f"Scores in %, mean ± sample sd over {contest.seeds} seeds. {said}".rstrip()
+    over_seeds = f", mean ± sample sd over {contest.seeds} seeds" if contest.seeds > 1 else ""
+    caption = f"Scores in %{over_seeds}. {said}".rstrip()
     return table(caption, head, {"": lines}, over=over)
 
 
@@ -124,8 +128,7 @@ def _compare_others(contest: Contest) -> list[Block]:
             lines = []
             for method, key in keys.items():
                 s = contest.stat(method, test, metric)
-                low, high = find_seed_interval(s, redrawn=redrawn)
-                own = f"{PERCENT.number(low)} to {PERCENT.number(high)}" if not math.isnan(low) else DASH
+                own = format_interval(find_seed_interval(s, redrawn=redrawn), s.n)
                 c = compare.compare_numbers(contest.study, "", Side(keys[contest.reference]), Side(key))
                 gain = [c.gain, c.interval()] if method != contest.reference else [DASH] * 2
                 lines.append([str(method), format_mean(s, metric), own, *gain])
@@ -153,18 +156,16 @@ def _format_p(p: float) -> str:
 
 def list_sizes(contest: Contest) -> list[Block]:
     """Return which differences a test set of this size can show; nothing if the size is not known."""
-    lines, picked = [], False
+    lines = []
     for test, name in _name_tests(contest.tests):
         method, n = contest.recommended(test), contest.rows(test)
         s = contest.stat(method, test)
         if n and s.n:
-            interval = " to ".join(map(PERCENT.number, find_wilson_interval(s.mean, n)))
-            picked |= method != contest.reference
+            interval = format_interval(find_wilson_interval(s.mean, n), n, "row")
             lines.append([name, f"{n:,}", str(method), PERCENT.number(s.mean), interval])
     caption = (
         "What the size of each test set allows: a 95 % binomial interval (Wilson) for the accuracy on other rows from "
         "the same source. Methods on the same rows can be told apart more finely than that."
-        f"{' The method was picked on these very rows, so that its accuracy is an optimistic one.' * picked}"
     )
     head = ["", "rows", "method", "accuracy %", "95 % interval %"]
     return [table(caption, head, {"": lines}, (2,))] if lines else []
@@ -185,8 +186,7 @@ def list_spectra(study: Study, task: str, prefix: str) -> list[Block]:
         groups[f"{domain.upper()} {split}"] = [[name, *texts.loc[name, metrics]] for name in part["name"].unique()]
     caption = (
         f"{prefix}Spectra of the features (F) and of what each method makes of them (Z; a probe's is what it is "
-        "given), mean ± sample sd over seeds; arrows point to the flatter spectrum. Raw mode takes rows as they are; "
-        "code mode, that of the released code, normalises every row and subtracts its mean."
+        "given), mean ± sample sd over seeds; arrows point to the flatter spectrum."
     )
     return [table(caption, ["", *(SPECTRA[metric] for metric in metrics)], groups)]
 
@@ -216,10 +216,20 @@ def list_diagnosis(study: Study, task: str, prefix: str) -> list[Block]:
             )
     entry, over = runs[0][1], ", raw mode." if len(runs) == 1 else "; mean ± sample sd over runs, raw mode."
     size = f"{entry['n']:,} rows × {entry['dim']:,} features, {entry['num_classes']} classes"
-    out: list[Block] = [Block("p", f"{prefix}By cross-validation on the training features: {said}.")]
+    asked = any(entry.get("untold") != NOT_ASKED for _, entry in runs)
+    out = [Block("p", f"{prefix}By cross-validation on the training features: {said}.")] * asked
     out.append(table(f"{prefix}The training features: {size}{over}", ["", "value", "what it says"], measured, (2,)))
     probed = [(f"{run}, {entry['layer']}" if several else run, entry) for run, entry in runs if entry["probe"]]
     return out + ([_compare_folds(probed, prefix, several_runs=len(runs) > 1)] if probed else [])
+
+
+def say_separability(contest: Contest) -> str:
+    """Return how far apart the classes of the training features are; "" if that was not measured."""
+    found = {}
+    for name in ("class_mean_accuracy", "fisher_ratio"):
+        keys = contest.study.keys(metric=f"diagnosis/{name}", task=contest.task)
+        found[name] = contest.study.stat(0, keys[0]).mean if keys else math.nan
+    return "" if any(map(math.isnan, found.values())) else say("separability", *found.values())
 
 
 def _compare_folds(runs: Sequence[tuple[str, dict[str, Any]]], prefix: str, *, several_runs: bool) -> Block:
@@ -227,7 +237,7 @@ def _compare_folds(runs: Sequence[tuple[str, dict[str, Any]]], prefix: str, *, s
     lines = []
     for name, entry in runs:
         probe, nmtune = (stat(entry[side]).mean for side in ("probe", "nmtune"))
-        interval = " to ".join(PERCENT.signed(bound) for bound in entry["interval"])
+        interval = format_difference(entry["interval"], len(entry["probe"]))
         verdict = entry["verdict"].split(" between ")[0].split(" on held-out ")[0]
         lines.append([name, *map(PERCENT.number, (probe, nmtune)), PERCENT.signed(nmtune - probe), interval, verdict])
     entry, folds = runs[0][1], sorted({len(entry["probe"]) for _, entry in runs})
@@ -235,7 +245,7 @@ def _compare_folds(runs: Sequence[tuple[str, dict[str, Any]]], prefix: str, *, s
     of = f" of {classes:,} of the {entry['num_classes']:,} classes" if classes < entry["num_classes"] else ""
     caption = (
         f"{prefix}NMTune (paper) against the tuned L-BFGS probe, accuracy % in {'/'.join(map(str, folds))}-fold "
-        f"cross-validation on {entry['rows']:,} training rows{of}; {BUDGET}. The 95 % interval allows for the rows "
+        f"cross-validation on {entry['rows']:,} training rows{of}. The 95 % interval allows for the rows "
         f"that folds share. It speaks for rows like these, not for other domains"
         f"{', and the runs share most of them' if several_runs else ''}."
     )
@@ -246,7 +256,8 @@ def _compare_folds(runs: Sequence[tuple[str, dict[str, Any]]], prefix: str, *, s
 def write_text(contest: Contest) -> list[str]:
     """Return scores and differences as lines of plain text, and the answer as the last line."""
     title = ": ".join(filter(None, (contest.study.title, contest.name)))
-    lines = [f"{title}, mean ± sd over {contest.seeds} seeds, accuracy less that of the {contest.reference} in points"]
+    over = f"{title}, mean ± sd over {count(contest.seeds, 'seed')}"
+    lines = [f"{over}, accuracy less that of the {contest.reference} in points"]
     if contest.widened():
         lines.append(f"(better: by the interval{contest.widened().lstrip(',')}; worse: as it is)")
     known = {test: _list_baselines(contest, [(test, metric) for metric in METRICS], False) for test in contest.shown}
@@ -273,4 +284,6 @@ def write_text(contest: Contest) -> list[str]:
         answers.say_disagreement(contest),
         answers.warn_of_few_epochs(contest),
     )
-    return [*lines, *filter(None, (*said, answers.find_head_file(contest)))]
+    advised = answers.advise(contest)
+    files = [handed.warn_of_worse(contest, [*advised]), *handed.write_lines(contest, advised)]
+    return [*lines, *filter(None, (*said, *files))]

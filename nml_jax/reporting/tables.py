@@ -144,10 +144,7 @@ def list_spectra(study: Study, task: str, prefix: str) -> list[Block]:
     first = (frame["split"] == study.id_split(task)) & (frame["method"] == "")
     head = [study.axis, "n", *(SPECTRA[metric] for metric in metrics)]
     if first.any():
-        caption = (
-            f"{prefix}Spectra, mean ± sample sd over n runs; arrows point to the flatter spectrum. Raw mode takes the "
-            "features as they are; code mode, that of the released code, normalises every row and subtracts its mean."
-        )
+        caption = f"{prefix}Spectra, mean ± sample sd over n runs; arrows point to the flatter spectrum."
         out.append(table(caption, head, _list_by_condition(study, frame[first], "name", "metric", metrics)))
     if len(rest := _list_by_condition(study, frame[~first], "name", "metric", metrics)):
         caption = f"{prefix}Spectra of the other splits, and of what heads make of the features (Z)."

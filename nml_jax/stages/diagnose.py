@@ -35,6 +35,8 @@ CAP = 50_000  # rows that are measured: more would take longer and change little
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     """Diagnose the first views of the training features of every task and layer, and judge their labels.
 
+    Without folds, features are measured only.
+
     A training file is the same for every seed. It is therefore diagnosed once for all runs of a process, with a fixed
     seed.
 
@@ -53,11 +55,13 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             whole, *_ = read_training_file(config.features)
             frozen = settings.freeze_sections(config.features, config.diagnose)
             result = _diagnose_file(whole.fingerprint, *frozen)
-            judged.append((found, _judge_file(whole.fingerprint, frozen[0])))
+            judged += [(found, _judge_file(whole.fingerprint, frozen[0]))] if config.diagnose.folds else []
         else:
             result = _diagnose_sample(found.train.features, found.train.labels, config.diagnose, config.seed)
-            judged.append((found, _judge(found.train.features, found.train.labels, found.classes, config.features)))
-        if result.untold:
+            if config.diagnose.folds:
+                own = found.train.features, found.train.labels, found.classes
+                judged.append((found, _judge(*own, config.features)))
+        if result.untold and config.diagnose.folds:
             console.notice(f"{name_run(workdir)}: {found.task} {result.verdict}")
         known = {name: value for name, value in result.measures.items() if np.isfinite(value)}
         fields = dataclasses.asdict(dataclasses.replace(result, measures=known))
@@ -71,8 +75,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             rows.append(Row(**shared, metric="diagnosis/gain", value=result.difference))
     with errors.report_disk_errors(workdir):
         write_json(workdir / "diagnosis.json", entries)
-        write_json(workdir / LABEL_ERRORS, [_describe_labels(workdir, *one) for one in judged])
-        write_atomic(workdir / SUSPECTS, _list_suspects(judged))
+        if config.diagnose.folds:
+            write_json(workdir / LABEL_ERRORS, [_describe_labels(workdir, *one) for one in judged])
+            write_atomic(workdir / SUSPECTS, _list_suspects(judged))
         write_rows(workdir, "diagnose", rows)
     return settings.hash_json([[row.metric, row.value] for row in rows])
 

@@ -23,6 +23,7 @@ from nml_jax.data.features.sets import FeatureSet, Split, Subset
 from nml_jax.data.stratify import draw_stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.mapped import Scorer
+from nml_jax.evals.separability import measure_separability
 from nml_jax.models.heads.mlp import make_head
 from nml_jax.processes import forecast, peers
 from nml_jax.runs.heads import (
@@ -75,7 +76,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                     forecast.note(f"{i} of {len(pairs)} methods done")
                     rows += _tune_method(workdir, training, sample, method, preset)
                 if method == "lbfgs" and config.features.train:
-                    _tell_first_verdict(workdir, found, rows)
+                    _tell_first_verdict(workdir, training, rows)
     if all(row.metric == DIVERGED for row in rows):
         raise UserError("training of every head diverged", "lower tune.lrs, or set tune.standardize for large features")
     with errors.report_disk_errors(workdir):
@@ -84,8 +85,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     return settings.hash_json([[row.metric, row.split, row.method, preset_label(vars(row)), row.value] for row in rows])
 
 
-def _tell_first_verdict(workdir: Path, found: FeatureSet, rows: list[Row]) -> None:
-    """Print the accuracy of the L-BFGS probe on every test, beside what guessing gives there."""
+def _tell_first_verdict(workdir: Path, training: "Training", rows: list[Row]) -> None:
+    """Print the accuracy of the L-BFGS probe on every test, beside what guessing gives there, and the separability."""
+    found = training.found
     for test in found.tests:
         own = [r.value for r in rows if (r.method, r.metric, r.split) == ("lbfgs", "accuracy", test.name)]
         counts = np.bincount(test.labels, minlength=len(found.classes))
@@ -95,6 +97,12 @@ def _tell_first_verdict(workdir: Path, found: FeatureSet, rows: list[Row]) -> No
                 f"{name_run(workdir)}: first verdict: L-BFGS probe {100 * own[-1]:.1f} % on {test.name}; chance "
                 f"{chance:.1f} %, always {found.classes[int(counts.argmax())]!r} {majority:.1f} %"
             )
+    if len(found.train.features) <= training.shard:
+        apart = measure_separability(training.whole[:, 0], found.train.labels)
+        console.notice(
+            f"{name_run(workdir)}: training rows: nearest class mean {100 * apart['class_mean_accuracy']:.1f} % "
+            f"(leave-one-out), Fisher ratio {apart['fisher_ratio']:.3g}"
+        )
 
 
 class Training:
@@ -140,7 +148,7 @@ def _fit_shared(features: np.ndarray, labels: np.ndarray, how: dict[str, Any]) -
         trainer = make_trainer(X, y, **one)
         hypers, validation = select.choose(trainer, X, y, config=config, seeds=(0,))
         _shared[key] = hypers[0], validation[0]
-    if not methods.find(how["method"]).probe:
+    if not methods.find(how["method"]).probe or not config.refit:
         return select.fit_seeds(features, labels, **how, chosen=_shared[key])
     solved = f"{key} solved"  # no seed decides anything about it
     if solved not in _shared:

@@ -35,6 +35,7 @@ NAMES = {
 CS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # the penalties from which the probe chooses
 BUDGET = f"the probe chose among {len(CS)} settings, NMTune had one, the released one"
 FROM_PROBE = f"the probe chose among {len(CS)} settings; NMTune started from it and stopped by validation"
+NOT_ASKED = "diagnose.folds is 0"
 PER_FOLD = 2  # rows of a class in every fold, if it has them; if there are many classes, some are left out for this
 
 
@@ -103,7 +104,8 @@ class Diagnosis:
 
 def check_ranges(config: Any) -> None:
     """Raise UserError if a value of the section `diagnose` is out of range."""
-    ranges.require_at_least(2, "diagnose", config, "folds")
+    if config.folds:  # without, features are measured only
+        ranges.require_at_least(2, "diagnose", config, "folds")
     ranges.require_at_least(20, "diagnose", config, "rows")
     if config.start not in methods.STARTS:
         raise UserError(f"diagnose.start={config.start!r}", f"choose one of {', '.join(methods.STARTS)}")
@@ -179,14 +181,19 @@ def diagnose_checked(
 ) -> Diagnosis:
     """Diagnose checked arguments. Features that cannot be cross-validated are measured, and `untold` says why.
 
+    Without folds they are only measured.
+
     Raises:
         UserError: the data do not fit, a value is not finite, or there is one class.
     """
     found, codes = np.unique(y, return_inverse=True)
     features, codes = select.check_features(F, codes, len(found))
     features = features[:, 0]
-    folds, part = _choose_rows(codes, folds, rows, seed)
-    untold = "" if len(part) else f"fewer than two classes have {_count_needed(folds)} rows: nothing can be held out"
+    part, untold = np.empty(0, np.int64), NOT_ASKED
+    if folds:
+        folds, part = _choose_rows(codes, folds, rows, seed)
+        needed = _count_needed(folds)
+        untold = "" if len(part) else f"fewer than two classes have {needed} rows: nothing can be held out"
     accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
     try:
         accuracies = _compare_methods(features[part], codes[part], folds, seed, start) if len(part) else accuracies
@@ -274,8 +281,8 @@ def _make_config(start: str) -> Any:
     """Make a section `tune`, as in configs/common.py, for both methods."""
     own = {"batch": 64, "width": 4, "patience": 0} if start == "fresh" else {"batch": 256, "width": 0, "patience": 6}
     return SimpleNamespace(
-        **own, start=start, halving=False, epochs=30, steps=400, lrs=(1e-3,), weight_decays=(1e-4,), validation=0.2,
-        standardize=True,
+        **own, start=start, halving=False, widen=False, refit=True, standardize=True,
+        epochs=30, steps=400, lrs=(1e-3,), weight_decays=(1e-4,), validation=0.2,
         cs=CS, depth=1, residual=True, norm="batch", noisytune=0.0,
         neftune=0.0, nmtune={},
     )  # fmt: skip

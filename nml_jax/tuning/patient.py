@@ -6,6 +6,8 @@ Its gradient is not 0, so the MLP joins in with the first step. The classifier k
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -15,7 +17,7 @@ from nml_jax.models.heads.mlp import Form
 from nml_jax.tuning import descent
 from nml_jax.tuning.descent import Carry, Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import cross_entropy
+from nml_jax.tuning.holdout import cross_entropy, find_further
 from nml_jax.tuning.probes import Linear, fit_lbfgs
 
 CS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # inverse strengths of the probe's L2 penalty, as scikit-learn's C
@@ -29,6 +31,7 @@ def choose_probe(
     num_classes: int,
     cs: Sequence[float] = CS,
     weights: np.ndarray | None = None,
+    widen: bool = False,
 ) -> tuple[Linear, float]:
     """Solve a logistic regression for each C, and return the probe of the lowest validation loss and its C.
 
@@ -39,19 +42,26 @@ def choose_probe(
         num_classes: K.
         cs: the grid.
         weights: of the rows in the loss, [N]; None: 1 each.
+        widen: also try the C beyond the edge of the grid, if the best one is there.
     """
     train, held_out = parts
     cs = sorted(cs)
     if not len(held_out):
         cs = cs[(len(cs) - 1) // 2 :][:1]
     own = None if weights is None else weights[train] / weights[train].mean()
-    probes = fit_lbfgs(F[train], labels[train], cs, num_classes=num_classes, weights=own)
+    solve = partial(fit_lbfgs, F[train], labels[train], num_classes=num_classes, weights=own)
     if len(cs) == 1:
-        return probes[0], cs[0]
+        return solve(cs)[0], cs[0]
     held = None if weights is None else weights[held_out]
-    losses = [cross_entropy(probe(F[held_out]), labels[held_out], held) for probe in probes]
-    best = int(np.argmin(losses))
-    return probes[best], cs[best]
+
+    def judge(values: Sequence[float]) -> list[tuple[float, Linear, float]]:
+        return [(cross_entropy(probe(F[held_out]), labels[held_out], held), probe, c)
+                for probe, c in zip(solve(values), values, strict=True)]  # fmt: skip
+
+    best = min(judge(cs), key=itemgetter(0))
+    if widen and (further := find_further(cs, best[2])):
+        best = min(best, *judge([further]), key=itemgetter(0))
+    return best[1:]
 
 
 def make_linear(probe: Linear, state: Any) -> TunedHead:

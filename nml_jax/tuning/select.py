@@ -6,6 +6,7 @@ epochs, and all settings of its grid: by default six each.
 """
 
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -18,8 +19,8 @@ from nml_jax.data.stratify import hold_out
 from nml_jax.errors import UserError
 from nml_jax.tuning import methods
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import Predictor, score_held_out
-from nml_jax.tuning.trainers import ByGradient, HeadFit, Trainer, make_trainer
+from nml_jax.tuning.holdout import Predictor, list_further, score_held_out
+from nml_jax.tuning.trainers import ByGradient, HeadFit, Trainer, make_trainer, pick_best
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,9 @@ def fit_seeds(
 
     A seed sets the validation part, the initialisation and the order. The setting of highest accuracy on the validation
     part is chosen. A tie goes to the lowest loss, or, if scores are not logits (ridge, k-NN), to the largest value,
-    which is the strongest regularisation. If the grid has one setting, nothing is held out. If each class has one row,
-    nothing can be held out, and the middle of the grid is taken.
+    which is the strongest regularisation. With `config.widen`, a value at the edge of its grid is compared with the one
+    beyond it. If the grid has one setting, nothing is held out. If each class has one row, nothing can be held out, and
+    the middle of the grid is taken. Without `config.refit`, heads are trained without the validation part.
 
     Args:
         features: float32 [N, D], or [N, V, D] for V views: the training rows.
@@ -103,11 +105,15 @@ def fit_seeds(
         hypers, validation = [chosen[0]] * len(seeds), [chosen[1]] * len(seeds)
     else:
         hypers, validation = choose(trainer, features, labels, config=config, seeds=seeds)
-    everything = np.arange(len(labels))
-    fits = [HeadFit(everything, hyper, seed) for hyper, seed in zip(hypers, seeds, strict=True)]
-    heads = require_converged(method, trainer.train(fits, len(labels)))
+    if any(validation) and not config.refit:
+        divided = [divide_rows(labels, config, seed) for seed in seeds]
+    else:
+        divided = [(np.arange(len(labels)), len(labels))] * len(seeds)
+    n = divided[0][1]  # the same for all seeds
+    fits = [HeadFit(rows, hyper, seed) for (rows, _), hyper, seed in zip(divided, hypers, seeds, strict=True)]
+    heads = require_converged(method, trainer.train(fits, n))
     return [
-        HeadResult(head=head, preset=trainer.preset, hyper=fit.hyper, validation=each, n_train=len(labels),
+        HeadResult(head=head, preset=trainer.preset, hyper=fit.hyper, validation=each, n_train=n,
                    unvalidated=cannot_validate(trainer, each))
         for fit, each, head in zip(fits, validation, heads, strict=True)
     ]  # fmt: skip
@@ -124,22 +130,42 @@ def choose(
         middle = {name: statistics.median_high({v[name] for v in trainer.grid}) for name in trainer.grid[0]}
         notice(f"one row of each class leaves none to choose a setting by; taking the middle of the grid, {middle}")
         return [middle] * len(seeds), [[] for _ in seeds]
-    parts = [hold_out(labels, config.validation, seed) for seed in seeds]
-    n = len(parts[0][0])  # the same for all seeds
+    divided = [divide_rows(labels, config, seed) for seed in seeds]
     if isinstance(trainer, ByGradient) and patient:
-        found = [trainer.search(np.concatenate(part), n, seed) for part, seed in zip(parts, seeds, strict=True)]
-        best = [min(each, key=lambda v: (-v["accuracy"], trainer.tie(v))) for each in found]
+        found = [trainer.search(*rows, seed) for rows, seed in zip(divided, seeds, strict=True)]
+        best = [pick_best(trainer, each) for each in found]
         require_finite(trainer.method.title, np.array([each["loss"] for each in best]))
         return [{k: v for k, v in each.items() if k not in ("accuracy", "loss")} for each in best], found
-    which = [i for i in range(len(seeds)) for _ in trainer.grid]
-    fits = [HeadFit(np.concatenate(parts[i]), hyper, seeds[i]) for i in range(len(seeds)) for hyper in trainer.grid]
-    validation: list[list[dict[str, float]]] = [[] for _ in seeds]
-    for i, fit, head in zip(which, fits, trainer.train(fits, n), strict=True):
-        held_out = parts[i][1]
-        accuracy, loss = score_held_out(head, features[held_out], labels[held_out])
-        validation[i].append({**fit.hyper, "accuracy": accuracy, "loss": loss})
-    best = [min(each, key=lambda v: (-v["accuracy"], trainer.tie(v))) for each in validation]
+
+    def score(grids: Sequence[Sequence[dict[str, float]]]) -> list[list[dict[str, float]]]:
+        """Score the settings of each seed on its validation part."""
+        n = divided[0][1]  # the same for all seeds
+        fits = [
+            HeadFit(rows, hyper, seed)
+            for grid, (rows, _), seed in zip(grids, divided, seeds, strict=True)
+            for hyper in grid
+        ]
+        heads = iter(zip(fits, trainer.train(fits, n), strict=True))
+        scored: list[list[dict[str, float]]] = [[] for _ in seeds]
+        for i, grid in enumerate(grids):
+            for fit, head in itertools.islice(heads, len(grid)):
+                held_out = fit.rows[n:]
+                accuracy, loss = score_held_out(head, features[held_out], labels[held_out])
+                scored[i].append({**fit.hyper, "accuracy": accuracy, "loss": loss})
+        return scored
+
+    validation = score([trainer.grid] * len(seeds))
+    further = [list_further(trainer.grid, pick_best(trainer, each)) for each in validation] if config.widen else []
+    if any(further):
+        validation = [each + more for each, more in zip(validation, score(further), strict=True)]
+    best = [pick_best(trainer, each) for each in validation]
     return [{name: v[name] for name in trainer.grid[0]} for v in best], validation
+
+
+def divide_rows(labels: np.ndarray, config: Any, seed: int) -> tuple[np.ndarray, int]:
+    """Return all rows, those of the validation part last, and the number of the others."""
+    train, held_out = hold_out(labels, config.validation, seed)
+    return np.concatenate([train, held_out]), len(train)
 
 
 def cannot_validate(trainer: Trainer, validation: Sequence[Any]) -> bool:

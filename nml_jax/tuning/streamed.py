@@ -15,6 +15,7 @@ import numpy as np
 from nml_jax.data.features.files import count_block_rows
 from nml_jax.data.features.sets import Rows
 from nml_jax.data.stratify import draw_stratified
+from nml_jax.errors import UserError
 from nml_jax.models.heads.mlp import Tree
 from nml_jax.processes.limits import limit_blas
 from nml_jax.tuning import descent, methods, patient, select
@@ -46,7 +47,13 @@ def fit_seeds(
         features: the N training rows.
         labels: int32 [N].
         shard: rows per shard.
+
+    Raises:
+        UserError: as `select.fit_seeds`, or `refit` is off.
     """
+    if not config.refit:
+        cure = "raise features.memory, or leave tune.refit=True"
+        raise UserError("tune.refit=False needs all training rows in memory", cure)
     sample = draw_stratified(labels, min(1.0, shard / len(labels)), seeds[0])
     how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": num_classes, "config": config}
     some, some_labels = select.check_features(features.rows(sample), labels[sample], num_classes)

@@ -20,7 +20,7 @@ from nml_jax.processes.limits import limit_blas
 from nml_jax.tuning import descent, methods, patient, probes
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import Predictor, score_held_out
+from nml_jax.tuning.holdout import Predictor, list_further, score_held_out
 
 
 class HeadFit(NamedTuple):
@@ -48,6 +48,11 @@ class Trainer(Protocol):
     def tie(self, scores: Mapping[str, float]) -> float:
         """Return a number from a setting's `HeadResult.validation`; among equal accuracies the lowest wins."""
         ...
+
+
+def pick_best(trainer: Trainer, scored: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the setting of the highest validation accuracy; of equal ones, that of the lowest `Trainer.tie`."""
+    return min(scored, key=lambda v: (-v["accuracy"], trainer.tie(v)))
 
 
 def make_trainer(
@@ -106,22 +111,29 @@ class ByGradient:
             return [start | self._judge(patient.make_linear(probe, _wrap(standard)), held_out)]  # type: ignore[arg-type]
         score = partial(self._compute_loss, rows=held_out)
         patience = config.patience or math.inf
-        runs = []
-        for hyper in self.grid:
+
+        def begin(hyper: Mapping[str, float]) -> tuple[dict[str, float], patient.Training]:
             fit = HeadFit(rows, {**hyper, **start}, seed)
             words = ", ".join(f"{name} {value:g}" for name, value in hyper.items())
-            runs.append((fit.hyper, self._begin(fit, n, standard, probe, score=score, epochs=epochs, words=words)))
+            return fit.hyper, self._begin(fit, n, standard, probe, score=score, epochs=epochs, words=words)
+
+        runs = [begin(hyper) for hyper in self.grid]
         for _, run in runs:
             run.run(-(-epochs // 4) if config.halving and len(runs) > 1 else epochs, patience)
         better = sorted((run for _, run in runs), key=lambda run: run.lowest)[: -(-len(runs) // 2)]
         for run in better if config.halving else ():
             run.run(epochs, patience)
-        found = []
-        for hyper, run in runs:
-            diverged = bool(run.losses) and not np.isfinite(run.losses).any()  # then the best is the start, untrained
-            scores = {"accuracy": 0.0, "loss": math.inf} if diverged else self._judge(run.run(run.done), held_out)
-            found.append({**hyper, **scores, "epochs": float(run.best)})
+        found = [self._judge_run(*each, held_out) for each in runs]
+        for hyper in list_further(self.grid, pick_best(self, found)) if config.widen else ():
+            own, run = begin(hyper)
+            run.run(epochs, patience)
+            found.append(self._judge_run(own, run, held_out))
         return found
+
+    def _judge_run(self, hyper: Mapping[str, float], run: patient.Training, rows: np.ndarray) -> dict[str, float]:
+        diverged = bool(run.losses) and not np.isfinite(run.losses).any()  # then the best is the start, untrained
+        scores = {"accuracy": 0.0, "loss": math.inf} if diverged else self._judge(run.run(run.done), rows)
+        return {**hyper, **scores, "epochs": float(run.best)}
 
     def _train_patiently(self, fit: HeadFit, n: int) -> TunedHead:
         """Train one head for the epochs that validation chose; all of them if it did not."""
@@ -209,7 +221,9 @@ class ByGradient:
         parts = everything[: n * views], everything[n * views :]
         cs = self.config.cs if c is None else (c,)
         labels = np.repeat(self.labels[rows], views)
-        return patient.choose_probe(F, labels, parts, num_classes=self.num_classes, cs=cs)
+        return patient.choose_probe(
+            F, labels, parts, num_classes=self.num_classes, cs=cs, widen=self.config.widen and c is None
+        )
 
     def _compute_loss(self, head: TunedHead, rows: np.ndarray) -> float:
         return score_held_out(head, self.features[rows], self.labels[rows])[1]

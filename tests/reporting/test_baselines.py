@@ -57,7 +57,7 @@ def test_nothing_is_recommended_where_nothing_works(tmp_path: Path) -> None:
         text = answers.write_verdict(found)
         assert text == answers.write_answer(found)
         assert text.startswith("No method beats always answering 'negative' (51.7 %) on sst and always answering ")
-        assert answers.find_head_file(found) == ""
+        assert answers.advise(found) == {}
         assert "Use " not in "".join(method_tables.write_text(found))
 
 

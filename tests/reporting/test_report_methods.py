@@ -27,6 +27,7 @@ from nml_jax.runs.heads import correct_path, read_correct, write_correct
 from nml_jax.runs.rows import Row, read_rows, write_rows
 from nml_jax.stages import report
 from nml_jax.tuning import diagnosis
+from tests.reporting.test_report import read_text
 
 
 def test_tests_that_are_redrawn_overlap():
@@ -539,9 +540,9 @@ def test_page_answers_first_and_has_no_empty_part(built: Path) -> None:
     text = (built / "report.html").read_text("utf-8")
     found = choose_method.find_contests(study_of(built))[0]
     assert "<title>Which head for these features: features</title>" in text
-    order = ['id="study-0"', answers.write_verdict(found)[:40], answers.write_answer(found)[:40], "<h3>Scores",
-             "<h3>Differences to", "<h3>Differences at", "<h3>Spectra", "<h3>Diagnosis", 'id="run"', 'id="limits"',
-             "The rule."]  # fmt: skip
+    order = ['id="study-0"', '<section class="verdict"', answers.write_verdict(found)[:40], "<h3>Differences at",
+             answers.write_reasons(found)[:40], "<h3>Scores", "<h3>Differences to", "<h3>Spectra", "<h3>Diagnosis",
+             'id="run"', 'id="limits"', 'id="rules"', "The rule.", 'id="words"']  # fmt: skip
     places = [text.index(part) for part in order]
     assert places == sorted(places)
     shown = re.sub(r"<pre>.*?</pre>|<style>.*?</style>|Config of all runs.*?<", "", text, flags=re.S)
@@ -637,6 +638,47 @@ def test_diagnosis_says_whether_runs_agree(tmp_path: Path) -> None:
 
 def test_every_measure_of_the_diagnosis_has_its_meaning() -> None:
     assert set(method_tables.MEANINGS) == set(diagnosis.NAMES)
+
+
+def test_no_statement_stands_twice_and_no_bracket_within_another(built: Path) -> None:
+    text = read_text((built / "report.html").read_text("utf-8"))
+    assert not re.search(r"\([^()]*\(", text)
+    sentences = [s.strip() for s in re.split(r"(?<=[.:])\s", text) if len(s.split()) > 5]
+    assert [s for s in set(sentences) if sentences.count(s) > 1] == []
+
+
+def test_intervals_that_say_nothing_are_replaced_by_what_is_true(tmp_path: Path) -> None:
+    """Two seeds that differ by 10 points have a t-interval of 127 points; three rows one of Wilson of 60."""
+    values = {(0, 0): 0.6, (1, 1): 0.7}
+    for shift, said in ((0.0, "0.00 to 0.00"), (0.2, "two seeds are too few to tell")):
+        other = {seed: value + shift * seed[0] for seed, value in values.items()}
+        found = paired.compare("", paired.PERCENT, values, other)
+        assert found.interval() == said
+        assert found.bounds == (said if shift else f"95 % interval {said}")
+    rows = paired.compare("", paired.PERCENT, values, values, [paired.Part(0.04, 30)])
+    assert rows.interval() == "the test rows are too few to tell"
+    wide = paired.compare("", paired.RATIO, values, {seed: 9 * seed[0] for seed in values})
+    assert "to" in wide.interval()  # a spectrum has no bounds
+    assert "few" not in wide.interval()
+    s = paired.Stat(0.97, 0.03, 3)
+    assert paired.find_seed_interval(s)[1] > 1
+    assert paired.format_interval(paired.find_seed_interval(s), 3) == "three seeds are too few to tell"
+    assert paired.format_interval(paired.find_wilson_interval(2 / 3, 3), 3, "row") == "three rows are too few to tell"
+    assert paired.format_interval(paired.find_wilson_interval(0.5, 100), 100, "row") == "40.4 to 59.6"
+    assert paired.format_interval((np.nan, np.nan), 1) == "–"
+    assert paired.format_difference((-0.3, 0.25), 12) == "12 folds are too few to tell"
+
+    def unlike(method: str, preset: str | None, split: str, draw: float) -> float:
+        return min(0.98, 0.75 + 0.15 * draw * (method == "mlp"))
+
+    folder = write_experiment(tmp_path / "x", seeds=(0, 1, 2), methods=FEW, tests=TESTS[:2], score=unlike)
+    report.build([folder], folder)
+    text = (folder / "report.html").read_text("utf-8")
+    assert "three seeds are too few to tell" in text
+    for low, high in re.findall(r">(\d+\.\d) to (\d+\.\d)<", text):
+        assert float(low) >= 0
+        assert float(high) <= 100
+        assert float(high) - float(low) <= 40
 
 
 def test_figure_tells_verdicts_apart(built: Path) -> None:

@@ -90,6 +90,36 @@ def format_mean(s: Stat, metric: str) -> str:
     return f"{u.number(s.mean)} ± {u.number(s.sd)}" if s.n > 1 else u.number(s.mean)
 
 
+WIDEST = 0.4  # of an interval of a share that says anything
+ROWS = "the test rows are too few to tell"
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def say_too_few(n: int, noun: str) -> str:
+    """Return that so many seeds or rows are too few to tell."""
+    word = NUMBERS[n] if n < len(NUMBERS) else f"{n:,}"
+    return f"{word} {noun}{' is' if n == 1 else 's are'} too few to tell"
+
+
+def _says_nothing(low: float, high: float, least: float = 0) -> bool:
+    """Return whether an interval of a share, or of a difference of shares, is wider than WIDEST or leaves its range."""
+    return high - low > WIDEST or low < least - ROUNDING or high > 1 + ROUNDING
+
+
+def format_interval(bounds: tuple[float, float], n: int, noun: str = "seed") -> str:
+    """Return the interval of a share in %, or that n seeds (or rows) are too few for one; a dash if it is unknown."""
+    if math.isnan(bounds[0]):
+        return DASH
+    return say_too_few(n, noun) if _says_nothing(*bounds) else " to ".join(map(PERCENT.number, bounds))
+
+
+def format_difference(bounds: Sequence[float], n: int) -> str:
+    """Do as `format_interval` for a difference of shares in points, over n folds."""
+    return (
+        say_too_few(n, "fold") if _says_nothing(bounds[0], bounds[1], -1) else " to ".join(map(PERCENT.signed, bounds))
+    )
+
+
 class Part(NamedTuple):
     """The variance that one source of chance adds to a mean difference, and its degrees of freedom."""
 
@@ -208,7 +238,23 @@ class Comparison(NamedTuple):
         return self.unit.signed(self.difference) if self.n else DASH
 
     def interval(self) -> str:
-        return f"{self.unit.signed(self.low)} to {self.unit.signed(self.high)}" if self.n > 1 else DASH
+        """Return the interval as text; a dash for n < 2; of one that is too wide to say anything, why it is."""
+        if self.n < 2:
+            return DASH
+        return self.too_few or f"{self.unit.signed(self.low)} to {self.unit.signed(self.high)}"
+
+    @property
+    def bounds(self) -> str:
+        """Return the interval within a sentence."""
+        return self.too_few or f"95 % interval {self.interval()}"
+
+    @property
+    def too_few(self) -> str:
+        """Return which number, of seeds or of test rows, makes an interval of shares too wide; "" if it is not."""
+        if self.unit != PERCENT or not self.parts or not _says_nothing(self.low, self.high, -1):
+            return ""
+        seeds, *rows = self.parts
+        return say_too_few(self.n, "seed") if seeds.variance >= sum(part.variance for part in rows) else ROWS
 
 
 def compare(
