@@ -151,6 +151,10 @@ def _compare_conditions(study: Study, _: Sequence[Contest], name: str) -> list[B
     ):
         prefixes = [(task, f"{name[:1].upper()}{name[1:]}. " if name else "") for task, name in tasks]
         out += _put_under(title, [block for task, prefix in prefixes for block in make(study, task, prefix)])
+    reference = claims.find_reference(study)
+    classes = [block for task in study.tasks
+               for block in class_tables.list_classes_by_condition(study, task, reference)]  # fmt: skip
+    out += _put_under("Classes and baselines", classes)
     return out + _put_under("Pre-training scores", tables.list_pretraining(study))
 
 
@@ -191,6 +195,9 @@ def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Blo
             own += method_tables.list_sizes(contest)  # else the files have such intervals
         out += _put_under(f"Scores{suffix}", own)
         out += _put_under(f"Classes{suffix}", class_tables.list_classes(contest))
+        out += _put_under(
+            f"Probabilities{suffix}", class_tables.show_calibration(contest, f"{name}c{of.index(contest)}")
+        )
         if len(contest.methods) > 1:
             out += _put_under(f"Differences to the reference{suffix}", method_tables.list_differences(contest))
     out += _put_under("With and without the suspects", label_tables.compare_treatments(of))

@@ -177,8 +177,9 @@ def _draw_differences(contest: Contest, name: str) -> Figure:
                 a, b = contest.values(contest.reference, test), contest.values(method, test)
                 lines[str(method)] = versus, [b[seed] - a[seed] for seed in a if seed in b]
         if lines:
-            label = f"points of accuracy over {contest.reference}"
-            panels.append(figures.draw_differences(f"{name}{i}", name_test(test), label, lines))
+            label = f"{contest.points} of {contest.measure.removeprefix('the ')} over {contest.reference}"
+            scale = unit(contest.metric).scale
+            panels.append(figures.draw_differences(f"{name}{i}", name_test(test), label, lines, scale))
     caption = (
         f"Mean difference to {contest.reference} (the line at 0), paired over test rows and {contest.seeds} seeds, "
         f"each a dot. Thick: the 95 % interval. Thin: the same{contest.widened()}. Every panel has a scale of its own."

@@ -15,6 +15,7 @@ import scipy.stats
 from configs import features as experiment
 from nml_jax import settings
 from nml_jax.errors import UserError
+from nml_jax.evals.metrics import Shares
 from nml_jax.reporting import answers, method_tables
 from nml_jax.reporting.page import show
 from nml_jax.reporting.statistics import choose_method, paired
@@ -206,10 +207,17 @@ def test_numbers_that_cannot_vary_show_nothing() -> None:
     assert pair.verdict("worse", "better") == "no difference shown"
 
 
+def rows(d: np.ndarray) -> Shares:
+    """The differences of an accuracy on every row."""
+    return Shares(d, np.ones(1), np.full(1, len(d)))
+
+
 def judged(d: np.ndarray) -> paired.Comparison:
     """The comparison of two heads by the differences d [seeds, rows]."""
     seeds = {(i, i): float(x) for i, x in enumerate(d.mean(1))}
-    return paired.compare("", paired.PERCENT, dict.fromkeys(seeds, 0.0), seeds, paired.add_rows([(1.0, d.mean(0))]))
+    return paired.compare(
+        "", paired.PERCENT, dict.fromkeys(seeds, 0.0), seeds, paired.add_rows([(1.0, rows(d.mean(0)))])
+    )
 
 
 def test_standard_error_is_that_of_crossed_seeds_and_rows() -> None:
@@ -272,11 +280,11 @@ def test_tests_of_equal_length_count_as_the_same_rows() -> None:
     """75 corruptions of one set of images are no 75 independent tests; nor does it harm tests that are."""
     rng = np.random.default_rng(0)
     d = rng.choice([-1.0, 0, 0, 0, 1], 5000)
-    (once,), (often,) = paired.add_rows([(1.0, d)]), paired.add_rows([(1 / 75, d)] * 75)
+    (once,), (often,) = paired.add_rows([(1.0, rows(d))]), paired.add_rows([(1 / 75, rows(d))] * 75)
     assert often.variance == pytest.approx(once.variance)
-    (apart,) = paired.add_rows((1 / 75, rng.permutation(d)) for _ in range(75))
+    (apart,) = paired.add_rows((1 / 75, rows(rng.permutation(d))) for _ in range(75))
     assert apart.variance == pytest.approx(once.variance / 75, rel=0.1)
-    assert len(paired.add_rows([(0.5, d), (0.5, d[1:])])) == 2
+    assert len(paired.add_rows([(0.5, rows(d)), (0.5, rows(d[1:]))])) == 2
 
 
 def test_shares_alone_bound_what_rows_add() -> None:
@@ -284,7 +292,7 @@ def test_shares_alone_bound_what_rows_add() -> None:
     (part,) = paired.bound_rows([(1.0, 0.8, 0.9, 100)])
     assert np.sqrt(part.variance) == pytest.approx(0.05, rel=0.02)
     rank = np.arange(100)
-    (exact,) = paired.add_rows([(1.0, (rank < 90).astype(float) - (rank < 80))])
+    (exact,) = paired.add_rows([(1.0, rows((rank < 90).astype(float) - (rank < 80)))])
     assert exact.variance < part.variance
     assert paired.bound_rows([]) == []
 
@@ -460,6 +468,9 @@ def test_what_the_cap_on_steps_leaves_is_said(tmp_path: Path) -> None:
     assert said in method_tables.write_text(many)
     report.build([tmp_path / "b"], tmp_path / "b")
     assert said in (tmp_path / "b" / "report.html").read_text()
+    for cell in many.study.cells:  # validation was best before the third
+        cell.rows[:] = [dataclasses.replace(row, hyper={"epochs": 2.0}) for row in cell.rows]
+    assert answers.warn_of_few_epochs(many) == ""
     none = contest(tmp_path / "c", samples=dict.fromkeys((method for method, _ in METHODS), 600))
     assert "at most 30 epochs and 300 steps." in answers.write_rule(none)
     assert answers.warn_of_few_epochs(none) == ""

@@ -32,7 +32,16 @@ def config(**changes):
         "nmtune": {}, "skd": {}, "fgs": {}, "lgm": {},
     }  # fmt: skip
     return SimpleNamespace(
-        **{**defaults, "start": "fresh", "patience": 0, "halving": False, "widen": False, "refit": True, **changes}
+        **{
+            **defaults,
+            "start": "fresh",
+            "patience": 0,
+            "halving": False,
+            "widen": False,
+            "refit": True,
+            "calibrate": False,
+            **changes,
+        }
     )
 
 
