@@ -3,12 +3,13 @@
 import codecs
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from nml_jax.data import class_names
@@ -19,6 +20,7 @@ from nml_jax.data.features.formats import (
     Content,
     check_class_names,
     check_label_bytes,
+    check_label_memory,
     choose_label,
     find_format,
     is_text_table,
@@ -34,6 +36,8 @@ from nml_jax.spreadsheet import restore_cell
 
 LINE_BYTES = 1 << 20  # bytes of a first line that are looked at
 MARKS = (b";", b"\t", b",", b"|")  # between cells
+UTF32 = 4  # bytes of a character in NumPy
+NUMBER_BYTES = 8  # bytes of a label that is a number
 PAGE_BYTES = 1 << 16  # bytes a row that the pages of a column may take besides its values
 
 
@@ -213,7 +217,8 @@ def _read_labels(path: Path, label: str) -> np.ndarray:
     """Read a column of labels [N]. Raise UserError if one is missing."""
     if find_format(path) == ".parquet":
         _check_label_size(path, label)
-    parts = [batch.column(label) for _, batch in scan_batches(path, [label], {label: pa.string()})]
+    batches = (batch for _, batch in scan_batches(path, [label], {label: pa.string()}, coded=True))
+    parts = list(_check_lengths(path, (batch.column(label) for batch in batches)))
     parts = [part.dictionary_decode() if pa.types.is_dictionary(part.type) else part for part in parts]
     column = pa.chunked_array(parts)
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
@@ -232,6 +237,22 @@ def _read_labels(path: Path, label: str) -> np.ndarray:
     return np.array(column.to_pylist(), str) if text else column.to_numpy()
 
 
+def _check_lengths(path: Path, parts: Iterable[pa.Array]) -> Iterator[pa.Array]:
+    """Yield the parts of a column of labels. Raise UserError if texts are too long, or too many of that length.
+
+    In memory every text takes the room of the longest, and a dictionary in the file may hold a long one once.
+    """
+    rows, longest = 0, 0
+    for part in parts:
+        texts = part.dictionary if pa.types.is_dictionary(part.type) else part
+        if cells.is_text(texts.type):
+            longest = max(longest, pc.max(pc.binary_length(texts)).as_py() or 0)
+            rows += len(part)
+            check_label_bytes(longest, path)
+            check_label_memory(rows, UTF32 * longest, path)
+        yield part
+
+
 def _merge_spellings(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Replace every label by the name of its class (`class_names.merge_spellings`)."""
     merged = class_names.merge_spellings(name for name in column.unique().to_pylist() if name is not None)
@@ -241,8 +262,12 @@ def _merge_spellings(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _check_label_size(path: Path, label: str) -> None:
-    """Raise UserError if a label takes more bytes than a name does, as the metadata of a Parquet file says."""
+    """Raise UserError if a label takes more bytes than a name does, as the metadata of a Parquet file says.
+
+    Or if there are more than fit into memory: equal rows take next to nothing in a file.
+    """
     metadata = pyarrow.parquet.read_metadata(path)
+    check_label_memory(metadata.num_rows, NUMBER_BYTES, path)
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     columns = [group.column(i) for group in groups for i in range(group.num_columns)]
     size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == label)
