@@ -36,7 +36,7 @@ def test_long_runs_of_blanks_take_no_time():
 def test_a_text_of_invisible_characters_is_empty():
     assert all(
         class_names.is_empty(text)
-        for text in ("", " ", "\u00a0\ufeff", "\u200b\u00ad", "\x00\x1f\x7f\u2060\u2800\ufe0f")
+        for text in ("", " ", "\u00a0\ufeff", "\u200b\u00ad", "\x00\x1f\x7f\u2060\u2800\ufe0f", "\u17b4\ufe00\u180b\U000e0100\ufff0")
     )
     assert not any(class_names.is_empty(text) for text in ("a", "\u200ba", ".", "\u2764\ufe0f", "é"))
 
