@@ -99,7 +99,7 @@ def find_alike(names: Iterable[str]) -> list[tuple[str, str]]:
     first: dict[str, str] = {}
     pairs = []
     for name in sorted(set(names)):
-        folded = unicodedata.normalize("NFC", BLANKS.sub("", name).casefold())
+        folded = unicodedata.normalize("NFKC", BLANKS.sub("", name).casefold())
         other = first.setdefault(simplify_number(folded) or folded, name)
         if other != name:
             pairs.append((other, name))

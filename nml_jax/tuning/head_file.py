@@ -122,6 +122,10 @@ def load(path: Path) -> TunedHead:
             raise UserError(f"{path} does not name its classes or its origin", cure)
         if not (isinstance(columns, list) and all(isinstance(name, str) for name in columns)):
             raise UserError(f"{path} names columns that are not text", cure)
+        for what, names in (("class", classes), ("column", columns)):
+            if len(set(names)) < len(names):
+                raise UserError(f"{path} names a {what} twice", cure)
+            "".join(filter(lambda name: isinstance(name, str), names)).encode()  # halves of characters are an error
         head = TunedHead(form, tree, state, tuple(classes), about, tuple(columns))
         if len(head.classes) != head.num_classes:
             raise UserError(f"{path} names {len(head.classes)} classes for {head.num_classes} logits", cure)

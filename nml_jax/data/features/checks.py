@@ -1,6 +1,9 @@
 """Check features and labels from files and arrays: finite, varied, and exact where they are class numbers."""
 
-from collections.abc import Iterable
+import contextlib
+import csv
+import itertools
+from collections.abc import Iterable, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -57,3 +60,40 @@ def check_exact(labels: np.ndarray, what: str = "") -> None:
             f"whole numbers are up to {limit:,.0f}",
             "save the labels as integers, from where they were still integers",
         )
+
+
+def is_swallowing(cell: str, column: int, mark: str, numeric: Sequence[bool]) -> bool:
+    """Return whether a cell of several lines of a CSV is a stray quote that swallowed rows.
+
+    Either a line within it is a row by itself, or its first and its last line are, with the cells around it.
+
+    Args:
+        cell: its text.
+        column: its number.
+        mark: what separates cells.
+        numeric: which of the columns of the table hold numbers.
+    """
+    first, *middle, last = cell.split("\n")
+    if any(_is_row(line, mark, numeric) for line in middle):
+        return True
+    return _is_row(first, mark, numeric[column:]) and _is_row(last, mark, numeric[: column + 1])
+
+
+def _is_row(line: str, mark: str, numeric: Sequence[bool]) -> bool:
+    """Return whether a line has as many cells as columns, and numbers where they have numbers."""
+    line = line.rstrip("\r")
+    splits = [line.split(mark)]
+    with contextlib.suppress(csv.Error):
+        splits += csv.reader([line], delimiter=mark)
+    return any(
+        len(cells) == len(numeric) and all(map(_is_number, itertools.compress(cells, numeric))) for cells in splits
+    )
+
+
+def _is_number(text: str) -> bool:
+    """Return whether a cell is a number or empty."""
+    try:
+        float(text or 0)
+    except ValueError:
+        return False
+    return True

@@ -14,6 +14,7 @@ import pyarrow.parquet
 
 from nml_jax.data import class_names
 from nml_jax.data.features import columns as cells
+from nml_jax.data.features.checks import is_swallowing
 from nml_jax.data.features.choose import check_header, choose_columns
 from nml_jax.data.features.formats import (
     NO_LABELS,
@@ -123,6 +124,8 @@ def open_table(
             path, lambda: _check_named(path, _read_labels(path, label_name), named), (labels, class_names), labelled
         )
     n = len(labels) if len(labels) else sum(part.num_rows for _, part in scan_batches(path, chosen, types))
+    if text:
+        _check_quotes(path, batch.schema, n)
     shape = (n, *(lists.shape if lists else (len(chosen),)))
     table = _Table(path, chosen, types, lists)
     return Content(
@@ -142,6 +145,31 @@ def _check_encoding(path: Path) -> None:
             f"{path} separates its cells by {other.decode()!r}, not by {name}",
             "save it with commas (.csv) or tabs (.tsv) between the cells, and points in numbers",
         )
+
+
+def _check_quotes(path: Path, schema: pa.Schema, rows: int) -> None:
+    """Raise UserError if a quote opens in one row of a CSV or TSV file and closes rows later, so that these are lost.
+
+    Only a file whose lines are not one for each row is looked at again.
+    """
+    with pa.input_stream(str(path)) as file:
+        lines = sum(block.count(b"\n") for block in iter(lambda: file.read(LINE_BYTES), b""))
+    if lines in (rows, rows + 1):  # a line of names, and perhaps no end of the last line
+        return
+    numeric = [pa.types.is_integer(field.type) or pa.types.is_floating(field.type) for field in schema]
+    names = [name for name, number in zip(schema.names, numeric, strict=True) if not number]
+    mark = "\t" if find_format(path) == ".tsv" else ","
+    for start, part in scan_batches(path, names, dict.fromkeys(names, pa.string())) if names else ():
+        for name in names:
+            several = pc.fill_null(pc.match_substring(part.column(name), "\n"), False)
+            for row in np.flatnonzero(several).tolist():
+                cell = part.column(name)[row].as_py()
+                if is_swallowing(cell, schema.names.index(name), mark, numeric):
+                    raise UserError(
+                        f"{path}: a quote opens in row {start + row}, column {name!r}, and closes "
+                        f"{cell.count(chr(10))} lines later, so that these rows would be lost",
+                        "close the quote in its row, or remove it; within a quoted cell, write it twice",
+                    )
 
 
 def list_columns(path: Path) -> list[str]:
