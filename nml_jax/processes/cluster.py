@@ -138,7 +138,7 @@ def require_free(address: str) -> None:
 
 
 def _find_slurm_loopback(env: Mapping[str, str]) -> str:
-    """Return the "host:port" that JAX chooses under Slurm if it is a loopback address, as on one workstation, else ""."""
+    """Return the "host:port" that JAX chooses under Slurm if it is at loopback, as on one workstation, else ""."""
     host, job = re.split(r"[,[]", env.get("SLURM_STEP_NODELIST", ""))[0], env.get("SLURM_JOB_ID", "")
     if are_several(env, "OMPI_COMM_WORLD_SIZE") or not (are_several(env, "SLURM_NTASKS") and job.isdecimal()):
         return ""

@@ -161,8 +161,8 @@ def _check_size(data: bytes, width: int, height: int, least: int = 0) -> None:
 def _measure_jpeg(data: bytes) -> tuple[int, int, int] | None:
     """Return width, height and the least bytes of a JPEG; None for anything else. With other codes the least is 0.
 
-    With Huffman codes every block of 8 x 8 values of a component takes a bit for its first value and, unless the JPEG is
-    progressive, one for its end.
+    With Huffman codes every block of 8 x 8 values of a component takes a bit for its first value and, unless the JPEG
+    is progressive, one for its end.
     """
     at = 2 if data[:3] == b"\xff\xd8\xff" else len(data)
     while at + 4 <= len(data) and data[at] == 0xFF:
