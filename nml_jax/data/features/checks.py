@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import itertools
 from collections.abc import Iterable, Sequence
 
 import ml_dtypes
@@ -62,7 +61,7 @@ def check_exact(labels: np.ndarray, what: str = "") -> None:
         )
 
 
-def is_swallowing(cell: str, column: int, mark: str, numeric: Sequence[bool]) -> bool:
+def is_swallowing(cell: str, column: int, mark: str, starts: Sequence[str]) -> bool:
     """Return whether a cell of several lines of a CSV is a stray quote that swallowed rows.
 
     Either a line within it is a row by itself, or its first and its last line are, with the cells around it.
@@ -71,29 +70,29 @@ def is_swallowing(cell: str, column: int, mark: str, numeric: Sequence[bool]) ->
         cell: its text.
         column: its number.
         mark: what separates cells.
-        numeric: which of the columns of the table hold numbers.
+        starts: for each column of the table how its cells begin: "0" as numbers, "[" as lists, "" in any way.
     """
     first, *middle, last = cell.split("\n")
-    if any(_is_row(line, mark, numeric) for line in middle):
+    if any(_is_row(line, mark, starts) for line in middle):
         return True
-    return _is_row(first, mark, numeric[column:]) and _is_row(last, mark, numeric[: column + 1])
+    return _is_row(first, mark, starts[column:]) and _is_row(last, mark, starts[: column + 1])
 
 
-def _is_row(line: str, mark: str, numeric: Sequence[bool]) -> bool:
-    """Return whether a line has as many cells as columns, and numbers where they have numbers."""
+def _is_row(line: str, mark: str, starts: Sequence[str]) -> bool:
+    """Return whether a line has as many cells as columns, and numbers and lists where they have some."""
     line = line.rstrip("\r")
     splits = [line.split(mark)]
     with contextlib.suppress(csv.Error):
         splits += csv.reader([line], delimiter=mark)
-    return any(
-        len(cells) == len(numeric) and all(map(_is_number, itertools.compress(cells, numeric))) for cells in splits
-    )
+    return any(len(cells) == len(starts) and all(map(_begins, cells, starts)) for cells in splits)
 
 
-def _is_number(text: str) -> bool:
-    """Return whether a cell is a number or empty."""
+def _begins(cell: str, start: str) -> bool:
+    """Return whether a cell is empty or begins as those of its column do."""
+    if start != "0":
+        return not cell or cell.startswith(start)
     try:
-        float(text or 0)
+        float(cell or 0)
     except ValueError:
         return False
     return True

@@ -125,7 +125,7 @@ def open_table(
         )
     n = len(labels) if len(labels) else sum(part.num_rows for _, part in scan_batches(path, chosen, types))
     if text:
-        _check_quotes(path, batch.schema, n)
+        _check_quotes(path, batch, n)
     shape = (n, *(lists.shape if lists else (len(chosen),)))
     table = _Table(path, chosen, types, lists)
     return Content(
@@ -147,29 +147,39 @@ def _check_encoding(path: Path) -> None:
         )
 
 
-def _check_quotes(path: Path, schema: pa.Schema, rows: int) -> None:
+def _check_quotes(path: Path, first: pa.RecordBatch, rows: int) -> None:
     """Raise UserError if a quote opens in one row of a CSV or TSV file and closes rows later, so that these are lost.
 
     Only a file whose lines are not one for each row is looked at again.
     """
+    lines, last = 0, b"\n"
     with pa.input_stream(str(path)) as file:
-        lines = sum(block.count(b"\n") for block in iter(lambda: file.read(LINE_BYTES), b""))
-    if lines in (rows, rows + 1):  # a line of names, and perhaps no end of the last line
+        while block := file.read(LINE_BYTES):
+            lines, last = lines + block.count(b"\n"), block
+    if lines + (not last.endswith(b"\n")) == rows + 1:  # with the line of names
         return
-    numeric = [pa.types.is_integer(field.type) or pa.types.is_floating(field.type) for field in schema]
-    names = [name for name, number in zip(schema.names, numeric, strict=True) if not number]
+    starts = list(map(_find_start, first.columns))
+    names = [name for name, start in zip(first.schema.names, starts, strict=True) if start != "0"]
     mark = "\t" if find_format(path) == ".tsv" else ","
     for start, part in scan_batches(path, names, dict.fromkeys(names, pa.string())) if names else ():
         for name in names:
             several = pc.fill_null(pc.match_substring(part.column(name), "\n"), False)
             for row in np.flatnonzero(several).tolist():
                 cell = part.column(name)[row].as_py()
-                if is_swallowing(cell, schema.names.index(name), mark, numeric):
+                if is_swallowing(cell, first.schema.names.index(name), mark, starts):
                     raise UserError(
                         f"{path}: a quote opens in row {start + row}, column {name!r}, and closes "
                         f"{cell.count(chr(10))} lines later, so that these rows would be lost",
                         "close the quote in its row, or remove it; within a quoted cell, write it twice",
                     )
+
+
+def _find_start(column: pa.Array) -> str:
+    """Return how the cells of a column of text begin: "0" as numbers, "[" as lists, "" in any way."""
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        return "0"
+    lists = pc.all(pc.starts_with(column, "[")).as_py() if cells.is_text(column.type) else False
+    return "[" if lists else ""
 
 
 def list_columns(path: Path) -> list[str]:

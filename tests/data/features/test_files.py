@@ -845,7 +845,7 @@ def test_a_stray_quote_does_not_swallow_rows(tmp_path: Path, where: str):
     path = tmp_path / ("x.csv.gz" if where == "packed" else "x.csv")
 
     def write(lines: list[str], end: str = "\n") -> None:
-        data = end.join(["f0,f1,label,note", *lines, ""]).encode()
+        data = end.join(["f0,f1,label,note", *lines]).encode()
         path.write_bytes(gzip.compress(data) if where == "packed" else data)
 
     for end in ("\n", "\r\n"):
@@ -861,3 +861,9 @@ def test_a_stray_quote_does_not_swallow_rows(tmp_path: Path, where: str):
         write(bad, end)
         with pytest.raises(UserError, match=r"a quote opens in row 2, column '(label|note)', and closes [0-9] lines"):
             open_features(str(path), label="label")
+
+
+def test_lines_of_a_cell_beside_lists_are_no_rows(tmp_path: Path):
+    path = tmp_path / "x.csv"
+    path.write_text('e,label,note\n"[1, 2]",a,"a poem\nroses, red, blue\nend"\n"[2, 1]",b,short\n')
+    assert open_features(str(path), label="label").read().tolist() == [[[1, 2]], [[2, 1]]]
