@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,9 @@ from nml_jax.processes.limits import limit_blas
 from nml_jax.tuning import descent, methods, patient, probes
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import Predictor, score_held_out
+from nml_jax.tuning.holdout import PLAIN, Demands, Predictor, list_further, score_held_out
+
+Scores = Mapping[str, float]
 
 
 class HeadFit(NamedTuple):
@@ -36,26 +37,43 @@ class Trainer(Protocol):
 
     grid: the settings to choose from.
     preset: see `HeadResult`.
+    demands: what heads are to be good at.
+    method: what they are.
     """
 
     grid: list[dict[str, float]]
     preset: str | None
+    demands: Demands
+    method: methods.Method
 
     def train(self, fits: Sequence[HeadFit], n: int) -> Sequence[Predictor]:
         """Train one head per fit, on the first n of its rows."""
         ...
 
-    def tie(self, scores: Mapping[str, float]) -> float:
-        """Return a number from a setting's `HeadResult.validation`; among equal accuracies the lowest wins."""
+    def pick(self, scored: Sequence[Scores], logits: Sequence[np.ndarray], labels: np.ndarray) -> int:
+        """Return the number of the best setting, by the scores of each and its logits of held-out rows, [M, K]."""
         ...
 
 
+def pick_lowest(demands: Demands, scored: Sequence[Scores], ties: Sequence[float]) -> int:
+    """Return the number of the best setting by the deciding metric; of equal ones, that of the lowest tie."""
+    return min(range(len(scored)), key=lambda i: demands.rank_setting(scored[i], ties[i]))
+
+
 def make_trainer(
-    features: np.ndarray, labels: np.ndarray, *, method: str, preset: str | None, num_classes: int, config: Any
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    method: str,
+    preset: str | None,
+    num_classes: int,
+    config: Any,
+    demands: Demands = PLAIN,
 ) -> Trainer:
     """Make the trainer of a method for features [N, V, D] from `select.check_features`."""
     kind = ByProbe if methods.find(method).probe else ByGradient
-    return kind(features, labels, method=method, preset=preset, num_classes=num_classes, config=config)
+    how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": num_classes, "config": config}
+    return kind(features, labels, **how, demands=demands)
 
 
 class ByGradient:
@@ -70,7 +88,9 @@ class ByGradient:
         preset: str | None,
         num_classes: int,
         config: Any,
+        demands: Demands = PLAIN,
     ):
+        self.demands = demands
         weights, self.preset = methods.choose_weights(method, preset, config, features.shape[1])
         self.num_classes, self.config = num_classes, config
         self.method = methods.find(method)
@@ -79,7 +99,9 @@ class ByGradient:
         self.terms, self.numbers = terms.split(methods.find(method).terms, weights) if weights else (None, {})
         self.grid = _make_grid(config, {"lr": "lrs", "weight_decay": "weight_decays"})
         self.features, self.labels = features, labels
-        self.bank = jax.device_put(TrainingSet(features, labels, np.ones(len(labels), np.float32)))
+        weights = demands.weigh(labels)
+        weights = np.ones(len(labels), np.float32) if weights is None else np.float32(weights)
+        self.bank = jax.device_put(TrainingSet(features, labels, weights))
 
     def train(self, fits: Sequence[HeadFit], n: int) -> list[TunedHead]:
         if methods.is_patient(self.config):
@@ -104,24 +126,33 @@ class ByGradient:
             probe, start["C"] = self._choose_probe(rows, n, standard)
         if self.is_solved:
             return [start | self._judge(patient.make_linear(probe, _wrap(standard)), held_out)]  # type: ignore[arg-type]
-        score = partial(self._compute_loss, rows=held_out)
-        patience = config.patience or math.inf
-        runs = []
-        for hyper in self.grid:
+        score = partial(self._rank, rows=held_out)
+        patience = methods.count_patience(config, -(-n // min(config.batch, n)))
+
+        def begin(hyper: Mapping[str, float]) -> tuple[dict[str, float], patient.Training]:
             fit = HeadFit(rows, {**hyper, **start}, seed)
             words = ", ".join(f"{name} {value:g}" for name, value in hyper.items())
-            runs.append((fit.hyper, self._begin(fit, n, standard, probe, score=score, epochs=epochs, words=words)))
+            return fit.hyper, self._begin(fit, n, standard, probe, score=score, epochs=epochs, words=words)
+
+        runs = [begin(hyper) for hyper in self.grid]
         for _, run in runs:
             run.run(-(-epochs // 4) if config.halving and len(runs) > 1 else epochs, patience)
         better = sorted((run for _, run in runs), key=lambda run: run.lowest)[: -(-len(runs) // 2)]
         for run in better if config.halving else ():
             run.run(epochs, patience)
-        found = []
-        for hyper, run in runs:
-            diverged = bool(run.losses) and not np.isfinite(run.losses).any()  # then the best is the start, untrained
-            scores = {"accuracy": 0.0, "loss": math.inf} if diverged else self._judge(run.run(run.done), held_out)
-            found.append({**hyper, **scores, "epochs": float(run.best)})
+        found = [self._judge_run(*each, held_out) for each in runs]
+        for hyper in list_further(self.grid, found[self.pick(found)]) if config.widen else ():
+            own, run = begin(hyper)
+            run.run(epochs, patience)
+            found.append(self._judge_run(own, run, held_out))
         return found
+
+    def _judge_run(self, hyper: Mapping[str, float], run: patient.Training, rows: np.ndarray) -> dict[str, float]:
+        diverged = bool(run.losses) and not np.isfinite(run.losses).any()  # then the best is the start, untrained
+        scores = self._judge(run.run(run.done), rows)
+        if diverged:
+            scores = self.demands.score(np.full((1, self.num_classes), np.nan), np.zeros(1, np.int64))
+        return {**hyper, **scores, "epochs": float(run.best)}
 
     def _train_patiently(self, fit: HeadFit, n: int) -> TunedHead:
         """Train one head for the epochs that validation chose; all of them if it did not."""
@@ -209,17 +240,19 @@ class ByGradient:
         parts = everything[: n * views], everything[n * views :]
         cs = self.config.cs if c is None else (c,)
         labels = np.repeat(self.labels[rows], views)
-        return patient.choose_probe(F, labels, parts, num_classes=self.num_classes, cs=cs)
+        how: dict[str, Any] = {"num_classes": self.num_classes, "cs": cs, "demands": self.demands}
+        return patient.choose_probe(F, labels, parts, **how, once=True, widen=self.config.widen and c is None)
 
-    def _compute_loss(self, head: TunedHead, rows: np.ndarray) -> float:
-        return score_held_out(head, self.features[rows], self.labels[rows])[1]
+    def _rank(self, head: TunedHead, rows: np.ndarray) -> tuple[float, ...]:
+        return self.demands.rank(self._judge(head, rows))
 
     def _judge(self, head: TunedHead, rows: np.ndarray) -> dict[str, float]:
-        accuracy, loss = score_held_out(head, self.features[rows], self.labels[rows])
-        return {"accuracy": accuracy, "loss": loss}
+        return score_held_out(head, self.features[rows], self.labels[rows], self.demands)
 
-    def tie(self, scores: Mapping[str, float]) -> float:
-        return scores["loss"]
+    def pick(
+        self, scored: Sequence[Scores], logits: Sequence[np.ndarray] = (), labels: np.ndarray | None = None
+    ) -> int:
+        return pick_lowest(self.demands, scored, [each["loss"] for each in scored])
 
     def count_epochs(self, n: int) -> int:
         """Return the number of passes over n rows."""
@@ -250,7 +283,9 @@ class ByProbe:
         preset: str | None,
         num_classes: int,
         config: Any,
+        demands: Demands = PLAIN,
     ):
+        self.demands = demands
         _, self.preset = methods.choose_weights(method, preset, config, features.shape[1])
         self.method, self.num_classes, self.config = methods.find(method), num_classes, config
         self.features, self.labels = features, labels
@@ -267,7 +302,9 @@ class ByProbe:
             if standard:
                 F = standardize(F, standard)
             values = [fit.hyper[self.method.value] for fit in several]
-            for probe in self.method.probe(F, labels, values, num_classes=self.num_classes):
+            weights = self.demands.weigh(labels) if self.method.weighted else None
+            how: dict[str, Any] = {} if weights is None else {"weights": weights}
+            for probe in self.method.probe(F, labels, values, num_classes=self.num_classes, **how):
                 if isinstance(probe, probes.Linear):
                     params = {"classifier": {"kernel": probe.kernel, "bias": probe.bias}}
                     out.append(TunedHead(Form(mlp=False), params, {"input": standard} if standard else {}))
@@ -275,8 +312,14 @@ class ByProbe:
                     out.append(ProbePredictor(probe, standard))
         return out
 
-    def tie(self, scores: Mapping[str, float]) -> float:
-        return scores["loss"] if self.method.logits else -scores[self.method.value]
+    def pick(self, scored: Sequence[Scores], logits: Sequence[np.ndarray], labels: np.ndarray) -> int:
+        if self.method.grid == "cs" and self.config.start == "probe":  # as heads that start from this probe choose
+            order = np.argsort([each[self.method.value] for each in scored], kind="stable")
+            scores = [-self.demands.rank_setting(scored[i], 0)[0] for i in order]
+            weights = self.demands.weigh(labels)
+            return int(order[patient.pick_penalty(scores, [logits[i] for i in order], labels, weights)])
+        ties = [each["loss"] if self.method.logits else -each[self.method.value] for each in scored]
+        return pick_lowest(self.demands, scored, ties)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -116,7 +116,14 @@ def test_the_quick_part_is_the_probe_beside_its_baselines(files: Path, tmp_path:
     main.launch(config, tmp_path / "w", pinned={})
     said = capsys.readouterr().err
     assert "first verdict: L-BFGS probe 100.0 % on test; chance 33.3 %, always 'ant' 33.3 %" in said
+    assert "training rows: nearest class mean 100.0 % (leave-one-out), Fisher ratio" in said
+    assert "cross-validated" not in said
     assert {row.method for row in read_rows(tmp_path / "w" / "seed=0") if row.stage == "tune"} == {"lbfgs"}
+    assert not (tmp_path / "w" / "seed=0" / "suspects.csv").exists()  # an empty one would say that there are none
+    page = (tmp_path / "w" / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert "the nearest class mean, without any training, is right on 100.0 % of the training rows" in page
+    assert "Spectrum of the features" in page
+    assert "cross-validation" not in page
     with pytest.raises(ValueError, match="no part 'fast'"):
         experiment.get_config("fast")
 
