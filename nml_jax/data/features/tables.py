@@ -285,9 +285,8 @@ def _check_lengths(path: Path, parts: Iterable[pa.Array]) -> Iterator[pa.Array]:
     for part in parts:
         texts = part.dictionary if pa.types.is_dictionary(part.type) else part
         if cells.is_text(texts.type):
-            longest = max(
-                longest, int(pc.call_function("binary_length", [texts.drop_null()]).to_numpy().max(initial=0))
-            )
+            sizes = pc.call_function("binary_length", [texts.drop_null().cast(pa.large_string())])
+            longest = max(longest, int(sizes.to_numpy().max(initial=0)))
             rows += len(part)
             check_label_bytes(longest, path)
             check_label_memory(rows, UTF32 * longest, path)
