@@ -1,4 +1,4 @@
-"""Public figures of TPU chips, and the slices of their pods."""
+"""Public figures of accelerators: TPUs and the slices of their pods, GPUs and the hosts that they are in."""
 
 import math
 import re
@@ -56,3 +56,16 @@ def make_unknown_error(name: str) -> UserError:
     by_shapes = ((", ".join(k for k in CHIPS if CHIPS[k].shapes == shapes), shapes) for shapes in (_FLAT, _CUBES))
     known = "; ".join(f"{chips}: {', '.join(shapes.split())}" for chips, shapes in by_shapes)
     return UserError(f"there is no topology {name!r}", f"give a chip and a slice, as in v5e:8x8. {known}")
+
+
+# Dense peaks in bfloat16, by a part of what JAX calls the device; the first that fits counts.
+PEAKS = {
+    **{name: chip.peak for name, chip in (("v5 lite", CHIPS["v5e"]), ("v5e", CHIPS["v5e"]), ("v6 lite", CHIPS["v6e"]),
+                                          ("v6e", CHIPS["v6e"]), ("v5", CHIPS["v5p"]), ("v4", CHIPS["v4"]))},
+    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12,
+}  # fmt: skip
+
+
+def find_peak(device_kind: str) -> float | None:
+    """Return the dense peak of a device in FLOP/s, bfloat16; None if it is not known."""
+    return next((peak for name, peak in PEAKS.items() if name.lower() in device_kind.lower()), None)
