@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from accelerator_worker import FULL, TINY, Parts, Row, parse, serve, time_calls
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 import nml_jax
 from configs import common
 from launch.aot import read_memory

@@ -125,8 +125,8 @@ def _add_digits(sums: dict[str, np.ndarray], n: int, mode: Kind) -> tuple[np.nda
 def _make_mesh(F: jax.Array) -> Mesh:
     """Make a mesh with one axis, of F's devices in F's order."""
     mesh = F.sharding.mesh if isinstance(F.sharding, NamedSharding) else None
-    devices = np.array(mesh.devices).ravel() if isinstance(mesh, Mesh) else np.array(list(F.sharding.device_set))
-    return Mesh(devices, ("rows",), axis_types=(AxisType.Auto,))
+    own = list(mesh.devices.flat) if isinstance(mesh, Mesh) else sorted(F.sharding.device_set, key=lambda d: d.id)
+    return Mesh(np.array(own), ("rows",), axis_types=(AxisType.Auto,))
 
 
 @functools.lru_cache(maxsize=32)
