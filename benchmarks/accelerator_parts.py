@@ -24,7 +24,7 @@ from nml_jax.objectives.contrastive import info_nce
 from nml_jax.stages.dry_run import make_batch_shapes
 from nml_jax.training import loop
 from nml_jax.training.window import put_signals
-from nml_jax.tuning import descent
+from nml_jax.tuning import descent, spread
 
 GIB = 2**30
 
@@ -141,7 +141,7 @@ def measure_heads(tiny: bool) -> Iterator[Row]:
                     for i in range(HEADS)]  # fmt: skip
         for several in (1, HEADS):
             mapped = several > 1
-            train = lambda: descent.train(spec, bank, settings[:several], rows, epochs=epochs, mapped=mapped)  # noqa: B023, E731
+            train = lambda: spread.train(spec, bank, settings[:several], rows, epochs=epochs, mapped=mapped)  # noqa: B023, E731
             begun = time.perf_counter()
             train()
             first = time.perf_counter() - begun

@@ -1,4 +1,4 @@
-"""Train heads by gradient, each in one compiled loop over the features on the device.
+"""Train a head by gradient, in one compiled loop over the features on the device; spread.py trains many.
 
 The optimiser is AdamW (PyTorch's defaults) with decay on every parameter, and a cosine to zero without warm-up, as
 released. An epoch is a new permutation of the n rows in ⌈n/B⌉ full batches. The last one is filled up with the epoch's
@@ -6,21 +6,18 @@ first rows, so no row is left out and BatchNorm always sees B rows. A batch hold
 """
 
 import functools
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec
 
 from nml_jax.models.heads.mlp import Form, Tree, make_head, standardize
 from nml_jax.objectives.step import Step
 from nml_jax.objectives.terms import Terms
 from nml_jax.processes.forks import refuse_fork
-from nml_jax.processes.limits import limit_blas
 from nml_jax.training import perturb
 
 CHUNK = 512  # rows per call outside training; one size, so that it is compiled once
@@ -77,48 +74,6 @@ class Carry(NamedTuple):
     params: Tree
     state: Tree
     opt_state: Any
-
-
-@in_32_bits
-def train(
-    spec: Spec,
-    bank: TrainingSet,
-    settings: Sequence[Setting],
-    n: int,
-    *,
-    epochs: int,
-    mapped: bool | None = None,
-) -> list[tuple[Tree, Tree]]:
-    """Train one head per setting.
-
-    Args:
-        spec: static arguments; its `batch` is at most n.
-        bank: training examples.
-        settings: of Python or NumPy values.
-        n: rows to train on.
-        epochs: passes over them.
-        mapped: train all settings in one batched call, spread over the devices of this process, or each in a call of
-            its own, as many at a time as there are cores. None: mapped on an accelerator, but not on a CPU, where that
-            would be three times as slow.
-
-    Returns:
-        (params, state) of each, nested dicts of float32 NumPy arrays; not finite if training diverged.
-    """
-    refuse_fork()
-    if mapped is None:
-        mapped = jax.default_backend() != "cpu"
-    ready, sizes = [to_arrays(s) for s in settings], (np.int32(n), np.int32(epochs))
-    with limit_blas():
-        if mapped:
-            devices = jax.local_devices()[: len(ready)]
-            filled = [*ready, *ready[-1:] * (-len(ready) % len(devices))]
-            stacked = jax.tree.map(lambda *xs: np.stack(xs), *filled)
-            together = jax.device_get(_compile_mapped(spec, tuple(devices))(bank, stacked, *sizes))
-            return [jax.tree.map(lambda x, i=i: x[i], together) for i in range(len(ready))]
-        out, cores = [], os.cpu_count() or 1  # a run uses one core, and calls return before they are done
-        for i in range(0, len(ready), cores):
-            out += jax.device_get([_train(spec, bank, setting, *sizes) for setting in ready[i : i + cores]])
-        return out
 
 
 def to_arrays(setting: Setting) -> Setting:
@@ -210,7 +165,8 @@ def _make_keys(setting: Setting) -> tuple[jax.Array, jax.Array, jax.Array, jax.A
     return (*jax.random.split(key), jax.random.fold_in(key, 2), jax.random.fold_in(key, 3))  # type: ignore[return-value]
 
 
-def _run(spec: Spec, bank: TrainingSet, setting: Setting, n: jax.Array, epochs: jax.Array) -> tuple[Tree, Tree]:
+def run(spec: Spec, bank: TrainingSet, setting: Setting, n: jax.Array, epochs: jax.Array) -> tuple[Tree, Tree]:
+    """Train a head for some epochs; return its parameters and its state."""
     standard = compute_statistics(bank.features, setting.rows, n) if spec.standardize else None
     carry = start(spec, setting, bank.features.shape[-1], standard)
     total = epochs * -(-n // spec.batch)
@@ -218,22 +174,7 @@ def _run(spec: Spec, bank: TrainingSet, setting: Setting, n: jax.Array, epochs: 
     return carry.params, carry.state
 
 
-_train = jax.jit(_run, static_argnums=0)
-
-
-@functools.lru_cache(maxsize=32)
-def _compile_mapped(spec: Spec, devices: tuple[Any, ...]) -> Any:
-    """Compile (bank, settings, n, epochs) -> heads, with the first axis of settings and heads spread over devices.
-
-    Each device has the whole bank and trains its own heads, so that the devices say nothing to each other.
-    """
-    mesh, heads, whole = Mesh(np.array(devices), ("heads",)), PartitionSpec("heads"), PartitionSpec()
-
-    def train_own(bank: TrainingSet, settings: Setting, n: jax.Array, epochs: jax.Array) -> tuple[Tree, Tree]:
-        return jax.vmap(lambda setting: _run(spec, bank, setting, n, epochs))(settings)
-
-    specs = (whole, heads, whole, whole)
-    return jax.jit(jax.shard_map(train_own, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False))
+train_one = jax.jit(run, static_argnums=0)
 
 
 def _permute(key: jax.Array, size: int, n: jax.Array) -> jax.Array:

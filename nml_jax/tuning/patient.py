@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from nml_jax.models.heads.mlp import Form
-from nml_jax.tuning import descent
+from nml_jax.tuning import descent, spread
 from nml_jax.tuning.descent import Carry, Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import cross_entropy
@@ -108,6 +108,7 @@ class Training:
         self.total, self.score, self.tell = np.int32(horizon * -(-n // spec.batch)), score, tell
         self.losses: list[float] = []
         self.done = self.best = 0
+        self.trees: tuple[Any, Any] | None = None  # parameters and state, if a group trains it
         self.kept = self._fetch() if started and score else None
         self.lowest = score(self.kept) if score and self.kept else math.inf
 
@@ -117,23 +118,59 @@ class Training:
         Returns:
             The head of the lowest validation loss; without validation, the last one.
         """
-        while self.done < until and not (self.score and self.done - self.best >= patience):
+        while self.is_wanted(until, patience):
             self.carry = descent.advance(
                 self.spec, self.carry, self.bank, self.setting, self.n, np.int32(self.done), self.total
             )
-            self.done += 1
-            if self.score:
-                self._judge(self.score)
-            else:
+            if not self.score:
                 jax.block_until_ready(self.carry.params)
-            self.tell(self.done, self.losses[-1] if self.losses else math.nan)
+            self.note(None)
         return self.kept or self._fetch()
 
-    def _judge(self, score: Callable[[TunedHead], float]) -> None:
-        head = self._fetch()
-        self.losses.append(score(head))
-        if self.losses[-1] < self.lowest or self.kept is None:
-            self.kept, self.lowest, self.best = head, self.losses[-1], self.done
+    def is_wanted(self, until: int, patience: float) -> bool:
+        """Return whether `run` would go on."""
+        return self.done < until and not (self.score and self.done - self.best >= patience)
+
+    def note(self, trees: tuple[Any, Any] | None) -> None:
+        """Note that an epoch is done; `trees` are the parameters and state of now, if another program trains it."""
+        self.done += 1
+        self.trees = trees
+        if self.score:
+            head = self._fetch()
+            self.losses.append(self.score(head))
+            if self.losses[-1] < self.lowest or self.kept is None:
+                self.kept, self.lowest, self.best = head, self.losses[-1], self.done
+        self.tell(self.done, self.losses[-1] if self.losses else math.nan)
 
     def _fetch(self) -> TunedHead:
-        return TunedHead(self.spec.form, *jax.device_get((self.carry.params, self.carry.state)))
+        trees = self.trees or jax.device_get((self.carry.params, self.carry.state))
+        return TunedHead(self.spec.form, *trees)
+
+
+def run_all(
+    runs: Sequence[Training], until: Sequence[int], patience: float = math.inf, group: spread.Group | None = None
+) -> None:
+    """Train each up to its number of epochs, or until its loss has not fallen for `patience` epochs.
+
+    Args:
+        runs: all those of `group`, in its order.
+        until: of each; 0 leaves it as it is.
+        group: trains them together. None: one after another.
+    """
+    if group is None:
+        for run, end in zip(runs, until, strict=True):
+            run.run(end, patience)
+        return
+    while any(active := [run.is_wanted(end, patience) for run, end in zip(runs, until, strict=True)]):
+        for run, is_active, trees in zip(runs, active, group.advance(active, [run.done for run in runs]), strict=True):
+            if is_active:
+                run.note(trees)
+
+
+def make_group(runs: Sequence[Training]) -> spread.Group | None:
+    """Make the group of trainings of one program, where `spread.is_spread`; None: they train one after another."""
+    if not runs or not spread.is_spread():
+        return None
+    first = runs[0]
+    carries, settings = [run.carry for run in runs], [run.setting for run in runs]
+    return spread.Group(first.spec, carries, first.bank, settings, int(first.n), int(first.total))

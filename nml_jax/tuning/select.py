@@ -127,7 +127,7 @@ def choose(
     parts = [hold_out(labels, config.validation, seed) for seed in seeds]
     n = len(parts[0][0])  # the same for all seeds
     if isinstance(trainer, ByGradient) and patient:
-        found = [trainer.search(np.concatenate(part), n, seed) for part, seed in zip(parts, seeds, strict=True)]
+        found = trainer.search([np.concatenate(part) for part in parts], n, seeds)
         best = [min(each, key=lambda v: (-v["accuracy"], trainer.tie(v))) for each in found]
         require_finite(trainer.method.title, np.array([each["loss"] for each in best]))
         return [{k: v for k, v in each.items() if k not in ("accuracy", "loss")} for each in best], found

@@ -17,7 +17,7 @@ from nml_jax.models.heads.mlp import Form, Tree, standardize
 from nml_jax.objectives import terms
 from nml_jax.processes import forecast
 from nml_jax.processes.limits import limit_blas
-from nml_jax.tuning import descent, methods, patient, probes
+from nml_jax.tuning import descent, methods, patient, probes, spread
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import Predictor, score_held_out
@@ -83,56 +83,93 @@ class ByGradient:
 
     def train(self, fits: Sequence[HeadFit], n: int) -> list[TunedHead]:
         if methods.is_patient(self.config):
-            return [self._train_patiently(fit, n) for fit in fits]
+            return self._train_patiently(fits, n)
         settings = [self.make_setting(fit) for fit in fits]
         epochs = self.count_epochs(len(self.bank.labels))
-        trees = descent.train(self.make_spec(n), self.bank, settings, n, epochs=epochs)
+        trees = spread.train(self.make_spec(n), self.bank, settings, n, epochs=epochs)
         return [TunedHead(self.form, params, state) for params, state in trees]
 
-    def search(self, rows: np.ndarray, n: int, seed: int) -> list[dict[str, float]]:
+    def search(self, parts: Sequence[np.ndarray], n: int, seeds: Sequence[int]) -> list[list[dict[str, float]]]:
         """Train every setting on the first n rows until validation on the others no longer improves.
 
         With `tune.halving`, all settings get a quarter of the epochs, and only the better half of them the rest.
 
+        Args:
+            parts: the rows of each seed, int [N].
+            n: rows to train on.
+            seeds: of the heads.
+
         Returns:
-            Of each setting its values, "accuracy" and "loss" of its best epoch, and the number of that, "epochs".
+            Of each seed, of each setting: its values, "accuracy" and "loss" of its best epoch, and the number of that,
+            "epochs".
         """
-        config, epochs, held_out = self.config, self.count_epochs(n), rows[n:]
-        start: dict[str, float] = {}
-        probe, standard = None, self._standardise(rows, n)
-        if self.from_probe:
-            probe, start["C"] = self._choose_probe(rows, n, standard)
-        if self.is_solved:
-            return [start | self._judge(patient.make_linear(probe, _wrap(standard)), held_out)]  # type: ignore[arg-type]
-        score = partial(self._compute_loss, rows=held_out)
-        patience = config.patience or math.inf
-        runs = []
-        for hyper in self.grid:
-            fit = HeadFit(rows, {**hyper, **start}, seed)
-            words = ", ".join(f"{name} {value:g}" for name, value in hyper.items())
-            runs.append((fit.hyper, self._begin(fit, n, standard, probe, score=score, epochs=epochs, words=words)))
-        for _, run in runs:
-            run.run(-(-epochs // 4) if config.halving and len(runs) > 1 else epochs, patience)
-        better = sorted((run for _, run in runs), key=lambda run: run.lowest)[: -(-len(runs) // 2)]
-        for run in better if config.halving else ():
-            run.run(epochs, patience)
-        found = []
-        for hyper, run in runs:
-            diverged = bool(run.losses) and not np.isfinite(run.losses).any()  # then the best is the start, untrained
-            scores = {"accuracy": 0.0, "loss": math.inf} if diverged else self._judge(run.run(run.done), held_out)
-            found.append({**hyper, **scores, "epochs": float(run.best)})
+        if spread.is_spread():  # settings × seeds are one program
+            return self._search_together(parts, n, seeds)
+        return [self._search_together([part], n, [seed])[0] for part, seed in zip(parts, seeds, strict=True)]
+
+    def _search_together(
+        self, parts: Sequence[np.ndarray], n: int, seeds: Sequence[int]
+    ) -> list[list[dict[str, float]]]:
+        config, epochs = self.config, self.count_epochs(n)
+        found: list[list[dict[str, float]]] = []
+        several: list[list[tuple[dict[str, float], patient.Training]]] = []
+        for rows, seed in zip(parts, seeds, strict=True):
+            held_out, start = rows[n:], {}
+            probe, standard = None, self._standardise(rows, n)
+            if self.from_probe:
+                probe, start["C"] = self._choose_probe(rows, n, standard)
+            if self.is_solved:
+                solved = patient.make_linear(probe, _wrap(standard))  # type: ignore[arg-type]
+                found.append([start | self._judge(solved, held_out)])
+                continue
+            score = partial(self._compute_loss, rows=held_out)
+            several.append([])
+            for hyper in self.grid:
+                fit = HeadFit(rows, {**hyper, **start}, seed)
+                words = ", ".join(f"{name} {value:g}" for name, value in hyper.items())
+                run = self._begin(fit, n, standard, probe, score=score, epochs=epochs, words=words)
+                several[-1].append((fit.hyper, run))
+        runs = [run for own in several for _, run in own]
+        group, patience = patient.make_group(runs), config.patience or math.inf
+        halved = config.halving and len(self.grid) > 1
+        patient.run_all(runs, [-(-epochs // 4) if halved else epochs] * len(runs), patience, group)
+        if config.halving:
+            better = {id(run) for own in several for run in _choose_better([run for _, run in own])}
+            patient.run_all(runs, [epochs if id(run) in better else 0 for run in runs], patience, group)
+        if group:
+            group.close()
+        for own, rows in zip(several, parts, strict=False):
+            found.append([self._report(hyper, run, rows[n:]) for hyper, run in own])
         return found
 
-    def _train_patiently(self, fit: HeadFit, n: int) -> TunedHead:
-        """Train one head for the epochs that validation chose; all of them if it did not."""
-        epochs = int(fit.hyper.get("epochs", self.count_epochs(n)))
-        probe, standard = None, self._standardise(fit.rows, n)
-        if self.from_probe:
-            probe, _ = self._choose_probe(fit.rows[:n], n, standard, fit.hyper.get("C"))
+    def _report(self, hyper: dict[str, float], run: patient.Training, held_out: np.ndarray) -> dict[str, float]:
+        diverged = bool(run.losses) and not np.isfinite(run.losses).any()  # then the best is the start, untrained
+        scores = {"accuracy": 0.0, "loss": math.inf} if diverged else self._judge(run.run(run.done), held_out)
+        return {**hyper, **scores, "epochs": float(run.best)}
+
+    def _train_patiently(self, fits: Sequence[HeadFit], n: int) -> list[TunedHead]:
+        """Train heads for the epochs that validation chose; all of them if it did not."""
+        if not spread.is_spread() and len(fits) > 1:  # one at a time needs the least memory
+            return [head for fit in fits for head in self._train_patiently([fit], n)]
+        runs, lasts = [], []
+        for fit in fits:
+            probe, standard = None, self._standardise(fit.rows, n)
+            if self.from_probe:
+                probe, _ = self._choose_probe(fit.rows[:n], n, standard, fit.hyper.get("C"))
+            if self.is_solved:
+                runs.append(patient.make_linear(probe, _wrap(standard)))  # type: ignore[arg-type]
+                continue
+            epochs = self.count_epochs(n)
+            lasts.append(int(fit.hyper.get("epochs", epochs)))
+            words = f"seed {fit.seed}"
+            runs.append(self._begin(fit, n, standard, probe, epochs=epochs, words=words, last=lasts[-1]))
         if self.is_solved:
-            return patient.make_linear(probe, _wrap(standard))  # type: ignore[arg-type]
-        run = self._begin(fit, n, standard, probe, epochs=self.count_epochs(n), words=f"seed {fit.seed}", last=epochs)
-        return run.run(epochs)
+            return runs
+        group = patient.make_group(runs)
+        patient.run_all(runs, lasts, group=group)
+        if group:
+            group.close()
+        return [run.run(run.done) for run in runs]
 
     def _begin(
         self,
@@ -291,6 +328,11 @@ class ProbePredictor:
         Z = np.asarray(features, np.float32)
         Z = standardize(Z, self.standard) if self.standard else Z
         return Z, self.probe(Z)
+
+
+def _choose_better(runs: Sequence[patient.Training]) -> list[patient.Training]:
+    """Return the half with the lower losses."""
+    return sorted(runs, key=lambda run: run.lowest)[: -(-len(runs) // 2)]
 
 
 def _wrap(standard: Tree | None) -> Tree:
