@@ -59,12 +59,14 @@ class Worker:
     def __init__(self, command: list[str]):
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
         self._lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
+        with self._process.stdout as lines:
+            for line in lines:
+                self._lines.put(line)
         self._lines.put(None)
 
     def read(self, seconds: float) -> dict[str, Any] | None:
@@ -81,9 +83,10 @@ class Worker:
 
     def stop(self) -> int:
         self._process.kill()
-        return self._process.wait()
+        return self.wait()
 
     def wait(self) -> int:
+        self._reader.join(5)
         return self._process.wait()
 
 

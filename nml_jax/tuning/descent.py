@@ -165,9 +165,16 @@ def _make_keys(setting: Setting) -> tuple[jax.Array, jax.Array, jax.Array, jax.A
     return (*jax.random.split(key), jax.random.fold_in(key, 2), jax.random.fold_in(key, 3))  # type: ignore[return-value]
 
 
-def run(spec: Spec, bank: TrainingSet, setting: Setting, n: jax.Array, epochs: jax.Array) -> tuple[Tree, Tree]:
-    """Train a head for some epochs; return its parameters and its state."""
-    standard = compute_statistics(bank.features, setting.rows, n) if spec.standardize else None
+def run(
+    spec: Spec, bank: TrainingSet, setting: Setting, n: jax.Array, epochs: jax.Array, standard: Tree | None = None
+) -> tuple[Tree, Tree]:
+    """Train a head for some epochs; return its parameters and its state.
+
+    Args:
+        standard: mean and scale of the features, if `spec.standardize`; None: compute them.
+    """
+    if spec.standardize and standard is None:
+        standard = compute_statistics(bank.features, setting.rows, n)
     carry = start(spec, setting, bank.features.shape[-1], standard)
     total = epochs * -(-n // spec.batch)
     carry = jax.lax.fori_loop(0, epochs, lambda i, carry: run_epoch(spec, carry, bank, setting, n, i, total), carry)

@@ -129,11 +129,12 @@ class _Running(NamedTuple):
 @in_32_bits
 def _train(static: Any, arrays: list[np.ndarray], kept: dict[str, Any]) -> Any:
     (spec, names, n, epochs), mesh = static, _make_mesh()
-    bank, settings, _ = _unflatten(arrays, names)
+    bank, settings, leaves = _unflatten(arrays, names)
+    standards = _split(dict(zip(("mean", "scale"), leaves, strict=True)), mesh) if leaves else None
     size = len(settings.seed)
     program = compile_mapped(_from_json(spec), tuple(mesh.devices.flat))
     sizes = (_place(np.int32(x), mesh, PartitionSpec()) for x in (n, epochs))
-    return _fetch(program(_whole(bank, mesh), _split(settings, mesh), *sizes), size)
+    return _fetch(program(_whole(bank, mesh), _split(settings, mesh), *sizes, standards), size)
 
 
 @in_32_bits
@@ -176,12 +177,20 @@ _HEADS, _WHOLE = PartitionSpec("heads"), PartitionSpec()
 
 @functools.lru_cache(maxsize=32)
 def compile_mapped(spec: Spec, devices: tuple[Any, ...]) -> Any:
-    """Compile (bank, settings, n, epochs) -> heads, with the first axis of settings and heads spread over devices."""
+    """Compile (bank, settings, n, epochs, standards) -> heads, spread over devices by the first axis of all but three.
 
-    def train_own(bank: TrainingSet, settings: Setting, n: jax.Array, epochs: jax.Array) -> tuple[Tree, Tree]:
-        return _map(lambda setting: descent.run(spec, bank, setting, n, epochs), devices)(settings)
+    The program computes the mean and scale of the features, if `standards` is None.
+    """
 
-    return _spread(train_own, devices, (_WHOLE, _HEADS, _WHOLE, _WHOLE))
+    def train_own(
+        bank: TrainingSet, settings: Setting, n: jax.Array, epochs: jax.Array, standards: Tree | None
+    ) -> tuple[Tree, Tree]:
+        def train(head: tuple[Setting, Tree | None]) -> tuple[Tree, Tree]:
+            return descent.run(spec, bank, head[0], n, epochs, head[1])
+
+        return _map(train, devices)((settings, standards))
+
+    return _spread(train_own, devices, (_WHOLE, _HEADS, _WHOLE, _WHOLE, _HEADS))
 
 
 @functools.lru_cache(maxsize=32)

@@ -167,7 +167,7 @@ def test_heads_on_several_devices_say_nothing_to_each_other():
     settings = [descent.to_arrays(Setting(rows, 1e-2, 0.0, seed, PAPER_NUMBERS)) for seed in range(4)]
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *settings)
     compiled = spread.compile_mapped(spec, tuple(jax.devices()[:2]))
-    lowered = compiled.lower(bank(features, labels), stacked, np.int32(48), np.int32(1))
+    lowered = compiled.lower(bank(features, labels), stacked, np.int32(48), np.int32(1), None)
     text = lowered.compile({"xla_backend_optimization_level": 0}).as_text()
     assert "num_partitions=2" in text
     assert not re.search(r"all-reduce|all-gather|all-to-all|collective|reduce-scatter", text)

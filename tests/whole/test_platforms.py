@@ -131,7 +131,7 @@ def head(program: str, method: str, preset: str = "", **options: Any) -> Callabl
         bank = descent.TrainingSet(shape(N, VIEWS, D), whole(N), shape(N))
         devices = tuple(jax.devices()[:HEADS])
         if program == "compile_mapped":
-            return spread.compile_mapped(spec, devices), (bank, setting, whole(), whole()), {}
+            return spread.compile_mapped(spec, devices), (bank, setting, whole(), whole(), None), {}
         if program == "train_one":
             return descent.train_one, (spec, bank, setting, whole(), whole()), {}
         standard = {"mean": shape(D), "scale": shape(D)}
