@@ -308,7 +308,7 @@ def test_a_tiny_step_for_two_hosts_of_gpus(config: str, tmp_path: Path):
 
 @pytest.mark.slow
 def test_heads_spectra_and_fine_tuning_compile_for_a_v5e(tmp_path: Path):
-    """Small ones; benchmarks/compile_times.py --write compiles them in full size, and docs/benchmarks.md has the times."""
+    """Small ones. Of full size: benchmarks/compile_times.py --write, and docs/benchmarks.md for the times."""
     pytest.importorskip("libtpu", reason="the extra `tpu` is not installed: no compiler for TPUs")
     root = Path(aot.__file__).parent.parent
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(root)}
