@@ -6,8 +6,8 @@ The opponents are numpy.linalg.svd (without vectors) and scikit-learn's Truncate
 (its default algorithm, "randomized"; "arpack" allows at most one component less). All run in one process and take turns
 in every round, so that a busy machine slows all of them. The well-conditioned features are Gaussian. `code` is the same
 in the mode of the released code. `steep` has σ from 1 to exp(-100), for which ours takes an SVD in place of
-the Gram matrix. `jitted` is the route of accelerators: a JAX array, reduced to D × D by a compiled program in float64, on
-one device of this CPU and on eight simulated ones. Seconds are wall time; CPU seconds are those of all threads.
+the Gram matrix. `jitted` is the route of accelerators: a JAX array, reduced to D × D by a compiled program in float64,
+on one device of this CPU and on eight simulated ones. Seconds are wall time; CPU seconds are those of all threads.
 """
 
 import argparse

@@ -79,7 +79,8 @@ class ByGradient:
         self.terms, self.numbers = terms.split(methods.find(method).terms, weights) if weights else (None, {})
         self.grid = _make_grid(config, {"lr": "lrs", "weight_decay": "weight_decays"})
         self.features, self.labels = features, labels
-        self.bank = jax.device_put(TrainingSet(features, labels, np.ones(len(labels), np.float32)))
+        bank = TrainingSet(features, labels, np.ones(len(labels), np.float32))
+        self.bank = bank if spread.is_spread() else jax.device_put(bank)  # a program on all devices places it itself
 
     def train(self, fits: Sequence[HeadFit], n: int) -> list[TunedHead]:
         if methods.is_patient(self.config):
