@@ -20,7 +20,7 @@ PLAIN = {
 HANDLER = "nml_jax.plain"  # the name of our error handler among Python's codecs
 
 # Characters that move a cursor, change a colour or the order of what is read: control characters but the tab and the
-# line feed, marks of direction, separators of lines, halves of surrogate pairs (bytes of file names that are no text).
+# line feed, marks of direction, separators of lines, halves of surrogate pairs (bytes of file names that are not text).
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 

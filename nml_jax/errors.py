@@ -7,17 +7,23 @@ import re
 from collections.abc import Iterator
 
 
+# What ends a line. The name of a file or class may hold it, and a library's message.
+LINE_ENDS = re.compile("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+
+
 class UserError(Exception):
     """Bad input. `main` prints its two lines and exits with 2; only our own bugs print a traceback.
 
     Args:
-        cause: one line about what is wrong, with the offending value.
+        cause: one line about what is wrong, with the offending value. What would end the line is written as Python
+            does, such as \\n.
         cure: one line about what to do.
     """
 
     exit_code = 2
 
     def __init__(self, cause: str, cure: str):
+        cause, cure = (LINE_ENDS.sub(lambda end: repr(end[0])[1:-1], text) for text in (cause, cure))
         super().__init__(cause, cure)
         self.cause, self.cure = cause, cure
 

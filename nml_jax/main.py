@@ -280,7 +280,7 @@ def _make_one_line(error: Any) -> str:
     """Return the message of the innermost of nested exceptions, without line breaks."""
     while isinstance(error, BaseException) and error.args:
         error = error.args[0]
-    return " ".join(str(error).split())
+    return re.sub(r"\('Non-boolean argument.*\)$", "it must be true or false", " ".join(str(error).split()))
 
 
 def run(argv: list[str] | None = None) -> int:

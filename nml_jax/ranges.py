@@ -11,8 +11,8 @@ from nml_jax.errors import UserError
 
 KINDS = {
     "positive integers": lambda value: isinstance(value, int) and value > 0,
-    "positive numbers": lambda value: isinstance(value, (int, float)) and value > 0,
-    "numbers of 0 or more": lambda value: isinstance(value, (int, float)) and value >= 0,
+    "positive numbers": lambda value: isinstance(value, (int, float)) and 0 < value < math.inf,
+    "numbers of 0 or more": lambda value: isinstance(value, (int, float)) and 0 <= value < math.inf,
 }
 
 
@@ -42,7 +42,8 @@ def require_share(section: str, config: Any, *keys: str, below_one: bool = False
 def require_interval(section: str, config: Any, *keys: str) -> None:
     """Require pairs (low, high) with 0 < low <= high."""
     for key in keys:
-        if len(config[key]) != 2 or not 0 < config[key][0] <= config[key][1]:
+        numbers = [value for value in config[key] if isinstance(value, (int, float))]
+        if len(config[key]) != 2 or len(numbers) != 2 or not 0 < numbers[0] <= numbers[1] < math.inf:
             raise _make_error(section, config, key, "(low, high) with 0 < low <= high", "='(low, high)'")
 
 
@@ -50,14 +51,15 @@ def require_distinct(kind: str, section: str, config: Any, *keys: str) -> None:
     """Require tuples of at least one value, each once and of KINDS[kind]."""
     for key in keys:
         values = config[key]
-        if not values or len(set(values)) < len(values) or not all(map(KINDS[kind], values)):
+        if not values or not all(map(KINDS[kind], values)) or len(set(values)) < len(values):
             raise _make_error(section, config, key, f"a tuple of distinct {kind}", "='(1, 10)'")
 
 
 def require_names(section: str, config: Any, *keys: str) -> None:
     """Require tuples of at least one name, each once."""
     for key in keys:
-        if not config[key] or len(set(config[key])) < len(config[key]):
+        texts = {name for name in config[key] if isinstance(name, str)}
+        if not texts or len(texts) < len(config[key]):
             raise _make_error(section, config, key, "a tuple of at least one name, each once", "='(\"name\",)'")
 
 

@@ -40,3 +40,8 @@ def test_other_errors_are_the_disks_only_while_a_path_is_written():
         raise FileExistsError(17, "File exists", "/run")
     with pytest.raises(ValueError, match="a bug"), errors.report_disk_errors("/run"):
         raise ValueError("a bug")
+
+
+def test_a_name_with_line_ends_keeps_an_error_on_two_lines():
+    error = errors.UserError("a\nb\x85c\u2028.npz is damaged", "delete a\r\nb")
+    assert str(error).splitlines() == ["a\\nb\\x85c\\u2028.npz is damaged", "  cure: delete a\\r\\nb"]

@@ -20,6 +20,8 @@ class Section(SimpleNamespace):
         (ranges.require_share, 1.5, "tune.x must be in [0, 1], got 1.5"),
         (ranges.require_share, float("nan"), "tune.x must be in [0, 1], got nan"),
         (ranges.require_interval, (0.5, 0.1), "tune.x must be (low, high) with 0 < low <= high, got (0.5, 0.1)"),
+        (ranges.require_interval, ("a", 1), "tune.x must be (low, high) with 0 < low <= high, got ('a', 1)"),
+        (ranges.require_names, ([1],), "tune.x must be a tuple of at least one name, each once, got ([1],)"),
         (ranges.require_names, ("a", "a"), "tune.x must be a tuple of at least one name, each once, got ('a', 'a')"),
     ],
 )
@@ -45,7 +47,7 @@ def test_shares_may_be_one_or_not():
         ranges.require_share("data", Section(x=1.0), "x", below_one=True)
 
 
-@pytest.mark.parametrize("values", [(), (1, 1), (0,), (1.5,), ("1",)])
+@pytest.mark.parametrize("values", [(), (1, 1), (0,), (1.5,), ("1",), ([1],), (float("inf"),)])
 def test_grids_are_tuples_of_distinct_numbers(values: tuple):
     with pytest.raises(UserError) as e:
         ranges.require_distinct("positive integers", "tune", Section(ks=values), "ks")

@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 
 from nml_jax import inputs, settings
 from nml_jax.data import sources
+from nml_jax.processes import peers
+from nml_jax.tasks.classification import Task, load_task
 
 CURE = "give every process the same command, and every host the same files, or one folder that all see"
 FREE = ("runtime.threads", "runtime.prefetch")  # keys that change no number, and fit the host
@@ -29,3 +31,14 @@ def collect_inputs(config: ConfigDict, cells: Mapping[str, ConfigDict], force: S
 def collect_training(steps: int) -> dict[str, str]:
     """Collect what a training reads and does, once its data are open."""
     return {**sources.opened, "number of steps": str(steps)}
+
+
+def open_task(name: str, config: ConfigDict) -> Task:
+    """Load a downstream task, and compare its sources between the processes, which must score the same records.
+
+    Raises:
+        UserError: it does not exist, or a host has other data.
+    """
+    task = load_task(name, config)
+    peers.require_same(lambda: dict(sources.opened), CURE)
+    return task

@@ -17,7 +17,7 @@ from nml_jax.tuning.head_file import classes_to_json
 
 RESERVED = {"train", "holdout", "mean"}  # split names that have another meaning
 MANY = 1000  # above this number of classes, labels that rarely repeat are taken for ids
-DISTINCT = 0.1  # share of different training rows below which equal rows are no wonder, such as a few whole numbers
+DISTINCT = 0.1  # share of different training rows below which equal rows are expected, as for a few whole numbers
 TASK, LAYER = "features", "features"  # their names in rows
 
 

@@ -56,7 +56,7 @@ class Listing:
         splits: split -> its images; the length is their number.
         classes: names of the classes in the order of the labels.
         refused: {"file": key, "reason": reason} of every refused file.
-        left_out: {"file": key, "reason": reason, "files": number of files} of what is no image of the dataset.
+        left_out: {"file": key, "reason": reason, "files": number of files} of what is not an image of the dataset.
         dropped: names of classes without a usable image in the training split.
         seen: number of files, whether used or not: those accepted, refused and left out. None if it is not known.
         resize: largest shorter side of an image in pixels, or None.

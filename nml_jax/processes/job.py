@@ -54,7 +54,7 @@ class Membership:
         self.progress = Progress(self.process_names)
         self.cause: str | None = None  # why this process must end
         self.code: int | None = None  # the exit code of the end that has begun
-        self.finished = threading.Event()  # set: a missing process is no error any more
+        self.finished = threading.Event()  # set: from now on a missing process is not an error
         self.is_joining = self.has_joined = False
         self.leaving = threading.Lock()
         self.stderr = HeldStderr()

@@ -48,5 +48,5 @@ def _count_features(content: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 def _check(content: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
     counts = {str(split): {str(name): n for name, n in of.items()} for split, of in content.items()}
     if not all(type(n) is int for of in counts.values() for n in of.values()):
-        raise TypeError("a count of records is no whole number")
+        raise TypeError("a count of records is not a whole number")
     return counts

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import console, errors, models, runtime, settings, spectrum
-from nml_jax.assembly import encoder, evaluators
+from nml_jax.assembly import agreement, encoder, evaluators
 from nml_jax.assembly.encoder import describe_origin
 from nml_jax.assembly.feature_sets import BLOCK
 from nml_jax.assembly.spectra import DeviceSpectra, make_entry, make_rows, singular_values
@@ -25,7 +25,7 @@ from nml_jax.runs.classes import TASKS, write_counts
 from nml_jax.runs.files import write_json
 from nml_jax.runs.rows import Row, write_rows
 from nml_jax.stages.stage import Outputs, Stage
-from nml_jax.tasks.classification import Test, check_tasks, load_task
+from nml_jax.tasks.classification import Test, check_tasks
 
 VERSION = 1
 
@@ -49,7 +49,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     written: dict[str, str] = {}
     index, counts = BankIndex(frozen.step, config.extract.weights, {}), {}
     for name in config.downstream.tasks:
-        task = load_task(name, config)
+        task = agreement.open_task(name, config)
         train = Test(task.name + "/train", "id", task.train)
         for test in (train, *task.tests):
             split = "train" if test is train else test.split

@@ -18,18 +18,18 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors.numpy
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import errors, runtime, settings
-from nml_jax.assembly import encoder, evaluators
+from nml_jax.assembly import agreement, encoder, evaluators
 from nml_jax.data.stratify import draw_stratified
 from nml_jax.evals import collect, mapped
 from nml_jax.processes import peers
 from nml_jax.runs.files import write_bytes
 from nml_jax.runs.heads import correct_path, write_correct
 from nml_jax.runs.rows import Row, has_rows, read_rows, write_rows
+from nml_jax.runs.tensors import seal_tensors
 from nml_jax.stages.finetune_search import (
     FinetuneSetup,
     Heads,
@@ -40,7 +40,7 @@ from nml_jax.stages.finetune_search import (
     name_setting,
 )
 from nml_jax.stages.stage import Outputs, Stage
-from nml_jax.tasks.classification import check_tasks, load_task
+from nml_jax.tasks.classification import check_tasks
 from nml_jax.training import checkpoint, finetune, lora
 from nml_jax.training.leaves import name_leaves
 from nml_jax.tuning.holdout import check_choices
@@ -63,7 +63,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     origin = encoder.describe_origin(config, frozen.ledger, **where)
     rows: list[Row] = []
     for name in config.downstream.tasks:
-        task = load_task(name, config)
+        task = agreement.open_task(name, config)
         for share in config.finetune.shares:
             for seed in settings.repetition_seeds(config.seed, config.finetune.seeds):
                 kept = draw_stratified(task.train.labels, share, config.seed)
@@ -160,7 +160,7 @@ def keep(setup: FinetuneSetup, folder: Path, end: tuple[Any, Any], done: Trained
     elif jax.process_index() == 0:
         named = {name: np.asarray(x) for part in (head, end[1]["head"]) for name, x in name_leaves(part).items()}
         with errors.report_disk_errors(folder):
-            write_bytes(folder / "head.safetensors", safetensors.numpy.save(named))
+            write_bytes(folder / "head.safetensors", seal_tensors(named, {}))
     ledger = setup.frozen.ledger
     meta = {
         "config": settings.to_json(config), "ledger": ledger.to_dict() if ledger else None, "lr": done.lr,

@@ -143,8 +143,10 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
             (workdir / file).unlink()  # a stage continues from what it finds
     if first:
         known = hash_files(workdir, stage.outputs.grown)
+        # A file that another hand has changed keeps its old hash, so that it stays unproved, whenever this start ends.
+        edited = {file: sha for file, sha in own.get("files", {}).items() if known.get(file, sha) != sha}
         threads = _list_threads(workdir, record, {} if changed or redo else own)
-        record["stages"][name] = {"inputs": now, **threads}
+        record["stages"][name] = {"inputs": now, **threads, **({"files": edited} if edited else {})}
         with report_disk_errors(workdir):
             write_record(workdir, record)
     peers.agree(True)  # other processes wait until old outputs are removed
@@ -158,7 +160,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
         record["stages"][name] |= {
             "output": output,
             "rows": hash_rows(workdir, [name])[name],
-            "files": _hash_outputs(workdir, stage, own, known),
+            "files": hash_files(workdir, (*stage.outputs.proved, *stage.outputs.grown)) | edited,
             "version": stage.version,
             "seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -177,21 +179,6 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
     if first:
         console.notice(f"{name_run(workdir)}: {name} finished in {console.format_seconds(seconds)}")
     return True
-
-
-def _hash_outputs(workdir: Path, stage: Stage, own: Mapping[str, Any], before: Mapping[str, str]) -> dict[str, str]:
-    """Return the SHA-256 of the stage's files.
-
-    A file that only training writes, and that this start left alone, keeps the hash that it had: if it was changed by
-    another hand, it stays unproved.
-
-    Args:
-        own: the stage's record before this start.
-        before: the hashes of these files before this start.
-    """
-    now = hash_files(workdir, (*stage.outputs.proved, *stage.outputs.grown))
-    kept = {name: sha for name, sha in own.get("files", {}).items() if name in before and now.get(name) == before[name]}
-    return now | kept
 
 
 def _list_threads(workdir: Path, record: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, list[int]]:

@@ -9,13 +9,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import errors, runtime, settings
-from nml_jax.assembly import encoder, evaluators
+from nml_jax.assembly import agreement, encoder, evaluators
 from nml_jax.data import sources
 from nml_jax.data.sources.source import Source
 from nml_jax.processes import peers
 from nml_jax.runs.rows import Row, write_rows
 from nml_jax.stages.stage import Outputs, Stage
-from nml_jax.tasks.classification import check_tasks, choose_dataset_name, load_task
+from nml_jax.tasks.classification import check_tasks, choose_dataset_name
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
@@ -42,7 +42,7 @@ def score_task(config: ConfigDict, frozen: encoder.Encoder, mesh: Mesh) -> Itera
     tokenizer, model, batch = encoder.load_tokenizer(config), frozen.model, config.extract.batch
     weights = frozen.params, frozen.model_state
     for name in config.downstream.tasks:
-        task, classes = load_task(name, config), None
+        task, classes = agreement.open_task(name, config), None
         for test in task.tests:
             evaluator = evaluators.build_zero_shot(config, model, mesh, task, test, tokenizer, batch=batch)
             where = {"task": name, "split": test.split, "domain": test.domain, "n_test": len(test.source)}

@@ -178,7 +178,7 @@ BIAS = "params/head/bias"
 
 
 def count_classes(init_from: str) -> int | None:
-    """Return for how many classes the head of a run's weights is; None if `init_from` is no run."""
+    """Return the number of classes of a run's head; None if `init_from` is not a run."""
     path = Path(init_from)
     return _read_newest(path, None, _read_meta)["num_classes"] if path.is_dir() else None
 

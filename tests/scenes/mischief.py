@@ -361,7 +361,8 @@ def _make_column(n: int, rng: Rng) -> pa.Array:
 def disturb_folder(folder: Path, files: Sequence[Path], rng: Rng) -> None:
     """Change the names and kinds of files: renamed, doubled, emptied, folders in place of files, loops of links."""
     path = pick(rng, files)
-    other = path.with_name(pick(rng, WORDS).replace("/", "").replace("\x00", "")[:80] + path.suffix)
+    name = pick(rng, WORDS).replace("/", "").replace("\x00", "")[:80]
+    other = path.with_name(name + path.suffix if name + path.suffix not in ("", ".") else "x")
     with contextlib.suppress(OSError, ValueError):
         match int(rng.integers(7)):
             case 0:

@@ -3,6 +3,11 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
+from ml_collections import ConfigDict
+
+from nml_jax.errors import UserError
+from nml_jax.runs.record import check_files, read_record
 from nml_jax.runs.rows import Row, write_rows
 from nml_jax.stages import runner
 from nml_jax.stages.stage import Outputs
@@ -57,3 +62,38 @@ def test_going_on_with_other_threads_is_told(tmp_path: Path, monkeypatch, capsys
     assert "NPROC=8" in capsys.readouterr().err
     monkeypatch.setattr(runner.runtime, "describe_environment", dict)  # of a GPU
     assert runner._list_threads(tmp_path, finished, {}) == {}
+
+
+def test_an_edited_file_of_training_stays_unproved_after_a_start_that_was_killed(tmp_path: Path, monkeypatch, mesh):
+    """A start that dies between its beginning and its end must not forget the hash of what it found."""
+    metrics, whole = tmp_path / "metrics.jsonl", tmp_path / "whole"
+
+    def train(config, workdir, mesh):
+        if not metrics.exists():
+            metrics.write_text("1\n")
+        whole.touch()
+        return "result"
+
+    def die(config, workdir, mesh):
+        raise KeyboardInterrupt
+
+    outputs = Outputs(("metrics.jsonl", "whole"), grown=("metrics.jsonl",))
+    stage = dataclasses.replace(runner.find_stage("pretrain"), keys=("seed",), outputs=outputs, run=train)
+    monkeypatch.setattr(runner, "find_stage", lambda name: stage)
+
+    def run():
+        return runner.run("pretrain", ConfigDict({"seed": 0}), tmp_path, mesh)
+
+    assert run()
+    check_files(tmp_path, read_record(tmp_path))
+    metrics.write_text("2\n")  # by another hand
+    whole.unlink()  # so that the stage runs again, and goes on from what it finds
+    stage = dataclasses.replace(stage, run=die)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    stage = dataclasses.replace(stage, run=train)
+    assert run()
+    with pytest.raises(UserError, match=r"metrics\.jsonl has changed since the stage pretrain wrote it"):
+        check_files(tmp_path, read_record(tmp_path))
+    metrics.write_text("1\n")  # the cure
+    check_files(tmp_path, read_record(tmp_path))

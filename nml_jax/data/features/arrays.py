@@ -269,7 +269,7 @@ def _describe_safetensors(path: Path) -> tuple[dict[str, _Entry], Mapping[str, s
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-    metadata, entries = header.pop("__metadata__", {}), {}
+    metadata, entries = header.pop("__metadata__", None) or {}, {}
     for name, entry in header.items():
         if entry["dtype"] not in SAFETENSORS:
             raise ValueError(f"{name!r} has dtype {entry['dtype']}, not one of {', '.join(SAFETENSORS)}")

@@ -160,7 +160,7 @@ def _count_fields(kind: pa.DataType, cells: pa.Array) -> int:
 def _count_floats(cells: Sequence[bytes], *, named: bool) -> int:
     """Return how many numbers bytes of one length hold. Without a telling name, they must look like floats.
 
-    Bytes that are no numbers, such as keys, have exponents of all sizes when they are read as floats.
+    Bytes that are not numbers, such as keys, have exponents of all sizes when they are read as floats.
     """
     sizes, data = {len(cell) for cell in cells}, b"".join(cells)
     if len(sizes) != 1 or not data or data.isascii():

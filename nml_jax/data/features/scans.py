@@ -128,10 +128,10 @@ def _check_words(path: Path, types: Types) -> None:
 
 def _open_json(path: Path, columns: list[str], types: Types) -> pa.RecordBatchReader:
     """Open a file of JSON lines. Its first block decides the types, and numbers may have fractions in later ones."""
+    known = _infer_schema(path, path.stat().st_mtime_ns)
     options = pyarrow.json.ReadOptions(block_size=TEXT_BYTES, use_threads=False)
     if not columns:
         return pyarrow.json.open_json(path, options)
-    known = _infer_schema(path, path.stat().st_mtime_ns)
     fields = []
     for name in columns:
         kind = known.field(name).type
@@ -143,7 +143,17 @@ def _open_json(path: Path, columns: list[str], types: Types) -> pa.RecordBatchRe
 
 @functools.lru_cache(maxsize=64)
 def _infer_schema(path: Path, _: int) -> pa.Schema:
-    """Return the schema of the first block of a file of JSON lines. The second argument is when it was changed."""
+    """Return the schema of the first block of a file of JSON lines. The second argument is when it was changed.
+
+    Raises:
+        UserError: a line is null. Arrow 26 crashes with a segmentation fault where a block begins with one.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            for part in line.split(b"\r"):
+                start = part.lstrip(b" \t\xef\xbb\xbf")
+                if start.startswith(b"null") and not start[4:].lstrip().startswith((b",", b"}", b"]")):
+                    raise UserError(f"{path}: line {number} is null, not an object", "remove the line")
     return pyarrow.json.open_json(path, pyarrow.json.ReadOptions(block_size=TEXT_BYTES, use_threads=False)).schema
 
 

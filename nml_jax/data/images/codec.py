@@ -104,7 +104,7 @@ def _decode_jpeg(image: bytes) -> np.ndarray | None:
 
 def _convert_array(image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3, 4):
-        raise ImageError(f"an array of {image.dtype} {image.shape} is no uint8 [H, W, 1 | 3 | 4]")
+        raise ImageError(f"an array of {image.dtype} {image.shape} is not uint8 [H, W, 1 | 3 | 4]")
     match image.shape[2]:
         case 3:
             return image

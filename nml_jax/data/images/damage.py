@@ -102,7 +102,7 @@ def _is_padding(data: bytes, end: int, count: int) -> bool:
     """Return whether the `count` bytes before `end` are padding, and not image data that came after a damaged place."""
     rest = data[end - count : end] if count <= end else b""
     values = set(rest)
-    if len(values) == 1:  # if the scan ran into it, it is no padding: it overwrote image data
+    if len(values) == 1:  # if the scan ran into it, it is not padding: it overwrote image data
         return len(data[:end]) - len(data[:end].rstrip(rest[:1])) <= count + PREFETCHED
     return bool(rest) and (count <= JUNK_BYTES or len(values) <= JUNK_VALUES)
 

@@ -215,7 +215,7 @@ def check_caption(value: Any) -> tuple[str, str]:
     try:
         text = value.decode("utf-8-sig") if isinstance(value, bytes) else value
         if not isinstance(text, str):
-            return "", "caption is no text"
+            return "", "caption is not text"
         text.encode("utf-8")
     except UnicodeError:
         return "", "caption is not UTF-8"
@@ -254,7 +254,7 @@ def _read_field(fields: dict[str, Any], name: str) -> tuple[str, str]:
     if value is None or is_empty(text):
         return "", f"no field {name!r}"
     if not isinstance(value, bytes | str | int | float):
-        return "", f"field {name!r} is no single value"
+        return "", f"field {name!r} is not a single value"
     return clean_name(text), ""
 
 

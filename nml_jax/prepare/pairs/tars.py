@@ -130,9 +130,9 @@ def _read_pair(file: BinaryIO, key: str, members: dict[str, tuple[int, int]], co
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as e:
-            return Refusal(key, f"KEY.json is no JSON: {e}")
+            return Refusal(key, f"KEY.json is not JSON: {e}")
         if not isinstance(fields, dict):
-            return Refusal(key, "KEY.json is no JSON object")
+            return Refusal(key, "KEY.json is not a JSON object")
     if columns.captions is not None:
         captions = flatten_captions(fields.get(name) for name in columns.captions)
     elif fields.get("captions"):

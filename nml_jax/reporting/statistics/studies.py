@@ -2,7 +2,7 @@
 
 A study is a set of runs that differ in one thing (the noise, or one other key) and in their seeds. A condition is one
 value of that thing; its runs are the seeds. Several heads in one run are averaged first: they share the run's features
-and are no independent repetitions.
+and are not independent repetitions.
 """
 
 import dataclasses

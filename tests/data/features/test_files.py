@@ -602,6 +602,13 @@ def test_a_named_column_that_is_none_of_numbers(tmp_path: Path):
     check_refused(tmp_path / "x.parquet", "no column 'u'", "'a'", columns="u")
 
 
+def test_metadata_that_are_null_are_none(tmp_path: Path):
+    save_file({"features": np.eye(3, dtype=np.float32), "labels": np.arange(3)}, tmp_path / "x.safetensors", {"a": "b"})
+    data = (tmp_path / "x.safetensors").read_bytes()
+    (tmp_path / "x.safetensors").write_bytes(data.replace(b'{"a":"b"}', b"null     "))
+    assert open_features(str(tmp_path / "x.safetensors")).class_names == ()
+
+
 def test_a_safetensors_dtype_that_is_not_known(tmp_path: Path):
     header = json.dumps({"x": {"dtype": "F8_E5M2", "shape": [1, 2], "data_offsets": [0, 2]}}).encode()
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"ab")

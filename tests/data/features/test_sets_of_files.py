@@ -140,6 +140,12 @@ def test_json_lines(tmp_path: Path):
     path.write_text('{"f0": 1, "label": 0}\n{"label": 1}\n')
     with pytest.raises(UserError, match="rows 1"):
         open_features(str(path)).read()
+    row = '{"f0": 1, "label": 0}'
+    for at, text in {1: f"null\n{row}\n", 2: f"{row}\n null \n{row}\n", 3: f"\r\n{row}\r\n\tnull"}.items():
+        path.write_text(text)  # Arrow would end the process
+        refuse(path, f"line {at} is null, not an object")
+    path.write_text('{"f0": 1, "x":\nnull, "label": 0}\n{"f0": 2, "label": 1,\n "x":\nnull}\n')
+    np.testing.assert_array_equal(open_features(str(path)).read()[:, 0], [[1], [2]])
 
 
 def test_first_version_of_feather_and_damage(tmp_path: Path):

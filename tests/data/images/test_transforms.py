@@ -125,7 +125,7 @@ def test_arrays():
     assert decode(image) is image
     np.testing.assert_array_equal(decode(image[..., :1]), np.repeat(image[..., :1], 3, -1))
     for wrong in (image / 255, image[..., 0], image[..., :2]):
-        with pytest.raises(ImageError, match="is no uint8"):
+        with pytest.raises(ImageError, match="is not uint8"):
             decode(wrong)
 
 

@@ -203,7 +203,7 @@ def test_reasons_are_one_line_with_the_key():
     data = source(keys=[f"train/{i}\n.png" for i in range(N)])
     reasons = {i: pipeline.find_reason(data, i) for i in (*sorted(BROKEN), 0)}
     assert reasons[2] == "train/2 .png: not an image"
-    assert reasons[3] == "train/3 .png: an array of uint8 (8, 8, 2) is no uint8 [H, W, 1 | 3 | 4]"
+    assert reasons[3] == "train/3 .png: an array of uint8 (8, 8, 2) is not uint8 [H, W, 1 | 3 | 4]"
     assert reasons[20].startswith("train/20 .png: truncated or damaged: ")
     assert reasons[0] == "train/0 .png: decoded when it was read again"
     assert pipeline.find_reason(source(), 11).startswith("11: ")
