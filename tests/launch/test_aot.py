@@ -206,7 +206,7 @@ class Lowered:
     def __init__(self, message: str):
         self.message = message
 
-    def compile(self):
+    def compile(self, options=None):
         raise RuntimeError(self.message)
 
 
