@@ -151,7 +151,7 @@ def run_parts(record: Record, names: list[str], script: str, python: str, flags:
             record.write()
 
 
-def _end(record: Record, todo: list[str], name: str | None, begun: float, how: dict[str, Any]) -> None:
+def _end(record: Record, todo: list[str], name: Any, begun: float, how: dict[str, Any]) -> None:
     """Note how a part has ended, and take it off the list."""
     if name is None:
         return

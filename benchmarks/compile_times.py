@@ -10,6 +10,7 @@ blocks. A bound is the longer of FLOP at the peak of the unit that they use, and
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -105,10 +106,10 @@ def compile_all(tiny: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (name, seconds, and bytes of a device) of every program."""
     devices = tuple(aot.list_devices(TOPOLOGY))
     rows, dim = (4096, 16) if tiny else (N - N % len(devices), D)
-    lowered = {f"head: {method}": (lambda m=method: lower_head(m, devices, tiny)) for method in METHODS}
-    lowered |= {f"spectrum: {name}": (lambda m=m: lower_spectrum(m, devices, rows, dim, False))
-                for name, m in MODES.items()}  # fmt: skip
-    lowered["fine-tuning step: LoRA, NMTune"] = lambda: lower_finetuning(devices, tiny)
+    lowered: dict[str, Any] = {f"head: {m}": functools.partial(lower_head, m, devices, tiny) for m in METHODS}
+    for name, mode in MODES.items():
+        lowered[f"spectrum: {name}"] = functools.partial(lower_spectrum, mode, devices, rows, dim, double=False)
+    lowered["fine-tuning step: LoRA, NMTune"] = functools.partial(lower_finetuning, devices, tiny)
     for name, lower in lowered.items():
         program = lower()
         begun = time.perf_counter()

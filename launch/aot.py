@@ -147,7 +147,7 @@ def count_traffic(compiled: Any) -> dict[str, float]:
     if cost := compiled.cost_analysis():
         return cost
     import jax
-    from jaxlib import _jax
+    from jaxlib import _jax  # pyright: ignore[reportAttributeAccessIssue]
 
     (module,) = compiled.runtime_executable().hlo_modules()  # a GPU's compiler does not say
     return _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)

@@ -40,7 +40,8 @@ def serve(actions: Mapping[str, Action]) -> None:
     kept: dict[str, Any] = {}
     _serving = True
     try:
-        while order := peers.agree(None):
+        no_order: Any = None
+        while order := peers.agree(no_order):
             arrays = _broadcast([np.zeros(shape, dtype) for shape, dtype in order["arrays"]])
             actions[order["action"]](order["static"], arrays, kept)
     finally:

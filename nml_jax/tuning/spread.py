@@ -65,9 +65,11 @@ def train(
     with limit_blas():
         if is_spread() if mapped is None else mapped:
             arrays = [*_flatten(bank), *_flatten(_stack(ready))]
-            trees = crew.order(
-                ACTIONS, "train", [_to_json(spec), sorted(ready[0].numbers), int(n), int(epochs)], arrays
-            )
+            if spec.standardize and jax.default_backend() == "cpu":  # sums of another program round differently
+                none = np.int32(n), np.int32(0)
+                arrays += _flatten(_stack([descent.train_one(spec, bank, s, *none)[1]["input"] for s in ready]))
+            static = [_to_json(spec), sorted(ready[0].numbers), int(n), int(epochs)]
+            trees = crew.order(ACTIONS, "train", static, arrays)
             return [jax.tree.map(lambda x, i=i: x[i], trees) for i in range(len(ready))]
         out, cores = [], os.cpu_count() or 1  # a run uses one core, and calls return before they are done
         sizes = np.int32(n), np.int32(epochs)
@@ -267,7 +269,7 @@ def _flatten(tree: Any) -> list[np.ndarray]:
 
 def _unflatten(arrays: list[np.ndarray], names: Sequence[str]) -> tuple[TrainingSet, Setting, list[np.ndarray]]:
     """Return the bank, the settings whose terms have numbers of these names, and what is left."""
-    like = Setting(*(0,) * 4, dict.fromkeys(names, 0), *(0,) * 3)
+    like = Setting(0, 0, 0, 0, dict.fromkeys(names, 0), 0, 0, 0)
     count = len(TrainingSet._fields)
     end = count + len(jax.tree.leaves(like))
     settings = jax.tree.unflatten(jax.tree.structure(like), arrays[count:end])
