@@ -147,7 +147,7 @@ def run_parts(record: Record, names: list[str], script: str, python: str, flags:
                 current = None
             else:  # it begins
                 current, begun, limit = said["part"], time.monotonic(), LIMITS[said["part"]]
-                record.part(current)
+                record.part(said["part"])
             record.write()
 
 

@@ -4,6 +4,7 @@ The models have the shapes of ours, and as many parameters. A step does what our
 the device, then come loss, gradient, its norm, and fused AdamW. The forward pass is in bfloat16 by autocast, images and
 the ResNet are channels-last, and torch.compile compiles the model.
 """
+# ruff: noqa: B023  a step is used up before the next is defined
 
 import time
 from collections.abc import Callable, Iterator
@@ -129,10 +130,7 @@ def measure_steps(name: str, device: str) -> Callable[[bool], Iterator[Row]]:
             given = (text,) if name == "clip_vitb16" else ()
             forward = torch.compile(model) if cuda else model
 
-            def step(
-                model: Any = model, optimizer: Any = optimizer, image: Any = image, given: Any = given,
-                label: Any = label, forward: Any = forward,
-            ) -> Any:  # fmt: skip
+            def step() -> Any:
                 with torch.autocast(device, torch.bfloat16):
                     logits = forward(((image - mean) / std).contiguous(memory_format=torch.channels_last), *given)
                 loss = functional.cross_entropy(logits.float(), label)
@@ -160,7 +158,7 @@ def measure_steps(name: str, device: str) -> Callable[[bool], Iterator[Row]]:
                 "compile_seconds": compiling,
                 "parameters": sum(p.numel() for p in model.parameters()),
             }
-            del model, optimizer, forward, step  # pyright: ignore
+            del model, optimizer, forward
             if cuda:
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
