@@ -158,7 +158,7 @@ def measure_steps(name: str, device: str) -> Callable[[bool], Iterator[Row]]:
                 "compile_seconds": compiling,
                 "parameters": sum(p.numel() for p in model.parameters()),
             }
-            del model, optimizer, forward
+            model = optimizer = forward = None  # free them before the next
             if cuda:
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
