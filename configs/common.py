@@ -195,10 +195,17 @@ def get_config() -> ConfigDict:
     tune.shares = (1.0,)  # shares of the training rows, stratified; smaller ones are subsets of larger ones
     tune.noises = (0.0,)  # shares of wrong labels among the training rows
     tune.noise_kind = "symmetric"  # kind of these wrong labels: symmetric | pair
+    # What decides settings, when training stops, the recommendation and the claims of the report.
+    tune.metric = "task"  # task (the task's own: settings, by the loss the rest) | one of nml_jax.evals.metrics.METRICS
+    # Weights of the classes in the cross-entropy: pairs of a name and a weight, or one for each class in their order.
+    tune.class_weight = ()  # (): 1 each; ("balanced",): rows / (classes · rows of the class), as in scikit-learn
+    tune.calibrate = False  # probabilities: divide logits by a temperature found on held-out rows; predictions stay
     tune.suspects = "keep"  # keep | drop | relabel likely wrong labels; beside these heads the others are trained, too
     tune.start = "fresh"  # fresh (random weights) | probe (solved, its C among tune.cs); methods trained by gradient
-    tune.patience = 0  # epochs without a lower validation loss after which training stops; 0: never
+    tune.patience = 0  # most epochs without a lower validation loss until training stops (enough: 150 steps); 0: never
     tune.halving = False  # give all settings a quarter of the epochs, and the rest to the better half alone
+    tune.widen = False  # where the best setting is at the edge of its grid, try one more, by the grid's own ratio
+    tune.refit = True  # train heads again on all training rows; False: without the validation part, as they were chosen
     tune.shared = False  # choose settings once, on one split; runs with the same training rows share them
     tune.width = 4  # MLP: hidden width over the feature dimension; 0: chosen by rows and dimension
     tune.depth = 1  # MLP: hidden layers
@@ -265,7 +272,7 @@ def get_config() -> ConfigDict:
     finetune.shares = (1.0,)  # shares of the training images, stratified; smaller ones are subsets of larger ones
 
     diagnose = config.diagnose = ConfigDict()
-    diagnose.folds = 5  # folds of the cross-validation on the training features
+    diagnose.folds = 5  # folds of the cross-validation on the training features; 0: only measure them
     diagnose.rows = 2000  # most rows to cross-validate, stratified
     diagnose.start = "fresh"  # NMTune as released (fresh), or from the probe with early stopping (probe)
 

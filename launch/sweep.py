@@ -5,7 +5,7 @@
     python launch/sweep.py --as=jobset --image=REGISTRY/nml_jax:tpu --topology=8x8 -- --config=...  JobSets
 
 It only prints unless --submit is given. The cells are those of nml_jax.main with the same flags, in the same folder. A
-single run is a sweep of one cell. The last command is the report over all cells. JAX is not needed here.
+single run is a sweep of one cell. The last command is the report over all cells. No device is used here.
 """
 
 import re

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterator
 
-
 # What ends a line. The name of a file or class may hold it, and a library's message.
 LINE_ENDS = re.compile("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 

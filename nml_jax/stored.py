@@ -3,10 +3,11 @@
 A stored file may be cut, flipped, edited or not ours. So nothing that is read back is used before its types are known.
 """
 
+import functools
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, Union, get_args, get_origin
 
@@ -89,16 +90,25 @@ def fits(value: Any, kind: Any) -> bool:
 
     A float is any finite number, an integer is not a bool, and lists stand for tuples.
     """
-    origin, inner = get_origin(kind), get_args(kind)
+    return _make_check(kind)(value)
+
+
+@functools.cache
+def _make_check(kind: Any) -> Callable[[Any], bool]:
+    """Return the function that checks values for a type. A file of rows has the same few types a million times."""
+    origin, inner = get_origin(kind), [_make_check(one) for one in get_args(kind)]
     if kind is Any:
-        return True
+        return lambda value: True
     if origin in (Union, types.UnionType):
-        return any(fits(value, one) for one in inner)
+        return lambda value: any(check(value) for check in inner)
     if origin in (list, tuple):
-        return isinstance(value, (list, tuple)) and all(fits(item, inner[0]) for item in value)
+        return lambda value: isinstance(value, (list, tuple)) and all(map(inner[0], value))
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
+        keys, values = inner
+        return lambda value: isinstance(value, Mapping) and all(map(keys, value)) and all(map(values, value.values()))
     if kind in (int, float):
-        number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-        return number and abs(value) < math.inf
-    return value is None if kind is None else isinstance(value, kind)
+        classes = int if kind is int else (int, float)
+        return lambda value: isinstance(value, classes) and not isinstance(value, bool) and abs(value) < math.inf
+    if kind is None:
+        return lambda value: value is None
+    return lambda value: isinstance(value, kind)

@@ -17,7 +17,7 @@ PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
 FLAGS = (os.environ.get("XLA_FLAGS", ""), QUICK, "--xla_cpu_parallel_codegen_split_count=1", PATIENT)
 os.environ["XLA_FLAGS"] = " ".join(FLAGS).strip()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "xla")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # XLA runs programs in a pool of as many threads as there are cores or devices, and a device that waits for the others
 # keeps its thread. Two programs at once can fill the pool of eight with waiting devices, and then nobody ever arrives:
@@ -39,7 +39,10 @@ if not flags.FLAGS.is_parsed():
 
 
 # The longest files, in this order: begun first, so that no worker is left alone with one at the end.
-LONGEST = ("tests/whole/test_readme.py", "tests/whole", "tests/test_main.py", "tests/training", "tests/stages")
+LONGEST = (
+    "tests/whole", "tests/test_main.py", "tests/training", "tests/stages", "tests/tuning", "tests/objectives",
+    "tests/reporting", "tests/spectrum", "tests/models", "tests/prepare", "tests/processes", "tests/launch",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -26,7 +25,7 @@ from nml_jax.runs.metrics import read_metrics
 from nml_jax.runs.rows import read_rows
 from nml_jax.stages import experiment
 from nml_jax.training import checkpoint, checksums
-from tests.scenes import digits_experiment
+from tests.scenes import digits_experiment, programs
 from tests.scenes.digits_experiment import flags, launch
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +48,7 @@ def workdir(finished: Path, tmp_path: Path) -> Path:
 def run_command(*args: str, cwd: Path = ROOT, **kwargs) -> subprocess.CompletedProcess:
     program = [sys.executable, "-m", "nml_jax.main", *args]
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | kwargs.pop("env", {})
-    return subprocess.run(program, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, **kwargs)
+    return programs.run(program, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, **kwargs)
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:
@@ -201,7 +200,7 @@ def test_weights_from_a_file_start_any_stage(tmp_path: Path, finished: Path, cap
 def test_sigterm_saves_and_exits_with_75(tmp_path: Path):
     args = flags(tmp_path / "run", **{"train.epochs": 500.0, "runtime.save_every": 400.0})
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    process = subprocess.Popen([sys.executable, "-m", "nml_jax.main", *args], cwd=ROOT, env=env, stderr=subprocess.PIPE)
+    process = programs.Popen([sys.executable, "-m", "nml_jax.main", *args], cwd=ROOT, env=env, stderr=subprocess.PIPE)
     metrics = tmp_path / "run" / CELL / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
@@ -247,10 +246,12 @@ def test_mistyped_flags(args: list[str], cause: str, tmp_path: Path):
 
 def test_a_full_disk(tmp_path: Path):
     """Limit file sizes in place of a full disk. Writes then fail below Python, in the checkpoint library."""
-    program = shlex.join([sys.executable, "-m", "nml_jax.main", *flags(tmp_path / "run")])
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    limited = ["bash", "-c", f"ulimit -f 20 && exec {program}"]
-    done = subprocess.run(limited, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    limited = (
+        "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 1024,) * 2);"
+        "runpy.run_module('nml_jax.main', run_name='__main__', alter_sys=True)"
+    )
+    program, env = [sys.executable, "-c", limited, *flags(tmp_path / "run")], os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = programs.run(program, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "error: cannot write" in done.stderr

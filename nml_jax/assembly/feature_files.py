@@ -33,8 +33,7 @@ def open_files(config: ConfigDict, workdir: Path) -> FeatureSet:
     keys = config.features
     whole, classes, labels = read_training_file(keys)
     tests: list[Split] = []
-    named = read_groups(whole, keys.group)
-    groups = None if named is None else np.unique(named, return_inverse=True)[1]
+    groups = number_groups(whole, keys.group)
     train = Split("train", "id", whole, labels, groups=groups)
     if not keys.test:
         if not 0 < keys.holdout < 1:
@@ -98,6 +97,12 @@ def read_groups(file: files.Features, name: str) -> np.ndarray | None:
     return groups
 
 
+def number_groups(file: files.Features, name: str) -> np.ndarray | None:
+    """Return the number of every row's group, int [N]; None if `name` is "". It raises what `read_groups` does."""
+    named = read_groups(file, name)
+    return None if named is None else np.unique(named, return_inverse=True)[1]
+
+
 def describe_groups(found: FeatureSet, name: str) -> list[str]:
     """Return a line for the training rows, and for every test file that shares groups with them, if groups are named.
 
@@ -108,7 +113,7 @@ def describe_groups(found: FeatureSet, name: str) -> list[str]:
     known = read_groups(whole, name)
     if known is None:
         return []
-    how = "their rows are all trained on or all tested on; settings are chosen on single rows of the former"
+    how = "their rows stay together, in training, tests, the choice of settings and folds"
     out = [f"{whole.path}: {len(np.unique(known)):,} groups in column {name!r}: {how}"]
     for split in found.tests:
         file = get_file(split)

@@ -154,8 +154,10 @@ def _check_classes(classes: Sequence[int], num_classes: int) -> Ints:
 
 def _check_matrix(matrix: Any, num_classes: int) -> npt.NDArray[np.float64]:
     """Return the matrix in float64, with rows that sum to 1 exactly."""
-    matrix = np.asarray(matrix, np.float64)
-    cure = "give P(noisy | true), a row for each true class, each row summing to 1"
+    matrix, cure = np.asarray(matrix), "give P(noisy | true), a row for each true class, each row summing to 1"
+    if matrix.dtype.kind not in "biuf":
+        raise UserError(f"the noise matrix has dtype {matrix.dtype}; it must be numbers", cure)
+    matrix = matrix.astype(np.float64)
     if matrix.shape != (num_classes, num_classes):
         raise UserError(f"the noise matrix has shape {matrix.shape}; there are {num_classes} classes", cure)
     bad = np.argwhere(~(matrix >= 0))  # also NaN

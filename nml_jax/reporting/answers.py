@@ -1,19 +1,17 @@
 """What a contest of methods (choose_method.py) shows, in words: the answer, its rule, and what to be wary of."""
 
 import math
-import shlex
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from nml_jax.console import list_words
+from nml_jax.evals.metrics import METRICS
 from nml_jax.reporting.sentences import add_article, count, say
 from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest
 from nml_jax.reporting.statistics.compare import HELD_OUT, uses_files
-from nml_jax.reporting.statistics.paired import PERCENT, SEEDS
-from nml_jax.reporting.statistics.studies import MEAN, Key, Method, Study
+from nml_jax.reporting.statistics.paired import SEEDS, unit
+from nml_jax.reporting.statistics.studies import MEAN, Key, Method, Study, method_of
 from nml_jax.runs.finished import FinishedRun
-from nml_jax.runs.heads import head_path
 from nml_jax.runs.rows import DIVERGED
 from nml_jax.tuning import methods
 
@@ -36,6 +34,21 @@ def write_answer(c: Contest) -> str:
     return " ".join(filter(None, (said, say_hopeless(c))))
 
 
+def write_reasons(c: Contest) -> str:
+    """Return by how much the methods of the verdict are ahead, or others are not; "" where the verdict says it all."""
+    return "" if _find_obstacle(c) or not (parts := _list_decisions(c)) else say("why", c, parts)
+
+
+def advise(c: Contest) -> dict[Method, list[Key]]:
+    """Return the methods to use, each with those of `c.decided` that it is for."""
+    out: dict[Method, list[Key]] = {}
+    first = _find_useful(c)
+    for test in c.decided:
+        if method := first if _find_obstacle(c) else c.advised(test):
+            out.setdefault(method, []).append(test)
+    return out
+
+
 def _find_useful(c: Contest) -> Method | None:
     """Return the first method, the reference if possible, that beats on some test what needs no features."""
     return next((m for m in c.methods if any(c.clears(m, test) for test in c.decided)), None)
@@ -47,12 +60,12 @@ def say_hopeless(c: Contest) -> str:
     for test in c.decided:
         base = c.baseline(test)
         if base is not None and not any(c.clears(method, test) for method in c.methods):
-            always = base.scores["accuracy"] >= base.chance
-            share = PERCENT.number(base.best)
-            what = (
-                f"always answering {base.answer!r} ({share} %)" if base.answer else f"the commonest class ({share} %)"
-            )
-            found.append(f"{what if always else f'chance ({share} %)'} on {_name_file(c, test)}")
+            always = base.best(c.metric) == base.scores[c.metric]
+            score = unit(c.metric).text(base.best(c.metric))
+            what = f"always answering {base.answer!r}" if base.answer else "the commonest class"
+            if METRICS[c.metric].needs == "losses":
+                what = "the shares of the classes as probabilities"
+            found.append(f"{what if always else 'chance'} ({score}) on {_name_file(c, test)}")
     return say("hopeless", c, found) if found else ""
 
 
@@ -62,21 +75,31 @@ def _name_file(c: Contest, test: Key) -> str:
     return f"the mean over {several} {DOMAINS[test.domain]} files" if test.split == MEAN else test.split
 
 
+def say_optimistic(c: Contest) -> str:
+    """Return that methods were picked on the test rows that score them; "" where the reference is used, as it may be
+    without any test.
+    """
+    picked = [add_article(method) for method in advise(c) if method != c.reference]
+    return say("optimistic", picked) if picked and not _find_obstacle(c) else ""
+
+
 def say_disagreement(c: Contest) -> str:
-    """Return where accuracy and the mean per class put different methods first; "" if nowhere."""
+    """Return where accuracy, the mean per class and the deciding metric put different methods first; "" if nowhere."""
     found = []
     for test in c.decided:
-        first = {metric: _find_first(c, test, metric) for metric in ("accuracy", "mean_per_class")}
-        if len(c.methods) > 1 and all(first.values()) and first["accuracy"] != first["mean_per_class"]:
-            by, other = (add_article(m) for m in first.values() if m)
-            found.append(f"{_name_file(c, test)} by accuracy {by}, by the mean per class {other}")
-    return say("disagreement", found) if found else ""
+        names = dict.fromkeys(("accuracy", "mean_per_class", c.metric))
+        first = {name: method for name in names if (method := _find_first(c, test, name))}
+        if len(c.methods) > 1 and len(set(first.values())) > 1:
+            by = [f"by {METRICS[name].title} {add_article(method)}" for name, method in first.items()]
+            found.append(f"{_name_file(c, test)} {', '.join(by)}")
+    others = [METRICS[name].title for name in dict.fromkeys(("accuracy", "mean_per_class", c.metric))]
+    return say("disagreement", list_words(others), found) if found else ""
 
 
 def _find_first(c: Contest, test: Key, metric: str) -> Method | None:
-    """Return the method with the highest mean; of equal ones the simplest, and None if the metric is not there."""
+    """Return the method with the best mean; of equal ones the simplest, and None if the metric is not there."""
     means = {method: c.stat(method, test, metric) for method in c.methods}
-    known = {method: s.mean for method, s in means.items() if s.n}
+    known = {method: METRICS[metric].way * s.mean for method, s in means.items() if s.n}
     return max(known, key=known.__getitem__) if known else None
 
 
@@ -112,14 +135,14 @@ def _list_decisions(c: Contest) -> list[dict[str, Any]]:
 
 def _describe_gain(c: Contest, method: Method, test: Key) -> str:
     wide = c.versus[method, test].wide
-    return f"{wide.gain} points ({wide.interval()})"
+    return f"{wide.gain} {c.points} ({wide.interval()})"
 
 
 def _list_closest(c: Contest, tests: Iterable[Key]) -> list[str]:
     """Return the largest gain on each test, none of which counts."""
     found = []
     for test in tests:
-        gains = {m: c.versus[m, test].plain.difference for m in c.methods[1:] if c.versus[m, test].plain.n}
+        gains = {m: c.versus[m, test].advantage for m in c.methods[1:] if c.versus[m, test].plain.n}
         if gains:
             top = max(gains, key=gains.__getitem__)
             found.append(f"{add_article(top)} {_describe_gain(c, top, test)} on {_name_test(test)}")
@@ -154,11 +177,37 @@ def write_rule(c: Contest) -> str:
     return say("rule", c, budget, few)
 
 
+def describe_search(c: Contest) -> str:
+    """Return how settings were searched for and when training stopped; "" for a search that is as the rule says."""
+    cell = c.study.cells[0]
+    trained = [method for method in c.methods if _takes_steps(method)]
+    facts = {key: cell.value(f"tune.{key}") for key in ("shared", "halving", "patience", "start", "widen", "refit")}
+    facts["shared"] = shares_settings(c)
+    facts |= {} if trained else {"patience": 0, "start": "fresh"}
+    facts["halving"] = facts["halving"] and any(_count_settings(cell, method) > 1 for method in trained)
+    return say("search", facts, cell.value("tune.validation"))
+
+
+def shares_settings(c: Contest) -> bool:
+    """Return whether all seeds have the settings of one search: seeds that hold out test rows have other ones."""
+    held = any(test.split == HELD_OUT for test in c.tests)
+    return uses_files(c.study) and bool(c.study.cells[0].value("tune.shared")) and not held
+
+
 def warn_of_few_epochs(c: Contest) -> str:
-    """Return that heads had few epochs and may be better than they look; "" if they had not."""
+    """Return that heads had few epochs and may be better than they look; "" if not, or if validation ended them."""
     if not any(map(_takes_steps, c.methods)) or (left := _find_left(c)) is None or left.epochs >= FEW:
         return ""
+    if _is_ended_by_validation(c, left.epochs):
+        return ""
     return say("hurried", left, min(FEW, c.study.cells[0].config["tune.epochs"]))
+
+
+def _is_ended_by_validation(c: Contest, epochs: int) -> bool:
+    """Return whether every head was best before the last of its epochs, so that more would not have helped it."""
+    rows = [row for cell in c.study.cells for row in cell.rows if row.task == c.task and row.stage == "tune"]
+    taken = [(row.hyper or {}).get("epochs", epochs) for row in rows if _takes_steps(method_of(row))]
+    return bool(taken) and max(taken) < epochs
 
 
 class Left(NamedTuple):
@@ -187,31 +236,13 @@ def list_diverged(study: Study, task: str) -> str:
     return say("diverged", each) if each else ""
 
 
-def find_head_file(c: Contest) -> str:
-    """Return the file of the head to use and the command that applies it; "" where it has none (k-NN, fine-tuning)."""
-    first = _find_useful(c)
-    advised = first if _find_obstacle(c) else next(filter(None, map(c.advised, c.decided)), None)
-    if advised is None:
-        return ""
-    key = c.tests[0]._replace(method=advised)
-    sources = c.study.sources.get(key, [{}])[0]
-    for source in sources.values():
-        row = source.rows[0]
-        path = head_path(source.folder, vars(row))
-        if row.stage == "tune" and path.is_file():
-            path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-            which = f"The head of the first of {len(sources)} seeds" if len(sources) > 1 else "The head"
-            return f"{which}, applied to features: python -m nml_jax.predict {shlex.quote(str(path))} FEATURES"
-    return ""
-
-
 def write_caution(c: Contest) -> str:
     """Return what the seeds have in common, so that nobody takes their interval for more than it is."""
     held = uses_files(c.study) and any(test.split == HELD_OUT for test in c.tests)
     redraws = "which rows are held out, " if held else ""
     if not uses_files(c.study) and "pretrain" in c.study.cells[0].run["stages"]:
         redraws = "pre-training, "
-    return say("caution", redraws, held, any(versus.plain.bounded for versus in c.versus.values()))
+    return say("caution", redraws, held, shares_settings(c), any(versus.plain.bounded for versus in c.versus.values()))
 
 
 def _takes_steps(method: Method) -> bool:

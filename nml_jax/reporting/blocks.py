@@ -13,7 +13,7 @@ PROSE = Markup('<span class="prose">{}</span>')  # a cell whose words may stand 
 class Block(NamedTuple):
     """One part of a page."""
 
-    kind: str  # heading | lead | note | p | code of text, folded of Blocks, facts, items, table or figure
+    kind: str  # heading | lead | note | p | code of text, folded of Blocks, verdict, facts, items, table or figure
     content: Any
     title: str = ""  # of what is folded
 
@@ -30,6 +30,23 @@ class Table(NamedTuple):
     groups: Mapping[Any, Lines]
     text: Sequence[int] = ()
     over: Sequence[tuple[str, int]] = ()
+
+
+class Answer(NamedTuple):
+    """A file in a verdict.
+
+    about: what it is -> in words. command: the line that applies it.
+    """
+
+    about: Mapping[str, Sequence[str]]
+    command: str
+
+
+class Verdict(NamedTuple):
+    """The box on top of a page: what is shown, and the files to use."""
+
+    text: str
+    answers: Sequence[Answer] = ()
 
 
 class Panel(NamedTuple):

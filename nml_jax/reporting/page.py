@@ -8,8 +8,19 @@ from jinja2 import Environment, StrictUndefined
 
 from nml_jax import __version__
 from nml_jax.console import list_words
-from nml_jax.reporting import answers, claims, class_tables, label_tables, method_tables, plots, provenance, tables
-from nml_jax.reporting.blocks import Block, fold, table
+from nml_jax.reporting import (
+    answers,
+    claims,
+    class_tables,
+    glossary,
+    handed,
+    label_tables,
+    method_tables,
+    plots,
+    provenance,
+    tables,
+)
+from nml_jax.reporting.blocks import Block, Verdict, fold, table
 from nml_jax.reporting.sentences import TEMPLATES, count, say
 from nml_jax.reporting.statistics.choose_method import Contest, find_contests
 from nml_jax.reporting.statistics.compare import uses_files
@@ -35,23 +46,32 @@ def build_page(studies: Sequence[Study], left_out: Mapping[str, str]) -> str:
     """
     sections: list[Section] = []
     rules: dict[str, list[str]] = {}  # -> the studies that it is for
+    shared = True
     for i, study in enumerate(studies):
         found, single = find_contests(study), len(studies) == 1
         compare = _compare_methods if found or uses_files(study) else _compare_conditions
         alone = "Which method to use" if found else "What this shows"
         sections.append(Section(f"study-{i}", alone if single else study.title, compare(study, found, f"s{i}")))
+        shared &= bool(found) and all(map(answers.shares_settings, found))
         own = [
             text
             for c in found
-            for text in (answers.write_rule(c) if len(c.methods) > 1 else "", answers.write_caution(c))
+            for text in (
+                answers.write_rule(c) if len(c.methods) > 1 else "",
+                answers.describe_search(c),
+                answers.write_caution(c),
+            )
         ]
         for text in dict.fromkeys([*own, say("claim_rule") if compare is _compare_conditions else ""]):
             rules.setdefault(text, []).append(study.title)
     notes = [text if len(of) == len(studies) else f"For {list_words(of)}: {text}" for text, of in rules.items() if text]
     sections += [
         Section("run", "What was run", provenance.describe_runs(studies, left_out)),
-        Section("limits", "Limits", [provenance.list_limits(studies), Block("heading", "Rules"), *_make_notes(notes)]),
+        Section("limits", "Limits", [provenance.list_limits(studies, shared)]),
+        Section("rules", "Rules", _make_notes(notes)),
     ]
+    words = glossary.explain(show([block for section in sections for block in section.blocks]))
+    sections += [Section("words", "Words of this page", [Block("facts", words)])] if words else []
     text = _render(studies, sections)
     drawn = [(section.blocks, block) for section in sections for block in section.blocks if block.kind == "figure"]
     while len(text.encode()) > LIMIT and drawn:
@@ -114,15 +134,16 @@ def _put_under(title: str, blocks: Sequence[Block]) -> list[Block]:
 def _compare_conditions(study: Study, _: Sequence[Contest], name: str) -> list[Block]:
     """Return the blocks of a study over conditions: verdict, sentences, summary, figures and tables."""
     tasks, verdict = _list_tasks(study), claims.write_verdict(study)
-    details = [("", sentence) for sentence in claims.write_lead(study) if sentence not in verdict]
+    details = [("", sentence) for sentence in claims.write_details(study) if sentence not in verdict]
     caption = (
         f"{f'{tasks[0][1].capitalize()}. ' if len(tasks) > 1 else ''}Mean ± sample sd over n runs that differ in their "
-        "seed. ID: in-domain test; OOD: mean over the out-of-domain tests. Arrows point to the flatter spectrum: "
-        "LSVR is \N{MINUS SIGN}log(top share), so it rises when the top share falls."
+        "seed. OOD is the mean over the out-of-domain tests. Arrows point to the flatter spectrum."
     )
     head = [study.axis, *(condition.label for condition in study.conditions)]
-    out = [Block("lead", " ".join(verdict)), *([Block("items", details)] if details else [])]
-    out += [table(caption, head, tables.list_summary(study, tasks[0][0])), *plots.draw(study, (), tasks, name)]
+    figures = plots.draw(study, (), tasks, name)
+    out = [Block("verdict", Verdict(" ".join(verdict))), *figures[:1]]
+    out += [Block("items", details)] if details else []
+    out += [table(caption, head, tables.list_summary(study, tasks[0][0])), *figures[1:]]
     for title, make in (
         ("Evidence", tables.list_evidence),
         ("Scores", tables.list_scores),
@@ -130,36 +151,57 @@ def _compare_conditions(study: Study, _: Sequence[Contest], name: str) -> list[B
     ):
         prefixes = [(task, f"{name[:1].upper()}{name[1:]}. " if name else "") for task, name in tasks]
         out += _put_under(title, [block for task, prefix in prefixes for block in make(study, task, prefix)])
+    reference = claims.find_reference(study)
+    classes = [block for task in study.tasks
+               for block in class_tables.list_classes_by_condition(study, task, reference)]  # fmt: skip
+    out += _put_under("Classes and baselines", classes)
     return out + _put_under("Pre-training scores", tables.list_pretraining(study))
 
 
+def _show_verdict(contest: Contest) -> Block:
+    """Return the box of a contest: what to use, where its file is, what that scores, and the command."""
+    found = (handed.answer(contest, *each) for each in answers.advise(contest).items())
+    return Block("verdict", Verdict(answers.write_verdict(contest), [answer for answer in found if answer]))
+
+
 def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Block]:
-    """Return the blocks of a study of methods: answers, caveats, numbers, figures, spectra and diagnosis."""
+    """Return the blocks of a study of methods: verdict, picture, reasons, caveats, numbers, spectra and diagnosis."""
     first = len(of) if len(of) <= LEADING else 1
-    replies = [(answers.write_verdict(contest), answers.write_answer(contest)) for contest in of]
-    out = [block for short, long in replies[:first]
-           for block in (Block("lead", short), *([Block("p", long)] if long != short else []))]  # fmt: skip
-    if rest := [Block("p", long) for _, long in replies[first:]]:
+    out = [_show_verdict(contest) for contest in of[:first]]
+    figures = plots.draw(study, of, _list_tasks(study), name)
+    out += figures[:1]
+    out += [Block("p", text) for contest in of[:first] if (text := answers.write_reasons(contest))]
+    if rest := [Block("p", answers.write_answer(contest)) for contest in of[first:]]:
         out.append(fold(f"The same for {of[first].name} and {len(rest) - 1} more", *rest))
     notes = [
         text
         for contest in of[:first]
         for text in (
+            method_tables.say_separability(contest) if len(contest.methods) == 1 else "",
+            handed.warn_of_worse(contest, [*answers.advise(contest)]),
+            answers.say_optimistic(contest),
             answers.say_disagreement(contest),
             answers.warn_of_few_epochs(contest),
-            answers.find_head_file(contest),
         )
     ]
     notes += [answers.list_diverged(study, task) for task in study.tasks]
     out += _make_notes([*notes, *([] if uses_files(study) else claims.describe_runs(study))])
+    for contest in of[:first]:
+        out += handed.list_files(contest, [*answers.advise(contest)])
     for contest in of:
         suffix = f": {contest.name}" if contest.name else ""
-        out += _put_under(f"Scores{suffix}", [method_tables.list_scores(contest), *method_tables.list_sizes(contest)])
+        own = [method_tables.list_scores(contest)]
+        if contest not in of[:first] or not any(handed.list_heads(contest, m) for m in answers.advise(contest)):
+            own += method_tables.list_sizes(contest)  # else the files have such intervals
+        out += _put_under(f"Scores{suffix}", own)
         out += _put_under(f"Classes{suffix}", class_tables.list_classes(contest))
+        out += _put_under(
+            f"Probabilities{suffix}", class_tables.show_calibration(contest, f"{name}c{of.index(contest)}")
+        )
         if len(contest.methods) > 1:
             out += _put_under(f"Differences to the reference{suffix}", method_tables.list_differences(contest))
     out += _put_under("With and without the suspects", label_tables.compare_treatments(of))
-    out += plots.draw(study, of, _list_tasks(study), name)
+    out += figures[1:]
     for title, make in (
         ("Spectra", method_tables.list_spectra),
         ("Diagnosis", method_tables.list_diagnosis),

@@ -1,7 +1,6 @@
 """Which numbers of a study are drawn, and how."""
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +39,9 @@ def draw(study: Study, contests: Sequence[Contest], tasks: Sequence[tuple[str, s
         suffix = f": {of_task}" if of_task else ""
         found.append(_draw_wise(study, task, f"{name}w{i}", f"WiSE-FT{suffix}"))
         if not compared:
-            found.append(_draw_transfer(study, task, f"{name}t{i}", f"Transfer of each head{suffix}"))
+            for metric, words in (("accuracy", ""), ("macro_f1", ", macro-F1")):
+                title = f"Transfer of each head{words}{suffix}"
+                found.append(_draw_transfer(study, task, f"{name}t{i}{metric[0]}", title, metric))
             found.append(_draw_spectrum(study, task, f"{name}f{i}", f"Spectrum of the features{suffix}"))
     found += [_draw_retrieval(study, f"{name}r"), _draw_training(study, f"{name}p")]
     return [Block("figure", figure) for figure in found if figure.panels]
@@ -70,13 +71,14 @@ def _mark_heads(names: Iterable[str]) -> list[Mark]:
     return [figures.choose_mark(i, name) for i, name in enumerate(names)]
 
 
-def _draw_transfer(study: Study, task: str, name: str, title: str) -> Figure:
+def _draw_transfer(study: Study, task: str, name: str, title: str, metric: str) -> Figure:
     heads, panels = {key.head: key for key in study.keys(metric="accuracy", task=task, split=MEAN)}, []
-    for metric, domain in itertools.product(("accuracy", "macro_f1"), DOMAINS):
+    for domain in DOMAINS:
         keys = {head: key._replace(metric=metric, domain=domain) for head, key in heads.items()}
         label = f"{domain.upper()} {tables.SCORES[metric]} (%)"
         panels += _respond(study, f"{name}{len(panels)}", label, keys, scale=100)
-    return Figure(title, panels, f"{DOTS} Heads stand side by side to be told apart.", _mark_heads(heads))
+    caption = f"{DOTS} Heads stand side by side to be told apart." if metric == "accuracy" else "Drawn as the accuracy."
+    return Figure(title, panels, caption, _mark_heads(heads))
 
 
 def _draw_spectrum(study: Study, task: str, name: str, title: str) -> Figure:
@@ -136,7 +138,10 @@ def _list_curves(cell: FinishedRun, metric: str, scale: float) -> list[Line]:
     if not known or not epochs:
         return []
     steps, values = zip(*known, strict=True)
-    return [figures.thin(epochs[-1] * np.asarray(steps), values)]
+    x, y = figures.thin(epochs[-1] * np.asarray(steps), values)
+    if metric.startswith("validation/") and len(x) < len(values):  # the last evaluation is that of the model
+        x, y = np.append(x, epochs[-1] * steps[-1]), np.append(y, values[-1])
+    return [(x, y)]
 
 
 def _draw_wise(study: Study, task: str, name: str, title: str) -> Figure:
@@ -172,8 +177,9 @@ def _draw_differences(contest: Contest, name: str) -> Figure:
                 a, b = contest.values(contest.reference, test), contest.values(method, test)
                 lines[str(method)] = versus, [b[seed] - a[seed] for seed in a if seed in b]
         if lines:
-            label = f"points of accuracy over {contest.reference}"
-            panels.append(figures.draw_differences(f"{name}{i}", name_test(test), label, lines))
+            label = f"{contest.points} of {contest.measure.removeprefix('the ')} over {contest.reference}"
+            scale = unit(contest.metric).scale
+            panels.append(figures.draw_differences(f"{name}{i}", name_test(test), label, lines, scale))
     caption = (
         f"Mean difference to {contest.reference} (the line at 0), paired over test rows and {contest.seeds} seeds, "
         f"each a dot. Thick: the 95 % interval. Thin: the same{contest.widened()}. Every panel has a scale of its own."

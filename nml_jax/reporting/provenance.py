@@ -11,7 +11,7 @@ import pandas as pd
 from nml_jax.console import shorten
 from nml_jax.data.class_names import describe_split
 from nml_jax.reporting.blocks import Block, fold, table
-from nml_jax.reporting.sentences import say
+from nml_jax.reporting.sentences import add_article, say
 from nml_jax.reporting.statistics.compare import uses_files
 from nml_jax.reporting.statistics.paired import DASH
 from nml_jax.reporting.statistics.studies import FILES, NOISE, REPLICATE, Study, method_of
@@ -19,8 +19,13 @@ from nml_jax.runs import goodput
 from nml_jax.runs.classes import read_counts
 from nml_jax.runs.files import QUARANTINE
 from nml_jax.runs.finished import FinishedRun
+from nml_jax.runs.rows import UNVALIDATED
 from nml_jax.settings import NOT_IDENTITY
 from nml_jax.stored import read_lines
+from nml_jax.tuning.holdout import find_further
+
+# A chosen value -> the key of its grid in the section `tune`.
+GRIDS = {"lr": "lrs", "weight_decay": "weight_decays", "C": "cs", "alpha": "alphas", "k": "ks"}
 
 
 def describe_runs(studies: Sequence[Study], left_out: Mapping[str, str]) -> list[Block]:
@@ -73,14 +78,18 @@ def _describe_features(cells: Sequence[FinishedRun]) -> dict[str, str]:
     return {key: "; ".join(lines) for key, lines in facts.items()}
 
 
-def list_limits(studies: Sequence[Study]) -> Block:
-    """Return the limits of the numbers, and the rules behind the sentences."""
+def list_limits(studies: Sequence[Study], shared: bool) -> Block:
+    """Return the limits of the numbers, and the rules behind the sentences.
+
+    Args:
+        shared: whether seeds share their settings.
+    """
     cells = [cell for study in studies for cell in study.cells]
     runs = [len(condition.cells) for study in studies for condition in study.conditions]
     together = all(seed == noise for seed, noise in (cell.seed for cell in cells))
     kinds = list(dict.fromkeys(cell.noise_kind for cell in cells if cell.ledger))
     revisions = len({cell.run["environment"].get("revision") for cell in cells})
-    text = say("limits", runs, all(map(uses_files, studies)), together, kinds, revisions)
+    text = say("limits", runs, all(map(uses_files, studies)), shared, together, kinds, revisions)
     return Block("items", [("", point.strip()) for point in text.split("|")])
 
 
@@ -153,13 +162,41 @@ def _list_chosen(study: Study) -> list[Block]:
     counts: dict[str, Counter[str]] = {}
     for row in (row for cell in study.cells for row in cell.rows):
         if row.hyper and row.metric == "accuracy" and row.wise_alpha is None:
-            setting = ", ".join(f"{key} {value:.4g}" for key, value in row.hyper.items())
+            setting = ", ".join(f"{key} {value:.4g}" for key, value in row.hyper.items() if key != "temperature")
             counts.setdefault(f"{method_of(row)}, {row.task}", Counter())[setting] += 1
     groups = {name: [[setting, f"{100 * n / of.total():.0f} %"] for setting, n in of.most_common()]
               for name, of in counts.items()}  # fmt: skip
     caption = "Settings of the heads, chosen on a validation part of the training split, and how often each was."
     own = table(caption, ["setting", "chosen"], groups)
-    return [fold(f"Chosen hyper-parameters: {study.title}", own)] if groups else []
+    edges = [Block("note", text)] if (text := _say_edges(study)) else []
+    return [*edges, fold(f"Chosen hyper-parameters: {study.title}", own)] if groups else []
+
+
+def _say_edges(study: Study) -> str:
+    """Return which settings are the outermost that were tried, so that better ones may lie beyond; "" if none is."""
+    found: dict[str, Counter[str]] = {}
+    for cell in study.cells:
+        for row in cell.rows:
+            if row.stage == "tune" and row.metric == "accuracy" and row.hyper and UNVALIDATED not in row.hyper:
+                edges = [text for name, value in row.hyper.items() if (text := _find_edge(cell, name, value))]
+                for edge in edges:
+                    found.setdefault(edge, Counter())[f"{add_article(method_of(row))}"] += 1
+    return say("edges", {edge: list(of) for edge, of in found.items()}) if found else ""
+
+
+def _find_edge(cell: FinishedRun, name: str, value: float) -> str:
+    """Return a value in words if it is the outermost of its grid, and what lies beyond was not tried; "" if it is not.
+
+    A weight decay of 0 and one neighbour have nothing beyond them.
+    """
+    key = GRIDS.get(name, "")
+    grid = sorted(cell.value(f"tune.{key}") or ()) if key else []
+    if len(grid) < 2 or grid[0] < value < grid[-1] or (name, value) in (("weight_decay", 0), ("k", 1)):
+        return ""
+    if value in grid and cell.value("tune.widen") and find_further(grid, value) is not None:
+        return ""  # what lies beyond was tried, and was no better
+    end = "lowest" if value <= grid[0] else "highest"
+    return f"{name} {value:.4g}, the {end} of tune.{key}{', which was widened once' * (value not in grid)}"
 
 
 def _list_config(study: Study) -> Block:

@@ -42,5 +42,5 @@ def _load_macros() -> Any:
     environment = Environment(loader=TEMPLATES, undefined=StrictUndefined)
     environment.globals |= {"SEEDS": SEEDS, "BLIND": BLIND, "DOMAINS": DOMAINS}
     own = {"the": add_article, "count": count, "span": format_span, "numbers": "{:,}".format}
-    environment.filters |= own | {"list_words": list_words}
+    environment.filters |= own | {"list_words": list_words, "upper_first": lambda text: text[:1].upper() + text[1:]}
     return environment.get_template("sentences.jinja").module

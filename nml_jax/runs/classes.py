@@ -3,13 +3,12 @@
 `classes.json` is of pre-training, `banks/classes.json` of the downstream tasks, and `features.json` of feature files.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nml_jax.errors import UserError
 from nml_jax.runs.files import write_json
+from nml_jax.stored import FAULTS, make_damage, read_json
 
 Counts = Mapping[str, Mapping[str, int]]  # split -> class -> number of records
 
@@ -27,15 +26,14 @@ def read_counts(workdir: Path) -> dict[str, dict[str, int]]:
     Raises:
         UserError: a file is damaged.
     """
-    counts = {}
+    counts, cure = {}, f"delete it; the command of the run {workdir.name} writes it again"
     for name in (PRETRAINING, TASKS, FEATURES):
         path = workdir / name
         try:
-            content = json.loads(path.read_text("utf-8")) if path.exists() else {}
+            content = read_json(path, cure) if path.exists() else {}
             counts |= _count_features(content) if name == FEATURES else _check(content)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-            cure = f"delete it; the command of the run {workdir.name} writes it again"
-            raise UserError(f"{path} is damaged: {e}", cure) from e
+        except FAULTS as e:
+            raise make_damage(path, e, cure) from e
     return counts
 
 

@@ -40,17 +40,22 @@ def preset_label(of: Mapping[str, Any]) -> str | None:
 
 def correct_path(run: Path, of: Mapping[str, Any]) -> Path:
     """Return the path of a head's right answers, from the fields of its rows. The layer may be missing."""
-    return run / "correct" / of["stage"] / of["task"] / _layer(of) / f"{head_name(of)}.safetensors"
+    return locate(run / "correct" / of["stage"], of)
 
 
 def confusion_path(run: Path, of: Mapping[str, Any]) -> Path:
     """Return the path of a head's confusion matrices, from the fields of its rows. The layer may be missing."""
-    return run / "confusion" / of["stage"] / of["task"] / _layer(of) / f"{head_name(of)}.safetensors"
+    return locate(run / "confusion" / of["stage"], of)
 
 
 def head_path(run: Path, of: Mapping[str, Any]) -> Path:
     """Return the path of a head of the stage tune, from the fields of its rows."""
-    return run / "heads" / of["task"] / _layer(of) / f"{head_name(of)}.safetensors"
+    return locate(run / "heads", of)
+
+
+def locate(folder: Path, of: Mapping[str, Any]) -> Path:
+    """Return the path of a head's file in a folder of such files."""
+    return folder / of["task"] / _layer(of) / f"{head_name(of)}.safetensors"
 
 
 def _layer(of: Mapping[str, Any]) -> str:

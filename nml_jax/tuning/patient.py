@@ -6,19 +6,24 @@ Its gradient is not 0, so the MLP joins in with the first step. The classifier k
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
+from nml_jax.data.stratify import hold_out
 from nml_jax.models.heads.mlp import Form
 from nml_jax.tuning import descent, spread
 from nml_jax.tuning.descent import Carry, Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import cross_entropy
-from nml_jax.tuning.probes import Linear, fit_lbfgs
+from nml_jax.tuning.holdout import PLAIN, Demands, find_further, multiply
+from nml_jax.tuning.probes import Linear, fit_lbfgs, solve_once
 
 CS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # inverse strengths of the probe's L2 penalty, as scikit-learn's C
+HELD_OUT = 0.2  # share of the rows by which a penalty is chosen
+ENOUGH, MOST = 2000, 5  # held-out rows that are enough to choose a penalty by; and draws of them
+CLOSE = 1e-4  # tolerance of probes that only tell which penalty is best
 
 
 def choose_probe(
@@ -29,8 +34,15 @@ def choose_probe(
     num_classes: int,
     cs: Sequence[float] = CS,
     weights: np.ndarray | None = None,
+    demands: Demands = PLAIN,
+    once: bool = False,
+    widen: bool = False,
 ) -> tuple[Linear, float]:
-    """Solve a logistic regression for each C, and return the probe of the lowest validation loss and its C.
+    """Solve a logistic regression for each C, and return the best probe on held-out rows, and its C.
+
+    The best is the most accurate one, or that of the best `demands.metric`. A tie goes to the strongest penalty. On
+    features of other domains this rule is better than the lowest loss, which prefers weak penalties where classes are
+    far apart (docs/benchmarks.md).
 
     Args:
         F: float32 [N, D], as the head sees them.
@@ -38,20 +50,79 @@ def choose_probe(
         parts: rows to train on, and rows to validate on. Without the latter the middle of the grid is taken.
         num_classes: K.
         cs: the grid.
-        weights: of the rows in the loss, [N]; None: 1 each.
+        weights: of the rows in the loss, [N]; None: 1 each. They are scaled to 1 on average, those of classes are not.
+        demands: what the probe is to be good at.
+        once: take probes that were solved before (`probes.solve_once`).
+        widen: also try the C beyond the edge of the grid, if the best one is there.
     """
     train, held_out = parts
     cs = sorted(cs)
     if not len(held_out):
         cs = cs[(len(cs) - 1) // 2 :][:1]
     own = None if weights is None else weights[train] / weights[train].mean()
-    probes = fit_lbfgs(F[train], labels[train], cs, num_classes=num_classes, weights=own)
+    own = multiply(own, demands.weigh(labels[train]))
+    solve = partial(solve_once if once else fit_lbfgs, F[train], labels[train], num_classes=num_classes, weights=own)
     if len(cs) == 1:
-        return probes[0], cs[0]
+        return solve(cs)[0], cs[0]
     held = None if weights is None else weights[held_out]
-    losses = [cross_entropy(probe(F[held_out]), labels[held_out], held) for probe in probes]
-    best = int(np.argmin(losses))
-    return probes[best], cs[best]
+
+    def judge(values: Sequence[float]) -> list[tuple[float, float, Linear]]:
+        """Return −score, C and probe of each; the smallest is the best, and of a tie the strongest penalty."""
+        solved = solve(values)
+        scores = _score(solved, F[held_out], labels[held_out], held, demands)
+        return [(-float(score), c, probe) for score, c, probe in zip(scores, values, solved, strict=True)]
+
+    best = min(judge(cs), key=lambda found: found[:2])
+    if widen and (further := find_further(cs, best[1])):
+        best = min(best, *judge([further]), key=lambda found: found[0])  # of a tie, the one in the grid
+    return best[2], best[1]
+
+
+def choose_penalty(
+    F: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_classes: int,
+    seed: int,
+    cs: Sequence[float] = CS,
+    weights: np.ndarray | None = None,
+    demands: Demands = PLAIN,
+) -> float:
+    """Return the C of the most accurate probe on held-out rows, drawn until they are ENOUGH; of a tie the smallest.
+
+    One draw of few rows would often miss the best penalty by a factor of ten. Arguments are those of `choose_probe`,
+    and `seed` is that of the draws. Rows of which none can be held out give the middle of the grid.
+    """
+    cs = sorted(cs)
+    if np.bincount(labels).max() < 2:
+        return cs[(len(cs) - 1) // 2]
+    hits, seen = np.zeros(len(cs)), 0
+    for i in range(MOST):
+        train, held_out = hold_out(labels, HELD_OUT, seed + i)
+        own = None if weights is None else weights[train] / weights[train].mean()
+        own = multiply(own, demands.weigh(labels[train]))
+        probes = fit_lbfgs(F[train], labels[train], cs, num_classes=num_classes, weights=own, tol=CLOSE)
+        held = None if weights is None else weights[held_out]
+        hits += _score(probes, F[held_out], labels[held_out], held, demands)
+        seen += len(held_out)
+        if seen >= ENOUGH:
+            break
+    return cs[int(np.argmax(hits))]
+
+
+def _score(
+    probes: Sequence[Linear], F: np.ndarray, labels: np.ndarray, weights: np.ndarray | None, demands: Demands
+) -> np.ndarray:
+    """Return the metric of every probe, larger for better ones, rounded so that the order of a sum breaks no tie.
+
+    An accuracy that is only the default is weighted by rows and classes, as the loss is.
+    """
+    if demands.metric:
+        scores = [-demands.rank(demands.score(probe(F), labels))[0] for probe in probes]
+    else:
+        own = multiply(weights, demands.weigh(labels))
+        scores = [np.average(probe(F).argmax(1) == labels, weights=own) for probe in probes]
+    return np.round(scores, 9)
 
 
 def make_linear(probe: Linear, state: Any) -> TunedHead:
@@ -81,13 +152,14 @@ class Training:
         bank, setting: on the device, as `descent.advance` takes them.
         n: rows to train on.
         horizon: passes over them after which the cosine reaches 0.
-        score: returns the validation loss of a head, in nats; None: there is no validation.
+        score: returns a key by which heads are sorted, the best first, whose last is the validation loss in nats; None:
+            there is no validation.
         tell: called with the number of every epoch, from 1, and its loss.
         started: the start is a head of its own, so that it may be the best.
 
     Attributes:
         losses: validation loss of every epoch, in nats.
-        lowest, best: the lowest loss, and the epochs after which it was reached; 0: the start.
+        lowest, best: the key of the best head, and the epochs after which it was reached; 0: the start.
         done: epochs.
     """
 
@@ -100,7 +172,7 @@ class Training:
         n: int,
         *,
         horizon: int,
-        score: Callable[[TunedHead], float] | None = None,
+        score: Callable[[TunedHead], tuple[float, ...]] | None = None,
         tell: Callable[[int, float], None] = lambda i, loss: None,
         started: bool = False,
     ):
@@ -110,13 +182,13 @@ class Training:
         self.done = self.best = 0
         self.trees: tuple[Any, Any] | None = None  # parameters and state, if a group trains it
         self.kept = self._fetch() if started and score else None
-        self.lowest = score(self.kept) if score and self.kept else math.inf
+        self.lowest = score(self.kept) if score and self.kept else (math.inf,)
 
     def run(self, until: int, patience: float = math.inf) -> TunedHead:
-        """Train up to that number of epochs, or until the loss has not fallen for `patience` epochs.
+        """Train up to that number of epochs, or until no head was better for `patience` epochs.
 
         Returns:
-            The head of the lowest validation loss; without validation, the last one.
+            The best head by validation; without validation, the last one.
         """
         while self.is_wanted(until, patience):
             self.carry = descent.advance(
@@ -136,41 +208,56 @@ class Training:
         self.done += 1
         self.trees = trees
         if self.score:
-            head = self._fetch()
-            self.losses.append(self.score(head))
-            if self.losses[-1] < self.lowest or self.kept is None:
-                self.kept, self.lowest, self.best = head, self.losses[-1], self.done
+            self._judge(self.score)
         self.tell(self.done, self.losses[-1] if self.losses else math.nan)
+
+    def _judge(self, score: Callable[[TunedHead], tuple[float, ...]]) -> None:
+        head = self._fetch()
+        key = score(head)
+        self.losses.append(key[-1])
+        if key < self.lowest or self.kept is None:
+            self.kept, self.lowest, self.best = head, key, self.done
 
     def _fetch(self) -> TunedHead:
         trees = self.trees or jax.device_get((self.carry.params, self.carry.state))
         return TunedHead(self.spec.form, *trees)
 
 
-def run_all(
-    runs: Sequence[Training], until: Sequence[int], patience: float = math.inf, group: spread.Group | None = None
-) -> None:
-    """Train each up to its number of epochs, or until its loss has not fallen for `patience` epochs.
+class Cohort:
+    """Trainings that advance together in one program, where `spread.is_spread`, or else one after another; a context.
+
+    Those whose batches differ in size, as of fewer rows than a batch, are one program for each size.
 
     Args:
-        runs: all those of `group`, in its order.
-        until: of each; 0 leaves it as it is.
-        group: trains them together. None: one after another.
+        runs: trainings on one bank.
+        patience: the epochs of each after which it stops, if no head was better in them.
     """
-    if group is None:
-        for run, end in zip(runs, until, strict=True):
-            run.run(end, patience)
-        return
-    while any(active := [run.is_wanted(end, patience) for run, end in zip(runs, until, strict=True)]):
-        for run, is_active, trees in zip(runs, active, group.advance(active, [run.done for run in runs]), strict=True):
-            if is_active:
-                run.note(trees)
 
+    def __init__(self, runs: Sequence[Training], patience: Sequence[float]):
+        self.runs, self.patience = runs, patience
+        self._groups: list[tuple[list[int], spread.Group]] = []
+        for spec in dict.fromkeys(run.spec for run in runs) if spread.is_spread() else ():
+            which = [i for i, run in enumerate(runs) if run.spec == spec]
+            own = [runs[i] for i in which]
+            carries, settings = [run.carry for run in own], [run.setting for run in own]
+            sizes = [int(run.n) for run in own], [int(run.total) for run in own]
+            self._groups.append((which, spread.Group(spec, carries, own[0].bank, settings, *sizes)))
 
-def make_group(runs: Sequence[Training]) -> spread.Group | None:
-    """Make the group of trainings of one program, where `spread.is_spread`; None: they train one after another."""
-    if not runs or not spread.is_spread():
-        return None
-    first = runs[0]
-    carries, settings = [run.carry for run in runs], [run.setting for run in runs]
-    return spread.Group(first.spec, carries, first.bank, settings, int(first.n), int(first.total))
+    def __enter__(self) -> "Cohort":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for _, group in self._groups if error[0] is None else ():  # after an error nobody takes orders
+            group.close()
+
+    def run(self, until: Sequence[int]) -> None:
+        """Train each up to its number of epochs, or until it has stopped; 0 leaves it as it is."""
+        if not self._groups:
+            for run, end, patience in zip(self.runs, until, self.patience, strict=True):
+                run.run(end, patience)
+        for which, group in self._groups:
+            while any(active := [self.runs[i].is_wanted(until[i], self.patience[i]) for i in which]):
+                trees = group.advance(active, [self.runs[i].done for i in which])
+                for i, is_active, own in zip(which, active, trees, strict=True):
+                    if is_active:
+                        self.runs[i].note(own)

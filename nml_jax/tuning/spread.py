@@ -86,18 +86,24 @@ class Group:
         carries: where each starts.
         bank: training examples.
         settings: of `descent.to_arrays`.
-        n: rows to train on.
-        total: steps of a whole run.
+        n: rows to train on, of each.
+        total: steps of a whole run, of each.
     """
 
     @in_32_bits
     def __init__(
-        self, spec: Spec, carries: Sequence[Carry], bank: TrainingSet, settings: Sequence[Setting], n: int, total: int
+        self,
+        spec: Spec,
+        carries: Sequence[Carry],
+        bank: TrainingSet,
+        settings: Sequence[Setting],
+        n: Sequence[int],
+        total: Sequence[int],
     ):
         self.size, self._name = len(carries), f"group {next(_numbers)}"
         arrays = [*_flatten(bank), *_flatten(_stack(settings)), *_flatten(_stack(jax.device_get(carries)))]
         has_standard = "input" in carries[0].state
-        static = [self._name, _to_json(spec), sorted(settings[0].numbers), has_standard, int(n), int(total)]
+        static = [self._name, _to_json(spec), sorted(settings[0].numbers), has_standard, list(n), list(total)]
         crew.order(ACTIONS, "begin", static, arrays)
 
     @in_32_bits
@@ -149,10 +155,11 @@ def _begin(static: Any, arrays: list[np.ndarray], kept: dict[str, Any]) -> None:
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), settings)
     shapes = jax.eval_shape(lambda setting, standard: descent.start(spec, setting, dim, standard), one, standard)
     carries = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    alike = len(set(zip(n, total, strict=True))) == 1  # then no head waits in a loop for one with more steps
+    sizes = (_place(np.int32(x[0]), mesh, _WHOLE) if alike else _split(np.int32(x), mesh) for x in (n, total))
     kept[name] = _Running(
-        compile_advance(spec, tuple(mesh.devices.flat)), _split(carries, mesh), _whole(bank, mesh),
-        _split(settings, mesh), _place(np.int32(n), mesh, PartitionSpec()),
-        _place(np.int32(total), mesh, PartitionSpec()), mesh, len(settings.seed),
+        compile_advance(spec, tuple(mesh.devices.flat), alike), _split(carries, mesh), _whole(bank, mesh),
+        _split(settings, mesh), *sizes, mesh, len(settings.seed),
     )  # fmt: skip
 
 
@@ -196,21 +203,27 @@ def compile_mapped(spec: Spec, devices: tuple[Any, ...]) -> Any:
 
 
 @functools.lru_cache(maxsize=32)
-def compile_advance(spec: Spec, devices: tuple[Any, ...]) -> Any:
-    """Compile (carries, bank, settings, n, epoch of each, total, which are active) -> carries; it donates the first."""
+def compile_advance(spec: Spec, devices: tuple[Any, ...], alike: bool = True) -> Any:
+    """Compile (carries, bank, settings, n, epoch of each, total, which are active) -> carries; it donates the first.
+
+    Args:
+        alike: n and total are one number each for all heads; otherwise each head has its own.
+    """
 
     def advance_own(
         carries: Carry, bank: TrainingSet, settings: Setting, n: jax.Array, done: jax.Array, total: jax.Array,
         active: jax.Array,
     ) -> Carry:  # fmt: skip
-        def advance(head: tuple[Carry, Setting, jax.Array, jax.Array]) -> Carry:
-            carry, setting, i, is_active = head
-            new = descent.run_epoch(spec, carry, bank, setting, n, i, total)
+        def advance(head: tuple[Any, ...]) -> Carry:
+            carry, setting, i, is_active, *own = head
+            rows, steps = own or (n, total)
+            new = descent.run_epoch(spec, carry, bank, setting, rows, i, steps)
             return jax.tree.map(lambda a, b: jnp.where(is_active > 0, a, b), new, carry)
 
-        return _map(advance, devices)((carries, settings, done, active))
+        return _map(advance, devices)((carries, settings, done, active, *(() if alike else (n, total))))
 
-    specs = (_HEADS, _WHOLE, _HEADS, _WHOLE, _HEADS, _WHOLE, _HEADS)
+    size = _WHOLE if alike else _HEADS
+    specs = (_HEADS, _WHOLE, _HEADS, size, _HEADS, size, _HEADS)
     return _spread(advance_own, devices, specs, donate_argnums=0)
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from sklearn.metrics import log_loss as sklearn_log_loss
 
 from nml_jax.errors import UserError
 from nml_jax.evals import metrics
@@ -43,3 +44,55 @@ def test_scores_are_those_of_scikit_learn(classes):
 def test_an_empty_split_is_an_error(score):
     with pytest.raises(UserError, match="empty"):
         score(metrics.confusion([], [], 3))
+
+
+def draw_answers(classes=4, n=500, seed=0, rare=0.05):
+    rng = np.random.default_rng(seed)
+    p = np.r_[rare, np.full(classes - 1, (1 - rare) / (classes - 1))]
+    labels = rng.choice(classes, n, p=p)
+    logits = rng.normal(size=(n, classes)) + 1.2 * np.eye(classes)[labels]
+    return metrics.Answers(labels, logits.argmax(1), metrics.compute_losses(logits, labels)), logits
+
+
+def score(metric, answers):
+    needed = answers.losses
+    if metric.needs == "confusion":
+        k = 1 + max(answers.labels.max(), answers.predictions.max())
+        needed = metrics.confusion(answers.labels, answers.predictions, k)
+    return metric.score(needed)
+
+
+def test_the_log_loss_is_that_of_scikit_learn():
+    answers, logits = draw_answers()
+    odds = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert metrics.log_loss(answers.losses) == pytest.approx(sklearn_log_loss(answers.labels, odds), rel=1e-12)
+    assert metrics.compute_losses(np.array([[1e4, 0]], np.float32), [1]) == pytest.approx([1e4])
+    with pytest.raises(UserError, match="empty"):
+        metrics.log_loss([])
+
+
+@pytest.mark.parametrize("name", metrics.METRICS)
+def test_a_score_is_the_mean_of_its_shares_and_their_spread_that_of_the_bootstrap(name):
+    metric, (answers, _) = metrics.METRICS[name], draw_answers()
+    n = len(answers.labels)
+    values = metric.share(answers).values
+    assert values.mean() == pytest.approx(score(metric, answers), rel=1e-12)
+    rng = np.random.default_rng(1)
+    drawn = [score(metric, metrics.Answers(*(x[rows] for x in answers))) for rows in rng.integers(0, n, (1000, n))]
+    assert values.std(ddof=1) / np.sqrt(n) == pytest.approx(np.std(drawn), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "macro_f1", "mean_per_class"])
+def test_a_flip_is_what_a_right_row_more_adds(name):
+    """Test against the score itself, of rows all of which are right but one."""
+    metric = metrics.METRICS[name]
+    labels = np.repeat([0, 1], [4, 400])
+    right = metrics.Answers(labels, labels)
+    wrong = metrics.Answers(labels, np.where(np.arange(404) == 403, 0, labels))
+    gain = len(labels) * (score(metric, right) - score(metric, wrong))
+    flips = metric.share(wrong).flips
+    assert flips.max() >= gain * 0.95
+    if name == "accuracy":
+        np.testing.assert_array_equal(flips, [1])
+    if name == "mean_per_class":
+        np.testing.assert_allclose(flips, [404 / 8, 404 / 800])

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from tests.scenes import programs
+
 ROOT = Path(__file__).parent.parent.parent
 LAUNCH = ROOT / "launch"
 SHELL = ("lib.sh", "mpi.sh", "on_worker.sh", "slurm.sbatch", "tpu_pod.sh", "xpk.sh")
@@ -15,9 +17,9 @@ SHELL = ("lib.sh", "mpi.sh", "on_worker.sh", "slurm.sbatch", "tpu_pod.sh", "xpk.
 
 def run(script: str, *args: str, cwd: str | Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a launcher from `cwd` with this process's environment variables and these."""
-    program = [sys.executable] if script.endswith(".py") else ["bash"]
-    command = [*program, str(LAUNCH / script), *args]
-    return subprocess.run(command, cwd=cwd, env=clean() | env, capture_output=True, text=True, timeout=60)
+    program, call = (sys.executable, programs.run) if script.endswith(".py") else ("bash", subprocess.run)
+    command = [program, str(LAUNCH / script), *args]
+    return call(command, cwd=cwd, env=clean() | env, capture_output=True, text=True, timeout=60)
 
 
 def clean() -> dict[str, str]:

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ import pytest
 from configs import clip_vitb16, resnet50_in1k
 from launch import aot, chips, hlo
 from nml_jax.errors import UserError
+from tests.scenes import programs
 
 # A loop of three rounds around an all-reduce and, within it, a loop whose length the compiler does not know.
 TEXT = """\
@@ -236,13 +238,10 @@ def test_a_step_that_does_not_fit_says_by_how_much_and_what_to_do(message: str, 
         aot.compile_step(resnet50_in1k.get_config(), "v5e:8x8", Lowered("INTERNAL: a fault of its own"))
 
 
-def run(*args: str, path: Path) -> subprocess.CompletedProcess:
+def run(*args: str, call: Callable = programs.run, **env: str) -> subprocess.CompletedProcess:
     root = Path(aot.__file__).parent.parent
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(path)}
-    return subprocess.run(
-        [sys.executable, str(root / "launch" / "aot.py"), *args], capture_output=True, text=True, env=environment,
-        cwd=root, timeout=500, check=False,
-    )  # fmt: skip
+    command, env = [sys.executable, str(root / "launch" / "aot.py"), *args], os.environ | {"JAX_PLATFORMS": "cpu"} | env
+    return call(command, capture_output=True, text=True, env=env, cwd=root, timeout=500)
 
 
 @pytest.mark.parametrize(
@@ -259,8 +258,8 @@ def run(*args: str, path: Path) -> subprocess.CompletedProcess:
         (["--topology=v5e:8x8", "--json=/none/x.json"], "/none"),
     ],
 )
-def test_bad_input_is_a_line_of_cause_and_a_line_of_cure(flags: list[str], cause: str, tmp_path: Path):
-    done = run(*flags, path=tmp_path)
+def test_bad_input_is_a_line_of_cause_and_a_line_of_cure(flags: list[str], cause: str):
+    done = run(*flags)
     assert done.returncode == 2, done.stderr
     first, second = done.stderr.splitlines()
     assert first.startswith("error: ")
@@ -271,21 +270,22 @@ def test_bad_input_is_a_line_of_cause_and_a_line_of_cure(flags: list[str], cause
 @pytest.mark.slow
 def test_a_tiny_step_for_four_chips(tmp_path: Path):
     pytest.importorskip("libtpu", reason="the extra `tpu` is not installed: no compiler for TPUs")
+    alone = {"call": subprocess.run, "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
     small = {
         "model.dim": 256, "model.heads": 2, "model.depth": 1, "data.image_size": 32, "train.batch": 64,
     }  # fmt: skip
     flags = ["--config=configs/vitb16_in1k.py", *(f"--config.{k}={v}" for k, v in small.items())]
-    done = run("--topology=v5e:2x2", "--fsdp=2", f"--json={tmp_path / 'x.json'}", *flags, path=tmp_path)
+    done = run("--topology=v5e:2x2", "--fsdp=2", f"--json={tmp_path / 'x.json'}", *flags, **alone)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "x.json").read_text())
     assert result["mesh"] == {"data": 2, "fsdp": 2}
     assert {row["kind"] for row in result["collectives"]} >= {"all-reduce", "all-gather"}
     assert 0 < result["memory"]["total"] < 2**30
     assert "whole run" in done.stdout
-    done = run("--topology=v5e:2x2", "--config.train.batch=63", *flags[:-1], path=tmp_path)
+    done = run("--topology=v5e:2x2", "--config.train.batch=63", *flags[:-1], **alone)
     assert done.returncode == 2
     assert "train.batch=63" in done.stderr
-    done = run("--topology=v5e:2x2", "--config=configs/vitb16_in1k.py", "--config.train.batch=8192", path=tmp_path)
+    done = run("--topology=v5e:2x2", "--config=configs/vitb16_in1k.py", "--config.train.batch=8192", **alone)
     assert done.returncode == 2
     assert "does not fit v5e:2x2" in done.stderr
 

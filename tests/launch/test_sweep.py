@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.launch.shell import ROOT, clean, printed, refused, run
+from tests.scenes import programs
 
 # Sweeps of several types of values, pinned and not, in a folder with a space.
 SWEEPS = {
@@ -58,7 +59,7 @@ def cells(*commands: list[str]) -> list[dict[str, dict]]:
     """Return main's cells for each of these lists of flags."""
     text = "".join(json.dumps(flags) + "\n" for flags in commands)
     program = [sys.executable, "-c", MAIN]
-    done = subprocess.run(program, cwd=ROOT, env=clean(), input=text, capture_output=True, text=True, timeout=60)
+    done = programs.run(program, cwd=ROOT, env=clean(), input=text, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

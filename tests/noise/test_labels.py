@@ -276,6 +276,7 @@ BAD = [
     ({"kind": "matrix"}, "'matrix' needs matrix"),
     ({"kind": "matrix", "matrix": np.eye(5), "rate": 0.1}, "'matrix' takes no rate"),
     ({"kind": "matrix", "matrix": np.eye(4)}, r"shape \(4, 4\); there are 5"),
+    ({"kind": "matrix", "matrix": np.full((5, 5), b"0.2")}, r"the noise matrix has dtype \|S3; it must be numbers"),
     ({"kind": "matrix", "matrix": np.full((5, 5), 0.3)}, "row 0 of the noise matrix sums to 1.5"),
     ({"kind": "matrix", "matrix": np.eye(5) * 2 - 0.2}, r"has -0.2 at \(0, 1\)"),
     ({"kind": "matrix", "matrix": np.full((5, 5), np.nan)}, r"has nan at \(0, 0\)"),

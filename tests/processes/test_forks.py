@@ -13,6 +13,7 @@ from nml_jax.models.heads.mlp import Form
 from nml_jax.processes import forks
 from nml_jax.tuning.head_file import TunedHead
 from tests.launch.shell import ROOT, clean
+from tests.scenes import programs
 
 FORK = """
 import os, sys, warnings
@@ -42,7 +43,7 @@ def fork(tmp_path: Path, how: str) -> subprocess.CompletedProcess[str]:
     weights = {"classifier": {"kernel": np.eye(2, dtype=np.float32), "bias": np.zeros(2, np.float32)}}
     TunedHead(Form(mlp=False), weights, {}, (0, 1), {"method": "linear"}).save(tmp_path / "head.safetensors")
     command = [sys.executable, "-c", FORK, str(tmp_path / "head.safetensors"), how]
-    return subprocess.run(command, cwd=ROOT, env=clean(), capture_output=True, text=True, timeout=60)
+    return programs.run(command, cwd=ROOT, env=clean(), capture_output=True, text=True, timeout=60)
 
 
 def test_a_fork_after_load_predicts(tmp_path: Path):

@@ -103,11 +103,11 @@ def test_all_is_well():
 
 
 def test_one_that_does_not_come_is_named():
-    ended = process_scenes.play("all_is_well", timeout=12, absent={LAST})
+    ended = process_scenes.play("all_is_well", timeout=6, absent={LAST})
     for e in ended:
         assert e.code == PeerLost.exit_code, e.out
         assert e.out.count("\n") == 1, e.out
-        assert e.line.startswith("stopped: process 2 of 3 did not come within 12 s"), e.out
+        assert e.line.startswith("stopped: process 2 of 3 did not come within 6 s"), e.out
 
 
 def test_bad_input_of_one_ends_all():

@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import subprocess
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +13,7 @@ from nml_jax.processes import peers, progress
 from nml_jax.processes.job import Membership
 from nml_jax.processes.progress import Progress
 from tests.launch.shell import ROOT, clean
+from tests.scenes import programs
 
 
 class Peer:
@@ -109,17 +109,17 @@ def test_without_a_place_nothing_is_printed(jobs, capsys):
 ALONE = """
 import time
 from nml_jax.processes import peers, progress
-progress.STILL = 1.5
+progress.TICK, progress.STILL = 0.1, 0.6
 peers.start()
 with peers.track("pretrain"), peers.track(lambda: "step 7"):
-    time.sleep(5)
-time.sleep(3)
+    time.sleep(1.6)
+time.sleep(1)
 """
 
 
 def test_a_single_process_prints_where_it_stands():
     """It prints nothing more once it has left the place."""
-    ended = subprocess.run(
+    ended = programs.run(
         [sys.executable, "-c", ALONE], cwd=ROOT, capture_output=True, text=True, env=clean(), timeout=60
     )
     assert ended.returncode == 0, ended.stderr

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +19,7 @@ from configs import common
 from nml_jax import settings
 from nml_jax.errors import UserError
 from nml_jax.report import main
-from nml_jax.reporting import claims, figures, tables
+from nml_jax.reporting import claims, figures, plots, tables
 from nml_jax.reporting.statistics import paired
 from nml_jax.reporting.statistics.grouping import find_studies
 from nml_jax.reporting.statistics.studies import MEAN, Key, Method
@@ -208,6 +209,13 @@ def read(folder: Path) -> str:
 
 def read_csv(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "summary.csv").read_text("utf-8").splitlines()))
+
+
+def read_text(page: str) -> str:
+    """The text of a page outside figures, styles and code, with blanks as they are in print."""
+    page = re.sub(r"<style>.*?</style>|<svg.*?</svg>|<pre.*?</pre>|<title>.*?</title>", " ", page, flags=re.S)
+    text = re.sub(r"<[^>]*>", " ", re.sub(r"</(p|li|td|th|dd|dt|summary|h\d)>|<br>", "\n", page))
+    return re.sub(r"[ \N{NO-BREAK SPACE}]+", " ", unescape(text))
 
 
 def lead(*folders: Path) -> str:
@@ -527,7 +535,7 @@ def test_several_experiments_tasks_and_what_is_missing(tmp_path: Path) -> None:
     report.build([tmp_path / name for name in ("flowers", "from elsewhere", "many")], tmp_path)
     text = read(tmp_path)
     Checker(text)
-    assert text.count("<h2") == 5
+    assert text.count("<h2") == 3 + 4  # studies; what was run, limits, rules, words
     assert "1 run with unknown noise" in text
     assert "Task by task (2 of them), ID accuracy of the linear probe rises in 0 and falls in 2" in text
     assert "Transfer of each head: mean over 2 tasks" in text
@@ -573,7 +581,10 @@ def test_one_condition_of_several_tasks_compares_methods_on_their_mean_and_on_ea
     text = read(folder).replace("\N{NO-BREAK SPACE}", " ")
     Checker(text)
     assert "<h1>Report: digits</h1>" in text
-    assert re.search("mean over 4 tasks: use the L-BFGS probe in-domain, where .* NMTune .paper. out-of-domain, ", text)
+    assert re.search("mean over 4 tasks: use the L-BFGS probe in-domain and NMTune .paper. out-of-domain ", text)
+    assert re.search(
+        "mean over 4 tasks, in detail. In-domain: no other method .* NMTune .paper. gains .[0-9.]+ points ", text
+    )
     assert "<summary>The same for a and 3 more</summary>" in text
     assert "d: use the L-BFGS probe in-domain (test), " in text
     assert "A seed redraws pre-training, the training rows on which settings are chosen" in text
@@ -618,6 +629,64 @@ def test_colours_read_on_white_and_on_the_dark_page() -> None:
     for colour in (*figures.HEADS, *(figures.choose_colour(i, 12) for i in range(12)), figures.GREY):
         light, dark, own = (luminance(x) + 0.05 for x in ("#ffffff", "#14171a", colour))
         assert min(light / own, own / dark) > 3, colour
+
+
+def test_the_last_evaluation_is_in_the_validation_curve(tmp_path: Path) -> None:
+    """A curve of many points is thinned to means of blocks; what the trained model scores is no such mean."""
+    cell = write_cell(tmp_path / "x", stages=("pretrain",), override={"stages": ("pretrain",)})
+    lines = [{"step": i, "epoch": i / 10, "validation/accuracy": i / 1000} for i in range(1, 501)]
+    write_atomic(cell / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    (found,) = read_finished([cell])[0]
+    ((x, y),) = plots._list_curves(found, "validation/accuracy", 100)
+    assert len(x) == 121
+    assert (x[-1], y[-1]) == (50.0, 50.0)
+    ((x, y),) = plots._list_curves(dataclasses.replace(found, metrics=found.metrics[:100]), "validation/accuracy", 100)
+    assert (len(x), x[-1], y[-1]) == (100, 10.0, 10.0)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 9])
+def test_markers_of_heads_stay_nearer_to_their_tick_than_to_the_next(heads: int) -> None:
+    x = np.array([0.0, 4.0, 10.0, 100.0])  # the least distance that is drawn to scale
+    at = np.array([figures.place_series(x, j, heads) for j in range(heads)])
+    assert (np.abs(at - x) < np.diff(x).min() / 2).all()
+    assert at[:, 0].max() < at[:, 1].min()
+    assert (np.diff(at, axis=0) > 0).all()
+
+
+def test_no_statement_stands_twice_and_no_bracket_within_another(sweep: Path) -> None:
+    text = read_text(read(sweep))
+    assert not re.search(r"\([^()]*\(", text)
+    sentences = [s.strip() for s in re.split(r"(?<=[.:])\s", text) if len(s.split()) > 5]
+    assert [s for s in set(sentences) if sentences.count(s) > 1] == []
+    assert text.count("from 95.1 % to 88.9 %") + text.count("95.1 % to 88.9 %") == 1
+    assert text.count("gets flatter") == 1
+    assert text.count("NMTune (paper) on OOD") == 1
+
+
+def test_words_are_explained_where_they_stand(sweep: Path) -> None:
+    text = read(sweep)
+    words = text[text.index('id="words"') :]
+    for word in ("ID, in-domain", "OOD, out-of-domain", "SVE", "LSVR", "NMTune (code/1view)", "raw mode", "noise"):
+        assert f"<dt>{word}</dt>" in words
+    assert "<dt>WiSE-FT</dt>" not in words
+    assert "<dt>suspects</dt>" not in words
+
+
+def test_settings_at_the_edge_of_their_grid_are_named(tmp_path: Path) -> None:
+    for name, hyper, said in (
+        ("inside", {"lr": 0.01, "weight_decay": 0.0}, ""),
+        ("edge", {"lr": 0.001, "weight_decay": 0.0}, "lr 0.001, the lowest of tune.lrs, of the linear probe."),
+        ("no ratio", {"lr": 0.01, "weight_decay": 1e-4}, "weight_decay 0.0001, the highest of tune.weight_decays, of"),
+        ("beyond", {"lr": 1.0, "weight_decay": 0.0}, "lr 1, the highest of tune.lrs, which was widened once, of"),
+    ):
+        for widen in (False, True):
+            override = {"tune.widen": widen}
+            cell = write_cell(tmp_path / f"{name} {widen}", heads=HEADS[:1], hyper=hyper, override=override)
+            report.build([cell], cell)
+            text = read_text(read(cell))
+            tried = widen and name == "edge"  # what lies beyond was no better
+            assert ("at the edge of what was tried" in text) == bool(said and not tried)
+            assert tried or said in text
 
 
 def test_thinned_curve_keeps_its_level() -> None:

@@ -15,6 +15,7 @@ import scipy.stats
 from configs import features as experiment
 from nml_jax import settings
 from nml_jax.errors import UserError
+from nml_jax.evals.metrics import Shares
 from nml_jax.reporting import answers, method_tables
 from nml_jax.reporting.page import show
 from nml_jax.reporting.statistics import choose_method, paired
@@ -27,6 +28,7 @@ from nml_jax.runs.heads import correct_path, read_correct, write_correct
 from nml_jax.runs.rows import Row, read_rows, write_rows
 from nml_jax.stages import report
 from nml_jax.tuning import diagnosis
+from tests.reporting.test_report import read_text
 
 
 def test_tests_that_are_redrawn_overlap():
@@ -205,10 +207,17 @@ def test_numbers_that_cannot_vary_show_nothing() -> None:
     assert pair.verdict("worse", "better") == "no difference shown"
 
 
+def rows(d: np.ndarray) -> Shares:
+    """The differences of an accuracy on every row."""
+    return Shares(d, np.ones(1), np.full(1, len(d)))
+
+
 def judged(d: np.ndarray) -> paired.Comparison:
     """The comparison of two heads by the differences d [seeds, rows]."""
     seeds = {(i, i): float(x) for i, x in enumerate(d.mean(1))}
-    return paired.compare("", paired.PERCENT, dict.fromkeys(seeds, 0.0), seeds, paired.add_rows([(1.0, d.mean(0))]))
+    return paired.compare(
+        "", paired.PERCENT, dict.fromkeys(seeds, 0.0), seeds, paired.add_rows([(1.0, rows(d.mean(0)))])
+    )
 
 
 def test_standard_error_is_that_of_crossed_seeds_and_rows() -> None:
@@ -271,11 +280,11 @@ def test_tests_of_equal_length_count_as_the_same_rows() -> None:
     """75 corruptions of one set of images are no 75 independent tests; nor does it harm tests that are."""
     rng = np.random.default_rng(0)
     d = rng.choice([-1.0, 0, 0, 0, 1], 5000)
-    (once,), (often,) = paired.add_rows([(1.0, d)]), paired.add_rows([(1 / 75, d)] * 75)
+    (once,), (often,) = paired.add_rows([(1.0, rows(d))]), paired.add_rows([(1 / 75, rows(d))] * 75)
     assert often.variance == pytest.approx(once.variance)
-    (apart,) = paired.add_rows((1 / 75, rng.permutation(d)) for _ in range(75))
+    (apart,) = paired.add_rows((1 / 75, rows(rng.permutation(d))) for _ in range(75))
     assert apart.variance == pytest.approx(once.variance / 75, rel=0.1)
-    assert len(paired.add_rows([(0.5, d), (0.5, d[1:])])) == 2
+    assert len(paired.add_rows([(0.5, rows(d)), (0.5, rows(d[1:]))])) == 2
 
 
 def test_shares_alone_bound_what_rows_add() -> None:
@@ -283,7 +292,7 @@ def test_shares_alone_bound_what_rows_add() -> None:
     (part,) = paired.bound_rows([(1.0, 0.8, 0.9, 100)])
     assert np.sqrt(part.variance) == pytest.approx(0.05, rel=0.02)
     rank = np.arange(100)
-    (exact,) = paired.add_rows([(1.0, (rank < 90).astype(float) - (rank < 80))])
+    (exact,) = paired.add_rows([(1.0, rows((rank < 90).astype(float) - (rank < 80)))])
     assert exact.variance < part.variance
     assert paired.bound_rows([]) == []
 
@@ -459,6 +468,9 @@ def test_what_the_cap_on_steps_leaves_is_said(tmp_path: Path) -> None:
     assert said in method_tables.write_text(many)
     report.build([tmp_path / "b"], tmp_path / "b")
     assert said in (tmp_path / "b" / "report.html").read_text()
+    for cell in many.study.cells:  # validation was best before the third
+        cell.rows[:] = [dataclasses.replace(row, hyper={"epochs": 2.0}) for row in cell.rows]
+    assert answers.warn_of_few_epochs(many) == ""
     none = contest(tmp_path / "c", samples=dict.fromkeys((method for method, _ in METHODS), 600))
     assert "at most 30 epochs and 300 steps." in answers.write_rule(none)
     assert answers.warn_of_few_epochs(none) == ""
@@ -539,9 +551,9 @@ def test_page_answers_first_and_has_no_empty_part(built: Path) -> None:
     text = (built / "report.html").read_text("utf-8")
     found = choose_method.find_contests(study_of(built))[0]
     assert "<title>Which head for these features: features</title>" in text
-    order = ['id="study-0"', answers.write_verdict(found)[:40], answers.write_answer(found)[:40], "<h3>Scores",
-             "<h3>Differences to", "<h3>Differences at", "<h3>Spectra", "<h3>Diagnosis", 'id="run"', 'id="limits"',
-             "The rule."]  # fmt: skip
+    order = ['id="study-0"', '<section class="verdict"', answers.write_verdict(found)[:40], "<h3>Differences at",
+             answers.write_reasons(found)[:40], "<h3>Scores", "<h3>Differences to", "<h3>Spectra", "<h3>Diagnosis",
+             'id="run"', 'id="limits"', 'id="rules"', "The rule.", 'id="words"']  # fmt: skip
     places = [text.index(part) for part in order]
     assert places == sorted(places)
     shown = re.sub(r"<pre>.*?</pre>|<style>.*?</style>|Config of all runs.*?<", "", text, flags=re.S)
@@ -637,6 +649,47 @@ def test_diagnosis_says_whether_runs_agree(tmp_path: Path) -> None:
 
 def test_every_measure_of_the_diagnosis_has_its_meaning() -> None:
     assert set(method_tables.MEANINGS) == set(diagnosis.NAMES)
+
+
+def test_no_statement_stands_twice_and_no_bracket_within_another(built: Path) -> None:
+    text = read_text((built / "report.html").read_text("utf-8"))
+    assert not re.search(r"\([^()]*\(", text)
+    sentences = [s.strip() for s in re.split(r"(?<=[.:])\s", text) if len(s.split()) > 5]
+    assert [s for s in set(sentences) if sentences.count(s) > 1] == []
+
+
+def test_intervals_that_say_nothing_are_replaced_by_what_is_true(tmp_path: Path) -> None:
+    """Two seeds that differ by 10 points have a t-interval of 127 points; three rows one of Wilson of 60."""
+    values = {(0, 0): 0.6, (1, 1): 0.7}
+    for shift, said in ((0.0, "0.00 to 0.00"), (0.2, "two seeds are too few to tell")):
+        other = {seed: value + shift * seed[0] for seed, value in values.items()}
+        found = paired.compare("", paired.PERCENT, values, other)
+        assert found.interval() == said
+        assert found.bounds == (said if shift else f"95 % interval {said}")
+    rows = paired.compare("", paired.PERCENT, values, values, [paired.Part(0.04, 30)])
+    assert rows.interval() == "the test rows are too few to tell"
+    wide = paired.compare("", paired.RATIO, values, {seed: 9 * seed[0] for seed in values})
+    assert "to" in wide.interval()  # a spectrum has no bounds
+    assert "few" not in wide.interval()
+    s = paired.Stat(0.97, 0.03, 3)
+    assert paired.find_seed_interval(s)[1] > 1
+    assert paired.format_interval(paired.find_seed_interval(s), 3) == "three seeds are too few to tell"
+    assert paired.format_interval(paired.find_wilson_interval(2 / 3, 3), 3, "row") == "three rows are too few to tell"
+    assert paired.format_interval(paired.find_wilson_interval(0.5, 100), 100, "row") == "40.4 to 59.6"
+    assert paired.format_interval((np.nan, np.nan), 1) == "–"
+    assert paired.format_difference((-0.3, 0.25), 12) == "12 folds are too few to tell"
+
+    def unlike(method: str, preset: str | None, split: str, draw: float) -> float:
+        return min(0.98, 0.75 + 0.15 * draw * (method == "mlp"))
+
+    folder = write_experiment(tmp_path / "x", seeds=(0, 1, 2), methods=FEW, tests=TESTS[:2], score=unlike)
+    report.build([folder], folder)
+    text = (folder / "report.html").read_text("utf-8")
+    assert "three seeds are too few to tell" in text
+    for low, high in re.findall(r">(\d+\.\d) to (\d+\.\d)<", text):
+        assert float(low) >= 0
+        assert float(high) <= 100
+        assert float(high) - float(low) <= 40
 
 
 def test_figure_tells_verdicts_apart(built: Path) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.scenes import programs
+
 ROOT = Path(__file__).parents[2]
 LAST = 2  # of three processes
 
@@ -44,7 +46,7 @@ def begin(program: Sequence[str], count: int = 2, *, absent: Collection[int] = (
     """Start the processes of a job, except the absent ones; stderr goes to stdout."""
     port = free_port()
     return [
-        subprocess.Popen(
+        programs.Popen(
             [sys.executable, *program], cwd=ROOT, env=environment(i, count, port), stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True,
         ) for i in range(count) if i not in absent
@@ -158,9 +160,9 @@ def one_is_asked_again_and_again(index: int, timeout: int) -> None:
     from nml_jax.errors import Preempted
 
     if index == 0:  # process 0 ends last: it waits for the reports of the others
-        again = f"for i in 1 2 3; do sleep 0.5; kill -TERM {os.getpid()}; kill -INT {os.getpid()}; done"
+        again = f"for i in 1 2 3; do sleep 0.3; kill -TERM {os.getpid()}; kill -INT {os.getpid()}; done"
         subprocess.Popen(["sh", "-c", again], stderr=subprocess.DEVNULL)
-    time.sleep(3 if index else 0)
+    time.sleep(1.8 if index else 0)
     raise Preempted("asked to stop: saved at step 4")
 
 

@@ -1,7 +1,7 @@
 """Test features from files: what a run does with them, what it writes, which files it rejects."""
 
 import json
-import subprocess
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,6 +21,7 @@ from nml_jax.runs.heads import read_confusion
 from nml_jax.runs.rows import read_rows
 from nml_jax.stages import tune
 from nml_jax.tuning import head_file
+from tests.scenes import programs
 
 D, CLASSES = 12, ("ant", "bee", "cat")
 SMALL = {
@@ -115,7 +116,14 @@ def test_the_quick_part_is_the_probe_beside_its_baselines(files: Path, tmp_path:
     main.launch(config, tmp_path / "w", pinned={})
     said = capsys.readouterr().err
     assert "first verdict: L-BFGS probe 100.0 % on test; chance 33.3 %, always 'ant' 33.3 %" in said
+    assert "training rows: nearest class mean 100.0 % (leave-one-out), Fisher ratio" in said
+    assert "cross-validated" not in said
     assert {row.method for row in read_rows(tmp_path / "w" / "seed=0") if row.stage == "tune"} == {"lbfgs"}
+    assert not (tmp_path / "w" / "seed=0" / "suspects.csv").exists()  # an empty one would say that there are none
+    page = (tmp_path / "w" / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert "the nearest class mean, without any training, is right on 100.0 % of the training rows" in page
+    assert "Spectrum of the features" in page
+    assert "cross-validation" not in page
     with pytest.raises(ValueError, match="no part 'fast'"):
         experiment.get_config("fast")
 
@@ -420,10 +428,11 @@ def test_constant_features_and_a_class_with_one_row_are_no_mistake(tmp_path: Pat
 
 def test_exit_code_and_two_lines_on_the_command_line(files: Path, tmp_path: Path):
     (tmp_path / "cut.npz").write_bytes((files / "train.npz").read_bytes()[:500])
-    done = subprocess.run(
+    done = programs.run(
         [sys.executable, "-m", "nml_jax.main", "--config=configs/features.py", f"--workdir={tmp_path / 'w'}",
          f"--config.features.train={tmp_path / 'cut.npz'}"],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120,
+        cwd=Path(__file__).parents[2], env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
+        timeout=120,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     cause, cure = done.stderr.strip().splitlines()[-2:]

@@ -47,7 +47,8 @@ def test_diagnose():
 
 
 def test_the_program_leaves_the_flag_aside(tmp_path):
-    command = [sys.executable, "-m", "nml_jax.main", "--config=configs/digits.py", f"--workdir={tmp_path}", "--dry_run"]
+    own = ["--config=configs/digits.py", f"--workdir={tmp_path}", "--config.stages=('tune',)", "--dry_run"]
+    command = [sys.executable, "-m", "nml_jax.main", *own]
     ended = subprocess.run(command, env={**os.environ, "JAX_ENABLE_X64": "1"}, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert "JAX_ENABLE_X64 is left aside" in ended.stderr + ended.stdout

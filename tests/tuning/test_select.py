@@ -14,7 +14,7 @@ from nml_jax.errors import UserError
 from nml_jax.evals import metrics
 from nml_jax.models.heads.mlp import Form, make_head
 from nml_jax.objectives import nmtune, terms
-from nml_jax.tuning import descent, select, spread
+from nml_jax.tuning import descent, holdout, select, spread
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.methods import METHODS
 
@@ -31,7 +31,18 @@ def config(**changes):
         "neftune": 0.0, "steps": 0, "cs": (0.1, 1.0), "alphas": (1.0, 10.0), "ks": (5, 9),
         "nmtune": {}, "skd": {}, "fgs": {}, "lgm": {},
     }  # fmt: skip
-    return SimpleNamespace(**{**defaults, "start": "fresh", "patience": 0, "halving": False, **changes})
+    return SimpleNamespace(
+        **{
+            **defaults,
+            "start": "fresh",
+            "patience": 0,
+            "halving": False,
+            "widen": False,
+            "refit": True,
+            "calibrate": False,
+            **changes,
+        }
+    )
 
 
 def blobs(n=N, seed=0, distance=3.0, views=1):
@@ -409,6 +420,58 @@ def test_validation_scores_are_those_of_a_head_trained_without_the_validation_pa
     loss = -(logits[np.arange(len(y)), y] - np.log(np.exp(logits).sum(1))).mean()
     want = {"lr": 0.1, "weight_decay": 1e-2, "accuracy": (logits.argmax(1) == y).mean(), "loss": loss}
     assert result.validation[-1] == pytest.approx(want)
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "further"),
+    [
+        ((0.01, 0.1, 1.0), 1.0, 10.0),
+        ((0.01, 0.1, 1.0), 0.01, 0.001),
+        ((0.003, 0.3, 0.03), 0.003, 0.0003),
+        ((0.01, 0.1, 1.0), 0.1, None),  # inside
+        ((0.1,), 0.1, None),  # no ratio
+        ((0.0, 1e-4), 1e-4, None),
+        ((0.0, 1e-4, 1e-3), 0.0, None),
+        ((0.0, 1e-4, 1e-3), 1e-3, 0.01),
+        ((1, 5, 20), 20, 80),
+        ((1, 5, 20), 1, None),  # no number of neighbours lies below
+        ((2, 4), 2, 1),
+    ],
+)
+def test_the_value_beyond_the_edge_of_a_grid(values, best, further):
+    assert holdout.find_further(values, best) == further
+
+
+@pytest.mark.parametrize(
+    ("how", "beyond"),
+    [
+        ({"method": "lbfgs", "cs": (1e-6, 1e-5)}, {"C": 1e-4}),
+        ({"method": "linear", "cs": (1e-6, 1e-5), "start": "probe"}, {"C": 1e-4}),
+        ({"method": "linear", "lrs": (1e-6, 1e-5), "weight_decays": (0.0,)}, {"lr": 1e-4, "weight_decay": 0.0}),
+        ({"method": "mlp", "lrs": (1e-6, 1e-5), "weight_decays": (0.0,), "patience": 2}, {"lr": 1e-4}),
+    ],
+)
+def test_a_setting_at_the_edge_widens_its_grid_once(how, beyond):
+    """Each grid is too small by orders of magnitude, so that its upper edge is best and what lies beyond is better."""
+    narrow, wide = (fit(**how, widen=widen) for widen in (False, True))
+    assert {name: wide.hyper[name] for name in beyond} == beyond
+    assert narrow.hyper != wide.hyper
+    if how.get("start") != "probe":  # there the probe is the head, and its Cs are no settings of the search
+        assert len(wide.validation) == len(narrow.validation) + 1 == 3
+        assert wide.validation[:2] == narrow.validation
+
+
+def test_without_refit_heads_are_those_that_validation_judged():
+    features, labels = blobs()
+    result, again = fit("lbfgs", refit=False), fit("lbfgs")
+    train, held_out = hold_out(labels, 0.2, seed=0)
+    assert (result.n_train, again.n_train) == (len(train), N) == (48, 60)
+    _, logits = result.outputs(features[held_out][:, 0])
+    best = max(each["accuracy"] for each in result.validation)
+    assert (logits.argmax(1) == labels[held_out]).mean() == pytest.approx(best)
+    ours = LogisticRegression(C=result.hyper["C"], tol=1e-9, max_iter=9999).fit(features[train][:, 0], labels[train])
+    odds = result.head.probabilities(result.outputs(features[:, 0])[1])
+    np.testing.assert_allclose(ours.predict_proba(features[:, 0]), odds, atol=1e-3)
 
 
 def test_a_grid_of_one_needs_no_validation():

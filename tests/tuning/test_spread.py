@@ -8,13 +8,18 @@ import pytest
 
 from nml_jax.tuning import descent, select, spread
 from nml_jax.tuning.descent import Setting, Spec
+from nml_jax.tuning.holdout import Demands
 from tests.tuning.test_select import MLP, PAPER, PAPER_NUMBERS, K, N, bank, blobs, config
 
 
-def train(method: str, **changes) -> list[select.HeadResult]:
+GROUPS = np.repeat(np.arange(12), np.arange(12)[::-1] + 1)[:72]  # of different sizes, so that seeds hold out as many
+
+
+def train(method: str, groups: np.ndarray | None = None, **changes) -> list[select.HeadResult]:
     features, labels = blobs(72)
     preset = "paper" if method == "nmtune" else None
-    how = {"num_classes": K, "config": config(standardize=True, **changes), "seeds": (0, 1)}
+    demands = Demands(groups=groups)
+    how = {"num_classes": K, "config": config(standardize=True, **changes), "seeds": (0, 1), "demands": demands}
     return select.fit_seeds(features, labels, method=method, preset=preset, **how)
 
 
@@ -24,6 +29,7 @@ def train(method: str, **changes) -> list[select.HeadResult]:
         ("mlp", {}),
         ("nmtune", {"start": "probe", "patience": 1, "halving": True, "epochs": 8, "lrs": (0.001, 0.1, 3.0)}),
         ("linear", {"start": "probe", "patience": 2}),
+        ("mlp", {"groups": GROUPS, "patience": 2, "epochs": 4, "lrs": (0.01, 0.1), "widen": True, "calibrate": True}),
     ],
 )
 def test_spread_over_eight_devices_is_one_after_another_bit_by_bit(method: str, changes: dict, monkeypatch):
@@ -35,6 +41,10 @@ def test_spread_over_eight_devices_is_one_after_another_bit_by_bit(method: str, 
         jax.tree.map(
             np.testing.assert_array_equal, (got.head.params, got.head.state), (want.head.params, want.head.state)
         )
+    if "groups" in changes:
+        demands, how = Demands(groups=GROUPS), config(**{k: v for k, v in changes.items() if k != "groups"})
+        counts = {select.divide_rows(demands, blobs(72)[1], how, seed)[1] for seed in (0, 1)}
+        assert len(counts) == 2  # rows to train on
     if changes.get("patience") == 1:  # some heads stopped early, and others went on
         assert len({v["epochs"] for result in alone for v in result.validation}) > 1
 

@@ -19,7 +19,18 @@ def config(**changes):
         "standardize": True, "width": 2, "depth": 1, "residual": True, "norm": "batch", "noisytune": 0.0,
         "neftune": 0.0, "cs": (0.1, 1.0), "alphas": (1.0,), "ks": (5,), "nmtune": {}, "skd": {}, "fgs": {}, "lgm": {},
     }  # fmt: skip
-    return SimpleNamespace(**{**defaults, "start": "fresh", "patience": 0, "halving": False, **changes})
+    return SimpleNamespace(
+        **{
+            **defaults,
+            "start": "fresh",
+            "patience": 0,
+            "halving": False,
+            "widen": False,
+            "refit": True,
+            "calibrate": False,
+            **changes,
+        }
+    )
 
 
 class Disk:

@@ -20,7 +20,7 @@ from PIL import Image
 
 import nml_jax
 from configs import common
-from tests.scenes import clip_experiment, digits_experiment
+from tests.scenes import clip_experiment, digits_experiment, programs
 from tests.scenes.documents import DOCS, ELSEWHERE, PAGES, ROOT, anchors, blocks, commands, launches, prose
 
 COMMANDS = [line for line in commands() if not launches(line) and not line.startswith(ELSEWHERE)]
@@ -108,7 +108,8 @@ def test_command(line: str, size: str, checkout: Path, request: pytest.FixtureRe
     if words[0] == "python":
         words[0] = sys.executable
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(words, cwd=checkout, env=env, capture_output=True, text=True, timeout=300)
+    run = programs.run if words[1] == "-m" else subprocess.run
+    done = run(words, cwd=checkout, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

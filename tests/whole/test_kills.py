@@ -21,6 +21,7 @@ from nml_jax import runtime, settings
 from nml_jax.runs.rows import read_rows
 from nml_jax.training import checkpoint, loop
 from nml_jax.training.plan import Plan
+from tests.scenes import programs
 from tests.scenes.digits_experiment import flags
 from tests.training.tiny import host
 
@@ -40,7 +41,7 @@ def program(tmp_path_factory) -> Program:
     def start(name: str) -> subprocess.Popen:
         args = [sys.executable, "-m", "nml_jax.main", *flags(base / name, **OPTIONS)]
         env = os.environ | cache | {"JAX_PLATFORMS": "cpu"}
-        process = subprocess.Popen(args, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = programs.Popen(args, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         process.folder = base / name  # type: ignore[attr-defined]
         return process
 

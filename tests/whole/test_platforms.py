@@ -303,8 +303,9 @@ def test_lowers_for_every_platform(name: str):
     traced = getattr(compiled, "__wrapped__", compiled) if not hasattr(compiled, "trace") else compiled
     with jax.enable_x64(name.startswith("spectrum: float64")):
         traced = traced.trace(*args, **kwargs)
-    for platform in PROGRAMS[name].platforms:
-        text = traced.lower(lowering_platforms=(platform,)).as_text()
-        if platform == "tpu":
-            assert not re.search(r"\bf64\b|xf64\b", text), "float64"
-            assert not re.search(r"@\w*(svd|gesd|gesvd)", text), "SVD"
+    others = tuple(platform for platform in PROGRAMS[name].platforms if platform != "tpu")
+    traced.lower(lowering_platforms=others)  # one module: what an operation lacks on one of them raises an error
+    if "tpu" in PROGRAMS[name].platforms:
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
+        assert not re.search(r"\bf64\b|xf64\b", text), "float64"
+        assert not re.search(r"@\w*(svd|gesd|gesvd)", text), "SVD"

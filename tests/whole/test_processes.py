@@ -18,7 +18,7 @@ from nml_jax.data.features import banks
 from nml_jax.errors import PeerLost
 from nml_jax.runs.rows import read_rows
 from nml_jax.training import checksums
-from tests.scenes import clip_experiment, digits_experiment, process_scenes
+from tests.scenes import clip_experiment, digits_experiment, process_scenes, programs
 from tests.scenes.digits_experiment import flags
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def alone(args: list[str]) -> None:
     """Run the program in one process on one device."""
     program = [sys.executable, "-m", "nml_jax.main", *args]
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(program, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    done = programs.run(program, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
@@ -294,7 +294,7 @@ def test_processes_that_read_different_things_end_before_the_first_step(tmp_path
             args = flags(tmp_path / "w", **options, **(given if i else {}))
             env = process_scenes.environment(i, 2, port) | {"PYTHONPATH": str(ROOT)}
             started.append(
-                subprocess.Popen(
+                programs.Popen(
                     [sys.executable, "-m", "nml_jax.main", *args], cwd=tmp_path / str(i), env=env, text=True,
                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 )
@@ -310,19 +310,19 @@ def test_two_jobs_in_one_folder(tmp_path: Path):
     """The second is refused and the first goes on; once that is killed, the same command takes over at once."""
     args = [sys.executable, "-m", "nml_jax.main", *flags(tmp_path, stages="('pretrain',)", **{"train.epochs": 500.0})]
     how = {"cwd": ROOT, "env": os.environ | {"JAX_PLATFORMS": "cpu"}, "text": True}
-    first = subprocess.Popen(args, **how, stderr=subprocess.DEVNULL)
+    first = programs.Popen(args, **how, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
         while not (tmp_path / CELL / "run.json").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
-        second = subprocess.run(args, **how, capture_output=True, timeout=120)
+        second = programs.run(args, **how, capture_output=True, timeout=120)
         assert second.returncode == 2, second.stderr
         assert f"{CELL} belongs to another job (process {first.pid} on " in second.stderr
         assert first.poll() is None
     finally:
         first.kill()
         first.wait()
-    third = subprocess.Popen(args, **how, stderr=subprocess.PIPE)
+    third = programs.Popen(args, **how, stderr=subprocess.PIPE)
     assert third.stderr is not None
     assert any("taking over" in line for line in iter(third.stderr.readline, ""))
     third.terminate()
