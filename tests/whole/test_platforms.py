@@ -137,10 +137,11 @@ def head(program: str, method: str, preset: str = "", **options: Any) -> Callabl
         standard = {"mean": shape(D), "scale": shape(D)}
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[len(leading) :], x.dtype), setting)
         carry = jax.eval_shape(lambda s, standard: descent.start(spec, s, D, standard), one, standard)
-        if program == "compile_advance":
+        if program in ("compile_advance", "compile_advance, own sizes"):
             carry = jax.tree.map(lambda x: jax.ShapeDtypeStruct((HEADS, *x.shape), x.dtype), carry)
-            heads = whole(HEADS)
-            return spread.compile_advance(spec, devices), (carry, bank, setting, whole(), heads, whole(), heads), {}
+            heads, alike = whole(HEADS), program == "compile_advance"
+            size = whole() if alike else heads
+            return spread.compile_advance(spec, devices, alike), (carry, bank, setting, size, heads, size, heads), {}
         return descent.advance, (spec, carry, bank, setting, whole(), whole(), whole()), {}
 
     return make
@@ -226,6 +227,9 @@ PROGRAMS: dict[str, Program] = {
             ("together, an epoch", SPREAD, "compile_advance _spread"),
         )
     },
+    "head: together, an epoch, own sizes": Program(
+        SPREAD + "_spread", head("compile_advance, own sizes", "nmtune", "paper")
+    ),
     "head: perturbed": Program(HEAD + "train_one", head("train_one", "mlp", noisytune=True, neftune=True)),
     "head: the start": Program(HEAD + "begin", begin),
     "head: outputs": Program(HEAD + "_apply", outputs),
