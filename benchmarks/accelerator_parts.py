@@ -221,7 +221,6 @@ def measure_extraction(tiny: bool) -> Iterator[Row]:
 
     from nml_jax.assembly import encoder, evaluators
     from nml_jax.data.sources.source import in_memory
-    from nml_jax.stages import extract
     from nml_jax.tasks.classification import Test
 
     mesh = runtime.make_mesh()
@@ -238,10 +237,10 @@ def measure_extraction(tiny: bool) -> Iterator[Row]:
     model = encoder.build(config, num_classes=2)
     params, model_state = runtime.to_mesh(jax.device_get(model.init(jax.random.key(0), model.spec)), mesh)
     frozen = encoder.Encoder(model, params, model_state, 0, None, "")
-    encode, test = extract._compile_encoder(model, ("features",), mesh), Test("photos", "id", source)
+    encode, test = compile_encoder(model, ("features",), mesh), Test("photos", "id", source)
 
     def all_of_it() -> int:
-        return sum(len(block["id"]) for block in extract.encode_split(config, frozen, encode, mesh, test, None))
+        return sum(len(block["id"]) for block in encode_split(config, frozen, encode, mesh, test, None))
 
     def pipeline() -> int:
         return sum(len(block["id"]) for block in evaluators.read_images(config, mesh, source, batch=batch))

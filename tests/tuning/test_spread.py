@@ -11,7 +11,6 @@ from nml_jax.tuning.descent import Setting, Spec
 from nml_jax.tuning.holdout import Demands
 from tests.tuning.test_select import MLP, PAPER, PAPER_NUMBERS, K, N, bank, blobs, config
 
-
 GROUPS = np.repeat(np.arange(12), np.arange(12)[::-1] + 1)[:72]  # of different sizes, so that seeds hold out as many
 
 
