@@ -87,15 +87,16 @@ def choose_penalty(
     cs: Sequence[float] = CS,
     weights: np.ndarray | None = None,
     demands: Demands = PLAIN,
-) -> float:
-    """Return the C of the best probe on held-out rows, drawn until they are ENOUGH; see `pick_penalty`.
+) -> tuple[float, float | None]:
+    """Return the C of the best probe on held-out rows, drawn until they are ENOUGH, and its temperature on them.
 
     One draw of few rows would often miss the best penalty by a factor of ten. Arguments are those of `choose_probe`,
-    and `seed` is that of the draws. Rows of which none can be held out give the middle of the grid.
+    and `seed` is that of the draws. Rows of which none can be held out give the middle of the grid, and no temperature.
+    See `pick_penalty`.
     """
     cs = sorted(cs)
     if np.bincount(labels).max() < 2:
-        return cs[(len(cs) - 1) // 2]
+        return cs[(len(cs) - 1) // 2], None
     total, rows, found, held = np.zeros(len(cs)), [], [], []
     for i in range(MOST):
         train, held_out = hold_out(labels, HELD_OUT, seed + i)
@@ -109,7 +110,9 @@ def choose_penalty(
         held.append(np.ones(len(held_out)) if own is None else own)
         if sum(map(len, rows)) >= ENOUGH:
             break
-    return cs[pick_penalty(total, np.concatenate(found, 1), labels[np.concatenate(rows)], np.concatenate(held))]
+    logits, own_labels = np.concatenate(found, 1), labels[np.concatenate(rows)]
+    best = pick_penalty(total, logits, own_labels, np.concatenate(held))
+    return cs[best], find_temperature(logits[best], own_labels)
 
 
 def pick_penalty(
