@@ -220,6 +220,7 @@ def measure_extraction(tiny: bool) -> Iterator[Row]:
     from input import draw_photos
 
     from nml_jax.assembly import encoder, evaluators
+    from nml_jax.assembly.encode import compile_encoder, encode_split
     from nml_jax.data.sources.source import in_memory
     from nml_jax.tasks.classification import Test
 
