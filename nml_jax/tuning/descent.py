@@ -6,7 +6,6 @@ first rows, so no row is left out and BatchNorm always sees B rows. A batch hold
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from nml_jax.arithmetic.bits import in_32_bits
 from nml_jax.models.heads.mlp import Form, Tree, make_head, standardize
 from nml_jax.objectives.step import Step
 from nml_jax.objectives.terms import Terms
@@ -21,17 +21,6 @@ from nml_jax.processes.forks import refuse_fork
 from nml_jax.training import perturb
 
 CHUNK = 512  # rows per call outside training; one size, so that it is compiled once
-
-
-def in_32_bits(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function run with JAX's 32-bit types, even where the user has set jax_enable_x64."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with jax.enable_x64(False):
-            return function(*args, **kwargs)
-
-    return run
 
 
 class Spec(NamedTuple):
@@ -82,6 +71,7 @@ def to_arrays(setting: Setting) -> Setting:
     return Setting(np.int32(setting.rows), np.float32(setting.lr), np.float32(setting.weight_decay), seed, *numbers)
 
 
+@in_32_bits
 def start(spec: Spec, setting: Setting, dim: int, standard: Tree | None) -> Carry:
     """Initialise a head.
 
@@ -96,6 +86,7 @@ def start(spec: Spec, setting: Setting, dim: int, standard: Tree | None) -> Carr
     return Carry(params, state, _make_optimizer(setting, 1).init(params))
 
 
+@in_32_bits
 def run_epoch(
     spec: Spec, carry: Carry, bank: TrainingSet, setting: Setting, n: jax.Array, i: jax.Array, total: jax.Array
 ) -> Carry:
@@ -165,6 +156,7 @@ def _make_keys(setting: Setting) -> tuple[jax.Array, jax.Array, jax.Array, jax.A
     return (*jax.random.split(key), jax.random.fold_in(key, 2), jax.random.fold_in(key, 3))  # type: ignore[return-value]
 
 
+@in_32_bits
 def run(
     spec: Spec, bank: TrainingSet, setting: Setting, n: jax.Array, epochs: jax.Array, standard: Tree | None = None
 ) -> tuple[Tree, Tree]:
@@ -184,12 +176,14 @@ def run(
 train_one = jax.jit(run, static_argnums=0)
 
 
+@in_32_bits
 def _permute(key: jax.Array, size: int, n: jax.Array) -> jax.Array:
     """Return int32 [size] whose first n are a uniform permutation of 0..n−1."""
     draws = jnp.where(jnp.arange(size) < n, jax.random.bits(key, (size,)), np.uint32(2**32 - 1))
     return jnp.argsort(draws, stable=True)
 
 
+@in_32_bits
 def compute_statistics(features: jax.Array, rows: jax.Array, n: jax.Array) -> Tree:
     """Compute mean and standard deviation over all views of the first n of `rows`; a constant feature becomes 0."""
     size, views, _ = features.shape

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from nml_jax.arithmetic.bits import in_32_bits
 from nml_jax.models.heads.mlp import Form, Tree
 from nml_jax.objectives.terms import TERMS, Terms
 from nml_jax.processes import crew
 from nml_jax.processes.forks import refuse_fork
 from nml_jax.processes.limits import limit_blas
 from nml_jax.tuning import descent
-from nml_jax.tuning.descent import Carry, Setting, Spec, TrainingSet, in_32_bits
+from nml_jax.tuning.descent import Carry, Setting, Spec, TrainingSet
 
 _numbers = itertools.count()
 

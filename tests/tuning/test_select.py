@@ -111,7 +111,7 @@ def train_reference(spec, features, labels, setting, n, epochs):
 
     opt_state = optax.adamw(1.0).init(params)
     for i in range(epochs):
-        draws = np.asarray(jax.random.bits(jax.random.fold_in(for_order, i), (len(labels),)))
+        draws = np.asarray(jax.random.bits(jax.random.fold_in(for_order, i), (len(labels),), "uint32"))
         order = list(setting.rows[np.argsort(draws[:n], kind="stable")])
         order += order[: steps * spec.batch - n]  # the last batch is filled up
         for k in range(steps):
