@@ -120,15 +120,15 @@ def measure_steps(name: str, device: str) -> Callable[[bool], Iterator[Row]]:
 
         for batch in sizes.batches:
             torch.manual_seed(0)
-            model = build(name, sizes, tiny).to(device, memory_format=torch.channels_last)
-            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+            model: Any = build(name, sizes, tiny).to(device, memory_format=torch.channels_last)
+            optimizer: Any = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
             image = torch.randint(0, 256, (batch, 3, sizes.image, sizes.image), dtype=torch.uint8, device=device)
             image = image.to(memory_format=torch.channels_last)
             text = torch.randint(0, sizes.vocabulary, (batch, sizes.context), device=device)
             label = torch.arange(batch, device=device)
             label = label if name == "clip_vitb16" else label % sizes.classes
             given = (text,) if name == "clip_vitb16" else ()
-            forward = torch.compile(model) if cuda else model
+            forward: Any = torch.compile(model) if cuda else model
 
             def step() -> Any:
                 with torch.autocast(device, torch.bfloat16):

@@ -157,10 +157,10 @@ def _begin(static: Any, arrays: list[np.ndarray], kept: dict[str, Any]) -> None:
     shapes = jax.eval_shape(lambda setting, standard: descent.start(spec, setting, dim, standard), one, standard)
     carries = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
     alike = len(set(zip(n, total, strict=True))) == 1  # then no head waits in a loop for one with more steps
-    sizes = (_place(np.int32(x[0]), mesh, _WHOLE) if alike else _split(np.int32(x), mesh) for x in (n, total))
+    rows, steps = (_place(np.int32(x[0]), mesh, _WHOLE) if alike else _split(np.int32(x), mesh) for x in (n, total))
     kept[name] = _Running(
         compile_advance(spec, tuple(mesh.devices.flat), alike), _split(carries, mesh), _whole(bank, mesh),
-        _split(settings, mesh), *sizes, mesh, len(settings.seed),
+        _split(settings, mesh), rows, steps, mesh, len(settings.seed),
     )  # fmt: skip
 
 
