@@ -133,14 +133,14 @@ def pick_penalty(
         weights: of these rows in the loss, [M]; None: 1 each.
     """
     rounded = np.asarray(scores, np.float64).round(9)  # so that the order of a sum breaks no tie
-    tied = np.flatnonzero(rounded == rounded.max())
+    tied: list[int] = np.flatnonzero(rounded == rounded.max()).tolist()
     if len(tied) == 1:
-        return int(tied[0])
+        return tied[0]
     losses = np.array([compute_losses(logits[i] / find_temperature(logits[i], labels), labels) for i in tied])
     means = np.average(losses, axis=1, weights=weights)
     best = means.argmin()
     within = [means[i] - means[best] <= _compute_error(losses[i] - losses[best], weights) for i in range(len(tied))]
-    return int(tied[int(np.argmax(within))])
+    return tied[int(np.argmax(within))]
 
 
 def _compute_error(values: np.ndarray, weights: np.ndarray | None) -> float:
