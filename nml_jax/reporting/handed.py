@@ -12,7 +12,7 @@ from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, name_te
 from nml_jax.reporting.statistics.compare import HELD_OUT
 from nml_jax.reporting.statistics.paired import DASH, PERCENT, find_wilson_interval, format_interval, stat, unit
 from nml_jax.reporting.statistics.studies import FILES, Key, Method, Source
-from nml_jax.reporting.tables import SCORES as SCORES_OF
+from nml_jax.reporting.tables.conditions import SCORES as SCORES_OF
 from nml_jax.runs.finished import FinishedRun, Seed
 from nml_jax.runs.heads import head_path
 from nml_jax.runs.rows import UNVALIDATED, Row

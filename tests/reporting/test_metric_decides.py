@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from nml_jax.evals.metrics import METRICS, Answers, compute_losses
-from nml_jax.reporting import answers, class_tables, method_tables
+from nml_jax.reporting import answers
 from nml_jax.reporting.page import show
 from nml_jax.reporting.statistics import choose_method, paired
 from nml_jax.reporting.statistics.choose_method import Contest
+from nml_jax.reporting.tables import classes, methods
 from nml_jax.runs.files import write_json
 from nml_jax.runs.predictions import Predictions, predictions_path, read_predictions, write_predictions
 from nml_jax.runs.rows import read_rows, write_rows
@@ -78,7 +79,7 @@ def test_the_metric_decides_what_is_recommended(tmp_path: Path, metric: str) -> 
     page = (tmp_path / "x" / "report.html").read_text()
     assert f"{title[:1].upper()}{title[1:]} less that of the reference" in page
     assert "Reliability" in page
-    lines = method_tables.write_text(found)
+    lines = methods.write_text(found)
     assert any("always 'a'" in line for line in lines)
 
 
@@ -111,7 +112,7 @@ def test_a_metric_without_record_falls_back_to_accuracy(tmp_path: Path) -> None:
     write_experiment(tmp_path / "x", tests=TESTS, methods=METHODS, seeds=(0, 1, 2))
     (found,) = choose_method.find_contests(study_of(tmp_path / "x"))
     assert (found.metric, found.points) == ("accuracy", "points")
-    assert class_tables.show_calibration(found, "c") == []
+    assert classes.show_calibration(found, "c") == []
 
 
 def test_disagreement_names_the_deciding_metric(tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_disagreement_names_the_deciding_metric(tmp_path: Path) -> None:
 
 def test_calibration_is_shown_before_and_after(tmp_path: Path) -> None:
     found = make_contest(tmp_path / "x", "accuracy")
-    blocks = class_tables.show_calibration(found, "c")
+    blocks = classes.show_calibration(found, "c")
     assert [block.kind for block in blocks] == ["table", "figure"]
     assert "before" not in show(blocks)
     row = next(row for row in found.study.cells[0].rows if row.metric == "accuracy")

@@ -39,6 +39,7 @@ LINE_BYTES = 1 << 20  # bytes of a first line that are looked at
 MARKS = (b";", b"\t", b",", b"|")  # between cells
 UTF32 = 4  # bytes of a character in NumPy
 NUMBER_BYTES = 8  # bytes of a label that is a number
+BREAK = pc.MatchSubstringOptions("\n")
 PAGE_BYTES = 1 << 16  # bytes a row that the pages of a column may take besides its values
 
 
@@ -163,7 +164,7 @@ def _check_quotes(path: Path, first: pa.RecordBatch, rows: int) -> None:
     mark = "\t" if find_format(path) == ".tsv" else ","
     for start, part in scan_batches(path, names, dict.fromkeys(names, pa.string())) if names else ():
         for name in names:
-            several = pc.fill_null(pc.match_substring(part.column(name), "\n"), False)
+            several = pc.call_function("match_substring", [part.column(name)], BREAK).fill_null(False)
             for row in np.flatnonzero(several).tolist():
                 cell = part.column(name)[row].as_py()
                 if is_swallowing(cell, first.schema.names.index(name), mark, starts):
@@ -178,8 +179,8 @@ def _find_start(column: pa.Array) -> str:
     """Return how the cells of a column of text begin: "0" as numbers, "[" as lists, "" in any way."""
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         return "0"
-    lists = pc.all(pc.starts_with(column, "[")).as_py() if cells.is_text(column.type) else False
-    return "[" if lists else ""
+    filled = column.drop_null().to_pylist() if cells.is_text(column.type) else []
+    return "[" if filled and all(cell.startswith("[") for cell in filled) else ""
 
 
 def list_columns(path: Path) -> list[str]:
@@ -284,7 +285,8 @@ def _check_lengths(path: Path, parts: Iterable[pa.Array]) -> Iterator[pa.Array]:
     for part in parts:
         texts = part.dictionary if pa.types.is_dictionary(part.type) else part
         if cells.is_text(texts.type):
-            longest = max(longest, pc.max(pc.binary_length(texts)).as_py() or 0)
+            sizes = pc.call_function("binary_length", [texts.drop_null().cast(pa.large_string())])
+            longest = max(longest, int(sizes.to_numpy().max(initial=0)))
             rows += len(part)
             check_label_bytes(longest, path)
             check_label_memory(rows, UTF32 * longest, path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
@@ -160,3 +161,16 @@ def test_another_mark_between_cells_is_named(tmp_path, suffix, mark):
     with pytest.raises(UserError, match="separates its cells by ") as e:
         open_features(str(path))
     assert repr(mark) in e.value.cause
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.binary()])
+@pytest.mark.parametrize("coded", [False, True])
+def test_labels_in_every_type_of_text(tmp_path: Path, kind: pa.DataType, coded: bool):
+    labels = pa.array(list("ab") * 20).cast(kind)
+    if coded and kind != pa.string_view():
+        labels = labels.dictionary_encode()
+    table = pa.table({**{f"f{j}": X[:, j] for j in range(3)}, "label": labels})
+    pa.feather.write_feather(table, tmp_path / "x.feather", compression="uncompressed")
+    pq.write_table(table, tmp_path / "x.parquet")
+    for name in ("x.feather", "x.parquet"):
+        assert open_features(str(tmp_path / name)).labels.tolist() == list("ab") * 20

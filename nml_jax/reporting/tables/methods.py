@@ -28,7 +28,7 @@ from nml_jax.reporting.statistics.paired import (
     unit,
 )
 from nml_jax.reporting.statistics.studies import MEAN, Key, Study
-from nml_jax.reporting.tables import SCORES, SPECTRA, name_mode, select
+from nml_jax.reporting.tables.conditions import SCORES, SPECTRA, name_mode, select
 from nml_jax.tasks import catalogue
 from nml_jax.tuning.diagnosis import NAMES, NOT_ASKED
 
