@@ -20,7 +20,7 @@ FLOORS = [
     ("objectives", "processes", "noise", "spectrum", "inputs"),
     ("settings",),
     ("ranges", "stored"),
-    ("errors", "console", "hashes", "spreadsheet"),
+    ("errors", "console", "hashes", "spreadsheet", "arithmetic"),
 ]
 FLOOR = {part: len(FLOORS) - i for i, parts in enumerate(FLOORS) for part in parts}
 

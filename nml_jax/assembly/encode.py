@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from nml_jax import models, runtime
 from nml_jax.assembly import encoder, evaluators
+from nml_jax.assembly.spectra import DeviceSpectra
 from nml_jax.tasks.classification import Test
 
 Encode = Callable[..., dict[str, jax.Array]]
@@ -28,14 +29,27 @@ def compile_encoder(model: models.Model, layers: tuple[str, ...], mesh: Mesh) ->
 
 
 def encode_split(
-    config: ConfigDict, frozen: encoder.Encoder, encode: Encode, mesh: Mesh, test: Test, view: int | None
+    config: ConfigDict,
+    frozen: encoder.Encoder,
+    encode: Encode,
+    mesh: Mesh,
+    test: Test,
+    view: int | None,
+    *,
+    spectra: DeviceSpectra | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield blocks of features float32 [B, D], labels and ids in source order, without padding."""
+    """Yield blocks of features float32 [B, D], labels and ids in source order, without padding.
+
+    Args:
+        spectra: to be given the features before they leave their devices.
+    """
     put, drawn = runtime.put_batch(mesh), {"shift": test.shift, "view": view, "seed": config.seed}
     batches = evaluators.read_images(config, mesh, test.source, batch=config.extract.batch, **drawn)
     for batch in batches:
         placed = put(batch)
-        features = jax.device_get(encode(frozen.params, frozen.model_state, {"image": placed["image"]}))
+        features = encode(frozen.params, frozen.model_state, {"image": placed["image"]})
         rest = runtime.fetch({k: placed[k] for k in ("label", "id", "mask")}, mesh)
         real = rest.pop("mask") > 0
-        yield {k: v[real] for k, v in (features | rest).items()}
+        if spectra:
+            spectra.add(features, real)
+        yield {k: v[real] for k, v in (jax.device_get(features) | rest).items()}

@@ -17,7 +17,7 @@ from nml_jax.assembly.encode import Encode, compile_encoder, encode_split
 from nml_jax.assembly.encoder import describe_origin
 from nml_jax.assembly.feature_sets import BLOCK
 from nml_jax.assembly.fingerprint import describe_encoder
-from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
+from nml_jax.assembly.spectra import DeviceSpectra, make_entry, make_rows, singular_values
 from nml_jax.data.class_names import count_labels, describe_split
 from nml_jax.data.features import banks
 from nml_jax.processes import peers
@@ -58,8 +58,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             counts[f"{task.name}/{split}"] = count_labels(test.source.labels, test.source.class_names)
             folder = bank_folder(workdir, task.name, split)
             key = make_bank_key(config, frozen, test, views=config.extract.views if test is train else 1)
+            measured: dict[tuple[str, str], np.ndarray] = {}
             if not peers.agree(banks.find(folder, key) is not None or _copy_written(folder, key)):
-                extract(config, frozen, encode, mesh, test, folder, key, is_train=test is train)
+                measured = extract(config, frozen, encode, mesh, test, folder, key, is_train=test is train)
             WRITTEN[key] = folder
             if jax.process_index() > 0:
                 continue
@@ -70,7 +71,8 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                 features = banks.Layer(bank, layer)
                 for mode in config.extract.spectra:
                     blocks = (block[:, 0] for _, block in features.blocks(BLOCK))
-                    s = singular_values(blocks, len(features), features.dim, mode)
+                    s = measured.get((layer, mode))
+                    s = singular_values(blocks, len(features), features.dim, mode) if s is None else s
                     where = {"task": task.name, "split": split, "domain": test.domain, "layer": layer}
                     spectra.append(make_entry(s, **where, mode=mode))
                     views = config.extract.views if test is train else 1
@@ -139,10 +141,18 @@ def extract(
     key: str,
     *,
     is_train: bool,
-) -> None:
-    """Run the encoder over a split. The first process writes the bank."""
+) -> dict[tuple[str, str], np.ndarray]:
+    """Run the encoder over a split. The first process writes the bank.
+
+    Returns:
+        The singular values of the first view, by layer and mode, as far as the devices have measured them.
+    """
     views = range(1, config.extract.views + 1) if is_train and config.extract.views > 1 else (None,)
-    passes = [encode_split(config, frozen, encode, mesh, test, view) for view in views]
+    spectra = DeviceSpectra(config.extract.spectra, len(test.source))
+    passes = [
+        encode_split(config, frozen, encode, mesh, test, view, spectra=None if i else spectra)
+        for i, view in enumerate(views)
+    ]
 
     def blocks() -> Iterator[Mapping[str, np.ndarray]]:
         for several in zip(*passes, strict=True):
@@ -152,10 +162,11 @@ def extract(
     with peers.track(test.split):
         if jax.process_index() > 0:
             collections.deque(blocks(), maxlen=0)  # this process takes part in every step
-            return
-        source = test.source
-        named = {"num_classes": source.num_classes, "class_names": source.class_names}
-        banks.write(folder, blocks(), key=key, **named, scoring=make_scoring_arguments(test))
+        else:
+            source = test.source
+            named = {"num_classes": source.num_classes, "class_names": source.class_names}
+            banks.write(folder, blocks(), key=key, **named, scoring=make_scoring_arguments(test))
+        return spectra.finish()
 
 
 def make_scoring_arguments(test: Test) -> dict[str, Any]:

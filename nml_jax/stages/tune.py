@@ -28,7 +28,7 @@ from nml_jax.evals.mapped import Scorer
 from nml_jax.evals.metrics import find_metric
 from nml_jax.evals.separability import measure_separability
 from nml_jax.models.heads.mlp import make_head
-from nml_jax.processes import forecast, peers
+from nml_jax.processes import crew, forecast, peers
 from nml_jax.runs.heads import (
     confusion_path,
     correct_path,
@@ -43,7 +43,7 @@ from nml_jax.runs.record import name_run
 from nml_jax.runs.rows import DIVERGED, UNVALIDATED, Row, has_rows, read_rows, write_rows
 from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tasks import catalogue
-from nml_jax.tuning import methods, select, streamed
+from nml_jax.tuning import methods, select, spread, streamed
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import Demands, check_choices
 from nml_jax.tuning.label_errors import LIMIT, LabelErrors
@@ -56,7 +56,9 @@ SOLVED = 4  # heads in closed form need eight times the memory of their rows, so
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
-    """Tune with every method on every task's features and write the rows. The first process trains, as heads are small.
+    """Tune with every method on every task's features and write the rows.
+
+    The first process reads, chooses, scores and writes. Where heads are trained by gradient, all processes train.
 
     Heads other than k-NN are saved in `heads/<task>/` by method, preset and seed; predict.py applies them. For each
     head, runs/heads.py keeps which test rows are right. Until the stage ends, the rows of finished heads are in
@@ -69,7 +71,15 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         UserError: features are missing, damaged or not finite, or every method diverged.
     """
     if jax.process_index() > 0:
+        with peers.track("heads of the first process"):
+            crew.serve(spread.ACTIONS)
         return ""
+    with crew.lead():
+        return _run_first(config, workdir)
+
+
+def _run_first(config: ConfigDict, workdir: Path) -> str:
+    """Do the work of the first process, which orders the others to train with it."""
     rows: list[Row] = []
     seeds, pairs = settings.repetition_seeds(config.seed, config.tune.seeds), list(methods.list_methods(config.tune))
     for found in open_feature_sets(config, workdir):

@@ -17,7 +17,7 @@ from nml_jax.data.stratify import hold_out
 from nml_jax.evals.calibration import find_temperature
 from nml_jax.evals.metrics import compute_losses
 from nml_jax.models.heads.mlp import Form
-from nml_jax.tuning import descent
+from nml_jax.tuning import descent, spread
 from nml_jax.tuning.descent import Carry, Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import PLAIN, Demands, find_further, multiply
@@ -216,6 +216,7 @@ class Training:
         self.total, self.score, self.tell = np.int32(horizon * -(-n // spec.batch)), score, tell
         self.losses: list[float] = []
         self.done = self.best = 0
+        self.trees: tuple[Any, Any] | None = None  # parameters and state, if a group trains it
         self.kept = self._fetch() if started and score else None
         self.lowest = score(self.kept) if score and self.kept else (math.inf,)
 
@@ -225,17 +226,26 @@ class Training:
         Returns:
             The best head by validation; without validation, the last one.
         """
-        while self.done < until and not (self.score and self.done - self.best >= patience):
+        while self.is_wanted(until, patience):
             self.carry = descent.advance(
                 self.spec, self.carry, self.bank, self.setting, self.n, np.int32(self.done), self.total
             )
-            self.done += 1
-            if self.score:
-                self._judge(self.score)
-            else:
+            if not self.score:
                 jax.block_until_ready(self.carry.params)
-            self.tell(self.done, self.losses[-1] if self.losses else math.nan)
+            self.note(None)
         return self.kept or self._fetch()
+
+    def is_wanted(self, until: int, patience: float) -> bool:
+        """Return whether `run` would go on."""
+        return self.done < until and not (self.score and self.done - self.best >= patience)
+
+    def note(self, trees: tuple[Any, Any] | None) -> None:
+        """Note that an epoch is done; `trees` are the parameters and state of now, if another program trains it."""
+        self.done += 1
+        self.trees = trees
+        if self.score:
+            self._judge(self.score)
+        self.tell(self.done, self.losses[-1] if self.losses else math.nan)
 
     def _judge(self, score: Callable[[TunedHead], tuple[float, ...]]) -> None:
         head = self._fetch()
@@ -245,4 +255,45 @@ class Training:
             self.kept, self.lowest, self.best = head, key, self.done
 
     def _fetch(self) -> TunedHead:
-        return TunedHead(self.spec.form, *jax.device_get((self.carry.params, self.carry.state)))
+        trees = self.trees or jax.device_get((self.carry.params, self.carry.state))
+        return TunedHead(self.spec.form, *trees)
+
+
+class Cohort:
+    """Trainings that advance together in one program, where `spread.is_spread`, or else one after another; a context.
+
+    Those whose batches differ in size, as of fewer rows than a batch, are one program for each size.
+
+    Args:
+        runs: trainings on one bank.
+        patience: the epochs of each after which it stops, if no head was better in them.
+    """
+
+    def __init__(self, runs: Sequence[Training], patience: Sequence[float]):
+        self.runs, self.patience = runs, patience
+        self._groups: list[tuple[list[int], spread.Group]] = []
+        for spec in dict.fromkeys(run.spec for run in runs) if spread.is_spread() else ():
+            which = [i for i, run in enumerate(runs) if run.spec == spec]
+            own = [runs[i] for i in which]
+            carries, settings = [run.carry for run in own], [run.setting for run in own]
+            sizes = [int(run.n) for run in own], [int(run.total) for run in own]
+            self._groups.append((which, spread.Group(spec, carries, own[0].bank, settings, *sizes)))
+
+    def __enter__(self) -> "Cohort":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for _, group in self._groups if error[0] is None else ():  # after an error nobody takes orders
+            group.close()
+
+    def run(self, until: Sequence[int]) -> None:
+        """Train each up to its number of epochs, or until it has stopped; 0 leaves it as it is."""
+        if not self._groups:
+            for run, end, patience in zip(self.runs, until, self.patience, strict=True):
+                run.run(end, patience)
+        for which, group in self._groups:
+            while any(active := [self.runs[i].is_wanted(until[i], self.patience[i]) for i in which]):
+                trees = group.advance(active, [self.runs[i].done for i in which])
+                for i, is_active, own in zip(which, active, trees, strict=True):
+                    if is_active:
+                        self.runs[i].note(own)

@@ -21,10 +21,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
 from scipy.optimize import minimize
 
+from nml_jax.arithmetic.bits import in_32_bits
 from nml_jax.console import notice
 from nml_jax.errors import UserError
 from nml_jax.processes.limits import limit_blas
-from nml_jax.tuning.descent import in_32_bits
 
 Array = NDArray[np.float64]
 Probe = Callable[[np.ndarray], np.ndarray]

@@ -137,9 +137,10 @@ def choose(
     if not (config.calibrate and trainer.method.logits) or np.bincount(labels).max() < 2:
         return hypers, validation
     out = []
-    for hyper, seed in zip(hypers, seeds, strict=True):
-        rows, n = divide_rows(trainer.demands, labels, config, seed)
-        (head,) = trainer.train([HeadFit(rows, hyper, seed)], n)
+    divided = [divide_rows(trainer.demands, labels, config, seed) for seed in seeds]
+    fits = [HeadFit(rows, hyper, seed) for (rows, _), hyper, seed in zip(divided, hypers, seeds, strict=True)]
+    heads = train_fits(trainer, fits, [n for _, n in divided])
+    for head, hyper, (rows, n) in zip(heads, hypers, divided, strict=True):
         held_out = rows[n:]
         first = features[held_out, 0]  # as in tests
         _, logits = head.outputs(first)
@@ -167,7 +168,7 @@ def _choose_setting(
         return [middle] * len(seeds), [[] for _ in seeds]
     divided = [divide_rows(trainer.demands, labels, config, seed) for seed in seeds]
     if isinstance(trainer, ByGradient) and patient:
-        validation = [trainer.search(*rows, seed) for rows, seed in zip(divided, seeds, strict=True)]
+        validation = trainer.search(divided, seeds)
         best = [each[trainer.pick(each)] for each in validation]
     else:
         validation, best = _search_grids(trainer, features, labels, divided=divided, seeds=seeds, widen=config.widen)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from nml_jax.models.heads.mlp import Form, Tree, standardize
 from nml_jax.objectives import terms
 from nml_jax.processes import forecast
 from nml_jax.processes.limits import limit_blas
-from nml_jax.tuning import descent, methods, patient, probes
+from nml_jax.tuning import descent, methods, patient, probes, spread
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import PLAIN, Demands, Predictor, list_further, score_held_out
@@ -30,6 +31,21 @@ class HeadFit(NamedTuple):
     rows: np.ndarray  # int [N], a permutation of all rows, those to train on first
     hyper: dict[str, float]
     seed: int
+
+
+class _Start(NamedTuple):
+    """What the settings of one seed start from."""
+
+    rows: np.ndarray  # int [N], those to train on first
+    n: int  # of them
+    seed: int
+    standard: Tree | None
+    probe: probes.Linear | None
+    hyper: dict[str, float]  # the probe's
+
+    @property
+    def held_out(self) -> np.ndarray:
+        return self.rows[self.n :]
 
 
 class Trainer(Protocol):
@@ -101,69 +117,109 @@ class ByGradient:
         self.features, self.labels = features, labels
         weights = demands.weigh(labels)
         weights = np.ones(len(labels), np.float32) if weights is None else np.float32(weights)
-        self.bank = jax.device_put(TrainingSet(features, labels, weights))
+        bank = TrainingSet(features, labels, weights)
+        self.bank = bank if spread.is_spread() else jax.device_put(bank)  # a program on all devices places it itself
 
     def train(self, fits: Sequence[HeadFit], n: int) -> list[TunedHead]:
         if methods.is_patient(self.config):
-            return [self._train_patiently(fit, n) for fit in fits]
+            return self._train_patiently(fits, n)
         settings = [self.make_setting(fit) for fit in fits]
         epochs = self.count_epochs(len(self.bank.labels))
-        trees = descent.train(self.make_spec(n), self.bank, settings, n, epochs=epochs)
+        trees = spread.train(self.make_spec(n), self.bank, settings, n, epochs=epochs)
         return [TunedHead(self.form, params, state) for params, state in trees]
 
-    def search(self, rows: np.ndarray, n: int, seed: int) -> list[dict[str, float]]:
-        """Train every setting on the first n rows until validation on the others no longer improves.
+    def search(self, divided: Sequence[tuple[np.ndarray, int]], seeds: Sequence[int]) -> list[list[dict[str, float]]]:
+        """Train every setting on a part of the rows until validation on the others no longer improves.
 
         With `tune.halving`, all settings get a quarter of the epochs, and only the better half of them the rest.
 
+        Args:
+            divided: for each seed the rows, int [N], and how many of them, from the first, to train on.
+            seeds: of the heads.
+
         Returns:
-            Of each setting its values, "accuracy" and "loss" of its best epoch, and the number of that, "epochs".
+            Of each seed, of each setting: its values, "accuracy" and "loss" of its best epoch, and the number of that,
+            "epochs".
         """
-        config, epochs, held_out = self.config, self.count_epochs(n), rows[n:]
-        start: dict[str, float] = {}
+        if spread.is_spread():  # settings × seeds are one program
+            return self._search_together(divided, seeds)
+        return [self._search_together([each], [seed])[0] for each, seed in zip(divided, seeds, strict=True)]
+
+    def _search_together(
+        self, divided: Sequence[tuple[np.ndarray, int]], seeds: Sequence[int]
+    ) -> list[list[dict[str, float]]]:
+        starts = [self._start_search(*each, seed) for each, seed in zip(divided, seeds, strict=True)]
+        if self.is_solved:
+            heads = [patient.make_linear(start.probe, _wrap(start.standard)) for start in starts]  # type: ignore[arg-type]
+            return [[start.hyper | self._judge(h, start.held_out)] for start, h in zip(starts, heads, strict=True)]
+        found = self._try_settings(starts, [self.grid] * len(starts), halved=self.config.halving and len(self.grid) > 1)
+        if not self.config.widen:
+            return found
+        further = [list_further(self.grid, own[self.pick(own)]) for own in found]
+        return [a + b for a, b in zip(found, self._try_settings(starts, further, halved=False), strict=True)]
+
+    def _start_search(self, rows: np.ndarray, n: int, seed: int) -> _Start:
+        hyper: dict[str, float] = {}
         probe, standard = None, self._standardise(rows, n)
         if self.from_probe:
-            probe, start["C"] = self._choose_probe(rows, n, standard)
-        if self.is_solved:
-            return [start | self._judge(patient.make_linear(probe, _wrap(standard)), held_out)]  # type: ignore[arg-type]
-        score = partial(self._rank, rows=held_out)
-        patience = methods.count_patience(config, -(-n // min(config.batch, n)))
+            probe, hyper["C"] = self._choose_probe(rows, n, standard)
+        return _Start(rows, n, seed, standard, probe, hyper)
 
-        def begin(hyper: Mapping[str, float]) -> tuple[dict[str, float], patient.Training]:
-            fit = HeadFit(rows, {**hyper, **start}, seed)
-            words = ", ".join(f"{name} {value:g}" for name, value in hyper.items())
-            return fit.hyper, self._begin(fit, n, standard, probe, score=score, epochs=epochs, words=words)
+    def _try_settings(
+        self, starts: Sequence[_Start], grids: Sequence[Sequence[dict[str, float]]], *, halved: bool
+    ) -> list[list[dict[str, float]]]:
+        """Train the settings of each start, and return their scores."""
+        several = [
+            [self._begin_search(start, hyper) for hyper in grid] for start, grid in zip(starts, grids, strict=True)
+        ]
+        of = [start for start, own in zip(starts, several, strict=True) for _ in own]
+        runs, epochs = [run for own in several for run in own], [self.count_epochs(start.n) for start in of]
+        steps = [-(-start.n // min(self.config.batch, start.n)) for start in of]
+        with patient.Cohort(runs, [methods.count_patience(self.config, each) for each in steps]) as cohort:
+            cohort.run([-(-each // 4) for each in epochs] if halved else epochs)
+            if halved:
+                better = {id(run) for own in several for run in _choose_better(own)}
+                cohort.run([end if id(run) in better else 0 for run, end in zip(runs, epochs, strict=True)])
+        return [
+            [
+                self._judge_run({**hyper, **start.hyper}, run, start.held_out)
+                for hyper, run in zip(grid, own, strict=True)
+            ]
+            for start, grid, own in zip(starts, grids, several, strict=True)
+        ]
 
-        runs = [begin(hyper) for hyper in self.grid]
-        for _, run in runs:
-            run.run(-(-epochs // 4) if config.halving and len(runs) > 1 else epochs, patience)
-        better = sorted((run for _, run in runs), key=lambda run: run.lowest)[: -(-len(runs) // 2)]
-        for run in better if config.halving else ():
-            run.run(epochs, patience)
-        found = [self._judge_run(*each, held_out) for each in runs]
-        for hyper in list_further(self.grid, found[self.pick(found)]) if config.widen else ():
-            own, run = begin(hyper)
-            run.run(epochs, patience)
-            found.append(self._judge_run(own, run, held_out))
-        return found
+    def _begin_search(self, start: _Start, hyper: Mapping[str, float]) -> patient.Training:
+        fit = HeadFit(start.rows, {**hyper, **start.hyper}, start.seed)
+        words = ", ".join(f"{name} {value:g}" for name, value in hyper.items())
+        how: dict[str, Any] = {"score": partial(self._rank, rows=start.held_out), "words": words}
+        return self._begin(fit, start.n, start.standard, start.probe, **how, epochs=self.count_epochs(start.n))
 
-    def _judge_run(self, hyper: Mapping[str, float], run: patient.Training, rows: np.ndarray) -> dict[str, float]:
+    def _judge_run(self, hyper: dict[str, float], run: patient.Training, rows: np.ndarray) -> dict[str, float]:
         diverged = bool(run.losses) and not np.isfinite(run.losses).any()  # then the best is the start, untrained
         scores = self._judge(run.run(run.done), rows)
         if diverged:
             scores = self.demands.score(np.full((1, self.num_classes), np.nan), np.zeros(1, np.int64))
         return {**hyper, **scores, "epochs": float(run.best)}
 
-    def _train_patiently(self, fit: HeadFit, n: int) -> TunedHead:
-        """Train one head for the epochs that validation chose; all of them if it did not."""
-        epochs = int(fit.hyper.get("epochs", self.count_epochs(n)))
-        probe, standard = None, self._standardise(fit.rows, n)
-        if self.from_probe:
-            probe, _ = self._choose_probe(fit.rows[:n], n, standard, fit.hyper.get("C"))
-        if self.is_solved:
-            return patient.make_linear(probe, _wrap(standard))  # type: ignore[arg-type]
-        run = self._begin(fit, n, standard, probe, epochs=self.count_epochs(n), words=f"seed {fit.seed}", last=epochs)
-        return run.run(epochs)
+    def _train_patiently(self, fits: Sequence[HeadFit], n: int) -> list[TunedHead]:
+        """Train heads for the epochs that validation chose; all of them if it did not."""
+        if not spread.is_spread() and len(fits) > 1:  # one at a time needs the least memory
+            return [head for fit in fits for head in self._train_patiently([fit], n)]
+        heads, runs, lasts = [], [], []
+        for fit in fits:
+            probe, standard = None, self._standardise(fit.rows, n)
+            if self.from_probe:
+                probe, _ = self._choose_probe(fit.rows[:n], n, standard, fit.hyper.get("C"))
+            if self.is_solved:
+                heads.append(patient.make_linear(probe, _wrap(standard)))  # type: ignore[arg-type]
+                continue
+            epochs = self.count_epochs(n)
+            lasts.append(int(fit.hyper.get("epochs", epochs)))
+            words = f"seed {fit.seed}"
+            runs.append(self._begin(fit, n, standard, probe, epochs=epochs, words=words, last=lasts[-1]))
+        with patient.Cohort(runs, [math.inf] * len(runs)) as cohort:
+            cohort.run(lasts)
+        return heads or [run.run(run.done) for run in runs]
 
     def _begin(
         self,
@@ -334,6 +390,11 @@ class ProbePredictor:
         Z = np.asarray(features, np.float32)
         Z = standardize(Z, self.standard) if self.standard else Z
         return Z, self.probe(Z)
+
+
+def _choose_better(runs: Sequence[patient.Training]) -> list[patient.Training]:
+    """Return the half with the lower losses."""
+    return sorted(runs, key=lambda run: run.lowest)[: -(-len(runs) // 2)]
 
 
 def _wrap(standard: Tree | None) -> Tree:
