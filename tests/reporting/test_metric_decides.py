@@ -55,7 +55,7 @@ def make_contest(folder: Path, metric: str, **fields) -> Contest:
     return found
 
 
-@pytest.mark.parametrize("metric", ["macro_f1", "mean_per_class", "log_loss"])
+@pytest.mark.parametrize("metric", ["macro_f1", "mean_per_class", "mcc", "log_loss"])
 def test_the_metric_decides_what_is_recommended(tmp_path: Path, metric: str) -> None:
     found = make_contest(tmp_path / "x", metric)
     assert found.metric == metric
