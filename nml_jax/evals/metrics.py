@@ -257,7 +257,7 @@ METRICS = {
     "accuracy": Metric("accuracy", "confusion", accuracy, _share_accuracy),
     "macro_f1": Metric("macro-F1", "confusion", macro_f1, _share_macro_f1),
     "mean_per_class": Metric("the mean per class", "confusion", mean_per_class, _share_mean_per_class),
-    "mcc": Metric("Matthews' correlation", "confusion", mcc, _share_mcc),
+    "mcc": Metric("the Matthews correlation", "confusion", mcc, _share_mcc),
     "f1": Metric("F1", "confusion", f1, _share_f1),
     "log_loss": Metric("the log loss", "losses", log_loss, _share_log_loss, -1),
 }

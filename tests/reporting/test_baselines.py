@@ -83,7 +83,11 @@ def test_baselines_are_those_of_scikit_learn(tmp_path: Path) -> None:
         "accuracy": 0.688,
         "macro_f1": f1_score(truth, always, average="macro", zero_division=0),
         "mean_per_class": balanced_accuracy_score(truth, always),
+        "mcc": 0.0,
+        "f1": 0.0,
     })  # fmt: skip
+    assert base.chances["mcc"] == 0
+    assert base.chances["f1"] == pytest.approx(f1_score(truth, [1] * 1000))  # the best guess
     table = show([method_tables.list_scores(found)])
     assert "always &#39;negative&#39;" in table
     assert "68.8" in table
