@@ -51,7 +51,7 @@ def run(rows: int, dim: int) -> dict[str, Any]:
     from nml_jax import console, main
     from nml_jax.processes import forecast
 
-    made: list[forecast.Forecast] = []
+    made: list[Any] = []
 
     class Kept(forecast.Forecast):
         def __init__(self, parts: Any):

@@ -11,6 +11,7 @@ threads, so other work on the machine changes them little. With --widths only th
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -73,8 +74,8 @@ def fit_in_torch(torch: Opponent, kind: str, seed: int, split: Split) -> tuple[l
     """Do the same in the other process."""
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/rows.npz"
-        tests = {f"test{i}": test[0] for i, test in enumerate(split[1:]) if test}
-        np.savez(path, X=split.train[0], y=split.train[1], **tests)
+        arrays: dict[str, Any] = {f"test{i}": test[0] for i, test in enumerate(split[1:]) if test}
+        np.savez(path, X=split.train[0], y=split.train[1], **arrays)
         answer = torch.ask({"path": path, "kind": kind, "seed": seed})
     return [np.array(each) for each in answer["predictions"]], answer["seconds"]
 
@@ -153,6 +154,13 @@ def serve_opponent() -> None:
     serve(f"{torch.__version__}, {torch.get_num_threads()} threads", answer)
 
 
+def read_others(path: Path, head: dict[str, Any]) -> dict[str, Any]:
+    """Return the results of a file, so that sets can be run one by one; none if splits or versions were others."""
+    content = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    same = all(content.get(key) == head[key] for key in ("splits", "versions"))
+    return content["results"] if same else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -160,7 +168,9 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--torch-python", default="", help="a Python that has torch; default: leave it out")
     parser.add_argument("--widths", action="store_true")
-    parser.add_argument("--write", action="store_true", help="write results/patience.json, or widths.json")
+    parser.add_argument(
+        "--write", action="store_true", help="write results/patience.json, or widths.json; other sets stay"
+    )
     args = parser.parse_args()
     import jax
     import sklearn
@@ -184,7 +194,8 @@ def main() -> None:
         for name, each in own.items():
             print(f"  {name:<22}", *(f"{x:8.2f}" for x in np.mean(each, 0)), flush=True)
         if args.write:  # after every set, so that a run that is stopped leaves something
-            write_results(RESULTS / ("widths.json" if args.widths else "patience.json"), head, results)
+            path = RESULTS / ("widths.json" if args.widths else "patience.json")
+            write_results(path, head, {**read_others(path, head), **results})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.stages = ("pretrain", "extract", "tune", "report")  # which stages to run, in order
     # A tuple of values for any key of this file, such as sweep.optimizer.lr. The sweep is the product of all tuples.
     config.sweep = ConfigDict({"noise": (), "seed": ()})  # (): not swept
-    config.init_from = ""  # start from these weights: a .safetensors file (timm's names) or a run's folder
+    config.init_from = ""  # start from these weights: a .safetensors file, a published folder or a run's folder
 
     # Wrong supervision in pre-training.
     config.noise = 0.0  # share of records with wrong supervision, in [0, 1]
@@ -60,27 +60,34 @@ def get_config() -> ConfigDict:
     augment.erase = 0.0  # probability of random erasing
     augment.repeats = 1  # repeated augmentation: consecutive samples share an image
     augment.interpolation = "bicubic"  # bilinear | bicubic
+    augment.resize = "shortest"  # evaluation: keep the aspect ratio and crop (shortest) | distort to a square (squash)
     augment.antialias = True  # low-pass filter when shrinking, as Pillow does
     augment.test_size = placeholder(int)  # pixels at evaluation. None: data.image_size
     augment.test_crop = 0.875  # evaluation after random_resized: side of the centre crop, as a share of the image's
 
     model = config.model = ConfigDict()
-    model.name = "resnet50"  # a key of nml_jax.models.MODELS
+    model.name = "resnet50"  # a key of nml_jax.models.variants.MODELS
     model.dtype = "float32"  # type of activations; parameters are always float32
     model.mean = (0.485, 0.456, 0.406)  # per-channel mean of pixels in [0, 1]
     model.std = (0.229, 0.224, 0.225)  # per-channel standard deviation of pixels in [0, 1]
     model.drop_path = 0.0  # stochastic depth: rate of the last block, rising linearly from the first
     model.stem = "imagenet"  # ResNet: imagenet (7x7, stride 2, max-pool) | small (3x3, stride 1)
-    model.width = placeholder(int)  # ResNet: channels of the first stage. None: the variant's
-    model.blocks = placeholder(tuple)  # ResNet: blocks per stage. None: the variant's
-    model.bn_group = 0  # ResNet: examples per BatchNorm statistics group; 0: the global batch
-    model.bn_momentum = 0.9  # ResNet: momentum of BatchNorm's running statistics
+    model.width = placeholder(int)  # ResNet, BiT, Swin: channels of the first stage. None: the variant's
+    model.blocks = placeholder(tuple)  # networks of stages: blocks per stage. None: the variant's
+    model.widths = placeholder(tuple)  # EfficientNet, ConvNeXt: channels per stage. None: the variant's
+    # ConvNeXt, CLIP: width of a hidden layer between the features and the logits or embedding; 0: none.
+    model.hidden = placeholder(int)  # None: the variant's
+    model.epsilon = placeholder(float)  # added to the variance in the encoder's norms. None: the variant's
+    model.window = placeholder(int)  # Swin: side of an attention window in patches. None: the variant's, or 7
+    model.padding = placeholder(str)  # EfficientNet: symmetric (PyTorch's) | same (TensorFlow's). None: the variant's
+    model.bn_group = 0  # ResNet, EfficientNet: examples per BatchNorm statistics group; 0: the global batch
+    model.bn_momentum = 0.9  # ResNet, EfficientNet: momentum of BatchNorm's running statistics
     model.zero_init_residual = True  # ResNet: last BatchNorm scale of each block starts at 0
-    model.patch = placeholder(int)  # ViT: side of a patch in pixels. None: the variant's, or 16
+    model.patch = placeholder(int)  # ViT, Swin: side of a patch in pixels. None: the variant's; ViT 16, Swin 4
     model.dim = placeholder(int)  # ViT: width. None: the variant's
     model.depth = placeholder(int)  # ViT: number of blocks. None: the variant's
-    model.heads = placeholder(int)  # ViT, CLIP's ResNet: attention heads. None: the variant's
-    model.dropout = 0.0  # ViT: dropout rate on the output of every MLP and attention
+    model.heads = placeholder(int)  # ViT, CLIP's ResNet: attention heads; Swin: of the first stage. None: the variant's
+    model.dropout = 0.0  # ViT: rate on the output of every MLP and attention. EfficientNet: on the features
     model.pool = "cls"  # ViT: cls (class token) | gap (mean over patches)
     model.tower = "resnet50"  # clip: the image tower, another key of MODELS; the keys above describe it
     model.embed_dim = placeholder(int)  # CLIP: dimension of the joint space. None: the variant's
@@ -160,6 +167,9 @@ def get_config() -> ConfigDict:
     zeroshot = config.zeroshot = ConfigDict()
     zeroshot.class_names = ""  # JSON list of names, or {dataset: names}; "": the dataset's own
     zeroshot.templates = ""  # JSON list of prompts with {c} for the class, or {dataset: prompts}; "": ours
+    # Weights without a text tower: which own classes those of a task are. "": those of the same name | order (class i
+    # is output i) | a JSON file {class of the task: [own class, ...]}, each by name or number.
+    zeroshot.class_map = ""  # "": by name
     zeroshot.retrieval = ()  # splits of the downstream directory with captions, to measure recall in
 
     # Features from elsewhere, instead of pre-training and extraction (configs/features.py).

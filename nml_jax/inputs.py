@@ -10,6 +10,8 @@ from typing import Any
 from nml_jax.hashes import hash_bytes, hash_file
 from nml_jax.settings import flatten, hash_json
 
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+WORDS = {("zeroshot.class_map", "order")}  # values that are no path
 LARGE = 2**30  # bytes of a file that is not read as a whole
 # Names of files of features that can be shards of one set. A .npy cannot: labels would be a file beside it.
 SHARDS = (
@@ -27,10 +29,10 @@ def name_paths(part: Mapping[str, Any]) -> list[tuple[str, str]]:
     """List the same as pairs (key of the config, path)."""
     named = {
         "init_from", "noise_file", "data.path", "data.tokenizer",
-        "downstream.path", "zeroshot.templates", "zeroshot.class_names",
+        "downstream.path", "zeroshot.templates", "zeroshot.class_names", "zeroshot.class_map",
     }  # fmt: skip
     flat = dict(flatten(part))
-    one = [(key, value) for key, value in flat.items() if key in named and value]
+    one = [(key, value) for key, value in flat.items() if key in named and value and (key, value) not in WORDS]
     mixture = [("data.mixture", path) for path in flat.get("data.mixture", ())]
     keys = [f"features.{split}" for split in ("train", "test", "ood")]
     return [*one, *mixture, *((key, path) for key in keys for path in list_files(flat.get(key, "")))]
@@ -129,4 +131,6 @@ def hash_content(path: Path) -> str:
     if path.is_file():
         return hash_file(path)
     described = [p for name in ("manifest.json", "dataset_info.json", "SHA256SUMS") for p in path.rglob(name)]
+    if weights := [p for name in WEIGHTS for p in path.glob(name)]:  # a published model's
+        described += [*weights, *path.glob("*config.json")]
     return hash_json([[str(p.relative_to(path)), hash_content(p)] for p in sorted(described)])

@@ -198,11 +198,32 @@ def put_batch(mesh: Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
 def to_mesh(tree: Any, mesh: Mesh) -> Any:
     """Make global arrays, sharded by shape, from arrays that every process holds whole. Each has its own buffer."""
 
-    def put(x: Any, sharding: NamedSharding) -> jax.Array:
-        host = np.asarray(x)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: np.array(host[index]))
+    return jax.tree.map(_put, tree, choose_shardings(tree, mesh))
 
-    return jax.tree.map(put, tree, choose_shardings(tree, mesh))
+
+def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: np.array(host[index]))
+
+
+def move_to_mesh(tree: Any, mesh: Mesh) -> Any:
+    """Do as `to_mesh`, array by array in place: what is not referenced elsewhere is never in memory twice.
+
+    Args:
+        tree: nested dicts of arrays, or a tuple of such; the dicts then hold the global arrays.
+    """
+
+    def move(node: dict[str, Any], shardings: dict[str, Any]) -> None:
+        for name, own in node.items():
+            if isinstance(own, dict):
+                move(own, shardings[name])
+            else:
+                node[name] = _put(own, shardings[name])
+
+    whole = choose_shardings(tree, mesh)
+    for part, shardings in zip(tree, whole, strict=True) if isinstance(tree, tuple) else [(tree, whole)]:
+        move(part, shardings)
+    return tree
 
 
 def fetch(tree: Any, mesh: Mesh) -> Any:

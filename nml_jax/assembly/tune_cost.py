@@ -33,9 +33,9 @@ READ = 0.5  # seconds to read the files
 class Cost(NamedTuple):
     """The cost of a method, without that of the L-BFGS probe, which several methods share.
 
-    choose: seconds to choose its settings.
+    choose: seconds to choose its settings, and its temperature with `tune.calibrate`.
     train: seconds to train a head and to score it.
-    settings: trainings by which settings are chosen.
+    settings: trainings by which these are chosen.
     probe: whether it is a solved probe, or starts from one.
     step: seconds of a training step; 0 for methods that are solved.
     """
@@ -90,9 +90,11 @@ def _estimate(config: ConfigDict, found: FeatureSet, method: str, preset: str | 
     from_probe = methods.starts_from_probe(kind, tune)
     plain = next((name for name in tune.methods if not methods.find(name).mlp), "")
     score = _estimate_scores(found) if kind.mlp or method == plain else 0.0  # heads without an MLP share their spectra
+    more = int(tune.calibrate and kind.logits)  # a head by which the temperature is found
     if kind.probe or (from_probe and not kind.mlp):
         solve = 0.0 if kind.grid == "cs" or from_probe else _estimate_probe(rows, dim, k)
-        return Cost(solve, score, settings_ if kind.probe else len(tune.cs), probe=not solve)
+        settings_ = (settings_ if kind.probe else len(tune.cs)) + more
+        return Cost(solve + more * _estimate_probe(rows, dim, k), score, settings_, probe=not solve)
     step = _measure_step(config, found, method, preset) if measured else _count_step(tune, kind, rows, dim, k)
     epochs, each = methods.count_epochs(rows, batch=tune.batch, epochs=tune.epochs, steps=tune.steps)
     searched, kept = _expect_epochs(tune, epochs, each)
@@ -100,7 +102,9 @@ def _estimate(config: ConfigDict, found: FeatureSet, method: str, preset: str | 
     choose = COMPILED + (
         settings_ * searched * each * step * (1 - tune.validation) if patient or settings_ > 1 else 0.0
     )
-    return Cost(choose, kept * each * step + score, settings_ if choose > COMPILED else 0, from_probe, step)
+    settings_ = (settings_ if choose > COMPILED else 0) + more
+    choose += more * kept * each * step * (1 - tune.validation)
+    return Cost(choose, kept * each * step + score, settings_, from_probe, step)
 
 
 def _expect_epochs(tune: Any, epochs: int, each: int) -> tuple[float, float]:

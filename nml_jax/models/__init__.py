@@ -1,4 +1,4 @@
-"""The table of models, and `build`, which turns the `model` section of a config into a pair of pure functions.
+"""Turn the `model` section of a config into a pair of pure functions.
 
 Only this folder imports flax. Outside it, a model is `init`, `apply` and nested dicts of arrays.
 """
@@ -17,35 +17,11 @@ from ml_collections import FrozenConfigDict
 
 from nml_jax import settings
 from nml_jax.errors import UserError
-from nml_jax.models import clip
-from nml_jax.models.encoders.resnet import ResNet
-from nml_jax.models.encoders.vit import ViT
+from nml_jax.models.layers.depthwise import PADDINGS
+from nml_jax.models.layers.initializers import leave_undrawn
+from nml_jax.models.variants import CLIPS, MODELS, TOWERS
 
 Tree = dict[str, Any]
-
-# The fields that define each variant. `config.model` gives the other fields and may override these.
-TOWERS: dict[str, partial[Any]] = {
-    "resnet18": partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False),
-    "resnet50": partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
-    "resnet101": partial(ResNet, blocks=(3, 4, 23, 3), bottleneck=True),
-    "vit_ti": partial(ViT, dim=192, depth=12, heads=3),
-    "vit_s": partial(ViT, dim=384, depth=12, heads=6),
-    "vit_b": partial(ViT, dim=768, depth=12, heads=12),
-    "vit_l": partial(ViT, dim=1024, depth=24, heads=16),
-}
-
-# An image tower beside a text tower. Without a tower here, `model.tower` names it.
-_clip: partial[Any] = partial(clip.make, embed_dim=512, text_width=512, text_depth=12, text_heads=8)
-CLIPS: dict[str, partial[Any]] = {
-    "clip": _clip,
-    "clip_rn50": partial(_clip, tower=partial(TOWERS["resnet50"], clip=True), embed_dim=1024),
-    "clip_vitb16": partial(_clip, tower=partial(TOWERS["vit_b"], clip=True, patch=16)),
-    "clip_vitl14": partial(
-        _clip, tower=partial(TOWERS["vit_l"], clip=True, patch=14), embed_dim=768, text_width=768, text_heads=12
-    ),
-}
-
-MODELS = TOWERS | CLIPS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,7 +50,8 @@ class Model:
     @cached_property
     def shapes(self) -> tuple[Tree, Tree]:
         """`params` and `model_state` as ShapeDtypeStructs, traced once. Do not change them."""
-        return jax.eval_shape(lambda key: self.init(key, self.spec), jax.random.key(0))
+        with leave_undrawn():
+            return jax.eval_shape(lambda key: self.init(key, self.spec), jax.random.key(0))
 
 
 def build(config: Any, *, num_classes: int, image_size: int) -> Model:
@@ -102,10 +79,10 @@ def _build(config: FrozenConfigDict, num_classes: int, image_size: int, wide: bo
     values |= {"num_classes": num_classes, "image_size": image_size, "dtype": jnp.dtype(config.dtype)}
     spec = {"image": jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)}
     if config.name in CLIPS:
-        tower = CLIPS[config.name].keywords.get("tower") or TOWERS[config.tower]
-        values["tower"] = _make_module(tower, {**values, "num_classes": 0})
+        tower = CLIPS[config.name].make.keywords.get("tower") or TOWERS[config.tower].make
+        values["tower"] = _make_module(tower, {**values, "num_classes": 0, "hidden": 0})
         spec["text"] = jax.ShapeDtypeStruct((1, config.text_context), jnp.int32)
-    module = _make_module(MODELS[config.name], values)
+    module = _make_module(MODELS[config.name].make, values)
     mean, std = np.asarray(config.mean, np.float32), np.asarray(config.std, np.float32)
     dtype = jnp.promote_types(config.dtype, jnp.float32)
 
@@ -167,7 +144,7 @@ def _check(config: Any) -> None:
     if config.name == "clip" and config.tower not in TOWERS:
         raise UserError(f"model.tower is {config.tower!r}", f"give one of {', '.join(TOWERS)}")
     tower = config.tower if config.name == "clip" else config.name
-    positive = ("width", "patch", "dim", "depth", "heads", "embed_dim")
+    positive = ("width", "patch", "window", "dim", "depth", "heads", "embed_dim")
     positive += ("text_context", "text_vocab", "text_width", "text_depth", "text_heads")
     for ok, key, cure in (
         (config.dtype in ("float32", "bfloat16", *_allow_float64()), "dtype", "give float32 or bfloat16"),
@@ -182,6 +159,10 @@ def _check(config: Any) -> None:
         (config.stem in ("imagenet", "small"), "stem", "give imagenet or small"),
         (config.pool in ("cls", "gap"), "pool", "give cls or gap"),
         (config.blocks is None or _are_counts(config.blocks), "blocks", "give blocks per stage, as (2, 2, 2, 2)"),
+        (config.widths is None or _are_counts(config.widths), "widths", "give channels per stage, as (96, 192)"),
+        (config.hidden is None or config.hidden >= 0, "hidden", "give a width, or 0 for no hidden layer"),
+        (config.epsilon is None or config.epsilon > 0, "epsilon", "give a small positive number, as 1e-5"),
+        (config.padding in (None, *PADDINGS), "padding", f"give one of {', '.join(PADDINGS)}"),
         *((config[key] is None or config[key] > 0, key, "give a positive whole number") for key in positive),
     ):
         if not ok:

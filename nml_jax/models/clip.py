@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from nml_jax.models.encoders.resnet import ResNet
+from nml_jax.models.encoders.vit import gelu
 from nml_jax.models.layers.initializers import normal_fan_in
 from nml_jax.models.text.clip_text import TextTransformer
 
@@ -16,20 +17,27 @@ from nml_jax.models.text.clip_text import TextTransformer
 class ProjectedTower(nn.Module):
     """A tower with one more output, "embedding": its features projected to length 1, float32 [B, embed_dim].
 
-    The parameters of the projection are beside the tower's own, as "projection".
+    With `hidden_dim`, a linear layer of that width and GELU come before the projection, as the output "hidden". The
+    parameters of both are beside the tower's own, as "hidden" and "projection".
     """
 
     tower: nn.Module
     embed_dim: int
     bias: bool
+    hidden_dim: int = 0
 
     def setup(self) -> None:
         nn.share_scope(self, self.tower)
+        if self.hidden_dim:
+            self.hidden = nn.Dense(self.hidden_dim, kernel_init=normal_fan_in)
         self.projection = nn.Dense(self.embed_dim, use_bias=self.bias, kernel_init=normal_fan_in)
 
     def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         outputs = self.tower(x, train=train)
-        y = self.projection(outputs["features"])
+        y = outputs["features"]
+        if self.hidden_dim:
+            y = outputs["hidden"] = gelu(self.hidden(y))
+        y = self.projection(y)
         # The floor is on the squared norm, so that the gradient at 0 is finite.
         norm = jnp.sqrt(jnp.maximum(jnp.sum(y * y, axis=1, keepdims=True), 1e-24))
         return {**outputs, "embedding": y / norm}
@@ -81,6 +89,7 @@ def make(
     text_heads: int,
     logit_scale: float,
     logit_bias: float | None = None,
+    hidden: int = 0,
     quick_gelu: bool = False,
     remat: bool = False,
     dtype: Any = jnp.float32,
@@ -88,5 +97,5 @@ def make(
     """Make a `Clip` from an image tower without a head and the keys of `config.model` in configs/common.py."""
     text = TextTransformer(text_context, text_vocab, text_width, text_depth, text_heads, quick_gelu, remat, dtype)
     # Only the projection of CLIP's ResNet has a bias: it is the output layer of the attention pool.
-    image = ProjectedTower(tower, embed_dim, bias=isinstance(tower, ResNet) and tower.clip)
+    image = ProjectedTower(tower, embed_dim, bias=isinstance(tower, ResNet) and tower.clip, hidden_dim=hidden)
     return Clip(image, ProjectedTower(text, embed_dim, bias=False), logit_scale, logit_bias)

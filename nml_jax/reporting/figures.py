@@ -163,7 +163,7 @@ def draw_reliability(name: str, title: str, lines: Mapping[str, Sequence[ArrayLi
     """
     with _style(name):
         figure, axes = _panel(title, "confidence (%)")
-        low = 100 * min((float(np.min(line)) for line in lines.values()), default=0.0)
+        low = 100 * min((float(np.min(each)) for line in lines.values() for each in line), default=0.0)
         axes.plot([low, 100], [low, 100], "--", color=GREY, lw=0.9, zorder=1)
         for i, (x, y) in enumerate(lines.values()):
             mark, marker = choose_mark(i), list(MARKERS)[i % len(MARKERS)]

@@ -135,6 +135,6 @@ def read_confusion(run: Path, row: Row) -> np.ndarray | None:
         matrix = np.zeros((k, k), np.int64)
         for true, predicted, n in lines:
             matrix[true, predicted] = n
-    except (SafetensorError, OSError, *FAULTS) as e:
+    except (SafetensorError, OSError, MemoryError, *FAULTS) as e:
         raise make_damage(path, e, f"run it again with --force={row.stage}") from e
     return matrix

@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 from nml_jax import console, inputs, objectives, runtime, settings
 from nml_jax.assembly import encoder, feature_files, noisy_data, tune_cost
 from nml_jax.errors import MissingInput, UserError
+from nml_jax.models import published
 from nml_jax.models.overview import describe_parameters
 from nml_jax.stages import experiment, runner
-from nml_jax.training import loop
+from nml_jax.training import loop, pretrained
 from nml_jax.training.window import Signals
 
 
@@ -55,6 +56,7 @@ def describe_plan(
     lines = ["resolved config:", json.dumps(settings.to_json(config), indent=2), ""] if full else []
     lines += ["overridden keys:" if pinned else "overridden keys: none"]
     lines += [f"  {key}: {json.dumps(value)}" for key, value in pinned.items()]
+    lines += _list_published(config)
     lines += ["", f"{len(cells)} run(s) in {workdir}:"]
     for name, cell in cells.items():
         folder = experiment.find_folder(workdir, name, cell)
@@ -123,6 +125,21 @@ def _list_gone(cell: ConfigDict, stage: str) -> list[tuple[str, str]]:
     unused |= {"data.tokenizer"} if not encoder.has_text(cell) else set()
     unused |= {"init_from"} if stage not in ("pretrain", *experiment.ENCODED) else set()
     return [(key, path) for key, path in named if key not in unused and not Path(path).expanduser().exists()]
+
+
+def _list_published(config: ConfigDict) -> list[str]:
+    """List the keys that the published folder of `init_from` sets, and what the config has instead.
+
+    Raises:
+        UserError: the folder's config cannot be read, or has another activation.
+    """
+    path = Path(config.init_from).expanduser()
+    if not config.init_from or not path.exists() or pretrained.is_run(path) or published.find_config(path) is None:
+        return []
+    theirs, now = published.read_keys(path), dict(settings.flatten(config.to_dict()))
+    pretrained.compare_published(str(path), theirs, config)
+    lines = [f"  {key}: {value}" + (f", here {now[key]}" if now[key] != value else "") for key, value in theirs.items()]
+    return ["", f"read from {path}:", *lines]
 
 
 def _describe(error: UserError) -> str:

@@ -1,9 +1,8 @@
 """Run the frozen encoder over the splits of the downstream tasks -> feature banks and spectra."""
 
 import collections
-import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import console, errors, models, runtime, settings, spectrum
-from nml_jax.assembly import agreement, encoder, evaluators
+from nml_jax import console, errors, runtime, settings, spectrum
+from nml_jax.assembly import agreement, encoder
+from nml_jax.assembly.encode import Encode, compile_encoder, encode_split
 from nml_jax.assembly.encoder import describe_origin
 from nml_jax.assembly.feature_sets import BLOCK
+from nml_jax.assembly.fingerprint import describe_encoder
 from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
 from nml_jax.data.class_names import count_labels, describe_split
 from nml_jax.data.features import banks
@@ -29,7 +30,8 @@ from nml_jax.tasks.classification import Test, check_tasks
 
 VERSION = 1
 
-Encode = Callable[..., dict[str, jax.Array]]
+# Key of a bank -> its folder, of the runs of this process: the seeds of a frozen encoder have the same features.
+WRITTEN: dict[str, Path] = {}
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
@@ -42,12 +44,12 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         UserError: there is no encoder, a checkpoint is damaged, a dataset is missing, or features are not finite.
     """
     frozen = encoder.load(config, workdir, mesh)
-    encode = _compile_encoder(frozen.model, config.extract.layers, mesh)
+    encode = compile_encoder(frozen.model, config.extract.layers, mesh)
     origin = describe_origin(config, frozen.ledger, run=workdir.name, step=frozen.step, weights=config.extract.weights)
     rows: list[Row] = []
     spectra: list[dict[str, Any]] = []
     written: dict[str, str] = {}
-    index, counts = BankIndex(frozen.step, config.extract.weights, {}), {}
+    index, counts = BankIndex(frozen.step, config.extract.weights, {}, describe_encoder(config, frozen)), {}
     for name in config.downstream.tasks:
         task = agreement.open_task(name, config)
         train = Test(task.name + "/train", "id", task.train)
@@ -56,8 +58,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             counts[f"{task.name}/{split}"] = count_labels(test.source.labels, test.source.class_names)
             folder = bank_folder(workdir, task.name, split)
             key = make_bank_key(config, frozen, test, views=config.extract.views if test is train else 1)
-            if not peers.agree(banks.find(folder, key) is not None):
+            if not peers.agree(banks.find(folder, key) is not None or _copy_written(folder, key)):
                 extract(config, frozen, encode, mesh, test, folder, key, is_train=test is train)
+            WRITTEN[key] = folder
             if jax.process_index() > 0:
                 continue
             bank = banks.Bank(folder)
@@ -85,6 +88,11 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     return settings.hash_json(written)
 
 
+def _copy_written(folder: Path, key: str) -> bool:
+    """Copy the bank of another run of this sweep, if its features are the same; return whether they are."""
+    return jax.process_index() == 0 and key in WRITTEN and banks.copy(WRITTEN[key], folder, key)
+
+
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     """Check the batch, the layers, the tasks and the modes of spectra."""
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
@@ -100,17 +108,6 @@ def list_needed(workdir: Path, rows: list[Row]) -> list[Path]:
     """List `spectra.json` and the banks that the rows refer to."""
     splits = {(row.task, row.split) for row in rows}
     return [workdir / "spectra.json", *(workdir / "banks" / task / split / "index.json" for task, split in splits)]
-
-
-@functools.lru_cache(maxsize=4)
-def _compile_encoder(model: models.Model, layers: tuple[str, ...], mesh: Mesh) -> Encode:
-    """Compile the encoder once for a sweep: (params, model_state, batch) -> layer -> float32 [B, D], replicated."""
-
-    def encode(params: Any, model_state: Any, batch: Any) -> dict[str, jax.Array]:
-        outputs, _ = model.apply(params, model_state, batch, train=False, key=None)
-        return {layer: outputs[layer].reshape(len(outputs[layer]), -1).astype("float32") for layer in layers}
-
-    return runtime.jit(encode, mesh, out_shardings=runtime.replicated_sharding(mesh))
 
 
 def make_bank_key(config: ConfigDict, frozen: encoder.Encoder, test: Test, *, views: int) -> str:
@@ -167,20 +164,6 @@ def make_scoring_arguments(test: Test) -> dict[str, Any]:
     if test.frames:
         out |= {"frame_labels": test.frames.labels, "groups": test.frames.groups}
     return json.loads(json.dumps(out))
-
-
-def encode_split(
-    config: ConfigDict, frozen: encoder.Encoder, encode: Encode, mesh: Mesh, test: Test, view: int | None
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield blocks of features float32 [B, D], labels and ids in source order, without padding."""
-    put, drawn = runtime.put_batch(mesh), {"shift": test.shift, "view": view, "seed": config.seed}
-    batches = evaluators.read_images(config, mesh, test.source, batch=config.extract.batch, **drawn)
-    for batch in batches:
-        placed = put(batch)
-        features = jax.device_get(encode(frozen.params, frozen.model_state, {"image": placed["image"]}))
-        rest = runtime.fetch({k: placed[k] for k in ("label", "id", "mask")}, mesh)
-        real = rest.pop("mask") > 0
-        yield {k: v[real] for k, v in (features | rest).items()}
 
 
 STAGE = Stage(

@@ -417,6 +417,7 @@ def _save(head: Any, found: FeatureSet, workdir: Path, shared: dict[str, Any]) -
     keys = ("task", "method", "preset", "hyper", "n_train", "head_seed", "model", "views")
     about = {key: shared[key] for key in keys} | {"preset": preset_label(shared)}
     about |= {"label": found.label} if found.label else {}  # predict.py takes that column
+    about |= {"encoder": {**found.encoder, "layer": found.layer}} if found.encoder else {}  # predict.py compares it
     state = _scale(head.state, found)
     path = head_path(workdir, shared | {"layer": found.layer})
     TunedHead(head.form, head.params, state, found.classes, about, found.columns, head.temperature).save(path)

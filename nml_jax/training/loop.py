@@ -5,7 +5,6 @@ interrupted run continues bit-equal, and the host has no state but the step.
 """
 
 import contextlib
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -52,6 +51,7 @@ class Program(NamedTuple):
     schedule: optax.Schedule
     shapes: TrainState  # ShapeDtypeStructs with shardings
     init: Callable[[jax.Array], TrainState]  # key -> state, born sharded
+    adopt: Callable[[Any, jax.Array], TrainState]  # (params, model_state), key of the steps -> state at step 0
     step: Callable[[TrainState, Any, Signals], tuple[TrainState, dict[str, Any]]]  # donates the state
 
 
@@ -92,6 +92,9 @@ def assemble(
     def init(key: jax.Array) -> TrainState:
         return train_state.create(model, tx, key, ema=ema > 0, mesh=mesh)
 
+    def adopt(weights: tuple[Any, Any], key: jax.Array) -> TrainState:
+        return train_state.make_state(*weights, key, tx=tx, ema=ema > 0)
+
     def step(state: TrainState, batch: Any, signals: Signals) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(state.key, state.step)
         with_gradient = jax.value_and_grad(lambda params, *rest: loss(gather(params), *rest), has_aux=True)
@@ -113,6 +116,7 @@ def assemble(
         schedule,
         shapes,
         jax.jit(init, out_shardings=shardings),
+        jax.jit(adopt, out_shardings=shardings),
         runtime.jit(step, mesh, donate_argnums=0, out_shardings=(shardings, None)),
     )
 
@@ -122,13 +126,12 @@ def start(config: ConfigDict, program: Program, mesh: Mesh, checkpoints: Checkpo
     last = checkpoints.restore(program.shapes)
     if last is not None:
         return last
-    state = program.init(jax.random.key(config.seed))
+    key = jax.random.key(config.seed)
     if not config.init_from:
-        return state
-    fresh = runtime.fetch((state.params, state.model_state), mesh)
-    params, model_state = runtime.to_mesh(load_weights(config.init_from, config, *fresh), mesh)
-    average = runtime.to_mesh(runtime.fetch(params, mesh), mesh) if config.train.ema else None
-    return dataclasses.replace(state, params=params, model_state=model_state, ema=average)
+        return program.init(key)
+    for_init, for_steps = train_state.split_key(key)
+    weights = load_weights(config.init_from, config, program.model, for_init)
+    return program.adopt(runtime.move_to_mesh(weights, mesh), for_steps)
 
 
 def train(

@@ -19,11 +19,12 @@ from nml_jax.errors import UserError
 from nml_jax.models import Model
 from nml_jax.training.leaves import name_leaves
 
-# Sets of kernels, as regexes over "a/b/kernel". Classifying images does not use CLIP's text tower.
+# Sets of kernels, as regexes over "a/b/kernel". Classifying images does not use CLIP's text tower. The first is that of
+# ViT and Swin, the second of ConvNeXt too, the third all convolutions of networks of stages but the depthwise ones.
 TARGETS = {
     "vit_attention": r"(?!text/)(.*/)?attn/(qkv|proj)/kernel",
     "vit_mlp": r"(?!text/)(.*/)?mlp/fc[12]/kernel",
-    "resnet_conv": r"(?!text/)(.*/)?(stem_conv\d?|conv\d|downsample_conv)/kernel",
+    "resnet_conv": r"(?!text/)(.*/)?(?!depthwise_)(\w+_)?conv\d?/kernel",
 }
 
 

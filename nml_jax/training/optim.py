@@ -93,9 +93,10 @@ def layer_decay(params: Any, decay: float, *, frozen: str = "") -> tuple[tuple[s
     """Return pairs for `optimizer.lr_mult` in which the learning rate falls by `decay` per layer from the top down.
 
     This is the rule of BEiT (arXiv 2106.08254, its code). Layer 0 is all before the first block: a ViT's patches, class
-    token, position embeddings and first norm, or a ResNet's stem. Layers 1 to n are the blocks in their order. Layer
-    n + 1 is the rest: final norm, pools, projections, heads. Layer l gets decay^(n + 1 − l). A block is a ViT's
-    `block{i}` or a ResNet's `stage{i}_block{j}`, at any depth of the tree.
+    token, position embeddings and first norm, or the stem of a network of stages. Layers 1 to n are the blocks in their
+    order. Layer n + 1 is the rest: final norm, pools, projections, heads. Layer l gets decay^(n + 1 − l). A block is
+    `block{i}` or `stage{i}_block{j}`, at any depth of the tree; what halves the map before a stage belongs to its first
+    block, as in timm.
 
     Args:
         params: nested dicts of arrays or ShapeDtypeStructs. The blocks of a text tower do not count as layers.
@@ -119,14 +120,14 @@ _STEM, _TOP = (-1.0, 0.0), (math.inf, 0.0)
 
 
 def _find_layer(name: str) -> tuple[float, float]:
-    """Return a sort key of a parameter's layer: (stage, block) of a ResNet, (block, 0) of a ViT."""
+    """Return a sort key of a parameter's layer: (stage, block) of a network of stages, (block, 0) of a ViT."""
     if re.search(r"(?:^|/)text/", name):
         return _TOP
     if found := re.search(r"(?:^|/)stage(\d+)_block(\d+)/", name):
         return float(found[1]), float(found[2])
-    if found := re.search(r"(?:^|/)block(\d+)/", name):
+    if found := re.search(r"(?:^|/)(?:block|stage)(\d+)(?:_[a-z]+)?/", name):
         return float(found[1]), 0.0
-    first = re.search(r"(?:^|/)(stem_(conv|bn)\d?|patch|norm_pre)/", name)
+    first = re.search(r"(?:^|/)(stem_(conv|bn|norm)\d?|patch|patch_norm|norm_pre)/", name)
     first = first or re.search(r"(?:^|/)(?<!pool/)(cls|pos_embed)$", name)  # those of an attention pool are at the top
     return _STEM if first else _TOP
 

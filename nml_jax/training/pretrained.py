@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -10,11 +10,12 @@ import jax
 import numpy as np
 
 from nml_jax import console, errors, models, settings
+from nml_jax.models import published
 from nml_jax.models.weights import files
 from nml_jax.processes.forks import refuse_fork
 from nml_jax.stored import FAULTS, make_damage, require_fields, require_type
 from nml_jax.training import checkpoint
-from nml_jax.training.leaves import name_leaf, name_leaves
+from nml_jax.training.leaves import name_leaves, unflatten
 
 T = TypeVar("T")
 
@@ -122,34 +123,32 @@ def _find(path: Path, step: int | None) -> Path:
 
 
 def load_weights(
-    init_from: str, config: Any, params: Any, model_state: Any, *, head_for: str = "training"
+    init_from: str, config: Any, model: models.Model, key: jax.Array, *, head_for: str = "training"
 ) -> tuple[Any, Any]:
-    """Replace fresh weights by those of a .safetensors file with timm's names or of a run.
+    """Load the weights of `init_from` for a model: of a run, or of a file or folder that others wrote.
 
-    A head for another number of classes keeps its fresh weights. Then a line is logged. So are differences between the
-    preprocessing that a run's weights were trained with and that of the config, and what is assumed of a file's.
+    A head for another number of classes is drawn afresh, and nothing else is drawn. Then a line is logged. So are
+    differences between the preprocessing that the weights were trained with and that of the config, and what is assumed
+    of a file's.
 
     Args:
         init_from: `config.init_from`.
         config: the whole config.
-        params, model_state: fresh weights, which give the shapes.
+        key: PRNG key; `model.init` with it gives the head that starts fresh.
         head_for: training | features (the head is not used) | logits (the head must be that of the weights).
 
+    Returns:
+        (params, model_state) as NumPy arrays in nested dicts that nobody else holds.
+
     Raises:
-        UserError: the file does not exist or holds weights of another model, or logits are asked for without a head.
+        UserError: `init_from` does not exist or holds weights of another model, or logits are asked for without a head.
     """
     path = Path(init_from)
     if not path.exists():
-        raise errors.MissingInput(f"init_from={init_from} does not exist", "give a .safetensors file or a run's folder")
-    if path.is_dir():
-        loaded = load_model(path)
-        given = {"params": loaded.params, "model_state": loaded.model_state}
-        compare_preprocessing(init_from, settings.from_json(loaded.meta["config"]), config)
-    else:
-        given = dict(zip(("params", "model_state"), files.read_weights(path, (params, model_state)), strict=True))
-        _notice(f"init_from={init_from} does not say how it was trained; assumed: {describe_preprocessing(config)}")
-    fresh = {"params": params, "model_state": model_state}
-    theirs, ours = name_leaves(given), name_leaves(fresh)
+        cure = "give a .safetensors file, a published model's folder or a run's folder"
+        raise errors.MissingInput(f"init_from={init_from} does not exist", cure)
+    given = _load_given(path, config, model)
+    theirs, ours = name_leaves(given), name_leaves(dict(zip(("params", "model_state"), model.shapes, strict=True)))
     head = [name for name in ours if name.startswith("params/head/")]
     kept = {n for n in head if any(m not in theirs or theirs[m].shape != ours[m].shape for m in head)}
     wrong = [n for n in ours if n not in kept and (n not in theirs or theirs[n].shape != ours[n].shape)]
@@ -160,7 +159,7 @@ def load_weights(
             "set the keys of config.model to those of the weights",
         )
     if kept and head_for != "features":
-        sizes = [x[BIAS].shape[-1] if BIAS in x else 0 for x in (theirs, ours)]
+        sizes = [_count_head(path, theirs), ours[BIAS].shape[-1] if BIAS in ours else 0]
         what = f"a head for {sizes[0]:,} classes, and this model has {sizes[1]:,}" if sizes[0] else "no head"
         if head_for == "logits":
             raise errors.UserError(
@@ -168,19 +167,58 @@ def load_weights(
                 f"set --config.data.num_classes={sizes[0]}" if sizes[0] else "leave logits out of extract.layers",
             )
         _notice(f"{init_from} has {what}: the head starts fresh")
-    merged = jax.tree_util.tree_map_with_path(
-        lambda p, x: x if name_leaf(p) in kept else np.asarray(theirs[name_leaf(p)], x.dtype), fresh
-    )
-    return merged["params"], merged["model_state"]
+    fresh = _draw_leaves(model, key, sorted(kept)) if kept else {}
+    flat = {name: fresh[name] if name in kept else np.asarray(theirs[name], ours[name].dtype) for name in ours}
+    loaded = unflatten(flat)
+    return loaded["params"], loaded.get("model_state", {})
 
 
 BIAS = "params/head/bias"
 
 
+def _load_given(path: Path, config: Any, model: models.Model) -> dict[str, Any]:
+    """Return {"params": ..., "model_state": ...} of `init_from`, and log what its preprocessing has to do with ours."""
+    if is_run(path):
+        loaded = load_model(path)
+        compare_preprocessing(str(path), settings.from_json(loaded.meta["config"]), config)
+        return {"params": loaded.params, "model_state": loaded.model_state}
+    if published.find_config(path) is None:
+        _notice(f"init_from={path} does not say how it was trained; assumed: {describe_preprocessing(config)}")
+    else:
+        compare_published(str(path), published.read_keys(path), config)
+    return dict(zip(("params", "model_state"), files.read_weights(path, model.shapes), strict=True))
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a folder is that of a run, or of one checkpoint, and not one that others wrote."""
+    if not path.is_dir() or (path / "checkpoints").is_dir():
+        return path.is_dir()
+    return published.find_config(path) is None and not files.has_weights(path)
+
+
+def _count_head(path: Path, theirs: Mapping[str, Any]) -> int:
+    """Return for how many classes the weights have a head; 0 for none."""
+    return theirs[BIAS].shape[-1] if BIAS in theirs else 0 if is_run(path) else files.count_classes(path) or 0
+
+
+def _draw_leaves(model: models.Model, key: jax.Array, names: list[str]) -> dict[str, np.ndarray]:
+    """Draw some of the leaves that `model.init` draws; the compiler removes the others."""
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        leaves = name_leaves(dict(zip(("params", "model_state"), model.init(key, model.spec), strict=True)))
+        return {name: leaves[name] for name in names}
+
+    return jax.device_get(jax.jit(init)(key))
+
+
 def count_classes(init_from: str) -> int | None:
-    """Return the number of classes of a run's head; None if `init_from` is not a run."""
+    """Return the number of classes of the head of a run or a published folder; None for a bare file."""
     path = Path(init_from)
-    return _read_newest(path, None, _read_meta)["num_classes"] if path.is_dir() else None
+    if not path.is_dir():
+        return None
+    if is_run(path):
+        return _read_newest(path, None, _read_meta)["num_classes"]
+    return files.count_classes(path)
 
 
 # ---- what weights expect of the pixels
@@ -188,6 +226,7 @@ def count_classes(init_from: str) -> int | None:
 # Keys that change what a model computes of the same image, but not always the shapes of its weights.
 SEEN = ("model.mean", "model.std", "data.image_size")
 SEEN_BY_TRANSFORMERS = ("model.quick_gelu", "model.pool", "model.patch")
+SIZES = ("model.name", "data.num_classes")  # the shapes of the weights decide
 NEVER = ("model.quick_gelu",)  # nobody means it to differ: the weights would be of another function
 
 
@@ -209,8 +248,36 @@ def compare_preprocessing(init_from: str, theirs: Any, ours: Any) -> None:
 
 
 def describe_preprocessing(config: Any) -> str:
-    """Return the preprocessing of a config in words."""
-    return ", ".join(f"{key}={value}" for key, value in list_preprocessing(config).items() if value is not None)
+    """Return what a config assumes of weights that say nothing: the preprocessing, and constants without a shape."""
+    known = dict(settings.flatten(config.to_dict()))
+    crop = known["augment.test_crop"] if known["augment.crop"] == "random_resized" else 1.0
+    rest = {"augment.test_crop": crop} | {key: known[key] for key in ("augment.interpolation", "augment.resize")}
+    rest |= published.describe_tower(config.model.name, config.model.tower)
+    rest |= {key: known[key] for key in ("model.epsilon", "model.padding") if known[key] is not None}
+    assumed = list_preprocessing(config) | rest
+    return ", ".join(f"{key}={value}" for key, value in assumed.items() if value is not None)
+
+
+def compare_published(init_from: str, theirs: Mapping[str, Any], ours: Any) -> None:
+    """Log how the keys that a published folder sets differ from those of a config that takes its weights.
+
+    Raises:
+        UserError: they differ in a key of NEVER.
+    """
+    now = dict(settings.flatten(ours.to_dict()))
+    crop = theirs.get("augment.test_crop", 1.0)
+    if crop < 1 and now["augment.crop"] != "random_resized" and now["augment.test_crop"] < 1:
+        raise errors.UserError(
+            f"init_from={init_from} needs a centre crop of {crop}, which augment.crop={now['augment.crop']} leaves out",
+            "set --config.augment.crop=random_resized, or --config.augment.test_crop=1.0 for no crop",
+        )
+    keys = [key for key, value in theirs.items() if key not in SIZES and now[key] is not None and now[key] != value]
+    differ = "; ".join(f"{key} is {theirs[key]} there and {now[key]} here" for key in keys)
+    if wrong := [key for key in keys if key in NEVER]:
+        values = " ".join(f"--config.{key}={theirs[key]}" for key in wrong)
+        raise errors.UserError(f"the config of init_from={init_from} says otherwise: {differ}", f"set {values}")
+    if differ:
+        _notice(f"the config of init_from={init_from} says otherwise: {differ}; what the run says counts")
 
 
 def list_preprocessing(config: Any) -> dict[str, Any]:

@@ -34,24 +34,31 @@ class TrainState:
         return TrainState(self.step + 1, params, model_state, ema, opt_state, self.key, skipped)
 
 
+def split_key(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Split a run's key into that of the fresh weights and that of the steps."""
+    for_init, for_steps = jax.random.split(key)
+    return for_init, for_steps
+
+
 def create(model, tx: optax.GradientTransformation, key: jax.Array, *, ema: bool, mesh: Mesh) -> TrainState:
     """Create a fresh state. The function is pure, so that it can be compiled with `out_shardings`."""
-    init_key, step_key = jax.random.split(key)
+    init_key, step_key = split_key(key)
     # Drawn whole, then split: drawn in parts, some weights would be rounded differently.
     init = jax.jit(lambda key: model.init(key, model.spec), out_shardings=runtime.replicated_sharding(mesh))
     params, model_state = init(init_key)
-    return _make_state(params, model_state, step_key, tx=tx, ema=ema)
+    return make_state(params, model_state, step_key, tx=tx, ema=ema)
 
 
 def make_shapes(model, tx: optax.GradientTransformation, *, ema: bool, mesh: Mesh) -> TrainState:
     """Return the state's shapes, dtypes and shardings, without computing it."""
-    shapes = jax.eval_shape(functools.partial(_make_state, tx=tx, ema=ema), *model.shapes, jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(make_state, tx=tx, ema=ema), *model.shapes, jax.random.key(0))
     return runtime.add_shardings(shapes, mesh)
 
 
-def _make_state(
+def make_state(
     params: Any, model_state: Any, key: jax.Array, *, tx: optax.GradientTransformation, ema: bool
 ) -> TrainState:
+    """Make the state at step 0 from weights and the key of the steps."""
     # A copy, because the donated state may hold no buffer twice.
     average = jax.tree.map(jnp.copy, params) if ema else None
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.int32)

@@ -38,9 +38,13 @@ EPOCHS, STEPS, BATCH = 5, 200, 256  # defaults from random weights: 5 epochs, or
 PROBE_EPOCHS, PROBE_STEPS, PROBE_BATCH = 10, 300, 128  # from the probe; NMTune's terms are cubic in the batch
 FEWEST = 20  # rows to validate on
 PATIENCE, PATIENT_STEPS = 3, 75  # defaults: 3 epochs, or as many as make 75 steps
-OPTIONAL = ("epochs", "batch_size", "learning_rate", "patience", "width", "C", "validation_fraction")  # may be None
+OPTIONAL = ("epochs", "batch_size", "learning_rate", "patience", "width", "C", "validation_fraction",
+            "calibrate")  # may be None  # fmt: skip
 STARTS = (None, "probe", "fresh")
-HELD_OUT = 0.2  # share of the rows by which a linear head finds its temperature
+NOTHING_HELD_OUT = (
+    "calibrate=True needs rows to validate on, and none are held out",
+    "leave early_stopping on, raise validation_fraction, or give more rows of each class",
+)
 COUNTS, NUMBERS = ("epochs", "batch_size", "patience", "depth"), ("learning_rate", "weight_decay", "width", "C")
 POSITIVE = ("width", "C")
 SWITCHES = ("standardize", "early_stopping", "residual", "warm_start", "compute_spectrum", "calibrate")
@@ -100,13 +104,15 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             residual cannot start from it. None: the probe where it can be, and none of `epochs`, `learning_rate` and
             `warm_start` is given.
         C: inverse strength of the probe's L2 penalty, as scikit-learn's. None: chosen among 10⁻⁴ to 10 in powers of ten
-            by the accuracy on held-out rows, with the weights of rows and classes; of a tie the smallest.
+            by the accuracy on held-out rows, with the weights of rows and classes; of a tie see
+            `tuning.patient.pick_penalty`.
         class_weight: weights of the classes in the cross-entropy, as in scikit-learn: None, 1 each; "balanced", rows /
             (classes · rows of the class); or a mapping of labels to weights, 1 for those that it lacks; or a weight for
             each class of `classes_`. The terms of a method ignore them. Validation losses are weighted, too.
         calibrate: divide logits by a temperature for `predict_proba` and `predict_log_proba`. It is found on rows held
-            out from a head that is trained in the same way; the one that is kept is trained on all rows. Predictions
-            and `decision_function` stay.
+            out from heads that are trained in the same way; the one that is kept is trained on all rows. Predictions
+            and `decision_function` stay. None: where `fit` chooses C and rows can be held out, because a penalty that
+            is chosen by accuracy says nothing about the scale of logits.
         verbose: 0, or 1 to print progress to stderr.
         compute_spectrum: also set `spectrum_`. It takes longer than a linear fit.
 
@@ -145,7 +151,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         start: str | None = None,
         C: float | None = None,
         class_weight: Any = None,
-        calibrate: bool = False,
+        calibrate: bool | None = None,
         verbose: int = 0,
         compute_spectrum: bool = False,
     ):
@@ -265,42 +271,45 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         return self.start == "probe" or (self.start is None and can and free)
 
     def _solve(self, rows: "Rows", seed: int) -> None:
-        """Choose the penalty on parts of the rows, and solve the probe on all of them."""
+        """Choose penalty and temperature on parts of the rows, and solve the probe on all of them."""
         X = rows.X
         standard = descent.get_standard(X[:, None]) if self.standardize else None
         F = standardize(X, standard) if standard else X
-        temperature = 1.0
-        whole, c = rows._replace(train=np.arange(len(X)), held_out=np.arange(0)), None
-        if self.calibrate:
-            part = whole
-            if np.bincount(rows.codes).max() > 1:
-                train, held_out = hold_out(rows.codes, HELD_OUT, seed)
-                part = rows._replace(train=train, held_out=held_out)
-            trial, c = self._solve_probe(part, F, seed), self.C_
-            temperature = self._find_temperature(lambda held_out: trial(F[held_out]), part.held_out, rows.codes)
-        probe = self._solve_probe(whole, F, seed, c)
+        temperature, c = None, None
+        if self._calibrates():
+            c, temperature = self._choose_penalty(rows, F, seed)
+            if temperature is None and self.calibrate:
+                raise UserError(*NOTHING_HELD_OUT)
+        probe = self._solve_probe(rows._replace(train=np.arange(len(X)), held_out=np.arange(0)), F, seed, c)
         self.n_iter_, self.validation_loss_ = 0, []
-        self._finish(patient.make_linear(probe, {"input": standard} if standard else {}), temperature)
+        self._finish(patient.make_linear(probe, {"input": standard} if standard else {}), temperature or 1.0)
 
     def _find_temperature(self, score: Any, held_out: np.ndarray, codes: np.ndarray) -> float:
-        """Return the temperature of `score`, rows -> logits, by rows held out; 1 without `calibrate`."""
-        if not self.calibrate:
+        """Return the temperature of `score`, rows -> logits, by rows held out; 1 where heads are not calibrated."""
+        if not self._calibrates():
             return 1.0
-        if not len(held_out):
-            cause = "calibrate=True needs rows to validate on, and none are held out"
-            raise UserError(
-                cause, "leave early_stopping on, raise validation_fraction, or give more rows of each class"
-            )
-        return find_temperature(score(held_out), codes[held_out])
+        if len(held_out):
+            return find_temperature(score(held_out), codes[held_out])
+        if not self.calibrate:  # it is not asked for
+            return 1.0
+        raise UserError(*NOTHING_HELD_OUT)
+
+    def _calibrates(self) -> bool:
+        return self._starts_from_probe() and self.C is None if self.calibrate is None else self.calibrate
 
     def _solve_probe(self, rows: "Rows", F: np.ndarray, seed: int, c: float | None = None) -> Linear:
         """Solve the probe on the rows to train on, with a C that is given, or that all rows choose; set C_."""
         own, how = rows.own, {"num_classes": len(self.classes_), "demands": rows.demands}
         c = float(self.C) if c is None and self.C is not None else c
-        self.C_ = patient.choose_penalty(F, rows.codes, seed=seed, weights=own, **how) if c is None else c
+        self.C_ = self._choose_penalty(rows, F, seed)[0] if c is None else c
         probe, _ = patient.choose_probe(F, rows.codes, (rows.train, rows.train[:0]), cs=(self.C_,), weights=own, **how)
         self._tell(f"probe solved, C={self.C_:g}")
         return probe
+
+    def _choose_penalty(self, rows: "Rows", F: np.ndarray, seed: int) -> tuple[float, float | None]:
+        cs = patient.CS if self.C is None else (float(self.C),)
+        how: dict[str, Any] = {"num_classes": len(self.classes_), "weights": rows.own, "demands": rows.demands}
+        return patient.choose_penalty(F, rows.codes, seed=seed, cs=cs, **how)
 
     def _tell(self, message: str) -> None:
         if self.verbose:
@@ -377,7 +386,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         least, budget = (PROBE_EPOCHS, PROBE_STEPS) if spec.penalised else (EPOCHS, STEPS)
         epochs = max(least, -(-budget // steps)) if self.epochs is None else int(self.epochs)
         patience = max(PATIENCE, -(-PATIENT_STEPS // steps)) if self.patience is None else int(self.patience)
-        weights = multiply(rows.weights, rows.demands.weigh(rows.codes))
+        weights: Any = multiply(rows.weights, rows.demands.weigh(rows.codes))
         validation = [x[rows.held_out] for x in (X, rows.codes, weights)]
         begun, known, last = time.perf_counter(), len(rows.held_out), epochs if until is None else until
 

@@ -134,6 +134,10 @@ def load(path: Path) -> TunedHead:
             raise UserError(f"{path} does not name its classes or its origin", cure)
         if not (isinstance(columns, list) and all(isinstance(name, str) for name in columns)):
             raise UserError(f"{path} names columns that are not text", cure)
+        for what, names in (("class", classes), ("column", columns)):
+            if len(set(names)) < len(names):
+                raise UserError(f"{path} names a {what} twice", cure)
+            "".join(filter(lambda name: isinstance(name, str), names)).encode()  # halves of characters are an error
         temperature = float(meta.get("temperature", "1"))
         if not 0 < temperature < float("inf"):
             raise ValueError(f"its temperature is {temperature}")

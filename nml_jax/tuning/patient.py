@@ -11,8 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nml_jax.data.stratify import hold_out
+from nml_jax.evals.calibration import find_temperature
+from nml_jax.evals.metrics import compute_losses
 from nml_jax.models.heads.mlp import Form
 from nml_jax.tuning import descent
 from nml_jax.tuning.descent import Carry, Setting, Spec, TrainingSet
@@ -38,11 +41,7 @@ def choose_probe(
     once: bool = False,
     widen: bool = False,
 ) -> tuple[Linear, float]:
-    """Solve a logistic regression for each C, and return the best probe on held-out rows, and its C.
-
-    The best is the most accurate one, or that of the best `demands.metric`. A tie goes to the strongest penalty. On
-    features of other domains this rule is better than the lowest loss, which prefers weak penalties where classes are
-    far apart (docs/benchmarks.md).
+    """Solve a logistic regression for each C; return the best probe on held-out rows, and its C, by `pick_penalty`.
 
     Args:
         F: float32 [N, D], as the head sees them.
@@ -64,18 +63,19 @@ def choose_probe(
     solve = partial(solve_once if once else fit_lbfgs, F[train], labels[train], num_classes=num_classes, weights=own)
     if len(cs) == 1:
         return solve(cs)[0], cs[0]
-    held = None if weights is None else weights[held_out]
+    held = multiply(None if weights is None else weights[held_out], demands.weigh(labels[held_out]))
 
-    def judge(values: Sequence[float]) -> list[tuple[float, float, Linear]]:
-        """Return −score, C and probe of each; the smallest is the best, and of a tie the strongest penalty."""
-        solved = solve(values)
-        scores = _score(solved, F[held_out], labels[held_out], held, demands)
-        return [(-float(score), c, probe) for score, c, probe in zip(scores, values, solved, strict=True)]
+    def pick(solved: Sequence[Linear]) -> int:
+        logits = [probe(F[held_out]) for probe in solved]
+        return pick_penalty(_score(logits, labels[held_out], held, demands), logits, labels[held_out], held)
 
-    best = min(judge(cs), key=lambda found: found[:2])
-    if widen and (further := find_further(cs, best[1])):
-        best = min(best, *judge([further]), key=lambda found: found[0])  # of a tie, the one in the grid
-    return best[2], best[1]
+    found = solve(cs)
+    best = pick(found)
+    if widen and (further := find_further(cs, cs[best])):
+        both = sorted([*zip(cs, found, strict=True), (further, solve([further])[0])], key=lambda each: each[0])
+        cs, found = [c for c, _ in both], [probe for _, probe in both]
+        best = pick(found)
+    return found[best], cs[best]
 
 
 def choose_penalty(
@@ -87,42 +87,78 @@ def choose_penalty(
     cs: Sequence[float] = CS,
     weights: np.ndarray | None = None,
     demands: Demands = PLAIN,
-) -> float:
-    """Return the C of the most accurate probe on held-out rows, drawn until they are ENOUGH; of a tie the smallest.
+) -> tuple[float, float | None]:
+    """Return the C of the best probe on held-out rows, drawn until they are ENOUGH, and its temperature on them.
 
     One draw of few rows would often miss the best penalty by a factor of ten. Arguments are those of `choose_probe`,
-    and `seed` is that of the draws. Rows of which none can be held out give the middle of the grid.
+    and `seed` is that of the draws. Rows of which none can be held out give the middle of the grid, and no temperature.
+    See `pick_penalty`.
     """
     cs = sorted(cs)
     if np.bincount(labels).max() < 2:
-        return cs[(len(cs) - 1) // 2]
-    hits, seen = np.zeros(len(cs)), 0
+        return cs[(len(cs) - 1) // 2], None
+    total, rows, found, held = np.zeros(len(cs)), [], [], []
     for i in range(MOST):
         train, held_out = hold_out(labels, HELD_OUT, seed + i)
         own = None if weights is None else weights[train] / weights[train].mean()
         own = multiply(own, demands.weigh(labels[train]))
         probes = fit_lbfgs(F[train], labels[train], cs, num_classes=num_classes, weights=own, tol=CLOSE)
-        held = None if weights is None else weights[held_out]
-        hits += _score(probes, F[held_out], labels[held_out], held, demands)
-        seen += len(held_out)
-        if seen >= ENOUGH:
+        own = multiply(None if weights is None else weights[held_out], demands.weigh(labels[held_out]))
+        found.append([probe(F[held_out]) for probe in probes])
+        total += _score(found[-1], labels[held_out], own, demands)
+        rows.append(held_out)
+        held.append(np.ones(len(held_out)) if own is None else own)
+        if sum(map(len, rows)) >= ENOUGH:
             break
-    return cs[int(np.argmax(hits))]
+    logits, own_labels = np.concatenate(found, 1), labels[np.concatenate(rows)]
+    best = pick_penalty(total, logits, own_labels, np.concatenate(held))
+    return cs[best], find_temperature(logits[best], own_labels)
+
+
+def pick_penalty(
+    scores: ArrayLike, logits: Sequence[np.ndarray] | np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> int:
+    """Return the number of the best penalty: the highest score, and of a tie the strongest that costs no likelihood.
+
+    Among probes of equal score it is the strongest penalty whose mean loss is within one standard error of the lowest
+    among them; the error is that of the mean difference over rows (the rule of one standard error, Breiman et al.
+    1984). Losses are those of logits at their best temperature, so that only their direction counts: a strong penalty
+    shrinks logits, and calibration undoes that. Without the temperature this rule, and still more the lowest loss,
+    prefers weak penalties where classes are far apart, which cost accuracy in other domains (docs/benchmarks.md).
+
+    Args:
+        scores: [C], the strongest penalty first; larger is better.
+        logits: finite [C, M, K], of the held-out rows.
+        labels: int [M].
+        weights: of these rows in the loss, [M]; None: 1 each.
+    """
+    rounded = np.asarray(scores, np.float64).round(9)  # so that the order of a sum breaks no tie
+    tied: list[int] = np.flatnonzero(rounded == rounded.max()).tolist()
+    if len(tied) == 1:
+        return tied[0]
+    losses = np.array([compute_losses(logits[i] / find_temperature(logits[i], labels), labels) for i in tied])
+    means = np.average(losses, axis=1, weights=weights)
+    best = means.argmin()
+    within = [means[i] - means[best] <= _compute_error(losses[i] - losses[best], weights) for i in range(len(tied))]
+    return tied[int(np.argmax(within))]
+
+
+def _compute_error(values: np.ndarray, weights: np.ndarray | None) -> float:
+    """Return the standard error of the (weighted) mean of values [M]."""
+    shares = np.full(len(values), 1 / len(values)) if weights is None else weights / weights.sum()
+    return float(np.sqrt((shares**2 * (values - shares @ values) ** 2).sum()))
 
 
 def _score(
-    probes: Sequence[Linear], F: np.ndarray, labels: np.ndarray, weights: np.ndarray | None, demands: Demands
+    logits: Sequence[np.ndarray], labels: np.ndarray, weights: np.ndarray | None, demands: Demands
 ) -> np.ndarray:
-    """Return the metric of every probe, larger for better ones, rounded so that the order of a sum breaks no tie.
+    """Return the metric of every probe, [C], larger for better ones.
 
     An accuracy that is only the default is weighted by rows and classes, as the loss is.
     """
     if demands.metric:
-        scores = [-demands.rank(demands.score(probe(F), labels))[0] for probe in probes]
-    else:
-        own = multiply(weights, demands.weigh(labels))
-        scores = [np.average(probe(F).argmax(1) == labels, weights=own) for probe in probes]
-    return np.round(scores, 9)
+        return np.array([-demands.rank(demands.score(each, labels))[0] for each in logits])
+    return np.array([np.average(each.argmax(1) == labels, weights=weights) for each in logits])
 
 
 def make_linear(probe: Linear, state: Any) -> TunedHead:

@@ -20,8 +20,8 @@ from nml_jax.errors import UserError
 from nml_jax.evals.calibration import find_temperature
 from nml_jax.tuning import methods
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import PLAIN, SCORES, Demands, Predictor, list_further, score_held_out
-from nml_jax.tuning.trainers import ByGradient, HeadFit, Trainer, make_trainer, pick_best
+from nml_jax.tuning.holdout import PLAIN, SCORES, Demands, Predictor, list_further
+from nml_jax.tuning.trainers import ByGradient, HeadFit, Trainer, make_trainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,8 @@ def fit_seeds(
 
     A seed sets the validation part, the initialisation and the order. The setting of highest accuracy, or of the best
     `demands.metric`, on the validation part is chosen. A tie goes to the lowest loss, or, if scores are not logits
-    (ridge, k-NN), to the largest value, which is the strongest regularisation. With `config.widen`, a value at the edge
+    (ridge, k-NN), to the largest value, which is the strongest regularisation; with `tune.start=probe`, among
+    penalties of L-BFGS as `patient.pick_penalty` says. With `config.widen`, a value at the edge
     of its grid is compared with the one beyond it. If the grid has one setting, nothing is held out. If each class has
     one row, nothing can be held out, and the middle of the grid is taken. Without `config.refit`, heads are trained
     without the validation part.
@@ -167,16 +168,39 @@ def _choose_setting(
     divided = [divide_rows(trainer.demands, labels, config, seed) for seed in seeds]
     if isinstance(trainer, ByGradient) and patient:
         validation = [trainer.search(*rows, seed) for rows, seed in zip(divided, seeds, strict=True)]
+        best = [each[trainer.pick(each)] for each in validation]
     else:
-        score = partial(_score_grids, trainer, features, labels, divided, seeds)
-        validation = score([trainer.grid] * len(seeds))
-        further = [list_further(trainer.grid, pick_best(trainer, each)) for each in validation] if config.widen else []
-        if any(further):
-            validation = [each + more for each, more in zip(validation, score(further), strict=True)]
-    best = [pick_best(trainer, each) for each in validation]
+        validation, best = _search_grids(trainer, features, labels, divided=divided, seeds=seeds, widen=config.widen)
     if patient:
         require_finite(trainer.method.title, np.array([each["loss"] for each in best]))
     return [{name: v for name, v in each.items() if name not in SCORES} for each in best], validation
+
+
+def _search_grids(
+    trainer: Trainer,
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    divided: Sequence[tuple[np.ndarray, int]],
+    seeds: Sequence[int],
+    widen: bool,
+) -> tuple[list[list[dict[str, float]]], list[dict[str, float]]]:
+    """Return the scores of all settings on the validation part of each seed, and the best of them."""
+    score = partial(_score_grids, trainer, features, labels, divided, seeds)
+    held_out = [np.repeat(labels[rows[n:]], features.shape[1]) for rows, n in divided]
+    scored = score([trainer.grid] * len(seeds))
+
+    def pick() -> list[dict[str, float]]:
+        own = [zip(*each, strict=True) for each in scored]
+        chosen = [trainer.pick(*each, labels=y) for each, y in zip(own, held_out, strict=True)]
+        return [each[i][0] for each, i in zip(scored, chosen, strict=True)]
+
+    best = pick()
+    further = [list_further(trainer.grid, each) for each in best] if widen else []
+    if any(further):
+        scored = [each + more for each, more in zip(scored, score(further), strict=True)]
+        best = pick()
+    return [[scores for scores, _ in each] for each in scored], best
 
 
 def _score_grids(
@@ -186,17 +210,18 @@ def _score_grids(
     divided: Sequence[tuple[np.ndarray, int]],
     seeds: Sequence[int],
     grids: Sequence[Sequence[dict[str, float]]],
-) -> list[list[dict[str, float]]]:
-    """Train the settings of each seed, and return their scores on its validation part."""
+) -> list[list[tuple[dict[str, float], np.ndarray]]]:
+    """Train the settings of each seed. Return their scores and their logits on its validation part, all views."""
     which = [i for i, grid in enumerate(grids) for _ in grid]
     hypers = [hyper for grid in grids for hyper in grid]
     fits = [HeadFit(divided[i][0], hyper, seeds[i]) for i, hyper in zip(which, hypers, strict=True)]
-    scored: list[list[dict[str, float]]] = [[] for _ in seeds]
+    scored: list[list[tuple[dict[str, float], np.ndarray]]] = [[] for _ in seeds]
     heads = train_fits(trainer, fits, [divided[i][1] for i in which])
     for i, fit, head in zip(which, fits, heads, strict=True):
         held_out = fit.rows[divided[i][1] :]
-        scores = score_held_out(head, features[held_out], labels[held_out], trainer.demands)
-        scored[i].append({**fit.hyper, **scores})
+        logits = head.outputs(features[held_out].reshape(-1, features.shape[2]))[1]
+        scores = trainer.demands.score(logits, np.repeat(labels[held_out], features.shape[1]))
+        scored[i].append(({**fit.hyper, **scores}, logits))
     return scored
 
 

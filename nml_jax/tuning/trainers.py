@@ -21,6 +21,8 @@ from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import PLAIN, Demands, Predictor, list_further, score_held_out
 
+Scores = Mapping[str, float]
+
 
 class HeadFit(NamedTuple):
     """One head to train."""
@@ -48,14 +50,14 @@ class Trainer(Protocol):
         """Train one head per fit, on the first n of its rows."""
         ...
 
-    def tie(self, scores: Mapping[str, float]) -> float:
-        """Return a number from a setting's `HeadResult.validation`; among equal accuracies the lowest wins."""
+    def pick(self, scored: Sequence[Scores], logits: Sequence[np.ndarray], labels: np.ndarray) -> int:
+        """Return the number of the best setting, by the scores of each and its logits of held-out rows, [M, K]."""
         ...
 
 
-def pick_best(trainer: Trainer, scored: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return the best setting by the deciding metric; of equal ones, that of the lowest `Trainer.tie`."""
-    return min(scored, key=lambda v: trainer.demands.rank_setting(v, trainer.tie(v)))
+def pick_lowest(demands: Demands, scored: Sequence[Scores], ties: Sequence[float]) -> int:
+    """Return the number of the best setting by the deciding metric; of equal ones, that of the lowest tie."""
+    return min(range(len(scored)), key=lambda i: demands.rank_setting(scored[i], ties[i]))
 
 
 def make_trainer(
@@ -139,7 +141,7 @@ class ByGradient:
         for run in better if config.halving else ():
             run.run(epochs, patience)
         found = [self._judge_run(*each, held_out) for each in runs]
-        for hyper in list_further(self.grid, pick_best(self, found)) if config.widen else ():
+        for hyper in list_further(self.grid, found[self.pick(found)]) if config.widen else ():
             own, run = begin(hyper)
             run.run(epochs, patience)
             found.append(self._judge_run(own, run, held_out))
@@ -247,8 +249,10 @@ class ByGradient:
     def _judge(self, head: TunedHead, rows: np.ndarray) -> dict[str, float]:
         return score_held_out(head, self.features[rows], self.labels[rows], self.demands)
 
-    def tie(self, scores: Mapping[str, float]) -> float:
-        return scores["loss"]
+    def pick(
+        self, scored: Sequence[Scores], logits: Sequence[np.ndarray] = (), labels: np.ndarray | None = None
+    ) -> int:
+        return pick_lowest(self.demands, scored, [each["loss"] for each in scored])
 
     def count_epochs(self, n: int) -> int:
         """Return the number of passes over n rows."""
@@ -308,11 +312,14 @@ class ByProbe:
                     out.append(ProbePredictor(probe, standard))
         return out
 
-    def tie(self, scores: Mapping[str, float]) -> float:
-        value = scores[self.method.value]
-        if self.method.grid == "cs" and self.config.start == "probe":
-            return value  # the strongest penalty, as heads that start from this probe choose (patient.choose_probe)
-        return scores["loss"] if self.method.logits else -value
+    def pick(self, scored: Sequence[Scores], logits: Sequence[np.ndarray], labels: np.ndarray) -> int:
+        if self.method.grid == "cs" and self.config.start == "probe":  # as heads that start from this probe choose
+            order = np.argsort([each[self.method.value] for each in scored], kind="stable")
+            scores = [-self.demands.rank_setting(scored[i], 0)[0] for i in order]
+            weights = self.demands.weigh(labels)
+            return int(order[patient.pick_penalty(scores, [logits[i] for i in order], labels, weights)])
+        ties = [each["loss"] if self.method.logits else -each[self.method.value] for each in scored]
+        return pick_lowest(self.demands, scored, ties)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,13 +44,17 @@ def test_the_parts_are_those_that_the_stages_name(file: Path):
     ]
     assert set(parts) == {*names, "seed=0: diagnose"}
     assert all(part.seconds >= 0 for part in parts.values())
-    # Seeds share settings and the probe: 3 settings for each of 4 methods, one probe, 3 heads for each of 2 seeds.
-    assert count(parts) == 4 * 3 + 1 + 3 * 2
+    # Seeds share settings and the probe: 3 settings and a head to calibrate for each of 4 methods, one probe, and
+    # 3 heads for each of 2 seeds.
+    assert count(parts) == 4 * (3 + 1) + 1 + 3 * 2
+    plain = plan(file, **{"sweep.seed": (0, 1), "tune.calibrate": False})
+    assert count(plain) == 4 * 3 + 1 + 3 * 2
+    assert all(part.seconds < parts[name].seconds for name, part in plain.items() if "seed=0: mlp" in name)
     assert parts["seed=1: lbfgs"].trainings == 0
 
 
 def test_seeds_choose_for_themselves_without_a_test_file(file: Path):
-    assert count(plan(file, **{"sweep.seed": (0, 1), "features.test": ""})) == 2 * (4 * 3 + 4)
+    assert count(plan(file, **{"sweep.seed": (0, 1), "features.test": ""})) == 2 * 4 * (3 + 1 + 1)
 
 
 def test_treated_suspects_double_the_heads(file: Path):

@@ -130,8 +130,9 @@ def test_load_model_names_the_checkpoints_that_exist(saved, tmp_path):
 def test_warm_start_keeps_a_fresh_head_for_other_classes(saved, capsys):
     run, expected = saved
     model = models.build(run.config.model, num_classes=7, image_size=8)
-    fresh = model.init(jax.random.key(1), {"image": jax.ShapeDtypeStruct((1, 8, 8, 3), np.uint8)})
-    params, model_state = pretrained.load_weights(str(run.folder), run.config, *fresh)
+    key = jax.random.key(1)
+    fresh = model.init(key, model.spec)
+    params, model_state = pretrained.load_weights(str(run.folder), run.config, model, key)
     assert params["head"]["kernel"].shape[1] == 7
     np.testing.assert_array_equal(params["head"]["kernel"], fresh[0]["head"]["kernel"])
     np.testing.assert_array_equal(params["stem_conv"]["kernel"], expected[".params['stem_conv']['kernel']"])
@@ -145,9 +146,8 @@ def test_warm_start_refuses_another_model(saved):
     run, _ = saved
     config = make_other(run)
     model = models.build(config.model, num_classes=3, image_size=8)
-    fresh = model.init(jax.random.key(1), {"image": jax.ShapeDtypeStruct((1, 8, 8, 3), np.uint8)})
     with pytest.raises(UserError, match="does not fit"):
-        pretrained.load_weights(str(run.folder), config, *fresh)
+        pretrained.load_weights(str(run.folder), config, model, jax.random.key(1))
 
 
 def make_other(run):
@@ -164,13 +164,11 @@ def test_warm_start_from_timm_names(saved, tmp_path):
     loaded = load_model(run.folder)
     file = tmp_path / "weights.safetensors"
     safetensors.numpy.save_file(timm.export_weights(loaded.params, loaded.model_state), file)
-    spec = {"image": jax.ShapeDtypeStruct((1, 8, 8, 3), np.uint8)}
-    fresh = loaded.model.init(jax.random.key(9), spec)
-    params, _ = pretrained.load_weights(str(file), run.config, *fresh)
+    params, _ = pretrained.load_weights(str(file), run.config, loaded.model, jax.random.key(9))
     np.testing.assert_array_equal(params["head"]["kernel"], expected[".params['head']['kernel']"])
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(UserError, match=r"weights\.safetensors"):
-        pretrained.load_weights(str(file), run.config, *fresh)
+        pretrained.load_weights(str(file), run.config, loaded.model, jax.random.key(9))
 
 
 def test_hashes_differ_for_any_difference():

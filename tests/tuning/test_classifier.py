@@ -329,7 +329,7 @@ def test_default_schedule():
 
 
 def test_a_linear_head_is_the_tuned_logistic_regression():
-    model = NMTuneClassifier("linear", random_state=0).fit(3 * X + 1, Y)
+    model = NMTuneClassifier("linear", random_state=0, calibrate=False).fit(3 * X + 1, Y)
     assert model.C_ in patient.CS
     assert model.n_iter_ == 0
     want = make_pipeline(StandardScaler(), LogisticRegression(C=model.C_, tol=1e-8, max_iter=1000)).fit(3 * X + 1, Y)
@@ -357,8 +357,9 @@ def test_a_head_starts_at_the_probe_and_gets_no_worse_in_validation(method):
 def test_a_head_from_the_probe_is_fitted_again_on_all_rows():
     """A rate of 0 trains nothing: what is left is the probe of all rows, with the penalty that `linear` chooses."""
     F, y = blobs(300, distance=1.0)
-    linear = NMTuneClassifier("linear", random_state=0).fit(F, y)
-    model = NMTuneClassifier("mlp", start="probe", epochs=2, learning_rate=0.0, random_state=0).fit(F, y)
+    same = {"random_state": 0, "calibrate": False}
+    linear = NMTuneClassifier("linear", **same).fit(F, y)
+    model = NMTuneClassifier("mlp", start="probe", epochs=2, learning_rate=0.0, **same).fit(F, y)
     assert model.C_ == linear.C_
     assert len(model.validation_loss_) == model.n_iter_ == 2
     np.testing.assert_allclose(model.predict_proba(TEST), linear.predict_proba(TEST), atol=1e-4)
@@ -373,7 +374,7 @@ def test_the_penalty_is_the_most_accurate_on_enough_held_out_rows(monkeypatch):
         return drawn(labels, share, seed)
 
     monkeypatch.setattr(patient, "hold_out", draw)
-    c = patient.choose_penalty(F, y, num_classes=K, seed=7)
+    c, _ = patient.choose_penalty(F, y, num_classes=K, seed=7)
     assert len(held) == patient.MOST  # 60 rows each are never enough
     hits = []
     for value in patient.CS:
@@ -385,9 +386,42 @@ def test_the_penalty_is_the_most_accurate_on_enough_held_out_rows(monkeypatch):
     held.clear()
     patient.choose_penalty(F, y, num_classes=K, seed=7)
     assert len(held) == 2
-    apart, codes = blobs(300, distance=40.0)  # of a tie the strongest penalty
-    assert patient.choose_penalty(apart, codes, num_classes=K, seed=0) == min(patient.CS)
-    assert patient.choose_probe(apart, codes, patient.hold_out(codes, 0.2, 0), num_classes=K)[1] == min(patient.CS)
+
+
+@pytest.mark.parametrize(
+    ("scores", "strongest", "weights", "best"),
+    [
+        ([9, 9, 9], [0.1, 0.1, 0.0, 0.3], None, 0),  # 0.025 above the lowest loss, whose error is 0.054
+        ([9, 9, 9], [0.1, 0.1, 0.1, 0.3], None, 1),  # 0.05 above, and the error is 0.043
+        ([9, 9, 9], [0.1, 0.1, 0.1, 0.3], [1, 1, 1, 0], 0),
+        ([8, 8, 9], [0.0, 0.0, 0.0, 0.0], None, 2),  # the score goes first
+        ([8 + 1e-12, 8, 7], [0.5, 0.5, 0.5, 0.5], None, 1),  # a tie in spite of rounding
+    ],
+)
+def test_of_equal_penalties_the_strongest_that_costs_no_likelihood(monkeypatch, scores, strongest, weights, best):
+    losses = np.array([strongest, [0.1, 0.1, 0.1, 0.1], [0.2, 0.1, 0.1, 0.1]])
+    monkeypatch.setattr(patient, "find_temperature", lambda logits, labels: 1.0)
+    monkeypatch.setattr(patient, "compute_losses", lambda logits, labels: logits)
+    assert patient.pick_penalty(scores, losses, np.zeros(4, int), weights and np.array(weights)) == best
+
+
+def test_a_penalty_that_only_shrinks_logits_costs_nothing():
+    logits = np.random.default_rng(0).normal(size=(50, K))
+    labels = (logits + np.random.default_rng(1).normal(size=(50, K))).argmax(1)
+    assert patient.pick_penalty([1, 1, 1], [0.2 * logits, logits, 3 * logits], labels) == 0
+    assert patient.pick_penalty([1, 1, 1], [-logits, logits, 3 * logits], labels) == 1
+
+
+@pytest.mark.parametrize("distance", [2.5, 40.0])
+@pytest.mark.parametrize("method", ["linear", "mlp"])
+def test_probabilities_are_calibrated_although_accuracy_chooses_the_penalty(distance, method):
+    """Where all penalties are right, the strongest would leave probabilities near chance."""
+    F, y = blobs(600, distance=distance)
+    test, truth = blobs(2000, seed=1, distance=distance)
+    model = NMTuneClassifier(method, random_state=0).fit(F, y)
+    right, sure = (model.predict(test) == truth).mean(), model.predict_proba(test).max(1).mean()
+    assert sure == pytest.approx(right, abs=0.03)
+    assert model.head_.temperature != 1
 
 
 def test_progress_is_printed(capsys):
@@ -479,7 +513,6 @@ def spoil(value, row=17):
         ({"epochs": 0}, "epochs=0"),
         ({"epochs": 2.5}, r"epochs=2\.5"),
         ({"batch_size": -3}, "batch_size=-3"),
-        ({"batch_size": None}, "batch_size=None"),
         ({"patience": 0}, "patience=0"),
         ({"learning_rate": -0.1}, r"learning_rate=-0\.1"),
         ({"learning_rate": np.inf}, "learning_rate=inf"),

@@ -267,7 +267,7 @@ def test_bad_calls(name, change, message):
 def test_a_solution_is_remembered_for_the_same_rows_labels_and_grid(monkeypatch):
     solved = []
 
-    def fit(X, y, cs, *, num_classes):
+    def fit(X, y, cs, *, num_classes, weights):
         solved.append(tuple(cs))
         return [f"{len(solved)}"]
 
@@ -279,9 +279,11 @@ def test_a_solution_is_remembered_for_the_same_rows_labels_and_grid(monkeypatch)
     others = [(X + 1, y, 4), (X[:, ::-1], y, 4), (X, y[::-1], 4), (X, y, 5), (X[:19], y[:19], 4)]
     for rows, labels, k in others:
         assert probes.solve_once(rows, labels, (0.1,), num_classes=k) is not first
+    one, two = (probes.solve_once(X, y, (0.1,), num_classes=4, weights=own) for own in (np.ones(20), 1 + np.ones(20)))
+    assert len({id(each) for each in (first, one, two)}) == 3
     for i in range(probes.REMEMBERED):  # the oldest are forgotten
         probes.solve_once(X, y, (1.0 + i,), num_classes=4)
     assert len(probes._solved) == probes.REMEMBERED
     assert probes.solve_once(X, y, (0.1,), num_classes=4) is not first
-    assert len(solved) == 2 + len(others) + probes.REMEMBERED
+    assert len(solved) == 2 + len(others) + 2 + probes.REMEMBERED
     probes._solved.clear()

@@ -16,14 +16,15 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding
 
+from configs import common
 from nml_jax import models, runtime
+from nml_jax.assembly import encode
 from nml_jax.evals import classification, collect, retrieval, zeroshot
 from nml_jax.models.heads import mlp
 from nml_jax.objectives import terms
 from nml_jax.objectives.nmtune import PRESETS
 from nml_jax.spectrum import device
 from nml_jax.spectrum.rows import Kind
-from nml_jax.stages import extract
 from nml_jax.training import loop, perturb
 from nml_jax.tuning import descent, neighbours, probes
 from tests.scenes import mesh_cases
@@ -106,7 +107,23 @@ def evaluation(program: Any, case: str, *before: Any, fields: Mapping[str, Any],
 def extraction() -> tuple[Any, tuple, dict[str, Any]]:
     built = model("vit")
     batch = {"image": shape(mesh_cases.BATCH, 8, 8, 3, dtype=jnp.uint8)}
-    return extract._compile_encoder(built, ("features",), mesh_of(8)), (*built.shapes, batch), {}
+    return encode.compile_encoder(built, ("features",), mesh_of(8)), (*built.shapes, batch), {}
+
+
+def network(name: str, size: int = 8, **keys: Any) -> Callable:
+    """The gradient of an encoder that no other program has, as tiny as it can be."""
+
+    def make():
+        config = common.get_config().model
+        config.update({"name": name, **keys})
+        built = models.build(config, num_classes=K, image_size=size)
+
+        def lose(params, state, batch):
+            return built.apply(params, state, batch, train=True, key=None)[0]["logits"].sum()
+
+        return jax.jit(jax.grad(lose)), (*built.shapes, {"image": shape(2, size, size, 3, dtype=jnp.uint8)}), {}
+
+    return make
 
 
 def specify(method: str, preset: str = "", **options: Any) -> tuple[descent.Spec, dict[str, Any]]:
@@ -189,6 +206,16 @@ PROGRAMS: dict[str, Program] = {
     },
     "fine-tuning: the start": Program("training/finetune.py:start", perturbation),
     "extraction": Program("runtime.py:jit", extraction),
+    **{
+        f"network: {name}": Program("runtime.py:jit", network(name, **keys))
+        for name, keys in {
+            "efficientnet_b0": {"blocks": (1, 1), "widths": (8, 8, 8, 16)},
+            "convnext_t": {"blocks": (1,), "widths": (8,)},
+            "swin_t": {"blocks": (2, 1), "width": 8, "heads": 2, "patch": 2, "window": 2},
+            "bit_50x1": {"blocks": (1,), "width": 32},
+            "vit_s14_dinov2": {"depth": 1, "dim": 8, "heads": 2, "patch": 4},
+        }.items()
+    },
     "classification": Program(
         "evals/classification.py:_sum_batch",
         evaluation(classification._sum_batch, "resnet", fields=LABELS, num_classes=K, clean=False),
@@ -256,6 +283,7 @@ ELSEWHERE = {
     "runtime.py:check_devices": "a sum of whole numbers",
     "runtime.py:_cpu_options": "asks the compiler for CPUs",
     "runtime.py:_make_replicate": "the identity",
+    "training/pretrained.py:_draw_leaves": "a part of what the initialisation of a model draws",
 }
 
 

@@ -137,6 +137,23 @@ def find(folder: Path, key: str) -> Bank | None:
     return bank if bank.index["key"] == key else None
 
 
+def copy(source: Path, folder: Path, key: str) -> bool:
+    """Copy the bank in `source` if it has this key; return whether it has. It replaces the content of `folder`.
+
+    Raises:
+        UserError: the disk is full, or the bank is damaged.
+    """
+    if source == folder or find(source, key) is None:
+        return False
+    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+    with report_disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, part)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    return True
+
+
 def write(
     folder: Path,
     blocks: Iterable[Mapping[str, np.ndarray]],

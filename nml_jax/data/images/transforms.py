@@ -20,6 +20,7 @@ from nml_jax.errors import UserError
 
 Step = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
+RESIZES = ("shortest", "squash")
 CROPS = ("random_resized", "pad", "none")
 CV2_FILTER = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
@@ -55,10 +56,15 @@ def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
-def fit(image: np.ndarray, size: int, *, crop: float = 1.0, **how: Any) -> np.ndarray:
-    """Resize the shorter side to size / crop, keeping the aspect ratio, and cut out the middle [size, size, 3]."""
+def fit(image: np.ndarray, size: int, *, crop: float = 1.0, squash: bool = False, **how: Any) -> np.ndarray:
+    """Resize the shorter side to size / crop, keeping the aspect ratio, and cut out the middle [size, size, 3].
+
+    With `squash`, both sides become size / crop.
+    """
     height, width = image.shape[:2]
     short, now = int(size / crop), min(height, width)
+    if squash:
+        return centre_crop(resize(image, short, short, **how), size)
     return centre_crop(resize(image, short * height // now, short * width // now, **how), size)
 
 
@@ -179,7 +185,7 @@ def eval_transform(
     Raises:
         UserError: a value of `augment` is not one of its choices.
     """
-    how = _read_resampling(augment)
+    how = _read_resampling(augment) | {"squash": augment.resize == "squash"}
     size = augment.test_size or image_size
     crop = augment.test_crop if augment.crop == "random_resized" else 1.0
     if not 0 < crop <= 1:
@@ -188,7 +194,7 @@ def eval_transform(
 
 
 def _read_resampling(augment: Any) -> dict[str, Any]:
-    for key, choices in (("crop", CROPS), ("interpolation", tuple(FILTER))):
+    for key, choices in (("crop", CROPS), ("interpolation", tuple(FILTER)), ("resize", RESIZES)):
         if getattr(augment, key) not in choices:
             cure = f"it must be one of {', '.join(choices)}"
             raise UserError(f"unknown augment.{key}={getattr(augment, key)!r}", cure)

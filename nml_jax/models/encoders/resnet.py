@@ -14,59 +14,10 @@ import jax.numpy as jnp
 
 from nml_jax.errors import UserError
 from nml_jax.models.layers.attention import attend
+from nml_jax.models.layers.batch_norm import BatchNorm
 from nml_jax.models.layers.checks import check_heads, check_size
 from nml_jax.models.layers.initializers import Initializer, kaiming_normal, normal, normal_fan_in, uniform_fan_in
 from nml_jax.models.layers.materialise import materialise
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015) over batch, height and width, with statistics in float32.
-
-    In training, the statistics are those of the global batch: under jit, a mean over a sharded axis is a global mean.
-    With `group`, each consecutive group of so many examples has its own statistics. This reproduces the per-device
-    statistics of published recipes on any number of devices.
-
-    Running statistics average the groups and are `momentum * old + (1 - momentum) * new`; 0.9 here is PyTorch's 0.1.
-    As in PyTorch, the batch is normalised with the biased variance, and the running variance is unbiased
-    (n / (n - 1)). eps is 1e-5.
-
-    Raises:
-        UserError: in training, the batch is not a multiple of `group`.
-    """
-
-    group: int = 0
-    momentum: float = 0.9
-    scale_init: Callable[..., jax.Array] = nn.initializers.ones
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        c = x.shape[-1]
-        scale = self.param("scale", self.scale_init, (c,))
-        bias = self.param("bias", nn.initializers.zeros, (c,))
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
-        running_var = self.variable("batch_stats", "var", jnp.ones, (c,))
-
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        if train:
-            group = self.group or x.shape[0]
-            if x.shape[0] % group:
-                raise UserError(
-                    f"a batch of {x.shape[0]} cannot be split into BatchNorm groups of {group} (model.bn_group)",
-                    "make the batch a multiple of model.bn_group, or set model.bn_group=0 for the whole batch",
-                )
-            y = y.reshape(-1, group, *x.shape[1:])
-            axes = tuple(range(1, y.ndim - 1))
-            mean = jnp.mean(y, axes, keepdims=True)
-            var = jnp.mean(jnp.square(y - mean), axes, keepdims=True)
-            n = y.size // (y.shape[0] * c)
-            for running, new in ((running_mean, mean), (running_var, var * (n / max(n - 1, 1)))):
-                average = jnp.mean(new.reshape(-1, c), axis=0)
-                running.value = self.momentum * running.value + (1 - self.momentum) * average
-        else:
-            mean, var = running_mean.value, running_var.value
-        y = (y - mean) * jax.lax.rsqrt(var + 1e-5) * scale + bias
-        return y.reshape(x.shape).astype(self.dtype)
 
 
 def _make_conv(channels: int, side: int, stride: int, *, init: Initializer, dtype: Any, name: str) -> nn.Conv:
@@ -177,6 +128,7 @@ class ResNet(nn.Module):
     stem: str = "imagenet"
     bn_group: int = 0
     bn_momentum: float = 0.9
+    epsilon: float = 1e-5
     zero_init_residual: bool = True
     drop_path: float = 0.0
     clip: bool = False
@@ -201,7 +153,9 @@ class ResNet(nn.Module):
         if self.clip:
             check_size(x, self.image_size)
         conv = partial(_make_conv, init=uniform_fan_in if self.clip else kaiming_normal, dtype=self.dtype)
-        norm = partial(BatchNorm, group=self.bn_group, momentum=self.bn_momentum, dtype=self.dtype)
+        norm = partial(
+            BatchNorm, group=self.bn_group, momentum=self.bn_momentum, epsilon=self.epsilon, dtype=self.dtype
+        )
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         rates = [self.drop_path * i / max(sum(self.blocks) - 1, 1) for i in range(sum(self.blocks))]
         maps = {}

@@ -13,6 +13,7 @@ from nml_jax.errors import UserError
 from nml_jax.models.layers.attention import attend
 from nml_jax.models.layers.checks import check_heads, check_size
 from nml_jax.models.layers.initializers import Initializer, normal, uniform_fan_in, xavier_uniform
+from nml_jax.models.layers.layer_scale import LayerScale
 from nml_jax.models.layers.materialise import materialise
 
 
@@ -83,7 +84,10 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x))."""
+    """A pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x)).
+
+    With `layer_scale`, every channel of the two branches has a factor, which starts at this number.
+    """
 
     heads: int
     dropout: float
@@ -91,18 +95,21 @@ class Block(nn.Module):
     dtype: Any
     style: Style = TIMM
     causal: bool = False
+    layer_scale: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        def branch(y: jax.Array) -> jax.Array:
+        def branch(y: jax.Array, scale: str) -> jax.Array:
             y = nn.Dropout(self.dropout)(y, deterministic=not train)
+            y = LayerScale(self.layer_scale, name=scale)(y) if self.layer_scale else y
             # One draw per example and branch: stochastic depth (arXiv 1603.09382), scaled to keep the expectation.
             return nn.Dropout(self.drop_path, broadcast_dims=(1, 2))(y, deterministic=not train)
 
         x = materialise(x)
         norm1, norm2 = (self.style.make_norm(name, self.dtype) for name in ("norm1", "norm2"))
-        x = materialise(x + branch(Attention(self.heads, self.dtype, self.style, self.causal, name="attn")(norm1(x))))
-        return x + branch(Mlp(self.dtype, self.style, name="mlp")(norm2(x)))
+        attention = Attention(self.heads, self.dtype, self.style, self.causal, name="attn")
+        x = materialise(x + branch(attention(norm1(x)), "layer_scale1"))
+        return x + branch(Mlp(self.dtype, self.style, name="mlp")(norm2(x)), "layer_scale2")
 
 
 class ViT(nn.Module):
@@ -121,7 +128,10 @@ class ViT(nn.Module):
     Both ways of pooling have the same parameters; "gap" is timm's `global_pool="avg", fc_norm=False`.
 
     `clip` makes it CLIP's image tower: patches without a bias, a norm before the first block, epsilon 1e-5, other
-    initial values.
+    initial values. An `epsilon` replaces that of all norms. With `layer_scale`, the branches of the blocks have a
+    factor per channel, as in DINOv2 (Oquab et al. 2023, arXiv 2304.07193).
+
+    The features are timm's `pre_logits`.
 
     With `patch_dropout`, every image in training keeps its class token and a random round((1 - rate)·N) of its N
     patches (Li et al. 2023, arXiv 2212.00794). The draw depends only on `key` and the image's position in the global
@@ -146,6 +156,8 @@ class ViT(nn.Module):
     pool: str = "cls"
     clip: bool = False
     quick_gelu: bool = False
+    layer_scale: float = 0.0
+    epsilon: float | None = None
     patch_dropout: float = 0.0
     neftune: float = 0.0
     remat: bool = False
@@ -164,7 +176,10 @@ class ViT(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         check_size(x, self.image_size)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        style = (CLIP if self.clip else TIMM)._replace(activation=quick_gelu if self.quick_gelu else gelu)
+        style = CLIP if self.clip else TIMM
+        style = style._replace(
+            activation=quick_gelu if self.quick_gelu else gelu, epsilon=self.epsilon or style.epsilon
+        )
         layers = {}
 
         # timm leaves this layer at PyTorch's default.
@@ -193,7 +208,9 @@ class ViT(nn.Module):
         layers["embed"] = x
         for i in range(self.depth):
             rate = self.drop_path * i / max(self.depth - 1, 1)
-            x = block(self.heads, self.dropout, rate, self.dtype, style, name=f"block{i}")(x, train)
+            x = block(
+                self.heads, self.dropout, rate, self.dtype, style, layer_scale=self.layer_scale, name=f"block{i}"
+            )(x, train)
             layers[f"block{i}"] = x
 
         tokens = style.make_norm("norm", jnp.promote_types(self.dtype, jnp.float32))(x)

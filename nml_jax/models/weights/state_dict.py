@@ -1,6 +1,6 @@
 """Copy tensors between a PyTorch state dict and our parameter trees, bit by bit.
 
-A layout (timm.py, openclip.py) only gives the name of the tensor that belongs to each leaf. Kernels change their axes
+A layout (layouts.py) only gives the name of the tensor that belongs to each leaf. Kernels change their axes
 here, from OIHW to HWIO and from [out, in] to [in, out]. Everything else keeps its values and its shape, except that
 the class token and the position embeddings of some layouts lack our leading axes of length 1.
 """
@@ -14,9 +14,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from nml_jax.errors import UserError
+from nml_jax.models.weights import positions
 
 Tree = dict[str, Any]
-Rules = Sequence[tuple[str, str]]  # (pattern, replacement), applied in turn to a path such as "block0/norm1/scale"
+# (pattern, replacement as `re.sub` takes it), applied in turn to a path such as "block0/norm1/scale"
+Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 NameLeaf = Callable[[str], str]  # path in our trees -> name in the state dict
 
 # What PyTorch calls the leaves of its layers.
@@ -25,14 +27,21 @@ LEAVES = (
     (r"/(mean|var)$", r"/running_\1"),
 )
 
+# Tensors that no network of ours reads: counters, tables that follow from the sizes, and what only training masks.
+BUFFERS = re.compile(r"(.*\.)?(num_batches_tracked|relative_position_index|attn_mask|position_ids|mask_token)")
+
 
 class Place(NamedTuple):
-    """The tensor of one leaf: our array, transposed by `axes` to the shape `full` and then reshaped to `shape`."""
+    """The tensor of one leaf: our array, transposed by `axes` to the shape `full` and then reshaped to `shape`.
+
+    With `grid`, it holds position embeddings, and is resampled if its shape is that of another grid.
+    """
 
     name: str
     axes: tuple[int, ...]
     full: tuple[int, ...]
     shape: tuple[int, ...]
+    grid: bool = False
 
 
 def rename(path: str, rules: Rules) -> str:
@@ -43,37 +52,44 @@ def rename(path: str, rules: Rules) -> str:
 
 
 def find_places(params: Tree, model_state: Tree, name_leaf: NameLeaf) -> dict[str, Place]:
-    """Return the place in the state dict of every leaf, by its path in our trees."""
+    """Return the place in the state dict of every leaf, by its path in our trees.
+
+    A name that ends with "@conv" is that of a linear layer which the state dict keeps as a 1x1 convolution.
+    """
     places = {}
     for path, leaf in _flatten(params, model_state).items():
-        name = name_leaf(path)
+        name, _, form = name_leaf(path).partition("@")
         axes = tuple(range(leaf.ndim))
         if path.endswith("/kernel") and name.endswith("weight"):  # CLIP's bare projection matrices are [in, out]
             axes = {2: (1, 0), 4: (3, 2, 0, 1)}[leaf.ndim]
         full = tuple(leaf.shape[axis] for axis in axes)
         lacks = 2 * name.endswith("class_embedding") + name.endswith("positional_embedding")
-        places[path] = Place(name, axes, full, full[lacks:])
+        places[path] = Place(name, axes, full, full[lacks:] + (1, 1) * (form == "conv"), form == "grid")
     return places
 
 
-def read_trees(tensors: Mapping[str, np.ndarray], like: tuple[Tree, Tree], name_leaf: NameLeaf) -> tuple[Tree, Tree]:
+def read_trees(tensors: Mapping[str, Any], like: tuple[Tree, Tree], name_leaf: NameLeaf) -> tuple[Tree, Tree]:
     """Build our trees from a state dict.
 
     Args:
-        tensors: the state dict. `num_batches_tracked` is ignored: with a fixed momentum nothing reads it.
+        tensors: the state dict, of arrays or of what has a shape and a dtype and becomes one by `np.asarray`. BUFFERS
+            are ignored.
         like: (params, model_state) of the model, as arrays or as shapes.
 
     Returns:
         (params, model_state) as float32 NumPy arrays that own their memory.
 
     Raises:
-        UserError: a tensor is missing, unexpected, of another shape or not of a float type. The message names them.
+        UserError: tensors are missing, unexpected, of another shape, not of a float type or not finite. The message
+            names them.
     """
     flat: dict[str, np.ndarray] = {}
     missing, unfit = [], []
     places = find_places(*like, name_leaf)
     for path, place in places.items():
         value = tensors.get(place.name)
+        if place.grid and value is not None:
+            value = positions.fit(place.name, value, place.shape)
         if value is None:
             missing.append(place.name)
         elif value.shape != place.shape:
@@ -81,10 +97,12 @@ def read_trees(tensors: Mapping[str, np.ndarray], like: tuple[Tree, Tree], name_
         elif not jnp.issubdtype(value.dtype, jnp.floating):
             unfit.append(f"{place.name} is {value.dtype} and not a float")
         else:
-            value = value.reshape(place.full).transpose(np.argsort(place.axes))
-            flat[path] = np.array(value, np.float32, order="C")
+            own = np.asarray(value).reshape(place.full).transpose(np.argsort(place.axes))
+            flat[path] = np.array(own, np.float32, order="C")
+            if not np.isfinite(flat[path]).all():
+                unfit.append(f"{place.name} holds NaN or infinity")
     known = {place.name for place in places.values()}
-    unexpected = [name for name in sorted(tensors) if name not in known and not name.endswith(".num_batches_tracked")]
+    unexpected = [name for name in sorted(tensors) if name not in known and not BUFFERS.fullmatch(name)]
     faults = {"missing": missing, "unexpected": unexpected, "unfit": unfit}
     if any(faults.values()):
         raise UserError(
@@ -94,6 +112,11 @@ def read_trees(tensors: Mapping[str, np.ndarray], like: tuple[Tree, Tree], name_
     stats = {path: value for path, value in flat.items() if path.endswith(("/mean", "/var"))}
     params = unflatten_dict({path: value for path, value in flat.items() if path not in stats}, sep="/")
     return params, {"batch_stats": unflatten_dict(stats, sep="/")} if stats else {}
+
+
+def list_paths(params: Tree) -> list[str]:
+    """List the paths of a tree's leaves."""
+    return list(flatten_dict(params, sep="/"))
 
 
 def write_tensors(params: Tree, model_state: Tree, name_leaf: NameLeaf) -> dict[str, np.ndarray]:

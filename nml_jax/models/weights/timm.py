@@ -1,40 +1,29 @@
-"""The layout of timm's ResNets and ViTs.
-
-The paths in our trees determine the names: `stage2_block0/conv1/kernel` is `layer2.0.conv1.weight`. So the rules serve
-every ResNet (18, 50, 101, any stem, width and depth) and every ViT of this package.
-"""
+"""Read and write state dicts of timm's models."""
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from nml_jax.models.weights.state_dict import LEAVES, NameLeaf, Tree, find_places, read_trees, rename, write_tensors
-
-RESNET = (
-    (r"^stem_(conv|bn)/", r"\g<1>1/"),
-    (r"^stage(\d+)_block(\d+)", r"layer\1/\2"),
-    (r"/downsample_conv", "/downsample/0"),
-    (r"/downsample_bn", "/downsample/1"),
-    (r"^head/", "fc/"),
-    *LEAVES,
-)
-VIT = (
-    (r"^block(\d+)", r"blocks/\1"),
-    (r"^patch/", "patch_embed/proj/"),
-    (r"^cls$", "cls_token"),
-    *LEAVES,
+from nml_jax.models.weights import layouts
+from nml_jax.models.weights.state_dict import (
+    NameLeaf,
+    Tree,
+    find_places,
+    list_paths,
+    read_trees,
+    rename,
+    write_tensors,
 )
 
 
 def choose_names(params: Tree) -> NameLeaf:
     """Return the function that names the leaves of this model."""
-    return partial(rename, rules=RESNET if "stem_conv" in params else VIT)
+    return partial(rename, rules=layouts.find_layout(list_paths(params), layouts.TIMM).rules)
 
 
-def import_weights(
-    tensors: Mapping[str, np.ndarray], like: tuple[Tree, Tree], *, head: bool = True
-) -> tuple[Tree, Tree]:
+def import_weights(tensors: Mapping[str, Any], like: tuple[Tree, Tree], *, head: bool = True) -> tuple[Tree, Tree]:
     """Convert a timm state dict to our trees.
 
     Args:
@@ -46,11 +35,12 @@ def import_weights(
         (params, model_state) as float32 NumPy arrays that own their memory.
 
     Raises:
-        UserError: tensors are missing, unexpected, of another shape or not of a float type.
+        UserError: tensors are missing, unexpected, of another shape, not of a float type or not finite.
     """
     params, model_state = like
     if not head:
-        tensors = {name: value for name, value in tensors.items() if name.partition(".")[0] not in ("fc", "head")}
+        unread = _list_head(params)
+        tensors = {name: value for name, value in tensors.items() if name not in unread}
         params = {name: value for name, value in params.items() if name != "head"}
     return read_trees(tensors, (params, model_state), choose_names(like[0]))
 
@@ -63,8 +53,17 @@ def export_weights(params: Tree, model_state: Tree) -> dict[str, np.ndarray]:
     return write_tensors(params, model_state, choose_names(params))
 
 
-def fits_head(tensors: Mapping[str, np.ndarray], params: Tree) -> bool:
+def fits_head(tensors: Mapping[str, Any], params: Tree) -> bool:
     """Return whether the state dict holds a classifier of the model's shape; True if the model has none."""
     head = {"head": params["head"]} if "head" in params else {}
     places = find_places(head, {}, choose_names(params)).values()
     return all(place.name in tensors and tensors[place.name].shape == place.shape for place in places)
+
+
+def _list_head(params: Tree) -> set[str]:
+    """Return the names of a classifier's tensors."""
+    return {choose_names(params)(f"head/{leaf}").partition("@")[0] for leaf in ("kernel", "bias")}
+
+
+# The biases of the classifiers of all families.
+HEADS = tuple(dict.fromkeys(rename("head/bias", row.rules) for row in layouts.TIMM))

@@ -105,3 +105,14 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path, name):
     (tmp_path / "bank" / name).mkdir()
     with pytest.raises(UserError, match=f"{name}"):
         banks.Bank(tmp_path / "bank").read("features")
+
+
+def test_a_bank_is_copied_only_with_its_key(tmp_path):
+    write(tmp_path / "bank")
+    write(tmp_path / "a" / "copy", n=2, key="other")
+    assert not banks.copy(tmp_path / "bank", tmp_path / "a" / "copy", "other")
+    assert not banks.copy(tmp_path / "nothing", tmp_path / "a" / "copy", "k")
+    assert banks.copy(tmp_path / "bank", tmp_path / "a" / "copy", "k")
+    assert banks.Bank(tmp_path / "a" / "copy").index == banks.Bank(tmp_path / "bank").index
+    np.testing.assert_array_equal(banks.Bank(tmp_path / "a" / "copy").read("id"), np.arange(10))
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["copy"]

@@ -1,5 +1,8 @@
 import io
+import json
+import runpy
 import struct
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +20,8 @@ def config(**values):
     plain = {
         "crop": "random_resized", "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "pad": 4, "flip": 0.5,
         "randaugment": 0, "randaugment_magnitude": 7.0, "randaugment_std": 0.5, "randaugment_prob": 0.5, "erase": 0.0,
-        "repeats": 1, "interpolation": "bicubic", "antialias": True, "test_size": None, "test_crop": 0.875,
+        "repeats": 1, "interpolation": "bicubic", "antialias": True, "resize": "shortest", "test_size": None,
+        "test_crop": 0.875,
     }  # fmt: skip
     return SimpleNamespace(**plain | values)
 
@@ -510,3 +514,13 @@ def test_noise_inversion_rotation_and_blur():
     blurred = transforms.SHIFTS["blurred"](dot, rng)[..., 0].astype(float)
     y, _ = np.mgrid[:64, :64] - 32
     assert abs(np.sqrt((blurred * y**2).sum() / blurred.sum()) - 1.5) < 0.1
+
+
+def test_bytes_of_the_libraries_that_publish_weights():
+    """Test every combination of size, crop, filter, resize mode and shape against timm and open_clip."""
+    golden = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("golden_transforms.py"))))
+    assert len(golden.CASES) >= 100
+    for (_, size, crop, name, mode, shape), want in zip(golden.CASES, json.loads(golden.FILE.read_text()), strict=True):
+        augment = config(crop="random_resized", interpolation=name, resize=mode, test_crop=crop)
+        out = transforms.eval_transform(augment, size)({"image": encode(golden.image(shape), "PNG")})["image"]
+        assert golden.hash_image(out) == want, (size, crop, name, mode, shape)

@@ -24,7 +24,7 @@ def config(**values):
     plain = {
         "crop": "none", "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "pad": 2, "flip": 0.5, "randaugment": 0,
         "randaugment_magnitude": 7.0, "randaugment_std": 0.5, "randaugment_prob": 0.5, "erase": 0.25, "repeats": 1,
-        "interpolation": "bilinear", "antialias": True, "test_size": None, "test_crop": 0.875,
+        "interpolation": "bilinear", "antialias": True, "resize": "shortest", "test_size": None, "test_crop": 0.875,
     }  # fmt: skip
     return SimpleNamespace(**plain | values)
 

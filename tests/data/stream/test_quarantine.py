@@ -28,7 +28,7 @@ N, BATCH = 21, 8
 def config(**values):
     plain = {
         "crop": "pad", "pad": 2, "flip": 0.5, "randaugment": 0, "erase": 0.0, "repeats": 1,
-        "interpolation": "bilinear", "antialias": True, "test_size": None, "test_crop": 1.0,
+        "interpolation": "bilinear", "antialias": True, "resize": "shortest", "test_size": None, "test_crop": 1.0,
     }  # fmt: skip
     return SimpleNamespace(**plain | values)
 

@@ -171,24 +171,19 @@ def test_a_head_of_other_classes_is_an_error_where_the_head_is_asked_for(tiny):
     assert "head" not in timm.import_weights(tensors, like, head=False)[0]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "float8", "missing", "folder"])
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "float8"])
 def test_an_unreadable_file_is_a_user_error(tiny, tmp_path, damage):
     like, tensors = tiny
     path = tmp_path / "w.safetensors"
     save_file(tensors, path)
     content = path.read_bytes()
-    if damage == "missing":
-        path.unlink()
-    elif damage == "folder":
-        path = tmp_path
-    else:
-        header = b'{"x":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}'
-        contents = {
-            "truncated": content[:-1],
-            "garbage": b"\x80\x04" * 99,
-            "empty": b"",
-            "float8": len(header).to_bytes(8, "little") + header + b"\0",
-        }
-        path.write_bytes(contents[damage])
+    header = b'{"x":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}'
+    contents = {
+        "truncated": content[:-1],
+        "garbage": b"\x80\x04" * 99,
+        "empty": b"",
+        "float8": len(header).to_bytes(8, "little") + header + b"\0",
+    }
+    path.write_bytes(contents[damage])
     with pytest.raises(UserError, match=f"cannot read {re.escape(str(path))} as safetensors"):
         files.read_weights(path, like)

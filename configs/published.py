@@ -1,0 +1,51 @@
+"""Take the features of a published encoder, and find the best head for them, on photos of your own.
+
+    python -m nml_jax.prepare image_folder SRC prepared/mine        # SRC/<split>/<class>/*.jpg
+    python -m nml_jax.main --config=configs/published.py:weights/swin_large --config.data.path=prepared/mine
+
+The part after the colon is a folder as it is downloaded: timm's (config.json, model.safetensors), open_clip's
+(open_clip_config.json, open_clip_model.safetensors), or transformers' of a CLIPModel. It says which model, image size,
+crop, filter, mean, standard deviation, epsilon, padding and activation to use; `--dry_run` prints them. A key on the
+command line wins, and a line says so. A bare .safetensors file is `--config.init_from=FILE` with the keys of its model.
+
+A linear probe (by L-BFGS), an MLP and NMTune (both presets) are trained on the features of the split `train` with five
+seeds, and scored on `test` (in-domain) and on shifted test images (out-of-domain).
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import common
+from nml_jax.models.published import read_keys
+
+
+def get_config(folder: str = "") -> ConfigDict:
+    config = common.get_config()
+    config.name = "published"
+    config.stages = ("extract", "tune", "report")
+    config.sweep.noise = ()
+    config.sweep.seed = (0, 1, 2, 3, 4)
+    if folder:  # without one, --config.init_from and the keys of its model must follow
+        path = Path(folder).expanduser()
+        config.name = f"published_{path.resolve().name}"
+        config.init_from = str(path)
+        config.update_from_flattened_dict(read_keys(path))
+
+    config.data.source = "directory"
+    config.downstream.tasks = ("directory",)
+    config.extract.batch = 32
+
+    config.tune.methods = ("lbfgs", "mlp", "nmtune")
+    config.tune.standardize = True
+    config.tune.start = "probe"
+    config.tune.batch = 128
+    config.tune.epochs = 60
+    config.tune.steps = 1000
+    config.tune.patience = 6
+    config.tune.halving = True
+    config.tune.width = 0
+    config.tune.lrs = (0.003, 0.001, 0.0003)
+    config.tune.weight_decays = (1e-4,)
+    config.tune.cs = (3e-3, 0.03, 0.3)
+    return config.lock()

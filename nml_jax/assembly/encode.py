@@ -1,0 +1,41 @@
+"""Run a frozen encoder over images."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from nml_jax import models, runtime
+from nml_jax.assembly import encoder, evaluators
+from nml_jax.tasks.classification import Test
+
+Encode = Callable[..., dict[str, jax.Array]]
+
+
+@functools.lru_cache(maxsize=4)
+def compile_encoder(model: models.Model, layers: tuple[str, ...], mesh: Mesh) -> Encode:
+    """Compile the encoder once for a sweep: (params, model_state, batch) -> layer -> float32 [B, D], replicated."""
+
+    def encode(params: Any, model_state: Any, batch: Any) -> dict[str, jax.Array]:
+        outputs, _ = model.apply(params, model_state, batch, train=False, key=None)
+        return {layer: outputs[layer].reshape(len(outputs[layer]), -1).astype("float32") for layer in layers}
+
+    return runtime.jit(encode, mesh, out_shardings=runtime.replicated_sharding(mesh))
+
+
+def encode_split(
+    config: ConfigDict, frozen: encoder.Encoder, encode: Encode, mesh: Mesh, test: Test, view: int | None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield blocks of features float32 [B, D], labels and ids in source order, without padding."""
+    put, drawn = runtime.put_batch(mesh), {"shift": test.shift, "view": view, "seed": config.seed}
+    batches = evaluators.read_images(config, mesh, test.source, batch=config.extract.batch, **drawn)
+    for batch in batches:
+        placed = put(batch)
+        features = jax.device_get(encode(frozen.params, frozen.model_state, {"image": placed["image"]}))
+        rest = runtime.fetch({k: placed[k] for k in ("label", "id", "mask")}, mesh)
+        real = rest.pop("mask") > 0
+        yield {k: v[real] for k, v in (features | rest).items()}
