@@ -182,7 +182,7 @@ def get_config() -> ConfigDict:
     # Name of the feature array or list column, or names and patterns of columns of numbers, such as "f*,age".
     features.columns = ""  # "": the only one, or all columns of numbers but the label and ids
     features.group = ""  # name of a column, such as patient: rows of one value are never split up. "": none
-    # Of two classes the one that tune.metric=f1 is about, which heads and tables number as the second.
+    # The one of two classes that tune.metric=f1 is about; heads and tables number it as the second.
     features.positive = ""  # its name; "": the last one in the order of numbers or letters
     features.scale = 1.0  # real value = stored value × scale, such as for uint8
     # Larger training files are streamed in shards. L-BFGS, ridge and k-NN need eight times the memory of the features,
