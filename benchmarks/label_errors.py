@@ -61,7 +61,7 @@ def ask_cleanlab(X: np.ndarray, given: np.ndarray) -> dict[str, np.ndarray]:
     from cleanlab.filter import find_label_issues  # pyright: ignore[reportMissingImports]
 
     k, X = int(given.max()) + 1, label_errors.standardize(X)
-    folds = label_errors.split_folds(X, given, FOLDS, seed=0)
+    folds = label_errors.split_folds(given, FOLDS, seed=0)
     logits = np.empty((len(label_errors.CS), len(given), k))
     with limit_blas():
         for train, test in folds:

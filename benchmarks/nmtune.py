@@ -2,7 +2,7 @@
 
     python benchmarks/nmtune.py [--quick] [--repeats=7] [--torch-python=PATH] [--write]
 
-Ours is a run of descent.train over 1024 × 2 features, minus a run of no epochs, per step. The opponent is the released
+Ours is a run of spread.train over 1024 × 2 features, minus a run of no epochs, per step. The opponent is the released
 step: two stacked views, BatchNorm over both, MSE, COV by the D×D covariance, `torch.svd`, backward, AdamW, schedule. It
 runs in a process of its own, with the Python of --torch-python (default: this one), and the two take turns in every
 round. First both train the same small head from the same start on the same batches, and their parameters must agree.
@@ -47,13 +47,13 @@ class Ours:
 
         from nml_jax.models.heads.mlp import Form
         from nml_jax.objectives import nmtune, terms
-        from nml_jax.tuning import descent
+        from nml_jax.tuning import descent, spread
 
         weights, _ = nmtune.resolve_weights(preset, 2, svd=svd)
         form, numbers = terms.split("nmtune", weights)
         self.spec = descent.Spec(Form(mlp=True), form, CLASSES, BATCH, standardize=False)
         self.setting = descent.Setting(np.arange(rows), LR, WEIGHT_DECAY, 0, numbers)
-        self.rows, self.train = rows, descent.train
+        self.rows, self.train = rows, spread.train
         self.bank = jax.device_put(descent.TrainingSet(*draw_bank(rows, dim), np.ones(rows, np.float32)))
 
     def params(self, epochs: int) -> dict[str, Any]:

@@ -1,74 +1,202 @@
-"""Compare `NMTuneClassifier().fit` with scikit-learn's LogisticRegressionCV and MLPClassifier: accuracy, CPU seconds.
+"""Compare `NMTuneClassifier().fit` with scikit-learn and eager PyTorch: accuracy beside CPU seconds.
 
-    python benchmarks/patience.py PACS_FOLDER [--features=mnv2] [--splits=3] [--widths] [--write]
+    python benchmarks/patience.py FOLDER [--sets=...] [--splits=5] [--torch-python=PATH] [--widths] [--write]
 
-PACS_FOLDER has pacs_photo.npz and pacs_art_painting.npz, with `labels` and the features. 70 % of the photos are trained
-on; the rest are the in-domain test, the paintings the out-of-domain test. All contenders get a turn in every split. CPU
-seconds count all threads, so other work on the machine changes them little. With --widths the MLP's width varies.
+FOLDER has frozen features with `labels`: pacs_photo.npz and pacs_art_painting.npz (other domain), flowers5.npz, and
+cifar10_first5k.npz with `test` and `test_jpeg`. 70 % of the photos or flowers, or 80 % of CIFAR-10's training rows, are
+trained on. Opponents are LogisticRegressionCV (six C, three folds) and MLPClassifier (early stopping) on standardised
+features, and, with the Python of --torch-python, a linear head and an MLP of 512 hidden features in eager PyTorch:
+AdamW, 1e-3, batch 256, stopped by 10 % of the rows. All contenders get a turn in every split. CPU seconds count all
+threads, so other work on the machine changes them little. With --widths only the MLP is fitted, and its width varies.
 """
 
 import argparse
+import json
+import sys
+import tempfile
 import time
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-import sklearn
-from common import print_head, write_results
-from sklearn.linear_model import LogisticRegressionCV
-from sklearn.model_selection import StratifiedShuffleSplit
-from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from common import Opponent, print_head, serve, write_results
 
-import nml_jax
-
-RESULTS = Path(__file__).parent / "results" / "patience.json"
+RESULTS = Path(__file__).parent / "results"
+SETS = ("pacs mnv2", "pacs mnv1", "flowers5 mnv2", "flowers5 mnv1", "cifar10 mnv1")
+WIDTHS = (0.0625, 0.25, 1, 4)
+CS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)
+Rows = tuple[np.ndarray, np.ndarray]  # features float32 [N, D], labels [N]
 
 
-def load(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Load features float32 [N, D] and labels [N]."""
+class Split(NamedTuple):
+    """Rows to train on, test rows, and those of another domain, if there are any."""
+
+    train: Rows
+    near: Rows
+    far: Rows | None
+
+
+def load(path: Path, name: str, features: str, labels: str = "labels") -> Rows:
+    """Load rows of a file whose features are stored as integers, with a scale."""
     with np.load(path) as z:
-        return z[name].astype(np.float32) * z[f"{name}_scale"], z["labels"].astype(int)
+        return z[features].astype(np.float32) * z[f"{name}_scale"], z[labels].astype(int)
 
 
-def make_contenders(seed: int, *, widths: bool) -> dict[str, Any]:
+def split(folder: Path, which: str, splits: int) -> Iterator[Split]:
+    """Yield the splits of a set."""
+    from sklearn.model_selection import StratifiedShuffleSplit
+
+    name, features = which.split()
+    near = far = None
+    if name == "cifar10":
+        path = folder / "cifar10_first5k.npz"
+        X, y = load(path, features, "train", "train_y")
+        near, far = (load(path, features, test, "test_y") for test in ("test", "test_jpeg"))
+    else:
+        X, y = load(folder / ("flowers5.npz" if name == "flowers5" else "pacs_photo.npz"), features, features)
+        far = load(folder / "pacs_art_painting.npz", features, features) if name == "pacs" else None
+    share = 0.2 if near else 0.3
+    for train, test in StratifiedShuffleSplit(splits, test_size=share, random_state=0).split(X, y):
+        yield Split((X[train], y[train]), near or (X[test], y[test]), far)
+
+
+def fit_in_python(model: Any, split: Split) -> tuple[list[np.ndarray], float]:
+    """Return the predictions of both tests and the CPU seconds of `fit`."""
+    begun = time.process_time()
+    model.fit(*split.train)
+    seconds = time.process_time() - begun
+    return [model.predict(test[0]) for test in split[1:] if test], seconds
+
+
+def fit_in_torch(torch: Opponent, kind: str, seed: int, split: Split) -> tuple[list[np.ndarray], float]:
+    """Do the same in the other process."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/rows.npz"
+        arrays: dict[str, Any] = {f"test{i}": test[0] for i, test in enumerate(split[1:]) if test}
+        np.savez(path, X=split.train[0], y=split.train[1], **arrays)
+        answer = torch.ask({"path": path, "kind": kind, "seed": seed})
+    return [np.array(each) for each in answer["predictions"]], answer["seconds"]
+
+
+def make_contenders(seed: int, torch: Opponent | None, *, widths: bool) -> dict[str, Callable[[Split], Any]]:
+    """Make functions of a split, by the name of the contender."""
+    from functools import partial
+
+    import nml_jax
+
     if widths:
-        sizes = (0.0625, 0.125, 0.25, 0.5, 1, 2, 4)
-        return {f"mlp, width {w:g}": nml_jax.NMTuneClassifier("mlp", width=w, random_state=seed) for w in sizes}
-    own = {name: nml_jax.NMTuneClassifier(name, random_state=seed) for name in ("linear", "mlp", "nmtune")}
-    cv = LogisticRegressionCV(Cs=[1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0], cv=5, max_iter=500)  # type: ignore[arg-type]
-    return own | {
-        "LogisticRegressionCV": make_pipeline(StandardScaler(), cv),
-        "MLPClassifier": make_pipeline(StandardScaler(), MLPClassifier(early_stopping=True, random_state=seed)),
-    }
+        models: dict[str, Any] = {
+            f"mlp, width {w:g}": nml_jax.NMTuneClassifier("mlp", width=w, random_state=seed) for w in WIDTHS
+        }
+        return {name: partial(fit_in_python, model) for name, model in models.items()}
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    models = {name: nml_jax.NMTuneClassifier(name, random_state=seed) for name in ("linear", "mlp", "nmtune")}
+    cv: Any = LogisticRegressionCV(Cs=list(CS), cv=3, max_iter=500)  # type: ignore[arg-type]
+    models["LogisticRegressionCV"] = make_pipeline(StandardScaler(), cv)
+    models["MLPClassifier"] = make_pipeline(StandardScaler(), MLPClassifier(early_stopping=True, random_state=seed))
+    out: dict[str, Callable[[Split], Any]] = {name: partial(fit_in_python, model) for name, model in models.items()}
+    if torch:
+        out |= {f"PyTorch {kind}": partial(fit_in_torch, torch, kind, seed) for kind in ("linear", "mlp")}
+    return out
+
+
+def serve_opponent() -> None:
+    """Answer `Opponent`: a file of rows, linear or mlp, and a seed -> predictions and CPU seconds."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    def train(X: Any, y: Any, kind: str) -> Any:
+        dim, classes, n = X.shape[1], int(y.max()) + 1, len(X)
+        layers = [torch.nn.Linear(dim, classes)]
+        if kind == "mlp":
+            layers = [torch.nn.Linear(dim, 512), torch.nn.ReLU(), torch.nn.Linear(512, classes)]
+        model, ce = torch.nn.Sequential(*layers), torch.nn.functional.cross_entropy
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        order = torch.randperm(n)
+        held_out, own = order[: n // 10], order[n // 10 :]
+        best, kept, waited = float("inf"), model.state_dict(), 0
+        for _ in range(100):
+            for rows in own[torch.randperm(len(own))].split(256):
+                optimizer.zero_grad()
+                ce(model(X[rows]), y[rows]).backward()
+                optimizer.step()
+            with torch.no_grad():
+                loss = float(ce(model(X[held_out]), y[held_out]))
+            waited += 1
+            if loss < best:
+                best, waited = loss, 0
+                kept = {name: x.clone() for name, x in model.state_dict().items()}
+            if waited >= 5:
+                break
+        model.load_state_dict(kept)
+        return model
+
+    def answer(question: dict[str, Any]) -> dict[str, Any]:
+        torch.manual_seed(question["seed"])
+        with np.load(question["path"]) as z:
+            content = {name: torch.from_numpy(z[name]) for name in z.files}
+        begun = time.process_time()
+        mean, sd = content["X"].mean(0), content["X"].std(0)
+        sd[sd == 0] = 1
+        model = train((content["X"] - mean) / sd, content["y"], question["kind"])
+        seconds = time.process_time() - begun
+        with torch.no_grad():
+            tests = [
+                model((content[name] - mean) / sd).argmax(1).tolist() for name in sorted(content) if "test" in name
+            ]
+        return {"predictions": tests, "seconds": seconds}
+
+    serve(f"{torch.__version__}, {torch.get_num_threads()} threads", answer)
+
+
+def read_others(path: Path, head: dict[str, Any]) -> dict[str, Any]:
+    """Return the results of a file, so that sets can be run one by one; none if splits or versions were others."""
+    content = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    same = all(content.get(key) == head[key] for key in ("splits", "versions"))
+    return content["results"] if same else {}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--features", default="mnv2")
-    parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--sets", default=",".join(SETS), help="names separated by commas; default: all")
+    parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--torch-python", default="", help="a Python that has torch; default: leave it out")
     parser.add_argument("--widths", action="store_true")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
+    parser.add_argument(
+        "--write", action="store_true", help="write results/patience.json, or widths.json; other sets stay"
+    )
     args = parser.parse_args()
-    X, y = load(args.folder / "pacs_photo.npz", args.features)
-    far, answer = load(args.folder / "pacs_art_painting.npz", args.features)
-    head = print_head(nml_jax, jax, np, sklearn, features=args.features, splits=args.splits)
-    results: dict[str, list[list[float]]] = {}
-    splits = StratifiedShuffleSplit(args.splits, test_size=0.3, random_state=0).split(X, y)
-    for seed, (train, test) in enumerate(splits):
-        for name, model in make_contenders(seed, widths=args.widths).items():
-            begun = time.process_time()
-            model.fit(X[train], y[train])
-            seconds = time.process_time() - begun
-            scores = 100 * model.score(X[test], y[test]), 100 * model.score(far, answer)
-            results.setdefault(name, []).append([*scores, seconds])
-            print(f"{name:<22} in-domain {scores[0]:.2f} %, out-of-domain {scores[1]:.2f} %, {seconds:.1f} CPU s")
-    if args.write:
-        write_results(RESULTS, head, results)
+    import jax
+    import sklearn
+
+    import nml_jax
+
+    warnings.filterwarnings("ignore")  # of opponents that have not converged
+    torch = Opponent(args.torch_python, __file__, str(args.folder)) if args.torch_python else None
+    versions = {"torch": torch.version} if torch else None
+    head = print_head(nml_jax, jax, np, sklearn, versions=versions, splits=args.splits)
+    results: dict[str, dict[str, list[list[float]]]] = {}
+    for which in args.sets.split(","):
+        own = results.setdefault(which, {})
+        for seed, part in enumerate(split(args.folder, which, args.splits)):
+            for name, fit in make_contenders(seed, torch, widths=args.widths).items():
+                predictions, seconds = fit(part)
+                answers = [test[1] for test in part[1:] if test]
+                scores = [100 * float((p == y).mean()) for p, y in zip(predictions, answers, strict=True)]
+                own.setdefault(name, []).append([*scores, seconds])
+        print(f"{which}: accuracy in-domain, out-of-domain (%), CPU seconds; means of {args.splits} splits")
+        for name, each in own.items():
+            print(f"  {name:<22}", *(f"{x:8.2f}" for x in np.mean(each, 0)), flush=True)
+        if args.write:  # after every set, so that a run that is stopped leaves something
+            path = RESULTS / ("widths.json" if args.widths else "patience.json")
+            write_results(path, head, {**read_others(path, head), **results})
 
 
 if __name__ == "__main__":
-    main()
+    serve_opponent() if "--serve" in sys.argv else main()

@@ -2,7 +2,7 @@
 
     python benchmarks/sweep.py [--quick] [--repeats=5] [--write]
 
-The settings differ in learning rate, weight decay and weights of the terms. Both sides use descent.train. The single
+The settings differ in learning rate, weight decay and weights of the terms. Both sides use spread.train. The single
 runs are timed twice: with a compilation each, as in sixteen processes (without import and start-up), and with a shared
 compilation. The sweep must compile once and be no slower per run than compiled single runs. On an accelerator it is one
 mapped program.
@@ -21,7 +21,7 @@ from common import print_head, write_results
 import nml_jax
 from nml_jax.models.heads.mlp import Form
 from nml_jax.objectives import nmtune, terms
-from nml_jax.tuning import descent
+from nml_jax.tuning import descent, spread
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 
 RESULTS = Path(__file__).parent / "results" / "sweep.json"
@@ -55,12 +55,12 @@ def main() -> None:
     def measure(groups: list[list[Setting]]) -> float:
         begun = time.perf_counter()
         for group in groups:
-            descent.train(spec, bank, group, rows, epochs=1)
+            spread.train(spec, bank, group, rows, epochs=1)
         return time.perf_counter() - begun
 
     singles = [[setting] for setting in settings]
     first = measure([settings])
-    compiled = descent._train._cache_size() + descent._compile_mapped.cache_info().currsize  # type: ignore[attr-defined]
+    compiled = descent.train_one._cache_size() + spread.compile_mapped.cache_info().currsize  # type: ignore[attr-defined]
     jax.clear_caches()
     alone = measure(singles[:1])
     seconds = [(measure([settings]), measure(singles)) for _ in range(repeats + 1)][1:]

@@ -187,6 +187,9 @@ def get_config() -> ConfigDict:
     zeroshot = config.zeroshot = ConfigDict()
     zeroshot.class_names = ""  # JSON list of names, or {dataset: names}; "": the dataset's own
     zeroshot.templates = ""  # JSON list of prompts with {c} for the class, or {dataset: prompts}; "": ours
+    # Weights without a text tower: which own classes those of a task are. "": those of the same name | order (class i
+    # is output i) | a JSON file {class of the task: [own class, ...]}, each by name or number.
+    zeroshot.class_map = ""  # "": by name
     zeroshot.retrieval = ()  # splits of the downstream directory with captions, to measure recall in
 
     # Features from elsewhere, instead of pre-training and extraction (configs/features.py).
@@ -199,6 +202,8 @@ def get_config() -> ConfigDict:
     # Name of the feature array or list column, or names and patterns of columns of numbers, such as "f*,age".
     features.columns = ""  # "": the only one, or all columns of numbers but the label and ids
     features.group = ""  # name of a column, such as patient: rows of one value are never split up. "": none
+    # The one of two classes that tune.metric=f1 is about; heads and tables number it as the second.
+    features.positive = ""  # its name; "": the last one in the order of numbers or letters
     features.scale = 1.0  # real value = stored value × scale, such as for uint8
     # Larger training files are streamed in shards. L-BFGS, ridge and k-NN need eight times the memory of the features,
     # and get a sample of a quarter of this size if the file is larger.
@@ -222,9 +227,14 @@ def get_config() -> ConfigDict:
     tune.shares = (1.0,)  # shares of the training rows, stratified; smaller ones are subsets of larger ones
     tune.noises = (0.0,)  # shares of wrong labels among the training rows
     tune.noise_kind = "symmetric"  # kind of these wrong labels: symmetric | pair
+    # What decides settings, when training stops, the recommendation and the claims of the report.
+    tune.metric = "task"  # task (the task's own: settings, by the loss the rest) | one of nml_jax.evals.metrics.METRICS
+    # Weights of the classes in the cross-entropy: pairs of a name and a weight, or one for each class in their order.
+    tune.class_weight = ()  # (): 1 each; ("balanced",): rows / (classes · rows of the class), as in scikit-learn
+    tune.calibrate = False  # probabilities: divide logits by a temperature found on held-out rows; predictions stay
     tune.suspects = "keep"  # keep | drop | relabel likely wrong labels; beside these heads the others are trained, too
     tune.start = "fresh"  # fresh (random weights) | probe (solved, its C among tune.cs); methods trained by gradient
-    tune.patience = 0  # epochs without a lower validation loss after which training stops; 0: never
+    tune.patience = 0  # most epochs without a lower validation loss until training stops (enough: 150 steps); 0: never
     tune.halving = False  # give all settings a quarter of the epochs, and the rest to the better half alone
     tune.widen = False  # where the best setting is at the edge of its grid, try one more, by the grid's own ratio
     tune.refit = True  # train heads again on all training rows; False: without the validation part, as they were chosen

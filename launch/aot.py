@@ -4,9 +4,12 @@
     python launch/aot.py --config=configs/clip_vitb16.py --topology=v4:4x4x8 --fsdp=4 --config.model.remat=True
 
 It needs the extra `tpu` (libtpu, the compiler for TPUs). It needs no TPU, no memory for the model, and no data if the
-config gives its size. The topology is a chip (v4, v5e, v5p, v6e) and the shape of a slice of its pod. The flags of
-nml_jax.main that set the config work here, too. A compilation takes minutes on one core, for large models tens of
-minutes. --effort=-1 takes a fifth of that, but a real run would need less memory and time than its program.
+config gives its size. The topology is a chip (v4, v5e, v5p, v6e) and the shape of a slice of its pod. Or it is a GPU
+(h100, h200), hosts and GPUs of each, as in h200:4x8; that needs jax-cuda12-plugin and jax-cuda12-pjrt of JAX's version,
+and no GPU. There kernels are not tuned, and matrix products are left to cuBLAS, so figures are of a program that a real
+GPU would improve. The flags of nml_jax.main that set the config work here, too. A compilation takes minutes on one
+core, for large models tens of minutes. --effort=-1 takes a fifth of that for TPUs, but a real run would need less
+memory and time than its program.
 
 Memory is the compiler's figure. FLOP are counted before compilation, with recomputation; a multiplication and an
 addition are two. The compiler's own count, printed beside them, counts the body of a loop only once. Collectives are
@@ -55,7 +58,9 @@ def list_devices(name: str) -> list[Any]:
     Raises:
         UserError: an unknown topology, or the compiler is not installed.
     """
-    _, shape = Slice.parse(name)
+    chip, shape = Slice.parse(name)
+    if chip.target:
+        return _list_gpus(name, chip, shape)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("the compiler for TPUs, libtpu, is not installed", "pip install -c constraints.txt -e '.[tpu]'")
     from jax.experimental import topologies
@@ -73,6 +78,24 @@ def list_devices(name: str) -> list[Any]:
     return sorted(found, key=lambda device: (device.process_index, device.id))
 
 
+# Both would try kernels on a GPU that is not there.
+GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
+
+
+def _list_gpus(name: str, chip: Chip, shape: tuple[int, ...]) -> list[Any]:
+    """List the GPUs of some hosts."""
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        cure = "pip install --no-deps -c constraints.txt jax-cuda12-plugin jax-cuda12-pjrt, of the version of jax"
+        raise UserError("the compiler for GPUs, jax-cuda12-plugin, is not installed", cure)
+    from jax.experimental import topologies
+
+    hosts, gpus = shape
+    found = topologies.get_topology_desc(
+        topology_name=name, platform="cuda", target_config=chip.target, topology=f"1x{hosts}x{gpus}"
+    )
+    return sorted(found.devices, key=lambda device: (device.process_index, device.id))
+
+
 def compile_step(config: Any, name: str, lowered: Any) -> Any:
     """Compile the step.
 
@@ -81,7 +104,7 @@ def compile_step(config: Any, name: str, lowered: Any) -> Any:
     """
     chip = Slice.parse(name).chip
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(GPU_OPTIONS if chip.target else None)
     except RuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
@@ -117,6 +140,17 @@ def read_memory(compiled: Any) -> dict[str, int]:
         "code": stats.generated_code_size_in_bytes,
     }
     return {**parts, "total": sum(parts.values())}
+
+
+def count_traffic(compiled: Any) -> dict[str, float]:
+    """Count FLOP and bytes to and from memory of a compiled program, each body of a loop once."""
+    if cost := compiled.cost_analysis():
+        return cost
+    import jax
+    from jaxlib import _jax  # pyright: ignore[reportAttributeAccessIssue]
+
+    (module,) = compiled.runtime_executable().hlo_modules()  # a GPU's compiler does not say
+    return _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
 
 
 def estimate(chip: Chip, *, flop: float, hbm_bytes: float, sent: float, mfu: float) -> dict[str, Any]:
@@ -161,7 +195,8 @@ def analyse(config: Any, name: str, mfu: float, effort: float = 0.0) -> dict[str
     seconds = time.perf_counter() - begun
     found = hlo.find_collectives(compiled.as_text(), mesh.size)
     sums = [{"kind": k, "group": g, **row} for (k, g), row in sorted(hlo.sum_collectives(found).items())]
-    cost = compiled.cost_analysis()
+    cost = count_traffic(compiled)
+    chip = chip._replace(ici=Slice.parse(name).link)
     times = estimate(
         chip, flop=flops["executed"], hbm_bytes=cost["bytes accessed"], sent=sum(row["sent"] for row in sums), mfu=mfu
     )
@@ -189,7 +224,10 @@ def analyse(config: Any, name: str, mfu: float, effort: float = 0.0) -> dict[str
         "chip_hours": hours * mesh.size,
         "effort": effort,
         "compile_seconds": round(seconds, 1),
-        "versions": {package: importlib.metadata.version(package) for package in ("nml_jax", "jax", "libtpu")},
+        "versions": {
+            package: importlib.metadata.version(package)
+            for package in ("nml_jax", "jax", "jax-cuda12-plugin" if chip.target else "libtpu")
+        },
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -241,7 +279,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     """
     parser = _Parser(prog="aot.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.allow_abbrev = False
-    parser.add_argument("--topology", required=True, help="such as v5e:8x8, v6e:16x16, v4:4x4x4, v5p:2x2x2")
+    parser.add_argument("--topology", required=True, help="such as v5e:8x8, v6e:16x16, v4:4x4x4, v5p:2x2x2, h200:4x8")
     parser.add_argument("--fsdp", type=int, help="devices along the mesh axis fsdp; default: runtime.fsdp_axis")
     parser.add_argument("--mfu", type=float, default=0.5, help="assumed share of the chip's peak; default: 0.5")
     parser.add_argument(

@@ -45,8 +45,21 @@ def shorten(names: Iterable[str]) -> str:
     return ", ".join(shown[:12]) + f" and {len(shown) - 12} more" * (len(shown) > 12) or "nothing"
 
 
+_live = False  # whether the last line of the terminal is one that changes
+
+
+def show_live(line: str) -> None:
+    """Print a line to a terminal in place of the last one that this function printed; "" only clears that."""
+    global _live
+    if line or _live:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"\r\x1b[K{make_printable(line)}", end="", file=sys.stderr, flush=True)
+        _live = bool(line)
+
+
 def notice(message: str) -> None:
     """Print a line to stderr; stdout is for results. If stderr cannot be written, do nothing."""
+    show_live("")
     with contextlib.suppress(OSError, ValueError):  # a closed terminal must not end what runs
         print(make_printable(message), file=sys.stderr, flush=True)
 
@@ -59,6 +72,7 @@ def notice_once(message: str) -> None:
 
 def show(text: str) -> None:
     """Print a result to stdout. If its reader is gone, as in `| head`, print nothing more."""
+    show_live("")
     try:
         print(make_printable(text), flush=True)
     except (OSError, ValueError):

@@ -12,6 +12,7 @@ from nml_jax.settings import flatten, hash_json
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json")
+WORDS = {("zeroshot.class_map", "order")}  # values that are no path
 LARGE = 2**30  # bytes of a file that is not read as a whole
 # Names of files of features that can be shards of one set. A .npy cannot: labels would be a file beside it.
 SHARDS = (
@@ -29,10 +30,10 @@ def name_paths(part: Mapping[str, Any]) -> list[tuple[str, str]]:
     """List the same as pairs (key of the config, path)."""
     named = {
         "init_from", "noise_file", "data.path", "data.tokenizer",
-        "downstream.path", "texts.tokenizer", "zeroshot.templates", "zeroshot.class_names",
+        "downstream.path", "texts.tokenizer", "zeroshot.templates", "zeroshot.class_names", "zeroshot.class_map",
     }  # fmt: skip
     flat = dict(flatten(part))
-    one = [(key, value) for key, value in flat.items() if key in named and value]
+    one = [(key, value) for key, value in flat.items() if key in named and value and (key, value) not in WORDS]
     mixture = [("data.mixture", path) for path in flat.get("data.mixture", ())]
     texts = [f"texts.{split}" for split in ("train", "test", "ood")]
     one += [(key, path) for key in texts for path in split_specs(flat.get(key, ""))]

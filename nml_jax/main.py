@@ -134,7 +134,8 @@ def launch(
     if config.features.train and "tune" in todo and first:
         from nml_jax.assembly import tune_cost
 
-        parts = tune_cost.estimate_parts(config, experiment.list_undone(cells, workdir, "tune", force=force))
+        expected = tune_cost.estimate_parts(config, experiment.list_undone(cells, workdir, "tune", force=force))
+        parts = {name: part.seconds for name, part in expected.items()}
         console.notice(f"first estimate: about {console.format_seconds(sum(parts.values()))}, corrected as it runs")
     with forecast.begin(parts):
         _run_cells(config, cells, workdir, mesh, todo=todo, force=force)

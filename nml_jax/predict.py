@@ -1,6 +1,8 @@
-"""Apply a tuned head to features.
+"""Apply a tuned head to features, or to a folder of images with the encoder that it was tuned on.
 
     python -m nml_jax.predict HEAD.safetensors FEATURES [--out predictions.csv] [--proba] [--keep id,text]
+    python -m nml_jax.predict HEAD.safetensors PHOTOS --encoder=RUN_OR_FOLDER [--out predictions.csv] [--proba]
+    python -m nml_jax.predict own PHOTOS --encoder=RUN_OR_FOLDER
 
 FEATURES is any file, pattern or folder that data/features/files.py reads, stored in the same scale as the training
 file. Columns of a table are matched to those of training by name, in any order. Arrays, and lists in a column, are
@@ -8,6 +10,10 @@ matched by position. Labels are optional, and looked for in the column that trai
 accuracy is printed; rows of classes that the head does not know count as wrong, and their number is printed. The output
 is CSV: row, the columns that --keep names, prediction, and with --proba the probability of every class. Class names
 that a spreadsheet would take for formulas have an apostrophe in front (spreadsheet.py).
+
+PHOTOS is a folder of images, at any depth; the output has a column `file`. The encoder is a run, a fine-tuned setting
+in it, or a folder of published weights, and its own preprocessing is used. A head remembers encoder, layer and
+preprocessing, and another encoder is refused. `own` in place of a head is the encoder's own classifier.
 """
 
 import argparse
@@ -30,11 +36,16 @@ from nml_jax.runs.files import replace_file
 from nml_jax.spreadsheet import escape_cell
 from nml_jax.tuning import head_file
 
+OWN = "own"  # in place of a head: the encoder's own classifier
 CLOSED = 141  # exit code if the reader of the output is gone, the same as of a program that SIGPIPE ends
 
 
-def predict(head: head_file.TunedHead, features: files.Features) -> Iterator[tuple[int, np.ndarray]]:
+def predict(head: Any, features: Any) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (index of the first row, logits float32 [n, K]) of the first views, block by block.
+
+    Args:
+        head: a `head_file.TunedHead`, or the own classifier of an encoder.
+        features: `files.Features`, or encoded images.
 
     Raises:
         UserError: the features have another width than the head takes.
@@ -58,7 +69,7 @@ class Wanted(NamedTuple):
     keep: Mapping[str, Sequence[Any]] = MappingProxyType({})
 
 
-def write(head: head_file.TunedHead, features: files.Features, out: Any, wanted: Wanted) -> list[Any]:
+def write(head: Any, features: Any, out: Any, wanted: Wanted) -> list[Any]:
     """Write the CSV to an open text file.
 
     Returns:
@@ -87,7 +98,7 @@ def _show_cell(cell: Any) -> Any:
     return "" if cell is None else escape_cell(cell) if isinstance(cell, str) else cell
 
 
-def write_file(head: head_file.TunedHead, features: files.Features, out: Path, wanted: Wanted) -> list[Any]:
+def write_file(head: Any, features: Any, out: Path, wanted: Wanted) -> list[Any]:
     """Write the CSV to a file that appears under its name when it is complete. Return the predictions.
 
     Raises:
@@ -111,7 +122,7 @@ class _Terminal:
         self._stream.write(console.make_printable(text))
 
 
-def write_stdout(head: head_file.TunedHead, features: files.Features, wanted: Wanted) -> list[Any]:
+def write_stdout(head: Any, features: Any, wanted: Wanted) -> list[Any]:
     """Write the CSV to standard output. Return the predictions.
 
     Raises:
@@ -151,7 +162,7 @@ def check_out(out: Path, inputs: Sequence[Path]) -> None:
         raise UserError(f"--out={out} is a folder", "give the name of a file")
     if not out.parent.is_dir():
         raise UserError(f"--out={out}: there is no folder {out.parent}", f"create it with mkdir -p {out.parent}")
-    if replaced := [path for path in inputs if out.exists() and out.samefile(path)]:
+    if replaced := [path for path in inputs if out.exists() and path.exists() and out.samefile(path)]:
         raise UserError(f"--out={out} would replace the input {replaced[0]}", "give --out the name of another file")
 
 
@@ -173,7 +184,7 @@ def choose_label(head: head_file.TunedHead, spec: str) -> str:
     return name if name and files.has_column(spec, name) else ""
 
 
-def label_names(features: files.Features, classes: Sequence[Any] = ()) -> list[str]:
+def label_names(features: Any, classes: Sequence[Any] = ()) -> list[str]:
     """Return the labels of a file as class names; empty if it has none.
 
     Where none of the names is among `classes`, of a head that was trained on numbers, return the numbers.
@@ -186,7 +197,7 @@ def label_names(features: files.Features, classes: Sequence[Any] = ()) -> list[s
     return [str(c) for c in labels.tolist()]
 
 
-def describe_agreement(known: list[str], predictions: Sequence[Any], head: head_file.TunedHead) -> str:
+def describe_agreement(known: list[str], predictions: Sequence[Any], head: Any) -> str:
     """Compare the predictions with the labels of the file, as `label_names` returns them, in one line of text."""
     index = NameIndex(head.classes)
     places = {label: index.find(label) for label in {*known, *map(str, predictions)}}
@@ -200,12 +211,51 @@ def describe_agreement(known: list[str], predictions: Sequence[Any], head: head_
     return text
 
 
+Inputs = tuple[Any, Any, Mapping[str, Sequence[Any]]]  # head, features, columns to carry through
+
+
+def open_table(args: argparse.Namespace) -> Inputs:
+    """Open the head and the features of a file.
+
+    Raises:
+        UserError: one of them is missing or damaged, or has no such column.
+    """
+    if str(args.head) == OWN and not args.head.exists():
+        raise UserError("an encoder's own classifier needs images", "give --encoder and a folder of images")
+    head = head_file.load(args.head)
+    label = args.label or choose_label(head, args.features)
+    keys = {"label": label, "columns": args.columns, "wanted": head.columns}
+    features = files.open_features(args.features, **keys, labelled=False)
+    return head, features, read_kept(features, args.keep)
+
+
+def open_images(args: argparse.Namespace) -> Inputs:
+    """Open the head, and a folder of images with an encoder.
+
+    Raises:
+        UserError: one of them is missing or damaged, or the head was tuned on features of another encoder.
+    """
+    if given := [name for name in ("keep", "columns", "label") if getattr(args, name)]:
+        raise UserError(f"--{given[0]} is for tables, and {args.features} is a folder of images", "leave it out")
+    own = str(args.head) == OWN and not args.head.exists()
+    head, opened = None if own else head_file.load(args.head), None
+    from nml_jax.assembly import encode_photos  # loads the models
+
+    if own:
+        head, opened = encode_photos.open_own(args.encoder)
+    features, unknown = encode_photos.open_encoded(head, Path(args.features), args.encoder, opened)
+    if unknown:
+        console.notice(unknown)
+    return head, features, {"file": features.photos.paths}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m nml_jax.predict", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("head", type=Path, help="a file in the folder heads/ of a run")
-    parser.add_argument("features", help="FILE, or FEATURES.npy,LABELS.npy")
+    parser.add_argument("head", type=Path, help="a file in the folder heads/ of a run; with --encoder also own")
+    parser.add_argument("features", help="FILE, or FEATURES.npy,LABELS.npy; with --encoder a folder of images")
+    parser.add_argument("--encoder", type=Path, help="a run, a fine-tuned setting, or a folder of published weights")
     parser.add_argument("--out", type=Path, help="CSV file; default: standard output")
     parser.add_argument("--proba", action="store_true", help="also write the probability of every class")
     parser.add_argument("--keep", default="", help="names of columns to carry through, as in id,text")
@@ -214,11 +264,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.allow_any_terminal()
     args = parser.parse_args(argv)
     try:
-        head = head_file.load(args.head)
-        label = args.label or choose_label(head, args.features)
-        keys = {"label": label, "columns": args.columns, "wanted": head.columns}
-        features = files.open_features(args.features, **keys, labelled=False)
-        wanted = Wanted(args.proba, read_kept(features, args.keep))
+        head, features, kept = open_images(args) if args.encoder else open_table(args)
+        wanted = Wanted(args.proba, kept)
         if args.out:
             check_out(args.out, [args.head, *features.files])
             predictions = write_file(head, features, args.out, wanted)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from nml_jax import console
-from nml_jax.assembly.feature_files import name_classes, read_training_file
+from nml_jax.assembly.feature_files import name_classes, number_groups, read_training_file
 from nml_jax.assembly.feature_sets import fit_in_memory
 from nml_jax.assembly.suspects import judge_rows, read_ids
 from nml_jax.data.features import files
@@ -27,17 +27,18 @@ from nml_jax.tuning.label_errors import LabelErrors
 MEMORY = 0.1  # share of the memory that the features may take
 
 
-def judge_file(spec: str, label: str = "", columns: str = "") -> tuple[files.Features, LabelErrors]:
+def judge_file(spec: str, label: str = "", columns: str = "", group: str = "") -> tuple[files.Features, LabelErrors]:
     """Open a feature file and judge its labels.
 
     Raises:
         UserError: see `open_features`; every feature is constant, or there are too few rows of each class.
     """
-    keys = SimpleNamespace(train=spec, label=label, columns=columns, scale=1.0, group="")
+    keys = SimpleNamespace(train=spec, label=label, columns=columns, scale=1.0, group=group, positive="")
     whole, classes, labels = read_training_file(keys)
     check_varied((block[:, 0] for _, block in whole.blocks(files.count_block_rows(whole.views, whole.dim))), spec)
     most = fit_in_memory(MEMORY, whole, 1000)
-    return whole, judge_rows(whole, labels, name_classes(whole, classes), most=most, ids=read_ids(whole))
+    how = {"most": most, "ids": read_ids(whole), "groups": number_groups(whole, group)}
+    return whole, judge_rows(whole, labels, name_classes(whole, classes), **how)
 
 
 def check_out(out: Path, inputs: Sequence[Path]) -> None:
@@ -58,12 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="CSV file; default: standard output")
     parser.add_argument("--columns", default="", help="name of the feature array or column")
     parser.add_argument("--label", default="", help="name of the label array or column")
+    parser.add_argument("--group", default="", help="name of a column whose rows of one value are judged by others")
     console.allow_any_terminal()
     args = parser.parse_args(argv)
     try:
         if args.out:
             check_out(args.out, [Path(part) for part in args.features.split(",")])
-        _, found = judge_file(args.features, args.label, args.columns)
+        _, found = judge_file(args.features, args.label, args.columns, args.group)
         if args.out:
             with report_disk_errors(args.out):
                 write_atomic(args.out, found.to_csv())

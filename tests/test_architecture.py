@@ -11,8 +11,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The floors of the house, from the top: a module imports from lower floors, and from its own folder.
 FLOORS = [
     ("__init__",),
-    ("main", "prepare.__main__", "predict", "report", "suspects", "tokenizer"),
-    ("stages",),
+    ("main", "prepare.__main__", "export.__main__", "predict", "report", "suspects", "tokenizer"),
+    ("stages", "export"),
     ("reporting", "assembly", "prepare"),
     ("tuning", "tasks"),
     ("training", "evals", "data"),
@@ -20,7 +20,7 @@ FLOORS = [
     ("objectives", "processes", "noise", "spectrum", "inputs"),
     ("settings",),
     ("ranges", "stored"),
-    ("errors", "console", "hashes", "spreadsheet"),
+    ("errors", "console", "hashes", "spreadsheet", "arithmetic"),
 ]
 FLOOR = {part: len(FLOORS) - i for i, parts in enumerate(FLOORS) for part in parts}
 

@@ -13,18 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
 
 import nml_jax
-from nml_jax import main, settings
+from nml_jax import main, predict, settings
 from nml_jax.errors import UserError
+from nml_jax.export import __main__ as export
 from nml_jax.runs import finished as finished_runs
 from nml_jax.runs.banks import read_index
 from nml_jax.runs.finished import read_finished
-from nml_jax.runs.heads import correct_path, read_correct
+from nml_jax.runs.heads import correct_path, head_path, read_correct
 from nml_jax.runs.metrics import read_metrics
 from nml_jax.runs.rows import read_rows
 from nml_jax.stages import experiment
+from nml_jax.tasks.classification import load_task
 from nml_jax.training import checkpoint, checksums
+from nml_jax.tuning import head_file
 from tests.scenes import digits_experiment, programs
 from tests.scenes.digits_experiment import flags, launch
 
@@ -561,7 +565,7 @@ def test_banks_without_an_index_are_found_by_their_rows(workdir: Path):
     assert listed
     assert list(listed.domains["digits"])[:2] == ["train", "test"]
     (workdir / CELL / "banks" / "index.json").unlink()
-    assert read_index(workdir / CELL) == listed
+    assert read_index(workdir / CELL) == listed._replace(encoder={})  # rows do not say that
 
 
 def test_other_weights_under_the_same_name_are_noticed(workdir: Path, tmp_path: Path, capsys):
@@ -642,3 +646,26 @@ def test_a_config_is_looked_up_here_and_then_where_the_package_is_installed(tmp_
     monkeypatch.setattr(settings, "INSTALLED", wheel)
     assert main.find_config("configs/mine.py") == str(wheel / "configs" / "mine.py")
     assert main.find_revision() == nml_jax.__version__
+
+
+def test_a_head_remembers_its_encoder_and_scores_images_as_it_did_rows(finished: Path, tmp_path: Path, capsys):
+    """A head of the run, applied to the test images as files, has the accuracy of its row, with an export as well."""
+    run = finished / "noise=0.3,seed=0"
+    wanted = ("tune", "accuracy", "test", "mlp")
+    row = next(row for row in read_rows(run) if (row.stage, row.metric, row.split, row.method) == wanted)
+    head, test = head_path(run, vars(row)), load_task("digits", digits_experiment.config()).tests[0].source
+    told = head_file.load(head).about["encoder"]
+    assert told["layer"] == "features"
+    assert told["preprocessing"]["size"] == 8
+    for i in range(len(test)):
+        path = tmp_path / "photos" / test.class_names[test.labels[i]] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(test.image(i))[..., 0]).save(path)
+    assert export.main([str(run), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "timm's resnet18 has no model.blocks=(1, 1), model.stem=small, model.width=4: it has" in said
+    assert "--format=nml" in said
+    assert export.main([str(run), str(tmp_path / "out"), "--format=nml"]) == 0
+    for encoder in (run, tmp_path / "out"):
+        assert predict.main([str(head), str(tmp_path / "photos"), f"--encoder={encoder}", "--out", os.devnull]) == 0
+        assert f"accuracy on the labels in the file: {100 * row.value:.2f} %" in capsys.readouterr().err

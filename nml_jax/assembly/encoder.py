@@ -23,6 +23,7 @@ class Encoder(NamedTuple):
     step: int
     ledger: noise.Ledger | None
     digest: str
+    tower: str = ""  # SHA-256 of the image tower alone, see `hash_tower`
 
 
 def check_ranges(config: ConfigDict) -> None:
@@ -54,9 +55,28 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
         raise errors.UserError(
             f"{workdir} holds no checkpoint to extract from", "run the pretrain stage first, or set --config.init_from"
         )
-    digest = checkpoint.hash_tree(jax.device_get((params, model_state)))
-    params, model_state = runtime.move_to_mesh((params, model_state), mesh)
-    return Encoder(model, params, model_state, step, ledger, digest)
+    return place(model, (params, model_state), step, ledger, mesh)
+
+
+def place(model: models.Model, weights: tuple[Any, Any], step: int, ledger: noise.Ledger | None, mesh: Mesh) -> Encoder:
+    """Hash weights, (params, model_state), and move them to the mesh."""
+    host = jax.device_get(weights)
+    digest, tower = checkpoint.hash_tree(host), hash_tower(*host)
+    del host
+    params, model_state = runtime.move_to_mesh(weights, mesh)
+    return Encoder(model, params, model_state, step, ledger, digest, tower)
+
+
+def hash_tower(params: Any, model_state: Any) -> str:
+    """Return the SHA-256 of the weights that features of images depend on: without a head, a projection, a text tower.
+
+    Args:
+        params, model_state: host arrays.
+    """
+    if "image" in params:
+        params, model_state = params["image"], {kind: of["image"] for kind, of in model_state.items() if "image" in of}
+    unread = ("head", "projection")
+    return checkpoint.hash_tree(({name: x for name, x in params.items() if name not in unread}, model_state))
 
 
 def check_foreign(config: ConfigDict) -> None:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from nml_jax import inputs
 from nml_jax.data.features import files
+from nml_jax.data.features.formats import list_names
 from nml_jax.data.features.sets import FeatureSet, Split, Subset
 from nml_jax.data.stratify import hold_out, hold_out_groups
 from nml_jax.errors import UserError
@@ -33,8 +34,7 @@ def open_files(config: ConfigDict, workdir: Path) -> FeatureSet:
     keys = config.features
     whole, classes, labels = read_training_file(keys)
     tests: list[Split] = []
-    named = read_groups(whole, keys.group)
-    groups = None if named is None else np.unique(named, return_inverse=True)[1]
+    groups = number_groups(whole, keys.group)
     train = Split("train", "id", whole, labels, groups=groups)
     if not keys.test:
         if not 0 < keys.holdout < 1:
@@ -98,6 +98,12 @@ def read_groups(file: files.Features, name: str) -> np.ndarray | None:
     return groups
 
 
+def number_groups(file: files.Features, name: str) -> np.ndarray | None:
+    """Return the number of every row's group, int [N]; None if `name` is "". It raises what `read_groups` does."""
+    named = read_groups(file, name)
+    return None if named is None else np.unique(named, return_inverse=True)[1]
+
+
 def describe_groups(found: FeatureSet, name: str) -> list[str]:
     """Return a line for the training rows, and for every test file that shares groups with them, if groups are named.
 
@@ -108,7 +114,7 @@ def describe_groups(found: FeatureSet, name: str) -> list[str]:
     known = read_groups(whole, name)
     if known is None:
         return []
-    how = "their rows are all trained on or all tested on; settings are chosen on single rows of the former"
+    how = "their rows stay together, in training, tests, the choice of settings and folds"
     out = [f"{whole.path}: {len(np.unique(known)):,} groups in column {name!r}: {how}"]
     for split in found.tests:
         file = get_file(split)
@@ -130,19 +136,33 @@ def read_training_file(keys: Any) -> tuple[files.Features, np.ndarray, np.ndarra
         keys: the section `features` of the config.
 
     Returns:
-        The file, its classes, and its labels as class numbers, int [N].
+        The file, its classes, and its labels as class numbers, int [N]. `positive` is the name of class 1.
 
     Raises:
-        UserError: the file is missing or damaged, has one class only, or its labels look like ids.
+        UserError: the file is missing or damaged, has one class only, or its labels look like ids; `positive` is not
+            one of two classes.
     """
     whole = _open(keys, keys.train)
     classes = files.find_classes(whole.labels, keys.train)
+    if keys.positive:
+        classes = _order_classes(whole, classes, keys)
     if not keys.label and len(classes) > max(MANY, len(whole) // 2):
         raise UserError(
             f"{keys.train} has {len(classes):,} classes in {len(whole):,} rows",
             "set features.label to the name of the column or array of labels",
         )
     return whole, classes, files.encode(whole.labels, classes, keys.train)
+
+
+def _order_classes(whole: files.Features, classes: np.ndarray, keys: Any) -> np.ndarray:
+    """Return the two classes, the positive one last. Raise UserError if there are not two, or none has its name."""
+    names = [str(name) for name in name_classes(whole, classes)]
+    if len(names) != 2 or keys.positive not in names:
+        raise UserError(
+            f"features.positive={keys.positive!r} is not one of two classes of {keys.train}: {list_names(names)}",
+            "name one of two classes, or leave the key out",
+        )
+    return classes if names[1] == keys.positive else classes[::-1]
 
 
 def _open(keys: Any, spec: str, wanted: Sequence[str] = ()) -> files.Features:

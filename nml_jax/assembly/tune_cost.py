@@ -10,26 +10,48 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nml_jax.assembly.feature_sets import fit_in_memory, open_feature_sets
+from nml_jax.assembly.suspects import FOLDS
 from nml_jax.console import format_seconds, list_words
 from nml_jax.data.features.sets import FeatureSet
 from nml_jax.tuning import methods
+from nml_jax.tuning.diagnosis import CS, make_config
+from nml_jax.tuning.label_errors import MOST, TUNED
 from nml_jax.tuning.trainers import ByGradient
 
-ITERATIONS = 60  # of L-BFGS for one penalty, about
-STOPPED = 0.3  # share of the most epochs that early stopping leaves, about
-MEMORY = 5e9  # bytes per second at which AdamW reads and writes, about
+# Measured on two quiet cores with 1,000 × 512, 3,000 × 1,536, 20,000 × 768 and 1,000 × 3,072 rows and features.
+SOLVED, NEXT = 28, 20  # evaluations of L-BFGS for one penalty, and for the next one on the same path
+DOUBLE, EIGEN, QR, THIN = 2, 3, 10, 3  # how many times slower than `measure_rate`: float64, eigh, QR, few columns
+TERMS = 5, 6  # the same for the terms of NMTune: products of matrices, and what is cubic in the batch
+MEMORY = 1e10  # bytes per second at which AdamW reads and writes
+CALL = 1e-3  # seconds of a step or an evaluation besides
+STOPPED = 0.3  # share of the most epochs that early stopping leaves, from random weights: a guess
+BEST = 60  # steps after which validation is best, from a probe: it fits two files, see benchmarks/forecast.py
+COMPILED = 1.5  # seconds to compile a training step
+READ = 0.5  # seconds to read the files
 
 
 class Cost(NamedTuple):
-    """The cost of a method: seconds to choose its settings, and to train a head; how many trainings those are.
+    """The cost of a method, without that of the L-BFGS probe, which several methods share.
 
+    choose: seconds to choose its settings, and its temperature with `tune.calibrate`.
+    train: seconds to train a head and to score it.
+    settings: trainings by which these are chosen.
+    probe: whether it is a solved probe, or starts from one.
     step: seconds of a training step; 0 for methods that are solved.
     """
 
     choose: float
     train: float
-    trainings: int
+    settings: int
+    probe: bool = False
     step: float = 0.0
+
+
+class Part(NamedTuple):
+    """A part of the job: expected seconds, and the trainings in it."""
+
+    seconds: float
+    trainings: int = 0
 
 
 @functools.cache
@@ -65,31 +87,64 @@ def _estimate(config: ConfigDict, found: FeatureSet, method: str, preset: str | 
     tune, kind = config.tune, methods.find(method)
     rows, dim, k = len(found.train.labels), found.train.features.dim, len(found.classes)
     settings_ = len(tune[kind.grid]) if kind.probe else len(tune.lrs) * len(tune.weight_decays)
-    solve = _estimate_probe(rows, dim, k)
-    if kind.probe or (methods.starts_from_probe(kind, tune) and not kind.mlp):
-        values = settings_ if kind.probe else len(tune.cs)
-        return Cost(solve * (1 + 0.2 * values), solve, values + 1)
+    from_probe = methods.starts_from_probe(kind, tune)
+    plain = next((name for name in tune.methods if not methods.find(name).mlp), "")
+    score = _estimate_scores(found) if kind.mlp or method == plain else 0.0  # heads without an MLP share their spectra
+    more = int(tune.calibrate and kind.logits)  # a head by which the temperature is found
+    if kind.probe or (from_probe and not kind.mlp):
+        solve = 0.0 if kind.grid == "cs" or from_probe else _estimate_probe(rows, dim, k)
+        settings_ = (settings_ if kind.probe else len(tune.cs)) + more
+        return Cost(solve + more * _estimate_probe(rows, dim, k), score, settings_, probe=not solve)
     step = _measure_step(config, found, method, preset) if measured else _count_step(tune, kind, rows, dim, k)
     epochs, each = methods.count_epochs(rows, batch=tune.batch, epochs=tune.epochs, steps=tune.steps)
+    searched, kept = _expect_epochs(tune, epochs, each)
     patient = methods.is_patient(tune)
-    share = STOPPED if tune.patience else 1.0
-    full = epochs * each * step
-    several = settings_ * (0.25 + 0.75 / 2) if tune.halving and settings_ > 1 else settings_
-    choose = several * full * share * (1 - tune.validation) if patient or settings_ > 1 else 0.0
-    start = 2 * solve if patient and methods.starts_from_probe(kind, tune) else 0.0
-    return Cost(choose + start, full * share + start / 2, settings_ + 1, step)
+    choose = COMPILED + (
+        settings_ * searched * each * step * (1 - tune.validation) if patient or settings_ > 1 else 0.0
+    )
+    settings_ = (settings_ if choose > COMPILED else 0) + more
+    choose += more * kept * each * step * (1 - tune.validation)
+    return Cost(choose, kept * each * step + score, settings_, from_probe, step)
 
 
-def _estimate_probe(rows: int, dim: int, k: int) -> float:
-    r = min(rows, dim)
-    return (2 * (2 * rows * dim * r + 9 * r**3) + ITERATIONS * 4 * rows * r * k) / measure_rate()
+def _expect_epochs(tune: Any, epochs: int, each: int) -> tuple[float, float]:
+    """Return the epochs that a setting is expected to get in the search, on average, and those of a head."""
+    if not tune.patience:
+        halved = 0.25 + 0.75 / 2 if tune.halving else 1.0
+        return halved * epochs, epochs
+    best = max(1.0, BEST / each) if tune.start == "probe" else STOPPED * epochs
+    stopped = min(best + methods.count_patience(tune, each), epochs)
+    quarter = min(stopped, epochs / 4)
+    return (quarter + stopped) / 2 if tune.halving else stopped, min(best, epochs)
 
 
-def _count_step(tune: ConfigDict, kind: methods.Method, rows: int, dim: int, k: int) -> float:
+def _estimate_scores(found: FeatureSet) -> float:
+    """Estimate the seconds to score a head on every test and to measure the spectrum of its output."""
+    return sum(_estimate_spectrum(len(test.labels), test.features.dim) for test in found.tests)
+
+
+def _estimate_spectrum(rows: int, dim: int) -> float:
+    return 8 * rows * dim * min(rows, dim) / measure_rate()
+
+
+def _estimate_probe(rows: int, dim: int, k: int, penalties: int = 1, *, times: int = 1) -> float:
+    """Estimate the seconds to solve a path of penalties.
+
+    Args:
+        times: how many times slower products of matrices are.
+    """
+    r, rate = min(rows, dim), measure_rate()
+    span = (4 * QR + 2 * DOUBLE) * dim * r**2 if rows < dim else 0.0
+    rotation = times * (4 * DOUBLE * rows * r**2 + 9 * EIGEN * r**3 + span) / rate
+    each = CALL + 4 * THIN * rows * r * k / rate + 16 * rows * r / MEMORY
+    return rotation + (SOLVED + NEXT * (penalties - 1)) * each
+
+
+def _count_step(tune: Any, kind: methods.Method, rows: int, dim: int, k: int) -> float:
     batch, width = min(tune.batch, rows), methods.build_form(kind, tune, dim, rows).width if kind.mlp else 0
     parameters = 2 * width * dim**2 * tune.depth + dim * k
-    terms = 12 * batch**2 * dim + 40 * batch**3 if kind.terms else 0
-    return 1e-3 + (6 * batch * parameters + terms) / measure_rate() + 40 * parameters / MEMORY
+    terms = 12 * TERMS[0] * batch**2 * dim + 40 * TERMS[1] * batch**3 if kind.terms else 0
+    return CALL + (6 * batch * parameters + terms) / measure_rate() + 40 * parameters / MEMORY
 
 
 def _measure_step(config: ConfigDict, found: FeatureSet, method: str, preset: str | None) -> float:
@@ -102,35 +157,65 @@ def _measure_step(config: ConfigDict, found: FeatureSet, method: str, preset: st
     return trainer.measure_step(most)
 
 
-def estimate_parts(config: ConfigDict, cells: Mapping[str, ConfigDict]) -> dict[str, float]:
-    """Return the expected seconds of every part of the runs: by run, stage and method, as the stages name them.
+def estimate_parts(
+    config: ConfigDict, cells: Mapping[str, ConfigDict], costs: Mapping[str, Cost] | None = None
+) -> dict[str, Part]:
+    """Estimate every part of the runs, by run, stage and method, as the stages name them.
 
     Args:
         config: of the experiment.
         cells: the runs that are not done.
+        costs: as `estimate_methods` returns them; None: estimate them.
     """
-    parts: dict[str, float] = {}
+    parts: dict[str, Part] = {}
     first = next(iter(cells.values()), None)
     if first is None:
         return parts
     (found,) = open_feature_sets(first, Path())
-    costs = estimate_methods(first, found)
-    rows, dim, k = len(found.train.labels), found.train.features.dim, len(found.classes)
-    spectra = sum(8 * len(s.labels) * dim * min(len(s.labels), dim) for s in (found.train, *found.tests))
-    shared = first.tune.shared and bool(first.features.test)
-    several = len(first.tune.shares) * len(first.tune.noises)
+    tune, rows, dim, k = first.tune, len(found.train.labels), found.train.features.dim, len(found.classes)
+    costs = estimate_methods(first, found) if costs is None else costs
+    spectra = sum(_estimate_spectrum(len(s.labels), dim) for s in (found.train, *found.tests))
+    shared, treated = tune.shared and bool(first.features.test), tune.suspects != "keep"
     for i, name in enumerate(cells):
-        parts[f"{name}: features"] = len(first.extract.spectra) * spectra / measure_rate() + 0.5
-        for method, cost in costs.items() if "tune" in config.stages else ():
-            chosen = 0 if shared and i else cost.choose
-            heads = 0 if shared and i and not cost.step else first.tune.seeds
-            parts[f"{name}: {method}"] = several * (chosen + heads * cost.train)
+        again = shared and i > 0
+        # Spectra of whole files are measured once; without a test file every run has other rows.
+        parts[f"{name}: features"] = Part(0.0 if i and shared else len(first.extract.spectra) * spectra + READ)
+        if treated:
+            parts[f"{name}: suspects"] = Part(len(tune.shares) * len(tune.noises) * _estimate_judging(rows, dim, k))
+        samples, amount = ((1 + treated) * len(tune.noises) * x for x in (len(tune.shares), sum(tune.shares)))
+        solve = 0.0 if again else _estimate_probe(rows, dim, k, len(tune.cs)) + _estimate_probe(rows, dim, k)
+        for method, cost in costs.items():
+            heads = 0 if again and not cost.step else tune.seeds if cost.step else 1
+            seconds = tune.seeds * cost.train + (0.0 if again else cost.choose)
+            if cost.probe:
+                seconds, solve = seconds + solve, 0.0  # the next method finds it solved
+            trainings = heads + (0 if again else cost.settings)
+            parts[f"{name}: {method}"] = Part(amount * seconds, round(samples * trainings))
         if "diagnose" in config.stages and not i:
-            own = min(first.diagnose.rows, rows)
-            probe = _estimate_probe(own, dim, k)
-            tuned = 400 * _count_step(first.tune, methods.find("nmtune"), own, dim, k)
-            parts[f"{name}: diagnose"] = first.diagnose.folds * (4 * probe + tuned)
+            parts[f"{name}: diagnose"] = Part(_estimate_diagnosis(first, rows, dim, k))
     return parts
+
+
+def _estimate_diagnosis(config: ConfigDict, rows: int, dim: int, k: int) -> float:
+    """Estimate the seconds of the stage diagnose: its cross-validation, two spectra, and the judgement of labels."""
+    measured = 2 * _estimate_spectrum(rows, dim) + _estimate_judging(rows, dim, k)
+    if not (folds := config.diagnose.folds):
+        return measured
+    train, tune = min(config.diagnose.rows, rows) * (folds - 1) // folds, make_config(config.diagnose.start)
+    epochs, each = methods.count_epochs(train, batch=tune.batch, epochs=tune.epochs, steps=tune.steps)
+    searched, kept = _expect_epochs(tune, epochs, each)
+    searched = searched if methods.is_patient(tune) else 0.0
+    step = _count_step(tune, methods.find("nmtune"), train, dim, k)
+    tuned = (searched * (1 - tune.validation) + kept) * each * step + COMPILED
+    probe = _estimate_probe(train, dim, k, len(CS)) + _estimate_probe(train, dim, k)
+    return measured + folds * (probe + tuned)
+
+
+def _estimate_judging(rows: int, dim: int, k: int) -> float:
+    """Estimate the seconds to judge labels: the probe on folds for a path of penalties, and on all of them again."""
+    train, paths = min(MOST, rows * 4 // FOLDS), min(FOLDS, -(-TUNED * FOLDS // rows))
+    one = _estimate_probe(train, dim, k, times=2)  # on one core
+    return paths * _estimate_probe(train, dim, k, len(CS) - 1, times=2) + (2 * FOLDS - paths) * one
 
 
 def describe(config: ConfigDict, cells: Mapping[str, ConfigDict]) -> list[str]:
@@ -146,26 +231,14 @@ def describe(config: ConfigDict, cells: Mapping[str, ConfigDict]) -> list[str]:
         taken, left_out = (list_words(_few(names)) for names in (columns, getattr(whole, "left_out", ())))
         lines.append(f"columns taken: {taken}; left out: {left_out or 'none'}")
     costs = estimate_methods(first, found, measured=True)
+    parts = estimate_parts(config, cells, costs)
     for name, cost in costs.items():
         step = f", {1000 * cost.step:.0f} ms a step" if cost.step else ""
-        lines.append(
-            f"{name}: {cost.trainings} trainings{step}; settings {format_seconds(cost.choose)}, "
-            f"each head {format_seconds(cost.train)}"
-        )
-    shared = first.tune.shared and bool(first.features.test)
-    trainings = sum(
-        (cost.trainings - 1) * (1 if shared else len(cells)) + (1 if shared and not cost.step else len(cells))
-        for cost in costs.values()
-    )
-    total = sum(estimate_parts(config, cells).values())
-    quick = estimate_methods(first, found)
-    heads = len(cells)
-    total += sum(
-        (costs[n].choose - quick[n].choose) * (1 if shared else heads) + (costs[n].train - quick[n].train) * heads
-        for n in costs
-        if costs[n].step
-    )
-    lines.append(f"{trainings} trainings in all, about {format_seconds(max(total, 1))} on this machine")
+        own = [part for where, part in parts.items() if where.endswith(f": {name}")]
+        seconds, trainings = sum(part.seconds for part in own), sum(part.trainings for part in own)
+        lines.append(f"{name}: {trainings} trainings{step}, {format_seconds(max(seconds, 1))}")
+    seconds, trainings = (sum(each) for each in zip(*parts.values(), strict=True))
+    lines.append(f"{trainings} trainings in all, about {format_seconds(max(seconds, 1))} on this machine")
     return lines
 
 

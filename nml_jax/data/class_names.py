@@ -35,7 +35,10 @@ CONTROLS = "".join(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
 EDGES = INVISIBLE + CONTROLS + "".join(filter(str.isspace, map(chr, range(0x3001))))
 BLANKS = re.compile(f"[{re.escape(EDGES)}]+")
 EMPTY = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # Unicode's categories of control, format and separating characters
-FILLERS = "\u034f\u115f\u1160\u2800\u3164\ufe0e\ufe0f\uffa0"  # letters and marks without ink
+FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(
+    chr(c) for first, last in ((0x180B, 0x180F), (0xFE00, 0xFE0F), (0xFFF0, 0xFFF8), (0xE0000, 0xE0FFF))
+    for c in range(first, last + 1)
+)  # fmt: skip  # letters, marks and codes without ink (Unicode's Default_Ignorable_Code_Point, and blank Braille)
 NUMBER = re.compile(r"([+-]?)(\d+\.?\d*|\.\d+)", re.ASCII)
 
 
@@ -96,7 +99,7 @@ def find_alike(names: Iterable[str]) -> list[tuple[str, str]]:
     first: dict[str, str] = {}
     pairs = []
     for name in sorted(set(names)):
-        folded = unicodedata.normalize("NFC", BLANKS.sub("", name).casefold())
+        folded = unicodedata.normalize("NFKC", BLANKS.sub("", name).casefold())
         other = first.setdefault(simplify_number(folded) or folded, name)
         if other != name:
             pairs.append((other, name))

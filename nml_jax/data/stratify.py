@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nml_jax.data.sources.source import Source, Subset
 from nml_jax.errors import UserError
@@ -141,6 +142,54 @@ def hold_out_groups(labels: np.ndarray, groups: np.ndarray, share: float, seed: 
             )
         held[min(possible, key=lambda group: ((missing - counts[group]) ** 2).sum())] = True
     return np.flatnonzero(~held[of]), np.flatnonzero(held[of])
+
+
+TRIES = 20  # divisions of groups into folds
+
+
+def check_groups(groups: ArrayLike | None, n: int) -> np.ndarray | None:
+    """Return numbers of groups, int [N]; None for None.
+
+    Raises:
+        UserError: there is not one for each row, or all rows are one group.
+    """
+    if groups is None:
+        return None
+    named, codes = np.unique(np.asarray(groups), return_inverse=True)
+    if np.shape(groups) != (n,):
+        raise UserError(f"groups {np.shape(groups)} for {n} rows", "give one for each row")
+    if len(named) < 2:
+        raise UserError("all rows are one group", "give several groups, or None")
+    return codes
+
+
+def count_groups(codes: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Return the number of groups that have rows of each class, int [K]; of rows without groups."""
+    if groups is None:
+        return np.bincount(codes)
+    pairs = np.unique(np.stack([codes, groups]), axis=1)
+    return np.bincount(pairs[0], minlength=codes.max() + 1)
+
+
+def split_rows(
+    codes: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Split rows by class into folds; return the rows to train on and to test on of each. Groups stay together.
+
+    Raises:
+        UserError: no division of the groups leaves every class in every training part.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # takes a second
+
+    empty = np.zeros(len(codes))
+    if groups is None:
+        return list(StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(empty, codes))
+    for attempt in range(TRIES):
+        how = {"shuffle": True, "random_state": (seed + attempt) % 2**32}
+        parts = list(StratifiedGroupKFold(folds, **how).split(empty, codes, groups))
+        if all(len(test) and len(np.unique(codes[train])) == len(np.unique(codes)) for train, test in parts):
+            return parts
+    raise UserError(f"{folds} folds of whole groups leave some class without rows", "give more groups of each class")
 
 
 def draw_per_class(labels: np.ndarray, each: int, seed: int) -> np.ndarray:

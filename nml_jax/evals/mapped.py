@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from nml_jax.errors import UserError
-from nml_jax.evals import metrics
+from nml_jax.evals import calibration, metrics
+from nml_jax.evals.metrics import METRICS, Answers
 
 
 def map_logits(logits: Any, class_map: Sequence[Sequence[int]]) -> np.ndarray:
@@ -60,6 +61,9 @@ def pm_k(correct: Any, groups: Sequence[Sequence[int]]) -> tuple[float, float]:
     return float(np.mean([correct[g[0]] for g in groups])), float(np.mean([correct[list(g)].all() for g in groups]))
 
 
+BEFORE = "_before"  # ends the name of a score without the head's temperature
+
+
 class Scorer:
     """A scorer of a test split whose logits come in blocks, in the order of its records."""
 
@@ -70,6 +74,8 @@ class Scorer:
         class_map: Sequence[Sequence[int]] | None = None,
         frame_labels: Sequence[Collection[int]] | None = None,
         groups: Sequence[Sequence[int]] = (),
+        soft: bool = False,
+        temperature: float = 1.0,
     ):
         """Make a scorer without records.
 
@@ -78,26 +84,44 @@ class Scorer:
             class_map: see `map_logits`; None: the test classes are the training classes.
             frame_labels: for each of the N frames of videos all classes in it; a prediction is right if it is one.
             groups: groups of these frames, see `pm_k`.
+            soft: also keep losses and confidences, and score them; scores must be logits.
+            temperature: by which these are divided for that.
         """
+        self._temperatures = [temperature, *([1.0] if temperature != 1 else [])] if soft else []
+        self._labels: list[np.ndarray] = []
+        self._answers: list[np.ndarray] = []
+        self._soft: list[list[np.ndarray]] = []
         self._class_map, self._frame_labels, self._groups = class_map, frame_labels, groups
         self._k = num_classes if class_map is None else len(class_map)
         self._confusion = np.zeros((self._k, self._k), np.int64)
-        self._predictions: list[int] = []
-        self._correct: list[np.ndarray] = []
 
     def update(self, labels: Any, logits: Any) -> None:
         """Count a block: int [n] of the test classes, float [n, K] of the training classes."""
         logits = np.asarray(logits) if self._class_map is None else map_logits(logits, self._class_map)
         predictions = logits.argmax(1)
         self._confusion += metrics.confusion(labels, predictions, self._k)
-        self._correct.append(predictions == np.asarray(labels))
-        if self._frame_labels is not None:
-            self._predictions += predictions.tolist()
+        self._labels.append(np.asarray(labels))
+        self._answers.append(predictions)
+        scaled = [np.asarray(logits, np.float64) / temperature for temperature in self._temperatures]
+        self._soft.append([f(z, *more) for z in scaled for f, more in
+                           ((metrics.compute_losses, (labels,)), (calibration.compute_confidences, ()))])  # fmt: skip
 
     @property
     def correct(self) -> np.ndarray:
         """Whether the prediction of each record is its label, bool [N]."""
-        return np.concatenate(self._correct)
+        answers = self.answers
+        return answers.predictions == answers.labels
+
+    @property
+    def answers(self) -> Answers:
+        """Classes, predictions and, with `soft`, losses of all records."""
+        soft = self.soft
+        return Answers(np.concatenate(self._labels), np.concatenate(self._answers), soft[0] if soft else None)
+
+    @property
+    def soft(self) -> list[np.ndarray]:
+        """Losses and confidences, float64 [N] each; then, with a temperature, those without it; [] without `soft`."""
+        return [np.concatenate(parts) for parts in zip(*self._soft, strict=True)]
 
     @property
     def confusion(self) -> np.ndarray:
@@ -105,13 +129,19 @@ class Scorer:
         return self._confusion
 
     def scores(self) -> dict[str, float]:
-        """Return accuracy, macro_f1 and mean_per_class of the test classes, by name; with frames also pm0 and pm10.
+        """Return what `compute_scores` does of the test classes, by name; with frames also pm0 and pm10.
+
+        With `soft` also log_loss and ece, the calibration error; with a temperature both without it, too.
 
         Raises:
             UserError: there is no example, or no anchor frame.
         """
         out = metrics.compute_scores(self._confusion)
         if self._frame_labels is not None:
-            frames = zip(self._predictions, self._frame_labels, strict=True)
+            frames = zip(np.concatenate(self._answers).tolist(), self._frame_labels, strict=True)
             out["pm0"], out["pm10"] = pm_k([prediction in classes for prediction, classes in frames], self._groups)
+        soft, right = self.soft, self.correct
+        for suffix, losses, confidences in zip(("", BEFORE), soft[::2], soft[1::2], strict=False):
+            out[f"log_loss{suffix}"] = METRICS["log_loss"].score(losses)
+            out[f"ece{suffix}"] = calibration.bin_rows(confidences, right).error
         return out

@@ -22,6 +22,7 @@ _VIT = {
     "num_heads": "model.heads",
     "norm_eps": "model.epsilon",
     "global_pool": "model.pool",
+    "act_layer": "model.quick_gelu",
     "proj_drop_rate": None,
     "attn_drop_rate": None,
     "pos_drop_rate": None,
@@ -45,13 +46,14 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
     "class_token": (True,),
     "mlp_ratio": (4, 4.0),
     "fc_norm": (None, False),
-    "act_layer": (None,),
+    "act_layer": (None, "gelu"),
     "norm_layer": (None,),
 }
 # Their values -> ours, for keys of ours whose values have other names there.
 VALUES: Mapping[str, Mapping[Any, Any]] = {
     "model.padding": {"": "symmetric", "same": "same"},
     "model.pool": {"token": "cls", "avg": "gap"},
+    "model.quick_gelu": {"gelu": False, "quick_gelu": True},
 }
 # A kind of transformers' own models -> timm's folder of such weights.
 NATIVE: Mapping[str, str] = {

@@ -37,6 +37,19 @@ def describe_parameters(params: Any) -> str:
     return f"{table}\n{sum(x.size for x in leaves.values()):,} parameters in {len(leaves)} arrays"
 
 
+def count_features(model: Any, layer: str = "features") -> int:
+    """Return the number of values of an image in an output of a model.
+
+    Raises:
+        KeyError: there is no such output.
+    """
+
+    def apply(params: Any, model_state: Any, image: Any) -> Any:
+        return model.apply(params, model_state, {"image": image}, train=False, key=None)[0][layer]
+
+    return math.prod(jax.eval_shape(apply, *model.shapes, model.spec["image"]).shape[1:])
+
+
 def _make_line(name: str, leaves: list[Any]) -> Line:
     """Make the line of one parameter, or of the several of a block."""
     shape = f"{len(leaves)} arrays" if len(leaves) > 1 else " × ".join(map(str, leaves[0].shape)) or "a number"

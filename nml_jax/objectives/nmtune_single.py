@@ -14,6 +14,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from nml_jax.arithmetic.twofold import find_exponent, multiply_halves
 from nml_jax.objectives import nmtune_double
 
 ZERO = 3e-4  # share of σ₁
@@ -28,7 +29,7 @@ def consistency(divisor: int, Z: jax.Array, F: jax.Array) -> tuple[jax.Array, ja
     Z, power = _scale(Z, -1)
     F, _ = _scale(F, -1)
     inverse = _invert_norm(Z)
-    (head, rest), (head_F, rest_F) = _multiply(Z, inverse), _multiply(F, _invert_norm(F))
+    (head, rest), (head_F, rest_F) = multiply_halves(Z, inverse), multiply_halves(F, _invert_norm(F))
     away, unit = (head - head_F) + (rest - rest_F), head + rest
     along = (away * unit).sum(-1, keepdims=True)  # the length of Z has no effect
     scale = divisor * Z.shape[-2]
@@ -84,19 +85,10 @@ def refine(matrix: jax.Array, eigenvalues: jax.Array, q: jax.Array) -> tuple[jax
 def _scale(x: jax.Array, axis: int | tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Multiply by the power of two that brings the largest value to between 1 and 2, without rounding; return both."""
     peak = jnp.abs(x).max(axis, keepdims=True)
-    exponent = jnp.frexp(jnp.where(peak > 0, peak, 1))[1] - 1  # a NaN stays in x
-    exponent = jnp.clip(exponent, -126, 126)  # both powers are normal numbers
-    power = jnp.ldexp(jnp.float32(1), -exponent)
+    power = jnp.ldexp(jnp.float32(1), 1 - find_exponent(peak))  # a normal number; a NaN stays in x
     return x * power, power
 
 
 def _invert_norm(x: jax.Array) -> jax.Array:
     norm = jnp.sqrt((x * x).sum(-1, keepdims=True))
     return jnp.where(norm == 0, 0, 1 / jnp.where(norm == 0, 1, norm))
-
-
-def _multiply(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return x·y as the sum of an exact product of their first 12 bits, and the rest."""
-    head, other = (jax.lax.reduce_precision(v, 8, 11) for v in (x, y))
-    rest, others = x - head, y - other
-    return head * other, head * others + (rest * other + rest * others)

@@ -49,6 +49,8 @@ def find_job(env: Mapping[str, str]) -> dict[str, Any] | None:
             f"{', no '.join(absent)}",
             f"set {', '.join(VARIABLES.values())} for every process",
         )
+    if "coordinator_address" not in given and (address := _find_slurm_loopback(env)):
+        given["coordinator_address"] = address
     try:
         given |= {argument: int(value) for argument, value in given.items() if argument != "coordinator_address"}
     except ValueError as e:
@@ -133,6 +135,15 @@ def require_free(address: str) -> None:
             raise PeerLost(
                 f"process 0 cannot listen at port {port}: {e.strerror}; another job or program uses it"
             ) from e
+
+
+def _find_slurm_loopback(env: Mapping[str, str]) -> str:
+    """Return the "host:port" that JAX chooses under Slurm if it is at loopback, as on one workstation, else ""."""
+    host, job = re.split(r"[,[]", env.get("SLURM_STEP_NODELIST", ""))[0], env.get("SLURM_JOB_ID", "")
+    if are_several(env, "OMPI_COMM_WORLD_SIZE") or not (are_several(env, "SLURM_NTASKS") and job.isdecimal()):
+        return ""
+    port = env.get("JAX_COORDINATOR_PORT") or str(61_440 + int(job) % 4096)
+    return f"{host}:{port}" if is_loopback(f"{host}:{port}") else ""
 
 
 def is_loopback(address: str) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,11 +35,16 @@ def _list_cgroups() -> Iterator[tuple[Path, Path, str]]:
         kind, _, options = about.split(" ", 2)
         if kind not in LIMITS or (kind == "cgroup" and "memory" not in options.split(",")):
             continue
-        root, point = mount.split(" ")[3:5]
+        root, point = map(_unescape, mount.split(" ")[3:5])
         top = ROOT / point.lstrip("/")
         for number, controllers, path in own:
             if (number == "0") if kind == "cgroup2" else ("memory" in controllers.split(",")):
                 yield top / _find_below(path, root), top, LIMITS[kind]
+
+
+def _unescape(path: str) -> str:
+    """Return a path as it is: mountinfo writes blanks and backslashes, as in names of systemd, as \\040 and \\134."""
+    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), path)
 
 
 def _find_below(path: str, root: str) -> str:

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from nml_jax.console import list_words
+from nml_jax.evals.metrics import METRICS
 from nml_jax.reporting.sentences import add_article, count, say
 from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest
 from nml_jax.reporting.statistics.compare import HELD_OUT, uses_files
-from nml_jax.reporting.statistics.paired import PERCENT, SEEDS
-from nml_jax.reporting.statistics.studies import MEAN, Key, Method, Study
+from nml_jax.reporting.statistics.paired import SEEDS, unit
+from nml_jax.reporting.statistics.studies import MEAN, Key, Method, Study, method_of
 from nml_jax.runs.finished import FinishedRun
 from nml_jax.runs.rows import DIVERGED
 from nml_jax.tuning import methods
@@ -59,12 +60,12 @@ def say_hopeless(c: Contest) -> str:
     for test in c.decided:
         base = c.baseline(test)
         if base is not None and not any(c.clears(method, test) for method in c.methods):
-            always = base.scores["accuracy"] >= base.chance
-            share = PERCENT.number(base.best)
-            what = (
-                f"always answering {base.answer!r} ({share} %)" if base.answer else f"the commonest class ({share} %)"
-            )
-            found.append(f"{what if always else f'chance ({share} %)'} on {_name_file(c, test)}")
+            always = base.best(c.metric) == base.scores[c.metric]
+            score = unit(c.metric).text(base.best(c.metric))
+            what = f"always answering {base.answer!r}" if base.answer else "the commonest class"
+            if METRICS[c.metric].needs == "losses":
+                what = "the shares of the classes as probabilities"
+            found.append(f"{what if always else 'chance'} ({score}) on {_name_file(c, test)}")
     return say("hopeless", c, found) if found else ""
 
 
@@ -83,20 +84,22 @@ def say_optimistic(c: Contest) -> str:
 
 
 def say_disagreement(c: Contest) -> str:
-    """Return where accuracy and the mean per class put different methods first; "" if nowhere."""
+    """Return where accuracy, the mean per class and the deciding metric put different methods first; "" if nowhere."""
     found = []
     for test in c.decided:
-        first = {metric: _find_first(c, test, metric) for metric in ("accuracy", "mean_per_class")}
-        if len(c.methods) > 1 and all(first.values()) and first["accuracy"] != first["mean_per_class"]:
-            by, other = (add_article(m) for m in first.values() if m)
-            found.append(f"{_name_file(c, test)} by accuracy {by}, by the mean per class {other}")
-    return say("disagreement", found) if found else ""
+        names = dict.fromkeys(("accuracy", "mean_per_class", c.metric))
+        first = {name: method for name in names if (method := _find_first(c, test, name))}
+        if len(c.methods) > 1 and len(set(first.values())) > 1:
+            by = [f"by {METRICS[name].title} {add_article(method)}" for name, method in first.items()]
+            found.append(f"{_name_file(c, test)} {', '.join(by)}")
+    others = [METRICS[name].title for name in dict.fromkeys(("accuracy", "mean_per_class", c.metric))]
+    return say("disagreement", list_words(others), found) if found else ""
 
 
 def _find_first(c: Contest, test: Key, metric: str) -> Method | None:
-    """Return the method with the highest mean; of equal ones the simplest, and None if the metric is not there."""
+    """Return the method with the best mean; of equal ones the simplest, and None if the metric is not there."""
     means = {method: c.stat(method, test, metric) for method in c.methods}
-    known = {method: s.mean for method, s in means.items() if s.n}
+    known = {method: METRICS[metric].way * s.mean for method, s in means.items() if s.n}
     return max(known, key=known.__getitem__) if known else None
 
 
@@ -132,14 +135,14 @@ def _list_decisions(c: Contest) -> list[dict[str, Any]]:
 
 def _describe_gain(c: Contest, method: Method, test: Key) -> str:
     wide = c.versus[method, test].wide
-    return f"{wide.gain} points ({wide.interval()})"
+    return f"{wide.gain} {c.points} ({wide.interval()})"
 
 
 def _list_closest(c: Contest, tests: Iterable[Key]) -> list[str]:
     """Return the largest gain on each test, none of which counts."""
     found = []
     for test in tests:
-        gains = {m: c.versus[m, test].plain.difference for m in c.methods[1:] if c.versus[m, test].plain.n}
+        gains = {m: c.versus[m, test].advantage for m in c.methods[1:] if c.versus[m, test].plain.n}
         if gains:
             top = max(gains, key=gains.__getitem__)
             found.append(f"{add_article(top)} {_describe_gain(c, top, test)} on {_name_test(test)}")
@@ -192,10 +195,19 @@ def shares_settings(c: Contest) -> bool:
 
 
 def warn_of_few_epochs(c: Contest) -> str:
-    """Return that heads had few epochs and may be better than they look; "" if they had not."""
+    """Return that heads had few epochs and may be better than they look; "" if not, or if validation ended them."""
     if not any(map(_takes_steps, c.methods)) or (left := _find_left(c)) is None or left.epochs >= FEW:
         return ""
+    if _is_ended_by_validation(c, left.epochs):
+        return ""
     return say("hurried", left, min(FEW, c.study.cells[0].config["tune.epochs"]))
+
+
+def _is_ended_by_validation(c: Contest, epochs: int) -> bool:
+    """Return whether every head was best before the last of its epochs, so that more would not have helped it."""
+    rows = [row for cell in c.study.cells for row in cell.rows if row.task == c.task and row.stage == "tune"]
+    taken = [(row.hyper or {}).get("epochs", epochs) for row in rows if _takes_steps(method_of(row))]
+    return bool(taken) and max(taken) < epochs
 
 
 class Left(NamedTuple):

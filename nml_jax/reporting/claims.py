@@ -5,10 +5,11 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from nml_jax.evals.metrics import METRICS
 from nml_jax.reporting.sentences import say
-from nml_jax.reporting.statistics.choose_method import DOMAINS
+from nml_jax.reporting.statistics.choose_method import DOMAINS, find_metric
 from nml_jax.reporting.statistics.compare import Side, compare_numbers, is_unvalidated
-from nml_jax.reporting.statistics.paired import SEEDS, Comparison
+from nml_jax.reporting.statistics.paired import SEEDS, Comparison, unit
 from nml_jax.reporting.statistics.studies import MEAN, REFERENCES, ZERO_SHOT, Key, Method, Study
 
 RETRIEVAL = {"i2t_recall@1": "image→text", "t2i_recall@1": "text→image"}
@@ -33,13 +34,24 @@ def list_measures(study: Study, task: str) -> list[Measure]:
     for metric, way in RETRIEVAL.items():
         keys = study.keys(metric=metric, task="pretrain", weights="")
         found += [Measure("Retrieval, recall@1 %", f"{name_split(key)}, {way}", key) for key in keys]
+    metric = find_metric(study, task)
     for domain in DOMAINS:
-        keys = study.keys(metric="accuracy", task=task, split=MEAN, domain=domain)
-        found += [Measure(f"{domain.upper()} accuracy %", key.head, key) for key in keys]
+        keys = study.keys(metric=metric, task=task, split=MEAN, domain=domain)
+        found += [Measure(name_group(domain, metric), key.head, key) for key in keys]
     for metric, name, flatter in (("sve", "SVE", "↑"), ("lsvr", "LSVR", "↑"), ("top_share", "top share %", "↓")):
         keys = find_raw_spectrum(study, task, metric)
         found += [Measure("Spectrum, ID features, raw mode", name, key, flatter) for key in keys]
     return found
+
+
+def name_group(domain: str, metric: str) -> str:
+    """Return the heading of a domain's scores."""
+    return f"{domain.upper()} {name_metric(metric)}{unit(metric).suffix or ' (nats)'}"
+
+
+def name_metric(metric: str) -> str:
+    """Return the name of a metric that decides, without an article."""
+    return METRICS[metric].title.removeprefix("the ")
 
 
 def find_raw_spectrum(study: Study, task: str, metric: str) -> list[Key]:
@@ -70,7 +82,7 @@ def name_reference(study: Study) -> str:
 
 
 class Pair(NamedTuple):
-    """A head, by the key of its accuracy, and the method that it is compared with."""
+    """A head, by the key of its score, and the method that it is compared with."""
 
     key: Key
     base: Method
@@ -78,6 +90,16 @@ class Pair(NamedTuple):
     @property
     def domain(self) -> str:
         return self.key.domain.upper()
+
+    @property
+    def way(self) -> int:
+        """Return 1 if a larger score is better, else −1."""
+        return METRICS[self.key.metric].way
+
+    @property
+    def verdicts(self) -> tuple[str, str]:
+        """Return what a negative difference is, and a positive one."""
+        return ("worse", "better") if self.way > 0 else ("better", "worse")
 
 
 def compare_heads(study: Study, task: str) -> dict[Pair, list[Comparison]]:
@@ -87,9 +109,10 @@ def compare_heads(study: Study, task: str) -> dict[Pair, list[Comparison]]:
         pair -> [over the noisy conditions, then in every condition].
     """
     over, where = find_noisy(study)
+    metric = find_metric(study, task)
     base, no_heads, out = find_reference(study), (None, find_reference(study), Method(ZERO_SHOT)), {}
     for domain in DOMAINS:
-        keys = study.keys(metric="accuracy", task=task, split=MEAN, domain=domain)
+        keys = study.keys(metric=metric, task=task, split=MEAN, domain=domain)
         pairs = [(key, base) for key in keys if key.method not in no_heads]
         pairs += [(key, Method("mlp")) for key in keys if key.method and key.method.name == "nmtune"]
         for key, other in pairs:
@@ -126,7 +149,9 @@ def write_verdict(study: Study) -> list[str]:
     zero_shot = any(m.key.method == Method(ZERO_SHOT) for m in told.values())
     name = "zero-shot classification" if zero_shot else name_reference(study)
     spectrum = {m.key.metric: c for m, c in found.items() if m.flatter}
-    sentences = [say("verdict", *ends, name, accuracy, spectrum, _flattens(spectrum))] if accuracy or spectrum else []
+    measure = name_metric(find_metric(study, _main_task(study)))
+    facts_of = *ends, f"{measure} of {name}", accuracy, spectrum, _flattens(spectrum)
+    sentences = [say("verdict", *facts_of)] if accuracy or spectrum else []
     facts = _compare_nmtune(study)
     if facts and not facts["state"]:
         sentences.append(say("nmtune_verdict", facts["better"], facts["worse"]))
@@ -200,7 +225,8 @@ def _describe_changes(study: Study, *, brief: bool = False) -> list[str]:
     if spectrum:
         moved = [say("moved", SPECTRUM[metric], c) for metric, c in spectrum.items()]
         out.append(say("moved_spectrum", moved, 0 if brief else _flattens(spectrum)))
-    names = {Method(ZERO_SHOT): "zero-shot accuracy", find_reference(study): f"accuracy of {name_reference(study)}"}
+    measure = name_metric(find_metric(study, _main_task(study)))
+    names = {Method(ZERO_SHOT): f"zero-shot {measure}", find_reference(study): f"{measure} of {name_reference(study)}"}
     for domain, where in DOMAINS.items():
         for m, c in found.items():
             if m.key.domain == domain and m.key.method and m.key.method in names:
@@ -208,7 +234,7 @@ def _describe_changes(study: Study, *, brief: bool = False) -> list[str]:
                 name = f"{where} ({domain.upper()}) {names[m.key.method]}{setting}"
                 inner = _list_verdicts_between(study, m.key)
                 if told.get(domain) == m:
-                    short = name if setting else f"{where} ({domain.upper()}) accuracy"
+                    short = name if setting else f"{where} ({domain.upper()}) {measure}"
                     between += [f"{say('between', short, inner)}."] if inner else []
                 else:
                     out.append(say("moved", name, c, inner))
@@ -238,7 +264,10 @@ def _count_by_task(study: Study) -> list[str]:
     for task in study.tasks:
         for m in list_measures(study, task):
             if m.flatter or m.key.method == find_reference(study):
-                name = m.label.removesuffix(" %") if m.flatter else f"{m.key.domain.upper()} accuracy of the {m.label}"
+                if m.flatter:
+                    name = m.label.removesuffix(" %")
+                else:
+                    name = f"{m.key.domain.upper()} {name_metric(m.key.metric)} of the {m.label}"
                 signs.setdefault(name, []).append(compare_condition(study, m.key).sign)
     return [say("by_task", len(study.tasks), signs)] if signs else []
 
@@ -251,7 +280,7 @@ def _compare_nmtune(study: Study) -> dict[str, Any]:
     if not found:
         return {}
     few, blind = max(c.n for c in found.values()) < SEEDS, all(c.blind for c in found.values())
-    signs = {f"{p.key.head} on {p.domain}": c.corrected(len(found)).sign for p, c in found.items()}
+    signs = {f"{p.key.head} on {p.domain}": p.way * c.corrected(len(found)).sign for p, c in found.items()}
     better, worse = ([where for where, sign in signs.items() if sign == way] for way in (1, -1))
     return {"found": found, "state": "few" if few else "blind" if blind else "", "better": better, "worse": worse}
 
@@ -260,10 +289,13 @@ def _describe_heads(study: Study, *, brief: bool = False) -> list[str]:
     """Return how heads compare, and what is claimed of them. In brief, leave out the claim, which the verdict makes."""
     if not (facts := _compare_nmtune(study)):
         return []
-    each: dict[str, list[tuple[str, Comparison]]] = {}
+    each: dict[str, list[tuple[Pair, Comparison]]] = {}
     for pair, c in facts["found"].items():
-        each.setdefault(pair.key.head, []).append((pair.domain, c))
-    said = say("heads", name_reference(study), find_noisy(study)[1], each)
+        each.setdefault(pair.key.head, []).append((pair, c))
+    metric = find_metric(study, _main_task(study))
+    points = "nats" if METRICS[metric].needs == "losses" else "points"
+    measure = f"{METRICS[metric].title[:1].upper()}{METRICS[metric].title[1:]}"
+    said = say("heads", name_reference(study), find_noisy(study)[1], each, measure, points)
     n = len(facts["found"])
     if brief and not facts["state"]:
         return [said, *([say("heads_widened", n)] if n > 1 else [])]

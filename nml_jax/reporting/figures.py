@@ -6,7 +6,7 @@ on the clock or on global state: the same numbers give the same bytes.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -120,11 +120,14 @@ VERDICTS = {1: Mark("better", HEADS[2], "▶"), 0: Mark("no difference shown", H
 SIGNS = {1: ">", 0: "o", -1: "<"}
 
 
-def draw_differences(name: str, title: str, label: str, lines: dict[str, tuple[Versus, list[float]]]) -> Panel:
-    """Draw differences to a reference in points: mean, two intervals (thick within thin), seeds as dots.
+def draw_differences(
+    name: str, title: str, label: str, lines: dict[str, tuple[Versus, list[float]]], scale: float = 100
+) -> Panel:
+    """Draw differences to a reference: mean, two intervals (thick within thin), seeds as dots.
 
     Args:
         label: of the x axis.
+        scale: factor of the values.
         lines: who differs -> by how much, and in every seed; from top to bottom.
     """
     with _style(name):
@@ -137,12 +140,12 @@ def draw_differences(name: str, title: str, label: str, lines: dict[str, tuple[V
         said = []
         for y, (who, (versus, seeds)) in enumerate(lines.items()):
             verdict, colour, _ = VERDICTS[versus.sign]
-            difference = 100 * versus.plain.difference
+            difference = scale * versus.plain.difference
             axes.plot(
-                100 * np.array(seeds), [y + 0.3] * len(seeds), "o", ms=2.8, mew=0, color=colour, alpha=0.6, zorder=2
+                scale * np.array(seeds), [y + 0.3] * len(seeds), "o", ms=2.8, mew=0, color=colour, alpha=0.6, zorder=2
             )
             for c, width in ((versus.wide, 1.0), (versus.plain, 2.8)):
-                axes.plot([100 * c.low, 100 * c.high], [y, y], "-", color=colour, lw=width, zorder=3)
+                axes.plot([scale * c.low, scale * c.high], [y, y], "-", color=colour, lw=width, zorder=3)
             axes.plot(difference, y, SIGNS[versus.sign], ms=6.5, mew=0, color=colour, zorder=4)
             said.append(f"{who} {difference:+.3g}, {verdict}")
         axes.set_yticks(range(len(lines)), list(lines))
@@ -150,6 +153,25 @@ def draw_differences(name: str, title: str, label: str, lines: dict[str, tuple[V
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.margins(x=0.06)
         return _draw(figure, f"{title}, {label}: {'; '.join(said)}")
+
+
+def draw_reliability(name: str, title: str, lines: Mapping[str, Sequence[ArrayLike]]) -> Panel:
+    """Draw how often answers are right against how sure they are, in %; on the diagonal both are the same.
+
+    Args:
+        lines: what is drawn -> (confidence, accuracy) of its bins.
+    """
+    with _style(name):
+        figure, axes = _panel(title, "confidence (%)")
+        low = 100 * min((float(np.min(each)) for line in lines.values() for each in line), default=0.0)
+        axes.plot([low, 100], [low, 100], "--", color=GREY, lw=0.9, zorder=1)
+        for i, (x, y) in enumerate(lines.values()):
+            mark, marker = choose_mark(i), list(MARKERS)[i % len(MARKERS)]
+            axes.plot(100 * np.asarray(x), 100 * np.asarray(y), f"-{marker}", ms=5, mew=0, lw=1.2, color=mark.colour)
+        axes.margins(x=0.04, y=0.06)
+        last = {who: [100 * np.asarray(x)[-1] for x in line] for who, line in lines.items()}
+        said = "; ".join(f"{who}: {x:.3g} sure, {y:.3g} right" for who, (x, y) in last.items())
+        return _draw(figure, f"{title}: share of right answers against confidence (%). In the last bin, {said}")
 
 
 def draw_curves(

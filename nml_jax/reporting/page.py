@@ -8,23 +8,13 @@ from jinja2 import Environment, StrictUndefined
 
 from nml_jax import __version__
 from nml_jax.console import list_words
-from nml_jax.reporting import (
-    answers,
-    claims,
-    class_tables,
-    glossary,
-    handed,
-    label_tables,
-    method_tables,
-    plots,
-    provenance,
-    tables,
-)
+from nml_jax.reporting import answers, claims, glossary, handed, plots, provenance
 from nml_jax.reporting.blocks import Block, Verdict, fold, table
 from nml_jax.reporting.sentences import TEMPLATES, count, say
 from nml_jax.reporting.statistics.choose_method import Contest, find_contests
 from nml_jax.reporting.statistics.compare import uses_files
 from nml_jax.reporting.statistics.studies import MEAN, Study
+from nml_jax.reporting.tables.conditions import classes, conditions, labels, methods
 
 LIMIT = 1_900_000  # bytes of a page; what would exceed it is left out, the last figures first
 LEADING = 3  # answers; of more, all but the first are folded
@@ -143,15 +133,19 @@ def _compare_conditions(study: Study, _: Sequence[Contest], name: str) -> list[B
     figures = plots.draw(study, (), tasks, name)
     out = [Block("verdict", Verdict(" ".join(verdict))), *figures[:1]]
     out += [Block("items", details)] if details else []
-    out += [table(caption, head, tables.list_summary(study, tasks[0][0])), *figures[1:]]
+    out += [table(caption, head, conditions.list_summary(study, tasks[0][0])), *figures[1:]]
     for title, make in (
-        ("Evidence", tables.list_evidence),
-        ("Scores", tables.list_scores),
-        ("Spectra", tables.list_spectra),
+        ("Evidence", conditions.list_evidence),
+        ("Scores", conditions.list_scores),
+        ("Spectra", conditions.list_spectra),
     ):
         prefixes = [(task, f"{name[:1].upper()}{name[1:]}. " if name else "") for task, name in tasks]
         out += _put_under(title, [block for task, prefix in prefixes for block in make(study, task, prefix)])
-    return out + _put_under("Pre-training scores", tables.list_pretraining(study))
+    reference = claims.find_reference(study)
+    by_class = [block for task in study.tasks
+                for block in classes.list_classes_by_condition(study, task, reference)]  # fmt: skip
+    out += _put_under("Classes and baselines", by_class)
+    return out + _put_under("Pre-training scores", conditions.list_pretraining(study))
 
 
 def _show_verdict(contest: Contest) -> Block:
@@ -173,7 +167,7 @@ def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Blo
         text
         for contest in of[:first]
         for text in (
-            method_tables.say_separability(contest) if len(contest.methods) == 1 else "",
+            methods.say_separability(contest) if len(contest.methods) == 1 else "",
             handed.warn_of_worse(contest, [*answers.advise(contest)]),
             answers.say_optimistic(contest),
             answers.say_disagreement(contest),
@@ -186,20 +180,21 @@ def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Blo
         out += handed.list_files(contest, [*answers.advise(contest)])
     for contest in of:
         suffix = f": {contest.name}" if contest.name else ""
-        own = [method_tables.list_scores(contest)]
+        own = [methods.list_scores(contest)]
         if contest not in of[:first] or not any(handed.list_heads(contest, m) for m in answers.advise(contest)):
-            own += method_tables.list_sizes(contest)  # else the files have such intervals
+            own += methods.list_sizes(contest)  # else the files have such intervals
         out += _put_under(f"Scores{suffix}", own)
-        out += _put_under(f"Classes{suffix}", class_tables.list_classes(contest))
+        out += _put_under(f"Classes{suffix}", classes.list_classes(contest))
+        out += _put_under(f"Probabilities{suffix}", classes.show_calibration(contest, f"{name}c{of.index(contest)}"))
         if len(contest.methods) > 1:
-            out += _put_under(f"Differences to the reference{suffix}", method_tables.list_differences(contest))
-    out += _put_under("With and without the suspects", label_tables.compare_treatments(of))
+            out += _put_under(f"Differences to the reference{suffix}", methods.list_differences(contest))
+    out += _put_under("With and without the suspects", labels.compare_treatments(of))
     out += figures[1:]
     for title, make in (
-        ("Spectra", method_tables.list_spectra),
-        ("Diagnosis", method_tables.list_diagnosis),
-        ("Wrong labels", label_tables.list_label_errors),
+        ("Spectra", methods.list_spectra),
+        ("Diagnosis", methods.list_diagnosis),
+        ("Wrong labels", labels.list_label_errors),
     ):
         prefixes = [(task, f"{task}. " if len(study.tasks) > 1 else "") for task in study.tasks]
         out += _put_under(title, [block for task, prefix in prefixes for block in make(study, task, prefix)])
-    return out + _put_under("Pre-training scores", tables.list_pretraining(study))
+    return out + _put_under("Pre-training scores", conditions.list_pretraining(study))

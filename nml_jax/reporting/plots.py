@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from nml_jax.console import list_words
-from nml_jax.reporting import claims, figures, tables
+from nml_jax.reporting import claims, figures
 from nml_jax.reporting.blocks import Block, Figure, Mark, Panel
 from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, name_test
 from nml_jax.reporting.statistics.compare import uses_files
 from nml_jax.reporting.statistics.paired import unit
 from nml_jax.reporting.statistics.studies import MEAN, Key, Study
+from nml_jax.reporting.tables.conditions import conditions
 from nml_jax.runs.finished import FinishedRun
 
 CURVES = {
@@ -75,7 +76,7 @@ def _draw_transfer(study: Study, task: str, name: str, title: str, metric: str) 
     heads, panels = {key.head: key for key in study.keys(metric="accuracy", task=task, split=MEAN)}, []
     for domain in DOMAINS:
         keys = {head: key._replace(metric=metric, domain=domain) for head, key in heads.items()}
-        label = f"{domain.upper()} {tables.SCORES[metric]} (%)"
+        label = f"{domain.upper()} {conditions.SCORES[metric]} (%)"
         panels += _respond(study, f"{name}{len(panels)}", label, keys, scale=100)
     caption = f"{DOTS} Heads stand side by side to be told apart." if metric == "accuracy" else "Drawn as the accuracy."
     return Figure(title, panels, caption, _mark_heads(heads))
@@ -177,8 +178,9 @@ def _draw_differences(contest: Contest, name: str) -> Figure:
                 a, b = contest.values(contest.reference, test), contest.values(method, test)
                 lines[str(method)] = versus, [b[seed] - a[seed] for seed in a if seed in b]
         if lines:
-            label = f"points of accuracy over {contest.reference}"
-            panels.append(figures.draw_differences(f"{name}{i}", name_test(test), label, lines))
+            label = f"{contest.points} of {contest.measure.removeprefix('the ')} over {contest.reference}"
+            scale = unit(contest.metric).scale
+            panels.append(figures.draw_differences(f"{name}{i}", name_test(test), label, lines, scale))
     caption = (
         f"Mean difference to {contest.reference} (the line at 0), paired over test rows and {contest.seeds} seeds, "
         f"each a dot. Thick: the 95 % interval. Thin: the same{contest.widened()}. Every panel has a scale of its own."

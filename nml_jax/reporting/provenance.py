@@ -162,7 +162,7 @@ def _list_chosen(study: Study) -> list[Block]:
     counts: dict[str, Counter[str]] = {}
     for row in (row for cell in study.cells for row in cell.rows):
         if row.hyper and row.metric == "accuracy" and row.wise_alpha is None:
-            setting = ", ".join(f"{key} {value:.4g}" for key, value in row.hyper.items())
+            setting = ", ".join(f"{key} {value:.4g}" for key, value in row.hyper.items() if key != "temperature")
             counts.setdefault(f"{method_of(row)}, {row.task}", Counter())[setting] += 1
     groups = {name: [[setting, f"{100 * n / of.total():.0f} %"] for setting, n in of.most_common()]
               for name, of in counts.items()}  # fmt: skip

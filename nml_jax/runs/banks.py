@@ -18,11 +18,13 @@ class BankIndex(NamedTuple):
     Attributes:
         step, weights: checkpoint step and weights ("raw" or "ema") of the encoder, as in rows.
         domains: task -> split -> "id" or "ood", in the order of writing. One of the splits is "train".
+        encoder: what the features come from, see assembly/fingerprint.py; {} in banks of earlier versions.
     """
 
     step: int
     weights: str
     domains: dict[str, dict[str, str]]
+    encoder: dict[str, Any] = {}  # noqa: RUF012  a NamedTuple's default, never changed
 
 
 def bank_folder(workdir: Path, task: str, split: str) -> Path:

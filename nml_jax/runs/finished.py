@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from nml_jax.console import list_words
 from nml_jax.errors import UserError
 from nml_jax.noise import Ledger
+from nml_jax.runs.classes import Counts, read_counts
 from nml_jax.runs.metrics import read_metrics
 from nml_jax.runs.record import check_files, read_record
 from nml_jax.runs.rows import Row, hash_rows, read_rows
@@ -37,6 +38,14 @@ class FinishedRun:
     diagnosis: list[dict[str, Any]]
     label_errors: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     features: dict[str, Any] = dataclasses.field(default_factory=dict)
+    counts: Counts = dataclasses.field(default_factory=dict)
+
+    def count_classes(self, task: str, split: str) -> dict[str, int]:
+        """Return the number of records of each class of a split, of feature files or of a task; {} if not on record."""
+        own = self.counts.get(f"{task}/{split}")
+        if own is None and self.features:
+            own = self.counts.get(split)
+        return dict(own or {})
 
     @property
     def seed(self) -> Seed:
@@ -153,7 +162,8 @@ def _read_run(name: str, path: Path) -> str | tuple[str, FinishedRun]:
     features = path / "features.json"
     read = read_json(features, _cure(features), dict[str, Any]) if features.exists() else {}
     config = dict(flatten(tree))
-    return identity, FinishedRun(name, path, config, run, rows, ledger, metrics, spectra, diagnosis, labels, read)
+    entries = spectra, diagnosis, labels
+    return identity, FinishedRun(name, path, config, run, rows, ledger, metrics, *entries, read, read_counts(path))
 
 
 def _read_rows(path: Path, done: Mapping[str, Mapping[str, Any]]) -> list[Row]:

@@ -40,17 +40,22 @@ def preset_label(of: Mapping[str, Any]) -> str | None:
 
 def correct_path(run: Path, of: Mapping[str, Any]) -> Path:
     """Return the path of a head's right answers, from the fields of its rows. The layer may be missing."""
-    return run / "correct" / of["stage"] / of["task"] / _layer(of) / f"{head_name(of)}.safetensors"
+    return locate(run / "correct" / of["stage"], of)
 
 
 def confusion_path(run: Path, of: Mapping[str, Any]) -> Path:
     """Return the path of a head's confusion matrices, from the fields of its rows. The layer may be missing."""
-    return run / "confusion" / of["stage"] / of["task"] / _layer(of) / f"{head_name(of)}.safetensors"
+    return locate(run / "confusion" / of["stage"], of)
 
 
 def head_path(run: Path, of: Mapping[str, Any]) -> Path:
     """Return the path of a head of the stage tune, from the fields of its rows."""
-    return run / "heads" / of["task"] / _layer(of) / f"{head_name(of)}.safetensors"
+    return locate(run / "heads", of)
+
+
+def locate(folder: Path, of: Mapping[str, Any]) -> Path:
+    """Return the path of a head's file in a folder of such files."""
+    return folder / of["task"] / _layer(of) / f"{head_name(of)}.safetensors"
 
 
 def _layer(of: Mapping[str, Any]) -> str:
@@ -130,6 +135,6 @@ def read_confusion(run: Path, row: Row) -> np.ndarray | None:
         matrix = np.zeros((k, k), np.int64)
         for true, predicted, n in lines:
             matrix[true, predicted] = n
-    except (SafetensorError, OSError, *FAULTS) as e:
+    except (SafetensorError, OSError, MemoryError, *FAULTS) as e:
         raise make_damage(path, e, f"run it again with --force={row.stage}") from e
     return matrix

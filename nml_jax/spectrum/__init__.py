@@ -5,10 +5,11 @@ For features F [N, D] with singular values σ and p = σ/Σσ (arXiv 2309.17002 
     SVE = -Σ p log p     rises as the spectrum flattens, from 0 (rank one) to log min(N, D)
     LSVR = -log p₁       rises as the share of the largest falls, from 0 to log min(N, D)
 
-Everything is NumPy float64 on the host: with a float32 Gram matrix, SVE is off by 3e-3 on a steep spectrum. The fast
-route takes σ² from the Gram matrix of the smaller side. Rounding changes each σ² by about eps·σ₁², which hides small σ.
-There is a bound on what this can do to SVE and LSVR. Where the bound is too large, a QR decomposition takes the place
-of the Gram matrix: its triangular factor keeps σ itself to eps·σ₁.
+NumPy features are decomposed in float64 on the host: with a float32 Gram matrix, SVE is off by 3e-3 on a steep
+spectrum. JAX arrays of accelerators, or of several devices, are reduced to D × D where they are, as accurately
+(device.py). The fast route takes σ² from the Gram matrix of the smaller side. Rounding changes each σ² by about
+eps·σ₁², which hides small σ. There is a bound on what this can do to SVE and LSVR. Where the bound is too large, an SVD
+or a QR decomposition takes the place of the Gram matrix: its triangular factor keeps σ itself to eps·σ₁.
 """
 
 from nml_jax.spectrum.measures import MEASURES, alpha_req, effective_rank, lsvr, stable_rank, sve, top_share

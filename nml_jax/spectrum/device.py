@@ -5,8 +5,8 @@ what comes to the host is D × D.
 
 - Devices with float64 (CPUs, GPUs) compute in float64, as the host does.
 - TPUs have none. There every number becomes DIGITS whole numbers of BITS bits each, relative to the largest of its
-  column. Their products and sums are exact in the matrix unit, whose inputs have 8 bits, and in int32. So the Gram
-  matrix is as good as in float64, and the same bit for bit on any number of devices.
+  column. The matrix unit multiplies them as int8 and sums in int32, exactly. So the Gram matrix is as good as in
+  float64, and the same bit for bit on any number of devices.
 """
 
 import functools
@@ -19,12 +19,13 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from nml_jax.arithmetic import twofold
 from nml_jax.errors import UserError
-from nml_jax.spectrum import twofold
 from nml_jax.spectrum.rows import LARGEST, Kind, find_platform, make_row_error
 
 NO_FLOAT64 = ("tpu",)  # platforms; tests add the CPU
-BLOCK = 1024  # rows whose products are added in float32: 2¹⁰ products of 2¹⁴ are exact
+BLOCK = 1024  # rows that are converted to float64 at a time
+WHOLE_BLOCK = 16384  # rows whose products of digits are added in int32: a level's are at most 2^15.4 each
 DIGITS, BITS = 8, 7
 CARRY = 16  # bits of the lower half of a sum of whole numbers
 EPS = float(np.finfo(np.float64).eps)
@@ -125,8 +126,8 @@ def _add_digits(sums: dict[str, np.ndarray], n: int, mode: Kind) -> tuple[np.nda
 def _make_mesh(F: jax.Array) -> Mesh:
     """Make a mesh with one axis, of F's devices in F's order."""
     mesh = F.sharding.mesh if isinstance(F.sharding, NamedSharding) else None
-    devices = np.array(mesh.devices).ravel() if isinstance(mesh, Mesh) else np.array(list(F.sharding.device_set))
-    return Mesh(devices, ("rows",), axis_types=(AxisType.Auto,))
+    own = list(mesh.devices.flat) if isinstance(mesh, Mesh) else sorted(F.sharding.device_set, key=lambda d: d.id)
+    return Mesh(np.array(own), ("rows",), axis_types=(AxisType.Auto,))
 
 
 @functools.lru_cache(maxsize=32)
@@ -135,7 +136,8 @@ def _compile_reduction(mesh: Mesh, mode: Kind, double: bool) -> Any:
 
     def reduce_all(F: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
         devices, n = mesh.size, F.shape[1]
-        block = min(BLOCK, max(-(-n // devices), 1))
+        each = max(-(-n // devices), 1)
+        block = -(-each // -(-each // (BLOCK if double else WHOLE_BLOCK)))  # of equal size, so that few rows are added
         more = -n % (block * devices)
         F, mask = jnp.pad(F, ((0, 0), (0, more), (0, 0))), jnp.pad(mask, (0, more))
 
@@ -224,7 +226,7 @@ def _reduce_single(rows: jax.Array, *, mode: Kind, mask: jax.Array, ids: jax.Arr
     shift = jnp.zeros(dim, jnp.float32)
     if mode.center == "features":
         count = jnp.maximum(jax.lax.psum(mask.sum(), "rows"), 1).astype(jnp.float32)
-        part = lambda carry, block, mask: carry + prepare(block, mask).head.sum(0) / count  # noqa: E731
+        part = lambda carry, block, mask: carry + (prepare(block, mask).head / count).sum(0)  # noqa: E731
         shift = jax.lax.psum(_scan(part, shift, rows, mask), "rows")
 
     def shifted(block: jax.Array, mask: jax.Array) -> twofold.Pair:
@@ -232,18 +234,21 @@ def _reduce_single(rows: jax.Array, *, mode: Kind, mask: jax.Array, ids: jax.Arr
         return twofold.Pair(*(jnp.where(mask[:, None], part, 0) for part in x))
 
     largest = _scan(lambda carry, b, m: jnp.maximum(carry, jnp.abs(shifted(b, m).head).max(0)), shift * 0, rows, mask)
-    exponent = twofold.find_exponent(jax.lax.pmax(largest, "rows"))
+    largest = jax.lax.pmax(largest, "rows")
+    exponent = twofold.find_exponent(largest)
+    above = jnp.ldexp(largest, -exponent) * (2**BITS / 126)  # a first digit of 127 or more would not fit into int8
+    exponent += (above > 1).astype(jnp.int32) + (above > 2)  # the latter beyond 2^127
 
     def add(carry: Any, block: jax.Array, mask: jax.Array) -> Any:
-        digits = twofold.split_digits(twofold.shift_exponent(shifted(block, mask), -exponent), DIGITS, BITS)
+        scaled = twofold.shift_exponent(shifted(block, mask), -exponent)
+        digits = [digit.astype(jnp.int8) for digit in twofold.split_digits(scaled, DIGITS, BITS)]
         gram, total = carry
         levels = []
         for level in range(DIGITS):
             pairs = [(p, level - p) for p in range(level // 2 + 1)]
-            # Exact at any precision: the digits fit into 8 bits, and their sums into 24.
-            products = [jnp.matmul(digits[p].T, digits[q]).astype(jnp.int32) for p, q in pairs]
+            products = [jnp.matmul(digits[p].T, digits[q], preferred_element_type=jnp.int32) for p, q in pairs]
             levels.append(sum(x if p == q else x + x.T for x, (p, q) in zip(products, pairs, strict=True)))
-        sums = jnp.stack([digit.sum(0).astype(jnp.int32) for digit in digits])
+        sums = jnp.stack([digit.sum(0, dtype=jnp.int32) for digit in digits])
         return _carry(gram, jnp.stack(levels)), _carry(total, sums)
 
     def zeros(*shape: int) -> tuple[jax.Array, jax.Array]:

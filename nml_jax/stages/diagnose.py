@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import console, errors, settings
-from nml_jax.assembly.feature_files import name_classes, read_training_file
+from nml_jax.assembly.feature_files import name_classes, number_groups, read_training_file
 from nml_jax.assembly.feature_sets import fit_in_memory, open_feature_sets
 from nml_jax.assembly.suspects import judge_rows, read_ids
 from nml_jax.data.features.sets import FeatureSet
@@ -57,10 +57,10 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             result = _diagnose_file(whole.fingerprint, *frozen)
             judged += [(found, _judge_file(whole.fingerprint, frozen[0]))] if config.diagnose.folds else []
         else:
-            result = _diagnose_sample(found.train.features, found.train.labels, config.diagnose, config.seed)
+            train = found.train
+            result = _diagnose_sample(train.features, train.labels, config.diagnose, config.seed, train.groups)
             if config.diagnose.folds:
-                own = found.train.features, found.train.labels, found.classes
-                judged.append((found, _judge(*own, config.features)))
+                judged.append((found, _judge(train.features, train.labels, found.classes, config.features)))
         if result.untold and config.diagnose.folds:
             console.notice(f"{name_run(workdir)}: {found.task} {result.verdict}")
         known = {name: value for name, value in result.measures.items() if np.isfinite(value)}
@@ -82,26 +82,29 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     return settings.hash_json([[row.metric, row.value] for row in rows])
 
 
-def _diagnose_sample(source: Any, labels: np.ndarray, keys: Any, seed: int) -> diagnosis.Diagnosis:
+def _diagnose_sample(
+    source: Any, labels: np.ndarray, keys: Any, seed: int, groups: np.ndarray | None = None
+) -> diagnosis.Diagnosis:
     """Diagnose at most CAP rows, drawn with the same share of each class."""
     chosen = draw_stratified(labels, min(1.0, CAP / len(labels)), seed)
     own = source.rows(chosen)[:, 0]
-    return diagnosis.diagnose_checked(
-        own, labels[chosen], folds=keys.folds, rows=keys.rows, seed=seed, start=keys.start
-    )
+    how = {"folds": keys.folds, "rows": keys.rows, "seed": seed, "start": keys.start}
+    return diagnosis.diagnose_checked(own, labels[chosen], **how, groups=None if groups is None else groups[chosen])
 
 
 @functools.lru_cache(maxsize=4)
 def _diagnose_file(fingerprint: str, keys: Any, diagnose: Any) -> diagnosis.Diagnosis:
     """Diagnose the training file of the section `features`. `fingerprint` makes the cache notice a changed file."""
     whole, _, labels = read_training_file(keys)
-    return _diagnose_sample(whole, labels, diagnose, seed=0)
+    return _diagnose_sample(whole, labels, diagnose, 0, number_groups(whole, keys.group))
 
 
-def _judge(rows: Any, labels: np.ndarray, classes: Any, keys: Any, ids: Any = None) -> LabelErrors | str:
+def _judge(
+    rows: Any, labels: np.ndarray, classes: Any, keys: Any, ids: Any = None, groups: Any = None
+) -> LabelErrors | str:
     """Judge as many labels as fit into memory; return why none can be judged."""
     try:
-        return judge_rows(rows, labels, classes, most=fit_in_memory(keys.memory, rows, CAP), ids=ids)
+        return judge_rows(rows, labels, classes, most=fit_in_memory(keys.memory, rows, CAP), ids=ids, groups=groups)
     except errors.UserError as e:
         return e.cause
 
@@ -110,7 +113,8 @@ def _judge(rows: Any, labels: np.ndarray, classes: Any, keys: Any, ids: Any = No
 def _judge_file(fingerprint: str, keys: Any) -> LabelErrors | str:
     """Judge the labels of the training file. `fingerprint` makes the cache notice a changed file."""
     whole, classes, labels = read_training_file(keys)
-    return _judge(whole, labels, name_classes(whole, classes), keys, read_ids(whole))
+    groups = number_groups(whole, keys.group)
+    return _judge(whole, labels, name_classes(whole, classes), keys, read_ids(whole), groups)
 
 
 def _describe_labels(workdir: Path, found: FeatureSet, labels: LabelErrors | str) -> dict[str, Any]:

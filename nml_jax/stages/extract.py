@@ -1,9 +1,8 @@
 """Run the frozen encoder over the splits of the downstream tasks -> feature banks and spectra."""
 
 import collections
-import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,16 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import console, errors, models, runtime, settings, spectrum
-from nml_jax.assembly import agreement, encoder, evaluators, texts
+from nml_jax import console, errors, runtime, settings, spectrum
+from nml_jax.assembly import agreement, encoder
+from nml_jax.assembly.encode import Encode, compile_encoder, encode_split
 from nml_jax.assembly.encoder import describe_origin
 from nml_jax.assembly.feature_sets import BLOCK
-from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
+from nml_jax.assembly.fingerprint import describe_encoder
+from nml_jax.assembly.spectra import DeviceSpectra, make_entry, make_rows, singular_values
 from nml_jax.data.class_names import count_labels, describe_split
 from nml_jax.data.features import banks
+from nml_jax.data.text import batches as texts
 from nml_jax.processes import peers
 from nml_jax.runs.banks import INDEX, BankIndex, bank_folder, write_index
 from nml_jax.runs.classes import TASKS, write_counts
@@ -32,8 +34,6 @@ VERSION = 1
 # Key of a bank -> its folder, of the runs of this process: the seeds of a frozen encoder have the same features.
 WRITTEN: dict[str, Path] = {}
 
-Encode = Callable[..., dict[str, jax.Array]]
-
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     """Write the banks, `spectra.json` and the spectrum rows of one run.
@@ -45,12 +45,12 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         UserError: there is no encoder, a checkpoint is damaged, a dataset is missing, or features are not finite.
     """
     frozen = encoder.load(config, workdir, mesh)
-    encode = _compile_encoder(frozen.model, config.extract.layers, mesh)
+    encode = compile_encoder(frozen.model, config.extract.layers, mesh)
     origin = describe_origin(config, frozen.ledger, run=workdir.name, step=frozen.step, weights=config.extract.weights)
     rows: list[Row] = []
     spectra: list[dict[str, Any]] = []
     written: dict[str, str] = {}
-    index, counts = BankIndex(frozen.step, config.extract.weights, {}), {}
+    index, counts = BankIndex(frozen.step, config.extract.weights, {}, describe_encoder(config, frozen)), {}
     for name in config.downstream.tasks:
         task = agreement.open_task(name, config)
         train = Test(task.name + "/train", "id", task.train)
@@ -59,8 +59,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             counts[f"{task.name}/{split}"] = count_labels(test.source.labels, test.source.class_names)
             folder = bank_folder(workdir, task.name, split)
             key = make_bank_key(config, frozen, test, views=config.extract.views if test is train else 1)
+            measured: dict[tuple[str, str], np.ndarray] = {}
             if not peers.agree(banks.find(folder, key) is not None or _copy_written(folder, key)):
-                extract(config, frozen, encode, mesh, test, folder, key, is_train=test is train)
+                measured = extract(config, frozen, encode, mesh, test, folder, key, is_train=test is train)
             WRITTEN[key] = folder
             if jax.process_index() > 0:
                 continue
@@ -71,7 +72,8 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                 features = banks.Layer(bank, layer)
                 for mode in config.extract.spectra:
                     blocks = (block[:, 0] for _, block in features.blocks(BLOCK))
-                    s = singular_values(blocks, len(features), features.dim, mode)
+                    s = measured.get((layer, mode))
+                    s = singular_values(blocks, len(features), features.dim, mode) if s is None else s
                     where = {"task": task.name, "split": split, "domain": test.domain, "layer": layer}
                     spectra.append(make_entry(s, **where, mode=mode))
                     views = config.extract.views if test is train else 1
@@ -119,30 +121,13 @@ def _check_texts(config: ConfigDict) -> None:
     if reads:
         if config.extract.views > 1:
             raise errors.UserError(f"extract.views={config.extract.views}, but texts have one view", "set it to 1")
-        _load_tokenizer(config, model)
-
-
-def _load_tokenizer(config: ConfigDict, model: models.Model) -> texts.TextTokenizer:
-    """Load the tokenizer for a model."""
-    vocab = model.shapes[0]["words"]["embedding"].shape[0]
-    return texts.load_tokenizer(config, vocab, model.spec["tokens"].shape[1])
+        texts.load_tokenizer(config, model)
 
 
 def list_needed(workdir: Path, rows: list[Row]) -> list[Path]:
     """List `spectra.json` and the banks that the rows refer to."""
     splits = {(row.task, row.split) for row in rows}
     return [workdir / "spectra.json", *(workdir / "banks" / task / split / "index.json" for task, split in splits)]
-
-
-@functools.lru_cache(maxsize=4)
-def _compile_encoder(model: models.Model, layers: tuple[str, ...], mesh: Mesh) -> Encode:
-    """Compile the encoder once for a sweep: (params, model_state, batch) -> layer -> float32 [B, D], replicated."""
-
-    def encode(params: Any, model_state: Any, batch: Any) -> dict[str, jax.Array]:
-        outputs, _ = model.apply(params, model_state, batch, train=False, key=None)
-        return {layer: outputs[layer].reshape(len(outputs[layer]), -1).astype("float32") for layer in layers}
-
-    return runtime.jit(encode, mesh, out_shardings=runtime.replicated_sharding(mesh))
 
 
 def make_bank_key(config: ConfigDict, frozen: encoder.Encoder, test: Test, *, views: int) -> str:
@@ -160,7 +145,7 @@ def make_bank_key(config: ConfigDict, frozen: encoder.Encoder, test: Test, *, vi
     ]
     parts += [make_scoring_arguments(test)] if make_scoring_arguments(test) else []
     if texts.has_tokens(frozen.model.spec):
-        tokenizer = _load_tokenizer(config, frozen.model)
+        tokenizer = texts.load_tokenizer(config, frozen.model)
         parts += [tokenizer.fingerprint, texts.list_buckets(config), config.extract.batch]
     seen = {"augment": config.augment, "model": config.model, "image_size": config.data.image_size}
     return settings.hash_json(json.loads(json.dumps([parts, {k: v.to_dict() if hasattr(v, "to_dict") else v
@@ -177,10 +162,18 @@ def extract(
     key: str,
     *,
     is_train: bool,
-) -> None:
-    """Run the encoder over a split. The first process writes the bank."""
+) -> dict[tuple[str, str], np.ndarray]:
+    """Run the encoder over a split. The first process writes the bank.
+
+    Returns:
+        The singular values of the first view, by layer and mode, as far as the devices have measured them.
+    """
     views = range(1, config.extract.views + 1) if is_train and config.extract.views > 1 else (None,)
-    passes = [encode_split(config, frozen, encode, mesh, test, view) for view in views]
+    spectra = DeviceSpectra(config.extract.spectra, len(test.source))
+    passes = [
+        encode_split(config, frozen, encode, mesh, test, view, spectra=None if i else spectra)
+        for i, view in enumerate(views)
+    ]
 
     def blocks() -> Iterator[Mapping[str, np.ndarray]]:
         for several in zip(*passes, strict=True):
@@ -190,10 +183,11 @@ def extract(
     with peers.track(test.split):
         if jax.process_index() > 0:
             collections.deque(blocks(), maxlen=0)  # this process takes part in every step
-            return
-        source = test.source
-        named = {"num_classes": source.num_classes, "class_names": source.class_names}
-        banks.write(folder, blocks(), key=key, **named, scoring=make_scoring_arguments(test))
+        else:
+            source = test.source
+            named = {"num_classes": source.num_classes, "class_names": source.class_names}
+            banks.write(folder, blocks(), key=key, **named, scoring=make_scoring_arguments(test))
+        return spectra.finish()
 
 
 def make_scoring_arguments(test: Test) -> dict[str, Any]:
@@ -202,47 +196,6 @@ def make_scoring_arguments(test: Test) -> dict[str, Any]:
     if test.frames:
         out |= {"frame_labels": test.frames.labels, "groups": test.frames.groups}
     return json.loads(json.dumps(out))
-
-
-def encode_split(
-    config: ConfigDict, frozen: encoder.Encoder, encode: Encode, mesh: Mesh, test: Test, view: int | None
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield blocks of features float32 [B, D], labels and ids in source order, without padding."""
-    if texts.has_tokens(frozen.model.spec):
-        yield from _encode_texts(config, frozen, encode, mesh, test)
-        return
-    put, drawn = runtime.put_batch(mesh), {"shift": test.shift, "view": view, "seed": config.seed}
-    batches = evaluators.read_images(config, mesh, test.source, batch=config.extract.batch, **drawn)
-    for batch in batches:
-        placed = put(batch)
-        features = jax.device_get(encode(frozen.params, frozen.model_state, _take_inputs(frozen, placed)))
-        rest = runtime.fetch({k: placed[k] for k in ("label", "id", "mask")}, mesh)
-        real = rest.pop("mask") > 0
-        yield {k: v[real] for k, v in (features | rest).items()}
-
-
-def _take_inputs(frozen: encoder.Encoder, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs of the encoder in a batch."""
-    return {name: batch[name] for name in encoder.choose_inputs(frozen.model)}
-
-
-def _encode_texts(
-    config: ConfigDict, frozen: encoder.Encoder, encode: Encode, mesh: Mesh, test: Test
-) -> Iterator[dict[str, np.ndarray]]:
-    """Do as `encode_split`, for texts: batches of similar length, whose features go back to source order."""
-    put, source = runtime.put_batch(mesh), test.source
-    table = texts.encode_texts(source, _load_tokenizer(config, frozen.model), test.split)
-    for window in texts.read_batches(config, mesh, table, config.extract.batch):
-        rows = np.concatenate([own for own, _ in window])
-        found = []
-        for own, batch in window:
-            placed = _take_inputs(frozen, put(batch))
-            features = jax.device_get(encode(frozen.params, frozen.model_state, placed))
-            found.append({name: x[: len(own)] for name, x in features.items()})
-        order = np.argsort(rows)
-        features = {name: np.concatenate([part[name] for part in found])[order] for name in found[0]}
-        ids = rows[order].astype(np.int32)
-        yield {**features, "label": source.labels[ids], "id": ids}
 
 
 STAGE = Stage(

@@ -27,7 +27,8 @@ from nml_jax.data.stratify import draw_stratified
 from nml_jax.evals import collect, mapped
 from nml_jax.processes import peers
 from nml_jax.runs.files import write_bytes
-from nml_jax.runs.heads import correct_path, write_correct
+from nml_jax.runs.heads import confusion_path, correct_path, write_confusions, write_correct
+from nml_jax.runs.predictions import Predictions, predictions_path, write_predictions
 from nml_jax.runs.rows import Row, has_rows, read_rows, write_rows
 from nml_jax.runs.tensors import seal_tensors
 from nml_jax.stages.finetune_search import (
@@ -132,14 +133,18 @@ def tune_setting(setup: FinetuneSetup, method: str, terms: str, heads: Heads, or
     end = finetune.merge_factors(runtime.fetch((done.state.params, done.state.model_state), setup.mesh), config)
     keep(setup, folder, end, done)
     hyper, rows = {"lr": done.lr, "weight_decay": config.weight_decay}, []
-    right: dict[str, np.ndarray] = {}
+    scorers: dict[str, mapped.Scorer] = {}
     for share in (None, *config.wise):
         weights = end if share is None else finetune.interpolate(start, end, share)
-        found, correct = score_setting(setup, weights)
-        right = right or correct  # only of the result, which comes first
+        found, own = score_setting(setup, weights)
+        scorers = scorers or own  # only of the result, which comes first
         rows += [Row(**shared, **fields, metric=metric, hyper=hyper, wise_alpha=share) for metric, fields in found]
     if jax.process_index() == 0:
-        write_correct(kept, right)
+        workdir = setup.folder.parents[1]
+        write_correct(kept, {test: scorer.correct for test, scorer in scorers.items()})
+        write_confusions(confusion_path(workdir, shared), {test: s.confusion for test, s in scorers.items()})
+        answers = {test: Predictions(*s.answers[:2], *s.soft) for test, s in scorers.items()}
+        write_predictions(predictions_path(workdir, shared), answers)
         with errors.report_disk_errors(folder):
             write_rows(folder, "finetune", rows)
             for name in ("training", "search"):
@@ -181,20 +186,21 @@ def keep(setup: FinetuneSetup, folder: Path, end: tuple[Any, Any], done: Trained
 
 def score_setting(
     setup: FinetuneSetup, weights: tuple[Any, Any]
-) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, np.ndarray]]:
+) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, mapped.Scorer]]:
     """Score the classifier on every test of the task.
 
     Returns:
-        Metrics with the fields of their rows, and for each split which rows are right, bool [N].
+        Metrics with the fields of their rows, and the scorer of each split.
     """
-    out, correct = [], {}
+    out, scorers = [], {}
     params, model_state = runtime.to_mesh(weights, setup.mesh)
     model_config, config = settings.freeze_sections(setup.config.model, setup.config.finetune)
     model = _build_classifier(model_config, config, setup.loop_setup("full"))
     put = runtime.put_batch(setup.mesh)
     for test in setup.task.tests:
         frames = {"frame_labels": test.frames.labels, "groups": test.frames.groups} if test.frames else {}
-        scorer = mapped.Scorer(setup.task.num_classes, class_map=test.class_map, **frames)
+        how: dict[str, Any] = {"class_map": test.class_map, "soft": True, **frames}
+        scorer = mapped.Scorer(setup.task.num_classes, **how)
         drawn = {"batch": setup.config.extract.batch, "shift": test.shift, "seed": setup.config.seed}
         for local in evaluators.read_images(setup.config, setup.mesh, test.source, **drawn):
             batch = put(local)
@@ -206,8 +212,8 @@ def score_setting(
         for metric, value in scorer.scores().items():
             where = {"split": test.split, "domain": test.domain, "n_test": len(test.source)}
             out.append((metric, {**where, "value": value}))
-        correct[test.split] = scorer.correct
-    return out, correct
+        scorers[test.split] = scorer
+    return out, scorers
 
 
 _build_classifier = functools.lru_cache(maxsize=4)(finetune.build_classifier)
@@ -218,7 +224,7 @@ STAGE = Stage(
     version=3,
     keys=("seed", "init_from", "data", "augment", "model", "downstream", "extract", "zeroshot", "tune", "finetune"),
     upstream=("pretrain",),
-    outputs=Outputs(("finetune", "correct/finetune"), list_needed),
+    outputs=Outputs(("finetune", "correct/finetune", "confusion/finetune", "predictions/finetune"), list_needed),
     check=check,
     run=run,
 )

@@ -19,6 +19,7 @@ from nml_jax.data.stratify import hold_out
 from nml_jax.data.stream import pipeline
 from nml_jax.data.stream.quarantine import Quarantine
 from nml_jax.evals import EVALUATORS
+from nml_jax.evals.metrics import METRICS, check_classes, find_metric
 from nml_jax.models import Model
 from nml_jax.models.heads.mlp import Form
 from nml_jax.objectives import finetune as objectives
@@ -102,7 +103,10 @@ def make_training_config(config: ConfigDict, seed: int) -> ConfigDict:
 
 
 def choose_and_train(setup: FinetuneSetup, method: str, terms: str, lrs: tuple[float, ...], start: Heads) -> Trained:
-    """Train at the learning rate with the highest accuracy on held-out rows. On a tie, take the lowest loss."""
+    """Train at the learning rate with the highest accuracy, or the best `tune.metric`, on held-out rows.
+
+    On a tie, take the lowest loss.
+    """
     folder, best = setup.setting_folder(method, terms), lrs[0]
     if len(lrs) > 1:
         kept, held_out = split_rows(setup)
@@ -130,15 +134,22 @@ def get_trial_folder(folder: Path, lr: float) -> Path:
 
 
 def validate(setup: FinetuneSetup, trial: Callable[[], Trained], source: Source) -> tuple[float, float]:
-    """Run a trial and return (accuracy, loss) on held-out rows, or (0, inf) if it diverged."""
+    """Run a trial and return the score on held-out rows, negative if smaller is better, and the loss.
+
+    If training diverged, return the worst score and an infinite loss.
+    """
+    name = find_metric(setup.config.tune.metric, setup.task.metric) or "accuracy"
+    check_classes(name, source.num_classes)
     try:
         done = trial()
-        evaluator = build_classification(setup, done.model, source)
+        more = {"more": (name,)} if name in ("mcc", "f1") else {}
+        evaluator = build_classification(setup, done.model, source, **more)
         values = {score.metric: score.value for score in loop.run_all({"held out": evaluator}, done.state)}
     except errors.NonFinite as e:
         console.notice(f"a learning rate is left out: {e}")
-        return 0.0, math.inf
-    return values["accuracy"], values["loss"]
+        return -math.inf, math.inf
+    values["log_loss"] = values["loss"]
+    return METRICS[name].way * values[name], values["loss"]
 
 
 def train(

@@ -55,15 +55,15 @@ def summarise(folder: Path) -> str:
     Raises:
         UserError: there is no finished run, or one of its files is damaged.
     """
-    from nml_jax.reporting import method_tables, tables
     from nml_jax.reporting.statistics import choose_method, compare, grouping
+    from nml_jax.reporting.tables.conditions import conditions, methods
 
     blocks = []
     for study in grouping.find_studies(_read([folder])[0]):
         contests = choose_method.find_contests(study)
-        blocks += [method_tables.write_text(contest) for contest in contests]
+        blocks += [methods.write_text(contest) for contest in contests]
         if not contests and not compare.uses_files(study):
-            blocks += tables.write_text(study)
+            blocks += conditions.write_text(study)
     return "\n\n".join("\n".join(line.rstrip() for line in block) for block in blocks)
 
 

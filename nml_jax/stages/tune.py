@@ -19,13 +19,16 @@ from nml_jax.assembly import tune_cost
 from nml_jax.assembly.feature_sets import fit_in_memory, open_feature_sets
 from nml_jax.assembly.spectra import make_rows, singular_values
 from nml_jax.assembly.suspects import judge_rows
+from nml_jax.data.class_weights import find_class_weights
 from nml_jax.data.features.sets import FeatureSet, Split, Subset
 from nml_jax.data.stratify import draw_stratified
 from nml_jax.errors import UserError
+from nml_jax.evals.baselines import find_baselines
 from nml_jax.evals.mapped import Scorer
+from nml_jax.evals.metrics import check_classes, find_metric
 from nml_jax.evals.separability import measure_separability
 from nml_jax.models.heads.mlp import make_head
-from nml_jax.processes import forecast, peers
+from nml_jax.processes import crew, forecast, peers
 from nml_jax.runs.heads import (
     confusion_path,
     correct_path,
@@ -35,12 +38,14 @@ from nml_jax.runs.heads import (
     write_confusions,
     write_correct,
 )
+from nml_jax.runs.predictions import Predictions, predictions_path, write_predictions
 from nml_jax.runs.record import name_run
 from nml_jax.runs.rows import DIVERGED, UNVALIDATED, Row, has_rows, read_rows, write_rows
 from nml_jax.stages.stage import Outputs, Stage
-from nml_jax.tuning import methods, select, streamed
+from nml_jax.tasks import catalogue
+from nml_jax.tuning import methods, select, spread, streamed
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import check_choices
+from nml_jax.tuning.holdout import Demands, check_choices
 from nml_jax.tuning.label_errors import LIMIT, LabelErrors
 from nml_jax.tuning.trainers import make_trainer
 
@@ -51,7 +56,9 @@ SOLVED = 4  # heads in closed form need eight times the memory of their rows, so
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
-    """Tune with every method on every task's features and write the rows. The first process trains, as heads are small.
+    """Tune with every method on every task's features and write the rows.
+
+    The first process reads, chooses, scores and writes. Where heads are trained by gradient, all processes train.
 
     Heads other than k-NN are saved in `heads/<task>/` by method, preset and seed; predict.py applies them. For each
     head, runs/heads.py keeps which test rows are right. Until the stage ends, the rows of finished heads are in
@@ -64,12 +71,20 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         UserError: features are missing, damaged or not finite, or every method diverged.
     """
     if jax.process_index() > 0:
+        with peers.track("heads of the first process"):
+            crew.serve(spread.ACTIONS)
         return ""
+    with crew.lead():
+        return _run_first(config, workdir)
+
+
+def _run_first(config: ConfigDict, workdir: Path) -> str:
+    """Do the work of the first process, which orders the others to train with it."""
     rows: list[Row] = []
     seeds, pairs = settings.repetition_seeds(config.seed, config.tune.seeds), list(methods.list_methods(config.tune))
     for found in open_feature_sets(config, workdir):
         training = Training(config, found, seeds)
-        for sample in _treat_suspects(config, training, _draw_samples(config, found)):
+        for sample in _treat_suspects(workdir.name, config, training, _draw_samples(config, found)):
             for i, (method, preset) in enumerate(pairs):
                 name = f"{workdir.name}: {tune_cost.name_method(method, preset, config)}"
                 with peers.track(f"{found.task}: {method}, {i} of {len(pairs)} methods done"), forecast.part(name):
@@ -90,12 +105,12 @@ def _tell_first_verdict(workdir: Path, training: "Training", rows: list[Row]) ->
     found = training.found
     for test in found.tests:
         own = [r.value for r in rows if (r.method, r.metric, r.split) == ("lbfgs", "accuracy", test.name)]
-        counts = np.bincount(test.labels, minlength=len(found.classes))
-        chance, majority = 100 / len(counts), 100 * counts.max() / counts.sum()
-        if own:
+        if own and not test.scoring:
+            base = find_baselines(np.bincount(test.labels, minlength=len(found.classes)))
             console.notice(
                 f"{name_run(workdir)}: first verdict: L-BFGS probe {100 * own[-1]:.1f} % on {test.name}; chance "
-                f"{chance:.1f} %, always {found.classes[int(counts.argmax())]!r} {majority:.1f} %"
+                f"{100 * base.chance['accuracy']:.1f} %, always {found.classes[base.answer]!r} "
+                f"{100 * base.majority['accuracy']:.1f} %"
             )
     if len(found.train.features) <= training.shard:
         apart = measure_separability(training.whole[:, 0], found.train.labels)
@@ -120,7 +135,8 @@ class Training:
     def fit(self, chosen: np.ndarray, labels: np.ndarray, method: str, preset: str | None) -> list[select.HeadResult]:
         """Train a head per seed on the chosen rows."""
         how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": len(self.found.classes),
-                               "config": self.config.tune, "seeds": self.seeds}  # fmt: skip
+                               "config": self.config.tune, "seeds": self.seeds,
+                               "demands": self.find_demands(chosen, labels)}  # fmt: skip
         rows = self.found.train.features
         solved = bool(methods.find(method).probe)
         if len(rows) <= self.shard and not (solved and len(chosen) > self.shard // SOLVED):
@@ -129,6 +145,34 @@ class Training:
             return _fit_shared(part, labels, how) if self.config.tune.shared else select.fit_seeds(part, labels, **how)
         part = Subset(rows, chosen)
         return streamed.fit_seeds(part, labels, shard=self.shard // (SOLVED if solved else 2), **how)
+
+    def find_demands(self, chosen: np.ndarray, labels: np.ndarray) -> Demands:
+        """Return what heads on the chosen rows with these labels are to be good at."""
+        groups = self.found.train.groups
+        weights = weigh_classes(self.config, self.found, labels)
+        return Demands(choose_metric(self.config, self.found), weights, None if groups is None else groups[chosen])
+
+
+def choose_metric(config: ConfigDict, found: FeatureSet) -> str:
+    """Return the metric that decides; "" for accuracy that is only the task's own. Say which class F1 is about.
+
+    Raises:
+        UserError: it is not one of so many classes.
+    """
+    metric = find_metric(config.tune.metric, catalogue.find_metric(found.task))
+    check_classes(metric, len(found.classes))
+    if metric == "f1":
+        console.notice_once(f"F1 is that of {found.classes[1]!r}, not of {found.classes[0]!r} (features.positive)")
+    return metric
+
+
+def weigh_classes(config: ConfigDict, found: FeatureSet, labels: np.ndarray) -> np.ndarray | None:
+    """Return the weights of the classes, float64 [K]; None if all are 1.
+
+    Raises:
+        UserError: `tune.class_weight` does not fit the classes.
+    """
+    return find_class_weights(config.tune.class_weight, labels, found.classes, what="tune.class_weight")
 
 
 _shared: dict[str, Any] = {}  # what the runs of this process share: by rows, method and settings
@@ -139,12 +183,13 @@ def _fit_shared(features: np.ndarray, labels: np.ndarray, how: dict[str, Any]) -
     config, seeds = how["config"], how["seeds"]
     rows = hashlib.blake2b(np.ascontiguousarray(features).data).hexdigest()
     asked = {**settings.to_json(config), "seeds": 0}
-    key = settings.hash_json([rows, labels.tolist(), how["method"], how["preset"], how["num_classes"], asked])
+    demands = [None if x is None else np.asarray(x).tolist() for x in how["demands"]]
+    key = settings.hash_json([rows, labels.tolist(), how["method"], how["preset"], how["num_classes"], asked, demands])
     if key not in _shared:
         if len(_shared) >= KEPT:
             _shared.pop(next(iter(_shared)))
         X, y = select.check_features(features, labels, how["num_classes"])
-        one = {name: how[name] for name in ("method", "preset", "num_classes", "config")}
+        one = {name: how[name] for name in ("method", "preset", "num_classes", "config", "demands")}
         trainer = make_trainer(X, y, **one)
         hypers, validation = select.choose(trainer, X, y, config=config, seeds=(0,))
         _shared[key] = hypers[0], validation[0]
@@ -181,11 +226,11 @@ def _draw_samples(config: ConfigDict, found: FeatureSet) -> Iterator[Sample]:
             yield Sample(chosen, _corrupt_labels(found, chosen, rate, config), fields, input_spectra)
 
 
-def _treat_suspects(config: ConfigDict, training: Training, samples: Iterator[Sample]) -> Iterator[Sample]:
+def _treat_suspects(name: str, config: ConfigDict, training: Training, samples: Iterator[Sample]) -> Iterator[Sample]:
     """Yield every sample as it is, and without its likely wrong labels, or with likely ones in place of them.
 
     They are looked for among the training rows alone: the tests keep their labels. A class keeps its rows if all are
-    suspects.
+    suspects. `name` is that of the run.
 
     Raises:
         UserError: the features do not fit into memory, or there are too few rows of each class.
@@ -195,7 +240,8 @@ def _treat_suspects(config: ConfigDict, training: Training, samples: Iterator[Sa
             yield sample
             continue
         yield sample._replace(fields=sample.fields | {"suspects": "keep"})
-        found = _find_suspects(training, sample)
+        with forecast.part(f"{name}: suspects"):
+            found = _find_suspects(training, sample)
         bad = found.wrong > LIMIT
         if len(emptied := np.setdiff1d(sample.labels, sample.labels[~bad])):
             names = console.list_words(str(training.found.classes[c]) for c in emptied)
@@ -215,8 +261,9 @@ def _find_suspects(training: Training, sample: Sample) -> LabelErrors:
     if len(sample.chosen) > most:
         cause = f"tune.suspects needs {len(sample.chosen):,} rows in memory, and {most:,} fit"
         raise UserError(cause, "raise features.memory, or set tune.suspects=keep")
-    part = Subset(rows, sample.chosen)
-    return judge_rows(part, sample.labels, training.found.classes, most=most)
+    part, groups = Subset(rows, sample.chosen), training.found.train.groups
+    own = None if groups is None else groups[sample.chosen]
+    return judge_rows(part, sample.labels, training.found.classes, most=most, groups=own)
 
 
 def _tune_method(workdir: Path, training: Training, sample: Sample, method: str, preset: str | None) -> list[Row]:
@@ -261,6 +308,18 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         ):  # distinct as they appear in the file names of heads
             raise UserError(f"tune.{key} must be a tuple of distinct shares {words}, got {values}",
                             f"give at least one, as in --config.tune.{key}='(1.0,)'")  # fmt: skip
+    if config.tune.metric == "log_loss" and (bare := [m for m in config.tune.methods if not methods.find(m).logits]):
+        raise UserError(
+            f"tune.metric=log_loss needs probabilities, and {console.list_words(bare)} has none",
+            "leave it out of tune.methods, or choose another metric",
+        )
+    unweighted = [name for name in config.tune.methods if not methods.find(name).weighted]
+    if config.tune.class_weight and unweighted:
+        console.notice_once(f"tune.class_weight: {console.list_words(unweighted)} takes no weights")
+    if data and config.features.train and (config.tune.class_weight or config.tune.metric == "f1"):
+        for found in open_feature_sets(config, Path()):
+            weigh_classes(config, found, found.train.labels)
+            choose_metric(config, found)
     if config.tune.suspects not in TREATMENTS:
         raise UserError(f"tune.suspects={config.tune.suspects!r}", f"choose one of {', '.join(TREATMENTS)}")
     kinds = [kind for kind in noise.KINDS if noise.list_arguments(kind) == ("rate",)]
@@ -298,9 +357,17 @@ def _keep(
     where = shared | {"layer": found.layer}
     write_correct(correct_path(workdir, where), {test: scorer.correct for test, scorer in scorers.items()})
     write_confusions(confusion_path(workdir, where), {test: scorer.confusion for test, scorer in scorers.items()})
+    answers = {test: _list_predictions(scorer) for test, scorer in scorers.items()}
+    write_predictions(predictions_path(workdir, where), answers)
     _save(result.head, found, workdir, shared)
     with errors.report_disk_errors(place):
         write_rows(place, "tune", measured)
+
+
+def _list_predictions(scorer: Scorer) -> Predictions:
+    """Return what a head answered to a test, for its file."""
+    answers = scorer.answers
+    return Predictions(answers.labels, answers.predictions, *scorer.soft)
 
 
 def _make_hyper(result: select.HeadResult) -> dict[str, float]:
@@ -328,7 +395,8 @@ def _measure_head(
     rows, scorers = [], {}
     for test in found.tests:
         where = {"split": test.name, "domain": test.domain, "n_test": len(test.labels), "layer": found.layer}
-        scorer = Scorer(len(found.classes), **test.scoring)
+        soft = {"soft": methods.find(shared["method"]).logits, "temperature": getattr(result.head, "temperature", 1.0)}
+        scorer = Scorer(len(found.classes), **test.scoring, **soft)
 
         def transform_blocks(test: Split = test, scorer: Scorer = scorer) -> Iterator[np.ndarray]:
             for features, labels in test.blocks():
@@ -359,9 +427,10 @@ def _save(head: Any, found: FeatureSet, workdir: Path, shared: dict[str, Any]) -
     keys = ("task", "method", "preset", "hyper", "n_train", "head_seed", "model", "views")
     about = {key: shared[key] for key in keys} | {"preset": preset_label(shared)}
     about |= {"label": found.label} if found.label else {}  # predict.py takes that column
+    about |= {"encoder": {**found.encoder, "layer": found.layer}} if found.encoder else {}  # predict.py compares it
     state = _scale(head.state, found)
     path = head_path(workdir, shared | {"layer": found.layer})
-    TunedHead(head.form, head.params, state, found.classes, about, found.columns).save(path)
+    TunedHead(head.form, head.params, state, found.classes, about, found.columns, head.temperature).save(path)
 
 
 def _scale(state: Any, found: FeatureSet) -> Any:
@@ -378,7 +447,7 @@ STAGE = Stage(
     version=5,
     keys=("seed", "downstream", "extract", "features", "tune"),
     upstream=("extract", "features"),
-    outputs=Outputs(("heads", "tuning", "correct/tune", "confusion/tune"), list_needed),
+    outputs=Outputs(("heads", "tuning", "correct/tune", "confusion/tune", "predictions/tune"), list_needed),
     check=check,
     run=run,
 )

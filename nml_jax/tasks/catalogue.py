@@ -206,3 +206,8 @@ def make_domain_entry(name: str) -> Entry:
         folder=f"domainnet/{name}", version="1.0.0", num_classes=345, n_train=n_train, n_test=n_test,
         licence="contains copyrighted material; fair use", url="http://ai.bu.edu/DomainNet/",
     )  # fmt: skip
+
+
+def find_metric(task: str) -> str:
+    """Return the customary metric of a task; accuracy where none is known."""
+    return TRAINED[task].metric if task in TRAINED else "accuracy"

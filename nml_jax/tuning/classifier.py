@@ -17,10 +17,12 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from nml_jax import spectrum
 from nml_jax.console import format_seconds, notice
+from nml_jax.data.class_weights import find_class_weights
 from nml_jax.data.features.checks import check_exact, check_finite, check_varied
 from nml_jax.data.features.frames import to_matrix
 from nml_jax.data.stratify import hold_out
 from nml_jax.errors import FREE, UserError
+from nml_jax.evals.calibration import find_temperature
 from nml_jax.models.heads.mlp import Form, standardize
 from nml_jax.objectives import nmtune, terms
 from nml_jax.processes.forks import refuse_fork
@@ -28,27 +30,36 @@ from nml_jax.processes.limits import limit_blas
 from nml_jax.tuning import descent, head_file, methods, patient
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import cross_entropy
+from nml_jax.tuning.holdout import Demands, cross_entropy, multiply
 from nml_jax.tuning.probes import Linear
 
 METHODS = ("linear", "mlp", "nmtune", "skd", "fgs", "lgm")
-EPOCHS, STEPS = 5, 200  # defaults: 5 epochs, or as many as make 200 steps
+EPOCHS, STEPS, BATCH = 5, 200, 256  # defaults from random weights: 5 epochs, or as many as make 200 steps
+PROBE_EPOCHS, PROBE_STEPS, PROBE_BATCH = 10, 300, 128  # from the probe; NMTune's terms are cubic in the batch
 FEWEST = 20  # rows to validate on
 PATIENCE, PATIENT_STEPS = 3, 75  # defaults: 3 epochs, or as many as make 75 steps
-OPTIONAL = ("epochs", "learning_rate", "patience", "width", "C")  # may be None
+OPTIONAL = ("epochs", "batch_size", "learning_rate", "patience", "width", "C", "validation_fraction",
+            "calibrate")  # may be None  # fmt: skip
 STARTS = (None, "probe", "fresh")
-HELD_OUT = 0.2  # share of the rows by which a linear head chooses its penalty
+NOTHING_HELD_OUT = (
+    "calibrate=True needs rows to validate on, and none are held out",
+    "leave early_stopping on, raise validation_fraction, or give more rows of each class",
+)
 COUNTS, NUMBERS = ("epochs", "batch_size", "patience", "depth"), ("learning_rate", "weight_decay", "width", "C")
 POSITIVE = ("width", "C")
-SWITCHES = ("standardize", "early_stopping", "residual", "warm_start", "compute_spectrum")
+SWITCHES = ("standardize", "early_stopping", "residual", "warm_start", "compute_spectrum", "calibrate")
 
 
 class Rows(NamedTuple):
-    """Training rows: features [N, D], classes [N], weights [N], and which rows to train on and to validate on."""
+    """Training rows: features [N, D], classes [N], weights [N], and which rows to train on and to validate on.
+
+    demands: holds the weights of the classes.
+    """
 
     X: np.ndarray
     codes: np.ndarray
     weights: np.ndarray
+    demands: Demands
     train: np.ndarray
     held_out: np.ndarray
 
@@ -63,7 +74,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     By default a logistic regression is solved first, with the penalty that validation chooses. A linear head is that
     probe, refitted on all rows. Other heads start from it, and AdamW with a cosine to zero trains them. Training stops
-    when the validation loss has not fallen for `patience` epochs, and keeps the best epoch, which may be the probe.
+    when the validation loss has not fallen for `patience` epochs; the head has as many as were best, perhaps none.
     `epochs=30, batch_size=64, width=4` is the released schedule (arXiv 2309.17002), from random weights.
 
     Args:
@@ -71,15 +82,18 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             (objectives/skd.py, fgs.py, lgm.py).
         preset: of nmtune: paper | code.
         weights: numbers by name, such as {"svd": 0.1}, that replace those of the preset or of the method's terms.
-        epochs: passes over the training part, at most. None: 5, or as many as make 200 steps.
-        batch_size: rows per step. If the training part is smaller, the largest power of two in it, so that sets of
-            similar size share one compiled program.
-        learning_rate: rate at the start of the cosine. None: √(6/D) / 10 for linear, √(6/D) / 50 for the others. √(6/D)
-            bounds the classifier's initial weights, and AdamW moves every weight by about its rate in a step.
+        epochs: passes over the training part, at most. None: 10, or as many as make 300 steps, from the probe; 5, or as
+            many as make 200 steps, from random weights.
+        batch_size: rows per step. None: 128 from the probe, else 256. If the training part is smaller, the largest
+            power of two in it, so that sets of similar size share one compiled program.
+        learning_rate: rate at the start of the cosine. None: √(6/D) / 700 from the probe, where larger rates lose
+            accuracy in other domains (docs/benchmarks.md); from random weights √(6/D) / 10 for linear, / 50 for the
+            others. √(6/D) bounds the classifier's initial weights, and AdamW moves every weight by its rate in a step.
         weight_decay: decoupled, on every parameter.
         standardize: scale every feature to mean 0 and variance 1, by the rows given to `fit`.
-        early_stopping: hold out `validation_fraction` of the rows, stratified, if these are 20 or more.
-        validation_fraction: share of the rows.
+        early_stopping: hold out `validation_fraction` of the rows, stratified, if these are 20 or more. A head from the
+            probe is then trained again on all rows, for as long as validation chose.
+        validation_fraction: share of the rows. None: 0.2 for heads from the probe, else 0.1.
         patience: epochs. None: 3, or as many as make 75 steps.
         width: hidden width of the MLP over the number of features. None: chosen by rows and features, see
             `tuning.methods.choose_width`. The papers' is 4.
@@ -89,8 +103,16 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         start: probe | fresh (random weights). A linear head that starts from the probe is the probe. A head without a
             residual cannot start from it. None: the probe where it can be, and none of `epochs`, `learning_rate` and
             `warm_start` is given.
-        C: inverse strength of the probe's L2 penalty, as scikit-learn's. None: chosen by the validation loss among
-            10⁻⁴ to 10 in powers of ten.
+        C: inverse strength of the probe's L2 penalty, as scikit-learn's. None: chosen among 10⁻⁴ to 10 in powers of ten
+            by the accuracy on held-out rows, with the weights of rows and classes; of a tie see
+            `tuning.patient.pick_penalty`.
+        class_weight: weights of the classes in the cross-entropy, as in scikit-learn: None, 1 each; "balanced", rows /
+            (classes · rows of the class); or a mapping of labels to weights, 1 for those that it lacks; or a weight for
+            each class of `classes_`. The terms of a method ignore them. Validation losses are weighted, too.
+        calibrate: divide logits by a temperature for `predict_proba` and `predict_log_proba`. It is found on rows held
+            out from heads that are trained in the same way; the one that is kept is trained on all rows. Predictions
+            and `decision_function` stay. None: where `fit` chooses C and rows can be held out, because a penalty that
+            is chosen by accuracy says nothing about the scale of logits.
         verbose: 0, or 1 to print progress to stderr.
         compute_spectrum: also set `spectrum_`. It takes longer than a linear fit.
 
@@ -113,12 +135,12 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         *,
         weights: dict[str, Any] | None = None,
         epochs: int | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         learning_rate: float | None = None,
         weight_decay: float = 1e-4,
         standardize: bool = True,
         early_stopping: bool = True,
-        validation_fraction: float = 0.1,
+        validation_fraction: float | None = None,
         patience: int | None = None,
         width: float | None = None,
         depth: int = 1,
@@ -128,6 +150,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         random_state: Any = None,
         start: str | None = None,
         C: float | None = None,
+        class_weight: Any = None,
+        calibrate: bool | None = None,
         verbose: int = 0,
         compute_spectrum: bool = False,
     ):
@@ -150,6 +174,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         self.random_state = random_state
         self.start = start
         self.C = C
+        self.class_weight = class_weight
+        self.calibrate = calibrate
         self.verbose = verbose
         self.compute_spectrum = compute_spectrum
 
@@ -194,7 +220,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             raise UserError(f"y has one class: {self.classes_.tolist()}", "give examples of at least two classes")
         check_varied([X], "X")
         start = self.head_ if before == (list(self.classes_), X.shape[1]) else None
-        rows = Rows(X, codes, weights, *self._split_rows(codes, seed))
+        of_classes = find_class_weights(self.class_weight, codes, self.classes_.tolist(), weights=weights)
+        rows = Rows(X, codes, weights, Demands(class_weights=of_classes), *self._split_rows(codes, seed))
         self._make_head(rows, make_spec, numbers, seed, start)
         if hasattr(self, "spectrum_"):
             del self.spectrum_
@@ -209,24 +236,30 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         K, solved = len(self.classes_), self._starts_from_probe()
         if solved and self.method == "linear":
             return self._solve(rows, seed)
-        X, train = rows.X, rows.train
-        n = len(train)
-        spec = make_spec(K, min(int(self.batch_size), 1 << (n.bit_length() - 1)))
+        X, n = rows.X, len(rows.train)
+        batch = self.batch_size or (PROBE_BATCH if solved else BATCH)
+        spec = make_spec(K, min(int(batch), 1 << (n.bit_length() - 1)))
         width = methods.choose_width(X.shape[1], n) if self.width is None and spec.form.mlp else spec.form.width
         spec = spec._replace(form=spec.form._replace(width=width), penalised=solved)
-        bank = _make_training_set(X, rows.codes, rows.weights / rows.weights[train].mean())
+        bank = _make_training_set(X, rows.codes, rows.weights)
         standard = descent.get_standard(bank.features, len(X)) if self.standardize else None
         probe, self.C_ = None, None
+        F = standardize(X, standard) if standard and solved else X
         if solved:
-            F = standardize(X, standard) if standard else X
-            probe, self.C_ = self._choose_probe(rows, F)
-        default = math.sqrt(6 / X.shape[1]) / (50 if spec.form.mlp else 10)
+            probe = self._solve_probe(rows, F, seed)
+        default = math.sqrt(6 / X.shape[1]) / (700 if solved else 50 if spec.form.mlp else 10)
         rate = default if self.learning_rate is None else self.learning_rate
-        order = np.concatenate([train, rows.held_out, np.arange(len(X), len(bank.labels))])
-        penalty = patient.compute_penalty(self.C_, n, K) if self.C_ else 0.0
-        setting = Setting(order, rate, self.weight_decay, seed, numbers, penalty=penalty)
+        setting = Setting(None, rate, self.weight_decay, seed, numbers)
         start = start if start and start.form == spec.form else None
-        self._train(spec, bank, setting, n, standard, start or probe, rows)
+        training, head = self._train(spec, bank, setting, standard, start or probe, rows)
+        self.n_iter_, self.validation_loss_ = training.done, training.losses
+        judged = head
+        temperature = self._find_temperature(lambda held: judged.outputs(X[held])[1], rows.held_out, rows.codes)
+        if probe and len(rows.held_out):
+            whole = rows._replace(train=np.arange(len(X)), held_out=np.arange(0))
+            probe = self._solve_probe(whole, F, seed, self.C_)
+            head = self._train(spec, bank, setting, standard, probe, whole, until=training.best)[1]
+        self._finish(head, temperature)
 
     def _starts_from_probe(self) -> bool:
         """Return whether there is a probe to start from, see `start`."""
@@ -238,27 +271,45 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         return self.start == "probe" or (self.start is None and can and free)
 
     def _solve(self, rows: "Rows", seed: int) -> None:
-        """Choose the penalty on a part of the rows, and solve the probe on all of them."""
-        X, codes, everything = rows.X, rows.codes, np.arange(len(rows.X))
+        """Choose penalty and temperature on parts of the rows, and solve the probe on all of them."""
+        X = rows.X
         standard = descent.get_standard(X[:, None]) if self.standardize else None
         F = standardize(X, standard) if standard else X
-        parts = everything, everything[:0]
-        if self.C is None and np.bincount(codes).max() > 1:
-            parts = hold_out(codes, HELD_OUT, seed)
-        probe, self.C_ = self._choose_probe(rows._replace(train=parts[0], held_out=parts[1]), F)
-        if len(parts[1]):
-            probe, _ = patient.choose_probe(
-                F, codes, (everything, everything[:0]), num_classes=len(self.classes_), cs=(self.C_,), weights=rows.own
-            )
+        temperature, c = None, None
+        if self._calibrates():
+            c, temperature = self._choose_penalty(rows, F, seed)
+            if temperature is None and self.calibrate:
+                raise UserError(*NOTHING_HELD_OUT)
+        probe = self._solve_probe(rows._replace(train=np.arange(len(X)), held_out=np.arange(0)), F, seed, c)
         self.n_iter_, self.validation_loss_ = 0, []
-        self._finish(patient.make_linear(probe, {"input": standard} if standard else {}))
+        self._finish(patient.make_linear(probe, {"input": standard} if standard else {}), temperature or 1.0)
 
-    def _choose_probe(self, rows: "Rows", F: np.ndarray) -> tuple[Linear, float]:
+    def _find_temperature(self, score: Any, held_out: np.ndarray, codes: np.ndarray) -> float:
+        """Return the temperature of `score`, rows -> logits, by rows held out; 1 where heads are not calibrated."""
+        if not self._calibrates():
+            return 1.0
+        if len(held_out):
+            return find_temperature(score(held_out), codes[held_out])
+        if not self.calibrate:  # it is not asked for
+            return 1.0
+        raise UserError(*NOTHING_HELD_OUT)
+
+    def _calibrates(self) -> bool:
+        return self._starts_from_probe() and self.C is None if self.calibrate is None else self.calibrate
+
+    def _solve_probe(self, rows: "Rows", F: np.ndarray, seed: int, c: float | None = None) -> Linear:
+        """Solve the probe on the rows to train on, with a C that is given, or that all rows choose; set C_."""
+        own, how = rows.own, {"num_classes": len(self.classes_), "demands": rows.demands}
+        c = float(self.C) if c is None and self.C is not None else c
+        self.C_ = self._choose_penalty(rows, F, seed)[0] if c is None else c
+        probe, _ = patient.choose_probe(F, rows.codes, (rows.train, rows.train[:0]), cs=(self.C_,), weights=own, **how)
+        self._tell(f"probe solved, C={self.C_:g}")
+        return probe
+
+    def _choose_penalty(self, rows: "Rows", F: np.ndarray, seed: int) -> tuple[float, float | None]:
         cs = patient.CS if self.C is None else (float(self.C),)
-        parts = rows.train, rows.held_out
-        probe, c = patient.choose_probe(F, rows.codes, parts, num_classes=len(self.classes_), cs=cs, weights=rows.own)
-        self._tell(f"probe solved, C={c:g}")
-        return probe, c
+        how: dict[str, Any] = {"num_classes": len(self.classes_), "weights": rows.own, "demands": rows.demands}
+        return patient.choose_penalty(F, rows.codes, seed=seed, cs=cs, **how)
 
     def _tell(self, message: str) -> None:
         if self.verbose:
@@ -310,53 +361,59 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def _split_rows(self, codes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Return rows to train on and rows to validate on; none of the latter if they would be too few."""
         everything = np.arange(len(codes))
-        few = self.validation_fraction * len(codes) < FEWEST
-        if not self.early_stopping or few or np.bincount(codes).max() < 2:
+        share = self.validation_fraction or (patient.HELD_OUT if self._starts_from_probe() else 0.1)
+        if not self.early_stopping or share * len(codes) < FEWEST or np.bincount(codes).max() < 2:
             return everything, everything[:0]
-        return hold_out(codes, self.validation_fraction, seed)
+        return hold_out(codes, share, seed)
 
     def _train(
         self,
         spec: Spec,
         bank: TrainingSet,
         setting: Setting,
-        n: int,
         standard: Any,
         start: TunedHead | Linear | None,
         rows: "Rows",
-    ) -> None:
-        """Train epoch by epoch, and set head_, n_iter_ and validation_loss_."""
-        bank, setting, steps = jax.device_put(bank), descent.to_arrays(setting), -(-n // spec.batch)
-        epochs = max(EPOCHS, -(-STEPS // steps)) if self.epochs is None else int(self.epochs)
+        until: int | None = None,
+    ) -> tuple[patient.Training, TunedHead]:
+        """Train epoch by epoch, until validation no longer improves, or for `until` epochs of the same schedule."""
+        X, train, n, K = rows.X, rows.train, len(rows.train), len(self.classes_)
+        own = multiply(bank.weights / rows.weights[train].mean(), rows.demands.weigh(bank.labels))
+        bank = jax.device_put(bank._replace(weights=np.float32(own)))
+        order = np.concatenate([train, rows.held_out, np.arange(len(X), len(bank.labels))])
+        penalty = patient.compute_penalty(self.C_, n, K) if self.C_ else 0.0
+        setting, steps = descent.to_arrays(setting._replace(rows=order, penalty=penalty)), -(-n // spec.batch)
+        least, budget = (PROBE_EPOCHS, PROBE_STEPS) if spec.penalised else (EPOCHS, STEPS)
+        epochs = max(least, -(-budget // steps)) if self.epochs is None else int(self.epochs)
         patience = max(PATIENCE, -(-PATIENT_STEPS // steps)) if self.patience is None else int(self.patience)
-        validation = [x[rows.held_out] for x in (rows.X, rows.codes, rows.weights)]
-        begun, known = time.perf_counter(), len(rows.held_out)
+        weights: Any = multiply(rows.weights, rows.demands.weigh(rows.codes))
+        validation = [x[rows.held_out] for x in (X, rows.codes, weights)]
+        begun, known, last = time.perf_counter(), len(rows.held_out), epochs if until is None else until
 
         def tell(i: int, loss: float) -> None:
-            ahead = format_seconds((time.perf_counter() - begun) / i * (epochs - i))
-            self._tell(f"epoch {i} of {epochs}{f', validation loss {loss:.4f}' if known else ''}, at most {ahead} left")
+            ahead = format_seconds((time.perf_counter() - begun) / i * (last - i))
+            what = "epoch" if until is None else "on all rows: epoch"
+            self._tell(f"{what} {i} of {last}{f', validation loss {loss:.4f}' if known else ''}, at most {ahead} left")
 
         with limit_blas():
-            carry = descent.begin(spec, setting, bank.features.shape[-1], standard)
+            carry = descent.begin(spec, setting, X.shape[1], standard)
             if isinstance(start, TunedHead):
                 state = {**carry.state, **{k: v for k, v in start.state.items() if k != "input"}}
                 carry = carry._replace(params=jax.device_put(start.params), state=jax.device_put(state))
             elif start is not None:
                 carry = patient.start_at(carry, start)
-            score = (lambda head: _compute_loss(head, *validation)) if known else None
+            score = (lambda head: (_compute_loss(head, *validation),)) if known else None
             how: dict[str, Any] = {"horizon": epochs, "score": score, "tell": tell}
             training = patient.Training(spec, carry, bank, setting, n, **how, started=isinstance(start, Linear))
-            head = training.run(epochs, patience)
-        self.n_iter_, self.validation_loss_ = training.done, training.losses
-        self._finish(head)
+            return training, training.run(last, patience)
 
-    def _finish(self, head: TunedHead) -> None:
-        """Set head_, with its classes, columns and origin."""
+    def _finish(self, head: TunedHead, temperature: float) -> None:
+        """Set head_, with its classes, columns, origin and temperature."""
         if not all(np.isfinite(x).all() for x in jax.tree.leaves((head.params, head.state))):
             raise UserError(f"training of the {self.method} head diverged", "lower learning_rate, or set standardize")
         about = {"method": self.method, "preset": self.preset if self.method == "nmtune" else None}
         classes, columns = head_file.classes_to_json(self.classes_), tuple(getattr(self, "feature_names_in_", ()))
-        self.head_ = TunedHead(head.form, head.params, head.state, classes, about, columns)
+        self.head_ = TunedHead(head.form, head.params, head.state, classes, about, columns, temperature)
 
     def decision_function(self, X: ArrayLike) -> np.ndarray:
         """Return logits float32 [M, K]; for two classes their difference [M], positive for `classes_[1]`."""
@@ -373,9 +430,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """Return the logarithms of `predict_proba`, float64 [M, K]; finite where a probability rounds to zero."""
         logits = self._outputs(X)[1].astype(np.float64)
         with _raise_value_errors():
-            self.head_.probabilities(logits[:1])  # some heads have none
-        shifted = logits - logits.max(1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+            return self.head_.log_probabilities(logits)
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Return the most probable class of every row, [M]."""
@@ -445,7 +500,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         return self
 
 
-def _make_training_set(X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> TrainingSet:
+def _make_training_set(X: np.ndarray, codes: np.ndarray, weights: Any) -> TrainingSet:
     """Pad the rows with zeros so that sets of similar size share one compiled program."""
     step = max(64, 1 << max(len(X).bit_length() - 3, 0))
     fill = -len(X) % step

@@ -1,4 +1,4 @@
-"""Train heads by gradient, each in one compiled loop over the features on the device.
+"""Train a head by gradient, in one compiled loop over the features on the device; spread.py trains many.
 
 The optimiser is AdamW (PyTorch's defaults) with decay on every parameter, and a cosine to zero without warm-up, as
 released. An epoch is a new permutation of the n rows in ⌈n/B⌉ full batches. The last one is filled up with the epoch's
@@ -6,35 +6,21 @@ first rows, so no row is left out and BatchNorm always sees B rows. A batch hold
 """
 
 import functools
-import os
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec
 
+from nml_jax.arithmetic.bits import in_32_bits
 from nml_jax.models.heads.mlp import Form, Tree, make_head, standardize
 from nml_jax.objectives.step import Step
 from nml_jax.objectives.terms import Terms
 from nml_jax.processes.forks import refuse_fork
-from nml_jax.processes.limits import limit_blas
 from nml_jax.training import perturb
 
 CHUNK = 512  # rows per call outside training; one size, so that it is compiled once
-
-
-def in_32_bits(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function run with JAX's 32-bit types, even where the user has set jax_enable_x64."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with jax.enable_x64(False):
-            return function(*args, **kwargs)
-
-    return run
 
 
 class Spec(NamedTuple):
@@ -79,54 +65,13 @@ class Carry(NamedTuple):
     opt_state: Any
 
 
-@in_32_bits
-def train(
-    spec: Spec,
-    bank: TrainingSet,
-    settings: Sequence[Setting],
-    n: int,
-    *,
-    epochs: int,
-    mapped: bool | None = None,
-) -> list[tuple[Tree, Tree]]:
-    """Train one head per setting.
-
-    Args:
-        spec: static arguments; its `batch` is at most n.
-        bank: training examples.
-        settings: of Python or NumPy values.
-        n: rows to train on.
-        epochs: passes over them.
-        mapped: train all settings in one batched call, spread over the devices of this process, or each in a call of
-            its own, as many at a time as there are cores. None: mapped on an accelerator, but not on a CPU, where that
-            would be three times as slow.
-
-    Returns:
-        (params, state) of each, nested dicts of float32 NumPy arrays; not finite if training diverged.
-    """
-    refuse_fork()
-    if mapped is None:
-        mapped = jax.default_backend() != "cpu"
-    ready, sizes = [to_arrays(s) for s in settings], (np.int32(n), np.int32(epochs))
-    with limit_blas():
-        if mapped:
-            devices = jax.local_devices()[: len(ready)]
-            filled = [*ready, *ready[-1:] * (-len(ready) % len(devices))]
-            stacked = jax.tree.map(lambda *xs: np.stack(xs), *filled)
-            together = jax.device_get(_compile_mapped(spec, tuple(devices))(bank, stacked, *sizes))
-            return [jax.tree.map(lambda x, i=i: x[i], together) for i in range(len(ready))]
-        out, cores = [], os.cpu_count() or 1  # a run uses one core, and calls return before they are done
-        for i in range(0, len(ready), cores):
-            out += jax.device_get([_train(spec, bank, setting, *sizes) for setting in ready[i : i + cores]])
-        return out
-
-
 def to_arrays(setting: Setting) -> Setting:
     """Convert a setting to the dtypes of the compiled program."""
     seed, *numbers = np.uint32(setting.seed % 2**32), *jax.tree.map(np.float32, setting[4:])
     return Setting(np.int32(setting.rows), np.float32(setting.lr), np.float32(setting.weight_decay), seed, *numbers)
 
 
+@in_32_bits
 def start(spec: Spec, setting: Setting, dim: int, standard: Tree | None) -> Carry:
     """Initialise a head.
 
@@ -141,6 +86,7 @@ def start(spec: Spec, setting: Setting, dim: int, standard: Tree | None) -> Carr
     return Carry(params, state, _make_optimizer(setting, 1).init(params))
 
 
+@in_32_bits
 def run_epoch(
     spec: Spec, carry: Carry, bank: TrainingSet, setting: Setting, n: jax.Array, i: jax.Array, total: jax.Array
 ) -> Carry:
@@ -210,38 +156,34 @@ def _make_keys(setting: Setting) -> tuple[jax.Array, jax.Array, jax.Array, jax.A
     return (*jax.random.split(key), jax.random.fold_in(key, 2), jax.random.fold_in(key, 3))  # type: ignore[return-value]
 
 
-def _run(spec: Spec, bank: TrainingSet, setting: Setting, n: jax.Array, epochs: jax.Array) -> tuple[Tree, Tree]:
-    standard = compute_statistics(bank.features, setting.rows, n) if spec.standardize else None
+@in_32_bits
+def run(
+    spec: Spec, bank: TrainingSet, setting: Setting, n: jax.Array, epochs: jax.Array, standard: Tree | None = None
+) -> tuple[Tree, Tree]:
+    """Train a head for some epochs; return its parameters and its state.
+
+    Args:
+        standard: mean and scale of the features, if `spec.standardize`; None: compute them.
+    """
+    if spec.standardize and standard is None:
+        standard = compute_statistics(bank.features, setting.rows, n)
     carry = start(spec, setting, bank.features.shape[-1], standard)
     total = epochs * -(-n // spec.batch)
     carry = jax.lax.fori_loop(0, epochs, lambda i, carry: run_epoch(spec, carry, bank, setting, n, i, total), carry)
     return carry.params, carry.state
 
 
-_train = jax.jit(_run, static_argnums=0)
+train_one = jax.jit(run, static_argnums=0)
 
 
-@functools.lru_cache(maxsize=32)
-def _compile_mapped(spec: Spec, devices: tuple[Any, ...]) -> Any:
-    """Compile (bank, settings, n, epochs) -> heads, with the first axis of settings and heads spread over devices.
-
-    Each device has the whole bank and trains its own heads, so that the devices say nothing to each other.
-    """
-    mesh, heads, whole = Mesh(np.array(devices), ("heads",)), PartitionSpec("heads"), PartitionSpec()
-
-    def train_own(bank: TrainingSet, settings: Setting, n: jax.Array, epochs: jax.Array) -> tuple[Tree, Tree]:
-        return jax.vmap(lambda setting: _run(spec, bank, setting, n, epochs))(settings)
-
-    specs = (whole, heads, whole, whole)
-    return jax.jit(jax.shard_map(train_own, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False))
-
-
+@in_32_bits
 def _permute(key: jax.Array, size: int, n: jax.Array) -> jax.Array:
     """Return int32 [size] whose first n are a uniform permutation of 0..n−1."""
     draws = jnp.where(jnp.arange(size) < n, jax.random.bits(key, (size,)), np.uint32(2**32 - 1))
     return jnp.argsort(draws, stable=True)
 
 
+@in_32_bits
 def compute_statistics(features: jax.Array, rows: jax.Array, n: jax.Array) -> Tree:
     """Compute mean and standard deviation over all views of the first n of `rows`; a constant feature becomes 0."""
     size, views, _ = features.shape

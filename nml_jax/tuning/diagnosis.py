@@ -14,11 +14,12 @@ from scipy.special import stdtrit
 from nml_jax import ranges, spectrum
 from nml_jax.data.features.checks import check_finite, check_varied
 from nml_jax.data.features.frames import to_matrix
-from nml_jax.data.stratify import draw_per_class, draw_stratified
+from nml_jax.data.stratify import check_groups, count_groups, draw_per_class, draw_stratified, split_rows
 from nml_jax.errors import UserError
 from nml_jax.evals.separability import measure_separability
 from nml_jax.processes.forks import refuse_fork
 from nml_jax.tuning import methods, select
+from nml_jax.tuning.holdout import Demands
 
 NAMES = {
     "sve": "SVE (entropy of the singular values)",
@@ -118,6 +119,7 @@ def diagnose(
     folds: int = 5,
     rows: int = 2000,
     seed: int = 0,
+    groups: ArrayLike | None = None,
 ) -> Diagnosis:
     """Measure features, and compare NMTune with a linear probe on them by cross-validation.
 
@@ -135,6 +137,8 @@ def diagnose(
         rows: rows to cross-validate, at most. They are a stratified part of the N, from classes drawn at random: so
             many that each has two rows in every fold, or all its rows.
         seed: of the folds, the part, and the heads.
+        groups: [N], of any dtype that sorts; rows of one value stay in one fold, and in one part where settings are
+            chosen. None: each row is its own.
 
     Raises:
         ValueError: the data do not fit, a value is not finite, every feature is constant, labels are not classes, there
@@ -145,7 +149,9 @@ def diagnose(
         for name, value, low in (("folds", folds, 2), ("rows", rows, 20)):
             if not isinstance(value, int | np.integer) or value < low:
                 raise UserError(f"{name}={value!r}", f"give an integer of {low} or more")
-        found = diagnose_checked(*check_arguments(F, y), folds=int(folds), rows=int(rows), seed=seed % 2**31)
+        X, labels = check_arguments(F, y)
+        how: dict[str, Any] = {"folds": int(folds), "rows": int(rows), "seed": seed % 2**31}
+        found = diagnose_checked(X, labels, **how, groups=check_groups(groups, len(labels)))
         if found.untold:
             raise UserError(found.untold, "give more rows of each class, and features of similar scale")
         return found
@@ -177,7 +183,14 @@ def check_arguments(F: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]
 
 
 def diagnose_checked(
-    F: np.ndarray, y: np.ndarray, *, folds: int, rows: int, seed: int, start: str = "fresh"
+    F: np.ndarray,
+    y: np.ndarray,
+    *,
+    folds: int,
+    rows: int,
+    seed: int,
+    start: str = "fresh",
+    groups: np.ndarray | None = None,
 ) -> Diagnosis:
     """Diagnose checked arguments. Features that cannot be cross-validated are measured, and `untold` says why.
 
@@ -191,13 +204,14 @@ def diagnose_checked(
     features = features[:, 0]
     part, untold = np.empty(0, np.int64), NOT_ASKED
     if folds:
-        folds, part = _choose_rows(codes, folds, rows, seed)
-        needed = _count_needed(folds)
-        untold = "" if len(part) else f"fewer than two classes have {needed} rows: nothing can be held out"
+        folds, part = _choose_rows(codes, folds, rows, seed, groups)
+        needed = f"{_count_needed(folds)} {'rows' if groups is None else 'groups'}"
+        untold = "" if len(part) else f"fewer than two classes have {needed}: nothing can be held out"
     accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
     try:
-        accuracies = _compare_methods(features[part], codes[part], folds, seed, start) if len(part) else accuracies
-    except select.Diverged as e:
+        own = None if groups is None else groups[part]
+        accuracies = _compare_methods(features[part], codes[part], folds, seed, start, own) if len(part) else accuracies
+    except UserError as e:  # training diverged, or groups are too large to be split up
         part, untold = part[:0], e.cause
     gains = np.subtract(accuracies["nmtune"], accuracies["lbfgs"])
     return Diagnosis(
@@ -220,8 +234,12 @@ def _count_needed(folds: int) -> int:
     return max(folds, 3 if folds > 2 else 4)
 
 
-def _choose_rows(codes: np.ndarray, folds: int, rows: int, seed: int) -> tuple[int, np.ndarray]:
+def _choose_rows(
+    codes: np.ndarray, folds: int, rows: int, seed: int, groups: np.ndarray | None = None
+) -> tuple[int, np.ndarray]:
     """Return the number of folds and the rows to cross-validate; no rows if classes are too small."""
+    if groups is not None:
+        return _choose_groups(codes, folds, rows, seed, groups)
     counts = np.bincount(codes)
     folds = max(2, min(folds, rows // 2, int(np.sort(counts)[-2])))  # at least two classes have so many rows
     large = np.flatnonzero(counts >= _count_needed(folds))
@@ -238,20 +256,37 @@ def _choose_rows(codes: np.ndarray, folds: int, rows: int, seed: int) -> tuple[i
     return folds, np.sort(part)
 
 
+def _choose_groups(codes: np.ndarray, folds: int, rows: int, seed: int, groups: np.ndarray) -> tuple[int, np.ndarray]:
+    """Do the same for groups: take rows of classes that enough groups have, stratified."""
+    folds = max(2, min(folds, rows // 2, int(np.sort(count_groups(codes, groups))[-2])))
+    large = np.flatnonzero(count_groups(codes, groups) >= _count_needed(folds))
+    pool = np.flatnonzero(np.isin(codes, large))
+    if len(large) < 2:
+        return folds, pool[:0]
+    part = pool[draw_stratified(codes[pool], min(1.0, rows / len(pool)), seed)]
+    kept = np.flatnonzero(count_groups(codes[part], groups[part]) >= _count_needed(folds))
+    part = part[np.isin(codes[part], kept)]
+    return folds, part if len(kept) >= 2 else part[:0]
+
+
 def _compare_methods(
-    F: np.ndarray, codes: np.ndarray, folds: int, seed: int, start: str = "fresh"
+    F: np.ndarray,
+    codes: np.ndarray,
+    folds: int,
+    seed: int,
+    start: str = "fresh",
+    groups: np.ndarray | None = None,
 ) -> dict[str, list[float]]:
     """Return the accuracies of the probe and of NMTune on every fold."""
-    from sklearn.model_selection import StratifiedKFold
-
     known, codes = np.unique(codes, return_inverse=True)
     accuracies: dict[str, list[float]] = {"lbfgs": [], "nmtune": []}
-    config = _make_config(start)
-    for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(F, codes):
+    config = make_config(start)
+    for train, test in split_rows(codes, folds, seed, groups):
+        demands = Demands(groups=None if groups is None else groups[train])
         for method, each in accuracies.items():
             preset = "paper" if method == "nmtune" else None
             head = select.fit(F[train], codes[train], method=method, preset=preset,
-                             num_classes=len(known), config=config, seed=seed)  # fmt: skip
+                             num_classes=len(known), config=config, seed=seed, demands=demands)  # fmt: skip
             _, logits = head.outputs(F[test])
             each.append(float((logits.argmax(1) == codes[test]).mean()))
     return accuracies
@@ -277,12 +312,13 @@ def compute_interval(differences: np.ndarray) -> tuple[float, float]:
     return float(np.mean(differences)) - half, float(np.mean(differences)) + half
 
 
-def _make_config(start: str) -> Any:
+def make_config(start: str) -> Any:
     """Make a section `tune`, as in configs/common.py, for both methods."""
-    own = {"batch": 64, "width": 4, "patience": 0} if start == "fresh" else {"batch": 256, "width": 0, "patience": 6}
+    fresh = {"batch": 64, "width": 4, "patience": 0, "lrs": (1e-3,)}
+    own = fresh if start == "fresh" else {"batch": 128, "width": 0, "patience": 6, "lrs": (1e-4,)}
     return SimpleNamespace(
-        **own, start=start, halving=False, widen=False, refit=True, standardize=True,
-        epochs=30, steps=400, lrs=(1e-3,), weight_decays=(1e-4,), validation=0.2,
+        **own, start=start, halving=False, widen=False, refit=True, calibrate=False, standardize=True,
+        epochs=30, steps=400, weight_decays=(1e-4,), validation=0.2,
         cs=CS, depth=1, residual=True, norm="batch", noisytune=0.0,
         neftune=0.0, nmtune={},
     )  # fmt: skip

@@ -24,7 +24,7 @@ from nml_jax.runs.tensors import PROOF, is_sealed, read_tensors, seal_tensors
 from nml_jax.stored import FAULTS, parse_json
 from nml_jax.tuning import descent
 
-KEYS = {"format", "form", "classes", "epsilon", "about", "columns", PROOF}  # of the metadata
+KEYS = {"format", "form", "classes", "epsilon", "about", "columns", "temperature", PROOF}  # of the metadata
 FORMAT = "nml_jax head 1"  # raise the number when the tensors or the metadata change their meaning
 CLASSES = (bool, int, float, str)  # types of a class in a file
 SCORES = ("ridge",)  # methods whose outputs are not logits
@@ -39,6 +39,8 @@ class TunedHead:
     classes: the labels of the K logits; (): 0 to K−1.
     about: how it was trained; JSON values.
     columns: names of the D features in the training table; (): none.
+    temperature: by which logits are divided for probabilities (evals/calibration.py). In a file it is in the metadata,
+        if it is not 1.
     """
 
     form: Form
@@ -47,6 +49,7 @@ class TunedHead:
     classes: tuple[Any, ...] = ()
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     columns: tuple[str, ...] = ()
+    temperature: float = 1.0
 
     @property
     def num_classes(self) -> int:
@@ -66,13 +69,22 @@ class TunedHead:
         Raises:
             UserError: the head's outputs are not logits; a ridge probe is a regression on −1 and 1.
         """
+        odds = np.exp(self._scale(logits))
+        return odds / odds.sum(1, keepdims=True)
+
+    def log_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return the logarithms of `probabilities`, finite where a probability rounds to zero."""
+        z = self._scale(logits)
+        return z - np.log(np.exp(z).sum(1, keepdims=True))
+
+    def _scale(self, logits: np.ndarray) -> np.ndarray:
+        """Return (logits − their maximum) / temperature, float64 [M, K]."""
         if self.about.get("method") in SCORES:
             raise UserError(
                 f"the scores of a {self.about['method']} head are not logits, so it has no probabilities",
                 "use only its predictions, or another head, such as lbfgs",
             )
-        odds = np.exp(np.float64(logits) - logits.max(1, keepdims=True))
-        return odds / odds.sum(1, keepdims=True)
+        return (np.float64(logits) - logits.max(1, keepdims=True)) / self.temperature
 
     def save(self, path: Path) -> None:
         """Write the file, atomically.
@@ -95,7 +107,7 @@ class TunedHead:
             "epsilon": str(EPS),
             "about": json.dumps(dict(self.about)),
             "columns": json.dumps(list(self.columns)),
-        }
+        } | ({"temperature": repr(float(self.temperature))} if self.temperature != 1 else {})
         with report_disk_errors(path.parent):
             write_bytes(path, seal_tensors(tensors, meta))
 
@@ -122,7 +134,14 @@ def load(path: Path) -> TunedHead:
             raise UserError(f"{path} does not name its classes or its origin", cure)
         if not (isinstance(columns, list) and all(isinstance(name, str) for name in columns)):
             raise UserError(f"{path} names columns that are not text", cure)
-        head = TunedHead(form, tree, state, tuple(classes), about, tuple(columns))
+        for what, names in (("class", classes), ("column", columns)):
+            if len(set(names)) < len(names):
+                raise UserError(f"{path} names a {what} twice", cure)
+            "".join(filter(lambda name: isinstance(name, str), names)).encode()  # halves of characters are an error
+        temperature = float(meta.get("temperature", "1"))
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"its temperature is {temperature}")
+        head = TunedHead(form, tree, state, tuple(classes), about, tuple(columns), temperature)
         if len(head.classes) != head.num_classes:
             raise UserError(f"{path} names {len(head.classes)} classes for {head.num_classes} logits", cure)
         if len(head.columns) not in (0, head.dim):

@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from nml_jax.console import list_words
+from nml_jax.data.stratify import hold_out, hold_out_groups
 from nml_jax.errors import UserError
+from nml_jax.evals import metrics
+from nml_jax.evals.metrics import METRICS, compute_losses
 
 
 class Predictor(Protocol):
@@ -53,17 +56,80 @@ def list_further(grid: Sequence[Mapping[str, float]], best: Mapping[str, float])
     return [{**own, name: value} for name, value in found.items() if value is not None]
 
 
-def score_held_out(head: Predictor, features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Return accuracy and mean cross-entropy (nats) over all views of features [M, V, D]; (0, inf) if it diverged."""
+class Demands(NamedTuple):
+    """What heads of one set of rows are to be good at.
+
+    metric: a key of METRICS, which decides the settings, the probe's penalty and when training stops; equal heads are
+        told apart by the loss. "": accuracy decides the settings, and the loss all else.
+    class_weights: of the classes in the cross-entropy, float64 [K]; None: 1 each. Terms of NMTune are not weighted:
+        they are about features, not about classes.
+    groups: [N]; rows of one value are all trained on or all held out. None: each row is its own.
+    """
+
+    metric: str = ""
+    class_weights: np.ndarray | None = None
+    groups: np.ndarray | None = None
+
+    def hold_out(self, labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Hold out a share of the rows; see `stratify.hold_out` and `hold_out_groups`."""
+        if self.groups is None:
+            return hold_out(labels, share, seed)
+        return hold_out_groups(labels, self.groups, share, seed)
+
+    def weigh(self, labels: np.ndarray) -> np.ndarray | None:
+        """Return the weight of each row, float64 [N]; None if all are 1."""
+        return None if self.class_weights is None else self.class_weights[labels]
+
+    def score(self, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+        """Return "accuracy", "loss" (in nats) and the metric of logits [M, K]; the worst if they are not finite.
+
+        Args:
+            weights: of the rows in "loss", [M], besides those of their classes.
+        """
+        if not np.isfinite(logits).all():
+            own = {self.metric: 0.0 if METRICS[self.metric].way > 0 else math.inf} if self.metric else {}
+            return {"accuracy": 0.0, "loss": math.inf} | own
+        predictions = logits.argmax(1)
+        out = {
+            "accuracy": float((predictions == labels).mean()),
+            "loss": cross_entropy(logits, labels, multiply(weights, self.weigh(labels))),
+        }
+        if self.metric and self.metric != "accuracy":
+            needed: Any = compute_losses(logits, labels)
+            if METRICS[self.metric].needs == "confusion":
+                needed = metrics.confusion(labels, predictions, logits.shape[1])
+            out[self.metric] = METRICS[self.metric].score(needed)
+        return out
+
+    def rank(self, scores: Mapping[str, float]) -> tuple[float, ...]:
+        """Return a key by which heads are sorted while they are trained, the best first; its last is the loss."""
+        own = (-METRICS[self.metric].way * scores[self.metric],) if self.metric else ()
+        return (*own, scores["loss"])
+
+    def rank_setting(self, scores: Mapping[str, float], tie: float) -> tuple[float, float]:
+        """Return a key by which settings are sorted, the best first."""
+        metric = self.metric or "accuracy"
+        return -METRICS[metric].way * scores[metric], tie
+
+
+def multiply(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+    """Return the product of weights, each None if all are 1."""
+    return b if a is None else a if b is None else a * b
+
+
+PLAIN = Demands()
+SCORES = {"accuracy", "loss", *METRICS}  # names in `HeadResult.validation` that are no hyper-parameters
+
+
+def score_held_out(
+    head: Predictor, features: np.ndarray, labels: np.ndarray, demands: Demands = PLAIN
+) -> dict[str, float]:
+    """Return the scores of a head over all views of features [M, V, D], see `Demands.score`."""
     labels = np.repeat(labels, features.shape[1])
     _, logits = head.outputs(features.reshape(len(labels), -1))
-    if not np.isfinite(logits).all():
-        return 0.0, math.inf
-    return float((logits.argmax(1) == labels).mean()), cross_entropy(logits, labels)
+    return demands.score(logits, labels)
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Return the (weighted) mean of −log softmax(logits)[label] in nats, for finite logits [M, K]."""
-    shifted = np.float64(logits) - logits.max(1, keepdims=True)
-    losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
-    return float(np.average(losses, weights=weights))
+    return float(np.average(compute_losses(logits, labels), weights=weights))

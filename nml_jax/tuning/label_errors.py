@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
-from nml_jax.data.stratify import draw_stratified
+from nml_jax.data.stratify import check_groups, count_groups, draw_stratified, split_rows
 from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.noise.mixture import Mixture, count_pairs, fit_mixture
 from nml_jax.processes.forks import refuse_fork
@@ -122,7 +122,13 @@ def format_suspects(lines: Iterable[tuple[Suspect, Sequence[str]]], more: Sequen
 
 
 def find_label_errors(
-    F: ArrayLike, y: ArrayLike, *, ids: Sequence[Any] | None = None, folds: int = 5, seed: int = 0
+    F: ArrayLike,
+    y: ArrayLike,
+    *,
+    ids: Sequence[Any] | None = None,
+    groups: ArrayLike | None = None,
+    folds: int = 5,
+    seed: int = 0,
 ) -> LabelErrors:
     """Estimate how many labels are wrong, and find those that are more likely wrong than right.
 
@@ -134,7 +140,9 @@ def find_label_errors(
         F: [N, D], finite real numbers.
         y: [N], labels of any dtype that sorts.
         ids: [N], what rows are called in `suspects`; None: nothing.
-        folds: of the cross-validation. Rows of classes with fewer rows are not judged.
+        groups: [N], of any dtype that sorts; rows of one value, such as a patient, stay in one fold, so that none is
+            judged by its like. None: each row is its own.
+        folds: of the cross-validation. Rows of classes with fewer rows (or groups) are not judged.
         seed: of the folds.
 
     Raises:
@@ -148,14 +156,22 @@ def find_label_errors(
         X, labels = diagnosis.check_arguments(F, y)
         if ids is not None and len(ids) != len(labels):
             raise UserError(f"{len(ids)} ids for {len(labels)} rows", "give one for each row")
+        named = check_groups(groups, len(labels))
         classes, codes = np.unique(labels, return_inverse=True)
-        return find_checked(X, codes, classes, ids=ids, folds=int(folds), seed=seed % 2**31)
+        return find_checked(X, codes, classes, ids=ids, folds=int(folds), seed=seed % 2**31, groups=named)
     except UserError as e:
         raise ValueError(f"{e.cause}; {e.cure}") from e
 
 
 def find_checked(
-    F: np.ndarray, codes: np.ndarray, classes: Any, *, ids: Sequence[Any] | None = None, folds: int, seed: int
+    F: np.ndarray,
+    codes: np.ndarray,
+    classes: Any,
+    *,
+    ids: Sequence[Any] | None = None,
+    folds: int,
+    seed: int,
+    groups: np.ndarray | None = None,
 ) -> LabelErrors:
     """Run `find_label_errors` with checked arguments.
 
@@ -163,16 +179,19 @@ def find_checked(
         F: finite, float32 [N, D].
         codes: int [N] in 0..K-1.
         classes: [K], what the codes stand for.
+        groups: as for `find_label_errors`.
 
     Raises:
-        UserError: fewer than two classes have `folds` rows.
+        UserError: fewer than two classes have `folds` rows, or groups.
     """
-    judged = np.isin(codes, np.flatnonzero(np.bincount(codes) >= folds))
+    judged = np.isin(codes, np.flatnonzero(count_groups(codes, groups) >= folds))
     present, own = np.unique(codes[judged], return_inverse=True)
     if len(present) < 2:
-        raise UserError(f"fewer than two classes have {folds} rows: nothing can be held out", "give more rows")
+        what = "rows" if groups is None else "groups"
+        raise UserError(f"fewer than two classes have {folds} {what}: nothing can be held out", f"give more {what}")
+    parts = split_folds(own, folds, seed, None if groups is None else groups[judged])
     with limit_blas():  # a second thread waits more than it works on matrices of this size
-        first, last = _judge_twice(standardize(F[judged]), own, len(present), folds, seed)
+        first, last = _judge_twice(standardize(F[judged]), own, len(present), parts, seed)
     before, share = (float(_get_wrong(mixture, own).mean()) for mixture in (first, last))
     joint = np.zeros((len(classes), len(classes)))
     joint[np.ix_(present, present)] = count_pairs(last.posterior, own).T / len(own)
@@ -215,23 +234,21 @@ class Fold(NamedTuple):
     test: np.ndarray
 
 
-def _judge_twice(X: np.ndarray, codes: np.ndarray, k: int, folds: int, seed: int) -> tuple[Mixture, Mixture]:
+def _judge_twice(
+    X: np.ndarray, codes: np.ndarray, k: int, everything: Sequence[Fold], seed: int
+) -> tuple[Mixture, Mixture]:
     """Return the mixtures of the probe's predictions, first from all rows, then from those that are likely right."""
-    everything = split_folds(X, codes, folds, seed)
-    c = choose_penalty(X, codes, k, everything)
-    first = fit_mixture(predict_held_out(X, codes, k, everything, c), codes)
+    c, known = choose_penalty(X, codes, k, everything)
+    first = fit_mixture(predict_held_out(X, codes, k, everything, c, known), codes)
     kept = _get_wrong(first, codes) <= LIMIT
-    few = np.bincount(codes[kept], minlength=k) < folds  # a class must not vanish from a probe's rows
+    few = np.bincount(codes[kept], minlength=k) < len(everything)  # a class must not vanish from a probe's rows
     cleaned = [fold._replace(train=fold.train[(kept | few[codes])[fold.train]]) for fold in everything]
     return first, fit_mixture(predict_held_out(X, codes, k, _even_out(cleaned, codes, seed), c), codes)
 
 
-def split_folds(X: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> list[Fold]:
-    """Split the rows by class into folds."""
-    from sklearn.model_selection import StratifiedKFold  # takes a second
-
-    parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(X, codes)
-    return _even_out([Fold(*part) for part in parts], codes, seed)
+def split_folds(codes: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None) -> list[Fold]:
+    """Split the rows by class into folds, groups as a whole."""
+    return _even_out([Fold(*part) for part in split_rows(codes, folds, seed, groups)], codes, seed)
 
 
 def _even_out(folds: Sequence[Fold], codes: np.ndarray, seed: int) -> list[Fold]:
@@ -244,23 +261,37 @@ def _even_out(folds: Sequence[Fold], codes: np.ndarray, seed: int) -> list[Fold]
     ]
 
 
-def choose_penalty(X: np.ndarray, codes: np.ndarray, k: int, folds: Sequence[Fold]) -> float:
-    """Return the C of highest accuracy on held-out rows; of a tie, the strongest penalty."""
-    right, seen = np.zeros(len(CS)), 0
+def choose_penalty(
+    X: np.ndarray, codes: np.ndarray, k: int, folds: Sequence[Fold]
+) -> tuple[float, list[probes.Linear]]:
+    """Return the C of highest accuracy on held-out rows (of a tie, the strongest penalty), and its probes.
+
+    These are of the first folds, as many as have TUNED held-out rows.
+    """
+    right, seen, fitted = np.zeros(len(CS)), 0, []
     for train, test in folds:
-        fitted = probes.fit_lbfgs(X[train], codes[train], CS, num_classes=k, tol=CLOSE)
-        right += [np.sum(probe(X[test]).argmax(1) == codes[test]) for probe in fitted]
+        fitted.append(probes.fit_lbfgs(X[train], codes[train], CS, num_classes=k, tol=CLOSE))
+        right += [np.sum(probe(X[test]).argmax(1) == codes[test]) for probe in fitted[-1]]
         seen += len(test)
         if seen >= TUNED:
             break
-    return CS[int(right.argmax())]
+    best = int(right.argmax())
+    return CS[best], [each[best] for each in fitted]
 
 
-def predict_held_out(X: np.ndarray, codes: np.ndarray, k: int, folds: Sequence[Fold], c: float) -> np.ndarray:
-    """Return the logits of every row by a probe that was fitted without its fold, float32 [N, K]."""
+def predict_held_out(
+    X: np.ndarray, codes: np.ndarray, k: int, folds: Sequence[Fold], c: float, known: Sequence[probes.Linear] = ()
+) -> np.ndarray:
+    """Return the logits of every row by a probe that was fitted without its fold, float32 [N, K].
+
+    Args:
+        known: probes of the first folds that are already fitted.
+    """
     out = np.empty((len(codes), k), np.float32)
-    for train, test in folds:
-        (probe,) = probes.fit_lbfgs(X[train], codes[train], (c,), num_classes=k, tol=CLOSE)
+    for i, (train, test) in enumerate(folds):
+        probe = (
+            known[i] if i < len(known) else probes.fit_lbfgs(X[train], codes[train], (c,), num_classes=k, tol=CLOSE)[0]
+        )
         out[test] = probe(X[test])
     return out
 

@@ -1,10 +1,12 @@
 """The methods of tuning on frozen features: METHODS lists what each trains and how it chooses settings."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from nml_jax import ranges
 from nml_jax.errors import UserError
+from nml_jax.evals import metrics
 from nml_jax.models.heads.mlp import Form
 from nml_jax.objectives import nmtune, terms
 from nml_jax.tuning import neighbours, probes
@@ -20,6 +22,7 @@ class Method(NamedTuple):
     grid: for these: the key of the section `tune` with the values to choose from.
     value: for these: the name of one such value.
     logits: whether its scores are logits. Then their cross-entropy decides between heads of equal accuracy.
+    weighted: whether rows can have weights.
     """
 
     title: str
@@ -29,16 +32,18 @@ class Method(NamedTuple):
     grid: str = ""
     value: str = ""
     logits: bool = True
+    weighted: bool = True
 
 
 STARTS = ("fresh", "probe")
+PATIENT_STEPS = 150  # steps without a lower validation loss that are enough to stop
 WIDTHS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # that `choose_width` knows
 
 METHODS = {
     "linear": Method("linear probe"),
-    "lbfgs": Method("L-BFGS probe", probe=probes.fit_lbfgs, grid="cs", value="C"),
+    "lbfgs": Method("L-BFGS probe", probe=probes.solve_once, grid="cs", value="C"),
     "ridge": Method("ridge probe", probe=probes.fit_ridge, grid="alphas", value="alpha", logits=False),
-    "knn": Method("k-NN", probe=neighbours.fit_knn, grid="ks", value="k", logits=False),
+    "knn": Method("k-NN", probe=neighbours.fit_knn, grid="ks", value="k", logits=False, weighted=False),
     "mlp": Method("MLP", mlp=True),
     "nmtune": Method("NMTune", mlp=True, terms="nmtune"),
     "skd": Method("SKD", mlp=True, terms="skd"),
@@ -59,6 +64,9 @@ def check_ranges(config: Any) -> None:
             "tune.validation=0 leaves no rows to stop by or to choose the probe's penalty by",
             "set it above 0, or tune.start=fresh, tune.patience=0 and tune.halving=False",
         )
+    if config.calibrate and not config.validation:
+        raise UserError("tune.validation=0 leaves no rows to find a temperature by", "set it above 0")
+    metrics.check_name(config.metric)
     ranges.require_share("tune", config, "validation", below_one=True)
     ranges.require_distinct("numbers of 0 or more", "tune", config, "lrs", "weight_decays", "alphas")
     ranges.require_distinct("positive numbers", "tune", config, "cs")
@@ -148,6 +156,14 @@ def count_epochs(n: int, *, batch: int, epochs: int, steps: int) -> tuple[int, i
     """
     each = -(-n // min(batch, n))
     return max(1, min(epochs, steps // each)) if steps else epochs, each
+
+
+def count_patience(config: Any, each: int) -> float:
+    """Return the epochs without a lower validation loss after which training stops; infinity if it never does.
+
+    They are `patience`, or as few as make PATIENT_STEPS: an epoch of a large file has hundreds of steps.
+    """
+    return max(1, min(config.patience, -(-PATIENT_STEPS // each))) if config.patience else math.inf
 
 
 def make_grid(name: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nml_jax.tuning.descent import in_32_bits
+from nml_jax.arithmetic.bits import in_32_bits
 from nml_jax.tuning.probes import check_grid, check_values
 
 BLOCK = 8192  # rows at a time

@@ -7,20 +7,26 @@ Its gradient is not 0, so the MLP joins in with the first step. The classifier k
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
+from nml_jax.data.stratify import hold_out
+from nml_jax.evals.calibration import find_temperature
+from nml_jax.evals.metrics import compute_losses
 from nml_jax.models.heads.mlp import Form
-from nml_jax.tuning import descent
+from nml_jax.tuning import descent, spread
 from nml_jax.tuning.descent import Carry, Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import cross_entropy, find_further
-from nml_jax.tuning.probes import Linear, fit_lbfgs
+from nml_jax.tuning.holdout import PLAIN, Demands, find_further, multiply
+from nml_jax.tuning.probes import Linear, fit_lbfgs, solve_once
 
 CS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # inverse strengths of the probe's L2 penalty, as scikit-learn's C
+HELD_OUT = 0.2  # share of the rows by which a penalty is chosen
+ENOUGH, MOST = 2000, 5  # held-out rows that are enough to choose a penalty by; and draws of them
+CLOSE = 1e-4  # tolerance of probes that only tell which penalty is best
 
 
 def choose_probe(
@@ -31,9 +37,11 @@ def choose_probe(
     num_classes: int,
     cs: Sequence[float] = CS,
     weights: np.ndarray | None = None,
+    demands: Demands = PLAIN,
+    once: bool = False,
     widen: bool = False,
 ) -> tuple[Linear, float]:
-    """Solve a logistic regression for each C, and return the probe of the lowest validation loss and its C.
+    """Solve a logistic regression for each C; return the best probe on held-out rows, and its C, by `pick_penalty`.
 
     Args:
         F: float32 [N, D], as the head sees them.
@@ -41,7 +49,9 @@ def choose_probe(
         parts: rows to train on, and rows to validate on. Without the latter the middle of the grid is taken.
         num_classes: K.
         cs: the grid.
-        weights: of the rows in the loss, [N]; None: 1 each.
+        weights: of the rows in the loss, [N]; None: 1 each. They are scaled to 1 on average, those of classes are not.
+        demands: what the probe is to be good at.
+        once: take probes that were solved before (`probes.solve_once`).
         widen: also try the C beyond the edge of the grid, if the best one is there.
     """
     train, held_out = parts
@@ -49,19 +59,106 @@ def choose_probe(
     if not len(held_out):
         cs = cs[(len(cs) - 1) // 2 :][:1]
     own = None if weights is None else weights[train] / weights[train].mean()
-    solve = partial(fit_lbfgs, F[train], labels[train], num_classes=num_classes, weights=own)
+    own = multiply(own, demands.weigh(labels[train]))
+    solve = partial(solve_once if once else fit_lbfgs, F[train], labels[train], num_classes=num_classes, weights=own)
     if len(cs) == 1:
         return solve(cs)[0], cs[0]
-    held = None if weights is None else weights[held_out]
+    held = multiply(None if weights is None else weights[held_out], demands.weigh(labels[held_out]))
 
-    def judge(values: Sequence[float]) -> list[tuple[float, Linear, float]]:
-        return [(cross_entropy(probe(F[held_out]), labels[held_out], held), probe, c)
-                for probe, c in zip(solve(values), values, strict=True)]  # fmt: skip
+    def pick(solved: Sequence[Linear]) -> int:
+        logits = [probe(F[held_out]) for probe in solved]
+        return pick_penalty(_score(logits, labels[held_out], held, demands), logits, labels[held_out], held)
 
-    best = min(judge(cs), key=itemgetter(0))
-    if widen and (further := find_further(cs, best[2])):
-        best = min(best, *judge([further]), key=itemgetter(0))
-    return best[1:]
+    found = solve(cs)
+    best = pick(found)
+    if widen and (further := find_further(cs, cs[best])):
+        both = sorted([*zip(cs, found, strict=True), (further, solve([further])[0])], key=lambda each: each[0])
+        cs, found = [c for c, _ in both], [probe for _, probe in both]
+        best = pick(found)
+    return found[best], cs[best]
+
+
+def choose_penalty(
+    F: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_classes: int,
+    seed: int,
+    cs: Sequence[float] = CS,
+    weights: np.ndarray | None = None,
+    demands: Demands = PLAIN,
+) -> tuple[float, float | None]:
+    """Return the C of the best probe on held-out rows, drawn until they are ENOUGH, and its temperature on them.
+
+    One draw of few rows would often miss the best penalty by a factor of ten. Arguments are those of `choose_probe`,
+    and `seed` is that of the draws. Rows of which none can be held out give the middle of the grid, and no temperature.
+    See `pick_penalty`.
+    """
+    cs = sorted(cs)
+    if np.bincount(labels).max() < 2:
+        return cs[(len(cs) - 1) // 2], None
+    total, rows, found, held = np.zeros(len(cs)), [], [], []
+    for i in range(MOST):
+        train, held_out = hold_out(labels, HELD_OUT, seed + i)
+        own = None if weights is None else weights[train] / weights[train].mean()
+        own = multiply(own, demands.weigh(labels[train]))
+        probes = fit_lbfgs(F[train], labels[train], cs, num_classes=num_classes, weights=own, tol=CLOSE)
+        own = multiply(None if weights is None else weights[held_out], demands.weigh(labels[held_out]))
+        found.append([probe(F[held_out]) for probe in probes])
+        total += _score(found[-1], labels[held_out], own, demands)
+        rows.append(held_out)
+        held.append(np.ones(len(held_out)) if own is None else own)
+        if sum(map(len, rows)) >= ENOUGH:
+            break
+    logits, own_labels = np.concatenate(found, 1), labels[np.concatenate(rows)]
+    best = pick_penalty(total, logits, own_labels, np.concatenate(held))
+    return cs[best], find_temperature(logits[best], own_labels)
+
+
+def pick_penalty(
+    scores: ArrayLike, logits: Sequence[np.ndarray] | np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> int:
+    """Return the number of the best penalty: the highest score, and of a tie the strongest that costs no likelihood.
+
+    Among probes of equal score it is the strongest penalty whose mean loss is within one standard error of the lowest
+    among them; the error is that of the mean difference over rows (the rule of one standard error, Breiman et al.
+    1984). Losses are those of logits at their best temperature, so that only their direction counts: a strong penalty
+    shrinks logits, and calibration undoes that. Without the temperature this rule, and still more the lowest loss,
+    prefers weak penalties where classes are far apart, which cost accuracy in other domains (docs/benchmarks.md).
+
+    Args:
+        scores: [C], the strongest penalty first; larger is better.
+        logits: finite [C, M, K], of the held-out rows.
+        labels: int [M].
+        weights: of these rows in the loss, [M]; None: 1 each.
+    """
+    rounded = np.asarray(scores, np.float64).round(9)  # so that the order of a sum breaks no tie
+    tied: list[int] = np.flatnonzero(rounded == rounded.max()).tolist()
+    if len(tied) == 1:
+        return tied[0]
+    losses = np.array([compute_losses(logits[i] / find_temperature(logits[i], labels), labels) for i in tied])
+    means = np.average(losses, axis=1, weights=weights)
+    best = means.argmin()
+    within = [means[i] - means[best] <= _compute_error(losses[i] - losses[best], weights) for i in range(len(tied))]
+    return tied[int(np.argmax(within))]
+
+
+def _compute_error(values: np.ndarray, weights: np.ndarray | None) -> float:
+    """Return the standard error of the (weighted) mean of values [M]."""
+    shares = np.full(len(values), 1 / len(values)) if weights is None else weights / weights.sum()
+    return float(np.sqrt((shares**2 * (values - shares @ values) ** 2).sum()))
+
+
+def _score(
+    logits: Sequence[np.ndarray], labels: np.ndarray, weights: np.ndarray | None, demands: Demands
+) -> np.ndarray:
+    """Return the metric of every probe, [C], larger for better ones.
+
+    An accuracy that is only the default is weighted by rows and classes, as the loss is.
+    """
+    if demands.metric:
+        return np.array([-demands.rank(demands.score(each, labels))[0] for each in logits])
+    return np.array([np.average(each.argmax(1) == labels, weights=weights) for each in logits])
 
 
 def make_linear(probe: Linear, state: Any) -> TunedHead:
@@ -91,13 +188,14 @@ class Training:
         bank, setting: on the device, as `descent.advance` takes them.
         n: rows to train on.
         horizon: passes over them after which the cosine reaches 0.
-        score: returns the validation loss of a head, in nats; None: there is no validation.
+        score: returns a key by which heads are sorted, the best first, whose last is the validation loss in nats; None:
+            there is no validation.
         tell: called with the number of every epoch, from 1, and its loss.
         started: the start is a head of its own, so that it may be the best.
 
     Attributes:
         losses: validation loss of every epoch, in nats.
-        lowest, best: the lowest loss, and the epochs after which it was reached; 0: the start.
+        lowest, best: the key of the best head, and the epochs after which it was reached; 0: the start.
         done: epochs.
     """
 
@@ -110,7 +208,7 @@ class Training:
         n: int,
         *,
         horizon: int,
-        score: Callable[[TunedHead], float] | None = None,
+        score: Callable[[TunedHead], tuple[float, ...]] | None = None,
         tell: Callable[[int, float], None] = lambda i, loss: None,
         started: bool = False,
     ):
@@ -118,32 +216,84 @@ class Training:
         self.total, self.score, self.tell = np.int32(horizon * -(-n // spec.batch)), score, tell
         self.losses: list[float] = []
         self.done = self.best = 0
+        self.trees: tuple[Any, Any] | None = None  # parameters and state, if a group trains it
         self.kept = self._fetch() if started and score else None
-        self.lowest = score(self.kept) if score and self.kept else math.inf
+        self.lowest = score(self.kept) if score and self.kept else (math.inf,)
 
     def run(self, until: int, patience: float = math.inf) -> TunedHead:
-        """Train up to that number of epochs, or until the loss has not fallen for `patience` epochs.
+        """Train up to that number of epochs, or until no head was better for `patience` epochs.
 
         Returns:
-            The head of the lowest validation loss; without validation, the last one.
+            The best head by validation; without validation, the last one.
         """
-        while self.done < until and not (self.score and self.done - self.best >= patience):
+        while self.is_wanted(until, patience):
             self.carry = descent.advance(
                 self.spec, self.carry, self.bank, self.setting, self.n, np.int32(self.done), self.total
             )
-            self.done += 1
-            if self.score:
-                self._judge(self.score)
-            else:
+            if not self.score:
                 jax.block_until_ready(self.carry.params)
-            self.tell(self.done, self.losses[-1] if self.losses else math.nan)
+            self.note(None)
         return self.kept or self._fetch()
 
-    def _judge(self, score: Callable[[TunedHead], float]) -> None:
+    def is_wanted(self, until: int, patience: float) -> bool:
+        """Return whether `run` would go on."""
+        return self.done < until and not (self.score and self.done - self.best >= patience)
+
+    def note(self, trees: tuple[Any, Any] | None) -> None:
+        """Note that an epoch is done; `trees` are the parameters and state of now, if another program trains it."""
+        self.done += 1
+        self.trees = trees
+        if self.score:
+            self._judge(self.score)
+        self.tell(self.done, self.losses[-1] if self.losses else math.nan)
+
+    def _judge(self, score: Callable[[TunedHead], tuple[float, ...]]) -> None:
         head = self._fetch()
-        self.losses.append(score(head))
-        if self.losses[-1] < self.lowest or self.kept is None:
-            self.kept, self.lowest, self.best = head, self.losses[-1], self.done
+        key = score(head)
+        self.losses.append(key[-1])
+        if key < self.lowest or self.kept is None:
+            self.kept, self.lowest, self.best = head, key, self.done
 
     def _fetch(self) -> TunedHead:
-        return TunedHead(self.spec.form, *jax.device_get((self.carry.params, self.carry.state)))
+        trees = self.trees or jax.device_get((self.carry.params, self.carry.state))
+        return TunedHead(self.spec.form, *trees)
+
+
+class Cohort:
+    """Trainings that advance together in one program, where `spread.is_spread`, or else one after another; a context.
+
+    Those whose batches differ in size, as of fewer rows than a batch, are one program for each size.
+
+    Args:
+        runs: trainings on one bank.
+        patience: the epochs of each after which it stops, if no head was better in them.
+    """
+
+    def __init__(self, runs: Sequence[Training], patience: Sequence[float]):
+        self.runs, self.patience = runs, patience
+        self._groups: list[tuple[list[int], spread.Group]] = []
+        for spec in dict.fromkeys(run.spec for run in runs) if spread.is_spread() else ():
+            which = [i for i, run in enumerate(runs) if run.spec == spec]
+            own = [runs[i] for i in which]
+            carries, settings = [run.carry for run in own], [run.setting for run in own]
+            sizes = [int(run.n) for run in own], [int(run.total) for run in own]
+            self._groups.append((which, spread.Group(spec, carries, own[0].bank, settings, *sizes)))
+
+    def __enter__(self) -> "Cohort":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for _, group in self._groups if error[0] is None else ():  # after an error nobody takes orders
+            group.close()
+
+    def run(self, until: Sequence[int]) -> None:
+        """Train each up to its number of epochs, or until it has stopped; 0 leaves it as it is."""
+        if not self._groups:
+            for run, end, patience in zip(self.runs, until, self.patience, strict=True):
+                run.run(end, patience)
+        for which, group in self._groups:
+            while any(active := [self.runs[i].is_wanted(until[i], self.patience[i]) for i in which]):
+                trees = group.advance(active, [self.runs[i].done for i in which])
+                for i, is_active, own in zip(which, active, trees, strict=True):
+                    if is_active:
+                        self.runs[i].note(own)

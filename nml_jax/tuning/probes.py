@@ -9,6 +9,8 @@ changes neither ‖W‖ nor the loss. If the scales of features differ by more t
 to rounding: standardise such features.
 """
 
+import collections
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,16 +21,17 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
 from scipy.optimize import minimize
 
+from nml_jax.arithmetic.bits import in_32_bits
 from nml_jax.console import notice
 from nml_jax.errors import UserError
 from nml_jax.processes.limits import limit_blas
-from nml_jax.tuning.descent import in_32_bits
 
 Array = NDArray[np.float64]
 Probe = Callable[[np.ndarray], np.ndarray]
 
 ABSENT = -1e4  # bias of a class without rows; the other scores sum to zero, so one of them is always above it
 EPS = float(np.finfo(np.float64).eps)
+REMEMBERED = 8  # results that `solve_once` keeps
 
 
 class Linear(NamedTuple):
@@ -69,7 +72,7 @@ def fit_lbfgs(
         tol: stop when half the squared gradient in these variables is at most this share of the objective. It estimates
             the distance to the minimum. Also stop when float32 shows no further descent.
         max_iter: iterations of L-BFGS for each C.
-        weights: of the rows in the cross-entropy, real [N], 0 or more and 1 on average; None: 1 each.
+        weights: of the rows in the cross-entropy, real [N], 0 or more; None: 1 each.
 
     Raises:
         UserError: the arguments do not fit each other, a row is not finite, or C ≤ 0.
@@ -105,19 +108,51 @@ def fit_lbfgs(
     return [solved[np.float64(c)] for c in cs]
 
 
-def fit_ridge(features: ArrayLike, labels: ArrayLike, alphas: Sequence[float], *, num_classes: int) -> list[Linear]:
+_solved: collections.OrderedDict[str, list[Linear]] = collections.OrderedDict()
+
+
+def solve_once(
+    features: ArrayLike,
+    labels: ArrayLike,
+    cs: Sequence[float],
+    *,
+    num_classes: int,
+    weights: np.ndarray | None = None,
+) -> list[Linear]:
+    """Do as `fit_lbfgs`, and remember the result: the methods and seeds of a run start from the same few probes."""
+    X, y = np.ascontiguousarray(features), np.ascontiguousarray(labels)
+    key = hashlib.blake2b(repr((X.shape, X.dtype, y.dtype, tuple(cs), num_classes, weights is None)).encode())
+    for array in (X, y, *([] if weights is None else [np.ascontiguousarray(weights)])):
+        key.update(array.data)
+    if (name := key.hexdigest()) not in _solved:
+        _solved[name] = fit_lbfgs(X, y, cs, num_classes=num_classes, weights=weights)
+        if len(_solved) > REMEMBERED:
+            _solved.popitem(last=False)
+    _solved.move_to_end(name)
+    return _solved[name]
+
+
+def fit_ridge(
+    features: ArrayLike,
+    labels: ArrayLike,
+    alphas: Sequence[float],
+    *,
+    num_classes: int,
+    weights: np.ndarray | None = None,
+) -> list[Linear]:
     """Fit least squares on targets −1 and +1, one column per class, with penalty α‖W‖² for each α.
 
     The bias is not penalised. The result is that of scikit-learn's RidgeClassifier. All α share one eigendecomposition:
     of the covariance, or on the span of the rows if N < D. Arguments and errors are as for `fit_lbfgs`; α ≥ 0, where 0
-    gives the shortest W of least error.
+    gives the shortest W of least error. `weights` [N], above 0, are those of the rows in the squared error.
     """
     X, y = check_values(features, labels, num_classes)
     check_grid("alpha", alphas, lambda alpha: alpha >= 0)
-    mean, basis, variances, X = _rotate(X)
+    mean, basis, variances, X = _rotate(X, weights)
     targets = np.where(y[:, None] == np.arange(num_classes), 1.0, -1.0)
-    average = targets.mean(0)
-    slopes = X.T @ (targets - average) / len(y)
+    average = np.average(targets, axis=0, weights=weights)
+    errors = targets - average
+    slopes = X.T @ (errors if weights is None else errors * np.sqrt(weights)[:, None]) / len(y)
     positive = variances > EPS * max(X.shape) * variances.max()
     probes = []
     for alpha in alphas:
@@ -127,10 +162,15 @@ def fit_ridge(features: ArrayLike, labels: ArrayLike, alphas: Sequence[float], *
     return probes
 
 
-def _rotate(X: np.ndarray) -> tuple[Array, Array, Array, Array]:
-    """Return the mean [D], the principal axes [D, r], the variances [r] along them, and the rows on them [N, r]."""
-    mean = X.mean(0, dtype=np.float64)
+def _rotate(X: np.ndarray, weights: np.ndarray | None = None) -> tuple[Array, Array, Array, Array]:
+    """Return the mean [D], the principal axes [D, r], the variances [r] along them, and the rows on them [N, r].
+
+    With `weights` [N], mean and axes are weighted, and rows are multiplied by the roots of their weights.
+    """
+    mean = X.mean(0, dtype=np.float64) if weights is None else np.average(np.float64(X), axis=0, weights=weights)
     X = X - mean
+    if weights is not None:
+        X = X * np.sqrt(weights)[:, None]
     span = None
     if len(X) < X.shape[1]:  # coordinates on the span of the rows
         span, r = np.linalg.qr(X.T)

@@ -8,19 +8,20 @@ epochs, and all settings of its grid: by default six each.
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
 from nml_jax.console import notice
-from nml_jax.data.stratify import hold_out
 from nml_jax.errors import UserError
+from nml_jax.evals.calibration import find_temperature
 from nml_jax.tuning import methods
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import Predictor, list_further, score_held_out
-from nml_jax.tuning.trainers import ByGradient, HeadFit, Trainer, make_trainer, pick_best
+from nml_jax.tuning.holdout import PLAIN, SCORES, Demands, Predictor, list_further
+from nml_jax.tuning.trainers import ByGradient, HeadFit, Trainer, make_trainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,9 +30,10 @@ class HeadResult:
 
     head: the predictor; a `TunedHead`, which can be saved, except for k-NN.
     preset: name of the loss's preset ("code/1view" if `code` had one view); None if the method has none.
-    hyper: the chosen values by name, such as {"lr": 0.01, "weight_decay": 0.0} or {"C": 0.1}.
-    validation: for each setting of the grid its values by name, "accuracy" and "loss" (nats), the last two over all
-        views of the validation rows. Empty if nothing was chosen.
+    hyper: the chosen values by name, such as {"lr": 0.01, "weight_decay": 0.0} or {"C": 0.1}; with `tune.calibrate`
+        also "temperature".
+    validation: for each setting of the grid its values by name, "accuracy", "loss" (nats) and the deciding metric, over
+        all views of the validation rows. Empty if nothing was chosen.
     n_train: rows of the final training.
     unvalidated: whether there was a choice but no row to hold out; `hyper` is then the middle of the grid.
     """
@@ -57,11 +59,11 @@ def fit(
     num_classes: int,
     config: Any,
     seed: int,
+    demands: Demands = PLAIN,
 ) -> HeadResult:
     """Run `fit_seeds` with one seed."""
-    (result,) = fit_seeds(
-        features, labels, method=method, preset=preset, num_classes=num_classes, config=config, seeds=(seed,)
-    )
+    how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": num_classes, "demands": demands}
+    (result,) = fit_seeds(features, labels, **how, config=config, seeds=(seed,))
     return result
 
 
@@ -75,14 +77,17 @@ def fit_seeds(
     config: Any,
     seeds: Sequence[int],
     chosen: tuple[dict[str, float], list[dict[str, float]]] | None = None,
+    demands: Demands = PLAIN,
 ) -> list[HeadResult]:
     """Choose hyper-parameters and train on all training rows; one head per seed.
 
-    A seed sets the validation part, the initialisation and the order. The setting of highest accuracy on the validation
-    part is chosen. A tie goes to the lowest loss, or, if scores are not logits (ridge, k-NN), to the largest value,
-    which is the strongest regularisation. With `config.widen`, a value at the edge of its grid is compared with the one
-    beyond it. If the grid has one setting, nothing is held out. If each class has one row, nothing can be held out, and
-    the middle of the grid is taken. Without `config.refit`, heads are trained without the validation part.
+    A seed sets the validation part, the initialisation and the order. The setting of highest accuracy, or of the best
+    `demands.metric`, on the validation part is chosen. A tie goes to the lowest loss, or, if scores are not logits
+    (ridge, k-NN), to the largest value, which is the strongest regularisation; with `tune.start=probe`, among
+    penalties of L-BFGS as `patient.pick_penalty` says. With `config.widen`, a value at the edge
+    of its grid is compared with the one beyond it. If the grid has one setting, nothing is held out. If each class has
+    one row, nothing can be held out, and the middle of the grid is taken. Without `config.refit`, heads are trained
+    without the validation part.
 
     Args:
         features: float32 [N, D], or [N, V, D] for V views: the training rows.
@@ -93,6 +98,7 @@ def fit_seeds(
         config: the section `tune` of configs/common.py. `batch` is reduced to the rows that are left for training.
         seeds: integers.
         chosen: settings for all seeds, and the scores of the grid, as `choose` returns them for a seed. None: choose.
+        demands: what heads are to be good at.
 
     Raises:
         UserError: an unknown method or preset, a value that is not finite, a label out of range, fewer than two
@@ -100,29 +106,59 @@ def fit_seeds(
         Diverged: training diverged at every rate, or on all rows.
     """
     features, labels = check_features(features, labels, num_classes)
-    trainer = make_trainer(features, labels, method=method, preset=preset, num_classes=num_classes, config=config)
+    how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": num_classes, "config": config}
+    trainer = make_trainer(features, labels, **how, demands=demands)
     if chosen:
         hypers, validation = [chosen[0]] * len(seeds), [chosen[1]] * len(seeds)
     else:
         hypers, validation = choose(trainer, features, labels, config=config, seeds=seeds)
     if any(validation) and not config.refit:
-        divided = [divide_rows(labels, config, seed) for seed in seeds]
+        divided = [divide_rows(demands, labels, config, seed) for seed in seeds]
     else:
         divided = [(np.arange(len(labels)), len(labels))] * len(seeds)
-    n = divided[0][1]  # the same for all seeds
     fits = [HeadFit(rows, hyper, seed) for (rows, _), hyper, seed in zip(divided, hypers, seeds, strict=True)]
-    heads = require_converged(method, trainer.train(fits, n))
+    heads = require_converged(method, train_fits(trainer, fits, [n for _, n in divided]))
     return [
-        HeadResult(head=head, preset=trainer.preset, hyper=fit.hyper, validation=each, n_train=n,
-                   unvalidated=cannot_validate(trainer, each))
-        for fit, each, head in zip(fits, validation, heads, strict=True)
+        HeadResult(head=set_temperature(head, fit.hyper), preset=trainer.preset, hyper=fit.hyper, validation=each,
+                   n_train=n, unvalidated=cannot_validate(trainer, each))
+        for fit, (_, n), each, head in zip(fits, divided, validation, heads, strict=True)
     ]  # fmt: skip
 
 
 def choose(
     trainer: Trainer, features: np.ndarray, labels: np.ndarray, *, config: Any, seeds: Sequence[int]
 ) -> tuple[list[dict[str, float]], list[list[dict[str, float]]]]:
-    """Return the chosen hyper-parameters of each seed, and the scores of the whole grid (`HeadResult.validation`)."""
+    """Return the chosen hyper-parameters of each seed, and the scores of the whole grid (`HeadResult.validation`).
+
+    With `tune.calibrate` and methods whose scores are logits, the former have the "temperature" of a head that is
+    trained with them on the rows that are not held out, by those that are.
+    """
+    hypers, validation = _choose_setting(trainer, features, labels, config=config, seeds=seeds)
+    if not (config.calibrate and trainer.method.logits) or np.bincount(labels).max() < 2:
+        return hypers, validation
+    out = []
+    divided = [divide_rows(trainer.demands, labels, config, seed) for seed in seeds]
+    fits = [HeadFit(rows, hyper, seed) for (rows, _), hyper, seed in zip(divided, hypers, seeds, strict=True)]
+    heads = train_fits(trainer, fits, [n for _, n in divided])
+    for head, hyper, (rows, n) in zip(heads, hypers, divided, strict=True):
+        held_out = rows[n:]
+        first = features[held_out, 0]  # as in tests
+        _, logits = head.outputs(first)
+        require_finite(trainer.method.title, logits)
+        out.append({**hyper, "temperature": find_temperature(logits, labels[held_out])})
+    return out, validation
+
+
+def set_temperature(head: Predictor, hyper: Mapping[str, float]) -> Predictor:
+    """Return a head with the temperature among its settings, if there is one."""
+    if not isinstance(head, TunedHead) or "temperature" not in hyper:
+        return head
+    return dataclasses.replace(head, temperature=hyper["temperature"])
+
+
+def _choose_setting(
+    trainer: Trainer, features: np.ndarray, labels: np.ndarray, *, config: Any, seeds: Sequence[int]
+) -> tuple[list[dict[str, float]], list[list[dict[str, float]]]]:
     patient = isinstance(trainer, ByGradient) and methods.is_patient(config)
     if len(trainer.grid) == 1 and not patient:
         return trainer.grid * len(seeds), [[] for _ in seeds]
@@ -130,41 +166,77 @@ def choose(
         middle = {name: statistics.median_high({v[name] for v in trainer.grid}) for name in trainer.grid[0]}
         notice(f"one row of each class leaves none to choose a setting by; taking the middle of the grid, {middle}")
         return [middle] * len(seeds), [[] for _ in seeds]
-    divided = [divide_rows(labels, config, seed) for seed in seeds]
+    divided = [divide_rows(trainer.demands, labels, config, seed) for seed in seeds]
     if isinstance(trainer, ByGradient) and patient:
-        found = [trainer.search(*rows, seed) for rows, seed in zip(divided, seeds, strict=True)]
-        best = [pick_best(trainer, each) for each in found]
+        validation = trainer.search(divided, seeds)
+        best = [each[trainer.pick(each)] for each in validation]
+    else:
+        validation, best = _search_grids(trainer, features, labels, divided=divided, seeds=seeds, widen=config.widen)
+    if patient:
         require_finite(trainer.method.title, np.array([each["loss"] for each in best]))
-        return [{k: v for k, v in each.items() if k not in ("accuracy", "loss")} for each in best], found
+    return [{name: v for name, v in each.items() if name not in SCORES} for each in best], validation
 
-    def score(grids: Sequence[Sequence[dict[str, float]]]) -> list[list[dict[str, float]]]:
-        """Score the settings of each seed on its validation part."""
-        n = divided[0][1]  # the same for all seeds
-        fits = [
-            HeadFit(rows, hyper, seed)
-            for grid, (rows, _), seed in zip(grids, divided, seeds, strict=True)
-            for hyper in grid
-        ]
-        heads = iter(zip(fits, trainer.train(fits, n), strict=True))
-        scored: list[list[dict[str, float]]] = [[] for _ in seeds]
-        for i, grid in enumerate(grids):
-            for fit, head in itertools.islice(heads, len(grid)):
-                held_out = fit.rows[n:]
-                accuracy, loss = score_held_out(head, features[held_out], labels[held_out])
-                scored[i].append({**fit.hyper, "accuracy": accuracy, "loss": loss})
-        return scored
 
-    validation = score([trainer.grid] * len(seeds))
-    further = [list_further(trainer.grid, pick_best(trainer, each)) for each in validation] if config.widen else []
+def _search_grids(
+    trainer: Trainer,
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    divided: Sequence[tuple[np.ndarray, int]],
+    seeds: Sequence[int],
+    widen: bool,
+) -> tuple[list[list[dict[str, float]]], list[dict[str, float]]]:
+    """Return the scores of all settings on the validation part of each seed, and the best of them."""
+    score = partial(_score_grids, trainer, features, labels, divided, seeds)
+    held_out = [np.repeat(labels[rows[n:]], features.shape[1]) for rows, n in divided]
+    scored = score([trainer.grid] * len(seeds))
+
+    def pick() -> list[dict[str, float]]:
+        own = [zip(*each, strict=True) for each in scored]
+        chosen = [trainer.pick(*each, labels=y) for each, y in zip(own, held_out, strict=True)]
+        return [each[i][0] for each, i in zip(scored, chosen, strict=True)]
+
+    best = pick()
+    further = [list_further(trainer.grid, each) for each in best] if widen else []
     if any(further):
-        validation = [each + more for each, more in zip(validation, score(further), strict=True)]
-    best = [pick_best(trainer, each) for each in validation]
-    return [{name: v[name] for name in trainer.grid[0]} for v in best], validation
+        scored = [each + more for each, more in zip(scored, score(further), strict=True)]
+        best = pick()
+    return [[scores for scores, _ in each] for each in scored], best
 
 
-def divide_rows(labels: np.ndarray, config: Any, seed: int) -> tuple[np.ndarray, int]:
+def _score_grids(
+    trainer: Trainer,
+    features: np.ndarray,
+    labels: np.ndarray,
+    divided: Sequence[tuple[np.ndarray, int]],
+    seeds: Sequence[int],
+    grids: Sequence[Sequence[dict[str, float]]],
+) -> list[list[tuple[dict[str, float], np.ndarray]]]:
+    """Train the settings of each seed. Return their scores and their logits on its validation part, all views."""
+    which = [i for i, grid in enumerate(grids) for _ in grid]
+    hypers = [hyper for grid in grids for hyper in grid]
+    fits = [HeadFit(divided[i][0], hyper, seeds[i]) for i, hyper in zip(which, hypers, strict=True)]
+    scored: list[list[tuple[dict[str, float], np.ndarray]]] = [[] for _ in seeds]
+    heads = train_fits(trainer, fits, [divided[i][1] for i in which])
+    for i, fit, head in zip(which, fits, heads, strict=True):
+        held_out = fit.rows[divided[i][1] :]
+        logits = head.outputs(features[held_out].reshape(-1, features.shape[2]))[1]
+        scores = trainer.demands.score(logits, np.repeat(labels[held_out], features.shape[1]))
+        scored[i].append(({**fit.hyper, **scores}, logits))
+    return scored
+
+
+def train_fits(trainer: Trainer, fits: Sequence[HeadFit], sizes: Sequence[int]) -> list[Predictor]:
+    """Train heads on the first rows of each, as many as `sizes` says: together those of as many rows."""
+    heads: list[Predictor] = []
+    for n, several in itertools.groupby(range(len(fits)), key=lambda i: sizes[i]):  # groups of rows differ in size
+        heads += trainer.train([fits[i] for i in several], n)
+    return heads
+
+
+def divide_rows(demands: Demands, labels: np.ndarray, config: Any, seed: int) -> tuple[np.ndarray, int]:
     """Return all rows, those of the validation part last, and the number of the others."""
-    train, held_out = hold_out(labels, config.validation, seed)
+    train, held_out = demands.hold_out(labels, config.validation, seed)
     return np.concatenate([train, held_out]), len(train)
 
 

@@ -21,6 +21,7 @@ from nml_jax.processes.limits import limit_blas
 from nml_jax.tuning import descent, methods, patient, select
 from nml_jax.tuning.descent import TrainingSet
 from nml_jax.tuning.head_file import TunedHead
+from nml_jax.tuning.holdout import PLAIN, Demands
 from nml_jax.tuning.select import HeadResult
 from nml_jax.tuning.trainers import ByGradient, HeadFit
 
@@ -37,6 +38,7 @@ def fit_seeds(
     num_classes: int,
     config: Any,
     seeds: Sequence[int],
+    demands: Demands = PLAIN,
 ) -> list[HeadResult]:
     """Do as `select.fit_seeds`, with at most two shards of rows in memory.
 
@@ -47,6 +49,7 @@ def fit_seeds(
         features: the N training rows.
         labels: int32 [N].
         shard: rows per shard.
+        demands: what heads are to be good at; groups [N].
 
     Raises:
         UserError: as `select.fit_seeds`, or `refit` is off.
@@ -55,7 +58,10 @@ def fit_seeds(
         cure = "raise features.memory, or leave tune.refit=True"
         raise UserError("tune.refit=False needs all training rows in memory", cure)
     sample = draw_stratified(labels, min(1.0, shard / len(labels)), seeds[0])
+    if demands.groups is not None:
+        demands = demands._replace(groups=demands.groups[sample])
     how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": num_classes, "config": config}
+    how["demands"] = demands
     some, some_labels = select.check_features(features.rows(sample), labels[sample], num_classes)
     if methods.find(method).probe:
         return select.fit_seeds(some, some_labels, **how, seeds=seeds)
@@ -71,8 +77,8 @@ def fit_seeds(
         for hyper, seed in zip(hypers, seeds, strict=True)
     ]
     return [
-        HeadResult(head=head, preset=trainer.preset, hyper=hyper, validation=each, n_train=len(labels),
-                   unvalidated=select.cannot_validate(trainer, each))
+        HeadResult(head=select.set_temperature(head, hyper), preset=trainer.preset, hyper=hyper, validation=each,
+                   n_train=len(labels), unvalidated=select.cannot_validate(trainer, each))
         for head, hyper, each in zip(select.require_converged(method, heads), hypers, validation, strict=True)
     ]  # fmt: skip
 
@@ -92,7 +98,9 @@ def _train(trainer: ByGradient, features: Rows, labels: np.ndarray, fit: HeadFit
             block = features.rows(rows)
             # One shape, so that it is compiled once. The padding of the last shard is not trained on.
             block = block if len(rows) == size else np.resize(block, (size, *block.shape[1:]))
-            bank = TrainingSet(block, np.resize(labels[rows], size), np.ones(size, np.float32))
+            own = np.resize(labels[rows], size)
+            weights = trainer.demands.weigh(own)
+            bank = TrainingSet(block, own, np.ones(size, np.float32) if weights is None else np.float32(weights))
             carry = descent.advance(spec, carry, bank, setting, np.int32(len(rows)), np.int32(i), total)
         params, state = jax.device_get((carry.params, carry.state))
     return TunedHead(trainer.form, params, state)

@@ -17,10 +17,12 @@ from nml_jax.models.heads.mlp import Form, Tree, standardize
 from nml_jax.objectives import terms
 from nml_jax.processes import forecast
 from nml_jax.processes.limits import limit_blas
-from nml_jax.tuning import descent, methods, patient, probes
+from nml_jax.tuning import descent, methods, patient, probes, spread
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import Predictor, list_further, score_held_out
+from nml_jax.tuning.holdout import PLAIN, Demands, Predictor, list_further, score_held_out
+
+Scores = Mapping[str, float]
 
 
 class HeadFit(NamedTuple):
@@ -31,36 +33,63 @@ class HeadFit(NamedTuple):
     seed: int
 
 
+class _Start(NamedTuple):
+    """What the settings of one seed start from."""
+
+    rows: np.ndarray  # int [N], those to train on first
+    n: int  # of them
+    seed: int
+    standard: Tree | None
+    probe: probes.Linear | None
+    hyper: dict[str, float]  # the probe's
+
+    @property
+    def held_out(self) -> np.ndarray:
+        return self.rows[self.n :]
+
+
 class Trainer(Protocol):
     """A trainer for heads of one method on one set of features.
 
     grid: the settings to choose from.
     preset: see `HeadResult`.
+    demands: what heads are to be good at.
+    method: what they are.
     """
 
     grid: list[dict[str, float]]
     preset: str | None
+    demands: Demands
+    method: methods.Method
 
     def train(self, fits: Sequence[HeadFit], n: int) -> Sequence[Predictor]:
         """Train one head per fit, on the first n of its rows."""
         ...
 
-    def tie(self, scores: Mapping[str, float]) -> float:
-        """Return a number from a setting's `HeadResult.validation`; among equal accuracies the lowest wins."""
+    def pick(self, scored: Sequence[Scores], logits: Sequence[np.ndarray], labels: np.ndarray) -> int:
+        """Return the number of the best setting, by the scores of each and its logits of held-out rows, [M, K]."""
         ...
 
 
-def pick_best(trainer: Trainer, scored: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return the setting of the highest validation accuracy; of equal ones, that of the lowest `Trainer.tie`."""
-    return min(scored, key=lambda v: (-v["accuracy"], trainer.tie(v)))
+def pick_lowest(demands: Demands, scored: Sequence[Scores], ties: Sequence[float]) -> int:
+    """Return the number of the best setting by the deciding metric; of equal ones, that of the lowest tie."""
+    return min(range(len(scored)), key=lambda i: demands.rank_setting(scored[i], ties[i]))
 
 
 def make_trainer(
-    features: np.ndarray, labels: np.ndarray, *, method: str, preset: str | None, num_classes: int, config: Any
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    method: str,
+    preset: str | None,
+    num_classes: int,
+    config: Any,
+    demands: Demands = PLAIN,
 ) -> Trainer:
     """Make the trainer of a method for features [N, V, D] from `select.check_features`."""
     kind = ByProbe if methods.find(method).probe else ByGradient
-    return kind(features, labels, method=method, preset=preset, num_classes=num_classes, config=config)
+    how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": num_classes, "config": config}
+    return kind(features, labels, **how, demands=demands)
 
 
 class ByGradient:
@@ -75,7 +104,9 @@ class ByGradient:
         preset: str | None,
         num_classes: int,
         config: Any,
+        demands: Demands = PLAIN,
     ):
+        self.demands = demands
         weights, self.preset = methods.choose_weights(method, preset, config, features.shape[1])
         self.num_classes, self.config = num_classes, config
         self.method = methods.find(method)
@@ -84,67 +115,111 @@ class ByGradient:
         self.terms, self.numbers = terms.split(methods.find(method).terms, weights) if weights else (None, {})
         self.grid = _make_grid(config, {"lr": "lrs", "weight_decay": "weight_decays"})
         self.features, self.labels = features, labels
-        self.bank = jax.device_put(TrainingSet(features, labels, np.ones(len(labels), np.float32)))
+        weights = demands.weigh(labels)
+        weights = np.ones(len(labels), np.float32) if weights is None else np.float32(weights)
+        bank = TrainingSet(features, labels, weights)
+        self.bank = bank if spread.is_spread() else jax.device_put(bank)  # a program on all devices places it itself
 
     def train(self, fits: Sequence[HeadFit], n: int) -> list[TunedHead]:
         if methods.is_patient(self.config):
-            return [self._train_patiently(fit, n) for fit in fits]
+            return self._train_patiently(fits, n)
         settings = [self.make_setting(fit) for fit in fits]
         epochs = self.count_epochs(len(self.bank.labels))
-        trees = descent.train(self.make_spec(n), self.bank, settings, n, epochs=epochs)
+        trees = spread.train(self.make_spec(n), self.bank, settings, n, epochs=epochs)
         return [TunedHead(self.form, params, state) for params, state in trees]
 
-    def search(self, rows: np.ndarray, n: int, seed: int) -> list[dict[str, float]]:
-        """Train every setting on the first n rows until validation on the others no longer improves.
+    def search(self, divided: Sequence[tuple[np.ndarray, int]], seeds: Sequence[int]) -> list[list[dict[str, float]]]:
+        """Train every setting on a part of the rows until validation on the others no longer improves.
 
         With `tune.halving`, all settings get a quarter of the epochs, and only the better half of them the rest.
 
+        Args:
+            divided: for each seed the rows, int [N], and how many of them, from the first, to train on.
+            seeds: of the heads.
+
         Returns:
-            Of each setting its values, "accuracy" and "loss" of its best epoch, and the number of that, "epochs".
+            Of each seed, of each setting: its values, "accuracy" and "loss" of its best epoch, and the number of that,
+            "epochs".
         """
-        config, epochs, held_out = self.config, self.count_epochs(n), rows[n:]
-        start: dict[str, float] = {}
+        if spread.is_spread():  # settings × seeds are one program
+            return self._search_together(divided, seeds)
+        return [self._search_together([each], [seed])[0] for each, seed in zip(divided, seeds, strict=True)]
+
+    def _search_together(
+        self, divided: Sequence[tuple[np.ndarray, int]], seeds: Sequence[int]
+    ) -> list[list[dict[str, float]]]:
+        starts = [self._start_search(*each, seed) for each, seed in zip(divided, seeds, strict=True)]
+        if self.is_solved:
+            heads = [patient.make_linear(start.probe, _wrap(start.standard)) for start in starts]  # type: ignore[arg-type]
+            return [[start.hyper | self._judge(h, start.held_out)] for start, h in zip(starts, heads, strict=True)]
+        found = self._try_settings(starts, [self.grid] * len(starts), halved=self.config.halving and len(self.grid) > 1)
+        if not self.config.widen:
+            return found
+        further = [list_further(self.grid, own[self.pick(own)]) for own in found]
+        return [a + b for a, b in zip(found, self._try_settings(starts, further, halved=False), strict=True)]
+
+    def _start_search(self, rows: np.ndarray, n: int, seed: int) -> _Start:
+        hyper: dict[str, float] = {}
         probe, standard = None, self._standardise(rows, n)
         if self.from_probe:
-            probe, start["C"] = self._choose_probe(rows, n, standard)
-        if self.is_solved:
-            return [start | self._judge(patient.make_linear(probe, _wrap(standard)), held_out)]  # type: ignore[arg-type]
-        score = partial(self._compute_loss, rows=held_out)
-        patience = config.patience or math.inf
+            probe, hyper["C"] = self._choose_probe(rows, n, standard)
+        return _Start(rows, n, seed, standard, probe, hyper)
 
-        def begin(hyper: Mapping[str, float]) -> tuple[dict[str, float], patient.Training]:
-            fit = HeadFit(rows, {**hyper, **start}, seed)
-            words = ", ".join(f"{name} {value:g}" for name, value in hyper.items())
-            return fit.hyper, self._begin(fit, n, standard, probe, score=score, epochs=epochs, words=words)
+    def _try_settings(
+        self, starts: Sequence[_Start], grids: Sequence[Sequence[dict[str, float]]], *, halved: bool
+    ) -> list[list[dict[str, float]]]:
+        """Train the settings of each start, and return their scores."""
+        several = [
+            [self._begin_search(start, hyper) for hyper in grid] for start, grid in zip(starts, grids, strict=True)
+        ]
+        of = [start for start, own in zip(starts, several, strict=True) for _ in own]
+        runs, epochs = [run for own in several for run in own], [self.count_epochs(start.n) for start in of]
+        steps = [-(-start.n // min(self.config.batch, start.n)) for start in of]
+        with patient.Cohort(runs, [methods.count_patience(self.config, each) for each in steps]) as cohort:
+            cohort.run([-(-each // 4) for each in epochs] if halved else epochs)
+            if halved:
+                better = {id(run) for own in several for run in _choose_better(own)}
+                cohort.run([end if id(run) in better else 0 for run, end in zip(runs, epochs, strict=True)])
+        return [
+            [
+                self._judge_run({**hyper, **start.hyper}, run, start.held_out)
+                for hyper, run in zip(grid, own, strict=True)
+            ]
+            for start, grid, own in zip(starts, grids, several, strict=True)
+        ]
 
-        runs = [begin(hyper) for hyper in self.grid]
-        for _, run in runs:
-            run.run(-(-epochs // 4) if config.halving and len(runs) > 1 else epochs, patience)
-        better = sorted((run for _, run in runs), key=lambda run: run.lowest)[: -(-len(runs) // 2)]
-        for run in better if config.halving else ():
-            run.run(epochs, patience)
-        found = [self._judge_run(*each, held_out) for each in runs]
-        for hyper in list_further(self.grid, pick_best(self, found)) if config.widen else ():
-            own, run = begin(hyper)
-            run.run(epochs, patience)
-            found.append(self._judge_run(own, run, held_out))
-        return found
+    def _begin_search(self, start: _Start, hyper: Mapping[str, float]) -> patient.Training:
+        fit = HeadFit(start.rows, {**hyper, **start.hyper}, start.seed)
+        words = ", ".join(f"{name} {value:g}" for name, value in hyper.items())
+        how: dict[str, Any] = {"score": partial(self._rank, rows=start.held_out), "words": words}
+        return self._begin(fit, start.n, start.standard, start.probe, **how, epochs=self.count_epochs(start.n))
 
-    def _judge_run(self, hyper: Mapping[str, float], run: patient.Training, rows: np.ndarray) -> dict[str, float]:
+    def _judge_run(self, hyper: dict[str, float], run: patient.Training, rows: np.ndarray) -> dict[str, float]:
         diverged = bool(run.losses) and not np.isfinite(run.losses).any()  # then the best is the start, untrained
-        scores = {"accuracy": 0.0, "loss": math.inf} if diverged else self._judge(run.run(run.done), rows)
+        scores = self._judge(run.run(run.done), rows)
+        if diverged:
+            scores = self.demands.score(np.full((1, self.num_classes), np.nan), np.zeros(1, np.int64))
         return {**hyper, **scores, "epochs": float(run.best)}
 
-    def _train_patiently(self, fit: HeadFit, n: int) -> TunedHead:
-        """Train one head for the epochs that validation chose; all of them if it did not."""
-        epochs = int(fit.hyper.get("epochs", self.count_epochs(n)))
-        probe, standard = None, self._standardise(fit.rows, n)
-        if self.from_probe:
-            probe, _ = self._choose_probe(fit.rows[:n], n, standard, fit.hyper.get("C"))
-        if self.is_solved:
-            return patient.make_linear(probe, _wrap(standard))  # type: ignore[arg-type]
-        run = self._begin(fit, n, standard, probe, epochs=self.count_epochs(n), words=f"seed {fit.seed}", last=epochs)
-        return run.run(epochs)
+    def _train_patiently(self, fits: Sequence[HeadFit], n: int) -> list[TunedHead]:
+        """Train heads for the epochs that validation chose; all of them if it did not."""
+        if not spread.is_spread() and len(fits) > 1:  # one at a time needs the least memory
+            return [head for fit in fits for head in self._train_patiently([fit], n)]
+        heads, runs, lasts = [], [], []
+        for fit in fits:
+            probe, standard = None, self._standardise(fit.rows, n)
+            if self.from_probe:
+                probe, _ = self._choose_probe(fit.rows[:n], n, standard, fit.hyper.get("C"))
+            if self.is_solved:
+                heads.append(patient.make_linear(probe, _wrap(standard)))  # type: ignore[arg-type]
+                continue
+            epochs = self.count_epochs(n)
+            lasts.append(int(fit.hyper.get("epochs", epochs)))
+            words = f"seed {fit.seed}"
+            runs.append(self._begin(fit, n, standard, probe, epochs=epochs, words=words, last=lasts[-1]))
+        with patient.Cohort(runs, [math.inf] * len(runs)) as cohort:
+            cohort.run(lasts)
+        return heads or [run.run(run.done) for run in runs]
 
     def _begin(
         self,
@@ -221,19 +296,19 @@ class ByGradient:
         parts = everything[: n * views], everything[n * views :]
         cs = self.config.cs if c is None else (c,)
         labels = np.repeat(self.labels[rows], views)
-        return patient.choose_probe(
-            F, labels, parts, num_classes=self.num_classes, cs=cs, widen=self.config.widen and c is None
-        )
+        how: dict[str, Any] = {"num_classes": self.num_classes, "cs": cs, "demands": self.demands}
+        return patient.choose_probe(F, labels, parts, **how, once=True, widen=self.config.widen and c is None)
 
-    def _compute_loss(self, head: TunedHead, rows: np.ndarray) -> float:
-        return score_held_out(head, self.features[rows], self.labels[rows])[1]
+    def _rank(self, head: TunedHead, rows: np.ndarray) -> tuple[float, ...]:
+        return self.demands.rank(self._judge(head, rows))
 
     def _judge(self, head: TunedHead, rows: np.ndarray) -> dict[str, float]:
-        accuracy, loss = score_held_out(head, self.features[rows], self.labels[rows])
-        return {"accuracy": accuracy, "loss": loss}
+        return score_held_out(head, self.features[rows], self.labels[rows], self.demands)
 
-    def tie(self, scores: Mapping[str, float]) -> float:
-        return scores["loss"]
+    def pick(
+        self, scored: Sequence[Scores], logits: Sequence[np.ndarray] = (), labels: np.ndarray | None = None
+    ) -> int:
+        return pick_lowest(self.demands, scored, [each["loss"] for each in scored])
 
     def count_epochs(self, n: int) -> int:
         """Return the number of passes over n rows."""
@@ -264,7 +339,9 @@ class ByProbe:
         preset: str | None,
         num_classes: int,
         config: Any,
+        demands: Demands = PLAIN,
     ):
+        self.demands = demands
         _, self.preset = methods.choose_weights(method, preset, config, features.shape[1])
         self.method, self.num_classes, self.config = methods.find(method), num_classes, config
         self.features, self.labels = features, labels
@@ -281,7 +358,9 @@ class ByProbe:
             if standard:
                 F = standardize(F, standard)
             values = [fit.hyper[self.method.value] for fit in several]
-            for probe in self.method.probe(F, labels, values, num_classes=self.num_classes):
+            weights = self.demands.weigh(labels) if self.method.weighted else None
+            how: dict[str, Any] = {} if weights is None else {"weights": weights}
+            for probe in self.method.probe(F, labels, values, num_classes=self.num_classes, **how):
                 if isinstance(probe, probes.Linear):
                     params = {"classifier": {"kernel": probe.kernel, "bias": probe.bias}}
                     out.append(TunedHead(Form(mlp=False), params, {"input": standard} if standard else {}))
@@ -289,8 +368,14 @@ class ByProbe:
                     out.append(ProbePredictor(probe, standard))
         return out
 
-    def tie(self, scores: Mapping[str, float]) -> float:
-        return scores["loss"] if self.method.logits else -scores[self.method.value]
+    def pick(self, scored: Sequence[Scores], logits: Sequence[np.ndarray], labels: np.ndarray) -> int:
+        if self.method.grid == "cs" and self.config.start == "probe":  # as heads that start from this probe choose
+            order = np.argsort([each[self.method.value] for each in scored], kind="stable")
+            scores = [-self.demands.rank_setting(scored[i], 0)[0] for i in order]
+            weights = self.demands.weigh(labels)
+            return int(order[patient.pick_penalty(scores, [logits[i] for i in order], labels, weights)])
+        ties = [each["loss"] if self.method.logits else -each[self.method.value] for each in scored]
+        return pick_lowest(self.demands, scored, ties)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,6 +390,11 @@ class ProbePredictor:
         Z = np.asarray(features, np.float32)
         Z = standardize(Z, self.standard) if self.standard else Z
         return Z, self.probe(Z)
+
+
+def _choose_better(runs: Sequence[patient.Training]) -> list[patient.Training]:
+    """Return the half with the lower losses."""
+    return sorted(runs, key=lambda run: run.lowest)[: -(-len(runs) // 2)]
 
 
 def _wrap(standard: Tree | None) -> Tree:

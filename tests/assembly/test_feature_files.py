@@ -1,15 +1,19 @@
 """Opening the files that a config names: several training files, and groups of rows that stay together."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
 from configs import features as experiment
 from nml_jax.assembly.feature_files import count_seen, describe_groups, list_specs, match_specs, open_files
+from nml_jax.assembly.suspects import read_ids
+from nml_jax.data.features.files import open_features
 from nml_jax.data.features.sets import FeatureSet
 from nml_jax.errors import UserError
 from nml_jax.stages.features import check
@@ -98,3 +102,19 @@ def test_bad_groups(tmp_path: Path):
         open_set(train=write(tmp_path / "y.parquet", 0, np.ones(ROWS, int)), group="patient")
     with pytest.raises(UserError, match="1 rows have no group in column 'patient', such as row 59"):
         open_set(train=write(tmp_path / "z.parquet", 0, pa.array([*range(59), None])), group="patient")
+
+
+def test_ids_are_read_in_every_format(tmp_path: Path):
+    """Of tables the column that is an id by its name, of an npz the array `ids`."""
+    rng = np.random.default_rng(0)
+    X, ids, labels = rng.normal(size=(9, 3)), [f"a{i}" for i in range(9)], ["x", "y", "x"] * 3
+    lines = [{"sample_id": i, "embedding": x.tolist(), "label": y} for i, x, y in zip(ids, X, labels, strict=True)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    table = pa.Table.from_pylist(lines)
+    feather.write_feather(table, tmp_path / "a.feather")
+    pq.write_table(table, tmp_path / "a.parquet")
+    np.savez(tmp_path / "a.npz", features=X, labels=labels, ids=ids)
+    for name in ("a.jsonl", "a.feather", "a.parquet", "a.npz"):
+        assert read_ids(open_features(str(tmp_path / name))) == ids, name
+    np.savez(tmp_path / "b.npz", features=X, labels=labels)
+    assert read_ids(open_features(str(tmp_path / "b.npz"))) is None

@@ -36,8 +36,16 @@ def test_long_runs_of_blanks_take_no_time():
 def test_a_text_of_invisible_characters_is_empty():
     assert all(
         class_names.is_empty(text)
-        for text in ("", " ", "\u00a0\ufeff", "\u200b\u00ad", "\x00\x1f\x7f\u2060\u2800\ufe0f")
+        for text in (
+            "",
+            " ",
+            "\u00a0\ufeff",
+            "\u200b\u00ad",
+            "\x00\x1f\x7f\u2060\u2800\ufe0f",
+            "\u17b4\ufe00\u180b\U000e0100\ufff0",
+        )
     )
+    assert class_names.is_empty("\u17b4\ufe00\u180b\U000e0100\ufff0")
     assert not any(class_names.is_empty(text) for text in ("a", "\u200ba", ".", "\u2764\ufe0f", "é"))
 
 
@@ -72,6 +80,7 @@ def test_names_that_look_alike_are_found(capsys):
         ("ice cream", "ice\u200b cream"),
     ]
     assert find_alike(["2", "2.0", "x", "20"]) == [("2", "2.0")]
+    assert find_alike(["1", "\uff11", "\ufb01r", "fir"]) == [("fir", "\ufb01r"), ("1", "\uff11")]
     assert class_names.warn_alike(["a", "b"], "x.csv") == []
     assert capsys.readouterr().err == ""
     class_names.warn_alike([f"{c}{i}" for i in range(30) for c in "aA"], "x.csv")

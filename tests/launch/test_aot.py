@@ -182,12 +182,24 @@ def test_an_unknown_topology_lists_the_known_ones(name: str):
     assert "\n" not in e.value.cause + e.value.cure
 
 
+def test_gpus_of_several_hosts_are_as_quick_as_their_network():
+    assert chips.Slice.parse("h200:1x8").link == 450e9
+    assert chips.Slice.parse("h100:4x8").link == 50e9
+    assert chips.Slice.parse("v5e:4x8").link == chips.CHIPS["v5e"].ici
+    with pytest.raises(UserError, match="h200:8"):
+        chips.Slice.parse("h200:8")
+    for kind, peak in (("NVIDIA H200", 989e12), ("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("cpu", None)):
+        assert chips.find_peak(kind) == peak
+
+
 def test_without_the_compiler_the_cure_is_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError) as e:
         aot.list_devices("v5e:8x8")
     assert "libtpu" in e.value.cause
     assert "[tpu]" in e.value.cure
+    with pytest.raises(UserError, match="jax-cuda12-plugin, is not installed"):
+        aot.list_devices("h200:1x8")
 
 
 class Lowered:
@@ -196,7 +208,7 @@ class Lowered:
     def __init__(self, message: str):
         self.message = message
 
-    def compile(self):
+    def compile(self, options=None):
         raise RuntimeError(self.message)
 
 
@@ -276,3 +288,34 @@ def test_a_tiny_step_for_four_chips(tmp_path: Path):
     done = run("--topology=v5e:2x2", "--config=configs/vitb16_in1k.py", "--config.train.batch=8192", **alone)
     assert done.returncode == 2
     assert "does not fit v5e:2x2" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["vitb16_in1k", "resnet50_in1k"])
+def test_a_tiny_step_for_two_hosts_of_gpus(config: str, tmp_path: Path):
+    pytest.importorskip("jax_cuda12_plugin", reason="jax-cuda12-plugin is not installed: no compiler for GPUs")
+    small = {"model.dim": 256, "model.heads": 2, "model.depth": 1} if "vit" in config else {"model.blocks": "(1,1)"}
+    small |= {"data.image_size": 32, "train.batch": 64, "model.bn_group": 0}
+    flags = [f"--config=configs/{config}.py", *(f"--config.{k}={v}" for k, v in small.items())]
+    done = run("--topology=h200:2x2", f"--json={tmp_path / 'x.json'}", *flags, path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "x.json").read_text())
+    assert result["chips"] == 4
+    assert result["hbm_bytes"] > 4 * result["parameters"]
+    assert "all-reduce" in {row["kind"] for row in result["collectives"]}
+    assert 0 < result["memory"]["total"] < 2**30
+
+
+@pytest.mark.slow
+def test_heads_spectra_and_fine_tuning_compile_for_a_v5e(tmp_path: Path):
+    """Small ones. Of full size: benchmarks/compile_times.py --write, and docs/benchmarks.md for the times."""
+    pytest.importorskip("libtpu", reason="the extra `tpu` is not installed: no compiler for TPUs")
+    root = Path(aot.__file__).parent.parent
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, str(root / "benchmarks" / "compile_times.py"), "--tiny"], capture_output=True, text=True,
+        env=environment, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("head: linear", "head: nmtune/code", "head: lgm", "spectrum: code", "fine-tuning step"):
+        assert f"| {name}" in done.stdout

@@ -845,6 +845,7 @@ def test_bad_options_and_sources_are_refused_before_anything_runs(tmp_path):
     good = tar(tmp_path / "src" / "x.tar", pair("0", 0))
     pq.write_table(pa.table({"img": [b"x"], "words": ["x"]}), tmp_path / "x.parquet")
     table = write_csv(tmp_path / "x.csv", [["image", "words"], ["1.png", "x"]])
+    (tmp_path / "mac.csv").write_bytes(b"image,caption\rx.jpg,a\r")
     (tmp_path / "wide.csv").write_bytes("image,caption\n1.png,x\n".encode("utf-16"))
     (tmp_path / "nothing.csv").write_bytes(b"")
     (tmp_path / "twice.csv").write_bytes(b"image,caption,caption\n1.png,x,y\n")
@@ -866,6 +867,7 @@ def test_bad_options_and_sources_are_refused_before_anything_runs(tmp_path):
         ([table], {}, r"x.csv has no column 'caption'; its columns are 'image', 'words'"),
         ([table], {"captions": ["words"], "label": "class"}, r"no column 'class'; its columns are"),
         ([tmp_path / "wide.csv"], {}, "wide.csv is UTF-16"),
+        ([tmp_path / "mac.csv"], {}, "mac.csv: unreadable: its lines end with CR alone, so save it with LF or CRLF"),
         ([tmp_path / "nothing.csv"], {}, "nothing.csv is empty"),
         ([tmp_path / "twice.csv"], {}, "twice.csv has 2 columns 'caption'"),
         ([tmp_path / "twice.parquet"], {}, "twice.parquet has 2 columns 'caption'"),

@@ -28,6 +28,10 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.2", "JOB_COMPLETION_INDEX": "1"}
         (SLURM | {"SLURM_NTASKS": "1"}, None),  # a task of a sweep
         ({k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"}, None),  # the batch script itself, without srun
         (SLURM | {"JAX_COORDINATOR_ADDRESS": "n1:9"}, {"coordinator_address": "n1:9"}),  # JAX finds the rest
+        (SLURM | {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1"},
+         {"coordinator_address": "localhost:61447"}),  # as JAX names it; so it can be kept at loopback
+        (SLURM | {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1", "JAX_COORDINATOR_PORT": "9"},
+         {"coordinator_address": "localhost:9"}),
         (MPI | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:4"}, {}),
         (MPI, {"num_processes": 4, "process_id": 3, "local_device_ids": 1}),
         (MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, {"num_processes": 4, "process_id": 3}),  # all devices of its host
@@ -41,7 +45,7 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.2", "JOB_COMPLETION_INDEX": "1"}
         (POD | {"TPU_WORKER_HOSTNAMES": "localhost"}, None),  # a slice of one host
         (POD | EXPLICIT, {"coordinator_address": "10.0.0.1:1234", "num_processes": 2, "process_id": 1}),
     ],
-)
+)  # fmt: skip
 def test_how_a_job_is_recognised(env: Mapping[str, str], expected: dict | None):
     assert cluster.find_job(env | NO_TPU) == expected
 
@@ -122,6 +126,16 @@ def test_on_one_host_loopback_is_allowed(launcher: Mapping[str, str]):
 @pytest.mark.parametrize("address", ["10.0.0.1:1", "node1:1", "[fe80::1]:1", "local:1", ""])
 def test_other_addresses_are_not_loopback(address: str):
     assert not cluster.is_loopback(address)
+
+
+def test_jax_names_the_coordinator_under_slurm_the_same(monkeypatch):
+    from jax._src.clusters import SlurmCluster
+
+    monkeypatch.setenv("SLURM_JOB_ID", "123456")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "localhost")
+    mine = cluster.find_job(SLURM | {"SLURM_JOB_ID": "123456", "SLURM_STEP_NODELIST": "localhost",
+                                     "SLURM_STEP_NUM_NODES": "1"} | NO_TPU)  # fmt: skip
+    assert mine == {"coordinator_address": SlurmCluster.get_coordinator_address(None, None)}
 
 
 def test_several_hosts_found_after_joining():

@@ -39,6 +39,7 @@ POD = {"memory/memory.limit_in_bytes": "9000", "memory/pod/memory.limit_in_bytes
         ("0::/", V2.format(root="/"), SLICE, 9000),  # a container that sees itself as the root
         ("0::/../other", V2.format(root="/"), SLICE, 9000),
         ("0::/user.slice/a.scope", V2.format(root="/user.slice"), {"a.scope/memory.max": "5"}, 5),
+        (r"0::/my\x2dpod/in/c", V2.format(root=r"/my\134x2dpod"), {"in/memory.max": "6", "in/c/memory.max": "max"}, 6),
         ("4:memory:/pod/c\n0::/", f"{CPU}\n{V1.format(root='/')}", POD, 5000),
         ("4:cpu,memory:/x/y", V1.format(root="/x/y"), POD, 9000),  # a container with the mount of its own group
         ("4:memory:/x/y", V1.format(root="/"), POD, 9000),  # a path of the host that is not seen from here

@@ -34,7 +34,7 @@ def launch(folder: Path, force: tuple[str, ...] = ()) -> Path:
     config = experiment.get_config()
     small = {"sweep.seed": (), "stages": ("features", "tune"), "tune.epochs": 2, "tune.lrs": (0.05,), "tune.ks": (5,),
              "tune.cs": (0.1, 1.0), "tune.methods": ("lbfgs", "knn", "ridge", "linear", "nmtune"), "tune.width": 1,
-             "tune.presets": ("paper",)}  # fmt: skip
+             "tune.presets": ("paper",), "tune.start": "fresh"}  # fmt: skip
     files = {f"features.{key}": str(folder / f"{name}.npz")
              for key, name in (("train", "train"), ("test", "test"), ("ood", "far"))}  # fmt: skip
     with config.unlocked():

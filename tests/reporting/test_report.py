@@ -19,10 +19,11 @@ from configs import common
 from nml_jax import settings
 from nml_jax.errors import UserError
 from nml_jax.report import main
-from nml_jax.reporting import claims, figures, plots, tables
+from nml_jax.reporting import claims, figures, plots
 from nml_jax.reporting.statistics import paired
 from nml_jax.reporting.statistics.grouping import find_studies
 from nml_jax.reporting.statistics.studies import MEAN, Key, Method
+from nml_jax.reporting.tables.conditions import conditions
 from nml_jax.runs.files import write_atomic, write_json
 from nml_jax.runs.finished import read_finished
 from nml_jax.runs.heads import correct_path, write_correct
@@ -789,7 +790,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_a_loss_is_in_nats_and_a_share_in_percent():
-    assert [tables._name_score(metric) for metric in ("loss", "accuracy")] == ["loss (nats)", "accuracy %"]
+    assert [conditions._name_score(metric) for metric in ("loss", "accuracy")] == ["loss (nats)", "accuracy %"]
     assert [paired.unit(metric).number(0.6931) for metric in ("loss", "accuracy", "diagnosis/stable_rank")] == [
         "0.693", "69.3", "0.7",
     ]  # fmt: skip

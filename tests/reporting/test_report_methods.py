@@ -15,12 +15,14 @@ import scipy.stats
 from configs import features as experiment
 from nml_jax import settings
 from nml_jax.errors import UserError
-from nml_jax.reporting import answers, method_tables
+from nml_jax.evals.metrics import Shares
+from nml_jax.reporting import answers
 from nml_jax.reporting.page import show
 from nml_jax.reporting.statistics import choose_method, paired
 from nml_jax.reporting.statistics.choose_method import Contest
 from nml_jax.reporting.statistics.grouping import find_studies
 from nml_jax.reporting.statistics.studies import Method, Study
+from nml_jax.reporting.tables.conditions import methods
 from nml_jax.runs.files import write_atomic, write_json
 from nml_jax.runs.finished import read_finished
 from nml_jax.runs.heads import correct_path, read_correct, write_correct
@@ -206,10 +208,17 @@ def test_numbers_that_cannot_vary_show_nothing() -> None:
     assert pair.verdict("worse", "better") == "no difference shown"
 
 
+def rows(d: np.ndarray) -> Shares:
+    """The differences of an accuracy on every row."""
+    return Shares(d, np.ones(1), np.full(1, len(d)))
+
+
 def judged(d: np.ndarray) -> paired.Comparison:
     """The comparison of two heads by the differences d [seeds, rows]."""
     seeds = {(i, i): float(x) for i, x in enumerate(d.mean(1))}
-    return paired.compare("", paired.PERCENT, dict.fromkeys(seeds, 0.0), seeds, paired.add_rows([(1.0, d.mean(0))]))
+    return paired.compare(
+        "", paired.PERCENT, dict.fromkeys(seeds, 0.0), seeds, paired.add_rows([(1.0, rows(d.mean(0)))])
+    )
 
 
 def test_standard_error_is_that_of_crossed_seeds_and_rows() -> None:
@@ -272,11 +281,11 @@ def test_tests_of_equal_length_count_as_the_same_rows() -> None:
     """75 corruptions of one set of images are no 75 independent tests; nor does it harm tests that are."""
     rng = np.random.default_rng(0)
     d = rng.choice([-1.0, 0, 0, 0, 1], 5000)
-    (once,), (often,) = paired.add_rows([(1.0, d)]), paired.add_rows([(1 / 75, d)] * 75)
+    (once,), (often,) = paired.add_rows([(1.0, rows(d))]), paired.add_rows([(1 / 75, rows(d))] * 75)
     assert often.variance == pytest.approx(once.variance)
-    (apart,) = paired.add_rows((1 / 75, rng.permutation(d)) for _ in range(75))
+    (apart,) = paired.add_rows((1 / 75, rows(rng.permutation(d))) for _ in range(75))
     assert apart.variance == pytest.approx(once.variance / 75, rel=0.1)
-    assert len(paired.add_rows([(0.5, d), (0.5, d[1:])])) == 2
+    assert len(paired.add_rows([(0.5, rows(d)), (0.5, rows(d[1:]))])) == 2
 
 
 def test_shares_alone_bound_what_rows_add() -> None:
@@ -284,7 +293,7 @@ def test_shares_alone_bound_what_rows_add() -> None:
     (part,) = paired.bound_rows([(1.0, 0.8, 0.9, 100)])
     assert np.sqrt(part.variance) == pytest.approx(0.05, rel=0.02)
     rank = np.arange(100)
-    (exact,) = paired.add_rows([(1.0, (rank < 90).astype(float) - (rank < 80))])
+    (exact,) = paired.add_rows([(1.0, rows((rank < 90).astype(float) - (rank < 80)))])
     assert exact.variance < part.variance
     assert paired.bound_rows([]) == []
 
@@ -394,10 +403,10 @@ def test_one_of_many_tests_decides_nothing(tmp_path: Path) -> None:
     found = contest(tmp_path / "x", methods=FEW, tests=tests, score=gaining(gains, 0.002), seeds=(0, 1, 2))
     assert chosen(found) == {"photo": "L-BFGS probe", "mean": "SKD"}
     assert answers.write_answer(found).count("use ") + answers.write_answer(found).count("Use ") == 1
-    text = "\n".join(method_tables.write_text(found))
+    text = "\n".join(methods.write_text(found))
     assert "out-of-domain mean" in text
     assert "t3" not in text
-    page = show(method_tables.list_differences(found))
+    page = show(methods.list_differences(found))
     assert "Differences on each of 20 tests" in page
     titles = [str(method) for method in found.methods]
     verdicts = [line[-1] for line in lines(page) if line[0] in titles and len(line) == 7]
@@ -427,13 +436,13 @@ def test_a_winner_over_a_reference_of_fewer_rows_says_so(tmp_path: Path) -> None
     found = contest(tmp_path / "x", samples={"lbfgs": 300}, **how)
     assert "over the L-BFGS probe (which saw 300 of the 1,169 training rows)" in answers.write_answer(found)
     assert "some methods saw a stratified sample only: the L-BFGS probe 300." in answers.write_rule(found)
-    table = show([method_tables.list_scores(found)])
+    table = show([methods.list_scores(found)])
     assert "trained on" in table
     assert ">300<" in table
     same = contest(tmp_path / "y", **how)
     assert "which saw" not in answers.write_answer(same)
     assert "sample" not in answers.write_rule(same)
-    assert "trained on" not in show([method_tables.list_scores(same)])
+    assert "trained on" not in show([methods.list_scores(same)])
 
 
 def test_no_gain_is_said_plainly(tmp_path: Path) -> None:
@@ -457,9 +466,12 @@ def test_what_the_cap_on_steps_leaves_is_said(tmp_path: Path) -> None:
         "--config.tune.steps=790."
     )
     assert answers.warn_of_few_epochs(many) == said
-    assert said in method_tables.write_text(many)
+    assert said in methods.write_text(many)
     report.build([tmp_path / "b"], tmp_path / "b")
     assert said in (tmp_path / "b" / "report.html").read_text()
+    for cell in many.study.cells:  # validation was best before the third
+        cell.rows[:] = [dataclasses.replace(row, hyper={"epochs": 2.0}) for row in cell.rows]
+    assert answers.warn_of_few_epochs(many) == ""
     none = contest(tmp_path / "c", samples=dict.fromkeys((method for method, _ in METHODS), 600))
     assert "at most 30 epochs and 300 steps." in answers.write_rule(none)
     assert answers.warn_of_few_epochs(none) == ""
@@ -507,7 +519,7 @@ def test_only_a_method_better_than_every_other_is_marked(tmp_path: Path) -> None
     photo, art = found.tests
     assert found.best(art) == Method("skd")
     assert found.best(photo) is None
-    bold = re.findall("<strong>(.*?)</strong>", show([method_tables.list_scores(found)]))
+    bold = re.findall("<strong>(.*?)</strong>", show([methods.list_scores(found)]))
     assert len(bold) == 1  # accuracy: macro-F1 and the mean per class have no interval
 
 
@@ -584,7 +596,7 @@ def test_tables_hold_the_numbers(built: Path) -> None:
 
 def test_measures_that_decide_nothing_have_intervals_over_seeds(tmp_path: Path) -> None:
     found = contest(tmp_path / "a")
-    text = show(method_tables.list_differences(found))
+    text = show(methods.list_differences(found))
     test = found.decided[0]
     for method in found.methods:
         values = list(found.values(method, test, "macro_f1").values())
@@ -599,7 +611,7 @@ def test_measures_that_decide_nothing_have_intervals_over_seeds(tmp_path: Path) 
     s = held.stat(Method("mlp"), held.decided[0], "macro_f1")
     low, high = paired.find_seed_interval(s, redrawn=0.3)
     assert (high - low) / (2 * 2.7764451051977987 * s.sd) == pytest.approx(np.sqrt(1 / 5 + 3 / 7))
-    assert f"{100 * low:.1f} to {100 * high:.1f}" in show(method_tables.list_differences(held))
+    assert f"{100 * low:.1f} to {100 * high:.1f}" in show(methods.list_differences(held))
 
 
 def test_the_customary_measure_comes_first(tmp_path: Path) -> None:
@@ -607,7 +619,7 @@ def test_the_customary_measure_comes_first(tmp_path: Path) -> None:
     flowers = dataclasses.replace(found, task="flowers102")
     flowers.study.table.update({key._replace(task="flowers102"): value for key, value in
                                 list(flowers.study.table.items()) if key.task == "features"})  # fmt: skip
-    plain, customary = (show([method_tables.list_scores(c)]) for c in (found, flowers))
+    plain, customary = (show([methods.list_scores(c)]) for c in (found, flowers))
     assert plain.index("accuracy") < plain.index("mean per class</th>")
     assert customary.index("mean per class</th>") < customary.index("accuracy")
     assert "For this task the mean per class is customary" in customary
@@ -637,7 +649,7 @@ def test_diagnosis_says_whether_runs_agree(tmp_path: Path) -> None:
 
 
 def test_every_measure_of_the_diagnosis_has_its_meaning() -> None:
-    assert set(method_tables.MEANINGS) == set(diagnosis.NAMES)
+    assert set(methods.MEANINGS) == set(diagnosis.NAMES)
 
 
 def test_no_statement_stands_twice_and_no_bracket_within_another(built: Path) -> None:
@@ -690,12 +702,12 @@ def test_figure_tells_verdicts_apart(built: Path) -> None:
 
 
 def test_one_method_or_none_is_a_report_without_comparisons(tmp_path: Path) -> None:
-    for name, methods in (("one", METHODS[1:2]), ("none", ())):
-        folder = write_experiment(tmp_path / name, methods=methods, seeds=(0, 1, 2))
+    for name, some in (("one", METHODS[1:2]), ("none", ())):
+        folder = write_experiment(tmp_path / name, methods=some, seeds=(0, 1, 2))
         report.build([folder], folder)
         text = (folder / "report.html").read_text("utf-8")
-        assert ("Use the linear probe: no other method was run." in text) == bool(methods)
-        assert report.summarise(folder).endswith("no other method was run." if methods else "")
+        assert ("Use the linear probe: no other method was run." in text) == bool(some)
+        assert report.summarise(folder).endswith("no other method was run." if some else "")
         shown = re.sub(r"<pre>.*?</pre>|<style>.*?</style>|Config of all runs.*?<", "", text, flags=re.S)
         assert not re.search(r"[Nn]oise|[Bb]onferroni|unknown|nan\b|[Bb]old", shown)
         assert "<h3>Spectra" in text

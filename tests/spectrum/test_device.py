@@ -58,6 +58,15 @@ def test_digits_are_the_same_on_any_number_of_devices(monkeypatch):
         np.testing.assert_array_equal(first, other)
 
 
+@pytest.mark.parametrize("largest", [np.finfo(np.float32).max, 2.0**127, 0.999, 0.99, 1e-30])
+def test_digits_at_the_edges_of_their_range_in_several_blocks(largest, monkeypatch):
+    monkeypatch.setattr(device, "NO_FLOAT64", ("cpu",))
+    monkeypatch.setattr(device, "WHOLE_BLOCK", 5)
+    F = draw_gaussian(104, 13)  # 13 rows a device
+    F = np.clip(F / np.abs(F).max(0), -0.5, 0.5) * 2 * largest  # many entries of a column are its largest
+    np.testing.assert_allclose(measure(singular_values(place(F))), measure(compute_svd(np.float32(F))), atol=1e-6)
+
+
 @pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("scale", [1e-15, 1e15])
 def test_scale(scale):

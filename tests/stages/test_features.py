@@ -91,7 +91,7 @@ def test_the_config_runs_on_three_files(files: Path, tmp_path: Path, capsys, mon
     assert (
         len({json.dumps(row.hyper) for row in rows}) == 1
     )  # the seeds share a setting, and how long validation let it
-    assert rows[0].hyper.keys() == {"lr", "weight_decay", "C", "epochs"}
+    assert rows[0].hyper.keys() == {"lr", "weight_decay", "C", "epochs", "temperature"}
     counts = ", ".join(f"{name!r} 20" for name in CLASSES)
     assert f"seed=0: test: 3 classes: {counts}\n" in said.err
     found = [json.loads((tmp_path / "w" / f"seed={seed}" / "diagnosis.json").read_text()) for seed in range(3)]
@@ -112,7 +112,7 @@ def test_the_quick_part_is_the_probe_beside_its_baselines(files: Path, tmp_path:
     main.launch(config, tmp_path / "w", pinned={}, dry_run=True)
     said = capsys.readouterr().out
     assert "train: 90 rows × 12 features, 3 classes" in said
-    assert "4 trainings in all, about 0:0" in said
+    assert "5 trainings in all, about 0:0" in said
     main.launch(config, tmp_path / "w", pinned={})
     said = capsys.readouterr().err
     assert "first verdict: L-BFGS probe 100.0 % on test; chance 33.3 %, always 'ant' 33.3 %" in said

@@ -11,10 +11,13 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from nml_jax import load_model, runtime, settings
 from nml_jax.assembly import encoder
 from nml_jax.errors import NonFinite, Preempted, UserError
+from nml_jax.export import __main__ as export
+from nml_jax.models.weights import nml
 from nml_jax.runs.heads import correct_path, read_correct
 from nml_jax.runs.rows import Row, read_rows, write_rows
 from nml_jax.stages import finetune, finetune_search
@@ -70,11 +73,12 @@ def test_every_method_with_every_set_of_terms_is_scored_on_every_test(finished: 
     assert {(row.method, row.preset) for row in rows} == {(m, p) for m in ("lora", "full") for p in (None, "paper")}
     splits = {(row.split, row.domain) for row in rows}
     assert {domain for _, domain in splits} == {"id", "ood"}
-    assert len(rows) == 4 * len(splits) * 3 * 3  # settings × tests × metrics × (result, two ends of the curve)
+    assert len(rows) == 4 * len(splits) * 5 * 3  # settings × tests × metrics × (result, two ends of the curve)
     for row in rows:
         assert (row.task, row.train_share, row.head_seed, row.views, row.noise_asked) == ("digits", 1.0, 0, None, 0.3)
         assert (row.n_train, row.n_test) == (719, 177)
-        assert 0 <= row.value <= 1
+        assert row.value >= 0
+        assert row.value <= 1 or row.metric == "log_loss"
         assert row.hyper == {"lr": 1e-2, "weight_decay": 1e-4}
         assert row.wise_alpha in (None, 0, 1)
 
@@ -115,6 +119,20 @@ def test_the_result_is_an_ordinary_checkpoint(finished: Path, method: str):
     found = values(read_rows(run), method=method, preset="paper")
     assert accuracy == pytest.approx(found["test", "accuracy", None], abs=1e-12)
     assert not [p.name for p in (run / setting(method)).iterdir() if p.name in ("training", "search")]
+
+
+def test_a_setting_is_exported_with_its_factors_merged(finished: Path, tmp_path: Path):
+    """The folder holds the weights of the merged model, with the task's classes, and the card the setting's scores."""
+    run = finished / CELL / setting("lora", "paper")
+    assert export.main([str(run), str(tmp_path / "out"), "--format=nml"]) == 0
+    loaded, tensors = load_model(run), load_file(tmp_path / "out" / "model.safetensors")
+    params, _ = nml.import_weights(tensors)
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), params, loaded.params))
+    assert json.loads((tmp_path / "out" / "nml_config.json").read_text())["class_names"] == ["5", "6", "7", "8", "9"]
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    accuracy = values(read_rows(finished / CELL), method="lora", preset="paper")["test", "accuracy", None]
+    assert "fine-tuned on the task `digits`, pre-trained with" in card
+    assert f"| digits | test | id | lora paper | accuracy | {accuracy:.4g} |" in card
 
 
 def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, tmp_path: Path, capsys, monkeypatch):
@@ -231,7 +249,7 @@ def test_a_trial_that_diverges_is_left_out(capsys):
     def trial():
         raise NonFinite("train/loss is nan at step 3")
 
-    assert finetune_search.validate(SimpleNamespace(), trial, SimpleNamespace()) == (0.0, math.inf)  # type: ignore[arg-type]
+    assert finetune_search.validate(SimpleNamespace(), trial, SimpleNamespace()) == (-math.inf, math.inf)  # type: ignore[arg-type]
     assert "train/loss is nan" in capsys.readouterr().err
 
 

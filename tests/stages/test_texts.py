@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 
 from configs import text
 from nml_jax import main, runtime
-from nml_jax.assembly.texts import plan_batches
 from nml_jax.data.features import banks
+from nml_jax.data.text.batches import plan_batches
 from nml_jax.data.text.folders import TextTokenizer
 from nml_jax.errors import UserError
 from nml_jax.models import build

@@ -9,6 +9,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -328,7 +329,7 @@ def test_default_schedule():
 
 
 def test_a_linear_head_is_the_tuned_logistic_regression():
-    model = NMTuneClassifier("linear", random_state=0).fit(3 * X + 1, Y)
+    model = NMTuneClassifier("linear", random_state=0, calibrate=False).fit(3 * X + 1, Y)
     assert model.C_ in patient.CS
     assert model.n_iter_ == 0
     want = make_pipeline(StandardScaler(), LogisticRegression(C=model.C_, tol=1e-8, max_iter=1000)).fit(3 * X + 1, Y)
@@ -351,6 +352,76 @@ def test_a_head_starts_at_the_probe_and_gets_no_worse_in_validation(method):
     assert min(tuned.validation_loss_) < model.validation_loss_[0] + 1e-6
     assert tuned.score(TEST, ANSWER) > 0.8
     assert tuned.head_.form.width == methods.choose_width(D, 270) == 4
+
+
+def test_a_head_from_the_probe_is_fitted_again_on_all_rows():
+    """A rate of 0 trains nothing: what is left is the probe of all rows, with the penalty that `linear` chooses."""
+    F, y = blobs(300, distance=1.0)
+    same = {"random_state": 0, "calibrate": False}
+    linear = NMTuneClassifier("linear", **same).fit(F, y)
+    model = NMTuneClassifier("mlp", start="probe", epochs=2, learning_rate=0.0, **same).fit(F, y)
+    assert model.C_ == linear.C_
+    assert len(model.validation_loss_) == model.n_iter_ == 2
+    np.testing.assert_allclose(model.predict_proba(TEST), linear.predict_proba(TEST), atol=1e-4)
+
+
+def test_the_penalty_is_the_most_accurate_on_enough_held_out_rows(monkeypatch):
+    F, y = blobs(300, distance=1.0)
+    drawn, held = patient.hold_out, []
+
+    def draw(labels, share, seed):
+        held.append(drawn(labels, share, seed)[1])
+        return drawn(labels, share, seed)
+
+    monkeypatch.setattr(patient, "hold_out", draw)
+    c, _ = patient.choose_penalty(F, y, num_classes=K, seed=7)
+    assert len(held) == patient.MOST  # 60 rows each are never enough
+    hits = []
+    for value in patient.CS:
+        own = make_pipeline(LogisticRegression(C=value, tol=1e-6, max_iter=500))
+        train = [np.setdiff1d(np.arange(300), rows) for rows in held]
+        hits.append(sum((own.fit(F[a], y[a]).predict(F[b]) == y[b]).sum() for a, b in zip(train, held, strict=True)))
+    assert hits[patient.CS.index(c)] >= max(hits) - 2  # solvers differ a little
+    monkeypatch.setattr(patient, "ENOUGH", 100)
+    held.clear()
+    patient.choose_penalty(F, y, num_classes=K, seed=7)
+    assert len(held) == 2
+
+
+@pytest.mark.parametrize(
+    ("scores", "strongest", "weights", "best"),
+    [
+        ([9, 9, 9], [0.1, 0.1, 0.0, 0.3], None, 0),  # 0.025 above the lowest loss, whose error is 0.054
+        ([9, 9, 9], [0.1, 0.1, 0.1, 0.3], None, 1),  # 0.05 above, and the error is 0.043
+        ([9, 9, 9], [0.1, 0.1, 0.1, 0.3], [1, 1, 1, 0], 0),
+        ([8, 8, 9], [0.0, 0.0, 0.0, 0.0], None, 2),  # the score goes first
+        ([8 + 1e-12, 8, 7], [0.5, 0.5, 0.5, 0.5], None, 1),  # a tie in spite of rounding
+    ],
+)
+def test_of_equal_penalties_the_strongest_that_costs_no_likelihood(monkeypatch, scores, strongest, weights, best):
+    losses = np.array([strongest, [0.1, 0.1, 0.1, 0.1], [0.2, 0.1, 0.1, 0.1]])
+    monkeypatch.setattr(patient, "find_temperature", lambda logits, labels: 1.0)
+    monkeypatch.setattr(patient, "compute_losses", lambda logits, labels: logits)
+    assert patient.pick_penalty(scores, losses, np.zeros(4, int), weights and np.array(weights)) == best
+
+
+def test_a_penalty_that_only_shrinks_logits_costs_nothing():
+    logits = np.random.default_rng(0).normal(size=(50, K))
+    labels = (logits + np.random.default_rng(1).normal(size=(50, K))).argmax(1)
+    assert patient.pick_penalty([1, 1, 1], [0.2 * logits, logits, 3 * logits], labels) == 0
+    assert patient.pick_penalty([1, 1, 1], [-logits, logits, 3 * logits], labels) == 1
+
+
+@pytest.mark.parametrize("distance", [2.5, 40.0])
+@pytest.mark.parametrize("method", ["linear", "mlp"])
+def test_probabilities_are_calibrated_although_accuracy_chooses_the_penalty(distance, method):
+    """Where all penalties are right, the strongest would leave probabilities near chance."""
+    F, y = blobs(600, distance=distance)
+    test, truth = blobs(2000, seed=1, distance=distance)
+    model = NMTuneClassifier(method, random_state=0).fit(F, y)
+    right, sure = (model.predict(test) == truth).mean(), model.predict_proba(test).max(1).mean()
+    assert sure == pytest.approx(right, abs=0.03)
+    assert model.head_.temperature != 1
 
 
 def test_progress_is_printed(capsys):
@@ -442,7 +513,6 @@ def spoil(value, row=17):
         ({"epochs": 0}, "epochs=0"),
         ({"epochs": 2.5}, r"epochs=2\.5"),
         ({"batch_size": -3}, "batch_size=-3"),
-        ({"batch_size": None}, "batch_size=None"),
         ({"patience": 0}, "patience=0"),
         ({"learning_rate": -0.1}, r"learning_rate=-0\.1"),
         ({"learning_rate": np.inf}, "learning_rate=inf"),
@@ -509,3 +579,28 @@ def test_prediction_needs_a_fit_and_finite_features():
     model = make().fit(X, Y)
     with pytest.raises(ValueError, match="row 17 of X holds NaN"):
         model.predict(spoil(np.nan))
+
+
+@pytest.mark.parametrize("method", ["linear", "nmtune"])
+def test_calibrated_probabilities_and_the_same_predictions(method):
+    """The penalty is nearly off, so that a head is far too sure of rows that it has not seen."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 900)
+    X = rng.normal(size=(900, 40)) + 0.4 * y[:, None] * np.eye(1, 40)
+    heads = [
+        NMTuneClassifier(method, C=1e3, validation_fraction=0.3, random_state=0, calibrate=on).fit(X[:250], y[:250])
+        for on in (False, True)
+    ]
+    plain, warm = (head.predict_proba(X[250:]) for head in heads)
+    np.testing.assert_array_equal(heads[0].predict(X), heads[1].predict(X))
+    assert heads[1].head_.temperature > 1.3
+    assert log_loss(y[250:], warm) < log_loss(y[250:], plain) - 0.02
+    np.testing.assert_allclose(heads[1].predict_log_proba(X[250:]), np.log(warm), rtol=1e-9)
+
+
+def test_calibration_needs_rows_to_validate_on():
+    X, y = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) % 2
+    with pytest.raises(ValueError, match="needs rows to validate on"):
+        NMTuneClassifier("mlp", calibrate=True, early_stopping=False, epochs=1).fit(X, y)
+    with pytest.raises(ValueError, match="there is no class 'c'; the classes are 'a', 'b'"):
+        NMTuneClassifier("linear", class_weight={"c": 2}).fit(X, np.array(["a", "b"])[y])

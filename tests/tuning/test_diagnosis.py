@@ -7,6 +7,9 @@ import pytest
 from scipy import stats
 
 from nml_jax import spectrum
+from nml_jax.data.stratify import split_rows
+from nml_jax.errors import UserError
+from nml_jax.tuning import diagnosis
 from nml_jax.tuning.diagnosis import NAMES, Diagnosis, compute_interval, diagnose, diagnose_checked, measure_features
 
 N, D = 600, 4  # and two classes, so that all tests share one compiled program
@@ -164,3 +167,24 @@ def test_degenerate_input(F, y, cause):
 def test_invalid_arguments(name, value):
     with pytest.raises(ValueError, match=f"{name}={value}; give an integer"):
         diagnose(*easy(), **{name: value})
+
+
+def test_folds_keep_groups_together():
+    y, groups = np.repeat(np.arange(30) % 3, 4), np.repeat(np.arange(30), 4)
+    for train, test in split_rows(y, 5, 0, groups):
+        assert set(groups[train]).isdisjoint(groups[test])
+        assert len(np.unique(y[train])) == 3
+        assert len(test)
+    with pytest.raises(UserError, match="leave some class without rows"):
+        split_rows(y, 5, 0, np.where(y == 0, 0, groups))  # a class of one group
+    folds, part = diagnosis._choose_rows(y, 5, 100, 0, groups)
+    assert (folds, len(part)) == (5, 100)
+
+
+def test_groups_are_diagnosed_by_others():
+    """Rows come in fours with a label that says nothing: only their like could tell it."""
+    rng = np.random.default_rng(0)
+    X, y = np.repeat(rng.normal(size=(40, 50)), 4, axis=0), np.repeat(np.arange(40) % 2, 4)
+    free, bound = (diagnose(X, y, folds=2, rows=160, groups=own) for own in (None, np.repeat(range(40), 4)))
+    assert np.mean(free.probe) > 0.9
+    assert np.mean(bound.probe) < 0.7

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -185,6 +186,9 @@ def drop_classifier(raw):
         (change_meta(classes='"abc"'), "does not name its classes"),
         (change_meta(classes="[[1], [2], [3]]"), "does not name its classes"),
         (change_meta(about="[]"), "or its origin"),
+        (change_meta(classes='["a", "b", "a"]'), "names a class twice"),
+        (change_meta(classes='["a", "b", "\\ud800"]'), "is damaged"),
+        (change_meta(columns='["a", "b", "c", "d", "e", "f", "g", "a"]'), "names a column twice"),
         (change_meta(columns='["a"]'), "names 1 columns for 8 features"),
         (drop_classifier, "is damaged"),
         (replace_tensor("state/input/scale", None), "describes: state/input/scale"),
@@ -258,3 +262,27 @@ def test_a_folder_that_cannot_be_rewrite(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError):
         make().save(tmp_path / "file" / "h")
+
+
+def test_a_temperature_stays_with_the_head(tmp_path: Path):
+    """It scales probabilities and no prediction. A head without one is written as before."""
+    rng = np.random.default_rng(0)
+    params = {"classifier": {"kernel": rng.normal(size=(4, 3)).astype(np.float32), "bias": np.zeros(3, np.float32)}}
+    plain = TunedHead(Form(mlp=False), params, {})
+    warm = dataclasses.replace(plain, temperature=2.5)
+    for name, head in (("plain", plain), ("warm", warm)):
+        head.save(tmp_path / name)
+    again = head_file.load(tmp_path / "warm")
+    assert again.temperature == 2.5
+    assert b"temperature" not in (tmp_path / "plain").read_bytes()
+    X = rng.normal(size=(20, 4)).astype(np.float32)
+    logits = again.outputs(X)[1]
+    np.testing.assert_array_equal(logits, plain.outputs(X)[1])
+    odds = np.exp(logits.astype(float) / 2.5)
+    np.testing.assert_allclose(again.probabilities(logits), odds / odds.sum(1, keepdims=True), rtol=1e-12)
+    np.testing.assert_allclose(np.exp(again.log_probabilities(logits)), again.probabilities(logits), rtol=1e-12)
+    np.testing.assert_array_equal(again.probabilities(logits).argmax(1), plain.probabilities(logits).argmax(1))
+    data = (tmp_path / "warm").read_bytes().replace(b'"temperature":"2.5"', b'"temperature":"0.0"')
+    (tmp_path / "warm").write_bytes(data)
+    with pytest.raises(UserError, match="damaged"):
+        head_file.load(tmp_path / "warm")

@@ -9,7 +9,8 @@ import pytest
 import nml_jax
 from nml_jax.noise.mixture import count_pairs, fit_mixture
 from nml_jax.spreadsheet import restore_cell
-from nml_jax.tuning.label_errors import compute_interval
+from nml_jax.tuning import probes
+from nml_jax.tuning.label_errors import CS, compute_interval
 
 N, D, K = 300, 6, 3
 
@@ -140,3 +141,38 @@ def test_the_interval_is_wilsons_and_widens():
     assert wide[0] < low
     assert high < wide[1]
     assert compute_interval(0.0, 100, 0.0)[0] == 0
+
+
+def test_rows_of_a_group_are_judged_by_other_groups():
+    """Every row is there five times with its label: by its copies each label is right, by others a tenth is wrong."""
+    rng = np.random.default_rng(0)
+    y = np.arange(80) % K
+    X = rng.normal(size=(80, 60)) + 5.0 * np.eye(K, 60)[y]  # more features than rows: a probe can learn rows by heart
+    given = nml_jax.corrupt_labels(y, num_classes=K, seed=0, kind="pair", rate=0.1)
+    X, given, groups = np.repeat(X, 5, axis=0), np.repeat(given, 5), np.repeat([f"g{i}" for i in range(80)], 5)
+    wrong = np.repeat(y, 5) != given
+    shares = []
+    for own in (None, groups):
+        errors = nml_jax.find_label_errors(X, given, groups=own)
+        shares.append(errors.wrong[wrong].mean())
+    assert shares[0] < 0.3 < shares[1]
+    for bad, cause in ((groups[:-1], "for 400 rows"), (["a"] * 400, "all rows are one group")):
+        with pytest.raises(ValueError, match=cause):
+            nml_jax.find_label_errors(X, given, groups=bad)
+    with pytest.raises(ValueError, match="fewer than two classes have 5 groups"):
+        nml_jax.find_label_errors(X, given, groups=given)
+
+
+def test_the_probes_that_choose_the_penalty_also_predict(monkeypatch):
+    """On 300 rows all five folds choose; then five probes are fitted without the suspects, and none besides."""
+    fit, grids = probes.fit_lbfgs, []
+
+    def count(X, y, cs, **how):
+        grids.append(tuple(cs))
+        return fit(X, y, cs, **how)
+
+    monkeypatch.setattr(probes, "fit_lbfgs", count)
+    nml_jax.find_label_errors(*clouds())
+    assert grids[:5] == [CS] * 5
+    assert len(grids) == 10
+    assert {len(grid) for grid in grids[5:]} == {1}

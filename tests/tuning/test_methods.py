@@ -1,5 +1,6 @@
 """The table of methods: what each one trains, and errors for wrong names."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -80,3 +81,8 @@ def test_a_weight_of_zero_removes_its_term_and_the_others_are_traced():
     assert found.form == nmtune.Weights(mse=1.0, cov=0.0, svd=1.0, per_dim=True, cross_view=True, top=5)
     assert terms.split("nmtune", nmtune.PRESETS["code"]._replace(cov=0.0, svd=0.3))[0] == found
     hash(found)  # it keys what is compiled
+
+
+@pytest.mark.parametrize(("patience", "each", "epochs"), [(6, 24, 6), (6, 100, 2), (6, 469, 1), (0, 24, math.inf)])
+def test_an_epoch_of_many_steps_needs_less_patience(patience, each, epochs):
+    assert methods.count_patience(SimpleNamespace(patience=patience), each) == epochs

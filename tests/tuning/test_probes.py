@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
 from nml_jax.errors import UserError
-from nml_jax.tuning import neighbours
+from nml_jax.tuning import neighbours, probes
 from nml_jax.tuning.neighbours import fit_knn
 from nml_jax.tuning.probes import fit_lbfgs, fit_ridge
 
@@ -262,3 +262,28 @@ def test_bad_calls(name, change, message):
     arguments = {"features": [[0.0], [1.0], [2.0]], "labels": [0, 1, 1], "grid": grid} | change
     with pytest.raises(UserError, match=message):
         fit(arguments.pop("features"), arguments.pop("labels"), arguments.pop("grid"), num_classes=2, **arguments)
+
+
+def test_a_solution_is_remembered_for_the_same_rows_labels_and_grid(monkeypatch):
+    solved = []
+
+    def fit(X, y, cs, *, num_classes, weights):
+        solved.append(tuple(cs))
+        return [f"{len(solved)}"]
+
+    monkeypatch.setattr(probes, "fit_lbfgs", fit)
+    probes._solved.clear()
+    X, y = blobs(20)
+    first = probes.solve_once(X, y, (0.1,), num_classes=4)
+    assert probes.solve_once(X.copy(), y.copy(), (0.1,), num_classes=4) is first
+    others = [(X + 1, y, 4), (X[:, ::-1], y, 4), (X, y[::-1], 4), (X, y, 5), (X[:19], y[:19], 4)]
+    for rows, labels, k in others:
+        assert probes.solve_once(rows, labels, (0.1,), num_classes=k) is not first
+    one, two = (probes.solve_once(X, y, (0.1,), num_classes=4, weights=own) for own in (np.ones(20), 1 + np.ones(20)))
+    assert len({id(each) for each in (first, one, two)}) == 3
+    for i in range(probes.REMEMBERED):  # the oldest are forgotten
+        probes.solve_once(X, y, (1.0 + i,), num_classes=4)
+    assert len(probes._solved) == probes.REMEMBERED
+    assert probes.solve_once(X, y, (0.1,), num_classes=4) is not first
+    assert len(solved) == 2 + len(others) + 2 + probes.REMEMBERED
+    probes._solved.clear()

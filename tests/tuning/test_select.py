@@ -14,7 +14,7 @@ from nml_jax.errors import UserError
 from nml_jax.evals import metrics
 from nml_jax.models.heads.mlp import Form, make_head
 from nml_jax.objectives import nmtune, terms
-from nml_jax.tuning import descent, holdout, select
+from nml_jax.tuning import descent, holdout, select, spread
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.methods import METHODS
 
@@ -32,7 +32,16 @@ def config(**changes):
         "nmtune": {}, "skd": {}, "fgs": {}, "lgm": {},
     }  # fmt: skip
     return SimpleNamespace(
-        **{**defaults, "start": "fresh", "patience": 0, "halving": False, "widen": False, "refit": True, **changes}
+        **{
+            **defaults,
+            "start": "fresh",
+            "patience": 0,
+            "halving": False,
+            "widen": False,
+            "refit": True,
+            "calibrate": False,
+            **changes,
+        }
     )
 
 
@@ -102,7 +111,7 @@ def train_reference(spec, features, labels, setting, n, epochs):
 
     opt_state = optax.adamw(1.0).init(params)
     for i in range(epochs):
-        draws = np.asarray(jax.random.bits(jax.random.fold_in(for_order, i), (len(labels),)))
+        draws = np.asarray(jax.random.bits(jax.random.fold_in(for_order, i), (len(labels),), "uint32"))
         order = list(setting.rows[np.argsort(draws[:n], kind="stable")])
         order += order[: steps * spec.batch - n]  # the last batch is filled up
         for k in range(steps):
@@ -121,7 +130,7 @@ def test_a_run_is_adamw_with_a_cosine_step_by_step(form, terms, numbers, views, 
     features, labels = blobs(views=views)
     spec = Spec(form, terms, K, 16, False)
     setting = Setting(np.random.default_rng(0).permutation(N), 0.01, 0.1, 3, numbers)
-    (got,) = descent.train(spec, bank(features, labels), [setting], n, epochs=3)
+    (got,) = spread.train(spec, bank(features, labels), [setting], n, epochs=3)
     want = train_reference(spec, features, labels, setting, n, 3)
     assert_trees(drop_noise(got), drop_noise(want), rtol=0, atol=1e-5)
 
@@ -133,7 +142,7 @@ def test_one_full_batch_against_numpy():
     lr, weight_decay, epochs = 0.05, 0.3, 6
     setting = Setting(np.arange(N), lr, weight_decay, 1)
     spec = Spec(LINEAR, None, K, N, False)
-    ((got, _),) = descent.train(spec, bank(features, labels), [setting], N, epochs=epochs)
+    ((got, _),) = spread.train(spec, bank(features, labels), [setting], N, epochs=epochs)
     start = make_head(LINEAR, K).init(jax.random.split(jax.random.key(1))[0], D)[0]["classifier"]
     p = [np.float64(start["kernel"]), np.full(K, 0.0)]
     m, v = [0 * a for a in p], [0 * a for a in p]
@@ -156,10 +165,9 @@ def test_mapped_runs_equal_single_runs():
     rng = np.random.default_rng(0)
     hypers = (1e-2, 0.0, 1), (1e-3, 0.1, 1), (1e-2, 0.0, 2)
     settings = [Setting(rng.permutation(N), *hyper, PAPER_NUMBERS) for hyper in hypers]
-    runs = partial(descent.train, spec, bank(features, labels), settings, 48, epochs=3)
+    runs = partial(spread.train, spec, bank(features, labels), settings, 48, epochs=3)
     single, mapped = runs(mapped=False), runs(mapped=True)
-    for got, want in zip(mapped, single, strict=True):
-        assert_trees(drop_noise(got), drop_noise(want), rtol=0, atol=2e-5)
+    assert_trees(mapped, single)  # the same bits
     kernels = [params["classifier"]["kernel"] for params, _ in single]
     assert min(np.abs(kernels[0] - k).max() for k in kernels[1:]) > 1e-2  # the runs differ from each other
 
@@ -169,8 +177,8 @@ def test_heads_on_several_devices_say_nothing_to_each_other():
     spec, rows = Spec(MLP, PAPER, K, 16, standardize=True), np.arange(N)
     settings = [descent.to_arrays(Setting(rows, 1e-2, 0.0, seed, PAPER_NUMBERS)) for seed in range(4)]
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *settings)
-    compiled = descent._compile_mapped(spec, tuple(jax.devices()[:2]))
-    lowered = compiled.lower(bank(features, labels), stacked, np.int32(48), np.int32(1))
+    compiled = spread.compile_mapped(spec, tuple(jax.devices()[:2]))
+    lowered = compiled.lower(bank(features, labels), stacked, np.int32(48), np.int32(1), None)
     text = lowered.compile({"xla_backend_optimization_level": 0}).as_text()
     assert "num_partitions=2" in text
     assert not re.search(r"all-reduce|all-gather|all-to-all|collective|reduce-scatter", text)
@@ -191,7 +199,7 @@ def test_held_out_rows_are_neither_trained_on_nor_in_the_statistics():
     poisoned = features.copy()
     poisoned[rows[48:]] = 1e6
     args = [Setting(rows, 0.01, 0.0, 0)], 48
-    runs = [descent.train(spec, bank(x, labels), *args, epochs=2) for x in (features, poisoned)]
+    runs = [spread.train(spec, bank(x, labels), *args, epochs=2) for x in (features, poisoned)]
     assert_trees(*runs)
 
 
@@ -287,9 +295,9 @@ def test_several_seeds_equal_single_seeds():
 
 def test_nothing_is_compiled_twice():
     fit("mlp", epochs=3)
-    runs, outputs = descent._train._cache_size(), descent._apply._cache_size()
+    runs, outputs = descent.train_one._cache_size(), descent._apply._cache_size()
     fit("mlp", epochs=5, seed=9, lrs=(0.3, 0.03, 0.003), weight_decays=(0.5,), validation=0.1, train=blobs(seed=4))
-    assert descent._train._cache_size() == runs
+    assert descent.train_one._cache_size() == runs
     assert descent._apply._cache_size() == outputs
 
 
@@ -297,14 +305,14 @@ def test_weights_of_terms_are_traced_and_a_weight_of_zero_leaves_its_term_out():
     one = {"lrs": (0.01,), "weight_decays": (0.0,)}
     runs = partial(fit, "nmtune", "paper", **one)
     first = runs(nmtune={"svd": 0.5})
-    compiled = descent._train._cache_size()
+    compiled = descent.train_one._cache_size()
     strong = runs(nmtune={"svd": 5.0, "mse": 0.2})
-    assert descent._train._cache_size() == compiled
+    assert descent.train_one._cache_size() == compiled
     assert np.abs(strong.head.params["dense1"]["kernel"] - first.head.params["dense1"]["kernel"]).max() > 1e-3
     plain = fit("mlp", **one)
-    compiled = descent._train._cache_size()
+    compiled = descent.train_one._cache_size()
     none = runs(nmtune={"mse": 0.0, "cov": 0.0, "svd": 0.0})
-    assert descent._train._cache_size() == compiled + 1  # another program: without eigenvectors
+    assert descent.train_one._cache_size() == compiled + 1  # another program: without eigenvectors
     assert_trees(none.head.params, plain.head.params)
 
 
@@ -317,8 +325,8 @@ def test_a_perturbation_changes_the_run_and_zero_does_not(kind):
     assert np.abs(strong["dense1"]["kernel"] - weak["dense1"]["kernel"]).max() > 1e-4
     features, labels = blobs()
     spec, setting = Spec(MLP, None, K, 16, False), Setting(np.arange(N), 0.01, 0.0, 1)
-    ((bare, _),) = descent.train(spec, bank(features, labels), [setting], N, epochs=2)
-    ((traced, _),) = descent.train(spec._replace(**{kind: True}), bank(features, labels), [setting], N, epochs=2)
+    ((bare, _),) = spread.train(spec, bank(features, labels), [setting], N, epochs=2)
+    ((traced, _),) = spread.train(spec._replace(**{kind: True}), bank(features, labels), [setting], N, epochs=2)
     assert_trees(traced, bare, rtol=0)  # also where the zero is traced
 
 
@@ -328,17 +336,17 @@ def test_weights_of_rows_count_in_the_cross_entropy_only():
     weights = np.where(np.arange(N) < N // 2, 1.5, 0.5)
     setting = Setting(np.arange(N), 0.05, 0.0, 1)
     spec = Spec(LINEAR, None, K, N, False)
-    ((got, _),) = descent.train(spec, bank(features, labels, weights), [setting], N, epochs=5)
+    ((got, _),) = spread.train(spec, bank(features, labels, weights), [setting], N, epochs=5)
     rows = np.concatenate([np.arange(N // 2)] * 3 + [np.arange(N // 2, N)])
     twice, repeated = Setting(np.arange(2 * N), 0.05, 0.0, 1), bank(features[rows], labels[rows])
-    ((want, _),) = descent.train(spec._replace(batch=2 * N), repeated, [twice], 2 * N, epochs=5)
+    ((want, _),) = spread.train(spec._replace(batch=2 * N), repeated, [twice], 2 * N, epochs=5)
     assert_trees(got, want, rtol=0, atol=1e-5)
 
 
 def test_validation_and_final_run_share_one_compiled_program():
-    before = descent._train._cache_size()
+    before = descent.train_one._cache_size()
     fit(train=blobs(47))
-    assert descent._train._cache_size() == before + 1
+    assert descent.train_one._cache_size() == before + 1
 
 
 @pytest.mark.parametrize(("method", "value"), [("lbfgs", "C"), ("ridge", "alpha"), ("knn", "k")])
@@ -406,7 +414,7 @@ def test_validation_scores_are_those_of_a_head_trained_without_the_validation_pa
     kept, held = hold_out(labels, 0.2, 7)
     spec = Spec(LINEAR, None, K, 16, False)
     setting = Setting(np.concatenate([kept, held]), 0.1, 1e-2, 7)
-    ((params, state),) = descent.train(spec, bank(features, labels), [setting], len(kept), epochs=4)
+    ((params, state),) = spread.train(spec, bank(features, labels), [setting], len(kept), epochs=4)
     x, y = features[held].reshape(-1, D), np.repeat(labels[held], 2)
     logits = np.float64(descent.compute_outputs(LINEAR, K, params, state, x)[1])
     loss = -(logits[np.arange(len(y)), y] - np.log(np.exp(logits).sum(1))).mean()

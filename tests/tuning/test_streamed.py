@@ -20,7 +20,16 @@ def config(**changes):
         "neftune": 0.0, "cs": (0.1, 1.0), "alphas": (1.0,), "ks": (5,), "nmtune": {}, "skd": {}, "fgs": {}, "lgm": {},
     }  # fmt: skip
     return SimpleNamespace(
-        **{**defaults, "start": "fresh", "patience": 0, "halving": False, "widen": False, "refit": True, **changes}
+        **{
+            **defaults,
+            "start": "fresh",
+            "patience": 0,
+            "halving": False,
+            "widen": False,
+            "refit": True,
+            "calibrate": False,
+            **changes,
+        }
     )
 
 

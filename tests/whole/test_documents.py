@@ -20,7 +20,7 @@ from PIL import Image
 
 import nml_jax
 from configs import common
-from tests.scenes import clip_experiment, digits_experiment, programs
+from tests.scenes import clip_experiment, digits_experiment, leaving, programs
 from tests.scenes.documents import DOCS, ELSEWHERE, PAGES, ROOT, anchors, blocks, commands, launches, prose
 
 COMMANDS = [line for line in commands() if not launches(line) and not line.startswith(ELSEWHERE)]
@@ -57,6 +57,12 @@ def checkout(tmp_path_factory) -> Path:
 def digits_run(checkout: Path) -> None:
     """The run runs/digits/noise=0.3,seed=0 of the pages."""
     digits_experiment.launch(checkout / "runs" / "digits", stages=("pretrain",))
+
+
+@pytest.fixture(scope="module")
+def vit_run(checkout: Path) -> None:
+    """The run runs/image_folder_vit/noise=0,seed=0 of the pages."""
+    leaving.make_run(checkout / "runs" / "image_folder_vit" / "noise=0,seed=0", **leaving.TINY["vit"])
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +109,11 @@ def test_command(line: str, size: str, checkout: Path, request: pytest.FixtureRe
     words = shlex.split(line)
     if words[:3] == ["python", "-m", "nml_jax.report"]:
         request.getfixturevalue("digits_run")
-    if words[:3] == ["python", "-m", "nml_jax.predict"]:
+    if words[:3] == ["python", "-m", "nml_jax.export"] and "digits" in line:
+        request.getfixturevalue("digits_run")
+    if "image_folder_vit/" in line:
+        request.getfixturevalue("vit_run")
+    elif words[:3] == ["python", "-m", "nml_jax.predict"]:
         request.getfixturevalue("features_run")
     if words[0] == "python":
         words[0] = sys.executable
@@ -244,7 +254,8 @@ def test_every_key_that_is_named_exists(keys: Mapping[str, Any]):
         text = page.read_text("utf-8")
         named = re.findall(r"--config\.([\w.]+)=", text) + re.findall(rf"`((?:{roots})\.[\w.]+\w)`", text)
         for name in named:
-            assert name in {*keys, *sections} or name.startswith("sweep.") or name == "key", f"{page}: {name}"
+            known = name in {*keys, *sections} or name.startswith("sweep.") or name == "key"
+            assert known or name.endswith(".safetensors"), f"{page}: {name}"
 
 
 def test_comments_stand_in_the_table_as_they_are(config_keys: ModuleType):

@@ -18,15 +18,15 @@ from jax.sharding import NamedSharding
 
 from configs import common
 from nml_jax import models, runtime
+from nml_jax.assembly import encode
 from nml_jax.evals import classification, collect, retrieval, zeroshot
 from nml_jax.models.heads import mlp
 from nml_jax.objectives import terms
 from nml_jax.objectives.nmtune import PRESETS
 from nml_jax.spectrum import device
 from nml_jax.spectrum.rows import Kind
-from nml_jax.stages import extract
 from nml_jax.training import loop, perturb
-from nml_jax.tuning import descent, neighbours, probes
+from nml_jax.tuning import descent, neighbours, probes, spread
 from tests.scenes import mesh_cases
 from tests.scenes.meshes import mesh_of
 from tests.training import test_finetune
@@ -107,7 +107,7 @@ def evaluation(program: Any, case: str, *before: Any, fields: Mapping[str, Any],
 def extraction() -> tuple[Any, tuple, dict[str, Any]]:
     built = model("vit")
     batch = {"image": shape(mesh_cases.BATCH, 8, 8, 3, dtype=jnp.uint8)}
-    return extract._compile_encoder(built, ("features",), mesh_of(8)), (*built.shapes, batch), {}
+    return encode.compile_encoder(built, ("features",), mesh_of(8)), (*built.shapes, batch), {}
 
 
 TEXT = {"dim": 8, "depth": 1, "heads": 2, "hidden": 8, "vocab": 9, "context": 8}
@@ -142,22 +142,28 @@ def specify(method: str, preset: str = "", **options: Any) -> tuple[descent.Spec
 
 
 def head(program: str, method: str, preset: str = "", **options: Any) -> Callable:
-    """A head in training: `_train`, `_compile_mapped`, or `advance`, which is fed with shards."""
+    """A head in training: `train_one`, `advance`, which is fed with shards, or one of spread.py for several heads."""
 
     def make():
         spec, numbers = specify(method, preset, **options)
-        leading = (HEADS,) if program == "_compile_mapped" else ()
+        leading = (HEADS,) if program.startswith("compile_") else ()
         seed = shape(*leading, dtype=jnp.uint32)
         each = dict.fromkeys(numbers, shape(*leading))
         setting = descent.Setting(whole(*leading, N), *(shape(*leading),) * 2, seed, each, *(shape(*leading),) * 3)
         bank = descent.TrainingSet(shape(N, VIEWS, D), whole(N), shape(N))
-        if program == "_compile_mapped":
-            compiled = descent._compile_mapped(spec, tuple(jax.devices()[:HEADS]))
-            return compiled, (bank, setting, whole(), whole()), {}
-        if program != "advance":
-            return getattr(descent, program), (spec, bank, setting, whole(), whole()), {}
+        devices = tuple(jax.devices()[:HEADS])
+        if program == "compile_mapped":
+            return spread.compile_mapped(spec, devices), (bank, setting, whole(), whole(), None), {}
+        if program == "train_one":
+            return descent.train_one, (spec, bank, setting, whole(), whole()), {}
         standard = {"mean": shape(D), "scale": shape(D)}
-        carry = jax.eval_shape(lambda s, standard: descent.start(spec, s, D, standard), setting, standard)
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[len(leading) :], x.dtype), setting)
+        carry = jax.eval_shape(lambda s, standard: descent.start(spec, s, D, standard), one, standard)
+        if program in ("compile_advance", "compile_advance, own sizes"):
+            carry = jax.tree.map(lambda x: jax.ShapeDtypeStruct((HEADS, *x.shape), x.dtype), carry)
+            heads, alike = whole(HEADS), program == "compile_advance"
+            size = whole() if alike else heads
+            return spread.compile_advance(spec, devices, alike), (carry, bank, setting, size, heads, size, heads), {}
         return descent.advance, (spec, carry, bank, setting, whole(), whole(), whole()), {}
 
     return make
@@ -197,7 +203,7 @@ def slices() -> tuple[Any, tuple, dict[str, Any]]:
 LABELS = {"label": whole(16), "label_clean": whole(16), "mask": shape(16)}
 TEXTS = {"text_clean": shape(16, 8, dtype=jnp.int32), "mask": shape(16)}
 E = mesh_cases.TEXT["model.embed_dim"]
-STEP, HEAD = "training/loop.py:assemble", "tuning/descent.py:"
+STEP, HEAD, SPREAD = "training/loop.py:assemble", "tuning/descent.py:", "tuning/spread.py:"
 
 PROGRAMS: dict[str, Program] = {
     **{f"step: {case}": Program(STEP, step(case)) for case in mesh_cases.CASES},
@@ -247,11 +253,19 @@ PROGRAMS: dict[str, Program] = {
     ),
     "fit of captions": Program("evals/retrieval.py:_sum_fit", evaluation(retrieval._sum_fit, "clip vit", fields=TEXTS)),
     **{
-        f"head: {' '.join(which)}, {kind}": Program(HEAD + program, head(program, *which))
+        f"head: {' '.join(which)}, {kind}": Program(place + program.split()[-1], head(program.split()[0], *which))
         for which in (("linear",), ("mlp",), ("nmtune", "paper"), ("nmtune", "code"), ("skd",), ("fgs",), ("lgm",))
-        for kind, program in (("single", "_train"), ("mapped", "_compile_mapped"), ("streamed", "advance"))
+        for kind, place, program in (
+            ("single", HEAD, "train_one"),
+            ("streamed", HEAD, "advance"),
+            ("together", SPREAD, "compile_mapped _spread"),
+            ("together, an epoch", SPREAD, "compile_advance _spread"),
+        )
     },
-    "head: perturbed": Program(HEAD + "_train", head("_train", "mlp", noisytune=True, neftune=True)),
+    "head: together, an epoch, own sizes": Program(
+        SPREAD + "_spread", head("compile_advance, own sizes", "nmtune", "paper")
+    ),
+    "head: perturbed": Program(HEAD + "train_one", head("train_one", "mlp", noisytune=True, neftune=True)),
     "head: the start": Program(HEAD + "begin", begin),
     "head: outputs": Program(HEAD + "_apply", outputs),
     "head: mean and scale": Program(

@@ -183,6 +183,43 @@ def test_zero_shot_and_retrieval_write_one_result(tmp_path: Path):
         require_one_result(tmp_path / "one" / cell, tmp_path / name / cell)
 
 
+GRID = {
+    "stages": ("features", "tune"), "seed": 0, "sweep.seed": (), "tune.methods": ("mlp", "nmtune"),
+    "tune.presets": ("paper",), "tune.width": 2, "tune.batch": 16, "tune.epochs": 6, "tune.seeds": 2,
+    "tune.lrs": (0.05, 0.01, 0.001), "tune.shared": False,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["probe", "fresh"])
+def test_two_processes_of_two_devices_tune_a_grid_as_one(tmp_path: Path, monkeypatch, start: str):
+    """The same heads and rows bit by bit, with early stopping and without, each written once."""
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 90), ("test", 60)):
+        labels = np.arange(count) % 3
+        features = rng.normal(size=(count, 12)) + 3 * np.eye(3, 12)[labels]
+        np.savez(tmp_path / f"{name}.npz", features=features.astype(np.float32), labels=labels)
+    patient = start == "probe"
+    options = {**GRID, "tune.start": start, "tune.patience": 2 * patient, "tune.halving": patient}
+    options |= {f"features.{name}": str(tmp_path / f"{name}.npz") for name in ("train", "test")}
+
+    def make(folder: str) -> list[str]:
+        given = [f"--config.{key}={value if isinstance(value, str) else repr(value)}" for key, value in options.items()]
+        return ["--config=configs/features.py", f"--workdir={tmp_path / folder}", *given]
+
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    together(make("four"))
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    alone(make("one"))
+    one, four = (tmp_path / name / "seed=0" for name in ("one", "four"))
+    rows = [sorted(map(str, read_rows(run))) for run in (one, four)]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == len(set(rows[0]))
+    heads = [{file.relative_to(run): file.read_bytes() for file in run.glob("heads/**/*.*")} for run in (one, four)]
+    assert len(heads[0]) == 4
+    assert heads[0] == heads[1]
+
+
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "at the start": lambda run: run.exists(),
     "in a step": lambda run: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0,

@@ -21,6 +21,7 @@ from nml_jax.data.features.formats import (
     check_class_names,
     check_count,
     check_label_bytes,
+    check_label_memory,
     check_label_shape,
     check_unicode,
     choose_features,
@@ -163,6 +164,7 @@ def _load_labels(path: Path, entry: _Entry, features: _Entry) -> np.ndarray:
     check_label_bytes(entry.dtype.itemsize, path)
     if len(features.shape) in (2, 3):
         check_count(entry.shape[0], features.shape[0], path)
+    check_label_memory(entry.shape[0], entry.dtype.itemsize, path)
     return np.array(entry.load()) if math.prod(entry.shape) else np.empty(entry.shape, entry.dtype)
 
 

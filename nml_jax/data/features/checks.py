@@ -1,6 +1,8 @@
 """Check features and labels from files and arrays: finite, varied, and exact where they are class numbers."""
 
-from collections.abc import Iterable
+import contextlib
+import csv
+from collections.abc import Iterable, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -57,3 +59,40 @@ def check_exact(labels: np.ndarray, what: str = "") -> None:
             f"whole numbers are up to {limit:,.0f}",
             "save the labels as integers, from where they were still integers",
         )
+
+
+def is_swallowing(cell: str, column: int, mark: str, starts: Sequence[str]) -> bool:
+    """Return whether a cell of several lines of a CSV is a stray quote that swallowed rows.
+
+    Either a line within it is a row by itself, or its first and its last line are, with the cells around it.
+
+    Args:
+        cell: its text.
+        column: its number.
+        mark: what separates cells.
+        starts: for each column of the table how its cells begin: "0" as numbers, "[" as lists, "" in any way.
+    """
+    first, *middle, last = cell.split("\n")
+    if any(_is_row(line, mark, starts) for line in middle):
+        return True
+    return _is_row(first, mark, starts[column:]) and _is_row(last, mark, starts[: column + 1])
+
+
+def _is_row(line: str, mark: str, starts: Sequence[str]) -> bool:
+    """Return whether a line has as many cells as columns, and numbers and lists where they have some."""
+    line = line.rstrip("\r")
+    splits = [line.split(mark)]
+    with contextlib.suppress(csv.Error):
+        splits += csv.reader([line], delimiter=mark)
+    return any(len(cells) == len(starts) and all(map(_begins, cells, starts)) for cells in splits)
+
+
+def _begins(cell: str, start: str) -> bool:
+    """Return whether a cell is empty or begins as those of its column do."""
+    if start != "0":
+        return not cell or cell.startswith(start)
+    try:
+        float(cell or 0)
+    except ValueError:
+        return False
+    return True

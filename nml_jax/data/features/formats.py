@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from nml_jax import console
 from nml_jax.data.features.checks import check_exact
 from nml_jax.errors import UserError
+from nml_jax.processes.limits import read_memory_limit
 
 LABELS = ("label", "labels", "y", "target", "class")  # the default names of labels
 FEATURES = ("features", "X", "x", "embeddings", "embedding")  # preferred if several arrays could be the features
@@ -76,6 +77,8 @@ def read_errors(path: Path) -> Iterator[None]:
     """Turn what the readers raise on a damaged file into a UserError that names it."""
     try:
         yield
+    except MemoryError as e:  # Arrow's, too
+        raise UserError(f"{path} does not fit into memory: {e}", "give it more memory, or fewer rows or columns") from e
     except (
         *(OSError, ValueError, EOFError, RuntimeError, OverflowError, struct.error),
         *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, SafetensorError, pa.ArrowException),
@@ -133,6 +136,20 @@ def check_label_bytes(size: float, path: Path) -> None:
         raise UserError(
             f"{path}: each label takes {size:,.0f} bytes, {LONGEST:,} at most",
             "give the numbers or the names of the classes",
+        )
+
+
+def check_label_memory(rows: int, size: float, path: Path) -> None:
+    """Raise UserError, before labels are read, if `rows` of them, of `size` bytes each, do not fit into memory twice.
+
+    They are copied at least once: a few kilobytes of a file may stand for more labels than any memory holds.
+    """
+    limit = read_memory_limit()
+    if 2 * rows * size > limit:
+        raise UserError(
+            f"{path}: {rows:,} labels of {size:,.0f} bytes take {rows * size / 2**30:,.1f} GiB, and this process may "
+            f"use {limit / 2**30:,.1f} GiB",
+            "give shorter names or fewer rows, or more memory",
         )
 
 

@@ -1,7 +1,8 @@
 """Read tables of every format as batches of rows: CSV, TSV, JSON lines, Parquet and Arrow's IPC formats."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import gzip
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,12 @@ Types = Mapping[str, pa.DataType]
 
 
 def scan_batches(
-    path: Path, columns: Sequence[str] = (), types: Types | None = None, wanted: np.ndarray | None = None
+    path: Path,
+    columns: Sequence[str] = (),
+    types: Types | None = None,
+    wanted: np.ndarray | None = None,
+    *,
+    coded: bool = False,
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield consecutive rows: the number of the first, and their columns (all if none are named).
 
@@ -33,10 +39,11 @@ def scan_batches(
         types: types of a CSV file's columns. Of a file of JSON lines they say which columns hold numbers. Other files
             have types of their own.
         wanted: sorted rows. If given, only the parts of a Parquet or Arrow file that hold them are read.
+        coded: read the texts of a Parquet file as codes and a dictionary, so that each takes memory once.
     """
     kind, columns = find_format(path), list(columns)
     if kind == ".parquet":
-        yield from _scan_parquet(path, columns, wanted)
+        yield from _scan_parquet(path, columns, wanted, coded)
     elif kind == ".arrow":
         yield from _scan_arrow(path, columns, wanted)
     elif kind == ".jsonl":
@@ -64,9 +71,14 @@ def _is_wanted(wanted: np.ndarray | None, start: int, end: int) -> bool:
     return wanted is None or bool(np.diff(np.searchsorted(wanted, (start, end)))[0])
 
 
-def _scan_parquet(path: Path, columns: list[str], wanted: np.ndarray | None) -> Iterator[tuple[int, pa.RecordBatch]]:
-    start = 0
-    with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
+def _scan_parquet(
+    path: Path, columns: list[str], wanted: np.ndarray | None, coded: bool = False
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    start, texts = 0, []
+    if coded:
+        texts = [field.name for field in pyarrow.parquet.read_schema(path) if cells.is_text(field.type)]
+    chosen = [name for name in texts if name in columns]
+    with pyarrow.parquet.ParquetFile(path, memory_map=True, read_dictionary=chosen) as file:
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows
             if _is_wanted(wanted, start, end):
@@ -148,13 +160,25 @@ def _infer_schema(path: Path, _: int) -> pa.Schema:
     Raises:
         UserError: a line is null. Arrow 26 crashes with a segmentation fault where a block begins with one.
     """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            for part in line.split(b"\r"):
-                start = part.lstrip(b" \t\xef\xbb\xbf")
-                if start.startswith(b"null") and not start[4:].lstrip().startswith((b",", b"}", b"]")):
-                    raise UserError(f"{path}: line {number} is null, not an object", "remove the line")
+    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
+        _refuse_null_lines(path, file)
     return pyarrow.json.open_json(path, pyarrow.json.ReadOptions(block_size=TEXT_BYTES, use_threads=False)).schema
+
+
+def _refuse_null_lines(path: Path, file: Iterable[bytes]) -> None:
+    """Raise UserError if a line of JSON lines, which may be the first of a block, begins with null.
+
+    A null within an object that is written on several lines is sound, and a later block cannot begin before TEXT_BYTES.
+    """
+    first, size = True, 0
+    for number, line in enumerate(file, 1):
+        size += len(line)
+        for part in line.split(b"\r"):
+            start = part.lstrip(b" \t\n\xef\xbb\xbf")
+            inside = not first and size <= TEXT_BYTES and start[4:].lstrip().startswith((b",", b"}", b"]"))
+            if start.startswith(b"null") and not inside:
+                raise UserError(f"{path}: line {number} is null, not an object", "remove the line")
+            first = first and not start
 
 
 def _allow_fractions(kind: pa.DataType) -> pa.DataType:

@@ -51,6 +51,7 @@ class FeatureSet(NamedTuple):
     scale: real value = stored value × scale.
     columns: names of the features; () if they have none.
     label: name of the column or array of labels, if it is known.
+    encoder: what the features come from, see assembly/fingerprint.py; {} if it is not known.
     """
 
     task: str
@@ -62,6 +63,7 @@ class FeatureSet(NamedTuple):
     scale: float = 1.0
     columns: tuple[str, ...] = ()
     label: str = ""
+    encoder: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)

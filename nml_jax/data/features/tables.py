@@ -3,22 +3,25 @@
 import codecs
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from nml_jax.data import class_names
 from nml_jax.data.features import columns as cells
+from nml_jax.data.features.checks import is_swallowing
 from nml_jax.data.features.choose import check_header, choose_columns
 from nml_jax.data.features.formats import (
     NO_LABELS,
     Content,
     check_class_names,
     check_label_bytes,
+    check_label_memory,
     choose_label,
     find_format,
     is_text_table,
@@ -34,6 +37,9 @@ from nml_jax.spreadsheet import restore_cell
 
 LINE_BYTES = 1 << 20  # bytes of a first line that are looked at
 MARKS = (b";", b"\t", b",", b"|")  # between cells
+UTF32 = 4  # bytes of a character in NumPy
+NUMBER_BYTES = 8  # bytes of a label that is a number
+BREAK = pc.MatchSubstringOptions("\n")
 PAGE_BYTES = 1 << 16  # bytes a row that the pages of a column may take besides its values
 
 
@@ -119,6 +125,8 @@ def open_table(
             path, lambda: _check_named(path, _read_labels(path, label_name), named), (labels, class_names), labelled
         )
     n = len(labels) if len(labels) else sum(part.num_rows for _, part in scan_batches(path, chosen, types))
+    if text:
+        _check_quotes(path, batch, n)
     shape = (n, *(lists.shape if lists else (len(chosen),)))
     table = _Table(path, chosen, types, lists)
     return Content(
@@ -138,6 +146,41 @@ def _check_encoding(path: Path) -> None:
             f"{path} separates its cells by {other.decode()!r}, not by {name}",
             "save it with commas (.csv) or tabs (.tsv) between the cells, and points in numbers",
         )
+
+
+def _check_quotes(path: Path, first: pa.RecordBatch, rows: int) -> None:
+    """Raise UserError if a quote opens in one row of a CSV or TSV file and closes rows later, so that these are lost.
+
+    Only a file whose lines are not one for each row is looked at again.
+    """
+    lines, last = 0, b"\n"
+    with pa.input_stream(str(path)) as file:
+        while block := file.read(LINE_BYTES):
+            lines, last = lines + block.count(b"\n"), block
+    if lines + (not last.endswith(b"\n")) == rows + 1:  # with the line of names
+        return
+    starts = list(map(_find_start, first.columns))
+    names = [name for name, start in zip(first.schema.names, starts, strict=True) if start != "0"]
+    mark = "\t" if find_format(path) == ".tsv" else ","
+    for start, part in scan_batches(path, names, dict.fromkeys(names, pa.string())) if names else ():
+        for name in names:
+            several = pc.call_function("match_substring", [part.column(name)], BREAK).fill_null(False)
+            for row in np.flatnonzero(several).tolist():
+                cell = part.column(name)[row].as_py()
+                if is_swallowing(cell, first.schema.names.index(name), mark, starts):
+                    raise UserError(
+                        f"{path}: a quote opens in row {start + row}, column {name!r}, and closes "
+                        f"{cell.count(chr(10))} lines later, so that these rows would be lost",
+                        "close the quote in its row, or remove it; within a quoted cell, write it twice",
+                    )
+
+
+def _find_start(column: pa.Array) -> str:
+    """Return how the cells of a column of text begin: "0" as numbers, "[" as lists, "" in any way."""
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        return "0"
+    filled = column.drop_null().to_pylist() if cells.is_text(column.type) else []
+    return "[" if filled and all(cell.startswith("[") for cell in filled) else ""
 
 
 def list_columns(path: Path) -> list[str]:
@@ -213,7 +256,8 @@ def _read_labels(path: Path, label: str) -> np.ndarray:
     """Read a column of labels [N]. Raise UserError if one is missing."""
     if find_format(path) == ".parquet":
         _check_label_size(path, label)
-    parts = [batch.column(label) for _, batch in scan_batches(path, [label], {label: pa.string()})]
+    batches = (batch for _, batch in scan_batches(path, [label], {label: pa.string()}, coded=True))
+    parts = list(_check_lengths(path, (batch.column(label) for batch in batches)))
     parts = [part.dictionary_decode() if pa.types.is_dictionary(part.type) else part for part in parts]
     column = pa.chunked_array(parts)
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
@@ -232,6 +276,23 @@ def _read_labels(path: Path, label: str) -> np.ndarray:
     return np.array(column.to_pylist(), str) if text else column.to_numpy()
 
 
+def _check_lengths(path: Path, parts: Iterable[pa.Array]) -> Iterator[pa.Array]:
+    """Yield the parts of a column of labels. Raise UserError if texts are too long, or too many of that length.
+
+    In memory every text takes the room of the longest, and a dictionary in the file may hold a long one once.
+    """
+    rows, longest = 0, 0
+    for part in parts:
+        texts = part.dictionary if pa.types.is_dictionary(part.type) else part
+        if cells.is_text(texts.type):
+            sizes = pc.call_function("binary_length", [texts.drop_null().cast(pa.large_string())])
+            longest = max(longest, int(sizes.to_numpy().max(initial=0)))
+            rows += len(part)
+            check_label_bytes(longest, path)
+            check_label_memory(rows, UTF32 * longest, path)
+        yield part
+
+
 def _merge_spellings(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Replace every label by the name of its class (`class_names.merge_spellings`)."""
     merged = class_names.merge_spellings(name for name in column.unique().to_pylist() if name is not None)
@@ -241,8 +302,12 @@ def _merge_spellings(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _check_label_size(path: Path, label: str) -> None:
-    """Raise UserError if a label takes more bytes than a name does, as the metadata of a Parquet file says."""
+    """Raise UserError if a label takes more bytes than a name does, as the metadata of a Parquet file says.
+
+    Or if there are more than fit into memory: equal rows take next to nothing in a file.
+    """
     metadata = pyarrow.parquet.read_metadata(path)
+    check_label_memory(metadata.num_rows, NUMBER_BYTES, path)
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     columns = [group.column(i) for group in groups for i in range(group.num_columns)]
     size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == label)

@@ -18,6 +18,9 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # How `shrink` resizes and encodes.
 SHRUNK: dict[str, Any] = {"format": "JPEG", "quality": 95, "subsampling": "4:2:0", "interpolation": "area"}
 MAX_SIDE = 65_500  # pixels of a JPEG
+MAX_CLAIM = 178_956_970  # pixels at most: Pillow's own limit, for all formats
+LARGE, DENSEST = 50_000_000, 1000  # an image of more pixels than LARGE has a byte for DENSEST of them
+FRAMES = bytes(m for m in range(0xC0, 0xD0) if m not in (0xC4, 0xC8, 0xCC))  # markers of frames of a JPEG
 
 # EXIF orientation (tag 0x0112) -> function that turns the pixels upright.
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -135,31 +138,43 @@ def _read_orientation(data: bytes) -> int:
 
 
 def _check_claim(data: bytes) -> None:
-    """Raise ImageError if a JPEG or PNG is too small to hold the pixels that its header claims.
+    """Raise ImageError if a JPEG or PNG is too small to hold the pixels that its header claims, or claims too many.
 
     So a forged header costs nothing: decoders reserve the memory of all pixels first.
     """
-    found = _measure_jpeg(data) or _measure_png(data)
-    if found and len(data) < found[2]:
-        raise ImageError(f"truncated or damaged: it claims {found[0]} x {found[1]} pixels in {len(data):,} bytes")
+    if found := _measure_jpeg(data) or _measure_png(data):
+        width, height, least = found
+        _check_size(data, width, height, least)
+        if width * height > MAX_CLAIM:
+            raise ImageError(f"too many megapixels: {width} x {height}")
+
+
+def _check_size(data: bytes, width: int, height: int, least: int = 0) -> None:
+    """Raise ImageError if an image has fewer bytes than `least`, or next to none for more pixels than LARGE.
+
+    GIF, WebP, TIFF and JPEG 2000 have no least size: some write an image of one colour in 34 bytes, however large.
+    """
+    if len(data) < least or width * height > max(LARGE, DENSEST * len(data)):
+        raise ImageError(f"truncated or damaged: it claims {width} x {height} pixels in {len(data):,} bytes")
 
 
 def _measure_jpeg(data: bytes) -> tuple[int, int, int] | None:
-    """Return width, height and the least bytes of a JPEG with Huffman codes; None for anything else.
+    """Return width, height and the least bytes of a JPEG; None for anything else. With other codes the least is 0.
 
-    Every block of 8 x 8 values of a component takes a bit for its first value and, unless the JPEG is progressive, one
-    for its end.
+    With Huffman codes every block of 8 x 8 values of a component takes a bit for its first value and, unless the JPEG
+    is progressive, one for its end.
     """
     at = 2 if data[:3] == b"\xff\xd8\xff" else len(data)
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
-        if marker in (0xC0, 0xC1, 0xC2):  # the frame: baseline, extended, progressive
+        if marker in FRAMES:
             with contextlib.suppress(struct.error, ZeroDivisionError, IndexError):
                 height, width, count = struct.unpack_from(">HHB", data, at + 5)
                 sides = [divmod(data[at + 11 + 3 * i], 16) for i in range(count)]
                 most = [max(side) for side in zip(*sides, strict=True)]
                 blocks = sum(-(-width * x // (8 * most[0])) * -(-height * y // (8 * most[1])) for x, y in sides)
-                return width, height, blocks * (1 if marker == 0xC2 else 2) // 8
+                bits = {0xC0: 2, 0xC1: 2, 0xC2: 1}.get(marker, 0)  # baseline, extended, progressive
+                return width, height, blocks * bits // 8
             return None
         if marker in (0xDA, 0xD9):
             return None
@@ -216,6 +231,7 @@ def shrink(image: np.ndarray, side: int) -> bytes:
 def _open(data: bytes) -> Image.Image:
     """Decode the whole first frame with Pillow and turn it upright."""
     with _raise_image_error(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_size(data, *image.size)
         image.load()
         turn = TURNS.get(_find_orientation(image))
         return image.transpose(turn) if turn is not None else image

@@ -162,16 +162,16 @@ def _load(folder: Path) -> tokenizers.Tokenizer:
         for name in ("tokenizer_config", "special_tokens_map", "config")
         if (folder / f"{name}.json").is_file()
     }
-    config = about.get("special_tokens_map", {}) | about.get("tokenizer_config", {})
+    given = about.get("special_tokens_map", {}) | about.get("tokenizer_config", {})
     path = folder / "tokenizer.json"
     try:
         if path.is_file():
             return tokenizers.Tokenizer.from_str(_refuse_dropout(path, path.read_text("utf-8")))
         if (folder / "vocab.txt").is_file():
-            return _make_word_pieces(folder / "vocab.txt", config)
+            return _make_word_pieces(folder / "vocab.txt", given)
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             path = folder / "vocab.json"
-            return _make_bytes(folder, config, about.get("config", {}).get("model_type", ""))
+            return _make_bytes(folder, given, about.get("config", {}).get("model_type", ""))
     except UserError:
         raise
     except BaseException as e:  # the library raises plain Exception, and panics on some damage
@@ -199,13 +199,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _find_special(config: dict[str, Any], defaults: dict[str, str]) -> dict[str, str]:
+def _find_special(given: dict[str, Any], defaults: dict[str, str]) -> dict[str, str]:
     """Return the special tokens by role: as the folder says, or the family's."""
-    own = {role: config.get(role) or token for role, token in defaults.items()}
+    own = {role: given.get(role) or token for role, token in defaults.items()}
     return {role: token["content"] if isinstance(token, dict) else token for role, token in own.items()}
 
 
-def _make_word_pieces(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+def _make_word_pieces(path: Path, given: dict[str, Any]) -> tokenizers.Tokenizer:
     """Make BERT's tokenizer from its vocabulary: a token per line, whose number is its id."""
     lines = path.read_text("utf-8").split("\n")
     lines = [line.removesuffix("\r") for line in lines[: -1 if not lines[-1] else None]]
@@ -216,15 +216,15 @@ def _make_word_pieces(path: Path, config: dict[str, Any]) -> tokenizers.Tokenize
                 f"{path} holds {token!r} twice, in lines {vocab[token] + 1} and {number + 1}", "download it again"
             )
         vocab[token] = number
-    special = _find_special(config, BERT)
+    special = _find_special(given, BERT)
     if missing := [token for token in special.values() if token not in vocab]:
         raise UserError(f"{path} lacks the special token {missing[0]!r}", "give the vocabulary of a BERT")
     own = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=special["unk_token"]))
     own.normalizer = normalizers.BertNormalizer(
         clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
+        handle_chinese_chars=given.get("tokenize_chinese_chars", True),
+        strip_accents=given.get("strip_accents"),
+        lowercase=given.get("do_lower_case", True),
     )
     own.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     own.decoder = decoders.WordPiece()
@@ -238,21 +238,21 @@ def _make_word_pieces(path: Path, config: dict[str, Any]) -> tokenizers.Tokenize
     return own
 
 
-def _make_bytes(folder: Path, config: dict[str, Any], kind: str) -> tokenizers.Tokenizer:
+def _make_bytes(folder: Path, given: dict[str, Any], kind: str) -> tokenizers.Tokenizer:
     """Make the byte-level BPE of RoBERTa, or of GPT-2."""
     own = tokenizers.Tokenizer(
         models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"), continuing_subword_prefix="",
                              end_of_word_suffix="", fuse_unk=False)
     )  # fmt: skip
-    space = bool(config.get("add_prefix_space", False))
+    space = bool(given.get("add_prefix_space", False))
     own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     own.decoder = decoders.ByteLevel()
-    roberta = kind == "roberta" or "Roberta" in str(config.get("tokenizer_class", ""))
-    special = _find_special(config, ROBERTA if roberta else GPT2)
+    roberta = kind == "roberta" or "Roberta" in str(given.get("tokenizer_class", ""))
+    special = _find_special(given, ROBERTA if roberta else GPT2)
     if missing := [token for token in special.values() if own.token_to_id(token) is None]:
         raise UserError(f"{folder / 'vocab.json'} lacks the special token {missing[0]!r}", "download it again")
     for role, token in special.items():
-        about = config.get(role) if isinstance(config.get(role), dict) else {}
+        about = given.get(role) if isinstance(given.get(role), dict) else {}
         strip = {side: bool(about.get(side, False)) for side in ("lstrip", "rstrip")}  # blanks beside it are its own
         own.add_special_tokens([AddedToken(token, special=True, normalized=False, **strip)])
     if roberta:

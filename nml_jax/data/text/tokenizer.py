@@ -30,6 +30,7 @@ STARTS, ENDS = (START, "<|startoftext|>"), (END, "<|endoftext|>")
 ALPHABET = sorted(ByteLevel.alphabet())  # one character for each byte, in the order of CLIP's vocabulary
 SUFFIX = "</w>"  # marks the last token of a word
 PUBLISHED_MERGES = 49152 - 256 - 2  # CLIP uses only these of the 262,144 merges in its file
+PUBLISHED = 49_408  # tokens of CLIP
 # CLIP's pattern of a word. The published code ignores case, so ſ counts as s, and reads the names of its two tokens
 # at the beginning of a word as these tokens. EXACT_PATTERN does the same.
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nml_jax.arithmetic.bits import in_32_bits
 from nml_jax.errors import UserError
 
 Tree = dict[str, Any]
@@ -73,6 +74,7 @@ def make_head(form: Form, num_classes: int) -> Head:
     names = [("dense1", "norm"), *((f"dense{i}", f"norm{i}") for i in range(2, form.depth + 1))] if form.mlp else []
     last = f"dense{form.depth + 1}"
 
+    @in_32_bits
     def init(key: jax.Array, dim: int) -> tuple[Tree, Tree]:
         # Every value is drawn from U(±bound). The MLP has PyTorch's default bound, 1/√fan_in for kernel and bias. The
         # classifier, as in the released code, has Kaiming's with the gain of a ReLU, and a bias of 0. There is one flat

@@ -1,7 +1,7 @@
 """Read what the folder of a published model says of itself, as keys of our config.
 
-Three forms are read: `config.json` of timm, `open_clip_config.json`, and `config.json` of transformers' CLIPModel,
-BERT, RoBERTa and GPT-2.
+Four forms are read: `config.json` of timm, `open_clip_config.json`, `config.json` of transformers' CLIPModel, BERT,
+RoBERTa and GPT-2, and `nml_config.json`, which nml_jax.export writes.
 """
 
 import json
@@ -12,9 +12,11 @@ from nml_jax.errors import MissingInput, UserError
 from nml_jax.models.published.common import Keys
 from nml_jax.models.published.common import describe_tower as describe_tower
 from nml_jax.models.published.openclip import read_open_clip
+from nml_jax.models.published.own import read_nml
 from nml_jax.models.published.timm import read_timm
 from nml_jax.models.published.transformers import read_transformers
 from nml_jax.models.variants import TOWERS
+from nml_jax.models.weights import nml
 
 TIMM_OR_TRANSFORMERS, OPEN_CLIP = "config.json", "open_clip_config.json"
 PREPROCESSING = (
@@ -32,8 +34,10 @@ def find_config(path: Path) -> Path | None:
     Raises:
         UserError: both are there and disagree.
     """
-    if path.name in (TIMM_OR_TRANSFORMERS, OPEN_CLIP) and path.is_file():
+    if path.name in (TIMM_OR_TRANSFORMERS, OPEN_CLIP, nml.CONFIG) and path.is_file():
         return path
+    if (path / nml.CONFIG).is_file():
+        return path / nml.CONFIG
     found = [path / name for name in (OPEN_CLIP, TIMM_OR_TRANSFORMERS) if (path / name).is_file()]
     found = [config for config in found if not _is_ours(config)]
     if len(found) == 2:
@@ -93,8 +97,31 @@ def _parse(path: Path) -> Keys:
             raise ValueError("it is not a mapping")
         if path.name == OPEN_CLIP:
             return read_open_clip(path, content)
+        if path.name == nml.CONFIG:
+            return read_nml(path, content)
         if "architecture" in content:
             return read_timm(path, content)
         return read_transformers(path, content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
         raise UserError(f"cannot read {path}: {e!r}", "download it again, or correct it") from e
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Return the names of the classes of a published folder's classifier; () if it does not say them.
+
+    Raises:
+        UserError: its config cannot be read.
+    """
+    config = find_config(path)
+    if config is None:
+        return ()
+    try:
+        whole = json.loads(config.read_bytes())
+        of_weights = whole.get("pretrained_cfg", {}).get("label_names")
+        names = next(filter(None, (whole.get("class_names"), whole.get("label_names"), of_weights)), [])
+        names = list(names.values()) if isinstance(names, dict) else names
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("label_names are no texts")
+    except (OSError, ValueError, AttributeError, TypeError) as e:
+        raise UserError(f"cannot read {config}: {e}", "download it again, or correct it") from e
+    return tuple(names)

@@ -15,12 +15,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from nml_jax.errors import MissingInput, UserError
-from nml_jax.models.weights import language, layouts, openclip, timm
+from nml_jax.models.weights import language, layouts, nml, openclip, timm
 from nml_jax.models.weights.state_dict import Tree
 
 # Names of whole files, in the order in which they are taken; and the names of configs that may be given in their place.
 WHOLE = ("open_clip_model.safetensors", "model.safetensors")
-CONFIGS = {"config.json": WHOLE[::-1], "open_clip_config.json": WHOLE}
+CONFIGS = {"config.json": WHOLE[::-1], "open_clip_config.json": WHOLE, nml.CONFIG: WHOLE[::-1]}
 INDEX = ".safetensors.index.json"
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 
@@ -194,6 +194,8 @@ def read_weights(path: str | Path, like: tuple[Tree, Tree]) -> tuple[Tree, Tree]
         UserError: the weights cannot be read, or do not fit the model.
     """
     tensors = open_tensors(path)
+    if any(name.startswith(nml.PARAMS) for name in tensors):
+        return nml.import_weights({name: np.asarray(tensor) for name, tensor in tensors.items()}, like)
     if language.is_language(like[0]):
         return language.import_weights(tensors, like, str(path))
     is_clip = any(name.startswith("visual.") for name in tensors)
@@ -209,6 +211,6 @@ def read_weights(path: str | Path, like: tuple[Tree, Tree]) -> tuple[Tree, Tree]
 
 
 def count_classes(path: str | Path) -> int | None:
-    """Return for how many classes the classifier in timm's layout is; None if there is none."""
+    """Return for how many classes the classifier in timm's layout or ours is; None if there is none."""
     tensors = open_tensors(path)
-    return next((tensors[name].shape[0] for name in timm.HEADS if name in tensors), None)
+    return next((tensors[name].shape[0] for name in (*timm.HEADS, nml.BIAS) if name in tensors), None)

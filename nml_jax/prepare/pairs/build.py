@@ -58,7 +58,7 @@ from nml_jax.prepare.pairs import shards
 from nml_jax.prepare.pairs.find import find
 from nml_jax.prepare.pairs.read import cut
 from nml_jax.prepare.pairs.types import Columns, Found, Shard
-from nml_jax.runs.files import write_json
+from nml_jax.runs.files import refuse_links, write_json
 
 AGAIN = "then run the same command again; finished shards are kept"
 
@@ -229,6 +229,7 @@ def _resume(partial: Path, job: shards.BuildJob, plan: list[Shard]) -> None:
             shutil.rmtree(partial)
         (partial / "shards").mkdir(parents=True)
         write_json(path, wanted)
+    refuse_links(partial)
     for unfinished in partial.glob("shards*/*.tmp"):
         shutil.rmtree(unfinished)
 

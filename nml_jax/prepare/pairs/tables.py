@@ -24,6 +24,7 @@ from nml_jax.prepare.records import MAX_BYTES, RECORDS_PER_SHARD, TOO_LARGE, rea
 IMAGES = ("image", "jpg", "jpeg", "png", "webp", "image_path", "filepath", "file_name", "path")
 CAPTIONS = ("captions", "caption", "text", "txt", "title")
 LINES = ("rows", "refused", "continued", "blank", "header")  # kinds of lines; "continued" continue a cell
+MAX_LINE = 1 << 16  # bytes in which a line must end for its end to be known
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2")  # of images
 
 
@@ -179,6 +180,10 @@ class _Table:
         self._file, self._delimiter = file, "\t" if read_suffix(path) == ".tsv" else ","
         if file.read(3) != codecs.BOM_UTF8:
             file.seek(0)
+        start, head = file.tell(), file.read(MAX_LINE)
+        if b"\r" in head and b"\n" not in head:
+            raise csv.Error("its lines end with CR alone, so save it with LF or CRLF")
+        file.seek(start)
         self.line, self.row, self._counts = 0, at.row, Counter[str]()
         self._rows = self._parse()
         self.header = [name.strip() for name in next(self._rows, [])]

@@ -1,86 +1,102 @@
-"""What a test set gives for nothing: guessing by chance, and always answering its most frequent class."""
+"""What the test sets of a study give for nothing, and how sure it is that a method is better than that."""
 
 import math
 from collections import Counter
 from typing import NamedTuple
 
-import numpy as np
-
-from nml_jax.evals.metrics import compute_scores
-from nml_jax.reporting.statistics.compare import find_leaves
-from nml_jax.reporting.statistics.paired import find_seed_interval, find_wilson_interval, stat
-from nml_jax.reporting.statistics.studies import MEAN, Key, Study
+from nml_jax.evals.baselines import Baselines, find_baselines
+from nml_jax.evals.metrics import METRICS
+from nml_jax.reporting.statistics.compare import find_leaves, find_redrawn_share, read_shares
+from nml_jax.reporting.statistics.paired import (
+    add_rows,
+    find_half_width,
+    find_seed_interval,
+    find_wilson_interval,
+    stat,
+)
+from nml_jax.reporting.statistics.studies import Key, Study
 
 
 class Baseline(NamedTuple):
     """Answers that need no features, on one test set or in the mean over several.
 
-    chance: expected accuracy of a uniform guess among the classes of training.
+    chances: metric -> score of a uniform guess among the classes of the test.
     answer: the most frequent class; "" where tests or seeds do not agree.
     scores: metric -> score of always giving that answer.
     """
 
-    chance: float
+    chances: dict[str, float]
     answer: str
     scores: dict[str, float]
 
     @property
-    def best(self) -> float:
-        """The accuracy that a method must exceed."""
-        return max(self.chance, self.scores["accuracy"])
+    def chance(self) -> float:
+        """The accuracy of a guess."""
+        return self.chances["accuracy"]
+
+    def best(self, metric: str = "accuracy") -> float:
+        """Return the score that a method must exceed, or stay below where smaller is better."""
+        better = max if METRICS[metric].way > 0 else min
+        return better(self.chances[metric], self.scores[metric])
 
 
 def find_baseline(study: Study, test: Key) -> Baseline | None:
     """Return the baseline of a test, or of the mean over tests; None if the classes of some test are not on record."""
-    found, answers = [], Counter()
+    found: list[tuple[float, Baselines]] = []
+    answers: Counter[str] = Counter()
     for leaf, weight in find_leaves(study, test).items():
-        of = [_read_baseline(counts) for counts in _list_counts(study, leaf) if sum(counts.values())]
-        if not of:
+        counts = [counts for cell in study.cells if sum((counts := cell.count_classes(leaf.task, leaf.split)).values())]
+        if not counts:
             return None
-        answers.update(one.answer for one in of)
-        found += [(weight / len(of), one) for one in of]
+        of = [find_baselines([*one.values()]) for one in counts]
+        answers.update([*one][base.answer] for one, base in zip(counts, of, strict=True))
+        found += [(weight / len(of), base) for base in of]
     if not found:
         return None
-    scores = {name: math.fsum(w * one.scores[name] for w, one in found) for name in found[0][1].scores}
-    answer = next(iter(answers)) if len(answers) == 1 else ""
-    return Baseline(math.fsum(w * one.chance for w, one in found), answer, scores)
+    names = found[0][1].chance
+    chances = {name: math.fsum(w * base.chance[name] for w, base in found) for name in names}
+    scores = {name: math.fsum(w * base.majority[name] for w, base in found) for name in names}
+    return Baseline(chances, next(iter(answers)) if len(answers) == 1 else "", scores)
 
 
-def _list_counts(study: Study, test: Key) -> list[dict[str, int]]:
-    """Return class -> rows of a test, for every run that has it."""
-    out = []
-    for cell in study.cells:
-        classes = [str(name) for name in cell.features.get("classes", ())]
-        for split in cell.features.get("splits", ()):
-            if split["split"] == test.split and test.split != MEAN:
-                out.append(dict(zip(classes, split["per_class"], strict=True)))
-    return out
+def find_interval(study: Study, key: Key) -> tuple[float, float]:
+    """Return a 95 % interval of a score, over other seeds and other test rows.
 
-
-def _read_baseline(counts: dict[str, int]) -> Baseline:
-    names, rows = list(counts), np.array(list(counts.values()))
-    confusion = np.zeros((len(rows), len(rows)), np.int64)
-    confusion[:, top := int(rows.argmax())] = rows
-    return Baseline(1 / len(rows), names[top], compute_scores(confusion))
-
-
-def find_lower_bound(study: Study, key: Key, redrawn: float = 0.0) -> float:
-    """Return the lower end of a 95 % interval of an accuracy, over other seeds and other test rows.
-
-    The distances to the lower ends over seeds (t) and over rows (Wilson) are added in squares. Rows that are not on
-    record add nothing, and neither does one seed.
-
-    Args:
-        redrawn: as for `paired.compare`.
+    The distances to the ends over seeds (t) and over rows (of accuracies Wilson's) are added in squares. Rows that are
+    not on record add nothing, and neither does one seed.
     """
     values = stat(study.table.get(key, [{}])[0].values())
-    low = find_seed_interval(values, redrawn=redrawn)[0]
-    below = [values.mean - low] if not math.isnan(low) else []
+    ends = find_seed_interval(values, redrawn=find_redrawn_share(study, key))
+    below, above = ([abs(end - values.mean)] if not math.isnan(end) else [] for end in ends)
     for leaf, weight in find_leaves(study, key).items():
-        if n := _count_rows(study, leaf):
-            mean = stat(study.table[leaf][0].values()).mean
-            below.append(weight * (mean - find_wilson_interval(mean, n)[0]))
-    return values.mean - math.hypot(*below)
+        low, high = _find_row_distances(study, leaf)
+        below.append(weight * low)
+        above.append(weight * high)
+    return values.mean - math.hypot(*below), values.mean + math.hypot(*above)
+
+
+def _find_row_distances(study: Study, leaf: Key) -> tuple[float, float]:
+    """Return how far the ends of an interval over other rows of a test lie from the score."""
+    if leaf.metric == "accuracy":
+        n, mean = _count_rows(study, leaf), stat(study.table[leaf][0].values()).mean
+        if not n:
+            return 0.0, 0.0
+        low, high = find_wilson_interval(mean, n)
+        return mean - low, high - mean
+    shares = [read_shares(study, leaf, (0,), seed) for seed in study.table[leaf][0]]
+    known = [share for share in shares if share is not None]
+    halves = [find_half_width(add_rows([(1.0, share)]), 0.05) for share in known]
+    half = max(halves, default=0.0)
+    return half, half
+
+
+def beats(study: Study, key: Key, baseline: Baseline | None) -> bool:
+    """Return whether the 95 % interval of a method's score lies beyond what needs no features."""
+    if baseline is None or key.metric not in baseline.chances:
+        return True
+    low, high = find_interval(study, key)
+    best = baseline.best(key.metric)
+    return low > best if METRICS[key.metric].way > 0 else high < best
 
 
 def _count_rows(study: Study, key: Key) -> int:

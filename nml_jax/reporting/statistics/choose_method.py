@@ -8,36 +8,45 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from nml_jax.reporting.statistics.baselines import Baseline, find_baseline, find_lower_bound
+from nml_jax.evals.metrics import METRICS, TASK
+from nml_jax.reporting.statistics.baselines import Baseline, beats, find_baseline
 from nml_jax.reporting.statistics.compare import (
     Side,
     compare_numbers,
     find_leaves,
-    find_redrawn_share,
+    has_rows,
     is_unvalidated,
     uses_files,
 )
 from nml_jax.reporting.statistics.paired import Comparison, Stat, stat
 from nml_jax.reporting.statistics.studies import MEAN, REFERENCES, ZERO_SHOT, Key, Method, Study
 from nml_jax.runs.finished import Seed
+from nml_jax.tasks import catalogue
 
 DOMAINS = {"id": "in-domain", "ood": "out-of-domain"}
 
 
 class Versus(NamedTuple):
-    """A method's accuracy less the reference's."""
+    """A method's score less the reference's."""
 
     plain: Comparison  # 95 %
     wide: Comparison  # 95 % for all that is decided together
+    way: int = 1  # of the metric: 1 if larger is better, else −1
 
     @property
     def sign(self) -> int:
         """1: better, -1: worse, 0: neither is shown. Doubt counts against leaving the reference."""
-        return 1 if self.wide.sign == 1 else min(self.plain.sign, 0)
+        return 1 if self.way * self.wide.sign == 1 else min(self.way * self.plain.sign, 0)
 
     @property
     def verdict(self) -> str:
-        return (self.wide if self.sign >= 0 else self.plain).verdict("worse", "better")
+        down, up = ("worse", "better")[:: self.way]
+        return (self.wide if self.sign >= 0 else self.plain).verdict(down, up)
+
+    @property
+    def advantage(self) -> float:
+        """Return the difference, positive if the method is better."""
+        return self.way * self.plain.difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Contest:
     """The methods of one task and setting.
 
     methods: the reference, then the simplest first.
-    tests: keys of accuracy without a method, in-domain first.
+    tests: keys of the deciding metric without a method, in-domain first.
     decided: what claims are about: the mean over the in-domain tests, and that over the others; of one test, itself.
     versus: (method, one of either) -> its comparison with the reference.
     """
@@ -74,10 +83,31 @@ class Contest:
         shared = [versus.plain.n for versus in self.versus.values()]
         return max(shared or [self.stat(self.reference, test).n for test in self.tests])
 
-    def values(self, method: Method, test: Key, metric: str = "accuracy") -> dict[Seed, float]:
-        return self.study.table.get(test._replace(metric=metric, method=method), [{}])[0]
+    @property
+    def metric(self) -> str:
+        """Return the metric that decides."""
+        return self.tests[0].metric
 
-    def stat(self, method: Method, test: Key, metric: str = "accuracy") -> Stat:
+    @property
+    def way(self) -> int:
+        """Return 1 if a larger score is better, else −1."""
+        return METRICS[self.metric].way
+
+    @property
+    def measure(self) -> str:
+        """Return the name of the deciding metric in a sentence."""
+        return METRICS[self.metric].title
+
+    @property
+    def points(self) -> str:
+        """Return the unit of a difference."""
+        return "nats" if METRICS[self.metric].needs == "losses" else "points"
+
+    def values(self, method: Method, test: Key, metric: str = "") -> dict[Seed, float]:
+        key = test._replace(metric=metric or test.metric, method=method)
+        return self.study.table.get(key, [{}])[0]
+
+    def stat(self, method: Method, test: Key, metric: str = "") -> Stat:
         return stat(self.values(method, test, metric).values())
 
     @property
@@ -118,12 +148,12 @@ class Contest:
     def recommended(self, test: Key) -> Method:
         """Return the method to use on one of `decided`, or on a test of its domain, by the rule."""
         test = next(key for key in self.decided if key.domain == test.domain)
-        gains = {method: self.versus[method, test].plain.difference for method in self.methods[1:]
+        gains = {method: self.versus[method, test].advantage for method in self.methods[1:]
                  if self.versus[method, test].sign > 0 and self._harmless(method)}  # fmt: skip
         if not gains:
             return self.reference
         top = max(gains, key=gains.__getitem__)
-        near = (m for m in gains if m == top or self._against(m, top, test).sign <= 0)
+        near = (m for m in gains if m == top or self.way * self._against(m, top, test).sign <= 0)
         return next(near)  # the simplest, for they are in that order
 
     def baseline(self, test: Key) -> Baseline | None:
@@ -131,10 +161,8 @@ class Contest:
         return find_baseline(self.study, test)
 
     def clears(self, method: Method, test: Key) -> bool:
-        """Return whether the 95 % interval of a method lies above chance and the most frequent class."""
-        key = test._replace(method=method)
-        base = self.baseline(test)
-        return base is None or find_lower_bound(self.study, key, find_redrawn_share(self.study, key)) > base.best
+        """Return whether the 95 % interval of a method lies beyond chance and the most frequent class."""
+        return beats(self.study, test._replace(method=method), self.baseline(test))
 
     def advised(self, test: Key) -> Method | None:
         """Return the recommended method if it clears the baseline there; else the first one that does, or None.
@@ -153,17 +181,34 @@ class Contest:
         return all(self.versus[method, test].sign >= 0 for test in self.decided)
 
     def best(self, test: Key) -> Method | None:
-        """Return the method that is shown to be more accurate than every other one; None if none is."""
-        top = max(self.methods, key=lambda m: (self.stat(m, test).n, self.stat(m, test).mean))
+        """Return the method that is shown to be better than every other one; None if none is."""
+        top = max(self.methods, key=lambda m: (self.stat(m, test).n, self.way * self.stat(m, test).mean))
         others = [m for m in self.methods if m != top]
         against = (self._against(m, top, test) for m in others)
-        return top if others and all(c.corrected(len(others) * len(self.decided)).sign > 0 for c in against) else None
+        return (
+            top
+            if others and all(self.way * c.corrected(len(others) * len(self.decided)).sign > 0 for c in against)
+            else None
+        )
 
     def widened(self) -> str:
         """Return for how many claims the intervals hold together, in words; "" for one."""
         others, domains = len(self.methods) - 1, len(self.decided)
         parts = [f"{others} methods"] * (others > 1) + [f"{domains} domains"] * (domains > 1)
         return f", widened for {' × '.join(parts)}" if parts else ""
+
+
+def find_metric(study: Study, task: str) -> str:
+    """Return the metric that decides on a task: `tune.metric`, or the task's own.
+
+    Accuracy does for the mean over tasks with different ones, and where answers are not on record (older runs).
+    """
+    asked = study.cells[0].value("tune.metric") or TASK
+    own = {catalogue.find_metric(name) for name in (study.tasks if task == MEAN else [task])}
+    metric = asked if asked != TASK else own.pop() if len(own) == 1 else "accuracy"
+    keys = [key for key in study.keys(metric=metric, task=task) if key.method and key.method.name != ZERO_SHOT]
+    leaves = [leaf for key in keys for leaf in find_leaves(study, key)]
+    return metric if leaves and (asked != TASK or all(has_rows(study, leaf) for leaf in leaves)) else "accuracy"
 
 
 def find_contests(study: Study) -> list[Contest]:
@@ -174,7 +219,8 @@ def find_contests(study: Study) -> list[Contest]:
     out = []
     tasks = [MEAN, *study.tasks] if len(study.tasks) > 1 else study.tasks
     for task in tasks if len(study.conditions) == 1 else ():
-        keys = [key for key in study.keys(metric="accuracy", task=task) if key.method and key.method.name != ZERO_SHOT]
+        metric = find_metric(study, task)
+        keys = [key for key in study.keys(metric=metric, task=task) if key.method and key.method.name != ZERO_SHOT]
         for setting in dict.fromkeys(key.setting for key in keys):
             own = [key for key in keys if key.setting == setting and (key.split == MEAN) == (task == MEAN)]
             methods = sorted(dict.fromkeys(key.method for key in own if key.method), key=lambda m: m.simplicity)
@@ -203,7 +249,8 @@ def _versus(
     for test in dict.fromkeys((*decided, *tests)):
         for other in others:
             plain = compare_numbers(study, str(other), *(Side(test._replace(method=m)) for m in (base, other)))
-            out[other, test] = Versus(plain, plain.corrected(len(others) * len(decided)))
+            wide = plain.corrected(len(others) * len(decided))
+            out[other, test] = Versus(plain, wide, METRICS[test.metric].way)
     return out
 
 

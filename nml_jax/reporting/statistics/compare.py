@@ -1,15 +1,26 @@
 """Comparisons of two numbers of a study, paired over seeds and over test rows."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from nml_jax.reporting.statistics.paired import Comparison, Part, add_rows, bound_rows, compare, stat, unit
+from nml_jax.evals.metrics import METRICS, Answers, Shares, share_right
+from nml_jax.reporting.statistics.paired import (
+    Comparison,
+    Part,
+    add_rows,
+    bound_rows,
+    compare,
+    stat,
+    unit,
+)
 from nml_jax.reporting.statistics.studies import FILES, MEAN, Key, Study
 from nml_jax.runs.finished import Seed
 from nml_jax.runs.heads import read_correct
-from nml_jax.runs.rows import UNVALIDATED
+from nml_jax.runs.predictions import read_predictions
+from nml_jax.runs.rows import UNVALIDATED, Row
 
 HELD_OUT = "holdout"  # the split that the stage features draws where there is no test file
 
@@ -24,14 +35,14 @@ class Side(NamedTuple):
 def compare_numbers(study: Study, where: str, a: Side, b: Side) -> Comparison:
     """Compare two numbers of a study that are measured on the same tests, paired over seeds and test rows.
 
-    Where it is not on record which rows were right (older runs, pre-training), what rows add is bounded from above.
-    Measures of spectra are taken as they are: nothing is added.
+    Where it is not on record which rows were right (older runs, pre-training), what rows add is bounded from above, or
+    for other scores than accuracy and recall left out. Measures of spectra are taken as they are: nothing is added.
     """
     values = [_average_seeds(study, *side) for side in (a, b)]
     seeds = [seed for seed in values[0] if seed in values[1]]
     tests = find_leaves(study, a.key)
     anew = find_redrawn_share(study, a.key)
-    known: list[tuple[float, np.ndarray]] = []
+    known: list[tuple[float, list[Shares]]] = []  # weight of a test, and differences in every seed
     unknown: list[tuple[float, float, float, int]] = []
     for test, weight in tests.items():
         pair = Side(test, a.conditions), Side(test._replace(method=b.key.method, setting=b.key.setting), b.conditions)
@@ -43,9 +54,10 @@ def compare_numbers(study: Study, where: str, a: Side, b: Side) -> Comparison:
             unknown.append((weight, first, second, n))
     if anew:  # rows of one seed, in the mean over seeds
         of_seeds = [add_rows((weight, d[i]) for weight, d in known) for i in range(len(seeds) if known else 0)]
-        rows = [Part(stat(part.variance for part in parts).mean, parts[0].df) for parts in zip(*of_seeds, strict=True)]
+        sums = stat(sum(part.variance for part in parts) for parts in of_seeds)
+        rows = [Part(sums.mean, 1)] if known else []
     else:
-        rows = [*add_rows((weight, d.mean(0)) for weight, d in known), *bound_rows(unknown)]
+        rows = [*add_rows((weight, _average_shares(d)) for weight, d in known), *bound_rows(unknown)]
     found = compare(where, unit(a.key.metric), values[0], values[1], rows, redrawn=anew)
     blind = a.key.method != b.key.method and any(is_unvalidated(study, side.key, side.conditions) for side in (a, b))
     return found._replace(bounded=bool(unknown) and not anew, blind=blind)
@@ -89,27 +101,51 @@ def _average_seeds(study: Study, key: Key, conditions: Sequence[int]) -> dict[Se
     return {seed: stat(values[seed] for values in by_condition).mean for seed in seeds}
 
 
-def _read_differences(study: Study, a: Side, b: Side, seeds: Sequence[Seed]) -> np.ndarray | None:
-    """Return float64 [seeds, N]: how much more often b is right than a on each row; None if it is not recorded."""
+def _read_differences(study: Study, a: Side, b: Side, seeds: Sequence[Seed]) -> list[Shares] | None:
+    """Return for each seed what each row adds to b's score less what it adds to a's; None if it is not recorded.
+
+    Where each seed holds out rows of its own, their numbers may differ.
+    """
     found = []
     for seed in seeds:
-        first, second = (_read_correct(study, *side, seed) for side in (a, b))
+        first, second = (read_shares(study, *side, seed) for side in (a, b))
         if first is None or second is None:
             return None
-        found.append(second - first)
-    return np.array(found) if found else None
+        found.append(Shares(second.values - first.values, np.maximum(first.flips, second.flips), first.counts))
+    return found or None
 
 
-def _read_correct(study: Study, key: Key, conditions: Sequence[int], seed: Seed) -> np.ndarray | None:
-    """Return float64 [N]: the share of conditions and heads that are right on each row of a test."""
+def read_shares(study: Study, key: Key, conditions: Sequence[int], seed: Seed) -> Shares | None:
+    """Return what each row of a test adds to a score, averaged over conditions and heads; None if not recorded."""
     found = []
     for i in conditions:
         source = study.sources[key][i].get(seed) if key in study.sources else None
-        right = [x for row in source.rows if (x := read_correct(source.folder, row)) is not None] if source else []
-        if not source or len(right) < len(source.rows):
+        own = [x for row in source.rows if (x := _read_share(source.folder, row)) is not None] if source else []
+        if not source or len(own) < len(source.rows):
             return None
-        found.append(np.mean(right, axis=0))
-    return np.mean(found, axis=0)
+        found.append(_average_shares(own))
+    return _average_shares(found)
+
+
+def has_rows(study: Study, leaf: Key) -> bool:
+    """Return whether it is on record what each row of a test adds to a score, in every run of the first condition."""
+    return all(read_shares(study, leaf, (0,), seed) is not None for seed in study.table[leaf][0])
+
+
+def _average_shares(shares: Sequence[Shares]) -> Shares:
+    """Return the mean over heads, which have the same rows and classes."""
+    return Shares(*(np.mean(parts, axis=0) for parts in zip(*shares, strict=True)))
+
+
+def _read_share(folder: Path, row: Row) -> Shares | None:
+    if row.metric == "accuracy":
+        right = read_correct(folder, row)
+        return None if right is None else share_right(right)
+    found = read_predictions(folder, row) if row.metric in METRICS else None
+    if found is None or (METRICS[row.metric].needs == "losses" and found.loss is None):
+        return None
+    answers = Answers(found.label.astype(np.int64), found.answer.astype(np.int64), found.loss)
+    return METRICS[row.metric].share(answers)
 
 
 def _count_rows(study: Study, key: Key, conditions: Sequence[int]) -> int:

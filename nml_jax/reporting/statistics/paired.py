@@ -14,9 +14,10 @@ pigeonhole model of Owen (2007, Annals of Applied Statistics 1:386). Both parts 
 degrees of freedom, S − 1 and n − 1, and the interval takes the mean of these, weighted by the parts (Cochran and Cox
 1950): with three seeds Welch's degrees of freedom would claim too often. Two rows are added before s²(rows) is taken,
 one in favour of each side (Bonett and Price 2012), so that few rows on which two heads differ are never taken for
-certainty. Rows of a test count as independent draws. Where each seed holds out a share h of the rows for itself, its
-mean differs for that reason too: then SE² = s²(seeds) · (1/S + h/(1 − h)), as such parts overlap (Nadeau and Bengio
-2003).
+certainty. A score that is no mean over rows, such as macro-F1, is taken as one by its derivative in each row (the
+infinitesimal jackknife; `evals.metrics.Shares`), with two added rows for every class. Rows of a test count as
+independent draws. Where each seed holds out a share h of the rows for itself, its mean differs for that reason too:
+then SE² = s²(seeds) · (1/S + h/(1 − h)), as such parts overlap (Nadeau and Bengio 2003).
 """
 
 import math
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from scipy.optimize import root_scalar
 from scipy.special import ndtri, stdtrit
 
+from nml_jax.evals.metrics import Shares
 from nml_jax.runs.finished import Seed
 
 SEEDS = 3  # fewer shared seeds support no claim
@@ -72,7 +74,7 @@ class Unit(NamedTuple):
 PERCENT = Unit(100, 1, " %")  # shares; the rest has no unit
 RATIO = Unit(1, 2)
 UNITS = {
-    "loss": Unit(1, 3),  # nats
+    "loss": Unit(1, 3), "log_loss": Unit(1, 3), "log_loss_before": Unit(1, 3),  # nats
     "sve": RATIO, "lsvr": RATIO, "alpha_req": RATIO, "fisher_ratio": RATIO,
     "effective_rank": Unit(1, 1), "stable_rank": Unit(1, 1),
 }  # fmt: skip
@@ -139,26 +141,48 @@ def add_seeds(variance: float, n: int, redrawn: float = 0.0) -> Part:
     return Part(variance * (1 / n + redrawn / (1 - redrawn)), n - 1)
 
 
-def add_rows(tests: Iterable[tuple[float, NDArray]]) -> list[Part]:
+def add_rows(tests: Iterable[tuple[float, Shares]]) -> list[Part]:
     """Return the variance that the choice of test rows adds to a difference, in the mean over tests.
 
     Tests of equal length count as the same rows in that order, as corruptions of one test set are; where they are not,
     their rows average out as independent ones do.
 
     Args:
-        tests: the weight of each in the mean, and the difference on every row, float [n], averaged over seeds.
+        tests: the weight of each in the mean, and what every row adds to the difference, averaged over seeds.
 
     Returns:
         A part for every length.
     """
-    together: dict[int, list[tuple[float, NDArray]]] = {}
+    together: dict[int, list[tuple[float, Shares]]] = {}
     for weight, d in tests:
-        together.setdefault(len(d), []).append((weight, d))
+        together.setdefault(len(d.values), []).append((weight, d))
     parts = []
     for n, each in together.items():
-        weight, d = sum(w for w, _ in each), sum(w * d for w, d in each)
-        parts.append(Part(float(np.var(np.append(d, (weight, -weight)), ddof=1)) / (n + 2), max(n - 1, 1)))
+        d = sum(w * d.values for w, d in each)
+        flips = np.zeros(max(len(d.flips) for _, d in each))
+        counts = np.zeros_like(flips)
+        for weight, own in each:
+            flips[: len(own.flips)] += weight * own.flips
+            counts[: len(own.counts)] = np.maximum(counts[: len(own.counts)], own.counts)
+        padded = np.concatenate([d, flips, -flips])
+        parts.append(Part(float(np.var(padded, ddof=1)) / len(padded), _count_df(padded, n, flips, counts)))
     return parts
+
+
+def _count_df(values: NDArray[np.float64], n: int, flips: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
+    """Return the degrees of freedom of a variance of n rows.
+
+    Where the few rows of a rare class make up most of it, it is as uncertain as one of so few. Welch's formula says how
+    uncertain, with the variance that each class could have. For a loss, whose rows have no bound, a few rows with most
+    of the variance count as so few: (Σ e²)² / Σ e⁴ of them.
+    """
+    if len(flips) == 1:
+        return max(n - 1, 1)
+    if len(flips):
+        possible = counts * flips**2
+        return max(float(possible.sum() ** 2 / (possible**2 / (counts + 1)).sum()), 1)
+    squares = (values - values.mean()) ** 2
+    return max(float(squares.sum() ** 2 / max((squares**2).sum(), 1e-300)) - 1, 1)
 
 
 def bound_rows(tests: Iterable[tuple[float, float, float, int]]) -> list[Part]:

@@ -836,3 +836,34 @@ def test_a_member_packed_with_a_damaged_lzma_stream_is_named(tmp_path):
     (tmp_path / "x.npz").write_bytes(data)
     with pytest.raises(UserError, match=r"cannot read .*x\.npz"):
         open_features(str(tmp_path / "x.npz"))
+
+
+@pytest.mark.parametrize("where", ["label", "note", "two rows", "open", "packed"])
+def test_a_stray_quote_does_not_swallow_rows(tmp_path: Path, where: str):
+    rows = [f"{i}.5,{-i % 7}.25,{'ab'[i % 2]},note {i}" for i in range(9)]
+    legit = [*rows[:4], '4.5,3.25,a,"several\nlines, with\ncommas, too, 1"', "", *rows[5:]]
+    path = tmp_path / ("x.csv.gz" if where == "packed" else "x.csv")
+
+    def write(lines: list[str], end: str = "\n") -> None:
+        data = end.join(["f0,f1,label,note", *lines]).encode()
+        path.write_bytes(gzip.compress(data) if where == "packed" else data)
+
+    for end in ("\n", "\r\n"):
+        write(legit, end)
+        assert open_features(str(path), label="label").labels.tolist() == list("ababababa")
+        bad = rows.copy()
+        if where == "label":
+            bad[2:6] = ['2.5,5.25,"a,note 2', rows[3], rows[4], '5.5,2.25,b",note 5']
+        else:
+            bad[2] = '2.5,5.25,a,"5 inch'
+            if where != "open":
+                bad[3 if where == "two rows" else 6] = bad[3 if where == "two rows" else 6] + '"'
+        write(bad, end)
+        with pytest.raises(UserError, match=r"a quote opens in row 2, column '(label|note)', and closes [0-9] lines"):
+            open_features(str(path), label="label")
+
+
+def test_lines_of_a_cell_beside_lists_are_no_rows(tmp_path: Path):
+    path = tmp_path / "x.csv"
+    path.write_text('e,label,note\n"[1, 2]",a,"a poem\nroses, red, blue\nend"\n"[2, 1]",b,short\n')
+    assert open_features(str(path), label="label").read().tolist() == [[[1, 2]], [[2, 1]]]

@@ -9,10 +9,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
+from nml_jax.data.features import formats
 from nml_jax.data.features.files import open_features
 from nml_jax.errors import UserError
 from nml_jax.tuning.classifier import NMTuneClassifier
@@ -84,6 +86,28 @@ def test_a_stored_member_ends_where_it_ends(tmp_path: Path):
         open_features(spec)
 
 
+def test_labels_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A dictionary holds a text once, equal rows take no room, and NumPy gives each text the room of the longest."""
+    path, rows = tmp_path / "x.parquet", 3000
+    columns = {f"f{j}": np.resize(X[:, j], rows) for j in range(3)}
+
+    def refuse(labels, words: str) -> None:
+        pq.write_table(pa.table({**columns, "label": labels}), path, compression="zstd")
+        assert path.stat().st_size < 200_000
+        with pytest.raises(UserError, match=words):
+            open_features(str(path))
+
+    refuse(["a" * 200_000] * rows, "each label takes 200,000 bytes, 65,536 at most")
+    refuse(pa.array(["a", "b" * 70_000]).take(np.arange(rows) % 2).dictionary_encode(), "each label takes 70,000 bytes")
+    monkeypatch.setattr(formats, "read_memory_limit", lambda: 2 * 8 * rows - 1)
+    refuse(np.arange(rows) % 2, "3,000 labels of 8 bytes take")
+    np.savez_compressed(tmp_path / "x.npz", x=np.resize(X, (rows, 3)), y=np.arange(rows) % 2)
+    with pytest.raises(UserError, match="3,000 labels of 8 bytes take"):
+        open_features(str(tmp_path / "x.npz"))
+    monkeypatch.setattr(formats, "read_memory_limit", lambda: 1 << 29)
+    refuse(["a"] * (rows - 1) + ["b" * 60_000], "3,000 labels of 240,000 bytes take 0.7 GiB")
+
+
 LIMITS = {"bfloat16": 2**8, "float16": 2**11, "float32": 2**24, "float64": 2**53}
 
 
@@ -137,3 +161,16 @@ def test_another_mark_between_cells_is_named(tmp_path, suffix, mark):
     with pytest.raises(UserError, match="separates its cells by ") as e:
         open_features(str(path))
     assert repr(mark) in e.value.cause
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.binary()])
+@pytest.mark.parametrize("coded", [False, True])
+def test_labels_in_every_type_of_text(tmp_path: Path, kind: pa.DataType, coded: bool):
+    labels = pa.array(list("ab") * 20).cast(kind)
+    if coded and kind != pa.string_view():
+        labels = labels.dictionary_encode()
+    table = pa.table({**{f"f{j}": X[:, j] for j in range(3)}, "label": labels})
+    pa.feather.write_feather(table, tmp_path / "x.feather", compression="uncompressed")
+    pq.write_table(table, tmp_path / "x.parquet")
+    for name in ("x.feather", "x.parquet"):
+        assert open_features(str(tmp_path / name)).labels.tolist() == list("ab") * 20

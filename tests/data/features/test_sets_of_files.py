@@ -1,5 +1,6 @@
 """Several files that are read as one set: lists, patterns, folders of shards, saved Hugging Face data sets."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -144,6 +145,11 @@ def test_json_lines(tmp_path: Path):
     for at, text in {1: f"null\n{row}\n", 2: f"{row}\n null \n{row}\n", 3: f"\r\n{row}\r\n\tnull"}.items():
         path.write_text(text)  # Arrow would end the process
         refuse(path, f"line {at} is null, not an object")
+    packed = tmp_path / "x.jsonl.gz"
+    for start in ("null", 'null, "f0": 1}', "null}", "\n\n null]"):
+        for file, write in ((path, path.write_bytes), (packed, lambda data: packed.write_bytes(gzip.compress(data)))):
+            write(f"{start}\n{row}\n".encode())
+            refuse(file, "is null, not an object")
     path.write_text('{"f0": 1, "x":\nnull, "label": 0}\n{"f0": 2, "label": 1,\n "x":\nnull}\n')
     np.testing.assert_array_equal(open_features(str(path)).read()[:, 0], [[1], [2]])
 

@@ -3,6 +3,7 @@
 import io
 import struct
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -43,6 +44,46 @@ def test_a_small_png_that_claims_many_pixels():
     data = data[:16] + struct.pack(">II", 7000, 7000) + data[24:]
     with pytest.raises(codec.ImageError, match="claims 7000 x 7000 pixels"):
         codec.decode(data)
+
+
+def forge_size(kind: str, side: int) -> bytes:
+    """Return a file of a few hundred bytes whose header claims `side` × `side` pixels."""
+    data = bytearray(encode((16, 16), kind, **{"lossless": True} if kind == "WEBP" else {}))
+    if kind == "GIF":
+        data[6:10] = struct.pack("<HH", side, side)
+    elif kind == "WEBP":
+        at = data.index(b"VP8L") + 9
+        bits = struct.unpack_from("<I", data, at)[0] & 0xF0000000
+        struct.pack_into("<I", data, at, bits | (side - 1) | (side - 1) << 14)
+    elif kind == "JPEG2000":
+        struct.pack_into(">II", data, data.index(b"ihdr") + 4, side, side)
+        for offset in (6, 22):  # of the image, and of its tile
+            struct.pack_into(">II", data, data.index(b"\xff\x51") + offset, side, side)
+    elif kind == "TIFF":
+        first, count = struct.unpack_from("<I", data, 4)[0] + 2, 10
+        for at in range(first, first + 12 * count, 12):
+            if (tag := struct.unpack_from("<H", data, at)[0]) in (256, 257, 278):
+                struct.pack_into("<HHII", data, at, tag, 4, 1, side)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "JPEG2000", "TIFF"])
+def test_a_few_bytes_that_claim_a_hundred_megapixels(kind: str):
+    data = forge_size(kind, 10_400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with pytest.raises(codec.ImageError, match=r"claims 10400 x 10400 pixels in [\d,]+ bytes|truncated"):
+            codec.decode(data)
+        with pytest.raises(codec.ImageError, match="more than 50 megapixels: 10400 x 10400"):
+            codec.check(data, 50_000_000)
+
+
+def test_a_jpeg_of_any_code_has_a_largest_size():
+    """Arithmetic codes have no least size, and a file may be padded."""
+    data = forge_jpeg(encode((16, 16), "JPEG"), 60_000)
+    for large in (data.replace(b"\xff\xc0", b"\xff\xc9"), data + bytes(60_000 * 60_000 // 64)):
+        with pytest.raises(codec.ImageError, match=r"claims 60000 x 60000|too many megapixels: 60000 x 60000"):
+            codec.decode(large)
 
 
 @pytest.mark.parametrize(

@@ -8,29 +8,33 @@ from typing import Any
 import numpy as np
 
 from nml_jax.console import list_words
+from nml_jax.evals import metrics as evals
 from nml_jax.reporting import answers, handed
 from nml_jax.reporting.blocks import BEST, PROSE, Block, Lines, fold, table
 from nml_jax.reporting.sentences import count, say
 from nml_jax.reporting.statistics import compare
+from nml_jax.reporting.statistics.baselines import find_interval
 from nml_jax.reporting.statistics.choose_method import Contest, name_test
 from nml_jax.reporting.statistics.compare import Side
 from nml_jax.reporting.statistics.paired import (
     DASH,
     MINUS,
     PERCENT,
-    find_seed_interval,
     find_wilson_interval,
     format_difference,
     format_interval,
     format_mean,
     stat,
+    unit,
 )
 from nml_jax.reporting.statistics.studies import MEAN, Key, Study
-from nml_jax.reporting.tables import SCORES, SPECTRA, name_mode, select
+from nml_jax.reporting.tables.conditions import SCORES, SPECTRA, name_mode, select
 from nml_jax.tasks import catalogue
 from nml_jax.tuning.diagnosis import NAMES, NOT_ASKED
 
 METRICS = {name: SCORES[name] for name in ("accuracy", "macro_f1", "mean_per_class")}
+OTHERS = {"log_loss": "log loss (nats)", "mcc": "MCC", "f1": "F1"}  # one is shown beside these where it decides
+TITLES = {**METRICS, **OTHERS}
 MEANINGS = {
     "sve": "how evenly the singular values share their sum, in nats; higher is flatter",
     "lsvr": "how far the largest singular value is from being all there is; higher is flatter",
@@ -52,7 +56,7 @@ def list_scores(contest: Contest) -> Block:
     """Return the scores of every method on every test set, and the number of training rows if it differs."""
     known = _list_metrics(contest)
     columns = [(test, metric) for test in contest.shown for metric in known]
-    best = {(test, "accuracy"): contest.best(test) for test in contest.decided}
+    best = {(test, contest.metric): contest.best(test) for test in contest.decided}
     rows, lines = contest.unequal, []
     for method in contest.methods:
         cells = [format_mean(contest.stat(method, *column), column[1]) for column in columns]
@@ -61,12 +65,15 @@ def list_scores(contest: Contest) -> Block:
         lines.append([str(method), *([f"{contest.trained(method):,}"] * rows), *marked])
     lines += _list_baselines(contest, columns, rows)
     several = len(contest.methods) > 1
-    said = "Bold: shown to be more accurate than every other method." if any(best.values()) else ""
-    said = said or ("Nothing is bold: no method is shown to be more accurate than every other." * several)
-    said += " Macro-F1 and the mean per class decide nothing." * (several and len(known) > 1)
-    said += " For this task the mean per class is customary." * (known[:1] == ["mean_per_class"])
+    better = "more accurate" if contest.metric == "accuracy" else f"better by {contest.measure}"
+    said = f"Bold: shown to be {better} than every other method." if any(best.values()) else ""
+    said = said or (f"Nothing is bold: no method is shown to be {better} than every other." * several)
+    others = list_words(evals.METRICS[metric].title for metric in known if metric != contest.metric)
+    said += f" {others[:1].upper()}{others[1:]} decide{'s' * (len(known) == 2)} nothing." * (several and len(known) > 1)
+    customary = contest.task in catalogue.TRAINED and known[:1] == ["mean_per_class"]
+    said += " For this task the mean per class is customary." * customary
     over = [("", 1 + rows), *((name, len(known)) for _, name in _name_tests(contest.shown))]
-    head = ["", *(["trained on"] * rows), *(METRICS[metric] for _, metric in columns)]
+    head = ["", *(["trained on"] * rows), *(TITLES[metric] for _, metric in columns)]
     over_seeds = f", mean ± sample sd over {contest.seeds} seeds" if contest.seeds > 1 else ""
     caption = f"Scores in %{over_seeds}. {said}".rstrip()
     return table(caption, head, {"": lines}, over=over)
@@ -82,8 +89,8 @@ def _list_baselines(contest: Contest, columns: Sequence[tuple[Key, str]], rows: 
     majority, chance = [], []
     for test, metric in columns:
         base = known[test]
-        majority.append(PERCENT.number(base.scores[metric]) if base and metric in base.scores else DASH)
-        chance.append(PERCENT.number(base.chance) if base and metric != "macro_f1" else DASH)
+        majority.append(unit(metric).number(base.scores[metric]) if base and metric in base.scores else DASH)
+        chance.append(unit(metric).number(base.chances[metric]) if base and metric in base.chances else DASH)
     blank = [DASH] * rows
     return [[name, *blank, *majority], ["chance", *blank, *chance]]
 
@@ -95,8 +102,11 @@ def list_differences(contest: Contest) -> list[Block]:
         found = [(method, contest.versus[method, test]) for method in others]
         groups[name] = [[str(method), v.plain.gain, v.plain.interval(), v.wide.interval(), str(v.plain.n),
                          _format_p(v.plain.p), v.verdict] for method, v in found]  # fmt: skip
-    head = ["", "difference (points)", "95 % interval", "widened interval", "n", "p", "verdict"]
-    less = f"Accuracy less that of the reference ({contest.reference})"
+    gap = f"difference ({contest.points})"
+    head = ["", gap, "95 % interval", "widened interval", "n", "p", "verdict"]
+    measure = f"{contest.measure[:1].upper()}{contest.measure[1:]}"
+    less = f"{measure} less that of the reference ({contest.reference})"
+    less += ", in nats: a lower loss is better" * (contest.points == "nats")
     caption = (
         f"{less}, paired over seeds and test rows. Better goes by the interval that is widened for all comparisons of "
         "this table, and of no other; worse by the 95 % interval as it is. p is 1 less the coverage of the interval "
@@ -112,41 +122,43 @@ def list_differences(contest: Contest) -> list[Block]:
             f"{less} on each test by itself. Such an interval is not widened and decides nothing: of many, some "
             "exclude 0 by chance."
         )
-        own = table(caption, ["", "difference (points)", "95 % interval", "n"], each)
+        own = table(caption, ["", gap, "95 % interval", "n"], each)
         out.append(fold(f"Differences on each of {len(parts)} tests", own))
     return out
 
 
 def _compare_others(contest: Contest) -> list[Block]:
     """Return the measures that decide nothing, and their differences to the reference with intervals over seeds."""
-    known = [metric for metric in _list_metrics(contest) if metric != "accuracy"]
+    known = [metric for metric in _list_metrics(contest) if metric != contest.metric]
     groups: dict[str, Lines] = {}
     for test, name in _name_tests(contest.decided):
-        redrawn = compare.find_redrawn_share(contest.study, test._replace(method=contest.reference))
         for metric in known:
             keys = {m: test._replace(metric=metric, method=m) for m in contest.methods}
             lines = []
             for method, key in keys.items():
                 s = contest.stat(method, test, metric)
-                own = format_interval(find_seed_interval(s, redrawn=redrawn), s.n)
+                interval = find_interval(contest.study, key) if s.n > 1 else (math.nan, math.nan)
+                own = format_interval(interval, s.n)
                 c = compare.compare_numbers(contest.study, "", Side(keys[contest.reference]), Side(key))
                 gain = [c.gain, c.interval()] if method != contest.reference else [DASH] * 2
                 lines.append([str(method), format_mean(s, metric), own, *gain])
-            groups[f"{name}, {METRICS[metric]}"] = lines
+            groups[f"{name}, {TITLES[metric]}"] = lines
     caption = (
-        f"Other measures in %, and what they are over those of the reference ({contest.reference}), paired: "
-        "95 % t-intervals over seeds alone, which say nothing of other test rows. They decide nothing."
+        f"Other measures, and what they are over those of the reference ({contest.reference}), paired: 95 % intervals "
+        "over seeds and test rows (over seeds alone where it is not on record what each row was answered). They decide "
+        "nothing."
     )
     head = ["", "score", "95 % interval", "difference (points)", "95 % interval"]
-    names = list_words(METRICS[metric] for metric in known)
+    names = list_words(TITLES[metric] for metric in known)
     title = f"{names[:1].upper()}{names[1:]}, with intervals"
     return [fold(title, table(caption, head, groups))] if groups else []
 
 
 def _list_metrics(contest: Contest) -> list[str]:
-    """Return the known metrics, the customary one of the task first."""
-    first = catalogue.TRAINED[contest.task].metric if contest.task in catalogue.TRAINED else "accuracy"
-    known = [metric for metric in METRICS if contest.study.keys(metric=metric, task=contest.task)]
+    """Return the known metrics, the one that decides or is customary for the task first."""
+    first = contest.metric if contest.metric != "accuracy" else catalogue.find_metric(contest.task)
+    names = [*METRICS, *({contest.metric} & OTHERS.keys())]
+    known = [metric for metric in names if contest.study.keys(metric=metric, task=contest.task)]
     return sorted(known, key=lambda metric: metric != first)
 
 
@@ -159,7 +171,7 @@ def list_sizes(contest: Contest) -> list[Block]:
     lines = []
     for test, name in _name_tests(contest.tests):
         method, n = contest.recommended(test), contest.rows(test)
-        s = contest.stat(method, test)
+        s = contest.stat(method, test, "accuracy")
         if n and s.n:
             interval = format_interval(find_wilson_interval(s.mean, n), n, "row")
             lines.append([name, f"{n:,}", str(method), PERCENT.number(s.mean), interval])
@@ -256,20 +268,21 @@ def _compare_folds(runs: Sequence[tuple[str, dict[str, Any]]], prefix: str, *, s
 def write_text(contest: Contest) -> list[str]:
     """Return scores and differences as lines of plain text, and the answer as the last line."""
     title = ": ".join(filter(None, (contest.study.title, contest.name)))
-    over = f"{title}, mean ± sd over {count(contest.seeds, 'seed')}"
-    lines = [f"{over}, accuracy less that of the {contest.reference} in points"]
+    gap = f"{contest.measure} less that of the {contest.reference} in {contest.points}"
+    lines = [f"{title}, mean ± sd over {count(contest.seeds, 'seed')}, {gap}"]
+    titles = {metric: TITLES[metric] for metric in _list_metrics(contest)}
     if contest.widened():
         lines.append(f"(better: by the interval{contest.widened().lstrip(',')}; worse: as it is)")
-    known = {test: _list_baselines(contest, [(test, metric) for metric in METRICS], False) for test in contest.shown}
+    known = {test: _list_baselines(contest, [(test, metric) for metric in titles], False) for test in contest.shown}
     names = [*map(str, contest.methods), *(line[0] for lines_of in known.values() for line in lines_of)]
     first = max(map(len, names)) + 2
-    head = [*(label.removeprefix("mean ") for label in METRICS.values()), "difference"]
+    head = [*(label.removeprefix("mean ").replace(" (nats)", "") for label in titles.values()), "difference"]
     for test in contest.shown if len(contest.tests) <= FEW else contest.decided:
         n = contest.rows(test)
         lines.append(name_test(test) + (f", {n:,} rows" if n else ""))
         lines.append(" " * first + "".join(f"{name:>11}" for name in head) + f"{'95 % interval':>18}")
         for method in contest.methods:
-            cells = [format_mean(contest.stat(method, test, metric), metric).replace(" ± ", "±") for metric in METRICS]
+            cells = [format_mean(contest.stat(method, test, metric), metric).replace(" ± ", "±") for metric in titles]
             line = f"  {method}".ljust(first) + "".join(f"{cell:>11}" for cell in cells)
             if method != contest.reference:
                 versus = contest.versus[method, test]

@@ -9,6 +9,7 @@ from nml_jax.reporting.statistics.paired import PERCENT, format_mean
 from nml_jax.reporting.statistics.studies import SUSPECTS, Study
 
 SHOWN = 10  # pairs of given and likely label
+VERDICTS = ("worse", "better")
 KEEP = SUSPECTS.format("keep")
 TREATED = {SUSPECTS.format("drop"): "dropped", SUSPECTS.format("relabel"): "relabelled"}
 
@@ -61,13 +62,15 @@ def compare_treatments(contests: Sequence[Contest]) -> list[Block]:
                     scores = [format_mean(contest.study.stat(0, side.key), test.metric) for side in sides]
                     name = ", ".join(filter(None, (name_test(test), contest.setting.replace(KEEP, "").strip(", "))))
                     groups.setdefault(f"{name}: suspects {word}", []).append(
-                        [str(method), *scores, found.gain, wide.interval(), wide.verdict("worse", "better")]
+                        [str(method), *scores, found.gain, wide.interval(), wide.verdict(*VERDICTS[:: contest.way])]
                     )
+    measure = contests[0].measure if contests else ""
     caption = (
-        "Accuracy in % of heads that were trained on all rows as they are, and of heads that were trained with the "
-        "suspects dropped or relabelled. Suspects were looked for among the training rows alone; tests keep their rows "
-        "and labels. Differences are paired over seeds and test rows; intervals are widened for all comparisons of a "
-        "treatment."
+        f"{measure[:1].upper()}{measure[1:]} of heads that were trained on all rows as they are, and of heads that "
+        "were trained with the suspects dropped or relabelled. Suspects were looked for among the training rows alone; "
+        "tests keep their rows and labels. Differences are paired over seeds and test rows; intervals are widened for "
+        "all comparisons of a treatment."
     )
-    head = ["", "all rows", "treated", "difference (points)", "95 % interval, widened", "verdict"]
+    gap = f"difference ({contests[0].points if contests else ''})"
+    head = ["", "all rows", "treated", gap, "95 % interval, widened", "verdict"]
     return [table(caption, head, groups, (5,))] if groups else []

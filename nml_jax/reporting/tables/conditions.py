@@ -75,10 +75,10 @@ def list_evidence(study: Study, task: str, prefix: str) -> list[Block]:
     whole: dict[str, list[list[str]]] = {}
     each: dict[str, list[list[str]]] = {}
     for pair, (over, *conditions) in claims.compare_heads(study, task).items():
-        name, group = f"{pair.key.head} {MINUS} {pair.base}", f"{pair.domain} accuracy %"
-        whole.setdefault(group, []).append(_make_line(name, over, "worse", "better"))
+        name, group = f"{pair.key.head} {MINUS} {pair.base}", claims.name_group(pair.domain, pair.key.metric)
+        whole.setdefault(group, []).append(_make_line(name, over, *pair.verdicts))
         if conditions:
-            each[f"{group}, {name}"] = [_make_line(c.where, c, "worse", "better") for c in conditions]
+            each[f"{group}, {name}"] = [_make_line(c.where, c, *pair.verdicts) for c in conditions]
     head, caption = (
         ["", "base", "head", "difference", "95 % interval", "n", "verdict"],
         "Heads compared on the same features",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 class Pair(NamedTuple):
-    """A number head + tail, where |tail| is at most half a unit in the last place of head."""
+    """A number head + tail; where nothing else is said, |tail| is at most half a unit in the last place of head."""
 
     head: jax.Array
     tail: jax.Array
@@ -28,9 +28,21 @@ def add_exactly(a: jax.Array, b: jax.Array) -> Pair:
     return Pair(head, (a - (head - back)) + (b - back))
 
 
+def halve(x: jax.Array) -> Pair:
+    """Split x into its first 12 bits and the rest."""
+    first = jax.lax.reduce_precision(x, 8, 11)
+    return Pair(first, x - first)
+
+
+def multiply_halves(a: jax.Array, b: jax.Array) -> Pair:
+    """Return a·b as the exact product of their first 12 bits, and the rest, whose size is 2^-11 of the product's."""
+    (a1, a2), (b1, b2) = halve(a), halve(b)
+    return Pair(a1 * b1, a1 * b2 + (a2 * b1 + a2 * b2))
+
+
 def multiply_exactly(a: jax.Array, b: jax.Array) -> Pair:
     """Return a·b to 2^-47 of itself."""
-    (a1, a2), (b1, b2) = _halve(a), _halve(b)
+    (a1, a2), (b1, b2) = halve(a), halve(b)
     head, first = add_exactly(a1 * b1, a1 * b2)
     head, second = add_exactly(head, a2 * b1)
     return add_exactly(head, (first + second) + a2 * b2)
@@ -99,9 +111,3 @@ def split_digits(x: Pair, count: int, bits: int) -> list[jax.Array]:
         digits.append(digit)
         x = add_exactly(x.head - digit, x.tail)
     return digits
-
-
-def _halve(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Split x into its first 12 bits and the rest."""
-    first = jax.lax.reduce_precision(x, 8, 11)
-    return first, x - first

@@ -15,6 +15,7 @@ from nml_jax.data.sources.source import Source, Subset
 from nml_jax.data.text import folders
 from nml_jax.data.text.folders import TextTokenizer, TokenTable
 from nml_jax.errors import UserError
+from nml_jax.models import Model
 
 WINDOW = 64  # batches whose texts are sorted by length together; features of a window are in memory
 
@@ -24,15 +25,13 @@ def has_tokens(spec: Any) -> bool:
     return "tokens" in spec
 
 
-def load_tokenizer(config: ConfigDict, vocab: int, context: int) -> TextTokenizer:
+def load_tokenizer(config: ConfigDict, model: Model) -> TextTokenizer:
     """Load the tokenizer of `texts.tokenizer`, or of the folder of the weights.
-
-    Args:
-        vocab, context: numbers of token ids and of positions of the model.
 
     Raises:
         UserError: there is none, or it does not fit the model.
     """
+    vocab, context = model.shapes[0]["words"]["embedding"].shape[0], model.spec["tokens"].shape[1]
     chosen = config.texts
     if chosen.length > context:
         raise UserError(

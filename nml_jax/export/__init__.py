@@ -1,0 +1,1 @@
+"""Write what a run has trained as a folder that other libraries open."""

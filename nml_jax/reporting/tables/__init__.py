@@ -1,0 +1,1 @@
+"""Tables of the page: of conditions, methods, classes and labels."""
