@@ -182,6 +182,8 @@ def get_config() -> ConfigDict:
     # Name of the feature array or list column, or names and patterns of columns of numbers, such as "f*,age".
     features.columns = ""  # "": the only one, or all columns of numbers but the label and ids
     features.group = ""  # name of a column, such as patient: rows of one value are never split up. "": none
+    # The one of two classes that tune.metric=f1 is about; heads and tables number it as the second.
+    features.positive = ""  # its name; "": the last one in the order of numbers or letters
     features.scale = 1.0  # real value = stored value × scale, such as for uint8
     # Larger training files are streamed in shards. L-BFGS, ridge and k-NN need eight times the memory of the features,
     # and get a sample of a quarter of this size if the file is larger.

@@ -162,7 +162,7 @@ def check_out(out: Path, inputs: Sequence[Path]) -> None:
         raise UserError(f"--out={out} is a folder", "give the name of a file")
     if not out.parent.is_dir():
         raise UserError(f"--out={out}: there is no folder {out.parent}", f"create it with mkdir -p {out.parent}")
-    if replaced := [path for path in inputs if out.exists() and out.samefile(path)]:
+    if replaced := [path for path in inputs if out.exists() and path.exists() and out.samefile(path)]:
         raise UserError(f"--out={out} would replace the input {replaced[0]}", "give --out the name of another file")
 
 

@@ -1,6 +1,5 @@
 """Test the whole program: what it writes, what it skips, which input it rejects."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -566,7 +565,7 @@ def test_banks_without_an_index_are_found_by_their_rows(workdir: Path):
     assert listed
     assert list(listed.domains["digits"])[:2] == ["train", "test"]
     (workdir / CELL / "banks" / "index.json").unlink()
-    assert read_index(workdir / CELL) == dataclasses.replace(listed, encoder={})  # rows do not say that
+    assert read_index(workdir / CELL) == listed._replace(encoder={})  # rows do not say that
 
 
 def test_other_weights_under_the_same_name_are_noticed(workdir: Path, tmp_path: Path, capsys):

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from nml_jax import inputs
 from nml_jax.data.features import files
+from nml_jax.data.features.formats import list_names
 from nml_jax.data.features.sets import FeatureSet, Split, Subset
 from nml_jax.data.stratify import hold_out, hold_out_groups
 from nml_jax.errors import UserError
@@ -135,19 +136,33 @@ def read_training_file(keys: Any) -> tuple[files.Features, np.ndarray, np.ndarra
         keys: the section `features` of the config.
 
     Returns:
-        The file, its classes, and its labels as class numbers, int [N].
+        The file, its classes, and its labels as class numbers, int [N]. `positive` is the name of class 1.
 
     Raises:
-        UserError: the file is missing or damaged, has one class only, or its labels look like ids.
+        UserError: the file is missing or damaged, has one class only, or its labels look like ids; `positive` is not
+            one of two classes.
     """
     whole = _open(keys, keys.train)
     classes = files.find_classes(whole.labels, keys.train)
+    if keys.positive:
+        classes = _order_classes(whole, classes, keys)
     if not keys.label and len(classes) > max(MANY, len(whole) // 2):
         raise UserError(
             f"{keys.train} has {len(classes):,} classes in {len(whole):,} rows",
             "set features.label to the name of the column or array of labels",
         )
     return whole, classes, files.encode(whole.labels, classes, keys.train)
+
+
+def _order_classes(whole: files.Features, classes: np.ndarray, keys: Any) -> np.ndarray:
+    """Return the two classes, the positive one last. Raise UserError if there are not two, or none has its name."""
+    names = [str(name) for name in name_classes(whole, classes)]
+    if len(names) != 2 or keys.positive not in names:
+        raise UserError(
+            f"features.positive={keys.positive!r} is not one of two classes of {keys.train}: {list_names(names)}",
+            "name one of two classes, or leave the key out",
+        )
+    return classes if names[1] == keys.positive else classes[::-1]
 
 
 def _open(keys: Any, spec: str, wanted: Sequence[str] = ()) -> files.Features:

@@ -1,6 +1,6 @@
 """Evaluate a classifier on a whole split: sum on the devices, divide on the host, drop no example."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -50,6 +50,7 @@ class Classification:
         put: local batch -> global batch on the devices (`runtime.put_batch`).
         fetch: global arrays -> NumPy, whole, on every process (`runtime.fetch`).
         clean: score against `label_clean`, else against `label`.
+        more: keys of `metrics.METRICS` that need a confusion matrix, to yield beside the usual ones.
     """
 
     def __init__(
@@ -61,12 +62,13 @@ class Classification:
         put: Callable[[Any], Any] = jax.device_put,
         fetch: Callable[[Any], Any] = jax.device_get,
         clean: bool = True,
+        more: Sequence[str] = (),
     ):
-        self.batches, self.put, self.fetch = batches, put, fetch
+        self.batches, self.put, self.fetch, self.more = batches, put, fetch, more
         self.sums = partial(_sum_batch, apply=apply, num_classes=num_classes, clean=clean)
 
     def run(self, params: Any, model_state: Any) -> Iterator[tuple[str, float]]:
-        """Yield accuracy, macro_f1, mean_per_class and loss (softmax cross-entropy, nats per example).
+        """Yield accuracy, macro_f1, mean_per_class, those of `more` and loss (softmax cross-entropy, nats per example).
 
         If some labels are noisy, also yield noisy_fit, the share of these records with the noisy label as prediction.
 
@@ -77,6 +79,8 @@ class Classification:
         yield "accuracy", metrics.accuracy(total.confusion)
         yield "macro_f1", metrics.macro_f1(total.confusion)
         yield "mean_per_class", metrics.mean_per_class(total.confusion)
+        for name in self.more:
+            yield name, metrics.METRICS[name].score(total.confusion)
         yield "loss", float(total.loss / total.confusion.sum())
         if total.wrong:
             yield "noisy_fit", float(total.fit / total.wrong)

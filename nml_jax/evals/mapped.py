@@ -129,7 +129,7 @@ class Scorer:
         return self._confusion
 
     def scores(self) -> dict[str, float]:
-        """Return accuracy, macro_f1 and mean_per_class of the test classes, by name; with frames also pm0 and pm10.
+        """Return what `compute_scores` does of the test classes, by name; with frames also pm0 and pm10.
 
         With `soft` also log_loss and ece, the calibration error; with a temperature both without it, too.
 

@@ -28,12 +28,13 @@ def confusion(labels: Any, predictions: Any, num_classes: int) -> np.ndarray:
 
 
 def compute_scores(confusion: Any) -> dict[str, float]:
-    """Return accuracy, macro_f1 and mean_per_class by name.
+    """Return accuracy, macro_f1, mean_per_class and mcc by name, and f1 if there are two classes.
 
     Raises:
         UserError: there is no example.
     """
-    return {score.__name__: score(confusion) for score in (accuracy, macro_f1, mean_per_class)}
+    scores = (accuracy, macro_f1, mean_per_class, mcc, *((f1,) if len(confusion) == 2 else ()))
+    return {score.__name__: score(confusion) for score in scores}
 
 
 def accuracy(confusion: Any) -> float:
@@ -70,6 +71,39 @@ def macro_f1(confusion: Any) -> float:
     either = counts.sum(0) + counts.sum(1)
     present = either > 0
     return float((2 * np.diag(counts)[present] / either[present]).mean())
+
+
+def f1(confusion: Any) -> float:
+    """Return the F1 = 2 TP / (examples + predictions) of class 1 of two, scikit-learn's `f1_score`.
+
+    It is 0, as there, where class 1 has neither examples nor predictions.
+
+    Raises:
+        UserError: there is no example, or there are not two classes.
+    """
+    counts = _check_counts(confusion)
+    check_classes("f1", len(counts))
+    return float(2 * counts[1, 1] / max(counts[1].sum() + counts[:, 1].sum(), 1))
+
+
+def mcc(confusion: Any) -> float:
+    """Return Matthews' correlation coefficient of any number of classes (Gorodkin 2004), in [−1, 1].
+
+    With one class among the examples or the predictions it is 0 / 0; it is 0 then, as scikit-learn's
+    `matthews_corrcoef` is.
+
+    Raises:
+        UserError: there is no example.
+    """
+    counts = _check_counts(confusion)
+    true, predicted, n = counts.sum(1), counts.sum(0), counts.sum()
+    return float(_correlate(np.trace(counts), true @ predicted, true @ true, predicted @ predicted, n))
+
+
+def _correlate(right: Any, both: Any, true: Any, predicted: Any, n: float) -> Any:
+    """Return Matthews' coefficient from the sums over classes of t·p, t² and p², where t and p are counts of n rows."""
+    spread = np.sqrt((n * n - true) * (n * n - predicted))
+    return np.where(spread > 0, (right * n - both) / np.where(spread > 0, spread, 1), 0.0)
 
 
 def log_loss(losses: Any) -> float:
@@ -174,6 +208,47 @@ def _share_macro_f1(answers: Answers) -> Shares:
     return Shares(f1[present].mean() + moved, 2 * weight[true > 0], true[true > 0].astype(np.float64))
 
 
+def _share_f1(answers: Answers) -> Shares:
+    true, predicted = answers.labels == 1, answers.predictions == 1
+    either, n = max(true.sum() + predicted.sum(), 1), len(true)
+    score = 2 * (true & predicted).sum() / either
+    # The derivative of 2 TP / (true + predicted) in each row; a right row of class 0 more is one prediction of 1 less.
+    values = score + (2 * (true & predicted) - score * (1.0 * true + predicted)) * n / either
+    counts = np.bincount(answers.labels, minlength=2)[:2]
+    return Shares(values, (np.array([1.0, 2.0]) * n / either)[counts > 0], counts[counts > 0].astype(np.float64))
+
+
+def _share_mcc(answers: Answers) -> Shares:
+    k, n = 1 + max(answers.labels.max(), answers.predictions.max()), len(answers.labels)
+    counts = confusion(answers.labels, answers.predictions, k)
+    true, predicted = counts.sum(1) / n, counts.sum(0) / n
+    score, flips = mcc(counts), _flip_mcc(counts)[true > 0]
+    moved = np.zeros(n)
+    rest = 1 - true @ true, 1 - predicted @ predicted
+    if min(rest) > 0:  # else its derivative does not exist, and the flips alone say how unsure it is
+        right, t, p = answers.predictions == answers.labels, true[answers.labels], predicted[answers.predictions]
+        crossed = predicted[answers.labels] + true[answers.predictions]
+        moved = (right - right.mean() - crossed + 2 * true @ predicted) / np.sqrt(rest[0] * rest[1])
+        moved += score * ((t - true @ true) / rest[0] + (p - predicted @ predicted) / rest[1])
+    return Shares(score + moved, flips, counts.sum(1)[true > 0].astype(np.float64))
+
+
+def _flip_mcc(counts: np.ndarray) -> NDArray[np.float64]:
+    """Return N times what Matthews' coefficient changes by if one row of each class becomes right, [K].
+
+    It is the row of its most frequent wrong prediction; of a class without one, a row that becomes wrong.
+    """
+    counts, n, every = counts.astype(np.float64), counts.sum(), np.arange(len(counts))
+    true, predicted = counts.sum(1), counts.sum(0)
+    wrong = np.where(np.eye(len(counts)) > 0, -1.0, counts)
+    other = wrong.argmax(1)
+    step = np.where(wrong[every, other] > 0, 1.0, -1.0)  # right rows that are added
+    both = true @ predicted + step * (true - true[other])
+    squares = predicted @ predicted + 2 * step * (predicted - predicted[other]) + 2
+    new = _correlate(np.trace(counts) + step, both, true @ true, squares, float(n))
+    return n * np.abs(new - mcc(counts))
+
+
 def _share_log_loss(answers: Answers) -> Shares:
     return Shares(np.asarray(answers.losses, np.float64), np.zeros(0), np.zeros(0))
 
@@ -182,6 +257,8 @@ METRICS = {
     "accuracy": Metric("accuracy", "confusion", accuracy, _share_accuracy),
     "macro_f1": Metric("macro-F1", "confusion", macro_f1, _share_macro_f1),
     "mean_per_class": Metric("the mean per class", "confusion", mean_per_class, _share_mean_per_class),
+    "mcc": Metric("the Matthews correlation", "confusion", mcc, _share_mcc),
+    "f1": Metric("F1", "confusion", f1, _share_f1),
     "log_loss": Metric("the log loss", "losses", log_loss, _share_log_loss, -1),
 }
 TASK = "task"  # the task's own metric
@@ -199,3 +276,12 @@ def check_name(name: str) -> None:
     """Raise UserError if `tune.metric` has no such value."""
     if name not in (TASK, *METRICS):
         raise UserError(f"tune.metric={name!r}", f"choose one of {', '.join((TASK, *METRICS))}")
+
+
+def check_classes(metric: str, classes: int) -> None:
+    """Raise UserError if a metric of two classes is asked for `classes` of them."""
+    if metric == "f1" and classes != 2:
+        raise UserError(
+            f"tune.metric=f1 is the F1 of one of two classes, and there are {classes}",
+            "choose macro_f1, the mean over the classes, or mcc",
+        )

@@ -13,7 +13,7 @@ WORDS = {
     "log loss": "Mean of \N{MINUS SIGN}log of the probability of the right class, in nats. Lower is better.",
     "calibration error": "How far the share of right answers is from the confidence. 0: probabilities are true.",
     "temperature": "A number that divides logits so that probabilities are true. It changes no answer.",
-    "chance": "Accuracy of a guess that knows nothing, 1 over the number of classes.",
+    "chance": "Accuracy of a guess that knows nothing, 1 over the classes; for F1 always the positive one.",
     "±": "Mean, and sample standard deviation over the runs.",
     "95 % interval": "Where a number would lie for other seeds and other test rows, in 95 of 100 repetitions.",
     "Wilson": "The 95 % interval of a share, from its value and the number of rows alone.",

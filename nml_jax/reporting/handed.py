@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nml_jax.console import list_words
+from nml_jax.evals.metrics import METRICS
 from nml_jax.reporting.blocks import Answer, Block, fold, table
 from nml_jax.reporting.sentences import add_article, count, say
 from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, name_test
@@ -107,7 +108,8 @@ def _describe_deciding(c: Contest, head: Head, test: Key) -> str:
     rows = [row for row in source.rows if row.head_seed == head.tests[test].head_seed] if source else []
     s, kind = c.stat(head.method, test, test.metric), unit(test.metric)
     mean = f", mean over {s.n} seeds {kind.text(s.mean)}" if s.n > 1 else ""
-    return f"; {SCORES_OF.get(test.metric, test.metric)} {kind.text(rows[0].value)}{mean}" if rows else ""
+    name = SCORES_OF.get(test.metric) or METRICS[test.metric].title.removeprefix("the ")
+    return f"; {name} {kind.text(rows[0].value)}{mean}" if rows else ""
 
 
 def describe_rows(c: Contest, head: Head) -> str:

@@ -19,7 +19,7 @@ from nml_jax.data.stratify import hold_out
 from nml_jax.data.stream import pipeline
 from nml_jax.data.stream.quarantine import Quarantine
 from nml_jax.evals import EVALUATORS
-from nml_jax.evals.metrics import METRICS, find_metric
+from nml_jax.evals.metrics import METRICS, check_classes, find_metric
 from nml_jax.models import Model
 from nml_jax.models.heads.mlp import Form
 from nml_jax.objectives import finetune as objectives
@@ -138,15 +138,17 @@ def validate(setup: FinetuneSetup, trial: Callable[[], Trained], source: Source)
 
     If training diverged, return the worst score and an infinite loss.
     """
+    name = find_metric(setup.config.tune.metric, setup.task.metric) or "accuracy"
+    check_classes(name, source.num_classes)
     try:
         done = trial()
-        evaluator = build_classification(setup, done.model, source)
+        more = {"more": (name,)} if name in ("mcc", "f1") else {}
+        evaluator = build_classification(setup, done.model, source, **more)
         values = {score.metric: score.value for score in loop.run_all({"held out": evaluator}, done.state)}
     except errors.NonFinite as e:
         console.notice(f"a learning rate is left out: {e}")
         return -math.inf, math.inf
     values["log_loss"] = values["loss"]
-    name = find_metric(setup.config.tune.metric, setup.task.metric) or "accuracy"
     return METRICS[name].way * values[name], values["loss"]
 
 

@@ -25,7 +25,7 @@ from nml_jax.data.stratify import draw_stratified
 from nml_jax.errors import UserError
 from nml_jax.evals.baselines import find_baselines
 from nml_jax.evals.mapped import Scorer
-from nml_jax.evals.metrics import find_metric
+from nml_jax.evals.metrics import check_classes, find_metric
 from nml_jax.evals.separability import measure_separability
 from nml_jax.models.heads.mlp import make_head
 from nml_jax.processes import crew, forecast, peers
@@ -150,8 +150,20 @@ class Training:
         """Return what heads on the chosen rows with these labels are to be good at."""
         groups = self.found.train.groups
         weights = weigh_classes(self.config, self.found, labels)
-        metric = find_metric(self.config.tune.metric, catalogue.find_metric(self.found.task))
-        return Demands(metric, weights, None if groups is None else groups[chosen])
+        return Demands(choose_metric(self.config, self.found), weights, None if groups is None else groups[chosen])
+
+
+def choose_metric(config: ConfigDict, found: FeatureSet) -> str:
+    """Return the metric that decides; "" for accuracy that is only the task's own. Say which class F1 is about.
+
+    Raises:
+        UserError: it is not one of so many classes.
+    """
+    metric = find_metric(config.tune.metric, catalogue.find_metric(found.task))
+    check_classes(metric, len(found.classes))
+    if metric == "f1":
+        console.notice_once(f"F1 is that of {found.classes[1]!r}, not of {found.classes[0]!r} (features.positive)")
+    return metric
 
 
 def weigh_classes(config: ConfigDict, found: FeatureSet, labels: np.ndarray) -> np.ndarray | None:
@@ -301,12 +313,13 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
             f"tune.metric=log_loss needs probabilities, and {console.list_words(bare)} has none",
             "leave it out of tune.methods, or choose another metric",
         )
-    if config.tune.class_weight:
-        if unweighted := [name for name in config.tune.methods if not methods.find(name).weighted]:
-            console.notice_once(f"tune.class_weight: {console.list_words(unweighted)} takes no weights")
-        if data and config.features.train:
-            for found in open_feature_sets(config, Path()):
-                weigh_classes(config, found, found.train.labels)
+    unweighted = [name for name in config.tune.methods if not methods.find(name).weighted]
+    if config.tune.class_weight and unweighted:
+        console.notice_once(f"tune.class_weight: {console.list_words(unweighted)} takes no weights")
+    if data and config.features.train and (config.tune.class_weight or config.tune.metric == "f1"):
+        for found in open_feature_sets(config, Path()):
+            weigh_classes(config, found, found.train.labels)
+            choose_metric(config, found)
     if config.tune.suspects not in TREATMENTS:
         raise UserError(f"tune.suspects={config.tune.suspects!r}", f"choose one of {', '.join(TREATMENTS)}")
     kinds = [kind for kind in noise.KINDS if noise.list_arguments(kind) == ("rate",)]

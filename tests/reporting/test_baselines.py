@@ -14,7 +14,7 @@ from nml_jax.reporting.statistics import choose_method
 from nml_jax.reporting.statistics.baselines import find_baseline, find_interval
 from nml_jax.reporting.statistics.choose_method import Contest
 from nml_jax.reporting.statistics.studies import Method
-from nml_jax.reporting.tables import classes, methods
+from nml_jax.reporting.tables.conditions import classes, methods
 from nml_jax.runs.classes import TASKS, write_counts
 from nml_jax.runs.files import write_json
 from nml_jax.runs.heads import confusion_path, read_confusion, write_confusions
@@ -84,7 +84,11 @@ def test_baselines_are_those_of_scikit_learn(tmp_path: Path) -> None:
         "accuracy": 0.688,
         "macro_f1": f1_score(truth, always, average="macro", zero_division=0),
         "mean_per_class": balanced_accuracy_score(truth, always),
+        "mcc": 0.0,
+        "f1": 0.0,
     })  # fmt: skip
+    assert base.chances["mcc"] == 0
+    assert base.chances["f1"] == pytest.approx(f1_score(truth, [1] * 1000))  # the best guess
     table = show([methods.list_scores(found)])
     assert "always &#39;negative&#39;" in table
     assert "68.8" in table

@@ -8,11 +8,13 @@ import pyarrow as pa
 import pyarrow.csv
 import pytest
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss, recall_score
+from sklearn.metrics import f1_score, log_loss, matthews_corrcoef, recall_score
 
 from nml_jax import corrupt_labels, main, suspects
 from nml_jax.errors import UserError
 from nml_jax.evals.metrics import METRICS, Answers
+from nml_jax.reporting import method_tables
+from nml_jax.reporting.page import show
 from nml_jax.reporting.statistics import choose_method, grouping
 from nml_jax.runs.finished import read_finished
 from nml_jax.runs.predictions import read_predictions
@@ -77,6 +79,9 @@ def test_what_heads_answered_is_on_record(runs: Path):
             assert found.loss is not None
             answers = Answers(found.label.astype(int), found.answer.astype(int), found.loss)
             for name, metric in METRICS.items():
+                if name == "f1":  # of two classes
+                    assert (method, split, name) not in rows
+                    continue
                 own = metric.share(answers).values.mean()
                 assert own == pytest.approx(rows[method, split, name].value, abs=1e-6)
             assert row.hyper is not None
@@ -131,7 +136,9 @@ def test_weights_change_the_heads_and_their_lack_does_not(files: Path, tmp_path:
     [
         ({"tune.class_weight": (("dog", 2.0),)}, "there is no class 'dog'"),
         ({"tune.class_weight": (1.0, 2.0)}, "2 weights for 3 classes"),
-        ({"tune.metric": "f1"}, "tune.metric='f1'"),
+        ({"tune.metric": "f2"}, "tune.metric='f2'"),
+        ({"tune.metric": "f1"}, "F1 of one of two classes, and there are 3"),
+        ({"features.positive": "bee"}, "features.positive='bee' is not one of two classes"),
         ({"tune.metric": "log_loss", "tune.methods": ("ridge",)}, "needs probabilities, and ridge has none"),
         (
             {"tune.calibrate": True, "tune.validation": 0.0, "tune.patience": 0, "tune.halving": False},
@@ -144,6 +151,40 @@ def test_what_cannot_be_is_refused_before_any_work(files: Path, tmp_path: Path, 
         launch(tmp_path / "w", **{**QUICK, **name_files(files), **own})
     assert error.value.cure
     assert not list(tmp_path.glob("w/*/heads"))
+
+
+def test_f1_is_of_the_class_that_is_named(files: Path, tmp_path: Path, capsys):
+    """Two classes whose positive one comes first in the alphabet; every number is scikit-learn's of the head's file."""
+    X, y = draw(400, 3)
+    for name, part in (("train", slice(0, 200)), ("test", slice(200, 400))):
+        words = np.where(y[part] == CLASSES[0], "not_equivalent", "equivalent")
+        np.savez(tmp_path / f"{name}.npz", features=X[part], labels=words)
+    found = {}
+    for positive in ("", "equivalent"):
+        own = {"features.train": str(tmp_path / "train.npz"), "features.test": str(tmp_path / "test.npz"),
+               "features.positive": positive, "features.group": ""}  # fmt: skip
+        run = launch(
+            tmp_path / f"w{positive}", **{**QUICK, **own, "tune.metric": "f1", "tune.methods": ("lbfgs", "knn")}
+        )
+        head = head_file.load(run / "heads" / "features" / "lbfgs,seed=0.safetensors")
+        said = np.array(head.classes)[head.outputs(X[200:])[1].argmax(1)]
+        rows = {(row.method, row.metric): row.value for row in read_rows(run) if row.split == "test"}
+        true = np.where(y[200:] == CLASSES[0], "not_equivalent", "equivalent")
+        assert rows["lbfgs", "f1"] == pytest.approx(
+            f1_score(true, said, pos_label=positive or "not_equivalent"), abs=1e-12
+        )
+        assert rows["lbfgs", "mcc"] == pytest.approx(matthews_corrcoef(true, said), abs=1e-12)
+        found[positive] = rows["lbfgs", "f1"]
+        assert f"F1 is that of {positive or 'not_equivalent'!r}" in capsys.readouterr().err
+        (study,) = grouping.find_studies(read_finished([run])[0])
+        (contest,) = choose_method.find_contests(study)
+        assert contest.metric == "f1"
+        assert "F1" in show([method_tables.list_scores(contest)])
+        share = (true == (positive or "not_equivalent")).mean()
+        base = contest.baseline(contest.tests[0])
+        assert base is not None
+        assert base.best("f1") == pytest.approx(2 * share / (1 + share))
+    assert found["equivalent"] < found[""]  # the rare class
 
 
 def test_groups_judge_no_row_by_its_like(tmp_path: Path, capsys):

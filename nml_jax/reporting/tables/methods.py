@@ -33,8 +33,8 @@ from nml_jax.tasks import catalogue
 from nml_jax.tuning.diagnosis import NAMES, NOT_ASKED
 
 METRICS = {name: SCORES[name] for name in ("accuracy", "macro_f1", "mean_per_class")}
-LOSS = {"log_loss": "log loss (nats)"}  # shown beside these where it decides
-TITLES = {**METRICS, **LOSS}
+OTHERS = {"log_loss": "log loss (nats)", "mcc": "MCC", "f1": "F1"}  # one is shown beside these where it decides
+TITLES = {**METRICS, **OTHERS}
 MEANINGS = {
     "sve": "how evenly the singular values share their sum, in nats; higher is flatter",
     "lsvr": "how far the largest singular value is from being all there is; higher is flatter",
@@ -157,7 +157,7 @@ def _compare_others(contest: Contest) -> list[Block]:
 def _list_metrics(contest: Contest) -> list[str]:
     """Return the known metrics, the one that decides or is customary for the task first."""
     first = contest.metric if contest.metric != "accuracy" else catalogue.find_metric(contest.task)
-    names = [*METRICS, *(LOSS if contest.metric in LOSS else ())]
+    names = [*METRICS, *({contest.metric} & OTHERS.keys())]
     known = [metric for metric in names if contest.study.keys(metric=metric, task=contest.task)]
     return sorted(known, key=lambda metric: metric != first)
 
