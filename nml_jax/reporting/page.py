@@ -14,7 +14,7 @@ from nml_jax.reporting.sentences import TEMPLATES, count, say
 from nml_jax.reporting.statistics.choose_method import Contest, find_contests
 from nml_jax.reporting.statistics.compare import uses_files
 from nml_jax.reporting.statistics.studies import MEAN, Study
-from nml_jax.reporting.tables.conditions import classes, conditions, labels, methods
+from nml_jax.reporting.tables import classes, conditions, labels, methods
 
 LIMIT = 1_900_000  # bytes of a page; what would exceed it is left out, the last figures first
 LEADING = 3  # answers; of more, all but the first are folded

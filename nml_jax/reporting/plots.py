@@ -13,7 +13,7 @@ from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, name_te
 from nml_jax.reporting.statistics.compare import uses_files
 from nml_jax.reporting.statistics.paired import unit
 from nml_jax.reporting.statistics.studies import MEAN, Key, Study
-from nml_jax.reporting.tables.conditions import conditions
+from nml_jax.reporting.tables import conditions
 from nml_jax.runs.finished import FinishedRun
 
 CURVES = {

@@ -56,7 +56,7 @@ def summarise(folder: Path) -> str:
         UserError: there is no finished run, or one of its files is damaged.
     """
     from nml_jax.reporting.statistics import choose_method, compare, grouping
-    from nml_jax.reporting.tables.conditions import conditions, methods
+    from nml_jax.reporting.tables import conditions, methods
 
     blocks = []
     for study in grouping.find_studies(_read([folder])[0]):

@@ -14,7 +14,7 @@ from nml_jax.reporting.statistics import choose_method
 from nml_jax.reporting.statistics.baselines import find_baseline, find_interval
 from nml_jax.reporting.statistics.choose_method import Contest
 from nml_jax.reporting.statistics.studies import Method
-from nml_jax.reporting.tables.conditions import classes, methods
+from nml_jax.reporting.tables import classes, methods
 from nml_jax.runs.classes import TASKS, write_counts
 from nml_jax.runs.files import write_json
 from nml_jax.runs.heads import confusion_path, read_confusion, write_confusions

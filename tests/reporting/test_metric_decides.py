@@ -12,7 +12,7 @@ from nml_jax.reporting import answers
 from nml_jax.reporting.page import show
 from nml_jax.reporting.statistics import choose_method, paired
 from nml_jax.reporting.statistics.choose_method import Contest
-from nml_jax.reporting.tables.conditions import classes, methods
+from nml_jax.reporting.tables import classes, methods
 from nml_jax.runs.files import write_json
 from nml_jax.runs.predictions import Predictions, predictions_path, read_predictions, write_predictions
 from nml_jax.runs.rows import read_rows, write_rows

@@ -23,7 +23,7 @@ from nml_jax.reporting import claims, figures, plots
 from nml_jax.reporting.statistics import paired
 from nml_jax.reporting.statistics.grouping import find_studies
 from nml_jax.reporting.statistics.studies import MEAN, Key, Method
-from nml_jax.reporting.tables.conditions import conditions
+from nml_jax.reporting.tables import conditions
 from nml_jax.runs.files import write_atomic, write_json
 from nml_jax.runs.finished import read_finished
 from nml_jax.runs.heads import correct_path, write_correct

@@ -22,7 +22,7 @@ from nml_jax.reporting.statistics import choose_method, paired
 from nml_jax.reporting.statistics.choose_method import Contest
 from nml_jax.reporting.statistics.grouping import find_studies
 from nml_jax.reporting.statistics.studies import Method, Study
-from nml_jax.reporting.tables.conditions import methods
+from nml_jax.reporting.tables import methods
 from nml_jax.runs.files import write_atomic, write_json
 from nml_jax.runs.finished import read_finished
 from nml_jax.runs.heads import correct_path, read_correct, write_correct

@@ -13,9 +13,9 @@ from sklearn.metrics import f1_score, log_loss, matthews_corrcoef, recall_score
 from nml_jax import corrupt_labels, main, suspects
 from nml_jax.errors import UserError
 from nml_jax.evals.metrics import METRICS, Answers
-from nml_jax.reporting import method_tables
 from nml_jax.reporting.page import show
 from nml_jax.reporting.statistics import choose_method, grouping
+from nml_jax.reporting.tables import methods
 from nml_jax.runs.finished import read_finished
 from nml_jax.runs.predictions import read_predictions
 from nml_jax.runs.rows import read_rows
@@ -179,7 +179,7 @@ def test_f1_is_of_the_class_that_is_named(files: Path, tmp_path: Path, capsys):
         (study,) = grouping.find_studies(read_finished([run])[0])
         (contest,) = choose_method.find_contests(study)
         assert contest.metric == "f1"
-        assert "F1" in show([method_tables.list_scores(contest)])
+        assert "F1" in show([methods.list_scores(contest)])
         share = (true == (positive or "not_equivalent")).mean()
         base = contest.baseline(contest.tests[0])
         assert base is not None

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, matthews_corrcoef
 
 from nml_jax.data.stratify import hold_out
 from nml_jax.errors import UserError
@@ -260,6 +260,7 @@ def test_every_method_learns_and_its_scores_are_those_of_scikit_learn(method, pr
             "accuracy": pytest.approx(accuracy_score(y, predicted)),
             "macro_f1": pytest.approx(f1_score(y, predicted, average="macro")),
             "mean_per_class": pytest.approx(balanced_accuracy_score(y, predicted)),
+            "mcc": pytest.approx(matthews_corrcoef(y, predicted)),
         }
         assert Z.shape == x.shape
         if method != "knn":
