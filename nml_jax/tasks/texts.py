@@ -9,6 +9,7 @@ from nml_jax import console, inputs, ranges
 from nml_jax.data.class_names import clean_labels
 from nml_jax.data.features.files import encode, find_classes
 from nml_jax.data.sources.sentences import Sentences
+from nml_jax.data.sources.source import Source
 from nml_jax.data.stratify import split_validation
 from nml_jax.data.text.tables import choose_columns, read_table
 from nml_jax.errors import UserError
@@ -44,7 +45,7 @@ def check_files(config: Any) -> None:
         seen[same] = spec
 
 
-def load(config: Any) -> tuple[Sentences, list[tuple[str, str, Any]]]:
+def load(config: Any) -> tuple[Source, list[tuple[str, str, Any]]]:
     """Return the training texts, and the tests as (split, domain, texts).
 
     Raises:
@@ -60,7 +61,7 @@ def load(config: Any) -> tuple[Sentences, list[tuple[str, str, Any]]]:
             f"{path}: {len(classes):,} different labels in {len(labels):,} rows, such as {classes[0]}",
             "name the column of the classes with --config.texts.label; scores cannot be predicted",
         )
-    train = _make(path, texts, labels, classes)
+    train: Source = _make(path, texts, labels, classes)
     tests = []
     for domain, specs in (("id", chosen.test), ("ood", chosen.ood)):
         for spec in inputs.split_specs(specs):

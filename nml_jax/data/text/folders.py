@@ -256,7 +256,7 @@ def _make_bytes(folder: Path, given: dict[str, Any], kind: str) -> tokenizers.To
         strip = {side: bool(about.get(side, False)) for side in ("lstrip", "rstrip")}  # blanks beside it are its own
         own.add_special_tokens([AddedToken(token, special=True, normalized=False, **strip)])
     if roberta:
-        (sep, cls) = ((special[role], own.token_to_id(special[role])) for role in ("sep_token", "cls_token"))
+        (sep, cls) = ((special[role], own.get_vocab()[special[role]]) for role in ("sep_token", "cls_token"))
         own.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=space)
     else:
         own.post_processor = processors.ByteLevel(trim_offsets=False)

@@ -49,7 +49,7 @@ def test_what_is_cut_and_what_is_special_is_counted(tmp_path: Path):
     table = TextTokenizer(tmp_path, 8)(texts)
     assert (table.cut, table.special, len(table.lengths)) == (1, 1, 3)
     literal = TextTokenizer(tmp_path, 64, literal=True)
-    sep = literal._own.token_to_id("[SEP]")
+    sep = literal._own.get_vocab()["[SEP]"]
     assert list_tokens(literal(texts), 0)[0].count(sep) == 1
     assert literal(texts).special == 0
     assert len({TextTokenizer(tmp_path, n).fingerprint for n in (8, 9)} | {literal.fingerprint}) == 3
