@@ -252,7 +252,8 @@ def _make_bytes(folder: Path, given: dict[str, Any], kind: str) -> tokenizers.To
     if missing := [token for token in special.values() if own.token_to_id(token) is None]:
         raise UserError(f"{folder / 'vocab.json'} lacks the special token {missing[0]!r}", "download it again")
     for role, token in special.items():
-        about = given.get(role) if isinstance(given.get(role), dict) else {}
+        stored = given.get(role)
+        about: Mapping[str, Any] = stored if isinstance(stored, dict) else {}
         strip = {side: bool(about.get(side, False)) for side in ("lstrip", "rstrip")}  # blanks beside it are its own
         own.add_special_tokens([AddedToken(token, special=True, normalized=False, **strip)])
     if roberta:
