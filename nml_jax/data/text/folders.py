@@ -5,7 +5,7 @@ GPT-2 and RoBERTa); tokenizer_config.json says how to clean texts, and which tok
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
