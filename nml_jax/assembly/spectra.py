@@ -6,14 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from nml_jax import spectrum
+from nml_jax import runtime, spectrum
+from nml_jax.data.features.banks import SHARD_ROWS, Bank, Layer
 from nml_jax.errors import UserError
 from nml_jax.runs.rows import Row
 from nml_jax.spectrum.rows import is_on_device
 
 GATHERED = 2**28  # elements up to which a matrix is decomposed whole; a larger one is streamed
 HELD = 2**28  # elements of a layer that wait on the devices until they are reduced together
+Measured = dict[tuple[str, str], np.ndarray]  # (layer, mode) -> singular values
 WIDEST = 8192  # features whose D × D a host should hold for every layer and mode
 
 
@@ -58,7 +61,7 @@ class DeviceSpectra:
         if kept and len(self._held) * max(x.size for x in kept.values()) >= HELD:
             self._reduce()
 
-    def finish(self) -> dict[tuple[str, str], np.ndarray]:
+    def finish(self) -> Measured:
         """Return (layer, mode) -> singular values, of all that are accurate enough, or too large for another way.
 
         Every process must call it. Only the first has a result, as it writes them.
@@ -85,6 +88,37 @@ class DeviceSpectra:
                     self._meters.setdefault((layer, mode), new).update(rows, mask)
                 except UserError:  # a feature is not finite: who writes the bank names its record
                     return
+
+
+def measure_written(bank: Bank, layers: Sequence[str], modes: Sequence[str], mesh: Mesh, batch: int) -> Measured:
+    """Measure a bank as the extraction that wrote it, so that a run without its spectra gets the same bits.
+
+    The features go back to the devices in the batches that the encoder had. With several processes the bank is on the
+    first alone, so nothing is measured, and the first one's processor does it.
+
+    Returns:
+        As `DeviceSpectra.finish`.
+    """
+    if jax.process_count() > 1 or not is_on_device(jax.device_put(np.zeros(1), runtime.replicated_sharding(mesh))):
+        return {}
+    spectra, whole = DeviceSpectra(modes, len(bank)), runtime.replicated_sharding(mesh)
+    stored = [_divide((block[:, 0] for _, block in Layer(bank, layer).blocks(SHARD_ROWS)), batch) for layer in layers]
+    for parts in zip(*stored, strict=True):
+        n = len(parts[0])
+        padded = [jax.device_put(np.pad(rows, ((0, batch - n), (0, 0))), whole) for rows in parts]
+        spectra.add(dict(zip(layers, padded, strict=True)), np.arange(batch) < n)
+    return spectra.finish()
+
+
+def _divide(blocks: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Yield the rows of blocks in blocks of `size`; the last may have fewer."""
+    left: list[np.ndarray] = []
+    for block in blocks:
+        rows = np.concatenate([*left, block])
+        whole = len(rows) - len(rows) % size
+        yield from np.split(rows[:whole], whole // size) if whole else ()
+        left = [rows[whole:]]
+    yield from (rows for rows in left if len(rows))
 
 
 def make_rows(s: np.ndarray, **fields: Any) -> Iterator[Row]:

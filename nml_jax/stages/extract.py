@@ -17,7 +17,7 @@ from nml_jax.assembly.encode import Encode, compile_encoder, encode_split
 from nml_jax.assembly.encoder import describe_origin
 from nml_jax.assembly.feature_sets import BLOCK
 from nml_jax.assembly.fingerprint import describe_encoder
-from nml_jax.assembly.spectra import DeviceSpectra, make_entry, make_rows, singular_values
+from nml_jax.assembly.spectra import DeviceSpectra, make_entry, make_rows, measure_written, singular_values
 from nml_jax.data.class_names import count_labels, describe_split
 from nml_jax.data.features import banks
 from nml_jax.data.text import batches as texts
@@ -59,8 +59,11 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             counts[f"{task.name}/{split}"] = count_labels(test.source.labels, test.source.class_names)
             folder = bank_folder(workdir, task.name, split)
             key = make_bank_key(config, frozen, test, views=config.extract.views if test is train else 1)
-            measured: dict[tuple[str, str], np.ndarray] = {}
-            if not peers.agree(banks.find(folder, key) is not None or _copy_written(folder, key)):
+            written_before = peers.agree(banks.find(folder, key) is not None or _copy_written(folder, key))
+            if written_before:
+                chosen = config.extract.layers, config.extract.spectra
+                measured = measure_written(banks.Bank(folder), *chosen, mesh, config.extract.batch)
+            else:
                 measured = extract(config, frozen, encode, mesh, test, folder, key, is_train=test is train)
             WRITTEN[key] = folder
             if jax.process_index() > 0:
