@@ -21,20 +21,25 @@ from nml_jax.models.published import read_keys
 
 
 def get_config(folder: str = "") -> ConfigDict:
+    config = make_config(folder, "published")
+    config.data.source = "directory"
+    config.downstream.tasks = ("directory",)
+    config.extract.batch = 32
+    return config.lock()
+
+
+def make_config(folder: str, name: str) -> ConfigDict:
+    """Make the part of the config that images and texts share: an encoder from a folder, and heads on its features."""
     config = common.get_config()
-    config.name = "published"
+    config.name = name
     config.stages = ("extract", "tune", "report")
     config.sweep.noise = ()
     config.sweep.seed = (0, 1, 2, 3, 4)
     if folder:  # without one, --config.init_from and the keys of its model must follow
         path = Path(folder).expanduser()
-        config.name = f"published_{path.resolve().name}"
+        config.name = f"{name}_{path.resolve().name}"
         config.init_from = str(path)
         config.update_from_flattened_dict(read_keys(path))
-
-    config.data.source = "directory"
-    config.downstream.tasks = ("directory",)
-    config.extract.batch = 32
 
     config.tune.methods = ("lbfgs", "mlp", "nmtune")
     config.tune.standardize = True
@@ -48,4 +53,4 @@ def get_config(folder: str = "") -> ConfigDict:
     config.tune.lrs = (0.003, 0.001, 0.0003)
     config.tune.weight_decays = (1e-4,)
     config.tune.cs = (3e-3, 0.03, 0.3)
-    return config.lock()
+    return config

@@ -12,39 +12,13 @@ is held out. A linear probe (by L-BFGS), an MLP and NMTune (both presets) are tr
 file with five seeds, and scored on the tests.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-from configs import common
-from nml_jax.models.published import read_keys
+from configs.published import make_config
 
 
 def get_config(folder: str = "") -> ConfigDict:
-    config = common.get_config()
-    config.name = "text"
-    config.stages = ("extract", "tune", "report")
-    config.sweep.noise = ()
-    config.sweep.seed = (0, 1, 2, 3, 4)
-    if folder:  # without one, --config.init_from and the keys of its model must follow
-        path = Path(folder).expanduser()
-        config.name = f"text_{path.resolve().name}"
-        config.init_from = str(path)
-        config.update_from_flattened_dict(read_keys(path))
-
+    config = make_config(folder, "text")
     config.downstream.tasks = ("texts",)
     config.extract.batch = 64
-
-    config.tune.methods = ("lbfgs", "mlp", "nmtune")
-    config.tune.standardize = True
-    config.tune.start = "probe"
-    config.tune.batch = 128
-    config.tune.epochs = 60
-    config.tune.steps = 1000
-    config.tune.patience = 6
-    config.tune.halving = True
-    config.tune.width = 0
-    config.tune.lrs = (0.003, 0.001, 0.0003)
-    config.tune.weight_decays = (1e-4,)
-    config.tune.cs = (3e-3, 0.03, 0.3)
     return config.lock()

@@ -75,7 +75,7 @@ def map_classes(spec: str, names: Sequence[str], num_classes: int, task: Task) -
         names: of the head's classes; () if they are not known.
 
     Raises:
-        UserError: a class of the task is none of the head's, or there is no file of that name.
+        UserError: the head lacks a class of the task, or there is no file of that name.
     """
     classes = task.train.class_names
     if spec == ORDER:

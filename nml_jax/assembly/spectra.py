@@ -93,7 +93,8 @@ class DeviceSpectra:
 def measure_written(bank: Bank, layers: Sequence[str], modes: Sequence[str], mesh: Mesh, batch: int) -> Measured:
     """Measure a bank as the extraction that wrote it, so that a run without its spectra gets the same bits.
 
-    The features go back to the devices in the batches that the encoder had. With several processes the bank is on the
+    The features go back to the devices in the batches that an encoder of images had. Texts had others, sorted by their
+    length, so the last bits of theirs may differ. With several processes the bank is on the
     first alone, so nothing is measured, and the first one's processor does it.
 
     Returns:

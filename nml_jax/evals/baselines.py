@@ -11,7 +11,7 @@ from nml_jax.evals.metrics import METRICS, compute_scores, f1
 class Baselines(NamedTuple):
     """Scores of answers that need no features, by metric.
 
-    chance: of a uniform guess among the classes; of a metric that is no mean over rows, that of the expected counts.
+    chance: of a uniform guess among the classes; of a metric that is not a mean over rows, that of the expected counts.
         For F1 it is that of the best guess, which is always class 1.
     majority: of always giving the answer `answer`; for the log loss, of the shares of the classes as probabilities.
     answer: the number of the most frequent class.

@@ -70,7 +70,7 @@ class TextTokenizer:
         fingerprint: SHA-256 of all that the ids depend on.
 
     Raises:
-        UserError: files are missing or damaged, or the separator is no token.
+        UserError: files are missing or damaged, or the separator is not a token.
     """
 
     def __init__(self, folder: Path, length: int, *, literal: bool = False, separator: str = ""):
@@ -83,7 +83,7 @@ class TextTokenizer:
         self._words = tuple(token.content for token in added.values() if token.special)
         if separator and separator not in own.get_vocab():
             raise UserError(
-                f"texts.separator is {separator!r}, which is no token of {folder}",
+                f"texts.separator is {separator!r}, which is not a token of {folder}",
                 f"give one, such as {', '.join(self._words[:3]) or 'none'}",
             )
         own_specials = own.num_special_tokens_to_add(True)

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nml_jax.errors import UserError
 from nml_jax.models.encoders.vit import TIMM, Mlp, Style
 from nml_jax.models.layers.attention import attend
-from nml_jax.models.layers.checks import check_heads, check_size
+from nml_jax.models.layers.checks import check_heads, check_patches, check_size
 from nml_jax.models.layers.initializers import normal, uniform_fan_in
 from nml_jax.models.layers.materialise import materialise
 
@@ -166,11 +165,7 @@ class Swin(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch:
-            raise UserError(
-                f"an image of {self.image_size} pixels cannot be cut into patches of {self.patch} (model.patch)",
-                "make data.image_size a multiple of model.patch",
-            )
+        check_patches(self.image_size, self.patch)
         check_heads(self.width, self.heads, "width", "heads")
         super().__post_init__()
 

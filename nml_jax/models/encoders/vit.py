@@ -9,9 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nml_jax.errors import UserError
 from nml_jax.models.layers.attention import attend
-from nml_jax.models.layers.checks import check_heads, check_size
+from nml_jax.models.layers.checks import check_heads, check_patches, check_size
 from nml_jax.models.layers.initializers import Initializer, normal, uniform_fan_in, xavier_uniform
 from nml_jax.models.layers.layer_scale import LayerScale
 from nml_jax.models.layers.materialise import materialise
@@ -164,11 +163,7 @@ class ViT(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch:
-            raise UserError(
-                f"an image of {self.image_size} pixels cannot be cut into patches of {self.patch} (model.patch)",
-                "make data.image_size a multiple of model.patch",
-            )
+        check_patches(self.image_size, self.patch)
         check_heads(self.dim, self.heads, "dim", "heads")
         super().__post_init__()
 

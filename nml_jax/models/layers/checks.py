@@ -5,6 +5,15 @@ import jax
 from nml_jax.errors import UserError
 
 
+def check_patches(image_size: int, patch: int) -> None:
+    """Check that an image can be cut into patches. Raise UserError if it cannot."""
+    if image_size % patch:
+        raise UserError(
+            f"an image of {image_size} pixels cannot be cut into patches of {patch} (model.patch)",
+            "make data.image_size a multiple of model.patch",
+        )
+
+
 def check_heads(dim: int, heads: int, *keys: str) -> None:
     """Check that a width can be split over the attention heads.
 

@@ -14,7 +14,7 @@ pigeonhole model of Owen (2007, Annals of Applied Statistics 1:386). Both parts 
 degrees of freedom, S − 1 and n − 1, and the interval takes the mean of these, weighted by the parts (Cochran and Cox
 1950): with three seeds Welch's degrees of freedom would claim too often. Two rows are added before s²(rows) is taken,
 one in favour of each side (Bonett and Price 2012), so that few rows on which two heads differ are never taken for
-certainty. A score that is no mean over rows, such as macro-F1, is taken as one by its derivative in each row (the
+certainty. A score that is not a mean over rows, such as macro-F1, is taken as one by its derivative in each row (the
 infinitesimal jackknife; `evals.metrics.Shares`), with two added rows for every class. Rows of a test count as
 independent draws. Where each seed holds out a share h of the rows for itself, its mean differs for that reason too:
 then SE² = s²(seeds) · (1/S + h/(1 − h)), as such parts overlap (Nadeau and Bengio 2003).
