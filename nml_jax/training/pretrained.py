@@ -12,6 +12,7 @@ import numpy as np
 from nml_jax import console, errors, models, settings
 from nml_jax.models import published
 from nml_jax.models.weights import files
+from nml_jax.models.weights.state_dict import UnfitWeights
 from nml_jax.processes.forks import refuse_fork
 from nml_jax.stored import FAULTS, make_damage, require_fields, require_type
 from nml_jax.training import checkpoint
@@ -182,11 +183,19 @@ def _load_given(path: Path, config: Any, model: models.Model) -> dict[str, Any]:
         loaded = load_model(path)
         compare_preprocessing(str(path), settings.from_json(loaded.meta["config"]), config)
         return {"params": loaded.params, "model_state": loaded.model_state}
+    differing: Mapping[str, Any] = {}
     if published.find_config(path) is None:
         _notice(f"init_from={path} does not say how it was trained; assumed: {describe_preprocessing(config)}")
     else:
-        compare_published(str(path), published.read_keys(path), config)
-    return dict(zip(("params", "model_state"), files.read_weights(path, model.shapes), strict=True))
+        differing = compare_published(str(path), published.read_keys(path), config)
+    try:
+        weights = files.read_weights(path, model.shapes)
+    except UnfitWeights as e:
+        if not differing:
+            raise
+        values = " ".join(f"--config.{key}={value}" for key, value in differing.items())
+        raise errors.UserError(e.cause, f"set what the folder's config says: {values}") from e
+    return dict(zip(("params", "model_state"), weights, strict=True))
 
 
 def is_run(path: Path) -> bool:
@@ -262,8 +271,11 @@ def describe_preprocessing(config: Any) -> str:
     return ", ".join(f"{key}={value}" for key, value in assumed.items() if value is not None)
 
 
-def compare_published(init_from: str, theirs: Mapping[str, Any], ours: Any) -> None:
+def compare_published(init_from: str, theirs: Mapping[str, Any], ours: Any) -> dict[str, Any]:
     """Log how the keys that a published folder sets differ from those of a config that takes its weights.
+
+    Returns:
+        Their values of the keys that differ.
 
     Raises:
         UserError: they differ in a key of NEVER.
@@ -282,6 +294,7 @@ def compare_published(init_from: str, theirs: Mapping[str, Any], ours: Any) -> N
         raise errors.UserError(f"the config of init_from={init_from} says otherwise: {differ}", f"set {values}")
     if differ:
         _notice(f"the config of init_from={init_from} says otherwise: {differ}; what the run says counts")
+    return {key: theirs[key] for key in keys}
 
 
 def list_preprocessing(config: Any) -> dict[str, Any]:
