@@ -1,4 +1,4 @@
-"""Stochastic depth grows from block to block, by the rule of each family."""
+"""Stochastic depth grows from block to block by the rule of each family; layer scales start where theirs do."""
 
 import flax.linen as nn
 import jax
@@ -6,6 +6,7 @@ import pytest
 
 from configs.common import get_config
 from nml_jax.models import build
+from nml_jax.models.layers.layer_scale import LayerScale
 
 LINEAR = (0.0, 0.2, 0.4, 0.6)
 # keys of config.model, and the rates of four blocks for drop_path=0.6
@@ -38,3 +39,20 @@ def test_rates_of_blocks(name: str):
         model = build(config, num_classes=2, image_size=32)
         jax.eval_shape(lambda key: model.init(key, model.spec), jax.random.key(0))
     assert list(found.values()) == pytest.approx(want)
+
+
+@pytest.mark.parametrize(("name", "start"), [("convnext_t", 1e-6), ("vit_s14_dinov2", 1e-5)])
+def test_layer_scales_start_near_nothing(name: str, start: float):
+    """The values are those of the papers' code, with which timm starts too."""
+    config = get_config().model
+    config.update({"name": name, **FAMILIES[name][0]})
+    found = []
+
+    def see(call, args, kwargs, context):
+        found.extend([context.module.initial] if isinstance(context.module, LayerScale) else [])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(see):
+        model = build(config, num_classes=2, image_size=32)
+        jax.eval_shape(lambda key: model.init(key, model.spec), jax.random.key(0))
+    assert set(found) == {start}
