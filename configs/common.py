@@ -314,6 +314,35 @@ def get_config() -> ConfigDict:
     diagnose.rows = 2000  # most rows to cross-validate, stratified
     diagnose.start = "fresh"  # NMTune as released (fresh), or from the probe with early stopping (probe)
 
+    # Detectors. The defaults are those of mmdetection 3.3.0 at "1x"; what detectron2 (d2) or torchvision (tv) do otherwise
+    # stands with the key, and configs/detect_coco.py has it as a preset.
+    detect = config.detect = ConfigDict()
+    detect.systems = ("retina",)  # keys of nml_jax.models.detection.SYSTEMS, trained one after another
+    detect.norm = "eval"  # BatchNorm of the encoder: eval (running statistics) | frozen (d2: affine too) | train (live)
+    detect.freeze = 1  # the encoder's stem and so many stages are not trained; 0: all is trained
+    detect.clamp_both = True  # clamp changes of a box's log side from below, too; d2, tv: False
+    detect.low_quality = "own"  # anchors that an object overlaps most get own (that object) | argmax (theirs; d2, tv)
+    detect.score_threshold = 0.05  # detections need more
+    detect.nms = 0.5  # overlap above which the lower detection of a class is dropped
+    detect.max_detections = 100  # per image; tv: 300 in RetinaNet
+    detect.fpn = ConfigDict()
+    detect.fpn.width = 256  # channels of the pyramid and of the heads' convolutions
+    detect.fpn.init = "xavier"  # xavier | kaiming (d2, tv), both uniform
+    detect.anchors = ConfigDict()
+    detect.anchors.ratios = (0.5, 1.0, 2.0)  # height / width
+    detect.anchors.rounded = ""  # round them: "" not at all | corners (tv) | sizes (tv in RetinaNet: sizes cut first)
+    detect.retina = ConfigDict()
+    detect.retina.strides = (8, 16, 32, 64, 128)  # of the levels; those that the encoder lacks are made from the last
+    detect.retina.p6_from = "c5"  # the first level beyond the encoder's reads c5 (mmdetection, d2) | p5 (tv)
+    detect.retina.tower = 4  # 3x3 convolutions before each output
+    detect.retina.scales = (4.0, 5.039684199579493, 6.349604207872798)  # sides of square anchors in strides: 4·2^(i/3)
+    detect.retina.positive = 0.5  # overlap of an anchor with an object from which on it is positive
+    detect.retina.negative = 0.4  # overlap below which it is negative; between the two it does not count
+    detect.retina.low_quality = 0.0  # an object's best anchors are positive from this overlap on
+    detect.retina.beta = 0.0  # of smooth L1; 0: L1, as in all three
+    detect.retina.per = "batch"  # divide losses by the positives of the batch | image (tv). d2's moving average: not here
+    detect.retina.top = 1000  # candidates of a level, pairs of anchor and class, before suppression
+
     # Where and how fast. Nothing here may change a number.
     runtime = config.runtime = ConfigDict()
     runtime.data_axis = -1  # devices along the mesh axis "data"; -1: the rest

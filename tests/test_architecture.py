@@ -19,7 +19,7 @@ FLOORS = [
     ("models", "runtime", "runs"),
     ("objectives", "processes", "noise", "spectrum", "inputs"),
     ("settings",),
-    ("ranges", "stored"),
+    ("ranges", "stored", "boxes"),
     ("errors", "console", "hashes", "spreadsheet", "arithmetic"),
 ]
 FLOOR = {part: len(FLOORS) - i for i, parts in enumerate(FLOORS) for part in parts}
