@@ -127,6 +127,43 @@ def crop(segmentation: Any, size: tuple[int, int], box: np.ndarray, side: int, *
     return np.ascontiguousarray(out[:, ::-1]) if flip else out
 
 
+def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Paste a mask into its box: the pixels of a picture where it is above one half, bool [height, width].
+
+    The mask is interpolated bilinearly between the centres of its cells, and is 0 beyond them, as in all codebases.
+
+    Args:
+        mask: float [h, w], probabilities.
+        box: float [4], x1 y1 x2 y2 in pixels of the picture.
+    """
+    x1, y1, x2, y2 = (float(x) for x in box)
+    out = np.zeros((height, width), bool)
+    rows = slice(max(int(y1) - 1, 0), min(int(y2) + 2, height))
+    columns = slice(max(int(x1) - 1, 0), min(int(x2) + 2, width))
+    down = _interpolate(rows, y1, y2, mask.shape[0])
+    across = _interpolate(columns, x1, x2, mask.shape[1])
+    out[rows, columns] = down @ np.asarray(mask, np.float32) @ across.T > 0.5
+    return out
+
+
+def _interpolate(pixels: slice, low: float, high: float, cells: int) -> np.ndarray:
+    """Return the weights of cells between low and high at the centres of pixels, float32 [pixels, cells]."""
+    at = (np.arange(pixels.start, pixels.stop) + 0.5 - low) / max(high - low, 1e-6) * cells - 0.5
+    return np.maximum(1 - np.abs(at[:, None] - np.arange(cells)), 0).astype(np.float32)
+
+
+def resize_map(mask: np.ndarray, canvas: tuple[int, int], size: tuple[int, int], height: int, width: int) -> np.ndarray:
+    """Resize a mask on a whole canvas to the picture: its pixels above one half, bool [height, width].
+
+    Args:
+        mask: float [H / stride, W / stride], probabilities.
+        canvas: (H, W).
+        size: (height, width) of the picture on the canvas.
+    """
+    whole = cv2.resize(np.asarray(mask, np.float32), canvas[::-1], interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(whole[: size[0], : size[1]], (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
+
+
 def _scale(polygon: Any, sx: float, sy: float, mirror: float | None) -> list[float]:
     """Scale a polygon; with `mirror`, the width of the picture, exchange left and right."""
     points = np.asarray(polygon, np.float64).reshape(-1, 2) * (sx, sy)

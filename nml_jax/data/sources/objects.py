@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nml_jax.data.sources.source import Source
+from nml_jax.data.sources.source import Source, digest
 
 # A mask as COCO writes it: polygons [[x1, y1, x2, y2, ...], ...] or an RLE {"size": [h, w], "counts": ...}; None: none.
 Segmentation = Any
@@ -83,3 +83,29 @@ class ObjectSource(Source):
     def __getitem__(self, i: int) -> dict[str, Any]:
         i = range(len(self))[i]
         return {"image": self.image(i), "id": i, "objects": self.objects(i)}
+
+
+class SomeImages(ObjectSource):
+    """The records of `source` at `indices`, in that order. Ids start at 0 again."""
+
+    def __init__(self, source: ObjectSource, indices: np.ndarray):
+        super().__init__(
+            source.sizes[indices],
+            class_names=source.class_names,
+            fingerprint=digest("some images", source.fingerprint, np.asarray(indices, np.int64)),
+            image_ids=[source.image_ids[i] for i in indices.tolist()],
+            category_ids=source.category_ids,
+            has_masks=source.has_masks,
+        )
+        self.source, self.indices = source, indices
+
+    def image(self, i: int) -> bytes | np.ndarray:
+        return self.source.image(int(self.indices[i]))
+
+    def objects(self, i: int) -> Objects:
+        return self.source.objects(int(self.indices[i]))
+
+    @property
+    def keys(self) -> Sequence[str] | None:
+        keys = self.source.keys
+        return None if keys is None else [keys[i] for i in self.indices.tolist()]
