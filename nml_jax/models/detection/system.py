@@ -169,9 +169,7 @@ def make_all_anchors(
     ]
 
 
-def find_inside(
-    maps: Sequence[jax.Array], strides: Sequence[int], per_cell: int, size: jax.Array
-) -> list[jax.Array]:
+def find_inside(maps: Sequence[jax.Array], strides: Sequence[int], per_cell: int, size: jax.Array) -> list[jax.Array]:
     """Find which anchors of every level stand within a picture of size [2], bool [N] each."""
     return [boxes.are_inside(x.shape[1:3], s, per_cell, size) for x, s in zip(maps, strides, strict=True)]
 
