@@ -323,6 +323,9 @@ def get_config() -> ConfigDict:
     detect.clamp_both = True  # clamp changes of a box's log side from below, too; d2, tv: False
     detect.low_quality = "own"  # anchors that an object overlaps most get own (that object) | argmax (theirs; d2, tv)
     detect.score_threshold = 0.05  # detections need more
+    detect.min_size = (
+        0.0  # detections need longer sides than this, in pixels; d2, and tv in RetinaNet: -1; tv else: 0.01
+    )
     detect.nms = 0.5  # overlap above which the lower detection of a class is dropped
     detect.max_detections = 100  # per image; tv: 300 in RetinaNet
     detect.fpn = ConfigDict()
@@ -377,6 +380,40 @@ def get_config() -> ConfigDict:
     detect.optimizer.weight_decay = placeholder(float)  # decoupled for adamw and lamb; added to the gradient for sgd
     detect.optimizer.decay = placeholder(tuple)  # pairs of a regex and a multiplier of weight_decay
     detect.optimizer.clip_norm = placeholder(float)  # largest global norm of the gradient; 0: off
+
+    detect.rpn = ConfigDict()  # proposals of faster and mask
+    detect.rpn.strides = (4, 8, 16, 32, 64)  # of the levels; regions are pooled from those that the encoder has
+    detect.rpn.scales = (8.0,)  # sides of square anchors in strides
+    detect.rpn.positive = 0.7  # as in detect.retina
+    detect.rpn.negative = 0.3  # as in detect.retina
+    detect.rpn.low_quality = 0.3  # as in detect.retina; d2, tv: 0.0
+    detect.rpn.samples = 256  # anchors of an image that are learned from
+    detect.rpn.share = 0.5  # most positive ones among them
+    detect.rpn.beta = 0.0  # of smooth L1; 0: L1; tv: 1/9
+    detect.rpn.per = "sampled"  # divide losses by the anchors drawn | full (d2: by detect.rpn.samples an image)
+    detect.rpn.before = (2000, 1000)  # candidates of a level before suppression, in training and after it
+    detect.rpn.after = (1000, 1000)  # proposals of an image, in training and after it; tv: (2000, 1000)
+    detect.rpn.nms = 0.7  # overlap above which the lower proposal of a level is dropped
+    detect.rpn.min_size = 0.0  # proposals need longer sides than this, in pixels; tv: 0.001
+    detect.roi = ConfigDict()  # regions of faster and mask
+    detect.roi.positive = 0.5  # overlap of a region with an object from which on it is positive, else background
+    detect.roi.samples = 512  # regions of an image that are learned from, drawn from proposals and objects
+    detect.roi.share = 0.25  # most positive ones among them
+    detect.roi.level_rule = "mmdetection"  # where a small number is added to a region's level: mmdetection | d2 | tv
+    detect.roi.side = 7  # bins of a pooled region along each axis
+    detect.roi.sampling = 2  # ROIAlign's samples per bin and axis (tv); mmdetection, d2: 0, adaptive, here at most 8
+    detect.roi.aligned = True  # ROIAlign shifts by half a pixel; tv: False
+    detect.roi.width = 1024  # of the two layers
+    detect.roi.stds = (0.1, 0.1, 0.2, 0.2)  # the deltas of a region are divided by these
+    detect.roi.beta = 0.0  # of smooth L1; 0: L1; tv: 1/9
+    detect.roi.top = 1000  # candidates of an image, pairs of region and class, before suppression; elsewhere unlimited
+
+    detect.mask = ConfigDict()  # masks of regions, beside the keys of rpn and roi
+    detect.mask.low_quality = 0.5  # as in detect.retina, for regions; d2, tv: 2.0, which no overlap reaches
+    detect.mask.side = 14  # bins of a pooled region along each axis; a mask has twice as many
+    detect.mask.depth = 4  # 3x3 convolutions
+    detect.mask.crop = 112  # side of the stored mask of an object, in its own box
+    detect.mask.binarise = True  # targets are 0 or 1; tv: False
 
     # Where and how fast. Nothing here may change a number.
     runtime = config.runtime = ConfigDict()

@@ -21,6 +21,11 @@ def compute_areas(boxes: jax.Array) -> jax.Array:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
+def compute_short_sides(boxes: jax.Array) -> jax.Array:
+    """Return the shorter sides of boxes [..., 4], [...]."""
+    return jnp.minimum(boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1])
+
+
 def compute_iou(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return intersection over union of boxes [N, 4] and [M, 4], [N, M]. It is 0 where the union is empty."""
     low = jnp.maximum(a[:, None, :2], b[None, :, :2])

@@ -102,7 +102,7 @@ def make(setting: Setting) -> System:
                 box = boxes.decode(delta[anchor_index], jnp.asarray(anchor)[anchor_index], both=config.clamp_both)
                 parts.append((boxes.clip(box, size), best, index % num_classes))
             found, scores, classes = (jnp.concatenate(x) for x in zip(*parts, strict=True))
-            valid = (scores > 0) & (boxes.compute_areas(found) > 0)
+            valid = (scores > 0) & (boxes.compute_short_sides(found) > config.min_size)
             return finish_detections(found, scores, classes, valid, config)
 
         return map_images(finish, setting.mesh)(logits, deltas, batch["size"])

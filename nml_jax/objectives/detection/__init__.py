@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from nml_jax.objectives.detection import retina
+from nml_jax.objectives.detection import faster, mask, retina
 
 OBJECTIVES: dict[str, Callable[[Any], Any]] = {
     "retina": retina.make,
+    "faster": faster.make,
+    "mask": mask.make,
 }
 
 

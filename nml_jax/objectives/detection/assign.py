@@ -16,6 +16,7 @@ def match_objects(
     negative: float,
     floor: float | None,
     rule: str,
+    alive: jax.Array | None = None,
 ) -> jax.Array:
     """Return the object of each anchor, int32 [N]: its index, NEGATIVE, or IGNORED.
 
@@ -28,14 +29,16 @@ def match_objects(
         labels: int32 [M], −1 for padding, which nothing matches.
         floor: None for no such matches.
         rule: which object such an anchor gets: "own" (of several the last) or "argmax" (that it overlaps most).
+        alive: bool [N], the anchors that exist; others are IGNORED and no object's best. None: all.
     """
-    exists = labels >= 0
-    iou = jnp.where(exists, boxes.compute_iou(anchors, objects), -1)
+    iou = jnp.where(labels >= 0, boxes.compute_iou(anchors, objects), -1)
+    if alive is not None:
+        iou = jnp.where(alive[:, None], iou, -1)
     best, own = iou.max(1), iou.argmax(1).astype(jnp.int32)
     index = jnp.where(best >= positive, own, jnp.where(best < negative, NEGATIVE, IGNORED))
-    if floor is None:
-        return index
-    most = iou.max(0)
-    taken = (iou == most) & (most >= floor) & (most > 0)
-    last = jnp.where(taken, jnp.arange(len(labels), dtype=jnp.int32), -1).max(1)
-    return jnp.where(last >= 0, last if rule == "own" else own, index)
+    if floor is not None:
+        most = iou.max(0)
+        taken = (iou == most) & (most >= floor) & (most > 0)
+        last = jnp.where(taken, jnp.arange(len(labels), dtype=jnp.int32), -1).max(1)
+        index = jnp.where(last >= 0, last if rule == "own" else own, index)
+    return index if alive is None else jnp.where(alive, index, IGNORED)
