@@ -314,8 +314,8 @@ def get_config() -> ConfigDict:
     diagnose.rows = 2000  # most rows to cross-validate, stratified
     diagnose.start = "fresh"  # NMTune as released (fresh), or from the probe with early stopping (probe)
 
-    # Detectors. The defaults are those of mmdetection 3.3.0 at "1x"; what detectron2 (d2) or torchvision (tv) do otherwise
-    # stands with the key, and configs/detect_coco.py has it as a preset.
+    # Detectors. The defaults are those of mmdetection 3.3.0 at "1x"; what detectron2 (d2) or torchvision (tv) do
+    # otherwise stands with the key, and configs/detect_coco.py has it as a preset.
     detect = config.detect = ConfigDict()
     detect.systems = ("retina",)  # keys of nml_jax.models.detection.SYSTEMS, trained one after another
     detect.norm = "eval"  # BatchNorm of the encoder: eval (running statistics) | frozen (d2: affine too) | train (live)
@@ -323,9 +323,7 @@ def get_config() -> ConfigDict:
     detect.clamp_both = True  # clamp changes of a box's log side from below, too; d2, tv: False
     detect.low_quality = "own"  # anchors that an object overlaps most get own (that object) | argmax (theirs; d2, tv)
     detect.score_threshold = 0.05  # detections need more
-    detect.min_size = (
-        0.0  # detections need longer sides than this, in pixels; d2, and tv in RetinaNet: -1; tv else: 0.01
-    )
+    detect.min_size = 0.0  # detections need longer sides, in pixels; d2, and tv in RetinaNet: -1; tv else: 0.01
     detect.nms = 0.5  # overlap above which the lower detection of a class is dropped
     detect.max_detections = 100  # per image; tv: 300 in RetinaNet
     detect.fpn = ConfigDict()
@@ -343,44 +341,8 @@ def get_config() -> ConfigDict:
     detect.retina.negative = 0.4  # overlap below which it is negative; between the two it does not count
     detect.retina.low_quality = 0.0  # an object's best anchors are positive from this overlap on
     detect.retina.beta = 0.0  # of smooth L1; 0: L1, as in all three
-    detect.retina.per = (
-        "batch"  # divide losses by the positives of the batch | image (tv). d2's moving average: not here
-    )
+    detect.retina.per = "batch"  # divide losses by the positives of a batch | image (tv); no moving average as in d2
     detect.retina.top = 1000  # candidates of a level, pairs of anchor and class, before suppression
-    # The stage detect: what it trains on, and how.
-    detect.starts = ("encoder",)  # the encoder's weights at the start: encoder (the run's, or init_from) | random
-    detect.data = ConfigDict()
-    detect.data.source = "digits"  # digits (scenes that are drawn, no file) | directory (prepared)
-    detect.data.path = ""  # directory: the dataset that `python -m nml_jax.prepare coco_folder` wrote
-    detect.data.test_path = ""  # directory: another one to test on; classes are matched by name. "": `path`
-    detect.data.train = "train"  # directory: split to train on
-    detect.data.test = "val"  # directory: split to test on
-    detect.data.scenes = 1024  # digits: scenes to train on
-    detect.data.test_scenes = 256  # digits: scenes to test on, of other digits
-    detect.data.kinds = ("plain",)  # digits: kinds of scenes in turn: plain | empty | crowd | touching
-    detect.data.smallest = 32  # images with a shorter side, and those without an object to learn, are not trained on
-    detect.data.max_objects = 100  # most objects of an image in training; more are cut, and that is said
-    # A picture is resized to the largest size with its ratio whose sides are at most these pixels, and padded at the
-    # right and the bottom to multiples of 32. One that is higher than wide has the turned canvas.
-    detect.data.canvas = (800, 1333)  # shorter and longer side
-    detect.data.scales = ()  # shorter sides to draw from in training, as (640, 672, 704); (): that of the canvas
-    detect.data.flip = 0.5  # probability of a horizontal flip in training
-    detect.batch = 16  # images per step
-    detect.epochs = 12.0  # epochs of the images that are trained on
-    detect.lr_batch = 16  # the learning rate is for so many images, and rises in proportion to `batch`; 0: not scaled
-    detect.optimizer = ConfigDict()  # each key replaces that of `optimizer`; None: the same
-    detect.optimizer.name = placeholder(str)  # adamw | lamb | sgd
-    detect.optimizer.lr = placeholder(float)  # peak learning rate for `lr_batch` images
-    detect.optimizer.schedule = placeholder(str)  # cosine | step
-    detect.optimizer.milestones = placeholder(tuple)  # step: epochs after which the rate falls
-    detect.optimizer.gamma = placeholder(float)  # step: factor at every milestone
-    detect.optimizer.warmup_steps = placeholder(int)  # linear, from warmup_lr
-    detect.optimizer.warmup_lr = placeholder(float)  # at the start of the warm-up, scaled as lr
-    detect.optimizer.momentum = placeholder(float)  # sgd: momentum
-    detect.optimizer.weight_decay = placeholder(float)  # decoupled for adamw and lamb; added to the gradient for sgd
-    detect.optimizer.decay = placeholder(tuple)  # pairs of a regex and a multiplier of weight_decay
-    detect.optimizer.clip_norm = placeholder(float)  # largest global norm of the gradient; 0: off
-
     detect.rpn = ConfigDict()  # proposals of faster and mask
     detect.rpn.strides = (4, 8, 16, 32, 64)  # of the levels; regions are pooled from those that the encoder has
     detect.rpn.scales = (8.0,)  # sides of square anchors in strides
@@ -414,6 +376,43 @@ def get_config() -> ConfigDict:
     detect.mask.depth = 4  # 3x3 convolutions
     detect.mask.crop = 112  # side of the stored mask of an object, in its own box
     detect.mask.binarise = True  # targets are 0 or 1; tv: False
+
+    # The stage detect: what it trains on, and how.
+    detect.starts = ("encoder",)  # the encoder's weights at the start: encoder (the run's, or init_from) | random
+    detect.data = ConfigDict()
+    detect.data.source = "digits"  # digits (scenes that are drawn, no file) | directory (prepared)
+    detect.data.path = ""  # directory: the dataset that `python -m nml_jax.prepare coco_folder` wrote
+    detect.data.test_path = ""  # directory: another one to test on; classes are matched by name. "": `path`
+    detect.data.train = "train"  # directory: split to train on
+    detect.data.test = "val"  # directory: split to test on
+    detect.data.scenes = 1024  # digits: scenes to train on
+    detect.data.test_scenes = 256  # digits: scenes to test on, of other digits
+    detect.data.kinds = ("plain",)  # digits: kinds of scenes in turn: plain | empty | crowd | touching
+    # For --dry_run and launch/aot.py before the data are there; checked against them when they are.
+    detect.data.num_classes = placeholder(int)  # None: from the data
+    detect.data.expected = placeholder(int)  # rough number of images to train on
+    detect.data.smallest = 32  # images with a shorter side, and those without an object to learn, are not trained on
+    detect.data.max_objects = 100  # most objects of an image in training; more are cut, and that is said
+    # A picture is resized to the largest size with its ratio whose sides are at most these pixels, and padded at the
+    # right and the bottom to multiples of 32. One that is higher than wide has the turned canvas.
+    detect.data.canvas = (800, 1333)  # shorter and longer side
+    detect.data.scales = ()  # shorter sides to draw from in training, as (640, 672, 704); (): that of the canvas
+    detect.data.flip = 0.5  # probability of a horizontal flip in training
+    detect.batch = 16  # images per step
+    detect.epochs = 12.0  # epochs of the images that are trained on
+    detect.lr_batch = 16  # the learning rate is for so many images, and rises in proportion to `batch`; 0: not scaled
+    detect.optimizer = ConfigDict()  # each key replaces that of `optimizer`; None: the same
+    detect.optimizer.name = placeholder(str)  # adamw | lamb | sgd
+    detect.optimizer.lr = placeholder(float)  # peak learning rate for `lr_batch` images
+    detect.optimizer.schedule = placeholder(str)  # cosine | step
+    detect.optimizer.milestones = placeholder(tuple)  # step: epochs after which the rate falls
+    detect.optimizer.gamma = placeholder(float)  # step: factor at every milestone
+    detect.optimizer.warmup_steps = placeholder(int)  # linear, from warmup_lr
+    detect.optimizer.warmup_lr = placeholder(float)  # at the start of the warm-up, scaled as lr
+    detect.optimizer.momentum = placeholder(float)  # sgd: momentum
+    detect.optimizer.weight_decay = placeholder(float)  # decoupled for adamw and lamb; added to the gradient for sgd
+    detect.optimizer.decay = placeholder(tuple)  # pairs of a regex and a multiplier of weight_decay
+    detect.optimizer.clip_norm = placeholder(float)  # largest global norm of the gradient; 0: off
 
     # Where and how fast. Nothing here may change a number.
     runtime = config.runtime = ConfigDict()

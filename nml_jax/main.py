@@ -96,9 +96,9 @@ def launch(
     import jax
 
     from nml_jax import console, runtime
-    from nml_jax.assembly import agreement
+    from nml_jax.assembly import agreement, sections
     from nml_jax.processes import forecast, peers
-    from nml_jax.stages import experiment, sections
+    from nml_jax.stages import experiment
 
     for cell in cells.values():
         sections.check(cell)

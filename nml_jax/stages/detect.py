@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -33,6 +34,7 @@ from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tasks import detection
 from nml_jax.training import checkpoint, detect, loop
 from nml_jax.training.journal import Journal
+from nml_jax.training.window import put_signals
 
 FOLDER = "detect"
 RESULTS = "results.json"
@@ -89,7 +91,7 @@ def name_folder(system: str, start: str) -> str:
 
 
 def describe_origin(config: ConfigDict, frozen: encoder.Encoder | None, workdir: Path) -> dict[str, Any]:
-    """Return the fields of a row that describe the encoder. Without one, the noise of the run is not in the detector."""
+    """Return the fields of a row that describe the encoder, if there is one."""
     where = {"run": workdir.name, "step": frozen.step if frozen else 0, "weights": config.extract.weights}
     return encoder.describe_origin(config, frozen.ledger if frozen else None, **where)
 
@@ -118,11 +120,8 @@ def train_and_score(job: Job, start: str) -> list[Row]:
             console.notice(f"{job.folder}: is done")
         return read_rows(job.folder)
     config, mesh, task = job.config, job.mesh, job.task
-    plan = loop.Plan.from_config(config, len(task.train))
+    plan, program = build_program(config, mesh, job.system, len(task.train), task.train.num_classes)
     peers.require_same(partial(agreement.collect_training, plan.steps), agreement.CURE)
-    setup = detect.Setup(job.system, task.train.num_classes, detection.find_canvas(config.detect.data))
-    sections = settings.freeze_sections(config.model, config.detect, config.optimizer)
-    program = detect.build(*sections, setup, plan, mesh)
     evaluator = build_evaluator(job, program.model)
     state = train(job, program, plan, evaluator)
     scores = list(loop.run_all({task.test_split: evaluator}, state))
@@ -195,14 +194,60 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
             f"detect.norm={config.detect.norm} keeps the statistics of BatchNorm, and random weights have none",
             "set detect.norm=train, or leave random out of detect.starts",
         )
-    classes = 2
-    if data:
-        task = detection.open_task(config)
-        classes = task.train.num_classes
+    sizes = detection.count(config) if data else (config.detect.data.expected or 10_000, 2)
     for system in config.detect.systems:
-        setup = detect.Setup(system, classes, detection.find_canvas(config.detect.data))
-        model = detect.build_model(*settings.freeze_sections(config.model, config.detect), setup, mesh)
-        _ = model.shapes
+        build_program(config, mesh, system, *sizes)
+
+
+def build_program(
+    config: ConfigDict, mesh: Mesh, system: str, images: int, num_classes: int
+) -> tuple[loop.Plan, loop.Program]:
+    """Return the plan and the program of a system for so many training images and classes."""
+    plan = loop.Plan.from_config(make_training_config(config), images)
+    setup = detect.Setup(system, num_classes, detection.find_canvas(config.detect.data))
+    sections = settings.freeze_sections(config.model, config.detect, config.optimizer)
+    return plan, detect.build(*sections, setup, plan, mesh)
+
+
+def estimate(config: ConfigDict, mesh: Mesh) -> dict[str, str]:
+    """Trace a training step of every system on both canvases, and return their sizes in words.
+
+    Raises:
+        UserError: the data are not there and `detect.data.expected` and `num_classes` do not stand in for them.
+    """
+    images, num_classes = detection.find_sizes(config)
+    out = {}
+    for system in config.detect.systems:
+        plan, program = build_program(config, mesh, system, images, num_classes)
+        canvases = trace(config, mesh, program)
+        parameters = sum(x.size for x in jax.tree.leaves(program.shapes.params))
+        out[system] = (
+            f"{parameters:,} parameters, {num_classes} classes; {plan.steps:,} steps of {config.detect.batch} images "
+            f"({config.detect.epochs:g} epochs of {images:,}), from {console.list_words(config.detect.starts)}; canvas "
+            f"{' or '.join(f'{height} x {width}' for height, width in canvases)}"
+        )
+    return out
+
+
+def trace(config: ConfigDict, mesh: Mesh, program: loop.Program) -> list[tuple[int, int]]:
+    """Trace the training step on every canvas, and return these. Raises what a step of these shapes would raise."""
+    canvases = []
+    for batch in make_batch_shapes(config, program.model):
+        canvases.append(batch["image"].shape[1:3])
+        jax.eval_shape(program.step, program.shapes, batch, put_signals(mesh))
+    return canvases
+
+
+def make_batch_shapes(config: ConfigDict, model: Model) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """Return the shapes of a global training batch on each canvas."""
+    b, reading = config.detect.batch, SceneReading(detection.make_transform(config.detect.data, model))
+    whole = []
+    for group in (0,) if len(set(reading.transform.canvas)) == 1 else (0, 1):
+        fields = reading.list_fields(group, test=False)
+        shapes = {name: jax.ShapeDtypeStruct((b, *field.shape), field.dtype) for name, field in fields.items()}
+        numbers = {"id": jnp.int32, "mask": jnp.float32}
+        whole.append(shapes | {name: jax.ShapeDtypeStruct((b,), dtype) for name, dtype in numbers.items()})
+    return whole
 
 
 def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:
@@ -219,4 +264,5 @@ STAGE = Stage(
     outputs=Outputs((FOLDER,), list_needed),
     check=check,
     run=run,
+    estimate=estimate,
 )

@@ -76,6 +76,10 @@ def describe_plan(
         lines += ["", "features and heads, in all runs:"]
         todo = experiment.list_undone(cells, workdir, "tune")
         lines += [f"  {line}" for line in (tune_cost.describe(config, todo) if todo else ["done"])]
+    for stage in (runner.find_stage(name) for name in runner.STAGES if name in config.stages):
+        if stage.estimate and not any(item.wrong for item in wanting):
+            found = stage.estimate(next(iter(cells.values())), mesh)
+            lines += ["", f"{stage.name}, each run:", *(f"  {name}: {value}" for name, value in found.items())]
     later = [item.text for item in wanting if not item.wrong]
     missing = tuple(item.text for item in wanting if item.wrong)
     for title, items in (("to obtain", later), ("missing or unfit", missing)):

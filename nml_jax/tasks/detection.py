@@ -11,7 +11,7 @@ from nml_jax.console import notice
 from nml_jax.data.images import masks, scenes
 from nml_jax.data.sources.digit_scenes import DigitScenes
 from nml_jax.data.sources.objects import Objects, ObjectSource, SomeImages
-from nml_jax.errors import UserError
+from nml_jax.errors import MissingInput, UserError
 from nml_jax.models import Model
 
 SOURCES = ("digits", "directory")
@@ -51,6 +51,31 @@ def open_task(config: ConfigDict) -> Task:
         train = DigitScenes("train", data.scenes, **how)
         return Task("digit scenes", choose_images(train, data), DigitScenes("test", data.test_scenes, **how), "test")
     raise UserError("detect.data.source=directory cannot be read yet", "set detect.data.source=digits")
+
+
+def count(config: ConfigDict) -> tuple[int, int]:
+    """Return the number of images to train on and of classes, from the data.
+
+    Raises:
+        UserError: see `open_task`; or `detect.data.num_classes` is another number.
+    """
+    task, told = open_task(config), config.detect.data.num_classes
+    if told is not None and told != task.train.num_classes:
+        cure = f"set --config.detect.data.num_classes={task.train.num_classes}, or leave it out"
+        raise UserError(f"detect.data.num_classes={told}, but the data have {task.train.num_classes} classes", cure)
+    return len(task.train), task.train.num_classes
+
+
+def find_sizes(config: ConfigDict) -> tuple[int, int]:
+    """Do as `count`; if the data are not there, take the numbers that the config expects."""
+    data = config.detect.data
+    try:
+        return count(config)
+    except MissingInput as e:
+        if data.expected is None or data.num_classes is None:
+            raise
+        notice(f"{e.cause}; planning with detect.data.expected={data.expected}")
+        return data.expected, data.num_classes
 
 
 def choose_images(source: ObjectSource, data: ConfigDict) -> ObjectSource:

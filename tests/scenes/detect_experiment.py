@@ -11,7 +11,8 @@ SMALL = {
     "runtime.save_every": 1.0, "runtime.log_every": 2, "runtime.eval_every": 0.0, "runtime.threads": 0,
     "detect.systems": ("retina",), "detect.starts": ("encoder",), "detect.fpn.width": 8, "detect.batch": 8,
     "detect.epochs": 3.0, "detect.optimizer.warmup_steps": 2, "detect.data.scenes": 16, "detect.data.test_scenes": 4,
-    "detect.data.canvas": (32, 32), "detect.score_threshold": 0.005, "model.blocks": (1, 1, 1), "detect.retina.strides": (4,),
+    "detect.data.canvas": (32, 32), "detect.score_threshold": 0.005,
+    "model.blocks": (1, 1, 1), "detect.retina.strides": (4,),
 }  # fmt: skip
 PINNED = {"noise": 0.3, "seed": 0}
 

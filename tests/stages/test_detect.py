@@ -4,8 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from nml_jax import main
-from nml_jax.errors import UserError
+from nml_jax.errors import NonFinite, UserError
 from nml_jax.runs.rows import read_rows
 from nml_jax.training import checkpoint
 from tests.scenes import detect_experiment
@@ -92,6 +91,17 @@ def test_training_starts_from_the_encoder_without_its_head(finished):
         np.testing.assert_allclose(leaf, flat(encoder.params)[name], rtol=0, atol=1e-20)
 
 
+def test_a_dry_run_says_what_it_would_train(tmp_path, capfd):
+    detect_experiment.launch(
+        tmp_path, dry_run=True, **{"detect.systems": ("retina", "mask"), "detect.rpn.strides": (4,)}
+    )
+    out = capfd.readouterr().out
+    assert "detect, each run:" in out
+    assert "6 steps of 8 images (3 epochs of 16), from encoder; canvas 32 x 32" in out
+    assert out.count("10 classes") >= 2
+    assert not (tmp_path / RUN).exists()
+
+
 def flat(tree):
     from nml_jax.training.leaves import name_leaves
 
@@ -121,7 +131,7 @@ def detect_model_shapes(meta):
         ({"detect.starts": ("middle",)}, "detect.starts: unknown 'middle'"),
         ({"detect.starts": ("random",), "detect.norm": "eval"}, "random weights have none"),
         ({"detect.batch": 12}, "detect.batch"),
-        ({"model.name": "vit_ti"}, "model.name=vit_ti"),
+        ({"model.name": "vit_ti", "model.patch": 4}, "model.name=vit_ti"),
         ({"detect.retina.strides": (4, 16)}, "strides (4, 16)"),
         ({"detect.data.source": "internet"}, "detect.data.source='internet'"),
         ({"detect.data.kinds": ("plane",)}, "digit scenes of the kinds"),
@@ -129,7 +139,7 @@ def detect_model_shapes(meta):
         ({"detect.data.scales": (64,)}, "detect.data.scales"),
         ({"detect.data.smallest": 64}, "no image has an object"),
         ({"detect.optimizer.schedule": "step"}, "optimizer.milestones"),
-        ({"stages": ("detect",)}, "no checkpoint to extract from"),
+        ({"stages": ("detect",)}, "holds no checkpoint"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_training(overrides, words, tmp_path):
@@ -139,11 +149,10 @@ def test_what_does_not_fit_is_refused_before_training(overrides, words, tmp_path
     assert not (tmp_path / RUN / "detect").exists()
 
 
-def test_a_rate_that_is_too_high_ends_with_the_ids(tmp_path, finished, capfd):
+def test_a_rate_that_is_too_high_ends_with_the_ids(tmp_path, finished):
     workdir = tmp_path / "high"
     shutil.copytree(finished / RUN, workdir / RUN)
     shutil.rmtree(workdir / RUN / "detect")
     rates = {"detect.optimizer.lr": 1e30, "detect.optimizer.warmup_steps": 0, "runtime.max_skipped": 2}
-    arguments = detect_experiment.flags(workdir, **rates)
-    assert main.run(["main", *arguments, "--force=detect"]) == 77
-    assert "ids of its batch" in capfd.readouterr().err
+    with pytest.raises(NonFinite, match="ids of its batch: "):
+        detect_experiment.launch(workdir, force=("detect",), **rates)

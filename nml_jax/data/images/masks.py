@@ -120,7 +120,7 @@ def crop(segmentation: Any, size: tuple[int, int], box: np.ndarray, side: int, *
         moved = [np.asarray(polygon, np.float64) - np.tile([x1, y1], len(polygon) // 2) for polygon in segmentation]
         return decode([_scale(polygon, sx, sy, side if flip else None) for polygon in moved], side, side)
     mask = decode(segmentation, *size)
-    # the centre of pixel u of the crop is at x1 + (u + 0.5) / sx of the picture, whose pixel i has its centre at i + 0.5
+    # Pixel u of the crop has its centre at x1 + (u + 0.5) / sx of the picture, whose pixel i has it at i + 0.5.
     back = np.array([[1 / sx, 0, x1 + 0.5 / sx - 0.5], [0, 1 / sy, y1 + 0.5 / sy - 0.5]])
     out = cv2.warpAffine(mask * np.uint8(255), back, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     out = (out >= 128).astype(np.uint8)

@@ -14,7 +14,7 @@ def test_a_scene_depends_on_seed_and_id_alone():
     for i in (2, 0):
         np.testing.assert_array_equal(few.image(i), many.image(i))
         np.testing.assert_array_equal(few.objects(i).boxes, many.objects(i).boxes)
-    again = pickle.loads(pickle.dumps(many))  # noqa: S301
+    again = pickle.loads(pickle.dumps(many))
     np.testing.assert_array_equal(again.image(5), many.image(5))
     for other in (DigitScenes("train", 3, 64, seed=1), DigitScenes("test", 3, 64)):
         assert (other.image(0) != few.image(0)).any()
