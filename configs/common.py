@@ -176,6 +176,15 @@ def get_config() -> ConfigDict:
     texts.literal = False  # special tokens inside texts, such as [SEP]: True: plain text; False: special, as elsewhere
     texts.separator = ""  # token between the texts of a pair where the tokenizer puts none (GPT-2); "": none
 
+    # The tasks of GLUE, keys of nml_jax.tasks.glue_sets.GLUE_TASKS, or "glue": all whose files are there.
+    glue = config.glue = ConfigDict()
+    glue.folder = ""  # folder with a folder per set, such as RTE, in the layout of GLUE, Hugging Face or TFDS
+    glue.partners = ()  # out-of-domain tests. (): all whose files are there; ("none",): none
+    glue.unlabelled = "drop"  # test rows without a gold label: drop | wrong (whatever is answered, as in GLUE-X)
+    glue.stsb = "scores"  # STS-B and SICK: scores (regression) | classes (five, as in GLUE-X)
+    glue.train_rows = 0  # most training rows of a task, stratified, the same for every seed; 0: all
+    glue.test_rows = 0  # most rows of an out-of-domain test; 0: all
+
     extract = config.extract = ConfigDict()
     extract.weights = "raw"  # raw | ema
     extract.step = placeholder(int)  # step of the checkpoint; None: the last
