@@ -132,7 +132,7 @@ def launch(
     # ---- the runs, one after another -------------------------------------------------------------------------------
     parts = {}
     if config.features.train and "tune" in todo and first:
-        from nml_jax.assembly import tune_cost
+        from nml_jax.assembly.heads import tune_cost
 
         expected = tune_cost.estimate_parts(config, experiment.list_undone(cells, workdir, "tune", force=force))
         parts = {name: part.seconds for name, part in expected.items()}

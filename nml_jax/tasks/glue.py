@@ -49,12 +49,18 @@ class Place(NamedTuple):
 def check_ranges(config: Any) -> None:
     """Raise UserError if a value of the section `glue` is out of range."""
     ranges.require_at_least(0, "glue", config, "train_rows", "test_rows")
-    for key, known in (("unlabelled", ("drop", "wrong")), ("stsb", ("scores", "classes"))):
+    for key, known in (("unlabelled", ("drop", "wrong")), ("stsb", ("classes",))):
         if config[key] not in known:
             raise UserError(f"glue.{key}={config[key]!r}", f"choose one of {', '.join(known)}")
     names = dict.fromkeys(name for task in GLUE_TASKS.values() for name in task.partners)
     if wrong := [name for name in config.partners if name not in (*names, NONE)]:
         raise UserError(f"glue.partners: unknown {wrong[0]!r}", f"it takes {', '.join(names)}, or {NONE}")
+
+
+def is_asked(config: Any) -> bool:
+    """Return whether a config names a task of GLUE, and a folder that is there."""
+    folder = Path(config.glue.folder).expanduser()
+    return bool(config.glue.folder and folder.is_dir() and {*config.downstream.tasks} & {ALL, *GLUE_TASKS})
 
 
 def list_found(config: Any) -> list[str]:
