@@ -124,7 +124,10 @@ def get_config() -> ConfigDict:
     optimizer = config.optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw | lamb | sgd
     optimizer.lr = 1e-3  # peak learning rate at this batch size
-    optimizer.min_lr = 0.0  # learning rate at the end of the cosine
+    optimizer.schedule = "cosine"  # after the warm-up: cosine (to min_lr) | step (times gamma at every milestone)
+    optimizer.min_lr = 0.0  # cosine: learning rate at the end
+    optimizer.milestones = ()  # step: epochs from the start after which the rate falls, as (8.0, 11.0)
+    optimizer.gamma = 0.1  # step: factor at every milestone
     optimizer.warmup_epochs = 5.0  # linear, from warmup_lr
     optimizer.warmup_steps = placeholder(int)  # instead of warmup_epochs. None: use warmup_epochs
     optimizer.warmup_lr = 0.0  # learning rate at the start of the warm-up
