@@ -145,7 +145,7 @@ def read_vectors(content: Any, count: int, width: int, url: str, key: str = "") 
         raise refuse(f"the reply has no list of data: {words}")
     if len(data) != count:
         raise refuse(f"{len(data)} vectors for {count} texts")
-    places = [item.get("index") if isinstance(item, dict) else None for item in data]
+    places: list[Any] = [item.get("index") if isinstance(item, dict) else None for item in data]
     if missing := [place for place in places if type(place) is not int]:
         raise refuse(f"a vector has the index {missing[0]!r}, which says not whose it is")
     if sorted(places) != list(range(count)):

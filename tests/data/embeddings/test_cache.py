@@ -67,7 +67,8 @@ def test_a_damaged_vector_is_asked_for_again(tmp_path: Path, capsys):
     assert cache.find(KEYS).tolist() == [0, 1, 2, 3, 4, -1]
     assert "1 vectors are damaged" in capsys.readouterr().err
     write(tmp_path, slice(5, 6))
-    np.testing.assert_array_equal(*(x for c in [Cache(tmp_path, SERVICE)] for x in (c.read(c.find(KEYS)), VECTORS)))
+    cache = Cache(tmp_path, SERVICE)
+    np.testing.assert_array_equal(cache.read(cache.find(KEYS)), VECTORS)
 
 
 def test_a_full_disk_keeps_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -69,7 +69,7 @@ def test_a_wrong_reply_is_an_error(body, words: str):
 def test_what_may_pass_is_asked_again():
     for status in (408, 409, 425, 429, 500, 502, 503, 529):
         with pytest.raises(Again, match=f"answers {status}: busy") as caught:
-            read({"error": {"message": "busy"}}, status=status, **{"retry-after": "3"})
+            read_reply(Reply(status, {"retry-after": "3"}, b'{"error": {"message": "busy"}}'), 2, 0, KEY, URL)
         assert caught.value.wait == 3
     for body in (b'{"data": [{"ind', b"", b"["):
         with pytest.raises(Again, match="not JSON"):
