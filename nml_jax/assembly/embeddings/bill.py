@@ -9,6 +9,7 @@ from nml_jax.assembly import agreement
 from nml_jax.assembly.embeddings.encode import count_tokens, list_parts
 from nml_jax.data.embeddings.cache import Cache, find_folder
 from nml_jax.data.embeddings.service import find_service
+from nml_jax.tasks.classification import list_tasks
 
 
 class Bill(NamedTuple):
@@ -32,7 +33,7 @@ def make_bill(config: ConfigDict) -> Bill:
         UserError: a dataset is missing, or a text is empty.
     """
     service, wanted = find_service(config), []
-    for name in config.downstream.tasks:
+    for name in list_tasks(config):
         task = agreement.open_task(name, config)
         splits = [("train", task.train), *((test.split, test.source) for test in task.tests)]
         wanted += itertools.chain.from_iterable(

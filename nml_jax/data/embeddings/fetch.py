@@ -90,7 +90,7 @@ class Fetch:
         Raises:
             UserError: the service refuses a text, or cannot be asked.
         """
-        threads = Threads(self._limits.in_flight, lambda batch: self._ask([self._texts[row] for row in batch.rows]))
+        threads = Threads(self._limits.in_flight, self._call)
         try:
             while True:
                 delay = math.inf if self._error else self._send(threads)
@@ -103,6 +103,10 @@ class Fetch:
             threads.close()
         if self._error:
             raise self._error
+
+    def _call(self, batch: Batch) -> Answer:
+        """Ask for a batch, in a thread."""
+        return self._ask([self._texts[row] for row in batch.rows])
 
     def _has_more(self) -> bool:
         return bool(self._waiting) or self._next < len(self._texts)
