@@ -38,6 +38,7 @@ WALLS = {
     "pycocotools": ("evals/detection.py", "data/images/masks.py"),
     "jinja2": ("reporting/",),
     "tokenizers": ("data/text/",),
+    "urllib3": ("data/embeddings/",),
     "torch": (),
     "tensorflow": (),
     "pickle": (),
