@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from nml_jax import console, errors, models, settings
-from nml_jax.models import published
+from nml_jax.models import describe, published
 from nml_jax.models.weights import files
 from nml_jax.models.weights.state_dict import UnfitWeights
 from nml_jax.processes.forks import refuse_fork
@@ -234,7 +234,7 @@ def count_classes(init_from: str) -> int | None:
 
 # Keys that change what a model computes of the same image, but not always the shapes of its weights.
 SEEN = ("model.mean", "model.std", "data.image_size")
-SEEN_BY_TRANSFORMERS = ("model.quick_gelu", "model.pool", "model.patch")
+SEEN_BY_SOME = ("model.quick_gelu", "model.pool", "model.patch")
 SIZES = ("model.name", "data.num_classes")  # the shapes of the weights decide
 NEVER = ("model.quick_gelu",)  # nobody means it to differ: the weights would be of another function
 # The same of text encoders, whose config.json says all that they are.
@@ -298,10 +298,10 @@ def compare_published(init_from: str, theirs: Mapping[str, Any], ours: Any) -> d
 
 
 def list_preprocessing(config: Any) -> dict[str, Any]:
-    """Return the keys that a config's model reads of SEEN and SEEN_BY_TRANSFORMERS, with their values."""
+    """Return the keys that a config's model reads of SEEN and SEEN_BY_SOME, with their values."""
     known = dict(settings.flatten(config.to_dict()))
-    transformer = any(word in f"{known['model.name']} {known['model.tower']}" for word in ("vit", "clip"))
-    keys = (*SEEN, *(SEEN_BY_TRANSFORMERS if transformer else ()))
+    fields = describe.list_fields(config.model)
+    keys = (*SEEN, *(key for key in SEEN_BY_SOME if key.partition(".")[2] in fields))
     return {key: tuple(known[key]) if isinstance(known[key], list) else known[key] for key in keys}
 
 

@@ -70,6 +70,12 @@ def test_the_page_is_what_the_command_prints(name: str):
     assert read_cells(line) == list(listing._make_row(name))
 
 
+def test_the_inputs_of_the_page_are_those_of_the_table():
+    """No model is built. The test of published names and shapes compares some of them with timm's configs."""
+    inputs = {cells[0]: cells[3] for cells in map(read_cells, read_table()[2:])}
+    assert inputs == {name: listing._describe_input(name) for name in MODELS}
+
+
 @pytest.mark.slow
 def test_the_whole_page_is_what_the_command_prints():
     done = subprocess.run([sys.executable, "-m", "nml_jax.models"], capture_output=True, text=True, check=True)
