@@ -308,7 +308,7 @@ def get_config() -> ConfigDict:
     diagnose.rows = 2000  # most rows to cross-validate, stratified
     diagnose.start = "fresh"  # NMTune as released (fresh), or from the probe with early stopping (probe)
 
-    # Detectors. The defaults are those of mmdetection 3.3.0 at "1x"; what detectron2 (d2) or torchvision (tv) do otherwise
+    # Detectors. The defaults are those of mmdetection 3.3.0 at "1x". What detectron2 (d2) or torchvision (tv) do otherwise
     # stands with the key, and configs/detect_coco.py has it as a preset.
     detect = config.detect = ConfigDict()
     detect.systems = ("retina",)  # keys of nml_jax.models.detection.SYSTEMS, trained one after another

@@ -30,6 +30,7 @@ from nml_jax.tuning import descent, neighbours, probes, spread
 from tests.scenes import mesh_cases
 from tests.scenes.meshes import mesh_of
 from tests.training import test_finetune
+from tests.whole import test_detection_meshes
 
 PLATFORMS = ("cpu", "tpu", "cuda")
 N, D, K, VIEWS, HEADS = 48, 8, 3, 2, 3
@@ -76,6 +77,21 @@ def finetuning(method: str, added: str, model: str = "vit_ti", **tuning: Any) ->
     def make():
         built = test_finetune.program(model, test_finetune.setup(method, added, mlp=added != "none"), **tuning)
         return built.step, (built.shapes, *batch_and_signals(test_finetune.BATCH, test_finetune.one())), {}
+
+    return make
+
+
+def detector(system: str, part: str) -> Callable:
+    """A detector's training step on eight devices, its detections, or its initialisation."""
+
+    def make():
+        if part == "step":
+            return *test_detection_meshes.lower_step(system), {}
+        built, _ = test_detection_meshes.build(system, mesh_of(8), "float32")
+        if part == "init":
+            return jax.jit(lambda key: built.init(key, built.spec)), (jax.random.key(0),), {}
+        batch = {k: shape(*x.shape, dtype=x.dtype) for k, x in test_detection_meshes.make_batch().items()}
+        return jax.jit(lambda *args: built.apply(*args, train=False, key=None)[0]), (*built.shapes, batch), {}
 
     return make
 
@@ -208,6 +224,9 @@ STEP, HEAD, SPREAD = "training/loop.py:assemble", "tuning/descent.py:", "tuning/
 PROGRAMS: dict[str, Program] = {
     **{f"step: {case}": Program(STEP, step(case)) for case in mesh_cases.CASES},
     **{f"step: {case}, fsdp": Program(STEP, step(case, fsdp=4)) for case in ("vit", "clip vit in parts and chunks")},
+    **{f"step: {system}": Program(STEP, detector(system, "step")) for system in ("retina", "mask")},
+    **{f"detections: {system}": Program("runtime.py:jit", detector(system, "detect")) for system in ("retina", "mask")},
+    "init: mask": Program("models/detection/system.py:draw", detector("mask", "init")),
     "init": Program("training/state.py:create", init("clip vit")),
     "init of a model": Program("models/__init__.py:init", init("resnet")),
     **{

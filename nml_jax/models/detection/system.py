@@ -69,6 +69,24 @@ def map_images(function: Callable[..., Any], mesh: Mesh | None) -> Callable[...,
     return jax.shard_map(batched, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
 
 
+def map_shared(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+    """Return a function of parameters and a batch, which every device runs for its own rows.
+
+    Where parameters are used for several levels, this adds up their gradients before the devices exchange them.
+    """
+    if mesh is None or mesh.size == 1:
+        return function
+    rows = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(function, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False)
+
+
+def draw(module: nn.Module, key: jax.Array, *inputs: Any) -> tuple[Any, Any]:
+    """Draw the parameters of a module for inputs of these shapes. Return them and the shapes of its outputs."""
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
+    outputs, params = jax.jit(module.init_with_output)(key, *zeros)
+    return params["params"], outputs
+
+
 def make_conv(
     channels: int,
     side: int,
