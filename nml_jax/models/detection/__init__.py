@@ -17,13 +17,14 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from nml_jax import models, settings
 from nml_jax.errors import UserError
 from nml_jax.models import Model, Tree
-from nml_jax.models.detection import faster, mask, retina
+from nml_jax.models.detection import faster, mask, retina, solo
 from nml_jax.models.detection.system import Setting, System
 
 SYSTEMS: dict[str, Callable[[Setting], System]] = {
     "retina": retina.make,
     "faster": faster.make,
     "mask": mask.make,
+    "solo": solo.make,
 }
 NORMS = ("train", "eval", "frozen")
 

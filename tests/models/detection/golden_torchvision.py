@@ -180,7 +180,9 @@ def make_two_stages(out: dict[str, np.ndarray]) -> None:
     model = to_train(fill(model))
     wanted = targets(1)
     for i, target in enumerate(wanted):
-        target["masks"] = torch.tensor(twins.paint_masks(i))[: len(target["boxes"])]
+        target["masks"] = torch.tensor(twins.paint_masks(twins.BATCH["boxes"][i], twins.BATCH["masks"][i]))[
+            : len(target["boxes"])
+        ]
     losses = model(pictures(), wanted)
     keep_losses(model, losses, "mask", out)
     with torch.no_grad():
