@@ -19,18 +19,19 @@ from jax.sharding import NamedSharding
 from configs import common
 from nml_jax import models, runtime
 from nml_jax.assembly import encode
-from nml_jax.evals import classification, collect, retrieval, zeroshot
+from nml_jax.evals import classification, collect, detection, retrieval, zeroshot
+from nml_jax.models.detection import SYSTEMS
 from nml_jax.models.heads import mlp
 from nml_jax.objectives import terms
 from nml_jax.objectives.nmtune import PRESETS
 from nml_jax.spectrum import device
 from nml_jax.spectrum.rows import Kind
+from nml_jax.stages import detect
 from nml_jax.training import loop, perturb
 from nml_jax.tuning import descent, neighbours, probes, spread
-from tests.scenes import mesh_cases
+from tests.scenes import detect_experiment, mesh_cases
 from tests.scenes.meshes import mesh_of
 from tests.training import test_finetune
-from tests.whole import test_detection_meshes
 
 PLATFORMS = ("cpu", "tpu", "cuda")
 N, D, K, VIEWS, HEADS = 48, 8, 3, 2, 3
@@ -81,21 +82,6 @@ def finetuning(method: str, added: str, model: str = "vit_ti", **tuning: Any) ->
     return make
 
 
-def detector(system: str, part: str) -> Callable:
-    """A detector's training step on eight devices, its detections, or its initialisation."""
-
-    def make():
-        if part == "step":
-            return *test_detection_meshes.lower_step(system), {}
-        built, _ = test_detection_meshes.build(system, mesh_of(8), "float32")
-        if part == "init":
-            return jax.jit(lambda key: built.init(key, built.spec)), (jax.random.key(0),), {}
-        batch = {k: shape(*x.shape, dtype=x.dtype) for k, x in test_detection_meshes.make_batch().items()}
-        return jax.jit(lambda *args: built.apply(*args, train=False, key=None)[0]), (*built.shapes, batch), {}
-
-    return make
-
-
 def init(case: str) -> Callable:
     def make():
         return mesh_cases.build_program(case, mesh_of(8), "float32").init, (jax.random.key(0),), {}
@@ -124,6 +110,24 @@ def extraction() -> tuple[Any, tuple, dict[str, Any]]:
     built = model("vit")
     batch = {"image": shape(mesh_cases.BATCH, 8, 8, 3, dtype=jnp.uint8)}
     return encode.compile_encoder(built, ("features",), mesh_of(8)), (*built.shapes, batch), {}
+
+
+def detector(system: str, what: str) -> Callable:
+    """The start, the step or the detections of a tiny detector on eight devices, on a canvas that is not square."""
+
+    def make():
+        mesh = mesh_of(8)
+        config = detect_experiment.config(**{"detect.data.canvas": (32, 64)})
+        _, program = detect.build_program(config, mesh, system, 16, K)
+        batch, turned = detect.make_batch_shapes(config, program.model)
+        if what == "init":
+            return program.init, (jax.random.key(0),), {}
+        if what == "step":
+            return program.step, (program.shapes, *batch_and_signals(batch, mesh)), {}
+        inputs = {name: turned[name] for name in ("image", "size")}
+        return detection._detect, (*program.model.shapes, inputs), {"apply": program.model.apply}
+
+    return make
 
 
 TEXT = {"dim": 8, "depth": 1, "heads": 2, "hidden": 8, "vocab": 9, "context": 8}
@@ -224,9 +228,6 @@ STEP, HEAD, SPREAD = "training/loop.py:assemble", "tuning/descent.py:", "tuning/
 PROGRAMS: dict[str, Program] = {
     **{f"step: {case}": Program(STEP, step(case)) for case in mesh_cases.CASES},
     **{f"step: {case}, fsdp": Program(STEP, step(case, fsdp=4)) for case in ("vit", "clip vit in parts and chunks")},
-    **{f"step: {system}": Program(STEP, detector(system, "step")) for system in ("retina", "mask")},
-    **{f"detections: {system}": Program("runtime.py:jit", detector(system, "detect")) for system in ("retina", "mask")},
-    "init: mask": Program("models/detection/system.py:draw", detector("mask", "init")),
     "init": Program("training/state.py:create", init("clip vit")),
     "init of a model": Program("models/__init__.py:init", init("resnet")),
     **{
@@ -235,6 +236,15 @@ PROGRAMS: dict[str, Program] = {
         for added in ("none", "paper", "code")
     },
     "fine-tuning: the start": Program("training/finetune.py:start", perturbation),
+    **{
+        f"detector: {system}, {what}": Program(place, detector(system, what))
+        for system in SYSTEMS
+        for what, place in {
+            "init": "models/detection/system.py:draw",
+            "step": STEP,
+            "detections": "evals/detection.py:_detect",
+        }.items()
+    },
     "extraction": Program("runtime.py:jit", extraction),
     **{
         f"network: {name}": Program("runtime.py:jit", network(name, **keys))

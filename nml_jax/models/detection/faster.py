@@ -176,5 +176,4 @@ def make(setting: Setting) -> System:
         lambda *args: parts.train(*args)[1],
         lambda *args: parts.detect(*args)[1],
         describe_boxes,
-        draw,
     )

@@ -11,9 +11,9 @@ def assign_cells(
 ) -> dict[str, jax.Array]:
     """Assign the objects of one image to cells (arXiv 1912.04488, section 3.1, as in mmdetection 3.3.0).
 
-    An object belongs to the grids whose range holds the root of its box's area, and there to the cells around its centre
-    of mass: within `centre` of its width and height, and at most one to each side. The last object has the class of a
-    cell, but each keeps its pair with the cell, so that several masks may be asked of one kernel.
+    An object belongs to the grids whose range holds the root of its box's area, and there to the cells around its
+    centre of mass: within `centre` of its width and height, and at most one to each side. The last object has the class
+    of a cell, but each keeps its pair with the cell, so that several masks may be asked of one kernel.
 
     Args:
         boxes: [M, 4]; labels: int32 [M], −1 for padding; centres: [M, 2], the mean x and y of a mask's pixels, or

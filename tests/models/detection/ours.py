@@ -40,7 +40,7 @@ NAMES = (
     (r"detector/features/level(\d)_(\d)/", r"mask_head.mask_feature_head.convs_all_levels.\1.conv\2."),
     (r"detector/features/out/", "mask_head.mask_feature_head.conv_pred."),
     (r"(convs\.\d|conv\d|conv_pred)\.norm/", r"\1.gn."),
-    (r"\.(conv_|)class", r".\1cls"),
+    (r"mask_head\.(conv_|)class", r"mask_head.\1cls"),
     (r"/", "."),
     (r"(kernel|scale)$", "weight"),
     (r"\.mean$", ".running_mean"),

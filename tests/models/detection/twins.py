@@ -19,7 +19,8 @@ SOLO: dict[str, Any] = {"strides": (2, 4, 8, 16), "grids": (10, 8, 6, 4), "width
 MASK: dict[str, Any] = {"low_quality": 2.0, "depth": 1, "crop": 32, "binarise": False}
 # Parts of names whose gradients are compared element by element; all others by their norm.
 KEPT = ("body.conv1.weight", "layer4.0.conv1", "layer3.0.bn2", "fpn", "conv.0.0", "cls_logits", "bbox_reg", "rpn",
-        "fc7", "predictor", "mask_fcn1", "conv_cls", "conv_kernel", "kernel_convs", "conv_pred", "convs_all_levels.2")  # fmt: skip
+        "fc7", "predictor", "mask_fcn1", "conv_cls", "conv_kernel", "kernel_convs",
+        "conv_pred", "convs_all_levels.2")  # fmt: skip
 
 
 def draw(name: str, shape: Any) -> np.ndarray:
