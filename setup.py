@@ -33,7 +33,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["nml_jax", "nml_jax.*"]),
-    package_data={"nml_jax": ["tasks/*.json", "py.typed", "reporting/templates/*"]},
+    package_data={"nml_jax": ["noise/*.json", "tasks/*.json", "py.typed", "reporting/templates/*"]},
     cmdclass={"build_py": BuildWithConfigs},
     python_requires=">=3.11,<3.14",
     install_requires=[
@@ -55,6 +55,7 @@ setup(
         "pandas",
         "pillow",
         "pyarrow",
+        "pycocotools",
         "safetensors",
         "scikit-learn",
         "scipy",
@@ -64,6 +65,7 @@ setup(
         "threadpoolctl",
         "tokenizers",
         "tqdm",
+        "urllib3",
     ],
     extras_require={
         # To build image-text datasets on a cluster; without constraints.txt, as it wants older libraries.

@@ -20,7 +20,7 @@ from nml_jax.errors import UserError
 from nml_jax.models.layers.depthwise import PADDINGS
 from nml_jax.models.layers.initializers import leave_undrawn
 from nml_jax.models.text.language import ACTIVATIONS, POOLS
-from nml_jax.models.variants import CLIPS, LANGUAGE, MODELS, TOWERS
+from nml_jax.models.variants import CLIPS, LANGUAGE, MODELS, REMOTE, TOWERS
 
 Tree = dict[str, Any]
 
@@ -42,8 +42,9 @@ class Model:
         "embedding" (float32 [B, E], projected, of length 1) in place of logits. Texts give "text_features" and
         "text_embedding", of the same shapes. "logit_scale" is always there (see `clip.Clip`).
         Text encoders take "tokens", "length" and "second" (see `language.TextEncoder`) and have no logits.
-    spec: name -> jax.ShapeDtypeStruct, a batch of one: "image" uint8 [1, S, S, 3] and, for CLIP, "text" int32 [1, L].
+    spec: name -> jax.ShapeDtypeStruct, a batch of one: "image" uint8 [1, H, W, 3] and, for CLIP, "text" int32 [1, L].
         Text encoders: "tokens" int32 [1, L], where L stands for any length up to it, "length" and "second" int32 [1].
+        An embeddings service: "vector" float32 [1, D], where D is 1 and stands for any.
     """
 
     init: Callable[..., tuple[Tree, Tree]]
@@ -57,7 +58,7 @@ class Model:
             return jax.eval_shape(lambda key: self.init(key, self.spec), jax.random.key(0))
 
 
-def build(config: Any, *, num_classes: int, image_size: int) -> Model:
+def build(config: Any, *, num_classes: int, image_size: int | tuple[int, int]) -> Model:
     """Build the model that the `model` section of a config describes.
 
     The same arguments return the same object, so that its users share what is traced and compiled.
@@ -65,26 +66,32 @@ def build(config: Any, *, num_classes: int, image_size: int) -> Model:
     Args:
         config: a frozen or plain ConfigDict, see `configs/common.py`; None under a key means the variant's value.
         num_classes: width of the head; 0 for no head. CLIP never has one.
-        image_size: height and width in pixels. A ResNet accepts other sizes in `apply`; a ViT and CLIP's ResNet do not.
+        image_size: pixels, height = width, or (height, width). A ResNet accepts other sizes in `apply`; a ViT and
+            CLIP's ResNet do not.
 
     Raises:
         UserError: the model or a value is unknown, or sizes do not fit each other.
     """
     _check(config)
     (frozen,) = settings.freeze_sections(config)
-    return _build(frozen, num_classes, image_size, jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return _build(frozen, num_classes, height, width, jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @lru_cache(maxsize=8)
-def _build(config: FrozenConfigDict, num_classes: int, image_size: int, wide: bool) -> Model:
+def _build(config: FrozenConfigDict, num_classes: int, height: int, width: int, wide: bool) -> Model:
     """Build and cache a model. `wide` is part of the key: with JAX's 64-bit types, parameters have other dtypes."""
     values = {name: config[name] for name in config}
-    values |= {"num_classes": num_classes, "image_size": image_size, "dtype": jnp.dtype(config.dtype)}
-    spec = {"image": jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)}
+    values |= {"num_classes": num_classes, "dtype": jnp.dtype(config.dtype)}
+    if height == width:  # else a module that needs one size has none, and says so
+        values["image_size"] = height
+    spec = {"image": jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)}
     if config.name in LANGUAGE:
         context = config.context or LANGUAGE[config.name].make.keywords["context"]
         shapes = {"tokens": (1, context), "length": (1,), "second": (1,)}
         spec = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in shapes.items()}
+    if config.name in REMOTE:
+        spec = {"vector": jax.ShapeDtypeStruct((1, 1), jnp.float32)}
     if config.name in CLIPS:
         tower = CLIPS[config.name].make.keywords.get("tower") or TOWERS[config.tower].make
         values["tower"] = _make_module(tower, {**values, "num_classes": 0, "hidden": 0})
@@ -97,7 +104,7 @@ def _build(config: FrozenConfigDict, num_classes: int, image_size: int, wide: bo
         shapes = [(1, *batch_spec.get(name, like).shape[1:]) for name, like in spec.items()]
         inputs = [jnp.zeros(shape, like.dtype) for shape, like in zip(shapes, spec.values(), strict=True)]
         variables = jax.jit(partial(module.init, train=False))({"params": key}, *inputs)
-        return variables.pop("params"), variables
+        return variables.pop("params", {}), variables
 
     def apply(
         params: Tree, model_state: Tree, batch: Mapping[str, Any], *, train: bool, key: jax.Array | None
@@ -120,7 +127,12 @@ def _build(config: FrozenConfigDict, num_classes: int, image_size: int, wide: bo
 
 def _make_module(variant: partial[Any], values: Mapping[str, Any]) -> nn.Module:
     """Make the variant with the values that are fields of it and not None."""
-    known = inspect.signature(variant.func).parameters.keys() - {"name"}  # `name` is Linen's own field, not the model's
+    fields = inspect.signature(variant.func).parameters
+    if "image_size" not in values and (sized := fields.get("image_size")) and sized.default is sized.empty:
+        raise UserError(
+            f"{variant.func.__name__} takes square images alone", "choose a network of convolutions, such as resnet50"
+        )
+    known = fields.keys() - {"name"}  # `name` is Linen's own field, not the model's
     return variant(**{key: value for key, value in values.items() if key in known and value is not None})
 
 

@@ -14,11 +14,14 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from nml_jax import console, inputs, objectives, runtime, settings
-from nml_jax.assembly import encoder, feature_files, noisy_data, tune_cost
+from nml_jax.assembly import encoder, feature_files, noisy_data
+from nml_jax.assembly.embeddings import bill
+from nml_jax.assembly.heads import tune_cost
 from nml_jax.errors import MissingInput, UserError
 from nml_jax.models import published
 from nml_jax.models.overview import describe_parameters
 from nml_jax.stages import experiment, runner
+from nml_jax.tasks import glue
 from nml_jax.training import loop, pretrained
 from nml_jax.training.window import Signals
 
@@ -57,6 +60,7 @@ def describe_plan(
     lines += ["overridden keys:" if pinned else "overridden keys: none"]
     lines += [f"  {key}: {json.dumps(value)}" for key, value in pinned.items()]
     lines += _list_published(config)
+    lines += glue.describe(config) if glue.is_asked(config) else []
     lines += ["", f"{len(cells)} run(s) in {workdir}:"]
     for name, cell in cells.items():
         folder = experiment.find_folder(workdir, name, cell)
@@ -75,11 +79,24 @@ def describe_plan(
         lines += ["", "features and heads, in all runs:"]
         todo = experiment.list_undone(cells, workdir, "tune")
         lines += [f"  {line}" for line in (tune_cost.describe(config, todo) if todo else ["done"])]
+    for stage in (runner.find_stage(name) for name in runner.STAGES if name in config.stages):
+        if stage.estimate and not any(item.wrong for item in wanting):
+            found = stage.estimate(next(iter(cells.values())), mesh)
+            lines += ["", f"{stage.name}, each run:", *(f"  {name}: {value}" for name, value in found.items())]
+    if encoder.is_remote(config) and "extract" in config.stages and not wanting:
+        for cell in _list_services(cells):
+            lines += ["", f"{cell.api.model}, all splits:", *(f"  {line}" for line in bill.describe_bill(cell))]
     later = [item.text for item in wanting if not item.wrong]
     missing = tuple(item.text for item in wanting if item.wrong)
     for title, items in (("to obtain", later), ("missing or unfit", missing)):
         lines += ["", f"{title}:", *(f"  {item}" for item in items)] if items else []
     return Plan("\n".join(lines), missing)
+
+
+def _list_services(cells: Mapping[str, ConfigDict]) -> list[ConfigDict]:
+    """Return a run for each service and set of texts."""
+    return list({json.dumps(settings.select_keys(settings.to_json(cell), ("api", "texts", "glue"))): cell
+                 for cell in cells.values()}.values())  # fmt: skip
 
 
 class Wanting(NamedTuple):
@@ -121,6 +138,7 @@ def _list_gone(cell: ConfigDict, stage: str) -> list[tuple[str, str]]:
     unused = set()
     unused |= {"downstream.path"} if cell.features.train or "directory" not in cell.downstream.tasks else set()
     unused |= {"data.path"} if cell.data.mixture or cell.data.source == "digits" else set()
+    unused |= {"detect.data.path", "detect.data.test_path"} if cell.detect.data.source == "digits" else set()
     unused |= {"noise_file"} if cell.noise_kind not in settings.FIXED_RATE else set()
     unused |= {"data.tokenizer"} if not encoder.has_text(cell) else set()
     unused |= {"init_from"} if stage not in ("pretrain", *experiment.ENCODED) else set()
