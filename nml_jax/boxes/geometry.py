@@ -69,7 +69,7 @@ def _to_centre(boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def make_anchors(
-    shape: tuple[int, int], stride: int, scales: Sequence[float], ratios: Sequence[float], rounded: str = ""
+    shape: tuple[int, ...], stride: int, scales: Sequence[float], ratios: Sequence[float], rounded: str = ""
 ) -> np.ndarray:
     """Make the anchors of a map of shape (height, width), float32 [height · width · A, 4].
 
@@ -79,9 +79,9 @@ def make_anchors(
     Args:
         rounded: "" as they are; "corners": to whole pixels; "sizes": scale · stride cut to whole pixels, then corners.
     """
-    sizes = np.float32([scale * stride for scale in scales])
+    sizes = np.array([scale * stride for scale in scales], np.float32)
     sizes = np.trunc(sizes) if rounded == "sizes" else sizes
-    root = np.sqrt(np.float32(ratios))
+    root = np.sqrt(np.array(ratios, np.float32))
     half_h = (root[:, None] * sizes).reshape(-1) / 2
     half_w = ((1 / root)[:, None] * sizes).reshape(-1) / 2
     own = np.stack([-half_w, -half_h, half_w, half_h], -1)
@@ -91,7 +91,7 @@ def make_anchors(
     return (corners + own).reshape(-1, 4).astype(np.float32)
 
 
-def are_inside(shape: tuple[int, int], stride: int, per_cell: int, size: jax.Array) -> jax.Array:
+def are_inside(shape: tuple[int, ...], stride: int, per_cell: int, size: jax.Array) -> jax.Array:
     """Return which anchors of a map stand at a cell whose corner is inside a picture of size [2], bool [N]."""
     rows = jnp.arange(shape[0]) * stride < size[0]
     columns = jnp.arange(shape[1]) * stride < size[1]

@@ -66,7 +66,7 @@ def make(setting: Setting) -> System:
 
     def run(params: Any, maps: Sequence[jax.Array]) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
         """Return the levels, and logits [B, N, K] and deltas [B, N, 4] of each."""
-        levels = pyramid.apply({"params": params["fpn"]}, choose_maps(setting, maps, own.strides))
+        levels: Any = pyramid.apply({"params": params["fpn"]}, choose_maps(setting, maps, own.strides))
         run_head = map_shared(lambda params, levels: head.apply({"params": params}, levels), setting.mesh)
         logits, deltas = run_head(params["head"], levels)
         return levels, flatten_levels(logits, num_classes), flatten_levels(deltas, 4)

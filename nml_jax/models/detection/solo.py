@@ -23,7 +23,7 @@ from nml_jax.models.detection.system import (
 from nml_jax.objectives.detection import cells
 
 
-def resize(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def resize(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Resize maps [B, h, w, C] bilinearly, without a filter where they shrink."""
     return jax.image.resize(x, (len(x), *shape, x.shape[-1]), "bilinear", antialias=False)
 
@@ -186,7 +186,7 @@ def make(setting: Setting) -> System:
     return System(init, train, detect, describe_batch)
 
 
-def find_inside(shape: tuple[int, int], stride: int, size: jax.Array) -> jax.Array:
+def find_inside(shape: tuple[int, ...], stride: int, size: jax.Array) -> jax.Array:
     """Find which cells of a map [h, w] begin inside pictures of sizes [B, 2], bool [B, h, w]."""
     rows = jnp.arange(shape[0]) * stride < size[:, :1]
     columns = jnp.arange(shape[1]) * stride < size[:, 1:]

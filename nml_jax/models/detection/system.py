@@ -161,12 +161,12 @@ def make_pyramid(setting: Setting, strides: Sequence[int], extra: str, extra_fro
     return Pyramid(config.width, len(strides), extra, extra_from, init, setting.dtype)
 
 
-def choose_maps(setting: Setting, maps: Sequence[jax.Array], strides: Sequence[int]) -> list[jax.Array]:
+def choose_maps(setting: Setting, maps: Sequence[Any], strides: Sequence[int]) -> list[Any]:
     """Choose the encoder's maps of these strides."""
     return [x for stride, x in zip(setting.strides, maps, strict=True) if stride in strides]
 
 
-def enlarge_nearest(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def enlarge_nearest(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Resize maps [B, h, w, C] to a shape by the nearest cell: cell i reads cell ⌊i · h / H⌋."""
     for axis, (old, new) in enumerate(zip(x.shape[1:3], shape, strict=True), 1):
         if new == 2 * old:
