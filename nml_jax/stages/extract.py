@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import console, errors, runtime, settings, spectrum
-from nml_jax.assembly import agreement, encoder
+from nml_jax.assembly import agreement, encoder, evaluators
 from nml_jax.assembly.encode import Encode, compile_encoder, encode_split
 from nml_jax.assembly.encoder import describe_origin
 from nml_jax.assembly.feature_sets import BLOCK
@@ -106,25 +106,9 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     if unknown := [layer for layer in config.extract.layers if layer not in known]:
         raise errors.UserError(f"no layer {unknown[0]!r}", f"choose extract.layers from {', '.join(known)}")
     check_tasks(config, data=data)
-    _check_texts(config)
+    evaluators.check_inputs(config)
     for mode in config.extract.spectra:
         spectrum.find_preset(mode)
-
-
-def _check_texts(config: ConfigDict) -> None:
-    """Check that texts meet a text encoder, and that it has a tokenizer which fits."""
-    model = encoder.build(config, num_classes=config.data.num_classes or 1)
-    reads = texts.has_tokens(model.spec)
-    if wrong := [name for name in config.downstream.tasks if (name == "texts") != reads]:
-        what = "reads texts" if reads else "reads images"
-        raise errors.UserError(
-            f"model.name={config.model.name} {what}, and the downstream task is {wrong[0]!r}",
-            "give --config=configs/text.py:FOLDER for texts, and an image encoder for images",
-        )
-    if reads:
-        if config.extract.views > 1:
-            raise errors.UserError(f"extract.views={config.extract.views}, but texts have one view", "set it to 1")
-        texts.load_tokenizer(config, model)
 
 
 def list_needed(workdir: Path, rows: list[Row]) -> list[Path]:

@@ -97,4 +97,4 @@ def _read(path: Path, chosen: Any) -> tuple[list[tuple[str, ...]], np.ndarray]:
 
 
 def _make(path: Path, texts: list[tuple[str, ...]], labels: np.ndarray, classes: np.ndarray) -> Sentences:
-    return Sentences(texts, encode(labels, classes, str(path)), tuple(map(str, classes.tolist())))
+    return Sentences(texts, encode(labels, classes, str(path)), tuple(map(str, classes.tolist())), str(path))
