@@ -4,8 +4,8 @@ Keys are locked: an experiment cannot add one, and a misspelt key on the command
 placeholder whose value follows from other keys or the data. Give a tuple as Python writes it:
 --config.sweep.seed='(0,1)'.
 
-All keys except `sweep`, `stages` and `runtime` identify a run. Those three choose what to run, where and how fast, and
-do not change its numbers.
+All keys except `sweep`, `condition`, `study`, `stages` and `runtime` identify a run. Those choose what to run, what to
+draw, where and how fast, and do not change its numbers.
 """
 
 from ml_collections import ConfigDict
@@ -18,16 +18,19 @@ def get_config() -> ConfigDict:
     config.seed = 0  # initialisation, data order, augmentation and head training
     config.stages = ("pretrain", "extract", "tune", "report")  # which stages to run, in order
     # A tuple of values for any key of this file, such as sweep.optimizer.lr. The sweep is the product of all tuples.
-    config.sweep = ConfigDict({"noise": (), "seed": ()})  # (): not swept
+    # `conditions` are named sets of keys where a product cannot say it: (("name", (("key", value), ...)), ...).
+    config.sweep = ConfigDict({"noise": (), "seed": (), "conditions": ()})  # (): not swept
+    config.condition = ""  # which of sweep.conditions a run has; the program sets it
     config.init_from = ""  # start from these weights: a .safetensors file, a published folder or a run's folder
 
     # Wrong supervision in pre-training.
     config.noise = 0.0  # share of records with wrong supervision, in [0, 1]
-    config.noise_kind = "symmetric"  # labels: symmetric | asymmetric | pair | matrix | labels. Captions: caption_swap
+    config.noise_kind = "symmetric"  # labels: symmetric | asymmetric | pair | matrix | labels | matched; caption_swap
     config.noise_seed = placeholder(int)  # None: the value of `seed`
-    config.noise_classes = ()  # asymmetric: ids of the classes S among which labels are exchanged
+    # asymmetric: ids of the classes S among which labels are exchanged, or a set's name: ("imagenet_cifar100",).
+    config.noise_classes = ()  # (): none
     config.noise_rate_of = "all"  # asymmetric: `noise` is a share of "all" records or of the "classes" S
-    config.noise_file = ""  # matrix: K×K .npy; labels: .npy in record order, or .csv of key,label. Both fix the rate
+    config.noise_file = ""  # matrix: K×K .npy; labels, matched: .npy in record order, or .csv of key,label
 
     # Pre-training data.
     data = config.data = ConfigDict()
@@ -123,7 +126,10 @@ def get_config() -> ConfigDict:
     optimizer = config.optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw | lamb | sgd
     optimizer.lr = 1e-3  # peak learning rate at this batch size
-    optimizer.min_lr = 0.0  # learning rate at the end of the cosine
+    optimizer.schedule = "cosine"  # after the warm-up: cosine (to min_lr) | step (times gamma at every milestone)
+    optimizer.min_lr = 0.0  # cosine: learning rate at the end
+    optimizer.milestones = ()  # step: epochs from the start after which the rate falls, as (8.0, 11.0)
+    optimizer.gamma = 0.1  # step: factor at every milestone
     optimizer.warmup_epochs = 5.0  # linear, from warmup_lr
     optimizer.warmup_steps = placeholder(int)  # instead of warmup_epochs. None: use warmup_epochs
     optimizer.warmup_lr = 0.0  # learning rate at the start of the warm-up

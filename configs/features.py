@@ -32,23 +32,7 @@ def get_config(part: str = "") -> ConfigDict:
     config.sweep.noise = ()
     config.sweep.seed = (0, 1, 2, 3, 4)
 
-    config.tune.methods = ("lbfgs", "mlp", "nmtune")
-    config.tune.standardize = True  # a probe on raw features is a weak opponent
-    config.tune.start = "probe"
-    config.tune.batch = 128
-    config.tune.epochs = 60  # the budget of each training: so many epochs,
-    config.tune.steps = 3000  # and so many steps, but not of the L-BFGS probe
-    config.tune.patience = 6
-    config.tune.halving = True
-    config.tune.shared = True
-    config.tune.widen = True
-    config.tune.calibrate = True  # accuracy chooses the penalty, which says nothing about the scale of logits
-    config.tune.width = 0  # chosen by rows and features; 4 is the papers'
-    config.tune.lrs = (1e-3, 3e-4, 1e-4)  # from the probe, larger ones lose accuracy in other domains
-    config.tune.weight_decays = (1e-4,)  # others make no difference in so few steps
-    config.tune.cs = (1e-3, 0.01, 0.1)
-    config.tune.alphas = (10.0, 100.0, 1000.0)
-    config.tune.ks = (1, 5, 20)
+    set_heads(config.tune)
     config.diagnose.start = "probe"
     if part == "quick":
         config.name = "features_quick"
@@ -57,3 +41,24 @@ def get_config(part: str = "") -> ConfigDict:
         config.tune.methods = ("lbfgs",)
         config.diagnose.folds = 0
     return config.lock()
+
+
+def set_heads(tune: ConfigDict) -> None:
+    """Set which heads are compared on frozen features, and how they are trained: measured, see docs/benchmarks.md."""
+    tune.methods = ("lbfgs", "mlp", "nmtune")
+    tune.standardize = True  # a probe on raw features is a weak opponent
+    tune.start = "probe"
+    tune.batch = 128
+    tune.epochs = 60  # the budget of each training: so many epochs,
+    tune.steps = 3000  # and so many steps, but not of the L-BFGS probe
+    tune.patience = 6
+    tune.halving = True
+    tune.shared = True
+    tune.widen = True
+    tune.calibrate = True  # accuracy chooses the penalty, which says nothing about the scale of logits
+    tune.width = 0  # chosen by rows and features; 4 is the papers'
+    tune.lrs = (1e-3, 3e-4, 1e-4)  # from the probe, larger ones lose accuracy in other domains
+    tune.weight_decays = (1e-4,)  # others make no difference in so few steps
+    tune.cs = (1e-3, 0.01, 0.1)
+    tune.alphas = (10.0, 100.0, 1000.0)
+    tune.ks = (1, 5, 20)

@@ -17,6 +17,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import common
+from configs.features import set_heads
 from nml_jax.models.published import read_keys
 
 
@@ -41,16 +42,5 @@ def make_config(folder: str, name: str) -> ConfigDict:
         config.init_from = str(path)
         config.update_from_flattened_dict(read_keys(path))
 
-    config.tune.methods = ("lbfgs", "mlp", "nmtune")
-    config.tune.standardize = True
-    config.tune.start = "probe"
-    config.tune.batch = 128
-    config.tune.epochs = 60
-    config.tune.steps = 1000
-    config.tune.patience = 6
-    config.tune.halving = True
-    config.tune.width = 0
-    config.tune.lrs = (0.003, 0.001, 0.0003)
-    config.tune.weight_decays = (1e-4,)
-    config.tune.cs = (3e-3, 0.03, 0.3)
+    set_heads(config.tune)
     return config

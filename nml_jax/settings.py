@@ -18,13 +18,13 @@ from nml_jax.ranges import require_at_least, require_names, require_share
 from nml_jax.stored import fits
 
 # These keys say what to run, where and how fast. They change no number, so they do not identify a run.
-NOT_IDENTITY = ("sweep", "stages", "runtime")
+NOT_IDENTITY = ("sweep", "condition", "study", "stages", "runtime")
 # The name of every run has these keys, swept or not, so that later runs of an experiment fit beside earlier ones. The
 # noise is left out for features from files, because it is unknown.
 AXES = ("noise", "seed")
 # Kinds of noise that bring their own rate. A run's name has the kind in place of the rate, and a sweep over the noise
 # leaves them out.
-FIXED_RATE = ("matrix", "labels")
+FIXED_RATE = ("matrix", "labels", "matched")
 INSTALLED = Path(__file__).resolve().parent / "installed"  # only in a wheel
 
 
@@ -153,7 +153,9 @@ def expand_sweep(config: ConfigDict, pinned: Mapping[str, Any] | None = None) ->
         config: a whole config. `sweep` has the same keys, each with a tuple of values.
         pinned: dotted keys from the command line. A pinned axis has only that value, which selects runs.
 
-    Noise of a kind that fixes its own rate is not swept, and that is said. Its runs are called noise=labels, say.
+    Noise of a kind that fixes its own rate is not swept, and that is said. Its runs are called noise=labels, say. With
+    `sweep.conditions` every named set of keys is multiplied with the axes. Runs are named by these keys, so that equal
+    ones are one run, whatever the condition is called.
 
     Returns:
         name -> resolved and locked config, as in {"noise=0.05,seed=1": ...}. Names always have noise and seed.
@@ -161,6 +163,33 @@ def expand_sweep(config: ConfigDict, pinned: Mapping[str, Any] | None = None) ->
     Raises:
         UserError: an axis is not a key, has no values, or has values of the wrong type.
     """
+    axes, conditions = _find_axes(config, pinned or {}), list_conditions(config)
+    free = "noise" in swept_axes(config) and "noise" not in (pinned or {})
+    unswept: dict[str, str] = {}  # name -> kind
+    out: dict[str, ConfigDict] = {}
+    for (condition, keys), values in itertools.product(conditions.items(), itertools.product(*axes.values())):
+        own = dict(zip(axes, values, strict=True)) | keys
+        kind = own.get("noise_kind", config.noise_kind)
+        fixed = kind in FIXED_RATE and "noise" in own
+        own |= {"noise": 0.0} if fixed and (free or condition) else {}
+        cell = _resolve(config, own, condition)
+        shown = {**own, **({"noise": kind} if fixed else {})}
+        if condition and fixed:
+            shown.pop("noise_kind", None)  # it stands in place of the rate
+        name = ",".join(f"{key}={_format_value(value)}" for key, value in shown.items()).replace("/", "_")
+        if name in unswept or (condition and name in out and out[name] == cell):
+            continue
+        unswept |= {name: kind} if fixed and (free or condition) else {}
+        if name in out:
+            raise UserError(f"sweep: two runs would be called {name}", "give each axis values that print differently")
+        out[name] = cell
+    for kind in dict.fromkeys(unswept.values()) if free else ():
+        notice(f"noise_kind={kind} fixes its own rate: the axis sweep.noise={config.sweep.noise} is left out")
+    return out
+
+
+def _find_axes(config: ConfigDict, pinned: Mapping[str, Any]) -> dict[str, tuple]:
+    """Return dotted key -> values, for the keys that name every run and those that the sweep varies."""
     known = dict(flatten(config.to_dict()))
     axes: dict[str, tuple] = {key: (known[key],) for key in AXES if key != "noise" or not config.features.train}
     for key, values in swept_axes(config).items():
@@ -170,43 +199,61 @@ def expand_sweep(config: ConfigDict, pinned: Mapping[str, Any] | None = None) ->
             raise UserError(
                 f"sweep.{key} must be a tuple of distinct values, got {values!r}", f"write sweep.{key}=(a, b, ...)"
             )
-        axes[key] = (known[key],) if key in (pinned or {}) else values
-    free = "noise" in swept_axes(config) and "noise" not in (pinned or {})
-    unswept: dict[str, str] = {}  # name -> kind
-    out = {}
-    for values in itertools.product(*axes.values()):
-        own = dict(zip(axes, values, strict=True))
-        kind = own.get("noise_kind", config.noise_kind)
-        fixed = kind in FIXED_RATE and "noise" in own
-        own |= {"noise": 0.0} if fixed and free else {}
-        cell = config.copy_and_resolve_references()
+        axes[key] = (known[key],) if key in pinned else values
+    return axes
+
+
+def _resolve(config: ConfigDict, own: Mapping[str, Any], condition: str) -> ConfigDict:
+    """Return the locked config of one run, which has its own values of some keys."""
+    cell = config.copy_and_resolve_references()
+    try:
+        cell.update_from_flattened_dict(dict(own))
+    except (TypeError, ValueError) as e:
+        raise UserError(f"sweep: {str(e).splitlines()[0]}", "give each axis values of its key's type") from e
+    cell.condition = condition
+    if cell.noise_seed is None:
+        cell.noise_seed = cell.seed
+    check(cell)
+    return cell.lock()
+
+
+def list_conditions(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Return the named sets of keys in `sweep.conditions`: name -> {dotted key: value}; one without a name if none.
+
+    Raises:
+        UserError: they are not pairs of a name and pairs of a key and a value, a key is none of a run or is swept, or
+            two have one name.
+    """
+    known, out = dict(flatten(config.to_dict())), {}
+    cure = 'write sweep.conditions=(("name", (("key", value), ...)), ...)'
+    for entry in _flatten_sweep(config).get("conditions", ()):
         try:
-            cell.update_from_flattened_dict(own)
+            name, pairs = entry
+            keys = {str(key): value for key, value in pairs}
         except (TypeError, ValueError) as e:
-            raise UserError(f"sweep: {str(e).splitlines()[0]}", "give each axis values of its key's type") from e
-        if cell.noise_seed is None:
-            cell.noise_seed = cell.seed
-        check(cell)
-        shown = own | ({"noise": kind} if fixed else {})
-        name = ",".join(f"{key}={_format_value(value)}" for key, value in shown.items()).replace("/", "_")
-        if name in unswept:
-            continue
-        unswept |= {name: kind} if fixed and free else {}
-        if name in out:
-            raise UserError(f"sweep: two runs would be called {name}", "give each axis values that print differently")
-        out[name] = cell.lock()
-    for kind in dict.fromkeys(unswept.values()):
-        notice(f"noise_kind={kind} fixes its own rate: the axis sweep.noise={config.sweep.noise} is left out")
-    return out
+            raise UserError(f"sweep.conditions has {entry!r}", cure) from e
+        for key in keys:
+            if key not in known or key.split(".")[0] in NOT_IDENTITY or key in swept_axes(config):
+                raise UserError(f"sweep.conditions: {name} sets {key}, which is swept or no key of a run", cure)
+        if not name or not isinstance(name, str) or name in out:
+            raise UserError(f"sweep.conditions: two are called {name!r}, or one has no name", cure)
+        out[name] = keys
+    return out or {"": {}}
 
 
 def _format_value(value: Any) -> str:
-    """Format a value for a name: 0.05 instead of 5e-02, 0 instead of 0.0, without losing digits."""
+    """Format a value for a name: 0.05 instead of 5e-02, 0 instead of 0.0, without losing digits; of a file its stem."""
+    if isinstance(value, str) and "/" in value and Path(value).suffix:
+        return Path(value).stem
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def swept_axes(config: ConfigDict) -> dict[str, Any]:
     """Return dotted key -> values of the axes in `sweep`. An empty tuple does not count as an axis."""
+    return {key: values for key, values in _flatten_sweep(config).items() if key != "conditions"}
+
+
+def _flatten_sweep(config: ConfigDict) -> dict[str, Any]:
     return {key: values for key, values in flatten(config.sweep.to_dict()) if values != ()}
 
 
@@ -256,4 +303,5 @@ def shared_identity(config: ConfigDict, axes: Iterable[str]) -> dict[str, Any]:
 
 def list_axes(config: ConfigDict) -> tuple[str, ...]:
     """List the dotted keys in which the runs of an experiment differ."""
-    return tuple(dict.fromkeys((*AXES, *swept_axes(config))))
+    named = (key for keys in list_conditions(config).values() for key in keys)
+    return tuple(dict.fromkeys((*AXES, *swept_axes(config), *named)))

@@ -113,6 +113,48 @@ def test_valid_grids(key: str, value):
     check(config)
 
 
+CONDITIONS = (
+    ("clean", (("noise", 0.0),)),
+    ("human", (("noise_kind", "labels"), ("noise_file", "data/human.npy"))),
+    ("matched", (("noise_kind", "matched"), ("noise_file", "data/human.npy"))),
+)
+
+
+def test_named_conditions_set_several_keys_at_once():
+    config = common.get_config()
+    config.noise = 0.1
+    config.sweep.seed, config.sweep.conditions = (0, 1), CONDITIONS
+    cells = settings.expand_sweep(config)
+    assert list(cells) == [
+        "noise=0,seed=0", "noise=0,seed=1", "noise=labels,seed=0,noise_file=human",
+        "noise=labels,seed=1,noise_file=human", "noise=matched,seed=0,noise_file=human",
+        "noise=matched,seed=1,noise_file=human",
+    ]  # fmt: skip
+    cell = cells["noise=matched,seed=1,noise_file=human"]
+    assert (cell.condition, cell.noise, cell.noise_kind, cell.noise_file) == ("matched", 0, "matched", "data/human.npy")
+    assert settings.list_axes(config) == ("noise", "seed", "noise_kind", "noise_file")
+    plain = common.get_config()
+    plain.sweep.seed = (0,)
+    one, same = settings.expand_sweep(plain)["noise=0,seed=0"], cells["noise=0,seed=0"]
+    assert {k: v for k, v in settings.to_json(same).items() if k not in settings.NOT_IDENTITY} == {
+        k: v for k, v in settings.to_json(one).items() if k not in settings.NOT_IDENTITY
+    }  # what studies share is one run, whatever they call it
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        (("a", (("nois", 0.1),)),), (("a", (("seed", 1),)),), (("a", (("runtime.threads", 1),)),), ("a",),
+        (("a", (("noise", 0.1),)), ("a", (("noise", 0.2),))), (("", (("noise", 0.1),)),), (("a", (("noise", "x"),)),),
+    ],
+)  # fmt: skip
+def test_invalid_conditions(conditions: tuple):
+    config = common.get_config()
+    config.sweep.seed, config.sweep.conditions = (0, 1), conditions
+    with pytest.raises(UserError, match="sweep"):
+        settings.expand_sweep(config)
+
+
 def test_json_round_trip():
     config = digits.get_config()
     back = settings.from_json(settings.to_json(config))

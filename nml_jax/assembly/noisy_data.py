@@ -18,6 +18,7 @@ from nml_jax.data.sources.source import Mixture, Source, Subset
 from nml_jax.data.stratify import split_validation
 from nml_jax.data.text import batches as texts
 from nml_jax.data.text.tokenizer import Tokenizer
+from nml_jax.noise.class_sets import find_classes
 from nml_jax.runs.files import write_json
 
 TEXTS = "texts"  # value of data.source
@@ -149,7 +150,8 @@ def corrupt(config: ConfigDict, train: Source) -> tuple[np.ndarray, noise.Ledger
     if "rate" not in needed and config.noise:
         raise errors.UserError(f"noise_kind={kind} fixes its own rate, but noise={config.noise}", "leave noise at 0")
     read = functools.partial(read_noise_file, config, train)
-    origins = {"rate": lambda: config.noise, "classes": lambda: config.noise_classes, "matrix": read, "noisy": read}
+    find = functools.partial(find_classes, config.noise_classes, train.class_names)
+    origins = {"rate": lambda: config.noise, "classes": find, "matrix": read, "noisy": read}
     arguments = {name: origins[name]() for name in needed}
     if "classes" in needed:
         arguments["rate_of"] = config.noise_rate_of
@@ -169,7 +171,8 @@ def read_noise_file(config: ConfigDict, train: Source) -> np.ndarray:
     check_noise_file(config)
     if not path.is_file():
         raise errors.MissingInput(f"noise_kind={kind} needs noise_file, but {str(path)!r} is not a file", _advise(kind))
-    if path.suffix == ".csv" and kind == "labels":
+    by_record = "noisy" in noise.list_arguments(kind)
+    if path.suffix == ".csv" and by_record:
         return align_by_key(path, train)
     try:
         with path.open("rb") as file:
@@ -179,7 +182,7 @@ def read_noise_file(config: ConfigDict, train: Source) -> np.ndarray:
         array = npy.load(path)
     except (ValueError, OSError, EOFError) as e:
         raise errors.UserError(f"noise_file={path} is not a .npy array: {e}", _advise(kind)) from e
-    return align_by_order(path, array, train) if kind == "labels" else array
+    return align_by_order(path, array, train) if by_record else array
 
 
 def check_noise_file(config: ConfigDict) -> None:
@@ -189,7 +192,7 @@ def check_noise_file(config: ConfigDict) -> None:
 
 
 def _advise(kind: str) -> str:
-    return "give --config.noise_file=FILE.npy" + (", or a .csv of key,label" if kind == "labels" else " of shape K×K")
+    return "give --config.noise_file=FILE.npy" + (" of shape K×K" if kind == "matrix" else ", or a .csv of key,label")
 
 
 NPY = b"\x93NUMPY"  # how a .npy begins

@@ -39,11 +39,12 @@ def corrupt_labels(
             "matrix": each class sends its records to other classes as its row of `matrix` says, in whole numbers by
             largest remainder.
             "labels": the labels are `noisy`.
-        rate: γ, share of records in [0, 1]. "matrix" and "labels" fix their own rate and take none.
+            "matched": symmetric noise on exactly as many records as `noisy` has wrong, to compare the two.
+        rate: γ, share of records in [0, 1]. The last three fix their own rate and take none.
         classes: S of "asymmetric".
         rate_of: for "asymmetric", whether `rate` is a share of "all" records or of those of "classes".
         matrix: P(noisy | true), shape (K, K), rows sum to 1.
-        noisy: labels in the order of `labels`.
+        noisy: labels in the order of `labels`; of "matched", those whose number of wrong ones is drawn.
 
     Returns:
         Array of the shape and dtype of `labels`.
@@ -134,6 +135,11 @@ def _take_labels(labels: Labels, num_classes: int, seed: int, *, noisy: npt.Arra
     return check_labels(noisy, num_classes, "noisy label", labels.size).astype(labels.dtype)
 
 
+def _match_count(labels: Labels, num_classes: int, seed: int, *, noisy: npt.ArrayLike) -> Labels:
+    wrong = (_take_labels(labels, num_classes, seed, noisy=noisy) != labels).sum()
+    return _exchange_share(labels, range(num_classes), num_classes, seed, wrong / max(labels.size, 1))
+
+
 # The kinds of label noise: f(labels, num_classes, seed, *, what it needs) -> noisy labels.
 KINDS: dict[str, Callable[..., Labels]] = {
     "symmetric": _corrupt_symmetric,
@@ -141,6 +147,7 @@ KINDS: dict[str, Callable[..., Labels]] = {
     "pair": _corrupt_pair,
     "matrix": _corrupt_by_matrix,
     "labels": _take_labels,
+    "matched": _match_count,
 }
 
 

@@ -14,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from nml_jax import console, inputs, objectives, runtime, settings
-from nml_jax.assembly import encoder, feature_files, noisy_data, tune_cost
+from nml_jax.assembly import encoder, feature_files, noisy_data
+from nml_jax.assembly.heads import tune_cost
 from nml_jax.errors import MissingInput, UserError
 from nml_jax.models import published
 from nml_jax.models.overview import describe_parameters

@@ -21,7 +21,10 @@ from nml_jax.evals.calibration import find_temperature
 from nml_jax.tuning import methods
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import PLAIN, SCORES, Demands, Predictor, list_further
-from nml_jax.tuning.trainers import ByGradient, HeadFit, Trainer, make_trainer
+from nml_jax.tuning.trainers import make_trainer
+from nml_jax.tuning.trainers.gradient import ByGradient
+from nml_jax.tuning.trainers.search import Search
+from nml_jax.tuning.trainers.trainer import HeadFit, Problem, Trainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,8 +109,7 @@ def fit_seeds(
         Diverged: training diverged at every rate, or on all rows.
     """
     features, labels = check_features(features, labels, num_classes)
-    how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": num_classes, "config": config}
-    trainer = make_trainer(features, labels, **how, demands=demands)
+    trainer = make_trainer(Problem(features, labels, method, preset, num_classes, config, demands))
     if chosen:
         hypers, validation = [chosen[0]] * len(seeds), [chosen[1]] * len(seeds)
     else:
@@ -168,7 +170,7 @@ def _choose_setting(
         return [middle] * len(seeds), [[] for _ in seeds]
     divided = [divide_rows(trainer.demands, labels, config, seed) for seed in seeds]
     if isinstance(trainer, ByGradient) and patient:
-        validation = trainer.search(divided, seeds)
+        validation = Search(trainer).run(divided, seeds)
         best = [each[trainer.pick(each)] for each in validation]
     else:
         validation, best = _search_grids(trainer, features, labels, divided=divided, seeds=seeds, widen=config.widen)

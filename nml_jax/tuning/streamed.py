@@ -23,7 +23,8 @@ from nml_jax.tuning.descent import TrainingSet
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import PLAIN, Demands
 from nml_jax.tuning.select import HeadResult
-from nml_jax.tuning.trainers import ByGradient, HeadFit
+from nml_jax.tuning.trainers.gradient import ByGradient
+from nml_jax.tuning.trainers.trainer import HeadFit, Problem
 
 NEIGHBOURS = 256  # rows that are read together
 
@@ -60,12 +61,11 @@ def fit_seeds(
     sample = draw_stratified(labels, min(1.0, shard / len(labels)), seeds[0])
     if demands.groups is not None:
         demands = demands._replace(groups=demands.groups[sample])
-    how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": num_classes, "config": config}
-    how["demands"] = demands
     some, some_labels = select.check_features(features.rows(sample), labels[sample], num_classes)
     if methods.find(method).probe:
-        return select.fit_seeds(some, some_labels, **how, seeds=seeds)
-    trainer = ByGradient(some, some_labels, **how)
+        how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": num_classes, "config": config}
+        return select.fit_seeds(some, some_labels, **how, demands=demands, seeds=seeds)
+    trainer = ByGradient(Problem(some, some_labels, method, preset, num_classes, config, demands))
     trainer.from_probe &= (
         trainer.method.mlp
     )  # the probe has seen a sample only; a linear head is to learn from all rows

@@ -294,7 +294,7 @@ def test_bad_labels(change: dict, cause: str):
         corrupt_labels(arguments.pop("labels"), **arguments)
     assert "\n" not in e.value.cause + e.value.cure
     if "unknown noise kind" in cause:
-        assert e.value.cure == "choose one of symmetric, asymmetric, pair, matrix, labels"
+        assert e.value.cure == "choose one of symmetric, asymmetric, pair, matrix, labels, matched"
 
 
 def test_first_bad_label_is_found_far_in():
@@ -315,3 +315,17 @@ def test_noise_is_public_and_needs_numpy_only():
     assert nml_jax.Ledger is Ledger
     code = "import sys, nml_jax; nml_jax.corrupt_labels; assert not {'jax', 'flax', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=nml_jax.__path__[0] + "/..")
+
+
+def test_matched_noise_has_exactly_as_many_wrong_labels_as_the_others():
+    clean = draw_labels(997, 7)
+    human = np.where(np.arange(997) % 9 == 0, (clean + 1) % 7, clean)
+    drawn = corrupt_labels(clean, num_classes=7, kind="matched", noisy=human, seed=3)
+    wrong = int((human != clean).sum())
+    assert (drawn != clean).sum() == wrong > 100
+    np.testing.assert_array_equal(drawn, corrupt_labels(clean, num_classes=7, rate=wrong / 997, seed=3))
+    np.testing.assert_array_equal(clean, corrupt_labels(clean, num_classes=7, kind="matched", noisy=clean, seed=3))
+    with pytest.raises(UserError, match="needs noisy"):
+        corrupt_labels(clean, num_classes=7, kind="matched", seed=3)
+    with pytest.raises(UserError, match="only 1 of 2 has a record"):
+        corrupt_labels(np.zeros(4, int), num_classes=2, kind="matched", noisy=np.ones(4, int), seed=3)

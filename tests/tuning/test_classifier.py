@@ -19,6 +19,7 @@ from nml_jax import spectrum
 from nml_jax.models.heads.mlp import make_head
 from nml_jax.tuning import descent, methods, patient
 from nml_jax.tuning.classifier import METHODS, NMTuneClassifier
+from nml_jax.tuning.classifier.fitting import split_rows
 
 N, D, K = 120, 8, 3
 EXPECTED = {
@@ -311,7 +312,7 @@ def test_the_validation_part_is_not_trained_on():
     """Other features in it change the validation loss, but not what the first epoch learns."""
     model = make(epochs=1, standardize=False, validation_fraction=0.2)
     first = model.fit(X, Y)
-    _, held = model._split_rows(Y, int(np.random.RandomState(0).randint(2**31 - 1)))
+    _, held = split_rows(model, Y, int(np.random.RandomState(0).randint(2**31 - 1)))
     assert len(held) == 24
     other = X.copy()
     other[held] = -other[held]

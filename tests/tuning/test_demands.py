@@ -10,6 +10,7 @@ from nml_jax.data.class_weights import find_class_weights
 from nml_jax.tuning import descent, patient, probes, select, streamed
 from nml_jax.tuning.holdout import Demands
 from nml_jax.tuning.trainers import make_trainer
+from nml_jax.tuning.trainers.trainer import Problem
 from tests.tuning.test_select import D, K, blobs, config
 from tests.tuning.test_streamed import Disk
 
@@ -74,8 +75,7 @@ def test_weights_raise_the_recall_of_rare_classes(method):
 def test_heads_by_gradient_take_the_weights_as_they_are():
     X, y = imbalanced()
     demands = Demands(class_weights=np.array([1.0, 2.0, 8.0]))
-    how = {"method": "mlp", "preset": None, "num_classes": K, "config": config(), "demands": demands}
-    trainer = make_trainer(X[:, None], y, **how)
+    trainer = make_trainer(Problem(X[:, None], y, "mlp", None, K, config(), demands))
     np.testing.assert_array_equal(trainer.bank.weights, np.float32([1, 2, 8])[y])
 
 

@@ -1,6 +1,5 @@
 import re
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ from nml_jax.objectives import nmtune, terms
 from nml_jax.tuning import descent, holdout, select, spread
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.methods import METHODS
+from tests.scenes.head_config import make_tune
 
 N, D, K = 60, 8, 3
 LINEAR, MLP = Form(mlp=False), Form(mlp=True, width=2)
@@ -25,24 +25,9 @@ PAPER, PAPER_NUMBERS = terms.split("nmtune", nmtune.PRESETS["paper"])
 
 
 def config(**changes):
-    defaults = {
-        "epochs": 4, "batch": 16, "lrs": (0.01, 0.1), "weight_decays": (0.0, 1e-2), "validation": 0.2,
-        "standardize": False, "width": 2, "depth": 1, "residual": True, "norm": "batch", "noisytune": 0.0,
-        "neftune": 0.0, "steps": 0, "cs": (0.1, 1.0), "alphas": (1.0, 10.0), "ks": (5, 9),
-        "nmtune": {}, "skd": {}, "fgs": {}, "lgm": {},
-    }  # fmt: skip
-    return SimpleNamespace(
-        **{
-            **defaults,
-            "start": "fresh",
-            "patience": 0,
-            "halving": False,
-            "widen": False,
-            "refit": True,
-            "calibrate": False,
-            **changes,
-        }
-    )
+    small = {"epochs": 4, "batch": 16, "lrs": (0.01, 0.1), "weight_decays": (0.0, 1e-2), "cs": (0.1, 1.0),
+             "alphas": (1.0, 10.0), "ks": (5, 9)}  # fmt: skip
+    return make_tune(**{**small, **changes})
 
 
 def blobs(n=N, seed=0, distance=3.0, views=1):

@@ -1,36 +1,21 @@
 """Heads on features that are read shard by shard agree with heads on the same features in memory."""
 
-from types import SimpleNamespace
-
 import jax
 import numpy as np
 import pytest
 
 from nml_jax.errors import UserError
 from nml_jax.tuning import descent, select, streamed
+from tests.scenes.head_config import make_tune
 
 N, D, K = 600, 8, 3
 SHARD = 256  # two whole shards and one of 88 rows
 
 
 def config(**changes):
-    defaults = {
-        "epochs": 6, "steps": 0, "batch": 32, "lrs": (0.03,), "weight_decays": (0.0,), "validation": 0.2,
-        "standardize": True, "width": 2, "depth": 1, "residual": True, "norm": "batch", "noisytune": 0.0,
-        "neftune": 0.0, "cs": (0.1, 1.0), "alphas": (1.0,), "ks": (5,), "nmtune": {}, "skd": {}, "fgs": {}, "lgm": {},
-    }  # fmt: skip
-    return SimpleNamespace(
-        **{
-            **defaults,
-            "start": "fresh",
-            "patience": 0,
-            "halving": False,
-            "widen": False,
-            "refit": True,
-            "calibrate": False,
-            **changes,
-        }
-    )
+    small = {"epochs": 6, "batch": 32, "lrs": (0.03,), "weight_decays": (0.0,), "standardize": True, "cs": (0.1, 1.0),
+             "alphas": (1.0,), "ks": (5,)}  # fmt: skip
+    return make_tune(**{**small, **changes})
 
 
 class Disk:

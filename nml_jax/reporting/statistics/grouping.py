@@ -25,6 +25,7 @@ from nml_jax.settings import NOT_IDENTITY
 
 SETTINGS = {"train_share": "{:.4g} of the training data", "downstream_noise": "{:.4g} downstream noise",
             "views": "{} views", "layer": "layer {}", "suspects": SUSPECTS}  # fmt: skip
+CONDITION = "condition"
 SHOWN = 4  # differing keys in a study's title
 
 
@@ -33,7 +34,7 @@ def find_studies(cells: Sequence[FinishedRun]) -> list[Study]:
     out: list[Study] = []
     for name, same in _group(cells, lambda cell: cell.config["name"]).items():
         axis = _find_axis(same)
-        keys = NOISE if axis == "noise" else (axis,)
+        keys = _list_varied(same, axis)
         groups = _split(same, keys)
         apart = _find_differences([group[0] for group in groups], (*REPLICATE, *keys))
         for group in groups:
@@ -47,8 +48,22 @@ def find_studies(cells: Sequence[FinishedRun]) -> list[Study]:
     return out
 
 
+def _list_varied(cells: Sequence[FinishedRun], axis: str) -> tuple[str, ...]:
+    """Return the keys in which the conditions of an axis differ; of named conditions all that any of them sets."""
+    if axis != CONDITION:
+        return NOISE if axis == "noise" else (axis,)
+    named = (key for cell in cells for _, pairs in cell.value("sweep.conditions") or () for key, _ in pairs)
+    return tuple(dict.fromkeys([CONDITION, *named]))
+
+
 def _find_axis(cells: Sequence[FinishedRun]) -> str:
-    """Return what the runs vary: the noise if they do, else the key with the most values, else the noise."""
+    """Return what the runs vary.
+
+    This is the named condition if they have any, else the noise if they vary it, else the key with the most values,
+    else the noise.
+    """
+    if len({cell.value(CONDITION) or "" for cell in cells}) > 1:
+        return CONDITION
     groups = _split(cells, NOISE)
     if len(groups) > 1 and all(len(_group(group, lambda cell: _identify(cell, NOISE))) == 1 for group in groups):
         counts = {key: len({_identify(cell, (key,)) for cell in cells}) for key in _find_differences(cells, REPLICATE)}
@@ -62,7 +77,8 @@ def _find_axis(cells: Sequence[FinishedRun]) -> str:
 def _make_conditions(cells: Sequence[FinishedRun], axis: str, keys: Sequence[str]) -> tuple[Condition, ...]:
     out = []
     groups = list(_group(cells, lambda cell: _identify(cell, keys)).values())
-    given = [group[0].value(axis) for group in groups]
+    given = [group[0].value(axis) or "" if axis == CONDITION else group[0].value(axis) for group in groups]
+    order = [name for name, _ in cells[0].value("sweep.conditions") or ()]
     numbers = all(isinstance(value, int | float) for value in given)
     for i, (group, value) in enumerate(zip(groups, given, strict=True)):
         if axis == "noise":
@@ -70,6 +86,8 @@ def _make_conditions(cells: Sequence[FinishedRun], axis: str, keys: Sequence[str
             file = Path(group[0].config["noise_file"]).stem
             label = f"{100 * x:.4g} %" if np.isfinite(x) else "unknown"
             label += f" ({file})" if file else ""
+        elif axis == CONDITION:
+            x, label = float(order.index(value) if value in order else len(order)), value or "no condition"
         else:
             x, label = float(value) if numbers else float(i), _format(value)
         out.append(Condition(x, label, tuple(sorted(group, key=lambda cell: cell.seed))))

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from configs import features as experiment
 from nml_jax import settings
-from nml_jax.assembly import tune_cost
+from nml_jax.assembly.heads import tune_cost
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,9 @@
 """NMTune, its relatives and plain probes as a scikit-learn classifier on features: `NMTuneClassifier`."""
 
 import contextlib
-import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,57 +14,17 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from nml_jax import spectrum
-from nml_jax.console import format_seconds, notice
 from nml_jax.data.class_weights import find_class_weights
 from nml_jax.data.features.checks import check_exact, check_finite, check_varied
 from nml_jax.data.features.frames import to_matrix
-from nml_jax.data.stratify import hold_out
 from nml_jax.errors import FREE, UserError
-from nml_jax.evals.calibration import find_temperature
-from nml_jax.models.heads.mlp import Form, standardize
-from nml_jax.objectives import nmtune, terms
+from nml_jax.models.heads.mlp import standardize
 from nml_jax.processes.forks import refuse_fork
-from nml_jax.processes.limits import limit_blas
-from nml_jax.tuning import descent, head_file, methods, patient
-from nml_jax.tuning.descent import Setting, Spec, TrainingSet
+from nml_jax.tuning import head_file
+from nml_jax.tuning.classifier.arguments import check_arguments
+from nml_jax.tuning.classifier.fitting import Fitted, Fitting, Rows, split_rows
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import Demands, cross_entropy, multiply
-from nml_jax.tuning.probes import Linear
-
-METHODS = ("linear", "mlp", "nmtune", "skd", "fgs", "lgm")
-EPOCHS, STEPS, BATCH = 5, 200, 256  # defaults from random weights: 5 epochs, or as many as make 200 steps
-PROBE_EPOCHS, PROBE_STEPS, PROBE_BATCH = 10, 300, 128  # from the probe; NMTune's terms are cubic in the batch
-FEWEST = 20  # rows to validate on
-PATIENCE, PATIENT_STEPS = 3, 75  # defaults: 3 epochs, or as many as make 75 steps
-OPTIONAL = ("epochs", "batch_size", "learning_rate", "patience", "width", "C", "validation_fraction",
-            "calibrate")  # may be None  # fmt: skip
-STARTS = (None, "probe", "fresh")
-NOTHING_HELD_OUT = (
-    "calibrate=True needs rows to validate on, and none are held out",
-    "leave early_stopping on, raise validation_fraction, or give more rows of each class",
-)
-COUNTS, NUMBERS = ("epochs", "batch_size", "patience", "depth"), ("learning_rate", "weight_decay", "width", "C")
-POSITIVE = ("width", "C")
-SWITCHES = ("standardize", "early_stopping", "residual", "warm_start", "compute_spectrum", "calibrate")
-
-
-class Rows(NamedTuple):
-    """Training rows: features [N, D], classes [N], weights [N], and which rows to train on and to validate on.
-
-    demands: holds the weights of the classes.
-    """
-
-    X: np.ndarray
-    codes: np.ndarray
-    weights: np.ndarray
-    demands: Demands
-    train: np.ndarray
-    held_out: np.ndarray
-
-    @property
-    def own(self) -> Any:
-        """Return the weights for a solver, None if all are equal."""
-        return None if (self.weights == self.weights[0]).all() else np.float64(self.weights)
+from nml_jax.tuning.holdout import Demands
 
 
 class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
@@ -211,7 +169,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             raise UserError(f"y: {e}", "give text, such as y.astype(str), or integers") from e
         if y.dtype.kind == "f":
             check_exact(y, "y: ")
-        make_spec, numbers = self._check_arguments()
+        make_spec, numbers = check_arguments(self)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         weights = _check_sample_weight(sample_weight, X, dtype=np.float32, ensure_non_negative=True)
         X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
@@ -221,8 +179,8 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         check_varied([X], "X")
         start = self.head_ if before == (list(self.classes_), X.shape[1]) else None
         of_classes = find_class_weights(self.class_weight, codes, self.classes_.tolist(), weights=weights)
-        rows = Rows(X, codes, weights, Demands(class_weights=of_classes), *self._split_rows(codes, seed))
-        self._make_head(rows, make_spec, numbers, seed, start)
+        rows = Rows(X, codes, weights, Demands(class_weights=of_classes), *split_rows(self, codes, seed))
+        self._keep(Fitting(self, rows, len(self.classes_), seed).run(make_spec, numbers, start))
         if hasattr(self, "spectrum_"):
             del self.spectrum_
         if self.compute_spectrum:
@@ -231,184 +189,9 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             self.spectrum_ = {name: _measure(rows) for name, rows in (("F", F), ("Z", self.head_.outputs(X)[0]))}
         return self
 
-    def _make_head(self, rows: "Rows", make_spec: Any, numbers: Any, seed: int, start: TunedHead | None) -> None:
-        """Solve or train the head, and set head_, C_, n_iter_ and validation_loss_."""
-        K, solved = len(self.classes_), self._starts_from_probe()
-        if solved and self.method == "linear":
-            return self._solve(rows, seed)
-        X, n = rows.X, len(rows.train)
-        batch = self.batch_size or (PROBE_BATCH if solved else BATCH)
-        spec = make_spec(K, min(int(batch), 1 << (n.bit_length() - 1)))
-        width = methods.choose_width(X.shape[1], n) if self.width is None and spec.form.mlp else spec.form.width
-        spec = spec._replace(form=spec.form._replace(width=width), penalised=solved)
-        bank = _make_training_set(X, rows.codes, rows.weights)
-        standard = descent.get_standard(bank.features, len(X)) if self.standardize else None
-        probe, self.C_ = None, None
-        F = standardize(X, standard) if standard and solved else X
-        if solved:
-            probe = self._solve_probe(rows, F, seed)
-        default = math.sqrt(6 / X.shape[1]) / (700 if solved else 50 if spec.form.mlp else 10)
-        rate = default if self.learning_rate is None else self.learning_rate
-        setting = Setting(None, rate, self.weight_decay, seed, numbers)
-        start = start if start and start.form == spec.form else None
-        training, head = self._train(spec, bank, setting, standard, start or probe, rows)
-        self.n_iter_, self.validation_loss_ = training.done, training.losses
-        judged = head
-        temperature = self._find_temperature(lambda held: judged.outputs(X[held])[1], rows.held_out, rows.codes)
-        if probe and len(rows.held_out):
-            whole = rows._replace(train=np.arange(len(X)), held_out=np.arange(0))
-            probe = self._solve_probe(whole, F, seed, self.C_)
-            head = self._train(spec, bank, setting, standard, probe, whole, until=training.best)[1]
-        self._finish(head, temperature)
-
-    def _starts_from_probe(self) -> bool:
-        """Return whether there is a probe to start from, see `start`."""
-        can = self.method == "linear" or bool(self.residual)
-        if self.start == "probe" and (not can or self.warm_start):
-            what = "warm_start=True" if self.warm_start else "residual=False"
-            raise UserError(f"start='probe' and {what} exclude each other", "give one of them")
-        free = self.epochs is None and self.learning_rate is None and not self.warm_start
-        return self.start == "probe" or (self.start is None and can and free)
-
-    def _solve(self, rows: "Rows", seed: int) -> None:
-        """Choose penalty and temperature on parts of the rows, and solve the probe on all of them."""
-        X = rows.X
-        standard = descent.get_standard(X[:, None]) if self.standardize else None
-        F = standardize(X, standard) if standard else X
-        temperature, c = None, None
-        if self._calibrates():
-            c, temperature = self._choose_penalty(rows, F, seed)
-            if temperature is None and self.calibrate:
-                raise UserError(*NOTHING_HELD_OUT)
-        probe = self._solve_probe(rows._replace(train=np.arange(len(X)), held_out=np.arange(0)), F, seed, c)
-        self.n_iter_, self.validation_loss_ = 0, []
-        self._finish(patient.make_linear(probe, {"input": standard} if standard else {}), temperature or 1.0)
-
-    def _find_temperature(self, score: Any, held_out: np.ndarray, codes: np.ndarray) -> float:
-        """Return the temperature of `score`, rows -> logits, by rows held out; 1 where heads are not calibrated."""
-        if not self._calibrates():
-            return 1.0
-        if len(held_out):
-            return find_temperature(score(held_out), codes[held_out])
-        if not self.calibrate:  # it is not asked for
-            return 1.0
-        raise UserError(*NOTHING_HELD_OUT)
-
-    def _calibrates(self) -> bool:
-        return self._starts_from_probe() and self.C is None if self.calibrate is None else self.calibrate
-
-    def _solve_probe(self, rows: "Rows", F: np.ndarray, seed: int, c: float | None = None) -> Linear:
-        """Solve the probe on the rows to train on, with a C that is given, or that all rows choose; set C_."""
-        own, how = rows.own, {"num_classes": len(self.classes_), "demands": rows.demands}
-        c = float(self.C) if c is None and self.C is not None else c
-        self.C_ = self._choose_penalty(rows, F, seed)[0] if c is None else c
-        probe, _ = patient.choose_probe(F, rows.codes, (rows.train, rows.train[:0]), cs=(self.C_,), weights=own, **how)
-        self._tell(f"probe solved, C={self.C_:g}")
-        return probe
-
-    def _choose_penalty(self, rows: "Rows", F: np.ndarray, seed: int) -> tuple[float, float | None]:
-        cs = patient.CS if self.C is None else (float(self.C),)
-        how: dict[str, Any] = {"num_classes": len(self.classes_), "weights": rows.own, "demands": rows.demands}
-        return patient.choose_penalty(F, rows.codes, seed=seed, cs=cs, **how)
-
-    def _tell(self, message: str) -> None:
-        if self.verbose:
-            notice(f"{self.method}: {message}")
-
-    def _check_arguments(self) -> tuple[Any, dict[str, float]]:
-        """Check the arguments. Return a function (K, batch) -> Spec, and the numbers of the terms."""
-        for name, known in (("method", METHODS), ("preset", tuple(nmtune.PRESETS))):
-            if (value := getattr(self, name)) not in known:
-                raise UserError(f"{name}={value!r} is unknown", f"choose one of {', '.join(known)}")
-        for name in (*COUNTS, *NUMBERS, *SWITCHES, "validation_fraction", "weights"):
-            value = getattr(self, name)
-            switch = isinstance(value, bool | np.bool_)
-            if name in COUNTS:
-                whole = isinstance(value, int | np.integer) and not switch
-                good, cure = whole and value >= 1, "an integer of 1 or more"
-            elif name in SWITCHES:
-                good, cure = switch, "True or False"
-            elif name == "weights":
-                good, cure = (
-                    value is None or isinstance(value, Mapping),
-                    "numbers by name, such as {'svd': 0.1}, or None",
-                )
-            else:
-                number = isinstance(value, int | float | np.integer | np.floating) and not switch
-                share = name == "validation_fraction"
-                good = number and (0 < value < 1 if share else 0 <= value < np.inf)
-                good = good and (bool(value) or name not in POSITIVE)
-                cure = "a share between 0 and 1" if share else "a number of 0 or more"
-                cure = "a number above 0" if name in POSITIVE else cure
-            if not (good or (value is None and name in OPTIONAL)):
-                raise UserError(f"{name}={value!r}", f"give {cure}")
-        if self.start not in STARTS:
-            raise UserError(f"start={self.start!r} is unknown", "give 'probe', 'fresh' or None")
-        changes, weights = self.weights or {}, None
-        if self.method == "nmtune":
-            weights, _ = nmtune.resolve_weights(self.preset, 1, **changes)
-        elif self.method in terms.TERMS:
-            weights = terms.make_weights(self.method, **changes)
-        elif changes:
-            raise UserError(f"weights={changes!r}: {self.method} has no terms", "leave weights out")
-        # Python types: those of NumPy, as np.arange puts them into a grid, cannot be written to a file.
-        width = 1 if self.width is None else int(self.width) if self.width == int(self.width) else float(self.width)
-        mlp = width, int(self.depth), bool(self.residual), self.norm
-        form = Form(False) if self.method == "linear" else Form(True, *mlp)
-        active, numbers = terms.split(self.method, weights) if weights else (None, {})
-        return lambda k, batch: Spec(form, active, k, batch, bool(self.standardize)), numbers
-
-    def _split_rows(self, codes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return rows to train on and rows to validate on; none of the latter if they would be too few."""
-        everything = np.arange(len(codes))
-        share = self.validation_fraction or (patient.HELD_OUT if self._starts_from_probe() else 0.1)
-        if not self.early_stopping or share * len(codes) < FEWEST or np.bincount(codes).max() < 2:
-            return everything, everything[:0]
-        return hold_out(codes, share, seed)
-
-    def _train(
-        self,
-        spec: Spec,
-        bank: TrainingSet,
-        setting: Setting,
-        standard: Any,
-        start: TunedHead | Linear | None,
-        rows: "Rows",
-        until: int | None = None,
-    ) -> tuple[patient.Training, TunedHead]:
-        """Train epoch by epoch, until validation no longer improves, or for `until` epochs of the same schedule."""
-        X, train, n, K = rows.X, rows.train, len(rows.train), len(self.classes_)
-        own = multiply(bank.weights / rows.weights[train].mean(), rows.demands.weigh(bank.labels))
-        bank = jax.device_put(bank._replace(weights=np.float32(own)))
-        order = np.concatenate([train, rows.held_out, np.arange(len(X), len(bank.labels))])
-        penalty = patient.compute_penalty(self.C_, n, K) if self.C_ else 0.0
-        setting, steps = descent.to_arrays(setting._replace(rows=order, penalty=penalty)), -(-n // spec.batch)
-        least, budget = (PROBE_EPOCHS, PROBE_STEPS) if spec.penalised else (EPOCHS, STEPS)
-        epochs = max(least, -(-budget // steps)) if self.epochs is None else int(self.epochs)
-        patience = max(PATIENCE, -(-PATIENT_STEPS // steps)) if self.patience is None else int(self.patience)
-        weights: Any = multiply(rows.weights, rows.demands.weigh(rows.codes))
-        validation = [x[rows.held_out] for x in (X, rows.codes, weights)]
-        begun, known, last = time.perf_counter(), len(rows.held_out), epochs if until is None else until
-
-        def tell(i: int, loss: float) -> None:
-            ahead = format_seconds((time.perf_counter() - begun) / i * (last - i))
-            what = "epoch" if until is None else "on all rows: epoch"
-            self._tell(f"{what} {i} of {last}{f', validation loss {loss:.4f}' if known else ''}, at most {ahead} left")
-
-        with limit_blas():
-            carry = descent.begin(spec, setting, X.shape[1], standard)
-            if isinstance(start, TunedHead):
-                state = {**carry.state, **{k: v for k, v in start.state.items() if k != "input"}}
-                carry = carry._replace(params=jax.device_put(start.params), state=jax.device_put(state))
-            elif start is not None:
-                carry = patient.start_at(carry, start)
-            score = (lambda head: (_compute_loss(head, *validation),)) if known else None
-            how: dict[str, Any] = {"horizon": epochs, "score": score, "tell": tell}
-            training = patient.Training(spec, carry, bank, setting, n, **how, started=isinstance(start, Linear))
-            return training, training.run(last, patience)
-
-    def _finish(self, head: TunedHead, temperature: float) -> None:
-        """Set head_, with its classes, columns, origin and temperature."""
+    def _keep(self, fitted: Fitted) -> None:
+        """Set head_, with its classes, columns, origin and temperature, and C_, n_iter_ and validation_loss_."""
+        head, temperature, self.n_iter_, self.validation_loss_, self.C_ = fitted
         if not all(np.isfinite(x).all() for x in jax.tree.leaves((head.params, head.state))):
             raise UserError(f"training of the {self.method} head diverged", "lower learning_rate, or set standardize")
         about = {"method": self.method, "preset": self.preset if self.method == "nmtune" else None}
@@ -498,24 +281,6 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         if head.columns:
             self.feature_names_in_ = np.array(head.columns, object)
         return self
-
-
-def _make_training_set(X: np.ndarray, codes: np.ndarray, weights: Any) -> TrainingSet:
-    """Pad the rows with zeros so that sets of similar size share one compiled program."""
-    step = max(64, 1 << max(len(X).bit_length() - 3, 0))
-    fill = -len(X) % step
-    features = np.pad(X, ((0, fill), (0, 0)))[:, None]
-    return TrainingSet(
-        features, np.pad(codes.astype(np.int32), (0, fill)), np.pad(weights.astype(np.float32), (0, fill))
-    )
-
-
-def _compute_loss(head: TunedHead, X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> float:
-    """Compute the weighted mean cross-entropy in nats; infinite if training diverged."""
-    _, logits = head.outputs(X)
-    if not np.isfinite(logits).all():
-        return float("inf")
-    return cross_entropy(logits, codes, weights)
 
 
 def _measure(F: np.ndarray) -> dict[str, float]:

@@ -16,7 +16,8 @@ from nml_jax.data.features.sets import FeatureSet
 from nml_jax.tuning import methods
 from nml_jax.tuning.diagnosis import CS, make_config
 from nml_jax.tuning.label_errors import MOST, TUNED
-from nml_jax.tuning.trainers import ByGradient
+from nml_jax.tuning.trainers.gradient import ByGradient
+from nml_jax.tuning.trainers.trainer import Problem
 
 # Measured on two quiet cores with 1,000 × 512, 3,000 × 1,536, 20,000 × 768 and 1,000 × 3,072 rows and features.
 SOLVED, NEXT = 28, 20  # evaluations of L-BFGS for one penalty, and for the next one on the same path
@@ -152,9 +153,8 @@ def _measure_step(config: ConfigDict, found: FeatureSet, method: str, preset: st
     features, labels = found.train.features, found.train.labels
     most = min(len(labels), fit_in_memory(config.features.memory, features, 2 * config.tune.batch))
     block = features.rows(np.arange(most))
-    how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": len(found.classes)}
-    trainer = ByGradient(block, labels[:most].astype(np.int32), **how, config=config.tune)
-    return trainer.measure_step(most)
+    problem = Problem(block, labels[:most].astype(np.int32), method, preset, len(found.classes), config.tune)
+    return ByGradient(problem).measure_step(most)
 
 
 def estimate_parts(
