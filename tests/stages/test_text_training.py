@@ -51,11 +51,12 @@ def make_config(folder: Path, **keys):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """Return the folder of data, tokenizer and runs, one of which is finished. Copy a run before changing it."""
-    folder = tmp_path_factory.mktemp("texts")
+    """Return the folder of data and tokenizer; beside it is `runs`, with a finished run."""
+    folder = tmp_path_factory.mktemp("texts") / "data"
+    folder.mkdir()
     test_texts.write_folder(folder / "bert")
     test_texts.write_tables(folder)
-    main.launch(make_config(folder), folder / "runs", pinned={})
+    main.launch(make_config(folder), folder.parent / "runs", pinned={})
     return folder
 
 
@@ -64,7 +65,7 @@ def list_scores(rows: list[Row]) -> dict:
 
 
 def test_labels_are_wrong_exactly_and_the_ledger_says_so(finished: Path):
-    run = finished / "runs" / CELL
+    run = finished.parent / "runs" / CELL
     ledger = json.loads((run / "noise.json").read_text())
     assert (ledger["n"], ledger["count"], ledger["kind"]) == (60, 18, "symmetric")
     config = next(iter(settings.expand_sweep(make_config(finished)).values()))
@@ -78,7 +79,7 @@ def test_labels_are_wrong_exactly_and_the_ledger_says_so(finished: Path):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_result_is_an_ordinary_checkpoint_with_the_scores_on_record(finished: Path, method: str):
-    run = finished / "runs" / CELL
+    run = finished.parent / "runs" / CELL
     before = load_model(run)
     after = load_model(run / "finetune" / "texts" / f"{method},terms=none,share=1,seed=0")
     assert after.meta["class_names"] == ["bad", "good"]
@@ -99,8 +100,8 @@ def test_a_result_is_an_ordinary_checkpoint_with_the_scores_on_record(finished: 
 
 def test_stopped_and_started_again_gives_the_same_weights_and_rows(finished: Path, monkeypatch):
     """Stop pre-training, then fine-tuning, in the middle of a window; batches come in several lengths."""
-    runs, read, starts = finished / "again", stream.train, []
-    whole = read_rows(finished / "runs" / CELL)
+    runs, read, starts = finished.parent / "again", stream.train, []
+    whole = read_rows(finished.parent / "runs" / CELL)
     widths = set()
 
     def stopping(*args, start_step, **how):
@@ -120,7 +121,7 @@ def test_stopped_and_started_again_gives_the_same_weights_and_rows(finished: Pat
     assert len(widths) > 1
     assert list_scores(read_rows(runs / CELL)) == list_scores(whole)
     outputs = [json.loads((folder / CELL / "run.json").read_text())["stages"]["pretrain"]["output"]
-               for folder in (runs, finished / "runs")]  # fmt: skip
+               for folder in (runs, finished.parent / "runs")]  # fmt: skip
     assert outputs[0] == outputs[1]  # the digest of all weights
     shutil.rmtree(runs)
 
@@ -135,12 +136,12 @@ def test_stopped_and_started_again_gives_the_same_weights_and_rows(finished: Pat
         ({"texts.length": 25}, "the model has 24 positions"),
         ({"model.vocab": 5}, "the model 5 embeddings"),
         ({"data.validation_split": "none"}, "holds no none.parquet or .tsv or .csv"),
-        ({"data.validation_split": "one"}, "the classes of 'one' are good, those of 'train' are bad, good"),
+        ({"data.validation_split": "one"}, "the classes of 'one' are best, good, those of 'train' are bad, good"),
         ({"data.label": "sort"}, "has no column 'sort'"),
     ],
 )
 def test_bad_pre_training(finished: Path, keys: dict, words: str):
-    (finished / "one.tsv").write_text("sentence\tlabel\nhello\tgood\n")
+    (finished / "one.tsv").write_text("sentence\tlabel\nhello\tgood\na b\tbest\n")
     config = next(iter(settings.expand_sweep(make_config(finished, **keys)).values()))
 
     def check():
@@ -169,6 +170,6 @@ def test_bad_tuning(finished: Path, keys: dict, words: str):
 def test_a_published_folder_is_tuned_with_its_own_tokenizer(finished: Path):
     keys = {"init_from": str(finished / "bert"), "texts.tokenizer": "", "noise": 0.0, "stages": ("finetune",),
             "finetune.methods": ("lora",), "model.epsilon": 1e-12}  # fmt: skip
-    main.launch(make_config(finished, **keys), finished / "published", pinned={})
-    scores = list_scores(read_rows(finished / "published" / "noise=0,seed=0"))
+    main.launch(make_config(finished, **keys), finished.parent / "published", pinned={})
+    scores = list_scores(read_rows(finished.parent / "published" / "noise=0,seed=0"))
     assert {split for _, split, *_ in scores} == {"dev", "other"}

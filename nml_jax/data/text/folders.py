@@ -83,6 +83,9 @@ class TextTokenizer:
     Attributes:
         size: one more than the highest id.
         fingerprint: SHA-256 of all that the ids depend on.
+        definition: JSON of the tokenizers library, without truncation and padding.
+        special: the special tokens.
+        settings: length, literal and separator.
 
     Raises:
         UserError: files are missing or damaged, or the separator is not a token.
@@ -95,23 +98,29 @@ class TextTokenizer:
         own.no_truncation()
         added = own.get_added_tokens_decoder()
         self._special = {i for i, token in added.items() if token.special}
-        self._words = tuple(token.content for token in added.values() if token.special)
+        self.special = tuple(token.content for token in added.values() if token.special)
         if separator and separator not in own.get_vocab():
             raise UserError(
                 f"texts.separator is {separator!r}, which is not a token of {folder}",
-                f"give one, such as {', '.join(self._words[:3]) or 'none'}",
+                f"give one, such as {', '.join(self.special[:3]) or 'none'}",
             )
         own_specials = own.num_special_tokens_to_add(True)
         self._separator = own.token_to_id(separator) if separator and not own_specials else None
         room = length - (self._separator is not None)
         if room - own_specials < 2:
             raise UserError(f"texts.length is {length}, which leaves no room for a pair", "give more tokens")
+        self.definition: dict[str, Any] = json.loads(own.to_str())
         # Set once: a change while other threads encode is an error of the library.
         own.enable_truncation(room, strategy="longest_first")
         own.encode_special_tokens = literal
         self.size = max(own.get_vocab(with_added_tokens=True).values()) + 1
         self._own = own
         self.fingerprint = hash_text(json.dumps([own.to_str(), length, literal, separator]))
+        self.settings = {"length": length, "literal": literal, "separator": separator}
+
+    def describe(self) -> dict[str, Any]:
+        """Describe what ids depend on by JSON values: tokenizer (SHA-256), length, literal and separator."""
+        return {"tokenizer": hash_text(json.dumps(self.definition, sort_keys=True)), **self.settings}
 
     def __call__(self, texts: Sequence[tuple[str, ...]]) -> TokenTable:
         """Encode texts, each a tuple of one text or of two.
@@ -135,7 +144,7 @@ class TextTokenizer:
                 seconds.append(types.index(1) if 1 in types else len(tokens))
                 cut += was_cut
             if not self._own.encode_special_tokens:
-                special += sum(any(word in text for text in own for word in self._words) for own in part)
+                special += sum(any(word in text for text in own for word in self.special) for own in part)
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
         joined = np.concatenate(ids) if ids else np.zeros(0, np.int32)
         return TokenTable(joined, starts, np.array(seconds, np.int32), cut, special)

@@ -14,6 +14,7 @@ TEXTS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
     ("#1 String", "#2 String"), ("sentence",), ("text",),
 )  # fmt: skip
+LABELLED = (".all", ".train", ".dev", ".test")  # endings of files whose lines are a label, a blank and a text
 LABELS = ("label", "gold_label", "labels", "is_duplicate", "Quality", "class", "target")
 
 
@@ -29,13 +30,15 @@ def read_table(path: Path) -> dict[str, list[Any]]:
     if not path.is_file():
         raise MissingInput(f"{path} does not exist", "give a .tsv, .csv or .parquet with named columns")
     kind = path.suffix.lower()
+    if kind in LABELLED:
+        return _read_labelled(path)
     try:
         if kind == ".parquet":
             with pyarrow.parquet.ParquetFile(path) as file:
                 return {name: column.to_pylist() for name, column in zip(file.schema_arrow.names, file.read().columns,
                                                                           strict=True)}  # fmt: skip
         if kind not in (".tsv", ".csv"):
-            raise UserError(f"{path} is neither .tsv, .csv nor .parquet", "write the texts in one of these")
+            raise UserError(f"{path} is neither .tsv, .csv, .parquet nor .all", "write the texts in one of these")
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, ValueError) as e:  # Arrow's errors are ValueErrors
         raise UserError(f"cannot read {path}: {' '.join(str(e).split())}", "write it again, in UTF-8") from e
@@ -57,6 +60,33 @@ def read_table(path: Path) -> dict[str, list[Any]]:
     if len(set(header)) < len(header):
         raise UserError(f"{path}: two columns have one name", "the first line must name each column once")
     return {name: [cells[place] for _, cells in rows[1:]] for place, name in enumerate(header)}
+
+
+def _read_labelled(path: Path) -> dict[str, list[Any]]:
+    """Read lines of a label, a blank and a text, as sets of sentences are often published: columns label and text.
+
+    Lines that are not UTF-8 are read as Latin-1.
+    """
+    try:
+        lines = [line.removesuffix(b"\r") for line in path.read_bytes().split(b"\n")]
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e}", "write it again") from e
+    columns: dict[str, list[Any]] = {"label": [], "text": []}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            whole = line.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            whole = line.decode("latin-1")
+        label, _, text = whole.strip().partition(" ")
+        if not text:
+            raise UserError(f"{path}, line {number}: {whole[:40]!r} is no label, blank and text", "correct this line")
+        columns["label"].append(label)
+        columns["text"].append(text)
+    if not columns["label"]:
+        raise UserError(f"{path} has no rows", "give a file with a line for each text")
+    return columns
 
 
 def _split_tabs(text: str) -> list[list[str]]:
