@@ -14,13 +14,15 @@ from pathlib import Path
 
 from nml_jax import console
 from nml_jax.data.sources import texts as stored
-from nml_jax.data.sources.sentences import TABLES
-from nml_jax.data.text.tables import choose_columns, read_table
+from nml_jax.data.text.tables import SUFFIXES, choose_columns, read_table
 from nml_jax.data.text.tokenizer import load, train
 from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.runs.files import write_atomic
 
 LONGEST_WORD = 5000  # characters, as in a prepared caption; the time of BPE grows with the square of a word
+
+
+TABLES = tuple(ending for ending in SUFFIXES if ending != ".txt")  # a .txt holds a text a line
 
 
 def read_captions(sources: Iterable[str]) -> Iterator[str]:

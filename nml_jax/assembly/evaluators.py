@@ -17,7 +17,7 @@ from nml_jax.evals import EVALUATORS
 from nml_jax.evals.zeroshot import ZeroShot
 from nml_jax.models import Model
 from nml_jax.tasks import prompts
-from nml_jax.tasks.classification import Task, Test, choose_dataset_name, load_task
+from nml_jax.tasks.classification import Task, Test, choose_dataset_name, has_texts, load_task
 from nml_jax.training.loop import Evaluator
 
 TRAINING_EVALUATORS = ("spectrum", "zeroshot")  # what runtime.evaluators may name
@@ -156,7 +156,7 @@ def check_inputs(config: ConfigDict) -> None:
     """
     model = encoder.build(config, num_classes=config.data.num_classes or 1)
     reads = texts.has_tokens(model.spec)
-    if wrong := [name for name in config.downstream.tasks if (name == "texts") != reads]:
+    if wrong := [name for name in config.downstream.tasks if has_texts(name) != reads]:
         raise UserError(
             f"model.name={config.model.name} reads {'texts' if reads else 'images'}, and the downstream task is "
             f"{wrong[0]!r}",

@@ -27,7 +27,7 @@ from nml_jax.runs.classes import TASKS, write_counts
 from nml_jax.runs.files import write_json
 from nml_jax.runs.rows import Row, write_rows
 from nml_jax.stages.stage import Outputs, Stage
-from nml_jax.tasks.classification import Test, check_tasks
+from nml_jax.tasks.classification import Test, check_tasks, list_tasks
 
 VERSION = 1
 
@@ -51,7 +51,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     spectra: list[dict[str, Any]] = []
     written: dict[str, str] = {}
     index, counts = BankIndex(frozen.step, config.extract.weights, {}, describe_encoder(config, frozen)), {}
-    for name in config.downstream.tasks:
+    for name in list_tasks(config):
         task = agreement.open_task(name, config)
         train = Test(task.name + "/train", "id", task.train)
         for test in (train, *task.tests):
@@ -182,13 +182,14 @@ def make_scoring_arguments(test: Test) -> dict[str, Any]:
     out: dict[str, Any] = {"class_map": [list(ids) for ids in test.class_map]} if test.class_map else {}
     if test.frames:
         out |= {"frame_labels": test.frames.labels, "groups": test.frames.groups}
+    out |= test.scoring
     return json.loads(json.dumps(out))
 
 
 STAGE = Stage(
     name="extract",
     version=VERSION,
-    keys=("seed", "init_from", "data", "augment", "model", "downstream", "texts", "extract"),
+    keys=("seed", "init_from", "data", "augment", "model", "downstream", "texts", "glue", "extract"),
     upstream=("pretrain",),
     outputs=Outputs(("banks", "spectra.json"), list_needed, proved=("spectra.json", INDEX, TASKS)),
     check=check,

@@ -43,7 +43,7 @@ from nml_jax.stages.finetune_search import (
     name_setting,
 )
 from nml_jax.stages.stage import Outputs, Stage
-from nml_jax.tasks.classification import Test, check_tasks
+from nml_jax.tasks.classification import Test, check_tasks, list_tasks
 from nml_jax.training import checkpoint, finetune, lora
 from nml_jax.training.leaves import name_leaves
 from nml_jax.tuning.holdout import check_choices
@@ -65,7 +65,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     where = {"run": workdir.name, "step": frozen.step, "weights": config.extract.weights}
     origin = encoder.describe_origin(config, frozen.ledger, **where)
     rows: list[Row] = []
-    for name in config.downstream.tasks:
+    for name in list_tasks(config):
         task = agreement.open_task(name, config)
         for share in config.finetune.shares:
             for seed in settings.repetition_seeds(config.seed, config.finetune.seeds):
@@ -200,7 +200,7 @@ def score_setting(
     model = _build_classifier(model_config, config, setup.loop_setup("full"))
     for test in setup.task.tests:
         frames = {"frame_labels": test.frames.labels, "groups": test.frames.groups} if test.frames else {}
-        how: dict[str, Any] = {"class_map": test.class_map, "soft": True, **frames}
+        how: dict[str, Any] = {"class_map": test.class_map, "soft": True, **frames, **test.scoring}
         scorer = mapped.Scorer(setup.task.num_classes, **how)
         drawn = {"batch": setup.config.extract.batch, "shift": test.shift, "seed": setup.config.seed}
         for rows in streams.restore_order(_compute_logits(setup, model, (params, model_state), test, drawn)):
@@ -234,20 +234,11 @@ STAGE = Stage(
     name="finetune",
     version=3,
     keys=(
-        "seed",
-        "init_from",
-        "data",
-        "augment",
-        "model",
-        "downstream",
-        "texts",
-        "extract",
-        "zeroshot",
-        "tune",
+        "seed", "init_from", "data", "augment", "model", "downstream", "texts", "glue", "extract", "zeroshot", "tune",
         "finetune",
     ),
     upstream=("pretrain",),
     outputs=Outputs(("finetune", "correct/finetune", "confusion/finetune", "predictions/finetune"), list_needed),
     check=check,
     run=run,
-)
+)  # fmt: skip

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from nml_jax import console
 from nml_jax.data.class_names import clean_labels
 from nml_jax.data.features.files import encode, find_classes
 from nml_jax.data.sources.source import Source, digest
-from nml_jax.data.text.tables import choose_columns, read_table
+from nml_jax.data.text.tables import SUFFIXES, choose_columns, join_texts, read_table
 from nml_jax.errors import MissingInput, UserError
-
-TABLES = (".parquet", ".tsv", ".csv")  # endings of files that hold a split, the first that is there
 
 
 class Sentences(Source):
@@ -32,24 +31,55 @@ class Sentences(Source):
         self.texts, self.name = texts, name
 
 
-def open_split(folder: Path, split: str, columns: str, label: str) -> Sentences:
-    """Open the table of a split, FOLDER/SPLIT with one of the endings TABLES.
+class ScoredSentences(Sentences):
+    """Texts in memory with a score each, to be predicted by regression.
+
+    `labels` are the scores, float32 [N]. There is one class, whose name is what they measure.
+    """
+
+    def __init__(self, texts: Sequence[tuple[str, ...]], scores: np.ndarray, name: str):
+        super().__init__(texts, np.zeros(len(scores), np.int32), (name,))
+        self.labels = self.labels_clean = np.asarray(scores, np.float32)
+        self.fingerprint = digest("scored", self.fingerprint, self.labels)
+
+
+def read_texts(path: Path, columns: str, label: str) -> tuple[list[tuple[str, ...]], np.ndarray]:
+    """Return the texts of a table, and their labels as they are written.
 
     Args:
         columns, label: names, see `tables.choose_columns`.
 
     Raises:
-        UserError: there is no such file, or it is damaged, or a row lacks a text or a label.
+        UserError: the file is missing or damaged, or a row lacks a text or a label.
     """
-    path = next((file for file in (folder / f"{split}{ending}" for ending in TABLES) if file.is_file()), None)
-    if path is None:
-        raise MissingInput(f"{folder} holds no {split}{' or '.join(TABLES)}", "set --config.data.path and data.train")
     table = read_table(path)
-    named, own = choose_columns(path, list(table), columns, label)
-    texts = list(zip(*(table[name] for name in named), strict=True))
-    for row, cells in enumerate(zip(texts, table[own], strict=True)):
-        if not all(isinstance(text, str) for text in cells[0]) or cells[1] in (None, ""):
-            raise UserError(f"{path}: row {row} has no text, or no label", "fill it in, or leave the row out")
-    labels = clean_labels(np.array(table[own]), f"{path}, labels")
-    classes = find_classes(labels, str(path))
+    named, own = choose_columns(path, table, columns, label)
+    console.notice_once(f"{path}: texts {' and '.join(map(repr, named))}, label {own!r}")
+    texts, labels = join_texts(path, table, named), table[own]
+    empty = [row for row, value in enumerate(labels) if value is None or value == ""]
+    if empty:
+        cause = f"{path}: {len(empty)} rows have no label, such as {table.place(empty[0])}"
+        raise UserError(cause, "leave them out")
+    if {str(value) for value in labels} == {"-1"}:
+        raise UserError(f"{path}: every label is -1, which hides them", "give a split with labels, such as dev")
+    return texts, clean_labels(np.array(labels), f"{path}, labels")
+
+
+def number_classes(
+    path: Path, texts: Sequence[tuple[str, ...]], labels: np.ndarray, classes: np.ndarray | None = None
+) -> Sentences:
+    """Return a source of texts whose labels become numbers of the classes, by default of those that are there."""
+    classes = find_classes(labels, str(path)) if classes is None else classes
     return Sentences(texts, encode(labels, classes, str(path)), tuple(map(str, classes.tolist())), str(path))
+
+
+def open_split(folder: Path, split: str, columns: str, label: str) -> Sentences:
+    """Open the table of a split, FOLDER/SPLIT with one of the endings of tables.
+
+    Raises:
+        UserError: there is no such file; or see `read_texts`.
+    """
+    path = next((file for file in (folder / f"{split}{ending}" for ending in SUFFIXES) if file.is_file()), None)
+    if path is None:
+        raise MissingInput(f"{folder} holds no {split}{', '.join(SUFFIXES)}", "set --config.data.path and data.train")
+    return number_classes(path, *read_texts(path, columns, label))

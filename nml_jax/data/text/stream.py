@@ -108,8 +108,8 @@ def make_batch(
 ) -> dict[str, np.ndarray]:
     """Return this process's part of a global batch of the texts `rows`, padded to `batch` rows of `width` tokens."""
     own, local = layout.take_own(rows, batch), divide_batch(batch, layout.blocks)
-    numbers = {"label": source.labels, "label_clean": source.labels_clean, "id": np.arange(len(source))}
-    filled = {name: np.zeros(local, np.int32) for name in numbers}
+    numbers = {"label": source.labels, "label_clean": source.labels_clean, "id": np.arange(len(source), dtype=np.int32)}
+    filled = {name: np.zeros(local, values.dtype) for name, values in numbers.items()}
     for name, values in numbers.items():
         filled[name][: len(own)] = values[own]
     mask = (np.arange(local) < len(own)).astype(np.float32)
