@@ -122,9 +122,9 @@ def _make_transformers(origin: Origin, licence: str) -> Package:
     """Make a folder of transformers' BERT, RoBERTa or GPT-2, and of sentence-transformers where it can pool so."""
     config, params = origin.config, origin.loaded.params
     fields = describe_tower(config.model, config.data.image_size)
-    files = describe_language(fields)
-    described = files.pop("config.json") | _state(licence)
     tokenizer = load_texts(config, origin.loaded.model)
+    files = describe_language(fields, tokenizer.length)
+    described = files.pop("config.json") | _state(licence)
     files |= handed_on.make_text_files(tokenizer, typed=fields["types"] > 1)
     names = ("config.json", described, "model.safetensors", language.export_weights(params))
     return Package("transformers", "feature-extraction", *names, {"format": "pt"}, files=files)

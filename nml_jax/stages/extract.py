@@ -50,10 +50,12 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     rows: list[Row] = []
     spectra: list[dict[str, Any]] = []
     written: dict[str, str] = {}
-    index, counts = BankIndex(frozen.step, config.extract.weights, {}, describe_encoder(config, frozen)), {}
+    index, counts = BankIndex(frozen.step, config.extract.weights, {}, describe_encoder(config, frozen), {}), {}
     for name in list_tasks(config):
         task = agreement.open_task(name, config)
         train = Test(task.name + "/train", "id", task.train)
+        if count := texts.count_texts(task.train):
+            index.texts[task.name] = count
         for test in (train, *task.tests):
             split = "train" if test is train else test.split
             counts[f"{task.name}/{split}"] = count_labels(test.source.labels, test.source.class_names)

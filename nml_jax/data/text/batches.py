@@ -51,6 +51,13 @@ def _load_once(folder: Path, length: int, literal: bool, separator: str) -> Text
     return TextTokenizer(folder, length, literal=literal, separator=separator)
 
 
+def count_texts(source: Source) -> int:
+    """Return the number of texts of a row, 1 or 2; 0 for images."""
+    while isinstance(source, (Subset, Overlay)):
+        source = source.source
+    return len(source.texts[0]) if isinstance(source, Sentences) and len(source) else 0
+
+
 def encode_texts(source: Source, tokenizer: TextTokenizer) -> TokenTable:
     """Return the tokens of a source, in its order. Each table of texts is encoded once, whatever parts of it are used.
 

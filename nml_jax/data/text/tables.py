@@ -208,29 +208,45 @@ def _warn_of_quotes(path: Path, table: Table) -> None:
         )
 
 
+def choose_texts(path: Path, known: Collection[str], texts: str) -> tuple[str, ...]:
+    """Return the names of the columns of texts: those named, one or two with a comma; "": the first of TEXTS there.
+
+    Raises:
+        UserError: there is none, or three are named.
+    """
+    named = tuple(filter(None, (name.strip() for name in texts.split(","))))
+    found = named or next((pair for pair in TEXTS if set(pair) <= {*known}), ())
+    if missing := [name for name in named if name not in known]:
+        raise UserError(f"{path} has no column {missing[0]!r}", _list_columns(known))
+    if not found:
+        raise UserError(f"{path}: no column is known for texts", _list_columns(known))
+    if len(found) > 2:
+        raise UserError(f"{len(found)} columns are named for texts", "name one, or two for pairs of texts")
+    return found
+
+
 def choose_columns(path: Path, known: Collection[str], texts: str, label: str) -> tuple[tuple[str, ...], str]:
-    """Return the names of the columns of texts and of the labels.
+    """Return the names of the columns of texts, see `choose_texts`, and of the labels.
 
     Args:
-        texts: one name, or two separated by a comma; "": the first of TEXTS that is there.
         label: a name; "": the first of LABELS that is there.
 
     Raises:
         UserError: there is none.
     """
-    named = tuple(filter(None, (name.strip() for name in texts.split(","))))
-    found = named or next((pair for pair in TEXTS if set(pair) <= {*known}), ())
+    found = choose_texts(path, known, texts)
     own = label or next((name for name in LABELS if name in known), "")
-    has = f"it has {', '.join(map(repr, [*known][:8]))}; name them with --config.texts.columns and --config.texts.label"
-    if missing := [name for name in (*named, *filter(None, [label])) if name not in known]:
-        raise UserError(f"{path} has no column {missing[0]!r}", has)
-    if not found:
-        raise UserError(f"{path}: no column is known for texts", has)
+    if label and label not in known:
+        raise UserError(f"{path} has no column {label!r}", _list_columns(known))
     if not own:
-        raise UserError(f"{path}: no column is known for labels; tests of benchmarks keep theirs hidden", has)
-    if len(found) > 2:
-        raise UserError(f"texts.columns names {len(found)} columns", "name one, or two for pairs of texts")
+        cause = f"{path}: no column is known for labels; tests of benchmarks keep theirs hidden"
+        raise UserError(cause, _list_columns(known))
     return found, own
+
+
+def _list_columns(known: Collection[str]) -> str:
+    has = ", ".join(map(repr, [*known][:8]))
+    return f"it has {has}; name them with --config.texts.columns and --config.texts.label, or --columns and --label"
 
 
 def join_texts(path: Path, table: Table, columns: Sequence[str]) -> list[tuple[str, ...]]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nml_jax import settings
 from nml_jax.console import notice_once
 from nml_jax.errors import UserError
 from nml_jax.models.published.common import Keys, require
@@ -52,6 +53,7 @@ NAMES = {
         activation=("activation_function", "gelu_new"),
     ),
 }
+POOL, LENGTH = "nml_jax_pool", "nml_jax_length"  # keys of config.json that only we read: model.pool, texts.length
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
                "relu": "relu", "silu": "silu", "swish": "silu"}  # fmt: skip
 # Settings that change what is computed, and the one value that we have.
@@ -86,7 +88,9 @@ def read_language(path: Path, content: Mapping[str, Any]) -> Keys:
         own = content.get("pad_token_id", pad)
         require(path, "pad_token_id", own, own == pad, f"{pad}, from which positions are counted")
         context -= pad + 1
+    usual = settings.default_config()["texts"]["length"]
     return {
+        "texts.length": content.get(LENGTH) or min(usual, context),
         "model.name": kind,
         "model.dim": read["dim"],
         "model.depth": read["depth"],
@@ -101,15 +105,15 @@ def read_language(path: Path, content: Mapping[str, Any]) -> Keys:
     }
 
 
-POOL = "nml_jax_pool"  # a key of config.json that transformers does not read: `model.pool`
 MODELS = {"bert": "BertModel", "roberta": "RobertaModel", "gpt2": "GPT2Model"}  # transformers' classes
 
 
-def describe_language(fields: Mapping[str, Any]) -> dict[str, Any]:
+def describe_language(fields: Mapping[str, Any], length: int) -> dict[str, Any]:
     """Return the config.json of a text encoder, and where it has one the `1_Pooling` of sentence-transformers.
 
     Args:
         fields: those of `text.language.TextEncoder`.
+        length: most tokens of a text.
 
     Returns:
         Names of files -> their content.
@@ -125,7 +129,13 @@ def describe_language(fields: Mapping[str, Any]) -> dict[str, Any]:
     values = {**fields, "positions": fields["context"] + (0 if pad is None else pad + 1), "activation": activation}
     own = {name: values[field] for field, (name, _) in names._asdict().items() if field != "types" or values["types"]}
     tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": pad}
-    about = {"model_type": family, "architectures": [MODELS[family]], "dtype": "float32", POOL: fields["pool"]}
+    about = {
+        "model_type": family,
+        "architectures": [MODELS[family]],
+        "dtype": "float32",
+        POOL: fields["pool"],
+        LENGTH: length,
+    }
     config = {**about, **own, **tokens}
     modes = {name: ours == fields["pool"] for name, ours in POOLS.items()}
     pooling = {"word_embedding_dimension": fields["dim"], **modes}
