@@ -1,4 +1,4 @@
-"""Run a frozen encoder over images or texts."""
+"""Run a frozen encoder over images or texts, or ask a service about texts."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from nml_jax import models, runtime
 from nml_jax.assembly import encoder, streams
+from nml_jax.assembly.embeddings import encode as remote
 from nml_jax.assembly.spectra import DeviceSpectra
 from nml_jax.tasks.classification import Test
 
@@ -43,6 +44,8 @@ def encode_split(
     Args:
         spectra: to be given the features before they leave their devices.
     """
+    if encoder.is_remote(config):
+        return remote.encode(config, test.source, test.split)
     put, drawn = runtime.put_batch(mesh), {"shift": test.shift, "view": view, "seed": config.seed}
     batches = streams.read_records(config, mesh, frozen.model, test.source, batch=config.extract.batch, **drawn)
 

@@ -10,10 +10,10 @@ from jax.sharding import Mesh
 
 from nml_jax import runtime
 from nml_jax.assembly.encode import compile_encoder, encode_split
+from nml_jax.assembly.encoder import is_remote
 from nml_jax.assembly.fingerprint import compare_encoders, describe_encoder
 from nml_jax.assembly.open_encoder import Opened, open_encoder
 from nml_jax.assembly.user_files import Asked, Inputs, open_images, open_texts
-from nml_jax.data.text.batches import has_tokens
 from nml_jax.errors import UserError
 from nml_jax.models.overview import count_features
 from nml_jax.tasks.classification import Test
@@ -129,7 +129,7 @@ def open_encoded(
     """
     asked = asked or Asked()
     opened = opened or open_encoder(encoder, runtime.make_mesh())
-    reads_texts = has_tokens(opened.encoder.model.spec)
+    reads_texts = "image" not in opened.encoder.model.spec
     if not reads_texts and (given := [name for name, value in asked._asdict().items() if value]):
         raise UserError(f"--{given[0]} is for tables, and --encoder={encoder} reads images", "leave it out")
     told = head.about.get("encoder")
@@ -141,7 +141,7 @@ def open_encoded(
     if told:
         compare_encoders(told, describe_encoder(opened.config, opened.encoder), encoder)
     layer = LOGITS if own else str((told or {}).get("layer", "features"))
-    dim = find_width(opened, layer, encoder)
+    dim = head.dim if is_remote(opened.config) else find_width(opened, layer, encoder)  # a service's is its own
     if reads_texts:
         inputs = open_texts(path, asked, (told or {}).get("texts"))
     else:

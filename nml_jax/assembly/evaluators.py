@@ -149,22 +149,24 @@ def during_training(
 
 
 def check_inputs(config: ConfigDict) -> None:
-    """Check that the downstream tasks are of texts for a text encoder, which has a tokenizer that fits, else of images.
+    """Check that the downstream tasks are of texts for an encoder of texts, else of images.
+
+    A text encoder of ours must have a tokenizer that fits.
 
     Raises:
         UserError: they are not.
     """
     model = encoder.build(config, num_classes=config.data.num_classes or 1)
-    reads = texts.has_tokens(model.spec)
+    reads = "image" not in model.spec
     if wrong := [name for name in config.downstream.tasks if has_texts(name) != reads]:
         raise UserError(
             f"model.name={config.model.name} reads {'texts' if reads else 'images'}, and the downstream task is "
             f"{wrong[0]!r}",
             "give --config=configs/text.py:FOLDER for texts, and an image encoder for images",
         )
-    if reads:
-        if config.extract.views > 1:
-            raise UserError(f"extract.views={config.extract.views}, but texts have one view", "set it to 1")
+    if reads and config.extract.views > 1:
+        raise UserError(f"extract.views={config.extract.views}, but texts have one view", "set it to 1")
+    if texts.has_tokens(model.spec):
         texts.load_tokenizer(config, model)
 
 

@@ -191,7 +191,7 @@ def make_scoring_arguments(test: Test) -> dict[str, Any]:
 STAGE = Stage(
     name="extract",
     version=VERSION,
-    keys=("seed", "init_from", "data", "augment", "model", "downstream", "texts", "glue", "extract"),
+    keys=("seed", "init_from", "data", "augment", "model", "downstream", "texts", "glue", "api", "extract"),
     upstream=("pretrain",),
     outputs=Outputs(("banks", "spectra.json"), list_needed, proved=("spectra.json", INDEX, TASKS)),
     check=check,

@@ -92,6 +92,7 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     runtime.check_batch(config.finetune.batch, mesh, "finetune.batch")
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
     check_tasks(config, data=data)
+    encoder.require_own(config, "finetune")
     evaluators.check_inputs(config)
     model = encoder.build(config, num_classes=0)
     if config.finetune.head_init == "zeroshot":

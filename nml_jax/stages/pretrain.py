@@ -106,6 +106,7 @@ def _report_classes(workdir: Path, splits: Mapping[str, Source]) -> None:
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     """Check that the batch, the model, the objective, the noise and the evaluators fit together."""
     runtime.check_batch(config.train.batch, mesh, "train.batch")
+    encoder.require_own(config, "pretrain")
     noisy_data.check_inputs(config)
     captions = objectives.uses_captions(config.objective)
     has_text = encoder.has_text(config)

@@ -46,9 +46,24 @@ def load_tokenizer(config: ConfigDict, model: Model) -> TextTokenizer:
     return tokenizer
 
 
+def load_counter(folder: str) -> TextTokenizer:
+    """Load the tokenizer of a folder, to count the tokens of texts of any length."""
+    return _load_once(Path(folder).expanduser(), 2**20, False, "")
+
+
 @functools.lru_cache(maxsize=4)
 def _load_once(folder: Path, length: int, literal: bool, separator: str) -> TextTokenizer:
     return TextTokenizer(folder, length, literal=literal, separator=separator)
+
+
+def list_texts(source: Source) -> list[tuple[str, ...]]:
+    """Return the texts of a source, in its order."""
+    if isinstance(source, Subset):
+        whole = list_texts(source.source)
+        return [whole[i] for i in source.indices]
+    if isinstance(source, Sentences):
+        return list(source.texts)
+    raise UserError("the task has images, and the model reads texts", "set --config.downstream.tasks=\"('texts',)\"")
 
 
 def count_texts(source: Source) -> int:
