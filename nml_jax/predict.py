@@ -242,13 +242,13 @@ def open_encoded(args: argparse.Namespace) -> Inputs:
     """
     own = str(args.head) == OWN and not args.head.exists()
     head, opened = None if own else head_file.load(args.head), None
-    from nml_jax.assembly import encode_files  # loads the models
-    from nml_jax.assembly.user_files import Asked
+    from nml_jax.assembly.predictions import encoded  # loads the models
+    from nml_jax.assembly.predictions.user_files import Asked
 
     if own:
-        head, opened = encode_files.open_own(args.encoder)
+        head, opened = encoded.open_own(args.encoder)
     asked = Asked(args.columns, args.label, args.keep)
-    features, unknown = encode_files.open_encoded(head, Path(args.features), args.encoder, opened, asked)
+    features, unknown = encoded.open_encoded(head, Path(args.features), args.encoder, opened, asked)
     if unknown:
         console.notice(unknown)
     return head, features, features.inputs.kept

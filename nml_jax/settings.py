@@ -136,7 +136,7 @@ def select_keys(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any
         section, _, name = key.partition(".")
         if not name and section in config:
             out[section] = config[section]
-        elif name in config.get(section, {}):
+        elif section in config and name in config[section]:
             out.setdefault(section, {})[name] = config[section][name]
     return out
 

@@ -13,7 +13,7 @@ from nml_jax.assembly.encode import compile_encoder, encode_split
 from nml_jax.assembly.encoder import is_remote
 from nml_jax.assembly.fingerprint import compare_encoders, describe_encoder
 from nml_jax.assembly.open_encoder import Opened, open_encoder
-from nml_jax.assembly.user_files import Asked, Inputs, open_images, open_texts
+from nml_jax.assembly.predictions.user_files import Asked, Inputs, open_images, open_texts
 from nml_jax.errors import UserError
 from nml_jax.models.overview import count_features
 from nml_jax.tasks.classification import Test
