@@ -173,6 +173,15 @@ def reads_texts(config: ConfigDict) -> bool:
     return has_tokens(build(config, num_classes=config.data.num_classes or 1).spec)
 
 
+def require_images(config: ConfigDict, stage: str) -> None:
+    """Raise UserError unless the model reads images, as a stage needs it."""
+    if "image" not in build(config, num_classes=config.data.num_classes or 1).spec:
+        raise errors.UserError(
+            f"the stage {stage} trains on images, and model.name={config.model.name} reads texts",
+            f"leave {stage} out of --config.stages, or choose another model",
+        )
+
+
 def has_text(config: ConfigDict) -> bool:
     """Return whether the config's model also encodes captions."""
     return "text" in build(config, num_classes=config.data.num_classes or 1).spec
