@@ -64,7 +64,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             written_before = peers.agree(banks.find(folder, key) is not None or _copy_written(folder, key))
             if written_before:
                 chosen = config.extract.layers, config.extract.spectra
-                measured = measure_written(banks.Bank(folder), *chosen, mesh, config.extract.batch)
+                measured = measure_written(folder, *chosen, mesh, config.extract.batch)
             else:
                 measured = extract(config, frozen, encode, mesh, test, folder, key, is_train=test is train)
             WRITTEN[key] = folder
