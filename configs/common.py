@@ -34,12 +34,14 @@ def get_config() -> ConfigDict:
 
     # Pre-training data.
     data = config.data = ConfigDict()
-    data.source = "digits"  # digits (scikit-learn's, embedded) | directory (prepared) | tfds (catalogue)
-    data.path = ""  # directory: the prepared dataset; tfds: data_dir
+    data.source = "digits"  # digits (scikit-learn's) | directory (prepared) | tfds (catalogue) | texts (tables)
+    data.path = ""  # directory: the prepared dataset; tfds: data_dir; texts: a folder of .tsv, .csv or .parquet files
+    data.columns = ""  # texts: column of the texts, or two separated by a comma. "": the first usual name there
+    data.label = ""  # texts: column of the labels. "": the first usual name there
     data.mixture = ()  # directory: several prepared datasets, one after another, instead of `path`
     data.weights = ()  # mixture: share of the examples from each dataset; (): in proportion to its size
     data.name = ""  # tfds: name of the dataset, such as "imagenet2012"
-    data.train = "train"  # split to train on
+    data.train = "train"  # split to train on; of texts, a file without its ending
     data.validation_split = ""  # split to validate on; "": hold out `validation` of the training split
     data.validation = 0.1  # share of the training split held out, stratified, the same for every seed
     data.classes = ()  # keep only these class ids, renumbered in this order; (): all
@@ -176,7 +178,8 @@ def get_config() -> ConfigDict:
     texts.holdout = 0.3  # stratified share of the training file to test on, used without a test file
     texts.columns = ""  # column of the texts, or two separated by a comma for pairs. "": the first usual name there
     texts.label = ""  # column of the labels. "": the first usual name there
-    texts.tokenizer = ""  # folder of the tokenizer; "": that of init_from. model.name=api: one that counts its tokens
+    # Folder of the tokenizer, or a tokenizer.json; "": that of init_from. model.name=api: one that counts its tokens.
+    texts.tokenizer = ""  # "": that of init_from
     texts.length = 128  # most tokens of a text or pair, with special tokens; longer ones are cut
     texts.buckets = (16, 32, 64, 128, 256, 512)  # lengths that batches are padded to; each is compiled once
     texts.literal = False  # special tokens inside texts, such as [SEP]: True: plain text; False: special, as elsewhere
@@ -294,8 +297,8 @@ def get_config() -> ConfigDict:
     tune.lgm.scale = placeholder(str)  # feature: each feature's standard deviation in the batch | one
     tune.lgm.squared = placeholder(bool)  # squared distances
 
-    # The stage finetune: tune encoder and head on the images of the same tasks, by AdamW with a cosine to zero. The
-    # learning rate is chosen as for heads, on `tune.validation` of the training split.
+    # The stage finetune: tune encoder and head on the data of the same tasks, by AdamW with a cosine to zero.
+    # The learning rate is chosen as for heads, on `tune.validation` of the training split.
     finetune = config.finetune = ConfigDict()
     finetune.methods = ("lora", "full")  # lora: factors and head | full: everything
     finetune.terms = ("none", "paper")  # none | covariance and singular-value terms of this preset of NMTune
@@ -310,7 +313,7 @@ def get_config() -> ConfigDict:
     # The start of the head, and so of the curve of WiSE-FT. With random weights (fresh) the curve means little.
     finetune.head_init = "probe"  # probe (trained first, on the frozen encoder) | zeroshot (CLIP) | fresh
     finetune.epochs = 30.0  # epochs of the training split
-    finetune.batch = 64  # images per step
+    finetune.batch = 64  # images or texts per step
     finetune.lrs = (1e-4, 1e-3)  # peak learning rates to choose from, for every method; a probe's are tune.lrs
     finetune.weight_decay = 1e-4  # decoupled; not applied to biases, norms and position embeddings
     finetune.warmup_epochs = 0.0  # linear, from 0
@@ -318,17 +321,140 @@ def get_config() -> ConfigDict:
     finetune.layer_decay = 1.0  # factor of the learning rate per block from the head down; 1: the same everywhere
     finetune.rank = 8  # LoRA: rank r
     finetune.alpha = 8.0  # LoRA: α in W + (α/r)·A·B
-    finetune.targets = ("vit_mlp",)  # LoRA: vit_attention | vit_mlp | resnet_conv | regexes over "a/b/kernel"
+    # LoRA: vit_attention | vit_mlp | resnet_conv | text_attention | text_mlp | regexes over "a/b/kernel".
+    finetune.targets = ("vit_mlp",)  # those of images are no targets in a text encoder
     finetune.noisytune = 0.0  # λ: the encoder's weights start at W + U(−λ/2, λ/2)·std(W) (NoisyTune)
-    finetune.neftune = 0.0  # α: patch embeddings, or a ResNet's features, get U(−1, 1)·α/√(L·d) in training (NEFTune)
+    # NEFTune's α: embeddings of patches or words, or a ResNet's features, get U(−1, 1)·α/√(L·d) in training; L counts
+    # the tokens of each text, and padding gets nothing.
+    finetune.neftune = 0.0  # 0: off
     finetune.wise = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # shares of the tuned weights in WiSE-FT
     finetune.seeds = 1  # runs per setting
-    finetune.shares = (1.0,)  # shares of the training images, stratified; smaller ones are subsets of larger ones
+    finetune.shares = (1.0,)  # shares of the training rows, stratified; smaller ones are subsets of larger ones
 
     diagnose = config.diagnose = ConfigDict()
     diagnose.folds = 5  # folds of the cross-validation on the training features; 0: only measure them
     diagnose.rows = 2000  # most rows to cross-validate, stratified
     diagnose.start = "fresh"  # NMTune as released (fresh), or from the probe with early stopping (probe)
+
+    # Detectors. The defaults are those of mmdetection 3.3.0 at "1x". What detectron2 (d2) or torchvision (tv) do
+    # otherwise stands with the key, and configs/detect_coco.py has it as a preset.
+    detect = config.detect = ConfigDict()
+    detect.systems = ("retina",)  # keys of nml_jax.models.detection.SYSTEMS, trained one after another
+    detect.norm = "eval"  # BatchNorm of the encoder: eval (running statistics) | frozen (d2: affine too) | train (live)
+    detect.freeze = 1  # the encoder's stem and so many stages are not trained; 0: all is trained
+    detect.clamp_both = True  # clamp changes of a box's log side from below, too; d2, tv: False
+    detect.low_quality = "own"  # anchors that an object overlaps most get own (that object) | argmax (theirs; d2, tv)
+    detect.score_threshold = 0.05  # detections need more
+    detect.min_size = 0.0  # detections need longer sides, in pixels; d2, and tv in RetinaNet: -1; tv else: 0.01
+    detect.nms = 0.5  # overlap above which the lower detection of a class is dropped
+    detect.max_detections = 100  # per image; tv: 300 in RetinaNet
+    detect.fpn = ConfigDict()
+    detect.fpn.width = 256  # channels of the pyramid and of the heads' convolutions
+    detect.fpn.init = "xavier"  # xavier | kaiming (d2, tv), both uniform
+    detect.anchors = ConfigDict()
+    detect.anchors.ratios = (0.5, 1.0, 2.0)  # height / width
+    detect.anchors.rounded = ""  # round them: "" not at all | corners (tv) | sizes (tv in RetinaNet: sizes cut first)
+    detect.retina = ConfigDict()
+    detect.retina.strides = (8, 16, 32, 64, 128)  # of the levels; those that the encoder lacks are made from the last
+    detect.retina.p6_from = "c5"  # the first level beyond the encoder's reads c5 (mmdetection, d2) | p5 (tv)
+    detect.retina.tower = 4  # 3x3 convolutions before each output
+    detect.retina.scales = (4.0, 5.039684199579493, 6.349604207872798)  # sides of square anchors in strides: 4·2^(i/3)
+    detect.retina.positive = 0.5  # overlap of an anchor with an object from which on it is positive
+    detect.retina.negative = 0.4  # overlap below which it is negative; between the two it does not count
+    detect.retina.low_quality = 0.0  # an object's best anchors are positive from this overlap on
+    detect.retina.beta = 0.0  # of smooth L1; 0: L1, as in all three
+    detect.retina.per = "batch"  # divide losses by the positives of a batch | image (tv); no moving average as in d2
+    detect.retina.top = 1000  # candidates of a level, pairs of anchor and class, before suppression
+    detect.rpn = ConfigDict()  # proposals of faster and mask
+    detect.rpn.strides = (4, 8, 16, 32, 64)  # of the levels; regions are pooled from those that the encoder has
+    detect.rpn.scales = (8.0,)  # sides of square anchors in strides
+    detect.rpn.positive = 0.7  # as in detect.retina
+    detect.rpn.negative = 0.3  # as in detect.retina
+    detect.rpn.low_quality = 0.3  # as in detect.retina; d2, tv: 0.0
+    detect.rpn.samples = 256  # anchors of an image that are learned from
+    detect.rpn.share = 0.5  # most positive ones among them
+    detect.rpn.beta = 0.0  # of smooth L1; 0: L1; tv: 1/9
+    detect.rpn.per = "sampled"  # divide losses by the anchors drawn | full (d2: by detect.rpn.samples an image)
+    detect.rpn.before = (2000, 1000)  # candidates of a level before suppression, in training and after it
+    detect.rpn.after = (1000, 1000)  # proposals of an image, in training and after it; tv: (2000, 1000)
+    detect.rpn.nms = 0.7  # overlap above which the lower proposal of a level is dropped
+    detect.rpn.min_size = 0.0  # proposals need longer sides than this, in pixels; tv: 0.001
+    detect.roi = ConfigDict()  # regions of faster and mask
+    detect.roi.positive = 0.5  # overlap of a region with an object from which on it is positive, else background
+    detect.roi.samples = 512  # regions of an image that are learned from, drawn from proposals and objects
+    detect.roi.share = 0.25  # most positive ones among them
+    detect.roi.level_rule = "mmdetection"  # where a small number is added to a region's level: mmdetection | d2 | tv
+    detect.roi.side = 7  # bins of a pooled region along each axis
+    detect.roi.sampling = 2  # ROIAlign's samples per bin and axis (tv); mmdetection, d2: 0, adaptive, here at most 8
+    detect.roi.aligned = True  # ROIAlign shifts by half a pixel; tv: False
+    detect.roi.width = 1024  # of the two layers
+    detect.roi.stds = (0.1, 0.1, 0.2, 0.2)  # the deltas of a region are divided by these
+    detect.roi.beta = 0.0  # of smooth L1; 0: L1; tv: 1/9
+    detect.roi.top = 1000  # candidates of an image, pairs of region and class, before suppression; elsewhere unlimited
+
+    detect.mask = ConfigDict()  # masks of regions, beside the keys of rpn and roi
+    detect.mask.low_quality = 0.5  # as in detect.retina, for regions; d2, tv: 2.0, which no overlap reaches
+    detect.mask.side = 14  # bins of a pooled region along each axis; a mask has twice as many
+    detect.mask.depth = 4  # 3x3 convolutions
+    detect.mask.crop = 112  # side of the stored mask of an object, in its own box
+    detect.mask.binarise = True  # targets are 0 or 1; tv: False
+
+    detect.solo = ConfigDict()  # SOLOv2
+    detect.solo.strides = (4, 8, 16, 32, 64)  # of the levels; the encoder's make the masks, at the finest
+    detect.solo.grids = (40, 36, 24, 16, 12)  # cells along each axis, level by level
+    # Least and greatest root of the area of the boxes that belong to a level, in pixels.
+    detect.solo.ranges = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))  # level by level, ends included
+    detect.solo.centre = 0.2  # share of a box's width and height, around its centre, whose cells are positive
+    detect.solo.width = 512  # channels of the towers
+    detect.solo.depth = 4  # 3x3 convolutions of a tower before its output
+    detect.solo.mask_width = 128  # channels of the branch of masks
+    detect.solo.kernel = 256  # size of a cell's kernel: channels of the mask features
+    detect.solo.groups = 32  # of GroupNorm
+    detect.solo.positives = 256  # pairs of object and cell of an image that are learned from; others are counted
+    detect.solo.weight = 3.0  # of the mask loss
+    detect.solo.score_threshold = 0.1  # of a cell's class
+    detect.solo.candidates = 1000  # most cells above it whose masks are computed; elsewhere unlimited
+    detect.solo.threshold = 0.5  # probability above which a pixel belongs to a mask
+    detect.solo.top = 500  # best masks that enter Matrix-NMS
+    detect.solo.sigma = 2.0  # of its Gaussian
+    detect.solo.filter = 0.05  # least score after it
+
+    # The stage detect: what it trains on, and how.
+    detect.starts = ("encoder",)  # the encoder's weights at the start: encoder (the run's, or init_from) | random
+    detect.data = ConfigDict()
+    detect.data.source = "digits"  # digits (scenes that are drawn, no file) | directory (prepared)
+    detect.data.path = ""  # directory: the dataset that `python -m nml_jax.prepare coco_folder` wrote
+    detect.data.test_path = ""  # directory: another one to test on; classes are matched by name. "": `path`
+    detect.data.train = "train"  # directory: split to train on
+    detect.data.test = "val"  # directory: split to test on
+    detect.data.scenes = 1024  # digits: scenes to train on
+    detect.data.test_scenes = 256  # digits: scenes to test on, of other digits
+    detect.data.kinds = ("plain",)  # digits: kinds of scenes in turn: plain | empty | crowd | touching
+    # For --dry_run and launch/aot.py before the data are there; checked against them when they are.
+    detect.data.num_classes = placeholder(int)  # None: from the data
+    detect.data.expected = placeholder(int)  # rough number of images to train on
+    detect.data.smallest = 32  # images with a shorter side, and those without an object to learn, are not trained on
+    detect.data.max_objects = 100  # most objects of an image in training; more are cut, and that is said
+    # A picture is resized to the largest size with its ratio whose sides are at most these pixels, and padded at the
+    # right and the bottom to multiples of 32. One that is higher than wide has the turned canvas.
+    detect.data.canvas = (800, 1333)  # shorter and longer side
+    detect.data.scales = ()  # shorter sides to draw from in training, as (640, 672, 704); (): that of the canvas
+    detect.data.flip = 0.5  # probability of a horizontal flip in training
+    detect.batch = 16  # images per step
+    detect.epochs = 12.0  # epochs of the images that are trained on
+    detect.lr_batch = 16  # the learning rate is for so many images, and rises in proportion to `batch`; 0: not scaled
+    detect.optimizer = ConfigDict()  # each key replaces that of `optimizer`; None: the same
+    detect.optimizer.name = placeholder(str)  # adamw | lamb | sgd
+    detect.optimizer.lr = placeholder(float)  # peak learning rate for `lr_batch` images
+    detect.optimizer.schedule = placeholder(str)  # cosine | step
+    detect.optimizer.milestones = placeholder(tuple)  # step: epochs after which the rate falls
+    detect.optimizer.gamma = placeholder(float)  # step: factor at every milestone
+    detect.optimizer.warmup_steps = placeholder(int)  # linear, from warmup_lr
+    detect.optimizer.warmup_lr = placeholder(float)  # at the start of the warm-up, scaled as lr
+    detect.optimizer.momentum = placeholder(float)  # sgd: momentum
+    detect.optimizer.weight_decay = placeholder(float)  # decoupled for adamw and lamb; added to the gradient for sgd
+    detect.optimizer.decay = placeholder(tuple)  # pairs of a regex and a multiplier of weight_decay
+    detect.optimizer.clip_norm = placeholder(float)  # largest global norm of the gradient; 0: off
 
     # Where and how fast. Nothing here may change a number.
     runtime = config.runtime = ConfigDict()

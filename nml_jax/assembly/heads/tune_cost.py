@@ -26,9 +26,11 @@ TERMS = 5, 6  # the same for the terms of NMTune: products of matrices, and what
 MEMORY = 1e10  # bytes per second at which AdamW reads and writes
 CALL = 1e-3  # seconds of a step or an evaluation besides
 STOPPED = 0.3  # share of the most epochs that early stopping leaves, from random weights: a guess
-BEST = 60  # steps after which validation is best, from a probe: it fits two files, see benchmarks/forecast.py
+BEST = 90  # steps after which validation is best, from a probe: the mean of settings, see benchmarks/forecast.py
 COMPILED = 1.5  # seconds to compile a training step
+SAMPLE = ", sample "  # between a method and the number of what it is trained on, in the name of a part
 READ = 0.5  # seconds to read the files
+REPORT = 6.0  # seconds to draw the report
 
 
 class Cost(NamedTuple):
@@ -39,6 +41,7 @@ class Cost(NamedTuple):
     settings: trainings by which these are chosen.
     probe: whether it is a solved probe, or starts from one.
     step: seconds of a training step; 0 for methods that are solved.
+    searched, kept: epochs by which settings are chosen, and those of a head.
     """
 
     choose: float
@@ -46,13 +49,16 @@ class Cost(NamedTuple):
     settings: int
     probe: bool = False
     step: float = 0.0
+    searched: float = 0.0
+    kept: float = 0.0
 
 
 class Part(NamedTuple):
-    """A part of the job: expected seconds, and the trainings in it."""
+    """A part of the job: expected seconds, and the trainings and epochs in it."""
 
     seconds: float
     trainings: int = 0
+    epochs: float = 0.0
 
 
 @functools.cache
@@ -84,6 +90,11 @@ def name_method(method: str, preset: str | None, config: ConfigDict) -> str:
     return " ".join(filter(None, (method, methods.name_preset(preset, config.tune))))
 
 
+def name_part(run: str, method: str, sample: int) -> str:
+    """Return the name of the part that trains a method in a run on one of its samples of the training rows, from 0."""
+    return f"{run}: {method}{f'{SAMPLE}{sample + 1}' if sample else ''}"
+
+
 def _estimate(config: ConfigDict, found: FeatureSet, method: str, preset: str | None, measured: bool) -> Cost:
     tune, kind = config.tune, methods.find(method)
     rows, dim, k = len(found.train.labels), found.train.features.dim, len(found.classes)
@@ -99,13 +110,11 @@ def _estimate(config: ConfigDict, found: FeatureSet, method: str, preset: str | 
     step = _measure_step(config, found, method, preset) if measured else _count_step(tune, kind, rows, dim, k)
     epochs, each = methods.count_epochs(rows, batch=tune.batch, epochs=tune.epochs, steps=tune.steps)
     searched, kept = _expect_epochs(tune, epochs, each)
-    patient = methods.is_patient(tune)
-    choose = COMPILED + (
-        settings_ * searched * each * step * (1 - tune.validation) if patient or settings_ > 1 else 0.0
-    )
-    settings_ = (settings_ if choose > COMPILED else 0) + more
-    choose += more * kept * each * step * (1 - tune.validation)
-    return Cost(choose, kept * each * step + score, settings_, from_probe, step)
+    chosen = settings_ if methods.is_patient(tune) or settings_ > 1 else 0
+    widened = int(tune.widen and len(tune.lrs) > 1)  # the best rate is mostly at an edge
+    searched = (chosen + widened) * searched + more * kept
+    choose = COMPILED + searched * each * step * (1 - tune.validation)
+    return Cost(choose, kept * each * step + score, chosen + widened + more, from_probe, step, searched, kept)
 
 
 def _expect_epochs(tune: Any, epochs: int, each: int) -> tuple[float, float]:
@@ -182,25 +191,32 @@ def estimate_parts(
         parts[f"{name}: features"] = Part(0.0 if i and shared else len(first.extract.spectra) * spectra + READ)
         if treated:
             parts[f"{name}: suspects"] = Part(len(tune.shares) * len(tune.noises) * _estimate_judging(rows, dim, k))
-        samples, amount = ((1 + treated) * len(tune.noises) * x for x in (len(tune.shares), sum(tune.shares)))
-        solve = 0.0 if again else _estimate_probe(rows, dim, k, len(tune.cs)) + _estimate_probe(rows, dim, k)
-        for method, cost in costs.items():
-            heads = 0 if again and not cost.step else tune.seeds if cost.step else 1
-            seconds = tune.seeds * cost.train + (0.0 if again else cost.choose)
-            if cost.probe:
-                seconds, solve = seconds + solve, 0.0  # the next method finds it solved
-            trainings = heads + (0 if again else cost.settings)
-            parts[f"{name}: {method}"] = Part(amount * seconds, round(samples * trainings))
+        for j, share in enumerate(np.repeat(tune.shares, (1 + treated) * len(tune.noises)).tolist()):
+            solve = 0.0 if again else _estimate_probe(rows, dim, k, len(tune.cs)) + _estimate_probe(rows, dim, k)
+            for method, cost in costs.items():
+                own = _estimate_part(tune, cost, again)
+                if cost.probe:
+                    own, solve = own._replace(seconds=own.seconds + solve), 0.0  # the next method finds it solved
+                parts[name_part(name, method, j)] = own._replace(seconds=share * own.seconds)
         if "diagnose" in config.stages and not i:
-            parts[f"{name}: diagnose"] = Part(_estimate_diagnosis(first, rows, dim, k))
-    return parts
+            parts[f"{name}: diagnose"] = _estimate_diagnosis(first, rows, dim, k)
+    return parts | ({"report": Part(REPORT)} if "report" in config.stages else {})
 
 
-def _estimate_diagnosis(config: ConfigDict, rows: int, dim: int, k: int) -> float:
-    """Estimate the seconds of the stage diagnose: its cross-validation, two spectra, and the judgement of labels."""
+def _estimate_part(tune: Any, cost: Cost, again: bool) -> Part:
+    """Estimate a method in one run, on all rows; `again`: its settings were chosen in another run."""
+    heads = 0 if again and not cost.step else tune.seeds if cost.step else 1
+    seconds, epochs = tune.seeds * cost.train, tune.seeds * cost.kept
+    if again:
+        return Part(seconds, heads, epochs)
+    return Part(seconds + cost.choose, heads + cost.settings, epochs + cost.searched)
+
+
+def _estimate_diagnosis(config: ConfigDict, rows: int, dim: int, k: int) -> Part:
+    """Estimate the stage diagnose: its cross-validation, two spectra, and the judgement of labels."""
     measured = 2 * _estimate_spectrum(rows, dim) + _estimate_judging(rows, dim, k)
     if not (folds := config.diagnose.folds):
-        return measured
+        return Part(measured)
     train, tune = min(config.diagnose.rows, rows) * (folds - 1) // folds, make_config(config.diagnose.start)
     epochs, each = methods.count_epochs(train, batch=tune.batch, epochs=tune.epochs, steps=tune.steps)
     searched, kept = _expect_epochs(tune, epochs, each)
@@ -208,7 +224,7 @@ def _estimate_diagnosis(config: ConfigDict, rows: int, dim: int, k: int) -> floa
     step = _count_step(tune, methods.find("nmtune"), train, dim, k)
     tuned = (searched * (1 - tune.validation) + kept) * each * step + COMPILED
     probe = _estimate_probe(train, dim, k, len(CS)) + _estimate_probe(train, dim, k)
-    return measured + folds * (probe + tuned)
+    return Part(measured + folds * (probe + tuned), epochs=folds * (searched + kept))
 
 
 def _estimate_judging(rows: int, dim: int, k: int) -> float:
@@ -234,10 +250,10 @@ def describe(config: ConfigDict, cells: Mapping[str, ConfigDict]) -> list[str]:
     parts = estimate_parts(config, cells, costs)
     for name, cost in costs.items():
         step = f", {1000 * cost.step:.0f} ms a step" if cost.step else ""
-        own = [part for where, part in parts.items() if where.endswith(f": {name}")]
+        own = [part for where, part in parts.items() if where.partition(": ")[2].partition(SAMPLE)[0] == name]
         seconds, trainings = sum(part.seconds for part in own), sum(part.trainings for part in own)
         lines.append(f"{name}: {trainings} trainings{step}, {format_seconds(max(seconds, 1))}")
-    seconds, trainings = (sum(each) for each in zip(*parts.values(), strict=True))
+    seconds, trainings = sum(part.seconds for part in parts.values()), sum(part.trainings for part in parts.values())
     lines.append(f"{trainings} trainings in all, about {format_seconds(max(seconds, 1))} on this machine")
     return lines
 
