@@ -2,7 +2,8 @@
 
 `python tests/data/text/golden_glue.py SHARED MINILM GPT2` writes the file again from the folder of shared data, a
 folder with all-MiniLM-L6-v2's tokenizer, and one with GPT-2's vocab.json, merges.txt and configs; it needs
-transformers, but not nml_jax. There is a hash for each tokenizer, length and set: of the ids and, for BERT, the types of all its rows.
+transformers, but not nml_jax. There is a hash for each tokenizer, length and set: of the ids and, for BERT, the types
+of all its rows.
 """
 
 import hashlib
