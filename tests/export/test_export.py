@@ -128,7 +128,7 @@ def test_what_has_no_constructor_elsewhere_is_refused_by_its_key(case: str, chan
 
 
 def test_a_format_of_another_kind_of_model_is_refused():
-    with pytest.raises(UserError, match=r"--format=open_clip, but model\.name=vit_ti is no CLIP"):
+    with pytest.raises(UserError, match=r"--format=open_clip, but model\.name=vit_ti is an encoder of images"):
         make_package(make_origin(**CASES["vit"]), "open_clip")
 
 
