@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from nml_jax import console, runtime, settings
 from nml_jax.data.images.codec import Undecodable, decode
 from nml_jax.data.images.draw import draw_objects, encode_jpeg
-from nml_jax.data.sources.objects import ObjectSource
+from nml_jax.data.sources.objects import Objects, ObjectSource, make_objects
 from nml_jax.data.sources.photos import Photos, open_photos
 from nml_jax.data.sources.source import digest
 from nml_jax.data.stream import pipeline
@@ -96,6 +96,9 @@ class Pictures(ObjectSource):
 
     def image(self, i: int) -> bytes:
         return self.photos.image(i)
+
+    def objects(self, i: int) -> Objects:
+        return make_objects([], [], [], [], [])
 
 
 def _measure(photos: Photos, i: int) -> tuple[int, ...]:
