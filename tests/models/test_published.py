@@ -144,6 +144,8 @@ def test_transformers_clip(write):
     read = read_keys(write(config=config, preprocessor_config=pixels))
     assert (read["model.name"], read["model.quick_gelu"]) == ("clip_vitl14", False)
     assert (read["model.mean"], read["augment.test_crop"]) == ((0.5, 0.5, 0.5), 224 / 256)
+    assert read["augment.interpolation"] == "bicubic"
+    assert read_keys(write(preprocessor_config=pixels | {"resample": 2}))["augment.interpolation"] == "bilinear"
 
 
 def test_what_is_not_said_is_assumed_and_told(write, capsys):
