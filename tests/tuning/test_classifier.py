@@ -19,7 +19,8 @@ from nml_jax import spectrum
 from nml_jax.models.heads.mlp import make_head
 from nml_jax.tuning import descent, methods, patient
 from nml_jax.tuning.classifier import METHODS, NMTuneClassifier
-from nml_jax.tuning.classifier.fitting import split_rows
+from nml_jax.tuning.classifier.fitting import Fitting, Rows, split_rows
+from nml_jax.tuning.holdout import Demands
 
 N, D, K = 120, 8, 3
 EXPECTED = {
@@ -353,6 +354,31 @@ def test_a_head_starts_at_the_probe_and_gets_no_worse_in_validation(method):
     assert min(tuned.validation_loss_) < model.validation_loss_[0] + 1e-6
     assert tuned.score(TEST, ANSWER) > 0.8
     assert tuned.head_.form.width == methods.choose_width(D, 270) == 4
+
+
+@pytest.mark.parametrize("method", ["mlp", "nmtune"])
+def test_a_head_leaves_the_probe_where_that_is_shown_to_help(method):
+    """No linear head separates an exclusive or. At the careful rate 300 steps are too few to leave the probe."""
+    rng = np.random.default_rng(0)
+    F = rng.normal(size=(1500, D)).astype(np.float32)
+    y = (F[:, 0] > 0) ^ (F[:, 1] > 0)
+    linear, head = (NMTuneClassifier(name, random_state=0).fit(F[:900], y[:900]) for name in ("linear", method))
+    assert linear.score(F[900:], y[900:]) < 0.65
+    assert head.score(F[900:], y[900:]) > 0.85
+
+
+def test_a_gain_must_be_more_than_scale_and_chance():
+    labels = np.arange(200) % K
+    first = np.float32(np.eye(K)[labels] + np.random.default_rng(0).normal(size=(200, K)))
+    rows = Rows(X, labels, np.ones(200), Demands(), np.arange(0), np.arange(200))
+    fitting = Fitting(NMTuneClassifier("mlp"), rows, K, 0)
+    assert not fitting._is_better(3 * first, first)
+    assert not fitting._is_better(first + np.float32(np.random.default_rng(1).normal(0, 0.1, size=(200, K))), first)
+    assert fitting._is_better(first + np.float32(0.5 * np.eye(K)[labels]), first)
+    few = rows._replace(weights=np.where(labels == 0, 1.0, 1e-6))
+    better = first + np.float32(0.5 * np.eye(K)[labels] * (labels > 0)[:, None])
+    assert fitting._is_better(better, first)
+    assert not Fitting(NMTuneClassifier("mlp"), few, K, 0)._is_better(better, first)  # better where nothing weighs
 
 
 def test_a_head_from_the_probe_is_fitted_again_on_all_rows():
