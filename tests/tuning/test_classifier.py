@@ -474,7 +474,7 @@ def test_progress_is_printed(capsys):
 
 
 @pytest.mark.parametrize(
-    ("dim", "rows", "hidden"), [(8, 300, 32), (1536, 3000, 384), (1536, 10**6, 768), (768, 600, 96)]
+    ("dim", "rows", "hidden"), [(8, 300, 32), (1536, 3000, 192), (1536, 10**6, 768), (768, 600, 96)]
 )
 def test_the_width_grows_with_the_rows(dim, rows, hidden):
     assert methods.choose_width(dim, rows) * dim == hidden
