@@ -49,7 +49,7 @@ def merge_results(path: Path, head: Mapping[str, Any], results: Mapping[str, Any
     kept = json.loads(path.read_text("utf-8")) if path.exists() else {"results": {}}
     about = {name: value for name, value in kept.items() if name not in ("results", "measured")}
     measured = dict.fromkeys(kept["results"], about) | kept.get("measured", {}) | dict.fromkeys(results, head)
-    write_results(path, {**head, "measured": measured}, kept["results"] | results)
+    write_results(path, {**head, "measured": measured}, {**kept["results"], **results})
 
 
 class Opponent:

@@ -108,7 +108,7 @@ def _decompose_product(square: Array, factor: Array, scale: float) -> tuple[Arra
     """Return F's singular values from Z's Gram matrix, and the share of it that its factor S leaves out."""
     k = len(factor)
     top = cholesky(square[:k, :k], check_finite=False)
-    cross = solve_triangular(top, square[:k, k:], trans="T", check_finite=False)
+    cross = solve_triangular(top, square[:k, k:], trans=1, check_finite=False)
     last = factorise(square[k:, k:] - cross.T @ cross, 8 * EPS)
     product = np.zeros((k + len(last.upper), len(square)))
     product[:k] = top @ factor
