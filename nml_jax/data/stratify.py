@@ -71,6 +71,21 @@ def draw_stratified(labels: Any, share: float, seed: int = 0) -> np.ndarray:
     return np.sort(order[: max(round(share * n), len(counts))])
 
 
+BINS = 10  # of scores, by quantile, that are drawn from like classes
+
+
+def bin_scores(labels: Any) -> np.ndarray:
+    """Return labels as classes to draw from, int [N]: classes as they are, scores in ten bins of equal size.
+
+    Equal scores share a bin, so that there may be fewer.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype.kind != "f":
+        return labels
+    edges = np.quantile(labels, np.arange(1, BINS) / BINS)
+    return np.unique(np.searchsorted(edges, labels, side="right"), return_inverse=True)[1]
+
+
 def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Hold out round(share·N) rows at random, at least one, stratified by class.
 

@@ -25,7 +25,7 @@ from nml_jax.assembly.feature_files import (
     open_files,
 )
 from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
-from nml_jax.data.class_names import count_labels, describe_split
+from nml_jax.data.class_names import count_labels, describe_scores, describe_split
 from nml_jax.data.features.checks import check_varied
 from nml_jax.data.features.files import LARGE, count_block_rows
 from nml_jax.data.features.guesses import find_counting
@@ -49,8 +49,11 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         return ""
     found = open_files(config, workdir)
     for split in (found.train, *found.tests):
-        counts = count_labels(split.labels, found.classes)
-        console.notice(describe_split(f"{workdir.name}: {split.name}", counts))
+        where = f"{workdir.name}: {split.name}"
+        if found.is_scored:
+            console.notice(describe_scores(where, split.labels))
+        else:
+            console.notice(describe_split(where, count_labels(split.labels, found.classes)))
     rows: list[Row] = []
     spectra: list[dict[str, Any]] = []
     for split in (found.train, *found.tests):
@@ -68,11 +71,11 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         console.notice_once(line)
     several = {spec: get_file(split) for spec, split in match_specs(config, found).items()}
     read = {
-        "classes": list(found.classes),
+        "classes": [] if found.is_scored else list(found.classes),
         "splits": [
             {"split": split.name, "domain": split.domain, "rows": len(split.labels), "views": split.features.views,
              "features": split.features.dim,
-             "per_class": np.bincount(split.labels, minlength=len(found.classes)).tolist()}
+             "per_class": [] if found.is_scored else np.bincount(split.labels, minlength=len(found.classes)).tolist()}
             for split in (found.train, *found.tests)
         ],
         "files": {spec: file.fingerprint for spec, file in several.items()},

@@ -14,17 +14,19 @@ from nml_jax.assembly.feature_sets import open_feature_sets
 from nml_jax.assembly.heads import tune_cost
 from nml_jax.assembly.heads.samples import TREATMENTS, Sample, draw_samples, treat_suspects
 from nml_jax.assembly.heads.scores import keep, make_diverged_row, make_hyper
-from nml_jax.assembly.heads.training import Training, choose_metric, weigh_classes
+from nml_jax.assembly.heads.training import Training, check_scored, choose_metric, list_own_methods, weigh_classes
 from nml_jax.errors import UserError
+from nml_jax.evals import correlations
 from nml_jax.evals.baselines import find_baselines
 from nml_jax.evals.separability import measure_separability
 from nml_jax.models.heads.mlp import make_head
 from nml_jax.processes import crew, forecast, peers
 from nml_jax.runs.heads import correct_path, head_name, head_path, preset_label
+from nml_jax.runs.predictions import predictions_path
 from nml_jax.runs.record import name_run
 from nml_jax.runs.rows import DIVERGED, Row, has_rows, read_rows, write_rows
 from nml_jax.stages.stage import Outputs, Stage
-from nml_jax.tuning import methods, select, spread
+from nml_jax.tuning import methods, regression, select, spread
 from nml_jax.tuning.holdout import check_choices
 
 SILENT = 10  # seconds above which a method logs its time
@@ -56,16 +58,16 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
 def _run_first(config: ConfigDict, workdir: Path) -> str:
     """Do the work of the first process, which orders the others to train with it."""
     rows: list[Row] = []
-    seeds, pairs = settings.repetition_seeds(config.seed, config.tune.seeds), list(methods.list_methods(config.tune))
+    seeds = settings.repetition_seeds(config.seed, config.tune.seeds)
     for found in open_feature_sets(config, workdir):
-        training = Training(config, found, seeds)
+        training, pairs = Training(config, found, seeds), list_own_methods(config, found)
         for sample in treat_suspects(workdir.name, config, training, draw_samples(config, found)):
             for i, (method, preset) in enumerate(pairs):
                 name = f"{workdir.name}: {tune_cost.name_method(method, preset, config)}"
                 with peers.track(f"{found.task}: {method}, {i} of {len(pairs)} methods done"), forecast.part(name):
                     forecast.note(f"{i} of {len(pairs)} methods done")
                     rows += _tune_method(workdir, training, sample, method, preset)
-                if method == "lbfgs" and config.features.train:
+                if method == "lbfgs" and config.features.train and not found.is_scored:
                     _tell_first_verdict(workdir, training, rows)
     if all(row.metric == DIVERGED for row in rows):
         raise UserError("training of every head diverged", "lower tune.lrs, or set tune.standardize for large features")
@@ -145,8 +147,11 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     unweighted = [name for name in config.tune.methods if not methods.find(name).weighted]
     if config.tune.class_weight and unweighted:
         console.notice_once(f"tune.class_weight: {console.list_words(unweighted)} takes no weights")
-    if data and config.features.train and (config.tune.class_weight or config.tune.metric == "f1"):
+    if data and config.features.train:
         for found in open_feature_sets(config, Path()):
+            if found.is_scored:
+                check_scored(config, found)
+                regression.check_methods(config.tune.methods)
             weigh_classes(config, found, found.train.labels)
             choose_metric(config, found)
     if config.tune.suspects not in TREATMENTS:
@@ -160,7 +165,8 @@ def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:
     """List the heads that the rows refer to, and the files of correct test rows."""
     rows = [row for row in rows if not row.spectrum_mode and row.metric != DIVERGED]
     saved = {head_path(workdir, vars(row)) for row in rows if row.method != "knn"}
-    return saved | {correct_path(workdir, vars(row)) for row in rows}
+    numbers = {name + end for name in correlations.SCORES for end in ("", correlations.UNDEFINED)}
+    return saved | {(predictions_path if row.metric in numbers else correct_path)(workdir, vars(row)) for row in rows}
 
 
 STAGE = Stage(

@@ -144,7 +144,8 @@ def _read_share(folder: Path, row: Row) -> Shares | None:
     found = read_predictions(folder, row) if row.metric in METRICS else None
     if found is None or (METRICS[row.metric].needs == "losses" and found.loss is None):
         return None
-    answers = Answers(found.label.astype(np.int64), found.answer.astype(np.int64), found.loss)
+    kind = np.float64 if found.label.dtype.kind == "f" else np.int64
+    answers = Answers(found.label.astype(kind), found.answer.astype(kind), found.loss)
     return METRICS[row.metric].share(answers)
 
 
