@@ -8,8 +8,9 @@ FEATURES is any file, pattern or folder that data/features/files.py reads, store
 file. Columns of a table are matched to those of training by name, in any order. Arrays, and lists in a column, are
 matched by position. Labels are optional, and looked for in the column that training took. If there are labels, the
 accuracy is printed; rows of classes that the head does not know count as wrong, and their number is printed. A head of
-a regression predicts a number, and its correlation with the numbers of that column is printed. The output is CSV: row, the columns that --keep names, prediction, and with --proba the probability of every class. Class names
-that a spreadsheet would take for formulas have an apostrophe in front (spreadsheet.py).
+a regression predicts a number, and its correlation with the numbers of that column is printed. The output is CSV: row,
+the columns that --keep names, prediction, and with --proba the probability of every class. Class names that a
+spreadsheet would take for formulas have an apostrophe in front (spreadsheet.py).
 
 PHOTOS is a folder of images, at any depth; the output has a column `file`. The encoder is a run, a fine-tuned setting
 in it, or a folder of published weights, and its own preprocessing is used. A head remembers encoder, layer and

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from nml_jax.console import list_words
+from nml_jax.evals.correlations import UNDEFINED
 from nml_jax.evals.metrics import METRICS
 from nml_jax.reporting.sentences import add_article, count, say
 from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest
@@ -87,13 +88,20 @@ def say_disagreement(c: Contest) -> str:
     """Return where accuracy, the mean per class and the deciding metric put different methods first; "" if nowhere."""
     found = []
     for test in c.decided:
-        names = dict.fromkeys(("accuracy", "mean_per_class", c.metric))
+        names = _list_judges(c)
         first = {name: method for name in names if (method := _find_first(c, test, name))}
         if len(c.methods) > 1 and len(set(first.values())) > 1:
             by = [f"by {METRICS[name].title} {add_article(method)}" for name, method in first.items()]
             found.append(f"{_name_file(c, test)} {', '.join(by)}")
-    others = [METRICS[name].title for name in dict.fromkeys(("accuracy", "mean_per_class", c.metric))]
+    others = [METRICS[name].title for name in _list_judges(c)]
     return say("disagreement", list_words(others), found) if found else ""
+
+
+def _list_judges(c: Contest) -> list[str]:
+    """Return the metrics by which methods are put in order: of classes or of numbers, and the deciding one."""
+    names = ("accuracy", "mean_per_class", "pearson", "r2")
+    known = [name for name in names if c.study.keys(metric=name, task=c.task)]
+    return [*dict.fromkeys([*known, c.metric])]
 
 
 def _find_first(c: Contest, test: Key, metric: str) -> Method | None:
@@ -234,6 +242,15 @@ def list_diverged(study: Study, task: str) -> str:
     of = count(len(study.cells), "run")
     each = [f"{key.head} in {sum(map(len, study.table[key]))} of {of}" for key in keys]
     return say("diverged", each) if each else ""
+
+
+def list_undefined(study: Study, task: str) -> str:
+    """Return which scores are undefined, as of constant predictions, and in how many runs; "" if none is."""
+    keys = [key for key in study.table if key.task == task and key.metric.endswith(UNDEFINED)]
+    of = count(len(study.cells), "run")
+    each = [f"{METRICS[key.metric.removesuffix(UNDEFINED)].title} of {add_article(key.method)} on {key.split} in "
+            f"{sum(map(len, study.table[key]))} of {of}" for key in keys if key.method]  # fmt: skip
+    return say("undefined", each) if each else ""
 
 
 def write_caution(c: Contest) -> str:

@@ -7,10 +7,18 @@ from typing import Any, NamedTuple
 
 from nml_jax.evals.metrics import METRICS
 from nml_jax.reporting.sentences import say
-from nml_jax.reporting.statistics.choose_method import DOMAINS, find_metric
+from nml_jax.reporting.statistics.choose_method import DOMAINS, find_metric, name_points
 from nml_jax.reporting.statistics.compare import Side, compare_numbers, is_unvalidated
 from nml_jax.reporting.statistics.paired import SEEDS, Comparison, unit
-from nml_jax.reporting.statistics.studies import MEAN, REFERENCES, ZERO_SHOT, Key, Method, Study
+from nml_jax.reporting.statistics.studies import (
+    MEAN,
+    REFERENCES,
+    REGRESSION_REFERENCES,
+    ZERO_SHOT,
+    Key,
+    Method,
+    Study,
+)
 
 RETRIEVAL = {"i2t_recall@1": "image→text", "t2i_recall@1": "text→image"}
 SPECTRUM = {"sve": "the entropy SVE", "lsvr": "LSVR", "top_share": "the share of the largest singular value"}
@@ -46,7 +54,7 @@ def list_measures(study: Study, task: str) -> list[Measure]:
 
 def name_group(domain: str, metric: str) -> str:
     """Return the heading of a domain's scores."""
-    return f"{domain.upper()} {name_metric(metric)}{unit(metric).suffix or ' (nats)'}"
+    return f"{domain.upper()} {name_metric(metric)}{unit(metric).suffix or f' ({name_points(metric)})'}"
 
 
 def name_metric(metric: str) -> str:
@@ -67,8 +75,10 @@ def compare_condition(study: Study, key: Key, i: int = -1) -> Comparison:
 
 def find_reference(study: Study) -> Method:
     """Return the method that others are compared with."""
-    known = [Method(name) for name in REFERENCES]
-    return next((method for method in known if study.keys(metric="accuracy", method=method)), known[-1])
+    metric = find_metric(study, _main_task(study))
+    names = REFERENCES if METRICS[metric].needs in ("confusion", "losses") else REGRESSION_REFERENCES
+    known = [Method(name) for name in names]
+    return next((method for method in known if study.keys(metric=metric, method=method)), known[-1])
 
 
 def name_reference(study: Study) -> str:
@@ -293,7 +303,7 @@ def _describe_heads(study: Study, *, brief: bool = False) -> list[str]:
     for pair, c in facts["found"].items():
         each.setdefault(pair.key.head, []).append((pair, c))
     metric = find_metric(study, _main_task(study))
-    points = "nats" if METRICS[metric].needs == "losses" else "points"
+    points = name_points(metric)
     measure = f"{METRICS[metric].title[:1].upper()}{METRICS[metric].title[1:]}"
     said = say("heads", name_reference(study), find_noisy(study)[1], each, measure, points)
     n = len(facts["found"])

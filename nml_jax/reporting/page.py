@@ -175,6 +175,7 @@ def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Blo
         )
     ]
     notes += [answers.list_diverged(study, task) for task in study.tasks]
+    notes += [answers.list_undefined(study, task) for task in study.tasks]
     out += _make_notes([*notes, *([] if uses_files(study) else claims.describe_runs(study))])
     for contest in of[:first]:
         out += handed.list_files(contest, [*answers.advise(contest)])
