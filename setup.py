@@ -64,6 +64,7 @@ setup(
         "threadpoolctl",
         "tokenizers",
         "tqdm",
+        "urllib3",
     ],
     extras_require={
         # To build image-text datasets on a cluster; without constraints.txt, as it wants older libraries.

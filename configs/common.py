@@ -177,11 +177,18 @@ def get_config() -> ConfigDict:
     texts.columns = ""  # column of the texts, or two separated by a comma for pairs. "": the first usual name there
     texts.label = ""  # column of the labels. "": the first usual name there
     texts.regression = False  # True: labels are numbers to be predicted, such as ratings; False: they are classes
-    texts.tokenizer = ""  # folder of the tokenizer; "": that of init_from
+    texts.tokenizer = ""  # folder of the tokenizer; "": that of init_from. model.name=api: one that counts its tokens
     texts.length = 128  # most tokens of a text or pair, with special tokens; longer ones are cut
     texts.buckets = (16, 32, 64, 128, 256, 512)  # lengths that batches are padded to; each is compiled once
     texts.literal = False  # special tokens inside texts, such as [SEP]: True: plain text; False: special, as elsewhere
     texts.separator = ""  # token between the texts of a pair where the tokenizer puts none (GPT-2); "": none
+
+    # The encoder model.name=api: a service with the interface of OpenAI's /v1/embeddings (configs/text_api.py).
+    api = config.api = ConfigDict()
+    api.url = ""  # address of the service; "/embeddings" is added unless it ends so
+    api.model = ""  # the service's name of the model
+    api.dimensions = 0  # numbers per vector to ask for, which not every model can; 0: its own number
+    api.pairs = "join"  # features of two texts: join (one text, a line feed between) | compare (u, v, |u − v| and u·v)
 
     # The tasks of GLUE, keys of nml_jax.tasks.glue_sets.GLUE_TASKS, or "glue": all whose files are there.
     glue = config.glue = ConfigDict()
@@ -341,4 +348,19 @@ def get_config() -> ConfigDict:
     runtime.quarantine = 1e-3  # the run stops above this share of undecodable training records
     runtime.sample_ids = False  # True: samples.jsonl lists every step's ids; False: a digest of them
     runtime.timeout = 120  # seconds that a process waits for the others
+    runtime.api = ConfigDict()
+    # Name of the environment variable that holds the key of the service. "": OPENAI_API_KEY at api.openai.com,
+    runtime.api.key = ""  # and none at other hosts
+    runtime.api.cache = ""  # folder that keeps what the service has answered; "": ~/.cache/nml_jax/embeddings
+    runtime.api.batch = 64  # most texts of a request
+    runtime.api.batch_tokens = 16000  # most tokens of a request, at least about (see texts.tokenizer)
+    runtime.api.in_flight = 4  # most requests at a time
+    runtime.api.requests_per_minute = 0  # most requests in any 60 seconds, those that fail included; 0: no limit
+    runtime.api.tokens_per_minute = 0  # most tokens in any 60 seconds; 0: no limit
+    runtime.api.timeout = 60.0  # seconds for a request as a whole
+    runtime.api.retries = 8  # most repetitions of a request that fails
+    runtime.api.pause = 0.5  # seconds before the first repetition; doubled for each further one
+    runtime.api.longest_pause = 60.0  # most seconds of a pause; a service that asks for a longer one ends the run
+    runtime.api.encoding = "base64"  # of vectors in replies: base64 (short) | float (for services that refuse base64)
+    runtime.api.price = 0.0  # of a million tokens, for --dry_run; 0: unknown
     return config.lock()

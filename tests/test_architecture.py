@@ -37,6 +37,7 @@ WALLS = {
     "pandas": ("reporting/",),
     "jinja2": ("reporting/",),
     "tokenizers": ("data/text/",),
+    "urllib3": ("data/embeddings/",),
     "torch": (),
     "tensorflow": (),
     "pickle": (),

@@ -54,7 +54,8 @@ def list_measures(study: Study, task: str) -> list[Measure]:
 
 def name_group(domain: str, metric: str) -> str:
     """Return the heading of a domain's scores."""
-    return f"{domain.upper()} {name_metric(metric)}{unit(metric).suffix or f' ({name_points(metric)})'}"
+    unit_of, points = unit(metric).suffix, name_points(metric)
+    return f"{domain.upper()} {name_metric(metric)}{unit_of}" + (f" ({points})" if points != "points" else "")
 
 
 def name_metric(metric: str) -> str:

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from nml_jax import objectives, runtime
 from nml_jax.assembly import encoder, feature_sets, noisy_data
+from nml_jax.data.embeddings import service
 from nml_jax.data.images import transforms
 from nml_jax.tasks import classification, glue, texts
 from nml_jax.training import finetune, optim, plan
@@ -30,3 +31,4 @@ def check(config: ConfigDict) -> None:
     finetune.check_ranges(config.finetune)
     diagnosis.check_ranges(config.diagnose)
     runtime.check_ranges(config.runtime)
+    service.check_ranges(config)
