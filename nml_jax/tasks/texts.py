@@ -8,11 +8,11 @@ import numpy as np
 from nml_jax import console, inputs, ranges
 from nml_jax.data.class_names import clean_labels
 from nml_jax.data.features.files import encode, find_classes
-from nml_jax.data.sources.sentences import Sentences
+from nml_jax.data.sources.sentences import ScoredSentences, Sentences
 from nml_jax.data.sources.source import Source
-from nml_jax.data.stratify import split_validation
+from nml_jax.data.stratify import bin_scores, hold_out, split_validation
 from nml_jax.data.text.overlap import describe_overlap
-from nml_jax.data.text.tables import choose_columns, join_texts, read_table
+from nml_jax.data.text.tables import choose_columns, join_texts, read_scores, read_table
 from nml_jax.errors import UserError
 
 MANY = 100  # more classes are taken for ids or scores unless each has two rows on average
@@ -56,12 +56,7 @@ def load(config: Any) -> tuple[Source, list[tuple[str, str, Any]]]:
     chosen = config.texts
     path = Path(chosen.train).expanduser()
     texts, labels = _read(path, chosen)
-    classes = find_classes(labels, str(path))
-    if labels.dtype.kind == "f" or len(classes) > max(MANY, len(labels) // 2):
-        raise UserError(
-            f"{path}: {len(classes):,} different labels in {len(labels):,} rows, such as {classes[0]}",
-            "name the column of the classes with --config.texts.label; scores cannot be predicted",
-        )
+    classes = _find_classes(path, labels, chosen)
     train: Source = _make(path, texts, labels, classes)
     tests = []
     for domain, specs in (("id", chosen.test), ("ood", chosen.ood)):
@@ -72,10 +67,38 @@ def load(config: Any) -> tuple[Source, list[tuple[str, str, Any]]]:
         if overlap := describe_overlap(texts, own.texts, f"{path.stem}: {split}"):
             console.notice_once(overlap)
     if not chosen.test:
-        train, held = split_validation(train, chosen.holdout, SEED)
+        train, held = _hold_out(train, texts, labels, chosen.holdout)
         tests.insert(0, ("holdout", "id", held))
         console.notice_once(f"{path}: {len(held):,} of its rows are held out as a test, the same for every seed")
     return train, tests
+
+
+def _find_classes(path: Path, labels: np.ndarray, chosen: Any) -> np.ndarray | None:
+    """Return the classes of the training file; None where labels are scores.
+
+    Raises:
+        UserError: labels look like scores or ids, or scores are all equal.
+    """
+    if chosen.regression:
+        if np.ptp(labels) == 0:
+            raise UserError(f"{path}: every score is {labels[0]:g}", "give rows with different scores")
+        return None
+    classes = find_classes(labels, str(path))
+    if labels.dtype.kind == "f" or len(classes) > max(MANY, len(labels) // 2):
+        raise UserError(
+            f"{path}: {len(classes):,} different labels in {len(labels):,} rows, such as {classes[0]}",
+            "name the column of the classes with --config.texts.label; if they are scores to be predicted, set "
+            "--config.texts.regression=True and --config.tune.methods=\"('ridge','mlp','nmtune')\"",
+        )
+    return classes
+
+
+def _hold_out(train: Source, texts: list[tuple[str, ...]], labels: np.ndarray, share: float) -> tuple[Source, Source]:
+    if not isinstance(train, ScoredSentences):
+        return split_validation(train, share, SEED)
+    parts = map(np.sort, hold_out(bin_scores(labels), share, SEED))
+    kept, held = (ScoredSentences([texts[i] for i in rows], labels[rows], train.class_names[0]) for rows in parts)
+    return kept, held
 
 
 def _name(path: Path, taken: list[str]) -> str:
@@ -89,6 +112,8 @@ def _read(path: Path, chosen: Any) -> tuple[list[tuple[str, ...]], np.ndarray]:
     columns, label = choose_columns(path, list(table), chosen.columns, chosen.label)
     console.notice_once(f"{path}: texts {' and '.join(map(repr, columns))}, label {label!r}")
     texts, labels = join_texts(path, table, columns), table[label]
+    if chosen.regression:
+        return texts, np.array(read_scores(path, table, label, None, lambda cell: False)[0], np.float32)
     empty = [row for row, value in enumerate(labels) if value is None or value == ""]
     if empty:
         cause = f"{path}: {len(empty)} rows have no label, such as {table.place(empty[0])}"
@@ -98,5 +123,7 @@ def _read(path: Path, chosen: Any) -> tuple[list[tuple[str, ...]], np.ndarray]:
     return texts, clean_labels(np.array(labels), f"{path}, labels")
 
 
-def _make(path: Path, texts: list[tuple[str, ...]], labels: np.ndarray, classes: np.ndarray) -> Sentences:
+def _make(path: Path, texts: list[tuple[str, ...]], labels: np.ndarray, classes: np.ndarray | None) -> Sentences:
+    if classes is None:
+        return ScoredSentences(texts, labels, "score")
     return Sentences(texts, encode(labels, classes, str(path)), tuple(map(str, classes.tolist())))
