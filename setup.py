@@ -55,6 +55,7 @@ setup(
         "pandas",
         "pillow",
         "pyarrow",
+        "pycocotools",
         "safetensors",
         "scikit-learn",
         "scipy",

@@ -96,9 +96,9 @@ def launch(
     import jax
 
     from nml_jax import console, runtime
-    from nml_jax.assembly import agreement
+    from nml_jax.assembly import agreement, sections
     from nml_jax.processes import forecast, peers
-    from nml_jax.stages import experiment, sections
+    from nml_jax.stages import experiment
 
     console.notice_once.cache_clear()  # once for each experiment of a process
     for cell in cells.values():

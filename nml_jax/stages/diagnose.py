@@ -152,7 +152,7 @@ def list_needed(workdir: Path) -> list[Path]:
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
-    """Do nothing: every run checks the values of this section (stages/sections.py)."""
+    """Do nothing: every run checks the values of this section (assembly/sections.py)."""
 
 
 STAGE = Stage(

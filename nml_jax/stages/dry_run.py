@@ -79,6 +79,10 @@ def describe_plan(
         lines += ["", "features and heads, in all runs:"]
         todo = experiment.list_undone(cells, workdir, "tune")
         lines += [f"  {line}" for line in (tune_cost.describe(config, todo) if todo else ["done"])]
+    for stage in (runner.find_stage(name) for name in runner.STAGES if name in config.stages):
+        if stage.estimate and not any(item.wrong for item in wanting):
+            found = stage.estimate(next(iter(cells.values())), mesh)
+            lines += ["", f"{stage.name}, each run:", *(f"  {name}: {value}" for name, value in found.items())]
     if encoder.is_remote(config) and "extract" in config.stages and not wanting:
         for cell in _list_services(cells):
             lines += ["", f"{cell.api.model}, all splits:", *(f"  {line}" for line in bill.describe_bill(cell))]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -40,6 +40,7 @@ class Stage:
     check: (config, mesh, data=True) raises UserError for what would fail later, before anything runs. With `data` it
         also reads the data.
     run: (config, run's folder, mesh) -> digest of its results.
+    estimate: (config, mesh) -> what it would train and what that costs, for a dry run; None: it trains nothing of size.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Stage:
     outputs: Outputs
     check: Callable[..., None]
     run: Callable[[ConfigDict, Path, Mesh], str]
+    estimate: Callable[[ConfigDict, Mesh], Mapping[str, str]] | None = None
 
     def intact(self, workdir: Path) -> bool:
         """Return whether all files that the stage needs to count as done exist."""
