@@ -41,7 +41,7 @@ from nml_jax.stages.finetune_search import (
     name_setting,
 )
 from nml_jax.stages.stage import Outputs, Stage
-from nml_jax.tasks.classification import check_tasks, list_tasks
+from nml_jax.tasks.classification import check_tasks, list_tasks, require_classes
 from nml_jax.training import checkpoint, finetune, lora
 from nml_jax.training.leaves import name_leaves
 from nml_jax.tuning.holdout import check_choices
@@ -90,6 +90,7 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     runtime.check_batch(config.finetune.batch, mesh, "finetune.batch")
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
     check_tasks(config, data=data)
+    require_classes(config, "the stage finetune")
     encoder.require_images(config, "finetune")
     model = encoder.build(config, num_classes=0)
     if config.finetune.head_init == "zeroshot":
