@@ -142,7 +142,6 @@ class Metric(NamedTuple):
 
     title: in a sentence.
     needs: what `score` takes: "confusion", a matrix [K, K]; "losses", [N]; or "numbers", `Answers`.
-        "metrics": it is a mean over tasks, of other metrics, and scores no task.
     score: what it takes -> the score; None where it is undefined.
     share: answers -> the score as a mean over rows.
     way: 1: larger is better; −1: smaller.
@@ -232,10 +231,6 @@ def _share_log_loss(answers: Answers) -> Shares:
     return share_values(np.asarray(answers.losses))
 
 
-def _refuse(_: Any) -> Any:
-    raise UserError("the mean of each task's own metric is over tasks, not of one", "name a metric of the task")
-
-
 METRICS = {
     "accuracy": Metric("accuracy", "confusion", accuracy, _share_accuracy),
     "macro_f1": Metric("macro-F1", "confusion", macro_f1, _share_macro_f1),
@@ -246,7 +241,6 @@ METRICS = {
     "pearson": Metric("Pearson's correlation", "numbers", correlations.pearson, correlations.share_pearson),
     "spearman": Metric("Spearman's correlation", "numbers", correlations.spearman, correlations.share_spearman),
     "r2": Metric("R²", "numbers", correlations.r2, correlations.share_r2),
-    "primary": Metric("the mean of each task's own metric", "metrics", _refuse, _refuse),
     "rmse": Metric("the root mean square error", "numbers", correlations.rmse, correlations.share_rmse, -1),
 }
 TASK = "task"  # the task's own metric
@@ -263,9 +257,8 @@ def find_metric(asked: str, own: str) -> str:
 
 def check_name(name: str) -> None:
     """Raise UserError if `tune.metric` has no such value."""
-    known = (TASK, *(name for name, metric in METRICS.items() if metric.needs != "metrics"))
-    if name not in known:
-        raise UserError(f"tune.metric={name!r}", f"choose one of {', '.join(known)}")
+    if name not in (TASK, *METRICS):
+        raise UserError(f"tune.metric={name!r}", f"choose one of {', '.join((TASK, *METRICS))}")
 
 
 def check_number(metric: str) -> str:

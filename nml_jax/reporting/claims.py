@@ -5,13 +5,13 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from nml_jax.evals.metrics import METRICS
 from nml_jax.reporting.sentences import say
 from nml_jax.reporting.statistics.choose_method import DOMAINS, find_metric, name_points
 from nml_jax.reporting.statistics.compare import Side, compare_numbers, is_unvalidated
 from nml_jax.reporting.statistics.paired import SEEDS, Comparison, unit
 from nml_jax.reporting.statistics.studies import (
     MEAN,
+    MEASURES,
     REFERENCES,
     REGRESSION_REFERENCES,
     ZERO_SHOT,
@@ -60,7 +60,7 @@ def name_group(domain: str, metric: str) -> str:
 
 def name_metric(metric: str) -> str:
     """Return the name of a metric that decides, without an article."""
-    return METRICS[metric].title.removeprefix("the ")
+    return MEASURES[metric].title.removeprefix("the ")
 
 
 def find_raw_spectrum(study: Study, task: str, metric: str) -> list[Key]:
@@ -77,7 +77,7 @@ def compare_condition(study: Study, key: Key, i: int = -1) -> Comparison:
 def find_reference(study: Study) -> Method:
     """Return the method that others are compared with."""
     metric = find_metric(study, _main_task(study))
-    names = REFERENCES if METRICS[metric].needs in ("confusion", "losses") else REGRESSION_REFERENCES
+    names = REFERENCES if MEASURES[metric].needs in ("confusion", "losses") else REGRESSION_REFERENCES
     known = [Method(name) for name in names]
     return next((method for method in known if study.keys(metric=metric, method=method)), known[-1])
 
@@ -105,7 +105,7 @@ class Pair(NamedTuple):
     @property
     def way(self) -> int:
         """Return 1 if a larger score is better, else −1."""
-        return METRICS[self.key.metric].way
+        return MEASURES[self.key.metric].way
 
     @property
     def verdicts(self) -> tuple[str, str]:
@@ -305,7 +305,7 @@ def _describe_heads(study: Study, *, brief: bool = False) -> list[str]:
         each.setdefault(pair.key.head, []).append((pair, c))
     metric = find_metric(study, _main_task(study))
     points = name_points(metric)
-    measure = f"{METRICS[metric].title[:1].upper()}{METRICS[metric].title[1:]}"
+    measure = f"{MEASURES[metric].title[:1].upper()}{MEASURES[metric].title[1:]}"
     said = say("heads", name_reference(study), find_noisy(study)[1], each, measure, points)
     n = len(facts["found"])
     if brief and not facts["state"]:

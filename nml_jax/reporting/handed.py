@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nml_jax.console import list_words
-from nml_jax.evals.metrics import METRICS
 from nml_jax.reporting.blocks import Answer, Block, fold, table
 from nml_jax.reporting.sentences import add_article, count, say
 from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, name_test
 from nml_jax.reporting.statistics.compare import HELD_OUT
 from nml_jax.reporting.statistics.paired import DASH, PERCENT, find_wilson_interval, format_interval, stat, unit
-from nml_jax.reporting.statistics.studies import FILES, Key, Method, Source
+from nml_jax.reporting.statistics.studies import FILES, MEASURES, Key, Method, Source
 from nml_jax.reporting.tables.conditions import SCORES as SCORES_OF
 from nml_jax.runs.finished import FinishedRun, Seed
 from nml_jax.runs.heads import head_path
@@ -46,7 +45,7 @@ def shown_metric(c: Contest) -> str:
     """Return the metric that a file is described by: accuracy, or of a regression the one that decides."""
     return (
         c.metric
-        if METRICS[c.metric].needs == "numbers" and not c.study.keys(metric=ACCURACY, task=c.task)
+        if MEASURES[c.metric].needs == "numbers" and not c.study.keys(metric=ACCURACY, task=c.task)
         else ACCURACY
     )
 
@@ -115,7 +114,7 @@ def _describe_score(c: Contest, head: Head, test: Key) -> str:
     row, s, kind = head.tests[test], c.stat(head.method, test, metric), unit(metric)
     mean = f"; mean over {s.n} seeds {kind.text(s.mean)}" if s.n > 1 and s.sd else ""
     if metric != ACCURACY:
-        name = METRICS[metric].title
+        name = MEASURES[metric].title
         return f"{name} {kind.text(row.value)} on {row.n_test:,} rows, on {name_test(test)}{mean}"
     return f"{format_score(row.value, row.n_test)}, on {name_test(test)}{mean}{_describe_deciding(c, head, test)}"
 
@@ -128,7 +127,7 @@ def _describe_deciding(c: Contest, head: Head, test: Key) -> str:
     rows = [row for row in source.rows if row.head_seed == head.tests[test].head_seed] if source else []
     s, kind = c.stat(head.method, test, test.metric), unit(test.metric)
     mean = f", mean over {s.n} seeds {kind.text(s.mean)}" if s.n > 1 and s.sd else ""
-    name = SCORES_OF.get(test.metric) or METRICS[test.metric].title.removeprefix("the ")
+    name = SCORES_OF.get(test.metric) or MEASURES[test.metric].title.removeprefix("the ")
     return f"; {name} {kind.text(rows[0].value)}{mean}" if rows else ""
 
 
@@ -199,7 +198,7 @@ def list_files(c: Contest, advised: Sequence[Method]) -> list[Block]:
         "same source (Wilson). Rows: that it was trained on."
     )
     if metric != ACCURACY:
-        caption = f"{METRICS[metric].title} of each file. Rows: that it was trained on."
+        caption = f"{MEASURES[metric].title} of each file. Rows: that it was trained on."
     names = [name_test(test) for test in c.tests]
     title = f"{count(len(lines), 'file')} of {list_words(map(add_article, advised))}, and the score of each"
     told = len(lines) == 1 and len(c.tests) <= SHOWN  # by the box

@@ -5,7 +5,6 @@ from collections import Counter
 from typing import NamedTuple
 
 from nml_jax.evals.baselines import Baselines, find_baselines
-from nml_jax.evals.metrics import METRICS
 from nml_jax.reporting.statistics.compare import find_leaves, find_redrawn_share, read_shares
 from nml_jax.reporting.statistics.paired import (
     add_rows,
@@ -14,7 +13,7 @@ from nml_jax.reporting.statistics.paired import (
     find_wilson_interval,
     stat,
 )
-from nml_jax.reporting.statistics.studies import PRIMARY, Key, Study
+from nml_jax.reporting.statistics.studies import MEASURES, PRIMARY, Key, Study
 
 
 class Baseline(NamedTuple):
@@ -36,7 +35,7 @@ class Baseline(NamedTuple):
 
     def best(self, metric: str = "accuracy") -> float:
         """Return the score that a method must exceed, or stay below where smaller is better."""
-        better = max if METRICS[metric].way > 0 else min
+        better = max if MEASURES[metric].way > 0 else min
         return better(self.chances[metric], self.scores[metric])
 
 
@@ -99,7 +98,7 @@ def beats(study: Study, key: Key, baseline: Baseline | None) -> bool:
         return True
     low, high = find_interval(study, key)
     best = baseline.best(key.metric)
-    return low > best if METRICS[key.metric].way > 0 else high < best
+    return low > best if MEASURES[key.metric].way > 0 else high < best
 
 
 def _count_rows(study: Study, key: Key) -> int:

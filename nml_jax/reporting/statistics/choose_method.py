@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from nml_jax.console import list_words
-from nml_jax.evals.metrics import METRICS, TASK
+from nml_jax.evals.metrics import TASK
 from nml_jax.reporting.statistics.baselines import Baseline, beats, find_baseline
 from nml_jax.reporting.statistics.compare import (
     Side,
@@ -22,6 +22,7 @@ from nml_jax.reporting.statistics.compare import (
 from nml_jax.reporting.statistics.paired import Comparison, Stat, stat
 from nml_jax.reporting.statistics.studies import (
     MEAN,
+    MEASURES,
     PRIMARY,
     REFERENCES,
     REGRESSION_REFERENCES,
@@ -97,7 +98,7 @@ class Contest:
             by_task = {key.task: [leaf for leaf in leaves if leaf.task == key.task] for key in leaves}
             words = []
             for task, own in by_task.items():
-                name = METRICS[own[0].metric].title.removeprefix("the ")
+                name = MEASURES[own[0].metric].title.removeprefix("the ")
                 words.append(f"{task} ({name} on {list_words(leaf.split for leaf in own)})")
             out.append(f"{DOMAINS[test.domain]}: the mean over {list_words(words)}, over a task's tests first")
         return out
@@ -116,12 +117,12 @@ class Contest:
     @property
     def way(self) -> int:
         """Return 1 if a larger score is better, else −1."""
-        return METRICS[self.metric].way
+        return MEASURES[self.metric].way
 
     @property
     def measure(self) -> str:
         """Return the name of the deciding metric in a sentence."""
-        return METRICS[self.metric].title
+        return MEASURES[self.metric].title
 
     @property
     def points(self) -> str:
@@ -225,7 +226,7 @@ class Contest:
 
 def name_points(metric: str) -> str:
     """Return the unit of a difference."""
-    return "nats" if METRICS[metric].needs == "losses" else "units of the target" if metric == "rmse" else "points"
+    return "nats" if MEASURES[metric].needs == "losses" else "units of the target" if metric == "rmse" else "points"
 
 
 def find_metric(study: Study, task: str) -> str:
@@ -257,7 +258,7 @@ def find_contests(study: Study) -> list[Contest]:
             methods = sorted(dict.fromkeys(key.method for key in own if key.method), key=lambda m: m.simplicity)
             if len(methods) < (1 if uses_files(study) else 2):
                 continue
-            names = REFERENCES if METRICS[metric].needs in ("confusion", "losses") else REGRESSION_REFERENCES
+            names = REFERENCES if MEASURES[metric].needs in ("confusion", "losses") else REGRESSION_REFERENCES
             reference = next((Method(name) for name in names if Method(name) in methods), methods[0])
             methods = (reference, *(method for method in methods if method != reference))
             tests = tuple(sorted(dict.fromkeys(key._replace(method=None) for key in own), key=lambda key: key.domain))
@@ -282,7 +283,7 @@ def _versus(
         for other in others:
             plain = compare_numbers(study, str(other), *(Side(test._replace(method=m)) for m in (base, other)))
             wide = plain.corrected(len(others) * len(decided))
-            out[other, test] = Versus(plain, wide, METRICS[test.metric].way)
+            out[other, test] = Versus(plain, wide, MEASURES[test.metric].way)
     return out
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from nml_jax.evals.metrics import METRICS as SCORES
 from nml_jax.evals.metrics import REGRESSION
 from nml_jax.reporting.statistics.paired import Stat, format_mean, stat
 from nml_jax.runs.finished import FinishedRun, Seed
@@ -47,6 +48,21 @@ NUMBERS = {"x", "mean", "sd", "n", "seeds", "wise_alpha"}  # those that hold no 
 
 
 PRIMARY = "primary"  # as a metric, over tasks: each task's own
+
+
+class Measure(NamedTuple):
+    """What decides in a contest: a metric of a task, or the mean of several.
+
+    title, needs, way: as of `evals.metrics.Metric`; a mean of several needs "metrics".
+    """
+
+    title: str
+    needs: str
+    way: int = 1
+
+
+MEASURES = {name: Measure(metric.title, metric.needs, metric.way) for name, metric in SCORES.items()}
+MEASURES[PRIMARY] = Measure("the mean of each task's own metric", "metrics")
 
 
 class Method(NamedTuple):
