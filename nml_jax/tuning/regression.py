@@ -46,15 +46,12 @@ def measure_scale(targets: np.ndarray) -> Scale:
 
 
 def check_targets(targets: Any) -> np.ndarray:
-    """Return training targets as float64 [N].
+    """Return training targets, floats [N], as float64.
 
     Raises:
         UserError: one is not finite, or all are equal.
     """
-    found = np.asarray(targets)
-    if found.dtype.kind not in "fiub":
-        raise UserError(f"the targets have dtype {found.dtype}", "give real numbers")
-    found = found.astype(np.float64)
+    found = np.asarray(targets, np.float64)
     if not (finite := np.isfinite(found)).all():
         raise UserError(f"row {finite.argmin()} has the target {found[finite.argmin()]}", "repair the row, or drop it")
     if np.ptp(found) == 0:

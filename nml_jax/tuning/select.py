@@ -284,8 +284,9 @@ def check_features(features: np.ndarray, labels: np.ndarray, num_classes: int) -
     """
     features, labels = np.asarray(features, np.float32), np.asarray(labels)
     features = features[:, None] if features.ndim == 2 else features
-    if num_classes < 1:
-        raise UserError(f"num_classes={num_classes}", "give two classes or more, or one output for a regression")
+    if num_classes < 2 and not (num_classes == 1 and labels.dtype.kind == "f"):
+        cure = "give two classes or more; a regression has one output, and targets that are floats"
+        raise UserError(f"num_classes={num_classes} is less than 2", cure)
     if features.ndim != 3 or labels.shape != features.shape[:1]:
         raise UserError(
             f"features {features.shape} and labels {labels.shape} do not fit",

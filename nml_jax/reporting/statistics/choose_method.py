@@ -85,7 +85,7 @@ class Contest:
     @property
     def name(self) -> str:
         """Return what tells this contest from the study's others; "" if there is no other."""
-        task = f"mean over {list_words(self.study.tasks)}" if self.task == MEAN else self.task
+        task = f"mean over {len(self.study.tasks)} tasks" if self.task == MEAN else self.task
         return ", ".join(filter(None, (task if len(self.study.tasks) > 1 else "", self.setting)))
 
     def list_parts(self) -> list[str]:
