@@ -142,6 +142,9 @@ def test_transformers_clip(write):
 def test_what_is_not_said_is_assumed_and_told(write, capsys):
     read = read_keys(write(config={"architecture": "resnet50", "num_classes": 3}))
     assert (read["augment.test_crop"], read["augment.interpolation"]) == (0.875, "bicubic")
+    assert (read["model.mean"], read["model.std"]) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    nulls = {"input_size": [3, 224, 224], "crop_pct": None, "mean": None, "std": None, "interpolation": None}
+    assert read_keys(write(config={"architecture": "resnet50", "pretrained_cfg": nulls})) == read
     assert "does not say input_size, crop_pct, interpolation, mean, std; assumed" in capsys.readouterr().err
 
 
