@@ -43,7 +43,7 @@ from nml_jax.stages.finetune_search import (
     name_setting,
 )
 from nml_jax.stages.stage import Outputs, Stage
-from nml_jax.tasks.classification import Task, Test, check_tasks, list_tasks, require_classes
+from nml_jax.tasks.classification import Task, Test, check_tasks, list_tasks
 from nml_jax.training import checkpoint, finetune, lora
 from nml_jax.training.leaves import name_leaves
 from nml_jax.tuning.holdout import check_choices
@@ -93,7 +93,6 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     runtime.check_batch(config.finetune.batch, mesh, "finetune.batch")
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
     check_tasks(config, data=data)
-    require_classes(config, "the stage finetune")
     encoder.require_own(config, "finetune")
     evaluators.check_inputs(config)
     model = encoder.build(config, num_classes=0)

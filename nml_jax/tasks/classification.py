@@ -208,17 +208,6 @@ def list_tasks(config: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for names in several for name in names))
 
 
-def require_classes(config: Any, what: str) -> None:
-    """Raise UserError if a task is a regression, and `what`, a stage, is of classes."""
-    for name in config.downstream.tasks:
-        scored = config.texts.regression if name == "texts" else name in GLUE_TASKS and glue.is_scored(config, name)
-        if scored:
-            raise UserError(
-                f"the downstream task {name!r} is a regression, and {what} is of classes",
-                "leave the task out, or use ridge, mlp or nmtune on frozen features, which the stage tune trains",
-            )
-
-
 def has_texts(name: str) -> bool:
     """Return whether the rows of a task are texts, not images."""
     return name in ("texts", glue.ALL, *GLUE_TASKS)
