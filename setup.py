@@ -33,7 +33,11 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["nml_jax", "nml_jax.*"]),
-    package_data={"nml_jax": ["noise/*.json", "tasks/*.json", "py.typed", "reporting/templates/*"]},
+    package_data={
+        "nml_jax": [
+            "noise/*.json", "tasks/*.json", "py.typed", "reporting/studies/*.json", "reporting/templates/*",
+        ]
+    },
     cmdclass={"build_py": BuildWithConfigs},
     python_requires=">=3.11,<3.14",
     install_requires=[

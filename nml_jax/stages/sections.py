@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from nml_jax import objectives, runtime
 from nml_jax.assembly import encoder, feature_sets, noisy_data
 from nml_jax.data.images import transforms
+from nml_jax.reporting.studies import recipes
 from nml_jax.tasks import classification, texts
 from nml_jax.training import finetune, optim, plan
 from nml_jax.tuning import diagnosis, methods
@@ -16,6 +17,7 @@ def check(config: ConfigDict) -> None:
     Raises:
         UserError: a value is out of range.
     """
+    recipes.check_name(config.study)
     noisy_data.check_ranges(config.data)
     transforms.check_ranges(config.augment)
     objectives.check_ranges(config.objective)
