@@ -12,6 +12,7 @@ Each setting of a task has a folder. `load_model` reads it once it is finished:
 
 import dataclasses
 import functools
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from nml_jax import errors, runtime, settings
 from nml_jax.assembly import agreement, encoder, evaluators
 from nml_jax.data.stratify import draw_stratified
 from nml_jax.evals import collect, mapped
+from nml_jax.objectives import finetune as objectives
 from nml_jax.processes import peers
 from nml_jax.runs.files import write_bytes
 from nml_jax.runs.heads import confusion_path, correct_path, write_confusions, write_correct
@@ -40,7 +42,7 @@ from nml_jax.stages.finetune_search import (
     make_training_config,
     name_setting,
 )
-from nml_jax.stages.stage import Outputs, Stage
+from nml_jax.stages.stage import HEADS, Outputs, Stage
 from nml_jax.tasks.classification import check_tasks
 from nml_jax.training import checkpoint, finetune, lora
 from nml_jax.training.leaves import name_leaves
@@ -78,10 +80,28 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                         rows += tune_setting(setup, method, terms, start, origin)
     if jax.process_index() == 0:
         with errors.report_disk_errors(workdir):
-            write_rows(workdir, "finetune", rows)
+            write_rows(workdir, "finetune", [*rows, *_list_others(workdir, rows)])
             for probe in (workdir / "finetune").glob(f"*/{finetune.PROBE},*"):
                 shutil.rmtree(probe)
     return settings.hash_json([[row.metric, row.task, row.split, row.method, row.preset, row.value] for row in rows])
+
+
+def _list_others(workdir: Path, asked: list[Row]) -> list[Row]:
+    """Return the rows of finished settings that are not asked for now: an earlier start did them in the same way."""
+    own = {(row.task, name_setting(row.method, row.preset, row.train_share, row.head_seed)) for row in asked}
+    folders = (path.parent for path in sorted((workdir / "finetune").glob("*/*/rows.jsonl")))
+    return [row for folder in folders if (folder.parent.name, folder.name) not in own for row in read_rows(folder)]
+
+
+def lacks(config: ConfigDict, rows: list[Row]) -> bool:
+    """Return whether the rows lack a setting that the section `finetune` asks for."""
+    own, seeds = config.finetune, settings.repetition_seeds(config.seed, config.finetune.seeds)
+    presets = [objectives.preset_label(terms, **own.nmtune) for terms in own.terms]
+    asked = {*itertools.product(own.methods, presets, own.shares, seeds)}
+    found: dict[str, set[Any]] = {}
+    for row in rows:
+        found.setdefault(row.task, set()).add((row.method, row.preset, row.train_share, row.head_seed))
+    return not found or any(asked - settings_of for settings_of in found.values())
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
@@ -227,4 +247,6 @@ STAGE = Stage(
     outputs=Outputs(("finetune", "correct/finetune", "confusion/finetune", "predictions/finetune"), list_needed),
     check=check,
     run=run,
+    lists=("finetune.methods", "finetune.terms", "finetune.shares", *HEADS),
+    lacks=lacks,
 )

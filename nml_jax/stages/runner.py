@@ -19,7 +19,7 @@ from nml_jax import __version__, console, inputs, runtime, settings
 from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.processes import peers
 from nml_jax.runs.record import find_changed, hash_files, name_run, read_config, read_record, write_record
-from nml_jax.runs.rows import hash_rows, write_rows
+from nml_jax.runs.rows import hash_rows, read_rows, write_rows
 from nml_jax.stages.stage import Stage
 
 # The stages in order, with the modules that define their STAGE. A module is imported when it is needed.
@@ -58,12 +58,18 @@ def collect_inputs(stage: Stage, config: Mapping[str, Any], record: Mapping[str,
     }
 
 
-def inputs_differ(recorded: Any, now: Mapping[str, Any]) -> bool:
-    """Return whether the recorded inputs of a stage differ from those of now. A missing key has its default."""
+def inputs_differ(recorded: Any, now: Mapping[str, Any], lists: Sequence[str] = ()) -> bool:
+    """Return whether the recorded inputs of a stage differ from those of now. A missing key has its default.
+
+    `lists` are dotted keys that may differ: see `Stage`.
+    """
     if not isinstance(recorded, Mapping):
         return True
-    filled = settings.fill_defaults(recorded.get("config", {}))
-    return {**recorded, "config": settings.select_keys(filled, now["config"])} != now
+    filled = settings.select_keys(settings.fill_defaults(recorded.get("config", {})), now["config"])
+    old, new = (
+        {key: value for key, value in settings.flatten(part) if key not in lists} for part in (filled, now["config"])
+    )
+    return {**recorded, "config": old} != {**now, "config": new}
 
 
 def load_record(workdir: Path) -> dict[str, Any]:
@@ -96,7 +102,7 @@ def is_done(name: str, config: ConfigDict, workdir: Path) -> bool:
 def _is_intact(stage: Stage, record: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -> bool:
     """Do as `is_done`, with the run's record and the stage's inputs of now."""
     own = record["stages"].get(stage.name, {})
-    if "output" not in own or inputs_differ(own["inputs"], now):
+    if "output" not in own or inputs_differ(own["inputs"], now, stage.lists):
         return False
     rows = hash_rows(workdir, [stage.name])[stage.name]
     if own.get("rows", rows) != rows:
@@ -105,7 +111,8 @@ def _is_intact(stage: Stage, record: Mapping[str, Any], now: Mapping[str, Any], 
     if changed := find_changed(workdir, record, stage.outputs.proved):
         console.notice(f"{name_run(workdir)}: {changed[0]} was changed; running {stage.name} again")
         return False
-    return stage.intact(workdir)
+    rows_of = [row for row in read_rows(workdir) if row.stage == stage.name]
+    return stage.intact(workdir) and not (stage.lists and stage.lacks(settings.from_json(now["config"]), rows_of))
 
 
 def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: str = "", force: bool = False) -> bool:
@@ -130,7 +137,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
             console.notice(f"{name_run(workdir)}: {name} is done, skipped{changed}")
         return False
     recorded = name in record["stages"]
-    changed = recorded and inputs_differ(own.get("inputs"), now)
+    changed = recorded and inputs_differ(own.get("inputs"), now, stage.lists)
     redo = force and (not recorded or "output" in own)
     if first and (changed or redo):
         # Existing outputs are outdated or not wanted. Change the record first: if the process is killed in between,
@@ -141,6 +148,8 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
     elif first:
         for file in find_changed(workdir, record, stage.outputs.proved):
             (workdir / file).unlink()  # a stage continues from what it finds
+        if own.get("rows", (found := hash_rows(workdir, [name])[name])) != found:
+            write_rows(workdir, name, [])  # edited ones are not what it did
     if first:
         known = hash_files(workdir, stage.outputs.grown)
         # A file that another hand has changed keeps its old hash, so that it stays unproved, whenever this start ends.

@@ -10,6 +10,9 @@ from ml_collections import ConfigDict
 
 from nml_jax.runs.rows import Row, read_rows
 
+# Keys that list which heads the stage tune trains. Others that read the section do not read these.
+HEADS = ("tune.methods", "tune.presets", "tune.shares", "tune.noises", "tune.suspects")
+
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
@@ -40,6 +43,8 @@ class Stage:
     check: (config, mesh, data=True) raises UserError for what would fail later, before anything runs. With `data` it
         also reads the data.
     run: (config, run's folder, mesh) -> digest of its results.
+    lists: dotted keys that list what to do. What is done stays when they change, and only what is new is done.
+    lacks: for a stage with lists: (config, the stage's rows) -> whether something that the lists ask for is not there.
     """
 
     name: str
@@ -49,6 +54,8 @@ class Stage:
     outputs: Outputs
     check: Callable[..., None]
     run: Callable[[ConfigDict, Path, Mesh], str]
+    lists: tuple[str, ...] = ()
+    lacks: Callable[[ConfigDict, list[Row]], bool] = lambda config, rows: False
 
     def intact(self, workdir: Path) -> bool:
         """Return whether all files that the stage needs to count as done exist."""
