@@ -153,7 +153,7 @@ def _read_run(name: str, path: Path) -> str | tuple[str, FinishedRun]:
     if missing or not (path / "rows.jsonl").exists():
         return f"unfinished, {list_words(missing) or 'every stage'} to do"
     identity = hash_json({key: value for key, value in tree.items() if key not in NOT_IDENTITY})
-    rows = [row for row in _read_rows(path, done) if is_asked(row, tree)]
+    rows = _read_rows(path, done)
     check_files(path, run)
     _check_config(path / "config.json", tree, rows)
     metrics, ledger = read_metrics(path), _read_ledger(path / "noise.json")
@@ -164,27 +164,6 @@ def _read_run(name: str, path: Path) -> str | tuple[str, FinishedRun]:
     config = dict(flatten(tree))
     entries = spectra, diagnosis, labels
     return identity, FinishedRun(name, path, config, run, rows, ledger, metrics, *entries, read, read_counts(path))
-
-
-def is_asked(row: Row, tree: Mapping[str, Any]) -> bool:
-    """Return whether a run's config asks for the head of a row. Heads that only another config asked for stay on disk.
-
-    Args:
-        tree: the config as JSON, with all sections.
-    """
-    own = tree.get(row.stage)
-    if row.stage not in ("tune", "finetune") or own is None or row.method is None:
-        return True
-    presets = own["presets"] if row.stage == "tune" else own["terms"]
-    named = (row.preset or "none").split(",")[0].split("/")[0]
-    noises = own["noises"] if row.stage == "tune" else (row.downstream_noise,)
-    return (
-        row.method in own["methods"]
-        and (named in presets or (row.preset is None and row.stage == "tune"))
-        and row.train_share in own["shares"]
-        and row.downstream_noise in noises
-        and row.suspects in (None, "keep", own.get("suspects"))
-    )
 
 
 def _read_rows(path: Path, done: Mapping[str, Mapping[str, Any]]) -> list[Row]:

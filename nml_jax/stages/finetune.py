@@ -80,28 +80,21 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                         rows += tune_setting(setup, method, terms, start, origin)
     if jax.process_index() == 0:
         with errors.report_disk_errors(workdir):
-            write_rows(workdir, "finetune", [*rows, *_list_others(workdir, rows)])
+            write_rows(workdir, "finetune", rows)
             for probe in (workdir / "finetune").glob(f"*/{finetune.PROBE},*"):
                 shutil.rmtree(probe)
     return settings.hash_json([[row.metric, row.task, row.split, row.method, row.preset, row.value] for row in rows])
 
 
-def _list_others(workdir: Path, asked: list[Row]) -> list[Row]:
-    """Return the rows of finished settings that are not asked for now: an earlier start did them in the same way."""
-    own = {(row.task, name_setting(row.method, row.preset, row.train_share, row.head_seed)) for row in asked}
-    folders = (path.parent for path in sorted((workdir / "finetune").glob("*/*/rows.jsonl")))
-    return [row for folder in folders if (folder.parent.name, folder.name) not in own for row in read_rows(folder)]
-
-
-def lacks(config: ConfigDict, rows: list[Row]) -> bool:
-    """Return whether the rows lack a setting that the section `finetune` asks for."""
+def differs(config: ConfigDict, rows: list[Row]) -> bool:
+    """Return whether the rows are of other settings than those that the section `finetune` asks for."""
     own, seeds = config.finetune, settings.repetition_seeds(config.seed, config.finetune.seeds)
     presets = [objectives.preset_label(terms, **own.nmtune) for terms in own.terms]
     asked = {*itertools.product(own.methods, presets, own.shares, seeds)}
     found: dict[str, set[Any]] = {}
     for row in rows:
         found.setdefault(row.task, set()).add((row.method, row.preset, row.train_share, row.head_seed))
-    return not found or any(asked - settings_of for settings_of in found.values())
+    return not found or any(asked != settings_of for settings_of in found.values())
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
@@ -248,5 +241,5 @@ STAGE = Stage(
     check=check,
     run=run,
     lists=("finetune.methods", "finetune.terms", "finetune.shares", *HEADS),
-    lacks=lacks,
+    differs=differs,
 )

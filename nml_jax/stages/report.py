@@ -31,6 +31,20 @@ def _list_own_runs(config: ConfigDict, workdir: Path) -> list[str]:
     return [experiment.find_folder(workdir, name, cell).name for name, cell in settings.expand_sweep(config).items()]
 
 
+def list_power(config: ConfigDict, workdir: Path) -> list[str]:
+    """Say which difference the config's study can show, from its finished runs, or that a pilot would tell."""
+    from nml_jax.reporting.statistics.grouping import find_studies
+    from nml_jax.reporting.studies.power import describe_power
+
+    names = _list_own_runs(config, workdir)
+    found = [run for run in read_finished([workdir])[0] if run.folder.name in names] if workdir.is_dir() else []
+    said = [line for study in find_studies(found) for line in describe_power(config.study, study)]
+    pilot = (
+        "known after a pilot: run the first and the last condition with two seeds, as with --config.sweep.seed='(0,1)'"
+    )
+    return said or [pilot]
+
+
 def build(folders: Sequence[Path], out: Path, *, study: str = "", runs: Sequence[str] = ()) -> Path:
     """Write `report.html` and `summary.csv` of the finished runs in `folders` into the folder `out`.
 

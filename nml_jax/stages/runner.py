@@ -112,7 +112,7 @@ def _is_intact(stage: Stage, record: Mapping[str, Any], now: Mapping[str, Any], 
         console.notice(f"{name_run(workdir)}: {changed[0]} was changed; running {stage.name} again")
         return False
     rows_of = [row for row in read_rows(workdir) if row.stage == stage.name]
-    return stage.intact(workdir) and not (stage.lists and stage.lacks(settings.from_json(now["config"]), rows_of))
+    return stage.intact(workdir) and not (stage.lists and stage.differs(settings.from_json(now["config"]), rows_of))
 
 
 def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: str = "", force: bool = False) -> bool:

@@ -44,7 +44,7 @@ class Stage:
         also reads the data.
     run: (config, run's folder, mesh) -> digest of its results.
     lists: dotted keys that list what to do. What is done stays when they change, and only what is new is done.
-    lacks: for a stage with lists: (config, the stage's rows) -> whether something that the lists ask for is not there.
+    differs: for a stage with lists: (config, the stage's rows) -> whether the rows are others than the lists ask for.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Stage:
     check: Callable[..., None]
     run: Callable[[ConfigDict, Path, Mesh], str]
     lists: tuple[str, ...] = ()
-    lacks: Callable[[ConfigDict, list[Row]], bool] = lambda config, rows: False
+    differs: Callable[[ConfigDict, list[Row]], bool] = lambda config, rows: False
 
     def intact(self, workdir: Path) -> bool:
         """Return whether all files that the stage needs to count as done exist."""

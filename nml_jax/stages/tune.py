@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     Heads other than k-NN are saved in `heads/<task>/` by method, preset and seed; predict.py applies them. For each
     head, runs/heads.py keeps which test rows are right. Until the stage ends, the rows of finished heads are in
     `tuning/`, so that an interrupted stage does not train them again. A method that diverges leaves a row of its own.
-    Heads that an earlier start trained with the same settings stay, asked for or not.
+    Heads that an earlier start trained with the same settings are taken as they are. The rows of those that are not
+    asked for now wait in `tuning/`.
 
     Returns:
         The digest of the rows.
@@ -76,8 +77,11 @@ def _run_first(config: ConfigDict, workdir: Path) -> str:
     if all(row.metric == DIVERGED for row in rows):
         raise UserError("training of every head diverged", "lower tune.lrs, or set tune.standardize for large features")
     with errors.report_disk_errors(workdir):
-        write_rows(workdir, "tune", [*rows, *_list_others(workdir, rows)])
-        shutil.rmtree(workdir / "tuning")
+        write_rows(workdir, "tune", rows)
+        for place in {_find_place(workdir, vars(row)) for row in rows}:
+            shutil.rmtree(place)
+        if not any((workdir / "tuning").rglob("rows.jsonl")):
+            shutil.rmtree(workdir / "tuning")
     return settings.hash_json([[row.metric, row.split, row.method, preset_label(vars(row)), row.value] for row in rows])
 
 
@@ -95,13 +99,6 @@ def _restore_finished(workdir: Path) -> None:
 def _find_place(workdir: Path, of: Mapping[str, Any]) -> Path:
     """Return the folder of a head's rows while the stage runs, from the fields of its rows."""
     return workdir / "tuning" / of["task"] / (of["layer"] or "features") / head_name(of)
-
-
-def _list_others(workdir: Path, asked: Sequence[Row]) -> list[Row]:
-    """Return the rows of finished heads that are not asked for now."""
-    own = {_find_place(workdir, vars(row)) for row in asked}
-    places = (path.parent for path in sorted((workdir / "tuning").rglob("rows.jsonl")))
-    return [row for place in places if place not in own for row in read_rows(place)]
 
 
 def _tell_first_verdict(workdir: Path, training: Training, rows: list[Row]) -> None:
@@ -153,8 +150,8 @@ def _tune_method(workdir: Path, training: Training, sample: Sample, method: str,
     return [dataclasses.replace(row, **treated) for place in places for row in read_rows(place)]
 
 
-def lacks(config: ConfigDict, rows: list[Row]) -> bool:
-    """Return whether the rows lack a head that the section `tune` asks for."""
+def differs(config: ConfigDict, rows: list[Row]) -> bool:
+    """Return whether the rows are of other heads than those that the section `tune` asks for."""
     tune = config.tune
     treatments = {"keep", tune.suspects}
     presets = [(method, methods.name_preset(preset, tune)) for method, preset in methods.list_methods(tune)]
@@ -164,7 +161,7 @@ def lacks(config: ConfigDict, rows: list[Row]) -> bool:
     for row in rows:
         head = ((row.method, row.preset), row.train_share, row.downstream_noise, row.suspects or "keep", row.head_seed)
         found.setdefault((row.task, row.layer), set()).add(head)
-    return not found or any(asked - heads for heads in found.values())
+    return not found or any(asked != heads for heads in found.values())
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
@@ -216,5 +213,5 @@ STAGE = Stage(
     check=check,
     run=run,
     lists=HEADS,
-    lacks=lacks,
+    differs=differs,
 )
