@@ -125,7 +125,10 @@ def get_config() -> ConfigDict:
     optimizer = config.optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw | lamb | sgd
     optimizer.lr = 1e-3  # peak learning rate at this batch size
-    optimizer.min_lr = 0.0  # learning rate at the end of the cosine
+    optimizer.schedule = "cosine"  # after the warm-up: cosine (to min_lr) | step (times gamma at every milestone)
+    optimizer.min_lr = 0.0  # cosine: learning rate at the end
+    optimizer.milestones = ()  # step: epochs from the start after which the rate falls, as (8.0, 11.0)
+    optimizer.gamma = 0.1  # step: factor at every milestone
     optimizer.warmup_epochs = 5.0  # linear, from warmup_lr
     optimizer.warmup_steps = placeholder(int)  # instead of warmup_epochs. None: use warmup_epochs
     optimizer.warmup_lr = 0.0  # learning rate at the start of the warm-up
@@ -166,7 +169,7 @@ def get_config() -> ConfigDict:
     downstream.domain_test = ("clipart", "painting", "sketch")  # domainnet: out-of-domain domains
     downstream.shifts = ()  # directory: shifts for out-of-domain tests, keys of nml_jax.data.images.transforms.SHIFTS
 
-    # The downstream task "texts": tables with named columns, .tsv, .csv or .parquet, for a text encoder.
+    # The downstream task "texts": tables with named columns, .tsv, .csv, .jsonl or .parquet, for a text encoder.
     texts = config.texts = ConfigDict()
     texts.train = ""  # the training file
     texts.test = ""  # in-domain files, separated by ";". "": `holdout` of the training file
@@ -179,6 +182,15 @@ def get_config() -> ConfigDict:
     texts.buckets = (16, 32, 64, 128, 256, 512)  # lengths that batches are padded to; each is compiled once
     texts.literal = False  # special tokens inside texts, such as [SEP]: True: plain text; False: special, as elsewhere
     texts.separator = ""  # token between the texts of a pair where the tokenizer puts none (GPT-2); "": none
+
+    # The tasks of GLUE, keys of nml_jax.tasks.glue_sets.GLUE_TASKS, or "glue": all whose files are there.
+    glue = config.glue = ConfigDict()
+    glue.folder = ""  # folder with a folder per set, such as RTE, in the layout of GLUE, Hugging Face or TFDS
+    glue.partners = ()  # out-of-domain tests. (): all whose files are there; ("none",): none
+    glue.unlabelled = "drop"  # test rows without a gold label: drop | wrong (whatever is answered, as in GLUE-X)
+    glue.stsb = "classes"  # STS-B and SICK: five classes, as in GLUE-X
+    glue.train_rows = 0  # most training rows of a task, stratified, the same for every seed; 0: all
+    glue.test_rows = 0  # most rows of an out-of-domain test; 0: all
 
     extract = config.extract = ConfigDict()
     extract.weights = "raw"  # raw | ema

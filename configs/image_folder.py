@@ -17,6 +17,7 @@ downstream dataset:
 from ml_collections import ConfigDict
 
 from configs import common
+from nml_jax.errors import UserError
 
 MODELS = {
     "resnet": {"name": "resnet18", "stem": "small", "width": 16, "blocks": (1, 1, 1)},
@@ -27,7 +28,7 @@ MODELS = {
 def get_config(kind: str = "resnet") -> ConfigDict:
     config = common.get_config()
     if kind not in MODELS:
-        raise ValueError(f"image_folder.py:{kind} is unknown; give one of {', '.join(MODELS)}")
+        raise UserError(f"image_folder has no model {kind!r}", f"choose one of {', '.join(MODELS)}, as in :vit")
     config.name = "image_folder" if kind == "resnet" else f"image_folder_{kind}"
     config.sweep.noise = (0.0, 0.1, 0.3)
     config.sweep.seed = (0, 1, 2)

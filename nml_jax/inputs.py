@@ -13,6 +13,7 @@ from nml_jax.settings import flatten, hash_json
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json")
 WORDS = {("zeroshot.class_map", "order")}  # values that are no path
+TABLES = (".tsv", ".csv", ".txt", ".jsonl", ".ndjson", ".parquet")  # names of tables of texts
 LARGE = 2**30  # bytes of a file that is not read as a whole
 # Names of files of features that can be shards of one set. A .npy cannot: labels would be a file beside it.
 SHARDS = (
@@ -37,6 +38,7 @@ def name_paths(part: Mapping[str, Any]) -> list[tuple[str, str]]:
     mixture = [("data.mixture", path) for path in flat.get("data.mixture", ())]
     texts = [f"texts.{split}" for split in ("train", "test", "ood")]
     one += [(key, path) for key in texts for path in split_specs(flat.get(key, ""))]
+    one += [("glue.folder", path) for path in list_tables(flat.get("glue.folder", ""))]
     keys = [f"features.{split}" for split in ("train", "test", "ood")]
     return [*one, *mixture, *((key, path) for key in keys for path in list_files(flat.get(key, "")))]
 
@@ -70,6 +72,15 @@ def list_shards(folder: Path) -> list[str]:
             return []
     names = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith(SHARDS) and path.is_file()]
     return [str(path) for path in names if path.name[0] not in "._"]
+
+
+def list_tables(folder: str) -> list[str]:
+    """List a folder and the tables of texts in it, at most three folders deep; [] for ""."""
+    if not folder:
+        return []
+    below = Path(folder).expanduser()
+    found = (path for depth in range(1, 5) for path in below.glob("/".join(["*"] * depth)))
+    return [folder, *sorted(str(path) for path in found if path.name.lower().endswith(TABLES) and path.is_file())]
 
 
 def _match_pattern(spec: str) -> list[str]:

@@ -278,10 +278,13 @@ def _clear(config: ConfigDict, keys: Sequence[str]) -> None:
 
 
 def _make_one_line(error: Any) -> str:
-    """Return the message of the innermost of nested exceptions, without line breaks."""
+    """Return the message of the innermost of nested exceptions, without line breaks and tracebacks."""
     while isinstance(error, BaseException) and error.args:
         error = error.args[0]
-    return re.sub(r"\('Non-boolean argument.*\)$", "it must be true or false", " ".join(str(error).split()))
+    text = str(error).strip()
+    if "Traceback (most recent call last)" in text:  # of a config file, which the library passes on as text
+        text = text.splitlines()[-1]
+    return re.sub(r"\('Non-boolean argument.*\)$", "it must be true or false", " ".join(text.split()))
 
 
 def run(argv: list[str] | None = None) -> int:

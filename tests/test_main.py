@@ -233,6 +233,7 @@ def test_sigterm_saves_and_exits_with_75(tmp_path: Path):
         (["--config=nowhere.py"], "nowhere.py"),
         (["--config=README.md"], "README.md"),
         (["--config=configs/resnet50_in1k.py:a9"], "a9"),
+        (["--config=configs/features.py:slow"], "ValueError: there is no part 'slow'; give configs/features.py or"),
         (["--bogus"], "bogus"),
         (["bogus"], "bogus"),
     ],
@@ -305,7 +306,7 @@ def test_what_cannot_run_is_refused_before_any_work(tmp_path: Path, finished: Pa
         with pytest.raises(UserError, match=r"noise=0\.1, but .* was not pre-trained by this run"):
             launch(tmp_path / "w", init_from=str(finished / CELL), stages=("extract", "tune"), noise=None,
                    dry_run=dry_run, **{"sweep.noise": (0.0, 0.1)})  # fmt: skip
-        with pytest.raises(UserError, match="holds no checkpoint to extract from"):
+        with pytest.raises(UserError, match="holds no checkpoint, and init_from is empty"):
             launch(tmp_path / "w", stages=("extract",), dry_run=dry_run)
     with pytest.raises(UserError, match=r"nothing\.npy"):
         launch(tmp_path / "w", noise=0.0, noise_kind="labels", noise_file="nothing.npy")

@@ -52,9 +52,7 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
         key = jax.random.key(config.seed)
         params, model_state = pretrained.load_weights(config.init_from, config, model, key, head_for=head_for)
     else:
-        raise errors.UserError(
-            f"{workdir} holds no checkpoint to extract from", "run the pretrain stage first, or set --config.init_from"
-        )
+        raise _make_missing(workdir)
     return place(model, (params, model_state), step, ledger, mesh)
 
 
@@ -106,10 +104,16 @@ def check_source(config: ConfigDict, workdir: Path) -> None:
     if checkpoint.list_steps(workdir / "checkpoints"):
         return
     if not config.init_from:
-        raise errors.UserError(
-            f"{workdir} holds no checkpoint to extract from", "run the pretrain stage first, or set --config.init_from"
-        )
+        raise _make_missing(workdir)
     check_foreign(config)
+
+
+def _make_missing(workdir: Path) -> errors.UserError:
+    return errors.UserError(
+        f"there is no encoder: {workdir} holds no checkpoint, and init_from is empty",
+        "name a published model's folder, --config=configs/published.py:FOLDER; set --config.init_from to a file or a "
+        "run; or run the stage pretrain first",
+    )
 
 
 def build(config: ConfigDict, *, num_classes: int) -> models.Model:

@@ -37,8 +37,7 @@ def open_feature_sets(config: ConfigDict, workdir: Path) -> list[FeatureSet]:
     ledger = noise.Ledger.read(workdir / "noise.json") if (workdir / "noise.json").exists() else None
     origin = describe_origin(config, ledger, run=workdir.name, step=index.step, weights=index.weights)
     out = []
-    for task in config.downstream.tasks:
-        domains = index.domains.get(task, {})
+    for task, domains in index.domains.items():
         bank_of = {split: banks.Bank(bank_folder(workdir, task, split)) for split in domains}
         labels = {split: bank.read("label") for split, bank in bank_of.items()}
         for layer in config.extract.layers:

@@ -7,6 +7,7 @@ import numpy as np
 
 from nml_jax.errors import UserError
 from nml_jax.evals import calibration, metrics
+from nml_jax.evals.correlations import CORRELATIONS, compute_numbers
 from nml_jax.evals.metrics import METRICS, Answers
 
 
@@ -74,6 +75,8 @@ class Scorer:
         class_map: Sequence[Sequence[int]] | None = None,
         frame_labels: Sequence[Collection[int]] | None = None,
         groups: Sequence[Sequence[int]] = (),
+        never: int = 0,
+        ordered: bool = False,
         soft: bool = False,
         temperature: float = 1.0,
     ):
@@ -84,15 +87,19 @@ class Scorer:
             class_map: see `map_logits`; None: the test classes are the training classes.
             frame_labels: for each of the N frames of videos all classes in it; a prediction is right if it is one.
             groups: groups of these frames, see `pm_k`.
+            never: classes of the test, after the others, that no answer is, such as that of rows without a gold label.
+                Losses are not kept then.
+            ordered: whether numbers of classes mean more or less, so that they correlate.
             soft: also keep losses and confidences, and score them; scores must be logits.
             temperature: by which these are divided for that.
         """
-        self._temperatures = [temperature, *([1.0] if temperature != 1 else [])] if soft else []
+        self._temperatures = [temperature, *([1.0] if temperature != 1 else [])] if soft and not never else []
         self._labels: list[np.ndarray] = []
         self._answers: list[np.ndarray] = []
         self._soft: list[list[np.ndarray]] = []
         self._class_map, self._frame_labels, self._groups = class_map, frame_labels, groups
-        self._k = num_classes if class_map is None else len(class_map)
+        self._k = (num_classes if class_map is None else len(class_map)) + never
+        self._ordered = ordered
         self._confusion = np.zeros((self._k, self._k), np.int64)
 
     def update(self, labels: Any, logits: Any) -> None:
@@ -137,6 +144,8 @@ class Scorer:
             UserError: there is no example, or no anchor frame.
         """
         out = metrics.compute_scores(self._confusion)
+        if self._ordered:
+            out |= compute_numbers(self.answers, CORRELATIONS)
         if self._frame_labels is not None:
             frames = zip(np.concatenate(self._answers).tolist(), self._frame_labels, strict=True)
             out["pm0"], out["pm10"] = pm_k([prediction in classes for prediction, classes in frames], self._groups)

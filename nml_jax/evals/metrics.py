@@ -1,6 +1,6 @@
 """The table of metrics that may decide between heads, and what they say of a single row; all in float64.
 
-A metric of another kind of task, such as a correlation, is a further line of METRICS with its own `needs`.
+Those of predicted numbers are in correlations.py.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nml_jax.errors import UserError
+from nml_jax.evals import correlations
+from nml_jax.evals.answers import Answers, Shares, share_values
+
+__all__ = ["METRICS", "Answers", "Metric", "Shares"]
 
 
 def confusion(labels: Any, predictions: Any, num_classes: int) -> np.ndarray:
@@ -133,45 +137,19 @@ def _check_counts(confusion: Any) -> np.ndarray:
     return counts
 
 
-class Answers(NamedTuple):
-    """The answers of a head to the rows of a test.
-
-    labels, predictions: int [N], numbers of classes.
-    losses: cross-entropies in nats, [N]; None where the scores are not logits.
-    """
-
-    labels: np.ndarray
-    predictions: np.ndarray
-    losses: np.ndarray | None = None
-
-
-class Shares(NamedTuple):
-    """A score as a mean over rows.
-
-    values: float64 [N]; their mean is the score, and their spread what other rows of the same source would change
-        (the infinitesimal jackknife; exact for means).
-    flips: what a row more that is right instead of wrong would add to the sum, for each class with rows; [] if unknown.
-    counts: rows of these classes; of an accuracy all rows, as of one class.
-    """
-
-    values: NDArray[np.float64]
-    flips: NDArray[np.float64]
-    counts: NDArray[np.float64]
-
-
 class Metric(NamedTuple):
     """A metric that may decide.
 
     title: in a sentence.
-    needs: what `score` takes: "confusion", a matrix [K, K], or "losses", [N].
-    score: what it takes -> the score.
+    needs: what `score` takes: "confusion", a matrix [K, K]; "losses", [N]; or "numbers", `Answers`.
+    score: what it takes -> the score; None where it is undefined.
     share: answers -> the score as a mean over rows.
     way: 1: larger is better; −1: smaller.
     """
 
     title: str
     needs: str
-    score: Callable[[Any], float]
+    score: Callable[[Any], float | None]
     share: Callable[[Answers], Shares]
     way: int = 1
 
@@ -250,7 +228,7 @@ def _flip_mcc(counts: np.ndarray) -> NDArray[np.float64]:
 
 
 def _share_log_loss(answers: Answers) -> Shares:
-    return Shares(np.asarray(answers.losses, np.float64), np.zeros(0), np.zeros(0))
+    return share_values(np.asarray(answers.losses))
 
 
 METRICS = {
@@ -260,6 +238,10 @@ METRICS = {
     "mcc": Metric("the Matthews correlation", "confusion", mcc, _share_mcc),
     "f1": Metric("F1", "confusion", f1, _share_f1),
     "log_loss": Metric("the log loss", "losses", log_loss, _share_log_loss, -1),
+    "pearson": Metric("Pearson's correlation", "numbers", correlations.pearson, correlations.share_pearson),
+    "spearman": Metric("Spearman's correlation", "numbers", correlations.spearman, correlations.share_spearman),
+    "r2": Metric("R²", "numbers", correlations.r2, correlations.share_r2),
+    "rmse": Metric("the root mean square error", "numbers", correlations.rmse, correlations.share_rmse, -1),
 }
 TASK = "task"  # the task's own metric
 
@@ -278,8 +260,13 @@ def check_name(name: str) -> None:
         raise UserError(f"tune.metric={name!r}", f"choose one of {', '.join((TASK, *METRICS))}")
 
 
-def check_classes(metric: str, classes: int) -> None:
-    """Raise UserError if a metric of two classes is asked for `classes` of them."""
+def check_classes(metric: str, classes: int, *, ordered: bool = False) -> None:
+    """Raise UserError if a metric does not suit `classes` classes; `ordered` ones are like numbers."""
+    if metric in METRICS and METRICS[metric].needs == "numbers" and not ordered:
+        raise UserError(
+            f"tune.metric={metric} is of numbers, and the labels are classes",
+            "choose accuracy, macro_f1, mean_per_class, mcc or log_loss",
+        )
     if metric == "f1" and classes != 2:
         raise UserError(
             f"tune.metric=f1 is the F1 of one of two classes, and there are {classes}",

@@ -24,6 +24,9 @@ OPEN_CLIP = """import open_clip
 
 model, _, transform = open_clip.create_model_and_transforms("local-dir:FOLDER")
 tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")"""
+# The name of the folder's tokenizer is for folders on a disk.
+UPLOADED = """
+# After an upload, replace text_cfg.hf_tokenizer_name in open_clip_config.json, ".", by the name of the repository."""
 OURS = "python -m nml_jax.main --config=configs/published.py:FOLDER --config.data.path=PREPARED"
 
 
@@ -97,5 +100,6 @@ def _show(values: Mapping[str, Any]) -> dict[str, Any]:
 def _list_loaders(origin: Origin, package: Package) -> dict[str, str]:
     """Return the code that loads the folder, by library."""
     kind = "TimmWrapperForImageClassification" if origin.num_classes else "TimmWrapperModel"
-    others = {"timm": {"timm": TIMM, "transformers": TRANSFORMERS.format(kind)}, "open_clip": {"open_clip": OPEN_CLIP}}
+    open_clip = OPEN_CLIP + (UPLOADED if package.files else "")
+    others = {"timm": {"timm": TIMM, "transformers": TRANSFORMERS.format(kind)}, "open_clip": {"open_clip": open_clip}}
     return {**others.get(package.library, {}), "nml_jax": OURS}

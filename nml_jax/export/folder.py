@@ -1,6 +1,8 @@
 """Write a folder that appears under its name once it is complete."""
 
 import contextlib
+import fcntl
+import glob
 import os
 import shutil
 import uuid
@@ -10,6 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from nml_jax import console
 from nml_jax.errors import UserError
 from nml_jax.export.facts import collect_facts
 from nml_jax.export.formats import Package
@@ -45,7 +48,8 @@ def write_folder(out: Path, origin: Origin, package: Package) -> None:
     with _make_partial(out) as partial:
         weights = partial / package.weights_name
         save_file(dict(package.tensors), weights, metadata=package.metadata)
-        write_json(partial / package.config_name, package.config)
+        for name, content in {package.config_name: package.config, **package.files}.items():
+            write_json(partial / name, content)
         if origin.ledger:
             write_json(partial / LEDGER, origin.ledger.to_dict())
         sums = {path.name: hash_file(path) for path in sorted(partial.iterdir())}
@@ -59,18 +63,47 @@ def write_folder(out: Path, origin: Origin, package: Package) -> None:
 def _make_partial(out: Path) -> Iterator[Path]:
     """Make a folder beside `out` whose name cannot be foreseen. Delete it unless it has been renamed.
 
+    The process holds a lock on it, which also a kill releases: so the next export finds what a killed one left.
+
     Raises:
         UserError: it cannot be written.
     """
+    _delete_abandoned(out)
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.part")
     try:
         partial.mkdir()
-        yield partial
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # some file systems have no locks
+                stack.enter_context(_lock(partial))
+            yield partial
     except (OSError, SafetensorError) as e:
         why = getattr(e, "strerror", None) or " ".join(str(e).split())
         raise UserError(f"cannot write {out}: {why}", "give OUT a place on a disk with room; nothing was left") from e
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _delete_abandoned(out: Path) -> None:
+    """Delete the unfinished folders of exports to `out` that were killed; name those that cannot be deleted."""
+    for partial in out.parent.glob(f".{glob.escape(out.name)}.{'[0-9a-f]' * 32}.part"):
+        try:
+            with _lock(partial):
+                shutil.rmtree(partial)
+        except BlockingIOError:  # another export is at work in it
+            continue
+        except OSError as e:
+            console.notice(f"{partial} is left of an export that was killed, and cannot be deleted: {e.strerror}")
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the lock on a folder. Raise BlockingIOError if another process holds it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _flush(path: Path) -> None:

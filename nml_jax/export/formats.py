@@ -1,14 +1,15 @@
 """Turn weights and their config into the files of a folder: timm's, open_clip's, or our own."""
 
 from collections.abc import Mapping
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nml_jax.assembly.encoder import has_text
+from nml_jax.assembly.encoder import has_text, load_tokenizer
 from nml_jax.assembly.fingerprint import describe_preprocessing
-from nml_jax.data.text import tokenizer as tokenizers
+from nml_jax.data.text import handed_on
+from nml_jax.data.text.tokenizer import PUBLISHED
 from nml_jax.errors import UserError
 from nml_jax.export.origin import Origin
 from nml_jax.models.overview import count_features
@@ -25,6 +26,7 @@ class Package(NamedTuple):
     weights_name, tensors: the file of the weights, and its arrays by name.
     metadata: of the file of the weights; one entry, as the library writes several in no fixed order.
     license: an identifier; "": none is stated.
+    files: further files of JSON by name, those of a tokenizer.
     """
 
     library: str
@@ -35,6 +37,7 @@ class Package(NamedTuple):
     tensors: Mapping[str, np.ndarray]
     metadata: dict[str, str]
     license: str = ""
+    files: Mapping[str, dict[str, Any]] = MappingProxyType({})
 
 
 CROP_MODES = {"shortest": "center", "squash": "squash"}  # augment.resize -> timm's word
@@ -96,7 +99,9 @@ def _make_open_clip(origin: Origin, licence: str) -> Package:
         raise UserError(
             f"open_clip crops nothing at evaluation, and augment.test_crop={seen['crop']}", constructors.CURE
         )
-    _check_vocabulary(config)
+    files = _make_tokenizer(config)
+    if files:  # open_clip looks for it in the folder
+        network["text_cfg"] |= {"hf_tokenizer_name": ".", "tokenizer_kwargs": handed_on.CLEAN}
     described = {
         "model_cfg": network,
         "preprocess_cfg": {
@@ -109,7 +114,7 @@ def _make_open_clip(origin: Origin, licence: str) -> Package:
         openclip.export_weights(origin.loaded.params, origin.loaded.model_state), origin.loaded.step
     )
     names = ("open_clip_config.json", described, "open_clip_model.safetensors", tensors)
-    return Package("open_clip", "zero-shot-image-classification", *names, {"format": "pt"})
+    return Package("open_clip", "zero-shot-image-classification", *names, {"format": "pt"}, files=files)
 
 
 def _make_nml(origin: Origin, licence: str) -> Package:
@@ -121,13 +126,14 @@ def _make_nml(origin: Origin, licence: str) -> Package:
     keys |= {"data.image_size": config["data"]["image_size"]}
     described = {
         "format": nml.FORMAT, "num_classes": origin.num_classes, "class_names": list(origin.class_names), "keys": keys,
-        "tokenizer": Path(config["data"]["tokenizer"]).name, **_state(licence),
+        **_state(licence),
     }  # fmt: skip
     tensors = nml.export_weights(origin.loaded.params, origin.loaded.model_state)
     text = has_text(origin.config)
     task = ("zero-shot-image-classification" if text else
             "image-classification" if origin.num_classes else "image-feature-extraction")  # fmt: skip
-    return Package("nml_jax", task, nml.CONFIG, described, nml.WEIGHTS, tensors, {"format": nml.FORMAT})
+    files = _make_tokenizer(origin.config) if text else {}
+    return Package("nml_jax", task, nml.CONFIG, described, nml.WEIGHTS, tensors, {"format": nml.FORMAT}, files=files)
 
 
 def _add_counters(tensors: Mapping[str, np.ndarray], step: int) -> dict[str, np.ndarray]:
@@ -150,13 +156,12 @@ def _require_antialias(config: Any) -> dict[str, Any]:
     return seen
 
 
-def _check_vocabulary(config: Any) -> None:
-    """Raise UserError unless open_clip's own tokenizer gives the ids that the text tower was trained on."""
-    path, vocab = config.data.tokenizer, config.model.text_vocab
-    if not path or path.endswith(".json") or vocab != tokenizers.PUBLISHED:
-        words = path or "bytes"
-        raise UserError(
-            f"open_clip would read captions with CLIP's {tokenizers.PUBLISHED:,} tokens, and data.tokenizer is "
-            f"{words}, with {vocab:,}",
-            constructors.CURE,
-        )
+def _make_tokenizer(config: Any) -> dict[str, dict[str, Any]]:
+    """Return the files of the tokenizer of captions. CLIP's published vocabulary has none: open_clip brings it along.
+
+    Raises:
+        UserError: the tokenizer's file cannot be read, or is not that of the text tower.
+    """
+    if config.data.tokenizer.endswith((".txt", ".txt.gz")) and config.model.text_vocab == PUBLISHED:
+        return {}
+    return handed_on.make_files(load_tokenizer(config))

@@ -42,7 +42,7 @@ class Model:
         "embedding" (float32 [B, E], projected, of length 1) in place of logits. Texts give "text_features" and
         "text_embedding", of the same shapes. "logit_scale" is always there (see `clip.Clip`).
         Text encoders take "tokens", "length" and "second" (see `language.TextEncoder`) and have no logits.
-    spec: name -> jax.ShapeDtypeStruct, a batch of one: "image" uint8 [1, S, S, 3] and, for CLIP, "text" int32 [1, L].
+    spec: name -> jax.ShapeDtypeStruct, a batch of one: "image" uint8 [1, H, W, 3] and, for CLIP, "text" int32 [1, L].
         Text encoders: "tokens" int32 [1, L], where L stands for any length up to it, "length" and "second" int32 [1].
     """
 
@@ -57,7 +57,7 @@ class Model:
             return jax.eval_shape(lambda key: self.init(key, self.spec), jax.random.key(0))
 
 
-def build(config: Any, *, num_classes: int, image_size: int) -> Model:
+def build(config: Any, *, num_classes: int, image_size: int | tuple[int, int]) -> Model:
     """Build the model that the `model` section of a config describes.
 
     The same arguments return the same object, so that its users share what is traced and compiled.
@@ -65,22 +65,26 @@ def build(config: Any, *, num_classes: int, image_size: int) -> Model:
     Args:
         config: a frozen or plain ConfigDict, see `configs/common.py`; None under a key means the variant's value.
         num_classes: width of the head; 0 for no head. CLIP never has one.
-        image_size: height and width in pixels. A ResNet accepts other sizes in `apply`; a ViT and CLIP's ResNet do not.
+        image_size: pixels, height = width, or (height, width). A ResNet accepts other sizes in `apply`; a ViT and
+            CLIP's ResNet do not.
 
     Raises:
         UserError: the model or a value is unknown, or sizes do not fit each other.
     """
     _check(config)
     (frozen,) = settings.freeze_sections(config)
-    return _build(frozen, num_classes, image_size, jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return _build(frozen, num_classes, height, width, jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @lru_cache(maxsize=8)
-def _build(config: FrozenConfigDict, num_classes: int, image_size: int, wide: bool) -> Model:
+def _build(config: FrozenConfigDict, num_classes: int, height: int, width: int, wide: bool) -> Model:
     """Build and cache a model. `wide` is part of the key: with JAX's 64-bit types, parameters have other dtypes."""
     values = {name: config[name] for name in config}
-    values |= {"num_classes": num_classes, "image_size": image_size, "dtype": jnp.dtype(config.dtype)}
-    spec = {"image": jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)}
+    values |= {"num_classes": num_classes, "dtype": jnp.dtype(config.dtype)}
+    if height == width:  # else a module that needs one size has none, and says so
+        values["image_size"] = height
+    spec = {"image": jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)}
     if config.name in LANGUAGE:
         context = config.context or LANGUAGE[config.name].make.keywords["context"]
         shapes = {"tokens": (1, context), "length": (1,), "second": (1,)}
@@ -120,7 +124,12 @@ def _build(config: FrozenConfigDict, num_classes: int, image_size: int, wide: bo
 
 def _make_module(variant: partial[Any], values: Mapping[str, Any]) -> nn.Module:
     """Make the variant with the values that are fields of it and not None."""
-    known = inspect.signature(variant.func).parameters.keys() - {"name"}  # `name` is Linen's own field, not the model's
+    fields = inspect.signature(variant.func).parameters
+    if "image_size" not in values and (sized := fields.get("image_size")) and sized.default is sized.empty:
+        raise UserError(
+            f"{variant.func.__name__} takes square images alone", "choose a network of convolutions, such as resnet50"
+        )
+    known = fields.keys() - {"name"}  # `name` is Linen's own field, not the model's
     return variant(**{key: value for key, value in values.items() if key in known and value is not None})
 
 

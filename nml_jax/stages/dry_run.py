@@ -20,6 +20,7 @@ from nml_jax.errors import MissingInput, UserError
 from nml_jax.models import published
 from nml_jax.models.overview import describe_parameters
 from nml_jax.stages import experiment, report, runner
+from nml_jax.tasks import glue
 from nml_jax.training import loop, pretrained
 from nml_jax.training.window import Signals
 
@@ -58,6 +59,7 @@ def describe_plan(
     lines += ["overridden keys:" if pinned else "overridden keys: none"]
     lines += [f"  {key}: {json.dumps(value)}" for key, value in pinned.items()]
     lines += _list_published(config)
+    lines += glue.describe(config) if glue.is_asked(config) else []
     lines += ["", f"{len(cells)} run(s) in {workdir}:"]
     for name, cell in cells.items():
         folder = experiment.find_folder(workdir, name, cell)

@@ -27,7 +27,7 @@ from nml_jax.runs.classes import TASKS, write_counts
 from nml_jax.runs.files import write_json
 from nml_jax.runs.rows import Row, write_rows
 from nml_jax.stages.stage import Outputs, Stage
-from nml_jax.tasks.classification import Test, check_tasks
+from nml_jax.tasks.classification import Test, check_tasks, has_texts, list_tasks
 
 VERSION = 1
 
@@ -51,7 +51,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     spectra: list[dict[str, Any]] = []
     written: dict[str, str] = {}
     index, counts = BankIndex(frozen.step, config.extract.weights, {}, describe_encoder(config, frozen)), {}
-    for name in config.downstream.tasks:
+    for name in list_tasks(config):
         task = agreement.open_task(name, config)
         train = Test(task.name + "/train", "id", task.train)
         for test in (train, *task.tests):
@@ -115,7 +115,7 @@ def _check_texts(config: ConfigDict) -> None:
     """Check that texts meet a text encoder, and that it has a tokenizer which fits."""
     model = encoder.build(config, num_classes=config.data.num_classes or 1)
     reads = texts.has_tokens(model.spec)
-    if wrong := [name for name in config.downstream.tasks if (name == "texts") != reads]:
+    if wrong := [name for name in config.downstream.tasks if has_texts(name) != reads]:
         what = "reads texts" if reads else "reads images"
         raise errors.UserError(
             f"model.name={config.model.name} {what}, and the downstream task is {wrong[0]!r}",
@@ -198,13 +198,14 @@ def make_scoring_arguments(test: Test) -> dict[str, Any]:
     out: dict[str, Any] = {"class_map": [list(ids) for ids in test.class_map]} if test.class_map else {}
     if test.frames:
         out |= {"frame_labels": test.frames.labels, "groups": test.frames.groups}
+    out |= test.scoring
     return json.loads(json.dumps(out))
 
 
 STAGE = Stage(
     name="extract",
     version=VERSION,
-    keys=("seed", "init_from", "data", "augment", "model", "downstream", "texts", "extract"),
+    keys=("seed", "init_from", "data", "augment", "model", "downstream", "texts", "glue", "extract"),
     upstream=("pretrain",),
     outputs=Outputs(("banks", "spectra.json"), list_needed, proved=("spectra.json", INDEX, TASKS)),
     check=check,

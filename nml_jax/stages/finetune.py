@@ -43,7 +43,7 @@ from nml_jax.stages.finetune_search import (
     name_setting,
 )
 from nml_jax.stages.stage import HEADS, Outputs, Stage
-from nml_jax.tasks.classification import check_tasks
+from nml_jax.tasks.classification import check_tasks, list_tasks
 from nml_jax.training import checkpoint, finetune, lora
 from nml_jax.training.leaves import name_leaves
 from nml_jax.tuning.holdout import check_choices
@@ -65,7 +65,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     where = {"run": workdir.name, "step": frozen.step, "weights": config.extract.weights}
     origin = encoder.describe_origin(config, frozen.ledger, **where)
     rows: list[Row] = []
-    for name in config.downstream.tasks:
+    for name in list_tasks(config):
         task = agreement.open_task(name, config)
         for share in config.finetune.shares:
             for seed in settings.repetition_seeds(config.seed, config.finetune.seeds):

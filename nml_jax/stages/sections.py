@@ -6,7 +6,7 @@ from nml_jax import objectives, runtime
 from nml_jax.assembly import encoder, feature_sets, noisy_data
 from nml_jax.data.images import transforms
 from nml_jax.reporting.studies import recipes
-from nml_jax.tasks import classification, texts
+from nml_jax.tasks import classification, glue, texts
 from nml_jax.training import finetune, optim, plan
 from nml_jax.tuning import diagnosis, methods
 
@@ -25,6 +25,7 @@ def check(config: ConfigDict) -> None:
     plan.check_ranges(config.train)
     classification.check_ranges(config.downstream)
     texts.check_ranges(config.texts)
+    glue.check_ranges(config.glue)
     encoder.check_ranges(config.extract)
     feature_sets.check_ranges(config.features)
     methods.check_ranges(config.tune)

@@ -6,6 +6,8 @@ are the published ones. Licences are as the distributor states them.
 
 import dataclasses
 
+from nml_jax.tasks.glue_sets import GLUE_TASKS
+
 # TFDS's names of the benchmark's corruptions (Hendrycks & Dietterich, arXiv 1903.12261). CORRUPTIONS adds its four
 # extra ones.
 BENCHMARK = (
@@ -210,4 +212,5 @@ def make_domain_entry(name: str) -> Entry:
 
 def find_metric(task: str) -> str:
     """Return the customary metric of a task; accuracy where none is known."""
-    return TRAINED[task].metric if task in TRAINED else "accuracy"
+    known = TRAINED.get(task) or GLUE_TASKS.get(task)
+    return known.metric if known else "accuracy"

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from nml_jax.data.class_names import clean_name
 from nml_jax.data.images import transforms
 from nml_jax.data.sources.source import Source, select_classes
 from nml_jax.errors import MissingInput, UserError
-from nml_jax.tasks import catalogue, class_maps, texts
+from nml_jax.tasks import catalogue, class_maps, glue, texts
 from nml_jax.tasks.catalogue import Entry
 from nml_jax.tasks.frames import Frames, read_frames
+from nml_jax.tasks.glue_sets import GLUE_TASKS
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")  # name of the folder that TFDS makes for a version
 
@@ -36,6 +37,9 @@ class Test:
     shift: str | None = None  # a key of transforms.SHIFTS, applied to every image
     class_map: class_maps.ClassMap | None = None
     frames: Frames | None = None  # for frames of videos
+    scoring: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # further arguments of evals.mapped.Scorer, as JSON values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,14 +183,38 @@ def load_texts(config: Any) -> Task:
     return Task("texts", train, tuple(Test(split, domain, source) for split, domain, source in tests))
 
 
+def load_glue(name: str, config: Any) -> Task:
+    """Load a task of GLUE from the folder of the section `glue`."""
+    train, tests = glue.load(config, name)
+    return Task(
+        name, train, tuple(Test(t.split, t.domain, t.source, scoring=t.scoring) for t in tests), GLUE_TASKS[name].metric
+    )
+
+
 TASKS: dict[str, Callable[[Any], Task]] = {
     "digits": functools.partial(load_digits, "digits", ("train", "test")),
     "digits_few": functools.partial(load_digits, "digits_few", ("test", "train")),
     "directory": load_directory,
     "domainnet": load_domainnet,
     "texts": load_texts,
+    **{name: functools.partial(load_glue, name) for name in GLUE_TASKS},
     **{name: functools.partial(load_trained, name) for name in catalogue.TRAINED},
 }
+
+
+def list_tasks(config: Any) -> tuple[str, ...]:
+    """List the tasks of a config, keys of TASKS, where "glue" stands for all tasks whose files are there.
+
+    Raises:
+        UserError: none of these is there.
+    """
+    several = (glue.list_found(config) if name == glue.ALL else [name] for name in config.downstream.tasks)
+    return tuple(dict.fromkeys(name for names in several for name in names))
+
+
+def has_texts(name: str) -> bool:
+    """Return whether the rows of a task are texts, not images."""
+    return name in ("texts", glue.ALL, *GLUE_TASKS)
 
 
 def choose_dataset_name(name: str, config: Any) -> str:
@@ -217,8 +245,14 @@ def check_tasks(config: Any, *, data: bool = False) -> None:
 
 def _check(config: Any, names: tuple[str, ...], *, data: bool) -> None:
     for name in names:
-        if name not in TASKS:
-            raise UserError(f"unknown downstream task {name!r}", f"downstream.tasks takes {', '.join(TASKS)}")
+        if name not in (*TASKS, glue.ALL):
+            takes = ", ".join((*TASKS, glue.ALL))
+            raise UserError(f"unknown downstream task {name!r}", f"downstream.tasks takes {takes}")
+        if name in GLUE_TASKS and data:
+            glue.check(config, name)
+    if glue.ALL in names and data:
+        for name in glue.list_found(config):
+            glue.check(config, name)
     if "texts" in names:
         texts.check_files(config)
     if "directory" in names:

@@ -11,7 +11,8 @@ from nml_jax.data.features.files import encode, find_classes
 from nml_jax.data.sources.sentences import Sentences
 from nml_jax.data.sources.source import Source
 from nml_jax.data.stratify import split_validation
-from nml_jax.data.text.tables import choose_columns, read_table
+from nml_jax.data.text.overlap import describe_overlap
+from nml_jax.data.text.tables import choose_columns, join_texts, read_table
 from nml_jax.errors import UserError
 
 MANY = 100  # more classes are taken for ids or scores unless each has two rows on average
@@ -67,6 +68,9 @@ def load(config: Any) -> tuple[Source, list[tuple[str, str, Any]]]:
         for spec in inputs.split_specs(specs):
             own = Path(spec).expanduser()
             tests.append((_name(own, [name for name, *_ in tests]), domain, _make(own, *_read(own, chosen), classes)))
+    for split, _, own in tests:
+        if overlap := describe_overlap(texts, own.texts, f"{path.stem}: {split}"):
+            console.notice_once(overlap)
     if not chosen.test:
         train, held = split_validation(train, chosen.holdout, SEED)
         tests.insert(0, ("holdout", "id", held))
@@ -84,15 +88,13 @@ def _read(path: Path, chosen: Any) -> tuple[list[tuple[str, ...]], np.ndarray]:
     table = read_table(path)
     columns, label = choose_columns(path, list(table), chosen.columns, chosen.label)
     console.notice_once(f"{path}: texts {' and '.join(map(repr, columns))}, label {label!r}")
-    texts = list(zip(*(table[name] for name in columns), strict=True))
-    for row, own in enumerate(texts):
-        if not all(isinstance(text, str) for text in own):
-            raise UserError(f"{path}: row {row} has no text", "fill it in, or leave the row out")
-    labels = [table[label][row] for row in range(len(texts))]
-    if empty := [row for row, value in enumerate(labels) if value is None or value == ""]:
-        raise UserError(f"{path}: {len(empty)} rows have no label, such as row {empty[0]}", "leave them out")
-    if blank := sum(not all(text.strip() for text in own) for own in texts):
-        console.notice_once(f"{path}: {blank:,} rows have an empty text")
+    texts, labels = join_texts(path, table, columns), table[label]
+    empty = [row for row, value in enumerate(labels) if value is None or value == ""]
+    if empty:
+        cause = f"{path}: {len(empty)} rows have no label, such as {table.place(empty[0])}"
+        raise UserError(cause, "leave them out")
+    if {str(value) for value in labels} == {"-1"}:
+        raise UserError(f"{path}: every label is -1, which hides them", "give a split with labels, such as dev")
     return texts, clean_labels(np.array(labels), f"{path}, labels")
 
 

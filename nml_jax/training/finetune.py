@@ -132,7 +132,8 @@ def build_optimizer(config: Any, params: Any, method: str, lr: float) -> ConfigD
         unused += r"|encoder/image/projection/.*"
     return ConfigDict(
         {
-            "name": "adamw", "lr": lr, "min_lr": 0.0, "warmup_epochs": config.warmup_epochs, "warmup_steps": None,
+            "name": "adamw", "lr": lr, "schedule": "cosine", "min_lr": 0.0, "milestones": (), "gamma": 1.0,
+            "warmup_epochs": config.warmup_epochs, "warmup_steps": None,
             "warmup_lr": 0.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "momentum": 0.0, "nesterov": False,
             "weight_decay": config.weight_decay, "decay": DECAY, "clamp": (), "clip_norm": config.clip_norm,
             "lr_mult": optim.layer_decay(params, config.layer_decay, frozen=unused),

@@ -1,5 +1,6 @@
 """The optimiser as one optax chain, and its schedule. Regexes over a parameter's path set its options."""
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -133,13 +134,13 @@ def _find_layer(name: str) -> tuple[float, float]:
 
 
 def make_schedule(config: ConfigDict, *, steps: int, steps_per_epoch: float) -> optax.Schedule:
-    """Make a schedule: linear from `warmup_lr` to `lr`, then half a cosine to `min_lr`, reached at `steps`.
+    """Make a schedule: linear from `warmup_lr` to `lr`, then as SCHEDULES[config.schedule] says.
 
     The warm-up lasts `warmup_steps`, or `warmup_epochs` if that is None. In timm the cosine begins at step 0, before
     the warm-up ends; with 5 of 300 epochs the two differ by less than 0.1 % of the peak.
 
     Raises:
-        UserError: the warm-up leaves no step for the cosine.
+        UserError: the warm-up leaves no step for the rest, or a milestone is not within the run.
     """
     if config.warmup_steps is None:
         warmup = round(config.warmup_epochs * steps_per_epoch)
@@ -149,7 +150,32 @@ def make_schedule(config: ConfigDict, *, steps: int, steps_per_epoch: float) -> 
         setting = f"optimizer.warmup_steps={warmup}"
     if warmup >= steps:
         raise UserError(f"{setting}, the whole run is {steps}", "warm up for less or train for longer")
+    return SCHEDULES[config.schedule](config, warmup, steps, steps_per_epoch)
+
+
+def _make_cosine(config: ConfigDict, warmup: int, steps: int, _: float) -> optax.Schedule:
+    """Half a cosine from `lr` to `min_lr`, reached at `steps`."""
     return optax.warmup_cosine_decay_schedule(config.warmup_lr, config.lr, warmup, steps, config.min_lr)
+
+
+def _make_steps(config: ConfigDict, warmup: int, steps: int, steps_per_epoch: float) -> optax.Schedule:
+    """Multiply the rate by `gamma` at every milestone, which is so many epochs after the start, warm-up included.
+
+    A milestone within the warm-up lowers the rate that the warm-up leads to, as in PyTorch.
+    """
+    at = [round(epoch * steps_per_epoch) for epoch in config.milestones]
+    if not at or any(not 0 < step < steps for step in at) or any(a >= b for a, b in itertools.pairwise(at)):
+        shown = f"{round(steps / steps_per_epoch, 3):g} epochs, {steps} steps"
+        raise UserError(
+            f"optimizer.milestones={tuple(config.milestones)} do not rise within the run of {shown}",
+            "give rising numbers of epochs below its length, as in '(8.0, 11.0)', or set optimizer.schedule=cosine",
+        )
+    decay = optax.piecewise_constant_schedule(1.0, dict.fromkeys(at, config.gamma))
+    rise = optax.linear_schedule(config.warmup_lr, config.lr, warmup) if warmup else lambda _: config.lr
+    return lambda step: rise(step) * decay(step)
+
+
+SCHEDULES = {"cosine": _make_cosine, "step": _make_steps}
 
 
 def check_ranges(config: ConfigDict) -> None:
@@ -166,6 +192,10 @@ def _check(config: ConfigDict) -> None:
         for key in keys:
             if not 0 <= config[key] < high:
                 raise UserError(f"optimizer.{key}={config[key]} is out of range", f"set it to 0 or more, below {high}")
+    if config.schedule not in SCHEDULES:
+        raise UserError(f"optimizer.schedule={config.schedule!r} is unknown", f"choose one of {', '.join(SCHEDULES)}")
+    if not 0 < config.gamma <= 1:
+        raise UserError(f"optimizer.gamma={config.gamma} is out of range", "set it above 0, to at most 1")
     if config.warmup_steps is not None and config.warmup_steps < 0:
         raise UserError(f"optimizer.warmup_steps={config.warmup_steps} is out of range", "set it to 0 or more")
 

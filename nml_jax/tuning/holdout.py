@@ -10,7 +10,7 @@ from nml_jax.console import list_words
 from nml_jax.data.stratify import hold_out, hold_out_groups
 from nml_jax.errors import UserError
 from nml_jax.evals import metrics
-from nml_jax.evals.metrics import METRICS, compute_losses
+from nml_jax.evals.metrics import METRICS, Answers, compute_losses
 
 
 class Predictor(Protocol):
@@ -87,7 +87,7 @@ class Demands(NamedTuple):
             weights: of the rows in "loss", [M], besides those of their classes.
         """
         if not np.isfinite(logits).all():
-            own = {self.metric: 0.0 if METRICS[self.metric].way > 0 else math.inf} if self.metric else {}
+            own = {self.metric: -METRICS[self.metric].way * math.inf} if self.metric else {}
             return {"accuracy": 0.0, "loss": math.inf} | own
         predictions = logits.argmax(1)
         out = {
@@ -95,10 +95,14 @@ class Demands(NamedTuple):
             "loss": cross_entropy(logits, labels, multiply(weights, self.weigh(labels))),
         }
         if self.metric and self.metric != "accuracy":
+            own = METRICS[self.metric]
             needed: Any = compute_losses(logits, labels)
-            if METRICS[self.metric].needs == "confusion":
+            if own.needs == "confusion":
                 needed = metrics.confusion(labels, predictions, logits.shape[1])
-            out[self.metric] = METRICS[self.metric].score(needed)
+            elif own.needs == "numbers":
+                needed = Answers(labels, predictions)
+            value = own.score(needed)
+            out[self.metric] = -own.way * math.inf if value is None else value
         return out
 
     def rank(self, scores: Mapping[str, float]) -> tuple[float, ...]:

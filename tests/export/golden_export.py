@@ -1,13 +1,13 @@
 """Open exported folders in timm, open_clip and transformers, and keep what they say in `golden_export.json`.
 
-    python tests/export/golden_export.py write FOLDER      # needs nml_jax: exports runs of random weights
-    python tests/export/golden_export.py open FOLDER       # needs torch, timm, open_clip and transformers, not nml_jax
+    python tests/export/golden_export.py write FOLDER         # needs nml_jax: exports runs of random weights
+    python tests/export/golden_export.py open FOLDER [FILE]   # needs torch, timm, open_clip and transformers alone
 
 The first step also writes photos, and the features, logits and embeddings that nml_jax computes of them. The second one
 loads every folder strictly, runs each library's own preprocessing and network on the same photos, and writes names,
 shapes, preprocessing and the largest differences, in standard deviations, to `golden_export.json`. It fails if a
 difference exceeds BAR or a tensor that a library holds differs by a bit. The suite compares its own folders with the
-file, and so needs none of the libraries.
+file, and so needs none of the libraries; test_libraries.py does both steps again.
 """
 
 import json
@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 ROOT = Path(__file__).parents[2]
 FILE = Path(__file__).with_suffix(".json")
 BAR = 5e-4  # standard deviations
-TEXTS = ["a red square", "two cats on a roof", "an emoji of a bee"]
+TEXTS = ["A red square", "two  cats &amp; a café", "an emoji of a bee, 🐝, and much more than twelve tokens of text"]
 
 
 def draw_photos(count: int = 6) -> list[np.ndarray]:
@@ -49,8 +49,9 @@ def write(folder: Path) -> None:
     (folder / "photos").mkdir(parents=True)
     for i, pixels in enumerate(draw_photos()):
         Image.fromarray(pixels).save(folder / "photos" / f"{i}.png")
-    for name, overrides in (leaving.TINY | leaving.CLIPS).items():
-        run = leaving.make_run(folder / "runs" / name / "noise=0.3,seed=0", **overrides)
+    for name, overrides in (leaving.TINY | leaving.CLIPS | leaving.FULL).items():
+        images = view_photos(leaving.make_config(**overrides)) if "model.bn_momentum" in overrides else None
+        run = leaving.make_run(folder / "runs" / name / "noise=0.3,seed=0", images=images, **overrides)
         if main([str(run), str(folder / name)]):
             raise SystemExit(f"{name} was not exported")
         save_file(compute(run), folder / f"{name}.safetensors")
@@ -61,19 +62,28 @@ def compute(run: Path) -> dict[str, np.ndarray]:
     import jax
 
     from nml_jax import settings
-    from nml_jax.data.images.transforms import eval_transform
+    from nml_jax.assembly.encoder import load_tokenizer
+    from nml_jax.data.text.tokenizer import PUBLISHED
     from nml_jax.training.pretrained import load_model
 
     loaded = load_model(run)
     config = settings.from_json(loaded.meta["config"])
-    view = eval_transform(config.augment, config.data.image_size)
-    batch = {"image": np.stack([view({"image": pixels}, None)["image"] for pixels in draw_photos()])}
+    batch = {"image": view_photos(config)}
     if "text" in loaded.params:
-        batch["text"] = make_tokens(config.model.text_context)
+        own = config.model.text_vocab != PUBLISHED
+        batch["text"] = load_tokenizer(config)(TEXTS) if own else make_tokens(config.model.text_context)
     apply = jax.jit(lambda p, s, x: loaded.model.apply(p, s, x, train=False, key=None)[0])
     outputs = jax.device_get(apply(loaded.params, loaded.model_state, batch))
     names = ("features", "logits", "embedding", "text_embedding", "logit_scale", "logit_bias")
     return {name: np.asarray(outputs[name]) for name in names if name in outputs}
+
+
+def view_photos(config: Any) -> np.ndarray:
+    """Return the photos as a config evaluates them, uint8 [B, S, S, 3]."""
+    from nml_jax.data.images.transforms import eval_transform
+
+    view = eval_transform(config.augment, config.data.image_size)
+    return np.stack([view({"image": pixels}, None)["image"] for pixels in draw_photos()])
 
 
 def make_tokens(context: int) -> np.ndarray:
@@ -88,7 +98,7 @@ def make_tokens(context: int) -> np.ndarray:
 # ---- with the other libraries ----------------------------------------------------------------------------------------
 
 
-def open_all(folder: Path) -> None:
+def open_all(folder: Path, file: Path = FILE) -> None:
     """Open every folder, compare, and write the file."""
     mend = SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "models" / "weights" / "golden.py"))).timm
     timm = mend()
@@ -106,7 +116,7 @@ def open_all(folder: Path) -> None:
         print(path.name, cases[path.name]["differences"])
         if worst := {k: x for k, x in cases[path.name]["differences"].items() if not x <= BAR}:
             raise SystemExit(f"{path.name}: {worst}")
-    FILE.write_text(json.dumps({"versions": about, "cases": cases}, indent=1) + "\n")
+    file.write_text(json.dumps({"versions": about, "cases": cases}, indent=1) + "\n")
 
 
 def open_timm(path: Path, ours: dict[str, np.ndarray], photos: Path) -> dict[str, Any]:
@@ -142,7 +152,7 @@ def open_timm(path: Path, ours: dict[str, np.ndarray], photos: Path) -> dict[str
 
 
 def open_open_clip(path: Path, ours: dict[str, np.ndarray], photos: Path) -> dict[str, Any]:
-    """Open a folder in open_clip."""
+    """Open a folder in open_clip. Texts are those of the folder's tokenizer or, without one, of drawn tokens."""
     import open_clip
     import torch
     from PIL import Image
@@ -155,7 +165,8 @@ def open_open_clip(path: Path, ours: dict[str, np.ndarray], photos: Path) -> dic
     assert tokenizer(TEXTS).shape == (3, model.context_length)
     x = torch.stack([transform(Image.open(file).convert("RGB")) for file in sorted(photos.iterdir())])
     with torch.inference_mode():
-        text = torch.from_numpy(make_tokens(model.context_length)).long()
+        own = (path / "tokenizer.json").is_file()
+        text = tokenizer(TEXTS) if own else torch.from_numpy(make_tokens(model.context_length)).long()
         found = {
             "embedding": model.encode_image(x, normalize=True),
             "text_embedding": model.encode_text(text, normalize=True),
@@ -165,14 +176,14 @@ def open_open_clip(path: Path, ours: dict[str, np.ndarray], photos: Path) -> dic
             "data_config": plain(model.visual.preprocess_cfg), "differences": compare(found, ours)}  # fmt: skip
 
 
-def check_bits(state: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, list[int]]:
-    """Check that a loaded model holds the file's tensors and no others; return their shapes."""
+def check_bits(state: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, str]:
+    """Check that a loaded model holds the file's tensors and no others; return their shapes, as in "8x3x7x7"."""
     held = {name: x.numpy() for name, x in state.items() if not name.endswith("attn_mask")}
     if held.keys() != tensors.keys():
         raise SystemExit(f"names differ: {sorted(held.keys() ^ tensors.keys())[:5]}")
     if wrong := [name for name in held if held[name].tobytes() != tensors[name].tobytes()]:
         raise SystemExit(f"bits differ: {wrong[:5]}")
-    return {name: list(x.shape) for name, x in held.items()}
+    return {name: "x".join(map(str, x.shape)) for name, x in held.items()}
 
 
 def compare(found: dict[str, Any], ours: dict[str, np.ndarray]) -> dict[str, float]:
@@ -197,4 +208,4 @@ def plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    {"write": write, "open": open_all}[sys.argv[1]](Path(sys.argv[2]))
+    {"write": write, "open": open_all}[sys.argv[1]](*map(Path, sys.argv[2:]))

@@ -42,7 +42,17 @@ CLIPS = {
                         "model.patch": 8, "data.image_size": 32, "model.quick_gelu": True, "model.logit_bias": -10.0},
     "clip_resnet": TEXT | {"model.name": "clip_rn50", "model.blocks": (1, 1, 1, 1), "model.width": 16,
                            "data.image_size": 64},
+    "clip_bytes": TEXT | {"model.name": "clip_vitb16", "model.dim": 24, "model.depth": 1, "model.heads": 2,
+                          "model.patch": 16, "data.image_size": 32, "data.tokenizer": "", "model.text_vocab": 258},
     "clip_timm": TEXT | {"model.name": "clip", "model.tower": "resnet18", "data.image_size": 48},
+}  # fmt: skip
+# Encoders that timm builds at their published sizes alone.
+FULL = {
+    "efficientnet": {"model.name": "tf_efficientnet_b0", "data.image_size": 75, "augment.crop": "random_resized",
+                     "model.bn_momentum": 0.0},
+    "efficientnet_lite0": {"model.name": "efficientnet_lite0", "data.image_size": 96, "model.mean": (0.5, 0.5, 0.5),
+                           "model.std": (0.5, 0.5, 0.5), "model.bn_momentum": 0.0},
+    "bit": {"model.name": "bit_50x1", "data.image_size": 65, "augment.interpolation": "bilinear"},
 }  # fmt: skip
 CLASSES = ("ant", "bee", "cat|dog")
 
@@ -73,8 +83,28 @@ def make_weights(model: models.Model, seed: int = 0) -> tuple[Any, Any]:
     return jax.tree_util.tree_map_with_path(draw, model.shapes)
 
 
-def make_run(folder: Path, *, seed: int = 0, steps: tuple[int, ...] = (3,), **overrides: Any) -> Path:
-    """Write a finished run of random weights into `folder`; without `config.model.tower` it has a head for CLASSES."""
+def take_statistics(model: models.Model, params: Any, state: Any, images: np.ndarray) -> Any:
+    """Return the state with the statistics of BatchNorm of one batch, for a model with bn_momentum=0.
+
+    With others, gates and SiLU extinguish the signal in a deep network of random weights.
+    """
+    apply = jax.jit(lambda p, s, x: model.apply(p, s, {"image": x}, train=True, key=None)[1])
+    return jax.device_get(apply(params, state, images))
+
+
+def make_run(
+    folder: Path,
+    *,
+    seed: int = 0,
+    steps: tuple[int, ...] = (3,),
+    images: np.ndarray | None = None,
+    **overrides: Any,
+) -> Path:
+    """Write a finished run of random weights into `folder`; without `config.model.tower` it has a head for CLASSES.
+
+    Args:
+        images: where the statistics of BatchNorm are taken, uint8 [B, S, S, 3]; None: they are drawn.
+    """
     config = make_config(**{"seed": seed, "noise_seed": seed} | overrides)
     captions = config.model.name.startswith("clip")
     num_classes = 0 if captions else len(CLASSES)
@@ -86,6 +116,7 @@ def make_run(folder: Path, *, seed: int = 0, steps: tuple[int, ...] = (3,), **ov
     saver = checkpoint.Checkpoints(folder / "checkpoints", every=1, keep=len(steps), keep_every=0, meta=meta)
     for step in steps:
         params, state = make_weights(model, seed + step)
+        state = state if images is None else take_statistics(model, params, state, images)
         ema = jax.tree.map(lambda x: x * np.float32(0.5), params) if config.train.ema else None
         placed = jax.tree.map(jax.numpy.asarray, (params, state, ema))
         state = TrainState(

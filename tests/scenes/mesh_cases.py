@@ -47,6 +47,17 @@ CASES: dict[str, tuple[types.ModuleType, dict[str, Any]]] = {
     "siglip vit": (clip_pairs, CLIP_VIT | {"objective.name": "siglip", "model.logit_bias": -10.0}),
     "clip resnet": (clip_pairs, RESNET | TEXT | {"model.tower": "resnet18"}),
 }
+PLAIN = MIXED | {"model.stem": "imagenet", "model.width": None, "model.blocks": (1,), "model.drop_path": 0.2}
+# Further families of encoders, whose programs test_platforms.py has in another form.
+FAMILIES: dict[str, tuple[types.ModuleType, dict[str, Any]]] = {
+    "efficientnet": (digits, PLAIN | {"model.name": "tf_efficientnet_b0", "model.blocks": (1, 1),
+                                      "model.widths": (8, 8, 16, 32)}),
+    "bit": (digits, PLAIN | {"model.name": "bit_50x1", "model.width": 32}),
+    "swin": (digits, PLAIN | {"model.name": "swin_t", "model.width": 16, "model.heads": 2, "model.patch": 2,
+                              "model.window": 2, "model.blocks": (2,)}),
+    "convnext": (digits, PLAIN | {"model.name": "convnext_t", "model.widths": (16,)}),
+    "dinov2": (digits, VIT | MIXED | {"model.name": "vit_s14_dinov2", "model.stem": "imagenet", "model.depth": 1}),
+}  # fmt: skip
 SHARD_FROM = 64  # splits these small parameters, too
 
 
@@ -54,11 +65,19 @@ def make_batch(case: str, step: int) -> dict[str, np.ndarray]:
     """Make the global batch of a step."""
     rng = np.random.default_rng(step)
     out = {"image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8)}
-    if "model.text_width" not in CASES[case][1]:
+    if "model.text_width" not in (CASES | FAMILIES)[case][1]:
         return out | {"label": rng.integers(0, CLASSES, BATCH).astype(np.int32), "mask": np.ones(BATCH, np.float32)}
     text = rng.integers(1, 60, (BATCH, CONTEXT)).astype(np.int32)
     text[:, 5:] = [63, 0, 0]
     return out | {"text": text}
+
+
+def make_config(case: str, dtype: str) -> Any:
+    module, values = (CASES | FAMILIES)[case]
+    config = next(iter(settings.expand_sweep(module.get_config()).values()))
+    with config.unlocked():
+        config.update_from_flattened_dict(BASE | values | {"model.dtype": dtype})
+    return config
 
 
 def keep_gradients() -> optax.GradientTransformation:
@@ -70,10 +89,7 @@ def keep_gradients() -> optax.GradientTransformation:
 
 def build_program(case: str, mesh: Mesh, dtype: str) -> loop.Program:
     """Build the program as `loop.build` does, with an optimiser that keeps the gradient."""
-    module, values = CASES[case]
-    config = next(iter(settings.expand_sweep(module.get_config()).values()))
-    with config.unlocked():
-        config.update_from_flattened_dict(BASE | values | {"model.dtype": dtype})
+    config = make_config(case, dtype)
     model = models.build(config.model, num_classes=CLASSES, image_size=SIZE)
     parts = split_batches(model, config.train.micro_batches, blocks=mesh.size)
     objective = objectives.make(config.objective, num_classes=CLASSES, blocks=mesh.size)

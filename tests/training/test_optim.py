@@ -177,6 +177,17 @@ def test_warmup_in_steps_takes_the_place_of_epochs():
     np.testing.assert_allclose(optim.make_schedule(c, steps=10, steps_per_epoch=5)(0), 0.05, rtol=1e-6)
 
 
+def test_steps_multiply_the_rate_by_gamma_after_each_milestone():
+    c = config(lr=1.0, warmup_lr=0.1, warmup_steps=10, schedule="step", milestones=(4.0, 6.5), gamma=0.1)
+    schedule = optim.make_schedule(c, steps=40, steps_per_epoch=5)
+    got = [float(schedule(t)) for t in (0, 5, 10, 19, 20, 31, 32, 39)]  # 6.5 epochs are 32.5 steps
+    np.testing.assert_allclose(got, [0.1, 0.55, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
+    c = config(lr=1.0, warmup_lr=0.0, warmup_steps=10, schedule="step", milestones=(1.0,), gamma=0.5)
+    np.testing.assert_allclose(optim.make_schedule(c, steps=40, steps_per_epoch=5)(5), 0.25, rtol=1e-6)  # both at once
+    c = config(lr=1.0, warmup_steps=0, schedule="step", milestones=(1.0,), gamma=0.5)
+    np.testing.assert_allclose(optim.make_schedule(c, steps=40, steps_per_epoch=5)(0), 1.0, rtol=1e-6)
+
+
 LN100 = 4.605170185988092  # the nearest float32 is above it
 PLAIN = {"name": "sgd", "momentum": 0.0, "weight_decay": 0.0, "warmup_epochs": 0.0, "lr": 1.0, "decay": ((".*", 0.0),)}
 
@@ -249,6 +260,11 @@ def test_shapes_are_enough_to_build_it():
         ({"warmup_epochs": 4.0}, "optimizer.warmup_epochs=4.0 is 4 steps, the whole run is 4"),
         ({"warmup_steps": 4}, "optimizer.warmup_steps=4, the whole run is 4"),
         ({"warmup_steps": -1}, "optimizer.warmup_steps=-1 is out of range"),
+        ({"schedule": "steps"}, "optimizer.schedule='steps'"),
+        ({"gamma": 0.0}, "optimizer.gamma=0.0"),
+        ({"schedule": "step"}, "optimizer.milestones=() do not rise"),
+        ({"schedule": "step", "warmup_steps": 1, "milestones": (4.0,)}, "within the run of 4 epochs, 4 steps"),
+        ({"schedule": "step", "warmup_steps": 1, "milestones": (3.0, 2.0)}, "do not rise"),
         ({"clamp": ((".*", 2.0, 1.0),)}, "low=2.0, high=1.0"),
         ({"clamp": ((".*", float("nan"), 1.0),)}, "low=nan"),
         ({"clamp": ((".*", 1.0),)}, "must be a list of (regex, low, high)"),

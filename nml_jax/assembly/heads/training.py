@@ -63,7 +63,7 @@ def choose_metric(config: ConfigDict, found: FeatureSet) -> str:
         UserError: it is not one of so many classes.
     """
     metric = find_metric(config.tune.metric, catalogue.find_metric(found.task))
-    check_classes(metric, len(found.classes))
+    check_classes(metric, len(found.classes), ordered=bool(found.tests[0].scoring.get("ordered")))
     if metric == "f1":
         console.notice_once(f"F1 is that of {found.classes[1]!r}, not of {found.classes[0]!r} (features.positive)")
     return metric

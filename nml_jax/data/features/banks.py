@@ -24,6 +24,7 @@ from nml_jax.stored import parse_json
 
 VERSION = 1
 SHARD_ROWS = 16_384
+OWN = ("label", "id")  # arrays of a bank that are no layers
 
 
 class Bank:
@@ -41,7 +42,8 @@ class Bank:
         return self.index["n"]
 
     def read(self, name: str) -> np.ndarray:
-        """Read all rows of one array in source order: a layer (float32 [N, V, D]), "label" or "id" (int32 [N]).
+        """Read all rows of one array in source order: a layer (float32 [N, V, D]), "id" (int32 [N]), or
+        "label" (int32 [N], or float32 [N] where labels are scores).
 
         Raises:
             UserError: a shard is missing, damaged, or holds a value that is not finite.
@@ -167,7 +169,8 @@ def write(
 
     Args:
         folder: folder of the bank.
-        blocks: dicts of layers (float32 [n, V, D]), "label" and "id" (int32 [n]), in source order.
+        blocks: dicts of layers (float32 [n, V, D]), "label" (int32 [n], or float32 [n] of scores) and "id" (int32 [n]),
+            in source order.
         key: identity of all that the numbers depend on.
         num_classes, class_names: the classes of the labels.
         scoring: how to score a head on the split, as JSON values, if labels alone do not say.
@@ -184,7 +187,7 @@ def write(
         part.mkdir(parents=True)
         for block in _regroup(blocks, SHARD_ROWS):
             for name, array in block.items():
-                if array.dtype.kind != "f":
+                if array.dtype.kind != "f" or name in OWN:
                     continue
                 layers[name] = list(array.shape[1:])
                 if not (finite := np.isfinite(array).reshape(len(array), -1).all(1)).all():

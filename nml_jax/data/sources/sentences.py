@@ -18,3 +18,15 @@ class Sentences(Source):
             fingerprint=digest("texts", [list(text) for text in texts], list(class_names), np.asarray(labels)),
         )
         self.texts = texts
+
+
+class ScoredSentences(Sentences):
+    """Texts in memory with a score each, to be predicted by regression.
+
+    `labels` are the scores, float32 [N]. There is one class, whose name is what they measure.
+    """
+
+    def __init__(self, texts: Sequence[tuple[str, ...]], scores: np.ndarray, name: str):
+        super().__init__(texts, np.zeros(len(scores), np.int32), (name,))
+        self.labels = self.labels_clean = np.asarray(scores, np.float32)
+        self.fingerprint = digest("scored", self.fingerprint, self.labels)

@@ -49,6 +49,7 @@ class Tokenizer:
 
     Attributes:
         vocab_size: number of ids. The end token has the highest id, so argmax finds the end of a caption.
+        definition: the argument.
         fingerprint: SHA-256 of the arguments.
 
     Raises:
@@ -60,7 +61,7 @@ class Tokenizer:
             raise UserError(
                 f"model.text_context must be at least 3, got {context}", "start and end take two of the tokens"
             )
-        self.start, self.end, self.context, self.vocab_size = start, end, context, end + 1
+        self.definition, self.start, self.end, self.context, self.vocab_size = definition, start, end, context, end + 1
         self._arguments = (definition, start, end, context)
         self.fingerprint = hash_text(json.dumps(self._arguments))
         self._bpe = tokenizers.Tokenizer.from_str(definition)
@@ -85,6 +86,15 @@ class Tokenizer:
         for word, _ in self._bpe.pre_tokenizer.pre_tokenize_str(text):
             ids += [self._special[word]] if word in self._special else [t.id for t in self._bpe.model.tokenize(word)]
         return ids
+
+    @property
+    def reads_special(self) -> bool:
+        """Whether the names of the start and end token in a caption stand for these tokens."""
+        return bool(self._special)
+
+    def find_token(self, number: int) -> str | None:
+        """Return the token of this id; None if it has no text, as start and end of the bytes."""
+        return self._bpe.id_to_token(number)
 
     def __reduce__(self):
         return Tokenizer, self._arguments

@@ -6,6 +6,7 @@ RoBERTa and GPT-2, and `nml_config.json`, which nml_jax.export writes.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from nml_jax.console import notice_once
 from nml_jax.errors import MissingInput, UserError
@@ -95,15 +96,23 @@ def _parse(path: Path) -> Keys:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError("it is not a mapping")
-        if path.name == OPEN_CLIP:
-            return read_open_clip(path, content)
-        if path.name == nml.CONFIG:
-            return read_nml(path, content)
-        if "architecture" in content:
-            return read_timm(path, content)
-        return read_transformers(path, content)
+        keys = _read(path, content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
         raise UserError(f"cannot read {path}: {e!r}", "download it again, or correct it") from e
+    tokenizer = path.parent / "tokenizer.json"
+    if "model.text_vocab" in keys and tokenizer.is_file():  # of a CLIP
+        keys["data.tokenizer"] = str(tokenizer)
+    return keys
+
+
+def _read(path: Path, content: dict[str, Any]) -> Keys:
+    if path.name == OPEN_CLIP:
+        return read_open_clip(path, content)
+    if path.name == nml.CONFIG:
+        return read_nml(path, content)
+    if "architecture" in content:
+        return read_timm(path, content)
+    return read_transformers(path, content)
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:

@@ -34,6 +34,17 @@ def test_parameter_counts_are_the_published_ones(name, count):
     assert set(state) == {"batch_stats"}
 
 
+def test_a_wide_image_has_wide_maps():
+    model = build(small(), num_classes=5, image_size=(8, 16))
+    assert model.spec["image"].shape == (1, 8, 16, 3)
+    params, state = model.shapes
+    batch = dict(model.spec)
+    outputs, _ = jax.eval_shape(lambda p, s, x: model.apply(p, s, x, train=False, key=None), params, state, batch)
+    assert outputs["stage2_map"].shape == (1, 4, 8, 8)
+    with pytest.raises(UserError, match="ViT takes square images alone"):
+        build(small(name="vit_ti", width=None, blocks=None), num_classes=5, image_size=(8, 16))
+
+
 def test_shapes_of_every_output(draw, images):
     model, params, state = draw(small(blocks=(1, 1, 1)), 8)
     outputs, _ = jax.eval_shape(lambda x: model.apply(params, state, {"image": x}, train=False, key=None), images(2))
