@@ -59,6 +59,7 @@ setup(
         "pandas",
         "pillow",
         "pyarrow",
+        "pycocotools",
         "safetensors",
         "scikit-learn",
         "scipy",
@@ -68,6 +69,7 @@ setup(
         "threadpoolctl",
         "tokenizers",
         "tqdm",
+        "urllib3",
     ],
     extras_require={
         # To build image-text datasets on a cluster; without constraints.txt, as it wants older libraries.

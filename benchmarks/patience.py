@@ -1,13 +1,15 @@
 """Compare `NMTuneClassifier().fit` with scikit-learn and eager PyTorch: accuracy beside CPU seconds.
 
-    python benchmarks/patience.py FOLDER [--sets=...] [--splits=5] [--torch-python=PATH] [--widths] [--write]
+    python benchmarks/patience.py FOLDER [--sets=...] [--splits=5] [--only=...] [--torch-python=PATH] [--widths]
+        [--write]
 
 FOLDER has frozen features with `labels`: pacs_photo.npz and pacs_art_painting.npz (other domain), flowers5.npz, and
 cifar10_first5k.npz with `test` and `test_jpeg`. 70 % of the photos or flowers, or 80 % of CIFAR-10's training rows, are
 trained on. Opponents are LogisticRegressionCV (six C, three folds) and MLPClassifier (early stopping) on standardised
 features, and, with the Python of --torch-python, a linear head and an MLP of 512 hidden features in eager PyTorch:
 AdamW, 1e-3, batch 256, stopped by 10 % of the rows. All contenders get a turn in every split. CPU seconds count all
-threads, so other work on the machine changes them little. With --widths only the MLP is fitted, and its width varies.
+threads, so other work on the machine changes them little. With --widths only the MLP is fitted, from a probe of
+C = 0.01, and its width varies.
 """
 
 import argparse
@@ -88,7 +90,7 @@ def make_contenders(seed: int, torch: Opponent | None, *, widths: bool) -> dict[
 
     if widths:
         models: dict[str, Any] = {
-            f"mlp, width {w:g}": nml_jax.NMTuneClassifier("mlp", width=w, random_state=seed) for w in WIDTHS
+            f"mlp, width {w:g}": nml_jax.NMTuneClassifier("mlp", width=w, C=0.01, random_state=seed) for w in WIDTHS
         }
         return {name: partial(fit_in_python, model) for name, model in models.items()}
     from sklearn.linear_model import LogisticRegressionCV
@@ -154,11 +156,11 @@ def serve_opponent() -> None:
     serve(f"{torch.__version__}, {torch.get_num_threads()} threads", answer)
 
 
-def read_others(path: Path, head: dict[str, Any]) -> dict[str, Any]:
-    """Return the results of a file, so that sets can be run one by one; none if splits or versions were others."""
+def add_others(path: Path, head: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """Add the results of a file, so that sets and contenders can be run one by one; none if the splits were others."""
     content = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    same = all(content.get(key) == head[key] for key in ("splits", "versions"))
-    return content["results"] if same else {}
+    others = content["results"] if content.get("splits") == head["splits"] else {}
+    return {which: others.get(which, {}) | results.get(which, {}) for which in {**others, **results}}
 
 
 def main() -> None:
@@ -166,6 +168,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sets", default=",".join(SETS), help="names separated by commas; default: all")
     parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--only", default="", help="contenders whose names begin so, separated by commas; default: all")
     parser.add_argument("--torch-python", default="", help="a Python that has torch; default: leave it out")
     parser.add_argument("--widths", action="store_true")
     parser.add_argument(
@@ -185,8 +188,9 @@ def main() -> None:
     for which in args.sets.split(","):
         own = results.setdefault(which, {})
         for seed, part in enumerate(split(args.folder, which, args.splits)):
-            for name, fit in make_contenders(seed, torch, widths=args.widths).items():
-                predictions, seconds = fit(part)
+            contenders = make_contenders(seed, torch, widths=args.widths)
+            for name in (name for name in contenders if name.startswith(tuple(args.only.split(",")))):
+                predictions, seconds = contenders[name](part)
                 answers = [test[1] for test in part[1:] if test]
                 scores = [100 * float((p == y).mean()) for p, y in zip(predictions, answers, strict=True)]
                 own.setdefault(name, []).append([*scores, seconds])
@@ -195,7 +199,7 @@ def main() -> None:
             print(f"  {name:<22}", *(f"{x:8.2f}" for x in np.mean(each, 0)), flush=True)
         if args.write:  # after every set, so that a run that is stopped leaves something
             path = RESULTS / ("widths.json" if args.widths else "patience.json")
-            write_results(path, head, {**read_others(path, head), **results})
+            write_results(path, head, add_others(path, head, results))
 
 
 if __name__ == "__main__":

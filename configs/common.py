@@ -177,11 +177,18 @@ def get_config() -> ConfigDict:
     texts.holdout = 0.3  # stratified share of the training file to test on, used without a test file
     texts.columns = ""  # column of the texts, or two separated by a comma for pairs. "": the first usual name there
     texts.label = ""  # column of the labels. "": the first usual name there
-    texts.tokenizer = ""  # folder of the tokenizer; "": that of init_from
+    texts.tokenizer = ""  # folder of the tokenizer; "": that of init_from. model.name=api: one that counts its tokens
     texts.length = 128  # most tokens of a text or pair, with special tokens; longer ones are cut
     texts.buckets = (16, 32, 64, 128, 256, 512)  # lengths that batches are padded to; each is compiled once
     texts.literal = False  # special tokens inside texts, such as [SEP]: True: plain text; False: special, as elsewhere
     texts.separator = ""  # token between the texts of a pair where the tokenizer puts none (GPT-2); "": none
+
+    # The encoder model.name=api: a service with the interface of OpenAI's /v1/embeddings (configs/text_api.py).
+    api = config.api = ConfigDict()
+    api.url = ""  # address of the service; "/embeddings" is added unless it ends so
+    api.model = ""  # the service's name of the model
+    api.dimensions = 0  # numbers per vector to ask for, which not every model can; 0: its own number
+    api.pairs = "join"  # features of two texts: join (one text, a line feed between) | compare (u, v, |u − v| and u·v)
 
     # The tasks of GLUE, keys of nml_jax.tasks.glue_sets.GLUE_TASKS, or "glue": all whose files are there.
     glue = config.glue = ConfigDict()
@@ -324,6 +331,106 @@ def get_config() -> ConfigDict:
     diagnose.rows = 2000  # most rows to cross-validate, stratified
     diagnose.start = "fresh"  # NMTune as released (fresh), or from the probe with early stopping (probe)
 
+    # Detectors. The defaults are those of mmdetection 3.3.0 at "1x"; what detectron2 (d2) or torchvision (tv) do
+    # otherwise stands with the key, and configs/detect_coco.py has it as a preset.
+    detect = config.detect = ConfigDict()
+    detect.systems = ("retina",)  # keys of nml_jax.models.detection.SYSTEMS, trained one after another
+    detect.norm = "eval"  # BatchNorm of the encoder: eval (running statistics) | frozen (d2: affine too) | train (live)
+    detect.freeze = 1  # the encoder's stem and so many stages are not trained; 0: all is trained
+    detect.clamp_both = True  # clamp changes of a box's log side from below, too; d2, tv: False
+    detect.low_quality = "own"  # anchors that an object overlaps most get own (that object) | argmax (theirs; d2, tv)
+    detect.score_threshold = 0.05  # detections need more
+    detect.min_size = 0.0  # detections need longer sides, in pixels; d2, and tv in RetinaNet: -1; tv else: 0.01
+    detect.nms = 0.5  # overlap above which the lower detection of a class is dropped
+    detect.max_detections = 100  # per image; tv: 300 in RetinaNet
+    detect.fpn = ConfigDict()
+    detect.fpn.width = 256  # channels of the pyramid and of the heads' convolutions
+    detect.fpn.init = "xavier"  # xavier | kaiming (d2, tv), both uniform
+    detect.anchors = ConfigDict()
+    detect.anchors.ratios = (0.5, 1.0, 2.0)  # height / width
+    detect.anchors.rounded = ""  # round them: "" not at all | corners (tv) | sizes (tv in RetinaNet: sizes cut first)
+    detect.retina = ConfigDict()
+    detect.retina.strides = (8, 16, 32, 64, 128)  # of the levels; those that the encoder lacks are made from the last
+    detect.retina.p6_from = "c5"  # the first level beyond the encoder's reads c5 (mmdetection, d2) | p5 (tv)
+    detect.retina.tower = 4  # 3x3 convolutions before each output
+    detect.retina.scales = (4.0, 5.039684199579493, 6.349604207872798)  # sides of square anchors in strides: 4·2^(i/3)
+    detect.retina.positive = 0.5  # overlap of an anchor with an object from which on it is positive
+    detect.retina.negative = 0.4  # overlap below which it is negative; between the two it does not count
+    detect.retina.low_quality = 0.0  # an object's best anchors are positive from this overlap on
+    detect.retina.beta = 0.0  # of smooth L1; 0: L1, as in all three
+    detect.retina.per = "batch"  # divide losses by the positives of a batch | image (tv); no moving average as in d2
+    detect.retina.top = 1000  # candidates of a level, pairs of anchor and class, before suppression
+    detect.rpn = ConfigDict()  # proposals of faster and mask
+    detect.rpn.strides = (4, 8, 16, 32, 64)  # of the levels; regions are pooled from those that the encoder has
+    detect.rpn.scales = (8.0,)  # sides of square anchors in strides
+    detect.rpn.positive = 0.7  # as in detect.retina
+    detect.rpn.negative = 0.3  # as in detect.retina
+    detect.rpn.low_quality = 0.3  # as in detect.retina; d2, tv: 0.0
+    detect.rpn.samples = 256  # anchors of an image that are learned from
+    detect.rpn.share = 0.5  # most positive ones among them
+    detect.rpn.beta = 0.0  # of smooth L1; 0: L1; tv: 1/9
+    detect.rpn.per = "sampled"  # divide losses by the anchors drawn | full (d2: by detect.rpn.samples an image)
+    detect.rpn.before = (2000, 1000)  # candidates of a level before suppression, in training and after it
+    detect.rpn.after = (1000, 1000)  # proposals of an image, in training and after it; tv: (2000, 1000)
+    detect.rpn.nms = 0.7  # overlap above which the lower proposal of a level is dropped
+    detect.rpn.min_size = 0.0  # proposals need longer sides than this, in pixels; tv: 0.001
+    detect.roi = ConfigDict()  # regions of faster and mask
+    detect.roi.positive = 0.5  # overlap of a region with an object from which on it is positive, else background
+    detect.roi.samples = 512  # regions of an image that are learned from, drawn from proposals and objects
+    detect.roi.share = 0.25  # most positive ones among them
+    detect.roi.level_rule = "mmdetection"  # where a small number is added to a region's level: mmdetection | d2 | tv
+    detect.roi.side = 7  # bins of a pooled region along each axis
+    detect.roi.sampling = 2  # ROIAlign's samples per bin and axis (tv); mmdetection, d2: 0, adaptive, here at most 8
+    detect.roi.aligned = True  # ROIAlign shifts by half a pixel; tv: False
+    detect.roi.width = 1024  # of the two layers
+    detect.roi.stds = (0.1, 0.1, 0.2, 0.2)  # the deltas of a region are divided by these
+    detect.roi.beta = 0.0  # of smooth L1; 0: L1; tv: 1/9
+    detect.roi.top = 1000  # candidates of an image, pairs of region and class, before suppression; elsewhere unlimited
+
+    detect.mask = ConfigDict()  # masks of regions, beside the keys of rpn and roi
+    detect.mask.low_quality = 0.5  # as in detect.retina, for regions; d2, tv: 2.0, which no overlap reaches
+    detect.mask.side = 14  # bins of a pooled region along each axis; a mask has twice as many
+    detect.mask.depth = 4  # 3x3 convolutions
+    detect.mask.crop = 112  # side of the stored mask of an object, in its own box
+    detect.mask.binarise = True  # targets are 0 or 1; tv: False
+
+    # The stage detect: what it trains on, and how.
+    detect.starts = ("encoder",)  # the encoder's weights at the start: encoder (the run's, or init_from) | random
+    detect.data = ConfigDict()
+    detect.data.source = "digits"  # digits (scenes that are drawn, no file) | directory (prepared)
+    detect.data.path = ""  # directory: the dataset that `python -m nml_jax.prepare coco_folder` wrote
+    detect.data.test_path = ""  # directory: another one to test on; classes are matched by name. "": `path`
+    detect.data.train = "train"  # directory: split to train on
+    detect.data.test = "val"  # directory: split to test on
+    detect.data.scenes = 1024  # digits: scenes to train on
+    detect.data.test_scenes = 256  # digits: scenes to test on, of other digits
+    detect.data.kinds = ("plain",)  # digits: kinds of scenes in turn: plain | empty | crowd | touching
+    # For --dry_run and launch/aot.py before the data are there; checked against them when they are.
+    detect.data.num_classes = placeholder(int)  # None: from the data
+    detect.data.expected = placeholder(int)  # rough number of images to train on
+    detect.data.smallest = 32  # images with a shorter side, and those without an object to learn, are not trained on
+    detect.data.max_objects = 100  # most objects of an image in training; more are cut, and that is said
+    # A picture is resized to the largest size with its ratio whose sides are at most these pixels, and padded at the
+    # right and the bottom to multiples of 32. One that is higher than wide has the turned canvas.
+    detect.data.canvas = (800, 1333)  # shorter and longer side
+    detect.data.scales = ()  # shorter sides to draw from in training, as (640, 672, 704); (): that of the canvas
+    detect.data.flip = 0.5  # probability of a horizontal flip in training
+    detect.batch = 16  # images per step
+    detect.epochs = 12.0  # epochs of the images that are trained on
+    detect.lr_batch = 16  # the learning rate is for so many images, and rises in proportion to `batch`; 0: not scaled
+    detect.optimizer = ConfigDict()  # each key replaces that of `optimizer`; None: the same
+    detect.optimizer.name = placeholder(str)  # adamw | lamb | sgd
+    detect.optimizer.lr = placeholder(float)  # peak learning rate for `lr_batch` images
+    detect.optimizer.schedule = placeholder(str)  # cosine | step
+    detect.optimizer.milestones = placeholder(tuple)  # step: epochs after which the rate falls
+    detect.optimizer.gamma = placeholder(float)  # step: factor at every milestone
+    detect.optimizer.warmup_steps = placeholder(int)  # linear, from warmup_lr
+    detect.optimizer.warmup_lr = placeholder(float)  # at the start of the warm-up, scaled as lr
+    detect.optimizer.momentum = placeholder(float)  # sgd: momentum
+    detect.optimizer.weight_decay = placeholder(float)  # decoupled for adamw and lamb; added to the gradient for sgd
+    detect.optimizer.decay = placeholder(tuple)  # pairs of a regex and a multiplier of weight_decay
+    detect.optimizer.clip_norm = placeholder(float)  # largest global norm of the gradient; 0: off
+
     # Where and how fast. Nothing here may change a number.
     runtime = config.runtime = ConfigDict()
     runtime.data_axis = -1  # devices along the mesh axis "data"; -1: the rest
@@ -340,4 +447,19 @@ def get_config() -> ConfigDict:
     runtime.quarantine = 1e-3  # the run stops above this share of undecodable training records
     runtime.sample_ids = False  # True: samples.jsonl lists every step's ids; False: a digest of them
     runtime.timeout = 120  # seconds that a process waits for the others
+    runtime.api = ConfigDict()
+    # Name of the environment variable that holds the key of the service. "": OPENAI_API_KEY at api.openai.com,
+    runtime.api.key = ""  # and none at other hosts
+    runtime.api.cache = ""  # folder that keeps what the service has answered; "": ~/.cache/nml_jax/embeddings
+    runtime.api.batch = 64  # most texts of a request
+    runtime.api.batch_tokens = 16000  # most tokens of a request, at least about (see texts.tokenizer)
+    runtime.api.in_flight = 4  # most requests at a time
+    runtime.api.requests_per_minute = 0  # most requests in any 60 seconds, those that fail included; 0: no limit
+    runtime.api.tokens_per_minute = 0  # most tokens in any 60 seconds; 0: no limit
+    runtime.api.timeout = 60.0  # seconds for a request as a whole
+    runtime.api.retries = 8  # most repetitions of a request that fails
+    runtime.api.pause = 0.5  # seconds before the first repetition; doubled for each further one
+    runtime.api.longest_pause = 60.0  # most seconds of a pause; a service that asks for a longer one ends the run
+    runtime.api.encoding = "base64"  # of vectors in replies: base64 (short) | float (for services that refuse base64)
+    runtime.api.price = 0.0  # of a million tokens, for --dry_run; 0: unknown
     return config.lock()

@@ -3,26 +3,19 @@
     python examples/export_features.py timm resnet50.a1_in1k photos/train train.safetensors
     python examples/export_features.py open_clip ViT-B-32 laion2b_s34b_b79k photos/train train.safetensors
     python examples/export_features.py hf sentence-transformers/all-MiniLM-L6-v2 train.csv train.safetensors
-    python examples/export_features.py api https://api.openai.com/v1/embeddings train.csv train.safetensors \\
-        --model text-embedding-3-small
 
 Images lie in FOLDER/<class>/<image>. Texts are a CSV file with the columns text and label. The output contains
 `features` float32 [N, D], `labels` int64 [N] (indices of the sorted class names), `ids` int64 [N] (positions in the
 sorted paths, or row numbers) and, in its metadata, the class names. For test data give --like TRAIN.safetensors, so
 that classes have the numbers of the training file even if some are absent.
 
-timm, open_clip and hf need PyTorch and the library. api needs neither. It reads its key from an environment variable.
+All need PyTorch and the library. Texts of an embeddings API need no export: configs/text_api.py asks for them.
 """
 
 import argparse
 import csv
-import hashlib
 import json
-import os
 import sys
-import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -42,7 +35,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         (export_timm, ("MODEL", "FOLDER")),
         (export_open_clip, ("MODEL", "PRETRAINED", "FOLDER")),
         (export_hf, ("MODEL", "TEXTS")),
-        (export_api, ("URL", "TEXTS")),
     ):
         command = commands.add_parser(run.__name__.removeprefix("export_"), help=run.__doc__, description=run.__doc__)
         for name in (*names, "OUT"):
@@ -54,11 +46,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             command.add_argument(
                 "--random", action="store_true", help="use random weights, to try it out without a download"
             )
-        if run is export_api:
-            command.add_argument("--model", default="text-embedding-3-small", help="the model's name (%(default)s)")
-            command.add_argument("--key", default="OPENAI_API_KEY", help="environment variable with the key")
-            command.add_argument("--retries", type=int, default=6, help="retries of a request (%(default)s)")
-            command.add_argument("--wait", type=float, default=1.0, help="seconds before the first; doubles each time")
     args = parser.parse_args(argv)
     args.run(args)
 
@@ -103,50 +90,6 @@ def export_hf(args: argparse.Namespace) -> None:
             mask = tokens["attention_mask"][..., None]
             features.append(((hidden * mask).sum(1) / mask.sum(1)).cpu().numpy())
     save(args, np.concatenate(features), names)
-
-
-def export_api(args: argparse.Namespace) -> None:
-    """Encode texts with an endpoint like OpenAI's /v1/embeddings. A run that was stopped continues."""
-    texts, names = read_texts(args.texts)
-    part = args.out.with_name(args.out.name + ".part")  # a line that identifies the run, then one per embedding
-    if part.is_symlink():
-        fail(f"{part} is a link", "remove it")
-    identity = json.dumps([args.url, args.model, hashlib.sha256(json.dumps(texts).encode()).hexdigest()]) + "\n"
-    lines = part.read_text().splitlines(keepends=True) if part.exists() else []
-    if lines and lines[0] != identity:
-        fail(f"{part} belongs to other texts or another model", "delete it to start over")
-    lines = [line for line in lines or [identity] if line.endswith("\n")]  # drop the half line of a killed run
-    part.write_text("".join(lines))
-    with part.open("a") as f:
-        for batch in split_batches(texts[len(lines) - 1 :], args.batch):
-            for embedding in request(args, batch):
-                f.write(json.dumps(embedding) + "\n")
-            f.flush()
-    save(args, np.array([json.loads(line) for line in part.read_text().splitlines()[1:]]), names)
-    part.unlink()
-
-
-def request(args: argparse.Namespace, texts: list[str]) -> list[list[float]]:
-    """Request the embeddings of `texts`, in their order. Wait and try again if the server is busy or unreachable."""
-    body = json.dumps({"model": args.model, "input": texts}).encode()
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(args.key):
-        headers["Authorization"] = f"Bearer {key}"
-    for attempt in range(args.retries + 1):
-        try:
-            with urllib.request.urlopen(urllib.request.Request(args.url, body, headers), timeout=120) as reply:
-                data = sorted(json.load(reply)["data"], key=lambda item: item["index"])
-            if len(data) != len(texts):
-                fail(f"{args.url} gave {len(data)} embeddings for {len(texts)} texts", "try a smaller --batch")
-            return [item["embedding"] for item in data]
-        except OSError as e:  # urllib's errors, timeouts and lost connections
-            busy = not isinstance(e, urllib.error.HTTPError) or e.code in (408, 429) or e.code >= 500
-            if not busy or attempt == args.retries:
-                reply = e.read(300).decode(errors="replace") if isinstance(e, urllib.error.HTTPError) else ""
-                fail(f"{args.url}: {e} {reply}".rstrip(), "check the address, the key and the limits of the service")
-            print(f"{args.url}: {e}; trying again", file=sys.stderr)
-            time.sleep(args.wait * 2**attempt)
-    raise AssertionError("the last attempt returns or exits")
 
 
 def encode_images(args: argparse.Namespace, model, encode: Callable, transform: Callable) -> None:

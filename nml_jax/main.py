@@ -96,12 +96,14 @@ def launch(
     import jax
 
     from nml_jax import console, runtime
-    from nml_jax.assembly import agreement
+    from nml_jax.assembly import agreement, sections
     from nml_jax.processes import forecast, peers
-    from nml_jax.stages import experiment, sections
+    from nml_jax.stages import experiment, report
 
+    console.notice_once.cache_clear()  # once for each experiment of a process
     for cell in cells.values():
         sections.check(cell)
+    report.check(config)
     peers.start(config.runtime.timeout)
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis)
     for cell in cells.values():
@@ -130,22 +132,21 @@ def launch(
     runtime.keep_compiled(workdir / ".jax_cache")
 
     # ---- the runs, one after another -------------------------------------------------------------------------------
-    parts = {}
+    parts, steps = {}, {}
     if config.features.train and "tune" in todo and first:
         from nml_jax.assembly.heads import tune_cost
 
         expected = tune_cost.estimate_parts(config, experiment.list_undone(cells, workdir, "tune", force=force))
         parts = {name: part.seconds for name, part in expected.items()}
+        steps = {name: part.epochs for name, part in expected.items() if part.epochs}
         console.notice(f"first estimate: about {console.format_seconds(sum(parts.values()))}, corrected as it runs")
-    with forecast.begin(parts):
+    page = None
+    with forecast.begin(parts, steps):
         _run_cells(config, cells, workdir, mesh, todo=todo, force=force)
-
-    # ---- the report over all runs of the experiment, these and earlier ones ----------------------------------------
-    if "report" in config.stages and first:
-        from nml_jax.stages import report
-
-        with peers.track("report"):
-            page = report.run(config, workdir, mesh)
+        if "report" in config.stages and first:  # over all runs of the experiment, these and earlier ones
+            with peers.track("report"), forecast.part("report"):
+                page = report.run(config, workdir, mesh)
+    if page:
         console.show(report.summarise(page.parent))
         console.notice(f"report: {page.resolve()}")
 

@@ -253,7 +253,7 @@ def _flatten_sweep(config: ConfigDict) -> dict[str, Any]:
 def check(config: ConfigDict) -> None:
     """Check keys outside the sections, and keys of several sections together.
 
-    The module that reads a section checks its own keys (stages/sections.py).
+    The module that reads a section checks its own keys (assembly/sections.py).
 
     Raises:
         UserError: a value is out of range, or values do not fit each other.

@@ -19,7 +19,7 @@ FLOORS = [
     ("models", "runtime", "runs"),
     ("objectives", "processes", "noise", "spectrum", "inputs"),
     ("settings",),
-    ("ranges", "stored"),
+    ("ranges", "stored", "boxes"),
     ("errors", "console", "hashes", "spreadsheet", "arithmetic"),
 ]
 FLOOR = {part: len(FLOORS) - i for i, parts in enumerate(FLOORS) for part in parts}
@@ -35,8 +35,10 @@ WALLS = {
     "orbax": ("training/checkpoint.py",),
     "matplotlib": ("reporting/figures.py", "reporting/studies/draw.py"),
     "pandas": ("reporting/",),
+    "pycocotools": ("evals/detection.py", "data/images/masks.py"),
     "jinja2": ("reporting/",),
     "tokenizers": ("data/text/",),
+    "urllib3": ("data/embeddings/",),
     "torch": (),
     "tensorflow": (),
     "pickle": (),

@@ -5,8 +5,8 @@ from ml_collections import ConfigDict
 
 from configs import common, digits
 from nml_jax import inputs, settings
+from nml_jax.assembly import sections
 from nml_jax.errors import UserError
-from nml_jax.stages import sections
 
 
 def check(config: ConfigDict) -> None:

@@ -1,4 +1,4 @@
-"""Run a frozen encoder over images or texts."""
+"""Run a frozen encoder over images or texts, or ask a service about texts."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from nml_jax import models, runtime
 from nml_jax.assembly import encoder, evaluators
+from nml_jax.assembly.embeddings import encode as remote
 from nml_jax.assembly.spectra import DeviceSpectra
 from nml_jax.data.text import batches as texts
 from nml_jax.tasks.classification import Test
@@ -44,6 +45,9 @@ def encode_split(
     Args:
         spectra: to be given the features before they leave their devices.
     """
+    if encoder.is_remote(config):
+        yield from remote.encode(config, test.source, test.split)
+        return
     if texts.has_tokens(frozen.model.spec):
         yield from _encode_texts(config, frozen, encode, mesh, test, spectra)
         return

@@ -8,9 +8,11 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import errors, models, noise, ranges, runtime
+from nml_jax import errors, models, noise, ranges, runtime, settings
+from nml_jax.data.embeddings.service import describe_features
 from nml_jax.data.text import tokenizer as tokenizers
 from nml_jax.data.text.tokenizer import Tokenizer
+from nml_jax.models.variants import REMOTE
 from nml_jax.training import checkpoint, pretrained
 
 
@@ -38,6 +40,10 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
     Raises:
         UserError: there is neither of them, the checkpoint is damaged, or the weights do not fit the model.
     """
+    if is_remote(config):
+        check_foreign(config)
+        digest = settings.hash_json(describe_features(config))
+        return Encoder(build(config, num_classes=1), {}, {}, 0, None, digest, digest)
     if checkpoint.list_steps(workdir / "checkpoints"):
         loaded = pretrained.load_model(workdir, step=config.extract.step, weights=config.extract.weights)
         params, model_state, step = loaded.params, loaded.model_state, loaded.step
@@ -77,20 +83,26 @@ def hash_tower(params: Any, model_state: Any) -> str:
     return checkpoint.hash_tree(({name: x for name, x in params.items() if name not in unread}, model_state))
 
 
+def is_remote(config: ConfigDict) -> bool:
+    """Return whether the encoder is an embeddings service."""
+    return config.model.name in REMOTE
+
+
 def check_foreign(config: ConfigDict) -> None:
-    """Check that the weights of `init_from`, which this run does not train, can be what the config asks for.
+    """Check that weights which this run does not train, of `init_from` or a service, can be what the config asks for.
 
     Raises:
         UserError: the config asks for noise in their training, or for a moving average.
     """
+    theirs = config.api.model if is_remote(config) else config.init_from
     if config.noise:
         raise errors.UserError(
-            f"noise={config.noise}, but {config.init_from} was not pre-trained by this run",
+            f"noise={config.noise}, but {theirs} was not pre-trained by this run",
             "set --config.noise=0, or add the pretrain stage",
         )
     if config.extract.weights != "raw":
         raise errors.UserError(
-            f"extract.weights={config.extract.weights}, but {config.init_from} has no moving average",
+            f"extract.weights={config.extract.weights}, but {theirs} has no moving average",
             "set --config.extract.weights=raw",
         )
 
@@ -101,9 +113,9 @@ def check_source(config: ConfigDict, workdir: Path) -> None:
     Raises:
         UserError: it has neither, or `init_from` cannot be what the config asks for.
     """
-    if checkpoint.list_steps(workdir / "checkpoints"):
+    if checkpoint.list_steps(workdir / "checkpoints") and not is_remote(config):
         return
-    if not config.init_from:
+    if not config.init_from and not is_remote(config):
         raise _make_missing(workdir)
     check_foreign(config)
 
@@ -180,5 +192,5 @@ def describe_origin(
         "noise_seed": config.noise_seed,
         "seed": config.seed,
         "objective": config.objective.name,
-        "model": config.model.name,
+        "model": config.api.model if is_remote(config) else config.model.name,
     }

@@ -9,7 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from nml_jax.assembly.encoder import Encoder
+from nml_jax.assembly.encoder import Encoder, is_remote
+from nml_jax.data.embeddings.service import describe_features
 from nml_jax.errors import UserError
 from nml_jax.models.describe import describe_tower
 
@@ -18,8 +19,10 @@ def describe_encoder(config: ConfigDict, frozen: Encoder) -> dict[str, Any]:
     """Describe an encoder by JSON values: weights (SHA-256), network (fields) and preprocessing.
 
     A run, and the folder that it was exported to, have the same description. The head and, of a CLIP, the text tower
-    do not count: features of images do not depend on them.
+    do not count: features of images do not depend on them. The network of a service is its address and model.
     """
+    if is_remote(config):
+        return {"weights": frozen.tower, "network": describe_features(config), "preprocessing": {}}
     return {
         "weights": frozen.tower,
         "network": describe_tower(config.model, config.data.image_size),

@@ -20,7 +20,7 @@ from nml_jax.errors import UserError
 from nml_jax.models.layers.depthwise import PADDINGS
 from nml_jax.models.layers.initializers import leave_undrawn
 from nml_jax.models.text.language import ACTIVATIONS, POOLS
-from nml_jax.models.variants import CLIPS, LANGUAGE, MODELS, TOWERS
+from nml_jax.models.variants import CLIPS, LANGUAGE, MODELS, REMOTE, TOWERS
 
 Tree = dict[str, Any]
 
@@ -44,6 +44,7 @@ class Model:
         Text encoders take "tokens", "length" and "second" (see `language.TextEncoder`) and have no logits.
     spec: name -> jax.ShapeDtypeStruct, a batch of one: "image" uint8 [1, H, W, 3] and, for CLIP, "text" int32 [1, L].
         Text encoders: "tokens" int32 [1, L], where L stands for any length up to it, "length" and "second" int32 [1].
+        An embeddings service: "vector" float32 [1, D], where D is 1 and stands for any.
     """
 
     init: Callable[..., tuple[Tree, Tree]]
@@ -89,6 +90,8 @@ def _build(config: FrozenConfigDict, num_classes: int, height: int, width: int, 
         context = config.context or LANGUAGE[config.name].make.keywords["context"]
         shapes = {"tokens": (1, context), "length": (1,), "second": (1,)}
         spec = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in shapes.items()}
+    if config.name in REMOTE:
+        spec = {"vector": jax.ShapeDtypeStruct((1, 1), jnp.float32)}
     if config.name in CLIPS:
         tower = CLIPS[config.name].make.keywords.get("tower") or TOWERS[config.tower].make
         values["tower"] = _make_module(tower, {**values, "num_classes": 0, "hidden": 0})
@@ -101,7 +104,7 @@ def _build(config: FrozenConfigDict, num_classes: int, height: int, width: int, 
         shapes = [(1, *batch_spec.get(name, like).shape[1:]) for name, like in spec.items()]
         inputs = [jnp.zeros(shape, like.dtype) for shape, like in zip(shapes, spec.values(), strict=True)]
         variables = jax.jit(partial(module.init, train=False))({"params": key}, *inputs)
-        return variables.pop("params"), variables
+        return variables.pop("params", {}), variables
 
     def apply(
         params: Tree, model_state: Tree, batch: Mapping[str, Any], *, train: bool, key: jax.Array | None

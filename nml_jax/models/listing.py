@@ -12,7 +12,7 @@ from nml_jax import models, settings
 from nml_jax.errors import UserError
 from nml_jax.models.architectures import OPEN_CLIP, TIMM, TRANSFORMERS
 from nml_jax.models.overview import describe_parameters
-from nml_jax.models.variants import CLIPS, IMAGENET, INCEPTION, LANGUAGE, MODELS, OPENAI, TOWERS
+from nml_jax.models.variants import CLIPS, IMAGENET, INCEPTION, LANGUAGE, MODELS, OPENAI, REMOTE, TOWERS
 
 COLUMNS = ("model", "parameters", "features", "input", "published weights that fit")
 PIXELS = {IMAGENET: "ImageNet", INCEPTION: "0.5", OPENAI: "OpenAI"}
@@ -53,6 +53,8 @@ def describe_model(name: str) -> str:
 
 def _make_row(name: str) -> tuple[str, ...]:
     """Make the cells of a model."""
+    if name in REMOTE:
+        return name, "-", "-", "texts, as the service likes", "any service like OpenAI's /v1/embeddings"
     count, width = measure_model(name)
     fits = [theirs for theirs, architecture in TIMM.items() if architecture.name == name]
     fits += [*OPEN_CLIP.get(name, ()), *TRANSFORMERS.get(name, ())]

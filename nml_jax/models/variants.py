@@ -11,6 +11,7 @@ from nml_jax.models.encoders.resnet import ResNet
 from nml_jax.models.encoders.swin import Swin
 from nml_jax.models.encoders.vit import ViT
 from nml_jax.models.text.language import TextEncoder
+from nml_jax.models.text.vectors import Vectors
 
 Triple = tuple[float, float, float]
 
@@ -150,4 +151,7 @@ LANGUAGE: dict[str, Variant] = {
     ),
 }
 
-MODELS = TOWERS | CLIPS | LANGUAGE
+# An embeddings service, which has no parameters here.
+REMOTE: dict[str, Variant] = {"api": Variant(partial(Vectors))}
+
+MODELS = TOWERS | CLIPS | LANGUAGE | REMOTE

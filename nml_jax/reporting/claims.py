@@ -46,7 +46,8 @@ def list_measures(study: Study, task: str) -> list[Measure]:
 
 def name_group(domain: str, metric: str) -> str:
     """Return the heading of a domain's scores."""
-    return f"{domain.upper()} {name_metric(metric)}{unit(metric).suffix or ' (nats)'}"
+    nats = " (nats)" * (METRICS[metric].needs == "losses")
+    return f"{domain.upper()} {name_metric(metric)}{unit(metric).suffix}{nats}"
 
 
 def name_metric(metric: str) -> str:

@@ -24,8 +24,11 @@ from nml_jax.settings import NOT_IDENTITY
 from nml_jax.stored import read_lines
 from nml_jax.tuning.holdout import find_further
 
-# A chosen value -> the key of its grid in the section `tune`.
-GRIDS = {"lr": "lrs", "weight_decay": "weight_decays", "C": "cs", "alpha": "alphas", "k": "ks"}
+# A stage and a value that it chose -> the key of the grid.
+GRIDS = {
+    ("tune", "lr"): "tune.lrs", ("tune", "weight_decay"): "tune.weight_decays", ("tune", "C"): "tune.cs",
+    ("tune", "alpha"): "tune.alphas", ("tune", "k"): "tune.ks", ("finetune", "lr"): "finetune.lrs",
+}  # fmt: skip
 
 
 def describe_runs(studies: Sequence[Study], left_out: Mapping[str, str]) -> list[Block]:
@@ -177,26 +180,26 @@ def _say_edges(study: Study) -> str:
     found: dict[str, Counter[str]] = {}
     for cell in study.cells:
         for row in cell.rows:
-            if row.stage == "tune" and row.metric == "accuracy" and row.hyper and UNVALIDATED not in row.hyper:
-                edges = [text for name, value in row.hyper.items() if (text := _find_edge(cell, name, value))]
-                for edge in edges:
+            if row.metric == "accuracy" and row.hyper and row.wise_alpha is None and UNVALIDATED not in row.hyper:
+                found_edges = (_find_edge(cell, row.stage, name, value) for name, value in row.hyper.items())
+                for edge in filter(None, found_edges):
                     found.setdefault(edge, Counter())[f"{add_article(method_of(row))}"] += 1
     return say("edges", {edge: list(of) for edge, of in found.items()}) if found else ""
 
 
-def _find_edge(cell: FinishedRun, name: str, value: float) -> str:
+def _find_edge(cell: FinishedRun, stage: str, name: str, value: float) -> str:
     """Return a value in words if it is the outermost of its grid, and what lies beyond was not tried; "" if it is not.
 
     A weight decay of 0 and one neighbour have nothing beyond them.
     """
-    key = GRIDS.get(name, "")
-    grid = sorted(cell.value(f"tune.{key}") or ()) if key else []
+    key = GRIDS.get((stage, name), "")
+    grid = sorted(cell.value(key) or ()) if key else []
     if len(grid) < 2 or grid[0] < value < grid[-1] or (name, value) in (("weight_decay", 0), ("k", 1)):
         return ""
-    if value in grid and cell.value("tune.widen") and find_further(grid, value) is not None:
+    if value in grid and stage == "tune" and cell.value("tune.widen") and find_further(grid, value) is not None:
         return ""  # what lies beyond was tried, and was no better
     end = "lowest" if value <= grid[0] else "highest"
-    return f"{name} {value:.4g}, the {end} of tune.{key}{', which was widened once' * (value not in grid)}"
+    return f"{name} {value:.4g}, the {end} of {key}{', which was widened once' * (value not in grid)}"
 
 
 def _list_config(study: Study) -> Block:

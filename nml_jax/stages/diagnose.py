@@ -50,6 +50,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         return ""
     rows: list[Row] = []
     entries, judged = [], []
+    run = "" if config.features.train else f"{name_run(workdir)}: "  # a file is diagnosed once for all seeds
     for found in open_feature_sets(config, workdir):
         if config.features.train:
             whole, *_ = read_training_file(config.features)
@@ -62,7 +63,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             if config.diagnose.folds:
                 judged.append((found, _judge(train.features, train.labels, found.classes, config.features)))
         if result.untold and config.diagnose.folds:
-            console.notice(f"{name_run(workdir)}: {found.task} {result.verdict}")
+            console.notice_once(f"{run}{found.task} {result.verdict}")
         known = {name: value for name, value in result.measures.items() if np.isfinite(value)}
         fields = dataclasses.asdict(dataclasses.replace(result, measures=known))
         interval = [] if result.untold else result.interval
@@ -76,7 +77,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     with errors.report_disk_errors(workdir):
         write_json(workdir / "diagnosis.json", entries)
         if config.diagnose.folds:
-            write_json(workdir / LABEL_ERRORS, [_describe_labels(workdir, *one) for one in judged])
+            write_json(workdir / LABEL_ERRORS, [_describe_labels(run, *one) for one in judged])
             write_atomic(workdir / SUSPECTS, _list_suspects(judged))
         write_rows(workdir, "diagnose", rows)
     return settings.hash_json([[row.metric, row.value] for row in rows])
@@ -117,11 +118,11 @@ def _judge_file(fingerprint: str, keys: Any) -> LabelErrors | str:
     return _judge(whole, labels, name_classes(whole, classes), keys, read_ids(whole), groups)
 
 
-def _describe_labels(workdir: Path, found: FeatureSet, labels: LabelErrors | str) -> dict[str, Any]:
-    """Return the entry of a feature set in `label_errors.json`. Say what was found."""
+def _describe_labels(run: str, found: FeatureSet, labels: LabelErrors | str) -> dict[str, Any]:
+    """Return the entry of a feature set in `label_errors.json`. Print what was found, after the name of the run."""
     entry = {"task": found.task, "layer": found.layer}
     told = f"labels cannot be judged: {labels}" if isinstance(labels, str) else str(labels)
-    console.notice(f"{name_run(workdir)}: {found.task}: {told}")
+    console.notice_once(f"{run}{found.task}: {told}")
     if isinstance(labels, str):
         return {**entry, "untold": labels, "rows": 0, "suspects": 0, "share": 0.0, "interval": [], "pairs": []}
     names = [str(name) for name in labels.classes.tolist()]
@@ -148,7 +149,7 @@ def list_needed(workdir: Path) -> list[Path]:
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
-    """Do nothing: every run checks the values of this section (stages/sections.py)."""
+    """Do nothing: every run checks the values of this section (assembly/sections.py)."""
 
 
 STAGE = Stage(

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from nml_jax import console, inputs, objectives, runtime, settings
 from nml_jax.assembly import encoder, feature_files, noisy_data
+from nml_jax.assembly.embeddings import bill
 from nml_jax.assembly.heads import tune_cost
 from nml_jax.errors import MissingInput, UserError
 from nml_jax.models import published
@@ -80,11 +81,24 @@ def describe_plan(
         lines += [f"  {line}" for line in (tune_cost.describe(config, todo) if todo else ["done"])]
     if config.study:
         lines += ["", "what the study can show:", *(f"  {line}" for line in report.list_power(config, workdir))]
+    for stage in (runner.find_stage(name) for name in runner.STAGES if name in config.stages):
+        if stage.estimate and not any(item.wrong for item in wanting):
+            found = stage.estimate(next(iter(cells.values())), mesh)
+            lines += ["", f"{stage.name}, each run:", *(f"  {name}: {value}" for name, value in found.items())]
+    if encoder.is_remote(config) and "extract" in config.stages and not wanting:
+        for cell in _list_services(cells):
+            lines += ["", f"{cell.api.model}, all splits:", *(f"  {line}" for line in bill.describe_bill(cell))]
     later = [item.text for item in wanting if not item.wrong]
     missing = tuple(item.text for item in wanting if item.wrong)
     for title, items in (("to obtain", later), ("missing or unfit", missing)):
         lines += ["", f"{title}:", *(f"  {item}" for item in items)] if items else []
     return Plan("\n".join(lines), missing)
+
+
+def _list_services(cells: Mapping[str, ConfigDict]) -> list[ConfigDict]:
+    """Return a run for each service and set of texts."""
+    return list({json.dumps(settings.select_keys(settings.to_json(cell), ("api", "texts", "glue"))): cell
+                 for cell in cells.values()}.values())  # fmt: skip
 
 
 class Wanting(NamedTuple):

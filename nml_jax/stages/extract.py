@@ -112,18 +112,18 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
 
 
 def _check_texts(config: ConfigDict) -> None:
-    """Check that texts meet a text encoder, and that it has a tokenizer which fits."""
+    """Check that texts meet an encoder of texts, and that it has a tokenizer which fits, if it needs one."""
     model = encoder.build(config, num_classes=config.data.num_classes or 1)
-    reads = texts.has_tokens(model.spec)
+    reads = "image" not in model.spec
     if wrong := [name for name in config.downstream.tasks if has_texts(name) != reads]:
         what = "reads texts" if reads else "reads images"
         raise errors.UserError(
             f"model.name={config.model.name} {what}, and the downstream task is {wrong[0]!r}",
             "give --config=configs/text.py:FOLDER for texts, and an image encoder for images",
         )
-    if reads:
-        if config.extract.views > 1:
-            raise errors.UserError(f"extract.views={config.extract.views}, but texts have one view", "set it to 1")
+    if reads and config.extract.views > 1:
+        raise errors.UserError(f"extract.views={config.extract.views}, but texts have one view", "set it to 1")
+    if texts.has_tokens(model.spec):
         texts.load_tokenizer(config, model)
 
 
@@ -205,7 +205,7 @@ def make_scoring_arguments(test: Test) -> dict[str, Any]:
 STAGE = Stage(
     name="extract",
     version=VERSION,
-    keys=("seed", "init_from", "data", "augment", "model", "downstream", "texts", "glue", "extract"),
+    keys=("seed", "init_from", "data", "augment", "model", "downstream", "texts", "glue", "api", "extract"),
     upstream=("pretrain",),
     outputs=Outputs(("banks", "spectra.json"), list_needed, proved=("spectra.json", INDEX, TASKS)),
     check=check,

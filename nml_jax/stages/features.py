@@ -49,8 +49,8 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         return ""
     found = open_files(config, workdir)
     for split in (found.train, *found.tests):
-        counts = count_labels(split.labels, found.classes)
-        console.notice(describe_split(f"{workdir.name}: {split.name}", counts))
+        where = f"{workdir.name}: {split.name}" if isinstance(split.features, Subset) else split.name
+        console.notice_once(describe_split(where, count_labels(split.labels, found.classes)))
     rows: list[Row] = []
     spectra: list[dict[str, Any]] = []
     for split in (found.train, *found.tests):
@@ -62,9 +62,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                                output="features", n_test=len(split.labels), views=split.features.views)  # fmt: skip
     seen = count_seen(found)
     shared = describe_groups(found, config.features.group)
-    for line in describe_seen(found, seen):
-        console.notice(line)
-    for line in shared:  # whole files, the same for every seed
+    for line in (*describe_seen(found, seen), *shared):  # of whole files they are the same for every seed
         console.notice_once(line)
     several = {spec: get_file(split) for spec, split in match_specs(config, found).items()}
     read = {

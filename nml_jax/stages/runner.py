@@ -30,6 +30,7 @@ MODULES = {
     "zeroshot": "nml_jax.stages.zeroshot",
     "tune": "nml_jax.stages.tune",
     "finetune": "nml_jax.stages.finetune",
+    "detect": "nml_jax.stages.detect",
     "diagnose": "nml_jax.stages.diagnose",
 }
 STAGES = tuple(MODULES)

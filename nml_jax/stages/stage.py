@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -45,6 +45,7 @@ class Stage:
     run: (config, run's folder, mesh) -> digest of its results.
     lists: dotted keys that list what to do. What is done stays when they change, and only what is new is done.
     differs: for a stage with lists: (config, the stage's rows) -> whether the rows are others than the lists ask for.
+    estimate: (config, mesh) -> what it would train and what that costs, for a dry run; None: it trains nothing of size.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Stage:
     run: Callable[[ConfigDict, Path, Mesh], str]
     lists: tuple[str, ...] = ()
     differs: Callable[[ConfigDict, list[Row]], bool] = lambda config, rows: False
+    estimate: Callable[[ConfigDict, Mesh], Mapping[str, str]] | None = None
 
     def intact(self, workdir: Path) -> bool:
         """Return whether all files that the stage needs to count as done exist."""

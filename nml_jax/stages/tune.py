@@ -19,6 +19,7 @@ from nml_jax.assembly.heads import tune_cost
 from nml_jax.assembly.heads.samples import TREATMENTS, Sample, draw_samples, treat_suspects
 from nml_jax.assembly.heads.scores import keep, make_diverged_row, make_hyper
 from nml_jax.assembly.heads.training import Training, choose_metric, weigh_classes
+from nml_jax.data.features.sets import Subset
 from nml_jax.errors import UserError
 from nml_jax.evals.baselines import find_baselines
 from nml_jax.evals.separability import measure_separability
@@ -102,21 +103,25 @@ def _find_place(workdir: Path, of: Mapping[str, Any]) -> Path:
 
 
 def _tell_first_verdict(workdir: Path, training: Training, rows: list[Row]) -> None:
-    """Print the accuracy of the L-BFGS probe on every test, beside what guessing gives there, and the separability."""
+    """Print the accuracy of the L-BFGS probe on every test, beside what guessing gives there, and the separability.
+
+    Seeds that share training rows and tests have the same verdict, which is printed once.
+    """
     found = training.found
+    run = f"{name_run(workdir)}: " * isinstance(found.train.features, Subset)  # each seed has other rows
     for test in found.tests:
         own = [r.value for r in rows if (r.method, r.metric, r.split) == ("lbfgs", "accuracy", test.name)]
         if own and not test.scoring:
             base = find_baselines(np.bincount(test.labels, minlength=len(found.classes)))
-            console.notice(
-                f"{name_run(workdir)}: first verdict: L-BFGS probe {100 * own[-1]:.1f} % on {test.name}; chance "
+            console.notice_once(
+                f"{run}first verdict: L-BFGS probe {100 * own[-1]:.1f} % on {test.name}; chance "
                 f"{100 * base.chance['accuracy']:.1f} %, always {found.classes[base.answer]!r} "
                 f"{100 * base.majority['accuracy']:.1f} %"
             )
     if len(found.train.features) <= training.shard:
         apart = measure_separability(training.whole[:, 0], found.train.labels)
-        console.notice(
-            f"{name_run(workdir)}: training rows: nearest class mean {100 * apart['class_mean_accuracy']:.1f} % "
+        console.notice_once(
+            f"{run}training rows: nearest class mean {100 * apart['class_mean_accuracy']:.1f} % "
             f"(leave-one-out), Fisher ratio {apart['fisher_ratio']:.3g}"
         )
 
@@ -137,7 +142,7 @@ def _tune_method(workdir: Path, training: Training, sample: Sample, method: str,
             results = training.fit(sample.chosen, sample.labels, method, preset)
             for head, place, result in zip(heads_of, places, results, strict=True):
                 own = {**head, "n_train": result.n_train, "hyper": make_hyper(result)}
-                keep(workdir, place, found, own, result, sample.input_spectra)
+                keep(workdir, place, found, own, result)
         except select.Diverged as e:
             console.notice(f"{name_run(workdir)}: {found.task}: {e.cause}; it is left out. {e.cure}")
             for head, place in zip(heads_of, places, strict=True):

@@ -24,7 +24,7 @@ from nml_jax.processes.forks import refuse_fork
 from nml_jax.processes.limits import limit_blas
 from nml_jax.runs.files import write_atomic
 from nml_jax.spreadsheet import escape_cell
-from nml_jax.tuning import diagnosis, probes
+from nml_jax.tuning import diagnosis, patient, probes
 
 CS = (1e-4, 1e-3, 0.01, 0.1, 1.0)  # the penalties from which the probe chooses
 TUNED = 2000  # held-out rows that are enough to choose by; folds beyond them are left out
@@ -264,18 +264,20 @@ def _even_out(folds: Sequence[Fold], codes: np.ndarray, seed: int) -> list[Fold]
 def choose_penalty(
     X: np.ndarray, codes: np.ndarray, k: int, folds: Sequence[Fold]
 ) -> tuple[float, list[probes.Linear]]:
-    """Return the C of highest accuracy on held-out rows (of a tie, the strongest penalty), and its probes.
+    """Return the C of highest accuracy on held-out rows, of a tie as `patient.pick_penalty` says, and its probes.
 
     These are of the first folds, as many as have TUNED held-out rows.
     """
-    right, seen, fitted = np.zeros(len(CS)), 0, []
+    seen: list[np.ndarray] = []
+    logits, fitted = [], []
     for train, test in folds:
         fitted.append(probes.fit_lbfgs(X[train], codes[train], CS, num_classes=k, tol=CLOSE))
-        right += [np.sum(probe(X[test]).argmax(1) == codes[test]) for probe in fitted[-1]]
-        seen += len(test)
-        if seen >= TUNED:
+        logits.append([probe(X[test]) for probe in fitted[-1]])
+        seen.append(test)
+        if sum(map(len, seen)) >= TUNED:
             break
-    best = int(right.argmax())
+    labels, of = codes[np.concatenate(seen)], [np.concatenate(each) for each in zip(*logits, strict=True)]
+    best = patient.pick_penalty([np.mean(each.argmax(1) == labels) for each in of], of, labels)
     return CS[best], [each[best] for each in fitted]
 
 

@@ -90,29 +90,70 @@ def choose_penalty(
 ) -> tuple[float, float | None]:
     """Return the C of the best probe on held-out rows, drawn until they are ENOUGH, and its temperature on them.
 
-    One draw of few rows would often miss the best penalty by a factor of ten. Arguments are those of `choose_probe`,
-    and `seed` is that of the draws. Rows of which none can be held out give the middle of the grid, and no temperature.
-    See `pick_penalty`.
+    One draw of few rows would often miss the best penalty by a factor of ten. If the best C is at the edge of its grid,
+    the one beyond it is tried, too. Arguments are those of `choose_probe`, and `seed` is that of the draws. Rows of
+    which none can be held out give the middle of the grid, and no temperature. See `pick_penalty`.
     """
     cs = sorted(cs)
     if np.bincount(labels).max() < 2:
         return cs[(len(cs) - 1) // 2], None
-    total, rows, found, held = np.zeros(len(cs)), [], [], []
-    for i in range(MOST):
-        train, held_out = hold_out(labels, HELD_OUT, seed + i)
-        own = None if weights is None else weights[train] / weights[train].mean()
-        own = multiply(own, demands.weigh(labels[train]))
-        probes = fit_lbfgs(F[train], labels[train], cs, num_classes=num_classes, weights=own, tol=CLOSE)
-        own = multiply(None if weights is None else weights[held_out], demands.weigh(labels[held_out]))
-        found.append([probe(F[held_out]) for probe in probes])
-        total += _score(found[-1], labels[held_out], own, demands)
-        rows.append(held_out)
-        held.append(np.ones(len(held_out)) if own is None else own)
-        if sum(map(len, rows)) >= ENOUGH:
-            break
-    logits, own_labels = np.concatenate(found, 1), labels[np.concatenate(rows)]
-    best = pick_penalty(total, logits, own_labels, np.concatenate(held))
-    return cs[best], find_temperature(logits[best], own_labels)
+    draws = _Draws(F, labels, weights, demands, num_classes, seed)
+    best = draws.pick(cs)
+    if further := find_further(cs, cs[best]):
+        cs = sorted([*cs, further])
+        best = draws.pick(cs)
+    return cs[best], find_temperature(draws.find_logits(cs[best]), draws.labels)
+
+
+class _Draws:
+    """Held-out parts of the rows, drawn until they are ENOUGH, and the logits of probes on them.
+
+    Attributes:
+        parts: rows to train on, and held-out rows, of each draw.
+        labels: of all held-out rows, [M].
+    """
+
+    def __init__(
+        self,
+        F: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray | None,
+        demands: Demands,
+        num_classes: int,
+        seed: int,
+    ):
+        self.F, self.of, self.weights, self.demands, self.num_classes = F, labels, weights, demands, num_classes
+        self.parts: list[tuple[np.ndarray, np.ndarray]] = []
+        while len(self.parts) < MOST and sum(len(held) for _, held in self.parts) < ENOUGH:
+            self.parts.append(hold_out(labels, HELD_OUT, seed + len(self.parts)))
+        self.labels = np.concatenate([labels[held] for _, held in self.parts])
+        self._logits: dict[float, list[np.ndarray]] = {}  # by C, of each draw
+
+    def find_logits(self, c: float) -> np.ndarray:
+        """Return the logits of all held-out rows, [M, K]."""
+        return np.concatenate(self._logits[c])
+
+    def pick(self, cs: Sequence[float]) -> int:
+        """Return the number of the best of ascending C. Probes that were solved before are not solved again."""
+        if new := [c for c in cs if c not in self._logits]:
+            solved = [self._solve(train, held, new) for train, held in self.parts]
+            self._logits |= dict(zip(new, map(list, zip(*solved, strict=True)), strict=True))
+        total, weights = np.zeros(len(cs)), []
+        for i, (_, held) in enumerate(self.parts):
+            own = self._weigh(held, self.weights)
+            total += _score([self._logits[c][i] for c in cs], self.of[held], own, self.demands)
+            weights.append(np.ones(len(held)) if own is None else own)
+        return pick_penalty(total, [self.find_logits(c) for c in cs], self.labels, np.concatenate(weights))
+
+    def _weigh(self, rows: np.ndarray, weights: np.ndarray | None) -> np.ndarray | None:
+        """Return the weights of rows in the loss, times those of their classes."""
+        return multiply(None if weights is None else weights[rows], self.demands.weigh(self.of[rows]))
+
+    def _solve(self, train: np.ndarray, held: np.ndarray, cs: Sequence[float]) -> list[np.ndarray]:
+        """Return the logits of each C on the held-out rows."""
+        own = self._weigh(train, None if self.weights is None else self.weights / self.weights[train].mean())
+        how: dict[str, Any] = {"num_classes": self.num_classes, "weights": own, "tol": CLOSE}
+        return [probe(self.F[held]) for probe in fit_lbfgs(self.F[train], self.of[train], cs, **how)]
 
 
 def pick_penalty(

@@ -40,6 +40,39 @@ def test_a_part_that_takes_longer_than_expected_is_near_its_end(clock):
     assert "inner" not in told.spent
 
 
+def test_steps_tell_how_long_the_rest_of_a_part_takes(clock):
+    """The first step has compiled; the median of the others counts, and the pace of all parts follows it."""
+    told = forecast.Forecast({"a: mlp": 10.0, "a: nmtune": 10.0}, {"a: mlp": 10})
+    told.start("a: mlp")
+    for seconds in (9, 2, 2):
+        clock[0] += seconds
+        told.step()
+    # 7 steps of 2 s ahead. 3 of 10 steps took 6 s of an expected 3, and the expectation of all counts for 4 s.
+    assert told.estimate() == pytest.approx(7 * 2 + 10 * (6 + 4) / (3 + 4))
+    for _ in range(7):
+        clock[0] += 2
+        told.step()
+    assert told.estimate() == pytest.approx(2 + 10 * (20 + 4) / (10 + 4))  # it ought to be over: one more step
+    told.finish("a: mlp")
+    assert told.estimate() == pytest.approx(10 * (27 + 4) / (10 + 4))
+
+
+def test_a_kind_that_is_known_needs_no_pace(clock):
+    told = forecast.Forecast({"a: mlp": 30.0, "b: mlp": 10.0, "c: mlp": 10.0, "b: lbfgs": 5.0})
+    told.start("a: mlp")
+    clock[0] += 50
+    told.mark()  # settings are chosen: heads follow, as in the other runs
+    clock[0] += 3
+    told.finish("a: mlp")
+    pace = (53 + 11) / (30 + 11)
+    assert told.estimate() == pytest.approx(3 + 3 + 5 * pace)
+    told.start("b: mlp")
+    clock[0] += 4
+    told.finish("b: mlp")
+    pace = (57 + 11) / (40 + 11)
+    assert told.estimate() == pytest.approx(4 + 5 * pace)  # c is expected as b was
+
+
 def test_lines_in_a_file_come_once_a_minute(clock, capsys):
     told = forecast.Forecast({"seed=0: mlp": 90.0})
     told.start("seed=0: mlp")

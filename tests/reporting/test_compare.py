@@ -7,6 +7,7 @@ import pytest
 
 from configs import features as experiment
 from nml_jax import main
+from nml_jax.assembly.heads import scores
 from nml_jax.assembly.spectra import singular_values
 from nml_jax.runs.heads import read_correct
 from nml_jax.runs.rows import read_rows
@@ -51,8 +52,8 @@ def test_tune_keeps_which_rows_are_right_and_measures_the_inputs_once(tmp_path: 
         measured.append((n, mode))
         return whole(blocks, n, dim, mode)
 
-    for stage in (features, tune):
-        monkeypatch.setattr(stage, "singular_values", counted)
+    for module in (features, scores):
+        monkeypatch.setattr(module, "singular_values", counted)
     run = launch(tmp_path)
     assert measured.count((81, "paper")) == 1 + 1 + 1  # the features, the inputs of four heads, and NMTune's Z
     rows = [row for row in read_rows(run) if row.stage == "tune"]

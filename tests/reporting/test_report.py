@@ -690,6 +690,18 @@ def test_settings_at_the_edge_of_their_grid_are_named(tmp_path: Path) -> None:
             assert tried or said in text
 
 
+def test_rates_of_fine_tuning_at_the_edge_are_named_by_their_own_grid(tmp_path: Path) -> None:
+    for rate, said in ((1e-3, "lr 0.001, the highest of finetune.lrs, of LoRA."), (3e-4, "")):
+        override = {"tune.widen": True, "finetune.lrs": (1e-4, 3e-4, 1e-3)}
+        cell = write_cell(tmp_path / f"{rate}", heads=(("lora", None),), hyper={"lr": rate}, override=override)
+        rows = [dataclasses.replace(row, stage="finetune") for row in read_rows(cell) if row.stage == "tune"]
+        write_rows(cell, "tune", rows)
+        report.build([cell], cell)
+        text = read_text(read(cell))
+        assert said in text
+        assert ("at the edge of what was tried" in text) == bool(said)
+
+
 def test_thinned_curve_keeps_its_level() -> None:
     x, y = figures.thin(range(10), [0, 2] * 5, points=5)
     np.testing.assert_array_equal(x, [0.5, 2.5, 4.5, 6.5, 8.5])

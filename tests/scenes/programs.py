@@ -41,7 +41,7 @@ SETTINGS = {
 
 # Not the commands themselves: each defines its flags as it begins.
 IMPORTED = (
-    "nml_jax.stages.runner", "nml_jax.stages.sections", "nml_jax.stages.experiment", "nml_jax.stages.dry_run",
+    "nml_jax.stages.runner", "nml_jax.assembly.sections", "nml_jax.stages.experiment", "nml_jax.stages.dry_run",
     "nml_jax.stages.pretrain", "nml_jax.stages.extract", "nml_jax.stages.tune", "nml_jax.stages.report",
     "nml_jax.tuning.classifier", "nml_jax.tuning.diagnosis", "sklearn.datasets", "configs.common",
 )  # fmt: skip

@@ -93,7 +93,9 @@ def test_the_config_runs_on_three_files(files: Path, tmp_path: Path, capsys, mon
     )  # the seeds share a setting, and how long validation let it
     assert rows[0].hyper.keys() == {"lr", "weight_decay", "C", "epochs", "temperature"}
     counts = ", ".join(f"{name!r} 20" for name in CLASSES)
-    assert f"seed=0: test: 3 classes: {counts}\n" in said.err
+    assert said.err.count(f"test: 3 classes: {counts}\n") == 1  # the seeds share the files,
+    assert said.err.count("first verdict: L-BFGS probe") == 2  # and so the verdict on each of two tests
+    assert said.err.count("training rows: nearest class mean") == 1
     found = [json.loads((tmp_path / "w" / f"seed={seed}" / "diagnosis.json").read_text()) for seed in range(3)]
     assert found[0] == found[1] == found[2]  # one file, diagnosed once
     assert opened == {

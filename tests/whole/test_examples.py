@@ -1,14 +1,10 @@
-"""Run the examples. Code that needs PyTorch is only compiled; the embeddings API is a fake server."""
+"""Run the examples. Code that needs PyTorch is only compiled."""
 
 import csv
 import importlib.util
-import json
 import re
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,51 +13,6 @@ from nml_jax.data.features.files import check_alike, open_features
 
 TEXTS = [f'text {i}, "quoted" ü' for i in range(7)]
 NAMES = ["dog", "cat", "dog", "cow", "cat", "dog", "cow"]
-
-
-def embed(text: str) -> list[float]:
-    return [len(text) / 8, float(text[5]), -1.5]
-
-
-class Server(HTTPServer):
-    """A fake embeddings endpoint. Each reply has the next status of `replies`, or 200 if none is left."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.replies: list[int] = []
-        self.asked: list[list[str]] = []
-        self.keys: set[str | None] = set()
-        self.url = f"http://127.0.0.1:{self.server_port}/v1/embeddings"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self):
-        query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert query["model"] == "small"
-        self.server.asked.append(query["input"])
-        self.server.keys.add(self.headers["Authorization"])
-        status = self.server.replies.pop(0) if self.server.replies else 200
-        data = [{"index": i, "embedding": embed(text)} for i, text in enumerate(query["input"])]
-        body = json.dumps({"data": data[::-1]} if status == 200 else {"error": "busy"}).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        """Print nothing."""
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -84,83 +35,41 @@ def write_texts(path: Path, rows: list[tuple[str, str]]) -> str:
     return str(path)
 
 
-@pytest.fixture
-def arguments(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return arguments of the subcommand api for the texts above, three at a time."""
-    monkeypatch.setenv("A_KEY", "abc")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    table = write_texts(tmp_path / "texts.csv", list(zip(TEXTS, NAMES, strict=True)))
-    options = ["--model=small", "--key=A_KEY", "--batch=3", "--retries=2", "--wait=0.01"]
-    return ["api", server.url, table, f"{tmp_path}/out.safetensors", *options]
-
-
-def check(path: Path) -> None:
-    found = open_features(f"{path}/out.safetensors")
-    np.testing.assert_array_equal(found.read()[:, 0], np.array([embed(text) for text in TEXTS], np.float32))
-    assert found.class_names == ("cat", "cow", "dog")
-    assert found.labels.tolist() == [2, 0, 2, 1, 0, 2, 1]
-    assert sorted(p.name for p in path.iterdir()) == ["out.safetensors", "texts.csv"]
-
-
-def test_api_in_batches_after_a_busy_reply(example: ModuleType, server: Server, arguments: list[str], tmp_path: Path):
-    server.replies = [429, 200, 503, 500]
-    example.main(arguments)
-    check(tmp_path)
-    first, second, third = TEXTS[:3], TEXTS[3:6], TEXTS[6:]
-    assert server.asked == [first, first, second, second, second, third]
-    assert server.keys == {"Bearer abc"}
-
-
 def check_refused(capsys: pytest.CaptureFixture, words: str, program: ModuleType, arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
         program.main(arguments)
     assert re.search(f"error: .*{words}.*\n  cure: ", capsys.readouterr().err)
 
 
-def test_api_resumes(example: ModuleType, server: Server, arguments: list[str], tmp_path: Path, capsys):
-    server.replies = [200, 503, 503, 503]
-    check_refused(capsys, r"503.*busy", example, arguments)
-    part = tmp_path / "out.safetensors.part"
-    part.write_text(part.read_text()[:-4])  # killed while it wrote
-    server.asked.clear()
-    example.main(arguments)
-    check(tmp_path)
-    assert server.asked == [TEXTS[2:5], TEXTS[5:]]
+def test_the_file_and_the_classes_of_an_earlier_one(example: ModuleType, tmp_path: Path, capsys):
+    texts, names = example.read_texts(Path(write_texts(tmp_path / "a.csv", list(zip(TEXTS, NAMES, strict=True)))))
+    assert (texts, names) == (TEXTS, NAMES)
+    features = np.random.default_rng(0).standard_normal((7, 3), np.float32)
+    train, test = tmp_path / "train.safetensors", tmp_path / "test.safetensors"
+    example.save(SimpleNamespace(out=train, like=None), features, names)
+    found = open_features(str(train))
+    np.testing.assert_array_equal(found.read()[:, 0], features)
+    assert found.class_names == ("cat", "cow", "dog")
+    assert found.labels.tolist() == [2, 0, 2, 1, 0, 2, 1]
+    example.save(SimpleNamespace(out=test, like=train), features[:2], ["dog", "cow"])
+    assert open_features(str(test)).labels.tolist() == [2, 1]
+    check_alike(found, open_features(str(test)))
+    with pytest.raises(SystemExit, match=r"^2$"):
+        example.save(SimpleNamespace(out=test, like=train), features[:1], ["hen"])
+    assert "no classes hen" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "test.safetensors", "train.safetensors"]
 
 
-def test_api_keeps_parts_of_other_texts_apart(
-    example: ModuleType, server: Server, arguments: list[str], tmp_path: Path, capsys
-):
-    server.replies = [200, 401]
-    check_refused(capsys, "401", example, arguments)
-    assert len(server.asked) == 2  # a wrong key is not tried again
-    write_texts(tmp_path / "texts.csv", [("other", "cat")])
-    check_refused(capsys, "belongs to other texts", example, arguments)
-
-
-def test_classes_of_an_earlier_file(example: ModuleType, arguments: list[str], tmp_path: Path, capsys):
-    example.main(arguments)
-    command, url, _, _, *options = arguments
-    table = write_texts(tmp_path / "test.csv", [("text 3", "dog"), ("text 4", "cow")])
-    like = f"--like={tmp_path}/out.safetensors"
-    example.main([command, url, table, f"{tmp_path}/test.safetensors", *options, like])
-    test = open_features(f"{tmp_path}/test.safetensors")
-    assert test.labels.tolist() == [2, 1]
-    check_alike(open_features(f"{tmp_path}/out.safetensors"), test)
-    write_texts(tmp_path / "test.csv", [("text 3", "hen")])
-    check_refused(
-        capsys, "no classes hen", example, [command, url, table, f"{tmp_path}/test.safetensors", *options, like]
-    )
-
-
-def test_a_table_without_texts(example: ModuleType, arguments: list[str], tmp_path: Path, capsys):
+def test_a_table_without_texts(example: ModuleType, tmp_path: Path, capsys):
     (tmp_path / "texts.csv").write_text("sentence,label\nhello,1\n")
-    check_refused(capsys, "columns text and label", example, arguments)
-    (tmp_path / "texts.csv").unlink()
-    check_refused(capsys, r"texts\.csv cannot be read", example, arguments)
+    for words in ("columns text and label", r"texts.csv cannot be read"):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            example.read_texts(tmp_path / "texts.csv")
+        assert words in capsys.readouterr().err
+        (tmp_path / "texts.csv").unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("command", ["timm", "open_clip", "hf", "api"])
+@pytest.mark.parametrize("command", ["timm", "open_clip", "hf"])
 def test_every_subcommand_explains_itself(example: ModuleType, command: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit, match="0"):
         example.main([command, "--help"])

@@ -19,15 +19,17 @@ from jax.sharding import NamedSharding
 from configs import common
 from nml_jax import models, runtime
 from nml_jax.assembly import encode
-from nml_jax.evals import classification, collect, retrieval, zeroshot
+from nml_jax.evals import classification, collect, detection, retrieval, zeroshot
+from nml_jax.models.detection import SYSTEMS
 from nml_jax.models.heads import mlp
 from nml_jax.objectives import terms
 from nml_jax.objectives.nmtune import PRESETS
 from nml_jax.spectrum import device
 from nml_jax.spectrum.rows import Kind
+from nml_jax.stages import detect
 from nml_jax.training import loop, perturb
 from nml_jax.tuning import descent, neighbours, probes, spread
-from tests.scenes import mesh_cases
+from tests.scenes import detect_experiment, mesh_cases
 from tests.scenes.meshes import mesh_of
 from tests.training import test_finetune
 
@@ -108,6 +110,24 @@ def extraction() -> tuple[Any, tuple, dict[str, Any]]:
     built = model("vit")
     batch = {"image": shape(mesh_cases.BATCH, 8, 8, 3, dtype=jnp.uint8)}
     return encode.compile_encoder(built, ("features",), mesh_of(8)), (*built.shapes, batch), {}
+
+
+def detector(system: str, what: str) -> Callable:
+    """The start, the step or the detections of a tiny detector on eight devices, on a canvas that is not square."""
+
+    def make():
+        mesh = mesh_of(8)
+        config = detect_experiment.config(**{"detect.data.canvas": (32, 64)})
+        _, program = detect.build_program(config, mesh, system, 16, K)
+        batch, turned = detect.make_batch_shapes(config, program.model)
+        if what == "init":
+            return program.init, (jax.random.key(0),), {}
+        if what == "step":
+            return program.step, (program.shapes, *batch_and_signals(batch, mesh)), {}
+        inputs = {name: turned[name] for name in ("image", "size")}
+        return detection._detect, (*program.model.shapes, inputs), {"apply": program.model.apply}
+
+    return make
 
 
 TEXT = {"dim": 8, "depth": 1, "heads": 2, "hidden": 8, "vocab": 9, "context": 8}
@@ -216,6 +236,15 @@ PROGRAMS: dict[str, Program] = {
         for added in ("none", "paper", "code")
     },
     "fine-tuning: the start": Program("training/finetune.py:start", perturbation),
+    **{
+        f"detector: {system}, {what}": Program(place, detector(system, what))
+        for system in SYSTEMS
+        for what, place in {
+            "init": f"models/detection/{system}.py:init",
+            "step": STEP,
+            "detections": "evals/detection.py:_detect",
+        }.items()
+    },
     "extraction": Program("runtime.py:jit", extraction),
     **{
         f"network: {name}": Program("runtime.py:jit", network(name, **keys))

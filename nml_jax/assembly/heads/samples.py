@@ -24,23 +24,20 @@ class Sample(NamedTuple):
     chosen: indices of training rows, int [N].
     labels: their labels, possibly wrong, int [N].
     fields: the fields of a row that identify the sample.
-    input_spectra: see `scores.keep`; shared by all samples of the same rows.
     """
 
     chosen: np.ndarray
     labels: np.ndarray
     fields: dict[str, Any]
-    input_spectra: dict[tuple[int, str], np.ndarray]
 
 
 def draw_samples(config: ConfigDict, found: FeatureSet) -> Iterator[Sample]:
     """Yield every share of the training rows with every rate of wrong labels."""
     for share in config.tune.shares:
         chosen = draw_stratified(found.train.labels, share, config.seed)
-        input_spectra: dict[tuple[int, str], np.ndarray] = {}
         for rate in config.tune.noises:
             fields = {"train_share": share, "downstream_noise": rate}
-            yield Sample(chosen, _corrupt_labels(found, chosen, rate, config), fields, input_spectra)
+            yield Sample(chosen, _corrupt_labels(found, chosen, rate, config), fields)
 
 
 def treat_suspects(name: str, config: ConfigDict, training: Training, samples: Iterator[Sample]) -> Iterator[Sample]:
@@ -69,7 +66,7 @@ def treat_suspects(name: str, config: ConfigDict, training: Training, samples: I
         if config.tune.suspects == "relabel":
             yield sample._replace(labels=np.where(bad, found.likely, sample.labels).astype(np.int32))
         else:
-            yield sample._replace(chosen=sample.chosen[~bad], labels=sample.labels[~bad], input_spectra={})
+            yield sample._replace(chosen=sample.chosen[~bad], labels=sample.labels[~bad])
 
 
 def _find_suspects(training: Training, sample: Sample) -> LabelErrors:

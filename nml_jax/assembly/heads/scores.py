@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from nml_jax import errors
@@ -24,17 +25,12 @@ from nml_jax.runs.rows import DIVERGED, UNVALIDATED, Row, write_rows
 from nml_jax.tuning import methods, select
 from nml_jax.tuning.head_file import TunedHead
 
+KEPT = 64  # spectra that runs of a process share
 
-def keep(
-    workdir: Path,
-    place: Path,
-    found: FeatureSet,
-    shared: dict[str, Any],
-    result: select.HeadResult,
-    input_spectra: dict[tuple[int, str], np.ndarray],
-) -> None:
+
+def keep(workdir: Path, place: Path, found: FeatureSet, shared: dict[str, Any], result: select.HeadResult) -> None:
     """Score a head; save it, which test rows it gets right, and last its rows. Their presence marks it complete."""
-    measured, scorers = _measure_head(result, found, shared, input_spectra)
+    measured, scorers = _measure_head(result, found, shared)
     where = shared | {"layer": found.layer}
     write_correct(correct_path(workdir, where), {test: scorer.correct for test, scorer in scorers.items()})
     write_confusions(confusion_path(workdir, where), {test: scorer.confusion for test, scorer in scorers.items()})
@@ -62,17 +58,9 @@ def make_diverged_row(head: dict[str, Any], found: FeatureSet, n: int) -> Row:
 
 
 def _measure_head(
-    result: select.HeadResult,
-    found: FeatureSet,
-    shared: dict[str, Any],
-    input_spectra: dict[tuple[int, str], np.ndarray],
+    result: select.HeadResult, found: FeatureSet, shared: dict[str, Any]
 ) -> tuple[list[Row], dict[str, Scorer]]:
-    """Return the rows of a head's scores and of the spectrum of its Z, and the scorer of each test.
-
-    Args:
-        input_spectra: (training rows, test) -> the spectrum of the inputs. Without an MLP, Z is the input, so all such
-            heads share this spectrum. The first of them computes it.
-    """
+    """Return the rows of a head's scores and of the spectrum of its Z, and the scorer of each test."""
     rows, scorers = [], {}
     for test in found.tests:
         where = {"split": test.name, "domain": test.domain, "n_test": len(test.labels), "layer": found.layer}
@@ -86,19 +74,36 @@ def _measure_head(
                 scorer.update(labels, logits)
                 yield Z
 
-        key = None if methods.find(shared["method"]).mlp else (result.n_train, test.name)
-        if key in input_spectra:
-            s = input_spectra[key]
-            collections.deque(transform_blocks(), maxlen=0)
-        else:
-            s = singular_values(transform_blocks(), len(test.labels), test.features.dim, "paper")
-        if key:
-            input_spectra[key] = s
+        s = _measure_outputs(transform_blocks(), test, None if methods.find(shared["method"]).mlp else result.head)
         scorers[test.name] = scorer
         rows += [Row(**shared, **where, metric=metric, value=value)
                  for metric, value in scorer.scores().items()]  # fmt: skip
         rows += make_rows(s, **shared, **where, output="Z", spectrum_mode="paper")
     return rows, scorers
+
+
+_inputs: dict[tuple[int, bytes], tuple[Any, np.ndarray]] = {}  # tests and the spectra of what linear heads see of them
+
+
+def _measure_outputs(blocks: Iterator[np.ndarray], test: Split, linear: Any) -> np.ndarray:
+    """Return the singular values of a head's Z on a test.
+
+    Args:
+        blocks: of Z. They are read to their end, as scores need them.
+        linear: the head, if it has no MLP. Its Z is the standardised input, so methods and runs share this spectrum.
+    """
+    n, dim = len(test.labels), test.features.dim
+    if linear is None:
+        return singular_values(blocks, n, dim, "paper")
+    standard = linear.state.get("input") if isinstance(linear, TunedHead) else linear.standard
+    key = id(test.features), b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(standard))
+    if key in _inputs:
+        collections.deque(blocks, maxlen=0)
+        return _inputs[key][1]
+    if len(_inputs) >= KEPT:
+        _inputs.pop(next(iter(_inputs)))
+    _inputs[key] = test.features, singular_values(blocks, n, dim, "paper")  # the test is kept so that its id is its own
+    return _inputs[key][1]
 
 
 def _save(head: Any, found: FeatureSet, workdir: Path, shared: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from nml_jax.assembly.feature_sets import fit_in_memory
 from nml_jax.data.class_weights import find_class_weights
 from nml_jax.data.features.sets import FeatureSet, Subset
 from nml_jax.evals.metrics import check_classes, find_metric
+from nml_jax.processes import forecast
 from nml_jax.tasks import catalogue
 from nml_jax.tuning import methods, select, streamed
 from nml_jax.tuning.holdout import Demands
@@ -96,9 +97,11 @@ def _fit_shared(features: np.ndarray, labels: np.ndarray, how: dict[str, Any]) -
         trainer = make_trainer(problem)
         hypers, validation = select.choose(trainer, X, y, config=config, seeds=(0,))
         _shared[key] = hypers[0], validation[0]
+        forecast.mark()  # the other runs do what follows
     if not methods.find(how["method"]).probe or not config.refit:
         return select.fit_seeds(features, labels, **how, chosen=_shared[key])
     solved = f"{key} solved"  # no seed decides anything about it
     if solved not in _shared:
         (_shared[solved],) = select.fit_seeds(features, labels, **{**how, "seeds": (0,)}, chosen=_shared[key])
+        forecast.mark()
     return [_shared[solved]] * len(seeds)

@@ -26,9 +26,10 @@ TERMS = 5, 6  # the same for the terms of NMTune: products of matrices, and what
 MEMORY = 1e10  # bytes per second at which AdamW reads and writes
 CALL = 1e-3  # seconds of a step or an evaluation besides
 STOPPED = 0.3  # share of the most epochs that early stopping leaves, from random weights: a guess
-BEST = 60  # steps after which validation is best, from a probe: it fits two files, see benchmarks/forecast.py
+BEST = 90  # steps after which validation is best, from a probe: the mean of settings, see benchmarks/forecast.py
 COMPILED = 1.5  # seconds to compile a training step
 READ = 0.5  # seconds to read the files
+REPORT = 6.0  # seconds to draw the report
 
 
 class Cost(NamedTuple):
@@ -39,6 +40,7 @@ class Cost(NamedTuple):
     settings: trainings by which these are chosen.
     probe: whether it is a solved probe, or starts from one.
     step: seconds of a training step; 0 for methods that are solved.
+    searched, kept: epochs by which settings are chosen, and those of a head.
     """
 
     choose: float
@@ -46,13 +48,16 @@ class Cost(NamedTuple):
     settings: int
     probe: bool = False
     step: float = 0.0
+    searched: float = 0.0
+    kept: float = 0.0
 
 
 class Part(NamedTuple):
-    """A part of the job: expected seconds, and the trainings in it."""
+    """A part of the job: expected seconds, and the trainings and epochs in it."""
 
     seconds: float
     trainings: int = 0
+    epochs: float = 0.0
 
 
 @functools.cache
@@ -99,13 +104,11 @@ def _estimate(config: ConfigDict, found: FeatureSet, method: str, preset: str | 
     step = _measure_step(config, found, method, preset) if measured else _count_step(tune, kind, rows, dim, k)
     epochs, each = methods.count_epochs(rows, batch=tune.batch, epochs=tune.epochs, steps=tune.steps)
     searched, kept = _expect_epochs(tune, epochs, each)
-    patient = methods.is_patient(tune)
-    choose = COMPILED + (
-        settings_ * searched * each * step * (1 - tune.validation) if patient or settings_ > 1 else 0.0
-    )
-    settings_ = (settings_ if choose > COMPILED else 0) + more
-    choose += more * kept * each * step * (1 - tune.validation)
-    return Cost(choose, kept * each * step + score, settings_, from_probe, step)
+    chosen = settings_ if methods.is_patient(tune) or settings_ > 1 else 0
+    widened = int(tune.widen and len(tune.lrs) > 1)  # the best rate is mostly at an edge
+    searched = (chosen + widened) * searched + more * kept
+    choose = COMPILED + searched * each * step * (1 - tune.validation)
+    return Cost(choose, kept * each * step + score, chosen + widened + more, from_probe, step, searched, kept)
 
 
 def _expect_epochs(tune: Any, epochs: int, each: int) -> tuple[float, float]:
@@ -190,17 +193,18 @@ def estimate_parts(
             if cost.probe:
                 seconds, solve = seconds + solve, 0.0  # the next method finds it solved
             trainings = heads + (0 if again else cost.settings)
-            parts[f"{name}: {method}"] = Part(amount * seconds, round(samples * trainings))
+            epochs = tune.seeds * cost.kept + (0.0 if again else cost.searched)
+            parts[f"{name}: {method}"] = Part(amount * seconds, round(samples * trainings), epochs)
         if "diagnose" in config.stages and not i:
-            parts[f"{name}: diagnose"] = Part(_estimate_diagnosis(first, rows, dim, k))
-    return parts
+            parts[f"{name}: diagnose"] = _estimate_diagnosis(first, rows, dim, k)
+    return parts | ({"report": Part(REPORT)} if "report" in config.stages else {})
 
 
-def _estimate_diagnosis(config: ConfigDict, rows: int, dim: int, k: int) -> float:
-    """Estimate the seconds of the stage diagnose: its cross-validation, two spectra, and the judgement of labels."""
+def _estimate_diagnosis(config: ConfigDict, rows: int, dim: int, k: int) -> Part:
+    """Estimate the stage diagnose: its cross-validation, two spectra, and the judgement of labels."""
     measured = 2 * _estimate_spectrum(rows, dim) + _estimate_judging(rows, dim, k)
     if not (folds := config.diagnose.folds):
-        return measured
+        return Part(measured)
     train, tune = min(config.diagnose.rows, rows) * (folds - 1) // folds, make_config(config.diagnose.start)
     epochs, each = methods.count_epochs(train, batch=tune.batch, epochs=tune.epochs, steps=tune.steps)
     searched, kept = _expect_epochs(tune, epochs, each)
@@ -208,7 +212,7 @@ def _estimate_diagnosis(config: ConfigDict, rows: int, dim: int, k: int) -> floa
     step = _count_step(tune, methods.find("nmtune"), train, dim, k)
     tuned = (searched * (1 - tune.validation) + kept) * each * step + COMPILED
     probe = _estimate_probe(train, dim, k, len(CS)) + _estimate_probe(train, dim, k)
-    return measured + folds * (probe + tuned)
+    return Part(measured + folds * (probe + tuned), epochs=folds * (searched + kept))
 
 
 def _estimate_judging(rows: int, dim: int, k: int) -> float:
@@ -237,7 +241,7 @@ def describe(config: ConfigDict, cells: Mapping[str, ConfigDict]) -> list[str]:
         own = [part for where, part in parts.items() if where.endswith(f": {name}")]
         seconds, trainings = sum(part.seconds for part in own), sum(part.trainings for part in own)
         lines.append(f"{name}: {trainings} trainings{step}, {format_seconds(max(seconds, 1))}")
-    seconds, trainings = (sum(each) for each in zip(*parts.values(), strict=True))
+    seconds, trainings = sum(part.seconds for part in parts.values()), sum(part.trainings for part in parts.values())
     lines.append(f"{trainings} trainings in all, about {format_seconds(max(seconds, 1))} on this machine")
     return lines
 

@@ -68,14 +68,72 @@ def mix_sources(seed: int, parts: Sequence[int], weights: Sequence[float]) -> Ca
     return record
 
 
-def draw_replacement(seed: int, parts: Sequence[int]) -> Callable[[int, int], Iterator[int]]:
-    """Return (record, position) -> at most TRIES other records of the same part, always the same ones."""
+def deal_batches(seed: int, groups: np.ndarray, batch: int) -> Callable[[int], int]:
+    """Return stream position -> record, where the positions of a batch have records of one group.
+
+    The records of a group follow each other in an order of their own, which continues from one epoch to the next. By
+    the end of every epoch a group has had as many batches as its records fill, rounded. So in the long run every record
+    comes equally often, even those of a group that does not fill a batch. The batches of an epoch are permuted.
+
+    Args:
+        groups: int [N], the group of each record, from 0.
+    """
+    members = [np.flatnonzero(groups == g) for g in range(int(groups.max()) + 1)]
+    sizes, n = [len(ids) for ids in members], len(groups)
+    own = [int(derive_seeds(seed, f"group {g}").generate_state(1, np.uint64)[0]) for g in range(len(members))]
+    orders = [shuffle_blocks(s, size, 2 + batch // size) if size else None for s, size in zip(own, sizes, strict=True)]
+
+    def count(epoch: int) -> list[int]:
+        """Return how many batches each group has had before an epoch."""
+        return [(2 * epoch * size + batch) // (2 * batch) for size in sizes]
+
+    @functools.lru_cache(maxsize=4)
+    def deal(epoch: int) -> list[tuple[int, int]]:
+        """Return (group, number of its batch) of the batches of an epoch, in order."""
+        begin, end = count(epoch), count(epoch + 1)
+        dealt = [(g, j) for g, (a, b) in enumerate(zip(begin, end, strict=True)) for j in range(a, b)]
+        order = np.random.default_rng(derive_seeds(seed, f"batches of epoch {epoch}")).permutation(len(dealt))
+        return [dealt[i] for i in order]
+
+    def record(p: int) -> int:
+        step, within = divmod(p, batch)
+        epoch = max(0, step * batch // n - len(sizes) * (batch // n + 1))  # not above the one to be found
+        while sum(count(epoch + 1)) <= step:
+            epoch += 1
+        group, j = deal(epoch)[step - sum(count(epoch))]
+        in_order = orders[group]
+        assert in_order is not None
+        return int(members[group][in_order(j * batch + within)])
+
+    return record
+
+
+def cut_batches(n: int, batch: int, groups: np.ndarray | None) -> Sequence[tuple[int, Sequence[int]]]:
+    """Cut the records 0..n-1, in order, into batches of one group each; return (group, records) of each.
+
+    Args:
+        groups: as in `deal_batches`; None: all records are in group 0.
+    """
+    whole = (
+        [range(n)] if groups is None else [np.flatnonzero(groups == g).tolist() for g in range(int(groups.max()) + 1)]
+    )
+    return [(g, ids[k : k + batch]) for g, ids in enumerate(whole) for k in range(0, len(ids), batch)]
+
+
+def draw_replacement(
+    seed: int, parts: Sequence[int], groups: np.ndarray | None = None
+) -> Callable[[int, int], Iterator[int]]:
+    """Return (record, position) -> at most TRIES other records of the same part and group, always the same ones."""
     ends = list(itertools.accumulate(parts))
     draw_seed = derive_seeds(seed, "replacements")
 
     def others(i: int, p: int) -> Iterator[int]:
-        j = bisect.bisect_right(ends, i)
-        drawn = make_generators(draw_seed)(p).integers(ends[j] - parts[j], ends[j], TRIES)
+        rng = make_generators(draw_seed)(p)
+        if groups is not None:
+            drawn = rng.choice(np.flatnonzero(groups == groups[i]), TRIES)
+        else:
+            j = bisect.bisect_right(ends, i)
+            drawn = rng.integers(ends[j] - parts[j], ends[j], TRIES)
         yield from (k for k in drawn.tolist() if k != i)
 
     return others

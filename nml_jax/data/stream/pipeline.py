@@ -16,9 +16,8 @@ same guarantee, but takes 30 µs an example, and far more below 2¹⁶ records, 
 
 import contextlib
 import itertools
-import math
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import cv2
@@ -29,7 +28,7 @@ from nml_jax.data.images import transforms
 from nml_jax.data.images.codec import Undecodable, decode
 from nml_jax.data.sources.source import Source
 from nml_jax.data.stream import order
-from nml_jax.data.stream.reading import Reading, divide_batch
+from nml_jax.data.stream.reading import Field, Reading, SceneReading, divide_batch
 from nml_jax.errors import UserError
 
 BLOCK = 16  # records read before they are decoded: decoding an image evicts the reading code from the cache
@@ -55,7 +54,7 @@ class Portion(NamedTuple):
 
 def train(
     source: Source,
-    reading: Reading,
+    reading: Reading | SceneReading,
     *,
     batch: int,
     seed: int,
@@ -74,9 +73,13 @@ def train(
         tokenize: tokenizer; a source with captions needs it. One caption of each image is drawn.
         weights: weights of the parts of a mixture, see `config.data.weights`.
 
+    Where the reading puts records in groups, such as landscape and portrait, a batch has records of one group, and
+    batches of the groups follow each other in a random order (`order.deal_batches`).
+
     Yields:
-        Portions whose batch holds image uint8 [b, image_size, image_size, 3]; label and label_clean int32 [b], or text
-        int32 [b, L]; id int32 [b]; mask float32 [b], ones; b = batch / reading.blocks.
+        Portions whose batch holds what `reading.list_fields` lists, such as image uint8 [b, H, W, 3]; label and
+        label_clean int32 [b], or text int32 [b, L], where the source has them; id int32 [b]; mask float32 [b], ones;
+        b = batch / reading.blocks.
 
     Raises:
         UserError: batch is not a multiple of reading.blocks, the source is empty, the weights are not one positive
@@ -85,10 +88,13 @@ def train(
     local = divide_batch(batch, reading.blocks)
     if not len(source):
         raise UserError("the training split has no records", "choose a larger split")
-    transform = reading.train_transform(reading.image_size)
-    at = order.mix_sources(seed, source.parts, weights) if len(weights) else order.shuffle_blocks(seed, len(source))
-    others = order.draw_replacement(seed, source.parts)
-    repeats, draw_seed = reading.augment.repeats, order.derive_seeds(seed, "augment")
+    transform, groups = reading.train_transform(), reading.find_groups(source)
+    if groups is not None:
+        at = order.deal_batches(seed, groups, batch)
+    else:
+        at = order.mix_sources(seed, source.parts, weights) if len(weights) else order.shuffle_blocks(seed, len(source))
+    others = order.draw_replacement(seed, source.parts, groups)
+    repeats, draw_seed = reading.repeats, order.derive_seeds(seed, "augment")
     words, numbers = ("text",) if len(source.captions) else (), (*_list_numbers(source), "quarantined")
     if words and tokenize is None:
         raise ValueError("a source of captions needs `tokenize`")
@@ -114,7 +120,8 @@ def train(
         positions, rng = range(first, first + local), order.make_generators(draw_seed)
         stored = _read(source, (at(p // repeats) for p in positions))
         records = (make_example(p, *of_p, rng) for p, of_p in zip(positions, stored, strict=True))
-        rows = _collect(records, local, reading.image_size, numbers, words, tokenize)
+        group = 0 if groups is None else int(groups[at(first)])
+        rows = _collect(records, local, reading.list_fields(group, test=False), numbers, words, tokenize)
         quarantined = rows.pop("quarantined")
         return Portion(rows, quarantined)
 
@@ -136,7 +143,7 @@ def find_reason(source: Source, i: int) -> str:
 
 def evaluate(
     source: Source,
-    reading: Reading,
+    reading: Reading | SceneReading,
     *,
     batch: int,
     tokenize: Tokenize | None = None,
@@ -144,12 +151,12 @@ def evaluate(
     view: int | None = None,
     seed: int = 0,
 ) -> Generator[Batch, None, None]:
-    """Yield every record once, in source order, in batches like those of `train`.
+    """Yield every record once, in source order within each group, in batches like those of `train`.
 
     The first caption of a record is used, as text and text_clean; without `tokenize` there are none. The last global
     batch is padded with zeros whose mask is 0. So masks sum to N over all processes, and every process gets the same
     number of batches. A record that cannot be decoded ends the evaluation: a score without some of the test records
-    could not be compared with others.
+    could not be compared with others. Of groups, see `train`, each has a padded last batch of its own.
 
     Args:
         shift: a key of `transforms.SHIFTS`, applied to the image as the model would see it.
@@ -159,10 +166,10 @@ def evaluate(
     Raises:
         UserError: batch is not a multiple of reading.blocks, the shift is unknown, or a record cannot be decoded.
     """
-    local, size = divide_batch(batch, reading.blocks), reading.test_size
+    local, groups = divide_batch(batch, reading.blocks), reading.find_groups(source)
     if shift is not None and shift not in transforms.SHIFTS:
         raise UserError(f"there is no shift {shift!r}", f"choose one of {', '.join(transforms.SHIFTS)}")
-    transform = reading.eval_transform() if view is None else reading.train_transform(size)
+    transform = reading.eval_transform() if view is None else reading.train_transform(test=True)
     distort = transforms.SHIFTS[shift] if shift else None
     draw_seed = order.derive_seeds(seed, f"shift {shift}, view {view}")
     words, numbers = ("text", "text_clean") if tokenize else (), _list_numbers(source)
@@ -179,13 +186,15 @@ def evaluate(
             record |= {"text": record["captions"][0], "text_clean": source.captions_clean[i][0]}
         return record
 
-    def make_batch(step: int) -> Batch:
-        first = step * batch + reading.block * local
-        rng, stop = order.make_generators(draw_seed), min(first + local, len(source))
-        records = (make_example(i, stored, rng(i)) for i, stored in _read(source, range(first, stop)))
-        return _collect(records, local, size, numbers, words, tokenize)
+    whole = order.cut_batches(len(source), batch, groups)
 
-    return _iterate(make_batch, range(math.ceil(len(source) / batch)), reading)
+    def make_batch(step: int) -> Batch:
+        group, ids = whole[step]
+        rng, own = order.make_generators(draw_seed), ids[reading.block * local : (reading.block + 1) * local]
+        records = (make_example(i, stored, rng(i)) for i, stored in _read(source, own))
+        return _collect(records, local, reading.list_fields(group, test=True), numbers, words, tokenize)
+
+    return _iterate(make_batch, range(len(whole)), reading)
 
 
 def read_texts(
@@ -252,16 +261,17 @@ def _list_numbers(source: Source) -> tuple[str, ...]:
 def _collect(
     records: Iterable[Record],
     rows: int,
-    size: int,
+    fields: Mapping[str, Field],
     numbers: Sequence[str],
     words: Sequence[str],
     tokenize: Tokenize | None,
 ) -> Batch:
-    """Copy records into a batch, each while it is still in the processor's cache. Pad with zeros.
+    """Copy records into a batch, each while it is still in the processor's cache. Pad each array with its `fill`.
 
-    `numbers` are keys of integers. The texts under the keys `words` are tokenised together.
+    `numbers` are further keys, of integers. The texts under the keys `words` are tokenised together.
     """
-    batch = {"image": np.empty((rows, size, size, 3), np.uint8), **{key: np.empty(rows, np.int32) for key in numbers}}
+    fields = {**fields, **{key: Field((), np.int32) for key in numbers}}
+    batch = {key: np.empty((rows, *field.shape), field.dtype) for key, field in fields.items()}
     texts: dict[str, list[str]] = {key: [] for key in words}
     filled = 0
     for filled, record in enumerate(records, 1):
@@ -271,12 +281,12 @@ def _collect(
             of_key.append(record[key])
     if tokenize:
         batch |= {key: tokenize([*of_key, *[""] * (rows - filled)]) for key, of_key in texts.items()}
-    for values in batch.values():
-        values[filled:] = 0
+    for key, field in fields.items():
+        batch[key][filled:] = field.fill
     return batch | {"mask": (np.arange(rows) < filled).astype(np.float32)}
 
 
-def _iterate(make: Callable[[int], T], steps: range, reading: Reading) -> Generator[T, None, None]:
+def _iterate(make: Callable[[int], T], steps: range, reading: Reading | SceneReading) -> Generator[T, None, None]:
     """Yield make(step) for each step, in order, computed ahead in threads."""
     if not steps:
         return

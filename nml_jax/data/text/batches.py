@@ -45,6 +45,11 @@ def load_tokenizer(config: ConfigDict, model: Model) -> TextTokenizer:
     return tokenizer
 
 
+def load_counter(folder: str) -> TextTokenizer:
+    """Load the tokenizer of a folder, to count the tokens of texts of any length."""
+    return _load_once(Path(folder).expanduser(), 2**20, False, "")
+
+
 @functools.lru_cache(maxsize=4)
 def _load_once(folder: Path, length: int, literal: bool, separator: str) -> TextTokenizer:
     return TextTokenizer(folder, length, literal=literal, separator=separator)

@@ -60,8 +60,14 @@ def normal_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float
 
 
 def xavier_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Draw from U(-a, a) with a² = 6 / (in + out) for a kernel [in, out] (Glorot & Bengio 2010, eq. 16)."""
-    return (2 * _draw(jax.random.uniform, key, shape, dtype) - 1) * math.sqrt(6 / sum(shape))
+    """Draw from U(-a, a), a² = 6 / (k·in + k·out), for a kernel [..., in, out] of k cells (Glorot & Bengio 2010, eq. 16)."""
+    fans = math.prod(shape[:-2]) * sum(shape[-2:])
+    return (2 * _draw(jax.random.uniform, key, shape, dtype) - 1) * math.sqrt(6 / fans)
+
+
+def kaiming_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Draw from U(-a, a), a² = 3 / fan_in, for a kernel [..., in, out]: PyTorch's `kaiming_uniform_` with a=1."""
+    return (2 * _draw(jax.random.uniform, key, shape, dtype) - 1) * math.sqrt(3 / math.prod(shape[:-1]))
 
 
 def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:

@@ -71,11 +71,11 @@ class Unit(NamedTuple):
         return (shown if float(shown) else shown[1:]).replace("-", MINUS)
 
 
-PERCENT = Unit(100, 1, " %")  # shares; the rest has no unit
+PERCENT = Unit(100, 1, " %")  # shares; the rest has no unit, and correlations are shown as 100 times their value
 RATIO = Unit(1, 2)
 UNITS = {
     "loss": Unit(1, 3), "log_loss": Unit(1, 3), "log_loss_before": Unit(1, 3),  # nats
-    "sve": RATIO, "lsvr": RATIO, "alpha_req": RATIO, "fisher_ratio": RATIO,
+    "mcc": Unit(100, 1), "sve": RATIO, "lsvr": RATIO, "alpha_req": RATIO, "fisher_ratio": RATIO,
     "effective_rank": Unit(1, 1), "stable_rank": Unit(1, 1),
 }  # fmt: skip
 
@@ -275,7 +275,7 @@ class Comparison(NamedTuple):
     @property
     def too_few(self) -> str:
         """Return which number, of seeds or of test rows, makes an interval of shares too wide; "" if it is not."""
-        if self.unit != PERCENT or not self.parts or not _says_nothing(self.low, self.high, -1):
+        if self.unit.scale != PERCENT.scale or not self.parts or not _says_nothing(self.low, self.high, -1):
             return ""
         seeds, *rows = self.parts
         return say_too_few(self.n, "seed") if seeds.variance >= sum(part.variance for part in rows) else ROWS

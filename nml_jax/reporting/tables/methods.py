@@ -75,7 +75,8 @@ def list_scores(contest: Contest) -> Block:
     over = [("", 1 + rows), *((name, len(known)) for _, name in _name_tests(contest.shown))]
     head = ["", *(["trained on"] * rows), *(TITLES[metric] for _, metric in columns)]
     over_seeds = f", mean ± sample sd over {contest.seeds} seeds" if contest.seeds > 1 else ""
-    caption = f"Scores in %{over_seeds}. {said}".rstrip()
+    correlation = " (MCC: 100 times its value)" * any(metric == "mcc" for _, metric in columns)
+    caption = f"Scores in %{correlation}{over_seeds}. {said}".rstrip()
     return table(caption, head, {"": lines}, over=over)
 
 

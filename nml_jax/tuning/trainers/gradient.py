@@ -80,7 +80,7 @@ class ByGradient:
         spec, setting = self.make_program(fit, n, n, probe)
 
         def tell(i: int, loss: float) -> None:
-            forecast.note(f"{words}, epoch {i} of {'at most ' * bool(score)}{last or epochs}")
+            forecast.step(f"{words}, epoch {i} of {'at most ' * bool(score)}{last or epochs}")
 
         with limit_blas():
             carry = descent.begin(spec, setting, self.bank.features.shape[-1], standard)

@@ -42,19 +42,24 @@ def test_the_parts_are_those_that_the_stages_name(file: Path):
         for seed in (0, 1)
         for what in ("features", "lbfgs", "mlp", "nmtune paper", "nmtune code")
     ]
-    assert set(parts) == {*names, "seed=0: diagnose"}
+    assert set(parts) == {*names, "seed=0: diagnose", "report"}
+    followed = {name for name, part in parts.items() if part.epochs}
+    assert followed == {name for name in parts if "mlp" in name or "nmtune" in name or "diagnose" in name}
     assert all(part.seconds >= 0 for part in parts.values())
-    # Seeds share settings and the probe: 3 settings and a head to calibrate for each of 4 methods, one probe, and
-    # 3 heads for each of 2 seeds.
-    assert count(parts) == 4 * (3 + 1) + 1 + 3 * 2
+    # Seeds share settings and the probe: 3 settings and a head to calibrate for each of 4 methods, one rate more for 3,
+    # one probe, and 3 heads for each of 2 seeds.
+    assert count(parts) == 4 * (3 + 1) + 3 + 1 + 3 * 2
     plain = plan(file, **{"sweep.seed": (0, 1), "tune.calibrate": False})
-    assert count(plain) == 4 * 3 + 1 + 3 * 2
+    assert count(plain) == 4 * 3 + 3 + 1 + 3 * 2
+    narrow = plan(file, **{"sweep.seed": (0, 1), "tune.widen": False})
+    assert count(narrow) == 4 * (3 + 1) + 1 + 3 * 2
+    assert narrow["seed=0: mlp"].seconds < parts["seed=0: mlp"].seconds
     assert all(part.seconds < parts[name].seconds for name, part in plain.items() if "seed=0: mlp" in name)
     assert parts["seed=1: lbfgs"].trainings == 0
 
 
 def test_seeds_choose_for_themselves_without_a_test_file(file: Path):
-    assert count(plan(file, **{"sweep.seed": (0, 1), "features.test": ""})) == 2 * 4 * (3 + 1 + 1)
+    assert count(plan(file, **{"sweep.seed": (0, 1), "features.test": ""})) == 2 * (4 * (3 + 1 + 1) + 3)
 
 
 def test_treated_suspects_double_the_heads(file: Path):
@@ -62,7 +67,7 @@ def test_treated_suspects_double_the_heads(file: Path):
     assert count(twice) == 2 * count(once)
     assert twice["seed=0: suspects"].seconds > 0
     for name, part in once.items():
-        if "diagnose" not in name and "features" not in name:
+        if "diagnose" not in name and "features" not in name and name != "report":
             assert twice[name].seconds == pytest.approx(2 * part.seconds)
 
 

@@ -4,10 +4,10 @@ from ml_collections import ConfigDict
 
 from nml_jax import objectives, runtime
 from nml_jax.assembly import encoder, feature_sets, noisy_data
+from nml_jax.data.embeddings import service
 from nml_jax.data.images import transforms
-from nml_jax.reporting.studies import recipes
-from nml_jax.tasks import classification, glue, texts
-from nml_jax.training import finetune, optim, plan
+from nml_jax.tasks import classification, detection, glue, texts
+from nml_jax.training import detect, finetune, optim, plan
 from nml_jax.tuning import diagnosis, methods
 
 
@@ -17,7 +17,6 @@ def check(config: ConfigDict) -> None:
     Raises:
         UserError: a value is out of range.
     """
-    recipes.check_name(config.study)
     noisy_data.check_ranges(config.data)
     transforms.check_ranges(config.augment)
     objectives.check_ranges(config.objective)
@@ -30,5 +29,8 @@ def check(config: ConfigDict) -> None:
     feature_sets.check_ranges(config.features)
     methods.check_ranges(config.tune)
     finetune.check_ranges(config.finetune)
+    detect.check_ranges(config.detect)
+    detection.check_ranges(config.detect.data)
     diagnosis.check_ranges(config.diagnose)
     runtime.check_ranges(config.runtime)
+    service.check_ranges(config)

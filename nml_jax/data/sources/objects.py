@@ -1,0 +1,111 @@
+"""Define sources of images with objects: boxes, classes and masks."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nml_jax.data.sources.source import Source, digest
+
+# A mask as COCO writes it: polygons [[x1, y1, x2, y2, ...], ...] or an RLE {"size": [h, w], "counts": ...}; None: none.
+Segmentation = Any
+
+
+class Objects(NamedTuple):
+    """The n objects of an image, in pixels of its upright picture.
+
+    Fields:
+        boxes: float64 [n, 4], x1 y1 x2 y2; the ends are exclusive.
+        labels: int32 [n], classes from 0.
+        crowd: bool [n]; a region of many objects, which training leaves out and the evaluation does not count.
+        areas: float64 [n], pixels of the mask, or what the annotation says.
+        masks: n segmentations.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    areas: np.ndarray
+    masks: tuple[Segmentation, ...]
+
+    def take(self, kept: np.ndarray) -> "Objects":
+        """Return the objects at `kept`, indices or bool [n]."""
+        kept = np.arange(len(self.labels))[kept]
+        return Objects(*(part[kept] for part in self[:4]), tuple(self.masks[i] for i in kept))
+
+
+def make_objects(
+    boxes: Sequence[Any], labels: Sequence[int], crowd: Sequence[bool], areas: Sequence[float], masks: Sequence[Any]
+) -> Objects:
+    """Make the objects of an image from lists, which may be empty."""
+    return Objects(
+        np.asarray(boxes, np.float64).reshape(-1, 4),
+        np.asarray(labels, np.int32).reshape(-1),
+        np.asarray(crowd, bool).reshape(-1),
+        np.asarray(areas, np.float64).reshape(-1),
+        tuple(masks),
+    )
+
+
+class ObjectSource(Source):
+    """Images with objects. A record has image, id, and objects: an `Objects`.
+
+    Attributes:
+        sizes: int32 [N, 2], height and width of the upright pictures.
+        image_ids: N ids of the images in the annotations that they come from.
+        category_ids: K ids of the classes there.
+        has_masks: whether objects have masks.
+    """
+
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        *,
+        class_names: Sequence[str],
+        fingerprint: str,
+        image_ids: Sequence[Any] | None = None,
+        category_ids: Sequence[int] | None = None,
+        has_masks: bool = True,
+    ):
+        self.sizes = np.asarray(sizes, np.int32).reshape(-1, 2)
+        super().__init__(num_classes=len(class_names), class_names=class_names, fingerprint=fingerprint)
+        self.image_ids = range(len(self)) if image_ids is None else image_ids
+        self.category_ids = range(len(class_names)) if category_ids is None else category_ids
+        self.has_masks = has_masks
+
+    def objects(self, i: int) -> Objects:
+        """Return the objects of record i, without reading its image."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        i = range(len(self))[i]
+        return {"image": self.image(i), "id": i, "objects": self.objects(i)}
+
+
+class SomeImages(ObjectSource):
+    """The records of `source` at `indices`, in that order. Ids start at 0 again."""
+
+    def __init__(self, source: ObjectSource, indices: np.ndarray):
+        super().__init__(
+            source.sizes[indices],
+            class_names=source.class_names,
+            fingerprint=digest("some images", source.fingerprint, np.asarray(indices, np.int64)),
+            image_ids=[source.image_ids[i] for i in indices.tolist()],
+            category_ids=source.category_ids,
+            has_masks=source.has_masks,
+        )
+        self.source, self.indices = source, indices
+
+    def image(self, i: int) -> bytes | np.ndarray:
+        return self.source.image(int(self.indices[i]))
+
+    def objects(self, i: int) -> Objects:
+        return self.source.objects(int(self.indices[i]))
+
+    @property
+    def keys(self) -> Sequence[str] | None:
+        keys = self.source.keys
+        return None if keys is None else [keys[i] for i in self.indices.tolist()]

@@ -1,0 +1,189 @@
+"""The task of the stage detect: its splits, how they are read, and detections and truth in COCO's format."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from nml_jax import ranges
+from nml_jax.console import notice
+from nml_jax.data.images import masks, scenes
+from nml_jax.data.sources.digit_scenes import DigitScenes
+from nml_jax.data.sources.objects import Objects, ObjectSource, SomeImages
+from nml_jax.errors import MissingInput, UserError
+from nml_jax.models import Model
+
+SOURCES = ("digits", "directory")
+
+
+class Task(NamedTuple):
+    """The splits of a detector. `test` has the classes of `train`, in their order."""
+
+    name: str
+    train: ObjectSource
+    test: ObjectSource
+    test_split: str
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """Raise UserError if a value of the section `detect.data` is out of range."""
+    ranges.require_at_least(1, "detect.data", config, "scenes", "test_scenes", "smallest", "max_objects")
+    ranges.require_share("detect.data", config, "flip")
+    ranges.require_interval("detect.data", config, "canvas")
+    if config.source not in SOURCES:
+        raise UserError(f"detect.data.source={config.source!r} does not exist", f"choose one of {', '.join(SOURCES)}")
+    if any(not 1 <= side <= config.canvas[0] for side in config.scales):
+        cure = f"give sides of 1 to {config.canvas[0]} pixels, or a larger detect.data.canvas"
+        raise UserError(f"detect.data.scales={tuple(config.scales)} do not fit the canvas", cure)
+
+
+def open_task(config: ConfigDict) -> Task:
+    """Open the splits of the section `detect.data`.
+
+    Raises:
+        UserError: a dataset is missing or damaged, a test object is of a class that training does not know, or there is
+            nothing to train on.
+    """
+    data = config.detect.data
+    if data.source == "digits":
+        how: dict[str, Any] = {"side": data.canvas[0], "seed": 0, "kinds": data.kinds}
+        train = DigitScenes("train", data.scenes, **how)
+        return Task("digit scenes", choose_images(train, data), DigitScenes("test", data.test_scenes, **how), "test")
+    raise UserError("detect.data.source=directory cannot be read yet", "set detect.data.source=digits")
+
+
+def count(config: ConfigDict) -> tuple[int, int]:
+    """Return the number of images to train on and of classes, from the data.
+
+    Raises:
+        UserError: see `open_task`; or `detect.data.num_classes` is another number.
+    """
+    task, told = open_task(config), config.detect.data.num_classes
+    if told is not None and told != task.train.num_classes:
+        cure = f"set --config.detect.data.num_classes={task.train.num_classes}, or leave it out"
+        raise UserError(f"detect.data.num_classes={told}, but the data have {task.train.num_classes} classes", cure)
+    return len(task.train), task.train.num_classes
+
+
+def find_sizes(config: ConfigDict) -> tuple[int, int]:
+    """Do as `count`; if the data are not there, take the numbers that the config expects."""
+    data = config.detect.data
+    try:
+        return count(config)
+    except MissingInput as e:
+        if data.expected is None or data.num_classes is None:
+            raise
+        notice(f"{e.cause}; planning with detect.data.expected={data.expected}")
+        return data.expected, data.num_classes
+
+
+def choose_images(source: ObjectSource, data: ConfigDict) -> ObjectSource:
+    """Leave out images that nothing can be learnt from: without an object but crowds, or with a side too short.
+
+    Says how many these are, and how many objects `max_objects` cuts.
+
+    Raises:
+        UserError: no image is left.
+    """
+    empty, cut, large = 0, 0, source.sizes.min(1) >= data.smallest
+    kept = []
+    for i in range(len(source)):
+        count = int((~source.objects(i).crowd).sum())
+        empty += bool(large[i]) and not count
+        if large[i] and count:
+            kept.append(i)
+            cut += max(count - data.max_objects, 0)
+    left_out = {"without an object": empty, f"with a side below {data.smallest} pixels": int((~large).sum())}
+    if told := [f"{n:,} {why}" for why, n in left_out.items() if n]:
+        notice(f"not trained on: {' and '.join(told)}, of {len(source):,} images")
+    if cut:
+        notice(f"detect.data.max_objects={data.max_objects} cuts {cut:,} objects, the last of their images")
+    if not kept:
+        raise UserError("no image has an object to train on", "give another split, or a smaller detect.data.smallest")
+    return source if len(kept) == len(source) else SomeImages(source, np.array(kept))
+
+
+def make_transform(data: ConfigDict, model: Model) -> scenes.SceneTransform:
+    """Make the transform of images for a detector, whose spec says which masks it takes."""
+    short, long = map(int, data.canvas)
+    canvas, spec = scenes.pad_canvas(short, long), model.spec
+    return scenes.SceneTransform(
+        canvas,
+        short,
+        long,
+        scales=tuple(data.scales),
+        flip=data.flip,
+        most=data.max_objects,
+        crop=spec["masks"].shape[-1] if "masks" in spec else 0,
+        stride=canvas[0] // spec["maps"].shape[2] if "maps" in spec else 0,
+    )
+
+
+def find_canvas(data: ConfigDict) -> tuple[int, int]:
+    """Return height and width of the landscape canvas."""
+    return scenes.pad_canvas(*map(int, data.canvas))
+
+
+# ---- COCO's format
+
+
+def make_truth(source: ObjectSource) -> dict[str, Any]:
+    """Return a source as a dataset in COCO's format: image ids are those of records, category c + 1 is class c."""
+    images, annotations = [], []
+    for i in range(len(source)):
+        height, width = map(int, source.sizes[i])
+        images.append({"id": i, "height": height, "width": width})
+        annotations += [{"image_id": i, **each} for each in _annotate(source.objects(i), height, width)]
+    categories = [{"id": c + 1, "name": name} for c, name in enumerate(source.class_names)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _annotate(objects: Objects, height: int, width: int) -> list[dict[str, Any]]:
+    """Return the annotations of an image, without ids."""
+    out = []
+    for k, (x1, y1, x2, y2) in enumerate(objects.boxes.tolist()):
+        one = {"category_id": int(objects.labels[k]) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1],
+               "area": float(objects.areas[k]), "iscrowd": int(objects.crowd[k])}  # fmt: skip
+        if objects.masks[k] is not None:
+            one["segmentation"] = masks.to_rle(objects.masks[k], height, width)
+        out.append(one)
+    return out
+
+
+def describe(source: ObjectSource, i: int, found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return the detections of image i in COCO's format, with the ids of `make_truth`, in pixels of the picture.
+
+    Args:
+        found: as `evals.detection.find_detections` yields it.
+    """
+    height, width = map(int, source.sizes[i])
+    return describe_found(i, (height, width), found)
+
+
+def describe_found(i: Any, size: tuple[int, int], found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Do as `describe` for a picture of `size` (height, width) with the id `i`."""
+    (height, width), (h, w) = size, map(int, found["size"])
+    boxes = found["boxes"].astype(np.float64) * np.array([width / w, height / h] * 2)
+    boxes = boxes.clip(0, [width, height] * 2)
+    out = []
+    for k, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+        one = {"image_id": i, "category_id": int(found["classes"][k]) + 1, "score": float(found["scores"][k]),
+               "bbox": [x1, y1, x2 - x1, y2 - y1]}  # fmt: skip
+        if "masks" in found:
+            one["segmentation"] = masks.encode(masks.paste(found["masks"][k], boxes[k], height, width))
+        if "maps" in found:
+            up, across = map(int, found["canvas"])
+            mask = masks.resize_map(found["maps"][k], (up, across), (h, w), height, width)
+            one["segmentation"] = masks.encode(mask)
+        out.append(one)
+    return out
+
+
+def restore_ids(source: ObjectSource, results: list[Any]) -> list[dict[str, Any]]:
+    """Return results with the ids of images and categories that the annotations of `source` have."""
+    return [
+        {**one, "image_id": source.image_ids[one["image_id"]],
+         "category_id": int(source.category_ids[one["category_id"] - 1])}
+        for one in results
+    ]  # fmt: skip

@@ -1,0 +1,107 @@
+"""The twins on our side: their configs, and their weights by the names that torchvision has for them."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from configs.common import get_config
+from nml_jax.models import Model, detection
+from tests.models.detection import twins
+
+# Parts of names of ours -> torchvision's.
+NAMES = (
+    (r"encoder/", "backbone.body."),
+    (r"stem_(conv|bn)/", r"\g<1>1."),
+    (r"stage(\d)_block(\d)/", r"layer\1.\2."),
+    (r"downsample_conv/", "downsample.0."),
+    (r"downsample_bn/", "downsample.1."),
+    (r"detector/fpn/lateral(\d)/", r"backbone.fpn.inner_blocks.\1.0."),
+    (r"detector/fpn/output(\d)/", r"backbone.fpn.layer_blocks.\1.0."),
+    (r"detector/fpn/extra2/", r"backbone.fpn.extra_blocks.p6."),
+    (r"detector/fpn/extra3/", r"backbone.fpn.extra_blocks.p7."),
+    (r"detector/head/class_out/", "head.classification_head.cls_logits."),
+    (r"detector/head/class(\d)/", r"head.classification_head.conv.\1.0."),
+    (r"detector/head/box_out/", "head.regression_head.bbox_reg."),
+    (r"detector/head/box(\d)/", r"head.regression_head.conv.\1.0."),
+    (r"detector/rpn/conv/", "rpn.head.conv.0.0."),
+    (r"detector/rpn/class/", "rpn.head.cls_logits."),
+    (r"detector/rpn/box/", "rpn.head.bbox_pred."),
+    (r"detector/box/fc0/", "roi_heads.box_head.fc6."),
+    (r"detector/box/fc1/", "roi_heads.box_head.fc7."),
+    (r"detector/box/class/", "roi_heads.box_predictor.cls_score."),
+    (r"detector/box/box/", "roi_heads.box_predictor.bbox_pred."),
+    (r"detector/mask/conv(\d)/", r"roi_heads.mask_head.\1.0."),
+    (r"detector/mask/double/", "roi_heads.mask_predictor.conv5_mask."),
+    (r"detector/mask/out/", "roi_heads.mask_predictor.mask_fcn_logits."),
+    (r"/", "."),
+    (r"(kernel|scale)$", "weight"),
+    (r"\.mean$", ".running_mean"),
+    (r"\.var$", ".running_var"),
+)
+
+
+def rename(name: str) -> str:
+    """Return torchvision's name of a parameter or statistic of ours."""
+    for ours, theirs in NAMES:
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+def shape_there(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that torchvision's parameter of a name has; ours has `shape`. It has a class of background."""
+    if name.endswith("conv5_mask.weight"):
+        return (shape[2], shape[3], 2, 2)
+    there = tuple(shape[i] for i in {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[len(shape)])
+    added = {"box_predictor.bbox_pred": 4, "mask_fcn_logits": 1}
+    return there[0] + next((n for part, n in added.items() if part in name), 0), *there[1:]
+
+
+def convert(name: str, value: np.ndarray) -> np.ndarray:
+    """Bring torchvision's parameter to our order of axes and classes: channels last, and background the last class."""
+    if name.endswith("fc6.weight"):  # [out, C, h, w] flat
+        return value.reshape(len(value), twins.FPN, 7, 7).transpose(2, 3, 1, 0).reshape(-1, len(value))
+    if name.endswith("conv5_mask.weight"):
+        return value.transpose(2, 3, 0, 1)
+    if "cls_score" in name:
+        value = np.roll(value, -1, 0)
+    if "box_predictor.bbox_pred" in name or "mask_fcn_logits" in name:
+        value = value[4 if "bbox" in name else 1 :]
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+
+
+def make_config(system: str, **own: Any) -> Any:
+    """Make the sections of a twin as torchvision has its detector."""
+    config = get_config()
+    config.model.update(
+        name="resnet18", width=twins.WIDTH, blocks=(1, 1, 1, 1), stem="small", mean=twins.MEAN, std=twins.STD
+    )
+    config.detect.fpn.width = twins.FPN
+    config.detect.update(freeze=0, clamp_both=False, low_quality="argmax", max_detections=40)
+    config.detect.min_size = -1.0 if system == "retina" else 0.01
+    config.detect.anchors.rounded = "sizes" if system == "retina" else "corners"
+    config.detect.retina.update(twins.RETINA)
+    config.detect.rpn.update(twins.RPN)
+    config.detect.roi.update(twins.ROI)
+    config.detect.mask.update(twins.MASK)
+    return config
+
+
+def build(system: str) -> tuple[Model, Any]:
+    """Build a twin; return it and the section `detect`."""
+    config = make_config(system)
+    return detection.build(
+        config.model, config.detect, system, num_classes=twins.CLASSES, canvas=twins.CANVAS
+    ), config.detect
+
+
+def fill(model: Model) -> tuple[Any, Any]:
+    """Return the weights of a twin, equal to torchvision's."""
+
+    def one(path: Any, x: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = "/".join(str(key.key) for key in path).replace("/batch_stats", "")
+        name = rename(name)
+        return convert(name, twins.draw(name, shape_there(name, x.shape)))
+
+    return tuple(jax.tree_util.tree_map_with_path(one, tree) for tree in model.shapes)  # type: ignore[return-value]

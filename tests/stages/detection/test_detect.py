@@ -1,0 +1,158 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from nml_jax.errors import NonFinite, UserError
+from nml_jax.runs.rows import read_rows
+from nml_jax.training import checkpoint
+from tests.scenes import detect_experiment
+
+RUN = "noise=0.3,seed=0"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("detect")
+    detect_experiment.launch(workdir)
+    return workdir
+
+
+def list_detect_rows(workdir):
+    return [row for row in read_rows(workdir / RUN) if row.stage == "detect"]
+
+
+def test_rows_say_what_was_trained_on_what(finished):
+    rows = list_detect_rows(finished)
+    names = [row.metric for row in rows]
+    assert names[:3] == ["box_AP", "box_AP50", "box_AP75"]
+    assert "box_APl" not in names, "there are no objects of that size"
+    for row in rows:
+        assert (row.method, row.preset, row.task, row.split) == ("retina", "encoder", "digit scenes", "test")
+        assert (row.n_train, row.n_test, row.step) == (16, 4, 6)
+        assert (row.noise_kind, row.noise_asked, row.model) == ("symmetric", 0.3, "resnet18")
+        assert 0 <= row.value <= 1
+
+
+def test_results_are_in_the_format_of_coco(finished):
+    folder = finished / RUN / "detect" / "retina"
+    results = json.loads((folder / "results.json").read_text())
+    assert results
+    assert {tuple(sorted(one)) for one in results} == {("bbox", "category_id", "image_id", "score")}
+    assert {one["category_id"] for one in results} <= set(range(1, 11))
+    assert {one["image_id"] for one in results} <= set(range(4))
+    meta = checkpoint.read_meta(folder / "checkpoints" / "6")
+    assert meta["class_names"] == [str(i) for i in range(10)]
+
+
+def test_a_finished_stage_is_skipped(finished, capfd):
+    detect_experiment.launch(finished)
+    err = capfd.readouterr().err
+    assert "detect is done, skipped" in err
+    assert "pretrain is done, skipped" in err
+
+
+def test_an_interrupted_run_continues_to_the_same_bits(finished, tmp_path):
+    workdir = tmp_path / "again"
+    shutil.copytree(finished, workdir)
+    folder = workdir / RUN / "detect" / "retina"
+    whole = checkpoint.list_steps(folder / "checkpoints")
+    assert whole == [4, 6]
+    shutil.rmtree(folder / "checkpoints" / "6")
+    before = (folder / "results.json").read_bytes()
+    for name in ("results.json", "rows.jsonl"):
+        (folder / name).unlink()
+    detect_experiment.launch(workdir)
+    assert checkpoint.list_steps(folder / "checkpoints")[-1] == 6
+    assert (folder / "results.json").read_bytes() == before
+    assert list_detect_rows(workdir) == list_detect_rows(finished)
+
+
+def test_training_starts_from_the_encoder_without_its_head(finished):
+    from nml_jax.stages import detect
+    from nml_jax.training.pretrained import load_model
+
+    encoder = load_model(finished / RUN)
+    assert "head" in encoder.params
+    workdir = finished / "frozen"
+    # With a learning rate of almost 0 and running statistics the encoder stays what it was.
+    shutil.copytree(finished / RUN, workdir / RUN)
+    shutil.rmtree(workdir / RUN / "detect")
+    tiny = {"detect.optimizer.lr": 1e-30, "detect.norm": "eval", "detect.optimizer.weight_decay": 0.0}
+    detect_experiment.launch(workdir, force=("detect",), **tiny)
+    meta, folder = None, workdir / RUN / detect.FOLDER / "retina" / "checkpoints" / "6"
+    meta = checkpoint.read_meta(folder)
+    assert meta["system"] == "retina"
+    program_shapes = detect_model_shapes(meta)
+    loaded = checkpoint.load(folder, {"model": program_shapes})["model"]
+    assert set(loaded["params"]["encoder"]) == set(encoder.params) - {"head"}
+    for name, leaf in flat(loaded["params"]["encoder"]).items():
+        np.testing.assert_allclose(leaf, flat(encoder.params)[name], rtol=0, atol=1e-20)
+
+
+def test_a_dry_run_says_what_it_would_train(tmp_path, capfd):
+    detect_experiment.launch(
+        tmp_path, dry_run=True, **{"detect.systems": ("retina", "mask"), "detect.rpn.strides": (4,)}
+    )
+    out = capfd.readouterr().out
+    assert "detect, each run:" in out
+    assert "6 steps of 8 images (3 epochs of 16), from encoder; canvas 32 x 32" in out
+    assert out.count("10 classes") >= 2
+    assert not (tmp_path / RUN).exists()
+
+
+def flat(tree):
+    from nml_jax.training.leaves import name_leaves
+
+    return {name: np.asarray(leaf) for name, leaf in name_leaves(tree).items()}
+
+
+def detect_model_shapes(meta):
+    import jax
+
+    from nml_jax import runtime, settings
+    from nml_jax.tasks import detection
+    from nml_jax.training import detect
+
+    config = settings.from_json(meta["config"])
+    setup = detect.Setup(meta["system"], meta["num_classes"], detection.find_canvas(config.detect.data))
+    model = detect.build_model(*settings.freeze_sections(config.model, config.detect), setup, runtime.make_mesh())
+    params, state = model.shapes
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = {"params": params, "model_state": state, "ema": None}
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), shapes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"detect.systems": ("yolo",)}, "detect.systems: unknown 'yolo'"),
+        ({"detect.starts": ("middle",)}, "detect.starts: unknown 'middle'"),
+        ({"detect.starts": ("random",), "detect.norm": "eval"}, "random weights have none"),
+        ({"detect.batch": 12}, "detect.batch"),
+        ({"model.name": "vit_ti", "model.patch": 4}, "model.name=vit_ti"),
+        ({"detect.retina.strides": (4, 16)}, "strides (4, 16)"),
+        ({"detect.data.source": "internet"}, "detect.data.source='internet'"),
+        ({"detect.data.kinds": ("plane",)}, "digit scenes of the kinds"),
+        ({"detect.data.kinds": ("empty",)}, "no image has an object"),
+        ({"detect.data.scales": (64,)}, "detect.data.scales"),
+        ({"detect.data.smallest": 64}, "no image has an object"),
+        ({"detect.optimizer.schedule": "step"}, "optimizer.milestones"),
+        ({"stages": ("detect",)}, "holds no checkpoint"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(overrides, words, tmp_path):
+    with pytest.raises(UserError) as e:
+        detect_experiment.launch(tmp_path, **overrides)
+    assert words in e.value.cause
+    assert not (tmp_path / RUN / "detect").exists()
+
+
+def test_a_rate_that_is_too_high_ends_with_the_ids(tmp_path, finished):
+    workdir = tmp_path / "high"
+    shutil.copytree(finished / RUN, workdir / RUN)
+    shutil.rmtree(workdir / RUN / "detect")
+    rates = {"detect.optimizer.lr": 1e30, "detect.optimizer.warmup_steps": 0, "runtime.max_skipped": 2}
+    with pytest.raises(NonFinite, match="ids of its batch: "):
+        detect_experiment.launch(workdir, force=("detect",), **rates)
