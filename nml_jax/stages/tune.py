@@ -27,7 +27,7 @@ from nml_jax.models.heads.mlp import make_head
 from nml_jax.processes import crew, forecast, peers
 from nml_jax.runs.heads import correct_path, head_name, head_path, preset_label
 from nml_jax.runs.record import name_run
-from nml_jax.runs.rows import DIVERGED, Row, has_rows, read_rows, write_rows
+from nml_jax.runs.rows import DIVERGED, Row, has_rows, holds_rows, read_rows, write_rows
 from nml_jax.stages.stage import HEADS, Outputs, Stage
 from nml_jax.tuning import methods, select, spread
 from nml_jax.tuning.holdout import check_choices
@@ -81,7 +81,7 @@ def _run_first(config: ConfigDict, workdir: Path) -> str:
         write_rows(workdir, "tune", rows)
         for place in {_find_place(workdir, vars(row)) for row in rows}:
             shutil.rmtree(place)
-        if not any((workdir / "tuning").rglob("rows.jsonl")):
+        if not holds_rows(workdir / "tuning"):
             shutil.rmtree(workdir / "tuning")
     return settings.hash_json([[row.metric, row.split, row.method, preset_label(vars(row)), row.value] for row in rows])
 

@@ -78,7 +78,7 @@ def make_panel(view: View, numbers: Numbers, name: str) -> Drawn | None:
     metric = view.y if view.y in SPECTRUM else numbers.metric
     noise = numbers.study.axis == "noise"
     label = AXES.get(view.x, "wrong supervision in pre-training" if noise else numbers.study.axis)
-    data = numbers.study.cells[0].config.get("data.name") or ""
+    data = numbers.study.cells[0].value("data.name") or ""
     agreeing = find_agreeing(read_published(name), data, view.y) if view.x == "condition" and noise else []
     title = (
         view.title if view.y in SPECTRUM else view.title.replace("score", METRICS[metric].title.removeprefix("the "))
