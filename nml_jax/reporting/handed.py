@@ -87,16 +87,23 @@ def answer(c: Contest, method: Method, tests: Sequence[Key]) -> Answer | None:
     scores = [_describe_score(c, first, test) for test in shown]
     if (more := sum(test.domain in domains for test in first.tests) - len(shown)) > 0:
         scores.append(f"and on {more} more, in the table of files below")
-    of = f", the first of {len(heads)} seeds" if len(heads) > 1 else ""
+    which = "the same in each" if _is_shared(heads) else "the first"
+    of = f", {which} of {len(heads)} seeds" if len(heads) > 1 else ""
     about = f"{add_article(method)}{of}; {describe_rows(c, first)}"
     where = f" For {list_words(DOMAINS[test.domain] for test in tests)} rows." if len(tests) < len(c.decided) else ""
     what = f"{about[0].upper()}{about[1:]}.{where}"
     return Answer({FILE: [str(first.path), what], SCORES: scores}, write_command(c, first, shown))
 
 
+def _is_shared(heads: Sequence[Head]) -> bool:
+    """Return whether seeds have the same head: a solved one whose rows and settings are the same."""
+    known = {(head.n_train, *((test, row.value, str(row.hyper)) for test, row in head.tests.items())) for head in heads}
+    return len(known) == 1 and all(methods.find(head.method.name).probe for head in heads)
+
+
 def _describe_score(c: Contest, head: Head, test: Key) -> str:
     row, s = head.tests[test], c.stat(head.method, test, ACCURACY)
-    mean = f"; mean over {s.n} seeds {PERCENT.text(s.mean)}" if s.n > 1 else ""
+    mean = f"; mean over {s.n} seeds {PERCENT.text(s.mean)}" if s.n > 1 and s.sd else ""
     return f"{format_score(row.value, row.n_test)}, on {name_test(test)}{mean}{_describe_deciding(c, head, test)}"
 
 
@@ -107,7 +114,7 @@ def _describe_deciding(c: Contest, head: Head, test: Key) -> str:
     source = c.study.sources.get(test._replace(method=head.method), [{}])[0].get(head.seed)
     rows = [row for row in source.rows if row.head_seed == head.tests[test].head_seed] if source else []
     s, kind = c.stat(head.method, test, test.metric), unit(test.metric)
-    mean = f", mean over {s.n} seeds {kind.text(s.mean)}" if s.n > 1 else ""
+    mean = f", mean over {s.n} seeds {kind.text(s.mean)}" if s.n > 1 and s.sd else ""
     name = SCORES_OF.get(test.metric) or METRICS[test.metric].title.removeprefix("the ")
     return f"; {name} {kind.text(rows[0].value)}{mean}" if rows else ""
 
@@ -160,7 +167,8 @@ def write_lines(c: Contest, advised: Mapping[Method, Sequence[Key]]) -> list[str
 def list_files(c: Contest, advised: Sequence[Method]) -> list[Block]:
     """Return, folded, every file of the advised methods with the rows that it saw and its score on every test."""
     lines = []
-    for head in (head for method in advised for head in list_heads(c, method)):
+    found = [list_heads(c, method) for method in advised]
+    for head in (head for heads in found for head in (heads[:1] if _is_shared(heads) else heads)):
         scores = [
             f"{100 * row.value:.2f}{f', {text}' if (text := _interval(row)) else ''}"
             if (row := head.tests.get(test))

@@ -67,9 +67,10 @@ def _run_first(config: ConfigDict, workdir: Path) -> str:
     seeds, pairs = settings.repetition_seeds(config.seed, config.tune.seeds), list(methods.list_methods(config.tune))
     for found in open_feature_sets(config, workdir):
         training = Training(config, found, seeds)
-        for sample in treat_suspects(workdir.name, config, training, draw_samples(config, found)):
+        samples = treat_suspects(workdir.name, config, training, draw_samples(config, found))
+        for j, sample in enumerate(samples):
             for i, (method, preset) in enumerate(pairs):
-                name = f"{workdir.name}: {tune_cost.name_method(method, preset, config)}"
+                name = tune_cost.name_part(workdir.name, tune_cost.name_method(method, preset, config), j)
                 with peers.track(f"{found.task}: {method}, {i} of {len(pairs)} methods done"), forecast.part(name):
                     forecast.note(f"{i} of {len(pairs)} methods done")
                     rows += _tune_method(workdir, training, sample, method, preset)

@@ -28,6 +28,7 @@ CALL = 1e-3  # seconds of a step or an evaluation besides
 STOPPED = 0.3  # share of the most epochs that early stopping leaves, from random weights: a guess
 BEST = 90  # steps after which validation is best, from a probe: the mean of settings, see benchmarks/forecast.py
 COMPILED = 1.5  # seconds to compile a training step
+SAMPLE = ", sample "  # between a method and the number of what it is trained on, in the name of a part
 READ = 0.5  # seconds to read the files
 REPORT = 6.0  # seconds to draw the report
 
@@ -87,6 +88,11 @@ def estimate_methods(config: ConfigDict, found: FeatureSet, *, measured: bool = 
 
 def name_method(method: str, preset: str | None, config: ConfigDict) -> str:
     return " ".join(filter(None, (method, methods.name_preset(preset, config.tune))))
+
+
+def name_part(run: str, method: str, sample: int) -> str:
+    """Return the name of the part that trains a method in a run on one of its samples of the training rows, from 0."""
+    return f"{run}: {method}{f'{SAMPLE}{sample + 1}' if sample else ''}"
 
 
 def _estimate(config: ConfigDict, found: FeatureSet, method: str, preset: str | None, measured: bool) -> Cost:
@@ -185,19 +191,25 @@ def estimate_parts(
         parts[f"{name}: features"] = Part(0.0 if i and shared else len(first.extract.spectra) * spectra + READ)
         if treated:
             parts[f"{name}: suspects"] = Part(len(tune.shares) * len(tune.noises) * _estimate_judging(rows, dim, k))
-        samples, amount = ((1 + treated) * len(tune.noises) * x for x in (len(tune.shares), sum(tune.shares)))
-        solve = 0.0 if again else _estimate_probe(rows, dim, k, len(tune.cs)) + _estimate_probe(rows, dim, k)
-        for method, cost in costs.items():
-            heads = 0 if again and not cost.step else tune.seeds if cost.step else 1
-            seconds = tune.seeds * cost.train + (0.0 if again else cost.choose)
-            if cost.probe:
-                seconds, solve = seconds + solve, 0.0  # the next method finds it solved
-            trainings = heads + (0 if again else cost.settings)
-            epochs = tune.seeds * cost.kept + (0.0 if again else cost.searched)
-            parts[f"{name}: {method}"] = Part(amount * seconds, round(samples * trainings), epochs)
+        for j, share in enumerate(np.repeat(tune.shares, (1 + treated) * len(tune.noises)).tolist()):
+            solve = 0.0 if again else _estimate_probe(rows, dim, k, len(tune.cs)) + _estimate_probe(rows, dim, k)
+            for method, cost in costs.items():
+                own = _estimate_part(tune, cost, again)
+                if cost.probe:
+                    own, solve = own._replace(seconds=own.seconds + solve), 0.0  # the next method finds it solved
+                parts[name_part(name, method, j)] = own._replace(seconds=share * own.seconds)
         if "diagnose" in config.stages and not i:
             parts[f"{name}: diagnose"] = _estimate_diagnosis(first, rows, dim, k)
     return parts | ({"report": Part(REPORT)} if "report" in config.stages else {})
+
+
+def _estimate_part(tune: Any, cost: Cost, again: bool) -> Part:
+    """Estimate a method in one run, on all rows; `again`: its settings were chosen in another run."""
+    heads = 0 if again and not cost.step else tune.seeds if cost.step else 1
+    seconds, epochs = tune.seeds * cost.train, tune.seeds * cost.kept
+    if again:
+        return Part(seconds, heads, epochs)
+    return Part(seconds + cost.choose, heads + cost.settings, epochs + cost.searched)
 
 
 def _estimate_diagnosis(config: ConfigDict, rows: int, dim: int, k: int) -> Part:
@@ -238,7 +250,7 @@ def describe(config: ConfigDict, cells: Mapping[str, ConfigDict]) -> list[str]:
     parts = estimate_parts(config, cells, costs)
     for name, cost in costs.items():
         step = f", {1000 * cost.step:.0f} ms a step" if cost.step else ""
-        own = [part for where, part in parts.items() if where.endswith(f": {name}")]
+        own = [part for where, part in parts.items() if where.partition(": ")[2].partition(SAMPLE)[0] == name]
         seconds, trainings = sum(part.seconds for part in own), sum(part.trainings for part in own)
         lines.append(f"{name}: {trainings} trainings{step}, {format_seconds(max(seconds, 1))}")
     seconds, trainings = sum(part.seconds for part in parts.values()), sum(part.trainings for part in parts.values())
