@@ -219,7 +219,7 @@ def measure_extraction(tiny: bool) -> Iterator[Row]:
     """Measure JPEGs to features: the stage's own pipeline and encoder, together and each alone."""
     from input import draw_photos
 
-    from nml_jax.assembly import encoder, evaluators
+    from nml_jax.assembly import encoder, streams
     from nml_jax.assembly.encode import compile_encoder, encode_split
     from nml_jax.data.sources.source import in_memory
     from nml_jax.tasks.classification import Test
@@ -244,7 +244,7 @@ def measure_extraction(tiny: bool) -> Iterator[Row]:
         return sum(len(block["id"]) for block in encode_split(config, frozen, encode, mesh, test, None))
 
     def pipeline() -> int:
-        return sum(len(block["id"]) for block in evaluators.read_images(config, mesh, source, batch=batch))
+        return sum(len(block["id"]) for block in streams.read_records(config, mesh, model, source, batch=batch))
 
     side = config.data.image_size
     images = runtime.put_batch(mesh)({"image": np.zeros((batch, side, side, 3), np.uint8)})

@@ -5,10 +5,11 @@
 The opponents are numpy.linalg.svd (without vectors) and scikit-learn's TruncatedSVD with as many components as features
 (its default algorithm, "randomized"; "arpack" allows at most one component less). All run in one process and take turns
 in every round, so that a busy machine slows all of them. The well-conditioned features are Gaussian. `code` is the same
-in the mode of the released code. `steep` has σ from 1 to exp(-100), for which ours takes an SVD in place of the Gram
-matrix. `device` is float32, too: its `jitted` is the route of accelerators, a JAX array that a compiled program reduces
-to D × D in float64, on one device of this CPU and on eight simulated ones. Seconds are wall time; CPU seconds are those
-of all threads. Kinds that are left out keep their results in the file, with their own date and machine.
+in the mode of the released code. For three kinds one Gram matrix is not accurate enough: `steep` has σ from 1 to
+exp(-100), `falling` from 1 to exp(-18), and of `deficient` an eighth is zero. `device` is float32, too: its `jitted` is
+the route of accelerators, a JAX array that a compiled program reduces to D × D in float64, on one device of this CPU
+and on eight simulated ones. Seconds are wall time; CPU seconds are those of all threads. Kinds that are left out keep
+their results in the file, with their own date and machine.
 """
 
 import argparse
@@ -40,9 +41,10 @@ def features(n: int, d: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     F = rng.standard_normal((n, d))
     u, v = np.linalg.qr(F)[0], np.linalg.qr(rng.standard_normal((d, d)))[0]
-    steep = u * np.exp(np.linspace(0, -100, d)) @ v.T
-    return {"float64": F, "float32": F.astype(np.float32), "code": F.astype(np.float32), "device": F.astype(np.float32),
-            "steep": steep}  # fmt: skip
+    falls = {"steep": np.exp(np.linspace(0, -100, d)), "falling": np.exp(np.linspace(0, -18, d)),
+             "deficient": 1.0 * (np.arange(d) < d - d // 8)}  # fmt: skip
+    hidden = {name: u * fall @ v.T for name, fall in falls.items()}
+    return {"float64": F, **dict.fromkeys(("float32", "code", "device"), F.astype(np.float32)), **hidden}
 
 
 def metered(F: np.ndarray) -> np.ndarray:
@@ -92,6 +94,8 @@ ROUNDS = {
     "code": (code, code_svd),
     "device": (singular_values, svd, jitted, jitted_on_8),
     "steep": (singular_values, svd),
+    "falling": (singular_values, svd),
+    "deficient": (singular_values, svd),
 }
 
 

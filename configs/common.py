@@ -35,12 +35,14 @@ def get_config() -> ConfigDict:
 
     # Pre-training data.
     data = config.data = ConfigDict()
-    data.source = "digits"  # digits (scikit-learn's, embedded) | directory (prepared) | tfds (catalogue)
-    data.path = ""  # directory: the prepared dataset; tfds: data_dir
+    data.source = "digits"  # digits (scikit-learn's) | directory (prepared) | tfds (catalogue) | texts (tables)
+    data.path = ""  # directory: the prepared dataset; tfds: data_dir; texts: a folder of .tsv, .csv or .parquet files
+    data.columns = ""  # texts: column of the texts, or two separated by a comma. "": the first usual name there
+    data.label = ""  # texts: column of the labels. "": the first usual name there
     data.mixture = ()  # directory: several prepared datasets, one after another, instead of `path`
     data.weights = ()  # mixture: share of the examples from each dataset; (): in proportion to its size
     data.name = ""  # tfds: name of the dataset, such as "imagenet2012"
-    data.train = "train"  # split to train on
+    data.train = "train"  # split to train on; of texts, a file without its ending
     data.validation_split = ""  # split to validate on; "": hold out `validation` of the training split
     data.validation = 0.1  # share of the training split held out, stratified, the same for every seed
     data.classes = ()  # keep only these class ids, renumbered in this order; (): all
@@ -177,7 +179,8 @@ def get_config() -> ConfigDict:
     texts.holdout = 0.3  # stratified share of the training file to test on, used without a test file
     texts.columns = ""  # column of the texts, or two separated by a comma for pairs. "": the first usual name there
     texts.label = ""  # column of the labels. "": the first usual name there
-    texts.tokenizer = ""  # folder of the tokenizer; "": that of init_from. model.name=api: one that counts its tokens
+    # Folder of the tokenizer, or a tokenizer.json; "": that of init_from. model.name=api: one that counts its tokens.
+    texts.tokenizer = ""  # "": that of init_from
     texts.length = 128  # most tokens of a text or pair, with special tokens; longer ones are cut
     texts.buckets = (16, 32, 64, 128, 256, 512)  # lengths that batches are padded to; each is compiled once
     texts.literal = False  # special tokens inside texts, such as [SEP]: True: plain text; False: special, as elsewhere
@@ -295,8 +298,8 @@ def get_config() -> ConfigDict:
     tune.lgm.scale = placeholder(str)  # feature: each feature's standard deviation in the batch | one
     tune.lgm.squared = placeholder(bool)  # squared distances
 
-    # The stage finetune: tune encoder and head on the images of the same tasks, by AdamW with a cosine to zero. The
-    # learning rate is chosen as for heads, on `tune.validation` of the training split.
+    # The stage finetune: tune encoder and head on the data of the same tasks, by AdamW with a cosine to zero.
+    # The learning rate is chosen as for heads, on `tune.validation` of the training split.
     finetune = config.finetune = ConfigDict()
     finetune.methods = ("lora", "full")  # lora: factors and head | full: everything
     finetune.terms = ("none", "paper")  # none | covariance and singular-value terms of this preset of NMTune
@@ -311,7 +314,7 @@ def get_config() -> ConfigDict:
     # The start of the head, and so of the curve of WiSE-FT. With random weights (fresh) the curve means little.
     finetune.head_init = "probe"  # probe (trained first, on the frozen encoder) | zeroshot (CLIP) | fresh
     finetune.epochs = 30.0  # epochs of the training split
-    finetune.batch = 64  # images per step
+    finetune.batch = 64  # images or texts per step
     finetune.lrs = (1e-4, 1e-3)  # peak learning rates to choose from, for every method; a probe's are tune.lrs
     finetune.weight_decay = 1e-4  # decoupled; not applied to biases, norms and position embeddings
     finetune.warmup_epochs = 0.0  # linear, from 0
@@ -319,12 +322,15 @@ def get_config() -> ConfigDict:
     finetune.layer_decay = 1.0  # factor of the learning rate per block from the head down; 1: the same everywhere
     finetune.rank = 8  # LoRA: rank r
     finetune.alpha = 8.0  # LoRA: α in W + (α/r)·A·B
-    finetune.targets = ("vit_mlp",)  # LoRA: vit_attention | vit_mlp | resnet_conv | regexes over "a/b/kernel"
+    # LoRA: vit_attention | vit_mlp | resnet_conv | text_attention | text_mlp | regexes over "a/b/kernel".
+    finetune.targets = ("vit_mlp",)  # those of images are no targets in a text encoder
     finetune.noisytune = 0.0  # λ: the encoder's weights start at W + U(−λ/2, λ/2)·std(W) (NoisyTune)
-    finetune.neftune = 0.0  # α: patch embeddings, or a ResNet's features, get U(−1, 1)·α/√(L·d) in training (NEFTune)
+    # NEFTune's α: embeddings of patches or words, or a ResNet's features, get U(−1, 1)·α/√(L·d) in training; L counts
+    # the tokens of each text, and padding gets nothing.
+    finetune.neftune = 0.0  # 0: off
     finetune.wise = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # shares of the tuned weights in WiSE-FT
     finetune.seeds = 1  # runs per setting
-    finetune.shares = (1.0,)  # shares of the training images, stratified; smaller ones are subsets of larger ones
+    finetune.shares = (1.0,)  # shares of the training rows, stratified; smaller ones are subsets of larger ones
 
     diagnose = config.diagnose = ConfigDict()
     diagnose.folds = 5  # folds of the cross-validation on the training features; 0: only measure them

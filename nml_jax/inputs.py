@@ -31,7 +31,8 @@ def name_paths(part: Mapping[str, Any]) -> list[tuple[str, str]]:
     """List the same as pairs (key of the config, path)."""
     named = {
         "init_from", "noise_file", "data.path", "data.tokenizer",
-        "downstream.path", "texts.tokenizer", "zeroshot.templates", "zeroshot.class_names", "zeroshot.class_map",
+        "downstream.path", "detect.data.path", "detect.data.test_path", "texts.tokenizer", "zeroshot.templates",
+        "zeroshot.class_names", "zeroshot.class_map",
     }  # fmt: skip
     flat = dict(flatten(part))
     one = [(key, value) for key, value in flat.items() if key in named and value and (key, value) not in WORDS]

@@ -1,8 +1,9 @@
-"""Apply a tuned head to features, or to a folder of images with the encoder that it was tuned on.
+"""Apply a tuned head to features, or to images or texts with the encoder that it was tuned on.
 
     python -m nml_jax.predict HEAD.safetensors FEATURES [--out predictions.csv] [--proba] [--keep id,text]
     python -m nml_jax.predict HEAD.safetensors PHOTOS --encoder=RUN_OR_FOLDER [--out predictions.csv] [--proba]
-    python -m nml_jax.predict own PHOTOS --encoder=RUN_OR_FOLDER
+    python -m nml_jax.predict HEAD.safetensors TEXTS.tsv --encoder=RUN_OR_FOLDER [--keep id] [--columns text1,text2]
+    python -m nml_jax.predict own PHOTOS_OR_TEXTS --encoder=RUN_OR_FOLDER
 
 FEATURES is any file, pattern or folder that data/features/files.py reads, stored in the same scale as the training
 file. Columns of a table are matched to those of training by name, in any order. Arrays, and lists in a column, are
@@ -11,9 +12,11 @@ accuracy is printed; rows of classes that the head does not know count as wrong,
 is CSV: row, the columns that --keep names, prediction, and with --proba the probability of every class. Class names
 that a spreadsheet would take for formulas have an apostrophe in front (spreadsheet.py).
 
-PHOTOS is a folder of images, at any depth; the output has a column `file`. The encoder is a run, a fine-tuned setting
-in it, or a folder of published weights, and its own preprocessing is used. A head remembers encoder, layer and
-preprocessing, and another encoder is refused. `own` in place of a head is the encoder's own classifier.
+PHOTOS is a folder of images, at any depth; the output has a column `file`. TEXTS is a table of texts, or of pairs of
+texts, with named columns: .tsv, .csv, .jsonl or .parquet. The encoder is a run, a fine-tuned setting in it, or a folder
+of published weights, and its own preprocessing or tokenizer is used. A head remembers encoder, layer, preprocessing or
+tokenizer, and whether it takes pairs; another encoder is refused. `own` in place of a head is the encoder's own
+classifier.
 """
 
 import argparse
@@ -45,7 +48,7 @@ def predict(head: Any, features: Any) -> Iterator[tuple[int, np.ndarray]]:
 
     Args:
         head: a `head_file.TunedHead`, or the own classifier of an encoder.
-        features: `files.Features`, or encoded images.
+        features: `files.Features`, or encoded images or texts.
 
     Raises:
         UserError: the features have another width than the head takes.
@@ -221,7 +224,9 @@ def open_table(args: argparse.Namespace) -> Inputs:
         UserError: one of them is missing or damaged, or has no such column.
     """
     if str(args.head) == OWN and not args.head.exists():
-        raise UserError("an encoder's own classifier needs images", "give --encoder and a folder of images")
+        raise UserError(
+            "an encoder's own classifier needs images or texts", "give --encoder, and a folder of images or a table"
+        )
     head = head_file.load(args.head)
     label = args.label or choose_label(head, args.features)
     keys = {"label": label, "columns": args.columns, "wanted": head.columns}
@@ -229,24 +234,24 @@ def open_table(args: argparse.Namespace) -> Inputs:
     return head, features, read_kept(features, args.keep)
 
 
-def open_images(args: argparse.Namespace) -> Inputs:
-    """Open the head, and a folder of images with an encoder.
+def open_encoded(args: argparse.Namespace) -> Inputs:
+    """Open the head, and a folder of images or a table of texts with an encoder.
 
     Raises:
         UserError: one of them is missing or damaged, or the head was tuned on features of another encoder.
     """
-    if given := [name for name in ("keep", "columns", "label") if getattr(args, name)]:
-        raise UserError(f"--{given[0]} is for tables, and {args.features} is a folder of images", "leave it out")
     own = str(args.head) == OWN and not args.head.exists()
     head, opened = None if own else head_file.load(args.head), None
-    from nml_jax.assembly import encode_photos  # loads the models
+    from nml_jax.assembly.predictions import encoded  # loads the models
+    from nml_jax.assembly.predictions.user_files import Asked
 
     if own:
-        head, opened = encode_photos.open_own(args.encoder)
-    features, unknown = encode_photos.open_encoded(head, Path(args.features), args.encoder, opened)
+        head, opened = encoded.open_own(args.encoder)
+    asked = Asked(args.columns, args.label, args.keep)
+    features, unknown = encoded.open_encoded(head, Path(args.features), args.encoder, opened, asked)
     if unknown:
         console.notice(unknown)
-    return head, features, {"file": features.photos.paths}
+    return head, features, features.inputs.kept
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -254,17 +259,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nml_jax.predict", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("head", type=Path, help="a file in the folder heads/ of a run; with --encoder also own")
-    parser.add_argument("features", help="FILE, or FEATURES.npy,LABELS.npy; with --encoder a folder of images")
+    parser.add_argument("features", help="FILE, or FEATURES.npy,LABELS.npy; with --encoder images or texts")
     parser.add_argument("--encoder", type=Path, help="a run, a fine-tuned setting, or a folder of published weights")
     parser.add_argument("--out", type=Path, help="CSV file; default: standard output")
     parser.add_argument("--proba", action="store_true", help="also write the probability of every class")
     parser.add_argument("--keep", default="", help="names of columns to carry through, as in id,text")
-    parser.add_argument("--columns", default="", help="name of the feature array or column")
+    parser.add_argument("--columns", default="", help="name of the feature array or column; of texts one or two")
     parser.add_argument("--label", default="", help="name of the label array or column; default: as in training")
     console.allow_any_terminal()
     args = parser.parse_args(argv)
     try:
-        head, features, kept = open_images(args) if args.encoder else open_table(args)
+        head, features, kept = open_encoded(args) if args.encoder else open_table(args)
         wanted = Wanted(args.proba, kept)
         if args.out:
             check_out(args.out, [args.head, *features.files])

@@ -130,8 +130,15 @@ def hash_json(value: Any) -> str:
 
 
 def select_keys(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Return the top-level `keys` of a config (as JSON) that exist in it."""
-    return {key: config[key] for key in keys if key in config}
+    """Return the `keys` of a config (as JSON) that exist in it: whole sections, and keys of sections, such as a.b."""
+    out: dict[str, Any] = {}
+    for key in keys:
+        section, _, name = key.partition(".")
+        if not name and section in config:
+            out[section] = config[section]
+        elif section in config and name in config[section]:
+            out.setdefault(section, {})[name] = config[section][name]
+    return out
 
 
 def repetition_seeds(seed: int, count: int) -> range:

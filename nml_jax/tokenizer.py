@@ -1,9 +1,10 @@
-"""Train a tokenizer on captions.
+"""Train a tokenizer on captions or texts.
 
     python -m nml_jax.tokenizer train CORPUS... OUT.json [--vocab 8192]
 
-CORPUS is a text file with one caption a line, or a prepared image-text directory, DIR or DIR:SPLIT. OUT.json is a
-tokenizer.json of the Hugging Face tokenizers library; the same corpus gives the same file.
+CORPUS is a text file with one caption a line, a table of texts (.tsv, .csv, .parquet), whose usual columns are read, or
+a prepared image-text directory, DIR or DIR:SPLIT. OUT.json is a tokenizer.json of the Hugging Face tokenizers library;
+the same corpus gives the same file. It is for CLIP's captions and for text encoders that start at random.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from nml_jax import console
 from nml_jax.data.sources import texts as stored
+from nml_jax.data.text.tables import SUFFIXES, choose_columns, read_table
 from nml_jax.data.text.tokenizer import load, train
 from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.runs.files import write_atomic
@@ -20,13 +22,21 @@ from nml_jax.runs.files import write_atomic
 LONGEST_WORD = 5000  # characters, as in a prepared caption; the time of BPE grows with the square of a word
 
 
+TABLES = tuple(ending for ending in SUFFIXES if ending != ".txt")  # a .txt holds a text a line
+
+
 def read_captions(sources: Iterable[str]) -> Iterator[str]:
-    """Yield the captions of text files and prepared image-text directories, in order.
+    """Yield the captions of text files and prepared image-text directories, and the texts of tables, in order.
 
     Raises:
         UserError: a source is neither, cannot be read, or is not UTF-8.
     """
     for source in sources:
+        if Path(source).suffix in TABLES and Path(source).is_file():
+            table = read_table(Path(source))
+            columns, _ = choose_columns(Path(source), list(table), "", "")
+            yield from _drop_long_words(source, (text for name in columns for text in table[name] if text))
+            continue
         if Path(source).is_file():
             try:
                 with Path(source).open(encoding="utf-8") as f:
@@ -86,6 +96,9 @@ def main(argv: list[str] | None = None) -> int:
         return e.exit_code
     console.show(f"{args.out}: {tokenizer.vocab_size} tokens")
     console.show(f"use it with --config.data.tokenizer={args.out} --config.model.text_vocab={tokenizer.vocab_size}")
+    console.show(
+        f"or, for a text encoder, --config.texts.tokenizer={args.out} --config.model.vocab={tokenizer.vocab_size}"
+    )
     return 0
 
 

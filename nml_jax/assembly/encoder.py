@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from nml_jax import errors, models, noise, ranges, runtime, settings
 from nml_jax.data.embeddings.service import describe_features
 from nml_jax.data.text import tokenizer as tokenizers
+from nml_jax.data.text.batches import has_tokens
 from nml_jax.data.text.tokenizer import Tokenizer
 from nml_jax.models.variants import REMOTE
 from nml_jax.training import checkpoint, pretrained
@@ -52,9 +53,11 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
     elif config.init_from:
         check_foreign(config)
         given = pretrained.count_classes(config.init_from)
-        num_classes = config.data.num_classes or given or 1
-        step, ledger, model = 0, None, build(config, num_classes=num_classes)
         head_for = "logits" if "logits" in config.extract.layers else "features"
+        num_classes = config.data.num_classes or given or 1
+        if not given and head_for == "features" and reads_texts(config):
+            num_classes = 0  # a fresh head that nothing reads would give each seed other weights
+        step, ledger, model = 0, None, build(config, num_classes=num_classes)
         key = jax.random.key(config.seed)
         params, model_state = pretrained.load_weights(config.init_from, config, model, key, head_for=head_for)
     else:
@@ -86,6 +89,15 @@ def hash_tower(params: Any, model_state: Any) -> str:
 def is_remote(config: ConfigDict) -> bool:
     """Return whether the encoder is an embeddings service."""
     return config.model.name in REMOTE
+
+
+def require_own(config: ConfigDict, stage: str) -> None:
+    """Raise UserError if the encoder is a service, which a stage cannot train."""
+    if is_remote(config):
+        raise errors.UserError(
+            f"the stage {stage} trains a model, and model.name={config.model.name} is a service",
+            f"leave {stage} out of --config.stages, or choose another model",
+        )
 
 
 def check_foreign(config: ConfigDict) -> None:
@@ -140,14 +152,9 @@ def list_layers(model: models.Model) -> tuple[str, ...]:
     def apply(params: Any, model_state: Any, batch: Any) -> Any:
         return model.apply(params, model_state, batch, train=False, key=None)[0]
 
-    shapes = jax.eval_shape(apply, *model.shapes, choose_inputs(model))
+    shapes = jax.eval_shape(apply, *model.shapes, model.inputs)
     long = "tokens" in model.spec
     return tuple(sorted(name for name, x in shapes.items() if x.ndim and not (long and x.ndim > 2)))
-
-
-def choose_inputs(model: models.Model) -> dict[str, Any]:
-    """Return the part of the model's spec whose features are extracted: all but the captions of a CLIP."""
-    return {name: like for name, like in model.spec.items() if name != "text"}
 
 
 def load_tokenizer(config: ConfigDict) -> Tokenizer:
@@ -161,8 +168,13 @@ def load_tokenizer(config: ConfigDict) -> Tokenizer:
     return tokenizer
 
 
+def reads_texts(config: ConfigDict) -> bool:
+    """Return whether the config's model is a text encoder."""
+    return has_tokens(build(config, num_classes=config.data.num_classes or 1).spec)
+
+
 def require_images(config: ConfigDict, stage: str) -> None:
-    """Raise UserError if the model is a text encoder, which a stage cannot train."""
+    """Raise UserError unless the model reads images, as a stage needs it."""
     if "image" not in build(config, num_classes=config.data.num_classes or 1).spec:
         raise errors.UserError(
             f"the stage {stage} trains on images, and model.name={config.model.name} reads texts",

@@ -8,60 +8,27 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import runtime
-from nml_jax.assembly import encoder
+from nml_jax.assembly import encoder, streams
 from nml_jax.data.sources.source import Source, Subset
 from nml_jax.data.stream import pipeline
-from nml_jax.data.stream.reading import Reading
+from nml_jax.data.text import batches as texts
 from nml_jax.errors import UserError
 from nml_jax.evals import EVALUATORS
 from nml_jax.evals.zeroshot import ZeroShot
 from nml_jax.models import Model
-from nml_jax.processes import peers
 from nml_jax.tasks import prompts
-from nml_jax.tasks.classification import Task, Test, choose_dataset_name, load_task
+from nml_jax.tasks.classification import Task, Test, choose_dataset_name, has_texts, load_task
 from nml_jax.training.loop import Evaluator
 
 TRAINING_EVALUATORS = ("spectrum", "zeroshot")  # what runtime.evaluators may name
-PROBE = 256  # number of images whose spectrum is measured
-
-
-def make_reading(config: ConfigDict, mesh: Mesh) -> Reading:
-    """Return how training and evaluation read images on this process."""
-    return Reading(
-        config.augment,
-        config.data.image_size,
-        config.model.mean,
-        config.model.std,
-        *runtime.find_process_block(mesh),
-        threads=config.runtime.threads,
-        prefetch=config.runtime.prefetch,
-    )
-
-
-def read_images(
-    config: ConfigDict, mesh: Mesh, source: Source, *, batch: int, **drawn: Any
-) -> Iterator[pipeline.Batch]:
-    """Yield this process's rows of `source`, once and in order.
-
-    Args:
-        drawn: passed on to `pipeline.evaluate`.
-    """
-    return _track_batches(pipeline.evaluate(source, make_reading(config, mesh), batch=batch, **drawn), "images")
+PROBE = 256  # number of records whose spectrum is measured
 
 
 def read_texts(config: ConfigDict, mesh: Mesh, captions: Any, tokenize: Any, *, batch: int) -> Iterator[pipeline.Batch]:
     """Yield this process's rows of the captions, once and in order."""
     block, blocks = runtime.find_process_block(mesh)
-    return _track_batches(pipeline.read_texts(captions, tokenize, batch=batch, block=block, blocks=blocks), "texts")
-
-
-def _track_batches(batches: Iterator[pipeline.Batch], what: str) -> Iterator[pipeline.Batch]:
-    """Yield the batches, and note the current one, so that a process that hangs can be reported."""
-    done = 0
-    with peers.track(lambda: f"batch {done} of {what}"):
-        for batch in batches:
-            done += 1
-            yield batch
+    found = pipeline.read_texts(captions, tokenize, batch=batch, block=block, blocks=blocks)
+    return streams.track_batches(found, "texts")
 
 
 def build_validation(config: ConfigDict, model: Model, mesh: Mesh, source: Source, tokenize: Any) -> Evaluator:
@@ -73,7 +40,7 @@ def build_validation(config: ConfigDict, model: Model, mesh: Mesh, source: Sourc
 
 def build_classification(config: ConfigDict, model: Model, mesh: Mesh, source: Source) -> Evaluator:
     """Build the evaluator that compares the model's classes on all of `source` with the clean labels."""
-    test = partial(read_images, config, mesh, source, batch=config.train.batch)
+    test = partial(streams.read_records, config, mesh, model, source, batch=config.train.batch)
     return EVALUATORS["classification"](model.apply, test, num_classes=source.num_classes, **_make_transfers(mesh))
 
 
@@ -81,7 +48,7 @@ def build_fit(config: ConfigDict, model: Model, mesh: Mesh, source: Source, toke
     """Build the evaluator that measures how much noise was memorised, on records with wrong supervision."""
     if len(source.labels):
         return build_classification(config, model, mesh, source)
-    test = partial(read_images, config, mesh, source, batch=config.train.batch, tokenize=tokenize)
+    test = partial(streams.read_records, config, mesh, model, source, batch=config.train.batch, tokenize=tokenize)
     return EVALUATORS["caption_fit"](model.apply, test, **_make_transfers(mesh))
 
 
@@ -89,7 +56,7 @@ def build_retrieval(
     config: ConfigDict, model: Model, mesh: Mesh, source: Source, tokenize: Any, *, batch: int
 ) -> Evaluator:
     """Build image→text and text→image retrieval on all of `source`, with its clean captions."""
-    test = partial(read_images, config, mesh, source, batch=batch)
+    test = partial(streams.read_records, config, mesh, model, source, batch=batch)
     captions = partial(read_texts, config, mesh, source.captions_clean, tokenize, batch=batch)
     return EVALUATORS["retrieval"](model.apply, test, captions, mesh=mesh, **_make_transfers(mesh))
 
@@ -138,7 +105,7 @@ def build_zero_shot(
     drawn = {"shift": test.shift, "seed": config.seed}
     return ZeroShot(
         model.apply,
-        partial(read_images, config, mesh, test.source, batch=batch, **drawn),
+        partial(streams.read_records, config, mesh, model, test.source, batch=batch, **drawn),
         partial(
             read_texts,
             config,
@@ -154,13 +121,13 @@ def build_zero_shot(
 
 
 def build_spectrum(config: ConfigDict, model: Model, mesh: Mesh, source: Source) -> Evaluator:
-    """Build the evaluator of the feature spectrum of PROBE images, spread evenly over `source`.
+    """Build the evaluator of the feature spectrum of PROBE images or texts, spread evenly over `source`.
 
-    It costs less than 1 % of training if there are at least 30 times PROBE training images between two evaluations.
+    It costs less than 1 % of training if there are at least 30 times PROBE training records between two evaluations.
     """
     n = min(PROBE, len(source))
     probe = Subset(source, [i * len(source) // n for i in range(n)])
-    test = partial(read_images, config, mesh, probe, batch=config.train.batch)
+    test = partial(streams.read_records, config, mesh, model, probe, batch=config.train.batch)
     return EVALUATORS["spectrum"](model.apply, test, **_make_transfers(mesh))
 
 
@@ -179,6 +146,28 @@ def during_training(
                     config, model, mesh, task, test, tokenize, batch=config.train.batch
                 )
     return out
+
+
+def check_inputs(config: ConfigDict) -> None:
+    """Check that the downstream tasks are of texts for an encoder of texts, else of images.
+
+    A text encoder of ours must have a tokenizer that fits.
+
+    Raises:
+        UserError: they are not.
+    """
+    model = encoder.build(config, num_classes=config.data.num_classes or 1)
+    reads = "image" not in model.spec
+    if wrong := [name for name in config.downstream.tasks if has_texts(name) != reads]:
+        raise UserError(
+            f"model.name={config.model.name} reads {'texts' if reads else 'images'}, and the downstream task is "
+            f"{wrong[0]!r}",
+            "give --config=configs/text.py:FOLDER for texts, and an image encoder for images",
+        )
+    if reads and config.extract.views > 1:
+        raise UserError(f"extract.views={config.extract.views}, but texts have one view", "set it to 1")
+    if texts.has_tokens(model.spec):
+        texts.load_tokenizer(config, model)
 
 
 def count_classes(source: Source, metric: str) -> int:

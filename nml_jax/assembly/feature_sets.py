@@ -50,7 +50,8 @@ def open_feature_sets(config: ConfigDict, workdir: Path) -> list[FeatureSet]:
             about = bank_of["train"].index
             classes = tuple(about["class_names"]) or tuple(range(about["num_classes"]))
             one = FeatureSet(task, layer, splits.pop("train"), tuple(splits.values()), classes, origin)
-            out.append(one._replace(encoder=index.encoder))
+            texts = {"texts": index.texts[task]} if task in index.texts else {}
+            out.append(one._replace(encoder=index.encoder | texts))
     return out
 
 

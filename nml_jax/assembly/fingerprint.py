@@ -1,7 +1,7 @@
 """Describe the encoder that features come from, so that a head is applied to features of no other.
 
-An encoder is its weights, its network, a layer and the preprocessing of images. A head of the stage tune carries this
-description in its metadata, and predict.py compares.
+An encoder is its weights, its network, a layer and the preprocessing of images, or the tokenizer of texts. A head of
+the stage tune carries this description in its metadata, and predict.py compares.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 
 from nml_jax.assembly.encoder import Encoder, is_remote
 from nml_jax.data.embeddings.service import describe_features
+from nml_jax.data.text.batches import has_tokens, load_tokenizer
 from nml_jax.errors import UserError
+from nml_jax.models import Model
 from nml_jax.models.describe import describe_tower
 
 
@@ -26,8 +28,21 @@ def describe_encoder(config: ConfigDict, frozen: Encoder) -> dict[str, Any]:
     return {
         "weights": frozen.tower,
         "network": describe_tower(config.model, config.data.image_size),
-        "preprocessing": describe_preprocessing(config),
+        "preprocessing": describe_inputs(config, frozen.model),
     }
+
+
+def describe_inputs(config: ConfigDict, model: Model) -> dict[str, Any]:
+    """Return how an image, or a text, becomes the network's input at evaluation, as JSON values.
+
+    See `describe_preprocessing`, and `TextTokenizer.describe`.
+
+    Raises:
+        UserError: the tokenizer is missing.
+    """
+    if has_tokens(model.spec):
+        return load_tokenizer(config, model).describe()
+    return describe_preprocessing(config)
 
 
 def describe_preprocessing(config: ConfigDict) -> dict[str, Any]:

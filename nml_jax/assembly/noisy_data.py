@@ -16,10 +16,12 @@ from nml_jax.data import npy, sources
 from nml_jax.data.sources.noisy import NoisyLabels, SwappedCaptions, align_by_key
 from nml_jax.data.sources.source import Mixture, Source, Subset
 from nml_jax.data.stratify import split_validation
+from nml_jax.data.text import batches as texts
 from nml_jax.data.text.tokenizer import Tokenizer
 from nml_jax.noise.class_sets import find_classes
 from nml_jax.runs.files import write_json
 
+TEXTS = "texts"  # value of data.source
 BLOCK = 1 << 14  # records whose ids become Python integers at a time
 
 
@@ -36,6 +38,26 @@ def check_ranges(config: ConfigDict) -> None:
     """Raise UserError if a value of the section `data` is out of range."""
     ranges.require_at_least(1, "data", config, "image_size")
     ranges.require_share("data", config, "validation", below_one=True)
+
+
+def check_inputs(config: ConfigDict) -> None:
+    """Check that a text encoder is trained on texts, with a tokenizer that fits, and any other model on images.
+
+    Raises:
+        UserError: it is not, or the objective mixes images.
+    """
+    model = encoder.build(config, num_classes=config.data.num_classes or 1)
+    reads, source = texts.has_tokens(model.spec), config.data.source
+    if reads != (source == TEXTS):
+        raise errors.UserError(
+            f"model.name={config.model.name} reads {'texts' if reads else 'images'}, and data.source={source} does not "
+            "hold any",
+            f"set --config.data.source={TEXTS}" if reads else "choose a text encoder, such as bert, or another source",
+        )
+    if reads:
+        if config.objective.mixup or config.objective.cutmix:
+            raise errors.UserError("objective.mixup and objective.cutmix mix images", "set both to 0 for texts")
+        texts.load_tokenizer(config, model)
 
 
 def load_data(config: ConfigDict) -> Data:
@@ -93,10 +115,18 @@ def load_splits(config: ConfigDict) -> tuple[Source, Source]:
 def _split(config: ConfigDict, path: str, captions: bool) -> tuple[Source, Source]:
     """Load (train, validation) of one dataset."""
     data = config.data
-    about = {"name": data.name, "classes": data.classes, "num_classes": data.num_classes, "captions": captions}
+    about = {"name": data.name, "classes": data.classes, "num_classes": data.num_classes, "captions": captions,
+             "columns": data.columns, "label": data.label}  # fmt: skip
     source = sources.load(data.source, path, data.train, **about)
     if data.validation_split:
-        return source, sources.load(data.source, path, data.validation_split, **about)
+        held = sources.load(data.source, path, data.validation_split, **about)
+        if held.class_names != source.class_names:
+            raise errors.UserError(
+                f"{path}: the classes of {data.validation_split!r} are {', '.join(held.class_names[:5])}, those of "
+                f"{data.train!r} are {', '.join(source.class_names[:5])}",
+                "both splits must hold all classes, under the same names",
+            )
+        return source, held
     return split_validation(source, data.validation)
 
 

@@ -1,16 +1,19 @@
 """Compute spectra of features that arrive in blocks, and turn them into rows and entries of spectra.json."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from nml_jax import runtime, spectrum
 from nml_jax.data.features.banks import SHARD_ROWS, Bank, Layer
 from nml_jax.errors import UserError
+from nml_jax.processes import crew, peers
 from nml_jax.runs.rows import Row
 from nml_jax.spectrum.rows import is_on_device
 
@@ -90,25 +93,40 @@ class DeviceSpectra:
                     return
 
 
-def measure_written(bank: Bank, layers: Sequence[str], modes: Sequence[str], mesh: Mesh, batch: int) -> Measured:
+def measure_written(folder: Path, layers: Sequence[str], modes: Sequence[str], mesh: Mesh, batch: int) -> Measured:
     """Measure a bank as the extraction that wrote it, so that a run without its spectra gets the same bits.
 
     The features go back to the devices in the batches that an encoder of images had. Texts had others, sorted by their
-    length, so the last bits of theirs may differ. With several processes the bank is on the
-    first alone, so nothing is measured, and the first one's processor does it.
+    length, so the last bits of theirs may differ. The bank is read by the first process, which sends every batch to the
+    others. Every process must call it.
 
     Returns:
         As `DeviceSpectra.finish`.
     """
-    if jax.process_count() > 1 or not is_on_device(jax.device_put(np.zeros(1), runtime.replicated_sharding(mesh))):
+    whole = runtime.replicated_sharding(mesh)
+    if not is_on_device(_place(np.zeros(1, np.float32), whole)):
         return {}
-    spectra, whole = DeviceSpectra(modes, len(bank)), runtime.replicated_sharding(mesh)
-    stored = [_divide((block[:, 0] for _, block in Layer(bank, layer).blocks(SHARD_ROWS)), batch) for layer in layers]
-    for parts in zip(*stored, strict=True):
-        n = len(parts[0])
-        padded = [jax.device_put(np.pad(rows, ((0, batch - n), (0, 0))), whole) for rows in parts]
-        spectra.add(dict(zip(layers, padded, strict=True)), np.arange(batch) < n)
+    bank = Bank(folder) if jax.process_index() == 0 else None
+    n, dims = peers.agree([len(bank), [Layer(bank, layer).dim for layer in layers]] if bank else None)
+    spectra = DeviceSpectra(modes, n)
+    stored = _read_batches(bank, layers, batch) if bank else itertools.repeat([])
+    for start, parts in zip(range(0, n, batch), stored, strict=False):
+        own = parts or [np.zeros((batch, dim), np.float32) for dim in dims]
+        rows = [_place(x, whole) for x in crew.broadcast(own)]
+        spectra.add(dict(zip(layers, rows, strict=True)), np.arange(start, start + batch) < n)
     return spectra.finish()
+
+
+def _place(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Put an array that every process has on all devices."""
+    return jax.make_array_from_process_local_data(sharding, x)
+
+
+def _read_batches(bank: Bank, layers: Sequence[str], size: int) -> Iterator[list[np.ndarray]]:
+    """Yield the first view of each layer, [size, D], in batches that are padded with zeros."""
+    stored = [_divide((block[:, 0] for _, block in Layer(bank, layer).blocks(SHARD_ROWS)), size) for layer in layers]
+    for parts in zip(*stored, strict=True):
+        yield [np.pad(rows, ((0, size - len(rows)), (0, 0))) for rows in parts]
 
 
 def _divide(blocks: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:

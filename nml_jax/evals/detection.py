@@ -31,12 +31,13 @@ def score(truth: Mapping[str, Any], results: Sequence[Result], kind: str) -> dic
 
     Args:
         truth: a dataset in COCO's format: images, categories, and annotations with bbox, area, iscrowd and, for
-            masks, segmentation. Annotations may have any ids: pycocotools takes one with id 0 for unmatched, so they
-            are numbered again.
+            masks, segmentation. For masks, annotations without one do not count. Annotations may have any ids:
+            pycocotools takes one with id 0 for unmatched, so they are numbered again.
         results: in COCO's format.
         kind: a key of KINDS.
     """
-    own = [{**annotation, "id": i} for i, annotation in enumerate(truth["annotations"], 1)]
+    known = truth["annotations"] if kind == "box" else (a for a in truth["annotations"] if "segmentation" in a)
+    own = [{**annotation, "id": i} for i, annotation in enumerate(known, 1)]
     found = [_complete(result, i, kind) for i, result in enumerate(results, 1)]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and a table
         evaluation = COCOeval(_index(truth, own), _index(truth, found), KINDS[kind])

@@ -1,13 +1,13 @@
 """Write what a run has trained as a folder that timm, open_clip and transformers open by themselves.
 
-    python -m nml_jax.export RUN OUT [--weights raw|ema] [--step N] [--format timm|open_clip|nml] [--license ID]
+    python -m nml_jax.export RUN OUT [--weights raw|ema] [--step N] [--format timm|open_clip|transformers|nml]
 
-RUN is the folder of a run, such as runs/digits/noise=0.3,seed=0, of a fine-tuned setting in it,
-finetune/TASK/SETTING, in which LoRA is merged, or of one checkpoint. An encoder becomes a folder of timm, which
-transformers opens, too: config.json and model.safetensors. A CLIP becomes one of open_clip: open_clip_config.json and
-open_clip_model.safetensors. Both hold the card README.md and the ledger noise.json. OUT must not exist; it appears when
-it is complete, and the same weights give the same bytes. A network that these libraries cannot build is refused;
---format=nml writes it for this package alone.
+RUN is the folder of a run, such as runs/digits/noise=0.3,seed=0, of a fine-tuned setting in it, finetune/TASK/SETTING,
+in which LoRA is merged, or of one checkpoint. An encoder becomes a folder of timm, which transformers opens, too:
+config.json and model.safetensors. A CLIP becomes one of open_clip: open_clip_config.json and
+open_clip_model.safetensors. A text encoder becomes one of transformers, with its tokenizer. All hold the card README.md
+and the ledger noise.json. OUT must not exist; it appears when it is complete, and the same weights give the same bytes.
+A network that these libraries cannot build is refused; --format=nml writes it for this package alone.
 """
 
 import argparse
@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--weights", choices=("raw", "ema"), default="raw", help="default: raw")
     parser.add_argument("--step", type=int, help="step of the checkpoint; default: the last")
-    parser.add_argument("--format", choices=FORMATS, help="default: open_clip for a CLIP, else timm")
+    parser.add_argument(
+        "--format", choices=FORMATS, help="default: transformers for a text encoder, open_clip for a CLIP, else timm"
+    )
     parser.add_argument("--license", default="", help="identifier for the card, such as apache-2.0; default: none")
     console.allow_any_terminal()
     args = parser.parse_args(argv)
@@ -45,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.notice("interrupted; nothing was written")
         return 130
-    if origin.tuned and not origin.num_classes and not package.task.startswith("zero"):
+    headless = origin.tuned and not origin.num_classes and not package.task.startswith("zero")
+    if headless or (origin.num_classes and package.library == "transformers"):
         console.notice(f"{args.out} holds the encoder alone: {package.library} has no place for this head")
     console.show(str(args.out))
     return 0

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from nml_jax.assembly.fingerprint import describe_preprocessing
+from nml_jax.assembly.fingerprint import describe_inputs
+from nml_jax.data.text.batches import has_tokens
 from nml_jax.export.formats import Package
 from nml_jax.export.origin import Origin, describe_data
 from nml_jax.export.results import as_table, summarise_results
@@ -24,9 +25,14 @@ OPEN_CLIP = """import open_clip
 
 model, _, transform = open_clip.create_model_and_transforms("local-dir:FOLDER")
 tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")"""
+TEXTS = """from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModel.from_pretrained("FOLDER").eval()"""
 # The name of the folder's tokenizer is for folders on a disk.
 UPLOADED = """
 # After an upload, replace text_cfg.hf_tokenizer_name in open_clip_config.json, ".", by the name of the repository."""
+OURS_OF_TEXTS = "python -m nml_jax.main --config=configs/text.py:FOLDER --config.texts.train=train.tsv"
 OURS = "python -m nml_jax.main --config=configs/published.py:FOLDER --config.data.path=PREPARED"
 
 
@@ -45,7 +51,8 @@ def collect_facts(origin: Origin, package: Package, sums: Mapping[str, str]) -> 
         "parameters": sum(x.size for x in jax.tree.leaves(origin.loaded.params)),
         "features": count_features(origin.loaded.model), "classes": origin.num_classes,
         "class_names": origin.class_names, "config_name": package.config_name,
-        "preprocessing": _show(describe_preprocessing(config)), "results": as_table(summarise_results(origin)),
+        "preprocessing": _show(describe_inputs(config, origin.loaded.model)),
+        "results": as_table(summarise_results(origin)),
         "loaders": _list_loaders(origin, package), "sums": dict(sums), "revision": origin.revision,
     }  # fmt: skip
 
@@ -101,5 +108,7 @@ def _list_loaders(origin: Origin, package: Package) -> dict[str, str]:
     """Return the code that loads the folder, by library."""
     kind = "TimmWrapperForImageClassification" if origin.num_classes else "TimmWrapperModel"
     open_clip = OPEN_CLIP + (UPLOADED if package.files else "")
-    others = {"timm": {"timm": TIMM, "transformers": TRANSFORMERS.format(kind)}, "open_clip": {"open_clip": open_clip}}
-    return {**others.get(package.library, {}), "nml_jax": OURS}
+    others = {"timm": {"timm": TIMM, "transformers": TRANSFORMERS.format(kind)}, "open_clip": {"open_clip": open_clip},
+              "transformers": {"transformers": TEXTS}}  # fmt: skip
+    ours = OURS_OF_TEXTS if has_tokens(origin.loaded.model.spec) else OURS
+    return {**others.get(package.library, {}), "nml_jax": ours}

@@ -49,10 +49,12 @@ def write_folder(out: Path, origin: Origin, package: Package) -> None:
         weights = partial / package.weights_name
         save_file(dict(package.tensors), weights, metadata=package.metadata)
         for name, content in {package.config_name: package.config, **package.files}.items():
+            (partial / name).parent.mkdir(exist_ok=True)
             write_json(partial / name, content)
         if origin.ledger:
             write_json(partial / LEDGER, origin.ledger.to_dict())
-        sums = {path.name: hash_file(path) for path in sorted(partial.iterdir())}
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        sums = {path.relative_to(partial).as_posix(): hash_file(path) for path in files}
         write_atomic(partial / CARD, write_card(collect_facts(origin, package, sums)))
         _flush(weights)
         check_out(out)  # another export may have ended meanwhile

@@ -1,19 +1,23 @@
-"""Turn weights and their config into the files of a folder: timm's, open_clip's, or our own."""
+"""Turn weights and their config into the files of a folder: timm's, open_clip's, transformers', or our own."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nml_jax.assembly.encoder import has_text, load_tokenizer
+from nml_jax.assembly.encoder import has_text, load_tokenizer, reads_texts
 from nml_jax.assembly.fingerprint import describe_preprocessing
 from nml_jax.data.text import handed_on
+from nml_jax.data.text.batches import has_tokens
+from nml_jax.data.text.batches import load_tokenizer as load_texts
 from nml_jax.data.text.tokenizer import PUBLISHED
 from nml_jax.errors import UserError
 from nml_jax.export.origin import Origin
+from nml_jax.models.describe import describe_tower
 from nml_jax.models.overview import count_features
-from nml_jax.models.weights import constructors, nml, openclip, timm
+from nml_jax.models.published.language import describe_language
+from nml_jax.models.weights import constructors, language, nml, openclip, timm
 from nml_jax.settings import to_json
 
 
@@ -41,12 +45,11 @@ class Package(NamedTuple):
 
 
 CROP_MODES = {"shortest": "center", "squash": "squash"}  # augment.resize -> timm's word
-FORMATS = ("timm", "open_clip", "nml")
 
 
 def choose_format(config: Any) -> str:
-    """Return the format for a model: open_clip for one with a text tower, else timm."""
-    return "open_clip" if has_text(config) else "timm"
+    """Return the format for a model: transformers for a text encoder, open_clip for one with two towers, else timm."""
+    return "transformers" if reads_texts(config) else "open_clip" if has_text(config) else "timm"
 
 
 def make_package(origin: Origin, kind: str, licence: str = "") -> Package:
@@ -61,12 +64,10 @@ def make_package(origin: Origin, kind: str, licence: str = "") -> Package:
     """
     usual = choose_format(origin.config)
     if kind not in ("nml", usual):
-        what = "a CLIP" if usual == "open_clip" else "no CLIP"
+        what = {"transformers": "a text encoder", "open_clip": "a CLIP", "timm": "an encoder of images"}[usual]
         cause = f"--format={kind}, but model.name={origin.config.model.name} is {what}"
         raise UserError(cause, f"give --format={usual}")
-    return {"timm": _make_timm, "open_clip": _make_open_clip, "nml": _make_nml}[kind](origin, licence)._replace(
-        license=licence
-    )
+    return FORMATS[kind](origin, licence)._replace(license=licence)
 
 
 def _make_timm(origin: Origin, licence: str) -> Package:
@@ -117,23 +118,51 @@ def _make_open_clip(origin: Origin, licence: str) -> Package:
     return Package("open_clip", "zero-shot-image-classification", *names, {"format": "pt"}, files=files)
 
 
+def _make_transformers(origin: Origin, licence: str) -> Package:
+    """Make a folder of transformers' BERT, RoBERTa or GPT-2, and of sentence-transformers where it can pool so."""
+    config, params = origin.config, origin.loaded.params
+    fields = describe_tower(config.model, config.data.image_size)
+    tokenizer = load_texts(config, origin.loaded.model)
+    files = describe_language(fields, tokenizer.length)
+    described = files.pop("config.json") | _state(licence)
+    files |= handed_on.make_text_files(tokenizer, typed=fields["types"] > 1)
+    names = ("config.json", described, "model.safetensors", language.export_weights(params))
+    return Package("transformers", "feature-extraction", *names, {"format": "pt"}, files=files)
+
+
 def _make_nml(origin: Origin, licence: str) -> Package:
     """Make a folder that this package alone reads."""
-    config, seen = to_json(origin.config), describe_preprocessing(origin.config)
+    config, model = to_json(origin.config), origin.loaded.model
     keys = {f"model.{key}": value for key, value in config["model"].items()}
-    keys |= {f"augment.{key}": seen[key] for key in ("interpolation", "antialias", "resize")}
-    keys |= {"augment.test_crop": seen["crop"], "augment.test_size": config["augment"]["test_size"]}
-    keys |= {"data.image_size": config["data"]["image_size"]}
     described = {
-        "format": nml.FORMAT, "num_classes": origin.num_classes, "class_names": list(origin.class_names), "keys": keys,
+        "format": nml.FORMAT, "num_classes": origin.num_classes, "class_names": list(origin.class_names),
+        "keys": keys | (_list_text_keys(config) if has_tokens(model.spec) else _list_image_keys(origin.config)),
         **_state(licence),
     }  # fmt: skip
     tensors = nml.export_weights(origin.loaded.params, origin.loaded.model_state)
     text = has_text(origin.config)
-    task = ("zero-shot-image-classification" if text else
-            "image-classification" if origin.num_classes else "image-feature-extraction")  # fmt: skip
-    files = _make_tokenizer(origin.config) if text else {}
+    if has_tokens(model.spec):
+        tokenizer = load_texts(origin.config, model)
+        task = "text-classification" if origin.num_classes else "feature-extraction"
+        files: dict[str, Any] = {handed_on.FILE: tokenizer.definition}
+    else:
+        task = ("zero-shot-image-classification" if text else
+                "image-classification" if origin.num_classes else "image-feature-extraction")  # fmt: skip
+        files = _make_tokenizer(origin.config) if text else {}
     return Package("nml_jax", task, nml.CONFIG, described, nml.WEIGHTS, tensors, {"format": nml.FORMAT}, files=files)
+
+
+def _list_image_keys(config: Any) -> dict[str, Any]:
+    """Return the keys of the preprocessing of images."""
+    seen = describe_preprocessing(config)
+    keys = {f"augment.{key}": seen[key] for key in ("interpolation", "antialias", "resize")}
+    keys |= {"augment.test_crop": seen["crop"], "augment.test_size": config.augment.test_size}
+    return keys | {"data.image_size": config.data.image_size}
+
+
+def _list_text_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys that say how texts become tokens, apart from the tokenizer's file."""
+    return {f"texts.{key}": config["texts"][key] for key in ("length", "literal", "separator")}
 
 
 def _add_counters(tensors: Mapping[str, np.ndarray], step: int) -> dict[str, np.ndarray]:
@@ -165,3 +194,12 @@ def _make_tokenizer(config: Any) -> dict[str, dict[str, Any]]:
     if config.data.tokenizer.endswith((".txt", ".txt.gz")) and config.model.text_vocab == PUBLISHED:
         return {}
     return handed_on.make_files(load_tokenizer(config))
+
+
+# The makers of folders, by the library that opens them.
+FORMATS: dict[str, Callable[[Origin, str], Package]] = {
+    "timm": _make_timm,
+    "open_clip": _make_open_clip,
+    "transformers": _make_transformers,
+    "nml": _make_nml,
+}

@@ -41,7 +41,8 @@ class Model:
         CLIP takes images, `batch["text"]` (token ids, int [B, L]), or both. Images give the outputs above, with
         "embedding" (float32 [B, E], projected, of length 1) in place of logits. Texts give "text_features" and
         "text_embedding", of the same shapes. "logit_scale" is always there (see `clip.Clip`).
-        Text encoders take "tokens", "length" and "second" (see `language.TextEncoder`) and have no logits.
+        Text encoders take "tokens", "length" and "second" (see `language.TextEncoder`) and have logits
+        as images have.
     spec: name -> jax.ShapeDtypeStruct, a batch of one: "image" uint8 [1, H, W, 3] and, for CLIP, "text" int32 [1, L].
         Text encoders: "tokens" int32 [1, L], where L stands for any length up to it, "length" and "second" int32 [1].
         An embeddings service: "vector" float32 [1, D], where D is 1 and stands for any.
@@ -50,6 +51,11 @@ class Model:
     init: Callable[..., tuple[Tree, Tree]]
     apply: Callable[..., tuple[dict[str, jax.Array], Tree]]
     spec: Mapping[str, jax.ShapeDtypeStruct]
+
+    @property
+    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The part of `spec` that one classifies and takes features of: all but the captions of a CLIP."""
+        return {name: like for name, like in self.spec.items() if name != "text"}
 
     @cached_property
     def shapes(self) -> tuple[Tree, Tree]:
@@ -76,6 +82,13 @@ def build(config: Any, *, num_classes: int, image_size: int | tuple[int, int]) -
     (frozen,) = settings.freeze_sections(config)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     return _build(frozen, num_classes, height, width, jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def embeds_tokens(config: Any) -> bool:
+    """Return whether the section `model` describes an encoder that takes NEFTune's noise at its embeddings."""
+    variant = TOWERS[config.tower] if config.name == "clip" else MODELS[config.name]
+    make = variant.make.keywords.get("tower") or variant.make
+    return "neftune" in inspect.signature(make.func).parameters
 
 
 @lru_cache(maxsize=8)

@@ -38,16 +38,16 @@ def describe_parameters(params: Any) -> str:
 
 
 def count_features(model: Any, layer: str = "features") -> int:
-    """Return the number of values of an image in an output of a model.
+    """Return the number of values of an image or text in an output of a model.
 
     Raises:
         KeyError: there is no such output.
     """
 
-    def apply(params: Any, model_state: Any, image: Any) -> Any:
-        return model.apply(params, model_state, {"image": image}, train=False, key=None)[0][layer]
+    def apply(params: Any, model_state: Any, inputs: Any) -> Any:
+        return model.apply(params, model_state, inputs, train=False, key=None)[0][layer]
 
-    return math.prod(jax.eval_shape(apply, *model.shapes, model.spec["image"]).shape[1:])
+    return math.prod(jax.eval_shape(apply, *model.shapes, model.inputs).shape[1:])
 
 
 def _make_line(name: str, leaves: list[Any]) -> Line:

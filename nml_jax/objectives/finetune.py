@@ -20,7 +20,7 @@ from nml_jax.objectives import nmtune
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FineTuning:
-    """An Objective over batches of image [B, H, W, 3], label int32 [B] and mask float32 [B].
+    """An Objective over batches of the model's inputs, label int32 [B] and mask float32 [B].
 
     The outputs of the model hold "logits" float32 [B, K], "features" float32 [B, D] and, for consistency,
     "initial_features" float32 [B, D]. The terms are over all rows of the batch; in training, all masks are 1.

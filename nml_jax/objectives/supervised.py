@@ -28,7 +28,9 @@ LOSSES = {"softmax": softmax_loss, "bce": bce_loss}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Supervised:
-    """An Objective over batches of image [B, H, W, 3] (0 to 255), label int32 [B] and mask float32 [B].
+    """An Objective over batches of the model's inputs, label int32 [B] and mask float32 [B].
+
+    Mixup and cutmix need images: image [B, H, W, 3], 0 to 255.
 
     The fields are the keys of the section `objective` of configs/common.py; `form` is its `loss`.
     """
@@ -49,10 +51,12 @@ class Supervised:
         If images are mixed, `accuracy` compares with the label of the unreversed image, whatever its share.
         """
         key_mix, key_model = jax.random.split(key)
-        image, share = batch["image"], 1.0
+        inputs, share = batch, 1.0
         if self.mixup or self.cutmix:
-            image, share = mix(key_mix, image, mixup=self.mixup, cutmix=self.cutmix, switch_prob=self.switch_prob)
-        outputs, new_state = model.apply(params, model_state, {**batch, "image": image}, train=True, key=key_model)
+            how = {"mixup": self.mixup, "cutmix": self.cutmix, "switch_prob": self.switch_prob}
+            image, share = mix(key_mix, batch["image"], **how)
+            inputs = {**batch, "image": image}
+        outputs, new_state = model.apply(params, model_state, inputs, train=True, key=key_model)
         logits, label, mask = outputs["logits"], batch["label"], batch["mask"]
         losses = LOSSES[self.form](logits, self.targets(label, share)) * mask
         correct = (logits.argmax(-1) == label) * mask

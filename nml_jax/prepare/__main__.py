@@ -1,6 +1,7 @@
 """Build a prepared TFDS/ArrayRecord dataset from images, without TensorFlow.
 
 python -m nml_jax.prepare image_folder SRC OUT [--workers N] [--resize SIDE]
+python -m nml_jax.prepare coco_folder SRC OUT [--workers N]             (nml_jax/prepare/coco/build.py)
 python -m nml_jax.prepare image_text SRC... OUT [--workers N] [...]     (nml_jax/prepare/pairs/build.py)
 python -m nml_jax.prepare rendered_sst2 SRC OUT [--workers N]           (and others: nml_jax/prepare/downstream.py)
 """
@@ -24,11 +25,16 @@ SHOWN = 20  # refused files to print; the manifest lists them all
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Return the exit code."""
     from nml_jax.prepare import downstream
+    from nml_jax.prepare.coco.build import COCO_FOLDER, build_coco_folder
     from nml_jax.prepare.pairs import build
 
     parser = argparse.ArgumentParser(prog="python -m nml_jax.prepare", description=(__doc__ or "").split("\n")[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
-    builders = {"image_folder": (build_image_folder, IMAGE_FOLDER), **downstream.BUILDERS}
+    builders = {
+        "image_folder": (build_image_folder, IMAGE_FOLDER),
+        "coco_folder": (build_coco_folder, COCO_FOLDER),
+        **downstream.BUILDERS,
+    }
     for kind, (_, help_text) in builders.items():
         command = kinds.add_parser(kind, help=help_text)
         command.add_argument("src", metavar="SRC", type=Path)
@@ -59,6 +65,8 @@ def _print_manifest(manifest: dict[str, Any], out: Path) -> int:
     for split, counts in manifest["splits"].items():
         per_class = {name: n for name, n in counts["per_class"].items() if n}
         console.show(f"{split}: {counts['records']} images of {describe_counts(per_class)}")
+        for what, n in manifest.get("annotations_mended", {}).get(split, {}).items():
+            console.show(f"  {n} x {what}")
     print_classes(manifest)
     left_out: Counter[str] = Counter()
     for entry in manifest["files_left_out"]:
@@ -67,6 +75,8 @@ def _print_manifest(manifest: dict[str, Any], out: Path) -> int:
         console.show(f"files left out: {left_out.total()}")
     for reason, n in left_out.most_common():
         console.show(f"  {n} x {reason}")
+    if "annotations_left_out" in manifest:
+        _print_annotations(manifest["annotations_left_out"], out)
     refused = manifest["refused"]
     console.show(f"refused files: {len(refused)}")
     for entry in refused[:SHOWN]:
@@ -75,6 +85,15 @@ def _print_manifest(manifest: dict[str, Any], out: Path) -> int:
         console.show(f"  ... and {len(refused) - SHOWN} more in {out / 'manifest.json'}")
     console.show(str(out))
     return 0
+
+
+def _print_annotations(left_out: list[dict[str, Any]], out: Path) -> None:
+    """Print how many annotations are left out, and the first ones."""
+    console.show(f"annotations left out: {len(left_out)}")
+    for entry in left_out[:SHOWN]:
+        console.show(f"  {entry['file']}, annotation {entry['annotation']}: {entry['reason']}")
+    if len(left_out) > SHOWN:
+        console.show(f"  ... and {len(left_out) - SHOWN} more in {out / 'manifest.json'}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Read the files of a folder, a tar (compressed or not) or a zip, one after another. Nothing is extracted."""
 
 import contextlib
+import functools
 import os
 import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,57 @@ def read_one(path: Path, name: str) -> bytes:
             raise UserError(f"{name} in {path} cannot be read: {reason}", "download it again")
         return content
     raise UserError(f"{path} does not contain {name}", "download it again")
+
+
+def index_files(path: Path) -> tuple[dict[str, Callable[[], tuple[bytes, str]]], Counter[str]]:
+    """Index the files of a folder, with those inside its zips, or of a zip, to be read in any order and any thread.
+
+    Returns:
+        Path below `path`, as "photos.zip/1.jpg" inside a zip -> function that returns (content, "") or (b"", reason);
+        and how many files are left out, by reason (nml_jax/prepare/clutter.py).
+
+    Raises:
+        UserError: `path` does not exist or is neither, or a zip is damaged or encrypted.
+    """
+    found: dict[str, Callable[[], tuple[bytes, str]]] = {}
+    left_out: Counter[str] = Counter()
+    with _raise_user_error(path):
+        if path.is_dir():
+            names = [(name, read_content) for name, read_content in _iterate_folder(path)]
+        elif zipfile.is_zipfile(path):
+            names = _index_zip(path)
+        else:
+            raise UserError(f"{path} is neither a folder nor a zip", "give the folder or zip of a data set")
+    for name, read_content in names:
+        if reason := find_clutter_in_path(name):
+            left_out[reason] += 1
+        elif path.is_dir() and name.lower().endswith(".zip"):
+            with _raise_user_error(path / name):
+                for inner, read_inner in _index_zip(path / name):
+                    reason = find_clutter_in_path(inner)
+                    left_out.update([reason] if reason else [])
+                    found |= {} if reason else {f"{name}/{inner}": read_inner}
+        else:
+            found[name] = read_content
+    return found, left_out
+
+
+def _index_zip(path: Path) -> list[tuple[str, Callable[[], tuple[bytes, str]]]]:
+    """List (name, function that reads it) of the files of a zip, which stays open."""
+    archive = zipfile.ZipFile(path)
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    if any(member.flag_bits & 1 for member in members):
+        raise UserError(f"{path} is encrypted", "unpack it and give the folder")
+
+    def read_member(member: zipfile.ZipInfo) -> tuple[bytes, str]:
+        if member.file_size > MAX_BYTES:
+            return b"", TOO_LARGE
+        try:
+            return archive.read(member), ""
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as e:
+            return b"", f"damaged in its zip: {e}"
+
+    return [(member.filename.removeprefix("./"), functools.partial(read_member, member)) for member in members]
 
 
 def _iterate_members(path: Path, counts: Counter[str] | None = None) -> Iterator[tuple[str, Any]]:

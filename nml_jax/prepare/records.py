@@ -43,9 +43,10 @@ Example = dict[str, Any]
 class Item(NamedTuple):
     """An image that becomes a record or is refused."""
 
-    label: str  # name of the class
+    label: str  # name of the class, or the annotations of an image with objects
     key: str
     load: Callable[[], tuple[bytes, str]]  # returns (bytes, "") or (b"", reason); any thread may call it
+    size: tuple[int, int] | None = None  # the height and width that it must have; None: any
 
 
 class Listing:
@@ -61,9 +62,11 @@ class Listing:
         seen: number of files, whether used or not: those accepted, refused and left out. None if it is not known.
         resize: largest shorter side of an image in pixels, or None.
         resized: split -> number of images that were shrunk.
+        annotated: whether images have annotations, a text, in place of a class.
     """
 
     resize: int | None = None
+    annotated = False
 
     def __init__(self, src: Path):
         self.src = src
@@ -89,6 +92,11 @@ class Listing:
     def cure(self, split: str) -> str:
         """Return the advice for a split without a usable image."""
         return f"get {self.src} again"
+
+    def count_classes(self, split: str, values: list[Any]) -> dict[str, int]:
+        """Return how often each class comes in a split, of the labels of its records, or of their annotations."""
+        counts = Counter(values)
+        return {name: counts[i] for i, name in enumerate(self.classes)}
 
     def about(self, folder: Path) -> dict[str, Any]:
         """Return further entries for the manifest. Called when all records are in `folder`; may write files there."""
@@ -260,24 +268,38 @@ def _write_splits(folder: Path, name: str, listing: Listing, workers: int) -> di
 def _write_split(
     folder: Path, listing: Listing, writer: Any, split: str, chunks: Iterator[list[Example]]
 ) -> dict[str, Any]:
-    import numpy as np
-
-    labels, keys, sha = [], [], hashlib.sha256()
+    values, keys, sha = [], [], hashlib.sha256()
+    field = "annotations" if listing.annotated else "label"
     for chunk in chunks:
         for example in chunk:
-            labels.append(example["label"])
+            values.append(example[field])
             keys.append(example["key"])
-            sha.update(f"{example['key']}\n{example['label']}\n{len(example['image'])}\n".encode())
+            sha.update(f"{example['key']}\n{example[field]}\n{len(example['image'])}\n".encode())
             sha.update(example["image"])
         with raise_full_disk():
             writer.add_examples({split: chunk})
-    if not labels:
+    if not values:
         raise make_no_image_error(listing, split)
-    np.save(folder / "supervision" / f"{split}.npy", np.array(labels, np.int32))
+    _write_index(folder / "supervision", split, values, annotated=listing.annotated)
     (folder / "supervision" / f"{split}.keys.json").write_text(json.dumps(keys), "utf-8")
-    counts = np.bincount(labels, minlength=len(listing.classes)).tolist()
-    per_class = dict(zip(listing.classes, counts, strict=True))
-    return {"records": len(labels), "sha256": sha.hexdigest(), "per_class": per_class}
+    return {"records": len(values), "sha256": sha.hexdigest(), "per_class": listing.count_classes(split, values)}
+
+
+def _write_index(folder: Path, split: str, values: list[Any], *, annotated: bool) -> None:
+    """Write the labels of a split, or its annotations, and for each image height, width, objects, those with masks."""
+    import numpy as np
+
+    if not annotated:
+        np.save(folder / f"{split}.npy", np.array(values, np.int32))
+        return
+    from nml_jax.data.sources import texts
+
+    about = []
+    for image in map(json.loads, values):
+        alone = [one["segmentation"] is not None for one in image["annotations"] if not one["iscrowd"]]
+        about.append([image["height"], image["width"], len(alone), sum(alone)])
+    np.save(folder / f"{split}.sizes.npy", np.array(about, np.int32))
+    texts.write(folder / f"{split}.annotations", values)
 
 
 def _load_examples(listing: Listing, split: str, pool: ThreadPoolExecutor, bar: Any) -> Iterator[list[Example]]:
@@ -290,7 +312,8 @@ def _load_examples(listing: Listing, split: str, pool: ThreadPoolExecutor, bar: 
             if reason:
                 listing.refused.append({"file": item.key, "reason": reason})
             else:
-                examples.append({"image": content, "label": class_ids[item.label], "key": item.key})
+                what = {"annotations": item.label} if listing.annotated else {"label": class_ids[item.label]}
+                examples.append({"image": content, **what, "key": item.key})
                 listing.resized[split] += resized
         yield examples
         bar.update(len(chunk))
@@ -299,7 +322,7 @@ def _load_examples(listing: Listing, split: str, pool: ThreadPoolExecutor, bar: 
 def _load_item(resize: int | None, item: Item) -> tuple[bytes, bool, str]:
     """Load an image and check it. Return what `check_image` returns."""
     content, reason = item.load()
-    return (b"", False, reason) if reason else check_image(content, resize)
+    return (b"", False, reason) if reason else check_image(content, resize, item.size)
 
 
 def _open_writer(folder: Path, name: str, listing: Listing) -> Any:
@@ -309,18 +332,20 @@ def _open_writer(folder: Path, name: str, listing: Listing) -> Any:
     """
     import tensorflow_datasets as tfds
 
-    info = describe(folder, name, listing.classes)
+    info = describe(folder, name, None if listing.annotated else listing.classes, annotated=listing.annotated)
     writer = tfds.core.SequentialWriter(info, RECORDS_PER_SHARD, file_format="array_record")
     writer.initialize_splits(list(listing.splits))
     return writer
 
 
-def describe(folder: Path, name: str, classes: list[str] | None) -> Any:
-    """Return TFDS's description of the dataset: image, key, and label if there are classes."""
+def describe(folder: Path, name: str, classes: list[str] | None, *, annotated: bool = False) -> Any:
+    """Return TFDS's description of the dataset: image, key, label if there are classes, annotations if it has them."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
     features = {"image": tfds.features.Image(), "key": tfds.features.Text()}
+    if annotated:
+        features["annotations"] = tfds.features.Text()
     if classes is not None:
         features["label"] = tfds.features.ClassLabel(names=classes)
     identity = DatasetIdentity(
@@ -356,8 +381,13 @@ def read_file(path: Path) -> tuple[bytes, str]:
         return b"", f"unreadable: {e.strerror}"
 
 
-def check_image(content: bytes, resize: int | None = None) -> tuple[bytes, bool, str]:
+def check_image(
+    content: bytes, resize: int | None = None, size: tuple[int, int] | None = None
+) -> tuple[bytes, bool, str]:
     """Check an encoded image and shrink it if it is too large.
+
+    Args:
+        size: the height and width that the upright image must have; None: any.
 
     Returns:
         The bytes to store, True if it was shrunk, and the reason why it must be refused, or "".
@@ -370,5 +400,11 @@ def check_image(content: bytes, resize: int | None = None) -> tuple[bytes, bool,
         pixels = codec.check(content, MAX_PIXELS)
     except codec.ImageError as e:
         return b"", False, str(e)
+    if size and pixels.shape[:2] != size:
+        height, width = pixels.shape[:2]
+        turned = (
+            " (turned as its EXIF orientation says)" if (width, height) == size and codec.is_turned(content) else ""
+        )
+        return b"", False, f"it is {width} x {height} pixels{turned}, and its annotations are for {size[1]} x {size[0]}"
     small = codec.shrink(pixels, resize) if resize else b""
     return small or content, bool(small), ""

@@ -42,7 +42,7 @@ def serve(actions: Mapping[str, Action]) -> None:
     try:
         no_order: Any = None
         while order := peers.agree(no_order):
-            arrays = _broadcast([np.zeros(shape, dtype) for shape, dtype in order["arrays"]])
+            arrays = broadcast([np.zeros(shape, dtype) for shape, dtype in order["arrays"]])
             actions[order["action"]](order["static"], arrays, kept)
     finally:
         _serving = False
@@ -69,12 +69,18 @@ def order(actions: Mapping[str, Action], name: str, static: Any, arrays: Sequenc
     arrays = [np.asarray(x, order="C") for x in arrays]
     if _leading:
         peers.agree({"action": name, "static": static, "arrays": [[x.shape, x.dtype.name] for x in arrays]})
-        arrays = _broadcast(arrays)
+        arrays = broadcast(arrays)
     return actions[name](static, arrays, _kept)
 
 
-def _broadcast(arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """Return the first process's arrays of 32-bit numbers on every process, bit by bit."""
+def broadcast(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Return the first process's arrays of 32-bit numbers on every process, bit by bit.
+
+    Args:
+        arrays: of this process; on the others only their shapes and dtypes count.
+    """
+    if jax.process_count() == 1:
+        return arrays
     from jax.experimental import multihost_utils
 
     sent = multihost_utils.broadcast_one_to_all([x.view(np.uint32) for x in arrays])

@@ -19,12 +19,14 @@ class BankIndex(NamedTuple):
         step, weights: checkpoint step and weights ("raw" or "ema") of the encoder, as in rows.
         domains: task -> split -> "id" or "ood", in the order of writing. One of the splits is "train".
         encoder: what the features come from, see assembly/fingerprint.py; {} in banks of earlier versions.
+        texts: task -> number of texts of a row, 1 or 2 for pairs; only of tasks of texts.
     """
 
     step: int
     weights: str
     domains: dict[str, dict[str, str]]
     encoder: dict[str, Any] = {}  # noqa: RUF012  a NamedTuple's default, never changed
+    texts: dict[str, int] = {}  # noqa: RUF012  likewise
 
 
 def bank_folder(workdir: Path, task: str, split: str) -> Path:

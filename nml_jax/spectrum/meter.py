@@ -14,6 +14,7 @@ from nml_jax.spectrum.rows import Kind, check_mask, check_mode, count_directions
 Array = NDArray[np.float64]
 
 BLOCK = 4096  # rows that are converted to float64 at a time
+TOLERANCE = 1e-6  # accuracy of SVE and LSVR that `singular_values` promises
 EPS, TINY = float(np.finfo(np.float64).eps), float(np.finfo(np.float64).tiny)
 
 
@@ -112,14 +113,18 @@ class SpectrumMeter:
         """Return how far rounding may have moved `sve`, `lsvr` and `top_share` of `result()`.
 
         By Weyl's inequality, every σ² is off by at most c·eps·Σσ², or, with `exact`, every σ by c·eps·Σσ. Here c is
-        8 + √dim for the decomposition, four times the largest measured, plus 1 for every sum so far. The bound depends
-        on the whole spectrum: about 1e-10 if σ_min/σ₁ is 1e-2, 1e-5 if many σ are near 1e-6 σ₁, 1e-3 at rank one, and
-        infinite if there is no bound, as for zeros.
+        `units`. The bound depends on the whole spectrum: about 1e-10 if σ_min/σ₁ is 1e-2, 1e-5 if many σ are near
+        1e-6 σ₁, 1e-3 at rank one, and infinite if there is no bound, as for zeros.
 
         Raises:
             UserError: there are no rows so far.
         """
         return self._decompose()[1]
+
+    @property
+    def units(self) -> float:
+        """Roundings so far: 8 + √dim of the decomposition, four times the most measured, and 1 for every sum."""
+        return 8 + self.dim**0.5 + self._sums
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the state as arrays of fixed shapes. Gather them in 64 bits: float32 would undo the accuracy."""
@@ -185,11 +190,9 @@ class SpectrumMeter:
             raise UserError("the meter has no features yet", "call update with at least one row that counts")
         if self._spectrum is None:
             rank = count_directions(self.n, self.dim, self.center)
-            s, error = (_decompose_triangle if self.exact else _decompose_gram)(
-                self._factor, 8 + self.dim**0.5 + self._sums
-            )
+            s, error = (_decompose_triangle if self.exact else _decompose_gram)(self._factor, self.units)
             s, error = s[:rank], error[:rank]
-            self._spectrum = np.append(s, np.zeros(min(self.n, self.dim) - len(s))), _bound_error(s, error)
+            self._spectrum = np.append(s, np.zeros(min(self.n, self.dim) - len(s))), bound_error(s, error)
         return self._spectrum
 
 
@@ -213,8 +216,8 @@ def _decompose_triangle(r: Array, units: float) -> tuple[Array, Array]:
     return s, np.full(len(s), units * EPS * s.sum())
 
 
-def _bound_error(s: Array, error: Array) -> float:
-    """Bound the change of SVE, LSVR and top share when every s moves by at most its error.
+def bound_error(s: Array, error: Array) -> float:
+    """Return a bound on the change of SVE, LSVR and top share when every s moves by at most its error.
 
     SVE = log Σs + Σ h(s)/Σs with h(s) = -s log s. In units of Σs, Σs moves by at most `drift`, and h(s) by the integral
     of |h'| = |1 + log s| on the way, which is at most error·(2 - log max(s - error, error)).

@@ -1,5 +1,6 @@
 """Singular values of whole matrices of features."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,15 +9,11 @@ from scipy.linalg import svdvals
 
 from nml_jax.console import notice
 from nml_jax.errors import UserError
-from nml_jax.spectrum.meter import SpectrumMeter
+from nml_jax.spectrum.meter import BLOCK, TOLERANCE, SpectrumMeter
 from nml_jax.spectrum.rows import Kind, check_mask, check_mode, count_directions, is_on_device, prepare
+from nml_jax.spectrum.steep import decompose_steep, is_surely_steep
 
-WHOLE = 2**28  # elements up to which a copy in float64 may be decomposed whole
-SAMPLE, STEEP = (
-    128,
-    1e-4,
-)  # rows to guess from; σ₁₂₈/σ₁ of a spectrum that goes on to fall below what a Gram matrix shows
-TOLERANCE = 1e-6  # accuracy of SVE and LSVR that `singular_values` promises
+WHOLE = 2**28  # elements up to which a copy in float64 may be held whole
 
 
 def singular_values(
@@ -68,38 +65,39 @@ def _fetch(F: Any) -> np.ndarray:
 
 
 def _decompose(F: np.ndarray, normalize: str | None, center: str | None) -> NDArray[np.float64]:
-    """Return the singular values of one matrix: from its Gram matrix if that will do, else by an SVD or a QR factor."""
+    """Return the singular values of one matrix, by the fastest way that is accurate enough.
+
+    A Gram matrix will do for most, a second one for almost all others. An SVD will do for all, or for large features a
+    QR factor.
+    """
     n, d = F.shape
     if n < d:  # then Fᵀ has the smaller Gram matrix; its samples are the features of F
         F = prepare(F, normalize, None, np.arange(n)).T
         normalize, center = None, {"features": "samples", "samples": "features"}.get(center or "")
-    dim, large = min(n, d), F.size > WHOLE
-    if large or not _looks_steep(F):
-        meter = SpectrumMeter(dim, normalize=normalize, center=center)
-        meter.update(F)
-        if meter.error_bound() <= TOLERANCE:
-            return meter.result()
-    if large:
-        meter = SpectrumMeter(dim, normalize=normalize, center=center, exact=True)
+    meter = SpectrumMeter(min(n, d), normalize=normalize, center=center)
+    meter.update(F)
+    gram, rank = meter.state()["factor"], count_directions(meter.n, meter.dim, center)
+    if not is_surely_steep(gram, meter.units) and meter.error_bound() <= TOLERANCE:
+        return meter.result()
+    s, bound = decompose_steep(_prepare_blocks(F, meter), meter.n, gram, meter.units, rank)
+    if bound <= TOLERANCE:
+        return s
+    if F.size > WHOLE:
+        meter = SpectrumMeter(min(n, d), normalize=normalize, center=center, exact=True)
         meter.update(F)
         return meter.result()
-    rows = prepare(F, normalize, center, np.arange(len(F)))
-    if center == "features":
-        rows = rows - rows.mean(axis=0)
-    s: Any = svdvals(rows, overwrite_a=True, check_finite=False)
-    s[count_directions(len(rows), dim, center) :] = 0
+    rows = np.concatenate(list(_prepare_blocks(F, meter)))
+    s = np.asarray(svdvals(rows, overwrite_a=True, check_finite=False))
+    s[rank:] = 0
     return s
 
 
-def _looks_steep(F: np.ndarray) -> bool:
-    """Guess from a few rows whether a Gram matrix would be too inaccurate, so that its time can be saved."""
-    if F.shape[1] < 2 * SAMPLE or not np.can_cast(F.dtype, np.float64, "same_kind"):
-        return False
-    rows = np.asarray(F[:: max(len(F) // SAMPLE, 1)][:SAMPLE], np.float64)
-    if not np.isfinite(rows).all():
-        return False
-    s: Any = svdvals(rows @ rows.T, check_finite=False)
-    return bool(s[-1] < STEEP**2 * s[0])
+def _prepare_blocks(F: np.ndarray, meter: SpectrumMeter) -> Iterator[NDArray[np.float64]]:
+    """Yield rows as the meter has taken them, less the mean of all where features are centred."""
+    mean = meter.state()["mean"]
+    for start in range(0, len(F), BLOCK):
+        ids = np.arange(start, min(start + BLOCK, len(F)))
+        yield prepare(F[ids], meter.normalize, meter.center, ids) - mean
 
 
 def _decompose_on_device(F: Any, mask: np.ndarray, normalize: str | None, center: str | None) -> NDArray[np.float64]:

@@ -180,7 +180,7 @@ def build_evaluator(job: Job, model: Model) -> Any:
         partial(pipeline.evaluate, source, make_reading(job, model), batch=job.config.train.batch),
         detection.make_truth(source),
         partial(detection.describe, source),
-        kinds=("box", "mask") if {"masks", "maps"} & model.spec.keys() else ("box",),
+        kinds=("box", "mask") if needs_masks(model) else ("box",),
         **how,
     )
 
@@ -196,7 +196,14 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         )
     sizes = detection.count(config) if data else (config.detect.data.expected or 10_000, 2)
     for system in config.detect.systems:
-        build_program(config, mesh, system, *sizes)
+        _, program = build_program(config, mesh, system, *sizes)
+        if data and needs_masks(program.model):
+            detection.check_masks(detection.open_task(config), system)
+
+
+def needs_masks(model: Model) -> bool:
+    """Return whether a detector learns masks."""
+    return bool({"masks", "maps"} & model.spec.keys())
 
 
 def build_program(

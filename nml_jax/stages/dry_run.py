@@ -140,6 +140,7 @@ def _list_gone(cell: ConfigDict, stage: str) -> list[tuple[str, str]]:
     unused = set()
     unused |= {"downstream.path"} if cell.features.train or "directory" not in cell.downstream.tasks else set()
     unused |= {"data.path"} if cell.data.mixture or cell.data.source == "digits" else set()
+    unused |= {"detect.data.path", "detect.data.test_path"} if cell.detect.data.source == "digits" else set()
     unused |= {"noise_file"} if cell.noise_kind not in settings.FIXED_RATE else set()
     unused |= {"data.tokenizer"} if not encoder.has_text(cell) else set()
     unused |= {"init_from"} if stage not in ("pretrain", *experiment.ENCODED) else set()

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import console, errors, runtime, settings, spectrum
-from nml_jax.assembly import agreement, encoder
+from nml_jax.assembly import agreement, encoder, evaluators
 from nml_jax.assembly.encode import Encode, compile_encoder, encode_split
 from nml_jax.assembly.encoder import describe_origin
 from nml_jax.assembly.feature_sets import BLOCK
@@ -27,7 +27,7 @@ from nml_jax.runs.classes import TASKS, write_counts
 from nml_jax.runs.files import write_json
 from nml_jax.runs.rows import Row, write_rows
 from nml_jax.stages.stage import Outputs, Stage
-from nml_jax.tasks.classification import Test, check_tasks, has_texts, list_tasks
+from nml_jax.tasks.classification import Test, check_tasks, list_tasks
 
 VERSION = 1
 
@@ -50,10 +50,12 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     rows: list[Row] = []
     spectra: list[dict[str, Any]] = []
     written: dict[str, str] = {}
-    index, counts = BankIndex(frozen.step, config.extract.weights, {}, describe_encoder(config, frozen)), {}
+    index, counts = BankIndex(frozen.step, config.extract.weights, {}, describe_encoder(config, frozen), {}), {}
     for name in list_tasks(config):
         task = agreement.open_task(name, config)
         train = Test(task.name + "/train", "id", task.train)
+        if count := texts.count_texts(task.train):
+            index.texts[task.name] = count
         for test in (train, *task.tests):
             split = "train" if test is train else test.split
             counts[f"{task.name}/{split}"] = count_labels(test.source.labels, test.source.class_names)
@@ -62,7 +64,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             written_before = peers.agree(banks.find(folder, key) is not None or _copy_written(folder, key))
             if written_before:
                 chosen = config.extract.layers, config.extract.spectra
-                measured = measure_written(banks.Bank(folder), *chosen, mesh, config.extract.batch)
+                measured = measure_written(folder, *chosen, mesh, config.extract.batch)
             else:
                 measured = extract(config, frozen, encode, mesh, test, folder, key, is_train=test is train)
             WRITTEN[key] = folder
@@ -106,25 +108,9 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     if unknown := [layer for layer in config.extract.layers if layer not in known]:
         raise errors.UserError(f"no layer {unknown[0]!r}", f"choose extract.layers from {', '.join(known)}")
     check_tasks(config, data=data)
-    _check_texts(config)
+    evaluators.check_inputs(config)
     for mode in config.extract.spectra:
         spectrum.find_preset(mode)
-
-
-def _check_texts(config: ConfigDict) -> None:
-    """Check that texts meet an encoder of texts, and that it has a tokenizer which fits, if it needs one."""
-    model = encoder.build(config, num_classes=config.data.num_classes or 1)
-    reads = "image" not in model.spec
-    if wrong := [name for name in config.downstream.tasks if has_texts(name) != reads]:
-        what = "reads texts" if reads else "reads images"
-        raise errors.UserError(
-            f"model.name={config.model.name} {what}, and the downstream task is {wrong[0]!r}",
-            "give --config=configs/text.py:FOLDER for texts, and an image encoder for images",
-        )
-    if reads and config.extract.views > 1:
-        raise errors.UserError(f"extract.views={config.extract.views}, but texts have one view", "set it to 1")
-    if texts.has_tokens(model.spec):
-        texts.load_tokenizer(config, model)
 
 
 def list_needed(workdir: Path, rows: list[Row]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Tune encoder and head on downstream images (LoRA, full), with WiSE-FT between start and end -> rows.
+"""Tune encoder and head on downstream images or texts (LoRA, full), with WiSE-FT between start and end -> rows.
 
 Each setting of a task has a folder. `load_model` reads it once it is finished:
 
@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import itertools
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import errors, runtime, settings
-from nml_jax.assembly import agreement, encoder, evaluators
+from nml_jax.assembly import agreement, encoder, evaluators, streams
 from nml_jax.data.stratify import draw_stratified
 from nml_jax.evals import collect, mapped
+from nml_jax.models import Model
 from nml_jax.objectives import finetune as objectives
 from nml_jax.processes import peers
 from nml_jax.runs.files import write_bytes
@@ -43,7 +45,7 @@ from nml_jax.stages.finetune_search import (
     name_setting,
 )
 from nml_jax.stages.stage import HEADS, Outputs, Stage
-from nml_jax.tasks.classification import check_tasks, list_tasks
+from nml_jax.tasks.classification import Test, check_tasks, list_tasks
 from nml_jax.training import checkpoint, finetune, lora
 from nml_jax.training.leaves import name_leaves
 from nml_jax.tuning.holdout import check_choices
@@ -103,7 +105,8 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     runtime.check_batch(config.finetune.batch, mesh, "finetune.batch")
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
     check_tasks(config, data=data)
-    encoder.require_images(config, "finetune")
+    encoder.require_own(config, "finetune")
+    evaluators.check_inputs(config)
     model = encoder.build(config, num_classes=0)
     if config.finetune.head_init == "zeroshot":
         cure = "set finetune.head_init to fresh or probe"
@@ -209,24 +212,33 @@ def score_setting(
     params, model_state = runtime.to_mesh(weights, setup.mesh)
     model_config, config = settings.freeze_sections(setup.config.model, setup.config.finetune)
     model = _build_classifier(model_config, config, setup.loop_setup("full"))
-    put = runtime.put_batch(setup.mesh)
     for test in setup.task.tests:
         frames = {"frame_labels": test.frames.labels, "groups": test.frames.groups} if test.frames else {}
-        how: dict[str, Any] = {"class_map": test.class_map, "soft": True, **frames}
+        how: dict[str, Any] = {"class_map": test.class_map, "soft": True, **frames, **test.scoring}
         scorer = mapped.Scorer(setup.task.num_classes, **how)
         drawn = {"batch": setup.config.extract.batch, "shift": test.shift, "seed": setup.config.seed}
-        for local in evaluators.read_images(setup.config, setup.mesh, test.source, **drawn):
-            batch = put(local)
-            logits = collect.get_output(
-                params, model_state, {"image": batch["image"]}, apply=model.apply, name="logits"
-            )
-            logits, labels, mask = runtime.fetch((logits, batch["label"], batch["mask"]), setup.mesh)
-            scorer.update(labels[mask > 0], logits[mask > 0])
+        for rows in streams.restore_order(_compute_logits(setup, model, (params, model_state), test, drawn)):
+            scorer.update(rows["label"], rows["logits"])
         for metric, value in scorer.scores().items():
             where = {"split": test.split, "domain": test.domain, "n_test": len(test.source)}
             out.append((metric, {**where, "value": value}))
         scorers[test.split] = scorer
     return out, scorers
+
+
+def _compute_logits(
+    setup: FinetuneSetup, model: Model, weights: tuple[Any, Any], test: Test, drawn: dict[str, Any]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield logits, labels and ids of every batch of a test split, without rows of padding."""
+    put = runtime.put_batch(setup.mesh)
+    for local in streams.read_records(setup.config, setup.mesh, setup.frozen.model, test.source, **drawn):
+        batch = put(local)
+        inputs = {name: batch[name] for name in model.inputs}
+        logits = collect.get_output(*weights, inputs, apply=model.apply, name="logits")
+        rows = {"logits": logits, **{name: batch[name] for name in ("label", "id", "mask")}}
+        found = runtime.fetch(rows, setup.mesh)
+        real = found.pop("mask") > 0
+        yield {name: x[real] for name, x in found.items()}
 
 
 _build_classifier = functools.lru_cache(maxsize=4)(finetune.build_classifier)
@@ -235,11 +247,14 @@ _build_classifier = functools.lru_cache(maxsize=4)(finetune.build_classifier)
 STAGE = Stage(
     name="finetune",
     version=3,
-    keys=("seed", "init_from", "data", "augment", "model", "downstream", "extract", "zeroshot", "tune", "finetune"),
+    keys=(
+        "seed", "init_from", "data", "augment", "model", "downstream", "texts", "glue", "extract", "zeroshot", "tune",
+        "finetune",
+    ),
     upstream=("pretrain",),
     outputs=Outputs(("finetune", "correct/finetune", "confusion/finetune", "predictions/finetune"), list_needed),
     check=check,
     run=run,
     lists=("finetune.methods", "finetune.terms", "finetune.shares", *HEADS),
     differs=differs,
-)
+)  # fmt: skip

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import console, errors, runtime, settings
-from nml_jax.assembly import encoder, evaluators
+from nml_jax.assembly import encoder, evaluators, streams
 from nml_jax.data.sources.source import Source, Subset
 from nml_jax.data.stratify import hold_out
 from nml_jax.data.stream import pipeline
@@ -96,6 +96,7 @@ def make_training_config(config: ConfigDict, seed: int) -> ConfigDict:
     """Return the config for the loop: `finetune` takes the place of `train`, and `init_from` is empty."""
     out = config.copy_and_resolve_references()
     with out.unlocked():
+        out.texts.tokenizer = config.texts.tokenizer or config.init_from  # of a text encoder
         out.seed, out.init_from = seed, ""
         out.train.batch, out.train.epochs = config.finetune.batch, config.finetune.epochs
         out.train.ema, out.train.micro_batches, out.runtime.eval_every = 0.0, 1, 0.0
@@ -171,8 +172,8 @@ def train(
         return runtime.fetch((state.params, state.model_state), mesh)
 
     def batches(start_step: int) -> Generator[pipeline.Portion]:
-        how = {"batch": config.train.batch, "seed": config.seed, "start_step": start_step}
-        return pipeline.train(source, evaluators.make_reading(config, mesh), **how)
+        how = {"batch": config.train.batch, "seed": config.seed}
+        return streams.read_training(config, mesh, setup.frozen.model, source, start_step, **how)
 
     undecodable = Quarantine(folder, source, config.runtime.quarantine, active=jax.process_index() == 0)
     named = {"label": f"{setup.task.name} {folder.name}", "clock": clock, "quarantine": undecodable}
@@ -224,7 +225,8 @@ def make_initial_heads(setup: FinetuneSetup) -> Heads:
 def build_classification(setup: FinetuneSetup, model: Model, source: Source, **drawn: Any) -> loop.Evaluator:
     """Build the evaluator that compares the model's classes on all of `source` with its labels."""
     config, mesh = setup.config, setup.mesh
-    batches = partial(evaluators.read_images, config, mesh, source, batch=config.extract.batch, **drawn)
+    how = {"batch": config.extract.batch, **drawn}
+    batches = partial(streams.read_records, config, mesh, setup.frozen.model, source, **how)
     placing = {"put": runtime.put_batch(mesh), "fetch": partial(runtime.fetch, mesh=mesh)}
     known = source.num_classes
     return EVALUATORS["classification"](model.apply, batches, num_classes=known, clean=False, **placing)

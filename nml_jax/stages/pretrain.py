@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import console, errors, models, noise, objectives, runtime, settings
-from nml_jax.assembly import agreement, encoder, noisy_data
+from nml_jax.assembly import agreement, encoder, noisy_data, streams
 from nml_jax.assembly import evaluators as evaluation
 from nml_jax.assembly.encoder import describe_origin
 from nml_jax.data.class_names import count_labels, describe_split
@@ -74,7 +74,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             program,
             plan,
             mesh,
-            batches=partial(make_batches, config, mesh, data),
+            batches=partial(make_batches, config, mesh, program.model, data),
             evaluators=evaluators | during,
             checkpoints=checkpoints,
             journal=journal,
@@ -106,7 +106,8 @@ def _report_classes(workdir: Path, splits: Mapping[str, Source]) -> None:
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     """Check that the batch, the model, the objective, the noise and the evaluators fit together."""
     runtime.check_batch(config.train.batch, mesh, "train.batch")
-    encoder.require_images(config, "pretrain")
+    encoder.require_own(config, "pretrain")
+    noisy_data.check_inputs(config)
     captions = objectives.uses_captions(config.objective)
     has_text = encoder.has_text(config)
     evaluation.check(config, text=has_text)
@@ -136,17 +137,12 @@ def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:
     return {workdir / "noise.json", *(workdir / "checkpoints" / str(row.step) for row in rows)}
 
 
-def make_batches(config: ConfigDict, mesh: Mesh, data: noisy_data.Data, start_step: int) -> Generator[pipeline.Portion]:
+def make_batches(
+    config: ConfigDict, mesh: Mesh, model: models.Model, data: noisy_data.Data, start_step: int
+) -> Generator[pipeline.Portion]:
     """Yield this process's rows of the training batches, from `start_step` on."""
-    return pipeline.train(
-        data.train,
-        evaluation.make_reading(config, mesh),
-        batch=config.train.batch,
-        seed=config.seed,
-        tokenize=data.tokenizer,
-        weights=config.data.weights,
-        start_step=start_step,
-    )
+    how = {"batch": config.train.batch, "seed": config.seed, "weights": config.data.weights}
+    return streams.read_training(config, mesh, model, data.train, start_step, tokenize=data.tokenizer, **how)
 
 
 def make_final_rows(
@@ -185,7 +181,8 @@ STAGE = Stage(
     version=2,
     keys=(
         "seed", "noise", "noise_kind", "noise_seed", "noise_classes", "noise_rate_of", "noise_file", "init_from",
-        "data", "augment", "model", "objective", "optimizer", "train",
+        "data", "augment", "model", "objective", "optimizer", "train", "texts.tokenizer", "texts.length",
+        "texts.buckets", "texts.literal", "texts.separator",
     ),
     upstream=(),
     outputs=Outputs(

@@ -59,16 +59,17 @@ def collect_inputs(stage: Stage, config: Mapping[str, Any], record: Mapping[str,
     }
 
 
-def inputs_differ(recorded: Any, now: Mapping[str, Any], lists: Sequence[str] = ()) -> bool:
+def inputs_differ(stage: Stage, recorded: Any, now: Mapping[str, Any]) -> bool:
     """Return whether the recorded inputs of a stage differ from those of now. A missing key has its default.
 
-    `lists` are dotted keys that may differ: see `Stage`.
+    The stage's lists may differ.
     """
     if not isinstance(recorded, Mapping):
         return True
-    filled = settings.select_keys(settings.fill_defaults(recorded.get("config", {})), now["config"])
+    filled = settings.select_keys(settings.fill_defaults(recorded.get("config", {})), stage.keys)
     old, new = (
-        {key: value for key, value in settings.flatten(part) if key not in lists} for part in (filled, now["config"])
+        {key: value for key, value in settings.flatten(part) if key not in stage.lists}
+        for part in (filled, now["config"])
     )
     return {**recorded, "config": old} != {**now, "config": new}
 
@@ -103,7 +104,7 @@ def is_done(name: str, config: ConfigDict, workdir: Path) -> bool:
 def _is_intact(stage: Stage, record: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -> bool:
     """Do as `is_done`, with the run's record and the stage's inputs of now."""
     own = record["stages"].get(stage.name, {})
-    if "output" not in own or inputs_differ(own["inputs"], now, stage.lists):
+    if "output" not in own or inputs_differ(stage, own["inputs"], now):
         return False
     rows = hash_rows(workdir, [stage.name])[stage.name]
     if own.get("rows", rows) != rows:
@@ -138,7 +139,7 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
             console.notice(f"{name_run(workdir)}: {name} is done, skipped{changed}")
         return False
     recorded = name in record["stages"]
-    changed = recorded and inputs_differ(own.get("inputs"), now, stage.lists)
+    changed = recorded and inputs_differ(stage, own.get("inputs"), now)
     redo = force and (not recorded or "output" in own)
     if first and (changed or redo):
         # Existing outputs are outdated or not wanted. Change the record first: if the process is killed in between,

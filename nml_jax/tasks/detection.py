@@ -1,16 +1,18 @@
 """The task of the stage detect: its splits, how they are read, and detections and truth in COCO's format."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from nml_jax import ranges
-from nml_jax.console import notice
+from nml_jax.console import notice, shorten
+from nml_jax.data.class_names import clean_name, list_names
 from nml_jax.data.images import masks, scenes
 from nml_jax.data.sources.digit_scenes import DigitScenes
-from nml_jax.data.sources.objects import Objects, ObjectSource, SomeImages
+from nml_jax.data.sources.objects import Objects, ObjectSource, OtherClasses, SomeImages
 from nml_jax.errors import MissingInput, UserError
 from nml_jax.models import Model
 
@@ -50,7 +52,37 @@ def open_task(config: ConfigDict) -> Task:
         how: dict[str, Any] = {"side": data.canvas[0], "seed": 0, "kinds": data.kinds}
         train = DigitScenes("train", data.scenes, **how)
         return Task("digit scenes", choose_images(train, data), DigitScenes("test", data.test_scenes, **how), "test")
-    raise UserError("detect.data.source=directory cannot be read yet", "set detect.data.source=digits")
+    from nml_jax.data.sources import annotated  # imports TFDS, which takes a second that digits do not need
+
+    train = annotated.load(data.path, data.train)
+    test = annotated.load(data.test_path or data.path, data.test)
+    name = Path(data.path).expanduser().resolve().name
+    return Task(name, choose_images(train, data), match_classes(train, test), data.test)
+
+
+def match_classes(train: ObjectSource, test: ObjectSource) -> ObjectSource:
+    """Return the test split with the classes of the training split, matched by name, and say which these are.
+
+    Raises:
+        UserError: a test object is of a class that training does not have.
+    """
+    index = {clean_name(name): c for c, name in enumerate(train.class_names)}
+    classes = np.array([index.get(clean_name(name), -1) for name in test.class_names], np.int32)
+    present = np.zeros(len(classes), bool)
+    for i in range(len(test)):
+        present[test.objects(i).labels] = True
+    if strange := [test.class_names[c] for c in np.flatnonzero(present & (classes < 0))]:
+        raise UserError(
+            f"test objects are of {list_names(strange)}, which the training data do not have",
+            "test on data with the classes of training, or prepare both together",
+        )
+    absent = [name for c, name in enumerate(train.class_names) if c not in classes[present]]
+    if absent and len(absent) < len(train.class_names):
+        shown = f"{len(absent)} of {len(train.class_names)} classes, {shorten(absent)}"
+        notice(f"AP is the mean over the classes that test objects are of: there is none of {shown}")
+    if tuple(test.class_names) == tuple(train.class_names):
+        return test
+    return OtherClasses(test, classes, train.class_names)
 
 
 def count(config: ConfigDict) -> tuple[int, int]:
@@ -86,22 +118,36 @@ def choose_images(source: ObjectSource, data: ConfigDict) -> ObjectSource:
     Raises:
         UserError: no image is left.
     """
-    empty, cut, large = 0, 0, source.sizes.min(1) >= data.smallest
-    kept = []
-    for i in range(len(source)):
-        count = int((~source.objects(i).crowd).sum())
-        empty += bool(large[i]) and not count
-        if large[i] and count:
-            kept.append(i)
-            cut += max(count - data.max_objects, 0)
-    left_out = {"without an object": empty, f"with a side below {data.smallest} pixels": int((~large).sum())}
+    large, counts = source.sizes.min(1) >= data.smallest, source.counts[:, 0]
+    kept = np.flatnonzero(large & (counts > 0))
+    cut = int(np.maximum(counts[kept] - data.max_objects, 0).sum())
+    left_out = {
+        "without an object but crowds": int((large & (counts == 0)).sum()),
+        f"with a side below {data.smallest} pixels": int((~large).sum()),
+    }
     if told := [f"{n:,} {why}" for why, n in left_out.items() if n]:
         notice(f"not trained on: {' and '.join(told)}, of {len(source):,} images")
     if cut:
         notice(f"detect.data.max_objects={data.max_objects} cuts {cut:,} objects, the last of their images")
-    if not kept:
+    if not len(kept):
         raise UserError("no image has an object to train on", "give another split, or a smaller detect.data.smallest")
-    return source if len(kept) == len(source) else SomeImages(source, np.array(kept))
+    return source if len(kept) == len(source) else SomeImages(source, kept)
+
+
+def check_masks(task: Task, system: str) -> None:
+    """Check that objects have the masks that a system learns from and is scored on; say how many have none.
+
+    Raises:
+        UserError: no object of a split has one.
+    """
+    for split, source in (("training", task.train), ("test", task.test)):
+        objects, with_mask = map(int, source.counts.sum(0))
+        if objects and not with_mask:
+            cure = "leave the system out of detect.systems, or give data with `segmentation`"
+            raise UserError(f"detect.systems={system} needs masks, and no object of the {split} split has one", cure)
+        if with_mask < objects:
+            notice(f"{system}: {objects - with_mask:,} of {objects:,} objects of the {split} split have no mask and "
+                   "do not count")  # fmt: skip
 
 
 def make_transform(data: ConfigDict, model: Model) -> scenes.SceneTransform:

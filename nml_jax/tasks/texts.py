@@ -3,16 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nml_jax import console, inputs, ranges
-from nml_jax.data.class_names import clean_labels
-from nml_jax.data.features.files import encode, find_classes
-from nml_jax.data.sources.sentences import Sentences
+from nml_jax.data.features.files import find_classes
+from nml_jax.data.sources.sentences import number_classes, read_texts
 from nml_jax.data.sources.source import Source
 from nml_jax.data.stratify import split_validation
 from nml_jax.data.text.overlap import describe_overlap
-from nml_jax.data.text.tables import choose_columns, join_texts, read_table
 from nml_jax.errors import UserError
 
 MANY = 100  # more classes are taken for ids or scores unless each has two rows on average
@@ -55,19 +51,20 @@ def load(config: Any) -> tuple[Source, list[tuple[str, str, Any]]]:
     check_files(config)
     chosen = config.texts
     path = Path(chosen.train).expanduser()
-    texts, labels = _read(path, chosen)
+    texts, labels = read_texts(path, chosen.columns, chosen.label)
     classes = find_classes(labels, str(path))
     if labels.dtype.kind == "f" or len(classes) > max(MANY, len(labels) // 2):
         raise UserError(
             f"{path}: {len(classes):,} different labels in {len(labels):,} rows, such as {classes[0]}",
             "name the column of the classes with --config.texts.label; scores cannot be predicted",
         )
-    train: Source = _make(path, texts, labels, classes)
+    train: Source = number_classes(path, texts, labels, classes)
     tests = []
     for domain, specs in (("id", chosen.test), ("ood", chosen.ood)):
         for spec in inputs.split_specs(specs):
             own = Path(spec).expanduser()
-            tests.append((_name(own, [name for name, *_ in tests]), domain, _make(own, *_read(own, chosen), classes)))
+            source = number_classes(own, *read_texts(own, chosen.columns, chosen.label), classes)
+            tests.append((_name(own, [name for name, *_ in tests]), domain, source))
     for split, _, own in tests:
         if overlap := describe_overlap(texts, own.texts, f"{path.stem}: {split}"):
             console.notice_once(overlap)
@@ -81,22 +78,3 @@ def load(config: Any) -> tuple[Source, list[tuple[str, str, Any]]]:
 def _name(path: Path, taken: list[str]) -> str:
     names = [path.stem, f"{path.resolve().parent.name}-{path.stem}", *(f"{path.stem}-{i}" for i in range(2, 100))]
     return next(name for name in names if name not in (*taken, "train", "holdout"))
-
-
-def _read(path: Path, chosen: Any) -> tuple[list[tuple[str, ...]], np.ndarray]:
-    """Return the texts of a table and their labels."""
-    table = read_table(path)
-    columns, label = choose_columns(path, list(table), chosen.columns, chosen.label)
-    console.notice_once(f"{path}: texts {' and '.join(map(repr, columns))}, label {label!r}")
-    texts, labels = join_texts(path, table, columns), table[label]
-    empty = [row for row, value in enumerate(labels) if value is None or value == ""]
-    if empty:
-        cause = f"{path}: {len(empty)} rows have no label, such as {table.place(empty[0])}"
-        raise UserError(cause, "leave them out")
-    if {str(value) for value in labels} == {"-1"}:
-        raise UserError(f"{path}: every label is -1, which hides them", "give a split with labels, such as dev")
-    return texts, clean_labels(np.array(labels), f"{path}, labels")
-
-
-def _make(path: Path, texts: list[tuple[str, ...]], labels: np.ndarray, classes: np.ndarray) -> Sentences:
-    return Sentences(texts, encode(labels, classes, str(path)), tuple(map(str, classes.tolist())))

@@ -10,7 +10,6 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -25,9 +24,9 @@ from nml_jax.training.state import TrainState
 METHODS = ("lora", "full")
 PROBE = "probe"  # trains only the head, on the frozen encoder
 HEADS = ("linear", "mlp")
-DECAY = ((r"(.*/)?(bias|scale|cls|pos_embed|logit_(scale|bias))", 0.0), (r".*", 1.0))
+DECAY = ((r"(.*/)?(bias|scale|cls|pos_embed|positions/embedding|logit_(scale|bias))", 0.0), (r".*", 1.0))
 FROZEN = {
-    # an image classifier uses neither CLIP's text tower nor its logit scale
+    # a classifier of images uses neither CLIP's text tower nor its logit scale
     "full": r"initial/.*|encoder/text/.*|encoder/logit_(scale|bias)",
     "lora": r"initial/.*|encoder/base/.*",
     PROBE: r"initial/.*|encoder/.*",
@@ -51,16 +50,16 @@ def build_classifier(model_config: Any, config: Any, setup: Setup) -> Model:
     Its outputs are the encoder's, except "features" float32 [B, D] and "logits" float32 [B, K], which are the head's.
     "initial_features" float32 [B, D] are added if a term needs them. With PROBE the encoder runs as in evaluation.
 
-    NEFTune's noise is added to the patch embeddings of a ViT. A ResNet embeds no tokens, so the noise is added to its
-    pooled features, as one token (see `perturb.neftune`).
+    NEFTune's noise is added to the patch embeddings of a ViT, and to the word embeddings of a text encoder. A ResNet
+    embeds no tokens, so the noise is added to its pooled features, as one token (see `perturb.neftune`).
 
     Args:
         model_config: the section `model` of configs/common.py.
         config: the section `finetune`.
     """
     noise = config.neftune if setup.method != PROBE else 0.0
-    has_patches = "vit" in (model_config.tower if model_config.name == "clip" else model_config.name)
-    noisy_config = ConfigDict({**model_config.to_dict(), **({"neftune": noise} if has_patches else {})})
+    embeds = models.embeds_tokens(model_config)
+    noisy_config = ConfigDict({**model_config.to_dict(), **({"neftune": noise} if embeds else {})})
     plain = models.build(noisy_config, num_classes=0, image_size=setup.image_size)
     encoder = plain
     if setup.method == "lora":
@@ -71,8 +70,8 @@ def build_classifier(model_config: Any, config: Any, setup: Setup) -> Model:
     def init(key: jax.Array, batch_spec: Any) -> tuple[Any, Any]:
         for_encoder, for_head = jax.random.split(key)
         params, state = encoder.init(for_encoder, batch_spec)
-        image = {"image": jnp.zeros(batch_spec["image"].shape, jnp.uint8)}
-        outputs = jax.eval_shape(lambda: encoder.apply(params, state, image, train=False, key=None)[0])
+        like = {name: batch_spec[name] for name in plain.inputs}
+        outputs = jax.eval_shape(lambda inputs: encoder.apply(params, state, inputs, train=False, key=None)[0], like)
         head_params, head_state = head.init(for_head, outputs[setup.layer].shape[-1])
         params, state = {"encoder": params, "head": head_params}, {"encoder": state, "head": head_state}
         if compares:
@@ -82,24 +81,24 @@ def build_classifier(model_config: Any, config: Any, setup: Setup) -> Model:
     def apply(
         params: Any, model_state: Any, batch: Any, *, train: bool, key: jax.Array | None
     ) -> tuple[dict[str, jax.Array], Any]:
-        image, state = {"image": batch["image"]}, dict(model_state)
+        inputs, state = {name: batch[name] for name in plain.inputs}, dict(model_state)
         trains_encoder = train and setup.method != PROBE
         outputs, state["encoder"] = encoder.apply(
-            params["encoder"], state["encoder"], image, train=trains_encoder, key=key if trains_encoder else None
+            params["encoder"], state["encoder"], inputs, train=trains_encoder, key=key if trains_encoder else None
         )
         F = outputs[setup.layer]
         F = F if setup.method != PROBE else jax.lax.stop_gradient(F)
-        if key is not None and trains_encoder and noise and not has_patches:
+        if key is not None and trains_encoder and noise and not embeds:
             F = F + perturb.neftune(F.shape[:1], F.shape[1], jax.random.fold_in(key, 1), noise)
         out, state["head"] = head.apply(params["head"], state["head"], F, train=train)
         outputs = {**outputs, "features": out["features"], "logits": out["logits"]}
         if compares and train:
             initial = jax.lax.stop_gradient((params["initial"], state["initial"]))
-            before, _ = plain.apply(*initial, image, train=False, key=None)
+            before, _ = plain.apply(*initial, inputs, train=False, key=None)
             outputs["initial_features"] = before[setup.layer]
         return outputs, state
 
-    return Model(init, apply, {"image": plain.spec["image"]})
+    return Model(init, apply, plain.inputs)
 
 
 @functools.lru_cache(maxsize=32)

@@ -108,7 +108,7 @@ def assemble(
         state = state.advance(params, model_state, average, opt_state, sound)
         metrics = jax.tree.map(lambda x: jnp.where(sound, x, 0), metrics)
         metrics |= {"skipped": (~sound, 1), "streak": (state.skipped[1], 1), "asked": (signals.asked.sum(), 1)}
-        metrics["quarantined"] = (signals.quarantined.sum(), len(batch["image"]))
+        metrics["quarantined"] = (signals.quarantined.sum(), len(jax.tree.leaves(batch)[0]))
         return state, metrics
 
     return Program(

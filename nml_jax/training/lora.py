@@ -20,12 +20,17 @@ from nml_jax.models import Model
 from nml_jax.training.leaves import name_leaves
 
 # Sets of kernels, as regexes over "a/b/kernel". Classifying images does not use CLIP's text tower. The first is that of
-# ViT and Swin, the second of ConvNeXt too, the third all convolutions of networks of stages but the depthwise ones.
+# ViT and Swin, the second of ConvNeXt too, the third all convolutions of networks of stages but the depthwise ones. The
+# last two are of BERT, RoBERTa and GPT-2. Queries, keys and values have factors of their own where they have kernels of
+# their own, as in BERT and RoBERTa; in the others, one pair of factors adapts their common kernel. So it is in peft.
 TARGETS = {
     "vit_attention": r"(?!text/)(.*/)?attn/(qkv|proj)/kernel",
     "vit_mlp": r"(?!text/)(.*/)?mlp/fc[12]/kernel",
     "resnet_conv": r"(?!text/)(.*/)?(?!depthwise_)(\w+_)?conv\d?/kernel",
+    "text_attention": r"block\d+/attn/(query|key|value|qkv|proj)/kernel",
+    "text_mlp": r"block\d+/fc[12]/kernel",
 }
+OF_TEXT = ("text_attention", "text_mlp")  # the others are of images: vit_attention is not a part of BERT's
 
 
 def init(key: jax.Array, params: Any, *, rank: int, targets: Sequence[str]) -> Any:
@@ -76,21 +81,24 @@ def select(names: Sequence[str], targets: Sequence[str]) -> list[str]:
     Raises:
         UserError: there is no target, or one is not a regex or matches nothing.
     """
+    reads_texts = any(name.startswith("words/") for name in names)
+    fitting = [target for target in TARGETS if (target in OF_TEXT) == reads_texts]
     if not targets:
-        raise UserError("LoRA has no targets", f"name some of {', '.join(TARGETS)}, or give regexes")
+        raise UserError("LoRA has no targets", f"name some of {', '.join(fitting)}, or give regexes")
     matched: set[str] = set()
     for target in targets:
         try:
             pattern = re.compile(TARGETS.get(target, target))
         except re.error as e:
-            cure = f"give a regex, or one of {', '.join(TARGETS)}"
+            cure = f"give a regex, or one of {', '.join(fitting)}"
             raise UserError(f"the LoRA target {target!r} is not a regex: {e}", cure) from e
-        found = {name for name in names if pattern.fullmatch(name)}
+        fits = target not in TARGETS or target in fitting
+        found = {name for name in names if fits and pattern.fullmatch(name)}
         if not found:
             kernels = [name for name in names if name.endswith("/kernel")]
             raise UserError(
                 f"the LoRA target {target!r} matches no parameter of this model",
-                f"name some of {', '.join(TARGETS)}, or match a whole path, as {(kernels or names)[0]!r}",
+                f"name some of {', '.join(fitting)}, or match a whole path, as {(kernels or names)[0]!r}",
             )
         matched |= found
     return [name for name in names if name in matched]

@@ -118,6 +118,7 @@ def layer_decay(params: Any, decay: float, *, frozen: str = "") -> tuple[tuple[s
 
 
 _STEM, _TOP = (-1.0, 0.0), (math.inf, 0.0)
+_EMBEDDINGS = "words|positions|types|embed_norm"  # of text encoders
 
 
 def _find_layer(name: str) -> tuple[float, float]:
@@ -128,7 +129,7 @@ def _find_layer(name: str) -> tuple[float, float]:
         return float(found[1]), float(found[2])
     if found := re.search(r"(?:^|/)(?:block|stage)(\d+)(?:_[a-z]+)?/", name):
         return float(found[1]), 0.0
-    first = re.search(r"(?:^|/)(stem_(conv|bn|norm)\d?|patch|patch_norm|norm_pre)/", name)
+    first = re.search(rf"(?:^|/)(stem_(conv|bn|norm)\d?|patch|patch_norm|norm_pre|{_EMBEDDINGS})/", name)
     first = first or re.search(r"(?:^|/)(?<!pool/)(cls|pos_embed)$", name)  # those of an attention pool are at the top
     return _STEM if first else _TOP
 

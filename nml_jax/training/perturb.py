@@ -40,8 +40,9 @@ def neftune(
 ) -> jax.Array:
     """Draw the noise U(−1, 1)·α/√(L·d) that NEFTune adds to embedded inputs (arXiv 2310.05914, algorithm 1).
 
-    A ViT embeds L tokens of width d. A vector of features, such as a head's input or the pooled output of a ResNet,
-    counts as one token, L = 1. This is our reading: the paper has only sequences.
+    A ViT embeds L tokens of width d; text encoders draw noise of their own, because texts differ in L. A vector of
+    features, such as a head's input or the pooled output of a ResNet, counts as one token, L = 1. This is our reading:
+    the paper has only sequences.
 
     Args:
         rows: leading axes, as (B,) for vectors or (B, L) for tokens.

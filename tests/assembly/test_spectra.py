@@ -1,5 +1,7 @@
 """Spectra of features where the encoder has left them, batch by batch."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from jax.sharding import Mesh
 
 from nml_jax import runtime, spectrum
 from nml_jax.assembly import spectra
+from tests.scenes import spectrum_scene
 from tests.spectrum.spectra import draw_gaussian, make_matrix, measure
 
 MODES = ("paper", "code")
@@ -43,3 +46,10 @@ def test_what_the_host_measures_instead(mesh: Mesh):
     bad[3, 2] = np.inf
     assert feed(bad, mesh) == {}
     assert feed(np.float32(draw_gaussian(41, 6)), runtime.make_mesh(devices=jax.devices()[:1])) == {}
+
+
+def test_a_kept_bank_is_measured_as_its_extraction():
+    """Bit by bit, on one process and its devices; the scene does so with two processes."""
+    spectrum_scene.measure_a_kept_bank(np.float32(draw_gaussian(41, 6)), np.random.default_rng(1))
+    one = runtime.make_mesh(devices=jax.devices()[:1])
+    assert spectra.measure_written(Path("missing"), ["features"], MODES, one, 16) == {}  # the host measures it

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nml_jax.assembly import evaluators
+from nml_jax.assembly import streams
 from nml_jax.processes import peers, progress
 from nml_jax.processes.job import Membership
 from nml_jax.processes.progress import Progress
@@ -86,7 +86,7 @@ def test_batches_of_several_passes(monkeypatch, jobs):
         return job.kept["nml_jax/place/0"]
 
     with peers.track("extract"):
-        one, other = (evaluators._track_batches(iter([{}, {}]), what) for what in ("images", "texts"))
+        one, other = (streams.track_batches(iter([{}, {}]), what) for what in ("images", "texts"))
         next(one)
         next(other)
         assert read_place() == "extract: batch 1 of images: batch 1 of texts"

@@ -61,7 +61,7 @@ def hash_inputs(folder: Path) -> None:
     record, config = read_record(folder), read_config(folder)
     for name, own in record["stages"].items():
         stage = runner.find_stage(name)
-        part = {key: config[key] for key in stage.keys}
+        part = settings.select_keys(config, stage.keys)
         files = {path: inputs.hash_content(Path(path)) for path in inputs.list_paths(part)}
         upstream = {up: record["stages"].get(up, {}).get("output", "") for up in stage.upstream}
         own["inputs"] = settings.hash_json([part, files, stage.version, upstream])

@@ -17,7 +17,7 @@ from nml_jax.data.text.batches import plan_batches
 from nml_jax.data.text.folders import TextTokenizer
 from nml_jax.errors import UserError
 from nml_jax.models import build
-from nml_jax.stages import extract, finetune, pretrain
+from nml_jax.stages import extract
 from nml_jax.training import pretrained
 
 TESTS = Path(__file__).parents[1]
@@ -155,12 +155,6 @@ def test_bad_configs(folder: Path, keys: dict, words: str):
 
     with pytest.raises(UserError, match=words):
         check()
-
-
-@pytest.mark.parametrize("stage", [pretrain, finetune])
-def test_text_encoders_are_not_trained(folder: Path, stage):
-    with pytest.raises(UserError, match="reads texts"):
-        stage.check(make_config(folder, **{"train.batch": 16}), runtime.make_mesh(), data=False)
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,12 @@ def _read_orientation(data: bytes) -> int:
     return 1
 
 
+def is_turned(data: bytes) -> bool:
+    """Return whether the EXIF orientation of an image exchanges its height and width."""
+    with _raise_image_error(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return _find_orientation(image) in (5, 6, 7, 8)
+
+
 def _check_claim(data: bytes) -> None:
     """Raise ImageError if a JPEG or PNG is too small to hold the pixels that its header claims, or claims too many.
 

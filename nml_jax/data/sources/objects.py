@@ -1,10 +1,12 @@
 """Define sources of images with objects: boxes, classes and masks."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from nml_jax.data.sources.captions import Taken
 from nml_jax.data.sources.source import Source, digest
 
 # A mask as COCO writes it: polygons [[x1, y1, x2, y2, ...], ...] or an RLE {"size": [h, w], "counts": ...}; None: none.
@@ -54,7 +56,7 @@ class ObjectSource(Source):
         sizes: int32 [N, 2], height and width of the upright pictures.
         image_ids: N ids of the images in the annotations that they come from.
         category_ids: K ids of the classes there.
-        has_masks: whether objects have masks.
+        counts: int [N, 2], objects that are no crowds, and those of them with a mask.
     """
 
     def __init__(
@@ -65,13 +67,17 @@ class ObjectSource(Source):
         fingerprint: str,
         image_ids: Sequence[Any] | None = None,
         category_ids: Sequence[int] | None = None,
-        has_masks: bool = True,
     ):
         self.sizes = np.asarray(sizes, np.int32).reshape(-1, 2)
         super().__init__(num_classes=len(class_names), class_names=class_names, fingerprint=fingerprint)
         self.image_ids = range(len(self)) if image_ids is None else image_ids
         self.category_ids = range(len(class_names)) if category_ids is None else category_ids
-        self.has_masks = has_masks
+
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        found = (self.objects(i) for i in range(len(self)))
+        alone = [objects.take(~objects.crowd) for objects in found]
+        return np.array([[len(of.labels), sum(mask is not None for mask in of.masks)] for of in alone])
 
     def objects(self, i: int) -> Objects:
         """Return the objects of record i, without reading its image."""
@@ -93,11 +99,11 @@ class SomeImages(ObjectSource):
             source.sizes[indices],
             class_names=source.class_names,
             fingerprint=digest("some images", source.fingerprint, np.asarray(indices, np.int64)),
-            image_ids=[source.image_ids[i] for i in indices.tolist()],
+            image_ids=Taken(source.image_ids, indices),
             category_ids=source.category_ids,
-            has_masks=source.has_masks,
         )
         self.source, self.indices = source, indices
+        self.counts = source.counts[indices]
 
     def image(self, i: int) -> bytes | np.ndarray:
         return self.source.image(int(self.indices[i]))
@@ -108,4 +114,24 @@ class SomeImages(ObjectSource):
     @property
     def keys(self) -> Sequence[str] | None:
         keys = self.source.keys
-        return None if keys is None else [keys[i] for i in self.indices.tolist()]
+        return None if keys is None else Taken(keys, self.indices)
+
+
+class OtherClasses(SomeImages):
+    """All records of `source`, with classes of another numbering.
+
+    Args:
+        classes: the class of this source that each class of `source` is.
+    """
+
+    def __init__(self, source: ObjectSource, classes: np.ndarray, class_names: Sequence[str]):
+        super().__init__(source, np.arange(len(source)))
+        known = {int(new): source.category_ids[old] for old, new in enumerate(classes) if new >= 0}
+        self.class_names, self.num_classes = tuple(class_names), len(class_names)
+        self.category_ids = [known.get(c, -1) for c in range(len(class_names))]
+        self.classes = classes
+        self.fingerprint = digest("other classes", source.fingerprint, classes.tolist(), list(class_names))
+
+    def objects(self, i: int) -> Objects:
+        objects = super().objects(i)
+        return objects._replace(labels=self.classes[objects.labels].astype(np.int32))

@@ -45,7 +45,7 @@ class Records(Source):
 
     def image(self, i: int) -> bytes:
         try:
-            return _read_field(self._data, i, self._feature, "bytes_list")
+            return read_field(self._data, i, self._feature, "bytes_list")
         except Undecodable as e:
             raise Undecodable(f"{e} (record {i} in {self._folder})") from e
 
@@ -72,7 +72,7 @@ def load(kind: str, path: str, split: str, *, name: str, captions: bool) -> Sour
     _allow_many_files()
     content = _identify(folder)
     image, label = ("image", "") if captions else _find_features(info, folder)
-    spans = _find_spans(info, split, folder)
+    spans = find_spans(info, split, folder)
     if not spans:
         raise UserError(f"split {split!r} of {folder} has no records", "choose a larger part of it")
     try:
@@ -105,6 +105,11 @@ def _open_prepared(path: str, captions: bool) -> Any:
     if not (folder / "dataset_info.json").is_file():
         build = (BUILD_PAIRS if captions else BUILD).format(path=path or "OUT")
         raise MissingInput(f"data.path={path!r} holds no prepared dataset", f"build it: {build}")
+    return open_directory(folder)
+
+
+def open_directory(folder: Path) -> Any:
+    """Open a prepared dataset. Raise UserError if its description is damaged."""
     try:
         return tfds.builder_from_directory(folder)
     except Exception as e:  # TFDS and protobuf raise many kinds for a damaged description
@@ -158,7 +163,7 @@ def _find_features(info: Any, folder: Path) -> tuple[str, str]:
     return image, label
 
 
-def _find_spans(info: Any, split: str, folder: Path) -> list[Span]:
+def find_spans(info: Any, split: str, folder: Path) -> list[Span]:
     """Locate the records of `split`, which may be a part or sum of splits, in the stored splits."""
     where = {}
     for name, stored in info.splits.items():
@@ -210,7 +215,7 @@ def _read_labels(builder: Any, split: str, label: str, content: str) -> np.ndarr
     labels = np.empty(n, np.int64)
     for i in tqdm(range(n), desc=f"labels of {builder.info.name}/{split}, once", unit=" records", mininterval=1.0):
         try:
-            labels[i] = _read_field(data, i, label, "int64_list")
+            labels[i] = read_field(data, i, label, "int64_list")
         except Undecodable as e:
             cure = "prepare the dataset again: every record must have a label"
             raise UserError(f"record {i} of split {split} in {builder.data_dir} has no label: {e}", cure) from e
@@ -228,7 +233,7 @@ def _write_index(path: Path, labels: np.ndarray) -> None:
         console.notice(f"cannot keep the labels for the next run: {path}: {e.strerror}")
 
 
-def _read_field(data: Any, i: int, name: str, kind: str) -> Any:
+def read_field(data: Any, i: int, name: str, kind: str) -> Any:
     """Read the first value of field `name` of record i. `kind` is bytes_list or int64_list.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Encode the texts of a source: tokens once, and batches of texts of similar length."""
+"""Encode the texts of a source once, and plan batches of texts of similar length."""
 
 import functools
 from collections.abc import Iterator
@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import console, runtime
+from nml_jax import console
 from nml_jax.data.sources.sentences import Sentences
-from nml_jax.data.sources.source import Source, Subset
+from nml_jax.data.sources.source import Mixture, Overlay, Source, Subset
 from nml_jax.data.text import folders
 from nml_jax.data.text.folders import TextTokenizer, TokenTable
 from nml_jax.errors import UserError
@@ -38,8 +37,10 @@ def load_tokenizer(config: ConfigDict, model: Model) -> TextTokenizer:
             f"texts.length is {chosen.length}, but the model has {context} positions",
             f"set --config.texts.length={context} or less",
         )
+    if not (chosen.tokenizer or config.init_from):
+        raise UserError("there is no tokenizer", "give --config.texts.tokenizer=FOLDER, or a tokenizer.json")
     folder = Path(chosen.tokenizer or config.init_from).expanduser()
-    folder = folder.parent if folder.is_file() else folder
+    folder = folder.parent if folder.is_file() and not chosen.tokenizer else folder
     tokenizer = _load_once(folder, chosen.length, chosen.literal, chosen.separator)
     folders.check_size(tokenizer, vocab)
     return tokenizer
@@ -65,9 +66,42 @@ def list_texts(source: Source) -> list[tuple[str, ...]]:
     raise UserError("the task has images, and the model reads texts", "set --config.downstream.tasks=\"('texts',)\"")
 
 
-def encode_texts(source: Source, tokenizer: TextTokenizer, what: str) -> TokenTable:
-    """Return the tokens of a source, and print how many texts were cut or hold special tokens."""
-    table = tokenizer(list_texts(source))
+def count_texts(source: Source) -> int:
+    """Return the number of texts of a row, 1 or 2; 0 for images."""
+    while isinstance(source, (Subset, Overlay)):
+        source = source.source
+    return len(source.texts[0]) if isinstance(source, Sentences) and len(source) else 0
+
+
+def encode_texts(source: Source, tokenizer: TextTokenizer) -> TokenTable:
+    """Return the tokens of a source, in its order. Each table of texts is encoded once, whatever parts of it are used.
+
+    Raises:
+        UserError: it is a source of images, or see `TextTokenizer`.
+    """
+    if isinstance(source, Subset):
+        return encode_texts(source.source, tokenizer).take(source.indices)
+    if isinstance(source, Overlay):
+        return encode_texts(source.source, tokenizer)
+    if isinstance(source, Mixture):
+        return folders.join_tables([encode_texts(part, tokenizer) for part in source.sources])
+    if isinstance(source, Sentences):
+        key = source.fingerprint, tokenizer.fingerprint
+        while key not in _encoded and len(_encoded) >= KEPT:
+            _encoded.pop(next(iter(_encoded)))
+        if key not in _encoded:
+            _encoded[key] = _encode(source, tokenizer)
+        return _encoded[key]
+    raise UserError("the data are images, and the model reads texts", "set --config.downstream.tasks=\"('texts',)\"")
+
+
+KEPT = 16  # tables of tokens of this process
+_encoded: dict[tuple[str, str], TokenTable] = {}
+
+
+def _encode(source: Sentences, tokenizer: TextTokenizer) -> TokenTable:
+    """Return the tokens of texts, and print how many were cut or hold special tokens."""
+    table, what = tokenizer(source.texts), source.name
     if table.cut:
         console.notice_once(f"{what}: {table.cut:,} of {len(source):,} texts are cut to {tokenizer.length} tokens")
     if table.special:
@@ -90,14 +124,3 @@ def plan_batches(lengths: np.ndarray, batch: int, buckets: list[int]) -> Iterato
         rows = rows[np.argsort(lengths[rows], kind="stable")]
         parts = [rows[i : i + batch] for i in range(0, len(rows), batch)]
         yield [(part, next(size for size in buckets if size >= lengths[part].max())) for part in parts]
-
-
-def read_batches(
-    config: ConfigDict, mesh: Mesh, table: TokenTable, batch: int
-) -> Iterator[list[tuple[np.ndarray, dict[str, np.ndarray]]]]:
-    """Yield windows of (rows of the source, this process's part of the batch)."""
-    block, blocks = runtime.find_process_block(mesh)
-    own = slice(block * batch // blocks, (block + 1) * batch // blocks)
-    for window in plan_batches(table.lengths, batch, list_buckets(config)):
-        whole = ((rows, table.make_batch(rows, batch, width)) for rows, width in window)
-        yield [(rows, {name: x[own] for name, x in found.items()}) for rows, found in whole]

@@ -46,6 +46,13 @@ class TokenTable(NamedTuple):
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)
 
+    def take(self, rows: np.ndarray) -> "TokenTable":
+        """Return the table of some of the texts, in the order of `rows`. The counts stay those of the whole."""
+        lengths = self.lengths[rows]
+        starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+        places = np.arange(starts[-1]) + np.repeat(self.starts[rows] - starts[:-1], lengths)
+        return self._replace(ids=self.ids[places], starts=starts, seconds=self.seconds[rows])
+
     def make_batch(self, rows: np.ndarray, size: int, width: int) -> dict[str, np.ndarray]:
         """Return the texts `rows` as inputs of a text encoder; rows up to `size` are empty, and ids are padded by 0."""
         tokens, length, second = np.zeros((size, width), np.int32), np.zeros(size, np.int32), np.zeros(size, np.int32)
@@ -56,11 +63,19 @@ class TokenTable(NamedTuple):
         return {"tokens": tokens, "length": length, "second": second}
 
 
+def join_tables(tables: Sequence[TokenTable]) -> TokenTable:
+    """Return the tokens of all tables, one after another."""
+    ids, seconds = (np.concatenate([getattr(table, name) for table in tables]) for name in ("ids", "seconds"))
+    lengths = np.concatenate([table.lengths for table in tables])
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+    return TokenTable(ids, starts, seconds, sum(t.cut for t in tables), sum(t.special for t in tables))
+
+
 class TextTokenizer:
     """The tokenizer of a folder, for texts of at most `length` tokens.
 
     Args:
-        folder: the folder.
+        folder: the folder, or a tokenizer.json of any name.
         length: most tokens of a text or pair, with special tokens; others are cut, of a pair the longer text first.
         literal: special tokens in texts are plain text; else they are special there, too, as in transformers.
         separator: a token to put between the texts of a pair where the tokenizer puts none, as GPT-2's; "": none.
@@ -68,6 +83,9 @@ class TextTokenizer:
     Attributes:
         size: one more than the highest id.
         fingerprint: SHA-256 of all that the ids depend on.
+        definition: JSON of the tokenizers library, without truncation and padding.
+        special: the special tokens.
+        settings: length, literal and separator.
 
     Raises:
         UserError: files are missing or damaged, or the separator is not a token.
@@ -80,23 +98,29 @@ class TextTokenizer:
         own.no_truncation()
         added = own.get_added_tokens_decoder()
         self._special = {i for i, token in added.items() if token.special}
-        self._words = tuple(token.content for token in added.values() if token.special)
+        self.special = tuple(token.content for token in added.values() if token.special)
         if separator and separator not in own.get_vocab():
             raise UserError(
                 f"texts.separator is {separator!r}, which is not a token of {folder}",
-                f"give one, such as {', '.join(self._words[:3]) or 'none'}",
+                f"give one, such as {', '.join(self.special[:3]) or 'none'}",
             )
         own_specials = own.num_special_tokens_to_add(True)
         self._separator = own.token_to_id(separator) if separator and not own_specials else None
         room = length - (self._separator is not None)
         if room - own_specials < 2:
             raise UserError(f"texts.length is {length}, which leaves no room for a pair", "give more tokens")
+        self.definition: dict[str, Any] = json.loads(own.to_str())
         # Set once: a change while other threads encode is an error of the library.
         own.enable_truncation(room, strategy="longest_first")
         own.encode_special_tokens = literal
         self.size = max(own.get_vocab(with_added_tokens=True).values()) + 1
         self._own = own
         self.fingerprint = hash_text(json.dumps([own.to_str(), length, literal, separator]))
+        self.settings = {"length": length, "literal": literal, "separator": separator}
+
+    def describe(self) -> dict[str, Any]:
+        """Describe what ids depend on by JSON values: tokenizer (SHA-256), length, literal and separator."""
+        return {"tokenizer": hash_text(json.dumps(self.definition, sort_keys=True)), **self.settings}
 
     def __call__(self, texts: Sequence[tuple[str, ...]]) -> TokenTable:
         """Encode texts, each a tuple of one text or of two.
@@ -120,7 +144,7 @@ class TextTokenizer:
                 seconds.append(types.index(1) if 1 in types else len(tokens))
                 cut += was_cut
             if not self._own.encode_special_tokens:
-                special += sum(any(word in text for text in own for word in self._words) for own in part)
+                special += sum(any(word in text for text in own for word in self.special) for own in part)
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
         joined = np.concatenate(ids) if ids else np.zeros(0, np.int32)
         return TokenTable(joined, starts, np.array(seconds, np.int32), cut, special)
@@ -155,6 +179,8 @@ def _load(folder: Path) -> tokenizers.Tokenizer:
     Raises:
         UserError: see `TextTokenizer`.
     """
+    if folder.is_file():
+        return _read_tokenizer(folder)
     if not folder.is_dir():
         raise MissingInput(f"{folder} is no folder with a tokenizer", "give the folder of a published text encoder")
     about = {
@@ -164,29 +190,37 @@ def _load(folder: Path) -> tokenizers.Tokenizer:
     }
     given = about.get("special_tokens_map", {}) | about.get("tokenizer_config", {})
     path = folder / "tokenizer.json"
+    if path.is_file():
+        return _read_tokenizer(path)
     try:
-        if path.is_file():
-            return tokenizers.Tokenizer.from_str(_refuse_dropout(path, path.read_text("utf-8")))
         if (folder / "vocab.txt").is_file():
             return _make_word_pieces(folder / "vocab.txt", given)
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             path = folder / "vocab.json"
             return _make_bytes(folder, given, about.get("config", {}).get("model_type", ""))
-    except UserError:
-        raise
-    except BaseException as e:  # the library raises plain Exception, and panics on some damage
-        if not isinstance(e, Exception) and type(e).__name__ != PANIC:
-            raise
-        raise UserError(f"{path} is not a tokenizer: {' '.join(str(e).split())}", "get the file again") from e
+    except BaseException as e:
+        raise _describe_damage(path, e) from e
     raise MissingInput(
         f"{folder} holds no tokenizer.json, vocab.txt, or vocab.json with merges.txt", "download the whole folder"
     )
 
 
-def _refuse_dropout(path: Path, text: str) -> str:
-    if json.loads(text)["model"].get("dropout"):
-        raise UserError(f"{path} drops merges at random", "set model.dropout to null in it")
-    return text
+def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    """Read a tokenizer.json."""
+    try:
+        text = path.read_text("utf-8")
+        if json.loads(text)["model"].get("dropout"):
+            raise UserError(f"{path} drops merges at random", "set model.dropout to null in it")
+        return tokenizers.Tokenizer.from_str(text)
+    except BaseException as e:
+        raise _describe_damage(path, e) from e
+
+
+def _describe_damage(path: Path, e: BaseException) -> BaseException:
+    """Return the error to raise for one of the library, which raises plain Exception, and panics on some damage."""
+    if isinstance(e, UserError) or not (isinstance(e, Exception) or type(e).__name__ == PANIC):
+        return e
+    return UserError(f"{path} is not a tokenizer: {' '.join(str(e).split())}", "get the file again")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ TEXTS = (
 )  # fmt: skip
 LABELS = ("label", "gold_label", "labels", "is_duplicate", "Quality", "class", "target", "score")
 TABBED, LINES = (".tsv", ".txt"), (".jsonl", ".ndjson")
+LABELLED = (".all", ".train", ".dev", ".test")  # endings of files whose lines are a label, a blank and a text
 SUFFIXES = (".parquet", ".tsv", ".csv", *LINES, ".txt")  # the first is taken where a split is there in several
 KINDS = "a .tsv, .csv, .jsonl or .parquet"
 
@@ -62,6 +63,8 @@ def read_table(path: Path, *, bare: Sequence[str] = (), broken: int = 0) -> Tabl
     if not path.is_file():
         raise MissingInput(f"{path} does not exist", f"give {KINDS} with named columns")
     kind = path.suffix.lower()
+    if kind in LABELLED:
+        return _read_labelled(path)
     if kind not in SUFFIXES:
         raise UserError(f"{path} is not {KINDS}", "write the texts in one of these")
     try:
@@ -157,6 +160,35 @@ def _name_columns(path: Path, rows: Lines, bare: Sequence[str], broken: int) -> 
     return table
 
 
+def _read_labelled(path: Path) -> Table:
+    """Read lines of a label, a blank and a text, as sets of sentences are often published: columns label and text.
+
+    Lines that are not UTF-8 are read as Latin-1.
+    """
+    try:
+        lines = [line.removesuffix(b"\r") for line in path.read_bytes().split(b"\n")]
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e}", "write it again") from e
+    columns: dict[str, list[Any]] = {"label": [], "text": []}
+    numbers = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            whole = line.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            whole = line.decode("latin-1")
+        label, _, text = whole.strip().partition(" ")
+        if not text:
+            raise UserError(f"{path}, line {number}: {whole[:40]!r} is no label, blank and text", "correct this line")
+        columns["label"].append(label)
+        columns["text"].append(text)
+        numbers.append(number)
+    if not columns["label"]:
+        raise UserError(f"{path} has no rows", "give a file with a line for each text")
+    return Table(columns, numbers)
+
+
 def _is_header(first: Sequence[str], bare: Sequence[str]) -> bool:
     known = {*bare, *LABELS, *(name for names in TEXTS for name in names)}
     return not known.isdisjoint(first)
@@ -176,29 +208,45 @@ def _warn_of_quotes(path: Path, table: Table) -> None:
         )
 
 
+def choose_texts(path: Path, known: Collection[str], texts: str) -> tuple[str, ...]:
+    """Return the names of the columns of texts: those named, one or two with a comma; "": the first of TEXTS there.
+
+    Raises:
+        UserError: there is none, or three are named.
+    """
+    named = tuple(filter(None, (name.strip() for name in texts.split(","))))
+    found = named or next((pair for pair in TEXTS if set(pair) <= {*known}), ())
+    if missing := [name for name in named if name not in known]:
+        raise UserError(f"{path} has no column {missing[0]!r}", _list_columns(known))
+    if not found:
+        raise UserError(f"{path}: no column is known for texts", _list_columns(known))
+    if len(found) > 2:
+        raise UserError(f"{len(found)} columns are named for texts", "name one, or two for pairs of texts")
+    return found
+
+
 def choose_columns(path: Path, known: Collection[str], texts: str, label: str) -> tuple[tuple[str, ...], str]:
-    """Return the names of the columns of texts and of the labels.
+    """Return the names of the columns of texts, see `choose_texts`, and of the labels.
 
     Args:
-        texts: one name, or two separated by a comma; "": the first of TEXTS that is there.
         label: a name; "": the first of LABELS that is there.
 
     Raises:
         UserError: there is none.
     """
-    named = tuple(filter(None, (name.strip() for name in texts.split(","))))
-    found = named or next((pair for pair in TEXTS if set(pair) <= {*known}), ())
+    found = choose_texts(path, known, texts)
     own = label or next((name for name in LABELS if name in known), "")
-    has = f"it has {', '.join(map(repr, [*known][:8]))}; name them with --config.texts.columns and --config.texts.label"
-    if missing := [name for name in (*named, *filter(None, [label])) if name not in known]:
-        raise UserError(f"{path} has no column {missing[0]!r}", has)
-    if not found:
-        raise UserError(f"{path}: no column is known for texts", has)
+    if label and label not in known:
+        raise UserError(f"{path} has no column {label!r}", _list_columns(known))
     if not own:
-        raise UserError(f"{path}: no column is known for labels; tests of benchmarks keep theirs hidden", has)
-    if len(found) > 2:
-        raise UserError(f"texts.columns names {len(found)} columns", "name one, or two for pairs of texts")
+        cause = f"{path}: no column is known for labels; tests of benchmarks keep theirs hidden"
+        raise UserError(cause, _list_columns(known))
     return found, own
+
+
+def _list_columns(known: Collection[str]) -> str:
+    has = ", ".join(map(repr, [*known][:8]))
+    return f"it has {has}; name them with --config.texts.columns and --config.texts.label, or --columns and --label"
 
 
 def join_texts(path: Path, table: Table, columns: Sequence[str]) -> list[tuple[str, ...]]:

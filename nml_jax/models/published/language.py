@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nml_jax import settings
 from nml_jax.console import notice_once
 from nml_jax.errors import UserError
 from nml_jax.models.published.common import Keys, require
 from nml_jax.models.text.language import FAMILIES
+from nml_jax.models.text.language import POOLS as FAMILY_POOLS
 
 
 class Names(NamedTuple):
@@ -51,6 +53,7 @@ NAMES = {
         activation=("activation_function", "gelu_new"),
     ),
 }
+POOL, LENGTH = "nml_jax_pool", "nml_jax_length"  # keys of config.json that only we read: model.pool, texts.length
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
                "relu": "relu", "silu": "silu", "swish": "silu"}  # fmt: skip
 # Settings that change what is computed, and the one value that we have.
@@ -63,6 +66,7 @@ FIXED = {
     "scale_attn_by_inverse_layer_idx": False,
     "reorder_and_upcast_attn": False,
 }
+POOLING = "1_Pooling"  # the folder of sentence-transformers' description
 POOLS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
 
 
@@ -84,7 +88,9 @@ def read_language(path: Path, content: Mapping[str, Any]) -> Keys:
         own = content.get("pad_token_id", pad)
         require(path, "pad_token_id", own, own == pad, f"{pad}, from which positions are counted")
         context -= pad + 1
+    usual = settings.default_config()["texts"]["length"]
     return {
+        "texts.length": content.get(LENGTH) or min(usual, context),
         "model.name": kind,
         "model.dim": read["dim"],
         "model.depth": read["depth"],
@@ -95,17 +101,56 @@ def read_language(path: Path, content: Mapping[str, Any]) -> Keys:
         "model.types": read["types"],
         "model.epsilon": float(read["epsilon"]),
         "model.activation": ACTIVATIONS[activation],
-        "model.pool": read_pool(path.parent, "last" if FAMILIES[kind].causal else "cls"),
+        "model.pool": read_pool(path.parent, content.get(POOL), "last" if FAMILIES[kind].causal else "cls"),
     }
 
 
-def read_pool(folder: Path, usual: str) -> str:
-    """Return how the features are pooled: as 1_Pooling/config.json of sentence-transformers says, or `usual`.
+MODELS = {"bert": "BertModel", "roberta": "RobertaModel", "gpt2": "GPT2Model"}  # transformers' classes
+
+
+def describe_language(fields: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """Return the config.json of a text encoder, and where it has one the `1_Pooling` of sentence-transformers.
+
+    Args:
+        fields: those of `text.language.TextEncoder`.
+        length: most tokens of a text.
+
+    Returns:
+        Names of files -> their content.
+
+    Raises:
+        UserError: transformers has no such encoder; the message names the key.
+    """
+    family, cure = fields["family"], "export it with --format=nml, which this package alone reads"
+    names, pad = NAMES[family], FAMILIES[family].pad
+    if (fields["types"] > 0) != (family != "gpt2"):
+        raise UserError(f"model.types is {fields['types']}, which transformers' {family} has not", cure)
+    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == fields["activation"])
+    values = {**fields, "positions": fields["context"] + (0 if pad is None else pad + 1), "activation": activation}
+    own = {name: values[field] for field, (name, _) in names._asdict().items() if field != "types" or values["types"]}
+    tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": pad}
+    about = {
+        "model_type": family,
+        "architectures": [MODELS[family]],
+        "dtype": "float32",
+        POOL: fields["pool"],
+        LENGTH: length,
+    }
+    config = {**about, **own, **tokens}
+    modes = {name: ours == fields["pool"] for name, ours in POOLS.items()}
+    pooling = {"word_embedding_dimension": fields["dim"], **modes}
+    return {"config.json": config, **({f"{POOLING}/config.json": pooling} if any(modes.values()) else {})}
+
+
+def read_pool(folder: Path, known: str | None, usual: str) -> str:
+    """Return how the features are pooled: as sentence-transformers' 1_Pooling/config.json says, or `known`, or `usual`.
 
     Raises:
         UserError: the file asks for several ways, or for one that we do not have.
     """
-    path = folder / "1_Pooling" / "config.json"
+    path = folder / POOLING / "config.json"
+    if not path.is_file() and known in FAMILY_POOLS:
+        return known
     if not path.is_file():
         notice_once(f"{path} is not there; assumed: model.pool={usual}")
         return usual

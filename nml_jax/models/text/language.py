@@ -108,7 +108,9 @@ def make_norm(epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
 class TextEncoder(nn.Module):
     """A transformer over token ids that ends in one vector for each text.
 
-    Fields are keys of `config.model` in configs/common.py, and `family`, a key of FAMILIES. The inputs are
+    Fields are keys of `config.model` in configs/common.py, and `family`, a key of FAMILIES. `neftune` is not such a
+    key; only fine-tuning sets it. In training, it adds U(-1, 1)·neftune / sqrt(L·dim) to the word embedding of each of
+    the L = `length` tokens of a text, and nothing to padding (arXiv 2310.05914). The inputs are
 
         tokens  int [B, L]  ids in 0..vocab-1; what comes after the text's own tokens is never read
         length  int [B]     number of the text's own tokens
@@ -118,6 +120,7 @@ class TextEncoder(nn.Module):
 
         features         float32 [B, dim]     as `pool` says: the first token (cls), the mean over the text's own tokens
                                               (mean), the last of them (last), or tanh(W·first + b) (pooler)
+        logits           float32 [B, num_classes] unless num_classes is 0
         tokens           float32 [B, L, dim]  after the last block, and after the last norm if there is one
         embed_tokens     dtype [B, L, dim]    input of the first block
         block{i}_tokens  dtype [B, L, dim]    output of block i = 0, 1, ..., before a last norm
@@ -137,8 +140,10 @@ class TextEncoder(nn.Module):
     epsilon: float
     hidden: int
     activation: str
+    num_classes: int = 0
     pool: str = "cls"
     dropout: float = 0.0
+    neftune: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -155,7 +160,7 @@ class TextEncoder(nn.Module):
             )
         family, wide = FAMILIES[self.family], jnp.promote_types(self.dtype, jnp.float32)
         length = jnp.maximum(length, 1)  # rows that only fill a batch have no tokens
-        x = self._embed(tokens, length, second, family)
+        x = self._embed(tokens, length, second, family, train)
         if not family.pre_norm:
             x = make_norm(self.epsilon, self.dtype, "embed_norm")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
@@ -172,9 +177,12 @@ class TextEncoder(nn.Module):
             features = jnp.tanh(nn.Dense(self.dim, kernel_init=normal(0.02), dtype=wide, name="pooler")(features))
         outputs = {f"{name}_tokens": value for name, value in layers.items()}
         outputs |= {name: pool(value.astype(wide), length, self.pool) for name, value in layers.items()}
-        return {**outputs, "tokens": last, "features": features}
+        outputs |= {"tokens": last, "features": features}
+        if self.num_classes:
+            outputs["logits"] = nn.Dense(self.num_classes, kernel_init=normal(0.02), name="head")(features)
+        return outputs
 
-    def _embed(self, tokens: jax.Array, length: jax.Array, second: jax.Array, family: Family) -> jax.Array:
+    def _embed(self, tokens: jax.Array, length: jax.Array, second: jax.Array, family: Family, train: bool) -> jax.Array:
         """Return the sum of the embeddings of tokens, positions and types, [B, L, dim]."""
 
         def look_up(rows: int, name: str, index: jax.Array) -> jax.Array:
@@ -186,10 +194,19 @@ class TextEncoder(nn.Module):
         else:
             own = (tokens != family.pad) & (place < length[:, None])
             positions, rows = jnp.cumsum(own, axis=1) * own + family.pad, self.context + family.pad + 1
-        x = look_up(self.vocab, "words", tokens) + look_up(rows, "positions", positions)
+        x = look_up(self.vocab, "words", tokens)
+        if train and self.neftune:
+            x += self._draw_noise(x, place < length[:, None], length)
+        x += look_up(rows, "positions", positions)
         if self.types:
             x += look_up(self.types, "types", (place >= second[:, None]).astype(jnp.int32) * (self.types > 1))
         return x
+
+    def _draw_noise(self, x: jax.Array, own: jax.Array, length: jax.Array) -> jax.Array:
+        """Draw NEFTune's noise for embeddings [B, L, dim]; `own`, bool [B, L], are the tokens that get it."""
+        draw = jax.random.uniform(self.make_rng("dropout"), x.shape, x.dtype, minval=-1.0, maxval=1.0)
+        size = self.neftune / jnp.sqrt(length * self.dim).astype(x.dtype)
+        return jnp.where(own[..., None], draw * size[:, None, None], 0)
 
 
 def pool(tokens: jax.Array, length: jax.Array, how: str) -> jax.Array:

@@ -211,6 +211,10 @@ def read_weights(path: str | Path, like: tuple[Tree, Tree]) -> tuple[Tree, Tree]
 
 
 def count_classes(path: str | Path) -> int | None:
-    """Return for how many classes the classifier in timm's layout or ours is; None if there is none."""
+    """Return for how many classes the classifier in timm's layout or ours is; None if there is none.
+
+    Those of transformers' text encoders are not read.
+    """
     tensors = open_tensors(path)
-    return next((tensors[name].shape[0] for name in (*timm.HEADS, nml.BIAS) if name in tensors), None)
+    heads = (nml.BIAS,) if language.holds_language(tensors) else (*timm.HEADS, nml.BIAS)
+    return next((tensors[name].shape[0] for name in heads if name in tensors), None)

@@ -1,7 +1,7 @@
 """Read and write state dicts of transformers' BERT, RoBERTa and GPT-2."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,11 @@ OLD = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerN
 def is_language(params: Tree) -> bool:
     """Return whether parameters are those of a text encoder of ours."""
     return "words" in params
+
+
+def holds_language(names: Iterable[str]) -> bool:
+    """Return whether tensors of these names are those of a text encoder of transformers."""
+    return any(PREFIX.sub("", name) in ("embeddings.word_embeddings.weight", "wte.weight") for name in names)
 
 
 def choose_names(params: Tree) -> NameLeaf:
@@ -52,12 +57,13 @@ def simplify_names(tensors: Mapping[str, Any], where: str) -> dict[str, Any]:
 def import_weights(tensors: Mapping[str, Any], like: tuple[Tree, Tree], where: str) -> tuple[Tree, Tree]:
     """Convert a state dict of transformers to our trees; the arguments are those of `timm.import_weights`.
 
-    A pooler is left out unless the model has one.
+    A pooler is left out unless the model has one. A classifier is left out, and the params have no "head".
 
     Raises:
         UserError: tensors are missing, unexpected, of another shape, not of a float type or not finite.
     """
     found = simplify_names(tensors, where)
+    like = {name: x for name, x in like[0].items() if name != "head"}, like[1]
     if "pooler" not in like[0]:
         found = {name: tensor for name, tensor in found.items() if not name.startswith("pooler.")}
     elif "pooler.dense.weight" not in found:
@@ -68,5 +74,9 @@ def import_weights(tensors: Mapping[str, Any], like: tuple[Tree, Tree], where: s
 
 
 def export_weights(params: Tree) -> dict[str, np.ndarray]:
-    """Convert our trees to a state dict of transformers' encoder, without a prefix: the inverse of `import_weights`."""
+    """Convert our trees to a state dict of transformers' encoder, without a prefix: the inverse of `import_weights`.
+
+    A head is left out.
+    """
+    params = {name: x for name, x in params.items() if name != "head"}
     return write_tensors(params, {}, choose_names(params))

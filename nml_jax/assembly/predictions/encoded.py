@@ -1,7 +1,7 @@
-"""Run an encoder over the images of a folder, for predict.py."""
+"""Run an encoder over the images of a folder, or the texts of a table, for predict.py."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ from jax.sharding import Mesh
 
 from nml_jax import runtime
 from nml_jax.assembly.encode import compile_encoder, encode_split
+from nml_jax.assembly.encoder import is_remote
 from nml_jax.assembly.fingerprint import compare_encoders, describe_encoder
 from nml_jax.assembly.open_encoder import Opened, open_encoder
-from nml_jax.data.class_names import NameIndex
-from nml_jax.data.sources.photos import Photos, open_photos
+from nml_jax.assembly.predictions.user_files import Asked, Inputs, open_images, open_texts
 from nml_jax.errors import UserError
 from nml_jax.models.overview import count_features
 from nml_jax.tasks.classification import Test
@@ -22,44 +22,46 @@ LOGITS = "logits"
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodedPhotos:
-    """The features of a folder's images, with what predict.py asks of features from files.
+class Encoded:
+    """The features of images or texts, with what predict.py asks of features from files.
 
     Attributes:
-        path: the folder.
         dim: D, the width of the layer.
-        labels: names of the folders in which the images lie, str [N]; empty if the head knows none of them.
+        labels: names of classes, str [N]; empty if they are not known.
     """
 
     opened: Opened
-    photos: Photos
+    inputs: Inputs
     layer: str
     mesh: Mesh
     dim: int
-    labels: np.ndarray
     class_names: tuple[str, ...] = ()
     views: int = 1
 
     @property
     def path(self) -> Path:
-        return self.photos.folder
+        return self.inputs.path
 
     @property
     def files(self) -> list[Path]:
-        return self.photos.files
+        return self.inputs.files
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.inputs.labels
 
     def blocks(self, _size: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (index of the first image, features float32 [n, 1, D]) in order.
+        """Yield (index of the first row, features float32 [n, 1, D]) in order.
 
         Raises:
-            UserError: an image is damaged; the message names it.
+            UserError: an image is damaged, or a text has no tokens; the message names it.
         """
         config = self.opened.config.copy_and_resolve_references()
         with config.unlocked():
             config.extract.layers, config.extract.views = (self.layer,), 1
-            config.extract.batch = choose_batch(len(self.photos), config.extract.batch, self.mesh)
+            config.extract.batch = choose_batch(len(self.inputs.source), config.extract.batch, self.mesh)
         encode = compile_encoder(self.opened.encoder.model, (self.layer,), self.mesh)
-        test, done = Test("photos", "id", self.photos), 0
+        test, done = Test("files", "id", self.inputs.source), 0
         try:
             for rows in encode_split(config, self.opened.encoder, encode, self.mesh, test, None):
                 yield done, rows[self.layer][:, None]
@@ -91,9 +93,9 @@ class OwnClassifier:
         return odds / odds.sum(1, keepdims=True)
 
 
-def choose_batch(images: int, usual: int, mesh: Mesh) -> int:
-    """Return the size of a batch: the usual one, or as many rows as a few images need on all devices."""
-    return usual if images >= usual else -(-images // mesh.size) * mesh.size
+def choose_batch(rows: int, usual: int, mesh: Mesh) -> int:
+    """Return the size of a batch: the usual one, or as many rows as a few inputs need on all devices."""
+    return usual if rows >= usual else -(-rows // mesh.size) * mesh.size
 
 
 def open_own(encoder: Path) -> tuple[OwnClassifier, Opened]:
@@ -108,25 +110,28 @@ def open_own(encoder: Path) -> tuple[OwnClassifier, Opened]:
     return OwnClassifier(opened.class_names or tuple(range(opened.num_classes))), opened
 
 
-def open_encoded(head: Any, folder: Path, encoder: Path, opened: Opened | None = None) -> tuple[EncodedPhotos, str]:
-    """Open a folder of images as the features that a head takes.
+def open_encoded(
+    head: Any, path: Path, encoder: Path, opened: Opened | None = None, asked: Asked | None = None
+) -> tuple[Encoded, str]:
+    """Open a folder of images, or a table of texts, as the features that a head takes.
 
     Args:
         head: a tuned head, or `OwnClassifier`.
         opened: the encoder, if it is open already.
+        asked: columns of a table of texts.
 
     Returns:
         The features, and a line if it is not known whether the head was tuned on this encoder's; "" if it was.
 
     Raises:
-        UserError: there is no image or no encoder, or the head was tuned on features of another one.
+        UserError: there is nothing to encode or no encoder, the head was tuned on features of another one, or columns
+            of images are asked for.
     """
-    photos = open_photos(folder)
+    asked = asked or Asked()
     opened = opened or open_encoder(encoder, runtime.make_mesh())
-    if "image" not in opened.encoder.model.spec:
-        raise UserError(
-            f"--encoder={encoder} reads texts, and predictions are of images", "give a file of features in their place"
-        )
+    reads_texts = "image" not in opened.encoder.model.spec
+    if not reads_texts and (given := [name for name, value in asked._asdict().items() if value]):
+        raise UserError(f"--{given[0]} is for tables, and --encoder={encoder} reads images", "leave it out")
     told = head.about.get("encoder")
     own = isinstance(head, OwnClassifier)
     unknown = "" if told or own else (
@@ -136,9 +141,12 @@ def open_encoded(head: Any, folder: Path, encoder: Path, opened: Opened | None =
     if told:
         compare_encoders(told, describe_encoder(opened.config, opened.encoder), encoder)
     layer = LOGITS if own else str((told or {}).get("layer", "features"))
-    dim = find_width(opened, layer, encoder)
-    labels = find_labels(photos.paths, head.classes)
-    return EncodedPhotos(opened, photos, layer, runtime.make_mesh(), dim, labels), unknown
+    dim = head.dim if is_remote(opened.config) else find_width(opened, layer, encoder)  # a service's is its own
+    if reads_texts:
+        inputs = open_texts(path, asked, (told or {}).get("texts"))
+    else:
+        inputs = open_images(path, head.classes)
+    return Encoded(opened, inputs, layer, runtime.make_mesh(), dim), unknown
 
 
 def find_width(opened: Opened, layer: str, encoder: Path) -> int:
@@ -149,11 +157,3 @@ def find_width(opened: Opened, layer: str, encoder: Path) -> int:
         raise UserError(
             f"--encoder={encoder} has no layer {layer!r}, on which the head was tuned", "give the head's own encoder"
         ) from e
-
-
-def find_labels(paths: Sequence[str], classes: Sequence[Any]) -> np.ndarray:
-    """Return the names of the images' folders, str [N], if the head knows one of them; else an empty array."""
-    names = [path.split("/")[-2] if "/" in path else "" for path in paths]
-    index = NameIndex(classes)
-    known = all(names) and any(index.find(name) is not None for name in dict.fromkeys(names))
-    return np.array(names if known else [], str)

@@ -1,0 +1,1 @@
+"""What is predicted: images and texts of users, encoded."""

@@ -1,0 +1,1 @@
+"""Prepare detection data in COCO's format."""

@@ -1,0 +1,166 @@
+"""Build a prepared ArrayRecord dataset from detection data in COCO's format, without TensorFlow.
+
+SRC is a folder or a zip with one json or more, and the images in folders or zips. Every json is a split: that of
+instances_val.json is "val", that of val/instances.json or val/_annotations.coco.json too; a single instances.json is
+"train". Records keep the bytes of the images and, as they stand in the json, ids, boxes, polygons and RLEs.
+
+An image without its file, with a file of another size or a damaged one is refused; annotations are left out or mended
+as annotations.py says. manifest.json lists and counts all of it.
+"""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from nml_jax.data.class_names import compose, read_name
+from nml_jax.errors import UserError
+from nml_jax.prepare import archives, records
+from nml_jax.prepare.coco.annotations import Instances, parse
+from nml_jax.prepare.records import Item, Listing
+
+COCO_FOLDER = "from a folder or zip with json files in COCO's format and images"
+# Files of COCO's distribution that hold other annotations, and names that say nothing about the split.
+OTHERS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
+PLAIN = ("instances", "annotations", "_annotations.coco", "_annotations", "coco", "labels")
+FOLDERS = ("annotations", "images")
+Read = Callable[[], tuple[bytes, str]]
+
+
+class Found(Listing):
+    """The listing of SRC. A split is the list of its images' entries."""
+
+    splits: dict[str, list[dict[str, Any]]]
+    annotated = True
+
+    def __init__(self, src: Path):
+        super().__init__(src)
+        self.files, clutter = archives.index_files(src)
+        self.left_out = [{"file": src.name, "reason": reason, "files": n} for reason, n in clutter.items()]
+        self.instances: dict[str, Instances] = {}
+        for name in self._list_jsons():
+            content, reason = self.files[name]()
+            if reason:
+                raise UserError(f"{name} in {src} cannot be read: {reason}", "get it again")
+            split = name_split(name)
+            records.check_split(split, f"rename {name}")
+            if split in self.instances:
+                raise UserError(f"{src} has two json files of the split {split!r}", "name each after its split")
+            self.instances[split] = parse(name, content)
+            self._homes = getattr(self, "_homes", {}) | {split: PurePosixPath(name).parent}
+        self.splits = {split: of.images for split, of in self.instances.items()}
+        self.classes = merge_classes(self.instances)
+        self.seen = len(self.files) + sum(clutter.values())
+        self._paths = self._index_paths()
+        self._find_files()
+
+    def _list_jsons(self) -> list[str]:
+        """List the json files in COCO's format; leave out those of other annotations."""
+        found = [name for name in self.files if name.lower().endswith(".json")]
+        others = [name for name in found if PurePosixPath(name).name.startswith(OTHERS)]
+        self.left_out += [{"file": name, "reason": "other annotations than boxes", "files": 1} for name in others]
+        if not (chosen := [name for name in found if name not in others]):
+            raise UserError(f"{self.src} holds no json of boxes", "give a folder with instances.json and its images")
+        return chosen
+
+    def _index_paths(self) -> dict[str, list[str]]:
+        """Return name of a file without folders -> its paths, of all that are no json."""
+        paths: dict[str, list[str]] = {}
+        for name in self.files:
+            if not name.lower().endswith(".json"):
+                paths.setdefault(PurePosixPath(name).name, []).append(name)
+        return paths
+
+    def _find_files(self) -> None:
+        """Find the file of every image; list those of no image."""
+        self.where = {
+            (split, entry["id"]): self._find_file(split, entry["file_name"])
+            for split, entries in self.splits.items() for entry in entries
+        }  # fmt: skip
+        used = {path for path in self.where.values() if path}
+        unused = [path for paths in self._paths.values() for path in paths if path not in used]
+        for path in sorted(unused):
+            self.left_out.append({"file": path, "reason": "no json has an image of this file", "files": 1})
+
+    def _find_file(self, split: str, file: str) -> str:
+        """Return the path of an image's file, the one nearest to its json; "" if there is none."""
+        paths = self._paths.get(PurePosixPath(file).name, [])
+        ends = [path for path in paths if path == file or path.endswith(f"/{file}")] or paths
+        home = self._homes[split]
+
+        def rank(path: str) -> tuple[Any, ...]:
+            folders = [part.removesuffix(".zip") for part in PurePosixPath(path).parts[:-1]]
+            near = PurePosixPath(path).is_relative_to(home)
+            return split not in folders and compose(split) not in folders, not near, len(folders), path
+
+        return min(ends, key=rank, default="")
+
+    def items(self, split: str) -> Iterator[Item]:
+        numbers = {name: i for i, name in enumerate(self.classes)}
+        of = self.instances[split]
+        labels = {i: numbers[name] for i, name in of.categories.items()}
+        for entry in of.images:
+            path = self.where[split, entry["id"]]
+            load: Read = self.files[path] if path else functools.partial(_report_missing, entry["id"])
+            annotations = [{**one, "label": labels[one["category_id"]]} for one in of.objects[entry["id"]]]
+            about = {"id": entry["id"], "height": entry["height"], "width": entry["width"]}
+            text = json.dumps(about | {"annotations": annotations}, ensure_ascii=False)
+            yield Item(text, entry["file_name"], load, (entry["height"], entry["width"]))
+
+    def cure(self, split: str) -> str:
+        return f"put its images beside the json of {split}, in a folder or a zip"
+
+    def count_classes(self, split: str, values: list[Any]) -> dict[str, int]:
+        counts: Counter[int] = Counter()
+        for text in values:
+            counts.update(one["label"] for one in json.loads(text)["annotations"] if not one["iscrowd"])
+        return {name: counts[i] for i, name in enumerate(self.classes)}
+
+    def about(self, folder: Path) -> dict[str, Any]:
+        """Return the manifest's entries about categories and annotations."""
+        ids = {split: {name: i for i, name in of.categories.items()} for split, of in self.instances.items()}
+        own = {split: [of.get(name) for name in self.classes] for split, of in ids.items()}
+        mended = {split: dict(sorted((+of.mended).items())) for split, of in self.instances.items()}
+        left_out = [{"split": split, **one} for split, of in self.instances.items() for one in of.left_out]
+        return {"category_ids": own, "annotations_mended": mended, "annotations_left_out": left_out}
+
+
+def _report_missing(image: Any) -> tuple[bytes, str]:
+    return b"", f"there is no such file; it is image {image} of the json"
+
+
+def name_split(name: str) -> str:
+    """Return the split that a json is of, from its path."""
+    path = PurePosixPath(name)
+    stem = path.name[: -len(".json")]
+    if stem.lower() in PLAIN:
+        folders = [part.removesuffix(".zip") for part in path.parts[:-1] if part.lower() not in FOLDERS]
+        return read_name(folders[-1]) if folders else "train"
+    return read_name(stem.removeprefix("instances_"))
+
+
+def merge_classes(instances: dict[str, Instances]) -> list[str]:
+    """Return the names of the categories of the training split, by id, and then further ones of the others."""
+    train = records.find_training_split(instances) or next(iter(instances))
+    order = [train, *(split for split in instances if split != train)]
+    return list(dict.fromkeys(name for split in order for name in instances[split].categories.values()))
+
+
+def build_coco_folder(src: Path, out: Path, *, workers: int | None = None) -> dict[str, Any]:
+    """Build the dataset `out`, which appears once it is complete, and return the manifest.
+
+    Args:
+        src: folder or zip, see above.
+        workers: number of threads that read and check images; None: one per core.
+
+    Raises:
+        UserError: a json is not in COCO's format, a split has no usable image, or `out` exists already or cannot be
+            written.
+    """
+    src = src.resolve()
+    if not src.exists():
+        raise UserError(f"{src} does not exist", "give a folder or zip with a json in COCO's format")
+    records.check_out(src, out)
+    return records.build("coco_folder", Found(src), out, workers=workers)
