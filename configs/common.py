@@ -337,7 +337,7 @@ def get_config() -> ConfigDict:
     diagnose.rows = 2000  # most rows to cross-validate, stratified
     diagnose.start = "fresh"  # NMTune as released (fresh), or from the probe with early stopping (probe)
 
-    # Detectors. The defaults are those of mmdetection 3.3.0 at "1x"; what detectron2 (d2) or torchvision (tv) do
+    # Detectors. The defaults are those of mmdetection 3.3.0 at "1x". What detectron2 (d2) or torchvision (tv) do
     # otherwise stands with the key, and configs/detect_coco.py has it as a preset.
     detect = config.detect = ConfigDict()
     detect.systems = ("retina",)  # keys of nml_jax.models.detection.SYSTEMS, trained one after another
@@ -399,6 +399,26 @@ def get_config() -> ConfigDict:
     detect.mask.depth = 4  # 3x3 convolutions
     detect.mask.crop = 112  # side of the stored mask of an object, in its own box
     detect.mask.binarise = True  # targets are 0 or 1; tv: False
+
+    detect.solo = ConfigDict()  # SOLOv2
+    detect.solo.strides = (4, 8, 16, 32, 64)  # of the levels; the encoder's make the masks, at the finest
+    detect.solo.grids = (40, 36, 24, 16, 12)  # cells along each axis, level by level
+    # Least and greatest root of the area of the boxes that belong to a level, in pixels.
+    detect.solo.ranges = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))  # level by level, ends included
+    detect.solo.centre = 0.2  # share of a box's width and height, around its centre, whose cells are positive
+    detect.solo.width = 512  # channels of the towers
+    detect.solo.depth = 4  # 3x3 convolutions of a tower before its output
+    detect.solo.mask_width = 128  # channels of the branch of masks
+    detect.solo.kernel = 256  # size of a cell's kernel: channels of the mask features
+    detect.solo.groups = 32  # of GroupNorm
+    detect.solo.positives = 256  # pairs of object and cell of an image that are learned from; others are counted
+    detect.solo.weight = 3.0  # of the mask loss
+    detect.solo.score_threshold = 0.1  # of a cell's class
+    detect.solo.candidates = 1000  # most cells above it whose masks are computed; elsewhere unlimited
+    detect.solo.threshold = 0.5  # probability above which a pixel belongs to a mask
+    detect.solo.top = 500  # best masks that enter Matrix-NMS
+    detect.solo.sigma = 2.0  # of its Gaussian
+    detect.solo.filter = 0.05  # least score after it
 
     # The stage detect: what it trains on, and how.
     detect.starts = ("encoder",)  # the encoder's weights at the start: encoder (the run's, or init_from) | random

@@ -1,5 +1,6 @@
 """Test the path of a text encoder's folder: texts in tables -> banks -> heads -> report."""
 
+import dataclasses
 import json
 import runpy
 from pathlib import Path
@@ -8,17 +9,19 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from configs import text
 from nml_jax import main, runtime
 from nml_jax.data.features import banks
+from nml_jax.data.sources.source import Subset
 from nml_jax.data.text.batches import plan_batches
 from nml_jax.data.text.folders import TextTokenizer
 from nml_jax.errors import UserError
 from nml_jax.models import build
 from nml_jax.stages import extract
 from nml_jax.training import pretrained
+from tests.scenes.meshes import mesh_of
 
 TESTS = Path(__file__).parents[1]
 golden = SimpleNamespace(**runpy.run_path(str(TESTS / "data" / "text" / "golden_folders.py")))
@@ -112,6 +115,58 @@ def test_from_a_folder_and_tables_to_a_report(folder: Path, capsys):
     assert "texts 'sentence1' and 'sentence2', label 'label'" in page.err + page.out
 
 
+def test_features_do_not_depend_on_devices_batches_buckets_or_order(folder: Path):
+    """To 1e-5, alone and among others."""
+    found = []
+    for devices, keys in ((1, {}), (8, {"texts.buckets": (24,)}), (8, {"extract.batch": 8}), (1, {"extract.batch": 1})):
+        config, mesh = make_config(folder, **keys), mesh_of(devices)
+        frozen = extract.encoder.load(config, folder, mesh)
+        test = extract.agreement.open_task("texts", config).tests[0]
+        order = np.random.default_rng(devices).permutation(len(test.source))[:: 1 if config.extract.batch > 1 else 10]
+        test = dataclasses.replace(test, source=Subset(test.source, order))
+        encode = extract.compile_encoder(frozen.model, ("features", "block0"), mesh)
+        blocks = list(extract.encode_split(config, frozen, encode, mesh, test, None))
+        rows = np.concatenate([np.concatenate([block["features"], block["block0"]], 1) for block in blocks])
+        assert len(rows) == len(order)
+        whole = np.full((len(test.source.source), rows.shape[1]), np.nan)
+        whole[order] = rows
+        found.append(whole)
+    for other in found[1:]:
+        there = np.isfinite(other[:, 0])
+        assert there.sum() >= 3
+        np.testing.assert_allclose(other[there], found[0][there], atol=1e-5)
+    assert np.abs(found[0] - found[0][0]).max() > 0.1, "texts differ"
+
+
+def shard(folder: Path, dtype: str) -> dict[str, np.ndarray]:
+    """Write the weights again in two files and another type. Return them."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    tensors = {name: x.astype(dtype) if x.dtype == np.float32 else x for name, x in tensors.items()}
+    names = [f"model-{i:05}-of-00002.safetensors" for i in (1, 2)]
+    parts = {file: sorted(tensors)[i::2] for i, file in enumerate(names)}
+    for file, own in parts.items():
+        save_file({name: tensors[name] for name in own}, folder / file)
+    index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return tensors
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_shards_of_any_precision(tmp_path: Path, dtype: str):
+    folder = write_folder(tmp_path / "bert")
+    tensors = shard(folder, dtype)
+    params, _ = load_weights(tmp_path)
+    for name, ours in (("embeddings.word_embeddings.weight", params["words"]["embedding"]),
+                       ("encoder.layer.0.attention.self.key.weight", params["block0"]["attn"]["key"]["kernel"].T),
+                       ("encoder.layer.0.output.LayerNorm.gamma", params["block0"]["norm2"]["scale"])):  # fmt: skip
+        assert ours.dtype == np.float32
+        np.testing.assert_array_equal(ours, tensors[f"bert.{name}"].astype(np.float32))
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match="model-00002-of-00002"):
+        load_weights(tmp_path)
+
+
 def test_what_names_a_bank(folder: Path):
     mesh, keys = runtime.make_mesh(), []
     for change in ({}, {"model.pool": "cls"}, {"texts.buckets": (16,)}, {"extract.batch": 8}, {"texts.length": 20}):
@@ -200,6 +255,10 @@ def test_bad_weights_and_contradictions(tmp_path: Path):
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
     with pytest.raises(UserError, match="pools by pooling_mode_max_tokens"):
         load()
+    for damaged in ("{", "[]"):
+        (folder / "1_Pooling" / "config.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"1_Pooling/config.json"):
+            load()
     (folder / "1_Pooling" / "config.json").unlink()
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:-9])

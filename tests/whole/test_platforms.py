@@ -240,7 +240,7 @@ PROGRAMS: dict[str, Program] = {
         f"detector: {system}, {what}": Program(place, detector(system, what))
         for system in SYSTEMS
         for what, place in {
-            "init": f"models/detection/{system}.py:init",
+            "init": "models/detection/system.py:draw",
             "step": STEP,
             "detections": "evals/detection.py:_detect",
         }.items()

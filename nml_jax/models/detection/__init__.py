@@ -17,13 +17,14 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from nml_jax import models, settings
 from nml_jax.errors import UserError
 from nml_jax.models import Model, Tree
-from nml_jax.models.detection import faster, mask, retina
+from nml_jax.models.detection import faster, mask, retina, solo
 from nml_jax.models.detection.system import Setting, System
 
 SYSTEMS: dict[str, Callable[[Setting], System]] = {
     "retina": retina.make,
     "faster": faster.make,
     "mask": mask.make,
+    "solo": solo.make,
 }
 NORMS = ("train", "eval", "frozen")
 
@@ -40,8 +41,8 @@ def build(
     """Build a detector on the ResNet that the section `model` describes.
 
     The parameters are {"encoder": those of the encoder, "detector": ...}, and so is the model's state. `apply` takes
-    batches of `Model.spec`, on any canvas: a step is traced once for each. Its outputs in training are for the objective
-    of the same name, and, without `train`, detections on the canvas, by falling score:
+    batches of `Model.spec`, on any canvas: a step is traced once for each. Its outputs in training are for the
+    objective of the same name. Without `train` they are detections on the canvas, by falling score:
 
         boxes    float32 [B, D, 4]   within the picture
         scores   float32 [B, D]      0 where there is no detection

@@ -17,6 +17,7 @@ from nml_jax.models.detection.system import (
     System,
     choose_maps,
     describe_boxes,
+    draw,
     finish_detections,
     make_pyramid,
     map_images,
@@ -72,20 +73,16 @@ class Faster:
     def init(self, key: jax.Array, shapes: Sequence[jax.ShapeDtypeStruct]) -> dict[str, Any]:
         """Return the parameters for the encoder's maps of these shapes."""
         keys, config = jax.random.split(key, 3), self.setting.config
-        found = choose_maps(self.setting, shapes, config.rpn.strides)
-        levels, fpn = jax.jit(self.pyramid.init_with_output)(keys[0], [jnp.zeros(x.shape, x.dtype) for x in found])
-        regions = jnp.zeros((1, config.roi.side, config.roi.side, config.fpn.width))
-        return {
-            "fpn": fpn["params"],
-            "rpn": jax.jit(self.rpn_head.init)(keys[1], levels)["params"],
-            "box": jax.jit(self.box_head.init)(keys[2], regions)["params"],
-        }
+        fpn, levels = draw(self.pyramid, keys[0], choose_maps(self.setting, shapes, config.rpn.strides))
+        regions = jax.ShapeDtypeStruct((1, config.roi.side, config.roi.side, config.fpn.width), jnp.float32)
+        rpn_params, box_params = draw(self.rpn_head, keys[1], levels)[0], draw(self.box_head, keys[2], regions)[0]
+        return {"fpn": fpn, "rpn": rpn_params, "box": box_params}
 
     def run_pyramid(self, params: Any, maps: Sequence[jax.Array]) -> Any:
         """Return the levels, and the RPN's logits [B, N] and deltas [B, N, 4] of each."""
         found = choose_maps(self.setting, maps, self.setting.config.rpn.strides)
         levels = self.pyramid.apply({"params": params["fpn"]}, found)
-        return levels, *rpn.run_head(self.rpn_head, params["rpn"], levels)  # pyright: ignore
+        return levels, *rpn.run_head(self.setting, self.rpn_head, params["rpn"], levels)  # pyright: ignore
 
     def pool(self, levels: Sequence[jax.Array], regions: jax.Array, side: int) -> jax.Array:
         """Pool regions [B, R, 4] from the levels that the encoder has, [B, R, side, side, C]."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nml_jax.models.detection.faster import Faster
-from nml_jax.models.detection.system import Setting, System, describe_boxes, make_conv, map_images
+from nml_jax.models.detection.system import Setting, System, describe_boxes, draw, make_conv, map_images
 from nml_jax.models.layers.initializers import kaiming_normal
 from nml_jax.objectives.detection.crops import crop_masks
 
@@ -53,8 +53,8 @@ def make(setting: Setting) -> System:
 
     def init(key: jax.Array, shapes: Sequence[jax.ShapeDtypeStruct]) -> dict[str, Any]:
         keys = jax.random.split(key)
-        regions = jnp.zeros((1, own.side, own.side, config.fpn.width))
-        return {**parts.init(keys[0], shapes), "mask": jax.jit(head.init)(keys[1], regions)["params"]}
+        regions = jax.ShapeDtypeStruct((1, own.side, own.side, config.fpn.width), jnp.float32)
+        return {**parts.init(keys[0], shapes), "mask": draw(head, keys[1], regions)[0]}
 
     def run(params: Any, levels: Sequence[jax.Array], regions: jax.Array, classes: jax.Array) -> jax.Array:
         """Return the logits [B, R, 2 · side, 2 · side] of regions [B, R, 4] for their classes [B, R]."""

@@ -14,6 +14,7 @@ from nml_jax.models.detection.system import (
     System,
     choose_maps,
     describe_boxes,
+    draw,
     find_inside,
     finish_detections,
     flatten_levels,
@@ -21,6 +22,7 @@ from nml_jax.models.detection.system import (
     make_conv,
     make_pyramid,
     map_images,
+    map_shared,
 )
 from nml_jax.objectives.detection.assign import match_objects
 
@@ -59,14 +61,14 @@ def make(setting: Setting) -> System:
 
     def init(key: jax.Array, shapes: Sequence[jax.ShapeDtypeStruct]) -> dict[str, Any]:
         keys = jax.random.split(key)
-        found = [jnp.zeros(x.shape, x.dtype) for x in choose_maps(setting, shapes, own.strides)]
-        levels, params = jax.jit(pyramid.init_with_output)(keys[0], found)
-        return {"fpn": params["params"], "head": jax.jit(head.init)(keys[1], levels)["params"]}
+        fpn, levels = draw(pyramid, keys[0], choose_maps(setting, shapes, own.strides))
+        return {"fpn": fpn, "head": draw(head, keys[1], levels)[0]}
 
     def run(params: Any, maps: Sequence[jax.Array]) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
         """Return the levels, and logits [B, N, K] and deltas [B, N, 4] of each."""
-        levels = pyramid.apply({"params": params["fpn"]}, choose_maps(setting, maps, own.strides))
-        logits, deltas = head.apply({"params": params["head"]}, levels)
+        levels: Any = pyramid.apply({"params": params["fpn"]}, choose_maps(setting, maps, own.strides))
+        run_head = map_shared(lambda params, levels: head.apply({"params": params}, levels), setting.mesh)
+        logits, deltas = run_head(params["head"], levels)
         return levels, flatten_levels(logits, num_classes), flatten_levels(deltas, 4)
 
     def train(params: Any, maps: Sequence[jax.Array], batch: Any, key: jax.Array | None) -> dict[str, jax.Array]:

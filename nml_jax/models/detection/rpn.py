@@ -15,6 +15,7 @@ from nml_jax.models.detection.system import (
     make_all_anchors,
     make_conv,
     map_images,
+    map_shared,
 )
 from nml_jax.objectives.detection.assign import IGNORED, match_objects
 from nml_jax.objectives.detection.sample import draw_sample
@@ -47,9 +48,11 @@ def count_anchors(setting: Setting) -> int:
     return len(setting.config.rpn.scales) * len(setting.config.anchors.ratios)
 
 
-def run_head(head: Head, params: Any, levels: Sequence[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+def run_head(
+    setting: Setting, head: Head, params: Any, levels: Sequence[jax.Array]
+) -> tuple[list[jax.Array], list[jax.Array]]:
     """Return logits [B, N] and deltas [B, N, 4] of every level."""
-    logits, deltas = head.apply({"params": params}, levels)  # pyright: ignore[reportGeneralTypeIssues]
+    logits, deltas = map_shared(lambda params, x: head.apply({"params": params}, x), setting.mesh)(params, levels)
     return [x[..., 0] for x in flatten_levels(logits, 1)], flatten_levels(deltas, 4)
 
 

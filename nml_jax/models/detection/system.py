@@ -69,6 +69,24 @@ def map_images(function: Callable[..., Any], mesh: Mesh | None) -> Callable[...,
     return jax.shard_map(batched, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
 
 
+def map_shared(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+    """Return a function of parameters and a batch, which every device runs for its own rows.
+
+    Where parameters are used for several levels, this adds up their gradients before the devices exchange them.
+    """
+    if mesh is None or mesh.size == 1:
+        return function
+    rows = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(function, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False)
+
+
+def draw(module: nn.Module, key: jax.Array, *inputs: Any) -> tuple[Any, Any]:
+    """Draw the parameters of a module for inputs of these shapes. Return them and the shapes of its outputs."""
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
+    outputs, params = jax.jit(module.init_with_output)(key, *zeros)
+    return params["params"], outputs
+
+
 def make_conv(
     channels: int,
     side: int,
@@ -143,12 +161,12 @@ def make_pyramid(setting: Setting, strides: Sequence[int], extra: str, extra_fro
     return Pyramid(config.width, len(strides), extra, extra_from, init, setting.dtype)
 
 
-def choose_maps(setting: Setting, maps: Sequence[jax.Array], strides: Sequence[int]) -> list[jax.Array]:
+def choose_maps(setting: Setting, maps: Sequence[Any], strides: Sequence[int]) -> list[Any]:
     """Choose the encoder's maps of these strides."""
     return [x for stride, x in zip(setting.strides, maps, strict=True) if stride in strides]
 
 
-def enlarge_nearest(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def enlarge_nearest(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Resize maps [B, h, w, C] to a shape by the nearest cell: cell i reads cell ⌊i · h / H⌋."""
     for axis, (old, new) in enumerate(zip(x.shape[1:3], shape, strict=True), 1):
         if new == 2 * old:

@@ -60,7 +60,7 @@ def normal_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float
 
 
 def xavier_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Draw from U(-a, a), a² = 6 / (k·in + k·out), for a kernel [..., in, out] of k cells (Glorot & Bengio 2010, eq. 16)."""
+    """Draw from U(-a, a), a² = 6 / (k·in + k·out), for a kernel [..., in, out] of k cells (Glorot & Bengio 2010)."""
     fans = math.prod(shape[:-2]) * sum(shape[-2:])
     return (2 * _draw(jax.random.uniform, key, shape, dtype) - 1) * math.sqrt(6 / fans)
 

@@ -146,7 +146,7 @@ def read_pool(folder: Path, known: str | None, usual: str) -> str:
     """Return how the features are pooled: as sentence-transformers' 1_Pooling/config.json says, or `known`, or `usual`.
 
     Raises:
-        UserError: the file asks for several ways, or for one that we do not have.
+        UserError: the file cannot be read, or asks for several ways, or for one that we do not have.
     """
     path = folder / POOLING / "config.json"
     if not path.is_file() and known in FAMILY_POOLS:
@@ -154,7 +154,12 @@ def read_pool(folder: Path, known: str | None, usual: str) -> str:
     if not path.is_file():
         notice_once(f"{path} is not there; assumed: model.pool={usual}")
         return usual
-    content = json.loads(path.read_bytes())
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as e:
+        raise UserError(f"cannot read {path}: {e}", "download it again") from e
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a mapping", "download it again")
     modes = [key for key, value in content.items() if key.startswith("pooling_mode_") and value is True]
     if "pooling_mode" in content:  # newer files name one mode
         modes = [

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from nml_jax.objectives.detection import faster, mask, retina
+from nml_jax.objectives.detection import faster, mask, retina, solo
 
 OBJECTIVES: dict[str, Callable[[Any], Any]] = {
     "retina": retina.make,
     "faster": faster.make,
     "mask": mask.make,
+    "solo": solo.make,
 }
 
 

@@ -34,7 +34,7 @@ class Faster:
         return self.rpn_terms(out) | self.roi_terms(out)
 
     def rpn_terms(self, out: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Return binary cross-entropy over the sampled anchors, and smooth L1 over the positive ones, both per sample."""
+        """Return binary cross-entropy over sampled anchors, and smooth L1 over the positive ones, per sample."""
         used, positive = out["rpn_index"] != IGNORED, out["rpn_index"] >= 0
         class_loss = binary_cross_entropy(out["rpn_logits"], positive.astype(out["rpn_logits"].dtype)) * used
         box_loss = smooth_l1(out["rpn_deltas"] - out["rpn_target"], self.rpn_beta) * positive[..., None]

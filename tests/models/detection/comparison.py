@@ -1,4 +1,4 @@
-"""Compare what a twin computes with the stored values of torchvision's."""
+"""Compare what a twin computes with the stored values of torchvision, or of mmdetection."""
 
 import dataclasses
 import functools
@@ -15,7 +15,9 @@ from tests.models.detection import ours, twins
 
 @functools.cache
 def _load() -> dict[str, np.ndarray]:
-    return load_file(Path(__file__).parent / "golden_torchvision.safetensors")
+    """Load what torchvision computes, and mmdetection's SOLOv2."""
+    files = (Path(__file__).parent / f"golden_{name}.safetensors" for name in ("torchvision", "mmdetection"))
+    return {name: x for file in files for name, x in load_file(file).items()}
 
 
 def get_golden(name: str) -> np.ndarray:

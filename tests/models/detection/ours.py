@@ -35,6 +35,12 @@ NAMES = (
     (r"detector/mask/conv(\d)/", r"roi_heads.mask_head.\1.0."),
     (r"detector/mask/double/", "roi_heads.mask_predictor.conv5_mask."),
     (r"detector/mask/out/", "roi_heads.mask_predictor.mask_fcn_logits."),
+    (r"detector/kernels/(kernel|class)_out/", r"mask_head.conv_\1."),
+    (r"detector/kernels/(kernel|class)(\d)/", r"mask_head.\1_convs.\2."),
+    (r"detector/features/level(\d)_(\d)/", r"mask_head.mask_feature_head.convs_all_levels.\1.conv\2."),
+    (r"detector/features/out/", "mask_head.mask_feature_head.conv_pred."),
+    (r"(convs\.\d|conv\d|conv_pred)\.norm/", r"\1.gn."),
+    (r"mask_head\.(conv_|)class", r"mask_head.\1cls"),
     (r"/", "."),
     (r"(kernel|scale)$", "weight"),
     (r"\.mean$", ".running_mean"),
@@ -85,6 +91,7 @@ def make_config(system: str, **own: Any) -> Any:
     config.detect.rpn.update(twins.RPN)
     config.detect.roi.update(twins.ROI)
     config.detect.mask.update(twins.MASK)
+    config.detect.solo.update(twins.SOLO)
     return config
 
 

@@ -1,6 +1,4 @@
-"""Faster and Mask R-CNN against torchvision's, and what their padding must not do."""
-
-import pytest
+"""Mask R-CNN, which holds all of Faster R-CNN, against torchvision's, and what its padding must not do."""
 
 from tests.models.detection import comparison
 
@@ -9,18 +7,16 @@ LOSSES = {
     "rpn_box_loss": "loss_rpn_box_reg",
     "class_loss": "loss_classifier",
     "box_loss": "loss_box_reg",
+    "mask_loss": "loss_mask",
 }
-SYSTEMS = {"faster": LOSSES, "mask": {**LOSSES, "mask_loss": "loss_mask"}}
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_losses_and_gradients_are_torchvisions(system: str):
-    comparison.check_losses(system, SYSTEMS[system])
+def test_losses_and_gradients_are_torchvisions():
+    comparison.check_losses("mask", LOSSES)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_detections_are_torchvisions(system: str):
-    comparison.compare_detections(comparison.get_twin(system).plain[3], system, offset=1)
+def test_detections_are_torchvisions():
+    comparison.compare_detections(comparison.get_twin("mask").plain[3], "mask", offset=1)
 
 
 def test_padding_changes_nothing():

@@ -14,10 +14,13 @@ RETINA: dict[str, Any] = {"strides": (4, 8, 16, 32), "p6_from": "p5", "per": "im
 RPN: dict[str, Any] = {"strides": (2, 4, 8, 16), "low_quality": 0.0, "samples": 10**8, "beta": 1 / 9,
                        "before": (60, 50), "after": (50, 40), "min_size": 1e-3}  # fmt: skip
 ROI: dict[str, Any] = {"samples": 10**8, "level_rule": "tv", "aligned": False, "width": 12, "beta": 1 / 9}
+SOLO: dict[str, Any] = {"strides": (2, 4, 8, 16), "grids": (10, 8, 6, 4), "width": 16, "depth": 1, "mask_width": 8,
+                        "ranges": ((1, 24), (16, 40), (30, 64), (50, 200)), "kernel": 8, "groups": 4}  # fmt: skip
 MASK: dict[str, Any] = {"low_quality": 2.0, "depth": 1, "crop": 32, "binarise": False}
 # Parts of names whose gradients are compared element by element; all others by their norm.
 KEPT = ("body.conv1.weight", "layer4.0.conv1", "layer3.0.bn2", "fpn", "conv.0.0", "cls_logits", "bbox_reg", "rpn",
-        "fc7", "predictor", "mask_fcn1")  # fmt: skip
+        "fc7", "predictor", "mask_fcn1", "conv_cls", "conv_kernel", "kernel_convs",
+        "conv_pred", "convs_all_levels.2")  # fmt: skip
 
 
 def draw(name: str, shape: Any) -> np.ndarray:
@@ -27,7 +30,7 @@ def draw(name: str, shape: Any) -> np.ndarray:
         fan_in = np.prod(shape[1:]) if "conv5_mask" not in name else shape[0]
         gain = 0.1 if "bbox" in name else 0.15 if "cls" in name or "predictor" in name else 1.4
         return (gain * rng.normal(size=shape) / np.sqrt(fan_in)).astype(np.float32)
-    if name.endswith(("running_var", "bn1.weight", "bn2.weight", "downsample.1.weight")):
+    if name.endswith(("running_var", "bn1.weight", "bn2.weight", "downsample.1.weight", "gn.weight")):
         return rng.uniform(0.5, 1.5, shape).astype(np.float32)
     return (0.1 * rng.normal(size=shape) - ("cls_logits" in name)).astype(np.float32)
 
@@ -36,24 +39,36 @@ def make_batch() -> dict[str, np.ndarray]:
     """Make two pictures that fill the canvas: four objects and an empty place, and one object."""
     rng = np.random.default_rng(7)
     boxes = np.float32([
-        [[4, 6, 36, 38], [20, 10, 52, 42], [58, 3, 90, 35], [8, 29, 40, 61], [0, 0, 0, 0]],
+        [[4, 6, 36, 38], [20, 10, 52, 42], [58, 4, 90, 36], [8, 28, 40, 60], [0, 0, 0, 0]],
         [[30, 20, 62, 52], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
     ])  # fmt: skip
+    masks = rng.integers(0, 2, (2, 5, 8, 8), dtype=np.uint8).repeat(4, 2).repeat(4, 3)
+    painted = np.stack([paint_masks(*pair) for pair in zip(boxes, masks, strict=True)])
     return {
         "image": rng.integers(0, 256, (2, *CANVAS, 3), dtype=np.uint8),
         "size": np.tile(np.int32(CANVAS), (2, 1)),
         "boxes": boxes,
-        "masks": rng.integers(0, 2, (2, 5, 8, 8), dtype=np.uint8).repeat(4, 2).repeat(4, 3),
+        "masks": masks,
+        "maps": np.packbits(painted[:, :, ::2, ::2], -1),  # blocks of masks begin at even pixels
+        "centres": find_centres(painted),
         "labels": np.int32([[0, 2, 1, 0, -1], [1, -1, -1, -1, -1]]),
     }
 
 
-BATCH = make_batch()
-
-
-def paint_masks(i: int) -> np.ndarray:
-    """Paint the masks of picture i on its canvas, uint8 [M, H, W]; every box is as large as a stored mask."""
-    out = np.zeros((len(BATCH["boxes"][i]), *CANVAS), np.uint8)
-    for mask, box, stored in zip(out, BATCH["boxes"][i].astype(int), BATCH["masks"][i], strict=True):
-        mask[box[1] : box[3], box[0] : box[2]] = stored[: box[3] - box[1], : box[2] - box[0]]
+def paint_masks(boxes: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Paint masks [M, c, c] on canvases, uint8 [M, H, W]; a box is as large as a mask, or empty."""
+    out = np.zeros((len(boxes), *CANVAS), np.uint8)
+    for canvas, box, mask in zip(out, boxes.astype(int), masks, strict=True):
+        canvas[box[1] : box[3], box[0] : box[2]] = mask[: box[3] - box[1], : box[2] - box[0]]
     return out
+
+
+def find_centres(painted: np.ndarray) -> np.ndarray:
+    """Return the mean x and y of the pixels of masks [B, M, H, W], -1 for empty ones, float32 [B, M, 2]."""
+    count = painted.sum((2, 3), dtype=np.float32)[..., None]
+    x = (painted.sum(2) * np.arange(CANVAS[1])).sum(-1)
+    y = (painted.sum(3) * np.arange(CANVAS[0])).sum(-1)
+    return np.where(count > 0, np.stack([x, y], -1) / np.maximum(count, 1), -1).astype(np.float32)
+
+
+BATCH = make_batch()

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from configs.common import get_config
 from nml_jax import models
 from nml_jax.errors import UserError
+from nml_jax.models.published.language import read_language
 from nml_jax.models.text.language import pool
 from nml_jax.models.weights import language
 from tests.models.weights.compare import assert_equal
@@ -110,6 +111,49 @@ def test_a_text_has_the_same_features_alone_in_any_length_and_with_any_padding(k
     for layer in ("features", "block0", "embed"):
         np.testing.assert_allclose(other[layer], whole[layer], atol=1e-5)
         np.testing.assert_allclose(alone[layer][0], whole[layer][3], atol=1e-5)
+
+
+BERT = {"model_type": "bert", "vocab_size": 30522}
+LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+ROBERTA = {"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1,
+           "layer_norm_eps": 1e-5, "pad_token_id": 1}  # fmt: skip
+
+
+def describe_gpt2(depth: int, heads: int, dim: int) -> dict:
+    return {"model_type": "gpt2", "n_layer": depth, "n_head": heads, "n_embd": dim}
+
+
+# The config.json of published models, as far as it differs from transformers' defaults, and their parameters without
+# and with a pooler.
+PUBLISHED = {
+    "bert-base-uncased": (BERT, 108_891_648, 109_482_240),
+    "bert-large-uncased": (BERT | LARGE, 334_092_288, 335_141_888),
+    "bert-base-cased": (BERT | {"vocab_size": 28996}, 107_719_680, 108_310_272),
+    "bert-large-cased": (BERT | LARGE | {"vocab_size": 28996}, 332_529_664, 333_579_264),
+    "roberta-base": (ROBERTA, 124_055_040, 124_645_632),
+    "roberta-large": (ROBERTA | LARGE, 354_310_144, 355_359_744),
+    "gpt2": (describe_gpt2(12, 12, 768), 124_439_808, 0),
+    "gpt2-medium": (describe_gpt2(24, 16, 1024), 354_823_168, 0),
+    "gpt2-large": (describe_gpt2(36, 20, 1280), 774_030_080, 0),
+    "gpt2-xl": (describe_gpt2(48, 25, 1600), 1_557_611_200, 0),
+}
+
+
+def count_parameters(keys: dict, depth: int, **more) -> int:
+    config = get_config().model
+    config.update({key.removeprefix("model."): value for key, value in keys.items()} | {"depth": depth, **more})
+    return sum(x.size for x in jax.tree.leaves(models.build(config, num_classes=1, image_size=8).shapes[0]))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_as_many_as_published(name: str, tmp_path: Path):
+    """From config.json; all blocks have the size of the second."""
+    content, plain, pooled = PUBLISHED[name]
+    keys = read_language(tmp_path / "config.json", content)
+    for how, want in ({"pool": "mean"}, plain), ({"pool": "pooler"}, pooled):
+        if want:
+            one, two = (count_parameters(keys, depth, **how) for depth in (1, 2))
+            assert one + (keys["model.depth"] - 1) * (two - one) == want
 
 
 def test_pooling_by_hand():
