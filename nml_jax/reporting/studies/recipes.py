@@ -138,12 +138,8 @@ RECIPES = {
     ),
     "noisy_downstream": Recipe(
         "Does NMTune go together with methods against wrong downstream labels?",
-        _show_both("score", x="noise", methods=(PROBE, "linear_gce", "nmtune", "nmtune_gce")),
-        (
-            *(c for c in GAINS if c.other == PROBE),
-            Claim("gain", "in-domain gain of cross-entropy's generalised form for NMTune", "score", "id", 1,
-                  f"{EXTENSION}, a combination in a table: unconfirmed", "nmtune_gce", "nmtune"),
-        ),
+        _show_both("score", x="noise", methods=(PROBE, "nmtune")),
+        tuple(c for c in GAINS if c.other == PROBE),
     ),
     "human_noise": Recipe(
         "Is human noise worse than symmetric noise of the same size?",
