@@ -1,4 +1,4 @@
-"""Does NMTune go together with methods against wrong downstream labels? The papers' combination with noisy-label learning.
+"""Does NMTune go together with methods against wrong downstream labels? The papers' last combination.
 
     python -m nml_jax.main --config=configs/studies/noisy_downstream.py:digits
 

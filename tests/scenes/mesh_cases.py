@@ -34,6 +34,8 @@ VIT = {"model.name": "vit_ti", "model.patch": 4, "model.dim": 16, "model.depth":
 MIXED = {"objective.mixup": 0.2, "objective.cutmix": 1.0, "objective.label_smoothing": 0.1}
 TEXT = {"model.name": "clip", "model.embed_dim": 8, "model.text_context": CONTEXT, "model.text_vocab": 64,
         "model.text_width": 16, "model.text_depth": 1, "model.text_heads": 2}  # fmt: skip
+LANGUAGE = {"model.name": "bert", "model.pool": "mean", "model.dim": 16, "model.depth": 2, "model.heads": 2,
+            "model.hidden": 16, "model.vocab": 64, "model.context": CONTEXT, "model.dropout": 0.1}  # fmt: skip
 CLIP_VIT = VIT | TEXT | {"model.tower": "vit_ti", "model.patch_dropout": 0.5}
 
 CASES: dict[str, tuple[types.ModuleType, dict[str, Any]]] = {
@@ -46,6 +48,7 @@ CASES: dict[str, tuple[types.ModuleType, dict[str, Any]]] = {
     "clip vit in parts and chunks": (clip_pairs, CLIP_VIT | {"objective.chunk": 1, "train.micro_batches": 2}),
     "siglip vit": (clip_pairs, CLIP_VIT | {"objective.name": "siglip", "model.logit_bias": -10.0}),
     "clip resnet": (clip_pairs, RESNET | TEXT | {"model.tower": "resnet18"}),
+    "bert": (digits, LANGUAGE | {"objective.label_smoothing": 0.1}),
 }
 PLAIN = MIXED | {"model.stem": "imagenet", "model.width": None, "model.blocks": (1,), "model.drop_path": 0.2}
 # Further families of encoders, whose programs test_platforms.py has in another form.
@@ -65,6 +68,10 @@ def make_batch(case: str, step: int) -> dict[str, np.ndarray]:
     """Make the global batch of a step."""
     rng = np.random.default_rng(step)
     out = {"image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8)}
+    if "model.vocab" in (CASES | FAMILIES)[case][1]:
+        length = rng.integers(1, CONTEXT + 1, BATCH).astype(np.int32)
+        out = {"tokens": rng.integers(0, 64, (BATCH, CONTEXT)).astype(np.int32), "length": length,
+               "second": length // 2}  # fmt: skip
     if "model.text_width" not in (CASES | FAMILIES)[case][1]:
         return out | {"label": rng.integers(0, CLASSES, BATCH).astype(np.int32), "mask": np.ones(BATCH, np.float32)}
     text = rng.integers(1, 60, (BATCH, CONTEXT)).astype(np.int32)

@@ -27,11 +27,11 @@ from nml_jax.objectives.nmtune import PRESETS
 from nml_jax.spectrum import device
 from nml_jax.spectrum.rows import Kind
 from nml_jax.stages import detect
-from nml_jax.training import loop, perturb
+from nml_jax.training import finetune, loop, perturb
 from nml_jax.tuning import descent, neighbours, probes, spread
 from tests.scenes import detect_experiment, mesh_cases
 from tests.scenes.meshes import mesh_of
-from tests.training import test_finetune
+from tests.training import test_finetune, test_text_tuning
 
 PLATFORMS = ("cpu", "tpu", "cuda")
 N, D, K, VIEWS, HEADS = 48, 8, 3, 2, 3
@@ -78,6 +78,18 @@ def finetuning(method: str, added: str, model: str = "vit_ti", **tuning: Any) ->
     def make():
         built = test_finetune.program(model, test_finetune.setup(method, added, mlp=added != "none"), **tuning)
         return built.step, (built.shapes, *batch_and_signals(test_finetune.BATCH, test_finetune.one())), {}
+
+    return make
+
+
+def text_tuning(method: str, kind: str) -> Callable:
+    """The step of fine-tuning a text encoder, with NEFTune's noise."""
+
+    def make():
+        plan, mesh = loop.Plan(4, 2.0), test_finetune.one()
+        sections = test_text_tuning.sections(kind, neftune=5.0)
+        built = finetune.build(*sections, test_text_tuning.setup(method), 0.01, plan, mesh)
+        return built.step, (built.shapes, *batch_and_signals(test_text_tuning.make_batch(kind), mesh)), {}
 
     return make
 
@@ -234,6 +246,10 @@ PROGRAMS: dict[str, Program] = {
         f"fine-tuning: {method}, {added}": Program(STEP, finetuning(method, added, consistency=True))
         for method in ("full", "lora")
         for added in ("none", "paper", "code")
+    },
+    **{
+        f"fine-tuning of texts: {method}, {kind}": Program(STEP, text_tuning(method, kind))
+        for method, kind in (("lora", "bert"), ("full", "roberta"), ("lora", "gpt2"))
     },
     "fine-tuning: the start": Program("training/finetune.py:start", perturbation),
     **{
