@@ -66,7 +66,7 @@ def _draw_lines(axes: Axes, panel: Drawn) -> None:
     for j, name in enumerate(names):
         own = points[points["series"] == name]
         places = dict(zip(at, place_series(at, j, len(names)), strict=True))
-        found = own.groupby("x")["y"]
+        found: Any = own.groupby("x")["y"]  # whose types pandas leaves open
         mean, sd = panel.unit.scale * found.mean(), panel.unit.scale * found.std(ddof=1)
         x = [places[value] for value in mean.index]
         colour, marker = choose_mark(j).colour, list(MARKERS)[j % len(MARKERS)]
@@ -81,7 +81,8 @@ def _draw_scatter(axes: Axes, panel: Drawn) -> None:
     """Draw the mean over seeds of every test and series as a point, with the sample sd both ways."""
     points = panel.points
     names, tests = (list(dict.fromkeys(points[key])) for key in ("series", "x_label"))
-    for (name, test), own in points.groupby(["series", "x_label"], sort=False):
+    groups: Any = points.groupby(["series", "x_label"], sort=False)
+    for (name, test), own in groups:
         x, y = own["x"].to_numpy(float), panel.unit.scale * own["y"].to_numpy(float)
         i, marker = names.index(name), list(MARKERS)[tests.index(test) % len(MARKERS)]
         spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in (x, y)]

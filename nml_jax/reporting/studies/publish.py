@@ -7,12 +7,12 @@ studies/<name>/findings.md, .csv        rate by rate: difference, interval, publ
 studies/<name>/published.csv            what the papers report
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from nml_jax.evals.metrics import METRICS
@@ -73,7 +73,7 @@ def publish(name: str, study: Study, out: Path) -> Published | None:
 def make_panel(view: View, numbers: Numbers, name: str) -> Drawn | None:
     """Return a panel with its points; None if the runs have none."""
     points = numbers.list_points(view)
-    if points.empty or points["x"].map(math.isnan).all():
+    if points.empty or np.isnan(points["x"].to_numpy(float)).all():
         return None
     metric = view.y if view.y in SPECTRUM else numbers.metric
     noise = numbers.study.axis == "noise"
