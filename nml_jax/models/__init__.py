@@ -17,6 +17,7 @@ from ml_collections import FrozenConfigDict
 
 from nml_jax import settings
 from nml_jax.errors import UserError
+from nml_jax.models.describe import list_fields
 from nml_jax.models.layers.depthwise import PADDINGS
 from nml_jax.models.layers.initializers import leave_undrawn
 from nml_jax.models.text.language import ACTIVATIONS, POOLS
@@ -177,6 +178,7 @@ def _check(config: Any) -> None:
     if config.name == "clip" and config.tower not in TOWERS:
         raise UserError(f"model.tower is {config.tower!r}", f"give one of {', '.join(TOWERS)}")
     tower = config.tower if config.name == "clip" else config.name
+    fields = list_fields(config)
     pools = POOLS if config.name in LANGUAGE else ("cls", "gap")
     positive = ("width", "patch", "window", "dim", "depth", "heads", "embed_dim")
     positive += ("text_context", "text_vocab", "text_width", "text_depth", "text_heads", "vocab", "context")
@@ -187,7 +189,11 @@ def _check(config: Any) -> None:
         (0 <= config.drop_path < 1, "drop_path", "give a rate in [0, 1)"),
         (0 <= config.dropout < 1, "dropout", "give a rate in [0, 1)"),
         (0 <= config.patch_dropout < 1, "patch_dropout", "give a rate in [0, 1)"),
-        (not config.patch_dropout or "vit" in tower, "patch_dropout", f"set it to 0: {tower} has no patches"),
+        (
+            not config.patch_dropout or "patch_dropout" in fields,
+            "patch_dropout",
+            f"set it to 0: {tower} has no patches",
+        ),
         (0 <= config.bn_momentum < 1, "bn_momentum", "give a number in [0, 1); 0.9 is usual"),
         (config.bn_group >= 0, "bn_group", "give the examples per statistics group, or 0 for the whole batch"),
         (config.stem in ("imagenet", "small"), "stem", "give imagenet or small"),

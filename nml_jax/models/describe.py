@@ -44,6 +44,12 @@ def _resolve(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key not in ("heads", "image_size")}
 
 
+def list_fields(config: Any) -> set[str]:
+    """Return the names of the fields that a model has: of its image tower or, of a CLIP, of both towers."""
+    fields = set(_list_defaults(find_tower(config)))
+    return fields | find_clip_values(config).keys() if config.name in CLIPS else fields
+
+
 def find_tower(config: Any) -> partial[Any]:
     """Return the module of a model's image tower, with the fields that define the variant."""
     if config.name not in CLIPS:

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from nml_jax import console, errors, models, settings
-from nml_jax.models import published
+from nml_jax.models import describe, published
 from nml_jax.models.weights import files
+from nml_jax.models.weights.state_dict import UnfitWeights
 from nml_jax.processes.forks import refuse_fork
 from nml_jax.stored import FAULTS, make_damage, require_fields, require_type
 from nml_jax.training import checkpoint
@@ -182,11 +183,19 @@ def _load_given(path: Path, config: Any, model: models.Model) -> dict[str, Any]:
         loaded = load_model(path)
         compare_preprocessing(str(path), settings.from_json(loaded.meta["config"]), config)
         return {"params": loaded.params, "model_state": loaded.model_state}
+    differing: Mapping[str, Any] = {}
     if published.find_config(path) is None:
         _notice(f"init_from={path} does not say how it was trained; assumed: {describe_preprocessing(config)}")
     else:
-        compare_published(str(path), published.read_keys(path), config)
-    return dict(zip(("params", "model_state"), files.read_weights(path, model.shapes), strict=True))
+        differing = compare_published(str(path), published.read_keys(path), config)
+    try:
+        weights = files.read_weights(path, model.shapes)
+    except UnfitWeights as e:
+        if not differing:
+            raise
+        values = " ".join(f"--config.{key}={value}" for key, value in differing.items())
+        raise errors.UserError(e.cause, f"set what the folder's config says: {values}") from e
+    return dict(zip(("params", "model_state"), weights, strict=True))
 
 
 def is_run(path: Path) -> bool:
@@ -225,7 +234,7 @@ def count_classes(init_from: str) -> int | None:
 
 # Keys that change what a model computes of the same image, but not always the shapes of its weights.
 SEEN = ("model.mean", "model.std", "data.image_size")
-SEEN_BY_TRANSFORMERS = ("model.quick_gelu", "model.pool", "model.patch")
+SEEN_BY_SOME = ("model.quick_gelu", "model.pool", "model.patch")
 SIZES = ("model.name", "data.num_classes")  # the shapes of the weights decide
 NEVER = ("model.quick_gelu",)  # nobody means it to differ: the weights would be of another function
 # The same of text encoders, whose config.json says all that they are.
@@ -262,8 +271,11 @@ def describe_preprocessing(config: Any) -> str:
     return ", ".join(f"{key}={value}" for key, value in assumed.items() if value is not None)
 
 
-def compare_published(init_from: str, theirs: Mapping[str, Any], ours: Any) -> None:
+def compare_published(init_from: str, theirs: Mapping[str, Any], ours: Any) -> dict[str, Any]:
     """Log how the keys that a published folder sets differ from those of a config that takes its weights.
+
+    Returns:
+        Their values of the keys that differ.
 
     Raises:
         UserError: they differ in a key of NEVER.
@@ -282,13 +294,14 @@ def compare_published(init_from: str, theirs: Mapping[str, Any], ours: Any) -> N
         raise errors.UserError(f"the config of init_from={init_from} says otherwise: {differ}", f"set {values}")
     if differ:
         _notice(f"the config of init_from={init_from} says otherwise: {differ}; what the run says counts")
+    return {key: theirs[key] for key in keys}
 
 
 def list_preprocessing(config: Any) -> dict[str, Any]:
-    """Return the keys that a config's model reads of SEEN and SEEN_BY_TRANSFORMERS, with their values."""
+    """Return the keys that a config's model reads of SEEN and SEEN_BY_SOME, with their values."""
     known = dict(settings.flatten(config.to_dict()))
-    transformer = any(word in f"{known['model.name']} {known['model.tower']}" for word in ("vit", "clip"))
-    keys = (*SEEN, *(SEEN_BY_TRANSFORMERS if transformer else ()))
+    fields = describe.list_fields(config.model)
+    keys = (*SEEN, *(key for key in SEEN_BY_SOME if key.partition(".")[2] in fields))
     return {key: tuple(known[key]) if isinstance(known[key], list) else known[key] for key in keys}
 
 

@@ -11,7 +11,7 @@ import pytest
 from nml_jax.errors import UserError
 from nml_jax.models import __main__ as command
 from nml_jax.models import listing
-from nml_jax.models.variants import MODELS
+from nml_jax.models.variants import CLIPS, MODELS, TOWERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "models.md"
 
@@ -68,6 +68,13 @@ def test_the_page_lists_every_model_with_the_counts_of_timm():
 def test_the_page_is_what_the_command_prints(name: str):
     (line,) = (line for line in read_table() if line.startswith(f"| {name} "))
     assert read_cells(line) == list(listing._make_row(name))
+
+
+def test_the_inputs_of_the_page_are_those_of_the_table():
+    """No model is built. The test of published names and shapes compares some of them with timm's configs."""
+    inputs = {cells[0]: cells[3] for cells in map(read_cells, read_table()[2:])}
+    for name in TOWERS | CLIPS:
+        assert inputs[name] == listing._describe_input(name)
 
 
 @pytest.mark.slow

@@ -98,3 +98,13 @@ def test_nothing_random_is_drawn_that_is_not_used(published_folder, monkeypatch)
     monkeypatch.setattr(pretrained, "_draw_leaves", None)
     params, _ = pretrained.load_weights(config.init_from, config, model, jax.random.key(0))
     assert {float(leaf.min()) for leaf in jax.tree.leaves(params)} == {0.5}
+
+
+def test_weights_that_do_not_fit_name_the_key_that_the_folder_says(published_folder):
+    config = published.get_config(str(published_folder))
+    with config.unlocked():
+        config.model.widths = (8,)
+    model = models.build(config.model, num_classes=21, image_size=8)
+    with pytest.raises(UserError, match=r"head.norm.bias is \(4,\) and not \(8,\)") as e:
+        pretrained.load_weights(config.init_from, config, model, jax.random.key(0))
+    assert e.value.cure == "set what the folder's config says: --config.model.widths=(4,)"

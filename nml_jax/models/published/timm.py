@@ -12,7 +12,8 @@ from nml_jax.models.variants import IMAGENET, MODELS
 
 def read_timm(path: Path, content: Mapping[str, Any]) -> Keys:
     row = find_architecture(path, content["architecture"].partition(".")[0])
-    own = content.get("pretrained_cfg", content)  # a file without this block is the block itself
+    given = content.get("pretrained_cfg", content)  # a file without this block is the block itself
+    own = {key: value for key, value in given.items() if value is not None}
     size = own.get("input_size", (3, MODELS[row.name].input.size, MODELS[row.name].input.size))
     require(path, "pretrained_cfg.input_size", size, size[0] == 3 and size[1] == size[2], "three equal channels")
     mode = own.get("crop_mode") or "center"

@@ -56,7 +56,8 @@ def read_transformers(path: Path, content: Mapping[str, Any]) -> Keys:
 
 def _read_processor(path: Path, size: int) -> Keys:
     """Return the preprocessing of transformers' `CLIPImageProcessor`; what it lacks is OpenAI's."""
-    own = json.loads(path.read_bytes()) if path.is_file() else {}
+    given = json.loads(path.read_bytes()) if path.is_file() else {}
+    own = {key: value for key, value in given.items() if value is not None}
     if not own:
         notice_once(f"{path} is not there; assumed: OpenAI's mean and standard deviation, bicubic, the shortest side")
     filters = {2: "bilinear", 3: "bicubic"}

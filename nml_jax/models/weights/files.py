@@ -6,7 +6,7 @@ Tensors are read one by one, so that no more than the result and one tensor are 
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ WHOLE = ("open_clip_model.safetensors", "model.safetensors")
 CONFIGS = {"config.json": WHOLE[::-1], "open_clip_config.json": WHOLE, nml.CONFIG: WHOLE[::-1]}
 INDEX = ".safetensors.index.json"
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
+OTHERS = (".npz", ".h5", ".msgpack", ".onnx", ".tflite")  # forms in which weights are published too
 
 # How safetensors names the types of numbers.
 DTYPES = {
@@ -92,7 +93,7 @@ def find_files(path: Path) -> list[Path]:
     if path.name in CONFIGS and path.is_file():
         path, order = path.parent, CONFIGS[path.name]
     if path.is_file():
-        _refuse_pickle([path])
+        _refuse_others([path])
         return _list_shards(path) if path.name.endswith(INDEX) else [path]
     for name in order:
         if (path / name).is_file():
@@ -105,7 +106,7 @@ def find_files(path: Path) -> list[Path]:
     if found:
         names = ", ".join(p.name for p in found[:3])
         raise UserError(f"{path} holds {len(found)} .safetensors files ({names}) and no index", "give one of the files")
-    _refuse_pickle(sorted(path.iterdir()))
+    _refuse_others(sorted(path.iterdir()))
     raise UserError(f"{path} holds no .safetensors file", "give the folder of a published model, or a run's folder")
 
 
@@ -121,8 +122,9 @@ def _list_shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _refuse_pickle(paths: Iterable[Path]) -> None:
-    pickles = [path for path in paths if path.suffix in PICKLES]
+def _refuse_others(paths: Sequence[Path]) -> None:
+    """Raise UserError if a file is a pickle, or weights in a form that is not read."""
+    pickles, others = ([path for path in paths if path.suffix in kinds] for kinds in (PICKLES, OTHERS))
     if pickles:
         path = pickles[0]
         raise UserError(
@@ -130,6 +132,12 @@ def _refuse_pickle(paths: Iterable[Path]) -> None:
             'convert it where PyTorch is installed: python -c "import torch, safetensors.torch as s; '
             f"s.save_file({{k: v.contiguous() for k, v in torch.load('{path}', weights_only=True).items()}}, "
             f"'{path.with_suffix('.safetensors')}')\"",
+        )
+    if others:
+        raise UserError(
+            f"{others[0]} holds weights in a form that is not read ({others[0].suffix})",
+            "take timm's folder of the same weights, which has config.json and model.safetensors: python -m "
+            "nml_jax.models NAME lists the architectures",
         )
 
 

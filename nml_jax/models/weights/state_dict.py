@@ -31,6 +31,10 @@ LEAVES = (
 BUFFERS = re.compile(r"(.*\.)?(num_batches_tracked|relative_position_index|attn_mask|position_ids|mask_token)")
 
 
+class UnfitWeights(UserError):
+    """Tensors are not those of the model."""
+
+
 class Place(NamedTuple):
     """The tensor of one leaf: our array, transposed by `axes` to the shape `full` and then reshaped to `shape`.
 
@@ -87,7 +91,7 @@ def read_trees(tensors: Mapping[str, Any], like: tuple[Tree, Tree], name_leaf: N
             names them.
     """
     flat: dict[str, np.ndarray] = {}
-    missing, unfit = [], []
+    missing, unfit, broken = [], [], []
     places = find_places(*like, name_leaf)
     for path, place in places.items():
         value = tensors.get(place.name)
@@ -103,15 +107,18 @@ def read_trees(tensors: Mapping[str, Any], like: tuple[Tree, Tree], name_leaf: N
             own = np.asarray(value).reshape(place.full).transpose(np.argsort(place.axes))
             flat[path] = np.array(own, np.float32, order="C")
             if not np.isfinite(flat[path]).all():
-                unfit.append(f"{place.name} holds NaN or infinity")
+                broken.append(place.name)
     known = {place.name for place in places.values()}
     unexpected = [name for name in sorted(tensors) if name not in known and not BUFFERS.fullmatch(name)]
     faults = {"missing": missing, "unexpected": unexpected, "unfit": unfit}
     if any(faults.values()):
-        raise UserError(
+        raise UnfitWeights(
             "the weights do not fit the model: " + "; ".join(f"{k}: {_list_some(v)}" for k, v in faults.items() if v),
             "set config.model and data.image_size to what these weights were made with, or give other weights",
         )
+    if broken:
+        cause = f"the weights hold NaN or infinity: {_list_some(broken)}"
+        raise UserError(cause, "download them again, or give others")
     stats = {path: value for path, value in flat.items() if path.endswith(("/mean", "/var"))}
     params = unflatten_dict({path: value for path, value in flat.items() if path not in stats}, sep="/")
     return params, {"batch_stats": unflatten_dict(stats, sep="/")} if stats else {}

@@ -31,7 +31,7 @@ class Drawn:
     @property
     def scatter(self) -> bool:
         """Return whether x is a measure, with a value of its own for every seed."""
-        return self.points.groupby(["series", "x_label"])["x"].nunique().max() > 1
+        return bool(self.points.groupby(["series", "x_label"])["x"].nunique().to_numpy().max() > 1)
 
 
 def draw_figure(panels: Sequence[Drawn]) -> tuple[bytes, bytes]:

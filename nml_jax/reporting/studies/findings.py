@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -125,7 +125,8 @@ def _correlate(claim: Claim, numbers: Numbers) -> Iterator[tuple[str, Comparison
     for seed in {seed for x, _ in pairs for values in numbers.study.table[x] for seed in values}:
         xs, ys = (_list_changes(numbers, [pair[i] for pair in pairs], seed) for i in (0, 1))
         if len(xs) >= 3 and len(xs) == len(ys) and np.ptp(xs) and np.ptp(ys):
-            found[seed] = float(spearmanr(xs, ys)[0])
+            rank: Any = spearmanr(xs, ys)
+            found[seed] = float(rank.statistic)
     if found:
         order = dict(sorted(found.items()))
         yield f"{len(pairs)} test(s)", compare("", CORRELATION, dict.fromkeys(order, 0.0), order)

@@ -48,39 +48,48 @@ def test_scaling_is_that_of_the_paper():
     assert scale_widths(1.2) == (40, 24, 32, 48, 96, 136, 232, 384, 1536)
 
 
-def test_stochastic_depth_drops_whole_blocks_and_depends_on_the_key(draw, images):
-    model = draw(config(**EFFICIENTNET | {"blocks": (1, 4)}, drop_path=0.9), 16)
+def test_stochastic_depth_depends_on_the_key(draw, images):
+    keys = {"blocks": (2,), "widths": (8, 8, 16)}
+    model, plain = (draw(config(**EFFICIENTNET | keys, drop_path=rate), 16) for rate in (0.9, 0.0))
     x = images(8, 16)
     one, same, other = (model(x, train=True, key=jax.random.key(k))[0]["features"] for k in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 1e-3
-    plain = draw(config(**EFFICIENTNET | {"blocks": (1, 4)}), 16)
     np.testing.assert_array_equal(model(x)[0]["features"], plain(x)[0]["features"])
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
-        pytest.param(EFFICIENTNET | {"blocks": (1,), "widths": (8, 8, 16), "bn_group": 2}, id="efficientnet"),
-        pytest.param(CONVNEXT, marks=pytest.mark.slow, id="convnext"),  # gradients of 7x7 kernels compile for long
-    ],
-)
-def test_remat_changes_nothing_and_groups_have_their_own_statistics(keys, draw, images, compiled):
-    x = images(4, 16)
-    values = {}
+def test_groups_of_batch_norm_have_their_own_statistics(draw, images):
+    x, keys = images(4, 16), EFFICIENTNET | {"blocks": (1,), "widths": (8, 8, 16)}
+    groups, whole = (draw(config(**keys, bn_group=group), 16) for group in (2, 0))
+    ours = groups(x, train=True)[0]["features"]
+    np.testing.assert_allclose(ours[:2], whole(x[:2], train=True)[0]["features"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("keys", [EFFICIENTNET, CONVNEXT], ids=["efficientnet", "convnext"])
+def test_remat_is_asked_for(keys, draw, images):
+    for remat in (True, False):
+        model, params, state = draw(config(**keys, remat=remat), 16)
+
+        def loss(params, model=model, state=state):
+            return model.apply(params, state, {"image": images(2, 16)}, train=True, key=None)[0]["features"].sum()
+
+        assert ("remat" in str(jax.make_jaxpr(jax.grad(loss))(params))) == remat
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [EFFICIENTNET, CONVNEXT], ids=["efficientnet", "convnext"])
+def test_remat_changes_nothing(keys, draw, images, compiled):
+    values = []
     for remat in (False, True):
         model = draw(config(**keys, remat=remat), 16)
 
         def loss(params, state, model=model.model):
-            outputs, new = model.apply(params, state, {"image": x}, train=True, key=None)
+            outputs, new = model.apply(params, state, {"image": images(4, 16)}, train=True, key=None)
             return jnp.sum(outputs["logits"] ** 2), (outputs["features"], new)
 
-        values[remat] = compiled(jax.value_and_grad(loss, has_aux=True))(model.params, model.state)
-    for one, other in zip(*map(jax.tree.leaves, values.values()), strict=True):
+        values.append(compiled(jax.value_and_grad(loss, has_aux=True))(model.params, model.state))
+    for one, other in zip(*map(jax.tree.leaves, values), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-    if "bn_group" in keys:
-        halves = draw(config(**keys | {"bn_group": 0}), 16)(x[:2], train=True)[0]["features"]
-        np.testing.assert_allclose(values[False][0][1][0][:2], halves, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from nml_jax.models.weights.state_dict import find_places
 
 PUBLISHED = (
     pytest.param("tf_efficientnet_b3.ns_jft_in1k", marks=pytest.mark.slow),
-    "efficientnet_b0.ra_in1k",
+    pytest.param("efficientnet_b0.ra_in1k", marks=pytest.mark.slow),  # test_export.py has those of tf_efficientnet_b0
     "convnext_tiny.fb_in1k",
     pytest.param("convnext_large_mlp.clip_laion2b_augreg", marks=pytest.mark.slow),
     "swin_tiny_patch4_window7_224.ms_in1k",
     pytest.param("swin_large_patch4_window7_224.ms_in22k", marks=pytest.mark.slow),
-    "resnetv2_50x1_bit.goog_in21k",
+    pytest.param("resnetv2_50x1_bit.goog_in21k", marks=pytest.mark.slow),  # also in test_export.py
     pytest.param("resnetv2_152x2_bit.goog_in21k", marks=pytest.mark.slow),
     pytest.param("vit_base_patch16_clip_224.laion2b", marks=pytest.mark.slow),
     "vit_large_patch14_clip_224.laion2b",

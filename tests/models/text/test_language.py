@@ -35,7 +35,7 @@ def stored() -> tuple[dict[str, np.ndarray], dict]:
 def build(kind: str, **keys) -> models.Model:
     config = get_config().model
     config.update({"name": kind, **golden.SIZES, **keys})
-    return models.build(config, num_classes=1, image_size=8)
+    return models.build(config, num_classes=0, image_size=8)
 
 
 def make_batch(kind: str) -> dict[str, np.ndarray]:
@@ -141,8 +141,9 @@ PUBLISHED = {
 
 def count_parameters(keys: dict, depth: int, **more) -> int:
     config = get_config().model
-    config.update({key.removeprefix("model."): value for key, value in keys.items()} | {"depth": depth, **more})
-    return sum(x.size for x in jax.tree.leaves(models.build(config, num_classes=1, image_size=8).shapes[0]))
+    own = {key.removeprefix("model."): value for key, value in keys.items() if key.startswith("model.")}
+    config.update(own | {"depth": depth, **more})
+    return sum(x.size for x in jax.tree.leaves(models.build(config, num_classes=0, image_size=8).shapes[0]))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

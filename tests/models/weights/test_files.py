@@ -178,6 +178,9 @@ def spoil(folder: Path, how: str) -> str:
         case "pickle":
             (folder / "pytorch_model.bin").write_bytes(b"\x80")
             return "pytorch_model.bin is a pickle"
+        case "npz":
+            (folder / "BiT-M-R50x1.npz").write_bytes(b"PK")
+            return r"BiT-M-R50x1.npz holds weights in a form that is not read \(.npz\)"
         case "nothing":
             return "holds no .safetensors file"
         case "several":
@@ -187,7 +190,7 @@ def spoil(folder: Path, how: str) -> str:
         case "NaN":
             tensors["stages.1.blocks.1.gamma"] = np.full(8, np.nan, np.float32)
             save_file(tensors, folder / "w.safetensors")
-            return "unfit: stages.1.blocks.1.gamma holds NaN or infinity"
+            return "the weights hold NaN or infinity: stages.1.blocks.1.gamma"
         case "another size":
             tensors["stages.0.blocks.0.mlp.fc1.weight"] = np.zeros((20, 4), np.float32)
             save_file(tensors, folder / "w.safetensors")
@@ -195,7 +198,10 @@ def spoil(folder: Path, how: str) -> str:
     raise ValueError(how)
 
 
-FAULTS = ("missing shard", "truncated shard", "broken index", "pickle", "nothing", "several", "NaN", "another size")
+FAULTS = (
+    *("missing shard", "truncated shard", "broken index", "pickle", "npz", "nothing", "several", "NaN"),
+    "another size",
+)
 
 
 @pytest.mark.parametrize("how", FAULTS)
@@ -204,6 +210,10 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, how: str):
     with pytest.raises(UserError, match=said) as e:
         files.read_weights(tmp_path / "folder", make_model(**CONVNEXT).shapes)
     assert "\n" not in e.value.cause
+    if how in ("pickle", "npz"):  # the file itself is refused as the folder is
+        (file,) = (tmp_path / "folder").iterdir()
+        with pytest.raises(UserError, match=said):
+            files.read_weights(file, make_model(**CONVNEXT).shapes)
     if how == "pickle":
         assert "weights_only=True" in e.value.cure
 
