@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     # `conditions` are named sets of keys where a product cannot say it: (("name", (("key", value), ...)), ...).
     config.sweep = ConfigDict({"noise": (), "seed": (), "conditions": ()})  # (): not swept
     config.condition = ""  # which of sweep.conditions a run has; the program sets it
+    config.study = ""  # the report's figure for papers and findings: a key of nml_jax.reporting.studies.recipes.RECIPES
     config.init_from = ""  # start from these weights: a .safetensors file, a published folder or a run's folder
 
     # Wrong supervision in pre-training.

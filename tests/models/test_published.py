@@ -97,6 +97,10 @@ def test_the_large_clip_of_laion_has_its_own_pixels(write):
     assert read["model.name"] == "clip_vitl14"
     assert read["model.mean"] == read["model.std"] == (0.5, 0.5, 0.5)
     assert read["model.quick_gelu"] is False
+    assert (read["augment.resize"], read["augment.interpolation"]) == ("shortest", "bicubic")
+    pixels = LAION["preprocess_cfg"] | {"resize_mode": "squash", "interpolation": "bilinear"}
+    read = read_keys(write(open_clip_config=LAION | {"preprocess_cfg": pixels}))
+    assert (read["augment.resize"], read["augment.interpolation"]) == ("squash", "bilinear")
 
 
 @pytest.mark.parametrize(
