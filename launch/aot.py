@@ -180,8 +180,8 @@ def analyse(config: Any, name: str, mfu: float, effort: float = 0.0) -> dict[str
     import jax
 
     from nml_jax import runtime
-    from nml_jax.stages.dry_run import count_flop, find_sizes, lower
 
+    config, find_sizes, lower, count_flop = choose_step(config)
     jax.config.update("jax_exec_time_optimization_effort", effort)
     chip = Slice.parse(name).chip
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis, list_devices(name))
@@ -230,6 +230,20 @@ def analyse(config: Any, name: str, mfu: float, effort: float = 0.0) -> dict[str
         },
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def choose_step(config: Any) -> tuple[Any, Any, Any, Any]:
+    """Return the config of the loop, and the functions that find the sizes of its run, lower a step and count its FLOP.
+
+    The step is that of pre-training, or, where the config does not pre-train, of its first detector on the landscape
+    canvas.
+    """
+    from nml_jax.stages import detect, dry_run
+    from nml_jax.tasks import detection
+
+    if "pretrain" in config.stages or "detect" not in config.stages:
+        return config, dry_run.find_sizes, dry_run.lower, dry_run.count_flop
+    return detect.make_training_config(config), detection.find_sizes, detect.lower, detect.count_flop
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -302,7 +316,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     from ml_collections import config_flags
 
     from nml_jax import main, settings
-    from nml_jax.stages import sections
+    from nml_jax.assembly import sections
 
     extra = main.parse(["aot.py", *rest])[1:]
     extra += [f"--{name}" for name in ("workdir", "dry_run", "force") if flags.FLAGS[name].present]

@@ -1,9 +1,10 @@
-"""Apply a tuned head to features, or to images or texts with the encoder that it was tuned on.
+"""Apply a tuned head to features, or to images or texts with the encoder that it was tuned on; or a detector.
 
     python -m nml_jax.predict HEAD.safetensors FEATURES [--out predictions.csv] [--proba] [--keep id,text]
     python -m nml_jax.predict HEAD.safetensors PHOTOS --encoder=RUN_OR_FOLDER [--out predictions.csv] [--proba]
     python -m nml_jax.predict HEAD.safetensors TEXTS.tsv --encoder=RUN_OR_FOLDER [--keep id] [--columns text1,text2]
     python -m nml_jax.predict own PHOTOS_OR_TEXTS --encoder=RUN_OR_FOLDER
+    python -m nml_jax.predict RUN/detect/SYSTEM PHOTOS [--out detections]
 
 FEATURES is any file, pattern or folder that data/features/files.py reads, stored in the same scale as the training
 file. Columns of a table are matched to those of training by name, in any order. Arrays, and lists in a column, are
@@ -17,6 +18,9 @@ texts, with named columns: .tsv, .csv, .jsonl or .parquet. The encoder is a run,
 of published weights, and its own preprocessing or tokenizer is used. A head remembers encoder, layer, preprocessing or
 tokenizer, and whether it takes pairs; another encoder is refused. `own` in place of a head is the encoder's own
 classifier.
+
+A detector is the folder of one in a run, or a run that has only one. It writes into the folder --out: results.json with
+all detections in COCO's format, and pictures with those of a score of at least 0.3.
 """
 
 import argparse
@@ -254,14 +258,33 @@ def open_encoded(args: argparse.Namespace) -> Inputs:
     return head, features, features.inputs.kept
 
 
+def detect(args: argparse.Namespace) -> None:
+    """Apply a detector to a folder of images.
+
+    Raises:
+        UserError: there is no detector, an option is not for one, or see `write_detections`.
+    """
+    if given := [name for name in ("keep", "columns", "label", "proba", "encoder") if getattr(args, name)]:
+        raise UserError(f"--{given[0]} is not for detectors, and {args.head} is a folder", "leave it out")
+    from nml_jax.assembly.detection import photos  # loads the models
+
+    folder, out = photos.find_detector(args.head), args.out or Path("detections")
+    if folder is None:
+        cure = "give RUN/detect/SYSTEM, or a head: a file in the folder heads/ of a run"
+        raise UserError(f"{args.head} is a folder without a detector", cure)
+    n = photos.write_detections(folder, Path(args.features), out)
+    console.notice(f"{n:,} detections in {out / 'results.json'}, pictures in {out / photos.PICTURES}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m nml_jax.predict", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("head", type=Path, help="a file in the folder heads/ of a run; with --encoder also own")
+    heads = "a file in the folder heads/ of a run; with --encoder also own; or the folder of a detector"
+    parser.add_argument("head", type=Path, help=heads)
     parser.add_argument("features", help="FILE, or FEATURES.npy,LABELS.npy; with --encoder images or texts")
     parser.add_argument("--encoder", type=Path, help="a run, a fine-tuned setting, or a folder of published weights")
-    parser.add_argument("--out", type=Path, help="CSV file; default: standard output")
+    parser.add_argument("--out", type=Path, help="CSV file; default: standard output; of a detector, a folder")
     parser.add_argument("--proba", action="store_true", help="also write the probability of every class")
     parser.add_argument("--keep", default="", help="names of columns to carry through, as in id,text")
     parser.add_argument("--columns", default="", help="name of the feature array or column; of texts one or two")
@@ -269,6 +292,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.allow_any_terminal()
     args = parser.parse_args(argv)
     try:
+        if args.head.is_dir():
+            detect(args)
+            return 0
         head, features, kept = open_encoded(args) if args.encoder else open_table(args)
         wanted = Wanted(args.proba, kept)
         if args.out:

@@ -29,7 +29,7 @@ def load(path: Path, arg: str | None):
 # The suite also runs the README's dry runs, which trace the first line. a2 differs from a1 and a3 only in size.
 SLOW = {"clip_r50", "clip_vitb16", "vitb16_in1k", "resnet50_in1k:a2", "resnet50_in1k:a3"}
 SLOW |= {"features", "published", "text"}
-NO_STEP = {"text_api"}  # nobody here can train a service
+NO_STEP = {"text_api", "detect_coco"}  # a service is not trained; whole/test_detect_coco.py traces the detectors
 NAMES = [f"{path.stem}{':' + arg if arg else ''}" for path, arg in CASES]
 assert set(NAMES) >= SLOW
 STEPS = [

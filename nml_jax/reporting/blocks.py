@@ -13,7 +13,8 @@ PROSE = Markup('<span class="prose">{}</span>')  # a cell whose words may stand 
 class Block(NamedTuple):
     """One part of a page."""
 
-    kind: str  # heading | lead | note | p | code of text, folded of Blocks, verdict, facts, items, table or figure
+    # heading | lead | note | p | code of text, folded of Blocks, verdict, facts, items, table, picture or figure
+    kind: str
     content: Any
     title: str = ""  # of what is folded
 
@@ -52,6 +53,11 @@ class Verdict(NamedTuple):
 class Panel(NamedTuple):
     svg: str
     alt: str
+
+
+class Picture(NamedTuple):
+    jpeg: str  # in base64
+    caption: str
 
 
 class Mark(NamedTuple):

@@ -11,6 +11,7 @@ from nml_jax.reporting.statistics.choose_method import DOMAINS, find_metric
 from nml_jax.reporting.statistics.compare import Side, compare_numbers, is_unvalidated
 from nml_jax.reporting.statistics.paired import SEEDS, Comparison, unit
 from nml_jax.reporting.statistics.studies import MEAN, REFERENCES, ZERO_SHOT, Key, Method, Study
+from nml_jax.reporting.tables import detection
 
 RETRIEVAL = {"i2t_recall@1": "image→text", "t2i_recall@1": "text→image"}
 SPECTRUM = {"sve": "the entropy SVE", "lsvr": "LSVR", "top_share": "the share of the largest singular value"}
@@ -38,6 +39,9 @@ def list_measures(study: Study, task: str) -> list[Measure]:
     for domain in DOMAINS:
         keys = study.keys(metric=metric, task=task, split=MEAN, domain=domain)
         found += [Measure(name_group(domain, metric), key.head, key) for key in keys]
+    for metric, words in (("box_AP", "boxes"), ("mask_AP", "masks")):
+        keys = detection.list_keys(study, metric)
+        found += [Measure(f"Detection, AP % of {words}", key.head, key) for key in keys]
     for metric, name, flatter in (("sve", "SVE", "↑"), ("lsvr", "LSVR", "↑"), ("top_share", "top share %", "↓")):
         keys = find_raw_spectrum(study, task, metric)
         found += [Measure("Spectrum, ID features, raw mode", name, key, flatter) for key in keys]

@@ -14,7 +14,7 @@ from nml_jax.reporting.sentences import TEMPLATES, count, say
 from nml_jax.reporting.statistics.choose_method import Contest, find_contests
 from nml_jax.reporting.statistics.compare import uses_files
 from nml_jax.reporting.statistics.studies import MEAN, Study
-from nml_jax.reporting.tables import classes, conditions, labels, methods
+from nml_jax.reporting.tables import classes, conditions, detection, labels, methods
 
 LIMIT = 1_900_000  # bytes of a page; what would exceed it is left out, the last figures first
 LEADING = 3  # answers; of more, all but the first are folded
@@ -145,6 +145,7 @@ def _compare_conditions(study: Study, _: Sequence[Contest], name: str) -> list[B
     by_class = [block for task in study.tasks
                 for block in classes.list_classes_by_condition(study, task, reference)]  # fmt: skip
     out += _put_under("Classes and baselines", by_class)
+    out += _put_under("Detection", [*detection.list_scores(study), *detection.show_pictures(study)])
     return out + _put_under("Pre-training scores", conditions.list_pretraining(study))
 
 
@@ -197,4 +198,5 @@ def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Blo
     ):
         prefixes = [(task, f"{task}. " if len(study.tasks) > 1 else "") for task in study.tasks]
         out += _put_under(title, [block for task, prefix in prefixes for block in make(study, task, prefix)])
+    out += _put_under("Detection", [*detection.list_scores(study), *detection.show_pictures(study)])
     return out + _put_under("Pre-training scores", conditions.list_pretraining(study))

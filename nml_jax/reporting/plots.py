@@ -13,7 +13,7 @@ from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, name_te
 from nml_jax.reporting.statistics.compare import uses_files
 from nml_jax.reporting.statistics.paired import unit
 from nml_jax.reporting.statistics.studies import MEAN, Key, Study
-from nml_jax.reporting.tables import conditions
+from nml_jax.reporting.tables import conditions, detection
 from nml_jax.runs.finished import FinishedRun
 
 CURVES = {
@@ -44,7 +44,7 @@ def draw(study: Study, contests: Sequence[Contest], tasks: Sequence[tuple[str, s
                 title = f"Transfer of each head{words}{suffix}"
                 found.append(_draw_transfer(study, task, f"{name}t{i}{metric[0]}", title, metric))
             found.append(_draw_spectrum(study, task, f"{name}f{i}", f"Spectrum of the features{suffix}"))
-    found += [_draw_retrieval(study, f"{name}r"), _draw_training(study, f"{name}p")]
+    found += [_draw_retrieval(study, f"{name}r"), _draw_detection(study, f"{name}o"), _draw_training(study, f"{name}p")]
     return [Block("figure", figure) for figure in found if figure.panels]
 
 
@@ -118,6 +118,15 @@ def _draw_retrieval(study: Study, name: str) -> Figure:
         keys = {split: key._replace(metric=metric) for split, key in splits.items()}
         panels += _respond(study, f"{name}{metric[:3]}", f"{way} recall@1 (%)", keys, scale=100)
     return Figure("Retrieval", panels, DOTS, _mark_heads(splits))
+
+
+def _draw_detection(study: Study, name: str) -> Figure:
+    panels, legend = [], []
+    for metric, words in (("box_AP", "boxes"), ("mask_AP", "masks")):
+        keys = {key.head: key for key in detection.list_keys(study, metric)}
+        panels += _respond(study, f"{name}{metric[0]}", f"AP of {words} (%)", keys, scale=100)
+        legend = legend or _mark_heads(keys)
+    return Figure("Detection", panels, DOTS, legend)
 
 
 def _draw_training(study: Study, name: str) -> Figure:

@@ -6,6 +6,7 @@ Each detector has a folder. A finished one is not trained again:
         checkpoints/<step>/   an ordinary checkpoint of {"encoder", "detector"}
         metrics.jsonl         metrics of the training
         results.json          the detections on the test split, in COCO's format
+        pictures.jpg          test images with true objects and with found ones
         rows.jsonl            written last, which marks the detector done
 """
 
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from nml_jax import console, errors, runtime, settings
@@ -28,16 +29,14 @@ from nml_jax.evals import EVALUATORS
 from nml_jax.models import Model
 from nml_jax.processes import peers
 from nml_jax.runs import goodput
-from nml_jax.runs.files import write_json
+from nml_jax.runs.detections import FOLDER, PICTURES, RESULTS, find_folder
+from nml_jax.runs.files import write_bytes, write_json
 from nml_jax.runs.rows import Row, has_rows, read_rows, write_rows
 from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tasks import detection
 from nml_jax.training import checkpoint, detect, loop
 from nml_jax.training.journal import Journal
-from nml_jax.training.window import put_signals
-
-FOLDER = "detect"
-RESULTS = "results.json"
+from nml_jax.training.window import Signals, put_signals
 
 
 class Job(NamedTuple):
@@ -76,18 +75,13 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         for start in config.detect.starts:
             job = Job(
                 make_training_config(config), mesh, task, system, weights if start == "encoder" else None,
-                describe_origin(config, frozen, workdir), workdir / FOLDER / name_folder(system, start),
+                describe_origin(config, frozen, workdir), find_folder(workdir, system, start),
             )  # fmt: skip
             rows += train_and_score(job, start)
     if jax.process_index() == 0:
         with errors.report_disk_errors(workdir):
             write_rows(workdir, "detect", rows)
     return settings.hash_json([[row.metric, row.method, row.preset, row.value] for row in rows])
-
-
-def name_folder(system: str, start: str) -> str:
-    """Name the folder of a detector."""
-    return system if start == "encoder" else f"{system},{start}"
 
 
 def describe_origin(config: ConfigDict, frozen: encoder.Encoder | None, workdir: Path) -> dict[str, Any]:
@@ -133,6 +127,7 @@ def train_and_score(job: Job, start: str) -> list[Row]:
     if jax.process_index() == 0:
         with errors.report_disk_errors(job.folder):
             write_json(job.folder / RESULTS, detection.restore_ids(task.test, evaluator.results))
+            write_bytes(job.folder / PICTURES, detection.draw_sheet(task.test, evaluator.results))
             write_rows(job.folder, "detect", rows)
     return rows
 
@@ -194,7 +189,8 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
             f"detect.norm={config.detect.norm} keeps the statistics of BatchNorm, and random weights have none",
             "set detect.norm=train, or leave random out of detect.starts",
         )
-    sizes = detection.count(config) if data else (config.detect.data.expected or 10_000, 2)
+    own = config.detect.data
+    sizes = detection.count(config) if data else (own.expected or 10_000, own.num_classes or 2)
     for system in config.detect.systems:
         _, program = build_program(config, mesh, system, *sizes)
         if data and needs_masks(program.model):
@@ -245,6 +241,30 @@ def trace(config: ConfigDict, mesh: Mesh, program: loop.Program) -> list[tuple[i
     return canvases
 
 
+def lower(config: ConfigDict, mesh: Mesh, images: int, num_classes: int) -> tuple[loop.Plan, loop.Program, Any]:
+    """Lower the training step of the first system on the landscape canvas; return (plan, program, lowered step)."""
+    runtime.check_batch(config.detect.batch, mesh, "detect.batch")
+    plan, program = build_program(config, mesh, config.detect.systems[0], images, num_classes)
+    placed = NamedSharding(mesh, runtime.BATCH_SPEC)
+    shapes = make_batch_shapes(config, program.model)[0]
+    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed) for name, x in shapes.items()}
+    signals = Signals(*[jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=placed) for _ in Signals._fields])
+    return plan, program, program.step.lower(program.shapes, batch, signals)  # type: ignore[attr-defined]
+
+
+def count_flop(config: ConfigDict, images: int, num_classes: int, *, recomputed: bool) -> float:
+    """Return the FLOP of that step on the global batch, bodies of loops once.
+
+    Args:
+        recomputed: also count what `model.remat` computes again.
+    """
+    whole = config.copy_and_resolve_references()
+    with whole.unlocked():
+        whole.model.remat = recomputed and config.model.remat
+    one = runtime.make_mesh(devices=jax.local_devices()[:1])
+    return lower(whole, one, images, num_classes)[2].cost_analysis()["flops"]
+
+
 def make_batch_shapes(config: ConfigDict, model: Model) -> list[dict[str, jax.ShapeDtypeStruct]]:
     """Return the shapes of a global training batch on each canvas."""
     b, reading = config.detect.batch, SceneReading(detection.make_transform(config.detect.data, model))
@@ -259,8 +279,8 @@ def make_batch_shapes(config: ConfigDict, model: Model) -> list[dict[str, jax.Sh
 
 def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:
     """List the folders of the detectors that the rows refer to."""
-    folders = {workdir / FOLDER / name_folder(row.method or "", row.preset or "") for row in rows}
-    return {folder / name for folder in folders for name in (RESULTS, "checkpoints")}
+    folders = {find_folder(workdir, row.method or "", row.preset or "") for row in rows}
+    return {folder / name for folder in folders for name in (RESULTS, PICTURES, "checkpoints")}
 
 
 STAGE = Stage(

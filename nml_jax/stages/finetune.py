@@ -43,7 +43,7 @@ from nml_jax.stages.finetune_search import (
     name_setting,
 )
 from nml_jax.stages.stage import Outputs, Stage
-from nml_jax.tasks.classification import Test, check_tasks, list_tasks
+from nml_jax.tasks.classification import Task, Test, check_tasks, list_tasks
 from nml_jax.training import checkpoint, finetune, lora
 from nml_jax.training.leaves import name_leaves
 from nml_jax.tuning.holdout import check_choices
@@ -67,6 +67,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     rows: list[Row] = []
     for name in list_tasks(config):
         task = agreement.open_task(name, config)
+        require_classes(task)
         for share in config.finetune.shares:
             for seed in settings.repetition_seeds(config.seed, config.finetune.seeds):
                 kept = draw_stratified(task.train.labels, share, config.seed)
@@ -105,6 +106,15 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     if "lora" in config.finetune.methods:
         how = {key: config.finetune[key] for key in ("rank", "alpha", "targets")}
         _ = lora.adapt_model(model, **how).shapes  # raises UserError if the targets match nothing
+
+
+def require_classes(task: Task) -> None:
+    """Raise UserError if a task is a regression, which fine-tuning does not do."""
+    if task.train.labels.dtype.kind == "f":
+        raise errors.UserError(
+            f"the stage finetune trains classifiers, and {task.name} has scores",
+            "leave the task out of --config.downstream.tasks, or finetune out of --config.stages",
+        )
 
 
 def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:

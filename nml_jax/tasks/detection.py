@@ -1,6 +1,6 @@
 """The task of the stage detect: its splits, how they are read, and detections and truth in COCO's format."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,8 @@ from nml_jax import ranges
 from nml_jax.console import notice, shorten
 from nml_jax.data.class_names import clean_name, list_names
 from nml_jax.data.images import masks, scenes
+from nml_jax.data.images.codec import decode
+from nml_jax.data.images.draw import SIDE, Drawn, draw_objects, make_sheet
 from nml_jax.data.sources.digit_scenes import DigitScenes
 from nml_jax.data.sources.objects import Objects, ObjectSource, OtherClasses, SomeImages
 from nml_jax.errors import MissingInput, UserError
@@ -233,3 +235,40 @@ def restore_ids(source: ObjectSource, results: list[Any]) -> list[dict[str, Any]
          "category_id": int(source.category_ids[one["category_id"] - 1])}
         for one in results
     ]  # fmt: skip
+
+
+# ---- pictures
+
+SHOWN = 8  # images on a sheet
+SURE = 0.3  # detections with a lower score are not drawn
+
+
+def draw_sheet(source: ObjectSource, results: list[Any]) -> bytes:
+    """Draw the first images of a source, each with its true objects and beside that with what was found, as a JPEG.
+
+    Args:
+        results: as `describe` returns them, of all images.
+    """
+    shown = range(min(SHOWN, len(source)))
+    found: dict[int, list[Drawn]] = {i: [] for i in shown}
+    for one in results:
+        if one["image_id"] in found and one["score"] >= SURE:
+            found[one["image_id"]].append(draw_result(one, source.class_names))
+    pairs = []
+    for i in shown:
+        image, objects = decode(source.image(i)), source.objects(i)
+        true = [
+            Drawn(box, source.class_names[label] + " (crowd)" * bool(crowd), label, mask)
+            for box, label, crowd, mask in zip(
+                objects.boxes.tolist(), objects.labels.tolist(), objects.crowd, objects.masks, strict=True
+            )
+        ]
+        pairs.append((draw_objects(image, true, SIDE), draw_objects(image, found[i], SIDE)))
+    return make_sheet(pairs)
+
+
+def draw_result(one: Mapping[str, Any], class_names: Sequence[str]) -> Drawn:
+    """Return a detection, as `describe` returns it, as what is drawn."""
+    x, y, w, h = one["bbox"]
+    label = one["category_id"] - 1
+    return Drawn([x, y, x + w, y + h], f"{class_names[label]} {one['score']:.2f}", label, one.get("segmentation"))

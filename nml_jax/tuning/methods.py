@@ -99,10 +99,10 @@ def build_form(method: Method, config: Any, dim: int = 1, rows: int = 1) -> Form
 def choose_width(dim: int, rows: int) -> float:
     """Return the width of the MLP's hidden layer that N rows of D features deserve, as a multiple of D.
 
-    The rule, 64 to 512 hidden features that grow with the rows, is our choice and not yet measured;
-    benchmarks/patience.py --widths can do that. The papers' width is 4.
+    They are 64 to 512 hidden features, one for every 16 rows: on few rows wider heads are slower and no more accurate
+    (docs/benchmarks.md). The papers' width is 4.
     """
-    wanted = min(512, max(64, rows // 8)) / dim
+    wanted = min(512, max(64, rows // 16)) / dim
     return min((w for w in WIDTHS if w >= wanted), default=WIDTHS[-1])
 
 

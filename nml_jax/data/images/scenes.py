@@ -106,11 +106,11 @@ def draw_maps(
 
     Returns:
         maps: uint8 [most, H / stride, ceil(W / stride / 8)], bits of the masks at a coarser scale, bilinear.
-        centres: float32 [most, 2], the centre of mass (x, y) of each in pixels of the canvas; 0 for an empty one.
+        centres: float32 [most, 2], the mean (column, row) of each mask's pixels on the canvas; -1 for an empty one.
     """
     height, width = canvas
     maps = np.zeros((most, height // stride, -(-width // stride // 8)), np.uint8)
-    centres = np.zeros((most, 2), np.float32)
+    centres = np.full((most, 2), -1, np.float32)
     for k, i in enumerate(kept):
         mask = np.zeros(canvas, np.uint8)
         mask[: view.new[0], : view.new[1]] = masks.draw(objects.masks[i], view.old, view.new, flip=view.flip)

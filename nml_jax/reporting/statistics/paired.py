@@ -75,7 +75,8 @@ PERCENT = Unit(100, 1, " %")  # shares; the rest has no unit, and correlations a
 RATIO = Unit(1, 2)
 UNITS = {
     "loss": Unit(1, 3), "log_loss": Unit(1, 3), "log_loss_before": Unit(1, 3),  # nats
-    "mcc": Unit(100, 1), "sve": RATIO, "lsvr": RATIO, "alpha_req": RATIO, "fisher_ratio": RATIO,
+    **dict.fromkeys(("mcc", "pearson", "spearman", "r2"), Unit(100, 1)), "rmse": Unit(1, 3),
+    "sve": RATIO, "lsvr": RATIO, "alpha_req": RATIO, "fisher_ratio": RATIO,
     "effective_rank": Unit(1, 1), "stable_rank": Unit(1, 1),
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from nml_jax.reporting.statistics.paired import Stat, format_mean, stat
+from nml_jax.runs.detections import METRICS as METRICS_OF_DETECTORS
 from nml_jax.runs.finished import FinishedRun, Seed
 from nml_jax.runs.heads import preset_label
 from nml_jax.runs.rows import Row
@@ -28,6 +29,10 @@ METHODS = {
     **{name: method.title for name, method in methods.METHODS.items()},
     "lora": "LoRA",
     "full": "full fine-tuning",
+    "retina": "RetinaNet",
+    "faster": "Faster R-CNN",
+    "mask": "Mask R-CNN",
+    "solo": "SOLOv2",
 }
 REFERENCES = ("lbfgs", "linear")  # what heads are compared with: the first that is there
 ZERO_SHOT = "zero-shot"
@@ -114,7 +119,9 @@ class Study:
 
     @property
     def tasks(self) -> list[str]:
-        return [task for task in self.names("task") if task not in ("pretrain", MEAN)]
+        """The tasks of heads and features; those of detectors have tables of their own."""
+        scored = (key.task for key in self.keys() if key.metric not in METRICS_OF_DETECTORS)
+        return [task for task in dict.fromkeys(scored) if task not in ("pretrain", MEAN)]
 
     def keys(self, **where: Any) -> list[Key]:
         """Return the keys whose fields have these values, in the order of the rows; by default no WiSE-FT."""

@@ -40,12 +40,13 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             (objectives/skd.py, fgs.py, lgm.py).
         preset: of nmtune: paper | code.
         weights: numbers by name, such as {"svd": 0.1}, that replace those of the preset or of the method's terms.
-        epochs: passes over the training part, at most. None: 10, or as many as make 300 steps, from the probe; 5, or as
-            many as make 200 steps, from random weights.
+        epochs: passes over the training part, at most. None: 10, or as many as make 300 steps, from the probe (see
+            `learning_rate`); 5, or as many as make 200 steps, from random weights.
         batch_size: rows per step. None: 128 from the probe, else 256. If the training part is smaller, the largest
             power of two in it, so that sets of similar size share one compiled program.
-        learning_rate: rate at the start of the cosine. None: √(6/D) / 700 from the probe, where larger rates lose
-            accuracy in other domains (docs/benchmarks.md); from random weights √(6/D) / 10 for linear, / 50 for the
+        learning_rate: rate at the start of the cosine. None: from the probe √(6/D) / 700, where larger rates lose
+            accuracy in other domains (docs/benchmarks.md), unless √(6/D) / 100, for up to three times as long, lowers
+            the probe's validation loss by two standard errors; from random weights √(6/D) / 10 for linear, / 50 for the
             others. √(6/D) bounds the classifier's initial weights, and AdamW moves every weight by its rate in a step.
         weight_decay: decoupled, on every parameter.
         standardize: scale every feature to mean 0 and variance 1, by the rows given to `fit`.

@@ -3,7 +3,10 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from nml_jax import predict
+from nml_jax.data.sources.digit_scenes import DigitScenes
 from nml_jax.errors import NonFinite, UserError
 from nml_jax.runs.rows import read_rows
 from nml_jax.training import checkpoint
@@ -46,6 +49,16 @@ def test_results_are_in_the_format_of_coco(finished):
     assert meta["class_names"] == [str(i) for i in range(10)]
 
 
+def test_the_report_shows_detectors_in_a_table_and_pictures(finished):
+    page = (finished / "report.html").read_text()
+    assert "RetinaNet (encoder)" in page
+    assert "box AP50" in page
+    assert page.count('src="data:image/jpeg;base64,') == 1
+    assert (finished / RUN / "detect" / "retina" / "pictures.jpg").read_bytes()[:2] == b"\xff\xd8"
+    summary = (finished / "summary.csv").read_text()
+    assert "box_AR100" in summary
+
+
 def test_a_finished_stage_is_skipped(finished, capfd):
     detect_experiment.launch(finished)
     err = capfd.readouterr().err
@@ -61,7 +74,7 @@ def test_an_interrupted_run_continues_to_the_same_bits(finished, tmp_path):
     assert whole == [4, 6]
     shutil.rmtree(folder / "checkpoints" / "6")
     before = (folder / "results.json").read_bytes()
-    for name in ("results.json", "rows.jsonl"):
+    for name in ("results.json", "pictures.jpg", "rows.jsonl"):
         (folder / name).unlink()
     detect_experiment.launch(workdir)
     assert checkpoint.list_steps(folder / "checkpoints")[-1] == 6
@@ -122,6 +135,47 @@ def detect_model_shapes(meta):
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = {"params": params, "model_state": state, "ema": None}
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), shapes)
+
+
+def write_photos(folder):
+    (folder / "more").mkdir(parents=True)
+    scenes = DigitScenes("test", 2, 32)
+    for i, name in enumerate(("a.png", "more/b.png")):
+        Image.fromarray(scenes.image(i)[:, : 32 - 8 * i]).save(folder / name)
+    return folder
+
+
+def test_predict_writes_results_and_pictures(finished, tmp_path, capfd):
+    photos, out = write_photos(tmp_path / "photos"), tmp_path / "out"
+    assert predict.main([str(finished / RUN), str(photos), f"--out={out}"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert {one["file_name"] for one in results} == {"a.png", "more/b.png"}
+    for one in results:
+        x, y, w, h = one["bbox"]
+        width = 32 if one["image_id"] == 0 else 24
+        assert 0 <= x <= x + w <= width + 1e-3
+        assert 0 <= y <= y + h <= 32 + 1e-3
+        assert one["category"] == str(one["category_id"] - 1)
+    for name, size in (("a.png.jpg", (32, 32)), ("more/b.png.jpg", (24, 32))):
+        assert Image.open(out / "pictures" / name).size == size
+    assert f"{len(results)} detections" in capfd.readouterr().err
+
+
+def test_predict_refuses_what_it_cannot_detect_in(finished, tmp_path, capfd):
+    photos = write_photos(tmp_path / "photos")
+    detector = str(finished / RUN / "detect" / "retina")
+    for arguments, words in (
+        ([str(finished), str(photos)], "is a folder without a detector"),
+        ([detector, str(photos), "--proba"], "--proba is not for detectors"),
+        ([detector, str(photos), f"--out={photos / 'out'}"], "lies inside"),
+        ([detector, str(tmp_path / "none")], "does not exist"),
+    ):
+        assert predict.main(arguments) == 2
+        assert words in capfd.readouterr().err
+    (photos / "c.jpg").write_bytes(b"no image")
+    assert predict.main([detector, str(photos), f"--out={tmp_path / 'other'}"]) == 2
+    assert "c.jpg cannot be decoded" in capfd.readouterr().err
+    assert not (tmp_path / "other" / "results.json").exists()
 
 
 @pytest.mark.parametrize(

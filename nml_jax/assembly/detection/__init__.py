@@ -1,0 +1,1 @@
+"""Trained detectors and what they are applied to."""
