@@ -79,12 +79,12 @@ class Ours:
         """Return the features of a table of tokens, in its order."""
         import jax
 
-        from nml_jax.data.text.batches import read_batches
+        from nml_jax.data.text.batches import list_buckets, plan_batches
 
         out = np.empty((len(table.lengths), self.config.model.dim), np.float32)
-        for window in read_batches(self.config, self.mesh, table, BATCH):
-            for rows, batch in window:
-                features = self.encode(*self.weights, self.put(batch))["features"]
+        for window in plan_batches(table.lengths, BATCH, list_buckets(self.config)):
+            for rows, width in window:
+                features = self.encode(*self.weights, self.put(table.make_batch(rows, BATCH, width)))["features"]
                 out[rows] = jax.device_get(features)[: len(rows)]
         return out
 
