@@ -12,6 +12,7 @@ Each setting of a task has a folder. `load_model` reads it once it is finished:
 
 import dataclasses
 import functools
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from nml_jax.assembly import agreement, encoder, evaluators, streams
 from nml_jax.data.stratify import draw_stratified
 from nml_jax.evals import collect, mapped
 from nml_jax.models import Model
+from nml_jax.objectives import finetune as objectives
 from nml_jax.processes import peers
 from nml_jax.runs.files import write_bytes
 from nml_jax.runs.heads import confusion_path, correct_path, write_confusions, write_correct
@@ -42,7 +44,7 @@ from nml_jax.stages.finetune_search import (
     make_training_config,
     name_setting,
 )
-from nml_jax.stages.stage import Outputs, Stage
+from nml_jax.stages.stage import HEADS, Outputs, Stage
 from nml_jax.tasks.classification import Task, Test, check_tasks, list_tasks
 from nml_jax.training import checkpoint, finetune, lora
 from nml_jax.training.leaves import name_leaves
@@ -85,6 +87,17 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             for probe in (workdir / "finetune").glob(f"*/{finetune.PROBE},*"):
                 shutil.rmtree(probe)
     return settings.hash_json([[row.metric, row.task, row.split, row.method, row.preset, row.value] for row in rows])
+
+
+def differs(config: ConfigDict, rows: list[Row]) -> bool:
+    """Return whether the rows are of other settings than those that the section `finetune` asks for."""
+    own, seeds = config.finetune, settings.repetition_seeds(config.seed, config.finetune.seeds)
+    presets = [objectives.preset_label(terms, **own.nmtune) for terms in own.terms]
+    asked = {*itertools.product(own.methods, presets, own.shares, seeds)}
+    found: dict[str, set[Any]] = {}
+    for row in rows:
+        found.setdefault(row.task, set()).add((row.method, row.preset, row.train_share, row.head_seed))
+    return not found or any(asked != settings_of for settings_of in found.values())
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
@@ -252,4 +265,6 @@ STAGE = Stage(
     outputs=Outputs(("finetune", "correct/finetune", "confusion/finetune", "predictions/finetune"), list_needed),
     check=check,
     run=run,
+    lists=("finetune.methods", "finetune.terms", "finetune.shares", *HEADS),
+    differs=differs,
 )  # fmt: skip

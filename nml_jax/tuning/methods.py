@@ -23,6 +23,7 @@ class Method(NamedTuple):
     value: for these: the name of one such value.
     logits: whether its scores are logits. Then their cross-entropy decides between heads of equal accuracy.
     weighted: whether rows can have weights.
+    regresses: whether it can predict a number.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Method(NamedTuple):
     value: str = ""
     logits: bool = True
     weighted: bool = True
+    regresses: bool = True
 
 
 STARTS = ("fresh", "probe")
@@ -41,9 +43,11 @@ WIDTHS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # that `choose_width` knows
 
 METHODS = {
     "linear": Method("linear probe"),
-    "lbfgs": Method("L-BFGS probe", probe=probes.solve_once, grid="cs", value="C"),
+    "lbfgs": Method("L-BFGS probe", probe=probes.solve_once, grid="cs", value="C", regresses=False),
     "ridge": Method("ridge probe", probe=probes.fit_ridge, grid="alphas", value="alpha", logits=False),
-    "knn": Method("k-NN", probe=neighbours.fit_knn, grid="ks", value="k", logits=False, weighted=False),
+    "knn": Method(
+        "k-NN", probe=neighbours.fit_knn, grid="ks", value="k", logits=False, weighted=False, regresses=False
+    ),
     "mlp": Method("MLP", mlp=True),
     "nmtune": Method("NMTune", mlp=True, terms="nmtune"),
     "skd": Method("SKD", mlp=True, terms="skd"),
