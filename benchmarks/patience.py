@@ -7,9 +7,9 @@ FOLDER has frozen features with `labels`: pacs_photo.npz and pacs_art_painting.n
 cifar10_first5k.npz with `test` and `test_jpeg`. 70 % of the photos or flowers, or 80 % of CIFAR-10's training rows, are
 trained on. Opponents are our own logistic regression (fit_lbfgs; six C, five folds), LogisticRegressionCV (six C, three
 folds) and MLPClassifier (early stopping) on standardised features, and, with the Python of --torch-python, a linear
-head and an MLP of 512 hidden features in eager PyTorch: AdamW, 1e-3, batch 256, stopped by 10 % of the rows. All contenders get a turn in every split. CPU seconds count all
-threads, so other work on the machine changes them little. With --widths only the MLP is fitted, from a probe of
-C = 0.01, and its width varies.
+head and an MLP of 512 hidden features in eager PyTorch: AdamW, 1e-3, batch 256, stopped by 10 % of the rows. All
+contenders get a turn in every split. CPU seconds count all threads, so other work on the machine changes them little.
+With --widths only the MLP is fitted, from a probe of C = 0.01, and its width varies.
 """
 
 import argparse
