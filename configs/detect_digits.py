@@ -29,13 +29,21 @@ def get_config() -> ConfigDict:
 def set_detectors(config: ConfigDict) -> None:
     """Set the section `detect` to tiny detectors on canvases of 64 pixels."""
     detect = config.detect
-    detect.systems = ("retina",)
+    detect.systems = ("retina", "faster", "mask", "solo")
     detect.starts = ("encoder", "random")
     detect.norm, detect.freeze = "train", 0
     detect.fpn.width = 24
     detect.retina.strides = (8, 16)
     detect.retina.tower = 1
     detect.retina.scales = (1.5, 2.5)
+    detect.rpn.strides, detect.rpn.scales = (4, 8, 16), (2.0, 4.0)
+    detect.rpn.samples, detect.rpn.before, detect.rpn.after = 64, (100, 100), (64, 32)
+    detect.roi.width, detect.roi.samples = 64, 32
+    detect.mask.side, detect.mask.depth, detect.mask.crop = 7, 1, 28
+    detect.solo.strides, detect.solo.grids = (4, 8, 16), (12, 8, 6)
+    detect.solo.ranges = ((1, 20), (14, 28), (22, 64))
+    detect.solo.width, detect.solo.depth, detect.solo.mask_width, detect.solo.kernel = 32, 1, 16, 32
+    detect.solo.groups, detect.solo.positives, detect.solo.candidates = 4, 32, 100
     detect.data.canvas = (64, 64)
     detect.data.flip = 0.0
     detect.data.max_objects = 8
