@@ -11,11 +11,17 @@ INSTALL := $(shell command -v uv >/dev/null 2>&1 && echo "uv pip install -q --py
 # matplotlib would keep its font list in the home directory
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
 
-.PHONY: demo test docs lint clean
+.PHONY: demo studies test docs lint clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m nml_jax.main --config=configs/digits.py
+
+# Every study that the embedded digits can answer, in one folder: what several share is computed once.
+STUDIES := spectra nmtune data_shares regularisers noisy_downstream asymmetric noise_rates tuning_methods
+
+studies: $(VENV)/.installed
+	for study in $(STUDIES); do $(BIN)/python -m nml_jax.main --config=configs/studies/$$study.py:digits || exit; done
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder

@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+DATA = ["py.typed", "noise/*.json", "reporting/studies/*.json", "reporting/templates/*", "tasks/*.json"]
 
 
 class BuildWithConfigs(build_py):
@@ -33,7 +34,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["nml_jax", "nml_jax.*"]),
-    package_data={"nml_jax": ["noise/*.json", "tasks/*.json", "py.typed", "reporting/templates/*"]},
+    package_data={"nml_jax": DATA},
     cmdclass={"build_py": BuildWithConfigs},
     python_requires=">=3.11,<3.14",
     install_requires=[

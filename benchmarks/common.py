@@ -44,6 +44,14 @@ def write_results(path: Path, head: Mapping[str, Any], results: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
+def merge_results(path: Path, head: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """Write results by name; those of other names keep what the file says of them, and the head that they had."""
+    kept = json.loads(path.read_text("utf-8")) if path.exists() else {"results": {}}
+    about = {name: value for name, value in kept.items() if name not in ("results", "measured")}
+    measured = dict.fromkeys(kept["results"], about) | kept.get("measured", {}) | dict.fromkeys(results, head)
+    write_results(path, {**head, "measured": measured}, {**kept["results"], **results})
+
+
 class Opponent:
     """PyTorch in a process of its own, which runs a benchmark's script with --serve; see `serve`.
 

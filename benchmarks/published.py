@@ -6,7 +6,7 @@ Ours is the compiled encoder as the stage extract runs it: uint8 images, normali
 PyTorch runs timm's network of the same name under inference_mode on normalised images, in both memory formats, in a
 process of its own, with the Python of --torch-python (default: this one). The better of the two counts. Both processes
 are pinned to the same core and take turns in every round; what is compared is the CPU time per image, the least of all
-rounds. Weights are random. The numbers of parameters must agree.
+rounds. Weights are random. The numbers of parameters must agree. Models that are left out keep theirs in the file.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Opponent, print_head, serve, write_results
+from common import Opponent, merge_results, print_head, serve
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "published.json"
@@ -137,7 +137,7 @@ def main() -> None:
         results[name] = dict(zip(keys, (own, contiguous, last, ratio, accepted, ours.first), strict=True))
         results[name] |= {"batch": batch, "parameters": parameters, "rounds": rounds[1:]}
     if args.write:
-        write_results(RESULTS, head, results)
+        merge_results(RESULTS, head, results)
 
 
 if __name__ == "__main__":

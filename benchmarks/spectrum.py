@@ -13,7 +13,6 @@ their results in the file, with their own date and machine.
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 import scipy
 import sklearn
 import threadpoolctl
-from common import print_head, write_results
+from common import merge_results, print_head
 from sklearn.decomposition import TruncatedSVD
 
 import nml_jax
@@ -138,10 +137,7 @@ def main() -> None:
             results[kind][name] = {"seconds": times, "median": median, "times_ours": ratio, "cpu_seconds": cpu[name],
                                    "sve_off_by": off}  # fmt: skip
     if args.write:
-        kept = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {"results": {}}
-        about = {name: value for name, value in kept.items() if name not in ("results", "measured")}
-        measured = dict.fromkeys(kept["results"], about) | kept.get("measured", {}) | dict.fromkeys(results, head)
-        write_results(RESULTS, {**head, "measured": measured}, kept["results"] | results)
+        merge_results(RESULTS, head, results)
 
 
 def _pools() -> list[dict[str, Any]]:

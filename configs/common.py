@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     # `conditions` are named sets of keys where a product cannot say it: (("name", (("key", value), ...)), ...).
     config.sweep = ConfigDict({"noise": (), "seed": (), "conditions": ()})  # (): not swept
     config.condition = ""  # which of sweep.conditions a run has; the program sets it
+    config.study = ""  # the report's figure for papers and findings: a key of nml_jax.reporting.studies.recipes.RECIPES
     config.init_from = ""  # start from these weights: a .safetensors file, a published folder or a run's folder
 
     # Wrong supervision in pre-training.
@@ -178,6 +179,7 @@ def get_config() -> ConfigDict:
     texts.holdout = 0.3  # stratified share of the training file to test on, used without a test file
     texts.columns = ""  # column of the texts, or two separated by a comma for pairs. "": the first usual name there
     texts.label = ""  # column of the labels. "": the first usual name there
+    texts.regression = False  # True: labels are numbers to be predicted, such as ratings; False: they are classes
     # Folder of the tokenizer, or a tokenizer.json; "": that of init_from. model.name=api: one that counts its tokens.
     texts.tokenizer = ""  # "": that of init_from
     texts.length = 128  # most tokens of a text or pair, with special tokens; longer ones are cut
@@ -197,7 +199,7 @@ def get_config() -> ConfigDict:
     glue.folder = ""  # folder with a folder per set, such as RTE, in the layout of GLUE, Hugging Face or TFDS
     glue.partners = ()  # out-of-domain tests. (): all whose files are there; ("none",): none
     glue.unlabelled = "drop"  # test rows without a gold label: drop | wrong (whatever is answered, as in GLUE-X)
-    glue.stsb = "classes"  # STS-B and SICK: five classes, as in GLUE-X
+    glue.stsb = "scores"  # STS-B and SICK: scores (regression) | classes (five, as in GLUE-X)
     glue.train_rows = 0  # most training rows of a task, stratified, the same for every seed; 0: all
     glue.test_rows = 0  # most rows of an out-of-domain test; 0: all
 
@@ -229,6 +231,7 @@ def get_config() -> ConfigDict:
     features.group = ""  # name of a column, such as patient: rows of one value are never split up. "": none
     # The one of two classes that tune.metric=f1 is about; heads and tables number it as the second.
     features.positive = ""  # its name; "": the last one in the order of numbers or letters
+    features.regression = False  # True: labels are numbers to be predicted, such as ratings; False: they are classes
     features.scale = 1.0  # real value = stored value × scale, such as for uint8
     # Larger training files are streamed in shards. L-BFGS, ridge and k-NN need eight times the memory of the features,
     # and get a sample of a quarter of this size if the file is larger.

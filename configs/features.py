@@ -15,6 +15,9 @@ its grid is compared with one beyond it. Heads are then trained again on all tra
 starts from the L-BFGS probe and stops when validation no longer improves. `--config=configs/features.py:quick` is the
 first part alone: the tuned probe, spectra, separability and baselines, in a minute.
 
+`--config=configs/features.py:regression` is for labels that are numbers to be predicted, such as ratings. A ridge
+regression takes the place of the L-BFGS probe, and R² that of the accuracy, or what `--config.tune.metric` names.
+
 Files may be .npz, .npy pairs ("X.npy,y.npy"), .safetensors, .csv and .parquet. Separate several test files by ";".
 """
 
@@ -24,8 +27,8 @@ from configs import common
 
 
 def get_config(part: str = "") -> ConfigDict:
-    if part not in ("", "quick"):
-        raise ValueError(f"there is no part {part!r}; give configs/features.py or configs/features.py:quick")
+    if part not in ("", "quick", "regression"):
+        raise ValueError(f"there is no part {part!r}; give configs/features.py, with :quick or with :regression")
     config = common.get_config()
     config.name = "features"
     config.stages = ("features", "tune", "diagnose", "report")
@@ -34,6 +37,10 @@ def get_config(part: str = "") -> ConfigDict:
 
     set_heads(config.tune)
     config.diagnose.start = "probe"
+    if part == "regression":
+        config.name = "features_regression"
+        config.features.regression = True
+        config.tune.methods = ("ridge", "mlp", "nmtune")
     if part == "quick":
         config.name = "features_quick"
         config.stages = ("features", "tune", "diagnose", "report")

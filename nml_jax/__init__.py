@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from nml_jax.tuning.classifier import NMTuneClassifier as NMTuneClassifier
     from nml_jax.tuning.diagnosis import diagnose as diagnose
     from nml_jax.tuning.label_errors import find_label_errors as find_label_errors
+    from nml_jax.tuning.regressor import NMTuneRegressor as NMTuneRegressor
 
 _HOME = {
     "NMTuneClassifier": "tuning.classifier",
+    "NMTuneRegressor": "tuning.regressor",
     "diagnose": "tuning.diagnosis",
     "find_label_errors": "tuning.label_errors",
     "UserError": "errors",

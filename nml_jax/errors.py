@@ -87,3 +87,12 @@ def report_disk_errors(path: object) -> Iterator[None]:
         if disk_error := as_disk_error(e, path):
             raise disk_error from e
         raise
+
+
+@contextlib.contextmanager
+def raise_value_errors() -> Iterator[None]:
+    """Turn a UserError into a ValueError, as users of scikit-learn expect."""
+    try:
+        yield
+    except UserError as e:
+        raise ValueError(f"{e.cause}; {e.cure}") from e

@@ -98,11 +98,12 @@ def launch(
     from nml_jax import console, runtime
     from nml_jax.assembly import agreement, sections
     from nml_jax.processes import forecast, peers
-    from nml_jax.stages import experiment
+    from nml_jax.stages import experiment, report
 
     console.notice_once.cache_clear()  # once for each experiment of a process
     for cell in cells.values():
         sections.check(cell)
+    report.check(config)
     peers.start(config.runtime.timeout)
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis)
     for cell in cells.values():
@@ -143,13 +144,9 @@ def launch(
     with forecast.begin(parts, steps):
         _run_cells(config, cells, workdir, mesh, todo=todo, force=force)
         if "report" in config.stages and first:  # over all runs of the experiment, these and earlier ones
-            from nml_jax.stages import report
-
             with peers.track("report"), forecast.part("report"):
                 page = report.run(config, workdir, mesh)
     if page:
-        from nml_jax.stages import report
-
         console.show(report.summarise(page.parent))
         console.notice(f"report: {page.resolve()}")
 

@@ -9,9 +9,10 @@
 FEATURES is any file, pattern or folder that data/features/files.py reads, stored in the same scale as the training
 file. Columns of a table are matched to those of training by name, in any order. Arrays, and lists in a column, are
 matched by position. Labels are optional, and looked for in the column that training took. If there are labels, the
-accuracy is printed; rows of classes that the head does not know count as wrong, and their number is printed. The output
-is CSV: row, the columns that --keep names, prediction, and with --proba the probability of every class. Class names
-that a spreadsheet would take for formulas have an apostrophe in front (spreadsheet.py).
+accuracy is printed; rows of classes that the head does not know count as wrong, and their number is printed. A head of
+a regression predicts a number, and its correlation with the numbers of that column is printed. The output is CSV: row,
+the columns that --keep names, prediction, and with --proba the probability of every class. Class names that a
+spreadsheet would take for formulas have an apostrophe in front (spreadsheet.py).
 
 PHOTOS is a folder of images, at any depth; the output has a column `file`. TEXTS is a table of texts, or of pairs of
 texts, with named columns: .tsv, .csv, .jsonl or .parquet. The encoder is a run, a fine-tuned setting in it, or a folder
@@ -39,6 +40,8 @@ from nml_jax import console
 from nml_jax.data.class_names import NameIndex
 from nml_jax.data.features import files
 from nml_jax.errors import UserError
+from nml_jax.evals.answers import Answers
+from nml_jax.evals.correlations import UNDEFINED, compute_numbers
 from nml_jax.runs.files import replace_file
 from nml_jax.spreadsheet import escape_cell
 from nml_jax.tuning import head_file
@@ -93,10 +96,12 @@ def write(head: Any, features: Any, out: Any, wanted: Wanted) -> list[Any]:
         if not start:
             kept = map(escape_cell, wanted.keep)
             table.writerow(["row", *kept, "prediction", *(names if wanted.proba else ())])
+        numbers = logits[:, 0].tolist() if head.predicts_numbers else []
         for i, (p, best) in enumerate(zip(odds, logits.argmax(1).tolist(), strict=True)):
-            predictions.append(head.classes[best])
+            predictions.append(numbers[i] if numbers else head.classes[best])
             kept = [_show_cell(cells[start + i]) for cells in wanted.keep.values()]
-            table.writerow([start + i, *kept, names[best], *(f"{x:.6g}" for x in p)])
+            shown = f"{numbers[i]:.7g}" if numbers else names[best]
+            table.writerow([start + i, *kept, shown, *(f"{x:.6g}" for x in p)])
     return predictions
 
 
@@ -204,6 +209,14 @@ def label_names(features: Any, classes: Sequence[Any] = ()) -> list[str]:
     return [str(c) for c in labels.tolist()]
 
 
+def describe_scores(known: np.ndarray, predictions: Sequence[float]) -> str:
+    """Compare predicted numbers with those of the file, [N], in one line of text."""
+    found = compute_numbers(Answers(known, np.asarray(predictions)))
+    words = [f"{name.removesuffix(UNDEFINED)} {'undefined' if name.endswith(UNDEFINED) else f'{value:.4f}'}"
+             for name, value in found.items()]  # fmt: skip
+    return f"on the numbers in the file: {', '.join(words)}"
+
+
 def describe_agreement(known: list[str], predictions: Sequence[Any], head: Any) -> str:
     """Compare the predictions with the labels of the file, as `label_names` returns them, in one line of text."""
     index = NameIndex(head.classes)
@@ -233,7 +246,7 @@ def open_table(args: argparse.Namespace) -> Inputs:
         )
     head = head_file.load(args.head)
     label = args.label or choose_label(head, args.features)
-    keys = {"label": label, "columns": args.columns, "wanted": head.columns}
+    keys = {"label": label, "columns": args.columns, "wanted": head.columns, "scored": head.predicts_numbers}
     features = files.open_features(args.features, **keys, labelled=False)
     return head, features, read_kept(features, args.keep)
 
@@ -302,7 +315,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             predictions = write_file(head, features, args.out, wanted)
         else:
             predictions = write_stdout(head, features, wanted)
-        if known := label_names(features, head.classes):
+        if head.predicts_numbers:
+            if len(features.labels):
+                console.notice(describe_scores(features.labels, predictions))
+        elif known := label_names(features, head.classes):
             console.notice(describe_agreement(known, predictions, head))
     except UserError as e:
         console.notice(f"error: {e}")

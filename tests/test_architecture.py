@@ -33,7 +33,7 @@ WALLS = {
     "PIL": ("data/", "prepare/"),
     "simplejpeg": ("data/", "prepare/"),
     "orbax": ("training/checkpoint.py",),
-    "matplotlib": ("reporting/figures.py",),
+    "matplotlib": ("reporting/figures.py", "reporting/studies/draw.py"),
     "pandas": ("reporting/",),
     "pycocotools": ("evals/detection.py", "data/images/masks.py"),
     "jinja2": ("reporting/",),

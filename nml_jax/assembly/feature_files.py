@@ -12,7 +12,7 @@ from nml_jax import inputs
 from nml_jax.data.features import files
 from nml_jax.data.features.formats import list_names
 from nml_jax.data.features.sets import FeatureSet, Split, Subset
-from nml_jax.data.stratify import hold_out, hold_out_groups
+from nml_jax.data.stratify import bin_scores, hold_out, hold_out_groups
 from nml_jax.errors import UserError
 from nml_jax.tuning.head_file import classes_to_json
 
@@ -41,12 +41,13 @@ def open_files(config: ConfigDict, workdir: Path) -> FeatureSet:
             raise UserError(
                 f"features.holdout must be between 0 and 1, got {keys.holdout}", "set it, or give features.test=FILE"
             )
-        if np.bincount(labels).max() < 2:
+        strata = bin_scores(labels)
+        if np.bincount(strata).max() < 2:
             raise UserError(f"{keys.train} has one row of each class", "give more rows, or features.test=FILE")
         if groups is None:
-            kept, held = (np.sort(rows) for rows in hold_out(labels, keys.holdout, config.seed))
+            kept, held = (np.sort(rows) for rows in hold_out(strata, keys.holdout, config.seed))
         else:
-            kept, held = hold_out_groups(labels, groups, keys.holdout, config.seed)
+            kept, held = hold_out_groups(strata, groups, keys.holdout, config.seed)
         own = None if groups is None else groups[kept]
         train = Split("train", "id", Subset(whole, kept), labels[kept], groups=own)
         tests.append(Split("holdout", "id", Subset(whole, held), labels[held]))
@@ -55,13 +56,14 @@ def open_files(config: ConfigDict, workdir: Path) -> FeatureSet:
             other = _open(keys, spec, whole.names)
             files.check_alike(whole, other)
             name = _name_split(other.path, {test.name for test in tests} | RESERVED)
-            tests.append(Split(name, domain, other, files.encode(files.translate_labels(whole, other), classes, spec)))
+            own = files.translate_labels(whole, other)
+            tests.append(Split(name, domain, other, own if keys.regression else files.encode(own, classes, spec)))
     origin = {
         "run": workdir.name, "step": 0, "weights": "raw", "noise_kind": "unknown", "noise_asked": None,
         "noise_realised": None, "noise_seed": config.noise_seed, "seed": config.seed, "objective": "unknown",
         "model": "black box",
     }  # fmt: skip
-    names = name_classes(whole, classes)
+    names = (whole.label or "target",) if keys.regression else name_classes(whole, classes)
     return FeatureSet(
         TASK, LAYER, train, tuple(tests), names, origin, keys.scale, whole.names, whole.label or keys.label
     )
@@ -136,13 +138,18 @@ def read_training_file(keys: Any) -> tuple[files.Features, np.ndarray, np.ndarra
         keys: the section `features` of the config.
 
     Returns:
-        The file, its classes, and its labels as class numbers, int [N]. `positive` is the name of class 1.
+        The file, its classes, and its labels as class numbers, int [N]; with `regression` as scores, float32 [N].
+        `positive` is the name of class 1.
 
     Raises:
         UserError: the file is missing or damaged, has one class only, or its labels look like ids; `positive` is not
             one of two classes.
     """
     whole = _open(keys, keys.train)
+    if keys.regression:
+        if np.ptp(whole.labels) == 0:
+            raise UserError(f"{keys.train}: every score is {whole.labels[0]:g}", "give rows with different scores")
+        return whole, np.unique(whole.labels), whole.labels
     classes = files.find_classes(whole.labels, keys.train)
     if keys.positive:
         classes = _order_classes(whole, classes, keys)
@@ -171,14 +178,15 @@ def _open(keys: Any, spec: str, wanted: Sequence[str] = ()) -> files.Features:
     All stages and runs of a process share an open file as long as it does not change.
     """
     stamps = tuple((str(path.resolve()), *_stamp(path)) for path in map(Path, inputs.list_files(spec)))
-    return _open_once(spec, keys.label, keys.columns, keys.scale, tuple(wanted), keys.group, stamps)
+    how = keys.label, keys.columns, keys.scale, tuple(wanted), keys.group, keys.regression
+    return _open_once(spec, *how, stamps)
 
 
 @functools.lru_cache(maxsize=128)
 def _open_once(
-    spec: str, label: str, columns: str, scale: float, wanted: tuple[str, ...], group: str, _: Any
+    spec: str, label: str, columns: str, scale: float, wanted: tuple[str, ...], group: str, scored: bool, _: Any
 ) -> files.Features:
-    how: dict[str, Any] = {"group": group} if group else {}
+    how: dict[str, Any] = ({"group": group} if group else {}) | ({"scored": True} if scored else {})
     return files.open_features(spec, label=label, columns=columns, scale=scale, wanted=wanted, **how)
 
 

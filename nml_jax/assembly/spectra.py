@@ -107,9 +107,9 @@ def measure_written(folder: Path, layers: Sequence[str], modes: Sequence[str], m
     if not is_on_device(_place(np.zeros(1, np.float32), whole)):
         return {}
     bank = Bank(folder) if jax.process_index() == 0 else None
-    n, dims = peers.agree([len(bank), [Layer(bank, layer).dim for layer in layers]] if bank else None)
+    n, *dims = peers.agree([len(bank), *(Layer(bank, layer).dim for layer in layers)] if bank is not None else [])
     spectra = DeviceSpectra(modes, n)
-    stored = _read_batches(bank, layers, batch) if bank else itertools.repeat([])
+    stored = _read_batches(bank, layers, batch) if bank is not None else itertools.repeat([])
     for start, parts in zip(range(0, n, batch), stored, strict=False):
         own = parts or [np.zeros((batch, dim), np.float32) for dim in dims]
         rows = [_place(x, whole) for x in crew.broadcast(own)]

@@ -7,7 +7,8 @@
 - `warn_alike(names, where)`: print which classes look alike and stay apart.
 - `NameIndex(names)`: find names that were read elsewhere, perhaps in another spelling.
 - `simplify_group(text)`: a group, whose values need not all be numbers for 2 and 02 to be one.
-- `count_labels(labels, names)`, `describe_counts(counts)`, `describe_split(where, counts)`: classes and counts.
+- `count_labels(labels, names)`, `describe_counts(counts)`, `describe_split(where, counts)`: classes and counts;
+  `describe_scores(where, scores)`: the same of scores.
 - `is_empty(text)`: whether a text shows nothing.
 
 Names that are equal under Unicode NFC, without blanks and invisible characters at both ends, are one. So are numbers of
@@ -189,6 +190,14 @@ def describe_split(where: str, counts: Mapping[str, int]) -> str:
     missing = [name for name, n in counts.items() if not n]
     lacks = f"; no record of {list_names(missing)}" if missing else ""
     return f"{where}: {describe_counts({name: n for name, n in counts.items() if n})}{lacks}"
+
+
+def describe_scores(where: str, scores: Any) -> str:
+    """Return the number of scores of a split with their range, mean and standard deviation, in one line."""
+    return (
+        f"{where}: {len(scores):,} scores from {scores.min():g} to {scores.max():g}, mean {scores.mean():.4g}, "
+        f"standard deviation {scores.std():.4g}"
+    )
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:

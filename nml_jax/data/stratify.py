@@ -71,6 +71,22 @@ def draw_stratified(labels: Any, share: float, seed: int = 0) -> np.ndarray:
     return np.sort(order[: max(round(share * n), len(counts))])
 
 
+BINS, IN_BIN = 10, 10  # most bins of scores, by quantile, that are drawn from like classes, and rows of each at least
+
+
+def bin_scores(labels: Any) -> np.ndarray:
+    """Return labels as classes to draw from, int [N]: classes as they are, scores in bins of equal size.
+
+    There are ten of 100 rows or more, and fewer of fewer. Equal scores share a bin.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype.kind != "f":
+        return labels
+    bins = min(BINS, max(1, len(labels) // IN_BIN))
+    edges = np.quantile(labels, np.arange(1, bins) / bins)
+    return np.unique(np.searchsorted(edges, labels, side="right"), return_inverse=True)[1]
+
+
 def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Hold out round(share·N) rows at random, at least one, stratified by class.
 

@@ -244,6 +244,7 @@ METRICS = {
     "rmse": Metric("the root mean square error", "numbers", correlations.rmse, correlations.share_rmse, -1),
 }
 TASK = "task"  # the task's own metric
+REGRESSION = "r2"  # decides on a regression whose task has no metric of its own
 
 
 def find_metric(asked: str, own: str) -> str:
@@ -258,6 +259,16 @@ def check_name(name: str) -> None:
     """Raise UserError if `tune.metric` has no such value."""
     if name not in (TASK, *METRICS):
         raise UserError(f"tune.metric={name!r}", f"choose one of {', '.join((TASK, *METRICS))}")
+
+
+def check_number(metric: str) -> str:
+    """Return a metric. Raise UserError unless it is one of predicted numbers."""
+    if METRICS[metric].needs != "numbers":
+        raise UserError(
+            f"tune.metric={metric} is of classes, and the labels are numbers to be predicted",
+            f"choose {', '.join(correlations.SCORES)}",
+        )
+    return metric
 
 
 def check_classes(metric: str, classes: int, *, ordered: bool = False) -> None:

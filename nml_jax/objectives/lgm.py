@@ -5,7 +5,7 @@ aligns the gradients with respect to normal and to perturbed features, without k
 that made them. Everything else is our reading, unconfirmed: what is perturbed and how, which gradient, which distance,
 the weight.
 
-    t̂ = t + γ·n, n Gaussian;   g(t) = ∂ Σ ℓ/∂t, ℓ the cross-entropy of a row;   penalty = w · mean ‖g(t) − g(t̂)‖₂
+    t̂ = t + γ·n, n Gaussian;   g(t) = ∂ Σ ℓ/∂t, ℓ the loss of a row;   penalty = w · mean ‖g(t) − g(t̂)‖₂
 
 t is the head's input. The sum is over the batch, so that the size of a row's gradient does not depend on B. In
 training, it includes BatchNorm: like the gradient of the parameters, g contains a row's effect on the others through
@@ -16,9 +16,8 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from nml_jax.objectives.step import Step
+from nml_jax.objectives.step import Step, compute_losses
 
 
 class Weights(NamedTuple):
@@ -44,11 +43,10 @@ def penalty(step: Step, form: Weights, weights: Weights) -> jax.Array:
     if not form.match:
         return jnp.zeros(())
 
-    def entropy(F: jax.Array) -> jax.Array:
-        logits = step.head(F)[1]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, step.labels[:, None]).sum()
+    def loss(F: jax.Array) -> jax.Array:
+        return compute_losses(step.head(F)[1], step.labels).sum()
 
-    gradient = jax.grad(entropy)
+    gradient = jax.grad(loss)
     square = ((gradient(step.F) - gradient(perturb(step, weights.noise, form.scale))) ** 2).sum(-1)
     if form.squared:
         return weights.match * square.mean()

@@ -3,7 +3,7 @@
 The terms are those of arXiv 2309.17002, section 4. The consistency term keeps Z near F, the covariance term
 decorrelates the features of Z, and the singular term rewards a dominant singular value. The total is CE +
 w_mse·consistency + w_cov·covariance + w_svd·singular. The paper and the released code differ in weights and forms;
-PRESETS has both.
+PRESETS has both, and each term alone.
 
 Every term computes its value and its gradient by a rule of its own and returns both as float32. On CPUs and GPUs the
 rule runs in float64 (nmtune_double.py): exact to about 1e-6 for every input, for a few per cent of a step's time. In
@@ -44,6 +44,10 @@ class Weights(NamedTuple):
 PRESETS = {
     "paper": Weights(mse=0.01, cov=0.01, svd=0.01),
     "code": Weights(mse=1.0, cov=0.04, svd=0.001, per_dim=True, cross_view=True, top=5),
+    # One term of `paper` alone, to see which does what.
+    "mse": Weights(mse=0.01),
+    "cov": Weights(cov=0.01),
+    "svd": Weights(svd=0.01),
 }
 
 Free = TypeVar("Free", bound=NamedTuple)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import optax
 
 
 class Step(NamedTuple):
@@ -12,7 +13,7 @@ class Step(NamedTuple):
     F: float32 [B, V, D], the head's input, standardised if that is asked for. It is data and gets no gradient.
     Z: float32 [B, V, D], the head's features.
     logits: float32 [B, V, K].
-    labels: int32 [B].
+    labels: int32 [B]; of a regression targets, float32 [B].
     head: the head of this step, `F' [B, V, D] -> (Z', logits')`, in training mode. BatchNorm uses the statistics of F'
         and leaves its running statistics unchanged.
     key: typed PRNG key of this step, for terms that draw.
@@ -24,3 +25,17 @@ class Step(NamedTuple):
     labels: jax.Array
     head: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
     key: jax.Array
+
+
+def compute_losses(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return what a head loses on every row and view, float32 [B, V].
+
+    It is the cross-entropy in nats, and of one output, which is a regression, half the squared error.
+
+    Args:
+        outputs: float32 [B, V, K], logits, or predictions for K = 1.
+        labels: int32 [B], or float32 [B] targets for K = 1.
+    """
+    if outputs.shape[-1] == 1:
+        return (outputs[..., 0] - labels[:, None]) ** 2 / 2
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels[:, None])

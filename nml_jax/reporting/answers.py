@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from nml_jax.console import list_words
-from nml_jax.evals.metrics import METRICS
+from nml_jax.evals.correlations import UNDEFINED
 from nml_jax.reporting.sentences import add_article, count, say
 from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest
 from nml_jax.reporting.statistics.compare import HELD_OUT, uses_files
 from nml_jax.reporting.statistics.paired import SEEDS, unit
-from nml_jax.reporting.statistics.studies import MEAN, Key, Method, Study, method_of
+from nml_jax.reporting.statistics.studies import MEAN, MEASURES, Key, Method, Study, method_of
 from nml_jax.runs.finished import FinishedRun
 from nml_jax.runs.rows import DIVERGED
 from nml_jax.tuning import methods
@@ -63,7 +63,7 @@ def say_hopeless(c: Contest) -> str:
             always = base.best(c.metric) == base.scores[c.metric]
             score = unit(c.metric).text(base.best(c.metric))
             what = f"always answering {base.answer!r}" if base.answer else "the commonest class"
-            if METRICS[c.metric].needs == "losses":
+            if MEASURES[c.metric].needs == "losses":
                 what = "the shares of the classes as probabilities"
             found.append(f"{what if always else 'chance'} ({score}) on {_name_file(c, test)}")
     return say("hopeless", c, found) if found else ""
@@ -87,19 +87,26 @@ def say_disagreement(c: Contest) -> str:
     """Return where accuracy, the mean per class and the deciding metric put different methods first; "" if nowhere."""
     found = []
     for test in c.decided:
-        names = dict.fromkeys(("accuracy", "mean_per_class", c.metric))
+        names = _list_judges(c)
         first = {name: method for name in names if (method := _find_first(c, test, name))}
         if len(c.methods) > 1 and len(set(first.values())) > 1:
-            by = [f"by {METRICS[name].title} {add_article(method)}" for name, method in first.items()]
+            by = [f"by {MEASURES[name].title} {add_article(method)}" for name, method in first.items()]
             found.append(f"{_name_file(c, test)} {', '.join(by)}")
-    others = [METRICS[name].title for name in dict.fromkeys(("accuracy", "mean_per_class", c.metric))]
+    others = [MEASURES[name].title for name in _list_judges(c)]
     return say("disagreement", list_words(others), found) if found else ""
+
+
+def _list_judges(c: Contest) -> list[str]:
+    """Return the metrics by which methods are put in order: of classes or of numbers, and the deciding one."""
+    of_numbers = MEASURES[c.metric].needs == "numbers" and not c.study.keys(metric="accuracy", task=c.task)
+    names = ("pearson", "r2") if of_numbers else ("accuracy", "mean_per_class")
+    return [*dict.fromkeys([*names, c.metric])]
 
 
 def _find_first(c: Contest, test: Key, metric: str) -> Method | None:
     """Return the method with the best mean; of equal ones the simplest, and None if the metric is not there."""
     means = {method: c.stat(method, test, metric) for method in c.methods}
-    known = {method: METRICS[metric].way * s.mean for method, s in means.items() if s.n}
+    known = {method: MEASURES[metric].way * s.mean for method, s in means.items() if s.n}
     return max(known, key=known.__getitem__) if known else None
 
 
@@ -234,6 +241,15 @@ def list_diverged(study: Study, task: str) -> str:
     of = count(len(study.cells), "run")
     each = [f"{key.head} in {sum(map(len, study.table[key]))} of {of}" for key in keys]
     return say("diverged", each) if each else ""
+
+
+def list_undefined(study: Study, task: str) -> str:
+    """Return which scores are undefined, as of constant predictions, and in how many runs; "" if none is."""
+    keys = [key for key in study.table if key.task == task and key.metric.endswith(UNDEFINED)]
+    of = count(len(study.cells), "run")
+    each = [f"{MEASURES[key.metric.removesuffix(UNDEFINED)].title} of {add_article(key.method)} on {key.split} in "
+            f"{sum(map(len, study.table[key]))} of {of}" for key in keys if key.method]  # fmt: skip
+    return say("undefined", each) if each else ""
 
 
 def write_caution(c: Contest) -> str:

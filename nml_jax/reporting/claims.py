@@ -5,12 +5,20 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from nml_jax.evals.metrics import METRICS
 from nml_jax.reporting.sentences import say
-from nml_jax.reporting.statistics.choose_method import DOMAINS, find_metric
+from nml_jax.reporting.statistics.choose_method import DOMAINS, find_metric, name_points
 from nml_jax.reporting.statistics.compare import Side, compare_numbers, is_unvalidated
 from nml_jax.reporting.statistics.paired import SEEDS, Comparison, unit
-from nml_jax.reporting.statistics.studies import MEAN, REFERENCES, ZERO_SHOT, Key, Method, Study
+from nml_jax.reporting.statistics.studies import (
+    MEAN,
+    MEASURES,
+    REFERENCES,
+    REGRESSION_REFERENCES,
+    ZERO_SHOT,
+    Key,
+    Method,
+    Study,
+)
 from nml_jax.reporting.tables import detection
 
 RETRIEVAL = {"i2t_recall@1": "image→text", "t2i_recall@1": "text→image"}
@@ -50,13 +58,13 @@ def list_measures(study: Study, task: str) -> list[Measure]:
 
 def name_group(domain: str, metric: str) -> str:
     """Return the heading of a domain's scores."""
-    nats = " (nats)" * (METRICS[metric].needs == "losses")
-    return f"{domain.upper()} {name_metric(metric)}{unit(metric).suffix}{nats}"
+    unit_of, points = unit(metric).suffix, name_points(metric)
+    return f"{domain.upper()} {name_metric(metric)}{unit_of}" + (f" ({points})" if points != "points" else "")
 
 
 def name_metric(metric: str) -> str:
     """Return the name of a metric that decides, without an article."""
-    return METRICS[metric].title.removeprefix("the ")
+    return MEASURES[metric].title.removeprefix("the ")
 
 
 def find_raw_spectrum(study: Study, task: str, metric: str) -> list[Key]:
@@ -72,8 +80,10 @@ def compare_condition(study: Study, key: Key, i: int = -1) -> Comparison:
 
 def find_reference(study: Study) -> Method:
     """Return the method that others are compared with."""
-    known = [Method(name) for name in REFERENCES]
-    return next((method for method in known if study.keys(metric="accuracy", method=method)), known[-1])
+    metric = find_metric(study, _main_task(study))
+    names = REFERENCES if MEASURES[metric].needs in ("confusion", "losses") else REGRESSION_REFERENCES
+    known = [Method(name) for name in names]
+    return next((method for method in known if study.keys(metric=metric, method=method)), known[-1])
 
 
 def name_reference(study: Study) -> str:
@@ -99,7 +109,7 @@ class Pair(NamedTuple):
     @property
     def way(self) -> int:
         """Return 1 if a larger score is better, else −1."""
-        return METRICS[self.key.metric].way
+        return MEASURES[self.key.metric].way
 
     @property
     def verdicts(self) -> tuple[str, str]:
@@ -298,8 +308,8 @@ def _describe_heads(study: Study, *, brief: bool = False) -> list[str]:
     for pair, c in facts["found"].items():
         each.setdefault(pair.key.head, []).append((pair, c))
     metric = find_metric(study, _main_task(study))
-    points = "nats" if METRICS[metric].needs == "losses" else "points"
-    measure = f"{METRICS[metric].title[:1].upper()}{METRICS[metric].title[1:]}"
+    points = name_points(metric)
+    measure = f"{MEASURES[metric].title[:1].upper()}{MEASURES[metric].title[1:]}"
     said = say("heads", name_reference(study), find_noisy(study)[1], each, measure, points)
     n = len(facts["found"])
     if brief and not facts["state"]:

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nml_jax.console import list_words
-from nml_jax.evals.metrics import METRICS
 from nml_jax.reporting.blocks import Answer, Block, fold, table
 from nml_jax.reporting.sentences import add_article, count, say
 from nml_jax.reporting.statistics.choose_method import DOMAINS, Contest, name_test
 from nml_jax.reporting.statistics.compare import HELD_OUT
 from nml_jax.reporting.statistics.paired import DASH, PERCENT, find_wilson_interval, format_interval, stat, unit
-from nml_jax.reporting.statistics.studies import FILES, Key, Method, Source
+from nml_jax.reporting.statistics.studies import FILES, MEASURES, Key, Method, Source
 from nml_jax.reporting.tables.conditions import SCORES as SCORES_OF
 from nml_jax.runs.finished import FinishedRun, Seed
 from nml_jax.runs.heads import head_path
@@ -42,11 +41,20 @@ class Head(NamedTuple):
         return max(row.n_train or 0 for row in self.tests.values())
 
 
+def shown_metric(c: Contest) -> str:
+    """Return the metric that a file is described by: accuracy, or of a regression the one that decides."""
+    return (
+        c.metric
+        if MEASURES[c.metric].needs == "numbers" and not c.study.keys(metric=ACCURACY, task=c.task)
+        else ACCURACY
+    )
+
+
 def list_heads(c: Contest, method: Method) -> list[Head]:
     """Return the heads of a method whose files exist, in the order of the seeds."""
     found: dict[tuple[Seed, int], dict[Key, tuple[Source, Row]]] = {}
     for test in c.tests:
-        key = test._replace(method=method, metric=ACCURACY)
+        key = test._replace(method=method, metric=shown_metric(c))
         for seed, source in c.study.sources.get(key, [{}])[0].items():
             for row in source.rows:
                 if row.stage == "tune":
@@ -102,8 +110,12 @@ def _is_shared(heads: Sequence[Head]) -> bool:
 
 
 def _describe_score(c: Contest, head: Head, test: Key) -> str:
-    row, s = head.tests[test], c.stat(head.method, test, ACCURACY)
-    mean = f"; mean over {s.n} seeds {PERCENT.text(s.mean)}" if s.n > 1 and s.sd else ""
+    metric = shown_metric(c)
+    row, s, kind = head.tests[test], c.stat(head.method, test, metric), unit(metric)
+    mean = f"; mean over {s.n} seeds {kind.text(s.mean)}" if s.n > 1 and s.sd else ""
+    if metric != ACCURACY:
+        name = MEASURES[metric].title
+        return f"{name} {kind.text(row.value)} on {row.n_test:,} rows, on {name_test(test)}{mean}"
     return f"{format_score(row.value, row.n_test)}, on {name_test(test)}{mean}{_describe_deciding(c, head, test)}"
 
 
@@ -115,7 +127,7 @@ def _describe_deciding(c: Contest, head: Head, test: Key) -> str:
     rows = [row for row in source.rows if row.head_seed == head.tests[test].head_seed] if source else []
     s, kind = c.stat(head.method, test, test.metric), unit(test.metric)
     mean = f", mean over {s.n} seeds {kind.text(s.mean)}" if s.n > 1 and s.sd else ""
-    name = SCORES_OF.get(test.metric) or METRICS[test.metric].title.removeprefix("the ")
+    name = SCORES_OF.get(test.metric) or MEASURES[test.metric].title.removeprefix("the ")
     return f"; {name} {kind.text(rows[0].value)}{mean}" if rows else ""
 
 
@@ -160,17 +172,22 @@ def write_lines(c: Contest, advised: Mapping[Method, Sequence[Key]]) -> list[str
     for found in (answer(c, method, tests) for method, tests in advised.items()):
         if found is not None:
             (_, what), scores = found.about[FILE], found.about[SCORES]
-            out += [f"{what} Its accuracy: {'; '.join(scores)}.", f"  {found.command}"]
+            name = SCORES if shown_metric(c) == ACCURACY else "Its scores"
+            out += [f"{what} {name}: {'; '.join(scores)}.", f"  {found.command}"]
     return out
 
 
 def list_files(c: Contest, advised: Sequence[Method]) -> list[Block]:
     """Return, folded, every file of the advised methods with the rows that it saw and its score on every test."""
-    lines = []
+    lines, metric = [], shown_metric(c)
     found = [list_heads(c, method) for method in advised]
     for head in (head for heads in found for head in (heads[:1] if _is_shared(heads) else heads)):
         scores = [
-            f"{100 * row.value:.2f}{f', {text}' if (text := _interval(row)) else ''}"
+            (
+                f"{100 * row.value:.2f}{f', {text}' if (text := _interval(row)) else ''}"
+                if metric == ACCURACY
+                else unit(metric).number(row.value)
+            )
             if (row := head.tests.get(test))
             else DASH
             for test in c.tests
@@ -180,6 +197,8 @@ def list_files(c: Contest, advised: Sequence[Method]) -> list[Block]:
         "Accuracy of each file in %, as the command predict prints it, and its 95 % interval for other rows of the "
         "same source (Wilson). Rows: that it was trained on."
     )
+    if metric != ACCURACY:
+        caption = f"{MEASURES[metric].title} of each file. Rows: that it was trained on."
     names = [name_test(test) for test in c.tests]
     title = f"{count(len(lines), 'file')} of {list_words(map(add_article, advised))}, and the score of each"
     told = len(lines) == 1 and len(c.tests) <= SHOWN  # by the box
@@ -193,7 +212,7 @@ def _interval(row: Row) -> str:
 def warn_of_worse(c: Contest, advised: Sequence[Method]) -> str:
     """Return where the first file of an advised method scores worse than the mean over seeds, beyond its interval."""
     found = []
-    for method in advised:
+    for method in advised if shown_metric(c) == ACCURACY else ():
         for test, row in list_heads(c, method)[0].tests.items() if list_heads(c, method) else ():
             mean = stat(c.values(method, test, ACCURACY).values()).mean
             if row.n_test and find_wilson_interval(row.value, row.n_test)[1] < mean:

@@ -9,11 +9,12 @@ from jinja2 import Environment, StrictUndefined
 from nml_jax import __version__
 from nml_jax.console import list_words
 from nml_jax.reporting import answers, claims, glossary, handed, plots, provenance
-from nml_jax.reporting.blocks import Block, Verdict, fold, table
+from nml_jax.reporting.blocks import Block, Figure, Panel, Verdict, fold, table
 from nml_jax.reporting.sentences import TEMPLATES, count, say
 from nml_jax.reporting.statistics.choose_method import Contest, find_contests
 from nml_jax.reporting.statistics.compare import uses_files
 from nml_jax.reporting.statistics.studies import MEAN, Study
+from nml_jax.reporting.studies.publish import Published
 from nml_jax.reporting.tables import classes, conditions, detection, labels, methods
 
 LIMIT = 1_900_000  # bytes of a page; what would exceed it is left out, the last figures first
@@ -27,14 +28,15 @@ class Section(NamedTuple):
     blocks: list[Block]
 
 
-def build_page(studies: Sequence[Study], left_out: Mapping[str, str]) -> str:
+def build_page(studies: Sequence[Study], left_out: Mapping[str, str], published: Sequence[Published] = ()) -> str:
     """Return the whole document.
 
     Args:
         studies: at least one.
         left_out: runs that are not counted -> why.
+        published: figures and findings that head the page.
     """
-    sections: list[Section] = []
+    sections = [Section(f"paper-{i}", one.question, _show_published(one)) for i, one in enumerate(published)]
     rules: dict[str, list[str]] = {}  # -> the studies that it is for
     shared = True
     for i, study in enumerate(studies):
@@ -70,6 +72,16 @@ def build_page(studies: Sequence[Study], left_out: Mapping[str, str]) -> str:
         blocks[at : at + 1] = [] if LEFT_OUT in blocks else [LEFT_OUT]
         text = _render(studies, sections)
     return text
+
+
+def _show_published(one: Published) -> list[Block]:
+    """Return the blocks of a study's figure and findings."""
+    caption = f"As in {one.folder.name}/figure.pdf. Mean ± sample sd over seeds."
+    return [
+        Block("verdict", Verdict(one.summary)),
+        Block("figure", Figure("Figure", [Panel(one.svg[one.svg.index("<svg") :], one.question)], caption, ())),
+        Block("items", [("", sentence) for sentence in one.sentences]),
+    ]
 
 
 def _render(studies: Sequence[Study], sections: Sequence[Section]) -> str:
@@ -176,6 +188,7 @@ def _compare_methods(study: Study, of: Sequence[Contest], name: str) -> list[Blo
         )
     ]
     notes += [answers.list_diverged(study, task) for task in study.tasks]
+    notes += [answers.list_undefined(study, task) for task in study.tasks]
     out += _make_notes([*notes, *([] if uses_files(study) else claims.describe_runs(study))])
     for contest in of[:first]:
         out += handed.list_files(contest, [*answers.advise(contest)])

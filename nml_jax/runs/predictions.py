@@ -25,7 +25,7 @@ FORMAT = "nml_jax predictions 1"  # raise the number when the tensors change the
 class Predictions(NamedTuple):
     """The answers of a head to a test.
 
-    label, answer: classes of the test, unsigned int [N].
+    label, answer: classes of the test, unsigned int [N]; of a regression targets and predictions, float32 [N].
     loss, confidence: cross-entropy in nats, and probability of the answer, float32 [N]; with the head's temperature.
         None where the scores are not logits.
     loss_before, confidence_before: without the temperature; None if there is none.

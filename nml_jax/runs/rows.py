@@ -78,6 +78,11 @@ def has_rows(folder: Path) -> bool:
     return (folder / "rows.jsonl").exists()
 
 
+def holds_rows(folder: Path) -> bool:
+    """Return whether a folder, or one below it, has rows."""
+    return any(folder.rglob("rows.jsonl"))
+
+
 def read_rows(workdir: Path) -> list[Row]:
     """Read the rows of a run's folder; none if it has none yet.
 

@@ -158,7 +158,7 @@ def _compile_reduction(mesh: Mesh, mode: Kind, double: bool) -> Any:
 
 def _find_bad(rows: jax.Array, mask: jax.Array, ids: jax.Array, limit: float) -> tuple[jax.Array, jax.Array]:
     """Return the number of the first row on any device that counts and has no usable value, and its largest value."""
-    peak = jnp.abs(rows).max(-1)
+    peak = jnp.abs(rows.astype(jnp.promote_types(rows.dtype, jnp.float32))).max(-1)  # the limit must be finite in it
     wrong = jnp.where(mask & ~(peak <= limit), ids, NONE)
     first = wrong.min()
     value = jnp.where(wrong == first, peak, -jnp.inf).max()

@@ -16,10 +16,11 @@ and S has only as many rows as directions matter.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import get_blas_funcs, get_lapack_funcs, svdvals
+from scipy.linalg import cholesky, get_blas_funcs, get_lapack_funcs, solve_triangular, svdvals
 
 from nml_jax.spectrum.meter import EPS, TINY, TOLERANCE, bound_error
 
@@ -29,20 +30,45 @@ BLOCK = 1024  # rows that are decomposed at a time
 SHARE = 1 / 64  # how much of the tolerance E's Gram matrix may take, with room for the logarithm in SVE
 
 
-def decompose_steep(blocks: Iterable[Array], n: int, gram: Array, units: float, rank: int) -> tuple[Array, float]:
+class Factor(NamedTuple):
+    """A Cholesky factor with pivots, as long as these are larger than rounding.
+
+    Attributes:
+        upper: [rank, dim], of the columns in the order of their pivots.
+        order: that order, [dim].
+        left: what the first 0 to rank pivots leave of the trace, [rank + 1].
+    """
+
+    upper: Array
+    order: NDArray[np.int64]
+    left: Array
+
+
+def factorise(gram: Array, smallest: float) -> Factor:
+    """Factorise a Gram matrix, of which only the upper triangle is read, down to pivots of this size."""
+    if not len(gram):
+        return Factor(gram, np.arange(0), np.zeros(1))
+    (pstrf,) = get_lapack_funcs(("pstrf",), dtype=np.float64)
+    upper, order, rank, _ = pstrf(gram, tol=smallest, lower=0)
+    upper = np.triu(upper[:rank])
+    left = gram.trace() - np.append(0, np.cumsum(np.sum(upper**2, axis=1)))
+    return Factor(upper, order - 1, np.maximum(left, 0))
+
+
+def decompose_steep(blocks: Iterable[Array], n: int, first: Factor, units: float, rank: int) -> tuple[Array, float]:
     """Return the singular values, descending, and a bound on how far rounding may move their measures.
 
     Args:
         blocks: prepared rows [B, dim], n of them together.
-        gram: their Gram matrix [dim, dim], upper triangle.
+        first: the factor of their Gram matrix, down to `units`·eps of its trace.
         units: roundings of a Gram matrix, as `SpectrumMeter.error_bound` counts them.
         rank: how many singular values can differ from zero.
 
     Returns:
         float64 [min(n, dim)], and the bound; infinity where there is none, as for zeros.
     """
-    dim = len(gram)
-    factor, order, left = _factorise(gram, units * EPS * gram.trace())
+    factor, order, left = first
+    dim = len(order)
     if len(factor) == 0:
         return np.zeros(min(n, dim)), np.inf
     most = SHARE * TOLERANCE / (dim * np.sqrt(units * EPS)) * factor.diagonal().sum()  # Σσ is at least that sum
@@ -51,13 +77,21 @@ def decompose_steep(blocks: Iterable[Array], n: int, gram: Array, units: float, 
     square = np.zeros((dim, dim), order="F")
     for rows in blocks:
         for start in range(0, len(rows), BLOCK):
-            square = _add_square(square, rows[start : start + BLOCK].T[order], factor[:k], scale)
+            square = _add_square(square, _arrange(rows[start : start + BLOCK], order), factor[:k], scale)
+    if np.abs(np.triu(square[:k, :k]) - np.eye(k)).max(initial=0) > 1 / 2:  # Q is too far from orthonormal
+        return np.zeros(min(n, dim)), np.inf
     found, dropped = _decompose_product(square, factor[:k], scale)
     s = np.append(found, np.zeros(max(rank - len(found), 0)))[:rank]
     hidden = square.diagonal()[k:].sum() * scale**2 * units * EPS, dropped * scale**2
-    orthogonal = np.abs(np.triu(square[:k, :k]) - np.eye(k)).max(initial=0) < 1 / 2
-    bound = _bound(s, len(found), k, hidden, units) if orthogonal else np.inf
-    return np.append(s, np.zeros(min(n, dim) - rank)), bound
+    return np.append(s, np.zeros(min(n, dim) - rank)), _bound(s, len(found), k, hidden, units)
+
+
+def _arrange(rows: Array, order: NDArray[np.int64]) -> Array:
+    """Return rows [B, dim] transposed, with their features in this order."""
+    out = np.empty((len(order), len(rows)))
+    for start in range(0, len(rows), 64):  # few enough for the processor's cache
+        out[:, start : start + 64] = rows[start : start + 64].T[order]
+    return out
 
 
 def _add_square(square: Array, columns: Array, factor: Array, scale: float) -> Array:
@@ -71,46 +105,36 @@ def _add_square(square: Array, columns: Array, factor: Array, scale: float) -> A
 
 
 def _decompose_product(square: Array, factor: Array, scale: float) -> tuple[Array, float]:
-    """Return F's singular values from Z's Gram matrix, and the share of its trace that their factor leaves out."""
+    """Return F's singular values from Z's Gram matrix, and the share of it that its factor S leaves out."""
     k = len(factor)
-    last, order, left = _factorise(square, 8 * EPS)
-    whole = np.empty_like(last)
-    whole[:, order] = last
-    product = whole[:, :k] @ factor
-    product[:, k:] += whole[:, k:] * scale
-    return np.asarray(svdvals(product, overwrite_a=True, check_finite=False)), left[-1]
+    top = cholesky(square[:k, :k], check_finite=False)
+    cross = solve_triangular(top, square[:k, k:], trans=1, check_finite=False)
+    last = factorise(square[k:, k:] - cross.T @ cross, 8 * EPS)
+    product = np.zeros((k + len(last.upper), len(square)))
+    product[:k] = top @ factor
+    product[:k, k:] += cross * scale
+    product[k:, k + last.order] = last.upper * scale
+    return np.asarray(svdvals(product, overwrite_a=True, check_finite=False)), last.left[-1]
 
 
-def is_surely_steep(gram: Array, units: float) -> bool:
+def is_surely_steep(factor: Factor, units: float) -> bool:
     """Return whether the bound of a Gram matrix's own measures must be above the tolerance, without its eigenvalues.
 
     The last squares σ² sum to at most what the first k pivots leave. So half of them are at most twice their mean, and
     the error of each is at least that of a value as large.
+
+    Args:
+        factor: of the Gram matrix, down to `units`·eps of its trace.
     """
-    dim, trace = len(gram), float(gram.trace())
+    dim, trace, left = len(factor.order), factor.left[0], factor.left
     if not trace > dim * TINY / EPS:
         return False
-    left = _factorise(gram, units * EPS * trace)[2]
     k, delta = np.arange(len(left)), units * EPS * trace
     left, k = left[k < dim], k[k < dim]
     most = 2 * left / (dim - k)
     total = np.sqrt(k * trace) + np.sqrt((dim - k) * left)
     each = (np.sqrt(most + delta) - np.sqrt(most)) / total * (2 - np.log(np.sqrt((most + delta) / trace)))
     return bool(np.max((dim - k) / 2 * each, initial=0) > TOLERANCE)
-
-
-def _factorise(gram: Array, smallest: float) -> tuple[Array, NDArray[np.int64], Array]:
-    """Factorise an upper triangle with pivots, as long as they are larger than the smallest.
-
-    Returns:
-        The factor [rank, dim] of the columns in the order of their pivots; that order [dim]; what the first 0 to rank
-        pivots leave of the trace [rank + 1].
-    """
-    (pstrf,) = get_lapack_funcs(("pstrf",), dtype=np.float64)
-    factor, order, rank, _ = pstrf(gram, tol=smallest, lower=0)
-    factor = np.triu(factor[:rank])
-    left = gram.trace() - np.append(0, np.cumsum(np.sum(factor**2, axis=1)))
-    return factor, order - 1, np.maximum(left, 0)
 
 
 def _bound(s: Array, kept: int, k: int, hidden: tuple[float, float], units: float) -> float:

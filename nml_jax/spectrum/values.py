@@ -9,9 +9,9 @@ from scipy.linalg import svdvals
 
 from nml_jax.console import notice
 from nml_jax.errors import UserError
-from nml_jax.spectrum.meter import BLOCK, TOLERANCE, SpectrumMeter
+from nml_jax.spectrum.meter import BLOCK, EPS, TOLERANCE, SpectrumMeter
 from nml_jax.spectrum.rows import Kind, check_mask, check_mode, count_directions, is_on_device, prepare
-from nml_jax.spectrum.steep import decompose_steep, is_surely_steep
+from nml_jax.spectrum.steep import decompose_steep, factorise, is_surely_steep
 
 WHOLE = 2**28  # elements up to which a copy in float64 may be held whole
 
@@ -77,9 +77,10 @@ def _decompose(F: np.ndarray, normalize: str | None, center: str | None) -> NDAr
     meter = SpectrumMeter(min(n, d), normalize=normalize, center=center)
     meter.update(F)
     gram, rank = meter.state()["factor"], count_directions(meter.n, meter.dim, center)
-    if not is_surely_steep(gram, meter.units) and meter.error_bound() <= TOLERANCE:
+    factor = factorise(gram, meter.units * EPS * gram.trace())
+    if not is_surely_steep(factor, meter.units) and meter.error_bound() <= TOLERANCE:
         return meter.result()
-    s, bound = decompose_steep(_prepare_blocks(F, meter), meter.n, gram, meter.units, rank)
+    s, bound = decompose_steep(_prepare_blocks(F, meter), meter.n, factor, meter.units, rank)
     if bound <= TOLERANCE:
         return s
     if F.size > WHOLE:

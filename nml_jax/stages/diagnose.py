@@ -52,6 +52,9 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     entries, judged = [], []
     run = "" if config.features.train else f"{name_run(workdir)}: "  # a file is diagnosed once for all seeds
     for found in open_feature_sets(config, workdir):
+        if found.is_scored:
+            console.notice_once(f"{found.task} is a regression: the stage diagnose, which is of classes, leaves it out")
+            continue
         if config.features.train:
             whole, *_ = read_training_file(config.features)
             frozen = settings.freeze_sections(config.features, config.diagnose)

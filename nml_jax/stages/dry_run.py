@@ -20,7 +20,7 @@ from nml_jax.assembly.heads import tune_cost
 from nml_jax.errors import MissingInput, UserError
 from nml_jax.models import published
 from nml_jax.models.overview import describe_parameters
-from nml_jax.stages import experiment, runner
+from nml_jax.stages import experiment, report, runner
 from nml_jax.tasks import glue
 from nml_jax.training import loop, pretrained
 from nml_jax.training.window import Signals
@@ -79,6 +79,8 @@ def describe_plan(
         lines += ["", "features and heads, in all runs:"]
         todo = experiment.list_undone(cells, workdir, "tune")
         lines += [f"  {line}" for line in (tune_cost.describe(config, todo) if todo else ["done"])]
+    if config.study:
+        lines += ["", "what the study can show:", *(f"  {line}" for line in report.list_power(config, workdir))]
     for stage in (runner.find_stage(name) for name in runner.STAGES if name in config.stages):
         if stage.estimate and not any(item.wrong for item in wanting):
             found = stage.estimate(next(iter(cells.values())), mesh)

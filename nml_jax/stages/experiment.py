@@ -28,7 +28,8 @@ SHOWN = 3  # keys that differ which the message shows
 def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write: bool = True) -> None:
     """Make `workdir` the folder of this config, or check that it already is. A folder without results is free.
 
-    A key that did not exist when the folder was claimed counts with its default.
+    A key that did not exist when the folder was claimed counts with its default. Axes of the sweep may differ, and so
+    may the lists of what stages do (`Stage.lists`), which only add: several studies of one dataset share a folder.
 
     Keys may differ if only forced stages, or stages after them, read them: the user then redoes these stages with new
     values. So may the sections `tune` and `diagnose` where no other stage read them: their stages run again.
@@ -48,9 +49,11 @@ def claim(workdir: Path, config: ConfigDict, *, force: Sequence[str] = (), write
     if path.exists() and _has_results(workdir):
         # Read in this order, because the first process of a job may be replacing these files, experiment.json first.
         theirs = _list_new_keys(workdir) | _read(path)
-        keys = theirs.keys() | mine["config"].keys()
-        missing = object()
-        differ = sorted(k for k in keys if theirs.get(k, missing) != mine["config"].get(k, missing))
+        # A key that only one side has is an axis of the other: its value is in the names of those runs.
+        lists = {key for name in runner.STAGES for key in runner.find_stage(name).lists}
+        shared = theirs.keys() & mine["config"].keys() - lists
+        differ = sorted(k for k in shared if theirs[k] != mine["config"][k])
+        mine["config"] = {**theirs, **mine["config"]}
         redone, kept = set(), set()
         ran = {name for run in list_runs(workdir) for name in read_record(run)["stages"]} | {*config.stages}
         for name in (name for name in runner.STAGES if name in ran):

@@ -18,7 +18,7 @@ from nml_jax.assembly.encoder import describe_origin
 from nml_jax.assembly.feature_sets import BLOCK
 from nml_jax.assembly.fingerprint import describe_encoder
 from nml_jax.assembly.spectra import DeviceSpectra, make_entry, make_rows, measure_written, singular_values
-from nml_jax.data.class_names import count_labels, describe_split
+from nml_jax.data.class_names import count_labels, describe_scores, describe_split
 from nml_jax.data.features import banks
 from nml_jax.data.text import batches as texts
 from nml_jax.processes import peers
@@ -50,6 +50,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     rows: list[Row] = []
     spectra: list[dict[str, Any]] = []
     written: dict[str, str] = {}
+    said: list[str] = []
     index, counts = BankIndex(frozen.step, config.extract.weights, {}, describe_encoder(config, frozen), {}), {}
     for name in list_tasks(config):
         task = agreement.open_task(name, config)
@@ -58,7 +59,10 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             index.texts[task.name] = count
         for test in (train, *task.tests):
             split = "train" if test is train else test.split
-            counts[f"{task.name}/{split}"] = count_labels(test.source.labels, test.source.class_names)
+            if test.source.labels.dtype.kind == "f":
+                said.append(describe_scores(f"{workdir.name}: {task.name}/{split}", test.source.labels))
+            else:
+                counts[f"{task.name}/{split}"] = count_labels(test.source.labels, test.source.class_names)
             folder = bank_folder(workdir, task.name, split)
             key = make_bank_key(config, frozen, test, views=config.extract.views if test is train else 1)
             written_before = peers.agree(banks.find(folder, key) is not None or _copy_written(folder, key))
@@ -85,6 +89,8 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
                     rows += make_rows(s, **origin, **where, stage="extract", output="features", spectrum_mode=mode,
                                       n_test=len(bank), views=views)  # fmt: skip
     if jax.process_index() == 0:
+        for line in said:
+            console.notice(line)
         for name, of in counts.items():
             if name.endswith("/train") or not all(of.values()):
                 console.notice(describe_split(f"{workdir.name}: {name}", of))

@@ -25,7 +25,7 @@ from nml_jax.assembly.feature_files import (
     open_files,
 )
 from nml_jax.assembly.spectra import make_entry, make_rows, singular_values
-from nml_jax.data.class_names import count_labels, describe_split
+from nml_jax.data.class_names import count_labels, describe_scores, describe_split
 from nml_jax.data.features.checks import check_varied
 from nml_jax.data.features.files import LARGE, count_block_rows
 from nml_jax.data.features.guesses import find_counting
@@ -50,7 +50,10 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     found = open_files(config, workdir)
     for split in (found.train, *found.tests):
         where = f"{workdir.name}: {split.name}" if isinstance(split.features, Subset) else split.name
-        console.notice_once(describe_split(where, count_labels(split.labels, found.classes)))
+        if found.is_scored:
+            console.notice_once(describe_scores(where, split.labels))
+        else:
+            console.notice_once(describe_split(where, count_labels(split.labels, found.classes)))
     rows: list[Row] = []
     spectra: list[dict[str, Any]] = []
     for split in (found.train, *found.tests):
@@ -66,11 +69,11 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         console.notice_once(line)
     several = {spec: get_file(split) for spec, split in match_specs(config, found).items()}
     read = {
-        "classes": list(found.classes),
+        "classes": [] if found.is_scored else list(found.classes),
         "splits": [
             {"split": split.name, "domain": split.domain, "rows": len(split.labels), "views": split.features.views,
              "features": split.features.dim,
-             "per_class": np.bincount(split.labels, minlength=len(found.classes)).tolist()}
+             "per_class": [] if found.is_scored else np.bincount(split.labels, minlength=len(found.classes)).tolist()}
             for split in (found.train, *found.tests)
         ],
         "files": {spec: file.fingerprint for spec, file in several.items()},

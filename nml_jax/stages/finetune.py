@@ -12,6 +12,7 @@ Each setting of a task has a folder. `load_model` reads it once it is finished:
 
 import dataclasses
 import functools
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from nml_jax.assembly import agreement, encoder, evaluators, streams
 from nml_jax.data.stratify import draw_stratified
 from nml_jax.evals import collect, mapped
 from nml_jax.models import Model
+from nml_jax.objectives import finetune as objectives
 from nml_jax.processes import peers
 from nml_jax.runs.files import write_bytes
 from nml_jax.runs.heads import confusion_path, correct_path, write_confusions, write_correct
@@ -42,8 +44,8 @@ from nml_jax.stages.finetune_search import (
     make_training_config,
     name_setting,
 )
-from nml_jax.stages.stage import Outputs, Stage
-from nml_jax.tasks.classification import Test, check_tasks, list_tasks
+from nml_jax.stages.stage import HEADS, Outputs, Stage
+from nml_jax.tasks.classification import Task, Test, check_tasks, list_tasks
 from nml_jax.training import checkpoint, finetune, lora
 from nml_jax.training.leaves import name_leaves
 from nml_jax.tuning.holdout import check_choices
@@ -67,6 +69,7 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     rows: list[Row] = []
     for name in list_tasks(config):
         task = agreement.open_task(name, config)
+        require_classes(task)
         for share in config.finetune.shares:
             for seed in settings.repetition_seeds(config.seed, config.finetune.seeds):
                 kept = draw_stratified(task.train.labels, share, config.seed)
@@ -84,6 +87,17 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             for probe in (workdir / "finetune").glob(f"*/{finetune.PROBE},*"):
                 shutil.rmtree(probe)
     return settings.hash_json([[row.metric, row.task, row.split, row.method, row.preset, row.value] for row in rows])
+
+
+def differs(config: ConfigDict, rows: list[Row]) -> bool:
+    """Return whether the rows are of other settings than those that the section `finetune` asks for."""
+    own, seeds = config.finetune, settings.repetition_seeds(config.seed, config.finetune.seeds)
+    presets = [objectives.preset_label(terms, **own.nmtune) for terms in own.terms]
+    asked = {*itertools.product(own.methods, presets, own.shares, seeds)}
+    found: dict[str, set[Any]] = {}
+    for row in rows:
+        found.setdefault(row.task, set()).add((row.method, row.preset, row.train_share, row.head_seed))
+    return not found or any(asked != settings_of for settings_of in found.values())
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
@@ -105,6 +119,15 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     if "lora" in config.finetune.methods:
         how = {key: config.finetune[key] for key in ("rank", "alpha", "targets")}
         _ = lora.adapt_model(model, **how).shapes  # raises UserError if the targets match nothing
+
+
+def require_classes(task: Task) -> None:
+    """Raise UserError if a task is a regression, which fine-tuning does not do."""
+    if task.train.labels.dtype.kind == "f":
+        raise errors.UserError(
+            f"the stage finetune trains classifiers, and {task.name} has scores",
+            "leave the task out of --config.downstream.tasks, or finetune out of --config.stages",
+        )
 
 
 def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:
@@ -242,4 +265,6 @@ STAGE = Stage(
     outputs=Outputs(("finetune", "correct/finetune", "confusion/finetune", "predictions/finetune"), list_needed),
     check=check,
     run=run,
+    lists=("finetune.methods", "finetune.terms", "finetune.shares", *HEADS),
+    differs=differs,
 )  # fmt: skip

@@ -2,13 +2,22 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from nml_jax import console, settings
 from nml_jax.errors import UserError, report_disk_errors
+from nml_jax.reporting.studies.recipes import check_name
 from nml_jax.runs.files import write_atomic
 from nml_jax.runs.finished import FinishedRun, read_finished
+from nml_jax.stages import experiment
+
+
+def check(config: ConfigDict) -> None:
+    """Raise UserError if there is no study of the name `study`."""
+    check_name(config.study)
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Path:
@@ -20,15 +29,36 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Path:
     Raises:
         UserError: see `build`.
     """
-    return build([workdir], workdir)
+    return build([workdir], workdir, study=config.study, runs=_list_own_runs(config, workdir) if config.study else ())
 
 
-def build(folders: Sequence[Path], out: Path) -> Path:
+def _list_own_runs(config: ConfigDict, workdir: Path) -> list[str]:
+    """List the folders of the runs that a config asks for. Its workdir may hold those of other studies, too."""
+    return [experiment.find_folder(workdir, name, cell).name for name, cell in settings.expand_sweep(config).items()]
+
+
+def list_power(config: ConfigDict, workdir: Path) -> list[str]:
+    """Say which difference the config's study can show, from its finished runs, or that a pilot would tell."""
+    from nml_jax.reporting.statistics.grouping import find_studies
+    from nml_jax.reporting.studies.power import describe_power
+
+    names = _list_own_runs(config, workdir)
+    found = [run for run in read_finished([workdir])[0] if run.folder.name in names] if workdir.is_dir() else []
+    said = [line for study in find_studies(found) for line in describe_power(config.study, study)]
+    pilot = (
+        "known after a pilot: run the first and the last condition with two seeds, as with --config.sweep.seed='(0,1)'"
+    )
+    return said or [pilot]
+
+
+def build(folders: Sequence[Path], out: Path, *, study: str = "", runs: Sequence[str] = ()) -> Path:
     """Write `report.html` and `summary.csv` of the finished runs in `folders` into the folder `out`.
 
     Args:
         folders: experiment folders (with a folder for each run), or runs.
         out: created if it does not exist.
+        study: a key of RECIPES: its figure and findings are written, too, and head the page.
+        runs: folders of the study's runs.
 
     Returns:
         The path of `report.html`.
@@ -44,9 +74,25 @@ def build(folders: Sequence[Path], out: Path) -> Path:
     found, left_out = _read(folders)
     studies = find_studies(found)
     with report_disk_errors(out):
+        first = _publish(study, [run for run in found if run.folder.name in runs], out) if study else []
         write_atomic(out / "summary.csv", write_csv(studies))
-        write_atomic(out / "report.html", build_page(studies, left_out))
+        write_atomic(out / "report.html", build_page(studies, left_out, first))
     return out / "report.html"
+
+
+def _publish(name: str, found: list[FinishedRun], out: Path) -> list[Any]:
+    """Write the files of a study, print what was found, and return its part of the page."""
+    from nml_jax.reporting.statistics.grouping import find_studies
+    from nml_jax.reporting.studies.publish import publish
+
+    written = [publish(name, study, out) for study in find_studies(found)]
+    shown = [one for one in written if one]
+    for one in shown:
+        console.show("\n".join([one.question, *one.sentences, ""]))
+        console.notice(f"study {name}: {one.folder.resolve()}")
+    if not shown:
+        console.notice(f"study {name}: none of the finished runs has its numbers")
+    return shown
 
 
 def summarise(folder: Path) -> str:

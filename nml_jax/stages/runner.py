@@ -19,7 +19,7 @@ from nml_jax import __version__, console, inputs, runtime, settings
 from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.processes import peers
 from nml_jax.runs.record import find_changed, hash_files, name_run, read_config, read_record, write_record
-from nml_jax.runs.rows import hash_rows, write_rows
+from nml_jax.runs.rows import hash_rows, read_rows, write_rows
 from nml_jax.stages.stage import Stage
 
 # The stages in order, with the modules that define their STAGE. A module is imported when it is needed.
@@ -60,11 +60,18 @@ def collect_inputs(stage: Stage, config: Mapping[str, Any], record: Mapping[str,
 
 
 def inputs_differ(stage: Stage, recorded: Any, now: Mapping[str, Any]) -> bool:
-    """Return whether the recorded inputs of a stage differ from those of now. A missing key has its default."""
+    """Return whether the recorded inputs of a stage differ from those of now. A missing key has its default.
+
+    The stage's lists may differ.
+    """
     if not isinstance(recorded, Mapping):
         return True
-    filled = settings.fill_defaults(recorded.get("config", {}))
-    return {**recorded, "config": settings.select_keys(filled, stage.keys)} != now
+    filled = settings.select_keys(settings.fill_defaults(recorded.get("config", {})), stage.keys)
+    old, new = (
+        {key: value for key, value in settings.flatten(part) if key not in stage.lists}
+        for part in (filled, now["config"])
+    )
+    return {**recorded, "config": old} != {**now, "config": new}
 
 
 def load_record(workdir: Path) -> dict[str, Any]:
@@ -106,7 +113,8 @@ def _is_intact(stage: Stage, record: Mapping[str, Any], now: Mapping[str, Any], 
     if changed := find_changed(workdir, record, stage.outputs.proved):
         console.notice(f"{name_run(workdir)}: {changed[0]} was changed; running {stage.name} again")
         return False
-    return stage.intact(workdir)
+    rows_of = [row for row in read_rows(workdir) if row.stage == stage.name]
+    return stage.intact(workdir) and not (stage.lists and stage.differs(settings.from_json(now["config"]), rows_of))
 
 
 def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: str = "", force: bool = False) -> bool:
@@ -142,6 +150,8 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
     elif first:
         for file in find_changed(workdir, record, stage.outputs.proved):
             (workdir / file).unlink()  # a stage continues from what it finds
+        if own.get("rows", (found := hash_rows(workdir, [name])[name])) != found:
+            write_rows(workdir, name, [])  # edited ones are not what it did
     if first:
         known = hash_files(workdir, stage.outputs.grown)
         # A file that another hand has changed keeps its old hash, so that it stays unproved, whenever this start ends.

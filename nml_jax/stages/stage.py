@@ -10,6 +10,9 @@ from ml_collections import ConfigDict
 
 from nml_jax.runs.rows import Row, read_rows
 
+# Keys that list which heads the stage tune trains. Others that read the section do not read these.
+HEADS = ("tune.methods", "tune.presets", "tune.shares", "tune.noises", "tune.suspects")
+
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
@@ -40,6 +43,8 @@ class Stage:
     check: (config, mesh, data=True) raises UserError for what would fail later, before anything runs. With `data` it
         also reads the data.
     run: (config, run's folder, mesh) -> digest of its results.
+    lists: dotted keys that list what to do. What is done stays when they change, and only what is new is done.
+    differs: for a stage with lists: (config, the stage's rows) -> whether the rows are others than the lists ask for.
     estimate: (config, mesh) -> what it would train and what that costs, for a dry run; None: it trains nothing of size.
     """
 
@@ -50,6 +55,8 @@ class Stage:
     outputs: Outputs
     check: Callable[..., None]
     run: Callable[[ConfigDict, Path, Mesh], str]
+    lists: tuple[str, ...] = ()
+    differs: Callable[[ConfigDict, list[Row]], bool] = lambda config, rows: False
     estimate: Callable[[ConfigDict, Mesh], Mapping[str, str]] | None = None
 
     def intact(self, workdir: Path) -> bool:

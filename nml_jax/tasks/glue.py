@@ -49,7 +49,7 @@ class Place(NamedTuple):
 def check_ranges(config: Any) -> None:
     """Raise UserError if a value of the section `glue` is out of range."""
     ranges.require_at_least(0, "glue", config, "train_rows", "test_rows")
-    for key, known in (("unlabelled", ("drop", "wrong")), ("stsb", ("classes",))):
+    for key, known in (("unlabelled", ("drop", "wrong")), ("stsb", ("scores", "classes"))):
         if config[key] not in known:
             raise UserError(f"glue.{key}={config[key]!r}", f"choose one of {', '.join(known)}")
     names = dict.fromkeys(name for task in GLUE_TASKS.values() for name in task.partners)

@@ -15,7 +15,7 @@ import optax
 
 from nml_jax.arithmetic.bits import in_32_bits
 from nml_jax.models.heads.mlp import Form, Tree, make_head, standardize
-from nml_jax.objectives.step import Step
+from nml_jax.objectives.step import Step, compute_losses
 from nml_jax.objectives.terms import Terms
 from nml_jax.processes.forks import refuse_fork
 from nml_jax.training import perturb
@@ -28,7 +28,7 @@ class Spec(NamedTuple):
 
     form: Form
     terms: Terms | None  # besides the cross-entropy
-    num_classes: int
+    num_classes: int  # 1: a regression
     batch: int
     standardize: bool
     noisytune: bool = False  # whether the start is perturbed
@@ -53,7 +53,7 @@ class TrainingSet(NamedTuple):
     """Training examples."""
 
     features: Any  # float32 [N, V, D]
-    labels: Any  # int32 [N]
+    labels: Any  # int32 [N]; of a regression float32 [N], standardised targets
     weights: Any  # float32 [N], in the cross-entropy; 1 on average over the rows that are trained on
 
 
@@ -111,8 +111,7 @@ def run_epoch(
         bare = {name: x for name, x in state.items() if name != "input"}
         noisy = F + perturb.neftune(F.shape[:2], F.shape[2], for_inputs, setting.neftune) if spec.neftune else F
         views, new_state = apply(params, bare, noisy)
-        ce = optax.softmax_cross_entropy_with_integer_labels(views["logits"], label[:, None])
-        total = (bank.weights[rows, None] * ce).mean()
+        total = (bank.weights[rows, None] * compute_losses(views["logits"], label)).mean()
         if spec.terms is not None:
 
             def apply_again(F: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -36,7 +36,7 @@ class TunedHead:
 
     form: its architecture.
     params, state: nested dicts of float32 NumPy arrays, for the `apply` of models/heads/mlp.py.
-    classes: the labels of the K logits; (): 0 to K−1.
+    classes: the labels of the K logits; (): 0 to K−1. A head with one output predicts a number, whose name this is.
     about: how it was trained; JSON values.
     columns: names of the D features in the training table; (): none.
     temperature: by which logits are divided for probabilities (evals/calibration.py). In a file it is in the metadata,
@@ -54,6 +54,11 @@ class TunedHead:
     @property
     def num_classes(self) -> int:
         return len(self.params["classifier"]["bias"])
+
+    @property
+    def predicts_numbers(self) -> bool:
+        """Return whether the one output is a predicted number, of the name in `classes`."""
+        return self.num_classes == 1
 
     @property
     def dim(self) -> int:
@@ -79,6 +84,8 @@ class TunedHead:
 
     def _scale(self, logits: np.ndarray) -> np.ndarray:
         """Return (logits − their maximum) / temperature, float64 [M, K]."""
+        if self.predicts_numbers:
+            raise UserError("this head predicts numbers, so it has no probabilities", "use only its predictions")
         if self.about.get("method") in SCORES:
             raise UserError(
                 f"the scores of a {self.about['method']} head are not logits, so it has no probabilities",

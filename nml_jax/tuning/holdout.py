@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from nml_jax.console import list_words
-from nml_jax.data.stratify import hold_out, hold_out_groups
+from nml_jax.data.stratify import bin_scores, hold_out, hold_out_groups
 from nml_jax.errors import UserError
 from nml_jax.evals import metrics
 from nml_jax.evals.metrics import METRICS, Answers, compute_losses
@@ -71,7 +71,8 @@ class Demands(NamedTuple):
     groups: np.ndarray | None = None
 
     def hold_out(self, labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Hold out a share of the rows; see `stratify.hold_out` and `hold_out_groups`."""
+        """Hold out a share of the rows; see `stratify.hold_out` and `hold_out_groups`. Scores are stratified, too."""
+        labels = bin_scores(labels)
         if self.groups is None:
             return hold_out(labels, share, seed)
         return hold_out_groups(labels, self.groups, share, seed)
@@ -83,12 +84,16 @@ class Demands(NamedTuple):
     def score(self, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
         """Return "accuracy", "loss" (in nats) and the metric of logits [M, K]; the worst if they are not finite.
 
+        Of a regression (K = 1) the loss is half the mean squared error, and there is no accuracy.
+
         Args:
             weights: of the rows in "loss", [M], besides those of their classes.
         """
         if not np.isfinite(logits).all():
             own = {self.metric: -METRICS[self.metric].way * math.inf} if self.metric else {}
             return {"accuracy": 0.0, "loss": math.inf} | own
+        if logits.shape[1] == 1:
+            return self._score_numbers(logits[:, 0], labels)
         predictions = logits.argmax(1)
         out = {
             "accuracy": float((predictions == labels).mean()),
@@ -104,6 +109,12 @@ class Demands(NamedTuple):
             value = own.score(needed)
             out[self.metric] = -own.way * math.inf if value is None else value
         return out
+
+    def _score_numbers(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+        errors = np.float64(predictions) - targets
+        out = {"loss": float((errors**2).mean() / 2)}
+        value = METRICS[self.metric].score(Answers(targets, predictions)) if self.metric else -out["loss"]
+        return out | {self.metric or "accuracy": -METRICS[self.metric].way * math.inf if value is None else value}
 
     def rank(self, scores: Mapping[str, float]) -> tuple[float, ...]:
         """Return a key by which heads are sorted while they are trained, the best first; its last is the loss."""

@@ -23,6 +23,7 @@ class Method(NamedTuple):
     value: for these: the name of one such value.
     logits: whether its scores are logits. Then their cross-entropy decides between heads of equal accuracy.
     weighted: whether rows can have weights.
+    regresses: whether it can predict a number.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Method(NamedTuple):
     value: str = ""
     logits: bool = True
     weighted: bool = True
+    regresses: bool = True
 
 
 STARTS = ("fresh", "probe")
@@ -41,9 +43,11 @@ WIDTHS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # that `choose_width` knows
 
 METHODS = {
     "linear": Method("linear probe"),
-    "lbfgs": Method("L-BFGS probe", probe=probes.solve_once, grid="cs", value="C"),
+    "lbfgs": Method("L-BFGS probe", probe=probes.solve_once, grid="cs", value="C", regresses=False),
     "ridge": Method("ridge probe", probe=probes.fit_ridge, grid="alphas", value="alpha", logits=False),
-    "knn": Method("k-NN", probe=neighbours.fit_knn, grid="ks", value="k", logits=False, weighted=False),
+    "knn": Method(
+        "k-NN", probe=neighbours.fit_knn, grid="ks", value="k", logits=False, weighted=False, regresses=False
+    ),
     "mlp": Method("MLP", mlp=True),
     "nmtune": Method("NMTune", mlp=True, terms="nmtune"),
     "skd": Method("SKD", mlp=True, terms="skd"),
@@ -99,10 +103,10 @@ def build_form(method: Method, config: Any, dim: int = 1, rows: int = 1) -> Form
 def choose_width(dim: int, rows: int) -> float:
     """Return the width of the MLP's hidden layer that N rows of D features deserve, as a multiple of D.
 
-    The rule, 64 to 512 hidden features that grow with the rows, is our choice and not yet measured;
-    benchmarks/patience.py --widths can do that. The papers' width is 4.
+    They are 64 to 512 hidden features, one for every 16 rows: on few rows wider heads are slower and no more accurate
+    (docs/benchmarks.md). The papers' width is 4.
     """
-    wanted = min(512, max(64, rows // 8)) / dim
+    wanted = min(512, max(64, rows // 16)) / dim
     return min((w for w in WIDTHS if w >= wanted), default=WIDTHS[-1])
 
 

@@ -180,11 +180,11 @@ def pick_penalty(
     losses = np.array([compute_losses(logits[i] / find_temperature(logits[i], labels), labels) for i in tied])
     means = np.average(losses, axis=1, weights=weights)
     best = means.argmin()
-    within = [means[i] - means[best] <= _compute_error(losses[i] - losses[best], weights) for i in range(len(tied))]
+    within = [means[i] - means[best] <= compute_error(losses[i] - losses[best], weights) for i in range(len(tied))]
     return tied[int(np.argmax(within))]
 
 
-def _compute_error(values: np.ndarray, weights: np.ndarray | None) -> float:
+def compute_error(values: np.ndarray, weights: np.ndarray | None) -> float:
     """Return the standard error of the (weighted) mean of values [M]."""
     shares = np.full(len(values), 1 / len(values)) if weights is None else weights / weights.sum()
     return float(np.sqrt((shares**2 * (values - shares @ values) ** 2).sum()))

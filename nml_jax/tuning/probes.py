@@ -142,14 +142,18 @@ def fit_ridge(
 ) -> list[Linear]:
     """Fit least squares on targets −1 and +1, one column per class, with penalty α‖W‖² for each α.
 
-    The bias is not penalised. The result is that of scikit-learn's RidgeClassifier. All α share one eigendecomposition:
+    With `num_classes` 1 it is a regression, and the labels are its targets, real [N]. The bias is not penalised. The
+    result is that of scikit-learn's RidgeClassifier and Ridge. All α share one eigendecomposition:
     of the covariance, or on the span of the rows if N < D. Arguments and errors are as for `fit_lbfgs`; α ≥ 0, where 0
     gives the shortest W of least error. `weights` [N], above 0, are those of the rows in the squared error.
     """
     X, y = check_values(features, labels, num_classes)
     check_grid("alpha", alphas, lambda alpha: alpha >= 0)
     mean, basis, variances, X = _rotate(X, weights)
-    targets = np.where(y[:, None] == np.arange(num_classes), 1.0, -1.0)
+    if num_classes == 1:
+        targets = np.float64(y)[:, None]
+    else:
+        targets = np.where(y[:, None] == np.arange(num_classes), 1.0, -1.0)
     average = np.average(targets, axis=0, weights=weights)
     errors = targets - average
     slopes = X.T @ (errors if weights is None else errors * np.sqrt(weights)[:, None]) / len(y)
@@ -266,6 +270,8 @@ def check_values(features: ArrayLike, labels: ArrayLike, num_classes: int) -> tu
         )
     if not np.isfinite(sums := X.sum(axis=1, dtype=np.float64)).all():
         raise UserError(f"row {np.isfinite(sums).argmin()} of the features is not finite", "leave such rows out")
+    if num_classes == 1 and y.dtype.kind in "fiu" and np.isfinite(y).all():
+        return X, y
     if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= num_classes:
         raise UserError(
             f"labels of dtype {y.dtype} from {y.min()} to {y.max()}", f"give integers from 0 to {num_classes - 1}"

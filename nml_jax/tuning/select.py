@@ -16,9 +16,10 @@ import jax
 import numpy as np
 
 from nml_jax.console import notice
+from nml_jax.data.stratify import bin_scores
 from nml_jax.errors import UserError
 from nml_jax.evals.calibration import find_temperature
-from nml_jax.tuning import methods
+from nml_jax.tuning import methods, regression
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import PLAIN, SCORES, Demands, Predictor, list_further
 from nml_jax.tuning.trainers import make_trainer
@@ -94,10 +95,10 @@ def fit_seeds(
 
     Args:
         features: float32 [N, D], or [N, V, D] for V views: the training rows.
-        labels: int [N] in [0, num_classes).
+        labels: int [N] in [0, num_classes); of a regression targets, real [N].
         method: a key of `methods.METHODS`.
         preset: of nmtune: paper | code.
-        num_classes: K.
+        num_classes: K; 1: a regression, whose heads predict the targets, and whose one logit is the prediction.
         config: the section `tune` of configs/common.py. `batch` is reduced to the rows that are left for training.
         seeds: integers.
         chosen: settings for all seeds, and the scores of the grid, as `choose` returns them for a seed. None: choose.
@@ -108,7 +109,7 @@ def fit_seeds(
             classes, no rows, or nothing to hold out.
         Diverged: training diverged at every rate, or on all rows.
     """
-    features, labels = check_features(features, labels, num_classes)
+    features, labels = check_features(features, targets := labels, num_classes)
     trainer = make_trainer(Problem(features, labels, method, preset, num_classes, config, demands))
     if chosen:
         hypers, validation = [chosen[0]] * len(seeds), [chosen[1]] * len(seeds)
@@ -120,6 +121,8 @@ def fit_seeds(
         divided = [(np.arange(len(labels)), len(labels))] * len(seeds)
     fits = [HeadFit(rows, hyper, seed) for (rows, _), hyper, seed in zip(divided, hypers, seeds, strict=True)]
     heads = require_converged(method, train_fits(trainer, fits, [n for _, n in divided]))
+    if regression.is_regression(num_classes):
+        heads = regression.restore_heads(heads, targets)
     return [
         HeadResult(head=set_temperature(head, fit.hyper), preset=trainer.preset, hyper=fit.hyper, validation=each,
                    n_train=n, unvalidated=cannot_validate(trainer, each))
@@ -136,7 +139,8 @@ def choose(
     trained with them on the rows that are not held out, by those that are.
     """
     hypers, validation = _choose_setting(trainer, features, labels, config=config, seeds=seeds)
-    if not (config.calibrate and trainer.method.logits) or np.bincount(labels).max() < 2:
+    calibrates = config.calibrate and trainer.method.logits and labels.dtype.kind != "f"
+    if not calibrates or not can_hold_out(labels):
         return hypers, validation
     out = []
     divided = [divide_rows(trainer.demands, labels, config, seed) for seed in seeds]
@@ -164,7 +168,7 @@ def _choose_setting(
     patient = isinstance(trainer, ByGradient) and methods.is_patient(config)
     if len(trainer.grid) == 1 and not patient:
         return trainer.grid * len(seeds), [[] for _ in seeds]
-    if np.bincount(labels).max() < 2:
+    if not can_hold_out(labels):
         middle = {name: statistics.median_high({v[name] for v in trainer.grid}) for name in trainer.grid[0]}
         notice(f"one row of each class leaves none to choose a setting by; taking the middle of the grid, {middle}")
         return [middle] * len(seeds), [[] for _ in seeds]
@@ -242,6 +246,11 @@ def divide_rows(demands: Demands, labels: np.ndarray, config: Any, seed: int) ->
     return np.concatenate([train, held_out]), len(train)
 
 
+def can_hold_out(labels: np.ndarray) -> bool:
+    """Return whether a row can be held out: some class, or bin of scores, has two."""
+    return bool(np.bincount(bin_scores(labels)).max() > 1)
+
+
 def cannot_validate(trainer: Trainer, validation: Sequence[Any]) -> bool:
     """Return whether the grid has several settings but `validation` (see `HeadResult`) scored none."""
     return len(trainer.grid) > 1 and not validation
@@ -267,7 +276,7 @@ def require_finite(method: str, *arrays: np.ndarray) -> None:
 
 
 def check_features(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return training rows as float32 [N, V, D] and int32 [N].
+    """Return training rows as float32 [N, V, D] and int32 [N], or standardised targets, float32 [N], of a regression.
 
     Raises:
         UserError: features and labels do not fit each other, there are none, a value is not finite, a label is out of
@@ -275,8 +284,9 @@ def check_features(features: np.ndarray, labels: np.ndarray, num_classes: int) -
     """
     features, labels = np.asarray(features, np.float32), np.asarray(labels)
     features = features[:, None] if features.ndim == 2 else features
-    if num_classes < 2:
-        raise UserError(f"num_classes={num_classes} is less than 2", "give two classes or more")
+    if num_classes < 2 and not (num_classes == 1 and labels.dtype.kind == "f"):
+        cure = "give two classes or more; a regression has one output, and targets that are floats"
+        raise UserError(f"num_classes={num_classes} is less than 2", cure)
     if features.ndim != 3 or labels.shape != features.shape[:1]:
         raise UserError(
             f"features {features.shape} and labels {labels.shape} do not fit",
@@ -287,6 +297,9 @@ def check_features(features: np.ndarray, labels: np.ndarray, num_classes: int) -
     finite = np.isfinite(features).all((1, 2))
     if not finite.all():
         raise UserError(f"row {finite.argmin()} of the features holds a value that is not finite", "repair or drop it")
+    if regression.is_regression(num_classes):
+        targets = regression.check_targets(labels)
+        return features, regression.measure_scale(targets).standardize(targets)
     wrong = (labels < 0) | (labels >= num_classes) | (labels != np.floor(labels))
     if wrong.any():
         row = int(wrong.argmax())

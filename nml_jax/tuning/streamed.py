@@ -14,11 +14,11 @@ import numpy as np
 
 from nml_jax.data.features.files import count_block_rows
 from nml_jax.data.features.sets import Rows
-from nml_jax.data.stratify import draw_stratified
+from nml_jax.data.stratify import bin_scores, draw_stratified
 from nml_jax.errors import UserError
 from nml_jax.models.heads.mlp import Tree
 from nml_jax.processes.limits import limit_blas
-from nml_jax.tuning import descent, methods, patient, select
+from nml_jax.tuning import descent, methods, patient, regression, select
 from nml_jax.tuning.descent import TrainingSet
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import PLAIN, Demands
@@ -48,7 +48,7 @@ def fit_seeds(
 
     Args:
         features: the N training rows.
-        labels: int32 [N].
+        labels: int32 [N]; of a regression targets, real [N].
         shard: rows per shard.
         demands: what heads are to be good at; groups [N].
 
@@ -58,13 +58,17 @@ def fit_seeds(
     if not config.refit:
         cure = "raise features.memory, or leave tune.refit=True"
         raise UserError("tune.refit=False needs all training rows in memory", cure)
-    sample = draw_stratified(labels, min(1.0, shard / len(labels)), seeds[0])
+    regresses, targets = regression.is_regression(num_classes), labels
+    if regresses:
+        labels = regression.measure_scale(regression.check_targets(targets)).standardize(targets)
+    sample = draw_stratified(bin_scores(labels), min(1.0, shard / len(labels)), seeds[0])
     if demands.groups is not None:
         demands = demands._replace(groups=demands.groups[sample])
     some, some_labels = select.check_features(features.rows(sample), labels[sample], num_classes)
+    some_labels = labels[sample] if regresses else some_labels  # in the units of all rows
     if methods.find(method).probe:
         how: dict[str, Any] = {"method": method, "preset": preset, "num_classes": num_classes, "config": config}
-        return select.fit_seeds(some, some_labels, **how, demands=demands, seeds=seeds)
+        return select.fit_seeds(some, targets[sample], **how, demands=demands, seeds=seeds)
     trainer = ByGradient(Problem(some, some_labels, method, preset, num_classes, config, demands))
     trainer.from_probe &= (
         trainer.method.mlp
@@ -76,10 +80,13 @@ def fit_seeds(
         _train(trainer, features, labels, HeadFit(np.arange(size), hyper, seed), standard)
         for hyper, seed in zip(hypers, seeds, strict=True)
     ]
+    heads = select.require_converged(method, heads)
+    if regresses:
+        heads = regression.restore_heads(heads, targets)
     return [
         HeadResult(head=select.set_temperature(head, hyper), preset=trainer.preset, hyper=hyper, validation=each,
                    n_train=len(labels), unvalidated=select.cannot_validate(trainer, each))
-        for head, hyper, each in zip(select.require_converged(method, heads), hypers, validation, strict=True)
+        for head, hyper, each in zip(heads, hypers, validation, strict=True)
     ]  # fmt: skip
 
 

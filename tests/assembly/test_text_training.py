@@ -11,12 +11,14 @@ import pytest
 
 from nml_jax import load_model, main, runtime, settings
 from nml_jax.assembly import noisy_data
+from nml_jax.data.sources.sentences import ScoredSentences
 from nml_jax.data.text import stream
 from nml_jax.data.text.folders import TextTokenizer
 from nml_jax.errors import Preempted, UserError
 from nml_jax.runs.heads import read_correct
 from nml_jax.runs.rows import Row, read_rows
 from nml_jax.stages import finetune, pretrain
+from nml_jax.tasks.classification import Task
 from tests.scenes.meshes import mesh_of
 from tests.stages import test_texts
 
@@ -165,6 +167,12 @@ def test_bad_tuning(finished: Path, keys: dict, words: str):
     config = next(iter(settings.expand_sweep(make_config(finished, **keys)).values()))
     with pytest.raises(UserError, match=words):
         finetune.check(config, runtime.make_mesh())
+
+
+def test_scores_are_not_fine_tuned():
+    source = ScoredSentences([("a",), ("b",)], np.array([0.5, 2.5]), "score")
+    with pytest.raises(UserError, match="stsb has scores"):
+        finetune.require_classes(Task("stsb", source, ()))
 
 
 def test_a_published_folder_is_tuned_with_its_own_tokenizer(finished: Path):

@@ -127,6 +127,11 @@ def test_what_has_no_constructor_elsewhere_is_refused_by_its_key(case: str, chan
     assert package.config["keys"]["model.name"] == origin.config.model.name
 
 
+def test_a_mean_over_patches_is_what_open_clip_calls_avg():
+    package = make_package(make_origin(**CASES["clip_vit"] | {"model.pool": "gap"}), "open_clip")
+    assert package.config["model_cfg"]["vision_cfg"]["pool_type"] == "avg"
+
+
 def test_a_format_of_another_kind_of_model_is_refused():
     with pytest.raises(UserError, match=r"--format=open_clip, but model\.name=vit_ti is an encoder of images"):
         make_package(make_origin(**CASES["vit"]), "open_clip")

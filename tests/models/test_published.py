@@ -76,6 +76,13 @@ def test_everything_of_a_timm_folder_is_in_the_config(write):
         (timm("convnext_large_mlp", model_args={"head_hidden_size": 7}), {"model.hidden": 7, "model.epsilon": 1e-6}),
         (timm("vit_base_patch16_224.augreg", model_args={"img_size": 32, "depth": 2, "global_pool": "avg"}), {
             "model.name": "vit_b", "model.patch": 16, "model.depth": 2, "model.pool": "gap", "data.image_size": 32}),
+        (timm("efficientnet_lite0"), {
+            "model.name": "efficientnet_lite0", "model.epsilon": 1e-5, "model.padding": "symmetric"}),
+        (timm("vit_tiny_patch16_384"), {"model.quick_gelu": False, "model.pool": "cls", "model.patch": 16}),
+        (timm("vit_base_patch16_clip_quickgelu_224"), {"model.name": "vit_b16_clip", "model.quick_gelu": True}),
+        (timm("vit_large_patch14_clip_224"), {"model.name": "vit_l14_clip", "model.quick_gelu": False}),
+        (timm("swin_base_patch4_window12_384", model_args={"num_heads": [2, 4], "embed_dim": 16, "depths": [1, 1]}), {
+            "model.window": 12, "model.heads": 2, "model.width": 16, "model.blocks": (1, 1), "model.epsilon": 1e-5}),
         ({"architecture": "resnet50", **PRETRAINED, "crop_mode": "squash"}, {"augment.resize": "squash"}),
         (timm("resnet50", model_args={"layers": [1, 2, 1, 1]}), {"model.blocks": (1, 2, 1, 1)}),
     ],
@@ -90,6 +97,10 @@ def test_the_large_clip_of_laion_has_its_own_pixels(write):
     assert read["model.name"] == "clip_vitl14"
     assert read["model.mean"] == read["model.std"] == (0.5, 0.5, 0.5)
     assert read["model.quick_gelu"] is False
+    assert (read["augment.resize"], read["augment.interpolation"]) == ("shortest", "bicubic")
+    pixels = LAION["preprocess_cfg"] | {"resize_mode": "squash", "interpolation": "bilinear"}
+    read = read_keys(write(open_clip_config=LAION | {"preprocess_cfg": pixels}))
+    assert (read["augment.resize"], read["augment.interpolation"]) == ("squash", "bilinear")
 
 
 @pytest.mark.parametrize(
@@ -137,6 +148,8 @@ def test_transformers_clip(write):
     read = read_keys(write(config=config, preprocessor_config=pixels))
     assert (read["model.name"], read["model.quick_gelu"]) == ("clip_vitl14", False)
     assert (read["model.mean"], read["augment.test_crop"]) == ((0.5, 0.5, 0.5), 224 / 256)
+    assert read["augment.interpolation"] == "bicubic"
+    assert read_keys(write(preprocessor_config=pixels | {"resample": 2}))["augment.interpolation"] == "bilinear"
 
 
 def test_what_is_not_said_is_assumed_and_told(write, capsys):

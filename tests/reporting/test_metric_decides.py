@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nml_jax.evals.metrics import METRICS, Answers, compute_losses
-from nml_jax.reporting import answers
+from nml_jax.reporting import answers, claims
 from nml_jax.reporting.page import show
 from nml_jax.reporting.statistics import choose_method, paired
 from nml_jax.reporting.statistics.choose_method import Contest
@@ -79,6 +79,9 @@ def test_the_metric_decides_what_is_recommended(tmp_path: Path, metric: str) -> 
     page = (tmp_path / "x" / "report.html").read_text()
     assert f"{title[:1].upper()}{title[1:]} less that of the reference" in page
     assert "Reliability" in page
+    assert ("Scores in % (MCC: 100 times its value)" in page) == (metric == "mcc")
+    unit = {"mcc": "", "log_loss": " (nats)"}.get(metric, " %")
+    assert claims.name_group("id", metric) == f"ID {title.removeprefix('the ')}{unit}"
     lines = methods.write_text(found)
     assert any("always 'a'" in line for line in lines)
 

@@ -1,6 +1,7 @@
 """Spectra of JAX arrays on several devices, in float64 and in the digits of devices without it."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
@@ -117,6 +118,15 @@ def test_bad_rows_are_named():
         singular_values(place(F))
     with pytest.raises(UserError, match="row 50 of the features holds nan"):
         singular_values(place(F), mask=np.arange(64) != 37)
+
+
+@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_bad_rows_of_short_floats(dtype):
+    F = place(draw_gaussian(64, 12)).astype(dtype)
+    np.testing.assert_allclose(measure(singular_values(F)), measure(compute_svd(np.float32(F))), atol=1e-6)
+    with pytest.raises(UserError, match="row 37 of the features holds inf"):
+        singular_values(F.at[37, 3].set(np.inf))
 
 
 def test_steep_spectra_without_float64_go_through_the_host(monkeypatch, capsys):

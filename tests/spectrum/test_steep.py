@@ -5,7 +5,8 @@ import pytest
 import threadpoolctl
 
 from nml_jax.spectrum import PRESETS, SpectrumMeter, singular_values, values
-from nml_jax.spectrum.steep import decompose_steep, is_surely_steep
+from nml_jax.spectrum.meter import EPS
+from nml_jax.spectrum.steep import Factor, decompose_steep, factorise, is_surely_steep
 from tests.spectrum.spectra import compute_svd, draw_gaussian, measure
 
 N, D = 300, 160
@@ -51,18 +52,18 @@ def make(s: np.ndarray, seed: int = 0) -> np.ndarray:
     return u * s @ v.T
 
 
-def find_gram(F: np.ndarray) -> tuple[np.ndarray, float]:
+def find_factor(F: np.ndarray) -> tuple[Factor, float]:
     meter = SpectrumMeter(F.shape[1])
     meter.update(F)
-    return meter.state()["factor"], meter.units
+    gram = meter.state()["factor"]
+    return factorise(gram, meter.units * EPS * gram.trace()), meter.units
 
 
 @pytest.mark.parametrize("scale", [1e-15, 1, 1e15])
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_the_second_gram_matrix_is_within_its_bound(spectrum, scale):
     F = make(SPECTRA[spectrum]) * scale
-    gram, units = find_gram(F)
-    s, bound = decompose_steep([F[:200], F[200:]], N, gram, units, D)
+    s, bound = decompose_steep([F[:200], F[200:]], N, *find_factor(F), D)
     truth = compute_svd(F)
     np.testing.assert_allclose(s, truth, rtol=0, atol=2e-10 * truth[0])
     assert np.abs(measure(s) - measure(truth)).max() <= bound < 1e-6
@@ -96,10 +97,10 @@ def test_numbers_too_small_for_a_gram_matrix_take_an_svd():
 def test_what_is_surely_steep():
     """Nothing that the first Gram matrix shows well enough, so that no bits of it change; but most that it does not."""
     for spectrum in MILD.values():
-        assert not is_surely_steep(*find_gram(make(spectrum)))
-    sure = [name for name, spectrum in SPECTRA.items() if is_surely_steep(*find_gram(make(spectrum)))]
+        assert not is_surely_steep(*find_factor(make(spectrum)))
+    sure = [name for name, spectrum in SPECTRA.items() if is_surely_steep(*find_factor(make(spectrum)))]
     assert {"exp(-i/5)", "power", "one"} <= set(sure)
-    assert not is_surely_steep(np.zeros((3, 3)), 10.0)
+    assert not is_surely_steep(factorise(np.zeros((3, 3)), 0), 10.0)
 
 
 @pytest.mark.parametrize("decay", np.linspace(2, 40, 39))
@@ -107,4 +108,4 @@ def test_sureness_is_never_wrong(decay):
     F = make(np.exp(-INDEX / decay))
     meter = SpectrumMeter(D)
     meter.update(F)
-    assert meter.error_bound() > 1e-6 or not is_surely_steep(*find_gram(F))
+    assert meter.error_bound() > 1e-6 or not is_surely_steep(*find_factor(F))

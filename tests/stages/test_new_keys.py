@@ -15,6 +15,7 @@ from nml_jax import inputs, load_model, models, settings
 from nml_jax.errors import UserError
 from nml_jax.runs.finished import read_finished
 from nml_jax.runs.record import read_config, read_record
+from nml_jax.runs.rows import read_rows
 from nml_jax.stages import runner
 from tests.scenes import digits_experiment
 from tests.scenes.digits_experiment import launch
@@ -128,14 +129,44 @@ def test_a_default_that_changes_is_another_value(workdir: Path, monkeypatch):
     assert not runner.is_done("tune", cell, workdir / CELL)
 
 
-def test_an_axis_of_the_folder_is_no_key_that_it_lacks(workdir: Path):
-    """Test that a swept key, which has no value in the folder's record, differs from one that is not swept."""
+def test_an_axis_of_another_sweep_is_no_difference(workdir: Path, capsys):
+    """Test that a folder takes a config that does not sweep what others of the folder do; its value then holds."""
     path = workdir / "experiment.json"
     shared = json.loads(path.read_text())
-    del shared["config"]["optimizer.b2"]
+    del shared["config"]["optimizer.b2"]  # as if the folder's first experiment had swept it
     path.write_text(json.dumps(shared))
-    with pytest.raises(UserError, match=r"optimizer\.b2 is None there, 0\.999 here"):
-        launch(workdir)
+    launch(workdir)
+    assert "pretrain is done, skipped" in capsys.readouterr().err
+    assert json.loads(path.read_text())["config"]["optimizer.b2"] == 0.999
+    with pytest.raises(UserError, match=r"optimizer\.b2 is 0\.999 there, 0\.9 here"):
+        launch(workdir, **{"optimizer.b2": 0.9})
+
+
+def test_heads_are_only_added(workdir: Path, capsys):
+    """Test that other lists of heads train what is new, keep what is there, and report what is asked for."""
+    head = workdir / CELL / "heads" / "digits"
+    before = {path.name: path.stat().st_mtime_ns for path in head.iterdir()}
+    rows = {row.method for row in read_rows(workdir / CELL) if row.stage == "tune"}
+    launch(workdir, **{"tune.methods": ("ridge", "linear"), "tune.shares": (0.5, 1.0)})
+    now = {row.method for row in read_rows(workdir / CELL) if row.stage == "tune"}
+    assert now == {"ridge", "linear"}
+    assert {path.name: path.stat().st_mtime_ns for path in head.iterdir() if path.name in before} == before
+    assert len([*head.iterdir()]) == len(before) + 3  # ridge twice, and linear on half of the rows
+    launch(workdir)
+    assert {row.method for row in read_rows(workdir / CELL) if row.stage == "tune"} == rows
+    assert {path.name: path.stat().st_mtime_ns for path in head.iterdir() if path.name in before} == before
+    capsys.readouterr()
+    launch(workdir)
+    assert "tune is done, skipped" in capsys.readouterr().err
+    launch(workdir, **{"tune.epochs": 3})  # another setting: all again, and what is not asked for is gone
+    assert len([*head.iterdir()]) == len(before)
+
+
+def test_a_head_that_was_lost_is_trained_again(workdir: Path):
+    head = next(iter((workdir / CELL / "heads" / "digits").glob("linear*")))
+    head.unlink()
+    launch(workdir)
+    assert head.exists()
 
 
 def test_runs_of_before_and_after_do_not_differ_in_the_key(workdir: Path, add_keys: Callable[[], None]):

@@ -244,3 +244,30 @@ def test_published_files():
     task = load_task("rte", config)
     assert (len(task.train), [len(t.source) for t in task.tests]) == (2490, [277, 4076])
     assert np.bincount(task.tests[1].source.labels).tolist() == [2753, 1323]
+
+
+def test_array_records_that_tfds_has_prepared(tmp_path: Path):
+    import tensorflow_datasets as tfds
+
+    names = ["not_entailment", "entailment"]  # numbered the other way round, so that only the names can be right
+    features = tfds.features.FeaturesDict({
+        "sentence1": tfds.features.Text(), "sentence2": tfds.features.Text(), "idx": np.int32,
+        "label": tfds.features.ClassLabel(names=names),
+    })  # fmt: skip
+    folder = tmp_path / "glue" / "rte" / "2.0.0"
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name="glue", config_name="rte", version=tfds.core.Version("2.0.0"), data_dir=str(folder), module_name="tests"
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=features)
+    folder.mkdir(parents=True)
+    writer = tfds.core.SequentialWriter(info, 10, file_format="array_record", overwrite=False)
+    writer.initialize_splits(["train", "validation", "test"])
+    for split, n in (("train", 4), ("validation", 2), ("test", 2)):
+        rows = [{"sentence1": f"é {split} {i}", "sentence2": "b", "idx": i, "label": -1 if split == "test" else i % 2}
+                for i in range(n)]  # fmt: skip
+        writer.add_examples({split: rows})
+    writer.close_all()
+    task = load(tmp_path, "rte")
+    assert task.train.labels.tolist() == [1, 0, 1, 0]
+    assert task.train.texts[1] == ("é train 1", "b")  # type: ignore[attr-defined]
+    assert task.tests[0].source.labels.tolist() == [1, 0]

@@ -1,6 +1,7 @@
 """NMTuneClassifier passes scikit-learn's checks and does what its documentation says."""
 
 import dataclasses
+import math
 import pickle
 
 import jax
@@ -18,8 +19,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from nml_jax import spectrum
 from nml_jax.models.heads.mlp import make_head
 from nml_jax.tuning import descent, methods, patient
-from nml_jax.tuning.classifier import METHODS, NMTuneClassifier
-from nml_jax.tuning.classifier.fitting import split_rows
+from nml_jax.tuning.classifier import METHODS, NMTuneClassifier, fitting
+from nml_jax.tuning.classifier.fitting import Fitting, Rows, split_rows
+from nml_jax.tuning.holdout import Demands
 
 N, D, K = 120, 8, 3
 EXPECTED = {
@@ -355,6 +357,33 @@ def test_a_head_starts_at_the_probe_and_gets_no_worse_in_validation(method):
     assert tuned.head_.form.width == methods.choose_width(D, 270) == 4
 
 
+def test_a_head_leaves_the_probe_where_that_is_shown_to_help(monkeypatch):
+    """No linear head sees where the classes change sides. At the careful rate 300 steps are too few to learn it."""
+    rng = np.random.default_rng(0)
+    F = rng.normal(size=(1500, D)).astype(np.float32)
+    y = (F[:, 0] > 0) ^ (F[:, 1] > 0.8)
+    linear, head = (NMTuneClassifier(name, random_state=0).fit(F[:900], y[:900]) for name in ("linear", "mlp"))
+    assert linear.score(F[900:], y[900:]) < 0.82
+    assert head.score(F[900:], y[900:]) > linear.score(F[900:], y[900:]) + 0.05
+    monkeypatch.setattr(fitting, "ERRORS", math.inf)
+    careful = clone(head).fit(F[:900], y[:900])
+    assert head.score(F[900:], y[900:]) > careful.score(F[900:], y[900:]) + 0.03
+
+
+def test_a_gain_must_be_more_than_scale_and_chance():
+    labels = np.arange(200) % K
+    first = np.float32(np.eye(K)[labels] + np.random.default_rng(0).normal(size=(200, K)))
+    rows = Rows(X, labels, np.ones(200), Demands(), np.arange(0), np.arange(200))
+    fitting = Fitting(NMTuneClassifier("mlp"), rows, K, 0)
+    assert not fitting._is_better(3 * first, first)
+    assert not fitting._is_better(first + np.float32(np.random.default_rng(1).normal(0, 0.1, size=(200, K))), first)
+    assert fitting._is_better(first + np.float32(0.5 * np.eye(K)[labels]), first)
+    few = rows._replace(weights=np.where(labels == 0, 1.0, 1e-6))
+    better = first + np.float32(0.5 * np.eye(K)[labels] * (labels > 0)[:, None])
+    assert fitting._is_better(better, first)
+    assert not Fitting(NMTuneClassifier("mlp"), few, K, 0)._is_better(better, first)  # better where nothing weighs
+
+
 def test_a_head_from_the_probe_is_fitted_again_on_all_rows():
     """A rate of 0 trains nothing: what is left is the probe of all rows, with the penalty that `linear` chooses."""
     F, y = blobs(300, distance=1.0)
@@ -445,7 +474,7 @@ def test_progress_is_printed(capsys):
 
 
 @pytest.mark.parametrize(
-    ("dim", "rows", "hidden"), [(8, 300, 32), (1536, 3000, 384), (1536, 10**6, 768), (768, 600, 96)]
+    ("dim", "rows", "hidden"), [(8, 300, 32), (1536, 3000, 192), (1536, 10**6, 768), (768, 600, 96)]
 )
 def test_the_width_grows_with_the_rows(dim, rows, hidden):
     assert methods.choose_width(dim, rows) * dim == hidden

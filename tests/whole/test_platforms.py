@@ -163,14 +163,14 @@ def network(name: str, size: int = 8, **keys: Any) -> Callable:
     return make
 
 
-def specify(method: str, preset: str = "", **options: Any) -> tuple[descent.Spec, dict[str, Any]]:
+def specify(method: str, preset: str = "", outputs: int = K, **options: Any) -> tuple[descent.Spec, dict[str, Any]]:
     """A head's static arguments, and the shapes of the numbers of its terms."""
     form = mlp.Form(method != "linear", width=2)
     if method in ("linear", "mlp"):
-        return descent.Spec(form, None, K, 16, True, **options), {}
+        return descent.Spec(form, None, outputs, 16, True, **options), {}
     weights = PRESETS[preset] if preset else terms.make_weights(method)
     active, numbers = terms.split(method, weights)
-    return descent.Spec(form, active, K, 16, True, **options), dict.fromkeys(numbers, shape())
+    return descent.Spec(form, active, outputs, 16, True, **options), dict.fromkeys(numbers, shape())
 
 
 def head(program: str, method: str, preset: str = "", **options: Any) -> Callable:
@@ -182,7 +182,8 @@ def head(program: str, method: str, preset: str = "", **options: Any) -> Callabl
         seed = shape(*leading, dtype=jnp.uint32)
         each = dict.fromkeys(numbers, shape(*leading))
         setting = descent.Setting(whole(*leading, N), *(shape(*leading),) * 2, seed, each, *(shape(*leading),) * 3)
-        bank = descent.TrainingSet(shape(N, VIEWS, D), whole(N), shape(N))
+        labels = shape(N) if spec.num_classes == 1 else whole(N)
+        bank = descent.TrainingSet(shape(N, VIEWS, D), labels, shape(N))
         devices = tuple(jax.devices()[:HEADS])
         if program == "compile_mapped":
             return spread.compile_mapped(spec, devices), (bank, setting, whole(), whole(), None), {}
@@ -310,6 +311,7 @@ PROGRAMS: dict[str, Program] = {
     "head: together, an epoch, own sizes": Program(
         SPREAD + "_spread", head("compile_advance, own sizes", "nmtune", "paper")
     ),
+    "head: regression": Program(HEAD + "train_one", head("train_one", "lgm", outputs=1)),
     "head: perturbed": Program(HEAD + "train_one", head("train_one", "mlp", noisytune=True, neftune=True)),
     "head: the start": Program(HEAD + "begin", begin),
     "head: outputs": Program(HEAD + "_apply", outputs),

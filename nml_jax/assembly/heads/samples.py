@@ -10,7 +10,7 @@ from nml_jax import console, noise
 from nml_jax.assembly.heads.training import Training
 from nml_jax.assembly.suspects import judge_rows
 from nml_jax.data.features.sets import FeatureSet, Subset
-from nml_jax.data.stratify import draw_stratified
+from nml_jax.data.stratify import bin_scores, draw_stratified
 from nml_jax.errors import UserError
 from nml_jax.processes import forecast
 from nml_jax.tuning.label_errors import LIMIT, LabelErrors
@@ -22,7 +22,7 @@ class Sample(NamedTuple):
     """The rows and labels that heads are trained on.
 
     chosen: indices of training rows, int [N].
-    labels: their labels, possibly wrong, int [N].
+    labels: their labels, possibly wrong, int [N]; or scores, float32 [N].
     fields: the fields of a row that identify the sample.
     """
 
@@ -34,7 +34,7 @@ class Sample(NamedTuple):
 def draw_samples(config: ConfigDict, found: FeatureSet) -> Iterator[Sample]:
     """Yield every share of the training rows with every rate of wrong labels."""
     for share in config.tune.shares:
-        chosen = draw_stratified(found.train.labels, share, config.seed)
+        chosen = draw_stratified(bin_scores(found.train.labels), share, config.seed)
         for rate in config.tune.noises:
             fields = {"train_share": share, "downstream_noise": rate}
             yield Sample(chosen, _corrupt_labels(found, chosen, rate, config), fields)

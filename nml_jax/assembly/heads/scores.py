@@ -12,6 +12,7 @@ from nml_jax import errors
 from nml_jax.assembly.spectra import make_rows, singular_values
 from nml_jax.data.features.sets import FeatureSet, Split
 from nml_jax.evals.mapped import Scorer
+from nml_jax.evals.numbers import NumberScorer
 from nml_jax.runs.heads import (
     confusion_path,
     correct_path,
@@ -32,8 +33,10 @@ def keep(workdir: Path, place: Path, found: FeatureSet, shared: dict[str, Any], 
     """Score a head; save it, which test rows it gets right, and last its rows. Their presence marks it complete."""
     measured, scorers = _measure_head(result, found, shared)
     where = shared | {"layer": found.layer}
-    write_correct(correct_path(workdir, where), {test: scorer.correct for test, scorer in scorers.items()})
-    write_confusions(confusion_path(workdir, where), {test: scorer.confusion for test, scorer in scorers.items()})
+    classified = {test: scorer for test, scorer in scorers.items() if isinstance(scorer, Scorer)}
+    if classified:
+        write_correct(correct_path(workdir, where), {test: s.correct for test, s in classified.items()})
+        write_confusions(confusion_path(workdir, where), {test: s.confusion for test, s in classified.items()})
     answers = {test: _list_predictions(scorer) for test, scorer in scorers.items()}
     write_predictions(predictions_path(workdir, where), answers)
     _save(result.head, found, workdir, shared)
@@ -41,9 +44,11 @@ def keep(workdir: Path, place: Path, found: FeatureSet, shared: dict[str, Any], 
         write_rows(place, "tune", measured)
 
 
-def _list_predictions(scorer: Scorer) -> Predictions:
+def _list_predictions(scorer: Scorer | NumberScorer) -> Predictions:
     """Return what a head answered to a test, for its file."""
     answers = scorer.answers
+    if isinstance(scorer, NumberScorer):
+        return Predictions(answers.labels, answers.predictions)
     return Predictions(answers.labels, answers.predictions, *scorer.soft)
 
 
@@ -59,15 +64,15 @@ def make_diverged_row(head: dict[str, Any], found: FeatureSet, n: int) -> Row:
 
 def _measure_head(
     result: select.HeadResult, found: FeatureSet, shared: dict[str, Any]
-) -> tuple[list[Row], dict[str, Scorer]]:
+) -> tuple[list[Row], dict[str, Scorer | NumberScorer]]:
     """Return the rows of a head's scores and of the spectrum of its Z, and the scorer of each test."""
     rows, scorers = [], {}
     for test in found.tests:
         where = {"split": test.name, "domain": test.domain, "n_test": len(test.labels), "layer": found.layer}
         soft = {"soft": methods.find(shared["method"]).logits, "temperature": getattr(result.head, "temperature", 1.0)}
-        scorer = Scorer(len(found.classes), **test.scoring, **soft)
+        scorer = NumberScorer() if found.is_scored else Scorer(len(found.classes), **test.scoring, **soft)
 
-        def transform_blocks(test: Split = test, scorer: Scorer = scorer) -> Iterator[np.ndarray]:
+        def transform_blocks(test: Split = test, scorer: Any = scorer) -> Iterator[np.ndarray]:
             for features, labels in test.blocks():
                 Z, logits = result.outputs(features)
                 select.require_finite(shared["method"], logits)

@@ -12,10 +12,11 @@ from nml_jax import console, settings
 from nml_jax.assembly.feature_sets import fit_in_memory
 from nml_jax.data.class_weights import find_class_weights
 from nml_jax.data.features.sets import FeatureSet, Subset
-from nml_jax.evals.metrics import check_classes, find_metric
+from nml_jax.errors import UserError
+from nml_jax.evals.metrics import REGRESSION, check_classes, check_number, find_metric
 from nml_jax.processes import forecast
 from nml_jax.tasks import catalogue
-from nml_jax.tuning import methods, select, streamed
+from nml_jax.tuning import methods, regression, select, streamed
 from nml_jax.tuning.holdout import Demands
 from nml_jax.tuning.trainers import make_trainer
 from nml_jax.tuning.trainers.trainer import Problem
@@ -64,18 +65,54 @@ def choose_metric(config: ConfigDict, found: FeatureSet) -> str:
         UserError: it is not one of so many classes.
     """
     metric = find_metric(config.tune.metric, catalogue.find_metric(found.task))
+    if found.is_scored:
+        return check_number(metric or REGRESSION)
     check_classes(metric, len(found.classes), ordered=bool(found.tests[0].scoring.get("ordered")))
     if metric == "f1":
         console.notice_once(f"F1 is that of {found.classes[1]!r}, not of {found.classes[0]!r} (features.positive)")
     return metric
 
 
+def list_own_methods(config: ConfigDict, found: FeatureSet) -> list[tuple[str, str | None]]:
+    """List the methods of the section `tune` that suit the labels, as (method, preset). Print which do not.
+
+    Raises:
+        UserError: none does, or another key is for classes alone.
+    """
+    pairs = list(methods.list_methods(config.tune))
+    if not found.is_scored:
+        return pairs
+    check_scored(config, found)
+    own = [(name, preset) for name, preset in pairs if methods.find(name).regresses]
+    if not own:
+        regression.check_methods(config.tune.methods)
+    if left := [name for name, _ in pairs if not methods.find(name).regresses]:
+        console.notice_once(
+            f"{found.task} is a regression: {console.list_words(left)} predicts classes, and is left out"
+        )
+    return own
+
+
+def check_scored(config: ConfigDict, found: FeatureSet) -> None:
+    """Raise UserError if a key of the section `tune` is for classes, and the labels are scores."""
+    tune = config.tune
+    choose_metric(config, found)
+    for key, default in (("class_weight", ()), ("suspects", "keep"), ("noises", (0.0,))):
+        if tune[key] != default:
+            raise UserError(
+                f"tune.{key}={tune[key]} is for classes, and the labels of {found.task} are scores",
+                f'leave it out, as in --config.tune.{key}="{default}"',
+            )
+
+
 def weigh_classes(config: ConfigDict, found: FeatureSet, labels: np.ndarray) -> np.ndarray | None:
-    """Return the weights of the classes, float64 [K]; None if all are 1.
+    """Return the weights of the classes, float64 [K]; None if all are 1, and for scores.
 
     Raises:
         UserError: `tune.class_weight` does not fit the classes.
     """
+    if found.is_scored:
+        return None
     return find_class_weights(config.tune.class_weight, labels, found.classes, what="tune.class_weight")
 
 

@@ -26,7 +26,7 @@ TERMS = 5, 6  # the same for the terms of NMTune: products of matrices, and what
 MEMORY = 1e10  # bytes per second at which AdamW reads and writes
 CALL = 1e-3  # seconds of a step or an evaluation besides
 STOPPED = 0.3  # share of the most epochs that early stopping leaves, from random weights: a guess
-BEST = 90  # steps after which validation is best, from a probe: the mean of settings, see benchmarks/forecast.py
+BEST = 120  # steps after which validation is best, from a probe: 20 to 150 in three files, see docs/benchmarks.md
 COMPILED = 1.5  # seconds to compile a training step
 SAMPLE = ", sample "  # between a method and the number of what it is trained on, in the name of a part
 READ = 0.5  # seconds to read the files
@@ -157,12 +157,17 @@ def _count_step(tune: Any, kind: methods.Method, rows: int, dim: int, k: int) ->
     return CALL + (6 * batch * parameters + terms) / measure_rate() + 40 * parameters / MEMORY
 
 
+def _as_labels(labels: np.ndarray) -> np.ndarray:
+    """Return labels in the type that trainers take them in."""
+    return labels.astype(np.float32 if labels.dtype.kind == "f" else np.int32)
+
+
 def _measure_step(config: ConfigDict, found: FeatureSet, method: str, preset: str | None) -> float:
     """Measure a step on the rows that fit into memory."""
     features, labels = found.train.features, found.train.labels
     most = min(len(labels), fit_in_memory(config.features.memory, features, 2 * config.tune.batch))
     block = features.rows(np.arange(most))
-    problem = Problem(block, labels[:most].astype(np.int32), method, preset, len(found.classes), config.tune)
+    problem = Problem(block, _as_labels(labels[:most]), method, preset, len(found.classes), config.tune)
     return ByGradient(problem).measure_step(most)
 
 
@@ -240,8 +245,8 @@ def describe(config: ConfigDict, cells: Mapping[str, ConfigDict]) -> list[str]:
     (found,) = open_feature_sets(first, Path())
     lines = []
     for split in (found.train, *found.tests):
-        many = np.unique(split.labels).size
-        lines.append(f"{split.name}: {len(split.labels):,} rows × {split.features.dim:,} features, {many} classes")
+        many = "scores" if found.is_scored else f"{np.unique(split.labels).size} classes"
+        lines.append(f"{split.name}: {len(split.labels):,} rows × {split.features.dim:,} features, {many}")
     whole = getattr(found.train.features, "whole", found.train.features)
     if columns := getattr(whole, "columns", ()):
         taken, left_out = (list_words(_few(names)) for names in (columns, getattr(whole, "left_out", ())))

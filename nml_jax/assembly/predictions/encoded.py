@@ -79,6 +79,7 @@ class OwnClassifier:
     classes: tuple[Any, ...]
     columns: tuple[str, ...] = ()
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    predicts_numbers = False
 
     @property
     def dim(self) -> int:

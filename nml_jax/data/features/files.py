@@ -23,6 +23,7 @@ from nml_jax.data.features.formats import (
     NO_LABELS,
     check_count,
     check_labels,
+    check_scores,
     find_format,
     keep_valid_labels,
     list_names,
@@ -50,6 +51,7 @@ def open_features(
     labelled: bool = True,
     wanted: Sequence[str] = (),
     group: str = "",
+    scored: bool = False,
 ) -> Features:
     """Open a feature file, or several that make one set.
 
@@ -75,6 +77,7 @@ def open_features(
         wanted: names of the D feature columns of a table, which may be in any order; (): as `columns` says. Arrays and
             lists have no such names and are taken as they are.
         group: name of a column that is never a feature, as it says which rows belong together; "": none.
+        scored: whether labels are numbers to be predicted, float32 [N], and not classes.
 
     Raises:
         UserError: the file is missing, empty, damaged or of an unknown format; it is ambiguous which array or column
@@ -89,6 +92,7 @@ def open_features(
         "labelled": labelled,
         "wanted": wanted,
         "group": group,
+        "scored": scored,
     }
     first = _open_file(parts[0], **how)
     if len(parts) == 1:
@@ -169,7 +173,15 @@ def _raise_folder(path: Path) -> NoReturn:
 
 
 def _open_file(
-    spec: str, *, label: str, columns: str, scale: float, labelled: bool, wanted: Sequence[str], group: str
+    spec: str,
+    *,
+    label: str,
+    columns: str,
+    scale: float,
+    labelled: bool,
+    wanted: Sequence[str],
+    group: str,
+    scored: bool,
 ) -> Features:
     """Open one file, or a pair of .npy. The arguments are those of `open_features`."""
     paths = inputs.split_pair(spec)
@@ -203,7 +215,8 @@ def _open_file(
                 console.notice_once(f"{path}: taken for ids: {why}; --config.features.columns keeps a column")
         else:
             content = open_arrays(paths, label, columns, labelled)
-        labels = keep_valid_labels(paths[-1], lambda: check_labels(content.labels, paths[-1]), NO_LABELS, labelled)
+        check = check_scores if scored else check_labels
+        labels = keep_valid_labels(paths[-1], lambda: check(content.labels, paths[-1]), NO_LABELS, labelled)
     labels = class_names.clean_labels(labels, f"{paths[-1]}, labels")
     shape = content.shape if len(content.shape) == 3 else (*content.shape[:1], 1, *content.shape[1:])
     if len(shape) != 3 or 0 in shape[1:]:
@@ -291,6 +304,8 @@ def translate_labels(train: Features, other: Features) -> np.ndarray:
         UserError: a label cannot be matched, because it has no name or because training has no class of that name.
     """
     labels, mine, its = other.labels, train.class_names, other.class_names
+    if labels.dtype.kind == "f":  # scores
+        return labels
     mine, its = (names if of.labels.dtype.kind in "iu" else () for names, of in ((mine, train), (its, other)))
     same = all(a == b for a, b in zip(mine, its, strict=False))
     if mine and its and same:

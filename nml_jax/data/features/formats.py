@@ -101,13 +101,41 @@ def check_labels(labels: np.ndarray, path: Path) -> np.ndarray:
             bad = np.flatnonzero(~whole)
             raise UserError(
                 f"{path}: {len(bad)} labels are not classes, as in row {bad[0]}: {labels[bad[0]]}",
-                "give every row a class, as a whole number or text; regression is not supported",
+                "give every row a class, as a whole number or text; --config.features.regression=True predicts numbers",
             )
         check_exact(stored, f"{path}: ")
         return labels.astype(np.int64)
     if labels.dtype.kind not in "biuU":
         raise UserError(f"{path}: the labels have dtype {labels.dtype}", "save them as integers or as text (dtype=str)")
     return np.asarray(labels)
+
+
+def check_scores(labels: np.ndarray, path: Path) -> np.ndarray:
+    """Return labels [N] that are scores as float32. Raise UserError if one is no finite number."""
+    check_label_shape(labels.shape, path)
+    kind = labels.dtype.kind
+    if kind not in "iufUS" and labels.dtype != ml_dtypes.bfloat16:
+        raise UserError(f"{path}: the scores have dtype {labels.dtype}", "save them as real numbers")
+    try:
+        scores = labels.astype(np.float64)
+    except ValueError:
+        cells = labels.astype(str).tolist()
+        row = next(i for i, cell in enumerate(cells) if _read_number(cell) is None)
+        raise UserError(
+            f"{path}: row {row} has {cells[row]!r} where a number is to be predicted",
+            "correct the cell, name another column with features.label, or leave features.regression=False for classes",
+        ) from None
+    if not (finite := np.isfinite(scores)).all():
+        row = int(finite.argmin())
+        raise UserError(f"{path}: row {row} has the score {scores[row]}", "repair the row, or leave it out")
+    return scores.astype(np.float32)
+
+
+def _read_number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
 
 
 def check_unicode(texts: np.ndarray, path: Path) -> None:

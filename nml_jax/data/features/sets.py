@@ -24,7 +24,7 @@ class Rows(Protocol):
 
 
 class Split(NamedTuple):
-    """One split with its labels, int32 [N].
+    """One split with its labels, int32 [N], or scores, float32 [N].
 
     domain: "id" or "ood". scoring: arguments of `mapped.Scorer`.
     groups: int [N], equal for rows that must stay together when the split is divided; None: each row is its own.
@@ -46,7 +46,7 @@ class Split(NamedTuple):
 class FeatureSet(NamedTuple):
     """One task in one layer.
 
-    classes: the classes that labels stand for, as JSON values.
+    classes: the classes that labels stand for, as JSON values; of scores the one name of what they measure.
     origin: the fields of a row that say where the features come from.
     scale: real value = stored value × scale.
     columns: names of the features; () if they have none.
@@ -64,6 +64,11 @@ class FeatureSet(NamedTuple):
     columns: tuple[str, ...] = ()
     label: str = ""
     encoder: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def is_scored(self) -> bool:
+        """Return whether labels are scores, to be predicted by a regression, not classes."""
+        return self.train.labels.dtype.kind == "f"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from nml_jax import console
 from nml_jax.data.class_names import clean_labels
 from nml_jax.data.features.files import encode, find_classes
 from nml_jax.data.sources.source import Source, digest
-from nml_jax.data.text.tables import SUFFIXES, choose_columns, join_texts, read_table
+from nml_jax.data.text.tables import SUFFIXES, choose_columns, join_texts, read_scores, read_table
 from nml_jax.errors import MissingInput, UserError
 
 
@@ -37,17 +37,20 @@ class ScoredSentences(Sentences):
     `labels` are the scores, float32 [N]. There is one class, whose name is what they measure.
     """
 
-    def __init__(self, texts: Sequence[tuple[str, ...]], scores: np.ndarray, name: str):
-        super().__init__(texts, np.zeros(len(scores), np.int32), (name,))
+    def __init__(self, texts: Sequence[tuple[str, ...]], scores: np.ndarray, measure: str, name: str = "texts"):
+        super().__init__(texts, np.zeros(len(scores), np.int32), (measure,), name)
         self.labels = self.labels_clean = np.asarray(scores, np.float32)
         self.fingerprint = digest("scored", self.fingerprint, self.labels)
 
 
-def read_texts(path: Path, columns: str, label: str) -> tuple[list[tuple[str, ...]], np.ndarray]:
+def read_texts(
+    path: Path, columns: str, label: str, *, scored: bool = False
+) -> tuple[list[tuple[str, ...]], np.ndarray]:
     """Return the texts of a table, and their labels as they are written.
 
     Args:
         columns, label: names, see `tables.choose_columns`.
+        scored: whether labels are scores, float32 [N].
 
     Raises:
         UserError: the file is missing or damaged, or a row lacks a text or a label.
@@ -56,6 +59,8 @@ def read_texts(path: Path, columns: str, label: str) -> tuple[list[tuple[str, ..
     named, own = choose_columns(path, table, columns, label)
     console.notice_once(f"{path}: texts {' and '.join(map(repr, named))}, label {own!r}")
     texts, labels = join_texts(path, table, named), table[own]
+    if scored:
+        return texts, np.array(read_scores(path, table, own, None, lambda cell: False)[0], np.float32)
     empty = [row for row, value in enumerate(labels) if value is None or value == ""]
     if empty:
         cause = f"{path}: {len(empty)} rows have no label, such as {table.place(empty[0])}"

@@ -5,7 +5,6 @@ from collections import Counter
 from typing import NamedTuple
 
 from nml_jax.evals.baselines import Baselines, find_baselines
-from nml_jax.evals.metrics import METRICS
 from nml_jax.reporting.statistics.compare import find_leaves, find_redrawn_share, read_shares
 from nml_jax.reporting.statistics.paired import (
     add_rows,
@@ -14,7 +13,7 @@ from nml_jax.reporting.statistics.paired import (
     find_wilson_interval,
     stat,
 )
-from nml_jax.reporting.statistics.studies import Key, Study
+from nml_jax.reporting.statistics.studies import MEASURES, PRIMARY, Key, Study
 
 
 class Baseline(NamedTuple):
@@ -36,13 +35,13 @@ class Baseline(NamedTuple):
 
     def best(self, metric: str = "accuracy") -> float:
         """Return the score that a method must exceed, or stay below where smaller is better."""
-        better = max if METRICS[metric].way > 0 else min
+        better = max if MEASURES[metric].way > 0 else min
         return better(self.chances[metric], self.scores[metric])
 
 
 def find_baseline(study: Study, test: Key) -> Baseline | None:
     """Return the baseline of a test, or of the mean over tests; None if the classes of some test are not on record."""
-    found: list[tuple[float, Baselines]] = []
+    found: list[tuple[float, Baselines, str]] = []
     answers: Counter[str] = Counter()
     for leaf, weight in find_leaves(study, test).items():
         counts = [counts for cell in study.cells if sum((counts := cell.count_classes(leaf.task, leaf.split)).values())]
@@ -50,12 +49,15 @@ def find_baseline(study: Study, test: Key) -> Baseline | None:
             return None
         of = [find_baselines([*one.values()]) for one in counts]
         answers.update([*one][base.answer] for one, base in zip(counts, of, strict=True))
-        found += [(weight / len(of), base) for base in of]
+        found += [(weight / len(of), base, leaf.metric) for base in of]
     if not found:
         return None
-    names = found[0][1].chance
-    chances = {name: math.fsum(w * base.chance[name] for w, base in found) for name in names}
-    scores = {name: math.fsum(w * base.majority[name] for w, base in found) for name in names}
+    names = [name for name in found[0][1].chance if all(name in base.chance for _, base, _ in found)]
+    chances = {name: math.fsum(w * base.chance[name] for w, base, _ in found) for name in names}
+    scores = {name: math.fsum(w * base.majority[name] for w, base, _ in found) for name in names}
+    if test.metric == PRIMARY and all(metric in base.chance for _, base, metric in found):
+        chances[PRIMARY] = math.fsum(w * base.chance[metric] for w, base, metric in found)
+        scores[PRIMARY] = math.fsum(w * base.majority[metric] for w, base, metric in found)
     return Baseline(chances, next(iter(answers)) if len(answers) == 1 else "", scores)
 
 
@@ -96,7 +98,7 @@ def beats(study: Study, key: Key, baseline: Baseline | None) -> bool:
         return True
     low, high = find_interval(study, key)
     best = baseline.best(key.metric)
-    return low > best if METRICS[key.metric].way > 0 else high < best
+    return low > best if MEASURES[key.metric].way > 0 else high < best
 
 
 def _count_rows(study: Study, key: Key) -> int:

@@ -8,7 +8,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from nml_jax.evals.metrics import METRICS, TASK
+from nml_jax.console import list_words
+from nml_jax.evals.metrics import TASK
 from nml_jax.reporting.statistics.baselines import Baseline, beats, find_baseline
 from nml_jax.reporting.statistics.compare import (
     Side,
@@ -19,9 +20,19 @@ from nml_jax.reporting.statistics.compare import (
     uses_files,
 )
 from nml_jax.reporting.statistics.paired import Comparison, Stat, stat
-from nml_jax.reporting.statistics.studies import MEAN, REFERENCES, ZERO_SHOT, Key, Method, Study
+from nml_jax.reporting.statistics.studies import (
+    MEAN,
+    MEASURES,
+    PRIMARY,
+    REFERENCES,
+    REGRESSION_REFERENCES,
+    ZERO_SHOT,
+    Key,
+    Method,
+    Study,
+    find_own_metric,
+)
 from nml_jax.runs.finished import Seed
-from nml_jax.tasks import catalogue
 
 DOMAINS = {"id": "in-domain", "ood": "out-of-domain"}
 
@@ -77,6 +88,21 @@ class Contest:
         task = f"mean over {len(self.study.tasks)} tasks" if self.task == MEAN else self.task
         return ", ".join(filter(None, (task if len(self.study.tasks) > 1 else "", self.setting)))
 
+    def list_parts(self) -> list[str]:
+        """Return what a mean over tasks is the mean of, in words, for each domain; [] for one task."""
+        if self.task != MEAN:
+            return []
+        out = []
+        for test in self.decided:
+            leaves = [*find_leaves(self.study, test._replace(method=self.reference))]
+            by_task = {key.task: [leaf for leaf in leaves if leaf.task == key.task] for key in leaves}
+            words = []
+            for task, own in by_task.items():
+                name = MEASURES[own[0].metric].title.removeprefix("the ")
+                words.append(f"{task} ({name} on {list_words(leaf.split for leaf in own)})")
+            out.append(f"{DOMAINS[test.domain]}: the mean over {list_words(words)}, over a task's tests first")
+        return out
+
     @property
     def seeds(self) -> int:
         """Seeds shared with the reference; all its seeds if it is the only method."""
@@ -91,17 +117,17 @@ class Contest:
     @property
     def way(self) -> int:
         """Return 1 if a larger score is better, else −1."""
-        return METRICS[self.metric].way
+        return MEASURES[self.metric].way
 
     @property
     def measure(self) -> str:
         """Return the name of the deciding metric in a sentence."""
-        return METRICS[self.metric].title
+        return MEASURES[self.metric].title
 
     @property
     def points(self) -> str:
         """Return the unit of a difference."""
-        return "nats" if METRICS[self.metric].needs == "losses" else "points"
+        return name_points(self.metric)
 
     def values(self, method: Method, test: Key, metric: str = "") -> dict[Seed, float]:
         key = test._replace(metric=metric or test.metric, method=method)
@@ -198,14 +224,20 @@ class Contest:
         return f", widened for {' × '.join(parts)}" if parts else ""
 
 
+def name_points(metric: str) -> str:
+    """Return the unit of a difference."""
+    return "nats" if MEASURES[metric].needs == "losses" else "units of the target" if metric == "rmse" else "points"
+
+
 def find_metric(study: Study, task: str) -> str:
     """Return the metric that decides on a task: `tune.metric`, or the task's own.
 
-    Accuracy does for the mean over tasks with different ones, and where answers are not on record (older runs).
+    For the mean over tasks with different ones it is PRIMARY. Accuracy does where answers are not on record, as of
+    older runs.
     """
     asked = study.cells[0].value("tune.metric") or TASK
-    own = {catalogue.find_metric(name) for name in (study.tasks if task == MEAN else [task])}
-    metric = asked if asked != TASK else own.pop() if len(own) == 1 else "accuracy"
+    own = {find_own_metric(name, study.table) for name in (study.tasks if task == MEAN else [task])}
+    metric = asked if asked != TASK else own.pop() if len(own) == 1 else PRIMARY
     keys = [key for key in study.keys(metric=metric, task=task) if key.method and key.method.name != ZERO_SHOT]
     leaves = [leaf for key in keys for leaf in find_leaves(study, key)]
     return metric if leaves and (asked != TASK or all(has_rows(study, leaf) for leaf in leaves)) else "accuracy"
@@ -226,7 +258,8 @@ def find_contests(study: Study) -> list[Contest]:
             methods = sorted(dict.fromkeys(key.method for key in own if key.method), key=lambda m: m.simplicity)
             if len(methods) < (1 if uses_files(study) else 2):
                 continue
-            reference = next((Method(name) for name in REFERENCES if Method(name) in methods), methods[0])
+            names = REFERENCES if MEASURES[metric].needs in ("confusion", "losses") else REGRESSION_REFERENCES
+            reference = next((Method(name) for name in names if Method(name) in methods), methods[0])
             methods = (reference, *(method for method in methods if method != reference))
             tests = tuple(sorted(dict.fromkeys(key._replace(method=None) for key in own), key=lambda key: key.domain))
             decided = _decided(tests)
@@ -250,7 +283,7 @@ def _versus(
         for other in others:
             plain = compare_numbers(study, str(other), *(Side(test._replace(method=m)) for m in (base, other)))
             wide = plain.corrected(len(others) * len(decided))
-            out[other, test] = Versus(plain, wide, METRICS[test.metric].way)
+            out[other, test] = Versus(plain, wide, MEASURES[test.metric].way)
     return out
 
 

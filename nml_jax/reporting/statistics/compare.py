@@ -16,7 +16,7 @@ from nml_jax.reporting.statistics.paired import (
     stat,
     unit,
 )
-from nml_jax.reporting.statistics.studies import FILES, MEAN, Key, Study
+from nml_jax.reporting.statistics.studies import FILES, MEAN, PRIMARY, Key, Study, find_own_metric
 from nml_jax.runs.finished import Seed
 from nml_jax.runs.heads import read_correct
 from nml_jax.runs.predictions import read_predictions
@@ -79,7 +79,10 @@ def find_redrawn_share(study: Study, key: Key) -> float:
 def find_leaves(study: Study, key: Key) -> dict[Key, float]:
     """Return the tests that a number is the mean of, each with its weight; a number of one test is its own."""
     if key.task == MEAN:
-        found = [key._replace(task=task) for task in study.tasks]
+        own = {
+            task: find_own_metric(task, study.table) if key.metric == PRIMARY else key.metric for task in study.tasks
+        }
+        found = [key._replace(task=task, metric=metric) for task, metric in own.items()]
         found = [key for key in found if key in study.table]
     elif key.split == MEAN:
         same = {name: value for name, value in key._asdict().items() if name != "split"}
@@ -144,7 +147,8 @@ def _read_share(folder: Path, row: Row) -> Shares | None:
     found = read_predictions(folder, row) if row.metric in METRICS else None
     if found is None or (METRICS[row.metric].needs == "losses" and found.loss is None):
         return None
-    answers = Answers(found.label.astype(np.int64), found.answer.astype(np.int64), found.loss)
+    kind = np.float64 if found.label.dtype.kind == "f" else np.int64
+    answers = Answers(found.label.astype(kind), found.answer.astype(kind), found.loss)
     return METRICS[row.metric].share(answers)
 
 
@@ -154,3 +158,50 @@ def _count_rows(study: Study, key: Key, conditions: Sequence[int]) -> int:
         return 0
     rows = (row for i in conditions for source in study.sources[key][i].values() for row in source.rows)
     return next((row.n_test for row in rows if row.n_test), 0)
+
+
+class Term(NamedTuple):
+    """A number of one condition, and its factor in a contrast."""
+
+    factor: float
+    key: Key
+    condition: int = 0
+
+
+def contrast(study: Study, where: str, terms: Sequence[Term]) -> Comparison:
+    """Compare a sum of numbers with 0, paired over seeds and test rows, such as a difference of two differences.
+
+    All terms are of the same tests. Where it is not on record which rows were right, only seeds count, and the result
+    says so (`bounded`).
+    """
+    own = [study.table.get(term.key, [{}] * len(study.conditions))[term.condition] for term in terms]
+    seeds = [seed for seed in own[0] if all(seed in values for values in own)]
+    sums = {seed: float(sum(t.factor * values[seed] for t, values in zip(terms, own, strict=True))) for seed in seeds}
+    found, lost = [], False
+    for test, weight in find_leaves(study, terms[0].key).items():
+        each = [_add_shares(study, test, terms, seed) for seed in seeds]
+        known = [shares for shares in each if shares is not None]
+        lost |= len(known) < len(each) or not each
+        if known and not lost:
+            found.append((weight, _average_shares(known)))
+    anew = find_redrawn_share(study, terms[0].key)
+    rows = add_rows(found) if found and not lost else []
+    zeros = dict.fromkeys(seeds, 0.0)
+    unvalidated = {t.key.method for t in terms if is_unvalidated(study, t.key, (t.condition,))}
+    blind = bool(unvalidated) and len({t.key.method for t in terms}) > 1
+    result = compare(where, unit(terms[0].key.metric), zeros, sums, rows, redrawn=anew)
+    return result._replace(bounded=lost and terms[0].key.metric in METRICS, blind=blind)
+
+
+def _add_shares(study: Study, test: Key, terms: Sequence[Term], seed: Seed) -> Shares | None:
+    """Return what each row of a test adds to a contrast in one seed; None if it is not recorded for every term."""
+    values, flips, counts = 0.0, 0.0, None
+    most = sum(max(term.factor, 0) for term in terms)  # what one row can change in favour of a side
+    for term in terms:
+        leaf = test._replace(method=term.key.method, setting=term.key.setting)
+        own = read_shares(study, leaf, (term.condition,), seed)
+        if own is None or (counts is not None and len(own.counts) != len(counts)):
+            return None
+        values = values + term.factor * own.values
+        flips, counts = np.maximum(flips, most * own.flips), own.counts
+    return None if counts is None else Shares(np.asarray(values), np.asarray(flips), counts)

@@ -7,16 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from nml_jax.evals.correlations import UNDEFINED
 from nml_jax.reporting.statistics.studies import (
     FILES,
     MEAN,
     NOISE,
+    PRIMARY,
     REPLICATE,
     SUSPECTS,
     Condition,
     Key,
     Source,
     Study,
+    find_own_metric,
     method_of,
 )
 from nml_jax.runs.finished import FinishedRun, Seed
@@ -26,6 +29,7 @@ from nml_jax.settings import NOT_IDENTITY
 SETTINGS = {"train_share": "{:.4g} of the training data", "downstream_noise": "{:.4g} downstream noise",
             "views": "{} views", "layer": "layer {}", "suspects": SUSPECTS}  # fmt: skip
 CONDITION = "condition"
+Table = dict[Key, list[dict[Seed, float]]]  # as `Study.table`
 SHOWN = 4  # differing keys in a study's title
 
 
@@ -123,11 +127,11 @@ def _format(value: Any) -> str:
 
 def _tabulate(
     conditions: Sequence[Condition],
-) -> tuple[dict[Key, list[dict[Seed, float]]], dict[Key, list[dict[Seed, Source]]]]:
+) -> tuple[Table, dict[Key, list[dict[Seed, Source]]]]:
     """Average the rows of each run by key, then over splits and tasks: `Study.table` and `Study.sources`."""
     heads = [row for condition in conditions for cell in condition.cells for row in cell.rows if row.method]
     varied = [field for field in SETTINGS if len({value for row in heads if (value := _word_setting(row, field))}) > 1]
-    table: dict[Key, list[dict[Seed, float]]] = {}
+    table: Table = {}
     sources: dict[Key, list[dict[Seed, Source]]] = {}
     for i, condition in enumerate(conditions):
         for cell in condition.cells:
@@ -136,14 +140,49 @@ def _tabulate(
                 values[cell.seed] = float(np.mean([row.value for row in rows]))
                 of_key = sources.setdefault(key, [{} for _ in conditions])[i]
                 of_key[cell.seed] = Source(cell.folder, tuple(rows))
-    scores = [key for key in table if key.method and not key.output]
-    for whole, parts in _group(scores, lambda key: key._replace(split=MEAN)).items():
-        table[whole] = _average([table[part] for part in parts])
-    by_task = dict.fromkeys(key._replace(split=MEAN) for key in scores)
-    for whole, parts in _group(by_task, lambda key: key._replace(task=MEAN)).items():
-        if len({key.task for key in by_task}) > 1:
-            table[whole] = _average([table[part] for part in parts])
+    _drop_undefined(table, sources)
+    _add_means(table)
     return table, sources
+
+
+def _drop_undefined(table: Table, sources: dict[Key, Any]) -> None:
+    """Drop a score in the runs in which some head has none, as of constant predictions; a mean would leave it out."""
+    for key in [key for key in table if key.metric.endswith(UNDEFINED)]:
+        score = key._replace(metric=key.metric.removesuffix(UNDEFINED))
+        for i, values in enumerate(table[key]):
+            for seed in values if score in table else ():
+                table[score][i].pop(seed, None)
+                sources[score][i].pop(seed, None)
+
+
+def _add_means(table: Table) -> None:
+    """Add the means over the tests of a task and domain, and over tasks; none where a part is missing.
+
+    A method must have all tests that another has, and all tasks. Where tasks have metrics of their own, PRIMARY is the
+    mean of these.
+    """
+    scores = [key for key in table if key.method and not key.output and not key.metric.endswith(UNDEFINED)]
+
+    def blank(key: Key) -> Key:
+        return key._replace(method=None, setting="", split=MEAN)
+
+    tests = {whole: {key.split for key in keys} for whole, keys in _group(scores, blank).items()}
+    by_task: list[Key] = []
+    for whole, parts in _group(scores, lambda key: key._replace(split=MEAN)).items():
+        if {key.split for key in parts} == tests[blank(whole)]:
+            table[whole] = _average([table[part] for part in parts])
+            by_task.append(whole)
+    tasks = {domain: {key.task for key in keys} for domain, keys in _group(scores, lambda key: key.domain).items()}
+    if len({key.task for key in scores}) < 2:
+        return
+    for whole, parts in _group(by_task, lambda key: key._replace(task=MEAN)).items():
+        if {key.task for key in parts} == tasks[whole.domain]:
+            table[whole] = _average([table[part] for part in parts])
+    known = {key.task: find_own_metric(key.task, [*table]) for key in scores}
+    own = [key for key in by_task if key.metric == known[key.task]]
+    for whole, parts in _group(own, lambda key: key._replace(task=MEAN, metric=PRIMARY)).items():
+        if {key.task for key in parts} == tasks[whole.domain] and len({key.metric for key in parts}) > 1:
+            table[whole] = _average([table[part] for part in parts])
 
 
 def _word_setting(row: Row, field: str) -> str:

@@ -73,9 +73,11 @@ class Unit(NamedTuple):
 
 PERCENT = Unit(100, 1, " %")  # shares; the rest has no unit, and correlations are shown as 100 times their value
 RATIO = Unit(1, 2)
+POINTS = Unit(100, 1)  # correlations, in hundredths
 UNITS = {
     "loss": Unit(1, 3), "log_loss": Unit(1, 3), "log_loss_before": Unit(1, 3),  # nats
-    "mcc": Unit(100, 1), "sve": RATIO, "lsvr": RATIO, "alpha_req": RATIO, "fisher_ratio": RATIO,
+    **dict.fromkeys(("mcc", "pearson", "spearman", "r2"), POINTS), "rmse": Unit(1, 3),
+    "sve": RATIO, "lsvr": RATIO, "alpha_req": RATIO, "fisher_ratio": RATIO,
     "effective_rank": Unit(1, 1), "stable_rank": Unit(1, 1),
 }  # fmt: skip
 

@@ -7,18 +7,21 @@ and are not independent repetitions.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from nml_jax.evals.metrics import METRICS as SCORES
+from nml_jax.evals.metrics import REGRESSION
 from nml_jax.reporting.statistics.paired import Stat, format_mean, stat
 from nml_jax.runs.detections import METRICS as METRICS_OF_DETECTORS
 from nml_jax.runs.finished import FinishedRun, Seed
 from nml_jax.runs.heads import preset_label
 from nml_jax.runs.rows import Row
 from nml_jax.spreadsheet import escape_cell
+from nml_jax.tasks import catalogue
 from nml_jax.tuning import methods
 
 REPLICATE = ("seed", "noise_seed")  # what distinguishes repetitions of one condition
@@ -34,7 +37,9 @@ METHODS = {
     "mask": "Mask R-CNN",
     "solo": "SOLOv2",
 }
-REFERENCES = ("lbfgs", "linear")  # what heads are compared with: the first that is there
+# What heads are compared with: the first that is there, and on regressions, where there is no L-BFGS, ridge.
+REFERENCES = ("lbfgs", "linear")
+REGRESSION_REFERENCES = ("lbfgs", "ridge", "linear")
 ZERO_SHOT = "zero-shot"
 SUSPECTS = (
     "tune.suspects = {}"  # the setting of heads that were trained on all rows, without the suspects, or relabelled
@@ -45,6 +50,24 @@ COLUMNS = ["study", "noise_kind", "axis", "condition", "x", "metric", "task", "s
            "method", "setting", "mean", "sd", "n", "seeds",
            "method_key", "preset", "output", "weights", "wise_alpha"]  # fmt: skip
 NUMBERS = {"x", "mean", "sd", "n", "seeds", "wise_alpha"}  # those that hold no words
+
+
+PRIMARY = "primary"  # as a metric, over tasks: each task's own
+
+
+class Measure(NamedTuple):
+    """What decides in a contest: a metric of a task, or the mean of several.
+
+    title, needs, way: as of `evals.metrics.Metric`; a mean of several needs "metrics".
+    """
+
+    title: str
+    needs: str
+    way: int = 1
+
+
+MEASURES = {name: Measure(metric.title, metric.needs, metric.way) for name, metric in SCORES.items()}
+MEASURES[PRIMARY] = Measure("the mean of each task's own metric", "metrics")
 
 
 class Method(NamedTuple):
@@ -165,6 +188,17 @@ class Study:
         known = self.names("split", metric="sve", task=task, domain="id", method=None)
         scored = self.names("split", metric="accuracy", task=task, domain="id")
         return next(iter([s for s in known if s in scored] or [s for s in known if s != "train"] or known), "")
+
+
+def find_own_metric(task: str, keys: Iterable[Key]) -> str:
+    """Return a task's own metric: the customary one, or of a regression without one R².
+
+    Args:
+        keys: what was measured.
+    """
+    metric = catalogue.find_metric(task)
+    known = {key.metric for key in keys if key.task == task}
+    return REGRESSION if metric == "accuracy" and metric not in known and REGRESSION in known else metric
 
 
 def method_of(row: Row) -> Method:

@@ -27,14 +27,15 @@ from nml_jax.reporting.statistics.paired import (
     stat,
     unit,
 )
-from nml_jax.reporting.statistics.studies import MEAN, Key, Study
+from nml_jax.reporting.statistics.studies import MEAN, PRIMARY, Key, Study
 from nml_jax.reporting.tables.conditions import SCORES, SPECTRA, name_mode, select
 from nml_jax.tasks import catalogue
 from nml_jax.tuning.diagnosis import NAMES, NOT_ASKED
 
 METRICS = {name: SCORES[name] for name in ("accuracy", "macro_f1", "mean_per_class")}
 OTHERS = {"log_loss": "log loss (nats)", "mcc": "MCC", "f1": "F1"}  # one is shown beside these where it decides
-TITLES = {**METRICS, **OTHERS}
+NUMBERS = {"pearson": "Pearson", "spearman": "Spearman", "r2": "R²", "rmse": "RMSE"}  # of a regression
+TITLES = {**METRICS, **OTHERS, **NUMBERS, PRIMARY: "own metric"}
 MEANINGS = {
     "sve": "how evenly the singular values share their sum, in nats; higher is flatter",
     "lsvr": "how far the largest singular value is from being all there is; higher is flatter",
@@ -72,6 +73,7 @@ def list_scores(contest: Contest) -> Block:
     said += f" {others[:1].upper()}{others[1:]} decide{'s' * (len(known) == 2)} nothing." * (several and len(known) > 1)
     customary = contest.task in catalogue.TRAINED and known[:1] == ["mean_per_class"]
     said += " For this task the mean per class is customary." * customary
+    said += "".join(f" {part[:1].upper()}{part[1:]}." for part in contest.list_parts())
     over = [("", 1 + rows), *((name, len(known)) for _, name in _name_tests(contest.shown))]
     head = ["", *(["trained on"] * rows), *(TITLES[metric] for _, metric in columns)]
     over_seeds = f", mean ± sample sd over {contest.seeds} seeds" if contest.seeds > 1 else ""
@@ -158,7 +160,8 @@ def _compare_others(contest: Contest) -> list[Block]:
 def _list_metrics(contest: Contest) -> list[str]:
     """Return the known metrics, the one that decides or is customary for the task first."""
     first = contest.metric if contest.metric != "accuracy" else catalogue.find_metric(contest.task)
-    names = [*METRICS, *({contest.metric} & OTHERS.keys())]
+    names = [*METRICS, *({contest.metric} & OTHERS.keys()), *(NUMBERS if contest.metric in NUMBERS else ())]
+    names += [PRIMARY] * (contest.metric == PRIMARY)
     known = [metric for metric in names if contest.study.keys(metric=metric, task=contest.task)]
     return sorted(known, key=lambda metric: metric != first)
 
@@ -271,6 +274,7 @@ def write_text(contest: Contest) -> list[str]:
     title = ": ".join(filter(None, (contest.study.title, contest.name)))
     gap = f"{contest.measure} less that of the {contest.reference} in {contest.points}"
     lines = [f"{title}, mean ± sd over {count(contest.seeds, 'seed')}, {gap}"]
+    lines += [f"{part[:1].upper()}{part[1:]}." for part in contest.list_parts()]
     titles = {metric: TITLES[metric] for metric in _list_metrics(contest)}
     if contest.widened():
         lines.append(f"(better: by the interval{contest.widened().lstrip(',')}; worse: as it is)")
@@ -294,6 +298,7 @@ def write_text(contest: Contest) -> list[str]:
             lines.append((f"  {name}".ljust(first) + "".join(f"{cell:>11}" for cell in cells)).rstrip())
     said = (
         answers.list_diverged(contest.study, contest.task),
+        answers.list_undefined(contest.study, contest.task),
         answers.write_answer(contest),
         answers.say_disagreement(contest),
         answers.warn_of_few_epochs(contest),

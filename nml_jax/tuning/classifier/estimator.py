@@ -1,7 +1,5 @@
 """NMTune, its relatives and plain probes as a scikit-learn classifier on features: `NMTuneClassifier`."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from nml_jax import spectrum
 from nml_jax.data.class_weights import find_class_weights
 from nml_jax.data.features.checks import check_exact, check_finite, check_varied
 from nml_jax.data.features.frames import to_matrix
-from nml_jax.errors import FREE, UserError
+from nml_jax.errors import FREE, UserError, raise_value_errors
 from nml_jax.models.heads.mlp import standardize
 from nml_jax.processes.forks import refuse_fork
 from nml_jax.tuning import head_file
@@ -40,12 +38,13 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             (objectives/skd.py, fgs.py, lgm.py).
         preset: of nmtune: paper | code.
         weights: numbers by name, such as {"svd": 0.1}, that replace those of the preset or of the method's terms.
-        epochs: passes over the training part, at most. None: 10, or as many as make 300 steps, from the probe; 5, or as
-            many as make 200 steps, from random weights.
+        epochs: passes over the training part, at most. None: 10, or as many as make 300 steps, from the probe (see
+            `learning_rate`); 5, or as many as make 200 steps, from random weights.
         batch_size: rows per step. None: 128 from the probe, else 256. If the training part is smaller, the largest
             power of two in it, so that sets of similar size share one compiled program.
-        learning_rate: rate at the start of the cosine. None: √(6/D) / 700 from the probe, where larger rates lose
-            accuracy in other domains (docs/benchmarks.md); from random weights √(6/D) / 10 for linear, / 50 for the
+        learning_rate: rate at the start of the cosine. None: from the probe √(6/D) / 700, where larger rates lose
+            accuracy in other domains (docs/benchmarks.md), unless √(6/D) / 100, for up to three times as long, lowers
+            the probe's validation loss by two standard errors; from random weights √(6/D) / 10 for linear, / 50 for the
             others. √(6/D) bounds the classifier's initial weights, and AdamW moves every weight by its rate in a step.
         weight_decay: decoupled, on every parameter.
         standardize: scale every feature to mean 0 and variance 1, by the rows given to `fit`.
@@ -151,7 +150,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """
         before = dict(vars(self))
         try:
-            with _raise_value_errors():
+            with raise_value_errors():
                 return self._fit(X, y, sample_weight)
         except BaseException:  # keep the previous fit
             vars(self).clear()
@@ -206,13 +205,13 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Return probabilities float64 [M, K], columns as in `classes_`."""
         logits = self._outputs(X)[1]
-        with _raise_value_errors():
+        with raise_value_errors():
             return self.head_.probabilities(logits)
 
     def predict_log_proba(self, X: ArrayLike) -> np.ndarray:
         """Return the logarithms of `predict_proba`, float64 [M, K]; finite where a probability rounds to zero."""
         logits = self._outputs(X)[1].astype(np.float64)
-        with _raise_value_errors():
+        with raise_value_errors():
             return self.head_.log_probabilities(logits)
 
     def predict(self, X: ArrayLike) -> np.ndarray:
@@ -226,10 +225,10 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def _outputs(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         check_is_fitted(self)
-        with _raise_value_errors():
+        with raise_value_errors():
             X = to_matrix(X)
         X = validate_data(self, X, dtype=[np.float32, np.float64], ensure_all_finite=False, reset=False)
-        with _raise_value_errors():
+        with raise_value_errors():
             return self.head_.outputs(check_finite(X))
 
     def __sklearn_tags__(self) -> Any:
@@ -269,8 +268,10 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         Raises:
             ValueError: there is no such file, or it is damaged.
         """
-        with _raise_value_errors():
+        with raise_value_errors():
             head = head_file.load(Path(path))
+            if head.predicts_numbers:
+                raise UserError(f"{path} predicts numbers, not classes", "load it with NMTuneRegressor")
         about, form = head.about, head.form._asdict()
         form.pop("mlp")
         preset = (about.get("preset") or "paper").split("/")[0]  # a run may call it "code/1view"
@@ -289,12 +290,3 @@ def _measure(F: np.ndarray) -> dict[str, float]:
         return {}
     measures = {**spectrum.MEASURES, "effective_rank": spectrum.effective_rank}
     return {name: float(measure(s)) for name, measure in measures.items()}
-
-
-@contextlib.contextmanager
-def _raise_value_errors() -> Iterator[None]:
-    """Turn a UserError into a ValueError, as users of scikit-learn expect."""
-    try:
-        yield
-    except UserError as e:
-        raise ValueError(f"{e.cause}; {e.cure}") from e

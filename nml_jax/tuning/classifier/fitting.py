@@ -12,6 +12,7 @@ from nml_jax.console import format_seconds, notice
 from nml_jax.data.stratify import hold_out
 from nml_jax.errors import UserError
 from nml_jax.evals.calibration import find_temperature
+from nml_jax.evals.metrics import compute_losses
 from nml_jax.models.heads.mlp import Tree, standardize
 from nml_jax.processes.limits import limit_blas
 from nml_jax.tuning import descent, methods, patient
@@ -19,10 +20,11 @@ from nml_jax.tuning.classifier.arguments import starts_from_probe
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import Demands, cross_entropy, multiply
+from nml_jax.tuning.patient import compute_error
 from nml_jax.tuning.probes import Linear
 
-EPOCHS, STEPS, BATCH = 5, 200, 256  # defaults from random weights: 5 epochs, or as many as make 200 steps
-PROBE_EPOCHS, PROBE_STEPS, PROBE_BATCH = 10, 300, 128  # from the probe; NMTune's terms are cubic in the batch
+BATCH, PROBE_BATCH = 256, 128  # from random weights, and from the probe: NMTune's terms are cubic in the batch
+ERRORS = 2.0  # standard errors by which a fast training must lower the loss of the probe
 FEWEST = 20  # rows to validate on
 PATIENCE, PATIENT_STEPS = 3, 75  # defaults: 3 epochs, or as many as make 75 steps
 NOTHING_HELD_OUT = (
@@ -52,6 +54,14 @@ class Rows(NamedTuple):
     def take_all(self) -> "Rows":
         """Return the same rows, all of them to train on."""
         return self._replace(train=np.arange(len(self.X)), held_out=np.arange(0))
+
+
+class Pace(NamedTuple):
+    """A learning rate, and the budget of a training: so many epochs, or as many as make so many steps."""
+
+    rate: float
+    epochs: int
+    steps: int
 
 
 class Fitted(NamedTuple):
@@ -108,13 +118,17 @@ class Fitting:
         standard = descent.get_standard(bank.features, len(X)) if self.asked.standardize else None
         F = standardize(X, standard) if standard and solved else X
         probe = self._solve_probe(rows, F) if solved else None
-        setting = Setting(None, self._choose_rate(spec, X.shape[1]), self.asked.weight_decay, self.seed, numbers)
-        start = start if start and start.form == spec.form else None
-        training, head = self._train(spec, bank, setting, standard, start or probe, rows)
+        setting = Setting(None, 0.0, self.asked.weight_decay, self.seed, numbers)
+        first = (start if start and start.form == spec.form else None) or probe
+        *faster, last = self._list_paces(spec, X.shape[1])
+        for pace in (*faster, last):
+            training, head = self._train(spec, bank, setting, standard, first, rows, pace)
+            if pace is not last and self._is_better(head.outputs(X[rows.held_out])[1], probe(F[rows.held_out])):  # pyright: ignore[reportOptionalCall]
+                break
         temperature = self._find_temperature(head)
         if probe and len(rows.held_out):
             probe = self._solve_probe(rows.take_all(), F, self.c)
-            _, head = self._train(spec, bank, setting, standard, probe, rows.take_all(), until=training.best)
+            _, head = self._train(spec, bank, setting, standard, probe, rows.take_all(), pace, until=training.best)
         return Fitted(head, temperature, training.done, training.losses, self.c)
 
     def _make_spec(self, make_spec: Callable[[int, int], Spec], solved: bool) -> Spec:
@@ -125,11 +139,25 @@ class Fitting:
             spec = spec._replace(form=spec.form._replace(width=methods.choose_width(self.rows.X.shape[1], n)))
         return spec._replace(penalised=solved)
 
-    def _choose_rate(self, spec: Spec, dim: int) -> float:
-        """Return the learning rate, see `NMTuneClassifier.learning_rate`."""
-        if self.asked.learning_rate is not None:
-            return self.asked.learning_rate
-        return math.sqrt(6 / dim) / (700 if spec.penalised else 50 if spec.form.mlp else 10)
+    def _list_paces(self, spec: Spec, dim: int) -> list[Pace]:
+        """Return the trainings to try, see `NMTuneClassifier.learning_rate`; all but the last must be shown better."""
+        rate, unit = self.asked.learning_rate, math.sqrt(6 / dim)
+        if not spec.penalised:
+            return [Pace(unit / (50 if spec.form.mlp else 10) if rate is None else rate, 5, 200)]
+        careful = Pace(unit / 700 if rate is None else rate, 10, 300)
+        fast = [Pace(unit / 100, 30, 900)] if rate is None and len(self.rows.held_out) else []
+        return [*fast, careful]
+
+    def _is_better(self, logits: np.ndarray, first: np.ndarray) -> bool:
+        """Return whether logits of the held-out rows have a lower loss than the first ones, beyond chance.
+
+        Losses are those at the best temperature, since a strong penalty shrinks logits, and training undoes that.
+        """
+        held_out = self.rows.held_out
+        codes, own = self.rows.codes[held_out], self.rows.demands.weigh(self.rows.codes[held_out])
+        weights: Any = multiply(self.rows.weights[held_out], own)
+        before, after = (compute_losses(z / find_temperature(z, codes), codes) for z in (first, logits))
+        return float(np.average(before - after, weights=weights)) > ERRORS * compute_error(before - after, weights)
 
     def _solve(self) -> Fitted:
         """Choose penalty and temperature on parts of the rows, and solve the probe on all of them."""
@@ -178,6 +206,7 @@ class Fitting:
         standard: Tree | None,
         start: TunedHead | Linear | None,
         rows: Rows,
+        pace: Pace,
         until: int | None = None,
     ) -> tuple[patient.Training, TunedHead]:
         """Train epoch by epoch, until validation no longer improves, or for `until` epochs of the same schedule."""
@@ -186,8 +215,8 @@ class Fitting:
         bank = jax.device_put(bank._replace(weights=np.float32(own)))
         order = np.concatenate([train, rows.held_out, np.arange(len(X), len(bank.labels))])
         penalty = patient.compute_penalty(self.c, n, self.num_classes) if self.c else 0.0
-        setting = descent.to_arrays(setting._replace(rows=order, penalty=penalty))
-        epochs, patience = self._count_epochs(spec, n)
+        setting = descent.to_arrays(setting._replace(rows=order, penalty=penalty, lr=pace.rate))
+        epochs, patience = self._count_epochs(-(-n // spec.batch), pace)
         last = epochs if until is None else until
         with limit_blas():
             carry = _start_at(descent.begin(spec, setting, X.shape[1], standard), start)
@@ -197,13 +226,11 @@ class Fitting:
             )
             return training, training.run(last, patience)
 
-    def _count_epochs(self, spec: Spec, n: int) -> tuple[int, int]:
-        """Return the most epochs on n rows, and those without a lower loss after which training stops."""
-        steps = -(-n // spec.batch)
-        least, budget = (PROBE_EPOCHS, PROBE_STEPS) if spec.penalised else (EPOCHS, STEPS)
+    def _count_epochs(self, steps: int, pace: Pace) -> tuple[int, int]:
+        """Return the most epochs of so many steps, and those without a lower loss after which training stops."""
         epochs, patience = self.asked.epochs, self.asked.patience
         return (
-            max(least, -(-budget // steps)) if epochs is None else int(epochs),
+            max(pace.epochs, -(-pace.steps // steps)) if epochs is None else int(epochs),
             max(PATIENCE, -(-PATIENT_STEPS // steps)) if patience is None else int(patience),
         )
 

@@ -13,7 +13,7 @@ from nml_jax.models.heads.mlp import Tree, standardize
 from nml_jax.objectives import terms
 from nml_jax.processes import forecast
 from nml_jax.processes.limits import limit_blas
-from nml_jax.tuning import descent, methods, patient, probes, spread
+from nml_jax.tuning import descent, methods, patient, probes, regression, spread
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.trainers.trainer import HeadFit, Problem, Scores, make_grid, pick_lowest, wrap
@@ -29,6 +29,7 @@ class ByGradient:
         self.method = methods.find(method)
         self.form = methods.build_form(self.method, config, features.shape[2], len(labels))
         self.from_probe = methods.starts_from_probe(self.method, config)
+        self.penalty = regression.ALPHA if regression.is_regression(self.num_classes) else "C"  # the probe's setting
         self.terms, self.numbers = terms.split(self.method.terms, weights) if weights else (None, {})
         self.grid = make_grid(config, {"lr": "lrs", "weight_decay": "weight_decays"})
         self.features, self.labels = features, labels
@@ -53,7 +54,7 @@ class ByGradient:
         for fit in fits:
             probe, standard = None, self.standardise(fit.rows, n)
             if self.from_probe:
-                probe, _ = self.choose_probe(fit.rows[:n], n, standard, fit.hyper.get("C"))
+                probe, _ = self.choose_probe(fit.rows[:n], n, standard, fit.hyper.get(self.penalty))
             if self.is_solved:
                 heads.append(patient.make_linear(probe, wrap(standard)))  # type: ignore[arg-type]
                 continue
@@ -92,7 +93,7 @@ class ByGradient:
         """Make the arguments of a training on n rows in memory, of `rows` in all, that starts from a probe, or not."""
         spec, setting = self.make_spec(n), self.make_setting(fit)
         if probe is not None:
-            penalty = patient.compute_penalty(fit.hyper["C"], rows, self.num_classes)
+            penalty = self.compute_penalty(fit.hyper[self.penalty], rows)
             spec, setting = spec._replace(penalised=True), setting._replace(penalty=penalty)
         return spec, descent.to_arrays(setting)
 
@@ -101,11 +102,17 @@ class ByGradient:
         if not self.from_probe:
             return None
         n = len(self.labels)
-        return self.choose_probe(np.arange(n), n, standard, fit.hyper["C"])[0]
+        return self.choose_probe(np.arange(n), n, standard, fit.hyper[self.penalty])[0]
+
+    def compute_penalty(self, value: float, n: int) -> float:
+        """Return the penalty of the kernel in a mean loss that is the probe's on n rows."""
+        if regression.is_regression(self.num_classes):
+            return value / n
+        return patient.compute_penalty(value, n, self.num_classes)
 
     def measure_step(self, n: int, repeats: int = 3) -> float:
         """Measure the seconds of a training step; the program is compiled, and training uses it again."""
-        hyper = {**self.grid[0], "C": 1.0}
+        hyper = {**self.grid[0], self.penalty: 1.0}
         probe = probes.Linear(
             np.zeros((self.features.shape[2], self.num_classes), np.float32), np.zeros(self.num_classes, np.float32)
         )
@@ -132,16 +139,21 @@ class ByGradient:
     def choose_probe(
         self, rows: np.ndarray, n: int, standard: Tree | None, c: float | None = None
     ) -> tuple[probes.Linear, float]:
-        """Solve the probe on all views of the first n rows; its C is `c`, or chosen by the other rows."""
+        """Solve the probe on all views of the first n rows; its C (or α) is `c`, or chosen by the other rows."""
         views, dim = self.features.shape[1:]
         F = self.features[rows].reshape(-1, dim)
         F = standardize(F, standard) if standard else F
         everything = np.arange(len(F))
         parts = everything[: n * views], everything[n * views :]
+        widen = self.config.widen and c is None
+        if regression.is_regression(self.num_classes):
+            alphas = self.config.alphas if c is None else (c,)
+            own: dict[str, Any] = {"alphas": alphas, "demands": self.demands, "widen": widen}
+            return regression.choose_probe(F, np.repeat(self.labels[rows], views), parts, **own)
         cs = self.config.cs if c is None else (c,)
         labels = np.repeat(self.labels[rows], views)
         how: dict[str, Any] = {"num_classes": self.num_classes, "cs": cs, "demands": self.demands}
-        return patient.choose_probe(F, labels, parts, **how, once=True, widen=self.config.widen and c is None)
+        return patient.choose_probe(F, labels, parts, **how, once=True, widen=widen)
 
     def pick(
         self, scored: Sequence[Scores], logits: Sequence[np.ndarray] = (), labels: np.ndarray | None = None

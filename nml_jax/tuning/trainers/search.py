@@ -75,7 +75,7 @@ class Search:
         hyper: dict[str, float] = {}
         probe, standard = None, self.trainer.standardise(rows, n)
         if self.trainer.from_probe:
-            probe, hyper["C"] = self.trainer.choose_probe(rows, n, standard)
+            probe, hyper[self.trainer.penalty] = self.trainer.choose_probe(rows, n, standard)
         return _Start(rows, n, seed, standard, probe, hyper)
 
     def _try_settings(

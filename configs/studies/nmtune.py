@@ -1,0 +1,18 @@
+"""Does NMTune repair what noise has done? The papers' figures on mitigation: scores and spectra, before and after.
+
+    python -m nml_jax.main --config=configs/studies/nmtune.py:digits
+
+Published (arXiv 2309.17002 and 2403.06869): NMTune is above the linear probe and above an MLP of the same size,
+in-domain and out-of-domain, at every rate. (Both compare with a probe that is not tuned; here it is.)
+"""
+
+from ml_collections import ConfigDict
+
+from configs.studies import twins
+
+
+def get_config(twin: str = "digits") -> ConfigDict:
+    config = twins.make_twin(twin, "nmtune")
+    config.tune.methods = ("lbfgs", "mlp", "nmtune")
+    config.tune.presets = ("paper", "code")
+    return config.lock()

@@ -1,0 +1,35 @@
+"""Does NMTune help encoders that somebody else trained? The papers' table 1; with configs/glue.py it is table 2.
+
+    python -m nml_jax.main --config=configs/studies/practical_models.py:weights/swin_large,weights/vit_large \
+        --config.data.path=prepared/mine
+
+Folders as they are downloaded (docs/guides/published.md), separated by commas, are the conditions. For the papers'
+tasks:
+
+    --config.downstream.tasks="('cifar10','dtd')" --config.downstream.catalogue=DIR
+
+Published (arXiv 2403.06869), in-domain / out-of-domain mean for linear probe, MLP and NMTune: EfficientNet-B3
+76.72/44.13, 76.87/45.95, 77.63/46.84; Swin-L 81.91/50.88, 82.51/51.21, 84.16/52.35; all lines are in
+reporting/studies/published.json. 2,000 photos at 224 pixels take EfficientNet-Lite0 four minutes on two cores; the
+large ones need an accelerator.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import published
+from nml_jax.errors import UserError
+from nml_jax.models.published import read_keys
+
+
+def get_config(folders: str = "") -> ConfigDict:
+    paths = [Path(folder).expanduser() for folder in folders.split(",") if folder]
+    if not paths:
+        raise UserError("practical_models needs folders of encoders", "write practical_models.py:FOLDER,FOLDER")
+    config = published.get_config()
+    with config.unlocked():
+        config.name = "studies_practical_models"
+        config.study = "practical_models"
+        config.sweep.conditions = tuple((p.name, (("init_from", str(p)), *read_keys(p).items())) for p in paths)
+    return config.lock()

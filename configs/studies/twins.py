@@ -1,0 +1,95 @@
+"""The data that studies run on, as base configs. All studies of one twin share its folder, runs/studies_TWIN.
+
+digits    scikit-learn's digits, embedded: digits 0 to 4 to pre-train on, 5 to 9 and five shifts of them downstream.
+          Heads get 179 training rows and 717 test rows, so that small differences show. Five seeds.
+folder    a prepared folder of images (python -m nml_jax.prepare image_folder), at 32 pixels, as --config.data.path=DIR.
+          Another domain is --config.downstream.ood="('SPLIT',)"; five shifts are there without it.
+emoji     a prepared folder of image-text pairs with labels (python -m nml_jax.prepare image_text), likewise.
+imagenet  ResNet-50 on ImageNet-1K, procedure A2, with the catalogue's fourteen sets and DomainNet: accelerators only.
+
+The keys below are the same in all studies of a twin; a study sets its axes, methods and lists alone.
+"""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from configs import clip_pairs, digits, image_folder, resnet50_in1k
+from nml_jax.errors import UserError
+from nml_jax.tasks import catalogue
+
+STAGES = ("pretrain", "extract", "tune", "report")
+TUNED = ("pretrain", "extract", "tune", "finetune", "report")  # of studies that fine-tune encoders
+
+
+def make_twin(name: str, study: str) -> ConfigDict:
+    """Return the unlocked config of a twin for a study.
+
+    Raises:
+        UserError: there is no such twin.
+    """
+    if name not in TWINS:
+        raise UserError(f"configs/studies/{study}.py:{name} is unknown", f"give one of {', '.join(TWINS)}")
+    config = TWINS[name]()
+    config.unlock()
+    config.name = f"studies_{name}"
+    config.study = study
+    config.stages = STAGES
+    config.tune.methods = ("lbfgs", "nmtune")
+    config.tune.presets = ("paper",)
+    config.finetune.terms = ("none",)
+    return config
+
+
+def _make_digits() -> ConfigDict:
+    config = digits.get_config()
+    with config.unlocked():
+        config.sweep.seed = (0, 1, 2, 3, 4)
+        config.downstream.tasks = ("digits_few",)
+        config.finetune.epochs = 10.0
+        config.finetune.lrs = (1e-3, 1e-2)
+        config.finetune.rank = 4
+        config.finetune.alpha = 4.0
+        config.finetune.targets = ("resnet_conv",)
+        config.finetune.wise = ()
+    return config
+
+
+def _make_folder() -> ConfigDict:
+    config = image_folder.get_config()
+    with config.unlocked():
+        config.sweep.noise = (0.0, 0.05, 0.1, 0.2, 0.3)
+        config.finetune.epochs = 5.0
+        config.finetune.targets = ("resnet_conv",)
+        config.finetune.wise = ()
+    return config
+
+
+def _make_emoji() -> ConfigDict:
+    config = clip_pairs.get_config()
+    with config.unlocked():
+        config.sweep.noise = (0.0, 0.05, 0.1, 0.2, 0.3)
+        config.finetune.epochs = 5.0
+        config.finetune.targets = ("resnet_conv",)
+        config.finetune.wise = ()
+    return config
+
+
+def _make_imagenet() -> ConfigDict:
+    config = resnet50_in1k.get_config("a2")
+    with config.unlocked():
+        config.sweep.seed = (0, 1, 2)
+        config.downstream.tasks = (*catalogue.TRAINED, "domainnet")
+        config.downstream.partners = tuple(catalogue.PARTNERS)
+        config.tune.standardize = True
+        config.finetune.targets = ("resnet_conv",)
+        config.finetune.wise = ()
+    return config
+
+
+TWINS: dict[str, Callable[[], ConfigDict]] = {
+    "digits": _make_digits,
+    "folder": _make_folder,
+    "emoji": _make_emoji,
+    "imagenet": _make_imagenet,
+}

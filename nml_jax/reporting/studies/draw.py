@@ -1,0 +1,91 @@
+"""Draw a study's panels as one figure for papers: SVG and PDF whose fonts are inside the file."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nml_jax.reporting.figures import GREY, MARKERS, choose_colour, choose_mark, place_series
+from nml_jax.reporting.statistics.paired import Unit
+from nml_jax.reporting.studies.published import Published
+
+COLUMN, HEIGHT = 3.4, 2.6  # inches of a panel: two fit a page of text
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "path", "pdf.fonttype": 42, "svg.hashsalt": "study", "font.size": 8, "axes.titlesize": 8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.axisbelow": True,
+    "grid.alpha": 0.3, "grid.linewidth": 0.5, "text.parse_math": False, "legend.frameon": False, "legend.fontsize": 7,
+}  # fmt: skip
+
+
+class Drawn:
+    """A panel to draw: its title, axes, points (numbers.COLUMNS), and published lines on the same axes."""
+
+    def __init__(self, title: str, x: str, unit: Unit, points: pd.DataFrame, published: Sequence[Published] = ()):
+        self.title, self.x, self.unit, self.points, self.published = title, x, unit, points, published
+
+    @property
+    def scatter(self) -> bool:
+        """Return whether x is a measure, with a value of its own for every seed."""
+        return bool(self.points.groupby(["series", "x_label"])["x"].nunique().to_numpy().max() > 1)
+
+
+def draw_figure(panels: Sequence[Drawn]) -> tuple[bytes, bytes]:
+    """Return the figure as SVG and as PDF. The same points give the same bytes."""
+    with matplotlib.rc_context(STYLE):
+        columns = min(2, len(panels))
+        rows = -(-len(panels) // columns)
+        figure = Figure(figsize=(COLUMN * columns, HEIGHT * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, panel in zip(grid, panels, strict=False):
+            (_draw_scatter if panel.scatter else _draw_lines)(axes, panel)
+            axes.set_title(panel.title + panel.unit.suffix.replace(" ", ", "), loc="left", fontweight="bold")
+            axes.set_xlabel(panel.x)
+            axes.grid(axis="y")
+            axes.legend()
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        return _save(figure, "svg", {"Date": None}), _save(figure, "pdf", {"CreationDate": None})
+
+
+def _save(figure: Figure, kind: str, about: Mapping[str, None]) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format=kind, metadata=dict(about))
+    return out.getvalue()
+
+
+def _draw_lines(axes: Axes, panel: Drawn) -> None:
+    """Draw the mean and sample sd of every series at every x, and every seed as a dot."""
+    points, ticks = panel.points, panel.points.drop_duplicates("x").sort_values("x")
+    names = list(dict.fromkeys(points["series"]))
+    at = ticks["x"].to_numpy(float)
+    for j, name in enumerate(names):
+        own = points[points["series"] == name]
+        places = dict(zip(at, place_series(at, j, len(names)), strict=True))
+        found: Any = own.groupby("x")["y"]  # whose types pandas leaves open
+        mean, sd = panel.unit.scale * found.mean(), panel.unit.scale * found.std(ddof=1)
+        x = [places[value] for value in mean.index]
+        colour, marker = choose_mark(j).colour, list(MARKERS)[j % len(MARKERS)]
+        axes.plot([places[v] for v in own["x"]], panel.unit.scale * own["y"], "o", ms=2, mew=0, color=colour, alpha=0.4)
+        axes.errorbar(x, mean, sd.fillna(0), fmt=f"-{marker}", ms=4, lw=1, capsize=2, color=colour, label=name)
+    for line in panel.published:
+        axes.plot(line.x, line.values, "--", color=GREY, lw=1, label=f"published: {line.what}")
+    axes.set_xticks(at, ticks["x_label"])
+
+
+def _draw_scatter(axes: Axes, panel: Drawn) -> None:
+    """Draw the mean over seeds of every test and series as a point, with the sample sd both ways."""
+    points = panel.points
+    names, tests = (list(dict.fromkeys(points[key])) for key in ("series", "x_label"))
+    groups: Any = points.groupby(["series", "x_label"], sort=False)
+    for (name, test), own in groups:
+        x, y = own["x"].to_numpy(float), panel.unit.scale * own["y"].to_numpy(float)
+        i, marker = names.index(name), list(MARKERS)[tests.index(test) % len(MARKERS)]
+        spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in (x, y)]
+        label = name if test == tests[0] else None
+        colour = choose_colour(i, len(names))
+        axes.errorbar(x.mean(), y.mean(), spread[1], spread[0], fmt=marker, ms=4, lw=0.7, color=colour, label=label)

@@ -1,0 +1,153 @@
+"""Check the published findings on a study's numbers: rate by rate, with a paired interval."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from nml_jax.reporting.statistics.compare import Term, contrast
+from nml_jax.reporting.statistics.paired import SEEDS, Comparison, Unit, compare
+from nml_jax.reporting.statistics.studies import Key
+from nml_jax.reporting.studies.numbers import Numbers
+from nml_jax.reporting.studies.recipes import PROBE, Claim, Recipe
+from nml_jax.runs.finished import Seed
+
+MARGIN = 0.01  # a score that is lower by less than this is "not lower", where that was published
+VERDICTS = ("shown", "not shown", "opposite", "no claim")
+PUBLISHED = {1: "higher", -1: "lower", 0: "not lower"}
+CORRELATION = Unit(1, 2)
+
+
+class Finding(NamedTuple):
+    """A claim at one condition.
+
+    at: the condition, with the setting of the head if there are several. found: the difference with its interval at the
+    study's level. verdict: shown | not shown | opposite | no claim.
+    """
+
+    claim: Claim
+    at: str
+    found: Comparison
+    verdict: str
+
+    @property
+    def words(self) -> str:
+        """Return the claim and where it is checked."""
+        return f"{self.claim.words}, {self.at}" if self.at else self.claim.words
+
+
+def check_claims(recipe: Recipe, numbers: Numbers) -> list[Finding]:
+    """Check all claims of a recipe for which there are numbers. Intervals hold at 95 % for all of them together."""
+    raw = [(claim, *found) for claim in recipe.claims for found in _compare(claim, numbers)]
+    out = []
+    for claim, at, comparison in raw:
+        together = comparison.corrected(len(raw))
+        out.append(Finding(claim, at, together, judge(claim, together)))
+    return out
+
+
+def judge(claim: Claim, found: Comparison) -> str:
+    """Return what a comparison, corrected for all that are made, says about a published sign."""
+    if found.n < SEEDS or found.blind:
+        return "no claim"
+    if claim.sign == 0:
+        held = found.low > -MARGIN and not math.isnan(found.low)
+        return "opposite" if found.sign < 0 and found.high < -MARGIN else "shown" if held else "not shown"
+    return {claim.sign: "shown", -claim.sign: "opposite"}.get(found.sign, "not shown")
+
+
+def _compare(claim: Claim, numbers: Numbers) -> Iterator[tuple[str, Comparison]]:
+    """Yield where a claim is checked, and the difference there."""
+    study = numbers.study
+    if claim.kind == "slope":
+        yield from _correlate(claim, numbers)
+        return
+    for terms, at in _list_contrasts(claim, numbers):
+        if all(term.key in study.table for term in terms):
+            yield at, contrast(study, at, terms)
+
+
+def _list_contrasts(claim: Claim, numbers: Numbers) -> Iterator[tuple[list[Term], str]]:
+    """Yield the sums of numbers that a claim is about, and where each is taken."""
+    study, last = numbers.study, len(numbers.study.conditions) - 1
+    first, chosen = _choose_conditions(claim, numbers)
+    for key in numbers.find_keys(claim.y, claim.domain, _list_methods(claim)):
+        setting = f", {key.setting}" if key.setting else ""
+        setting += f", {key.method.preset}" if key.method and key.method.preset else ""
+        if claim.kind == "change":
+            for i in chosen:
+                at = f"{study.at(study.conditions[i])}{setting}"
+                yield [Term(1, key, i), Term(-1, key, first)], at
+            continue
+        for other in numbers.find_keys(claim.y, claim.domain, (claim.other,)):
+            if other.setting != key.setting or other == key or not _fits(key, other, claim):
+                continue
+            if claim.kind == "gain":
+                for i in chosen or range(last + 1):
+                    yield [Term(1, key, i), Term(-1, other, i)], f"{study.at(study.conditions[i])}{setting}"
+            elif last:
+                lost = [Term(1, key, last), Term(-1, key, 0), Term(-1, other, last), Term(1, other, 0)]
+                yield lost, f"{study.conditions[0].label} to {study.at(study.conditions[last])}{setting}"
+
+
+def _fits(key: Key, other: Key, claim: Claim) -> bool:
+    """Return whether two heads may be compared: of two ways to fine-tune, with the same terms."""
+    return claim.kind != "shrink" or claim.other == PROBE or (key.method or "")[1:] == (other.method or "")[1:]
+
+
+def _list_methods(claim: Claim) -> tuple[str, ...]:
+    return () if claim.y in ("sve", "lsvr", "top_share") else (claim.method,)
+
+
+def _choose_conditions(claim: Claim, numbers: Numbers) -> tuple[int, list[int]]:
+    """Return the condition that others are compared with, and those of the claim's band or pair."""
+    conditions = numbers.study.conditions
+    if claim.pair:
+        labels = [condition.label for condition in conditions]
+        if not {*claim.pair} <= {*labels}:
+            return 0, []
+        return labels.index(claim.pair[0]), [labels.index(claim.pair[1])]
+    low, high = claim.band
+    if claim.kind == "gain" and numbers.study.axis != "noise":
+        return 0, list(range(len(conditions)))
+    if numbers.study.axis != "noise":
+        return 0, list(range(1, len(conditions)))
+    inside = [i for i, condition in enumerate(conditions) if low < condition.x <= high + 1e-9]
+    return 0, inside if claim.kind == "gain" else [i for i in inside if i]
+
+
+def _correlate(claim: Claim, numbers: Numbers) -> Iterator[tuple[str, Comparison]]:
+    """Yield the mean over seeds of the rank correlation of two changes, over tests and conditions."""
+    pairs = numbers.pair_keys(claim.x, claim.domain)
+    found: dict[Seed, float] = {}
+    for seed in {seed for x, _ in pairs for values in numbers.study.table[x] for seed in values}:
+        xs, ys = (_list_changes(numbers, [pair[i] for pair in pairs], seed) for i in (0, 1))
+        if len(xs) >= 3 and len(xs) == len(ys) and np.ptp(xs) and np.ptp(ys):
+            rank: Any = spearmanr(xs, ys)
+            found[seed] = float(rank.statistic)
+    if found:
+        order = dict(sorted(found.items()))
+        yield f"{len(pairs)} test(s)", compare("", CORRELATION, dict.fromkeys(order, 0.0), order)
+
+
+def _list_changes(numbers: Numbers, keys: list[Key], seed: Seed) -> list[float]:
+    """Return every measure at every condition but the first, less that of the first, of one seed."""
+    out = []
+    for key in keys:
+        first, *rest = numbers.study.table[key]
+        out += [values[seed] - first[seed] for values in rest if seed in values and seed in first]
+    return out
+
+
+def describe(finding: Finding) -> str:
+    """Return a finding as a sentence."""
+    c, claim = finding.found, finding.claim
+    points = " points" if c.unit.suffix else ""
+    if math.isnan(c.low):
+        interval = f"{c.n} seed(s), and a claim needs {SEEDS}"
+    else:
+        interval = f"{c.unit.signed(c.low)} to {c.unit.signed(c.high)}"
+    said = f"{finding.words}: {c.gain}{points} ({interval})"
+    return f"{said[:1].upper()}{said[1:]}; published: {PUBLISHED[claim.sign]}; {finding.verdict}."

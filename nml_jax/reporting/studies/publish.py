@@ -1,0 +1,152 @@
+"""Write a study for a paper: figure (SVG, PDF), its points (CSV), a table (LaTeX), and what was found (Markdown, CSV).
+
+studies/<name>/figure.svg, figure.pdf   the panels, with the fonts inside
+studies/<name>/figure.csv               every point: panel, x, series, seed, y
+studies/<name>/table.tex                mean and sample sd of every line of every panel
+studies/<name>/findings.md, .csv        rate by rate: difference, interval, published sign, verdict
+studies/<name>/published.csv            what the papers report
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from nml_jax.evals.metrics import METRICS
+from nml_jax.reporting.statistics.paired import Stat, stat, unit
+from nml_jax.reporting.statistics.studies import Study
+from nml_jax.reporting.studies.draw import Drawn, draw_figure
+from nml_jax.reporting.studies.findings import VERDICTS, Finding, check_claims, describe
+from nml_jax.reporting.studies.numbers import SPECTRUM, Numbers
+from nml_jax.reporting.studies.published import find_agreeing, read_published
+from nml_jax.reporting.studies.recipes import RECIPES, View
+from nml_jax.runs.files import write_atomic, write_bytes
+
+AXES = {"share": "share of the downstream training rows", "noise": "wrong labels among the downstream training rows",
+        "sve": "entropy SVE of the features", "lsvr": "LSVR of the features",
+        "top_share": "share of the largest singular value"}  # fmt: skip
+LATEX = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "±": r"$\pm$", "\N{MINUS SIGN}": "$-$", "\N{EN DASH}": "--",
+         "→": r"$\to$"}  # fmt: skip
+
+
+class Published(NamedTuple):
+    """What was written of a study: its figure, a sentence on all findings, and one on each."""
+
+    question: str
+    summary: str
+    svg: str
+    sentences: list[str]
+    folder: Path
+
+
+def publish(name: str, study: Study, out: Path) -> Published | None:
+    """Write the files of a study into the folder `out`/studies/`name`; return what the page shows, if there is any.
+
+    Args:
+        name: a key of RECIPES.
+        study: its finished runs, as conditions.
+    """
+    recipe, numbers, folder = RECIPES[name], Numbers(study), out / "studies" / name
+    lines = read_published(name)
+    panels = [panel for view in recipe.views if (panel := make_panel(view, numbers, name)) is not None]
+    if not panels:
+        return None
+    findings = check_claims(recipe, numbers)
+    svg, pdf = draw_figure(panels)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / "figure.svg", svg)
+    write_bytes(folder / "figure.pdf", pdf)
+    points = pd.concat([panel.points.assign(panel=panel.title) for panel in panels])
+    write_atomic(folder / "figure.csv", points.to_csv(index=False, columns=["panel", *points.columns[:-1]]))
+    write_atomic(folder / "table.tex", write_table(panels))
+    sentences = [describe(finding) for finding in findings]
+    write_atomic(folder / "findings.md", "\n".join([f"# {recipe.question}", "", *explain(study, findings), ""]))
+    write_atomic(folder / "findings.csv", list_findings(findings).to_csv(index=False))
+    table = pd.DataFrame([line._asdict() for line in lines])
+    write_atomic(folder / "published.csv", table.to_csv(index=False) if lines else "")
+    return Published(recipe.question, summarise(findings), svg.decode("utf-8"), sentences, folder)
+
+
+def make_panel(view: View, numbers: Numbers, name: str) -> Drawn | None:
+    """Return a panel with its points; None if the runs have none."""
+    points = numbers.list_points(view)
+    if points.empty or np.isnan(points["x"].to_numpy(float)).all():
+        return None
+    metric = view.y if view.y in SPECTRUM else numbers.metric
+    noise = numbers.study.axis == "noise"
+    label = AXES.get(view.x, "wrong supervision in pre-training" if noise else numbers.study.axis)
+    data = numbers.study.cells[0].value("data.name") or ""
+    agreeing = find_agreeing(read_published(name), data, view.y) if view.x == "condition" and noise else []
+    title = (
+        view.title if view.y in SPECTRUM else view.title.replace("score", METRICS[metric].title.removeprefix("the "))
+    )
+    return Drawn(title, label, unit(metric), points, agreeing)
+
+
+def explain(study: Study, findings: Sequence[Finding]) -> list[str]:
+    """Return the paragraph of what was found, in Markdown."""
+    seeds = [len(condition.cells) for condition in study.conditions]
+    head = (
+        f"{sum(seeds)} runs, {min(seeds)} to {max(seeds)} seeds for each of {len(seeds)} conditions. Seeds are the "
+        "unit; intervals are for other seeds and other test rows, and hold at 95 % for all "
+        f"{len(findings)} comparisons together."
+    )
+    return [head, "", *(f"- {describe(finding)}" for finding in findings)]
+
+
+def summarise(findings: Sequence[Finding]) -> str:
+    """Return how many of the published findings hold here, in a sentence."""
+    counts = Counter(finding.verdict for finding in findings)
+    words = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]]
+    return f"{len(findings)} comparisons with what was published: {', '.join(words) or 'none'}."
+
+
+def list_findings(findings: Sequence[Finding]) -> pd.DataFrame:
+    """Return a line for every finding, in the measure's own unit."""
+    columns = ["claim", "at", "difference", "low", "high", "seeds", "comparisons", "published", "source", "verdict"]
+    lines = [
+        (f.claim.words, f.at, f.found.difference, f.found.low, f.found.high, f.found.n, len(findings), f.claim.sign,
+         f.claim.source, f.verdict) for f in findings
+    ]  # fmt: skip
+    return pd.DataFrame(lines, columns=columns)
+
+
+def write_table(panels: Sequence[Drawn]) -> str:
+    """Return a LaTeX table (booktabs): a line for every series of every panel, a column for every x.
+
+    Panels whose x is a measure have no columns, and are left out.
+    """
+    flat = [panel for panel in panels if not panel.scatter]
+    out = []
+    for labels in dict.fromkeys(tuple(_list_labels(panel)) for panel in flat):
+        out += [rf"\begin{{tabular}}{{l{'r' * len(labels)}}}", r"\toprule", _make_row(["", *labels]), r"\midrule"]
+        for panel in (panel for panel in flat if tuple(_list_labels(panel)) == labels):
+            out.append(rf"\multicolumn{{{len(labels) + 1}}}{{l}}{{{escape(panel.title + panel.unit.suffix)}}} \\")
+            for series, own in panel.points.groupby("series", sort=False):
+                by = own.groupby("x_label")["y"]
+                cells = [_format(stat(by.get_group(label)), panel) if label in by.groups else "" for label in labels]
+                out.append(_make_row([str(series), *cells]))
+        out += [r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join(out)
+
+
+def _list_labels(panel: Drawn) -> list[str]:
+    return list(panel.points.drop_duplicates("x").sort_values("x")["x_label"])
+
+
+def _format(s: Stat, panel: Drawn) -> str:
+    number = panel.unit.number
+    return f"{number(s.mean)} ± {number(s.sd)}" if s.n > 1 else number(s.mean)
+
+
+def _make_row(cells: Sequence[str]) -> str:
+    return " & ".join(map(escape, cells)) + r" \\"
+
+
+def escape(text: str) -> str:
+    """Escape what LaTeX would take for a command."""
+    text = text.replace("\\", r"\textbackslash{}")
+    return "".join(LATEX.get(c, c) for c in text)

@@ -1,0 +1,169 @@
+"""Studies for papers: their figures, findings, tables and power, on runs whose truth is known."""
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nml_jax.errors import UserError
+from nml_jax.reporting.statistics.compare import Side, Term, compare_numbers, contrast
+from nml_jax.reporting.statistics.grouping import find_studies
+from nml_jax.reporting.statistics.paired import Comparison, Part, compare, unit
+from nml_jax.reporting.statistics.studies import Study
+from nml_jax.reporting.studies import power, publish, published, recipes
+from nml_jax.reporting.studies.findings import check_claims, describe, judge
+from nml_jax.reporting.studies.numbers import Numbers
+from nml_jax.reporting.studies.recipes import Claim
+from nml_jax.runs.finished import read_finished
+from nml_jax.stages import report
+from tests.reporting.test_report import small
+
+HEADS = (("lbfgs", None), ("mlp", None), ("nmtune", "paper"), ("lora", None), ("full", None))
+LOST = {"lbfgs": 1.0, "mlp": 1.0, "nmtune": 1.0, "lora": 0.5, "full": 0.1}
+
+
+def score(rate: float, draw: float, split: str, method: str, preset: str | None) -> float:
+    """Noise costs a third of its rate out of domain, less with more tuning; NMTune gains three points there."""
+    far = split.startswith("test/")
+    gain = 0.03 if method == "nmtune" and far else 0.0
+    return 0.9 - (rate / 3 if far else 0.0) * LOST[method] + gain + 0.001 * draw
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = small(
+        tmp_path_factory.mktemp("x"), rates=(0.0, 0.05, 0.3), seeds=tuple(range(5)), heads=HEADS, score=score
+    )
+    (found,) = find_studies(read_finished([folder])[0])
+    return found
+
+
+def test_a_contrast_of_two_numbers_is_their_comparison(study: Study) -> None:
+    (key,) = Numbers(study).find_keys("score", "ood", ("lora",))
+    plain = compare_numbers(study, "", Side(key), Side(key, (2,)))
+    found = contrast(study, "", [Term(1, key, 2), Term(-1, key, 0)])
+    assert (found.difference, found.n) == (pytest.approx(plain.difference), plain.n)
+
+
+def test_findings_have_the_signs_of_the_world_they_are_made_in(study: Study) -> None:
+    found = {f.words: f.verdict for f in check_claims(recipes.RECIPES["tuning_methods"], Numbers(study))}
+    assert found["in-domain score of the probe, 5 % noise"] == "not shown"  # 360 test rows leave more than a point
+    assert found["in-domain score of the probe, 30 % noise"] == "not shown"  # published: lower
+    assert found["out-of-domain score of the probe, 30 % noise"] == "shown"
+    assert found["out-of-domain loss of probe less that of lora, 0 % to 30 % noise"] == "shown"
+    assert found["out-of-domain loss of lora less that of full, 0 % to 30 % noise"] == "shown"
+    assert found["in-domain loss of probe less that of lora, 0 % to 30 % noise"] == "not shown"
+    gains = {f.words: f for f in check_claims(recipes.RECIPES["nmtune"], Numbers(study))}
+    gain = gains["out-of-domain gain of NMTune over the MLP, 30 % noise, paper"]
+    assert gain.verdict == "shown"
+    assert gain.found.difference == pytest.approx(0.03, abs=0.005)
+    assert re.fullmatch(
+        r"Out-of-domain gain of NMTune over the MLP, 30 % noise, paper: \+[23]\.\d\d points "
+        r"\(\+.* to \+.*\); published: higher; shown\.",
+        describe(gain),
+    )
+
+
+def made(*differences: float) -> Comparison:
+    seeds = {(i, i): d for i, d in enumerate(differences)}
+    return compare("", unit("accuracy"), dict.fromkeys(seeds, 0.0), seeds)
+
+
+@pytest.mark.parametrize(
+    ("sign", "differences", "verdict"),
+    [
+        (-1, (-0.03, -0.031, -0.029), "shown"), (1, (-0.03, -0.031, -0.029), "opposite"),
+        (0, (-0.03, -0.031, -0.029), "opposite"), (0, (-0.003, -0.0031, -0.0029), "shown"),
+        (0, (-0.03, 0.03, 0.0), "not shown"), (-1, (-0.03, 0.03, 0.0), "not shown"), (-1, (-0.03, -0.03), "no claim"),
+    ],
+)  # fmt: skip
+def test_verdicts(sign: int, differences: tuple[float, ...], verdict: str) -> None:
+    assert judge(Claim("change", "", "score", "id", sign, ""), made(*differences)) == verdict
+
+
+def test_intervals_are_widened_for_all_comparisons(study: Study) -> None:
+    recipe = recipes.RECIPES["noise_rates"]
+    found = check_claims(recipe, Numbers(study))
+    alone = check_claims(recipe._replace(claims=recipe.claims[2:]), Numbers(study))
+    assert (len(found), len(alone)) == (4, 2)
+    assert found[-1].found.low < alone[-1].found.low
+
+
+@pytest.mark.parametrize("name", ["noise_rates", "spectra", "nmtune", "regularisers"])
+def test_files_for_a_paper(study: Study, tmp_path: Path, name: str) -> None:
+    written = publish.publish(name, study, tmp_path)
+    assert written
+    folder = tmp_path / "studies" / name
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    ET.fromstring(before["figure.svg"])
+    assert b"<text" not in before["figure.svg"]  # glyphs are paths: no font is missing anywhere
+    assert b"/FontFile2" in before["figure.pdf"]  # embedded
+    points = pd.read_csv(folder / "figure.csv")
+    assert list(points.columns) == ["panel", "x", "x_label", "series", "seed", "y"]
+    assert set(points["seed"]) == set(range(5))
+    assert before["table.tex"].count(rb"\begin{tabular}") == before["table.tex"].count(rb"\end{tabular}") >= 1
+    findings = pd.read_csv(folder / "findings.csv")
+    assert len(findings) == len(written.sentences) == before["findings.md"].count(b"\n- ")
+    assert set(findings["verdict"]) <= {"shown", "not shown", "opposite", "no claim"}
+    publish.publish(name, study, tmp_path)
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_points_and_table_are_the_rows(study: Study, tmp_path: Path) -> None:
+    publish.publish("noise_rates", study, tmp_path)
+    points = pd.read_csv(tmp_path / "studies" / "noise_rates" / "figure.csv")
+    own = points[(points["panel"] == "Out-of-domain accuracy") & (points["x"] == 0.3)]
+    rows = [row for cell in study.conditions[2].cells for row in cell.rows
+            if row.method == "lora" and row.metric == "accuracy" and row.domain == "ood"]  # fmt: skip
+    lora = own[own["series"] == "LoRA"]["y"]
+    assert lora.mean() == pytest.approx(np.mean([row.value for row in rows]))
+    text = (tmp_path / "studies" / "noise_rates" / "table.tex").read_text()
+    assert rf"{100 * lora.mean():.1f} $\pm$ {100 * lora.std(ddof=1):.1f} \\" in text
+    assert r" & 0 \% & 5 \% & 30 \% \\" in text
+
+
+def test_what_is_published_stands_beside_and_is_drawn_only_on_the_same_axes() -> None:
+    for name in ("noise_rates", "practical_models", "detection"):
+        for line in published.read_published(name):
+            assert len(line.x) == len(line.values)
+            assert line.source.startswith("arXiv")
+    lines = published.read_published("noise_rates")
+    assert [line.values[0] for line in published.find_agreeing(lines, "imagenet2012", "validation")] == [79.96]
+    assert not published.find_agreeing(lines, "", "validation")
+    assert not published.find_agreeing(published.read_published("practical_models"), "", "score")  # words, no rates
+
+
+def test_latex_is_escaped() -> None:
+    assert publish.escape("a_b & 5 % ± 1 \\") == r"a\_b \& 5 \% $\pm$ 1 \textbackslash{}"
+
+
+def test_power_by_hand(study: Study) -> None:
+    # differences of n seeds with sd 0.02: a half-width of t(0.975) · sd / √n, and t(0.8) more for 80 % of the cases
+    parts = [Part(0.02**2 / 5, 4)]
+    assert power.find_smallest(parts, 1) == pytest.approx((2.7764 + 0.9410) * 0.02 / np.sqrt(5), rel=1e-3)
+    n = power.count_seeds(parts, 5, 1)
+    assert 33 <= n <= 35  # (1.96 + 0.84)² · 2² = 31.4, and a little for the t quantiles
+    assert power.count_seeds([*parts, Part(0.01**2, 700)], 5, 1) == 0  # test rows alone leave ±2 points
+    said = power.describe_power("noise_rates", study)
+    assert len(said) == 2
+    assert "5 seeds" in said[0]
+
+
+def test_a_study_heads_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = small(tmp_path / "x", rates=(0.0, 0.3), seeds=(0, 1, 2), heads=HEADS, score=score)
+    names = [path.name for path in folder.iterdir()]
+    report.build([folder], folder, study="noise_rates", runs=names)
+    page = (folder / "report.html").read_text("utf-8")
+    assert page.index("How does transfer change with the rate") < page.index("What this shows")
+    assert "published: lower; shown." in page
+    assert "out-of-domain score of the probe" in capsys.readouterr().out.lower()
+    report.build([folder], folder, study="noise_rates", runs=[])
+    assert "none of the finished runs has its numbers" in capsys.readouterr().err
+
+
+def test_an_unknown_study_is_named() -> None:
+    with pytest.raises(UserError, match="study='figure_2'"):
+        recipes.check_name("figure_2")
