@@ -127,6 +127,13 @@ def test_what_has_no_constructor_elsewhere_is_refused_by_its_key(case: str, chan
     assert package.config["keys"]["model.name"] == origin.config.model.name
 
 
+def test_pooling_and_squashed_images_in_the_words_of_open_clip():
+    changed = {"model.pool": "gap", "augment.resize": "squash"}
+    package = make_package(make_origin(**CASES["clip_vit"] | changed), "open_clip")
+    assert package.config["preprocess_cfg"]["resize_mode"] == "squash"
+    assert package.config["model_cfg"]["vision_cfg"]["pool_type"] == "avg"
+
+
 def test_a_format_of_another_kind_of_model_is_refused():
     with pytest.raises(UserError, match=r"--format=open_clip, but model\.name=vit_ti is an encoder of images"):
         make_package(make_origin(**CASES["vit"]), "open_clip")
