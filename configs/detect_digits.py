@@ -36,14 +36,12 @@ def set_detectors(config: ConfigDict) -> None:
     detect.retina.strides = (8, 16)
     detect.retina.tower = 1
     detect.retina.scales = (1.5, 2.5)
-    detect.rpn.strides, detect.rpn.scales = (4, 8, 16), (2.0, 4.0)
-    detect.rpn.samples, detect.rpn.before, detect.rpn.after = 64, (100, 100), (64, 32)
-    detect.roi.width, detect.roi.samples = 64, 32
-    detect.mask.side, detect.mask.depth, detect.mask.crop = 7, 1, 28
-    detect.solo.strides, detect.solo.grids = (4, 8, 16), (12, 8, 6)
-    detect.solo.ranges = ((1, 20), (14, 28), (22, 64))
-    detect.solo.width, detect.solo.depth, detect.solo.mask_width, detect.solo.kernel = 32, 1, 16, 32
-    detect.solo.groups, detect.solo.positives, detect.solo.candidates = 4, 32, 100
+    # How much the other three learn with these values is not measured yet.
+    detect.rpn.update(strides=(4, 8, 16), scales=(4.0,), before=(200, 200), after=(64, 64), samples=64)
+    detect.roi.update(samples=32, width=96, top=100)
+    detect.mask.update(side=7, depth=2, crop=28)
+    detect.solo.update(strides=(4, 8, 16), grids=(12, 8, 6), ranges=((1, 24), (16, 40), (32, 90)), width=32, depth=2)
+    detect.solo.update(mask_width=24, kernel=24, groups=4, positives=48, candidates=100, top=60)
     detect.data.canvas = (64, 64)
     detect.data.flip = 0.0
     detect.data.max_objects = 8

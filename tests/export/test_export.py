@@ -127,8 +127,10 @@ def test_what_has_no_constructor_elsewhere_is_refused_by_its_key(case: str, chan
     assert package.config["keys"]["model.name"] == origin.config.model.name
 
 
-def test_a_mean_over_patches_is_what_open_clip_calls_avg():
-    package = make_package(make_origin(**CASES["clip_vit"] | {"model.pool": "gap"}), "open_clip")
+def test_pooling_and_squashed_images_in_the_words_of_open_clip():
+    changed = {"model.pool": "gap", "augment.resize": "squash"}
+    package = make_package(make_origin(**CASES["clip_vit"] | changed), "open_clip")
+    assert package.config["preprocess_cfg"]["resize_mode"] == "squash"
     assert package.config["model_cfg"]["vision_cfg"]["pool_type"] == "avg"
 
 

@@ -184,6 +184,8 @@ def test_batches_are_sorted_in_windows_and_cover_every_row():
     assert len(windows) == 2
     seen = np.concatenate([rows for window in windows for rows, _ in window])
     assert sorted(seen) == list(range(300))
+    assert [len(rows) for rows, _ in windows[1]][:2] == [4, 4]
+    assert [len(rows) for rows, _ in next(iter(plan_batches(lengths[:10], 4, [16, 32, 64])))] == [2, 4, 4]
     for rows, width in (part for window in windows for part in window):
         assert width // 2 < max(lengths[rows].max(), 9) <= width
 
