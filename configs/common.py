@@ -183,7 +183,7 @@ def get_config() -> ConfigDict:
     # Folder of the tokenizer, or a tokenizer.json; "": that of init_from. model.name=api: one that counts its tokens.
     texts.tokenizer = ""  # "": that of init_from
     texts.length = 128  # most tokens of a text or pair, with special tokens; longer ones are cut
-    texts.buckets = (16, 32, 64, 128, 256, 512)  # lengths that batches are padded to; each is compiled once
+    texts.buckets = (16, 24, 32, 48, 64, 128, 256, 512)  # lengths that batches are padded to; each is compiled once
     texts.literal = False  # special tokens inside texts, such as [SEP]: True: plain text; False: special, as elsewhere
     texts.separator = ""  # token between the texts of a pair where the tokenizer puts none (GPT-2); "": none
 

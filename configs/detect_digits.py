@@ -29,13 +29,19 @@ def get_config() -> ConfigDict:
 def set_detectors(config: ConfigDict) -> None:
     """Set the section `detect` to tiny detectors on canvases of 64 pixels."""
     detect = config.detect
-    detect.systems = ("retina",)
+    detect.systems = ("retina", "faster", "mask", "solo")
     detect.starts = ("encoder", "random")
     detect.norm, detect.freeze = "train", 0
     detect.fpn.width = 24
     detect.retina.strides = (8, 16)
     detect.retina.tower = 1
     detect.retina.scales = (1.5, 2.5)
+    # How much the other three learn with these values is not measured yet.
+    detect.rpn.update(strides=(4, 8, 16), scales=(4.0,), before=(200, 200), after=(64, 64), samples=64)
+    detect.roi.update(samples=32, width=96, top=100)
+    detect.mask.update(side=7, depth=2, crop=28)
+    detect.solo.update(strides=(4, 8, 16), grids=(12, 8, 6), ranges=((1, 24), (16, 40), (32, 90)), width=32, depth=2)
+    detect.solo.update(mask_width=24, kernel=24, groups=4, positives=48, candidates=100, top=60)
     detect.data.canvas = (64, 64)
     detect.data.flip = 0.0
     detect.data.max_objects = 8

@@ -233,7 +233,7 @@ def test_sigterm_saves_and_exits_with_75(tmp_path: Path):
         (["--config=nowhere.py"], "nowhere.py"),
         (["--config=README.md"], "README.md"),
         (["--config=configs/resnet50_in1k.py:a9"], "a9"),
-        (["--config=configs/features.py:slow"], "ValueError: there is no part 'slow'; give configs/features.py or"),
+        (["--config=configs/features.py:slow"], "ValueError: there is no part 'slow'; give configs/features.py, "),
         (["--bogus"], "bogus"),
         (["bogus"], "bogus"),
     ],

@@ -122,5 +122,6 @@ def plan_batches(lengths: np.ndarray, batch: int, buckets: list[int]) -> Iterato
     for first in range(0, len(lengths), WINDOW * batch):
         rows = np.arange(first, min(first + WINDOW * batch, len(lengths)))
         rows = rows[np.argsort(lengths[rows], kind="stable")]
-        parts = [rows[i : i + batch] for i in range(0, len(rows), batch)]
+        rest = len(rows) % batch  # of the shortest texts: what fills this batch up is padded to its length
+        parts = [rows[:rest]] * (rest > 0) + [rows[i : i + batch] for i in range(rest, len(rows), batch)]
         yield [(part, next(size for size in buckets if size >= lengths[part].max())) for part in parts]

@@ -96,7 +96,7 @@ def train(
 def evaluate(source: Source, table: TokenTable, layout: Layout, *, batch: int) -> Iterator[Batch]:
     """Yield every text once, in batches like those of `train`, sorted by length within windows of consecutive texts.
 
-    The last batch of a window is filled up with rows without a text, whose mask is 0.
+    The first batch of a window, of the shortest, is filled up with rows without a text, whose mask is 0.
     """
     for window in plan_batches(table.lengths, batch, list(layout.buckets)):
         for rows, width in window:

@@ -110,6 +110,9 @@ def make(setting: Setting) -> System:
     if not len(own.strides) == len(own.grids) == len(own.ranges):
         cure = "give one grid and one range of sizes for each level"
         raise UserError(f"detect.solo has {len(own.strides)} strides, {len(own.grids)} grids", cure)
+    if len(own.strides) < 3:
+        cure = "give three strides or more, such as (4, 8, 16)"
+        raise UserError(f"detect.solo.strides={tuple(own.strides)}: SOLOv2 resizes its first and last level", cure)
     pyramid = make_pyramid(setting, own.strides, "pool")
     real = sum(stride in setting.strides for stride in own.strides)
     kernels = Kernels(num_classes, tuple(own.grids), own.width, own.depth, own.kernel, own.groups, setting.dtype)

@@ -1,9 +1,14 @@
 """SOLOv2 against mmdetection's head, part by part, and what its padding must not do."""
 
+from typing import Any
+
 import jax
 import numpy as np
+import pytest
 
-from tests.models.detection import comparison, twins
+from nml_jax.errors import UserError
+from nml_jax.models import detection
+from tests.models.detection import comparison, ours, twins
 from tests.models.detection.comparison import get_golden
 
 
@@ -55,3 +60,11 @@ def test_padding_changes_nothing():
 
 def test_degenerate_objects_give_finite_losses():
     comparison.check_degenerate("solo")
+
+
+@pytest.mark.parametrize("own", [{"strides": (4, 8), "grids": (4, 2), "ranges": ((1, 9), (9, 99))}, {"grids": (4, 2)}])
+def test_levels_that_do_not_fit_are_refused(own: dict[str, Any]):
+    config = ours.make_config("solo")
+    config.detect.solo.update(own)
+    with pytest.raises(UserError, match=r"detect\.solo"):
+        detection.build(config.model, config.detect, "solo", num_classes=twins.CLASSES, canvas=twins.CANVAS)
