@@ -120,7 +120,7 @@ class NMTuneRegressor(RegressorMixin, TransformerMixin, BaseEstimator):
             check_varied([X], "X")
             preset = self.preset if self.method == "nmtune" else None
             what: dict[str, Any] = {"method": self.method, "preset": preset, "num_classes": 1, "seed": seed}
-            result = select.fit(X, y.astype(np.float64), **what, config=config, demands=Demands(self.metric))
+            result = select.fit(X, np.asarray(y, np.float64), **what, config=config, demands=Demands(self.metric))
         head: Any = result.head
         about = {"method": self.method, "preset": preset}
         columns = tuple(getattr(self, "feature_names_in_", ()))
