@@ -33,7 +33,7 @@ def expand_cells(flags: Sequence[str]) -> tuple[Any, dict[str, list[str]]]:
     from ml_collections import config_flags
 
     from nml_jax import main, settings
-    from nml_jax.stages import sections
+    from nml_jax.assembly import sections
 
     main.parse(["sweep.py", *flags])
     config = main.CONFIG.value

@@ -40,7 +40,8 @@ def score(truth: Mapping[str, Any], results: Sequence[Result], kind: str) -> dic
     own = [{**annotation, "id": i} for i, annotation in enumerate(known, 1)]
     found = [_complete(result, i, kind) for i, result in enumerate(results, 1)]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and a table
-        evaluation = COCOeval(_index(truth, own), _index(truth, found), KINDS[kind])
+        of: Any = KINDS[kind]
+        evaluation = COCOeval(_index(truth, own), _index(truth, found), of)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -59,7 +60,7 @@ def _complete(result: Result, i: int, kind: str) -> dict[str, Any]:
 
 def _index(truth: Mapping[str, Any], annotations: list[dict[str, Any]]) -> COCO:
     """Return pycocotools' index of annotations. `COCO.loadRes` fails on an empty list."""
-    out = COCO()
+    out: Any = COCO()
     out.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": annotations}
     out.createIndex()
     return out

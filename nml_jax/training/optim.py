@@ -171,7 +171,7 @@ def _make_steps(config: ConfigDict, warmup: int, steps: int, steps_per_epoch: fl
             f"optimizer.milestones={tuple(config.milestones)} do not rise within the run of {shown}",
             "give rising numbers of epochs below its length, as in '(8.0, 11.0)', or set optimizer.schedule=cosine",
         )
-    decay = optax.piecewise_constant_schedule(1.0, dict.fromkeys(at, config.gamma))
+    decay = optax.piecewise_constant_schedule(1.0, {step: float(config.gamma) for step in at})
     rise = optax.linear_schedule(config.warmup_lr, config.lr, warmup) if warmup else lambda _: config.lr
     return lambda step: rise(step) * decay(step)
 

@@ -33,7 +33,8 @@ class Objects(NamedTuple):
     def take(self, kept: np.ndarray) -> "Objects":
         """Return the objects at `kept`, indices or bool [n]."""
         kept = np.arange(len(self.labels))[kept]
-        return Objects(*(part[kept] for part in self[:4]), tuple(self.masks[i] for i in kept))
+        arrays = (self.boxes[kept], self.labels[kept], self.crowd[kept], self.areas[kept])
+        return Objects(*arrays, tuple(self.masks[i] for i in kept))
 
 
 def make_objects(
@@ -65,7 +66,7 @@ class ObjectSource(Source):
         *,
         class_names: Sequence[str],
         fingerprint: str,
-        image_ids: Sequence[Any] | None = None,
+        image_ids: Any = None,
         category_ids: Sequence[int] | None = None,
     ):
         self.sizes = np.asarray(sizes, np.int32).reshape(-1, 2)
