@@ -33,7 +33,8 @@ def judge_file(spec: str, label: str = "", columns: str = "", group: str = "") -
     Raises:
         UserError: see `open_features`; every feature is constant, or there are too few rows of each class.
     """
-    keys = SimpleNamespace(train=spec, label=label, columns=columns, scale=1.0, group=group, positive="")
+    named = {"train": spec, "label": label, "columns": columns, "group": group}
+    keys = SimpleNamespace(**named, scale=1.0, positive="", regression=False)
     whole, classes, labels = read_training_file(keys)
     check_varied((block[:, 0] for _, block in whole.blocks(files.count_block_rows(whole.views, whole.dim))), spec)
     most = fit_in_memory(MEMORY, whole, 1000)

@@ -149,7 +149,7 @@ class Metric(NamedTuple):
 
     title: str
     needs: str
-    score: Callable[[Any], float | None]
+    score: Callable[[Any], Any]
     share: Callable[[Answers], Shares]
     way: int = 1
 

@@ -151,7 +151,7 @@ def fit_ridge(
     check_grid("alpha", alphas, lambda alpha: alpha >= 0)
     mean, basis, variances, X = _rotate(X, weights)
     if num_classes == 1:
-        targets = np.float64(y)[:, None]
+        targets = np.asarray(y, np.float64)[:, None]
     else:
         targets = np.where(y[:, None] == np.arange(num_classes), 1.0, -1.0)
     average = np.average(targets, axis=0, weights=weights)

@@ -24,7 +24,7 @@ class Scale(NamedTuple):
 
     def standardize(self, targets: np.ndarray) -> np.ndarray:
         """Return targets with mean 0 and variance 1 over the training rows, float32 [N]."""
-        return np.float32((np.float64(targets) - self.mean) / self.std)
+        return ((np.asarray(targets, np.float64) - self.mean) / self.std).astype(np.float32)
 
     def restore(self, head: Any) -> Any:
         """Return a head that predicts targets from one that predicts standardised ones."""

@@ -123,12 +123,12 @@ def test_features_do_not_depend_on_devices_batches_buckets_or_order(folder: Path
         frozen = extract.encoder.load(config, folder, mesh)
         test = extract.agreement.open_task("texts", config).tests[0]
         order = np.random.default_rng(devices).permutation(len(test.source))[:: 1 if config.extract.batch > 1 else 10]
-        test = dataclasses.replace(test, source=Subset(test.source, order))
+        count, test = len(test.source), dataclasses.replace(test, source=Subset(test.source, order))
         encode = extract.compile_encoder(frozen.model, ("features", "block0"), mesh)
         blocks = list(extract.encode_split(config, frozen, encode, mesh, test, None))
         rows = np.concatenate([np.concatenate([block["features"], block["block0"]], 1) for block in blocks])
         assert len(rows) == len(order)
-        whole = np.full((len(test.source.source), rows.shape[1]), np.nan)
+        whole = np.full((count, rows.shape[1]), np.nan)
         whole[order] = rows
         found.append(whole)
     for other in found[1:]:

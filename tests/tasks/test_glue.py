@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import glue as config_file
+from nml_jax.data.text.batches import list_texts
 from nml_jax.errors import UserError
 from nml_jax.tasks import glue
 from nml_jax.tasks.classification import Task, list_tasks, load_task
@@ -85,7 +86,7 @@ def test_official_files_of_rte_and_mrpc(tmp_path: Path, capsys):
     assert dev.source.labels.tolist() == [1, 0, 1, 0]
     # equivalent (1) is entailment (0), and train and dev are joined
     assert mrpc.source.labels.tolist() == [1, 0, 1, 0, 0, 0]
-    assert mrpc.source.texts[1] == ('"quote 1', 'no "101')
+    assert list_texts(mrpc.source)[1] == ('"quote 1', 'no "101')
     own = load_task("mrpc", config)
     assert own.metric == "f1"
     assert own.train.class_names[1] == "equivalent"
@@ -122,7 +123,7 @@ def test_mnli_is_tested_on_matched_and_mismatched(tmp_path: Path, capsys):
     task = load(tmp_path, "mnli")
     assert [(t.split, t.domain, len(t.source)) for t in task.tests] == [
         ("dev_matched", "id", 6), ("mnli_mismatched", "ood", 6), ("snli", "ood", 1)]  # fmt: skip
-    assert task.tests[1].source.texts[0] == ("dev_mismatched 0", "h 0")
+    assert list_texts(task.tests[1].source)[0] == ("dev_mismatched 0", "h 0")
     assert "mnli: snli: 2 rows without a label are left out, of 3" in capsys.readouterr().err
     wrong = load(tmp_path, "mnli", unlabelled="wrong").tests[2]
     assert wrong.source.labels.tolist() == [2, 3, 3]
@@ -232,7 +233,7 @@ def test_labels_numbered_from_one(tmp_path: Path):
     write(tmp_path / "yelp_polarity" / "test.csv", ['"1","bad, very ""bad"""', '"2","good\nfood"'])
     yelp = load(tmp_path, "sst2").tests[1].source
     assert yelp.labels.tolist() == [0, 1]
-    assert yelp.texts == [('bad, very "bad"',), ("good\nfood",)]
+    assert list_texts(yelp) == [('bad, very "bad"',), ("good\nfood",)]
     write(tmp_path / "yelp_polarity" / "test.csv", ['"1","bad"', '"1","worse"'])
     with pytest.raises(UserError, match="all labels are '1'"):
         load(tmp_path, "sst2")
@@ -248,6 +249,7 @@ def test_published_files():
 
 def test_array_records_that_tfds_has_prepared(tmp_path: Path):
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
     names = ["not_entailment", "entailment"]  # numbered the other way round, so that only the names can be right
     features = tfds.features.FeaturesDict({
@@ -255,7 +257,7 @@ def test_array_records_that_tfds_has_prepared(tmp_path: Path):
         "label": tfds.features.ClassLabel(names=names),
     })  # fmt: skip
     folder = tmp_path / "glue" / "rte" / "2.0.0"
-    identity = tfds.core.dataset_info.DatasetIdentity(
+    identity = DatasetIdentity(
         name="glue", config_name="rte", version=tfds.core.Version("2.0.0"), data_dir=str(folder), module_name="tests"
     )
     info = tfds.core.DatasetInfo(builder=identity, features=features)
@@ -269,5 +271,5 @@ def test_array_records_that_tfds_has_prepared(tmp_path: Path):
     writer.close_all()
     task = load(tmp_path, "rte")
     assert task.train.labels.tolist() == [1, 0, 1, 0]
-    assert task.train.texts[1] == ("é train 1", "b")  # type: ignore[attr-defined]
+    assert list_texts(task.train)[1] == ("é train 1", "b")
     assert task.tests[0].source.labels.tolist() == [1, 0]

@@ -147,7 +147,7 @@ def test_training_in_shards_gives_the_same_units():
     config = make_config(batch=16)
     for method in ("ridge", "linear", "mlp"):
         how: dict[str, Any] = {"method": method, "num_classes": 1, "config": config, "seeds": (0,)}
-        (result,) = streamed.fit_seeds(Whole(), np.float32(Y), shard=120, demands=Demands("r2"), **how)
+        (result,) = streamed.fit_seeds(Whole(), Y.astype(np.float32), shard=120, demands=Demands("r2"), **how)
         errors = result.outputs(TEST)[1][:, 0] - WANTED
         assert 1 - (errors**2).mean() / WANTED.var() > 0.9, method
 
@@ -162,7 +162,7 @@ def test_a_saved_head_predicts_numbers(tmp_path: Path):
     np.testing.assert_array_equal(loaded.outputs(TEST)[1], head.outputs(TEST)[1])
     with pytest.raises(UserError, match="predicts numbers, so it has no probabilities"):
         loaded.probabilities(np.zeros((1, 1)))
-    assert score_held_out(loaded, TEST[:, None], np.float32(WANTED), Demands("r2"))["r2"] > 0.9
+    assert score_held_out(loaded, TEST[:, None], WANTED.astype(np.float32), Demands("r2"))["r2"] > 0.9
 
 
 @pytest.mark.parametrize(("y", "words"), [

@@ -65,7 +65,11 @@ def test_groups_of_batch_norm_have_their_own_statistics(draw, images):
     np.testing.assert_allclose(ours[:2], whole(x[:2], train=True)[0]["features"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("keys", [EFFICIENTNET, CONVNEXT], ids=["efficientnet", "convnext"])
+@pytest.mark.parametrize(
+    "keys",
+    [EFFICIENTNET | {"blocks": (1,), "widths": (8, 8, 16)}, CONVNEXT | {"blocks": (1,), "widths": (4,)}],
+    ids=["efficientnet", "convnext"],
+)
 def test_remat_is_asked_for(keys, draw, images):
     for remat in (True, False):
         model, params, state = draw(config(**keys, remat=remat), 16)

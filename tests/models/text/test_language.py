@@ -186,6 +186,7 @@ def test_bad_inputs():
         jax.eval_shape(lambda: model.apply(params, state, batch, train=False, key=None))
     with pytest.raises(UserError, match="holds no length"):
         model.apply(params, state, {"tokens": batch["tokens"], "second": batch["second"]}, train=False, key=None)
-    for keys in ({"pool": "gap"}, {"name": "gpt2", "pool": "pooler"}, {"activation": "gelu_new"}, {"types": -1}):
-        with pytest.raises(UserError, match=f"model.{[*keys][-1]} is"):
-            build(keys.pop("name", "bert"), **keys)
+    for kind, key, value in (("bert", "pool", "gap"), ("gpt2", "pool", "pooler"), ("bert", "activation", "gelu_new"),
+                             ("bert", "types", -1)):  # fmt: skip
+        with pytest.raises(UserError, match=f"model.{key} is"):
+            build(kind, **{key: value})
