@@ -109,18 +109,20 @@ class NMTuneRegressor(RegressorMixin, TransformerMixin, BaseEstimator):
         refuse_fork()
         name = getattr(y, "name", None)
         with raise_value_errors():
-            X = to_matrix(X)
+            given: Any = to_matrix(X)
         how: dict[str, Any] = {"dtype": [np.float32, np.float64], "ensure_all_finite": False, "y_numeric": True}
-        X, y = validate_data(self, X, y, **how)
+        given, targets = validate_data(self, given, y, **how)  # type: ignore[arg-type]
         with raise_value_errors():
-            X = check_finite(X)
+            given = check_finite(given)
             config, seed = self._make_config(), int(check_random_state(self.random_state).randint(2**31 - 1))
-            if len(X) < 2:
+            if len(given) < 2:
                 raise UserError("X has 1 sample", "give two or more, with different targets")
-            check_varied([X], "X")
+            check_varied([given], "X")
             preset = self.preset if self.method == "nmtune" else None
             what: dict[str, Any] = {"method": self.method, "preset": preset, "num_classes": 1, "seed": seed}
-            result = select.fit(X, np.asarray(y, np.float64), **what, config=config, demands=Demands(self.metric))
+            result = select.fit(
+                given, np.asarray(targets, np.float64), **what, config=config, demands=Demands(self.metric)
+            )
         head: Any = result.head
         about = {"method": self.method, "preset": preset}
         columns = tuple(getattr(self, "feature_names_in_", ()))

@@ -72,7 +72,7 @@ def open_detector(folder: Path, mesh: Mesh) -> Detector:
     except FAULTS as e:
         raise make_damage(step / "meta", e, f"delete {step} and train on from the checkpoint before it") from e
     setup = detect.Setup(meta["system"], meta["num_classes"], detection.find_canvas(config.detect.data))
-    model = detect.build_model(*settings.freeze_sections(config.model, config.detect), setup, mesh)
+    model = detect.build_model(config.model, config.detect, setup, mesh)
     params, model_state = model.shapes
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = {"params": params, "model_state": model_state, "ema": None}

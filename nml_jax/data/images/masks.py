@@ -4,7 +4,6 @@ All pixels are those of a picture of `height` by `width`. A segmentation is a li
 `data/sources/objects.py`.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -14,11 +13,11 @@ from pycocotools import mask as codec
 
 def encode(mask: np.ndarray) -> dict[str, Any]:
     """Encode a mask, bool [H, W], as a compressed RLE whose counts are a str."""
-    rle = codec.encode(np.asfortranarray(mask, np.uint8))
+    rle: Any = codec.encode(np.asfortranarray(mask, np.uint8))
     return {"size": list(map(int, rle["size"])), "counts": rle["counts"].decode("ascii")}
 
 
-def to_rle(segmentation: Any, height: int, width: int) -> Mapping[str, Any]:
+def to_rle(segmentation: Any, height: int, width: int) -> Any:
     """Return a segmentation, which `check` has found sound, as a compressed RLE. Polygons become their union."""
     if isinstance(segmentation, list):
         return codec.merge(codec.frPyObjects(segmentation, height, width))

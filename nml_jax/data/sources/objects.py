@@ -33,7 +33,8 @@ class Objects(NamedTuple):
     def take(self, kept: np.ndarray) -> "Objects":
         """Return the objects at `kept`, indices or bool [n]."""
         kept = np.arange(len(self.labels))[kept]
-        return Objects(*(part[kept] for part in self[:4]), tuple(self.masks[i] for i in kept))
+        masks = tuple(self.masks[i] for i in kept)
+        return Objects(self.boxes[kept], self.labels[kept], self.crowd[kept], self.areas[kept], masks)
 
 
 def make_objects(

@@ -134,7 +134,7 @@ def check_object(entry: Mapping[str, Any], height: int, width: int, mended: Coun
         box = [x1, y1, x2 - x1, y2 - y1]
         mended["a box from the mask, as there was none"] += 1
     _check_box(box, height, width, mended)
-    area = entry.get("area")
+    area: Any = entry.get("area")
     if type(area) not in (int, float) or not 0 <= area < math.inf:
         area = masks.measure(segmentation, height, width)[0] if segmentation is not None else box[2] * box[3]
         mended["an area from the mask or box, as there was none"] += 1
