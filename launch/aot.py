@@ -187,9 +187,8 @@ def analyse(config: Any, name: str, mfu: float, effort: float = 0.0) -> dict[str
     mesh = runtime.make_mesh(config.runtime.data_axis, config.runtime.fsdp_axis, list_devices(name))
     counts = find_sizes(config)
     run, program, lowered = lower(config, mesh, *counts)
-    flops: dict[str, Any] = dict.fromkeys(
-        ("model", "executed"), count_flop(config, *counts, recomputed=False) / mesh.size
-    )
+    flop = count_flop(config, *counts, recomputed=False) / mesh.size
+    flops = {"model": flop, "executed": flop}
     if config.model.remat or config.train.micro_batches > 1:
         flops["executed"] = count_flop(config, *counts, recomputed=True) / mesh.size
     begun = time.perf_counter()

@@ -21,7 +21,7 @@ from nml_jax import console
 # COCO's twelve numbers, in pycocotools' order.
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 SHOWN = (*NAMES[:6], "AR100")  # those that become rows
-KINDS = {"box": "bbox", "mask": "segm"}  # what is compared, and pycocotools' name for it
+KINDS: Mapping[str, Any] = {"box": "bbox", "mask": "segm"}  # what is compared, and pycocotools' name for it
 
 Result = Mapping[str, Any]  # image_id, category_id, score, bbox as x y w h, and with masks segmentation as an RLE
 

@@ -71,9 +71,8 @@ def open_detector(folder: Path, mesh: Mesh) -> Detector:
         config = settings.from_json(settings.check_stored(meta["config"], step))
     except FAULTS as e:
         raise make_damage(step / "meta", e, f"delete {step} and train on from the checkpoint before it") from e
-    model_keys, detect_keys = settings.freeze_sections(config.model, config.detect)
     setup = detect.Setup(meta["system"], meta["num_classes"], detection.find_canvas(config.detect.data))
-    model = detect.build_model(model_keys, detect_keys, setup, mesh)
+    model = detect.build_model(config.model, config.detect, setup, mesh)
     params, model_state = model.shapes
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = {"params": params, "model_state": model_state, "ema": None}

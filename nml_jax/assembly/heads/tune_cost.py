@@ -1,6 +1,7 @@
 """Estimate what the stages on features from files cost, before they run: rows, trainings and their time."""
 
 import functools
+import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,10 +67,12 @@ def measure_rate() -> float:
     """Return the FLOP per second of a product of matrices in float32 on this machine."""
     x = np.ones((768, 768), np.float32)
     _ = x @ x  # the first is slower
-    begun = time.perf_counter()
-    for _ in range(3):
+    times = []
+    for _ in range(5):  # the median, as others may be at work on this machine
+        begun = time.perf_counter()
         _ = x @ x
-    return 3 * 2 * 768**3 / max(time.perf_counter() - begun, 1e-6)
+        times.append(time.perf_counter() - begun)
+    return 2 * 768**3 / max(statistics.median(times), 1e-6)
 
 
 def estimate_methods(config: ConfigDict, found: FeatureSet, *, measured: bool = False) -> dict[str, Cost]:

@@ -114,8 +114,8 @@ def draw_maps(
     for k, i in enumerate(kept):
         mask = np.zeros(canvas, np.uint8)
         mask[: view.new[0], : view.new[1]] = masks.draw(objects.masks[i], view.old, view.new, flip=view.flip)
-        coarse: np.ndarray = cv2.resize(mask, (width // stride, height // stride), interpolation=cv2.INTER_LINEAR)
-        maps[k] = np.packbits(coarse, axis=-1)
+        coarse = cv2.resize(mask, (width // stride, height // stride), interpolation=cv2.INTER_LINEAR)
+        maps[k] = np.packbits(np.asarray(coarse, np.uint8), axis=-1)
         if total := mask.sum(dtype=np.int64):
             columns, rows = mask.sum(0, dtype=np.int64), mask.sum(1, dtype=np.int64)
             centres[k] = columns @ np.arange(width) / total, rows @ np.arange(height) / total
@@ -171,5 +171,5 @@ class SceneTransform:
 
     def find_canvas(self, height: int, width: int) -> tuple[int, int]:
         """Return the canvas of a picture of this size."""
-        first, second = self.canvas
-        return (second, first) if is_portrait((height, width)) else (first, second)
+        up, across = self.canvas
+        return (across, up) if is_portrait((height, width)) else (up, across)

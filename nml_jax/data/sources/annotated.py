@@ -1,6 +1,7 @@
 """Read datasets of images with objects, which `python -m nml_jax.prepare coco_folder` wrote."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,13 @@ class Annotated(ObjectSource):
         return Joined(parts)
 
 
-class _ImageIds:
+class _ImageIds(Sequence):
     """The ids of the images in their json, read on access."""
 
     def __init__(self, annotations: Any):
         self._annotations = annotations
 
-    def __getitem__(self, i: int) -> Any:
+    def __getitem__(self, i: Any) -> Any:
         return json.loads(self._annotations[i])["id"]
 
     def __len__(self) -> int:

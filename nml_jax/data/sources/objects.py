@@ -33,8 +33,8 @@ class Objects(NamedTuple):
     def take(self, kept: np.ndarray) -> "Objects":
         """Return the objects at `kept`, indices or bool [n]."""
         kept = np.arange(len(self.labels))[kept]
-        arrays = (self.boxes[kept], self.labels[kept], self.crowd[kept], self.areas[kept])
-        return Objects(*arrays, tuple(self.masks[i] for i in kept))
+        masks = tuple(self.masks[i] for i in kept)
+        return Objects(self.boxes[kept], self.labels[kept], self.crowd[kept], self.areas[kept], masks)
 
 
 def make_objects(
@@ -66,7 +66,7 @@ class ObjectSource(Source):
         *,
         class_names: Sequence[str],
         fingerprint: str,
-        image_ids: Any = None,
+        image_ids: Sequence[Any] | None = None,
         category_ids: Sequence[int] | None = None,
     ):
         self.sizes = np.asarray(sizes, np.int32).reshape(-1, 2)
