@@ -37,7 +37,7 @@ def check_ranges(config: ConfigDict) -> None:
     ranges.require_interval("detect.data", config, "canvas")
     if config.source not in SOURCES:
         raise UserError(f"detect.data.source={config.source!r} does not exist", f"choose one of {', '.join(SOURCES)}")
-    if any(not 1 <= side <= config.canvas[0] for side in config.scales):
+    if not all(type(side) is int and 1 <= side <= config.canvas[0] for side in config.scales):
         cure = f"give sides of 1 to {config.canvas[0]} pixels, or a larger detect.data.canvas"
         raise UserError(f"detect.data.scales={tuple(config.scales)} do not fit the canvas", cure)
 

@@ -70,4 +70,4 @@ def test_the_default_directory_is_that_of_pre_training(tmp_path):
 def test_an_unknown_task_lists_the_right_ones():
     with pytest.raises(UserError) as error:
         load_task("letters", common.get_config())
-    assert "digits, directory" in error.value.cure
+    assert "digits, digits_few, directory" in error.value.cure
