@@ -100,6 +100,7 @@ def test_a_result_is_an_ordinary_checkpoint_with_the_scores_on_record(finished: 
     np.testing.assert_array_equal(read_correct(run, row), right)  # row by row, in the order of the file
 
 
+@pytest.mark.slow  # the loop's own tests resume on images
 def test_stopped_and_started_again_gives_the_same_weights_and_rows(finished: Path, monkeypatch):
     """Stop pre-training, then fine-tuning, in the middle of a window; batches come in several lengths."""
     runs, read, starts = finished.parent / "again", stream.train, []

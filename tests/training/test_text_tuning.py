@@ -63,7 +63,8 @@ def make_batch(kind: str) -> dict[str, np.ndarray]:
     return {**{name: x.astype(np.int32) for name, x in batch.items()}, "mask": np.ones(len(ids), np.float32)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# RoBERTa has the matrices of BERT.
+@pytest.mark.parametrize("kind", ["bert", "gpt2", pytest.param("roberta", marks=pytest.mark.slow)])
 def test_ten_steps_of_lora_equal_those_of_peft(kind: str):
     """The factors of every matrix of attention and MLP, the head, the losses and the logits, to 1e-4."""
     want = {name.removeprefix(f"{kind}/"): x for name, x in load_file(golden.FILE).items() if name.startswith(kind)}

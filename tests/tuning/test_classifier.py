@@ -52,7 +52,7 @@ def list_expected_failures(estimator):
     return EXPECTED
 
 
-@parametrize_with_checks([NMTuneClassifier(method="linear")], expected_failed_checks=list_expected_failures)
+@parametrize_with_checks([NMTuneClassifier(method="linear", epochs=12)], expected_failed_checks=list_expected_failures)
 def test_scikit_learn_checks_a_linear_head(estimator, check):
     check(estimator)
 

@@ -61,11 +61,15 @@ def run(system: str, mesh: Mesh) -> dict[str, Any]:
     return jax.device_get(step(params, batch))
 
 
-def test_eight_devices_are_one():
+DRAWN = {"retina": {"index"}, "mask": {"rpn_index", "roi_index", "mask_index"}}
+
+
+@pytest.mark.parametrize("system", ["retina", pytest.param("mask", marks=pytest.mark.slow)])
+def test_eight_devices_are_one(system: str):
     """The loss, the first gradient, and what is drawn."""
     with jax.enable_x64(True):
-        (ids, loss, gradient), (ids_8, loss_8, gradient_8) = (run("mask", mesh_of(n)) for n in (1, 8))
-    assert ids.keys() == {"rpn_index", "roi_index", "mask_index"}
+        (ids, loss, gradient), (ids_8, loss_8, gradient_8) = (run(system, mesh_of(n)) for n in (1, 8))
+    assert ids.keys() == DRAWN[system]
     for name, own in ids.items():
         np.testing.assert_array_equal(ids_8[name], own)
         assert (own >= 0).any(), name
@@ -87,7 +91,7 @@ def lower_step(system: str) -> tuple[Any, tuple[Any, ...]]:
     return program.step, (program.shapes, shapes, loop.Signals(*[signal for _ in loop.Signals._fields]))
 
 
-@pytest.mark.parametrize("system", ["retina", "mask"])
+@pytest.mark.parametrize("system", ["retina", pytest.param("mask", marks=pytest.mark.slow)])
 def test_devices_exchange_only_the_gradient_and_counts(system: str):
     """No anchors, proposals or samples are sent, and nothing in a loop: one all-reduce of numbers, one of gradients."""
     step, args = lower_step(system)
