@@ -73,6 +73,7 @@ class Figure(NamedTuple):
     panels: Sequence[Panel]
     caption: str
     legend: Sequence[Mark]
+    wide: bool = False  # each panel takes the whole width
 
 
 def table(*fields: Any, **more: Any) -> Block:

@@ -79,7 +79,9 @@ def _show_published(one: Published) -> list[Block]:
     caption = f"As in {one.folder.name}/figure.pdf. Mean ± sample sd over seeds."
     return [
         Block("verdict", Verdict(one.summary)),
-        Block("figure", Figure("Figure", [Panel(one.svg[one.svg.index("<svg") :], one.question)], caption, ())),
+        Block(
+            "figure", Figure("Figure", [Panel(one.svg[one.svg.index("<svg") :], one.question)], caption, (), wide=True)
+        ),
         Block("items", [("", sentence) for sentence in one.sentences]),
     ]
 

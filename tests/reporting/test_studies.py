@@ -57,11 +57,11 @@ def test_findings_have_the_signs_of_the_world_they_are_made_in(study: Study) -> 
     assert found["out-of-domain loss of lora less that of full, 0 % to 30 % noise"] == "shown"
     assert found["in-domain loss of probe less that of lora, 0 % to 30 % noise"] == "not shown"
     gains = {f.words: f for f in check_claims(recipes.RECIPES["nmtune"], Numbers(study))}
-    gain = gains["out-of-domain gain of NMTune over the MLP, 30 % noise, paper"]
+    gain = gains["out-of-domain gain of NMTune over the MLP, 30 % noise, preset paper"]
     assert gain.verdict == "shown"
     assert gain.found.difference == pytest.approx(0.03, abs=0.005)
     assert re.fullmatch(
-        r"Out-of-domain gain of NMTune over the MLP, 30 % noise, paper: \+[23]\.\d\d points "
+        r"Out-of-domain gain of NMTune over the MLP, 30 % noise, preset paper: \+[23]\.\d\d points "
         r"\(\+.* to \+.*\); published: higher; shown\.",
         describe(gain),
     )

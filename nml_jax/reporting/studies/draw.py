@@ -16,7 +16,7 @@ from nml_jax.reporting.studies.published import Published
 
 COLUMN, HEIGHT = 3.4, 2.6  # inches of a panel: two fit a page of text
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "path", "pdf.fonttype": 42, "svg.hashsalt": "study", "font.size": 8, "axes.titlesize": 8,
+    "svg.fonttype": "path", "pdf.fonttype": 42, "font.size": 8, "axes.titlesize": 8,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.axisbelow": True,
     "grid.alpha": 0.3, "grid.linewidth": 0.5, "text.parse_math": False, "legend.frameon": False, "legend.fontsize": 7,
 }  # fmt: skip
@@ -34,9 +34,9 @@ class Drawn:
         return bool(self.points.groupby(["series", "x_label"])["x"].nunique().to_numpy().max() > 1)
 
 
-def draw_figure(panels: Sequence[Drawn]) -> tuple[bytes, bytes]:
-    """Return the figure as SVG and as PDF. The same points give the same bytes."""
-    with matplotlib.rc_context(STYLE):
+def draw_figure(name: str, panels: Sequence[Drawn]) -> tuple[bytes, bytes]:
+    """Return the figure of a study as SVG and as PDF. The same points give the same bytes."""
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):  # ids of elements are made from the name
         columns = min(2, len(panels))
         rows = -(-len(panels) // columns)
         figure = Figure(figsize=(COLUMN * columns, HEIGHT * rows), layout="constrained")

@@ -8,7 +8,7 @@ import pandas as pd
 from nml_jax.reporting import claims
 from nml_jax.reporting.statistics.choose_method import find_metric
 from nml_jax.reporting.statistics.compare import find_leaves
-from nml_jax.reporting.statistics.studies import MEAN, Key, Method, Study
+from nml_jax.reporting.statistics.studies import MEAN, Key, Study
 from nml_jax.reporting.studies.recipes import PROBE, View
 from nml_jax.runs.rows import Row
 
@@ -110,8 +110,3 @@ class Numbers:
             scores = self.study.keys(metric=self.metric, task=task, domain=domain, method=self.probe)
             out += [(m, s) for m in found for s in scores if m.split == s.split]
         return out
-
-
-def find_method(numbers: Numbers, name: str) -> Method | str:
-    """Return the reference for PROBE, else the name."""
-    return numbers.probe if name == PROBE else name

@@ -55,7 +55,7 @@ def publish(name: str, study: Study, out: Path) -> Published | None:
     if not panels:
         return None
     findings = check_claims(recipe, numbers)
-    svg, pdf = draw_figure(panels)
+    svg, pdf = draw_figure(name, panels)
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "figure.svg", svg)
     write_bytes(folder / "figure.pdf", pdf)
