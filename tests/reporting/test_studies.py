@@ -92,7 +92,7 @@ def test_intervals_are_widened_for_all_comparisons(study: Study) -> None:
     assert found[-1].found.low < alone[-1].found.low
 
 
-@pytest.mark.parametrize("name", ["noise_rates", "spectra", "nmtune", "regularisers"])
+@pytest.mark.parametrize("name", ["spectra", "nmtune"])
 def test_files_for_a_paper(study: Study, tmp_path: Path, name: str) -> None:
     written = publish.publish(name, study, tmp_path)
     assert written

@@ -104,6 +104,7 @@ def test_training_starts_from_the_encoder_without_its_head(finished):
         np.testing.assert_allclose(leaf, flat(encoder.params)[name], rtol=0, atol=1e-20)
 
 
+@pytest.mark.slow  # the README's dry run traces the same
 def test_a_dry_run_says_what_it_would_train(tmp_path, capfd):
     detect_experiment.launch(
         tmp_path, dry_run=True, **{"detect.systems": ("retina", "mask"), "detect.rpn.strides": (4,)}
