@@ -291,7 +291,7 @@ def write_text(contest: Contest) -> list[str]:
             line = f"  {method}".ljust(first) + "".join(f"{cell:>11}" for cell in cells)
             if method != contest.reference:
                 versus = contest.versus[method, test]
-                line += f"{versus.plain.gain:>11}{versus.plain.interval():>18}"
+                line += f"{versus.plain.gain:>11}  {versus.plain.interval():>16}"
                 line += f"  {versus.verdict}" if versus.sign and test in contest.decided else ""
             lines.append(line.rstrip())
         for name, *cells in known[test]:
