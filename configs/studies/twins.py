@@ -38,6 +38,8 @@ def make_twin(name: str, study: str) -> ConfigDict:
     config.tune.methods = ("lbfgs", "nmtune")
     config.tune.presets = ("paper",)
     config.finetune.terms = ("none",)
+    config.finetune.targets = ("resnet_conv",)
+    config.finetune.wise = ()
     return config
 
 
@@ -50,29 +52,15 @@ def _make_digits() -> ConfigDict:
         config.finetune.lrs = (1e-3, 1e-2)
         config.finetune.rank = 4
         config.finetune.alpha = 4.0
-        config.finetune.targets = ("resnet_conv",)
-        config.finetune.wise = ()
     return config
 
 
-def _make_folder() -> ConfigDict:
-    config = image_folder.get_config()
-    with config.unlocked():
-        config.sweep.noise = (0.0, 0.05, 0.1, 0.2, 0.3)
-        config.finetune.epochs = 5.0
-        config.finetune.targets = ("resnet_conv",)
-        config.finetune.wise = ()
-    return config
-
-
-def _make_emoji() -> ConfigDict:
-    config = clip_pairs.get_config()
-    with config.unlocked():
-        config.sweep.noise = (0.0, 0.05, 0.1, 0.2, 0.3)
-        config.finetune.epochs = 5.0
-        config.finetune.targets = ("resnet_conv",)
-        config.finetune.wise = ()
-    return config
+def _make_small(base: ConfigDict) -> ConfigDict:
+    """Add to a config of your own data the papers' rates, and fine-tuning that two cores can do."""
+    with base.unlocked():
+        base.sweep.noise = (0.0, 0.05, 0.1, 0.2, 0.3)
+        base.finetune.epochs = 5.0
+    return base
 
 
 def _make_imagenet() -> ConfigDict:
@@ -82,14 +70,12 @@ def _make_imagenet() -> ConfigDict:
         config.downstream.tasks = (*catalogue.TRAINED, "domainnet")
         config.downstream.partners = tuple(catalogue.PARTNERS)
         config.tune.standardize = True
-        config.finetune.targets = ("resnet_conv",)
-        config.finetune.wise = ()
     return config
 
 
 TWINS: dict[str, Callable[[], ConfigDict]] = {
     "digits": _make_digits,
-    "folder": _make_folder,
-    "emoji": _make_emoji,
+    "folder": lambda: _make_small(image_folder.get_config()),
+    "emoji": lambda: _make_small(clip_pairs.get_config()),
     "imagenet": _make_imagenet,
 }

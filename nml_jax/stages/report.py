@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from nml_jax import console, settings
 from nml_jax.errors import UserError, report_disk_errors
-from nml_jax.reporting.studies.recipes import check_name
 from nml_jax.runs.files import write_atomic
 from nml_jax.runs.finished import FinishedRun, read_finished
 from nml_jax.stages import experiment
@@ -17,7 +16,10 @@ from nml_jax.stages import experiment
 
 def check(config: ConfigDict) -> None:
     """Raise UserError if there is no study of the name `study`."""
-    check_name(config.study)
+    if config.study:  # imported here, because it loads pandas
+        from nml_jax.reporting.studies.recipes import check_name
+
+        check_name(config.study)
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Path:

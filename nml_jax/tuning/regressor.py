@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
+from sklearn.base import RegressorMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 
 from nml_jax.data.features.checks import check_finite, check_varied
 from nml_jax.data.features.frames import to_matrix
@@ -18,6 +18,7 @@ from nml_jax.evals import correlations
 from nml_jax.objectives.terms import TERMS
 from nml_jax.processes.forks import refuse_fork
 from nml_jax.tuning import head_file, methods, regression, select
+from nml_jax.tuning.classifier.fitted import FittedHead
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import Demands
 
@@ -25,7 +26,7 @@ ALPHAS = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
 NAME = "target"  # of the predicted number in a file, where y has no name
 
 
-class NMTuneRegressor(RegressorMixin, TransformerMixin, BaseEstimator):
+class NMTuneRegressor(RegressorMixin, FittedHead):
     """A head on frozen features that predicts a number; it is what the stage `tune` trains for regressions.
 
     A ridge regression is solved first, on standardised targets, with the penalty that validation chooses. `linear` and
@@ -53,9 +54,6 @@ class NMTuneRegressor(RegressorMixin, TransformerMixin, BaseEstimator):
         n_features_in_: D. hyper_: the chosen settings by name.
         head_: the `TunedHead`; `head_.params` and `head_.state` are NumPy arrays.
     """
-
-    n_features_in_: int  # set by scikit-learn, as are the names
-    feature_names_in_: np.ndarray
 
     def __init__(
         self,
@@ -160,42 +158,6 @@ class NMTuneRegressor(RegressorMixin, TransformerMixin, BaseEstimator):
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Return the predicted number of every row, float32 [M]."""
         return self._outputs(X)[1][:, 0]
-
-    def transform(self, X: ArrayLike) -> np.ndarray:
-        """Return Z float32 [M, D], the input of the head's last layer; for probes the (standardised) features."""
-        return self._outputs(X)[0]
-
-    def _outputs(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        check_is_fitted(self)
-        with raise_value_errors():
-            X = to_matrix(X)
-        X = validate_data(self, X, dtype=[np.float32, np.float64], ensure_all_finite=False, reset=False)
-        with raise_value_errors():
-            return self.head_.outputs(check_finite(X))
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float32"]  # Z is float32, whatever X is
-        return tags
-
-    @property
-    def _n_features_out(self) -> int:
-        return self.n_features_in_
-
-    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Return the names of the columns of `transform`: z0, z1, ..."""
-        check_is_fitted(self)
-        return np.array([f"z{i}" for i in range(self.n_features_in_)], object)
-
-    def save(self, path: str | Path) -> None:
-        """Write the head as one safetensors file for `load`, predict.py or plain NumPy.
-
-        Raises:
-            ValueError: the file cannot be written.
-        """
-        check_is_fitted(self)
-        with raise_value_errors():
-            self.head_.save(Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> "NMTuneRegressor":

@@ -52,15 +52,23 @@ def compare_numbers(study: Study, where: str, a: Side, b: Side) -> Comparison:
         elif (n := _count_rows(study, *pair[0])) and pair[1].key in study.table:
             first, second = (stat(_average_seeds(study, *side).values()).mean for side in pair)
             unknown.append((weight, first, second, n))
-    if anew:  # rows of one seed, in the mean over seeds
-        of_seeds = [add_rows((weight, d[i]) for weight, d in known) for i in range(len(seeds) if known else 0)]
-        sums = stat(sum(part.variance for part in parts) for parts in of_seeds)
-        rows = [Part(sums.mean, 1)] if known else []
-    else:
-        rows = [*add_rows((weight, _average_shares(d)) for weight, d in known), *bound_rows(unknown)]
+    rows = [*_add_tests(known, anew), *([] if anew else bound_rows(unknown))]
     found = compare(where, unit(a.key.metric), values[0], values[1], rows, redrawn=anew)
     blind = a.key.method != b.key.method and any(is_unvalidated(study, side.key, side.conditions) for side in (a, b))
     return found._replace(bounded=bool(unknown) and not anew, blind=blind)
+
+
+def _add_tests(known: Sequence[tuple[float, list[Shares]]], anew: float) -> list[Part]:
+    """Return the variance that test rows add to a difference.
+
+    Args:
+        known: the weight of each test in the mean, and what its rows add to the difference in every seed.
+        anew: see `find_redrawn_share`. Above 0, the variance is that of one seed's rows, in the mean over seeds.
+    """
+    if not anew or not known:
+        return add_rows((weight, _average_shares(d)) for weight, d in known)
+    of_seeds = [add_rows((weight, d[i]) for weight, d in known) for i in range(len(known[0][1]))]
+    return [Part(stat(sum(part.variance for part in parts) for parts in of_seeds).mean, 1)]
 
 
 def is_unvalidated(study: Study, key: Key, conditions: Sequence[int] = (0,)) -> bool:
@@ -177,15 +185,12 @@ def contrast(study: Study, where: str, terms: Sequence[Term]) -> Comparison:
     own = [study.table.get(term.key, [{}] * len(study.conditions))[term.condition] for term in terms]
     seeds = [seed for seed in own[0] if all(seed in values for values in own)]
     sums = {seed: float(sum(t.factor * values[seed] for t, values in zip(terms, own, strict=True))) for seed in seeds}
-    found, lost = [], False
-    for test, weight in find_leaves(study, terms[0].key).items():
-        each = [_add_shares(study, test, terms, seed) for seed in seeds]
-        known = [shares for shares in each if shares is not None]
-        lost |= len(known) < len(each) or not each
-        if known and not lost:
-            found.append((weight, _average_shares(known)))
+    tests = find_leaves(study, terms[0].key)
+    each = {test: [_add_shares(study, test, terms, seed) for seed in seeds] for test in tests}
+    known = [(tests[test], [d for d in own if d is not None]) for test, own in each.items()]
+    lost = not seeds or any(len(d) < len(seeds) for _, d in known)
     anew = find_redrawn_share(study, terms[0].key)
-    rows = add_rows(found) if found and not lost else []
+    rows = [] if lost else _add_tests(known, anew)
     zeros = dict.fromkeys(seeds, 0.0)
     unvalidated = {t.key.method for t in terms if is_unvalidated(study, t.key, (t.condition,))}
     blind = bool(unvalidated) and len({t.key.method for t in terms}) > 1

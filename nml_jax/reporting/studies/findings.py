@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from nml_jax.reporting.statistics.compare import Term, contrast
 from nml_jax.reporting.statistics.paired import SEEDS, Comparison, Unit, compare
 from nml_jax.reporting.statistics.studies import Key
-from nml_jax.reporting.studies.numbers import Numbers
+from nml_jax.reporting.studies.numbers import SPECTRUM, Numbers
 from nml_jax.reporting.studies.recipes import PROBE, Claim, Recipe
 from nml_jax.runs.finished import Seed
 
@@ -98,7 +98,7 @@ def _fits(key: Key, other: Key, claim: Claim) -> bool:
 
 
 def _list_methods(claim: Claim) -> tuple[str, ...]:
-    return () if claim.y in ("sve", "lsvr", "top_share") else (claim.method,)
+    return () if claim.y in SPECTRUM else (claim.method,)
 
 
 def _choose_conditions(claim: Claim, numbers: Numbers) -> tuple[int, list[int]]:

@@ -13,7 +13,7 @@ from nml_jax.reporting.studies.recipes import PROBE, View
 from nml_jax.runs.rows import Row
 
 COLUMNS = ["x", "x_label", "series", "seed", "y"]  # of a panel's points
-SPECTRUM = ("sve", "lsvr", "top_share")
+SPECTRUM = tuple(claims.SPECTRUM)
 
 
 class Numbers:

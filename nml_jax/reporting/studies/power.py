@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
+from nml_jax.reporting.statistics.choose_method import DOMAINS
 from nml_jax.reporting.statistics.compare import Term, contrast
 from nml_jax.reporting.statistics.paired import PERCENT, Comparison, Part, find_half_width
 from nml_jax.reporting.statistics.studies import Study
 from nml_jax.reporting.studies.findings import check_claims
 from nml_jax.reporting.studies.numbers import Numbers
-from nml_jax.reporting.studies.recipes import DOMAINS, PROBE, RECIPES
+from nml_jax.reporting.studies.recipes import PROBE, RECIPES
 
 POINT = 0.01
 MOST = 1000  # seeds

@@ -18,10 +18,10 @@ import pandas as pd
 from nml_jax.evals.metrics import METRICS
 from nml_jax.reporting.statistics.paired import Stat, stat, unit
 from nml_jax.reporting.statistics.studies import Study
+from nml_jax.reporting.studies import published
 from nml_jax.reporting.studies.draw import Drawn, draw_figure
 from nml_jax.reporting.studies.findings import VERDICTS, Finding, check_claims, describe
 from nml_jax.reporting.studies.numbers import SPECTRUM, Numbers
-from nml_jax.reporting.studies.published import find_agreeing, read_published
 from nml_jax.reporting.studies.recipes import RECIPES, View
 from nml_jax.runs.files import write_atomic, write_bytes
 
@@ -50,8 +50,8 @@ def publish(name: str, study: Study, out: Path) -> Published | None:
         study: its finished runs, as conditions.
     """
     recipe, numbers, folder = RECIPES[name], Numbers(study), out / "studies" / name
-    lines = read_published(name)
-    panels = [panel for view in recipe.views if (panel := make_panel(view, numbers, name)) is not None]
+    lines = published.read_published(name)
+    panels = [panel for view in recipe.views if (panel := make_panel(view, numbers, lines)) is not None]
     if not panels:
         return None
     findings = check_claims(recipe, numbers)
@@ -63,15 +63,15 @@ def publish(name: str, study: Study, out: Path) -> Published | None:
     write_atomic(folder / "figure.csv", points.to_csv(index=False, columns=["panel", *points.columns[:-1]]))
     write_atomic(folder / "table.tex", write_table(panels))
     sentences = [describe(finding) for finding in findings]
-    write_atomic(folder / "findings.md", "\n".join([f"# {recipe.question}", "", *explain(study, findings), ""]))
+    write_atomic(folder / "findings.md", "\n".join([f"# {recipe.question}", "", *explain(study, sentences), ""]))
     write_atomic(folder / "findings.csv", list_findings(findings).to_csv(index=False))
     table = pd.DataFrame([line._asdict() for line in lines])
     write_atomic(folder / "published.csv", table.to_csv(index=False) if lines else "")
     return Published(recipe.question, summarise(findings), svg.decode("utf-8"), sentences, folder)
 
 
-def make_panel(view: View, numbers: Numbers, name: str) -> Drawn | None:
-    """Return a panel with its points; None if the runs have none."""
+def make_panel(view: View, numbers: Numbers, lines: Sequence[published.Published]) -> Drawn | None:
+    """Return a panel with its points, and those of the published `lines` that agree; None if the runs have none."""
     points = numbers.list_points(view)
     if points.empty or np.isnan(points["x"].to_numpy(float)).all():
         return None
@@ -79,22 +79,22 @@ def make_panel(view: View, numbers: Numbers, name: str) -> Drawn | None:
     noise = numbers.study.axis == "noise"
     label = AXES.get(view.x, "wrong supervision in pre-training" if noise else numbers.study.axis)
     data = numbers.study.cells[0].value("data.name") or ""
-    agreeing = find_agreeing(read_published(name), data, view.y) if view.x == "condition" and noise else []
+    agreeing = published.find_agreeing(lines, data, view.y) if view.x == "condition" and noise else []
     title = (
         view.title if view.y in SPECTRUM else view.title.replace("score", METRICS[metric].title.removeprefix("the "))
     )
     return Drawn(title, label, unit(metric), points, agreeing)
 
 
-def explain(study: Study, findings: Sequence[Finding]) -> list[str]:
+def explain(study: Study, sentences: Sequence[str]) -> list[str]:
     """Return the paragraph of what was found, in Markdown."""
     seeds = [len(condition.cells) for condition in study.conditions]
     head = (
         f"{sum(seeds)} runs, {min(seeds)} to {max(seeds)} seeds for each of {len(seeds)} conditions. Seeds are the "
         "unit; intervals are for other seeds and other test rows, and hold at 95 % for all "
-        f"{len(findings)} comparisons together."
+        f"{len(sentences)} comparisons together."
     )
-    return [head, "", *(f"- {describe(finding)}" for finding in findings)]
+    return [head, "", *(f"- {sentence}" for sentence in sentences)]
 
 
 def summarise(findings: Sequence[Finding]) -> str:

@@ -6,6 +6,7 @@ A new study is a line here and a config in configs/studies/.
 from typing import NamedTuple
 
 from nml_jax.errors import UserError
+from nml_jax.reporting.statistics.choose_method import DOMAINS
 
 SUPERVISED, BOTH = "arXiv 2309.17002", "arXiv 2309.17002 and 2403.06869"
 EXTENSION = "arXiv 2403.06869"
@@ -65,9 +66,6 @@ class Recipe(NamedTuple):
     question: str
     views: tuple[View, ...]
     claims: tuple[Claim, ...]
-
-
-DOMAINS = {"id": "in-domain", "ood": "out-of-domain"}
 
 
 def _show_both(title: str, **how: object) -> tuple[View, View]:

@@ -6,26 +6,27 @@ from typing import Any
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.base import ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from nml_jax import spectrum
 from nml_jax.data.class_weights import find_class_weights
 from nml_jax.data.features.checks import check_exact, check_finite, check_varied
 from nml_jax.data.features.frames import to_matrix
-from nml_jax.errors import FREE, UserError, raise_value_errors
+from nml_jax.errors import UserError, raise_value_errors
 from nml_jax.models.heads.mlp import standardize
 from nml_jax.processes.forks import refuse_fork
 from nml_jax.tuning import head_file
 from nml_jax.tuning.classifier.arguments import check_arguments
+from nml_jax.tuning.classifier.fitted import FittedHead
 from nml_jax.tuning.classifier.fitting import Fitted, Fitting, Rows, split_rows
 from nml_jax.tuning.head_file import TunedHead
 from nml_jax.tuning.holdout import Demands
 
 
-class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
+class NMTuneClassifier(ClassifierMixin, FittedHead):
     """A head on frozen features, on standardised inputs.
 
     By default a logistic regression is solved first, with the penalty that validation chooses. A linear head is that
@@ -218,45 +219,6 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """Return the most probable class of every row, [M]."""
         logits = self._outputs(X)[1]
         return self.classes_[logits.argmax(1)]
-
-    def transform(self, X: ArrayLike) -> np.ndarray:
-        """Return Z float32 [M, D], the input of the head's last layer; for `linear` the (standardised) features."""
-        return self._outputs(X)[0]
-
-    def _outputs(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        check_is_fitted(self)
-        with raise_value_errors():
-            X = to_matrix(X)
-        X = validate_data(self, X, dtype=[np.float32, np.float64], ensure_all_finite=False, reset=False)
-        with raise_value_errors():
-            return self.head_.outputs(check_finite(X))
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float32"]  # Z is float32, whatever X is
-        return tags
-
-    @property
-    def _n_features_out(self) -> int:
-        return self.n_features_in_
-
-    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Return the names of the columns of `transform`: z0, z1, ..."""
-        check_is_fitted(self)
-        return np.array([f"z{i}" for i in range(self.n_features_in_)], object)
-
-    def save(self, path: str | Path) -> None:
-        """Write the head as one safetensors file for `load`, predict.py or plain NumPy.
-
-        Raises:
-            ValueError: the file cannot be written.
-        """
-        check_is_fitted(self)
-        try:
-            self.head_.save(Path(path))
-        except UserError as e:
-            cure = "give a path in a folder that can be written to" if e.cure == FREE else e.cure  # not --workdir
-            raise ValueError(f"{e.cause}; {cure}") from e
 
     @classmethod
     def load(cls, path: str | Path) -> "NMTuneClassifier":
