@@ -53,6 +53,7 @@ setup(
         "opencv-python-headless",
         "optax",
         "orbax-checkpoint",
+        "orjson",
         "pandas",
         "pillow",
         "pyarrow",

@@ -39,6 +39,7 @@ WALLS = {
     "jinja2": ("reporting/",),
     "tokenizers": ("data/text/",),
     "urllib3": ("data/embeddings/",),
+    "orjson": ("data/embeddings/",),
     "torch": (),
     "tensorflow": (),
     "pickle": (),

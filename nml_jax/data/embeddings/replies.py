@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import contextlib
 import email.utils
 import json
 import time
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 
 from nml_jax.data.embeddings.service import NO_KEY, hide
 from nml_jax.errors import UserError
@@ -102,7 +104,9 @@ def read_wait(headers: Mapping[str, str]) -> float | None:
 
 
 def _parse(reply: Reply, url: str) -> Any:
-    try:
+    with contextlib.suppress(orjson.JSONDecodeError):
+        return orjson.loads(reply.body)
+    try:  # some services write NaN, which is no JSON; it is refused below as what it is
         return json.loads(reply.body)
     except (ValueError, RecursionError) as e:
         if reply.body.lstrip()[:1] == b"<" or "html" in reply.headers.get("content-type", ""):

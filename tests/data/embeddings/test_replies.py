@@ -34,6 +34,15 @@ def test_vectors_are_in_the_order_of_their_index():
     assert read(items([1, 0], [0, 2])).tokens is None
 
 
+def test_numbers_are_read_exactly():
+    drawn = np.random.default_rng(0).integers(0, 2**32, (2, 500), np.uint32).view(np.float32)
+    drawn[~np.isfinite(drawn)] = 1
+    np.testing.assert_array_equal(read(items(*drawn.tolist())).vectors, drawn)
+    written = ["0.1", "1e-400", "16777217.0000000001", "-0", "3", "5e-324", "3.4028234e38", "0.30000000000000004"]
+    body = f'{{"data": [{{"index": 0, "embedding": [{", ".join(written)}]}}]}}'.encode()
+    np.testing.assert_array_equal(read(body, count=1).vectors, np.array([[float(x) for x in written]], np.float32))
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -50,6 +59,8 @@ def test_vectors_are_in_the_order_of_their_index():
         (items([1.0, 0, 0], [0.0, 0, 0]), "all zeros"),
         (b'{"data": [{"index": 0, "embedding": [NaN, 1, 1]}, {"index": 1, "embedding": [1, 1, 1]}]}', "not finite"),
         (items([1e39, 0, 0], [1.0, 0, 0]), "not finite"),
+        (b'{"data": [{"index": 0, "embedding": [1e999, 1, 1]}, {"index": 1, "embedding": [1, 1, 1]}]}', "not finite"),
+        (items([1.0], [1.0], indices=[0, 2**70]), "has the index|not 0 to 1, each once"),
         (items(["1.0"] * 3, [1.0] * 3), "not a list of numbers"),
         (items([[1.0]] * 3, [1.0] * 3), "not a list of numbers"),
         (items(None, [1.0] * 3), "not a list of numbers"),
