@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 
 from nml_jax import ranges, spectrum
 from nml_jax.data.features.checks import check_finite, check_varied
-from nml_jax.data.features.frames import to_matrix
+from nml_jax.data.features.frames import check_filled, to_matrix
 from nml_jax.data.stratify import check_groups, count_groups, draw_per_class, draw_stratified, split_rows
 from nml_jax.errors import UserError
 from nml_jax.evals.separability import measure_separability
@@ -165,7 +165,7 @@ def check_arguments(F: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]
     from sklearn.utils.validation import check_X_y
 
     kinds: Any = [np.float32, np.float64]
-    F = to_matrix(F)
+    F, y = to_matrix(F), check_filled(y)
     try:
         shapes = np.shape(F), np.shape(y)
         if len(shapes[0]) != 2 or shapes[1] != shapes[0][:1]:

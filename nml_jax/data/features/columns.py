@@ -42,7 +42,7 @@ def read_numbers(column: pa.Array) -> np.ndarray:
 def check_slips(column: pa.Array, what: str) -> None:
     """Raise UserError if a column of text was meant as numbers: more than half of its cells look like numbers."""
     cells = {i: cell for i, cell in enumerate(column.to_pylist()) if cell is not None and cell not in MISSING}
-    wrong = [i for i, cell in cells.items() if not _is_numeral(cell)]
+    wrong = [i for i, cell in cells.items() if not is_numeral(cell)]
     meant = len(cells) - len(wrong) + sum(WRITTEN.fullmatch(cells[i].strip()) is not None for i in wrong)
     if 2 * meant > len(cells):
         if wrong:
@@ -61,7 +61,7 @@ def check_words(column: pa.Array, what: str, start: int, *, truths: bool) -> Non
         given.cast(pa.bool_() if truths else pa.float64())
         return
     for row, cell in enumerate(given.to_pylist(), start):
-        if cell is not None and not (cell in TRUTHS if truths else _is_numeral(cell)):
+        if cell is not None and not (cell in TRUTHS if truths else is_numeral(cell)):
             kind = "neither true nor false" if truths else "not a number"
             raise UserError(f"{what} holds {quote(cell)} in row {row}, which is {kind}", NUMBERS)
 
@@ -71,7 +71,7 @@ def quote(cell: str) -> str:
     return repr(cell if len(cell) <= 40 else f"{cell[:40]}…")
 
 
-def _is_numeral(cell: str) -> bool:
+def is_numeral(cell: str) -> bool:
     """Return whether float() reads a cell."""
     try:
         float(cell)

@@ -123,7 +123,8 @@ def _read_text(cell: str | None, lists: Lists, path: object, name: str, row: int
     try:
         array = parse_list(cell) if cell else np.empty(0)
     except (ValueError, TypeError) as e:
-        cause = f"{path}: column {name!r} holds {quote(str(cell))} in row {row}, which is not a list of numbers"
+        cause = f"{path}: column {name!r} holds {quote(str(cell))} in row {row}, which "
+        cause += "was shortened with ... when it was printed" if "..." in str(cell) else "is not a list of numbers"
         raise UserError(cause, JSON_CURE) from e
     shape = squeeze(array.shape)
     if len(shape) == len(lists.shape) == 1 and shape != lists.shape:

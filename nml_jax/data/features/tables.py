@@ -258,7 +258,7 @@ def _read_labels(path: Path, label: str) -> np.ndarray:
         _check_label_size(path, label)
     batches = (batch for _, batch in scan_batches(path, [label], {label: pa.string()}, coded=True))
     parts = list(_check_lengths(path, (batch.column(label) for batch in batches)))
-    parts = [part.dictionary_decode() if pa.types.is_dictionary(part.type) else part for part in parts]
+    parts = [_decode(part) if pa.types.is_dictionary(part.type) else part for part in parts]
     column = pa.chunked_array(parts)
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         column = column.cast(pa.large_string())
@@ -274,6 +274,12 @@ def _read_labels(path: Path, label: str) -> np.ndarray:
         column = _convert_numbers(_restore_cells(column))
         text = cells.is_text(column.type)
     return np.array(column.to_pylist(), str) if text else column.to_numpy()
+
+
+def _decode(part: pa.DictionaryArray) -> pa.Array:
+    """Return the values that codes stand for. Arrow has no way to look up its views of text, which polars writes."""
+    names = part.dictionary.cast(pa.large_string()) if cells.is_text(part.dictionary.type) else part.dictionary
+    return pa.DictionaryArray.from_arrays(part.indices, names).dictionary_decode()
 
 
 def _check_lengths(path: Path, parts: Iterable[pa.Array]) -> Iterator[pa.Array]:

@@ -14,7 +14,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 from nml_jax import spectrum
 from nml_jax.data.class_weights import find_class_weights
 from nml_jax.data.features.checks import check_exact, check_finite, check_varied
-from nml_jax.data.features.frames import to_matrix
+from nml_jax.data.features.frames import check_filled, to_matrix
 from nml_jax.errors import UserError, raise_value_errors
 from nml_jax.models.heads.mlp import standardize
 from nml_jax.processes.forks import refuse_fork
@@ -161,7 +161,9 @@ class NMTuneClassifier(ClassifierMixin, FittedHead):
     def _fit(self, X: Any, y: Any, sample_weight: Any) -> "NMTuneClassifier":
         refuse_fork()
         before = (list(self.classes_), self.n_features_in_) if self.warm_start and hasattr(self, "head_") else None
-        X, y = validate_data(self, to_matrix(X), y, dtype=[np.float32, np.float64], ensure_all_finite=False)
+        X, y = validate_data(
+            self, to_matrix(X), check_filled(y), dtype=[np.float32, np.float64], ensure_all_finite=False
+        )
         X = check_finite(X)
         try:
             check_classification_targets(y)

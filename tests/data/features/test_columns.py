@@ -312,3 +312,10 @@ def test_lists_without_brackets(tmp_path: Path, separator: str):
     texts = [separator.join(map(str, row)) for row in rows.tolist()]
     pq.write_table(pa.table({"embedding": texts, "size": ["4, 5, 6"] * 2, "label": [0, 1]}), tmp_path / "x.parquet")
     np.testing.assert_array_equal(open_features(f"{tmp_path}/x.parquet").read()[:, 0], rows)
+
+
+def test_a_late_list_that_was_shortened_is_named(tmp_path: Path):
+    """Here the first cells are whole, so that the column is one of lists."""
+    wide = np.arange(10.0 * N).reshape(N, 10)
+    cells = [*map(str, wide[1:]), np.array2string(wide[0], threshold=5)]
+    check_refused(tmp_path, {"embedding": cells}, f"in row {N - 1}, which was shortened with ...", "as JSON does")

@@ -1,12 +1,14 @@
 """Columns of arrays in Python: Series, frames with one column, Arrow, arrays of objects."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 import nml_jax
-from nml_jax.data.features.frames import to_matrix
+from nml_jax.data.features.frames import check_filled, to_matrix
 from nml_jax.errors import UserError
 
 X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
@@ -62,6 +64,39 @@ def test_a_column_of_arrays_is_a_matrix(name: str):
     found = to_matrix(COLUMNS[name])
     assert found.shape == (40, 3)
     np.testing.assert_array_equal(np.float32(found), X)
+
+
+class Lazy:
+    """A frame of polars that was not collected."""
+
+    columns = ("e",)
+
+    def collect(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("given", "words", "cure"),
+    [
+        (pd.DataFrame({"id": ["a"] * 40, "e": list(X)}), "'e' of X holds an array in each row", r"np\.stack"),
+        (pd.DataFrame({"a": X[:, 0], "word": ["a"] * 40}), "'word' of X holds words, such as 'a'", "leave it out"),
+        (pd.Series([np.array2string(np.arange(30.0), threshold=5)]), r"shortened with \.\.\.", "arrays themselves"),
+        (pd.Series([None, *X[1:]]), "row 0 of X holds nothing", r"np\.stack"),
+        (pd.Series([np.nan, *X[1:]]), "row 0 of X holds nothing", r"np\.stack"),
+        (Lazy(), "lazy", "collect"),
+    ],
+)
+def test_what_is_no_matrix_is_named(given, words: str, cure: str):
+    with pytest.raises(UserError, match=words) as e:
+        to_matrix(given)
+    assert re.search(cure, e.value.cure)
+
+
+def test_missing_labels_are_named():
+    labels = pd.Series(["a", None, "b", np.nan])
+    with pytest.raises(UserError, match="in 2 rows, such as row 1"):
+        check_filled(labels)
+    for whole in (labels.fillna("c"), Y, Y.tolist()):
+        assert check_filled(whole) is whole
 
 
 def test_other_input_stays_what_it_is():

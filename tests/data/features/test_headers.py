@@ -174,3 +174,11 @@ def test_labels_in_every_type_of_text(tmp_path: Path, kind: pa.DataType, coded: 
     pq.write_table(table, tmp_path / "x.parquet")
     for name in ("x.feather", "x.parquet"):
         assert open_features(str(tmp_path / name)).labels.tolist() == list("ab") * 20
+
+
+def test_labels_of_an_enum_of_polars(tmp_path: Path):
+    """Codes of one byte for views of text."""
+    labels = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 20, pa.uint8()), pa.array(["a", "b"], pa.string_view()))
+    path = tmp_path / "x.feather"
+    pa.feather.write_feather(pa.table({"f": X[:, 0], "label": labels}), path, compression="uncompressed")
+    assert open_features(str(path)).labels.tolist() == list("ab") * 20
