@@ -66,7 +66,7 @@ def lower_head(method: str, devices: tuple[Any, ...], tiny: bool) -> Any:
     whole = lambda *sizes: shape(*sizes, dtype=jnp.int32)  # noqa: E731
     setting = descent.Setting(
         whole(h, n), shape(h), shape(h), shape(h, dtype=jnp.uint32), dict.fromkeys(numbers, shape(h)), shape(h),
-        shape(h), shape(h),
+        shape(h), shape(h), shape(h),
     )  # fmt: skip
     bank = descent.TrainingSet(shape(n, 2, dim), whole(n), shape(n))
     return spread.compile_mapped(spec, devices).lower(bank, setting, whole(), whole(), None)

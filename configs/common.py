@@ -273,6 +273,7 @@ def get_config() -> ConfigDict:
     tune.norm = "batch"  # MLP: batch | layer | none, after every hidden layer's product
     tune.noisytune = 0.0  # λ: weights start at W + U(−λ/2, λ/2)·std(W) (NoisyTune); methods trained by gradient
     tune.neftune = 0.0  # α: inputs get U(−1, 1)·α/√D in training (NEFTune); methods trained by gradient
+    tune.gce_q = 0.7  # q of (1 − p^q)/q, which methods with GCE minimise: 0 is the cross-entropy, 1 the absolute error
     tune.nmtune = ConfigDict()  # each key replaces the preset's value; None: the preset's
     tune.nmtune.mse = placeholder(float)  # weight of the consistency term
     tune.nmtune.cov = placeholder(float)  # weight of the covariance term

@@ -1,9 +1,10 @@
-"""The arguments of a head's terms in a training step (tuning/descent.py)."""
+"""The losses of a head, and the arguments of its terms, in a training step (tuning/descent.py)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -39,3 +40,18 @@ def compute_losses(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     if outputs.shape[-1] == 1:
         return (outputs[..., 0] - labels[:, None]) ** 2 / 2
     return optax.softmax_cross_entropy_with_integer_labels(outputs, labels[:, None])
+
+
+def generalise(losses: jax.Array, q: jax.Array | float) -> jax.Array:
+    """Return the generalised cross-entropy (1 − p^q)/q of cross-entropies −log p (Zhang and Sabuncu 2018, eq. 6).
+
+    It is the cross-entropy itself at q = 0, and at q = 1 half the absolute error of the probabilities, 1 − p. Its
+    gradient is p^q times that of the cross-entropy, so rows whose label a head finds unlikely hardly count. Value and
+    gradient are finite for every finite cross-entropy.
+
+    Args:
+        losses: float32, of any shape.
+        q: in [0, 1], possibly traced.
+    """
+    exponent = jnp.where(q > 0, q, 1.0)
+    return jnp.where(q > 0, -jnp.expm1(-exponent * losses) / exponent, losses)

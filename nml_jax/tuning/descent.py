@@ -15,7 +15,7 @@ import optax
 
 from nml_jax.arithmetic.bits import in_32_bits
 from nml_jax.models.heads.mlp import Form, Tree, make_head, standardize
-from nml_jax.objectives.step import Step, compute_losses
+from nml_jax.objectives.step import Step, compute_losses, generalise
 from nml_jax.objectives.terms import Terms
 from nml_jax.processes.forks import refuse_fork
 from nml_jax.training import perturb
@@ -34,6 +34,7 @@ class Spec(NamedTuple):
     noisytune: bool = False  # whether the start is perturbed
     neftune: bool = False  # whether training perturbs the inputs
     penalised: bool = False  # whether the loss has ½·penalty·‖W‖² of the classifier's kernel W
+    gce: bool = False  # whether the cross-entropy is the generalised one, of `Setting.q`
 
 
 class Setting(NamedTuple):
@@ -47,6 +48,7 @@ class Setting(NamedTuple):
     noisytune: Any = 0.0  # λ of training/perturb.py
     neftune: Any = 0.0  # α of training/perturb.py
     penalty: Any = 0.0  # of the classifier's kernel; 1/(C·N) is that of a logistic regression with C on N rows
+    q: Any = 0.0  # of the generalised cross-entropy, see `objectives.step.generalise`
 
 
 class TrainingSet(NamedTuple):
@@ -111,7 +113,9 @@ def run_epoch(
         bare = {name: x for name, x in state.items() if name != "input"}
         noisy = F + perturb.neftune(F.shape[:2], F.shape[2], for_inputs, setting.neftune) if spec.neftune else F
         views, new_state = apply(params, bare, noisy)
-        total = (bank.weights[rows, None] * compute_losses(views["logits"], label)).mean()
+        losses = compute_losses(views["logits"], label)
+        losses = generalise(losses, setting.q) if spec.gce else losses
+        total = (bank.weights[rows, None] * losses).mean()
         if spec.terms is not None:
 
             def apply_again(F: jax.Array) -> tuple[jax.Array, jax.Array]:

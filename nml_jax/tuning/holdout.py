@@ -64,11 +64,14 @@ class Demands(NamedTuple):
     class_weights: of the classes in the cross-entropy, float64 [K]; None: 1 each. Terms of NMTune are not weighted:
         they are about features, not about classes.
     groups: [N]; rows of one value are all trained on or all held out. None: each row is its own.
+    q: of the generalised cross-entropy, where heads minimise that: it is their loss on held-out rows, too. 0: they
+        minimise the cross-entropy.
     """
 
     metric: str = ""
     class_weights: np.ndarray | None = None
     groups: np.ndarray | None = None
+    q: float = 0.0
 
     def hold_out(self, labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Hold out a share of the rows; see `stratify.hold_out` and `hold_out_groups`. Scores are stratified, too."""
@@ -81,9 +84,15 @@ class Demands(NamedTuple):
         """Return the weight of each row, float64 [N]; None if all are 1."""
         return None if self.class_weights is None else self.class_weights[labels]
 
-    def score(self, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
-        """Return "accuracy", "loss" (in nats) and the metric of logits [M, K]; the worst if they are not finite.
+    def compute_losses(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return what a head loses on every row, float64 [M], for finite logits [M, K]; see `step.generalise`."""
+        losses = compute_losses(logits, labels)
+        return -np.expm1(-self.q * losses) / self.q if self.q else losses
 
+    def score(self, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+        """Return "accuracy", "loss" and the metric of logits [M, K]; the worst if they are not finite.
+
+        The loss is the cross-entropy in nats for q = 0.
         Of a regression (K = 1) the loss is half the mean squared error, and there is no accuracy.
 
         Args:
@@ -97,7 +106,9 @@ class Demands(NamedTuple):
         predictions = logits.argmax(1)
         out = {
             "accuracy": float((predictions == labels).mean()),
-            "loss": cross_entropy(logits, labels, multiply(weights, self.weigh(labels))),
+            "loss": float(
+                np.average(self.compute_losses(logits, labels), weights=multiply(weights, self.weigh(labels)))
+            ),
         }
         if self.metric and self.metric != "accuracy":
             own = METRICS[self.metric]
@@ -143,8 +154,3 @@ def score_held_out(
     labels = np.repeat(labels, features.shape[1])
     _, logits = head.outputs(features.reshape(len(labels), -1))
     return demands.score(logits, labels)
-
-
-def cross_entropy(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Return the (weighted) mean of −log softmax(logits)[label] in nats, for finite logits [M, K]."""
-    return float(np.average(compute_losses(logits, labels), weights=weights))

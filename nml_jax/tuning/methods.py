@@ -24,6 +24,7 @@ class Method(NamedTuple):
     logits: whether its scores are logits. Then their cross-entropy decides between heads of equal accuracy.
     weighted: whether rows can have weights.
     regresses: whether it can predict a number.
+    gce: whether it minimises the generalised cross-entropy of `tune.gce_q` in place of the cross-entropy.
     """
 
     title: str
@@ -35,6 +36,7 @@ class Method(NamedTuple):
     logits: bool = True
     weighted: bool = True
     regresses: bool = True
+    gce: bool = False
 
 
 STARTS = ("fresh", "probe")
@@ -53,6 +55,9 @@ METHODS = {
     "skd": Method("SKD", mlp=True, terms="skd"),
     "fgs": Method("FGS", mlp=True, terms="fgs"),
     "lgm": Method("LGM", mlp=True, terms="lgm"),
+    "linear_gce": Method("linear probe with GCE", gce=True, regresses=False),
+    "mlp_gce": Method("MLP with GCE", mlp=True, gce=True, regresses=False),
+    "nmtune_gce": Method("NMTune with GCE", mlp=True, terms="nmtune", gce=True, regresses=False),
 }
 
 
@@ -72,6 +77,7 @@ def check_ranges(config: Any) -> None:
         raise UserError("tune.validation=0 leaves no rows to find a temperature by", "set it above 0")
     metrics.check_name(config.metric)
     ranges.require_share("tune", config, "validation", below_one=True)
+    ranges.require_share("tune", config, "gce_q")
     ranges.require_distinct("numbers of 0 or more", "tune", config, "lrs", "weight_decays", "alphas")
     ranges.require_distinct("positive numbers", "tune", config, "cs")
     ranges.require_distinct("positive integers", "tune", config, "ks")
@@ -115,6 +121,11 @@ def starts_from_probe(method: Method, config: Any) -> bool:
     return config.start == "probe" and not method.probe and (not method.mlp or config.residual)
 
 
+def is_solved(method: Method, config: Any) -> bool:
+    """Return whether heads of a method are solved: a linear head that starts from its probe is that probe."""
+    return bool(method.probe) or (starts_from_probe(method, config) and not method.mlp and not method.gce)
+
+
 def is_patient(config: Any) -> bool:
     """Return whether the section `tune` has heads start from a probe, stop early, or share the steps by halving."""
     return config.start == "probe" or bool(config.patience) or bool(config.halving)
@@ -125,7 +136,7 @@ def choose_weights(name: str, preset: str | None, config: Any, views: int) -> tu
 
     Args:
         name: a key of METHODS.
-        preset: of nmtune: a key of nmtune.PRESETS; None for the others.
+        preset: of methods with NMTune's terms: a key of nmtune.PRESETS; None for the others.
         config: the section `tune`, with a section of changes for each kind of terms.
         views: stored views per example.
 
@@ -137,11 +148,16 @@ def choose_weights(name: str, preset: str | None, config: Any, views: int) -> tu
         UserError: there is no such method or preset.
     """
     kind = find(name).terms
-    if name == "nmtune":
+    if kind == "nmtune":
         return nmtune.resolve_weights(preset, views, **config.nmtune)
     if preset is not None:
-        raise UserError(f"preset {preset!r} is given for the method {name!r}", "presets are for nmtune only")
+        raise UserError(f"preset {preset!r} is given for the method {name!r}", "presets are for NMTune only")
     return (terms.make_weights(kind, **getattr(config, kind)) if kind else None), None
+
+
+def has_presets(name: str) -> bool:
+    """Return whether a method has NMTune's terms, and so its presets."""
+    return find(name).terms == "nmtune"
 
 
 def name_preset(preset: str | None, config: Any) -> str | None:
@@ -179,4 +195,4 @@ def make_grid(name: str) -> tuple[str, ...]:
 def list_methods(config: Any) -> Iterator[tuple[str, str | None]]:
     """Yield (method, preset) of every head that the section `tune` asks for."""
     for name in config.methods:
-        yield from ((name, preset) for preset in (config.presets if name == "nmtune" else (None,)))
+        yield from ((name, preset) for preset in (config.presets if has_presets(name) else (None,)))

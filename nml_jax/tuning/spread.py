@@ -283,7 +283,7 @@ def _flatten(tree: Any) -> list[np.ndarray]:
 
 def _unflatten(arrays: list[np.ndarray], names: Sequence[str]) -> tuple[TrainingSet, Setting, list[np.ndarray]]:
     """Return the bank, the settings whose terms have numbers of these names, and what is left."""
-    like = Setting(0, 0, 0, 0, dict.fromkeys(names, 0), 0, 0, 0)
+    like = Setting(0, 0, 0, 0, dict.fromkeys(names, 0))
     count = len(TrainingSet._fields)
     end = count + len(jax.tree.leaves(like))
     settings = jax.tree.unflatten(jax.tree.structure(like), arrays[count:end])

@@ -68,7 +68,7 @@ def test_scikit_learn_checks_every_head(estimator, check):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns(method):
-    model = make(method=method, learning_rate=0.1 if method == "linear" else 0.01).fit(X, Y)
+    model = make(method=method, learning_rate=0.1 if method.startswith("linear") else 0.01).fit(X, Y)
     assert model.score(TEST, ANSWER) > 0.8
     proba = model.predict_proba(TEST)
     assert proba.shape == (len(TEST), K)
@@ -567,6 +567,7 @@ def spoil(value, row=17):
         ({"start": "probe", "residual": False}, "residual=False exclude"),
         ({"start": "probe", "warm_start": True}, "warm_start=True exclude"),
         ({"compute_spectrum": 1}, "compute_spectrum=1"),
+        ({"gce_q": 1.5}, r"gce_q=1\.5.*from 0 to 1"),
         ({"depth": 0}, "depth=0"),
         ({"norm": "group"}, "'group'.*batch, layer, none"),
         ({"random_state": "seed"}, "seed"),

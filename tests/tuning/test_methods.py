@@ -13,7 +13,7 @@ from nml_jax.tuning.methods import METHODS
 
 CONFIG = SimpleNamespace(
     methods=("linear", "nmtune", "skd"), presets=("paper", "code"), width=3, depth=2, residual=False, norm="layer",
-    nmtune={"svd": 0.5}, skd={"skew": 0.0}, fgs={}, lgm={"noise": 0.2},
+    gce_q=0.7, nmtune={"svd": 0.5}, skd={"skew": 0.0}, fgs={}, lgm={"noise": 0.2},
 )  # fmt: skip
 
 
@@ -23,8 +23,11 @@ def test_the_table_names_existing_terms_and_grids():
         assert not method.terms or method.terms in terms.TERMS
         assert bool(method.probe) == bool(method.grid) == bool(method.value)
         assert not (method.probe and (method.mlp or method.terms))
-        assert (name in terms.TERMS) == bool(method.terms)
-    assert {"linear", "mlp", *terms.TERMS} == {name for name, method in METHODS.items() if not method.probe}
+        assert method.terms in ("", name.removesuffix("_gce"))
+        assert method.gce == name.endswith("_gce")
+        assert not (method.gce and method.regresses)
+    own = ("linear", "mlp", "nmtune")
+    assert {*own, *terms.TERMS, *(f"{name}_gce" for name in own)} == {n for n, m in METHODS.items() if not m.probe}
 
 
 def test_the_config_keys_set_the_form():
@@ -39,10 +42,11 @@ def test_weights_come_from_the_preset_and_the_config():
     code, name = methods.choose_weights("nmtune", "code", CONFIG, 1)
     assert (code, name) == (nmtune.PRESETS["code"]._replace(svd=0.5), "code/1view,svd=0.5")
     assert methods.choose_weights("nmtune", "code", CONFIG, 2)[1] == "code,svd=0.5"
+    assert methods.choose_weights("nmtune_gce", "paper", CONFIG, 1)[0] == paper
     assert methods.choose_weights("skd", None, CONFIG, 1) == (skd.Weights(skew=0.0), None)
     assert methods.choose_weights("fgs", None, CONFIG, 1) == (fgs.Weights(), None)
     assert methods.choose_weights("lgm", None, CONFIG, 1) == (lgm.Weights(noise=0.2), None)
-    for name in ("linear", "mlp", "lbfgs", "ridge", "knn"):
+    for name in ("linear", "mlp", "lbfgs", "ridge", "knn", "linear_gce", "mlp_gce"):
         assert methods.choose_weights(name, None, CONFIG, 1) == (None, None)
 
 

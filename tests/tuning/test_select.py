@@ -120,20 +120,23 @@ def test_a_run_is_adamw_with_a_cosine_step_by_step(form, terms, numbers, views, 
     assert_trees(drop_noise(got), drop_noise(want), rtol=0, atol=1e-5)
 
 
-def test_one_full_batch_against_numpy():
-    """AdamW by its formula, in float64, with decay on the bias too."""
+@pytest.mark.parametrize("q", [0.0, 0.7])
+def test_one_full_batch_against_numpy(q):
+    """AdamW by its formula, in float64, with decay on the bias too; rows have weights."""
     features, labels = blobs()
     x, y = np.float64(features[:, 0]), np.eye(K)[labels]
     lr, weight_decay, epochs = 0.05, 0.3, 6
-    setting = Setting(np.arange(N), lr, weight_decay, 1)
-    spec = Spec(LINEAR, None, K, N, False)
-    ((got, _),) = spread.train(spec, bank(features, labels), [setting], N, epochs=epochs)
+    weights = np.linspace(0.5, 1.5, N)
+    setting = Setting(np.arange(N), lr, weight_decay, 1, q=q)
+    spec = Spec(LINEAR, None, K, N, False, gce=q > 0)
+    ((got, _),) = spread.train(spec, bank(features, labels, weights), [setting], N, epochs=epochs)
     start = make_head(LINEAR, K).init(jax.random.split(jax.random.key(1))[0], D)[0]["classifier"]
     p = [np.float64(start["kernel"]), np.full(K, 0.0)]
     m, v = [0 * a for a in p], [0 * a for a in p]
     for t in range(epochs):
         logits = x @ p[0] + p[1]
-        delta = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True) - y) / N
+        P = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        delta = (P - y) * (weights * (P * y).sum(1) ** q / N)[:, None]
         rate = lr * (1 + np.cos(np.pi * t / epochs)) / 2
         for i, g in enumerate((x.T @ delta, delta.sum(0))):
             m[i] = 0.9 * m[i] + 0.1 * g

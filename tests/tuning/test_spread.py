@@ -28,6 +28,7 @@ def train(method: str, groups: np.ndarray | None = None, **changes) -> list[sele
         ("mlp", {}),
         ("nmtune", {"start": "probe", "patience": 1, "halving": True, "epochs": 8, "lrs": (0.001, 0.1, 3.0)}),
         ("linear", {"start": "probe", "patience": 2}),
+        ("linear_gce", {"start": "probe", "patience": 2}),
         ("mlp", {"groups": GROUPS, "patience": 2, "epochs": 4, "lrs": (0.01, 0.1), "widen": True, "calibrate": True}),
     ],
 )

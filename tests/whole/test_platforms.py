@@ -181,7 +181,7 @@ def head(program: str, method: str, preset: str = "", **options: Any) -> Callabl
         leading = (HEADS,) if program.startswith("compile_") else ()
         seed = shape(*leading, dtype=jnp.uint32)
         each = dict.fromkeys(numbers, shape(*leading))
-        setting = descent.Setting(whole(*leading, N), *(shape(*leading),) * 2, seed, each, *(shape(*leading),) * 3)
+        setting = descent.Setting(whole(*leading, N), *(shape(*leading),) * 2, seed, each, *(shape(*leading),) * 4)
         labels = shape(N) if spec.num_classes == 1 else whole(N)
         bank = descent.TrainingSet(shape(N, VIEWS, D), labels, shape(N))
         devices = tuple(jax.devices()[:HEADS])
@@ -204,7 +204,7 @@ def head(program: str, method: str, preset: str = "", **options: Any) -> Callabl
 
 def begin() -> tuple[Any, tuple, dict[str, Any]]:
     spec, _ = specify("mlp", noisytune=True)
-    setting = descent.Setting(whole(N), shape(), shape(), shape(dtype=jnp.uint32), {}, shape(), shape(), shape())
+    setting = descent.Setting(whole(N), shape(), shape(), shape(dtype=jnp.uint32), {}, *(shape(),) * 4)
     return descent.begin, (spec, setting, D, {"mean": shape(D), "scale": shape(D)}), {}
 
 
@@ -311,6 +311,17 @@ PROGRAMS: dict[str, Program] = {
     "head: together, an epoch, own sizes": Program(
         SPREAD + "_spread", head("compile_advance, own sizes", "nmtune", "paper")
     ),
+    **{
+        f"head: {method} with GCE, {kind}": Program(
+            place + program.split()[-1], head(program.split()[0], *which, gce=True)
+        )
+        for method, which in (("linear", ("linear",)), ("mlp", ("mlp",)), ("nmtune", ("nmtune", "paper")))
+        for kind, place, program in (
+            ("single", HEAD, "train_one"),
+            ("streamed", HEAD, "advance"),
+            ("together", SPREAD, "compile_mapped _spread"),
+        )
+    },
     "head: regression": Program(HEAD + "train_one", head("train_one", "lgm", outputs=1)),
     "head: perturbed": Program(HEAD + "train_one", head("train_one", "mlp", noisytune=True, neftune=True)),
     "head: the start": Program(HEAD + "begin", begin),

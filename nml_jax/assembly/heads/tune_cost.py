@@ -106,7 +106,7 @@ def _estimate(config: ConfigDict, found: FeatureSet, method: str, preset: str | 
     plain = next((name for name in tune.methods if not methods.find(name).mlp), "")
     score = _estimate_scores(found) if kind.mlp or method == plain else 0.0  # heads without an MLP share their spectra
     more = int(tune.calibrate and kind.logits)  # a head by which the temperature is found
-    if kind.probe or (from_probe and not kind.mlp):
+    if methods.is_solved(kind, tune):
         solve = 0.0 if kind.grid == "cs" or from_probe else _estimate_probe(rows, dim, k)
         settings_ = (settings_ if kind.probe else len(tune.cs)) + more
         return Cost(solve + more * _estimate_probe(rows, dim, k), score, settings_, probe=not solve)

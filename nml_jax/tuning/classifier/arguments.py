@@ -8,9 +8,10 @@ import numpy as np
 from nml_jax.errors import UserError
 from nml_jax.models.heads.mlp import Form
 from nml_jax.objectives import nmtune, terms
+from nml_jax.tuning import methods
 from nml_jax.tuning.descent import Spec
 
-METHODS = ("linear", "mlp", "nmtune", "skd", "fgs", "lgm")
+METHODS = tuple(name for name, method in methods.METHODS.items() if not method.probe)
 STARTS = (None, "probe", "fresh")
 OPTIONAL = ("epochs", "batch_size", "learning_rate", "patience", "width", "C", "validation_fraction",
             "calibrate", "weights")  # may be None  # fmt: skip
@@ -39,6 +40,7 @@ COUNT = Kind(_is_count, "an integer of 1 or more")
 NUMBER = Kind(_is_number, "a number of 0 or more")
 POSITIVE = Kind(lambda value: _is_number(value) and value > 0, "a number above 0")
 SHARE = Kind(lambda value: _is_number(value) and 0 < value < 1, "a share between 0 and 1")
+EXPONENT = Kind(lambda value: _is_number(value) and value <= 1, "a number from 0 to 1")
 SWITCH = Kind(_is_switch, "True or False")
 MAPPING = Kind(lambda value: isinstance(value, Mapping), "numbers by name, such as {'svd': 0.1}, or None")
 
@@ -50,6 +52,7 @@ KINDS = {
         ("standardize", "early_stopping", "residual", "warm_start", "compute_spectrum", "calibrate"), SWITCH
     ),
     "validation_fraction": SHARE,
+    "gce_q": EXPONENT,
     "weights": MAPPING,
 }
 
@@ -69,19 +72,19 @@ def check_arguments(asked: Any) -> tuple[Callable[[int, int], Spec], dict[str, f
             raise UserError(f"{name}={value!r}", f"give {kind.words}")
     if asked.start not in STARTS:
         raise UserError(f"start={asked.start!r} is unknown", "give 'probe', 'fresh' or None")
-    weights = _make_weights(asked)
-    active, numbers = terms.split(asked.method, weights) if weights else (None, {})
+    weights, kind = _make_weights(asked), methods.find(asked.method)
+    active, numbers = terms.split(kind.terms, weights) if weights else (None, {})
     form = _make_form(asked)
-    return lambda k, batch: Spec(form, active, k, batch, bool(asked.standardize)), numbers
+    return lambda k, batch: Spec(form, active, k, batch, bool(asked.standardize), gce=kind.gce), numbers
 
 
 def _make_weights(asked: Any) -> Any:
     """Return the weights of the method's terms; None if it has none."""
-    changes = asked.weights or {}
-    if asked.method == "nmtune":
+    changes, kind = asked.weights or {}, methods.find(asked.method).terms
+    if methods.has_presets(asked.method):
         return nmtune.resolve_weights(asked.preset, 1, **changes)[0]
-    if asked.method in terms.TERMS:
-        return terms.make_weights(asked.method, **changes)
+    if kind:
+        return terms.make_weights(kind, **changes)
     if changes:
         raise UserError(f"weights={changes!r}: {asked.method} has no terms", "leave weights out")
     return None
@@ -89,7 +92,7 @@ def _make_weights(asked: Any) -> Any:
 
 def _make_form(asked: Any) -> Form:
     """Return the form of the head, in Python's types: NumPy's, as np.arange puts into grids, fit into no file."""
-    if asked.method == "linear":
+    if not methods.find(asked.method).mlp:
         return Form(False)
     whole = asked.width is not None and asked.width == int(asked.width)
     width = 1 if asked.width is None else int(asked.width) if whole else float(asked.width)
@@ -102,7 +105,7 @@ def starts_from_probe(asked: Any) -> bool:
     Raises:
         UserError: it is asked for, and other arguments exclude it.
     """
-    can = asked.method == "linear" or bool(asked.residual)
+    can = not methods.find(asked.method).mlp or bool(asked.residual)
     if asked.start == "probe" and (not can or asked.warm_start):
         what = "warm_start=True" if asked.warm_start else "residual=False"
         raise UserError(f"start='probe' and {what} exclude each other", "give one of them")

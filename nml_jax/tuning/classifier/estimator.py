@@ -18,7 +18,7 @@ from nml_jax.data.features.frames import check_filled, to_matrix
 from nml_jax.errors import UserError, raise_value_errors
 from nml_jax.models.heads.mlp import standardize
 from nml_jax.processes.forks import refuse_fork
-from nml_jax.tuning import head_file
+from nml_jax.tuning import head_file, methods
 from nml_jax.tuning.classifier.arguments import check_arguments
 from nml_jax.tuning.classifier.fitted import FittedHead
 from nml_jax.tuning.classifier.fitting import Fitted, Fitting, Rows, split_rows
@@ -35,9 +35,10 @@ class NMTuneClassifier(ClassifierMixin, FittedHead):
     `epochs=30, batch_size=64, width=4` is the released schedule (arXiv 2309.17002), from random weights.
 
     Args:
-        method: linear | mlp | nmtune | skd | fgs | lgm. We know the last three only from their papers' abstracts
-            (objectives/skd.py, fgs.py, lgm.py).
-        preset: of nmtune: paper | code.
+        method: linear | mlp | nmtune | skd | fgs | lgm, or linear_gce | mlp_gce | nmtune_gce. We know skd, fgs and lgm
+            only from their papers' abstracts (objectives/skd.py, fgs.py, lgm.py). Those with `gce` minimise the
+            generalised cross-entropy, for wrong labels, where the others minimise the cross-entropy.
+        preset: of nmtune and nmtune_gce: paper | code.
         weights: numbers by name, such as {"svd": 0.1}, that replace those of the preset or of the method's terms.
         epochs: passes over the training part, at most. None: 10, or as many as make 300 steps, from the probe (see
             `learning_rate`); 5, or as many as make 200 steps, from random weights.
@@ -61,6 +62,7 @@ class NMTuneClassifier(ClassifierMixin, FittedHead):
         start: probe | fresh (random weights). A linear head that starts from the probe is the probe. A head without a
             residual cannot start from it. None: the probe where it can be, and none of `epochs`, `learning_rate` and
             `warm_start` is given.
+        gce_q: q of the generalised cross-entropy (1 − p^q)/q: 0 is the cross-entropy, 1 the absolute error.
         C: inverse strength of the probe's L2 penalty, as scikit-learn's. None: chosen among 10⁻⁴ to 10 in powers of ten
             by the accuracy on held-out rows, with the weights of rows and classes; of a tie see
             `tuning.patient.pick_penalty`.
@@ -77,7 +79,7 @@ class NMTuneClassifier(ClassifierMixin, FittedHead):
     Attributes:
         classes_: [K], sorted. n_features_in_: D. n_iter_: epochs that were trained; 0 for a solved head.
         C_: that of the probe; None where there is none.
-        validation_loss_: loss of every epoch, in nats; empty without validation.
+        validation_loss_: loss of every epoch, in nats, of methods with `gce` their own; empty without validation.
         spectrum_: {"F": ..., "Z": ...}: SVE, LSVR, top share and effective rank, in raw mode, of the training features
             (standardised with `standardize`) and of the head's output Z. Only with `compute_spectrum`.
         head_: the `TunedHead`; `head_.params` and `head_.state` are NumPy arrays.
@@ -107,6 +109,7 @@ class NMTuneClassifier(ClassifierMixin, FittedHead):
         warm_start: bool = False,
         random_state: Any = None,
         start: str | None = None,
+        gce_q: float = 0.7,
         C: float | None = None,
         class_weight: Any = None,
         calibrate: bool | None = None,
@@ -131,6 +134,7 @@ class NMTuneClassifier(ClassifierMixin, FittedHead):
         self.warm_start = warm_start
         self.random_state = random_state
         self.start = start
+        self.gce_q = gce_q
         self.C = C
         self.class_weight = class_weight
         self.calibrate = calibrate
@@ -181,7 +185,8 @@ class NMTuneClassifier(ClassifierMixin, FittedHead):
         check_varied([X], "X")
         start = self.head_ if before == (list(self.classes_), X.shape[1]) else None
         of_classes = find_class_weights(self.class_weight, codes, self.classes_.tolist(), weights=weights)
-        rows = Rows(X, codes, weights, Demands(class_weights=of_classes), *split_rows(self, codes, seed))
+        demands = Demands(class_weights=of_classes, q=self.gce_q if methods.find(self.method).gce else 0.0)
+        rows = Rows(X, codes, weights, demands, *split_rows(self, codes, seed))
         self._keep(Fitting(self, rows, len(self.classes_), seed).run(make_spec, numbers, start))
         if hasattr(self, "spectrum_"):
             del self.spectrum_
@@ -196,7 +201,7 @@ class NMTuneClassifier(ClassifierMixin, FittedHead):
         head, temperature, self.n_iter_, self.validation_loss_, self.C_ = fitted
         if not all(np.isfinite(x).all() for x in jax.tree.leaves((head.params, head.state))):
             raise UserError(f"training of the {self.method} head diverged", "lower learning_rate, or set standardize")
-        about = {"method": self.method, "preset": self.preset if self.method == "nmtune" else None}
+        about = {"method": self.method, "preset": self.preset if methods.has_presets(self.method) else None}
         classes, columns = head_file.classes_to_json(self.classes_), tuple(getattr(self, "feature_names_in_", ()))
         self.head_ = TunedHead(head.form, head.params, head.state, classes, about, columns, temperature)
 
@@ -239,9 +244,10 @@ class NMTuneClassifier(ClassifierMixin, FittedHead):
         about, form = head.about, head.form._asdict()
         form.pop("mlp")
         preset = (about.get("preset") or "paper").split("/")[0]  # a run may call it "code/1view"
-        if about.get("method") == "linear":
+        method = about.get("method") or "nmtune"
+        if method in methods.METHODS and not methods.find(method).mlp:
             form.pop("width")
-        self = cls(about.get("method") or "nmtune", preset, standardize="input" in head.state, **form)
+        self = cls(method, preset, standardize="input" in head.state, **form)
         self.head_, self.classes_, self.n_features_in_ = head, np.array(head.classes), head.dim
         if head.columns:
             self.feature_names_in_ = np.array(head.columns, object)

@@ -12,14 +12,13 @@ from nml_jax.console import format_seconds, notice
 from nml_jax.data.stratify import hold_out
 from nml_jax.errors import UserError
 from nml_jax.evals.calibration import find_temperature
-from nml_jax.evals.metrics import compute_losses
 from nml_jax.models.heads.mlp import Tree, standardize
 from nml_jax.processes.limits import limit_blas
 from nml_jax.tuning import descent, methods, patient
 from nml_jax.tuning.classifier.arguments import starts_from_probe
 from nml_jax.tuning.descent import Setting, Spec, TrainingSet
 from nml_jax.tuning.head_file import TunedHead
-from nml_jax.tuning.holdout import Demands, cross_entropy, multiply
+from nml_jax.tuning.holdout import Demands, multiply
 from nml_jax.tuning.patient import compute_error
 from nml_jax.tuning.probes import Linear
 
@@ -36,7 +35,7 @@ NOTHING_HELD_OUT = (
 class Rows(NamedTuple):
     """Training rows: features [N, D], classes [N], weights [N], and which rows to train on and to validate on.
 
-    demands: holds the weights of the classes.
+    demands: holds the weights of the classes, and q of the generalised cross-entropy.
     """
 
     X: np.ndarray
@@ -118,7 +117,7 @@ class Fitting:
         standard = descent.get_standard(bank.features, len(X)) if self.asked.standardize else None
         F = standardize(X, standard) if standard and solved else X
         probe = self._solve_probe(rows, F) if solved else None
-        setting = Setting(None, 0.0, self.asked.weight_decay, self.seed, numbers)
+        setting = Setting(None, 0.0, self.asked.weight_decay, self.seed, numbers, q=rows.demands.q)
         first = (start if start and start.form == spec.form else None) or probe
         *faster, last = self._list_paces(spec, X.shape[1])
         for pace in (*faster, last):
@@ -156,7 +155,8 @@ class Fitting:
         held_out = self.rows.held_out
         codes, own = self.rows.codes[held_out], self.rows.demands.weigh(self.rows.codes[held_out])
         weights: Any = multiply(self.rows.weights[held_out], own)
-        before, after = (compute_losses(z / find_temperature(z, codes), codes) for z in (first, logits))
+        lose = self.rows.demands.compute_losses
+        before, after = (lose(z / find_temperature(z, codes), codes) for z in (first, logits))
         return float(np.average(before - after, weights=weights)) > ERRORS * compute_error(before - after, weights)
 
     def _solve(self) -> Fitted:
@@ -240,7 +240,7 @@ class Fitting:
             return None
         weights: Any = multiply(rows.weights, rows.demands.weigh(rows.codes))
         validation = [x[rows.held_out] for x in (rows.X, rows.codes, weights)]
-        return lambda head: (_compute_loss(head, *validation),)
+        return lambda head: (_compute_loss(head, *validation, rows.demands),)
 
     def _make_tell(self, last: int, chosen: bool, known: bool) -> Callable[[int, float], None]:
         """Return the function that prints an epoch of at most `last`, and its loss if that is known."""
@@ -278,9 +278,9 @@ def _make_training_set(X: np.ndarray, codes: np.ndarray, weights: Any) -> Traini
     )
 
 
-def _compute_loss(head: TunedHead, X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> float:
-    """Compute the weighted mean cross-entropy in nats; infinite if training diverged."""
+def _compute_loss(head: TunedHead, X: np.ndarray, codes: np.ndarray, weights: np.ndarray, demands: Demands) -> float:
+    """Compute the weighted mean loss; infinite if training diverged."""
     _, logits = head.outputs(X)
     if not np.isfinite(logits).all():
         return float("inf")
-    return cross_entropy(logits, codes, weights)
+    return float(np.average(demands.compute_losses(logits, codes), weights=weights))

@@ -27,6 +27,8 @@ class ByGradient:
         self.config = config
         weights, self.preset = methods.choose_weights(method, preset, config, features.shape[1])
         self.method = methods.find(method)
+        self.q = config.gce_q if self.method.gce else 0.0
+        self.demands = self.demands._replace(q=self.q)
         self.form = methods.build_form(self.method, config, features.shape[2], len(labels))
         self.from_probe = methods.starts_from_probe(self.method, config)
         self.penalty = regression.ALPHA if regression.is_regression(self.num_classes) else "C"  # the probe's setting
@@ -130,8 +132,8 @@ class ByGradient:
 
     @property
     def is_solved(self) -> bool:
-        """Return whether heads are not trained by gradient: a linear head that starts from the probe is the probe."""
-        return self.from_probe and not self.method.mlp
+        """Return whether heads are not trained by gradient."""
+        return self.from_probe and methods.is_solved(self.method, self.config)
 
     def standardise(self, rows: np.ndarray, n: int) -> Tree | None:
         return descent.get_standard(self.features[rows[:n]]) if self.config.standardize else None
@@ -169,9 +171,9 @@ class ByGradient:
         """Make the static arguments for n training rows."""
         config, batch = self.config, min(self.config.batch, n)
         perturbed = bool(config.noisytune), bool(config.neftune)
-        return Spec(self.form, self.terms, self.num_classes, batch, config.standardize, *perturbed)
+        return Spec(self.form, self.terms, self.num_classes, batch, config.standardize, *perturbed, gce=self.method.gce)
 
     def make_setting(self, fit: HeadFit) -> Setting:
         config, (rows, hyper, seed) = self.config, fit
         numbers = self.numbers, config.noisytune, config.neftune
-        return Setting(rows, hyper["lr"], hyper["weight_decay"], seed, *numbers)
+        return Setting(rows, hyper["lr"], hyper["weight_decay"], seed, *numbers, q=self.q)
