@@ -1,18 +1,21 @@
 """Singular values of steep spectra, from two Gram matrices in place of an SVD.
 
 A Gram matrix hides singular values below √eps·σ₁. Its Cholesky factor R with pivots says which k features span all
-larger directions. With F = [F₁ F₂], these first, the rows become Z = [Q E], where
+larger directions. With F = [F₁ F₂], these first,
 
-    Q = F₁·R₁₁⁻¹        close to orthonormal
-    E = F₂ - Q·R₁₂      what the large directions leave, so small that
-                        its Gram matrix is accurate enough
+    X = R₁₁⁻¹·R₁₂
+    E = F₂ - F₁·X       what the large directions leave, so small that
+                        its Gram matrix, SᵀS, is accurate enough
 
-The Gram matrix of Z is off by eps in its block of Q, and by eps·|E|² in that of E. With S, its own Cholesky factor,
+    [R₁₁ R₁₂; 0 S]      has the singular values of F
 
-    S·[R₁₁ R₁₂; 0 1]    has the singular values of F
+The first Gram matrix is off by rounding. This moves [R₁₁ R₁₂], and keeps F₁ and E from being quite orthogonal. How far
+is measured with random vectors z,
 
-This is Cholesky QR in two passes (Yamamoto et al. 2015), of two parts of different size. All of it is matrix products,
-and S has only as many rows as directions matter.
+    R₁₁⁻ᵀ·F₁ᵀ·F₁·z - R₁₁·z    and    R₁₁⁻ᵀ·F₁ᵀ·E·z
+
+and k is chosen so that this and the error of SᵀS may be expected to be small together. All of it is matrix products,
+but for the singular values of a triangle.
 """
 
 from collections.abc import Iterable
@@ -20,14 +23,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, get_blas_funcs, get_lapack_funcs, solve_triangular, svdvals
+from scipy.linalg import get_blas_funcs, get_lapack_funcs, solve_triangular, svdvals
 
 from nml_jax.spectrum.meter import EPS, TINY, TOLERANCE, bound_error
 
 Array = NDArray[np.float64]
 
 BLOCK = 1024  # rows that are decomposed at a time
-SHARE = 1 / 64  # how much of the tolerance E's Gram matrix may take, with room for the logarithm in SVE
+PROBES = 16  # random vectors
+SAFETY = 4  # times what they measure
+SURE = 8  # times the tolerance at which the Gram matrix's eigenvalues are not worth their time
 
 
 class Factor(NamedTuple):
@@ -71,19 +76,43 @@ def decompose_steep(blocks: Iterable[Array], n: int, first: Factor, units: float
     dim = len(order)
     if len(factor) == 0:
         return np.zeros(min(n, dim)), np.inf
-    most = SHARE * TOLERANCE / (dim * np.sqrt(units * EPS)) * factor.diagonal().sum()  # Σσ is at least that sum
-    k = min(int(np.count_nonzero(left > most**2)), len(factor))
-    scale = float(np.sqrt(max(left[k], units * EPS * left[0])))  # about that of E
-    square = np.zeros((dim, dim), order="F")
+    k = _choose_split(first)
+    own, cross = factor[:k, :k], factor[:k, k:]
+    mix = solve_triangular(own, cross, check_finite=False)
+    probes = np.random.default_rng(0).choice([-1.0, 1.0], (dim, PROBES))
+    probes[:k] += mix @ probes[k:]
+    gram, seen, mixed = np.zeros((dim - k, dim - k), order="F"), np.zeros((k, PROBES)), np.zeros((k, PROBES))
+    (syrk,) = get_blas_funcs(("syrk",), dtype=np.float64)
     for rows in blocks:
         for start in range(0, len(rows), BLOCK):
-            square = _add_square(square, _arrange(rows[start : start + BLOCK], order), factor[:k], scale)
-    if np.abs(np.triu(square[:k, :k]) - np.eye(k)).max(initial=0) > 1 / 2:  # Q is too far from orthonormal
-        return np.zeros(min(n, dim)), np.inf
-    found, dropped = _decompose_product(square, factor[:k], scale)
+            columns = _arrange(rows[start : start + BLOCK], order)
+            kept, rest = columns[:k], columns[k:] - mix.T @ columns[:k]
+            gram = syrk(1.0, rest.T, beta=1.0, c=gram, trans=1, overwrite_c=True)
+            seen += kept @ (kept.T @ probes[:k])
+            mixed += kept @ (rest.T @ probes[k:])
+    last = factorise(gram, 8 * EPS * gram.trace())
+    product = np.zeros((k + len(last.upper), dim))
+    product[:k, :k], product[:k, k:] = own, cross[:, last.order]
+    product[k:, k:] = last.upper
+    found = np.asarray(svdvals(product, overwrite_a=True, check_finite=False))
     s = np.append(found, np.zeros(max(rank - len(found), 0)))[:rank]
-    hidden = square.diagonal()[k:].sum() * scale**2 * units * EPS, dropped * scale**2
-    return np.append(s, np.zeros(min(n, dim) - rank)), _bound(s, len(found), k, hidden, units)
+
+    seen = solve_triangular(own, seen, trans=1, check_finite=False) - own @ probes[:k]
+    mixed = solve_triangular(own, mixed, trans=1, check_finite=False)
+    moved = SAFETY * np.sqrt(k / PROBES) * (np.linalg.norm(seen) / 2 + 2 * np.linalg.norm(mixed))
+    moved += units * EPS * np.sqrt(left[0] * (dim - k)) * max(np.linalg.norm(mix), 1)  # of the product F₁·X
+    hidden = units * EPS * gram.trace(), last.left[-1]
+    return np.append(s, np.zeros(min(n, dim) - rank)), _bound(s, len(found), hidden, moved, units)
+
+
+def _choose_split(first: Factor) -> int:
+    """Return the k < dim with the least error to be expected, taking pivots for singular values."""
+    dim, left = len(first.order), first.left
+    pivots = np.append(first.upper.diagonal(), np.zeros(dim - len(first.upper)))
+    inverse = np.append(0, np.cumsum(left[0] / first.upper.diagonal() ** 2))
+    shift = EPS * np.sqrt(left[0] * inverse * dim)
+    rest = [np.sum(np.sqrt(pivots[k:] ** 2 + EPS * left[k]) - pivots[k:]) for k in range(len(left))]
+    return int(np.argmin((shift + rest)[:dim]))
 
 
 def _arrange(rows: Array, order: NDArray[np.int64]) -> Array:
@@ -94,56 +123,31 @@ def _arrange(rows: Array, order: NDArray[np.int64]) -> Array:
     return out
 
 
-def _add_square(square: Array, columns: Array, factor: Array, scale: float) -> Array:
-    """Add rows of Z to its Gram matrix, from those of F, which are the columns [dim, B]; factor is [R₁₁ R₁₂]."""
-    k = len(factor)
-    trsm, syrk = get_blas_funcs(("trsm", "syrk"), dtype=np.float64)
-    if k:
-        columns[:k] = trsm(1.0, factor[:, :k], columns[:k].T, side=1).T
-    columns[k:] = (columns[k:] - factor[:, k:].T @ columns[:k]) / scale
-    return syrk(1.0, columns.T, beta=1.0, c=square, trans=1, overwrite_c=True)
+def is_probably_steep(first: Factor, units: float) -> bool:
+    """Return whether the bound of a Gram matrix's own measures must be far above the tolerance, without its eigenvalues.
 
-
-def _decompose_product(square: Array, factor: Array, scale: float) -> tuple[Array, float]:
-    """Return F's singular values from Z's Gram matrix, and the share of it that its factor S leaves out."""
-    k = len(factor)
-    top = cholesky(square[:k, :k], check_finite=False)
-    cross = solve_triangular(top, square[:k, k:], trans=1, check_finite=False)
-    last = factorise(square[k:, k:] - cross.T @ cross, 8 * EPS)
-    product = np.zeros((k + len(last.upper), len(square)))
-    product[:k] = top @ factor
-    product[:k, k:] += cross * scale
-    product[k:, k + last.order] = last.upper * scale
-    return np.asarray(svdvals(product, overwrite_a=True, check_finite=False)), last.left[-1]
-
-
-def is_surely_steep(factor: Factor, units: float) -> bool:
-    """Return whether the bound of a Gram matrix's own measures must be above the tolerance, without its eigenvalues.
-
-    The last squares σ² sum to at most what the first k pivots leave. So half of them are at most twice their mean, and
-    the error of each is at least that of a value as large.
+    Pivots are taken for singular values, so this is a guess; but it costs time alone, as a second Gram matrix is good
+    for mild spectra, too.
 
     Args:
-        factor: of the Gram matrix, down to `units`·eps of its trace.
+        first: the factor of the Gram matrix, down to `units`·eps of its trace.
     """
-    dim, trace, left = len(factor.order), factor.left[0], factor.left
+    dim, trace = len(first.order), first.left[0]
     if not trace > dim * TINY / EPS:
         return False
-    k, delta = np.arange(len(left)), units * EPS * trace
-    left, k = left[k < dim], k[k < dim]
-    most = 2 * left / (dim - k)
-    total = np.sqrt(k * trace) + np.sqrt((dim - k) * left)
-    each = (np.sqrt(most + delta) - np.sqrt(most)) / total * (2 - np.log(np.sqrt((most + delta) / trace)))
-    return bool(np.max((dim - k) / 2 * each, initial=0) > TOLERANCE)
+    pivots = np.append(first.upper.diagonal(), np.zeros(dim - len(first.upper)))
+    return bound_error(pivots, np.sqrt(pivots**2 + units * EPS * trace) - pivots) > SURE * TOLERANCE
 
 
-def _bound(s: Array, kept: int, k: int, hidden: tuple[float, float], units: float) -> float:
+def _bound(s: Array, kept: int, hidden: tuple[float, float], moved: float, units: float) -> float:
     """Bound the error of the measures of s, of which `kept` were found.
 
-    Q and the triangles are off by eps·Σσ, in σ. In σ², the Gram matrix of E is off by the first of `hidden`, and the
-    squares of what was left out sum to the second.
+    In σ², the Gram matrix of E is off by the first of `hidden`, and the squares of what was left out sum to the second.
+    In σ, the sum of what else moved is `moved`; it does most harm where it is spread over the smallest.
     """
     error = np.sqrt(s**2 + sum(hidden) + TINY) - s
     if kept < len(s):
         error[kept:] = np.sqrt(hidden[0]) + np.sqrt(hidden[1] / (len(s) - kept))
-    return bound_error(s, error + units * EPS * (s.sum() + (k + 1) / 2 * s[0]))
+    share = moved / s.sum()
+    spread = share * (2 - np.log(max(share / len(s), TINY))) + share * (1 + np.log(len(s))) + 2 * moved / s[0]
+    return bound_error(s, error + units * EPS * s.sum()) + 2 * spread
