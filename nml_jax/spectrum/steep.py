@@ -124,7 +124,7 @@ def _arrange(rows: Array, order: NDArray[np.int64]) -> Array:
 
 
 def is_probably_steep(first: Factor, units: float) -> bool:
-    """Return whether the bound of a Gram matrix's own measures must be far above the tolerance, without its eigenvalues.
+    """Return whether a Gram matrix's own measures would be far from accurate enough, without its eigenvalues.
 
     Pivots are taken for singular values, so this is a guess; but it costs time alone, as a second Gram matrix is good
     for mild spectra, too.
