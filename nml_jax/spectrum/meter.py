@@ -190,13 +190,13 @@ class SpectrumMeter:
             raise UserError("the meter has no features yet", "call update with at least one row that counts")
         if self._spectrum is None:
             rank = count_directions(self.n, self.dim, self.center)
-            s, error = (_decompose_triangle if self.exact else _decompose_gram)(self._factor, self.units)
+            s, error = (decompose_triangle if self.exact else decompose_gram)(self._factor, self.units)
             s, error = s[:rank], error[:rank]
             self._spectrum = np.append(s, np.zeros(min(self.n, self.dim) - len(s))), bound_error(s, error)
         return self._spectrum
 
 
-def _decompose_gram(gram: Array, units: float) -> tuple[Array, Array]:
+def decompose_gram(gram: Array, units: float) -> tuple[Array, Array]:
     """Return the singular values, descending, and how far off each may be, from the upper triangle of a Gram matrix."""
     live = np.flatnonzero(gram.diagonal())  # leave out features that are always zero: their σ is exactly zero
     if len(live) < len(gram):
@@ -210,8 +210,8 @@ def _decompose_gram(gram: Array, units: float) -> tuple[Array, Array]:
     return s, np.maximum(s - low, high - s)
 
 
-def _decompose_triangle(r: Array, units: float) -> tuple[Array, Array]:
-    """Return the same as `_decompose_gram` from a triangular factor."""
+def decompose_triangle(r: Array, units: float) -> tuple[Array, Array]:
+    """Return the same as `decompose_gram` from a triangular factor."""
     s = np.asarray(svdvals(r, check_finite=False))
     return s, np.full(len(s), units * EPS * s.sum())
 
@@ -227,5 +227,5 @@ def bound_error(s: Array, error: Array) -> float:
         return np.inf
     p, error = s / total, error / total
     drift = error.sum()
-    moved = np.sum(error * (2 - np.log(np.maximum(p - error, error))))
+    moved = np.sum(error * (2 - np.log(np.maximum(np.maximum(p - error, error), TINY))))
     return float((moved + drift * (1 + sve(s))) / (1 - drift) + 2 * error[0] / p[0])

@@ -23,16 +23,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import get_blas_funcs, get_lapack_funcs, solve_triangular, svdvals
+from scipy.linalg import get_blas_funcs, get_lapack_funcs, solve_triangular
 
-from nml_jax.spectrum.meter import EPS, TINY, TOLERANCE, bound_error
+from nml_jax.spectrum.meter import EPS, TINY, TOLERANCE, bound_error, decompose_gram, decompose_triangle
 
 Array = NDArray[np.float64]
 
 BLOCK = 1024  # rows that are decomposed at a time
-PROBES = 16  # random vectors
+PROBES = 8  # random vectors
 SAFETY = 4  # times what they measure
-SURE = 8  # times the tolerance at which the Gram matrix's eigenvalues are not worth their time
+SURE = 8  # how far a guess of an error must be from the tolerance to be trusted
 
 
 class Factor(NamedTuple):
@@ -79,30 +79,49 @@ def decompose_steep(blocks: Iterable[Array], n: int, first: Factor, units: float
     k = _choose_split(first)
     own, cross = factor[:k, :k], factor[:k, k:]
     mix = solve_triangular(own, cross, check_finite=False)
-    probes = np.random.default_rng(0).choice([-1.0, 1.0], (dim, PROBES))
-    probes[:k] += mix @ probes[k:]
-    gram, seen, mixed = np.zeros((dim - k, dim - k), order="F"), np.zeros((k, PROBES)), np.zeros((k, PROBES))
-    (syrk,) = get_blas_funcs(("syrk",), dtype=np.float64)
-    for rows in blocks:
-        for start in range(0, len(rows), BLOCK):
-            columns = _arrange(rows[start : start + BLOCK], order)
-            kept, rest = columns[:k], columns[k:] - mix.T @ columns[:k]
-            gram = syrk(1.0, rest.T, beta=1.0, c=gram, trans=1, overwrite_c=True)
-            seen += kept @ (kept.T @ probes[:k])
-            mixed += kept @ (rest.T @ probes[k:])
-    last = factorise(gram, 8 * EPS * gram.trace())
+    gram, off = _reduce_rest(blocks, first, mix)
+    last = factorise(gram, max(8 * EPS * gram.trace(), _choose_smallest(first)))
     product = np.zeros((k + len(last.upper), dim))
     product[:k, :k], product[:k, k:] = own, cross[:, last.order]
     product[k:, k:] = last.upper
-    found = np.asarray(svdvals(product, overwrite_a=True, check_finite=False))
-    s = np.append(found, np.zeros(max(rank - len(found), 0)))[:rank]
+    found, error = _decompose_product(product, units)
+    s, error = (np.append(x, np.zeros(max(rank - len(found), 0)))[:rank] for x in (found, error))
 
-    seen = solve_triangular(own, seen, trans=1, check_finite=False) - own @ probes[:k]
-    mixed = solve_triangular(own, mixed, trans=1, check_finite=False)
-    moved = SAFETY * np.sqrt(k / PROBES) * (np.linalg.norm(seen) / 2 + 2 * np.linalg.norm(mixed))
-    moved += units * EPS * np.sqrt(left[0] * (dim - k)) * max(np.linalg.norm(mix), 1)  # of the product F₁·X
-    hidden = units * EPS * gram.trace(), last.left[-1]
-    return np.append(s, np.zeros(min(n, dim) - rank)), _bound(s, len(found), hidden, moved, units)
+    unseen = units * EPS * gram.trace(), last.left[-1]  # of the Gram matrix of E, in σ²: rounding, and what is left out
+    error += np.sqrt(s**2 + sum(unseen) + TINY) - s
+    if len(found) < rank:
+        error[len(found) :] = np.sqrt(unseen[0]) + np.sqrt(unseen[1] / (rank - len(found)))
+    off += units * EPS * np.sqrt(left[0] * (dim - k)) * max(float(np.linalg.norm(mix)), 1)  # of the product F₁·X
+    return np.append(s, np.zeros(min(n, dim) - rank)), bound_error(s, error) + _bound_spread(s, off)
+
+
+def _reduce_rest(blocks: Iterable[Array], first: Factor, mix: Array) -> tuple[Array, float]:
+    """Return the Gram matrix of E, upper triangle, and what rounding does to the sum of singular values."""
+    k, dim, order = len(mix), len(first.order), first.order
+    own = first.upper[:k, :k]
+    probes = np.random.default_rng(0).choice([-1.0, 1.0], (dim, PROBES))
+    probes[:k] += mix @ probes[k:]
+    gram, seen = np.zeros((dim - k, dim - k), order="F"), np.zeros((k, 2 * PROBES))
+    gemm, syrk = get_blas_funcs(("gemm", "syrk"), dtype=np.float64)
+    for rows in blocks:
+        for start in range(0, len(rows), BLOCK):
+            columns = _arrange(rows[start : start + BLOCK], order)
+            kept = columns[:k].T
+            rest = gemm(-1.0, kept, mix, beta=1.0, c=columns[k:].T, overwrite_c=True) if k else columns.T
+            gram = syrk(1.0, rest, beta=1.0, c=gram, trans=1, overwrite_c=True)
+            seen += kept.T @ np.hstack((kept @ probes[:k], rest @ probes[k:]))
+    kept, rest = np.hsplit(solve_triangular(own, seen, trans=1, check_finite=False), 2)
+    kept = kept - own @ probes[:k]
+    return gram, SAFETY * float(np.sqrt(k / PROBES) * (np.linalg.norm(kept) / 2 + 2 * np.linalg.norm(rest)))
+
+
+def _decompose_product(product: Array, units: float) -> tuple[Array, Array]:
+    """Return the singular values of a triangle [k, dim], descending, and how far off each may be."""
+    if _guess_bound(np.abs(product.diagonal()), units) < TOLERANCE / SURE:
+        s, error = decompose_gram(product @ product.T, units)  # takes a third of the time
+        if bound_error(s, error) < TOLERANCE / SURE:
+            return s, error
+    return decompose_triangle(product, units)
 
 
 def _choose_split(first: Factor) -> int:
@@ -113,6 +132,12 @@ def _choose_split(first: Factor) -> int:
     shift = EPS * np.sqrt(left[0] * inverse * dim)
     rest = [np.sum(np.sqrt(pivots[k:] ** 2 + EPS * left[k]) - pivots[k:]) for k in range(len(left))]
     return int(np.argmin((shift + rest)[:dim]))
+
+
+def _choose_smallest(first: Factor) -> float:
+    """Return a square σ² so small that values below it do not matter, even all together."""
+    dim = len(first.order)
+    return float(first.upper.diagonal().sum() * TOLERANCE / (SURE**2 * dim * np.log(dim / TOLERANCE))) ** 2
 
 
 def _arrange(rows: Array, order: NDArray[np.int64]) -> Array:
@@ -135,19 +160,18 @@ def is_probably_steep(first: Factor, units: float) -> bool:
     dim, trace = len(first.order), first.left[0]
     if not trace > dim * TINY / EPS:
         return False
-    pivots = np.append(first.upper.diagonal(), np.zeros(dim - len(first.upper)))
-    return bound_error(pivots, np.sqrt(pivots**2 + units * EPS * trace) - pivots) > SURE * TOLERANCE
+    hidden = max(np.count_nonzero(first.upper.any(axis=0)) - len(first.upper), 0)  # not those that are always zero
+    return _guess_bound(np.append(first.upper.diagonal(), np.zeros(hidden)), units) > SURE * TOLERANCE
 
 
-def _bound(s: Array, kept: int, hidden: tuple[float, float], moved: float, units: float) -> float:
-    """Bound the error of the measures of s, of which `kept` were found.
+def _guess_bound(pivots: Array, units: float) -> float:
+    """Return the bound that the measures from a Gram matrix would have if its pivots were the singular values."""
+    return bound_error(pivots, np.sqrt(pivots**2 + units * EPS * np.sum(pivots**2)) - pivots)
 
-    In σ², the Gram matrix of E is off by the first of `hidden`, and the squares of what was left out sum to the second.
-    In σ, the sum of what else moved is `moved`; it does most harm where it is spread over the smallest.
-    """
-    error = np.sqrt(s**2 + sum(hidden) + TINY) - s
-    if kept < len(s):
-        error[kept:] = np.sqrt(hidden[0]) + np.sqrt(hidden[1] / (len(s) - kept))
-    share = moved / s.sum()
-    spread = share * (2 - np.log(max(share / len(s), TINY))) + share * (1 + np.log(len(s))) + 2 * moved / s[0]
-    return bound_error(s, error + units * EPS * s.sum()) + 2 * spread
+
+def _bound_spread(s: Array, off: float) -> float:
+    """Bound the error of the measures of s if their sum is off by this: most harm is done among the smallest."""
+    if not s.sum() > 0:
+        return np.inf
+    share = off / s.sum()
+    return float(share * (3 + np.log(len(s)) - np.log(max(share / len(s), TINY))) + 2 * off / s[0])

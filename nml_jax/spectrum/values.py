@@ -98,7 +98,8 @@ def _prepare_blocks(F: np.ndarray, meter: SpectrumMeter) -> Iterator[NDArray[np.
     mean = meter.state()["mean"]
     for start in range(0, len(F), BLOCK):
         ids = np.arange(start, min(start + BLOCK, len(F)))
-        yield prepare(F[ids], meter.normalize, meter.center, ids) - mean
+        rows = prepare(F[start : start + BLOCK], meter.normalize, meter.center, ids)
+        yield rows - mean if meter.center == "features" else rows
 
 
 def _decompose_on_device(F: Any, mask: np.ndarray, normalize: str | None, center: str | None) -> NDArray[np.float64]:
