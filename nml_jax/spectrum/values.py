@@ -11,7 +11,7 @@ from nml_jax.console import notice
 from nml_jax.errors import UserError
 from nml_jax.spectrum.meter import BLOCK, EPS, TOLERANCE, SpectrumMeter
 from nml_jax.spectrum.rows import Kind, check_mask, check_mode, count_directions, is_on_device, prepare
-from nml_jax.spectrum.steep import decompose_steep, factorise, is_probably_steep
+from nml_jax.spectrum.steep import decompose_steep, factorise, is_probably_mild, is_probably_steep
 
 WHOLE = 2**28  # elements up to which a copy in float64 may be held whole
 
@@ -77,6 +77,8 @@ def _decompose(F: np.ndarray, normalize: str | None, center: str | None) -> NDAr
     meter = SpectrumMeter(min(n, d), normalize=normalize, center=center)
     meter.update(F)
     gram, rank = meter.state()["factor"], count_directions(meter.n, meter.dim, center)
+    if is_probably_mild(gram, meter.units) and meter.error_bound() <= TOLERANCE:
+        return meter.result()
     factor = factorise(gram, meter.units * EPS * gram.trace())
     if not is_probably_steep(factor, meter.units) and meter.error_bound() <= TOLERANCE:
         return meter.result()

@@ -6,7 +6,7 @@ import threadpoolctl
 
 from nml_jax.spectrum import PRESETS, SpectrumMeter, singular_values, steep, values
 from nml_jax.spectrum.meter import EPS
-from nml_jax.spectrum.steep import Factor, decompose_steep, factorise, is_probably_steep
+from nml_jax.spectrum.steep import Factor, decompose_steep, factorise, is_probably_mild, is_probably_steep
 from tests.spectrum.spectra import compute_svd, draw_gaussian, measure
 
 N, D = 300, 160
@@ -106,8 +106,10 @@ def test_what_is_probably_steep():
     """Nothing that the first Gram matrix shows well enough, so that it costs no second; but most that it does not."""
     for spectrum in MILD.values():
         assert not is_probably_steep(*find_factor(make(spectrum)))
+        assert is_probably_mild(make(spectrum).T @ make(spectrum), 10.0)
     found = [name for name, spectrum in SPECTRA.items() if is_probably_steep(*find_factor(make(spectrum)))]
     assert {"exp(-i/5)", "power", "one"} <= set(found)
+    assert not any(is_probably_mild(make(SPECTRA[name]).T @ make(SPECTRA[name]), 10.0) for name in found)
     assert not is_probably_steep(factorise(np.zeros((3, 3)), 0), 10.0)
 
 
