@@ -1,7 +1,8 @@
 """Compile heads, spectra and a fine-tuning step for eight chips of a TPU v5e, and bound spectra of full size.
 
     python benchmarks/compile_times.py            print the tables of benchmarks/results/compile_times.json
-    python benchmarks/compile_times.py --write    compile all of it; with --tiny, small programs, to see that it runs
+    python benchmarks/compile_times.py --write    compile all of it; with --tiny, small programs, to see that it runs;
+                                                  with --only=NAME, programs whose names begin so
 
 It needs the extra `tpu`, but no TPU. Programs are compiled from shapes, with the compiler's default effort. Heads are 8
 settings on 20,000 x 768 features, one a chip; the fine-tuning step is LoRA of ViT-B/16 with NMTune's terms (`paper`) on
@@ -103,8 +104,8 @@ def lower_spectrum(mode: Kind, devices: tuple[Any, ...], rows: int, dim: int, do
 MODES = {"paper": Kind(None, None, exact=False), "code": Kind("rows", "samples", exact=False)}
 
 
-def compile_all(tiny: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, seconds, CPU seconds, and bytes of a device) of every program."""
+def compile_all(tiny: bool, only: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (name, seconds, CPU seconds, and bytes of a device) of every program whose name begins so."""
     devices = tuple(aot.list_devices(TOPOLOGY))
     rows, dim = (4096, 16) if tiny else (N - N % len(devices), D)
     lowered: dict[str, Any] = {f"head: {m}": functools.partial(lower_head, m, devices, tiny) for m in METHODS}
@@ -112,6 +113,8 @@ def compile_all(tiny: bool) -> Iterator[tuple[str, dict[str, Any]]]:
         lowered[f"spectrum: {name}"] = functools.partial(lower_spectrum, mode, devices, rows, dim, double=False)
     lowered["fine-tuning step: LoRA, NMTune"] = functools.partial(lower_finetuning, devices, tiny)
     for name, lower in lowered.items():
+        if not name.startswith(only):
+            continue
         program = lower()
         begun, spent = time.perf_counter(), time.process_time()
         compiled = program.compile()
@@ -153,6 +156,7 @@ def format_tables(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="compile all of it")
+    parser.add_argument("--only", default="", help="compile programs whose names begin so; others keep their results")
     parser.add_argument("--tiny", action="store_true", help="compile small programs, and write nothing")
     args = parser.parse_args()
     if not (args.write or args.tiny):
@@ -160,7 +164,10 @@ def main() -> None:
         return
     head = print_head(nml_jax, jax, np, topology=TOPOLOGY)
     found: dict[str, Any] = {"compiled": {}, "bounds": {}}
-    for part, rows in (("bounds", bound_spectra(args.tiny)), ("compiled", compile_all(args.tiny))):
+    if args.only:
+        found = json.loads(RESULTS.read_text("utf-8"))["results"]
+    bounds = () if args.only else bound_spectra(args.tiny)
+    for part, rows in (("bounds", bounds), ("compiled", compile_all(args.tiny, args.only))):
         for name, row in rows:
             print(f"{name}: {row}", flush=True)
             found[part][name] = row

@@ -165,7 +165,7 @@ def is_probably_steep(first: Factor, units: float) -> bool:
 
 
 def is_probably_mild(gram: Array, units: float) -> bool:
-    """Return whether a Gram matrix's own measures are likely to be accurate enough: a guess without pivots, and quick."""
+    """Return whether a Gram matrix is likely to show its spectrum well enough: a quick guess, without pivots."""
     (potrf,) = get_lapack_funcs(("potrf",), dtype=np.float64)
     upper, failed = potrf(gram, lower=0, clean=0)
     return not failed and _guess_bound(upper.diagonal(), units) < TOLERANCE / SURE
