@@ -20,12 +20,12 @@ Batch = Mapping[str, Any]
 # Smaller arrays are replicated: splitting them saves no memory worth a collective.
 SHARD_FROM = 2**16
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
-# Options of the CPU compiler. Barriers must stay until operations are fused (`models.materialise`). YNNPACK computes
-# matrix products and sums, as by default, but not convolutions: there it takes twice as long as Eigen, and three times
-# as long for the gradients of the kernels (jaxlib 0.10.2).
+# Options of the CPU compiler. Barriers must stay until operations are fused (`models.materialise`). YNNPACK is left out:
+# with its matrix products, features of transformers take a quarter longer than with Eigen's, and with its convolutions
+# twice as long, and three times as long for the gradients of the kernels (jaxlib 0.10.2; benchmarks/published.py).
 CPU_OPTIONS = {
     "xla_disable_hlo_passes": "cse_barrier_expander",
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+    "xla_cpu_experimental_ynn_fusion_type": "",
 }
 
 
