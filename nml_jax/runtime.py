@@ -20,7 +20,7 @@ Batch = Mapping[str, Any]
 # Smaller arrays are replicated: splitting them saves no memory worth a collective.
 SHARD_FROM = 2**16
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
-# Options of the CPU compiler. Barriers must stay until operations are fused (`models.materialise`). YNNPACK is left out:
+# Options of the CPU compiler. Barriers must stay until operations are fused (`materialise`). YNNPACK is not used:
 # with its matrix products, features of transformers take a quarter longer than with Eigen's, and with its convolutions
 # twice as long, and three times as long for the gradients of the kernels (jaxlib 0.10.2; benchmarks/published.py).
 CPU_OPTIONS = {
