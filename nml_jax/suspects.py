@@ -21,6 +21,7 @@ from nml_jax.assembly.suspects import judge_rows, read_ids
 from nml_jax.data.features import files
 from nml_jax.data.features.checks import check_varied
 from nml_jax.errors import UserError, report_disk_errors
+from nml_jax.inputs import list_files
 from nml_jax.runs.files import write_atomic
 from nml_jax.tuning.label_errors import LabelErrors
 
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.out:
-            check_out(args.out, [Path(part) for part in args.features.split(",")])
+            check_out(args.out, [Path(part) for part in list_files(args.features)])
         _, found = judge_file(args.features, args.label, args.columns, args.group)
         if args.out:
             with report_disk_errors(args.out):

@@ -19,7 +19,7 @@ from scipy.special import ndtri
 
 from nml_jax.data.stratify import check_groups, count_groups, draw_stratified, split_rows
 from nml_jax.errors import UserError, report_disk_errors
-from nml_jax.noise.mixture import Mixture, count_pairs, fit_mixture
+from nml_jax.noise.mixture import FEW, Mixture, count_pairs, fit_mixture
 from nml_jax.processes.forks import refuse_fork
 from nml_jax.processes.limits import limit_blas
 from nml_jax.runs.files import write_atomic
@@ -29,6 +29,7 @@ from nml_jax.tuning import diagnosis, patient, probes
 CS = (1e-4, 1e-3, 0.01, 0.1, 1.0)  # the penalties from which the probe chooses
 TUNED = 2000  # held-out rows that are enough to choose by; folds beyond them are left out
 MOST = 20_000  # rows that a probe is fitted on, stratified; more would take longer and change little
+PASSING = 0.1  # share of the probe's errors that may pass for wrong labels: 2 to 9 % did where none was wrong
 LIMIT = 0.5  # probability above which a label is a suspect
 CLOSE = 1e-4  # the probe's tolerance: predictions need not be as exact as weights that are kept
 COLUMNS = ("row", "id", "given_label", "likely_label", "confidence")
@@ -54,8 +55,9 @@ class Suspect(NamedTuple):
 class LabelErrors:
     """The result of `find_label_errors`.
 
-    share: estimated share of wrong labels among the judged rows.
-    interval: 95 % interval of the share of wrong labels where these rows come from.
+    share: estimated share of wrong labels among the judged rows. Where none is wrong it is above 0 by the rows that
+        look like another class than their own: by a percent or two where a linear probe errs on a fifth of the rows.
+    interval: 95 % interval of the share of wrong labels where these rows come from. It allows for that.
     classes: [K], sorted.
     joint: share of rows by given label (down) and likely true class (across), float64 [K, K]; its sum is 1.
     suspects: the rows whose labels are more likely wrong than right, the surest first.
@@ -74,11 +76,10 @@ class LabelErrors:
     judged: NDArray[np.bool_]
 
     def __str__(self) -> str:
-        low, high = (f"{100 * x:.1f}" for x in self.interval)
         left = int((~self.judged).sum())
         return (
-            f"{len(self.suspects):,} of {int(self.judged.sum()):,} labels are suspects; about {100 * self.share:.1f} % "
-            f"are wrong (95 % interval {low} to {high} %)" + (f"; {left:,} rows are not judged" if left else "")
+            f"{len(self.suspects):,} of {int(self.judged.sum()):,} labels are suspects; "
+            f"{describe_share(self.share, *self.interval)}" + (f"; {left:,} rows are not judged" if left else "")
         )
 
     def place(self, rows: np.ndarray, n: int) -> "LabelErrors":
@@ -103,6 +104,13 @@ class LabelErrors:
                 write_atomic(Path(path), self.to_csv())
         except UserError as e:
             raise ValueError(f"{e.cause}; {e.cure}") from e
+
+
+def describe_share(share: float, low: float, high: float) -> str:
+    """Return an estimate of the share of wrong labels and its interval in words."""
+    if not low:
+        return f"that any label is wrong is not shown, and at most {100 * high:.1f} % are (95 % interval)"
+    return f"about {100 * share:.1f} % are wrong (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
 
 
 def format_suspects(lines: Iterable[tuple[Suspect, Sequence[str]]], more: Sequence[str] = ()) -> str:
@@ -198,7 +206,8 @@ def find_checked(
     wrong, likely = np.zeros(len(codes)), codes.copy()
     wrong[judged] = _get_wrong(last, own)
     likely[judged] = present[_find_others(last, own)]
-    interval = compute_interval(share, len(own), abs(share - before))
+    bounds = compute_interval(share, last.error, len(own))
+    interval = widen_interval(bounds, abs(share - before), 1 - float(last.predicted.max(1).mean()))
     suspects = tuple(_list_suspects(codes, classes, ids, wrong, likely))
     return LabelErrors(share, interval, np.asarray(classes), joint, suspects, wrong, likely, judged)
 
@@ -213,18 +222,26 @@ def _list_suspects(
         yield Suspect(row, name, names[codes[row]], names[likely[row]], float(wrong[row]))
 
 
-def compute_interval(share: float, n: int, doubt: float) -> tuple[float, float]:
-    """Compute the 95 % interval of a share: Wilson's for n rows, widened on both sides by what the method leaves open.
-
-    Args:
-        doubt: how far two estimates of it lie apart.
-    """
-    z = float(ndtri(0.975))
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    half = math.hypot(half, doubt)
+def compute_interval(share: float, error: float, n: int) -> tuple[float, float]:
+    """Compute the 95 % interval of a share of n rows: Wilson's, for as many sure rows as have this standard error."""
+    z, spread = float(ndtri(0.975)), max(share, FEW / n)
+    n_sure = min(n, spread * (1 - spread) / error**2)
+    middle = (share + z**2 / (2 * n_sure)) / (1 + z**2 / n_sure)
+    half = z / (1 + z**2 / n_sure) * math.sqrt(share * (1 - share) / n_sure + z**2 / (4 * n_sure**2))
     low, high = middle - half, middle + half
     return low if low > 1e-9 else 0.0, min(1.0, high)
+
+
+def widen_interval(bounds: tuple[float, float], doubt: float, errors: float) -> tuple[float, float]:
+    """Widen an interval by what the model leaves open.
+
+    Args:
+        doubt: how far the two estimates of the share are apart, as much depends on which rows the probe has seen then.
+        errors: share of the rows on which the probe is expected to err. It errs now and then where it is sure, and such
+            a row passes for one with a wrong label; so the lower end goes down by PASSING of them.
+    """
+    middle, half = sum(bounds) / 2, math.hypot((bounds[1] - bounds[0]) / 2, doubt)
+    return max(0.0, middle - half - PASSING * errors), min(1.0, middle + half)
 
 
 class Fold(NamedTuple):

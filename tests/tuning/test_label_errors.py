@@ -10,7 +10,7 @@ import nml_jax
 from nml_jax.noise.mixture import count_pairs, fit_mixture
 from nml_jax.spreadsheet import restore_cell
 from nml_jax.tuning import probes
-from nml_jax.tuning.label_errors import CS, compute_interval
+from nml_jax.tuning.label_errors import CS, compute_interval, widen_interval
 
 N, D, K = 300, 6, 3
 
@@ -74,6 +74,7 @@ def test_right_labels_are_left_alone():
     assert errors.suspects == ()
     assert errors.share < 0.005
     assert errors.interval[0] == 0
+    assert "that any label is wrong is not shown, and at most " in str(errors)
 
 
 def test_hard_rows_are_not_taken_for_wrong_labels():
@@ -83,6 +84,7 @@ def test_hard_rows_are_not_taken_for_wrong_labels():
     assert (nearest != y).mean() > 0.12
     errors = nml_jax.find_label_errors(X, y)
     assert errors.share < 0.06
+    assert errors.interval[0] == 0
     assert len(errors.suspects) < 0.3 * (nearest != y).sum()
 
 
@@ -135,12 +137,25 @@ def test_pairs_are_counted_by_hand():
 
 
 def test_the_interval_is_wilsons_and_widens():
-    low, high = compute_interval(0.1, 100, 0.0)
-    assert (low, high) == pytest.approx((0.0552, 0.1744), abs=1e-4)
-    wide = compute_interval(0.1, 100, 0.05)
-    assert wide[0] < low
-    assert high < wide[1]
-    assert compute_interval(0.0, 100, 0.0)[0] == 0
+    error = (0.1 * 0.9 / 100) ** 0.5
+    bounds = compute_interval(0.1, error, 100)
+    assert bounds == pytest.approx((0.0552, 0.1744), abs=1e-4)
+    assert compute_interval(0.1, error, 400) == pytest.approx(bounds)  # 300 of 400 rows say nothing
+    assert compute_interval(0.0, 0.001, 100)[0] == 0
+    assert widen_interval(bounds, 0.0, 0.0) == pytest.approx(bounds)
+    half = np.hypot((0.1744 - 0.0552) / 2, 0.05)
+    assert widen_interval(bounds, 0.05, 0.2) == pytest.approx((0.1148 - half - 0.02, 0.1148 + half), abs=1e-4)
+    assert widen_interval(bounds, 0.0, 0.9)[0] == 0
+
+
+def test_the_error_of_the_share_is_that_of_sure_rows_or_wider():
+    """Of rows that are certain, the share has the error of a count; of rows that are hard, a larger one."""
+    g = (np.arange(1000) % 10 == 0).astype(int)
+    sure, hard = np.zeros((1000, 2)), np.random.default_rng(0).normal(size=(1000, 2))
+    sure[:, 0] = 50.0
+    assert fit_mixture(sure, g).error == pytest.approx((0.1 * 0.9 / 1000) ** 0.5, rel=0.1)
+    drawn = (np.random.default_rng(1).random(1000) < 1 / (1 + np.exp(hard[:, 0] - hard[:, 1]))).astype(int)
+    assert fit_mixture(hard, np.where(g == 1, 1 - drawn, drawn)).error > 0.02
 
 
 def test_rows_of_a_group_are_judged_by_other_groups():

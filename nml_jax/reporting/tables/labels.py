@@ -7,6 +7,7 @@ from nml_jax.reporting.statistics.choose_method import Contest, name_test
 from nml_jax.reporting.statistics.compare import Side, compare_numbers
 from nml_jax.reporting.statistics.paired import PERCENT, format_mean
 from nml_jax.reporting.statistics.studies import SUSPECTS, Study
+from nml_jax.tuning.label_errors import describe_share
 
 SHOWN = 10  # pairs of given and likely label
 VERDICTS = ("worse", "better")
@@ -24,10 +25,10 @@ def list_label_errors(study: Study, task: str, prefix: str) -> list[Block]:
         if entry["untold"]:
             out.append(Block("p", f"{prefix}{where}Labels cannot be judged: {entry['untold']}."))
             continue
-        low, high = (PERCENT.number(bound) for bound in entry["interval"])
+        said = describe_share(entry["share"], *entry["interval"])
         out.append(Block("p", (
-            f"{prefix}{where}About {PERCENT.text(entry['share'])} of the training labels are wrong (95 % interval "
-            f"{low} to {high} %), by a probe that judges each of {entry['rows']:,} rows by others. "
+            f"{prefix}{where}Of the training labels {said}. A probe has judged each of {entry['rows']:,} rows by "
+            "others, and a row that looks like another class for a reason of its own passes for a wrong label. "
             f"{entry['suspects']:,} are more likely wrong than right: suspects.csv in the run's folder lists them."
         )))  # fmt: skip
     pairs = [pair for pair in found[0][1]["pairs"] if pair["given"] != pair["likely"]][:SHOWN] if found and once else []
