@@ -6,7 +6,7 @@ FEATURES is a folder of frozen features: `pacs_photo.npz`, `pacs_art_painting.np
 and `cifar10_first5k.npz` (the same). Eight sets are made besides, with labels that are all right (MADE).
 `corrupt_labels` makes none, 5, 10 and 30 % of their labels wrong: symmetric, pair, and asymmetric among the first half
 of the classes (there the rate is a share of these classes' rows); and 12 %, symmetric. A suspect is right if its label
-was changed. Labels that were wrong before count against both sides. A run that is stopped keeps what --write has written.
+was changed. Labels that were wrong before count against both sides. --write writes after every set.
 
 cleanlab (`pip install cleanlab`) runs `find_label_issues` with its defaults on cross-validated probabilities of the
 same probe on the same folds: first with the penalty that we use ("same"), chosen by accuracy, then with the one of
