@@ -254,7 +254,7 @@ def get_config() -> ConfigDict:
     tune.seeds = 1  # heads per setting
     tune.shares = (1.0,)  # shares of the training rows, stratified; smaller ones are subsets of larger ones
     tune.noises = (0.0,)  # shares of wrong labels among the training rows
-    tune.noise_kind = "symmetric"  # kind of these wrong labels: symmetric | pair
+    tune.noise_kind = "symmetric"  # kind of these wrong labels, and of those of finetune.noises: symmetric | pair
     # What decides settings, when training stops, the recommendation and the claims of the report.
     tune.metric = "task"  # task (the task's own: settings, by the loss the rest) | one of nml_jax.evals.metrics.METRICS
     # Weights of the classes in the cross-entropy: pairs of a name and a weight, or one for each class in their order.
@@ -334,6 +334,7 @@ def get_config() -> ConfigDict:
     finetune.wise = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # shares of the tuned weights in WiSE-FT
     finetune.seeds = 1  # runs per setting
     finetune.shares = (1.0,)  # shares of the training rows, stratified; smaller ones are subsets of larger ones
+    finetune.noises = (0.0,)  # shares of wrong labels among the training rows, of `tune.noise_kind`
 
     diagnose = config.diagnose = ConfigDict()
     diagnose.folds = 5  # folds of the cross-validation on the training features; 0: only measure them

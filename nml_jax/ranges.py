@@ -55,6 +55,16 @@ def require_distinct(kind: str, section: str, config: Any, *keys: str) -> None:
             raise _make_error(section, config, key, f"a tuple of distinct {kind}", "='(1, 10)'")
 
 
+def require_shares(section: str, config: Any, *keys: str, zero: bool = False) -> None:
+    """Require tuples of shares up to 1, above 0 or with `zero` from 0; distinct as file names write it."""
+    words = "from 0 to 1" if zero else "above 0 and up to 1"
+    for key in keys:
+        values = config[key]
+        good = all(isinstance(x, (int, float)) and 0 <= x <= 1 and (x or zero) for x in values)
+        if not good or not 0 < len(values) == len({f"{x:g}" for x in values}):
+            raise _make_error(section, config, key, f"a tuple of distinct shares {words}", "='(1.0,)'")
+
+
 def require_names(section: str, config: Any, *keys: str) -> None:
     """Require tuples of at least one name, each once."""
     for key in keys:

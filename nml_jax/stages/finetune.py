@@ -2,7 +2,7 @@
 
 Each setting of a task has a folder. `load_model` reads it once it is finished:
 
-    finetune/<task>/<method>,terms=<terms>,share=<share>,seed=<seed>/
+    finetune/<task>/<method>,terms=<terms>,share=<share>,seed=<seed>/    with wrong labels "noise=<rate>," before seed
         checkpoints/<step>/   the result as an ordinary checkpoint, with factors merged and the head in the model
         head.safetensors      the head alone, if the model has no place for it (CLIP, finetune.head=mlp)
         metrics.jsonl         metrics of the final training
@@ -25,6 +25,8 @@ from ml_collections import ConfigDict
 
 from nml_jax import errors, runtime, settings
 from nml_jax.assembly import agreement, encoder, evaluators, streams
+from nml_jax.assembly.heads.wrong_labels import check_downstream_kind, corrupt_downstream
+from nml_jax.data.sources.noisy import NoisyLabels
 from nml_jax.data.stratify import draw_stratified
 from nml_jax.evals import collect, mapped
 from nml_jax.models import Model
@@ -70,12 +72,13 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     for name in list_tasks(config):
         task = agreement.open_task(name, config)
         require_classes(task)
-        for share in config.finetune.shares:
+        for share, rate in itertools.product(config.finetune.shares, config.finetune.noises):
+            kept = draw_stratified(task.train.labels, share, config.seed)
+            given = corrupt_task(task, kept, rate, config)
             for seed in settings.repetition_seeds(config.seed, config.finetune.seeds):
-                kept = draw_stratified(task.train.labels, share, config.seed)
                 setup = FinetuneSetup(
-                    config=make_training_config(config, seed), mesh=mesh, frozen=frozen, weights=weights, task=task,
-                    rows=kept, share=share, folder=workdir / "finetune" / task.name,
+                    config=make_training_config(config, seed), mesh=mesh, frozen=frozen, weights=weights, task=given,
+                    rows=kept, share=share, noise=rate, folder=workdir / "finetune" / task.name,
                 )  # fmt: skip
                 start = make_initial_heads(setup)
                 for method in config.finetune.methods:
@@ -93,16 +96,18 @@ def differs(config: ConfigDict, rows: list[Row]) -> bool:
     """Return whether the rows are of other settings than those that the section `finetune` asks for."""
     own, seeds = config.finetune, settings.repetition_seeds(config.seed, config.finetune.seeds)
     presets = [objectives.preset_label(terms, **own.nmtune) for terms in own.terms]
-    asked = {*itertools.product(own.methods, presets, own.shares, seeds)}
+    asked = {*itertools.product(own.methods, presets, own.shares, own.noises, seeds)}
     found: dict[str, set[Any]] = {}
     for row in rows:
-        found.setdefault(row.task, set()).add((row.method, row.preset, row.train_share, row.head_seed))
+        setting = row.method, row.preset, row.train_share, row.downstream_noise, row.head_seed
+        found.setdefault(row.task, set()).add(setting)
     return not found or any(asked != settings_of for settings_of in found.values())
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     """Check the settings, the batches, the tasks, the start of the head and LoRA's targets."""
     finetune.check(config.finetune)
+    check_downstream_kind(config)
     runtime.check_batch(config.finetune.batch, mesh, "finetune.batch")
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
     check_tasks(config, data=data)
@@ -121,6 +126,15 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         _ = lora.adapt_model(model, **how).shapes  # raises UserError if the targets match nothing
 
 
+def corrupt_task(task: Task, rows: np.ndarray, rate: float, config: ConfigDict) -> Task:
+    """Return the task with wrong labels on exactly the share `rate` of these training rows; see `tune.noises`."""
+    if not rate:
+        return task
+    labels = task.train.labels.copy()
+    labels[rows] = corrupt_downstream(labels[rows], task.num_classes, rate, config)
+    return dataclasses.replace(task, train=NoisyLabels(task.train, labels))
+
+
 def require_classes(task: Task) -> None:
     """Raise UserError if a task is a regression, which fine-tuning does not do."""
     if task.train.labels.dtype.kind == "f":
@@ -132,8 +146,10 @@ def require_classes(task: Task) -> None:
 
 def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:
     """List the tuned models that the rows refer to, and the files of correct test rows."""
-    names = {(row.task, name_setting(row.method, row.preset, row.train_share, row.head_seed)) for row in rows}
-    saved = {workdir / "finetune" / task / name / "checkpoints" for task, name in names}
+    saved = set()
+    for row in rows:
+        name = name_setting(row.method, row.preset, row.train_share, row.downstream_noise, row.head_seed)
+        saved.add(workdir / "finetune" / row.task / name / "checkpoints")
     # If no step was saved, this path does not exist.
     models = {folder / str(checkpoint.find_latest_step(folder)) for folder in saved}
     return models | {correct_path(workdir, vars(row)) for row in rows}
@@ -147,7 +163,8 @@ def tune_setting(setup: FinetuneSetup, method: str, terms: str, heads: Heads, or
     folder, config = setup.setting_folder(method, terms), setup.config.finetune
     shared = {
         **origin, "stage": "finetune", "task": setup.task.name, "n_train": len(setup.rows), "train_share": setup.share,
-        "downstream_noise": 0.0, "method": method, "preset": setup.preset(terms), "head_seed": setup.config.seed,
+        "downstream_noise": setup.noise, "method": method, "preset": setup.preset(terms),
+        "head_seed": setup.config.seed,
     }  # fmt: skip
     kept = correct_path(setup.folder.parents[1], shared)
     whole = kept.is_file() and bool(checkpoint.list_steps(folder / "checkpoints"))
@@ -197,7 +214,7 @@ def keep(setup: FinetuneSetup, folder: Path, end: tuple[Any, Any], done: Trained
     meta = {
         "config": settings.to_json(config), "ledger": ledger.to_dict() if ledger else None, "lr": done.lr,
         "num_classes": num_classes, "task": setup.task.name, "class_names": list(setup.task.train.class_names),
-        "environment": runtime.describe_environment(),
+        "downstream_noise": setup.noise, "environment": runtime.describe_environment(),
     }  # fmt: skip
     result = checkpoint.Checkpoints(folder / "checkpoints", every=1, keep=1, keep_every=0, meta=meta)
     try:
@@ -265,6 +282,6 @@ STAGE = Stage(
     outputs=Outputs(("finetune", "correct/finetune", "confusion/finetune", "predictions/finetune"), list_needed),
     check=check,
     run=run,
-    lists=("finetune.methods", "finetune.terms", "finetune.shares", *HEADS),
+    lists=("finetune.methods", "finetune.terms", "finetune.shares", "finetune.noises", *HEADS),
     differs=differs,
 )  # fmt: skip

@@ -45,7 +45,10 @@ class Heads(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneSetup:
-    """What all settings of one task, share and seed have in common."""
+    """What all settings of one task, share, rate of wrong labels and seed have in common.
+
+    noise: share of wrong labels among the rows; `task` has them.
+    """
 
     config: ConfigDict  # from `make_training_config`
     mesh: Mesh
@@ -55,6 +58,7 @@ class FinetuneSetup:
     rows: np.ndarray  # indices into task.train
     share: float
     folder: Path
+    noise: float = 0.0
 
     def loop_setup(self, method: str, terms: str = "none") -> finetune.Setup:
         """Return the setup of a method and its terms for the loop."""
@@ -66,7 +70,7 @@ class FinetuneSetup:
 
     def setting_folder(self, method: str, terms: str = "none") -> Path:
         """Return the folder of a setting."""
-        return self.folder / name_setting(method, self.preset(terms), self.share, self.config.seed)
+        return self.folder / name_setting(method, self.preset(terms), self.share, self.noise, self.config.seed)
 
     def preset(self, terms: str) -> str | None:
         """Return the name of the terms in rows."""
@@ -82,9 +86,12 @@ class Trained(NamedTuple):
     begin: Callable[[], tuple[Any, Any]]  # its first (params, model_state), on the host
 
 
-def name_setting(method: str | None, preset: str | None, share: float | None, seed: int | None) -> str:
+def name_setting(
+    method: str | None, preset: str | None, share: float | None, noise: float | None, seed: int | None
+) -> str:
     """Name the folder of a setting by the fields of its rows."""
-    return f"{method},terms={preset or 'none'},share={share:g},seed={seed}"
+    wrong = f"noise={noise:g}," if noise else ""
+    return f"{method},terms={preset or 'none'},share={share:g},{wrong}seed={seed}"
 
 
 def choose_layer(config: ConfigDict) -> str:

@@ -13,12 +13,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import console, errors, noise, settings
+from nml_jax import console, errors, ranges, settings
 from nml_jax.assembly.feature_sets import open_feature_sets
 from nml_jax.assembly.heads import tune_cost
 from nml_jax.assembly.heads.samples import TREATMENTS, Sample, draw_samples, treat_suspects
 from nml_jax.assembly.heads.scores import keep, make_diverged_row, make_hyper
 from nml_jax.assembly.heads.training import Training, check_scored, choose_metric, list_own_methods, weigh_classes
+from nml_jax.assembly.heads.wrong_labels import check_downstream_kind
 from nml_jax.data.features.sets import Subset
 from nml_jax.errors import UserError
 from nml_jax.evals import correlations
@@ -178,14 +179,8 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
         methods.choose_weights(method, preset, config.tune, views=config.extract.views)
         check_choices(config.tune.validation, {f"tune.{key}": config.tune[key] for key in methods.make_grid(method)})
         make_head(methods.build_form(methods.find(method), config.tune), 2)
-    for key, words in (("shares", "above 0 and up to 1"), ("noises", "from 0 to 1")):
-        values = config.tune[key]
-        good = all(isinstance(x, (int, float)) and 0 <= x <= 1 and (x or key == "noises") for x in values)
-        if not good or not 0 < len(values) == len(
-            {f"{x:g}" for x in values}
-        ):  # distinct as they appear in the file names of heads
-            raise UserError(f"tune.{key} must be a tuple of distinct shares {words}, got {values}",
-                            f"give at least one, as in --config.tune.{key}='(1.0,)'")  # fmt: skip
+    ranges.require_shares("tune", config.tune, "shares")
+    ranges.require_shares("tune", config.tune, "noises", zero=True)
     if config.tune.metric == "log_loss" and (bare := [m for m in config.tune.methods if not methods.find(m).logits]):
         raise UserError(
             f"tune.metric=log_loss needs probabilities, and {console.list_words(bare)} has none",
@@ -203,9 +198,7 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
             choose_metric(config, found)
     if config.tune.suspects not in TREATMENTS:
         raise UserError(f"tune.suspects={config.tune.suspects!r}", f"choose one of {', '.join(TREATMENTS)}")
-    kinds = [kind for kind in noise.KINDS if noise.list_arguments(kind) == ("rate",)]
-    if config.tune.noise_kind not in kinds:
-        raise UserError(f"tune.noise_kind={config.tune.noise_kind!r}", f"choose {' or '.join(kinds)}")
+    check_downstream_kind(config)
 
 
 def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:

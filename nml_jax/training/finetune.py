@@ -198,7 +198,9 @@ def interpolate(initial: Any, tuned: Any, share: float) -> Any:
 def check_ranges(config: Any) -> None:
     """Raise UserError if a value of the section `finetune` is out of range."""
     ranges.require_names("finetune", config, "methods", "terms", "targets")
-    ranges.require_distinct("positive numbers", "finetune", config, "lrs", "shares")
+    ranges.require_distinct("positive numbers", "finetune", config, "lrs")
+    ranges.require_shares("finetune", config, "shares")
+    ranges.require_shares("finetune", config, "noises", zero=True)
     ranges.require_at_least(1, "finetune", config, "rank", "seeds", "batch")
     ranges.require_at_least(0, "finetune", config, "alpha", "noisytune", "neftune")
     ranges.require_positive("finetune", config, "epochs")

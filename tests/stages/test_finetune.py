@@ -15,9 +15,11 @@ from safetensors.numpy import load_file
 
 from nml_jax import load_model, runtime, settings
 from nml_jax.assembly import encoder
+from nml_jax.data.sources.source import Subset
 from nml_jax.errors import NonFinite, Preempted, UserError
 from nml_jax.export import __main__ as export
 from nml_jax.models.weights import nml
+from nml_jax.noise import corrupt_labels
 from nml_jax.runs.heads import correct_path, read_correct
 from nml_jax.runs.rows import Row, read_rows, write_rows
 from nml_jax.stages import finetune, finetune_search
@@ -163,6 +165,30 @@ def test_a_finished_stage_is_skipped_until_its_results_are_gone(finished: Path, 
     assert not (run / "correct" / "finetune").exists()
 
 
+def test_wrong_labels_are_those_of_heads_and_train_nothing_else_anew(finished: Path, tmp_path: Path, monkeypatch):
+    run = Path(shutil.copytree(finished, tmp_path / "digits")) / CELL
+    whole = values(read_rows(run), method="lora", preset=None)
+    given, train = [], finetune_search.train
+
+    def note(setup, method, terms, lr, rows, *rest):
+        given.append((setup.noise, Subset(setup.task.train, rows)))
+        return train(setup, method, terms, lr, rows, *rest)
+
+    monkeypatch.setattr(finetune_search, "train", note)
+    wrong = {"finetune.noises": (0.0, 0.25), "finetune.methods": ("lora",), "finetune.terms": ("none",)}
+    digits_experiment.launch(run.parent, **TUNING, **wrong)
+    ((noise, source),) = given  # what was there is not trained again
+    labels = source.labels_clean
+    same = corrupt_labels(labels, num_classes=5, kind="symmetric", rate=0.25, seed=0)  # as heads draw them
+    np.testing.assert_array_equal(source.labels, same)
+    assert (noise, (source.labels != labels).sum()) == (0.25, round(0.25 * 719))
+    found = read_rows(run)
+    assert values(found, downstream_noise=0.0).items() <= whole.items()
+    assert len(values(found, downstream_noise=0.25)) == len(values(found, downstream_noise=0.0))
+    tuned = load_model(run / "finetune/digits/lora,terms=none,share=1,noise=0.25,seed=0")
+    assert tuned.meta["downstream_noise"] == 0.25
+
+
 def test_which_test_rows_are_right_is_on_record(finished: Path):
     run = finished / CELL
     scored = [
@@ -273,6 +299,7 @@ def test_zero_shot_weights_are_the_scaled_descriptions_of_the_classes(tmp_path: 
         ({"finetune.head_init": "zeroshot"}, "needs a text tower"),
         ({"finetune.targets": ("vit_mlp",)}, "'vit_mlp' matches no parameter"),
         ({"finetune.rank": 5}, "LoRA of rank 5"),
+        ({"finetune.noises": (0.2, 1.5)}, "finetune.noises must be a tuple of distinct shares from 0 to 1"),
         ({"finetune.batch": 13}, "finetune.batch=13"),
         ({"finetune.methods": ("lora", "half")}, "unknown 'half'"),
         ({"tune.validation": 0.0}, "no rows to choose finetune.lrs by"),

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from nml_jax import console, noise
+from nml_jax import console
 from nml_jax.assembly.heads.training import Training
+from nml_jax.assembly.heads.wrong_labels import corrupt_downstream
 from nml_jax.assembly.suspects import judge_rows
 from nml_jax.data.features.sets import FeatureSet, Subset
 from nml_jax.data.stratify import bin_scores, draw_stratified
@@ -37,7 +38,8 @@ def draw_samples(config: ConfigDict, found: FeatureSet) -> Iterator[Sample]:
         chosen = draw_stratified(bin_scores(found.train.labels), share, config.seed)
         for rate in config.tune.noises:
             fields = {"train_share": share, "downstream_noise": rate}
-            yield Sample(chosen, _corrupt_labels(found, chosen, rate, config), fields)
+            labels = corrupt_downstream(found.train.labels[chosen], len(found.classes), rate, config)
+            yield Sample(chosen, labels, fields)
 
 
 def treat_suspects(name: str, config: ConfigDict, training: Training, samples: Iterator[Sample]) -> Iterator[Sample]:
@@ -78,13 +80,3 @@ def _find_suspects(training: Training, sample: Sample) -> LabelErrors:
     part, groups = Subset(rows, sample.chosen), training.found.train.groups
     own = None if groups is None else groups[sample.chosen]
     return judge_rows(part, sample.labels, training.found.classes, most=most, groups=own)
-
-
-def _corrupt_labels(found: FeatureSet, chosen: np.ndarray, rate: float, config: ConfigDict) -> np.ndarray:
-    """Return the labels of the chosen rows, int32 [N]. The share `rate` of them is wrong."""
-    labels = found.train.labels[chosen]
-    if not rate:
-        return labels
-    kind = config.tune.noise_kind
-    noisy = noise.corrupt_labels(labels, num_classes=len(found.classes), kind=kind, rate=rate, seed=config.seed)
-    return np.asarray(noisy, np.int32)

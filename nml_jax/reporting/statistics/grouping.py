@@ -188,6 +188,8 @@ def _add_means(table: Table) -> None:
 def _word_setting(row: Row, field: str) -> str:
     """Return one field of SETTINGS in words; "" if it does not apply."""
     value = getattr(row, field)
+    if field == "suspects" and row.train_share is not None:
+        value = value or "keep"  # as of encoders that are tuned: they see all rows
     return SETTINGS[field].format(value) if value is not None else ""
 
 
