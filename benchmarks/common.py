@@ -1,5 +1,6 @@
-"""Shared parts of the benchmarks: the head above their numbers, the results file, and opponents."""
+"""Shared parts of the benchmarks: flags, the head above their numbers, the results file, and opponents."""
 
+import argparse
 import datetime
 import io
 import json
@@ -11,6 +12,43 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+
+def make_parser(doc: str | None, results: Path, *, repeats: int, needs: str) -> argparse.ArgumentParser:
+    """Return a parser with the flags of a benchmark against PyTorch in a process of its own.
+
+    Args:
+        doc: the script's own words.
+        results: the file that --write writes.
+        repeats: rounds by default.
+        needs: what the opponent's Python must have.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--torch-python", default=sys.executable, help=f"a Python that has {needs}")
+    parser.add_argument("--write", action="store_true", help=f"write {results.name}")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def pin_to_a_core() -> None:
+    """Keep this process on one core. Call it before JAX or PyTorch count their threads."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def import_torch() -> Any:
+    """Import PyTorch, with one thread, so that timm and transformers can be imported after it."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    torch.set_num_threads(1)
+    library = torch.library.Library("torchvision", "DEF")
+    for op in ("nms", "qnms"):  # they want these, even if torchvision lacks its compiled part
+        library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _KEPT.append(library)  # what it defines goes with it
+    return torch
+
+
+_KEPT: list[Any] = []
 
 
 def print_head(*modules: ModuleType, versions: Mapping[str, str] | None = None, **facts: Any) -> dict[str, Any]:
@@ -25,6 +63,7 @@ def print_head(*modules: ModuleType, versions: Mapping[str, str] | None = None, 
         sys.stdout.reconfigure(errors="backslashreplace")
     device = [m.devices()[0].device_kind for m in modules if m.__name__ == "jax"]
     device += [f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores", platform.machine()]
+    device += [f"niceness {os.nice(0)}"] if os.nice(0) else []
     head = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": ", ".join([*device, f"load {os.getloadavg()[0]:.1f} at the start"]),

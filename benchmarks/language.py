@@ -3,18 +3,18 @@
     python benchmarks/language.py FOLDER DATA [--repeats=5] [--rows=0] [--torch-python=PATH] [--write]
 
 FOLDER is a sentence-transformers BERT as it is downloaded, such as all-MiniLM-L6-v2. DATA is a folder of GLUE's sets:
-RTE/dev.tsv and SST-2/dev.tsv are encoded. Ours is what the stage extract runs: buckets, batches of 64 sorted by
-length, one program for each bucket. PyTorch, in a process of its own (--torch-python, default: this one), runs
-transformers' model under inference_mode on the same tokens, sorted by length, each batch of 64 padded to its longest
-text. Both pool by the mean. They take turns, and start with the tokens made; compilations are not in the rounds. Both
-are pinned to the same core, and what is compared is CPU time. The vectors must agree to 1e-5. --rows cuts the sets.
+RTE/dev.tsv and SST-2/dev.tsv are encoded. Ours is what the stage extract runs: texts sorted by length, in buckets, one
+program for each. PyTorch, in a process of its own (--torch-python, default: this one), runs transformers' model under
+inference_mode on the same tokens, sorted by length, each batch of 64 padded to its longest text. Both pool by the mean.
+They take turns, and start with the tokens made; compilations are not in the rounds. Both are pinned to the same core,
+and what is compared is CPU time. The vectors must agree to 1e-5. --rows cuts the sets.
 
 For every dev set in DATA: padded over real tokens. Last, the stage extract on RTE a second time, from its banks; not
 with --rows.
 """
 
-import argparse
-import os
+import hashlib
+import json
 import statistics
 import sys
 import tempfile
@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Opponent, print_head, serve, write_results
+from common import Opponent, import_torch, make_parser, pin_to_a_core, print_head, serve, write_results
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 RESULTS = Path(__file__).parent / "results" / "language.json"
-BATCH, LENGTH = 64, 128
+BATCH, LENGTH, NEEDS = 64, 128, "torch and transformers"
 # Folder and file of each dev set, and the columns of its texts.
 SETS: dict[str, tuple[str, tuple[int, ...]]] = {
     "RTE": ("dev.tsv", (1, 2)),
@@ -42,6 +42,14 @@ SETS: dict[str, tuple[str, tuple[int, ...]]] = {
     "SNLI": ("validation.tsv", (0, 1)),
 }
 TIMED = ("RTE", "SST-2")
+
+
+def describe_model(folder: Path) -> str:
+    """Return what a folder's config and weights are."""
+    about = json.loads((folder / "config.json").read_bytes())
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    name = about.get("_name_or_path") or about["model_type"]
+    return f"{name}, {about['num_hidden_layers']} × {about['hidden_size']}, weights of SHA-256 {digest[:16]}"
 
 
 def read_texts(data: Path, name: str) -> list[tuple[str, ...]]:
@@ -83,22 +91,23 @@ class Ours:
 
         out = np.empty((len(table.lengths), self.config.model.dim), np.float32)
         for window in plan_batches(table.lengths, BATCH, list_buckets(self.config)):
-            for rows, width in window:
-                features = self.encode(*self.weights, self.put(table.make_batch(rows, BATCH, width)))["features"]
+            for rows, size, width in window:
+                features = self.encode(*self.weights, self.put(table.make_batch(rows, size, width)))["features"]
                 out[rows] = jax.device_get(features)[: len(rows)]
         return out
 
 
-def measure_padding(config: Any, lengths: np.ndarray) -> tuple[float, int]:
-    """Return padded over real tokens, and the number of lengths that batches have."""
+def measure_padding(config: Any, lengths: np.ndarray) -> tuple[float, set[tuple[int, int]]]:
+    """Return padded over real tokens, and the shapes of batches, each of which is compiled once."""
     from nml_jax.data.text.batches import list_buckets, plan_batches
 
-    batches = [width for window in plan_batches(lengths, BATCH, list_buckets(config)) for _, width in window]
-    return BATCH * sum(batches) / lengths.sum(), len(set(batches))
+    parts = [part for window in plan_batches(lengths, BATCH, list_buckets(config)) for part in window]
+    shapes = [(part.size, part.width) for part in parts]
+    return sum(size * width for size, width in shapes) / lengths.sum(), set(shapes)
 
 
-def measure_second_extraction(folder: Path, data: Path) -> float:
-    """Return the seconds of the stage extract on RTE where its banks are there."""
+def measure_second_extraction(folder: Path, data: Path) -> dict[str, float]:
+    """Return the seconds, and those of CPU, of the stage extract on RTE where its banks are there."""
     from configs import text
     from nml_jax import runtime
     from nml_jax.stages import extract
@@ -111,19 +120,14 @@ def measure_second_extraction(folder: Path, data: Path) -> float:
         config.noise_seed = 0
     with tempfile.TemporaryDirectory() as workdir:
         extract.run(config, Path(workdir), runtime.make_mesh())
-        begun = time.perf_counter()
+        wall, own = time.perf_counter(), time.process_time()
         extract.run(config, Path(workdir), runtime.make_mesh())
-        return time.perf_counter() - begun
+        return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - own}
 
 
 def serve_opponent(folder: str) -> None:
     """Answer `Opponent`: {"name": ..., "tokens": [...], "types": [...]} -> features; a name -> seconds."""
-    import torch  # pyright: ignore[reportMissingImports]
-
-    torch.set_num_threads(1)
-    library = torch.library.Library("torchvision", "DEF")
-    for op in ("nms", "qnms"):  # transformers' import needs these
-        library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    torch = import_torch()
     import transformers  # pyright: ignore[reportMissingImports]
 
     model = transformers.AutoModel.from_pretrained(folder).eval()
@@ -164,16 +168,12 @@ def list_tokens(table: Any) -> Iterator[tuple[list[int], list[int]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, RESULTS, repeats=5, needs=NEEDS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rows", type=int, default=0, help="most texts of a set that are encoded; 0: all")
-    parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch and transformers")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX and PyTorch count their threads
+    pin_to_a_core()
     if args.serve:
         return serve_opponent(str(args.folder))
     import jax
@@ -181,15 +181,21 @@ def main() -> None:
 
     import nml_jax
 
-    opponent = Opponent(args.torch_python, __file__, str(args.folder), str(args.data), needs="torch and transformers")
-    facts = {"model": args.folder.name, "batch": BATCH, "length": LENGTH, "repeats": args.repeats}
+    opponent = Opponent(args.torch_python, __file__, str(args.folder), str(args.data), needs=NEEDS)
+    facts = {"model": describe_model(args.folder), "batch": BATCH, "length": LENGTH, "repeats": args.repeats}
     head = print_head(nml_jax, jax, jaxlib, np, versions={"torch": opponent.version}, **facts)
+    from nml_jax.data.text.batches import list_buckets
+
     ours, results = Ours(args.folder), {"timed": {}, "padding": {}}
     tables = {name: ours.tokenizer(read_texts(args.data, name)) for name in SETS if (args.data / name).is_dir()}
+    shapes: set[tuple[int, int]] = set()
     for name, table in tables.items():
-        ratio, widths = measure_padding(ours.config, table.lengths)
-        results["padding"][name] = {"padded_over_real": round(ratio, 3), "lengths": widths, "texts": len(table.lengths)}
-        print(f"{name}: {ratio:.2f} padded over real tokens, {widths} lengths")
+        ratio, own = measure_padding(ours.config, table.lengths)
+        shapes |= own
+        about = {"padded_over_real": round(ratio, 3), "shapes": sorted(own), "texts": len(table.lengths)}
+        results["padding"][name] = about
+        print(f"{name}: {ratio:.2f} padded over real tokens, {len(own)} shapes of batches")
+    print(f"all: {len(shapes)} shapes of {len(list_buckets(ours.config))} buckets")
     if args.rows:
         tables = {name: ours.tokenizer(read_texts(args.data, name)[: args.rows]) for name in TIMED}
     for name in TIMED:
@@ -210,8 +216,8 @@ def main() -> None:
     results |= {"ratio": totals[0] / totals[1], "compilations": compiled, "rows": args.rows}
     print(f"compilations: {compiled}")
     if not args.rows:
-        results["second_extraction_seconds"] = measure_second_extraction(args.folder, args.data)
-        print(f"RTE again from its banks: {results['second_extraction_seconds']:.2f} s")
+        again = results["second_extraction"] = measure_second_extraction(args.folder, args.data)
+        print(f"RTE again from its banks: {again['seconds']:.2f} s, {again['cpu_seconds']:.2f} s of CPU")
     if args.write:
         write_results(RESULTS, head, results)
 

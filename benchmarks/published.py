@@ -9,19 +9,17 @@ are pinned to the same core and take turns in every round; what is compared is t
 rounds. Weights are random. The numbers of parameters must agree. Models that are left out keep theirs in the file.
 """
 
-import argparse
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Opponent, merge_results, print_head, serve
+from common import Opponent, import_torch, make_parser, merge_results, pin_to_a_core, print_head, serve
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "published.json"
-SIZE = 224
+SIZE, NEEDS = 224, "torch and timm"
 
 # ours: (timm's, images at once, highest ratio of our time to the better of PyTorch's that we accept)
 MODELS: dict[str, tuple[str, int, float]] = {
@@ -70,12 +68,7 @@ class Ours:
 
 def serve_opponent() -> None:
     """Answer `Opponent`: a name of MODELS -> CPU seconds per image in both memory formats, number of parameters."""
-    import torch  # pyright: ignore[reportMissingImports]
-
-    torch.set_num_threads(1)
-    library = torch.library.Library("torchvision", "DEF")
-    for op in ("nms", "qnms"):  # timm's import needs these, even if torchvision lacks its compiled part
-        library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    torch = import_torch()
     import timm  # pyright: ignore[reportMissingImports]
 
     built: dict[str, Any] = {}
@@ -100,14 +93,10 @@ def serve_opponent() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = make_parser(__doc__, RESULTS, repeats=3, needs=NEEDS)
     parser.add_argument("--models", nargs="+", choices=[*MODELS], default=[*MODELS])
-    parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch and timm")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path(__file__).parent)}")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX and PyTorch count their threads
+    pin_to_a_core()
     if args.serve:
         return serve_opponent()
     import jax
@@ -115,7 +104,7 @@ def main() -> None:
 
     import nml_jax
 
-    opponent = Opponent(args.torch_python, __file__, needs="torch and timm")
+    opponent = Opponent(args.torch_python, __file__, needs=NEEDS)
     facts = {"images": f"{SIZE} × {SIZE}, float32", "repeats": args.repeats}
     head = print_head(nml_jax, jax, jaxlib, np, versions={"torch": opponent.version}, **facts)
     names = ("ours", "NCHW", "NHWC", "ratio", "accepted", "compile s")

@@ -183,7 +183,7 @@ def get_config() -> ConfigDict:
     # Folder of the tokenizer, or a tokenizer.json; "": that of init_from. model.name=api: one that counts its tokens.
     texts.tokenizer = ""  # "": that of init_from
     texts.length = 128  # most tokens of a text or pair, with special tokens; longer ones are cut
-    texts.buckets = (16, 24, 32, 48, 64, 128, 256, 512)  # lengths that batches are padded to; each is compiled once
+    texts.buckets = (8, 12, 16, 24, 32, 48, 64, 128, 256, 512)  # lengths of padded texts; each is compiled once
     texts.literal = False  # special tokens inside texts, such as [SEP]: True: plain text; False: special, as elsewhere
     texts.separator = ""  # token between the texts of a pair where the tokenizer puts none (GPT-2); "": none
 
@@ -207,7 +207,7 @@ def get_config() -> ConfigDict:
     extract.weights = "raw"  # raw | ema
     extract.step = placeholder(int)  # step of the checkpoint; None: the last
     extract.layers = ("features",)  # keys of the model's outputs
-    extract.batch = 256  # images or texts per step
+    extract.batch = 256  # images per step, or texts of the shortest of texts.buckets; of longer ones, as many tokens
     extract.views = 1  # stored views per training image: 1 is the plain image, more are augmented
     extract.spectra = ("paper", "code")  # modes of nml_jax.spectrum.PRESETS
 

@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.01
     config.optimizer.warmup_epochs = 0.05
     config.train.batch, config.train.epochs = 128, 0.5
-    config.texts.length = 64
+    config.texts.length, config.texts.buckets = 64, (16, 24, 32, 48, 64)
 
     config.downstream.tasks = ("sst2", "cola", "texts")
     config.glue.train_rows = 2000

@@ -69,7 +69,7 @@ def read_records(
 def _open_texts(config: ConfigDict, mesh: Mesh, model: Model, source: Source) -> tuple[Any, stream.Layout]:
     """Return the tokens of a source, and how batches of them lie."""
     table = texts.encode_texts(source, texts.load_tokenizer(config, model))
-    return table, stream.Layout(texts.list_buckets(config), *runtime.find_process_block(mesh))
+    return table, stream.Layout(texts.list_buckets(config), *runtime.find_process_block(mesh), mesh.size)
 
 
 def track_batches(batches: Iterable[pipeline.Batch], what: str) -> Iterator[pipeline.Batch]:

@@ -141,7 +141,7 @@ def make_bank_key(config: ConfigDict, frozen: encoder.Encoder, test: Test, *, vi
     parts += [make_scoring_arguments(test)] if make_scoring_arguments(test) else []
     if texts.has_tokens(frozen.model.spec):
         tokenizer = texts.load_tokenizer(config, frozen.model)
-        parts += [tokenizer.fingerprint, texts.list_buckets(config), config.extract.batch]
+        parts += [tokenizer.fingerprint, texts.list_buckets(config), config.extract.batch, texts.PLAN]
     seen = {"augment": config.augment, "model": config.model, "image_size": config.data.image_size}
     return settings.hash_json(json.loads(json.dumps([parts, {k: v.to_dict() if hasattr(v, "to_dict") else v
                                                        for k, v in seen.items()}])))  # fmt: skip

@@ -1,9 +1,9 @@
 """Encode the texts of a source once, and plan batches of texts of similar length."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,6 +16,7 @@ from nml_jax.data.text.folders import TextTokenizer, TokenTable
 from nml_jax.errors import UserError
 from nml_jax.models import Model
 
+PLAN = 2  # version of how texts share batches, on which the last bits of their features depend
 WINDOW = 64  # batches whose texts are sorted by length together; features of a window are in memory
 
 
@@ -117,11 +118,40 @@ def list_buckets(config: ConfigDict) -> list[int]:
     return [*(size for size in config.texts.buckets if size < config.texts.length), config.texts.length]
 
 
-def plan_batches(lengths: np.ndarray, batch: int, buckets: list[int]) -> Iterator[list[tuple[np.ndarray, int]]]:
-    """Yield windows of consecutive rows as batches of (rows, width), sorted by length within the window."""
+class Planned(NamedTuple):
+    """A batch of texts.
+
+    rows: the positions of its texts. size: its rows; those above len(rows) hold no text. width: tokens of a row.
+    """
+
+    rows: np.ndarray
+    size: int
+    width: int
+
+
+def count_rows(batch: int, buckets: Sequence[int], width: int, devices: int = 1) -> int:
+    """Return the rows of a batch of texts of `width` tokens, a multiple of `devices`.
+
+    A bucket has one number of rows, so that each is compiled once: `batch` for the shortest, and for the others about
+    as many as have no more tokens. A few long texts in a small set then do not make a large batch of padding.
+    """
+    return -(-max(batch * buckets[0] // width, 1) // devices) * devices
+
+
+def plan_batches(lengths: np.ndarray, batch: int, buckets: Sequence[int], devices: int = 1) -> Iterator[list[Planned]]:
+    """Yield windows of consecutive texts as batches of texts of similar length, the longest first.
+
+    Args:
+        lengths: of the texts, [N]; none is above the last bucket.
+        batch: rows of a batch of the shortest bucket.
+        devices: the rows of every batch are a multiple of it.
+    """
     for first in range(0, len(lengths), WINDOW * batch):
-        rows = np.arange(first, min(first + WINDOW * batch, len(lengths)))
-        rows = rows[np.argsort(lengths[rows], kind="stable")]
-        rest = len(rows) % batch  # of the shortest texts: what fills this batch up is padded to its length
-        parts = [rows[:rest]] * (rest > 0) + [rows[i : i + batch] for i in range(rest, len(rows), batch)]
-        yield [(part, next(size for size in buckets if size >= lengths[part].max())) for part in parts]
+        left = np.arange(first, min(first + WINDOW * batch, len(lengths)))
+        left, window = left[np.argsort(lengths[left], kind="stable")], []
+        while len(left):
+            width = next(size for size in buckets if size >= lengths[left[-1]])
+            size = count_rows(batch, buckets, width, devices)
+            window.append(Planned(left[-size:], size, width))
+            left = left[:-size]
+        yield window

@@ -4,6 +4,7 @@ A folder holds tokenizer.json, or vocab.txt (BERT's word pieces), or vocab.json 
 GPT-2 and RoBERTa); tokenizer_config.json says how to clean texts, and which tokens are special.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -120,7 +121,11 @@ class TextTokenizer:
 
     def describe(self) -> dict[str, Any]:
         """Describe what ids depend on by JSON values: tokenizer (SHA-256), length, literal and separator."""
-        return {"tokenizer": hash_text(json.dumps(self.definition, sort_keys=True)), **self.settings}
+        return {"tokenizer": self._digest, **self.settings}
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        return hash_text(json.dumps(self.definition, sort_keys=True))
 
     def __call__(self, texts: Sequence[tuple[str, ...]]) -> TokenTable:
         """Encode texts, each a tuple of one text or of two.

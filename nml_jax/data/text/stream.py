@@ -28,11 +28,13 @@ class Layout(NamedTuple):
 
     buckets: rising lengths that batches are padded to; the last is that of the longest text.
     block, blocks: this process reads part number `block` of the `blocks` equal parts of every global batch.
+    devices: of all processes; they share a batch equally.
     """
 
     buckets: Sequence[int]
     block: int = 0
     blocks: int = 1
+    devices: int = 1
 
     def choose_width(self, lengths: np.ndarray) -> int:
         """Return the length to which texts of these lengths are padded."""
@@ -96,11 +98,12 @@ def train(
 def evaluate(source: Source, table: TokenTable, layout: Layout, *, batch: int) -> Iterator[Batch]:
     """Yield every text once, in batches like those of `train`, sorted by length within windows of consecutive texts.
 
-    The first batch of a window, of the shortest, is filled up with rows without a text, whose mask is 0.
+    `batch` is the number of rows of the shortest bucket, see `batches.count_rows`. The last batch of a window, of the
+    shortest texts, is filled up with rows without a text, whose mask is 0.
     """
-    for window in plan_batches(table.lengths, batch, list(layout.buckets)):
-        for rows, width in window:
-            yield make_batch(source, table, layout, rows, batch, width)
+    for window in plan_batches(table.lengths, batch, layout.buckets, layout.devices):
+        for rows, size, width in window:
+            yield make_batch(source, table, layout, rows, size, width)
 
 
 def make_batch(
