@@ -12,6 +12,7 @@ from nml_jax import errors, models, noise, ranges, runtime, settings
 from nml_jax.data.embeddings.service import describe_features
 from nml_jax.data.text import tokenizer as tokenizers
 from nml_jax.data.text.batches import has_tokens
+from nml_jax.data.text.batches import load_tokenizer as load_text_tokenizer
 from nml_jax.data.text.tokenizer import Tokenizer
 from nml_jax.models.variants import REMOTE
 from nml_jax.training import checkpoint, pretrained
@@ -45,6 +46,23 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
         check_foreign(config)
         digest = settings.hash_json(describe_features(config))
         return Encoder(build(config, num_classes=1), {}, {}, 0, None, digest, digest)
+    return place(*_read(config, workdir), mesh)
+
+
+def check_weights(config: ConfigDict, workdir: Path) -> None:
+    """Read the weights that `load` would read, and a text encoder's tokenizer, and keep nothing.
+
+    Raises:
+        UserError: see `load`; or the tokenizer is missing, or does not fit.
+    """
+    if not is_remote(config):
+        model = _read(config, workdir)[0]
+        if has_tokens(model.spec):
+            load_text_tokenizer(config, model)
+
+
+def _read(config: ConfigDict, workdir: Path) -> tuple[models.Model, tuple[Any, Any], int, noise.Ledger | None]:
+    """Return the model of a run or of `init_from`, (params, model_state), step and ledger; see `load`."""
     if checkpoint.list_steps(workdir / "checkpoints"):
         loaded = pretrained.load_model(workdir, step=config.extract.step, weights=config.extract.weights)
         params, model_state, step = loaded.params, loaded.model_state, loaded.step
@@ -62,16 +80,20 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> Encoder:
         params, model_state = pretrained.load_weights(config.init_from, config, model, key, head_for=head_for)
     else:
         raise _make_missing(workdir)
-    return place(model, (params, model_state), step, ledger, mesh)
+    return model, (params, model_state), step, ledger
 
 
 def place(model: models.Model, weights: tuple[Any, Any], step: int, ledger: noise.Ledger | None, mesh: Mesh) -> Encoder:
     """Hash weights, (params, model_state), and move them to the mesh."""
     host = jax.device_get(weights)
-    digest, tower = checkpoint.hash_tree(host), hash_tower(*host)
+    digest = checkpoint.hash_tree(host)
+    tower = hash_tower(*host) if {"image", *UNREAD} & host[0].keys() else digest
     del host
     params, model_state = runtime.move_to_mesh(weights, mesh)
     return Encoder(model, params, model_state, step, ledger, digest, tower)
+
+
+UNREAD = ("head", "projection")  # weights that features do not depend on
 
 
 def hash_tower(params: Any, model_state: Any) -> str:
@@ -82,8 +104,7 @@ def hash_tower(params: Any, model_state: Any) -> str:
     """
     if "image" in params:
         params, model_state = params["image"], {kind: of["image"] for kind, of in model_state.items() if "image" in of}
-    unread = ("head", "projection")
-    return checkpoint.hash_tree(({name: x for name, x in params.items() if name not in unread}, model_state))
+    return checkpoint.hash_tree(({name: x for name, x in params.items() if name not in UNREAD}, model_state))
 
 
 def is_remote(config: ConfigDict) -> bool:

@@ -128,9 +128,25 @@ def find_wanting(
             if stage == "features" and (gone or item):  # a check ends at the first file that is wrong
                 for e in feature_files.find_faults(cell):
                     found.setdefault(_describe(e), Wanting(_describe(e), wrong=True))
+    for item in _try_weights(cells, workdir, stages, pinned):
+        found.setdefault(item.text, item)
     if whole and (item := _try(experiment.check_supervision, workdir, cells, stages, pinned=pinned)):
         found.setdefault(item.text, item)
     return list(found.values())
+
+
+def _try_weights(
+    cells: Mapping[str, ConfigDict], workdir: Path, stages: list[str], pinned: Mapping[str, Any]
+) -> list[Wanting]:
+    """Read each different weights of `init_from` that unfinished stages need, and return what is wrong with them."""
+    different: dict[str, tuple[ConfigDict, Path]] = {}
+    for name, cell in cells.items():
+        folder = experiment.find_folder(workdir, name, cell)
+        reads = any(not runner.is_done(s, cell, folder) for s in stages if s in ("pretrain", *experiment.ENCODED))
+        if reads and cell.init_from and Path(cell.init_from).expanduser().exists():
+            keys = settings.select_keys(settings.to_json(cell), ("init_from", "data", "model", "texts", "extract"))
+            different.setdefault(json.dumps(keys), (cell, folder))
+    return [item for one in different.values() if (item := _try(encoder.check_weights, *one, pinned=pinned))]
 
 
 def _list_gone(cell: ConfigDict, stage: str) -> list[tuple[str, str]]:

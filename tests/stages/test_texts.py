@@ -30,6 +30,9 @@ ABOUT = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_at
          "intermediate_size": 16, "max_position_embeddings": 24, "layer_norm_eps": 1e-12}  # fmt: skip
 
 
+SHARDS = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]  # names of shards
+
+
 def write_folder(folder: Path, **about) -> Path:
     """Write a tiny BERT as it is published: prefix, old names of norms, head, buffer and pooler."""
     folder.mkdir(exist_ok=True)
@@ -95,6 +98,8 @@ def folder(tmp_path: Path) -> Path:
 def test_from_a_folder_and_tables_to_a_report(folder: Path, capsys):
     config = make_config(folder)
     assert (config.model.name, config.model.pool, config.model.depth) == ("bert", "mean", 1)
+    main.launch(config, folder / "runs", pinned={}, dry_run=True)
+    assert not (folder / "runs").exists()
     main.launch(config, folder / "runs", pinned={})
     page = capsys.readouterr()
     assert (folder / "runs" / "report.html").is_file()
@@ -143,8 +148,7 @@ def shard(folder: Path, dtype: str) -> dict[str, np.ndarray]:
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     tensors = {name: x.astype(dtype) if x.dtype == np.float32 else x for name, x in tensors.items()}
-    names = [f"model-{i:05}-of-00002.safetensors" for i in (1, 2)]
-    parts = {file: sorted(tensors)[i::2] for i, file in enumerate(names)}
+    parts = {file: sorted(tensors)[i::2] for i, file in enumerate(SHARDS)}
     for file, own in parts.items():
         save_file({name: tensors[name] for name in own}, folder / file)
     index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
@@ -179,15 +183,32 @@ def test_what_names_a_bank(folder: Path):
 
 
 def test_batches_are_sorted_in_windows_and_cover_every_row():
-    lengths = np.random.default_rng(0).integers(1, 60, 300)
-    windows = list(plan_batches(lengths, 4, [16, 32, 64]))
+    lengths, buckets = np.random.default_rng(0).integers(1, 60, 300), [16, 32, 64]
+    windows = list(plan_batches(lengths, 4, buckets))
     assert len(windows) == 2
-    seen = np.concatenate([rows for window in windows for rows, _ in window])
+    seen = np.concatenate([rows for window in windows for rows, _, _ in window])
     assert sorted(seen) == list(range(300))
-    assert [len(rows) for rows, _ in windows[1]][:2] == [4, 4]
-    assert [len(rows) for rows, _ in next(iter(plan_batches(lengths[:10], 4, [16, 32, 64])))] == [2, 4, 4]
-    for rows, width in (part for window in windows for part in window):
+    for rows, size, width in (part for window in windows for part in window):
+        assert len(rows) <= size == 64 // width
         assert width // 2 < max(lengths[rows].max(), 9) <= width
+    (window,) = plan_batches(np.array([3, 60, 20, 4, 9]), 4, buckets)
+    assert [(rows.tolist(), size, width) for rows, size, width in window] == [
+        ([1], 1, 64), ([4, 2], 2, 32), ([0, 3], 4, 16),
+    ]  # fmt: skip
+    (window,) = plan_batches(np.array([3, 60, 20, 4, 9]), 4, buckets, devices=2)
+    assert [(rows.tolist(), size, width) for rows, size, width in window] == [([2, 1], 2, 64), ([0, 3, 4], 4, 16)]
+
+
+@pytest.mark.parametrize("mean", [11.7, 25.0, 37.6, 64.6])
+@pytest.mark.parametrize("count", [71, 277, 1043, 5463])
+def test_little_of_a_batch_is_padding_and_a_bucket_has_one_shape(mean: float, count: int):
+    """Lengths as in GLUE's development sets: half of the mean and an exponential tail, at most 128 tokens."""
+    buckets = [16, 24, 32, 48, 64, 128]
+    draw = np.random.default_rng(0).exponential(mean / 2, count)
+    lengths = np.clip(mean / 2 + draw, 4, 128).astype(int)
+    parts = [part for window in plan_batches(lengths, 64, buckets) for part in window]
+    shapes = {(size, width) for _, size, width in parts}
+    assert len({width for _, width in shapes}) == len(shapes)
 
 
 @pytest.mark.parametrize(
@@ -269,3 +290,21 @@ def test_bad_weights_and_contradictions(tmp_path: Path):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="is a pickle"):
         load()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda bert: (bert / "model.safetensors").unlink(), "holds no .safetensors file"),
+        (lambda bert: (bert / "model.safetensors").rename(bert / "pytorch_model.bin"), "is a pickle"),
+        (lambda bert: (bert / "model.safetensors").write_bytes(b"\x08" + bytes(15)), "give a complete"),
+        (lambda bert: (shard(bert, "float32"), (bert / SHARDS[1]).unlink()), SHARDS[1]),
+        (lambda bert: (bert / "vocab.txt").unlink(), "tokenizer"),
+    ],
+)
+def test_a_dry_run_refuses_weights_as_the_run_does(folder: Path, damage, words: str):
+    config = make_config(folder, stages=("extract",))
+    damage(folder / "bert")
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match=words):
+            main.launch(config, folder / "runs", pinned={"seed": 0}, dry_run=dry_run)
