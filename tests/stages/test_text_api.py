@@ -1,7 +1,9 @@
 """Test an embeddings service as the encoder: tables -> vectors -> heads -> report; and wrong configs."""
 
+import csv
 import json
 import runpy
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +13,11 @@ import numpy as np
 import pytest
 
 from configs import text_api
-from nml_jax import main, runtime
+from nml_jax import main, predict, runtime
 from nml_jax.data.features import banks
 from nml_jax.errors import UserError
 from nml_jax.stages import extract, finetune, pretrain
+from nml_jax.tuning import head_file
 
 scene = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "scenes" / "embeddings_server.py")))
 
@@ -83,6 +86,45 @@ def test_from_a_service_to_a_report(folder: Path, server, capsys):
     kept = [path for path in folder.rglob("*") if path.is_file()]
     assert not any(b"very-secret" in path.read_bytes() for path in kept)
     assert "very-secret" not in captured.out + captured.err
+
+
+def test_predict_asks_for_new_texts_alone(folder: Path, server, capsys, monkeypatch):
+    main.launch(make_config(folder, server, stages=("extract", "tune")), folder / "runs", pinned={"seed": 0})
+    run, out = folder / "runs" / "noise=0,seed=0", folder / "out.csv"
+    (path,) = (run / "heads").rglob("*.safetensors")
+    texts = [("first 3", "shared 3"), ("of", "today"), ("first 1", "shared 1")]
+    lines = [f"{i}\t{a}\t{b}" for i, (a, b) in enumerate(texts)]
+    (folder / "new.tsv").write_text("\n".join(["id\tsentence1\tsentence2", *lines]) + "\n")
+    before, arguments = len(server.asked), [str(path), str(folder / "new.tsv"), f"--encoder={run}", f"--out={out}"]
+    assert predict.main([*arguments, "--proba", "--keep=id"]) == 0
+    assert server.asked[before:] == [["of\ntoday"]]
+    head = head_file.load(path)
+    logits = head.outputs(np.stack([scene.embed("\n".join(pair)) for pair in texts]))[1]
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["id"], row["prediction"]) for row in rows] == [
+        (str(i), head.classes[best]) for i, best in enumerate(logits.argmax(1))
+    ]
+    odds = [[float(row[name]) for name in head.classes] for row in rows]
+    np.testing.assert_allclose(odds, head.probabilities(logits), atol=1e-5)
+    out.unlink()
+    captured = capsys.readouterr()
+    with (folder / "new.tsv").open("a") as file:
+        file.write("3\tnews\tagain\n")
+    server.script[:] = [401]
+    assert predict.main(arguments) == 2
+    assert "answers 401" in capsys.readouterr().err
+    shutil.rmtree(folder / "cache")
+    server.script[:] = [lambda _, body: {**body, "data": [{**x, "embedding": [1.0, 2.0]} for x in body["data"]]}]
+    assert predict.main(arguments) == 2
+    assert "makes 2 numbers of a row" in capsys.readouterr().err
+    monkeypatch.delenv("A_KEY")
+    shutil.rmtree(folder / "cache")
+    assert predict.main(arguments) == 2
+    page = capsys.readouterr().err
+    assert "is not set" in page
+    assert "very-secret" not in captured.out + captured.err + page
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

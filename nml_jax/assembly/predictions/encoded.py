@@ -54,7 +54,8 @@ class Encoded:
         """Yield (index of the first row, features float32 [n, 1, D]) in order.
 
         Raises:
-            UserError: an image is damaged, or a text has no tokens; the message names it.
+            UserError: an image is damaged, or a text has no tokens; the message names it. A service makes vectors of
+                another width than before.
         """
         config = self.opened.config.copy_and_resolve_references()
         with config.unlocked():
@@ -64,6 +65,11 @@ class Encoded:
         test, done = Test("files", "id", self.inputs.source), 0
         try:
             for rows in encode_split(config, self.opened.encoder, encode, self.mesh, test, None):
+                if (width := rows[self.layer].shape[1]) != self.dim:
+                    raise UserError(
+                        f"the encoder makes {width} numbers of a row of {self.path}, and the head takes {self.dim}",
+                        "find out what the service has changed, and tune a head again",
+                    )
                 yield done, rows[self.layer][:, None]
                 done += len(rows[self.layer])
         except UserError as e:

@@ -96,8 +96,9 @@ class Client:
 
 
 def _shorten(error: Exception, key: str) -> str:
-    """Return an error of the library in words, without the object that it begins with."""
-    return hide(str(error).rpartition(">: ")[2] or type(error).__name__, key)
+    """Return an error of the library in words, without the object that it begins with, or its cause said twice."""
+    words = error.args[0] if isinstance(error, urllib3.exceptions.ProtocolError) and error.args else error
+    return hide(str(words).rpartition(">: ")[2] or type(error).__name__, key)
 
 
 class Threads:

@@ -72,7 +72,8 @@ def read_table(path: Path, *, bare: Sequence[str] = (), broken: int = 0) -> Tabl
             return _read_parquet(path)
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, ValueError) as e:  # Arrow's errors are ValueErrors
-        raise UserError(f"cannot read {path}: {' '.join(str(e).split())}", "write it again, in UTF-8") from e
+        cure = "write it again, in UTF-8" if isinstance(e, UnicodeError) else "write it again"
+        raise UserError(f"cannot read {path}: {' '.join(str(e).split())}", cure) from e
     if kind in LINES:
         return _read_lines(path, text)
     first = text.partition("\n")[0]
