@@ -176,7 +176,7 @@ def expand_sweep(config: ConfigDict, pinned: Mapping[str, Any] | None = None) ->
         shown = {**own, **({"noise": kind} if fixed else {})}
         if condition and fixed:
             shown.pop("noise_kind", None)  # it stands in place of the rate
-        name = ",".join(f"{key}={_format_value(value)}" for key, value in shown.items()).replace("/", "_")
+        name = _shorten(",".join(f"{key}={_format_value(value)}" for key, value in shown.items()).replace("/", "_"))
         if name in unswept or (condition and name in out and out[name] == cell):
             continue
         unswept |= {name: kind} if fixed and (free or condition) else {}
@@ -239,6 +239,15 @@ def list_conditions(config: ConfigDict) -> dict[str, dict[str, Any]]:
             raise UserError(f"sweep.conditions: two are called {name!r}, or one has no name", cure)
         out[name] = keys
     return out or {"": {}}
+
+
+LONGEST = 200  # bytes of a run's name; file systems take 255
+
+
+def _shorten(name: str) -> str:
+    """Return a name that a folder can have: its begin and a hash of it if it is too long."""
+    raw = name.encode()
+    return name if len(raw) <= LONGEST else f"{raw[: LONGEST - 13].decode('utf-8', 'ignore')},{hash_text(name)[:12]}"
 
 
 def _format_value(value: Any) -> str:

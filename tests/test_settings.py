@@ -141,6 +141,19 @@ def test_named_conditions_set_several_keys_at_once():
     }  # what studies share is one run, whatever they call it
 
 
+def test_a_name_is_never_too_long_for_a_folder():
+    config = common.get_config()
+    config.sweep.seed, config.sweep.conditions = (
+        (0, 1),
+        tuple((end, (("init_from", f"{end}/" + "猫" * 90 + end),)) for end in "ab"),
+    )
+    names = list(settings.expand_sweep(config))
+    assert len(set(names)) == 4
+    for name in names:
+        assert len(name.encode()) <= 200
+        assert name.startswith("noise=0,seed=")
+
+
 @pytest.mark.parametrize(
     "conditions",
     [

@@ -1,4 +1,4 @@
-"""Does NMTune help encoders that somebody else trained? The papers' table 1; with configs/glue.py it is table 2.
+"""Does NMTune help encoders that somebody else trained? The papers' table 1; text_models.py is table 2.
 
     python -m nml_jax.main --config=configs/studies/practical_models.py:weights/swin_large,weights/vit_large \
         --config.data.path=prepared/mine

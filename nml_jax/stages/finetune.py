@@ -47,9 +47,10 @@ from nml_jax.stages.finetune_search import (
     name_setting,
 )
 from nml_jax.stages.stage import HEADS, Outputs, Stage
-from nml_jax.tasks.classification import Task, Test, check_tasks, list_tasks
+from nml_jax.tasks.classification import Task, Test, check_tasks, has_scores, list_tasks
 from nml_jax.training import checkpoint, finetune, lora
 from nml_jax.training.leaves import name_leaves
+from nml_jax.tuning import methods
 from nml_jax.tuning.holdout import check_choices
 
 
@@ -71,7 +72,6 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     rows: list[Row] = []
     for name in list_tasks(config):
         task = agreement.open_task(name, config)
-        require_classes(task)
         for share, rate in itertools.product(config.finetune.shares, config.finetune.noises):
             kept = draw_stratified(task.train.labels, share, config.seed)
             given = corrupt_task(task, kept, rate, config)
@@ -112,6 +112,7 @@ def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
     runtime.check_batch(config.extract.batch, mesh, "extract.batch")
     check_tasks(config, data=data)
     encoder.require_own(config, "finetune")
+    require_classes(config, data=data)
     evaluators.check_inputs(config)
     model = encoder.build(config, num_classes=0)
     if config.finetune.head_init == "zeroshot":
@@ -135,12 +136,19 @@ def corrupt_task(task: Task, rows: np.ndarray, rate: float, config: ConfigDict) 
     return dataclasses.replace(task, train=NoisyLabels(task.train, labels))
 
 
-def require_classes(task: Task) -> None:
-    """Raise UserError if a task is a regression, which fine-tuning does not do."""
-    if task.train.labels.dtype.kind == "f":
+def require_classes(config: ConfigDict, *, data: bool) -> None:
+    """Raise UserError if a task is a regression, which fine-tuning does not do.
+
+    Args:
+        data: whether files may be looked for; else only the tasks that are named count.
+    """
+    names = list_tasks(config) if data else config.downstream.tasks
+    if scored := next((name for name in names if has_scores(config, name)), None):
+        heads = ", ".join(name for name, method in methods.METHODS.items() if method.regresses)
         raise errors.UserError(
-            f"the stage finetune trains classifiers, and {task.name} has scores",
-            "leave the task out of --config.downstream.tasks, or finetune out of --config.stages",
+            f"the stage finetune trains classifiers, and {scored} has scores",
+            f"use the stage tune, whose heads {heads} predict scores, or make five classes of STS-B with "
+            "--config.glue.stsb=classes; or leave the task out of --config.downstream.tasks",
         )
 
 

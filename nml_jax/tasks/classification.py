@@ -212,6 +212,11 @@ def list_tasks(config: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for names in several for name in names))
 
 
+def has_scores(config: Any, name: str) -> bool:
+    """Return whether a task is a regression."""
+    return config.texts.regression if name == "texts" else name in GLUE_TASKS and glue.is_scored(config, name)
+
+
 def has_texts(name: str) -> bool:
     """Return whether the rows of a task are texts, not images."""
     return name in ("texts", glue.ALL, *GLUE_TASKS)

@@ -11,14 +11,12 @@ import pytest
 
 from nml_jax import load_model, main, runtime, settings
 from nml_jax.assembly import noisy_data
-from nml_jax.data.sources.sentences import ScoredSentences
 from nml_jax.data.text import stream
 from nml_jax.data.text.folders import TextTokenizer
 from nml_jax.errors import Preempted, UserError
 from nml_jax.runs.heads import read_correct
 from nml_jax.runs.rows import Row, read_rows
 from nml_jax.stages import finetune, pretrain
-from nml_jax.tasks.classification import Task
 from tests.scenes.meshes import mesh_of
 from tests.stages import test_texts
 
@@ -162,18 +160,14 @@ def test_bad_pre_training(finished: Path, keys: dict, words: str):
         ({"finetune.targets": ("vit_attention",)}, "'vit_attention' matches no parameter"),
         ({"finetune.rank": 9}, "LoRA of rank 9"),
         ({"downstream.tasks": ("digits",)}, "reads texts, and the downstream task is 'digits'"),
+        ({"texts.regression": True}, "trains classifiers, and texts has scores\n  cure: use the stage tune"),
+        ({"downstream.tasks": ("rte", "stsb")}, "trains classifiers, and stsb has scores"),
     ],
 )
 def test_bad_tuning(finished: Path, keys: dict, words: str):
     config = next(iter(settings.expand_sweep(make_config(finished, **keys)).values()))
     with pytest.raises(UserError, match=words):
-        finetune.check(config, runtime.make_mesh())
-
-
-def test_scores_are_not_fine_tuned():
-    source = ScoredSentences([("a",), ("b",)], np.array([0.5, 2.5]), "score")
-    with pytest.raises(UserError, match="stsb has scores"):
-        finetune.require_classes(Task("stsb", source, ()))
+        finetune.check(config, runtime.make_mesh(), data="texts" in config.downstream.tasks)
 
 
 def test_a_published_folder_is_tuned_with_its_own_tokenizer(finished: Path):
