@@ -268,6 +268,7 @@ def get_file(split: Split) -> files.Features:
 
 
 def _name_split(path: Path, taken: set[str]) -> str:
-    """Name a split by the stem of its file, with the folder's name or a number if that name is taken."""
-    names = [path.stem, f"{path.resolve().parent.name}/{path.stem}", *(f"{path.stem}-{i}" for i in range(2, 100))]
+    """Name a split by its file without suffixes, with the folder's name or a number if that name is taken."""
+    stem = Path(path.name.removesuffix(".gz")).stem
+    names = [stem, f"{path.resolve().parent.name}/{stem}", *(f"{stem}-{i}" for i in range(2, 100))]
     return next(name for name in names if name not in taken)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import features as experiment
-from nml_jax.assembly.feature_files import count_seen, describe_groups, list_specs, match_specs, open_files
+from nml_jax.assembly.feature_files import _name_split, count_seen, describe_groups, list_specs, match_specs, open_files
 from nml_jax.assembly.suspects import read_ids
 from nml_jax.data.features.files import open_features
 from nml_jax.data.features.sets import FeatureSet
@@ -56,6 +56,11 @@ def test_several_training_files_and_a_folder_to_test_on(tmp_path: Path):
     config = experiment.get_config().unlock()
     config.features.update(keys)
     assert list(match_specs(config, found)) == list_specs(config) == list(keys.values())
+
+
+def test_a_split_is_named_by_its_file_without_suffixes():
+    assert _name_split(Path("a/b.jsonl.gz"), set()) == _name_split(Path("a/b.npz"), set()) == "b"
+    assert _name_split(Path("a/b.csv.gz"), {"b"}) == "a/b"
 
 
 def test_a_training_shard_is_no_test(tmp_path: Path):

@@ -29,7 +29,7 @@ CALL = 1e-3  # seconds of a step or an evaluation besides
 STOPPED = 0.3  # share of the most epochs that early stopping leaves, from random weights: a guess
 BEST = 120  # steps after which validation is best, from a probe: 20 to 150 in three files, see docs/benchmarks.md
 COMPILED = 1.5  # seconds to compile a training step
-SAMPLE = ", sample "  # between a method and the number of what it is trained on, in the name of a part
+SAMPLE = " on version "  # between a method and the number of what it is trained on, in the name of a part
 READ = 0.5  # seconds to read the files
 REPORT = 6.0  # seconds to draw the report
 
@@ -95,7 +95,7 @@ def name_method(method: str, preset: str | None, config: ConfigDict) -> str:
 
 def name_part(run: str, method: str, sample: int) -> str:
     """Return the name of the part that trains a method in a run on one of its samples of the training rows, from 0."""
-    return f"{run}: {method}{f'{SAMPLE}{sample + 1}' if sample else ''}"
+    return f"{run}: {method}{f'{SAMPLE}{sample + 1} of the rows' if sample else ''}"
 
 
 def _estimate(config: ConfigDict, found: FeatureSet, method: str, preset: str | None, measured: bool) -> Cost:

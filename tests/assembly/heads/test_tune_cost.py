@@ -64,19 +64,21 @@ def test_seeds_choose_for_themselves_without_a_test_file(file: Path):
 
 def test_treated_suspects_double_the_heads(file: Path):
     once, twice = plan(file), plan(file, **{"tune.suspects": "drop"})
-    assert twice["seed=0: mlp"] == twice["seed=0: mlp, sample 2"]
+    assert twice["seed=0: mlp"] == twice["seed=0: mlp on version 2 of the rows"]
     assert count(twice) == 2 * count(once)
     assert twice["seed=0: suspects"].seconds > 0
     for name, part in once.items():
         if "diagnose" not in name and "features" not in name and name != "report":
-            assert twice[name].seconds == twice[f"{name}, sample 2"].seconds == pytest.approx(part.seconds)
+            assert (
+                twice[name].seconds == twice[f"{name} on version 2 of the rows"].seconds == pytest.approx(part.seconds)
+            )
 
 
 def test_shares_and_noises_multiply_heads_and_steps(file: Path):
     once, more = plan(file), plan(file, **{"tune.shares": (0.5, 1.0), "tune.noises": (0.0, 0.1)})
     assert count(more) == 4 * count(once)
     names = [name for name in more if name.startswith("seed=0: mlp")]
-    assert [name[11:] for name in names] == ["", ", sample 2", ", sample 3", ", sample 4"]
+    assert [name[11:] for name in names] == ["", *(f" on version {i} of the rows" for i in (2, 3, 4))]
     seconds = [more[name].seconds / once["seed=0: mlp"].seconds for name in names]
     assert seconds == pytest.approx([0.5, 0.5, 1, 1])
 
