@@ -32,30 +32,85 @@ class Side(NamedTuple):
     conditions: Sequence[int] = (0,)
 
 
-def compare_numbers(study: Study, where: str, a: Side, b: Side) -> Comparison:
-    """Compare two numbers of a study that are measured on the same tests, paired over seeds and test rows.
+class Term(NamedTuple):
+    """A number of one condition, and its factor in a contrast."""
 
-    Where it is not on record which rows were right (older runs, pre-training), what rows add is bounded from above, or
-    for other scores than accuracy and recall left out. Measures of spectra are taken as they are: nothing is added.
+    factor: float
+    key: Key
+    condition: int = 0
+
+
+def compare_numbers(study: Study, where: str, a: Side, b: Side) -> Comparison:
+    """Compare two numbers of a study that are measured on the same tests; see `contrast`."""
+    sides = (1 / len(b.conditions), b), (-1 / len(a.conditions), a)
+    return contrast(study, where, [Term(factor, side.key, i) for factor, side in sides for i in side.conditions])
+
+
+def contrast(study: Study, where: str, terms: Sequence[Term]) -> Comparison:
+    """Compare the terms with a positive factor with the others, paired over seeds and test rows.
+
+    Such a sum is a difference, or a difference of two differences. All terms are of the same tests, and their factors
+    add up to 0. Where it is not on record which rows were right (older runs, pre-training), what rows add is bounded
+    from above, or for other scores than accuracy and recall left out. Measures of spectra and average precision are
+    taken as they are: nothing is added.
     """
-    values = [_average_seeds(study, *side) for side in (a, b)]
-    seeds = [seed for seed in values[0] if seed in values[1]]
-    tests = find_leaves(study, a.key)
-    anew = find_redrawn_share(study, a.key)
+    own = [study.table.get(term.key, [{}] * len(study.conditions))[term.condition] for term in terms]
+    seeds = [seed for seed in own[0] if all(seed in values for values in own)]
+    a, b = (_add_side(terms, own, seeds, sign) for sign in (-1, 1))
+    anew = find_redrawn_share(study, terms[0].key)
     known: list[tuple[float, list[Shares]]] = []  # weight of a test, and differences in every seed
     unknown: list[tuple[float, float, float, int]] = []
-    for test, weight in tests.items():
-        pair = Side(test, a.conditions), Side(test._replace(method=b.key.method, setting=b.key.setting), b.conditions)
-        d = _read_differences(study, *pair, seeds)
-        if d is not None:
+    for test, weight in find_leaves(study, terms[0].key).items():
+        d = [shares for seed in seeds if (shares := _add_shares(study, test, terms, seed)) is not None]
+        if seeds and len(d) == len(seeds):
             known.append((weight, d))
-        elif (n := _count_rows(study, *pair[0])) and pair[1].key in study.table:
-            first, second = (stat(_average_seeds(study, *side).values()).mean for side in pair)
-            unknown.append((weight, first, second, n))
+        elif bounds := _bound_test(study, test, terms):
+            unknown.append((weight * bounds[0], *bounds[1:]))
     rows = [*_add_tests(known, anew), *([] if anew else bound_rows(unknown))]
-    found = compare(where, unit(a.key.metric), values[0], values[1], rows, redrawn=anew)
-    blind = a.key.method != b.key.method and any(is_unvalidated(study, side.key, side.conditions) for side in (a, b))
+    found = compare(where, unit(terms[0].key.metric), a, b, rows, redrawn=anew)
+    several = len({term.key.method for term in terms}) > 1
+    blind = several and any(is_unvalidated(study, term.key, (term.condition,)) for term in terms)
     return found._replace(bounded=bool(unknown) and not anew, blind=blind)
+
+
+def _add_side(
+    terms: Sequence[Term], own: Sequence[dict[Seed, float]], seeds: Sequence[Seed], sign: int
+) -> dict[Seed, float]:
+    """Return the sum of the terms whose factors have a sign, by seed."""
+    side = [(abs(term.factor), values) for term, values in zip(terms, own, strict=True) if term.factor * sign > 0]
+    return {seed: float(sum(factor * values[seed] for factor, values in side)) for seed in seeds}
+
+
+def _bound_test(study: Study, test: Key, terms: Sequence[Term]) -> tuple[float, float, float, int] | None:
+    """Return the factor of a side, both shares and the number of rows of a test; None if the latter is unknown."""
+    leaves = [(term, _find_leaf(test, term)) for term in terms]
+    if any(leaf not in study.table for _, leaf in leaves):
+        return None
+    rows = _count_rows(study, leaves[0][1], (leaves[0][0].condition,))
+    mass = sum(term.factor for term in terms if term.factor > 0)
+    shares = [
+        sum(abs(t.factor) * study.stat(t.condition, leaf).mean for t, leaf in leaves if t.factor * sign > 0) / mass
+        for sign in (-1, 1)
+    ]
+    return (mass, *shares, rows) if rows else None
+
+
+def _find_leaf(test: Key, term: Term) -> Key:
+    """Return the key of one test of a term."""
+    return term.key._replace(metric=test.metric, task=test.task, split=test.split)
+
+
+def _add_shares(study: Study, test: Key, terms: Sequence[Term], seed: Seed) -> Shares | None:
+    """Return what each row of a test adds to a contrast in one seed; None if it is not recorded for every term."""
+    values, flips, counts = 0.0, 0.0, None
+    most = sum(max(term.factor, 0) for term in terms)  # what one row can change in favour of a side
+    for term in terms:
+        own = read_shares(study, _find_leaf(test, term), (term.condition,), seed)
+        if own is None or (counts is not None and len(own.counts) != len(counts)):
+            return None
+        values = values + term.factor * own.values
+        flips, counts = np.maximum(flips, most * own.flips), own.counts
+    return None if counts is None else Shares(np.asarray(values), np.asarray(flips), counts)
 
 
 def _add_tests(known: Sequence[tuple[float, list[Shares]]], anew: float) -> list[Part]:
@@ -105,27 +160,6 @@ def uses_files(study: Study) -> bool:
     return bool(study.cells[0].value(f"{FILES}train"))
 
 
-def _average_seeds(study: Study, key: Key, conditions: Sequence[int]) -> dict[Seed, float]:
-    """Average over conditions, for the seeds that have them all."""
-    by_condition = [study.table[key][i] for i in conditions] if key in study.table else [{}]
-    seeds = [seed for seed in by_condition[0] if all(seed in values for values in by_condition)]
-    return {seed: stat(values[seed] for values in by_condition).mean for seed in seeds}
-
-
-def _read_differences(study: Study, a: Side, b: Side, seeds: Sequence[Seed]) -> list[Shares] | None:
-    """Return for each seed what each row adds to b's score less what it adds to a's; None if it is not recorded.
-
-    Where each seed holds out rows of its own, their numbers may differ.
-    """
-    found = []
-    for seed in seeds:
-        first, second = (read_shares(study, *side, seed) for side in (a, b))
-        if first is None or second is None:
-            return None
-        found.append(Shares(second.values - first.values, np.maximum(first.flips, second.flips), first.counts))
-    return found or None
-
-
 def read_shares(study: Study, key: Key, conditions: Sequence[int], seed: Seed) -> Shares | None:
     """Return what each row of a test adds to a score, averaged over conditions and heads; None if not recorded."""
     found = []
@@ -166,47 +200,3 @@ def _count_rows(study: Study, key: Key, conditions: Sequence[int]) -> int:
         return 0
     rows = (row for i in conditions for source in study.sources[key][i].values() for row in source.rows)
     return next((row.n_test for row in rows if row.n_test), 0)
-
-
-class Term(NamedTuple):
-    """A number of one condition, and its factor in a contrast."""
-
-    factor: float
-    key: Key
-    condition: int = 0
-
-
-def contrast(study: Study, where: str, terms: Sequence[Term]) -> Comparison:
-    """Compare a sum of numbers with 0, paired over seeds and test rows, such as a difference of two differences.
-
-    All terms are of the same tests. Where it is not on record which rows were right, only seeds count, and the result
-    says so (`bounded`).
-    """
-    own = [study.table.get(term.key, [{}] * len(study.conditions))[term.condition] for term in terms]
-    seeds = [seed for seed in own[0] if all(seed in values for values in own)]
-    sums = {seed: float(sum(t.factor * values[seed] for t, values in zip(terms, own, strict=True))) for seed in seeds}
-    tests = find_leaves(study, terms[0].key)
-    each = {test: [_add_shares(study, test, terms, seed) for seed in seeds] for test in tests}
-    known = [(tests[test], [d for d in own if d is not None]) for test, own in each.items()]
-    lost = not seeds or any(len(d) < len(seeds) for _, d in known)
-    anew = find_redrawn_share(study, terms[0].key)
-    rows = [] if lost else _add_tests(known, anew)
-    zeros = dict.fromkeys(seeds, 0.0)
-    unvalidated = {t.key.method for t in terms if is_unvalidated(study, t.key, (t.condition,))}
-    blind = bool(unvalidated) and len({t.key.method for t in terms}) > 1
-    result = compare(where, unit(terms[0].key.metric), zeros, sums, rows, redrawn=anew)
-    return result._replace(bounded=lost and terms[0].key.metric in METRICS, blind=blind)
-
-
-def _add_shares(study: Study, test: Key, terms: Sequence[Term], seed: Seed) -> Shares | None:
-    """Return what each row of a test adds to a contrast in one seed; None if it is not recorded for every term."""
-    values, flips, counts = 0.0, 0.0, None
-    most = sum(max(term.factor, 0) for term in terms)  # what one row can change in favour of a side
-    for term in terms:
-        leaf = test._replace(method=term.key.method, setting=term.key.setting)
-        own = read_shares(study, leaf, (term.condition,), seed)
-        if own is None or (counts is not None and len(own.counts) != len(counts)):
-            return None
-        values = values + term.factor * own.values
-        flips, counts = np.maximum(flips, most * own.flips), own.counts
-    return None if counts is None else Shares(np.asarray(values), np.asarray(flips), counts)

@@ -1,7 +1,8 @@
 """Check the published findings on a study's numbers: rate by rate, with a paired interval."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,8 +10,8 @@ from scipy.stats import spearmanr
 
 from nml_jax.reporting.statistics.compare import Term, contrast
 from nml_jax.reporting.statistics.paired import SEEDS, Comparison, Unit, compare
-from nml_jax.reporting.statistics.studies import Key
-from nml_jax.reporting.studies.numbers import SPECTRUM, Numbers
+from nml_jax.reporting.statistics.studies import Key, Study
+from nml_jax.reporting.studies.numbers import DETECTORS, SPECTRUM, Numbers
 from nml_jax.reporting.studies.recipes import PROBE, Claim, Recipe
 from nml_jax.runs.finished import Seed
 
@@ -40,12 +41,17 @@ class Finding(NamedTuple):
 
 def check_claims(recipe: Recipe, numbers: Numbers) -> list[Finding]:
     """Check all claims of a recipe for which there are numbers. Intervals hold at 95 % for all of them together."""
-    raw = [(claim, *found) for claim in recipe.claims for found in _compare(claim, numbers)]
+    planned = list(_plan(recipe, numbers))
     out = []
-    for claim, at, comparison in raw:
-        together = comparison.corrected(len(raw))
+    for claim, at, make in planned:
+        together = make().corrected(len(planned))
         out.append(Finding(claim, at, together, judge(claim, together)))
     return out
+
+
+def count_comparisons(recipe: Recipe, numbers: Numbers) -> int:
+    """Return how many comparisons the claims of a recipe are. None is made."""
+    return sum(1 for _ in _plan(recipe, numbers))
 
 
 def judge(claim: Claim, found: Comparison) -> str:
@@ -58,15 +64,19 @@ def judge(claim: Claim, found: Comparison) -> str:
     return {claim.sign: "shown", -claim.sign: "opposite"}.get(found.sign, "not shown")
 
 
-def _compare(claim: Claim, numbers: Numbers) -> Iterator[tuple[str, Comparison]]:
-    """Yield where a claim is checked, and the difference there."""
+def _plan(recipe: Recipe, numbers: Numbers) -> Iterator[tuple[Claim, str, Callable[[], Comparison]]]:
+    """Yield every claim, where it is checked, and a function that returns the difference there."""
     study = numbers.study
-    if claim.kind == "slope":
-        yield from _correlate(claim, numbers)
-        return
-    for terms, at in _list_contrasts(claim, numbers):
-        if all(term.key in study.table for term in terms):
-            yield at, contrast(study, at, terms)
+    for claim in recipe.claims:
+        if claim.kind == "slope":
+            pairs = numbers.pair_keys(claim.x, claim.domain)
+            if ranks := _correlate(study, pairs):
+                make = partial(compare, "", CORRELATION, dict.fromkeys(ranks, 0.0), ranks)
+                yield claim, f"{len(pairs)} test(s)", make
+            continue
+        for terms, at in _list_contrasts(claim, numbers):
+            if all(term.key in study.table for term in terms):
+                yield claim, at, partial(contrast, study, at, terms)
 
 
 def _list_contrasts(claim: Claim, numbers: Numbers) -> Iterator[tuple[list[Term], str]]:
@@ -75,7 +85,8 @@ def _list_contrasts(claim: Claim, numbers: Numbers) -> Iterator[tuple[list[Term]
     first, chosen = _choose_conditions(claim, numbers)
     for key in numbers.find_keys(claim.y, claim.domain, _list_methods(claim)):
         setting = f", {key.setting}" if key.setting else ""
-        setting += f", preset {key.method.preset}" if key.method and key.method.preset else ""
+        named = key.method and key.method.preset and claim.y not in DETECTORS
+        setting += f", preset {key.method.preset}" if named else ""
         if claim.kind == "change":
             for i in chosen:
                 at = f"{study.at(study.conditions[i])}{setting}"
@@ -118,25 +129,22 @@ def _choose_conditions(claim: Claim, numbers: Numbers) -> tuple[int, list[int]]:
     return 0, inside if claim.kind == "gain" else [i for i in inside if i]
 
 
-def _correlate(claim: Claim, numbers: Numbers) -> Iterator[tuple[str, Comparison]]:
-    """Yield the mean over seeds of the rank correlation of two changes, over tests and conditions."""
-    pairs = numbers.pair_keys(claim.x, claim.domain)
+def _correlate(study: Study, pairs: Sequence[tuple[Key, Key]]) -> dict[Seed, float]:
+    """Return the rank correlation of two changes over tests and conditions, by seed; of some seeds there is none."""
     found: dict[Seed, float] = {}
-    for seed in {seed for x, _ in pairs for values in numbers.study.table[x] for seed in values}:
-        xs, ys = (_list_changes(numbers, [pair[i] for pair in pairs], seed) for i in (0, 1))
+    for seed in sorted({seed for x, _ in pairs for values in study.table[x] for seed in values}):
+        xs, ys = (_list_changes(study, [pair[i] for pair in pairs], seed) for i in (0, 1))
         if len(xs) >= 3 and len(xs) == len(ys) and np.ptp(xs) and np.ptp(ys):
             rank: Any = spearmanr(xs, ys)
             found[seed] = float(rank.statistic)
-    if found:
-        order = dict(sorted(found.items()))
-        yield f"{len(pairs)} test(s)", compare("", CORRELATION, dict.fromkeys(order, 0.0), order)
+    return found
 
 
-def _list_changes(numbers: Numbers, keys: list[Key], seed: Seed) -> list[float]:
+def _list_changes(study: Study, keys: Sequence[Key], seed: Seed) -> list[float]:
     """Return every measure at every condition but the first, less that of the first, of one seed."""
     out = []
     for key in keys:
-        first, *rest = numbers.study.table[key]
+        first, *rest = study.table[key]
         out += [values[seed] - first[seed] for values in rest if seed in values and seed in first]
     return out
 

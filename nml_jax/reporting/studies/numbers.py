@@ -8,8 +8,9 @@ import pandas as pd
 from nml_jax.reporting import claims
 from nml_jax.reporting.statistics.choose_method import find_metric
 from nml_jax.reporting.statistics.compare import find_leaves
-from nml_jax.reporting.statistics.studies import MEAN, Key, Study
+from nml_jax.reporting.statistics.studies import MEAN, METHODS, PRIMARY, Key, Method, Study, find_own_metric
 from nml_jax.reporting.studies.recipes import PROBE, View
+from nml_jax.runs.detections import METRICS as DETECTORS
 from nml_jax.runs.rows import Row
 
 COLUMNS = ["x", "x_label", "series", "seed", "y"]  # of a panel's points
@@ -33,9 +34,13 @@ class Numbers:
 
         Args:
             y, domain, methods: as in View. Scores of all methods, in the order of the rows, without `methods`.
+                Detectors are those that start from the encoder.
         """
         if y in SPECTRUM:
             return self._find_spectra(y, domain, methods)
+        if y in DETECTORS:
+            found = [key for key in self.study.keys(metric=y, domain=domain) if MEAN not in (key.split, key.task)]
+            return [key for name in methods for key in found if key.method == Method(name, "encoder")]
         found = self.study.keys(metric=self.metric, task=self.task, split=MEAN, domain=domain)
         if not methods:
             return [key for key in found if key.method]
@@ -72,6 +77,11 @@ class Numbers:
         value = row and (row.train_share if x == "share" else row.downstream_noise)
         return math.nan if value is None else float(value)
 
+    def name_suspects(self, key: Key) -> str:
+        """Return what became of likely wrong labels among the training rows behind a number."""
+        row = self.find_row(key)
+        return (row and row.suspects) or "keep"
+
     def list_points(self, view: View) -> pd.DataFrame:
         """List the points of a panel: COLUMNS, one line for every seed."""
         lines = self._pair_measures(view) if view.x in SPECTRUM else self._list_lines(view)
@@ -79,12 +89,15 @@ class Numbers:
 
     def _list_lines(self, view: View) -> Iterator[tuple[float, str, str, int, float]]:
         keys = self.find_keys(view.y, view.domain, view.methods)
+        keys = [key for key in keys if view.y in SPECTRUM or self.name_suspects(key) == view.suspects]
         several = len({key.split for key in keys}) > 1 and view.y in SPECTRUM
         for key in keys:
             for condition, values in zip(self.study.conditions, self.study.table[key], strict=True):
                 rank = self.find_rank(key, view.x) if view.x in ("share", "noise") else condition.x
                 label = f"{100 * rank:.4g} %" if view.x in ("share", "noise") else condition.label
                 series = {"condition": self.study.at(condition), "test": key.split}.get(view.by, self.name(key, view))
+                if view.by == "method" and view.x in ("share", "noise") and len(self.study.conditions) > 1:
+                    series = f"{series}, {self.study.at(condition)}"
                 series = f"{series}, {key.split}" if several and view.by != "test" else series
                 yield from ((rank, label, series, seed, value) for (seed, _), value in values.items())
 
@@ -92,6 +105,8 @@ class Numbers:
         """Return what a line of a panel is called: its method, with the setting unless that is what x is about."""
         if not key.method:
             return key.task if len(self.study.tasks) > 1 else "features"
+        if view.y in DETECTORS:
+            return METHODS[key.method.name]
         return str(key.method) if view.x in ("share", "noise") or not key.setting else key.head
 
     def _pair_measures(self, view: View) -> Iterator[tuple[float, str, str, int, float]]:
@@ -107,6 +122,7 @@ class Numbers:
         out = []
         for task in self.study.tasks:
             found = self.study.keys(metric=x, task=task, domain=domain, mode="paper", method=None)
-            scores = self.study.keys(metric=self.metric, task=task, domain=domain, method=self.probe)
+            metric = find_own_metric(task, self.study.table) if self.metric == PRIMARY else self.metric
+            scores = self.study.keys(metric=metric, task=task, domain=domain, method=self.probe)
             out += [(m, s) for m in found for s in scores if m.split == s.split]
         return out

@@ -6,9 +6,9 @@ from nml_jax.reporting.statistics.choose_method import DOMAINS
 from nml_jax.reporting.statistics.compare import Term, contrast
 from nml_jax.reporting.statistics.paired import PERCENT, Comparison, Part, find_half_width
 from nml_jax.reporting.statistics.studies import Study
-from nml_jax.reporting.studies.findings import check_claims
-from nml_jax.reporting.studies.numbers import Numbers
-from nml_jax.reporting.studies.recipes import PROBE, RECIPES
+from nml_jax.reporting.studies.findings import count_comparisons
+from nml_jax.reporting.studies.numbers import SPECTRUM, Numbers
+from nml_jax.reporting.studies.recipes import PROBE, RECIPES, Recipe
 
 POINT = 0.01
 MOST = 1000  # seeds
@@ -23,18 +23,21 @@ def describe_power(name: str, study: Study) -> list[str]:
         study: its finished runs: all of them, or a pilot's.
     """
     numbers = Numbers(study)
-    comparisons = max(len(check_claims(RECIPES[name], numbers)), 1)
-    return [_say(domain, found, comparisons) for domain, found in _compare_ends(numbers)]
+    comparisons = max(count_comparisons(RECIPES[name], numbers), 1)
+    return [_say(found, comparisons) for found in _compare_ends(RECIPES[name], numbers)]
 
 
-def _compare_ends(numbers: Numbers) -> Iterator[tuple[str, Comparison]]:
-    """Yield the difference of the probe's scores between the first and the last condition, in each domain."""
+def _compare_ends(recipe: Recipe, numbers: Numbers) -> Iterator[Comparison]:
+    """Yield the difference between the first and the last condition, in each domain: of the probe, or a detector."""
     last = len(numbers.study.conditions) - 1
-    for domain in DOMAINS if last > 0 else ():
-        for key in numbers.find_keys("score", domain, (PROBE,))[:1]:
-            found = contrast(numbers.study, "", [Term(1, key, last), Term(-1, key, 0)])
+    measures = {view.domain: view for view in reversed(recipe.views) if view.y not in SPECTRUM}
+    for domain, words in DOMAINS.items() if last > 0 else ():
+        view = measures.get(domain)
+        for key in numbers.find_keys(view.y, domain, view.methods or (PROBE,))[:1] if view else ():
+            name = "probe" if key.method == numbers.probe else str(key.method)
+            found = contrast(numbers.study, f"{words}, {name}", [Term(1, key, last), Term(-1, key, 0)])
             if found.n > 1 and found.unit == PERCENT:
-                yield domain, found
+                yield found
 
 
 def find_smallest(parts: Sequence[Part], comparisons: int) -> float:
@@ -55,12 +58,12 @@ def count_seeds(parts: Sequence[Part], n: int, comparisons: int, size: float = P
     return 0
 
 
-def _say(domain: str, found: Comparison, comparisons: int) -> str:
-    """Return what can be shown in a domain."""
+def _say(found: Comparison, comparisons: int) -> str:
+    """Return what can be shown there."""
     shown = 100 * find_smallest(found.parts, comparisons)
     needed = count_seeds(found.parts, found.n, comparisons)
     more = f"one of 1 point takes {needed} seeds" if needed else "no number of seeds shows 1 point: more test rows do"
     return (
-        f"{DOMAINS[domain]}, probe: {found.n} seeds and these test rows show a true difference of {shown:.1f} points "
+        f"{found.where}: {found.n} seeds and these test rows show a true difference of {shown:.1f} points "
         f"{WANTED:.0%} of the time ({comparisons} comparisons); {more}"
     )

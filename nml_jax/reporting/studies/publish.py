@@ -15,16 +15,16 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from nml_jax.evals.metrics import METRICS
 from nml_jax.reporting.statistics.paired import Stat, stat, unit
-from nml_jax.reporting.statistics.studies import Study
+from nml_jax.reporting.statistics.studies import MEASURES, Study
 from nml_jax.reporting.studies import published
 from nml_jax.reporting.studies.draw import Drawn, draw_figure
 from nml_jax.reporting.studies.findings import VERDICTS, Finding, check_claims, describe
-from nml_jax.reporting.studies.numbers import SPECTRUM, Numbers
+from nml_jax.reporting.studies.numbers import DETECTORS, Numbers
 from nml_jax.reporting.studies.recipes import RECIPES, View
 from nml_jax.runs.files import write_atomic, write_bytes
 
+SCORE = "score"  # as View.y, and in titles: the metric that decides
 AXES = {"share": "share of the downstream training rows", "noise": "wrong labels among the downstream training rows",
         "sve": "entropy SVE of the features", "lsvr": "LSVR of the features",
         "top_share": "share of the largest singular value"}  # fmt: skip
@@ -75,15 +75,20 @@ def make_panel(view: View, numbers: Numbers, lines: Sequence[published.Published
     points = numbers.list_points(view)
     if points.empty or np.isnan(points["x"].to_numpy(float)).all():
         return None
-    metric = view.y if view.y in SPECTRUM else numbers.metric
+    metric = numbers.metric if view.y == SCORE else view.y
     noise = numbers.study.axis == "noise"
     label = AXES.get(view.x, "wrong supervision in pre-training" if noise else numbers.study.axis)
-    data = numbers.study.cells[0].value("data.name") or ""
-    agreeing = published.find_agreeing(lines, data, view.y) if view.x == "condition" and noise else []
-    title = (
-        view.title if view.y in SPECTRUM else view.title.replace("score", METRICS[metric].title.removeprefix("the "))
+    agreeing = (
+        published.find_agreeing(lines, _name_data(view, numbers), view.y) if view.x == "condition" and noise else []
     )
+    title = view.title.replace(SCORE, MEASURES[metric].title.removeprefix("the ")) if view.y == SCORE else view.title
     return Drawn(title, label, unit(metric), points, agreeing)
+
+
+def _name_data(view: View, numbers: Numbers) -> str:
+    """Return what published lines call the data that a panel measures on: those of detectors, or of pre-training."""
+    keys = numbers.find_keys(view.y, view.domain, view.methods) if view.y in DETECTORS else []
+    return keys[0].task if keys else numbers.study.cells[0].value("data.name") or ""
 
 
 def explain(study: Study, sentences: Sequence[str]) -> list[str]:

@@ -18,12 +18,14 @@ class View(NamedTuple):
     """A panel of a study's figure.
 
     title: without unit.
-    y: "score", the metric that decides; or a measure of a spectrum in raw mode: sve, lsvr, top_share.
+    y: "score", the metric that decides; a measure of a spectrum in raw mode: sve, lsvr, top_share; or a metric of
+        detectors, such as box_AP.
     domain: "id" or "ood".
     x: "condition" (such as the noise rate), "share" (of the downstream training rows), "noise" (downstream), or a
         measure of a spectrum: then a point is a test and a rate.
     by: what has a line of its own: "method", "condition" or "test".
     methods: keys of methods, PROBE among them; (): all. Of spectra: () the encoder's features, else heads' output Z.
+    suspects: of heads, those that were trained on all rows ("keep"), or without the suspects ("drop").
     """
 
     title: str
@@ -32,6 +34,7 @@ class View(NamedTuple):
     x: str = "condition"
     by: str = "method"
     methods: tuple[str, ...] = ()
+    suspects: str = "keep"
 
 
 class Claim(NamedTuple):
@@ -136,8 +139,20 @@ RECIPES = {
     ),
     "noisy_downstream": Recipe(
         "Does NMTune go together with methods against wrong downstream labels?",
-        _show_both("score", x="noise", methods=(PROBE, "nmtune")),
-        tuple(c for c in GAINS if c.other == PROBE),
+        (
+            *_show_both("score, all rows", x="noise", methods=(PROBE, "nmtune")),
+            *_show_both("score, all rows, with GCE", x="noise", methods=("linear_gce", "nmtune_gce")),
+            *_show_both("score, without the suspects", x="noise", methods=(PROBE, "nmtune"), suspects="drop"),
+            *_show_both("score, encoder tuned, too", x="noise", methods=("lora", "full")),
+        ),
+        (
+            *(claim for claim in GAINS if claim.other == PROBE),
+            *(
+                Claim("gain", f"{word} gain of NMTune with GCE over the probe with GCE", "score", domain, 1, EXTENSION,
+                      "nmtune_gce", "linear_gce")
+                for domain, word in DOMAINS.items()
+            ),
+        ),
     ),
     "human_noise": Recipe(
         "Is human noise worse than symmetric noise of the same size?",
@@ -152,6 +167,22 @@ RECIPES = {
         "Does NMTune help encoders that somebody else trained?",
         _show_both("score", methods=(PROBE, "mlp", "nmtune")),
         GAINS,
+    ),
+    "detection": Recipe(
+        "Do detectors suffer from noise in pre-training?",
+        (
+            View("Box AP", "box_AP", "id", methods=("retina", "faster")),
+            View("Mask AP", "mask_AP", "id", methods=("mask", "solo")),
+        ),
+        tuple(
+            Claim("change", f"{y.replace('_', ' ')} of {name}", y, "id", sign, f"{EXTENSION}, its tables: unconfirmed",
+                  system, band=band)
+            for y, name, system in (
+                ("box_AP", "RetinaNet", "retina"), ("box_AP", "Faster R-CNN", "faster"),
+                ("mask_AP", "Mask R-CNN", "mask"), ("mask_AP", "SOLOv2", "solo"),
+            )
+            for band, sign in ((LITTLE, 0), (MUCH, -1))
+        ),
     ),
     "regularisers": Recipe(
         "Which of NMTune's terms, and of its rivals, does what?",

@@ -1,0 +1,205 @@
+"""Studies whose panels are about wrong downstream labels, detectors or named encoders, on runs whose truth is known."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from nml_jax.reporting.statistics import choose_method
+from nml_jax.reporting.statistics.grouping import find_studies
+from nml_jax.reporting.statistics.studies import Study
+from nml_jax.reporting.studies import findings, power, publish, recipes
+from nml_jax.reporting.studies.findings import check_claims
+from nml_jax.reporting.studies.numbers import Numbers
+from nml_jax.runs.finished import read_finished
+from nml_jax.runs.rows import Row, read_rows
+from tests.reporting.test_report import small, write_cell
+
+SEEDS = (0, 1, 2, 3, 4)
+LOST = {"retina": 0.03, "solo": 0.0}  # AP at 30 % noise
+
+
+def read_study(folder: Path) -> Study:
+    (found,) = find_studies(read_finished([folder])[0])
+    return found
+
+
+def replace_rows(folder: Path, change: Callable[[Row], Iterable[Row]]) -> None:
+    """Put others in place of every row of every run."""
+    for run in folder.iterdir():
+        rows = [new for row in read_rows(run) for new in change(row)]
+        (run / "rows.jsonl").write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
+
+
+def read_lines(folder: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(folder / "studies" / name / "figure.csv")
+
+
+def check_latex(text: str) -> None:
+    """Check that every line of every table has a cell for each column, and no sign that LaTeX takes for a command."""
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") > 0
+    for columns, body in re.findall(r"\\begin\{tabular\}\{(l\w*)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
+        for line in (line for line in body.splitlines() if line.endswith(r"\\")):
+            if r"\multicolumn" in line:
+                assert rf"\multicolumn{{{len(columns)}}}" in line
+            else:
+                assert line.count(" & ") == len(columns) - 1
+            assert not re.search(r"(?<!\\)[%_#]", line)
+
+
+@pytest.fixture(scope="module")
+def wrong_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heads lose half the share of wrong labels, a tenth with GCE, and nothing without suspects; LoRA a fifth."""
+
+    def score(rate: float, draw: float, split: str, method: str, preset: str | None) -> float:
+        return 0.8 + 0.001 * draw
+
+    def change(row: Row) -> Iterator[Row]:
+        if row.method is None:
+            yield row
+            return
+        for noise in (0.0, 0.4):
+            lost = 0.2 if row.method == "lora" else 0.1 if row.method.endswith("gce") else 0.5
+            kept = dataclasses.replace(row, downstream_noise=noise, value=row.value - lost * noise)
+            if row.method == "lora":
+                yield dataclasses.replace(kept, stage="finetune")
+                continue
+            yield dataclasses.replace(kept, suspects="keep")
+            yield dataclasses.replace(row, downstream_noise=noise, suspects="drop")
+
+    heads = (("lbfgs", None), ("nmtune", "paper"), ("linear_gce", None), ("nmtune_gce", "paper"), ("lora", None))
+    folder = small(tmp_path_factory.mktemp("x"), rates=(0.0, 0.3), seeds=SEEDS, heads=heads, score=score)
+    replace_rows(folder, change)
+    return folder
+
+
+def test_every_way_to_meet_wrong_labels_has_lines_of_its_own(wrong_labels: Path, tmp_path: Path) -> None:
+    publish.publish("noisy_downstream", read_study(wrong_labels), tmp_path)
+    points = read_lines(tmp_path, "noisy_downstream")
+    mean = points[points["panel"].str.startswith("In-domain")].groupby(["panel", "series", "x"])["y"].mean()
+    series = "L-BFGS probe, 30 % noise"
+    for panel, name, value in (
+        ("In-domain accuracy, all rows", series, 0.6),
+        ("In-domain accuracy, all rows", "NMTune (paper), 0 % noise", 0.6),
+        ("In-domain accuracy, all rows, with GCE", "linear probe with GCE, 0 % noise", 0.76),
+        ("In-domain accuracy, without the suspects", series, 0.8),
+        ("In-domain accuracy, encoder tuned, too", "LoRA, 0 % noise", 0.72),
+    ):
+        assert mean[panel, name, 0.4] == pytest.approx(value, abs=0.005)
+        assert mean[panel, name, 0.0] == pytest.approx(0.8, abs=0.005)
+    assert (points.groupby(["panel", "series", "x"])["seed"].nunique() == len(SEEDS)).all()
+    check_latex((tmp_path / "studies" / "noisy_downstream" / "table.tex").read_text())
+
+
+def test_encoders_tuned_on_all_rows_are_compared_with_such_heads(wrong_labels: Path) -> None:
+    study = read_study(wrong_labels)
+    for noise in ("0", "0.4"):
+        setting = f"{noise} downstream noise, tune.suspects = keep"
+        methods = {key.method.name for key in study.keys(metric="accuracy", setting=setting) if key.method}
+        assert {"lora", "lbfgs"} <= methods
+
+
+def test_gains_are_checked_with_and_without_gce(wrong_labels: Path) -> None:
+    found = check_claims(recipes.RECIPES["noisy_downstream"], Numbers(read_study(wrong_labels)))
+    assert len(found) == 2 * 2 * (2 + 2)  # downstream rates, treatments; both claims in both domains, at 30 %
+    assert sum("NMTune with GCE over the probe with GCE" in finding.words for finding in found) == 8
+
+
+def test_tasks_with_metrics_of_their_own_have_their_mean(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(choose_method, "has_rows", lambda *_: True)  # as where predictions are on record
+    heads, tasks = (("lbfgs", None),), ("cifar10", "flowers102")  # accuracy, and the mean over classes
+    study = read_study(small(tmp_path / "runs", rates=(0.0, 0.3), seeds=(0, 1, 2), heads=heads, tasks=tasks))
+    publish.publish("spectra", study, tmp_path)
+    points = read_lines(tmp_path, "spectra")
+    own = points[points["panel"] == "In-domain mean of each task's own metric against entropy SVE"]
+    assert set(own["x_label"]) == {"cifar10, test", "flowers102, test"}
+
+
+@pytest.fixture(scope="module")
+def detectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = small(tmp_path_factory.mktemp("x"), rates=(0.0, 0.05, 0.3), seeds=SEEDS, heads=(("lbfgs", None),))
+
+    def change(row: Row) -> Iterator[Row]:
+        if (row.metric, row.split, row.head_seed) != ("accuracy", "test", row.seed):
+            return
+        for system, metric in (("retina", "box_AP"), ("solo", "mask_AP")):
+            for start in ("encoder", "random"):
+                lost = LOST[system] * (1 + 0.05 * (row.seed - 2)) if row.noise_asked == 0.3 else 0.0
+                value = 0.385 - lost if start == "encoder" else 0.2
+                how = {"method": system, "preset": start, "metric": metric, "value": value, "task": "coco"}
+                yield dataclasses.replace(
+                    row, stage="detect", layer=None, train_share=None, downstream_noise=None, views=None, hyper=None,
+                    head_seed=None, split="val", **how,
+                )  # fmt: skip
+
+    replace_rows(folder, change)
+    return folder
+
+
+def test_detectors_have_findings_and_the_published_lines(detectors: Path, tmp_path: Path) -> None:
+    study = read_study(detectors)
+    found = {f.words: f for f in check_claims(recipes.RECIPES["detection"], Numbers(study))}
+    assert {words: f.verdict for words, f in found.items()} == {
+        "box AP of RetinaNet, 5 % noise": "shown", "box AP of RetinaNet, 30 % noise": "shown",
+        "mask AP of SOLOv2, 5 % noise": "shown", "mask AP of SOLOv2, 30 % noise": "not shown",
+    }  # fmt: skip
+    assert found["box AP of RetinaNet, 30 % noise"].found.difference == pytest.approx(-0.03)
+    assert publish.publish("detection", study, tmp_path)
+    points = read_lines(tmp_path, "detection")
+    assert set(zip(points["panel"], points["series"], strict=True)) == {("Box AP", "RetinaNet"), ("Mask AP", "SOLOv2")}
+    check_latex((tmp_path / "studies" / "detection" / "table.tex").read_text())
+    view = recipes.RECIPES["detection"].views[0]
+    panel = publish.make_panel(view, Numbers(study), publish.published.read_published("detection"))
+    assert panel is not None
+    assert {line.what for line in panel.published} == {"Faster R-CNN, box AP on COCO", "RetinaNet, box AP on COCO"}
+    said = power.describe_power("detection", study)
+    assert len(said) == 1
+    assert said[0].startswith("in-domain, RetinaNet")
+
+
+def test_a_dry_run_counts_comparisons_and_makes_none(wrong_labels: Path, detectors: Path, monkeypatch) -> None:
+    wanted = {}
+    for name, folder in (("noisy_downstream", wrong_labels), ("detection", detectors)):
+        wanted[name] = len(check_claims(recipes.RECIPES[name], Numbers(read_study(folder))))
+    for name in ("contrast", "compare"):
+        monkeypatch.setattr(findings, name, lambda *_: pytest.fail("a comparison is made"))
+    for name, folder in (("noisy_downstream", wrong_labels), ("detection", detectors)):
+        assert findings.count_comparisons(recipes.RECIPES[name], Numbers(read_study(folder))) == wanted[name]
+
+
+def test_named_encoders_are_the_columns_of_a_table(tmp_path: Path) -> None:
+    def score(rate: float, draw: float, split: str, method: str, preset: str | None) -> float:
+        return {"lbfgs": 0.7, "mlp": 0.72, "nmtune": 0.75}[method] + 0.001 * draw
+
+    names = ("swin_large", "vit_b&w")
+    conditions = tuple((name, (("init_from", f"weights/{name}"),)) for name in names)
+    for name in names:
+        for seed in SEEDS:
+            more = {"condition": name, "init_from": f"weights/{name}", "sweep.conditions": conditions}
+            heads = (("lbfgs", None), ("mlp", None), ("nmtune", "paper"))
+            write_cell(
+                tmp_path / "runs", rate=0.0, seed=seed, override=more, heads=heads, score=score, axes=("condition",)
+            )
+    study = read_study(tmp_path / "runs")
+    written = publish.publish("practical_models", study, tmp_path)
+    assert written
+    folder = tmp_path / "studies" / "practical_models"
+    assert "/FontFile2" in (folder / "figure.pdf").read_bytes().decode("latin-1")
+    points = read_lines(tmp_path, "practical_models")
+    assert set(points["x_label"]) == set(names)
+    text = (folder / "table.tex").read_text()
+    check_latex(text)
+    assert r" & swin\_large & vit\_b\&w \\" in text
+    nmtune = points[(points["panel"] == "In-domain accuracy") & (points["series"] == "NMTune (paper)")]
+    mean, sd = (100 * x for x in (nmtune.groupby("x_label")["y"].mean(), nmtune.groupby("x_label")["y"].std(ddof=1)))
+    cells = " & ".join(rf"{mean[name]:.1f} $\pm$ {sd[name]:.1f}" for name in names)
+    assert rf"NMTune (paper) & {cells} \\" in text
+    assert "Swin-L (ImageNet-21k), in-domain mean" in (folder / "published.csv").read_text()
+    gains = pd.read_csv(folder / "findings.csv")
+    own = gains[gains["claim"] == "in-domain gain of NMTune over the probe"]
+    assert list(own["at"]) == [f"condition = {name}, preset paper" for name in names]
+    assert own["difference"].to_numpy() == pytest.approx([0.05, 0.05], abs=0.004)
