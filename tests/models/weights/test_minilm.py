@@ -38,4 +38,4 @@ def test_vectors_are_those_of_transformers(pool: str, shared_data: Path):
     for rows, size, width in window:
         found[rows] = apply(*weights, table.make_batch(rows, size, width))[: len(rows)]
     np.testing.assert_allclose(found[:, :: golden.STEP], want, rtol=0, atol=1e-5)
-    assert found.std(0).min() > 1e-3
+    assert np.median(found.std(0)) > 0.01, "the texts matter"
