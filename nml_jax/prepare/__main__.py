@@ -15,7 +15,7 @@ from typing import Any
 from nml_jax import console
 from nml_jax.data.class_names import describe_counts
 from nml_jax.errors import UserError
-from nml_jax.prepare import records
+from nml_jax.prepare.image_files import RESIZE
 from nml_jax.prepare.image_folder import IMAGE_FOLDER, build_image_folder
 from nml_jax.prepare.records import print_classes
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line. Return the exit code."""
     from nml_jax.prepare import downstream
     from nml_jax.prepare.coco.build import COCO_FOLDER, build_coco_folder
-    from nml_jax.prepare.pairs import build
+    from nml_jax.prepare.pairs import command as pairs
 
     parser = argparse.ArgumentParser(prog="python -m nml_jax.prepare", description=(__doc__ or "").split("\n")[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
@@ -40,13 +40,13 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("src", metavar="SRC", type=Path)
         command.add_argument("out", metavar="OUT", type=Path)
         command.add_argument("--workers", type=int, help="threads that check images (default: one per core)")
-    kinds.choices["image_folder"].add_argument("--resize", metavar="SIDE", type=int, help=records.RESIZE)
-    build.add_arguments(kinds.add_parser("image_text", help="from WebDataset tars, Parquet, CSV and TSV"))
+    kinds.choices["image_folder"].add_argument("--resize", metavar="SIDE", type=int, help=RESIZE)
+    pairs.add_arguments(kinds.add_parser("image_text", help="from WebDataset tars, Parquet, CSV and TSV"))
     console.allow_any_terminal()
     args = parser.parse_args(argv)
     try:
         if args.kind == "image_text":
-            return build.main(args)
+            return pairs.main(args)
         options = {"resize": args.resize} if args.kind == "image_folder" else {}
         manifest = builders[args.kind][0](args.src, args.out, workers=args.workers, **options)
         return _print_manifest(manifest, args.out)

@@ -13,7 +13,7 @@ from typing import Any
 
 from nml_jax.errors import UserError
 from nml_jax.prepare.clutter import find_clutter_in_path
-from nml_jax.prepare.records import MAX_BYTES, TOO_LARGE, read_file
+from nml_jax.prepare.image_files import MAX_BYTES, TOO_LARGE, read_file
 
 TWICE = "another file with this name came before"
 

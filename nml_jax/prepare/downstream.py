@@ -22,7 +22,10 @@ from nml_jax.data.images import codec
 from nml_jax.data.sources.source import digest
 from nml_jax.errors import UserError
 from nml_jax.prepare import archives
-from nml_jax.prepare.records import MAX_PIXELS, Item, Listing, build, check_class, check_out
+from nml_jax.prepare.image_files import MAX_PIXELS
+from nml_jax.prepare.listing import Item, Listing
+from nml_jax.prepare.out_folder import check_out
+from nml_jax.prepare.records import build, check_class
 from nml_jax.tasks import catalogue, class_maps
 from nml_jax.tasks.frames import Frames, write_frames
 

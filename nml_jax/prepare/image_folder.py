@@ -21,8 +21,9 @@ from typing import Any
 
 from nml_jax.data import class_names
 from nml_jax.errors import UserError
-from nml_jax.prepare import clutter, records
-from nml_jax.prepare.records import Item, Listing
+from nml_jax.prepare import clutter, image_files, records
+from nml_jax.prepare.listing import Item, Listing, find_training_split, make_no_image_error
+from nml_jax.prepare.out_folder import check_out
 
 STRAY = "not in a <split>/<class> folder"
 IMAGE_FOLDER = "from a folder SRC/<split>/<class>/<image>"
@@ -58,7 +59,7 @@ class Scan(Listing):
 
     def drop_phantoms(self) -> None:
         """Drop the classes without a usable image in the training split. Leave out their images in other splits."""
-        train = records.find_training_split(self.splits)
+        train = find_training_split(self.splits)
         if train is None:
             return
         by_class: dict[str, list[Path]] = {name: [] for name in self.classes}
@@ -142,11 +143,11 @@ def build_image_folder(
         UserError: `src` is not of the form SRC/<split>/<class>/<image>, a split has no usable image, `resize` is below
             1, or `out` exists already or cannot be written.
     """
-    records.check_resize(resize)
+    image_files.check_resize(resize)
     src = src.resolve()
     if not src.is_dir():
         raise UserError(f"{src} is not a folder", "give a folder of the form SRC/<split>/<class>/<image>")
-    records.check_out(src, out)
+    check_out(src, out)
     scan = Scan(src)
     scan.resize = resize
     _check_folders(scan)
@@ -166,7 +167,7 @@ def _check_folders(scan: Scan) -> None:
         )
     for split, files in scan.splits.items():
         if not files:
-            raise records.make_no_image_error(scan, split)
+            raise make_no_image_error(scan, split)
         records.check_split(split, "rename the folder")
     for name in scan.classes:
         records.check_class(name, "rename the folder")
@@ -175,7 +176,7 @@ def _check_folders(scan: Scan) -> None:
 def _find_fault(path: Path) -> str:
     """Return the reason why the image at a path must be refused, or ""."""
     content, reason = _read_image(path)
-    return reason or records.check_image(content)[2]
+    return reason or image_files.check_image(content)[2]
 
 
 def _read_image(path: Path) -> tuple[bytes, str]:
@@ -183,4 +184,4 @@ def _read_image(path: Path) -> tuple[bytes, str]:
         os.fsencode(path.name).decode("utf-8")
     except UnicodeDecodeError:
         return b"", "the file name is not UTF-8"
-    return records.read_file(path)
+    return image_files.read_file(path)

@@ -15,7 +15,7 @@ from PIL import Image
 from nml_jax.data import sources
 from nml_jax.data.images import codec
 from nml_jax.errors import UserError
-from nml_jax.prepare import image_folder, records
+from nml_jax.prepare import image_files, image_folder, out_folder, records
 from nml_jax.prepare.__main__ import main
 from nml_jax.prepare.pairs import build as image_text
 from nml_jax.runs import owner
@@ -123,7 +123,7 @@ def test_the_same_files_give_the_same_dataset(tmp_path):
 
 
 def test_every_refused_file_is_reported_with_its_reason(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(records, "MAX_PIXELS", 200)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 200)
     good = {"train/cat/good.jpg": image(0), "test/cat/good.png": image(1, "PNG")}
     src = fill(
         tmp_path / "src",
@@ -251,7 +251,7 @@ def test_spellings_of_a_class_and_of_a_split_are_one(tmp_path, capsys):
 
 def test_more_than_50_megapixels(tmp_path):
     """Refuse a PNG of 7100 x 7100 pixels, and one so large that Pillow itself refuses it."""
-    assert records.MAX_PIXELS == 50_000_000
+    assert image_files.MAX_PIXELS == 50_000_000
     for side, reason in ((7100, "more than 50 megapixels: 7100 x 7100"), (19000, "too many megapixels")):
         path = tmp_path / f"{side}.png"
         out = io.BytesIO()
@@ -506,7 +506,7 @@ def test_a_build_writes_through_no_link_and_beside_no_other_build(tmp_path, monk
     src = fill(tmp_path / "src", {"train/a/0.jpg": image(0), "train/b/0.jpg": image(1)})
     (tmp_path / "victim").mkdir()
     (tmp_path / ".out.partial").symlink_to(tmp_path / "victim")
-    with records.own_out(tmp_path / "out"):
+    with out_folder.own_out(tmp_path / "out"):
         with pytest.raises(UserError, match="out belongs to another job"):
             image_folder.build_image_folder(src, tmp_path / "out")
         assert not (tmp_path / "out").exists()
@@ -514,7 +514,7 @@ def test_a_build_writes_through_no_link_and_beside_no_other_build(tmp_path, monk
     assert list((tmp_path / "victim").iterdir()) == []
     assert {path.name for path in tmp_path.iterdir()} == {"src", "out", "victim", ".out.partial"}
     with pytest.raises(UserError, match="is a link or a file, not the folder of a build"):
-        records.find_partial(tmp_path / "out")
+        out_folder.find_partial(tmp_path / "out")
 
 
 def test_names_do_not_depend_on_the_locale(tmp_path, monkeypatch):

@@ -20,10 +20,10 @@ from PIL import Image
 from nml_jax.data.class_names import clean_name, simplify_group
 from nml_jax.data.sources import texts
 from nml_jax.errors import UserError
-from nml_jax.prepare import records
+from nml_jax.prepare import image_files
 from nml_jax.prepare.__main__ import main
+from nml_jax.prepare.pairs import assemble, shards, tables, tars
 from nml_jax.prepare.pairs import build as image_text
-from nml_jax.prepare.pairs import shards, tables, tars
 from nml_jax.prepare.pairs.read import cut, read
 from nml_jax.prepare.pairs.types import Columns, Refusal, Tally
 
@@ -135,7 +135,7 @@ def test_every_suffix_and_any_order_of_members(tmp_path):
 
 
 def test_bad_pairs_of_a_tar_are_refused_with_reasons(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(records, "MAX_PIXELS", 100)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 100)
     image = picture(0)
     members = [
         *pair("good", 0, "good"),
@@ -791,8 +791,9 @@ def test_the_keyboard_stops_a_build_in_one_line(tmp_path):
 
 
 def stop_at(monkeypatch, name, call):
-    """Make call number `call` of `shards.<name>` raise the error of a full disk."""
-    real, calls = getattr(shards, name), []
+    """Make call number `call` of a function of shards.py or assemble.py raise the error of a full disk."""
+    module = shards if hasattr(shards, name) else assemble
+    real, calls = getattr(module, name), []
 
     def fail(*args):
         calls.append(args)
@@ -800,7 +801,7 @@ def stop_at(monkeypatch, name, call):
             raise OSError(28, "No space left on device")
         return real(*args)
 
-    monkeypatch.setattr(shards, name, fail)
+    monkeypatch.setattr(module, name, fail)
     return calls
 
 

@@ -15,11 +15,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from nml_jax.data.class_names import compose, read_name
+from nml_jax.data.sources import texts
 from nml_jax.errors import UserError
 from nml_jax.prepare import archives, records
 from nml_jax.prepare.coco.annotations import Instances, parse
-from nml_jax.prepare.records import Item, Listing
+from nml_jax.prepare.listing import Item, Listing, find_training_split
+from nml_jax.prepare.out_folder import check_out
 
 COCO_FOLDER = "from a folder or zip with json files in COCO's format and images"
 # Files of COCO's distribution that hold other annotations, and names that say nothing about the split.
@@ -33,7 +37,7 @@ class Found(Listing):
     """The listing of SRC. A split is the list of its images' entries."""
 
     splits: dict[str, list[dict[str, Any]]]
-    annotated = True
+    field = "annotations"
 
     def __init__(self, src: Path):
         super().__init__(src)
@@ -118,6 +122,15 @@ class Found(Listing):
             counts.update(one["label"] for one in json.loads(text)["annotations"] if not one["iscrowd"])
         return {name: counts[i] for i, name in enumerate(self.classes)}
 
+    def write_index(self, folder: Path, split: str, values: list[Any]) -> None:
+        """Write the annotations, and for each image its height, width, objects and objects with masks."""
+        sizes = []
+        for image in map(json.loads, values):
+            masks = [one["segmentation"] is not None for one in image["annotations"] if not one["iscrowd"]]
+            sizes.append([image["height"], image["width"], len(masks), sum(masks)])
+        np.save(folder / f"{split}.sizes.npy", np.array(sizes, np.int32))
+        texts.write(folder / f"{split}.annotations", values)
+
     def about(self, folder: Path) -> dict[str, Any]:
         """Return the manifest's entries about categories and annotations."""
         ids = {split: {name: i for i, name in of.categories.items()} for split, of in self.instances.items()}
@@ -143,7 +156,7 @@ def name_split(name: str) -> str:
 
 def merge_classes(instances: dict[str, Instances]) -> list[str]:
     """Return the names of the categories of the training split, by id, and then further ones of the others."""
-    train = records.find_training_split(instances) or next(iter(instances))
+    train = find_training_split(instances) or next(iter(instances))
     order = [train, *(split for split in instances if split != train)]
     return list(dict.fromkeys(name for split in order for name in instances[split].categories.values()))
 
@@ -162,5 +175,5 @@ def build_coco_folder(src: Path, out: Path, *, workers: int | None = None) -> di
     src = src.resolve()
     if not src.exists():
         raise UserError(f"{src} does not exist", "give a folder or zip with a json in COCO's format")
-    records.check_out(src, out)
+    check_out(src, out)
     return records.build("coco_folder", Found(src), out, workers=workers)

@@ -31,43 +31,30 @@ orders records by a hash of their keys and cannot resume. Beam needs other libra
 install it beside nml_jax in an environment of its own, without the constraints.
 """
 
-import argparse
-import contextlib
 import dataclasses
 import functools
-import io
 import json
-import multiprocessing
 import os
 import re
-import shlex
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from nml_jax import console
-from nml_jax.data.class_names import describe_counts, list_names, merge_spellings, warn_alike
+from nml_jax.data.class_names import list_names, merge_spellings, warn_alike
 from nml_jax.errors import UserError
-from nml_jax.prepare import records
+from nml_jax.prepare import image_files, out_folder, records
 from nml_jax.prepare.pairs import shards
+from nml_jax.prepare.pairs.assemble import assemble
 from nml_jax.prepare.pairs.find import find
 from nml_jax.prepare.pairs.read import cut
+from nml_jax.prepare.pairs.spread import PipelineFailed, Spread, connect_beam, run_processes
 from nml_jax.prepare.pairs.types import Columns, Found, Shard
 from nml_jax.runs.files import refuse_links, write_json
 
 AGAIN = "then run the same command again; finished shards are kept"
-
-# (what, function, items): calls the function with every item, in any order, on processes or a cluster.
-Spread = Callable[[str, Callable[[Any], None], Sequence[Any]], None]
-
-
-class PipelineFailed(Exception):
-    """Failure of Apache Beam, with the reason in one line."""
 
 
 def build_image_text(
@@ -109,9 +96,9 @@ def build_image_text(
         UserError: no pair is usable, a column is missing, an option is invalid, or `out` exists already or cannot be
             written.
     """
-    records.check_resize(resize)
+    image_files.check_resize(resize)
     for source in sources:
-        records.check_out(source, out)
+        out_folder.check_out(source, out)
     if workers is not None and workers < 1:
         raise UserError(f"--workers must be at least 1, got {workers}", "leave it out for one process per core")
     parts = _check_parts(group, parts or {})
@@ -124,10 +111,10 @@ def build_image_text(
     except OSError as e:
         raise UserError(f"cannot read {e.filename}: {e.strerror}", "give sources that can be read") from e
     splits = _name_splits(plan, parts)
-    spread = functools.partial(_run_processes, workers) if beam is None else _connect_beam(beam)
-    with records.own_out(out):
+    spread = functools.partial(run_processes, workers) if beam is None else connect_beam(beam)
+    with out_folder.own_out(out):
         for source in sources:
-            records.check_out(source, out)  # another build may have ended meanwhile
+            out_folder.check_out(source, out)  # another build may have ended meanwhile
         job = shards.BuildJob("", columns, label, group, tuple(parts.items()), resize=resize)
         return _build(out, job, plan, splits, found, spread)
 
@@ -141,7 +128,7 @@ def _build(
         splits: their names.
         found: the files of the sources.
     """
-    partial = records.find_partial(out)
+    partial = out_folder.find_partial(out)
     job = dataclasses.replace(job, work=str(partial / "shards"))
     try:
         _resume(partial, job, plan)
@@ -152,7 +139,7 @@ def _build(
         if phantoms := shards.find_phantoms(job, len(plan), splits):
             job = _drop_classes(job, phantoms)
             _build_shards(job, plan, spread)
-        manifest = shards.assemble(partial / "out", job, plan, splits, found)
+        manifest = assemble(partial / "out", job, plan, splits, found)
         (partial / "out").rename(out.resolve())
         shutil.rmtree(partial)
     except UserError:  # the finished shards are useless, too
@@ -212,7 +199,13 @@ def _name_splits(plan: list[Shard], parts: Mapping[str, float]) -> list[str]:
 
 def _resume(partial: Path, job: shards.BuildJob, plan: list[Shard]) -> None:
     """Keep the shards of an interrupted build with the same sources and options; delete any other build."""
-    limits = [shards.SCHEMA, shards.MAX_CAPTION, records.MAX_PIXELS, records.MAX_BYTES, records.RECORDS_PER_SHARD]
+    limits = [
+        shards.SCHEMA,
+        shards.MAX_CAPTION,
+        image_files.MAX_PIXELS,
+        image_files.MAX_BYTES,
+        records.RECORDS_PER_SHARD,
+    ]
     about = {path: os.stat(path) for path in dict.fromkeys(shard.path for shard in plan)}
     sources = [[ascii(path), stat.st_size, stat.st_mtime_ns] for path, stat in about.items()]
     options = dataclasses.asdict(dataclasses.replace(job, work=""))
@@ -251,145 +244,3 @@ def _collect_classes(
     numbers = all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in classes)
     ordered = sorted(classes, key=(lambda name: (float(name), name)) if numbers else None)
     return tuple(ordered), tuple(merged.items())
-
-
-def _run_processes(workers: int | None, what: str, function: Callable[[Any], None], items: Sequence[Any]) -> None:
-    """Call `function` with every item, in up to `workers` processes. This is a `Spread` once `workers` is bound."""
-    from tqdm import tqdm
-
-    workers = min(workers or os.cpu_count() or 1, len(items))
-    with tqdm(total=len(items), desc=what, unit=" shards", mininterval=0.5) as bar:
-        if workers <= 1:
-            for item in items:
-                function(item)
-                bar.update()
-            return
-        spawn = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
-        with ProcessPoolExecutor(workers, spawn, initializer=_obey_parent) as pool:
-            try:
-                for future in as_completed([pool.submit(function, item) for item in items]):
-                    future.result()
-                    bar.update()
-            except KeyboardInterrupt:
-                for worker in multiprocessing.active_children():
-                    worker.terminate()  # else the pool would wait for their shards
-                raise
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _obey_parent() -> None:
-    """Ignore Ctrl-C, which the parent handles, and exit when the parent dies.
-
-    Otherwise the workers of a killed build would wait for ever, or keep writing during the next build.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _connect_beam(options: str) -> Spread:
-    """Return a `Spread` that runs an Apache Beam pipeline with these options."""
-    try:
-        import apache_beam  # pyright: ignore[reportMissingImports]
-        from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
-    except ImportError as e:
-        cure = "pip install apache-beam beside nml_jax, in an environment of its own, without -c constraints.txt"
-        raise UserError(f"--beam needs Apache Beam: {e}", cure) from e
-
-    def make_pipeline() -> Any:
-        return apache_beam.Pipeline(options=PipelineOptions(shlex.split(options)))
-
-    printed = io.StringIO()  # argparse prints pages before it exits
-    try:
-        with contextlib.redirect_stderr(printed):
-            make_pipeline().options.get_all_options()
-    except (Exception, SystemExit) as e:  # every runner has errors of its own
-        why = printed.getvalue().splitlines()[-1] if isinstance(e, SystemExit) else _join_lines(e)
-        raise UserError(f"Apache Beam rejects --beam={options!r}: {why}", "see the options of the runner") from e
-
-    def spread(what: str, function: Callable[[Any], None], items: Sequence[Any]) -> None:
-        console.notice(f"{what}: {len(items)} to do")
-        try:
-            with make_pipeline() as pipeline:
-                _ = pipeline | apache_beam.Create(items) | apache_beam.Reshuffle() | apache_beam.Map(function)
-        except Exception as e:  # every runner wraps the errors of workers in its own way
-            raise PipelineFailed(_join_lines(e).split(" [while running")[0]) from e
-
-    return spread
-
-
-def _join_lines(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments. `main` runs the command."""
-    src = 'file or folder of files for split "train", or a folder with a folder of files for each split'
-    several = "several folders of files with different names are splits of these names"
-    parser.add_argument("src", metavar="SRC", type=Path, nargs="+", help=f"{src}; {several}")
-    parser.add_argument("out", metavar="OUT", type=Path)
-    parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
-    parser.add_argument("--image", metavar="COLUMN", help="column of a table: bytes, or paths below its folder")
-    parser.add_argument("--caption", metavar="COLUMN[,COLUMN]", type=_parse_names, help="columns or fields of KEY.json")
-    parser.add_argument("--label", metavar="FIELD", default="", help="column or field of KEY.json with the class")
-    parser.add_argument(
-        "--group", metavar="FIELD", default="", help="pairs with the same value fall into the same part"
-    )
-    parser.add_argument("--parts", metavar="NAME=SHARE,...", type=_parse_shares, help="parts of every split")
-    parser.add_argument("--resize", metavar="SIDE", type=int, help=records.RESIZE)
-    parser.add_argument("--beam", metavar="OPTIONS", help='run on Apache Beam, as in --beam="--runner=DirectRunner"')
-
-
-def _parse_names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
-
-
-def _parse_shares(text: str) -> dict[str, float]:
-    pairs = [part.partition("=") for part in text.split(",")]
-    try:
-        shares = {name: float(share) for name, _, share in pairs}
-    except ValueError:
-        shares = {}
-    if len(shares) < len(pairs) or "" in shares:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of parts, as in train=0.7,new=0.3")
-    return shares
-
-
-def main(args: argparse.Namespace) -> int:
-    """Build the dataset and print the counts. Return the exit code."""
-    manifest = build_image_text(
-        args.src,
-        args.out,
-        workers=args.workers,
-        image=args.image,
-        captions=args.caption,
-        label=args.label,
-        group=args.group,
-        parts=args.parts,
-        resize=args.resize,
-        beam=args.beam,
-    )
-    for split, counts in manifest["splits"].items():
-        console.show(f"{split}: {counts['records']} images with {counts['captions']} captions")
-        if present := {name: n for name, n in counts.get("per_class", {}).items() if n}:
-            console.show(f"  {describe_counts(present)}")
-    records.print_classes(manifest)
-    for equal in manifest["equal_texts"]:
-        counts = {split: (n, manifest["splits"][split]["records"]) for split, n in equal["pairs"].items()}
-        pairs = ", ".join(f"{n} of {total} in {split}" for split, (n, total) in counts.items())
-        console.show(f"equal texts in {' and '.join(equal['splits'])}: {equal['texts']}; pairs with them: {pairs}")
-    kinds = {"pairs": "refused", "captions of pairs that were kept": "refused_captions", "files": "refused_files"}
-    for what, kind in kinds.items():
-        if manifest[kind] or what == "pairs":
-            console.show(f"refused {what}: {sum(manifest[kind].values())}, listed in {args.out / 'refused.jsonl'}")
-        for reason, n in sorted(manifest[kind].items(), key=lambda item: -item[1]):
-            console.show(f"  {n} x {reason}")
-    console.show(str(args.out))
-    return 0

@@ -17,8 +17,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from nml_jax.errors import UserError
+from nml_jax.prepare.image_files import MAX_BYTES, TOO_LARGE, read_file
 from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, Tally, flatten_captions, read_suffix
-from nml_jax.prepare.records import MAX_BYTES, RECORDS_PER_SHARD, TOO_LARGE, read_file
+from nml_jax.prepare.records import RECORDS_PER_SHARD
 
 # Default columns, the first that exists: names of img2dataset, open_clip and Hugging Face.
 IMAGES = ("image", "jpg", "jpeg", "png", "webp", "image_path", "filepath", "file_name", "path")

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from nml_jax.prepare.clutter import HIDDEN, find_clutter_in_path
+from nml_jax.prepare.image_files import MAX_BYTES, TOO_LARGE
 from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, Tally, flatten_captions
-from nml_jax.prepare.records import MAX_BYTES, TOO_LARGE
 
 # Suffix of a member -> its role. Other suffixes are ignored.
 SLOTS = dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image") | {"txt": "txt", "json": "json"}
