@@ -34,7 +34,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def list_words(words: Iterable[str]) -> str:
-    """Words as a sentence lists them: "a, b and c"."""
+    """Return words as a sentence lists them: "a, b and c"."""
     *first, last = [*words] or [""]
     return f"{', '.join(first)} and {last}" if first else last
 

@@ -12,7 +12,7 @@ from nml_jax.settings import flatten, hash_json
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json")
-WORDS = {("zeroshot.class_map", "order")}  # values that are no path
+WORDS = {("zeroshot.class_map", "order")}  # values that are not paths
 TABLES = (".tsv", ".csv", ".txt", ".jsonl", ".ndjson", ".parquet")  # names of tables of texts
 LARGE = 2**30  # bytes of a file that is not read as a whole
 # Names of files of features that can be shards of one set. A .npy cannot: labels would be a file beside it.

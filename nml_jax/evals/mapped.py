@@ -38,7 +38,7 @@ def map_logits(logits: Any, class_map: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def take_best(scores: Any, class_map: Sequence[Sequence[int]]) -> Any:
-    """The same of a checked class map, for arrays of NumPy or JAX."""
+    """Do the same for a checked class map, with arrays of NumPy or JAX."""
     widest = max(map(len, class_map))
     columns = np.array([[*ids, *[ids[0]] * (widest - len(ids))] for ids in class_map])  # filled up with the first
     return scores[:, columns].max(-1)

@@ -96,7 +96,7 @@ def list_siblings(origin: Origin) -> list[Path]:
 
 
 def describe_data(config: ConfigDict) -> dict[str, Any]:
-    """Return what a config says about the data of pre-training. Of folders only the last name is told."""
+    """Return what a config says about the data of pre-training. Folders are shortened to their last name."""
     data = config.data
     names = [Path(path).name for path in (data.mixture or (data.path,)) if path]
     told = {"source": data.source, "dataset": data.name or ", ".join(names), "split": data.train}

@@ -1,4 +1,4 @@
-"""Say how far a job of several runs is and how long the rest takes: a live line in a terminal, else one a minute."""
+"""Report how far a job of several runs is and how long the rest takes, in a live line or in a line a minute."""
 
 import contextlib
 import statistics
@@ -165,6 +165,6 @@ def step(what: str) -> None:
 
 
 def mark() -> None:
-    """Do as `Forecast.mark`, if there is a forecast."""
+    """Call `Forecast.mark`, if there is a forecast."""
     if _current is not None:
         _current.mark()

@@ -63,7 +63,7 @@ def hash_files(workdir: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def find_changed(workdir: Path, record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """List the files among `names` whose content is none that a stage has recorded. A missing file is not among them.
+    """List the files among `names` whose content no stage has recorded. Missing files are left out.
 
     Two stages may write the same file. The one that wrote last is right.
     """

@@ -23,6 +23,7 @@ def list_steps(folder: Path) -> list[int]:
 
 
 def find_latest_step(folder: Path) -> int | None:
+    """Return the latest step saved in a `checkpoints` folder; None if there is none."""
     return max(list_steps(folder), default=None)
 
 

@@ -139,7 +139,7 @@ class Journal:
 
     @contextlib.contextmanager
     def _tolerate_full_disk(self) -> Iterator[None]:
-        """On a full disk, warn once and drop these lines; training continues."""
+        """Warn once on a full disk, and drop these lines. Training continues."""
         try:
             yield
         except OSError as e:

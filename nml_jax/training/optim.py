@@ -155,7 +155,7 @@ def make_schedule(config: ConfigDict, *, steps: int, steps_per_epoch: float) -> 
 
 
 def _make_cosine(config: ConfigDict, warmup: int, steps: int, _: float) -> optax.Schedule:
-    """Half a cosine from `lr` to `min_lr`, reached at `steps`."""
+    """Make half a cosine from `lr` to `min_lr`, which it reaches at `steps`."""
     return optax.warmup_cosine_decay_schedule(config.warmup_lr, config.lr, warmup, steps, config.min_lr)
 
 

@@ -144,7 +144,7 @@ def multiply(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
 
 
 PLAIN = Demands()
-SCORES = {"accuracy", "loss", *METRICS}  # names in `HeadResult.validation` that are no hyper-parameters
+SCORES = {"accuracy", "loss", *METRICS}  # names in `HeadResult.validation` that are not hyper-parameters
 
 
 def score_held_out(

@@ -85,7 +85,7 @@ def choose_probe(
         F: float32 [N, D], as the head sees them.
         targets: float32 [N], standardised.
         parts: rows to train on, and rows to validate on. Without the latter the middle of the grid is taken.
-        alphas: the grid. Of equal scores the lower loss decides.
+        alphas: the grid. Where scores are equal, the lower loss decides.
         demands: what the probe is to be good at.
         widen: also try the α beyond the edge of the grid, if the best one is there.
     """

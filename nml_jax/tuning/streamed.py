@@ -125,7 +125,7 @@ def _draw_shards(n: int, size: int, epochs: int, seed: int) -> Iterator[np.ndarr
 
 
 def _standard(features: Rows) -> Tree:
-    """{"mean", "scale"} over all rows and views in float64, as float32 [D]; a constant feature has the scale 1."""
+    """Compute {"mean", "scale"} over all rows and views in float64, as float32 [D]; a constant feature has scale 1."""
     first = features.rows(np.arange(1))[0, 0].astype(np.float64)  # subtracted, so that a large mean costs no digits
     total, squares, count = np.zeros(features.dim), np.zeros(features.dim), len(features) * features.views
     for _, block in features.blocks(count_block_rows(features.views, features.dim)):

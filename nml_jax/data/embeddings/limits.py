@@ -69,7 +69,7 @@ class Window:
         return 0.0
 
     def _allow(self, count: int, sums: float, tokens: float) -> bool:
-        """Whether one more fits; a request above the limit of tokens goes alone."""
+        """Return whether one more fits. A request above the limit of tokens goes alone."""
         fits = not self.tokens or sums + tokens <= self.tokens or not count
         return fits and (not self.requests or count < self.requests)
 

@@ -24,7 +24,7 @@ from nml_jax.stored import parse_json
 
 VERSION = 1
 SHARD_ROWS = 16_384
-OWN = ("label", "id")  # arrays of a bank that are no layers
+OWN = ("label", "id")  # arrays of a bank that are not layers
 
 
 class Bank:

@@ -111,7 +111,7 @@ def check_labels(labels: np.ndarray, path: Path) -> np.ndarray:
 
 
 def check_scores(labels: np.ndarray, path: Path) -> np.ndarray:
-    """Return labels [N] that are scores as float32. Raise UserError if one is no finite number."""
+    """Return labels [N] that are scores as float32. Raise UserError if one is not a finite number."""
     check_label_shape(labels.shape, path)
     kind = labels.dtype.kind
     if kind not in "iufUS" and labels.dtype != ml_dtypes.bfloat16:

@@ -55,7 +55,7 @@ def check_filled(y: Any) -> Any:
 
 
 def _check_frame(X: Any) -> None:
-    """Raise UserError if a frame of pandas or polars was not collected, or if columns of it are no features."""
+    """Raise UserError if a frame of pandas or polars was not collected, or if columns of it are not features."""
     if hasattr(X, "collect") and hasattr(X, "columns") and not hasattr(X, "shape"):
         raise UserError("X is a lazy frame", "give X.collect()")
     if len(getattr(X, "shape", ())) != 2 or not hasattr(X, "dtypes") or X.shape[1] < 2:

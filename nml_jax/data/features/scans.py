@@ -36,8 +36,8 @@ def scan_batches(
     """Yield consecutive rows: the number of the first, and their columns (all if none are named).
 
     Args:
-        types: types of a CSV file's columns. Of a file of JSON lines they say which columns hold numbers. Other files
-            have types of their own.
+        types: types of a CSV file's columns. In a file of JSON lines they say which columns hold numbers. Other
+            files have types of their own.
         wanted: sorted rows. If given, only the parts of a Parquet or Arrow file that hold them are read.
         coded: read the texts of a Parquet file as codes and a dictionary, so that each takes memory once.
     """

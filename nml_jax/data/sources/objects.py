@@ -57,7 +57,7 @@ class ObjectSource(Source):
         sizes: int32 [N, 2], height and width of the upright pictures.
         image_ids: N ids of the images in the annotations that they come from.
         category_ids: K ids of the classes there.
-        counts: int [N, 2], objects that are no crowds, and those of them with a mask.
+        counts: int [N, 2], objects that are not crowds, and those of them with a mask.
     """
 
     def __init__(

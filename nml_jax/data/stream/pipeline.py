@@ -156,7 +156,7 @@ def evaluate(
     The first caption of a record is used, as text and text_clean; without `tokenize` there are none. The last global
     batch is padded with zeros whose mask is 0. So masks sum to N over all processes, and every process gets the same
     number of batches. A record that cannot be decoded ends the evaluation: a score without some of the test records
-    could not be compared with others. Of groups, see `train`, each has a padded last batch of its own.
+    could not be compared with others. Each group (see `train`) has a padded last batch of its own.
 
     Args:
         shift: a key of `transforms.SHIFTS`, applied to the image as the model would see it.

@@ -113,7 +113,7 @@ def find_maps(encoder: Model, image: Any, name: str) -> dict[int, str]:
     """Find an encoder's maps: stride -> name of the stage that gives it, the finest first.
 
     Raises:
-        UserError: it is no plain ResNet.
+        UserError: it is not a plain ResNet.
     """
     found = jax.eval_shape(
         lambda params, state, batch: encoder.apply(params, state, batch, train=False, key=None)[0],

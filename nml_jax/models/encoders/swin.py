@@ -53,8 +53,8 @@ class WindowAttention(nn.Module):
     """Multi-head self-attention within windows, softmax(q kᵀ / √d + position bias) v. [B, n, n, dim] -> same.
 
     The map is rolled by −shift before it is cut into windows, and back. Then a window may hold places that were not
-    neighbours: 100 is subtracted from their scores. A map whose side is no multiple of the window is filled up with
-    zeros after the roll, and these places are keys as any other.
+    neighbours: 100 is subtracted from their scores. A map whose side is not a multiple of the window is filled up
+    with zeros after the roll, and these places are keys as any other.
     """
 
     heads: int

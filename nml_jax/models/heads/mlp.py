@@ -41,7 +41,7 @@ class Form(NamedTuple):
 
 
 def standardize(F: Any, standard: Mapping[str, Any]) -> Any:
-    """F [..., D] with the mean and scale of `standard`, float32 [D] each, taken out."""
+    """Subtract the mean of `standard` from F [..., D] and divide by its scale, float32 [D] each."""
     return (F - standard["mean"]) / standard["scale"]
 
 

@@ -130,7 +130,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         names = next(filter(None, (whole.get("class_names"), whole.get("label_names"), of_weights)), [])
         names = list(names.values()) if isinstance(names, dict) else names
         if not all(isinstance(name, str) for name in names):
-            raise ValueError("label_names are no texts")
+            raise ValueError("label_names are not texts")
     except (OSError, ValueError, AttributeError, TypeError) as e:
         raise UserError(f"cannot read {config}: {e}", "download it again, or correct it") from e
     return tuple(names)

@@ -28,7 +28,7 @@ def describe_tower(name: str, tower: str = "") -> Keys:
     """Return the values of a variant that its shapes do not show, as keys of our config.
 
     Args:
-        name: a key of MODELS. Of two towers, the image tower counts.
+        name: a key of MODELS. If it has two towers, the image tower counts.
         tower: a key of TOWERS, for the row of CLIPS that has none.
     """
     make = MODELS[name].make

@@ -197,7 +197,7 @@ OPEN_CLIP_IMAGE = (
     ),
 )
 
-# Of several rows whose marks are there, the first counts.
+# The first row whose marks are there counts.
 ALIASES = (
     Alias(
         r"layers\.0\.downsample\.",  # Microsoft's Swin merges at the end of a stage

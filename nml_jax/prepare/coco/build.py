@@ -1,8 +1,8 @@
 """Build a prepared ArrayRecord dataset from detection data in COCO's format, without TensorFlow.
 
-SRC is a folder or a zip with one json or more, and the images in folders or zips. Every json is a split: that of
-instances_val.json is "val", that of val/instances.json or val/_annotations.coco.json too; a single instances.json is
-"train". Records keep the bytes of the images and, as they stand in the json, ids, boxes, polygons and RLEs.
+SRC is a folder or a zip with at least one json, and the images in folders or zips. Every json is a split:
+instances_val.json is "val", and so is val/instances.json or val/_annotations.coco.json; a single instances.json is
+"train". Records keep the bytes of the images, and the ids, boxes, polygons and RLEs as the json writes them.
 
 An image without its file, with a file of another size or a damaged one is refused; annotations are left out or mended
 as annotations.py says. manifest.json lists and counts all of it.
@@ -70,7 +70,7 @@ class Found(Listing):
         return chosen
 
     def _index_paths(self) -> dict[str, list[str]]:
-        """Return name of a file without folders -> its paths, of all that are no json."""
+        """Return the paths of all files but the json files, by their names without folders."""
         paths: dict[str, list[str]] = {}
         for name in self.files:
             if not name.lower().endswith(".json"):
@@ -78,7 +78,7 @@ class Found(Listing):
         return paths
 
     def _find_files(self) -> None:
-        """Find the file of every image; list those of no image."""
+        """Find the file of every image, and leave out the files of no image."""
         self.where = {
             (split, entry["id"]): self._find_file(split, entry["file_name"])
             for split, entries in self.splits.items() for entry in entries

@@ -167,7 +167,7 @@ def _draw_reliability(contest: Contest, tests: tuple[Key, ...], name: str) -> Fi
 
 
 def _read_answers(contest: Contest, test: Key, method: Method) -> Sure | None:
-    """Return the answers of a method; None if they are not on record, or are no probabilities."""
+    """Return the answers of a method; None if they are not on record, or are not probabilities."""
     sources = contest.study.sources.get(test._replace(metric="accuracy", method=method), [{}])[0]
     found = [read_predictions(source.folder, row) for source in sources.values() for row in source.rows]
     known = [one for one in found if one is not None and one.confidence is not None]
