@@ -17,7 +17,7 @@ from ml_collections import FrozenConfigDict
 
 from nml_jax import settings
 from nml_jax.errors import UserError
-from nml_jax.models.describe import list_fields
+from nml_jax.models.describe import find_tower, list_fields
 from nml_jax.models.layers.depthwise import PADDINGS
 from nml_jax.models.layers.initializers import leave_undrawn
 from nml_jax.models.text.language import ACTIVATIONS, POOLS
@@ -87,9 +87,7 @@ def build(config: Any, *, num_classes: int, image_size: int | tuple[int, int]) -
 
 def embeds_tokens(config: Any) -> bool:
     """Return whether the section `model` describes an encoder that takes NEFTune's noise at its embeddings."""
-    variant = TOWERS[config.tower] if config.name == "clip" else MODELS[config.name]
-    make = variant.make.keywords.get("tower") or variant.make
-    return "neftune" in inspect.signature(make.func).parameters
+    return "neftune" in list_fields(config)
 
 
 @lru_cache(maxsize=8)
@@ -107,8 +105,7 @@ def _build(config: FrozenConfigDict, num_classes: int, height: int, width: int, 
     if config.name in REMOTE:
         spec = {"vector": jax.ShapeDtypeStruct((1, 1), jnp.float32)}
     if config.name in CLIPS:
-        tower = CLIPS[config.name].make.keywords.get("tower") or TOWERS[config.tower].make
-        values["tower"] = _make_module(tower, {**values, "num_classes": 0, "hidden": 0})
+        values["tower"] = _make_module(find_tower(config), {**values, "num_classes": 0, "hidden": 0})
         spec["text"] = jax.ShapeDtypeStruct((1, config.text_context), jnp.int32)
     module = _make_module(MODELS[config.name].make, values)
     mean, std = np.asarray(config.mean, np.float32), np.asarray(config.std, np.float32)

@@ -265,7 +265,7 @@ def describe_preprocessing(config: Any) -> str:
     known = dict(settings.flatten(config.to_dict()))
     crop = known["augment.test_crop"] if known["augment.crop"] == "random_resized" else 1.0
     rest = {"augment.test_crop": crop} | {key: known[key] for key in ("augment.interpolation", "augment.resize")}
-    rest |= published.describe_tower(config.model.name, config.model.tower)
+    rest |= published.list_constants(config.model.name, config.model.tower)
     rest |= {key: known[key] for key in ("model.epsilon", "model.padding") if known[key] is not None}
     assumed = list_preprocessing(config) | rest
     return ", ".join(f"{key}={value}" for key, value in assumed.items() if value is not None)

@@ -11,7 +11,7 @@ from typing import Any
 from nml_jax.console import notice_once
 from nml_jax.errors import MissingInput, UserError
 from nml_jax.models.published.common import Keys
-from nml_jax.models.published.common import describe_tower as describe_tower
+from nml_jax.models.published.common import list_constants as list_constants
 from nml_jax.models.published.openclip import read_open_clip
 from nml_jax.models.published.own import read_nml
 from nml_jax.models.published.timm import read_timm

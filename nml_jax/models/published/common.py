@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from nml_jax.console import notice_once
 from nml_jax.errors import UserError
 from nml_jax.models.architectures import BASES, TIMM, Architecture
-from nml_jax.models.variants import CLIPS, MODELS, TOWERS
+from nml_jax.models.describe import find_tower
+from nml_jax.models.variants import CLIPS, TOWERS
 
 Keys = dict[str, Any]
 
@@ -24,16 +27,14 @@ def find_architecture(path: Path, name: str) -> Architecture:
     return TIMM[name]
 
 
-def describe_tower(name: str, tower: str = "") -> Keys:
-    """Return the values of a variant that its shapes do not show, as keys of our config.
+def list_constants(name: str, tower: str = "") -> Keys:
+    """List the constants of a variant that its shapes do not show, as keys of our config.
 
     Args:
         name: a key of MODELS. If it has two towers, the image tower counts.
         tower: a key of TOWERS, for the row of CLIPS that has none.
     """
-    make = MODELS[name].make
-    if name in CLIPS:
-        make = make.keywords.get("tower") or TOWERS[tower].make
+    make = find_tower(ConfigDict({"name": name, "tower": tower}))
     fields = {k: p.default for k, p in inspect.signature(make.func).parameters.items()} | make.keywords
     return {f"model.{key}": fields[key] for key in ("epsilon", "padding") if fields.get(key) is not None}
 

@@ -9,8 +9,8 @@ from nml_jax.models.architectures import BASES
 from nml_jax.models.published.common import (
     Keys,
     check_filter,
-    describe_tower,
     find_architecture,
+    list_constants,
     name_clip,
     require,
     require_known,
@@ -69,7 +69,7 @@ def _read_vision(path: Path, vision: Mapping[str, Any], embed_dim: int) -> Keys:
         require(path, "vision_cfg.timm_proj_bias", bias, not bias, "false")
         row = find_architecture(path, vision["timm_model_name"])
         hidden = {"model.hidden": 2 * embed_dim if proj == "mlp" else 0}
-        keys = {"model.name": BASES["timm"], "model.tower": row.name, **describe_tower(row.name), **row.keys, **hidden}
+        keys = {"model.name": BASES["timm"], "model.tower": row.name, **list_constants(row.name), **row.keys, **hidden}
         return keys | {"data.image_size": size}
     known = {"image_size", "layers", "width", "head_width", "patch_size", "pool_type", "patch_dropout", "output_tokens"}
     require_known(path, "vision_cfg", vision, known | {"mlp_ratio"})

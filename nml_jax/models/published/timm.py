@@ -6,7 +6,7 @@ from typing import Any
 
 from nml_jax.errors import UserError
 from nml_jax.models.architectures import FIXED, VALUES, Architecture
-from nml_jax.models.published.common import Keys, check_filter, describe_tower, find_architecture, require, tell_assumed
+from nml_jax.models.published.common import Keys, check_filter, find_architecture, list_constants, require, tell_assumed
 from nml_jax.models.variants import IMAGENET, MODELS
 
 
@@ -22,11 +22,11 @@ def read_timm(path: Path, content: Mapping[str, Any]) -> Keys:
     tell_assumed(path, own, ("input_size", "crop_pct", "interpolation", "mean", "std"))
     return {
         "model.name": row.name,
-        **describe_tower(row.name),
+        **list_constants(row.name),
         "model.quick_gelu": False,
         **row.keys,
         "data.image_size": size[1],
-        **_read_arguments(path, "model_args", content.get("model_args") or {}, row),
+        **_read_arguments(path, content.get("model_args") or {}, row),
         "augment.test_crop": float(own.get("crop_pct", 0.875)),
         "augment.interpolation": check_filter(path, own.get("interpolation", "bicubic")),
         "augment.resize": modes[mode],
@@ -35,11 +35,11 @@ def read_timm(path: Path, content: Mapping[str, Any]) -> Keys:
     }
 
 
-def _read_arguments(path: Path, block: str, arguments: Mapping[str, Any], row: Architecture) -> Keys:
+def _read_arguments(path: Path, arguments: Mapping[str, Any], row: Architecture) -> Keys:
     """Return the keys of arguments of timm's constructor."""
     keys = {}
     for name, value in arguments.items():
-        where = f"{block}.{name}"
+        where = f"model_args.{name}"
         key = row.arguments.get(name)
         if name not in row.arguments and name in FIXED:
             require(path, where, value, value in FIXED[name], " or ".join(map(repr, FIXED[name])))
