@@ -168,7 +168,7 @@ def keep_compiled(folder: Path) -> None:
 
 
 @functools.cache
-def _cpu_options() -> dict[str, str] | None:
+def _choose_cpu_options() -> dict[str, str] | None:
     """Return CPU_OPTIONS, or None if this version of the compiler does not know them."""
     try:
         jax.jit(lambda: 0, compiler_options=CPU_OPTIONS).lower().compile()
@@ -180,7 +180,7 @@ def _cpu_options() -> dict[str, str] | None:
 def jit(function: Callable[..., Any], mesh: Mesh, **how: Any) -> Any:
     """Apply jax.jit to something large, such as a step, with compiler options for its devices."""
     platform = mesh.devices.flat[0].platform
-    return jax.jit(function, compiler_options=_cpu_options() if platform == "cpu" else None, **how)
+    return jax.jit(function, compiler_options=_choose_cpu_options() if platform == "cpu" else None, **how)
 
 
 def put_batch(mesh: Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
@@ -197,7 +197,6 @@ def put_batch(mesh: Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
 
 def to_mesh(tree: Any, mesh: Mesh) -> Any:
     """Make global arrays, sharded by shape, from arrays that every process holds whole. Each has its own buffer."""
-
     return jax.tree.map(_put, tree, choose_shardings(tree, mesh))
 
 

@@ -44,7 +44,7 @@ class Classification:
 
     Args:
         apply: that of a Model.
-        batches: returns this process's batches of the split, from the start. They are dicts of NumPy arrays
+        batches: returns this process's batches of the split, from the start. They are dicts of NumPy arrays:
             the model's inputs, label and label_clean int [B], id, and mask float [B], 0 for rows of padding.
         num_classes: K.
         put: local batch -> global batch on the devices (`runtime.put_batch`).

@@ -124,9 +124,9 @@ class Retrieval:
 
     Args:
         apply: that of a Model.
-        batches: returns this process's batches of the images, from the start. They are dicts of NumPy arrays
+        batches: returns this process's batches of the images, from the start. They are dicts of NumPy arrays:
             image [B, H, W, 3] and mask float [B], 0 for rows of padding.
-        texts: returns this process's batches of the captions, from the start. They are dicts of NumPy arrays
+        texts: returns this process's batches of the captions, from the start. They are dicts of NumPy arrays:
             text int32 [b, L], id int [b], the position of the caption's image in `batches`, and mask float [b].
         mesh: its devices share the queries; None: one device.
         chunk: captions or images that a device scores at a time.
@@ -191,7 +191,7 @@ class CaptionFit:
 
     Args:
         apply: that of a Model.
-        batches: returns this process's batches of the records, from the start. They are dicts of NumPy arrays
+        batches: returns this process's batches of the records, from the start. They are dicts of NumPy arrays:
             image [B, H, W, 3], text and text_clean int32 [B, L], and mask float [B]. Records whose two captions have
             the same tokens do not count.
         put, fetch: as in `Retrieval`.

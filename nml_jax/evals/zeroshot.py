@@ -77,10 +77,10 @@ class ZeroShot:
 
     Args:
         apply: that of a Model.
-        batches: returns this process's batches of the split, from the start. They are dicts of NumPy arrays
+        batches: returns this process's batches of the split, from the start. They are dicts of NumPy arrays:
             image [B, H, W, 3], label and label_clean int [B], and mask float [B], 0 for rows of padding.
         texts: returns this process's batches of the texts, from the start, all of one shape. They are dicts of NumPy
-            arrays text int32 [b, L], id int [b], the class that the text describes, and mask float [b].
+            arrays: text int32 [b, L], id int [b], the class that the text describes, and mask float [b].
         num_classes: K; every class has a text.
         put: local batch -> global batch on the devices (`runtime.put_batch`).
         fetch: global arrays -> NumPy, whole, on every process (`runtime.fetch`).

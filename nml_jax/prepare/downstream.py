@@ -47,7 +47,7 @@ class Members(Listing):
         super().__init__(src)
         self.splits, self.classes, self._prepare = chosen, classes, prepare
 
-    def items(self, split: str) -> Iterator[Item]:
+    def iterate_items(self, split: str) -> Iterator[Item]:
         chosen, counts = self.splits[split], Counter[str]()
         for name, content, reason in archives.read(self.src, chosen, counts):
             yield Item(*chosen[name], functools.partial(self._load_image, content, reason))
@@ -66,7 +66,7 @@ class VideoFrames(Members):
         super().__init__(src, chosen, list(class_maps.load("imagenet_vid_robust")))
         self._labels, self._groups = labels, groups
 
-    def about(self, folder: Path) -> dict[str, Any]:
+    def complete_manifest(self, folder: Path) -> dict[str, Any]:
         keys = json.loads((folder / "supervision" / "test.keys.json").read_text("utf-8"))
         number = {key: i for i, key in enumerate(keys)}
         kept = [[anchor, *around] for anchor, around in self._groups.items() if anchor in number]
@@ -94,7 +94,7 @@ class CorruptedCifar(Listing):
         self.splits = {f"{c}_{s}": range(len(labels) // 5) for c in catalogue.CORRUPTIONS for s in range(1, 6)}
         self.seen = sum(map(len, self.splits.values()))  # images, which lie in arrays
 
-    def items(self, split: str) -> Iterator[Item]:
+    def iterate_items(self, split: str) -> Iterator[Item]:
         corruption, _, severity = split.rpartition("_")
         images, labels = self._read_images(corruption)[int(severity) - 1], self._labels[int(severity) - 1]
         for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):

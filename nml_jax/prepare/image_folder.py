@@ -78,22 +78,22 @@ class Scan(Listing):
                     self.leave_out(path, f"class {name!r} has no usable image in split {train!r}")
             self.splits[split] = [(name, path) for name, path in files if name not in self.dropped]
 
-    def items(self, split: str) -> Iterator[Item]:
+    def iterate_items(self, split: str) -> Iterator[Item]:
         for name, path in self.splits[split]:
-            yield Item(name, self.key(path), functools.partial(_read_image, path))
+            yield Item(name, self._make_key(path), functools.partial(_read_image, path))
 
-    def cure(self, split: str) -> str:
+    def advise(self, split: str) -> str:
         return f"put class folders with images into {self.src / split}, or move that folder away"
 
-    def key(self, path: str | Path) -> str:
+    def _make_key(self, path: str | Path) -> str:
         """Return the path below SRC. Bytes that are not UTF-8 are escaped."""
         return os.fsencode(Path(path).relative_to(self.src).as_posix()).decode("utf-8", "backslashreplace")
 
     def refuse(self, path: str | Path, reason: str) -> None:
-        self.refused.append({"file": self.key(path), "reason": reason})
+        self.refused.append({"file": self._make_key(path), "reason": reason})
 
     def leave_out(self, path: str | Path, reason: str) -> None:
-        self.left_out.append({"file": self.key(path), "reason": reason, "files": clutter.count_files(path)})
+        self.left_out.append({"file": self._make_key(path), "reason": reason, "files": clutter.count_files(path)})
 
     def _list_entries(self, folder: str | Path) -> list[os.DirEntry[str]]:
         try:

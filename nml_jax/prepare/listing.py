@@ -47,7 +47,7 @@ class Listing:
         self.seen: int | None = None
         self.resized: Counter[str] = Counter()
 
-    def items(self, split: str) -> Iterator[Item]:
+    def iterate_items(self, split: str) -> Iterator[Item]:
         """Yield the images of a split in the order of its records."""
         raise NotImplementedError
 
@@ -58,7 +58,7 @@ class Listing:
             counts[entry["reason"]] += entry["files"]
         return counts
 
-    def cure(self, split: str) -> str:
+    def advise(self, split: str) -> str:
         """Return the advice for a split without a usable image."""
         return f"get {self.src} again"
 
@@ -67,7 +67,7 @@ class Listing:
         counts = Counter(values)
         return {name: counts[i] for i, name in enumerate(self.classes)}
 
-    def about(self, folder: Path) -> dict[str, Any]:
+    def complete_manifest(self, folder: Path) -> dict[str, Any]:
         """Return further entries for the manifest. Called when all records are in `folder`; may write files there."""
         return {}
 
@@ -86,4 +86,4 @@ def find_training_split(splits: Collection[str]) -> str | None:
 def make_no_image_error(listing: Listing, split: str) -> UserError:
     """Make the error of a split without a usable image."""
     why = f" but of classes without one in the training split: {list_names(listing.dropped)}" if listing.dropped else ""
-    return UserError(f"split {split!r} has no usable image{why}", listing.cure(split))
+    return UserError(f"split {split!r} has no usable image{why}", listing.advise(split))

@@ -52,7 +52,7 @@ def build(name: str, listing: Listing, out: Path, *, workers: int | None = None)
         manifest |= {"refused": listing.refused, "files_left_out": listing.left_out}
         if listing.seen is not None:
             manifest["seen"] = listing.seen
-        manifest |= listing.about(partial)
+        manifest |= listing.complete_manifest(partial)
         write_json(partial / "manifest.json", manifest)
         partial.rename(out.resolve())
     return manifest
@@ -125,7 +125,7 @@ def _write_split(
 
 def _load_examples(listing: Listing, split: str, pool: ThreadPoolExecutor, bar: Any) -> Iterator[list[Example]]:
     """Yield the usable images of a split in chunks of examples. List the others in `listing.refused`."""
-    class_ids, items = {name: i for i, name in enumerate(listing.classes)}, listing.items(split)
+    class_ids, items = {name: i for i, name in enumerate(listing.classes)}, listing.iterate_items(split)
     while chunk := list(itertools.islice(items, CHUNK)):
         examples = []
         loaded = pool.map(functools.partial(_load_item, listing.resize), chunk)

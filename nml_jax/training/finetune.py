@@ -135,7 +135,7 @@ def build_optimizer(config: Any, params: Any, method: str, lr: float) -> ConfigD
             "warmup_epochs": config.warmup_epochs, "warmup_steps": None,
             "warmup_lr": 0.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "momentum": 0.0, "nesterov": False,
             "weight_decay": config.weight_decay, "decay": DECAY, "clamp": (), "clip_norm": config.clip_norm,
-            "lr_mult": optim.layer_decay(params, config.layer_decay, frozen=unused),
+            "lr_mult": optim.decay_layers(params, config.layer_decay, frozen=unused),
         }
     )  # fmt: skip
 
@@ -224,4 +224,4 @@ def check(config: Any) -> None:
         raise UserError("finetune.head=mlp has no zero-shot weights", "set finetune.head=linear")
     if not all(0 <= share <= 1 for share in config.wise):
         raise UserError(f"finetune.wise={config.wise} is out of range", "give shares of the tuned weights, from 0 to 1")
-    optim.layer_decay({}, config.layer_decay)
+    optim.decay_layers({}, config.layer_decay)

@@ -90,7 +90,7 @@ def make(
     return optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels), schedule
 
 
-def layer_decay(params: Any, decay: float, *, frozen: str = "") -> tuple[tuple[str, float], ...]:
+def decay_layers(params: Any, decay: float, *, frozen: str = "") -> tuple[tuple[str, float], ...]:
     """Return pairs for `optimizer.lr_mult` in which the learning rate falls by `decay` per layer from the top down.
 
     This is the rule of BEiT (arXiv 2106.08254, its code). Layer 0 is all before the first block: a ViT's patches, class

@@ -305,8 +305,7 @@ def list_preprocessing(config: Any) -> dict[str, Any]:
     return {key: tuple(known[key]) if isinstance(known[key], list) else known[key] for key in keys}
 
 
-@functools.cache
 def _notice(message: str) -> None:
-    """Print a line once for all runs of a process; in a job, on its first process."""
+    """Print a line once for all runs of an experiment, on the first process of its job."""
     if jax.process_index() == 0:
-        console.notice(message)
+        console.notice_once(message)

@@ -34,7 +34,6 @@ LAION = {
 @pytest.fixture(autouse=True)
 def forget_notices():
     console.notice_once.cache_clear()
-    pretrained._notice.cache_clear()
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def name_parameters(family: str) -> dict:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layers_begin_with_the_stem_and_end_with_the_head(family: str):
     rates = {}
-    for pattern, rate in optim.layer_decay(name_parameters(family), 0.5):
+    for pattern, rate in optim.decay_layers(name_parameters(family), 0.5):
         rates[pattern.replace("\\", "")] = rate
     blocks = sorted({found[0] for name in rates if (found := re.match(r"(stage\d+_)?block\d+", name))})
     ladder = {block: 0.5 ** (len(blocks) - i) for i, block in enumerate(blocks)}

@@ -324,7 +324,7 @@ def get_rates(rules) -> dict[str, float]:
 def test_layer_decay_of_a_vit():
     names = ["cls", "pos_embed", "patch/kernel", "norm_pre/scale", "block0/attn/qkv/kernel", "block1/mlp/fc1/bias",
              "block2/norm1/scale", "norm/scale", "head/kernel"]  # fmt: skip
-    found = get_rates(optim.layer_decay(nest(names), 0.5))
+    found = get_rates(optim.decay_layers(nest(names), 0.5))
     assert found == dict(zip(names, [1 / 16] * 4 + [1 / 8, 1 / 4, 1 / 2, 1, 1], strict=True))
 
 
@@ -332,7 +332,7 @@ def test_layer_decay_of_a_resnet_counts_blocks_through_its_stages():
     names = ["stem_conv/kernel", "stem_bn/scale", "stage1_block0/conv1/kernel", "stage1_block1/bn2/bias",
              "stage2_block0/downsample_conv/kernel", "stage2_block10/conv1/kernel", "stage2_block9/conv1/kernel",
              "pool/pos_embed", "head/bias"]  # fmt: skip
-    found = get_rates(optim.layer_decay(nest(names), 0.5))
+    found = get_rates(optim.decay_layers(nest(names), 0.5))
     powers = [6, 6, 5, 4, 3, 1, 2, 0, 0]
     assert found == dict(zip(names, [0.5**power for power in powers], strict=True))
 
@@ -340,18 +340,18 @@ def test_layer_decay_of_a_resnet_counts_blocks_through_its_stages():
 def test_layer_decay_below_a_prefix_with_a_frozen_part():
     names = ["encoder/base/block0/w", "encoder/base/block1/w", "encoder/lora/block1/w/a", "encoder/text/block7/w",
              "head/w"]  # fmt: skip
-    found = get_rates(optim.layer_decay(nest(names), 0.1, frozen=r"encoder/(base|text)/.*"))
+    found = get_rates(optim.decay_layers(nest(names), 0.1, frozen=r"encoder/(base|text)/.*"))
     assert found == pytest.approx(dict(zip(names, [0, 0, 0.1, 0, 1], strict=True)))
 
 
 def test_layer_decay_of_one_leaves_the_rates_alone():
-    assert set(get_rates(optim.layer_decay(nest(["patch/kernel", "block0/w", "head/w"]), 1.0)).values()) == {1.0}
+    assert set(get_rates(optim.decay_layers(nest(["patch/kernel", "block0/w", "head/w"]), 1.0)).values()) == {1.0}
 
 
 @pytest.mark.parametrize("decay", [0.0, -0.1, 1.1, float("nan")])
 def test_layer_decay_out_of_range(decay: float):
     with pytest.raises(UserError, match="layer-wise"):
-        optim.layer_decay({}, decay)
+        optim.decay_layers({}, decay)
 
 
 def nest(names: list[str]) -> dict:

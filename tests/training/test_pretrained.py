@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from configs import clip_vitb16, common, digits, published
-from nml_jax import models
+from nml_jax import console, models
 from nml_jax.errors import UserError
 from nml_jax.models.weights import timm
 from nml_jax.training import pretrained
@@ -23,7 +23,7 @@ def make(made=None, **overrides):
 
 @pytest.fixture(autouse=True)
 def forget_notices():
-    pretrained._notice.cache_clear()
+    console.notice_once.cache_clear()
 
 
 def test_a_difference_is_a_line(capsys):

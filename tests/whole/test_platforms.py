@@ -361,7 +361,7 @@ PROGRAMS: dict[str, Program] = {
 # Compiled, but no program that another platform could refuse.
 ELSEWHERE = {
     "runtime.py:check_devices": "a sum of whole numbers",
-    "runtime.py:_cpu_options": "asks the compiler for CPUs",
+    "runtime.py:_choose_cpu_options": "asks the compiler for CPUs",
     "runtime.py:_make_replicate": "the identity",
     "training/pretrained.py:_draw_leaves": "a part of what the initialisation of a model draws",
 }

@@ -101,7 +101,7 @@ class Found(Listing):
 
         return min(ends, key=rank, default="")
 
-    def items(self, split: str) -> Iterator[Item]:
+    def iterate_items(self, split: str) -> Iterator[Item]:
         numbers = {name: i for i, name in enumerate(self.classes)}
         of = self.instances[split]
         labels = {i: numbers[name] for i, name in of.categories.items()}
@@ -113,7 +113,7 @@ class Found(Listing):
             text = json.dumps(about | {"annotations": annotations}, ensure_ascii=False)
             yield Item(text, entry["file_name"], load, (entry["height"], entry["width"]))
 
-    def cure(self, split: str) -> str:
+    def advise(self, split: str) -> str:
         return f"put its images beside the json of {split}, in a folder or a zip"
 
     def count_classes(self, split: str, values: list[Any]) -> dict[str, int]:
@@ -131,7 +131,7 @@ class Found(Listing):
         np.save(folder / f"{split}.sizes.npy", np.array(sizes, np.int32))
         texts.write(folder / f"{split}.annotations", values)
 
-    def about(self, folder: Path) -> dict[str, Any]:
+    def complete_manifest(self, folder: Path) -> dict[str, Any]:
         """Return the manifest's entries about categories and annotations."""
         ids = {split: {name: i for i, name in of.categories.items()} for split, of in self.instances.items()}
         own = {split: [of.get(name) for name in self.classes] for split, of in ids.items()}
