@@ -1,10 +1,8 @@
-import errno
 import io
 import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +13,8 @@ from PIL import Image
 from nml_jax.data import sources
 from nml_jax.data.images import codec
 from nml_jax.errors import UserError
-from nml_jax.prepare import image_files, image_folder, out_folder, records
+from nml_jax.prepare import image_files, image_folder, records
 from nml_jax.prepare.__main__ import main
-from nml_jax.prepare.pairs import build as image_text
-from nml_jax.runs import owner
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def image(seed, kind="JPEG", size=(16, 12)):
@@ -302,76 +296,6 @@ def test_wrong_folders_are_refused(tmp_path, capsys, files, cause, cure):
     assert [p.name for p in tmp_path.iterdir()] == ["src"]
 
 
-def test_out_must_be_new(tmp_path):
-    src = fill(tmp_path / "src", GOOD)
-    for name, content in (("full/file", b"precious"), ("file", b"precious")):
-        fill(tmp_path, {name: content})
-        with pytest.raises(UserError, match="exists already"):
-            image_folder.build_image_folder(src, tmp_path / name.split("/")[0])
-        assert (tmp_path / name).read_bytes() == b"precious"
-    with pytest.raises(UserError, match="lies inside"):
-        image_folder.build_image_folder(src, src / "out")
-    with pytest.raises(UserError, match="is not a folder"):
-        image_folder.build_image_folder(tmp_path / "nothing", tmp_path / "out")
-    (tmp_path / "empty").mkdir()
-    image_folder.build_image_folder(src, tmp_path / "empty")
-    assert len(open_split(tmp_path / "empty", "train")) == 5
-
-
-@pytest.mark.parametrize("where", ["begin", "records", "labels", "close", "rename"])
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, where):
-    def full(kind):
-        def fail(*args, **kwargs):
-            raise kind
-
-        return fail
-
-    no_space = OSError(errno.ENOSPC, "No space left on device")
-    writer = tfds.core.SequentialWriter
-    if where == "records":
-        monkeypatch.setattr(writer, "add_examples", full(RuntimeError("write() failed: No space left on device")))
-    elif where == "close":
-        monkeypatch.setattr(writer, "close_all", full(RuntimeError("write() failed: No space left on device")))
-    elif where == "labels":
-        monkeypatch.setattr(np, "save", full(no_space))
-    elif where == "rename":
-        monkeypatch.setattr(Path, "rename", full(no_space))
-    else:
-        monkeypatch.setattr(Path, "mkdir", full(no_space))
-    src = fill_without_mkdir(tmp_path / "src") if where == "begin" else fill(tmp_path / "src", GOOD)
-    with pytest.raises(UserError, match=r"cannot write .*out: .*No space left on device"):
-        image_folder.build_image_folder(src, tmp_path / "out")
-    assert [p.name for p in tmp_path.iterdir()] == ["src"]
-
-
-def fill_without_mkdir(src):
-    os.makedirs(src / "train" / "cat")
-    (src / "train" / "cat" / "1.jpg").write_bytes(image(0))
-    return src
-
-
-def test_out_below_a_file_cannot_be_written(tmp_path):
-    src = fill(tmp_path / "src", GOOD)
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match="cannot write"):
-        image_folder.build_image_folder(src, tmp_path / "file" / "out")
-
-
-def test_a_killed_build_leaves_nothing_under_its_name_and_can_be_repeated(tmp_path):
-    photo = image(0, size=(600, 400))
-    src = fill(tmp_path / "src", {f"train/{c}/{i}.jpg": photo for c in "ab" for i in range(60)})
-    command = [sys.executable, "-m", "nml_jax.prepare", "image_folder", str(src), str(tmp_path / "out")]
-    build = subprocess.Popen([*command, "--workers=1"], stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
-    while build.poll() is None and not list(tmp_path.glob(".out.*.partial/*.array_record*")):
-        time.sleep(0.005)
-    build.kill()
-    build.wait()
-    assert not (tmp_path / "out").exists()
-    image_folder.build_image_folder(src, tmp_path / "out")
-    assert len(open_split(tmp_path / "out", "train")) == 120
-    assert {p.name for p in tmp_path.iterdir()} == {"src", "out"}
-
-
 def test_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as e:
         main(["--help"])
@@ -385,136 +309,6 @@ def test_command_line(tmp_path, capsys):
     code = f"import sys, nml_jax.prepare.image_folder; print([m for m in {slow} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert out.stdout.strip() == "[]"
-
-
-def smooth(height, width, seed=0):
-    """Return pixels whose colours change slowly, so that they survive JPEG compression."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def encode(pixels, kind="JPEG", orientation=1):
-    out, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(pixels).save(out, kind, exif=exif, **{"quality": 95} if kind == "JPEG" else {})
-    return out.getvalue()
-
-
-PHOTOS = {
-    "0 wide.jpg": (encode(smooth(60, 90)), (40, 60)),
-    "1 tall.png": (encode(smooth(100, 50), "PNG"), (80, 40)),
-    "2 turned.jpg": (encode(smooth(60, 90), orientation=6), (60, 40)),
-    "3 exact.jpg": (encode(smooth(40, 300)), None),
-    "4 small.png": (encode(smooth(9, 8), "PNG"), None),
-    "5 small turned.jpg": (encode(smooth(30, 20), orientation=8), None),
-    "6 odd.bmp": (encode(smooth(41, 97), "BMP"), (40, 95)),
-}
-
-
-def expect_shrunk(records):
-    for (name, (content, shape)), record in zip(PHOTOS.items(), records, strict=True):
-        if shape is None:
-            assert record["image"] == content, name
-            continue
-        assert record["image"][:3] == b"\xff\xd8\xff"
-        pixels = codec.decode(record["image"])
-        assert pixels.shape[:2] == shape, name
-        expected = Image.fromarray(codec.decode(content)).resize(shape[::-1], Image.Resampling.BOX)
-        assert np.abs(pixels.astype(int) - np.asarray(expected)).mean() < 3, name
-
-
-def test_images_larger_than_asked_are_shrunk(tmp_path, capsys):
-    src = fill(tmp_path / "src", {f"train/a/{name}": content for name, (content, _) in PHOTOS.items()})
-    fill(src, {"test/a/1.png": PHOTOS["4 small.png"][0]})
-    for resize in (None, 40, 50, 400):
-        out = tmp_path / f"out{resize}"
-        flags = [] if resize is None else [f"--resize={resize}"]
-        assert main(["image_folder", str(src), str(out), *flags]) == 0
-    expect_shrunk(open_split(tmp_path / "out40", "train"))
-    assert [r["image"] for r in open_split(tmp_path / "out400", "train")] == [c for c, _ in PHOTOS.values()]
-    manifests = {o.name: json.loads((o / "manifest.json").read_text("utf-8")) for o in tmp_path.glob("out*")}
-    how = {"format": "JPEG", "quality": 95, "subsampling": "4:2:0", "interpolation": "area"}
-    assert manifests["out40"]["resized"] == {"shorter_side": 40, **how, "images": {"test": 0, "train": 4}}
-    assert manifests["out400"]["resized"]["images"] == {"test": 0, "train": 0}
-    assert "resized" not in manifests["outNone"]
-    assert len({open_split(tmp_path / name, "train").fingerprint for name in manifests}) == 4
-    assert len({open_split(tmp_path / name, "test").fingerprint for name in manifests}) == 4
-
-
-def test_shrunk_images_are_as_small_as_they_say(tmp_path):
-    """Read 4:2:0 and quality 95 from the file itself, and check that no EXIF block would turn it again."""
-    image_folder.build_image_folder(
-        fill(tmp_path / "src", {"train/a/1.jpg": PHOTOS["2 turned.jpg"][0]}), tmp_path / "out", resize=40
-    )
-    with Image.open(io.BytesIO(open_split(tmp_path / "out", "train")[0]["image"])) as image:
-        assert not image.getexif()
-        assert image.layer[0][1:3] == (2, 2)
-        tables = image.quantization
-    reference = Image.open(io.BytesIO(encode(smooth(9, 9))))
-    assert tables == reference.quantization
-
-
-@pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("beam", [None, "--runner=DirectRunner"])
-def test_pairs_larger_than_asked_are_shrunk(tmp_path, beam):
-    if beam:
-        pytest.importorskip("apache_beam", reason="Apache Beam is not installed; it needs an environment of its own")
-    src = fill(tmp_path / "src", {f"train/{name}": content for name, (content, _) in PHOTOS.items()})
-    rows = "".join(f"{name},of {name}\n" for name in PHOTOS)
-    fill(src, {"train/pairs.csv": f"image,caption\n{rows}".encode()})
-    how = {"workers": 1, "beam": beam}
-    manifests = {n: image_text.build_image_text([src], tmp_path / f"out{n}", resize=n, **how) for n in (None, 40, 50)}
-    source = sources.load("directory", str(tmp_path / "out40"), "train", captions=True)
-    expect_shrunk(source)
-    assert source.captions[3] == ["of 3 exact.jpg"]
-    assert manifests[40]["resized"]["images"] == {"train": 4}
-    assert (manifests[40]["resized"]["shorter_side"], manifests[50]["resized"]["shorter_side"]) == (40, 50)
-    assert "resized" not in manifests[None]
-    assert len({manifest["splits"]["train"]["sha256"] for manifest in manifests.values()}) == 3
-
-
-def test_a_side_of_zero_is_refused(tmp_path, capsys):
-    src = fill(tmp_path / "src", GOOD)
-    for kind in ("image_folder", "image_text"):
-        assert main([kind, str(src), str(tmp_path / "out"), "--resize=0"]) == 2
-        assert "--resize must be at least 1, got 0" in capsys.readouterr().err
-        with pytest.raises(SystemExit):
-            main([kind, "--help"])
-        said = " ".join(capsys.readouterr().out.split())
-        assert "Costs: random crops come from fewer pixels" in said
-        assert "8 % of 500 x 375 is 122 pixels wide" in said
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data here")
-def test_real_photos(tmp_path):
-    command = [sys.executable, str(SHARED / "unpack.py"), str(tmp_path), "flowers5", "pacs", "--limit", "3"]
-    subprocess.run(command, check=True, capture_output=True)
-    for name, split, n, classes in (("flowers5", "train", 15, 5), ("pacs", "photo", 21, 7)):
-        manifest = image_folder.build_image_folder(tmp_path / name, tmp_path / f"{name}.out")
-        assert manifest["refused"] == [{"file": "labels.txt", "reason": image_folder.STRAY}]
-        source = open_split(tmp_path / f"{name}.out", split)
-        assert (len(source), source.num_classes) == (n, classes)
-        for record, key in zip(source, source.keys, strict=True):
-            assert record["image"] == (tmp_path / name / key).read_bytes()
-            assert codec.decode(record["image"]).shape == (64, 64, 3)
-            assert source.class_names[record["label"]] == Path(key).parts[1]
-
-
-def test_a_build_writes_through_no_link_and_beside_no_other_build(tmp_path, monkeypatch):
-    monkeypatch.setattr(owner, "BEAT", 0.05)
-    src = fill(tmp_path / "src", {"train/a/0.jpg": image(0), "train/b/0.jpg": image(1)})
-    (tmp_path / "victim").mkdir()
-    (tmp_path / ".out.partial").symlink_to(tmp_path / "victim")
-    with out_folder.own_out(tmp_path / "out"):
-        with pytest.raises(UserError, match="out belongs to another job"):
-            image_folder.build_image_folder(src, tmp_path / "out")
-        assert not (tmp_path / "out").exists()
-    image_folder.build_image_folder(src, tmp_path / "out")
-    assert list((tmp_path / "victim").iterdir()) == []
-    assert {path.name for path in tmp_path.iterdir()} == {"src", "out", "victim", ".out.partial"}
-    with pytest.raises(UserError, match="is a link or a file, not the folder of a build"):
-        out_folder.find_partial(tmp_path / "out")
 
 
 def test_names_do_not_depend_on_the_locale(tmp_path, monkeypatch):

@@ -1,16 +1,14 @@
 import io
 import json
 import runpy
-import struct
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
-from nml_jax.data.images import codec, randaugment, transforms
-from nml_jax.data.images.codec import ImageError, decode
+from nml_jax.data.images import transforms
 from nml_jax.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -36,145 +34,6 @@ def encode(image, kind, **how):
     out = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(out, kind, **how)
     return out.getvalue()
-
-
-# Decoding
-
-
-@pytest.mark.parametrize("subsampling", [0, 1, 2])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_jpeg_pixels_are_those_of_pillow(mode, subsampling):
-    data = encode(Image.fromarray(photo(37, 53)).convert(mode), "JPEG", quality=80, subsampling=subsampling)
-    np.testing.assert_array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_turns_the_image_upright(kind, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encode(photo(20, 30), kind, exif=exif.tobytes(), **({"lossless": True} if kind == "WEBP" else {}))
-    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    np.testing.assert_array_equal(decode(data), np.asarray(expected))
-    assert decode(data).shape == ((20, 30, 3) if orientation < 5 else (30, 20, 3))
-
-
-def add_exif(tiff: bytes) -> bytes:
-    """Return a JPEG whose first segment is the EXIF block `tiff`."""
-    block = b"Exif\0\0" + tiff
-    return b"\xff\xd8\xff\xe1" + struct.pack(">H", len(block) + 2) + block + encode(photo(20, 30), "JPEG")[2:]
-
-
-def test_exif_is_read_in_both_byte_orders():
-    for mark, order in ((b"II", "<"), (b"MM", ">")):
-        entries = struct.pack(order + "HHIHH", 0x010F, 3, 1, 7, 0) + struct.pack(order + "HHIHH", 0x0112, 3, 1, 6, 0)
-        tiff = mark + struct.pack(order + "HIH", 42, 8, 2) + entries + struct.pack(order + "I", 0)
-        assert decode(add_exif(tiff)).shape == (30, 20, 3), order
-
-
-@pytest.mark.parametrize(
-    "tiff",
-    [
-        b"",
-        b"??*\0\x08\0\0\0",
-        b"II*\0\xff\xff\xff\x7f",  # the directory lies outside
-        b"II*\0\x08\0\0\0\xff\xff",  # more entries than bytes
-        b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 9, 0),  # an orientation above 8
-    ],
-)
-def test_a_damaged_exif_block_leaves_the_pixels(tiff):
-    assert decode(add_exif(tiff)).shape == (20, 30, 3)
-
-
-def test_transparency_is_composited_over_white():
-    rgba = np.zeros((4, 4, 4), np.uint8)
-    rgba[..., 0], rgba[..., 3] = 200, [0, 51, 128, 255]
-    # 200 a + 255 (1 - a), and 0 a + 255 (1 - a)
-    expected = np.zeros((4, 4, 3), np.uint8)
-    expected[..., 0] = [255, 244, 227, 200]
-    expected[..., 1:] = np.array([255, 204, 127, 0])[:, None]
-    for image in (rgba, encode(rgba, "PNG")):
-        np.testing.assert_array_equal(decode(image), expected)
-    grey = encode(Image.fromarray(rgba[..., [0, 3]], "LA"), "PNG")
-    np.testing.assert_array_equal(decode(grey), np.repeat(expected[..., :1], 3, -1))
-
-
-def test_palette_grey_bilevel_and_16_bit_become_rgb():
-    image = Image.fromarray(photo())
-    palette = image.quantize(16)
-    np.testing.assert_array_equal(decode(encode(palette, "PNG")), np.asarray(palette.convert("RGB")))
-    clear = encode(palette, "PNG", transparency=0)
-    np.testing.assert_array_equal(decode(clear)[np.asarray(palette) == 0], 255)
-    np.testing.assert_array_equal(
-        decode(encode(image.convert("1"), "PNG")), np.asarray(image.convert("1").convert("RGB"))
-    )
-    deep = np.array([[0, 255, 256, 65535]], np.uint16)
-    np.testing.assert_array_equal(decode(encode(deep, "PNG"))[0, :, 0], [0, 0, 1, 255])
-    np.testing.assert_array_equal(decode(encode(deep, "TIFF")), decode(encode(deep, "PNG")))
-
-
-def test_cmyk_jpeg_becomes_rgb():
-    data = encode(Image.fromarray(photo()).convert("CMYK"), "JPEG", quality=95)
-    assert Image.open(io.BytesIO(data)).mode == "CMYK"
-    assert np.abs(decode(data).astype(int) - photo()).mean() < 4
-
-
-def test_first_frame_of_an_animation():
-    frames = [Image.new("RGB", (5, 5), c) for c in ((255, 0, 0), (0, 255, 0))]
-    assert decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))[0, 0].tolist() == [255, 0, 0]
-
-
-def test_arrays():
-    image = photo()
-    assert decode(image) is image
-    np.testing.assert_array_equal(decode(image[..., :1]), np.repeat(image[..., :1], 3, -1))
-    for wrong in (image / 255, image[..., 0], image[..., :2]):
-        with pytest.raises(ImageError, match="is not uint8"):
-            decode(wrong)
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_a_truncated_file_is_an_error(kind):
-    data = encode(photo(), kind)
-    with pytest.raises(ImageError, match="truncated or damaged"):
-        decode(data[: len(data) // 2])
-    with pytest.raises(ImageError, match="truncated or damaged"):
-        codec.check(data[:-20], 10**6)  # a PNG still has all its pixels
-
-
-@pytest.mark.parametrize("data", [b"", b"hello, I am text", b"\xff\xd8\xff", b"%PDF-1.4", b"\x89PNG\r\n\x1a\n"])
-def test_other_bytes_are_an_error(data):
-    with pytest.raises(ImageError):
-        decode(data)
-
-
-def test_float_pixels_are_refused():
-    with pytest.raises(ImageError, match="floating-point"):
-        decode(encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"))
-
-
-def test_check_counts_pixels_and_verifies_checksums():
-    data = encode(photo(48, 64), "PNG")
-    codec.check(data, 48 * 64)
-    with pytest.raises(ImageError, match=r"more than 0\.003071 megapixels: 64 x 48"):
-        codec.check(data, 48 * 64 - 1)
-    with pytest.raises(ImageError, match="truncated or damaged"):
-        codec.check(data[:-5] + b"?" + data[-4:], 10**6)  # changes the name of the last chunk
-
-
-# Resizing
-
-
-def test_shrunk_images():
-    image = np.repeat(photo(90, 120)[..., :1], 3, axis=2)  # grey, because 4:2:0 halves the resolution of colours
-    small = codec.decode(codec.shrink(image, 30))
-    assert small.shape == (30, 40, 3)
-    area = image.reshape(30, 3, 40, 3, 3).mean((1, 3))
-    assert np.abs(small - area).mean() < 4
-    assert codec.shrink(image, 30) == codec.shrink(np.asfortranarray(image), 30)
-    assert codec.shrink(image, 90) == codec.shrink(image, 200) == b""
-    assert codec.shrink(np.zeros((131_002, 2, 3), np.uint8), 1) == b""  # longer than a JPEG can be
-    assert codec.decode(codec.shrink(np.zeros((131_000, 2, 3), np.uint8), 1)).shape == (65_500, 1, 3)
 
 
 def triangle(n_in, n_out):
@@ -238,9 +97,6 @@ def test_centre_crop_and_fit():
     np.testing.assert_array_equal(transforms.fit(image, 32, crop=0.875), expected)
 
 
-# Random crops
-
-
 def test_random_resized_crop_takes_windows_of_the_asked_area_and_ratio(monkeypatch):
     monkeypatch.setattr(transforms, "resize", lambda window, *size, **how: window)
     image, rng = coordinates(100, 120), np.random.default_rng(0)
@@ -290,120 +146,6 @@ def test_flip():
     np.testing.assert_array_equal(transforms.flip(image, rng, probability=1.0), image[:, ::-1])
     flipped = sum(transforms.flip(image, rng, probability=0.25) is not image for _ in range(2000))
     assert abs(flipped - 500) < 80  # four standard deviations
-
-
-# RandAugment
-
-
-HOW = {"resample": Image.Resampling.BILINEAR, "fillcolor": (10, 20, 30)}
-
-
-def apply(op, image, v, s=1):
-    return np.asarray(randaugment.OPS[op](Image.fromarray(image), v, s, HOW))
-
-
-def test_point_operations_by_hand():
-    image = np.array([[[0, 100, 127], [128, 200, 255]]], np.uint8)
-    np.testing.assert_array_equal(apply("invert", image, 0.7), 255 - image)
-    # v = 0.7: 4 - int(2.8) = 2 bits are kept; the threshold is 256 - int(179.2) = 77; int(77.0) is added below 128
-    np.testing.assert_array_equal(apply("posterize", image, 0.7), image // 64 * 64)
-    np.testing.assert_array_equal(apply("posterize", image, 1.0), image // 128 * 128)
-    np.testing.assert_array_equal(apply("solarize", image, 0.7), np.where(image < 77, image, 255 - image))
-    np.testing.assert_array_equal(
-        apply("solarize_add", image, 0.7), np.where(image < 128, np.minimum(image.astype(int) + 77, 255), image)
-    )
-    for s in (1, -1):  # the factor 1 + 0.63 s scales the brightness
-        expected = (image * (1 + 0.63 * s)).clip(0, 255)
-        assert np.abs(apply("brightness", image, 0.7, s) - expected).max() <= 1
-    np.testing.assert_array_equal(apply("brightness", image, 0.0), image)
-
-
-def test_moved_images_are_filled_with_the_given_colour():
-    image = photo(40, 40)
-    for op, axis in (("translate_x", 1), ("translate_y", 0)):
-        right = np.moveaxis(apply(op, image, 1.0, 1), axis, 0)  # by 0.45 * 40 = 18 pixels
-        left = np.moveaxis(apply(op, image, 1.0, -1), axis, 0)
-        original = np.moveaxis(image, axis, 0)
-        np.testing.assert_array_equal(right[:22], original[18:])
-        np.testing.assert_array_equal(left[18:], original[:22])
-        assert (right[22:] == (10, 20, 30)).all()
-        assert (left[:18] == (10, 20, 30)).all()
-    assert (apply("rotate", image, 1.0)[0, 0] == (10, 20, 30)).all()
-    np.testing.assert_array_equal(apply("rotate", image, 0.0), image)
-
-
-@pytest.mark.parametrize("op", randaugment.NAMES)
-@pytest.mark.parametrize("v", [0.0, 0.35, 1.0])
-def test_every_operation_takes_every_magnitude_on_small_images(op, v):
-    for s in (1, -1):
-        out = apply(op, photo(8, 8), v, s)
-        assert (out.shape, out.dtype) == ((8, 8, 3), np.uint8)
-
-
-def test_severity_grows_with_the_magnitude():
-    image = photo(64, 64).astype(int)
-    for op in ("solarize", "solarize_add", "posterize", "color", "contrast", "brightness", "sharpness", "shear_x"):
-        change = [np.abs(apply(op, image.astype(np.uint8), v).astype(int) - image).mean() for v in (0.2, 0.6, 0.99)]
-        assert change[0] < change[1] < change[2], op
-
-
-def test_rand_augment_draws_as_asked():
-    image = photo()
-    how = {"magnitude": 7.0, "std": 0.5, "mean": MEAN}
-    for nothing in ({"count": 0, "probability": 1.0}, {"count": 2, "probability": 0.0}):
-        out = transforms.rand_augment(image, np.random.default_rng(0), **how, **nothing)
-        np.testing.assert_array_equal(out, image)
-    changed = sum(
-        not np.array_equal(
-            transforms.rand_augment(image, np.random.default_rng(i), count=1, probability=0.5, **how), image
-        )
-        for i in range(300)
-    )
-    assert abs(changed - 150) < 40
-
-
-def test_rand_augment_uses_all_operations_and_both_signs(monkeypatch):
-    seen = []
-    for name in randaugment.NAMES:
-        monkeypatch.setitem(
-            randaugment.OPS, name, lambda image, v, s, how, name=name: seen.append((name, v, s, how)) or image
-        )
-    rng = np.random.default_rng(0)
-    for _ in range(500):
-        transforms.rand_augment(photo(8, 8), rng, count=2, magnitude=7.0, std=2.0, probability=1.0, mean=MEAN)
-    assert len(seen) == 1000
-    assert {name for name, *_ in seen} == set(randaugment.NAMES)
-    magnitudes = np.array([v for _, v, _, _ in seen])
-    assert abs(np.mean(magnitudes) - 0.7) < 0.03
-    assert magnitudes.max() == 1.0  # clipped
-    assert abs(np.mean([s for *_, s, _ in seen])) < 0.13
-    assert seen[0][3]["fillcolor"] == (124, 116, 104)
-
-
-# Random erasing
-
-
-def test_random_erasing_writes_noise_of_the_models_mean_and_deviation():
-    image = np.zeros((100, 100, 3), np.uint8)
-    rng = np.random.default_rng(0)
-    shares, pixels = [], []
-    for _ in range(200):
-        out = transforms.random_erasing(image, rng, probability=1.0, mean=(0.5, 0.4, 0.6), std=(0.1, 0.1, 0.05))
-        rows, columns = np.flatnonzero(out.any((1, 2))), np.flatnonzero(out.any((0, 2)))
-        box = out[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        shares.append(box.shape[0] * box.shape[1] / 10000)
-        assert np.count_nonzero(out.any(2)) == box.shape[0] * box.shape[1]
-        pixels.append(box.reshape(-1, 3) / 255)
-    assert not image.any()
-    assert 0.015 < min(shares) < 0.05
-    assert 0.28 < max(shares) < 0.345
-    pixels = np.concatenate(pixels)
-    np.testing.assert_allclose(pixels.mean(0), (0.5, 0.4, 0.6), atol=2e-3)
-    np.testing.assert_allclose(pixels.std(0), (0.1, 0.1, 0.05), atol=2e-3)
-    assert transforms.random_erasing(image, rng, probability=0.0, mean=MEAN, std=STD) is image
-
-
-# From the config
 
 
 def test_train_transform_is_a_function_of_the_record_and_the_draws():
@@ -457,9 +199,6 @@ def test_bad_choices_list_the_good_ones(wrong, listed):
         assert repr(next(iter(wrong.values()))) in e.value.cause
     with pytest.raises(UserError, match=r"test_crop must be above 0 .* got 0\.0"):
         transforms.eval_transform(config(test_crop=0.0), 32)
-
-
-# Shifts
 
 
 @pytest.mark.parametrize("name", transforms.SHIFTS)
