@@ -28,38 +28,12 @@ def find(sources: Sequence[Path]) -> Found:
     found: list[tuple[str, Path]] = []
     strays: list[Path] = []
     left_out: Counter[str] = Counter()
-    plain: dict[str, None] = {}  # names of the sources that are folders of files
     for source in sources:
-        if source.is_file():
-            if read_suffix(source) not in SUFFIXES:
-                raise UserError(f"{source} is none of {', '.join(SUFFIXES)}", "convert or decompress it first")
-            found.append(("train", source))
-            continue
-        if not source.is_dir():
-            raise UserError(f"{source} does not exist", "give files or folders with image-text pairs")
-        direct, folders, other, counts = _list_folder(source)
-        inside = {folder: _list_folder(folder) for folder in folders}
-        nested = [path for files, *_ in inside.values() for path in files]
+        files, others, counts = _list_source(source)
+        found += files
+        strays += others
         left_out.update(counts)
-        if direct and nested:
-            raise UserError(
-                f"{source} contains {direct[0].name} and also {nested[0].relative_to(source)}",
-                "keep either files or one folder for each split, or give the files themselves",
-            )
-        strays += other
-        if direct:
-            name = read_name(Path(os.path.abspath(source)).name)
-            plain[name] = None
-            found += [(f"/{name}", path) for path in direct]  # "/": the name is a split only if there are several
-            continue
-        for folder in folders if nested else [source]:
-            files, _, other, counts = inside.get(folder, ([], [], [], Counter()))
-            if not files:
-                cure = "decompress archives first, and move away folders that are not splits"
-                raise UserError(f"{folder} contains none of {', '.join(SUFFIXES)}", cure)
-            found += [(read_name(folder.name), path) for path in files]
-            strays += other
-            left_out.update(counts)
+    plain = dict.fromkeys(split[1:] for split, _ in found if split[0] == "/")  # names of the folders of files
     if len(plain) > 1:
         console.notice(f"each folder is one split: {', '.join(plain)}")
     absolute = [Path(os.path.abspath(path)) for _, path in found]
@@ -81,6 +55,40 @@ def find(sources: Sequence[Path]) -> Found:
     return Found(
         files, [(make_name(p), packed if read_suffix(p) in PACKED else STRAY) for p in sorted(set(strays))], left_out
     )
+
+
+def _list_source(source: Path) -> tuple[list[tuple[str, Path]], list[Path], Counter[str]]:
+    """Return the files of one source with their splits, its stray files, and the number of other files by reason.
+
+    The split of a folder of files is "/" and its name: the name is a split only if there are several such folders.
+    """
+    if source.is_file():
+        if read_suffix(source) not in SUFFIXES:
+            raise UserError(f"{source} is none of {', '.join(SUFFIXES)}", "convert or decompress it first")
+        return [("train", source)], [], Counter()
+    if not source.is_dir():
+        raise UserError(f"{source} does not exist", "give files or folders with image-text pairs")
+    direct, folders, strays, left_out = _list_folder(source)
+    inside = {folder: _list_folder(folder) for folder in folders}
+    nested = [path for files, *_ in inside.values() for path in files]
+    if direct and nested:
+        raise UserError(
+            f"{source} contains {direct[0].name} and also {nested[0].relative_to(source)}",
+            "keep either files or one folder for each split, or give the files themselves",
+        )
+    if direct:
+        name = read_name(Path(os.path.abspath(source)).name)
+        return [(f"/{name}", path) for path in direct], strays, left_out
+    found = []
+    for folder in folders if nested else [source]:
+        files, _, others, counts = inside.get(folder, ([], [], [], Counter()))
+        if not files:
+            cure = "decompress archives first, and move away folders that are not splits"
+            raise UserError(f"{folder} contains none of {', '.join(SUFFIXES)}", cure)
+        found += [(read_name(folder.name), path) for path in files]
+        strays += others
+        left_out.update(counts)
+    return found, strays, left_out
 
 
 def _list_folder(folder: Path) -> tuple[list[Path], list[Path], list[Path], Counter[str]]:
