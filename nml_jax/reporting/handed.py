@@ -19,6 +19,7 @@ from nml_jax.runs.rows import UNVALIDATED, Row
 from nml_jax.tuning import methods
 
 ACCURACY = "accuracy"  # what `predict` prints, whatever decides between methods
+SAME = 1e-6  # standard deviation of scores that are those of one head
 SHOWN = 4  # tests whose scores stand in the box
 FILE, SCORES = "File", "Its accuracy"  # parts of an answer
 FEATURES = "FEATURES"  # stands for a file in a command
@@ -112,7 +113,7 @@ def _is_shared(heads: Sequence[Head]) -> bool:
 def _describe_score(c: Contest, head: Head, test: Key) -> str:
     metric = shown_metric(c)
     row, s, kind = head.tests[test], c.stat(head.method, test, metric), unit(metric)
-    mean = f"; mean over {s.n} seeds {kind.text(s.mean)}" if s.n > 1 and s.sd else ""
+    mean = f"; mean over {s.n} seeds {kind.text(s.mean)}" if s.n > 1 and s.sd > SAME else ""
     if metric != ACCURACY:
         name = MEASURES[metric].title
         return f"{name} {kind.text(row.value)} on {row.n_test:,} rows, on {name_test(test)}{mean}"
@@ -126,7 +127,7 @@ def _describe_deciding(c: Contest, head: Head, test: Key) -> str:
     source = c.study.sources.get(test._replace(method=head.method), [{}])[0].get(head.seed)
     rows = [row for row in source.rows if row.head_seed == head.tests[test].head_seed] if source else []
     s, kind = c.stat(head.method, test, test.metric), unit(test.metric)
-    mean = f", mean over {s.n} seeds {kind.text(s.mean)}" if s.n > 1 and s.sd else ""
+    mean = f", mean over {s.n} seeds {kind.text(s.mean)}" if s.n > 1 and s.sd > SAME else ""
     name = SCORES_OF.get(test.metric) or MEASURES[test.metric].title.removeprefix("the ")
     return f"; {name} {kind.text(rows[0].value)}{mean}" if rows else ""
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from nml_jax.console import shorten
 from nml_jax.data.class_names import describe_split
+from nml_jax.evals.metrics import REGRESSION
 from nml_jax.reporting.blocks import Block, fold, table
 from nml_jax.reporting.sentences import add_article, say
 from nml_jax.reporting.statistics.compare import uses_files
@@ -25,6 +26,7 @@ from nml_jax.stored import read_lines
 from nml_jax.tuning.holdout import find_further
 
 # A stage and a value that it chose -> the key of the grid.
+ALWAYS = ("accuracy", REGRESSION)  # one of them is reported of every head
 GRIDS = {
     ("tune", "lr"): "tune.lrs", ("tune", "weight_decay"): "tune.weight_decays", ("tune", "C"): "tune.cs",
     ("tune", "alpha"): "tune.alphas", ("tune", "k"): "tune.ks", ("finetune", "lr"): "finetune.lrs",
@@ -164,7 +166,7 @@ def _list_chosen(study: Study) -> list[Block]:
     """Return how often each setting was chosen, by head and task."""
     counts: dict[str, Counter[str]] = {}
     for row in (row for cell in study.cells for row in cell.rows):
-        if row.hyper and row.metric == "accuracy" and row.wise_alpha is None:
+        if row.hyper and row.metric in ALWAYS and row.wise_alpha is None:
             setting = ", ".join(f"{key} {value:.4g}" for key, value in row.hyper.items() if key != "temperature")
             counts.setdefault(f"{method_of(row)}, {row.task}", Counter())[setting] += 1
     groups = {name: [[setting, f"{100 * n / of.total():.0f} %"] for setting, n in of.most_common()]
@@ -180,7 +182,7 @@ def _say_edges(study: Study) -> str:
     found: dict[str, Counter[str]] = {}
     for cell in study.cells:
         for row in cell.rows:
-            if row.metric == "accuracy" and row.hyper and row.wise_alpha is None and UNVALIDATED not in row.hyper:
+            if row.metric in ALWAYS and row.hyper and row.wise_alpha is None and UNVALIDATED not in row.hyper:
                 found_edges = (_find_edge(cell, row.stage, name, value) for name, value in row.hyper.items())
                 for edge in filter(None, found_edges):
                     found.setdefault(edge, Counter())[f"{add_article(method_of(row))}"] += 1

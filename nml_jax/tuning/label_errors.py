@@ -109,7 +109,7 @@ class LabelErrors:
 def describe_share(share: float, low: float, high: float) -> str:
     """Return an estimate of the share of wrong labels and its interval in words."""
     if not low:
-        return f"that any label is wrong is not shown, and at most {100 * high:.1f} % are (95 % interval)"
+        return f"it is not shown that some are wrong: at most {100 * high:.1f} % are (95 % interval)"
     return f"about {100 * share:.1f} % are wrong (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
 
 

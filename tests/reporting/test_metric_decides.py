@@ -71,7 +71,8 @@ def test_the_metric_decides_what_is_recommended(tmp_path: Path, metric: str) -> 
     assert mlp.sign == (-1 if metric == "log_loss" else 0)
     text = answers.write_answer(found)
     title = METRICS[metric].title
-    assert f"The deciding metric is {title}." in text
+    lower = ", and lower is better" * (metric == "log_loss")
+    assert f"The deciding metric is {title}{lower}." in text
     assert ("nats (" in text) == (metric == "log_loss")
     assert f"difference in {title}" in answers.write_rule(found)
     assert ("lies below 0, and worse" in answers.write_rule(found)) == (metric == "log_loss")

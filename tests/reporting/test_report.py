@@ -702,6 +702,16 @@ def test_rates_of_fine_tuning_at_the_edge_are_named_by_their_own_grid(tmp_path: 
         assert ("at the edge of what was tried" in text) == bool(said)
 
 
+def test_settings_of_a_regression_are_listed_and_named_at_the_edge(tmp_path: Path) -> None:
+    cell = write_cell(tmp_path / "x", heads=HEADS[:1], hyper={"lr": 0.001, "weight_decay": 0.0})
+    rows = [row for row in read_rows(cell) if row.stage == "tune"]
+    write_rows(cell, "tune", [dataclasses.replace(row, metric="r2") for row in rows if row.metric == "accuracy"])
+    report.build([cell], cell)
+    text = read_text(read(cell))
+    assert "lr 0.001, the lowest of tune.lrs, of the linear probe." in text
+    assert "Chosen hyper-parameters" in text
+
+
 def test_thinned_curve_keeps_its_level() -> None:
     x, y = figures.thin(range(10), [0, 2] * 5, points=5)
     np.testing.assert_array_equal(x, [0.5, 2.5, 4.5, 6.5, 8.5])

@@ -74,7 +74,7 @@ def test_right_labels_are_left_alone():
     assert errors.suspects == ()
     assert errors.share < 0.005
     assert errors.interval[0] == 0
-    assert "that any label is wrong is not shown, and at most " in str(errors)
+    assert "it is not shown that some are wrong: at most " in str(errors)
 
 
 def test_hard_rows_are_not_taken_for_wrong_labels():

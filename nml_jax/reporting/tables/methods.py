@@ -285,17 +285,17 @@ def write_text(contest: Contest) -> list[str]:
     for test in contest.shown if len(contest.tests) <= FEW else contest.decided:
         n = contest.rows(test)
         lines.append(name_test(test) + (f", {n:,} rows" if n else ""))
-        lines.append(" " * first + "".join(f"{name:>11}" for name in head) + f"{'95 % interval':>18}")
+        lines.append(" " * first + "".join(f"{name:>12}" for name in head) + f"{'95 % interval':>18}")
         for method in contest.methods:
             cells = [format_mean(contest.stat(method, test, metric), metric).replace(" ± ", "±") for metric in titles]
-            line = f"  {method}".ljust(first) + "".join(f"{cell:>11}" for cell in cells)
+            line = f"  {method}".ljust(first) + "".join(f"{cell:>12}" for cell in cells)
             if method != contest.reference:
                 versus = contest.versus[method, test]
-                line += f"{versus.plain.gain:>11}  {versus.plain.interval():>16}"
+                line += f"{versus.plain.gain:>12}  {versus.plain.interval():>16}"
                 line += f"  {versus.verdict}" if versus.sign and test in contest.decided else ""
             lines.append(line.rstrip())
         for name, *cells in known[test]:
-            lines.append((f"  {name}".ljust(first) + "".join(f"{cell:>11}" for cell in cells)).rstrip())
+            lines.append((f"  {name}".ljust(first) + "".join(f"{cell:>12}" for cell in cells)).rstrip())
     said = (
         answers.list_diverged(contest.study, contest.task),
         answers.list_undefined(contest.study, contest.task),
