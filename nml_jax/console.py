@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -49,12 +50,38 @@ _live = False  # whether the last line of the terminal is one that changes
 
 
 def show_live(line: str) -> None:
-    """Print a line to a terminal in place of the last one that this function printed; "" only clears that."""
+    """Print a line to a terminal in place of the last one that this function printed; "" only clears that.
+
+    It is cut to the width of the terminal: what has gone to a second line could not be cleared.
+    """
     global _live
     if line or _live:
         with contextlib.suppress(OSError, ValueError):
-            print(f"\r\x1b[K{make_printable(line)}", end="", file=sys.stderr, flush=True)
+            shown = cut_line(make_printable(line), _find_width())
+            print(f"\r\x1b[K{shown}", end="", file=sys.stderr, flush=True)
         _live = bool(line)
+
+
+def cut_line(line: str, width: int) -> str:
+    """Return a line that is shorter than `width` columns; where it is cut, what follows the last "; " stays."""
+    if _count_columns(line) < width:
+        return line
+    start, _, end = line.rpartition("; ")
+    end = f"...; {end}" if start and len(end) < width // 2 else "..."
+    while line and _count_columns(line + end) >= width:
+        line = line[:-1]
+    return line + end
+
+
+def _count_columns(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def _find_width() -> int:
+    """Return the columns of the terminal at stderr, 80 where they are not known."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    return 80
 
 
 def notice(message: str) -> None:

@@ -32,6 +32,19 @@ def test_a_terminal_shows_what_it_can(encoding: str, shown: str, monkeypatch: py
     assert write("−1.5 ± 2 × 10³ café 猫 \udce9", encoding, monkeypatch) == shown
 
 
+@pytest.mark.parametrize(
+    ("line", "width", "shown"),
+    [
+        ("seed=0: mlp; about 3:52 left", 80, "seed=0: mlp; about 3:52 left"),
+        ("seed=0: mlp, lr 0.001, epoch 11; about 3:52 left", 40, "seed=0: mlp, lr 0.0...; about 3:52 left"),
+        ("x" * 50, 20, "x" * 16 + "..."),
+        ("猫" * 30, 20, "猫" * 8 + "..."),
+    ],
+)
+def test_a_live_line_stays_on_one_line(line: str, width: int, shown: str):
+    assert console.cut_line(line, width) == shown
+
+
 class Gone(io.StringIO):
     """A terminal that is gone."""
 
