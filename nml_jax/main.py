@@ -110,8 +110,9 @@ def launch(
         for stage in todo:
             runner.find_stage(stage).check(cell, mesh, data=not dry_run)
     peers.require_same(functools.partial(agreement.collect_inputs, config, cells, force), agreement.CURE)
-    experiment.check_encoders(workdir, cells, todo, force=force)
-    if dry_run:
+    if not dry_run:
+        experiment.check_encoders(workdir, cells, todo, force=force)
+    else:
         from nml_jax.stages.dry_run import describe_plan
 
         experiment.claim(workdir, config, force=force, write=False)

@@ -292,4 +292,5 @@ STAGE = Stage(
     check=check,
     run=run,
     estimate=estimate,
+    encoded=lambda config: "encoder" in config.detect.starts,
 )

@@ -56,6 +56,7 @@ def describe_plan(
     Raises:
         UserError: settings do not fit.
     """
+    stages = [name for name in runner.STAGES if name in config.stages]
     lines = ["resolved config:", json.dumps(settings.to_json(config), indent=2), ""] if full else []
     lines += ["overridden keys:" if pinned else "overridden keys: none"]
     lines += [f"  {key}: {json.dumps(value)}" for key, value in pinned.items()]
@@ -81,10 +82,12 @@ def describe_plan(
         lines += [f"  {line}" for line in (tune_cost.describe(config, todo) if todo else ["done"])]
     if config.study:
         lines += ["", "what the study can show:", *(f"  {line}" for line in report.list_power(config, workdir))]
-    for stage in (runner.find_stage(name) for name in runner.STAGES if name in config.stages):
+    for stage in map(runner.find_stage, stages):
         if stage.estimate and not any(item.wrong for item in wanting):
             found = stage.estimate(next(iter(cells.values())), mesh)
             lines += ["", f"{stage.name}, each run:", *(f"  {name}: {value}" for name, value in found.items())]
+    if item := _try(experiment.check_encoders, workdir, cells, stages, pinned=pinned):  # a plan can do without
+        wanting.append(item)
     if encoder.is_remote(config) and "extract" in config.stages and not wanting:
         for cell in _list_services(cells):
             lines += ["", f"{cell.api.model}, all splits:", *(f"  {line}" for line in bill.describe_bill(cell))]
@@ -159,7 +162,7 @@ def _list_gone(cell: ConfigDict, stage: str) -> list[tuple[str, str]]:
     unused |= {"detect.data.path", "detect.data.test_path"} if cell.detect.data.source == "digits" else set()
     unused |= {"noise_file"} if cell.noise_kind not in settings.FIXED_RATE else set()
     unused |= {"data.tokenizer"} if not encoder.has_text(cell) else set()
-    unused |= {"init_from"} if stage not in ("pretrain", *experiment.ENCODED) else set()
+    unused |= {"init_from"} if stage != "pretrain" and not runner.find_stage(stage).encoded(cell) else set()
     return [(key, path) for key, path in named if key not in unused and not Path(path).expanduser().exists()]
 
 

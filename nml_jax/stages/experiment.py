@@ -122,7 +122,6 @@ def list_undone(
     }
 
 
-ENCODED = {"extract", "zeroshot", "finetune"}  # stages that start from a frozen encoder
 # What decides whether noise can be drawn. Seeds do not.
 SUPERVISION = ("noise", "noise_kind", "noise_classes", "noise_rate_of", "noise_file", "data")
 
@@ -143,7 +142,8 @@ def check_encoders(
         return
     for name, cell in cells.items():
         folder = find_folder(workdir, name, cell)
-        if any(s in force or not runner.is_done(s, cell, folder) for s in stages if s in ENCODED):
+        if any(s in force or not runner.is_done(s, cell, folder) for s in stages
+               if runner.find_stage(s).encoded(cell)):  # fmt: skip
             encoder.check_source(cell, folder)
 
 

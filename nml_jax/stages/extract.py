@@ -202,4 +202,5 @@ STAGE = Stage(
     outputs=Outputs(("banks", "spectra.json"), list_needed, proved=("spectra.json", INDEX, TASKS)),
     check=check,
     run=run,
+    encoded=lambda config: True,
 )

@@ -292,4 +292,5 @@ STAGE = Stage(
     run=run,
     lists=("finetune.methods", "finetune.terms", "finetune.shares", "finetune.noises", *HEADS),
     differs=differs,
+    encoded=lambda config: True,
 )  # fmt: skip

@@ -46,6 +46,7 @@ class Stage:
     lists: dotted keys that list what to do. What is done stays when they change, and only what is new is done.
     differs: for a stage with lists: (config, the stage's rows) -> whether the rows are others than the lists ask for.
     estimate: (config, mesh) -> what it would train and what that costs, for a dry run; None: it trains nothing of size.
+    encoded: config -> whether it starts from an encoder, that of the stage pretrain or `init_from`.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Stage:
     lists: tuple[str, ...] = ()
     differs: Callable[[ConfigDict, list[Row]], bool] = lambda config, rows: False
     estimate: Callable[[ConfigDict, Mesh], Mapping[str, str]] | None = None
+    encoded: Callable[[ConfigDict], bool] = lambda config: False
 
     def intact(self, workdir: Path) -> bool:
         """Return whether all files that the stage needs to count as done exist."""

@@ -100,4 +100,5 @@ STAGE = Stage(
     outputs=Outputs(),  # rows alone
     check=check,
     run=run,
+    encoded=lambda config: True,
 )

@@ -278,11 +278,7 @@ def load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
         UserError: the checkpoint holds another model.
     """
     cure = "use the config that wrote it, or another --workdir"
-    found = ocp.checkpointables_metadata(str(folder.resolve())).metadata["model"]
-    if found is None:
-        lost = f"delete {folder}; the run continues from the checkpoint before it, to the same result"
-        raise errors.UserError(f"{folder / 'model'} is damaged: it cannot be read", lost)
-    saved = _list_shapes(found)
+    saved = _list_shapes(_describe(folder))
     # Checked before the load, as Orbax's own check comes when parts are being loaded already.
     if differ := sorted(saved ^ _list_shapes(abstract["model"])):
         name, shape = differ[0]
@@ -293,6 +289,24 @@ def load(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
         line = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
         fault = "does not fit this config's model" if len(abstract) > 1 else "is damaged"
         raise errors.UserError(f"{folder} {fault}: {line}", cure) from e
+
+
+def describe_model(folder: Path) -> Any:
+    """Return the shapes of a checkpoint's model on one device, for `load`, whatever config wrote it.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), _describe(folder))
+
+
+def _describe(folder: Path) -> Any:
+    found = ocp.checkpointables_metadata(str(folder.resolve())).metadata["model"]
+    if found is None:
+        lost = f"delete {folder}; the run continues from the checkpoint before it, to the same result"
+        raise errors.UserError(f"{folder / 'model'} is damaged: it cannot be read", lost)
+    return found
 
 
 def _list_shapes(tree: Any) -> set[tuple[str, tuple[int, ...]]]:

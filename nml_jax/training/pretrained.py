@@ -1,4 +1,4 @@
-"""Load the model of a checkpoint, or initial weights from another run or from a file with timm's names."""
+"""Load the model of a checkpoint, or initial weights from another run, a detector or a file with timm's names."""
 
 import functools
 import time
@@ -15,7 +15,7 @@ from nml_jax.models.weights import files
 from nml_jax.models.weights.state_dict import UnfitWeights
 from nml_jax.processes.forks import refuse_fork
 from nml_jax.stored import FAULTS, make_damage, require_fields, require_type
-from nml_jax.training import checkpoint
+from nml_jax.training import checkpoint, detectors
 from nml_jax.training.leaves import name_leaves, unflatten
 
 T = TypeVar("T")
@@ -47,6 +47,9 @@ def load_model(run: str | Path, *, step: int | None = None, weights: str = "raw"
         UserError: there is no checkpoint, it is damaged, or it has no moving average.
     """
     refuse_fork()
+    if detector := detectors.find_encoder(Path(run)):
+        cure = "apply it with python -m nml_jax.predict, or give it as init_from, which takes its encoder"
+        raise errors.UserError(f"{detector} is a detector", cure)
     return _read_newest(Path(run), step, functools.partial(_load_folder, weights=weights))
 
 
@@ -179,6 +182,11 @@ BIAS = "params/head/bias"
 
 def _load_given(path: Path, config: Any, model: models.Model) -> dict[str, Any]:
     """Return {"params": ..., "model_state": ...} of `init_from`, and log what its preprocessing has to do with ours."""
+    if detector := detectors.find_encoder(path):
+        given, theirs = detectors.load_encoder(detector)
+        compare_preprocessing(str(path), theirs, config)
+        _notice(f"init_from={path} is a detector: its encoder is taken, the rest starts fresh")
+        return given
     if is_run(path):
         loaded = load_model(path)
         compare_preprocessing(str(path), settings.from_json(loaded.meta["config"]), config)
@@ -221,9 +229,11 @@ def _draw_leaves(model: models.Model, key: jax.Array, names: list[str]) -> dict[
 
 
 def count_classes(init_from: str) -> int | None:
-    """Return the number of classes of the head of a run or a published folder; None for a bare file."""
+    """Return the number of classes of the head of a run or a published folder; None for a file or a detector."""
     path = Path(init_from)
     if not path.is_dir():
+        return None
+    if detectors.find_encoder(path):
         return None
     if is_run(path):
         return _read_newest(path, None, _read_meta)["num_classes"]

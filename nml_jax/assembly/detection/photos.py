@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import console, runtime, settings
+from nml_jax import runtime
 from nml_jax.data.images.codec import Undecodable, decode
 from nml_jax.data.images.draw import draw_objects, encode_jpeg
 from nml_jax.data.sources.objects import Objects, ObjectSource, make_objects
@@ -21,15 +21,13 @@ from nml_jax.data.stream.reading import SceneReading
 from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.evals.detection import find_detections
 from nml_jax.models import Model
-from nml_jax.runs.detections import FOLDER, RESULTS
+from nml_jax.runs.detections import RESULTS
 from nml_jax.runs.files import write_bytes, write_json
-from nml_jax.stored import FAULTS, make_damage, require_fields
 from nml_jax.tasks import detection
 from nml_jax.training import checkpoint, detect
+from nml_jax.training.detectors import read_saved
 
 PICTURES = "pictures"  # folder of the output
-FIELDS = {"config": dict[str, Any], "num_classes": int, "system": str, "class_names": list[str],
-          "category_ids": list[int]}  # fmt: skip
 
 
 class Detector(NamedTuple):
@@ -42,35 +40,14 @@ class Detector(NamedTuple):
     category_ids: list[int]
 
 
-def find_detector(path: Path) -> Path | None:
-    """Return the folder of a detector: `path`, or the only one in a run; None if `path` is neither.
-
-    Raises:
-        UserError: a run has several.
-    """
-    if (path.parent.name == FOLDER) and checkpoint.list_steps(path / "checkpoints"):
-        return path
-    found = [p for p in sorted((path / FOLDER).glob("*")) if checkpoint.list_steps(p / "checkpoints")]
-    if len(found) > 1:
-        names = console.list_words(p.name for p in found)
-        raise UserError(f"{path} has several detectors: {names}", f"give the folder of one, as in {found[0]}")
-    return found[0] if found else None
-
-
 def open_detector(folder: Path, mesh: Mesh) -> Detector:
     """Load the last checkpoint of a detector's folder.
 
     Raises:
         UserError: it is damaged.
     """
-    step = folder / "checkpoints" / str(checkpoint.list_steps(folder / "checkpoints")[-1])
-    checkpoint.verify(step)
-    try:
-        meta = checkpoint.read_meta(step)
-        require_fields(meta, FIELDS)
-        config = settings.from_json(settings.check_stored(meta["config"], step))
-    except FAULTS as e:
-        raise make_damage(step / "meta", e, f"delete {step} and train on from the checkpoint before it") from e
+    step, meta = read_saved(folder)
+    config = meta["config"]
     setup = detect.Setup(meta["system"], meta["num_classes"], detection.find_canvas(config.detect.data))
     model = detect.build_model(config.model, config.detect, setup, mesh)
     params, model_state = model.shapes
