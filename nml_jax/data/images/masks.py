@@ -105,6 +105,24 @@ def draw(segmentation: Any, size: tuple[int, int], new: tuple[int, int], *, flip
     return np.ascontiguousarray(mask[:, ::-1]) if flip else mask
 
 
+def cut_out(mask: np.ndarray, multiple: int) -> tuple[np.ndarray, int, int]:
+    """Cut out the part of a mask, uint8 [H, W], that is not 0, so that work on it is in proportion to the object.
+
+    Returns:
+        The part, of sides and at a row and a column that are multiples of `multiple`, with zeros beyond the mask; the
+        row; the column. The part of an empty mask is empty.
+    """
+    if mask.flags.f_contiguous:  # as pycocotools decodes it
+        top, left, h, w = cv2.boundingRect(mask.T)
+    else:
+        left, top, w, h = cv2.boundingRect(mask)
+    top, left, bottom, right = top // multiple, left // multiple, -(-(top + h) // multiple), -(-(left + w) // multiple)
+    found = mask[top * multiple : bottom * multiple, left * multiple : right * multiple]
+    out = np.zeros(((bottom - top) * multiple, (right - left) * multiple), np.uint8)
+    out[: found.shape[0], : found.shape[1]] = found
+    return out, top * multiple, left * multiple
+
+
 def crop(segmentation: Any, size: tuple[int, int], box: np.ndarray, side: int, *, flip: bool) -> np.ndarray:
     """Return the mask within a box, as uint8 [side, side] of 0 and 1.
 

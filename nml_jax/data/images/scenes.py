@@ -108,17 +108,21 @@ def draw_maps(
         maps: uint8 [most, H / stride, ceil(W / stride / 8)], bits of the masks at a coarser scale, bilinear.
         centres: float32 [most, 2], the mean (column, row) of each mask's pixels on the canvas; -1 for an empty one.
     """
-    height, width = canvas
-    maps = np.zeros((most, height // stride, -(-width // stride // 8)), np.uint8)
+    height, width = (side // stride for side in canvas)
+    maps = np.zeros((most, height, -(-width // 8)), np.uint8)
     centres = np.full((most, 2), -1, np.float32)
     for k, i in enumerate(kept):
-        mask = np.zeros(canvas, np.uint8)
-        mask[: view.new[0], : view.new[1]] = masks.draw(objects.masks[i], view.old, view.new, flip=view.flip)
-        coarse = cv2.resize(mask, (width // stride, height // stride), interpolation=cv2.INTER_LINEAR)
-        maps[k] = np.packbits(np.asarray(coarse, np.uint8), axis=-1)
-        if total := mask.sum(dtype=np.int64):
-            columns, rows = mask.sum(0, dtype=np.int64), mask.sum(1, dtype=np.int64)
-            centres[k] = columns @ np.arange(width) / total, rows @ np.arange(height) / total
+        part, top, left = masks.cut_out(masks.draw(objects.masks[i], view.old, view.new, flip=view.flip), stride)
+        if not part.size:
+            continue
+        h, w = (side // stride for side in part.shape)
+        coarse = np.zeros((height, width), np.uint8)
+        y, x = top // stride, left // stride
+        coarse[y : y + h, x : x + w] = cv2.resize(part, (w, h), interpolation=cv2.INTER_LINEAR)
+        maps[k] = np.packbits(coarse, axis=-1)
+        columns, rows = part.sum(0, dtype=np.int64), part.sum(1, dtype=np.int64)
+        moments = columns @ np.arange(left, left + len(columns)), rows @ np.arange(top, top + len(rows))
+        centres[k] = np.array(moments) / columns.sum()
     return {"maps": maps, "centres": centres}
 
 

@@ -108,3 +108,12 @@ def test_a_map_is_resized_to_the_picture_without_the_padding():
     got = masks.resize_map(mask, (16, 32), (16, 16), 32, 32)
     np.testing.assert_array_equal(got, rectangle(32, 32, 0, 0, 16, 32))
     assert codec.area(codec.encode(np.asfortranarray(got, np.uint8))) == 512
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_part_of_a_mask_that_is_not_empty_begins_and_ends_at_multiples(order):
+    mask = np.asarray(rectangle(11, 22, 5, 3, 9, 10), order=order)
+    part, top, left = masks.cut_out(mask, 4)
+    assert (top, left) == (0, 4)
+    np.testing.assert_array_equal(part, rectangle(12, 8, 1, 3, 5, 10))
+    assert masks.cut_out(np.zeros((8, 4), np.uint8, order=order), 4)[0].size == 0

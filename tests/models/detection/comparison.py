@@ -12,11 +12,13 @@ from safetensors.numpy import load_file
 from nml_jax.objectives import detection as objectives
 from tests.models.detection import ours, twins
 
+PARTS = ("torchvision", "mmdetection")  # of the golden values
+
 
 @functools.cache
 def _load() -> dict[str, np.ndarray]:
     """Load what torchvision computes, and mmdetection's SOLOv2."""
-    files = (Path(__file__).parent / f"golden_{name}.safetensors" for name in ("torchvision", "mmdetection"))
+    files = (Path(__file__).parent / f"golden_{name}.safetensors" for name in PARTS)
     return {name: x for file in files for name, x in load_file(file).items()}
 
 
