@@ -4,6 +4,7 @@ All pixels are those of a picture of `height` by `width`. A segmentation is a li
 `data/sources/objects.py`.
 """
 
+import math
 from typing import Any
 
 import cv2
@@ -30,8 +31,10 @@ def check(segmentation: Any, height: int, width: int) -> None:
     """Check the form of a segmentation. pycocotools would write beyond the picture, or take a line for a box.
 
     Raises:
-        ValueError: it is not one, a polygon has fewer than three points, or the size of an RLE is another.
+        ValueError: it is not one, a polygon has fewer than three points or reaches beyond the picture by more than its
+            longer side (its outline is traced pixel by pixel), or the size of an RLE is another.
     """
+    side = max(height, width)
     if isinstance(segmentation, list):
         for polygon in segmentation:
             if not isinstance(polygon, list) or not all(type(x) in (int, float) for x in polygon):
@@ -39,15 +42,18 @@ def check(segmentation: Any, height: int, width: int) -> None:
             if len(polygon) % 2 or len(polygon) < 6:
                 what = "an odd number of coordinates" if len(polygon) % 2 else "fewer than 3 points"
                 raise ValueError(f"a polygon of {what}")
-            if not np.isfinite(polygon).all():
-                raise ValueError("a polygon with a number that is not finite")
+            if not all(-side <= x <= 2 * side for x in polygon):
+                finite = all(abs(x) < math.inf for x in polygon)
+                what = "that reaches far beyond its image" if finite else "with a number that is not finite"
+                raise ValueError(f"a polygon {what}")
         if not segmentation:
             raise ValueError("no polygon")
         return
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         raise ValueError("a segmentation that is neither polygons nor an RLE")
-    if list(segmentation["size"]) != [height, width]:
-        raise ValueError(f"an RLE of size {list(segmentation['size'])} for an image of {[height, width]}")
+    size = segmentation["size"]
+    if not isinstance(size, list) or size != [height, width] or not all(type(n) is int for n in size):
+        raise ValueError(f"an RLE of size {ascii(size)[:40]} for an image of {[height, width]}")
     counts = segmentation["counts"]
     if isinstance(counts, str):
         counts = _read_counts(counts)

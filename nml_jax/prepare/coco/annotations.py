@@ -5,7 +5,6 @@ annotation that cannot be used is left out and listed, and one that can be is me
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,6 +15,8 @@ from nml_jax.errors import UserError
 from nml_jax.prepare.records import check_class
 
 CURE = "give the json as its distributor wrote it"
+LARGEST = 100_000  # pixels of a side of an image
+FAR = 1e9  # of a number of a box: beyond it nothing is a place
 PARTS = {"images": list, "annotations": list, "categories": list}
 
 
@@ -48,7 +49,7 @@ def parse(name: str, content: bytes) -> Instances:
     """
     try:
         tree = json.loads(content)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{name} is no json, or cut off: {e}", "get it again") from e
     if not isinstance(tree, dict) or not all(isinstance(tree.get(key), kind) for key, kind in PARTS.items()):
         has = f"has {', '.join(list(tree)[:5]) or 'nothing'}" if isinstance(tree, dict) else f"is a {_name_kind(tree)}"
@@ -66,17 +67,28 @@ def _name_kind(tree: Any) -> str:
 
 def _check_image(name: str, entry: Any) -> dict[str, Any]:
     """Return an image's entry. Raise UserError if it lacks its id, file or size."""
-    sound = isinstance(entry, dict) and type(entry.get("id")) in (int, str) and isinstance(entry.get("file_name"), str)
-    if not sound or not all(type(entry.get(side)) is int and entry[side] > 0 for side in ("height", "width")):
+    sound = isinstance(entry, dict) and _is_id(entry.get("id")) and _is_text(entry.get("file_name"))
+    if not sound or not all(
+        type(entry.get(side)) is int and 0 < entry[side] <= LARGEST for side in ("height", "width")
+    ):
         shown = json.dumps(entry)[:80]
-        raise UserError(f"{name}: an image without id, file_name, height or width: {shown}", CURE)
+        raise UserError(f"{name}: an image without id, file_name, height or width in pixels: {shown}", CURE)
     return {**entry, "file_name": entry["file_name"].replace("\\", "/").removeprefix("./")}
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a value is a text that can be written: escapes of a json can make half of a character."""
+    return isinstance(value, str) and not any(0xD800 <= ord(c) < 0xE000 for c in value)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int or _is_text(value)
 
 
 def _check_categories(name: str, entries: list[Any]) -> dict[int, str]:
     """Return id -> name. Raise UserError if an id or name is missing or comes twice."""
     for entry in entries:
-        if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("name"), str):
+        if not isinstance(entry, dict) or type(entry.get("id")) is not int or not _is_text(entry.get("name")):
             raise UserError(f"{name}: a category without id or name: {json.dumps(entry)[:80]}", CURE)
     if not entries:
         raise UserError(f"{name} has no category", CURE)
@@ -102,18 +114,19 @@ def _sort_objects(name: str, images: list[Any], categories: dict[int, str], anno
     out = Instances(images, categories, {entry["id"]: [] for entry in images}, [], mended)
     ids: Counter[Any] = Counter()
     for entry in annotations:
-        own = entry.get("id") if isinstance(entry, dict) else None
+        own = entry.get("id") if isinstance(entry, dict) and _is_id(entry.get("id")) else None
         try:
             image = known.get(entry.get("image_id")) if isinstance(entry, dict) else None
             if image is None:
                 raise ValueError("of an image that is not listed")
             if entry.get("category_id") not in categories:
                 raise ValueError("of a category that is not listed")
-            out.objects[image["id"]].append(check_object(entry, image["height"], image["width"], mended))
+            out.objects[image["id"]].append(check_object({**entry, "id": own}, image["height"], image["width"], mended))
         except (ValueError, TypeError) as e:
             out.left_out.append({"file": name, "annotation": own, "reason": str(e)})
             continue
         ids[own] += 1
+    mended["an annotation without an id"] = ids.pop(None, 0)
     mended["annotation id 0, which evaluation numbers again"] = ids[0]
     mended["an id that other annotations have, too"] = sum(n for n in ids.values() if n > 1)
     return out
@@ -135,11 +148,11 @@ def check_object(entry: Mapping[str, Any], height: int, width: int, mended: Coun
         mended["a box from the mask, as there was none"] += 1
     _check_box(box, height, width, mended)
     area: Any = entry.get("area")
-    if type(area) not in (int, float) or not 0 <= area < math.inf:
+    if type(area) not in (int, float) or not 0 <= area < FAR**2:
         area = masks.measure(segmentation, height, width)[0] if segmentation is not None else box[2] * box[3]
         mended["an area from the mask or box, as there was none"] += 1
     if crowd not in (0, 1):
-        raise ValueError(f"iscrowd is {crowd!r}, not 0 or 1")
+        raise ValueError(f"iscrowd is {ascii(crowd)[:40]}, not 0 or 1")
     if segmentation is None:
         mended["no mask that can be used: it counts for boxes alone"] += 1
     return {"id": entry.get("id"), "category_id": entry["category_id"], "bbox": box, "area": area,
@@ -150,8 +163,8 @@ def _check_box(box: Any, height: int, width: int, mended: Counter[str]) -> None:
     """Raise ValueError unless a box x, y, w, h is four finite numbers with an extent within the image."""
     if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
         raise ValueError("a box that is not four numbers")
-    if not all(map(math.isfinite, box)):
-        raise ValueError(f"a box with a number that is not finite: {box}")
+    if not all(abs(number) < FAR for number in box):
+        raise ValueError(f"a box with a number that is not finite: {str(box)[:80]}")
     x, y, w, h = box
     if w <= 0 or h <= 0:
         raise ValueError(f"a box without extent: {box}")
