@@ -207,7 +207,9 @@ def test_what_the_diffs_add_works(tmp_path: Path):
         "from pathlib import Path; from tests.scenes.digits_experiment import launch;"
         "added = {'objective.name': 'brier', 'model.name': 'perceptron', 'model.width': None, 'model.blocks': None,"
         "         'noise_kind': 'neighbour', 'tune.methods': ('linear', 'drift')};"
-        "launch(Path('runs'), **added); launch(Path('other'), dry_run=True, **{'downstream.tasks': ('stl10',)})"
+        "launch(Path('runs'), **added); launch(Path('other'), dry_run=True, **{'downstream.tasks': ('stl10',)});"
+        "from tests.scenes import detect_experiment;"
+        "detect_experiment.launch(Path('boxes'), **{'detect.systems': ('centre',), 'detect.centre.stride': 4})"
     )
     env = os.environ | {"PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -215,6 +217,7 @@ def test_what_the_diffs_add_works(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert "Drift" in (tmp_path / "runs" / "report.html").read_text("utf-8")
+    assert "Centres" in (tmp_path / "boxes" / "report.html").read_text("utf-8")
 
 
 # ---- config keys -----------------------------------------------------------------------------------------------------
