@@ -118,7 +118,10 @@ def compile_step(config: Any, name: str, lowered: Any) -> Any:
 def make_memory_error(config: Any, name: str, need: str, chip: Chip) -> UserError:
     """Make the error of a step that needs too much memory. Its cure lists the remedies that the config does not use."""
     cures = [] if config.model.remat else ["--config.model.remat=True"]
-    cures += [f"--config.train.micro_batches={2 * config.train.micro_batches}", "a smaller train.batch"]
+    if trains_detector(config):
+        cures += ["a smaller detect.batch"]
+    else:
+        cures += [f"--config.train.micro_batches={2 * config.train.micro_batches}", "a smaller train.batch"]
     cures += (
         ["--config.objective.chunk=128"] if not config.objective.chunk and config.objective.name != "supervised" else []
     )
@@ -242,9 +245,14 @@ def choose_step(config: Any) -> tuple[Any, Any, Any, Any]:
     from nml_jax.stages import detect, dry_run
     from nml_jax.tasks import detection
 
-    if "pretrain" in config.stages or "detect" not in config.stages:
+    if not trains_detector(config):
         return config, dry_run.find_sizes, dry_run.lower, dry_run.count_flop
     return detect.make_training_config(config), detection.find_sizes, detect.lower, detect.count_flop
+
+
+def trains_detector(config: Any) -> bool:
+    """Return whether the step of a config is that of a detector."""
+    return "detect" in config.stages and "pretrain" not in config.stages
 
 
 def describe(result: dict[str, Any]) -> str:
