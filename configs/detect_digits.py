@@ -40,7 +40,8 @@ def set_detectors(config: ConfigDict) -> None:
     detect.rpn.update(strides=(4, 8, 16), scales=(4.0,), before=(200, 200), after=(64, 64), samples=64)
     detect.roi.update(samples=32, width=96, top=100)
     detect.mask.update(side=7, depth=2, crop=28)
-    detect.solo.update(strides=(4, 8, 16), grids=(12, 8, 6), ranges=((1, 24), (16, 40), (32, 90)), width=32, depth=2)
+    # Masks in cells of 2 pixels: with cells of 4 one digit in six would be too small to count.
+    detect.solo.update(strides=(2, 4, 8), grids=(12, 8, 6), ranges=((1, 24), (16, 40), (32, 90)), width=32, depth=2)
     detect.solo.update(mask_width=24, kernel=24, groups=4, positives=48, candidates=100, top=60)
     detect.data.canvas = (64, 64)
     detect.data.flip = 0.0
