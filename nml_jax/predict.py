@@ -280,7 +280,7 @@ def detect(args: argparse.Namespace) -> None:
     if given := [name for name in ("keep", "columns", "label", "proba", "encoder") if getattr(args, name)]:
         raise UserError(f"--{given[0]} is not for detectors, and {args.head} is a folder", "leave it out")
     from nml_jax.assembly.detection import photos  # loads the models
-    from nml_jax.training.detectors import find_detector
+    from nml_jax.training.detection.saved import find_detector
 
     folder, out = find_detector(args.head), args.out or Path("detections")
     if folder is None:

@@ -7,7 +7,8 @@ from nml_jax.assembly import encoder, feature_sets, noisy_data
 from nml_jax.data.embeddings import service
 from nml_jax.data.images import transforms
 from nml_jax.tasks import classification, detection, glue, texts
-from nml_jax.training import detect, finetune, optim, plan
+from nml_jax.training import finetune, optim, plan
+from nml_jax.training.detection import program as detect
 from nml_jax.tuning import diagnosis, methods
 
 

@@ -34,7 +34,8 @@ from nml_jax.runs.files import write_bytes, write_json
 from nml_jax.runs.rows import Row, has_rows, read_rows, write_rows
 from nml_jax.stages.stage import Outputs, Stage
 from nml_jax.tasks import detection
-from nml_jax.training import checkpoint, detect, loop
+from nml_jax.training import checkpoint, loop
+from nml_jax.training.detection import program as detect
 from nml_jax.training.journal import Journal
 from nml_jax.training.window import Signals, put_signals
 

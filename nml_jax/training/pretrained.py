@@ -15,7 +15,8 @@ from nml_jax.models.weights import files
 from nml_jax.models.weights.state_dict import UnfitWeights
 from nml_jax.processes.forks import refuse_fork
 from nml_jax.stored import FAULTS, make_damage, require_fields, require_type
-from nml_jax.training import checkpoint, detectors
+from nml_jax.training import checkpoint
+from nml_jax.training.detection import saved
 from nml_jax.training.leaves import name_leaves, unflatten
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ def load_model(run: str | Path, *, step: int | None = None, weights: str = "raw"
         UserError: there is no checkpoint, it is damaged, or it has no moving average.
     """
     refuse_fork()
-    if detector := detectors.find_encoder(Path(run)):
+    if detector := saved.find_encoder(Path(run)):
         cure = "apply it with python -m nml_jax.predict, or give it as init_from, which takes its encoder"
         raise errors.UserError(f"{detector} is a detector", cure)
     return _read_newest(Path(run), step, functools.partial(_load_folder, weights=weights))
@@ -182,8 +183,8 @@ BIAS = "params/head/bias"
 
 def _load_given(path: Path, config: Any, model: models.Model) -> dict[str, Any]:
     """Return {"params": ..., "model_state": ...} of `init_from`, and log what its preprocessing has to do with ours."""
-    if detector := detectors.find_encoder(path):
-        given, theirs = detectors.load_encoder(detector)
+    if detector := saved.find_encoder(path):
+        given, theirs = saved.load_encoder(detector)
         compare_preprocessing(str(path), theirs, config)
         _notice(f"init_from={path} is a detector: its encoder is taken, the rest starts fresh")
         return given
@@ -233,7 +234,7 @@ def count_classes(init_from: str) -> int | None:
     path = Path(init_from)
     if not path.is_dir():
         return None
-    if detectors.find_encoder(path):
+    if saved.find_encoder(path):
         return None
     if is_run(path):
         return _read_newest(path, None, _read_meta)["num_classes"]

@@ -24,8 +24,9 @@ from nml_jax.models import Model
 from nml_jax.runs.detections import RESULTS
 from nml_jax.runs.files import write_bytes, write_json
 from nml_jax.tasks import detection
-from nml_jax.training import checkpoint, detect
-from nml_jax.training.detectors import read_saved
+from nml_jax.training import checkpoint
+from nml_jax.training.detection import program as detect
+from nml_jax.training.detection.saved import read_saved
 
 PICTURES = "pictures"  # folder of the output
 

@@ -1,0 +1,1 @@
+"""Detectors: the program that trains them, and what is saved of them."""
