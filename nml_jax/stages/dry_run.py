@@ -86,8 +86,8 @@ def describe_plan(
         if stage.estimate and not any(item.wrong for item in wanting):
             found = stage.estimate(next(iter(cells.values())), mesh)
             lines += ["", f"{stage.name}, each run:", *(f"  {name}: {value}" for name, value in found.items())]
-    if item := _try(experiment.check_encoders, workdir, cells, stages, pinned=pinned):  # a plan can do without
-        wanting.append(item)
+    item = _try(experiment.check_encoders, workdir, cells, stages, pinned=pinned)  # a plan can do without
+    wanting += [item] if item and item not in wanting else []
     if encoder.is_remote(config) and "extract" in config.stages and not wanting:
         for cell in _list_services(cells):
             lines += ["", f"{cell.api.model}, all splits:", *(f"  {line}" for line in bill.describe_bill(cell))]
@@ -145,11 +145,16 @@ def _try_weights(
     different: dict[str, tuple[ConfigDict, Path]] = {}
     for name, cell in cells.items():
         folder = experiment.find_folder(workdir, name, cell)
-        reads = any(not runner.is_done(s, cell, folder) for s in stages if s in ("pretrain", *experiment.ENCODED))
+        reads = any(not runner.is_done(s, cell, folder) for s in stages if _reads_weights(s, cell))
         if reads and cell.init_from and Path(cell.init_from).expanduser().exists():
             keys = settings.select_keys(settings.to_json(cell), ("init_from", "data", "model", "texts", "extract"))
             different.setdefault(json.dumps(keys), (cell, folder))
     return [item for one in different.values() if (item := _try(encoder.check_weights, *one, pinned=pinned))]
+
+
+def _reads_weights(stage: str, cell: ConfigDict) -> bool:
+    """Return whether a stage reads `init_from`."""
+    return stage == "pretrain" or runner.find_stage(stage).encoded(cell)
 
 
 def _list_gone(cell: ConfigDict, stage: str) -> list[tuple[str, str]]:
@@ -162,7 +167,7 @@ def _list_gone(cell: ConfigDict, stage: str) -> list[tuple[str, str]]:
     unused |= {"detect.data.path", "detect.data.test_path"} if cell.detect.data.source == "digits" else set()
     unused |= {"noise_file"} if cell.noise_kind not in settings.FIXED_RATE else set()
     unused |= {"data.tokenizer"} if not encoder.has_text(cell) else set()
-    unused |= {"init_from"} if stage != "pretrain" and not runner.find_stage(stage).encoded(cell) else set()
+    unused |= set() if _reads_weights(stage, cell) else {"init_from"}
     return [(key, path) for key, path in named if key not in unused and not Path(path).expanduser().exists()]
 
 
