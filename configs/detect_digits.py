@@ -36,7 +36,6 @@ def set_detectors(config: ConfigDict) -> None:
     detect.retina.strides = (8, 16)
     detect.retina.tower = 1
     detect.retina.scales = (1.5, 2.5)
-    # How much the other three learn with these values is not measured yet.
     detect.rpn.update(strides=(4, 8, 16), scales=(4.0,), before=(200, 200), after=(64, 64), samples=64)
     detect.roi.update(samples=32, width=96, top=100)
     detect.mask.update(side=7, depth=2, crop=28)
