@@ -147,8 +147,6 @@ def make_caption_ledger(captions: Any, swap: noise.CaptionSwap) -> noise.Ledger:
 def corrupt(config: ConfigDict, train: Source) -> tuple[np.ndarray, noise.Ledger]:
     """Return the noisy labels of a source, int [N], and their ledger, from the `noise*` keys of the config."""
     kind, needed = config.noise_kind, noise.list_arguments(config.noise_kind)
-    if "rate" not in needed and config.noise:
-        raise errors.UserError(f"noise_kind={kind} fixes its own rate, but noise={config.noise}", "leave noise at 0")
     read = functools.partial(read_noise_file, config, train)
     find = functools.partial(find_classes, config.noise_classes, train.class_names)
     origins = {"rate": lambda: config.noise, "classes": find, "matrix": read, "noisy": read}
@@ -200,7 +198,7 @@ STARTS = {b"PK": "a zip archive, as .npz or .pt", b"\x80": "a pickle", b"\x1f\x8
 
 
 def _guess_type(path: Path, start: bytes) -> str:
-    """Say what a file is that does not begin as a .npy."""
+    """Return what a file is that does not begin as a .npy, in words."""
     if path.suffix.lower() == ".safetensors":
         return "it is a .safetensors file"
     known = [name for begin, name in STARTS.items() if start.startswith(begin)]

@@ -26,6 +26,7 @@ GREY = "#808890"
 HEADS = ("#0c7bb8", "#d06f00", "#0a9370", "#b5559a", "#4a90c9", "#b85c1e", "#8a7a00", "#7b858f")
 RAMP = ("#3d6fdc", "#7a55e0", "#b04cc8", "#d4458f", "#e0523f", "#cc7a10")
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "<": "◀", ">": "▶", "P": "✚"}
+POINTS = 120  # of a curve or spectrum that is drawn
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -209,15 +210,15 @@ def draw_curves(
         return _draw(figure, f"{title} against {label}, one colour for each of: {', '.join(groups)}")
 
 
-def thin_shares(s: ArrayLike, points: int = 120) -> tuple[np.ndarray, np.ndarray]:
-    """Return (i, share) of at most `points` singular values, evenly spaced on a log scale."""
+def thin_shares(s: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return (i, share) of at most POINTS singular values, evenly spaced on a log scale."""
     s = np.asarray(s, np.float64)
-    at = np.unique(np.geomspace(1, s.size, min(points, s.size)).round().astype(int))
+    at = np.unique(np.geomspace(1, s.size, min(POINTS, s.size)).round().astype(int))
     share = s[at - 1] / s.sum()
     return at, np.where(share > 1e-9, share, np.nan)
 
 
-def thin(x: ArrayLike, y: ArrayLike, points: int = 120) -> tuple[np.ndarray, np.ndarray]:
+def thin(x: ArrayLike, y: ArrayLike, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
     """Return at most `points` points, each the mean of a block, so that a noisy curve keeps its level."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     edges = np.linspace(0, len(x), min(points, len(x)) + 1).astype(int)

@@ -108,7 +108,7 @@ def _list_ledgers(cells: Sequence[FinishedRun]) -> Block:
         words = [str(ledger.get(key, DASH)) for key in ("kind", "seed")]
         lines.append([cell.name, *words, *rates, count, *(str(ledger.get(key, DASH))[:12] for key in hashes)])
     head = ["run", "noise", "noise seed", "asked", "realised", "records changed", *hashes]
-    caption = "The noise of every run. Of SHA-256 sums the first 12 digits; the whole ledger is the run's noise.json."
+    caption = "The noise of every run. SHA-256 sums are cut to 12 digits; the whole ledger is the run's noise.json."
     return table(caption, head, {"": lines}, (1, *range(6, len(head))))
 
 
