@@ -42,7 +42,7 @@ from nml_jax.data.features import files
 from nml_jax.errors import UserError
 from nml_jax.evals.answers import Answers
 from nml_jax.evals.correlations import UNDEFINED, compute_numbers
-from nml_jax.runs.files import replace_file
+from nml_jax.runs.files import check_output, replace_file
 from nml_jax.spreadsheet import escape_cell
 from nml_jax.tuning import head_file
 
@@ -166,16 +166,6 @@ def _writing(what: object) -> Iterator[None]:
         raise
     except OSError as e:
         raise UserError(f"cannot write {what}: {e.strerror or e}", "give --out a file in a folder with room") from e
-
-
-def check_out(out: Path, inputs: Sequence[Path]) -> None:
-    """Raise UserError if the output would replace an input, or its folder does not exist."""
-    if out.is_dir():
-        raise UserError(f"--out={out} is a folder", "give the name of a file")
-    if not out.parent.is_dir():
-        raise UserError(f"--out={out}: there is no folder {out.parent}", f"create it with mkdir -p {out.parent}")
-    if replaced := [path for path in inputs if out.exists() and path.exists() and out.samefile(path)]:
-        raise UserError(f"--out={out} would replace the input {replaced[0]}", "give --out the name of another file")
 
 
 def read_kept(features: files.Features, names: str) -> dict[str, list[Any]]:
@@ -312,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         head, features, kept = open_encoded(args) if args.encoder else open_table(args)
         wanted = Wanted(args.proba, kept)
         if args.out:
-            check_out(args.out, [args.head, *features.files])
+            check_output(args.out, [args.head, *features.files])
             predictions = write_file(head, features, args.out, wanted)
         else:
             predictions = write_stdout(head, features, wanted)

@@ -22,7 +22,7 @@ from nml_jax.data.features import files
 from nml_jax.data.features.checks import check_varied
 from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.inputs import list_files
-from nml_jax.runs.files import write_atomic
+from nml_jax.runs.files import check_output, write_atomic
 from nml_jax.tuning.label_errors import LabelErrors
 
 MEMORY = 0.1  # share of the memory that the features may take
@@ -43,16 +43,6 @@ def judge_file(spec: str, label: str = "", columns: str = "", group: str = "") -
     return whole, judge_rows(whole, labels, name_classes(whole, classes), **how)
 
 
-def check_out(out: Path, inputs: Sequence[Path]) -> None:
-    """Raise UserError if the output would replace an input, or its folder does not exist."""
-    if out.is_dir():
-        raise UserError(f"--out={out} is a folder", "give the name of a file")
-    if not out.parent.is_dir():
-        raise UserError(f"--out={out}: there is no folder {out.parent}", f"create it with mkdir -p {out.parent}")
-    if any(out.exists() and out.samefile(path) for path in inputs if path.exists()):
-        raise UserError(f"--out={out} would replace the input", "give --out the name of another file")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m nml_jax.suspects", description=__doc__,
@@ -66,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.out:
-            check_out(args.out, [Path(part) for part in list_files(args.features)])
+            check_output(args.out, [Path(part) for part in list_files(args.features)])
         _, found = judge_file(args.features, args.label, args.columns, args.group)
         if args.out:
             with report_disk_errors(args.out):

@@ -1,10 +1,10 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all, and where they may go."""
 
 import contextlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +63,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_output(out: Path, inputs: Sequence[Path]) -> None:
+    """Raise UserError if a command's output, `--out`, would replace an input, or its folder does not exist."""
+    if out.is_dir():
+        raise UserError(f"--out={out} is a folder", "give the name of a file")
+    if not out.parent.is_dir():
+        raise UserError(f"--out={out}: there is no folder {out.parent}", f"create it with mkdir -p {out.parent}")
+    if replaced := [path for path in inputs if out.exists() and path.exists() and out.samefile(path)]:
+        raise UserError(f"--out={out} would replace the input {replaced[0]}", "give --out the name of another file")
