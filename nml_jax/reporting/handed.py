@@ -21,7 +21,7 @@ from nml_jax.tuning import methods
 ACCURACY = "accuracy"  # what `predict` prints, whatever decides between methods
 SAME = 1e-6  # standard deviation of scores that are those of one head
 SHOWN = 4  # tests whose scores stand in the box
-FILE, SCORES = "File", "Its accuracy"  # parts of an answer
+FILE, SCORES, OTHERS = "File", "Its accuracy", "Its scores"  # parts of an answer
 FEATURES = "FEATURES"  # stands for a file in a command
 
 
@@ -49,6 +49,11 @@ def shown_metric(c: Contest) -> str:
         if MEASURES[c.metric].needs == "numbers" and not c.study.keys(metric=ACCURACY, task=c.task)
         else ACCURACY
     )
+
+
+def name_scores(c: Contest) -> str:
+    """Return what the scores of a file are called."""
+    return SCORES if shown_metric(c) == ACCURACY else OTHERS
 
 
 def list_heads(c: Contest, method: Method) -> list[Head]:
@@ -101,7 +106,7 @@ def answer(c: Contest, method: Method, tests: Sequence[Key]) -> Answer | None:
     about = f"{add_article(method)}{of}; {describe_rows(c, first)}"
     where = f" For {list_words(DOMAINS[test.domain] for test in tests)} rows." if len(tests) < len(c.decided) else ""
     what = f"{about[0].upper()}{about[1:]}.{where}"
-    return Answer({FILE: [str(first.path), what], SCORES: scores}, write_command(c, first, shown))
+    return Answer({FILE: [str(first.path), what], name_scores(c): scores}, write_command(c, first, shown))
 
 
 def _is_shared(heads: Sequence[Head]) -> bool:
@@ -172,8 +177,8 @@ def write_lines(c: Contest, advised: Mapping[Method, Sequence[Key]]) -> list[str
     out = []
     for found in (answer(c, method, tests) for method, tests in advised.items()):
         if found is not None:
-            (_, what), scores = found.about[FILE], found.about[SCORES]
-            name = SCORES if shown_metric(c) == ACCURACY else "Its scores"
+            name = name_scores(c)
+            (_, what), scores = found.about[FILE], found.about[name]
             out += [f"{what} {name}: {'; '.join(scores)}.", f"  {found.command}"]
     return out
 

@@ -190,9 +190,10 @@ def _draw_differences(contest: Contest, name: str) -> Figure:
             label = f"{contest.points} of {contest.measure.removeprefix('the ')} over {contest.reference}"
             scale = unit(contest.metric).scale
             panels.append(figures.draw_differences(f"{name}{i}", name_test(test), label, lines, scale))
+    thin = f" Thin: the same{contest.widened()}." if contest.widened() else ""
     caption = (
         f"Mean difference to {contest.reference} (the line at 0), paired over test rows and {contest.seeds} seeds, "
-        f"each a dot. Thick: the 95 % interval. Thin: the same{contest.widened()}. Every panel has a scale of its own."
+        f"each a dot. Thick: the 95 % interval.{thin} Every panel has a scale of its own."
     )
     title = f"Differences at a glance{f': {contest.name}' if contest.name else ''}"
     return Figure(title, panels, caption, list(figures.VERDICTS.values()))

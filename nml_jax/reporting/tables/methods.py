@@ -14,7 +14,7 @@ from nml_jax.reporting.blocks import BEST, PROSE, Block, Lines, fold, table
 from nml_jax.reporting.sentences import count, say
 from nml_jax.reporting.statistics import compare
 from nml_jax.reporting.statistics.baselines import find_interval
-from nml_jax.reporting.statistics.choose_method import Contest, name_test
+from nml_jax.reporting.statistics.choose_method import Contest, name_points, name_test
 from nml_jax.reporting.statistics.compare import Side
 from nml_jax.reporting.statistics.paired import (
     DASH,
@@ -78,7 +78,10 @@ def list_scores(contest: Contest) -> Block:
     head = ["", *(["trained on"] * rows), *(TITLES[metric] for _, metric in columns)]
     over_seeds = f", mean ± sample sd over {contest.seeds} seeds" if contest.seeds > 1 else ""
     correlation = " (MCC: 100 times its value)" * any(metric == "mcc" for _, metric in columns)
-    caption = f"Scores in %{correlation}{over_seeds}. {said}".rstrip()
+    what = f"Scores in %{correlation}"
+    if contest.metric in NUMBERS:
+        what = "R² and correlations as 100 times their values, RMSE in units of the target"
+    caption = f"{what}{over_seeds}. {said}".rstrip()
     return table(caption, head, {"": lines}, over=over)
 
 
@@ -145,13 +148,15 @@ def _compare_others(contest: Contest) -> list[Block]:
                 c = compare.compare_numbers(contest.study, "", Side(keys[contest.reference]), Side(key))
                 gain = [c.gain, c.interval()] if method != contest.reference else [DASH] * 2
                 lines.append([str(method), format_mean(s, metric), own, *gain])
-            groups[f"{name}, {TITLES[metric]}"] = lines
+            points = name_points(metric)
+            groups[f"{name}, {TITLES[metric]}" + (f", in {points}" if points != "points" else "")] = lines
     caption = (
         f"Other measures, and what they are over those of the reference ({contest.reference}), paired: 95 % intervals "
         "over seeds and test rows (over seeds alone where it is not on record what each row was answered). They decide "
         "nothing."
     )
-    head = ["", "score", "95 % interval", "difference (points)", "95 % interval"]
+    mixed = any(name_points(metric) != "points" for metric in known)
+    head = ["", "score", "95 % interval", "difference" + " (points)" * (not mixed), "95 % interval"]
     names = list_words(TITLES[metric] for metric in known)
     title = f"{names[:1].upper()}{names[1:]}, with intervals"
     return [fold(title, table(caption, head, groups))] if groups else []
