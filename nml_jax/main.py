@@ -250,7 +250,7 @@ def parse(argv: Sequence[str]) -> list[str]:
 def _take_placeholders(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Take "--config.KEY=None" out of the arguments for keys that may be None; return the rest and these keys.
 
-    The library would read the word None as a number, a text or a tuple. Of several values of a key the last counts.
+    The library would read the word None as a number, a text or a tuple. If a key has several values, the last counts.
     """
     placeholders = {key for key, value in settings.flatten(settings.default_config()) if value is None}
     rest, cleared, waiting = [], {}, list(arguments)

@@ -1,7 +1,7 @@
 """Read a json in COCO's format and check every entry of it.
 
-What makes the whole unreliable is refused: ids of images or categories that come twice, names that do. Of the rest, an
-annotation that cannot be used is left out and listed, and one that can be is mended and counted.
+What makes the whole unreliable is refused: ids of images or categories that come twice, names that do. Any
+other annotation that cannot be used is left out and listed, and one that can be mended is mended and counted.
 """
 
 import json

@@ -24,7 +24,8 @@ class View(NamedTuple):
     x: "condition" (such as the noise rate), "share" (of the downstream training rows), "noise" (downstream), or a
         measure of a spectrum: then a point is a test and a rate.
     by: what has a line of its own: "method", "condition" or "test".
-    methods: keys of methods, PROBE among them; (): all. Of spectra: () the encoder's features, else heads' output Z.
+    methods: keys of methods, PROBE among them; (): all. In spectra, () is the encoder's features, and others the
+        output Z of heads.
     suspects: of heads, those that were trained on all rows ("keep"), or without the suspects ("drop").
     """
 
