@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from ml_collections import ConfigDict
 
 from configs import clip_r50, clip_vitb16, vitb16_in1k
+from configs.studies import spectra
 from nml_jax import main, runtime
 from nml_jax.prepare.__main__ import main as prepare
 from nml_jax.runs.rows import Row, read_rows
@@ -97,6 +99,36 @@ def launch(config: ConfigDict, workdir: Path, keys: dict[str, Any], **pinned: An
 
 def list_tests(rows: list[Row]) -> set[tuple[str, str, str]]:
     return {(row.task, row.split, row.domain) for row in rows if row.stage == "tune" and row.metric == "accuracy"}
+
+
+def test_imagenet_to_all_downstream_sets(sets: Path, tmp_path: Path) -> None:
+    """A study's twin of ResNet-50: 14 in-domain sets, ImageNet and Country211, with all variants; and DomainNet."""
+    keys = IMAGENET | {
+        "data.path": str(sets), "downstream.catalogue": str(sets), "model.width": 4, "model.blocks": (1, 1, 1, 1),
+        "model.bn_group": 8, "sweep.noise": (0.0, 0.3), "sweep.seed": (0,),
+    }  # fmt: skip
+    found = launch(spectra.get_config("imagenet"), tmp_path / "runs", keys)
+    assert len(found) == 2
+    variants = catalogue.TRAINED["imagenet2012"].partners
+    for rows in found.values():
+        tests = list_tests(rows)
+        assert {(name, "test", "id") for name in catalogue.TRAINED} <= tests
+        assert {("imagenet2012", name, "ood") for name in variants} <= tests
+        assert {("cifar10", "cifar10_c/fog_5", "ood"), ("cifar10", "cifar10_1", "ood"),
+                ("cifar100", "cifar100_c/fog_5", "ood")} <= tests  # fmt: skip
+        assert {
+            ("domainnet", "real", "id"),
+            *(("domainnet", name, "ood") for name in ("clipart", "painting", "sketch")),
+        } <= tests
+        assert len(tests) == 16 + len(variants) + 3 + 4
+        assert all(np.isfinite(row.value) for row in rows)
+        assert {row.metric for row in rows if row.split == "imagenet_vid_robust"} >= {"pm0", "pm10"}
+    summary = pd.read_csv(tmp_path / "runs" / "summary.csv")
+    assert {"id", "ood"} <= {*summary["domain"]}
+    assert (tmp_path / "runs" / "studies" / "spectra" / "figure.pdf").is_file()
+    (noisy,) = (name for name in found if "noise=0.3" in name)
+    ledger = json.loads((tmp_path / "runs" / noisy / "noise.json").read_text())
+    assert ledger["count"] == round(0.3 * RECORDS)
 
 
 def test_vit_on_imagenet_and_its_variants(sets: Path, tmp_path: Path) -> None:
