@@ -1,7 +1,6 @@
 """The twins on our side: their configs, and their weights by the names that torchvision has for them."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -78,19 +77,6 @@ def convert(name: str, value: np.ndarray) -> np.ndarray:
     return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
 
 
-def restore(name: str, value: np.ndarray) -> np.ndarray:
-    """Undo `convert`: bring our parameter to torchvision's order; what only background has there is 0."""
-    if name.endswith("fc6.weight"):
-        return value.reshape(7, 7, twins.FPN, -1).transpose(3, 2, 0, 1).reshape(value.shape[1], -1)
-    if name.endswith("conv5_mask.weight"):
-        return value.transpose(2, 3, 0, 1)
-    value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-    if "cls_score" in name:
-        value = np.roll(value, 1, 0)
-    added = 4 if "box_predictor.bbox_pred" in name else 1 if "mask_fcn_logits" in name else 0
-    return np.concatenate([np.zeros((added, *value.shape[1:]), value.dtype), value])
-
-
 def make_config(system: str, **own: Any) -> Any:
     """Make the sections of a twin as torchvision has its detector."""
     config = get_config()
@@ -109,18 +95,20 @@ def make_config(system: str, **own: Any) -> Any:
     return config
 
 
-def build(system: str, classes: int = twins.CLASSES, canvas: tuple[int, int] = twins.CANVAS) -> tuple[Model, Any]:
+def build(system: str) -> tuple[Model, Any]:
     """Build a twin; return it and the section `detect`."""
     config = make_config(system)
-    return detection.build(config.model, config.detect, system, num_classes=classes, canvas=canvas), config.detect
+    return detection.build(
+        config.model, config.detect, system, num_classes=twins.CLASSES, canvas=twins.CANVAS
+    ), config.detect
 
 
-def fill(model: Model, find: Callable[[str, Any], np.ndarray] = twins.draw) -> tuple[Any, Any]:
-    """Return the weights of a twin, equal to torchvision's: `find` returns those of a name and a shape there."""
+def fill(model: Model) -> tuple[Any, Any]:
+    """Return the weights of a twin, equal to torchvision's."""
 
     def one(path: Any, x: jax.ShapeDtypeStruct) -> np.ndarray:
         name = "/".join(str(key.key) for key in path).replace("/batch_stats", "")
         name = rename(name)
-        return convert(name, find(name, shape_there(name, x.shape)))
+        return convert(name, twins.draw(name, shape_there(name, x.shape)))
 
     return tuple(jax.tree_util.tree_map_with_path(one, tree) for tree in model.shapes)  # type: ignore[return-value]
