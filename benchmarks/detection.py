@@ -77,11 +77,12 @@ def suppress_greedily(boxes: np.ndarray, threshold: float) -> np.ndarray:
 
 def measure_nms(args: argparse.Namespace) -> dict[str, Any]:
     import jax
+    import jax.numpy as jnp
 
     from nml_jax import boxes
 
     found = draw_boxes(BOXES, HEAPS)
-    ours = jax.jit(lambda x: boxes.suppress(x, np.ones(BOXES, bool), 0.7))
+    ours = jax.jit(lambda x: boxes.suppress(x, jnp.ones(BOXES, bool), 0.7))
     keep = np.asarray(ours(found))
     np.testing.assert_array_equal(keep, suppress_greedily(found, 0.7))
     seconds = [(count_seconds(lambda: ours(found).block_until_ready()),
@@ -99,15 +100,16 @@ def measure_regions(args: argparse.Namespace) -> dict[str, Any]:
 
     strides, rng = (4, 8, 16, 32), np.random.default_rng(0)
     maps = [jnp.asarray(rng.normal(size=(CANVAS[0] // s, CANVAS[1] // s, WIDTH)), jnp.float32) for s in strides]
-    regions = draw_boxes(REGIONS, REGIONS // 4)
-    level = boxes.find_level(jnp.asarray(regions), len(strides), 4, 1e-6, 0.0)
+    regions = jnp.asarray(draw_boxes(REGIONS, REGIONS // 4))
+    level = boxes.find_level(regions, len(strides), 4, 1e-6, 0.0)
     weights = jnp.asarray(rng.normal(size=(REGIONS, 7, 7, WIDTH)), jnp.float32)
 
     def pool(maps: Any) -> Any:
         return (boxes.pool_regions(maps, strides, regions, level, 7) * weights).sum()
 
     compiled = jax.jit(jax.grad(pool)).lower(maps).compile()
-    size = compiled.memory_analysis().temp_size_in_bytes
+    analysis: Any = compiled.memory_analysis()
+    size = analysis.temp_size_in_bytes
     seconds = [count_seconds(lambda: jax.block_until_ready(compiled(maps))) for _ in range(args.repeats)]
     print(f"regions: {size / 1e9:.2f} GB of temporaries with the gradient (bar 1.3), "
           f"{statistics.median(seconds):.2f} s of CPU")  # fmt: skip
@@ -148,8 +150,8 @@ def build_parts() -> tuple[dict[str, Callable[[], Any]], int]:
             kept[0], metrics = program.step(kept[0], batch, signals)
         float(metrics["loss"][0])
 
-    def repeat(function: Callable[[Any], Any]) -> Callable[[], None]:
-        return lambda: [jax.block_until_ready(function(params)) for _ in range(STEPS)] and None
+    def repeat(function: Callable[[Any], Any]) -> Callable[[], object]:
+        return lambda: [jax.block_until_ready(function(params)) for _ in range(STEPS)]
 
     parts = {"forward": repeat(total), "gradient": repeat(gradient), "step": step}
     return parts, sum(x.size for x in jax.tree.leaves(params))
@@ -171,7 +173,7 @@ def serve_torch() -> None:
         total = np.zeros(3)
         for _ in range(STEPS):
             begun = time.process_time()
-            loss = sum(model(pictures, targets).values())
+            loss: Any = sum(model(pictures, targets).values())
             forward = time.process_time()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -238,7 +240,7 @@ def measure_pipeline(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         source = prepare_photos(Path(folder))
 
-        def read(**how: int) -> None:
+        def read(**how: Any) -> None:
             transform = SceneTransform(CANVAS, CANVAS[0], 1333, flip=0.5, **how)
             reading = SceneReading(transform, threads=2, prefetch=2)
             batches = pipeline.train(source, reading, batch=BATCH, seed=0)

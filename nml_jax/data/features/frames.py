@@ -47,8 +47,9 @@ def to_matrix(X: Any) -> Any:
 def check_filled(y: Any) -> Any:
     """Return labels as they are. Raise UserError if they are a column of words and one is missing."""
     cells = _get_cells(y)
-    words = cells is not None and cells.ndim == 1 and cells.dtype.kind in "OT"
-    if words and (missing := [i for i, cell in enumerate(cells) if _is_missing(cell)]):
+    if cells is None or cells.ndim != 1 or cells.dtype.kind not in "OT":
+        return y
+    if missing := [i for i, cell in enumerate(cells) if _is_missing(cell)]:
         cause = f"y has NaN or nothing in {len(missing)} rows, such as row {missing[0]}"
         raise UserError(cause, "give every row a label, or drop these rows")
     return y
@@ -68,8 +69,9 @@ def _check_frame(X: Any) -> None:
             f"column {name!r} of X holds an array in each row, and X has {X.shape[1]} columns",
             f"give the embedding alone: X[{name!r}], or np.stack(list(X[{name!r}]))",
         )
-    if name := next((name for name, cell in firsts.items() if isinstance(cell, str) and not is_numeral(cell)), None):
-        raise UserError(f"column {name!r} of X holds words, such as {quote(firsts[name])}", "leave it out of X")
+    for name, cell in firsts.items():
+        if isinstance(cell, str) and not is_numeral(cell):
+            raise UserError(f"column {name!r} of X holds words, such as {quote(cell)}", "leave it out of X")
 
 
 def _is_missing(cell: Any) -> bool:

@@ -88,11 +88,11 @@ def _bound_test(study: Study, test: Key, terms: Sequence[Term]) -> tuple[float, 
         return None
     rows = _count_rows(study, leaves[0][1], (leaves[0][0].condition,))
     mass = sum(term.factor for term in terms if term.factor > 0)
-    shares = [
+    low, high = (
         sum(abs(t.factor) * study.stat(t.condition, leaf).mean for t, leaf in leaves if t.factor * sign > 0) / mass
         for sign in (-1, 1)
-    ]
-    return (mass, *shares, rows) if rows else None
+    )
+    return (mass, low, high, rows) if rows else None
 
 
 def _find_leaf(test: Key, term: Term) -> Key:

@@ -85,8 +85,8 @@ def _list_contrasts(claim: Claim, numbers: Numbers) -> Iterator[tuple[list[Term]
     first, chosen = _choose_conditions(claim, numbers)
     for key in numbers.find_keys(claim.y, claim.domain, _list_methods(claim)):
         setting = f", {key.setting}" if key.setting else ""
-        named = key.method and key.method.preset and claim.y not in DETECTORS
-        setting += f", preset {key.method.preset}" if named else ""
+        if key.method and key.method.preset and claim.y not in DETECTORS:
+            setting += f", preset {key.method.preset}"
         if claim.kind == "change":
             for i in chosen:
                 at = f"{study.at(study.conditions[i])}{setting}"

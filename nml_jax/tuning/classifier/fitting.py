@@ -239,8 +239,8 @@ class Fitting:
         if not len(rows.held_out):
             return None
         weights: Any = multiply(rows.weights, rows.demands.weigh(rows.codes))
-        validation = [x[rows.held_out] for x in (rows.X, rows.codes, weights)]
-        return lambda head: (_compute_loss(head, *validation, rows.demands),)
+        X, codes, weights = (x[rows.held_out] for x in (rows.X, rows.codes, weights))
+        return lambda head: (_compute_loss(head, X, codes, weights, rows.demands),)
 
     def _make_tell(self, last: int, chosen: bool, known: bool) -> Callable[[int, float], None]:
         """Return the function that prints an epoch of at most `last`, and its loss if that is known."""
