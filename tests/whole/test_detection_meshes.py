@@ -64,7 +64,8 @@ def run(system: str, mesh: Mesh) -> dict[str, Any]:
 DRAWN = {"retina": {"index"}, "mask": {"rpn_index", "roi_index", "mask_index"}}
 
 
-@pytest.mark.parametrize("system", ["retina", pytest.param("mask", marks=pytest.mark.slow)])
+@pytest.mark.slow  # what devices exchange is counted in the suite
+@pytest.mark.parametrize("system", ["retina", "mask"])
 def test_eight_devices_are_one(system: str):
     """The loss, the first gradient, and what is drawn."""
     with jax.enable_x64(True):

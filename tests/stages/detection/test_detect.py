@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nml_jax import predict
+from nml_jax import console, predict
 from nml_jax.assembly import encoder
 from nml_jax.data.sources.digit_scenes import DigitScenes
 from nml_jax.errors import NonFinite, UserError
@@ -110,7 +110,7 @@ def test_training_starts_from_the_encoder_without_its_head(finished):
 @pytest.mark.parametrize("whole", [True, False])
 def test_the_encoder_of_a_detector_is_what_init_from_takes(finished, tmp_path, whole, capfd):
     """A run that only trained a detector stands for it, and so does the detector's folder."""
-    pretrained._notice.cache_clear()
+    console.notice_once.cache_clear()
     folder = tmp_path / "run" / "detect" / "retina"
     shutil.copytree(finished / RUN / "detect" / "retina", folder)
     given = str(folder.parents[1] if whole else folder)
