@@ -14,12 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs import common
+from nml_jax import settings
 from nml_jax.data.features import banks
 from nml_jax.errors import PeerLost
 from nml_jax.runs.rows import read_rows
 from nml_jax.training import checksums
+from tests.assembly import test_text_training
 from tests.scenes import clip_experiment, digits_experiment, process_scenes, programs
 from tests.scenes.digits_experiment import flags
+from tests.stages import test_texts
 
 ROOT = Path(__file__).parents[2]
 CELL = "noise=0.3,seed=0"
@@ -140,6 +144,31 @@ def require_one_result(one: Path, other: Path) -> None:
             np.testing.assert_allclose(theirs.read(name), ours.read(name), rtol=1e-4, atol=1e-5)
     spectra = [json.loads((run / "spectra.json").read_text()) for run in (one, other)]
     assert len(spectra[0]) == len(spectra[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_processes_train_a_text_encoder_as_one(tmp_path: Path, dtype: str):
+    """Pre-training on wrong labels, LoRA and full fine-tuning: the same texts in the same order, one set of rows."""
+    data = tmp_path / "data"
+    data.mkdir()
+    test_texts.write_folder(data / "bert")
+    test_texts.write_tables(data)
+    own = {"runtime.log_every": 1, "runtime.sample_ids": True, "model.dtype": dtype, "sweep.seed": (0,)}
+    keys = dict(settings.flatten(test_text_training.make_config(data, **own).to_dict()))
+    defaults = dict(settings.flatten(common.get_config().to_dict()))
+    given = ["--config=configs/common.py", "--config.noise=0.3", "--config.seed=0",
+             *(f"--config.{k}={v}" for k, v in keys.items() if v != defaults[k] and k != "noise")]  # fmt: skip
+    for name, command in (("one", alone), ("two", together)):
+        command([*given, f"--workdir={tmp_path / name}"])
+    shown = [(tmp_path / n / CELL / "samples.jsonl").read_text() for n in ("one", "two")]
+    assert shown[0] == shown[1], "the same ids in the same order, step by step"
+    first = [json.loads((tmp_path / n / CELL / "metrics.jsonl").read_text().splitlines()[0]) for n in ("one", "two")]
+    assert abs(first[0]["train/loss"] - first[1]["train/loss"]) < 1e-5 * first[0]["train/loss"]
+    rows = [[(r.stage, r.method, r.split, r.metric, r.wise_alpha) for r in read_rows(tmp_path / n / CELL)]
+            for n in ("one", "two")]  # fmt: skip
+    assert sorted(rows[0], key=str) == sorted(rows[1], key=str)
+    assert {row[1] for row in rows[1] if row[0] == "finetune"} >= {"lora", "full"}
 
 
 @pytest.mark.slow
