@@ -93,7 +93,7 @@ def lay_noise(labels: np.ndarray, kind: str, rate: float) -> np.ndarray:
     if not rate:
         return labels
     k = int(labels.max()) + 1
-    own: dict[str, Any] = {"classes": range((k + 1) // 2), "rate_of": "classes"} if kind == "asymmetric" else {}
+    own: dict[str, Any] = {"classes": range(max((k + 1) // 2, 2)), "rate_of": "classes"} if kind == "asymmetric" else {}
     return nml_jax.corrupt_labels(labels, num_classes=k, seed=0, kind=kind, rate=rate, **own)
 
 
