@@ -29,7 +29,7 @@ from nml_jax.spectrum.meter import EPS, TINY, TOLERANCE, bound_error, decompose_
 
 Array = NDArray[np.float64]
 
-BLOCK = 1024  # rows that are decomposed at a time
+BLOCK = 2048  # rows that are decomposed at a time
 PROBES = 8  # random vectors
 SAFETY = 4  # times what they measure
 SURE = 8  # how far a guess of an error must be from the tolerance to be trusted

@@ -97,10 +97,10 @@ def _decompose(F: np.ndarray, normalize: str | None, center: str | None) -> NDAr
 
 def _prepare_blocks(F: np.ndarray, meter: SpectrumMeter) -> Iterator[NDArray[np.float64]]:
     """Yield rows as the meter has taken them, less the mean of all where features are centred."""
-    mean = meter.state()["mean"]
+    mean, ready = meter.state()["mean"], F.dtype == np.float64 and (meter.normalize, meter.center) == (None, None)
     for start in range(0, len(F), BLOCK):
-        ids = np.arange(start, min(start + BLOCK, len(F)))
-        rows = prepare(F[start : start + BLOCK], meter.normalize, meter.center, ids)
+        rows, ids = F[start : start + BLOCK], np.arange(start, min(start + BLOCK, len(F)))
+        rows = rows if ready else prepare(rows, meter.normalize, meter.center, ids)
         yield rows - mean if meter.center == "features" else rows
 
 
