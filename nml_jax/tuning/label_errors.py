@@ -55,15 +55,16 @@ class Suspect(NamedTuple):
 class LabelErrors:
     """The result of `find_label_errors`.
 
-    share: estimated share of wrong labels among the judged rows. Where none is wrong it is above 0 by the rows that
-        look like another class than their own: by a percent or two where a linear probe errs on a fifth of the rows.
-    interval: 95 % interval of the share of wrong labels where these rows come from. It allows for that.
-    classes: [K], sorted.
-    joint: share of rows by given label (down) and likely true class (across), float64 [K, K]; its sum is 1.
-    suspects: the rows whose labels are more likely wrong than right, the surest first.
-    wrong: probability that the given label is wrong, float64 [N]; 0 for rows that were not judged.
-    likely: number in `classes` of the most likely other class, int [N].
-    judged: whether a row was judged, bool [N]. Rows are left out whose class has fewer rows than there are folds.
+    Attributes:
+        share: estimated share of wrong labels among the judged rows. Where none is wrong it is above 0 by the rows
+            that look like another class than their own: by a percent or two where a linear probe errs on a fifth.
+        interval: 95 % interval of the share of wrong labels where these rows come from. It allows for that.
+        classes: [K], sorted.
+        joint: share of rows by given label (down) and likely true class (across), float64 [K, K]; its sum is 1.
+        suspects: the rows whose labels are more likely wrong than right, the surest first.
+        wrong: probability that the given label is wrong, float64 [N]; 0 for rows that were not judged.
+        likely: number in `classes` of the most likely other class, int [N].
+        judged: whether a row was judged, bool [N]. Rows are left out whose class has fewer rows than there are folds.
     """
 
     share: float
