@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from configs.features import set_heads
+from nml_jax.errors import UserError
 from nml_jax.models.published import read_keys
 
 
@@ -27,6 +28,18 @@ def get_config(folder: str = "") -> ConfigDict:
     config.downstream.tasks = ("directory",)
     config.extract.batch = 32
     return config.lock()
+
+
+def make_conditions(folders: str, study: str) -> tuple[tuple[str, tuple[tuple[str, object], ...]], ...]:
+    """Make the conditions of a study, one for each folder of an encoder; folders are separated by commas.
+
+    Raises:
+        UserError: there is none, or one cannot be read.
+    """
+    paths = [Path(folder).expanduser() for folder in folders.split(",") if folder]
+    if not paths:
+        raise UserError(f"{study} needs folders of encoders", f"write {study}.py:FOLDER,FOLDER")
+    return tuple((p.name, (("init_from", str(p)), *read_keys(p).items())) for p in paths)
 
 
 def make_config(folder: str, name: str) -> ConfigDict:

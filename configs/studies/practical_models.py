@@ -14,22 +14,16 @@ reporting/studies/published.json. 2,000 photos at 224 pixels take EfficientNet-L
 large ones need an accelerator.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from configs import published
-from nml_jax.errors import UserError
-from nml_jax.models.published import read_keys
 
 
 def get_config(folders: str = "") -> ConfigDict:
-    paths = [Path(folder).expanduser() for folder in folders.split(",") if folder]
-    if not paths:
-        raise UserError("practical_models needs folders of encoders", "write practical_models.py:FOLDER,FOLDER")
+    conditions = published.make_conditions(folders, "practical_models")
     config = published.get_config()
     with config.unlocked():
         config.name = "studies_practical_models"
         config.study = "practical_models"
-        config.sweep.conditions = tuple((p.name, (("init_from", str(p)), *read_keys(p).items())) for p in paths)
+        config.sweep.conditions = conditions
     return config.lock()

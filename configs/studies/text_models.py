@@ -13,22 +13,16 @@ Neither the large models nor most of GLUE-X's sets were at hand. The paper's poo
 confirmed: `model.pool`, `downstream.tasks` and `glue.partners` set them.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-from configs import glue
-from nml_jax.errors import UserError
-from nml_jax.models.published import read_keys
+from configs import glue, published
 
 
 def get_config(folders: str = "") -> ConfigDict:
-    paths = [Path(folder).expanduser() for folder in folders.split(",") if folder]
-    if not paths:
-        raise UserError("text_models needs folders of encoders", "write text_models.py:FOLDER,FOLDER")
+    conditions = published.make_conditions(folders, "text_models")
     config = glue.get_config()
     with config.unlocked():
         config.name = "studies_text_models"
         config.study = "practical_models"
-        config.sweep.conditions = tuple((p.name, (("init_from", str(p)), *read_keys(p).items())) for p in paths)
+        config.sweep.conditions = conditions
     return config.lock()
