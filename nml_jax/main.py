@@ -110,9 +110,7 @@ def launch(
         for stage in todo:
             runner.find_stage(stage).check(cell, mesh, data=not dry_run)
     peers.require_same(functools.partial(agreement.collect_inputs, config, cells, force), agreement.CURE)
-    if not dry_run:
-        experiment.check_encoders(workdir, cells, todo, force=force)
-    else:
+    if dry_run:
         from nml_jax.stages.dry_run import describe_plan
 
         experiment.claim(workdir, config, force=force, write=False)
@@ -124,6 +122,7 @@ def launch(
                 "correct what the command names",
             )
         return
+    experiment.check_encoders(workdir, cells, todo, force=force)
     experiment.check_supervision(workdir, cells, todo, force=force)
     runtime.check_devices(mesh, config.runtime.timeout)
     first = jax.process_index() == 0

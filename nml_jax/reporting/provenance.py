@@ -25,8 +25,8 @@ from nml_jax.settings import NOT_IDENTITY
 from nml_jax.stored import read_lines
 from nml_jax.tuning.holdout import find_further
 
-# A stage and a value that it chose -> the key of the grid.
 ALWAYS = ("accuracy", REGRESSION)  # one of them is reported of every head
+# A stage and a value that it chose -> the key of the grid.
 GRIDS = {
     ("tune", "lr"): "tune.lrs", ("tune", "weight_decay"): "tune.weight_decays", ("tune", "C"): "tune.cs",
     ("tune", "alpha"): "tune.alphas", ("tune", "k"): "tune.ks", ("finetune", "lr"): "finetune.lrs",

@@ -21,7 +21,7 @@ def corrupt_downstream(labels: np.ndarray, num_classes: int, rate: float, config
 
 
 def check_downstream_kind(config: ConfigDict) -> None:
-    """Raise UserError if `tune.noise_kind` is no kind that takes a rate alone."""
+    """Raise UserError unless `tune.noise_kind` is a kind that takes a rate alone."""
     kinds = [kind for kind in noise.KINDS if noise.list_arguments(kind) == ("rate",)]
     if config.tune.noise_kind not in kinds:
         raise UserError(f"tune.noise_kind={config.tune.noise_kind!r}", f"choose {' or '.join(kinds)}")

@@ -106,7 +106,7 @@ def read_wait(headers: Mapping[str, str]) -> float | None:
 def _parse(reply: Reply, url: str) -> Any:
     with contextlib.suppress(orjson.JSONDecodeError):
         return orjson.loads(reply.body)
-    try:  # some services write NaN, which is no JSON; it is refused below as what it is
+    try:  # some services write NaN, which is not JSON; it is refused below, as a number that is not finite
         return json.loads(reply.body)
     except (ValueError, RecursionError) as e:
         if reply.body.lstrip()[:1] == b"<" or "html" in reply.headers.get("content-type", ""):

@@ -27,7 +27,7 @@ def list_label_errors(study: Study, task: str, prefix: str) -> list[Block]:
             continue
         said = describe_share(entry["share"], *entry["interval"])
         out.append(Block("p", (
-            f"{prefix}{where}Of the training labels {said}. A probe has judged each of {entry['rows']:,} rows by "
+            f"{prefix}{where}Among the training labels, {said}. A probe has judged each of {entry['rows']:,} rows by "
             "others, and a row that looks like another class for a reason of its own passes for a wrong label. "
             f"{entry['suspects']:,} are more likely wrong than right: suspects.csv in the run's folder lists them."
         )))  # fmt: skip
