@@ -237,6 +237,7 @@ LABELS = {"label": whole(16), "label_clean": whole(16), "mask": shape(16)}
 TEXTS = {"text_clean": shape(16, 8, dtype=jnp.int32), "mask": shape(16)}
 E = mesh_cases.TEXT["model.embed_dim"]
 STEP, HEAD, SPREAD = "training/loop.py:assemble", "tuning/descent.py:", "tuning/spread.py:"
+METHODS = (("linear",), ("mlp",), ("nmtune", "paper"), ("nmtune", "code"), ("skd",), ("fgs",), ("lgm",))
 
 PROGRAMS: dict[str, Program] = {
     **{f"step: {case}": Program(STEP, step(case)) for case in mesh_cases.CASES},
@@ -299,8 +300,11 @@ PROGRAMS: dict[str, Program] = {
     ),
     "fit of captions": Program("evals/retrieval.py:_sum_fit", evaluation(retrieval._sum_fit, "clip vit", fields=TEXTS)),
     **{
-        f"head: {' '.join(which)}, {kind}": Program(place + program.split()[-1], head(program.split()[0], *which))
-        for which in (("linear",), ("mlp",), ("nmtune", "paper"), ("nmtune", "code"), ("skd",), ("fgs",), ("lgm",))
+        f"head: {name}, {kind}": Program(place + program.split()[-1], head(program.split()[0], *which, gce=gce))
+        for name, which, gce in (
+            *((" ".join(which), which, False) for which in METHODS),
+            *((f"{which[0]} with GCE", which, True) for which in (("linear",), ("mlp",), ("nmtune", "paper"))),
+        )
         for kind, place, program in (
             ("single", HEAD, "train_one"),
             ("streamed", HEAD, "advance"),
@@ -311,17 +315,6 @@ PROGRAMS: dict[str, Program] = {
     "head: together, an epoch, own sizes": Program(
         SPREAD + "_spread", head("compile_advance, own sizes", "nmtune", "paper")
     ),
-    **{
-        f"head: {method} with GCE, {kind}": Program(
-            place + program.split()[-1], head(program.split()[0], *which, gce=True)
-        )
-        for method, which in (("linear", ("linear",)), ("mlp", ("mlp",)), ("nmtune", ("nmtune", "paper")))
-        for kind, place, program in (
-            ("single", HEAD, "train_one"),
-            ("streamed", HEAD, "advance"),
-            ("together", SPREAD, "compile_mapped _spread"),
-        )
-    },
     "head: regression": Program(HEAD + "train_one", head("train_one", "lgm", outputs=1)),
     "head: perturbed": Program(HEAD + "train_one", head("train_one", "mlp", noisytune=True, neftune=True)),
     "head: the start": Program(HEAD + "begin", begin),
