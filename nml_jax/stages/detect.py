@@ -284,6 +284,12 @@ def list_needed(workdir: Path, rows: list[Row]) -> set[Path]:
     return {folder / name for folder in folders for name in (RESULTS, PICTURES, "checkpoints")}
 
 
+def differs(config: ConfigDict, rows: list[Row]) -> bool:
+    """Return whether the rows are those of other detectors than `detect.systems` and `detect.starts` ask for."""
+    asked = {(system, start) for system in config.detect.systems for start in config.detect.starts}
+    return asked != {(row.method, row.preset) for row in rows}
+
+
 STAGE = Stage(
     name="detect",
     version=1,
@@ -292,6 +298,8 @@ STAGE = Stage(
     outputs=Outputs((FOLDER,), list_needed),
     check=check,
     run=run,
+    lists=("detect.systems", "detect.starts"),
+    differs=differs,
     estimate=estimate,
     encoded=lambda config: "encoder" in config.detect.starts,
 )

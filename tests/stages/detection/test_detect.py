@@ -68,6 +68,22 @@ def test_a_finished_stage_is_skipped(finished, capfd):
     assert "pretrain is done, skipped" in err
 
 
+def test_another_start_is_only_added(finished, tmp_path, capfd):
+    workdir = tmp_path / "more"
+    shutil.copytree(finished, workdir)
+    checkpoints = workdir / RUN / "detect" / "retina" / "checkpoints"
+    before = checkpoints.stat().st_mtime_ns
+    detect_experiment.launch(workdir, **{"detect.starts": ("encoder", "random")})
+    assert "retina: is done" in capfd.readouterr().err
+    assert checkpoints.stat().st_mtime_ns == before
+    known = list_detect_rows(finished)
+    rows = list_detect_rows(workdir)
+    assert rows[: len(known)] == known
+    assert {row.preset for row in rows[len(known) :]} == {"random"}
+    detect_experiment.launch(workdir)
+    assert list_detect_rows(workdir) == known, "the rows are those that the config asks for"
+
+
 def test_an_interrupted_run_continues_to_the_same_bits(finished, tmp_path):
     workdir = tmp_path / "again"
     shutil.copytree(finished, workdir)
