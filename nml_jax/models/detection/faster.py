@@ -117,11 +117,16 @@ class Faster:
         own, setting = self.setting.config.roi, self.setting
 
         def sample(found: rpn.Proposals, objects: jax.Array, labels: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+            exists, rule = labels >= 0, setting.config.low_quality
+            how = own.positive, own.positive, self.low_quality, rule
+            # An object is its own region. Matched with the proposals, it would be the best region of every object, and
+            # `low_quality` would do nothing.
+            index = jnp.concatenate([
+                match_objects(found.boxes, objects, labels, *how, alive=found.valid),
+                jnp.where(exists, jnp.arange(len(labels), dtype=jnp.int32), IGNORED),
+            ])  # fmt: skip
             regions = jnp.concatenate([found.boxes, objects.astype(found.boxes.dtype)])
-            alive = jnp.concatenate([found.valid, labels >= 0])
-            regions = jnp.where(alive[:, None], regions, 0)
-            how = setting.config.low_quality
-            index = match_objects(regions, objects, labels, own.positive, own.positive, self.low_quality, how, alive)
+            regions = jnp.where(jnp.concatenate([found.valid, exists])[:, None], regions, 0)
             ids, valid = draw_sample(key, index, own.samples, own.share)
             index, regions = jnp.where(valid, index[ids], IGNORED), regions[ids]
             own_object = jnp.maximum(index, 0)

@@ -76,14 +76,13 @@ def make(setting: Setting) -> System:
         anchors = jnp.concatenate(make_all_anchors(setting, levels, own.strides, own.scales))
 
         def assign(found: jax.Array, labels: jax.Array, size: jax.Array) -> dict[str, jax.Array]:
-            matched = match_objects(
-                anchors, found, labels, own.positive, own.negative, own.low_quality, config.low_quality
-            )
             inside = jnp.concatenate(find_inside(levels, own.strides, per_cell, size))
+            how = own.positive, own.negative, own.low_quality, config.low_quality
+            index = match_objects(anchors, found, labels, *how, alive=inside)
             return {
-                "index": jnp.where(inside, matched, -2),
-                "target_deltas": boxes.encode(found[jnp.maximum(matched, 0)], anchors),
-                "target_class": labels[jnp.maximum(matched, 0)],
+                "index": index,
+                "target_deltas": boxes.encode(found[jnp.maximum(index, 0)], anchors),
+                "target_class": labels[jnp.maximum(index, 0)],
             }
 
         targets = map_images(assign, setting.mesh)(batch["boxes"], batch["labels"], batch["size"])

@@ -99,11 +99,9 @@ def make_targets(setting: Setting, levels: Sequence[jax.Array], batch: Any, keys
     anchors = jnp.concatenate(make_all_anchors(setting, levels, own.strides, own.scales))
 
     def assign(found: jax.Array, labels: jax.Array, size: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        index = match_objects(
-            anchors, found, labels, own.positive, own.negative, own.low_quality, setting.config.low_quality
-        )
         inside = jnp.concatenate(find_inside(levels, own.strides, count_anchors(setting), size))
-        index = jnp.where(inside, index, IGNORED)
+        how = own.positive, own.negative, own.low_quality, setting.config.low_quality
+        index = match_objects(anchors, found, labels, *how, alive=inside)
         ids, valid = draw_sample(key, index, own.samples, own.share)
         drawn = jnp.zeros(len(index), bool).at[ids].set(valid)
         target = boxes.encode(found[jnp.maximum(index, 0)], anchors)
