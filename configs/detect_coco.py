@@ -5,7 +5,8 @@
 
 The part after the colon is retina, faster, mask or solo, and after a comma whose recipe it is:
 
-    mmdetection   the default; version 3.3.0, configs/_base_ and each system's r50_fpn_1x
+    mmdetection   the default; version 3.3.0, configs/_base_ and each system's r50_fpn_1x, but for ROIAlign, which takes
+                  2 samples per bin and axis: theirs are adaptive, here detect.roi.sampling=0, which costs 4 to 16 times
     detectron2    revision 02b5c4e2, config/defaults.py, configs/Base-*.yaml, "1x"; not solo
     torchvision   0.28, models/detection, with the schedule of mmdetection; not solo
     rsb           mmdetection's configs/resnet_strikes_back: AdamW, for encoders trained with such recipes
@@ -49,6 +50,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "torchvision": {
         **_elsewhere,
+        "detect.norm": "frozen",  # as there with pre-trained weights
         "detect.anchors.rounded": "corners",
         "detect.min_size": 0.01,
         "detect.rpn.beta": 1 / 9,

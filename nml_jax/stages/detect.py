@@ -182,13 +182,18 @@ def build_evaluator(job: Job, model: Model) -> Any:
 
 
 def check(config: ConfigDict, mesh: Mesh, *, data: bool = True) -> None:
-    """Check the batch, the encoder's maps, the data, and that frozen statistics have an encoder to come from."""
+    """Check the batch, the encoder's maps, the data, and that what is not trained has an encoder to come from."""
     runtime.check_batch(config.detect.batch, mesh, "detect.batch")
     encoder.require_images(config, "detect")
     if "random" in config.detect.starts and config.detect.norm != "train":
         raise errors.UserError(
             f"detect.norm={config.detect.norm} keeps the statistics of BatchNorm, and random weights have none",
             "set detect.norm=train, or leave random out of detect.starts",
+        )
+    if "random" in config.detect.starts and config.detect.freeze:
+        raise errors.UserError(
+            f"detect.freeze={config.detect.freeze} would keep the encoder's first stages at random weights",
+            "set detect.freeze=0, or leave random out of detect.starts",
         )
     own = config.detect.data
     sizes = detection.count(config) if data else (own.expected or 10_000, own.num_classes or 2)

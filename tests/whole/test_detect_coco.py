@@ -53,7 +53,8 @@ def test_recipes_differ_where_the_codebases_do():
     detectron2, torchvision = (
         detect_coco.get_config(f"faster,{name}").detect for name in ("detectron2", "torchvision")
     )
-    assert detectron2.norm == "frozen"
+    assert (detectron2.norm, torchvision.norm) == ("frozen", "frozen")
+    assert detect_coco.get_config("faster").detect.norm == "eval"
     assert (torchvision.roi.aligned, torchvision.roi.beta) == (False, 1 / 9)
     assert detect_coco.get_config("retina,rsb").detect.optimizer.lr == 1e-4
     assert detect_coco.get_config("mask,rsb").detect.optimizer.lr == 2e-4

@@ -5,6 +5,7 @@ The parameters are {"encoder": those of the encoder without its head, "detector"
 
 import dataclasses
 import functools
+import operator
 import re
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from nml_jax import ranges, runtime
 from nml_jax.errors import UserError
 from nml_jax.models import Model, detection
+from nml_jax.models.detection import faster
 from nml_jax.objectives import detection as objectives
 from nml_jax.training import loop, optim
 from nml_jax.training.leaves import name_leaves
@@ -88,12 +90,46 @@ def start(program: loop.Program, encoder: tuple[Any, Any] | None, mesh: Mesh, ke
     return dataclasses.replace(state, params=params, model_state=model_state)
 
 
+# Keys of the section `detect` that choose among names which no table of the models has.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "low_quality": ("own", "argmax"),
+    "anchors.rounded": ("", "corners", "sizes"),
+    "retina.p6_from": ("c5", "p5"),
+    "retina.per": ("batch", "image"),
+    "rpn.per": ("sampled", "full"),
+    "roi.level_rule": tuple(faster.LEVEL_RULES),
+}
+# Subsections and their keys that are numbers of 1 or more.
+COUNTS: dict[str, tuple[str, ...]] = {
+    "retina": ("top",),
+    "rpn": ("samples",),
+    "roi": ("side", "samples", "width", "top"),
+    "mask": ("side", "crop"),
+    "solo": ("width", "mask_width", "kernel", "groups", "positives", "candidates", "top"),
+}
+
+
 def check_ranges(config: Any) -> None:
     """Raise UserError if a value of the section `detect` is out of range."""
     ranges.require_names("detect", config, "systems", "starts")
-    ranges.require_at_least(1, "detect", config, "batch")
-    ranges.require_at_least(0, "detect", config, "lr_batch")
+    ranges.require_at_least(1, "detect", config, "batch", "max_detections")
+    ranges.require_at_least(0, "detect", config, "lr_batch", "freeze")
     ranges.require_positive("detect", config, "epochs")
+    ranges.require_share("detect", config, "score_threshold", "nms")
     for key, known in (("systems", tuple(detection.SYSTEMS)), ("starts", STARTS)):
         if unknown := [name for name in config[key] if name not in known]:
             raise UserError(f"detect.{key}: unknown {unknown[0]!r}", f"choose from {', '.join(known)}")
+    for key, known in CHOICES.items():
+        if (value := functools.reduce(operator.getitem, key.split("."), config)) not in known:
+            shown = ", ".join(map(repr, known))
+            raise UserError(f"detect.{key}={value!r} is unknown", f"choose one of {shown}")
+    for section, keys in COUNTS.items():
+        ranges.require_at_least(1, f"detect.{section}", config[section], *keys)
+    ranges.require_at_least(0, "detect.roi", config.roi, "sampling")
+    ranges.require_share("detect.rpn", config.rpn, "share", "nms")
+    ranges.require_share("detect.roi", config.roi, "share")
+    for key in ("before", "after"):
+        pair = config.rpn[key]
+        if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
+            cure = f"set --config.detect.rpn.{key}='(2000, 1000)', for training and after it"
+            raise UserError(f"detect.rpn.{key}={tuple(pair)} must be two numbers of 1 or more", cure)
