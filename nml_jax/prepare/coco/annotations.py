@@ -1,7 +1,7 @@
 """Read a json in COCO's format and check every entry of it.
 
-What makes the whole unreliable is refused: ids of images or categories that come twice, names that do. Any
-other annotation that cannot be used is left out and listed, and one that can be mended is mended and counted.
+What makes the whole unreliable is refused, such as an id or name of an image or category that comes twice. Any other
+annotation that cannot be used is left out and listed, and one that can be mended is mended and counted.
 """
 
 import json
@@ -116,13 +116,13 @@ def _sort_objects(name: str, images: list[Any], categories: dict[int, str], anno
     for entry in annotations:
         own = entry.get("id") if isinstance(entry, dict) and _is_id(entry.get("id")) else None
         try:
-            image = known.get(entry.get("image_id")) if isinstance(entry, dict) else None
+            image = _get(known, entry.get("image_id")) if isinstance(entry, dict) else None
             if image is None:
                 raise ValueError("of an image that is not listed")
-            if entry.get("category_id") not in categories:
+            if _get(categories, entry.get("category_id")) is None:
                 raise ValueError("of a category that is not listed")
             out.objects[image["id"]].append(check_object({**entry, "id": own}, image["height"], image["width"], mended))
-        except (ValueError, TypeError) as e:
+        except ValueError as e:
             out.left_out.append({"file": name, "annotation": own, "reason": str(e)})
             continue
         ids[own] += 1
@@ -132,14 +132,21 @@ def _sort_objects(name: str, images: list[Any], categories: dict[int, str], anno
     return out
 
 
+def _get(known: Mapping[Any, Any], value: Any) -> Any:
+    """Return what has this id, 3.0 for 3 included; None if nothing has, or if it is no id, such as a list or true."""
+    return known.get(value) if _is_id(value) or type(value) is float else None
+
+
 def check_object(entry: Mapping[str, Any], height: int, width: int, mended: Counter[str]) -> dict[str, Any]:
     """Return an annotation with id, category_id, bbox, area, iscrowd and segmentation (or None).
 
     Raises:
         ValueError: neither its box nor its mask can be used; says why.
     """
-    segmentation = _check_mask(entry.get("segmentation"), height, width, mended)
     box, crowd = entry.get("bbox"), entry.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise ValueError(f"iscrowd is {ascii(crowd)[:40]}, not 0 or 1")
+    segmentation = _check_mask(entry.get("segmentation"), height, width, mended)
     if box in (None, []):
         if segmentation is None:
             raise ValueError("neither a box nor a mask that can be used")
@@ -151,8 +158,6 @@ def check_object(entry: Mapping[str, Any], height: int, width: int, mended: Coun
     if type(area) not in (int, float) or not 0 <= area < FAR**2:
         area = masks.measure(segmentation, height, width)[0] if segmentation is not None else box[2] * box[3]
         mended["an area from the mask or box, as there was none"] += 1
-    if crowd not in (0, 1):
-        raise ValueError(f"iscrowd is {ascii(crowd)[:40]}, not 0 or 1")
     if segmentation is None:
         mended["no mask that can be used: it counts for boxes alone"] += 1
     return {"id": entry.get("id"), "category_id": entry["category_id"], "bbox": box, "area": area,

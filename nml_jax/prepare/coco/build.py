@@ -8,10 +8,9 @@ An image without its file, with a file of another size or a damaged one is refus
 as annotations.py says. manifest.json lists and counts all of it.
 """
 
-import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -44,6 +43,7 @@ class Found(Listing):
         self.files, clutter = archives.index_files(src)
         self.left_out = [{"file": src.name, "reason": reason, "files": n} for reason, n in clutter.items()]
         self.instances: dict[str, Instances] = {}
+        self._homes: dict[str, PurePosixPath] = {}  # the folder of each split's json
         for name in self._list_jsons():
             content, reason = self.files[name]()
             if reason:
@@ -53,7 +53,7 @@ class Found(Listing):
             if split in self.instances:
                 raise UserError(f"{src} has two json files of the split {split!r}", "name each after its split")
             self.instances[split] = parse(name, content)
-            self._homes = getattr(self, "_homes", {}) | {split: PurePosixPath(name).parent}
+            self._homes[split] = PurePosixPath(name).parent
         self.splits = {split: of.images for split, of in self.instances.items()}
         self.classes = merge_classes(self.instances)
         self.seen = len(self.files) + sum(clutter.values())
@@ -79,39 +79,65 @@ class Found(Listing):
 
     def _find_files(self) -> None:
         """Find the file of every image, and leave out the files of no image."""
-        self.where = {
-            (split, entry["id"]): self._find_file(split, entry["file_name"])
-            for split, entries in self.splits.items() for entry in entries
-        }  # fmt: skip
-        used = {path for path in self.where.values() if path}
+        self.where: dict[tuple[str, Any], str] = {}
+        self._reasons: dict[tuple[str, Any], str] = {}  # why an image has none
+        for split, entries in self.splits.items():
+            for entry in entries:
+                self._find_file(split, entry)
+            self._leave_to_one(split, {entry["id"]: entry["file_name"] for entry in entries})
+        used = set(self.where.values())
         unused = [path for paths in self._paths.values() for path in paths if path not in used]
         for path in sorted(unused):
             self.left_out.append({"file": path, "reason": "no json has an image of this file", "files": 1})
 
-    def _find_file(self, split: str, file: str) -> str:
-        """Return the path of an image's file, the one nearest to its json; "" if there is none."""
+    def _find_file(self, split: str, entry: Mapping[str, Any]) -> None:
+        """Find the path of an image's file: the one in a folder of its split's name, or else nearest to its json."""
+        file, key = entry["file_name"], (split, entry["id"])
         paths = self._paths.get(PurePosixPath(file).name, [])
-        ends = [path for path in paths if path == file or path.endswith(f"/{file}")] or paths
+        ends = [path for path in paths if _ends_with(path, file)] or paths
         home = self._homes[split]
 
         def rank(path: str) -> tuple[Any, ...]:
             folders = [part.removesuffix(".zip") for part in PurePosixPath(path).parts[:-1]]
             near = PurePosixPath(path).is_relative_to(home)
-            return split not in folders and compose(split) not in folders, not near, len(folders), path
+            return split not in folders and compose(split) not in folders, not near, len(folders)
 
-        return min(ends, key=rank, default="")
+        best = sorted(path for path in ends if rank(path) == min(map(rank, ends)))
+        if len(best) == 1:
+            self.where[key] = best[0]
+        else:
+            self._reasons[key] = f"it may be {best[0]} or {best[1]}" if best else "there is no such file"
+
+    def _leave_to_one(self, split: str, names: Mapping[Any, str]) -> None:
+        """Leave a file that was found for several images to the one that names more of its path, or to none."""
+        owners: dict[str, list[Any]] = {}
+        for image in names:
+            if path := self.where.get((split, image)):
+                owners.setdefault(path, []).append(image)
+        for path, images in owners.items():
+            named = {image: len(names[image]) * _ends_with(path, names[image]) for image in images}
+            best = [image for image in images if named[image] == max(named.values())]
+            for image in images if len(best) > 1 else [image for image in images if image not in best]:
+                del self.where[split, image]
+                other = next(of for of in images if of != image)
+                self._reasons[split, image] = f"{path} may be the file of image {other}"
 
     def iterate_items(self, split: str) -> Iterator[Item]:
         numbers = {name: i for i, name in enumerate(self.classes)}
         of = self.instances[split]
         labels = {i: numbers[name] for i, name in of.categories.items()}
         for entry in of.images:
-            path = self.where[split, entry["id"]]
-            load: Read = self.files[path] if path else functools.partial(_report_missing, entry["id"])
+            key = split, entry["id"]
+            load: Read = self.files[self.where[key]] if key in self.where else self._explain(*key)
             annotations = [{**one, "label": labels[one["category_id"]]} for one in of.objects[entry["id"]]]
             about = {"id": entry["id"], "height": entry["height"], "width": entry["width"]}
             text = json.dumps(about | {"annotations": annotations}, ensure_ascii=False)
             yield Item(text, entry["file_name"], load, (entry["height"], entry["width"]))
+
+    def _explain(self, split: str, image: Any) -> Read:
+        """Return what reads an image without a file: it gives the reason."""
+        reason = f"{self._reasons[split, image]}; it is image {image} of the json"
+        return lambda: (b"", reason)
 
     def advise(self, split: str) -> str:
         return f"put its images beside the json of {split}, in a folder or a zip"
@@ -140,8 +166,8 @@ class Found(Listing):
         return {"category_ids": own, "annotations_mended": mended, "annotations_left_out": left_out}
 
 
-def _report_missing(image: Any) -> tuple[bytes, str]:
-    return b"", f"there is no such file; it is image {image} of the json"
+def _ends_with(path: str, file: str) -> bool:
+    return path == file or path.endswith(f"/{file}")
 
 
 def name_split(name: str) -> str:

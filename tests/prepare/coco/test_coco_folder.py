@@ -48,7 +48,7 @@ def write(folder: Path, annotations, images=None, categories=None, name="instanc
     (folder / name).write_text(json.dumps(tree))
     for file, content in ({"1.jpg": encode(), "2.jpg": encode()} if files is None else files).items():
         path = folder / "images" / file
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=True)
         path.write_bytes(content)
     return folder
 
@@ -90,6 +90,9 @@ def test_bytes_ids_polygons_and_rles_stay_what_they_are(tmp_path):
     [
         (note(5, image_id=9), "of an image that is not listed"),
         (note(5, category_id=1), "of a category that is not listed"),
+        (note(5, image_id=[1]), "of an image that is not listed"),
+        (note(5, image_id=True), "of an image that is not listed"),
+        (note(5, category_id={}), "of a category that is not listed"),
         (note(5, bbox=[2, 3, 0, 6]), "a box without extent"),
         (note(5, bbox=[2, 3, 6, -1]), "a box without extent"),
         (note(5, bbox=[2, 3, float("nan"), 6]), "not finite"),
@@ -124,7 +127,7 @@ def test_an_annotation_that_cannot_be_used_is_left_out_by_its_id(tmp_path, entry
         ({"segmentation": [[2, 3, 8, 3, 8, 9, 2, 1e9]]}, "far beyond its image", None),
         ({"segmentation": [[2, 3, 8, 3, 8, 9, 2, 10**400]]}, "far beyond its image", None),
         ({"segmentation": {"size": [12.0, 20.0], "counts": [240]}}, "a mask left out: an RLE", None),
-        ({"area": None}, "an area from the mask or box", SQUARE),
+        ({"area": None, "category_id": 3.0}, "an area from the mask or box", SQUARE),
         ({"segmentation": None}, "no mask that can be used", None),
         ({"segmentation": [[1, 2, 3, 4], *SQUARE]}, "fewer than 3 points", SQUARE),
         ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "odd number of coordinates", None),
@@ -224,6 +227,24 @@ def test_files_that_no_json_names_are_listed(tmp_path):
     assert manifest["files_left_out"] == [
         {"file": "images/3.jpg", "reason": "no json has an image of this file", "files": 1}
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "paths", "kept", "reason"),
+    [
+        (["a/1.jpg", "b/1.jpg"], ["b/1.jpg"], "b/1.jpg", "images/b/1.jpg may be the file of image 2; it is image 1"),
+        (["1.jpg", "a/1.jpg"], ["a/1.jpg"], "a/1.jpg", "images/a/1.jpg may be the file of image 2; it is image 1"),
+        (["a/1.jpg", "b/1.jpg", "2.jpg"], ["1.jpg", "2.jpg"], "2.jpg", "images/1.jpg may be the file of image"),
+        (["1.jpg", "2.jpg"], ["a/1.jpg", "b/1.jpg", "2.jpg"], "2.jpg", "may be images/a/1.jpg or images/b/1.jpg"),
+    ],
+)
+def test_no_image_gets_a_file_that_may_be_of_another(tmp_path, names, paths, kept, reason):
+    images = [image(i, name) for i, name in enumerate(names, 1)]
+    manifest, source = build(tmp_path, [note(5, 1), note(6, 2)], images=images, files=dict.fromkeys(paths, encode()))
+    assert source.keys[0] == kept
+    assert len(source) == 1
+    assert all(reason in one["reason"] for one in manifest["refused"]), manifest["refused"]
+    assert len(manifest["refused"]) == len(names) - 1
 
 
 def test_zips_and_several_splits(tmp_path):
