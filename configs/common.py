@@ -169,7 +169,8 @@ def get_config() -> ConfigDict:
     downstream.severities = (1, 2, 3, 4, 5)  # cifar10_c, cifar100_c: severities of the corruptions
     downstream.domain_train = "real"  # domainnet: domain to train on, and to test on in-domain
     downstream.domain_test = ("clipart", "painting", "sketch")  # domainnet: out-of-domain domains
-    downstream.shifts = ()  # directory: shifts for out-of-domain tests, keys of nml_jax.data.images.transforms.SHIFTS
+    # The shifts are the keys of nml_jax.data.images.transforms.SHIFTS.
+    downstream.shifts = ()  # directory, digits: shifts for out-of-domain tests; (): none for directory, all for digits
 
     # The downstream task "texts": tables with named columns, .tsv, .csv, .jsonl or .parquet, for a text encoder.
     texts = config.texts = ConfigDict()

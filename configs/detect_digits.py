@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
         config.data.image_size = 16
         config.model.width = 12
         config.model.blocks = (1, 1, 1, 1)
+        config.train.epochs = 20.0
         config.runtime.eval_every = 10.0
         set_detectors(config)
     return config

@@ -171,7 +171,7 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys):
     assert "resolved config" not in out
     for words in (
         "overridden keys: none",
-        "noise=0.05,seed=2: pretrain, extract, tune",
+        "noise=0.1,seed=2: pretrain, extract, tune",
         "parameters",
         "FLOP per step",
         "steps",

@@ -17,10 +17,10 @@ def check(config: ConfigDict) -> None:
 
 def test_a_sweep_is_the_product_of_its_axes():
     cells = settings.expand_sweep(digits.get_config())
-    assert len(cells) == 15
-    assert list(cells)[:4] == ["noise=0,seed=0", "noise=0,seed=1", "noise=0,seed=2", "noise=0.05,seed=0"]
-    cell = cells["noise=0.05,seed=2"]
-    assert (cell.noise, cell.seed, cell.noise_seed) == (0.05, 2, 2)
+    assert len(cells) == 48
+    assert list(cells)[:17] == [*(f"noise=0,seed={i}" for i in range(16)), "noise=0.1,seed=0"]
+    cell = cells["noise=0.1,seed=2"]
+    assert (cell.noise, cell.seed, cell.noise_seed) == (0.1, 2, 2)
 
 
 def test_a_config_without_sweep_is_one_cell_named_by_noise_and_seed():
@@ -31,10 +31,10 @@ def test_a_config_without_sweep_is_one_cell_named_by_noise_and_seed():
 
 def test_a_pinned_axis_selects_cells():
     config = digits.get_config()
-    config.noise = 0.05
-    cells = settings.expand_sweep(config, {"noise": 0.05})
-    assert list(cells) == ["noise=0.05,seed=0", "noise=0.05,seed=1", "noise=0.05,seed=2"]
-    assert cells["noise=0.05,seed=1"] == settings.expand_sweep(digits.get_config())["noise=0.05,seed=1"]
+    config.noise = 0.1
+    cells = settings.expand_sweep(config, {"noise": 0.1})
+    assert list(cells) == [f"noise=0.1,seed={i}" for i in range(16)]
+    assert cells["noise=0.1,seed=1"] == settings.expand_sweep(digits.get_config())["noise=0.1,seed=1"]
 
 
 def test_any_key_can_be_an_axis():

@@ -14,6 +14,6 @@ from configs.studies import twins
 
 def get_config(twin: str = "digits") -> ConfigDict:
     config = twins.make_twin(twin, "noise_rates")
-    config.stages = twins.TUNED
+    twins.tune_encoders(config)
     config.finetune.methods = ("lora",)
     return config.lock()

@@ -13,7 +13,7 @@ from configs.studies import twins
 
 def get_config(twin: str = "digits") -> ConfigDict:
     config = twins.make_twin(twin, "tuning_methods")
-    config.stages = twins.TUNED
+    twins.tune_encoders(config)
     config.sweep.noise = (0.0, 0.1, 0.3)
     config.tune.methods = ("lbfgs",)
     config.finetune.methods = ("lora", "full")

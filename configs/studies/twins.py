@@ -1,7 +1,7 @@
 """The data that studies run on, as base configs. All studies of one twin share its folder, runs/studies_TWIN.
 
-digits    scikit-learn's digits, embedded: digits 0 to 4 to pre-train on, 5 to 9 and five shifts of them downstream.
-          Heads get 179 training rows and 717 test rows, so that small differences show. Five seeds.
+digits    scikit-learn's digits, embedded, as in configs/digits.py: digits 0 to 4 to pre-train on, 5 to 9 and three
+          shifts of them downstream. Ten seeds; five for studies that fine-tune encoders.
 folder    a prepared folder of images (python -m nml_jax.prepare image_folder), at 32 pixels, as --config.data.path=DIR.
           Another domain is --config.downstream.ood="('SPLIT',)"; five shifts are there without it.
 emoji     a prepared folder of image-text pairs with labels (python -m nml_jax.prepare image_text), likewise.
@@ -19,7 +19,6 @@ from nml_jax.errors import UserError
 from nml_jax.tasks import catalogue
 
 STAGES = ("pretrain", "extract", "tune", "report")
-TUNED = ("pretrain", "extract", "tune", "finetune", "report")  # of studies that fine-tune encoders
 
 
 def make_twin(name: str, study: str) -> ConfigDict:
@@ -43,11 +42,17 @@ def make_twin(name: str, study: str) -> ConfigDict:
     return config
 
 
+def tune_encoders(config: ConfigDict) -> None:
+    """Set a study to fine-tune encoders, too, which costs more: with at most five seeds."""
+    config.stages = ("pretrain", "extract", "tune", "finetune", "report")
+    config.sweep.seed = config.sweep.seed[:5]
+
+
 def _make_digits() -> ConfigDict:
     config = digits.get_config()
     with config.unlocked():
-        config.sweep.seed = (0, 1, 2, 3, 4)
-        config.downstream.tasks = ("digits_few",)
+        config.sweep.noise = (0.0, 0.05, 0.1, 0.2, 0.3)
+        config.sweep.seed = tuple(range(10))
         config.finetune.epochs = 10.0
         config.finetune.lrs = (1e-3, 1e-2)
         config.finetune.rank = 4

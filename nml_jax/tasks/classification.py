@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,30 @@ class Task:
 
 
 def load_digits(name: str, splits: tuple[str, str], config: Any) -> Task:
-    """Load the digits 5 to 9 of scikit-learn. Out-of-domain tests are the same test images, shifted in five ways.
+    """Load the digits 5 to 9 of scikit-learn. Out-of-domain tests are the same test images, shifted.
 
     `splits` are those to train and to test on. More rows to test on, as in "digits_few", show smaller differences.
+    Without `downstream.shifts` there are all shifts.
     """
+    shifts = list_shifts(config.downstream) or tuple(transforms.SHIFTS)
     train, test = (sources.load("digits", "", split, classes=(5, 6, 7, 8, 9)) for split in splits)
-    tests = [Test("test", "id", test)] + [Test(f"test/{s}", "ood", test, s) for s in transforms.SHIFTS]
-    return Task(name, train, tuple(tests))
+    return Task(name, train, tuple(add_shifts([Test("test", "id", test)], shifts)))
+
+
+def list_shifts(config: Any) -> tuple[str, ...]:
+    """Return `downstream.shifts`, checked.
+
+    Raises:
+        UserError: there is no such shift.
+    """
+    if unknown := [name for name in config.shifts if name not in transforms.SHIFTS]:
+        raise UserError(f"unknown shift {unknown[0]!r}", f"downstream.shifts takes {', '.join(transforms.SHIFTS)}")
+    return config.shifts
+
+
+def add_shifts(tests: list[Test], shifts: Sequence[str]) -> list[Test]:
+    """Return the tests, and after them every in-domain one once more for each shift, out-of-domain."""
+    return tests + [Test(f"{t.split}/{s}", "ood", t.source, s) for t in tests if t.domain == "id" for s in shifts]
 
 
 def load_directory(config: Any) -> Task:
@@ -72,15 +89,13 @@ def load_directory(config: Any) -> Task:
     if not path:
         raise UserError("the downstream task 'directory' has no path", "set --config.downstream.path=PREPARED_DIR")
     load = functools.partial(sources.load, "directory", path, classes=config.classes)
-    if unknown := [shift for shift in config.shifts if shift not in transforms.SHIFTS]:
-        raise UserError(f"unknown shift {unknown[0]!r}", f"downstream.shifts takes {', '.join(transforms.SHIFTS)}")
+    shifts = list_shifts(config)
     if not config.test:
         raise UserError("the downstream task has no test split", "set --config.downstream.test=\"('test',)\"")
     train = load(config.train)
     tests = [Test(split, "id", load(split)) for split in config.test]
     tests += [Test(split, "ood", load(split)) for split in config.ood]
-    tests += [Test(f"{t.split}/{s}", "ood", t.source, s) for t in tests if t.domain == "id" for s in config.shifts]
-    return Task("directory", train, tuple(tests))
+    return Task("directory", train, tuple(add_shifts(tests, shifts)))
 
 
 def load_trained(name: str, config: Any) -> Task:

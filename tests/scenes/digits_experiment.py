@@ -10,7 +10,8 @@ from nml_jax import main
 SMALL = {
     "train.epochs": 3.0, "optimizer.warmup_epochs": 1.0, "model.width": 4, "model.blocks": (1, 1),
     "tune.epochs": 2, "tune.lrs": (0.01,), "tune.weight_decays": (0.0,), "runtime.save_every": 1.0,
-    "runtime.log_every": 4,
+    "runtime.log_every": 4, "downstream.tasks": ("digits",), "downstream.shifts": (),
+    "tune.methods": ("linear", "lbfgs", "mlp", "nmtune"), "tune.presets": ("paper", "code"),
 }  # fmt: skip
 PINNED = {"noise": 0.3, "seed": 0}
 
