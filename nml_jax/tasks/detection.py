@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nml_jax import ranges
-from nml_jax.console import notice, shorten
+from nml_jax.console import notice, notice_once, shorten
 from nml_jax.data.class_names import clean_name, list_names
 from nml_jax.data.images import masks, scenes
 from nml_jax.data.images.codec import decode
@@ -81,7 +81,7 @@ def match_classes(train: ObjectSource, test: ObjectSource) -> ObjectSource:
     absent = [name for c, name in enumerate(train.class_names) if c not in classes[present]]
     if absent and len(absent) < len(train.class_names):
         shown = f"{len(absent)} of {len(train.class_names)} classes, {shorten(absent)}"
-        notice(f"AP is the mean over the classes that test objects are of: there is none of {shown}")
+        notice_once(f"AP is the mean over the classes that test objects are of: there is none of {shown}")
     if tuple(test.class_names) == tuple(train.class_names):
         return test
     return OtherClasses(test, classes, train.class_names)
@@ -128,9 +128,9 @@ def choose_images(source: ObjectSource, data: ConfigDict) -> ObjectSource:
         f"with a side below {data.smallest} pixels": int((~large).sum()),
     }
     if told := [f"{n:,} {why}" for why, n in left_out.items() if n]:
-        notice(f"not trained on: {' and '.join(told)}, of {len(source):,} images")
+        notice_once(f"not trained on: {' and '.join(told)}, of {len(source):,} images")
     if cut:
-        notice(f"detect.data.max_objects={data.max_objects} cuts {cut:,} objects, the last of their images")
+        notice_once(f"detect.data.max_objects={data.max_objects} cuts {cut:,} objects, the last of their images")
     if not len(kept):
         raise UserError("no image has an object to train on", "give another split, or a smaller detect.data.smallest")
     return source if len(kept) == len(source) else SomeImages(source, kept)
@@ -148,8 +148,8 @@ def check_masks(task: Task, system: str) -> None:
             cure = "leave the system out of detect.systems, or give data with `segmentation`"
             raise UserError(f"detect.systems={system} needs masks, and no object of the {split} split has one", cure)
         if with_mask < objects:
-            notice(f"{system}: {objects - with_mask:,} of {objects:,} objects of the {split} split have no mask and "
-                   "do not count")  # fmt: skip
+            missing = f"{objects - with_mask:,} of {objects:,} objects of the {split} split have no mask"
+            notice_once(f"{system}: {missing} and do not count")
 
 
 def make_transform(data: ConfigDict, model: Model) -> scenes.SceneTransform:
@@ -230,11 +230,11 @@ def describe_found(i: Any, size: tuple[int, int], found: Mapping[str, np.ndarray
 
 def restore_ids(source: ObjectSource, results: list[Any]) -> list[dict[str, Any]]:
     """Return results with the ids of images and categories that the annotations of `source` have."""
+    images = {i: source.image_ids[i] for i in {one["image_id"] for one in results}}  # each is read from a file
     return [
-        {**one, "image_id": source.image_ids[one["image_id"]],
-         "category_id": int(source.category_ids[one["category_id"] - 1])}
+        {**one, "image_id": images[one["image_id"]], "category_id": int(source.category_ids[one["category_id"] - 1])}
         for one in results
-    ]  # fmt: skip
+    ]
 
 
 # ---- pictures

@@ -50,7 +50,7 @@ def open_photos(folder: Path) -> Photos:
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"{folder} {what}", "give --encoder a folder of images, as in photos/")
+        raise UserError(f"{folder} {what}", "give a folder of images, as in photos/")
     images, others = [], []
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

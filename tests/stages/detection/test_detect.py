@@ -221,7 +221,7 @@ def test_predict_refuses_what_it_cannot_detect_in(finished, tmp_path, capfd):
         ([str(finished), str(photos)], "is a folder without a detector"),
         ([detector, str(photos), "--proba"], "--proba is not for detectors"),
         ([detector, str(photos), f"--out={photos / 'out'}"], "lies inside"),
-        ([detector, str(tmp_path / "none")], "does not exist"),
+        ([detector, str(tmp_path / "none")], "cure: give a folder of images"),
     ):
         assert predict.main(arguments) == 2
         assert words in capfd.readouterr().err
