@@ -162,6 +162,8 @@ def get_config() -> ConfigDict:
     downstream.train = "train"  # directory: training split
     downstream.test = ("test",)  # directory: in-domain splits
     downstream.ood = ()  # directory: out-of-domain splits
+    # Further tasks of prepared datasets, as (name, path, training split, (in-domain splits), (out-of-domain splits)).
+    downstream.directories = ()  # tasks lists their names
     downstream.catalogue = ""  # folder of the prepared catalogue datasets; "": ~/tensorflow_datasets
     downstream.with_validation = False  # catalogue: train on train and validation if a dataset has both
     downstream.partners = ()  # catalogue: out-of-domain datasets, keys of nml_jax.tasks.catalogue.PARTNERS

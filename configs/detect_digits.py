@@ -46,7 +46,7 @@ def set_detectors(config: ConfigDict) -> None:
     detect.data.canvas = (64, 64)
     detect.data.flip = 0.0
     detect.data.max_objects = 8
-    detect.epochs = 16.0
+    detect.epochs = 10.0
     detect.lr_batch = 0
     detect.optimizer.name = "adamw"
     detect.optimizer.lr = 5e-3

@@ -37,6 +37,9 @@ def name_paths(part: Mapping[str, Any]) -> list[tuple[str, str]]:
     flat = dict(flatten(part))
     one = [(key, value) for key, value in flat.items() if key in named and value and (key, value) not in WORDS]
     mixture = [("data.mixture", path) for path in flat.get("data.mixture", ())]
+    mixture += [
+        ("downstream.directories", entry[1]) for entry in flat.get("downstream.directories", ()) if len(entry) > 1
+    ]
     texts = [f"texts.{split}" for split in ("train", "test", "ood")]
     one += [(key, path) for key in texts for path in split_specs(flat.get(key, ""))]
     one += [("glue.folder", path) for path in list_tables(flat.get("glue.folder", ""))]

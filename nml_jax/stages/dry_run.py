@@ -191,7 +191,10 @@ def _describe(error: UserError) -> str:
 
 
 # The keys that name a dataset which is not a path of the config.
-DATASETS = ("data.source", "data.name", "data.path", "downstream.tasks", "downstream.partners", "downstream.catalogue")
+DATASETS = (
+    *("data.source", "data.name", "data.path"),
+    *("downstream.tasks", "downstream.directories", "downstream.partners", "downstream.catalogue"),
+)
 
 
 def _try(check: Callable[..., None], *arguments: Any, pinned: Mapping[str, Any], **options: Any) -> Wanting | None:

@@ -13,7 +13,7 @@ from nml_jax.data.class_names import clean_name
 from nml_jax.data.images import transforms
 from nml_jax.data.sources.source import Source, select_classes
 from nml_jax.errors import MissingInput, UserError
-from nml_jax.tasks import catalogue, class_maps, glue, texts
+from nml_jax.tasks import catalogue, class_maps, directories, glue, texts
 from nml_jax.tasks.catalogue import Entry
 from nml_jax.tasks.frames import Frames, read_frames
 from nml_jax.tasks.glue_sets import GLUE_TASKS
@@ -218,7 +218,7 @@ TASKS: dict[str, Callable[[Any], Task]] = {
 
 
 def list_tasks(config: Any) -> tuple[str, ...]:
-    """List the tasks of a config, keys of TASKS, where "glue" stands for all tasks whose files are there.
+    """List the tasks of a config, where "glue" stands for all tasks whose files are there.
 
     Raises:
         UserError: none of these is there.
@@ -240,12 +240,14 @@ def has_texts(name: str) -> bool:
 def choose_dataset_name(name: str, config: Any) -> str:
     """Choose the name under which files of class names and prompts list the task's dataset.
 
-    For "directory" this is the folder's name. If the folder is that of a version, as TFDS makes it, it is the name of
-    the folder above.
+    For prepared datasets this is the folder's name. If the folder is that of a version, as TFDS makes it, it is the
+    name of the folder above.
     """
-    if name != "directory":
+    others = directories.read(config)
+    if name != "directory" and name not in others:
         return name
-    folder = Path(config.downstream.path or config.data.path).expanduser().resolve()
+    path = others[name].path if name in others else config.downstream.path or config.data.path
+    folder = Path(path).expanduser().resolve()
     return (folder.parent if VERSION.fullmatch(folder.name) else folder).name
 
 
@@ -264,9 +266,10 @@ def check_tasks(config: Any, *, data: bool = False) -> None:
 
 
 def _check(config: Any, names: tuple[str, ...], *, data: bool) -> None:
+    others = directories.read(config, (*TASKS, glue.ALL))
     for name in names:
-        if name not in (*TASKS, glue.ALL):
-            takes = ", ".join((*TASKS, glue.ALL))
+        if name not in (*TASKS, glue.ALL, *others):
+            takes = ", ".join((*others, *TASKS, glue.ALL))
             raise UserError(f"unknown downstream task {name!r}", f"downstream.tasks takes {takes}")
         if name in GLUE_TASKS and data:
             glue.check(config, name)
@@ -276,27 +279,31 @@ def _check(config: Any, names: tuple[str, ...], *, data: bool) -> None:
     if "texts" in names:
         texts.check_files(config)
     if "directory" in names:
-        _check_directory(config, data=data)
+        _check_directory("directory", config, data=data)
+    for name in names:
+        if name in others:
+            _check_directory(name, directories.select(config, others[name]), data=data)
     if {*names} & {"domainnet", *catalogue.TRAINED}:
         _check_catalogue(config.downstream, names)
     for entry, corruption in _list_entries(config.downstream, names) if data else ():
         _find_folder(config, entry, corruption)
 
 
-def _check_directory(config: Any, *, data: bool) -> None:
+def _check_directory(name: str, config: Any, *, data: bool) -> None:
     path = config.downstream.path or config.data.path
     if data and not (Path(path).expanduser() / "dataset_info.json").is_file():
+        key = "--config.downstream.path=PREPARED_DIR" if name == "directory" else "its path in downstream.directories"
         raise MissingInput(
-            f"the downstream task 'directory' has no prepared dataset at {path!r}",
-            "set --config.downstream.path=PREPARED_DIR, or leave the later stages out of --config.stages",
+            f"the downstream task {name!r} has no prepared dataset at {path!r}",
+            f"set {key}, or leave the later stages out of --config.stages",
         )
     splits = (*config.downstream.test, *config.downstream.ood)
     for split in splits:
         if splits.count(split) > 1:
-            raise UserError(f"downstream: the split {split!r} is tested twice", "name it under test or under ood")
+            raise UserError(f"{name}: the split {split!r} is tested twice", "name it under test or under ood")
         if split in (config.downstream.train, "train"):
             raise UserError(
-                f"downstream: the test split {split!r} is the training split of the heads, or has its name",
+                f"{name}: the test split {split!r} is the training split of the heads, or has its name",
                 "test on another split",
             )
 
@@ -334,11 +341,13 @@ def load_task(name: str, config: Any) -> Task:
     """Load a task.
 
     Args:
-        name: a key of TASKS.
+        name: a key of TASKS, or a name in `downstream.directories`.
         config: the whole config; a task reads its section `downstream`.
 
     Raises:
         UserError: the task does not exist, or its datasets are missing or not as expected.
     """
     _check(config, (name, *config.downstream.tasks), data=False)
+    if other := directories.read(config).get(name):
+        return dataclasses.replace(load_directory(directories.select(config, other)), name=name)
     return TASKS[name](config)
