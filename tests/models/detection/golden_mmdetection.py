@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from tests.models.detection import golden_torchvision as tv
+from tests.models.detection import torch_twins as tv
 from tests.models.detection import twins
+from tests.models.detection.golden_torchvision import keep_losses
 
 
 def _import_head():
@@ -120,7 +121,7 @@ def run(out: dict[str, np.ndarray]) -> None:
         out[f"solo/{i}/painted"] = np.packbits(torch.cat(painted).numpy(), -1)
         masks = torch.einsum("cp,chw->phw", all_kernels[i][:, cell], features[i])
         out[f"solo/{i}/masks"] = masks.detach().numpy()[:, ::4, ::4].copy()
-    tv.keep_losses(model, head.loss_by_feat(kernels, logits, features, objects, []), "solo", out)
+    keep_losses(model, head.loss_by_feat(kernels, logits, features, objects, []), "solo", out)
     height, width = twins.CANVAS
     metas = [{"img_shape": (height, width), "ori_shape": (height, width)}] * 2
     with torch.no_grad():
