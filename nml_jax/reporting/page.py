@@ -76,9 +76,10 @@ def build_page(studies: Sequence[Study], left_out: Mapping[str, str], published:
 
 def _show_published(one: Published) -> list[Block]:
     """Return the blocks of a study's figure and findings."""
-    caption = f"As in {one.folder.name}/figure.pdf. Mean ± sample sd over seeds."
+    caption = f"As in studies/{one.folder.name}/figure.pdf. Mean ± sample sd over seeds."
     return [
         Block("verdict", Verdict(one.summary)),
+        Block("p", one.about),
         Block(
             "figure", Figure("Figure", [Panel(one.svg[one.svg.index("<svg") :], one.question)], caption, (), wide=True)
         ),

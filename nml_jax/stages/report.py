@@ -42,11 +42,13 @@ def _list_own_runs(config: ConfigDict, workdir: Path) -> list[str]:
 def list_power(config: ConfigDict, workdir: Path) -> list[str]:
     """Say which difference the config's study can show, from its finished runs, or that a pilot would tell."""
     from nml_jax.reporting.statistics.grouping import find_studies
-    from nml_jax.reporting.studies.power import describe_power
+    from nml_jax.reporting.studies.power import Planned, describe_power
 
-    names = _list_own_runs(config, workdir)
+    names, cells = _list_own_runs(config, workdir), settings.expand_sweep(config).values()
     found = [run for run in read_finished([workdir])[0] if run.folder.name in names] if workdir.is_dir() else []
-    said = [line for study in find_studies(found) for line in describe_power(config.study, study)]
+    rates = sorted({cell.noise for cell in cells if cell.noise_kind not in settings.FIXED_RATE})
+    planned = Planned(len({cell.seed for cell in cells}), rates, [*settings.list_conditions(config)])
+    said = [line for study in find_studies(found) for line in describe_power(config.study, study, planned)]
     pilot = (
         "known after a pilot: run the first and the last condition with two seeds, as with --config.sweep.seed='(0,1)'"
     )
@@ -87,8 +89,9 @@ def _publish(name: str, found: list[FinishedRun], out: Path) -> list[Any]:
     from nml_jax.reporting.statistics.grouping import find_studies
     from nml_jax.reporting.studies.publish import publish
 
-    written = [publish(name, study, out) for study in find_studies(found)]
-    shown = [one for one in written if one]
+    studies = find_studies(found)
+    several = len(studies) > 1
+    shown = [one for i, study in enumerate(studies, 1) if (one := publish(name, study, out, part=i * several))]
     for one in shown:
         console.show("\n".join([one.question, *one.sentences, ""]))
         console.notice(f"study {name}: {one.folder.resolve()}")

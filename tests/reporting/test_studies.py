@@ -50,9 +50,11 @@ def test_a_contrast_of_two_numbers_is_their_comparison(study: Study) -> None:
 
 def test_findings_have_the_signs_of_the_world_they_are_made_in(study: Study) -> None:
     found = {f.words: f.verdict for f in check_claims(recipes.RECIPES["tuning_methods"], Numbers(study))}
-    assert found["in-domain score of the probe, 5 % noise"] == "not shown"  # 360 test rows leave more than a point
-    assert found["in-domain score of the probe, 30 % noise"] == "not shown"  # published: lower
-    assert found["out-of-domain score of the probe, 30 % noise"] == "shown"
+    assert (
+        found["in-domain score of the probe, 5 % noise against 0 %"] == "not shown"
+    )  # 360 test rows leave more than a point
+    assert found["in-domain score of the probe, 30 % noise against 0 %"] == "not shown"  # published: lower
+    assert found["out-of-domain score of the probe, 30 % noise against 0 %"] == "shown"
     assert found["out-of-domain loss of probe less that of lora, 0 % to 30 % noise"] == "shown"
     assert found["out-of-domain loss of lora less that of full, 0 % to 30 % noise"] == "shown"
     assert found["in-domain loss of probe less that of lora, 0 % to 30 % noise"] == "not shown"
@@ -131,9 +133,13 @@ def test_what_is_published_stands_beside_and_is_drawn_only_on_the_same_axes() ->
             assert len(line.x) == len(line.values)
             assert line.source.startswith("arXiv")
     lines = published.read_published("noise_rates")
-    assert [line.values[0] for line in published.find_agreeing(lines, "imagenet2012", "validation")] == [79.96]
-    assert not published.find_agreeing(lines, "", "validation")
-    assert not published.find_agreeing(published.read_published("practical_models"), "", "score")  # words, no rates
+    assert [line.values[0] for line in published.find_agreeing(lines, "imagenet2012", "validation", "symmetric")] == [
+        79.96
+    ]
+    assert not published.find_agreeing(lines, "", "validation", "symmetric")
+    assert not published.find_agreeing(lines, "imagenet2012", "validation", "asymmetric")
+    of_models = published.read_published("practical_models")
+    assert not published.find_agreeing(of_models, "", "score", "symmetric")  # words, no rates
 
 
 def test_latex_is_escaped() -> None:
@@ -142,14 +148,30 @@ def test_latex_is_escaped() -> None:
 
 def test_power_by_hand(study: Study) -> None:
     # differences of n seeds with sd 0.02: a half-width of t(0.975) · sd / √n, and t(0.8) more for 80 % of the cases
-    parts = [Part(0.02**2 / 5, 4)]
-    assert power.find_smallest(parts, 1) == pytest.approx((2.7764 + 0.9410) * 0.02 / np.sqrt(5), rel=1e-3)
-    n = power.count_seeds(parts, 5, 1)
-    assert 33 <= n <= 35  # (1.96 + 0.84)² · 2² = 31.4, and a little for the t quantiles
-    assert power.count_seeds([*parts, Part(0.01**2, 700)], 5, 1) == 0  # test rows alone leave ±2 points
-    said = power.describe_power("noise_rates", study)
-    assert len(said) == 2
-    assert "5 seeds" in said[0]
+    seeds = dict(enumerate(np.array([-1, -1, 0, 1, 1]) * 0.02))
+    found = compare("", unit("accuracy"), dict.fromkeys(seeds, 0.0), seeds)
+    assert power.find_smallest(found.parts, 1) == pytest.approx((2.7764 + 0.9410) * 0.02 / np.sqrt(5), rel=1e-3)
+    assert power.expect_parts(found, 20) == [Part(pytest.approx(0.02**2 / 20), 19)]
+    assert 33 <= power.count_seeds(found, 1) <= 35  # (1.96 + 0.84)² · 2² = 31.4, and a little for the t quantiles
+    with_rows = found._replace(parts=(*found.parts, Part(0.01**2, 700)))
+    assert power.count_seeds(with_rows, 1) == 0  # test rows alone leave ±2 points
+    again = compare("", unit("accuracy"), dict.fromkeys(seeds, 0.0), seeds, redrawn=0.3)
+    assert power.count_seeds(again, 1) == 0  # overlapping test rows leave sd²·0.3/0.7, however many seeds
+    said = power.describe_power("noise_rates", study, power.Planned(9, (0.0, 0.05, 0.3)))
+    assert len(said) == 2  # of the probe, in-domain and out-of-domain
+    assert "30 % noise against 0 %: 9 seeds and" in said[0]
+    assert "(4 comparisons; spread of 5 finished seeds)" in said[0]
+
+
+def test_power_of_a_pilot_is_that_of_the_whole_study(tmp_path: Path) -> None:
+    pilot = small(tmp_path / "x", rates=(0.0, 0.3), seeds=(0, 1), heads=HEADS, score=score)
+    (study,) = find_studies(read_finished([pilot])[0])
+    whole = power.Planned(5, (0.0, 0.05, 0.1, 0.2, 0.3))
+    for name, comparisons in (("noise_rates", 2 + 2 + 4), ("nmtune", 4 * 4 + 4)):
+        said = power.describe_power(name, study, whole)
+        assert all("5 seeds and" in line and f"({comparisons} comparisons; spread of 2 " in line for line in said)
+    assert any(line.startswith("out-of-domain gain of NMTune over the MLP, 30 % noise") for line in said)
+    assert "2 seed(s) show nothing" in power.describe_power("nmtune", study, power.Planned(2, (0.0, 0.3)))[0]
 
 
 def test_a_study_heads_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

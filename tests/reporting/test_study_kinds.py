@@ -144,10 +144,10 @@ def test_detectors_have_findings_and_the_published_lines(detectors: Path, tmp_pa
     study = read_study(detectors)
     found = {f.words: f for f in check_claims(recipes.RECIPES["detection"], Numbers(study))}
     assert {words: f.verdict for words, f in found.items()} == {
-        "box AP of RetinaNet, 5 % noise": "shown", "box AP of RetinaNet, 30 % noise": "shown",
-        "mask AP of SOLOv2, 5 % noise": "shown", "mask AP of SOLOv2, 30 % noise": "not shown",
+        "box AP of RetinaNet, 5 % noise against 0 %": "shown", "box AP of RetinaNet, 30 % noise against 0 %": "shown",
+        "mask AP of SOLOv2, 5 % noise against 0 %": "shown", "mask AP of SOLOv2, 30 % noise against 0 %": "not shown",
     }  # fmt: skip
-    assert found["box AP of RetinaNet, 30 % noise"].found.difference == pytest.approx(-0.03)
+    assert found["box AP of RetinaNet, 30 % noise against 0 %"].found.difference == pytest.approx(-0.03)
     assert publish.publish("detection", study, tmp_path)
     points = read_lines(tmp_path, "detection")
     assert set(zip(points["panel"], points["series"], strict=True)) == {("Box AP", "RetinaNet"), ("Mask AP", "SOLOv2")}
@@ -156,9 +156,8 @@ def test_detectors_have_findings_and_the_published_lines(detectors: Path, tmp_pa
     panel = publish.make_panel(view, Numbers(study), publish.published.read_published("detection"))
     assert panel is not None
     assert {line.what for line in panel.published} == {"Faster R-CNN, box AP on COCO", "RetinaNet, box AP on COCO"}
-    said = power.describe_power("detection", study)
-    assert len(said) == 1
-    assert said[0].startswith("in-domain, RetinaNet")
+    said = power.describe_power("detection", study, power.Planned(5, (0.0, 0.05, 0.3)))
+    assert [line.partition(",")[0] for line in said] == ["box AP of RetinaNet", "mask AP of SOLOv2"]
 
 
 def test_a_dry_run_counts_comparisons_and_makes_none(wrong_labels: Path, detectors: Path, monkeypatch) -> None:

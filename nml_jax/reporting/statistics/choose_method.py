@@ -92,16 +92,8 @@ class Contest:
         """Return what a mean over tasks is the mean of, in words, for each domain; [] for one task."""
         if self.task != MEAN:
             return []
-        out = []
-        for test in self.decided:
-            leaves = [*find_leaves(self.study, test._replace(method=self.reference))]
-            by_task = {key.task: [leaf for leaf in leaves if leaf.task == key.task] for key in leaves}
-            words = []
-            for task, own in by_task.items():
-                name = MEASURES[own[0].metric].title.removeprefix("the ")
-                words.append(f"{task} ({name} on {list_words(leaf.split for leaf in own)})")
-            out.append(f"{DOMAINS[test.domain]}: the mean over {list_words(words)}, over a task's tests first")
-        return out
+        keys = (test._replace(method=self.reference) for test in self.decided)
+        return [f"{DOMAINS[key.domain]}: {name_parts(self.study, key)}" for key in keys]
 
     @property
     def seeds(self) -> int:
@@ -222,6 +214,20 @@ class Contest:
         others, domains = len(self.methods) - 1, len(self.decided)
         parts = [f"{others} methods"] * (others > 1) + [f"{domains} domains"] * (domains > 1)
         return f", widened for {' × '.join(parts)}" if parts else ""
+
+
+def name_parts(study: Study, key: Key) -> str:
+    """Return what a number is the mean of, in words."""
+    by_task: dict[str, list[Key]] = {}
+    for leaf in find_leaves(study, key):
+        by_task.setdefault(leaf.task, []).append(leaf)
+    words = []
+    for task, own in by_task.items():
+        name = MEASURES[own[0].metric].title.removeprefix("the ")
+        words.append(f"{task} ({name} on {list_words(leaf.split for leaf in own)})")
+    if len(words) > 1:
+        return f"the mean over {list_words(words)}, over a task's tests first"
+    return words[0] if len(own) == 1 else f"the mean over the tests of {words[0]}"
 
 
 def name_points(metric: str) -> str:

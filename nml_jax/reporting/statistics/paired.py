@@ -218,6 +218,7 @@ class Comparison(NamedTuple):
     parts: tuple[Part, ...] = ()  # of the variance of the difference; none for n < 2
     bounded: bool = False  # whether what test rows add is `binomial`
     blind: bool = False  # whether either method had no rows to choose its settings by: then nothing is claimed
+    redrawn: float = 0.0  # as of `compare`
 
     @property
     def error(self) -> float:
@@ -246,7 +247,7 @@ class Comparison(NamedTuple):
 
     def corrected(self, comparisons: int) -> "Comparison":
         """Widen the interval so that several comparisons hold at 95 % together (Bonferroni)."""
-        if self.n < SEEDS:
+        if not self.parts:
             return self
         half = find_half_width(self.parts, 0.05 / comparisons)
         return self._replace(low=self.difference - half, high=self.difference + half)
@@ -310,7 +311,7 @@ def compare(
     else:
         parts = (add_seeds(d.sd**2, d.n), *rows)
     half = find_half_width(parts, 0.05)
-    return out._replace(low=d.mean - half, high=d.mean + half, parts=parts)
+    return out._replace(low=d.mean - half, high=d.mean + half, parts=parts, redrawn=redrawn)
 
 
 def find_seed_interval(s: Stat, *, redrawn: float = 0.0) -> tuple[float, float]:

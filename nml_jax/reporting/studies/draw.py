@@ -23,15 +23,33 @@ STYLE: dict[Any, Any] = {
 
 
 class Drawn:
-    """A panel to draw: its title, axes, points (numbers.COLUMNS), and published lines on the same axes."""
+    """A panel to draw: its title, axes, points (numbers.COLUMNS), and published lines on the same axes.
 
-    def __init__(self, title: str, x: str, unit: Unit, points: pd.DataFrame, published: Sequence[Published] = ()):
-        self.title, self.x, self.unit, self.points, self.published = title, x, unit, points, published
+    scatter: whether x is a measure, with a value of its own for every seed.
+    """
 
-    @property
-    def scatter(self) -> bool:
-        """Return whether x is a measure, with a value of its own for every seed."""
-        return bool(self.points.groupby(["series", "x_label"])["x"].nunique().to_numpy().max() > 1)
+    def __init__(
+        self,
+        title: str,
+        x: str,
+        unit: Unit,
+        points: pd.DataFrame,
+        published: Sequence[Published] = (),
+        *,
+        scatter: bool = False,
+    ):
+        self.title, self.x, self.unit, self.points = title, x, unit, points
+        self.published, self.scatter = published, scatter
+
+    def list_ticks(self) -> pd.DataFrame:
+        """List what stands on the x axis of lines, in its order: x_label, x, and its place ("at").
+
+        That is to scale, or evenly spaced where two have the same x, as label files of one rate, or one is unknown.
+        """
+        ticks = self.points.drop_duplicates("x_label").sort_values("x", kind="stable")[["x_label", "x"]]
+        x = ticks["x"].to_numpy(float)
+        to_scale = np.isfinite(x).all() and np.unique(x).size == x.size
+        return ticks.assign(at=x if to_scale else np.arange(float(x.size)))
 
 
 def draw_figure(name: str, panels: Sequence[Drawn]) -> tuple[bytes, bytes]:
@@ -60,21 +78,24 @@ def _save(figure: Figure, kind: str, about: Mapping[str, None]) -> bytes:
 
 def _draw_lines(axes: Axes, panel: Drawn) -> None:
     """Draw the mean and sample sd of every series at every x, and every seed as a dot."""
-    points, ticks = panel.points, panel.points.drop_duplicates("x").sort_values("x")
-    names = list(dict.fromkeys(points["series"]))
-    at = ticks["x"].to_numpy(float)
+    points, ticks = panel.points, panel.list_ticks()
+    names, labels = list(dict.fromkeys(points["series"])), list(ticks["x_label"])
+    at = ticks["at"].to_numpy(float)
     for j, name in enumerate(names):
         own = points[points["series"] == name]
-        places = dict(zip(at, place_series(at, j, len(names)), strict=True))
-        found: Any = own.groupby("x")["y"]  # whose types pandas leaves open
-        mean, sd = panel.unit.scale * found.mean(), panel.unit.scale * found.std(ddof=1)
-        x = [places[value] for value in mean.index]
+        places = dict(zip(labels, place_series(at, j, len(names)), strict=True))
+        found: Any = own.groupby("x_label")["y"]  # whose types pandas leaves open
+        mean = panel.unit.scale * found.mean().reindex(labels).dropna()
+        sd = panel.unit.scale * found.std(ddof=1).reindex(mean.index)
+        x = [places[label] for label in mean.index]
         colour, marker = choose_mark(j).colour, list(MARKERS)[j % len(MARKERS)]
-        axes.plot([places[v] for v in own["x"]], panel.unit.scale * own["y"], "o", ms=2, mew=0, color=colour, alpha=0.4)
+        axes.plot(
+            [places[v] for v in own["x_label"]], panel.unit.scale * own["y"], "o", ms=2, mew=0, color=colour, alpha=0.4
+        )
         axes.errorbar(x, mean, sd.fillna(0), fmt=f"-{marker}", ms=4, lw=1, capsize=2, color=colour, label=name)
-    for line in panel.published:
+    for line in panel.published if (at == ticks["x"]).all() else ():
         axes.plot(line.x, line.values, "--", color=GREY, lw=1, label=f"published: {line.what}")
-    axes.set_xticks(at, ticks["x_label"])
+    axes.set_xticks(at, labels)
 
 
 def _draw_scatter(axes: Axes, panel: Drawn) -> None:

@@ -6,15 +6,26 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from nml_jax.reporting import claims
-from nml_jax.reporting.statistics.choose_method import find_metric
+from nml_jax.reporting.statistics.choose_method import DOMAINS, find_metric, name_parts
 from nml_jax.reporting.statistics.compare import find_leaves
-from nml_jax.reporting.statistics.studies import MEAN, METHODS, PRIMARY, Key, Method, Study, find_own_metric
+from nml_jax.reporting.statistics.studies import (
+    MEAN,
+    MEASURES,
+    METHODS,
+    PRIMARY,
+    Key,
+    Method,
+    Study,
+    find_own_metric,
+)
 from nml_jax.reporting.studies.recipes import PROBE, View
 from nml_jax.runs.detections import METRICS as DETECTORS
 from nml_jax.runs.rows import Row
 
 COLUMNS = ["x", "x_label", "series", "seed", "y"]  # of a panel's points
 SPECTRUM = tuple(claims.SPECTRUM)
+SCORE = "score"  # as View.y, and in titles: the metric that decides
+VALIDATION = "validation"  # as View.y: accuracy in pre-training, on clean validation
 
 
 class Numbers:
@@ -41,6 +52,8 @@ class Numbers:
         if y in DETECTORS:
             found = [key for key in self.study.keys(metric=y, domain=domain) if MEAN not in (key.split, key.task)]
             return [key for name in methods for key in found if key.method == Method(name, "encoder")]
+        if y == VALIDATION:
+            return self.study.keys(metric="accuracy", task="pretrain", split="validation", domain=domain, weights="")
         found = self.study.keys(metric=self.metric, task=self.task, split=MEAN, domain=domain)
         if not methods:
             return [key for key in found if key.method]
@@ -59,6 +72,27 @@ class Numbers:
                 splits = {self.study.id_split(task)} if domain == "id" else {*self.study.names("split", domain=domain)}
                 out += [key for key in self.study.keys(**of_task, method=None) if key.split in splits]
         return out
+
+    def list_parts(self) -> list[str]:
+        """Return what the score of a domain is the mean of, in words, for each domain that has one."""
+        out = []
+        for domain, where in DOMAINS.items():
+            keys = self.study.keys(metric=self.metric, task=self.task, split=MEAN, domain=domain)
+            if key := next((key for key in keys if key.method), None):
+                out.append(f"{where} score: {name_parts(self.study, key)}")
+        return out
+
+    def find_way(self, y: str) -> int:
+        """Return 1 if a larger y is better, or only larger, and −1 if a smaller score is better, as of a loss."""
+        return MEASURES[self.metric].way if y == SCORE else 1
+
+    def name_place(self, key: Key) -> list[str]:
+        """Return what tells a number from others of its name: of spectra the task, the layer and the split."""
+        if not key.mode:
+            return [f"{key.weights} weights"] if key.weights else []
+        alike = self.study.keys(metric=key.metric, mode=key.mode, domain=key.domain, output=key.output)
+        varied = ("task", "layer", "split", "weights") if key.domain == "ood" else ("task", "layer", "weights")
+        return [getattr(key, name) for name in varied if len({getattr(k, name) for k in alike}) > 1]
 
     def find_row(self, key: Key) -> Row | None:
         """Return one of the rows behind a number, which tells its share of the training rows and such things."""
@@ -98,13 +132,15 @@ class Numbers:
                 series = {"condition": self.study.at(condition), "test": key.split}.get(view.by, self.name(key, view))
                 if view.by == "method" and view.x in ("share", "noise") and len(self.study.conditions) > 1:
                     series = f"{series}, {self.study.at(condition)}"
-                series = f"{series}, {key.split}" if several and view.by != "test" else series
+                series = f"{series}, {key.split}" if several and key.method and view.by != "test" else series
                 yield from ((rank, label, series, seed, value) for (seed, _), value in values.items())
 
     def name(self, key: Key, view: View) -> str:
         """Return what a line of a panel is called: its method, with the setting unless that is what x is about."""
+        if key.task == "pretrain":
+            return "encoder"
         if not key.method:
-            return key.task if len(self.study.tasks) > 1 else "features"
+            return ", ".join(self.name_place(key)) or "features"
         if view.y in DETECTORS:
             return METHODS[key.method.name]
         return str(key.method) if view.x in ("share", "noise") or not key.setting else key.head
@@ -115,7 +151,8 @@ class Numbers:
             for i, condition in enumerate(self.study.conditions):
                 xs, ys = self.study.table[measure][i], self.study.table[score][i]
                 for seed in (seed for seed in xs if seed in ys):
-                    yield xs[seed], f"{score.task}, {score.split}", self.study.at(condition), seed[0], ys[seed]
+                    of = f"{score.task}, {score.split}" + (f", {score.setting}" if score.setting else "")
+                    yield xs[seed], of, self.study.at(condition), seed[0], ys[seed]
 
     def pair_keys(self, x: str, domain: str) -> list[tuple[Key, Key]]:
         """Return (measure, score of the probe on the same test) for every test whose spectrum is known."""
@@ -124,5 +161,11 @@ class Numbers:
             found = self.study.keys(metric=x, task=task, domain=domain, mode="paper", method=None)
             metric = find_own_metric(task, self.study.table) if self.metric == PRIMARY else self.metric
             scores = self.study.keys(metric=metric, task=task, domain=domain, method=self.probe)
-            out += [(m, s) for m in found for s in scores if m.split == s.split]
+            out += [(m, s) for m in found for s in scores if self._are_of_one(m, s)]
         return out
+
+    def _are_of_one(self, measure: Key, score: Key) -> bool:
+        """Return whether a spectrum and a score are of the same features of the same rows."""
+        row = self.find_row(score)
+        layer = (row and row.layer) or measure.layer
+        return (measure.split, measure.weights, measure.layer) == (score.split, score.weights, layer)

@@ -5,6 +5,9 @@ studies/<name>/figure.csv               every point: panel, x, series, seed, y
 studies/<name>/table.tex                mean and sample sd of every line of every panel
 studies/<name>/findings.md, .csv        rate by rate: difference, interval, published sign, verdict
 studies/<name>/published.csv            what the papers report
+studies/<name>/summary.csv              every number of the study's runs, mean over seeds: what the findings are about
+
+Runs that differ in more than the study's axis and seeds are several studies: the second has the folder <name>-2.
 """
 
 from collections import Counter
@@ -15,16 +18,16 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from nml_jax.reporting.sentences import count, format_span
 from nml_jax.reporting.statistics.paired import Stat, stat, unit
-from nml_jax.reporting.statistics.studies import MEASURES, Study
+from nml_jax.reporting.statistics.studies import MEASURES, Study, write_csv
 from nml_jax.reporting.studies import published
 from nml_jax.reporting.studies.draw import Drawn, draw_figure
 from nml_jax.reporting.studies.findings import VERDICTS, Finding, check_claims, describe
-from nml_jax.reporting.studies.numbers import DETECTORS, Numbers
+from nml_jax.reporting.studies.numbers import DETECTORS, SCORE, SPECTRUM, VALIDATION, Numbers
 from nml_jax.reporting.studies.recipes import RECIPES, View
 from nml_jax.runs.files import write_atomic, write_bytes
 
-SCORE = "score"  # as View.y, and in titles: the metric that decides
 AXES = {"share": "share of the downstream training rows", "noise": "wrong labels among the downstream training rows",
         "sve": "entropy SVE of the features", "lsvr": "LSVR of the features",
         "top_share": "share of the largest singular value"}  # fmt: skip
@@ -33,23 +36,26 @@ LATEX = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "±": r"$\pm$", "\N{MIN
 
 
 class Published(NamedTuple):
-    """What was written of a study: its figure, a sentence on all findings, and one on each."""
+    """What was written of a study: its figure, sentences on what it is about and on all findings, and one on each."""
 
     question: str
+    about: str
     summary: str
     svg: str
     sentences: list[str]
     folder: Path
 
 
-def publish(name: str, study: Study, out: Path) -> Published | None:
+def publish(name: str, study: Study, out: Path, *, part: int = 0) -> Published | None:
     """Write the files of a study into the folder `out`/studies/`name`; return what the page shows, if there is any.
 
     Args:
         name: a key of RECIPES.
         study: its finished runs, as conditions.
+        part: where the runs are several studies, the number of this one, from 1; its title is then told, too.
     """
-    recipe, numbers, folder = RECIPES[name], Numbers(study), out / "studies" / name
+    folder = out / "studies" / (f"{name}-{part}" if part > 1 else name)
+    recipe, numbers = RECIPES[name], Numbers(study)
     lines = published.read_published(name)
     panels = [panel for view in recipe.views if (panel := make_panel(view, numbers, lines)) is not None]
     if not panels:
@@ -63,26 +69,32 @@ def publish(name: str, study: Study, out: Path) -> Published | None:
     write_atomic(folder / "figure.csv", points.to_csv(index=False, columns=["panel", *points.columns[:-1]]))
     write_atomic(folder / "table.tex", write_table(panels))
     sentences = [describe(finding) for finding in findings]
-    write_atomic(folder / "findings.md", "\n".join([f"# {recipe.question}", "", *explain(study, sentences), ""]))
+    about = explain(numbers, len(findings), title=study.title if part else "")
+    text = [f"# {recipe.question}", "", about, "", *(f"- {sentence}" for sentence in sentences), ""]
+    write_atomic(folder / "findings.md", "\n".join(text))
+    write_atomic(folder / "summary.csv", write_csv([study]))
     write_atomic(folder / "findings.csv", list_findings(findings).to_csv(index=False))
     table = pd.DataFrame([line._asdict() for line in lines])
     write_atomic(folder / "published.csv", table.to_csv(index=False) if lines else "")
-    return Published(recipe.question, summarise(findings), svg.decode("utf-8"), sentences, folder)
+    return Published(recipe.question, about, summarise(findings), svg.decode("utf-8"), sentences, folder)
 
 
 def make_panel(view: View, numbers: Numbers, lines: Sequence[published.Published]) -> Drawn | None:
     """Return a panel with its points, and those of the published `lines` that agree; None if the runs have none."""
     points = numbers.list_points(view)
-    if points.empty or np.isnan(points["x"].to_numpy(float)).all():
+    scatter = view.x in SPECTRUM
+    if points.empty or (view.x != "condition" and np.isnan(points["x"].to_numpy(float)).all()):
         return None
-    metric = numbers.metric if view.y == SCORE else view.y
+    metric = numbers.metric if view.y == SCORE else "accuracy" if view.y == VALIDATION else view.y
     noise = numbers.study.axis == "noise"
     label = AXES.get(view.x, "wrong supervision in pre-training" if noise else numbers.study.axis)
     agreeing = (
-        published.find_agreeing(lines, _name_data(view, numbers), view.y) if view.x == "condition" and noise else []
+        published.find_agreeing(lines, _name_data(view, numbers), view.y, numbers.study.cells[0].noise_kind)
+        if view.x == "condition" and noise
+        else []
     )
     title = view.title.replace(SCORE, MEASURES[metric].title.removeprefix("the ")) if view.y == SCORE else view.title
-    return Drawn(title, label, unit(metric), points, agreeing)
+    return Drawn(title, label, unit(metric), points, agreeing, scatter=scatter)
 
 
 def _name_data(view: View, numbers: Numbers) -> str:
@@ -91,15 +103,18 @@ def _name_data(view: View, numbers: Numbers) -> str:
     return keys[0].task if keys else numbers.study.cells[0].value("data.name") or ""
 
 
-def explain(study: Study, sentences: Sequence[str]) -> list[str]:
-    """Return the paragraph of what was found, in Markdown."""
-    seeds = [len(condition.cells) for condition in study.conditions]
-    head = (
-        f"{sum(seeds)} runs, {min(seeds)} to {max(seeds)} seeds for each of {len(seeds)} conditions. Seeds are the "
-        "unit; intervals are for other seeds and other test rows, and hold at 95 % for all "
-        f"{len(sentences)} comparisons together."
-    )
-    return [head, "", *(f"- {sentence}" for sentence in sentences)]
+def explain(numbers: Numbers, comparisons: int, *, title: str = "") -> str:
+    """Return what the findings are about: the runs, the scores and their parts, and the level of the intervals."""
+    seeds = [len(condition.cells) for condition in numbers.study.conditions]
+    parts = [f"{part[:1].upper()}{part[1:]}." for part in numbers.list_parts()]
+    words = [
+        f"{title}:" if title else "",
+        f"{count(sum(seeds), 'run')}, {format_span(seeds, 'seed')} for each of {count(len(seeds), 'condition')}.",
+        *parts,
+        "Seeds are the unit; intervals are for other seeds and other test rows, and hold at 95 % for all "
+        f"{comparisons} comparisons together." if comparisons else "",
+    ]  # fmt: skip
+    return " ".join(filter(None, words))
 
 
 def summarise(findings: Sequence[Finding]) -> str:
@@ -113,7 +128,7 @@ def list_findings(findings: Sequence[Finding]) -> pd.DataFrame:
     """Return a line for every finding, in the measure's own unit."""
     columns = ["claim", "at", "difference", "low", "high", "seeds", "comparisons", "published", "source", "verdict"]
     lines = [
-        (f.claim.words, f.at, f.found.difference, f.found.low, f.found.high, f.found.n, len(findings), f.claim.sign,
+        (f.claim.words, f.at, f.found.difference, f.found.low, f.found.high, f.found.n, len(findings), f.sign,
          f.claim.source, f.verdict) for f in findings
     ]  # fmt: skip
     return pd.DataFrame(lines, columns=columns)
@@ -139,7 +154,7 @@ def write_table(panels: Sequence[Drawn]) -> str:
 
 
 def _list_labels(panel: Drawn) -> list[str]:
-    return list(panel.points.drop_duplicates("x").sort_values("x")["x_label"])
+    return list(panel.list_ticks()["x_label"])
 
 
 def _format(s: Stat, panel: Drawn) -> str:

@@ -23,6 +23,7 @@ class Published(NamedTuple):
     values: Sequence[float]
     source: str
     sure: bool
+    noise: str = "symmetric"  # its kind
 
 
 def read_published(study: str) -> list[Published]:
@@ -31,8 +32,7 @@ def read_published(study: str) -> list[Published]:
     return [line for line in lines if line.study == study]
 
 
-def find_agreeing(lines: Sequence[Published], data: str, y: str) -> list[Published]:
-    """Return the lines that measure the same on the same data as a panel, and over noise rates, as its axis."""
-    return [
-        line for line in lines if line.data == data and line.y == y and all(isinstance(v, int | float) for v in line.x)
-    ]
+def find_agreeing(lines: Sequence[Published], data: str, y: str, kind: str) -> list[Published]:
+    """Return the lines that measure the same on the same data as a panel, and over rates of its kind of noise."""
+    same = [line for line in lines if line.data == data and line.y == y and kind == line.noise]
+    return [line for line in same if all(isinstance(v, int | float) for v in line.x)]

@@ -18,8 +18,8 @@ class View(NamedTuple):
     """A panel of a study's figure.
 
     title: without unit.
-    y: "score", the metric that decides; a measure of a spectrum in raw mode: sve, lsvr, top_share; or a metric of
-        detectors, such as box_AP.
+    y: "score", the metric that decides; a measure of a spectrum in raw mode: sve, lsvr, top_share; "validation",
+        the accuracy of pre-training; or a metric of detectors, such as box_AP.
     domain: "id" or "ood".
     x: "condition" (such as the noise rate), "share" (of the downstream training rows), "noise" (downstream), or a
         measure of a spectrum: then a point is a test and a rate.
@@ -96,7 +96,10 @@ GAINS = tuple(
 RECIPES = {
     "noise_rates": Recipe(
         "How does transfer change with the rate of wrong supervision in pre-training?",
-        _show_both("score", methods=(PROBE, "lora", "nmtune")),
+        (
+            *_show_both("score", methods=(PROBE, "lora", "nmtune")),
+            View("Pre-training, clean validation accuracy", "validation", "id"),
+        ),
         NOISE_HURTS,
     ),
     "data_shares": Recipe(
