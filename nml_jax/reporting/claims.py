@@ -200,7 +200,9 @@ def describe_runs(study: Study) -> list[str]:
     """Return which runs there are, in a sentence."""
     first, seeds = study.cells[0], [len(condition.cells) for condition in study.conditions]
     noise = f"{100 * first.noise:.4g} % {first.noise_kind} noise" if math.isfinite(first.noise) else "unknown noise"
-    what = f"rates of {first.noise_kind} noise" if study.axis == "noise" else f"values of {study.axis} with {noise}"
+    same = len({(cell.noise_kind, cell.noise) for cell in study.cells if math.isfinite(cell.noise)}) < 2
+    with_noise = f" with {noise}" if same else ""  # conditions may differ in just that
+    what = f"rates of {first.noise_kind} noise" if study.axis == "noise" else f"values of {study.axis}{with_noise}"
     return [say("about", len(study.conditions), len(study.cells), noise, what, seeds)]
 
 

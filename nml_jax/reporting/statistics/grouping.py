@@ -82,20 +82,26 @@ def _make_conditions(cells: Sequence[FinishedRun], axis: str, keys: Sequence[str
     out = []
     groups = list(_group(cells, lambda cell: _identify(cell, keys)).values())
     given = [group[0].value(axis) or "" if axis == CONDITION else group[0].value(axis) for group in groups]
-    order = [name for name, _ in cells[0].value("sweep.conditions") or ()]
+    order = [*dict.fromkeys(name for cell in cells for name, _ in cell.value("sweep.conditions") or ())]
     numbers = all(isinstance(value, int | float) for value in given)
     for i, (group, value) in enumerate(zip(groups, given, strict=True)):
         if axis == "noise":
-            x = float(np.median([cell.noise for cell in group]))  # of equal numbers: the number itself
-            file = Path(group[0].config["noise_file"]).stem
-            label = f"{100 * x:.4g} %" if np.isfinite(x) else "unknown"
-            label += f" ({file})" if file else ""
+            x, label = _name_noise(group)
         elif axis == CONDITION:
-            x, label = float(order.index(value) if value in order else len(order)), value or "no condition"
+            x, label = float(order.index(value) if value in order else len(order)), value
+            label = label or f"no condition, {_name_noise(group)[1]}"  # runs of another study of the folder
         else:
             x, label = float(value) if numbers else float(i), _format(value)
         out.append(Condition(x, label, tuple(sorted(group, key=lambda cell: cell.seed))))
     return tuple(sorted(out, key=lambda condition: (not np.isfinite(condition.x), condition.x, condition.label)))
+
+
+def _name_noise(cells: Sequence[FinishedRun]) -> tuple[float, str]:
+    """Return the rate of runs of one condition, and what it is called: the rate, with the file of its labels."""
+    x = float(np.median([cell.noise for cell in cells]))  # of equal numbers: the number itself
+    file = Path(cells[0].config["noise_file"]).stem
+    label = f"{100 * x:.4g} %" if np.isfinite(x) else "unknown"
+    return x, label + (f" ({file})" if file else "")
 
 
 def _group(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:

@@ -166,7 +166,7 @@ class Study:
         for key, by_condition in self.table.items():
             method, preset = key.method or ("", "")
             words = {
-                "study": self.title, "noise_kind": self.cells[0].noise_kind, "axis": self.axis, **key._asdict(),
+                "study": self.title, "axis": self.axis, **key._asdict(),
                 "metric": key.metric if key.wise_alpha is None else f"{key.metric}@wise={key.wise_alpha:g}",
                 "split": key.place, "layer": "Z" if key.output == "Z" else key.layer, "method": str(key.method or ""),
                 "method_key": method, "preset": preset, "head": key.head,
@@ -176,7 +176,9 @@ class Study:
                 numbers = {"mean": repr(s.mean), "sd": repr(s.sd) if s.n > 1 else "", "n": s.n,
                            "seeds": " ".join(str(seed) for seed, _ in values),
                            "text": format_mean(s, key.metric)}  # fmt: skip
-                lines.append({**words, "i": i, "condition": condition.label, "x": repr(condition.x), **numbers})
+                kinds = ", ".join(dict.fromkeys(cell.noise_kind for cell in condition.cells))
+                own = {"noise_kind": kinds, "condition": condition.label, "x": repr(condition.x)}
+                lines.append({**words, "i": i, **own, **numbers})
         return pd.DataFrame(lines)
 
     def at(self, condition: Condition) -> str:
