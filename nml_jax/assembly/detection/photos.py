@@ -108,6 +108,11 @@ def detect_photos(detector: Detector, folder: Path, mesh: Mesh) -> Iterator[tupl
         yield source.keys[i], decode(source.image(i)), detection.describe_found(i, (height, width), found)
 
 
+def escape_path(path: str) -> str:
+    """Return a path as UTF-8 can write it: a byte of a name that is no UTF-8 becomes "\\xff"."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def write_detections(folder: Path, photos: Path, out: Path) -> int:
     """Detect objects in the images below `photos` and write results.json and a picture for each image into `out`.
 
@@ -134,7 +139,7 @@ def write_detections(folder: Path, photos: Path, out: Path) -> int:
             write_bytes(out / PICTURES / f"{path}.jpg", encode_jpeg(draw_objects(image, drawn)))
             for one in found:
                 label = one["category_id"] - 1
-                named = {"file_name": path, "category": detector.class_names[label]}
+                named = {"file_name": escape_path(path), "category": detector.class_names[label]}
                 results.append({**one, "category_id": detector.category_ids[label], **named})
         write_json(out / RESULTS, results)
     return len(results)

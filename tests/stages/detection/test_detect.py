@@ -190,11 +190,15 @@ def detect_model_shapes(meta):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), shapes)
 
 
+NOT_UTF8 = "a\udcff.png"  # the byte 0xff, which other systems put into names
+
+
 def write_photos(folder):
     (folder / "more").mkdir(parents=True)
     scenes = DigitScenes("test", 2, 32)
     for i, name in enumerate(("a.png", "more/b.png")):
         Image.fromarray(scenes.image(i)[:, : 32 - 8 * i]).save(folder / name)
+    (folder / "a.png").rename(folder / NOT_UTF8)
     return folder
 
 
@@ -202,14 +206,14 @@ def test_predict_writes_results_and_pictures(finished, tmp_path, capfd):
     photos, out = write_photos(tmp_path / "photos"), tmp_path / "out"
     assert predict.main([str(finished / RUN), str(photos), f"--out={out}"]) == 0
     results = json.loads((out / "results.json").read_text())
-    assert {one["file_name"] for one in results} == {"a.png", "more/b.png"}
+    assert {one["file_name"] for one in results} == {"a\\xff.png", "more/b.png"}
     for one in results:
         x, y, w, h = one["bbox"]
         width = 32 if one["image_id"] == 0 else 24
         assert 0 <= x <= x + w <= width + 1e-3
         assert 0 <= y <= y + h <= 32 + 1e-3
         assert one["category"] == str(one["category_id"] - 1)
-    for name, size in (("a.png.jpg", (32, 32)), ("more/b.png.jpg", (24, 32))):
+    for name, size in ((f"{NOT_UTF8}.jpg", (32, 32)), ("more/b.png.jpg", (24, 32))):
         assert Image.open(out / "pictures" / name).size == size
     assert f"{len(results)} detections" in capfd.readouterr().err
 
