@@ -148,7 +148,7 @@ def test_latex_is_escaped() -> None:
 
 def test_power_by_hand(study: Study) -> None:
     # differences of n seeds with sd 0.02: a half-width of t(0.975) · sd / √n, and t(0.8) more for 80 % of the cases
-    seeds = dict(enumerate(np.array([-1, -1, 0, 1, 1]) * 0.02))
+    seeds = {(i, i): 0.02 * d for i, d in enumerate((-1, -1, 0, 1, 1))}
     found = compare("", unit("accuracy"), dict.fromkeys(seeds, 0.0), seeds)
     assert power.find_smallest(found.parts, 1) == pytest.approx((2.7764 + 0.9410) * 0.02 / np.sqrt(5), rel=1e-3)
     assert power.expect_parts(found, 20) == [Part(pytest.approx(0.02**2 / 20), 19)]

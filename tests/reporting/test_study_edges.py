@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from configs.studies import noise_rates
 from nml_jax.reporting.statistics import choose_method
 from nml_jax.reporting.statistics.grouping import find_studies
 from nml_jax.reporting.statistics.paired import compare, unit
 from nml_jax.reporting.statistics.studies import Study
-from nml_jax.reporting.studies import findings, publish, recipes
+from nml_jax.reporting.studies import findings, power, publish, recipes
 from nml_jax.reporting.studies.findings import check_claims, describe, judge
 from nml_jax.reporting.studies.numbers import Numbers
 from nml_jax.reporting.studies.recipes import Claim, View
@@ -49,7 +50,7 @@ def number(text: str) -> float:
     return float(text.replace("−", "-"))
 
 
-def look_up(table: pd.DataFrame, method: str, domain: str, x: float) -> Any:
+def look_up(table: Any, method: str, domain: str, x: float) -> Any:
     own = table[(table["method_key"] == method) & (table["domain"] == domain) & (table["split"] == "mean")]
     (line,) = own[(own["metric"] == "accuracy") & np.isclose(own["x"], x) & own["output"].isna()].itertuples()
     return line
@@ -60,8 +61,8 @@ def test_every_sentence_is_in_the_summary(tmp_path: Path, name: str) -> None:
     folder = small(tmp_path / "runs", rates=(0.0, 0.1, 0.3), seeds=(0, 1, 2, 3, 4), heads=HEADS)
     written = publish.publish(name, read_study(folder), tmp_path)
     assert written
-    table = pd.read_csv(written.folder / "summary.csv")
-    points = pd.read_csv(written.folder / "figure.csv")
+    table: Any = pd.read_csv(written.folder / "summary.csv")
+    points: Any = pd.read_csv(written.folder / "figure.csv")
     names = {"the probe": "lbfgs", "the MLP": "mlp", "NMTune": "nmtune"}
     for text in written.sentences:
         found = SENTENCE.fullmatch(text)
@@ -169,11 +170,12 @@ def test_correlations_are_of_measures_of_the_same_run(tmp_path: Path) -> None:
     changes = []
     for a, b in pairs:
         for i in (1, 2, 3):
-            of = [numbers.study.table[key][k].get(seed) for key in (a, b) for k in (i, 0)]
+            of: list[Any] = [numbers.study.table[key][k].get(seed) for key in (a, b) for k in (i, 0)]
             if None not in of:
                 changes.append((of[0] - of[1], of[2] - of[3]))
     assert len(changes) == 4
-    assert found[seed] == pytest.approx(stats.spearmanr(*zip(*changes, strict=True)).statistic)
+    rank: Any = stats.spearmanr(np.array(changes))
+    assert found[seed] == pytest.approx(rank.statistic)
     assert found[1, 1] == full[1, 1]
 
 
@@ -216,7 +218,7 @@ def test_a_worse_loss_is_a_worse_score(tmp_path: Path, monkeypatch: pytest.Monke
     assert last.found.difference > 0.1
     assert (last.verdict, last.published) == ("shown", "higher")
     assert "points" not in describe(last)
-    seeds = dict(enumerate([0.3, 0.31, 0.29]))
+    seeds = {(i, i): d for i, d in enumerate([0.3, 0.31, 0.29])}
     loss = compare("", unit("log_loss"), dict.fromkeys(seeds, 0.0), seeds)
     assert judge(Claim("change", "", "score", "id", 0, ""), loss, -1) == "opposite"
 
@@ -266,3 +268,23 @@ def test_human_noise_is_compared_with_symmetric_noise(people: Path) -> None:
 def test_runs_of_another_study_keep_their_rates_beside_named_conditions(people: Path) -> None:
     labels = [condition.label for condition in read_study(people).conditions]
     assert labels == ["clean", "symmetric", "human", "no condition, 10 %", "no condition, 30 %"]
+
+
+def test_a_dry_run_takes_the_spread_of_a_pilot_and_the_comparisons_of_the_config(tmp_path: Path) -> None:
+    pilot = small(tmp_path / "runs", rates=(0.0, 0.3), seeds=(0, 1), heads=HEADS)
+    said = report.list_power(noise_rates.get_config("digits"), pilot)
+    assert len(said) == 2
+    assert all("5 seeds and these" in line and "(8 comparisons; spread of 2 " in line for line in said)
+    (said,) = report.list_power(noise_rates.get_config("digits"), tmp_path / "none")
+    assert said.startswith("known after a pilot")
+
+
+def test_conditions_are_only_added_to_an_axis_of_conditions(tmp_path: Path) -> None:
+    for rate in (0.1, 0.2):
+        for seed in (0, 1, 2):
+            write_cell(tmp_path / "runs", rate=0.1, seed=seed, override={"optimizer.lr": rate}, axes=("optimizer.lr",),
+                       heads=HEADS)  # fmt: skip
+    study = read_study(tmp_path / "runs")
+    planned = power.Planned(3, (0.1,), ("",))
+    assert len(power._complete(study, planned).conditions) == 2
+    assert len(power._complete(dataclasses.replace(study, axis="condition"), planned).conditions) == 3

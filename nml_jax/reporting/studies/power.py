@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from nml_jax.reporting.statistics.grouping import CONDITION
 from nml_jax.reporting.statistics.paired import PERCENT, SEEDS, Comparison, Part, add_seeds, find_half_width
 from nml_jax.reporting.statistics.studies import Condition, Study
 from nml_jax.reporting.studies.findings import count_comparisons, plan
@@ -49,7 +50,7 @@ def _complete(study: Study, planned: Planned) -> Study:
         known = sorted(
             [*known, *((-1, condition) for condition in more)], key=lambda pair: (math.isnan(pair[1].x), pair[1].x)
         )
-    else:
+    elif study.axis == CONDITION:
         here = {condition.label for _, condition in known}
         known += [(-1, Condition(0.0, label, ())) for label in planned.conditions if label not in here]
     table = {key: [values[i] if i >= 0 else {} for i, _ in known] for key, values in study.table.items()}
