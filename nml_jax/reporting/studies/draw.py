@@ -47,7 +47,7 @@ class Drawn:
         That is to scale, or evenly spaced where two have the same x, as label files of one rate, or one is unknown.
         """
         ticks = self.points.drop_duplicates("x_label").sort_values("x", kind="stable")[["x_label", "x"]]
-        x = ticks["x"].to_numpy(float)
+        x = np.asarray(ticks["x"], float)
         to_scale = np.isfinite(x).all() and np.unique(x).size == x.size
         return ticks.assign(at=x if to_scale else np.arange(float(x.size)))
 
