@@ -2,6 +2,10 @@
 
 digits    scikit-learn's digits, embedded, as in configs/digits.py: digits 0 to 4 to pre-train on, 5 to 9 and three
           shifts of them downstream. Ten seeds; five for studies that fine-tune encoders.
+cifar     a small ResNet at 32 pixels on the 10,000 images of a prepared folder, prepared/cifar10, with the splits
+          train, test and jpeg (the test images, compressed heavily). Downstream are these (ID, and jpeg as OOD), the
+          flowers of prepared/flowers5, PACS' photos (ID) and art_painting (OOD) of prepared/pacs, and the digits.
+tiny      the same, with 20 classes of Tiny ImageNet in prepared/tinyimagenet32 to pre-train on.
 folder    a prepared folder of images (python -m nml_jax.prepare image_folder), at 32 pixels, as --config.data.path=DIR.
           Another domain is --config.downstream.ood="('SPLIT',)"; five shifts are there without it.
 emoji     a prepared folder of image-text pairs with labels (python -m nml_jax.prepare image_text), likewise.
@@ -68,6 +72,23 @@ def _make_small(base: ConfigDict) -> ConfigDict:
     return base
 
 
+def _make_photos(path: str, classes: tuple[int, ...] = ()) -> ConfigDict:
+    """Make a twin that learns from a folder of small photos, and is tested on four sets."""
+    config = _make_small(image_folder.get_config())
+    with config.unlocked():
+        config.data.path = path
+        config.data.classes = classes
+        config.train.epochs = 8.0
+        config.downstream.shifts = ()
+        config.downstream.tasks = ("cifar10_small", "flowers5", "pacs", "digits")
+        config.downstream.directories = (
+            ("cifar10_small", "prepared/cifar10", "train", ("test",), ("jpeg",)),
+            ("flowers5", "prepared/flowers5", "train", ("test",), ()),
+            ("pacs", "prepared/pacs", "photo[:70%]", ("photo[70%:]",), ("art_painting",)),
+        )
+    return config
+
+
 def _make_imagenet() -> ConfigDict:
     config = resnet50_in1k.get_config("a2")
     with config.unlocked():
@@ -80,6 +101,8 @@ def _make_imagenet() -> ConfigDict:
 
 TWINS: dict[str, Callable[[], ConfigDict]] = {
     "digits": _make_digits,
+    "cifar": lambda: _make_photos("prepared/cifar10"),
+    "tiny": lambda: _make_photos("prepared/tinyimagenet32", tuple(range(0, 200, 10))),
     "folder": lambda: _make_small(image_folder.get_config()),
     "emoji": lambda: _make_small(clip_pairs.get_config()),
     "imagenet": _make_imagenet,
