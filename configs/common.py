@@ -4,8 +4,8 @@ Keys are locked: an experiment cannot add one, and a misspelt key on the command
 placeholder whose value follows from other keys or the data. Give a tuple as Python writes it:
 --config.sweep.seed='(0,1)'.
 
-All keys except `sweep`, `condition`, `study`, `stages` and `runtime` identify a run. Those choose what to run, what to
-draw, where and how fast, and do not change its numbers.
+All keys except `sweep`, `condition`, `study`, `noise_related`, `stages` and `runtime` identify a run. Those choose what
+to run, what to draw, where and how fast, and do not change its numbers.
 """
 
 from ml_collections import ConfigDict
@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     config.noise_seed = placeholder(int)  # None: the value of `seed`
     # asymmetric: ids of the classes S among which labels are exchanged, or a set's name: ("imagenet_cifar100",).
     config.noise_classes = ()  # (): none
+    config.noise_related = ()  # names in downstream.tasks whose classes the noise is among: reports set them apart
     config.noise_rate_of = "all"  # asymmetric: `noise` is a share of "all" records or of the "classes" S
     config.noise_file = ""  # matrix: K×K .npy; labels, matched: .npy in record order, or .csv of key,label
 

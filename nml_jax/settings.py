@@ -18,7 +18,7 @@ from nml_jax.ranges import require_at_least, require_names, require_share
 from nml_jax.stored import fits
 
 # These keys say what to run, where and how fast. They change no number, so they do not identify a run.
-NOT_IDENTITY = ("sweep", "condition", "study", "stages", "runtime")
+NOT_IDENTITY = ("sweep", "condition", "study", "noise_related", "stages", "runtime")
 # The name of every run has these keys, swept or not, so that later runs of an experiment fit beside earlier ones. The
 # noise is left out for features from files, because it is unknown.
 AXES = ("noise", "seed")

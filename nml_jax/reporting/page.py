@@ -13,7 +13,7 @@ from nml_jax.reporting.blocks import Block, Figure, Panel, Verdict, fold, table
 from nml_jax.reporting.sentences import TEMPLATES, count, say
 from nml_jax.reporting.statistics.choose_method import Contest, find_contests
 from nml_jax.reporting.statistics.compare import uses_files
-from nml_jax.reporting.statistics.studies import MEAN, Study
+from nml_jax.reporting.statistics.studies import MEAN, RELATED, UNRELATED, Study
 from nml_jax.reporting.studies.publish import Published
 from nml_jax.reporting.tables import classes, conditions, detection, labels, methods
 
@@ -129,7 +129,9 @@ def _list_tasks(study: Study) -> list[tuple[str, str]]:
     """Return (task, its name in headings): one without a name, or the mean over several and then each."""
     if len(study.tasks) < 2:
         return [(next(iter(study.tasks), ""), "")]
-    return [(MEAN, f"mean over {len(study.tasks)} tasks"), *((task, task) for task in study.tasks)]
+    apart = [name for name in (RELATED, UNRELATED) if study.keys(task=name)]
+    means = [(MEAN, f"mean over {len(study.tasks)} tasks"), *((name, name) for name in apart)]
+    return [*means, *((task, task) for task in study.tasks)]
 
 
 def _put_under(title: str, blocks: Sequence[Block]) -> list[Block]:

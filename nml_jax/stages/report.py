@@ -12,14 +12,25 @@ from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.runs.files import write_atomic
 from nml_jax.runs.finished import FinishedRun, read_finished
 from nml_jax.stages import experiment
+from nml_jax.tasks import glue
+from nml_jax.tasks.glue_sets import GLUE_TASKS
 
 
 def check(config: ConfigDict) -> None:
-    """Raise UserError if there is no study of the name `study`."""
+    """Raise UserError if there is no study of the name `study`, or `noise_related` names no downstream task."""
     if config.study:  # imported here, because it loads pandas
         from nml_jax.reporting.studies.recipes import check_name
 
         check_name(config.study)
+    _check_related(config)
+
+
+def _check_related(config: ConfigDict) -> None:
+    """Raise UserError if a name in `noise_related` is none of the downstream tasks."""
+    tasks = config.downstream.tasks
+    for name in config.noise_related:
+        if name not in tasks and not (glue.ALL in tasks and name in GLUE_TASKS):
+            raise UserError(f"noise_related={name!r} is no downstream task", f"name some of {', '.join(tasks)}")
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Path:
@@ -94,6 +105,8 @@ def _publish(name: str, found: list[FinishedRun], out: Path) -> list[Any]:
     shown = [one for i, study in enumerate(studies, 1) if (one := publish(name, study, out, part=i * several))]
     for one in shown:
         console.show("\n".join([one.question, *one.sentences, ""]))
+        for missing in one.missing:
+            console.notice(f"study {name}: {missing}")
         console.notice(f"study {name}: {one.folder.resolve()}")
     if not shown:
         console.notice(f"study {name}: none of the finished runs has its numbers")

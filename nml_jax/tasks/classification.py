@@ -67,6 +67,15 @@ def load_digits(name: str, splits: tuple[str, str], config: Any) -> Task:
     return Task(name, train, tuple(add_shifts([Test("test", "id", test)], shifts)))
 
 
+def load_seen_digits(config: Any) -> Task:
+    """Load the digits 0 to 2, which configs/digits.py pre-trains on, too. There are no out-of-domain tests.
+
+    Heads learn them, with true labels, from the split that pre-training reads, and are tested on the other one.
+    """
+    train, test = (sources.load("digits", "", split, classes=(0, 1, 2)) for split in ("train", "test"))
+    return Task("digits_seen", train, (Test("test", "id", test),))
+
+
 def list_shifts(config: Any) -> tuple[str, ...]:
     """Return `downstream.shifts`, checked.
 
@@ -209,6 +218,7 @@ def load_glue(name: str, config: Any) -> Task:
 TASKS: dict[str, Callable[[Any], Task]] = {
     "digits": functools.partial(load_digits, "digits", ("train", "test")),
     "digits_few": functools.partial(load_digits, "digits_few", ("test", "train")),
+    "digits_seen": load_seen_digits,
     "directory": load_directory,
     "domainnet": load_domainnet,
     "texts": load_texts,

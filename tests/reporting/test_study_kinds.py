@@ -5,10 +5,14 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from configs.studies import asymmetric
+from nml_jax.errors import UserError
 from nml_jax.reporting.statistics import choose_method
 from nml_jax.reporting.statistics.grouping import find_studies
 from nml_jax.reporting.statistics.studies import Study
@@ -17,6 +21,7 @@ from nml_jax.reporting.studies.findings import check_claims
 from nml_jax.reporting.studies.numbers import Numbers
 from nml_jax.runs.finished import read_finished
 from nml_jax.runs.rows import Row, read_rows
+from nml_jax.stages import report
 from tests.reporting.test_report import small, write_cell
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -202,3 +207,82 @@ def test_named_encoders_are_the_columns_of_a_table(tmp_path: Path) -> None:
     own = gains[gains["claim"] == "in-domain gain of NMTune over the probe"]
     assert list(own["at"]) == [f"condition = {name}, preset paper" for name in names]
     assert own["difference"].to_numpy() == pytest.approx([0.05, 0.05], abs=0.004)
+
+
+def test_tasks_that_are_related_to_the_noise_are_drawn_and_checked_apart(tmp_path: Path) -> None:
+    """Noise costs related tasks half its rate in-domain, the others nothing, and a third of it out of domain."""
+    tasks, related = ("cifar10", "cifar100", "dtd", "svhn"), ("cifar100", "svhn")
+
+    def change(row: Row) -> Iterator[Row]:
+        if row.task in related and row.domain == "ood" and row.method:
+            return  # they have an in-domain test alone
+        lost = (0.5 if row.task in related else 0.0) if row.domain == "id" else 1 / 3
+        is_score = row.method and row.metric == "accuracy" and not row.output
+        yield dataclasses.replace(row, value=row.value - lost * row.noise_asked) if is_score else row
+
+    how = {"heads": (("lbfgs", None),), "score": lambda rate, draw, *_: 0.8 + 0.001 * draw, "tasks": tasks}
+    folder = small(tmp_path / "runs", rates=(0.0, 0.1), seeds=SEEDS, override={"noise_related": related}, **how)
+    replace_rows(folder, change)
+    study = read_study(folder)
+    written = publish.publish("asymmetric", study, tmp_path)
+    assert written
+    mean = read_lines(tmp_path, "asymmetric").groupby(["panel", "x"])["y"].mean()
+    lost = {panel: mean[panel, 0.0] - mean[panel, 0.1] for panel, _ in mean.index}
+    assert lost == {
+        "Noise-related in-domain accuracy": pytest.approx(0.05, abs=0.005),
+        "Unrelated in-domain accuracy": pytest.approx(0.0, abs=0.005),
+        "Out-of-domain accuracy": pytest.approx(0.1 / 3, abs=0.005),
+    }
+    verdicts = {
+        f.claim.words: (f.found.difference, f.published)
+        for f in check_claims(recipes.RECIPES["asymmetric"], Numbers(study))
+    }
+    assert verdicts == {
+        "noise-related in-domain score of the probe": (pytest.approx(-0.05, abs=0.005), "lower"),
+        "unrelated in-domain score of the probe": (pytest.approx(0.0, abs=0.005), "not lower"),
+        "out-of-domain score of the probe": (pytest.approx(-0.1 / 3, abs=0.005), "lower"),
+    }
+    for domain, named in (
+        ("Noise-related in-domain", "cifar100 (accuracy on test) and svhn (accuracy on test)"),
+        ("Unrelated in-domain", "cifar10 (accuracy on test) and dtd (accuracy on test)"),
+    ):
+        assert f"{domain} score: the mean over {named}, over a task's tests first." in written.about
+    table: Any = pd.read_csv(written.folder / "summary.csv")
+    own = table[(table["metric"] == "accuracy") & (table["split"] == "mean") & np.isclose(table["x"], 0.1)]
+    own = own[(own["domain"] == "id") & (own["method_key"] == "lbfgs")].set_index("task")["mean"]
+    for name, tasks in (("related", ["cifar100", "svhn"]), ("unrelated", ["cifar10", "dtd"])):
+        assert own[f"mean over {name} tasks"] == pytest.approx(own[tasks].mean())
+
+
+def test_where_no_task_is_related_to_the_noise_that_is_said(tmp_path: Path) -> None:
+    study = read_study(small(tmp_path / "runs", rates=(0.0, 0.1), seeds=SEEDS))
+    written = publish.publish("asymmetric", study, tmp_path)
+    assert written
+    assert "No task is named in noise_related: all count as unrelated to the noise." in written.about
+    panels = set(read_lines(tmp_path, "asymmetric")["panel"])
+    assert panels == {"Unrelated in-domain accuracy", "Out-of-domain accuracy"}
+
+
+def test_the_asymmetric_digits_have_one_task_of_each_kind() -> None:
+    config = asymmetric.get_config("digits")
+    report.check(config)
+    assert {*config.noise_related} < {*config.downstream.tasks}
+    with config.unlocked():
+        config.noise_related = ("digits",)
+    with pytest.raises(UserError, match="noise_related='digits' is no downstream task"):
+        report.check(config)
+
+
+def test_a_method_without_a_mean_is_named(tmp_path: Path) -> None:
+    heads = (("lbfgs", None), ("nmtune", "paper"))
+    folder = small(tmp_path / "runs", rates=(0.0, 0.3), seeds=(0, 1, 2), heads=heads, tasks=("cifar10", "cifar100"))
+    replace_rows(folder, lambda row: [] if row.method == "nmtune" and row.task == "cifar100" else [row])
+    written = publish.publish("nmtune", read_study(folder), tmp_path)
+    assert written
+    assert written.missing == [
+        "NMTune (paper) has no in-domain score, and no claim on it: it lacks cifar100 (test)",
+        "NMTune (paper) has no out-of-domain score, and no claim on it: it lacks cifar100 (test/shift) and "
+        "cifar100 (test/blur)",
+    ]
+    assert all(sentence in written.about for sentence in written.missing)
+    assert not any("NMTune" in sentence for sentence in written.sentences)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from configs import common
+from configs import common, digits
+from nml_jax.data import sources
 from nml_jax.data.images import transforms
 from nml_jax.errors import UserError
 from nml_jax.tasks.classification import load_task
@@ -67,7 +68,19 @@ def test_the_default_directory_is_that_of_pre_training(tmp_path):
     assert len(task.train) == 6
 
 
+def test_seen_digits_are_tested_on_images_that_pre_training_never_reads():
+    config = digits.get_config()
+    task = load_task("digits_seen", config)
+    (test,) = task.tests
+    assert (task.num_classes, test.domain) == (3, "id")
+    assert config.data.train == "train"
+    read = sources.load("digits", "", config.data.train, classes=config.data.classes)
+    assert not {*read.keys} & {*test.source.keys}
+    assert len(test.source) == 106
+    assert np.array_equal(np.unique(test.source.labels), np.arange(3))
+
+
 def test_an_unknown_task_lists_the_right_ones():
     with pytest.raises(UserError) as error:
         load_task("letters", common.get_config())
-    assert "digits, digits_few, directory" in error.value.cure
+    assert "digits, digits_few, digits_seen, directory" in error.value.cure

@@ -242,7 +242,7 @@ def find_metric(study: Study, task: str) -> str:
     older runs.
     """
     asked = study.cells[0].value("tune.metric") or TASK
-    own = {find_own_metric(name, study.table) for name in (study.tasks if task == MEAN else [task])}
+    own = {find_own_metric(name, study.table) for name in study.list_members(task)}
     metric = asked if asked != TASK else own.pop() if len(own) == 1 else PRIMARY
     keys = [key for key in study.keys(metric=metric, task=task) if key.method and key.method.name != ZERO_SHOT]
     leaves = [leaf for key in keys for leaf in find_leaves(study, key)]

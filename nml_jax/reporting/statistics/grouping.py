@@ -1,7 +1,7 @@
 """Finished runs sorted into studies and conditions, and averaged over what repeats within a run."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,16 @@ from nml_jax.reporting.statistics.studies import (
     MEAN,
     NOISE,
     PRIMARY,
+    RELATED,
     REPLICATE,
     SUSPECTS,
+    UNRELATED,
     Condition,
     Key,
     Source,
     Study,
     find_own_metric,
+    list_related,
     method_of,
 )
 from nml_jax.runs.finished import FinishedRun, Seed
@@ -147,7 +150,7 @@ def _tabulate(
                 of_key = sources.setdefault(key, [{} for _ in conditions])[i]
                 of_key[cell.seed] = Source(cell.folder, tuple(rows))
     _drop_undefined(table, sources)
-    _add_means(table)
+    _add_means(table, list_related(cell for condition in conditions for cell in condition.cells))
     return table, sources
 
 
@@ -161,11 +164,11 @@ def _drop_undefined(table: Table, sources: dict[Key, Any]) -> None:
                 sources[score][i].pop(seed, None)
 
 
-def _add_means(table: Table) -> None:
+def _add_means(table: Table, related: Iterable[str] = ()) -> None:
     """Add the means over the tests of a task and domain, and over tasks; none where a part is missing.
 
     A method must have all tests that another has, and all tasks. Where tasks have metrics of their own, PRIMARY is the
-    mean of these.
+    mean of these. Tasks that are related to the noise have a mean of their own, and so have the others.
     """
     scores = [key for key in table if key.method and not key.output and not key.metric.endswith(UNDEFINED)]
 
@@ -178,15 +181,26 @@ def _add_means(table: Table) -> None:
         if {key.split for key in parts} == tests[blank(whole)]:
             table[whole] = _average([table[part] for part in parts])
             by_task.append(whole)
-    tasks = {domain: {key.task for key in keys} for domain, keys in _group(scores, lambda key: key.domain).items()}
-    if len({key.task for key in scores}) < 2:
-        return
-    for whole, parts in _group(by_task, lambda key: key._replace(task=MEAN)).items():
+    tasks = {key.task for key in scores}
+    own = tasks & {*related}
+    means = {MEAN: tasks, RELATED: own, UNRELATED: tasks - own if own else set()}
+    known = {task: find_own_metric(task, [*table]) for task in tasks}
+    for name, members in means.items():
+        if len(members) > 1:
+            needed = [key for key in scores if key.task in members]
+            _add_mean_over_tasks(table, name, [key for key in by_task if key.task in members], needed, known)
+
+
+def _add_mean_over_tasks(
+    table: Table, name: str, by_task: Sequence[Key], needed: Sequence[Key], known: Mapping[str, str]
+) -> None:
+    """Add a mean over tasks for the heads that have all tasks of `needed`. `known` are the tasks' own metrics."""
+    tasks = {domain: {key.task for key in keys} for domain, keys in _group(needed, lambda key: key.domain).items()}
+    for whole, parts in _group(by_task, lambda key: key._replace(task=name)).items():
         if {key.task for key in parts} == tasks[whole.domain]:
             table[whole] = _average([table[part] for part in parts])
-    known = {key.task: find_own_metric(key.task, [*table]) for key in scores}
     own = [key for key in by_task if key.metric == known[key.task]]
-    for whole, parts in _group(own, lambda key: key._replace(task=MEAN, metric=PRIMARY)).items():
+    for whole, parts in _group(own, lambda key: key._replace(task=name, metric=PRIMARY)).items():
         if {key.task for key in parts} == tasks[whole.domain] and len({key.metric for key in parts}) > 1:
             table[whole] = _average([table[part] for part in parts])
 

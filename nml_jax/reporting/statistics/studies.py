@@ -27,6 +27,9 @@ from nml_jax.tuning import methods
 REPLICATE = ("seed", "noise_seed")  # what distinguishes repetitions of one condition
 NOISE = ("noise", "noise_file")  # what distinguishes conditions, where it varies
 MEAN = "mean"  # as a split or task: the mean over all of them
+# As a task: means over those whose classes the noise is among (`noise_related`), and over the others.
+RELATED, UNRELATED = "mean over related tasks", "mean over unrelated tasks"
+MEANS = (MEAN, RELATED, UNRELATED)
 # What methods are called; those of the stage finetune have no entry of their own. In this order of simplicity.
 METHODS = {
     **{name: method.title for name, method in methods.METHODS.items()},
@@ -144,7 +147,18 @@ class Study:
     def tasks(self) -> list[str]:
         """The tasks of heads and features; those of detectors have tables of their own."""
         scored = (key.task for key in self.keys() if key.metric not in METRICS_OF_DETECTORS)
-        return [task for task in dict.fromkeys(scored) if task not in ("pretrain", MEAN)]
+        return [task for task in dict.fromkeys(scored) if task not in ("pretrain", *MEANS)]
+
+    @property
+    def related(self) -> list[str]:
+        """The tasks whose classes the noise is among."""
+        return [task for task in self.tasks if task in list_related(self.cells)]
+
+    def list_members(self, task: str) -> list[str]:
+        """Return the tasks that one of MEANS is over; of another task itself."""
+        if task not in MEANS:
+            return [task]
+        return [name for name in self.tasks if task == MEAN or (name in self.related) == (task == RELATED)]
 
     def keys(self, **where: Any) -> list[Key]:
         """Return the keys whose fields have these values, in the order of the rows; by default no WiSE-FT."""
@@ -201,6 +215,11 @@ def find_own_metric(task: str, keys: Iterable[Key]) -> str:
     metric = catalogue.find_metric(task)
     known = {key.metric for key in keys if key.task == task}
     return REGRESSION if metric == "accuracy" and metric not in known and REGRESSION in known else metric
+
+
+def list_related(cells: Iterable[FinishedRun]) -> list[str]:
+    """Return the names in `noise_related` of any run."""
+    return list(dict.fromkeys(name for cell in cells for name in cell.value("noise_related") or ()))
 
 
 def method_of(row: Row) -> Method:

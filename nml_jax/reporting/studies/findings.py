@@ -58,7 +58,7 @@ def check_claims(recipe: Recipe, numbers: Numbers) -> list[Finding]:
     seeds = len({cell.seed for cell in numbers.study.cells})
     out = []
     for claim, at, make in planned:
-        together, way = make().corrected(len(planned)), numbers.find_way(claim.y)
+        together, way = make().corrected(len(planned)), numbers.find_way(claim.y, claim.tasks)
         out.append(Finding(claim, at, together, judge(claim, together, way), way, seeds))
     return out
 
@@ -102,7 +102,7 @@ def _list_contrasts(claim: Claim, numbers: Numbers) -> Iterator[tuple[list[Term]
     """Yield the sums of numbers that a claim is about, and where each is taken."""
     study, last = numbers.study, len(numbers.study.conditions) - 1
     first, chosen = _choose_conditions(claim, numbers)
-    for key in numbers.find_keys(claim.y, claim.domain, _list_methods(claim)):
+    for key in numbers.find_keys(claim.y, claim.domain, _list_methods(claim), claim.tasks):
         setting = f", {key.setting}" if key.setting else ""
         if key.method and key.method.preset and claim.y not in DETECTORS:
             setting += f", preset {key.method.preset}"
@@ -112,7 +112,7 @@ def _list_contrasts(claim: Claim, numbers: Numbers) -> Iterator[tuple[list[Term]
                 at = f"{study.at(study.conditions[i])} against {study.conditions[first].label}{setting}"
                 yield [Term(1, key, i), Term(-1, key, first)], at
             continue
-        for other in numbers.find_keys(claim.y, claim.domain, (claim.other,)):
+        for other in numbers.find_keys(claim.y, claim.domain, (claim.other,), claim.tasks):
             if other == key or not _fits(key, other, claim):
                 continue
             if claim.kind == "gain":

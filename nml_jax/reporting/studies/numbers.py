@@ -1,10 +1,12 @@
 """Find the numbers that a study's panels and claims are about, as keys and as a table of points."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 
+from nml_jax.console import list_words
 from nml_jax.reporting import claims
 from nml_jax.reporting.statistics.choose_method import DOMAINS, find_metric, name_parts
 from nml_jax.reporting.statistics.compare import find_leaves
@@ -13,6 +15,8 @@ from nml_jax.reporting.statistics.studies import (
     MEASURES,
     METHODS,
     PRIMARY,
+    RELATED,
+    UNRELATED,
     Key,
     Method,
     Study,
@@ -24,27 +28,49 @@ from nml_jax.runs.rows import Row
 
 COLUMNS = ["x", "x_label", "series", "seed", "y"]  # of a panel's points
 SPECTRUM = tuple(claims.SPECTRUM)
+NAMES = {"": "", "related": "noise-related ", "unrelated": "unrelated "}  # of View.tasks, before a domain
 SCORE = "score"  # as View.y, and in titles: the metric that decides
 VALIDATION = "validation"  # as View.y: accuracy in pre-training, on clean validation
+
+
+class Score(NamedTuple):
+    """What is scored: one of the tasks, or of MEANS, by a metric."""
+
+    task: str
+    metric: str
 
 
 class Numbers:
     """The numbers of a study.
 
-    task: the only task, or MEAN over several. metric: the one that decides. probe: the reference method.
+    metric: the one that decides on the mean over all tasks, or on the only one. probe: the reference method.
     """
 
     def __init__(self, study: Study):
         self.study = study
-        self.task = MEAN if len(study.tasks) > 1 else next(iter(study.tasks), "")
-        self.metric = find_metric(study, self.task)
+        self._scores = {tasks: self._find_score(tasks) for tasks in NAMES}
+        self.metric = self._scores[""].metric
         self.probe = claims.find_reference(study)
 
-    def find_keys(self, y: str, domain: str, methods: Sequence[str] = ()) -> list[Key]:
+    def _find_score(self, tasks: str) -> Score:
+        """Return what is scored of some tasks (a key of NAMES). Where none is related to the noise, the others are all.
+
+        The task is the only one of them, or the mean over them; "" if there is none.
+        """
+        mean = {"": MEAN, "related": RELATED, "unrelated": UNRELATED if self.study.related else MEAN}[tasks]
+        members = self.study.list_members(mean)
+        task = mean if len(members) > 1 else next(iter(members), "")
+        return Score(task, find_metric(self.study, task))
+
+    def find_metric(self, tasks: str) -> str:
+        """Return the metric that decides on some tasks."""
+        return self._scores[tasks].metric
+
+    def find_keys(self, y: str, domain: str, methods: Sequence[str] = (), tasks: str = "") -> list[Key]:
         """Return the keys of a score, over all tests of a domain, or of a measure of a spectrum in raw mode.
 
         Args:
-            y, domain, methods: as in View. Scores of all methods, in the order of the rows, without `methods`.
+            y, domain, methods, tasks: as in View. Scores of all methods, in the order of the rows, without `methods`.
                 Detectors are those that start from the encoder.
         """
         if y in SPECTRUM:
@@ -54,11 +80,15 @@ class Numbers:
             return [key for name in methods for key in found if key.method == Method(name, "encoder")]
         if y == VALIDATION:
             return self.study.keys(metric="accuracy", task="pretrain", split="validation", domain=domain, weights="")
-        found = self.study.keys(metric=self.metric, task=self.task, split=MEAN, domain=domain)
+        found = self.study.keys(**self._scores[tasks]._asdict(), split=MEAN, domain=domain)
         if not methods:
             return [key for key in found if key.method]
-        wanted = [self.probe.name if name == PROBE else name for name in methods]
-        return [key for name in dict.fromkeys(wanted) for key in found if key.method and key.method.name == name]
+        wanted = self._resolve(methods)
+        return [key for name in wanted for key in found if key.method and key.method.name == name]
+
+    def _resolve(self, methods: Iterable[str]) -> list[str]:
+        """Return keys of methods, with the reference in place of PROBE."""
+        return list(dict.fromkeys(self.probe.name if name == PROBE else name for name in methods))
 
     def _find_spectra(self, y: str, domain: str, methods: Sequence[str]) -> list[Key]:
         """Return the keys of a measure of spectra: of the encoder's features, or of what heads make of them."""
@@ -73,18 +103,38 @@ class Numbers:
                 out += [key for key in self.study.keys(**of_task, method=None) if key.split in splits]
         return out
 
-    def list_parts(self) -> list[str]:
-        """Return what the score of a domain is the mean of, in words, for each domain that has one."""
+    def list_parts(self, scores: Iterable[tuple[str, str]]) -> list[str]:
+        """Return what scores are the mean of, in words, for each pair of (tasks, domain) that there is a score of."""
         out = []
-        for domain, where in DOMAINS.items():
-            keys = self.study.keys(metric=self.metric, task=self.task, split=MEAN, domain=domain)
-            if key := next((key for key in keys if key.method), None):
-                out.append(f"{where} score: {name_parts(self.study, key)}")
+        for tasks, domain in scores:
+            if key := next(iter(self.find_keys(SCORE, domain, tasks=tasks)), None):
+                out.append(f"{NAMES[tasks]}{DOMAINS[domain]} score: {name_parts(self.study, key)}")
+        if any(tasks for tasks, _ in scores) and not self.study.related:
+            out.append("no task is named in noise_related: all count as unrelated to the noise")
         return out
 
-    def find_way(self, y: str) -> int:
+    def list_missing(self, scores: Iterable[tuple[str, str]], methods: Iterable[str]) -> list[str]:
+        """Return which heads lack a score of (tasks, domain), and so all claims on it, because a test is missing."""
+        out, names = [], self._resolve(methods)
+        for tasks, domain in scores:
+            score, leaves = self._scores[tasks], []
+            for task in self.study.list_members(score.task):
+                metric = find_own_metric(task, self.study.table) if score.metric == PRIMARY else score.metric
+                found = self.study.keys(metric=metric, task=task, domain=domain)
+                leaves += [key for key in found if key.method and key.split != MEAN]
+            needed = list(dict.fromkeys((key.task, key.split) for key in leaves))
+            for whole in dict.fromkeys(key._replace(**score._asdict(), split=MEAN) for key in leaves):
+                if whole.method and whole.method.name in names and whole not in self.study.table:
+                    same = whole.method, whole.setting, whole.weights
+                    own = {(k.task, k.split) for k in leaves if (k.method, k.setting, k.weights) == same}
+                    lacks = [f"{task} ({split})" for task, split in needed if (task, split) not in own]
+                    where = f"{NAMES[tasks]}{DOMAINS[domain]}"
+                    out.append(f"{whole.head} has no {where} score, and no claim on it: it lacks {list_words(lacks)}")
+        return out
+
+    def find_way(self, y: str, tasks: str = "") -> int:
         """Return 1 if a larger y is better, or only larger, and −1 if a smaller score is better, as of a loss."""
-        return MEASURES[self.metric].way if y == SCORE else 1
+        return MEASURES[self.find_metric(tasks)].way if y == SCORE else 1
 
     def name_place(self, key: Key) -> list[str]:
         """Return what tells a number from others of its name: of spectra the task, the layer and the split."""
@@ -122,7 +172,7 @@ class Numbers:
         return pd.DataFrame(lines, columns=COLUMNS)
 
     def _list_lines(self, view: View) -> Iterator[tuple[float, str, str, int, float]]:
-        keys = self.find_keys(view.y, view.domain, view.methods)
+        keys = self.find_keys(view.y, view.domain, view.methods, view.tasks)
         keys = [key for key in keys if view.y in SPECTRUM or self.name_suspects(key) == view.suspects]
         several = len({key.split for key in keys}) > 1 and view.y in SPECTRUM
         for key in keys:

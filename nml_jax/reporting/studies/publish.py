@@ -25,7 +25,7 @@ from nml_jax.reporting.studies import published
 from nml_jax.reporting.studies.draw import Drawn, draw_figure
 from nml_jax.reporting.studies.findings import VERDICTS, Finding, check_claims, describe
 from nml_jax.reporting.studies.numbers import DETECTORS, SCORE, SPECTRUM, VALIDATION, Numbers
-from nml_jax.reporting.studies.recipes import RECIPES, View
+from nml_jax.reporting.studies.recipes import RECIPES, Recipe, View
 from nml_jax.runs.files import write_atomic, write_bytes
 
 AXES = {"share": "share of the downstream training rows", "noise": "wrong labels among the downstream training rows",
@@ -36,7 +36,10 @@ LATEX = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "±": r"$\pm$", "\N{MIN
 
 
 class Published(NamedTuple):
-    """What was written of a study: its figure, sentences on what it is about and on all findings, and one on each."""
+    """What was written of a study: its figure, sentences on what it is about and on all findings, and one on each.
+
+    missing: which heads lack a score, and why; in `about`, too.
+    """
 
     question: str
     about: str
@@ -44,6 +47,7 @@ class Published(NamedTuple):
     svg: str
     sentences: list[str]
     folder: Path
+    missing: list[str]
 
 
 def publish(name: str, study: Study, out: Path, *, part: int = 0) -> Published | None:
@@ -69,14 +73,15 @@ def publish(name: str, study: Study, out: Path, *, part: int = 0) -> Published |
     write_atomic(folder / "figure.csv", points.to_csv(index=False, columns=["panel", *points.columns[:-1]]))
     write_atomic(folder / "table.tex", write_table(panels))
     sentences = [describe(finding) for finding in findings]
-    about = explain(numbers, len(findings), title=study.title if part else "")
+    missing = numbers.list_missing(list_scores(recipe), list_methods(recipe))
+    about = explain(numbers, len(findings), recipe, missing, title=study.title if part else "")
     text = [f"# {recipe.question}", "", about, "", *(f"- {sentence}" for sentence in sentences), ""]
     write_atomic(folder / "findings.md", "\n".join(text))
     write_atomic(folder / "summary.csv", write_csv([study]))
     write_atomic(folder / "findings.csv", list_findings(findings).to_csv(index=False))
     table = pd.DataFrame([line._asdict() for line in lines])
     write_atomic(folder / "published.csv", table.to_csv(index=False) if lines else "")
-    return Published(recipe.question, about, summarise(findings), svg.decode("utf-8"), sentences, folder)
+    return Published(recipe.question, about, summarise(findings), svg.decode("utf-8"), sentences, folder, missing)
 
 
 def make_panel(view: View, numbers: Numbers, lines: Sequence[published.Published]) -> Drawn | None:
@@ -85,7 +90,7 @@ def make_panel(view: View, numbers: Numbers, lines: Sequence[published.Published
     scatter = view.x in SPECTRUM
     if points.empty or (view.x != "condition" and np.isnan(points["x"].to_numpy(float)).all()):
         return None
-    metric = numbers.metric if view.y == SCORE else "accuracy" if view.y == VALIDATION else view.y
+    metric = numbers.find_metric(view.tasks) if view.y == SCORE else "accuracy" if view.y == VALIDATION else view.y
     noise = numbers.study.axis == "noise"
     label = AXES.get(view.x, "wrong supervision in pre-training" if noise else numbers.study.axis)
     agreeing = (
@@ -103,10 +108,27 @@ def _name_data(view: View, numbers: Numbers) -> str:
     return keys[0].task if keys else numbers.study.cells[0].value("data.name") or ""
 
 
-def explain(numbers: Numbers, comparisons: int, *, title: str = "") -> str:
-    """Return what the findings are about: the runs, the scores and their parts, and the level of the intervals."""
+def list_scores(recipe: Recipe) -> list[tuple[str, str]]:
+    """List the scores that a study draws or claims something of, as (tasks, domain)."""
+    of = [each for each in (*recipe.views, *recipe.claims) if each.y == SCORE]
+    return list(dict.fromkeys((each.tasks, each.domain) for each in of))
+
+
+def list_methods(recipe: Recipe) -> list[str]:
+    """List the methods whose scores a study draws or claims something of."""
+    drawn = [name for view in recipe.views if view.y == SCORE for name in view.methods]
+    claimed = [name for claim in recipe.claims if claim.y == SCORE for name in (claim.method, claim.other) if name]
+    return list(dict.fromkeys([*drawn, *claimed]))
+
+
+def explain(numbers: Numbers, comparisons: int, recipe: Recipe, missing: Sequence[str] = (), *, title: str = "") -> str:
+    """Return what the findings are about: the runs, the scores and their parts, and the level of the intervals.
+
+    Args:
+        missing: which scores are not there, and why.
+    """
     seeds = [len(condition.cells) for condition in numbers.study.conditions]
-    parts = [f"{part[:1].upper()}{part[1:]}." for part in numbers.list_parts()]
+    parts = [f"{part[:1].upper()}{part[1:]}." for part in (*numbers.list_parts(list_scores(recipe)), *missing)]
     words = [
         f"{title}:" if title else "",
         f"{count(sum(seeds), 'run')}, {format_span(seeds, 'seed')} for each of {count(len(seeds), 'condition')}.",

@@ -27,6 +27,7 @@ class View(NamedTuple):
     methods: keys of methods, PROBE among them; (): all. In spectra, () is the encoder's features, and others the
         output Z of heads.
     suspects: of heads, those that were trained on all rows ("keep"), or without the suspects ("drop").
+    tasks: of scores, over which tasks: "related" to the noise, "unrelated", or "": all.
     """
 
     title: str
@@ -36,6 +37,7 @@ class View(NamedTuple):
     by: str = "method"
     methods: tuple[str, ...] = ()
     suspects: str = "keep"
+    tasks: str = ""
 
 
 class Claim(NamedTuple):
@@ -49,6 +51,7 @@ class Claim(NamedTuple):
     source: of the finding; with "unconfirmed" where only a figure or a summary says so.
     band: conditions, by their position: rates above the first number, up to the second.
     pair: labels of two named conditions in place of a band: the second less the first.
+    tasks: as in View.
     """
 
     kind: str
@@ -62,6 +65,7 @@ class Claim(NamedTuple):
     x: str = ""
     band: tuple[float, float] = ANY
     pair: tuple[str, str] | None = None
+    tasks: str = ""
 
 
 class Recipe(NamedTuple):
@@ -138,8 +142,18 @@ RECIPES = {
     ),
     "asymmetric": Recipe(
         "Does noise among related classes hurt what is related, what is not, or both?",
-        _show_both("score", methods=(PROBE, "nmtune")),
-        tuple(claim._replace(band=ANY, sign=-1, source=EXTENSION) for claim in NOISE_HURTS[1:]),
+        (
+            View("Noise-related in-domain score", "score", "id", methods=(PROBE, "nmtune"), tasks="related"),
+            View("Unrelated in-domain score", "score", "id", methods=(PROBE, "nmtune"), tasks="unrelated"),
+            View("Out-of-domain score", "score", "ood", methods=(PROBE, "nmtune")),
+        ),
+        (
+            Claim("change", "noise-related in-domain score of the probe", "score", "id", -1,
+                  f"{EXTENSION}: unconfirmed", tasks="related"),
+            Claim("change", "unrelated in-domain score of the probe", "score", "id", 0,
+                  f"{EXTENSION}, as of symmetric noise: unconfirmed", tasks="unrelated"),
+            NOISE_HURTS[2]._replace(source=EXTENSION),
+        ),
     ),
     "noisy_downstream": Recipe(
         "Does NMTune go together with methods against wrong downstream labels?",
