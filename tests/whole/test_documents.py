@@ -199,7 +199,7 @@ def test_a_diff_fits_the_code(diff: str):
 
 @pytest.mark.slow
 def test_what_the_diffs_add_works(tmp_path: Path):
-    for name in ("nml_jax", "configs", "tests"):
+    for name in ("nml_jax", "configs", "launch", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for diff in DIFFS:
         subprocess.run(["git", "apply", "-"], input=diff, cwd=tmp_path, text=True, check=True, timeout=60)
@@ -209,7 +209,7 @@ def test_what_the_diffs_add_works(tmp_path: Path):
         "         'noise_kind': 'neighbour', 'tune.methods': ('linear', 'drift')};"
         "launch(Path('runs'), **added); launch(Path('other'), dry_run=True, **{'downstream.tasks': ('stl10',)});"
         "from tests.scenes import detect_experiment;"
-        "detect_experiment.launch(Path('boxes'), **{'detect.systems': ('centre',), 'detect.centre.stride': 4})"
+        "detect_experiment.launch(Path('boxes'), **{'detect.systems': ('centre',), 'model.blocks': (1,) * 4})"
     )
     env = os.environ | {"PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -218,6 +218,13 @@ def test_what_the_diffs_add_works(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert "Drift" in (tmp_path / "runs" / "report.html").read_text("utf-8")
     assert "Centres" in (tmp_path / "boxes" / "report.html").read_text("utf-8")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    general = ("models/detection", "whole/test_detection_meshes.py", "whole/test_platforms.py")
+    words = ["-q", "-m", "slow or not slow", "-k", "centre and not centred", *(f"tests/{name}" for name in general)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900
+    )
+    assert "7 passed" in done.stdout, done.stdout
 
 
 # ---- config keys -----------------------------------------------------------------------------------------------------

@@ -129,7 +129,8 @@ def detector(system: str, what: str) -> Callable:
 
     def make():
         mesh = mesh_of(8)
-        config = detect_experiment.config(**{"detect.data.canvas": (32, 64)})
+        whole = {"model.blocks": (1, 1, 1, 1), "detect.retina.strides": (8, 16)}  # as in configs/detect_digits.py
+        config = detect_experiment.config(**{"detect.data.canvas": (32, 64)}, **whole)
         _, program = detect.build_program(config, mesh, system, 16, K)
         batch, turned = detect.make_batch_shapes(config, program.model)
         if what == "init":

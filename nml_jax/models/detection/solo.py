@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from nml_jax.errors import UserError
 from nml_jax.models.detection.system import (
+    Layer,
     Setting,
     System,
     choose_maps,
@@ -34,20 +35,6 @@ def add_coordinates(x: jax.Array) -> jax.Array:
     across, down = jnp.linspace(-1, 1, width, dtype=x.dtype), jnp.linspace(-1, 1, height, dtype=x.dtype)
     grid = jnp.stack(jnp.meshgrid(across, down), -1)
     return jnp.concatenate([x, jnp.broadcast_to(grid, (len(x), *grid.shape))], -1)
-
-
-class Layer(nn.Module):
-    """A convolution without bias, GroupNorm with statistics in float32, and a ReLU."""
-
-    width: int
-    side: int
-    groups: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = make_conv(self.width, self.side, self.dtype, "conv", bias=None)(x)
-        return nn.relu(nn.GroupNorm(self.groups, epsilon=1e-5, dtype=self.dtype, name="norm")(x))
 
 
 class Kernels(nn.Module):

@@ -41,8 +41,15 @@ class System:
 
     init: `(key, shapes of the maps) -> params`.
     train: `(params, maps, batch, key) -> outputs`, what the objective of that name needs, targets included.
-    detect: `(params, maps, batch) -> detections`, see `build`.
+    detect: `(params, maps, batch) -> detections`, see `build`; the batch has only image and size.
     describe_batch: `canvas -> spec` of the batch beside "image"; objects are padded to one here, to any number in use.
+
+    Fields of a batch of B images on canvases of H × W pixels, padded to M objects:
+        image: uint8 [B, H, W, 3], which the encoder has read.
+        size: int32 [B, 2], height and width of the picture. It stands at the top left, and beyond it is padding.
+        boxes: float32 [B, M, 4] in pixels of the canvas, see `nml_jax.boxes`; those of padding may hold anything.
+        labels: int32 [B, M], 0 to K − 1, or −1 for padding.
+        masks, or maps and centres: for a system that asks for them in `describe_batch`, as mask.py and solo.py do.
     """
 
     init: Callable[..., Any]
@@ -111,6 +118,20 @@ def make_conv(
     )
 
 
+class Layer(nn.Module):
+    """A convolution without bias, GroupNorm with statistics in float32, and a ReLU."""
+
+    width: int
+    side: int
+    groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = make_conv(self.width, self.side, self.dtype, "conv", bias=None)(x)
+        return nn.relu(nn.GroupNorm(self.groups, epsilon=1e-5, dtype=self.dtype, name="norm")(x))
+
+
 class Pyramid(nn.Module):
     """A feature pyramid (Lin et al. 2017, arXiv 1612.03144): maps C, the finest first, to `levels` maps of one width.
 
@@ -146,13 +167,13 @@ def make_pyramid(setting: Setting, strides: Sequence[int], extra: str, extra_fro
     """Make the pyramid with levels of these strides.
 
     Raises:
-        UserError: the encoder's strides do not begin with them, or do not double.
+        UserError: they do not double, or do not go from one of the encoder's to its last or beyond.
     """
     known = [stride for stride in strides if stride in setting.strides]
     wanted = [strides[0] * 2**i for i in range(len(strides))]
     if list(strides) != wanted or known != list(setting.strides[-len(known) :]) or not known:
         has = ", ".join(map(str, setting.strides))
-        cure = "give strides that double and begin with one of the encoder's, or another model.stem"
+        cure = "give strides that double, from one of the encoder's to its last or beyond, or another model.stem"
         raise UserError(f"levels of strides {tuple(strides)} do not fit an encoder of strides {has}", cure)
     config = setting.config.fpn
     if config.init not in INITIALIZERS:

@@ -6,10 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from configs import detect_digits
 from configs.common import get_config
 from nml_jax.models import Model, detection
 from tests.models.detection import twins
 
+TWINS = ("retina", "faster", "mask", "solo")  # that other libraries have, with the keys of twins.py
+SYSTEMS = tuple(name for name in detection.SYSTEMS if name != "faster")  # Mask R-CNN holds all of Faster R-CNN
 # Parts of names of ours -> torchvision's.
 NAMES = (
     (r"encoder/", "backbone.body."),
@@ -78,7 +81,7 @@ def convert(name: str, value: np.ndarray) -> np.ndarray:
 
 
 def make_config(system: str, **own: Any) -> Any:
-    """Make the sections of a twin as torchvision has its detector."""
+    """Make the sections of a twin as torchvision has its detector; one that has no twin is that of the digit scenes."""
     config = get_config()
     config.model.update(
         name="resnet18", width=twins.WIDTH, blocks=(1, 1, 1, 1), stem="small", mean=twins.MEAN, std=twins.STD
@@ -92,6 +95,8 @@ def make_config(system: str, **own: Any) -> Any:
     config.detect.roi.update(twins.ROI)
     config.detect.mask.update(twins.MASK)
     config.detect.solo.update(twins.SOLO)
+    if system not in TWINS and system in config.detect:
+        config.detect[system].update(detect_digits.get_config().detect[system])
     return config
 
 
