@@ -105,7 +105,10 @@ def check_padding(system: str) -> None:
     other["image"][1, 44:] = rng.integers(0, 256, (20, 96, 3))
     other["image"][1, :, 70:] = 255
     other["boxes"][1, 1:] = rng.uniform(-50, 200, (4, 4))
+    other["boxes"][1, 1:3] = [[14, 9, 26, 21], [33, 8, 59, 34]]  # objects that any system would learn from
     other["masks"][1, 1:] = 1
+    other["maps"][1, 1:] = 255
+    other["centres"][1, 1:3] = [[20, 15], [46, 21]]
     one, two = jax.device_get((run(params, small), run(params, other)))
     for a, b in zip(jax.tree.leaves(one[1:]), jax.tree.leaves(two[1:]), strict=True):
         np.testing.assert_array_equal(a, b)
