@@ -98,7 +98,7 @@ def build(folders: Sequence[Path], out: Path, *, study: str = "", runs: Sequence
 def _publish(name: str, found: list[FinishedRun], out: Path) -> list[Any]:
     """Write the files of a study, print what was found, and return its part of the page."""
     from nml_jax.reporting.statistics.grouping import find_studies
-    from nml_jax.reporting.studies.publish import publish
+    from nml_jax.reporting.studies.publish import publish, remove_stale
 
     studies = find_studies(found)
     several = len(studies) > 1
@@ -108,6 +108,8 @@ def _publish(name: str, found: list[FinishedRun], out: Path) -> list[Any]:
         for missing in one.missing:
             console.notice(f"study {name}: {missing}")
         console.notice(f"study {name}: {one.folder.resolve()}")
+    for folder in remove_stale(name, out, [one.folder for one in shown]) if shown else ():
+        console.notice(f"study {name}: removed {folder.name}, of an earlier report")
     if not shown:
         console.notice(f"study {name}: none of the finished runs has its numbers")
     return shown

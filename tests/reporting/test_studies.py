@@ -3,6 +3,7 @@
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -130,7 +131,7 @@ def test_points_and_table_are_the_rows(study: Study, tmp_path: Path) -> None:
 def test_what_is_published_stands_beside_and_is_drawn_only_on_the_same_axes() -> None:
     for name in ("noise_rates", "practical_models", "detection"):
         for line in published.read_published(name):
-            assert len(line.x) == len(line.values)
+            assert len(line.values) == (0 if line.sign is not None else len(line.x))
             assert line.source.startswith("arXiv")
     lines = published.read_published("noise_rates")
     assert [line.values[0] for line in published.find_agreeing(lines, "imagenet2012", "validation", "symmetric")] == [
@@ -140,6 +141,49 @@ def test_what_is_published_stands_beside_and_is_drawn_only_on_the_same_axes() ->
     assert not published.find_agreeing(lines, "imagenet2012", "validation", "asymmetric")
     of_models = published.read_published("practical_models")
     assert not published.find_agreeing(of_models, "", "score", "symmetric")  # words, no rates
+    assert not published.find_agreeing(lines, "yfcc15m", "zeroshot", "caption_swap", "cifar10")
+    (clip,) = published.find_agreeing(lines, "yfcc15m", "zeroshot", "caption_swap", "imagenet2012")
+    assert clip.values[0] == 32.64
+
+
+RATES = {
+    recipes.ANY: "rates above 0 %",
+    recipes.LITTLE: "rates above 0 %, up to 10 %",
+    recipes.MUCH: "rates above 10 %",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.RECIPES if name != "human_noise"])
+def test_every_claim_has_its_sign_and_place_in_the_file(name: str) -> None:
+    lines = [line for line in published.read_published(name) if line.sign is not None]
+    found = {}
+    for line in lines:
+        assert not line.values
+        assert line.place in ("abstract", "table or figure unconfirmed") or "unconfirmed)" in line.place
+        assert not (line.sure and "unconfirmed" in line.source)
+        found[line.what, line.y, line.domain, line.sign, line.source, line.x[0]] = line
+    assert len(found) == len(lines)
+    claims = recipes.RECIPES[name].claims
+    wanted = set()
+    for claim in claims:
+        at = RATES[claim.band]
+        at = "from the first to the last rate" if claim.kind == "shrink" else at
+        at = "each encoder" if name == "practical_models" else at
+        wanted.add((claim.words, claim.y, claim.domain, claim.sign, claim.source, at))
+    assert {*found} == wanted
+
+
+def test_what_is_published_is_a_line_for_each_value() -> None:
+    table: Any = published.tabulate(published.read_published("noise_rates"))
+    assert list(table.columns) == published.COLUMNS
+    own = table[table["data"] == "imagenet2012"]
+    assert list(zip(own["at"], own["value"], strict=True))[::4] == [(0, 79.96), (0.3, 73.11)]
+    assert set(own["sure"]) == {"sure"}
+    signs = table[table["value"].isna()]
+    assert list(zip(signs["domain"], signs["at"], signs["sign"], strict=True)) == [
+        ("id", "rates above 0 %, up to 10 %", 0), ("id", "rates above 10 %", -1), ("ood", "rates above 0 %", -1),
+    ]  # fmt: skip
+    assert set(signs["place"]) == {"figure 2 (number unconfirmed)"}
 
 
 def test_latex_is_escaped() -> None:

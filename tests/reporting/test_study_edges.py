@@ -235,6 +235,49 @@ def test_runs_that_are_several_studies_write_a_folder_each(tmp_path: Path, capsy
     texts = [(tmp_path / "studies" / name / "findings.md").read_text() for name in ("noise_rates", "noise_rates-2")]
     assert ["train.epochs = 1" in text for text in texts] == [True, False]
     assert ["train.epochs = 2" in text for text in texts] == [False, True]
+    (tmp_path / "studies" / "noise_rates-2" / "mine.txt").touch()
+    (tmp_path / "studies" / "noise_rates-talk").mkdir()
+    report.build([tmp_path / "runs"], tmp_path, study="noise_rates", runs=[n for n in names if n.endswith("=1.0")])
+    assert "removed noise_rates-2, of an earlier report" in capsys.readouterr().err
+    left = [path.relative_to(tmp_path / "studies") for path in (tmp_path / "studies").glob("*-*/*")]
+    assert left == [Path("noise_rates-2/mine.txt")]
+
+
+def test_rates_that_differ_late_are_conditions_of_their_own(tmp_path: Path) -> None:
+    folder = small(tmp_path / "runs", rates=(0.1, 0.2, 0.3), seeds=(0, 1, 2), heads=PROBE,
+                   score=lambda rate, *_: 1 - rate)  # fmt: skip
+    for path in (
+        path for name in ("config.json", "noise.json", "rows.jsonl") for path in folder.glob(f"*=0.2,*/{name}")
+    ):
+        path.write_text(re.sub('(asked|"noise)": 0.2', r'\1": 0.100001', path.read_text()))
+    study = read_study(folder)
+    assert [condition.label for condition in study.conditions] == ["10 %", "10.0001 %", "30 %"]
+    panel = publish.make_panel(View("", "score", "id"), Numbers(study), ())
+    assert panel is not None
+    assert r"90.0 $\pm$ 0.0 & 80.0 $\pm$ 0.0 & 70.0 $\pm$ 0.0" in publish.write_table([panel])
+
+
+def test_shares_that_differ_late_stay_apart(tmp_path: Path) -> None:
+    folder = small(tmp_path / "runs", rates=(0.0, 0.3), seeds=(0, 1, 2), heads=PROBE, score=lambda *_: 0.9)
+    for run in folder.iterdir():
+        rows = read_rows(run)
+        few = [
+            dataclasses.replace(row, train_share=0.999999, value=0.5) for row in rows if row.method and not row.output
+        ]
+        (run / "rows.jsonl").write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in (*rows, *few)))
+    view = recipes.RECIPES["data_shares"].views[0]
+    points = Numbers(read_study(folder)).list_points(view)
+    assert dict(points.groupby("x_label")["y"].mean()) == {"100 %": pytest.approx(0.9), "99.9999 %": 0.5}
+
+
+@pytest.mark.parametrize("files", [("a/mine.npy", "b/mine.npy"), ("a/mine.npy", "a/mine.csv")])
+def test_label_files_of_one_name_stay_apart(tmp_path: Path, files: tuple[str, str]) -> None:
+    for i, file in enumerate(files):
+        for seed in (0, 1):
+            more = {"noise_kind": "labels", "noise_file": file, "data.path": "x"}
+            write_cell(tmp_path / "runs" / str(i), rate=0.2, seed=seed, override=more, heads=PROBE)
+    (study,) = find_studies(read_finished([tmp_path / "runs" / "0", tmp_path / "runs" / "1"])[0])
+    assert sorted(condition.label for condition in study.conditions) == sorted(f"20 % ({file})" for file in files)
 
 
 @pytest.fixture

@@ -179,7 +179,7 @@ def test_named_encoders_are_the_columns_of_a_table(tmp_path: Path) -> None:
     def score(rate: float, draw: float, split: str, method: str, preset: str | None) -> float:
         return {"lbfgs": 0.7, "mlp": 0.72, "nmtune": 0.75}[method] + 0.001 * draw
 
-    names = ("swin_large", "vit_b&w")
+    names = ("Swin_Large_patch4_window7_224.ms_in22k", "vit_b&w")
     conditions = tuple((name, (("init_from", f"weights/{name}"),)) for name in names)
     for name in names:
         for seed in SEEDS:
@@ -197,7 +197,15 @@ def test_named_encoders_are_the_columns_of_a_table(tmp_path: Path) -> None:
     assert set(points["x_label"]) == set(names)
     text = (folder / "table.tex").read_text()
     check_latex(text)
-    assert r" & swin\_large & vit\_b\&w \\" in text
+    assert r" & Swin\_Large\_patch4\_window7\_224.ms\_in22k & vit\_b\&w \\" in text
+    recipe, lines = recipes.RECIPES["practical_models"], publish.published.read_published("practical_models")
+    for view, values in zip(recipe.views, ([81.91, 82.51, 84.16], [50.88, 51.21, 52.35]), strict=True):
+        panel = publish.make_panel(view, Numbers(study), lines)
+        assert panel is not None
+        assert [(*line.x, *line.values) for line in panel.published] == [(names[0], value) for value in values]
+        svg, _ = publish.draw_figure("x", [panel])
+        plain, _ = publish.draw_figure("x", [publish.make_panel(view, Numbers(study), ())])  # type: ignore[list-item]
+        assert svg != plain
     nmtune = points[(points["panel"] == "In-domain accuracy") & (points["series"] == "NMTune (paper)")]
     mean, sd = (100 * x for x in (nmtune.groupby("x_label")["y"].mean(), nmtune.groupby("x_label")["y"].std(ddof=1)))
     cells = " & ".join(rf"{mean[name]:.1f} $\pm$ {sd[name]:.1f}" for name in names)
@@ -207,6 +215,30 @@ def test_named_encoders_are_the_columns_of_a_table(tmp_path: Path) -> None:
     own = gains[gains["claim"] == "in-domain gain of NMTune over the probe"]
     assert list(own["at"]) == [f"condition = {name}, preset paper" for name in names]
     assert own["difference"].to_numpy() == pytest.approx([0.05, 0.05], abs=0.004)
+
+
+def test_zero_shot_scores_have_the_published_line(tmp_path: Path) -> None:
+    def change(row: Row) -> Iterator[Row]:
+        yield row
+        if (row.metric, row.split, row.method) == ("accuracy", "test", "lbfgs"):
+            yield dataclasses.replace(row, stage="zeroshot", method="zero-shot", train_share=None, layer=None,
+                                      downstream_noise=None, hyper=None, head_seed=None, value=0.3)  # fmt: skip
+
+    about = {"noise_kind": "caption_swap", "data.path": "prepared/yfcc15m/1.0.0"}
+    view = recipes.RECIPES["noise_rates"].views[-1]
+    for task, more, drawn in (
+        ("imagenet2012", {}, 1), ("cifar10", {}, 0), ("imagenet2012", {"data.mixture": ("a", "b")}, 0),
+        ("directory", {"downstream.path": "prepared/imagenet2012"}, 1), ("directory", {}, 0),
+    ):  # fmt: skip
+        folder = tmp_path / f"{task},{len(more)},{drawn}"
+        how = {"heads": (("lbfgs", None),), "tasks": (task,)}
+        small(folder, rates=(0.0, 0.3), seeds=(0, 1), override={**about, **more}, **how)
+        replace_rows(folder, change)
+        panel = publish.make_panel(view, Numbers(read_study(folder)), publish.published.read_published("noise_rates"))
+        assert panel is not None
+        assert set(panel.points["y"]) == {0.3}
+        assert set(panel.points["series"]) == {"zero-shot"}
+        assert len(panel.published) == drawn
 
 
 def test_tasks_that_are_related_to_the_noise_are_drawn_and_checked_apart(tmp_path: Path) -> None:

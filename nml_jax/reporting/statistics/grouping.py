@@ -29,11 +29,12 @@ from nml_jax.runs.finished import FinishedRun, Seed
 from nml_jax.runs.rows import Row
 from nml_jax.settings import NOT_IDENTITY
 
-SETTINGS = {"train_share": "{:.4g} of the training data", "downstream_noise": "{:.4g} downstream noise",
+SETTINGS = {"train_share": "{} of the training data", "downstream_noise": "{} downstream noise",
             "views": "{} views", "layer": "layer {}", "suspects": SUSPECTS}  # fmt: skip
 CONDITION = "condition"
 Table = dict[Key, list[dict[Seed, float]]]  # as `Study.table`
 SHOWN = 4  # differing keys in a study's title
+DIGITS = range(4, 18)  # of numbers in labels: as many as tell them apart
 
 
 def find_studies(cells: Sequence[FinishedRun]) -> list[Study]:
@@ -87,24 +88,40 @@ def _make_conditions(cells: Sequence[FinishedRun], axis: str, keys: Sequence[str
     given = [group[0].value(axis) or "" if axis == CONDITION else group[0].value(axis) for group in groups]
     order = [*dict.fromkeys(name for cell in cells for name, _ in cell.value("sweep.conditions") or ())]
     numbers = all(isinstance(value, int | float) for value in given)
-    for i, (group, value) in enumerate(zip(groups, given, strict=True)):
+
+    def name(i: int, digits: int) -> tuple[float, str]:
+        group, value = groups[i], given[i]
         if axis == "noise":
-            x, label = _name_noise(group)
-        elif axis == CONDITION:
-            x, label = float(order.index(value) if value in order else len(order)), value
-            label = label or f"no condition, {_name_noise(group)[1]}"  # runs of another study of the folder
-        else:
-            x, label = float(value) if numbers else float(i), _format(value)
-        out.append(Condition(x, label, tuple(sorted(group, key=lambda cell: cell.seed))))
+            return _name_noise(group, digits)
+        if axis != CONDITION:
+            return float(value) if numbers else float(i), _format(value, digits)
+        label = value or f"no condition, {_name_noise(group, digits)[1]}"  # runs of another study of the folder
+        return float(order.index(value) if value in order else len(order)), label
+
+    tries = ([name(i, digits) for i in range(len(groups))] for digits in DIGITS)
+    found = next((named for named in tries if len({label for _, label in named}) == len(named)), None)
+    for i, (x, label) in enumerate(found or [name(i, DIGITS[-1]) for i in range(len(groups))]):
+        label += "" if found else f" ({i + 1})"
+        out.append(Condition(x, label, tuple(sorted(groups[i], key=lambda cell: cell.seed))))
     return tuple(sorted(out, key=lambda condition: (not np.isfinite(condition.x), condition.x, condition.label)))
 
 
-def _name_noise(cells: Sequence[FinishedRun]) -> tuple[float, str]:
-    """Return the rate of runs of one condition, and what it is called: the rate, with the file of its labels."""
+def _name_noise(cells: Sequence[FinishedRun], digits: int) -> tuple[float, str]:
+    """Return the rate of runs of one condition, and what it is called: the rate, with the file of its labels.
+
+    With more than the usual digits the file is named with its folder, too.
+    """
     x = float(np.median([cell.noise for cell in cells]))  # of equal numbers: the number itself
-    file = Path(cells[0].config["noise_file"]).stem
-    label = f"{100 * x:.4g} %" if np.isfinite(x) else "unknown"
+    path = cells[0].config["noise_file"]
+    file = Path(path).stem if digits == DIGITS[0] else path
+    label = f"{100 * x:.{digits}g} %" if np.isfinite(x) else "unknown"
     return x, label + (f" ({file})" if file else "")
+
+
+def count_digits(values: Iterable[float]) -> int:
+    """Return with how many significant digits different numbers print differently."""
+    different = {*values}
+    return next((n for n in DIGITS if len({f"{v:.{n}g}" for v in different}) == len(different)), DIGITS[-1])
 
 
 def _group(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
@@ -130,8 +147,8 @@ def _identify(cell: FinishedRun, keys: Iterable[str]) -> str:
     return json.dumps([cell.value(key) for key in keys])
 
 
-def _format(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _format(value: Any, digits: int = DIGITS[0]) -> str:
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def _tabulate(
@@ -139,7 +156,11 @@ def _tabulate(
 ) -> tuple[Table, dict[Key, list[dict[Seed, Source]]]]:
     """Average the rows of each run by key, then over splits and tasks: `Study.table` and `Study.sources`."""
     heads = [row for condition in conditions for cell in condition.cells for row in cell.rows if row.method]
-    varied = [field for field in SETTINGS if len({value for row in heads if (value := _word_setting(row, field))}) > 1]
+    varied: dict[str, int] = {}
+    for field in SETTINGS:
+        values = {value for row in heads if (value := _read_setting(row, field)) is not None}
+        if len(values) > 1:
+            varied[field] = count_digits(v for v in values if isinstance(v, float))
     table: Table = {}
     sources: dict[Key, list[dict[Seed, Source]]] = {}
     for i, condition in enumerate(conditions):
@@ -205,23 +226,30 @@ def _add_mean_over_tasks(
             table[whole] = _average([table[part] for part in parts])
 
 
-def _word_setting(row: Row, field: str) -> str:
-    """Return one field of SETTINGS in words; "" if it does not apply."""
+def _read_setting(row: Row, field: str) -> Any:
+    """Return one field of SETTINGS; None if it does not apply."""
     value = getattr(row, field)
     if field == "suspects" and row.train_share is not None:
-        value = value or "keep"  # as of encoders that are tuned: they see all rows
-    return SETTINGS[field].format(value) if value is not None else ""
+        return value or "keep"  # as of encoders that are tuned: they see all rows
+    return value
 
 
-def _make_key(row: Row, cell: FinishedRun, varied: Sequence[str]) -> Key:
-    """Return what a row measures. The layer of a head is part of its setting."""
+def _make_key(row: Row, cell: FinishedRun, varied: Mapping[str, int]) -> Key:
+    """Return what a row measures. The layer of a head is part of its setting.
+
+    Args:
+        varied: the fields that tell the study's heads apart, with the digits of each.
+    """
     key = Key(
         row.metric, row.task, row.split, row.domain, mode=row.spectrum_mode or "", output=row.output or "",
         weights="" if row.weights == cell.config["extract.weights"] else row.weights, wise_alpha=row.wise_alpha,
     )  # fmt: skip
     if not row.method:
         return key._replace(layer=row.layer or "")
-    setting = ", ".join(filter(None, (_word_setting(row, field) for field in varied)))
+    values = (
+        (field, _format(value, n)) for field, n in varied.items() if (value := _read_setting(row, field)) is not None
+    )
+    setting = ", ".join(SETTINGS[field].format(value) for field, value in values)
     return key._replace(method=method_of(row), setting=setting)
 
 

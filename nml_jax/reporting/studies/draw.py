@@ -1,6 +1,7 @@
 """Draw a study's panels as one figure for papers: SVG and PDF whose fonts are inside the file."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from nml_jax.reporting.figures import GREY, MARKERS, choose_colour, choose_mark, place_series
 from nml_jax.reporting.statistics.paired import Unit
 from nml_jax.reporting.studies.published import Published
 
 COLUMN, HEIGHT = 3.4, 2.6  # inches of a panel: two fit a page of text
+ROW, LINE = 44, 12  # letters that fit below a panel, and points from one line to the next
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "path", "pdf.fonttype": 42, "font.size": 8, "axes.titlesize": 8,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.axisbelow": True,
@@ -57,17 +60,29 @@ def draw_figure(name: str, panels: Sequence[Drawn]) -> tuple[bytes, bytes]:
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):  # ids of elements are made from the name
         columns = min(2, len(panels))
         rows = -(-len(panels) // columns)
-        figure = Figure(figsize=(COLUMN * columns, HEIGHT * rows), layout="constrained")
+        most = max(len(panel.published) for panel in panels)
+        height = HEIGHT + LINE * (most + 3) / 72 if most else HEIGHT  # with the legend below
+        figure = Figure(figsize=(COLUMN * columns, height * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, panel in zip(grid, panels, strict=False):
             (_draw_scatter if panel.scatter else _draw_lines)(axes, panel)
             axes.set_title(panel.title + panel.unit.suffix.replace(" ", ", "), loc="left", fontweight="bold")
             axes.set_xlabel(panel.x)
             axes.grid(axis="y")
-            axes.legend()
+            _add_legend(axes, below=bool(panel.published))
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         return _save(figure, "svg", {"Date": None}), _save(figure, "pdf", {"CreationDate": None})
+
+
+def _add_legend(axes: Axes, *, below: bool) -> None:
+    """Add the legend, below the name of the x axis if its words are long."""
+    if not below:
+        axes.legend()
+        return
+    lines = max((label.get_text().count("\n") + 1 for label in axes.get_xticklabels()), default=1)
+    down = ScaledTranslation(0, -(LINE * (lines + 2)) / 72, axes.figure.dpi_scale_trans)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=axes.transAxes + down, borderaxespad=0)
 
 
 def _save(figure: Figure, kind: str, about: Mapping[str, None]) -> bytes:
@@ -93,9 +108,20 @@ def _draw_lines(axes: Axes, panel: Drawn) -> None:
             [places[v] for v in own["x_label"]], panel.unit.scale * own["y"], "o", ms=2, mew=0, color=colour, alpha=0.4
         )
         axes.errorbar(x, mean, sd.fillna(0), fmt=f"-{marker}", ms=4, lw=1, capsize=2, color=colour, label=name)
-    for line in panel.published if (at == ticks["x"]).all() else ():
-        axes.plot(line.x, line.values, "--", color=GREY, lw=1, label=f"published: {line.what}")
-    axes.set_xticks(at, labels)
+    _draw_published(axes, panel.published, ticks)
+    axes.set_xticks(at, [textwrap.fill(label, max(8, ROW // len(labels))) for label in labels])
+
+
+def _draw_published(axes: Axes, lines: Sequence[Published], ticks: pd.DataFrame) -> None:
+    """Draw published numbers in grey: a line over rates where x is to scale, or a mark above each named condition."""
+    places, to_scale = dict(zip(ticks["x_label"], ticks["at"], strict=True)), (ticks["at"] == ticks["x"]).all()
+    for i, line in enumerate(lines):
+        how, label = {"color": GREY, "lw": 1}, textwrap.fill(f"published: {line.what}", ROW)
+        if all(x in places for x in line.x):
+            marker = list(MARKERS)[i % len(MARKERS)]
+            axes.plot([places[x] for x in line.x], line.values, marker, **how, ms=4, mfc="none", label=label)
+        elif to_scale:
+            axes.plot(line.x, line.values, "--", **how, label=label)
 
 
 def _draw_scatter(axes: Axes, panel: Drawn) -> None:

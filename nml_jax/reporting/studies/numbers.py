@@ -10,6 +10,7 @@ from nml_jax.console import list_words
 from nml_jax.reporting import claims
 from nml_jax.reporting.statistics.choose_method import DOMAINS, find_metric, name_parts
 from nml_jax.reporting.statistics.compare import find_leaves
+from nml_jax.reporting.statistics.grouping import count_digits
 from nml_jax.reporting.statistics.studies import (
     MEAN,
     MEASURES,
@@ -17,6 +18,7 @@ from nml_jax.reporting.statistics.studies import (
     PRIMARY,
     RELATED,
     UNRELATED,
+    ZERO_SHOT,
     Key,
     Method,
     Study,
@@ -30,6 +32,7 @@ COLUMNS = ["x", "x_label", "series", "seed", "y"]  # of a panel's points
 SPECTRUM = tuple(claims.SPECTRUM)
 NAMES = {"": "", "related": "noise-related ", "unrelated": "unrelated "}  # of View.tasks, before a domain
 SCORE = "score"  # as View.y, and in titles: the metric that decides
+ZEROSHOT = "zeroshot"  # as View.y: accuracy of zero-shot answers
 VALIDATION = "validation"  # as View.y: accuracy in pre-training, on clean validation
 
 
@@ -80,6 +83,9 @@ class Numbers:
             return [key for name in methods for key in found if key.method == Method(name, "encoder")]
         if y == VALIDATION:
             return self.study.keys(metric="accuracy", task="pretrain", split="validation", domain=domain, weights="")
+        if y == ZEROSHOT:
+            of = {"metric": "accuracy", "task": self._scores[tasks].task, "split": MEAN}
+            return self.study.keys(**of, domain=domain, method=Method(ZERO_SHOT))
         found = self.study.keys(**self._scores[tasks]._asdict(), split=MEAN, domain=domain)
         if not methods:
             return [key for key in found if key.method]
@@ -174,11 +180,13 @@ class Numbers:
     def _list_lines(self, view: View) -> Iterator[tuple[float, str, str, int, float]]:
         keys = self.find_keys(view.y, view.domain, view.methods, view.tasks)
         keys = [key for key in keys if view.y in SPECTRUM or self.name_suspects(key) == view.suspects]
+        ranks = {key: self.find_rank(key, view.x) for key in keys} if view.x in ("share", "noise") else {}
+        digits = count_digits(100 * rank for rank in ranks.values() if math.isfinite(rank))
         several = len({key.split for key in keys}) > 1 and view.y in SPECTRUM
         for key in keys:
             for condition, values in zip(self.study.conditions, self.study.table[key], strict=True):
-                rank = self.find_rank(key, view.x) if view.x in ("share", "noise") else condition.x
-                label = f"{100 * rank:.4g} %" if view.x in ("share", "noise") else condition.label
+                rank = ranks[key] if ranks else condition.x
+                label = f"{100 * rank:.{digits}g} %" if ranks else condition.label
                 series = {"condition": self.study.at(condition), "test": key.split}.get(view.by, self.name(key, view))
                 if view.by == "method" and view.x in ("share", "noise") and len(self.study.conditions) > 1:
                     series = f"{series}, {self.study.at(condition)}"

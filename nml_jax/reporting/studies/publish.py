@@ -4,12 +4,14 @@ studies/<name>/figure.svg, figure.pdf   the panels, with the fonts inside
 studies/<name>/figure.csv               every point: panel, x, series, seed, y
 studies/<name>/table.tex                mean and sample sd of every line of every panel
 studies/<name>/findings.md, .csv        rate by rate: difference, interval, published sign, verdict
-studies/<name>/published.csv            what the papers report
+studies/<name>/published.csv            what the papers report: values, or the sign where only a figure shows it
 studies/<name>/summary.csv              every number of the study's runs, mean over seeds: what the findings are about
 
-Runs that differ in more than the study's axis and seeds are several studies: the second has the folder <name>-2.
+Runs that differ in more than the study's axis and seeds are several studies: the second has the folder <name>-2. When
+it is no more, its files are removed.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,15 +21,19 @@ import numpy as np
 import pandas as pd
 
 from nml_jax.reporting.sentences import count, format_span
-from nml_jax.reporting.statistics.paired import Stat, stat, unit
+from nml_jax.reporting.statistics.grouping import CONDITION
+from nml_jax.reporting.statistics.paired import PERCENT, Stat, stat, unit
 from nml_jax.reporting.statistics.studies import MEASURES, Study, write_csv
 from nml_jax.reporting.studies import published
 from nml_jax.reporting.studies.draw import Drawn, draw_figure
 from nml_jax.reporting.studies.findings import VERDICTS, Finding, check_claims, describe
-from nml_jax.reporting.studies.numbers import DETECTORS, SCORE, SPECTRUM, VALIDATION, Numbers
+from nml_jax.reporting.studies.numbers import DETECTORS, SCORE, SPECTRUM, VALIDATION, ZEROSHOT, Numbers
 from nml_jax.reporting.studies.recipes import RECIPES, Recipe, View
 from nml_jax.runs.files import write_atomic, write_bytes
+from nml_jax.runs.finished import FinishedRun
 
+FILES = ("figure.svg", "figure.pdf", "figure.csv", "table.tex", "findings.md", "findings.csv", "published.csv",
+         "summary.csv")  # fmt: skip
 AXES = {"share": "share of the downstream training rows", "noise": "wrong labels among the downstream training rows",
         "sve": "entropy SVE of the features", "lsvr": "LSVR of the features",
         "top_share": "share of the largest singular value"}  # fmt: skip
@@ -79,9 +85,27 @@ def publish(name: str, study: Study, out: Path, *, part: int = 0) -> Published |
     write_atomic(folder / "findings.md", "\n".join(text))
     write_atomic(folder / "summary.csv", write_csv([study]))
     write_atomic(folder / "findings.csv", list_findings(findings).to_csv(index=False))
-    table = pd.DataFrame([line._asdict() for line in lines])
-    write_atomic(folder / "published.csv", table.to_csv(index=False) if lines else "")
+    write_atomic(folder / "published.csv", published.tabulate(lines).to_csv(index=False) if lines else "")
     return Published(recipe.question, about, summarise(findings), svg.decode("utf-8"), sentences, folder, missing)
+
+
+def remove_stale(name: str, out: Path, kept: Sequence[Path]) -> list[Path]:
+    """Remove what an earlier report has left in the folders of a study, and return these folders.
+
+    Only the files that `publish` writes go, and a folder when it is empty.
+
+    Args:
+        kept: folders that were just written.
+    """
+    own = re.compile(rf"{re.escape(name)}(-\d+)?")
+    numbered = (path for path in sorted((out / "studies").glob(f"{name}*")) if own.fullmatch(path.name))
+    stale = [path for path in numbered if path not in kept and any((path / file).exists() for file in FILES)]
+    for folder in stale:
+        for file in FILES:
+            (folder / file).unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return stale
 
 
 def make_panel(view: View, numbers: Numbers, lines: Sequence[published.Published]) -> Drawn | None:
@@ -90,22 +114,37 @@ def make_panel(view: View, numbers: Numbers, lines: Sequence[published.Published
     scatter = view.x in SPECTRUM
     if points.empty or (view.x != "condition" and np.isnan(points["x"].to_numpy(float)).all()):
         return None
-    metric = numbers.find_metric(view.tasks) if view.y == SCORE else "accuracy" if view.y == VALIDATION else view.y
+    metric = {SCORE: numbers.find_metric(view.tasks), VALIDATION: "accuracy", ZEROSHOT: "accuracy"}.get(view.y, view.y)
     noise = numbers.study.axis == "noise"
     label = AXES.get(view.x, "wrong supervision in pre-training" if noise else numbers.study.axis)
-    agreeing = (
-        published.find_agreeing(lines, _name_data(view, numbers), view.y, numbers.study.cells[0].noise_kind)
-        if view.x == "condition" and noise
-        else []
-    )
+    agreeing = _find_published(view, numbers, lines) if view.x == "condition" else []
     title = view.title.replace(SCORE, MEASURES[metric].title.removeprefix("the ")) if view.y == SCORE else view.title
     return Drawn(title, label, unit(metric), points, agreeing, scatter=scatter)
 
 
-def _name_data(view: View, numbers: Numbers) -> str:
-    """Return what published lines call the data that a panel measures on: those of detectors, or of pre-training."""
-    keys = numbers.find_keys(view.y, view.domain, view.methods) if view.y in DETECTORS else []
-    return keys[0].task if keys else numbers.study.cells[0].value("data.name") or ""
+def _find_published(view: View, numbers: Numbers, lines: Sequence[published.Published]) -> list[published.Published]:
+    """Return the published lines that stand on a panel's axes: over noise rates, or over named encoders."""
+    study, first = numbers.study, numbers.study.cells[0]
+    if study.axis == CONDITION and view.y == SCORE and unit(numbers.find_metric(view.tasks)).scale == PERCENT.scale:
+        return published.find_encoders(lines, view.domain, [condition.label for condition in study.conditions])
+    if study.axis != "noise":
+        return []
+    keys = numbers.find_keys(view.y, view.domain, view.methods) if view.y in (*DETECTORS, ZEROSHOT) else []
+    data, test = _name_data(first, "data"), ""
+    if keys and view.y == ZEROSHOT:
+        test = keys[0].task if keys[0].task != "directory" else _name_data(first, "downstream") or data
+    elif keys:
+        data = keys[0].task
+    return published.find_agreeing(lines, data, view.y, first.noise_kind, test)
+
+
+def _name_data(run: FinishedRun, section: str) -> str:
+    """Return what published lines call a dataset: its name, or that of its folder; "" if it is a part or a mixture."""
+    if run.value(f"{section}.classes") or run.value(f"{section}.mixture"):
+        return ""
+    parts = Path(run.value(f"{section}.path") or "").parts
+    folder = next((part for part in reversed(parts) if not part[:1].isdigit()), "")  # not that of a version
+    return run.value(f"{section}.name") or folder
 
 
 def list_scores(recipe: Recipe) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ class View(NamedTuple):
 
     title: without unit.
     y: "score", the metric that decides; a measure of a spectrum in raw mode: sve, lsvr, top_share; "validation",
-        the accuracy of pre-training; or a metric of detectors, such as box_AP.
+        the accuracy of pre-training; "zeroshot", that of the stage zeroshot; or a metric of detectors, such as box_AP.
     domain: "id" or "ood".
     x: "condition" (such as the noise rate), "share" (of the downstream training rows), "noise" (downstream), or a
         measure of a spectrum: then a point is a test and a rate.
@@ -43,12 +43,14 @@ class View(NamedTuple):
 class Claim(NamedTuple):
     """A published finding that the study checks.
 
-    kind: "change": y at a condition less y at the first one. "gain": y of `method` less y of `other` at a condition.
+    kind: "change": y at a condition less y at the first one. "gain": y of `method` less y of `other` at a condition;
+        of rates, at those above 0: what is published is that a head repairs damage, and clean encoders have none.
         "shrink": what `other` loses from the first to the last condition less what `method` loses. "slope": the rank
         correlation of the measure `x` with y, over tests and conditions, both less those of the first condition.
     words: what is compared; the condition is added.
     sign: as published: 1 higher, −1 lower, 0 not lower by more than a point.
-    source: of the finding; with "unconfirmed" where only a figure or a summary says so.
+    source: of the finding; with "unconfirmed" where only a figure or a summary says so. published.json has it, too,
+        with the table or figure.
     band: conditions, by their position: rates above the first number, up to the second.
     pair: labels of two named conditions in place of a band: the second less the first.
     tasks: as in View.
@@ -103,6 +105,7 @@ RECIPES = {
         (
             *_show_both("score", methods=(PROBE, "lora", "nmtune")),
             View("Pre-training, clean validation accuracy", "validation", "id"),
+            View("Zero-shot accuracy, in-domain", "zeroshot", "id"),
         ),
         NOISE_HURTS,
     ),
@@ -210,7 +213,8 @@ RECIPES = {
             for domain, word in DOMAINS.items()
             for name, key, source in (
                 ("NMTune", "nmtune", BOTH), ("SKD", "skd", "its abstract: unconfirmed"),
-                ("FGS", "fgs", "its abstract: unconfirmed"), ("LGM", "lgm", "arXiv 2502.06604, its abstract"),
+                ("FGS", "fgs", "its abstract: unconfirmed"),
+                ("LGM", "lgm", "arXiv 2502.06604, its abstract: unconfirmed"),
             )
         ),
     ),
