@@ -8,7 +8,8 @@ is a split `val`, add --config.detect.data.train=train --config.detect.data.test
 pixels on the canvas of 256 x 320, or on another one, detect.data.canvas. To start from an encoder of your own, give
 --config.init_from=RUN --config.detect.starts="('encoder',)".
 
-Measured: see docs/results.md.
+In 13 CPU minutes RetinaNet reached an AP50 of 89 % on blood cells (234 images to train on), and in 10 Mask R-CNN one of
+86 % on the masks of nuclei (96 images); see docs/results.md.
 """
 
 from ml_collections import ConfigDict
