@@ -4,6 +4,8 @@
 
 Published (arXiv 2403.06869): the differences between noise rates shrink from the linear probe to LoRA to full
 fine-tuning.
+
+It was not run to its end, neither on two cores nor on a GPU.
 """
 
 from ml_collections import ConfigDict
