@@ -114,7 +114,8 @@ def _draw_lines(axes: Axes, panel: Drawn) -> None:
 
 def _draw_published(axes: Axes, lines: Sequence[Published], ticks: pd.DataFrame) -> None:
     """Draw published numbers in grey: a line over rates where x is to scale, or a mark above each named condition."""
-    places, to_scale = dict(zip(ticks["x_label"], ticks["at"], strict=True)), (ticks["at"] == ticks["x"]).all()
+    places = dict(zip(ticks["x_label"], ticks["at"], strict=True))
+    to_scale = np.array_equal(ticks["at"].to_numpy(float), ticks["x"].to_numpy(float))
     for i, line in enumerate(lines):
         how, label = {"color": GREY, "lw": 1}, textwrap.fill(f"published: {line.what}", ROW)
         if all(x in places for x in line.x):
