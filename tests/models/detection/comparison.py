@@ -12,23 +12,23 @@ from safetensors.numpy import load_file
 from nml_jax.objectives import detection as objectives
 from tests.models.detection import ours, twins
 
-PARTS = ("torchvision", "mmdetection")  # of the golden values
+PARTS = ("torchvision", "mmdetection", "trained")  # of the golden values
 
 
 @functools.cache
-def _load() -> dict[str, np.ndarray]:
-    """Load what torchvision computes, and mmdetection's SOLOv2."""
+def load() -> dict[str, np.ndarray]:
+    """Load what torchvision computes, and mmdetection's SOLOv2, with random and with trained weights."""
     files = (Path(__file__).parent / f"golden_{name}.safetensors" for name in PARTS)
     return {name: x for file in files for name, x in load_file(file).items()}
 
 
 def get_golden(name: str) -> np.ndarray:
-    return _load()[name]
+    return load()[name]
 
 
 def list_golden(prefix: str) -> list[str]:
     """List the names below a prefix, without it."""
-    return [name.removeprefix(f"{prefix}/") for name in _load() if name.startswith(f"{prefix}/")]
+    return [name.removeprefix(f"{prefix}/") for name in load() if name.startswith(f"{prefix}/")]
 
 
 def compare_gradients(gradient: Any, prefix: str) -> None:

@@ -11,7 +11,9 @@ import importlib
 import importlib.util
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,10 +69,12 @@ class Masks:
         return torch.tensor(self.masks).to(dtype=dtype, device=device)
 
 
-def make_model() -> torch.nn.Module:
+def make_model(classes: int = twins.CLASSES, draw: Callable[[str, Any], np.ndarray] = twins.draw) -> torch.nn.Module:
+    from mmengine.config import ConfigDict
+
     own, strides = twins.SOLO, twins.SOLO["strides"]
     head = _import_head()(
-        num_classes=twins.CLASSES,
+        num_classes=classes,
         in_channels=twins.FPN,
         feat_channels=own["width"],
         stacked_convs=own["depth"],
@@ -86,25 +90,38 @@ def make_model() -> torch.nn.Module:
         },
         loss_mask={"type": "DiceLoss", "use_sigmoid": True, "loss_weight": 3.0},
         loss_cls={"type": "FocalLoss", "use_sigmoid": True, "gamma": 2.0, "alpha": 0.25, "loss_weight": 1.0},
-        test_cfg={"nms_pre": 500, "score_thr": 0.1, "mask_thr": 0.5, "filter_thr": 0.05, "kernel": "gaussian",
-                  "sigma": 2.0, "max_per_img": 40},
+        test_cfg=ConfigDict(nms_pre=500, score_thr=0.1, mask_thr=0.5, filter_thr=0.05, kernel="gaussian", sigma=2.0,
+                            max_per_img=40),
     )  # fmt: skip
     model = torch.nn.Module()
     model.backbone, model.mask_head = tv.pyramid((2, 3, 4), tv.LastLevelMaxPool()), head
-    return tv.to_train(tv.fill(model))
+    return tv.to_train(tv.fill(model, draw))
+
+
+def run_head(model: torch.nn.Module, pictures: list[torch.Tensor]) -> Any:
+    """Return the kernels, the logits and the features of pictures."""
+    mean, std = (torch.tensor(x)[:, None, None] for x in (twins.MEAN, twins.STD))
+    return model.mask_head(list(model.backbone(torch.stack([(x - mean) / std for x in pictures])).values()))
+
+
+def keep_detections(model: torch.nn.Module, made: Any, canvas: Any, prefix: str, out: dict[str, np.ndarray]) -> None:
+    """Keep the detections of what `run_head` made of pictures that fill a canvas."""
+    kernels, logits, features = made
+    metas = [{"img_shape": canvas, "ori_shape": canvas}] * len(features)
+    with torch.no_grad():
+        found = model.mask_head.predict_by_feat(kernels, [x.clone() for x in logits], features, metas)
+    for i, one in enumerate(found):
+        out[f"{prefix}/detections/{i}/scores"] = one.scores.numpy()
+        out[f"{prefix}/detections/{i}/labels"] = one.labels.numpy()
+        out[f"{prefix}/detections/{i}/masks"] = np.packbits(one.masks.numpy(), -1)
 
 
 def run(out: dict[str, np.ndarray]) -> None:
-    from mmengine.config import ConfigDict
     from mmengine.structures import InstanceData
 
     model = make_model()
     head = model.mask_head
-    head.test_cfg = ConfigDict(head.test_cfg)
-    mean, std = (torch.tensor(x)[:, None, None] for x in (twins.MEAN, twins.STD))
-    images = torch.stack([(picture - mean) / std for picture in tv.pictures()])
-    levels = list(model.backbone(images).values())
-    kernels, logits, features = head(levels)
+    kernels, logits, features = made = run_head(model, tv.pictures())
     objects = []
     for i, target in enumerate(tv.targets(0)):
         masks = Masks(twins.paint_masks(twins.BATCH["boxes"][i], twins.BATCH["masks"][i])[: len(target["boxes"])])
@@ -122,14 +139,7 @@ def run(out: dict[str, np.ndarray]) -> None:
         masks = torch.einsum("cp,chw->phw", all_kernels[i][:, cell], features[i])
         out[f"solo/{i}/masks"] = masks.detach().numpy()[:, ::4, ::4].copy()
     keep_losses(model, head.loss_by_feat(kernels, logits, features, objects, []), "solo", out)
-    height, width = twins.CANVAS
-    metas = [{"img_shape": (height, width), "ori_shape": (height, width)}] * 2
-    with torch.no_grad():
-        found = head.predict_by_feat(kernels, [x.clone() for x in logits], features, metas)
-    for i, one in enumerate(found):
-        out[f"solo/detections/{i}/scores"] = one.scores.numpy()
-        out[f"solo/detections/{i}/labels"] = one.labels.numpy()
-        out[f"solo/detections/{i}/masks"] = np.packbits(one.masks.numpy(), -1)
+    keep_detections(model, made, twins.CANVAS, "solo", out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The twins on our side: their configs, and their weights by the names that torchvision has for them."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -58,13 +59,17 @@ def rename(name: str) -> str:
     return name
 
 
+def count_background(name: str) -> int:
+    """Count the outputs of a parameter for background in torchvision, the first ones, that ours lacks."""
+    return next((n for part, n in {"box_predictor.bbox_pred": 4, "mask_fcn_logits": 1}.items() if part in name), 0)
+
+
 def shape_there(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape that torchvision's parameter of a name has; ours has `shape`. It has a class of background."""
     if name.endswith("conv5_mask.weight"):
         return (shape[2], shape[3], 2, 2)
     there = tuple(shape[i] for i in {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[len(shape)])
-    added = {"box_predictor.bbox_pred": 4, "mask_fcn_logits": 1}
-    return there[0] + next((n for part, n in added.items() if part in name), 0), *there[1:]
+    return there[0] + count_background(name), *there[1:]
 
 
 def convert(name: str, value: np.ndarray) -> np.ndarray:
@@ -75,13 +80,28 @@ def convert(name: str, value: np.ndarray) -> np.ndarray:
         return value.transpose(2, 3, 0, 1)
     if "cls_score" in name:
         value = np.roll(value, -1, 0)
-    if "box_predictor.bbox_pred" in name or "mask_fcn_logits" in name:
-        value = value[4 if "bbox" in name else 1 :]
+    value = value[count_background(name) :]
     return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
 
 
-def make_config(system: str, **own: Any) -> Any:
-    """Make the sections of a twin as torchvision has its detector; one that has no twin is that of the digit scenes."""
+def convert_back(name: str, value: np.ndarray) -> np.ndarray:
+    """Bring our parameter to torchvision's order. What background has there and lacks here, boxes and a mask, is 0."""
+    if name.endswith("fc6.weight"):
+        return value.reshape(7, 7, twins.FPN, -1).transpose(3, 2, 0, 1).reshape(value.shape[1], -1)
+    if name.endswith("conv5_mask.weight"):
+        return value.transpose(2, 3, 0, 1)
+    value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+    if "cls_score" in name:
+        value = np.roll(value, 1, 0)
+    more = count_background(name)
+    return np.concatenate([np.zeros((more, *value.shape[1:]), value.dtype), value])
+
+
+def make_config(system: str, width: int = twins.ROI["width"]) -> Any:
+    """Make the sections of a twin as torchvision has its detector; one that has no twin is that of the digit scenes.
+
+    width: of the box head.
+    """
     config = get_config()
     config.model.update(
         name="resnet18", width=twins.WIDTH, blocks=(1, 1, 1, 1), stem="small", mean=twins.MEAN, std=twins.STD
@@ -92,7 +112,7 @@ def make_config(system: str, **own: Any) -> Any:
     config.detect.anchors.rounded = "sizes" if system == "retina" else "corners"
     config.detect.retina.update(twins.RETINA)
     config.detect.rpn.update(twins.RPN)
-    config.detect.roi.update(twins.ROI)
+    config.detect.roi.update(twins.ROI, width=width)
     config.detect.mask.update(twins.MASK)
     config.detect.solo.update(twins.SOLO)
     if system not in TWINS and system in config.detect:
@@ -100,20 +120,27 @@ def make_config(system: str, **own: Any) -> Any:
     return config
 
 
-def build(system: str) -> tuple[Model, Any]:
+def build(
+    system: str,
+    classes: int = twins.CLASSES,
+    canvas: tuple[int, int] = twins.CANVAS,
+    width: int = twins.ROI["width"],
+) -> tuple[Model, Any]:
     """Build a twin; return it and the section `detect`."""
-    config = make_config(system)
-    return detection.build(
-        config.model, config.detect, system, num_classes=twins.CLASSES, canvas=twins.CANVAS
-    ), config.detect
+    config = make_config(system, width)
+    return detection.build(config.model, config.detect, system, num_classes=classes, canvas=canvas), config.detect
 
 
-def fill(model: Model) -> tuple[Any, Any]:
-    """Return the weights of a twin, equal to torchvision's."""
+def name_there(path: Any) -> str:
+    """Return torchvision's name of a leaf of our parameters or state."""
+    return rename("/".join(str(key.key) for key in path).replace("/batch_stats", ""))
+
+
+def fill(model: Model, draw: Callable[[str, Any], np.ndarray] = twins.draw) -> tuple[Any, Any]:
+    """Return the weights of a twin, equal to torchvision's. `draw`: (name, shape) there -> value there."""
 
     def one(path: Any, x: jax.ShapeDtypeStruct) -> np.ndarray:
-        name = "/".join(str(key.key) for key in path).replace("/batch_stats", "")
-        name = rename(name)
-        return convert(name, twins.draw(name, shape_there(name, x.shape)))
+        name = name_there(path)
+        return convert(name, draw(name, shape_there(name, x.shape)))
 
     return tuple(jax.tree_util.tree_map_with_path(one, tree) for tree in model.shapes)  # type: ignore[return-value]

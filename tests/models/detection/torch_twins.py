@@ -6,6 +6,8 @@ its own ROIAlign in Python, corrected beyond the map, take their place.
 
 import importlib
 import os
+from collections.abc import Callable
+from typing import Any
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
@@ -18,7 +20,15 @@ for _name in ("nms", "qnms"):
 
 import torchvision  # noqa: E402
 from torch import nn  # noqa: E402
-from torchvision.models.detection import anchor_utils, backbone_utils, faster_rcnn, mask_rcnn, retinanet, rpn  # noqa: E402
+from torchvision.models.detection import (  # noqa: E402
+    anchor_utils,
+    backbone_utils,
+    faster_rcnn,
+    mask_rcnn,
+    retinanet,
+    roi_heads,  # noqa: F401
+    rpn,
+)
 from torchvision.models.resnet import BasicBlock  # noqa: E402
 from torchvision.ops import MultiScaleRoIAlign  # noqa: E402
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7  # noqa: E402
@@ -73,6 +83,8 @@ class Backbone(nn.Module):
 
 SIZES = {"min_size": twins.CANVAS[0], "max_size": twins.CANVAS[1], "image_mean": twins.MEAN, "image_std": twins.STD}
 
+POOLED = [str(i) for i in range(len(twins.RPN["strides"]) - 1)]  # levels that regions are pooled from
+
 
 def pyramid(stages: tuple[int, ...], extra) -> nn.Module:
     layers = {f"layer{i}": str(k) for k, i in enumerate(stages)}
@@ -80,9 +92,9 @@ def pyramid(stages: tuple[int, ...], extra) -> nn.Module:
     return backbone_utils.BackboneWithFPN(Backbone(), layers, widths, twins.FPN, extra)
 
 
-def fill(model: nn.Module) -> nn.Module:
+def fill(model: nn.Module, draw: Callable[[str, Any], np.ndarray] = twins.draw) -> nn.Module:
     """Fill in the weights of the twins; BatchNorm keeps its statistics in training."""
-    values = {name: torch.tensor(twins.draw(name, x.shape)) for name, x in model.state_dict().items() if x.ndim}
+    values = {name: torch.tensor(draw(name, x.shape)) for name, x in model.state_dict().items() if x.ndim}
     model.load_state_dict(values, strict=False)
     return model
 
@@ -103,29 +115,39 @@ def build_retina(classes: int = twins.CLASSES) -> nn.Module:
     return retinanet.RetinaNet(backbone, classes, anchor_generator=anchors, **SIZES, detections_per_img=40)
 
 
-def build_mask(classes: int = twins.CLASSES) -> nn.Module:
-    """Build Mask R-CNN as in `ours.make_config`; all anchors and all regions are learned from: nothing is drawn."""
-    strides, roi = twins.RPN["strides"], twins.ROI
-    anchors = anchor_utils.AnchorGenerator(tuple((8 * s,) for s in strides), ((0.5, 1.0, 2.0),) * len(strides))
-    names = [str(i) for i in range(len(strides) - 1)]
-    return mask_rcnn.MaskRCNN(
-        pyramid((2, 3, 4), LastLevelMaxPool()),
+def _two_stages(classes: int, width: int) -> dict[str, Any]:
+    """The arguments of Faster and Mask R-CNN as in `ours.make_config`; all anchors and regions are learned from."""
+    strides = twins.RPN["strides"]
+    return {
+        "backbone": pyramid((2, 3, 4), LastLevelMaxPool()),
         **SIZES,
-        mask_roi_pool=MultiScaleRoIAlign(names, 14, 2),
+        "rpn_anchor_generator": anchor_utils.AnchorGenerator(
+            tuple((8 * s,) for s in strides), ((0.5, 1.0, 2.0),) * len(strides)
+        ),
+        "rpn_head": rpn.RPNHead(twins.FPN, 3),
+        "rpn_pre_nms_top_n_train": twins.RPN["before"][0],
+        "rpn_pre_nms_top_n_test": twins.RPN["before"][1],
+        "rpn_post_nms_top_n_train": twins.RPN["after"][0],
+        "rpn_post_nms_top_n_test": twins.RPN["after"][1],
+        "rpn_batch_size_per_image": 10**6,
+        "box_roi_pool": MultiScaleRoIAlign(POOLED, 7, 2),
+        "box_head": faster_rcnn.TwoMLPHead(twins.FPN * 49, width),
+        "box_predictor": faster_rcnn.FastRCNNPredictor(width, classes + 1),
+        "box_batch_size_per_image": 10**6,
+        "box_detections_per_img": 40,
+    }
+
+
+def build_faster(classes: int = twins.CLASSES, width: int = twins.ROI["width"]) -> nn.Module:
+    return faster_rcnn.FasterRCNN(**_two_stages(classes, width))
+
+
+def build_mask(classes: int = twins.CLASSES, width: int = twins.ROI["width"]) -> nn.Module:
+    return mask_rcnn.MaskRCNN(
+        **_two_stages(classes, width),
+        mask_roi_pool=MultiScaleRoIAlign(POOLED, 14, 2),
         mask_head=mask_rcnn.MaskRCNNHeads(twins.FPN, (twins.FPN,) * twins.MASK["depth"], 1),
         mask_predictor=mask_rcnn.MaskRCNNPredictor(twins.FPN, twins.FPN, classes + 1),
-        rpn_anchor_generator=anchors,
-        rpn_head=rpn.RPNHead(twins.FPN, 3),
-        rpn_pre_nms_top_n_train=twins.RPN["before"][0],
-        rpn_pre_nms_top_n_test=twins.RPN["before"][1],
-        rpn_post_nms_top_n_train=twins.RPN["after"][0],
-        rpn_post_nms_top_n_test=twins.RPN["after"][1],
-        rpn_batch_size_per_image=10**6,
-        box_roi_pool=MultiScaleRoIAlign(names, 7, 2),
-        box_head=faster_rcnn.TwoMLPHead(twins.FPN * 49, roi["width"]),
-        box_predictor=faster_rcnn.FastRCNNPredictor(roi["width"], classes + 1),
-        box_batch_size_per_image=10**6,
-        box_detections_per_img=40,
     )
 
 

@@ -1,9 +1,10 @@
 """Tiny detectors with the same weights and pictures on both sides of a comparison with another library.
 
-Weights follow from their names there and their shapes, so that none are stored.
+Random weights follow from their names there and their shapes, so that none are stored. Trained ones are, rounded.
 """
 
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ ROI: dict[str, Any] = {"samples": 10**8, "level_rule": "tv", "aligned": False, "
 SOLO: dict[str, Any] = {"strides": (2, 4, 8, 16), "grids": (10, 8, 6, 4), "width": 16, "depth": 1, "mask_width": 8,
                         "ranges": ((1, 24), (16, 40), (30, 64), (50, 200)), "kernel": 8, "groups": 4}  # fmt: skip
 MASK: dict[str, Any] = {"low_quality": 2.0, "depth": 1, "crop": 32, "binarise": False}
+# Trained twins, on digit scenes, have these besides.
+TRAINED: dict[str, Any] = {"classes": 10, "canvas": (64, 64), "width": 64}  # width: of the box head
+SURE = 0.5  # score above which their detections are compared with the objects, and their masks are kept
 # Parts of names whose gradients are compared element by element; all others by their norm.
 KEPT = ("body.conv1.weight", "layer4.0.conv1", "layer3.0.bn2", "fpn", "conv.0.0", "cls_logits", "bbox_reg", "rpn",
         "fc7", "predictor", "mask_fcn1", "conv_cls", "conv_kernel", "kernel_convs",
@@ -33,6 +37,23 @@ def draw(name: str, shape: Any) -> np.ndarray:
     if name.endswith(("running_var", "bn1.weight", "bn2.weight", "downsample.1.weight", "gn.weight")):
         return rng.uniform(0.5, 1.5, shape).astype(np.float32)
     return (0.1 * rng.normal(size=shape) - ("cls_logits" in name)).astype(np.float32)
+
+
+def round_weight(x: np.ndarray) -> dict[str, np.ndarray]:
+    """Round a trained weight to what is stored of it: kernels to 8 bits and a scale, all others to 16."""
+    if x.ndim < 2:
+        return {"value": x.astype(np.float16)}
+    scale = np.float32(np.abs(x).max() / 127 or 1)
+    return {"value": np.rint(x / scale).astype(np.int8), "scale": scale}
+
+
+def get_weight(stored: Mapping[str, np.ndarray], system: str, name: str) -> np.ndarray:
+    """Return the trained weight of a system, float32; Faster R-CNN has those of Mask R-CNN.
+
+    stored: the content of golden_trained.safetensors.
+    """
+    prefix = f"trained/{system.replace('faster', 'mask')}/weights/{name}"
+    return stored[f"{prefix}/value"].astype(np.float32) * stored.get(f"{prefix}/scale", np.float32(1))
 
 
 def make_batch() -> dict[str, np.ndarray]:
