@@ -16,7 +16,7 @@ from nml_jax.reporting.statistics.paired import (
     stat,
     unit,
 )
-from nml_jax.reporting.statistics.studies import FILES, MEAN, MEANS, PRIMARY, Key, Study, find_own_metric
+from nml_jax.reporting.statistics.studies import FILES, MEAN, MEANS, Key, Study
 from nml_jax.runs.finished import Seed
 from nml_jax.runs.heads import read_correct
 from nml_jax.runs.predictions import read_predictions
@@ -142,8 +142,7 @@ def find_redrawn_share(study: Study, key: Key) -> float:
 def find_leaves(study: Study, key: Key) -> dict[Key, float]:
     """Return the tests that a number is the mean of, each with its weight; a number of one test is its own."""
     if key.task in MEANS:
-        tasks = study.list_members(key.task)
-        own = {task: find_own_metric(task, study.table) if key.metric == PRIMARY else key.metric for task in tasks}
+        own = {task: study.find_metric_of(task, key.metric) for task in study.list_members(key.task)}
         found = [key._replace(task=task, metric=metric) for task, metric in own.items()]
         found = [key for key in found if key in study.table]
     elif key.split == MEAN:

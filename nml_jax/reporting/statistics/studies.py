@@ -152,13 +152,21 @@ class Study:
     @property
     def related(self) -> list[str]:
         """The tasks whose classes the noise is among."""
-        return [task for task in self.tasks if task in list_related(self.cells)]
+        named = list_related(self.cells)
+        return [task for task in self.tasks if task in named]
 
     def list_members(self, task: str) -> list[str]:
         """Return the tasks that one of MEANS is over; of another task itself."""
         if task not in MEANS:
             return [task]
-        return [name for name in self.tasks if task == MEAN or (name in self.related) == (task == RELATED)]
+        if task == MEAN:
+            return self.tasks
+        related = self.related
+        return related if task == RELATED else [name for name in self.tasks if name not in related]
+
+    def find_metric_of(self, task: str, metric: str) -> str:
+        """Return the metric of one task that counts in a mean over tasks: its own where that is of PRIMARY."""
+        return find_own_metric(task, self.table) if metric == PRIMARY else metric
 
     def keys(self, **where: Any) -> list[Key]:
         """Return the keys whose fields have these values, in the order of the rows; by default no WiSE-FT."""

@@ -15,14 +15,12 @@ from nml_jax.reporting.statistics.studies import (
     MEAN,
     MEASURES,
     METHODS,
-    PRIMARY,
     RELATED,
     UNRELATED,
     ZERO_SHOT,
     Key,
     Method,
     Study,
-    find_own_metric,
 )
 from nml_jax.reporting.studies.recipes import PROBE, View
 from nml_jax.runs.detections import METRICS as DETECTORS
@@ -125,7 +123,7 @@ class Numbers:
         for tasks, domain in scores:
             score, leaves = self._scores[tasks], []
             for task in self.study.list_members(score.task):
-                metric = find_own_metric(task, self.study.table) if score.metric == PRIMARY else score.metric
+                metric = self.study.find_metric_of(task, score.metric)
                 found = self.study.keys(metric=metric, task=task, domain=domain)
                 leaves += [key for key in found if key.method and key.split != MEAN]
             needed = list(dict.fromkeys((key.task, key.split) for key in leaves))
@@ -217,7 +215,7 @@ class Numbers:
         out = []
         for task in self.study.tasks:
             found = self.study.keys(metric=x, task=task, domain=domain, mode="paper", method=None)
-            metric = find_own_metric(task, self.study.table) if self.metric == PRIMARY else self.metric
+            metric = self.study.find_metric_of(task, self.metric)
             scores = self.study.keys(metric=metric, task=task, domain=domain, method=self.probe)
             out += [(m, s) for m in found for s in scores if self._are_of_one(m, s)]
         return out
