@@ -36,15 +36,15 @@ def name_paths(part: Mapping[str, Any]) -> list[tuple[str, str]]:
     }  # fmt: skip
     flat = dict(flatten(part))
     one = [(key, value) for key, value in flat.items() if key in named and value and (key, value) not in WORDS]
-    mixture = [("data.mixture", path) for path in flat.get("data.mixture", ())]
-    mixture += [
-        ("downstream.directories", entry[1]) for entry in flat.get("downstream.directories", ()) if len(entry) > 1
-    ]
+    one += [("data.mixture", path) for path in flat.get("data.mixture", ())]
+    tasks = flat.get("downstream.tasks", ())
+    directories = (entry for entry in flat.get("downstream.directories", ()) if len(entry) > 1)
+    one += [("downstream.directories", entry[1]) for entry in directories if entry[0] in tasks]
     texts = [f"texts.{split}" for split in ("train", "test", "ood")]
     one += [(key, path) for key in texts for path in split_specs(flat.get(key, ""))]
     one += [("glue.folder", path) for path in list_tables(flat.get("glue.folder", ""))]
     keys = [f"features.{split}" for split in ("train", "test", "ood")]
-    return [*one, *mixture, *((key, path) for key in keys for path in list_files(flat.get(key, "")))]
+    return [*one, *((key, path) for key in keys for path in list_files(flat.get(key, "")))]
 
 
 def split_specs(several: str) -> list[str]:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from nml_jax.errors import UserError
 
-CURE = "write downstream.directories=((\"name\", \"path\", \"train\", (\"test\",), (\"art\",)), ...)"  # fmt: skip
+CURE = "write downstream.directories=(('name', 'path', 'train', ('test',), ('art',)), ...)"
 
 
 class Directory(NamedTuple):

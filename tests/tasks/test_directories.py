@@ -57,6 +57,12 @@ def test_their_content_is_part_of_what_a_run_depends_on(folders):
     assert {path for _, path in inputs.name_paths(part)} == set(folders.values())
 
 
+def test_a_directory_that_no_task_names_is_not_read(folders):
+    config = make_config(folders, **{"downstream.tasks": ("furry",)})
+    part = settings.select_keys(settings.to_json(config), ("downstream",))
+    assert inputs.name_paths(part) == [("downstream.directories", folders["pets"])]
+
+
 @pytest.mark.parametrize(
     ("entry", "cause"),
     [
