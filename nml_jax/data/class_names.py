@@ -1,7 +1,7 @@
 """Decide which spellings are one name. Every reader of classes, splits, groups and keys asks this module.
 
 - `clean_name(text)`: one name, as it is stored and compared; `compose(text)`: one that keeps its blanks, as a file's.
-- `read_name(name)`: the name of a folder, which becomes a class or split.
+- `read_name(name)`: the name of a folder, which becomes a class or split; `escape_name(name)`: one that can be written.
 - `merge_spellings(names)`: all names of a column or folder -> the class of each. Use it where classes are found.
 - `clean_labels(labels, where)`: the same for an array of labels. It also warns of names that look alike.
 - `warn_alike(names, where)`: print which classes look alike and stay apart.
@@ -54,6 +54,11 @@ def read_name(name: str) -> str:
     File names are bytes, and UTF-8 almost everywhere, while Python decodes them by the locale.
     """
     return compose(os.fsencode(name).decode("utf-8", "surrogateescape"))
+
+
+def escape_name(name: str) -> str:
+    """Return a name as UTF-8 can write it: a byte that is not UTF-8 becomes "\\xff"."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def clean_name(name: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from nml_jax.data.class_names import escape_name
 from nml_jax.errors import UserError
 from nml_jax.prepare.clutter import find_clutter_in_path
 from nml_jax.prepare.image_files import MAX_BYTES, TOO_LARGE, read_file
@@ -119,7 +120,7 @@ def _iterate_members(path: Path, counts: Counter[str] | None = None) -> Iterator
     with _raise_user_error(path):
         iterate = _iterate_folder if path.is_dir() else _iterate_zip if zipfile.is_zipfile(path) else _iterate_tar
         for raw, read_content in iterate(path):
-            name = raw.removeprefix("./").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            name = escape_name(raw.removeprefix("./"))
             reason = TWICE if name in seen else find_clutter_in_path(name)
             counts[reason] += 1
             if not reason:

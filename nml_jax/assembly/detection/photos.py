@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nml_jax import runtime
+from nml_jax.data.class_names import escape_name
 from nml_jax.data.images.codec import Undecodable, decode
 from nml_jax.data.images.draw import draw_objects, encode_jpeg
 from nml_jax.data.sources.objects import Objects, ObjectSource, make_objects
@@ -108,11 +109,6 @@ def detect_photos(detector: Detector, folder: Path, mesh: Mesh) -> Iterator[tupl
         yield source.keys[i], decode(source.image(i)), detection.describe_found(i, (height, width), found)
 
 
-def escape_path(path: str) -> str:
-    """Return a path as UTF-8 can write it: a byte of a name that is no UTF-8 becomes "\\xff"."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def write_detections(folder: Path, photos: Path, out: Path) -> int:
     """Detect objects in the images below `photos` and write results.json and a picture for each image into `out`.
 
@@ -139,7 +135,7 @@ def write_detections(folder: Path, photos: Path, out: Path) -> int:
             write_bytes(out / PICTURES / f"{path}.jpg", encode_jpeg(draw_objects(image, drawn)))
             for one in found:
                 label = one["category_id"] - 1
-                named = {"file_name": escape_path(path), "category": detector.class_names[label]}
+                named = {"file_name": escape_name(path), "category": detector.class_names[label]}
                 results.append({**one, "category_id": detector.category_ids[label], **named})
         write_json(out / RESULTS, results)
     return len(results)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from nml_jax.data.class_names import escape_name
 from nml_jax.prepare.clutter import HIDDEN, find_clutter_in_path
 from nml_jax.prepare.image_files import MAX_BYTES, TOO_LARGE
 from nml_jax.prepare.pairs.types import Columns, Pair, Refusal, Shard, Tally, flatten_captions
@@ -63,7 +64,7 @@ def _locate_members(file: BinaryIO) -> tuple[dict[str, dict[str, Any]], list[Ref
                 slot = SLOTS.get(suffix[1:])
                 if slot is None or clutter:
                     continue
-                key = stem.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                key = escape_name(stem)
                 place: Any = (member.offset_data, member.size)
                 if not member.isreg() or member.issparse():
                     place = LINK
