@@ -250,13 +250,17 @@ def has_texts(name: str) -> bool:
 def choose_dataset_name(name: str, config: Any) -> str:
     """Choose the name under which files of class names and prompts list the task's dataset.
 
-    For prepared datasets this is the folder's name. If the folder is that of a version, as TFDS makes it, it is the
-    name of the folder above.
+    For prepared datasets this is the folder's name (name_folder).
     """
     others = directories.read(config)
     if name != "directory" and name not in others:
         return name
     path = others[name].path if name in others else config.downstream.path or config.data.path
+    return name_folder(path)
+
+
+def name_folder(path: str) -> str:
+    """Return the name of a prepared dataset's folder, or of the one above that of a version, as TFDS makes it."""
     folder = Path(path).expanduser().resolve()
     return (folder.parent if VERSION.fullmatch(folder.name) else folder).name
 

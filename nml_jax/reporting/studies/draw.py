@@ -1,5 +1,6 @@
 """Draw a study's panels as one figure for papers: SVG and PDF whose fonts are inside the file."""
 
+import dataclasses
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -25,24 +26,16 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A panel to draw: its title, axes, points (numbers.COLUMNS), and published lines on the same axes.
+    """A panel to draw: its title, axes, points, and published lines on the same axes."""
 
-    scatter: whether x is a measure, with a value of its own for every seed.
-    """
-
-    def __init__(
-        self,
-        title: str,
-        x: str,
-        unit: Unit,
-        points: pd.DataFrame,
-        published: Sequence[Published] = (),
-        *,
-        scatter: bool = False,
-    ):
-        self.title, self.x, self.unit, self.points = title, x, unit, points
-        self.published, self.scatter = published, scatter
+    title: str
+    x: str
+    unit: Unit
+    points: pd.DataFrame  # with the columns numbers.COLUMNS
+    published: Sequence[Published] = ()
+    scatter: bool = dataclasses.field(default=False, kw_only=True)  # x is a measure, with a value for every seed
 
     def list_ticks(self) -> pd.DataFrame:
         """List what stands on the x axis of lines, in its order: x_label, x, and its place ("at").

@@ -8,7 +8,7 @@ studies/<name>/published.csv            what the papers report: values, or the s
 studies/<name>/summary.csv              every number of the study's runs, mean over seeds: what the findings are about
 
 Runs that differ in more than the study's axis and seeds are several studies: the second has the folder <name>-2. When
-it is no more, its files are removed.
+it no longer is, its files are removed.
 """
 
 import re
@@ -31,6 +31,7 @@ from nml_jax.reporting.studies.numbers import DETECTORS, SCORE, SPECTRUM, VALIDA
 from nml_jax.reporting.studies.recipes import RECIPES, Recipe, View
 from nml_jax.runs.files import write_atomic, write_bytes
 from nml_jax.runs.finished import FinishedRun
+from nml_jax.tasks.classification import name_folder
 
 FILES = ("figure.svg", "figure.pdf", "figure.csv", "table.tex", "findings.md", "findings.csv", "published.csv",
          "summary.csv")  # fmt: skip
@@ -142,9 +143,8 @@ def _name_data(run: FinishedRun, section: str) -> str:
     """Return what published lines call a dataset: its name, or that of its folder; "" if it is a part or a mixture."""
     if run.value(f"{section}.classes") or run.value(f"{section}.mixture"):
         return ""
-    parts = Path(run.value(f"{section}.path") or "").parts
-    folder = next((part for part in reversed(parts) if not part[:1].isdigit()), "")  # not that of a version
-    return run.value(f"{section}.name") or folder
+    path = run.value(f"{section}.path")
+    return run.value(f"{section}.name") or (name_folder(path) if path else "")
 
 
 def list_scores(recipe: Recipe) -> list[tuple[str, str]]:
