@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
         config.name = "detect_digits"
         config.stages = ("pretrain", "detect", "report")
         config.sweep.noise = (0.0, 0.3)
+        config.sweep.seed = (0, 1, 2)
         config.data.classes = ()
         config.data.image_size = 16
         config.model.width = 12

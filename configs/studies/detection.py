@@ -39,7 +39,6 @@ def _make_digits(which: str) -> ConfigDict:
     config = detect_digits.get_config()
     with config.unlocked():
         config.name = "studies_digits_detection"
-        config.sweep.noise = (0.0, 0.1, 0.3)
     return config
 
 
