@@ -254,7 +254,7 @@ def join_texts(path: Path, table: Table, columns: Sequence[str]) -> list[tuple[s
     """Return the text, or pair of texts, of every row. Print how many are empty.
 
     Raises:
-        UserError: a cell is no text; its place is named.
+        UserError: a cell is not text; its place is named.
     """
     texts = list(zip(*(table[name] for name in columns), strict=True))
     for row, own in enumerate(texts):
@@ -274,7 +274,7 @@ def read_scores(
         bounds: the smallest and the largest score; None: any.
 
     Raises:
-        UserError: a cell is no finite number, or out of bounds; its place is named.
+        UserError: a cell is not a finite number, or out of bounds; its place is named.
     """
     scores, rows = [], []
     for row, cell in enumerate(table[column]):

@@ -133,7 +133,7 @@ def _sort_objects(name: str, images: list[Any], categories: dict[int, str], anno
 
 
 def _get(known: Mapping[Any, Any], value: Any) -> Any:
-    """Return what has this id, 3.0 for 3 included; None if nothing has, or if it is no id, such as a list or true."""
+    """Return what has this id, 3.0 for 3 included; None if nothing has, or if this is not an id (a list, true)."""
     return known.get(value) if _is_id(value) or type(value) is float else None
 
 
