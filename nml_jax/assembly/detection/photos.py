@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nml_jax import runtime
+from nml_jax import console, runtime
 from nml_jax.data.class_names import escape_name
 from nml_jax.data.images.codec import Undecodable, decode
 from nml_jax.data.images.draw import draw_objects, encode_jpeg
@@ -24,6 +24,7 @@ from nml_jax.evals.detection import find_detections
 from nml_jax.models import Model
 from nml_jax.runs.detections import RESULTS
 from nml_jax.runs.files import write_bytes, write_json
+from nml_jax.runs.rows import has_rows
 from nml_jax.tasks import detection
 from nml_jax.training import checkpoint
 from nml_jax.training.detection import program as detect
@@ -43,12 +44,14 @@ class Detector(NamedTuple):
 
 
 def open_detector(folder: Path, mesh: Mesh) -> Detector:
-    """Load the last checkpoint of a detector's folder.
+    """Load the last checkpoint of a detector's folder, and say so if its training is not done.
 
     Raises:
         UserError: it is damaged.
     """
     step, meta = read_saved(folder)
+    if not has_rows(folder):
+        console.notice(f"{folder}: its training is not done; this is the detector after step {step.name}")
     config = meta["config"]
     setup = detect.Setup(meta["system"], meta["num_classes"], detection.find_canvas(config.detect.data))
     model = detect.build_model(config.model, config.detect, setup, mesh)

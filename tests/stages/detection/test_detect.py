@@ -215,7 +215,17 @@ def test_predict_writes_results_and_pictures(finished, tmp_path, capfd):
         assert one["category"] == str(one["category_id"] - 1)
     for name, size in ((f"{NOT_UTF8}.jpg", (32, 32)), ("more/b.png.jpg", (24, 32))):
         assert Image.open(out / "pictures" / name).size == size
-    assert f"{len(results)} detections" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert f"{len(results)} detections" in said
+    assert "not done" not in said
+
+
+def test_predict_says_that_a_detector_is_not_done(finished, tmp_path, capfd):
+    shutil.copytree(finished / RUN / "detect" / "retina", tmp_path / "detect" / "retina")
+    (tmp_path / "detect" / "retina" / "rows.jsonl").unlink()
+    photos = write_photos(tmp_path / "photos")
+    assert predict.main([str(tmp_path), str(photos), f"--out={tmp_path / 'out'}"]) == 0
+    assert "its training is not done; this is the detector after step 6" in capfd.readouterr().err
 
 
 def test_predict_refuses_what_it_cannot_detect_in(finished, tmp_path, capfd):
