@@ -1,7 +1,7 @@
 """The data that studies run on, as base configs. All studies of one twin share its folder, runs/studies_TWIN.
 
 digits    scikit-learn's digits, embedded, as in configs/digits.py: digits 0 to 4 to pre-train on, 5 to 9 and three
-          shifts of them downstream. Ten seeds; five for studies that fine-tune encoders.
+          shifts of them downstream. Ten seeds.
 cifar     a small ResNet at 32 pixels on the 10,000 images of a prepared folder, prepared/cifar10, with the splits
           train, test and jpeg (the test images, compressed heavily). Downstream are these (ID, and jpeg as OOD), the
           flowers of prepared/flowers5, PACS' photos (ID) and art_painting (OOD) of prepared/pacs, and the digits.
@@ -47,9 +47,8 @@ def make_twin(name: str, study: str) -> ConfigDict:
 
 
 def tune_encoders(config: ConfigDict) -> None:
-    """Set a study to fine-tune encoders, too, which costs more: with at most five seeds."""
+    """Set a study to fine-tune encoders, too."""
     config.stages = ("pretrain", "extract", "tune", "finetune", "report")
-    config.sweep.seed = config.sweep.seed[:5]
 
 
 def _make_digits() -> ConfigDict:
