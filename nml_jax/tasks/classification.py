@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nml_jax import console, ranges
 from nml_jax.data import sources
-from nml_jax.data.class_names import clean_name
+from nml_jax.data.class_names import clean_name, list_names
 from nml_jax.data.images import transforms
 from nml_jax.data.sources.source import Source, select_classes
 from nml_jax.errors import MissingInput, UserError
@@ -363,5 +365,22 @@ def load_task(name: str, config: Any) -> Task:
     """
     _check(config, (name, *config.downstream.tasks), data=False)
     if other := directories.read(config).get(name):
-        return dataclasses.replace(load_directory(directories.select(config, other)), name=name)
-    return TASKS[name](config)
+        task = dataclasses.replace(load_directory(directories.select(config, other)), name=name)
+    else:
+        task = TASKS[name](config)
+    for test in task.tests:
+        if task.num_classes and test.class_map is None and not test.shift:
+            _tell_untrained(task, test)
+    return task
+
+
+def _tell_untrained(task: Task, test: Test) -> None:
+    """Say if test records are of classes that no training record is of."""
+    untrained = np.setdiff1d(np.arange(task.num_classes), task.train.labels)
+    untrained = np.intersect1d(untrained, test.source.labels)
+    if len(untrained):
+        n, names = np.isin(test.source.labels, untrained).sum(), [task.train.class_names[c] for c in untrained]
+        console.notice_once(
+            f"{task.name}: {n:,} of {len(test.source):,} records of {test.split} are of {list_names(names)}, of which"
+            " there is no training record: no head can be right on them"
+        )

@@ -52,6 +52,14 @@ def test_each_has_its_own_splits_and_classes(folders):
     assert choose_dataset_name("furry", config) == "pets", "class names and prompts are listed by the folder's name"
 
 
+def test_test_records_without_training_records_are_told(folders, capsys):
+    config = make_config(folders, **{"downstream.tasks": ("furry",)})
+    config.downstream.directories = (("furry", folders["pets"], "photo[:4]", ("art",), ()),)
+    assert set(load_task("furry", config).train.labels) == {0}
+    said = " ".join(capsys.readouterr().err.split())
+    assert "furry: 10 of 15 records of art are of 'd', 'f', of which there is no training record" in said
+
+
 def test_their_content_is_part_of_what_a_run_depends_on(folders):
     part = settings.select_keys(settings.to_json(make_config(folders)), ("downstream",))
     assert {path for _, path in inputs.name_paths(part)} == set(folders.values())

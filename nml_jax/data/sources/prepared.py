@@ -21,7 +21,8 @@ from nml_jax.data.class_names import compose
 from nml_jax.data.images.codec import Undecodable
 from nml_jax.data.sources import texts
 from nml_jax.data.sources.captions import Captions, Joined, Slice, Stored
-from nml_jax.data.sources.source import Source, digest
+from nml_jax.data.sources.parts import draw_parts
+from nml_jax.data.sources.source import Source, Subset, digest
 from nml_jax.errors import MissingInput, UserError
 from nml_jax.runs.files import replace_file
 
@@ -75,19 +76,17 @@ def load(kind: str, path: str, split: str, *, name: str, captions: bool) -> Sour
     spans = find_spans(info, split, folder)
     if not spans:
         raise UserError(f"split {split!r} of {folder} has no records", "choose a larger part of it")
-    try:
-        records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    except NotImplementedError as e:
-        raise UserError(
-            f"{folder} holds {info.file_format.value} files, which cannot be read at random",
-            PREPARE.format(name=info.name, where=" --data_dir=ANOTHER_DIR"),
-        ) from e
-    about = {"fingerprint": digest("tfds", content, spans)}
+    records = _open_records(builder, split)
     if captions:
-        return Records(records, image, folder, spans, captions=_open_captions(folder, spans, info), **about)
+        about = {"captions": _open_captions(folder, spans, info), "fingerprint": digest("tfds", content, spans)}
+        return Records(records, image, folder, spans, **about)
     labels = {name: _read_labels(builder, name, label, content) for name in {name for name, _, _ in spans}}
+    rows = None
+    if drawn := draw_parts(split, labels):
+        split, rows = drawn
+        spans, records = find_spans(info, split, folder), _open_records(builder, split)
     names = info.features[label].names
-    return Records(
+    source = Records(
         records,
         image,
         folder,
@@ -95,8 +94,20 @@ def load(kind: str, path: str, split: str, *, name: str, captions: bool) -> Sour
         labels=np.concatenate([labels[name][a:b] for name, a, b in spans]),
         num_classes=info.features[label].num_classes,
         class_names=names if names else None,
-        **about,
+        fingerprint=digest("tfds", content, spans),
     )
+    return source if rows is None else Subset(source, rows)
+
+
+def _open_records(builder: Any, split: str) -> Any:
+    """Open the records of a split as bytes. Raise UserError if their files cannot be read at random."""
+    try:
+        return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    except NotImplementedError as e:
+        raise UserError(
+            f"{builder.data_dir} holds {builder.info.file_format.value} files, which cannot be read at random",
+            PREPARE.format(name=builder.info.name, where=" --data_dir=ANOTHER_DIR"),
+        ) from e
 
 
 def _open_prepared(path: str, captions: bool) -> Any:

@@ -259,7 +259,9 @@ def test_directory(folder):
 @pytest.mark.parametrize(
     ("split", "records"),
     [
-        ("train[:50%]", range(10)),
+        ("train[:50%]", [*range(5), *range(10, 14), 17]),  # half of each class
+        ("train[50%:]", [*range(5, 10), *range(14, 17), 18, 19]),
+        ("train[-20%:]+test", [8, 9, 16, 19, *range(20, 24)]),
         ("train[6:15]", range(6, 15)),
         ("train[-3:]", range(17, 20)),
         ("test+train[13:15]", [20, 21, 22, 23, 13, 14]),
