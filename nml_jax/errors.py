@@ -56,7 +56,7 @@ class PeerLost(Exception):
 _WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _EITHER = (errno.EACCES, errno.EPERM, errno.EIO)
 
-FREE = "free or remount the disk, or use another --workdir; what was saved before is kept"
+FREE = "free or remount the disk, or write elsewhere (--workdir, --out); what was saved before is kept"
 
 
 def as_disk_error(error: Exception, path: object = None) -> UserError | None:

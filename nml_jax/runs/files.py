@@ -35,7 +35,8 @@ def replace_file(path: Path) -> Iterator[Path]:
     So a reader, or a restart after a kill, finds the old content or the new, never half of it.
     """
     # Several hosts may write one file, and processes in different containers may have the same process id.
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    short = os.fsencode(path.name)[:200].decode("utf-8", "ignore")  # a name can have 255 bytes
+    part = path.with_name(f".{short}.{uuid.uuid4().hex}.part")
     try:
         yield part
         part.replace(path)

@@ -58,6 +58,7 @@ def open_task(config: ConfigDict) -> Task:
 
     train = annotated.load(data.path, data.train)
     test = annotated.load(data.test_path or data.path, data.test)
+    test.check_ids()
     name = Path(data.path).expanduser().resolve().name
     return Task(name, choose_images(train, data), match_classes(train, test), data.test)
 
@@ -65,19 +66,26 @@ def open_task(config: ConfigDict) -> Task:
 def match_classes(train: ObjectSource, test: ObjectSource) -> ObjectSource:
     """Return the test split with the classes of the training split, matched by name, and say which these are.
 
+    Also says which classes are tested and never trained on: their AP is 0.
+
     Raises:
         UserError: a test object is of a class that training does not have.
     """
     index = {clean_name(name): c for c, name in enumerate(train.class_names)}
     classes = np.array([index.get(clean_name(name), -1) for name in test.class_names], np.int32)
-    present = np.zeros(len(classes), bool)
-    for i in range(len(test)):
-        present[test.objects(i).labels] = True
-    if strange := [test.class_names[c] for c in np.flatnonzero(present & (classes < 0))]:
+    known, present = classes >= 0, np.zeros(len(classes), bool)
+    any_of = present.copy()
+    for objects in map(test.objects, range(len(test))):
+        any_of[objects.labels] = present[objects.labels[~objects.crowd]] = True
+    if strange := [test.class_names[c] for c in np.flatnonzero(any_of & ~known)]:
         raise UserError(
             f"test objects are of {list_names(strange)}, which the training data do not have",
             "test on data with the classes of training, or prepare both together",
         )
+    tested = {int(c) for c in classes[present]}
+    if untrained := tested - _find_present(train, tested):
+        names = list_names([train.class_names[c] for c in sorted(untrained)])
+        notice_once(f"there is no training object of {names}: their AP is 0, and counts in the mean")
     absent = [name for c, name in enumerate(train.class_names) if c not in classes[present]]
     if absent and len(absent) < len(train.class_names):
         shown = f"{len(absent)} of {len(train.class_names)} classes, {shorten(absent)}"
@@ -85,6 +93,17 @@ def match_classes(train: ObjectSource, test: ObjectSource) -> ObjectSource:
     if tuple(test.class_names) == tuple(train.class_names):
         return test
     return OtherClasses(test, classes, train.class_names)
+
+
+def _find_present(source: ObjectSource, wanted: set[int]) -> set[int]:
+    """Return which of the wanted classes a source has objects of that are not crowds. Reads no more than it must."""
+    found: set[int] = set()
+    for i in range(len(source)):
+        if wanted <= found:
+            break
+        objects = source.objects(i)
+        found |= {*objects.labels[~objects.crowd].tolist()}
+    return found & wanted
 
 
 def count(config: ConfigDict) -> tuple[int, int]:

@@ -113,9 +113,8 @@ def build(
     model = build_classifier(model_config, config, setup)
     objective = build_objective(config, setup.terms)
     params, _ = model.shapes
-    tx, schedule = optim.make(
-        build_optimizer(config, params, setup.method, lr), params, steps=plan.steps, steps_per_epoch=plan.per_epoch
-    )
+    settings = build_optimizer(config, params, setup.method, lr)
+    tx, schedule = optim.make(settings, params, steps=plan.steps, steps_per_epoch=plan.per_epoch, section="finetune")
     return loop.assemble(model, functools.partial(objective.loss, model), tx, schedule, 0.0, mesh)
 
 

@@ -213,7 +213,7 @@ def run_all(evaluators: Mapping[str, Evaluator], state: TrainState) -> Iterator[
             if params is not None:
                 for score in (Score(name, weights, *of) for of in evaluator.run(params, state.model_state)):
                     if not math.isfinite(score.value):
-                        skipped, cure = int(np.asarray(state.skipped)[0]), "lower optimizer.lr, in another --workdir"
-                        where = f"at step {int(state.step)}, {skipped} of which were skipped"
+                        where = f"at step {int(state.step)}, {int(np.asarray(state.skipped)[0])} of which were skipped"
+                        cure = "lower the learning rate, in another --workdir"
                         raise NonFinite(f"{score.name} is {score.value} {where}; {cure}")
                     yield score

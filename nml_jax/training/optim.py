@@ -18,7 +18,7 @@ from nml_jax.training.leaves import name_leaf, name_leaves
 
 
 def make(
-    config: ConfigDict, params: Any, *, steps: int, steps_per_epoch: float
+    config: ConfigDict, params: Any, *, steps: int, steps_per_epoch: float, section: str = "optimizer"
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Make the optimiser of `config` for `params`, and its schedule.
 
@@ -44,6 +44,7 @@ def make(
         params: nested dicts of arrays or ShapeDtypeStructs.
         steps: length of the whole run.
         steps_per_epoch: converts `warmup_epochs` to steps.
+        section: the section of the config that messages name.
 
     Returns:
         The transformation, whose updates are added to the parameters, and the learning rate by step, from 0.
@@ -52,13 +53,15 @@ def make(
         UserError: a value is out of range, a regex is invalid, a parameter matches no pattern, or a pattern has no
             effect.
     """
-    _check(config)
+    _check(config, section)
     names = list(name_leaves(params))
-    decay = _find_multipliers("optimizer.decay", config.decay, names)
-    lr_mult = _find_multipliers("optimizer.lr_mult", config.lr_mult, names)
+    decay = _find_multipliers(f"{section}.decay", config.decay, names)
+    lr_mult = _find_multipliers(f"{section}.lr_mult", config.lr_mult, names)
     if not any(lr_mult.values()):
-        raise UserError("optimizer.lr_mult freezes every parameter", "give a multiplier above 0 to those to be trained")
-    schedule = make_schedule(config, steps=steps, steps_per_epoch=steps_per_epoch)
+        raise UserError(
+            f"{section}.lr_mult freezes every parameter", "give a multiplier above 0 to those to be trained"
+        )
+    schedule = make_schedule(config, steps=steps, steps_per_epoch=steps_per_epoch, section=section)
     intervals = _find_intervals(config.clamp, names)
 
     wd = {name: config.weight_decay * value for name, value in decay.items()}
@@ -71,7 +74,7 @@ def make(
         "sgd": (add_decay, optax.trace(config.momentum, config.nesterov)),
     }
     if config.name not in optimizers:
-        raise UserError(f"optimizer.name={config.name!r} is unknown", f"choose one of {', '.join(optimizers)}")
+        raise UserError(f"{section}.name={config.name!r} is unknown", f"choose one of {', '.join(optimizers)}")
 
     def clamp(name: str, update: jax.Array, param: jax.Array) -> jax.Array:
         return _clamp_update(update, param, *intervals[name]) if name in intervals else update
@@ -134,7 +137,9 @@ def _find_layer(name: str) -> tuple[float, float]:
     return _STEM if first else _TOP
 
 
-def make_schedule(config: ConfigDict, *, steps: int, steps_per_epoch: float) -> optax.Schedule:
+def make_schedule(
+    config: ConfigDict, *, steps: int, steps_per_epoch: float, section: str = "optimizer"
+) -> optax.Schedule:
     """Make a schedule: linear from `warmup_lr` to `lr`, then as SCHEDULES[config.schedule] says.
 
     The warm-up lasts `warmup_steps`, or `warmup_epochs` if that is None. In timm the cosine begins at step 0, before
@@ -145,21 +150,21 @@ def make_schedule(config: ConfigDict, *, steps: int, steps_per_epoch: float) -> 
     """
     if config.warmup_steps is None:
         warmup = round(config.warmup_epochs * steps_per_epoch)
-        setting = f"optimizer.warmup_epochs={config.warmup_epochs} is {warmup} steps"
+        setting = f"{section}.warmup_epochs={config.warmup_epochs} is {warmup} steps"
     else:
         warmup = config.warmup_steps
-        setting = f"optimizer.warmup_steps={warmup}"
+        setting = f"{section}.warmup_steps={warmup}"
     if warmup >= steps:
         raise UserError(f"{setting}, the whole run is {steps}", "warm up for less or train for longer")
-    return SCHEDULES[config.schedule](config, warmup, steps, steps_per_epoch)
+    return SCHEDULES[config.schedule](config, warmup, steps, steps_per_epoch, section)
 
 
-def _make_cosine(config: ConfigDict, warmup: int, steps: int, _: float) -> optax.Schedule:
+def _make_cosine(config: ConfigDict, warmup: int, steps: int, *_: Any) -> optax.Schedule:
     """Make half a cosine from `lr` to `min_lr`, which it reaches at `steps`."""
     return optax.warmup_cosine_decay_schedule(config.warmup_lr, config.lr, warmup, steps, config.min_lr)
 
 
-def _make_steps(config: ConfigDict, warmup: int, steps: int, steps_per_epoch: float) -> optax.Schedule:
+def _make_steps(config: ConfigDict, warmup: int, steps: int, steps_per_epoch: float, section: str) -> optax.Schedule:
     """Multiply the rate by `gamma` at every milestone, which is so many epochs after the start, warm-up included.
 
     A milestone within the warm-up lowers the rate that the warm-up leads to, as in PyTorch.
@@ -168,8 +173,8 @@ def _make_steps(config: ConfigDict, warmup: int, steps: int, steps_per_epoch: fl
     if not at or any(not 0 < step < steps for step in at) or any(a >= b for a, b in itertools.pairwise(at)):
         shown = f"{round(steps / steps_per_epoch, 3):g} epochs, {steps} steps"
         raise UserError(
-            f"optimizer.milestones={tuple(config.milestones)} do not rise within the run of {shown}",
-            "give rising numbers of epochs below its length, as in '(8.0, 11.0)', or set optimizer.schedule=cosine",
+            f"{section}.milestones={tuple(config.milestones)} do not rise within the run of {shown}",
+            f"give rising numbers of epochs below its length, as in '(8.0, 11.0)', or set {section}.schedule=cosine",
         )
     decay = optax.piecewise_constant_schedule(1.0, {step: float(config.gamma) for step in at})
     rise = optax.linear_schedule(config.warmup_lr, config.lr, warmup) if warmup else lambda _: config.lr
@@ -182,23 +187,23 @@ SCHEDULES = {"cosine": _make_cosine, "step": _make_steps}
 def check_ranges(config: ConfigDict) -> None:
     """Raise UserError if a value of the section `optimizer` is out of range."""
     ranges.require_positive("optimizer", config, "lr")
-    _check(config)
+    _check(config, "optimizer")
 
 
-def _check(config: ConfigDict) -> None:
+def _check(config: ConfigDict, section: str) -> None:
     for keys, high in (
         (("lr", "min_lr", "warmup_lr", "warmup_epochs", "eps", "weight_decay", "clip_norm"), math.inf),
         (("b1", "b2", "momentum"), 1.0),
     ):
         for key in keys:
             if not 0 <= config[key] < high:
-                raise UserError(f"optimizer.{key}={config[key]} is out of range", f"set it to 0 or more, below {high}")
+                raise UserError(f"{section}.{key}={config[key]} is out of range", f"set it to 0 or more, below {high}")
     if config.schedule not in SCHEDULES:
-        raise UserError(f"optimizer.schedule={config.schedule!r} is unknown", f"choose one of {', '.join(SCHEDULES)}")
+        raise UserError(f"{section}.schedule={config.schedule!r} is unknown", f"choose one of {', '.join(SCHEDULES)}")
     if not 0 < config.gamma <= 1:
-        raise UserError(f"optimizer.gamma={config.gamma} is out of range", "set it above 0, to at most 1")
+        raise UserError(f"{section}.gamma={config.gamma} is out of range", "set it above 0, to at most 1")
     if config.warmup_steps is not None and config.warmup_steps < 0:
-        raise UserError(f"optimizer.warmup_steps={config.warmup_steps} is out of range", "set it to 0 or more")
+        raise UserError(f"{section}.warmup_steps={config.warmup_steps} is out of range", "set it to 0 or more")
 
 
 def _find_multipliers(key: str, rules: Iterable[tuple[str, float]], names: Sequence[str]) -> dict[str, float]:

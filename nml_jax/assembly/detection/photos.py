@@ -1,5 +1,6 @@
 """Apply a trained detector to a folder of images, for predict.py."""
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from nml_jax.data.stream import pipeline
 from nml_jax.data.stream.reading import SceneReading
 from nml_jax.errors import UserError, report_disk_errors
 from nml_jax.evals.detection import find_detections
+from nml_jax.hashes import hash_bytes
 from nml_jax.models import Model
 from nml_jax.runs.detections import RESULTS
 from nml_jax.runs.files import write_bytes, write_json
@@ -31,6 +33,7 @@ from nml_jax.training.detection import program as detect
 from nml_jax.training.detection.saved import read_saved
 
 PICTURES = "pictures"  # folder of the output
+LONGEST = 255  # bytes of a file's name
 
 
 class Detector(NamedTuple):
@@ -112,6 +115,17 @@ def detect_photos(detector: Detector, folder: Path, mesh: Mesh) -> Iterator[tupl
         yield source.keys[i], decode(source.image(i)), detection.describe_found(i, (height, width), found)
 
 
+def name_picture(path: str) -> Path:
+    """Return the path of an image's picture: with .jpg added, and cut if its name would be too long.
+
+    A name that is cut has the beginning of a hash, so that no other picture has it.
+    """
+    if len(os.fsencode(Path(path).name)) + len(".jpg") <= LONGEST:
+        return Path(f"{path}.jpg")
+    short = os.fsencode(Path(path).name)[: LONGEST - len("-01234567.jpg")].decode("utf-8", "ignore")
+    return Path(path).with_name(f"{short}-{hash_bytes(os.fsencode(path))[:8]}.jpg")
+
+
 def write_detections(folder: Path, photos: Path, out: Path) -> int:
     """Detect objects in the images below `photos` and write results.json and a picture for each image into `out`.
 
@@ -135,7 +149,7 @@ def write_detections(folder: Path, photos: Path, out: Path) -> int:
         for path, image, found in detect_photos(detector, photos, mesh):
             drawn = [detection.draw_result(one, detector.class_names) for one in found
                      if one["score"] >= detection.SURE]  # fmt: skip
-            write_bytes(out / PICTURES / f"{path}.jpg", encode_jpeg(draw_objects(image, drawn)))
+            write_bytes(out / PICTURES / name_picture(path), encode_jpeg(draw_objects(image, drawn)))
             for one in found:
                 label = one["category_id"] - 1
                 named = {"file_name": escape_name(path), "category": detector.class_names[label]}

@@ -14,6 +14,7 @@ SIDE = 176  # pixels of the longer side of a picture on a sheet
 GAP = 6  # pixels between pictures
 PAPER = 255  # grey value behind them
 QUALITY = 75
+MOST = 65_500  # pixels of a side that a JPEG can have
 # Okabe and Ito's colours, as RGB, one class after another.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 
@@ -31,16 +32,17 @@ class Drawn(NamedTuple):
 
 
 def draw_objects(image: np.ndarray, objects: Iterable[Drawn], side: int | None = None) -> np.ndarray:
-    """Draw objects on a picture, uint8 [H, W, 3].
+    """Draw objects on a copy of a picture, uint8 [H, W, 3].
 
     Args:
-        side: resize the picture to this longer side first; None: as it is.
+        side: resize the picture to this longer side first; None: as it is, or as large as a JPEG can be.
     """
     height, width = image.shape[:2]
+    side = MOST if side is None and max(height, width) > MOST else side
     scale = side / max(height, width) if side else 1.0
     h, w = max(1, round(height * scale)), max(1, round(width * scale))
     smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    out = np.ascontiguousarray(image if (h, w) == (height, width) else cv2.resize(image, (w, h), interpolation=smooth))
+    out = np.array(image) if (h, w) == (height, width) else cv2.resize(image, (w, h), interpolation=smooth)
     for one in objects:
         colour = COLOURS[one.label % len(COLOURS)]
         if one.mask is not None:

@@ -1,6 +1,7 @@
 """Read datasets of images with objects, which `python -m nml_jax.prepare coco_folder` wrote."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from nml_jax.data.sources.objects import Objects, ObjectSource, make_objects
 from nml_jax.data.sources.prepared import Span
 from nml_jax.data.sources.source import digest
 from nml_jax.errors import MissingInput, UserError
+from nml_jax.stored import require_fields
 
 BUILD = "python -m nml_jax.prepare coco_folder SRC {path}"
 REBUILD = "prepare the dataset again"
+FIELDS = {"classes": list[str], "category_ids": dict[str, list[int | None]]}  # of manifest.json, that are read here
 
 
 class Annotated(ObjectSource):
@@ -31,15 +34,28 @@ class Annotated(ObjectSource):
         about = {name: _read_sizes(index / f"{name}.sizes.npy", len(stored[name])) for name in names}
         self._annotations = Joined([Slice(stored[name], start, stop) for name, start, stop in spans])
         table = np.concatenate([about[name][start:stop] for name, start, stop in spans])
-        ids = manifest["category_ids"][next(iter(names))]
+        self._ids = {name: manifest["category_ids"][name] for name in names}
         super().__init__(
             table[:, :2],
             class_names=manifest["classes"],
-            category_ids=[-1 if i is None else i for i in ids],
+            category_ids=[-1 if i is None else i for i in next(iter(self._ids.values()))],
             image_ids=_ImageIds(self._annotations),
             fingerprint=digest("annotated", content, spans),
         )
         self.counts = table[:, 2:]
+
+    def check_ids(self) -> None:
+        """Raise UserError if ids of images or classes clash in a sum of splits, so that results could not use them."""
+        if len(self._ids) == 1:
+            return
+        splits = f"the splits {' and '.join(self._ids)} of {self._folder}"
+        if len({*map(tuple, self._ids.values())}) > 1:
+            cure = "name one of them, or prepare them from files with the same categories"
+            raise UserError(f"{splits} have other category ids, so results would be ambiguous", cure)
+        for i, n in Counter(self.image_ids).items():
+            if n > 1:
+                cure = "name one of them, or prepare them from files whose images have ids of their own"
+                raise UserError(f"{splits}: {n} images have the id {i!r}, so results would be ambiguous", cure)
 
     def image(self, i: int) -> bytes:
         try:
@@ -76,7 +92,7 @@ class _ImageIds(Sequence):
         return len(self._annotations)
 
 
-def load(path: str, split: str) -> ObjectSource:
+def load(path: str, split: str) -> Annotated:
     """Open a split of a prepared dataset; also a part, "train[:80%]", or a sum.
 
     Raises:
@@ -91,6 +107,7 @@ def load(path: str, split: str) -> ObjectSource:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         if manifest["builder"] != "coco_folder":
             raise UserError(f"{folder} has no objects: it is from {manifest['builder']}", BUILD.format(path="OUT"))
+        require_fields({name: manifest[name] for name in FIELDS}, FIELDS)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{folder / 'manifest.json'} is missing or damaged: {e}", REBUILD) from e
     split = compose(split)

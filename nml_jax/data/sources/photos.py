@@ -1,6 +1,7 @@
 """Images in a folder that nobody prepared, as a source without labels."""
 
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,11 @@ class Photos(Source):
         return [self.folder / path for path in self.paths]
 
     def image(self, i: int) -> bytes:
+        path = self.folder / self.paths[i]
         try:
-            return (self.folder / self.paths[i]).read_bytes()
+            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
+                raise Undecodable("it is not a regular file")
+            return path.read_bytes()
         except OSError as e:
             raise Undecodable(f"it cannot be read: {e.strerror or e}") from e
 

@@ -77,9 +77,10 @@ def _build(
     mesh: Mesh | None,
     wide: bool,
 ) -> Model:
+    require_resnet(model_config.name)
     encoder = models.build(ConfigDict(model_config.to_dict()), num_classes=0, image_size=min(canvas))
     image = {"image": jax.ShapeDtypeStruct((1, *canvas, 3), jnp.uint8)}
-    maps = find_maps(encoder, image, model_config.name)
+    maps = find_maps(encoder, image)
     system = SYSTEMS[name](Setting(config, num_classes, tuple(maps), jnp.dtype(model_config.dtype), mesh))
     fill = np.asarray(model_config.mean, np.float32) * 255
 
@@ -109,21 +110,21 @@ def _build(
     return Model(init, apply, image | system.describe_batch(canvas))
 
 
-def find_maps(encoder: Model, image: Any, name: str) -> dict[int, str]:
-    """Find an encoder's maps: stride -> name of the stage that gives it, the finest first.
+def require_resnet(name: str) -> None:
+    """Raise UserError if an encoder is not a plain ResNet."""
+    if not name.startswith("resnet"):
+        cure = "give a ResNet as model.name: detectors need maps of several strides"
+        raise UserError(f"no detector has an encoder model.name={name}", cure)
 
-    Raises:
-        UserError: it is not a plain ResNet.
-    """
+
+def find_maps(encoder: Model, image: Any) -> dict[int, str]:
+    """Find the maps of a ResNet: stride -> name of the stage that gives it, the finest first."""
     found = jax.eval_shape(
         lambda params, state, batch: encoder.apply(params, state, batch, train=False, key=None)[0],
         *encoder.shapes,
         image,
     )
     stages = [key.removesuffix("_map") for key in found if key.startswith("stage") and key.endswith("_map")]
-    if not name.startswith("resnet") or not stages:
-        cure = "give a ResNet as model.name: detectors need maps of several strides"
-        raise UserError(f"no detector has an encoder model.name={name}", cure)
     height = image["image"].shape[1]
     return {_round_up(height / found[f"{stage}_map"].shape[1]): stage for stage in stages}
 

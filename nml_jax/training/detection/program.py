@@ -56,7 +56,8 @@ def build(
     model = build_model(model_config, config, setup, mesh)
     objective, params = objectives.make(config, setup.system), model.shapes[0]
     settings = build_optimizer(optimizer_config, config, params)
-    tx, schedule = optim.make(settings, params, steps=plan.steps, steps_per_epoch=plan.per_epoch)
+    length = {"steps": plan.steps, "steps_per_epoch": plan.per_epoch}
+    tx, schedule = optim.make(settings, params, **length, section="detect.optimizer")
     return loop.assemble(model, functools.partial(objective.loss, model), tx, schedule, 0.0, mesh)
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import jax
@@ -228,6 +229,20 @@ def test_predict_says_that_a_detector_is_not_done(finished, tmp_path, capfd):
     assert "its training is not done; this is the detector after step 6" in capfd.readouterr().err
 
 
+def test_predict_takes_odd_files(finished, tmp_path, capfd):
+    """A name as long as can be gets a picture; a pipe, which would never end, is refused."""
+    photos, out = write_photos(tmp_path / "photos"), tmp_path / "out"
+    name = "é" * 125 + ".png"
+    (photos / "more" / "b.png").rename(photos / "more" / name)
+    assert predict.main([str(finished / RUN), str(photos), f"--out={out}"]) == 0
+    (picture,) = (out / "pictures" / "more").iterdir()
+    assert picture.name.startswith("é" * 100)
+    assert picture.suffix == ".jpg"
+    os.mkfifo(photos / "pipe.jpg")
+    assert predict.main([str(finished / RUN), str(photos), f"--out={tmp_path / 'other'}"]) == 2
+    assert "pipe.jpg cannot be decoded: it is not a regular file" in capfd.readouterr().err
+
+
 def test_predict_refuses_what_it_cannot_detect_in(finished, tmp_path, capfd):
     photos = write_photos(tmp_path / "photos")
     detector = str(finished / RUN / "detect" / "retina")
@@ -263,13 +278,14 @@ def test_predict_refuses_what_it_cannot_detect_in(finished, tmp_path, capfd):
         ({"detect.max_detections": 0}, "detect.max_detections must be at least 1"),
         ({"detect.batch": 12}, "detect.batch"),
         ({"model.name": "vit_ti", "model.patch": 4}, "model.name=vit_ti"),
+        ({"detect.optimizer.warmup_steps": 6}, "detect.optimizer.warmup_steps=6"),
         ({"detect.retina.strides": (4, 16)}, "strides (4, 16)"),
         ({"detect.data.source": "internet"}, "detect.data.source='internet'"),
         ({"detect.data.kinds": ("plane",)}, "digit scenes of the kinds"),
         ({"detect.data.kinds": ("empty",)}, "no image has an object"),
         ({"detect.data.scales": (64,)}, "detect.data.scales"),
         ({"detect.data.smallest": 64}, "no image has an object"),
-        ({"detect.optimizer.schedule": "step"}, "optimizer.milestones"),
+        ({"detect.optimizer.schedule": "step"}, "detect.optimizer.milestones"),
         ({"stages": ("detect",)}, "holds no checkpoint"),
     ],
 )
