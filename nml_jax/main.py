@@ -114,6 +114,7 @@ def launch(
         from nml_jax.stages.dry_run import describe_plan
 
         experiment.claim(workdir, config, force=force, write=False)
+        experiment.check_files(workdir, config, cells, force=force)
         plan = describe_plan(config, cells, workdir, mesh, pinned=pinned, full=dry_run == FULL)
         console.show(plan.text)
         if plan.missing:
@@ -122,6 +123,7 @@ def launch(
                 "correct what the command names",
             )
         return
+    experiment.check_files(workdir, config, cells, force=force)
     experiment.check_encoders(workdir, cells, todo, force=force)
     experiment.check_supervision(workdir, cells, todo, force=force)
     runtime.check_devices(mesh, config.runtime.timeout)

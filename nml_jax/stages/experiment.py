@@ -163,6 +163,24 @@ def check_supervision(
             noisy_data.count_records(cell)
 
 
+def check_files(
+    workdir: Path, config: ConfigDict, cells: Mapping[str, ConfigDict], *, force: Sequence[str] = ()
+) -> None:
+    """Check that no run is of another file than the run of its name: names have only the stems of files.
+
+    Raises:
+        UserError: a run that is there is of another file.
+    """
+    axes = settings.list_axes(config)
+    for name, cell in cells.items() if "pretrain" not in force else ():
+        folder, own = find_folder(workdir, name, cell), dict(settings.flatten(settings.to_json(cell)))
+        known = dict(settings.flatten(read_config(folder))) if read_record(folder)["stages"] else {}
+        for key in axes:
+            if isinstance(own.get(key), str) and known.get(key, own[key]) != own[key]:
+                cause = f"{folder} is of {key}={known[key]}, and not of {own[key]}"
+                raise UserError(cause, "give the file another name, or --workdir another folder, or --force=pretrain")
+
+
 def open_run(workdir: Path, name: str, config: ConfigDict, *, write: bool = True) -> Path:
     """Return the folder of a run. With `write`, create it and write its `config.json`."""
     folder = find_folder(workdir, name, config)

@@ -74,6 +74,21 @@ def inputs_differ(stage: Stage, recorded: Any, now: Mapping[str, Any]) -> bool:
     return {**recorded, "config": old} != {**now, "config": new}
 
 
+# The parts of a stage's inputs, in words.
+PARTS = {
+    "config": "its config",
+    "files": "the content of a file",
+    "version": "the program",
+    "upstream": "a stage before",
+}
+
+
+def _describe_change(recorded: Any, now: Mapping[str, Any]) -> str:
+    """Return in words which parts of a stage's inputs differ."""
+    known = recorded if isinstance(recorded, Mapping) else {}
+    return console.list_words(words for part, words in PARTS.items() if known.get(part) != now[part]) or PARTS["config"]
+
+
 def load_record(workdir: Path) -> dict[str, Any]:
     """Read the record of a run, with the inputs of its stages.
 
@@ -142,6 +157,8 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
     changed = recorded and inputs_differ(stage, own.get("inputs"), now)
     redo = force and (not recorded or "output" in own)
     if first and (changed or redo):
+        if changed and own.get("inputs"):
+            console.notice(f"{name_run(workdir)}: {name} begins again: {_describe_change(own['inputs'], now)} changed")
         # Existing outputs are outdated or not wanted. Change the record first: if the process is killed in between,
         # the stage counts as unfinished, not as finished without outputs.
         with report_disk_errors(workdir):

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from configs import common
+from nml_jax import settings
 from nml_jax.errors import UserError
-from nml_jax.runs.record import check_files, read_record
+from nml_jax.runs.record import check_files, read_record, write_record
 from nml_jax.runs.rows import Row, write_rows
-from nml_jax.stages import runner
+from nml_jax.stages import experiment, runner
 from nml_jax.stages.stage import Outputs
 
 
@@ -97,3 +99,34 @@ def test_an_edited_file_of_training_stays_unproved_after_a_start_that_was_killed
         check_files(tmp_path, read_record(tmp_path))
     metrics.write_text("1\n")  # the cure
     check_files(tmp_path, read_record(tmp_path))
+
+
+def test_a_stage_that_begins_again_says_why(tmp_path: Path, monkeypatch, mesh, capsys):
+    stage = dataclasses.replace(
+        runner.find_stage("diagnose"), run=lambda config, workdir, mesh: "", outputs=Outputs(()), upstream=()
+    )
+    monkeypatch.setattr(runner, "find_stage", lambda name: stage)
+    config, labels = common.get_config(), tmp_path / "labels.npy"
+    config.features.train = str(labels)
+    for content in ("a", "a", "b"):
+        labels.write_text(content)
+        runner.run("diagnose", config, tmp_path, mesh)
+    said = capsys.readouterr().err
+    assert said.count("diagnose begins again: the content of a file changed") == 1
+
+
+def test_files_of_one_name_are_not_one_run(tmp_path: Path):
+    def make(file: str) -> tuple[ConfigDict, dict[str, ConfigDict]]:
+        config = common.get_config()
+        config.sweep.conditions = (("human", (("noise_kind", "labels"), ("noise_file", file))),)
+        return config, settings.expand_sweep(config)
+
+    config, cells = make("first/labels.npy")
+    (name,) = cells
+    experiment.open_run(tmp_path, name, cells[name])
+    experiment.check_files(tmp_path, *make("other/labels.npy"))  # nothing was done there
+    write_record(tmp_path / name, {**read_record(tmp_path / name), "stages": {"pretrain": {"output": "x"}}})
+    experiment.check_files(tmp_path, config, cells)
+    with pytest.raises(UserError, match=r"is of noise_file=first/labels\.npy, and not of other/labels\.npy"):
+        experiment.check_files(tmp_path, *make("other/labels.npy"))
+    experiment.check_files(tmp_path, *make("other/labels.npy"), force=("pretrain",))
