@@ -11,7 +11,7 @@ import numpy as np
 
 from nml_jax import console, ranges
 from nml_jax.data import sources
-from nml_jax.data.class_names import clean_name, list_names
+from nml_jax.data.class_names import clean_name, compose, list_names
 from nml_jax.data.images import transforms
 from nml_jax.data.sources.source import Source, select_classes
 from nml_jax.errors import MissingInput, UserError
@@ -314,6 +314,7 @@ def _check_directory(name: str, config: Any, *, data: bool) -> None:
             f"set {key}, or leave the later stages out of --config.stages",
         )
     splits = (*config.downstream.test, *config.downstream.ood)
+    _require_splits(Path(path).expanduser(), (config.downstream.train, *splits))
     for split in splits:
         if splits.count(split) > 1:
             raise UserError(f"{name}: the split {split!r} is tested twice", "name it under test or under ood")
@@ -322,6 +323,16 @@ def _check_directory(name: str, config: Any, *, data: bool) -> None:
                 f"{name}: the test split {split!r} is the training split of the heads, or has its name",
                 "test on another split",
             )
+
+
+def _require_splits(folder: Path, splits: Sequence[str]) -> None:
+    """Raise UserError if a prepared dataset is there and lacks one of these splits."""
+    if (folder / "dataset_info.json").is_file():
+        from nml_jax.data.sources import prepared  # imports TFDS, which takes a second that digits do not need
+
+        info = prepared.open_directory(folder).info
+        for split in splits:
+            prepared.find_spans(info, compose(split), folder)
 
 
 def _check_catalogue(chosen: Any, names: tuple[str, ...]) -> None:

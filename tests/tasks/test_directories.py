@@ -83,6 +83,7 @@ def test_a_directory_that_no_task_names_is_not_read(folders):
         (("crawling", "PATH", "train", ("test",), ()), "'crawling' is the name of another task"),
         (("a", "PATH", "train", ("test",), ("test",)), "a: the split 'test' is tested twice"),
         (("a", "PATH", "test", ("test",), ()), "a: the test split 'test' is the training split"),
+        (("a", "PATH", "train", ("test",), ("tset",)), "has no split 'tset'"),
         (("a", "/nowhere", "train", ("test",), ()), "'a' has no prepared dataset at '/nowhere'"),
     ],
 )
