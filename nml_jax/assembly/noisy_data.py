@@ -220,6 +220,7 @@ def align_by_order(path: Path, labels: np.ndarray, train: Source) -> np.ndarray:
             if jax.process_index() == 0:
                 console.notice(f"noise_file={path}: its {n:,} labels are taken for those of the split before "
                                f"{n - len(train):,} records were left out of training")  # fmt: skip
+            _check_kept(path, labels, kept, classes)
             return _renumber(path, labels[kept], classes)
     shown = " or ".join(f"{n:,}" for n in dict.fromkeys(sizes))
     raise errors.UserError(
@@ -245,6 +246,14 @@ def trace_selection(train: Source) -> Iterator[tuple[int, np.ndarray, np.ndarray
         parts = [part.source for part in selected]
         starts = np.cumsum([0, *map(len, parts)])
         yield int(starts[-1]), np.concatenate([own + s for own, s in zip(ids, starts[:-1], strict=True)]), classes
+
+
+def _check_kept(path: Path, labels: np.ndarray, kept: np.ndarray, classes: np.ndarray) -> None:
+    """Raise UserError, with its place in the file, if the label of a kept record cannot be a class."""
+    if labels.dtype.kind in "iu" and np.array_equal(classes, np.arange(len(classes))):
+        for i in kept[(labels[kept] < 0) | (labels[kept] >= len(classes))][:1]:
+            cause = f"noise_file={path}: label {i} (from 0) is {labels[i]}, not in 0 to {len(classes) - 1}"
+            raise errors.UserError(cause, "give the classes as integers from 0, in the order of the training split")
 
 
 def _renumber(path: Path, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:

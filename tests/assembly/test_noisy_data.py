@@ -44,6 +44,17 @@ def test_labels_of_the_whole_split_are_aligned_and_that_is_said(tmp_path: Path, 
     assert "are taken for" not in capsys.readouterr().err
 
 
+def test_a_label_that_is_no_class_is_named_by_its_place_in_the_file(tmp_path: Path, whole: np.ndarray):
+    config = make(tmp_path / "all.npy")
+    np.save(tmp_path / "all.npy", whole)
+    train, _ = noisy_data.load_splits(config)
+    place = train.indices[5]
+    whole[place] = 77
+    np.save(tmp_path / "all.npy", whole)
+    with pytest.raises(UserError, match=rf"all\.npy: label {place} \(from 0\) is 77, not in 0 to 9"):
+        noisy_data.corrupt(config, train)
+
+
 def test_labels_of_the_split_before_classes_were_selected(tmp_path: Path, whole: np.ndarray):
     clean = sources.load("digits", "", "train").labels
     shifted = np.where(clean == 3, 7, clean)
