@@ -63,13 +63,22 @@ def index_files(path: Path) -> tuple[dict[str, Callable[[], tuple[bytes, str]]],
 
     Returns:
         Path below `path`, as "photos.zip/1.jpg" inside a zip -> function that returns (content, "") or (b"", reason);
-        and how many files are left out, by reason (nml_jax/prepare/clutter.py).
+        and how many files are left out, by reason. Names are escaped, and the first file of a name counts, as in
+        `list_names`.
 
     Raises:
         UserError: `path` does not exist or is neither, or a zip is damaged or encrypted.
     """
     found: dict[str, Callable[[], tuple[bytes, str]]] = {}
     left_out: Counter[str] = Counter()
+
+    def add(raw: str, read_content: Callable[[], tuple[bytes, str]]) -> None:
+        name = escape_name(raw)
+        if reason := TWICE if name in found else find_clutter_in_path(name):
+            left_out[reason] += 1
+        else:
+            found[name] = read_content
+
     with _raise_user_error(path):
         if path.is_dir():
             names = [(name, read_content) for name, read_content in _iterate_folder(path)]
@@ -78,16 +87,12 @@ def index_files(path: Path) -> tuple[dict[str, Callable[[], tuple[bytes, str]]],
         else:
             raise UserError(f"{path} is neither a folder nor a zip", "give the folder or zip of a data set")
     for name, read_content in names:
-        if reason := find_clutter_in_path(name):
-            left_out[reason] += 1
-        elif path.is_dir() and name.lower().endswith(".zip"):
+        if path.is_dir() and name.lower().endswith(".zip") and not find_clutter_in_path(name):
             with _raise_user_error(path / name):
                 for inner, read_inner in _index_zip(path / name):
-                    reason = find_clutter_in_path(inner)
-                    left_out.update([reason] if reason else [])
-                    found |= {} if reason else {f"{name}/{inner}": read_inner}
+                    add(f"{name}/{inner}", read_inner)
         else:
-            found[name] = read_content
+            add(name, read_content)
     return found, left_out
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nml_jax.data.class_names import compose, read_name
+from nml_jax.data.class_names import compose, escape_name, read_name
 from nml_jax.data.sources import texts
 from nml_jax.errors import UserError
 from nml_jax.prepare import archives, records
@@ -41,7 +41,7 @@ class Found(Listing):
     def __init__(self, src: Path):
         super().__init__(src)
         self.files, clutter = archives.index_files(src)
-        self.left_out = [{"file": src.name, "reason": reason, "files": n} for reason, n in clutter.items()]
+        self.left_out = [{"file": escape_name(src.name), "reason": why, "files": n} for why, n in clutter.items()]
         self.instances: dict[str, Instances] = {}
         self._homes: dict[str, PurePosixPath] = {}  # the folder of each split's json
         for name in self._list_jsons():
