@@ -17,7 +17,7 @@ from nml_jax.data.class_names import describe_counts
 from nml_jax.errors import UserError
 from nml_jax.prepare.image_files import RESIZE
 from nml_jax.prepare.image_folder import IMAGE_FOLDER, build_image_folder
-from nml_jax.prepare.records import print_classes
+from nml_jax.prepare.records import check_workers, print_classes
 
 SHOWN = 20  # refused files to print; the manifest lists them all
 
@@ -39,12 +39,13 @@ def main(argv: list[str] | None = None) -> int:
         command = kinds.add_parser(kind, help=help_text)
         command.add_argument("src", metavar="SRC", type=Path)
         command.add_argument("out", metavar="OUT", type=Path)
-        command.add_argument("--workers", type=int, help="threads that check images (default: one per core)")
+        command.add_argument("--workers", type=int, help="threads that check images, 1 or more (default: one per core)")
     kinds.choices["image_folder"].add_argument("--resize", metavar="SIDE", type=int, help=RESIZE)
     pairs.add_arguments(kinds.add_parser("image_text", help="from WebDataset tars, Parquet, CSV and TSV"))
     console.allow_any_terminal()
     args = parser.parse_args(argv)
     try:
+        check_workers(args.workers)
         if args.kind == "image_text":
             return pairs.main(args)
         options = {"resize": args.resize} if args.kind == "image_folder" else {}

@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+
+import pytest
 
 from nml_jax.prepare.__main__ import main
 from nml_jax.prepare.downstream import BUILDERS
@@ -10,6 +13,22 @@ from tests.scenes.tiny_archives import LAYOUTS, pack
 from tests.scenes.tiny_sets import image
 
 KINDS = ("image_folder", "coco_folder", "image_text", *BUILDERS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("workers", ["-1", "0"])
+def test_workers_are_one_or_more(tmp_path, capsys, kind, workers):
+    assert main([kind, str(tmp_path / "none"), str(tmp_path / "out"), "--workers", workers]) == 2
+    cause, cure = capsys.readouterr().err.splitlines()
+    assert cause == f"--workers must be at least 1, got {workers}"
+    assert cure == "  cure: leave it out for one per core"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_help_says_how_many_workers_there_may_be(capsys, kind):
+    with pytest.raises(SystemExit):
+        main([kind, "--help"])
+    assert "1 or more (default: one per core)" in re.sub(r"\s+", " ", capsys.readouterr().out)
 
 
 def test_a_path_of_out_must_be_utf_8(tmp_path, capsys):

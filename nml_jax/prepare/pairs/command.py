@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     several = "several folders of files with different names are splits of these names"
     parser.add_argument("src", metavar="SRC", type=Path, nargs="+", help=f"{src}; {several}")
     parser.add_argument("out", metavar="OUT", type=Path)
-    parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
+    parser.add_argument("--workers", type=int, help="number of processes, 1 or more (default: one per core)")
     parser.add_argument("--image", metavar="COLUMN", help="column of a table: bytes, or paths below its folder")
     parser.add_argument("--caption", metavar="COLUMN[,COLUMN]", type=_parse_names, help="columns or fields of KEY.json")
     parser.add_argument("--label", metavar="FIELD", default="", help="column or field of KEY.json with the class")
