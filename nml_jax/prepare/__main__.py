@@ -67,7 +67,7 @@ def _print_manifest(manifest: dict[str, Any], out: Path) -> int:
         per_class = {name: n for name, n in counts["per_class"].items() if n}
         console.show(f"{split}: {counts['records']} images of {describe_counts(per_class)}")
         for what, n in manifest.get("annotations_mended", {}).get(split, {}).items():
-            console.show(f"  {n} x {what}")
+            console.show_line(f"  {n} x {what}")
     print_classes(manifest)
     left_out: Counter[str] = Counter()
     for entry in manifest["files_left_out"]:
@@ -75,13 +75,13 @@ def _print_manifest(manifest: dict[str, Any], out: Path) -> int:
     if left_out:
         console.show(f"files left out: {left_out.total()}")
     for reason, n in left_out.most_common():
-        console.show(f"  {n} x {reason}")
+        console.show_line(f"  {n} x {reason}")
     if "annotations_left_out" in manifest:
         _print_annotations(manifest["annotations_left_out"], out)
     refused = manifest["refused"]
     console.show(f"refused files: {len(refused)}")
     for entry in refused[:SHOWN]:
-        console.show(f"  {entry['file']}: {entry['reason']}")
+        console.show_line(f"  {entry['file']}: {entry['reason']}")
     if len(refused) > SHOWN:
         console.show(f"  ... and {len(refused) - SHOWN} more in {out / 'manifest.json'}")
     console.show(str(out))
@@ -92,7 +92,7 @@ def _print_annotations(left_out: list[dict[str, Any]], out: Path) -> None:
     """Print how many annotations are left out, and the first ones."""
     console.show(f"annotations left out: {len(left_out)}")
     for entry in left_out[:SHOWN]:
-        console.show(f"  {entry['file']}, annotation {entry['annotation']}: {entry['reason']}")
+        console.show_line(f"  {entry['file']}, annotation {entry['annotation']}: {entry['reason']}")
     if len(left_out) > SHOWN:
         console.show(f"  ... and {len(left_out) - SHOWN} more in {out / 'manifest.json'}")
 

@@ -47,3 +47,11 @@ def test_an_archive_whose_name_is_not_utf_8_is_read(tmp_path):
     assert main(["rendered_sst2", str(src), str(tmp_path / "out")]) == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
     assert {entry["file"] for entry in manifest["files_left_out"]} == {"\\xff.tar"}
+
+
+def test_a_folder_that_cannot_name_a_split_is_not_printed_as_one(tmp_path, capsys):
+    folders = [tmp_path / "train", tmp_path / "v\nrefused pairs: 0"]
+    for folder in folders:
+        tar(folder / "0.tar", pair("1", 1, "one"))
+    assert main(["image_text", *map(str, folders), str(tmp_path / "out")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2

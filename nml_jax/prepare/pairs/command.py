@@ -71,6 +71,6 @@ def main(args: argparse.Namespace) -> int:
         if manifest[kind] or what == "pairs":
             console.show(f"refused {what}: {sum(manifest[kind].values())}, listed in {args.out / 'refused.jsonl'}")
         for reason, n in sorted(manifest[kind].items(), key=lambda item: -item[1]):
-            console.show(f"  {n} x {reason}")
+            console.show_line(f"  {n} x {reason}")
     console.show(str(args.out))
     return 0

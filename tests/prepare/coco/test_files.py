@@ -55,3 +55,16 @@ def test_of_two_files_of_one_name_in_a_zip_the_first_counts(tmp_path):
         {"file": "src", "reason": "another file with this name came before", "files": 1}
     ]
     assert manifest["seen"] == 3
+
+
+def test_a_line_feed_in_a_name_begins_no_line(tmp_path, capsys):
+    images = [image(1), image(2, "2.jpg: empty\nrefused files: 0")]
+    notes = [note(5), note("6\nannotations left out: 0", iscrowd=2)]
+    src = write(tmp_path / "src", notes, images, files={"1.jpg": encode()})
+    assert command.main(["coco_folder", str(src), str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "efused files" in line] == [
+        "refused files: 1",
+        "  2.jpg: empty\\nrefused files: 0: there is no such file; it is image 2 of the json",
+    ]
+    assert [line for line in lines if line.startswith("annotations left out")] == ["annotations left out: 1"]
