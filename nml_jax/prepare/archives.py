@@ -111,7 +111,15 @@ def _index_zip(path: Path) -> list[tuple[str, Callable[[], tuple[bytes, str]]]]:
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as e:
             return b"", f"damaged in its zip: {e}"
 
-    return [(member.filename.removeprefix("./"), functools.partial(read_member, member)) for member in members]
+    return [(_read_name(member).removeprefix("./"), functools.partial(read_member, member)) for member in members]
+
+
+def _read_name(member: zipfile.ZipInfo) -> str:
+    """Return the name of a member: UTF-8 if it can be. macOS writes that without the flag that says so."""
+    if not member.flag_bits & 0x800:
+        with contextlib.suppress(UnicodeError):
+            return member.filename.encode("cp437").decode("utf-8")
+    return member.filename
 
 
 def _iterate_members(path: Path, counts: Counter[str] | None = None) -> Iterator[tuple[str, Any]]:
@@ -157,7 +165,7 @@ def _iterate_zip(path: Path) -> Iterator[tuple[str, Any]]:
             if not member.is_dir():
                 large = member.file_size > MAX_BYTES
                 yield (
-                    member.filename,
+                    _read_name(member),
                     lambda m=member, large=large: (b"", TOO_LARGE) if large else (archive.read(m), ""),
                 )
 

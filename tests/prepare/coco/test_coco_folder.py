@@ -227,7 +227,7 @@ def test_zips_and_several_splits(tmp_path):
         archive.writestr("data/instances.json", (src / "annotations" / "instances_train.json").read_text())
         for i in (1, 2):
             archive.writestr(f"data/images/{i}.jpg", encode())
-    assert build_coco_folder(whole, tmp_path / "other")["splits"]["data"]["records"] == 2
+    assert build_coco_folder(whole, tmp_path / "other")["splits"]["train"]["records"] == 2
     assert len(annotated.load(str(tmp_path / "out"), "train+val")) == 4
 
 
