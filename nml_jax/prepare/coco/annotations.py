@@ -143,7 +143,8 @@ def check_object(entry: Mapping[str, Any], height: int, width: int, mended: Coun
     Raises:
         ValueError: neither its box nor its mask can be used; says why.
     """
-    box, crowd = entry.get("bbox"), entry.get("iscrowd", 0)
+    box, crowd = entry.get("bbox"), entry.get("iscrowd")
+    crowd = 0 if crowd is None else crowd
     if crowd not in (0, 1):
         raise ValueError(f"iscrowd is {ascii(crowd)[:40]}, not 0 or 1")
     segmentation = _check_mask(entry.get("segmentation"), height, width, mended)
@@ -155,9 +156,10 @@ def check_object(entry: Mapping[str, Any], height: int, width: int, mended: Coun
         mended["a box from the mask, as there was none"] += 1
     _check_box(box, height, width, mended)
     area: Any = entry.get("area")
-    if type(area) not in (int, float) or not 0 <= area < FAR**2:
-        area = masks.measure(segmentation, height, width)[0] if segmentation is not None else box[2] * box[3]
-        mended["an area from the mask or box, as there was none"] += 1
+    if type(area) not in (int, float) or not 0 <= area <= (height + 1) * (width + 1):
+        fault = "there was none" if area is None else "its own is not one within its image"
+        area = masks.measure(segmentation, height, width)[0] if segmentation else _measure_box(box, height, width)
+        mended[f"an area from the mask or box, as {fault}"] += 1
     if segmentation is None:
         mended["no mask that can be used: it counts for boxes alone"] += 1
     return {"id": entry.get("id"), "category_id": entry["category_id"], "bbox": box, "area": area,
@@ -177,6 +179,12 @@ def _check_box(box: Any, height: int, width: int, mended: Counter[str]) -> None:
         raise ValueError(f"a box beyond the image of {width} x {height}: {box}")
     if x < 0 or y < 0 or x + w > width + 1 or y + h > height + 1:
         mended["a box that reaches beyond its image; training cuts it"] += 1
+
+
+def _measure_box(box: list[float], height: int, width: int) -> float:
+    """Return the area of the part of a box that lies within its image."""
+    x, y, w, h = box
+    return (min(x + w, width) - max(x, 0)) * (min(y + h, height) - max(y, 0))
 
 
 def _check_mask(segmentation: Any, height: int, width: int, mended: Counter[str]) -> Any:
