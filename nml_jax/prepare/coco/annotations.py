@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from nml_jax.data.class_names import read_name
 from nml_jax.data.images import masks
 from nml_jax.errors import UserError
+from nml_jax.prepare.coco.fields import CATEGORY, CURE, is_id, read_entry, read_image, read_whole
 from nml_jax.prepare.records import check_class
 
-CURE = "give the json as its distributor wrote it"
-LARGEST = 100_000  # pixels of a side of an image
+STRAY = "or take it out of SRC if it is not a json of COCO's format"
 FAR = 1e9  # of a number of a box: beyond it nothing is a place
 PARTS = {"images": list, "annotations": list, "categories": list}
 
@@ -50,11 +50,12 @@ def parse(name: str, content: bytes) -> Instances:
     try:
         tree = json.loads(content)
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{name} is no json, or cut off: {e}", "get it again") from e
+        raise UserError(f"{name} is not a json, or is cut off: {e}", f"get it again, {STRAY}") from e
     if not isinstance(tree, dict) or not all(isinstance(tree.get(key), kind) for key, kind in PARTS.items()):
-        has = f"has {', '.join(list(tree)[:5]) or 'nothing'}" if isinstance(tree, dict) else f"is a {_name_kind(tree)}"
-        raise UserError(f"{name} is not in COCO's format: it {has}, not images, annotations and categories", CURE)
-    images = [_check_image(name, entry) for entry in tree["images"]]
+        has = f"has {', '.join(list(tree)[:5]) or 'nothing'}" if isinstance(tree, dict) else f"is {_name_kind(tree)}"
+        cause = f"{name} is not in COCO's format: it {has}, not images, annotations and categories"
+        raise UserError(cause, f"{CURE}, {STRAY}")
+    images = [read_image(name, entry) for entry in tree["images"]]
     categories = _check_categories(name, tree["categories"])
     _refuse_twice(name, "image", [entry["id"] for entry in images])
     _refuse_twice(name, "file", [entry["file_name"] for entry in images])
@@ -62,34 +63,12 @@ def parse(name: str, content: bytes) -> Instances:
 
 
 def _name_kind(tree: Any) -> str:
-    return {list: "list", str: "text"}.get(type(tree), "number")
-
-
-def _check_image(name: str, entry: Any) -> dict[str, Any]:
-    """Return an image's entry. Raise UserError if it lacks its id, file or size."""
-    sound = isinstance(entry, dict) and _is_id(entry.get("id")) and _is_text(entry.get("file_name"))
-    if not sound or not all(
-        type(entry.get(side)) is int and 0 < entry[side] <= LARGEST for side in ("height", "width")
-    ):
-        shown = json.dumps(entry)[:80]
-        raise UserError(f"{name}: an image without id, file_name, height or width in pixels: {shown}", CURE)
-    return {**entry, "file_name": entry["file_name"].replace("\\", "/").removeprefix("./")}
-
-
-def _is_text(value: Any) -> bool:
-    """Return whether a value is a text that can be written: escapes of a json can make half of a character."""
-    return isinstance(value, str) and not any(0xD800 <= ord(c) < 0xE000 for c in value)
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) is int or _is_text(value)
+    return {list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(type(tree), "a number")
 
 
 def _check_categories(name: str, entries: list[Any]) -> dict[int, str]:
     """Return id -> name. Raise UserError if an id or name is missing or comes twice."""
-    for entry in entries:
-        if not isinstance(entry, dict) or type(entry.get("id")) is not int or not _is_text(entry.get("name")):
-            raise UserError(f"{name}: a category without id or name: {json.dumps(entry)[:80]}", CURE)
+    entries = [read_entry(name, "a category", entry, CATEGORY) for entry in entries]
     if not entries:
         raise UserError(f"{name} has no category", CURE)
     _refuse_twice(name, "category", [entry["id"] for entry in entries])
@@ -114,7 +93,8 @@ def _sort_objects(name: str, images: list[Any], categories: dict[int, str], anno
     out = Instances(images, categories, {entry["id"]: [] for entry in images}, [], mended)
     ids: Counter[Any] = Counter()
     for entry in annotations:
-        own = entry.get("id") if isinstance(entry, dict) and _is_id(entry.get("id")) else None
+        own = read_whole(entry.get("id")) if isinstance(entry, dict) else None
+        own = own if is_id(own) else None
         try:
             image = _get(known, entry.get("image_id")) if isinstance(entry, dict) else None
             if image is None:
@@ -134,7 +114,7 @@ def _sort_objects(name: str, images: list[Any], categories: dict[int, str], anno
 
 def _get(known: Mapping[Any, Any], value: Any) -> Any:
     """Return what has this id, 3.0 for 3 included; None if nothing has, or if this is not an id (a list, true)."""
-    return known.get(value) if _is_id(value) or type(value) is float else None
+    return known.get(value) if is_id(value) or type(value) is float else None
 
 
 def check_object(entry: Mapping[str, Any], height: int, width: int, mended: Counter[str]) -> dict[str, Any]:

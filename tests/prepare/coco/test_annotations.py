@@ -4,13 +4,70 @@ import json
 
 import pytest
 
+from nml_jax.errors import UserError
 from nml_jax.prepare.coco.annotations import parse
-from tests.prepare.coco.folders import CATEGORIES, build, image, note
+from nml_jax.prepare.coco.build import build_coco_folder
+from tests.prepare.coco.folders import CATEGORIES, build, image, note, write
 
 
 def read(images=None, annotations=(), categories=None):
     tree = {"images": images or [image(1)], "annotations": list(annotations), "categories": categories or CATEGORIES}
     return parse("instances.json", json.dumps(tree).encode())
+
+
+def test_whole_numbers_may_be_written_with_a_point():
+    found = read([image(1.0) | {"height": 12.0, "width": 20.0}], [note(5.0)], [{"id": 3.0, "name": "cat"}])
+    assert found.images == [{"id": 1, "file_name": "1.0.jpg", "height": 12, "width": 20}]
+    assert type(found.images[0]["height"]) is int
+    assert found.categories == {3: "cat"}
+    assert [one["id"] for one in found.objects[1]] == [5]
+    assert +found.mended == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"height": "48"}, 'an image whose height is "48", not a whole number of pixels from 1 to 100000: {"id"'),
+        ({"height": 47.5}, "an image whose height is 47.5, not a whole number"),
+        ({"width": 0}, "an image whose width is 0, not a whole number"),
+        ({"width": float("inf")}, "an image whose width is Infinity, not a whole number"),
+        ({"width": None, "height": None}, "an image without height and width: "),
+        ({"id": True}, "an image whose id is true, not a whole number or a text"),
+        ({"id": 1.5}, "an image whose id is 1.5, not a whole number or a text"),
+        ({"file_name": 1}, "an image whose file_name is 1, not a text"),
+    ],
+)
+def test_what_is_wrong_with_an_image_is_named(changes, cause):
+    with pytest.raises(UserError) as refused:
+        read([image(1) | changes])
+    assert refused.value.cause.startswith(f"instances.json: {cause}")
+
+
+def test_what_is_wrong_with_a_category_is_named():
+    with pytest.raises(UserError, match='a category whose id is "3", not a whole number: '):
+        read(categories=[{"id": "3", "name": "cat"}])
+    with pytest.raises(UserError, match="a category without id and name: 7"):
+        read(categories=[7])
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        ("null", "is not in COCO's format: it is null, not"),
+        ("true", "is not in COCO's format: it is true or false, not"),
+        ("1.5", "is not in COCO's format: it is a number, not"),
+        ('"a"', "is not in COCO's format: it is a text, not"),
+        ('{"name": "my-package", "version": "1.0"}', "is not in COCO's format: it has name, version, not"),
+        ("// settings\n{}", "is not a json, or is cut off: "),
+    ],
+)
+def test_a_json_of_another_kind_may_be_taken_away(tmp_path, content, cause):
+    src = write(tmp_path / "src", [note(5)])
+    (src / "package.json").write_text(content)
+    with pytest.raises(UserError) as refused:
+        build_coco_folder(src, tmp_path / "out")
+    assert f"package.json {cause}" in refused.value.cause
+    assert refused.value.cure.endswith("or take it out of SRC if it is not a json of COCO's format")
 
 
 def test_a_crowd_that_is_null_is_none(tmp_path):

@@ -109,24 +109,27 @@ def test_an_annotation_that_can_be_mended_is_counted(tmp_path, changes, what, ma
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
-        (lambda tree: json.dumps(tree)[:-20], "is no json, or cut off"),
+        (lambda tree: json.dumps(tree)[:-20], "is not a json, or is cut off"),
         (lambda tree: "[1, 2]", "it is a list"),
-        (lambda tree: "[" * 100_000, "is no json, or cut off"),
-        (lambda tree: json.dumps(tree | {"images": [image(1, "\ud800")]}), "without id, file_name, height"),
-        (lambda tree: json.dumps(tree | {"images": [{**image(1), "width": 10**9}]}), "without id, file_name, height"),
+        (lambda tree: "[" * 100_000, "is not a json, or is cut off"),
+        (lambda tree: json.dumps(tree | {"images": [image(1, "\ud800")]}), "whose file_name is "),
+        (
+            lambda tree: json.dumps(tree | {"images": [{**image(1), "width": 10**9}]}),
+            "whose width is 1000000000, not a whole",
+        ),
         (
             lambda tree: json.dumps(tree | {"categories": [{"id": 3, "name": "\udfff"}]}),
-            "a category without id or name",
+            "a category whose name is ",
         ),
         (lambda tree: json.dumps({"images": []}), "it has images, not images, annotations and categories"),
         (lambda tree: json.dumps(tree | {"images": [image(1), image(1, "2.jpg")]}), "image 1 comes twice"),
         (lambda tree: json.dumps(tree | {"images": [image(1), image(2, "1.jpg")]}), "file '1.jpg' comes twice"),
         (
             lambda tree: json.dumps(tree | {"images": [{"id": 1, "file_name": "1.jpg"}]}),
-            "without id, file_name, height",
+            "an image without height and width: ",
         ),
         (lambda tree: json.dumps(tree | {"categories": []}), "has no category"),
-        (lambda tree: json.dumps(tree | {"categories": [{"id": 3}]}), "a category without id or name"),
+        (lambda tree: json.dumps(tree | {"categories": [{"id": 3}]}), "a category without name: "),
         (lambda tree: json.dumps(tree | {"categories": [CATEGORIES[0]] * 2}), "category 7 comes twice"),
         (
             lambda tree: json.dumps(tree | {"categories": [{"id": 0, "name": "a"}, {"id": 1, "name": "a"}]}),
