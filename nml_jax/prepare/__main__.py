@@ -19,6 +19,7 @@ from nml_jax.prepare.image_files import RESIZE
 from nml_jax.prepare.image_folder import IMAGE_FOLDER, build_image_folder
 from nml_jax.prepare.records import check_workers, print_classes
 
+FEW = 3  # ids of annotations in one line
 SHOWN = 20  # refused files to print; the manifest lists them all
 
 
@@ -67,7 +68,8 @@ def _print_manifest(manifest: dict[str, Any], out: Path) -> int:
         per_class = {name: n for name, n in counts["per_class"].items() if n}
         console.show(f"{split}: {counts['records']} images of {describe_counts(per_class)}")
         for what, n in manifest.get("annotations_mended", {}).get(split, {}).items():
-            console.show_line(f"  {n} x {what}")
+            ids = manifest["annotations_mended_ids"][split].get(what, [])[:FEW]
+            console.show_line(f"  {n} x {what}" + f"; as in annotation {console.list_words(map(str, ids))}" * bool(ids))
     print_classes(manifest)
     left_out: Counter[str] = Counter()
     for entry in manifest["files_left_out"]:

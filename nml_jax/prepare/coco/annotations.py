@@ -15,6 +15,7 @@ from nml_jax.errors import UserError
 from nml_jax.prepare.coco.fields import CATEGORY, CURE, is_id, read_entry, read_image, read_whole
 from nml_jax.prepare.records import check_class
 
+SHARED = "an id that other annotations have, too"
 STRAY = "or take it out of SRC if it is not a json of COCO's format"
 FAR = 1e9  # of a number of a box: beyond it nothing is a place
 PARTS = {"images": list, "annotations": list, "categories": list}
@@ -29,6 +30,7 @@ class Instances(NamedTuple):
         objects: id of an image -> its annotations, which `check_objects` has found sound.
         left_out: {"file", "annotation", "reason"} of every annotation that is not used.
         mended: what was mended -> how often.
+        mended_ids: what was mended -> the ids of the annotations, as far as they have some.
     """
 
     images: list[dict[str, Any]]
@@ -36,6 +38,7 @@ class Instances(NamedTuple):
     objects: dict[Any, list[dict[str, Any]]]
     left_out: list[dict[str, Any]]
     mended: Counter[str]
+    mended_ids: dict[str, list[Any]]
 
 
 def parse(name: str, content: bytes) -> Instances:
@@ -89,12 +92,13 @@ def _refuse_twice(name: str, what: str, values: list[Any]) -> None:
 
 def _sort_objects(name: str, images: list[Any], categories: dict[int, str], annotations: list[Any]) -> Instances:
     """Sort annotations by image. Leave out and mend what `Instances` lists."""
-    known, mended = {entry["id"]: entry for entry in images}, Counter[str]()
-    out = Instances(images, categories, {entry["id"]: [] for entry in images}, [], mended)
+    known = {entry["id"]: entry for entry in images}
+    out = Instances(images, categories, {entry["id"]: [] for entry in images}, [], Counter(), {})
     ids: Counter[Any] = Counter()
     for entry in annotations:
         own = read_whole(entry.get("id")) if isinstance(entry, dict) else None
         own = own if is_id(own) else None
+        mended = Counter[str]()
         try:
             image = _get(known, entry.get("image_id")) if isinstance(entry, dict) else None
             if image is None:
@@ -106,9 +110,13 @@ def _sort_objects(name: str, images: list[Any], categories: dict[int, str], anno
             out.left_out.append({"file": name, "annotation": own, "reason": str(e)})
             continue
         ids[own] += 1
-    mended["an annotation without an id"] = ids.pop(None, 0)
-    mended["annotation id 0, which evaluation numbers again"] = ids[0]
-    mended["an id that other annotations have, too"] = sum(n for n in ids.values() if n > 1)
+        out.mended.update(mended)
+        for what in mended if own is not None else ():
+            out.mended_ids.setdefault(what, []).append(own)
+    out.mended["an annotation without an id"] = ids.pop(None, 0)
+    out.mended["annotation id 0, which evaluation numbers again"] = ids[0]
+    out.mended[SHARED] = sum(n for n in ids.values() if n > 1)
+    out.mended_ids[SHARED] = [own for own, n in ids.items() if n > 1]
     return out
 
 

@@ -31,6 +31,7 @@ COCO_FOLDER = "from a folder or zip with json files in COCO's format and images"
 OTHERS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 PLAIN = ("instances", "annotations", "_annotations.coco", "_annotations", "coco", "labels")
 FOLDERS = ("annotations", "images")
+IDS = 20  # of annotations with the same mend that the manifest lists
 Read = Callable[[], tuple[bytes, str]]
 
 
@@ -173,7 +174,10 @@ class Found(Listing):
         own = {split: [of.get(name) for name in self.classes] for split, of in ids.items()}
         mended = {split: dict(sorted((+of.mended).items())) for split, of in self.instances.items()}
         left_out = [{"split": split, **one} for split, of in self.instances.items() for one in of.left_out]
-        return {"category_ids": own, "annotations_mended": mended, "annotations_left_out": left_out}
+        first = {split: {what: every[:IDS] for what, every in sorted(of.mended_ids.items()) if every}
+                 for split, of in self.instances.items()}  # fmt: skip
+        return {"category_ids": own, "annotations_mended": mended, "annotations_mended_ids": first,
+                "annotations_left_out": left_out}  # fmt: skip
 
 
 def _match(path: str, file: str) -> tuple[int, bool]:

@@ -4,10 +4,12 @@ import json
 
 import pytest
 
+from nml_jax.data.sources import annotated
 from nml_jax.errors import UserError
+from nml_jax.prepare import __main__ as command
 from nml_jax.prepare.coco.annotations import parse
 from nml_jax.prepare.coco.build import build_coco_folder
-from tests.prepare.coco.folders import CATEGORIES, build, image, note, write
+from tests.prepare.coco.folders import CATEGORIES, SQUARE, build, image, note, write
 
 
 def read(images=None, annotations=(), categories=None):
@@ -83,6 +85,7 @@ def test_an_area_that_no_object_of_the_image_has_is_measured(area, more, measure
     assert [one["area"] for one in found.objects[1]] == [measured]
     what = "an area from the mask or box, as its own is not one within its image"
     assert found.mended[what] == 1
+    assert found.mended_ids[what] == [5]
 
 
 def test_an_area_of_the_whole_image_and_a_bit_is_kept():
@@ -104,3 +107,24 @@ def test_a_mask_beyond_the_codec_is_left_out(size, counts, what):
     found = read([about], [note(5, segmentation={"size": [size, size], "counts": counts})])
     assert found.mended[what] == 1
     assert [one["segmentation"] for one in found.objects[1]] == [None]
+
+
+def test_mended_annotations_are_listed_by_their_ids(tmp_path, capsys):
+    broken = {"size": [12, 20], "counts": [100]}
+    notes = [note(10 + i, segmentation=broken) for i in range(25)]
+    notes += [note(50, bbox=None), note(50), note("a\nb", area=None), note(None, area=None)]
+    notes += [note(60, bbox=[0, 0, -1, 3], segmentation=[[1, 2, 3, 4], *SQUARE])]
+    src = write(tmp_path / "src", notes)
+    assert command.main(["coco_folder", str(src), str(tmp_path / "out")]) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
+    ids = manifest["annotations_mended_ids"]["train"]
+    assert ids["a mask left out: an RLE whose counts"] == list(range(10, 30))
+    assert ids["a box from the mask, as there was none"] == [50]
+    assert ids["an id that other annotations have, too"] == [50]
+    assert ids["an area from the mask or box, as there was none"] == ["a\nb"]
+    assert not any("part of a mask" in what for what in manifest["annotations_mended"]["train"]), "60 is left out"
+    lines = capsys.readouterr().out.splitlines()
+    assert "  25 x a mask left out: an RLE whose counts; as in annotation 10, 11 and 12" in lines
+    assert "  2 x an area from the mask or box, as there was none; as in annotation a\\nb" in lines
+    assert "  1 x an annotation without an id" in lines
+    assert len(annotated.load(str(tmp_path / "out"), "train").objects(0).labels) == 29
