@@ -106,6 +106,11 @@ def show(text: str) -> None:
         _close_stdout()
 
 
+def show_line(text: str) -> None:
+    """Print a result to stdout in one line: the name of a file cannot begin another. A line feed is written as \\n."""
+    show(text.replace("\n", "\\n"))
+
+
 def make_printable(text: str) -> str:
     """Return a text as a terminal may get it: names of classes and files cannot send it commands.
 

@@ -17,8 +17,9 @@ from nml_jax.data.class_names import describe_counts
 from nml_jax.errors import UserError
 from nml_jax.prepare.image_files import RESIZE
 from nml_jax.prepare.image_folder import IMAGE_FOLDER, build_image_folder
-from nml_jax.prepare.records import print_classes
+from nml_jax.prepare.records import check_workers, print_classes
 
+FEW = 3  # ids of annotations in one line
 SHOWN = 20  # refused files to print; the manifest lists them all
 
 
@@ -39,12 +40,13 @@ def main(argv: list[str] | None = None) -> int:
         command = kinds.add_parser(kind, help=help_text)
         command.add_argument("src", metavar="SRC", type=Path)
         command.add_argument("out", metavar="OUT", type=Path)
-        command.add_argument("--workers", type=int, help="threads that check images (default: one per core)")
+        command.add_argument("--workers", type=int, help="threads that check images, 1 or more (default: one per core)")
     kinds.choices["image_folder"].add_argument("--resize", metavar="SIDE", type=int, help=RESIZE)
     pairs.add_arguments(kinds.add_parser("image_text", help="from WebDataset tars, Parquet, CSV and TSV"))
     console.allow_any_terminal()
     args = parser.parse_args(argv)
     try:
+        check_workers(args.workers)
         if args.kind == "image_text":
             return pairs.main(args)
         options = {"resize": args.resize} if args.kind == "image_folder" else {}
@@ -66,7 +68,8 @@ def _print_manifest(manifest: dict[str, Any], out: Path) -> int:
         per_class = {name: n for name, n in counts["per_class"].items() if n}
         console.show(f"{split}: {counts['records']} images of {describe_counts(per_class)}")
         for what, n in manifest.get("annotations_mended", {}).get(split, {}).items():
-            console.show(f"  {n} x {what}")
+            ids = manifest["annotations_mended_ids"][split].get(what, [])[:FEW]
+            console.show_line(f"  {n} x {what}" + f"; as in annotation {console.list_words(map(str, ids))}" * bool(ids))
     print_classes(manifest)
     left_out: Counter[str] = Counter()
     for entry in manifest["files_left_out"]:
@@ -74,13 +77,13 @@ def _print_manifest(manifest: dict[str, Any], out: Path) -> int:
     if left_out:
         console.show(f"files left out: {left_out.total()}")
     for reason, n in left_out.most_common():
-        console.show(f"  {n} x {reason}")
+        console.show_line(f"  {n} x {reason}")
     if "annotations_left_out" in manifest:
         _print_annotations(manifest["annotations_left_out"], out)
     refused = manifest["refused"]
     console.show(f"refused files: {len(refused)}")
     for entry in refused[:SHOWN]:
-        console.show(f"  {entry['file']}: {entry['reason']}")
+        console.show_line(f"  {entry['file']}: {entry['reason']}")
     if len(refused) > SHOWN:
         console.show(f"  ... and {len(refused) - SHOWN} more in {out / 'manifest.json'}")
     console.show(str(out))
@@ -91,7 +94,7 @@ def _print_annotations(left_out: list[dict[str, Any]], out: Path) -> None:
     """Print how many annotations are left out, and the first ones."""
     console.show(f"annotations left out: {len(left_out)}")
     for entry in left_out[:SHOWN]:
-        console.show(f"  {entry['file']}, annotation {entry['annotation']}: {entry['reason']}")
+        console.show_line(f"  {entry['file']}, annotation {entry['annotation']}: {entry['reason']}")
     if len(left_out) > SHOWN:
         console.show(f"  ... and {len(left_out) - SHOWN} more in {out / 'manifest.json'}")
 

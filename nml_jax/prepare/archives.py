@@ -63,13 +63,22 @@ def index_files(path: Path) -> tuple[dict[str, Callable[[], tuple[bytes, str]]],
 
     Returns:
         Path below `path`, as "photos.zip/1.jpg" inside a zip -> function that returns (content, "") or (b"", reason);
-        and how many files are left out, by reason (nml_jax/prepare/clutter.py).
+        and how many files are left out, by reason. Names are escaped, and the first file of a name counts, as in
+        `list_names`.
 
     Raises:
         UserError: `path` does not exist or is neither, or a zip is damaged or encrypted.
     """
     found: dict[str, Callable[[], tuple[bytes, str]]] = {}
     left_out: Counter[str] = Counter()
+
+    def add(raw: str, read_content: Callable[[], tuple[bytes, str]]) -> None:
+        name = escape_name(raw)
+        if reason := TWICE if name in found else find_clutter_in_path(name):
+            left_out[reason] += 1
+        else:
+            found[name] = read_content
+
     with _raise_user_error(path):
         if path.is_dir():
             names = [(name, read_content) for name, read_content in _iterate_folder(path)]
@@ -78,16 +87,12 @@ def index_files(path: Path) -> tuple[dict[str, Callable[[], tuple[bytes, str]]],
         else:
             raise UserError(f"{path} is neither a folder nor a zip", "give the folder or zip of a data set")
     for name, read_content in names:
-        if reason := find_clutter_in_path(name):
-            left_out[reason] += 1
-        elif path.is_dir() and name.lower().endswith(".zip"):
+        if path.is_dir() and name.lower().endswith(".zip") and not find_clutter_in_path(name):
             with _raise_user_error(path / name):
                 for inner, read_inner in _index_zip(path / name):
-                    reason = find_clutter_in_path(inner)
-                    left_out.update([reason] if reason else [])
-                    found |= {} if reason else {f"{name}/{inner}": read_inner}
+                    add(f"{name}/{inner}", read_inner)
         else:
-            found[name] = read_content
+            add(name, read_content)
     return found, left_out
 
 
@@ -106,7 +111,15 @@ def _index_zip(path: Path) -> list[tuple[str, Callable[[], tuple[bytes, str]]]]:
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as e:
             return b"", f"damaged in its zip: {e}"
 
-    return [(member.filename.removeprefix("./"), functools.partial(read_member, member)) for member in members]
+    return [(_read_name(member).removeprefix("./"), functools.partial(read_member, member)) for member in members]
+
+
+def _read_name(member: zipfile.ZipInfo) -> str:
+    """Return the name of a member: UTF-8 if it can be. macOS writes that without the flag that says so."""
+    if not member.flag_bits & 0x800:
+        with contextlib.suppress(UnicodeError):
+            return member.filename.encode("cp437").decode("utf-8")
+    return member.filename
 
 
 def _iterate_members(path: Path, counts: Counter[str] | None = None) -> Iterator[tuple[str, Any]]:
@@ -152,7 +165,7 @@ def _iterate_zip(path: Path) -> Iterator[tuple[str, Any]]:
             if not member.is_dir():
                 large = member.file_size > MAX_BYTES
                 yield (
-                    member.filename,
+                    _read_name(member),
                     lambda m=member, large=large: (b"", TOO_LARGE) if large else (archive.read(m), ""),
                 )
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from nml_jax.data import npy
-from nml_jax.data.class_names import compose, warn_alike
+from nml_jax.data.class_names import compose, escape_name, warn_alike
 from nml_jax.data.images import codec
 from nml_jax.data.sources.source import digest
 from nml_jax.errors import UserError
@@ -53,7 +53,8 @@ class Members(Listing):
             yield Item(*chosen[name], functools.partial(self._load_image, content, reason))
         self.seen = counts.total()
         counts[OTHER] = counts.pop("", 0) - sum(map(len, self.splits.values()))
-        self.left_out = [{"file": self.src.name, "reason": reason, "files": n} for reason, n in (+counts).items()]
+        file = escape_name(self.src.name)
+        self.left_out = [{"file": file, "reason": reason, "files": n} for reason, n in (+counts).items()]
 
     def _load_image(self, content: bytes, reason: str) -> tuple[bytes, str]:
         return (content, reason) if reason or self._prepare is None else self._prepare(content)

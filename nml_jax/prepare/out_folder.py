@@ -7,13 +7,16 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from nml_jax.data.class_names import escape_name
 from nml_jax.errors import UserError
 from nml_jax.runs import owner
 
 
 def check_out(src: Path, out: Path) -> None:
-    """Raise UserError if `out` exists already or lies inside the folder `src`."""
+    """Raise UserError if `out` exists already, lies inside the folder `src`, or has a path that is not UTF-8."""
     target = out.resolve()
+    if escape_name(str(target)) != str(target):  # the library of the records cannot open it
+        raise UserError(f"the path {escape_name(str(target))} is not UTF-8", "choose an OUT whose path is")
     if target.is_relative_to(src.resolve()):
         raise UserError(f"{out} lies inside {src}", "choose an OUT outside SRC, or it would look like a split")
     if target.is_file() or (target.is_dir() and any(target.iterdir())):

@@ -39,8 +39,9 @@ def build(name: str, listing: Listing, out: Path, *, workers: int | None = None)
         The manifest.
 
     Raises:
-        UserError: a split has no usable image, or `out` cannot be written.
+        UserError: a split has no usable image, `workers` is below 1, or `out` cannot be written.
     """
+    check_workers(workers)
     with own_out(out), make_partial(out) as partial:
         check_out(listing.src, out)  # another build may have ended meanwhile
         (partial / "supervision").mkdir()
@@ -70,6 +71,12 @@ def print_classes(manifest: Mapping[str, Any]) -> None:
         console.show(f"dropped, without a usable image in the training split: {list_names(dropped)}")
     for split, names in manifest.get("missing_classes", {}).items():
         console.show(f"{split}: no image of {list_names(names)}")
+
+
+def check_workers(workers: int | None) -> None:
+    """Raise UserError if files cannot be read by so many threads or processes."""
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers must be at least 1, got {workers}", "leave it out for one per core")
 
 
 def check_split(name: str, cure: str) -> None:

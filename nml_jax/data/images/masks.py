@@ -11,6 +11,9 @@ import cv2
 import numpy as np
 from pycocotools import mask as codec
 
+MOST = 2**32 - 1  # the largest count of an RLE that the codec can hold
+GROUPS = 6  # of five bits in a compressed count: the codec shifts more out of its integers
+
 
 def encode(mask: np.ndarray) -> dict[str, Any]:
     """Encode a mask, bool [H, W], as a compressed RLE whose counts are a str."""
@@ -32,7 +35,8 @@ def check(segmentation: Any, height: int, width: int) -> None:
 
     Raises:
         ValueError: it is not one, a polygon has fewer than three points or reaches beyond the picture by more than its
-            longer side (its outline is traced pixel by pixel), or the size of an RLE is another.
+            longer side (its outline is traced pixel by pixel), the size of an RLE is another, or the codec cannot hold
+            one of its counts.
     """
     side = max(height, width)
     if isinstance(segmentation, list):
@@ -59,6 +63,8 @@ def check(segmentation: Any, height: int, width: int) -> None:
         counts = _read_counts(counts)
     if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
         raise ValueError("an RLE whose counts are not whole numbers of 0 or more")
+    if max(counts, default=0) > MOST:
+        raise ValueError(f"an RLE with a count above {MOST}")
     if sum(counts) != height * width:
         raise ValueError(f"an RLE whose counts add up to {sum(counts)}, not to the {height * width} pixels")
 
@@ -73,6 +79,8 @@ def _read_counts(text: str) -> list[int]:
             raise ValueError(f"an RLE with the character {character!r}")
         value |= (group & 31) << shift
         shift += 5
+        if shift > 5 * GROUPS:
+            raise ValueError(f"an RLE with a count of more than {GROUPS} characters")
         if not group & 32:
             value -= (1 << shift) if group & 16 else 0
             numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))

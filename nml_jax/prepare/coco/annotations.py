@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 from nml_jax.data.class_names import read_name
 from nml_jax.data.images import masks
 from nml_jax.errors import UserError
+from nml_jax.prepare.coco.fields import CATEGORY, CURE, is_id, read_entry, read_image, read_whole
 from nml_jax.prepare.records import check_class
 
-CURE = "give the json as its distributor wrote it"
-LARGEST = 100_000  # pixels of a side of an image
+SHARED = "an id that other annotations have, too"
+STRAY = "or take it out of SRC if it is not a json of COCO's format"
 FAR = 1e9  # of a number of a box: beyond it nothing is a place
 PARTS = {"images": list, "annotations": list, "categories": list}
 
@@ -29,6 +30,7 @@ class Instances(NamedTuple):
         objects: id of an image -> its annotations, which `check_objects` has found sound.
         left_out: {"file", "annotation", "reason"} of every annotation that is not used.
         mended: what was mended -> how often.
+        mended_ids: what was mended -> the ids of the annotations, as far as they have some.
     """
 
     images: list[dict[str, Any]]
@@ -36,6 +38,7 @@ class Instances(NamedTuple):
     objects: dict[Any, list[dict[str, Any]]]
     left_out: list[dict[str, Any]]
     mended: Counter[str]
+    mended_ids: dict[str, list[Any]]
 
 
 def parse(name: str, content: bytes) -> Instances:
@@ -50,11 +53,12 @@ def parse(name: str, content: bytes) -> Instances:
     try:
         tree = json.loads(content)
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{name} is no json, or cut off: {e}", "get it again") from e
+        raise UserError(f"{name} is not a json, or is cut off: {e}", f"get it again, {STRAY}") from e
     if not isinstance(tree, dict) or not all(isinstance(tree.get(key), kind) for key, kind in PARTS.items()):
-        has = f"has {', '.join(list(tree)[:5]) or 'nothing'}" if isinstance(tree, dict) else f"is a {_name_kind(tree)}"
-        raise UserError(f"{name} is not in COCO's format: it {has}, not images, annotations and categories", CURE)
-    images = [_check_image(name, entry) for entry in tree["images"]]
+        has = f"has {', '.join(list(tree)[:5]) or 'nothing'}" if isinstance(tree, dict) else f"is {_name_kind(tree)}"
+        cause = f"{name} is not in COCO's format: it {has}, not images, annotations and categories"
+        raise UserError(cause, f"{CURE}, {STRAY}")
+    images = [read_image(name, entry) for entry in tree["images"]]
     categories = _check_categories(name, tree["categories"])
     _refuse_twice(name, "image", [entry["id"] for entry in images])
     _refuse_twice(name, "file", [entry["file_name"] for entry in images])
@@ -62,34 +66,12 @@ def parse(name: str, content: bytes) -> Instances:
 
 
 def _name_kind(tree: Any) -> str:
-    return {list: "list", str: "text"}.get(type(tree), "number")
-
-
-def _check_image(name: str, entry: Any) -> dict[str, Any]:
-    """Return an image's entry. Raise UserError if it lacks its id, file or size."""
-    sound = isinstance(entry, dict) and _is_id(entry.get("id")) and _is_text(entry.get("file_name"))
-    if not sound or not all(
-        type(entry.get(side)) is int and 0 < entry[side] <= LARGEST for side in ("height", "width")
-    ):
-        shown = json.dumps(entry)[:80]
-        raise UserError(f"{name}: an image without id, file_name, height or width in pixels: {shown}", CURE)
-    return {**entry, "file_name": entry["file_name"].replace("\\", "/").removeprefix("./")}
-
-
-def _is_text(value: Any) -> bool:
-    """Return whether a value is a text that can be written: escapes of a json can make half of a character."""
-    return isinstance(value, str) and not any(0xD800 <= ord(c) < 0xE000 for c in value)
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) is int or _is_text(value)
+    return {list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(type(tree), "a number")
 
 
 def _check_categories(name: str, entries: list[Any]) -> dict[int, str]:
     """Return id -> name. Raise UserError if an id or name is missing or comes twice."""
-    for entry in entries:
-        if not isinstance(entry, dict) or type(entry.get("id")) is not int or not _is_text(entry.get("name")):
-            raise UserError(f"{name}: a category without id or name: {json.dumps(entry)[:80]}", CURE)
+    entries = [read_entry(name, "a category", entry, CATEGORY) for entry in entries]
     if not entries:
         raise UserError(f"{name} has no category", CURE)
     _refuse_twice(name, "category", [entry["id"] for entry in entries])
@@ -110,11 +92,13 @@ def _refuse_twice(name: str, what: str, values: list[Any]) -> None:
 
 def _sort_objects(name: str, images: list[Any], categories: dict[int, str], annotations: list[Any]) -> Instances:
     """Sort annotations by image. Leave out and mend what `Instances` lists."""
-    known, mended = {entry["id"]: entry for entry in images}, Counter[str]()
-    out = Instances(images, categories, {entry["id"]: [] for entry in images}, [], mended)
+    known = {entry["id"]: entry for entry in images}
+    out = Instances(images, categories, {entry["id"]: [] for entry in images}, [], Counter(), {})
     ids: Counter[Any] = Counter()
     for entry in annotations:
-        own = entry.get("id") if isinstance(entry, dict) and _is_id(entry.get("id")) else None
+        own = read_whole(entry.get("id")) if isinstance(entry, dict) else None
+        own = own if is_id(own) else None
+        mended = Counter[str]()
         try:
             image = _get(known, entry.get("image_id")) if isinstance(entry, dict) else None
             if image is None:
@@ -126,15 +110,19 @@ def _sort_objects(name: str, images: list[Any], categories: dict[int, str], anno
             out.left_out.append({"file": name, "annotation": own, "reason": str(e)})
             continue
         ids[own] += 1
-    mended["an annotation without an id"] = ids.pop(None, 0)
-    mended["annotation id 0, which evaluation numbers again"] = ids[0]
-    mended["an id that other annotations have, too"] = sum(n for n in ids.values() if n > 1)
+        out.mended.update(mended)
+        for what in mended if own is not None else ():
+            out.mended_ids.setdefault(what, []).append(own)
+    out.mended["an annotation without an id"] = ids.pop(None, 0)
+    out.mended["annotation id 0, which evaluation numbers again"] = ids[0]
+    out.mended[SHARED] = sum(n for n in ids.values() if n > 1)
+    out.mended_ids[SHARED] = [own for own, n in ids.items() if n > 1]
     return out
 
 
 def _get(known: Mapping[Any, Any], value: Any) -> Any:
     """Return what has this id, 3.0 for 3 included; None if nothing has, or if this is not an id (a list, true)."""
-    return known.get(value) if _is_id(value) or type(value) is float else None
+    return known.get(value) if is_id(value) or type(value) is float else None
 
 
 def check_object(entry: Mapping[str, Any], height: int, width: int, mended: Counter[str]) -> dict[str, Any]:
@@ -143,7 +131,8 @@ def check_object(entry: Mapping[str, Any], height: int, width: int, mended: Coun
     Raises:
         ValueError: neither its box nor its mask can be used; says why.
     """
-    box, crowd = entry.get("bbox"), entry.get("iscrowd", 0)
+    box, crowd = entry.get("bbox"), entry.get("iscrowd")
+    crowd = 0 if crowd is None else crowd
     if crowd not in (0, 1):
         raise ValueError(f"iscrowd is {ascii(crowd)[:40]}, not 0 or 1")
     segmentation = _check_mask(entry.get("segmentation"), height, width, mended)
@@ -155,9 +144,10 @@ def check_object(entry: Mapping[str, Any], height: int, width: int, mended: Coun
         mended["a box from the mask, as there was none"] += 1
     _check_box(box, height, width, mended)
     area: Any = entry.get("area")
-    if type(area) not in (int, float) or not 0 <= area < FAR**2:
-        area = masks.measure(segmentation, height, width)[0] if segmentation is not None else box[2] * box[3]
-        mended["an area from the mask or box, as there was none"] += 1
+    if type(area) not in (int, float) or not 0 <= area <= (height + 1) * (width + 1):
+        fault = "there was none" if area is None else "its own is not one within its image"
+        area = masks.measure(segmentation, height, width)[0] if segmentation else _measure_box(box, height, width)
+        mended[f"an area from the mask or box, as {fault}"] += 1
     if segmentation is None:
         mended["no mask that can be used: it counts for boxes alone"] += 1
     return {"id": entry.get("id"), "category_id": entry["category_id"], "bbox": box, "area": area,
@@ -177,6 +167,12 @@ def _check_box(box: Any, height: int, width: int, mended: Counter[str]) -> None:
         raise ValueError(f"a box beyond the image of {width} x {height}: {box}")
     if x < 0 or y < 0 or x + w > width + 1 or y + h > height + 1:
         mended["a box that reaches beyond its image; training cuts it"] += 1
+
+
+def _measure_box(box: list[float], height: int, width: int) -> float:
+    """Return the area of the part of a box that lies within its image."""
+    x, y, w, h = box
+    return (min(x + w, width) - max(x, 0)) * (min(y + h, height) - max(y, 0))
 
 
 def _check_mask(segmentation: Any, height: int, width: int, mended: Counter[str]) -> Any:

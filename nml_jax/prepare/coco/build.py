@@ -1,8 +1,10 @@
 """Build a prepared ArrayRecord dataset from detection data in COCO's format, without TensorFlow.
 
 SRC is a folder or a zip with at least one json, and the images in folders or zips. Every json is a split:
-instances_val.json is "val", and so is val/instances.json or val/_annotations.coco.json; a single instances.json is
-"train". Records keep the bytes of the images, and the ids, boxes, polygons and RLEs as the json writes them.
+instances_val.json is "val". Several of plain names are called after their folders, as val/instances.json or
+val/_annotations.coco.json; a single instances.json is "train", for a folder that holds every json does not count. File
+names are matched exactly first, then in Unicode NFC. Records keep the bytes of the images, and the names, ids, boxes,
+polygons and RLEs as the json writes them.
 
 An image without its file, with a file of another size or a damaged one is refused; annotations are left out or mended
 as annotations.py says. manifest.json lists and counts all of it.
@@ -16,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from nml_jax.data.class_names import compose, read_name
+from nml_jax.data.class_names import compose, escape_name, read_name
 from nml_jax.data.sources import texts
 from nml_jax.errors import UserError
 from nml_jax.prepare import archives, records
@@ -29,6 +31,7 @@ COCO_FOLDER = "from a folder or zip with json files in COCO's format and images"
 OTHERS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 PLAIN = ("instances", "annotations", "_annotations.coco", "_annotations", "coco", "labels")
 FOLDERS = ("annotations", "images")
+IDS = 20  # of annotations with the same mend that the manifest lists
 Read = Callable[[], tuple[bytes, str]]
 
 
@@ -41,19 +44,23 @@ class Found(Listing):
     def __init__(self, src: Path):
         super().__init__(src)
         self.files, clutter = archives.index_files(src)
-        self.left_out = [{"file": src.name, "reason": reason, "files": n} for reason, n in clutter.items()]
+        self.left_out = [{"file": escape_name(src.name), "reason": why, "files": n} for why, n in clutter.items()]
         self.instances: dict[str, Instances] = {}
         self._homes: dict[str, PurePosixPath] = {}  # the folder of each split's json
-        for name in self._list_jsons():
+        self._plain: set[str] = set()  # the splits whose json does not name them
+        chosen = self._list_jsons()
+        shared = _find_shared([PurePosixPath(name).parts[:-1] for name in chosen])
+        for name in chosen:
             content, reason = self.files[name]()
             if reason:
                 raise UserError(f"{name} in {src} cannot be read: {reason}", "get it again")
-            split = name_split(name)
+            split = name_split("/".join(PurePosixPath(name).parts[shared:]))
             records.check_split(split, f"rename {name}")
             if split in self.instances:
                 raise UserError(f"{src} has two json files of the split {split!r}", "name each after its split")
             self.instances[split] = parse(name, content)
             self._homes[split] = PurePosixPath(name).parent
+            self._plain |= {split} if _read_stem(name) is None else set()
         self.splits = {split: of.images for split, of in self.instances.items()}
         self.classes = merge_classes(self.instances)
         self.seen = len(self.files) + sum(clutter.values())
@@ -70,11 +77,11 @@ class Found(Listing):
         return chosen
 
     def _index_paths(self) -> dict[str, list[str]]:
-        """Return the paths of all files but the json files, by their names without folders."""
+        """Return the paths of all files but the json files, by their names without folders, in Unicode NFC."""
         paths: dict[str, list[str]] = {}
         for name in self.files:
             if not name.lower().endswith(".json"):
-                paths.setdefault(PurePosixPath(name).name, []).append(name)
+                paths.setdefault(compose(PurePosixPath(name).name), []).append(name)
         return paths
 
     def _find_files(self) -> None:
@@ -91,16 +98,20 @@ class Found(Listing):
             self.left_out.append({"file": path, "reason": "no json has an image of this file", "files": 1})
 
     def _find_file(self, split: str, entry: Mapping[str, Any]) -> None:
-        """Find the path of an image's file: the one in a folder of its split's name, or else nearest to its json."""
+        """Find the path of an image's file: the one in a folder of its split's name, or else nearest to its json.
+
+        If the json does not name its split, the nearness comes first.
+        """
         file, key = entry["file_name"], (split, entry["id"])
-        paths = self._paths.get(PurePosixPath(file).name, [])
-        ends = [path for path in paths if _ends_with(path, file)] or paths
+        paths = self._paths.get(compose(PurePosixPath(file).name), [])
+        named = [_match(path, file) for path in paths]
+        ends = [path for path, words in zip(paths, named, strict=True) if words == max(named)]
         home = self._homes[split]
 
         def rank(path: str) -> tuple[Any, ...]:
-            folders = [part.removesuffix(".zip") for part in PurePosixPath(path).parts[:-1]]
-            near = PurePosixPath(path).is_relative_to(home)
-            return split not in folders and compose(split) not in folders, not near, len(folders)
+            folders = [compose(part.removesuffix(".zip")) for part in PurePosixPath(path).parts[:-1]]
+            near, other = PurePosixPath(path).is_relative_to(home), compose(split) not in folders
+            return (not near, other, len(folders)) if split in self._plain else (other, not near, len(folders))
 
         best = sorted(path for path in ends if rank(path) == min(map(rank, ends)))
         if len(best) == 1:
@@ -115,7 +126,7 @@ class Found(Listing):
             if path := self.where.get((split, image)):
                 owners.setdefault(path, []).append(image)
         for path, images in owners.items():
-            named = {image: len(names[image]) * _ends_with(path, names[image]) for image in images}
+            named = {image: _match(path, names[image]) for image in images}
             best = [image for image in images if named[image] == max(named.values())]
             for image in images if len(best) > 1 else [image for image in images if image not in best]:
                 del self.where[split, image]
@@ -163,21 +174,40 @@ class Found(Listing):
         own = {split: [of.get(name) for name in self.classes] for split, of in ids.items()}
         mended = {split: dict(sorted((+of.mended).items())) for split, of in self.instances.items()}
         left_out = [{"split": split, **one} for split, of in self.instances.items() for one in of.left_out]
-        return {"category_ids": own, "annotations_mended": mended, "annotations_left_out": left_out}
+        first = {split: {what: every[:IDS] for what, every in sorted(of.mended_ids.items()) if every}
+                 for split, of in self.instances.items()}  # fmt: skip
+        return {"category_ids": own, "annotations_mended": mended, "annotations_mended_ids": first,
+                "annotations_left_out": left_out}  # fmt: skip
 
 
-def _ends_with(path: str, file: str) -> bool:
-    return path == file or path.endswith(f"/{file}")
+def _match(path: str, file: str) -> tuple[int, bool]:
+    """Return how much of a path a json's name of a file names, and whether it does so exactly, not only in NFC.
+
+    A name of other folders names nothing of the path but its end.
+    """
+    exact = f"/{path}".endswith(f"/{file}")
+    whole = exact or compose(f"/{path}").endswith(compose(f"/{file}"))
+    return len(compose(file)) * whole, exact or (not whole and PurePosixPath(path).name == PurePosixPath(file).name)
+
+
+def _find_shared(paths: list[tuple[str, ...]]) -> int:
+    """Return how many folders from the top all paths have in common."""
+    levels = enumerate(zip(*paths, strict=False))
+    return next((i for i, names in levels if len(set(names)) > 1), min(map(len, paths)))
+
+
+def _read_stem(name: str) -> str | None:
+    """Return the name of a json without its end; None if it is one that says nothing about the split."""
+    stem = PurePosixPath(name).name[: -len(".json")]
+    return None if stem.lower() in PLAIN else stem
 
 
 def name_split(name: str) -> str:
-    """Return the split that a json is of, from its path."""
-    path = PurePosixPath(name)
-    stem = path.name[: -len(".json")]
-    if stem.lower() in PLAIN:
-        folders = [part.removesuffix(".zip") for part in path.parts[:-1] if part.lower() not in FOLDERS]
-        return read_name(folders[-1]) if folders else "train"
-    return read_name(stem.removeprefix("instances_"))
+    """Return the split that a json is of, from its path below the folders that hold every json."""
+    if (stem := _read_stem(name)) is not None:
+        return read_name(stem.removeprefix("instances_"))
+    folders = [part.removesuffix(".zip") for part in PurePosixPath(name).parts[:-1] if part.lower() not in FOLDERS]
+    return read_name(folders[-1]) if folders else "train"
 
 
 def merge_classes(instances: dict[str, Instances]) -> list[str]:

@@ -97,10 +97,9 @@ def build_image_text(
             written.
     """
     image_files.check_resize(resize)
+    records.check_workers(workers)
     for source in sources:
         out_folder.check_out(source, out)
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers must be at least 1, got {workers}", "leave it out for one process per core")
     parts = _check_parts(group, parts or {})
     columns = Columns(
         image, tuple(captions) if captions else None, tuple(dict.fromkeys(f for f in (label, group) if f))

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     several = "several folders of files with different names are splits of these names"
     parser.add_argument("src", metavar="SRC", type=Path, nargs="+", help=f"{src}; {several}")
     parser.add_argument("out", metavar="OUT", type=Path)
-    parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
+    parser.add_argument("--workers", type=int, help="number of processes, 1 or more (default: one per core)")
     parser.add_argument("--image", metavar="COLUMN", help="column of a table: bytes, or paths below its folder")
     parser.add_argument("--caption", metavar="COLUMN[,COLUMN]", type=_parse_names, help="columns or fields of KEY.json")
     parser.add_argument("--label", metavar="FIELD", default="", help="column or field of KEY.json with the class")
@@ -71,6 +71,6 @@ def main(args: argparse.Namespace) -> int:
         if manifest[kind] or what == "pairs":
             console.show(f"refused {what}: {sum(manifest[kind].values())}, listed in {args.out / 'refused.jsonl'}")
         for reason, n in sorted(manifest[kind].items(), key=lambda item: -item[1]):
-            console.show(f"  {n} x {reason}")
+            console.show_line(f"  {n} x {reason}")
     console.show(str(args.out))
     return 0

@@ -10,6 +10,7 @@ from nml_jax.data.class_names import read_name, warn_alike
 from nml_jax.errors import UserError
 from nml_jax.prepare import clutter
 from nml_jax.prepare.pairs.types import SUFFIXES, Found, read_suffix
+from nml_jax.prepare.records import check_split
 
 PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
 BESIDE_TAR = (".json",)  # img2dataset's statistics
@@ -35,6 +36,8 @@ def find(sources: Sequence[Path]) -> Found:
         left_out.update(counts)
     plain = dict.fromkeys(split[1:] for split, _ in found if split[0] == "/")  # names of the folders of files
     if len(plain) > 1:
+        for name in plain:
+            check_split(name, "rename the folder")
         console.notice(f"each folder is one split: {', '.join(plain)}")
     absolute = [Path(os.path.abspath(path)) for _, path in found]
     if twice := [path for path, n in Counter(absolute).items() if n > 1]:

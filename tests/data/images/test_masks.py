@@ -50,6 +50,8 @@ def test_the_parts_of_an_object_are_one_mask_and_a_hole_is_filled_as_in_coco():
         ({"size": [12, 10], "counts": "PPP0"}, "add up"),
         ({"size": [12, 10], "counts": "\x01"}, "the character"),
         ({"size": [12, 10], "counts": "P"}, "cut off"),
+        ({"size": [12, 10], "counts": [2**32, 0]}, "a count above 4294967295"),
+        ({"size": [12, 10], "counts": "ooooooo0"}, "a count of more than 6 characters"),
     ],
 )
 def test_what_is_no_mask_says_why(form, words):

@@ -1,11 +1,8 @@
-import io
 import json
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from nml_jax import console
 from nml_jax.data.images import masks
@@ -14,49 +11,7 @@ from nml_jax.errors import MissingInput, UserError
 from nml_jax.prepare import __main__ as command
 from nml_jax.prepare.coco.build import build_coco_folder, name_split
 from nml_jax.tasks import detection
-
-SQUARE = [[2, 3, 8, 3, 8, 9, 2, 9]]
-
-
-def encode(mode="RGB", size=(20, 12), form="JPEG", **how) -> bytes:
-    """A picture of width 20 and height 12."""
-    if mode == "I;16":
-        image = Image.fromarray(np.full(size[::-1], 40_000, np.uint16))
-    else:
-        image = Image.new(mode, size)
-    out = io.BytesIO()
-    image.save(out, form, **how)
-    return out.getvalue()
-
-
-def image(i, name=None, **more):
-    return {"id": i, "file_name": name or f"{i}.jpg", "height": 12, "width": 20, **more}
-
-
-def note(i, image_id=1, **more):
-    return {"id": i, "image_id": image_id, "category_id": 3, "bbox": [2, 3, 6, 6], "area": 36.0, "iscrowd": 0,
-            "segmentation": SQUARE, **more}  # fmt: skip
-
-
-CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
-
-
-def write(folder: Path, annotations, images=None, categories=None, name="instances.json", files=None) -> Path:
-    """Write a data set of two images."""
-    folder.mkdir(parents=True, exist_ok=True)
-    images = [image(1), image(2)] if images is None else images
-    tree = {"images": images, "annotations": annotations, "categories": categories or CATEGORIES}
-    (folder / name).write_text(json.dumps(tree))
-    for file, content in ({"1.jpg": encode(), "2.jpg": encode()} if files is None else files).items():
-        path = folder / "images" / file
-        path.parent.mkdir(exist_ok=True, parents=True)
-        path.write_bytes(content)
-    return folder
-
-
-def build(tmp_path, annotations, **about):
-    manifest = build_coco_folder(write(tmp_path / "src", annotations, **about), tmp_path / "out", workers=1)
-    return manifest, annotated.load(str(tmp_path / "out"), "train")
+from tests.prepare.coco.folders import CATEGORIES, SQUARE, build, encode, image, note, write
 
 
 def test_bytes_ids_polygons_and_rles_stay_what_they_are(tmp_path):
@@ -154,24 +109,27 @@ def test_an_annotation_that_can_be_mended_is_counted(tmp_path, changes, what, ma
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
-        (lambda tree: json.dumps(tree)[:-20], "is no json, or cut off"),
+        (lambda tree: json.dumps(tree)[:-20], "is not a json, or is cut off"),
         (lambda tree: "[1, 2]", "it is a list"),
-        (lambda tree: "[" * 100_000, "is no json, or cut off"),
-        (lambda tree: json.dumps(tree | {"images": [image(1, "\ud800")]}), "without id, file_name, height"),
-        (lambda tree: json.dumps(tree | {"images": [{**image(1), "width": 10**9}]}), "without id, file_name, height"),
+        (lambda tree: "[" * 100_000, "is not a json, or is cut off"),
+        (lambda tree: json.dumps(tree | {"images": [image(1, "\ud800")]}), "whose file_name is "),
+        (
+            lambda tree: json.dumps(tree | {"images": [{**image(1), "width": 10**9}]}),
+            "whose width is 1000000000, not a whole",
+        ),
         (
             lambda tree: json.dumps(tree | {"categories": [{"id": 3, "name": "\udfff"}]}),
-            "a category without id or name",
+            "a category whose name is ",
         ),
         (lambda tree: json.dumps({"images": []}), "it has images, not images, annotations and categories"),
         (lambda tree: json.dumps(tree | {"images": [image(1), image(1, "2.jpg")]}), "image 1 comes twice"),
         (lambda tree: json.dumps(tree | {"images": [image(1), image(2, "1.jpg")]}), "file '1.jpg' comes twice"),
         (
             lambda tree: json.dumps(tree | {"images": [{"id": 1, "file_name": "1.jpg"}]}),
-            "without id, file_name, height",
+            "an image without height and width: ",
         ),
         (lambda tree: json.dumps(tree | {"categories": []}), "has no category"),
-        (lambda tree: json.dumps(tree | {"categories": [{"id": 3}]}), "a category without id or name"),
+        (lambda tree: json.dumps(tree | {"categories": [{"id": 3}]}), "a category without name: "),
         (lambda tree: json.dumps(tree | {"categories": [CATEGORIES[0]] * 2}), "category 7 comes twice"),
         (
             lambda tree: json.dumps(tree | {"categories": [{"id": 0, "name": "a"}, {"id": 1, "name": "a"}]}),
@@ -272,7 +230,7 @@ def test_zips_and_several_splits(tmp_path):
         archive.writestr("data/instances.json", (src / "annotations" / "instances_train.json").read_text())
         for i in (1, 2):
             archive.writestr(f"data/images/{i}.jpg", encode())
-    assert build_coco_folder(whole, tmp_path / "other")["splits"]["data"]["records"] == 2
+    assert build_coco_folder(whole, tmp_path / "other")["splits"]["train"]["records"] == 2
     assert len(annotated.load(str(tmp_path / "out"), "train+val")) == 4
 
 
