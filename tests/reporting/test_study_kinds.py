@@ -19,6 +19,7 @@ from nml_jax.reporting.statistics.studies import Study
 from nml_jax.reporting.studies import findings, power, publish, recipes
 from nml_jax.reporting.studies.findings import check_claims
 from nml_jax.reporting.studies.numbers import Numbers
+from nml_jax.runs.classes import PRETRAINING, TASKS, write_counts
 from nml_jax.runs.finished import read_finished
 from nml_jax.runs.rows import Row, read_rows
 from nml_jax.stages import report
@@ -38,6 +39,12 @@ def replace_rows(folder: Path, change: Callable[[Row], Iterable[Row]]) -> None:
     for run in folder.iterdir():
         rows = [new for row in read_rows(run) for new in change(row)]
         (run / "rows.jsonl").write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
+
+
+def count_classes(folder: Path, split: str, n: int) -> None:
+    """Write into every run how many classes a split has, with a record of each."""
+    for run in folder.iterdir() if n else ():
+        write_counts(run / (TASKS if "/" in split else PRETRAINING), {split: {f"class {i}": 1 for i in range(n)}})
 
 
 def read_lines(folder: Path, name: str) -> pd.DataFrame:
@@ -226,15 +233,18 @@ def test_zero_shot_scores_have_the_published_line(tmp_path: Path) -> None:
 
     about = {"noise_kind": "caption_swap", "data.path": "prepared/yfcc15m/1.0.0"}
     view = recipes.RECIPES["noise_rates"].views[-1]
-    for task, more, drawn in (
-        ("imagenet2012", {}, 1), ("cifar10", {}, 0), ("imagenet2012", {"data.mixture": ("a", "b")}, 0),
-        ("directory", {"downstream.path": "prepared/imagenet2012"}, 1), ("directory", {}, 0),
-    ):  # fmt: skip
-        folder = tmp_path / f"{task},{len(more)},{drawn}"
+    own, part = {"downstream.path": "prepared/imagenet2012"}, {"data.train": "train[:10%]"}
+    for i, (task, more, classes, drawn) in enumerate((
+        ("imagenet2012", {}, 0, 1), ("cifar10", {}, 10, 0), ("imagenet2012", {"data.mixture": ("a", "b")}, 0, 0),
+        ("directory", own, 1000, 1), ("directory", {}, 1000, 0), ("directory", own, 5, 0), ("directory", own, 0, 0),
+        ("imagenet2012", part, 0, 0), ("directory", {**own, "downstream.test": ("val[:50%]",)}, 1000, 0),
+    )):  # fmt: skip
+        folder = tmp_path / str(i)
         how = {"heads": (("lbfgs", None),), "tasks": (task,)}
         small(folder, rates=(0.0, 0.3), seeds=(0, 1), override={**about, **more}, **how)
         replace_rows(folder, change)
         panel = publish.make_panel(view, Numbers(read_study(folder)), publish.published.read_published("noise_rates"))
+        count_classes(folder, f"{task}/test", classes)
         assert panel is not None
         assert set(panel.points["y"]) == {0.3}
         assert set(panel.points["series"]) == {"zero-shot"}
@@ -242,6 +252,20 @@ def test_zero_shot_scores_have_the_published_line(tmp_path: Path) -> None:
 
 
 def test_tasks_that_are_related_to_the_noise_are_drawn_and_checked_apart(tmp_path: Path) -> None:
+def test_a_published_line_is_drawn_over_the_same_data_alone(tmp_path: Path) -> None:
+    view = recipes.RECIPES["noise_rates"].views[2]
+    for i, (more, classes, drawn) in enumerate((
+        ({}, 1000, 1), ({}, 5, 0), ({}, 0, 0), ({"data.num_classes": 1000, "data.size": 1_281_167}, 0, 1),
+        ({"data.num_classes": 1000, "data.size": 5000}, 0, 0), ({"data.train": "train[:10%]"}, 1000, 0),
+    )):  # fmt: skip
+        folder, about = tmp_path / str(i), {"data.path": "prepared/imagenet2012", "data.source": "directory", **more}
+        small(folder, rates=(0.0, 0.3), seeds=(0, 1), override=about)
+        count_classes(folder, "train", classes)
+        panel = publish.make_panel(view, Numbers(read_study(folder)), publish.published.read_published("noise_rates"))
+        assert panel is not None
+        assert [line.what for line in panel.published] == ["ResNet-50, supervised: top-1 on ImageNet"] * drawn
+
+
     """Noise costs related tasks half its rate in-domain, the others nothing, and a third of it out of domain."""
     tasks, related = ("cifar10", "cifar100", "dtd", "svhn"), ("cifar100", "svhn")
 

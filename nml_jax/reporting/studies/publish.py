@@ -131,17 +131,28 @@ def _find_published(view: View, numbers: Numbers, lines: Sequence[published.Publ
     if study.axis != "noise":
         return []
     keys = numbers.find_keys(view.y, view.domain, view.methods) if view.y in (*DETECTORS, ZEROSHOT) else []
-    data, test = _name_data(first, "data"), ""
+    data, test = _name_data(first, "data", ("train",)), ""
+    classes = first.value("data.num_classes") or len(first.counts.get("train", {}))
     if keys and view.y == ZEROSHOT:
-        test = keys[0].task if keys[0].task != "directory" else _name_data(first, "downstream") or data
+        test, classes = keys[0].task, None  # a name of the catalogue is always the same set
+        if test == "directory":
+            test = _name_data(first, "downstream", ("test", "ood")) if first.value("downstream.path") else data
+            splits = (key.split for key in numbers.study.keys(task="directory", metric=keys[0].metric))
+            classes = max((len(first.count_classes("directory", split)) for split in splits), default=0)
     elif keys:
-        data = keys[0].task
-    return published.find_agreeing(lines, data, view.y, first.noise_kind, test)
+        data, classes = keys[0].task, None
+    return published.find_agreeing(lines, data, view.y, first.noise_kind, test, classes, first.value("data.size"))
 
 
-def _name_data(run: FinishedRun, section: str) -> str:
-    """Return what published lines call a dataset: its name, or that of its folder; "" if it is a part or a mixture."""
-    if run.value(f"{section}.classes") or run.value(f"{section}.mixture"):
+def _name_data(run: FinishedRun, section: str, splits: Sequence[str]) -> str:
+    """Return what published lines call a dataset: its name, or that of its folder; "" if it is a part or a mixture.
+
+    Args:
+        splits: keys of the section, of which none may be a slice, such as train[:10%].
+    """
+    named = [run.value(f"{section}.{key}") or () for key in splits]
+    words = [word for value in named for word in ([value] if isinstance(value, str) else value)]
+    if run.value(f"{section}.classes") or run.value(f"{section}.mixture") or any("[" in word for word in words):
         return ""
     path = run.value(f"{section}.path")
     return run.value(f"{section}.name") or (name_folder(path) if path else "")
