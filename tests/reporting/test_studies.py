@@ -14,7 +14,7 @@ from nml_jax.reporting.statistics.compare import Side, Term, compare_numbers, co
 from nml_jax.reporting.statistics.grouping import find_studies
 from nml_jax.reporting.statistics.paired import Comparison, Part, compare, unit
 from nml_jax.reporting.statistics.studies import Study
-from nml_jax.reporting.studies import power, publish, published, recipes
+from nml_jax.reporting.studies import latex, power, publish, published, recipes
 from nml_jax.reporting.studies.findings import check_claims, describe, judge
 from nml_jax.reporting.studies.numbers import Numbers
 from nml_jax.reporting.studies.recipes import Claim
@@ -187,7 +187,7 @@ def test_what_is_published_is_a_line_for_each_value() -> None:
 
 
 def test_latex_is_escaped() -> None:
-    assert publish.escape("a_b & 5 % ± 1 \\") == r"a\_b \& 5 \% $\pm$ 1 \textbackslash{}"
+    assert latex.escape("a_b & 5 % ± 1 \\") == r"a\_b \& 5 \% $\pm$ 1 \textbackslash{}"
 
 
 def test_power_by_hand(study: Study) -> None:

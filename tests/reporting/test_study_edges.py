@@ -17,7 +17,7 @@ from nml_jax.reporting.statistics import choose_method
 from nml_jax.reporting.statistics.grouping import find_studies
 from nml_jax.reporting.statistics.paired import compare, unit
 from nml_jax.reporting.statistics.studies import Study
-from nml_jax.reporting.studies import findings, power, publish, recipes
+from nml_jax.reporting.studies import findings, latex, power, publish, recipes
 from nml_jax.reporting.studies.findings import check_claims, describe, judge
 from nml_jax.reporting.studies.numbers import Numbers
 from nml_jax.reporting.studies.recipes import Claim, View
@@ -152,7 +152,7 @@ def test_label_files_of_one_rate_stay_apart(tmp_path: Path) -> None:
     ticks = panel.list_ticks()
     assert [*ticks["x_label"]] == ["0 % (none)", "20 % (mine)", "20 % (yours)"]
     assert [*ticks["at"]] == [0, 1, 2]
-    assert r"90.0 $\pm$ 0.0 & 70.0 $\pm$ 0.0 & 50.0 $\pm$ 0.0" in publish.write_table([panel])
+    assert r"90.0 $\pm$ 0.0 & 70.0 $\pm$ 0.0 & 50.0 $\pm$ 0.0" in latex.write_table([panel])
     svg, _ = publish.draw_figure("x", [panel])
     assert svg
 
@@ -254,7 +254,7 @@ def test_rates_that_differ_late_are_conditions_of_their_own(tmp_path: Path) -> N
     assert [condition.label for condition in study.conditions] == ["10 %", "10.0001 %", "30 %"]
     panel = publish.make_panel(View("", "score", "id"), Numbers(study), ())
     assert panel is not None
-    assert r"90.0 $\pm$ 0.0 & 80.0 $\pm$ 0.0 & 70.0 $\pm$ 0.0" in publish.write_table([panel])
+    assert r"90.0 $\pm$ 0.0 & 80.0 $\pm$ 0.0 & 70.0 $\pm$ 0.0" in latex.write_table([panel])
 
 
 def test_shares_that_differ_late_stay_apart(tmp_path: Path) -> None:

@@ -22,11 +22,12 @@ import pandas as pd
 
 from nml_jax.reporting.sentences import count, format_span
 from nml_jax.reporting.statistics.grouping import CONDITION
-from nml_jax.reporting.statistics.paired import PERCENT, Stat, stat, unit
+from nml_jax.reporting.statistics.paired import PERCENT, unit
 from nml_jax.reporting.statistics.studies import MEASURES, Study, write_csv
 from nml_jax.reporting.studies import published
 from nml_jax.reporting.studies.draw import Drawn, draw_figure
-from nml_jax.reporting.studies.findings import VERDICTS, Finding, check_claims, describe
+from nml_jax.reporting.studies.findings import VERDICTS, Finding, check_claims, describe, explain_gaps
+from nml_jax.reporting.studies.latex import write_table
 from nml_jax.reporting.studies.numbers import DETECTORS, SCORE, SPECTRUM, VALIDATION, ZEROSHOT, Numbers
 from nml_jax.reporting.studies.recipes import RECIPES, Recipe, View
 from nml_jax.runs.files import write_atomic, write_bytes
@@ -38,8 +39,6 @@ FILES = ("figure.svg", "figure.pdf", "figure.csv", "table.tex", "findings.md", "
 AXES = {"share": "share of the downstream training rows", "noise": "wrong labels among the downstream training rows",
         "sve": "entropy SVE of the features", "lsvr": "LSVR of the features",
         "top_share": "share of the largest singular value"}  # fmt: skip
-LATEX = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "±": r"$\pm$", "\N{MINUS SIGN}": "$-$", "\N{EN DASH}": "--",
-         "→": r"$\to$"}  # fmt: skip
 
 
 class Published(NamedTuple):
@@ -204,41 +203,3 @@ def list_findings(findings: Sequence[Finding]) -> pd.DataFrame:
          f.claim.source, f.verdict) for f in findings
     ]  # fmt: skip
     return pd.DataFrame(lines, columns=columns)
-
-
-def write_table(panels: Sequence[Drawn]) -> str:
-    """Return a LaTeX table (booktabs): a line for every series of every panel, a column for every x.
-
-    Panels whose x is a measure have no columns, and are left out.
-    """
-    flat = [panel for panel in panels if not panel.scatter]
-    out = []
-    for labels in dict.fromkeys(tuple(_list_labels(panel)) for panel in flat):
-        out += [rf"\begin{{tabular}}{{l{'r' * len(labels)}}}", r"\toprule", _make_row(["", *labels]), r"\midrule"]
-        for panel in (panel for panel in flat if tuple(_list_labels(panel)) == labels):
-            out.append(rf"\multicolumn{{{len(labels) + 1}}}{{l}}{{{escape(panel.title + panel.unit.suffix)}}} \\")
-            for series, own in panel.points.groupby("series", sort=False):
-                by = own.groupby("x_label")["y"]
-                cells = [_format(stat(by.get_group(label)), panel) if label in by.groups else "" for label in labels]
-                out.append(_make_row([str(series), *cells]))
-        out += [r"\bottomrule", r"\end{tabular}", ""]
-    return "\n".join(out)
-
-
-def _list_labels(panel: Drawn) -> list[str]:
-    return list(panel.list_ticks()["x_label"])
-
-
-def _format(s: Stat, panel: Drawn) -> str:
-    number = panel.unit.number
-    return f"{number(s.mean)} ± {number(s.sd)}" if s.n > 1 else number(s.mean)
-
-
-def _make_row(cells: Sequence[str]) -> str:
-    return " & ".join(map(escape, cells)) + r" \\"
-
-
-def escape(text: str) -> str:
-    """Escape what LaTeX would take for a command."""
-    text = text.replace("\\", r"\textbackslash{}")
-    return "".join(LATEX.get(c, c) for c in text)
