@@ -56,9 +56,9 @@ def test_findings_have_the_signs_of_the_world_they_are_made_in(study: Study) -> 
     )  # 360 test rows leave more than a point
     assert found["in-domain score of the probe, 30 % noise against 0 %"] == "not shown"  # published: lower
     assert found["out-of-domain score of the probe, 30 % noise against 0 %"] == "shown"
-    assert found["out-of-domain loss of probe less that of lora, 0 % to 30 % noise"] == "shown"
-    assert found["out-of-domain loss of lora less that of full, 0 % to 30 % noise"] == "shown"
-    assert found["in-domain loss of probe less that of lora, 0 % to 30 % noise"] == "not shown"
+    assert found["out-of-domain loss of the probe less that of LoRA, 0 % to 30 % noise"] == "shown"
+    assert found["out-of-domain loss of LoRA less that of full fine-tuning, 0 % to 30 % noise"] == "shown"
+    assert found["in-domain loss of the probe less that of LoRA, 0 % to 30 % noise"] == "not shown"
     gains = {f.words: f for f in check_claims(recipes.RECIPES["nmtune"], Numbers(study))}
     gain = gains["out-of-domain gain of NMTune over the MLP, 30 % noise, preset paper"]
     assert gain.verdict == "shown"

@@ -100,12 +100,12 @@ def test_a_study_keeps_its_numbers_when_another_one_has_changed_the_folder(tmp_p
 
 def test_the_head_names_the_parts_of_a_score(tmp_path: Path) -> None:
     one = small(tmp_path / "one", seeds=(0, 1, 2), heads=PROBE)
-    about = publish.explain(Numbers(read_study(one)), 2, recipes.RECIPES["noise_rates"])
+    about = publish.explain(Numbers(read_study(one)), [], recipes.RECIPES["noise_rates"])
     assert "In-domain score: digits (accuracy on test)." in about
     assert "Out-of-domain score: the mean over the tests of digits (accuracy on test/shift and test/blur)." in about
     assert "6 runs, 3 seeds for each of 2 conditions." in about
     two = small(tmp_path / "two", seeds=(0, 1, 2), heads=PROBE, tasks=("cifar10", "cifar100"))
-    about = publish.explain(Numbers(read_study(two)), 2, recipes.RECIPES["noise_rates"])
+    about = publish.explain(Numbers(read_study(two)), [], recipes.RECIPES["noise_rates"])
     assert "In-domain score: the mean over cifar10 (accuracy on test) and cifar100 (accuracy on test)" in about
 
 

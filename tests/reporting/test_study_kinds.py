@@ -141,6 +141,7 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for system, metric in (("retina", "box_AP"), ("solo", "mask_AP")):
             for start in ("encoder", "random"):
                 lost = LOST[system] * (1 + 0.05 * (row.seed - 2)) if row.noise_asked == 0.3 else 0.0
+                lost += 0.0005 * (row.seed - 2) if row.noise_asked else 0.0  # seeds that do not vary show nothing
                 value = 0.385 - lost if start == "encoder" else 0.2
                 how = {"method": system, "preset": start, "metric": metric, "value": value, "task": "coco"}
                 yield dataclasses.replace(
@@ -243,15 +244,14 @@ def test_zero_shot_scores_have_the_published_line(tmp_path: Path) -> None:
         how = {"heads": (("lbfgs", None),), "tasks": (task,)}
         small(folder, rates=(0.0, 0.3), seeds=(0, 1), override={**about, **more}, **how)
         replace_rows(folder, change)
-        panel = publish.make_panel(view, Numbers(read_study(folder)), publish.published.read_published("noise_rates"))
         count_classes(folder, f"{task}/test", classes)
+        panel = publish.make_panel(view, Numbers(read_study(folder)), publish.published.read_published("noise_rates"))
         assert panel is not None
         assert set(panel.points["y"]) == {0.3}
         assert set(panel.points["series"]) == {"zero-shot"}
         assert len(panel.published) == drawn
 
 
-def test_tasks_that_are_related_to_the_noise_are_drawn_and_checked_apart(tmp_path: Path) -> None:
 def test_a_published_line_is_drawn_over_the_same_data_alone(tmp_path: Path) -> None:
     view = recipes.RECIPES["noise_rates"].views[2]
     for i, (more, classes, drawn) in enumerate((
@@ -266,6 +266,7 @@ def test_a_published_line_is_drawn_over_the_same_data_alone(tmp_path: Path) -> N
         assert [line.what for line in panel.published] == ["ResNet-50, supervised: top-1 on ImageNet"] * drawn
 
 
+def test_tasks_that_are_related_to_the_noise_are_drawn_and_checked_apart(tmp_path: Path) -> None:
     """Noise costs related tasks half its rate in-domain, the others nothing, and a third of it out of domain."""
     tasks, related = ("cifar10", "cifar100", "dtd", "svhn"), ("cifar100", "svhn")
 
