@@ -12,12 +12,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from configs.studies import noise_rates
 from nml_jax.reporting.statistics import choose_method
 from nml_jax.reporting.statistics.grouping import find_studies
 from nml_jax.reporting.statistics.paired import compare, unit
 from nml_jax.reporting.statistics.studies import Study
-from nml_jax.reporting.studies import findings, latex, power, publish, recipes
+from nml_jax.reporting.studies import findings, latex, publish, recipes
 from nml_jax.reporting.studies.findings import check_claims, describe, judge
 from nml_jax.reporting.studies.numbers import Numbers
 from nml_jax.reporting.studies.recipes import Claim, View
@@ -311,23 +310,3 @@ def test_human_noise_is_compared_with_symmetric_noise(people: Path) -> None:
 def test_runs_of_another_study_keep_their_rates_beside_named_conditions(people: Path) -> None:
     labels = [condition.label for condition in read_study(people).conditions]
     assert labels == ["clean", "symmetric", "human", "no condition, 10 %", "no condition, 30 %"]
-
-
-def test_a_dry_run_takes_the_spread_of_a_pilot_and_the_comparisons_of_the_config(tmp_path: Path) -> None:
-    pilot = small(tmp_path / "runs", rates=(0.0, 0.3), seeds=(0, 1), heads=HEADS)
-    said = report.list_power(noise_rates.get_config("digits"), pilot)
-    assert len(said) == 2
-    assert all("5 seeds and these" in line and "(8 comparisons; spread of 2 " in line for line in said)
-    (said,) = report.list_power(noise_rates.get_config("digits"), tmp_path / "none")
-    assert said.startswith("known after a pilot")
-
-
-def test_conditions_are_only_added_to_an_axis_of_conditions(tmp_path: Path) -> None:
-    for rate in (0.1, 0.2):
-        for seed in (0, 1, 2):
-            write_cell(tmp_path / "runs", rate=0.1, seed=seed, override={"optimizer.lr": rate}, axes=("optimizer.lr",),
-                       heads=HEADS)  # fmt: skip
-    study = read_study(tmp_path / "runs")
-    planned = power.Planned(3, (0.1,), ("",))
-    assert len(power._complete(study, planned).conditions) == 2
-    assert len(power._complete(dataclasses.replace(study, axis="condition"), planned).conditions) == 3

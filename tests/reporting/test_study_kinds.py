@@ -16,7 +16,7 @@ from nml_jax.errors import UserError
 from nml_jax.reporting.statistics import choose_method
 from nml_jax.reporting.statistics.grouping import find_studies
 from nml_jax.reporting.statistics.studies import Study
-from nml_jax.reporting.studies import findings, power, publish, recipes
+from nml_jax.reporting.studies import findings, publish, recipes
 from nml_jax.reporting.studies.findings import check_claims
 from nml_jax.reporting.studies.numbers import Numbers
 from nml_jax.runs.classes import PRETRAINING, TASKS, write_counts
@@ -24,6 +24,7 @@ from nml_jax.runs.finished import read_finished
 from nml_jax.runs.rows import Row, read_rows
 from nml_jax.stages import report
 from tests.reporting.test_report import small, write_cell
+from tests.reporting.test_studies import describe_plan, plan
 
 SEEDS = (0, 1, 2, 3, 4)
 LOST = {"retina": 0.03, "solo": 0.0}  # AP at 30 % noise
@@ -169,7 +170,8 @@ def test_detectors_have_findings_and_the_published_lines(detectors: Path, tmp_pa
     panel = publish.make_panel(view, Numbers(study), publish.published.read_published("detection"))
     assert panel is not None
     assert {line.what for line in panel.published} == {"Faster R-CNN, box AP on COCO", "RetinaNet, box AP on COCO"}
-    said = power.describe_power("detection", study, power.Planned(5, (0.0, 0.05, 0.3)))
+    keys = {"stages": ("pretrain", "detect", "report"), "detect.systems": ("retina", "solo")}
+    said = describe_plan("detection", plan(study.cells, (0.0, 0.05, 0.3), 5, keys))
     assert [line.partition(",")[0] for line in said] == ["box AP of RetinaNet", "mask AP of SOLOv2"]
 
 
