@@ -127,6 +127,11 @@ def test_heads_that_were_not_trained_are_told(tmp_path: Path) -> None:
     study = read_study(small(tmp_path / "a", rates=(0.0, 0.3), seeds=(0, 1, 2), heads=PROBE))
     _, gaps = check("nmtune", study)
     assert "in-domain gain of NMTune over the MLP: the runs have no in-domain score of NMTune" in gaps
+    study = read_study(small(tmp_path / "c", rates=(0.0, 0.3), seeds=(0, 1, 2), heads=(HEADS[0], HEADS[2])))
+    assert (
+        "out-of-domain gain of NMTune over the MLP: the runs have no out-of-domain score of the MLP"
+        in (check("nmtune", study)[1])
+    )
     bare = small(tmp_path / "b", rates=(0.0, 0.3), seeds=(0, 1, 2), stages=("pretrain", "extract"),
                  override={"stages": ("pretrain", "extract")})  # fmt: skip
     written = publish.publish("noise_rates", read_study(bare), tmp_path)

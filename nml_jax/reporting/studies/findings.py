@@ -10,11 +10,11 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from nml_jax.console import list_words
-from nml_jax.reporting.sentences import count
+from nml_jax.reporting.sentences import add_article, count
 from nml_jax.reporting.statistics.choose_method import DOMAINS
 from nml_jax.reporting.statistics.compare import Term, contrast
 from nml_jax.reporting.statistics.paired import PERCENT, SEEDS, Comparison, Unit, compare, unit
-from nml_jax.reporting.statistics.studies import METHODS, Key, Study
+from nml_jax.reporting.statistics.studies import Key, Method, Study
 from nml_jax.reporting.studies.numbers import DETECTORS, NAMES, SPECTRUM, Numbers
 from nml_jax.reporting.studies.rates import Chosen, choose_conditions, name_band
 from nml_jax.reporting.studies.recipes import ANY, PROBE, Claim, Recipe
@@ -130,7 +130,7 @@ def _find_lack(claim: Claim, numbers: Numbers) -> str:
     )
     for name in filter(None, (claim.method, claim.other)):
         if not numbers.find_keys(claim.y, claim.domain, (name,), claim.tasks):
-            return f"the runs have no {score} of {'the probe' if name == PROBE else METHODS[name]}"
+            return f"the runs have no {score} of {'the probe' if name == PROBE else add_article(Method(name))}"
     return "no two of the heads have the same settings"
 
 

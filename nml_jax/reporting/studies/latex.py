@@ -28,7 +28,7 @@ def write_table(panels: Sequence[Drawn]) -> str:
         out += [rf"\begin{{tabular}}{{l{'r' * len(labels)}}}", r"\toprule", _make_row(["", *labels]), r"\midrule"]
         for panel in (panel for panel in flat if tuple(_list_labels(panel)) == labels):
             out.append(rf"\multicolumn{{{len(labels) + 1}}}{{l}}{{{escape(panel.title + panel.unit.suffix)}}} \\")
-            most = panel.points["seed"].nunique()
+            most = len(set(panel.points["seed"]))
             for series, own in panel.points.groupby("series", sort=False):
                 by = own.groupby("x_label")["y"]
                 found = [stat(by.get_group(label) if label in by.groups else ()) for label in labels]
