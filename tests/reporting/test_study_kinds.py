@@ -134,7 +134,10 @@ def test_tasks_with_metrics_of_their_own_have_their_mean(tmp_path: Path, monkeyp
 
 @pytest.fixture(scope="module")
 def detectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = small(tmp_path_factory.mktemp("x"), rates=(0.0, 0.05, 0.3), seeds=SEEDS, heads=(("lbfgs", None),))
+    coco = {"detect.data.num_classes": 80}
+    folder = small(
+        tmp_path_factory.mktemp("x"), rates=(0.0, 0.05, 0.3), seeds=SEEDS, heads=(("lbfgs", None),), override=coco
+    )
 
     def change(row: Row) -> Iterator[Row]:
         if (row.metric, row.split, row.head_seed) != ("accuracy", "test", row.seed):
@@ -154,7 +157,9 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_detectors_have_findings_and_the_published_lines(detectors: Path, tmp_path: Path) -> None:
+def test_detectors_have_findings_and_the_published_lines(
+    detectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = read_study(detectors)
     found = {f.words: f for f in check_claims(recipes.RECIPES["detection"], Numbers(study))}
     assert {words: f.verdict for words, f in found.items()} == {
@@ -170,6 +175,13 @@ def test_detectors_have_findings_and_the_published_lines(detectors: Path, tmp_pa
     panel = publish.make_panel(view, Numbers(study), publish.published.read_published("detection"))
     assert panel is not None
     assert {line.what for line in panel.published} == {"Faster R-CNN, box AP on COCO", "RetinaNet, box AP on COCO"}
+    for key, value in (("detect.data.num_classes", 5), ("detect.data.train", "train[:10%]")):
+        for run in study.cells:
+            monkeypatch.setitem(run.config, key, value)
+        panel = publish.make_panel(view, Numbers(study), publish.published.read_published("detection"))
+        assert panel is not None
+        assert not panel.published
+        monkeypatch.undo()
     keys = {"stages": ("pretrain", "detect", "report"), "detect.systems": ("retina", "solo")}
     said = describe_plan("detection", plan(study.cells, (0.0, 0.05, 0.3), 5, keys))
     assert [line.partition(",")[0] for line in said] == ["box AP of RetinaNet", "mask AP of SOLOv2"]

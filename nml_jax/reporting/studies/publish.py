@@ -148,7 +148,8 @@ def _find_published(view: View, numbers: Numbers, lines: Sequence[published.Publ
             splits = (key.split for key in numbers.study.keys(task="directory", metric=keys[0].metric))
             classes = max((len(first.count_classes("directory", split)) for split in splits), default=0)
     elif keys:
-        data, classes = keys[0].task, None
+        whole = _is_whole(first, "detect.data", ("train", "test"))
+        data, classes = keys[0].task if whole else "", first.value("detect.data.num_classes") or 0
     return published.find_agreeing(lines, data, view.y, first.noise_kind, test, classes, first.value("data.size"))
 
 
@@ -156,14 +157,23 @@ def _name_data(run: FinishedRun, section: str, splits: Sequence[str]) -> str:
     """Return what published lines call a dataset: its name, or that of its folder; "" if it is a part or a mixture.
 
     Args:
+        splits: as for `_is_whole`.
+    """
+    if not _is_whole(run, section, splits):
+        return ""
+    path = run.value(f"{section}.path")
+    return run.value(f"{section}.name") or (name_folder(path) if path else "")
+
+
+def _is_whole(run: FinishedRun, section: str, splits: Sequence[str]) -> bool:
+    """Return whether a dataset is not a mixture and has all classes and rows.
+
+    Args:
         splits: keys of the section, of which none may be a slice, such as train[:10%].
     """
     named = [run.value(f"{section}.{key}") or () for key in splits]
     words = [word for value in named for word in ([value] if isinstance(value, str) else value)]
-    if run.value(f"{section}.classes") or run.value(f"{section}.mixture") or any("[" in word for word in words):
-        return ""
-    path = run.value(f"{section}.path")
-    return run.value(f"{section}.name") or (name_folder(path) if path else "")
+    return not (run.value(f"{section}.classes") or run.value(f"{section}.mixture") or any("[" in w for w in words))
 
 
 def list_scores(recipe: Recipe) -> list[tuple[str, str]]:
