@@ -3,7 +3,7 @@
     python -m nml_jax.main --config=configs/digits.py
 
 A small ResNet learns the digits 0 to 4 with 0, 10 and 30 % wrong labels and 16 seeds each. Heads learn the digits 5 to
-9 from 179 images. They are tested on 717 others (in-domain), and on these shifted, noisy and rotated (out-of-domain).
+9 from 177 images. They are tested on 719 others (in-domain), and on these shifted, noisy and rotated (out-of-domain).
 So many seeds and test images show a change of about two points out of domain. Of the other two shifts, inverted digits
 are recognised below chance, and on blurred ones seeds differ by ten points: `downstream.shifts` adds them.
 """

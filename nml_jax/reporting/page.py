@@ -84,6 +84,7 @@ def _show_published(one: Published) -> list[Block]:
             "figure", Figure("Figure", [Panel(one.svg[one.svg.index("<svg") :], one.question)], caption, (), wide=True)
         ),
         Block("items", [("", sentence) for sentence in one.sentences]),
+        *(Block("p", gap) for gap in one.gaps),
     ]
 
 

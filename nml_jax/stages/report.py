@@ -52,14 +52,14 @@ def _list_own_runs(config: ConfigDict, workdir: Path) -> list[str]:
 
 def list_power(config: ConfigDict, workdir: Path) -> list[str]:
     """Say which difference the config's study can show, from its finished runs, or that a pilot would tell."""
-    from nml_jax.reporting.statistics.grouping import find_studies
-    from nml_jax.reporting.studies.power import Planned, describe_power
+    from nml_jax.reporting.studies.planned import plan_study
+    from nml_jax.reporting.studies.power import describe_power
 
-    names, cells = _list_own_runs(config, workdir), settings.expand_sweep(config).values()
-    found = [run for run in read_finished([workdir])[0] if run.folder.name in names] if workdir.is_dir() else []
-    rates = sorted({cell.noise for cell in cells if cell.noise_kind not in settings.FIXED_RATE})
-    planned = Planned(len({cell.seed for cell in cells}), rates, [*settings.list_conditions(config)])
-    said = [line for study in find_studies(found) for line in describe_power(config.study, study, planned)]
+    cells = {
+        experiment.find_folder(workdir, name, cell).name: cell for name, cell in settings.expand_sweep(config).items()
+    }
+    planned = plan_study(config, cells, read_finished([workdir])[0] if workdir.is_dir() else [])
+    said = [line for study in planned.studies for line in describe_power(config.study, study, exact=planned.exact)]
     pilot = (
         "known after a pilot: run the first and the last condition with two seeds, as with --config.sweep.seed='(0,1)'"
     )

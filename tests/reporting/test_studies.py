@@ -2,23 +2,28 @@
 
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from configs import common
+from nml_jax import settings
 from nml_jax.errors import UserError
 from nml_jax.reporting.statistics.compare import Side, Term, compare_numbers, contrast
 from nml_jax.reporting.statistics.grouping import find_studies
 from nml_jax.reporting.statistics.paired import Comparison, Part, compare, unit
 from nml_jax.reporting.statistics.studies import Study
-from nml_jax.reporting.studies import power, publish, published, recipes
+from nml_jax.reporting.studies import latex, power, publish, published, recipes
 from nml_jax.reporting.studies.findings import check_claims, describe, judge
 from nml_jax.reporting.studies.numbers import Numbers
+from nml_jax.reporting.studies.planned import Plan, plan_study
 from nml_jax.reporting.studies.recipes import Claim
-from nml_jax.runs.finished import read_finished
+from nml_jax.runs.finished import FinishedRun, read_finished
 from nml_jax.stages import report
 from tests.reporting.test_report import small
 
@@ -56,9 +61,9 @@ def test_findings_have_the_signs_of_the_world_they_are_made_in(study: Study) -> 
     )  # 360 test rows leave more than a point
     assert found["in-domain score of the probe, 30 % noise against 0 %"] == "not shown"  # published: lower
     assert found["out-of-domain score of the probe, 30 % noise against 0 %"] == "shown"
-    assert found["out-of-domain loss of probe less that of lora, 0 % to 30 % noise"] == "shown"
-    assert found["out-of-domain loss of lora less that of full, 0 % to 30 % noise"] == "shown"
-    assert found["in-domain loss of probe less that of lora, 0 % to 30 % noise"] == "not shown"
+    assert found["out-of-domain loss of the probe less that of LoRA, 0 % to 30 % noise"] == "shown"
+    assert found["out-of-domain loss of LoRA less that of full fine-tuning, 0 % to 30 % noise"] == "shown"
+    assert found["in-domain loss of the probe less that of LoRA, 0 % to 30 % noise"] == "not shown"
     gains = {f.words: f for f in check_claims(recipes.RECIPES["nmtune"], Numbers(study))}
     gain = gains["out-of-domain gain of NMTune over the MLP, 30 % noise, preset paper"]
     assert gain.verdict == "shown"
@@ -68,6 +73,25 @@ def test_findings_have_the_signs_of_the_world_they_are_made_in(study: Study) -> 
         r"\(\+.* to \+.*\); published: higher; shown\.",
         describe(gain),
     )
+
+
+def plan(
+    finished: Sequence[FinishedRun], rates: Sequence[float], seeds: int, keys: Mapping[str, Any] = MappingProxyType({})
+) -> Plan:
+    """Plan the runs of a sweep over rates with the heads of HEADS, of which some are finished."""
+    config = common.get_config()
+    config.name = "digits"
+    config.stages = ("pretrain", "extract", "tune", "finetune", "report")
+    config.sweep.noise, config.sweep.seed = tuple(rates), tuple(range(seeds))
+    config.tune.methods, config.tune.presets = ("lbfgs", "mlp", "nmtune"), ("paper",)
+    config.finetune.methods, config.finetune.terms = ("lora", "full"), ("none",)
+    config.update_from_flattened_dict(dict(keys))
+    return plan_study(config, settings.expand_sweep(config), finished)
+
+
+def describe_plan(name: str, planned: Plan) -> list[str]:
+    (study,) = planned.studies
+    return power.describe_power(name, study, exact=planned.exact)
 
 
 def made(*differences: float) -> Comparison:
@@ -187,7 +211,7 @@ def test_what_is_published_is_a_line_for_each_value() -> None:
 
 
 def test_latex_is_escaped() -> None:
-    assert publish.escape("a_b & 5 % ± 1 \\") == r"a\_b \& 5 \% $\pm$ 1 \textbackslash{}"
+    assert latex.escape("a_b & 5 % ± 1 \\") == r"a\_b \& 5 \% $\pm$ 1 \textbackslash{}"
 
 
 def test_power_by_hand(study: Study) -> None:
@@ -202,7 +226,7 @@ def test_power_by_hand(study: Study) -> None:
     assert power.count_seeds(with_rows, 1) == 0  # test rows alone leave ±2 points
     again = compare("", unit("accuracy"), dict.fromkeys(seeds, 0.0), seeds, redrawn=0.3)
     assert power.count_seeds(again, 1) == 0  # overlapping test rows leave sd²·0.3/0.7, however many seeds
-    said = power.describe_power("noise_rates", study, power.Planned(9, (0.0, 0.05, 0.3)))
+    said = describe_plan("noise_rates", plan(study.cells, (0.0, 0.05, 0.3), 9))
     assert len(said) == 2  # of the probe, in-domain and out-of-domain
     assert "30 % noise against 0 %: 9 seeds and" in said[0]
     assert "(4 comparisons; spread of 5 finished seeds)" in said[0]
@@ -210,13 +234,13 @@ def test_power_by_hand(study: Study) -> None:
 
 def test_power_of_a_pilot_is_that_of_the_whole_study(tmp_path: Path) -> None:
     pilot = small(tmp_path / "x", rates=(0.0, 0.3), seeds=(0, 1), heads=HEADS, score=score)
-    (study,) = find_studies(read_finished([pilot])[0])
-    whole = power.Planned(5, (0.0, 0.05, 0.1, 0.2, 0.3))
+    finished = read_finished([pilot])[0]
+    whole = plan(finished, (0.0, 0.05, 0.1, 0.2, 0.3), 5)
     for name, comparisons in (("noise_rates", 2 + 2 + 4), ("nmtune", 4 * 4 + 4)):
-        said = power.describe_power(name, study, whole)
+        said = describe_plan(name, whole)
         assert all("5 seeds and" in line and f"({comparisons} comparisons; spread of 2 " in line for line in said)
     assert any(line.startswith("out-of-domain gain of NMTune over the MLP, 30 % noise") for line in said)
-    assert "2 seed(s) show nothing" in power.describe_power("nmtune", study, power.Planned(2, (0.0, 0.3)))[0]
+    assert "2 seed(s) show nothing" in describe_plan("nmtune", plan(finished, (0.0, 0.3), 2))[0]
 
 
 def test_a_study_heads_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

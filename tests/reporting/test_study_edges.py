@@ -12,12 +12,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from configs.studies import noise_rates
 from nml_jax.reporting.statistics import choose_method
 from nml_jax.reporting.statistics.grouping import find_studies
 from nml_jax.reporting.statistics.paired import compare, unit
 from nml_jax.reporting.statistics.studies import Study
-from nml_jax.reporting.studies import findings, power, publish, recipes
+from nml_jax.reporting.studies import findings, latex, publish, recipes
 from nml_jax.reporting.studies.findings import check_claims, describe, judge
 from nml_jax.reporting.studies.numbers import Numbers
 from nml_jax.reporting.studies.recipes import Claim, View
@@ -100,12 +99,12 @@ def test_a_study_keeps_its_numbers_when_another_one_has_changed_the_folder(tmp_p
 
 def test_the_head_names_the_parts_of_a_score(tmp_path: Path) -> None:
     one = small(tmp_path / "one", seeds=(0, 1, 2), heads=PROBE)
-    about = publish.explain(Numbers(read_study(one)), 2, recipes.RECIPES["noise_rates"])
+    about = publish.explain(Numbers(read_study(one)), [], recipes.RECIPES["noise_rates"])
     assert "In-domain score: digits (accuracy on test)." in about
     assert "Out-of-domain score: the mean over the tests of digits (accuracy on test/shift and test/blur)." in about
     assert "6 runs, 3 seeds for each of 2 conditions." in about
     two = small(tmp_path / "two", seeds=(0, 1, 2), heads=PROBE, tasks=("cifar10", "cifar100"))
-    about = publish.explain(Numbers(read_study(two)), 2, recipes.RECIPES["noise_rates"])
+    about = publish.explain(Numbers(read_study(two)), [], recipes.RECIPES["noise_rates"])
     assert "In-domain score: the mean over cifar10 (accuracy on test) and cifar100 (accuracy on test)" in about
 
 
@@ -152,7 +151,7 @@ def test_label_files_of_one_rate_stay_apart(tmp_path: Path) -> None:
     ticks = panel.list_ticks()
     assert [*ticks["x_label"]] == ["0 % (none)", "20 % (mine)", "20 % (yours)"]
     assert [*ticks["at"]] == [0, 1, 2]
-    assert r"90.0 $\pm$ 0.0 & 70.0 $\pm$ 0.0 & 50.0 $\pm$ 0.0" in publish.write_table([panel])
+    assert r"90.0 $\pm$ 0.0 & 70.0 $\pm$ 0.0 & 50.0 $\pm$ 0.0" in latex.write_table([panel])
     svg, _ = publish.draw_figure("x", [panel])
     assert svg
 
@@ -254,7 +253,7 @@ def test_rates_that_differ_late_are_conditions_of_their_own(tmp_path: Path) -> N
     assert [condition.label for condition in study.conditions] == ["10 %", "10.0001 %", "30 %"]
     panel = publish.make_panel(View("", "score", "id"), Numbers(study), ())
     assert panel is not None
-    assert r"90.0 $\pm$ 0.0 & 80.0 $\pm$ 0.0 & 70.0 $\pm$ 0.0" in publish.write_table([panel])
+    assert r"90.0 $\pm$ 0.0 & 80.0 $\pm$ 0.0 & 70.0 $\pm$ 0.0" in latex.write_table([panel])
 
 
 def test_shares_that_differ_late_stay_apart(tmp_path: Path) -> None:
@@ -311,23 +310,3 @@ def test_human_noise_is_compared_with_symmetric_noise(people: Path) -> None:
 def test_runs_of_another_study_keep_their_rates_beside_named_conditions(people: Path) -> None:
     labels = [condition.label for condition in read_study(people).conditions]
     assert labels == ["clean", "symmetric", "human", "no condition, 10 %", "no condition, 30 %"]
-
-
-def test_a_dry_run_takes_the_spread_of_a_pilot_and_the_comparisons_of_the_config(tmp_path: Path) -> None:
-    pilot = small(tmp_path / "runs", rates=(0.0, 0.3), seeds=(0, 1), heads=HEADS)
-    said = report.list_power(noise_rates.get_config("digits"), pilot)
-    assert len(said) == 2
-    assert all("5 seeds and these" in line and "(8 comparisons; spread of 2 " in line for line in said)
-    (said,) = report.list_power(noise_rates.get_config("digits"), tmp_path / "none")
-    assert said.startswith("known after a pilot")
-
-
-def test_conditions_are_only_added_to_an_axis_of_conditions(tmp_path: Path) -> None:
-    for rate in (0.1, 0.2):
-        for seed in (0, 1, 2):
-            write_cell(tmp_path / "runs", rate=0.1, seed=seed, override={"optimizer.lr": rate}, axes=("optimizer.lr",),
-                       heads=HEADS)  # fmt: skip
-    study = read_study(tmp_path / "runs")
-    planned = power.Planned(3, (0.1,), ("",))
-    assert len(power._complete(study, planned).conditions) == 2
-    assert len(power._complete(dataclasses.replace(study, axis="condition"), planned).conditions) == 3

@@ -16,13 +16,15 @@ from nml_jax.errors import UserError
 from nml_jax.reporting.statistics import choose_method
 from nml_jax.reporting.statistics.grouping import find_studies
 from nml_jax.reporting.statistics.studies import Study
-from nml_jax.reporting.studies import findings, power, publish, recipes
+from nml_jax.reporting.studies import findings, publish, recipes
 from nml_jax.reporting.studies.findings import check_claims
 from nml_jax.reporting.studies.numbers import Numbers
+from nml_jax.runs.classes import PRETRAINING, TASKS, write_counts
 from nml_jax.runs.finished import read_finished
 from nml_jax.runs.rows import Row, read_rows
 from nml_jax.stages import report
 from tests.reporting.test_report import small, write_cell
+from tests.reporting.test_studies import describe_plan, plan
 
 SEEDS = (0, 1, 2, 3, 4)
 LOST = {"retina": 0.03, "solo": 0.0}  # AP at 30 % noise
@@ -38,6 +40,12 @@ def replace_rows(folder: Path, change: Callable[[Row], Iterable[Row]]) -> None:
     for run in folder.iterdir():
         rows = [new for row in read_rows(run) for new in change(row)]
         (run / "rows.jsonl").write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
+
+
+def count_classes(folder: Path, split: str, n: int) -> None:
+    """Write into every run how many classes a split has, with a record of each."""
+    for run in folder.iterdir() if n else ():
+        write_counts(run / (TASKS if "/" in split else PRETRAINING), {split: {f"class {i}": 1 for i in range(n)}})
 
 
 def read_lines(folder: Path, name: str) -> pd.DataFrame:
@@ -126,7 +134,10 @@ def test_tasks_with_metrics_of_their_own_have_their_mean(tmp_path: Path, monkeyp
 
 @pytest.fixture(scope="module")
 def detectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = small(tmp_path_factory.mktemp("x"), rates=(0.0, 0.05, 0.3), seeds=SEEDS, heads=(("lbfgs", None),))
+    coco = {"detect.data.num_classes": 80}
+    folder = small(
+        tmp_path_factory.mktemp("x"), rates=(0.0, 0.05, 0.3), seeds=SEEDS, heads=(("lbfgs", None),), override=coco
+    )
 
     def change(row: Row) -> Iterator[Row]:
         if (row.metric, row.split, row.head_seed) != ("accuracy", "test", row.seed):
@@ -134,6 +145,7 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for system, metric in (("retina", "box_AP"), ("solo", "mask_AP")):
             for start in ("encoder", "random"):
                 lost = LOST[system] * (1 + 0.05 * (row.seed - 2)) if row.noise_asked == 0.3 else 0.0
+                lost += 0.0005 * (row.seed - 2) if row.noise_asked else 0.0  # seeds that do not vary show nothing
                 value = 0.385 - lost if start == "encoder" else 0.2
                 how = {"method": system, "preset": start, "metric": metric, "value": value, "task": "coco"}
                 yield dataclasses.replace(
@@ -145,7 +157,9 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_detectors_have_findings_and_the_published_lines(detectors: Path, tmp_path: Path) -> None:
+def test_detectors_have_findings_and_the_published_lines(
+    detectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = read_study(detectors)
     found = {f.words: f for f in check_claims(recipes.RECIPES["detection"], Numbers(study))}
     assert {words: f.verdict for words, f in found.items()} == {
@@ -161,7 +175,15 @@ def test_detectors_have_findings_and_the_published_lines(detectors: Path, tmp_pa
     panel = publish.make_panel(view, Numbers(study), publish.published.read_published("detection"))
     assert panel is not None
     assert {line.what for line in panel.published} == {"Faster R-CNN, box AP on COCO", "RetinaNet, box AP on COCO"}
-    said = power.describe_power("detection", study, power.Planned(5, (0.0, 0.05, 0.3)))
+    for key, value in (("detect.data.num_classes", 5), ("detect.data.train", "train[:10%]")):
+        for run in study.cells:
+            monkeypatch.setitem(run.config, key, value)
+        panel = publish.make_panel(view, Numbers(study), publish.published.read_published("detection"))
+        assert panel is not None
+        assert not panel.published
+        monkeypatch.undo()
+    keys = {"stages": ("pretrain", "detect", "report"), "detect.systems": ("retina", "solo")}
+    said = describe_plan("detection", plan(study.cells, (0.0, 0.05, 0.3), 5, keys))
     assert [line.partition(",")[0] for line in said] == ["box AP of RetinaNet", "mask AP of SOLOv2"]
 
 
@@ -226,19 +248,36 @@ def test_zero_shot_scores_have_the_published_line(tmp_path: Path) -> None:
 
     about = {"noise_kind": "caption_swap", "data.path": "prepared/yfcc15m/1.0.0"}
     view = recipes.RECIPES["noise_rates"].views[-1]
-    for task, more, drawn in (
-        ("imagenet2012", {}, 1), ("cifar10", {}, 0), ("imagenet2012", {"data.mixture": ("a", "b")}, 0),
-        ("directory", {"downstream.path": "prepared/imagenet2012"}, 1), ("directory", {}, 0),
-    ):  # fmt: skip
-        folder = tmp_path / f"{task},{len(more)},{drawn}"
+    own, part = {"downstream.path": "prepared/imagenet2012"}, {"data.train": "train[:10%]"}
+    for i, (task, more, classes, drawn) in enumerate((
+        ("imagenet2012", {}, 0, 1), ("cifar10", {}, 10, 0), ("imagenet2012", {"data.mixture": ("a", "b")}, 0, 0),
+        ("directory", own, 1000, 1), ("directory", {}, 1000, 0), ("directory", own, 5, 0), ("directory", own, 0, 0),
+        ("imagenet2012", part, 0, 0), ("directory", {**own, "downstream.test": ("val[:50%]",)}, 1000, 0),
+    )):  # fmt: skip
+        folder = tmp_path / str(i)
         how = {"heads": (("lbfgs", None),), "tasks": (task,)}
         small(folder, rates=(0.0, 0.3), seeds=(0, 1), override={**about, **more}, **how)
         replace_rows(folder, change)
+        count_classes(folder, f"{task}/test", classes)
         panel = publish.make_panel(view, Numbers(read_study(folder)), publish.published.read_published("noise_rates"))
         assert panel is not None
         assert set(panel.points["y"]) == {0.3}
         assert set(panel.points["series"]) == {"zero-shot"}
         assert len(panel.published) == drawn
+
+
+def test_a_published_line_is_drawn_over_the_same_data_alone(tmp_path: Path) -> None:
+    view = recipes.RECIPES["noise_rates"].views[2]
+    for i, (more, classes, drawn) in enumerate((
+        ({}, 1000, 1), ({}, 5, 0), ({}, 0, 0), ({"data.num_classes": 1000, "data.size": 1_281_167}, 0, 1),
+        ({"data.num_classes": 1000, "data.size": 5000}, 0, 0), ({"data.train": "train[:10%]"}, 1000, 0),
+    )):  # fmt: skip
+        folder, about = tmp_path / str(i), {"data.path": "prepared/imagenet2012", "data.source": "directory", **more}
+        small(folder, rates=(0.0, 0.3), seeds=(0, 1), override=about)
+        count_classes(folder, "train", classes)
+        panel = publish.make_panel(view, Numbers(read_study(folder)), publish.published.read_published("noise_rates"))
+        assert panel is not None
+        assert [line.what for line in panel.published] == ["ResNet-50, supervised: top-1 on ImageNet"] * drawn
 
 
 def test_tasks_that_are_related_to_the_noise_are_drawn_and_checked_apart(tmp_path: Path) -> None:

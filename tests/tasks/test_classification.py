@@ -1,5 +1,7 @@
 """Test the table of downstream tasks."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,18 @@ def test_the_default_directory_is_that_of_pre_training(tmp_path):
         ("val/inverted", "ood", "inverted"),
     ]
     assert len(task.train) == 6
+
+
+def test_texts_name_the_true_numbers_of_few_digits():
+    task = load_task("digits_few", digits.get_config())
+    train, test = len(task.train.labels), len(task.tests[0].source.labels)
+    root = Path(__file__).parents[2]
+    for file, words in (
+        ("configs/digits.py", f"9 from {train} images. They are tested on {test} others"),
+        ("docs/results.md", f"digits 5 to 9 from {train} images; the tests are {test} others"),
+        ("docs/guides/downstream.md", f"with few rows to train on, {train}, and many to test on, {test} "),
+    ):
+        assert words in (root / file).read_text("utf-8")
 
 
 def test_seen_digits_are_tested_on_images_that_pre_training_never_reads():

@@ -44,7 +44,7 @@ def find_studies(cells: Sequence[FinishedRun]) -> list[Study]:
         axis = _find_axis(same)
         keys = _list_varied(same, axis)
         groups = _split(same, keys)
-        apart = _find_differences([group[0] for group in groups], (*REPLICATE, *keys))
+        apart = find_differences([group[0] for group in groups], (*REPLICATE, *keys))
         for group in groups:
             words = [f"{key} = {_format(group[0].value(key))}" for key in apart[:SHOWN]]
             more = [f"and {len(apart) - SHOWN} more keys"] if len(apart) > SHOWN else []
@@ -74,7 +74,7 @@ def _find_axis(cells: Sequence[FinishedRun]) -> str:
         return CONDITION
     groups = _split(cells, NOISE)
     if len(groups) > 1 and all(len(_group(group, lambda cell: _identify(cell, NOISE))) == 1 for group in groups):
-        counts = {key: len({_identify(cell, (key,)) for cell in cells}) for key in _find_differences(cells, REPLICATE)}
+        counts = {key: len({_identify(cell, (key,)) for cell in cells}) for key in find_differences(cells, REPLICATE)}
         counts = {key: n for key, n in counts.items() if not key.startswith(FILES)}  # other files, another question
         axis = max(sorted(counts), key=counts.__getitem__, default="noise")
         if len(_split(cells, (axis,))) < len(groups):
@@ -132,11 +132,11 @@ def _group(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[An
 
 
 def _split(cells: Sequence[FinishedRun], axes: Sequence[str]) -> list[list[FinishedRun]]:
-    keys = _find_differences(cells, (*REPLICATE, *axes))
+    keys = find_differences(cells, (*REPLICATE, *axes))
     return list(_group(cells, lambda cell: _identify(cell, keys)).values())
 
 
-def _find_differences(cells: Sequence[FinishedRun], apart_from: Sequence[str]) -> list[str]:
+def find_differences(cells: Sequence[FinishedRun], apart_from: Sequence[str]) -> list[str]:
     """Return the keys in which runs differ. A key that an older run lacks counts as None."""
     known = dict.fromkeys(key for cell in cells for key in cell.config)
     keys = [key for key in known if key not in apart_from and key.split(".")[0] not in NOT_IDENTITY]

@@ -252,6 +252,15 @@ class Comparison(NamedTuple):
         half = find_half_width(self.parts, 0.05 / comparisons)
         return self._replace(low=self.difference - half, high=self.difference + half)
 
+    def cut(self, most: float) -> "Comparison":
+        """Cut the interval at the largest difference there can be."""
+        return self._replace(low=max(self.low, -most), high=min(self.high, most)) if self.parts else self
+
+    @property
+    def constant(self) -> bool:
+        """Whether nothing varies, so that there is no error to judge a difference by."""
+        return bool(self.parts) and not self.error > ROUNDING
+
     def verdict(self, down: str, up: str) -> str:
         if self.n < SEEDS:
             return f"no claim, n = {self.n}"

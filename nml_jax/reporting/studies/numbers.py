@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from nml_jax.console import list_words
@@ -66,6 +67,13 @@ class Numbers:
     def find_metric(self, tasks: str) -> str:
         """Return the metric that decides on some tasks."""
         return self._scores[tasks].metric
+
+    def list_metrics(self, y: str, tasks: str) -> list[str]:
+        """Return what y is measured by: of a mean of each task's own metric, all of these."""
+        if y != SCORE:
+            return ["accuracy" if y in (VALIDATION, ZEROSHOT) else y]
+        score = self._scores[tasks]
+        return [self.study.find_metric_of(task, score.metric) for task in self.study.list_members(score.task)]
 
     def find_keys(self, y: str, domain: str, methods: Sequence[str] = (), tasks: str = "") -> list[Key]:
         """Return the keys of a score, over all tests of a domain, or of a measure of a spectrum in raw mode.
@@ -219,6 +227,19 @@ class Numbers:
             scores = self.study.keys(metric=metric, task=task, domain=domain, method=self.probe)
             out += [(m, s) for m in found for s in scores if self._are_of_one(m, s)]
         return out
+
+    def choose_whole(self, pairs: Sequence[tuple[Key, Key]]) -> list[tuple[Key, Key]]:
+        """Return the pairs whose heads learned from the largest share of rows, with the fewest wrong labels among them.
+
+        Heads without the suspects are left out. Without this a test would count once for each of its heads.
+        """
+
+        def rank(pair: tuple[Key, Key]) -> tuple[float, float, bool]:
+            share, noise = (self.find_rank(pair[1], of) for of in ("share", "noise"))
+            return -np.nan_to_num(share, nan=1.0), np.nan_to_num(noise), self.name_suspects(pair[1]) != "keep"
+
+        ranks = [rank(pair) for pair in pairs]
+        return [pair for pair, own in zip(pairs, ranks, strict=True) if own == min(ranks)]
 
     def _are_of_one(self, measure: Key, score: Key) -> bool:
         """Return whether a spectrum and a score are of the same features of the same rows."""

@@ -1,15 +1,13 @@
 """Say which differences a study can show with its seeds and test rows, from the spread of finished runs."""
 
-import dataclasses
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from nml_jax.reporting.statistics.grouping import CONDITION
+from nml_jax.console import list_words
 from nml_jax.reporting.statistics.paired import PERCENT, SEEDS, Comparison, Part, add_seeds, find_half_width
-from nml_jax.reporting.statistics.studies import Condition, Study
-from nml_jax.reporting.studies.findings import count_comparisons, plan
-from nml_jax.reporting.studies.numbers import SPECTRUM, Numbers
+from nml_jax.reporting.statistics.studies import Study
+from nml_jax.reporting.studies.findings import find_range, plan
+from nml_jax.reporting.studies.numbers import Numbers
+from nml_jax.reporting.studies.rates import choose_conditions
 from nml_jax.reporting.studies.recipes import RECIPES
 
 POINT = 0.01
@@ -17,44 +15,35 @@ MOST = 1000  # seeds
 WANTED = 0.8  # of true differences of that size are shown
 
 
-class Planned(NamedTuple):
-    """What a study will have when all its runs are finished: seeds, noise rates, and names of conditions."""
-
-    seeds: int
-    rates: Sequence[float] = ()
-    conditions: Sequence[str] = ()
-
-
-def describe_power(name: str, study: Study, planned: Planned) -> list[str]:
-    """Return a sentence for each kind of comparison; none if the finished runs have no spread yet.
+def describe_power(name: str, study: Study, *, exact: bool = True) -> list[str]:
+    """Return a sentence for each kind of comparison; of those that no finished runs have, that they need a pilot.
 
     Args:
         name: a key of RECIPES.
-        study: its finished runs: all of them, or a pilot's.
-        planned: the whole study, whose comparisons and seeds count.
+        study: as planned (planned.py): with all its conditions, seeds and heads, and the numbers that are finished.
+        exact: whether all its comparisons are known.
     """
-    numbers = Numbers(study)
-    comparisons = max(count_comparisons(RECIPES[name], Numbers(_complete(study, planned))), 1)
-    last = {claim.words: (at, make) for claim, at, make in plan(RECIPES[name], numbers)
-            if claim.y not in SPECTRUM and claim.kind != "slope"}  # fmt: skip
-    found = (make()._replace(where=f"{words}, {at}") for words, (at, make) in last.items())
-    return [_say(c, planned.seeds, comparisons) for c in found if c.n > 1 and c.unit.scale == PERCENT.scale]
-
-
-def _complete(study: Study, planned: Planned) -> Study:
-    """Return a study with its planned conditions, those that are not finished without numbers."""
-    known = list(enumerate(study.conditions))
-    if study.axis == "noise":
-        here = {condition.x for _, condition in known}
-        more = [Condition(rate, f"{100 * rate:.4g} %", ()) for rate in planned.rates if rate not in here]
-        known = sorted(
-            [*known, *((-1, condition) for condition in more)], key=lambda pair: (math.isnan(pair[1].x), pair[1].x)
-        )
-    elif study.axis == CONDITION:
-        here = {condition.label for _, condition in known}
-        known += [(-1, Condition(0.0, label, ())) for label in planned.conditions if label not in here]
-    table = {key: [values[i] if i >= 0 else {} for i, _ in known] for key, values in study.table.items()}
-    return dataclasses.replace(study, conditions=tuple(condition for _, condition in known), table=table)
+    recipe, numbers = RECIPES[name], Numbers(study)
+    planned = list(plan(recipe, numbers))
+    level = f"{'' if exact else 'at least '}{len(planned)} comparisons"
+    seeds = len({cell.seed for cell in study.cells})
+    said, unknown = [], []
+    for words in dict.fromkeys(claim.words for claim, _, _ in planned):
+        own = [(claim, at, make) for claim, at, make in planned if claim.words == words]
+        found = ((claim, made._replace(where=f"{words}, {at}")) for claim, at, make in reversed(own)
+                 if (made := make()).n > 1)  # fmt: skip
+        if (last := next(found, None)) is None:
+            unknown.append(words)
+        else:
+            most = find_range(last[0], numbers)
+            said.append(_say(last[1], seeds, len(planned), level, most))
+    if unknown:
+        said.append(f"{list_words(unknown)}: known after a pilot of this study, with two seeds of what is compared")
+    gaps: dict[str, list[str]] = {}
+    for claim in recipe.claims:
+        if why := choose_conditions(claim, study).why:
+            gaps.setdefault(why, []).append(claim.words)
+    return said + [f"no claim on {list_words(dict.fromkeys(words))}: {why}" for why, words in gaps.items()]
 
 
 def expect_parts(found: Comparison, seeds: int) -> list[Part]:
@@ -75,15 +64,31 @@ def count_seeds(found: Comparison, comparisons: int, size: float = POINT) -> int
     return next(enough, 0)
 
 
-def _say(found: Comparison, seeds: int, comparisons: int) -> str:
-    """Return what can be shown there."""
-    needed = count_seeds(found, comparisons)
-    more = f"one of 1 point takes {needed} seeds" if needed else "no number of seeds shows 1 point: more test rows do"
+def _say(found: Comparison, seeds: int, comparisons: int, level: str, most: float) -> str:
+    """Return what can be shown there.
+
+    Args:
+        level: the number of comparisons, in words.
+        most: the largest difference there can be.
+    """
+    spread = f"{level}; spread of {found.n} finished seeds"
+    if found.constant:
+        return f"{found.where}: the {found.n} finished seeds do not vary, so that more of them are needed ({spread})"
+    points, of_rows = found.unit.scale == PERCENT.scale, len(found.parts) > 1 or bool(found.redrawn)
+    size = find_smallest(expect_parts(found, seeds), comparisons) if seeds >= SEEDS else 0.0
     if seeds < SEEDS:
         shown = f"{seeds} seed(s) show nothing, as a claim needs {SEEDS}"
+    elif size > most:
+        shown = f"{seeds} seeds show no difference that is possible"
     else:
-        size = 100 * find_smallest(expect_parts(found, seeds), comparisons)
-        shown = (
-            f"{seeds} seeds and these test rows show a true difference of {size:.1f} points {WANTED:.0%} of the time"
-        )
-    return f"{found.where}: {shown} ({comparisons} comparisons; spread of {found.n} finished seeds); {more}"
+        text = f"{100 * size:.1f} points" if points else f"{found.unit.scale * size:.{found.unit.digits + 1}f}"
+        shown = f"{seeds} seeds{' and these test rows' if of_rows else ''} show a true difference of {text} "
+        shown += f"{WANTED:.0%} of the time"
+    return f"{found.where}: {shown} ({spread})" + (f"; {_count(found, comparisons, of_rows)}" if points else "")
+
+
+def _count(found: Comparison, comparisons: int, of_rows: bool) -> str:
+    """Return how many seeds show a point."""
+    if needed := count_seeds(found, comparisons):
+        return f"one of 1 point takes {needed} seeds"
+    return "no number of seeds shows 1 point: more test rows do" if of_rows else f"1 point takes over {MOST} seeds"

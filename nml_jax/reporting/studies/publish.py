@@ -5,7 +5,7 @@ studies/<name>/figure.csv               every point: panel, x, series, seed, y
 studies/<name>/table.tex                mean and sample sd of every line of every panel
 studies/<name>/findings.md, .csv        rate by rate: difference, interval, published sign, verdict
 studies/<name>/published.csv            what the papers report: values, or the sign where only a figure shows it
-studies/<name>/summary.csv              every number of the study's runs, mean over seeds: what the findings are about
+studies/<name>/summary.csv              every number of the study's runs, mean over its seeds, with their number
 
 Runs that differ in more than the study's axis and seeds are several studies: the second has the folder <name>-2. When
 it no longer is, its files are removed.
@@ -20,32 +20,37 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from nml_jax.reporting.sentences import count, format_span
+from nml_jax.console import list_words
+from nml_jax.reporting.sentences import add_article, count, format_span
+from nml_jax.reporting.statistics.choose_method import DOMAINS
 from nml_jax.reporting.statistics.grouping import CONDITION
-from nml_jax.reporting.statistics.paired import PERCENT, Stat, stat, unit
+from nml_jax.reporting.statistics.paired import PERCENT, unit
 from nml_jax.reporting.statistics.studies import MEASURES, Study, write_csv
 from nml_jax.reporting.studies import published
 from nml_jax.reporting.studies.draw import Drawn, draw_figure
-from nml_jax.reporting.studies.findings import VERDICTS, Finding, check_claims, describe
+from nml_jax.reporting.studies.findings import VERDICTS, Finding, check_claims, describe, explain_gaps
+from nml_jax.reporting.studies.latex import write_table
 from nml_jax.reporting.studies.numbers import DETECTORS, SCORE, SPECTRUM, VALIDATION, ZEROSHOT, Numbers
-from nml_jax.reporting.studies.recipes import RECIPES, Recipe, View
+from nml_jax.reporting.studies.recipes import PROBE, RECIPES, Recipe, View
 from nml_jax.runs.files import write_atomic, write_bytes
 from nml_jax.runs.finished import FinishedRun
 from nml_jax.tasks.classification import name_folder
 
 FILES = ("figure.svg", "figure.pdf", "figure.csv", "table.tex", "findings.md", "findings.csv", "published.csv",
          "summary.csv")  # fmt: skip
+UNEQUAL = (
+    "Some seeds are missing: a finding is over the seeds that all its numbers have, and figure, table and summary.csv "
+    "are over all seeds that a number has."
+)
 AXES = {"share": "share of the downstream training rows", "noise": "wrong labels among the downstream training rows",
         "sve": "entropy SVE of the features", "lsvr": "LSVR of the features",
         "top_share": "share of the largest singular value"}  # fmt: skip
-LATEX = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "±": r"$\pm$", "\N{MINUS SIGN}": "$-$", "\N{EN DASH}": "--",
-         "→": r"$\to$"}  # fmt: skip
 
 
 class Published(NamedTuple):
     """What was written of a study: its figure, sentences on what it is about and on all findings, and one on each.
 
-    missing: which heads lack a score, and why; in `about`, too.
+    missing: which heads lack a score, and why; in `about`, too. gaps: of which claims there is no finding, and why.
     """
 
     question: str
@@ -55,6 +60,7 @@ class Published(NamedTuple):
     sentences: list[str]
     folder: Path
     missing: list[str]
+    gaps: list[str]
 
 
 def publish(name: str, study: Study, out: Path, *, part: int = 0) -> Published | None:
@@ -80,14 +86,16 @@ def publish(name: str, study: Study, out: Path, *, part: int = 0) -> Published |
     write_atomic(folder / "figure.csv", points.to_csv(index=False, columns=["panel", *points.columns[:-1]]))
     write_atomic(folder / "table.tex", write_table(panels))
     sentences = [describe(finding) for finding in findings]
+    gaps = [_make_sentence(gap) for gap in explain_gaps(recipe, numbers)]
     missing = numbers.list_missing(list_scores(recipe), list_methods(recipe))
-    about = explain(numbers, len(findings), recipe, missing, title=study.title if part else "")
+    about = explain(numbers, findings, recipe, missing, title=study.title if part else "")
     text = [f"# {recipe.question}", "", about, "", *(f"- {sentence}" for sentence in sentences), ""]
+    text += [line for gap in gaps for line in (gap, "")]
     write_atomic(folder / "findings.md", "\n".join(text))
     write_atomic(folder / "summary.csv", write_csv([study]))
     write_atomic(folder / "findings.csv", list_findings(findings).to_csv(index=False))
     write_atomic(folder / "published.csv", published.tabulate(lines).to_csv(index=False) if lines else "")
-    return Published(recipe.question, about, summarise(findings), svg.decode("utf-8"), sentences, folder, missing)
+    return Published(recipe.question, about, summarise(findings), svg.decode("utf-8"), sentences, folder, missing, gaps)
 
 
 def remove_stale(name: str, out: Path, kept: Sequence[Path]) -> list[Path]:
@@ -131,20 +139,41 @@ def _find_published(view: View, numbers: Numbers, lines: Sequence[published.Publ
     if study.axis != "noise":
         return []
     keys = numbers.find_keys(view.y, view.domain, view.methods) if view.y in (*DETECTORS, ZEROSHOT) else []
-    data, test = _name_data(first, "data"), ""
+    data, test = _name_data(first, "data", ("train",)), ""
+    classes = first.value("data.num_classes") or len(first.counts.get("train", {}))
     if keys and view.y == ZEROSHOT:
-        test = keys[0].task if keys[0].task != "directory" else _name_data(first, "downstream") or data
+        test, classes = keys[0].task, None  # a name of the catalogue is always the same set
+        if test == "directory":
+            test = _name_data(first, "downstream", ("test", "ood")) if first.value("downstream.path") else data
+            splits = (key.split for key in numbers.study.keys(task="directory", metric=keys[0].metric))
+            classes = max((len(first.count_classes("directory", split)) for split in splits), default=0)
     elif keys:
-        data = keys[0].task
-    return published.find_agreeing(lines, data, view.y, first.noise_kind, test)
+        whole = _is_whole(first, "detect.data", ("train", "test"))
+        data, classes = keys[0].task if whole else "", first.value("detect.data.num_classes") or 0
+    return published.find_agreeing(lines, data, view.y, first.noise_kind, test, classes, first.value("data.size"))
 
 
-def _name_data(run: FinishedRun, section: str) -> str:
-    """Return what published lines call a dataset: its name, or that of its folder; "" if it is a part or a mixture."""
-    if run.value(f"{section}.classes") or run.value(f"{section}.mixture"):
+def _name_data(run: FinishedRun, section: str, splits: Sequence[str]) -> str:
+    """Return what published lines call a dataset: its name, or that of its folder; "" if it is a part or a mixture.
+
+    Args:
+        splits: as for `_is_whole`.
+    """
+    if not _is_whole(run, section, splits):
         return ""
     path = run.value(f"{section}.path")
     return run.value(f"{section}.name") or (name_folder(path) if path else "")
+
+
+def _is_whole(run: FinishedRun, section: str, splits: Sequence[str]) -> bool:
+    """Return whether a dataset is not a mixture and has all classes and rows.
+
+    Args:
+        splits: keys of the section, of which none may be a slice, such as train[:10%].
+    """
+    named = [run.value(f"{section}.{key}") or () for key in splits]
+    words = [word for value in named for word in ([value] if isinstance(value, str) else value)]
+    return not (run.value(f"{section}.classes") or run.value(f"{section}.mixture") or any("[" in w for w in words))
 
 
 def list_scores(recipe: Recipe) -> list[tuple[str, str]]:
@@ -160,22 +189,50 @@ def list_methods(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys([*drawn, *claimed]))
 
 
-def explain(numbers: Numbers, comparisons: int, recipe: Recipe, missing: Sequence[str] = (), *, title: str = "") -> str:
+def explain(
+    numbers: Numbers, findings: Sequence[Finding], recipe: Recipe, missing: Sequence[str] = (), *, title: str = ""
+) -> str:
     """Return what the findings are about: the runs, the scores and their parts, and the level of the intervals.
 
     Args:
         missing: which scores are not there, and why.
     """
     seeds = [len(condition.cells) for condition in numbers.study.conditions]
-    parts = [f"{part[:1].upper()}{part[1:]}." for part in (*numbers.list_parts(list_scores(recipe)), *missing)]
+    scored = any(numbers.find_keys(SCORE, domain, (PROBE,)) for domain in DOMAINS) and PROBE in list_methods(recipe)
     words = [
         f"{title}:" if title else "",
         f"{count(sum(seeds), 'run')}, {format_span(seeds, 'seed')} for each of {count(len(seeds), 'condition')}.",
-        *parts,
-        "Seeds are the unit; intervals are for other seeds and other test rows, and hold at 95 % for all "
-        f"{comparisons} comparisons together." if comparisons else "",
+        *(_make_sentence(part) for part in (*numbers.list_parts(list_scores(recipe)), *missing)),
+        f"The probe is {add_article(numbers.probe)}." if scored else "",
+        _explain_intervals(findings),
+        UNEQUAL if len({cell.seed for cell in numbers.study.cells}) > min(seeds) or _differ(findings) else "",
     ]  # fmt: skip
     return " ".join(filter(None, words))
+
+
+def _make_sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
+
+
+def _differ(findings: Sequence[Finding]) -> bool:
+    """Return whether some finding is over fewer seeds than the study has."""
+    return any(finding.found.n < finding.seeds for finding in findings)
+
+
+def _explain_intervals(findings: Sequence[Finding]) -> str:
+    """Return what the intervals of the findings are for, and their level; "" if there are none."""
+    told = [finding for finding in findings if finding.found.parts]
+    rows = [f for f in told if len(f.found.parts) > 1 or f.found.redrawn]
+    alone = list(dict.fromkeys(f.claim.words for f in told if f not in rows))
+    level = f"hold at 95 % for all {len(findings)} comparisons together."
+    if not told:
+        return ""
+    if not rows:
+        return f"Seeds are the unit; intervals are for other seeds, and {level}"
+    both = "Seeds are the unit; intervals are for other seeds and other test rows"
+    return (
+        f"{both}, those of {list_words(alone)} for other seeds alone; they {level}" if alone else f"{both}, and {level}"
+    )
 
 
 def summarise(findings: Sequence[Finding]) -> str:
@@ -193,41 +250,3 @@ def list_findings(findings: Sequence[Finding]) -> pd.DataFrame:
          f.claim.source, f.verdict) for f in findings
     ]  # fmt: skip
     return pd.DataFrame(lines, columns=columns)
-
-
-def write_table(panels: Sequence[Drawn]) -> str:
-    """Return a LaTeX table (booktabs): a line for every series of every panel, a column for every x.
-
-    Panels whose x is a measure have no columns, and are left out.
-    """
-    flat = [panel for panel in panels if not panel.scatter]
-    out = []
-    for labels in dict.fromkeys(tuple(_list_labels(panel)) for panel in flat):
-        out += [rf"\begin{{tabular}}{{l{'r' * len(labels)}}}", r"\toprule", _make_row(["", *labels]), r"\midrule"]
-        for panel in (panel for panel in flat if tuple(_list_labels(panel)) == labels):
-            out.append(rf"\multicolumn{{{len(labels) + 1}}}{{l}}{{{escape(panel.title + panel.unit.suffix)}}} \\")
-            for series, own in panel.points.groupby("series", sort=False):
-                by = own.groupby("x_label")["y"]
-                cells = [_format(stat(by.get_group(label)), panel) if label in by.groups else "" for label in labels]
-                out.append(_make_row([str(series), *cells]))
-        out += [r"\bottomrule", r"\end{tabular}", ""]
-    return "\n".join(out)
-
-
-def _list_labels(panel: Drawn) -> list[str]:
-    return list(panel.list_ticks()["x_label"])
-
-
-def _format(s: Stat, panel: Drawn) -> str:
-    number = panel.unit.number
-    return f"{number(s.mean)} ± {number(s.sd)}" if s.n > 1 else number(s.mean)
-
-
-def _make_row(cells: Sequence[str]) -> str:
-    return " & ".join(map(escape, cells)) + r" \\"
-
-
-def escape(text: str) -> str:
-    """Escape what LaTeX would take for a command."""
-    text = text.replace("\\", r"\textbackslash{}")
-    return "".join(LATEX.get(c, c) for c in text)

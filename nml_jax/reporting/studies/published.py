@@ -33,6 +33,7 @@ class Published(NamedTuple):
     table or figure. sure: whether values, or the sign, are confirmed; the number of a table may still not be.
     noise: its kind. domain: "id" or "ood". test: what is classified, if not `data`. sign: of a difference, as
     Claim.sign. encoders: names of the published folders that the line is about, in any spelling of case, - and _.
+    classes: how many are told apart, as a folder's name does not tell which data it has. size: the records of `data`.
     """
 
     study: str
@@ -49,6 +50,8 @@ class Published(NamedTuple):
     test: str = ""
     sign: int | None = None
     encoders: Sequence[str] = ()
+    classes: int | None = None
+    size: int | None = None
 
 
 def read_published(study: str) -> list[Published]:
@@ -70,9 +73,24 @@ def _list_rows(lines: Sequence[Published]) -> Iterator[list[object]]:
             yield [*of, x, line.values[i] if line.values else None, line.sign, *end]
 
 
-def find_agreeing(lines: Sequence[Published], data: str, y: str, kind: str, test: str = "") -> list[Published]:
-    """Return the lines that measure the same on the same data as a panel, and over rates of its kind of noise."""
+def find_agreeing(
+    lines: Sequence[Published],
+    data: str,
+    y: str,
+    kind: str,
+    test: str = "",
+    classes: int | None = None,
+    size: int | None = None,
+) -> list[Published]:
+    """Return the lines that measure the same on the same data as a panel, and over rates of its kind of noise.
+
+    Args:
+        classes: how many are told apart, 0 if nobody knows; None where the names are enough.
+        size: the records that the config promises; None if it does not.
+    """
     same = [line for line in lines if (line.data, line.y, line.noise, line.test) == (data, y, kind, test)]
+    same = [line for line in same if None in (line.classes, classes) or line.classes == classes]
+    same = [line for line in same if None in (line.size, size) or line.size == size]
     return [line for line in same if line.values and all(isinstance(v, int | float) for v in line.x)]
 
 

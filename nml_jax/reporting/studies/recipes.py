@@ -44,7 +44,7 @@ class Claim(NamedTuple):
     """A published finding that the study checks.
 
     kind: "change": y at a condition less y at the first one. "gain": y of `method` less y of `other` at a condition;
-        of rates, at those above 0: what is published is that a head repairs damage, and clean encoders have none.
+        at rates above 0: what is published is that a head repairs damage, and clean encoders have none.
         "shrink": what `other` loses from the first to the last condition less what `method` loses. "slope": the rank
         correlation of the measure `x` with y, over tests and conditions, both less those of the first condition.
     words: what is compared; the condition is added.
@@ -54,6 +54,7 @@ class Claim(NamedTuple):
     band: conditions, by their position: rates above the first number, up to the second.
     pair: labels of two named conditions in place of a band: the second less the first.
     tasks: as in View.
+    anywhere: of a gain, whether it is claimed at every condition, as of encoders whose noise nobody knows.
     """
 
     kind: str
@@ -68,6 +69,7 @@ class Claim(NamedTuple):
     band: tuple[float, float] = ANY
     pair: tuple[str, str] | None = None
     tasks: str = ""
+    anywhere: bool = False
 
 
 class Recipe(NamedTuple):
@@ -89,9 +91,12 @@ NOISE_HURTS = (
     Claim("change", "out-of-domain score of the probe", "score", "ood", -1, BOTH),
 )
 SHRINKS = tuple(
-    Claim("shrink", f"{word} loss of {other} less that of {method}", "score", domain, 1, EXTENSION, method, other)
+    Claim("shrink", f"{word} loss of {less} less that of {more}", "score", domain, 1, EXTENSION, method, other)
     for domain, word in DOMAINS.items()
-    for method, other in (("lora", PROBE), ("full", "lora"))
+    for method, more, other, less in (
+        ("lora", "LoRA", PROBE, "the probe"),
+        ("full", "full fine-tuning", "lora", "LoRA"),
+    )
 )
 GAINS = tuple(
     Claim("gain", f"{word} gain of NMTune over {other}", "score", domain, 1, BOTH, "nmtune", key)
@@ -187,7 +192,7 @@ RECIPES = {
     "practical_models": Recipe(
         "Does NMTune help encoders that somebody else trained?",
         _show_both("score", methods=(PROBE, "mlp", "nmtune")),
-        GAINS,
+        tuple(claim._replace(anywhere=True) for claim in GAINS),
     ),
     "detection": Recipe(
         "Do detectors suffer from noise in pre-training?",
