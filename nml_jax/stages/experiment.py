@@ -192,6 +192,23 @@ def open_run(workdir: Path, name: str, config: ConfigDict, *, write: bool = True
     return folder
 
 
+def adopt_run(workdir: Path, name: str, config: ConfigDict) -> None:
+    """Write this config into the folder of a run of which only a report is wanted, as `open_run` does before stages.
+
+    Another study may have worked there, with other lists of heads: the report is of those that this config names. A run
+    keeps its own config if a stage of it was done with other values than those in lists, or another job works there.
+    """
+    folder = find_folder(workdir, name, config)
+    record, now = runner.load_record(folder), settings.to_json(config)
+    done = [runner.find_stage(stage) for stage, of in record["stages"].items() if "output" in of]
+    if done and not any(
+        runner.inputs_differ(stage, record["stages"][stage.name]["inputs"], runner.collect_inputs(stage, now, record))
+        for stage in done
+    ):
+        with contextlib.suppress(UserError), own_run(workdir, folder.name):
+            open_run(workdir, name, config)
+
+
 def _read_by(stage: str) -> tuple[str, ...]:
     return runner.find_stage(stage).keys
 

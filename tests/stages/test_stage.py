@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from configs import common
 from nml_jax import settings
 from nml_jax.errors import UserError
-from nml_jax.runs.record import check_files, read_record, write_record
+from nml_jax.runs.record import check_files, read_config, read_record, write_record
 from nml_jax.runs.rows import Row, write_rows
 from nml_jax.stages import experiment, runner
 from nml_jax.stages.stage import Outputs
@@ -130,3 +130,21 @@ def test_files_of_one_name_are_not_one_run(tmp_path: Path):
     with pytest.raises(UserError, match=r"is of noise_file=first/labels\.npy, and not of other/labels\.npy"):
         experiment.check_files(tmp_path, *make("other/labels.npy"))
     experiment.check_files(tmp_path, *make("other/labels.npy"), force=("pretrain",))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "adopted"), [("tune.methods", ("lbfgs",), True), ("tune.epochs", 7, False), ("seed", 3, False)]
+)
+def test_a_report_alone_is_of_the_lists_of_its_own_config(tmp_path: Path, key, value, adopted: bool):
+    """Two studies share a folder: the config in it is that of the later one."""
+    config, stage = common.get_config(), runner.find_stage("tune")
+    folder = experiment.open_run(tmp_path, "run", config)
+    inputs = runner.collect_inputs(stage, settings.to_json(config), read_record(folder))
+    write_record(folder, {**read_record(folder), "stages": {"tune": {"inputs": inputs, "output": "x"}}})
+    other = common.get_config()
+    other.update_from_flattened_dict({key: value})
+    experiment.adopt_run(tmp_path, "run", other)
+    written = settings.to_json(settings.from_json(read_config(folder)))
+    assert written == settings.to_json(other if adopted else config)
+    experiment.adopt_run(tmp_path, "another", other)
+    assert not (tmp_path / "another").exists()
