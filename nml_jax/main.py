@@ -169,8 +169,8 @@ def _run_cells(
     from nml_jax.stages import experiment, runner
 
     first, revision = jax.process_index() == 0, find_revision()
-    for name, cell in cells.items() if not todo and first else ():
-        experiment.adopt_run(workdir, name, cell)
+    if not todo and first:
+        experiment.adopt_runs(workdir, cells)
     for name, cell in cells.items() if todo else ():
         with experiment.own_run(workdir, name, lost=_leave) if first else contextlib.nullcontext():
             peers.agree(True)  # the others wait until the first process owns the folder

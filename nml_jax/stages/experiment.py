@@ -18,6 +18,7 @@ from nml_jax.runs import owner
 from nml_jax.runs.files import OWNER, refuse_links, write_json
 from nml_jax.runs.finished import list_runs
 from nml_jax.runs.record import read_config, read_record
+from nml_jax.runs.rows import read_rows
 from nml_jax.stages import runner
 from nml_jax.stored import FAULTS, make_damage, read_json, require_type
 
@@ -192,21 +193,31 @@ def open_run(workdir: Path, name: str, config: ConfigDict, *, write: bool = True
     return folder
 
 
-def adopt_run(workdir: Path, name: str, config: ConfigDict) -> None:
-    """Write this config into the folder of a run of which only a report is wanted, as `open_run` does before stages.
+def adopt_runs(workdir: Path, cells: Mapping[str, ConfigDict]) -> None:
+    """Write the configs into the folders of runs of which only a report is wanted, as `open_run` does before stages.
 
-    Another study may have worked there, with other lists of heads: the report is of those that this config names. A run
-    keeps its own config if a stage of it was done with other values than those in lists, or another job works there.
+    Another study may have worked there, with other lists of heads: the report is of those that these configs name. If
+    the rows are of others, a line says so. A run keeps its own config if a stage of it was done with other values than
+    those in lists, or another job works there.
     """
-    folder = find_folder(workdir, name, config)
-    record, now = runner.load_record(folder), settings.to_json(config)
-    done = [runner.find_stage(stage) for stage, of in record["stages"].items() if "output" in of]
-    if done and not any(
-        runner.inputs_differ(stage, record["stages"][stage.name]["inputs"], runner.collect_inputs(stage, now, record))
-        for stage in done
-    ):
+    others: dict[str, int] = {}
+    for name, cell in cells.items():
+        folder = find_folder(workdir, name, cell)
+        record, now = runner.load_record(folder), settings.to_json(cell)
+        done = {stage: of["inputs"] for stage, of in record["stages"].items() if "output" in of}
+        stages = [runner.find_stage(stage) for stage in done]
+        if not done or any(
+            runner.inputs_differ(stage, done[stage.name], runner.collect_inputs(stage, now, record)) for stage in stages
+        ):
+            continue
         with contextlib.suppress(UserError), own_run(workdir, folder.name):
-            open_run(workdir, name, config)
+            open_run(workdir, name, cell)
+        for stage in (stage for stage in stages if stage.lists):
+            rows = [row for row in read_rows(folder) if row.stage == stage.name]
+            others[stage.name] = others.get(stage.name, 0) + stage.differs(cell, rows)
+    for stage, n in ((stage, n) for stage, n in others.items() if n):
+        console.notice(f"{workdir}: the rows of {stage} are of other lists than this config's in {n} of {len(cells)} "
+                       f"runs, as another study worked there; for its own run {stage} again, which keeps what is there")  # fmt: skip
 
 
 def _read_by(stage: str) -> tuple[str, ...]:

@@ -135,7 +135,7 @@ def test_files_of_one_name_are_not_one_run(tmp_path: Path):
 @pytest.mark.parametrize(
     ("key", "value", "adopted"), [("tune.methods", ("lbfgs",), True), ("tune.epochs", 7, False), ("seed", 3, False)]
 )
-def test_a_report_alone_is_of_the_lists_of_its_own_config(tmp_path: Path, key, value, adopted: bool):
+def test_a_report_alone_is_of_the_lists_of_its_own_config(tmp_path: Path, key, value, adopted: bool, capsys):
     """Two studies share a folder: the config in it is that of the later one."""
     config, stage = common.get_config(), runner.find_stage("tune")
     folder = experiment.open_run(tmp_path, "run", config)
@@ -143,8 +143,10 @@ def test_a_report_alone_is_of_the_lists_of_its_own_config(tmp_path: Path, key, v
     write_record(folder, {**read_record(folder), "stages": {"tune": {"inputs": inputs, "output": "x"}}})
     other = common.get_config()
     other.update_from_flattened_dict({key: value})
-    experiment.adopt_run(tmp_path, "run", other)
+    experiment.adopt_runs(tmp_path, {"run": other})
     written = settings.to_json(settings.from_json(read_config(folder)))
     assert written == settings.to_json(other if adopted else config)
-    experiment.adopt_run(tmp_path, "another", other)
+    said = "the rows of tune are of other lists than this config's in 1 of 1 runs"
+    assert (said in " ".join(capsys.readouterr().err.split())) == adopted
+    experiment.adopt_runs(tmp_path, {"another": other})
     assert not (tmp_path / "another").exists()
