@@ -216,8 +216,10 @@ def adopt_runs(workdir: Path, cells: Mapping[str, ConfigDict]) -> None:
             rows = [row for row in read_rows(folder) if row.stage == stage.name]
             others[stage.name] = others.get(stage.name, 0) + stage.differs(cell, rows)
     for stage, n in ((stage, n) for stage, n in others.items() if n):
-        console.notice(f"{workdir}: the rows of {stage} are of other lists than this config's in {n} of {len(cells)} "
-                       f"runs, as another study worked there; for its own run {stage} again, which keeps what is there")  # fmt: skip
+        console.notice(
+            f"{workdir}: the rows of {stage} are of other lists than this config's in {n} of {len(cells)} runs, as another"
+            f" study worked there; for its own run {stage} again, which keeps what is there"
+        )
 
 
 def _read_by(stage: str) -> tuple[str, ...]:
