@@ -217,8 +217,8 @@ def adopt_runs(workdir: Path, cells: Mapping[str, ConfigDict]) -> None:
             others[stage.name] = others.get(stage.name, 0) + stage.differs(cell, rows)
     for stage, n in ((stage, n) for stage, n in others.items() if n):
         console.notice(
-            f"{workdir}: the rows of {stage} are of other lists than this config's in {n} of {len(cells)} runs, as another"
-            f" study worked there; for its own run {stage} again, which keeps what is there"
+            f"{workdir}: the rows of {stage} are of other lists than this config's in {n} of {len(cells)} runs, as "
+            f"another study worked there; for its own run {stage} again, which keeps what is there"
         )
 
 
