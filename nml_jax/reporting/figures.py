@@ -108,7 +108,7 @@ def draw_response(
                 axes.plot(np.full(v.size, at[i]), v, "o", ms=3.6, mew=0, color=colour, alpha=0.45, zorder=1)
                 bars = {"elinewidth": 1.1, "capsize": 2.5, "capthick": 1.1, "zorder": 3}
                 axes.errorbar(at[i], mean[i], sd, fmt=marker, ms=5.5, mew=0, color=colour, **bars)
-            said.append(f"{label} {mean[0]:.4g} to {mean[-1]:.4g}")
+            said += [f"{label} {mean[0]:.4g} to {mean[-1]:.4g}"] if any(v.size for v in values) else []
         axes.set_xticks(x, axis.ticks)
         axes.margins(x=0.06, y=0.1)
         alt = f"{title}, by {axis.label}: {'; '.join(said)} (means, {axis.ticks[0]} to {axis.ticks[-1]})"

@@ -121,12 +121,12 @@ def _draw_retrieval(study: Study, name: str) -> Figure:
 
 
 def _draw_detection(study: Study, name: str) -> Figure:
-    panels, legend = [], []
-    for metric, words in (("box_AP", "boxes"), ("mask_AP", "masks")):
-        keys = {key.head: key for key in detection.list_keys(study, metric)}
+    kinds, panels = {"box_AP": "boxes", "mask_AP": "masks"}, []
+    detectors = {key.head: key for metric in kinds for key in detection.list_keys(study, metric)}
+    for metric, words in kinds.items():  # a detector without masks keeps its mark and its place in both panels
+        keys = {head: key._replace(metric=metric) for head, key in detectors.items()}
         panels += _respond(study, f"{name}{metric[0]}", f"AP of {words} (%)", keys, scale=100)
-        legend = legend or _mark_heads(keys)
-    return Figure("Detection", panels, DOTS, legend)
+    return Figure("Detection", panels, DOTS, _mark_heads(detectors))
 
 
 def _draw_training(study: Study, name: str) -> Figure:

@@ -13,6 +13,7 @@ import pytest
 
 from configs.studies import asymmetric
 from nml_jax.errors import UserError
+from nml_jax.reporting import plots
 from nml_jax.reporting.statistics import choose_method
 from nml_jax.reporting.statistics.grouping import find_studies
 from nml_jax.reporting.statistics.studies import Study
@@ -155,6 +156,20 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     replace_rows(folder, change)
     return folder
+
+
+def test_a_detector_has_one_mark_in_all_panels(detectors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The panels have one legend: SOLOv2, alone among masks here, must not be drawn as RetinaNet."""
+    drawn, draw_response = [], plots.figures.draw_response
+    monkeypatch.setattr(plots.figures, "draw_response", lambda *a, **how: drawn.append(a) or draw_response(*a, **how))
+    figure = plots._draw_detection(read_study(detectors), "x")
+    assert [title for _, title, *_ in drawn] == ["AP of boxes (%)", "AP of masks (%)"]
+    names = [mark.name for mark in figure.legend]
+    assert [list(series) for *_, series in drawn] == [names, names]
+    boxes, masks = (series for *_, series in drawn)
+    assert sorted(name for name in names if any(masks[name])) == ["SOLOv2 (encoder)", "SOLOv2 (random)"]
+    assert sorted(name for name in names if any(boxes[name])) == ["RetinaNet (encoder)", "RetinaNet (random)"]
+    assert "nan" not in figure.panels[1].alt
 
 
 def test_detectors_have_findings_and_the_published_lines(
