@@ -13,7 +13,7 @@ tasks count as unrelated.
 Published (arXiv 2403.06869), at 1.25 to 10 %: in-domain transfer to related classes and out-of-domain transfer fall.
 What it says of unrelated in-domain tasks is unconfirmed; they are checked as under symmetric noise, "not lower".
 
-The digits took 313 s of CPU time; on a GPU it was not run.
+The digits took 137 s of CPU time; on a GPU it was not run.
 """
 
 from ml_collections import ConfigDict

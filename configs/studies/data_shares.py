@@ -4,7 +4,7 @@
 
 Published (arXiv 2309.17002): the same picture at 10, 25, 50, 75 and 100 % of the downstream training rows.
 
-The digits took 82 s of CPU time after spectra, whose runs it shares; on a GPU it was not run.
+The digits took 38 s of CPU time after spectra, whose runs it shares; on a GPU it was not run.
 """
 
 from ml_collections import ConfigDict

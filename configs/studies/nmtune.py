@@ -6,7 +6,7 @@ Published (arXiv 2309.17002 and 2403.06869): NMTune repairs a part of the damage
 MLP of the same size, in-domain and out-of-domain. So a gain is claimed at every rate above 0, where there is damage;
 that of clean encoders stands in figure and table. (Both compare with a probe that is not tuned; here it is.)
 
-The digits took 101 s of CPU time after spectra, whose runs it shares; on a GPU it was not run.
+The digits took 50 s of CPU time after spectra, whose runs it shares; on a GPU it was not run.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,8 @@
 trained on all rows and without the suspects, the rows whose labels are likely wrong; probe and NMTune are there with
 the cross-entropy and with the generalised one (GCE), and encoders are tuned on the same wrong labels. Published (arXiv
 2403.06869): NMTune stays above the probe, also together with GCE.
-The digits with GCE and fine-tuning were not run to the end, neither on two cores nor on a GPU.
+
+The digits took 10 CPU minutes after spectra, whose runs it shares; on a GPU it was not run.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@
 NMTune as in the paper and as released, each of its terms alone, SKD, FGS and LGM, against an MLP of the same size.
 Published: each is above the MLP; SKD, FGS and LGM are our reading of abstracts (docs/method.md).
 
-The digits took 141 s of CPU time after spectra, whose runs it shares; on a GPU it was not run.
+The digits took 60 s of CPU time after spectra, whose runs it shares; on a GPU it was not run.
 """
 
 from ml_collections import ConfigDict

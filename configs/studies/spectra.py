@@ -6,7 +6,7 @@ Published (arXiv 2309.17002 and 2403.06869): the entropy SVE rises with noise an
 value falls; out-of-domain scores fall as LSVR rises. The last is from figures, and the sources disagree on LSVR's
 direction.
 
-The digits took 188 s of CPU time; on a GPU it was not run.
+The digits took 84 s of CPU time; on a GPU it was not run.
 """
 
 from ml_collections import ConfigDict
