@@ -47,6 +47,14 @@ def name_paths(part: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [*one, *((key, path) for key in keys for path in list_files(flat.get(key, "")))]
 
 
+def find_rules(part: Mapping[str, Any]) -> dict[str, str]:
+    """Find rules that a part of a config is read by, and was not in older versions, whose numbers are others."""
+    splits = ("data.train", "data.validation", "downstream.train", "downstream.test", "downstream.ood",
+              "downstream.directories")  # fmt: skip
+    cut = any("%]" in str(value) for key, value in flatten(part) if key in splits)
+    return {"parts in percent": "of every class"} if cut else {}
+
+
 def split_specs(several: str) -> list[str]:
     """Split specs of test files at ";". A spec is FILE, "FEATURES.npy,LABELS.npy" or a folder of shards.
 

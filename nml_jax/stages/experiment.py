@@ -197,21 +197,23 @@ def adopt_runs(workdir: Path, cells: Mapping[str, ConfigDict]) -> None:
     """Write the configs into the folders of runs of which only a report is wanted, as `open_run` does before stages.
 
     Another study may have worked there, with other lists of heads: the report is of those that these configs name. If
-    the rows are of others, a line says so. A run keeps its own config if a stage of it was done with other values than
-    those in lists, or another job works there.
+    the rows are of others, a line says so. A run keeps its stages, which tell whether it is finished, and its whole
+    config if a stage of it was done with other values than those in lists, or another job works there.
     """
     others: dict[str, int] = {}
     for name, cell in cells.items():
         folder = find_folder(workdir, name, cell)
-        record, now = runner.load_record(folder), settings.to_json(cell)
-        done = {stage: of["inputs"] for stage, of in record["stages"].items() if "output" in of}
-        stages = [runner.find_stage(stage) for stage in done]
-        if not done or any(
-            runner.inputs_differ(stage, done[stage.name], runner.collect_inputs(stage, now, record)) for stage in stages
-        ):
+        record, stored, now = runner.load_record(folder), read_config(folder), settings.to_json(cell)
+        done = {stage: of.get("inputs") for stage, of in record["stages"].items() if "output" in of}
+        if not done or not {*done} <= {*runner.STAGES}:
             continue
-        with contextlib.suppress(UserError), own_run(workdir, folder.name):
-            open_run(workdir, name, cell)
+        stages = [runner.find_stage(stage) for stage in done]
+        if any(runner.inputs_differ(s, done[s.name], runner.collect_inputs(s, now, record)) for s in stages):
+            continue
+        if not (folder / OWNER).exists():
+            with report_disk_errors(folder):
+                runner.upgrade_record(folder)
+                write_json(folder / "config.json", {**now, "stages": stored.get("stages", now["stages"])})
         for stage in (stage for stage in stages if stage.lists):
             rows = [row for row in read_rows(folder) if row.stage == stage.name]
             others[stage.name] = others.get(stage.name, 0) + stage.differs(cell, rows)

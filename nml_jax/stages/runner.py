@@ -53,25 +53,10 @@ def collect_inputs(stage: Stage, config: Mapping[str, Any], record: Mapping[str,
     part = settings.select_keys(config, stage.keys)
     return {
         "config": part,
-        "files": {path: inputs.hash_content(Path(path)) for path in inputs.list_paths(part)},
+        "files": {path: inputs.hash_content(Path(path)) for path in inputs.list_paths(part)} | inputs.find_rules(part),
         "version": stage.version,
         "upstream": {up: record["stages"].get(up, {}).get("output", "") for up in stage.upstream},
     }
-
-
-def inputs_differ(stage: Stage, recorded: Any, now: Mapping[str, Any]) -> bool:
-    """Return whether the recorded inputs of a stage differ from those of now. A missing key has its default.
-
-    The stage's lists may differ.
-    """
-    if not isinstance(recorded, Mapping):
-        return True
-    filled = settings.select_keys(settings.fill_defaults(recorded.get("config", {})), stage.keys)
-    old, new = (
-        {key: value for key, value in settings.flatten(part) if key not in stage.lists}
-        for part in (filled, now["config"])
-    )
-    return {**recorded, "config": old} != {**now, "config": new}
 
 
 # The parts of a stage's inputs, in words.
@@ -83,10 +68,25 @@ PARTS = {
 }
 
 
-def _describe_change(recorded: Any, now: Mapping[str, Any]) -> str:
-    """Return in words which parts of a stage's inputs differ."""
-    known = recorded if isinstance(recorded, Mapping) else {}
-    return console.list_words(words for part, words in PARTS.items() if known.get(part) != now[part]) or PARTS["config"]
+def inputs_differ(stage: Stage, recorded: Any, now: Mapping[str, Any]) -> bool:
+    """Return whether the recorded inputs of a stage differ from those of now. A missing key has its default.
+
+    The stage's lists may differ.
+    """
+    return bool(_list_differences(stage, recorded, now))
+
+
+def _list_differences(stage: Stage, recorded: Any, now: Mapping[str, Any]) -> list[str]:
+    """List, in words, which parts of a stage's inputs differ."""
+    if not isinstance(recorded, Mapping):
+        return ["its inputs"]
+    filled = settings.select_keys(settings.fill_defaults(recorded.get("config", {})), stage.keys)
+    old, new = (
+        {key: value for key, value in settings.flatten(part) if key not in stage.lists}
+        for part in (filled, now["config"])
+    )
+    old, new = {**recorded, "config": old}, {**now, "config": new}
+    return [words for part, words in PARTS.items() if old.get(part) != new[part]]
 
 
 def load_record(workdir: Path) -> dict[str, Any]:
@@ -158,7 +158,8 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
     redo = force and (not recorded or "output" in own)
     if first and (changed or redo):
         if changed and own.get("inputs"):
-            console.notice(f"{name_run(workdir)}: {name} begins again: {_describe_change(own['inputs'], now)} changed")
+            what = console.list_words(_list_differences(stage, own["inputs"], now))
+            console.notice(f"{name_run(workdir)}: {name} begins again: {what} changed")
         # Existing outputs are outdated or not wanted. Change the record first: if the process is killed in between,
         # the stage counts as unfinished, not as finished without outputs.
         with report_disk_errors(workdir):

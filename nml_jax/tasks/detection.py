@@ -60,7 +60,8 @@ def open_task(config: ConfigDict) -> Task:
     test = annotated.load(data.test_path or data.path, data.test)
     test.check_ids()
     name = Path(data.path).expanduser().resolve().name
-    return Task(name, choose_images(train, data), match_classes(train, test), data.test)
+    chosen = choose_images(train, data)
+    return Task(name, chosen, match_classes(chosen, test), data.test)
 
 
 def match_classes(train: ObjectSource, test: ObjectSource) -> ObjectSource:

@@ -114,7 +114,8 @@ def build(
     objective = build_objective(config, setup.terms)
     params, _ = model.shapes
     settings = build_optimizer(config, params, setup.method, lr)
-    tx, schedule = optim.make(settings, params, steps=plan.steps, steps_per_epoch=plan.per_epoch, section="finetune")
+    length = {"steps": plan.steps, "steps_per_epoch": plan.per_epoch}
+    tx, schedule = optim.make(settings, params, **length, name_key="finetune.{}".format)
     return loop.assemble(model, functools.partial(objective.loss, model), tx, schedule, 0.0, mesh)
 
 

@@ -16,9 +16,17 @@ from nml_jax import ranges
 from nml_jax.errors import UserError
 from nml_jax.training.leaves import name_leaf, name_leaves
 
+Namer = Callable[[str], str]  # key of the section -> its dotted name in messages
+NAME: Namer = "optimizer.{}".format
+
 
 def make(
-    config: ConfigDict, params: Any, *, steps: int, steps_per_epoch: float, section: str = "optimizer"
+    config: ConfigDict,
+    params: Any,
+    *,
+    steps: int,
+    steps_per_epoch: float,
+    name_key: Namer = NAME,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Make the optimiser of `config` for `params`, and its schedule.
 
@@ -44,7 +52,7 @@ def make(
         params: nested dicts of arrays or ShapeDtypeStructs.
         steps: length of the whole run.
         steps_per_epoch: converts `warmup_epochs` to steps.
-        section: the section of the config that messages name.
+        name_key: returns the dotted name of a key in messages.
 
     Returns:
         The transformation, whose updates are added to the parameters, and the learning rate by step, from 0.
@@ -53,15 +61,15 @@ def make(
         UserError: a value is out of range, a regex is invalid, a parameter matches no pattern, or a pattern has no
             effect.
     """
-    _check(config, section)
+    _check(config, name_key)
     names = list(name_leaves(params))
-    decay = _find_multipliers(f"{section}.decay", config.decay, names)
-    lr_mult = _find_multipliers(f"{section}.lr_mult", config.lr_mult, names)
+    decay = _find_multipliers(f"{name_key('decay')}", config.decay, names)
+    lr_mult = _find_multipliers(f"{name_key('lr_mult')}", config.lr_mult, names)
     if not any(lr_mult.values()):
         raise UserError(
-            f"{section}.lr_mult freezes every parameter", "give a multiplier above 0 to those to be trained"
+            f"{name_key('lr_mult')} freezes every parameter", "give a multiplier above 0 to those to be trained"
         )
-    schedule = make_schedule(config, steps=steps, steps_per_epoch=steps_per_epoch, section=section)
+    schedule = make_schedule(config, steps=steps, steps_per_epoch=steps_per_epoch, name_key=name_key)
     intervals = _find_intervals(config.clamp, names)
 
     wd = {name: config.weight_decay * value for name, value in decay.items()}
@@ -74,7 +82,7 @@ def make(
         "sgd": (add_decay, optax.trace(config.momentum, config.nesterov)),
     }
     if config.name not in optimizers:
-        raise UserError(f"{section}.name={config.name!r} is unknown", f"choose one of {', '.join(optimizers)}")
+        raise UserError(f"{name_key('name')}={config.name!r} is unknown", f"choose one of {', '.join(optimizers)}")
 
     def clamp(name: str, update: jax.Array, param: jax.Array) -> jax.Array:
         return _clamp_update(update, param, *intervals[name]) if name in intervals else update
@@ -137,9 +145,7 @@ def _find_layer(name: str) -> tuple[float, float]:
     return _STEM if first else _TOP
 
 
-def make_schedule(
-    config: ConfigDict, *, steps: int, steps_per_epoch: float, section: str = "optimizer"
-) -> optax.Schedule:
+def make_schedule(config: ConfigDict, *, steps: int, steps_per_epoch: float, name_key: Namer = NAME) -> optax.Schedule:
     """Make a schedule: linear from `warmup_lr` to `lr`, then as SCHEDULES[config.schedule] says.
 
     The warm-up lasts `warmup_steps`, or `warmup_epochs` if that is None. In timm the cosine begins at step 0, before
@@ -150,13 +156,13 @@ def make_schedule(
     """
     if config.warmup_steps is None:
         warmup = round(config.warmup_epochs * steps_per_epoch)
-        setting = f"{section}.warmup_epochs={config.warmup_epochs} is {warmup} steps"
+        setting = f"{name_key('warmup_epochs')}={config.warmup_epochs} is {warmup} steps"
     else:
         warmup = config.warmup_steps
-        setting = f"{section}.warmup_steps={warmup}"
+        setting = f"{name_key('warmup_steps')}={warmup}"
     if warmup >= steps:
         raise UserError(f"{setting}, the whole run is {steps}", "warm up for less or train for longer")
-    return SCHEDULES[config.schedule](config, warmup, steps, steps_per_epoch, section)
+    return SCHEDULES[config.schedule](config, warmup, steps, steps_per_epoch, name_key)
 
 
 def _make_cosine(config: ConfigDict, warmup: int, steps: int, *_: Any) -> optax.Schedule:
@@ -164,7 +170,7 @@ def _make_cosine(config: ConfigDict, warmup: int, steps: int, *_: Any) -> optax.
     return optax.warmup_cosine_decay_schedule(config.warmup_lr, config.lr, warmup, steps, config.min_lr)
 
 
-def _make_steps(config: ConfigDict, warmup: int, steps: int, steps_per_epoch: float, section: str) -> optax.Schedule:
+def _make_steps(config: ConfigDict, warmup: int, steps: int, steps_per_epoch: float, name_key: Namer) -> optax.Schedule:
     """Multiply the rate by `gamma` at every milestone, which is so many epochs after the start, warm-up included.
 
     A milestone within the warm-up lowers the rate that the warm-up leads to, as in PyTorch.
@@ -173,8 +179,9 @@ def _make_steps(config: ConfigDict, warmup: int, steps: int, steps_per_epoch: fl
     if not at or any(not 0 < step < steps for step in at) or any(a >= b for a, b in itertools.pairwise(at)):
         shown = f"{round(steps / steps_per_epoch, 3):g} epochs, {steps} steps"
         raise UserError(
-            f"{section}.milestones={tuple(config.milestones)} do not rise within the run of {shown}",
-            f"give rising numbers of epochs below its length, as in '(8.0, 11.0)', or set {section}.schedule=cosine",
+            f"{name_key('milestones')}={tuple(config.milestones)} do not rise within the run of {shown}",
+            "give rising numbers of epochs below its length, as in '(8.0, 11.0)', "
+            f"or set {name_key('schedule')}=cosine",
         )
     decay = optax.piecewise_constant_schedule(1.0, {step: float(config.gamma) for step in at})
     rise = optax.linear_schedule(config.warmup_lr, config.lr, warmup) if warmup else lambda _: config.lr
@@ -187,23 +194,25 @@ SCHEDULES = {"cosine": _make_cosine, "step": _make_steps}
 def check_ranges(config: ConfigDict) -> None:
     """Raise UserError if a value of the section `optimizer` is out of range."""
     ranges.require_positive("optimizer", config, "lr")
-    _check(config, "optimizer")
+    _check(config, NAME)
 
 
-def _check(config: ConfigDict, section: str) -> None:
+def _check(config: ConfigDict, name_key: Namer) -> None:
     for keys, high in (
         (("lr", "min_lr", "warmup_lr", "warmup_epochs", "eps", "weight_decay", "clip_norm"), math.inf),
         (("b1", "b2", "momentum"), 1.0),
     ):
         for key in keys:
             if not 0 <= config[key] < high:
-                raise UserError(f"{section}.{key}={config[key]} is out of range", f"set it to 0 or more, below {high}")
+                raise UserError(f"{name_key(key)}={config[key]} is out of range", f"set it to 0 or more, below {high}")
     if config.schedule not in SCHEDULES:
-        raise UserError(f"{section}.schedule={config.schedule!r} is unknown", f"choose one of {', '.join(SCHEDULES)}")
+        raise UserError(
+            f"{name_key('schedule')}={config.schedule!r} is unknown", f"choose one of {', '.join(SCHEDULES)}"
+        )
     if not 0 < config.gamma <= 1:
-        raise UserError(f"{section}.gamma={config.gamma} is out of range", "set it above 0, to at most 1")
+        raise UserError(f"{name_key('gamma')}={config.gamma} is out of range", "set it above 0, to at most 1")
     if config.warmup_steps is not None and config.warmup_steps < 0:
-        raise UserError(f"{section}.warmup_steps={config.warmup_steps} is out of range", "set it to 0 or more")
+        raise UserError(f"{name_key('warmup_steps')}={config.warmup_steps} is out of range", "set it to 0 or more")
 
 
 def _find_multipliers(key: str, rules: Iterable[tuple[str, float]], names: Sequence[str]) -> dict[str, float]:

@@ -112,7 +112,12 @@ def test_a_stage_that_begins_again_says_why(tmp_path: Path, monkeypatch, mesh, c
         labels.write_text(content)
         runner.run("diagnose", config, tmp_path, mesh)
     said = capsys.readouterr().err
-    assert said.count("diagnose begins again: the content of a file changed") == 1
+    assert said.count("begins again") == 1
+    assert "diagnose begins again: the content of a file changed" in said
+    stage = dataclasses.replace(stage, version=stage.version + 1)
+    config.diagnose.folds += 1
+    runner.run("diagnose", config, tmp_path, mesh)
+    assert "diagnose begins again: its config and the program changed" in capsys.readouterr().err
 
 
 def test_files_of_one_name_are_not_one_run(tmp_path: Path):
@@ -142,11 +147,34 @@ def test_a_report_alone_is_of_the_lists_of_its_own_config(tmp_path: Path, key, v
     inputs = runner.collect_inputs(stage, settings.to_json(config), read_record(folder))
     write_record(folder, {**read_record(folder), "stages": {"tune": {"inputs": inputs, "output": "x"}}})
     other = common.get_config()
-    other.update_from_flattened_dict({key: value})
+    other.update_from_flattened_dict({key: value, "stages": ("report",)})
     experiment.adopt_runs(tmp_path, {"run": other})
     written = settings.to_json(settings.from_json(read_config(folder)))
+    other.stages = config.stages
     assert written == settings.to_json(other if adopted else config)
     said = "the rows of tune are of other lists than this config's in 1 of 1 runs"
     assert (said in " ".join(capsys.readouterr().err.split())) == adopted
+    assert written["stages"] == settings.to_json(config)["stages"], "they tell whether the run is finished"
     experiment.adopt_runs(tmp_path, {"another": other})
     assert not (tmp_path / "another").exists()
+
+
+@pytest.mark.parametrize("stages", [{"later": {"output": "x"}}, {"tune": {"output": "x"}}])
+def test_a_report_alone_leaves_runs_that_it_cannot_judge(tmp_path: Path, stages):
+    config = common.get_config()
+    folder = experiment.open_run(tmp_path, "run", config)
+    write_record(folder, {**read_record(folder), "stages": stages})
+    before = (folder / "config.json").read_bytes()
+    experiment.adopt_runs(tmp_path, {"run": config})
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_parts_in_percent_are_inputs_of_their_own():
+    """Older versions cut them elsewhere, so their runs are not done."""
+    config, stage = common.get_config(), runner.find_stage("extract")
+    whole = runner.collect_inputs(stage, settings.to_json(config), {"stages": {}})
+    config.downstream.directories = (("a", "nowhere", "photo[:70%]", ("test",), ()),)
+    config.downstream.tasks = ("a",)
+    part = runner.collect_inputs(stage, settings.to_json(config), {"stages": {}})
+    assert "parts in percent" not in whole["files"]
+    assert part["files"]["parts in percent"] == "of every class"

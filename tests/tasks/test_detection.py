@@ -16,18 +16,18 @@ from nml_jax.tasks import detection
 IDS = {"cat": 3, "dog": 7}
 
 
-def write(folder, splits, *, ids=None, first=None):
+def write(folder, splits, *, ids=None, first=None, sides=None):
     """Prepare splits of one image per list of names of objects; `ids` and `first` image id may be those of a split."""
     for split, images in splits.items():
         of, start = (ids or {}).get(split, IDS), (first or {}).get(split, 1)
         (folder / "src" / "images" / split).mkdir(parents=True)
         entries, notes = [], []
         for i, names in enumerate(images):
-            out = io.BytesIO()
-            Image.new("RGB", (20, 12)).save(out, "PNG")
+            out, height = io.BytesIO(), (sides or {}).get(names[0], 12) if split == "train" else 12
+            Image.new("RGB", (20, height)).save(out, "PNG")
             (folder / "src" / "images" / split / f"{i}.png").write_bytes(out.getvalue())
-            entries.append({"id": start + i, "file_name": f"{split}/{i}.png", "height": 12, "width": 20})
-            notes += [{"image_id": start + i, "category_id": of[name.strip("*")], "bbox": [2, 3, 6, 6], "area": 36,
+            entries.append({"id": start + i, "file_name": f"{split}/{i}.png", "height": height, "width": 20})
+            notes += [{"image_id": start + i, "category_id": of[name.strip("*")], "bbox": [2, 1, 6, 6], "area": 36,
                        "iscrowd": int("*" in name)} for name in names]  # fmt: skip
         notes = [{"id": k, **note} for k, note in enumerate(notes)]
         categories = [{"id": i, "name": name} for name, i in of.items()]
@@ -72,6 +72,23 @@ def test_splits_whose_ids_clash_are_not_one_test(tmp_path, about, words):
     assert len(open_task(out, test="other").test) == 1
     with pytest.raises(UserError, match=words):
         open_task(out, test="val+other")
+
+
+def test_parts_that_overlap_are_not_one_test(tmp_path):
+    out = write(tmp_path, {"train": [["cat"]], "val": [["cat"], ["cat"], ["cat"]]})
+    assert len(open_task(out, test="val[:1]+val[2:]").test) == 2
+    with pytest.raises(UserError, match="2 images have the id 2"):
+        open_task(out, test="val[:2]+val[1:]")
+
+
+def test_a_class_on_images_that_are_too_small_to_train_on_is_told(tmp_path, capsys):
+    out = write(tmp_path, {"train": [["cat"], ["cat"]], "val": [["cat"]]})
+    capsys.readouterr()
+    open_task(out)
+    assert "no training object" not in capsys.readouterr().err
+    small = write(tmp_path / "small", {"train": [["cat"], ["dog"]], "val": [["dog"]]}, sides={"dog": 8})
+    open_task(small, smallest=9)
+    assert "no training object of 'dog'" in capsys.readouterr().err
 
 
 def test_splits_whose_ids_differ_are_one_test(tmp_path):

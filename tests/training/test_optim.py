@@ -364,3 +364,8 @@ def nest(names: list[str]) -> dict:
             place = place.setdefault(folder, {})
         place[leaf] = jnp.zeros(2)
     return out
+
+
+def test_messages_name_the_keys_as_they_are_called_where_they_stand():
+    with pytest.raises(UserError, match=r"^mine\.warmup_epochs=5\.0 is 25 steps, the whole run is 4"):
+        optim.make_schedule(config(warmup_epochs=5.0), steps=4, steps_per_epoch=5, name_key="mine.{}".format)

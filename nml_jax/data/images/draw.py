@@ -42,7 +42,7 @@ def draw_objects(image: np.ndarray, objects: Iterable[Drawn], side: int | None =
     scale = side / max(height, width) if side else 1.0
     h, w = max(1, round(height * scale)), max(1, round(width * scale))
     smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    out = np.array(image) if (h, w) == (height, width) else cv2.resize(image, (w, h), interpolation=smooth)
+    out = np.array(image, order="C") if (h, w) == (height, width) else cv2.resize(image, (w, h), interpolation=smooth)
     for one in objects:
         colour = COLOURS[one.label % len(COLOURS)]
         if one.mask is not None:

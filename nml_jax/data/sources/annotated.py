@@ -45,8 +45,8 @@ class Annotated(ObjectSource):
         self.counts = table[:, 2:]
 
     def check_ids(self) -> None:
-        """Raise UserError if ids of images or classes clash in a sum of splits, so that results could not use them."""
-        if len(self._ids) == 1:
+        """Raise UserError if ids of images or classes clash in a sum of parts, so that results could not use them."""
+        if len(self._spans) == 1:
             return
         splits = f"the splits {' and '.join(self._ids)} of {self._folder}"
         if len({*map(tuple, self._ids.values())}) > 1:

@@ -33,14 +33,16 @@ def draw_parts(split: str, labels: Mapping[str, np.ndarray]) -> tuple[str, np.nd
         own = np.arange(len(labels[name]))
         if part and _is_class_by_class(labels[name]):
             own, by_class = _draw(labels[name], part["start"], part["stop"]), True
-            notice_once(f"{term}: this share of every class, because {name} is stored class by class")
         elif part:
             return None
         names.append(name)
         rows.append(start + own)
         start += len(labels[name])
     found = np.concatenate(rows)
-    return ("+".join(names), found) if by_class and len(found) < start else None
+    if not by_class or len(found) == start:
+        return None
+    notice_once(f"{split}: this share of every class, because records are stored class by class")
+    return "+".join(names), found
 
 
 def _is_class_by_class(labels: np.ndarray) -> bool:
@@ -51,8 +53,8 @@ def _is_class_by_class(labels: np.ndarray) -> bool:
 def _draw(labels: np.ndarray, start: str | None, stop: str | None) -> np.ndarray:
     """Return the records of a part, int64, ascending. Bounds are percent, from the end if negative.
 
-    The part is cut, where TFDS would cut it, from an order in which the classes take turns, each as often as it is
-    frequent: by a record's place among those of its class, from 0 to 1.
+    The part is cut from an order in which the classes take turns, each as often as it is frequent: by a record's place
+    among those of its class, from 0 to 1. A negative bound is that from the front, so that parts complete each other.
     """
     place = np.empty(len(labels))
     for label in np.unique(labels):

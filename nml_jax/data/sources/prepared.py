@@ -75,7 +75,7 @@ def load(kind: str, path: str, split: str, *, name: str, captions: bool) -> Sour
     image, label = ("image", "") if captions else _find_features(info, folder)
     spans = find_spans(info, split, folder)
     if not spans:
-        raise UserError(f"split {split!r} of {folder} has no records", "choose a larger part of it")
+        raise _make_empty(split, folder)
     records = _open_records(builder, split)
     if captions:
         about = {"captions": _open_captions(folder, spans, info), "fingerprint": digest("tfds", content, spans)}
@@ -83,8 +83,10 @@ def load(kind: str, path: str, split: str, *, name: str, captions: bool) -> Sour
     labels = {name: _read_labels(builder, name, label, content) for name in {name for name, _, _ in spans}}
     rows = None
     if drawn := draw_parts(split, labels):
-        split, rows = drawn
-        spans, records = find_spans(info, split, folder), _open_records(builder, split)
+        whole, rows = drawn
+        if not len(rows):
+            raise _make_empty(split, folder)
+        spans, records = find_spans(info, whole, folder), _open_records(builder, whole)
     names = info.features[label].names
     source = Records(
         records,
@@ -97,6 +99,10 @@ def load(kind: str, path: str, split: str, *, name: str, captions: bool) -> Sour
         fingerprint=digest("tfds", content, spans),
     )
     return source if rows is None else Subset(source, rows)
+
+
+def _make_empty(split: str, folder: Path) -> UserError:
+    return UserError(f"split {split!r} of {folder} has no records", "choose a larger part of it")
 
 
 def _open_records(builder: Any, split: str) -> Any:

@@ -101,7 +101,7 @@ def _find_tests(config: ConfigDict, rows: Sequence[Row]) -> tuple[dict[str, list
     Where no head of a stage is there yet, its tests are those of another stage, or of the spectra.
 
     Returns:
-        The rows, and whether each stage of the config has its own.
+        The rows, and whether extract, tune and detect, if the config has them, have theirs.
     """
     scored = [row for row in rows if row.wise_alpha is None and not row.output and row.metric != DIVERGED
               and not row.metric.endswith(UNDEFINED)]  # fmt: skip

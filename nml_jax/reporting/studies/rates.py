@@ -33,8 +33,8 @@ def choose_conditions(claim: Claim, study: Study) -> Chosen:
     """Choose the conditions that a claim is checked at.
 
     A gain is checked wherever the rate is in the claim's band, for it compares two heads of one encoder. All else
-    compares rates, the lowest with the others, and so needs conditions that differ in noise alone. Of named conditions
-    the lowest rate must be 0: their names do not say what it is.
+    compares rates, the lowest with the others, and so needs conditions that differ in noise alone. The lowest
+    rate of named conditions must be 0, for their names do not say what it is.
     """
     if claim.pair:
         return _choose_pair(claim.pair, study)

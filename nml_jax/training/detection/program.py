@@ -57,8 +57,13 @@ def build(
     objective, params = objectives.make(config, setup.system), model.shapes[0]
     settings = build_optimizer(optimizer_config, config, params)
     length = {"steps": plan.steps, "steps_per_epoch": plan.per_epoch}
-    tx, schedule = optim.make(settings, params, **length, section="detect.optimizer")
+    tx, schedule = optim.make(settings, params, **length, name_key=functools.partial(name_key, config))
     return loop.assemble(model, functools.partial(objective.loss, model), tx, schedule, 0.0, mesh)
+
+
+def name_key(config: Any, key: str) -> str:
+    """Return the dotted name of a key of the optimiser: in `detect.optimizer` if it is there, else in `optimizer`."""
+    return f"detect.optimizer.{key}" if key in config.optimizer else f"optimizer.{key}"
 
 
 def build_optimizer(optimizer_config: Any, config: Any, params: Any) -> ConfigDict:

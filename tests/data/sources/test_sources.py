@@ -306,6 +306,7 @@ def test_sources_are_picklable_and_shared_by_threads(folder):
         ("val", "no split 'val'", "its splits are test, train"),
         ("train[:5", r"no split 'train\[:5'", "its splits are test, train"),
         ("train[:0%]", "has no record", "a larger part"),
+        ("train[-2%:]", "has no record", "a larger part"),
     ],
 )
 def test_wrong_splits(folder, split, cause, cure):
