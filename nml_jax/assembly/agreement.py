@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from nml_jax import inputs, settings
 from nml_jax.data import sources
 from nml_jax.processes import peers
-from nml_jax.tasks.classification import Task, load_task
+from nml_jax.tasks.classification import load_task
+from nml_jax.tasks.task import Task
 
 CURE = "give every process the same command, and every host the same files, or one folder that all see"
 FREE = ("runtime.threads", "runtime.prefetch")  # keys that change no number, and fit the host

@@ -13,7 +13,7 @@ from nml_jax import models, runtime
 from nml_jax.assembly import encoder, streams
 from nml_jax.assembly.embeddings import encode as remote
 from nml_jax.assembly.spectra import DeviceSpectra
-from nml_jax.tasks.classification import Test
+from nml_jax.tasks.task import Test
 
 Encode = Callable[..., dict[str, jax.Array]]
 

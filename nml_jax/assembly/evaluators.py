@@ -17,7 +17,8 @@ from nml_jax.evals import EVALUATORS
 from nml_jax.evals.zeroshot import ZeroShot
 from nml_jax.models import Model
 from nml_jax.tasks import prompts
-from nml_jax.tasks.classification import Task, Test, choose_dataset_name, has_texts, load_task
+from nml_jax.tasks.classification import choose_dataset_name, has_texts, load_task
+from nml_jax.tasks.task import Task, Test
 from nml_jax.training.loop import Evaluator
 
 TRAINING_EVALUATORS = ("spectrum", "zeroshot")  # what runtime.evaluators may name

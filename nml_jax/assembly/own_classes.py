@@ -18,7 +18,7 @@ from nml_jax.processes import peers
 from nml_jax.runs.classes import read_counts
 from nml_jax.stored import read_json
 from nml_jax.tasks.class_maps import ClassMap
-from nml_jax.tasks.classification import Task
+from nml_jax.tasks.task import Task
 from nml_jax.training import checkpoint, pretrained
 
 LOGITS, ORDER = "logits", "order"

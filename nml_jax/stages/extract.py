@@ -27,7 +27,8 @@ from nml_jax.runs.classes import TASKS, write_counts
 from nml_jax.runs.files import write_json
 from nml_jax.runs.rows import Row, write_rows
 from nml_jax.stages.stage import Outputs, Stage
-from nml_jax.tasks.classification import Test, check_tasks, list_tasks
+from nml_jax.tasks.classification import check_tasks, list_tasks
+from nml_jax.tasks.task import Test
 
 VERSION = 1
 

@@ -47,7 +47,8 @@ from nml_jax.stages.finetune_search import (
     name_setting,
 )
 from nml_jax.stages.stage import HEADS, Outputs, Stage
-from nml_jax.tasks.classification import Task, Test, check_tasks, has_scores, list_tasks
+from nml_jax.tasks.classification import check_tasks, has_scores, list_tasks
+from nml_jax.tasks.task import Task, Test
 from nml_jax.training import checkpoint, finetune, lora
 from nml_jax.training.leaves import name_leaves
 from nml_jax.tuning import methods

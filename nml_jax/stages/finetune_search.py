@@ -24,7 +24,7 @@ from nml_jax.models import Model
 from nml_jax.models.heads.mlp import Form
 from nml_jax.objectives import finetune as objectives
 from nml_jax.runs import goodput
-from nml_jax.tasks.classification import Task
+from nml_jax.tasks.task import Task
 from nml_jax.training import checkpoint, finetune, loop
 from nml_jax.training.journal import Journal
 from nml_jax.training.state import TrainState

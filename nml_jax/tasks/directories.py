@@ -1,6 +1,8 @@
 """Read `downstream.directories`: tasks of prepared datasets beside the one of `downstream.path`."""
 
+import re
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -8,6 +10,8 @@ from ml_collections import ConfigDict
 from nml_jax.errors import UserError
 
 CURE = "write downstream.directories=(('name', 'path', 'train', ('test',), ('art',)), ...)"
+
+VERSION = re.compile(r"\d+\.\d+\.\d+")  # name of the folder that TFDS makes for a version
 
 
 class Directory(NamedTuple):
@@ -57,3 +61,9 @@ def select(config: Any, task: Directory) -> Any:
     with out.unlocked():
         out.downstream.update(path=task.path, train=task.train, test=task.test, ood=task.ood, classes=())
     return out
+
+
+def name_folder(path: str) -> str:
+    """Return the name of a prepared dataset's folder, or of the one above that of a version, as TFDS makes it."""
+    folder = Path(path).expanduser().resolve()
+    return (folder.parent if VERSION.fullmatch(folder.name) else folder).name

@@ -17,7 +17,8 @@ from nml_jax.prepare import archives
 from nml_jax.prepare.__main__ import main
 from nml_jax.prepare.downstream import BUILDERS
 from nml_jax.tasks import catalogue, class_maps
-from nml_jax.tasks.classification import _load_partner, _open_split, load_task
+from nml_jax.tasks.catalogue_tasks import _load_partner, _open_split
+from nml_jax.tasks.classification import load_task
 from tests.scenes.tiny_archives import LAYOUTS, VARIANTS, VID, cifar, clip_set, npy, objectnet, pack, vid
 from tests.scenes.tiny_sets import image
 

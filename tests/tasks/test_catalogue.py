@@ -11,7 +11,8 @@ from configs import common
 from nml_jax.data.sources.source import Source, in_memory
 from nml_jax.errors import UserError
 from nml_jax.tasks import catalogue, class_maps
-from nml_jax.tasks.classification import _check_classes, _find_folder, check_tasks, load_task
+from nml_jax.tasks.catalogue_tasks import _check_classes, find_folder
+from nml_jax.tasks.classification import check_tasks, load_task
 from tests.scenes import tiny_sets
 
 BY_TFDS = {
@@ -139,7 +140,7 @@ def test_the_version_of_the_table_comes_first(tmp_path: Path, capsys):
     folder = tiny_sets.write(tmp_path, catalogue.TRAINED["dtd"])
     newer = folder.with_name("10.0.0")
     newer.symlink_to(folder.name)
-    assert _find_folder(config(tmp_path), catalogue.TRAINED["dtd"]) == folder
+    assert find_folder(config(tmp_path), catalogue.TRAINED["dtd"]) == folder
     folder.rename(folder.with_name("9.9.9"))
     newer.unlink()
     assert load_task("dtd", config(tmp_path)).num_classes == 47

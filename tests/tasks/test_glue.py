@@ -13,8 +13,9 @@ from configs import glue as config_file
 from nml_jax.data.text.batches import list_texts
 from nml_jax.errors import UserError
 from nml_jax.tasks import glue
-from nml_jax.tasks.classification import Task, list_tasks, load_task
+from nml_jax.tasks.classification import list_tasks, load_task
 from nml_jax.tasks.glue_sets import GLUE_TASKS, SETS
+from nml_jax.tasks.task import Task
 
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta")
 

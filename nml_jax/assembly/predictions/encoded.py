@@ -16,7 +16,7 @@ from nml_jax.assembly.open_encoder import Opened, open_encoder
 from nml_jax.assembly.predictions.user_files import Asked, Inputs, open_images, open_texts
 from nml_jax.errors import UserError
 from nml_jax.models.overview import count_features
-from nml_jax.tasks.classification import Test
+from nml_jax.tasks.task import Test
 
 LOGITS = "logits"
 

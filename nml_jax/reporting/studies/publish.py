@@ -34,7 +34,7 @@ from nml_jax.reporting.studies.numbers import DETECTORS, SCORE, SPECTRUM, VALIDA
 from nml_jax.reporting.studies.recipes import PROBE, RECIPES, Recipe, View
 from nml_jax.runs.files import write_atomic, write_bytes
 from nml_jax.runs.finished import FinishedRun
-from nml_jax.tasks.classification import name_folder
+from nml_jax.tasks.directories import name_folder
 
 FILES = ("figure.svg", "figure.pdf", "figure.csv", "table.tex", "findings.md", "findings.csv", "published.csv",
          "summary.csv")  # fmt: skip
