@@ -114,8 +114,7 @@ def explain_gaps(recipe: Recipe, numbers: Numbers) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for claim in (claim for claim in recipe.claims if claim not in checked):
         why = choose_conditions(claim, numbers.study).why or _find_lack(claim, numbers)
-        told = claim.band == ANY or name_band(claim) in why
-        words = claim.words if told else f"{claim.words} at rates {name_band(claim)}"
+        words = claim.words if claim.band == ANY else f"{claim.words} at rates {name_band(claim)}"
         reasons.setdefault(why, []).append(words)
     return [f"no claim on {list_words(dict.fromkeys(words))}: {why}" for why, words in reasons.items()]
 

@@ -9,7 +9,7 @@ import numpy as np
 from nml_jax.console import list_words
 from nml_jax.reporting.statistics.grouping import CONDITION, find_differences
 from nml_jax.reporting.statistics.studies import REPLICATE, Condition, Study
-from nml_jax.reporting.studies.recipes import Claim
+from nml_jax.reporting.studies.recipes import ANY, Claim
 
 # Keys in which the noise of two runs differs.
 NOISE = ("noise", "noise_kind", "noise_file", "noise_classes", "noise_rate_of")
@@ -83,7 +83,8 @@ def format_rate(rate: float) -> str:
 
 def _say_none(claim: Claim, rates: Sequence[float]) -> str:
     known = dict.fromkeys(format_rate(rate) for rate in sorted(filter(math.isfinite, rates)))
-    return f"it is published for rates {name_band(claim)}, and the runs have {list_words(known)}"
+    published = f"it is published for rates {name_band(claim)}, and " if claim.band == ANY else ""  # else in its words
+    return f"{published}the runs have {list_words(known)}"
 
 
 def _choose_pair(pair: tuple[str, str], study: Study) -> Chosen:
