@@ -4,7 +4,7 @@
 
 LABELS is a file with a person's labels of the training split: a .npy in record order, or a .csv of key,label. `human`
 is compared, seed by seed, with symmetric noise on exactly as many records, and with clean labels. A twin with human
-labels is CIFAR-10 with CIFAR-10N's; its time is not measured.
+labels is CIFAR-10 with CIFAR-10N's; that was not run. 2,000 flowers at 32 pixels and a made file took 10 CPU minutes.
 """
 
 from ml_collections import ConfigDict

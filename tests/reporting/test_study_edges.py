@@ -303,6 +303,8 @@ def test_human_noise_is_compared_with_symmetric_noise(people: Path) -> None:
     first, *_ = check_claims(recipes.RECIPES["human_noise"], Numbers(study))
     assert first.words == "in-domain score of the probe, condition = human against symmetric"
     assert first.found.difference == pytest.approx(-0.1, abs=0.005)
+    assert "; expected: lower; " in findings.describe(first), "the papers did not ask"
+    assert "with what was expected" in publish.summarise([first])
     kinds = dict(zip(study.frame["condition"], study.frame["noise_kind"], strict=True))
     assert kinds == {"clean": "symmetric", "symmetric": "matched", "human": "labels"}
 

@@ -17,7 +17,7 @@ from nml_jax.reporting.statistics.paired import PERCENT, SEEDS, Comparison, Unit
 from nml_jax.reporting.statistics.studies import Key, Method, Study
 from nml_jax.reporting.studies.numbers import DETECTORS, NAMES, SPECTRUM, Numbers
 from nml_jax.reporting.studies.rates import Chosen, choose_conditions, name_band
-from nml_jax.reporting.studies.recipes import ANY, PROBE, Claim, Recipe
+from nml_jax.reporting.studies.recipes import ANY, OWN, PROBE, Claim, Recipe
 from nml_jax.runs.finished import Seed
 
 MARGIN = 0.01  # a share that is lower by less than this is "not lower", where that was published
@@ -237,4 +237,5 @@ def describe(finding: Finding) -> str:
         interval = f"{c.unit.signed(c.low)} to {c.unit.signed(c.high)}"
         interval += f"; {c.n} of {finding.seeds} seeds" if c.n < finding.seeds else ""
     said = f"{finding.words}: {c.gain}{points if c.n else ''} ({interval})"
-    return f"{said[:1].upper()}{said[1:]}; published: {finding.published}; {finding.verdict}."
+    origin = "expected" if finding.claim.source == OWN else "published"
+    return f"{said[:1].upper()}{said[1:]}; {origin}: {finding.published}; {finding.verdict}."

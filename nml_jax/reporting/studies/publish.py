@@ -31,7 +31,7 @@ from nml_jax.reporting.studies.draw import Drawn, draw_figure
 from nml_jax.reporting.studies.findings import VERDICTS, Finding, check_claims, describe, explain_gaps
 from nml_jax.reporting.studies.latex import write_table
 from nml_jax.reporting.studies.numbers import DETECTORS, SCORE, SPECTRUM, VALIDATION, ZEROSHOT, Numbers
-from nml_jax.reporting.studies.recipes import PROBE, RECIPES, Recipe, View
+from nml_jax.reporting.studies.recipes import OWN, PROBE, RECIPES, Recipe, View
 from nml_jax.runs.files import write_atomic, write_bytes
 from nml_jax.runs.finished import FinishedRun
 from nml_jax.tasks.directories import name_folder
@@ -239,7 +239,8 @@ def summarise(findings: Sequence[Finding]) -> str:
     """Return how many of the published findings hold here, in a sentence."""
     counts = Counter(finding.verdict for finding in findings)
     words = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]]
-    return f"{len(findings)} comparisons with what was published: {', '.join(words) or 'none'}."
+    origin = "expected" if any(finding.claim.source == OWN for finding in findings) else "published"
+    return f"{len(findings)} comparisons with what was {origin}: {', '.join(words) or 'none'}."
 
 
 def list_findings(findings: Sequence[Finding]) -> pd.DataFrame:

@@ -40,6 +40,9 @@ class View(NamedTuple):
     tasks: str = ""
 
 
+OWN = "not asked by the papers"  # the source of a claim that checks what one would expect
+
+
 class Claim(NamedTuple):
     """A published finding that the study checks.
 
@@ -185,7 +188,7 @@ RECIPES = {
         _show_both("score", methods=(PROBE, "nmtune")),
         tuple(
             Claim("change", f"{word} score of the probe", "score", domain, -1,
-                  "not asked by the papers: -1 is what one would fear", pair=("symmetric", "human"))
+                  OWN, pair=("symmetric", "human"))
             for domain, word in DOMAINS.items()
         ),
     ),
