@@ -154,12 +154,11 @@ def run(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, revision: s
             console.notice(f"{name_run(workdir)}: {name} is done, skipped{changed}")
         return False
     recorded = name in record["stages"]
-    changed = recorded and inputs_differ(stage, own.get("inputs"), now)
+    changed = _list_differences(stage, own.get("inputs"), now) if recorded else []
     redo = force and (not recorded or "output" in own)
     if first and (changed or redo):
         if changed and own.get("inputs"):
-            what = console.list_words(_list_differences(stage, own["inputs"], now))
-            console.notice(f"{name_run(workdir)}: {name} begins again: {what} changed")
+            console.notice(f"{name_run(workdir)}: {name} begins again: {console.list_words(changed)} changed")
         # Existing outputs are outdated or not wanted. Change the record first: if the process is killed in between,
         # the stage counts as unfinished, not as finished without outputs.
         with report_disk_errors(workdir):

@@ -63,8 +63,8 @@ def make(
     """
     _check(config, name_key)
     names = list(name_leaves(params))
-    decay = _find_multipliers(f"{name_key('decay')}", config.decay, names)
-    lr_mult = _find_multipliers(f"{name_key('lr_mult')}", config.lr_mult, names)
+    decay = _find_multipliers(name_key("decay"), config.decay, names)
+    lr_mult = _find_multipliers(name_key("lr_mult"), config.lr_mult, names)
     if not any(lr_mult.values()):
         raise UserError(
             f"{name_key('lr_mult')} freezes every parameter", "give a multiplier above 0 to those to be trained"

@@ -81,9 +81,8 @@ def load(kind: str, path: str, split: str, *, name: str, captions: bool) -> Sour
         about = {"captions": _open_captions(folder, spans, info), "fingerprint": digest("tfds", content, spans)}
         return Records(records, image, folder, spans, **about)
     labels = {name: _read_labels(builder, name, label, content) for name in {name for name, _, _ in spans}}
-    rows = None
-    if drawn := draw_parts(split, labels):
-        whole, rows = drawn
+    whole, rows = draw_parts(split, labels) or (split, None)
+    if rows is not None:
         if not len(rows):
             raise _make_empty(split, folder)
         spans, records = find_spans(info, whole, folder), _open_records(builder, whole)

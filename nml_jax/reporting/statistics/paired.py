@@ -258,7 +258,7 @@ class Comparison(NamedTuple):
 
     @property
     def constant(self) -> bool:
-        """Return whether nothing varies, so that there is no error to judge a difference by."""
+        """Return whether nothing varies: a difference then has no error, and cannot be judged."""
         return bool(self.parts) and not self.error > ROUNDING
 
     def verdict(self, down: str, up: str) -> str:

@@ -109,7 +109,7 @@ def plan(recipe: Recipe, numbers: Numbers) -> Iterator[tuple[Claim, str, Callabl
 
 
 def explain_gaps(recipe: Recipe, numbers: Numbers) -> list[str]:
-    """Say of which claims there is no finding, and why: a sentence for each reason."""
+    """Say which claims have no finding, and why: a sentence for each reason."""
     checked = {claim for claim, _, _ in plan(recipe, numbers)}
     reasons: dict[str, list[str]] = {}
     for claim in (claim for claim in recipe.claims if claim not in checked):

@@ -50,7 +50,7 @@ AXES = {"share": "share of the downstream training rows", "noise": "wrong labels
 class Published(NamedTuple):
     """What was written of a study: its figure, sentences on what it is about and on all findings, and one on each.
 
-    missing: which heads lack a score, and why; in `about`, too. gaps: of which claims there is no finding, and why.
+    missing: which heads lack a score, and why; in `about`, too. gaps: which claims have no finding, and why.
     """
 
     question: str

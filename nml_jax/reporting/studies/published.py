@@ -33,7 +33,7 @@ class Published(NamedTuple):
     table or figure. sure: whether values, or the sign, are confirmed; the number of a table may still not be.
     noise: its kind. domain: "id" or "ood". test: what is classified, if not `data`. sign: of a difference, as
     Claim.sign. encoders: names of the published folders that the line is about, in any spelling of case, - and _.
-    classes: how many are told apart, as a folder's name does not tell which data it has. size: the records of `data`.
+    classes: their number, as a folder's name does not tell which data it has. size: the records of `data`.
     """
 
     study: str
@@ -85,7 +85,7 @@ def find_agreeing(
     """Return the lines that measure the same on the same data as a panel, and over rates of its kind of noise.
 
     Args:
-        classes: how many are told apart, 0 if nobody knows; None where the names are enough.
+        classes: their number, 0 if nobody knows; None where the names are enough.
         size: the records that the config promises; None if it does not.
     """
     same = [line for line in lines if (line.data, line.y, line.noise, line.test) == (data, y, kind, test)]
