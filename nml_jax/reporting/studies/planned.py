@@ -14,7 +14,7 @@ from nml_jax.objectives import finetune
 from nml_jax.reporting.statistics.grouping import find_studies
 from nml_jax.reporting.statistics.studies import REPLICATE, Study
 from nml_jax.reporting.studies.numbers import DETECTORS
-from nml_jax.reporting.studies.rates import NOISE
+from nml_jax.reporting.studies.rates import NOISE_KEYS
 from nml_jax.runs.finished import FinishedRun
 from nml_jax.runs.rows import DIVERGED, Row
 from nml_jax.settings import FIXED_RATE, flatten, to_json
@@ -86,7 +86,7 @@ def list_heads(config: ConfigDict) -> dict[str, set[tuple[Any, ...]]]:
 
 def _are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two runs have the same seeds and noise."""
-    return all(one.get(key) == other.get(key) for key in (*REPLICATE, *NOISE))
+    return all(one.get(key) == other.get(key) for key in (*REPLICATE, *NOISE_KEYS))
 
 
 def _name_head(row: Row) -> tuple[Any, ...]:

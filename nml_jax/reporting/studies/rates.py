@@ -12,7 +12,7 @@ from nml_jax.reporting.statistics.studies import REPLICATE, Condition, Study
 from nml_jax.reporting.studies.recipes import ANY, Claim
 
 # Keys in which the noise of two runs differs.
-NOISE = ("noise", "noise_kind", "noise_file", "noise_classes", "noise_rate_of")
+NOISE_KEYS = ("noise", "noise_kind", "noise_file", "noise_classes", "noise_rate_of")
 KINDS = {"symmetric": "matched", "human": "labels"}  # of noise, for the names of Claim.pair
 CLOSE = 1e-9  # of rates that are equal
 
@@ -50,7 +50,7 @@ def choose_conditions(claim: Claim, study: Study) -> Chosen:
     first, last = int(np.nanargmin(rates)), len(rates) - 1 - int(np.nanargmax(rates[::-1]))
     if rates[last] <= rates[first]:
         return Chosen(first, (), f"the conditions do not differ in noise: all have {format_rate(rates[first])}")
-    if study.axis == CONDITION and (more := find_differences(study.cells, (*REPLICATE, *NOISE))):
+    if study.axis == CONDITION and (more := find_differences(study.cells, (*REPLICATE, *NOISE_KEYS))):
         return Chosen(first, (), f"the conditions differ in more than noise: in {list_words(more)}")
     if study.axis not in ("noise", CONDITION):
         return Chosen(first, (), f"the conditions differ in more than noise: in {study.axis}")
